@@ -1,0 +1,488 @@
+//! What a user asks for.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "cudarunner.dev",
+    version = "v1alpha1",
+    kind = "CudaRunner",
+    namespaced,
+    shortname = "cudar",
+    category = "ci",
+    status = "crate::CudaRunnerStatus",
+    derive = "PartialEq",
+    doc = "A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.",
+    validation = Rule::new("self.metadata.name.size() <= 57").message("the name is the start of every runner's name, which may have 63 characters: use at most 57"),
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Online", type_ = "integer", json_path = ".status.online", description = "Runners that wait for a job or run one"),
+    printcolumn(name = "Busy", type_ = "integer", json_path = ".status.busy", description = "Runners that run a job"),
+    printcolumn(name = "Queued", type_ = "integer", json_path = ".status.queued", description = "Jobs known to wait for this pool"),
+    printcolumn(name = "GPU", type_ = "string", json_path = ".status.gpu", description = "GPUs of one runner"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = 1),
+    printcolumn(name = "Verified", type_ = "string", json_path = ".status.conditions[?(@.type=='WorkflowVerified')].status", priority = 1)
+)]
+#[x_kube(validation = Rule::new("!(has(self.replicas) && has(self.scaling))").message("set spec.replicas for a fixed number of runners or spec.scaling for a range, not both"))]
+#[x_kube(validation = Rule::new("!has(self.requiredChecks) || has(self.verify)").message("spec.requiredChecks acts only after a green verification: add spec.verify with the workflow and its jobs"))]
+pub struct CudaRunnerSpec {
+    /// Where the runners register, and with which credentials.
+    pub github: GitHubSpec,
+
+    /// The labels that a job asks for with `runs-on`. A job comes here when every label it asks for is among these.
+    #[serde(default = "default_labels")]
+    #[schemars(length(max = 90), inner(length(min = 1, max = 256)))]
+    #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for [self-hosted, cuda]"))]
+    #[x_kube(validation = Rule::new("self.all(l, l.matches('^[^,\\\\s]+$'))").message("a label has no spaces and no commas"))]
+    pub labels: Vec<String>,
+
+    /// `Ephemeral`: one job for each runner, then a fresh pod. `Persistent`: a runner that keeps its name from job to job.
+    #[serde(default)]
+    pub lifetime: Lifetime,
+
+    /// How a runner obtains its registration.
+    #[serde(default)]
+    pub registration: RegistrationMode,
+
+    /// The number of runners to keep, 1 where neither this nor `scaling` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub replicas: Option<i32>,
+
+    /// A range of runners that follows the queue, instead of `replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
+
+    /// The GPUs that each runner gets.
+    #[serde(default)]
+    pub gpu: Gpu,
+
+    /// The test that a runner's GPUs pass before it registers.
+    #[serde(default)]
+    pub smoke: Smoke,
+
+    /// What the runner's image and network must offer, tried before the GPU is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
+
+    /// A workflow that proves the whole path: it is started, watched and judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+
+    /// Makes the verified jobs required status checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub required_checks: Option<RequiredChecks>,
+
+    /// What happens to running jobs when this resource is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
+    /// How long a deletion may take, for example `10m`. After that the resource goes, and an Event names what was left.
+    #[serde(default = "default_teardown_timeout")]
+    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"), length(max = 32))]
+    pub teardown_timeout: String,
+
+    /// A pod template merged over the operator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::pod_template")]
+    pub template: Option<serde_json::Value>,
+}
+
+/// Where runners register.
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GitHubSpec {
+    /// The repository, organization or enterprise, as in the browser: `https://github.com/OWNER/REPO`,
+    /// `https://github.com/ORG`, `https://github.com/enterprises/NAME`, on github.com, ghe.com or an Enterprise Server.
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^https?://[^/@\\s?#]+/[^/\\s?#]+(/[^/\\s?#]+)?/?$')").message("give the address of a repository (https://github.com/OWNER/REPO), an organization (https://github.com/ORG) or an enterprise (https://github.com/enterprises/NAME), without user, query or further path"))]
+    pub url: String,
+
+    /// The Secret, in this namespace, with the keys `app-id`, `installation-id` and `private-key` of a GitHub App, or `token`.
+    pub credentials_ref: SecretReference,
+
+    /// The runner group, for organizations and enterprises. The default group where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub runner_group: Option<String>,
+
+    /// A proxy for the way to GitHub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+
+    /// A ConfigMap, in this namespace, with the certificate authorities (PEM) of an Enterprise Server or a proxy that inspects TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle_ref: Option<KeyReference>,
+}
+
+/// A Secret by name, in the resource's own namespace.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SecretReference {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// One key of an object, in the resource's own namespace.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct KeyReference {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key in its data.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// A proxy and the hosts that are reached without it.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Address of the proxy, `http://HOST:PORT`.
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/\s]+/?$"))]
+    pub url: String,
+    /// Hosts and domain suffixes that are reached directly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(max = 253)))]
+    pub no_proxy: Vec<String>,
+}
+
+/// How long a runner lives.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Lifetime {
+    /// One job for each runner.
+    #[default]
+    Ephemeral,
+    /// Many jobs for each runner, under one name.
+    Persistent,
+}
+
+/// How a runner obtains its registration.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum RegistrationMode {
+    /// A just-in-time configuration, made when the gate has passed.
+    #[default]
+    JitConfig,
+    /// A registration token and `config.sh`, for persistent runners and old servers.
+    RegistrationToken,
+    /// GitHub's scale-set service.
+    ScaleSet,
+}
+
+/// A range of runners that follows the queue.
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.minRunners <= self.maxRunners").message("minRunners may not be larger than maxRunners"))]
+pub struct Scaling {
+    /// Runners that wait even when nothing is queued.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min_runners: i32,
+    /// Runners at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_runners: i32,
+    /// From where the length of the queue is known.
+    #[serde(default)]
+    pub source: ScalingSource,
+}
+
+/// From where the length of the queue is known.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ScalingSource {
+    /// GitHub's scale-set service, by long poll.
+    #[default]
+    ScaleSet,
+    /// `workflow_job` webhooks.
+    Webhook,
+    /// Reading the queue at intervals.
+    Poll,
+}
+
+/// The GPUs of one runner.
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(has(self.count) && has(self.claimTemplate))").message("ask for GPUs by gpu.count of gpu.resource, or by gpu.claimTemplate, not both"))]
+pub struct Gpu {
+    /// The extended resource that stands for a GPU or a slice of one, for example `nvidia.com/gpu`, `nvidia.com/mig-1g.10gb` or `nvidia.com/gpu.shared`.
+    #[serde(default = "default_resource")]
+    #[schemars(
+        length(max = 253),
+        regex(
+            pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+        )
+    )]
+    pub resource: String,
+
+    /// How many of them each runner gets, 1 where neither this nor `claimTemplate` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub count: Option<i32>,
+
+    /// A ResourceClaimTemplate, in this namespace, for clusters with dynamic resource allocation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_template: Option<String>,
+
+    /// The lowest compute capability that will do, for example `7.0`. The gate compares it with the device itself.
+    #[serde(default = "default_compute_capability")]
+    #[schemars(length(max = 8), regex(pattern = r"^[0-9]{1,2}\.[0-9]$"))]
+    pub min_compute_capability: String,
+
+    /// The lowest CUDA version that the driver must support, for example `12.0`.
+    #[serde(default = "default_cuda_version")]
+    #[schemars(length(max = 8), regex(pattern = r"^[0-9]{1,2}\.[0-9]{1,2}$"))]
+    pub min_cuda_version: String,
+}
+
+/// The test that a runner's GPUs pass before it registers.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Smoke {
+    /// Seconds that the whole test may take, the driver's start included.
+    #[serde(default = "default_smoke_timeout")]
+    #[schemars(range(min = 1, max = 600))]
+    pub timeout_seconds: i32,
+
+    /// Whether a device must offer concurrent access to managed memory.
+    #[serde(default)]
+    pub managed_memory: ManagedMemory,
+
+    /// Minutes for which a node or device that failed is left alone; doubled when it fails again.
+    #[serde(default = "default_quarantine")]
+    #[schemars(range(min = 1, max = 1440))]
+    pub quarantine_minutes: i32,
+}
+
+/// Whether a device must offer concurrent access to managed memory.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ManagedMemory {
+    /// Say in the report what the device offers.
+    #[default]
+    Report,
+    /// A device without concurrent managed access fails the gate.
+    Require,
+}
+
+/// What the runner's image and network must offer.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preflight {
+    /// Commands that must be on the PATH.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 100),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._+-]+$"))
+    )]
+    pub commands: Vec<String>,
+    /// The CUDA toolkit that the image must hold, for example `>=12.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^(>=)?[0-9]{1,2}\.[0-9]{1,2}$"))]
+    pub cuda_toolkit: Option<String>,
+    /// The Rust toolchain that should be installed already. A missing one is a warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    pub rust_toolchain: Option<String>,
+    /// Addresses that must answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 50),
+        inner(length(max = 512), regex(pattern = r"^https?://[^\s]+$"))
+    )]
+    pub egress: Vec<String>,
+}
+
+/// A workflow that proves the whole path.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verify {
+    /// File name of the workflow, for example `cuda.yml`. It needs the trigger `workflow_dispatch`.
+    #[schemars(length(min = 1, max = 256))]
+    pub workflow: String,
+    /// The branch or tag to run it on.
+    #[serde(rename = "ref")]
+    #[schemars(length(min = 1, max = 256))]
+    pub git_ref: String,
+    /// Seconds within which each job must be picked up by a runner of this pool.
+    #[serde(default = "default_pickup")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub pickup_seconds: i32,
+    /// The jobs that must succeed on this pool.
+    #[schemars(length(min = 1, max = 100))]
+    pub jobs: Vec<VerifiedJob>,
+}
+
+/// A job that must succeed.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedJob {
+    /// Name of the job in the workflow.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// What its log must report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tests: Option<ExpectedTests>,
+}
+
+/// Counts that a job's log must report in lines of the form `test result: ok. N passed`.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ExpectedTests {
+    /// Sum of the passed tests.
+    #[schemars(range(min = 0))]
+    pub passed: i32,
+}
+
+/// Makes the verified jobs required status checks.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequiredChecks {
+    /// Where the requirement is written.
+    #[serde(default)]
+    pub mode: ChecksMode,
+    /// The branches that require the checks.
+    #[schemars(length(min = 1, max = 50))]
+    pub branches: Vec<CheckedBranch>,
+    /// Require a name even before a pull request has reported it.
+    #[serde(default)]
+    pub allow_unseen: bool,
+}
+
+/// Where a requirement is written.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ChecksMode {
+    /// Added to the protection that the branch has.
+    #[default]
+    BranchProtection,
+    /// A ruleset of the pool's own.
+    Ruleset,
+}
+
+/// A branch that requires the checks.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckedBranch {
+    /// Name of the branch.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// Leave the branch alone while it has no protection.
+    #[serde(default)]
+    pub if_protected: bool,
+}
+
+/// What happens to running jobs when the resource is deleted.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum DeletionPolicy {
+    /// Busy runners finish their job first, within `teardownTimeout`.
+    #[default]
+    WaitForJobs,
+    /// Busy runners are stopped, which cancels their jobs.
+    Now,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self {
+            resource: default_resource(),
+            count: None,
+            claim_template: None,
+            min_compute_capability: default_compute_capability(),
+            min_cuda_version: default_cuda_version(),
+        }
+    }
+}
+
+impl Default for Smoke {
+    fn default() -> Self {
+        Self {
+            timeout_seconds: default_smoke_timeout(),
+            managed_memory: ManagedMemory::default(),
+            quarantine_minutes: default_quarantine(),
+        }
+    }
+}
+
+impl Default for CudaRunnerSpec {
+    /// The defaults of every field, with an empty address and no credentials: a start for tests and tools.
+    fn default() -> Self {
+        Self {
+            github: GitHubSpec {
+                url: String::new(),
+                credentials_ref: SecretReference {
+                    name: String::new(),
+                },
+                runner_group: None,
+                proxy: None,
+                ca_bundle_ref: None,
+            },
+            labels: default_labels(),
+            lifetime: Lifetime::default(),
+            registration: RegistrationMode::default(),
+            replicas: None,
+            scaling: None,
+            gpu: Gpu::default(),
+            smoke: Smoke::default(),
+            preflight: None,
+            verify: None,
+            required_checks: None,
+            deletion_policy: DeletionPolicy::default(),
+            teardown_timeout: default_teardown_timeout(),
+            template: None,
+        }
+    }
+}
+
+/// The labels of a [`CudaRunner`] as a Kubernetes label selector's match, `cudarunner.dev/pool=NAME`.
+#[must_use]
+pub fn pod_labels(pool: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (crate::POOL_LABEL.to_owned(), pool.to_owned()),
+        (
+            "app.kubernetes.io/managed-by".to_owned(),
+            "cuda-runner-operator".to_owned(),
+        ),
+    ])
+}
+
+fn default_labels() -> Vec<String> {
+    vec!["self-hosted".to_owned(), "cuda".to_owned()]
+}
+
+fn default_resource() -> String {
+    "nvidia.com/gpu".to_owned()
+}
+
+fn default_compute_capability() -> String {
+    "7.0".to_owned()
+}
+
+fn default_cuda_version() -> String {
+    "12.0".to_owned()
+}
+
+fn default_smoke_timeout() -> i32 {
+    30
+}
+
+fn default_quarantine() -> i32 {
+    30
+}
+
+fn default_pickup() -> i32 {
+    30
+}
+
+fn default_teardown_timeout() -> String {
+    "10m".to_owned()
+}

@@ -1,0 +1,155 @@
+//! What the operator says of a pool.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// Runners that [`CudaRunnerStatus::runners`] lists at most.
+pub const MAX_LISTED_RUNNERS: usize = 100;
+/// Failures that [`CudaRunnerStatus::last_failures`] keeps at most.
+pub const MAX_LAST_FAILURES: usize = 10;
+
+/// What the operator says of a pool.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CudaRunnerStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// Runner pods that have not ended.
+    pub replicas: i32,
+    /// Runners whose pod waits for a node, an image or a GPU.
+    pub pending: i32,
+    /// Runners whose gate is at work.
+    pub gated: i32,
+    /// Runners that wait for a job or run one.
+    pub online: i32,
+    /// Runners that run a job.
+    pub busy: i32,
+    /// Failed runner pods that are kept for a look.
+    pub failed: i32,
+    /// Jobs known to wait for this pool.
+    pub queued: i32,
+    /// GPUs of one runner, for example `1 x nvidia.com/gpu`.
+    pub gpu: String,
+    /// Label selector of the runner pods.
+    pub selector: String,
+    /// The runners, at most 100.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub runners: Vec<RunnerStatus>,
+    /// Runners beyond those listed.
+    pub runners_not_listed: i32,
+    /// The last failures, newest first; they stay when the pods are gone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub last_failures: Vec<FailureStatus>,
+    /// Failures in a row since a runner last came online: what the pause before the next attempt grows with.
+    pub consecutive_failures: i32,
+    /// Nodes and devices that are left alone for a while.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<QuarantineStatus>,
+    /// Version of the agent that the runners last reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner_version: Option<String>,
+    /// The address at which runners were last registered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registered_at: Option<String>,
+    /// What is true of the pool now.
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One runner.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerStatus {
+    /// Name of the pod and of the entry on GitHub.
+    pub name: String,
+    /// Node that it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// UUIDs of its devices, as the gate saw them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// How far it has come.
+    pub phase: RunnerPhase,
+    /// Since when its pod exists.
+    #[schemars(schema_with = "schema::time")]
+    pub since: Time,
+}
+
+/// How far a runner has come.
+#[derive(
+    JsonSchema, Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub enum RunnerPhase {
+    /// Its pod waits for a node.
+    Unscheduled,
+    /// Its pod has a node and waits for volumes or images.
+    Preparing,
+    /// The gate is at work.
+    Gated,
+    /// The gate has passed and the agent starts.
+    Starting,
+    /// It waits for a job.
+    Idle,
+    /// It runs a job.
+    Busy,
+    /// Its job is done.
+    Finished,
+    /// It ended otherwise.
+    Failed,
+    /// Its pod is being removed.
+    Terminating,
+}
+
+/// Why a runner ended without a job done.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureStatus {
+    /// Name of the runner.
+    pub runner: String,
+    /// Node that it was on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// UUID of the device at fault, where one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Class of the failure, for example `Config` or `Device`.
+    pub class: String,
+    /// The driver's code, where one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// One word for it, as in Events.
+    pub reason: String,
+    /// What happened, and what to do.
+    pub message: String,
+    /// When.
+    #[schemars(schema_with = "schema::time")]
+    pub at: Time,
+}
+
+/// A node or device that is left alone for a while.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuarantineStatus {
+    /// The node.
+    pub node: String,
+    /// UUID of the device, where one is to blame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Class of the failure.
+    pub class: String,
+    /// The driver's code, where one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Since when.
+    #[schemars(schema_with = "schema::time")]
+    pub since: Time,
+    /// Until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_time")]
+    pub until: Option<Time>,
+}

@@ -1,0 +1,160 @@
+//! The CEL rules refuse what can never work, with a message that says what to write instead.
+
+use cudarunner_crds::CudaRunner;
+use kube::core::cel::Validator;
+use serde_json::{Value, json};
+
+/// The smallest manifest: everything but `spec.github` has a default.
+fn manifest() -> Value {
+    json!({
+        "apiVersion": "cudarunner.dev/v1alpha1",
+        "kind": "CudaRunner",
+        "metadata": {"name": "pool", "namespace": "ci"},
+        "spec": {
+            "github": {
+                "url": "https://github.com/acme/widgets",
+                "credentialsRef": {"name": "github"}
+            },
+            "labels": ["self-hosted", "cuda"],
+            "gpu": {"resource": "nvidia.com/gpu"}
+        }
+    })
+}
+
+/// Messages of the rules that refuse `manifest`.
+fn refusals(manifest: &Value) -> Vec<String> {
+    let crd = serde_json::to_value(cudarunner_crds::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    match Validator::new().validate(schema, manifest, None) {
+        Ok(()) => vec![],
+        Err(errors) => errors.iter().map(|e| e.message.clone()).collect(),
+    }
+}
+
+#[track_caller]
+fn assert_refused(change: impl FnOnce(&mut Value), part: &str) {
+    let mut changed = manifest();
+    change(&mut changed);
+    let said = refusals(&changed);
+    assert!(
+        said.iter().any(|m| m.contains(part)),
+        "expected a refusal with {part:?}, got {said:?}"
+    );
+}
+
+#[test]
+fn smallest_manifest_is_accepted_and_gets_the_defaults() {
+    assert_eq!(refusals(&manifest()), Vec::<String>::new());
+
+    let pool: CudaRunner = serde_json::from_value(json!({
+        "apiVersion": "cudarunner.dev/v1alpha1",
+        "kind": "CudaRunner",
+        "metadata": {"name": "pool"},
+        "spec": {"github": {"url": "https://github.com/acme/widgets", "credentialsRef": {"name": "github"}}}
+    }))
+    .unwrap();
+    assert_eq!(pool.spec.labels, ["self-hosted", "cuda"]);
+    assert_eq!(pool.spec.gpu.resource, "nvidia.com/gpu");
+    assert_eq!(pool.spec.gpu.min_compute_capability, "7.0");
+    assert_eq!(pool.spec.smoke.timeout_seconds, 30);
+    assert_eq!(pool.spec.teardown_timeout, "10m");
+}
+
+#[test]
+fn replicas_and_scaling_exclude_each_other() {
+    assert_refused(
+        |m| {
+            m["spec"]["replicas"] = json!(1);
+            m["spec"]["scaling"] = json!({"minRunners": 0, "maxRunners": 2});
+        },
+        "not both",
+    );
+}
+
+#[test]
+fn a_range_is_not_upside_down() {
+    assert_refused(
+        |m| m["spec"]["scaling"] = json!({"minRunners": 3, "maxRunners": 2}),
+        "minRunners may not be larger",
+    );
+}
+
+#[test]
+fn count_and_claim_exclude_each_other() {
+    assert_refused(
+        |m| m["spec"]["gpu"] = json!({"count": 1, "claimTemplate": "one-gpu"}),
+        "not both",
+    );
+}
+
+#[test]
+fn labels_are_not_empty_and_have_no_blanks() {
+    assert_refused(|m| m["spec"]["labels"] = json!([]), "at least one label");
+    assert_refused(|m| m["spec"]["labels"] = json!(["a b"]), "no spaces");
+    assert_refused(|m| m["spec"]["labels"] = json!(["a,b"]), "no spaces");
+}
+
+#[test]
+fn url_names_a_repository_an_organization_or_an_enterprise() {
+    for good in [
+        "https://github.com/acme",
+        "https://github.com/acme/widgets",
+        "https://github.com/enterprises/acme",
+        "https://ghe.example.com:8443/acme/widgets/",
+    ] {
+        let mut changed = manifest();
+        changed["spec"]["github"]["url"] = json!(good);
+        assert_eq!(refusals(&changed), Vec::<String>::new(), "{good}");
+    }
+    for bad in [
+        "github.com/acme/widgets",
+        "https://github.com",
+        "https://github.com/acme/widgets/actions",
+        "https://user@github.com/acme/widgets",
+        "https://github.com/acme/widgets?tab=readme",
+        "ssh://git@github.com/acme/widgets",
+    ] {
+        assert_refused(
+            |m| m["spec"]["github"]["url"] = json!(bad),
+            "address of a repository",
+        );
+    }
+}
+
+#[test]
+fn checks_need_a_verification() {
+    assert_refused(
+        |m| m["spec"]["requiredChecks"] = json!({"branches": [{"name": "main"}]}),
+        "add spec.verify",
+    );
+}
+
+#[test]
+fn a_name_leaves_room_for_the_runners_suffix() {
+    assert_refused(
+        |m| m["metadata"]["name"] = json!("x".repeat(58)),
+        "at most 57",
+    );
+}
+
+#[test]
+fn the_schema_is_described_throughout() {
+    fn undescribed(path: &str, schema: &Value, found: &mut Vec<String>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            if property["description"].as_str().is_none_or(str::is_empty) {
+                found.push(path.clone());
+            }
+            undescribed(&path, property, found);
+            undescribed(&path, &property["items"], found);
+        }
+    }
+    let crd = serde_json::to_value(cudarunner_crds::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let mut found = vec![];
+    undescribed("spec", &schema["properties"]["spec"], &mut found);
+    assert!(
+        found.is_empty(),
+        "kubectl explain would be silent on {found:?}"
+    );
+}
