@@ -1,1 +1,25 @@
-//! Placeholder.
+//! What the GPU gate found and what it means.
+//!
+//! - [`Report`]: the verdict that the gate writes, and its [`summary`](Report::summary) of at most 4 KiB.
+//! - [`Class`]: what kind of failure it was, with stable exit codes.
+//! - [`fault()`] and [`finding()`]: the one table that turns a driver's code, or something that the gate saw itself,
+//!   into a class, a meaning and advice.
+//! - [`wire`]: what the gate and the registrar say to each other.
+//!
+//! Pure values: no I/O, no clock.
+
+mod class;
+mod codes;
+mod fault;
+mod findings;
+mod report;
+pub mod wire;
+
+pub use class::{Class, exit};
+pub use codes::listed;
+pub use fault::{Confidence, Context, Fault, fault};
+pub use findings::{Finding, finding};
+pub use report::{
+    Device, DeviceStep, Driver, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step, Timings,
+    Warning,
+};

@@ -1,0 +1,258 @@
+//! What the gate sees itself, without a code from the driver.
+
+use crate::Class::{self, Config, Device, Node, Transient, Unsupported};
+use crate::Confidence::{self, High, Low, Medium};
+use crate::{Context, Fault};
+
+/// A fault that no code of the driver stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Finding {
+    /// There is no `libcuda.so.1` to load.
+    NoDriver,
+    /// There is one, and it cannot be loaded: truncated, for another machine, without a library that it needs.
+    BrokenDriver,
+    /// The library lacks a function that every driver since CUDA 12.0 has.
+    MissingSymbol,
+    /// Fewer devices than requested.
+    TooFewDevices,
+    /// More devices than requested.
+    TooManyDevices,
+    /// Below the minimum compute capability.
+    ComputeCapability,
+    /// Below the minimum CUDA version.
+    CudaVersion,
+    /// Managed memory is required, and concurrent access is not there.
+    ManagedMemory,
+    /// The kernel's output is wrong.
+    WrongResult,
+    /// The kernel wrote outside its output.
+    BrokenCanary,
+    /// A call did not come back within the deadline.
+    Hang,
+    /// The test process died of a signal.
+    Crash,
+    /// The test process ended without a verdict.
+    UnexpectedExit,
+    /// The registrar refused.
+    Refused,
+    /// The registrar did not answer in time.
+    Unreachable,
+    /// The gate itself is at fault.
+    Internal,
+}
+
+impl Finding {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::NoDriver,
+        Self::BrokenDriver,
+        Self::MissingSymbol,
+        Self::TooFewDevices,
+        Self::TooManyDevices,
+        Self::ComputeCapability,
+        Self::CudaVersion,
+        Self::ManagedMemory,
+        Self::WrongResult,
+        Self::BrokenCanary,
+        Self::Hang,
+        Self::Crash,
+        Self::UnexpectedExit,
+        Self::Refused,
+        Self::Unreachable,
+        Self::Internal,
+    ];
+}
+
+/// What a finding means in its circumstances.
+#[must_use]
+#[expect(clippy::too_many_lines, reason = "a table reads best in one piece")]
+pub fn finding(finding: Finding, context: Context) -> Fault {
+    let launched = context.step.is_after_launch();
+    let (name, class, confidence, meaning, advice) = match finding {
+        Finding::NoDriver => no_driver(context),
+        Finding::BrokenDriver => (
+            "BrokenDriver",
+            Config,
+            Medium,
+            "There is a libcuda, and it cannot be loaded: it is truncated, of another architecture, or lacks a library that it needs.",
+            "Reinstall the driver on the node, and check what the image or the runtime mounts in its place.",
+        ),
+        Finding::MissingSymbol => (
+            "MissingSymbol",
+            Config,
+            Medium,
+            "The driver's library lacks a function that every driver since CUDA 12.0 has.",
+            "Update the node's driver to R525 or newer, and check that the image does not bring a libcuda of its own.",
+        ),
+        Finding::TooFewDevices => (
+            "TooFewDevices",
+            Node,
+            Medium,
+            "The driver shows fewer devices than the pod was given: one is lost, or hidden by the environment.",
+            "Look for XID 79 in the node's kernel log, and for CUDA_VISIBLE_DEVICES in the image or template.",
+        ),
+        Finding::TooManyDevices => (
+            "TooManyDevices",
+            Config,
+            High,
+            "The driver shows more devices than the pod was given: the container sees GPUs of other pods.",
+            "Remove NVIDIA_VISIBLE_DEVICES from the image, run unprivileged, and set accept-nvidia-visible-devices-envvar-when-unprivileged = false in the container toolkit.",
+        ),
+        Finding::ComputeCapability => (
+            "ComputeCapability",
+            Unsupported,
+            High,
+            "The device is older than the pool asks for.",
+            "Lower gpu.minComputeCapability, or keep the pool off such nodes with a node selector.",
+        ),
+        Finding::CudaVersion => (
+            "CudaVersion",
+            Config,
+            High,
+            "The driver is older than the pool asks for.",
+            "Update the node's driver, or lower gpu.minCudaVersion.",
+        ),
+        Finding::ManagedMemory => (
+            "ManagedMemory",
+            Unsupported,
+            High,
+            "The device has no concurrent managed access (WDDM, WSL2 and some vGPU profiles never have), and the pool requires it.",
+            "Set smoke.managedMemory: Report, or keep the pool off such nodes.",
+        ),
+        Finding::WrongResult => (
+            "WrongResult",
+            Device,
+            High,
+            "The device computed, reported success, and the result is wrong.",
+            "Take the device out of use and replace it; nothing that it computed lately is to be trusted.",
+        ),
+        Finding::BrokenCanary => (
+            "BrokenCanary",
+            Device,
+            High,
+            "The device wrote to memory next to the kernel's output.",
+            "Take the device out of use and replace it; nothing that it computed lately is to be trusted.",
+        ),
+        Finding::Hang => (
+            "Hang",
+            if launched { Device } else { Node },
+            Medium,
+            "The driver did not come back within the deadline.",
+            "Look for XID messages and blocked tasks in the node's kernel log; reset the GPU or restart the node. A cold node may need a longer smoke.timeoutSeconds.",
+        ),
+        Finding::Crash => (
+            "Crash",
+            if context.retried { Node } else { Transient },
+            Medium,
+            "The driver's library crashed the process that called it.",
+            "Look at the kernel log, then reinstall the driver on the node.",
+        ),
+        Finding::UnexpectedExit => (
+            "UnexpectedExit",
+            if context.retried { Node } else { Transient },
+            Low,
+            "The test process ended in the middle of a call, without a signal and without a verdict.",
+            "Look for preloaded libraries (LD_PRELOAD) in the image, then at the driver on the node.",
+        ),
+        Finding::Refused => (
+            "Refused",
+            Class::Refused,
+            High,
+            "The registrar gives this pod no registration.",
+            "The reason is the registrar's; kubectl describe cudarunner shows it too.",
+        ),
+        Finding::Unreachable => (
+            "RegistrarUnreachable",
+            Transient,
+            Medium,
+            "The registrar did not answer within its deadline.",
+            "Check that the operator runs and that no NetworkPolicy keeps runner pods from its registrar.",
+        ),
+        Finding::Internal => (
+            "Internal",
+            Class::Internal,
+            Low,
+            "The gate itself is at fault.",
+            "Please send us this report.",
+        ),
+    };
+    let retry = !context.retried && matches!(finding, Finding::Crash | Finding::UnexpectedExit);
+    Fault {
+        class,
+        name,
+        meaning,
+        advice,
+        confidence,
+        retry,
+        skip: false,
+    }
+}
+
+fn no_driver(context: Context) -> (&'static str, Class, Confidence, &'static str, &'static str) {
+    let (meaning, advice) = if context.device_files {
+        (
+            "The GPU's device files are in the container, but the driver's library is not.",
+            "Set NVIDIA_DRIVER_CAPABILITIES=compute,utility (utility alone brings no libcuda), and check that the container runtime injects libraries.",
+        )
+    } else {
+        (
+            "There is no NVIDIA driver here: neither its library nor a device file.",
+            "In a cluster: request the GPU as a resource limit and set runtimeClassName: nvidia, and check that the node's driver is installed. On a host: install NVIDIA's driver, R525 or newer.",
+        )
+    };
+    ("NoDriver", Config, Medium, meaning, advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Step;
+
+    #[test]
+    fn classes() {
+        let table = [
+            (Finding::NoDriver, Step::Load, Config),
+            (Finding::BrokenDriver, Step::Load, Config),
+            (Finding::MissingSymbol, Step::Load, Config),
+            (Finding::TooFewDevices, Step::DeviceCount, Node),
+            (Finding::TooManyDevices, Step::DeviceCount, Config),
+            (Finding::ComputeCapability, Step::Properties, Unsupported),
+            (Finding::CudaVersion, Step::DriverVersion, Config),
+            (Finding::ManagedMemory, Step::Properties, Unsupported),
+            (Finding::WrongResult, Step::Compare, Device),
+            (Finding::BrokenCanary, Step::Compare, Device),
+            (Finding::Hang, Step::Init, Node),
+            (Finding::Hang, Step::Synchronize, Device),
+            (Finding::Refused, Step::Registration, Class::Refused),
+            (Finding::Unreachable, Step::Registration, Transient),
+        ];
+        for (what, step, class) in table {
+            assert_eq!(finding(what, Context::at(step)).class, class, "{what:?}");
+        }
+    }
+
+    #[test]
+    fn a_crash_is_tried_again_before_the_node_is_blamed() {
+        for what in [Finding::Crash, Finding::UnexpectedExit] {
+            let first = finding(what, Context::at(Step::Init));
+            assert_eq!((first.class, first.retry), (Transient, true));
+            let again = finding(
+                what,
+                Context {
+                    retried: true,
+                    ..Context::at(Step::Init)
+                },
+            );
+            assert_eq!((again.class, again.retry), (Node, false));
+        }
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::BTreeSet<_> = Finding::ALL
+            .iter()
+            .map(|what| finding(*what, Context::at(Step::Start)).name)
+            .collect();
+        assert_eq!(names.len(), Finding::ALL.len());
+    }
+}

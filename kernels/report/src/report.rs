@@ -1,0 +1,515 @@
+//! The report's types, and its short form.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Confidence};
+
+/// Value of [`Report::schema`]. Fields may be added under the same value; a reader ignores what it does not know.
+pub const SCHEMA: &str = "cudarunner.dev/gate-report/v1";
+
+/// The kubelet keeps this much of a termination message.
+pub const SUMMARY_LIMIT: usize = 4096;
+
+/// What the gate tried, what came back, and on which device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Report {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// Version of `cuda-smoke`.
+    pub version: String,
+    /// The verdict over all devices.
+    pub outcome: Outcome,
+    /// Node of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Namespace of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name of the pod, which is the runner's too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// How many devices the pod asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_devices: Option<u32>,
+    /// How many processes ran the test: 2 when the first one met a fault worth a second look.
+    pub attempts: u32,
+    /// The driver, as far as it could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Driver>,
+    /// Every device that was reached, in the driver's order.
+    pub devices: Vec<Device>,
+    /// Why the gate failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What is worth knowing and fails nothing.
+    pub warnings: Vec<Warning>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// The verdict. A report that does not say passed has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// Every device computes.
+    Passed,
+    /// [`Report::failure`] says why.
+    #[default]
+    Failed,
+}
+
+/// The driver's user-mode library and the device files beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Driver {
+    /// The file that was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
+    /// Newest CUDA version that the driver supports, such as `12.9`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuda_version: Option<String>,
+    /// Version of the kernel module, such as `580.95.05`, where `/proc` shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_version: Option<String>,
+    /// Whether any `/dev/nvidia<N>` is in the container.
+    pub device_files: bool,
+    /// Whether `/dev/nvidia-uvm` is in the container.
+    pub uvm_file: bool,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Device {
+    /// The driver's number for it in this container.
+    pub ordinal: u32,
+    /// Product name.
+    pub name: String,
+    /// `GPU-…`, or `MIG-…` for a slice. Empty where the driver could not say.
+    pub uuid: String,
+    /// Bus address, such as `0000:3b:00.0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_bus_id: Option<String>,
+    /// Such as `8.0`. Empty where the driver could not say.
+    pub compute_capability: String,
+    /// All of its memory.
+    pub memory_bytes: u64,
+    /// Memory that was free before the test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_memory_bytes: Option<u64>,
+    /// Attribute 83: `cuMemAllocManaged` works.
+    pub managed_memory: bool,
+    /// Attribute 89: host and device may touch managed memory at once. False under WDDM and WSL2.
+    pub concurrent_managed_access: bool,
+    /// What ran on it, with the time of each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<DeviceStep>,
+}
+
+/// A step that went well on a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStep {
+    /// Which.
+    pub step: Step,
+    /// How long it took, in milliseconds.
+    pub ms: f64,
+}
+
+/// Why the gate failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Who has to act.
+    pub class: Class,
+    /// Where it happened.
+    pub step: Step,
+    /// The driver's code, where the driver gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// `CUDA_ERROR_…`, or the gate's own name for what it found, such as `WrongResult`.
+    pub code_name: String,
+    /// The driver's function that failed, such as `cuInit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<String>,
+    /// Ordinal of the device, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
+    /// UUID of the device, where it was one and is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What happened and what it means.
+    pub message: String,
+    /// What to do.
+    pub advice: String,
+    /// How sure the class is.
+    pub confidence: Confidence,
+}
+
+/// Something worth knowing that fails nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Warning {
+    /// One word in `PascalCase`, for machines.
+    pub reason: String,
+    /// One sentence, for people.
+    pub message: String,
+    /// Ordinal of the device, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
+}
+
+/// Where the time went, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Timings {
+    /// From start to verdict.
+    pub total_ms: f64,
+    /// `cuInit` alone: a cold device takes seconds.
+    pub init_ms: f64,
+    /// Everything after initialisation, over all devices.
+    pub test_ms: f64,
+}
+
+/// The steps of the test, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Step {
+    /// The test process starts.
+    Start,
+    /// The driver's library is loaded and its functions are looked up.
+    Load,
+    /// `cuInit`.
+    Init,
+    /// The driver's version is asked and compared with the minimum.
+    DriverVersion,
+    /// The devices are counted and compared with the request.
+    DeviceCount,
+    /// Name, UUID and attributes.
+    Properties,
+    /// The device's context is made.
+    Context,
+    /// The PTX is loaded.
+    ModuleLoad,
+    /// Device memory is allocated.
+    Allocate,
+    /// Input goes to the device.
+    CopyToDevice,
+    /// The kernel is launched.
+    Launch,
+    /// The kernel is waited for.
+    Synchronize,
+    /// Output comes back.
+    CopyToHost,
+    /// Output is compared, every element.
+    Compare,
+    /// A bounded part of the free memory is written and read back.
+    MemoryWalk,
+    /// f16 matrix multiplication on the tensor cores.
+    TensorCores,
+    /// Managed memory: advise, prefetch, round trip.
+    ManagedMemory,
+    /// The registrar is asked.
+    Registration,
+    /// A step that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Step {
+    /// Whether the device had been given work before or in this step, so that a driver's error may stem from it.
+    #[must_use]
+    pub fn is_after_launch(self) -> bool {
+        matches!(
+            self,
+            Self::Launch
+                | Self::Synchronize
+                | Self::CopyToHost
+                | Self::Compare
+                | Self::MemoryWalk
+                | Self::TensorCores
+                | Self::ManagedMemory
+        )
+    }
+
+    /// Words for people.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Load => "load the driver",
+            Self::Init => "initialise the driver",
+            Self::DriverVersion => "driver version",
+            Self::DeviceCount => "count devices",
+            Self::Properties => "device properties",
+            Self::Context => "create context",
+            Self::ModuleLoad => "load kernel",
+            Self::Allocate => "allocate memory",
+            Self::CopyToDevice => "copy to device",
+            Self::Launch => "launch kernel",
+            Self::Synchronize => "wait for kernel",
+            Self::CopyToHost => "copy from device",
+            Self::Compare => "compare result",
+            Self::MemoryWalk => "memory walk",
+            Self::TensorCores => "tensor cores",
+            Self::ManagedMemory => "managed memory",
+            Self::Registration => "register",
+            Self::Unknown => "unknown step",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.title())
+    }
+}
+
+impl Report {
+    /// An empty report that has not passed.
+    #[must_use]
+    pub fn new(version: &str) -> Self {
+        Self {
+            schema: SCHEMA.into(),
+            version: version.into(),
+            attempts: 1,
+            ..Self::default()
+        }
+    }
+
+    /// Whether every device computes.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.outcome == Outcome::Passed
+    }
+
+    /// The exit code that this report stands for.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match (&self.failure, self.outcome) {
+            (Some(failure), _) => failure.class.exit_code(),
+            (None, Outcome::Passed) => crate::exit::PASSED,
+            (None, Outcome::Failed) => crate::exit::INTERNAL,
+        }
+    }
+
+    /// The report as one line of JSON of at most [`SUMMARY_LIMIT`] bytes: what is bulky goes first, then long
+    /// sentences are cut, then devices; the failure itself stays.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut short = self.clone();
+        for device in &mut short.devices {
+            device.steps.clear();
+        }
+        if let Some(text) = short.fitting() {
+            return text;
+        }
+        for limit in [600, 200, 80] {
+            short.cut_texts(limit);
+            if let Some(text) = short.fitting() {
+                return text;
+            }
+        }
+        short.warnings.truncate(4);
+        let culprit = short.failure.as_ref().and_then(|failure| failure.device);
+        while short.devices.len() > 1 {
+            // The device at fault is the one to keep.
+            let last = short
+                .devices
+                .iter()
+                .rposition(|device| Some(device.ordinal) != culprit);
+            short.devices.remove(last.unwrap_or(0));
+            if let Some(text) = short.fitting() {
+                return text;
+            }
+        }
+        short.warnings.clear();
+        short.fitting().unwrap_or_else(|| {
+            // Unreachable with texts of 80 bytes; a valid report all the same.
+            format!(r#"{{"schema":"{SCHEMA}","outcome":"failed"}}"#)
+        })
+    }
+
+    fn fitting(&self) -> Option<String> {
+        serde_json::to_string(self)
+            .ok()
+            .filter(|text| text.len() <= SUMMARY_LIMIT)
+    }
+
+    fn cut_texts(&mut self, limit: usize) {
+        cut(&mut self.version, limit);
+        for text in [&mut self.node, &mut self.namespace, &mut self.pod]
+            .into_iter()
+            .flatten()
+        {
+            // Names in Kubernetes have at most 253 bytes, and a cut one names something else.
+            cut(text, limit.max(253));
+        }
+        if let Some(driver) = &mut self.driver {
+            for text in [
+                &mut driver.library,
+                &mut driver.cuda_version,
+                &mut driver.kernel_version,
+            ]
+            .into_iter()
+            .flatten()
+            {
+                cut(text, limit);
+            }
+        }
+        for device in &mut self.devices {
+            cut(&mut device.name, limit);
+            cut(&mut device.uuid, limit);
+            cut(&mut device.compute_capability, limit);
+            if let Some(text) = &mut device.pci_bus_id {
+                cut(text, limit);
+            }
+        }
+        if let Some(failure) = &mut self.failure {
+            cut(&mut failure.code_name, limit);
+            cut(&mut failure.message, limit.max(200));
+            cut(&mut failure.advice, limit.max(200));
+            for text in [&mut failure.call, &mut failure.uuid].into_iter().flatten() {
+                cut(text, limit);
+            }
+        }
+        for warning in &mut self.warnings {
+            cut(&mut warning.reason, limit);
+            cut(&mut warning.message, limit);
+        }
+    }
+}
+
+/// Cuts `text` so that its JSON form has at most `limit` bytes, an ellipsis included.
+fn cut(text: &mut String, limit: usize) {
+    const ELLIPSIS: char = '…';
+    let escaped = |c: char| match c {
+        '"' | '\\' | '\n' | '\r' | '\t' => 2,
+        c if c.is_control() => 6,
+        c => c.len_utf8(),
+    };
+    if text.chars().map(escaped).sum::<usize>() <= limit {
+        return;
+    }
+    let mut left = limit.saturating_sub(ELLIPSIS.len_utf8());
+    let end = text
+        .char_indices()
+        .find(|(_, c)| {
+            let fits = escaped(*c) <= left;
+            left = left.saturating_sub(escaped(*c));
+            !fits
+        })
+        .map_or(text.len(), |(index, _)| index);
+    text.truncate(end);
+    text.push(ELLIPSIS);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(ordinal: u32) -> Device {
+        Device {
+            ordinal,
+            name: "NVIDIA A100-SXM4-40GB".into(),
+            uuid: format!("GPU-00000000-0000-0000-0000-{ordinal:012}"),
+            compute_capability: "8.0".into(),
+            steps: vec![DeviceStep {
+                step: Step::Launch,
+                ms: 0.1,
+            }],
+            ..Device::default()
+        }
+    }
+
+    fn failed(message: &str, devices: u32) -> Report {
+        Report {
+            devices: (0..devices).map(device).collect(),
+            failure: Some(Failure {
+                class: Class::Device,
+                step: Step::Synchronize,
+                code: Some(719),
+                code_name: "CUDA_ERROR_LAUNCH_FAILED".into(),
+                call: Some("cuStreamSynchronize".into()),
+                device: Some(devices - 1),
+                uuid: None,
+                message: message.into(),
+                advice: message.into(),
+                confidence: Confidence::High,
+            }),
+            ..Report::new("0.1.0")
+        }
+    }
+
+    #[test]
+    fn a_short_report_loses_its_steps_and_nothing_else() {
+        let report = failed("short", 1);
+        let back: Report = serde_json::from_str(&report.summary()).unwrap();
+        let mut expected = report;
+        expected.devices[0].steps.clear();
+        assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn a_summary_always_fits_and_keeps_the_failure() {
+        for message in [
+            "x".repeat(100_000),
+            "\u{1}\"\n…🦀".repeat(5_000),
+            String::new(),
+        ] {
+            for devices in [1, 16, 300] {
+                let mut report = failed(&message, devices);
+                report.warnings = vec![
+                    Warning {
+                        reason: message.clone(),
+                        message: message.clone(),
+                        device: None
+                    };
+                    50
+                ];
+                report.node = Some("n".repeat(253));
+                let summary = report.summary();
+                assert!(summary.len() <= SUMMARY_LIMIT, "{}", summary.len());
+                let back: Report = serde_json::from_str(&summary).unwrap();
+                let failure = back.failure.unwrap();
+                assert_eq!((failure.class, failure.code), (Class::Device, Some(719)));
+                assert!(
+                    back.devices
+                        .iter()
+                        .any(|device| device.ordinal == devices - 1)
+                );
+                assert_eq!(back.node, report.node);
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_accepts_what_it_does_not_know_and_what_is_missing() {
+        let report: Report = serde_json::from_str(
+            r#"{"schema":"cudarunner.dev/gate-report/v1","outcome":"passed","new":1,
+                "devices":[{"ordinal":0,"steps":[{"step":"rayTracing","ms":1.5,"new":2}]}]}"#,
+        )
+        .unwrap();
+        assert!(report.passed());
+        assert_eq!(report.devices[0].steps[0].step, Step::Unknown);
+    }
+
+    #[test]
+    fn nothing_said_is_not_passed() {
+        let report: Report = serde_json::from_str("{}").unwrap();
+        assert!(!report.passed());
+        assert_eq!(report.exit_code(), crate::exit::INTERNAL);
+    }
+
+    #[test]
+    fn names_are_camel_case() {
+        let json = serde_json::to_value(failed("m", 1)).unwrap();
+        assert_eq!(json["failure"]["codeName"], "CUDA_ERROR_LAUNCH_FAILED");
+        assert_eq!(json["failure"]["step"], "synchronize");
+        assert_eq!(json["devices"][0]["computeCapability"], "8.0");
+        assert_eq!(json["outcome"], "failed");
+    }
+}
