@@ -1,0 +1,73 @@
+{{/* Start of every object's name, at most 53 characters so that suffixes fit. */}}
+{{- define "cuda-runner-operator.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the Service that runner pods reach the registrar by. */}}
+{{- define "cuda-runner-operator.registrar" -}}
+{{- printf "%s-registrar" (include "cuda-runner-operator.fullname" .) -}}
+{{- end -}}
+
+{{- define "cuda-runner-operator.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "cuda-runner-operator.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The labels by which the operator's pods are found: never change them, a Deployment's selector cannot change. */}}
+{{- define "cuda-runner-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "cuda-runner-operator.labels" -}}
+{{ include "cuda-runner-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* An image reference: (dict "image" .Values.image "key" "image" "root" .) */}}
+{{- define "cuda-runner-operator.image" -}}
+{{- $missing := printf "%s.repository is not set: no image is published yet, so build one (see CONTRIBUTING.md), push it to a registry that your nodes reach, and name it here" .key -}}
+{{- printf "%s:%s" (required $missing .image.repository) (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+
+{{/* What the operator does in a namespace that it serves. Cluster-wide it is the body of a ClusterRole. */}}
+{{- define "cuda-runner-operator.poolRules" -}}
+- apiGroups: [cudarunner.dev]
+  resources: [cudarunners]
+  verbs: [get, list, watch, patch]
+- apiGroups: [cudarunner.dev]
+  resources: [cudarunners/status]
+  verbs: [patch]
+# Owner references that block the owner's deletion need this where the cluster enforces it.
+- apiGroups: [cudarunner.dev]
+  resources: [cudarunners/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{/* What has no namespace: Nodes to plan by, TokenReviews to know who asks the registrar. */}}
+{{- define "cuda-runner-operator.clusterRules" -}}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get, list, watch]
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+{{- end -}}
