@@ -1,0 +1,168 @@
+//! Whether a report is good enough for a registration. Pure.
+use std::{fmt, str::FromStr};
+use gate_report::{Report, SCHEMA, wire::Refusal};
+
+/// Two numbers with a dot, as of a compute capability or a CUDA version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version {
+    /// Before the dot.
+    pub major: u32,
+    /// After the dot.
+    pub minor: u32,
+}
+
+/// A version that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no version; write two numbers with a dot, such as 12.0")]
+pub struct VersionError(String);
+
+/// What a report must show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Exactly so many devices.
+    pub devices: u32,
+    /// Every device has at least this compute capability.
+    pub min_compute_capability: Version,
+    /// The driver supports at least this version of CUDA.
+    pub min_cuda_version: Version,
+    /// Every device has concurrent managed access.
+    pub require_managed_memory: bool,
+    /// Name of the pod that the report must be from.
+    pub pod: String,
+    /// Node of the pod, as the API server knows it. `None`: not known yet, and not compared.
+    pub node: Option<String>,
+}
+
+/// What is decided on a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The pod gets its registration.
+    Admit,
+    /// The gate itself found a fault: noted, nothing more.
+    Failed,
+    /// The gate passed, and the report does not satisfy the pool's policy.
+    Refuse(Refusal),
+}
+
+/// Decides on a report.
+#[must_use]
+pub fn admit(report: &Report, policy: &Policy) -> Decision {
+    let refuse = |reason: &str, message: String| {
+        Decision::Refuse(Refusal {
+            reason: reason.into(),
+            message,
+        })
+    };
+    if report.schema != SCHEMA {
+        return refuse(
+            "UnknownSchema",
+            format!(
+                "the report's schema is {:?}, this operator knows {SCHEMA:?}; use the gate image of the operator's own version",
+                cut(&report.schema)
+            ),
+        );
+    }
+    if !report.passed() || report.failure.is_some() {
+        return Decision::Failed;
+    }
+    if report.pod.as_deref() != Some(&policy.pod) {
+        return refuse(
+            "OtherPod",
+            format!("the report is from pod {}, the token is pod {}'s", named(report.pod.as_deref()), policy.pod),
+        );
+    }
+    if let Some(node) = &policy.node
+        && report.node.as_ref() != Some(node)
+    {
+        return refuse(
+            "OtherNode",
+            format!("the report is from node {}, the pod is on {node}", named(report.node.as_deref())),
+        );
+    }
+    if usize::try_from(policy.devices) != Ok(report.devices.len()) {
+        return refuse(
+            "DeviceCount",
+            format!(
+                "the report is over {} devices, the pool's runners have {}",
+                report.devices.len(),
+                policy.devices
+            ),
+        );
+    }
+    let cuda = report.driver.as_ref().and_then(|driver| driver.cuda_version.as_deref());
+    if !cuda.is_some_and(|cuda| at_least(cuda, policy.min_cuda_version)) {
+        return refuse(
+            "CudaVersion",
+            format!(
+                "the driver supports CUDA {}, the pool requires {} (spec.gpu.minCudaVersion); update the node's driver",
+                named(cuda),
+                policy.min_cuda_version
+            ),
+        );
+    }
+    for device in &report.devices {
+        if !at_least(&device.compute_capability, policy.min_compute_capability) {
+            return refuse(
+                "ComputeCapability",
+                format!(
+                    "device {} ({}) has compute capability {}, the pool requires {} (spec.gpu.minComputeCapability)",
+                    device.ordinal,
+                    cut(&device.name),
+                    named(Some(&device.compute_capability)),
+                    policy.min_compute_capability
+                ),
+            );
+        }
+        if policy.require_managed_memory && !device.concurrent_managed_access {
+            return refuse(
+                "ManagedMemory",
+                format!(
+                    "device {} ({}) has no concurrent managed access, the pool requires it (spec.smoke.managedMemory)",
+                    device.ordinal,
+                    cut(&device.name)
+                ),
+            );
+        }
+    }
+    Decision::Admit
+}
+
+fn at_least(version: &str, minimum: Version) -> bool {
+    version.parse::<Version>().is_ok_and(|version| version >= minimum)
+}
+
+/// The gate's words go into a sentence for people: never more than a line of them.
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+fn named(text: Option<&str>) -> String {
+    match text {
+        None | Some("") => "that it does not name".into(),
+        Some(text) => cut(text),
+    }
+}
+
+impl FromStr for Version {
+    type Err = VersionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || VersionError(text.into());
+        let (major, minor) = text.split_once('.').ok_or_else(error)?;
+        let number = |part: &str| {
+            // `u32` would take a sign, too.
+            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| part.parse().ok()).flatten().ok_or_else(error)
+        };
+        Ok(Self {
+            major: number(major)?,
+            minor: number(minor)?,
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}

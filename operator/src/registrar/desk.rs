@@ -1,0 +1,96 @@
+//! The seam between the registrar and the rest of the operator.
+
+use std::{future::Future, time::Duration};
+
+use gate_report::Report;
+use secrecy::SecretString;
+
+use super::{Decision, PodIdentity, Policy};
+
+/// What the registrar asks the rest of the operator.
+///
+/// The registrar has checked the identity before it asks anything here, and calls [`register`](Self::register) at
+/// most once for a pod, or again after an error.
+pub trait Desk: Send + Sync + 'static {
+    /// Whose runner the pod is. Answered from stores, without a request.
+    ///
+    /// Names come back with other pods in them: compare [`PodIdentity::uid`], too.
+    fn runner(&self, pod: &PodIdentity) -> impl Future<Output = RunnerLookup> + Send;
+
+    /// Registers the runner with GitHub.
+    fn register(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+    ) -> impl Future<Output = Result<Registration, RegisterError>> + Send;
+
+    /// Takes notice of a report, good or bad, and of what was decided on it. Comes before the registration.
+    fn note_report(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+        report: &Report,
+        decision: &Decision,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// A pool: namespace and name of its `CudaRunner`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// A pod that is a runner of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRunner {
+    /// Its pool.
+    pub pool: PoolKey,
+    /// What its report must show.
+    pub policy: Policy,
+}
+
+/// Whose runner a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunnerLookup {
+    /// The stores have not caught up: ask again soon.
+    NotYetKnown,
+    /// No pod of ours.
+    Unknown,
+    /// The pod, or its pool, is being removed.
+    Closing,
+    /// A runner of ours.
+    Known(KnownRunner),
+}
+
+/// What makes a pod a runner on GitHub.
+#[derive(Clone, Debug)]
+pub enum Registration {
+    /// A JIT configuration, base64.
+    JitConfig(SecretString),
+}
+
+/// Why there is no registration. The words go to the gate, and so into the pod's status: no secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// Not now.
+    #[error("{message}")]
+    Retry {
+        /// When to ask again.
+        after: Duration,
+        /// One word in `PascalCase`, for machines.
+        reason: String,
+        /// One sentence, for people.
+        message: String,
+    },
+    /// Never.
+    #[error("{message}")]
+    Refused {
+        /// One word in `PascalCase`, for machines.
+        reason: String,
+        /// One sentence, for people.
+        message: String,
+    },
+}
