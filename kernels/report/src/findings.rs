@@ -1,11 +1,14 @@
 //! What the gate sees itself, without a code from the driver.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Class::{self, Config, Device, Node, Transient, Unsupported};
 use crate::Confidence::{self, High, Low, Medium};
 use crate::{Context, Fault};
 
 /// A fault that no code of the driver stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Finding {
     /// There is no `libcuda.so.1` to load.
     NoDriver,

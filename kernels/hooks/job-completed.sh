@@ -1,0 +1,10 @@
+#!/bin/sh
+# Run by the agent after a job, whatever became of it: the counterpart of job-started.sh.
+dir=${CUDA_RUNNER_DIR:-/run/cuda-runner}
+rm -f "$dir/busy" 2>/dev/null
+
+json() { printf %s "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
+{ printf '{"mark":"completed","job":"%s","run":"%s","attempt":"%s","workflow":"%s","repository":"%s"}\n' \
+  "$(json "$GITHUB_JOB")" "$(json "$GITHUB_RUN_ID")" "$(json "$GITHUB_RUN_ATTEMPT")" \
+  "$(json "$GITHUB_WORKFLOW")" "$(json "$GITHUB_REPOSITORY")" >>/dev/termination-log; } 2>/dev/null
+exit 0

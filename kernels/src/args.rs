@@ -1,0 +1,293 @@
+//! The command line, and the environment that stands in for it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, for the end of `--help`.
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  every device passed (gate: and the runner is registered)
+   2  the command line was not understood
+  10  config       the pod, image or cluster is set up so that this cannot work
+  11  transient    it may work in a moment
+  12  device       a device is broken
+  13  node         the node's driver or service is broken
+  14  unsupported  the device is healthy but cannot do what is asked
+  15  refused      the registrar gave no registration
+  16  the registrar did not answer in time
+  70  a fault of cuda-smoke itself";
+
+/// Proves that GPUs compute: loads a kernel on every device, runs it and compares the whole result.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Test the GPUs of this host or container and print the report.
+    Check(CheckArgs),
+    /// Test the GPUs of this pod and obtain the runner's registration: the entry of the init container.
+    Gate(Box<GateArgs>),
+    /// The test itself, in the supervisor's child process.
+    #[command(hide = true)]
+    Child(TestArgs),
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) test: TestArgs,
+}
+
+/// What the test asks of the devices.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TestArgs {
+    /// How many devices there must be: fewer is a fault, and more is one too [default: any number]
+    #[arg(long, env = "CUDA_SMOKE_EXPECTED_DEVICES", value_name = "N")]
+    pub(crate) expected_devices: Option<u32>,
+    /// Lowest compute capability that will do.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
+        default_value = "7.0",
+        value_name = "X.Y"
+    )]
+    pub(crate) min_compute_capability: Version,
+    /// Lowest CUDA version that the driver must support.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_MIN_CUDA_VERSION",
+        default_value = "12.0",
+        value_name = "X.Y"
+    )]
+    pub(crate) min_cuda_version: Version,
+    /// What to make of a device without concurrent managed access.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_MANAGED_MEMORY",
+        value_enum,
+        default_value_t,
+        ignore_case = true
+    )]
+    pub(crate) managed_memory: ManagedMemory,
+    /// The GPUs are shared with other pods (time slicing, MPS).
+    #[arg(long, env = "CUDA_SMOKE_SHARED")]
+    pub(crate) shared: bool,
+    /// Longest time for the whole test, in seconds; a second try has as much again.
+    #[arg(long, env = "CUDA_SMOKE_TIMEOUT_SECONDS", default_value = "30", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Folder of the device files.
+    #[arg(long, env = "CUDA_SMOKE_DEV_DIR", default_value = "/dev", hide = true)]
+    pub(crate) dev_dir: PathBuf,
+}
+
+/// `gate`.
+#[derive(Debug, Args)]
+pub(crate) struct GateArgs {
+    /// Base URL of the registrar, https.
+    #[arg(long, env = "CUDA_SMOKE_REGISTRAR_URL", value_name = "URL")]
+    pub(crate) registrar_url: String,
+    /// Certificates (PEM text, not a path) of the authorities that alone may vouch for the registrar.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_REGISTRAR_CA",
+        hide_env_values = true,
+        value_name = "PEM"
+    )]
+    pub(crate) registrar_ca: String,
+    /// File with the service-account token; read anew for every request.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_TOKEN_FILE",
+        default_value = "/var/run/secrets/cudarunner.dev/token",
+        value_name = "FILE"
+    )]
+    pub(crate) token_file: PathBuf,
+    /// Memory-backed folder for the registration and the hooks.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_REGISTRATION_DIR",
+        default_value = "/run/cuda-runner",
+        value_name = "DIR"
+    )]
+    pub(crate) registration_dir: PathBuf,
+    /// The container's termination message.
+    #[arg(long, env = TERMINATION_LOG_ENV, default_value = TERMINATION_LOG, value_name = "FILE")]
+    pub(crate) termination_log: PathBuf,
+    /// Longest time to wait for a registration, in seconds.
+    #[arg(long, env = "CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) registration_timeout: Duration,
+    /// Node of this pod, for the report.
+    #[arg(long, env = "NODE_NAME", hide = true)]
+    pub(crate) node: Option<String>,
+    /// Name of this pod, for the report.
+    #[arg(long, env = "POD_NAME", hide = true)]
+    pub(crate) pod: Option<String>,
+    /// Namespace of this pod, for the report.
+    #[arg(long, env = "POD_NAMESPACE", hide = true)]
+    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) test: TestArgs,
+}
+
+/// Where the termination message goes, when the command line could not be read.
+pub(crate) const TERMINATION_LOG_ENV: &str = "CUDA_SMOKE_TERMINATION_LOG";
+/// Kubernetes' own default.
+pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What to make of a device without concurrent managed access.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ManagedMemory {
+    /// Say so in the report.
+    #[default]
+    Report,
+    /// Fail.
+    Require,
+}
+
+/// Two numbers with a dot: a compute capability, or a CUDA version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+impl Version {
+    /// From the driver's way of writing: 12090 is 12.9.
+    pub(crate) fn from_cuda(number: i32) -> Self {
+        let number = u32::try_from(number).unwrap_or_default();
+        Self {
+            major: number / 1000,
+            minor: number % 1000 / 10,
+        }
+    }
+}
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+        match (major.parse(), minor.parse()) {
+            (Ok(major), Ok(minor)) => Ok(Self { major, minor }),
+            _ => Err("write it as two numbers with a dot, such as 7.0".into()),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl TestArgs {
+    /// The arguments that make a child see the same.
+    pub(crate) fn to_command_line(&self) -> Vec<OsString> {
+        let managed = match self.managed_memory {
+            ManagedMemory::Report => "report",
+            ManagedMemory::Require => "require",
+        };
+        let mut line: Vec<OsString> = [
+            (
+                "--min-compute-capability",
+                self.min_compute_capability.to_string(),
+            ),
+            ("--min-cuda-version", self.min_cuda_version.to_string()),
+            ("--managed-memory", managed.to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.into(), value.into()])
+        .collect();
+        if let Some(count) = self.expected_devices {
+            line.extend(["--expected-devices".into(), count.to_string().into()]);
+        }
+        if self.shared {
+            line.push("--shared".into());
+        }
+        line
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("write a whole number of seconds, at least 1".into()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+/// Reads the command line and the environment.
+pub(crate) fn parse() -> Result<Command, clap::Error> {
+    Cli::try_parse().map(|cli| cli.command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(
+            "12.0".parse(),
+            Ok(Version {
+                major: 12,
+                minor: 0
+            })
+        );
+        assert_eq!("7".parse(), Ok(Version { major: 7, minor: 0 }));
+        assert_eq!(Version::from_cuda(12090).to_string(), "12.9");
+        assert_eq!(Version::from_cuda(13010).to_string(), "13.1");
+        assert!("10.0".parse::<Version>() > "8.9".parse::<Version>());
+        assert!("sm_70".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn a_child_sees_what_its_supervisor_was_told() {
+        let line = [
+            "cuda-smoke",
+            "check",
+            "--expected-devices",
+            "2",
+            "--managed-memory",
+            "Require",
+            "--shared",
+            "--min-compute-capability",
+            "8.0",
+            "--min-cuda-version",
+            "12.4",
+        ];
+        let Command::Check(check) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not a check")
+        };
+        let child = ["cuda-smoke".into(), "child".into()]
+            .into_iter()
+            .chain(check.test.to_command_line());
+        let Command::Child(test) = Cli::try_parse_from(child).unwrap().command else {
+            panic!("not a child")
+        };
+        assert_eq!(test.expected_devices, Some(2));
+        assert_eq!(test.managed_memory, ManagedMemory::Require);
+        assert!(test.shared);
+        assert_eq!(test.min_compute_capability.to_string(), "8.0");
+        assert_eq!(test.min_cuda_version.to_string(), "12.4");
+    }
+}

@@ -1,0 +1,105 @@
+//! The report for people.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use gate_report::{Device, Report};
+
+/// A duration in milliseconds, to the microsecond.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    rounded(duration.as_secs_f64() * 1e3)
+}
+
+/// Milliseconds to the microsecond.
+pub(crate) fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+/// The report as text, with a line break at its end.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut text, report);
+    text
+}
+
+fn write(out: &mut String, report: &Report) -> fmt::Result {
+    writeln!(out, "cuda-smoke {}", report.version)?;
+    if let Some(driver) = &report.driver
+        && let Some(library) = &driver.library
+    {
+        write!(out, "driver    {library}")?;
+        if let Some(version) = &driver.cuda_version {
+            write!(out, ", CUDA {version}")?;
+        }
+        if let Some(version) = &driver.kernel_version {
+            write!(out, ", kernel module {version}")?;
+        }
+        writeln!(out)?;
+    }
+    for device in &report.devices {
+        write_device(out, device)?;
+    }
+    for warning in &report.warnings {
+        writeln!(out, "\nwarning: {}", warning.message)?;
+    }
+    match &report.failure {
+        None => {
+            let count = report.devices.len();
+            writeln!(
+                out,
+                "\nPASSED: {count} device{} in {:.0} ms (driver start-up {:.0} ms)",
+                if count == 1 { "" } else { "s" },
+                report.timings.total_ms,
+                report.timings.init_ms,
+            )
+        }
+        Some(failure) => {
+            write!(
+                out,
+                "\nFAILED: {} (exit code {})",
+                failure.class,
+                report.exit_code()
+            )?;
+            if let Some(device) = failure.device {
+                write!(out, ", device {device}")?;
+            }
+            if let Some(uuid) = &failure.uuid {
+                write!(out, " {uuid}")?;
+            }
+            writeln!(out, ", step: {}, {}", failure.step, failure.code_name)?;
+            writeln!(out, "  What:  {}", failure.message)?;
+            writeln!(out, "  To do: {}", failure.advice)
+        }
+    }
+}
+
+fn write_device(out: &mut String, device: &Device) -> fmt::Result {
+    write!(
+        out,
+        "device {}  {}, compute capability {}",
+        device.ordinal, device.name, device.compute_capability
+    )?;
+    if device.memory_bytes > 0 {
+        write!(out, ", {} MiB", device.memory_bytes >> 20)?;
+    }
+    writeln!(out, ", {}", device.uuid)?;
+    let managed = match (device.managed_memory, device.concurrent_managed_access) {
+        (_, true) => "managed memory with concurrent access",
+        (true, false) => "managed memory without concurrent access",
+        (false, false) => "no managed memory",
+    };
+    match &device.pci_bus_id {
+        Some(bus) => writeln!(out, "          {bus}, {managed}")?,
+        None => writeln!(out, "          {managed}")?,
+    }
+    if !device.steps.is_empty() {
+        let steps: Vec<_> = device
+            .steps
+            .iter()
+            .map(|step| format!("{} {:.3}", step.step, step.ms))
+            .collect();
+        writeln!(out, "          {} ms", steps.join(", "))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! What the child tells its supervisor: one JSON object per line on its standard output.
+
+use std::io::Write;
+
+use gate_report::{Device, Finding, Step, Warning};
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "camelCase")]
+pub(crate) enum Event {
+    /// A call into the driver begins. If no other line follows, this is the call that never came back.
+    Calling(Place),
+    /// The driver's library was loaded.
+    Library { path: Option<String> },
+    /// The driver told its version.
+    CudaVersion { version: String },
+    /// How long `cuInit` took.
+    Initialised { ms: f64 },
+    /// What is known of a device; replaces what was said of it before.
+    Device(Device),
+    /// Worth knowing.
+    Warning(Warning),
+    /// The test failed.
+    Stopped(Stop),
+    /// Every device passed.
+    Passed { ms: f64 },
+}
+
+/// Where the test is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) step: Step,
+    /// The driver's function, where one is called.
+    pub(crate) call: Option<String>,
+    /// Ordinal of the device, where it is about one.
+    pub(crate) device: Option<u32>,
+}
+
+/// Why the test ended early.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Stop {
+    pub(crate) place: Place,
+    pub(crate) cause: Cause,
+    /// The driver's name for a code that our table does not list.
+    pub(crate) code_name: Option<String>,
+    /// What was seen, in a sentence.
+    pub(crate) detail: String,
+}
+
+impl Stop {
+    /// A fault that no code of the driver stands for.
+    pub(crate) fn found(place: Place, finding: Finding, detail: String) -> Self {
+        Self {
+            place,
+            cause: Cause::Finding(finding),
+            code_name: None,
+            detail,
+        }
+    }
+}
+
+/// The driver's code, or what the gate saw itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Cause {
+    Code(i32),
+    Finding(Finding),
+}
+
+/// Sends events to the supervisor.
+pub(crate) fn send(event: &Event) {
+    if let Ok(mut line) = serde_json::to_vec(event) {
+        line.push(b'\n');
+        // One write for each line. Without a reader there is nobody left to tell.
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+    }
+}

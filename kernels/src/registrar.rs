@@ -1,0 +1,253 @@
+//! The registrar's client: hands the report in and asks for the registration.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gate_report::Report;
+use gate_report::wire::{MAX_BODY, PATH, Refusal, Registration};
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+
+use crate::args::GateArgs;
+use crate::gate::Error;
+
+/// Longest time for one request, answer included: the registrar calls GitHub meanwhile.
+const REQUEST: Duration = Duration::from_secs(20);
+/// Longest time for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// First and longest pause between two requests.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Longest answer that is read.
+const MAX_ANSWER: u64 = 1024 * 1024;
+
+/// What the registrar decided.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Here is the registration.
+    Registered(Registration),
+    /// The failing report was noted.
+    Noted,
+    /// No, and asking again will not help.
+    Refused(Refusal),
+}
+
+/// A registrar, and how to prove to it who we are.
+pub(crate) struct Registrar<'a> {
+    agent: Agent,
+    url: String,
+    args: &'a GateArgs,
+}
+
+/// What became of one request.
+enum Try {
+    Done(Answer),
+    Failed(Error),
+    /// Worth another, after a pause if the registrar named one.
+    Again(String, Option<Duration>),
+}
+
+impl<'a> Registrar<'a> {
+    /// A client that trusts the given authorities and no others, speaks through no proxy and follows no redirect:
+    /// each would carry the token to someone else.
+    pub(crate) fn new(args: &'a GateArgs) -> Result<Self, Error> {
+        if !args.registrar_url.starts_with("https://") {
+            return Err(Error::Internal(format!(
+                "the registrar's URL {} is not https",
+                args.registrar_url
+            )));
+        }
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::from(authorities(&args.registrar_ca)?))
+            .unversioned_rustls_crypto_provider(Arc::new(
+                rustls::crypto::aws_lc_rs::default_provider(),
+            ))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .https_only(true)
+            .proxy(None)
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT))
+            .user_agent(concat!("cuda-smoke/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Self {
+            agent,
+            url: format!("{}{PATH}", args.registrar_url.trim_end_matches('/')),
+            args,
+        })
+    }
+
+    /// Hands the report in, again and again until there is an answer or the deadline has passed.
+    pub(crate) fn submit(&self, report: &Report, deadline: Instant) -> Result<Answer, Error> {
+        let body = body(report)?;
+        let mut pause = PAUSE.0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (heard, wished) = match self.once(&body, left) {
+                Try::Done(answer) => return Ok(answer),
+                Try::Failed(error) => return Err(error),
+                Try::Again(heard, wished) => (heard, wished),
+            };
+            let wait = wished.unwrap_or_else(|| jittered(pause));
+            pause = (pause * 2).min(PAUSE.1);
+            if deadline.saturating_duration_since(Instant::now()) <= wait {
+                return Err(Error::Unreachable(format!(
+                    "No registration from {} in time: {heard}",
+                    self.url
+                )));
+            }
+            thread::sleep(wait);
+        }
+    }
+
+    fn once(&self, body: &[u8], left: Duration) -> Try {
+        // Read every time: the kubelet renews it.
+        let token = match fs::read_to_string(&self.args.token_file) {
+            Ok(token) => token,
+            Err(error) => {
+                return Try::Failed(Error::Internal(format!(
+                    "the service-account token {} could not be read: {error}",
+                    self.args.token_file.display()
+                )));
+            }
+        };
+        let answer = self
+            .agent
+            .post(&self.url)
+            .config()
+            .timeout_global(Some(left.min(REQUEST)))
+            .build()
+            .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
+            .header(header::CONTENT_TYPE, "application/json")
+            .send(body);
+        match answer {
+            Ok(answer) => understand(answer),
+            Err(error) => Try::Again(error.to_string(), None),
+        }
+    }
+}
+
+/// What an answer means.
+fn understand(mut answer: Response<Body>) -> Try {
+    let status = answer.status();
+    let wished = answer
+        .headers()
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+        .map(Duration::from_secs);
+    let text = match answer
+        .body_mut()
+        .with_config()
+        .limit(MAX_ANSWER)
+        .read_to_vec()
+    {
+        Ok(text) => text,
+        Err(error) => {
+            return Try::Again(format!("the registrar's answer broke off: {error}"), None);
+        }
+    };
+    match status {
+        StatusCode::OK => match serde_json::from_slice(&text) {
+            Ok(registration) => Try::Done(Answer::Registered(registration)),
+            // The parser's words may quote the registration; where it stopped says enough.
+            Err(error) => Try::Failed(Error::Internal(format!(
+                "the registrar's answer was not understood at column {}; check that operator and gate have the same version",
+                error.column()
+            ))),
+        },
+        StatusCode::ACCEPTED => Try::Done(Answer::Noted),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Try::Done(Answer::Refused(refusal(status, &text)))
+        }
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
+            Try::Failed(Error::Internal(format!(
+                "the registrar could not read the report: {}",
+                refusal(status, &text).message
+            )))
+        }
+        _ => {
+            let refusal = refusal(status, &text);
+            Try::Again(
+                format!(
+                    "the registrar answered {}: {}: {}",
+                    status.as_u16(),
+                    refusal.reason,
+                    refusal.message
+                ),
+                wished,
+            )
+        }
+    }
+}
+
+/// The registrar's own words, or at least the status.
+fn refusal(status: StatusCode, text: &[u8]) -> Refusal {
+    serde_json::from_slice(text).unwrap_or_else(|_| Refusal {
+        reason: format!("Status{}", status.as_u16()),
+        message: format!("The registrar answered {status} without saying why."),
+    })
+}
+
+/// The whole report, or its summary where the whole is longer than the registrar reads.
+fn body(report: &Report) -> Result<Vec<u8>, Error> {
+    let whole = serde_json::to_vec(report)
+        .map_err(|error| Error::Internal(format!("the report could not be written: {error}")))?;
+    Ok(if whole.len() <= MAX_BODY {
+        whole
+    } else {
+        report.summary().into_bytes()
+    })
+}
+
+fn authorities(pem: &str) -> Result<Vec<Certificate<'static>>, Error> {
+    let certificates: Vec<_> = ureq::tls::parse_pem(pem.as_bytes())
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(Error::Internal(
+            "the registrar's CA holds no certificate".into(),
+        ));
+    }
+    Ok(certificates)
+}
+
+/// Between half of `pause` and the whole: a hundred gates that were turned away together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    // The standard library's only source of randomness.
+    let random = RandomState::new().build_hasher().finish() % 1000;
+    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_spread() {
+        let pauses: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(1))).collect();
+        assert!(
+            pauses
+                .iter()
+                .all(|pause| (500..=1000).contains(&pause.as_millis()))
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+    }
+
+    #[test]
+    fn a_report_that_is_too_long_goes_in_short() {
+        let mut report = Report::new("0");
+        assert_eq!(body(&report).unwrap(), serde_json::to_vec(&report).unwrap());
+        report.version = "x".repeat(MAX_BODY);
+        assert!(body(&report).unwrap().len() <= gate_report::SUMMARY_LIMIT);
+    }
+}
