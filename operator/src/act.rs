@@ -1,0 +1,193 @@
+//! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
+
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::error::ActError;
+use crate::github::{Client, Deletion};
+use crate::plan::{Action, Entry, Target};
+use crate::pool::{FINALIZER, Pool};
+
+/// Requests in flight for one pool.
+const AT_ONCE: usize = 64;
+
+/// What became of the actions.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// A runner that was to go has a job, and stays for now.
+    pub busy: bool,
+    /// What could not be done.
+    pub errors: Vec<ActError>,
+}
+
+/// What became of one action.
+enum Done {
+    Yes,
+    Busy,
+}
+
+/// Carries out `actions`.
+pub async fn act(ctx: &Context, pool: &Pool, client: Option<Arc<Client>>, actions: Vec<Action>) -> Outcome {
+    let hand = Hand {
+        ctx,
+        pool,
+        client: client.as_deref(),
+        pods: Api::namespaced(ctx.client.clone(), &pool.key.namespace),
+    };
+    let hand = &hand;
+    let mut results = futures::stream::iter(actions)
+        .map(|action| async move { hand.one(action).await })
+        .buffer_unordered(AT_ONCE);
+    let mut outcome = Outcome::default();
+    while let Some(result) = results.next().await {
+        match result {
+            Ok(Done::Yes) => {}
+            Ok(Done::Busy) => outcome.busy = true,
+            Err(error) => outcome.errors.push(error),
+        }
+    }
+    outcome
+}
+
+/// What the actions of one pool share.
+struct Hand<'a> {
+    ctx: &'a Context,
+    pool: &'a Pool,
+    client: Option<&'a Client>,
+    pods: Api<Pod>,
+}
+
+impl Hand<'_> {
+    async fn one(&self, action: Action) -> Result<Done, ActError> {
+        match action {
+            Action::AddFinalizer => self.set_finalizer(true).await,
+            Action::RemoveFinalizer => self.set_finalizer(false).await,
+            Action::CreatePod(pod) => self.create(&pod).await,
+            Action::DeletePod(target) => self.delete_pod(&target).await,
+            Action::Drain(target) => match self.delete_entry_of(&target).await? {
+                Deletion::Busy => Ok(Done::Busy),
+                Deletion::Deleted | Deletion::Gone => self.delete_pod(&target).await,
+            },
+            Action::Evict(target) => {
+                self.delete_entry_of(&target).await?;
+                self.delete_pod(&target).await
+            }
+            Action::ReplaceUnregistered(target) => {
+                match self.github()?.find_runner(&target.name).await? {
+                    Some(_) => Ok(Done::Yes),
+                    None => self.delete_pod(&target).await,
+                }
+            }
+            Action::DeleteEntry(entry) => self.delete_orphan(&entry).await,
+        }
+    }
+
+    fn github(&self) -> Result<&Client, ActError> {
+        self.client.ok_or(ActError::NoClient)
+    }
+
+    async fn set_finalizer(&self, present: bool) -> Result<Done, ActError> {
+        let mut finalizers = self.pool.finalizers.clone();
+        finalizers.retain(|f| f != FINALIZER);
+        if present {
+            finalizers.push(FINALIZER.to_owned());
+        }
+        // With the version, so that a finalizer that somebody else adds meanwhile is not lost.
+        let patch = json!({"metadata": {
+            "finalizers": finalizers,
+            "resourceVersion": self.pool.resource_version,
+        }});
+        let api = Api::<CudaRunner>::namespaced(self.ctx.client.clone(), &self.pool.key.namespace);
+        let patched = api
+            .patch_metadata(&self.pool.key.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        match patched {
+            Err(error) if !is_status(&error, 404) => Err(ActError::Kubernetes(error)),
+            _ => Ok(Done::Yes),
+        }
+    }
+
+    /// Expects the pod before it is created: a watch may show it before the answer comes.
+    async fn create(&self, pod: &Pod) -> Result<Done, ActError> {
+        let name = pod.name_any();
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.expected.insert(name.clone(), Timestamp::now());
+        });
+        let created = self.pods.create(&PostParams::default(), pod).await;
+        self.ctx.memory.with(self.pool, |memory| match &created {
+            Ok(_) => memory.pod_refused = None,
+            Err(error) => {
+                // A lost answer leaves the expectation: the pod may be there.
+                if let kube::Error::Api(status) = error {
+                    memory.expected.remove(&name);
+                    memory.pod_refused = Some(status.message.clone());
+                }
+            }
+        });
+        created.map(|_| Done::Yes).map_err(ActError::Kubernetes)
+    }
+
+    async fn delete_pod(&self, target: &Target) -> Result<Done, ActError> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(target.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match self.pods.delete(&target.name, &params).await {
+            // Gone, or replaced by a namesake.
+            Err(error) if is_status(&error, 404) || is_status(&error, 409) => {}
+            Err(error) => return Err(ActError::Kubernetes(error)),
+            Ok(_) => {}
+        }
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.removed.insert(target.uid.clone());
+            memory.last_change = Some(Timestamp::now());
+        });
+        Ok(Done::Yes)
+    }
+
+    /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered.
+    async fn delete_entry_of(&self, target: &Target) -> Result<Deletion, ActError> {
+        let client = self.github()?;
+        let Some(entry) = client.find_runner(&target.name).await? else {
+            return Ok(Deletion::Gone);
+        };
+        if entry.busy {
+            return Ok(Deletion::Busy);
+        }
+        Ok(client.delete_runner(entry.id).await?)
+    }
+
+    /// Removes an entry that has no pod. The stores may lag, so the API server is asked itself.
+    async fn delete_orphan(&self, entry: &Entry) -> Result<Done, ActError> {
+        if self.pods.get_metadata_opt(&entry.name).await?.is_some() {
+            return Ok(Done::Yes);
+        }
+        let deletion = self.github()?.delete_runner(entry.id).await?;
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.last_change = Some(Timestamp::now());
+            if let Some(listing) = &mut memory.github.listing {
+                listing.entries.retain(|e| e.id != entry.id || deletion == Deletion::Busy);
+                for left in listing.entries.iter_mut().filter(|e| e.id == entry.id) {
+                    left.busy = true;
+                }
+            }
+        });
+        tracing::info!(pool = %self.pool.key, runner = %entry.name, ?deletion, "removed an entry on GitHub that has no pod");
+        Ok(Done::Yes)
+    }
+}
+
+fn is_status(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}

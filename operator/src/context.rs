@@ -1,0 +1,84 @@
+//! What every visit shares.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Client;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+
+use crate::github::Clients;
+use crate::memory::Memory;
+use crate::plan::PodSettings;
+use crate::pool::PoolKey;
+use crate::registrar::CaStore;
+use crate::watch::nodes::Nodes;
+use crate::watch::objects::Objects;
+use crate::watch::pods::Pods;
+
+/// Clients, stores and settings.
+pub struct Context {
+    /// Kubernetes.
+    pub client: Client,
+    /// GitHub, one client for each address and credential.
+    pub clients: Clients,
+    /// The resources, one store for each watched scope.
+    pub pools: Vec<Store<CudaRunner>>,
+    /// The runner pods.
+    pub pods: Arc<Pods>,
+    /// The nodes, where the operator may see them.
+    pub nodes: Option<Arc<Nodes>>,
+    /// Secrets that pools name.
+    pub secrets: Objects<Secret>,
+    /// ConfigMaps that pools name.
+    pub config_maps: Objects<ConfigMap>,
+    /// What is remembered between visits.
+    pub memory: Memory,
+    /// Publishes Events.
+    pub recorder: Recorder,
+    /// The registrar's certificate authority.
+    pub ca: Arc<CaStore>,
+    /// Address of the registrar, as pods reach it.
+    pub registrar_url: String,
+    /// Image of the gate.
+    pub gate_image: String,
+    /// Pull policy of that image.
+    pub image_pull_policy: String,
+    /// Whether plain http to GitHub is allowed.
+    pub insecure_github: bool,
+}
+
+impl Context {
+    /// The resource of a pool.
+    #[must_use]
+    pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
+        let reference = ObjectRef::from(key);
+        self.pools.iter().find_map(|store| store.get(&reference))
+    }
+
+    /// What pods have to know of the operator.
+    #[must_use]
+    pub fn pod_settings(&self) -> PodSettings {
+        PodSettings {
+            gate_image: self.gate_image.clone(),
+            image_pull_policy: self.image_pull_policy.clone(),
+            registrar_url: self.registrar_url.clone(),
+            registrar_ca: self.ca.bundle().to_string(),
+        }
+    }
+
+    /// Fresh randomness for names; nothing secret depends on it.
+    #[must_use]
+    pub fn random(&self) -> u64 {
+        RandomState::new().build_hasher().finish()
+    }
+
+    /// Lets go of everything that belongs to a pool.
+    pub fn forget(&self, key: &PoolKey) {
+        self.memory.forget(key);
+        self.secrets.release(key, None);
+        self.config_maps.release(key, None);
+    }
+}

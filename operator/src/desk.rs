@@ -1,0 +1,171 @@
+//! What the registrar learns from the rest of the operator, and the registration itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarunner_crds::ManagedMemory;
+use gate_report::Report;
+use jiff::Timestamp;
+
+use crate::context::Context;
+use crate::github::{Error, JitRequest};
+use crate::observe::github::{client_of, refused};
+use crate::pool::{Pool, Spec};
+use crate::registrar::{
+    Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
+    RunnerLookup, Version,
+};
+use crate::watch::Waker;
+
+/// How soon a gate asks again when GitHub gave no hint.
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// The desk of this process.
+pub struct OperatorDesk {
+    ctx: Arc<Context>,
+    waker: Arc<Waker>,
+}
+
+impl OperatorDesk {
+    /// A desk on these stores.
+    #[must_use]
+    pub fn new(ctx: Arc<Context>, waker: Arc<Waker>) -> Self {
+        Self { ctx, waker }
+    }
+
+    fn pool(&self, key: &PoolKey) -> Option<Pool> {
+        let resource = self.ctx.resource(key)?;
+        Some(Pool::read(&resource, self.ctx.insecure_github))
+    }
+}
+
+impl Desk for OperatorDesk {
+    async fn runner(&self, pod: &PodIdentity) -> RunnerLookup {
+        let Some((key, runner)) = self.ctx.pods.find(&pod.namespace, &pod.name) else {
+            return RunnerLookup::NotYetKnown;
+        };
+        if runner.uid != pod.uid {
+            return RunnerLookup::NotYetKnown;
+        }
+        let Some(pool) = self.pool(&key) else {
+            return RunnerLookup::NotYetKnown;
+        };
+        if runner.gone_by.is_some() || runner.end.is_some() || pool.deleting.is_some() {
+            return RunnerLookup::Closing;
+        }
+        let leaving = self
+            .ctx
+            .memory
+            .with(&pool, |memory| memory.removed.contains(&runner.uid));
+        match &pool.spec {
+            Ok(spec) if !leaving => RunnerLookup::Known(KnownRunner {
+                pool: key,
+                policy: policy(spec, pod, runner.node),
+            }),
+            _ => RunnerLookup::Closing,
+        }
+    }
+
+    async fn register(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+    ) -> Result<Registration, RegisterError> {
+        let Some(pool) = self.pool(&runner.pool) else {
+            return Err(retry("PoolUnknown", "the pool is not known at the moment"));
+        };
+        let Ok(spec) = &pool.spec else {
+            return Err(refusal("SpecInvalid", "the pool's spec cannot be carried out"));
+        };
+        let Some(client) = client_of(&self.ctx, &pool).await else {
+            return Err(retry("NoCredentials", "the pool has no usable credentials at the moment"));
+        };
+        let mut labels = spec.labels.clone();
+        labels.push(pool.ownership_label());
+        let made = async {
+            let group_id = client.runner_group_id(spec.runner_group.as_deref()).await?;
+            let request = JitRequest {
+                name: pod.name.clone(),
+                labels,
+                group_id,
+                work_folder: "_work".to_owned(),
+            };
+            client.generate_jit_config(&request).await
+        };
+        let made = made.await;
+        self.ctx.memory.with(&pool, |memory| {
+            memory.last_change = Some(Timestamp::now());
+        });
+        match made {
+            Ok(config) => {
+                tracing::info!(pool = %pool.key, runner = %pod.name, id = config.runner_id, "registered");
+                Ok(Registration::JitConfig(config.encoded))
+            }
+            Err(error) => Err(self.failed(&pool, &error)),
+        }
+    }
+
+    async fn note_report(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+        report: &Report,
+        decision: &Decision,
+    ) {
+        let devices: Vec<&str> = report.devices.iter().map(|d| d.uuid.as_str()).collect();
+        let class = report.failure.as_ref().map(|f| f.class.as_str());
+        let code = report.failure.as_ref().and_then(|f| f.code);
+        tracing::info!(
+            pool = %runner.pool, runner = %pod.name, node = pod.node, ?devices, class, code,
+            admitted = matches!(decision, Decision::Admit), "the gate reported"
+        );
+    }
+}
+
+impl OperatorDesk {
+    /// What time alone will not mend concerns the whole pool: it hears of it now, not with its next look at GitHub.
+    fn failed(&self, pool: &Pool, error: &Error) -> RegisterError {
+        let now = Timestamp::now();
+        tracing::warn!(pool = %pool.key, category = error.category(), %error, "a runner could not be registered");
+        if error.is_transient() {
+            return RegisterError::Retry {
+                after: error.retry_after(now).unwrap_or(AGAIN),
+                reason: error.category().to_owned(),
+                message: error.to_string(),
+            };
+        }
+        self.ctx.memory.with(pool, |memory| {
+            refused(&mut memory.github, error, &pool.uid, now);
+        });
+        self.waker.wake(&pool.key);
+        refusal(error.category(), &error.to_string())
+    }
+}
+
+fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
+    // The schema admits versions only; a stored object from before it is held to the least.
+    let version = |text: &str| text.parse().unwrap_or(Version { major: 0, minor: 0 });
+    Policy {
+        devices: spec.gpu.count,
+        min_compute_capability: version(&spec.gate.min_compute_capability),
+        min_cuda_version: version(&spec.gate.min_cuda_version),
+        require_managed_memory: spec.gate.managed_memory == ManagedMemory::Require,
+        pod: pod.name.clone(),
+        node: node.or_else(|| pod.node.clone()),
+    }
+}
+
+fn retry(reason: &str, message: &str) -> RegisterError {
+    RegisterError::Retry {
+        after: AGAIN,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+fn refusal(reason: &str, message: &str) -> RegisterError {
+    RegisterError::Refused {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}

@@ -1,0 +1,52 @@
+//! What can go wrong in the steps of a reconcile, each with a category for logs and metrics.
+
+use crate::github;
+
+/// Why an action was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    /// The API server refused or did not answer.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// GitHub refused or did not answer.
+    #[error(transparent)]
+    GitHub(#[from] github::Error),
+    /// An action needs GitHub, and there are no credentials.
+    #[error("there are no credentials with which to ask GitHub")]
+    NoClient,
+}
+
+/// Why a reconcile did not come to its end. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// Some actions were not carried out; the first of them is named.
+    #[error("{count} actions failed; the first: {first}")]
+    Act {
+        /// How many.
+        count: usize,
+        /// The first.
+        first: ActError,
+    },
+    /// The status could not be written.
+    #[error("the status could not be written: {0}")]
+    Status(#[source] kube::Error),
+}
+
+impl ReconcileError {
+    /// One word, stable.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Act {
+                first: ActError::GitHub(error),
+                ..
+            } => error.category(),
+            Self::Act {
+                first: ActError::NoClient,
+                ..
+            } => "NoCredentials",
+            Self::Act { .. } => "Kubernetes",
+            Self::Status(_) => "Status",
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What the process remembers of each pool between two visits.
+//!
+//! All of it can be lost at any moment: after a restart it is rebuilt from the stores and from one list of GitHub's.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarunner_crds::CudaRunnerStatus;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::github::Client;
+use crate::plan::{Access, Listing};
+use crate::pool::{Pool, PoolKey};
+
+/// After this time a created pod that the watch never showed is not counted any more.
+const EXPECTATION: SignedDuration = SignedDuration::from_secs(60);
+
+/// What is remembered of one pool.
+pub struct PoolMemory {
+    /// Uid of the resource: a namesake starts afresh.
+    uid: String,
+    /// Pods that were created and not yet seen, with the time.
+    pub expected: BTreeMap<String, Timestamp>,
+    /// Uids of pods whose removal was asked for.
+    pub removed: BTreeSet<String>,
+    /// Names and uids of the pods seen at the last visit.
+    pub known: BTreeMap<String, String>,
+    /// Whether GitHub's list is to be read again.
+    pub refresh: bool,
+    /// When something that GitHub's list would show was last made or removed.
+    pub last_change: Option<Timestamp>,
+    /// The way to GitHub.
+    pub github: GitHubMemory,
+    /// The status as we last wrote it, ahead of what the store shows.
+    pub status: Option<CudaRunnerStatus>,
+    /// When the status was last written.
+    pub status_written: Option<Timestamp>,
+    /// Why Kubernetes last refused to create a pod; cleared by the next success.
+    pub pod_refused: Option<String>,
+    /// Reconciles in a row that ended with an error.
+    pub errors: i32,
+}
+
+/// What is remembered of a pool's way to GitHub.
+pub struct GitHubMemory {
+    /// Changes with the address, the credentials and the certificate authorities.
+    pub identity: String,
+    /// What came of the last attempt.
+    pub access: Access,
+    /// Attempts in a row that failed.
+    pub failures: i32,
+    /// No attempt before.
+    pub not_before: Option<Timestamp>,
+    /// Our entries, as last listed.
+    pub listing: Option<Listing>,
+    /// The client in use: teardown goes on with it when the Secret is gone.
+    pub client: Option<Arc<Client>>,
+}
+
+impl Default for GitHubMemory {
+    fn default() -> Self {
+        Self {
+            identity: String::new(),
+            access: Access::Unchecked,
+            failures: 0,
+            not_before: None,
+            listing: None,
+            client: None,
+        }
+    }
+}
+
+impl PoolMemory {
+    fn new(uid: &str) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            expected: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            known: BTreeMap::new(),
+            refresh: false,
+            last_change: None,
+            github: GitHubMemory::default(),
+            status: None,
+            status_written: None,
+            pod_refused: None,
+            errors: 0,
+        }
+    }
+
+    /// Forgets expectations that were met or are too old, and removals that were done.
+    pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
+        self.expected
+            .retain(|name, at| !seen.contains_key(name) && now < *at + EXPECTATION);
+        let gone_unasked = self
+            .known
+            .iter()
+            .any(|(name, uid)| !seen.contains_key(name) && !self.removed.contains(uid));
+        if gone_unasked {
+            self.refresh = true;
+            self.last_change = Some(now);
+        }
+        self.removed.retain(|uid| seen.values().any(|s| s == uid));
+        self.known.clone_from(seen);
+    }
+}
+
+/// What is remembered of all pools.
+#[derive(Default)]
+pub struct Memory {
+    pools: Mutex<HashMap<PoolKey, PoolMemory>>,
+}
+
+impl Memory {
+    /// Works on a pool's memory. `work` must be short: others wait.
+    pub fn with<T>(&self, pool: &Pool, work: impl FnOnce(&mut PoolMemory) -> T) -> T {
+        let mut pools = self.lock();
+        let memory = pools
+            .entry(pool.key.clone())
+            .or_insert_with(|| PoolMemory::new(&pool.uid));
+        if memory.uid != pool.uid {
+            *memory = PoolMemory::new(&pool.uid);
+        }
+        work(memory)
+    }
+
+    /// Forgets a pool.
+    pub fn forget(&self, key: &PoolKey) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, PoolMemory>> {
+        // A panic elsewhere leaves plain values behind, none of them half-written.
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

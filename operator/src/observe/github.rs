@@ -1,0 +1,236 @@
+//! The way to GitHub: credentials from the cluster, and what GitHub says of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+use crate::backoff;
+use crate::context::Context;
+use crate::github::{CaBundle, Client, Credentials, Error};
+use crate::memory::GitHubMemory;
+use crate::plan::runners::SWEEP;
+use crate::plan::{Access, Entry, Listing};
+use crate::pool::{Pool, Spec};
+use crate::watch::objects::Lookup;
+
+/// The first pause after an attempt that failed.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
+/// How old the first list may be: pools of one repository that start together share it.
+const FIRST_LIST: Duration = Duration::from_secs(5);
+/// The longest.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+
+/// Why there is no client.
+#[derive(Clone, Debug)]
+struct NoClient {
+    reason: &'static str,
+    message: String,
+}
+
+/// The client of a pool, made from its Secret and its ConfigMap; with what identifies it.
+struct Found {
+    client: Arc<Client>,
+    identity: String,
+}
+
+/// Reads what is due from GitHub into the pool's memory; the client, where there is one.
+pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Client>> {
+    let Ok(spec) = &pool.spec else {
+        return ctx.memory.with(pool, |memory| memory.github.client.clone());
+    };
+    let found = match find(ctx, pool, spec).await {
+        Ok(found) => found,
+        Err(none) => return without(ctx, pool, none),
+    };
+    let due = ctx.memory.with(pool, |memory| {
+        let github = &mut memory.github;
+        if github.identity != found.identity {
+            *github = GitHubMemory {
+                identity: found.identity.clone(),
+                ..GitHubMemory::default()
+            };
+        }
+        github.client = Some(Arc::clone(&found.client));
+        is_due(github, memory.refresh, now)
+    });
+    if due {
+        let first = ctx
+            .memory
+            .with(pool, |memory| memory.github.access == Access::Unchecked);
+        let answer = ask(&found.client, spec, first).await;
+        ctx.memory.with(pool, |memory| {
+            memory.refresh = false;
+            take_in(&mut memory.github, pool, answer, now);
+        });
+    }
+    Some(found.client)
+}
+
+/// The client of a pool as the registrar needs it: without asking GitHub anything.
+pub async fn client_of(ctx: &Context, pool: &Pool) -> Option<Arc<Client>> {
+    let spec = pool.spec.as_ref().ok()?;
+    find(ctx, pool, spec).await.ok().map(|found| found.client)
+}
+
+/// Without a Secret a pool can do nothing; a deletion goes on with what it had.
+fn without(ctx: &Context, pool: &Pool, none: NoClient) -> Option<Arc<Client>> {
+    ctx.memory.with(pool, |memory| {
+        let github = &mut memory.github;
+        if pool.deleting.is_some() && github.client.is_some() {
+            return github.client.clone();
+        }
+        *github = GitHubMemory {
+            access: Access::Refused {
+                reason: none.reason.to_owned(),
+                message: none.message,
+                transient: false,
+            },
+            ..GitHubMemory::default()
+        };
+        None
+    })
+}
+
+async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {
+    let credentials = credentials(ctx, pool, spec).await?;
+    let ca = ca_bundle(ctx, pool, spec).await?;
+    let client = ctx
+        .clients
+        .client(&spec.url, &credentials, ca.as_ref())
+        .map_err(|e| NoClient {
+            reason: e.category(),
+            message: e.to_string(),
+        })?;
+    Ok(Found {
+        client,
+        identity: format!("{} {:?} {:?}", spec.url, credentials.fingerprint(), ca),
+    })
+}
+
+async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credentials, NoClient> {
+    let name = &spec.secret;
+    ctx.secrets.release(&pool.key, Some(name));
+    let data = match ctx.secrets.get(&pool.key, name).await {
+        Lookup::Found(secret) => secret_data(&secret),
+        Lookup::Missing => {
+            return Err(NoClient {
+                reason: "SecretNotFound",
+                message: format!(
+                    "The Secret {name} does not exist in the namespace {}; create it with the keys app-id, installation-id and private-key, or token",
+                    pool.key.namespace
+                ),
+            });
+        }
+        Lookup::Unreadable => {
+            return Err(NoClient {
+                reason: "SecretNotReadable",
+                message: format!(
+                    "The Secret {name} could not be read; may the operator get and watch it in the namespace {}?",
+                    pool.key.namespace
+                ),
+            });
+        }
+    };
+    Credentials::from_secret_data(&data).map_err(|e| NoClient {
+        reason: "SecretInvalid",
+        message: format!("Secret {name}: {e}"),
+    })
+}
+
+fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
+    let data = secret.data.iter().flatten();
+    data.map(|(key, value)| (key.clone(), value.0.clone())).collect()
+}
+
+async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaBundle>, NoClient> {
+    let reference = spec.ca_bundle.as_ref();
+    ctx.config_maps.release(&pool.key, reference.map(|r| r.name.as_str()));
+    let Some(reference) = reference else {
+        return Ok(None);
+    };
+    let place = format!("key {} of the ConfigMap {}", reference.key, reference.name);
+    let found = match ctx.config_maps.get(&pool.key, &reference.name).await {
+        Lookup::Found(map) => pem_of(&map, &reference.key),
+        Lookup::Missing | Lookup::Unreadable => None,
+    };
+    let pem = found.ok_or_else(|| NoClient {
+        reason: "CaBundleNotFound",
+        message: format!("There is no {place} in the namespace {}; create it with the certificates as PEM", pool.key.namespace),
+    })?;
+    let bundle = CaBundle::from_pem(&pem).map_err(|e| NoClient {
+        reason: "CaBundleInvalid",
+        message: format!("The {place} cannot be used: {e}"),
+    })?;
+    Ok(Some(bundle))
+}
+
+fn pem_of(map: &ConfigMap, key: &str) -> Option<Vec<u8>> {
+    let text = map.data.as_ref().and_then(|d| d.get(key)).map(|s| s.as_bytes().to_vec());
+    text.or_else(|| map.binary_data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.clone()))
+}
+
+/// Whether GitHub is to be asked now.
+fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
+    if github.not_before.is_some_and(|moment| now < moment) {
+        return false;
+    }
+    let stale = github.listing.as_ref().is_none_or(|l| now >= l.at + SWEEP);
+    github.access != Access::Granted || refresh || stale
+}
+
+/// Asks who we are and what we have there.
+async fn ask(client: &Client, spec: &Spec, first: bool) -> Result<Arc<crate::github::Listing>, Error> {
+    if first {
+        client.check_access(FIRST_LIST).await?;
+        client.runner_group_id(spec.runner_group.as_deref()).await?;
+    }
+    // The first list may be the one that the check has just read; later ones must show what happened since.
+    let max_age = if first { FIRST_LIST } else { Duration::ZERO };
+    client.list_runners(max_age).await
+}
+
+fn take_in(
+    github: &mut GitHubMemory,
+    pool: &Pool,
+    answer: Result<Arc<crate::github::Listing>, Error>,
+    now: Timestamp,
+) {
+    match answer {
+        Ok(listing) => {
+            let label = pool.ownership_label();
+            let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
+            github.listing = Some(Listing {
+                at: listing.at,
+                entries: own
+                    .map(|r| Entry {
+                        id: r.id,
+                        name: r.name.clone(),
+                        busy: r.busy,
+                    })
+                    .collect(),
+            });
+            github.access = Access::Granted;
+            github.failures = 0;
+            github.not_before = None;
+        }
+        Err(error) => refused(github, &error, &pool.uid, now),
+    }
+}
+
+/// Notes that GitHub did not do what was asked; the next attempt waits.
+pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timestamp) {
+    github.failures = github.failures.saturating_add(1);
+    let pause = error
+        .retry_after(now)
+        .and_then(|wait| SignedDuration::try_from(wait).ok())
+        .unwrap_or_else(|| backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, github.failures, key));
+    github.not_before = Some(now + pause);
+    github.access = Access::Refused {
+        reason: error.category().to_owned(),
+        message: error.to_string(),
+        transient: error.is_transient(),
+    };
+}

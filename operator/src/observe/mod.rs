@@ -1,0 +1,49 @@
+//! Stores and GitHub's answers become plain values.
+
+pub mod github;
+pub mod pod;
+
+use std::sync::Arc;
+
+use cudarunner_crds::RunnerPhase;
+use jiff::Timestamp;
+
+use crate::context::Context;
+use crate::github::Client;
+use crate::plan::Observed;
+use crate::pool::Pool;
+
+/// Reads everything that the plan depends on; and the client with which to carry it out.
+pub async fn observe(ctx: &Context, pool: &Pool, now: Timestamp) -> (Observed, Option<Arc<Client>>) {
+    let mut runners = ctx.pods.of(&pool.key);
+    let seen = runners
+        .iter()
+        .map(|r| (r.name.clone(), r.uid.clone()))
+        .collect();
+    ctx.memory.with(pool, |memory| memory.settle(&seen, now));
+
+    let client = github::look(ctx, pool, now).await;
+    ctx.memory.with(pool, |memory| {
+        for runner in &mut runners {
+            // Asked to go, though the watch does not show it yet.
+            if memory.removed.contains(&runner.uid) && runner.end.is_none() {
+                runner.phase = RunnerPhase::Terminating;
+            }
+        }
+        let observed = Observed {
+            runners,
+            expected: memory.expected.keys().cloned().collect(),
+            access: memory.github.access.clone(),
+            ask_again: memory.github.not_before,
+            listing: memory.github.listing.clone(),
+            last_change: memory.last_change,
+            gpu_nodes: ctx.nodes.as_ref().zip(pool.spec.as_ref().ok()).map(|(nodes, spec)| {
+                nodes.offering(&spec.gpu.resource, spec.gpu.count)
+            }),
+            pod_refused: memory.pod_refused.clone(),
+            pod_settings: ctx.pod_settings(),
+            seed: ctx.random(),
+        };
+        (observed, client)
+    })
+}

@@ -1,0 +1,323 @@
+//! What is true of the pool, in words that a person can act on.
+//!
+//! A condition keeps its transition time while its status stays, and no message holds what changes by itself:
+//! GitOps tools would see drift.
+
+use cudarunner_crds::RunnerPhase;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::health::{self, Health};
+use super::{Access, Notice, Observed, Plan};
+use crate::pool::{Pool, Spec};
+
+/// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
+const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
+
+/// Condition types of a pool.
+pub mod kind {
+    /// The pool does what was asked. Read by kstatus.
+    pub const READY: &str = "Ready";
+    /// Somebody has to change something. Read by kstatus.
+    pub const STALLED: &str = "Stalled";
+    /// GitHub accepts the credentials.
+    pub const CREDENTIALS_VALID: &str = "CredentialsValid";
+    /// The gate passes.
+    pub const GPU_HEALTHY: &str = "GpuHealthy";
+    /// Runners are connected to GitHub.
+    pub const RUNNERS_ONLINE: &str = "RunnersOnline";
+    /// The verification is green.
+    pub const WORKFLOW_VERIFIED: &str = "WorkflowVerified";
+    /// The verified jobs are required.
+    pub const CHECKS_REQUIRED: &str = "ChecksRequired";
+    /// Every field of the spec is acted on.
+    pub const SPEC_SUPPORTED: &str = "SpecSupported";
+}
+
+/// What a condition says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Say {
+    status: &'static str,
+    reason: String,
+    message: String,
+}
+
+fn say(status: &'static str, reason: &str, message: impl Into<String>) -> Say {
+    Say {
+        status,
+        reason: reason.to_owned(),
+        message: message.into(),
+    }
+}
+
+/// Fills in the conditions and the notices of their changes.
+pub(super) fn plan(
+    pool: &Pool,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let stalled = stalled(pool, observed, health);
+    let credentials = credentials(observed);
+    let online = online(pool, observed, health, now, plan);
+    let gpu = gpu(pool, observed, health);
+    let ready = ready(&stalled, &credentials, &online);
+    let all = [
+        (kind::READY, ready),
+        (kind::STALLED, stalled),
+        (kind::CREDENTIALS_VALID, credentials),
+        (kind::GPU_HEALTHY, gpu),
+        (kind::RUNNERS_ONLINE, online),
+        (kind::WORKFLOW_VERIFIED, unbuilt(pool, "spec.verify")),
+        (kind::CHECKS_REQUIRED, unbuilt(pool, "spec.requiredChecks")),
+        (kind::SPEC_SUPPORTED, supported(pool)),
+    ];
+    for (type_, said) in all {
+        set(&mut plan.status.conditions, type_, said, pool.generation, now);
+    }
+    announce(pool, health, plan);
+}
+
+/// An Event for each failure, and for each condition that changed.
+fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
+    for failure in &health.new {
+        let node = failure.node.as_deref().map(|n| format!(" on {n}")).unwrap_or_default();
+        plan.notices.push(Notice {
+            warning: true,
+            reason: failure.reason.clone(),
+            note: format!("{}{node}: {}", failure.runner, failure.message),
+        });
+    }
+    for condition in &plan.status.conditions {
+        let before = pool
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition.type_);
+        let changed = before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
+        // What is unknown at the first visit is no news, and Ready only sums up the others.
+        let news = changed
+            && condition.type_ != kind::READY
+            && !(before.is_none() && condition.status != bad_status(&condition.type_));
+        if news {
+            plan.notices.push(Notice {
+                warning: condition.status == bad_status(&condition.type_),
+                reason: condition.reason.clone(),
+                note: format!("{}: {}", condition.type_, condition.message),
+            });
+        }
+    }
+}
+
+/// The status with which a condition of this type reports trouble.
+fn bad_status(type_: &str) -> &'static str {
+    if type_ == kind::STALLED { "True" } else { "False" }
+}
+
+fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    if let Err(error) = &pool.spec {
+        return say("True", error.reason(), error.to_string());
+    }
+    if let Access::Refused {
+        reason,
+        message,
+        transient: false,
+    } = &observed.access
+    {
+        return say("True", reason, message.clone());
+    }
+    match health.stalled() {
+        Some(failure) => say("True", &failure.reason, failure.message.clone()),
+        None => say("False", "Progressing", "Nothing waits for a person"),
+    }
+}
+
+fn credentials(observed: &Observed) -> Say {
+    match &observed.access {
+        Access::Unchecked => say("Unknown", "NotChecked", "GitHub has not been asked yet"),
+        Access::Granted => say("True", "Accepted", "GitHub accepts the credentials"),
+        Access::Refused {
+            reason,
+            message,
+            transient,
+        } => say(if *transient { "Unknown" } else { "False" }, reason, message.clone()),
+    }
+}
+
+fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    let gate_failure = health
+        .current()
+        .filter(|f| f.reason == "GateFailed" || f.reason == "GateOverdue");
+    if let Some(failure) = gate_failure {
+        return say("False", &failure.reason, failure.message.clone());
+    }
+    let passed = observed.runners.iter().any(|r| !r.devices.is_empty());
+    let before = previous(pool, kind::GPU_HEALTHY);
+    if passed || before.is_some_and(|c| c.status == "True") {
+        return say("True", "GatePassed", "Every device that was tried computes correctly");
+    }
+    say("Unknown", "NotTried", "No gate has run to its end yet")
+}
+
+/// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
+fn online(pool: &Pool, observed: &Observed, health: &Health, now: Timestamp, plan: &mut Plan) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say("False", "NoRunners", "The spec cannot be carried out; see the condition Stalled");
+    };
+    if spec.replicas == 0 {
+        return say("True", "ScaledToZero", "No runner is wanted");
+    }
+    let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
+    let trouble = trouble(spec, observed, health, now, plan);
+    let first = observed.runners.iter().filter(|r| r.is_online()).map(|r| r.since).min();
+    match (first, trouble) {
+        (Some(_), Some((reason, message))) => say(
+            "True",
+            &reason,
+            format!("Runners are online, though not all that are wanted: {message}"),
+        ),
+        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => {
+            say("True", "Online", before.map(|c| c.message.clone()).unwrap_or_default())
+        }
+        (Some(first), None) => say("True", "Online", online_message(pool, first)),
+        (None, Some((reason, message))) => say("False", &reason, message),
+        (None, None) => match before {
+            Some(c) => say("True", &c.reason, c.message.clone()),
+            None => say("False", "Starting", "The first runner has not come online yet"),
+        },
+    }
+}
+
+/// At the first time, how long it took from the resource's creation.
+fn online_message(pool: &Pool, first: Timestamp) -> String {
+    let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != "Starting");
+    let took = first.duration_since(pool.created);
+    if seen_before || took.is_negative() {
+        return "Runners are online".to_owned();
+    }
+    format!(
+        "Runners are online; the first was {} s after the resource was created",
+        took.as_secs()
+    )
+}
+
+/// What keeps runners from coming online, if anything does.
+fn trouble(
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<(String, String)> {
+    if let Access::Refused { reason, message, .. } = &observed.access {
+        return Some((reason.clone(), message.clone()));
+    }
+    if let Some(failure) = health.current() {
+        return Some((failure.reason.clone(), failure.message.clone()));
+    }
+    if let Some(message) = &observed.pod_refused {
+        return Some((
+            "PodNotCreated".to_owned(),
+            format!("Kubernetes did not take the pod: {message}"),
+        ));
+    }
+    if let Some(runner) = observed.runners.iter().find(|r| health::image_trouble(r).is_some()) {
+        let waiting = runner.waiting.as_ref()?;
+        return Some((
+            waiting.reason.clone(),
+            format!("An image cannot be pulled ({}); check its name and the imagePullSecrets in spec.template", waiting.reason),
+        ));
+    }
+    let unscheduled: Vec<_> = observed
+        .runners
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Unscheduled)
+        .collect();
+    let since = unscheduled.iter().map(|r| r.since).min()?;
+    if now < since + UNSCHEDULED {
+        plan.wake_at(since + UNSCHEDULED, now);
+        return None;
+    }
+    Some((
+        "Unschedulable".to_owned(),
+        match observed.gpu_nodes {
+            Some(0) => format!(
+                "No node offers {}; is there a node with a GPU, and does its device plugin run?",
+                spec.gpu.resource
+            ),
+            _ => format!(
+                "No node has {} free for this pool: they are taken, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits",
+                spec.gpu
+            ),
+        },
+    ))
+}
+
+fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {
+    if stalled.status == "True" {
+        return say("False", &stalled.reason, stalled.message.clone());
+    }
+    if credentials.status != "True" {
+        return say("False", &credentials.reason, credentials.message.clone());
+    }
+    if online.status == "True" {
+        return say("True", &online.reason, online.message.clone());
+    }
+    say("False", &online.reason, online.message.clone())
+}
+
+/// The condition of a part that this version does not have.
+fn unbuilt(pool: &Pool, field: &'static str) -> Say {
+    let asked = pool.spec.as_ref().is_ok_and(|s| s.not_acted_on.contains(&field));
+    if asked {
+        return say(
+            "Unknown",
+            "NotImplemented",
+            format!("{field} is accepted, but this version of the operator does not act on it"),
+        );
+    }
+    say("Unknown", "NotAsked", format!("{field} is not set"))
+}
+
+fn supported(pool: &Pool) -> Say {
+    let fields = pool.spec.as_ref().map(|s| s.not_acted_on.join(", ")).unwrap_or_default();
+    match &pool.spec {
+        Err(error) if error.reason() == "NotImplemented" => {
+            say("False", "NotImplemented", error.to_string())
+        }
+        _ if fields.is_empty() => say("True", "AllFieldsActedOn", "Every field is acted on"),
+        _ => say(
+            "False",
+            "NotImplemented",
+            format!("Accepted, but not acted on by this version of the operator: {fields}"),
+        ),
+    }
+}
+
+fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
+    pool.status.conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// Sets a condition; the transition time moves only with the status.
+fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
+    let new = Condition {
+        type_: type_.to_owned(),
+        status: said.status.to_owned(),
+        reason: said.reason,
+        message: said.message,
+        observed_generation: Some(generation),
+        last_transition_time: Time(now),
+    };
+    match conditions.iter_mut().find(|c| c.type_ == type_) {
+        Some(old) if old.status == new.status => {
+            let since = old.last_transition_time.clone();
+            *old = Condition {
+                last_transition_time: since,
+                ..new
+            };
+        }
+        Some(old) => *old = new,
+        None => conditions.push(new),
+    }
+}

@@ -1,0 +1,106 @@
+//! Values for the tests of the plan.
+
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec, RunnerPhase};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Access, Entry, Listing, Observed, PodSettings};
+use crate::observe::pod::{End, Failure, Job, Runner};
+use crate::pool::{FINALIZER, Pool};
+
+/// The present of all tests.
+pub(crate) const NOW: Timestamp = Timestamp::constant(1_000_000, 0);
+
+pub(crate) fn ago(seconds: i64) -> Timestamp {
+    NOW - SignedDuration::from_secs(seconds)
+}
+
+/// A resource with the defaults, its finalizer set.
+pub(crate) fn resource() -> CudaRunner {
+    let mut spec = CudaRunnerSpec::default();
+    spec.github.url = "https://github.com/acme/widgets".to_owned();
+    spec.github.credentials_ref.name = "github".to_owned();
+    let mut resource = CudaRunner::new("pool", spec);
+    let meta = &mut resource.metadata;
+    meta.namespace = Some("ci".to_owned());
+    meta.uid = Some("1b4e28ba-2fa1-11d2-883f-0016d3cca427".to_owned());
+    meta.generation = Some(1);
+    meta.creation_timestamp = Some(Time(ago(3600)));
+    meta.finalizers = Some(vec![FINALIZER.to_owned()]);
+    resource
+}
+
+/// A pool of `replicas` runners whose status speaks of its generation.
+pub(crate) fn pool(replicas: i32) -> Pool {
+    let mut resource = resource();
+    resource.spec.replicas = Some(replicas);
+    let mut pool = Pool::read(&resource, false);
+    pool.status.observed_generation = Some(1);
+    pool
+}
+
+/// GitHub lets us in and holds nothing of ours.
+pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
+    Observed {
+        runners,
+        expected: std::collections::BTreeSet::new(),
+        access: Access::Granted,
+        ask_again: None,
+        listing: Some(listing(&[])),
+        last_change: None,
+        gpu_nodes: Some(1),
+        pod_refused: None,
+        pod_settings: PodSettings::default(),
+        seed: 7,
+    }
+}
+
+pub(crate) fn listing(names: &[&str]) -> Listing {
+    Listing {
+        at: ago(10),
+        entries: names
+            .iter()
+            .zip(1..)
+            .map(|(name, id)| Entry {
+                id,
+                name: (*name).to_owned(),
+                busy: false,
+            })
+            .collect(),
+    }
+}
+
+/// A runner of the current template, in `phase` for twenty seconds.
+pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
+    Runner {
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        created: ago(60),
+        gone_by: (phase == RunnerPhase::Terminating).then(|| NOW + SignedDuration::from_secs(20)),
+        node: (phase != RunnerPhase::Unscheduled).then(|| "node-1".to_owned()),
+        template: pool.spec.as_ref().unwrap().template_hash.clone(),
+        phase,
+        since: ago(20),
+        waiting: None,
+        agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
+        devices: vec![],
+        end: match phase {
+            RunnerPhase::Finished => Some(End::JobDone(Job::default())),
+            RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),
+            _ => None,
+        },
+    }
+}
+
+pub(crate) fn gate_failure(class: Class) -> Failure {
+    Failure {
+        reason: "GateFailed",
+        class,
+        code: Some(999),
+        device: None,
+        message: "the gate failed".to_owned(),
+        at: ago(20),
+        registered: false,
+    }
+}

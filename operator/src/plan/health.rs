@@ -1,0 +1,225 @@
+//! Failures: what they mean for the next attempt.
+
+use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Observed;
+use crate::backoff;
+use crate::observe::pod::{End, Failure, Runner};
+use crate::pool::{Pool, Spec};
+
+/// Reasons with which the kubelet reports an image that it cannot use. See
+/// <https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff>.
+const IMAGE_TROUBLE: [&str; 5] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "ImageInspectError",
+];
+/// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
+const START: SignedDuration = SignedDuration::from_mins(20);
+/// How long an image that cannot be pulled is waited for.
+const IMAGE: SignedDuration = SignedDuration::from_mins(5);
+/// How long a running agent may take until it is online.
+const ONLINE: SignedDuration = SignedDuration::from_mins(3);
+/// What the gate may take beside its two attempts at the test: registration and its own start.
+const GATE_MARGIN: SignedDuration = SignedDuration::from_secs(120);
+
+/// What the failures so far mean.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Failures in a row since a runner was last online.
+    pub consecutive: i32,
+    /// The last failures, newest first.
+    pub last_failures: Vec<FailureStatus>,
+    /// Those that the status does not have yet.
+    pub new: Vec<FailureStatus>,
+    /// No runner is created before.
+    pub not_before: Option<Timestamp>,
+    /// Runners that have overrun the deadline of their phase.
+    pub overdue: Vec<String>,
+}
+
+impl Health {
+    /// The failure that the pool suffers from now.
+    #[must_use]
+    pub fn current(&self) -> Option<&FailureStatus> {
+        (self.consecutive > 0).then(|| self.last_failures.first()).flatten()
+    }
+
+    /// The failure that a person has to mend, if that is what the pool suffers from.
+    #[must_use]
+    pub fn stalled(&self) -> Option<&FailureStatus> {
+        self.current().filter(|failure| needs_a_person(&failure.class))
+    }
+}
+
+/// Whether a class of failure goes away only when somebody changes something.
+fn needs_a_person(class: &str) -> bool {
+    [Class::Config, Class::Unsupported, Class::Refused]
+        .iter()
+        .any(|c| c.as_str() == class)
+}
+
+/// Reads the failures out of the pods and of the status.
+#[must_use]
+pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
+    let known = &pool.status.last_failures;
+    let is_new = |name: &str| !known.iter().any(|f| f.runner == name);
+    let mut new: Vec<FailureStatus> = vec![];
+    let mut overdue = vec![];
+    for runner in &observed.runners {
+        let failure = match &runner.end {
+            Some(End::Failed(failure)) => failure.clone(),
+            Some(End::JobDone(_)) => continue,
+            None => {
+                let late = pool.spec.as_ref().ok().and_then(|s| overrun(runner, s, now));
+                let Some(failure) = late else { continue };
+                overdue.push(runner.name.clone());
+                failure
+            }
+        };
+        if is_new(&runner.name) {
+            new.push(noted(runner, failure));
+        }
+    }
+    new.sort_by(|a, b| b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner)));
+
+    let mut last_failures = new.clone();
+    last_failures.extend(known.iter().cloned());
+    last_failures.truncate(MAX_LAST_FAILURES);
+
+    let consecutive = consecutive(pool, observed, &new, last_failures.first());
+    let not_before = last_failures
+        .first()
+        .filter(|_| consecutive > 0)
+        .map(|last| last.at.0 + pause(&last.class, consecutive, &pool.uid));
+    Health {
+        consecutive,
+        last_failures,
+        new,
+        not_before,
+        overdue,
+    }
+}
+
+/// Failures in a row: a batch counts once, a runner that came online since ends the row, and a changed spec starts afresh.
+fn consecutive(
+    pool: &Pool,
+    observed: &Observed,
+    new: &[FailureStatus],
+    last: Option<&FailureStatus>,
+) -> i32 {
+    let before = if pool.status.observed_generation == Some(pool.generation) {
+        pool.status.consecutive_failures
+    } else {
+        0
+    };
+    let healthy_since = |moment: Timestamp| {
+        observed.runners.iter().any(|r| {
+            (r.is_online() || r.phase == RunnerPhase::Finished) && r.since > moment
+        })
+    };
+    if last.is_some_and(|last| healthy_since(last.at.0)) {
+        return 0;
+    }
+    if new.is_empty() {
+        before
+    } else {
+        before.saturating_add(1)
+    }
+}
+
+/// The pause before the next attempt.
+fn pause(class: &str, consecutive: i32, uid: &str) -> SignedDuration {
+    let first = if needs_a_person(class) {
+        SignedDuration::from_secs(20)
+    } else {
+        SignedDuration::from_secs(5)
+    };
+    backoff::exponential(first, SignedDuration::from_mins(10), consecutive, uid)
+}
+
+fn noted(runner: &Runner, failure: Failure) -> FailureStatus {
+    FailureStatus {
+        runner: runner.name.clone(),
+        node: runner.node.clone(),
+        device: failure.device,
+        class: failure.class.as_str().to_owned(),
+        code: failure.code,
+        reason: failure.reason.to_owned(),
+        message: failure.message,
+        at: Time(failure.at),
+    }
+}
+
+/// When the phase of a runner is over at the latest; `None` where it may wait for ever.
+#[must_use]
+pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
+    let gate = i64::from(spec.gate.timeout_seconds);
+    let may_take = match runner.phase {
+        RunnerPhase::Preparing | RunnerPhase::Starting => match &runner.waiting {
+            Some(waiting) if IMAGE_TROUBLE.contains(&waiting.reason.as_str()) => IMAGE,
+            _ if runner.phase == RunnerPhase::Starting && runner.agent_running => ONLINE,
+            _ => START,
+        },
+        RunnerPhase::Gated => SignedDuration::from_secs(2 * gate) + GATE_MARGIN,
+        _ => return None,
+    };
+    Some(runner.since + may_take)
+}
+
+/// The failure of a runner that has overrun its phase.
+fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
+    if deadline(runner, spec)? > now {
+        return None;
+    }
+    let failure = |reason, class, message| Failure {
+        reason,
+        class,
+        code: None,
+        device: None,
+        message,
+        at: now,
+        registered: runner.phase == RunnerPhase::Starting,
+    };
+    let waiting = runner
+        .waiting
+        .as_ref()
+        .map(|w| format!(" ({}: {})", w.reason, w.message))
+        .unwrap_or_default();
+    Some(match runner.phase {
+        RunnerPhase::Gated => failure(
+            "GateOverdue",
+            Class::Node,
+            "The gate neither passed nor failed within its time; the node may hang. Look at the node's kubelet and driver.".to_owned(),
+        ),
+        _ if image_trouble(runner).is_some() => failure(
+            "ImageNotPulled",
+            Class::Config,
+            format!("The image of the runner or of the gate could not be pulled{waiting}; check its name and the imagePullSecrets in spec.template."),
+        ),
+        RunnerPhase::Starting => failure(
+            "NeverOnline",
+            Class::Transient,
+            format!("The agent was registered and did not come online{waiting}; `kubectl logs` of the pod tells more."),
+        ),
+        _ => failure(
+            "NeverStarted",
+            Class::Transient,
+            format!("The pod got a node and did not start there{waiting}; `kubectl describe` of the pod tells more."),
+        ),
+    })
+}
+
+/// What keeps a runner's image away, if that is what it waits for.
+#[must_use]
+pub fn image_trouble(runner: &Runner) -> Option<&str> {
+    let waiting = runner.waiting.as_ref()?;
+    IMAGE_TROUBLE
+        .contains(&waiting.reason.as_str())
+        .then_some(waiting.reason.as_str())
+}

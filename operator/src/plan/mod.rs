@@ -1,0 +1,247 @@
+//! What to do: a pure function of the pool, of what was observed, and of the time.
+//!
+//! Nothing here has a client, a clock or randomness of its own, so that every decision can be tested as data.
+
+pub mod conditions;
+pub mod health;
+pub mod pod;
+pub mod runners;
+pub mod teardown;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::observe::pod::Runner;
+use crate::pool::{Pool, Spec};
+
+/// Everything that a decision depends on beside the pool itself.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The pool's pods.
+    pub runners: Vec<Runner>,
+    /// Names of pods that were created and that the watch does not show yet.
+    pub expected: BTreeSet<String>,
+    /// What is known of the way to GitHub.
+    pub access: Access,
+    /// When GitHub may be asked again, after an attempt that failed.
+    pub ask_again: Option<Timestamp>,
+    /// GitHub's own list of our entries, as last read.
+    pub listing: Option<Listing>,
+    /// When we last created or removed anything that such a list would show.
+    pub last_change: Option<Timestamp>,
+    /// Whether any node offers the pool's GPU resource; `None` where nodes are not watched.
+    pub gpu_nodes: Option<usize>,
+    /// Why Kubernetes refused the last pod.
+    pub pod_refused: Option<String>,
+    /// What the pods need to know of the operator.
+    pub pod_settings: PodSettings,
+    /// Fresh randomness for names.
+    pub seed: u64,
+}
+
+/// What is known of the way to GitHub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// Nothing was tried yet.
+    Unchecked,
+    /// GitHub let us in.
+    Granted,
+    /// It cannot work, or does not now.
+    Refused {
+        /// The condition's reason.
+        reason: String,
+        /// What happened, and what to do.
+        message: String,
+        /// Whether time alone may mend it.
+        transient: bool,
+    },
+}
+
+/// GitHub's list of the entries that bear our ownership label.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// When it was read.
+    pub at: Timestamp,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
+
+/// A runner's entry on GitHub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// GitHub's id.
+    pub id: u64,
+    /// The runner's name.
+    pub name: String,
+    /// Whether it runs a job.
+    pub busy: bool,
+}
+
+/// What the pods need to know of the operator.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PodSettings {
+    /// Image of the gate.
+    pub gate_image: String,
+    /// Pull policy of that image.
+    pub image_pull_policy: String,
+    /// Address of the registrar.
+    pub registrar_url: String,
+    /// Certificate authorities of the registrar, PEM.
+    pub registrar_ca: String,
+}
+
+/// One write. Each is safe to repeat.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Put our finalizer on the resource.
+    AddFinalizer,
+    /// Let the resource go.
+    RemoveFinalizer,
+    /// Create a runner pod.
+    CreatePod(Box<Pod>),
+    /// Remove a pod that GitHub has no entry for, or whose entry is gone by itself.
+    DeletePod(Target),
+    /// Remove the entry on GitHub, then the pod. A busy runner is left alone.
+    Drain(Target),
+    /// The same, but a busy runner's pod goes too: its job is cancelled.
+    Evict(Target),
+    /// Remove an idle pod if GitHub knows no runner of its name.
+    ReplaceUnregistered(Target),
+    /// Remove an entry on GitHub that has no pod.
+    DeleteEntry(Entry),
+}
+
+/// A pod to remove: by uid, so that a namesake is never hit.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Target {
+    /// Name of the pod.
+    pub name: String,
+    /// Uid of the pod.
+    pub uid: String,
+}
+
+impl From<&Runner> for Target {
+    fn from(runner: &Runner) -> Self {
+        Self {
+            name: runner.name.clone(),
+            uid: runner.uid.clone(),
+        }
+    }
+}
+
+/// Something that a person should hear.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Notice {
+    /// Whether it is a warning.
+    pub warning: bool,
+    /// One word.
+    pub reason: String,
+    /// A sentence.
+    pub note: String,
+}
+
+/// What to do, what to say, and when to look again.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Writes, in order of urgency; they do not depend on one another.
+    pub actions: Vec<Action>,
+    /// The status as it should be.
+    pub status: CudaRunnerStatus,
+    /// Events.
+    pub notices: Vec<Notice>,
+    /// When to look again, where nothing else wakes the pool.
+    pub wake: Option<SignedDuration>,
+    /// Whether GitHub's list should be read again soon.
+    pub refresh: bool,
+}
+
+impl Plan {
+    /// Looks again after `wait`, or sooner.
+    fn wake_in(&mut self, wait: SignedDuration) {
+        let wait = wait.max(SignedDuration::ZERO);
+        self.wake = Some(self.wake.map_or(wait, |w| w.min(wait)));
+    }
+
+    /// Looks again at `moment`, or sooner.
+    fn wake_at(&mut self, moment: Timestamp, now: Timestamp) {
+        self.wake_in(moment.duration_since(now));
+    }
+}
+
+/// Decides.
+#[must_use]
+pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan {
+        status: counted(pool, observed, now),
+        ..Plan::default()
+    };
+    if let Some(moment) = observed.ask_again {
+        plan.wake_at(moment, now);
+    }
+    if let Some(since) = pool.deleting {
+        teardown::plan(pool, observed, since, now, &mut plan);
+        return plan;
+    }
+    if !pool.finalizer {
+        plan.actions.push(Action::AddFinalizer);
+    }
+    let health = health::assess(pool, observed, now);
+    if let Ok(spec) = &pool.spec {
+        runners::plan(pool, spec, observed, &health, now, &mut plan);
+    }
+    plan.status.consecutive_failures = health.consecutive;
+    plan.status.last_failures = health.last_failures.clone();
+    conditions::plan(pool, observed, &health, now, &mut plan);
+    plan
+}
+
+/// The counts and lists of the status.
+fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus {
+    let runners = &observed.runners;
+    let count = |wanted: &dyn Fn(&Runner) -> bool| {
+        i32::try_from(runners.iter().filter(|r| wanted(r)).count()).unwrap_or(i32::MAX)
+    };
+    let phase = |phases: &'static [RunnerPhase]| move |r: &Runner| phases.contains(&r.phase);
+    let mut listed: Vec<_> = runners.iter().filter(|r| r.end.is_none()).collect();
+    listed.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let beyond = listed.len().saturating_sub(cudarunner_crds::MAX_LISTED_RUNNERS);
+    CudaRunnerStatus {
+        observed_generation: Some(pool.generation),
+        replicas: count(&|r| r.is_active(now)),
+        pending: count(&phase(&[RunnerPhase::Unscheduled, RunnerPhase::Preparing])),
+        gated: count(&phase(&[RunnerPhase::Gated])),
+        online: count(&Runner::is_online),
+        busy: count(&phase(&[RunnerPhase::Busy])),
+        failed: count(&phase(&[RunnerPhase::Failed])),
+        gpu: pool.spec.as_ref().map_or_else(
+            |_| pool.status.gpu.clone(),
+            |spec: &Spec| spec.gpu.to_string(),
+        ),
+        selector: format!("{}={}", cudarunner_crds::POOL_LABEL, pool.key.name),
+        runners: listed
+            .iter()
+            .take(cudarunner_crds::MAX_LISTED_RUNNERS)
+            .map(|r| cudarunner_crds::RunnerStatus {
+                name: r.name.clone(),
+                node: r.node.clone(),
+                devices: r.devices.clone(),
+                phase: r.phase,
+                since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(r.created),
+            })
+            .collect(),
+        runners_not_listed: i32::try_from(beyond).unwrap_or(i32::MAX),
+        registered_at: match &pool.spec {
+            Ok(spec) if !runners.is_empty() => Some(spec.url.to_string()),
+            _ => pool.status.registered_at.clone(),
+        },
+        ..pool.status.clone()
+    }
+}

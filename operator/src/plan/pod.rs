@@ -1,0 +1,336 @@
+//! The runner pod: ours first, the user's template merged over it.
+
+use std::collections::BTreeMap;
+
+use cudarunner_crds::{CudaRunner, ManagedMemory};
+use gate_report::wire::AUDIENCE;
+use k8s_openapi::DeepMerge as _;
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    ExecAction, KeyToPath, ObjectFieldSelector, Pod, PodSpec, Probe, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection,
+    Toleration, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource as _;
+
+use super::PodSettings;
+use crate::observe::pod::{GATE, RUNNER, TEMPLATE_ANNOTATION};
+use crate::pool::{GpuRequest, Pool, Spec, labels_of};
+
+/// Memory-backed folder in which the gate leaves the registration and the hooks.
+const REGISTRATION_DIR: &str = "/run/cuda-runner";
+/// Folder of the gate's service-account token.
+const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
+/// Folder of the certificate authorities for GitHub.
+const CA_DIR: &str = "/etc/cuda-runner/github-ca";
+/// The user of GitHub's own runner image.
+const RUNNER_USER: i64 = 1001;
+/// The image that runs where the template names none.
+const DEFAULT_IMAGE: &str = "ghcr.io/actions/actions-runner:latest";
+
+/// Reads the registration, removes it, and becomes the agent: the secret is in no argument list and in no object.
+const START: &str = r#"set -eu
+registration=/run/cuda-runner/jitconfig
+ACTIONS_RUNNER_INPUT_JITCONFIG=$(cat "$registration")
+export ACTIONS_RUNNER_INPUT_JITCONFIG
+rm -f "$registration"
+exec /home/runner/run.sh"#;
+
+/// The agent writes this line to its diagnostic log as soon as its session with GitHub is open.
+const ONLINE: &str = r#"grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
+/// Ready to take a job: online, and the hooks' mark of a running job is absent.
+const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
+
+/// Makes the pod of the runner `name`.
+#[must_use]
+pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Pod {
+    let mut pod_spec = PodSpec {
+        restart_policy: Some("Never".to_owned()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        init_containers: Some(vec![gate(spec, settings)]),
+        containers: vec![runner(spec)],
+        volumes: Some(volumes(spec)),
+        tolerations: Some(vec![Toleration {
+            key: Some("nvidia.com/gpu".to_owned()),
+            operator: Some("Exists".to_owned()),
+            effect: Some("NoSchedule".to_owned()),
+            ..Toleration::default()
+        }]),
+        ..PodSpec::default()
+    };
+    if let Some(template) = spec.template.spec.clone() {
+        pod_spec.merge_from(template);
+    }
+    run_gate_as_the_job(&mut pod_spec);
+
+    let user = spec.template.metadata.clone().unwrap_or_default();
+    let mut annotations = protections();
+    annotations.extend(user.annotations.unwrap_or_default());
+    annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
+    let mut labels = user.labels.unwrap_or_default();
+    labels.extend(labels_of(&pool.key));
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(pool.key.namespace.clone()),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: Some(vec![owner(pool)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(pod_spec),
+        status: None,
+    }
+}
+
+fn owner(pool: &Pool) -> OwnerReference {
+    OwnerReference {
+        api_version: CudaRunner::api_version(&()).into_owned(),
+        kind: CudaRunner::kind(&()).into_owned(),
+        name: pool.key.name.clone(),
+        uid: pool.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Annotations by which autoscalers leave a pod alone: a job cannot be moved.
+/// See <https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md> and
+/// <https://karpenter.sh/docs/concepts/disruption/>.
+fn protections() -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (
+            "cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(),
+            "false".to_owned(),
+        ),
+        ("karpenter.sh/do-not-disrupt".to_owned(), "true".to_owned()),
+    ])
+}
+
+/// The init container: the same devices as the job, the least rights.
+fn gate(spec: &Spec, settings: &PodSettings) -> Container {
+    let settings_env = [
+        ("CUDA_SMOKE_REGISTRAR_URL", settings.registrar_url.clone()),
+        ("CUDA_SMOKE_REGISTRAR_CA", settings.registrar_ca.clone()),
+        ("CUDA_SMOKE_TOKEN_FILE", format!("{TOKEN_DIR}/token")),
+        ("CUDA_SMOKE_REGISTRATION_DIR", REGISTRATION_DIR.to_owned()),
+        ("CUDA_SMOKE_EXPECTED_DEVICES", spec.gpu.count.to_string()),
+        (
+            "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
+            spec.gate.min_compute_capability.clone(),
+        ),
+        ("CUDA_SMOKE_MIN_CUDA_VERSION", spec.gate.min_cuda_version.clone()),
+        (
+            "CUDA_SMOKE_MANAGED_MEMORY",
+            match spec.gate.managed_memory {
+                ManagedMemory::Report => "Report",
+                ManagedMemory::Require => "Require",
+            }
+            .to_owned(),
+        ),
+        ("CUDA_SMOKE_TIMEOUT_SECONDS", spec.gate.timeout_seconds.to_string()),
+        // Where the vendor's device plugin mounts the driver without a runtime class, as on GKE.
+        ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
+    ];
+    let mut env: Vec<EnvVar> = settings_env.into_iter().map(|(n, v)| value(n, v)).collect();
+    env.push(field("NODE_NAME", "spec.nodeName"));
+    env.push(field("POD_NAME", "metadata.name"));
+    env.push(field("POD_NAMESPACE", "metadata.namespace"));
+    Container {
+        name: GATE.to_owned(),
+        image: Some(settings.gate_image.clone()),
+        image_pull_policy: Some(settings.image_pull_policy.clone()),
+        args: Some(vec!["gate".to_owned()]),
+        env: Some(env),
+        resources: Some(devices(&spec.gpu)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                add: None,
+            }),
+            read_only_root_filesystem: Some(true),
+            run_as_non_root: Some(true),
+            run_as_user: Some(RUNNER_USER),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![
+            mount("registration", REGISTRATION_DIR, false),
+            mount("registrar-token", TOKEN_DIR, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+/// The agent's container.
+fn runner(spec: &Spec) -> Container {
+    let mut env = vec![
+        value(
+            "ACTIONS_RUNNER_HOOK_JOB_STARTED",
+            format!("{REGISTRATION_DIR}/job-started.sh"),
+        ),
+        value(
+            "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
+            format!("{REGISTRATION_DIR}/job-completed.sh"),
+        ),
+        value(
+            "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE",
+            "1".to_owned(),
+        ),
+    ];
+    let mut mounts = vec![mount("registration", REGISTRATION_DIR, false)];
+    if spec.ca_bundle.is_some() {
+        mounts.push(mount("github-ca", CA_DIR, true));
+        env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
+        env.push(value("NODE_EXTRA_CA_CERTS", format!("{CA_DIR}/ca.crt")));
+    }
+    Container {
+        name: RUNNER.to_owned(),
+        image: Some(DEFAULT_IMAGE.to_owned()),
+        command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), START.to_owned()]),
+        env: Some(env),
+        resources: Some(devices(&spec.gpu)),
+        startup_probe: Some(Probe {
+            period_seconds: Some(1),
+            // The operator's own deadline comes first; it removes the registration, which the kubelet cannot.
+            failure_threshold: Some(3600),
+            ..shell_probe(ONLINE)
+        }),
+        readiness_probe: Some(Probe {
+            period_seconds: Some(2),
+            failure_threshold: Some(1),
+            ..shell_probe(IDLE)
+        }),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn shell_probe(test: &str) -> Probe {
+    Probe {
+        exec: Some(ExecAction {
+            command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), test.to_owned()]),
+        }),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn devices(gpu: &GpuRequest) -> ResourceRequirements {
+    ResourceRequirements {
+        limits: Some(BTreeMap::from([(
+            gpu.resource.clone(),
+            Quantity(gpu.count.to_string()),
+        )])),
+        ..ResourceRequirements::default()
+    }
+}
+
+fn volumes(spec: &Spec) -> Vec<Volume> {
+    let mut volumes = vec![
+        Volume {
+            name: "registration".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                size_limit: Some(Quantity("1Mi".to_owned())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "registrar-token".to_owned(),
+            projected: Some(ProjectedVolumeSource {
+                // Readable for whichever user the template runs the job as.
+                default_mode: Some(0o444),
+                sources: Some(vec![VolumeProjection {
+                    service_account_token: Some(ServiceAccountTokenProjection {
+                        audience: Some(AUDIENCE.to_owned()),
+                        expiration_seconds: Some(3600),
+                        path: "token".to_owned(),
+                        ..ServiceAccountTokenProjection::default()
+                    }),
+                    ..VolumeProjection::default()
+                }]),
+                ..ProjectedVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+    ];
+    if let Some(ca) = &spec.ca_bundle {
+        volumes.push(Volume {
+            name: "github-ca".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: ca.name.clone(),
+                items: Some(vec![KeyToPath {
+                    key: ca.key.clone(),
+                    path: "ca.crt".to_owned(),
+                    ..KeyToPath::default()
+                }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+/// The gate leaves files that the job's user must be able to remove: where the template chooses a user, the gate is that user.
+fn run_gate_as_the_job(spec: &mut PodSpec) {
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    let of_runner = spec
+        .containers
+        .iter()
+        .find(|c| c.name == RUNNER)
+        .and_then(|c| c.security_context.as_ref())
+        .and_then(|c| c.run_as_user);
+    let Some(user) = of_runner.or(of_pod) else {
+        return;
+    };
+    let gate = spec
+        .init_containers
+        .iter_mut()
+        .flatten()
+        .find(|c| c.name == GATE);
+    if let Some(context) = gate.and_then(|g| g.security_context.as_mut()) {
+        context.run_as_user = Some(user);
+        context.run_as_non_root = Some(user != 0);
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}
+
+fn value(name: &str, value: String) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value: Some(value),
+        value_from: None,
+    }
+}
+
+fn field(name: &str, path: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: None,
+                field_path: path.to_owned(),
+            }),
+            ..EnvVarSource::default()
+        }),
+    }
+}

@@ -1,0 +1,254 @@
+//! How many runners there are: create, replace, scale down, roll, sweep.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
+use jiff::{SignedDuration, Timestamp};
+
+use super::health::{self, Health};
+use super::{Access, Action, Observed, Plan, Target, pod};
+use crate::observe::pod::{End, Runner};
+use crate::pool::{Pool, Spec};
+
+/// How often GitHub's list is compared with the pods.
+pub const SWEEP: SignedDuration = SignedDuration::from_mins(5);
+/// After this time an idle runner must be in GitHub's list.
+const LISTED_AFTER: SignedDuration = SignedDuration::from_mins(2);
+/// How soon a busy leftover on GitHub is looked at again.
+const BUSY_LEFTOVER: SignedDuration = SignedDuration::from_secs(60);
+
+/// Plans the runners of a pool that is not being deleted.
+pub(super) fn plan(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    clear_ended(pool, spec, observed, plan);
+    stop_overdue(observed, health, plan);
+    let removed: BTreeSet<String> = removed_names(plan);
+    let active: Vec<&Runner> = observed
+        .runners
+        .iter()
+        .filter(|r| r.is_active(now) && !removed.contains(&r.name))
+        .collect();
+    let have = active.len() + unseen(observed);
+    if have > spec.replicas {
+        scale_down(&active, spec, have - spec.replicas, plan);
+    } else {
+        create(pool, spec, observed, health, spec.replicas - have, now, plan);
+        roll(&active, spec, plan);
+    }
+    if observed.access == Access::Granted {
+        sweep(observed, now, plan);
+    }
+    for runner in active {
+        if let Some(at) = health::deadline(runner, spec) {
+            plan.wake_at(at, now);
+        }
+        if runner.phase == RunnerPhase::Terminating
+            && let Some(by) = runner.gone_by
+        {
+            plan.wake_at(by, now);
+        }
+    }
+}
+
+/// Created pods that the watch does not show yet: they count, or a stale store would make one too many.
+fn unseen(observed: &Observed) -> usize {
+    let shown: BTreeSet<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
+    let unseen = observed.expected.iter();
+    unseen.filter(|name| !shown.contains(name.as_str())).count()
+}
+
+/// Pods that have ended go; of those that failed at the gate a few are kept for a look, once the status has their reason.
+fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
+    let mut kept: Vec<&Runner> = vec![];
+    for runner in &observed.runners {
+        match (&runner.end, runner.phase) {
+            (_, RunnerPhase::Terminating) | (None, _) => {}
+            (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
+            // Without a finished job GitHub does not remove the entry by itself.
+            (Some(End::Failed(failure)), _) if failure.registered => {
+                plan.actions.push(Action::Drain(runner.into()));
+            }
+            (Some(End::Failed(_)), _) => kept.push(runner),
+        }
+    }
+    kept.sort_by_key(|r| std::cmp::Reverse(r.since));
+    let room = spec.replicas.clamp(1, MAX_LAST_FAILURES);
+    let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
+    for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
+        plan.actions.push(Action::DeletePod(runner.into()));
+    }
+}
+
+/// Runners that have overrun a deadline are taken out.
+fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
+    for runner in &observed.runners {
+        if health.overdue.contains(&runner.name) {
+            plan.actions.push(removal(runner));
+        }
+    }
+}
+
+fn removed_names(plan: &Plan) -> BTreeSet<String> {
+    plan.actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Drain(t) | Action::DeletePod(t) => Some(t.name.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// How a runner that is not busy is taken out: one that cannot have registered needs no word with GitHub.
+pub(super) fn removal(runner: &Runner) -> Action {
+    match runner.phase {
+        RunnerPhase::Unscheduled | RunnerPhase::Preparing => Action::DeletePod(runner.into()),
+        _ => Action::Drain(runner.into()),
+    }
+}
+
+/// Takes out `surplus` runners: old ones and those that are furthest from a job first, busy ones never.
+fn scale_down(active: &[&Runner], spec: &Spec, surplus: usize, plan: &mut Plan) {
+    let mut candidates: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| !matches!(r.phase, RunnerPhase::Busy | RunnerPhase::Terminating))
+        .collect();
+    candidates.sort_by_key(|r| {
+        (
+            r.template == spec.template_hash,
+            r.phase,
+            std::cmp::Reverse(r.created),
+            r.name.clone(),
+        )
+    });
+    // Those on their way out already are part of the surplus.
+    let leaving = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Terminating)
+        .count();
+    let take = surplus.saturating_sub(leaving);
+    plan.actions
+        .extend(candidates.into_iter().take(take).map(|r| removal(r)));
+}
+
+/// Creates what is missing, unless GitHub would not have it or the last failure asks for a pause.
+fn create(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    missing: usize,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if missing == 0 || !pool.finalizer || observed.access != Access::Granted {
+        return;
+    }
+    if let Some(moment) = health.not_before.filter(|moment| *moment > now) {
+        plan.wake_at(moment, now);
+        return;
+    }
+    plan.status.registered_at = Some(spec.url.to_string());
+    let mut taken: BTreeSet<String> = observed.runners.iter().map(|r| r.name.clone()).collect();
+    taken.extend(observed.expected.iter().cloned());
+    let mut seed = observed.seed;
+    for _ in 0..missing {
+        let name = loop {
+            let name = format!("{}-{}", pool.key.name, suffix(&mut seed));
+            if taken.insert(name.clone()) {
+                break name;
+            }
+        };
+        let pod = pod::build(pool, spec, &observed.pod_settings, &name);
+        plan.actions.push(Action::CreatePod(Box::new(pod)));
+    }
+}
+
+/// Five characters of `[a-z0-9]`; advances the seed (splitmix64).
+fn suffix(seed: &mut u64) -> String {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut bits = *seed;
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^= bits >> 31;
+    (0..5)
+        .map(|_| {
+            let index = usize::try_from(bits % 36).unwrap_or_default();
+            bits /= 36;
+            char::from(ALPHABET[index])
+        })
+        .collect()
+}
+
+/// Replaces runners of an older template, a few at a time and only while the new ones come up: intake never stops.
+fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
+    let is_new = |r: &&&Runner| r.template == spec.template_hash;
+    let at_once = (spec.replicas / 4).max(1);
+    let coming = active
+        .iter()
+        .filter(is_new)
+        .filter(|r| !r.is_online())
+        .count();
+    let leaving = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Terminating)
+        .count();
+    let mut old: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| !is_new(r))
+        .filter(|r| !matches!(r.phase, RunnerPhase::Busy | RunnerPhase::Terminating))
+        .collect();
+    old.sort_by_key(|r| (r.phase, r.created));
+    // What never came online serves nobody: it goes at once.
+    let (useless, serving): (Vec<&&Runner>, Vec<&&Runner>) =
+        old.into_iter().partition(|r| !r.is_online());
+    plan.actions.extend(useless.into_iter().map(|r| removal(r)));
+    let room = at_once.saturating_sub(coming + leaving);
+    plan.actions
+        .extend(serving.into_iter().take(room).map(|r| removal(r)));
+}
+
+/// Compares GitHub's list with the pods.
+fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let Some(listing) = &observed.listing else {
+        plan.refresh = true;
+        return;
+    };
+    if now >= listing.at + SWEEP {
+        plan.refresh = true;
+    } else {
+        plan.wake_at(listing.at + SWEEP, now);
+    }
+    for entry in &listing.entries {
+        let has_pod = observed.runners.iter().any(|r| r.name == entry.name)
+            || observed.expected.contains(&entry.name);
+        if has_pod {
+            continue;
+        }
+        if entry.busy {
+            if now >= listing.at + BUSY_LEFTOVER {
+                plan.refresh = true;
+            } else {
+                plan.wake_at(listing.at + BUSY_LEFTOVER, now);
+            }
+        } else {
+            plan.actions.push(Action::DeleteEntry(entry.clone()));
+        }
+    }
+    for runner in &observed.runners {
+        let unlisted = runner.phase == RunnerPhase::Idle
+            && runner.since + LISTED_AFTER < listing.at
+            && !listing.entries.iter().any(|e| e.name == runner.name);
+        if unlisted {
+            // A list lags: only a look at the entry itself is proof.
+            let target: Target = runner.into();
+            plan.actions.push(Action::ReplaceUnregistered(target));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The end of a pool: everything that it made goes, and nothing else.
+
+use cudarunner_crds::{DeletionPolicy, RunnerPhase};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Access, Action, Notice, Observed, Plan, runners};
+use crate::observe::pod::End;
+use crate::pool::Pool;
+
+/// How soon GitHub is asked again while entries are left.
+const AGAIN: SignedDuration = SignedDuration::from_secs(5);
+
+/// Plans a pool that has been in deletion since `since`.
+pub(super) fn plan(
+    pool: &Pool,
+    observed: &Observed,
+    since: Timestamp,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if !pool.finalizer {
+        return;
+    }
+    let limit = since + pool.teardown_timeout;
+    if now >= limit {
+        give_up(pool, observed, plan);
+        return;
+    }
+    plan.wake_at(limit, now);
+    remove_runners(pool, observed, plan);
+    // Pods on a lost node are never confirmed gone: past their grace they do not hold the rest up.
+    let left = observed
+        .runners
+        .iter()
+        .any(|r| r.gone_by.is_none_or(|by| now < by));
+    if left || !observed.expected.is_empty() {
+        return;
+    }
+    if pool.status.registered_at.is_none() {
+        plan.actions.push(Action::RemoveFinalizer);
+        return;
+    }
+    clear_entries(pool, observed, now, plan);
+}
+
+/// Takes out the runners, busy ones as the policy says.
+fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    for runner in &observed.runners {
+        let action = match (runner.phase, &runner.end) {
+            (RunnerPhase::Terminating, _) => continue,
+            (_, Some(End::Failed(failure))) if failure.registered => Action::Drain(runner.into()),
+            (_, Some(_)) => Action::DeletePod(runner.into()),
+            (RunnerPhase::Busy, None) => match pool.deletion_policy {
+                DeletionPolicy::WaitForJobs => continue,
+                DeletionPolicy::Now => Action::Evict(runner.into()),
+            },
+            _ => runners::removal(runner),
+        };
+        plan.actions.push(action);
+    }
+}
+
+/// With the pods gone, only a list that was read afterwards proves that GitHub holds nothing of ours.
+fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    if observed.access != Access::Granted && observed.access != Access::Unchecked {
+        // Observing retries with its own pause; the limit ends it.
+        plan.refresh = true;
+        return;
+    }
+    let fresh = observed
+        .listing
+        .as_ref()
+        .filter(|l| observed.last_change.is_none_or(|change| l.at > change));
+    let Some(listing) = fresh else {
+        plan.refresh = true;
+        plan.wake_in(SignedDuration::from_millis(200));
+        return;
+    };
+    if listing.entries.is_empty() {
+        plan.notices.push(Notice {
+            warning: false,
+            reason: "TornDown".to_owned(),
+            note: format!("No runner of {} is left on GitHub", pool.key.name),
+        });
+        plan.actions.push(Action::RemoveFinalizer);
+        return;
+    }
+    for entry in listing.entries.iter().filter(|e| !e.busy) {
+        plan.actions.push(Action::DeleteEntry(entry.clone()));
+    }
+    if now >= listing.at + AGAIN {
+        plan.refresh = true;
+    }
+    plan.wake_in(AGAIN);
+}
+
+/// The time is up: says what is left, and lets go.
+fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let mut left: Vec<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
+    if let Some(listing) = &observed.listing {
+        left.extend(listing.entries.iter().map(|e| e.name.as_str()));
+    }
+    left.sort_unstable();
+    left.dedup();
+    let why = match &observed.access {
+        Access::Refused { message, .. } => format!(" GitHub could not be asked: {message}"),
+        _ => String::new(),
+    };
+    if let Some(place) = &pool.status.registered_at {
+        let names = if left.is_empty() {
+            format!("runners with the label {}", pool.ownership_label())
+        } else {
+            format!("the runners {}", left.join(", "))
+        };
+        plan.notices.push(Notice {
+            warning: true,
+            reason: "TeardownIncomplete".to_owned(),
+            note: format!(
+                "The teardown timeout is over: {names} may be left at {place}; remove them on its runners page.{why}"
+            ),
+        });
+    }
+    plan.actions.push(Action::RemoveFinalizer);
+}

@@ -1,0 +1,416 @@
+//! A `CudaRunner`, validated once: later steps cannot fail on it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use cudarunner_crds::{
+    CudaRunner, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime, ManagedMemory,
+    RegistrationMode,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource as _, ResourceExt as _};
+
+use crate::github::{GitHubUrl, UrlError};
+
+/// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
+const OWNERSHIP_PREFIX: &str = "cudarunner-";
+
+pub use crate::registrar::PoolKey;
+
+impl fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl From<&PoolKey> for ObjectRef<CudaRunner> {
+    fn from(key: &PoolKey) -> Self {
+        Self::new(&key.name).within(&key.namespace)
+    }
+}
+
+/// A pool as the steps of a reconcile see it.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Namespace and name.
+    pub key: PoolKey,
+    /// Uid of the resource.
+    pub uid: String,
+    /// Generation of the resource that this was read from.
+    pub generation: i64,
+    /// When the resource was created.
+    pub created: Timestamp,
+    /// Since when the resource is being deleted.
+    pub deleting: Option<Timestamp>,
+    /// Whether our finalizer is on the resource.
+    pub finalizer: bool,
+    /// All finalizers on the resource.
+    pub finalizers: Vec<String>,
+    /// Version of the resource that this was read from.
+    pub resource_version: Option<String>,
+    /// What becomes of running jobs at the end.
+    pub deletion_policy: DeletionPolicy,
+    /// How long a deletion may take.
+    pub teardown_timeout: SignedDuration,
+    /// The status as last written.
+    pub status: CudaRunnerStatus,
+    /// What the user asks for, or why it cannot be done.
+    pub spec: Result<Spec, SpecError>,
+}
+
+/// A spec that can be carried out.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Where runners register.
+    pub url: GitHubUrl,
+    /// Name of the Secret with the credentials.
+    pub secret: String,
+    /// The ConfigMap's key with certificate authorities.
+    pub ca_bundle: Option<KeyReference>,
+    /// Name of the runner group.
+    pub runner_group: Option<String>,
+    /// Labels that jobs ask for.
+    pub labels: Vec<String>,
+    /// Runners to keep.
+    pub replicas: usize,
+    /// GPUs of one runner.
+    pub gpu: GpuRequest,
+    /// What the gate demands.
+    pub gate: GateSettings,
+    /// The user's template.
+    pub template: PodTemplateSpec,
+    /// Changes when a pod made from this spec would differ.
+    pub template_hash: String,
+    /// Fields that this version accepts without acting on them.
+    pub not_acted_on: Vec<&'static str>,
+}
+
+/// GPUs of one runner.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GpuRequest {
+    /// The extended resource.
+    pub resource: String,
+    /// How many.
+    pub count: u32,
+}
+
+impl fmt::Display for GpuRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.count, self.resource)
+    }
+}
+
+/// What the gate demands of the devices.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GateSettings {
+    /// `MAJOR.MINOR`.
+    pub min_compute_capability: String,
+    /// `MAJOR.MINOR`.
+    pub min_cuda_version: String,
+    /// Whether concurrent managed access is demanded.
+    pub managed_memory: ManagedMemory,
+    /// Seconds for the whole test.
+    pub timeout_seconds: u32,
+}
+
+/// Why a spec cannot be carried out: for the condition `Stalled`.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// The address is of no use.
+    #[error("spec.github.url: {0}")]
+    Url(#[from] UrlError),
+    /// The template is no pod template.
+    #[error("spec.template: {0}; compare it with `kubectl explain pod.spec`")]
+    Template(String),
+    /// A field asks for what this version cannot do.
+    #[error(
+        "{0} is not implemented in this version of the operator, and the pool would not be what was asked for without it; remove the field or upgrade the operator"
+    )]
+    NotImplemented(&'static str),
+}
+
+impl SpecError {
+    /// The condition's reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Url(_) => "InvalidUrl",
+            Self::Template(_) => "InvalidTemplate",
+            Self::NotImplemented(_) => "NotImplemented",
+        }
+    }
+}
+
+/// The finalizer that holds a resource until its runners are gone from GitHub.
+pub const FINALIZER: &str = "cudarunner.dev/teardown";
+
+impl Pool {
+    /// Reads a resource. Never fails as a whole: a spec that cannot be carried out still can be torn down.
+    #[must_use]
+    pub fn read(resource: &CudaRunner, insecure_github: bool) -> Self {
+        let meta = resource.meta();
+        Self {
+            key: PoolKey {
+                namespace: resource.namespace().unwrap_or_default(),
+                name: resource.name_any(),
+            },
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            created: meta
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+            deleting: meta.deletion_timestamp.as_ref().map(|t| t.0),
+            finalizers: resource.finalizers().to_vec(),
+            resource_version: meta.resource_version.clone(),
+            finalizer: resource.finalizers().iter().any(|f| f == FINALIZER),
+            deletion_policy: resource.spec.deletion_policy,
+            teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
+            status: resource.status.clone().unwrap_or_default(),
+            spec: Spec::read(resource, insecure_github),
+        }
+    }
+
+    /// The label by which this pool knows its entries on GitHub.
+    #[must_use]
+    pub fn ownership_label(&self) -> String {
+        let part = self.uid.split('-').next().unwrap_or_default();
+        format!("{OWNERSHIP_PREFIX}{part}")
+    }
+
+    /// Runners that the pool should have.
+    #[must_use]
+    pub fn desired(&self) -> usize {
+        self.spec.as_ref().map_or(0, |spec| spec.replicas)
+    }
+}
+
+impl Spec {
+    fn read(resource: &CudaRunner, insecure_github: bool) -> Result<Self, SpecError> {
+        let spec = &resource.spec;
+        let url = GitHubUrl::parse(&spec.github.url, insecure_github)?;
+        if let Some(field) = unbuilt(resource) {
+            return Err(SpecError::NotImplemented(field));
+        }
+        let template = read_template(spec.template.as_ref())?;
+        let gate = GateSettings {
+            min_compute_capability: spec.gpu.min_compute_capability.clone(),
+            min_cuda_version: spec.gpu.min_cuda_version.clone(),
+            managed_memory: spec.smoke.managed_memory,
+            timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
+        };
+        let gpu = read_gpu(&spec.gpu);
+        let shape = (
+            url.to_string(),
+            &spec.labels,
+            &spec.github.runner_group,
+            spec.github.ca_bundle_ref.as_ref().map(|r| (&r.name, &r.key)),
+            (&gpu.resource, gpu.count),
+            (
+                &gate.min_compute_capability,
+                &gate.min_cuda_version,
+                gate.managed_memory == ManagedMemory::Require,
+                gate.timeout_seconds,
+            ),
+            &spec.template,
+        );
+        let template_hash = fingerprint(&serde_json::to_string(&shape).unwrap_or_default());
+        Ok(Self {
+            secret: spec.github.credentials_ref.name.clone(),
+            ca_bundle: spec.github.ca_bundle_ref.clone(),
+            runner_group: spec.github.runner_group.clone(),
+            labels: spec.labels.clone(),
+            replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
+            not_acted_on: not_acted_on(resource),
+            template_hash,
+            url,
+            gpu,
+            gate,
+            template,
+        })
+    }
+}
+
+/// The first field that asks for another kind of pool than this version can make.
+fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
+    let spec = &resource.spec;
+    [
+        (spec.lifetime != Lifetime::Ephemeral, "spec.lifetime: Persistent"),
+        (
+            spec.registration == RegistrationMode::RegistrationToken,
+            "spec.registration: RegistrationToken",
+        ),
+        (
+            spec.registration == RegistrationMode::ScaleSet,
+            "spec.registration: ScaleSet",
+        ),
+        (spec.scaling.is_some(), "spec.scaling"),
+        (spec.gpu.claim_template.is_some(), "spec.gpu.claimTemplate"),
+        (spec.github.proxy.is_some(), "spec.github.proxy"),
+    ]
+    .into_iter()
+    .find_map(|(asked, field)| asked.then_some(field))
+}
+
+/// Fields that add something to the pool which this version does not do: it works without, and says so.
+fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
+    let spec = &resource.spec;
+    [
+        (spec.preflight.is_some(), "spec.preflight"),
+        (spec.verify.is_some(), "spec.verify"),
+        (spec.required_checks.is_some(), "spec.requiredChecks"),
+    ]
+    .into_iter()
+    .filter_map(|(asked, field)| asked.then_some(field))
+    .collect()
+}
+
+fn read_gpu(gpu: &Gpu) -> GpuRequest {
+    GpuRequest {
+        resource: gpu.resource.clone(),
+        count: gpu.count.unwrap_or(1).max(1).unsigned_abs(),
+    }
+}
+
+/// A template with every field known: one that a Pod does not have would otherwise vanish in silence.
+fn read_template(template: Option<&serde_json::Value>) -> Result<PodTemplateSpec, SpecError> {
+    let Some(given) = template.filter(|t| !t.is_null()) else {
+        return Ok(PodTemplateSpec::default());
+    };
+    let parsed: PodTemplateSpec =
+        serde_json::from_value(given.clone()).map_err(|e| SpecError::Template(e.to_string()))?;
+    let known = serde_json::to_value(&parsed).map_err(|e| SpecError::Template(e.to_string()))?;
+    match first_lost("", given, &known) {
+        Some(field) => Err(SpecError::Template(format!("a pod has no field {field:?}"))),
+        None => Ok(parsed),
+    }
+}
+
+/// The first path of `given` that did not survive into `known`. What is empty may vanish.
+fn first_lost(path: &str, given: &serde_json::Value, known: &serde_json::Value) -> Option<String> {
+    use serde_json::Value;
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{name}");
+            match known.get(name) {
+                Some(kept) => first_lost(&path, value, kept),
+                None if is_empty(value) => None,
+                None => Some(path),
+            }
+        }),
+        (Value::Array(given), Value::Array(known)) => given
+            .iter()
+            .zip(known)
+            .enumerate()
+            .find_map(|(i, (given, known))| first_lost(&format!("{path}[{i}]"), given, known)),
+        _ => None,
+    }
+}
+
+fn is_empty(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+/// Parses `10m`, `1h30m`, `90s`; the schema admits nothing else. What does not parse is ten minutes.
+fn teardown_timeout(text: &str) -> SignedDuration {
+    text.parse::<kube::core::Duration>()
+        .ok()
+        .and_then(|d| SignedDuration::try_from(std::time::Duration::from(d)).ok())
+        .unwrap_or(SignedDuration::from_mins(10))
+}
+
+/// A short, stable fingerprint (FNV-1a, 64 bits): for telling templates apart, never for security.
+#[must_use]
+pub fn fingerprint(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// Labels of a pool's runner pods.
+#[must_use]
+pub fn labels_of(key: &PoolKey) -> BTreeMap<String, String> {
+    cudarunner_crds::pod_labels(&key.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture;
+    use serde_json::json;
+
+    #[test]
+    fn an_unknown_field_of_the_template_is_named() {
+        let mut resource = fixture::resource();
+        resource.spec.template = Some(json!({
+            "spec": {"containers": [{"name": "runner", "resource": {"limits": {"cpu": "1"}}}]}
+        }));
+        let error = Pool::read(&resource, false).spec.unwrap_err();
+        assert_eq!(error.reason(), "InvalidTemplate");
+        assert!(
+            error.to_string().contains(".spec.containers[0].resource"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_template_of_the_example_survives() {
+        let mut resource = fixture::resource();
+        resource.spec.template = Some(json!({
+            "metadata": {"annotations": {}},
+            "spec": {"containers": [{
+                "name": "runner",
+                "image": "example/runner:1",
+                "resources": {"requests": {"cpu": "4", "memory": "16Gi"}}
+            }]}
+        }));
+        assert!(Pool::read(&resource, false).spec.is_ok());
+    }
+
+    #[test]
+    fn another_kind_of_pool_is_refused_and_named() {
+        let mut resource = fixture::resource();
+        resource.spec.lifetime = Lifetime::Persistent;
+        let error = Pool::read(&resource, false).spec.unwrap_err();
+        assert_eq!(error.reason(), "NotImplemented");
+        assert!(error.to_string().contains("spec.lifetime: Persistent"));
+    }
+
+    #[test]
+    fn plain_http_needs_the_flag() {
+        let mut resource = fixture::resource();
+        resource.spec.github.url = "http://ghe.example.com/acme/widgets".into();
+        assert_eq!(
+            Pool::read(&resource, false).spec.unwrap_err().reason(),
+            "InvalidUrl"
+        );
+        assert!(Pool::read(&resource, true).spec.is_ok());
+    }
+
+    #[test]
+    fn the_hash_follows_the_shape_and_not_the_number() {
+        let hash = |resource: &CudaRunner| Pool::read(resource, false).spec.unwrap().template_hash;
+        let base = fixture::resource();
+        let mut more = base.clone();
+        more.spec.replicas = Some(7);
+        let mut other = base.clone();
+        other.spec.labels.push("a100".into());
+        assert_eq!(hash(&base), hash(&more));
+        assert_ne!(hash(&base), hash(&other));
+    }
+
+    #[test]
+    fn durations_are_read_as_kubernetes_writes_them() {
+        assert_eq!(teardown_timeout("1h30m"), SignedDuration::from_mins(90));
+        assert_eq!(teardown_timeout("5s"), SignedDuration::from_secs(5));
+    }
+}

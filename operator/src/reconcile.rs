@@ -1,0 +1,126 @@
+//! The spine: read, observe, plan, act, say. Every decision is in `plan`, every write in `act` and `status`.
+
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use jiff::{SignedDuration, Timestamp};
+use kube::Resource as _;
+use kube::runtime::controller::Action as Next;
+use kube::runtime::events::{Event, EventType};
+
+use crate::act::{self, Outcome};
+use crate::backoff;
+use crate::context::Context;
+use crate::error::ReconcileError;
+use crate::observe::observe;
+use crate::plan::{self, Action, Notice};
+use crate::pool::Pool;
+use crate::status;
+
+/// How soon a runner that was busy when it was to go is looked at again.
+const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
+/// The longest note that an Event may have.
+const NOTE: usize = 1024;
+
+/// Visits a pool.
+pub async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<Next, ReconcileError> {
+    let now = Timestamp::now();
+    let pool = read(&resource, &ctx);
+    if pool.deleting.is_some() && !pool.finalizer {
+        ctx.forget(&pool.key);
+        return Ok(Next::await_change());
+    }
+    let (observed, client) = observe(&ctx, &pool, now).await;
+    let mut plan = plan::plan(&pool, &observed, now);
+    let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
+    say(&ctx, &resource, &plan.notices).await;
+    let outcome = act::act(&ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
+    ctx.memory.with(&pool, |memory| memory.refresh |= plan.refresh);
+    let mut wake = plan.wake;
+    if plan.refresh {
+        wake = sooner(wake, again(&ctx, &pool, now));
+    }
+    if outcome.busy {
+        wake = sooner(wake, BUSY_AGAIN);
+    }
+    if !last_visit {
+        let later = status::write(&ctx, &pool, plan.status, now).await;
+        if let Some(wait) = later.map_err(ReconcileError::Status)? {
+            wake = sooner(wake, wait);
+        }
+    }
+    finish(&ctx, &pool, outcome)?;
+    Ok(wake.map_or_else(Next::await_change, |wait| Next::requeue(wait.unsigned_abs())))
+}
+
+/// Our own last word on the status is ahead of the store's.
+fn read(resource: &CudaRunner, ctx: &Context) -> Pool {
+    let mut pool = Pool::read(resource, ctx.insecure_github);
+    if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
+        pool.status = status;
+    }
+    pool
+}
+
+/// When a list of GitHub's that is due can be read.
+fn again(ctx: &Context, pool: &Pool, now: Timestamp) -> SignedDuration {
+    let not_before = ctx.memory.with(pool, |memory| memory.github.not_before);
+    not_before.map_or(SignedDuration::from_millis(200), |moment| {
+        moment.duration_since(now).max(SignedDuration::from_millis(200))
+    })
+}
+
+fn sooner(wake: Option<SignedDuration>, wait: SignedDuration) -> Option<SignedDuration> {
+    Some(wake.map_or(wait, |w| w.min(wait)))
+}
+
+/// Counts errors in a row, and hands on the first.
+fn finish(ctx: &Context, pool: &Pool, outcome: Outcome) -> Result<(), ReconcileError> {
+    let count = outcome.errors.len();
+    let Some(first) = outcome.errors.into_iter().next() else {
+        ctx.memory.with(pool, |memory| memory.errors = 0);
+        return Ok(());
+    };
+    Err(ReconcileError::Act { count, first })
+}
+
+/// Publishes Events. One that is lost is not worth a failed visit.
+async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
+    for notice in notices {
+        let event = Event {
+            type_: if notice.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: notice.reason.clone(),
+            note: Some(cut(&notice.note)),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        let published = ctx.recorder.publish(&event, &resource.object_ref(&())).await;
+        if let Err(error) = published {
+            tracing::warn!(%error, reason = notice.reason, "an Event was not published");
+        }
+    }
+}
+
+fn cut(note: &str) -> String {
+    match note.char_indices().nth(NOTE - 1) {
+        None => note.to_owned(),
+        Some((end, _)) => format!("{}…", &note[..end.saturating_sub(3)]),
+    }
+}
+
+/// After an error: again, each time later.
+pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Context>) -> Next {
+    let pool = Pool::read(&resource, ctx.insecure_github);
+    let errors = ctx.memory.with(&pool, |memory| {
+        memory.errors = memory.errors.saturating_add(1);
+        memory.errors
+    });
+    let first = SignedDuration::from_millis(500);
+    let wait = backoff::exponential(first, SignedDuration::from_mins(2), errors, &pool.uid);
+    tracing::warn!(pool = %pool.key, category = error.category(), %error, ?wait, "a visit failed and is tried again");
+    Next::requeue(wait.unsigned_abs())
+}

@@ -1,0 +1,323 @@
+//! Starts the parts and ends with the first of them that ends.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarunner_crds::CudaRunner;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::Service;
+use kube::runtime::controller::Config as ControllerConfig;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{Controller, reflector::Store};
+use kube::{Api, Client};
+use tokio::net::TcpListener;
+use tokio::sync::watch as flag;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::desk::OperatorDesk;
+use crate::github::Clients;
+use crate::memory::Memory;
+use crate::reconcile::{on_error, reconcile};
+use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
+use crate::watch::nodes::{self, Nodes};
+use crate::watch::objects::Objects;
+use crate::watch::pods::{self, Pods};
+use crate::watch::{Scope, Waker, pools};
+use crate::{lease, server};
+
+/// Pools that are visited at the same time.
+const CONCURRENCY: u16 = 32;
+/// Bounds of the registrar: what a thousand runners that start at once need, and not much more.
+const LIMITS: Limits = Limits {
+    connections: 1024,
+    reviews: 64,
+    pool_burst: 1000,
+    pool_per_minute: 1200,
+    request_timeout: Duration::from_secs(30),
+};
+/// Name under which we publish Events and write fields.
+const CONTROLLER: &str = "cuda-runner-operator";
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No way to the API server was found.
+    #[error("no Kubernetes API server: {0}; run in a pod with a service account, or set KUBECONFIG")]
+    Kubeconfig(#[source] kube::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The Service of the registrar is of no use.
+    #[error("the Service {service} gives pods no address of the registrar ({why}); create it, name another with --registrar-service, or give --registrar-url")]
+    Service {
+        /// `NAMESPACE/NAME`.
+        service: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The certificate authority cannot be had.
+    #[error("the registrar's certificate authority: {0}")]
+    Ca(#[from] registrar::store::StoreError),
+    /// The leader election failed.
+    #[error("leader election: {0}")]
+    Lease(#[from] kube_lease_manager::LeaseManagerError),
+    /// The lease was lost: another replica acts now.
+    #[error("this replica does not lead any more")]
+    LeaseLost,
+    /// A part that runs for good ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// Runs until a signal comes or a part fails.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let client = Client::try_default().await.map_err(RunError::Kubeconfig)?;
+    let (registrar_url, names) = registrar_address(&config, &client).await?;
+    let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
+
+    let (waker, woken) = Waker::new();
+    let waker = Arc::new(waker);
+    let watched = watch_all(&config, &client, &waker);
+    let ctx = Arc::new(Context {
+        clients: Clients::new(),
+        pools: watched.pools,
+        pods: watched.pods,
+        nodes: watched.nodes,
+        secrets: Objects::new(client.clone(), Arc::clone(&waker)),
+        config_maps: Objects::new(client.clone(), Arc::clone(&waker)),
+        memory: Memory::default(),
+        recorder: Recorder::new(
+            client.clone(),
+            Reporter {
+                controller: CONTROLLER.to_owned(),
+                instance: Some(config.identity.clone()),
+            },
+        ),
+        ca: Arc::clone(&ca),
+        registrar_url,
+        gate_image: config.gate_image.clone(),
+        image_pull_policy: config.image_pull_policy.clone(),
+        insecure_github: config.insecure_github,
+        client: client.clone(),
+    });
+
+    let health = listen(config.health_listen).await?;
+    let endpoint = listen(config.registrar_listen).await?;
+    let desk = Arc::new(OperatorDesk::new(Arc::clone(&ctx), Arc::clone(&waker)));
+    let registrar = registrar::serve(
+        endpoint,
+        ca.server_config(),
+        Reviewer::new(client.clone()),
+        desk,
+        LIMITS,
+        std::future::pending(),
+    );
+    tokio::select! {
+        () = registrar => Err(RunError::Ended("the registrar")),
+        _ = server::serve(health, server::Readiness(watched.ready.clone())) => Err(RunError::Ended("the health endpoint")),
+        () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
+        ended = control(&config, client, ctx, waker, woken, watched.ready) => ended,
+        () = signal() => {
+            tracing::info!("a signal asks for the end");
+            Ok(())
+        }
+    }
+}
+
+/// Stores, and the channels that tell when they have been filled.
+struct Watched {
+    pools: Vec<Store<CudaRunner>>,
+    pods: Arc<Pods>,
+    nodes: Option<Arc<Nodes>>,
+    ready: Vec<(&'static str, flag::Receiver<bool>)>,
+}
+
+/// Starts the watches. Nodes are seen only by an operator for the whole cluster.
+fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
+    let mut watched = Watched {
+        pools: vec![],
+        pods: Arc::default(),
+        nodes: None,
+        ready: vec![],
+    };
+    for scope in Scope::of(&config.watch_namespace) {
+        let (store, writer) = reflector::store();
+        tokio::spawn(pools::follow(client.clone(), scope.clone(), writer, Arc::clone(waker)));
+        let (filled, is_filled) = flag::channel(false);
+        let reader: Store<CudaRunner> = store.clone();
+        tokio::spawn(async move {
+            filled.send_replace(reader.wait_until_ready().await.is_ok());
+        });
+        watched.ready.push(("the CudaRunner resources", is_filled));
+        watched.pools.push(store);
+        let (filled, is_filled) = flag::channel(false);
+        let pods = Arc::clone(&watched.pods);
+        tokio::spawn(pods::follow(client.clone(), scope, pods, Arc::clone(waker), filled));
+        watched.ready.push(("the runner pods", is_filled));
+    }
+    if config.watch_namespace.is_empty() {
+        let nodes = Arc::new(Nodes::default());
+        tokio::spawn(nodes::follow(client.clone(), Arc::clone(&nodes)));
+        watched.nodes = Some(nodes);
+    }
+    watched
+}
+
+/// Acts, as soon as this replica leads and has seen the cluster.
+async fn control(
+    config: &Config,
+    client: Client,
+    ctx: Arc<Context>,
+    waker: Arc<Waker>,
+    woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
+    ready: Vec<(&'static str, flag::Receiver<bool>)>,
+) -> Result<(), RunError> {
+    let mut leading = None;
+    if config.leader_elect {
+        tracing::info!("standing by for the lease");
+        leading = Some(lease::lead(client, &config.operator_namespace, &config.identity).await?);
+    }
+    for (name, mut filled) in ready {
+        if filled.wait_for(|done| *done).await.is_err() {
+            return Err(RunError::Ended(name));
+        }
+    }
+    tracing::info!("acting");
+    waker.listen();
+    for resource in ctx.pools.iter().flat_map(Store::state) {
+        waker.wake(&pools::key_of(&resource));
+    }
+    let acting = controllers(ctx, woken);
+    let Some(mut leading) = leading else {
+        acting.await;
+        return Err(RunError::Ended("the controller"));
+    };
+    tokio::select! {
+        () = acting => Err(RunError::Ended("the controller")),
+        _ = leading.wait_for(|leads| !leads) => Err(RunError::LeaseLost),
+    }
+}
+
+/// One controller for each scope, fed by the wakes of its own resources.
+async fn controllers(ctx: Arc<Context>, woken: UnboundedReceiver<ObjectRef<CudaRunner>>) {
+    let mut inputs = vec![];
+    let mut all = vec![];
+    for store in &ctx.pools {
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        inputs.push((store.clone(), sender));
+        all.push(controller(store.clone(), receiver, Arc::clone(&ctx)));
+    }
+    let route = woken.for_each(|pool| {
+        let input = match inputs.as_slice() {
+            [only] => Some(only),
+            several => several.iter().find(|(store, _)| store.get(&pool).is_some()),
+        };
+        if let Some((_, sender)) = input {
+            // The controller ends only with the process.
+            let _ = sender.unbounded_send(pool);
+        }
+        std::future::ready(())
+    });
+    tokio::join!(route, futures::future::join_all(all));
+}
+
+/// The watch of the resources is ours; the controller gets the wakes alone.
+async fn controller(
+    store: Store<CudaRunner>,
+    woken: impl Stream<Item = ObjectRef<CudaRunner>> + Send + 'static,
+    ctx: Arc<Context>,
+) {
+    Controller::for_stream(futures::stream::pending(), store)
+        .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
+        .reconcile_on(woken)
+        .run(reconcile, on_error, ctx)
+        .for_each(|result| {
+            if let Err(kube::runtime::controller::Error::QueueError(error)) = result {
+                tracing::warn!(%error, "the controller's queue");
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// The address of the registrar, and the names for its certificate.
+///
+/// Pods get the Service's address and not its name: a gate then needs no cluster DNS.
+async fn registrar_address(config: &Config, client: &Client) -> Result<(String, ServerNames), RunError> {
+    if let Some(url) = &config.registrar_url {
+        let host = url
+            .parse::<http::Uri>()
+            .ok()
+            .and_then(|uri| uri.host().map(|h| h.trim_matches(['[', ']']).to_owned()))
+            .ok_or_else(|| RunError::Service {
+                service: url.clone(),
+                why: "it is no URL".to_owned(),
+            })?;
+        return Ok((url.trim_end_matches('/').to_owned(), server_names(&host)));
+    }
+    let (namespace, name) = (&config.operator_namespace, &config.registrar_service);
+    let unusable = |why: String| RunError::Service {
+        service: format!("{namespace}/{name}"),
+        why,
+    };
+    let service = Api::<Service>::namespaced(client.clone(), namespace)
+        .get(name)
+        .await
+        .map_err(|e| unusable(e.to_string()))?;
+    let spec = service.spec.unwrap_or_default();
+    let address = spec
+        .cluster_ip
+        .filter(|ip| ip.parse::<IpAddr>().is_ok())
+        .ok_or_else(|| unusable("it has no cluster IP".to_owned()))?;
+    let port = spec.ports.iter().flatten().next().map_or(443, |p| p.port);
+    let host = if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.clone()
+    };
+    let mut names = server_names(&address);
+    names.dns.push(format!("{name}.{namespace}.svc"));
+    Ok((format!("https://{host}:{port}"), names))
+}
+
+fn server_names(host: &str) -> ServerNames {
+    match host.parse() {
+        Ok(ip) => ServerNames {
+            ips: vec![ip],
+            dns: vec![],
+        },
+        Err(_) => ServerNames {
+            dns: vec![host.to_owned()],
+            ips: vec![],
+        },
+    }
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen {
+        address: address.to_string(),
+        source,
+    })
+}
+
+/// SIGTERM or SIGINT.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+

@@ -1,0 +1,117 @@
+//! The status: written when its meaning changed, never on time alone.
+
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
+use jiff::{SignedDuration, Timestamp};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource as _};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::pool::Pool;
+
+/// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
+/// one each.
+const GATHER: SignedDuration = SignedDuration::from_secs(5);
+/// Who owns the fields of the status.
+const FIELD_MANAGER: &str = "cuda-runner-operator";
+
+/// Whether a status is to be written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Write {
+    /// Nothing has changed.
+    No,
+    /// Only counts have changed, and the last write is recent.
+    In(SignedDuration),
+    /// Now.
+    Now,
+}
+
+/// Decides on a write.
+#[must_use]
+pub fn decide(
+    old: &CudaRunnerStatus,
+    new: &CudaRunnerStatus,
+    written: Option<Timestamp>,
+    now: Timestamp,
+) -> Write {
+    if old == new {
+        return Write::No;
+    }
+    let meaning_changed = old.conditions != new.conditions
+        || old.last_failures != new.last_failures
+        || old.observed_generation != new.observed_generation
+        || old.registered_at != new.registered_at
+        || old.quarantine != new.quarantine;
+    let wait = written.map_or(SignedDuration::ZERO, |at| (at + GATHER).duration_since(now));
+    if meaning_changed || !wait.is_positive() {
+        Write::Now
+    } else {
+        Write::In(wait)
+    }
+}
+
+/// Writes the status if it is due; otherwise says when it will be.
+pub async fn write(
+    ctx: &Context,
+    pool: &Pool,
+    new: CudaRunnerStatus,
+    now: Timestamp,
+) -> Result<Option<SignedDuration>, kube::Error> {
+    let written = ctx.memory.with(pool, |memory| memory.status_written);
+    match decide(&pool.status, &new, written, now) {
+        Write::No => return Ok(None),
+        Write::In(wait) => return Ok(Some(wait)),
+        Write::Now => {}
+    }
+    let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &pool.key.namespace);
+    let patch = json!({
+        "apiVersion": CudaRunner::api_version(&()),
+        "kind": CudaRunner::kind(&()),
+        "metadata": {"uid": pool.uid},
+        "status": new,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(&pool.key.name, &params, &Patch::Apply(patch))
+        .await?;
+    ctx.memory.with(pool, |memory| {
+        memory.status = Some(new);
+        memory.status_written = Some(now);
+    });
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::constant(1_000, 0);
+
+    #[test]
+    fn an_equal_status_is_not_written() {
+        let status = CudaRunnerStatus::default();
+        assert_eq!(decide(&status, &status, None, NOW), Write::No);
+    }
+
+    #[test]
+    fn counts_wait_and_meaning_does_not() {
+        let old = CudaRunnerStatus::default();
+        let counted = CudaRunnerStatus {
+            online: 1,
+            ..old.clone()
+        };
+        let just_now = Some(NOW - SignedDuration::from_secs(1));
+        let long_ago = Some(NOW - SignedDuration::from_secs(60));
+        assert_eq!(
+            decide(&old, &counted, just_now, NOW),
+            Write::In(SignedDuration::from_secs(4))
+        );
+        assert_eq!(decide(&old, &counted, long_ago, NOW), Write::Now);
+        assert_eq!(decide(&old, &counted, None, NOW), Write::Now);
+
+        let meant = CudaRunnerStatus {
+            observed_generation: Some(2),
+            ..old.clone()
+        };
+        assert_eq!(decide(&old, &meant, just_now, NOW), Write::Now);
+    }
+}

@@ -1,0 +1,89 @@
+//! Watches on Kubernetes: what they show is kept, pruned to what we read, and each change wakes the pools it concerns.
+
+pub mod nodes;
+pub mod objects;
+pub mod pods;
+pub mod pools;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarunner_crds::CudaRunner;
+use futures::Stream;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use k8s_openapi::NamespaceResourceScope;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Client, Resource};
+
+use crate::pool::PoolKey;
+
+/// Wakes pools. Calls cost nothing while no controller listens, as on a replica that stands by.
+#[derive(Debug)]
+pub struct Waker {
+    sender: UnboundedSender<ObjectRef<CudaRunner>>,
+    listening: AtomicBool,
+}
+
+impl Waker {
+    /// A waker, and the stream of those it wakes.
+    #[must_use]
+    pub fn new() -> (Self, UnboundedReceiver<ObjectRef<CudaRunner>>) {
+        let (sender, receiver) = unbounded();
+        let waker = Self {
+            sender,
+            listening: AtomicBool::new(false),
+        };
+        (waker, receiver)
+    }
+
+    /// From now on there is a controller.
+    pub fn listen(&self) {
+        self.listening.store(true, Ordering::Release);
+    }
+
+    /// Has the pool looked at.
+    pub fn wake(&self, pool: &PoolKey) {
+        if self.listening.load(Ordering::Acquire) {
+            // The receiver lives as long as the process: a failure means that the process ends.
+            let _ = self.sender.unbounded_send(pool.into());
+        }
+    }
+}
+
+/// The namespaces that are watched: all, or those named.
+#[derive(Clone, Debug)]
+pub enum Scope {
+    /// The whole cluster.
+    Cluster,
+    /// One namespace.
+    Namespace(String),
+}
+
+impl Scope {
+    /// The scopes for a list of namespaces; an empty list is the cluster.
+    #[must_use]
+    pub fn of(namespaces: &[String]) -> Vec<Self> {
+        if namespaces.is_empty() {
+            return vec![Self::Cluster];
+        }
+        namespaces.iter().cloned().map(Self::Namespace).collect()
+    }
+
+    fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::Cluster => Api::all(client.clone()),
+            Self::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+        }
+    }
+}
+
+/// Logs what a watch could not do. The stream goes on by itself, with backoff.
+fn log_error(what: &'static str, error: &kube::runtime::watcher::Error) {
+    tracing::warn!(%error, what, "a watch failed and is tried again");
+}
+
+/// A stream of watch events, driven to its end.
+type Events<K> =
+    std::pin::Pin<Box<dyn Stream<Item = kube::runtime::watcher::Result<kube::runtime::watcher::Event<K>>> + Send>>;

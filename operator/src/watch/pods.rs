@@ -1,0 +1,144 @@
+//! The runner pods, by pool.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Client, ResourceExt as _};
+use tokio::sync::watch as flag;
+
+use super::{Events, Scope, Waker, log_error};
+use crate::observe::pod::Runner;
+use crate::pool::PoolKey;
+
+/// The runner pods of all pools: of each, only what the plan reads.
+#[derive(Debug, Default)]
+pub struct Pods {
+    pools: RwLock<HashMap<PoolKey, BTreeMap<String, Runner>>>,
+}
+
+impl Pods {
+    /// The runners of a pool.
+    #[must_use]
+    pub fn of(&self, pool: &PoolKey) -> Vec<Runner> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        pools
+            .get(pool)
+            .map(|runners| runners.values().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// The pool and the runner of a pod.
+    #[must_use]
+    pub fn find(&self, namespace: &str, name: &str) -> Option<(PoolKey, Runner)> {
+        // A runner's name is its pool's, a hyphen, and the suffix.
+        let (pool, _) = name.rsplit_once('-')?;
+        let key = PoolKey {
+            namespace: namespace.to_owned(),
+            name: pool.to_owned(),
+        };
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let runner = pools.get(&key)?.get(name)?.clone();
+        Some((key, runner))
+    }
+
+    /// Takes in a pod; the pool that it belongs to if anything that we read has changed.
+    fn apply(&self, pod: &Pod) -> Option<PoolKey> {
+        let key = pool_of(pod)?;
+        let runner = Runner::read(pod);
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let runners = pools.entry(key.clone()).or_default();
+        let changed = runners.get(&runner.name) != Some(&runner);
+        runners.insert(runner.name.clone(), runner);
+        changed.then_some(key)
+    }
+
+    fn remove(&self, key: &PoolKey, name: &str) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runners) = pools.get_mut(key) {
+            runners.remove(name);
+            if runners.is_empty() {
+                pools.remove(key);
+            }
+        }
+    }
+
+    /// Removes what a new list of `scope` does not hold; the pools concerned.
+    fn retain(&self, scope: &Scope, listed: &HashSet<(PoolKey, String)>) -> Vec<PoolKey> {
+        let mut changed = vec![];
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, runners) in pools.iter_mut() {
+            let covered = match scope {
+                Scope::Cluster => true,
+                Scope::Namespace(namespace) => key.namespace == *namespace,
+            };
+            let before = runners.len();
+            runners.retain(|name, _| !covered || listed.contains(&(key.clone(), name.clone())));
+            if runners.len() != before {
+                changed.push(key.clone());
+            }
+        }
+        pools.retain(|_, runners| !runners.is_empty());
+        changed
+    }
+}
+
+/// The pool of a pod: by its label, and only if the pool also owns the pod.
+fn pool_of(pod: &Pod) -> Option<PoolKey> {
+    let name = pod.labels().get(cudarunner_crds::POOL_LABEL)?;
+    pod.owner_references()
+        .iter()
+        .any(|o| o.kind == "CudaRunner" && o.name == *name)
+        .then(|| PoolKey {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: name.clone(),
+        })
+}
+
+/// Follows the pods of a scope for good; `ready` turns true after the first list.
+pub async fn follow(
+    client: Client,
+    scope: Scope,
+    pods: Arc<Pods>,
+    waker: Arc<Waker>,
+    ready: flag::Sender<bool>,
+) {
+    let config = watcher::Config::default().labels(cudarunner_crds::POOL_LABEL);
+    let mut events: Events<Pod> = watch(scope.api(&client), config).default_backoff().boxed();
+    let mut listed = HashSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => {
+                if let Some(key) = pool_of(&pod) {
+                    listed.insert((key, pod.name_any()));
+                }
+                if let Some(pool) = pods.apply(&pod) {
+                    waker.wake(&pool);
+                }
+            }
+            Ok(Event::InitDone) => {
+                for pool in pods.retain(&scope, &listed) {
+                    waker.wake(&pool);
+                }
+                listed = HashSet::new();
+                ready.send_replace(true);
+            }
+            Ok(Event::Apply(pod)) => {
+                if let Some(pool) = pods.apply(&pod) {
+                    waker.wake(&pool);
+                }
+            }
+            Ok(Event::Delete(pod)) => {
+                if let Some(pool) = pool_of(&pod) {
+                    pods.remove(&pool, &pod.name_any());
+                    waker.wake(&pool);
+                }
+            }
+            Err(error) => log_error("pods", &error),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The `CudaRunner` resources.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Client, Resource as _, ResourceExt as _};
+
+use super::{Events, Scope, Waker, log_error};
+use crate::pool::PoolKey;
+
+/// What of a resource makes a visit worthwhile: not its status, which we write ourselves.
+#[derive(Eq, PartialEq)]
+struct Trigger {
+    uid: Option<String>,
+    generation: Option<i64>,
+    deleted: Option<Timestamp>,
+    finalizers: Vec<String>,
+    annotations: Vec<(String, String)>,
+}
+
+impl Trigger {
+    fn of(resource: &CudaRunner) -> Self {
+        let annotations = resource.annotations().iter();
+        Self {
+            uid: resource.uid(),
+            generation: resource.meta().generation,
+            deleted: resource.meta().deletion_timestamp.as_ref().map(|t| t.0),
+            finalizers: resource.finalizers().to_vec(),
+            annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        }
+    }
+}
+
+/// Namespace and name of a resource.
+#[must_use]
+pub fn key_of(resource: &CudaRunner) -> PoolKey {
+    PoolKey {
+        namespace: resource.namespace().unwrap_or_default(),
+        name: resource.name_any(),
+    }
+}
+
+/// Follows the resources of a scope for good.
+pub async fn follow(client: Client, scope: Scope, mut store: Writer<CudaRunner>, waker: Arc<Waker>) {
+    let api = scope.api::<CudaRunner>(&client);
+    let mut events: Events<CudaRunner> =
+        watch(api, watcher::Config::default()).default_backoff().boxed();
+    let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event.modify(|r| r.managed_fields_mut().clear()),
+            Err(error) => {
+                log_error("cudarunners", &error);
+                continue;
+            }
+        };
+        // The store first: whoever is woken reads it.
+        store.apply_watcher_event(&event);
+        match event {
+            Event::Apply(resource) | Event::InitApply(resource) => {
+                let key = key_of(&resource);
+                let trigger = Trigger::of(&resource);
+                if seen.get(&key) != Some(&trigger) {
+                    seen.insert(key.clone(), trigger);
+                    waker.wake(&key);
+                }
+            }
+            Event::Delete(resource) => {
+                seen.remove(&key_of(&resource));
+            }
+            Event::Init => {}
+            // The store shows a new list only now: wake again those that were woken before it did.
+            Event::InitDone => seen.keys().for_each(|key| waker.wake(key)),
+        }
+    }
+}
