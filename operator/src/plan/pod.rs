@@ -334,3 +334,83 @@ fn field(name: &str, path: &str) -> EnvVar {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture;
+    use serde_json::json;
+
+    fn settings() -> PodSettings {
+        PodSettings {
+            gate_image: "example/cuda-smoke:1".into(),
+            image_pull_policy: "IfNotPresent".into(),
+            registrar_url: "https://10.96.0.7:8443".into(),
+            registrar_ca: "-----BEGIN CERTIFICATE-----".into(),
+        }
+    }
+
+    fn built(template: serde_json::Value) -> Pod {
+        let mut resource = fixture::resource();
+        resource.spec.template = Some(template);
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        build(&pool, &spec, &settings(), "pool-aaaaa")
+    }
+
+    #[test]
+    fn the_pod_is_as_documented() {
+        insta::assert_json_snapshot!(built(json!({})), {".metadata.annotations[\"cudarunner.dev/template\"]" => "[hash]"});
+    }
+
+    #[test]
+    fn the_template_is_merged_by_name_and_devices_stay() {
+        let pod = built(json!({
+            "metadata": {"labels": {"team": "ml"}, "annotations": {"karpenter.sh/do-not-disrupt": "false"}},
+            "spec": {
+                "nodeSelector": {"gpu": "a100"},
+                "containers": [
+                    {"name": "runner", "image": "example/runner:1",
+                     "env": [{"name": "A", "value": "1"}],
+                     "resources": {"requests": {"cpu": "4"}}},
+                    {"name": "sidecar", "image": "example/sidecar:1"}
+                ]
+            }
+        }));
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.containers.len(), 2);
+        let runner = &spec.containers[0];
+        assert_eq!(runner.image.as_deref(), Some("example/runner:1"));
+        let resources = runner.resources.as_ref().unwrap();
+        assert_eq!(resources.requests.as_ref().unwrap()["cpu"].0, "4");
+        assert_eq!(resources.limits.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
+        let names: Vec<&str> = runner.env.iter().flatten().map(|e| e.name.as_str()).collect();
+        assert!(names.contains(&"A") && names.contains(&"ACTIONS_RUNNER_HOOK_JOB_STARTED"));
+        let labels = pod.metadata.labels.unwrap();
+        assert_eq!((labels["team"].as_str(), labels["cudarunner.dev/pool"].as_str()), ("ml", "pool"));
+        assert_eq!(pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"], "false");
+    }
+
+    #[test]
+    fn a_template_cannot_take_the_pod_away_from_its_pool() {
+        let pod = built(json!({"metadata": {"labels": {"cudarunner.dev/pool": "other"}}}));
+        assert_eq!(pod.metadata.labels.unwrap()["cudarunner.dev/pool"], "pool");
+    }
+
+    #[test]
+    fn the_gate_is_the_jobs_user() {
+        let user = |template| {
+            let spec = built(template).spec.unwrap();
+            let gate = spec.init_containers.unwrap().remove(0);
+            gate.security_context.unwrap().run_as_user
+        };
+        assert_eq!(user(json!({})), Some(1001));
+        assert_eq!(user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": []}})), Some(1234));
+        assert_eq!(
+            user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": [
+                {"name": "runner", "securityContext": {"runAsUser": 2000}}
+            ]}})),
+            Some(2000)
+        );
+    }
+}
