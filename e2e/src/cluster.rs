@@ -1,0 +1,369 @@
+//! A cluster: made, found again, and taken away without a trace.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client, Config, config::KubeConfigOptions};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    control_plane::{self, Listen},
+    device_plugin::state,
+    images::{self, Images, Profile},
+    kwok,
+    network::Link,
+    node, paths,
+    process::{self, Identity},
+    report::Story,
+    supervisor::{Program, Supervisor},
+    tools::{self, Tools},
+    wait::wait_for,
+};
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Simulated nodes.
+    pub(crate) kwok_nodes: usize,
+    /// Devices of the real node.
+    pub(crate) devices: usize,
+    /// Profile of the binaries in the images.
+    pub(crate) profile: Profile,
+    /// Whether it belongs to this process and may be removed by anyone once this process is gone.
+    pub(crate) owned: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kwok_nodes: 0,
+            devices: 4,
+            profile: Profile::Dev,
+            owned: true,
+        }
+    }
+}
+
+/// What is written down about a running cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    link: Option<Link>,
+}
+
+/// A running cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its folder, with everything that it keeps.
+    pub(crate) dir: PathBuf,
+    /// Its link to the machine; none where it has no real node.
+    pub(crate) link: Option<Link>,
+    /// Its programs.
+    pub(crate) supervisor: Supervisor,
+    /// The built tools.
+    pub(crate) tools: Tools,
+}
+
+/// Whether this process may have a real node: namespaces, mounts and cgroups need root.
+pub(crate) fn may_have_node() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl Cluster {
+    /// Makes a cluster: control plane, the real node where possible, simulated nodes. No operator yet.
+    pub(crate) async fn up(name: &str, options: Options, story: &Story) -> Result<Self> {
+        let dir = paths::cluster(name)?;
+        if let Some(running) = Supervisor::at(&dir)
+            .identity()
+            .filter(|supervisor| supervisor.alive())
+        {
+            bail!(
+                "the cluster `{name}` runs already (process {}): take it down first with `cargo e2e down --name {name}`",
+                running.pid
+            );
+        }
+        let real = may_have_node();
+        if real {
+            tools::ensure_packages(story)?;
+        }
+        let tools = Tools::ensure(story)?;
+        if real {
+            story.step("building what goes into the images");
+            let story = story.clone();
+            tokio::task::spawn_blocking(move || {
+                images::build_binaries(options.profile)
+                    .and_then(|()| Images::open(&story)?.build(options.profile, &story))
+            })
+            .await??;
+        }
+        remove(&dir)?; // A killed run may have left something under this name.
+        fs::create_dir_all(&dir)?;
+        fs::write(
+            dir.join("owner.json"),
+            serde_json::to_vec(&Some(Identity::own()?))?,
+        )?;
+        let made = Self::start(name, &dir, options, tools, real, story).await;
+        match made {
+            Ok(cluster) => {
+                if !options.owned {
+                    fs::write(dir.join("owner.json"), "null")?;
+                }
+                Ok(cluster)
+            }
+            Err(error) => {
+                // Logs go with the folder, so what matters of them is in the error already.
+                remove(&dir).context("and it could not be taken down either")?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(
+        name: &str,
+        dir: &Path,
+        options: Options,
+        tools: Tools,
+        real: bool,
+        story: &Story,
+    ) -> Result<Self> {
+        let supervisor = Supervisor::launch(dir, real)?;
+        let inside = supervisor
+            .identity()
+            .context("the supervisor did not write who it is")?;
+        let link = if real {
+            Some(Link::connect(inside)?)
+        } else {
+            None
+        };
+        fs::write(
+            dir.join("cluster.json"),
+            serde_json::to_vec(&Record { link: link.clone() })?,
+        )?;
+        let listen = match &link {
+            Some(link) => Listen::private(link.node),
+            None => Listen::loopback()?,
+        };
+        let certs = control_plane::credentials(dir, &listen, node::NAME)?;
+        control_plane::start(dir, &supervisor, &tools, &certs, &listen, real)?;
+        story.step("control plane started");
+        let cluster = Self {
+            name: name.to_owned(),
+            dir: dir.to_path_buf(),
+            link,
+            supervisor,
+            tools,
+        };
+        let client = cluster.client().await?;
+        if let Some(link) = &cluster.link {
+            state::reset(&cluster.devices(), options.devices)?;
+            let driver = cluster.driver();
+            fs::create_dir_all(&driver)?;
+            // Under the name that the real one has; cargo cannot give it.
+            fs::copy(
+                images::artifact(options.profile, "libcuda.so"),
+                driver.join("libcuda.so.1"),
+            )
+            .context("cannot copy the simulated driver")?;
+            node::start_containerd(dir, &cluster.supervisor)?;
+            let import = tokio::task::spawn_blocking({
+                let (cluster, story) = (cluster.clone(), story.clone());
+                move || cluster.import_images(&story)
+            });
+            control_plane::ready(&cluster.supervisor, &client).await?;
+            story.step("API server ready");
+            node::start(
+                dir,
+                &cluster.supervisor,
+                &cluster.tools,
+                &certs,
+                &cgroup(dir),
+                link.node,
+            )?;
+            cluster.start_device_plugin()?;
+            import.await??;
+            story.step("images imported");
+        } else {
+            control_plane::ready(&cluster.supervisor, &client).await?;
+            story.step("API server ready");
+        }
+        kwok::start(dir, &cluster.supervisor, &cluster.tools)?;
+        kwok::add_nodes(&client, options.kwok_nodes).await?;
+        if cluster.link.is_some() {
+            cluster.wait_for_node(&client, options.devices).await?;
+            story.step(&format!("node ready, {} GPUs", options.devices));
+        }
+        Ok(cluster)
+    }
+
+    /// Finds a running cluster again.
+    pub(crate) fn attach(name: &str, tools: Tools) -> Result<Self> {
+        let dir = paths::cluster(name)?;
+        let supervisor = Supervisor::at(&dir);
+        if !supervisor.identity().is_some_and(Identity::alive) {
+            bail!("no cluster `{name}` runs: start one with `cargo e2e up --name {name}`");
+        }
+        let record: Record = serde_json::from_slice(&fs::read(dir.join("cluster.json"))?)?;
+        Ok(Self {
+            name: name.to_owned(),
+            dir,
+            link: record.link,
+            supervisor,
+            tools,
+        })
+    }
+
+    /// Takes it down. Nothing of it is left.
+    pub(crate) fn down(&self) -> Result<()> {
+        remove(&self.dir)
+    }
+
+    /// A client with every right.
+    pub(crate) async fn client(&self) -> Result<Client> {
+        let file = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// The administrator's kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// The folder with the state files of the node's devices.
+    pub(crate) fn devices(&self) -> PathBuf {
+        self.dir.join("devices")
+    }
+
+    /// The folder with the simulated driver, as containers see it.
+    pub(crate) fn driver(&self) -> PathBuf {
+        self.dir.join("driver")
+    }
+
+    /// The name of the cgroup of its pods.
+    pub(crate) fn cgroup(&self) -> String {
+        cgroup(&self.dir)
+    }
+
+    fn import_images(&self, story: &Story) -> Result<()> {
+        let archive = self.dir.join("images.tar");
+        Images::open(story)?.archive(&archive)?;
+        node::import(&self.supervisor, &archive)?;
+        Ok(fs::remove_file(archive)?)
+    }
+
+    fn start_device_plugin(&self) -> Result<()> {
+        self.supervisor.start(
+            Program::new("device-plugin", std::env::current_exe()?)
+                .arg("device-plugin")
+                .arg(format!("--devices={}", self.devices().display()))
+                .arg(format!("--driver={}", self.driver().display())),
+        )
+    }
+
+    /// Waits until the node is ready and offers this many devices.
+    async fn wait_for_node(&self, client: &Client, devices: usize) -> Result<()> {
+        let nodes: Api<Node> = Api::all(client.clone());
+        let offered = wait_for(
+            "the node to be ready and to offer its GPUs",
+            Duration::from_secs(60),
+            async || {
+                for program in ["containerd", "kubelet", "kube-proxy"] {
+                    self.supervisor.check(program)?;
+                }
+                let Some(node) = nodes.get_opt(node::NAME).await? else {
+                    return Ok(None);
+                };
+                let allocatable = node
+                    .status
+                    .as_ref()
+                    .and_then(|s| s.allocatable.as_ref()?.get("nvidia.com/gpu"));
+                Ok((kwok::is_ready(&node)
+                    && allocatable.is_some_and(|q| q.0 == devices.to_string()))
+                .then_some(()))
+            },
+        )
+        .await;
+        offered.with_context(|| {
+            let log = fs::read_to_string(self.supervisor.log("kubelet")).unwrap_or_default();
+            format!("the end of the kubelet's log:\n{}", process::tail(&log, 20))
+        })
+    }
+}
+
+/// The cgroup of the cluster in this folder. Names may repeat between users, folders do not.
+fn cgroup(dir: &Path) -> String {
+    let digest = Sha256::digest(dir.to_string_lossy().as_bytes());
+    format!(
+        "cuda-runner-e2e-{:02x}{:02x}{:02x}{:02x}",
+        digest[0], digest[1], digest[2], digest[3]
+    )
+}
+
+/// Takes away whatever there is of the cluster in this folder: running, half made, or left by a killed run.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let supervisor = Supervisor::at(dir).identity();
+    let record: Option<Record> = fs::read(dir.join("cluster.json"))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok());
+    // First the one that starts others.
+    if let Some(supervisor) = supervisor {
+        supervisor.signal(Signal::KILL);
+    }
+    process::poll(
+        "the cluster's processes to end",
+        Duration::from_secs(20),
+        || {
+            let left = process::marked(dir);
+            for process in &left {
+                process.signal(Signal::KILL);
+            }
+            left.is_empty() && !supervisor.is_some_and(Identity::alive)
+        },
+    )?;
+    if let Some(link) = record.and_then(|record| record.link) {
+        link.disconnect();
+    }
+    node::remove_cgroup(&cgroup(dir))?;
+    process::remove_dir(dir)
+}
+
+/// The names of all clusters that have a folder.
+pub(crate) fn names() -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir(paths::clusters()?) else {
+        return Ok(Vec::new());
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Takes away clusters whose run was killed: those that belong to a process that is gone.
+pub(crate) fn remove_orphans() -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for name in names()? {
+        let dir = paths::clusters()?.join(&name);
+        let owner: Option<Identity> = fs::read(dir.join("owner.json"))
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .flatten();
+        if owner.is_some_and(|owner| !owner.alive()) {
+            remove(&dir)?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,255 @@
+//! The device plugin API, v1beta1, as far as it is used: messages and services by hand, which is less than a generator.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use anyhow::{Context as _, Result};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+use super::{
+    Config,
+    state::{self, Device},
+};
+
+/// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
+const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Empty {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RegisterRequest {
+    #[prost(string, tag = "1")]
+    version: String,
+    #[prost(string, tag = "2")]
+    endpoint: String,
+    #[prost(string, tag = "3")]
+    resource_name: String,
+    #[prost(message, optional, tag = "4")]
+    options: Option<DevicePluginOptions>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DevicePluginOptions {
+    #[prost(bool, tag = "1")]
+    pre_start_required: bool,
+    #[prost(bool, tag = "2")]
+    get_preferred_allocation_available: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ListAndWatchResponse {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<ListedDevice>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ListedDevice {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    health: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AllocateRequest {
+    #[prost(message, repeated, tag = "1")]
+    container_requests: Vec<ContainerAllocateRequest>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerAllocateRequest {
+    #[prost(string, repeated, tag = "1")]
+    devices_ids: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AllocateResponse {
+    #[prost(message, repeated, tag = "1")]
+    container_responses: Vec<ContainerAllocateResponse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerAllocateResponse {
+    #[prost(map = "string, string", tag = "1")]
+    envs: HashMap<String, String>,
+    #[prost(message, repeated, tag = "2")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Mount {
+    #[prost(string, tag = "1")]
+    container_path: String,
+    #[prost(string, tag = "2")]
+    host_path: String,
+    #[prost(bool, tag = "3")]
+    read_only: bool,
+}
+
+/// Tells the kubelet where the plugin listens.
+pub(super) async fn register(kubelet: &Path, endpoint: &str, resource: &str) -> Result<()> {
+    let channel = tonic::transport::Endpoint::try_from(format!("unix://{}", kubelet.display()))?
+        .connect()
+        .await
+        .context("the kubelet does not listen for plugins")?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client
+        .ready()
+        .await
+        .context("the kubelet closed the connection")?;
+    let request = RegisterRequest {
+        version: "v1beta1".to_owned(),
+        endpoint: endpoint.to_owned(),
+        resource_name: resource.to_owned(),
+        options: Some(DevicePluginOptions::default()),
+    };
+    let path = http::uri::PathAndQuery::from_static("/v1beta1.Registration/Register");
+    let codec: ProstCodec<RegisterRequest, Empty> = ProstCodec::default();
+    client
+        .unary(Request::new(request), path, codec)
+        .await
+        .context("the kubelet refused the plugin")?;
+    Ok(())
+}
+
+/// The service that the kubelet calls.
+#[derive(Clone, Debug)]
+pub(super) struct DevicePlugin {
+    config: Config,
+    devices: watch::Receiver<Vec<Device>>,
+}
+
+impl DevicePlugin {
+    /// Serves the devices of the channel.
+    pub(super) fn new(config: Config, devices: watch::Receiver<Vec<Device>>) -> Self {
+        Self { config, devices }
+    }
+
+    /// The devices now and after each change.
+    fn list_and_watch(
+        &self,
+    ) -> impl Stream<Item = Result<ListAndWatchResponse, Status>> + Send + use<> {
+        let mut receiver = self.devices.clone();
+        receiver.mark_changed();
+        stream::unfold(receiver, |mut receiver| async {
+            receiver.changed().await.ok()?;
+            let devices = receiver.borrow_and_update().iter().map(listed).collect();
+            Some((Ok(ListAndWatchResponse { devices }), receiver))
+        })
+    }
+
+    /// What each container is given.
+    fn allocate(&self, request: AllocateRequest) -> Result<AllocateResponse, Status> {
+        // Read again: a device broken a moment ago is broken for the container that gets it now.
+        let known = state::read_all(&self.config.devices)
+            .map_err(|error| Status::internal(format!("{error:#}")))?;
+        let container_responses = request
+            .container_requests
+            .into_iter()
+            .map(|container| {
+                let devices: Vec<_> = container
+                    .devices_ids
+                    .iter()
+                    .map(|id| {
+                        known
+                            .iter()
+                            .find(|d| d.uuid == *id)
+                            .ok_or_else(|| Status::not_found(format!("no device {id}")))
+                    })
+                    .collect::<Result<_, _>>()?;
+                Ok(ContainerAllocateResponse {
+                    envs: HashMap::from([
+                        (
+                            "NVIDIA_VISIBLE_DEVICES".to_owned(),
+                            container.devices_ids.join(","),
+                        ),
+                        ("SIMCUDA".to_owned(), state::simcuda(&devices).to_string()),
+                    ]),
+                    mounts: vec![Mount {
+                        container_path: DRIVER_PATH.to_owned(),
+                        host_path: self.config.driver.to_string_lossy().into_owned(),
+                        read_only: true,
+                    }],
+                })
+            })
+            .collect::<Result<_, Status>>()?;
+        Ok(AllocateResponse {
+            container_responses,
+        })
+    }
+}
+
+fn listed(device: &Device) -> ListedDevice {
+    let health = if device.healthy {
+        "Healthy"
+    } else {
+        "Unhealthy"
+    };
+    ListedDevice {
+        id: device.uuid.clone(),
+        health: health.to_owned(),
+    }
+}
+
+impl tonic::server::NamedService for DevicePlugin {
+    const NAME: &'static str = "v1beta1.DevicePlugin";
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+impl tower::Service<http::Request<Body>> for DevicePlugin {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let this = self.clone();
+        async move {
+            let answer = match request.uri().path() {
+                "/v1beta1.DevicePlugin/GetDevicePluginOptions" => {
+                    let codec: ProstCodec<DevicePluginOptions, Empty> = ProstCodec::default();
+                    let method = service_fn(|_: Request<Empty>| async {
+                        Ok(Response::new(DevicePluginOptions::default()))
+                    });
+                    Grpc::new(codec).unary(method, request).await
+                }
+                "/v1beta1.DevicePlugin/ListAndWatch" => {
+                    let codec: ProstCodec<ListAndWatchResponse, Empty> = ProstCodec::default();
+                    let method = service_fn(|_: Request<Empty>| {
+                        let answers: Answers = this.list_and_watch().boxed();
+                        async { Ok(Response::new(answers)) }
+                    });
+                    Grpc::new(codec).server_streaming(method, request).await
+                }
+                "/v1beta1.DevicePlugin/Allocate" => {
+                    let codec: ProstCodec<AllocateResponse, AllocateRequest> =
+                        ProstCodec::default();
+                    let method = service_fn(|request: Request<AllocateRequest>| {
+                        let answer = this.allocate(request.into_inner()).map(Response::new);
+                        async { answer }
+                    });
+                    Grpc::new(codec).unary(method, request).await
+                }
+                path => {
+                    Status::unimplemented(format!("{path} is not used by this plugin")).into_http()
+                }
+            };
+            Ok(answer)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,64 @@
+//! Installing the project's charts with real Helm.
+
+use std::{path::Path, process::Command};
+
+use anyhow::Result;
+
+use crate::{paths, process::output, tools::Tools};
+
+/// The namespace of the operator.
+pub(crate) const NAMESPACE: &str = "cuda-runner-system";
+/// The release of the operator's chart.
+pub(crate) const RELEASE: &str = "cuda-runner-operator";
+
+/// Helm, for one cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Helm {
+    program: std::path::PathBuf,
+    dir: std::path::PathBuf,
+}
+
+impl Helm {
+    /// Helm for the cluster in this folder.
+    pub(crate) fn new(tools: &Tools, dir: &Path) -> Self {
+        Self {
+            program: tools.helm(),
+            dir: dir.to_path_buf(),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--kubeconfig")
+            .arg(self.dir.join("kubeconfig"))
+            .args(["--namespace", NAMESPACE]);
+        // Its own files go with the cluster.
+        for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(variable, self.dir.join("helm"));
+        }
+        command
+    }
+
+    /// Installs or upgrades a chart of this repository, with values as `name=value`, and waits for it where asked.
+    pub(crate) fn install(&self, chart: &str, values: &[String]) -> Result<()> {
+        let folder = paths::repository().join("charts").join(chart);
+        let mut command = self.command();
+        command
+            .args(["upgrade", "--install", "--create-namespace", chart])
+            .arg(folder);
+        for value in values {
+            command.args(["--set", value]);
+        }
+        output(&mut command).map(drop)
+    }
+
+    /// Removes a release.
+    pub(crate) fn uninstall(&self, release: &str) -> Result<()> {
+        output(
+            self.command()
+                .args(["uninstall", release, "--ignore-not-found", "--wait"]),
+        )
+        .map(drop)
+    }
+}

@@ -1,0 +1,361 @@
+//! The project's images, built from their Containerfiles without a registry.
+//!
+//! Everything is kept in the cache: a debootstrap base, buildah's own storage, and one OCI layout into which the images
+//! are pushed with their layers shared and uncompressed, so that importing them all into a cluster costs one copy of
+//! the base. An image is built again when its inputs change, and only then.
+
+mod layout;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    paths,
+    process::{find, logged, output, remove_dir},
+    report::Story,
+    tools,
+};
+
+/// The base of all local images. What a GitHub runner's image needs is in it.
+const BASE: &str = "localhost/debian:bookworm";
+const SUITE: &str = "bookworm";
+const PACKAGES: &str = "ca-certificates,curl,gcc,git,libc6-dev,tar";
+const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// With which profile the binaries are built that go into the images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As the workspace's tests are built, so that nothing is compiled twice.
+    #[default]
+    Dev,
+    /// As published.
+    Release,
+}
+
+impl Profile {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// An image of ours.
+#[derive(Debug)]
+struct Image {
+    /// Its name; the local tag is `localhost/NAME:dev`.
+    name: &'static str,
+    /// Its folder in the repository, with the Containerfile.
+    folder: &'static str,
+    /// The binaries that go into it; the first is the build argument `BINARY`, all are in `bin/` of the context.
+    binaries: &'static [&'static str],
+    /// Other files of the folder that it copies.
+    files: &'static [&'static str],
+}
+
+const IMAGES: [Image; 3] = [
+    Image {
+        name: "cuda-runner-operator",
+        folder: "operator",
+        binaries: &["cuda-runner-operator"],
+        files: &[],
+    },
+    Image {
+        name: "cuda-smoke",
+        folder: "kernels",
+        binaries: &["cuda-smoke"],
+        files: &[],
+    },
+    Image {
+        name: "simulated-agent",
+        folder: "e2e/agent",
+        binaries: &["simulated-agent", "cuda-smoke"],
+        files: &["config.sh", "run.sh"],
+    },
+];
+
+/// The packages whose artifacts a cluster uses.
+const ARTIFACTS: [&str; 4] = [
+    "cuda-runner-operator",
+    "cuda-smoke",
+    "simulated-agent",
+    "simulated-driver",
+];
+
+/// Builds the binaries and the driver with cargo.
+pub(crate) fn build_binaries(profile: Profile) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .arg("build")
+        .arg("--quiet")
+        .current_dir(paths::repository());
+    for package in ARTIFACTS {
+        cargo.args(["--package", package]);
+    }
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    // Compiler messages go to the terminal: they are for the person who runs this.
+    let status = cargo.status().context("cannot start cargo")?;
+    anyhow::ensure!(
+        status.success(),
+        "cargo could not build the binaries of the images"
+    );
+    Ok(())
+}
+
+/// What cargo built: a binary, or the driver.
+pub(crate) fn artifact(profile: Profile, file: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| paths::repository().join("target"), PathBuf::from);
+    target.join(profile.folder()).join(file)
+}
+
+/// The image store of the cache.
+#[derive(Debug)]
+pub(crate) struct Images {
+    dir: PathBuf,
+    _lock: fs::File,
+}
+
+impl Images {
+    /// Opens the store, alone: buildah's storage and the layout change together.
+    pub(crate) fn open(story: &Story) -> Result<Self> {
+        let dir = paths::cache()?.join("images");
+        let lock = tools::lock(&dir, "images", story)?;
+        fs::write(
+            dir.join("policy.json"),
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        )?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    /// Builds what changed: the base, the pause image, and the images of the project.
+    pub(crate) fn build(&self, profile: Profile, story: &Story) -> Result<()> {
+        let base = self.base(story)?;
+        self.once("pause", &base, story, |context| {
+            fs::write(
+                context.join("Containerfile"),
+                "ARG BASE\nFROM ${BASE}\nENTRYPOINT [\"/bin/sleep\", \"infinity\"]\n",
+            )?;
+            Ok(Vec::new())
+        })?;
+        for image in &IMAGES {
+            self.once(image.name, &base, story, |context| {
+                stage(image, profile, context)?;
+                Ok(vec![format!("BINARY=bin/{}", image.binaries[0])])
+            })?;
+        }
+        layout::prune(&self.layout())?;
+        Ok(())
+    }
+
+    /// Writes the images as one OCI archive.
+    pub(crate) fn archive(&self, to: &Path) -> Result<()> {
+        let names: Vec<_> = std::iter::once("pause")
+            .chain(IMAGES.iter().map(|image| image.name))
+            .collect();
+        layout::archive(&self.layout(), &names, to)
+    }
+
+    fn layout(&self) -> PathBuf {
+        self.dir.join("oci")
+    }
+
+    /// The base image; its id is the hash of what it was made from.
+    fn base(&self, story: &Story) -> Result<String> {
+        let id = hex(Sha256::digest(format!("{SUITE} {PACKAGES} 1")).as_slice());
+        if self.recorded("base") == id {
+            return Ok(id);
+        }
+        story.step("building the base image with debootstrap, once");
+        let root = self.dir.join("rootfs");
+        let log = self.dir.join("base.log");
+        remove_dir(&root)?;
+        let debootstrap = find("debootstrap").context("debootstrap is missing")?;
+        logged(
+            private(debootstrap.as_os_str())
+                .args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
+                .arg(&root)
+                .arg(MIRROR),
+            &log,
+        )?;
+        // Lists and archives of packages are of no use in an image.
+        for folder in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+            remove_dir(&root.join(folder))?;
+            fs::create_dir_all(root.join(folder).join("partial"))?;
+        }
+        let context = self.dir.join("base");
+        remove_dir(&context)?;
+        fs::create_dir_all(&context)?;
+        fs::write(
+            context.join("Containerfile"),
+            "FROM scratch\nADD rootfs.tar /\n",
+        )?;
+        output(
+            Command::new("tar")
+                .arg("-cf")
+                .arg(context.join("rootfs.tar"))
+                .arg("--numeric-owner")
+                .arg("-C")
+                .arg(&root)
+                .arg("."),
+        )?;
+        logged(
+            self.buildah()
+                .args(["bud", "--isolation=chroot", "--tag", BASE])
+                .arg(self.policy())
+                .arg(&context),
+            &log,
+        )?;
+        remove_dir(&root)?;
+        remove_dir(&context)?;
+        self.record("base", &id)?;
+        Ok(id)
+    }
+
+    /// Builds an image unless its inputs are those of the last time: the context that `fill` stages, and the base.
+    fn once(
+        &self,
+        name: &str,
+        base: &str,
+        story: &Story,
+        fill: impl FnOnce(&Path) -> Result<Vec<String>>,
+    ) -> Result<()> {
+        let context = self.dir.join("context");
+        remove_dir(&context)?;
+        fs::create_dir_all(&context)?;
+        let arguments = fill(&context)
+            .with_context(|| format!("cannot gather the files of the image {name}"))?;
+        let mut hash = Sha256::new();
+        hash.update(base);
+        hash.update(arguments.join(" "));
+        hash_tree(&context, &context, &mut hash)?;
+        let id = hex(hash.finalize().as_slice());
+        if self.recorded(name) != id {
+            story.step(&format!("building the image {name}"));
+            let log = self.dir.join(format!("{name}.log"));
+            let tag = format!("localhost/{name}:dev");
+            let mut build = self.buildah();
+            build.args([
+                "bud",
+                "--isolation=chroot",
+                "--pull-never",
+                "--tag",
+                &tag,
+                "--build-arg",
+                &format!("BASE={BASE}"),
+            ]);
+            for argument in &arguments {
+                build.args(["--build-arg", argument]);
+            }
+            logged(build.arg(self.policy()).arg(&context), &log)?;
+            let target = format!("oci:{}:{name}", self.layout().display());
+            logged(
+                self.buildah()
+                    .args(["push", "--disable-compression"])
+                    .arg(self.policy())
+                    .args([&tag, &target]),
+                &log,
+            )?;
+            // What the tag named before is of no more use.
+            logged(self.buildah().args(["rmi", "--prune", "--force"]), &log)?;
+            self.record(name, &id)?;
+        }
+        remove_dir(&context)
+    }
+
+    fn buildah(&self) -> Command {
+        let mut command = private("buildah".as_ref());
+        command
+            .arg("--root")
+            .arg(self.dir.join("storage"))
+            .arg("--runroot")
+            .arg(self.dir.join("storage-run"))
+            .args(["--storage-driver", "overlay"]);
+        command
+    }
+
+    /// Signatures of what we built ourselves a moment ago are not asked for.
+    fn policy(&self) -> String {
+        format!(
+            "--signature-policy={}",
+            self.dir.join("policy.json").display()
+        )
+    }
+
+    fn recorded(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{name}.id"))).unwrap_or_default()
+    }
+
+    fn record(&self, name: &str, id: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join(format!("{name}.id")), id)?)
+    }
+}
+
+/// A program whose mounts are its own and end with it.
+fn private(program: &std::ffi::OsStr) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--"]).arg(program);
+    command
+}
+
+/// Gathers an image's build context: its Containerfile, its files, and the binaries without debug information.
+fn stage(image: &Image, profile: Profile, context: &Path) -> Result<()> {
+    let folder = paths::repository().join(image.folder);
+    for file in ["Containerfile"].iter().chain(image.files) {
+        let from = folder.join(file);
+        fs::copy(&from, context.join(file))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    let binaries = context.join("bin");
+    fs::create_dir_all(&binaries)?;
+    for binary in image.binaries {
+        output(
+            Command::new("strip")
+                .arg("-o")
+                .arg(binaries.join(binary))
+                .arg(artifact(profile, binary)),
+        )?;
+    }
+    Ok(())
+}
+
+/// Adds every file below a folder to the hash: path, mode, content.
+fn hash_tree(root: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            hash_tree(root, &path, hash)?;
+            continue;
+        }
+        let content = fs::read(&path)?;
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+        hash.update(format!(
+            "{name}\0{:o}\0{}\0",
+            entry.metadata()?.permissions().mode(),
+            content.len()
+        ));
+        hash.update(content);
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

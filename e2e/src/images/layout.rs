@@ -1,0 +1,99 @@
+//! The OCI layout into which images are pushed: what it refers to, and an archive of it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::process::output;
+
+const NAME: &str = "org.opencontainers.image.ref.name";
+
+fn index(layout: &Path) -> Result<Vec<Value>> {
+    let path = layout.join("index.json");
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let index: Value = serde_json::from_slice(&text)?;
+    Ok(index["manifests"].as_array().cloned().unwrap_or_default())
+}
+
+/// The path of a blob in the layout, from its descriptor.
+fn blob(descriptor: &Value) -> Result<PathBuf> {
+    let digest = descriptor["digest"]
+        .as_str()
+        .context("a descriptor without digest")?;
+    Ok(PathBuf::from("blobs").join(digest.replace(':', "/")))
+}
+
+/// A manifest's blob, and those of its configuration and layers.
+fn blobs(layout: &Path, descriptor: &Value) -> Result<BTreeSet<PathBuf>> {
+    let own = blob(descriptor)?;
+    let manifest: Value = serde_json::from_slice(&fs::read(layout.join(&own))?)?;
+    let parts = manifest["layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .chain([&manifest["config"]]);
+    parts.map(blob).chain([Ok(own)]).collect()
+}
+
+/// Removes blobs that no named image refers to.
+pub(super) fn prune(layout: &Path) -> Result<()> {
+    let mut used = BTreeSet::new();
+    for descriptor in index(layout)?
+        .iter()
+        .filter(|d| d["annotations"][NAME].is_string())
+    {
+        used.extend(blobs(layout, descriptor)?);
+    }
+    for entry in fs::read_dir(layout.join("blobs/sha256"))?.flatten() {
+        if !used.contains(&PathBuf::from("blobs/sha256").join(entry.file_name())) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a tar file with the named images, each called `localhost/NAME:dev` when imported.
+pub(super) fn archive(layout: &Path, names: &[&str], to: &Path) -> Result<()> {
+    let mut files = BTreeSet::new();
+    let mut manifests = Vec::new();
+    for descriptor in index(layout)? {
+        let Some(name) = descriptor["annotations"][NAME]
+            .as_str()
+            .filter(|name| names.contains(name))
+        else {
+            continue;
+        };
+        files.extend(blobs(layout, &descriptor)?);
+        let tag = format!("localhost/{name}:dev");
+        let mut named = descriptor.clone();
+        named["annotations"] = json!({"io.containerd.image.name": tag, NAME: "dev"});
+        manifests.push(named);
+    }
+    anyhow::ensure!(
+        manifests.len() == names.len(),
+        "the image store lacks some of {names:?}: remove it and start again"
+    );
+    // The index is the archive's own; blobs come from the layout as they are.
+    let head = to.with_extension("index");
+    fs::create_dir_all(&head)?;
+    let index = json!({"schemaVersion": 2, "manifests": manifests});
+    fs::write(head.join("index.json"), serde_json::to_vec(&index)?)?;
+    fs::write(head.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let mut tar = Command::new("tar");
+    tar.arg("-cf")
+        .arg(to)
+        .arg("-C")
+        .arg(&head)
+        .args(["oci-layout", "index.json"])
+        .arg("-C")
+        .arg(layout)
+        .args(files);
+    output(&mut tar)?;
+    Ok(fs::remove_dir_all(head)?)
+}

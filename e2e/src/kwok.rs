@@ -1,0 +1,112 @@
+//! Simulated GPU nodes, by KWOK: cheap, many, and their pods run at once without running anything.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use anyhow::Result;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    supervisor::{Program, Supervisor},
+    tools::Tools,
+};
+
+/// The annotation by which KWOK knows its nodes.
+const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
+/// GPUs of one simulated node.
+const GPUS: &str = "8";
+
+/// Starts KWOK's controller.
+pub(crate) fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
+    let mut program = Program::new("kwok", tools.kwok())
+        .arg(format!(
+            "--kubeconfig={}",
+            dir.join("config/kwok.kubeconfig").display()
+        ))
+        .arg("--manage-all-nodes=false")
+        .arg(format!(
+            "--manage-nodes-with-annotation-selector={}={}",
+            ANNOTATION.0, ANNOTATION.1
+        ))
+        // Without a heartbeat nodes would turn NotReady, and every pod on them with them.
+        .arg("--node-lease-duration-seconds=40")
+        .arg("--server-address=127.0.0.1:0");
+    for stage in [
+        "node/fast/node-initialize.yaml",
+        "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+        "pod/fast/pod-ready.yaml",
+        "pod/fast/pod-complete.yaml",
+        "pod/fast/pod-delete.yaml",
+    ] {
+        program = program.arg(format!("--config={}", tools.kwok_stage(stage).display()));
+    }
+    supervisor.start(program)
+}
+
+/// Adds simulated nodes and waits until they are ready.
+pub(crate) async fn add_nodes(client: &Client, count: usize) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    stream::iter(0..count)
+        .map(|number| {
+            let nodes = nodes.clone();
+            async move {
+                match nodes.create(&PostParams::default(), &node(number)?).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                    other => other.map(drop).map_err(anyhow::Error::from),
+                }
+            }
+        })
+        .buffer_unordered(16)
+        .try_collect::<()>()
+        .await?;
+    crate::wait::wait_for(
+        "simulated nodes to be ready",
+        Duration::from_secs(60),
+        async || {
+            let ready = nodes
+                .list(&ListParams::default())
+                .await?
+                .into_iter()
+                .filter(|n| is_fake(n) && is_ready(n))
+                .count();
+            Ok((ready >= count).then_some(()))
+        },
+    )
+    .await
+}
+
+fn node(number: usize) -> Result<Node> {
+    let resources = json!({"cpu": "64", "memory": "512Gi", "pods": "250", "nvidia.com/gpu": GPUS});
+    let name = format!("kwok-{number}");
+    Ok(serde_json::from_value(json!({
+        "metadata": {
+            "name": name,
+            "annotations": {ANNOTATION.0: ANNOTATION.1},
+            "labels": {"type": "kwok", "kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
+        },
+        // Only pods that ask for it: the real node is for the others.
+        "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},
+        "status": {"capacity": resources, "allocatable": resources},
+    }))?)
+}
+
+fn is_fake(node: &Node) -> bool {
+    node.metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|all: &BTreeMap<_, _>| all.contains_key(ANNOTATION.0))
+}
+
+/// Whether the node's Ready condition is true.
+pub(crate) fn is_ready(node: &Node) -> bool {
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}

@@ -1,0 +1,98 @@
+//! The one link between the machine and a cluster's network namespace.
+//!
+//! A pair of virtual interfaces with four addresses. Inside, the node's address serves pods and us alike; pods,
+//! services and iptables rules are all inside, so nothing of them is on the machine.
+
+use std::{net::Ipv4Addr, process::Command};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::process::{Identity, output};
+
+/// A cluster's link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    /// The interface on the machine.
+    pub(crate) interface: String,
+    /// The machine's address, as the cluster sees it.
+    pub(crate) machine: Ipv4Addr,
+    /// The node's address, as everyone sees it.
+    pub(crate) node: Ipv4Addr,
+}
+
+impl Link {
+    fn numbered(number: u8) -> Self {
+        Self {
+            interface: format!("cuda-e2e{number}"),
+            machine: Ipv4Addr::new(10, 213, number, 1),
+            node: Ipv4Addr::new(10, 213, number, 2),
+        }
+    }
+
+    /// Connects the namespace of this process. The first number whose interface does not exist is taken; creating it
+    /// is the claim, so two runs cannot take the same one.
+    pub(crate) fn connect(inside: Identity) -> Result<Self> {
+        let pid = inside.pid.to_string();
+        for number in 0..=u8::MAX {
+            let link = Self::numbered(number);
+            if output(Command::new("ip").args(["link", "show", &link.interface])).is_ok() {
+                continue;
+            }
+            let claim = [
+                "link",
+                "add",
+                &link.interface,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "uplink",
+                "netns",
+                &pid,
+            ];
+            if let Err(error) = output(Command::new("ip").args(claim)) {
+                if error.to_string().contains("File exists") {
+                    continue;
+                }
+                return Err(error);
+            }
+            let outside = |args: &[&str]| output(Command::new("ip").args(args)).map(drop);
+            let inside = |args: &[&str]| {
+                output(
+                    Command::new("nsenter")
+                        .args(["--target", &pid, "--net", "ip"])
+                        .args(args),
+                )
+                .map(drop)
+            };
+            outside(&[
+                "address",
+                "add",
+                &format!("{}/30", link.machine),
+                "dev",
+                &link.interface,
+            ])?;
+            outside(&["link", "set", &link.interface, "up"])?;
+            inside(&[
+                "address",
+                "add",
+                &format!("{}/30", link.node),
+                "dev",
+                "uplink",
+            ])?;
+            inside(&["link", "set", "uplink", "up"])?;
+            inside(&["route", "add", "default", "via", &link.machine.to_string()])?;
+            return Ok(link);
+        }
+        bail!(
+            "256 clusters run on this machine already: take some down with `cargo e2e down --all`"
+        )
+    }
+
+    /// Removes it. The end of the namespace would, too, but a moment later.
+    pub(crate) fn disconnect(&self) {
+        // Gone already is as good.
+        let _ = output(Command::new("ip").args(["link", "delete", &self.interface]));
+    }
+}

@@ -1,0 +1,273 @@
+//! A real node: containerd, kubelet, kube-proxy, in the cluster's own namespaces.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::{
+    certs::Certificates,
+    process::{find, output, poll},
+    supervisor::{Program, Supervisor},
+    tools::Tools,
+};
+
+/// The node's name.
+pub(crate) const NAME: &str = "gpu-node";
+/// The pause image, which holds a pod's namespaces.
+pub(crate) const PAUSE: &str = "localhost/pause:dev";
+/// Inside the sandbox `/run` is the cluster's own, so this is no other containerd's.
+const CONTAINERD: &str = "/run/containerd/containerd.sock";
+
+/// Starts containerd and waits for its socket: images are imported into it before any pod starts.
+pub(crate) fn start_containerd(dir: &Path, supervisor: &Supervisor) -> Result<()> {
+    let cni = dir.join("config/cni");
+    fs::create_dir_all(&cni)?;
+    // Point to point rather than a bridge: pods on one bridge answer each other directly, past the rules by which
+    // kube-proxy translates service addresses back.
+    let network = json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [
+            {"type": "ptp", "ipMasq": true, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/20"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    });
+    fs::write(
+        cni.join("10-pods.conflist"),
+        serde_json::to_vec_pretty(&network)?,
+    )?;
+
+    // Without CAP_SYS_RESOURCE, as in many containers, lowering a score fails, and with it every sandbox.
+    let config = format!(
+        r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"]
+[grpc]
+  address = "{CONTAINERD}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{}"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+"#,
+        cni.display()
+    );
+    let file = dir.join("config/containerd.toml");
+    fs::write(&file, config)?;
+    let containerd = find("containerd").context("containerd is missing")?;
+    supervisor.start(
+        Program::new("containerd", containerd)
+            .arg("--config")
+            .arg(file.to_string_lossy())
+            .env("PATH", path()),
+    )?;
+    let inside = supervisor
+        .identity()
+        .context("the cluster has no supervisor")?;
+    // Seen through the supervisor's root: its /run is not ours.
+    let socket = PathBuf::from(format!("/proc/{}/root{CONTAINERD}", inside.pid));
+    poll("containerd to listen", Duration::from_secs(20), || {
+        socket.exists() || supervisor.check("containerd").is_err()
+    })?;
+    supervisor.check("containerd")
+}
+
+/// Administrators' folders first: CNI plugins, runc and the kubelet call mount, iptables, conntrack.
+fn path() -> String {
+    format!(
+        "/usr/local/sbin:/usr/sbin:/sbin:{}",
+        std::env::var("PATH").unwrap_or_default()
+    )
+}
+
+/// Imports an OCI archive into containerd, for Kubernetes.
+pub(crate) fn import(supervisor: &Supervisor, archive: &Path) -> Result<()> {
+    let inside = supervisor
+        .identity()
+        .context("the cluster has no supervisor")?;
+    output(
+        Command::new("nsenter")
+            .args([
+                "--target",
+                &inside.pid.to_string(),
+                "--mount",
+                "ctr",
+                "--address",
+                CONTAINERD,
+            ])
+            .args([
+                "--namespace",
+                "k8s.io",
+                "image",
+                "import",
+                "--no-unpack=false",
+            ])
+            .arg(archive),
+    )?;
+    Ok(())
+}
+
+/// Starts kubelet and kube-proxy.
+pub(crate) fn start(
+    dir: &Path,
+    supervisor: &Supervisor,
+    tools: &Tools,
+    certs: &Certificates,
+    cgroup: &str,
+    address: Ipv4Addr,
+) -> Result<()> {
+    let config = dir.join("config");
+    let file = |name: &str| config.join(name).to_string_lossy().into_owned();
+    create_cgroup(cgroup)?;
+    // The machine's may be a link into /run, which the sandbox covers.
+    fs::write(
+        config.join("resolv.conf"),
+        fs::read("/etc/resolv.conf").unwrap_or_default(),
+    )?;
+    let kubelet = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": certs.path("ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": format!("/{cgroup}"),
+        "failCgroupV1": false,
+        "enforceNodeAllocatable": [],
+        "localStorageCapacityIsolation": false,
+        "failSwapOn": false,
+        "resolvConf": file("resolv.conf"),
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "maxPods": 250,
+        // A full disk of the developer's machine is not this cluster's business.
+        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "imageGCHighThresholdPercent": 100,
+        // Devices that fail or come back are on the node's status this fast.
+        "nodeStatusUpdateFrequency": "2s",
+        "serializeImagePulls": false,
+        "kubeAPIQPS": 200,
+        "kubeAPIBurst": 400,
+    });
+    fs::write(
+        config.join("kubelet.json"),
+        serde_json::to_vec_pretty(&kubelet)?,
+    )?;
+    supervisor.start(
+        Program::new("kubelet", tools.kubernetes("kubelet"))
+            .arg(format!("--config={}", file("kubelet.json")))
+            .arg(format!("--kubeconfig={}", file("kubelet.kubeconfig")))
+            .arg(format!("--hostname-override={NAME}"))
+            .arg(format!("--node-ip={address}"))
+            .env("PATH", path()),
+    )?;
+
+    let proxy = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "iptables",
+        "clientConnection": {"kubeconfig": file("kube-proxy.kubeconfig")},
+        "hostnameOverride": NAME,
+        "iptables": {"minSyncPeriod": "100ms", "localhostNodePorts": false},
+        // Zero leaves the machine's settings alone.
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+    });
+    fs::write(
+        config.join("kube-proxy.json"),
+        serde_json::to_vec_pretty(&proxy)?,
+    )?;
+    supervisor.start(
+        Program::new("kube-proxy", tools.kubernetes("kube-proxy"))
+            .arg(format!("--config={}", file("kube-proxy.json")))
+            .env("PATH", path()),
+    )
+}
+
+/// The roots of the machine's cgroup hierarchies: one, or with version 1 one for each controller.
+fn cgroup_hierarchies() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_path_buf()];
+    }
+    let mut all: Vec<_> = fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        // Combined controllers have links to the one folder (`cpu -> cpu,cpuacct`).
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
+    all.sort();
+    all
+}
+
+/// The cgroup under which all pods of a cluster are.
+fn create_cgroup(name: &str) -> Result<()> {
+    for hierarchy in cgroup_hierarchies() {
+        let dir = hierarchy.join(name);
+        fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot create the cgroup {}", dir.display()))?;
+        let control = hierarchy.join("cgroup.subtree_control");
+        for controller in fs::read_to_string(hierarchy.join("cgroup.controllers"))
+            .unwrap_or_default()
+            .split_whitespace()
+        {
+            // Version 2 hands controllers down one by one; what the machine does not hand down, pods do without.
+            let _ = fs::write(&control, format!("+{controller}"));
+        }
+    }
+    Ok(())
+}
+
+/// Removes it, with the pods' cgroups in it. Their processes have ended.
+pub(crate) fn remove_cgroup(name: &str) -> Result<()> {
+    for hierarchy in cgroup_hierarchies() {
+        let dir = hierarchy.join(name);
+        let mut last = None;
+        // The kernel takes a moment to let go of ended processes.
+        let done = poll("cgroups to empty", Duration::from_secs(10), || {
+            last = remove_tree(&dir).err();
+            last.is_none()
+        });
+        if let (Err(_), Some(error)) = (done, last) {
+            return Err(error)
+                .with_context(|| format!("cannot remove the cgroup {}", dir.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Folders from the leaves up; the files in them are the kernel's.
+fn remove_tree(dir: &Path) -> std::io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+/// Whether anything of a cluster's cgroup is left.
+pub(crate) fn cgroup_exists(name: &str) -> bool {
+    cgroup_hierarchies()
+        .iter()
+        .any(|hierarchy| hierarchy.join(name).exists())
+}

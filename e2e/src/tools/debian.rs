@@ -1,0 +1,83 @@
+//! Programs of the distribution: installed where we may, named where we may not.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    paths,
+    process::{find, logged},
+    report::Story,
+};
+
+/// What a real node needs: a file or program, and the Debian package that brings it.
+const NEEDED: [(&str, &str); 10] = [
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
+    ("buildah", "buildah"),
+    ("debootstrap", "debootstrap"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("strip", "binutils"),
+];
+
+fn missing() -> Vec<&'static str> {
+    NEEDED
+        .iter()
+        .filter(|(what, _)| {
+            !(if what.starts_with('/') {
+                Path::new(what).exists()
+            } else {
+                find(what).is_some()
+            })
+        })
+        .map(|(_, package)| *package)
+        .collect()
+}
+
+/// Installs what is missing. Only root calls this: without root there is no node.
+pub(crate) fn ensure(story: &Story) -> Result<()> {
+    if missing().is_empty() {
+        return Ok(());
+    }
+    let cache = paths::cache()?;
+    let _lock = super::lock(&cache, "packages", story)?;
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if find("apt-get").is_none() {
+        bail!(
+            "these programs are missing, and there is no apt-get to install them: {list} (the names of the Debian packages); install them with this system's package manager"
+        );
+    }
+    story.step(&format!("installing Debian packages: {list}"));
+    let log = cache.join("packages.log");
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        // Another apt on the machine is waited for.
+        command
+            .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    logged(&mut apt(&["update"]), &log)?;
+    logged(
+        apt(&["install", "-y", "--no-install-recommends"]).args(&missing),
+        &log,
+    )?;
+    let still = self::missing();
+    if !still.is_empty() {
+        bail!(
+            "apt-get installed everything, yet these are missing: {}; see {}",
+            still.join(" "),
+            log.display()
+        );
+    }
+    Ok(())
+}

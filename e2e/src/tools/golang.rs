@@ -1,0 +1,226 @@
+//! Go programs, built from their modules as the module proxy has them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::KUBERNETES;
+use crate::process::{find, logged, output};
+
+/// One module, and the programs of it that we want.
+#[derive(Debug)]
+pub(super) struct GoTool {
+    /// Its name in the cache.
+    pub(super) name: &'static str,
+    /// Its version, without the `v`.
+    pub(super) version: &'static str,
+    /// The module's path.
+    module: &'static str,
+    /// Package path in the module, and the name of the program.
+    programs: &'static [(&'static str, &'static str)],
+    /// Kubernetes calls itself v0.0.0 unless told, and needs its staging modules pinned.
+    kubernetes: bool,
+    /// A folder of the module to keep beside the programs.
+    keep: Option<(&'static str, &'static str)>,
+}
+
+/// Each in a module of its own: together their dependencies clash.
+pub(super) fn tools() -> [GoTool; 4] {
+    let tool = |name, version, module, programs| GoTool {
+        name,
+        version,
+        module,
+        programs,
+        kubernetes: false,
+        keep: None,
+    };
+    [
+        GoTool {
+            kubernetes: true,
+            ..tool(
+                "kubernetes",
+                KUBERNETES,
+                "k8s.io/kubernetes",
+                &[
+                    ("cmd/kube-apiserver", "kube-apiserver"),
+                    ("cmd/kube-controller-manager", "kube-controller-manager"),
+                    ("cmd/kube-scheduler", "kube-scheduler"),
+                    ("cmd/kubelet", "kubelet"),
+                    ("cmd/kube-proxy", "kube-proxy"),
+                    ("cmd/kubectl", "kubectl"),
+                ],
+            )
+        },
+        tool(
+            "etcd",
+            "3.7.3",
+            "go.etcd.io/etcd/server/v3",
+            &[("", "etcd")],
+        ),
+        tool("helm", "4.3.1", "helm.sh/helm/v4", &[("cmd/helm", "helm")]),
+        GoTool {
+            keep: Some(("kustomize/stage", "stage")),
+            ..tool("kwok", "0.7.0", "sigs.k8s.io/kwok", &[("cmd/kwok", "kwok")])
+        },
+    ]
+}
+
+/// Builds the programs into the folder.
+pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
+    let Some(go) =
+        find("go").or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|p| p.is_file()))
+    else {
+        bail!(
+            "Go is missing: install Go 1.26 or newer (https://go.dev/dl), so that `go` is on the PATH"
+        );
+    };
+    let work = into.join("module");
+    fs::create_dir_all(&work)?;
+    let log = into.join("build.log");
+    let go = |args: &[&str]| {
+        let mut command = Command::new(&go);
+        command
+            .args(args)
+            .current_dir(&work)
+            .env("CGO_ENABLED", "0")
+            .env("GOWORK", "off");
+        command
+    };
+    logged(&mut go(&["mod", "init", "e2e-tools"]), &log)?;
+    let version = format!("v{}", tool.version);
+    let mut flags = "-s -w".to_owned();
+    if tool.kubernetes {
+        let module = download(&mut go(&[
+            "mod",
+            "download",
+            "-json",
+            &format!("{}@{version}", tool.module),
+        ]))?;
+        let manifest = fs::read_to_string(&module.manifest)?;
+        let staging = format!(
+            "v0.{}",
+            tool.version.split_once('.').map_or("", |(_, rest)| rest)
+        );
+        for name in staging_modules(&manifest) {
+            logged(
+                &mut go(&["mod", "edit", &format!("-replace={name}={name}@{staging}")]),
+                &log,
+            )?;
+        }
+        let (major, minor) = (
+            tool.version.split('.').next().unwrap_or(""),
+            tool.version.split('.').nth(1).unwrap_or(""),
+        );
+        for setting in [
+            format!("k8s.io/component-base/version.gitVersion={version}"),
+            format!("k8s.io/component-base/version.gitMajor={major}"),
+            format!("k8s.io/component-base/version.gitMinor={minor}"),
+            format!("k8s.io/client-go/pkg/version.gitVersion={version}"),
+        ] {
+            flags.push_str(" -X ");
+            flags.push_str(&setting);
+        }
+    }
+    let packages: Vec<String> = tool
+        .programs
+        .iter()
+        .map(|(package, _)| {
+            format!("{}/{package}", tool.module)
+                .trim_end_matches('/')
+                .to_owned()
+        })
+        .collect();
+    logged(
+        go(&["get", "-tool"]).args(
+            packages
+                .iter()
+                .map(|package| format!("{package}@{version}")),
+        ),
+        &log,
+    )?;
+    for (package, (_, program)) in packages.iter().zip(tool.programs) {
+        let target = into.join(program);
+        logged(
+            go(&["build", "-trimpath", "-ldflags", &flags, "-o"])
+                .arg(target)
+                .arg(package),
+            &log,
+        )?;
+    }
+    if let Some((folder, name)) = tool.keep {
+        let module = download(&mut go(&[
+            "mod",
+            "download",
+            "-json",
+            &format!("{}@{version}", tool.module),
+        ]))?;
+        // The module cache is read-only; a copy of it would resist removal.
+        output(
+            Command::new("cp")
+                .args(["-r", "--no-preserve=mode"])
+                .arg(module.dir.join(folder))
+                .arg(into.join(name)),
+        )?;
+    }
+    Ok(())
+}
+
+/// A module in Go's cache.
+struct Module {
+    manifest: PathBuf,
+    dir: PathBuf,
+}
+
+fn download(command: &mut Command) -> Result<Module> {
+    let answer: serde_json::Value = serde_json::from_str(&output(command)?)?;
+    let path = |key: &str| {
+        answer[key]
+            .as_str()
+            .map(PathBuf::from)
+            .with_context(|| format!("go mod download names no {key}"))
+    };
+    Ok(Module {
+        manifest: path("GoMod")?,
+        dir: path("Dir")?,
+    })
+}
+
+/// The modules that Kubernetes keeps in its own repository, from its go.mod: required as v0.0.0, or replaced by a
+/// folder.
+fn staging_modules(manifest: &str) -> Vec<&str> {
+    let mut names: Vec<_> = manifest
+        .lines()
+        .map(str::trim)
+        .filter_map(|line| {
+            let line = line
+                .strip_prefix("require ")
+                .or_else(|| line.strip_prefix("replace "))
+                .unwrap_or(line);
+            let (name, rest) = line.split_once(' ')?;
+            let staging = rest.starts_with("v0.0.0") && !rest.starts_with("v0.0.0-")
+                || rest.contains("./staging/");
+            (name.starts_with("k8s.io/") && staging).then_some(name)
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_modules_are_read_from_both_forms() {
+        let manifest = "module k8s.io/kubernetes\nrequire (\n\tk8s.io/api v0.0.0\n\tk8s.io/klog/v2 v2.130.1\n\tk8s.io/kube-openapi v0.0.0-2025\n)\nreplace (\n\tk8s.io/client-go => ./staging/src/k8s.io/client-go\n)\nreplace k8s.io/api => ./staging/src/k8s.io/api\n";
+        assert_eq!(
+            staging_modules(manifest),
+            ["k8s.io/api", "k8s.io/client-go"]
+        );
+    }
+}

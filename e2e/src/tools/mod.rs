@@ -1,0 +1,169 @@
+//! The programs that a cluster is made of: Debian packages, Go programs built from their modules, cargo-deny.
+//!
+//! Built programs are kept under `tools/NAME-VERSION` of the cache folder and never built twice; two runs that need
+//! the same one meet at a lock.
+
+mod debian;
+mod golang;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{paths, process, report::Story};
+
+pub(crate) use debian::ensure as ensure_packages;
+
+const KUBERNETES: &str = "1.37.2";
+const CARGO_DENY: &str = "0.20.2";
+
+/// The built Go programs.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    dir: PathBuf,
+}
+
+impl Tools {
+    /// Builds what is not there yet.
+    pub(crate) fn ensure(story: &Story) -> Result<Self> {
+        let dir = paths::cache()?.join("tools");
+        for tool in golang::tools() {
+            let folder = format!("{}-{}", tool.name, tool.version);
+            once(&dir, &folder, story, |partial| {
+                golang::build(&tool, partial)
+            })?;
+        }
+        Ok(Self { dir })
+    }
+
+    /// etcd.
+    pub(crate) fn etcd(&self) -> PathBuf {
+        self.program("etcd", "etcd")
+    }
+
+    /// One of Kubernetes' programs.
+    pub(crate) fn kubernetes(&self, program: &str) -> PathBuf {
+        self.program("kubernetes", program)
+    }
+
+    /// Helm.
+    pub(crate) fn helm(&self) -> PathBuf {
+        self.program("helm", "helm")
+    }
+
+    /// KWOK's controller.
+    pub(crate) fn kwok(&self) -> PathBuf {
+        self.program("kwok", "kwok")
+    }
+
+    /// A file of KWOK's collection of stages.
+    pub(crate) fn kwok_stage(&self, path: &str) -> PathBuf {
+        self.program("kwok", "stage").join(path)
+    }
+
+    fn program(&self, name: &str, file: &str) -> PathBuf {
+        let version = golang::tools()
+            .into_iter()
+            .find(|t| t.name == name)
+            .map_or("", |t| t.version);
+        self.dir.join(format!("{name}-{version}")).join(file)
+    }
+}
+
+/// cargo-deny, built once.
+pub(crate) fn cargo_deny(story: &Story) -> Result<PathBuf> {
+    let folder = format!("cargo-deny-{CARGO_DENY}");
+    let dir = paths::cache()?.join("tools");
+    once(&dir, &folder, story, |partial| {
+        process::logged(
+            Command::new("cargo")
+                .args([
+                    "install",
+                    "--locked",
+                    "--quiet",
+                    "--version",
+                    CARGO_DENY,
+                    "--root",
+                ])
+                .arg(partial)
+                .arg("cargo-deny")
+                // The compiled parts are of no further use, and the workspace's own are not to be thrown over.
+                .env("CARGO_TARGET_DIR", partial.join("target"))
+                .current_dir(partial),
+            &partial.join("build.log"),
+        )?;
+        fs::rename(partial.join("bin/cargo-deny"), partial.join("cargo-deny"))?;
+        process::remove_dir(&partial.join("target"))
+    })?;
+    Ok(dir.join(folder).join("cargo-deny"))
+}
+
+/// Fills the folder `dir/name` with `build`, unless it exists. It is filled under another name and then renamed, so a
+/// killed build leaves nothing that looks finished.
+fn once(
+    dir: &Path,
+    name: &str,
+    story: &Story,
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let finished = dir.join(name);
+    if finished.is_dir() {
+        return Ok(());
+    }
+    let _lock = lock(dir, name, story)?;
+    if finished.is_dir() {
+        return Ok(()); // Whoever held the lock built it.
+    }
+    story.step(&format!("building {name}, once: this takes some minutes"));
+    let partial = dir.join(format!("{name}.partial"));
+    process::remove_dir(&partial)?;
+    fs::create_dir_all(&partial)?;
+    build(&partial).with_context(|| {
+        format!(
+            "cannot build {name}; what was tried is in {}",
+            partial.display()
+        )
+    })?;
+    fs::rename(&partial, &finished)?;
+    Ok(())
+}
+
+/// Holds the lock `dir/NAME.lock` until dropped; says so when it has to wait.
+pub(crate) fn lock(dir: &Path, name: &str, story: &Story) -> Result<File> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("{name}.lock"));
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        story.step(&format!(
+            "waiting for another run that holds {}",
+            path.display()
+        ));
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_build_leaves_nothing_finished_and_a_good_one_is_not_repeated() {
+        let dir = std::env::temp_dir().join(format!("e2e-once-{}", std::process::id()));
+        let story = Story::silent();
+        assert!(once(&dir, "x", &story, |_| anyhow::bail!("no")).is_err());
+        assert!(!dir.join("x").exists());
+        once(&dir, "x", &story, |partial| {
+            Ok(fs::write(partial.join("f"), "1")?)
+        })
+        .unwrap();
+        once(&dir, "x", &story, |_| anyhow::bail!("built twice")).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("x/f")).unwrap(), "1");
+        process::remove_dir(&dir).unwrap();
+    }
+}
