@@ -1,7 +1,10 @@
 //! Stores and GitHub's answers become plain values.
 
+pub mod end;
 pub mod github;
 pub mod pod;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Access, Entry, Listing, Observed, PodSettings};
-use crate::observe::pod::{End, Failure, Job, Runner};
+use crate::observe::end::{End, Failure, Job};
+use crate::observe::pod::Runner;
 use crate::pool::{FINALIZER, Pool};
 
 /// The present of all tests.

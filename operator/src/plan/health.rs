@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
 use crate::backoff;
-use crate::observe::pod::{End, Failure, Runner};
+use crate::observe::end::{End, Failure};
+use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
 /// Reasons with which the kubelet reports an image that it cannot use. See

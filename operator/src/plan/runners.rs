@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
 use super::{Access, Action, Observed, Plan, Target, pod};
-use crate::observe::pod::{End, Runner};
+use crate::observe::end::End;
+use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
 /// How often GitHub's list is compared with the pods.

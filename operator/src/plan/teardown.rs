@@ -4,7 +4,7 @@ use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Access, Action, Notice, Observed, Plan, runners};
-use crate::observe::pod::End;
+use crate::observe::end::End;
 use crate::pool::Pool;
 
 /// How soon GitHub is asked again while entries are left.

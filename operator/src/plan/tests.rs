@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use super::conditions::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::observe::pod::{End, Waiting};
+use crate::observe::end::End;
+use crate::observe::pod::Waiting;
 
 fn created(plan: &Plan) -> usize {
     let create = |a: &&Action| matches!(a, Action::CreatePod(_));

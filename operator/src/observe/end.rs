@@ -1,0 +1,218 @@
+//! Why a runner pod ended.
+
+use gate_report::{Class, Report};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
+
+use super::pod::{GATE, RUNNER, container, init_container, terminated};
+
+/// How a runner ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// It ran a job to its end, whatever the job's own result.
+    JobDone(Job),
+    /// It ended otherwise.
+    Failed(Failure),
+}
+
+/// The job that a runner ran, as the hooks noted it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+pub struct Job {
+    /// The job's id in its workflow.
+    pub job: String,
+    /// Id of the workflow run.
+    pub run: String,
+    /// Name of the workflow.
+    pub workflow: String,
+    /// `OWNER/NAME`.
+    pub repository: String,
+}
+
+/// Why a runner ended without a finished job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// One word, as in Events.
+    pub reason: &'static str,
+    /// Who has to act.
+    pub class: Class,
+    /// The driver's code.
+    pub code: Option<i32>,
+    /// UUID of the device at fault.
+    pub device: Option<String>,
+    /// What happened, and what to do.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+    /// Whether GitHub may still hold the runner's entry.
+    pub registered: bool,
+}
+
+/// How a pod ended; `None` while it has not.
+pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
+    let status = pod.status.as_ref()?;
+    let phase = status.phase.as_deref().unwrap_or_default();
+    if phase != "Succeeded" && phase != "Failed" {
+        return None;
+    }
+    let gate = terminated(init_container(pod, GATE));
+    let runner = terminated(container(pod, RUNNER));
+    let at = ended_at(pod).unwrap_or(created);
+    let failure = |reason, class, message| {
+        End::Failed(Failure {
+            reason,
+            class,
+            code: None,
+            device: None,
+            message,
+            at,
+            registered: gate.is_some_and(|g| g.exit_code == 0),
+        })
+    };
+
+    let marks = runner
+        .and_then(|r| r.message.as_deref())
+        .map_or_else(Marks::default, Marks::read);
+    if let Some(job) = marks.completed {
+        return Some(End::JobDone(job));
+    }
+    if let Some(gate) = gate.filter(|g| g.exit_code != 0) {
+        return Some(End::Failed(gate_failure(
+            gate.exit_code,
+            gate.reason.as_deref(),
+            gate.message.as_deref(),
+            at,
+        )));
+    }
+    let cut = marks.started.map(|job| {
+        format!(
+            " Its job {} of run {} in {} was cut short.",
+            job.job, job.run, job.repository
+        )
+    });
+    let cut_text = cut.clone().unwrap_or_default();
+    if let Some(reason) = status.reason.as_deref() {
+        let message = status.message.as_deref().unwrap_or("no message");
+        return Some(match reason {
+            "Evicted" | "Preempting" | "NodeShutdown" | "Terminated" => failure(
+                "Evicted",
+                Class::Transient,
+                format!("Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"),
+            ),
+            "NodeLost" => failure(
+                "NodeLost",
+                Class::Node,
+                format!("The node stopped answering ({message}).{cut_text}"),
+            ),
+            _ => failure(
+                "PodRejected",
+                Class::Node,
+                format!(
+                    "The node refused the pod ({reason}: {message}); look at the node's device plugin and its kubelet."
+                ),
+            ),
+        });
+    }
+    let Some(runner) = runner else {
+        return Some(failure(
+            "PodLost",
+            Class::Transient,
+            "The pod ended before its containers did.".to_owned(),
+        ));
+    };
+    Some(match (runner.reason.as_deref(), runner.exit_code) {
+        (Some("OOMKilled"), _) => failure(
+            "OutOfMemory",
+            Class::Config,
+            format!(
+                "The runner used more memory than its limit; raise resources.limits.memory of the container `runner` in spec.template.{cut_text}"
+            ),
+        ),
+        (_, 7) => failure(
+            "VersionRefused",
+            Class::Config,
+            "GitHub refuses the version of the agent (exit code 7); use a newer image in spec.template.".to_owned(),
+        ),
+        (_, code) if cut.is_some() => failure(
+            "JobCutShort",
+            Class::Transient,
+            format!("The agent ended with code {code} in the middle of a job.{cut_text}"),
+        ),
+        (_, code) => failure(
+            "EndedWithoutJob",
+            Class::Transient,
+            format!(
+                "The agent ended with code {code} and ran no job; its registration may have been removed. `kubectl logs` of the pod tells more."
+            ),
+        ),
+    })
+}
+
+/// A gate that ended with another code than 0: the report in the termination message says why, the code at least who must act.
+fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Timestamp) -> Failure {
+    let report = message.and_then(|m| serde_json::from_str::<Report>(m).ok());
+    let class = Class::from_exit_code(code).unwrap_or(Class::Transient);
+    let reason_word = match class {
+        Class::Refused => "RegistrationRefused",
+        _ if code == i32::from(gate_report::exit::UNREACHABLE) => "RegistrarUnreachable",
+        _ => "GateFailed",
+    };
+    let found = report.and_then(|r| r.failure);
+    let message = match &found {
+        Some(failure) if failure.advice.is_empty() => failure.message.clone(),
+        Some(failure) => format!("{} {}", failure.message, failure.advice),
+        None => format!(
+            "The gate ended with code {code} ({}) and left no report; `kubectl logs -c {GATE}` of the pod tells more.",
+            reason.unwrap_or("no reason given")
+        ),
+    };
+    Failure {
+        reason: reason_word,
+        class,
+        code: found.as_ref().and_then(|f| f.code),
+        device: found.and_then(|f| f.uuid),
+        message,
+        at,
+        registered: false,
+    }
+}
+
+/// What the hooks noted in the runner's termination message.
+#[derive(Default)]
+struct Marks {
+    started: Option<Job>,
+    completed: Option<Job>,
+}
+
+impl Marks {
+    /// Lines that are no marks are passed over: the agent may write there, too.
+    fn read(message: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Mark {
+            mark: String,
+            #[serde(flatten)]
+            job: Job,
+        }
+        let mut marks = Self::default();
+        for line in message.lines() {
+            let Ok(Mark { mark, job }) = serde_json::from_str(line) else {
+                continue;
+            };
+            match mark.as_str() {
+                "started" => marks.started = Some(job),
+                "completed" => marks.completed = Some(job),
+                _ => {}
+            }
+        }
+        marks
+    }
+}
+
+/// When the last of the pod's containers ended.
+pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
+    terminated(container(pod, RUNNER))
+        .or_else(|| terminated(init_container(pod, GATE)))
+        .and_then(|t| t.finished_at.as_ref())
+        .map(|t| t.0)
+}

@@ -1,0 +1,198 @@
+//! Pods as the API server shows them, and what is read out of them.
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::{Class, Report};
+use serde_json::{Value, json};
+
+use super::end::{End, Failure};
+use super::pod::{Runner, TEMPLATE_ANNOTATION};
+
+fn pod(status: &Value) -> Runner {
+    let pod = json!({
+        "metadata": {
+            "name": "pool-aaaaa",
+            "uid": "u",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {TEMPLATE_ANNOTATION: "t"}
+        },
+        "spec": {"containers": [], "nodeName": "node-1"},
+        "status": status
+    });
+    Runner::read(&serde_json::from_value(pod).unwrap())
+}
+
+fn bound() -> Value {
+    json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"})
+}
+
+fn gate(state: &Value) -> Value {
+    json!([{"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
+}
+
+fn agent(state: &Value, started: bool, ready: bool) -> Value {
+    json!([{"name": "runner", "image": "", "imageID": "", "ready": ready, "started": started, "restartCount": 0, "state": state}])
+}
+
+fn passed() -> Value {
+    json!({"terminated": {
+        "exitCode": 0,
+        "finishedAt": "2026-01-01T00:00:05Z",
+        "message": r#"{"schema":"cudarunner.dev/gate-report/v1","outcome":"passed","devices":[{"uuid":"GPU-1"}]}"#
+    }})
+}
+
+fn running() -> Value {
+    json!({"running": {"startedAt": "2026-01-01T00:00:06Z"}})
+}
+
+/// A pod whose agent ended with `code` and these marks.
+fn ended(code: i32, reason: &str, message: &str) -> Runner {
+    pod(&json!({
+        "phase": if code == 0 { "Succeeded" } else { "Failed" },
+        "conditions": [bound()],
+        "initContainerStatuses": gate(&passed()),
+        "containerStatuses": agent(&json!({"terminated": {
+            "exitCode": code, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:01:00Z"
+        }}), true, false)
+    }))
+}
+
+fn failure(runner: &Runner) -> &Failure {
+    match &runner.end {
+        Some(End::Failed(failure)) => failure,
+        other => panic!("no failure: {other:?}"),
+    }
+}
+
+#[test]
+fn a_pod_without_a_node_says_what_the_scheduler_said() {
+    let runner = pod(&json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
+    ]}));
+    assert_eq!(runner.phase, RunnerPhase::Unscheduled);
+    assert_eq!(runner.waiting.unwrap().message, "no GPU");
+}
+
+#[test]
+fn each_step_on_the_node_is_a_phase() {
+    let at = |gate_state: &Value, runner: &Value, ready: &str| {
+        pod(&json!({
+            "phase": "Pending",
+            "conditions": [bound(), {"type": "Ready", "status": ready}],
+            "initContainerStatuses": gate(gate_state),
+            "containerStatuses": runner
+        }))
+        .phase
+    };
+    let waiting = json!({"waiting": {"reason": "PodInitializing"}});
+    let idle_agent = agent(&waiting, false, false);
+    assert_eq!(at(&waiting, &idle_agent, "False"), RunnerPhase::Preparing);
+    assert_eq!(at(&running(), &idle_agent, "False"), RunnerPhase::Gated);
+    assert_eq!(at(&passed(), &idle_agent, "False"), RunnerPhase::Starting);
+    assert_eq!(at(&passed(), &agent(&running(), false, false), "False"), RunnerPhase::Starting);
+    assert_eq!(at(&passed(), &agent(&running(), true, true), "True"), RunnerPhase::Idle);
+    assert_eq!(at(&passed(), &agent(&running(), true, false), "False"), RunnerPhase::Busy);
+}
+
+#[test]
+fn the_gates_report_gives_the_devices() {
+    let runner = ended(0, "Completed", "");
+    assert_eq!(runner.devices, ["GPU-1"]);
+}
+
+#[test]
+fn a_completed_mark_is_a_job_done_whatever_the_code() {
+    let marks = "noise\n{\"mark\":\"started\",\"job\":\"build\",\"run\":\"7\",\"repository\":\"a/b\"}\n{\"mark\":\"completed\",\"job\":\"build\",\"run\":\"7\",\"repository\":\"a/b\"}\n";
+    for code in [0, 143] {
+        let runner = ended(code, "Completed", marks);
+        assert_eq!(runner.phase, RunnerPhase::Finished);
+        assert!(matches!(runner.end, Some(End::JobDone(job)) if job.job == "build" && job.run == "7"));
+    }
+}
+
+#[test]
+fn an_end_without_marks_is_no_job() {
+    let runner = ended(0, "Completed", "");
+    assert_eq!(runner.phase, RunnerPhase::Failed);
+    assert_eq!(failure(&runner).reason, "EndedWithoutJob");
+    assert!(failure(&runner).registered, "GitHub may still hold its entry");
+}
+
+#[test]
+fn ends_have_their_reason() {
+    let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
+    assert_eq!(failure(&ended(7, "Error", "")).reason, "VersionRefused");
+    assert_eq!(failure(&ended(137, "OOMKilled", started)).reason, "OutOfMemory");
+    let cut = ended(143, "Error", started);
+    assert_eq!(failure(&cut).reason, "JobCutShort");
+    assert!(failure(&cut).message.contains("build of run 7 in a/b"));
+}
+
+#[test]
+fn a_failed_gate_speaks_through_its_report() {
+    let report = Report {
+        failure: Some(gate_report::Failure {
+            class: Class::Node,
+            step: gate_report::Step::Init,
+            code: Some(803),
+            code_name: "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH".into(),
+            call: None,
+            device: None,
+            uuid: None,
+            message: "Driver and library differ.".into(),
+            advice: "Reboot the node.".into(),
+            confidence: gate_report::Confidence::High,
+        }),
+        ..Report::new("1")
+    }
+    .summary();
+    let runner = pod(&json!({
+        "phase": "Failed",
+        "conditions": [bound()],
+        "initContainerStatuses": gate(&json!({"terminated": {
+            "exitCode": 13, "message": report, "finishedAt": "2026-01-01T00:00:05Z"
+        }}))
+    }));
+    let failure = failure(&runner);
+    assert_eq!((failure.class, failure.code), (Class::Node, Some(803)));
+    assert_eq!(failure.message, "Driver and library differ. Reboot the node.");
+    assert!(!failure.registered);
+}
+
+#[test]
+fn a_gate_without_a_report_is_judged_by_its_code() {
+    let runner = pod(&json!({
+        "phase": "Failed",
+        "conditions": [bound()],
+        "initContainerStatuses": gate(&json!({"terminated": {"exitCode": 15, "reason": "Error"}}))
+    }));
+    assert_eq!(failure(&runner).reason, "RegistrationRefused");
+    assert_eq!(failure(&runner).class, Class::Refused);
+}
+
+#[test]
+fn evictions_and_refusals_of_the_node_are_told_apart() {
+    let with = |reason: &str| {
+        pod(&json!({"phase": "Failed", "reason": reason, "message": "m", "conditions": [bound()]}))
+    };
+    assert_eq!(failure(&with("Evicted")).reason, "Evicted");
+    assert_eq!(failure(&with("UnexpectedAdmissionError")).reason, "PodRejected");
+    assert_eq!(failure(&with("NodeLost")).reason, "NodeLost");
+}
+
+#[test]
+fn a_pod_that_is_being_removed_keeps_its_end() {
+    let mut done = serde_json::to_value(json!({
+        "metadata": {"name": "pool-aaaaa", "deletionTimestamp": "2026-01-01T00:02:00Z"},
+        "spec": {"containers": []},
+        "status": {"phase": "Succeeded", "containerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false, false)}
+    }))
+    .unwrap();
+    let runner = Runner::read(&serde_json::from_value(done.clone()).unwrap());
+    assert_eq!(runner.phase, RunnerPhase::Terminating);
+    assert!(!runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
+    done["status"]["phase"] = json!("Running");
+    let runner = Runner::read(&serde_json::from_value(done).unwrap());
+    assert!(runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
+    assert!(!runner.is_active("2026-01-01T00:03:00Z".parse().unwrap()));
+}
