@@ -1,0 +1,646 @@
+//! What simulated agents speak: register, open a session, wait for a job, run it, report.
+//!
+//! A private protocol in JSON below `/_agent/`. It stands for GitHub's undocumented one, and keeps
+//! what can be seen of that from outside: sessions, offers that have to be picked up, refusals.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    engine::{self, NotAcquired},
+    rest::{runners, runs},
+    server::Shared,
+    state::{Conclusion, JobPhase, Scope, Session, World},
+    text,
+};
+
+/// A long poll ends after this time, whatever the agent asks for.
+const LONGEST_WAIT: Duration = Duration::from_secs(50);
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/_agent/register", post(register))
+        .route("/_agent/remove", post(remove))
+        .route("/_agent/sessions", post(open))
+        .route("/_agent/sessions/{id}", delete(close))
+        .route("/_agent/sessions/{id}/message", get(message))
+        .route("/_agent/jobs/{id}/acquire", post(acquire))
+        .route("/_agent/jobs/{id}/control", get(control))
+        .route("/_agent/jobs/{id}/log", post(log))
+        .route("/_agent/jobs/{id}/steps/{number}", post(step))
+        .route("/_agent/jobs/{id}/complete", post(complete))
+        .route("/_logs/{id}", get(job_log))
+        .with_state(shared)
+}
+
+type Server = State<Arc<Shared>>;
+
+/// A refusal: the kind is what the agent's exit code depends on.
+fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
+    (status, Json(json!({"kind": kind, "message": message}))).into_response()
+}
+
+fn gone() -> Response {
+    refuse(
+        StatusCode::NOT_FOUND,
+        "runnerNotFound",
+        "The runner registration has been deleted from the server",
+    )
+}
+
+/// The runner whose secret the request carries.
+fn authenticate(world: &World, headers: &HeaderMap) -> Result<u64, Response> {
+    let secret = headers
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .unwrap_or_default();
+    let id: u64 = secret
+        .split('.')
+        .next()
+        .and_then(|id| id.parse().ok())
+        .ok_or_else(gone)?;
+    world
+        .runners
+        .get(&id)
+        .filter(|runner| runner.secret == secret)
+        .map(|runner| runner.id)
+        .ok_or_else(gone)
+}
+
+/// Numbers of a version, for comparing.
+fn numbers(version: &str) -> Vec<u64> {
+    version
+        .split(['.', '-', '+'])
+        .map_while(|part| part.parse().ok())
+        .collect()
+}
+
+fn version_refused(
+    world: &World,
+    version: &str,
+    now: Timestamp,
+    runtime: bool,
+) -> Option<Response> {
+    let known = world.settings.deprecations.get(version);
+    let ended = known
+        .and_then(|known| {
+            if runtime {
+                known.runtime
+            } else {
+                known.registration
+            }
+        })
+        .is_some_and(|end| end <= now);
+    let too_old = numbers(version) < numbers(&world.settings.minimum_agent);
+    (ended || too_old).then(|| {
+        refuse(
+            StatusCode::FORBIDDEN,
+            "versionDeprecated",
+            &format!(
+                "Runner version v{version} is deprecated and cannot receive messages. \
+                 The minimum version is v{}.",
+                world.settings.minimum_agent
+            ),
+        )
+    })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Register {
+    url: String,
+    token: String,
+    name: String,
+    labels: Vec<String>,
+    group: Option<String>,
+    work: String,
+    version: String,
+    ephemeral: bool,
+    replace: bool,
+    no_default_labels: bool,
+}
+
+/// Finds where a URL such as `https://host/owner/name` points.
+fn scope_of(world: &World, url: &str) -> Option<Scope> {
+    let path = url
+        .strip_prefix(&world.public_url)?
+        .trim_matches('/')
+        .to_lowercase();
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts.as_slice() {
+        ["enterprises", slug] if world.enterprises.contains_key(*slug) => {
+            Some(Scope::Enterprise((*slug).to_owned()))
+        }
+        [login] if world.organizations.contains_key(*login) => {
+            Some(Scope::Organization((*login).to_owned()))
+        }
+        [_, _] if world.repositories.contains_key(&path) => Some(Scope::Repository(path)),
+        _ => None,
+    }
+}
+
+/// Uses a registration or removal token; the answer is what the real agent prints.
+fn redeem(
+    world: &mut World,
+    secret: &str,
+    scope: &Scope,
+    removal: bool,
+    now: Timestamp,
+) -> Result<(), Response> {
+    let single = world.settings.single_use_registration;
+    let refused = || {
+        refuse(
+            StatusCode::NOT_FOUND,
+            "notFound",
+            "Http response code: NotFound from 'POST /actions/runner-registration'. \
+             The token is invalid, has expired or belongs elsewhere",
+        )
+    };
+    let token = world
+        .registration_tokens
+        .get_mut(secret)
+        .filter(|token| token.scope == *scope && token.removal == removal)
+        .filter(|token| token.expires_at > now)
+        .filter(|token| !single || token.uses == 0)
+        .ok_or_else(refused)?;
+    token.uses += 1;
+    Ok(())
+}
+
+fn group_id(world: &World, scope: &Scope, name: &str) -> Option<u64> {
+    let groups = match scope {
+        Scope::Repository(_) => return name.eq_ignore_ascii_case("default").then_some(1),
+        Scope::Organization(login) => &world.organizations.get(login)?.groups,
+        Scope::Enterprise(slug) => &world.enterprises.get(slug)?.groups,
+    };
+    groups
+        .values()
+        .find(|group| group.name.eq_ignore_ascii_case(name))
+        .map(|group| group.id)
+}
+
+async fn register(
+    State(shared): Server,
+    Json(asked): Json<Register>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let world = &mut *world;
+    let now = world.now();
+    let scope = scope_of(world, &asked.url).ok_or_else(|| {
+        refuse(
+            StatusCode::NOT_FOUND,
+            "notFound",
+            "Http response code: NotFound from 'POST /actions/runner-registration'",
+        )
+    })?;
+    redeem(world, &asked.token, &scope, false, now)?;
+    if let Some(refused) = version_refused(world, &asked.version, now, false) {
+        return Err(refused);
+    }
+    let group = asked.group.as_deref().unwrap_or("Default");
+    let group_id = group_id(world, &scope, group).ok_or_else(|| {
+        refuse(
+            StatusCode::NOT_FOUND,
+            "groupNotFound",
+            &format!("Could not find any self-hosted runner group named \"{group}\"."),
+        )
+    })?;
+    let existing = runners::by_name(world, &scope, &asked.name).map(|runner| runner.id);
+    let replaced = existing.is_some();
+    if let Some(id) = existing {
+        if !asked.replace {
+            return Err(refuse(
+                StatusCode::CONFLICT,
+                "runnerExists",
+                &format!("A runner exists with the same name {}.", asked.name),
+            ));
+        }
+        engine::remove_runner(world, id, now);
+    }
+    let id = runners::add(
+        world,
+        runners::New {
+            scope,
+            name: asked.name,
+            labels: asked.labels,
+            group: group_id,
+            ephemeral: asked.ephemeral,
+            jit: false,
+            default_labels: !asked.no_default_labels,
+        },
+        now,
+    );
+    let runner = world.runners.get_mut(&id).ok_or_else(gone)?;
+    runner.version = Some(asked.version);
+    let runner = runner.clone();
+    let files: serde_json::Map<String, Value> =
+        runners::agent_files(world, &runner, group, &asked.work)
+            .into_iter()
+            .map(|(name, content)| (name.to_owned(), content))
+            .collect();
+    shared.notify();
+    Ok(Json(json!({"runnerId": id, "replaced": replaced, "files": files})).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Remove {
+    url: String,
+    token: String,
+    runner_id: u64,
+}
+
+async fn remove(State(shared): Server, Json(asked): Json<Remove>) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let world = &mut *world;
+    let now = world.now();
+    let scope = scope_of(world, &asked.url).ok_or_else(gone)?;
+    redeem(world, &asked.token, &scope, true, now)?;
+    let runner = world
+        .runners
+        .get(&asked.runner_id)
+        .filter(|runner| runner.scope == scope)
+        .ok_or_else(gone)?;
+    if engine::busy(world, runner) {
+        return Err(refuse(
+            StatusCode::CONFLICT,
+            "busy",
+            &format!("Runner \"{}\" is running a job", runner.name),
+        ));
+    }
+    engine::remove_runner(world, asked.runner_id, now);
+    shared.notify();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Open {
+    version: String,
+}
+
+async fn open(
+    State(shared): Server,
+    headers: HeaderMap,
+    Json(asked): Json<Open>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let world = &mut *world;
+    let now = world.now();
+    let grace = world.settings.offline_seconds;
+    let id = authenticate(world, &headers)?;
+    if let Some(refused) = version_refused(world, &asked.version, now, true) {
+        return Err(refused);
+    }
+    let runner = world.runners.get_mut(&id).ok_or_else(gone)?;
+    if runner.online(now, grace) {
+        return Err(refuse(
+            StatusCode::CONFLICT,
+            "sessionConflict",
+            "A session for this runner already exists.",
+        ));
+    }
+    let session = text::random_hex(8);
+    runner.version = Some(asked.version);
+    "Linux".clone_into(&mut runner.os);
+    runner.session = Some(Session {
+        id: session.clone(),
+        open_calls: 0,
+        last_seen: now,
+    });
+    let name = runner.name.clone();
+    tracing::info!(runner = name, "session opened");
+    engine::pump(world, now);
+    shared.notify();
+    Ok(Json(json!({"sessionId": session})).into_response())
+}
+
+/// The caller must be the one whose session it is.
+fn own_session(world: &World, headers: &HeaderMap, session: &str) -> Result<u64, Response> {
+    let id = authenticate(world, headers)?;
+    let own = world
+        .runners
+        .get(&id)
+        .and_then(|runner| runner.session.as_ref())
+        .is_some_and(|open| open.id == session);
+    if own {
+        Ok(id)
+    } else {
+        Err(refuse(
+            StatusCode::CONFLICT,
+            "sessionLost",
+            "The session was ended by the server.",
+        ))
+    }
+}
+
+async fn close(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(session): Path<String>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let now = world.now();
+    let id = own_session(&world, &headers, &session)?;
+    if let Some(runner) = world.runners.get_mut(&id) {
+        runner.session = None;
+    }
+    engine::pump(&mut world, now);
+    shared.notify();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Keeps a runner online while one of its calls is open, also when the caller hangs up.
+struct Presence {
+    shared: Arc<Shared>,
+    runner: u64,
+}
+
+impl Presence {
+    fn begin(shared: &Arc<Shared>, world: &mut World, runner: u64) -> Self {
+        if let Some(session) = world
+            .runners
+            .get_mut(&runner)
+            .and_then(|runner| runner.session.as_mut())
+        {
+            session.open_calls += 1;
+        }
+        Self {
+            shared: Arc::clone(shared),
+            runner,
+        }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let mut world = self.shared.world();
+        let now = world.now();
+        if let Some(session) = world
+            .runners
+            .get_mut(&self.runner)
+            .and_then(|runner| runner.session.as_mut())
+        {
+            session.open_calls = session.open_calls.saturating_sub(1);
+            session.last_seen = now;
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Wait {
+    wait: Option<u64>,
+}
+
+impl Wait {
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.wait.unwrap_or(0)).min(LONGEST_WAIT)
+    }
+}
+
+/// Asks `look` after each change until it has an answer or the time is over.
+async fn wait_for<F>(shared: &Arc<Shared>, runner: u64, wait: &Wait, mut look: F) -> Response
+where
+    F: FnMut(&mut World) -> Option<Response> + Send,
+{
+    let mut changes = shared.changes();
+    let presence = Presence::begin(shared, &mut shared.world(), runner);
+    let deadline = tokio::time::sleep(wait.duration());
+    tokio::pin!(deadline);
+    let answer = loop {
+        let found = {
+            let mut world = shared.world();
+            let now = world.now();
+            if engine::pump(&mut world, now) {
+                shared.notify();
+            }
+            look(&mut world)
+        };
+        if let Some(answer) = found {
+            break answer;
+        }
+        tokio::select! {
+            () = &mut deadline => break StatusCode::NO_CONTENT.into_response(),
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    break StatusCode::SERVICE_UNAVAILABLE.into_response();
+                }
+            }
+        }
+    };
+    drop(presence);
+    answer
+}
+
+async fn message(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(session): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Response, Response> {
+    let id = own_session(&shared.world(), &headers, &session)?;
+    let answer = wait_for(&shared, id, &wait, |world| {
+        if let Err(refused) = own_session(world, &headers, &session) {
+            return Some(refused);
+        }
+        let job = world.runners.get(&id)?.job?;
+        let assigned = matches!(world.jobs.get(&job)?.phase, JobPhase::Assigned { runner, .. } if runner == id);
+        assigned.then(|| Json(json!({"jobId": job})).into_response())
+    })
+    .await;
+    Ok(answer)
+}
+
+async fn acquire(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(job): Path<u64>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let world = &mut *world;
+    let now = world.now();
+    let runner = authenticate(world, &headers)?;
+    engine::acquire(world, job, runner, now).map_err(|reason| match reason {
+        NotAcquired::Unknown => refuse(StatusCode::NOT_FOUND, "jobNotFound", "No such job"),
+        NotAcquired::Taken => refuse(
+            StatusCode::CONFLICT,
+            "jobTaken",
+            "The job was given to another runner",
+        ),
+    })?;
+    shared.notify();
+    describe(world, job).ok_or_else(gone)
+}
+
+/// What the agent needs to run a job.
+fn describe(world: &World, id: u64) -> Option<Response> {
+    let job = world.jobs.get(&id)?;
+    let run = world.runs.get(&job.run)?;
+    let repository = world.repository(&job.repository)?;
+    let steps: Vec<Value> = job
+        .steps
+        .iter()
+        .map(|step| json!({"name": step.template.name, "run": step.template.run}))
+        .collect();
+    Some(
+        Json(json!({
+            "jobId": job.id,
+            "steps": steps,
+            "hold": job.template.hold,
+            "environment": {
+                "GITHUB_JOB": job.template.key,
+                "GITHUB_RUN_ID": run.id.to_string(),
+                "GITHUB_RUN_NUMBER": run.number.to_string(),
+                "GITHUB_RUN_ATTEMPT": "1",
+                "GITHUB_WORKFLOW": run.workflow_name,
+                "GITHUB_REPOSITORY": repository.full_name,
+                "GITHUB_REPOSITORY_OWNER": repository.owner(),
+                "GITHUB_REF": format!("refs/heads/{}", run.branch),
+                "GITHUB_REF_NAME": run.branch,
+                "GITHUB_SHA": run.sha,
+                "GITHUB_EVENT_NAME": run.event,
+                "GITHUB_ACTOR": "octocat",
+                "GITHUB_SERVER_URL": world.public_url,
+                "GITHUB_API_URL": format!("{}/api/v3", world.public_url),
+            },
+        }))
+        .into_response(),
+    )
+}
+
+/// The job must be in progress on the caller's runner.
+fn own_job(world: &World, headers: &HeaderMap, job: u64) -> Result<u64, Response> {
+    let id = authenticate(world, headers)?;
+    match world.jobs.get(&job).map(|job| &job.phase) {
+        Some(JobPhase::InProgress { runner }) if *runner == id => Ok(id),
+        _ => Err(refuse(
+            StatusCode::CONFLICT,
+            "jobTaken",
+            "The job does not run on this runner",
+        )),
+    }
+}
+
+async fn control(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(job): Path<u64>,
+    Query(wait): Query<Wait>,
+) -> Result<Response, Response> {
+    let id = own_job(&shared.world(), &headers, job)?;
+    let mut told_release = false;
+    let answer = wait_for(&shared, id, &wait, |world| {
+        if let Err(refused) = own_job(world, &headers, job) {
+            return Some(refused);
+        }
+        let entry = world.jobs.get(&job)?;
+        if (entry.cancel || entry.released) && !told_release {
+            told_release = true;
+            return Some(
+                Json(json!({"cancel": entry.cancel, "released": entry.released})).into_response(),
+            );
+        }
+        None
+    })
+    .await;
+    Ok(answer)
+}
+
+async fn log(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(job): Path<u64>,
+    lines: String,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    own_job(&world, &headers, job)?;
+    if let Some(job) = world.jobs.get_mut(&job) {
+        job.log.push_str(&lines);
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StepReport {
+    conclusion: Option<Conclusion>,
+}
+
+async fn step(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path((job, number)): Path<(u64, usize)>,
+    Json(report): Json<StepReport>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let now = world.now();
+    own_job(&world, &headers, job)?;
+    let step = world
+        .jobs
+        .get_mut(&job)
+        .and_then(|job| job.steps.get_mut(number.saturating_sub(1)));
+    if let Some(step) = step {
+        match report.conclusion {
+            None => step.started_at = Some(now),
+            Some(conclusion) => {
+                step.conclusion = Some(conclusion);
+                step.completed_at = Some(now);
+            }
+        }
+    }
+    shared.notify();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Complete {
+    conclusion: Conclusion,
+}
+
+async fn complete(
+    State(shared): Server,
+    headers: HeaderMap,
+    Path(job): Path<u64>,
+    Json(report): Json<Complete>,
+) -> Result<Response, Response> {
+    let mut world = shared.world();
+    let now = world.now();
+    own_job(&world, &headers, job)?;
+    engine::complete(&mut world, job, report.conclusion, now);
+    engine::pump(&mut world, now);
+    shared.notify();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct Signed {
+    sig: Option<String>,
+}
+
+/// Where the redirect of a job's log leads.
+async fn job_log(
+    State(shared): Server,
+    Path(job): Path<u64>,
+    Query(query): Query<Signed>,
+) -> Response {
+    let world = shared.world();
+    match world.jobs.get(&job) {
+        Some(job) if query.sig.as_deref() == Some(runs::signature(job).as_str()) => {
+            job.log.clone().into_response()
+        }
+        Some(_) => StatusCode::FORBIDDEN.into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

@@ -1,0 +1,197 @@
+//! Workflow runs and their jobs.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A job as its workflow describes it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobTemplate {
+    /// Its key in the file, which is `GITHUB_JOB`.
+    pub key: String,
+    /// Its name, which is the context; `caller / called` for a reusable workflow. The key if empty.
+    pub name: String,
+    /// `runs-on`.
+    pub labels: Vec<String>,
+    /// Its commands.
+    pub steps: Vec<StepTemplate>,
+    /// Runs until it is released by the control API.
+    pub hold: bool,
+}
+
+/// One command of a job.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct StepTemplate {
+    /// Its name.
+    pub name: String,
+    /// A bash script.
+    pub run: String,
+}
+
+/// How something ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Conclusion {
+    /// All well.
+    Success,
+    /// Not well.
+    Failure,
+    /// Stopped.
+    Cancelled,
+    /// Not run.
+    Skipped,
+}
+
+impl Conclusion {
+    /// GitHub's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobPhase {
+    /// Held back by its concurrency group.
+    Pending,
+    /// Waits for a runner.
+    Queued,
+    /// Given to a runner that has not picked it up yet.
+    Assigned {
+        /// The runner.
+        runner: u64,
+        /// When it was given.
+        since: Timestamp,
+    },
+    /// Runs.
+    InProgress {
+        /// The runner.
+        runner: u64,
+    },
+    /// Ended.
+    Completed(Conclusion),
+}
+
+/// A step of a job.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What it is.
+    pub template: StepTemplate,
+    /// When it started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// How it ended.
+    pub conclusion: Option<Conclusion>,
+}
+
+/// A job.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its number, which is also that of its check run.
+    pub id: u64,
+    /// Its run.
+    pub run: u64,
+    /// `owner/name`, lower case.
+    pub repository: String,
+    /// What it is.
+    pub template: JobTemplate,
+    /// Its steps.
+    pub steps: Vec<Step>,
+    /// Where it stands.
+    pub phase: JobPhase,
+    /// Number, name and group of the runner that picked it up.
+    pub runner: Option<(u64, String, u64)>,
+    /// How often it was given to a runner.
+    pub assignments: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was queued, the last time.
+    pub queued_at: Timestamp,
+    /// When it was picked up.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// Somebody wants it stopped.
+    pub cancel: bool,
+    /// A held job may end.
+    pub released: bool,
+    /// What it printed.
+    pub log: String,
+}
+
+impl Job {
+    /// Its name, which is the context of its check.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        if self.template.name.is_empty() {
+            &self.template.key
+        } else {
+            &self.template.name
+        }
+    }
+
+    /// GitHub's word for where it stands.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self.phase {
+            JobPhase::Pending => "pending",
+            JobPhase::Queued | JobPhase::Assigned { .. } => "queued",
+            JobPhase::InProgress { .. } => "in_progress",
+            JobPhase::Completed(_) => "completed",
+        }
+    }
+
+    /// How it ended, if it did.
+    #[must_use]
+    pub fn conclusion(&self) -> Option<Conclusion> {
+        match self.phase {
+            JobPhase::Completed(conclusion) => Some(conclusion),
+            _ => None,
+        }
+    }
+}
+
+/// A run of a workflow.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its number.
+    pub id: u64,
+    /// `owner/name`, lower case.
+    pub repository: String,
+    /// The workflow; a single job that a test queued has one too.
+    pub workflow: u64,
+    /// The workflow's name.
+    pub workflow_name: String,
+    /// The workflow's file.
+    pub path: String,
+    /// Counts per workflow.
+    pub number: u64,
+    /// `workflow_dispatch`, `push`, `pull_request`.
+    pub event: String,
+    /// The branch.
+    pub branch: String,
+    /// The commit.
+    pub sha: String,
+    /// Number of the check suite.
+    pub check_suite: u64,
+    /// Its jobs.
+    pub jobs: BTreeSet<u64>,
+    /// The concurrency group, expanded.
+    pub concurrency: Option<String>,
+    /// The pull request it belongs to.
+    pub pull_request: Option<u64>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}

@@ -1,0 +1,244 @@
+//! Everything that the simulated GitHub knows, behind one lock.
+
+mod accounts;
+mod jobs;
+mod runners;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+pub use accounts::{
+    App, Branch, Check, Credential, CredentialKind, Enterprise, Installation, InstallationToken,
+    Level, Organization, Protection, Repository, RequiredStatusChecks, RunnerGroup, Workflow,
+};
+pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Run, Step, StepTemplate};
+pub use runners::{Label, RegistrationToken, Runner, Scope, Session};
+
+use crate::{faults::Fault, limits::Budget};
+
+/// What a test may turn; all of it can be changed while the simulator runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// An assigned job that its runner does not pick up within this time is queued again.
+    pub pickup_seconds: u32,
+    /// A runner that has not been heard of for this time is offline.
+    pub offline_seconds: u32,
+    /// The job of a runner that has not been heard of for this time fails.
+    pub lost_seconds: u32,
+    /// Agents below this version are neither registered nor given jobs.
+    pub minimum_agent: String,
+    /// Says when versions end, by version: registration, then running.
+    pub deprecations: BTreeMap<String, Deprecation>,
+    /// New runners show up in lists only after this time.
+    pub listing_lag_millis: u32,
+    /// Requests an hour for a credential.
+    pub hourly_limit: u32,
+    /// The number of the App that reports the checks of workflows.
+    pub actions_app_id: u64,
+    /// The version that `/meta` reports as an Enterprise Server; empty for github.com.
+    pub server_version: String,
+    /// Whether a dispatch can answer with the ids of its run, as older servers cannot.
+    pub dispatch_details: bool,
+    /// Registration tokens work once only, stricter than GitHub.
+    pub single_use_registration: bool,
+}
+
+/// When GitHub stops to accept a version of the agent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Deprecation {
+    /// From then on it cannot be registered.
+    pub registration: Option<Timestamp>,
+    /// From then on it gets no jobs.
+    pub runtime: Option<Timestamp>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pickup_seconds: 60,
+            offline_seconds: 10,
+            lost_seconds: 30,
+            minimum_agent: "2.329.0".to_owned(),
+            deprecations: BTreeMap::new(),
+            listing_lag_millis: 0,
+            hourly_limit: 5000,
+            actions_app_id: 15_368,
+            server_version: "3.19.1".to_owned(),
+            dispatch_details: true,
+            single_use_registration: false,
+        }
+    }
+}
+
+/// One REST request as it was seen, for suites that count.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// Running number from 1.
+    pub n: u64,
+    /// When it came.
+    pub at: Timestamp,
+    /// The method.
+    pub method: String,
+    /// The path with its query, as sent.
+    pub path: String,
+    /// GitHub's name of the operation, where there is one.
+    pub operation_id: Option<String>,
+    /// The status answered; absent where the connection was dropped.
+    pub status: Option<u16>,
+    /// Who asked, never the secret itself.
+    pub credential: String,
+    /// The `User-Agent`.
+    pub user_agent: String,
+    /// Whether it counts against the hourly limit.
+    pub counted: bool,
+    /// The fault that was injected, in words.
+    pub fault: Option<String>,
+}
+
+/// A request or an answer that GitHub's description does not allow.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// Number of the request, see [`Seen::n`].
+    pub request: u64,
+    /// `request` or `answer`.
+    pub side: Side,
+    /// Method and path.
+    pub what: String,
+    /// GitHub's name of the operation, where there is one.
+    pub operation_id: Option<String>,
+    /// What is wrong.
+    pub complaint: String,
+}
+
+/// Who broke the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Side {
+    /// The client: a fault of the product.
+    Request,
+    /// The simulator: a fault of ours.
+    Answer,
+}
+
+/// The whole state.
+#[derive(Debug)]
+pub struct World {
+    /// Where the server is reached, without a slash at the end.
+    pub public_url: String,
+    /// What a test may turn.
+    pub settings: Settings,
+    /// Repositories by lower-case full name.
+    pub repositories: BTreeMap<String, Repository>,
+    /// Organizations by lower-case login.
+    pub organizations: BTreeMap<String, Organization>,
+    /// Enterprises by lower-case slug.
+    pub enterprises: BTreeMap<String, Enterprise>,
+    /// GitHub Apps by number.
+    pub apps: BTreeMap<u64, App>,
+    /// Their installations by number.
+    pub installations: BTreeMap<u64, Installation>,
+    /// Tokens of installations by secret.
+    pub installation_tokens: BTreeMap<String, InstallationToken>,
+    /// Classic and fine-grained tokens by secret.
+    pub credentials: BTreeMap<String, Credential>,
+    /// Registration and removal tokens by secret.
+    pub registration_tokens: BTreeMap<String, RegistrationToken>,
+    /// Runners by number.
+    pub runners: BTreeMap<u64, Runner>,
+    /// Workflow runs by number.
+    pub runs: BTreeMap<u64, Run>,
+    /// Jobs by number.
+    pub jobs: BTreeMap<u64, Job>,
+    /// Faults that wait for their request.
+    pub faults: Vec<Fault>,
+    /// Hourly budgets by credential.
+    pub budgets: BTreeMap<String, Budget>,
+    /// What was asked; the oldest are forgotten.
+    pub seen: VecDeque<Seen>,
+    /// What broke the contract.
+    pub violations: Vec<Violation>,
+    last_id: u64,
+    requests: u64,
+    offset: SignedDuration,
+}
+
+/// So many requests are remembered.
+const REMEMBERED: usize = 200_000;
+
+impl World {
+    /// An empty GitHub.
+    #[must_use]
+    pub fn new(public_url: &str, settings: Settings) -> Self {
+        Self {
+            public_url: public_url.trim_end_matches('/').to_owned(),
+            settings,
+            repositories: BTreeMap::new(),
+            organizations: BTreeMap::new(),
+            enterprises: BTreeMap::new(),
+            apps: BTreeMap::new(),
+            installations: BTreeMap::new(),
+            installation_tokens: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            registration_tokens: BTreeMap::new(),
+            runners: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            faults: Vec::new(),
+            budgets: BTreeMap::new(),
+            seen: VecDeque::new(),
+            violations: Vec::new(),
+            last_id: 1000,
+            requests: 0,
+            offset: SignedDuration::ZERO,
+        }
+    }
+
+    /// A number that was never used before.
+    pub fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// The number of the next request.
+    pub fn next_request(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
+    }
+
+    /// The simulated time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let now = Timestamp::now();
+        now.checked_add(self.offset).unwrap_or(now)
+    }
+
+    /// Lets time pass at once, for tests of what expires.
+    pub fn advance(&mut self, by: SignedDuration) {
+        self.offset = self.offset.checked_add(by).unwrap_or(self.offset);
+    }
+
+    /// Remembers a request.
+    pub fn remember(&mut self, seen: Seen) {
+        if self.seen.len() >= REMEMBERED {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(seen);
+    }
+
+    /// The repository of that owner and name.
+    #[must_use]
+    pub fn repository(&self, full_name: &str) -> Option<&Repository> {
+        self.repositories.get(&full_name.to_lowercase())
+    }
+
+    /// The repository of that owner and name.
+    pub fn repository_mut(&mut self, full_name: &str) -> Option<&mut Repository> {
+        self.repositories.get_mut(&full_name.to_lowercase())
+    }
+}
