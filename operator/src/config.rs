@@ -29,7 +29,7 @@ pub struct Config {
     #[arg(long, env)]
     pub gate_image: String,
 
-    /// Pull policy of the gate's image: Always, IfNotPresent or Never.
+    /// Pull policy of the gate's image: `Always`, `IfNotPresent` or `Never`.
     #[arg(long, env, default_value = "IfNotPresent")]
     pub image_pull_policy: String,
 

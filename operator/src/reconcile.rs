@@ -38,15 +38,15 @@ pub async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<N
     ctx.memory.with(&pool, |memory| memory.refresh |= plan.refresh);
     let mut wake = plan.wake;
     if plan.refresh {
-        wake = sooner(wake, again(&ctx, &pool, now));
+        wake = Some(sooner(wake, again(&ctx, &pool, now)));
     }
     if outcome.busy {
-        wake = sooner(wake, BUSY_AGAIN);
+        wake = Some(sooner(wake, BUSY_AGAIN));
     }
     if !last_visit {
         let later = status::write(&ctx, &pool, plan.status, now).await;
         if let Some(wait) = later.map_err(ReconcileError::Status)? {
-            wake = sooner(wake, wait);
+            wake = Some(sooner(wake, wait));
         }
     }
     finish(&ctx, &pool, outcome)?;
@@ -70,8 +70,8 @@ fn again(ctx: &Context, pool: &Pool, now: Timestamp) -> SignedDuration {
     })
 }
 
-fn sooner(wake: Option<SignedDuration>, wait: SignedDuration) -> Option<SignedDuration> {
-    Some(wake.map_or(wait, |w| w.min(wait)))
+fn sooner(wake: Option<SignedDuration>, wait: SignedDuration) -> SignedDuration {
+    wake.map_or(wait, |w| w.min(wait))
 }
 
 /// Counts errors in a row, and hands on the first.
@@ -113,6 +113,7 @@ fn cut(note: &str) -> String {
 }
 
 /// After an error: again, each time later.
+#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Context>) -> Next {
     let pool = Pool::read(&resource, ctx.insecure_github);
     let errors = ctx.memory.with(&pool, |memory| {

@@ -198,7 +198,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         runners::plan(pool, spec, observed, &health, now, &mut plan);
     }
     plan.status.consecutive_failures = health.consecutive;
-    plan.status.last_failures = health.last_failures.clone();
+    plan.status.last_failures.clone_from(&health.last_failures);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan
 }
