@@ -1,1 +1,88 @@
-//! Placeholder.
+//! A `libcuda.so.1` for tests: executes the PTX that it is given on devices that exist in memory only.
+//!
+//! Cargo builds it as `target/<profile>/libcuda.so`; tests put it on a program's `LD_LIBRARY_PATH` under the name
+//! `libcuda.so.1`. It exports the functions that `cuda-smoke` and cudarc resolve, checks their arguments, keeps
+//! contexts, modules and memory apart, and runs kernels with a small interpreter ([`ptx`]): a wrong kernel gives a
+//! wrong result, a wrong address an error. It belongs in no image that is released.
+//!
+//! # `SIMCUDA`
+//!
+//! The environment variable `SIMCUDA` says what to simulate: JSON, or `@` and the path of a file with JSON, which
+//! every process reads when it starts. Unset, there is one healthy A100. What is not understood aborts the process.
+//!
+//! ```json
+//! {
+//!   "cudaVersion": "12.9",
+//!   "devices": [
+//!     {"profile": "a100", "uuid": "GPU-6d3c8a4e-3a5e-4a6c-9a51-3f6a0d1b2c3d"},
+//!     {"profile": "t4", "count": 2, "computeCapability": "6.1"}
+//!   ],
+//!   "faults": [
+//!     {"call": "cuInit", "code": 802},
+//!     {"call": "cuStreamSynchronize", "code": 719, "device": 1, "nth": 2},
+//!     {"call": "cuMemAlloc_v2", "hang": true}
+//!   ],
+//!   "storeFaults": [{"kernel": "vector_add", "nth": 1000, "flipBit": 3}]
+//! }
+//! ```
+//!
+//! | field | meaning | default |
+//! |---|---|---|
+//! | `cudaVersion` | newest CUDA version of the driver; newer PTX is refused with 222 | `12.9` |
+//! | `devices` | in the driver's order; `[]` is a machine that lost its GPUs (`cuInit` returns 100) | one `a100` |
+//! | `faults` | what goes wrong at a call | none |
+//! | `storeFaults` | what goes wrong when a kernel stores | none |
+//!
+//! Fields of a device: `profile` (`p100`, `v100`, `t4`, `rtx2060`, `rtx2060-wddm`, `a100`, `mig-1g`, `l4`, `h100`,
+//! `b200`, `rtx5090`) gives all the others, which are `name`, `computeCapability`, `memoryBytes`, `freeBytes`,
+//! `multiprocessors`, `managedMemory`, `concurrentManagedAccess`, `pciBusId`, and `uuid` (made from profile and
+//! ordinal). `count` repeats the device; each repetition has its own made-up UUID.
+//!
+//! Fields of a fault: `call` is the exported name. It strikes at every call, or only at the `nth` (from 1, for each
+//! process), only on `device`, only in the first process that can create the file `once`. What it does, in this
+//! order: `delayMs` waits; `hang` waits for ever; `crash` is `abort` or `segv`; `exit` ends the process with this
+//! code; `code` is returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
+//! context, as the real one does.
+//!
+//! Fields of a store fault: at the `nth` store (from 0, in the order of threads) of `kernel`, on `device` or on all,
+//! `flipBit` inverts a bit of the value, and `moveBytes` stores it so far from where it belongs.
+//!
+//! A missing function is made with [`without_symbol`], a truncated library by cutting the file.
+
+mod api;
+mod config;
+mod driver;
+mod errors;
+mod faults;
+mod memory;
+mod profiles;
+pub mod ptx;
+
+/// The bytes of a shared library whose dynamic symbol `name` nobody can find any more, or `None` where it has none.
+///
+/// The symbol stays and gets another name of the same length, so `dlsym` fails as it does with a library that never
+/// had it.
+#[must_use]
+pub fn without_symbol(library: &[u8], name: &str) -> Option<Vec<u8>> {
+    let entry = [b"\0", name.as_bytes(), b"\0"].concat();
+    let mut changed = library.to_vec();
+    let mut found = false;
+    for start in 0..library.len() {
+        if library[start..].starts_with(&entry) {
+            changed[start + 1] = b'~';
+            found = true;
+        }
+    }
+    found.then_some(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_symbol_is_renamed_whole_only() {
+        let library = b"\0cuInitialise\0cuInit\0";
+        let changed = super::without_symbol(library, "cuInit").unwrap();
+        assert_eq!(changed, b"\0cuInitialise\0~uInit\0");
+        assert_eq!(super::without_symbol(library, "cuMemAlloc"), None);
+    }
+}

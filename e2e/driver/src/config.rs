@@ -1,0 +1,277 @@
+//! What to simulate: `SIMCUDA`, read and made whole.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use crate::api::CALLS;
+use crate::profiles::{PROFILES, Profile};
+
+/// The simulation, ready to run.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) cuda_version: Version,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) store_faults: Vec<StoreFault>,
+}
+
+/// A device with all its properties.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) capability: Version,
+    pub(crate) memory_bytes: u64,
+    pub(crate) free_bytes: u64,
+    pub(crate) multiprocessors: u32,
+    pub(crate) managed_memory: bool,
+    pub(crate) concurrent_managed_access: bool,
+    pub(crate) pci_bus_id: String,
+}
+
+/// Two numbers with a dot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Version {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+/// See the crate's documentation.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Raw {
+    cuda_version: Option<Version>,
+    devices: Option<Vec<RawDevice>>,
+    faults: Vec<Fault>,
+    store_faults: Vec<StoreFault>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawDevice {
+    profile: Option<String>,
+    count: Option<u32>,
+    name: Option<String>,
+    uuid: Option<String>,
+    compute_capability: Option<Version>,
+    memory_bytes: Option<u64>,
+    free_bytes: Option<u64>,
+    multiprocessors: Option<u32>,
+    managed_memory: Option<bool>,
+    concurrent_managed_access: Option<bool>,
+    pci_bus_id: Option<String>,
+}
+
+/// What goes wrong at a call.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Fault {
+    pub(crate) call: String,
+    #[serde(default)]
+    pub(crate) nth: Option<u32>,
+    #[serde(default)]
+    pub(crate) device: Option<u32>,
+    #[serde(default)]
+    pub(crate) once: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) delay_ms: u64,
+    #[serde(default)]
+    pub(crate) hang: bool,
+    #[serde(default)]
+    pub(crate) crash: Option<Crash>,
+    #[serde(default)]
+    pub(crate) exit: Option<i32>,
+    #[serde(default)]
+    pub(crate) code: Option<i32>,
+}
+
+/// How the process dies.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Crash {
+    Abort,
+    Segv,
+}
+
+/// What goes wrong when a kernel stores.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct StoreFault {
+    pub(crate) kernel: String,
+    pub(crate) nth: u64,
+    #[serde(default)]
+    pub(crate) device: Option<u32>,
+    #[serde(default)]
+    pub(crate) flip_bit: Option<u32>,
+    #[serde(default)]
+    pub(crate) move_bytes: i64,
+}
+
+impl Config {
+    /// From the environment.
+    pub(crate) fn from_environment() -> Result<Self, String> {
+        match std::env::var("SIMCUDA") {
+            Err(_) => Self::parse("{}"),
+            Ok(text) => match text.strip_prefix('@') {
+                None => Self::parse(&text),
+                Some(path) => {
+                    let text =
+                        fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+                    Self::parse(&text)
+                }
+            },
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let raw: Raw = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let unknown = |fault: &&Fault| !CALLS.contains(&fault.call.as_str());
+        if let Some(fault) = raw.faults.iter().find(unknown) {
+            return Err(format!("no such call: {}", fault.call));
+        }
+        let raw_devices = raw.devices.unwrap_or_else(|| vec![RawDevice::default()]);
+        let mut devices = Vec::new();
+        for raw in &raw_devices {
+            for _ in 0..raw.count.unwrap_or(1) {
+                devices.push(raw.device(devices.len())?);
+            }
+        }
+        Ok(Self {
+            cuda_version: raw.cuda_version.unwrap_or(Version {
+                major: 12,
+                minor: 9,
+            }),
+            devices,
+            faults: raw.faults,
+            store_faults: raw.store_faults,
+        })
+    }
+}
+
+impl RawDevice {
+    /// The `ordinal`th device, with its profile's properties where it has none of its own.
+    fn device(&self, ordinal: usize) -> Result<Device, String> {
+        let key = self.profile.as_deref().unwrap_or("a100");
+        let profile = PROFILES
+            .iter()
+            .find(|profile| profile.key == key)
+            .ok_or_else(|| format!("no such profile: {key}"))?;
+        let memory_bytes = self.memory_bytes.unwrap_or(profile.memory_gib << 30);
+        Ok(Device {
+            name: self.name.clone().unwrap_or_else(|| profile.name.into()),
+            uuid: match (&self.uuid, self.count.unwrap_or(1)) {
+                (Some(text), 1) => uuid(text).ok_or_else(|| format!("not a UUID: {text}"))?,
+                (Some(text), _) => return Err(format!("one UUID for several devices: {text}")),
+                (None, _) => made_up_uuid(profile, ordinal),
+            },
+            capability: self.compute_capability.unwrap_or(profile.capability),
+            memory_bytes,
+            // A driver keeps some for itself.
+            free_bytes: self.free_bytes.unwrap_or(memory_bytes - memory_bytes / 64),
+            multiprocessors: self.multiprocessors.unwrap_or(profile.multiprocessors),
+            managed_memory: self.managed_memory.unwrap_or(true),
+            concurrent_managed_access: self
+                .concurrent_managed_access
+                .unwrap_or(profile.concurrent_managed_access),
+            pci_bus_id: self
+                .pci_bus_id
+                .clone()
+                .unwrap_or_else(|| format!("0000:{:02X}:00.0", 0x3b + ordinal)),
+        })
+    }
+}
+
+/// `GPU-` or `MIG-` and 32 hexadecimal digits in groups.
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    let groups = text
+        .strip_prefix("GPU-")
+        .or_else(|| text.strip_prefix("MIG-"))?;
+    let digits = groups.replace('-', "");
+    if digits.len() != 32 {
+        return None;
+    }
+    Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
+}
+
+fn made_up_uuid(profile: &Profile, ordinal: usize) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (byte, letter) in bytes.iter_mut().zip(profile.key.bytes()) {
+        *byte = letter;
+    }
+    bytes[15] = u8::try_from(ordinal).unwrap_or(u8::MAX);
+    bytes
+}
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text
+            .split_once('.')
+            .map(|(major, minor)| (major.parse(), minor.parse()));
+        match parts {
+            Some((Ok(major), Ok(minor))) => Ok(Self { major, minor }),
+            _ => Err(format!("not two numbers with a dot: {text}")),
+        }
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unset_is_one_healthy_a100() {
+        let config = Config::parse("{}").unwrap();
+        assert_eq!(config.devices.len(), 1);
+        assert_eq!(config.devices[0].name, "NVIDIA A100-SXM4-40GB");
+        assert!(config.faults.is_empty());
+    }
+
+    #[test]
+    fn a_device_has_its_profile_and_its_own() {
+        let config = Config::parse(
+            r#"{"devices":[{"profile":"t4","count":2,"computeCapability":"6.1"},
+                {"profile":"mig-1g","uuid":"MIG-00112233-4455-6677-8899-aabbccddeeff"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(config.devices.len(), 3);
+        assert_eq!(config.devices[1].name, "Tesla T4");
+        assert_eq!(config.devices[1].capability, Version { major: 6, minor: 1 });
+        assert_ne!(config.devices[0].uuid, config.devices[1].uuid);
+        assert_eq!(config.devices[2].uuid[..2], [0x00, 0x11]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for text in [
+            r#"{"fault":[]}"#,
+            r#"{"devices":[{"profile":"gtx480"}]}"#,
+            r#"{"devices":[{"uuid":"GPU-12"}]}"#,
+            r#"{"faults":[{"call":"cuInitt","code":1}]}"#,
+            r#"{"faults":[{"call":"cuInit","codes":1}]}"#,
+            r#"{"cudaVersion":"12"}"#,
+        ] {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
+    }
+}
