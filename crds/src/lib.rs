@@ -24,6 +24,10 @@ pub const GROUP: &str = "cudarunner.dev";
 /// Label on a runner pod: the name of its pool.
 pub const POOL_LABEL: &str = "cudarunner.dev/pool";
 
+/// Annotation on a `CudaRunner`: each new value asks the operator to look at GitHub's runners and queue now.
+/// The status repeats the value in `lookedAgain` when that is done.
+pub const LOOK_AGAIN: &str = "cudarunner.dev/look-again";
+
 /// The `CustomResourceDefinition` of [`CudaRunner`], as the API server takes it.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {

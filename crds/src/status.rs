@@ -56,6 +56,9 @@ pub struct CudaRunnerStatus {
     /// The address at which runners were last registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_at: Option<String>,
+    /// The last value of the annotation `cudarunner.dev/look-again` that was followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub looked_again: Option<String>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

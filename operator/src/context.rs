@@ -9,10 +9,10 @@ use kube::Client;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 
-use crate::github::Clients;
+use crate::github::{Clients, GitHubUrl};
 use crate::memory::Memory;
 use crate::plan::PodSettings;
-use crate::pool::PoolKey;
+use crate::pool::{Pool, PoolKey};
 use crate::registrar::CaStore;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
@@ -56,6 +56,21 @@ impl Context {
     pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
         let reference = ObjectRef::from(key);
         self.pools.iter().find_map(|store| store.get(&reference))
+    }
+
+    /// Labels of the other pools that register at the address of `pool`.
+    #[must_use]
+    pub fn other_pools(&self, pool: &Pool) -> Vec<Vec<String>> {
+        let Ok(spec) = &pool.spec else {
+            return vec![];
+        };
+        let all = self.pools.iter().flat_map(Store::state);
+        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+            .filter(|other| {
+                GitHubUrl::parse(&other.spec.github.url, true).is_ok_and(|url| url == spec.url)
+            })
+            .map(|other| other.spec.labels.clone())
+            .collect()
     }
 
     /// What pods have to know of the operator.

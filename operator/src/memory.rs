@@ -9,7 +9,7 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::github::Client;
-use crate::plan::{Access, Listing};
+use crate::plan::{Access, Listing, Queue};
 use crate::pool::{Pool, PoolKey};
 
 /// After this time a created pod that the watch never showed is not counted any more.
@@ -53,6 +53,8 @@ pub struct GitHubMemory {
     pub not_before: Option<Timestamp>,
     /// Our entries, as last listed.
     pub listing: Option<Listing>,
+    /// The queue, as last read.
+    pub queue: Option<Queue>,
     /// The client in use: teardown goes on with it when the Secret is gone.
     pub client: Option<Arc<Client>>,
 }
@@ -65,6 +67,7 @@ impl Default for GitHubMemory {
             failures: 0,
             not_before: None,
             listing: None,
+            queue: None,
             client: None,
         }
     }

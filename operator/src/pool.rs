@@ -50,6 +50,8 @@ pub struct Pool {
     pub finalizers: Vec<String>,
     /// Version of the resource that this was read from.
     pub resource_version: Option<String>,
+    /// Value of the annotation that asks for another look at GitHub.
+    pub look_again: Option<String>,
     /// What becomes of running jobs at the end.
     pub deletion_policy: DeletionPolicy,
     /// How long a deletion may take.
@@ -166,6 +168,10 @@ impl Pool {
             finalizers: resource.finalizers().to_vec(),
             resource_version: meta.resource_version.clone(),
             finalizer: resource.finalizers().iter().any(|f| f == FINALIZER),
+            look_again: resource
+                .annotations()
+                .get(cudarunner_crds::LOOK_AGAIN)
+                .cloned(),
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
             status: resource.status.clone().unwrap_or_default(),

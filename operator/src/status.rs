@@ -41,6 +41,7 @@ pub fn decide(
         || old.last_failures != new.last_failures
         || old.observed_generation != new.observed_generation
         || old.registered_at != new.registered_at
+        || old.looked_again != new.looked_again
         || old.quarantine != new.quarantine;
     let wait = written.map_or(SignedDuration::ZERO, |at| (at + GATHER).duration_since(now));
     if meaning_changed || !wait.is_positive() {

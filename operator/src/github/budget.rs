@@ -1,0 +1,493 @@
+//! Keeps everything that uses one credential within GitHub's limits.
+//!
+//! The limits are documented at
+//! <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api?apiVersion=2022-11-28>, what to do
+//! about them at <https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api>.
+//!
+//! A request that would break a limit is not sent and does not wait: its caller gets [`Error::RateLimited`] with the
+//! time at which it may try again, and so does every later caller until then. [`Ledger`] decides, as a value with the
+//! time passed in; [`Budget`] adds the clock, the lock, and the bound on requests at once.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::{HeaderMap, StatusCode, header};
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::Error;
+
+/// GitHub allows 100 at once to everything that uses the credential; we are not alone.
+const AT_ONCE: usize = 50;
+/// How long a request may wait for others to end before it is sent.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The window of the limits by the minute.
+const MINUTE: SignedDuration = SignedDuration::from_secs(60);
+/// GitHub: 900 points a minute, where reading costs 1 and writing 5.
+const POINTS_PER_MINUTE: u32 = 900;
+/// GitHub: 80 requests a minute that make content.
+const WRITES_PER_MINUTE: usize = 80;
+/// GitHub: without a better hint, wait for at least a minute.
+const PAUSE: SignedDuration = SignedDuration::from_secs(60);
+/// No hint of the server's is believed beyond this: quotas are by the hour.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(3_660);
+
+/// What a request costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// It changes nothing.
+    Read,
+    /// It makes or removes something.
+    Write,
+    /// It registers a runner. GitHub bounds these apart from other writes, at 1,500 in five minutes
+    /// (<https://docs.github.com/en/actions/reference/limits>), which the points keep to on their own.
+    Registration,
+}
+
+impl Cost {
+    const fn points(self) -> u32 {
+        match self {
+            Self::Read => 1,
+            Self::Write | Self::Registration => 5,
+        }
+    }
+}
+
+/// What was spent, for metrics and for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Requests that were sent.
+    pub sent: u64,
+    /// Of these, answered with "not modified", which GitHub does not count.
+    pub not_modified: u64,
+    /// Of these, answered with a limit.
+    pub limited: u64,
+    /// Requests that were not sent, because of a limit.
+    pub held_back: u64,
+    /// What GitHub grants each hour, where it says so.
+    pub limit: Option<u64>,
+    /// What is left of it.
+    pub remaining: Option<u64>,
+    /// Until when nothing is sent, where a limit was met.
+    pub paused_until: Option<Timestamp>,
+}
+
+/// A limit that keeps a request from being sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// When it is worth trying again.
+    pub until: Timestamp,
+    /// Which limit.
+    pub reason: String,
+}
+
+impl From<Limit> for Error {
+    fn from(limit: Limit) -> Self {
+        Self::RateLimited {
+            until: limit.until,
+            reason: limit.reason,
+        }
+    }
+}
+
+/// The books of one credential. Pure: the time is passed in.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    recent: VecDeque<(Timestamp, Cost)>,
+    pause: Option<Limit>,
+    usage: Usage,
+}
+
+impl Ledger {
+    /// Books a request, unless a limit forbids it.
+    pub fn admit(&mut self, cost: Cost, now: Timestamp) -> Result<(), Limit> {
+        let allowed = self.check(cost, now);
+        match allowed {
+            Ok(()) => {
+                self.recent.push_back((now, cost));
+                self.usage.sent += 1;
+            }
+            Err(_) => self.usage.held_back += 1,
+        }
+        allowed
+    }
+
+    fn check(&mut self, cost: Cost, now: Timestamp) -> Result<(), Limit> {
+        if let Some(pause) = &self.pause {
+            if now < pause.until {
+                return Err(pause.clone());
+            }
+            self.pause = None;
+        }
+        while self
+            .recent
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) >= MINUTE)
+        {
+            self.recent.pop_front();
+        }
+        let until = |at: Option<&(Timestamp, Cost)>| at.map_or(now, |(at, _)| *at) + MINUTE;
+        let points: u32 = self.recent.iter().map(|(_, cost)| cost.points()).sum();
+        if points + cost.points() > POINTS_PER_MINUTE {
+            return Err(Limit {
+                until: until(self.recent.front()),
+                reason: format!("GitHub allows {POINTS_PER_MINUTE} points of requests a minute"),
+            });
+        }
+        if cost == Cost::Write {
+            let mut writes = self.recent.iter().filter(|(_, cost)| *cost == Cost::Write);
+            let oldest = writes.next();
+            if 1 + writes.count() >= WRITES_PER_MINUTE {
+                return Err(Limit {
+                    until: until(oldest),
+                    reason: format!("GitHub allows {WRITES_PER_MINUTE} writes a minute"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what an answer says about limits. Gives the limit, where the answer is one.
+    pub fn note(&mut self, answer: &Signs, now: Timestamp) -> Option<Limit> {
+        if answer.status == StatusCode::NOT_MODIFIED {
+            self.usage.not_modified += 1;
+        }
+        self.usage.limit = answer.limit.or(self.usage.limit);
+        self.usage.remaining = answer.remaining.or(self.usage.remaining);
+        let used_up = answer.remaining == Some(0);
+        if answer.is_limit() {
+            self.usage.limited += 1;
+        } else if !used_up {
+            return None;
+        }
+        let limit = Limit {
+            until: now + answer.pause(now).clamp(SignedDuration::ZERO, LONGEST_PAUSE),
+            reason: match (used_up, answer.limit) {
+                (true, Some(limit)) => {
+                    format!("the credentials' {limit} requests an hour are used up")
+                }
+                (true, None) => "the credentials' requests of this hour are used up".into(),
+                (false, _) => "GitHub asks to slow down (secondary rate limit)".into(),
+            },
+        };
+        if self
+            .pause
+            .as_ref()
+            .is_none_or(|pause| pause.until < limit.until)
+        {
+            self.pause = Some(limit.clone());
+        }
+        answer.is_limit().then_some(limit)
+    }
+
+    /// What was spent.
+    #[must_use]
+    pub fn usage(&self, now: Timestamp) -> Usage {
+        let pause = self.pause.as_ref().map(|pause| pause.until);
+        Usage {
+            paused_until: pause.filter(|until| now < *until),
+            ..self.usage.clone()
+        }
+    }
+}
+
+/// What an answer says about limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `x-ratelimit-limit`.
+    pub limit: Option<u64>,
+    /// `x-ratelimit-remaining`.
+    pub remaining: Option<u64>,
+    /// `x-ratelimit-reset`, seconds since 1970 by the server's clock.
+    pub reset: Option<i64>,
+    /// `retry-after`, seconds.
+    pub retry_after: Option<i64>,
+    /// `date`, seconds since 1970: the server's clock.
+    pub date: Option<i64>,
+    /// Whether the error's message speaks of a limit.
+    pub says_limit: bool,
+}
+
+impl Signs {
+    /// Reads an answer. `message` is that of GitHub's error, if it is one.
+    #[must_use]
+    pub fn read(status: StatusCode, headers: &HeaderMap, message: &str) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let number = |name| text(name).and_then(|text| text.trim().parse().ok());
+        let message = message.to_ascii_lowercase();
+        Self {
+            status,
+            limit: text("x-ratelimit-limit").and_then(|text| text.parse().ok()),
+            remaining: text("x-ratelimit-remaining").and_then(|text| text.parse().ok()),
+            reset: number("x-ratelimit-reset"),
+            retry_after: number(header::RETRY_AFTER.as_str()),
+            date: text(header::DATE.as_str())
+                .and_then(|text| rfc2822::parse(text).ok())
+                .map(|date| date.timestamp().as_second()),
+            says_limit: message.contains("rate limit") || message.contains("abuse detection"),
+        }
+    }
+
+    /// 403 means a missing permission as well: it is a limit only where something says so.
+    fn is_limit(&self) -> bool {
+        let hint = self.retry_after.is_some() || self.remaining == Some(0) || self.says_limit;
+        self.status == StatusCode::TOO_MANY_REQUESTS
+            || (self.status == StatusCode::FORBIDDEN && hint)
+    }
+
+    /// The documented order: `retry-after`, else the reset where nothing remains, else a minute.
+    fn pause(&self, now: Timestamp) -> SignedDuration {
+        if let Some(seconds) = self.retry_after {
+            return SignedDuration::from_secs(seconds.max(1));
+        }
+        match self.reset {
+            // Against the server's own clock, so that a wrong one here does no harm.
+            Some(reset) if self.remaining == Some(0) => {
+                SignedDuration::from_secs((reset - self.date.unwrap_or(now.as_second())).max(1))
+            }
+            _ => PAUSE,
+        }
+    }
+}
+
+/// The [`Ledger`] of one credential, shared by all that use it.
+#[derive(Debug)]
+pub struct Budget {
+    ledger: Mutex<Ledger>,
+    slots: Semaphore,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            ledger: Mutex::default(),
+            slots: Semaphore::new(AT_ONCE),
+        }
+    }
+}
+
+impl Budget {
+    /// Waits for a free slot, and books the request. Hold the permit until the answer is read.
+    pub async fn enter(&self, cost: Cost) -> Result<SemaphorePermit<'_>, Error> {
+        // A pause is told at once, not after waiting.
+        if let Some(limit) = self.paused() {
+            return Err(limit.into());
+        }
+        let slot = tokio::time::timeout(PATIENCE, self.slots.acquire()).await;
+        let Ok(Ok(slot)) = slot else {
+            return Err(Error::RateLimited {
+                until: Timestamp::now() + SignedDuration::from_secs(1),
+                reason: format!("{AT_ONCE} requests are under way already"),
+            });
+        };
+        self.lock().admit(cost, Timestamp::now())?;
+        Ok(slot)
+    }
+
+    /// Reads what an answer says about limits. Gives the error, where the answer is a limit.
+    pub fn note(&self, answer: &Signs) -> Result<(), Error> {
+        match self.lock().note(answer, Timestamp::now()) {
+            Some(limit) => Err(limit.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What was spent.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.lock().usage(Timestamp::now())
+    }
+
+    fn paused(&self) -> Option<Limit> {
+        let mut ledger = self.lock();
+        let now = Timestamp::now();
+        let limit = ledger.pause.clone().filter(|pause| now < pause.until)?;
+        ledger.usage.held_back += 1;
+        Some(limit)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + second).unwrap()
+    }
+
+    fn signs(status: u16, headers: &[(&'static str, &'static str)], message: &str) -> Signs {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
+        Signs::read(StatusCode::from_u16(status).unwrap(), &headers, message)
+    }
+
+    #[test]
+    fn the_81st_write_of_a_minute_waits_for_the_first_to_age() {
+        let mut ledger = Ledger::default();
+        for second in 0..80 {
+            ledger.admit(Cost::Write, at(second / 4)).unwrap();
+        }
+        let limit = ledger.admit(Cost::Write, at(30)).unwrap_err();
+        assert_eq!(limit.until, at(60));
+        ledger.admit(Cost::Read, at(30)).unwrap();
+        ledger.admit(Cost::Write, at(60)).unwrap();
+        assert_eq!(ledger.usage(at(60)).held_back, 1);
+    }
+
+    #[test]
+    fn registrations_are_bound_by_points_and_not_by_the_limit_on_writes() {
+        let mut ledger = Ledger::default();
+        for _ in 0..180 {
+            ledger.admit(Cost::Registration, at(0)).unwrap();
+        }
+        assert!(ledger.admit(Cost::Read, at(59)).is_err());
+        ledger.admit(Cost::Registration, at(60)).unwrap();
+    }
+
+    #[test]
+    fn no_window_of_a_minute_ever_holds_more_than_the_points() {
+        let mut ledger = Ledger::default();
+        let mut admitted = Vec::new();
+        for second in 0..600 {
+            for _ in 0..7 {
+                if ledger.admit(Cost::Registration, at(second)).is_ok() {
+                    admitted.push(second);
+                }
+            }
+        }
+        for start in 0..600 {
+            let within = admitted.iter().filter(|s| (start..start + 60).contains(*s));
+            assert!(within.count() <= 180);
+        }
+        assert!(admitted.len() >= 180 * 9);
+    }
+
+    #[test]
+    fn a_pause_follows_retry_after_then_the_reset_then_a_minute() {
+        for (headers, message, expected) in [
+            (
+                &[
+                    ("retry-after", "17"),
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1000500"),
+                ][..],
+                "",
+                17,
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1000500"),
+                ],
+                "",
+                500,
+            ),
+            // A reset says nothing while requests remain.
+            (
+                &[
+                    ("x-ratelimit-remaining", "4000"),
+                    ("x-ratelimit-reset", "1000500"),
+                ],
+                "You have exceeded a secondary rate limit.",
+                60,
+            ),
+            (&[], "You have triggered an abuse detection mechanism.", 60),
+            (&[("retry-after", "999999")], "", 3_660),
+            (&[("retry-after", "0")], "", 1),
+        ] {
+            let mut ledger = Ledger::default();
+            let limit = ledger.note(&signs(403, headers, message), at(0)).unwrap();
+            assert_eq!(limit.until, at(expected), "{headers:?}");
+            assert_eq!(
+                ledger.admit(Cost::Read, at(expected - 1)).unwrap_err(),
+                limit
+            );
+            ledger.admit(Cost::Read, at(expected)).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_reset_is_read_against_the_servers_clock() {
+        // The server is a day ahead of us.
+        let reset = (at(86_400 + 120).as_second()).to_string();
+        let date = rfc2822::to_string(&at(86_400).to_zoned(jiff::tz::TimeZone::UTC)).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("x-ratelimit-remaining", "0".parse().unwrap());
+        headers.insert("x-ratelimit-reset", reset.parse().unwrap());
+        headers.insert("date", date.parse().unwrap());
+        let signs = Signs::read(StatusCode::TOO_MANY_REQUESTS, &headers, "");
+        assert_eq!(
+            Ledger::default().note(&signs, at(0)).unwrap().until,
+            at(120)
+        );
+    }
+
+    #[test]
+    fn a_date_as_http_writes_it_is_read() {
+        assert_eq!(
+            signs(200, &[("date", "Sun, 06 Nov 1994 08:49:37 GMT")], "").date,
+            Some(784_111_777)
+        );
+    }
+
+    #[test]
+    fn a_plain_403_is_no_limit() {
+        let mut ledger = Ledger::default();
+        let answer = signs(
+            403,
+            &[("x-ratelimit-remaining", "4999")],
+            "Resource not accessible by integration",
+        );
+        assert_eq!(ledger.note(&answer, at(0)), None);
+        ledger.admit(Cost::Read, at(0)).unwrap();
+    }
+
+    #[test]
+    fn the_last_granted_request_pauses_the_next_and_is_no_error_itself() {
+        let mut ledger = Ledger::default();
+        let answer = signs(
+            200,
+            &[
+                ("x-ratelimit-limit", "5000"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", "1000010"),
+            ],
+            "",
+        );
+        assert_eq!(ledger.note(&answer, at(0)), None);
+        let limit = ledger.admit(Cost::Read, at(9)).unwrap_err();
+        assert_eq!((limit.until, limit.reason.contains("5000")), (at(10), true));
+        assert_eq!(ledger.usage(at(9)).paused_until, Some(at(10)));
+        assert_eq!(ledger.usage(at(10)).paused_until, None);
+    }
+
+    #[test]
+    fn a_shorter_pause_never_ends_a_longer_one() {
+        let mut ledger = Ledger::default();
+        ledger.note(&signs(429, &[("retry-after", "100")], ""), at(0));
+        ledger.note(&signs(429, &[("retry-after", "5")], ""), at(1));
+        assert_eq!(ledger.admit(Cost::Read, at(50)).unwrap_err().until, at(100));
+    }
+
+    #[tokio::test]
+    async fn a_pause_is_told_at_once_to_all_that_share_the_credential() {
+        let budget = Budget::default();
+        budget
+            .note(&signs(429, &[("retry-after", "100")], ""))
+            .unwrap_err();
+        let error = budget.enter(Cost::Read).await.unwrap_err();
+        assert!(matches!(error, Error::RateLimited { .. }));
+        assert_eq!(budget.usage().sent, 0);
+    }
+}

@@ -40,7 +40,9 @@ impl CaBundle {
                 reason,
             };
             let certificate = certificate.map_err(|error| damaged(error.to_string()))?;
-            check.add(certificate.clone()).map_err(|error| damaged(error.to_string()))?;
+            check
+                .add(certificate.clone())
+                .map_err(|error| damaged(error.to_string()))?;
             certificates.push(certificate);
         }
         if certificates.is_empty() {
@@ -65,7 +67,12 @@ impl CaBundle {
 
 impl fmt::Debug for CaBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CaBundle({} certificates, {})", self.certificates.len(), self.fingerprint)
+        write!(
+            f,
+            "CaBundle({} certificates, {})",
+            self.certificates.len(),
+            self.fingerprint
+        )
     }
 }
 
@@ -75,13 +82,27 @@ mod tests {
 
     #[test]
     fn every_certificate_counts_and_a_bad_one_is_named() {
-        let one = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        let one = || {
+            rcgen::generate_simple_self_signed(["a".to_owned()])
+                .unwrap()
+                .cert
+                .pem()
+        };
         let bundle = CaBundle::from_pem(format!("# ours\n{}{}", one(), one()).as_bytes()).unwrap();
         assert_eq!(bundle.certificates().len(), 2);
 
-        assert_eq!(CaBundle::from_pem(b"nothing").unwrap_err(), CaBundleError::Empty);
-        let bad = format!("{}-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n", one());
+        assert_eq!(
+            CaBundle::from_pem(b"nothing").unwrap_err(),
+            CaBundleError::Empty
+        );
+        let bad = format!(
+            "{}-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n",
+            one()
+        );
         let error = CaBundle::from_pem(bad.as_bytes()).unwrap_err();
-        assert!(matches!(error, CaBundleError::Damaged { number: 2, .. }), "{error}");
+        assert!(
+            matches!(error, CaBundleError::Damaged { number: 2, .. }),
+            "{error}"
+        );
     }
 }

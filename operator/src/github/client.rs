@@ -1,4 +1,117 @@
 //! One scope on one server, seen with one credential.
 
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::{
+    Error, GitHubUrl, Scope,
+    budget::Usage,
+    groups::Groups,
+    queue::Kept,
+    runners::Pages,
+    single::Single,
+    transport::{Answer, Ask, Transport},
+};
+
 /// Asks GitHub. Made by [`Clients`](super::Clients); cheap to share.
-pub struct Client {}
+pub struct Client {
+    url: GitHubUrl,
+    pub(super) transport: Arc<Transport>,
+    pub(super) listing: Single<Arc<Pages>>,
+    pub(super) groups: Single<Groups>,
+    pub(super) queue: Kept,
+}
+
+impl Client {
+    pub(super) fn new(url: GitHubUrl, transport: Arc<Transport>) -> Self {
+        Self {
+            url,
+            transport,
+            listing: Single::default(),
+            groups: Single::default(),
+            queue: Kept::default(),
+        }
+    }
+
+    /// Whose runners it is about.
+    #[must_use]
+    pub const fn url(&self) -> &GitHubUrl {
+        &self.url
+    }
+
+    /// What the credential has spent, by all who use it.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.transport.budget().usage()
+    }
+
+    /// What a status means that the caller did not expect.
+    pub(super) fn refusal(&self, answer: &Answer, ask: &Ask) -> Error {
+        let action = ask.action.clone();
+        let message = answer.message();
+        match answer.status {
+            StatusCode::FORBIDDEN => Error::Forbidden {
+                action,
+                permission: self.permission(answer),
+                message,
+            },
+            StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound {
+                what: self.url.scope().to_string(),
+                message,
+                // GitHub hides what the credentials may not see.
+                advice: format!(
+                    "check spec.github.url ({}), and that the credentials reach it and have {}",
+                    self.url,
+                    self.url.scope().permission()
+                ),
+            },
+            StatusCode::CONFLICT => Error::Conflict {
+                message: format!("GitHub could not {action}: {message}"),
+            },
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                Error::Validation { action, message }
+            }
+            status => Error::Malformed {
+                action,
+                message: format!("unexpected status {status}: {message}"),
+            },
+        }
+    }
+
+    /// The permission that would have helped: GitHub's own hint, else what its documentation asks for.
+    fn permission(&self, answer: &Answer) -> String {
+        if answer.header("x-github-sso").is_some() {
+            return "the token access to the organization's single sign-on".into();
+        }
+        // <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#resource-not-accessible>
+        match answer.header("x-accepted-github-permissions") {
+            Some(permissions) if !permissions.is_empty() => {
+                format!(
+                    "the permission {permissions} ({})",
+                    self.url.scope().permission()
+                )
+            }
+            _ => self.url.scope().permission().into(),
+        }
+    }
+}
+
+impl Scope {
+    /// What managing its runners takes, in GitHub's words:
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners?apiVersion=2022-11-28>.
+    #[must_use]
+    pub const fn permission(&self) -> &'static str {
+        match self {
+            Self::Repository { .. } => {
+                "the repository permission \"Administration: write\" (classic tokens: scope repo)"
+            }
+            Self::Organization { .. } => {
+                "the organization permission \"Self-hosted runners: write\" (classic tokens: scope admin:org)"
+            }
+            Self::Enterprise { .. } => {
+                "the scope manage_runners:enterprise, on a classic token of an enterprise owner"
+            }
+        }
+    }
+}

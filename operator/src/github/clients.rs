@@ -1,10 +1,43 @@
 //! One client for each address, credential and CA bundle.
-use std::sync::Arc;
-use super::{CaBundle, Client, Credentials, Error, GitHubUrl};
 
-/// Gives clients, and keeps them. Two credential holders never share one.
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use rustls::RootCertStore;
+use tokio::time::Instant;
+
+use super::{CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, transport::Transport};
+
+/// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
+const IDLE: Duration = Duration::from_secs(60 * 60);
+
+/// Gives clients, and keeps them.
+///
+/// Pools of one server, credential and bundle share connections, budget and the App's token; those of one address
+/// share the listing, too. Two credential holders share nothing, even where both may see the same.
 #[derive(Default)]
-pub struct Clients {}
+pub struct Clients {
+    /// The system's own authorities. Reading them takes long enough to do it once.
+    roots: OnceLock<RootCertStore>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    transports: HashMap<TransportKey, (Arc<Transport>, Instant)>,
+    clients: HashMap<(TransportKey, GitHubUrl), (Arc<Client>, Instant)>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct TransportKey {
+    origin: String,
+    credentials: Fingerprint,
+    ca: Option<Fingerprint>,
+}
 
 impl Clients {
     /// None yet.
@@ -14,7 +47,136 @@ impl Clients {
     }
 
     /// The client for this address as this credential. Call it within a tokio runtime.
-    pub fn client(&self, url: &GitHubUrl, credentials: &Credentials, ca: Option<&CaBundle>) -> Result<Arc<Client>, Error> {
-        todo!("{url} {credentials:?} {ca:?}")
+    pub fn client(
+        &self,
+        url: &GitHubUrl,
+        credentials: &Credentials,
+        ca: Option<&CaBundle>,
+    ) -> Result<Arc<Client>, Error> {
+        let key = TransportKey {
+            origin: url.api_origin(),
+            credentials: credentials.fingerprint(),
+            ca: ca.map(CaBundle::fingerprint),
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let client_key = (key.clone(), url.clone());
+        if let Some(client) = touch(&mut kept.clients, &client_key) {
+            // Its transport is as much in use.
+            touch(&mut kept.transports, &key);
+            return Ok(client);
+        }
+        drop_idle(&mut kept.clients);
+        drop_idle(&mut kept.transports);
+        let transport = if let Some(transport) = touch(&mut kept.transports, &key) {
+            transport
+        } else {
+            let transport = Arc::new(Transport::new(url, credentials, ca, self.roots())?);
+            kept.transports
+                .insert(key, (transport.clone(), Instant::now()));
+            transport
+        };
+        let client = Arc::new(Client::new(url.clone(), transport));
+        kept.clients
+            .insert(client_key, (client.clone(), Instant::now()));
+        Ok(client)
+    }
+
+    fn roots(&self) -> &RootCertStore {
+        self.roots.get_or_init(|| {
+            let found = rustls_native_certs::load_native_certs();
+            for error in &found.errors {
+                tracing::warn!(%error, "could not read some of the system's certificate authorities");
+            }
+            let mut roots = RootCertStore::empty();
+            let (added, ignored) = roots.add_parsable_certificates(found.certs);
+            tracing::debug!(added, ignored, "read the system's certificate authorities");
+            roots
+        })
+    }
+}
+
+fn touch<K: Hash + Eq, V: Clone>(map: &mut HashMap<K, (V, Instant)>, key: &K) -> Option<V> {
+    let (value, used) = map.get_mut(key)?;
+    *used = Instant::now();
+    Some(value.clone())
+}
+
+fn drop_idle<K, V>(map: &mut HashMap<K, (V, Instant)>) {
+    map.retain(|_, (_, used)| used.elapsed() < IDLE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::credentials::tests::{data, pem},
+        *,
+    };
+
+    fn token(text: &str) -> Credentials {
+        Credentials::from_secret_data(&data(&[("token", text)])).unwrap()
+    }
+
+    fn url(text: &str) -> GitHubUrl {
+        GitHubUrl::parse(text, false).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_equal_is_shared_and_nothing_else() {
+        let clients = Clients::new();
+        let get = |address: &str, credentials: &Credentials| {
+            clients.client(&url(address), credentials, None).unwrap()
+        };
+        let one = get("https://github.com/o/a", &token("t1"));
+
+        assert!(
+            Arc::ptr_eq(&one, &get("https://github.com/O/a/", &token("t1"))),
+            "the same place"
+        );
+        let neighbour = get("https://github.com/o/b", &token("t1"));
+        assert!(!Arc::ptr_eq(&one, &neighbour), "another listing");
+        assert!(
+            Arc::ptr_eq(&one.transport, &neighbour.transport),
+            "one budget"
+        );
+        let stranger = get("https://github.com/o/a", &token("t2"));
+        assert!(
+            !Arc::ptr_eq(&one.transport, &stranger.transport),
+            "another credential"
+        );
+        let elsewhere = get("https://ghe.example.com/o/a", &token("t1"));
+        assert!(
+            !Arc::ptr_eq(&one.transport, &elsewhere.transport),
+            "another server"
+        );
+    }
+
+    #[tokio::test]
+    async fn another_bundle_is_another_client() {
+        let clients = Clients::new();
+        let pem = rcgen::generate_simple_self_signed(["ca".to_owned()])
+            .unwrap()
+            .cert
+            .pem();
+        let ca = CaBundle::from_pem(pem.as_bytes()).unwrap();
+        let address = url("https://ghe.example.com/o/a");
+        let without = clients.client(&address, &token("t"), None).unwrap();
+        let with = clients.client(&address, &token("t"), Some(&ca)).unwrap();
+        assert!(!Arc::ptr_eq(&without.transport, &with.transport));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_uses_is_dropped() {
+        let clients = Clients::new();
+        let address = url("https://github.com/o/a");
+        let old = Arc::downgrade(&clients.client(&address, &token("old"), None).unwrap());
+        tokio::time::advance(IDLE).await;
+        let app = data(&[
+            ("app-id", "1"),
+            ("installation-id", "2"),
+            ("private-key", &pem()),
+        ]);
+        let app = Credentials::from_secret_data(&app).unwrap();
+        clients.client(&address, &app, None).unwrap();
+        assert!(old.upgrade().is_none());
     }
 }

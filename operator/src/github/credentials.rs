@@ -46,13 +46,17 @@ pub enum CredentialsError {
         found: String,
     },
     /// Both are there.
-    #[error("the Secret has both {TOKEN} and {app_keys}; remove one, so that it is clear which credentials are meant")]
+    #[error(
+        "the Secret has both {TOKEN} and {app_keys}; remove one, so that it is clear which credentials are meant"
+    )]
     Both {
         /// The App's keys that it has.
         app_keys: String,
     },
     /// A part of the App is missing.
-    #[error("the Secret has {present} but no {missing}; a GitHub App needs {APP_ID}, {INSTALLATION_ID} and {PRIVATE_KEY}")]
+    #[error(
+        "the Secret has {present} but no {missing}; a GitHub App needs {APP_ID}, {INSTALLATION_ID} and {PRIVATE_KEY}"
+    )]
     Missing {
         /// Keys that are there.
         present: String,
@@ -74,13 +78,17 @@ pub enum CredentialsError {
         hint: &'static str,
     },
     /// The private key cannot be used.
-    #[error("the Secret's key {PRIVATE_KEY} is no RSA private key in PEM form ({reason}); store the .pem file that GitHub gave you, unchanged")]
+    #[error(
+        "the Secret's key {PRIVATE_KEY} is no RSA private key in PEM form ({reason}); store the .pem file that GitHub gave you, unchanged"
+    )]
     PrivateKey {
         /// Why not. No part of the key.
         reason: String,
     },
     /// The token contains bytes that no token has.
-    #[error("the Secret's key {TOKEN} is no token ({reason}); store the token alone, without quotes")]
+    #[error(
+        "the Secret's key {TOKEN} is no token ({reason}); store the token alone, without quotes"
+    )]
     Token {
         /// Why not. No part of the token.
         reason: &'static str,
@@ -93,7 +101,9 @@ impl Credentials {
     /// The private key is tried once, so that one that cannot sign is named here and not at the first request.
     pub fn from_secret_data(data: &BTreeMap<String, Vec<u8>>) -> Result<Self, CredentialsError> {
         let app_keys = [APP_ID, INSTALLATION_ID, PRIVATE_KEY];
-        let (present, missing): (Vec<_>, Vec<_>) = app_keys.into_iter().partition(|key| data.contains_key(*key));
+        let (present, missing): (Vec<_>, Vec<_>) = app_keys
+            .into_iter()
+            .partition(|key| data.contains_key(*key));
         match (data.get(TOKEN), present.as_slice(), missing.as_slice()) {
             (Some(_), [], _) => token(text(data, TOKEN)?),
             (Some(_), _, _) => Err(CredentialsError::Both {
@@ -153,7 +163,10 @@ impl Fingerprint {
 impl fmt::Display for Fingerprint {
     /// Enough of it to tell two apart in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0
+            .iter()
+            .take(4)
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -164,7 +177,11 @@ impl fmt::Debug for Fingerprint {
 }
 
 fn app(id: &str, installation: &str, pem: &str) -> Result<Credentials, CredentialsError> {
-    let number = |key, value: &str, hint| value.parse::<u64>().map_err(|_| CredentialsError::Number { key, hint });
+    let number = |key, value: &str, hint| {
+        value
+            .parse::<u64>()
+            .map_err(|_| CredentialsError::Number { key, hint })
+    };
     let app_id = number(
         APP_ID,
         id,
@@ -195,12 +212,18 @@ fn app(id: &str, installation: &str, pem: &str) -> Result<Credentials, Credentia
 }
 
 fn signing_key(pem: &str) -> Result<auth::EncodingKey, CredentialsError> {
-    let refuse = |reason: &str| CredentialsError::PrivateKey { reason: reason.into() };
+    let refuse = |reason: &str| CredentialsError::PrivateKey {
+        reason: reason.into(),
+    };
     if !pem.contains("-----BEGIN") {
-        return Err(refuse("it does not begin with -----BEGIN RSA PRIVATE KEY-----"));
+        return Err(refuse(
+            "it does not begin with -----BEGIN RSA PRIVATE KEY-----",
+        ));
     }
     if pem.contains("\\n") {
-        return Err(refuse("it contains the two characters \\n instead of line breaks"));
+        return Err(refuse(
+            "it contains the two characters \\n instead of line breaks",
+        ));
     }
     if pem.contains("BEGIN PUBLIC KEY") || pem.contains("BEGIN CERTIFICATE") {
         return Err(refuse("it is a public key or a certificate"));
@@ -209,7 +232,8 @@ fn signing_key(pem: &str) -> Result<auth::EncodingKey, CredentialsError> {
         return Err(refuse("it is protected by a passphrase"));
     }
     // jsonwebtoken's errors name the kind of fault and repeat nothing of the key.
-    let key = auth::EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(|error| refuse(&error.to_string()))?;
+    let key = auth::EncodingKey::from_rsa_pem(pem.as_bytes())
+        .map_err(|error| refuse(&error.to_string()))?;
     auth::create_jwt(AppId(0), &key).map_err(|error| refuse(&error.to_string()))?;
     Ok(key)
 }
@@ -232,7 +256,10 @@ fn token(token: &str) -> Result<Credentials, CredentialsError> {
 }
 
 /// Secrets made from files end in a line break more often than not.
-fn text<'data>(data: &'data BTreeMap<String, Vec<u8>>, key: &'static str) -> Result<&'data str, CredentialsError> {
+fn text<'data>(
+    data: &'data BTreeMap<String, Vec<u8>>,
+    key: &'static str,
+) -> Result<&'data str, CredentialsError> {
     let bytes = data.get(key).map(Vec::as_slice).unwrap_or_default();
     let text = std::str::from_utf8(bytes).map_err(|_| match key {
         PRIVATE_KEY => CredentialsError::PrivateKey {
@@ -283,19 +310,28 @@ pub(super) mod tests {
     }
 
     fn refused(entries: &[(&str, &str)]) -> String {
-        Credentials::from_secret_data(&data(entries)).unwrap_err().to_string()
+        Credentials::from_secret_data(&data(entries))
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn an_app_and_a_token_are_read_with_the_line_breaks_that_editors_leave() {
         let pem = format!("{}\n", pem());
-        let app = data(&[(APP_ID, "12\n"), (INSTALLATION_ID, " 34 "), (PRIVATE_KEY, &pem)]);
+        let app = data(&[
+            (APP_ID, "12\n"),
+            (INSTALLATION_ID, " 34 "),
+            (PRIVATE_KEY, &pem),
+        ]);
         assert!(Credentials::from_secret_data(&app).unwrap().is_app());
-        let token = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_x\n"), ("note", "mine")])).unwrap();
+        let token =
+            Credentials::from_secret_data(&data(&[(TOKEN, "ghp_x\n"), ("note", "mine")])).unwrap();
         assert!(!token.is_app());
         assert_eq!(
             token.fingerprint(),
-            Credentials::from_secret_data(&data(&[(TOKEN, "ghp_x")])).unwrap().fingerprint()
+            Credentials::from_secret_data(&data(&[(TOKEN, "ghp_x")]))
+                .unwrap()
+                .fingerprint()
         );
     }
 
@@ -311,21 +347,43 @@ pub(super) mod tests {
     #[test]
     fn bad_values_are_named_and_not_repeated() {
         let with = |id: &str, installation: &str, key: &str| {
-            refused(&[(APP_ID, id), (INSTALLATION_ID, installation), (PRIVATE_KEY, key)])
+            refused(&[
+                (APP_ID, id),
+                (INSTALLATION_ID, installation),
+                (PRIVATE_KEY, key),
+            ])
         };
         assert!(with("Iv23abc", "2", "x").contains("not its client ID"));
         assert!(with("1", "x", "x").contains("settings/installations"));
         for (key, reason) in [
             ("hunter2", "does not begin with"),
-            (r"-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----", "line breaks"),
-            ("-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----", "public key"),
-            ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nhunter2\n-----END ENCRYPTED PRIVATE KEY-----", "passphrase"),
-            ("-----BEGIN RSA PRIVATE KEY-----\naHVudGVyMg==\n-----END RSA PRIVATE KEY-----", "private-key is no RSA"),
-            ("-----BEGIN RSA PRIVATE KEY-----\nhunter2", "private-key is no RSA"),
+            (
+                r"-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+                "line breaks",
+            ),
+            (
+                "-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----",
+                "public key",
+            ),
+            (
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nhunter2\n-----END ENCRYPTED PRIVATE KEY-----",
+                "passphrase",
+            ),
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\naHVudGVyMg==\n-----END RSA PRIVATE KEY-----",
+                "private-key is no RSA",
+            ),
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\nhunter2",
+                "private-key is no RSA",
+            ),
         ] {
             let message = with("1", "2", key);
             assert!(message.contains(reason), "{message}");
-            assert!(!message.contains("hunter2") && !message.contains("aHVudGVyMg"), "{message}");
+            assert!(
+                !message.contains("hunter2") && !message.contains("aHVudGVyMg"),
+                "{message}"
+            );
         }
         assert!(refused(&[(TOKEN, "\"ghp_hunter2\"")]).contains("quotes"));
         assert!(refused(&[(TOKEN, "ghp_a ghp_hunter2")]).contains("space"));
@@ -342,7 +400,11 @@ pub(super) mod tests {
     fn another_value_anywhere_is_another_fingerprint() {
         let pem = pem();
         let of = |id: &str, installation: &str| {
-            let data = data(&[(APP_ID, id), (INSTALLATION_ID, installation), (PRIVATE_KEY, &pem)]);
+            let data = data(&[
+                (APP_ID, id),
+                (INSTALLATION_ID, installation),
+                (PRIVATE_KEY, &pem),
+            ]);
             Credentials::from_secret_data(&data).unwrap().fingerprint()
         };
         assert_eq!(of("1", "2"), of("1", "2"));

@@ -78,7 +78,9 @@ pub enum Error {
         undelivered: bool,
     },
     /// The server failed.
-    #[error("GitHub failed to {action} with status {status} ({message}); it is tried again, see https://www.githubstatus.com")]
+    #[error(
+        "GitHub failed to {action} with status {status} ({message}); it is tried again, see https://www.githubstatus.com"
+    )]
     Server {
         /// What was tried.
         action: String,
@@ -88,7 +90,9 @@ pub enum Error {
         message: String,
     },
     /// The answer is not what GitHub documents.
-    #[error("the answer to {action} cannot be understood ({message}); is a proxy between the operator and GitHub?")]
+    #[error(
+        "the answer to {action} cannot be understood ({message}); is a proxy between the operator and GitHub?"
+    )]
     Malformed {
         /// What was tried.
         action: String,
@@ -165,7 +169,10 @@ mod tests {
             until: Timestamp::from_second(until).unwrap(),
             reason: String::new(),
         };
-        assert_eq!(limited(1_060).retry_after(now), Some(Duration::from_secs(60)));
+        assert_eq!(
+            limited(1_060).retry_after(now),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(limited(900).retry_after(now), Some(Duration::ZERO));
     }
 

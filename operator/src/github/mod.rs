@@ -3,19 +3,23 @@
 //! - [`GitHubUrl`]: whose runners, on which server.
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
-//! - [`Client`]: what can be asked. One file per subject: [`runners`], [`groups`], [`access`].
+//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `access`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
-pub mod access;
+mod access;
 pub mod budget;
 mod ca;
 mod client;
 mod clients;
 mod credentials;
 mod error;
-pub mod groups;
-pub mod runners;
+mod groups;
+mod queue;
+mod runners;
+mod single;
+#[cfg(test)]
+mod tests;
 mod token;
 mod transport;
 mod url;
@@ -24,7 +28,10 @@ pub use access::Access;
 pub use ca::{CaBundle, CaBundleError};
 pub use client::Client;
 pub use clients::Clients;
-pub use credentials::{APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN};
+pub use credentials::{
+    APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
+};
 pub use error::Error;
+pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
 pub use url::{GitHubUrl, Scope, UrlError};

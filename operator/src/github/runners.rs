@@ -2,12 +2,25 @@
 //!
 //! The endpoints are documented at <https://docs.github.com/en/rest/actions/self-hosted-runners?apiVersion=2022-11-28>.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose};
+use http::{HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
-use super::{Client, Error};
+use super::{
+    Client, Error,
+    budget::Cost,
+    transport::{Answer, Ask},
+    url::encode,
+};
+
+/// GitHub's longest page.
+const PER_PAGE: usize = 100;
+/// A group has at most 10,000 runners; this only stops a server that never comes to an end.
+const MOST_PAGES: usize = 1_000;
 
 /// One runner's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,29 +81,303 @@ pub struct JitConfig {
     pub encoded: SecretString,
 }
 
+/// A listing, with what is needed to ask whether it is still true.
+pub(super) struct Pages {
+    listing: Arc<Listing>,
+    pages: Vec<Page>,
+}
+
+#[derive(Clone)]
+struct Page {
+    etag: Option<HeaderValue>,
+    total: usize,
+    runners: Vec<Runner>,
+}
+
 impl Client {
     /// All runners of the scope, at most `max_age` old.
     ///
-    /// Pools of one scope share the answer; a question that is unchanged costs nothing at GitHub.
+    /// Pools of one scope share the answer; a question whose answer is unchanged costs nothing at GitHub.
     pub async fn list_runners(&self, max_age: Duration) -> Result<Arc<Listing>, Error> {
-        todo!("{max_age:?}")
+        let pages = self
+            .listing
+            .get(
+                |last| last.at.elapsed() < max_age,
+                |last| self.read_pages(last),
+            )
+            .await?;
+        Ok(pages.listing.clone())
     }
 
     /// The runner of this name, asked afresh.
     pub async fn find_runner(&self, name: &str) -> Result<Option<Runner>, Error> {
-        todo!("{name}")
+        // A server that does not know the filter answers with everything: still right, in more pages.
+        let query = format!("name={}&", encode(name));
+        for number in 1..=MOST_PAGES {
+            let page = self.read_page(&query, number, None).await?;
+            let last = page.is_last(number);
+            if let Some(runner) = page.runners.into_iter().find(|runner| runner.name == name) {
+                return Ok(Some(runner));
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Removes a runner's entry. One that has a job stays.
     pub async fn delete_runner(&self, id: u64) -> Result<Deletion, Error> {
-        todo!("{id}")
+        let ask = Ask {
+            method: Method::DELETE,
+            cost: Cost::Write,
+            ..Ask::get(
+                format!("{}/{id}", self.url().runners_path()),
+                format!("remove runner {id} of {}", self.url().scope()),
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT => Ok(Deletion::Deleted),
+            StatusCode::NOT_FOUND => Ok(Deletion::Gone),
+            // Its message is "Runner … is currently running a job and cannot be deleted", or near that; nothing else
+            // about a DELETE could be unprocessable.
+            StatusCode::UNPROCESSABLE_ENTITY => Ok(Deletion::Busy),
+            _ => Err(self.refusal(&answer, &ask)),
+        }
     }
 
     /// Registers a runner that takes one job.
     ///
     /// An answer that got lost, or an entry that an earlier try left behind, is found by name, removed and made anew.
-    /// An entry of this name that is online or busy is a [`Error::Conflict`].
+    /// An entry of this name that is online or busy is an [`Error::Conflict`].
     pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig, Error> {
-        todo!("{request:?}")
+        let mut lost_one = false;
+        let mut made_room = false;
+        // At most: an answer is lost, the name turns out to be taken, and the third request works.
+        loop {
+            let error = match self.post_jit(request).await {
+                Ok(config) => return Ok(config),
+                Err(error) => error,
+            };
+            if error.leaves_doubt() && !lost_one {
+                // Names are unique: even where the entry is not listed yet, asking again makes no second one.
+                lost_one = true;
+                made_room |= self.make_room(&request.name).await?;
+            } else if matches!(error, Error::Conflict { .. }) && !made_room {
+                made_room = self.make_room(&request.name).await?;
+                if !made_room {
+                    // It is taken, and not listed yet.
+                    return Err(error);
+                }
+            } else {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn post_jit(&self, request: &JitRequest) -> Result<JitConfig, Error> {
+        let body = WireJitRequest {
+            name: &request.name,
+            runner_group_id: request.group_id,
+            labels: &request.labels,
+            work_folder: &request.work_folder,
+        };
+        let action = format!(
+            "register runner {} with {}",
+            request.name,
+            self.url().scope()
+        );
+        let ask = Ask {
+            method: Method::POST,
+            cost: Cost::Registration,
+            body: Some(
+                serde_json::to_vec(&body).map_err(|error| Error::Validation {
+                    action: action.clone(),
+                    message: error.to_string(),
+                })?,
+            ),
+            ..Ask::get(
+                format!("{}/generate-jitconfig", self.url().runners_path()),
+                action,
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        if answer.status != StatusCode::CREATED {
+            return Err(self.refusal(&answer, &ask));
+        }
+        let wire: WireJitConfig = answer.json(&ask)?;
+        // A damaged configuration would only be noticed by the agent, which then ends with 0.
+        if wire.encoded_jit_config.is_empty()
+            || general_purpose::STANDARD
+                .decode(wire.encoded_jit_config.trim())
+                .is_err()
+        {
+            return Err(Error::Malformed {
+                action: ask.action,
+                message: "the configuration is not base64".into(),
+            });
+        }
+        Ok(JitConfig {
+            runner_id: wire.runner.id,
+            encoded: wire.encoded_jit_config.into(),
+        })
+    }
+
+    /// Removes a left-over entry of this name. False where there is none.
+    async fn make_room(&self, name: &str) -> Result<bool, Error> {
+        let Some(runner) = self.find_runner(name).await? else {
+            return Ok(false);
+        };
+        let scope = self.url().scope();
+        let taken = |why: &str| Error::Conflict {
+            message: format!(
+                "a runner named {name} is already registered with {scope} and {why}; it was left alone"
+            ),
+        };
+        if runner.busy {
+            return Err(taken("has a job"));
+        }
+        if runner.online {
+            return Err(taken("is online"));
+        }
+        match self.delete_runner(runner.id).await? {
+            Deletion::Deleted | Deletion::Gone => Ok(true),
+            Deletion::Busy => Err(taken("has a job")),
+        }
+    }
+
+    /// Pages by number: octocrab drops the credentials on links to the next one.
+    async fn read_pages(&self, last: Option<Arc<Pages>>) -> Result<Arc<Pages>, Error> {
+        let at = Timestamp::now();
+        let known = last
+            .as_ref()
+            .map(|last| last.pages.as_slice())
+            .unwrap_or_default();
+        let mut pages: Vec<Page> = Vec::new();
+        for number in 1..=MOST_PAGES {
+            let page = self.read_page("", number, known.get(number - 1)).await?;
+            let is_last = page.is_last(number);
+            pages.push(page);
+            if is_last {
+                break;
+            }
+        }
+        // Entries move between pages while we read.
+        let mut seen = HashSet::new();
+        let all = pages.iter().flat_map(|page| &page.runners);
+        let runners = all
+            .filter(|runner| seen.insert(runner.id))
+            .cloned()
+            .collect();
+        Ok(Arc::new(Pages {
+            listing: Arc::new(Listing { runners, at }),
+            pages,
+        }))
+    }
+
+    async fn read_page(
+        &self,
+        query: &str,
+        number: usize,
+        known: Option<&Page>,
+    ) -> Result<Page, Error> {
+        let ask = Ask {
+            etag: known.and_then(|page| page.etag.clone()),
+            ..Ask::get(
+                format!(
+                    "{}?{query}per_page={PER_PAGE}&page={number}",
+                    self.url().runners_path()
+                ),
+                format!("list the runners of {}", self.url().scope()),
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        match (answer.status, known) {
+            (StatusCode::OK, _) => Page::read(&answer, &ask),
+            (StatusCode::NOT_MODIFIED, Some(known)) => Ok(known.clone()),
+            _ => Err(self.refusal(&answer, &ask)),
+        }
+    }
+}
+
+impl Page {
+    fn read(answer: &Answer, ask: &Ask) -> Result<Self, Error> {
+        let wire: WirePage = answer.json(ask)?;
+        Ok(Self {
+            etag: answer.etag(),
+            total: wire.total_count,
+            runners: wire.runners.into_iter().map(Runner::from).collect(),
+        })
+    }
+
+    fn is_last(&self, number: usize) -> bool {
+        self.runners.is_empty() || number * PER_PAGE >= self.total
+    }
+}
+
+#[derive(Serialize)]
+struct WireJitRequest<'a> {
+    name: &'a str,
+    runner_group_id: u64,
+    labels: &'a [String],
+    work_folder: &'a str,
+}
+
+#[derive(Deserialize)]
+struct WireJitConfig {
+    runner: WireId,
+    encoded_jit_config: String,
+}
+
+#[derive(Deserialize)]
+struct WireId {
+    id: u64,
+}
+
+#[derive(Deserialize)]
+struct WirePage {
+    total_count: usize,
+    runners: Vec<WireRunner>,
+}
+
+/// Read leniently: what some servers leave out or make null is no reason to know nothing.
+#[derive(Deserialize)]
+struct WireRunner {
+    id: u64,
+    name: String,
+    #[serde(default)]
+    status: Option<String>,
+    #[serde(default)]
+    busy: Option<bool>,
+    #[serde(default)]
+    labels: Option<Vec<WireLabel>>,
+    #[serde(default)]
+    version: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WireLabel {
+    name: String,
+}
+
+impl From<WireRunner> for Runner {
+    fn from(wire: WireRunner) -> Self {
+        let status = wire.status.unwrap_or_default();
+        Self {
+            id: wire.id,
+            name: wire.name,
+            // GitHub lists no values. Only this word means that no agent is there; one that we do not know must not
+            // lead to a removal.
+            online: status != "offline",
+            busy: wire.busy.unwrap_or_default(),
+            labels: wire
+                .labels
+                .unwrap_or_default()
+                .into_iter()
+                .map(|label| label.name)
+                .collect(),
+            version: wire.version,
+        }
     }
 }

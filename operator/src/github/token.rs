@@ -1,0 +1,145 @@
+//! Installation tokens of a GitHub App.
+//!
+//! An App signs a JWT with its key, and trades it for a token of one of its installations:
+//! <https://docs.github.com/en/rest/apps/apps?apiVersion=2022-11-28#create-an-installation-access-token-for-an-app>.
+//! The token may do what the App was granted, lives for an hour, and is never written anywhere.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use http::{Method, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use octocrab::Octocrab;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{
+    Error,
+    budget::Cost,
+    single::Single,
+    transport::{Answer, Ask, Transport},
+};
+
+/// A token is renewed so long before it expires.
+const MARGIN: SignedDuration = SignedDuration::from_secs(5 * 60);
+/// A younger token that is refused is not replaced: GitHub's own copies lag, and another one would be as young.
+const YOUNG: Duration = Duration::from_secs(30);
+
+/// The tokens of one installation, one at a time.
+pub(super) struct Tokens {
+    app: u64,
+    installation: u64,
+    single: Single<Minted>,
+}
+
+/// A token, ready to sign with.
+#[derive(Clone)]
+pub(super) struct Minted {
+    pub(super) octocrab: Octocrab,
+    /// What the App was granted, such as `administration: write`.
+    pub(super) permissions: Arc<BTreeMap<String, String>>,
+    expires_at: Timestamp,
+    at: Instant,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    token: String,
+    expires_at: Timestamp,
+    #[serde(default)]
+    permissions: Option<BTreeMap<String, String>>,
+}
+
+impl Tokens {
+    pub(super) fn new(app: u64, installation: u64) -> Self {
+        Self {
+            app,
+            installation,
+            single: Single::default(),
+        }
+    }
+
+    /// The token at hand, or a new one where it is about to expire. However many ask, one is minted.
+    pub(super) async fn current(&self, transport: &Transport) -> Result<Minted, Error> {
+        let now = Timestamp::now();
+        self.single
+            .get(
+                |minted| now + MARGIN < minted.value.expires_at,
+                |_| self.mint(transport),
+            )
+            .await
+    }
+
+    /// Forgets a token that was refused. False where the next one would be no better.
+    pub(super) async fn discard(&self, refused: &Minted) -> bool {
+        if refused.at.elapsed() < YOUNG {
+            return false;
+        }
+        // Somebody else may have replaced it already.
+        if self
+            .single
+            .last()
+            .await
+            .is_some_and(|last| last.at == refused.at)
+        {
+            self.single.forget().await;
+        }
+        true
+    }
+
+    async fn mint(&self, transport: &Transport) -> Result<Minted, Error> {
+        let ask = Ask {
+            method: Method::POST,
+            cost: Cost::Write,
+            ..Ask::get(
+                format!("/app/installations/{}/access_tokens", self.installation),
+                format!(
+                    "mint a token for installation {} of App {}",
+                    self.installation, self.app
+                ),
+            )
+        };
+        let at = Instant::now();
+        let answer = transport.send_as_app(&ask).await?;
+        if answer.status != StatusCode::CREATED {
+            return Err(self.refusal(&answer, &ask));
+        }
+        let wire: Wire = answer.json(&ask)?;
+        Ok(Minted {
+            octocrab: transport.signing_with(wire.token.into())?,
+            permissions: Arc::new(wire.permissions.unwrap_or_default()),
+            expires_at: wire.expires_at,
+            at,
+        })
+    }
+
+    fn refusal(&self, answer: &Answer, ask: &Ask) -> Error {
+        let Self {
+            app, installation, ..
+        } = self;
+        let message = answer.message();
+        match answer.status {
+            StatusCode::UNAUTHORIZED => Error::Unauthorized {
+                advice: if message.contains("'Expiration time'") || message.contains("'Issued at'") {
+                    "set the clock of the operator's node".into()
+                } else {
+                    format!("check that private-key is a key of App {app}, and that this key was not deleted")
+                },
+                message,
+            },
+            StatusCode::NOT_FOUND => Error::NotFound {
+                what: format!("installation {installation} of App {app}"),
+                message,
+                advice: "check installation-id and app-id in the Secret, and that the App is still installed".into(),
+            },
+            StatusCode::FORBIDDEN => Error::Forbidden {
+                action: ask.action.clone(),
+                permission: "access again: the installation may be suspended, see the App's installation page".into(),
+                message,
+            },
+            _ => Error::Validation {
+                action: ask.action.clone(),
+                message,
+            },
+        }
+    }
+}

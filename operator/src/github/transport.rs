@@ -1,0 +1,425 @@
+//! Requests and answers: one server, one credential, one set of trusted authorities.
+//!
+//! octocrab signs and sends; what it does badly is not used. It never retries here (its default sends a failing POST
+//! again), it follows no link and no redirect, it mints no token (concurrent first calls mint several), and its models
+//! and its cache have no part.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
+    header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, USER_AGENT},
+};
+use http_body_util::{BodyExt, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use octocrab::{
+    AuthState, OctoBody, Octocrab, OctocrabBuilder,
+    service::middleware::{base_uri::BaseUriLayer, extra_headers::ExtraHeadersLayer},
+};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+
+use super::{
+    CaBundle, Credentials, Error, GitHubUrl,
+    budget::{Budget, Cost, Signs},
+    credentials::Kind,
+    token::{Minted, Tokens},
+};
+
+/// Supported until 2028-03-10: <https://docs.github.com/en/rest/about-the-rest-api/api-versions>.
+const API_VERSION: &str = "2022-11-28";
+/// From the first byte sent to the last one read.
+const DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(10);
+/// A page of a hundred runners is some 100 KiB.
+const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
+/// A renamed repository redirects once.
+const REDIRECTS: usize = 3;
+
+/// A request, and what it is for.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    /// Path and query, encoded, without the API's prefix.
+    pub(super) path: String,
+    /// JSON.
+    pub(super) body: Option<Vec<u8>>,
+    pub(super) etag: Option<HeaderValue>,
+    pub(super) cost: Cost,
+    /// Words that fit after "may not" and "gave no answer to".
+    pub(super) action: String,
+}
+
+impl Ask {
+    pub(super) fn get(path: impl Into<String>, action: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: None,
+            etag: None,
+            cost: Cost::Read,
+            action: action.into(),
+        }
+    }
+}
+
+/// What came back, whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// Reads the body. No part of it gets into the error: it may hold a secret.
+    pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|error| Error::Malformed {
+            action: ask.action.clone(),
+            message: match error.classify() {
+                serde_json::error::Category::Eof => "it is cut off".into(),
+                serde_json::error::Category::Data => format!(
+                    "it is not what GitHub documents, at line {} column {}",
+                    error.line(),
+                    error.column()
+                ),
+                _ => "it is not JSON".into(),
+            },
+        })
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub(super) fn etag(&self) -> Option<HeaderValue> {
+        self.headers.get(ETAG).cloned()
+    }
+
+    /// GitHub's words about a refusal, with the fields at fault, in one line.
+    ///
+    /// The form is documented at <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api>.
+    pub(super) fn message(&self) -> String {
+        let reason = self.status.canonical_reason().unwrap_or("unknown status");
+        let Ok(body) = serde_json::from_slice::<serde_json::Value>(&self.body) else {
+            return format!("{} {reason}", self.status.as_u16());
+        };
+        let mut message = body["message"]
+            .as_str()
+            .unwrap_or(reason)
+            .trim_end_matches('.')
+            .to_owned();
+        for error in body["errors"].as_array().into_iter().flatten() {
+            let text = match (error.as_str(), error["message"].as_str()) {
+                (Some(text), _) | (None, Some(text)) => text.to_owned(),
+                (None, None) => ["field", "code"]
+                    .iter()
+                    .filter_map(|key| error[key].as_str())
+                    .collect::<Vec<_>>()
+                    .join(" is "),
+            };
+            if !text.is_empty() {
+                message = format!("{message}: {text}");
+            }
+        }
+        message
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(400)
+            .collect()
+    }
+}
+
+/// Sends requests to one server as one credential.
+pub(super) struct Transport {
+    /// Signs as the token, or as the App itself.
+    octocrab: Octocrab,
+    /// An App does its work as one of its installations.
+    tokens: Option<Tokens>,
+    /// Scheme and authority.
+    origin: String,
+    prefix: &'static str,
+    budget: Budget,
+}
+
+impl Transport {
+    pub(super) fn new(
+        url: &GitHubUrl,
+        credentials: &Credentials,
+        ca: Option<&CaBundle>,
+        roots: &RootCertStore,
+    ) -> Result<Self, Error> {
+        let origin = url.api_origin();
+        let unusable = |message: String| Error::Unreachable {
+            server: origin.clone(),
+            action: "any request".into(),
+            message,
+            undelivered: true,
+        };
+        let mut roots = roots.clone();
+        for certificate in ca.map(CaBundle::certificates).unwrap_or_default() {
+            // They were tried when the bundle was read.
+            roots
+                .add(certificate.clone())
+                .map_err(|error| unusable(error.to_string()))?;
+        }
+        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| unusable(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let base: Uri = origin
+            .parse()
+            .map_err(|_| unusable("its address is no URI".into()))?;
+        let builder = OctocrabBuilder::new_empty()
+            .with_service(http_client(tls))
+            .with_layer(&BaseUriLayer::new(base))
+            .with_layer(&ExtraHeadersLayer::new(Arc::new(vec![
+                (
+                    ACCEPT,
+                    HeaderValue::from_static("application/vnd.github+json"),
+                ),
+                (
+                    HeaderName::from_static("x-github-api-version"),
+                    HeaderValue::from_static(API_VERSION),
+                ),
+                (
+                    USER_AGENT,
+                    HeaderValue::from_static(concat!(
+                        "cuda-runner-operator/",
+                        env!("CARGO_PKG_VERSION")
+                    )),
+                ),
+            ])));
+        let (auth, tokens) = match credentials.kind() {
+            Kind::Token(token) => (
+                AuthState::AccessToken {
+                    token: token.clone(),
+                },
+                None,
+            ),
+            Kind::App { app, installation } => (
+                AuthState::App(app.clone()),
+                Some(Tokens::new(app.app_id.0, *installation)),
+            ),
+        };
+        let Ok(octocrab) = builder.with_auth(auth).build();
+        Ok(Self {
+            octocrab,
+            tokens,
+            origin,
+            prefix: url.api_prefix(),
+            budget: Budget::default(),
+        })
+    }
+
+    pub(super) const fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// The App's installation token, minted if there is none. `None` where the credential is a token itself.
+    pub(super) async fn minted(&self) -> Result<Option<Minted>, Error> {
+        match &self.tokens {
+            None => Ok(None),
+            Some(tokens) => tokens.current(self).await.map(Some),
+        }
+    }
+
+    /// Sends a request as the credential. Limits, 401 and 5xx are errors; every other answer is the caller's to judge.
+    pub(super) async fn send(&self, ask: &Ask) -> Result<Answer, Error> {
+        let answer = match &self.tokens {
+            None => self.exchange(&self.octocrab, ask).await?,
+            Some(tokens) => {
+                let minted = tokens.current(self).await?;
+                let answer = self.exchange(&minted.octocrab, ask).await?;
+                // A 401 did nothing, so it is safe to ask again, even for a POST.
+                if answer.status == StatusCode::UNAUTHORIZED && tokens.discard(&minted).await {
+                    let minted = tokens.current(self).await?;
+                    self.exchange(&minted.octocrab, ask).await?
+                } else {
+                    answer
+                }
+            }
+        };
+        if answer.status == StatusCode::UNAUTHORIZED {
+            return Err(Error::Unauthorized {
+                message: answer.message(),
+                advice: "replace the token, or the App's key, in the Secret of spec.github.credentialsRef".into(),
+            });
+        }
+        Ok(answer)
+    }
+
+    /// Sends a request as whoever `octocrab` is.
+    async fn exchange(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
+        let slot = self.budget.enter(ask.cost).await?;
+        let answer = tokio::time::timeout(DEADLINE, self.follow(octocrab, ask))
+            .await
+            .unwrap_or_else(|_| {
+                Err(self.unreachable(
+                    ask,
+                    format!("nothing within {} seconds", DEADLINE.as_secs()),
+                    false,
+                ))
+            })?;
+        drop(slot);
+        let message = if answer.status.is_client_error() {
+            answer.message()
+        } else {
+            String::new()
+        };
+        self.budget
+            .note(&Signs::read(answer.status, &answer.headers, &message))?;
+        if answer.status.is_server_error() {
+            return Err(Error::Server {
+                action: ask.action.clone(),
+                status: answer.status.as_u16(),
+                message: answer.message(),
+            });
+        }
+        Ok(answer)
+    }
+
+    /// A renamed repository redirects, and keeps the method; redirects to another server are not followed.
+    async fn follow(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
+        let mut path = format!("{}{}", self.prefix, ask.path);
+        for _ in 0..REDIRECTS {
+            let answer = self.once(octocrab, ask, &path).await?;
+            let keeps_method = matches!(
+                answer.status,
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+            );
+            let redirects = keeps_method
+                || ask.method == Method::GET
+                    && matches!(
+                        answer.status,
+                        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND
+                    );
+            match answer
+                .header(LOCATION.as_str())
+                .and_then(|to| self.path_of(to))
+            {
+                Some(to) if redirects => path = to,
+                _ => return Ok(answer),
+            }
+        }
+        Err(Error::Malformed {
+            action: ask.action.clone(),
+            message: format!("it redirects more than {REDIRECTS} times"),
+        })
+    }
+
+    /// The path of an address on our own server.
+    fn path_of(&self, location: &str) -> Option<String> {
+        let path = location.strip_prefix(&self.origin).unwrap_or(location);
+        (path.starts_with('/') && !path.starts_with("//")).then(|| path.to_owned())
+    }
+
+    async fn once(&self, octocrab: &Octocrab, ask: &Ask, path: &str) -> Result<Answer, Error> {
+        let mut request = Request::builder().method(ask.method.clone()).uri(path);
+        if let Some(etag) = &ask.etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        let request = match &ask.body {
+            Some(body) => request
+                .header(CONTENT_TYPE, "application/json")
+                .body(OctoBody::from(body.clone())),
+            None => request.body(OctoBody::empty()),
+        };
+        let request = request.map_err(|error| self.unreachable(ask, error.to_string(), true))?;
+        let response = octocrab.execute(request).await.map_err(|error| {
+            let never_sent = connect_failed(&error);
+            self.unreachable(ask, explain(&error), never_sent)
+        })?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, LONGEST_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| {
+                self.unreachable(
+                    ask,
+                    format!("the answer broke off: {}", explain(&*error)),
+                    false,
+                )
+            })?;
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: body.to_bytes().to_vec(),
+        })
+    }
+
+    /// Sends a request as the App itself.
+    pub(super) async fn send_as_app(&self, ask: &Ask) -> Result<Answer, Error> {
+        self.exchange(&self.octocrab, ask).await
+    }
+
+    /// The same connections, signing with another token.
+    pub(super) fn signing_with(&self, token: SecretString) -> Result<Octocrab, Error> {
+        self.octocrab
+            .user_access_token(token)
+            .map_err(|_| Error::Malformed {
+                action: "mint an installation token".into(),
+                message: "the token cannot be used".into(),
+            })
+    }
+
+    fn unreachable(&self, ask: &Ask, message: String, undelivered: bool) -> Error {
+        Error::Unreachable {
+            server: self.origin.clone(),
+            action: ask.action.clone(),
+            message,
+            undelivered,
+        }
+    }
+}
+
+fn http_client(
+    tls: ClientConfig,
+) -> legacy::Client<hyper_rustls::HttpsConnector<HttpConnector>, OctoBody> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(Duration::from_secs(30)));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        // Plain http was refused when the address was parsed, unless it is allowed.
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector)
+}
+
+/// Whether the server certainly never saw the request.
+fn connect_failed(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<legacy::Error>())
+        .any(legacy::Error::is_connect)
+}
+
+/// The innermost causes say what happened; octocrab's own words carry a backtrace.
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes: Vec<String> = std::iter::successors(Some(error), |error| error.source())
+        .filter(|error| !error.is::<octocrab::Error>() && !error.is::<legacy::Error>())
+        .map(ToString::to_string)
+        .collect();
+    let text = causes
+        .last()
+        .cloned()
+        .unwrap_or_else(|| "the connection failed".into());
+    if causes.iter().any(|cause| cause.contains("UnknownIssuer")) {
+        return format!(
+            "{text}; give the authority that signed its certificate in spec.github.caBundleRef"
+        );
+    }
+    text
+}

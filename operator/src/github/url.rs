@@ -13,8 +13,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// Encodes one segment of a path, or one value of a query. A slash is encoded, too.
-#[must_use]
-pub fn encode(segment: &str) -> String {
+pub(super) fn encode(segment: &str) -> String {
     utf8_percent_encode(segment, SEGMENT).to_string()
 }
 
@@ -70,13 +69,17 @@ impl Scheme {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// It does not parse.
-    #[error("{url:?} is no URL; write one like https://github.com/OWNER/REPOSITORY or https://github.com/ORGANIZATION")]
+    #[error(
+        "{url:?} is no URL; write one like https://github.com/OWNER/REPOSITORY or https://github.com/ORGANIZATION"
+    )]
     Syntax {
         /// As given.
         url: String,
     },
     /// It is an address for `git`, not a web address.
-    #[error("{url:?} is an address for git over SSH; write the address that the browser shows, such as {instead}")]
+    #[error(
+        "{url:?} is an address for git over SSH; write the address that the browser shows, such as {instead}"
+    )]
     Ssh {
         /// As given.
         url: String,
@@ -84,7 +87,9 @@ pub enum UrlError {
         instead: String,
     },
     /// Plain http.
-    #[error("{url} would send credentials unencrypted; write https://, or start the operator with --insecure-github")]
+    #[error(
+        "{url} would send credentials unencrypted; write https://, or start the operator with --insecure-github"
+    )]
     Insecure {
         /// As given.
         url: String,
@@ -98,7 +103,9 @@ pub enum UrlError {
         scheme: String,
     },
     /// It carries a user, a password, a query or a fragment. The address is not repeated: it may hold a secret.
-    #[error("the URL contains a {part}; give only the address, and credentials through credentialsRef")]
+    #[error(
+        "the URL contains a {part}; give only the address, and credentials through credentialsRef"
+    )]
     Extra {
         /// What is too much.
         part: &'static str,
@@ -120,7 +127,9 @@ pub enum UrlError {
         instead: String,
     },
     /// A name contains what GitHub allows in none.
-    #[error("{url} contains {name:?}, which no name on GitHub can be: letters, digits, '-', '_' and '.' are allowed")]
+    #[error(
+        "{url} contains {name:?}, which no name on GitHub can be: letters, digits, '-', '_' and '.' are allowed"
+    )]
     Name {
         /// As given.
         url: String,
@@ -135,7 +144,10 @@ impl GitHubUrl {
         let url = url.trim();
         refuse_extras(url)?;
         if let Some(instead) = web_address_of_ssh(url) {
-            return Err(UrlError::Ssh { url: url.into(), instead });
+            return Err(UrlError::Ssh {
+                url: url.into(),
+                instead,
+            });
         }
         let syntax = || UrlError::Syntax { url: url.into() };
         let uri: Uri = url.parse().map_err(|_| syntax())?;
@@ -152,7 +164,11 @@ impl GitHubUrl {
         };
         let authority = authority(&uri).ok_or_else(syntax)?;
         let scope = scope(url, scheme, &authority, uri.path())?;
-        Ok(Self { scheme, authority, scope })
+        Ok(Self {
+            scheme,
+            authority,
+            scope,
+        })
     }
 
     /// Whose runners they are.
@@ -203,7 +219,9 @@ impl GitHubUrl {
     #[must_use]
     pub fn owner_path(&self) -> String {
         match &self.scope {
-            Scope::Repository { owner, name } => format!("/repos/{}/{}", encode(owner), encode(name)),
+            Scope::Repository { owner, name } => {
+                format!("/repos/{}/{}", encode(owner), encode(name))
+            }
             Scope::Organization { name } => format!("/orgs/{}", encode(name)),
             Scope::Enterprise { slug } => format!("/enterprises/{}", encode(slug)),
         }
@@ -219,6 +237,16 @@ impl GitHubUrl {
     fn has_api_host(&self) -> bool {
         let host = self.authority.split(':').next().unwrap_or_default();
         host == "github.com" || host.ends_with(".ghe.com")
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repository { owner, name } => write!(f, "repository {owner}/{name}"),
+            Self::Organization { name } => write!(f, "organization {name}"),
+            Self::Enterprise { slug } => write!(f, "enterprise {slug}"),
+        }
     }
 }
 
@@ -249,7 +277,9 @@ fn refuse_extras(url: &str) -> Result<(), UrlError> {
         return extra("fragment");
     }
     let rest = url.split_once("://").map(|(_, rest)| rest);
-    let authority = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let authority = rest
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or_default();
     // `ssh://git@host` holds no secret and has advice of its own.
     if authority.contains('@') && !url.starts_with("ssh://git@") {
         return extra("user or a password");
@@ -259,16 +289,29 @@ fn refuse_extras(url: &str) -> Result<(), UrlError> {
 
 /// `git@github.com:owner/name.git` and `ssh://git@github.com/owner/name.git` as web addresses.
 fn web_address_of_ssh(url: &str) -> Option<String> {
-    let rest = url.strip_prefix("ssh://git@").or_else(|| url.strip_prefix("git@"))?;
+    let rest = url
+        .strip_prefix("ssh://git@")
+        .or_else(|| url.strip_prefix("git@"))?;
     let rest = rest.strip_suffix(".git").unwrap_or(rest);
     Some(format!("https://{}", rest.replacen(':', "/", 1)))
 }
 
 /// Host in lower case, with the port where it is not the scheme's own. `www.github.com` is github.com.
 fn authority(uri: &Uri) -> Option<String> {
-    let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
-    let host = if host == "www.github.com" { "github.com".to_owned() } else { host };
-    let usual = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+    let host = uri
+        .host()
+        .filter(|host| !host.is_empty())?
+        .to_ascii_lowercase();
+    let host = if host == "www.github.com" {
+        "github.com".to_owned()
+    } else {
+        host
+    };
+    let usual = if uri.scheme_str() == Some("http") {
+        80
+    } else {
+        443
+    };
     Some(match uri.port_u16() {
         Some(port) if port != usual => format!("{host}:{port}"),
         _ => host,
@@ -276,7 +319,10 @@ fn authority(uri: &Uri) -> Option<String> {
 }
 
 fn scope(url: &str, scheme: Scheme, authority: &str, path: &str) -> Result<Scope, UrlError> {
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let segments: Vec<&str> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
     let base = format!("{}://{authority}", scheme.as_str());
     let page = |instead: String| {
         Err(UrlError::Page {
@@ -291,7 +337,10 @@ fn scope(url: &str, scheme: Scheme, authority: &str, path: &str) -> Result<Scope
         });
     }
     if authority == "api.github.com" {
-        return page("the address that the browser shows, such as https://github.com/OWNER/REPOSITORY".into());
+        return page(
+            "the address that the browser shows, such as https://github.com/OWNER/REPOSITORY"
+                .into(),
+        );
     }
     // Names on GitHub ignore case; equal addresses share their caches.
     let lower = |name: &str| name.to_ascii_lowercase();
@@ -302,7 +351,9 @@ fn scope(url: &str, scheme: Scheme, authority: &str, path: &str) -> Result<Scope
         ["enterprises", slug, ..] => page(format!("{base}/enterprises/{slug}")),
         ["orgs" | "organizations"] => page(format!("{base}/ORGANIZATION")),
         ["orgs" | "organizations", name, ..] => page(format!("{base}/{name}")),
-        ["api", "v3", ..] | ["api"] => page(format!("{base}/OWNER/REPOSITORY, without the path of the API")),
+        ["api", "v3", ..] | ["api"] => page(format!(
+            "{base}/OWNER/REPOSITORY, without the path of the API"
+        )),
         [name] => Ok(Scope::Organization { name: lower(name) }),
         [owner, name] => match name.strip_suffix(".git").unwrap_or(name) {
             "" => page(format!("{base}/{owner}")),
@@ -343,23 +394,43 @@ mod tests {
                 "https://api.github.com",
                 "/repos/craton-co/craton-tensor-wasm/actions/runners",
             ),
-            ("https://github.com/craton-co", "https://api.github.com", "/orgs/craton-co/actions/runners"),
+            (
+                "https://github.com/craton-co",
+                "https://api.github.com",
+                "/orgs/craton-co/actions/runners",
+            ),
             (
                 "https://github.com/enterprises/craton",
                 "https://api.github.com",
                 "/enterprises/craton/actions/runners",
             ),
-            ("https://octo.ghe.com/o/r", "https://api.octo.ghe.com", "/repos/o/r/actions/runners"),
+            (
+                "https://octo.ghe.com/o/r",
+                "https://api.octo.ghe.com",
+                "/repos/o/r/actions/runners",
+            ),
             (
                 "https://ghe.example.com:8443/o/r",
                 "https://ghe.example.com:8443/api/v3",
                 "/repos/o/r/actions/runners",
             ),
-            ("https://[fd00::1]:8443/o", "https://[fd00::1]:8443/api/v3", "/orgs/o/actions/runners"),
-            ("https://notghe.com/o", "https://notghe.com/api/v3", "/orgs/o/actions/runners"),
+            (
+                "https://[fd00::1]:8443/o",
+                "https://[fd00::1]:8443/api/v3",
+                "/orgs/o/actions/runners",
+            ),
+            (
+                "https://notghe.com/o",
+                "https://notghe.com/api/v3",
+                "/orgs/o/actions/runners",
+            ),
         ] {
             let url = parse(url);
-            assert_eq!((url.api_base().as_str(), url.runners_path().as_str()), (base, runners), "{url}");
+            assert_eq!(
+                (url.api_base().as_str(), url.runners_path().as_str()),
+                (base, runners),
+                "{url}"
+            );
         }
     }
 
@@ -381,17 +452,35 @@ mod tests {
     #[test]
     fn what_cannot_work_says_what_to_write_instead() {
         for (url, advice) in [
-            ("github.com/o/r", "write one like https://github.com/OWNER/REPOSITORY"),
+            (
+                "github.com/o/r",
+                "write one like https://github.com/OWNER/REPOSITORY",
+            ),
             ("", "write one like"),
             ("git@github.com:o/r.git", "such as https://github.com/o/r"),
-            ("ssh://git@github.com/o/r.git", "such as https://github.com/o/r"),
+            (
+                "ssh://git@github.com/o/r.git",
+                "such as https://github.com/o/r",
+            ),
             ("http://github.com/o/r", "--insecure-github"),
             ("ftp://github.com/o/r", "write https://"),
             ("https://github.com", "add a repository (/OWNER/REPOSITORY)"),
-            ("https://github.com/o/r/tree/main", "write https://github.com/o/r"),
-            ("https://github.com/orgs/craton-co/teams", "write https://github.com/craton-co"),
-            ("https://api.github.com/repos/o/r", "https://github.com/OWNER/REPOSITORY"),
-            ("https://ghe.example.com/api/v3/repos/o/r", "without the path of the API"),
+            (
+                "https://github.com/o/r/tree/main",
+                "write https://github.com/o/r",
+            ),
+            (
+                "https://github.com/orgs/craton-co/teams",
+                "write https://github.com/craton-co",
+            ),
+            (
+                "https://api.github.com/repos/o/r",
+                "https://github.com/OWNER/REPOSITORY",
+            ),
+            (
+                "https://ghe.example.com/api/v3/repos/o/r",
+                "without the path of the API",
+            ),
             ("https://github.com/enterprises", "/enterprises/ENTERPRISE"),
             ("https://github.com/o/r%2f", "letters, digits"),
             ("https://github.com/o/..", "letters, digits"),
@@ -424,6 +513,9 @@ mod tests {
 
     #[test]
     fn every_reserved_byte_is_encoded() {
-        assert_eq!(encode("feature/a b%?#ü~"), "feature%2Fa%20b%25%3F%23%C3%BC~");
+        assert_eq!(
+            encode("feature/a b%?#ü~"),
+            "feature%2Fa%20b%25%3F%23%C3%BC~"
+        );
     }
 }

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::github::{CaBundle, Client, Credentials, Error};
 use crate::memory::GitHubMemory;
 use crate::plan::runners::SWEEP;
-use crate::plan::{Access, Entry, Listing};
+use crate::plan::{Access, Entry, Listing, Queue};
 use crate::pool::{Pool, Spec};
 use crate::watch::objects::Lookup;
 
@@ -56,14 +56,24 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         github.client = Some(Arc::clone(&found.client));
         is_due(github, memory.refresh, now)
     });
-    if due {
+    let queue_due = ctx
+        .memory
+        .with(pool, |memory| is_queue_due(&memory.github, pool, now));
+    if due || queue_due {
         let first = ctx
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
         let answer = ask(&found.client, spec, first).await;
+        let queue = match &answer {
+            Ok(listing) if queue_due => Some(read_queue(&found.client, pool, listing).await),
+            _ => None,
+        };
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, now);
+            if queue.is_some() {
+                memory.github.queue = queue;
+            }
         });
     }
     Some(found.client)
@@ -179,6 +189,27 @@ fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
     }
     let stale = github.listing.as_ref().is_none_or(|l| now >= l.at + SWEEP);
     github.access != Access::Granted || refresh || stale
+}
+
+/// Whether the queue is to be read now: at the first look, at each sweep, and when somebody asks.
+fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
+    if pool.deleting.is_some() || github.not_before.is_some_and(|moment| now < moment) {
+        return false;
+    }
+    github
+        .queue
+        .as_ref()
+        .is_none_or(|q| q.asked != pool.look_again || now >= q.at + SWEEP)
+}
+
+/// A queue that cannot be read stops nothing: the runners do not need it.
+async fn read_queue(client: &Client, pool: &Pool, listing: &crate::github::Listing) -> Queue {
+    Queue {
+        at: listing.at,
+        asked: pool.look_again.clone(),
+        jobs: client.queued_jobs().await.map_err(|e| e.to_string()),
+        registered: listing.runners.iter().map(|r| r.labels.clone()).collect(),
+    }
 }
 
 /// Asks who we are and what we have there.

@@ -39,6 +39,8 @@ pub async fn observe(ctx: &Context, pool: &Pool, now: Timestamp) -> (Observed, O
             access: memory.github.access.clone(),
             ask_again: memory.github.not_before,
             listing: memory.github.listing.clone(),
+            queue: memory.github.queue.clone(),
+            other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
             gpu_nodes: ctx.nodes.as_ref().zip(pool.spec.as_ref().ok()).map(|(nodes, spec)| {
                 nodes.offering(&spec.gpu.resource, spec.gpu.count)

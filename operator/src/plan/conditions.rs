@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{Access, Notice, Observed, Plan};
+use super::{Access, Notice, Observed, Plan, queue};
 use crate::pool::{Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -26,6 +26,8 @@ pub mod kind {
     pub const GPU_HEALTHY: &str = "GpuHealthy";
     /// Runners are connected to GitHub.
     pub const RUNNERS_ONLINE: &str = "RunnersOnline";
+    /// Every queued job that looks for runners like ours finds some.
+    pub const QUEUE_SERVED: &str = "QueueServed";
     /// The verification is green.
     pub const WORKFLOW_VERIFIED: &str = "WorkflowVerified";
     /// The verified jobs are required.
@@ -36,13 +38,13 @@ pub mod kind {
 
 /// What a condition says.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Say {
+pub(super) struct Say {
     status: &'static str,
     reason: String,
     message: String,
 }
 
-fn say(status: &'static str, reason: &str, message: impl Into<String>) -> Say {
+pub(super) fn say(status: &'static str, reason: &str, message: impl Into<String>) -> Say {
     Say {
         status,
         reason: reason.to_owned(),
@@ -69,6 +71,7 @@ pub(super) fn plan(
         (kind::CREDENTIALS_VALID, credentials),
         (kind::GPU_HEALTHY, gpu),
         (kind::RUNNERS_ONLINE, online),
+        (kind::QUEUE_SERVED, queue::served(pool, observed)),
         (kind::WORKFLOW_VERIFIED, unbuilt(pool, "spec.verify")),
         (kind::CHECKS_REQUIRED, unbuilt(pool, "spec.requiredChecks")),
         (kind::SPEC_SUPPORTED, supported(pool)),

@@ -49,6 +49,8 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         access: Access::Granted,
         ask_again: None,
         listing: Some(listing(&[])),
+        queue: None,
+        other_pools: vec![],
         last_change: None,
         gpu_nodes: Some(1),
         pod_refused: None,

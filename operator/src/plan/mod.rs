@@ -5,6 +5,7 @@
 pub mod conditions;
 pub mod health;
 pub mod pod;
+pub mod queue;
 pub mod runners;
 pub mod teardown;
 
@@ -19,6 +20,7 @@ use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::github::QueuedJob;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -35,6 +37,10 @@ pub struct Observed {
     pub ask_again: Option<Timestamp>,
     /// GitHub's own list of our entries, as last read.
     pub listing: Option<Listing>,
+    /// The jobs that wait at GitHub, as last read.
+    pub queue: Option<Queue>,
+    /// Labels of the other pools of the same address.
+    pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
     pub last_change: Option<Timestamp>,
     /// Whether any node offers the pool's GPU resource; `None` where nodes are not watched.
@@ -63,6 +69,19 @@ pub enum Access {
         /// Whether time alone may mend it.
         transient: bool,
     },
+}
+
+/// The jobs that wait for a runner.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// When it was read.
+    pub at: Timestamp,
+    /// The request, by annotation, with which it was read.
+    pub asked: Option<String>,
+    /// The jobs, or why they could not be read. `None` where GitHub does not list them.
+    pub jobs: Result<Option<Vec<QueuedJob>>, String>,
+    /// Labels of the runners that are registered at that address, ours and others.
+    pub registered: Vec<Vec<String>>,
 }
 
 /// GitHub's list of the entries that bear our ownership label.
@@ -199,6 +218,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     }
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);
+    queue::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan
 }

@@ -404,6 +404,7 @@ fn every_condition_is_there_from_the_first_visit() {
             "CredentialsValid",
             "GpuHealthy",
             "RunnersOnline",
+            "QueueServed",
             "WorkflowVerified",
             "ChecksRequired",
             "SpecSupported"

@@ -1,0 +1,7 @@
+//! The client against a server that answers as each test says, over real TLS.
+
+mod auth;
+mod refusals;
+mod registering;
+mod runners;
+mod stub;

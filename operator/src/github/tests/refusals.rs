@@ -1,0 +1,233 @@
+//! What GitHub's refusals mean.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::stub::{NOW, Reply, Stub, error, hang_up, page, raw, reply};
+use crate::github::{Clients, Credentials, Error, GitHubUrl, credentials::tests::data};
+
+async fn listing(owner: &str, answer: impl Fn() -> Reply + Send + 'static) -> Error {
+    let stub = Stub::start(move |_, _| answer()).await;
+    stub.client(owner).list_runners(NOW).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn each_status_has_its_category_and_its_advice() {
+    for (status, category, advice) in [
+        (400, "Validation", "the reason"),
+        (401, "Unauthorized", "spec.github.credentialsRef"),
+        (403, "Forbidden", "Administration: write"),
+        (404, "NotFound", "spec.github.url"),
+        (409, "Conflict", "the reason"),
+        (410, "NotFound", "the reason"),
+        (422, "Validation", "the reason"),
+        (500, "Server", "githubstatus"),
+        (418, "Malformed", "418"),
+    ] {
+        let error = listing("o/r", move || error(status, "the reason")).await;
+        assert_eq!(error.category(), category, "{status}");
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_missing_permission_is_the_scopes_or_what_github_hints_at() {
+    let plain = |owner| {
+        listing(owner, || {
+            error(403, "Resource not accessible by personal access token")
+        })
+    };
+    assert!(
+        plain("o")
+            .await
+            .to_string()
+            .contains("Self-hosted runners: write")
+    );
+    assert!(
+        plain("enterprises/e")
+            .await
+            .to_string()
+            .contains("manage_runners:enterprise")
+    );
+    let hinted = listing("o/r", || {
+        error(403, "Resource not accessible by integration")
+            .with("x-accepted-github-permissions", "administration=write")
+            .with("x-ratelimit-remaining", "4999")
+    })
+    .await;
+    assert!(
+        hinted.to_string().contains("administration=write"),
+        "{hinted}"
+    );
+    let sso = listing("o", || {
+        error(403, "Resource protected by organization SAML enforcement").with(
+            "x-github-sso",
+            "required; url=https://github.com/orgs/o/sso",
+        )
+    })
+    .await;
+    assert!(sso.to_string().contains("single sign-on"), "{sso}");
+}
+
+#[tokio::test]
+async fn the_fields_at_fault_are_named() {
+    for (errors, words) in [
+        (json!(["name is too long"]), "name is too long"),
+        (
+            json!([{"message": "labels are too many"}]),
+            "labels are too many",
+        ),
+        (
+            json!([{"resource": "Runner", "field": "labels", "code": "invalid"}]),
+            "labels is invalid",
+        ),
+        (json!(null), "Validation Failed"),
+    ] {
+        let error = listing("o/r", move || {
+            reply(
+                422,
+                &json!({"message": "Validation Failed", "errors": errors}),
+            )
+        })
+        .await;
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn limits_pause_every_holder_of_the_credential_without_another_request() {
+    for (status, headers) in [
+        (
+            429,
+            [("retry-after", "40"), ("x-ratelimit-remaining", "10")],
+        ),
+        (
+            403,
+            [("retry-after", "40"), ("x-ratelimit-remaining", "10")],
+        ),
+    ] {
+        let stub = Stub::start(move |_, _| {
+            let mut reply = error(status, "You have exceeded a secondary rate limit");
+            for (name, value) in headers {
+                reply = reply.with(name, value);
+            }
+            reply
+        })
+        .await;
+        let error = stub.client("o/r").list_runners(NOW).await.unwrap_err();
+        let wait = error.retry_after(Timestamp::now()).unwrap();
+        assert!(
+            wait > Duration::from_secs(35) && wait <= Duration::from_secs(40),
+            "{wait:?}"
+        );
+
+        let neighbour = stub.client("o/other");
+        let error = neighbour.delete_runner(1).await.unwrap_err();
+        assert_eq!(error.category(), "RateLimited");
+        assert_eq!(stub.seen().len(), 1);
+        assert_eq!(
+            (neighbour.usage().limited, neighbour.usage().held_back),
+            (1, 1)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_used_up_hour_pauses_until_its_reset() {
+    let reset = (Timestamp::now().as_second() + 600).to_string();
+    let stub = Stub::start(move |_, _| {
+        reply(200, &page(0, &[]))
+            .with("x-ratelimit-limit", "5000")
+            .with("x-ratelimit-remaining", "0")
+            .with("x-ratelimit-reset", &reset)
+    })
+    .await;
+    let client = stub.client("o/r");
+    client.list_runners(NOW).await.unwrap();
+    let error = client.list_runners(NOW).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("5000 requests an hour are used up"),
+        "{error}"
+    );
+    assert_eq!(stub.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn answers_that_are_none_are_told_apart() {
+    let cases: [(fn() -> Reply, &str, &str); 4] = [
+        (
+            || raw(200, "{\"total_count\": 1, \"runn"),
+            "Malformed",
+            "cut off",
+        ),
+        (|| raw(200, "<html>login</html>"), "Malformed", "not JSON"),
+        (
+            || raw(200, "{\"total_count\": \"hunter2\"}"),
+            "Malformed",
+            "not what GitHub documents",
+        ),
+        (
+            || reply(200, &page(0, &[])).cut(),
+            "Unreachable",
+            "broke off",
+        ),
+    ];
+    for (answer, category, words) in cases {
+        let error = listing("o/r", answer).await;
+        assert_eq!(error.category(), category);
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+    assert_eq!(listing("o/r", hang_up).await.category(), "Unreachable");
+}
+
+#[tokio::test]
+async fn an_error_page_of_a_proxy_is_not_repeated() {
+    let error = listing("o/r", || raw(403, "<html>hunter2</html>")).await;
+    assert!(
+        error.to_string().contains("403 Forbidden") && !error.to_string().contains("hunter2"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_was_certainly_not_reached() {
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let url = GitHubUrl::parse(&format!("https://{closed}/o/r"), false).unwrap();
+    let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
+    let client = Clients::new().client(&url, &credentials, None).unwrap();
+    let error = client.list_runners(NOW).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Unreachable {
+                undelivered: true,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("Connection refused"), "{error}");
+}
+
+#[tokio::test]
+async fn an_unknown_authority_is_named_with_the_field_that_mends_it() {
+    let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
+    let url = GitHubUrl::parse(&format!("https://{}/o/r", stub.address()), false).unwrap();
+    let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
+    let client = Clients::new().client(&url, &credentials, None).unwrap();
+    let error = client.list_runners(NOW).await.unwrap_err();
+    assert!(
+        error.to_string().contains("spec.github.caBundleRef"),
+        "{error}"
+    );
+    assert!(!error.leaves_doubt());
+    assert_eq!(stub.seen().len(), 0);
+}

@@ -1,0 +1,263 @@
+//! A server that records what it is asked and answers as it is told.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::{Bytes, Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::github::{
+    APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
+    credentials::tests::{data, pem},
+};
+
+/// A listing as fresh as can be.
+pub(super) const NOW: Duration = Duration::ZERO;
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) method: Method,
+    /// Path and query.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Value,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Method and the part of the path that tells requests apart.
+    pub(super) fn line(&self) -> String {
+        let path = self
+            .path
+            .split_once("/actions/runners")
+            .map_or(self.path.as_str(), |(_, rest)| rest);
+        format!("{} {path}", self.method)
+    }
+}
+
+/// What to answer.
+pub(super) struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    ending: Ending,
+}
+
+enum Ending {
+    Whole,
+    /// The connection ends within the body.
+    Cut,
+    /// The connection ends without any answer.
+    HangUp,
+}
+
+pub(super) fn reply(status: u16, body: &Value) -> Reply {
+    raw(status, &body.to_string())
+}
+
+pub(super) fn raw(status: u16, body: &str) -> Reply {
+    Reply {
+        status,
+        headers: Vec::new(),
+        body: body.as_bytes().to_vec(),
+        ending: Ending::Whole,
+    }
+}
+
+pub(super) fn hang_up() -> Reply {
+    Reply {
+        ending: Ending::HangUp,
+        ..raw(200, "")
+    }
+}
+
+pub(super) fn error(status: u16, message: &str) -> Reply {
+    reply(
+        status,
+        &json!({"message": message, "documentation_url": "https://docs.github.com"}),
+    )
+}
+
+impl Reply {
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub(super) fn cut(mut self) -> Self {
+        self.ending = Ending::Cut;
+        self
+    }
+
+    fn into_response(self) -> Result<Response<BoxBody<Bytes, std::io::Error>>, std::io::Error> {
+        let body = Bytes::from(self.body);
+        let mut response = Response::builder().status(StatusCode::from_u16(self.status).unwrap());
+        for (name, value) in &self.headers {
+            response = response.header(name, value);
+        }
+        let body = match self.ending {
+            Ending::HangUp => return Err(std::io::Error::other("hang up")),
+            Ending::Whole => Full::new(body)
+                .map_err(|never: Infallible| match never {})
+                .boxed(),
+            Ending::Cut => {
+                response = response.header("content-length", body.len() + 1);
+                let frames = [Ok(Frame::data(body)), Err(std::io::Error::other("cut"))];
+                StreamBody::new(futures::stream::iter(frames)).boxed()
+            }
+        };
+        Ok(response.body(body).unwrap())
+    }
+}
+
+/// The server.
+pub(super) struct Stub {
+    address: String,
+    ca: CaBundle,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    clients: Clients,
+}
+
+impl Stub {
+    /// Starts one that answers with `script`, which is told how many requests came before.
+    pub(super) async fn start(script: impl FnMut(&Seen, usize) -> Reply + Send + 'static) -> Self {
+        let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let key =
+            rustls_pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der())
+                .unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let script = Arc::new(Mutex::new(script));
+        tokio::spawn({
+            let seen = seen.clone();
+            async move {
+                let acceptor = TlsAcceptor::from(Arc::new(tls));
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let (acceptor, seen, script) = (acceptor.clone(), seen.clone(), script.clone());
+                    tokio::spawn(async move {
+                        let Ok(stream) = acceptor.accept(stream).await else {
+                            return;
+                        };
+                        let service = service_fn(|request: Request<Incoming>| {
+                            let (seen, script) = (seen.clone(), script.clone());
+                            async move {
+                                let request = arrived(request).await;
+                                let before = {
+                                    let mut seen = seen.lock().unwrap();
+                                    seen.push(request.clone());
+                                    seen.len() - 1
+                                };
+                                (script.lock().unwrap())(&request, before).into_response()
+                            }
+                        });
+                        // A script that hangs up makes this an error.
+                        let _ = http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    });
+                }
+            }
+        });
+        Self {
+            address,
+            ca: CaBundle::from_pem(certificate.cert.pem().as_bytes()).unwrap(),
+            seen,
+            clients: Clients::new(),
+        }
+    }
+
+    /// A client for `owner`, as the web shows it, with a token.
+    pub(super) fn client(&self, owner: &str) -> Arc<Client> {
+        self.client_as(
+            owner,
+            &Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap(),
+        )
+    }
+
+    /// A client for a repository, as installation 34 of App 12.
+    pub(super) fn app_client(&self, owner: &str) -> Arc<Client> {
+        let data = data(&[
+            (APP_ID, "12"),
+            (INSTALLATION_ID, "34"),
+            (PRIVATE_KEY, &pem()),
+        ]);
+        self.client_as(owner, &Credentials::from_secret_data(&data).unwrap())
+    }
+
+    pub(super) fn client_as(&self, owner: &str, credentials: &Credentials) -> Arc<Client> {
+        let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
+        self.clients
+            .client(&url, credentials, Some(&self.ca))
+            .unwrap()
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.seen().iter().map(Seen::line).collect()
+    }
+}
+
+async fn arrived(request: Request<Incoming>) -> Seen {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Seen {
+        method: parts.method,
+        path: parts.uri.to_string(),
+        headers: parts.headers,
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+    }
+}
+
+/// A page of a listing.
+pub(super) fn page(total: usize, runners: &[Value]) -> Value {
+    json!({"total_count": total, "runners": runners})
+}
+
+/// An entry as GitHub shows it.
+pub(super) fn runner(id: u64, name: &str, status: &str, busy: bool) -> Value {
+    json!({
+        "id": id, "name": name, "os": "linux", "status": status, "busy": busy, "ephemeral": true, "version": null,
+        "labels": [{"name": "self-hosted", "type": "read-only"}, {"id": 7, "name": "cuda", "type": "custom"}],
+    })
+}
+
+/// The answer to a registration.
+pub(super) fn registered(id: u64, name: &str) -> Reply {
+    reply(
+        201,
+        &json!({"runner": runner(id, name, "offline", false), "encoded_jit_config": "c2VjcmV0"}),
+    )
+}

@@ -1,0 +1,142 @@
+//! The jobs that wait: for us, or for runners that nobody has.
+
+use super::conditions::{Say, say};
+use super::{Observed, Plan};
+use crate::github::QueuedJob;
+use crate::pool::{Pool, Spec};
+
+/// Counts the jobs that wait for this pool.
+pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let Some(queue) = &observed.queue else { return };
+    plan.status.looked_again.clone_from(&queue.asked);
+    if let (Ok(spec), Ok(Some(jobs))) = (&pool.spec, &queue.jobs) {
+        let ours = jobs.iter().filter(|job| serves(&spec.labels, job)).count();
+        plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
+    }
+}
+
+/// Whether every queued job that looks for runners like ours finds some; the first that does not is named.
+pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say("Unknown", "NotRead", "The queue is not read while the spec cannot be carried out");
+    };
+    let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
+        None => return say("Unknown", "NotRead", "The queue has not been read yet"),
+        Some(Err(message)) => return say("Unknown", "NotReadable", message.clone()),
+        Some(Ok(None)) => {
+            return say("Unknown", "NotListed", "GitHub lists queued jobs for repositories only");
+        }
+        Some(Ok(Some(jobs))) => jobs,
+    };
+    match jobs.iter().find(|job| is_like_ours(spec, job) && is_lost(spec, observed, job)) {
+        Some(job) => say("False", "LabelMissing", lost(spec, job)),
+        None => say(
+            "True",
+            "EveryJobHasAPool",
+            "Every queued job that asks for runners like these can be served",
+        ),
+    }
+}
+
+/// A job comes to a runner that has every label it asks for; case does not matter.
+fn serves(labels: &[String], job: &QueuedJob) -> bool {
+    job.labels.iter().all(|wanted| has(labels, wanted))
+}
+
+fn has(labels: &[String], wanted: &str) -> bool {
+    labels.iter().any(|label| label.eq_ignore_ascii_case(wanted))
+}
+
+/// A job for GitHub's own runners shares no label with ours.
+fn is_like_ours(spec: &Spec, job: &QueuedJob) -> bool {
+    job.labels.iter().any(|wanted| has(&spec.labels, wanted))
+}
+
+fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
+    let registered = observed.queue.iter().flat_map(|q| &q.registered);
+    let mut all = std::iter::once(&spec.labels)
+        .chain(&observed.other_pools)
+        .chain(registered);
+    !all.any(|labels| serves(labels, job))
+}
+
+fn lost(spec: &Spec, job: &QueuedJob) -> String {
+    let missing: Vec<&str> = job
+        .labels
+        .iter()
+        .filter(|wanted| !has(&spec.labels, wanted))
+        .map(String::as_str)
+        .collect();
+    format!(
+        "The job {} of run {} asks for [{}], and no runner has all of these; this pool lacks {}. Add it to spec.labels of the pool that should run the job, or change the job's runs-on",
+        job.name,
+        job.run,
+        job.labels.join(", "),
+        missing.join(", "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::conditions::kind;
+    use crate::plan::fixture::{NOW, ago, observed, pool};
+    use crate::plan::{Plan, Queue};
+
+    fn with(jobs: &[(&str, &[&str])], other_pools: &[&[&str]], registered: &[&[&str]]) -> Plan {
+        let strings = |labels: &[&str]| labels.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+        let mut observed = observed(vec![]);
+        observed.other_pools = other_pools.iter().map(|l| strings(l)).collect();
+        observed.queue = Some(Queue {
+            at: ago(1),
+            asked: None,
+            jobs: Ok(Some(
+                jobs.iter()
+                    .map(|(name, labels)| QueuedJob {
+                        run: 17,
+                        name: (*name).to_owned(),
+                        labels: strings(labels),
+                    })
+                    .collect(),
+            )),
+            registered: registered.iter().map(|l| strings(l)).collect(),
+        });
+        crate::plan::plan(&pool(1), &observed, NOW)
+    }
+
+    fn queue_served(plan: &Plan) -> (&str, &str) {
+        let c = plan.status.conditions.iter().find(|c| c.type_ == kind::QUEUE_SERVED);
+        c.map(|c| (c.status.as_str(), c.message.as_str())).unwrap()
+    }
+
+    #[test]
+    fn a_label_that_nobody_has_is_named() {
+        let plan = with(&[("train", &["self-hosted", "cuda", "a100"])], &[], &[]);
+        let (status, message) = queue_served(&plan);
+        assert_eq!(status, "False");
+        assert!(message.contains("lacks a100") && message.contains("train"), "{message}");
+        assert_eq!(plan.status.queued, 0);
+    }
+
+    #[test]
+    fn another_pool_or_another_runner_may_serve_it() {
+        let job: &[(&str, &[&str])] = &[("train", &["self-hosted", "cuda", "A100"])];
+        let a100: &[&str] = &["self-hosted", "cuda", "a100"];
+        assert_eq!(queue_served(&with(job, &[a100], &[])).0, "True");
+        assert_eq!(queue_served(&with(job, &[], &[a100])).0, "True");
+    }
+
+    #[test]
+    fn our_jobs_are_counted_and_githubs_own_are_none_of_our_business() {
+        let plan = with(
+            &[
+                ("build", &["self-hosted", "CUDA"]),
+                ("lint", &["ubuntu-latest"]),
+            ],
+            &[],
+            &[],
+        );
+        assert_eq!(queue_served(&plan).0, "True");
+        assert_eq!(plan.status.queued, 1);
+    }
+}
