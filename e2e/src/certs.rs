@@ -15,17 +15,17 @@ use rcgen::{
 
 /// The folder with a cluster's keys and certificates.
 #[derive(Debug)]
-pub(crate) struct Certificates {
+pub struct Certificates {
     dir: PathBuf,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Certificates {
-    /// Makes the authority (`ca.crt`) and the service-account key pair (`sa.key`, `sa.pub`).
-    pub(crate) fn create(dir: &Path) -> Result<Self> {
+    /// Makes an authority, `ca.crt`.
+    pub fn create(dir: &Path, authority: &str) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = name("cuda-runner-e2e", None);
+        params.distinguished_name = name(authority, None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
@@ -34,23 +34,26 @@ impl Certificates {
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         fs::write(dir.join("ca.crt"), certificate.pem())?;
-
-        let service_account = KeyPair::generate()?;
-        secret(&dir.join("sa.key"), &service_account.serialize_pem())?;
-        fs::write(dir.join("sa.pub"), service_account.public_key_pem())?;
         Ok(Self {
             dir: dir.to_path_buf(),
             issuer: Issuer::new(params, key),
         })
     }
 
+    /// The key pair of service accounts: `sa.key`, `sa.pub`.
+    pub fn service_account(&self) -> Result<()> {
+        let key = KeyPair::generate()?;
+        secret(&self.dir.join("sa.key"), &key.serialize_pem())?;
+        Ok(fs::write(self.dir.join("sa.pub"), key.public_key_pem())?)
+    }
+
     /// A file of the folder.
-    pub(crate) fn path(&self, file: &str) -> String {
+    pub fn path(&self, file: &str) -> String {
         self.dir.join(file).to_string_lossy().into_owned()
     }
 
     /// `NAME.crt` and `NAME.key` for a server with these names and addresses.
-    pub(crate) fn server(&self, file: &str, names: &[&str], addresses: &[IpAddr]) -> Result<()> {
+    pub fn server(&self, file: &str, names: &[&str], addresses: &[IpAddr]) -> Result<()> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(file, None);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -66,7 +69,7 @@ impl Certificates {
     }
 
     /// `NAME.crt` and `NAME.key` for a Kubernetes user.
-    pub(crate) fn client(&self, file: &str, user: &str, group: &str) -> Result<()> {
+    pub fn client(&self, file: &str, user: &str, group: &str) -> Result<()> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(user, Some(group));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -81,7 +84,7 @@ impl Certificates {
     }
 
     /// A kubeconfig for a client made before. The certificates are inside, so the file can be moved.
-    pub(crate) fn kubeconfig(&self, client: &str, server: &str, to: &Path) -> Result<()> {
+    pub fn kubeconfig(&self, client: &str, server: &str, to: &Path) -> Result<()> {
         use base64::{Engine as _, engine::general_purpose::STANDARD};
         let inline = |file: String| -> Result<String> {
             let pem =
@@ -117,7 +120,7 @@ fn name(common: &str, organization: Option<&str>) -> DistinguishedName {
 }
 
 /// Writes a file that only its owner reads, from the first byte on.
-pub(crate) fn secret(path: &Path, text: &str) -> Result<()> {
+pub fn secret(path: &Path, text: &str) -> Result<()> {
     use std::io::Write as _;
     let mut file = fs::File::options()
         .create(true)

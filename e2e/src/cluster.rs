@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,11 +18,12 @@ use crate::{
     control_plane::{self, Listen},
     device_plugin::state,
     images::{self, Images, Profile},
-    kwok,
+    interrupt, kwok,
     network::Link,
     node, paths,
     process::{self, Identity},
     report::Story,
+    simulator,
     supervisor::{Program, Supervisor},
     tools::{self, Tools},
     wait::wait_for,
@@ -29,15 +31,13 @@ use crate::{
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
+pub struct Options {
     /// Simulated nodes.
-    pub(crate) kwok_nodes: usize,
+    pub kwok_nodes: usize,
     /// Devices of the real node.
-    pub(crate) devices: usize,
+    pub devices: usize,
     /// Profile of the binaries in the images.
-    pub(crate) profile: Profile,
-    /// Whether it belongs to this process and may be removed by anyone once this process is gone.
-    pub(crate) owned: bool,
+    pub profile: Profile,
 }
 
 impl Default for Options {
@@ -46,7 +46,6 @@ impl Default for Options {
             kwok_nodes: 0,
             devices: 4,
             profile: Profile::Dev,
-            owned: true,
         }
     }
 }
@@ -55,31 +54,41 @@ impl Default for Options {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Record {
     link: Option<Link>,
+    github: String,
 }
 
 /// A running cluster.
 #[derive(Clone, Debug)]
-pub(crate) struct Cluster {
-    /// Its name.
-    pub(crate) name: String,
+pub struct Cluster {
     /// Its folder, with everything that it keeps.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
     /// Its link to the machine; none where it has no real node.
-    pub(crate) link: Option<Link>,
+    pub link: Option<Link>,
+    /// The URL of its simulated GitHub.
+    pub github: String,
     /// Its programs.
-    pub(crate) supervisor: Supervisor,
+    pub supervisor: Supervisor,
     /// The built tools.
-    pub(crate) tools: Tools,
+    pub tools: Tools,
+}
+
+/// Where the simulated GitHub listens in a network namespace of its own.
+const GITHUB_PORT: u16 = 8443;
+
+/// A port that is free now.
+fn free_port(address: Ipv4Addr) -> Result<u16> {
+    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
 }
 
 /// Whether this process may have a real node: namespaces, mounts and cgroups need root.
-pub(crate) fn may_have_node() -> bool {
+pub fn may_have_node() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 impl Cluster {
-    /// Makes a cluster: control plane, the real node where possible, simulated nodes. No operator yet.
-    pub(crate) async fn up(name: &str, options: Options, story: &Story) -> Result<Self> {
+    /// Makes a cluster: control plane, the real node where possible, simulated nodes. No operator yet. It belongs to
+    /// this process, and may be removed by anyone once this process is gone, until it is told to [`keep`](Self::keep).
+    pub async fn up(name: &str, options: Options, story: &Story) -> Result<Self> {
         let dir = paths::cluster(name)?;
         if let Some(running) = Supervisor::at(&dir)
             .identity()
@@ -110,14 +119,10 @@ impl Cluster {
             dir.join("owner.json"),
             serde_json::to_vec(&Some(Identity::own()?))?,
         )?;
-        let made = Self::start(name, &dir, options, tools, real, story).await;
+        interrupt::own(&dir);
+        let made = Self::start(&dir, options, tools, real, story).await;
         match made {
-            Ok(cluster) => {
-                if !options.owned {
-                    fs::write(dir.join("owner.json"), "null")?;
-                }
-                Ok(cluster)
-            }
+            Ok(cluster) => Ok(cluster),
             Err(error) => {
                 // Logs go with the folder, so what matters of them is in the error already.
                 remove(&dir).context("and it could not be taken down either")?;
@@ -127,7 +132,6 @@ impl Cluster {
     }
 
     async fn start(
-        name: &str,
         dir: &Path,
         options: Options,
         tools: Tools,
@@ -145,7 +149,10 @@ impl Cluster {
         };
         fs::write(
             dir.join("cluster.json"),
-            serde_json::to_vec(&Record { link: link.clone() })?,
+            serde_json::to_vec(&Record {
+                link: link.clone(),
+                github: String::new(),
+            })?,
         )?;
         let listen = match &link {
             Some(link) => Listen::private(link.node),
@@ -154,10 +161,28 @@ impl Cluster {
         let certs = control_plane::credentials(dir, &listen, node::NAME)?;
         control_plane::start(dir, &supervisor, &tools, &certs, &listen, real)?;
         story.step("control plane started");
+        let address = listen.address;
+        let github = SocketAddr::from((
+            address,
+            if real {
+                GITHUB_PORT
+            } else {
+                free_port(address)?
+            },
+        ));
+        let github = simulator::start(dir, &supervisor, github).await?;
+        story.step(&format!("simulated GitHub at {github}"));
+        fs::write(
+            dir.join("cluster.json"),
+            serde_json::to_vec(&Record {
+                link: link.clone(),
+                github: github.clone(),
+            })?,
+        )?;
         let cluster = Self {
-            name: name.to_owned(),
             dir: dir.to_path_buf(),
             link,
+            github,
             supervisor,
             tools,
         };
@@ -204,7 +229,7 @@ impl Cluster {
     }
 
     /// Finds a running cluster again.
-    pub(crate) fn attach(name: &str, tools: Tools) -> Result<Self> {
+    pub fn attach(name: &str, tools: Tools) -> Result<Self> {
         let dir = paths::cluster(name)?;
         let supervisor = Supervisor::at(&dir);
         if !supervisor.identity().is_some_and(Identity::alive) {
@@ -212,43 +237,52 @@ impl Cluster {
         }
         let record: Record = serde_json::from_slice(&fs::read(dir.join("cluster.json"))?)?;
         Ok(Self {
-            name: name.to_owned(),
             dir,
             link: record.link,
+            github: record.github,
             supervisor,
             tools,
         })
     }
 
     /// Takes it down. Nothing of it is left.
-    pub(crate) fn down(&self) -> Result<()> {
-        remove(&self.dir)
+    pub fn down(&self) -> Result<()> {
+        remove(&self.dir)?;
+        interrupt::disown(&self.dir);
+        Ok(())
+    }
+
+    /// Lets it outlive this process.
+    pub fn keep(&self) -> Result<()> {
+        fs::write(self.dir.join("owner.json"), "null")?;
+        interrupt::disown(&self.dir);
+        Ok(())
     }
 
     /// A client with every right.
-    pub(crate) async fn client(&self) -> Result<Client> {
+    pub async fn client(&self) -> Result<Client> {
         let file = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
         Ok(Client::try_from(config)?)
     }
 
     /// The administrator's kubeconfig.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
     }
 
     /// The folder with the state files of the node's devices.
-    pub(crate) fn devices(&self) -> PathBuf {
+    pub fn devices(&self) -> PathBuf {
         self.dir.join("devices")
     }
 
     /// The folder with the simulated driver, as containers see it.
-    pub(crate) fn driver(&self) -> PathBuf {
+    pub fn driver(&self) -> PathBuf {
         self.dir.join("driver")
     }
 
     /// The name of the cgroup of its pods.
-    pub(crate) fn cgroup(&self) -> String {
+    pub fn cgroup(&self) -> String {
         cgroup(&self.dir)
     }
 
@@ -299,7 +333,7 @@ impl Cluster {
 }
 
 /// The cgroup of the cluster in this folder. Names may repeat between users, folders do not.
-fn cgroup(dir: &Path) -> String {
+pub fn cgroup(dir: &Path) -> String {
     let digest = Sha256::digest(dir.to_string_lossy().as_bytes());
     format!(
         "cuda-runner-e2e-{:02x}{:02x}{:02x}{:02x}",
@@ -308,7 +342,7 @@ fn cgroup(dir: &Path) -> String {
 }
 
 /// Takes away whatever there is of the cluster in this folder: running, half made, or left by a killed run.
-pub(crate) fn remove(dir: &Path) -> Result<()> {
+pub fn remove(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
@@ -339,7 +373,7 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
 }
 
 /// The names of all clusters that have a folder.
-pub(crate) fn names() -> Result<Vec<String>> {
+pub fn names() -> Result<Vec<String>> {
     let Ok(entries) = fs::read_dir(paths::clusters()?) else {
         return Ok(Vec::new());
     };
@@ -352,7 +386,7 @@ pub(crate) fn names() -> Result<Vec<String>> {
 }
 
 /// Takes away clusters whose run was killed: those that belong to a process that is gone.
-pub(crate) fn remove_orphans() -> Result<Vec<String>> {
+pub fn remove_orphans() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in names()? {
         let dir = paths::clusters()?.join(&name);

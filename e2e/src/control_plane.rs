@@ -22,20 +22,20 @@ const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// Where the parts listen.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Listen {
+pub struct Listen {
     /// The address that clients and pods use.
-    pub(crate) address: Ipv4Addr,
+    pub address: Ipv4Addr,
     /// The API server's port.
-    pub(crate) api: u16,
+    pub api: u16,
     /// etcd's port for clients, on loopback.
-    pub(crate) etcd: u16,
+    pub etcd: u16,
     /// etcd's port for peers, which there are none of.
-    pub(crate) etcd_peer: u16,
+    pub etcd_peer: u16,
 }
 
 impl Listen {
     /// In a network namespace of one's own every port is free.
-    pub(crate) fn private(address: Ipv4Addr) -> Self {
+    pub fn private(address: Ipv4Addr) -> Self {
         Self {
             address,
             api: 6443,
@@ -45,7 +45,7 @@ impl Listen {
     }
 
     /// On the machine's own loopback: three ports that are free now.
-    pub(crate) fn loopback() -> Result<Self> {
+    pub fn loopback() -> Result<Self> {
         let listeners: Vec<_> = (0..3)
             .map(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
             .collect::<Result<_, _>>()
@@ -64,15 +64,16 @@ impl Listen {
     }
 
     /// The API server's URL.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://{}:{}", self.address, self.api)
     }
 }
 
 /// Certificates for everyone, and kubeconfigs in the cluster's folder: `kubeconfig` for the administrator, the others
 /// under `config/`.
-pub(crate) fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificates> {
-    let certs = Certificates::create(&dir.join("pki"))?;
+pub fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificates> {
+    let certs = Certificates::create(&dir.join("pki"), "cuda-runner-e2e")?;
+    certs.service_account()?;
     certs.server(
         "apiserver",
         &[
@@ -110,7 +111,7 @@ pub(crate) fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Cer
 }
 
 /// Starts the four programs; does not wait.
-pub(crate) fn start(
+pub fn start(
     dir: &Path,
     supervisor: &Supervisor,
     tools: &Tools,
@@ -233,7 +234,7 @@ pub(crate) fn start(
 }
 
 /// Waits until the API server says that it is ready.
-pub(crate) async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
+pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         let request = http::Request::get("/readyz").body(Vec::new())?;

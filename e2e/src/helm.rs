@@ -7,20 +7,20 @@ use anyhow::Result;
 use crate::{paths, process::output, tools::Tools};
 
 /// The namespace of the operator.
-pub(crate) const NAMESPACE: &str = "cuda-runner-system";
+pub const NAMESPACE: &str = "cuda-runner-system";
 /// The release of the operator's chart.
-pub(crate) const RELEASE: &str = "cuda-runner-operator";
+pub const RELEASE: &str = "cuda-runner-operator";
 
 /// Helm, for one cluster.
 #[derive(Clone, Debug)]
-pub(crate) struct Helm {
+pub struct Helm {
     program: std::path::PathBuf,
     dir: std::path::PathBuf,
 }
 
 impl Helm {
     /// Helm for the cluster in this folder.
-    pub(crate) fn new(tools: &Tools, dir: &Path) -> Self {
+    pub fn new(tools: &Tools, dir: &Path) -> Self {
         Self {
             program: tools.helm(),
             dir: dir.to_path_buf(),
@@ -41,7 +41,7 @@ impl Helm {
     }
 
     /// Installs or upgrades a chart of this repository, with values as `name=value`, and waits for it where asked.
-    pub(crate) fn install(&self, chart: &str, values: &[String]) -> Result<()> {
+    pub fn install(&self, chart: &str, values: &[String]) -> Result<()> {
         let folder = paths::repository().join("charts").join(chart);
         let mut command = self.command();
         command
@@ -54,7 +54,7 @@ impl Helm {
     }
 
     /// Removes a release.
-    pub(crate) fn uninstall(&self, release: &str) -> Result<()> {
+    pub fn uninstall(&self, release: &str) -> Result<()> {
         output(
             self.command()
                 .args(["uninstall", release, "--ignore-not-found", "--wait"]),

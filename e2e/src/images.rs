@@ -31,7 +31,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// With which profile the binaries are built that go into the images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Profile {
+pub enum Profile {
     /// As the workspace's tests are built, so that nothing is compiled twice.
     #[default]
     Dev,
@@ -91,7 +91,7 @@ const ARTIFACTS: [&str; 4] = [
 ];
 
 /// Builds the binaries and the driver with cargo.
-pub(crate) fn build_binaries(profile: Profile) -> Result<()> {
+pub fn build_binaries(profile: Profile) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .arg("build")
@@ -113,7 +113,7 @@ pub(crate) fn build_binaries(profile: Profile) -> Result<()> {
 }
 
 /// What cargo built: a binary, or the driver.
-pub(crate) fn artifact(profile: Profile, file: &str) -> PathBuf {
+pub fn artifact(profile: Profile, file: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| paths::repository().join("target"), PathBuf::from);
     target.join(profile.folder()).join(file)
@@ -121,14 +121,14 @@ pub(crate) fn artifact(profile: Profile, file: &str) -> PathBuf {
 
 /// The image store of the cache.
 #[derive(Debug)]
-pub(crate) struct Images {
+pub struct Images {
     dir: PathBuf,
     _lock: fs::File,
 }
 
 impl Images {
     /// Opens the store, alone: buildah's storage and the layout change together.
-    pub(crate) fn open(story: &Story) -> Result<Self> {
+    pub fn open(story: &Story) -> Result<Self> {
         let dir = paths::cache()?.join("images");
         let lock = tools::lock(&dir, "images", story)?;
         fs::write(
@@ -139,7 +139,7 @@ impl Images {
     }
 
     /// Builds what changed: the base, the pause image, and the images of the project.
-    pub(crate) fn build(&self, profile: Profile, story: &Story) -> Result<()> {
+    pub fn build(&self, profile: Profile, story: &Story) -> Result<()> {
         let base = self.base(story)?;
         self.once("pause", &base, story, |context| {
             fs::write(
@@ -159,7 +159,7 @@ impl Images {
     }
 
     /// Writes the images as one OCI archive.
-    pub(crate) fn archive(&self, to: &Path) -> Result<()> {
+    pub fn archive(&self, to: &Path) -> Result<()> {
         let names: Vec<_> = std::iter::once("pause")
             .chain(IMAGES.iter().map(|image| image.name))
             .collect();

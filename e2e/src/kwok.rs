@@ -22,7 +22,7 @@ const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 const GPUS: &str = "8";
 
 /// Starts KWOK's controller.
-pub(crate) fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
+pub fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
     let mut program = Program::new("kwok", tools.kwok())
         .arg(format!(
             "--kubeconfig={}",
@@ -49,7 +49,7 @@ pub(crate) fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Resul
 }
 
 /// Adds simulated nodes and waits until they are ready.
-pub(crate) async fn add_nodes(client: &Client, count: usize) -> Result<()> {
+pub async fn add_nodes(client: &Client, count: usize) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     stream::iter(0..count)
         .map(|number| {
@@ -103,7 +103,7 @@ fn is_fake(node: &Node) -> bool {
 }
 
 /// Whether the node's Ready condition is true.
-pub(crate) fn is_ready(node: &Node) -> bool {
+pub fn is_ready(node: &Node) -> bool {
     let conditions = node
         .status
         .as_ref()

@@ -1,34 +1,26 @@
-//! `cargo e2e`: a local cluster with simulated GPUs and a simulated GitHub, the demo, and the suites.
+//! The command line of `cargo e2e`.
 
-mod certs;
-mod cluster;
-mod control_plane;
-mod device_plugin;
-mod helm;
-mod images;
-mod kwok;
-mod network;
-mod node;
-mod paths;
-mod process;
-mod report;
-mod supervisor;
-mod tools;
-mod wait;
-
-use std::{path::PathBuf, process::ExitCode};
-
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-
-use crate::{
-    cluster::{Cluster, Options},
-    images::Profile,
-    report::Story,
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
 };
 
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use e2e::{
+    check,
+    cluster::{self, Cluster, Options},
+    demo, deploy, device_plugin, example,
+    images::Profile,
+    interrupt, paths,
+    report::Story,
+    simulator, suites, supervisor,
+};
+use tokio::runtime::Runtime;
+
+/// The local cluster, the demo and the tests.
 #[derive(Debug, Parser)]
-#[command(name = "cargo e2e", about, disable_version_flag = true)]
+#[command(name = "cargo e2e", disable_version_flag = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -36,17 +28,35 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a cluster, install the operator and print how to use it.
+    /// Tell the story of one pool: from nothing to finished GPU jobs, and back.
+    Demo {
+        #[command(flatten)]
+        build: Build,
+        /// Also write the story and its times as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Test everything: format, lints, dependencies, unit tests, and the suites on a cluster.
+    Test {
+        #[command(flatten)]
+        build: Build,
+        /// Only this suite; may be given more than once.
+        #[arg(long = "suite", value_name = "NAME")]
+        suites: Vec<String>,
+        /// Only say which suites there are.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Start a cluster, install the operator and say how to use both.
     Up {
+        #[command(flatten)]
+        build: Build,
         /// Name of the cluster; several may run side by side.
         #[arg(long, default_value = "local")]
         name: String,
         /// Simulated GPU nodes beside the real one.
         #[arg(long, default_value_t = 0)]
         kwok_nodes: usize,
-        /// Build the images' binaries as they are published. Slow to build, otherwise the same.
-        #[arg(long)]
-        release: bool,
     },
     /// Take a cluster down, and whatever killed runs have left.
     Down {
@@ -75,11 +85,34 @@ enum Command {
         #[arg(long, default_value = "nvidia.com/gpu")]
         resource: String,
     },
+    /// The simulated GitHub.
+    #[command(hide = true)]
+    GithubSimulator(simulator::Arguments),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Build {
+    /// Build the images' binaries as they are published. Slow to build, otherwise the same.
+    #[arg(long)]
+    release: bool,
+}
+
+impl Build {
+    fn options(self) -> Options {
+        let profile = if self.release {
+            Profile::Release
+        } else {
+            Profile::Dev
+        };
+        Options {
+            profile,
+            ..Options::default()
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments.command) {
+    match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -97,34 +130,21 @@ fn run(command: Command) -> Result<ExitCode> {
         .enable_all()
         .build()?;
     match command {
+        Command::Demo { build, json } => return tell(&runtime, build, json.as_deref()),
+        Command::Test { list: true, .. } => print!("{}", suites::list()),
+        Command::Test { build, suites, .. } => return test(&runtime, build, &suites),
         Command::Up {
+            build,
             name,
             kwok_nodes,
-            release,
         } => {
-            let profile = if release {
-                Profile::Release
-            } else {
-                Profile::Dev
-            };
             let options = Options {
                 kwok_nodes,
-                profile,
-                owned: false,
-                ..Options::default()
+                ..build.options()
             };
-            let cluster = runtime.block_on(Cluster::up(&name, options, &Story::new()))?;
-            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+            runtime.block_on(up(&name, options))?;
         }
-        Command::Down { name, all } => {
-            for orphan in cluster::remove_orphans()? {
-                println!("removed what a killed run had left: {orphan}");
-            }
-            let names = if all { cluster::names()? } else { vec![name] };
-            for name in names {
-                cluster::remove(&paths::cluster(&name)?)?;
-            }
-        }
+        Command::Down { name, all } => down(&name, all)?,
         Command::DevicePlugin {
             devices,
             driver,
@@ -137,7 +157,88 @@ fn run(command: Command) -> Result<ExitCode> {
             };
             runtime.block_on(device_plugin::run(config))?;
         }
+        Command::GithubSimulator(arguments) => runtime.block_on(simulator::run(arguments))?,
         Command::Supervise { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode> {
+    let story = Story::new();
+    runtime.block_on(async {
+        interrupt::watch()?;
+        demo::run(build.options(), &story).await
+    })?;
+    if let Some(file) = json {
+        story.write(file)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Named suites are run alone; without a name everything is.
+fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
+    let story = Story::new();
+    runtime.block_on(async { interrupt::watch() })?;
+    if names.is_empty() {
+        check::run(&story)?;
+    }
+    let conclusion = suites::run(runtime.handle(), names, build.options(), &story)?;
+    story.step("done");
+    Ok(conclusion.exit_code())
+}
+
+async fn up(name: &str, options: Options) -> Result<()> {
+    interrupt::watch()?;
+    let story = Story::new();
+    let cluster = Cluster::up(name, options, &story).await?;
+    let furnished = async {
+        deploy::install(&cluster, options.profile).await?;
+        let client = cluster.client().await?;
+        let github = simulator::client(&cluster.dir, &cluster.github)?;
+        example::prepare(&cluster, &client, &github).await
+    };
+    let example = match furnished.await {
+        Ok(example) => example,
+        Err(error) => {
+            let why = deploy::system(&cluster).await;
+            cluster.down()?;
+            return Err(error.context(why));
+        }
+    };
+    cluster.keep()?;
+    story.step("operator installed");
+    println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+    println!(
+        "export PATH={}:$PATH",
+        cluster.tools.kubernetes("").display()
+    );
+    println!("kubectl apply --filename {}", example.display());
+    println!("kubectl --namespace ci get cudarunners,pods --watch");
+    println!("# Queue a job for it:");
+    println!(
+        "curl --cacert {} {}/_sim/jobs --json '{}'",
+        simulator::authority_path(&cluster.dir).display(),
+        cluster.github,
+        serde_json::json!({
+            "repository": simulator::REPOSITORY, "name": "hello", "labels": ["self-hosted", "cuda"],
+            "steps": [{"name": "hello", "run": "cuda-smoke check"}],
+        })
+    );
+    println!("# The end of it: cargo e2e down --name {name}");
+    Ok(())
+}
+
+fn down(name: &str, all: bool) -> Result<()> {
+    for orphan in cluster::remove_orphans()? {
+        println!("removed what a killed run had left: {orphan}");
+    }
+    let names = if all {
+        cluster::names()?
+    } else {
+        vec![name.to_owned()]
+    };
+    for name in names {
+        cluster::remove(&paths::cluster(&name)?)?;
+    }
+    Ok(())
 }

@@ -12,13 +12,13 @@ use crate::process::{Identity, output};
 
 /// A cluster's link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Link {
+pub struct Link {
     /// The interface on the machine.
-    pub(crate) interface: String,
+    pub interface: String,
     /// The machine's address, as the cluster sees it.
-    pub(crate) machine: Ipv4Addr,
+    pub machine: Ipv4Addr,
     /// The node's address, as everyone sees it.
-    pub(crate) node: Ipv4Addr,
+    pub node: Ipv4Addr,
 }
 
 impl Link {
@@ -32,7 +32,7 @@ impl Link {
 
     /// Connects the namespace of this process. The first number whose interface does not exist is taken; creating it
     /// is the claim, so two runs cannot take the same one.
-    pub(crate) fn connect(inside: Identity) -> Result<Self> {
+    pub fn connect(inside: Identity) -> Result<Self> {
         let pid = inside.pid.to_string();
         for number in 0..=u8::MAX {
             let link = Self::numbered(number);
@@ -91,7 +91,7 @@ impl Link {
     }
 
     /// Removes it. The end of the namespace would, too, but a moment later.
-    pub(crate) fn disconnect(&self) {
+    pub fn disconnect(&self) {
         // Gone already is as good.
         let _ = output(Command::new("ip").args(["link", "delete", &self.interface]));
     }

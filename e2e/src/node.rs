@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// The node's name.
-pub(crate) const NAME: &str = "gpu-node";
+pub const NAME: &str = "gpu-node";
 /// The pause image, which holds a pod's namespaces.
-pub(crate) const PAUSE: &str = "localhost/pause:dev";
+pub const PAUSE: &str = "localhost/pause:dev";
 /// Inside the sandbox `/run` is the cluster's own, so this is no other containerd's.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
 /// Starts containerd and waits for its socket: images are imported into it before any pod starts.
-pub(crate) fn start_containerd(dir: &Path, supervisor: &Supervisor) -> Result<()> {
+pub fn start_containerd(dir: &Path, supervisor: &Supervisor) -> Result<()> {
     let cni = dir.join("config/cni");
     fs::create_dir_all(&cni)?;
     // Point to point rather than a bridge: pods on one bridge answer each other directly, past the rules by which
@@ -92,7 +92,7 @@ fn path() -> String {
 }
 
 /// Imports an OCI archive into containerd, for Kubernetes.
-pub(crate) fn import(supervisor: &Supervisor, archive: &Path) -> Result<()> {
+pub fn import(supervisor: &Supervisor, archive: &Path) -> Result<()> {
     let inside = supervisor
         .identity()
         .context("the cluster has no supervisor")?;
@@ -119,7 +119,7 @@ pub(crate) fn import(supervisor: &Supervisor, archive: &Path) -> Result<()> {
 }
 
 /// Starts kubelet and kube-proxy.
-pub(crate) fn start(
+pub fn start(
     dir: &Path,
     supervisor: &Supervisor,
     tools: &Tools,
@@ -234,7 +234,7 @@ fn create_cgroup(name: &str) -> Result<()> {
 }
 
 /// Removes it, with the pods' cgroups in it. Their processes have ended.
-pub(crate) fn remove_cgroup(name: &str) -> Result<()> {
+pub fn remove_cgroup(name: &str) -> Result<()> {
     for hierarchy in cgroup_hierarchies() {
         let dir = hierarchy.join(name);
         let mut last = None;
@@ -266,7 +266,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Whether anything of a cluster's cgroup is left.
-pub(crate) fn cgroup_exists(name: &str) -> bool {
+pub fn cgroup_exists(name: &str) -> bool {
     cgroup_hierarchies()
         .iter()
         .any(|hierarchy| hierarchy.join(name).exists())

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 /// The root of the repository. `cargo e2e` only ever runs from a checkout, so the build's own folder is right.
-pub(crate) fn repository() -> PathBuf {
+pub fn repository() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
 /// The folder that outlives clusters: `${XDG_CACHE_HOME:-~/.cache}/cuda-runner-e2e`.
-pub(crate) fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(
@@ -39,12 +39,12 @@ pub(crate) fn cache() -> Result<PathBuf> {
 }
 
 /// The folder of the clusters, one folder each.
-pub(crate) fn clusters() -> Result<PathBuf> {
+pub fn clusters() -> Result<PathBuf> {
     Ok(cache()?.join("clusters"))
 }
 
 /// The folder of one cluster. Names end up in paths, cgroups and host names, so they are held to a label's alphabet.
-pub(crate) fn cluster(name: &str) -> Result<PathBuf> {
+pub fn cluster(name: &str) -> Result<PathBuf> {
     let valid = !name.is_empty()
         && name.len() <= 30
         && name

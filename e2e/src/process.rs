@@ -13,31 +13,31 @@ use serde::{Deserialize, Serialize};
 
 /// The environment variable that every process of a cluster carries, with the cluster's folder as its value. `down`
 /// finds by it what a killed run left before it could write anything down.
-pub(crate) const MARKER: &str = "CUDA_RUNNER_E2E_CLUSTER";
+pub const MARKER: &str = "CUDA_RUNNER_E2E_CLUSTER";
 
 /// A process, told apart from later ones with the same pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// The process id.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Clock ticks from boot to its start.
-    pub(crate) start: u64,
+    pub start: u64,
 }
 
 impl Identity {
     /// The identity of a running process.
-    pub(crate) fn of(pid: u32) -> Option<Self> {
+    pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         parse_stat(&stat).map(|(start, _)| Self { pid, start })
     }
 
     /// The process that asks.
-    pub(crate) fn own() -> Result<Self> {
+    pub fn own() -> Result<Self> {
         Self::of(std::process::id()).context("cannot read /proc/self/stat: is /proc mounted?")
     }
 
     /// Whether it still runs. A zombie does not.
-    pub(crate) fn alive(self) -> bool {
+    pub fn alive(self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.pid))
             .ok()
             .and_then(|stat| parse_stat(&stat))
@@ -45,7 +45,7 @@ impl Identity {
     }
 
     /// Sends a signal to exactly this process; nothing happens where it is gone.
-    pub(crate) fn signal(self, signal: Signal) {
+    pub fn signal(self, signal: Signal) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
             return;
         };
@@ -69,7 +69,7 @@ fn parse_stat(stat: &str) -> Option<(u64, char)> {
 }
 
 /// Every running process that carries the [`MARKER`] of this folder, ourselves excepted.
-pub(crate) fn marked(dir: &Path) -> Vec<Identity> {
+pub fn marked(dir: &Path) -> Vec<Identity> {
     let wanted = format!("{MARKER}={}", dir.display());
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -92,7 +92,7 @@ pub(crate) fn marked(dir: &Path) -> Vec<Identity> {
 }
 
 /// Polls until the condition holds. For conditions that have nothing to wait on; short steps, and an end.
-pub(crate) fn poll(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub fn poll(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !condition() {
         if start.elapsed() > limit {
@@ -104,7 +104,7 @@ pub(crate) fn poll(what: &str, limit: Duration, mut condition: impl FnMut() -> b
 }
 
 /// Runs a program to its end and gives its standard output. A failure shows the end of what it wrote.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let done = command
         .stdin(Stdio::null())
@@ -119,7 +119,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a program to its end, with everything that it writes kept in a file.
-pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
+pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
     let shown = show(command);
     let file = append(log)?;
     let done = command
@@ -140,7 +140,7 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
 }
 
 /// Opens a log for appending, with its folder.
-pub(crate) fn append(log: &Path) -> Result<fs::File> {
+pub fn append(log: &Path) -> Result<fs::File> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -152,7 +152,7 @@ pub(crate) fn append(log: &Path) -> Result<fs::File> {
 }
 
 /// The last lines of a text.
-pub(crate) fn tail(text: &str, lines: usize) -> String {
+pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.trim_end().lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
@@ -167,7 +167,7 @@ fn show(command: &Command) -> String {
 }
 
 /// Finds a program as a shell would, and in the administrator's folders, which a user's PATH often lacks.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
@@ -176,7 +176,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// Removes a folder, present or not. In steps, because a dying process may still write into it.
-pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
+pub fn remove_dir(dir: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
         match fs::remove_dir_all(dir) {

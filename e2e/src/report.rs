@@ -11,20 +11,20 @@ use serde::Serialize;
 
 /// One thing that happened.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Event {
+pub struct Event {
     /// Seconds since the story began.
-    pub(crate) at: f64,
+    pub at: f64,
     /// What happened.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 /// A named time that the story was to show.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Measure {
+pub struct Measure {
     /// What was measured.
-    pub(crate) name: String,
+    pub name: String,
     /// How long it took.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ struct Told {
 
 /// Prints each step with the time since the start, on standard error so that standard output stays for results.
 #[derive(Clone, Debug)]
-pub(crate) struct Story {
+pub struct Story {
     start: Instant,
     silent: bool,
     told: Arc<Mutex<Told>>,
@@ -43,7 +43,7 @@ pub(crate) struct Story {
 
 impl Story {
     /// A story that is told.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             start: Instant::now(),
             silent: false,
@@ -52,7 +52,7 @@ impl Story {
     }
 
     /// A story that nobody hears.
-    pub(crate) fn silent() -> Self {
+    pub fn silent() -> Self {
         Self {
             silent: true,
             ..Self::new()
@@ -60,7 +60,7 @@ impl Story {
     }
 
     /// Something happens now.
-    pub(crate) fn step(&self, what: &str) {
+    pub fn step(&self, what: &str) {
         let at = self.start.elapsed().as_secs_f64();
         if !self.silent {
             eprintln!("{at:7.1}s  {what}");
@@ -76,7 +76,7 @@ impl Story {
     }
 
     /// A time worth keeping.
-    pub(crate) fn measure(&self, name: &str, time: Duration) {
+    pub fn measure(&self, name: &str, time: Duration) {
         let seconds = time.as_secs_f64();
         self.step(&format!("{name}: {seconds:.2} s"));
         let measure = Measure {
@@ -91,7 +91,7 @@ impl Story {
     }
 
     /// The times kept so far.
-    pub(crate) fn measures(&self) -> Vec<Measure> {
+    pub fn measures(&self) -> Vec<Measure> {
         self.told
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -100,12 +100,12 @@ impl Story {
     }
 
     /// Since when it is told.
-    pub(crate) fn elapsed(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
     /// Writes everything told as JSON: `{"seconds", "measures": […], "events": […]}`.
-    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+    pub fn write(&self, file: &Path) -> Result<()> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let json = serde_json::json!({
             "seconds": self.start.elapsed().as_secs_f64(),

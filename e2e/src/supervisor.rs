@@ -28,20 +28,20 @@ use crate::process::{Identity, MARKER, append, output};
 
 /// A program to keep running in the background.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Program {
+pub struct Program {
     /// Its name in the cluster; its log is `logs/NAME.log`.
-    pub(crate) name: String,
+    pub name: String,
     /// The executable.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Its arguments.
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     /// Environment, over the supervisor's own.
-    pub(crate) env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
 }
 
 impl Program {
     /// A program with no arguments yet.
-    pub(crate) fn new(name: &str, path: impl Into<PathBuf>) -> Self {
+    pub fn new(name: &str, path: impl Into<PathBuf>) -> Self {
         Self {
             name: name.to_owned(),
             path: path.into(),
@@ -51,19 +51,19 @@ impl Program {
     }
 
     /// Adds one argument.
-    pub(crate) fn arg(mut self, arg: impl Into<String>) -> Self {
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
         self
     }
 
     /// Adds arguments.
-    pub(crate) fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
     /// Sets an environment variable.
-    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
         self
     }
@@ -93,20 +93,20 @@ enum Reply {
 
 /// The supervisor of a cluster, from outside.
 #[derive(Clone, Debug)]
-pub(crate) struct Supervisor {
+pub struct Supervisor {
     dir: PathBuf,
 }
 
 impl Supervisor {
     /// The supervisor of the cluster in this folder, running or not.
-    pub(crate) fn at(dir: &Path) -> Self {
+    pub fn at(dir: &Path) -> Self {
         Self {
             dir: dir.to_path_buf(),
         }
     }
 
     /// Starts it, inside namespaces of its own when asked, and waits until it answers.
-    pub(crate) fn launch(dir: &Path, sandbox: bool) -> Result<Self> {
+    pub fn launch(dir: &Path, sandbox: bool) -> Result<Self> {
         let own = std::env::current_exe().context("cannot find the path of this program")?;
         let mut command = if sandbox {
             let mut unshare = Command::new("unshare");
@@ -153,12 +153,12 @@ impl Supervisor {
     }
 
     /// The process, if the cluster ever had one.
-    pub(crate) fn identity(&self) -> Option<Identity> {
+    pub fn identity(&self) -> Option<Identity> {
         serde_json::from_slice(&fs::read(self.dir.join("supervisor.json")).ok()?).ok()
     }
 
     /// Starts a program.
-    pub(crate) fn start(&self, program: Program) -> Result<()> {
+    pub fn start(&self, program: Program) -> Result<()> {
         let name = program.name.clone();
         match self.ask(&Request::Start(program))? {
             Reply::Failed(why) => bail!("cannot start {name}: {why}"),
@@ -167,7 +167,7 @@ impl Supervisor {
     }
 
     /// Sends a signal to a program.
-    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         match self.ask(&Request::Signal(name.to_owned(), signal.as_raw()))? {
             Reply::Failed(why) => bail!("cannot signal {name}: {why}"),
             Reply::Running | Reply::Ended(_) => Ok(()),
@@ -175,7 +175,7 @@ impl Supervisor {
     }
 
     /// An error where a program no longer runs, with the end of its log.
-    pub(crate) fn check(&self, name: &str) -> Result<()> {
+    pub fn check(&self, name: &str) -> Result<()> {
         let why = match self.ask(&Request::Status(name.to_owned()))? {
             Reply::Running => return Ok(()),
             Reply::Ended(how) => how,
@@ -191,7 +191,7 @@ impl Supervisor {
     }
 
     /// The log of a program.
-    pub(crate) fn log(&self, name: &str) -> PathBuf {
+    pub fn log(&self, name: &str) -> PathBuf {
         self.dir.join(format!("logs/{name}.log"))
     }
 
@@ -216,7 +216,7 @@ struct Entry {
 type Table = Arc<Mutex<BTreeMap<String, Entry>>>;
 
 /// The hidden subcommand.
-pub(crate) fn run(dir: &Path, sandbox: bool) -> Result<()> {
+pub fn run(dir: &Path, sandbox: bool) -> Result<()> {
     // Before /proc is covered, its `self` still names us as the outside does.
     let outside = fs::read_link("/proc/self").context("cannot read /proc/self")?;
     let pid = outside

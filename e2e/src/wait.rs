@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 /// Asks again and again until there is an answer, at most until the deadline. An error of the condition does not end
 /// the wait, since servers restart under us, but it is told when the time is up.
-pub(crate) async fn wait_for<T>(
+pub async fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut condition: impl AsyncFnMut() -> Result<Option<T>>,

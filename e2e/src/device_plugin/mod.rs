@@ -2,7 +2,7 @@
 //! allocation injects the driver into the container. A background process of the cluster.
 
 mod api;
-pub(crate) mod state;
+pub mod state;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,18 +22,18 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What the plugin serves.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub struct Config {
     /// The folder with the devices' state files.
-    pub(crate) devices: PathBuf,
+    pub devices: PathBuf,
     /// The folder with the driver, mounted into every container that gets a device.
-    pub(crate) driver: PathBuf,
+    pub driver: PathBuf,
     /// The resource's name, such as `nvidia.com/gpu`.
-    pub(crate) resource: String,
+    pub resource: String,
 }
 
 /// The hidden subcommand: serves, registers with the kubelet, and does both again when the kubelet restarts (it empties
 /// its folder then).
-pub(crate) async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config) -> Result<()> {
     let (sender, devices) = watch::channel(state::read_all(&config.devices)?);
     let folder = config.devices.clone();
     tokio::spawn(async move {

@@ -8,33 +8,43 @@ use serde_json::{Map, Value, json};
 
 /// A simulated device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Device {
+pub struct Device {
     /// Its UUID, which is also its id for the kubelet.
-    pub(crate) uuid: String,
+    pub uuid: String,
     /// What the plugin tells the kubelet. An unhealthy device is not given out.
-    pub(crate) healthy: bool,
-    /// Further properties, as the simulated driver's `SIMCUDA` takes them for a device.
+    pub healthy: bool,
+    /// Further fields of the device in the simulated driver's `SIMCUDA`, such as `profile`.
     #[serde(default)]
-    pub(crate) properties: Map<String, Value>,
-    /// Faults, as `SIMCUDA` takes them. They reach every container that gets this device.
+    pub properties: Map<String, Value>,
+    /// Entries for `faults` of `SIMCUDA`, for every container that gets this device. A field `device`, whatever its
+    /// value, becomes this device's number in the container.
     #[serde(default)]
-    pub(crate) faults: Vec<Value>,
+    pub faults: Vec<Value>,
+    /// Entries for `storeFaults`, likewise.
+    #[serde(default)]
+    pub store_faults: Vec<Value>,
+    /// The driver's CUDA version, which is the container's.
+    #[serde(default)]
+    pub cuda_version: Option<String>,
 }
 
 impl Device {
     /// A healthy device with a UUID made from two numbers: which device, and which replacement of it.
-    pub(crate) fn healthy(number: usize, generation: usize) -> Self {
+    #[must_use]
+    pub fn healthy(number: usize, generation: usize) -> Self {
         Self {
             uuid: format!("GPU-c0da{generation:04x}-0000-4000-8000-{number:012x}"),
             healthy: true,
             properties: Map::new(),
             faults: Vec::new(),
+            store_faults: Vec::new(),
+            cuda_version: None,
         }
     }
 }
 
 /// Reads all devices, in order.
-pub(crate) fn read_all(folder: &Path) -> Result<Vec<Device>> {
+pub fn read_all(folder: &Path) -> Result<Vec<Device>> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .flatten()
@@ -53,7 +63,7 @@ pub(crate) fn read_all(folder: &Path) -> Result<Vec<Device>> {
 }
 
 /// Writes one device; readers see the old or the new one, nothing between.
-pub(crate) fn write(folder: &Path, number: usize, device: &Device) -> Result<()> {
+pub fn write(folder: &Path, number: usize, device: &Device) -> Result<()> {
     fs::create_dir_all(folder)?;
     let partial = folder.join(format!("{number}.partial"));
     fs::write(&partial, serde_json::to_vec_pretty(device)?)?;
@@ -62,7 +72,7 @@ pub(crate) fn write(folder: &Path, number: usize, device: &Device) -> Result<()>
 }
 
 /// Makes this many healthy devices and removes all others.
-pub(crate) fn reset(folder: &Path, count: usize) -> Result<()> {
+pub fn reset(folder: &Path, count: usize) -> Result<()> {
     for number in 0..count {
         write(folder, number, &Device::healthy(number, 0))?;
     }
@@ -79,7 +89,7 @@ pub(crate) fn reset(folder: &Path, count: usize) -> Result<()> {
 }
 
 /// The simulated driver's configuration for a container that gets these devices.
-pub(crate) fn simcuda(devices: &[&Device]) -> Value {
+pub fn simcuda(devices: &[&Device]) -> Value {
     let list: Vec<_> = devices
         .iter()
         .map(|device| {
@@ -88,11 +98,33 @@ pub(crate) fn simcuda(devices: &[&Device]) -> Value {
             Value::Object(properties)
         })
         .collect();
-    let faults: Vec<_> = devices
+    let mut all = json!({
+        "devices": list,
+        "faults": numbered(devices, |device| &device.faults),
+        "storeFaults": numbered(devices, |device| &device.store_faults),
+    });
+    if let Some(version) = devices
         .iter()
-        .flat_map(|device| device.faults.clone())
-        .collect();
-    json!({"devices": list, "faults": faults})
+        .find_map(|device| device.cuda_version.as_ref())
+    {
+        all["cudaVersion"] = Value::String(version.clone());
+    }
+    all
+}
+
+/// The faults of all devices; those of one device name it by its place in the container.
+fn numbered(devices: &[&Device], faults: impl Fn(&Device) -> &Vec<Value>) -> Vec<Value> {
+    let of_device = |(place, device): (usize, &&Device)| {
+        let mut faults = faults(device).clone();
+        for fault in faults
+            .iter_mut()
+            .filter(|fault| fault.get("device").is_some())
+        {
+            fault["device"] = Value::from(place);
+        }
+        faults
+    };
+    devices.iter().enumerate().flat_map(of_device).collect()
 }
 
 #[cfg(test)]
@@ -118,9 +150,14 @@ mod tests {
     #[test]
     fn a_container_sees_its_devices_and_their_faults() {
         let mut broken = Device::healthy(2, 0);
-        broken.faults.push(json!({"call": "cuInit", "code": 802}));
+        broken
+            .faults
+            .push(json!({"call": "cuInit", "code": 802, "device": true}));
         let value = simcuda(&[&Device::healthy(0, 0), &broken]);
         assert_eq!(value["devices"][1]["uuid"], broken.uuid);
-        assert_eq!(value["faults"], json!([{"call": "cuInit", "code": 802}]));
+        assert_eq!(
+            value["faults"],
+            json!([{"call": "cuInit", "code": 802, "device": 1}])
+        );
     }
 }

@@ -39,7 +39,7 @@ fn missing() -> Vec<&'static str> {
 }
 
 /// Installs what is missing. Only root calls this: without root there is no node.
-pub(crate) fn ensure(story: &Story) -> Result<()> {
+pub fn ensure(story: &Story) -> Result<()> {
     if missing().is_empty() {
         return Ok(());
     }

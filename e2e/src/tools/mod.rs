@@ -16,20 +16,20 @@ use anyhow::{Context as _, Result};
 
 use crate::{paths, process, report::Story};
 
-pub(crate) use debian::ensure as ensure_packages;
+pub use debian::ensure as ensure_packages;
 
 const KUBERNETES: &str = "1.37.2";
 const CARGO_DENY: &str = "0.20.2";
 
 /// The built Go programs.
 #[derive(Clone, Debug)]
-pub(crate) struct Tools {
+pub struct Tools {
     dir: PathBuf,
 }
 
 impl Tools {
     /// Builds what is not there yet.
-    pub(crate) fn ensure(story: &Story) -> Result<Self> {
+    pub fn ensure(story: &Story) -> Result<Self> {
         let dir = paths::cache()?.join("tools");
         for tool in golang::tools() {
             let folder = format!("{}-{}", tool.name, tool.version);
@@ -41,27 +41,27 @@ impl Tools {
     }
 
     /// etcd.
-    pub(crate) fn etcd(&self) -> PathBuf {
+    pub fn etcd(&self) -> PathBuf {
         self.program("etcd", "etcd")
     }
 
     /// One of Kubernetes' programs.
-    pub(crate) fn kubernetes(&self, program: &str) -> PathBuf {
+    pub fn kubernetes(&self, program: &str) -> PathBuf {
         self.program("kubernetes", program)
     }
 
     /// Helm.
-    pub(crate) fn helm(&self) -> PathBuf {
+    pub fn helm(&self) -> PathBuf {
         self.program("helm", "helm")
     }
 
     /// KWOK's controller.
-    pub(crate) fn kwok(&self) -> PathBuf {
+    pub fn kwok(&self) -> PathBuf {
         self.program("kwok", "kwok")
     }
 
     /// A file of KWOK's collection of stages.
-    pub(crate) fn kwok_stage(&self, path: &str) -> PathBuf {
+    pub fn kwok_stage(&self, path: &str) -> PathBuf {
         self.program("kwok", "stage").join(path)
     }
 
@@ -75,7 +75,7 @@ impl Tools {
 }
 
 /// cargo-deny, built once.
-pub(crate) fn cargo_deny(story: &Story) -> Result<PathBuf> {
+pub fn cargo_deny(story: &Story) -> Result<PathBuf> {
     let folder = format!("cargo-deny-{CARGO_DENY}");
     let dir = paths::cache()?.join("tools");
     once(&dir, &folder, story, |partial| {
@@ -133,7 +133,7 @@ fn once(
 }
 
 /// Holds the lock `dir/NAME.lock` until dropped; says so when it has to wait.
-pub(crate) fn lock(dir: &Path, name: &str, story: &Story) -> Result<File> {
+pub fn lock(dir: &Path, name: &str, story: &Story) -> Result<File> {
     fs::create_dir_all(dir)?;
     let path = dir.join(format!("{name}.lock"));
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;

@@ -1,0 +1,97 @@
+//! What needs no cluster: format, lints, dependencies, unit tests.
+
+use std::{
+    process::{Command, ExitStatus},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{interrupt, paths, process::Identity, report::Story, tools};
+
+/// Runs all of it; the first failure ends it.
+pub fn run(story: &Story) -> Result<()> {
+    stage(
+        story,
+        "cargo fmt --check",
+        cargo(&["fmt", "--all", "--check"]),
+    )?;
+    stage(
+        story,
+        "cargo clippy",
+        cargo(&[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny=warnings",
+        ]),
+    )?;
+    dependencies(story)?;
+    stage(
+        story,
+        "cargo test",
+        cargo(&["test", "--quiet", "--workspace"]),
+    )
+}
+
+/// Licences, bans, sources, and known vulnerabilities where their database can be had.
+fn dependencies(story: &Story) -> Result<()> {
+    let program = tools::cargo_deny(story)?;
+    let deny = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(arguments).current_dir(paths::repository());
+        command
+    };
+    let fetched = deny(&["fetch", "db"])
+        .output()
+        .context("cannot start cargo-deny")?;
+    if fetched.status.success() {
+        return stage(
+            story,
+            "cargo deny check",
+            deny(&["--log-level=error", "check"]),
+        );
+    }
+    let why = String::from_utf8_lossy(&fetched.stderr)
+        .trim()
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned();
+    story.step(&format!(
+        "SKIPPED: known vulnerabilities. The advisory database could not be fetched: {why}. Licences, bans and sources are checked all the same"
+    ));
+    stage(
+        story,
+        "cargo deny check bans licenses sources",
+        deny(&["--log-level=error", "check", "bans", "licenses", "sources"]),
+    )
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(paths::repository());
+    command
+}
+
+fn stage(story: &Story, name: &str, mut command: Command) -> Result<()> {
+    story.step(name);
+    let start = Instant::now();
+    let status = foreground(&mut command).with_context(|| format!("cannot start `{name}`"))?;
+    if !status.success() {
+        bail!("`{name}` failed ({status})");
+    }
+    story.measure(name, start.elapsed());
+    Ok(())
+}
+
+/// Runs a program that ends with us when we are interrupted.
+pub fn foreground(command: &mut Command) -> Result<ExitStatus> {
+    let mut child = command.spawn()?;
+    interrupt::foreground(Identity::of(child.id()));
+    let status = child.wait();
+    interrupt::foreground(None);
+    Ok(status?)
+}

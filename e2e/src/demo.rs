@@ -1,0 +1,268 @@
+//! The story of one pool on a fresh machine: from nothing to four finished GPU jobs, and back to nothing.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cudarunner_crds::{CudaRunner, RunnerPhase};
+use futures::{StreamExt as _, TryStreamExt as _};
+use github_simulator::{
+    control::{Client as GitHub, JobView, NewRun},
+    state::Conclusion,
+};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::Value;
+
+use crate::{
+    cluster::{Cluster, Options, may_have_node},
+    deploy, example,
+    process::output,
+    report::Story,
+    simulator,
+    wait::wait_for,
+};
+
+/// The example's namespace and name.
+const NAMESPACE: &str = "ci";
+const POOL: &str = "tensor-wasm";
+/// The container that proves the GPU.
+const GATE: &str = "gate";
+
+/// Tells it, and takes the cluster down, whatever comes.
+pub async fn run(options: Options, story: &Story) -> Result<()> {
+    if !may_have_node() {
+        bail!(
+            "the demo runs pods, and that needs root: start it again as root, or see `cargo e2e up` for a cluster of simulated nodes"
+        );
+    }
+    let name = format!("demo-{}", std::process::id());
+    let cluster = Cluster::up(&name, options, story).await?;
+    let told = tell(&cluster, options, story).await;
+    let down = tokio::task::spawn_blocking({
+        let cluster = cluster.clone();
+        move || cluster.down()
+    });
+    down.await??;
+    told?;
+    story.step("the cluster is gone, and nothing of it is left");
+    Ok(())
+}
+
+async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> {
+    deploy::install(cluster, options.profile).await?;
+    story.step("operator installed by Helm");
+    let client = cluster.client().await?;
+    let github = simulator::client(&cluster.dir, &cluster.github)?;
+    let manifest = example::prepare(cluster, &client, &github).await?;
+    let before = github.state().await?.lasting;
+    let stage = Stage {
+        cluster,
+        pools: Api::namespaced(client.clone(), NAMESPACE),
+        client,
+        github,
+        story,
+    };
+    let events = tokio::spawn(recount(stage.client.clone(), story.clone()));
+    let end = async {
+        stage.first_runner(&manifest).await?;
+        stage.jobs().await?;
+        stage.deletion(&before).await
+    }
+    .await;
+    events.abort();
+    end
+}
+
+/// What every act of the story needs.
+struct Stage<'a> {
+    cluster: &'a Cluster,
+    client: Client,
+    github: GitHub,
+    pools: Api<CudaRunner>,
+    story: &'a Story,
+}
+
+impl Stage<'_> {
+    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.cluster.tools.kubernetes("kubectl"));
+        output(
+            command
+                .arg("--kubeconfig")
+                .arg(self.cluster.kubeconfig())
+                .args(["--namespace", NAMESPACE])
+                .args(arguments),
+        )
+    }
+
+    /// One `kubectl apply`, and a runner is idle on GitHub.
+    async fn first_runner(&self, manifest: &Path) -> Result<()> {
+        let start = Instant::now();
+        self.kubectl(&["apply", "--filename", &manifest.to_string_lossy()])?;
+        self.story
+            .step("kubectl apply: the example's CudaRunner, for one runner");
+        let idle = self.idle(&BTreeSet::new()).await?;
+        self.story.measure("apply to idle", start.elapsed());
+        self.story.step(&format!(
+            "GitHub has the runner {idle} as idle, with the labels self-hosted and cuda"
+        ));
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        for line in report(&pods.get(&idle).await?)? {
+            self.story.step(&format!("  gate: {line}"));
+        }
+        for line in self.kubectl(&["get", "cudarunners"])?.lines() {
+            self.story.step(&format!("  {line}"));
+        }
+        Ok(())
+    }
+
+    /// Waits for an idle runner other than these, there and on GitHub.
+    async fn idle(&self, used: &BTreeSet<String>) -> Result<String> {
+        wait_for("an idle runner", Duration::from_secs(120), async || {
+            let status = self.pools.get(POOL).await?.status.unwrap_or_default();
+            let Some(runner) = status
+                .runners
+                .into_iter()
+                .find(|runner| runner.phase == RunnerPhase::Idle)
+            else {
+                return Ok(None);
+            };
+            Ok((!used.contains(&runner.name)).then_some(runner.name))
+        })
+        .await
+    }
+
+    /// The workflow's four jobs, one after the other on fresh runners.
+    async fn jobs(&self) -> Result<()> {
+        let run = NewRun {
+            repository: simulator::REPOSITORY.to_owned(),
+            workflow: "cuda.yml".to_owned(),
+            branch: Some("dev".to_owned()),
+            event: "workflow_dispatch".to_owned(),
+            ..NewRun::default()
+        };
+        let run = self.github.start_run(&run).await?;
+        self.story.step(&format!(
+            "workflow cuda.yml started on dev, with {} jobs",
+            run.jobs.len()
+        ));
+        let (mut used, mut done) = (BTreeSet::new(), BTreeSet::new());
+        while done.len() < run.jobs.len() {
+            let job = wait_for("a job to end", Duration::from_secs(120), async || {
+                let jobs = self.github.jobs().await?;
+                Ok(jobs.into_iter().find(|job| {
+                    run.jobs.contains(&job.id)
+                        && !done.contains(&job.id)
+                        && job.conclusion.is_some()
+                }))
+            })
+            .await?;
+            done.insert(job.id);
+            let runner = self.finished(&job).await?;
+            ensure!(
+                used.insert(runner.clone()),
+                "the runner {runner} had more than one job"
+            );
+        }
+        let replacement = self.idle(&used).await?;
+        self.story.step(&format!(
+            "{} jobs done by as many runners; {replacement} waits for the next",
+            done.len()
+        ));
+        Ok(())
+    }
+
+    /// Tells of a job that has ended; gives its runner.
+    async fn finished(&self, job: &JobView) -> Result<String> {
+        let log = self.github.job_log(job.id).await?;
+        ensure!(
+            job.conclusion == Some(Conclusion::Success),
+            "the job {} ended with {:?}:\n{log}",
+            job.name,
+            job.conclusion
+        );
+        let (Some(runner), Some(started)) = (&job.runner, job.started_at) else {
+            bail!("the job {} has ended without a runner", job.name);
+        };
+        let waited = Duration::try_from(started.duration_since(job.queued_at)).unwrap_or_default();
+        self.story
+            .measure(&format!("{} queued to picked up", job.name), waited);
+        let result = log
+            .lines()
+            .rfind(|line| line.contains("test result:") || line.contains("Finished"));
+        self.story.step(&format!(
+            "  {} on {runner}: {}",
+            job.name,
+            result.unwrap_or("success").trim()
+        ));
+        Ok(runner.clone())
+    }
+
+    /// `kubectl delete`, and GitHub is as it was.
+    async fn deletion(&self, before: &Value) -> Result<()> {
+        let start = Instant::now();
+        self.kubectl(&["delete", "cudarunner", POOL, "--timeout=120s"])?;
+        self.story.measure("delete", start.elapsed());
+        let after = self.github.state().await?.lasting;
+        ensure!(
+            after == *before,
+            "the deletion left something on GitHub: before {before:#}, after {after:#}"
+        );
+        self.story.step("GitHub holds exactly what it held before");
+        let violations = self.github.violations().await?;
+        ensure!(
+            violations.is_empty(),
+            "GitHub's description of its API was broken: {violations:#?}"
+        );
+        Ok(())
+    }
+}
+
+/// The gate's verdict in a few lines, from the pod's termination message.
+fn report(pod: &Pod) -> Result<Vec<String>> {
+    let gates = pod
+        .status
+        .iter()
+        .flat_map(|status| status.init_container_statuses.iter().flatten());
+    let message = gates
+        .filter(|status| status.name == GATE)
+        .find_map(|status| status.state.as_ref()?.terminated.as_ref()?.message.clone())
+        .context("the gate left no report in the pod")?;
+    let report: Value = serde_json::from_str(&message)
+        .with_context(|| format!("the gate's report is no JSON: {message}"))?;
+    Ok(serde_json::to_string_pretty(&report)?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Tells the Events of the namespace as they come, until it is stopped.
+async fn recount(client: Client, story: Story) {
+    let events: Api<Event> = Api::namespaced(client, NAMESPACE);
+    let about_pools = watcher::Config::default().fields("involvedObject.kind=CudaRunner");
+    let mut stream = watcher(events, about_pools)
+        .default_backoff()
+        .applied_objects()
+        .into_stream()
+        .boxed();
+    let mut told = BTreeSet::new();
+    loop {
+        let Ok(Some(event)) = stream.try_next().await else {
+            continue;
+        };
+        if event.metadata.uid.is_some_and(|uid| told.insert(uid)) {
+            let (reason, message) = (
+                event.reason.unwrap_or_default(),
+                event.message.unwrap_or_default(),
+            );
+            story.step(&format!("  event {reason}: {message}"));
+        }
+    }
+}

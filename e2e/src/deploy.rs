@@ -1,0 +1,187 @@
+//! The operator on a cluster: installed by Helm as a user would, or, without a real node, as a process beside it.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, LogParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    certs,
+    cluster::Cluster,
+    helm::{Helm, NAMESPACE, RELEASE},
+    images::{self, Profile},
+    supervisor::Program,
+    wait::wait_for,
+};
+
+/// The chart with the definition of `CudaRunner`.
+const CRDS: &str = "cuda-runner-operator-crds";
+
+/// Installs the charts and waits until the operator is ready.
+pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
+    let helm = Helm::new(&cluster.tools, &cluster.dir);
+    let real = cluster.link.is_some();
+    let install = tokio::task::spawn_blocking(move || {
+        helm.install(CRDS, &[])?;
+        helm.install(RELEASE, &values(real))
+    });
+    install.await??;
+    let client = cluster.client().await?;
+    if real {
+        ready(&client, Duration::from_secs(90)).await
+    } else {
+        start_beside(cluster, &client, profile).await
+    }
+}
+
+/// Removes the operator, and then the definition with every resource of it.
+pub fn uninstall(cluster: &Cluster) -> Result<()> {
+    let helm = Helm::new(&cluster.tools, &cluster.dir);
+    helm.uninstall(RELEASE)?;
+    helm.uninstall(CRDS)
+}
+
+fn values(real: bool) -> Vec<String> {
+    let mut values: Vec<String> = [
+        "image.repository=localhost/cuda-runner-operator",
+        "image.tag=dev",
+        "gateImage.repository=localhost/cuda-smoke",
+        "gateImage.tag=dev",
+        "logLevel=info\\,cuda_runner_operator=debug",
+        "logFormat=text",
+    ]
+    .map(str::to_owned)
+    .into();
+    if !real {
+        // Its rights are wanted all the same.
+        values.push("replicas=0".to_owned());
+    }
+    values
+}
+
+/// Waits until the operator's pods are ready.
+pub async fn ready(client: &Client, limit: Duration) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
+    wait_for("the operator to be ready", limit, async || {
+        let deployment = deployments.get(RELEASE).await?;
+        let wanted = deployment.spec.replicas.unwrap_or(1);
+        let status = deployment.status.unwrap_or_default();
+        let current = status.observed_generation == deployment.metadata.generation;
+        Ok((current
+            && status.updated_replicas == Some(wanted)
+            && status.ready_replicas == Some(wanted))
+        .then_some(()))
+    })
+    .await
+}
+
+/// Runs the operator as a process, as its own service account: as an administrator it would escape fairness.
+async fn start_beside(cluster: &Cluster, client: &Client, profile: Profile) -> Result<()> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec {
+            expiration_seconds: Some(24 * 3600),
+            ..TokenRequestSpec::default()
+        }),
+        ..TokenRequest::default()
+    };
+    let answer = accounts
+        .create_token_request(RELEASE, &PostParams::default(), &request)
+        .await?;
+    let token = answer
+        .status
+        .and_then(|status| status.token)
+        .context("the API server gave no token")?;
+    let kubeconfig = cluster.dir.join("config/operator.kubeconfig");
+    with_token(&cluster.kubeconfig(), &token, &kubeconfig)?;
+    // Held together, so that they differ; free again when the operator wants them.
+    let (registrar, health) = (
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+    );
+    let (registrar, health) = (registrar.local_addr()?, health.local_addr()?);
+    cluster.supervisor.start(
+        Program::new(
+            "operator",
+            images::artifact(profile, "cuda-runner-operator"),
+        )
+        .arg("run")
+        .arg("--gate-image=localhost/cuda-smoke:dev")
+        .arg(format!("--operator-namespace={NAMESPACE}"))
+        .arg(format!("--registrar-listen={registrar}"))
+        .arg(format!("--registrar-url=https://{registrar}"))
+        .arg(format!("--health-listen={health}"))
+        .env("KUBECONFIG", kubeconfig.to_string_lossy())
+        .env("RUST_LOG", "info,cuda_runner_operator=debug"),
+    )?;
+    wait_for(
+        "the operator's health port",
+        Duration::from_secs(30),
+        async || {
+            cluster.supervisor.check("operator")?;
+            Ok(tokio::net::TcpStream::connect(health)
+                .await
+                .is_ok()
+                .then_some(()))
+        },
+    )
+    .await
+}
+
+/// The administrator's kubeconfig with a token in place of the certificate.
+fn with_token(admin: &Path, token: &str, to: &Path) -> Result<()> {
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(admin)?)?;
+    config["users"][0]["user"] = json!({"token": token});
+    certs::secret(to, &config.to_string())
+}
+
+/// What the operator's pods have logged, one text for each container run that is still known.
+pub async fn operator_log(client: &Client, lines: Option<i64>) -> Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut logs = Vec::new();
+    for pod in pods.list(&ListParams::default()).await?.items {
+        let name = pod.metadata.name.unwrap_or_default();
+        for previous in [true, false] {
+            let params = LogParams {
+                previous,
+                tail_lines: lines,
+                ..LogParams::default()
+            };
+            // There is not always a run before.
+            if let Ok(log) = pods.logs(&name, &params).await {
+                logs.push(log);
+            }
+        }
+    }
+    Ok(logs)
+}
+
+/// The operator's pods and what they say, for an installation that failed.
+pub async fn system(cluster: &Cluster) -> String {
+    let look = async {
+        let client = cluster.client().await?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        let shown: Vec<_> = pods
+            .list(&ListParams::default())
+            .await?
+            .into_iter()
+            .map(|pod| json!({"name": pod.metadata.name, "status": pod.status}))
+            .collect();
+        let logs = operator_log(&client, Some(40)).await?.join("\n");
+        anyhow::Ok(format!("{:#}\n{logs}", json!(shown)))
+    };
+    look.await.unwrap_or_else(|error| format!("{error:#}"))
+}

@@ -1,0 +1,135 @@
+//! The example manifest of the documentation, made ready for the local cluster.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use cudarunner_crds::CudaRunner;
+use github_simulator::control::{Client as GitHub, NewApp};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use crate::{cluster::Cluster, paths, simulator};
+
+/// Name of the Secret with the App's credentials.
+pub const SECRET: &str = "github-app";
+/// Name of the ConfigMap with GitHub's authority, key `ca.crt`.
+pub const AUTHORITY: &str = "github-ca";
+/// The image of the simulated agent.
+pub const AGENT: &str = "localhost/simulated-agent:dev";
+/// Parts of the example that the operator does not act on yet.
+const LATER: [&str; 3] = ["preflight", "verify", "requiredChecks"];
+
+/// The example: from the documentation, with this cluster's GitHub, image and sizes.
+pub fn manifest(github: &str) -> Result<CudaRunner> {
+    let path = paths::repository().join("docs/examples/tensor-wasm.yaml");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut example: Value =
+        serde_saphyr::from_str(&text).with_context(|| format!("{} is no YAML", path.display()))?;
+    let spec = example["spec"]
+        .as_object_mut()
+        .context("the example has no spec")?;
+    for part in LATER {
+        spec.remove(part);
+    }
+    spec["github"]["url"] = json!(format!("{github}/{}", simulator::REPOSITORY));
+    spec["github"]["caBundleRef"] = json!({"name": AUTHORITY, "key": "ca.crt"});
+    let container = &mut spec["template"]["spec"]["containers"][0];
+    container["image"] = json!(AGENT);
+    container["resources"] = json!({"requests": {"cpu": "100m", "memory": "64Mi"}});
+    serde_json::from_value(example).context("the example is no CudaRunner")
+}
+
+/// What a user has before applying it: the namespace, an App installed on the repository, its Secret, and GitHub's
+/// authority. Gives the path of the manifest, ready to apply.
+pub async fn prepare(cluster: &Cluster, client: &Client, github: &GitHub) -> Result<PathBuf> {
+    let manifest = manifest(&cluster.github)?;
+    let namespace = manifest
+        .metadata
+        .namespace
+        .clone()
+        .context("the example names no namespace")?;
+    create_namespace(client, &namespace).await?;
+    credentials(cluster, client, github, &namespace, simulator::REPOSITORY).await?;
+    let path = cluster.dir.join("example.yaml");
+    fs::write(&path, serde_saphyr::to_string(&manifest)?)?;
+    Ok(path)
+}
+
+/// Makes a namespace, or leaves it as it is.
+pub async fn create_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    namespaces
+        .patch(
+            name,
+            &PatchParams::apply("cargo-e2e"),
+            &Patch::Apply(namespace),
+        )
+        .await?;
+    Ok(())
+}
+
+/// Deletes a namespace; does not wait.
+pub async fn delete_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    namespaces.delete(name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// An App on the repository's owner, its credentials as [`SECRET`], and the authority as [`AUTHORITY`].
+pub async fn credentials(
+    cluster: &Cluster,
+    client: &Client,
+    github: &GitHub,
+    namespace: &str,
+    repository: &str,
+) -> Result<()> {
+    let owner = repository.split('/').next().unwrap_or_default().to_owned();
+    let app = github
+        .create_app(&NewApp {
+            slug: format!("runners-{namespace}"),
+            owner: owner.clone(),
+            install_on: owner,
+            ..NewApp::default()
+        })
+        .await?;
+    let installation = app.installation.context("the App was not installed")?;
+    let data = json!({
+        "app-id": app.id.to_string(),
+        "installation-id": installation.to_string(),
+        "private-key": app.private_key,
+    });
+    secret(client, namespace, SECRET, &data).await?;
+    let authority = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": AUTHORITY},
+        "data": {"ca.crt": simulator::authority(&cluster.dir)?},
+    });
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    maps.patch(
+        AUTHORITY,
+        &PatchParams::apply("cargo-e2e"),
+        &Patch::Apply(authority),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Makes or changes a Secret; a key that is absent from `data` goes.
+pub async fn secret(client: &Client, namespace: &str, name: &str, data: &Value) -> Result<()> {
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    // Replaced, not applied: stringData is write-only, and keys of another manager would stay.
+    let _ = secrets.delete(name, &DeleteParams::default()).await;
+    secrets
+        .create(
+            &kube::api::PostParams::default(),
+            &serde_json::from_value(secret)?,
+        )
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! `cargo e2e`: a local cluster with simulated GPUs and a simulated GitHub, the demo, and the suites.
+#![expect(
+    clippy::must_use_candidate,
+    reason = "a harness: a forgotten result shows at once"
+)]
+
+pub mod certs;
+pub mod check;
+pub mod cluster;
+pub mod control_plane;
+pub mod demo;
+pub mod deploy;
+pub mod device_plugin;
+pub mod example;
+pub mod helm;
+pub mod images;
+pub mod interrupt;
+pub mod kwok;
+pub mod network;
+pub mod node;
+pub mod paths;
+pub mod process;
+pub mod report;
+pub mod simulator;
+pub mod suites;
+pub mod supervisor;
+pub mod tools;
+pub mod wait;

@@ -1,0 +1,445 @@
+//! What a suite works with: a namespace and a repository of its own, and the words of their user.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
+use github_simulator::{
+    control::{Client as GitHub, JobView, NewJob, NewRepository},
+    state::{Seen, StepTemplate},
+};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{Event, Namespace, Pod, ServiceAccount},
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Cluster, Options},
+    deploy,
+    device_plugin::state::{self, Device},
+    example,
+    process::tail,
+    simulator,
+    wait::wait_for,
+};
+
+/// Long enough for a pod to come up on a busy machine.
+pub(super) const SOON: Duration = Duration::from_secs(90);
+
+/// What a suite works with.
+#[derive(Clone)]
+pub struct Ctx {
+    /// The cluster of all suites.
+    pub cluster: Cluster,
+    /// A client with every right.
+    pub client: Client,
+    /// The simulated GitHub's control.
+    pub github: GitHub,
+    /// The suite's own namespace, with credentials as a user has them.
+    pub namespace: String,
+    /// The suite's own repository, `owner/name`.
+    pub repository: String,
+}
+
+impl Ctx {
+    /// Prepares a suite.
+    pub async fn new(cluster: &Cluster, suite: &str) -> Result<Self> {
+        let ctx = Self {
+            cluster: cluster.clone(),
+            client: cluster.client().await?,
+            github: simulator::client(&cluster.dir, &cluster.github)?,
+            namespace: suite.to_owned(),
+            repository: format!("suites/{suite}"),
+        };
+        let repository = NewRepository {
+            full_name: ctx.repository.clone(),
+            ..NewRepository::default()
+        };
+        ctx.github.create_repository(&repository).await?;
+        example::create_namespace(&ctx.client, suite).await?;
+        example::credentials(cluster, &ctx.client, &ctx.github, suite, &ctx.repository).await?;
+        let accounts: Api<ServiceAccount> = ctx.api();
+        ctx.wait_for("the namespace's service account", SOON, async || {
+            Ok(accounts.get_opt("default").await?)
+        })
+        .await?;
+        Ok(ctx)
+    }
+
+    /// Objects of the suite's namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Waits for a condition, see [`wait_for`].
+    pub async fn wait_for<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        condition: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        wait_for(what, limit, condition).await
+    }
+
+    /// A pool for the suite's repository; `spec` is merged over what every pool here has.
+    pub fn pool(&self, name: &str, spec: Value) -> Value {
+        let mut pool = json!({
+            "apiVersion": "cudarunner.dev/v1alpha1",
+            "kind": "CudaRunner",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "github": {
+                    "url": format!("{}/{}", self.cluster.github, self.repository),
+                    "credentialsRef": {"name": example::SECRET},
+                    "caBundleRef": {"name": example::AUTHORITY, "key": "ca.crt"},
+                },
+                "template": {"spec": {"containers": [{"name": "runner", "image": example::AGENT}]}},
+            },
+        });
+        merge(&mut pool["spec"], spec);
+        pool
+    }
+
+    /// `kubectl apply`.
+    pub async fn apply(&self, pool: &Value) -> Result<()> {
+        let name = pool["metadata"]["name"]
+            .as_str()
+            .context("the pool has no name")?;
+        let pools: Api<CudaRunner> = self.api();
+        pools
+            .patch(
+                name,
+                &PatchParams::apply("user").force(),
+                &Patch::Apply(pool),
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// What the resource says of itself.
+    pub async fn status(&self, name: &str) -> Result<CudaRunnerStatus> {
+        let pools: Api<CudaRunner> = self.api();
+        Ok(pools.get(name).await?.status.unwrap_or_default())
+    }
+
+    /// Waits until a condition has this status and reason; gives its message.
+    pub async fn condition(
+        &self,
+        pool: &str,
+        kind: &str,
+        status: &str,
+        reason: &str,
+    ) -> Result<String> {
+        let mut last = "it has no such condition".to_owned();
+        let found = self
+            .wait_for(
+                &format!("{kind}={status} for the reason {reason}"),
+                SOON,
+                async || {
+                    let now = self
+                        .status(pool)
+                        .await?
+                        .conditions
+                        .into_iter()
+                        .find(|c| c.type_ == kind);
+                    let Some(now) = now else { return Ok(None) };
+                    last = format!("{kind}={} ({}): {}", now.status, now.reason, now.message);
+                    Ok((now.status == status && now.reason == reason).then_some(now.message))
+                },
+            )
+            .await;
+        found.with_context(|| format!("the pool {pool} says {last}"))
+    }
+
+    /// Waits until so many runners of the pool wait for a job, there and on GitHub; gives their names.
+    pub async fn idle(&self, pool: &str, count: usize) -> Result<Vec<String>> {
+        self.wait_for(&format!("{count} idle runners"), SOON, async || {
+            let status = self.status(pool).await?;
+            let mut idle: Vec<_> = status
+                .runners
+                .into_iter()
+                .filter(|runner| runner.phase == cudarunner_crds::RunnerPhase::Idle)
+                .map(|runner| runner.name)
+                .collect();
+            idle.sort();
+            let known = self.entries().await?;
+            Ok(
+                (idle.len() == count && idle.iter().all(|name| known.contains(name)))
+                    .then_some(idle),
+            )
+        })
+        .await
+    }
+
+    /// The names of the repository's runners, as GitHub has them.
+    pub async fn entries(&self) -> Result<Vec<String>> {
+        let state = self.github.state().await?;
+        let runners = &state.lasting["repositories"][&self.repository]["runners"];
+        let runners = runners
+            .as_array()
+            .with_context(|| format!("GitHub has no {}", self.repository))?;
+        Ok(runners
+            .iter()
+            .filter_map(|runner| Some(runner["name"].as_str()?.to_owned()))
+            .collect())
+    }
+
+    /// The pods of the suite's namespace.
+    pub async fn pods(&self) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = self.api();
+        Ok(pods.list(&ListParams::default()).await?.items)
+    }
+
+    /// Queues a job that runs this script, for `[self-hosted, cuda]`; gives its number.
+    pub async fn queue(&self, name: &str, script: &str) -> Result<u64> {
+        self.queue_for(name, &["self-hosted", "cuda"], script, false)
+            .await
+    }
+
+    /// Queues a job that runs until it is released.
+    pub async fn hold(&self, name: &str) -> Result<u64> {
+        self.queue_for(name, &["self-hosted", "cuda"], "true", true)
+            .await
+    }
+
+    /// Queues a job for these labels.
+    pub async fn queue_for(
+        &self,
+        name: &str,
+        labels: &[&str],
+        script: &str,
+        hold: bool,
+    ) -> Result<u64> {
+        let job = NewJob {
+            repository: self.repository.clone(),
+            name: name.to_owned(),
+            labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            steps: vec![StepTemplate {
+                name: "step".to_owned(),
+                run: script.to_owned(),
+            }],
+            hold,
+            branch: None,
+        };
+        let run = self.github.queue(&job).await?;
+        run.jobs
+            .first()
+            .copied()
+            .context("the simulated GitHub started no job")
+    }
+
+    /// Waits until a runner has taken the job.
+    pub async fn picked_up(&self, job: u64) -> Result<JobView> {
+        self.wait_for(&format!("job {job} to be picked up"), SOON, async || {
+            let view = self.github.job(job).await?;
+            Ok(view.started_at.is_some().then_some(view))
+        })
+        .await
+    }
+
+    /// Waits until the job has ended, and well.
+    pub async fn succeeded(&self, job: u64) -> Result<JobView> {
+        let view = self
+            .wait_for(&format!("job {job} to end"), SOON, async || {
+                let view = self.github.job(job).await?;
+                Ok(view.conclusion.is_some().then_some(view))
+            })
+            .await?;
+        if view.conclusion != Some(github_simulator::state::Conclusion::Success) {
+            bail!(
+                "job {} ended with {:?}: {}",
+                view.name,
+                view.conclusion,
+                self.github.job_log(job).await?
+            );
+        }
+        Ok(view)
+    }
+
+    /// Deletes a pool and waits until it is gone.
+    pub async fn delete(&self, pool: &str) -> Result<()> {
+        let pools: Api<CudaRunner> = self.api();
+        pools.delete(pool, &DeleteParams::default()).await?;
+        self.wait_for(&format!("the pool {pool} to be gone"), SOON, async || {
+            Ok(pools.get_opt(pool).await?.is_none().then_some(()))
+        })
+        .await
+    }
+
+    /// Requests that the operator has sent to GitHub, after this number. Agents' are not among them.
+    pub async fn calls(&self, since: u64) -> Result<Vec<Seen>> {
+        let seen = self.github.requests(since).await?;
+        Ok(seen
+            .into_iter()
+            .filter(|seen| seen.user_agent.starts_with("cuda-runner-operator"))
+            .collect())
+    }
+
+    /// Changes a device of the node; the next container that gets it sees the change.
+    pub fn device(&self, number: usize, change: impl FnOnce(&mut Device)) -> Result<()> {
+        let mut device = Device::healthy(number, 0);
+        change(&mut device);
+        state::write(&self.cluster.devices(), number, &device)
+    }
+
+    /// Fails where GitHub's description of its API was broken.
+    pub(super) async fn no_violations(&self) -> Result<()> {
+        let violations = self.github.violations().await?;
+        ensure!(
+            violations.is_empty(),
+            "GitHub's description was broken: {violations:#?}"
+        );
+        Ok(())
+    }
+
+    /// Takes away what the suite has made, and says so if the product left something behind.
+    pub(super) async fn tidy(&self) -> Result<()> {
+        self.github.clear_faults().await?;
+        self.github.clear_violations().await?;
+        if self.cluster.link.is_some() {
+            state::reset(&self.cluster.devices(), Options::default().devices)?;
+        }
+        let pools: Api<CudaRunner> = self.api();
+        pools
+            .delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await?;
+        self.wait_for("the suite's pools to be gone", SOON, async || {
+            Ok(pools
+                .list(&ListParams::default())
+                .await?
+                .items
+                .is_empty()
+                .then_some(()))
+        })
+        .await?;
+        let left = self.entries().await;
+        // A job that nobody will take, too.
+        self.github.delete_repository(&self.repository).await?;
+        example::delete_namespace(&self.client, &self.namespace).await?;
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        self.wait_for("the suite's namespace to be gone", SOON, async || {
+            Ok(namespaces
+                .get_opt(&self.namespace)
+                .await?
+                .is_none()
+                .then_some(()))
+        })
+        .await?;
+        let left = left?;
+        ensure!(left.is_empty(), "runners are left on GitHub: {left:?}");
+        Ok(())
+    }
+}
+
+/// Merges objects; anything else replaces what was there, and null removes it.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                if value.is_null() {
+                    into.remove(&key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// What a person would look at when a suite has failed.
+pub(super) async fn diagnosis(ctx: &Ctx) -> String {
+    let mut text = String::new();
+    let mut add = |title: &str, what: Result<String>| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "--- {title}\n{}\n",
+            what.unwrap_or_else(|error| format!("{error:#}"))
+        );
+    };
+    add("pools", pools(ctx).await);
+    add("pods", pods(ctx).await);
+    add("events", events(ctx).await);
+    add(
+        "GitHub's runners",
+        ctx.entries().await.map(|names| names.join("\n")),
+    );
+    add("calls to GitHub, the last 15", calls(ctx).await);
+    add("operator", operator(ctx).await);
+    text
+}
+
+async fn pools(ctx: &Ctx) -> Result<String> {
+    let pools: Api<CudaRunner> = ctx.api();
+    let all = pools.list(&ListParams::default()).await?.items;
+    let shown: Vec<_> = all
+        .iter()
+        .map(|pool| json!({"name": pool.metadata.name, "status": pool.status}))
+        .collect();
+    Ok(serde_json::to_string_pretty(&shown)?)
+}
+
+async fn pods(ctx: &Ctx) -> Result<String> {
+    let shown: Vec<_> = ctx
+        .pods()
+        .await?
+        .into_iter()
+        .map(|pod| json!({"name": pod.metadata.name, "deleted": pod.metadata.deletion_timestamp, "status": pod.status}))
+        .collect();
+    Ok(serde_json::to_string_pretty(&shown)?)
+}
+
+async fn events(ctx: &Ctx) -> Result<String> {
+    let events: Api<Event> = ctx.api();
+    let lines = events
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        .map(|event| {
+            format!(
+                "{} {}: {}",
+                event.involved_object.name.unwrap_or_default(),
+                event.reason.unwrap_or_default(),
+                event.message.unwrap_or_default()
+            )
+        });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+async fn calls(ctx: &Ctx) -> Result<String> {
+    let all: Vec<_> = ctx
+        .github
+        .requests(0)
+        .await?
+        .into_iter()
+        .map(|seen| {
+            format!(
+                "{} {} {} -> {:?} {}",
+                seen.at, seen.method, seen.path, seen.status, seen.credential
+            )
+        })
+        .collect();
+    Ok(tail(&all.join("\n"), 15))
+}
+
+async fn operator(ctx: &Ctx) -> Result<String> {
+    if ctx.cluster.link.is_none() {
+        return Ok(tail(
+            &std::fs::read_to_string(ctx.cluster.supervisor.log("operator"))?,
+            60,
+        ));
+    }
+    Ok(deploy::operator_log(&ctx.client, Some(60))
+        .await?
+        .join("\n"))
+}
