@@ -14,8 +14,9 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{ListParams, LogParams, PostParams},
+    api::{DeleteParams, ListParams, LogParams, PostParams},
 };
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     cluster::Cluster,
     helm::{Helm, NAMESPACE, RELEASE},
     images::{self, Profile},
+    process,
     supervisor::Program,
     wait::wait_for,
 };
@@ -45,6 +47,41 @@ pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
     } else {
         start_beside(cluster, &client, profile).await
     }
+}
+
+/// Changes values of the operator's installation, as `name=value`, and waits until it is ready.
+pub async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
+    let helm = Helm::new(&cluster.tools, &cluster.dir);
+    let mut all = values(cluster.link.is_some());
+    all.extend(changes.iter().map(|&change| change.to_owned()));
+    tokio::task::spawn_blocking(move || helm.install(RELEASE, &all)).await??;
+    ready(&cluster.client().await?, Duration::from_secs(90)).await
+}
+
+/// Kills the operator's processes where they stand, and its pods with them; waits for their successors.
+pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    for pod in pods.list(&ListParams::default()).await?.items {
+        kill_pod(cluster, client, &pod.metadata.name.unwrap_or_default()).await?;
+    }
+    ready(client, Duration::from_secs(90)).await
+}
+
+/// Kills one of the operator's processes, and its pod: a container that is started again would wait ever longer.
+pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let uid = pods
+        .get(pod)
+        .await?
+        .metadata
+        .uid
+        .context("a pod without uid")?;
+    for process in process::in_pod(&cluster.cgroup(), &uid) {
+        process.signal(Signal::KILL);
+    }
+    pods.delete(pod, &DeleteParams::default().grace_period(0))
+        .await?;
+    Ok(())
 }
 
 /// Removes the operator, and then the definition with every resource of it.

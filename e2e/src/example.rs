@@ -81,7 +81,7 @@ pub async fn delete_namespace(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// An App on the repository's owner, its credentials as [`SECRET`], and the authority as [`AUTHORITY`].
+/// An App on the repository's owner as [`SECRET`], and GitHub's authority as [`AUTHORITY`].
 pub async fn credentials(
     cluster: &Cluster,
     client: &Client,
@@ -89,21 +89,7 @@ pub async fn credentials(
     namespace: &str,
     repository: &str,
 ) -> Result<()> {
-    let owner = repository.split('/').next().unwrap_or_default().to_owned();
-    let app = github
-        .create_app(&NewApp {
-            slug: format!("runners-{namespace}"),
-            owner: owner.clone(),
-            install_on: owner,
-            ..NewApp::default()
-        })
-        .await?;
-    let installation = app.installation.context("the App was not installed")?;
-    let data = json!({
-        "app-id": app.id.to_string(),
-        "installation-id": installation.to_string(),
-        "private-key": app.private_key,
-    });
+    let data = app(github, namespace, repository).await?;
     secret(client, namespace, SECRET, &data).await?;
     let authority = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": AUTHORITY},
@@ -117,6 +103,25 @@ pub async fn credentials(
     )
     .await?;
     Ok(())
+}
+
+/// The keys of a Secret for a new App that is installed at the repository's owner.
+pub async fn app(github: &GitHub, slug: &str, repository: &str) -> Result<Value> {
+    let owner = repository.split('/').next().unwrap_or_default().to_owned();
+    let app = github
+        .create_app(&NewApp {
+            slug: format!("runners-{slug}"),
+            owner: owner.clone(),
+            install_on: owner,
+            ..NewApp::default()
+        })
+        .await?;
+    let installation = app.installation.context("the App was not installed")?;
+    Ok(json!({
+        "app-id": app.id.to_string(),
+        "installation-id": installation.to_string(),
+        "private-key": app.private_key,
+    }))
 }
 
 /// Makes or changes a Secret; a key that is absent from `data` goes.

@@ -166,6 +166,16 @@ impl Images {
         layout::archive(&self.layout(), &names, to)
     }
 
+    /// What an image has over the base.
+    pub fn layers_over_base(&self, name: &str) -> Result<Vec<layout::Layer>> {
+        layout::layers_without(&self.layout(), name, "pause")
+    }
+
+    /// The user that an image runs as.
+    pub fn user(&self, name: &str) -> Result<String> {
+        layout::user(&self.layout(), name)
+    }
+
     fn layout(&self) -> PathBuf {
         self.dir.join("oci")
     }

@@ -4,6 +4,7 @@
     reason = "a harness: a forgotten result shows at once"
 )]
 
+pub mod audit;
 pub mod certs;
 pub mod check;
 pub mod cluster;

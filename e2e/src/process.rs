@@ -91,6 +91,19 @@ pub fn marked(dir: &Path) -> Vec<Identity> {
         .collect()
 }
 
+/// Every process of a pod of the cluster with this cgroup.
+pub fn in_pod(cgroup: &str, uid: &str) -> Vec<Identity> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| {
+            let identity = Identity::of(pid)?;
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            (groups.contains(cgroup) && groups.contains(uid)).then_some(identity)
+        })
+        .collect()
+}
+
 /// Polls until the condition holds. For conditions that have nothing to wait on; short steps, and an end.
 pub fn poll(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();

@@ -97,3 +97,60 @@ pub(super) fn archive(layout: &Path, names: &[&str], to: &Path) -> Result<()> {
     output(&mut tar)?;
     Ok(fs::remove_dir_all(head)?)
 }
+
+/// A layer of an image.
+#[derive(Debug)]
+pub struct Layer {
+    /// Paths of what it adds.
+    pub files: Vec<String>,
+    /// The layer itself, a tar file.
+    pub content: Vec<u8>,
+}
+
+/// The layers of an image that another does not have.
+pub(super) fn layers_without(layout: &Path, name: &str, other: &str) -> Result<Vec<Layer>> {
+    let known: BTreeSet<_> = layers(layout, other)?.into_iter().collect();
+    let own = layers(layout, name)?;
+    let own = own.iter().filter(|layer| !known.contains(*layer));
+    own.map(|layer| {
+        let path = layout.join(layer);
+        let listed = output(Command::new("tar").arg("-tf").arg(&path))?;
+        let files = listed.lines().map(str::to_owned).collect();
+        Ok(Layer {
+            files,
+            content: fs::read(path)?,
+        })
+    })
+    .collect()
+}
+
+/// The user in an image's configuration.
+pub(super) fn user(layout: &Path, name: &str) -> Result<String> {
+    let manifest = manifest(layout, name)?;
+    let config: Value =
+        serde_json::from_slice(&fs::read(layout.join(blob(&manifest["config"])?))?)?;
+    Ok(config["config"]["User"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+fn manifest(layout: &Path, name: &str) -> Result<Value> {
+    let named = |descriptor: &Value| descriptor["annotations"][NAME] == name;
+    let descriptor = index(layout)?
+        .into_iter()
+        .find(named)
+        .with_context(|| format!("there is no image {name}"))?;
+    Ok(serde_json::from_slice(&fs::read(
+        layout.join(blob(&descriptor)?),
+    )?)?)
+}
+
+fn layers(layout: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    manifest(layout, name)?["layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(blob)
+        .collect()
+}

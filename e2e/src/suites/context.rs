@@ -283,6 +283,62 @@ impl Ctx {
             .collect())
     }
 
+    /// The number of the last request to GitHub so far.
+    pub async fn last_call(&self) -> Result<u64> {
+        Ok(self
+            .github
+            .requests(0)
+            .await?
+            .last()
+            .map_or(0, |seen| seen.n))
+    }
+
+    /// How many just-in-time configurations the operator has fetched after this request.
+    pub async fn registrations(&self, since: u64) -> Result<usize> {
+        let calls = self.calls(since).await?;
+        Ok(calls
+            .iter()
+            .filter(|call| call.path.ends_with("/generate-jitconfig"))
+            .count())
+    }
+
+    /// Waits until the pool has one idle runner other than this one; gives its name.
+    pub async fn other_idle(&self, pool: &str, than: &str) -> Result<String> {
+        self.wait_for(
+            &format!("an idle runner other than {than}"),
+            SOON,
+            async || {
+                let other = self.status(pool).await?.runners.into_iter().find(|runner| {
+                    runner.phase == cudarunner_crds::RunnerPhase::Idle && runner.name != than
+                });
+                Ok(other.map(|runner| runner.name))
+            },
+        )
+        .await
+    }
+
+    /// Waits until a pod is gone.
+    pub async fn gone(&self, pod: &str) -> Result<()> {
+        let pods: Api<Pod> = self.api();
+        self.wait_for(&format!("the pod {pod} to be gone"), SOON, async || {
+            Ok(pods.get_opt(pod).await?.is_none().then_some(()))
+        })
+        .await
+    }
+
+    /// The gate's report in a pod's termination message.
+    pub async fn report(&self, pod: &str) -> Result<Value> {
+        let pods: Api<Pod> = self.api();
+        let status = pods.get(pod).await?.status.unwrap_or_default();
+        let message = status
+            .init_container_statuses
+            .into_iter()
+            .flatten()
+            .find_map(|container| container.state?.terminated?.message)
+            .with_context(|| format!("the gate of {pod} left no report"))?;
+        Ok(serde_json::from_str(&message)?)
+    }
+
     /// Changes a device of the node; the next container that gets it sees the change.
     pub fn device(&self, number: usize, change: impl FnOnce(&mut Device)) -> Result<()> {
         let mut device = Device::healthy(number, 0);

@@ -1,12 +1,29 @@
 //! The end-to-end suites: one file for each behaviour, one entry each in the table.
 
+mod admission;
+mod budgets;
+mod by_hand;
 pub mod context;
+mod credentials;
+mod first_runner;
+mod gate;
+mod gpu_missing;
+mod images;
 mod local_cluster;
+mod missing_label;
+mod recorder;
+mod restarts;
 mod runner;
+mod scale;
+mod secrets;
+mod teardown;
+mod two_replicas;
+mod workflow;
 
 use futures::future::LocalBoxFuture;
 
 pub use context::Ctx;
+use context::SOON;
 pub use runner::run;
 
 /// A suite.
@@ -34,13 +51,111 @@ macro_rules! suite {
     };
 }
 
-/// All suites, in the order in which they run.
-pub const SUITES: &[Suite] = &[suite!(
-    "local-cluster",
-    [],
-    "a pod gets a GPU and its driver through the device plugin, and `down` of a cluster leaves nothing of it behind",
-    local_cluster::run
-)];
+/// All suites, in the order in which they run. The search for secrets is the last: it looks at the traces of all others.
+pub const SUITES: &[Suite] = &[
+    suite!(
+        "by-hand",
+        [25],
+        "`cuda-smoke check` on a machine without a GPU says so",
+        by_hand::run
+    ),
+    suite!(
+        "images",
+        [],
+        "the images that are shipped hold one binary and no simulated driver",
+        images::run
+    ),
+    suite!(
+        "refused-at-apply",
+        [],
+        "what can never work is refused by the API server, in words that help",
+        admission::run
+    ),
+    suite!(
+        "first-runner",
+        [2, 11, 14, 19],
+        "one manifest: proven, idle, one job, replaced",
+        first_runner::run
+    ),
+    suite!(
+        "example",
+        [2],
+        "the example manifest is taken, and what is not acted on is said",
+        first_runner::example
+    ),
+    suite!(
+        "workflow",
+        [15],
+        "the workflow's four jobs are picked up in time and pass",
+        workflow::run
+    ),
+    suite!(
+        "missing-label",
+        [1],
+        "a job that no pool can serve is named, with the missing label",
+        missing_label::run
+    ),
+    suite!(
+        "gate",
+        [5, 20],
+        "a GPU that does not compute gets no job; the pool says why and recovers",
+        gate::run
+    ),
+    suite!(
+        "gpu-missing",
+        [],
+        "no GPU, too few, an unhealthy one: said on the resource, and recovered from",
+        gpu_missing::run
+    ),
+    suite!(
+        "credentials",
+        [10],
+        "credentials that do not work: what to do, no pod, no storm, recovery",
+        credentials::run
+    ),
+    suite!(
+        "scale",
+        [22],
+        "`kubectl scale` from 1 to 20 and back, around a running job",
+        scale::run
+    ),
+    suite!(
+        "teardown",
+        [21],
+        "after a deletion GitHub is as before, and a running job was waited for",
+        teardown::run
+    ),
+    suite!(
+        "budgets",
+        [],
+        "requests for each runner, and none in a minute of idleness",
+        budgets::run
+    ),
+    suite!(
+        "restarts",
+        [],
+        "the operator is killed at ten moments, and nothing is doubled, lost or left",
+        restarts::run
+    ),
+    suite!(
+        "two-replicas",
+        [],
+        "two replicas share one authority, and one takes over from the other",
+        two_replicas::run
+    ),
+    suite!(
+        "local-cluster",
+        [],
+        "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
+        local_cluster::run
+    ),
+    suite!(
+        "secrets",
+        [],
+        "no credential in any log, Event, object or argument list of the whole run",
+        secrets::run
+    ),
+];
 
 /// The table, for people.
 pub fn list() -> String {

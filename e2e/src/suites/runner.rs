@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tokio::runtime::Handle;
 
-use super::{Ctx, SUITES, Suite, context};
+use super::{Ctx, SUITES, Suite, context, recorder};
 use crate::{
     cluster::{Cluster, Options},
     deploy,
@@ -132,6 +132,7 @@ impl Shared {
                 cluster.down()?;
                 return Err(error.context(why));
             }
+            recorder::start(&cluster).await?;
             self.story.step("operator installed");
             anyhow::Ok(cluster)
         }

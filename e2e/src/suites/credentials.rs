@@ -1,0 +1,242 @@
+//! Credentials that do not work: a condition that says what to do, no pod, no storm, and recovery once they are mended.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use github_simulator::{
+    control::{NewCredential, NewOrganization},
+    faults::{Action, Fault},
+};
+use serde_json::{Value, json};
+
+use super::Ctx;
+use crate::example;
+
+/// A pool with this fault makes at most so many calls until it is mended.
+const STORM: usize = 12;
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let good = example::app(&ctx.github, &ctx.namespace, &ctx.repository).await?;
+    secrets(ctx, &good).await?;
+    refusals(ctx, &good).await?;
+    runner_group(ctx).await?;
+    rotation(ctx).await
+}
+
+/// What is wrong with the Secret is said without asking GitHub.
+async fn secrets(ctx: &Ctx, good: &Value) -> Result<()> {
+    let without = |key: &str| {
+        let mut data = good.clone();
+        data.as_object_mut().map(|data| data.remove(key));
+        data
+    };
+    let with = |key: &str, value: &str| {
+        let mut data = good.clone();
+        data[key] = json!(value);
+        data
+    };
+    let cases: &[(&str, Option<Value>, &str, &[&str])] = &[
+        ("no-secret", None, "SecretNotFound", &["creds", "app-id"]),
+        (
+            "no-key",
+            Some(without("private-key")),
+            "SecretInvalid",
+            &["private-key"],
+        ),
+        (
+            "bad-key",
+            Some(with("private-key", "not a key")),
+            "SecretInvalid",
+            &["private-key"],
+        ),
+        (
+            "bad-id",
+            Some(with("app-id", "twelve")),
+            "SecretInvalid",
+            &["app-id"],
+        ),
+        ("empty", Some(json!({})), "SecretInvalid", &["token"]),
+    ];
+    for (name, data, reason, words) in cases {
+        // Given a pool whose Secret is wrong
+        let mark = ctx.last_call().await?;
+        if let Some(data) = data {
+            example::secret(&ctx.client, &ctx.namespace, "creds", data).await?;
+        }
+        ctx.apply(&ctx.pool(
+            name,
+            json!({"github": {"credentialsRef": {"name": "creds"}}}),
+        ))
+        .await?;
+        // Then it says what to do, and does nothing
+        says(ctx, name, reason, words).await?;
+        ensure!(
+            ctx.calls(mark).await?.is_empty(),
+            "{name}: GitHub was asked without credentials"
+        );
+        // And when the Secret is mended, the runner comes at once
+        mended(ctx, name, good).await?;
+    }
+    Ok(())
+}
+
+/// What GitHub refuses is told apart, with its own advice.
+async fn refusals(ctx: &Ctx, good: &Value) -> Result<()> {
+    example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
+    let cases: &[(&str, u16, &str, &[&str])] = &[
+        ("refused-401", 401, "Unauthorized", &["credentials"]),
+        (
+            "refused-403",
+            403,
+            "Forbidden",
+            &["grant", "administration"],
+        ),
+        ("refused-404", 404, "NotFound", &["not found"]),
+    ];
+    for (name, status, reason, words) in cases {
+        let mark = ctx.last_call().await?;
+        let action = Action::Answer {
+            status: *status,
+            body: None,
+            headers: [].into(),
+            after_handling: false,
+        };
+        let fault = Fault {
+            path: Some("^/repos/".to_owned()),
+            action,
+            ..Fault::default()
+        };
+        ctx.github.inject(&fault).await?;
+        ctx.apply(&ctx.pool(
+            name,
+            json!({"github": {"credentialsRef": {"name": "creds"}}}),
+        ))
+        .await?;
+        says(ctx, name, reason, words).await?;
+        let calls = ctx.calls(mark).await?.len();
+        ensure!(calls <= STORM, "{name}: {calls} calls for one refusal");
+        ctx.github.clear_faults().await?;
+        // Time alone brings it back, at the latest; a change of the Secret does at once.
+        mended(ctx, name, good).await?;
+    }
+    // A repository that does not exist, and one whose owner has not installed the App
+    for (name, repository) in [
+        ("no-such", format!("{}-not", ctx.repository)),
+        ("other-owner", "craton-co/craton-tensor-wasm".to_owned()),
+    ] {
+        let url = format!("{}/{repository}", ctx.cluster.github);
+        ctx.apply(&ctx.pool(name, json!({"github": {"url": url}})))
+            .await?;
+        says(ctx, name, "NotFound", &[&repository]).await?;
+        // The spec is mended instead
+        ctx.apply(&ctx.pool(name, json!({}))).await?;
+        ctx.idle(name, 1).await?;
+        ctx.delete(name).await?;
+    }
+    Ok(())
+}
+
+async fn runner_group(ctx: &Ctx) -> Result<()> {
+    // Given an organization without the group that the pool names
+    let organization = ctx.repository.split('/').next().unwrap_or_default();
+    let url = format!("{}/{organization}", ctx.cluster.github);
+    let pool = |group: &str| {
+        ctx.pool(
+            "group",
+            json!({"github": {"url": url, "runnerGroup": group}}),
+        )
+    };
+    ctx.apply(&pool("gpus")).await?;
+    says(ctx, "group", "NotFound", &["gpus"]).await?;
+    // When it is named rightly
+    let default = NewOrganization {
+        login: organization.to_owned(),
+        ..NewOrganization::default()
+    };
+    ctx.github.create_organization(&default).await?;
+    ctx.apply(&pool("default")).await?;
+    // Then the runner comes
+    ctx.condition("group", "RunnersOnline", "True", "Online")
+        .await?;
+    ctx.delete("group").await
+}
+
+/// A rotated Secret is used at once, and the runners stay.
+async fn rotation(ctx: &Ctx) -> Result<()> {
+    let token = async |name: &str| {
+        let new = NewCredential {
+            name: name.to_owned(),
+            scopes: Some(["repo".to_owned()].into()),
+            admin: true,
+            ..NewCredential::default()
+        };
+        anyhow::Ok(json!({"token": ctx.github.create_token(&new).await?}))
+    };
+    // Given a pool with a token, and a runner
+    example::secret(&ctx.client, &ctx.namespace, "creds", &token("first").await?).await?;
+    ctx.apply(&ctx.pool(
+        "rotated",
+        json!({"github": {"credentialsRef": {"name": "creds"}}}),
+    ))
+    .await?;
+    let before = ctx.idle("rotated", 1).await?;
+    // When it is rotated and the old one is revoked
+    let mark = ctx.last_call().await?;
+    example::secret(
+        &ctx.client,
+        &ctx.namespace,
+        "creds",
+        &token("second").await?,
+    )
+    .await?;
+    ctx.github.delete_token("first").await?;
+    // Then the next call is made with the new one, without a restart and without losing the runner
+    let used = ctx
+        .wait_for("a call with the new token", super::SOON, async || {
+            let calls = ctx.calls(mark).await?;
+            Ok(calls
+                .into_iter()
+                .find(|call| call.credential.contains("second")))
+        })
+        .await?;
+    ensure!(used.status.is_some_and(|status| status < 300), "{used:?}");
+    ensure!(
+        ctx.idle("rotated", 1).await? == before,
+        "the rotation has cost a runner"
+    );
+    ctx.condition("rotated", "CredentialsValid", "True", "Accepted")
+        .await?;
+    ctx.delete("rotated").await
+}
+
+/// The pool says so, in these words, and has no pod.
+async fn says(ctx: &Ctx, pool: &str, reason: &str, words: &[&str]) -> Result<()> {
+    let message = ctx
+        .condition(pool, "CredentialsValid", "False", reason)
+        .await
+        .map_err(|error| error.context(pool.to_owned()))?;
+    for word in words {
+        ensure!(
+            message.contains(word),
+            "{pool}: {word:?} is not in: {message}"
+        );
+    }
+    ctx.condition(pool, "Stalled", "True", reason).await?;
+    ensure!(
+        ctx.pods().await?.is_empty(),
+        "{pool}: there is a pod without credentials"
+    );
+    Ok(())
+}
+
+/// Once the Secret is right the pool works, without a restart; then it is removed.
+async fn mended(ctx: &Ctx, pool: &str, good: &Value) -> Result<()> {
+    example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
+    ctx.condition(pool, "CredentialsValid", "True", "Accepted")
+        .await?;
+    ctx.wait_for("a runner", Duration::from_secs(60), async || {
+        Ok((!ctx.entries().await?.is_empty()).then_some(()))
+    })
+    .await?;
+    ctx.delete(pool).await
+}

@@ -1,0 +1,138 @@
+//! One manifest, one runner: proven, idle, given a job, replaced.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::Ctx;
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let mark = ctx.last_call().await?;
+    // When a maintainer applies one resource that names a repository and a Secret
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+
+    // Then a runner waits for jobs, and the resource says how long that took
+    let first = ctx.idle("pool", 1).await?.remove(0);
+    let message = ctx
+        .condition("pool", "RunnersOnline", "True", "Online")
+        .await?;
+    ensure!(
+        message.contains(" s after the resource was created"),
+        "no time in: {message}"
+    );
+    ctx.condition("pool", "Ready", "True", "Online").await?;
+
+    // And the gate has proven the devices of this very pod: what nvidia-smi would say is in its report
+    let report = ctx.report(&first).await?;
+    ensure!(
+        report["driver"]["cudaVersion"].is_string(),
+        "no CUDA version in {report:#}"
+    );
+    let device = &report["devices"][0];
+    let uuid = device["uuid"]
+        .as_str()
+        .context("the report names no device")?;
+    ensure!(
+        device["concurrentManagedAccess"] == true,
+        "no memory tier in {device:#}"
+    );
+    ensure!(
+        device["computeCapability"].is_string(),
+        "no compute capability in {device:#}"
+    );
+    let listed = ctx.status("pool").await?.runners;
+    ensure!(
+        listed[0].devices == [uuid],
+        "the status lists {:?}, the gate saw {uuid}",
+        listed[0].devices
+    );
+
+    // And exactly one registration was fetched, and it is in no object
+    ensure!(
+        ctx.registrations(mark).await? == 1,
+        "more than one registration for one runner"
+    );
+    let pod = serde_json::to_string(&ctx.pods().await?)?;
+    ensure!(
+        !pod.contains("JITCONFIG=ey"),
+        "the registration is in the pod"
+    );
+
+    // When a job is queued that looks at the registration from within
+    let job = ctx.queue("look", "ls -A /run/cuda-runner; ls /var/run/secrets && exit 1; env | grep -i jitconfig && exit 1; cuda-smoke check").await?;
+
+    // Then it runs on this runner, sees no registration and no token, and the device computes
+    let view = ctx.succeeded(job).await?;
+    ensure!(
+        view.runner.as_deref() == Some(first.as_str()),
+        "{:?} took the job of {first}",
+        view.runner
+    );
+    let log = ctx.github.job_log(job).await?;
+    ensure!(
+        log.contains(uuid),
+        "the job has not seen the device that was proven, {uuid}: {log}"
+    );
+    ensure!(
+        !log.contains("jitconfig"),
+        "the job saw the registration: {log}"
+    );
+
+    // And the runner is replaced, its entry and its pod are gone
+    let second = ctx.other_idle("pool", &first).await?;
+    ensure!(
+        ctx.entries().await? == [second],
+        "the entry of {first} is left"
+    );
+    ctx.gone(&first).await?;
+
+    // And a runner that ran a job is no failure
+    let status = ctx.status("pool").await?;
+    ensure!(
+        status.last_failures.is_empty(),
+        "{:?}",
+        status.last_failures
+    );
+    ctx.no_violations().await
+}
+
+/// Every field of the example manifest is taken, and those that are not acted on are named.
+pub(super) async fn example(ctx: &Ctx) -> Result<()> {
+    // Given the example of the documentation as it stands, pointed at this GitHub
+    let path = crate::paths::repository().join("docs/examples/tensor-wasm.yaml");
+    let mut example: Value = serde_saphyr::from_str(&std::fs::read_to_string(path)?)?;
+    let ours = ctx.pool("tensor-wasm", json!({}));
+    example["metadata"] = ours["metadata"].clone();
+    example["spec"]["github"] = ours["spec"]["github"].clone();
+    let container = &mut example["spec"]["template"]["spec"]["containers"][0];
+    container["image"] = ours["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    container["resources"] = json!({});
+
+    // When it is applied
+    ctx.apply(&example).await?;
+
+    // Then its runner comes, and what is not acted on is said
+    ctx.idle("tensor-wasm", 1).await?;
+    let message = ctx
+        .condition("tensor-wasm", "SpecSupported", "False", "NotImplemented")
+        .await?;
+    for field in ["spec.preflight", "spec.verify", "spec.requiredChecks"] {
+        ensure!(
+            message.contains(field),
+            "{field} is not named in: {message}"
+        );
+    }
+
+    // And a field without which the pool would be another one stalls it
+    let mut persistent = ours;
+    persistent["metadata"]["name"] = json!("persistent");
+    persistent["spec"]["lifetime"] = json!("Persistent");
+    ctx.apply(&persistent).await?;
+    let message = ctx
+        .condition("persistent", "Stalled", "True", "NotImplemented")
+        .await?;
+    ensure!(
+        message.contains("spec.lifetime"),
+        "the field is not named in: {message}"
+    );
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! What is in the images that are shipped: our binary, and nothing that simulates.
+
+use anyhow::{Result, ensure};
+
+use super::Ctx;
+use crate::{images::Images, report::Story};
+
+/// A word that only the simulated driver holds.
+const SIMULATED: &[u8] = b"SIMCUDA";
+
+pub(super) async fn run(_: &Ctx) -> Result<()> {
+    tokio::task::spawn_blocking(look).await?
+}
+
+fn look() -> Result<()> {
+    let images = Images::open(&Story::silent())?;
+    // The look finds what it looks for: the file that the node's device plugin mounts has the word.
+    let driver = std::fs::read(crate::images::artifact(
+        crate::images::Profile::Dev,
+        "libcuda.so",
+    ))?;
+    ensure!(
+        contains(&driver, SIMULATED),
+        "the simulated driver does not hold the word by which it is known"
+    );
+    for (name, binary) in [
+        ("cuda-runner-operator", "usr/bin/cuda-runner-operator"),
+        ("cuda-smoke", "usr/bin/cuda-smoke"),
+    ] {
+        let layers = images.layers_over_base(name)?;
+        let files: Vec<_> = layers
+            .iter()
+            .flat_map(|layer| &layer.files)
+            .filter(|file| !file.ends_with('/'))
+            .collect();
+        ensure!(files == [binary], "the image {name} adds {files:?}");
+        for layer in &layers {
+            ensure!(
+                !contains(&layer.content, SIMULATED),
+                "the image {name} holds the simulated driver"
+            );
+        }
+        let user = images.user(name)?;
+        ensure!(
+            user.split(':')
+                .next()
+                .is_some_and(|uid| uid.parse::<u32>().is_ok_and(|uid| uid > 0)),
+            "{name} runs as {user:?}"
+        );
+    }
+    Ok(())
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}

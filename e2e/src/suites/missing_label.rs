@@ -1,0 +1,68 @@
+//! A job that no pool can serve is named, with the label that is missing.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::Ctx;
+use crate::{
+    images::{Profile, artifact},
+    process::output,
+};
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Given a pool with the default labels
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    ctx.idle("pool", 1).await?;
+    ctx.condition("pool", "QueueServed", "True", "EveryJobHasAPool")
+        .await?;
+
+    // When a job is queued that also wants a100, and somebody asks why it waits
+    ctx.queue_for("train", &["self-hosted", "cuda", "a100"], "true", false)
+        .await?;
+    let why = ask(ctx, "pool").await?;
+
+    // Then the answer and the condition name the label and the job
+    let message = ctx
+        .condition("pool", "QueueServed", "False", "LabelMissing")
+        .await?;
+    for text in [&why, &message] {
+        ensure!(
+            text.contains("a100") && text.contains("train"),
+            "neither label nor job in: {text}"
+        );
+    }
+
+    // When a pool has the label
+    ctx.apply(&ctx.pool("big", json!({"labels": ["self-hosted", "cuda", "a100"]})))
+        .await?;
+
+    // Then it takes the job, and nothing is missing any more
+    ctx.wait_for("the job to be done", super::SOON, async || {
+        let done = ctx
+            .github
+            .jobs()
+            .await?
+            .into_iter()
+            .any(|job| job.name == "train" && job.conclusion.is_some());
+        Ok(done.then_some(()))
+    })
+    .await?;
+    ask(ctx, "pool").await?;
+    ctx.condition("pool", "QueueServed", "True", "EveryJobHasAPool")
+        .await?;
+    Ok(())
+}
+
+/// `kubectl cudarunner why`, by the plugin itself.
+async fn ask(ctx: &Ctx, pool: &str) -> Result<String> {
+    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
+    command.env("KUBECONFIG", ctx.cluster.kubeconfig()).args([
+        "why",
+        pool,
+        "--namespace",
+        &ctx.namespace,
+    ]);
+    tokio::task::spawn_blocking(move || output(&mut command)).await?
+}

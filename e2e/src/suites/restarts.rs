@@ -1,0 +1,203 @@
+//! The operator is killed at ten moments of a pool's life: no second runner, no lost one, nothing left behind.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Result, ensure};
+use cudarunner_crds::CudaRunner;
+use futures::TryStreamExt as _;
+use github_simulator::faults::Fault;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+    runtime::watcher::{self, Event, watcher},
+};
+use serde_json::json;
+
+use super::Ctx;
+use crate::deploy;
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let before = ctx.github.state().await?.lasting;
+    let most = Arc::new(AtomicUsize::new(0));
+    let count = tokio::spawn(count_pods(ctx.api(), Arc::clone(&most)));
+    let outcome = moments(ctx, &most).await;
+    count.abort();
+    outcome?;
+    let after = ctx.github.state().await?.lasting;
+    ensure!(after == before, "before {before:#}, after {after:#}");
+    Ok(())
+}
+
+async fn moments(ctx: &Ctx, most: &AtomicUsize) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let some_pod = async |what: &str, seen: &dyn Fn(&Pod) -> bool| {
+        ctx.wait_for(what, super::SOON, async || {
+            Ok(ctx.pods().await?.iter().any(seen).then_some(()))
+        })
+        .await
+    };
+
+    // 1: the resource is new
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    kill(ctx).await?;
+    // 2: the pod exists
+    some_pod("a pod", &|_| true).await?;
+    kill(ctx).await?;
+    let mut used = ctx.idle("pool", 1).await?;
+
+    // 3: the gate is at work, on the next runner
+    let job = ctx.queue("third", "true").await?;
+    ctx.succeeded(job).await?;
+    some_pod("a gate at work", &|pod| {
+        !used.contains(&name(pod)) && gate_runs(pod)
+    })
+    .await?;
+    kill(ctx).await?;
+    used.extend(ctx.idle("pool", 1).await?);
+
+    // 4: GitHub has made a registration, and its answer is under way
+    let slow = ctx
+        .github
+        .inject(&Fault {
+            path: Some("generate-jitconfig$".to_owned()),
+            delay_millis: 3000,
+            times: Some(1),
+            ..Fault::default()
+        })
+        .await?;
+    let job = ctx.queue("fourth", "true").await?;
+    ctx.succeeded(job).await?;
+    ctx.wait_for(
+        "the registration to be under way",
+        super::SOON,
+        async || {
+            Ok(ctx
+                .github
+                .faults()
+                .await?
+                .iter()
+                .all(|fault| fault.id != slow)
+                .then_some(()))
+        },
+    )
+    .await?;
+    kill(ctx).await?;
+    // 5: the runner is idle
+    used.extend(ctx.idle("pool", 1).await?);
+    kill(ctx).await?;
+    // 6: it has a job
+    let job = ctx.hold("sixth").await?;
+    ctx.picked_up(job).await?;
+    kill(ctx).await?;
+    ensure!(
+        ctx.github.job(job).await?.conclusion.is_none(),
+        "the job was cut short"
+    );
+    // 7: the job is done
+    ctx.github.release(job).await?;
+    ctx.succeeded(job).await?;
+    kill(ctx).await?;
+    ctx.idle("pool", 1).await?;
+    ensure!(
+        most.load(Ordering::SeqCst) <= 1,
+        "a pool of one had {} pods at a time",
+        most.load(Ordering::SeqCst)
+    );
+
+    // 8: some of the further runners exist
+    scale(ctx, 3).await?;
+    ctx.wait_for("further pods", super::SOON, async || {
+        Ok((pods.list(&Default::default()).await?.items.len() > 1).then_some(()))
+    })
+    .await?;
+    kill(ctx).await?;
+    ctx.idle("pool", 3).await?;
+    ensure!(
+        most.load(Ordering::SeqCst) <= 3,
+        "a pool of three had {} pods at a time",
+        most.load(Ordering::SeqCst)
+    );
+    // 9: one of the surplus has left GitHub
+    scale(ctx, 1).await?;
+    ctx.wait_for("an entry to go", super::SOON, async || {
+        Ok((ctx.entries().await?.len() < 3).then_some(()))
+    })
+    .await?;
+    kill(ctx).await?;
+    ctx.idle("pool", 1).await?;
+    ctx.wait_for("one entry", super::SOON, async || {
+        Ok((ctx.entries().await?.len() == 1).then_some(()))
+    })
+    .await?;
+    // 10: the pool is being deleted
+    let pools: Api<CudaRunner> = ctx.api();
+    pools.delete("pool", &DeleteParams::default()).await?;
+    kill(ctx).await?;
+    ctx.wait_for("the pool to be gone", super::SOON, async || {
+        Ok(pools.get_opt("pool").await?.is_none().then_some(()))
+    })
+    .await
+}
+
+/// Kills the operator where it stands; another is started in its place.
+async fn kill(ctx: &Ctx) -> Result<()> {
+    deploy::kill(&ctx.cluster, &ctx.client).await
+}
+
+async fn scale(ctx: &Ctx, replicas: usize) -> Result<()> {
+    let pools: Api<CudaRunner> = ctx.api();
+    let patch = json!({"spec": {"replicas": replicas}});
+    pools
+        .patch("pool", &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+fn name(pod: &Pod) -> String {
+    pod.metadata.name.clone().unwrap_or_default()
+}
+
+fn gate_runs(pod: &Pod) -> bool {
+    let gates = pod
+        .status
+        .iter()
+        .flat_map(|status| status.init_container_statuses.iter().flatten());
+    gates
+        .flat_map(|gate| &gate.state)
+        .any(|state| state.running.is_some())
+}
+
+/// Keeps the largest number of pods that were there at the same time and had not ended.
+async fn count_pods(pods: Api<Pod>, most: Arc<AtomicUsize>) {
+    let mut live: BTreeMap<String, bool> = BTreeMap::new();
+    let mut stream = Box::pin(watcher(pods, watcher::Config::default()));
+    loop {
+        match stream.try_next().await {
+            Ok(Some(Event::Apply(pod) | Event::InitApply(pod))) => {
+                let phase = pod
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref());
+                let ended = matches!(phase, Some("Succeeded" | "Failed"))
+                    || pod.metadata.deletion_timestamp.is_some();
+                live.insert(name(&pod), !ended);
+            }
+            Ok(Some(Event::Delete(pod))) => {
+                live.remove(&name(&pod));
+            }
+            Ok(Some(_)) | Err(_) => {}
+            Ok(None) => return,
+        }
+        most.fetch_max(
+            live.values().filter(|&&live| live).count(),
+            Ordering::SeqCst,
+        );
+    }
+}

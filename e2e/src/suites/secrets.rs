@@ -1,0 +1,137 @@
+//! No credential in anything that the whole run has written: logs, Events, objects, argument lists.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use github_simulator::control::NewCredential;
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Secret, ServiceAccount},
+};
+use kube::{Api, api::PostParams};
+use regex::bytes::Regex;
+use serde_json::json;
+
+use super::{Ctx, recorder};
+use crate::example;
+
+/// What credentials look like: tokens of GitHub's, private keys, and JSON in base64, which is what service-account tokens
+/// and just-in-time configurations are.
+const SHAPES: [&str; 3] = [
+    r"gh[a-z]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}",
+    "-----BEGIN [A-Z ]*PRIVATE KEY",
+    r"eyJ[A-Za-z0-9_+/=-]{40,}",
+];
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Given a runner that has had a job, beside all the suites before
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    let runner = ctx.idle("pool", 1).await?.remove(0);
+    let job = ctx.queue("job", "true").await?;
+    ctx.succeeded(job).await?;
+    ctx.gone(&runner).await?;
+    let shapes: Vec<Regex> = SHAPES
+        .iter()
+        .map(|shape| Regex::new(shape))
+        .collect::<Result<_, _>>()?;
+    the_shapes_are_right(ctx, &shapes).await?;
+
+    // When everything that was recorded is searched
+    let record = recorder::folder(&ctx.cluster);
+    let files = files_below(&[record.clone(), ctx.cluster.dir.join("logs")])?;
+    let has = |part: &str| {
+        files
+            .iter()
+            .any(|file| file.to_string_lossy().contains(part))
+    };
+    for part in [
+        "objects.jsonl",
+        "arguments",
+        "kubelet.log",
+        "_gate_",
+        "_runner_",
+        "_operator_",
+    ] {
+        ensure!(has(part), "nothing of {part} was recorded: {files:?}");
+    }
+    let arguments = std::fs::read_to_string(record.join("arguments"))?;
+    ensure!(
+        arguments.contains("run.sh"),
+        "the agent's arguments were not recorded: {arguments}"
+    );
+
+    // Then no credential is in it
+    let mut found = Vec::new();
+    for file in files {
+        let content = std::fs::read(&file)?;
+        for shape in &shapes {
+            found.extend(shape.find_iter(&content).map(|hit| {
+                let start = hit.start().saturating_sub(80);
+                format!(
+                    "{}: {}",
+                    file.display(),
+                    String::from_utf8_lossy(&content[start..hit.start() + 12])
+                )
+            }));
+        }
+    }
+    ensure!(found.is_empty(), "credentials were written: {found:#?}");
+    Ok(())
+}
+
+/// The shapes fit the real thing, or the search would find nothing whatever was written.
+async fn the_shapes_are_right(ctx: &Ctx, shapes: &[Regex]) -> Result<()> {
+    let accounts: Api<ServiceAccount> = ctx.api();
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec::default()),
+        ..TokenRequest::default()
+    };
+    let answer = accounts
+        .create_token_request("default", &PostParams::default(), &request)
+        .await?;
+    let service_account = answer
+        .status
+        .and_then(|status| status.token)
+        .unwrap_or_default();
+    let personal = ctx
+        .github
+        .create_token(&NewCredential {
+            name: "shape".to_owned(),
+            ..NewCredential::default()
+        })
+        .await?;
+    ctx.github.delete_token("shape").await?;
+    let secrets: Api<Secret> = ctx.api();
+    let app = secrets.get(example::SECRET).await?.data.unwrap_or_default();
+    let key = app
+        .get("private-key")
+        .map(|key| String::from_utf8_lossy(&key.0).into_owned())
+        .unwrap_or_default();
+    for (what, text) in [
+        ("a personal token", personal),
+        ("a private key", key),
+        ("a service-account token", service_account),
+    ] {
+        ensure!(
+            shapes.iter().any(|shape| shape.is_match(text.as_bytes())),
+            "no shape fits {what}"
+        );
+    }
+    Ok(())
+}
+
+fn files_below(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = folders.to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir::<&Path>(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
+        }
+    }
+    Ok(files)
+}
