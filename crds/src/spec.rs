@@ -261,9 +261,9 @@ pub struct Smoke {
     pub managed_memory: ManagedMemory,
 
     /// Minutes for which a node or device that failed is left alone; doubled when it fails again.
-    #[serde(default = "default_quarantine")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1440))]
-    pub quarantine_minutes: i32,
+    pub quarantine_minutes: Option<i32>,
 }
 
 /// Whether a device must offer concurrent access to managed memory.
@@ -408,7 +408,7 @@ impl Default for Smoke {
         Self {
             timeout_seconds: default_smoke_timeout(),
             managed_memory: ManagedMemory::default(),
-            quarantine_minutes: default_quarantine(),
+            quarantine_minutes: None,
         }
     }
 }
@@ -472,10 +472,6 @@ fn default_cuda_version() -> String {
 }
 
 fn default_smoke_timeout() -> i32 {
-    30
-}
-
-fn default_quarantine() -> i32 {
     30
 }
 

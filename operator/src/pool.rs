@@ -264,6 +264,7 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
 fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
     let spec = &resource.spec;
     [
+        (spec.smoke.quarantine_minutes.is_some(), "spec.smoke.quarantineMinutes"),
         (spec.preflight.is_some(), "spec.preflight"),
         (spec.verify.is_some(), "spec.verify"),
         (spec.required_checks.is_some(), "spec.requiredChecks"),
