@@ -1,2 +1,57 @@
-//! Placeholder.
-fn main() {}
+//! Stands in for the GitHub Actions agent in tests.
+//!
+//! What can be seen from outside is the real agent's: flags and their environment, files, lines of
+//! its log, exit codes, what signals do, hooks. What it speaks to the server is private to the
+//! simulator. Jobs really run, with bash, in the work folder.
+
+mod cli;
+mod configure;
+mod job;
+mod listener;
+mod server;
+mod settings;
+mod signals;
+mod terminal;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+
+/// Exit codes of the real agent's listener.
+mod code {
+    /// All well.
+    pub(crate) const SUCCESS: u8 = 0;
+    /// Not worth another try.
+    pub(crate) const TERMINATED: u8 = 1;
+    /// Another agent uses the registration.
+    pub(crate) const SESSION_CONFLICT: u8 = 5;
+    /// The server takes no agent of this version any more.
+    pub(crate) const VERSION_DEPRECATED: u8 = 7;
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Clap's own code, 2, would ask run.sh for another try.
+            let _ = error.print();
+            let help = !error.use_stderr();
+            return ExitCode::from(if help { code::SUCCESS } else { code::TERMINATED });
+        }
+    };
+    let outcome = match cli.command {
+        Command::Configure(options) => configure::add(&cli.root, &options),
+        Command::Remove(options) => configure::remove(&cli.root, &options),
+        Command::Run(options) => listener::run(&cli.root, &options),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            terminal::error(&format!("{error:#}"));
+            ExitCode::from(code::TERMINATED)
+        }
+    }
+}
