@@ -39,7 +39,11 @@ fn main() -> ExitCode {
             // Clap's own code, 2, would ask run.sh for another try.
             let _ = error.print();
             let help = !error.use_stderr();
-            return ExitCode::from(if help { code::SUCCESS } else { code::TERMINATED });
+            return ExitCode::from(if help {
+                code::SUCCESS
+            } else {
+                code::TERMINATED
+            });
         }
     };
     let outcome = match cli.command {
