@@ -35,7 +35,12 @@ enum Done {
 }
 
 /// Carries out `actions`.
-pub async fn act(ctx: &Context, pool: &Pool, client: Option<Arc<Client>>, actions: Vec<Action>) -> Outcome {
+pub async fn act(
+    ctx: &Context,
+    pool: &Pool,
+    client: Option<Arc<Client>>,
+    actions: Vec<Action>,
+) -> Outcome {
     let hand = Hand {
         ctx,
         pool,
@@ -107,7 +112,11 @@ impl Hand<'_> {
         }});
         let api = Api::<CudaRunner>::namespaced(self.ctx.client.clone(), &self.pool.key.namespace);
         let patched = api
-            .patch_metadata(&self.pool.key.name, &PatchParams::default(), &Patch::Merge(patch))
+            .patch_metadata(
+                &self.pool.key.name,
+                &PatchParams::default(),
+                &Patch::Merge(patch),
+            )
             .await;
         match patched {
             Err(error) if !is_status(&error, 404) => Err(ActError::Kubernetes(error)),
@@ -177,7 +186,9 @@ impl Hand<'_> {
         self.ctx.memory.with(self.pool, |memory| {
             memory.last_change = Some(Timestamp::now());
             if let Some(listing) = &mut memory.github.listing {
-                listing.entries.retain(|e| e.id != entry.id || deletion == Deletion::Busy);
+                listing
+                    .entries
+                    .retain(|e| e.id != entry.id || deletion == Deletion::Busy);
                 for left in listing.entries.iter_mut().filter(|e| e.id == entry.id) {
                     left.busy = true;
                 }

@@ -37,7 +37,10 @@ mod tests {
         let mut nominal = first;
         for failures in 1..40 {
             let pause = exponential(first, longest, failures, "pool");
-            assert!(pause >= nominal * 4 / 5 && pause <= nominal * 6 / 5, "{failures}: {pause:?}");
+            assert!(
+                pause >= nominal * 4 / 5 && pause <= nominal * 6 / 5,
+                "{failures}: {pause:?}"
+            );
             nominal = (nominal * 2).min(longest);
         }
         assert_eq!(exponential(first, longest, 0, "pool"), SignedDuration::ZERO);
@@ -45,7 +48,14 @@ mod tests {
 
     #[test]
     fn two_pools_do_not_come_back_together() {
-        let pause = |key| exponential(SignedDuration::from_secs(60), SignedDuration::from_mins(10), 3, key);
+        let pause = |key| {
+            exponential(
+                SignedDuration::from_secs(60),
+                SignedDuration::from_mins(10),
+                3,
+                key,
+            )
+        };
         assert_ne!(pause("a"), pause("b"));
         assert_eq!(pause("a"), pause("a"));
     }

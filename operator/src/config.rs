@@ -46,7 +46,12 @@ pub struct Config {
     pub registrar_listen: SocketAddr,
 
     /// Service, in the operator's namespace, through which pods reach the registrar.
-    #[arg(long, env, default_value = "cuda-runner-operator-registrar", conflicts_with = "registrar_url")]
+    #[arg(
+        long,
+        env,
+        default_value = "cuda-runner-operator-registrar",
+        conflicts_with = "registrar_url"
+    )]
     pub registrar_service: String,
 
     /// Address by which pods reach the registrar, instead of the Service: for an operator outside of the cluster.

@@ -75,10 +75,16 @@ impl Desk for OperatorDesk {
             return Err(retry("PoolUnknown", "the pool is not known at the moment"));
         };
         let Ok(spec) = &pool.spec else {
-            return Err(refusal("SpecInvalid", "the pool's spec cannot be carried out"));
+            return Err(refusal(
+                "SpecInvalid",
+                "the pool's spec cannot be carried out",
+            ));
         };
         let Some(client) = client_of(&self.ctx, &pool).await else {
-            return Err(retry("NoCredentials", "the pool has no usable credentials at the moment"));
+            return Err(retry(
+                "NoCredentials",
+                "the pool has no usable credentials at the moment",
+            ));
         };
         let mut labels = spec.labels.clone();
         labels.push(pool.ownership_label());

@@ -19,7 +19,9 @@ fn crd() -> ExitCode {
             print!("{yaml}");
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&format!("the definition cannot be written as YAML: {error}")),
+        Err(error) => fail(&format!(
+            "the definition cannot be written as YAML: {error}"
+        )),
     }
 }
 
@@ -27,7 +29,10 @@ fn operate(config: Config) -> ExitCode {
     if let Err(error) = telemetry::start(config.log_format, &config.log_filter) {
         return fail(&format!("--log-filter {:?}: {error}", config.log_filter));
     }
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         return fail("another TLS provider is installed already");
     }
     let runtime = match tokio::runtime::Runtime::new() {

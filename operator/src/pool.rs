@@ -212,7 +212,10 @@ impl Spec {
             url.to_string(),
             &spec.labels,
             &spec.github.runner_group,
-            spec.github.ca_bundle_ref.as_ref().map(|r| (&r.name, &r.key)),
+            spec.github
+                .ca_bundle_ref
+                .as_ref()
+                .map(|r| (&r.name, &r.key)),
             (&gpu.resource, gpu.count),
             (
                 &gate.min_compute_capability,
@@ -243,7 +246,10 @@ impl Spec {
 fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
     let spec = &resource.spec;
     [
-        (spec.lifetime != Lifetime::Ephemeral, "spec.lifetime: Persistent"),
+        (
+            spec.lifetime != Lifetime::Ephemeral,
+            "spec.lifetime: Persistent",
+        ),
         (
             spec.registration == RegistrationMode::RegistrationToken,
             "spec.registration: RegistrationToken",
@@ -264,7 +270,10 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
 fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
     let spec = &resource.spec;
     [
-        (spec.smoke.quarantine_minutes.is_some(), "spec.smoke.quarantineMinutes"),
+        (
+            spec.smoke.quarantine_minutes.is_some(),
+            "spec.smoke.quarantineMinutes",
+        ),
         (spec.preflight.is_some(), "spec.preflight"),
         (spec.verify.is_some(), "spec.verify"),
         (spec.required_checks.is_some(), "spec.requiredChecks"),

@@ -23,7 +23,10 @@ const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 const NOTE: usize = 1024;
 
 /// Visits a pool.
-pub async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<Next, ReconcileError> {
+pub async fn reconcile(
+    resource: Arc<CudaRunner>,
+    ctx: Arc<Context>,
+) -> Result<Next, ReconcileError> {
     let now = Timestamp::now();
     let pool = read(&resource, &ctx);
     if pool.deleting.is_some() && !pool.finalizer {
@@ -35,7 +38,8 @@ pub async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<N
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
     say(&ctx, &resource, &plan.notices).await;
     let outcome = act::act(&ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
-    ctx.memory.with(&pool, |memory| memory.refresh |= plan.refresh);
+    ctx.memory
+        .with(&pool, |memory| memory.refresh |= plan.refresh);
     let mut wake = plan.wake;
     if plan.refresh {
         wake = Some(sooner(wake, again(&ctx, &pool, now)));
@@ -50,7 +54,9 @@ pub async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<N
         }
     }
     finish(&ctx, &pool, outcome)?;
-    Ok(wake.map_or_else(Next::await_change, |wait| Next::requeue(wait.unsigned_abs())))
+    Ok(wake.map_or_else(Next::await_change, |wait| {
+        Next::requeue(wait.unsigned_abs())
+    }))
 }
 
 /// Our own last word on the status is ahead of the store's.
@@ -66,7 +72,9 @@ fn read(resource: &CudaRunner, ctx: &Context) -> Pool {
 fn again(ctx: &Context, pool: &Pool, now: Timestamp) -> SignedDuration {
     let not_before = ctx.memory.with(pool, |memory| memory.github.not_before);
     not_before.map_or(SignedDuration::from_millis(200), |moment| {
-        moment.duration_since(now).max(SignedDuration::from_millis(200))
+        moment
+            .duration_since(now)
+            .max(SignedDuration::from_millis(200))
     })
 }
 
@@ -98,7 +106,10 @@ async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        let published = ctx.recorder.publish(&event, &resource.object_ref(&())).await;
+        let published = ctx
+            .recorder
+            .publish(&event, &resource.object_ref(&()))
+            .await;
         if let Err(error) = published {
             tracing::warn!(%error, reason = notice.reason, "an Event was not published");
         }

@@ -46,7 +46,9 @@ const CONTROLLER: &str = "cuda-runner-operator";
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No way to the API server was found.
-    #[error("no Kubernetes API server: {0}; run in a pod with a service account, or set KUBECONFIG")]
+    #[error(
+        "no Kubernetes API server: {0}; run in a pod with a service account, or set KUBECONFIG"
+    )]
     Kubeconfig(#[source] kube::Error),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
@@ -57,7 +59,9 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The Service of the registrar is of no use.
-    #[error("the Service {service} gives pods no address of the registrar ({why}); create it, name another with --registrar-service, or give --registrar-url")]
+    #[error(
+        "the Service {service} gives pods no address of the registrar ({why}); create it, name another with --registrar-service, or give --registrar-url"
+    )]
     Service {
         /// `NAMESPACE/NAME`.
         service: String,
@@ -151,7 +155,12 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
     };
     for scope in Scope::of(&config.watch_namespace) {
         let (store, writer) = reflector::store();
-        tokio::spawn(pools::follow(client.clone(), scope.clone(), writer, Arc::clone(waker)));
+        tokio::spawn(pools::follow(
+            client.clone(),
+            scope.clone(),
+            writer,
+            Arc::clone(waker),
+        ));
         let (filled, is_filled) = flag::channel(false);
         let reader: Store<CudaRunner> = store.clone();
         tokio::spawn(async move {
@@ -161,7 +170,13 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
         watched.pools.push(store);
         let (filled, is_filled) = flag::channel(false);
         let pods = Arc::clone(&watched.pods);
-        tokio::spawn(pods::follow(client.clone(), scope, pods, Arc::clone(waker), filled));
+        tokio::spawn(pods::follow(
+            client.clone(),
+            scope,
+            pods,
+            Arc::clone(waker),
+            filled,
+        ));
         watched.ready.push(("the runner pods", is_filled));
     }
     if config.watch_namespace.is_empty() {
@@ -252,7 +267,10 @@ async fn controller(
 /// The address of the registrar, and the names for its certificate.
 ///
 /// Pods get the Service's address and not its name: a gate then needs no cluster DNS.
-async fn registrar_address(config: &Config, client: &Client) -> Result<(String, ServerNames), RunError> {
+async fn registrar_address(
+    config: &Config,
+    client: &Client,
+) -> Result<(String, ServerNames), RunError> {
     if let Some(url) = &config.registrar_url {
         let host = url
             .parse::<http::Uri>()
@@ -303,10 +321,12 @@ fn server_names(host: &str) -> ServerNames {
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen {
-        address: address.to_string(),
-        source,
-    })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen {
+            address: address.to_string(),
+            source,
+        })
 }
 
 /// SIGTERM or SIGINT.
@@ -320,4 +340,3 @@ async fn signal() {
         _ = tokio::signal::ctrl_c() => {}
     }
 }
-

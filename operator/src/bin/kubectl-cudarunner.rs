@@ -63,7 +63,8 @@ async fn why(name: &str, namespace: Option<&str>) -> Result<String, String> {
         .await
         .map_err(|e| format!("the CudaRunner {namespace}/{name} cannot be asked: {e}"))?;
 
-    let looked = tokio::time::timeout(LOOK, await_condition(api.clone(), name, has_looked(asked))).await;
+    let looked =
+        tokio::time::timeout(LOOK, await_condition(api.clone(), name, has_looked(asked))).await;
     let resource = api
         .get(name)
         .await
@@ -91,10 +92,21 @@ fn explain(status: &CudaRunnerStatus) -> String {
         .conditions
         .iter()
         .filter(|c| c.type_ != "Ready")
-        .filter(|c| c.status == if c.type_ == "Stalled" { "True" } else { "False" })
+        .filter(|c| {
+            c.status
+                == if c.type_ == "Stalled" {
+                    "True"
+                } else {
+                    "False"
+                }
+        })
         .collect();
     for condition in &held {
-        let _ = writeln!(text, "{} ({}): {}", condition.type_, condition.reason, condition.message);
+        let _ = writeln!(
+            text,
+            "{} ({}): {}",
+            condition.type_, condition.reason, condition.message
+        );
     }
     if held.is_empty() {
         text.push_str("Nothing holds this pool.\n");
@@ -105,7 +117,11 @@ fn explain(status: &CudaRunnerStatus) -> String {
         status.queued, status.online, status.busy, status.gated, status.pending
     );
     for failure in &status.last_failures {
-        let _ = writeln!(text, "{} {} ({}): {}", failure.at.0, failure.runner, failure.reason, failure.message);
+        let _ = writeln!(
+            text,
+            "{} {} ({}): {}",
+            failure.at.0, failure.runner, failure.reason, failure.message
+        );
     }
     text
 }

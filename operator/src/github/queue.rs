@@ -46,7 +46,10 @@ impl Client {
             let path = format!("{owner}/actions/runs?status={state}&per_page={MOST_RUNS}");
             let runs: Runs = self.ask_kept(path, &before, &mut kept).await?;
             for run in runs.workflow_runs.into_iter().take(MOST_RUNS) {
-                let path = format!("{owner}/actions/runs/{}/jobs?filter=latest&per_page=100", run.id);
+                let path = format!(
+                    "{owner}/actions/runs/{}/jobs?filter=latest&per_page=100",
+                    run.id
+                );
                 let of_run: Jobs = self.ask_kept(path, &before, &mut kept).await?;
                 let waiting = of_run.jobs.into_iter().filter(|job| job.status == "queued");
                 jobs.extend(waiting.map(|job| QueuedJob {
@@ -68,7 +71,10 @@ impl Client {
         let last = before.get(&path);
         let ask = Ask {
             etag: last.map(|(etag, _)| etag.clone()),
-            ..Ask::get(path.clone(), format!("read the queue of {}", self.url().scope()))
+            ..Ask::get(
+                path.clone(),
+                format!("read the queue of {}", self.url().scope()),
+            )
         };
         let answer = self.transport.send(&ask).await?;
         let (etag, body) = match (answer.status, last) {

@@ -98,7 +98,9 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             "Evicted" | "Preempting" | "NodeShutdown" | "Terminated" => failure(
                 "Evicted",
                 Class::Transient,
-                format!("Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"),
+                format!(
+                    "Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"
+                ),
             ),
             "NodeLost" => failure(
                 "NodeLost",

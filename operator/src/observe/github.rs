@@ -152,12 +152,14 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
 
 fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
     let data = secret.data.iter().flatten();
-    data.map(|(key, value)| (key.clone(), value.0.clone())).collect()
+    data.map(|(key, value)| (key.clone(), value.0.clone()))
+        .collect()
 }
 
 async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaBundle>, NoClient> {
     let reference = spec.ca_bundle.as_ref();
-    ctx.config_maps.release(&pool.key, reference.map(|r| r.name.as_str()));
+    ctx.config_maps
+        .release(&pool.key, reference.map(|r| r.name.as_str()));
     let Some(reference) = reference else {
         return Ok(None);
     };
@@ -168,7 +170,10 @@ async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaB
     };
     let pem = found.ok_or_else(|| NoClient {
         reason: "CaBundleNotFound",
-        message: format!("There is no {place} in the namespace {}; create it with the certificates as PEM", pool.key.namespace),
+        message: format!(
+            "There is no {place} in the namespace {}; create it with the certificates as PEM",
+            pool.key.namespace
+        ),
     })?;
     let bundle = CaBundle::from_pem(&pem).map_err(|e| NoClient {
         reason: "CaBundleInvalid",
@@ -178,8 +183,17 @@ async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaB
 }
 
 fn pem_of(map: &ConfigMap, key: &str) -> Option<Vec<u8>> {
-    let text = map.data.as_ref().and_then(|d| d.get(key)).map(|s| s.as_bytes().to_vec());
-    text.or_else(|| map.binary_data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.clone()))
+    let text = map
+        .data
+        .as_ref()
+        .and_then(|d| d.get(key))
+        .map(|s| s.as_bytes().to_vec());
+    text.or_else(|| {
+        map.binary_data
+            .as_ref()
+            .and_then(|d| d.get(key))
+            .map(|b| b.0.clone())
+    })
 }
 
 /// Whether GitHub is to be asked now.
@@ -213,7 +227,11 @@ async fn read_queue(client: &Client, pool: &Pool, listing: &crate::github::Listi
 }
 
 /// Asks who we are and what we have there.
-async fn ask(client: &Client, spec: &Spec, first: bool) -> Result<Arc<crate::github::Listing>, Error> {
+async fn ask(
+    client: &Client,
+    spec: &Spec,
+    first: bool,
+) -> Result<Arc<crate::github::Listing>, Error> {
     if first {
         client.check_access(FIRST_LIST).await?;
         client.runner_group_id(spec.runner_group.as_deref()).await?;

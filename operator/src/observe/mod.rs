@@ -17,7 +17,11 @@ use crate::plan::Observed;
 use crate::pool::Pool;
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
-pub async fn observe(ctx: &Context, pool: &Pool, now: Timestamp) -> (Observed, Option<Arc<Client>>) {
+pub async fn observe(
+    ctx: &Context,
+    pool: &Pool,
+    now: Timestamp,
+) -> (Observed, Option<Arc<Client>>) {
     let mut runners = ctx.pods.of(&pool.key);
     let seen = runners
         .iter()
@@ -42,9 +46,11 @@ pub async fn observe(ctx: &Context, pool: &Pool, now: Timestamp) -> (Observed, O
             queue: memory.github.queue.clone(),
             other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
-            gpu_nodes: ctx.nodes.as_ref().zip(pool.spec.as_ref().ok()).map(|(nodes, spec)| {
-                nodes.offering(&spec.gpu.resource, spec.gpu.count)
-            }),
+            gpu_nodes: ctx
+                .nodes
+                .as_ref()
+                .zip(pool.spec.as_ref().ok())
+                .map(|(nodes, spec)| nodes.offering(&spec.gpu.resource, spec.gpu.count)),
             pod_refused: memory.pod_refused.clone(),
             pod_settings: ctx.pod_settings(),
             seed: ctx.random(),

@@ -251,4 +251,3 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
         message: waiting.message.clone().unwrap_or_default(),
     })
 }
-

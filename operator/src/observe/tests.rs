@@ -89,9 +89,18 @@ fn each_step_on_the_node_is_a_phase() {
     assert_eq!(at(&waiting, &idle_agent, "False"), RunnerPhase::Preparing);
     assert_eq!(at(&running(), &idle_agent, "False"), RunnerPhase::Gated);
     assert_eq!(at(&passed(), &idle_agent, "False"), RunnerPhase::Starting);
-    assert_eq!(at(&passed(), &agent(&running(), false, false), "False"), RunnerPhase::Starting);
-    assert_eq!(at(&passed(), &agent(&running(), true, true), "True"), RunnerPhase::Idle);
-    assert_eq!(at(&passed(), &agent(&running(), true, false), "False"), RunnerPhase::Busy);
+    assert_eq!(
+        at(&passed(), &agent(&running(), false, false), "False"),
+        RunnerPhase::Starting
+    );
+    assert_eq!(
+        at(&passed(), &agent(&running(), true, true), "True"),
+        RunnerPhase::Idle
+    );
+    assert_eq!(
+        at(&passed(), &agent(&running(), true, false), "False"),
+        RunnerPhase::Busy
+    );
 }
 
 #[test]
@@ -106,7 +115,9 @@ fn a_completed_mark_is_a_job_done_whatever_the_code() {
     for code in [0, 143] {
         let runner = ended(code, "Completed", marks);
         assert_eq!(runner.phase, RunnerPhase::Finished);
-        assert!(matches!(runner.end, Some(End::JobDone(job)) if job.job == "build" && job.run == "7"));
+        assert!(
+            matches!(runner.end, Some(End::JobDone(job)) if job.job == "build" && job.run == "7")
+        );
     }
 }
 
@@ -115,14 +126,20 @@ fn an_end_without_marks_is_no_job() {
     let runner = ended(0, "Completed", "");
     assert_eq!(runner.phase, RunnerPhase::Failed);
     assert_eq!(failure(&runner).reason, "EndedWithoutJob");
-    assert!(failure(&runner).registered, "GitHub may still hold its entry");
+    assert!(
+        failure(&runner).registered,
+        "GitHub may still hold its entry"
+    );
 }
 
 #[test]
 fn ends_have_their_reason() {
     let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
     assert_eq!(failure(&ended(7, "Error", "")).reason, "VersionRefused");
-    assert_eq!(failure(&ended(137, "OOMKilled", started)).reason, "OutOfMemory");
+    assert_eq!(
+        failure(&ended(137, "OOMKilled", started)).reason,
+        "OutOfMemory"
+    );
     let cut = ended(143, "Error", started);
     assert_eq!(failure(&cut).reason, "JobCutShort");
     assert!(failure(&cut).message.contains("build of run 7 in a/b"));
@@ -155,7 +172,10 @@ fn a_failed_gate_speaks_through_its_report() {
     }));
     let failure = failure(&runner);
     assert_eq!((failure.class, failure.code), (Class::Node, Some(803)));
-    assert_eq!(failure.message, "Driver and library differ. Reboot the node.");
+    assert_eq!(
+        failure.message,
+        "Driver and library differ. Reboot the node."
+    );
     assert!(!failure.registered);
 }
 
@@ -176,7 +196,10 @@ fn evictions_and_refusals_of_the_node_are_told_apart() {
         pod(&json!({"phase": "Failed", "reason": reason, "message": "m", "conditions": [bound()]}))
     };
     assert_eq!(failure(&with("Evicted")).reason, "Evicted");
-    assert_eq!(failure(&with("UnexpectedAdmissionError")).reason, "PodRejected");
+    assert_eq!(
+        failure(&with("UnexpectedAdmissionError")).reason,
+        "PodRejected"
+    );
     assert_eq!(failure(&with("NodeLost")).reason, "NodeLost");
 }
 

@@ -77,7 +77,13 @@ pub(super) fn plan(
         (kind::SPEC_SUPPORTED, supported(pool)),
     ];
     for (type_, said) in all {
-        set(&mut plan.status.conditions, type_, said, pool.generation, now);
+        set(
+            &mut plan.status.conditions,
+            type_,
+            said,
+            pool.generation,
+            now,
+        );
     }
     announce(pool, health, plan);
 }
@@ -85,7 +91,11 @@ pub(super) fn plan(
 /// An Event for each failure, and for each condition that changed.
 fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
     for failure in &health.new {
-        let node = failure.node.as_deref().map(|n| format!(" on {n}")).unwrap_or_default();
+        let node = failure
+            .node
+            .as_deref()
+            .map(|n| format!(" on {n}"))
+            .unwrap_or_default();
         plan.notices.push(Notice {
             warning: true,
             reason: failure.reason.clone(),
@@ -98,7 +108,8 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .conditions
             .iter()
             .find(|c| c.type_ == condition.type_);
-        let changed = before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
+        let changed =
+            before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
         // What is unknown at the first visit is no news, and Ready only sums up the others.
         let news = changed
             && condition.type_ != kind::READY
@@ -115,7 +126,11 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
 
 /// The status with which a condition of this type reports trouble.
 fn bad_status(type_: &str) -> &'static str {
-    if type_ == kind::STALLED { "True" } else { "False" }
+    if type_ == kind::STALLED {
+        "True"
+    } else {
+        "False"
+    }
 }
 
 fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> Say {
@@ -144,7 +159,11 @@ fn credentials(observed: &Observed) -> Say {
             reason,
             message,
             transient,
-        } => say(if *transient { "Unknown" } else { "False" }, reason, message.clone()),
+        } => say(
+            if *transient { "Unknown" } else { "False" },
+            reason,
+            message.clone(),
+        ),
     }
 }
 
@@ -158,36 +177,61 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
     let passed = observed.runners.iter().any(|r| !r.devices.is_empty());
     let before = previous(pool, kind::GPU_HEALTHY);
     if passed || before.is_some_and(|c| c.status == "True") {
-        return say("True", "GatePassed", "Every device that was tried computes correctly");
+        return say(
+            "True",
+            "GatePassed",
+            "Every device that was tried computes correctly",
+        );
     }
     say("Unknown", "NotTried", "No gate has run to its end yet")
 }
 
 /// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
-fn online(pool: &Pool, observed: &Observed, health: &Health, now: Timestamp, plan: &mut Plan) -> Say {
+fn online(
+    pool: &Pool,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Say {
     let Ok(spec) = &pool.spec else {
-        return say("False", "NoRunners", "The spec cannot be carried out; see the condition Stalled");
+        return say(
+            "False",
+            "NoRunners",
+            "The spec cannot be carried out; see the condition Stalled",
+        );
     };
     if spec.replicas == 0 {
         return say("True", "ScaledToZero", "No runner is wanted");
     }
     let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     let trouble = trouble(spec, observed, health, now, plan);
-    let first = observed.runners.iter().filter(|r| r.is_online()).map(|r| r.since).min();
+    let first = observed
+        .runners
+        .iter()
+        .filter(|r| r.is_online())
+        .map(|r| r.since)
+        .min();
     match (first, trouble) {
         (Some(_), Some((reason, message))) => say(
             "True",
             &reason,
             format!("Runners are online, though not all that are wanted: {message}"),
         ),
-        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => {
-            say("True", "Online", before.map(|c| c.message.clone()).unwrap_or_default())
-        }
+        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => say(
+            "True",
+            "Online",
+            before.map(|c| c.message.clone()).unwrap_or_default(),
+        ),
         (Some(first), None) => say("True", "Online", online_message(pool, first)),
         (None, Some((reason, message))) => say("False", &reason, message),
         (None, None) => match before {
             Some(c) => say("True", &c.reason, c.message.clone()),
-            None => say("False", "Starting", "The first runner has not come online yet"),
+            None => say(
+                "False",
+                "Starting",
+                "The first runner has not come online yet",
+            ),
         },
     }
 }
@@ -213,7 +257,10 @@ fn trouble(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<(String, String)> {
-    if let Access::Refused { reason, message, .. } = &observed.access {
+    if let Access::Refused {
+        reason, message, ..
+    } = &observed.access
+    {
         return Some((reason.clone(), message.clone()));
     }
     if let Some(failure) = health.current() {
@@ -225,11 +272,18 @@ fn trouble(
             format!("Kubernetes did not take the pod: {message}"),
         ));
     }
-    if let Some(runner) = observed.runners.iter().find(|r| health::image_trouble(r).is_some()) {
+    if let Some(runner) = observed
+        .runners
+        .iter()
+        .find(|r| health::image_trouble(r).is_some())
+    {
         let waiting = runner.waiting.as_ref()?;
         return Some((
             waiting.reason.clone(),
-            format!("An image cannot be pulled ({}); check its name and the imagePullSecrets in spec.template", waiting.reason),
+            format!(
+                "An image cannot be pulled ({}); check its name and the imagePullSecrets in spec.template",
+                waiting.reason
+            ),
         ));
     }
     let unscheduled: Vec<_> = observed
@@ -272,7 +326,10 @@ fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {
 
 /// The condition of a part that this version does not have.
 fn unbuilt(pool: &Pool, field: &'static str) -> Say {
-    let asked = pool.spec.as_ref().is_ok_and(|s| s.not_acted_on.contains(&field));
+    let asked = pool
+        .spec
+        .as_ref()
+        .is_ok_and(|s| s.not_acted_on.contains(&field));
     if asked {
         return say(
             "Unknown",
@@ -284,7 +341,11 @@ fn unbuilt(pool: &Pool, field: &'static str) -> Say {
 }
 
 fn supported(pool: &Pool) -> Say {
-    let fields = pool.spec.as_ref().map(|s| s.not_acted_on.join(", ")).unwrap_or_default();
+    let fields = pool
+        .spec
+        .as_ref()
+        .map(|s| s.not_acted_on.join(", "))
+        .unwrap_or_default();
     match &pool.spec {
         Err(error) if error.reason() == "NotImplemented" => {
             say("False", "NotImplemented", error.to_string())

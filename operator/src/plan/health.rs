@@ -48,13 +48,16 @@ impl Health {
     /// The failure that the pool suffers from now.
     #[must_use]
     pub fn current(&self) -> Option<&FailureStatus> {
-        (self.consecutive > 0).then(|| self.last_failures.first()).flatten()
+        (self.consecutive > 0)
+            .then(|| self.last_failures.first())
+            .flatten()
     }
 
     /// The failure that a person has to mend, if that is what the pool suffers from.
     #[must_use]
     pub fn stalled(&self) -> Option<&FailureStatus> {
-        self.current().filter(|failure| needs_a_person(&failure.class))
+        self.current()
+            .filter(|failure| needs_a_person(&failure.class))
     }
 }
 
@@ -77,7 +80,11 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
             Some(End::Failed(failure)) => failure.clone(),
             Some(End::JobDone(_)) => continue,
             None => {
-                let late = pool.spec.as_ref().ok().and_then(|s| overrun(runner, s, now));
+                let late = pool
+                    .spec
+                    .as_ref()
+                    .ok()
+                    .and_then(|s| overrun(runner, s, now));
                 let Some(failure) = late else { continue };
                 overdue.push(runner.name.clone());
                 failure
@@ -120,9 +127,10 @@ fn consecutive(
         0
     };
     let healthy_since = |moment: Timestamp| {
-        observed.runners.iter().any(|r| {
-            (r.is_online() || r.phase == RunnerPhase::Finished) && r.since > moment
-        })
+        observed
+            .runners
+            .iter()
+            .any(|r| (r.is_online() || r.phase == RunnerPhase::Finished) && r.since > moment)
     };
     if last.is_some_and(|last| healthy_since(last.at.0)) {
         return 0;

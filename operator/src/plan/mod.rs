@@ -232,7 +232,9 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
     let phase = |phases: &'static [RunnerPhase]| move |r: &Runner| phases.contains(&r.phase);
     let mut listed: Vec<_> = runners.iter().filter(|r| r.end.is_none()).collect();
     listed.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-    let beyond = listed.len().saturating_sub(cudarunner_crds::MAX_LISTED_RUNNERS);
+    let beyond = listed
+        .len()
+        .saturating_sub(cudarunner_crds::MAX_LISTED_RUNNERS);
     CudaRunnerStatus {
         observed_generation: Some(pool.generation),
         replicas: count(&|r| r.is_active(now)),

@@ -122,7 +122,10 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
             "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
             spec.gate.min_compute_capability.clone(),
         ),
-        ("CUDA_SMOKE_MIN_CUDA_VERSION", spec.gate.min_cuda_version.clone()),
+        (
+            "CUDA_SMOKE_MIN_CUDA_VERSION",
+            spec.gate.min_cuda_version.clone(),
+        ),
         (
             "CUDA_SMOKE_MANAGED_MEMORY",
             match spec.gate.managed_memory {
@@ -131,7 +134,10 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
             }
             .to_owned(),
         ),
-        ("CUDA_SMOKE_TIMEOUT_SECONDS", spec.gate.timeout_seconds.to_string()),
+        (
+            "CUDA_SMOKE_TIMEOUT_SECONDS",
+            spec.gate.timeout_seconds.to_string(),
+        ),
         // Where the vendor's device plugin mounts the driver without a runtime class, as on GKE.
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
     ];
@@ -194,7 +200,11 @@ fn runner(spec: &Spec) -> Container {
     Container {
         name: RUNNER.to_owned(),
         image: Some(DEFAULT_IMAGE.to_owned()),
-        command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), START.to_owned()]),
+        command: Some(vec![
+            "/bin/sh".to_owned(),
+            "-c".to_owned(),
+            START.to_owned(),
+        ]),
         env: Some(env),
         resources: Some(devices(&spec.gpu)),
         startup_probe: Some(Probe {
@@ -384,11 +394,25 @@ mod tests {
         let resources = runner.resources.as_ref().unwrap();
         assert_eq!(resources.requests.as_ref().unwrap()["cpu"].0, "4");
         assert_eq!(resources.limits.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
-        let names: Vec<&str> = runner.env.iter().flatten().map(|e| e.name.as_str()).collect();
+        let names: Vec<&str> = runner
+            .env
+            .iter()
+            .flatten()
+            .map(|e| e.name.as_str())
+            .collect();
         assert!(names.contains(&"A") && names.contains(&"ACTIONS_RUNNER_HOOK_JOB_STARTED"));
         let labels = pod.metadata.labels.unwrap();
-        assert_eq!((labels["team"].as_str(), labels["cudarunner.dev/pool"].as_str()), ("ml", "pool"));
-        assert_eq!(pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"], "false");
+        assert_eq!(
+            (
+                labels["team"].as_str(),
+                labels["cudarunner.dev/pool"].as_str()
+            ),
+            ("ml", "pool")
+        );
+        assert_eq!(
+            pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"],
+            "false"
+        );
     }
 
     #[test]
@@ -405,11 +429,16 @@ mod tests {
             gate.security_context.unwrap().run_as_user
         };
         assert_eq!(user(json!({})), Some(1001));
-        assert_eq!(user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": []}})), Some(1234));
         assert_eq!(
-            user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": [
-                {"name": "runner", "securityContext": {"runAsUser": 2000}}
-            ]}})),
+            user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": []}})),
+            Some(1234)
+        );
+        assert_eq!(
+            user(
+                json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": [
+                    {"name": "runner", "securityContext": {"runAsUser": 2000}}
+                ]}})
+            ),
             Some(2000)
         );
     }

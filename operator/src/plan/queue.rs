@@ -18,17 +18,28 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 /// Whether every queued job that looks for runners like ours finds some; the first that does not is named.
 pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
     let Ok(spec) = &pool.spec else {
-        return say("Unknown", "NotRead", "The queue is not read while the spec cannot be carried out");
+        return say(
+            "Unknown",
+            "NotRead",
+            "The queue is not read while the spec cannot be carried out",
+        );
     };
     let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
         None => return say("Unknown", "NotRead", "The queue has not been read yet"),
         Some(Err(message)) => return say("Unknown", "NotReadable", message.clone()),
         Some(Ok(None)) => {
-            return say("Unknown", "NotListed", "GitHub lists queued jobs for repositories only");
+            return say(
+                "Unknown",
+                "NotListed",
+                "GitHub lists queued jobs for repositories only",
+            );
         }
         Some(Ok(Some(jobs))) => jobs,
     };
-    match jobs.iter().find(|job| is_like_ours(spec, job) && is_lost(spec, observed, job)) {
+    match jobs
+        .iter()
+        .find(|job| is_like_ours(spec, job) && is_lost(spec, observed, job))
+    {
         Some(job) => say("False", "LabelMissing", lost(spec, job)),
         None => say(
             "True",
@@ -44,7 +55,9 @@ fn serves(labels: &[String], job: &QueuedJob) -> bool {
 }
 
 fn has(labels: &[String], wanted: &str) -> bool {
-    labels.iter().any(|label| label.eq_ignore_ascii_case(wanted))
+    labels
+        .iter()
+        .any(|label| label.eq_ignore_ascii_case(wanted))
 }
 
 /// A job for GitHub's own runners shares no label with ours.
@@ -105,7 +118,11 @@ mod tests {
     }
 
     fn queue_served(plan: &Plan) -> (&str, &str) {
-        let c = plan.status.conditions.iter().find(|c| c.type_ == kind::QUEUE_SERVED);
+        let c = plan
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == kind::QUEUE_SERVED);
         c.map(|c| (c.status.as_str(), c.message.as_str())).unwrap()
     }
 
@@ -114,7 +131,10 @@ mod tests {
         let plan = with(&[("train", &["self-hosted", "cuda", "a100"])], &[], &[]);
         let (status, message) = queue_served(&plan);
         assert_eq!(status, "False");
-        assert!(message.contains("lacks a100") && message.contains("train"), "{message}");
+        assert!(
+            message.contains("lacks a100") && message.contains("train"),
+            "{message}"
+        );
         assert_eq!(plan.status.queued, 0);
     }
 

@@ -39,7 +39,15 @@ pub(super) fn plan(
     if have > spec.replicas {
         scale_down(&active, spec, have - spec.replicas, plan);
     } else {
-        create(pool, spec, observed, health, spec.replicas - have, now, plan);
+        create(
+            pool,
+            spec,
+            observed,
+            health,
+            spec.replicas - have,
+            now,
+            plan,
+        );
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {

@@ -31,7 +31,12 @@ fn removed(plan: &Plan) -> Vec<&str> {
 
 #[track_caller]
 fn condition<'a>(plan: &'a Plan, type_: &str) -> (&'a str, &'a str, &'a str) {
-    let c = plan.status.conditions.iter().find(|c| c.type_ == type_).unwrap();
+    let c = plan
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == type_)
+        .unwrap();
     (&c.status, &c.reason, &c.message)
 }
 
@@ -49,7 +54,11 @@ fn an_empty_pool_gets_its_runners() {
         })
         .collect();
     assert_eq!(names.len(), 3, "every name is its own");
-    assert!(names.iter().all(|n| n.starts_with("pool-") && n.len() == 10));
+    assert!(
+        names
+            .iter()
+            .all(|n| n.starts_with("pool-") && n.len() == 10)
+    );
 }
 
 #[test]
@@ -111,11 +120,15 @@ fn scaling_down_takes_the_runner_furthest_from_a_job_and_never_a_busy_one() {
     let plan = super::plan(&pool, &observed(runners), NOW);
     assert_eq!(removed(&plan), ["pool-wait1", "pool-idle1"]);
     assert!(
-        plan.actions.iter().any(|a| matches!(a, Action::Drain(t) if t.name == "pool-idle1")),
+        plan.actions
+            .iter()
+            .any(|a| matches!(a, Action::Drain(t) if t.name == "pool-idle1")),
         "an idle runner's entry goes first: its agent could take a job at any moment"
     );
     assert!(
-        plan.actions.iter().any(|a| matches!(a, Action::DeletePod(t) if t.name == "pool-wait1")),
+        plan.actions
+            .iter()
+            .any(|a| matches!(a, Action::DeletePod(t) if t.name == "pool-wait1")),
         "a pod without a node has no entry"
     );
 }
@@ -179,7 +192,11 @@ fn a_failure_is_told_and_the_next_attempt_waits() {
     assert!(wake <= SignedDuration::from_secs(6), "{wake:?}");
     assert_eq!(condition(&plan, kind::RUNNERS_ONLINE).1, "GateFailed");
     assert_eq!(condition(&plan, kind::GPU_HEALTHY).0, "False");
-    assert!(plan.notices.iter().any(|n| n.warning && n.reason == "GateFailed"));
+    assert!(
+        plan.notices
+            .iter()
+            .any(|n| n.warning && n.reason == "GateFailed")
+    );
 
     // Later, with the failure recorded, the next attempt is made and the failure is not told twice.
     let mut pool = pool;
@@ -216,10 +233,18 @@ fn a_runner_that_came_online_ends_the_row_of_failures() {
     pool.status = super::plan(&pool, &observed(vec![failed]), ago(300)).status;
     assert_eq!(pool.status.consecutive_failures, 1);
 
-    let plan = super::plan(&pool, &observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Idle)]), NOW);
+    let plan = super::plan(
+        &pool,
+        &observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Idle)]),
+        NOW,
+    );
     assert_eq!(plan.status.consecutive_failures, 0);
     assert_eq!(condition(&plan, kind::READY).0, "True");
-    assert_eq!(plan.status.last_failures.len(), 1, "the reason stays to be read");
+    assert_eq!(
+        plan.status.last_failures.len(),
+        1,
+        "the reason stays to be read"
+    );
 }
 
 #[test]
@@ -234,7 +259,10 @@ fn failed_pods_never_pile_up() {
     pool.status = super::plan(&pool, &observed(runners.clone()), NOW).status;
     let plan = super::plan(&pool, &observed(runners), NOW);
     assert_eq!(removed(&plan).len(), 7);
-    assert!(!removed(&plan).contains(&"pool-fail8"), "the newest is kept for a look");
+    assert!(
+        !removed(&plan).contains(&"pool-fail8"),
+        "the newest is kept for a look"
+    );
 }
 
 #[test]
@@ -274,7 +302,10 @@ fn a_pool_without_gpu_nodes_says_so_and_waits() {
     let plan = super::plan(&pool, &observed, NOW);
     let (status, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
     assert_eq!((status, reason), ("False", "Unschedulable"));
-    assert!(message.contains("No node offers nvidia.com/gpu"), "{message}");
+    assert!(
+        message.contains("No node offers nvidia.com/gpu"),
+        "{message}"
+    );
     assert_eq!(removed(&plan), Vec::<&str>::new());
 }
 
@@ -286,7 +317,10 @@ fn replacing_the_only_runner_after_its_job_is_no_trouble() {
     let between = observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Gated)]);
     let plan = super::plan(&pool, &between, NOW);
     assert_eq!(condition(&plan, kind::RUNNERS_ONLINE).0, "True");
-    assert_eq!(plan.status.conditions, pool.status.conditions, "nothing to write");
+    assert_eq!(
+        plan.status.conditions, pool.status.conditions,
+        "nothing to write"
+    );
 }
 
 #[test]
@@ -313,7 +347,11 @@ fn an_idle_runner_that_github_lost_is_replaced_only_after_a_second_look() {
     let mut idle = runner(&pool, "pool-aaaaa", RunnerPhase::Idle);
     idle.since = ago(600);
     let plan = super::plan(&pool, &observed(vec![idle]), NOW);
-    assert!(plan.actions.iter().any(|a| matches!(a, Action::ReplaceUnregistered(_))));
+    assert!(
+        plan.actions
+            .iter()
+            .any(|a| matches!(a, Action::ReplaceUnregistered(_)))
+    );
     assert_eq!(removed(&plan), Vec::<&str>::new());
 }
 
@@ -340,7 +378,10 @@ fn deletion_ends_only_after_a_fresh_list_is_empty() {
     let mut observed = observed(vec![]);
     observed.last_change = Some(ago(1));
     let plan = super::plan(&pool, &observed, NOW);
-    assert!(plan.refresh && plan.actions.is_empty(), "the list is older than our last change");
+    assert!(
+        plan.refresh && plan.actions.is_empty(),
+        "the list is older than our last change"
+    );
 
     observed.last_change = Some(ago(20));
     observed.listing = Some(listing(&["pool-aaaaa"]));
@@ -384,7 +425,10 @@ fn deletion_never_hangs_and_names_what_it_left() {
     let plan = super::plan(&pool, &observed, NOW);
     assert_eq!(plan.actions, [Action::RemoveFinalizer]);
     let notice = &plan.notices[0];
-    assert!(notice.warning && notice.note.contains("pool-aaaaa"), "{notice:?}");
+    assert!(
+        notice.warning && notice.note.contains("pool-aaaaa"),
+        "{notice:?}"
+    );
     assert!(notice.note.contains("bad credentials"));
 }
 
@@ -395,7 +439,12 @@ fn every_condition_is_there_from_the_first_visit() {
     let mut observed = observed(vec![]);
     observed.access = Access::Unchecked;
     let plan = super::plan(&pool, &observed, NOW);
-    let types: Vec<_> = plan.status.conditions.iter().map(|c| c.type_.as_str()).collect();
+    let types: Vec<_> = plan
+        .status
+        .conditions
+        .iter()
+        .map(|c| c.type_.as_str())
+        .collect();
     assert_eq!(
         types,
         [
@@ -437,10 +486,16 @@ impl World {
                 Action::CreatePod(pod) => {
                     let name = pod.metadata.name.clone().unwrap();
                     let new = entering(pool, &name, RunnerPhase::Unscheduled, now);
-                    assert!(self.runners.insert(name, new).is_none(), "a name was used twice");
+                    assert!(
+                        self.runners.insert(name, new).is_none(),
+                        "a name was used twice"
+                    );
                 }
                 Action::Drain(t) => {
-                    let busy = self.runners.get(&t.name).is_some_and(|r| r.phase == RunnerPhase::Busy);
+                    let busy = self
+                        .runners
+                        .get(&t.name)
+                        .is_some_and(|r| r.phase == RunnerPhase::Busy);
                     if !busy {
                         self.entries.remove(&t.name);
                         self.runners.remove(&t.name);
@@ -448,7 +503,10 @@ impl World {
                 }
                 Action::DeletePod(t) => {
                     let phase = self.runners.remove(&t.name).map(|r| r.phase);
-                    assert!(phase != Some(RunnerPhase::Busy), "a busy runner's pod was removed");
+                    assert!(
+                        phase != Some(RunnerPhase::Busy),
+                        "a busy runner's pod was removed"
+                    );
                 }
                 Action::DeleteEntry(e) => {
                     self.entries.remove(&e.name);
@@ -479,7 +537,8 @@ impl World {
                 self.entries.remove(&name);
             }
             if next != old {
-                self.runners.insert(name.clone(), entering(pool, &name, next, now));
+                self.runners
+                    .insert(name.clone(), entering(pool, &name, next, now));
             }
         }
     }
@@ -488,7 +547,10 @@ impl World {
         let mut observed = observed(self.runners.values().cloned().collect());
         observed.seed = seed;
         let names: Vec<&str> = self.entries.iter().map(String::as_str).collect();
-        observed.listing = Some(Listing { at: now, ..listing(&names) });
+        observed.listing = Some(Listing {
+            at: now,
+            ..listing(&names)
+        });
         observed
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a report is good enough for a registration. Pure.
-use std::{fmt, str::FromStr};
 use gate_report::{Report, SCHEMA, wire::Refusal};
+use std::{fmt, str::FromStr};
 
 /// Two numbers with a dot, as of a compute capability or a CUDA version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,7 +68,11 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
     if report.pod.as_deref() != Some(&policy.pod) {
         return refuse(
             "OtherPod",
-            format!("the report is from pod {}, the token is pod {}'s", named(report.pod.as_deref()), policy.pod),
+            format!(
+                "the report is from pod {}, the token is pod {}'s",
+                named(report.pod.as_deref()),
+                policy.pod
+            ),
         );
     }
     if let Some(node) = &policy.node
@@ -76,7 +80,10 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
     {
         return refuse(
             "OtherNode",
-            format!("the report is from node {}, the pod is on {node}", named(report.node.as_deref())),
+            format!(
+                "the report is from node {}, the pod is on {node}",
+                named(report.node.as_deref())
+            ),
         );
     }
     if usize::try_from(policy.devices) != Ok(report.devices.len()) {
@@ -89,7 +96,10 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
             ),
         );
     }
-    let cuda = report.driver.as_ref().and_then(|driver| driver.cuda_version.as_deref());
+    let cuda = report
+        .driver
+        .as_ref()
+        .and_then(|driver| driver.cuda_version.as_deref());
     if !cuda.is_some_and(|cuda| at_least(cuda, policy.min_cuda_version)) {
         return refuse(
             "CudaVersion",
@@ -128,7 +138,9 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
 }
 
 fn at_least(version: &str, minimum: Version) -> bool {
-    version.parse::<Version>().is_ok_and(|version| version >= minimum)
+    version
+        .parse::<Version>()
+        .is_ok_and(|version| version >= minimum)
 }
 
 /// The gate's words go into a sentence for people: never more than a line of them.
@@ -152,7 +164,10 @@ impl FromStr for Version {
         let number = |part: &str| {
             // `u32` would take a sign, too.
             let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| part.parse().ok()).flatten().ok_or_else(error)
+            digits
+                .then(|| part.parse().ok())
+                .flatten()
+                .ok_or_else(error)
         };
         Ok(Self {
             major: number(major)?,

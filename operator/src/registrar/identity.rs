@@ -1,5 +1,11 @@
 //! Which pod is asking.
 
+use gate_report::wire::AUDIENCE;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kube::Api;
+use kube::api::PostParams;
+use secrecy::{ExposeSecret as _, SecretString};
+
 /// A pod, as the API server vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodIdentity {
@@ -13,14 +19,95 @@ pub struct PodIdentity {
     pub node: Option<String>,
 }
 
+/// Why it is not known which pod is asking.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// The token is good for nothing here.
+    #[error("the token is not accepted: {0}")]
+    NotAccepted(String),
+    /// The token is somebody's, and not a pod's.
+    #[error("the token of {0} is bound to no pod")]
+    NoPod(String),
+    /// The API server did not say.
+    #[error("the API server could not be asked whose token it is: {0}")]
+    Unavailable(String),
+}
+
 /// Asks the API server whose token it is, with a `TokenReview`.
+/// See <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>.
 #[derive(Clone)]
-pub struct Reviewer {}
+pub struct Reviewer {
+    api: Api<TokenReview>,
+}
 
 impl Reviewer {
     /// Asks through this client.
     #[must_use]
     pub fn new(client: kube::Client) -> Self {
-        todo!()
+        Self {
+            api: Api::all(client),
+        }
+    }
+
+    /// The pod that a token is bound to.
+    pub async fn pod_of(&self, token: &SecretString) -> Result<PodIdentity, IdentityError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.expose_secret().to_owned(),
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+            },
+            ..TokenReview::default()
+        };
+        let answer = self.api.create(&PostParams::default(), &review).await;
+        // The request holds the token; what kube says of a failure does not.
+        let status = answer
+            .map_err(|error| IdentityError::Unavailable(error.to_string()))?
+            .status
+            .ok_or_else(|| IdentityError::Unavailable("it answered without a status".to_owned()))?;
+        if status.authenticated != Some(true) {
+            return Err(IdentityError::NotAccepted(
+                status
+                    .error
+                    .unwrap_or_else(|| "no reason is given".to_owned()),
+            ));
+        }
+        // A server that does not know audiences would accept any token of the cluster.
+        if !status
+            .audiences
+            .iter()
+            .flatten()
+            .any(|audience| audience == AUDIENCE)
+        {
+            return Err(IdentityError::NotAccepted(format!(
+                "it is not for the audience {AUDIENCE}"
+            )));
+        }
+        pod_of(&status.user.unwrap_or_default())
+    }
+}
+
+/// Service-account tokens name their pod in the user's extra fields.
+/// See <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#schema-for-service-account-private-claims>.
+fn pod_of(user: &UserInfo) -> Result<PodIdentity, IdentityError> {
+    let extra = |key: &str| {
+        let values = user
+            .extra
+            .as_ref()?
+            .get(&format!("authentication.kubernetes.io/{key}"))?;
+        values.first().cloned()
+    };
+    let username = user.username.as_deref().unwrap_or("nobody");
+    let namespace = username
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|rest| rest.split_once(':'))
+        .map(|(namespace, _)| namespace.to_owned());
+    match (namespace, extra("pod-name"), extra("pod-uid")) {
+        (Some(namespace), Some(name), Some(uid)) => Ok(PodIdentity {
+            namespace,
+            name,
+            uid,
+            node: extra("node-name"),
+        }),
+        _ => Err(IdentityError::NoPod(username.to_owned())),
     }
 }

@@ -1,12 +1,43 @@
 //! The endpoint.
-use std::{future::Future, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
-use super::{Desk, Reviewer};
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use gate_report::Report;
+use gate_report::wire::{self, MAX_BODY, PATH, Refusal};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::ledger::{Claim, Ledger};
+use super::{
+    Decision, Desk, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration, Reviewer,
+    RunnerLookup, admit,
+};
+
+/// How long a client may take for the TLS handshake, and then for the head of its request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// When a gate asks again whose pod the stores do not show yet, or whose other request is under way.
+const SOON: Duration = Duration::from_secs(1);
+/// When a gate asks again after a failure of ours.
+const LATER: Duration = Duration::from_secs(3);
 
 /// Bounds of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once.
+    /// Connections at once; more wait to be accepted.
     pub connections: usize,
     /// Identity checks at once.
     pub reviews: usize,
@@ -18,6 +49,15 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+/// What every request needs.
+struct Shared<D> {
+    reviewer: Reviewer,
+    reviews: Semaphore,
+    desk: Arc<D>,
+    ledger: Arc<Ledger>,
+    limits: Limits,
+}
+
 /// Answers until `shutdown` is ready, then finishes what was begun.
 pub async fn serve<D: Desk>(
     listener: TcpListener,
@@ -27,5 +67,259 @@ pub async fn serve<D: Desk>(
     limits: Limits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    todo!()
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let acceptor = TlsAcceptor::from(tls);
+    let shared = Arc::new(Shared {
+        reviewer,
+        reviews: Semaphore::new(limits.reviews),
+        desk,
+        ledger: Arc::default(),
+        limits,
+    });
+    let router = Router::new()
+        .route(PATH, post(handle::<D>))
+        .with_state(shared);
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let next = async {
+            // The semaphore is never closed.
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((listener.accept().await, slot))
+        };
+        let (accepted, slot) = tokio::select! {
+            Some(next) = next => next,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(converse(acceptor.clone(), stream, router.clone(), slot));
+            }
+            Err(error) => {
+                // Out of file descriptors, for example: others have to end first.
+                tracing::warn!(%error, "the registrar could not accept a connection");
+                tokio::time::sleep(SOON).await;
+            }
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection, one request: a gate has no second one for long.
+async fn converse(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    router: Router,
+    _slot: OwnedSemaphorePermit,
+) {
+    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake with the registrar failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection to the registrar broke off");
+    }
+}
+
+async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
+    let answer =
+        tokio::time::timeout(shared.limits.request_timeout, answer(&shared, request)).await;
+    match answer {
+        Ok(Ok(response) | Err(response)) => response,
+        Err(_) => retry(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Timeout",
+            "the registrar did not come to an end in time",
+            LATER,
+        ),
+    }
+}
+
+/// Nothing of the body is read before it is known who asks.
+async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Response, Response> {
+    let token = bearer(request.headers()).ok_or_else(|| {
+        refuse(
+            StatusCode::UNAUTHORIZED,
+            "NoToken",
+            "the request has no bearer token".to_owned(),
+        )
+    })?;
+    let pod = identify(shared, &token).await?;
+    let runner = find(shared, &pod).await?;
+    let limits = &shared.limits;
+    shared
+        .ledger
+        .take(&runner.pool, limits.pool_burst, limits.pool_per_minute)
+        .map_err(|wait| {
+            retry(
+                StatusCode::TOO_MANY_REQUESTS,
+                "TooManyRequests",
+                "the pool's gates ask too often",
+                wait,
+            )
+        })?;
+    let report = read(request.into_body()).await?;
+    let decision = admit(&report, &runner.policy);
+    shared
+        .desk
+        .note_report(&pod, &runner, &report, &decision)
+        .await;
+    match decision {
+        Decision::Failed => Ok(StatusCode::ACCEPTED.into_response()),
+        Decision::Refuse(refusal) => Err(refuse(
+            StatusCode::FORBIDDEN,
+            &refusal.reason,
+            refusal.message,
+        )),
+        Decision::Admit => register(shared, &pod, &runner).await,
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned().into())
+}
+
+async fn identify<D: Desk>(
+    shared: &Shared<D>,
+    token: &SecretString,
+) -> Result<PodIdentity, Response> {
+    let _turn = shared.reviews.acquire().await;
+    shared.reviewer.pod_of(token).await.map_err(|error| {
+        tracing::info!(%error, "the registrar does not know who asks");
+        match &error {
+            IdentityError::NotAccepted(_) => refuse(
+                StatusCode::UNAUTHORIZED,
+                "TokenNotAccepted",
+                error.to_string(),
+            ),
+            IdentityError::NoPod(_) => refuse(StatusCode::FORBIDDEN, "NoPod", error.to_string()),
+            IdentityError::Unavailable(_) => retry(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "IdentityUnavailable",
+                &error.to_string(),
+                LATER,
+            ),
+        }
+    })
+}
+
+async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
+    match shared.desk.runner(pod).await {
+        RunnerLookup::Known(runner) => Ok(runner),
+        RunnerLookup::NotYetKnown => Err(retry(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "NotYetKnown",
+            "the operator has not seen this pod yet",
+            SOON,
+        )),
+        RunnerLookup::Unknown => Err(refuse(
+            StatusCode::FORBIDDEN,
+            "NoRunner",
+            format!("the pod {} is no runner of this operator", pod.name),
+        )),
+        RunnerLookup::Closing => Err(refuse(
+            StatusCode::FORBIDDEN,
+            "Closing",
+            format!("the runner {} or its pool is being removed", pod.name),
+        )),
+    }
+}
+
+async fn read(body: Body) -> Result<Report, Response> {
+    let bad = |reason, message| refuse(StatusCode::BAD_REQUEST, reason, message);
+    let bytes: Bytes = axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| {
+        bad(
+            "ReportNotRead",
+            format!("the report broke off, or is longer than {MAX_BODY} bytes"),
+        )
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        bad(
+            "ReportInvalid",
+            format!("the report cannot be understood: {error}"),
+        )
+    })
+}
+
+async fn register<D: Desk>(
+    shared: &Shared<D>,
+    pod: &PodIdentity,
+    runner: &KnownRunner,
+) -> Result<Response, Response> {
+    let granted = match shared.ledger.claim(&pod.uid) {
+        Claim::Granted(granted) => granted,
+        Claim::UnderWay => {
+            return Err(retry(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "UnderWay",
+                "another request of this pod is being answered",
+                SOON,
+            ));
+        }
+        Claim::Done => {
+            let message = format!(
+                "the pod {} has had its registration; each pod gets one",
+                pod.name
+            );
+            return Err(refuse(StatusCode::FORBIDDEN, "AlreadyRegistered", message));
+        }
+    };
+    match shared.desk.register(pod, runner).await {
+        Ok(Registration::JitConfig(encoded)) => {
+            granted.done();
+            let registration = wire::Registration::JitConfig {
+                encoded_jit_config: encoded.expose_secret().to_owned(),
+            };
+            Ok(axum::Json(registration).into_response())
+        }
+        Err(RegisterError::Retry {
+            after,
+            reason,
+            message,
+        }) => Err(retry(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &reason,
+            &message,
+            after,
+        )),
+        Err(RegisterError::Refused { reason, message }) => {
+            Err(refuse(StatusCode::FORBIDDEN, &reason, message))
+        }
+    }
+}
+
+fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
+    (
+        status,
+        axum::Json(Refusal {
+            reason: reason.to_owned(),
+            message,
+        }),
+    )
+        .into_response()
+}
+
+/// A refusal that time may mend.
+fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Response {
+    let mut response = refuse(status, reason, message.to_owned());
+    // Whole seconds, and never none: a client would ask again at once.
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    response
 }

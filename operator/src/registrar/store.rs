@@ -1,41 +1,329 @@
-//! The CA's Secret.
-use std::sync::Arc;
-use tokio::sync::watch;
+//! The authorities' Secret: all replicas of the operator have the same.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::PostParams;
+use secrecy::{ExposeSecret as _, SecretString};
+
 use super::ServerNames;
+use super::ca::{Authorities, Authority, CaError};
+use super::tls::{self, Served, TlsError};
 
-/// Keeps the CA in a Secret, so that all replicas of the operator have the same one.
-pub struct CaStore {}
+/// Name of the Secret.
+pub const SECRET: &str = "cuda-runner-registrar-ca";
+/// How often the Secret is read again and the server's certificate renewed.
+const UPKEEP: Duration = Duration::from_hours(1);
+/// How soon upkeep that failed is tried again.
+const AGAIN: Duration = Duration::from_mins(1);
+/// Replicas that write at the same time get out of each other's way after so many attempts.
+const ATTEMPTS: usize = 10;
 
-/// Why there is no CA.
+/// Keeps the authorities in a Secret, and serves a certificate of theirs.
+pub struct CaStore {
+    api: Api<Secret>,
+    names: ServerNames,
+    served: Arc<Served>,
+    tls: Arc<rustls::ServerConfig>,
+    now: Mutex<Now>,
+}
+
+/// What is known at the moment.
+struct Now {
+    authorities: Authorities,
+    bundle: Arc<str>,
+}
+
+/// Why there is no authority.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {}
+pub enum StoreError {
+    /// The API server refused or did not answer.
+    #[error(
+        "the Secret {SECRET}: {0}; may the operator create, get and update it in its namespace?"
+    )]
+    Kubernetes(#[source] kube::Error),
+    /// The Secret holds something else.
+    #[error(
+        "the Secret {SECRET} is not as the operator wrote it ({0}); delete it to have a new authority made. Runners whose gate has not run yet are replaced then"
+    )]
+    Corrupt(String),
+    /// Replicas got in each other's way for too long.
+    #[error("the Secret {SECRET} was changed by somebody else {ATTEMPTS} times in a row")]
+    Contended,
+    /// A certificate cannot be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// A certificate cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
 
 impl CaStore {
-    /// Reads the CA, or makes it, and issues the server's certificate.
-    pub async fn open(client: kube::Client, namespace: &str, names: ServerNames) -> Result<Arc<Self>, StoreError> {
-        todo!()
+    /// Reads the authorities, or makes them, and issues the server's certificate.
+    pub async fn open(
+        client: kube::Client,
+        namespace: &str,
+        names: ServerNames,
+    ) -> Result<Arc<Self>, StoreError> {
+        let api = Api::namespaced(client, namespace);
+        let now = Timestamp::now();
+        let authorities = agree(&api, None, now).await?;
+        let (certificate, key) = authorities.current.issue(&names, now)?;
+        let served = Arc::new(Served::new(&certificate, &key)?);
+        let tls = Arc::new(tls::config(Arc::clone(&served))?);
+        let bundle = authorities.bundle().into();
+        let now = Mutex::new(Now {
+            authorities,
+            bundle,
+        });
+        Ok(Arc::new(Self {
+            api,
+            names,
+            served,
+            tls,
+            now,
+        }))
     }
+
     /// The certificates that pods have to trust, PEM.
     #[must_use]
     pub fn bundle(&self) -> Arc<str> {
-        todo!()
+        Arc::clone(&self.lock().bundle)
     }
-    /// Tells of every new bundle.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<str>> {
-        todo!()
-    }
+
     /// For the server: its certificate follows every rotation and renewal.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
-        todo!()
+        Arc::clone(&self.tls)
     }
-    /// Makes the certificate out to other names from now on.
-    pub fn rename(&self, names: ServerNames) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Rotates and renews, for good. Drop it to stop.
+
+    /// Rotates and renews, for good.
     pub async fn maintain(self: Arc<Self>) {
-        todo!()
+        let mut pause = UPKEEP;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = match self.look_after(Timestamp::now()).await {
+                Ok(()) => UPKEEP,
+                Err(error) => {
+                    tracing::warn!(%error, "the upkeep of the registrar's certificates failed and is tried again");
+                    AGAIN
+                }
+            };
+        }
+    }
+
+    /// Reads what other replicas have done, rotates what is due, and issues a fresh certificate.
+    async fn look_after(&self, now: Timestamp) -> Result<(), StoreError> {
+        let known = self.lock().authorities.clone();
+        let authorities = agree(&self.api, Some(known), now).await?;
+        let (certificate, key) = authorities.current.issue(&self.names, now)?;
+        self.served.renew(&certificate, &key)?;
+        let bundle = authorities.bundle().into();
+        *self.lock() = Now {
+            authorities,
+            bundle,
+        };
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Comes to the authorities that all replicas have: those of the Secret, rotated where that is due. Where there is no
+/// Secret, `known` is written into it, or a first authority.
+async fn agree(
+    api: &Api<Secret>,
+    known: Option<Authorities>,
+    now: Timestamp,
+) -> Result<Authorities, StoreError> {
+    for _ in 0..ATTEMPTS {
+        let stored = api.get_opt(SECRET).await.map_err(StoreError::Kubernetes)?;
+        let (authorities, version) = match &stored {
+            Some(secret) => {
+                let read = read(secret)?;
+                match read.rotate(now, Authority::make)? {
+                    None => return Ok(read),
+                    Some(rotated) => (rotated, secret.metadata.resource_version.clone()),
+                }
+            }
+            None => (
+                known.clone().map_or_else(|| Authorities::first(now), Ok)?,
+                None,
+            ),
+        };
+        let secret = write(&authorities, version);
+        let params = PostParams::default();
+        let written = match stored {
+            Some(_) => api.replace(SECRET, &params, &secret).await,
+            None => api.create(&params, &secret).await,
+        };
+        match written {
+            Ok(_) => {
+                tracing::info!("the registrar's authorities were written to the Secret {SECRET}");
+                return Ok(authorities);
+            }
+            // Another replica was faster, or the Secret is gone: look again.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(error) => return Err(StoreError::Kubernetes(error)),
+        }
+    }
+    Err(StoreError::Contended)
+}
+
+fn write(authorities: &Authorities, resource_version: Option<String>) -> Secret {
+    let mut data = BTreeMap::new();
+    let mut put =
+        |name: &str, text: &str| data.insert(name.to_owned(), ByteString(text.as_bytes().to_vec()));
+    put("current.crt", &authorities.current.certificate);
+    put("current.key", authorities.current.key.expose_secret());
+    if let Some(next) = &authorities.next {
+        put("next.crt", &next.certificate);
+        put("next.key", next.key.expose_secret());
+    }
+    if let Some(previous) = &authorities.previous {
+        put("previous.crt", previous);
+    }
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            resource_version,
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+fn read(secret: &Secret) -> Result<Authorities, StoreError> {
+    let text = |key: &str| -> Result<Option<String>, StoreError> {
+        let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+        let text = bytes.map(|bytes| String::from_utf8(bytes.0.clone()));
+        text.transpose()
+            .map_err(|_| StoreError::Corrupt(format!("{key} is no text")))
+    };
+    let authority = |name: &str| -> Result<Option<Authority>, StoreError> {
+        let (certificate, key) = (text(&format!("{name}.crt"))?, text(&format!("{name}.key"))?);
+        let (Some(certificate), Some(key)) = (certificate, key) else {
+            return Ok(None);
+        };
+        let read = Authority::read(certificate, SecretString::from(key));
+        read.map(Some)
+            .map_err(|error| StoreError::Corrupt(format!("{name}: {error}")))
+    };
+    let current = authority("current")?
+        .ok_or_else(|| StoreError::Corrupt("current.crt or current.key is missing".to_owned()))?;
+    Ok(Authorities {
+        current,
+        next: authority("next")?,
+        previous: text("previous.crt")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registrar::tests::kubernetes::Secrets;
+
+    const NAMES: fn() -> ServerNames = || ServerNames {
+        dns: vec![],
+        ips: vec![[127, 0, 0, 1].into()],
+    };
+
+    #[tokio::test]
+    async fn two_replicas_that_start_together_have_the_same_authority() {
+        // Given an API server on which both find no Secret before either creates it
+        let secrets = Secrets::default();
+        secrets.hide_from_first(2);
+        // When both start
+        let (one, other) = tokio::join!(
+            CaStore::open(secrets.client(), "system", NAMES()),
+            CaStore::open(secrets.client(), "system", NAMES()),
+        );
+        // Then one has made it and the other has taken it over
+        assert_eq!(one.unwrap().bundle(), other.unwrap().bundle());
+        assert_eq!(secrets.refused(), 1, "there was no race");
+    }
+
+    #[tokio::test]
+    async fn a_restarted_operator_goes_on_with_what_is_there() {
+        let secrets = Secrets::default();
+        let first = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap()
+            .bundle();
+        assert_eq!(
+            CaStore::open(secrets.client(), "system", NAMES())
+                .await
+                .unwrap()
+                .bundle(),
+            first
+        );
+    }
+
+    #[tokio::test]
+    async fn a_rotation_by_one_replica_reaches_the_other() {
+        let secrets = Secrets::default();
+        let one = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap();
+        let other = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap();
+        let before = one.bundle();
+        // When a successor is due
+        let later =
+            Timestamp::now() + crate::registrar::ca::LIFE - crate::registrar::ca::SUCCESSION;
+        one.look_after(later).await.unwrap();
+        other.look_after(later).await.unwrap();
+        // Then both have both certificates
+        assert!(one.bundle().starts_with(&*before) && one.bundle().len() > before.len());
+        assert_eq!(one.bundle(), other.bundle());
+    }
+
+    #[tokio::test]
+    async fn a_deleted_secret_is_written_again_from_memory() {
+        let secrets = Secrets::default();
+        let store = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap();
+        let before = store.bundle();
+        secrets.clear();
+        store.look_after(Timestamp::now()).await.unwrap();
+        assert_eq!(store.bundle(), before);
+        assert_eq!(
+            CaStore::open(secrets.client(), "system", NAMES())
+                .await
+                .unwrap()
+                .bundle(),
+            before
+        );
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_not_ours_is_not_overwritten() {
+        let secrets = Secrets::default();
+        secrets.put(Secret {
+            metadata: ObjectMeta {
+                name: Some(SECRET.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..Secret::default()
+        });
+        let error = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .err()
+            .unwrap();
+        assert!(
+            matches!(error, StoreError::Corrupt(_)) && error.to_string().contains("delete it"),
+            "{error}"
+        );
     }
 }

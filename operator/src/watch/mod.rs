@@ -85,5 +85,6 @@ fn log_error(what: &'static str, error: &kube::runtime::watcher::Error) {
 }
 
 /// A stream of watch events, driven to its end.
-type Events<K> =
-    std::pin::Pin<Box<dyn Stream<Item = kube::runtime::watcher::Result<kube::runtime::watcher::Event<K>>> + Send>>;
+type Events<K> = std::pin::Pin<
+    Box<dyn Stream<Item = kube::runtime::watcher::Result<kube::runtime::watcher::Event<K>>> + Send>,
+>;

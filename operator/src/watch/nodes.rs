@@ -48,11 +48,17 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
 /// Follows the nodes for good.
 pub async fn follow(client: Client, nodes: Arc<Nodes>) {
     let api = Api::<Node>::all(client);
-    let mut events: Events<Node> = watch(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events: Events<Node> = watch(api, watcher::Config::default())
+        .default_backoff()
+        .boxed();
     while let Some(event) = events.next().await {
         match event {
             // A node that vanished while the watch was broken must not be counted for ever.
-            Ok(Event::Init) => nodes.offers.write().unwrap_or_else(PoisonError::into_inner).clear(),
+            Ok(Event::Init) => nodes
+                .offers
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clear(),
             Ok(Event::InitApply(node) | Event::Apply(node)) => nodes.apply(&node),
             Ok(Event::Delete(node)) => {
                 let mut offers = nodes.offers.write().unwrap_or_else(PoisonError::into_inner);

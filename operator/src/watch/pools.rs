@@ -47,10 +47,16 @@ pub fn key_of(resource: &CudaRunner) -> PoolKey {
 }
 
 /// Follows the resources of a scope for good.
-pub async fn follow(client: Client, scope: Scope, mut store: Writer<CudaRunner>, waker: Arc<Waker>) {
+pub async fn follow(
+    client: Client,
+    scope: Scope,
+    mut store: Writer<CudaRunner>,
+    waker: Arc<Waker>,
+) {
     let api = scope.api::<CudaRunner>(&client);
-    let mut events: Events<CudaRunner> =
-        watch(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events: Events<CudaRunner> = watch(api, watcher::Config::default())
+        .default_backoff()
+        .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
     while let Some(event) = events.next().await {
         let event = match event {

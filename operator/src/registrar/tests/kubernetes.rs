@@ -1,0 +1,160 @@
+//! The two parts of an API server that the registrar uses: one Secret, and reviews of tokens.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::client::Body;
+use serde_json::json;
+
+/// A namespace with at most one Secret, and optimistic locking as the real one has it.
+#[derive(Clone, Default)]
+pub(in crate::registrar) struct Secrets(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    secret: Option<Secret>,
+    version: u64,
+    hidden: usize,
+    refused: usize,
+}
+
+impl Secrets {
+    pub(in crate::registrar) fn client(&self) -> Client {
+        let this = self.clone();
+        client(move |method, _, body| this.answer(&method, &body))
+    }
+
+    /// The first so many looks find nothing, whatever there is.
+    pub(in crate::registrar) fn hide_from_first(&self, looks: usize) {
+        self.lock().hidden = looks;
+    }
+
+    /// Writes that came too late.
+    pub(in crate::registrar) fn refused(&self) -> usize {
+        self.lock().refused
+    }
+
+    pub(in crate::registrar) fn clear(&self) {
+        self.lock().secret = None;
+    }
+
+    pub(in crate::registrar) fn put(&self, secret: Secret) {
+        self.lock().secret = Some(secret);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap()
+    }
+
+    fn answer(&self, method: &Method, body: &[u8]) -> Response<Body> {
+        let mut kept = self.lock();
+        if *method == Method::GET {
+            if kept.hidden > 0 {
+                kept.hidden -= 1;
+                return status(StatusCode::NOT_FOUND);
+            }
+            return kept
+                .secret
+                .as_ref()
+                .map_or_else(|| status(StatusCode::NOT_FOUND), ok);
+        }
+        let mut new: Secret = serde_json::from_slice(body).unwrap();
+        let known = kept
+            .secret
+            .as_ref()
+            .map(|secret| secret.metadata.resource_version.clone());
+        let good = match *method {
+            Method::POST => known.is_none(),
+            Method::PUT => known.is_some_and(|version| version == new.metadata.resource_version),
+            _ => panic!("unexpected {method}"),
+        };
+        if !good {
+            kept.refused += 1;
+            return status(StatusCode::CONFLICT);
+        }
+        kept.version += 1;
+        new.metadata.resource_version = Some(kept.version.to_string());
+        let answer = ok(&new);
+        kept.secret = Some(new);
+        answer
+    }
+}
+
+/// Knows these tokens; each is somebody's.
+pub(super) fn reviews(tokens: &[(&str, TokenReviewStatus)]) -> Client {
+    let tokens: BTreeMap<String, TokenReviewStatus> = tokens
+        .iter()
+        .map(|(token, status)| ((*token).to_owned(), status.clone()))
+        .collect();
+    client(move |method, path, body| {
+        assert_eq!(
+            (method, path.as_str()),
+            (Method::POST, "/apis/authentication.k8s.io/v1/tokenreviews")
+        );
+        let mut review: TokenReview = serde_json::from_slice(&body).unwrap();
+        if review.spec.token == "outage" {
+            return status(StatusCode::INTERNAL_SERVER_ERROR);
+        }
+        let unknown = TokenReviewStatus {
+            error: Some("unknown".to_owned()),
+            ..TokenReviewStatus::default()
+        };
+        review.status = Some(tokens.get(&review.spec.token).cloned().unwrap_or(unknown));
+        ok(&review)
+    })
+}
+
+/// What the API server says of a pod's token.
+pub(super) fn pod_token(pod: &str, uid: &str, audience: &str) -> TokenReviewStatus {
+    let extra =
+        [("pod-name", pod), ("pod-uid", uid), ("node-name", "node-a")].map(|(key, value)| {
+            (
+                format!("authentication.kubernetes.io/{key}"),
+                vec![value.to_owned()],
+            )
+        });
+    TokenReviewStatus {
+        authenticated: Some(true),
+        audiences: Some(vec![audience.to_owned()]),
+        user: Some(UserInfo {
+            username: Some("system:serviceaccount:ci:default".to_owned()),
+            extra: Some(extra.into()),
+            ..UserInfo::default()
+        }),
+        error: None,
+    }
+}
+
+fn client(
+    answer: impl Fn(Method, String, Vec<u8>) -> Response<Body> + Clone + Send + Sync + 'static,
+) -> Client {
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let answer = answer.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes().to_vec();
+            // Another task may come in between a look and a write, as on a network.
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(answer(parts.method, parts.uri.path().to_owned(), body))
+        }
+    });
+    Client::new(service, "default")
+}
+
+fn ok<T: serde::Serialize>(object: &T) -> Response<Body> {
+    Response::new(Body::from(serde_json::to_vec(object).unwrap()))
+}
+
+fn status(code: StatusCode) -> Response<Body> {
+    let reason = code.canonical_reason().unwrap().replace(' ', "");
+    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": reason, "code": code.as_u16()});
+    let mut response = Response::new(Body::from(body.to_string().into_bytes()));
+    *response.status_mut() = code;
+    response
+}
