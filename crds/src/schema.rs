@@ -13,12 +13,15 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["type", "status", "reason", "message", "lastTransitionTime"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316},
-                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
-                "message": {"type": "string", "maxLength": 32768},
-                "lastTransitionTime": {"type": "string", "format": "date-time"},
-                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0}
+                "type": {"type": "string", "maxLength": 316, "description": "What is spoken of, for example `Ready`."},
+                "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it is so."},
+                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "description": "One word for why, for programs."},
+                "message": {"type": "string", "maxLength": 32768, "description": "Why, and what to do about it, for people."},
+                "lastTransitionTime": {"type": "string", "format": "date-time", "description": "Since when the status is what it is."},
+                "observedGeneration": {
+                    "type": "integer", "format": "int64", "minimum": 0,
+                    "description": "The `metadata.generation` that this was said of."
+                }
             }
         }
     })

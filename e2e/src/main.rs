@@ -221,7 +221,7 @@ async fn up(name: &str, options: Options) -> Result<()> {
         cluster.github,
         serde_json::json!({
             "repository": simulator::REPOSITORY, "name": "hello", "labels": ["self-hosted", "cuda"],
-            "steps": [{"name": "hello", "run": "cuda-smoke check"}],
+            "steps": [{"name": "hello", "run": "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check"}],
         })
     );
     println!("# The end of it: cargo e2e down --name {name}");

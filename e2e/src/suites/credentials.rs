@@ -222,9 +222,18 @@ async fn says(ctx: &Ctx, pool: &str, reason: &str, words: &[&str]) -> Result<()>
         );
     }
     ctx.condition(pool, "Stalled", "True", reason).await?;
+    // Those of the case before may still be going.
+    let pods = ctx
+        .pods()
+        .await?
+        .into_iter()
+        .filter_map(|pod| pod.metadata.name);
+    let own: Vec<_> = pods
+        .filter(|name| name.starts_with(&format!("{pool}-")))
+        .collect();
     ensure!(
-        ctx.pods().await?.is_empty(),
-        "{pool}: there is a pod without credentials"
+        own.is_empty(),
+        "{pool}: there are pods without credentials: {own:?}"
     );
     Ok(())
 }

@@ -73,7 +73,12 @@ async fn the_pool_says_why_and_recovers(ctx: &Ctx, case: &Case) -> Result<()> {
         ctx.device(number, case.change)?;
     }
     let mark = ctx.last_call().await?;
-    let job = ctx.queue(case.name, "cuda-smoke check").await?;
+    let job = ctx
+        .queue(
+            case.name,
+            "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check",
+        )
+        .await?;
     ctx.apply(&ctx.pool(case.name, json!({}))).await?;
 
     // When the gate has tried

@@ -1,9 +1,12 @@
 //! Too few GPUs, or none: why it waits is on the resource, and the pool recovers by itself.
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
 use serde_json::json;
 
-use super::Ctx;
+use super::{Ctx, SOON};
+use crate::node;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     no_node_offers_it(ctx).await?;
@@ -51,6 +54,21 @@ async fn the_device_goes_bad(ctx: &Ctx) -> Result<()> {
     for number in 0..5 {
         ctx.device(number, |device| device.healthy = false)?;
     }
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    ctx.wait_for("the node to offer no GPU", SOON, async || {
+        let allocatable = nodes
+            .get(node::NAME)
+            .await?
+            .status
+            .unwrap_or_default()
+            .allocatable
+            .unwrap_or_default();
+        Ok(allocatable
+            .get("nvidia.com/gpu")
+            .is_some_and(|count| count.0 == "0")
+            .then_some(()))
+    })
+    .await?;
     ctx.apply(&ctx.pool("ill", json!({}))).await?;
     // Then the pod waits, and the resource says so
     ctx.condition("ill", "RunnersOnline", "False", "Unschedulable")

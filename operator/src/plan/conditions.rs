@@ -14,6 +14,9 @@ use crate::pool::{Pool, Spec};
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
 const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
 
+/// Why a pool has no runner online while nothing is wrong.
+const STARTING: &str = "Starting";
+
 /// Condition types of a pool.
 pub mod kind {
     /// The pool does what was asked. Read by kstatus.
@@ -110,9 +113,10 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .find(|c| c.type_ == condition.type_);
         let changed =
             before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
-        // What is unknown at the first visit is no news, and Ready only sums up the others.
+        // What is unknown at the first visit is no news, nor is a start; and Ready only sums up the others.
         let news = changed
             && condition.type_ != kind::READY
+            && condition.reason != STARTING
             && !(before.is_none() && condition.status != bad_status(&condition.type_));
         if news {
             plan.notices.push(Notice {
@@ -229,7 +233,7 @@ fn online(
             Some(c) => say("True", &c.reason, c.message.clone()),
             None => say(
                 "False",
-                "Starting",
+                STARTING,
                 "The first runner has not come online yet",
             ),
         },
@@ -238,7 +242,7 @@ fn online(
 
 /// At the first time, how long it took from the resource's creation.
 fn online_message(pool: &Pool, first: Timestamp) -> String {
-    let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != "Starting");
+    let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != STARTING);
     let took = first.duration_since(pool.created);
     if seen_before || took.is_negative() {
         return "Runners are online".to_owned();
