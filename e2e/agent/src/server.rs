@@ -39,6 +39,7 @@ pub(crate) struct Refusal {
 pub(crate) type Answered<T> = Result<T, Refusal>;
 
 /// A job that was picked up.
+#[expect(clippy::struct_field_names, reason = "the server calls it jobId")]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Job {

@@ -18,7 +18,7 @@ const STORM: usize = 12;
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let good = example::app(&ctx.github, &ctx.namespace, &ctx.repository).await?;
     secrets(ctx, &good).await?;
-    refusals(ctx, &good).await?;
+    refusals(ctx).await?;
     runner_group(ctx).await?;
     rotation(ctx).await
 }
@@ -81,8 +81,7 @@ async fn secrets(ctx: &Ctx, good: &Value) -> Result<()> {
 }
 
 /// What GitHub refuses is told apart, with its own advice.
-async fn refusals(ctx: &Ctx, good: &Value) -> Result<()> {
-    example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
+async fn refusals(ctx: &Ctx) -> Result<()> {
     let cases: &[(&str, u16, &str, &[&str])] = &[
         ("refused-401", 401, "Unauthorized", &["credentials"]),
         (
@@ -94,6 +93,9 @@ async fn refusals(ctx: &Ctx, good: &Value) -> Result<()> {
         ("refused-404", 404, "NotFound", &["not found"]),
     ];
     for (name, status, reason, words) in cases {
+        // Another App: pools with the same credentials share what GitHub has said a moment ago.
+        let good = example::app(&ctx.github, name, &ctx.repository).await?;
+        example::secret(&ctx.client, &ctx.namespace, "creds", &good).await?;
         let mark = ctx.last_call().await?;
         let action = Action::Answer {
             status: *status,
@@ -117,7 +119,7 @@ async fn refusals(ctx: &Ctx, good: &Value) -> Result<()> {
         ensure!(calls <= STORM, "{name}: {calls} calls for one refusal");
         ctx.github.clear_faults().await?;
         // Time alone brings it back, at the latest; a change of the Secret does at once.
-        mended(ctx, name, good).await?;
+        mended(ctx, name, &good).await?;
     }
     // A repository that does not exist, and one whose owner has not installed the App
     for (name, repository) in [

@@ -2,10 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Result, ensure};
@@ -23,11 +20,33 @@ use serde_json::json;
 use super::Ctx;
 use crate::deploy;
 
+/// The largest crowd of pods that were there at the same time and had not ended, by name.
+#[derive(Debug, Default)]
+struct Most(Mutex<Vec<String>>);
+
+impl Most {
+    fn at_most(&self, allowed: usize) -> Result<()> {
+        let crowd = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(
+            crowd.len() <= allowed,
+            "a pool of {allowed} had these pods at a time: {crowd:?}"
+        );
+        Ok(())
+    }
+
+    fn see(&self, crowd: Vec<String>) {
+        let mut most = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if crowd.len() > most.len() {
+            *most = crowd;
+        }
+    }
+}
+
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // So that the workflow of single jobs is there already.
     ctx.queue_for("nobody", &["nobody"], "true", false).await?;
     let before = ctx.github.state().await?.lasting;
-    let most = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(Most::default());
     let count = tokio::spawn(count_pods(ctx.api(), Arc::clone(&most)));
     let outcome = moments(ctx, &most).await;
     count.abort();
@@ -37,7 +56,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-async fn moments(ctx: &Ctx, most: &AtomicUsize) -> Result<()> {
+async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     let pods: Api<Pod> = ctx.api();
     let some_pod = async |what: &str, seen: &dyn Fn(&Pod) -> bool| {
         ctx.wait_for(what, super::SOON, async || {
@@ -107,11 +126,7 @@ async fn moments(ctx: &Ctx, most: &AtomicUsize) -> Result<()> {
     ctx.succeeded(job).await?;
     kill(ctx).await?;
     ctx.idle("pool", 1).await?;
-    ensure!(
-        most.load(Ordering::SeqCst) <= 1,
-        "a pool of one had {} pods at a time",
-        most.load(Ordering::SeqCst)
-    );
+    most.at_most(1)?;
 
     // 8: some of the further runners exist
     scale(ctx, 3).await?;
@@ -121,11 +136,7 @@ async fn moments(ctx: &Ctx, most: &AtomicUsize) -> Result<()> {
     .await?;
     kill(ctx).await?;
     ctx.idle("pool", 3).await?;
-    ensure!(
-        most.load(Ordering::SeqCst) <= 3,
-        "a pool of three had {} pods at a time",
-        most.load(Ordering::SeqCst)
-    );
+    most.at_most(3)?;
     // 9: one of the surplus has left GitHub
     scale(ctx, 1).await?;
     ctx.wait_for("an entry to go", super::SOON, async || {
@@ -176,8 +187,8 @@ fn gate_runs(pod: &Pod) -> bool {
         .any(|state| state.running.is_some())
 }
 
-/// Keeps the largest number of pods that were there at the same time and had not ended.
-async fn count_pods(pods: Api<Pod>, most: Arc<AtomicUsize>) {
+/// Keeps the largest crowd of pods.
+async fn count_pods(pods: Api<Pod>, most: Arc<Most>) {
     let mut live: BTreeMap<String, bool> = BTreeMap::new();
     let mut stream = Box::pin(watcher(pods, watcher::Config::default()));
     loop {
@@ -194,12 +205,15 @@ async fn count_pods(pods: Api<Pod>, most: Arc<AtomicUsize>) {
             Ok(Some(Event::Delete(pod))) => {
                 live.remove(&name(&pod));
             }
-            Ok(Some(_)) | Err(_) => {}
+            // A new list has what is left, and only that.
+            Ok(Some(Event::Init)) => live.clear(),
+            Ok(Some(Event::InitDone)) | Err(_) => {}
             Ok(None) => return,
         }
-        most.fetch_max(
-            live.values().filter(|&&live| live).count(),
-            Ordering::SeqCst,
-        );
+        let crowd = live
+            .iter()
+            .filter(|(_, live)| **live)
+            .map(|(name, _)| name.clone());
+        most.see(crowd.collect());
     }
 }

@@ -97,6 +97,7 @@ async fn the_shapes_are_right(ctx: &Ctx, shapes: &[Regex]) -> Result<()> {
         .github
         .create_token(&NewCredential {
             name: "shape".to_owned(),
+            scopes: Some(["repo".to_owned()].into()),
             ..NewCredential::default()
         })
         .await?;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, transport::Transport};
 
 /// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
-const IDLE: Duration = Duration::from_secs(60 * 60);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// Gives clients, and keeps them.
 ///

@@ -15,7 +15,7 @@ use super::{Client, Error, Scope, transport::Ask};
 const DEFAULT_GROUP: u64 = 1;
 const DEFAULT_NAME: &str = "default";
 /// Groups change rarely.
-const MAX_AGE: Duration = Duration::from_secs(10 * 60);
+const MAX_AGE: Duration = Duration::from_mins(10);
 const PER_PAGE: usize = 100;
 /// This only stops a server that never comes to an end.
 const MOST_PAGES: usize = 100;

@@ -395,7 +395,7 @@ fn http_client(
         .wrap_connector(tcp);
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(60))
+        .pool_idle_timeout(Duration::from_mins(1))
         .build(connector)
 }
 

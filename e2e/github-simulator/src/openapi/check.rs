@@ -66,9 +66,8 @@ impl Operation {
 
     fn check_request_body(&self, body: &Body) -> Vec<Complaint> {
         match (&self.body, body) {
-            (None, Body::Empty) => Vec::new(),
             // octocrab sends `null` or `{}` where there is nothing to say.
-            (None, Body::Json(Value::Null)) => Vec::new(),
+            (None, Body::Empty | Body::Json(Value::Null)) => Vec::new(),
             (None, Body::Json(Value::Object(object))) if object.is_empty() => Vec::new(),
             (None, _) => vec!["the operation takes no body".to_owned()],
             (Some(described), Body::Empty) if described.required => {

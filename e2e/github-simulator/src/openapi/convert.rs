@@ -22,8 +22,7 @@ pub(super) fn schema(source: &Value) -> Value {
             }
             keyword if keyword.starts_with("x-") => continue,
             "properties" | "patternProperties" => map(value),
-            "items" | "not" => schema(value),
-            "additionalProperties" => schema(value),
+            "items" | "not" | "additionalProperties" => schema(value),
             "allOf" | "anyOf" | "oneOf" => list(value),
             "exclusiveMinimum" | "exclusiveMaximum" if value.is_boolean() => continue,
             "minimum" if source.get("exclusiveMinimum") == Some(&Value::Bool(true)) => {

@@ -78,7 +78,7 @@ struct RequestBody {
 /// A schema that is compiled when it is first needed.
 #[derive(Debug)]
 struct Schema {
-    schema: Value,
+    source: Value,
     components: Arc<Map<String, Value>>,
     compiled: OnceLock<Result<Validator, String>>,
 }
@@ -86,7 +86,7 @@ struct Schema {
 impl Schema {
     fn new(schema: &Value, components: &Arc<Map<String, Value>>) -> Self {
         Self {
-            schema: convert::schema(schema),
+            source: convert::schema(schema),
             components: Arc::clone(components),
             compiled: OnceLock::new(),
         }
@@ -101,7 +101,7 @@ impl Schema {
 
     fn compile(&self) -> Result<Validator, String> {
         let mut names = BTreeSet::new();
-        references(&self.schema, &self.components, &mut names);
+        references(&self.source, &self.components, &mut names);
         let schemas: Map<String, Value> = names
             .into_iter()
             .filter_map(|name| {
@@ -111,7 +111,7 @@ impl Schema {
             .collect();
         let document = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "allOf": [self.schema],
+            "allOf": [self.source],
             "components": {"schemas": schemas},
         });
         jsonschema::options()

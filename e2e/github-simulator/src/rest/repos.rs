@@ -128,7 +128,7 @@ pub fn get_branch(world: &mut World, call: &Call) -> Result<Answer, Answer> {
         .protection
         .as_ref()
         .and_then(|protection| protection.required_status_checks.as_ref())
-        .map(|required| protection::checks(required))
+        .map(protection::checks)
         .unwrap_or_default();
     let contexts: Vec<&Value> = checks
         .iter()

@@ -1,0 +1,81 @@
+//! The real binary, with the simulated driver where a node's driver would be.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use gate_report::Report;
+use serde_json::{Value, json};
+
+/// A folder with the driver as a node has it, `libcuda.so.1`.
+static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", "simulated-driver"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(built.success(), "the simulated driver could not be built");
+    let debug = Path::new(env!("CARGO_BIN_EXE_cuda-smoke"))
+        .parent()
+        .unwrap();
+    let folder = folder("driver");
+    std::fs::copy(debug.join("libcuda.so"), folder.join("libcuda.so.1")).unwrap();
+    folder
+});
+
+/// A fresh folder.
+pub fn folder(name: &str) -> PathBuf {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("{}-{name}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// The driver's file.
+pub fn driver() -> PathBuf {
+    DRIVER.join("libcuda.so.1")
+}
+
+/// `cuda-smoke`, with the driver and what it simulates.
+pub fn smoke(simulated: &Value) -> Command {
+    let mut command = without_driver();
+    command
+        .env("LD_LIBRARY_PATH", &*DRIVER)
+        .env("SIMCUDA", simulated.to_string());
+    command
+}
+
+/// `cuda-smoke` on a machine that has no driver.
+pub fn without_driver() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cuda-smoke"));
+    command.env_remove("LD_LIBRARY_PATH").env_remove("SIMCUDA");
+    command
+}
+
+/// Exit code and report of `check --json` on these devices.
+pub fn check(simulated: &Value, arguments: &[&str]) -> (i32, Report) {
+    read(
+        &smoke(simulated)
+            .args(["check", "--json"])
+            .args(arguments)
+            .output()
+            .unwrap(),
+    )
+}
+
+pub fn read(output: &Output) -> (i32, Report) {
+    let code = output.status.code().expect("the supervisor itself died");
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stdout)));
+    (code, report)
+}
+
+/// One healthy device with this fault.
+pub fn faulty(fault: Value) -> Value {
+    json!({"devices": [{"profile": "a100"}], "faults": [fault]})
+}
