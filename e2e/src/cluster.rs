@@ -307,7 +307,7 @@ impl Cluster {
         let nodes: Api<Node> = Api::all(client.clone());
         let offered = wait_for(
             "the node to be ready and to offer its GPUs",
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             async || {
                 for program in ["containerd", "kubelet", "kube-proxy"] {
                     self.supervisor.check(program)?;

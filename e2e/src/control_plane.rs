@@ -111,6 +111,10 @@ pub fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificat
 }
 
 /// Starts the four programs; does not wait.
+#[expect(
+    clippy::too_many_lines,
+    reason = "flags of four programs, one after the other"
+)]
 pub fn start(
     dir: &Path,
     supervisor: &Supervisor,
@@ -235,7 +239,7 @@ pub fn start(
 
 /// Waits until the API server says that it is ready.
 pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     loop {
         let request = http::Request::get("/readyz").body(Vec::new())?;
         let answer = client.request_text(request).await;
@@ -246,7 +250,7 @@ pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
             supervisor.check(program)?;
         }
         if tokio::time::Instant::now() > deadline {
-            let last = answer.map_or_else(|error| error.to_string(), |text| text);
+            let last = answer.unwrap_or_else(|error| error.to_string());
             anyhow::bail!("the API server was not ready within 60 s: {last}");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

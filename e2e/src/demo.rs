@@ -125,7 +125,7 @@ impl Stage<'_> {
 
     /// Waits for an idle runner other than these, there and on GitHub.
     async fn idle(&self, used: &BTreeSet<String>) -> Result<String> {
-        wait_for("an idle runner", Duration::from_secs(120), async || {
+        wait_for("an idle runner", Duration::from_mins(2), async || {
             let status = self.pools.get(POOL).await?.status.unwrap_or_default();
             let Some(runner) = status
                 .runners
@@ -155,7 +155,7 @@ impl Stage<'_> {
         ));
         let (mut used, mut done) = (BTreeSet::new(), BTreeSet::new());
         while done.len() < run.jobs.len() {
-            let job = wait_for("a job to end", Duration::from_secs(120), async || {
+            let job = wait_for("a job to end", Duration::from_mins(2), async || {
                 let jobs = self.github.jobs().await?;
                 Ok(jobs.into_iter().find(|job| {
                     run.jobs.contains(&job.id)

@@ -66,7 +66,7 @@ pub async fn add_nodes(client: &Client, count: usize) -> Result<()> {
         .await?;
     crate::wait::wait_for(
         "simulated nodes to be ready",
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         async || {
             let ready = nodes
                 .list(&ListParams::default())

@@ -164,7 +164,7 @@ fn run(command: Command) -> Result<ExitCode> {
 }
 
 fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode> {
-    let story = Story::new();
+    let story = Story::default();
     runtime.block_on(async {
         interrupt::watch()?;
         demo::run(build.options(), &story).await
@@ -177,7 +177,7 @@ fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode
 
 /// Named suites are run alone; without a name everything is.
 fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
-    let story = Story::new();
+    let story = Story::default();
     runtime.block_on(async { interrupt::watch() })?;
     if names.is_empty() {
         check::run(&story)?;
@@ -189,7 +189,7 @@ fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
 
 async fn up(name: &str, options: Options) -> Result<()> {
     interrupt::watch()?;
-    let story = Story::new();
+    let story = Story::default();
     let cluster = Cluster::up(name, options, &story).await?;
     let furnished = async {
         deploy::install(&cluster, options.profile).await?;

@@ -41,21 +41,23 @@ pub struct Story {
     told: Arc<Mutex<Told>>,
 }
 
-impl Story {
+impl Default for Story {
     /// A story that is told.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             start: Instant::now(),
             silent: false,
             told: Arc::default(),
         }
     }
+}
 
+impl Story {
     /// A story that nobody hears.
     pub fn silent() -> Self {
         Self {
             silent: true,
-            ..Self::new()
+            ..Self::default()
         }
     }
 

@@ -51,18 +51,21 @@ impl Program {
     }
 
     /// Adds one argument.
+    #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
         self
     }
 
     /// Adds arguments.
+    #[must_use]
     pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
     /// Sets an environment variable.
+    #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
         self
@@ -234,7 +237,7 @@ pub fn run(dir: &Path, sandbox: bool) -> Result<()> {
     let (shared, logs) = (Arc::clone(&table), dir.join("logs"));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            if let Err(error) = serve(stream, &shared, &logs) {
+            if let Err(error) = serve(&stream, &shared, &logs) {
                 eprintln!("request failed: {error:#}");
             }
         }
@@ -274,7 +277,7 @@ fn furnish(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn serve(stream: UnixStream, table: &Table, logs: &Path) -> Result<()> {
+fn serve(stream: &UnixStream, table: &Table, logs: &Path) -> Result<()> {
     let mut line = String::new();
     BufReader::new(stream.try_clone()?).read_line(&mut line)?;
     if line.is_empty() {
@@ -309,7 +312,7 @@ fn serve(stream: UnixStream, table: &Table, logs: &Path) -> Result<()> {
         },
     };
     drop(entries);
-    writeln!(&stream, "{}", serde_json::to_string(&reply)?)?;
+    writeln!(&mut &*stream, "{}", serde_json::to_string(&reply)?)?;
     Ok(())
 }
 
@@ -358,7 +361,7 @@ fn reap(table: &Table) -> Result<()> {
             }
             // No child yet.
             Ok(None) | Err(rustix::io::Errno::CHILD) => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for children"),

@@ -1,5 +1,12 @@
 //! `cuda-smoke gate` with a registrar that answers as it is told, over real TLS.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,12 @@
 //! The agent's hooks leave marks that can be read, whatever jobs are called, and never fail.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
+
 mod common;
 
 use std::fs;

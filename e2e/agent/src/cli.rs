@@ -26,7 +26,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "the real agent has as many flags")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the real agent has as many flags"
+)]
 pub(crate) struct Configure {
     /// Repository, organization or enterprise.
     #[arg(long, env = "ACTIONS_RUNNER_INPUT_URL")]

@@ -71,9 +71,9 @@ pub(super) fn archive(layout: &Path, names: &[&str], to: &Path) -> Result<()> {
         };
         files.extend(blobs(layout, &descriptor)?);
         let tag = format!("localhost/{name}:dev");
-        let mut named = descriptor.clone();
-        named["annotations"] = json!({"io.containerd.image.name": tag, NAME: "dev"});
-        manifests.push(named);
+        let mut entry = descriptor.clone();
+        entry["annotations"] = json!({"io.containerd.image.name": tag, NAME: "dev"});
+        manifests.push(entry);
     }
     anyhow::ensure!(
         manifests.len() == names.len(),

@@ -1,6 +1,6 @@
 //! What a runner costs, by counting requests, and that an idle pool costs nothing.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -15,7 +15,7 @@ const KUBERNETES: usize = 4;
 /// Calls to GitHub for one runner.
 const GITHUB: usize = 1;
 /// How long nothing must happen.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a pool at rest
@@ -110,7 +110,8 @@ fn summary(requests: &[Request]) -> String {
     lines.sort();
     let mut shown = String::new();
     for group in lines.chunk_by(|one, other| one == other) {
-        shown.push_str(&format!("{} × {}; ", group.len(), group[0]));
+        // Writing to a string cannot fail.
+        let _ = write!(shown, "{} × {}; ", group.len(), group[0]);
     }
     shown
 }

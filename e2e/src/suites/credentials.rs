@@ -245,7 +245,7 @@ async fn mended(ctx: &Ctx, pool: &str, good: &Value) -> Result<()> {
     example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
     ctx.condition(pool, "CredentialsValid", "True", "Accepted")
         .await?;
-    ctx.wait_for("a runner", Duration::from_secs(60), async || {
+    ctx.wait_for("a runner", Duration::from_mins(1), async || {
         Ok((!ctx.entries().await?.is_empty()).then_some(()))
     })
     .await?;

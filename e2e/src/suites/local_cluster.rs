@@ -48,7 +48,7 @@ async fn a_pod_gets_a_device_and_its_driver(ctx: &Ctx) -> Result<()> {
 
     // When it has run
     let status = ctx
-        .wait_for("the pod to end", Duration::from_secs(60), async || {
+        .wait_for("the pod to end", Duration::from_mins(1), async || {
             let status = pods.get("gpu").await?.status.unwrap_or_default();
             let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
             Ok(ended.then_some(status))
@@ -99,7 +99,7 @@ async fn a_cluster_beside_it_leaves_nothing_behind(ctx: &Ctx) -> Result<()> {
     pods.create(&PostParams::default(), &sleeper()?).await?;
     ctx.wait_for(
         "the second cluster's pod to run",
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         async || {
             let status = pods.get("sleeper").await?.status.unwrap_or_default();
             Ok((status.phase.as_deref() == Some("Running")).then_some(()))
@@ -138,7 +138,7 @@ async fn a_killed_run_leaves_nothing_either(ctx: &Ctx) -> Result<()> {
         .spawn()?;
     ctx.wait_for(
         "the run to have started a kubelet",
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         async || Ok(dir.join("logs/kubelet.log").exists().then_some(())),
     )
     .await?;

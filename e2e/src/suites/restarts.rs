@@ -12,7 +12,7 @@ use github_simulator::faults::Fault;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::json;
@@ -131,7 +131,7 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     // 8: some of the further runners exist
     scale(ctx, 3).await?;
     ctx.wait_for("further pods", super::SOON, async || {
-        Ok((pods.list(&Default::default()).await?.items.len() > 1).then_some(()))
+        Ok((pods.list(&ListParams::default()).await?.items.len() > 1).then_some(()))
     })
     .await?;
     kill(ctx).await?;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The longest that one suite may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// The cluster of all suites, or why there is none.
 #[derive(Debug)]

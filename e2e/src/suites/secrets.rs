@@ -128,9 +128,9 @@ fn files_below(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
         for entry in std::fs::read_dir::<&Path>(&folder)? {
             let path = entry?.path();
             if path.is_dir() {
-                folders.push(path)
+                folders.push(path);
             } else {
-                files.push(path)
+                files.push(path);
             }
         }
     }

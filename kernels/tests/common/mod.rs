@@ -1,5 +1,13 @@
 //! The real binary, with the simulated driver where a node's driver would be.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    reason = "a part of tests, of which each uses its own"
+)]
 
 use std::env;
 use std::path::{Path, PathBuf};

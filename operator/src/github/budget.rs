@@ -25,13 +25,13 @@ const AT_ONCE: usize = 50;
 /// How long a request may wait for others to end before it is sent.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The window of the limits by the minute.
-const MINUTE: SignedDuration = SignedDuration::from_secs(60);
+const MINUTE: SignedDuration = SignedDuration::from_mins(1);
 /// GitHub: 900 points a minute, where reading costs 1 and writing 5.
 const POINTS_PER_MINUTE: u32 = 900;
 /// GitHub: 80 requests a minute that make content.
 const WRITES_PER_MINUTE: usize = 80;
 /// GitHub: without a better hint, wait for at least a minute.
-const PAUSE: SignedDuration = SignedDuration::from_secs(60);
+const PAUSE: SignedDuration = SignedDuration::from_mins(1);
 /// No hint of the server's is believed beyond this: quotas are by the hour.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(3_660);
 

@@ -171,7 +171,7 @@ mod tests {
         };
         assert_eq!(
             limited(1_060).retry_after(now),
-            Some(Duration::from_secs(60))
+            Some(Duration::from_mins(1))
         );
         assert_eq!(limited(900).retry_after(now), Some(Duration::ZERO));
     }

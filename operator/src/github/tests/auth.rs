@@ -153,9 +153,10 @@ async fn a_token_that_was_revoked_is_replaced_once() {
         match seen.header("authorization") {
             Some("Bearer ghs_2") => reply(200, &page(0, &[])),
             _ if seen.header("authorization") == Some("Bearer ghs_1") && mints == 1 => {
-                match seen.path.contains("/r/") {
-                    true => reply(200, &page(0, &[])),
-                    false => error(401, "Bad credentials"),
+                if seen.path.contains("/r/") {
+                    reply(200, &page(0, &[]))
+                } else {
+                    error(401, "Bad credentials")
                 }
             }
             _ => error(401, "Bad credentials"),

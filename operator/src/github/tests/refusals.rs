@@ -158,7 +158,8 @@ async fn a_used_up_hour_pauses_until_its_reset() {
 
 #[tokio::test]
 async fn answers_that_are_none_are_told_apart() {
-    let cases: [(fn() -> Reply, &str, &str); 4] = [
+    type Case = (fn() -> Reply, &'static str, &'static str);
+    let cases: [Case; 4] = [
         (
             || raw(200, "{\"total_count\": 1, \"runn"),
             "Malformed",

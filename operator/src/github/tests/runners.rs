@@ -37,7 +37,7 @@ async fn an_unchanged_listing_is_asked_for_with_its_tag_and_kept() {
 #[tokio::test]
 async fn a_young_listing_is_not_asked_for_and_pools_of_one_place_share_it() {
     let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     let pools: Vec<_> = (0..100).map(|_| stub.client("o/r")).collect();
     futures::future::join_all(pools.iter().map(|pool| pool.list_runners(minute))).await;
     assert_eq!(stub.seen().len(), 1, "a hundred pools cost one listing");
@@ -133,9 +133,12 @@ async fn what_servers_leave_out_is_no_reason_to_know_nothing() {
 
 #[tokio::test]
 async fn a_runner_is_found_by_its_whole_name_also_where_the_filter_is_ignored() {
-    let stub = Stub::start(|seen, _| match seen.path.ends_with("&page=1") {
-        true => reply(200, &page(101, &[runner(1, "pool a/b-2", "online", true)])),
-        false => reply(200, &page(101, &[runner(2, "pool a/b", "offline", false)])),
+    let stub = Stub::start(|seen, _| {
+        if seen.path.ends_with("&page=1") {
+            reply(200, &page(101, &[runner(1, "pool a/b-2", "online", true)]))
+        } else {
+            reply(200, &page(101, &[runner(2, "pool a/b", "offline", false)]))
+        }
     })
     .await;
     let client = stub.client("o/r");
