@@ -171,22 +171,11 @@ impl Pod {
     fn run(&self, simulated: &Value, registrar: &Registrar) -> (i32, Report) {
         let output = self.gate(simulated, registrar).output().unwrap();
         let log = fs::read_to_string(self.dir.join("log")).unwrap();
-        self.no_secret_in(&output, &log);
+        no_secret_in(&output, &log);
         (
             output.status.code().unwrap(),
             serde_json::from_str(&log).unwrap(),
         )
-    }
-
-    fn no_secret_in(&self, output: &Output, log: &str) {
-        let printed =
-            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        for secret in [TOKEN, JIT] {
-            assert!(
-                !printed.contains(secret) && !log.contains(secret),
-                "{secret} was written: {printed}{log}"
-            );
-        }
     }
 
     fn left(&self) -> Vec<String> {
@@ -196,6 +185,16 @@ impl Pod {
             .collect();
         left.sort();
         left
+    }
+}
+
+fn no_secret_in(output: &Output, log: &str) {
+    let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    for secret in [TOKEN, JIT] {
+        assert!(
+            !printed.contains(secret) && !log.contains(secret),
+            "{secret} was written: {printed}{log}"
+        );
     }
 }
 

@@ -1,0 +1,437 @@
+//! The scripts and the binary against a running simulator: what the operator and its images rely on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use github_simulator::control::{Client, JobView, NewCredential, NewJob};
+use github_simulator::state::{Conclusion, Settings, StepTemplate};
+use github_simulator::{Config, fixtures::TENSOR_WASM, openapi, serve};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+/// Long enough for everything here.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A GitHub of the test's own.
+struct GitHub {
+    url: String,
+    ca: String,
+    control: Client,
+    token: String,
+    server: JoinHandle<()>,
+}
+
+impl Drop for GitHub {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl GitHub {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let ca = certified.cert.pem();
+        let config = Config {
+            public_url: url.clone(),
+            certificate_chain_pem: ca.clone(),
+            private_key_pem: certified.signing_key.serialize_pem(),
+            openapi: openapi::ensure().unwrap(),
+            dump_file: None,
+            settings: Settings::default(),
+            fixtures: true,
+        };
+        let server = tokio::spawn(async move { serve(listener, config).await.unwrap() });
+        let control = Client::new(&url, &ca).unwrap();
+        until("the simulator", async || {
+            control.ready().await.then_some(())
+        })
+        .await;
+        let new = NewCredential {
+            name: "admin".to_owned(),
+            scopes: Some(["repo".to_owned()].into()),
+            admin: true,
+            ..NewCredential::default()
+        };
+        let token = control.create_token(&new).await.unwrap();
+        Self {
+            url,
+            ca,
+            control,
+            token,
+            server,
+        }
+    }
+
+    async fn rest(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let authorization = format!("Bearer {}", self.token);
+        let headers = [
+            ("user-agent", "test"),
+            ("authorization", authorization.as_str()),
+        ];
+        let path = format!("/api/v3/repos/{TENSOR_WASM}/actions/runners{path}");
+        let (status, _, bytes) = self
+            .control
+            .send(method, &path, &headers, body.as_ref())
+            .await
+            .unwrap();
+        assert!(
+            status.is_success(),
+            "{status}: {}",
+            String::from_utf8_lossy(&bytes)
+        );
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    async fn jit_config(&self, name: &str) -> String {
+        let body = json!({"name": name, "runner_group_id": 1, "labels": ["self-hosted", "cuda"], "work_folder": "_work"});
+        let made = self
+            .rest(Method::POST, "/generate-jitconfig", Some(body))
+            .await;
+        made["encoded_jit_config"].as_str().unwrap().to_owned()
+    }
+
+    async fn registration_token(&self) -> String {
+        let made = self.rest(Method::POST, "/registration-token", None).await;
+        made["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn runners(&self) -> Vec<Value> {
+        self.rest(Method::GET, "", None).await["runners"]
+            .as_array()
+            .unwrap()
+            .clone()
+    }
+
+    async fn online(&self, name: &str) {
+        until("the runner to be online", async || {
+            let runners = self.runners().await;
+            runners
+                .iter()
+                .any(|runner| runner["name"] == name && runner["status"] == "online")
+                .then_some(())
+        })
+        .await;
+    }
+
+    async fn queue(&self, labels: &[&str], script: &str, hold: bool) -> u64 {
+        let job = NewJob {
+            repository: TENSOR_WASM.to_owned(),
+            name: "job".to_owned(),
+            labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            steps: vec![StepTemplate {
+                name: "step".to_owned(),
+                run: script.to_owned(),
+            }],
+            hold,
+            branch: None,
+        };
+        self.control.queue(&job).await.unwrap().jobs[0]
+    }
+
+    async fn ended(&self, job: u64) -> JobView {
+        until("the job to end", async || {
+            let view = self.control.job(job).await.unwrap();
+            view.conclusion.is_some().then_some(view)
+        })
+        .await
+    }
+}
+
+async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = tokio::time::Instant::now();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(start.elapsed() < LIMIT, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// `/home/runner` of an image.
+struct Home(PathBuf);
+
+impl Home {
+    fn new(name: &str, github: &GitHub) -> Self {
+        let dir =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        for script in ["config.sh", "run.sh"] {
+            fs::copy(
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(script),
+                dir.join(script),
+            )
+            .unwrap();
+        }
+        fs::write(dir.join("ca.crt"), &github.ca).unwrap();
+        for hook in ["started", "completed"] {
+            let path = dir.join(format!("{hook}.sh"));
+            fs::write(
+                &path,
+                format!(
+                    "echo {hook} $GITHUB_JOB >> {}\n",
+                    dir.join("hooks").display()
+                ),
+            )
+            .unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(self.0.join(name));
+        command
+            .env("SIMULATED_AGENT", env!("CARGO_BIN_EXE_simulated-agent"))
+            .env("SSL_CERT_FILE", self.0.join("ca.crt"))
+            .env("RUNNER_ALLOW_RUNASROOT", "1")
+            .env("ACTIONS_RUNNER_HOOK_JOB_STARTED", self.0.join("started.sh"))
+            .env(
+                "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
+                self.0.join("completed.sh"),
+            )
+            .env_remove("RUNNER_MANUALLY_TRAP_SIG")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    fn with_jit(&self, config: &str) -> Command {
+        let mut run = self.script("run.sh");
+        run.env("ACTIONS_RUNNER_INPUT_JITCONFIG", config);
+        run
+    }
+
+    async fn configure(&self, github: &GitHub, token: &str, more: &[&str]) -> i32 {
+        let url = format!("{}/{TENSOR_WASM}", github.url);
+        let mut config = self.script("config.sh");
+        config.args([
+            "--url",
+            &url,
+            "--token",
+            token,
+            "--name",
+            "host-cuda",
+            "--labels",
+            "self-hosted,cuda",
+        ]);
+        config.args(["--work", "_work", "--unattended"]).args(more);
+        code(config.spawn().unwrap()).await
+    }
+
+    fn diag(&self) -> String {
+        let logs = fs::read_dir(self.0.join("_diag")).unwrap().flatten();
+        logs.map(|log| fs::read_to_string(log.path()).unwrap())
+            .collect()
+    }
+}
+
+async fn code(mut child: Child) -> i32 {
+    let status = tokio::time::timeout(LIMIT, child.wait())
+        .await
+        .expect("it does not end")
+        .unwrap();
+    status.code().unwrap_or(-1)
+}
+
+fn terminate(child: &Child) {
+    let pid = child.id().unwrap().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .arg(pid)
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+#[tokio::test]
+async fn a_jit_runner_runs_one_job_and_is_gone() {
+    let github = GitHub::start().await;
+    let home = Home::new("jit", &github);
+    let config = github.jit_config("jit-1").await;
+    let run = home.with_jit(&config).spawn().unwrap();
+    github.online("jit-1").await;
+    assert!(
+        home.diag().contains("Listening for Jobs"),
+        "the operator's probe looks for these words"
+    );
+    // A job that asks for more labels than the runner has is not its job
+    let other = github
+        .queue(&["self-hosted", "cuda", "a100"], "true", false)
+        .await;
+    let job = github
+        .queue(&["self-hosted", "cuda"], "echo computed; env", false)
+        .await;
+    let view = github.ended(job).await;
+    assert_eq!(
+        (view.conclusion, view.runner.as_deref()),
+        (Some(Conclusion::Success), Some("jit-1"))
+    );
+    assert_eq!(code(run).await, 0);
+    let log = github.control.job_log(job).await.unwrap();
+    assert!(log.contains("computed"), "{log}");
+    assert!(!log.contains(&config), "the job saw the registration");
+    assert_eq!(
+        fs::read_to_string(home.0.join("hooks"))
+            .unwrap()
+            .lines()
+            .count(),
+        2
+    );
+    assert!(
+        github.runners().await.is_empty(),
+        "an ephemeral runner's entry goes with its job"
+    );
+    assert!(
+        github
+            .control
+            .job(other)
+            .await
+            .unwrap()
+            .started_at
+            .is_none()
+    );
+    // And the configuration is used up
+    assert_eq!(
+        code(
+            Home::new("again", &github)
+                .with_jit(&config)
+                .spawn()
+                .unwrap()
+        )
+        .await,
+        0
+    );
+    assert!(github.runners().await.is_empty());
+}
+
+#[tokio::test]
+async fn config_sh_as_a_person_calls_it() {
+    let github = GitHub::start().await;
+    let home = Home::new("config", &github);
+    let token = github.registration_token().await;
+    assert_eq!(home.configure(&github, &token, &[]).await, 0);
+    let run = home
+        .script("run.sh")
+        .env("RUNNER_MANUALLY_TRAP_SIG", "1")
+        .spawn()
+        .unwrap();
+    github.online("host-cuda").await;
+    // It stays for more than one job
+    for _ in 0..2 {
+        let job = github.queue(&["self-hosted", "cuda"], "true", false).await;
+        assert_eq!(
+            github.ended(job).await.conclusion,
+            Some(Conclusion::Success)
+        );
+    }
+    // A taken name is refused without --replace
+    let second = Home::new("second", &github);
+    assert_eq!(second.configure(&github, &token, &[]).await, 1);
+    terminate(&run);
+    assert_eq!(code(run).await, 143);
+    // And the entry goes with `config.sh remove`
+    let removal = github.rest(Method::POST, "/remove-token", None).await;
+    let mut remove = home.script("config.sh");
+    remove.args(["remove", "--token", removal["token"].as_str().unwrap()]);
+    assert_eq!(code(remove.spawn().unwrap()).await, 0);
+    assert!(github.runners().await.is_empty());
+}
+
+#[tokio::test]
+async fn row_11_a_token_that_has_expired_is_refused() {
+    let github = GitHub::start().await;
+    let token = github.registration_token().await;
+    github.control.advance(3601).await.unwrap();
+    assert_eq!(
+        Home::new("expired", &github)
+            .configure(&github, &token, &[])
+            .await,
+        1
+    );
+    assert_eq!(
+        Home::new("forged", &github)
+            .configure(&github, "AAAA", &[])
+            .await,
+        1
+    );
+    assert!(github.runners().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_is_too_old_ends_with_its_own_code() {
+    let github = GitHub::start().await;
+    let config = github.jit_config("old").await;
+    let home = Home::new("old", &github);
+    let mut run = home.with_jit(&config);
+    run.env("SIMULATED_AGENT_VERSION", "2.319.1")
+        .env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
+    assert_eq!(code(run.spawn().unwrap()).await, 7);
+}
+
+#[tokio::test]
+async fn a_failing_step_fails_the_job_and_not_the_agent() {
+    let github = GitHub::start().await;
+    let config = github.jit_config("fails").await;
+    let run = Home::new("fails", &github)
+        .with_jit(&config)
+        .spawn()
+        .unwrap();
+    let job = github
+        .queue(&["self-hosted", "cuda"], "exit 3", false)
+        .await;
+    assert_eq!(
+        github.ended(job).await.conclusion,
+        Some(Conclusion::Failure)
+    );
+    assert_eq!(code(run).await, 0);
+}
+
+#[tokio::test]
+async fn a_signal_cancels_the_job_and_ends_an_idle_agent() {
+    let github = GitHub::start().await;
+    for busy in [true, false] {
+        let name = format!("signal-{busy}");
+        let config = github.jit_config(&name).await;
+        let mut run = Home::new(&name, &github).with_jit(&config);
+        let run = run.env("RUNNER_MANUALLY_TRAP_SIG", "1").spawn().unwrap();
+        github.online(&name).await;
+        let mut job = None;
+        if busy {
+            let id = github.queue(&["self-hosted", "cuda"], "true", true).await;
+            until("the job to start", async || {
+                github.control.job(id).await.unwrap().started_at
+            })
+            .await;
+            job = Some(id);
+        }
+        terminate(&run);
+        assert_eq!(
+            code(run).await,
+            143,
+            "the script's own code, however well the listener ended"
+        );
+        if let Some(job) = job {
+            assert_eq!(
+                github.ended(job).await.conclusion,
+                Some(Conclusion::Cancelled)
+            );
+        }
+    }
+}
