@@ -267,10 +267,11 @@ async fn a_jit_runner_runs_one_job_and_is_gone() {
     let config = github.jit_config("jit-1").await;
     let run = home.with_jit(&config).spawn().unwrap();
     github.online("jit-1").await;
-    assert!(
-        home.diag().contains("Listening for Jobs"),
-        "the operator's probe looks for these words"
-    );
+    until(
+        "the words that the operator's probe looks for",
+        async || home.diag().contains("Listening for Jobs").then_some(()),
+    )
+    .await;
     // A job that asks for more labels than the runner has is not its job
     let other = github
         .queue(&["self-hosted", "cuda", "a100"], "true", false)

@@ -88,7 +88,7 @@ async fn refusals(ctx: &Ctx) -> Result<()> {
             "refused-403",
             403,
             "Forbidden",
-            &["grant", "administration"],
+            &["grant", "Administration"],
         ),
         ("refused-404", 404, "NotFound", &["not found"]),
     ];

@@ -19,7 +19,7 @@ use crate::example;
 /// and just-in-time configurations are.
 const SHAPES: [&str; 3] = [
     r"gh[a-z]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}",
-    "-----BEGIN [A-Z ]*PRIVATE KEY",
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/]{16}",
     r"eyJ[A-Za-z0-9_+/=-]{40,}",
 ];
 
