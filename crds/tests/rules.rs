@@ -1,4 +1,10 @@
 //! The CEL rules refuse what can never work, with a message that says what to write instead.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
 
 use cudarunner_crds::CudaRunner;
 use kube::core::cel::Validator;

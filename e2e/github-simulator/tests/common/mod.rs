@@ -1,5 +1,9 @@
 //! A simulator on a port of its own, and a small REST client.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "a part of tests, of which each uses its own"
+)]
 
 use github_simulator::{
     Config,
