@@ -76,11 +76,13 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
         .metadata
         .uid
         .context("a pod without uid")?;
-    for process in process::in_pod(&cluster.cgroup(), &uid) {
-        process.signal(Signal::KILL);
-    }
+    let processes = process::in_pod(&cluster.cgroup(), &uid);
+    // The pod first: the kubelet would start the container again, and there would be two operators for a moment.
     pods.delete(pod, &DeleteParams::default().grace_period(0))
         .await?;
+    for process in processes {
+        process.signal(Signal::KILL);
+    }
     Ok(())
 }
 

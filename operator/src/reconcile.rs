@@ -136,3 +136,6 @@ pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Cont
     tracing::warn!(pool = %pool.key, category = error.category(), %error, ?wait, "a visit failed and is tried again");
     Next::requeue(wait.unsigned_abs())
 }
+
+#[cfg(test)]
+mod tests;

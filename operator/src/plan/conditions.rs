@@ -118,7 +118,9 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             && condition.type_ != kind::READY
             && condition.reason != STARTING
             && !(before.is_none() && condition.status != bad_status(&condition.type_));
-        if news {
+        // One cause shows in several conditions, and is told once.
+        let told = plan.notices.iter().any(|n| n.reason == condition.reason);
+        if news && !told {
             plan.notices.push(Notice {
                 warning: condition.status == bad_status(&condition.type_),
                 reason: condition.reason.clone(),

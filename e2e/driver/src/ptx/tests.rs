@@ -248,7 +248,7 @@ fn what_does_not_belong_is_refused_with_its_line() {
         ),
         ("add.u32 %r0, %r9, 1;", "Unknown symbol '%r9'"),
         ("add.u32 %r0, %d0, 1;", "type of '%d0'"),
-        ("add.f32 %f0, %r0, %f1;", "type of '%r0'"),
+        (".reg .u32 %u; add.f32 %f0, %u, %f1;", "type of '%u'"),
         ("bra nowhere;", "Unknown symbol 'nowhere'"),
         ("ld.param.u32 %r0, [out];", "Illegal modifier"),
         ("add.u32 %r0, %r1;", "Illegal modifier or operands"),
