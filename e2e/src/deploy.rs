@@ -58,13 +58,51 @@ pub async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
     ready(&cluster.client().await?, Duration::from_secs(90)).await
 }
 
-/// Kills the operator's processes where they stand, and its pods with them; waits for their successors.
+/// Kills the operator's processes where they stand, and its pods with them; waits until as many others are ready.
 pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    for pod in pods.list(&ListParams::default()).await?.items {
-        kill_pod(cluster, client, &pod.metadata.name.unwrap_or_default()).await?;
+    let names = async || {
+        let ready = pods
+            .list(&ListParams::default())
+            .await?
+            .items
+            .into_iter()
+            .filter(is_ready);
+        anyhow::Ok(
+            ready
+                .filter_map(|pod| pod.metadata.name)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let killed = names().await?;
+    for pod in &killed {
+        kill_pod(cluster, client, pod).await?;
     }
-    ready(client, Duration::from_secs(90)).await
+    // The Deployment's own word is a moment behind.
+    wait_for(
+        "another operator to be ready",
+        Duration::from_secs(90),
+        async || {
+            let others = names()
+                .await?
+                .iter()
+                .filter(|name| !killed.contains(name))
+                .count();
+            Ok((others == killed.len()).then_some(()))
+        },
+    )
+    .await
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Kills one of the operator's processes, and its pod: a container that is started again would wait ever longer.

@@ -10,7 +10,7 @@ use github_simulator::{
 use serde_json::{Value, json};
 
 use super::Ctx;
-use crate::example;
+use crate::{example, simulator};
 
 /// A pool with this fault makes at most so many calls until it is mended.
 const STORM: usize = 12;
@@ -122,14 +122,14 @@ async fn refusals(ctx: &Ctx) -> Result<()> {
         mended(ctx, name, &good).await?;
     }
     // A repository that does not exist, and one whose owner has not installed the App
-    for (name, repository) in [
-        ("no-such", format!("{}-not", ctx.repository)),
-        ("other-owner", "craton-co/craton-tensor-wasm".to_owned()),
+    for (name, repository, reason) in [
+        ("no-such", format!("{}-not", ctx.repository), "NotFound"),
+        ("other-owner", simulator::REPOSITORY.to_owned(), "Forbidden"),
     ] {
         let url = format!("{}/{repository}", ctx.cluster.github);
         ctx.apply(&ctx.pool(name, json!({"github": {"url": url}})))
             .await?;
-        says(ctx, name, "NotFound", &[&repository]).await?;
+        says(ctx, name, reason, &[&repository]).await?;
         // The spec is mended instead
         ctx.apply(&ctx.pool(name, json!({}))).await?;
         ctx.idle(name, 1).await?;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Ctx;
 use crate::{
-    cluster::{Cluster, Options, cgroup as cgroup_name, may_have_node},
+    cluster::{Cluster, Options, cgroup as cgroup_name},
     node::cgroup_exists,
     paths,
     process::{marked, output},
@@ -21,9 +21,6 @@ use crate::{
 };
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    if !may_have_node() {
-        return Ok(()); // Nothing to show without a real node; `test` has said so.
-    }
     a_pod_gets_a_device_and_its_driver(ctx).await?;
     a_cluster_beside_it_leaves_nothing_behind(ctx).await?;
     a_killed_run_leaves_nothing_either(ctx).await

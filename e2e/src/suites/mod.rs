@@ -33,28 +33,30 @@ pub struct Suite {
     pub name: &'static str,
     /// The rows of the product's list of behaviours that it shows.
     pub rows: &'static [u8],
+    /// Whether it needs pods that run, and so a real node.
+    pub node: bool,
     /// What it shows, in one sentence.
     pub about: &'static str,
     /// The suite itself.
     pub run: for<'a> fn(&'a Ctx) -> LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
-/// An entry of the table.
+/// An entry of the table. `bare` are those that do without a real node.
 macro_rules! suite {
     ($name:literal, $rows:expr, $about:literal, $run:path) => {
-        Suite {
-            name: $name,
-            rows: &$rows,
-            about: $about,
-            run: |ctx| Box::pin($run(ctx)),
-        }
+        suite!(@ $name, $rows, true, $about, $run)
+    };
+    (bare $name:literal, $rows:expr, $about:literal, $run:path) => {
+        suite!(@ $name, $rows, false, $about, $run)
+    };
+    (@ $name:literal, $rows:expr, $node:literal, $about:literal, $run:path) => {
+        Suite { name: $name, rows: &$rows, node: $node, about: $about, run: |ctx| Box::pin($run(ctx)) }
     };
 }
 
 /// All suites, in the order in which they run. The search for secrets is the last: it looks at the traces of all others.
 pub const SUITES: &[Suite] = &[
-    suite!(
-        "by-hand",
+    suite!(bare "by-hand",
         [25],
         "`cuda-smoke check` on a machine without a GPU says so",
         by_hand::run
@@ -65,8 +67,7 @@ pub const SUITES: &[Suite] = &[
         "the images that are shipped hold one binary and no simulated driver",
         images::run
     ),
-    suite!(
-        "refused-at-apply",
+    suite!(bare "refused-at-apply",
         [],
         "what can never work is refused by the API server, in words that help",
         admission::run

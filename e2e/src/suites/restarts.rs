@@ -5,10 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
 use futures::TryStreamExt as _;
-use github_simulator::faults::Fault;
+use github_simulator::{control::NewRunner, faults::Fault};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::Ctx;
+use super::{Ctx, SOON};
 use crate::deploy;
 
 /// The largest crowd of pods that were there at the same time and had not ended, by name.
@@ -59,7 +59,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     let pods: Api<Pod> = ctx.api();
     let some_pod = async |what: &str, seen: &dyn Fn(&Pod) -> bool| {
-        ctx.wait_for(what, super::SOON, async || {
+        ctx.wait_for(what, SOON, async || {
             Ok(ctx.pods().await?.iter().any(seen).then_some(()))
         })
         .await
@@ -95,24 +95,29 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
         .await?;
     let job = ctx.queue("fourth", "true").await?;
     ctx.succeeded(job).await?;
-    ctx.wait_for(
-        "the registration to be under way",
-        super::SOON,
-        async || {
-            Ok(ctx
-                .github
-                .faults()
-                .await?
-                .iter()
-                .all(|fault| fault.id != slow)
-                .then_some(()))
-        },
-    )
+    ctx.wait_for("the registration to be under way", SOON, async || {
+        Ok(ctx
+            .github
+            .faults()
+            .await?
+            .iter()
+            .all(|fault| fault.id != slow)
+            .then_some(()))
+    })
     .await?;
     kill(ctx).await?;
-    // 5: the runner is idle
+    // 5: the runner is idle, and there is an entry of the pool's that no pod has, and one of somebody else's
     used.extend(ctx.idle("pool", 1).await?);
+    let leftover = leave_behind(ctx, &used).await?;
     kill(ctx).await?;
+    ctx.wait_for("the leftover to be swept", SOON, async || {
+        Ok((!ctx.entries().await?.contains(&"pool-gone1".to_owned())).then_some(()))
+    })
+    .await?;
+    ctx.github
+        .delete_runner(leftover)
+        .await
+        .context("another's runner was swept, too")?;
     // 6: it has a job
     let job = ctx.hold("sixth").await?;
     ctx.picked_up(job).await?;
@@ -130,7 +135,7 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
 
     // 8: some of the further runners exist
     scale(ctx, 3).await?;
-    ctx.wait_for("further pods", super::SOON, async || {
+    ctx.wait_for("further pods", SOON, async || {
         Ok((pods.list(&ListParams::default()).await?.items.len() > 1).then_some(()))
     })
     .await?;
@@ -139,13 +144,13 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     most.at_most(3)?;
     // 9: one of the surplus has left GitHub
     scale(ctx, 1).await?;
-    ctx.wait_for("an entry to go", super::SOON, async || {
+    ctx.wait_for("an entry to go", SOON, async || {
         Ok((ctx.entries().await?.len() < 3).then_some(()))
     })
     .await?;
     kill(ctx).await?;
     ctx.idle("pool", 1).await?;
-    ctx.wait_for("one entry", super::SOON, async || {
+    ctx.wait_for("one entry", SOON, async || {
         Ok((ctx.entries().await?.len() == 1).then_some(()))
     })
     .await?;
@@ -153,10 +158,44 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     let pools: Api<CudaRunner> = ctx.api();
     pools.delete("pool", &DeleteParams::default()).await?;
     kill(ctx).await?;
-    ctx.wait_for("the pool to be gone", super::SOON, async || {
+    ctx.wait_for("the pool to be gone", SOON, async || {
         Ok(pools.get_opt("pool").await?.is_none().then_some(()))
     })
     .await
+}
+
+/// Adds an entry with the pool's own label, as a crash would leave it, and one of somebody else's; gives the latter.
+async fn leave_behind(ctx: &Ctx, own: &[String]) -> Result<u64> {
+    let state = ctx.github.state().await?;
+    let runners = state.lasting["repositories"][&ctx.repository]["runners"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let ours = runners
+        .iter()
+        .find(|runner| own.iter().any(|name| runner["name"] == name.as_str()));
+    let labels = ours.context("the pool has no runner")?["labels"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let labels: Vec<_> = labels
+        .iter()
+        .filter_map(|label| label.as_str().map(str::to_owned))
+        .collect();
+    let add = async |name: &str, labels: Vec<String>| {
+        let new = NewRunner {
+            scope: ctx.repository.clone(),
+            name: name.to_owned(),
+            labels,
+        };
+        ctx.github.create_runner(&new).await
+    };
+    ensure!(
+        labels.iter().any(|label| label.starts_with("cudarunner-")),
+        "no label of ours: {labels:?}"
+    );
+    add("pool-gone1", labels).await?;
+    Ok(add("pool-other", vec!["cuda".to_owned()]).await?)
 }
 
 /// Kills the operator where it stands; another is started in its place.

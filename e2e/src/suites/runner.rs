@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::{Ctx, SUITES, Suite, context, recorder};
 use crate::{
-    cluster::{Cluster, Options},
+    cluster::{Cluster, Options, may_have_node},
     deploy,
     report::Story,
 };
@@ -55,6 +55,7 @@ pub fn run(
             Trial::test(suite.name, move || {
                 runtime.block_on(shared.run(suite)).map_err(Failed::from)
             })
+            .with_ignored_flag(suite.node && !may_have_node())
         })
         .collect();
     // One after the other, on the machine's two cores and on one node.
