@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cudarunner_crds::{CudaRunner, RunnerPhase};
 use futures::{StreamExt as _, TryStreamExt as _};
+use gate_report::Report;
 use github_simulator::{
     control::{Client as GitHub, JobView, NewRun},
     state::Conclusion,
@@ -65,7 +65,6 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     let before = github.state().await?.lasting;
     let stage = Stage {
         cluster,
-        pools: Api::namespaced(client.clone(), NAMESPACE),
         client,
         github,
         story,
@@ -86,7 +85,6 @@ struct Stage<'a> {
     cluster: &'a Cluster,
     client: Client,
     github: GitHub,
-    pools: Api<CudaRunner>,
     story: &'a Story,
 }
 
@@ -117,24 +115,26 @@ impl Stage<'_> {
         for line in report(&pods.get(&idle).await?)? {
             self.story.step(&format!("  gate: {line}"));
         }
+        let resource = format!("cudarunner/{POOL}");
+        self.kubectl(&["wait", "--for=condition=Ready", &resource, "--timeout=60s"])?;
         for line in self.kubectl(&["get", "cudarunners"])?.lines() {
             self.story.step(&format!("  {line}"));
         }
         Ok(())
     }
 
-    /// Waits for an idle runner other than these, there and on GitHub.
+    /// Waits until GitHub has an idle runner other than these.
     async fn idle(&self, used: &BTreeSet<String>) -> Result<String> {
         wait_for("an idle runner", Duration::from_mins(2), async || {
-            let status = self.pools.get(POOL).await?.status.unwrap_or_default();
-            let Some(runner) = status
-                .runners
-                .into_iter()
-                .find(|runner| runner.phase == RunnerPhase::Idle)
-            else {
-                return Ok(None);
-            };
-            Ok((!used.contains(&runner.name)).then_some(runner.name))
+            let state = self.github.state().await?;
+            let runners = state.passing["runners"]
+                .as_array()
+                .context("GitHub's state lists no runners")?;
+            let idle = runners
+                .iter()
+                .filter(|runner| runner["online"] == true && runner["busy"] == false);
+            let names = idle.filter_map(|runner| runner["name"].as_str());
+            Ok(names.map(str::to_owned).find(|name| !used.contains(name)))
         })
         .await
     }
@@ -197,11 +197,12 @@ impl Stage<'_> {
         let result = log
             .lines()
             .rfind(|line| line.contains("test result:") || line.contains("Finished"));
-        self.story.step(&format!(
-            "  {} on {runner}: {}",
-            job.name,
-            result.unwrap_or("success").trim()
-        ));
+        // Each line of a log begins with its time.
+        let result = result
+            .and_then(|line| line.split_once(' '))
+            .map_or("success", |(_, text)| text.trim());
+        self.story
+            .step(&format!("  {} on {runner}: {result}", job.name));
         Ok(runner.clone())
     }
 
@@ -235,12 +236,35 @@ fn report(pod: &Pod) -> Result<Vec<String>> {
         .filter(|status| status.name == GATE)
         .find_map(|status| status.state.as_ref()?.terminated.as_ref()?.message.clone())
         .context("the gate left no report in the pod")?;
-    let report: Value = serde_json::from_str(&message)
+    let report: Report = serde_json::from_str(&message)
         .with_context(|| format!("the gate's report is no JSON: {message}"))?;
-    Ok(serde_json::to_string_pretty(&report)?
-        .lines()
-        .map(str::to_owned)
-        .collect())
+    let driver = report.driver.unwrap_or_default();
+    let unknown = || "unknown".to_owned();
+    let mut lines = vec![format!(
+        "driver for CUDA {}, {}",
+        driver.cuda_version.unwrap_or_else(unknown),
+        driver.library.unwrap_or_else(unknown)
+    )];
+    lines.extend(report.devices.iter().map(|device| {
+        format!(
+            "device {}: {}, {}, compute capability {}, {} GiB, {} concurrent managed access",
+            device.ordinal,
+            device.name,
+            device.uuid,
+            device.compute_capability,
+            device.memory_bytes >> 30,
+            if device.concurrent_managed_access {
+                "with"
+            } else {
+                "without"
+            }
+        )
+    }));
+    lines.push(format!(
+        "{:?} in {:.0} ms",
+        report.outcome, report.timings.total_ms
+    ));
+    Ok(lines)
 }
 
 /// Tells the Events of the namespace as they come, until it is stopped.
