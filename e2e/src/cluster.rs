@@ -103,7 +103,7 @@ impl Cluster {
         if real {
             tools::ensure_packages(story)?;
         } else {
-            story.step("SKIPPED: the real node, which needs root. Pods are scheduled to simulated nodes and never run: no gate, no job, no image is built; the suites that need them are left out");
+            story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
         let tools = Tools::ensure(story)?;
         if real {

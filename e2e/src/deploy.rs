@@ -157,7 +157,10 @@ pub async fn ready(client: &Client, limit: Duration) -> Result<()> {
         let wanted = deployment.spec.replicas.unwrap_or(1);
         let status = deployment.status.unwrap_or_default();
         let current = status.observed_generation == deployment.metadata.generation;
-        Ok((current
+        // A predecessor that still runs counts among the replicas, and is ready, too.
+        let alone = status.replicas == Some(wanted);
+        Ok((alone
+            && current
             && status.updated_replicas == Some(wanted)
             && status.ready_replicas == Some(wanted))
         .then_some(()))

@@ -49,6 +49,17 @@ pub struct Failure {
     pub registered: bool,
 }
 
+/// The reason of a runner whose job ended with it.
+const JOB_CUT_SHORT: &str = "JobCutShort";
+
+impl Failure {
+    /// Whether a job ended with the runner.
+    #[must_use]
+    pub fn cut_a_job_short(&self) -> bool {
+        self.reason == JOB_CUT_SHORT
+    }
+}
+
 /// How a pod ended; `None` while it has not.
 pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     let status = pod.status.as_ref()?;
@@ -137,7 +148,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             "GitHub refuses the version of the agent (exit code 7); use a newer image in spec.template.".to_owned(),
         ),
         (_, code) if cut.is_some() => failure(
-            "JobCutShort",
+            JOB_CUT_SHORT,
             Class::Transient,
             format!("The agent ended with code {code} in the middle of a job.{cut_text}"),
         ),

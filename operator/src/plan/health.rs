@@ -77,6 +77,12 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let mut overdue = vec![];
     for runner in &observed.runners {
         let failure = match &runner.end {
+            // A pod that was asked to go and had no job has done as it was told.
+            Some(End::Failed(failure))
+                if runner.phase == RunnerPhase::Terminating && !failure.cut_a_job_short() =>
+            {
+                continue;
+            }
             Some(End::Failed(failure)) => failure.clone(),
             Some(End::JobDone(_)) => continue,
             None => {

@@ -596,3 +596,20 @@ proptest! {
         prop_assert_eq!(&world.entries, &idle);
     }
 }
+
+#[test]
+fn a_runner_that_was_asked_to_go_has_not_failed_unless_it_had_a_job() {
+    let pool = pool(1);
+    for (reason, failures) in [
+        ("GateFailed", 0),
+        ("EndedWithoutJob", 0),
+        ("JobCutShort", 1),
+    ] {
+        let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
+        let mut failure = gate_failure(Class::Transient);
+        failure.reason = reason;
+        gone.end = Some(End::Failed(failure));
+        let plan = plan(&pool, &observed(vec![gone]), NOW);
+        assert_eq!(plan.status.last_failures.len(), failures, "{reason}");
+    }
+}
