@@ -24,7 +24,7 @@ use crate::{
     cluster::Cluster,
     helm::{Helm, NAMESPACE, RELEASE},
     images::{self, Profile},
-    process,
+    node, process,
     supervisor::Program,
     wait::wait_for,
 };
@@ -115,12 +115,26 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
         .uid
         .context("a pod without uid")?;
     let processes = process::in_pod(&cluster.cgroup(), &uid);
-    // The pod first: the kubelet would start the container again, and there would be two operators for a moment.
     pods.delete(pod, &DeleteParams::default().grace_period(0))
         .await?;
     for process in processes {
         process.signal(Signal::KILL);
     }
+    // The kubelet may start the container once more before it hears of the deletion: there would be two operators.
+    let cgroup = cluster.cgroup();
+    tokio::task::spawn_blocking(move || {
+        process::poll(
+            "the killed operator's pod to be gone",
+            Duration::from_mins(1),
+            || {
+                for process in process::in_pod(&cgroup, &uid) {
+                    process.signal(Signal::KILL);
+                }
+                !node::pod_cgroup_exists(&cgroup, &uid)
+            },
+        )
+    })
+    .await??;
     Ok(())
 }
 

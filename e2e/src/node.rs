@@ -271,3 +271,22 @@ pub fn cgroup_exists(name: &str) -> bool {
         .iter()
         .any(|hierarchy| hierarchy.join(name).exists())
 }
+
+/// Whether the cgroup of a pod is left: until it is gone, the kubelet may start a container of it again.
+pub fn pod_cgroup_exists(cluster: &str, uid: &str) -> bool {
+    let mut folders: Vec<_> = cgroup_hierarchies()
+        .iter()
+        .map(|hierarchy| hierarchy.join(cluster))
+        .collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().contains(uid) {
+                return true;
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+        }
+    }
+    false
+}
