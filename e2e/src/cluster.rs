@@ -13,6 +13,7 @@ use kube::{Api, Client, Config, config::KubeConfigOptions};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
 
 use crate::{
     control_plane::{self, Listen},
@@ -20,7 +21,8 @@ use crate::{
     images::{self, Images, Profile},
     interrupt, kwok,
     network::Link,
-    node, paths,
+    node::{self, Machine},
+    paths,
     process::{self, Identity},
     report::Story,
     simulator,
@@ -160,7 +162,8 @@ impl Cluster {
             Some(link) => Listen::private(link.node),
             None => Listen::loopback()?,
         };
-        let certs = control_plane::credentials(dir, &listen, node::NAME)?;
+        let certs =
+            control_plane::credentials(dir, &listen, &[Machine::first(dir), Machine::second(dir)])?;
         control_plane::start(dir, &supervisor, &tools, &certs, &listen, real)?;
         story.step("control plane started");
         let address = listen.address;
@@ -190,7 +193,8 @@ impl Cluster {
         };
         let client = cluster.client().await?;
         if let Some(link) = &cluster.link {
-            state::reset(&cluster.devices(), options.devices)?;
+            let machine = Machine::first(dir);
+            state::reset(&machine.devices(), options.devices)?;
             let driver = cluster.driver();
             fs::create_dir_all(&driver)?;
             // Under the name that the real one has; cargo cannot give it.
@@ -199,22 +203,13 @@ impl Cluster {
                 driver.join("libcuda.so.1"),
             )
             .context("cannot copy the simulated driver")?;
-            node::start_containerd(dir, &cluster.supervisor)?;
-            let import = tokio::task::spawn_blocking({
-                let (cluster, story) = (cluster.clone(), story.clone());
-                move || cluster.import_images(&story)
-            });
+            machine.start_containerd()?;
+            let import = import_images(&machine, story);
             control_plane::ready(&cluster.supervisor, &client).await?;
             story.step("API server ready");
-            node::start(
-                dir,
-                &cluster.supervisor,
-                &cluster.tools,
-                &certs,
-                &cgroup(dir),
-                link.node,
-            )?;
-            cluster.start_device_plugin()?;
+            machine.start(&cluster.tools, link.node)?;
+            node::start_proxy(dir, &cluster.supervisor, &cluster.tools)?;
+            cluster.start_device_plugin(&machine)?;
             import.await??;
             story.step("images imported");
         } else {
@@ -226,7 +221,9 @@ impl Cluster {
         let simulated = options.kwok_nodes.max(usize::from(cluster.link.is_none()));
         kwok::add_nodes(&client, simulated).await?;
         if cluster.link.is_some() {
-            cluster.wait_for_node(&client, options.devices).await?;
+            cluster
+                .wait_for_node(&client, &Machine::first(dir), options.devices)
+                .await?;
             story.step(&format!("node ready, {} GPUs", options.devices));
         }
         Ok(cluster)
@@ -275,9 +272,33 @@ impl Cluster {
         self.dir.join("kubeconfig")
     }
 
-    /// The folder with the state files of the node's devices.
+    /// The folder with the state files of the first node's devices.
     pub fn devices(&self) -> PathBuf {
-        self.dir.join("devices")
+        Machine::first(&self.dir).devices()
+    }
+
+    /// Adds a second real node with this many devices.
+    pub async fn add_second_node(&self, devices: usize, story: &Story) -> Result<Machine> {
+        let link = self
+            .link
+            .as_ref()
+            .context("only a cluster with one real node can have a second")?;
+        let machine = Machine::second(&self.dir);
+        state::reset(&machine.devices(), devices)?;
+        self.supervisor.nest(machine.name, &machine.dir)?;
+        machine.start_containerd()?;
+        let import = import_images(&machine, story);
+        machine.start(&self.tools, link.node)?;
+        self.start_device_plugin(&machine)?;
+        import.await??;
+        self.wait_for_node(&self.client().await?, &machine, devices)
+            .await?;
+        Ok(machine)
+    }
+
+    /// Stops the second node as a power cut does: nothing on it runs on, and Kubernetes is not told.
+    pub fn cut_second_node(&self) -> Result<()> {
+        self.supervisor.signal(node::SECOND, Signal::KILL)
     }
 
     /// The folder with the simulated driver, as containers see it.
@@ -290,33 +311,32 @@ impl Cluster {
         cgroup(&self.dir)
     }
 
-    fn import_images(&self, story: &Story) -> Result<()> {
-        let archive = self.dir.join("images.tar");
-        Images::open(story)?.archive(&archive)?;
-        node::import(&self.supervisor, &archive)?;
-        Ok(fs::remove_file(archive)?)
-    }
-
-    fn start_device_plugin(&self) -> Result<()> {
-        self.supervisor.start(
+    fn start_device_plugin(&self, machine: &Machine) -> Result<()> {
+        machine.supervisor.start(
             Program::new("device-plugin", std::env::current_exe()?)
                 .arg("device-plugin")
-                .arg(format!("--devices={}", self.devices().display()))
+                .arg(format!("--devices={}", machine.devices().display()))
                 .arg(format!("--driver={}", self.driver().display())),
         )
     }
 
     /// Waits until the node is ready and offers this many devices.
-    async fn wait_for_node(&self, client: &Client, devices: usize) -> Result<()> {
+    async fn wait_for_node(
+        &self,
+        client: &Client,
+        machine: &Machine,
+        devices: usize,
+    ) -> Result<()> {
         let nodes: Api<Node> = Api::all(client.clone());
         let offered = wait_for(
             "the node to be ready and to offer its GPUs",
             Duration::from_mins(1),
             async || {
-                for program in ["containerd", "kubelet", "kube-proxy"] {
-                    self.supervisor.check(program)?;
+                for program in ["containerd", "kubelet"] {
+                    machine.supervisor.check(program)?;
                 }
-                let Some(node) = nodes.get_opt(node::NAME).await? else {
+                self.supervisor.check("kube-proxy")?;
+                let Some(node) = nodes.get_opt(machine.name).await? else {
                     return Ok(None);
                 };
                 let allocatable = node
@@ -330,10 +350,21 @@ impl Cluster {
         )
         .await;
         offered.with_context(|| {
-            let log = fs::read_to_string(self.supervisor.log("kubelet")).unwrap_or_default();
+            let log = fs::read_to_string(machine.supervisor.log("kubelet")).unwrap_or_default();
             format!("the end of the kubelet's log:\n{}", process::tail(&log, 20))
         })
     }
+}
+
+/// Imports the images into a node, beside what else there is to do.
+fn import_images(machine: &Machine, story: &Story) -> JoinHandle<Result<()>> {
+    let (machine, story) = (machine.clone(), story.clone());
+    tokio::task::spawn_blocking(move || {
+        let archive = machine.dir.join("images.tar");
+        Images::open(&story)?.archive(&archive)?;
+        machine.import(&archive)?;
+        Ok(fs::remove_file(archive)?)
+    })
 }
 
 /// The cgroup of the cluster in this folder. Names may repeat between users, folders do not.

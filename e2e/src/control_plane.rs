@@ -12,6 +12,7 @@ use kube::Client;
 
 use crate::{
     certs::Certificates,
+    node::Machine,
     supervisor::{Program, Supervisor},
     tools::Tools,
 };
@@ -70,8 +71,8 @@ impl Listen {
 }
 
 /// Certificates for everyone, and kubeconfigs in the cluster's folder: `kubeconfig` for the administrator, the others
-/// under `config/`.
-pub fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificates> {
+/// under `config/`, a kubelet's in the folder of its node.
+pub fn credentials(dir: &Path, listen: &Listen, nodes: &[Machine]) -> Result<Certificates> {
     let certs = Certificates::create(&dir.join("pki"), "cuda-runner-e2e")?;
     certs.service_account()?;
     certs.server(
@@ -89,13 +90,11 @@ pub fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificat
         ],
     )?;
     fs::create_dir_all(dir.join("config"))?;
-    let node_user = format!("system:node:{node}");
     for (file, user, group) in [
         ("admin", "admin", "system:masters"),
         ("apiserver-kubelet", "kube-apiserver", "system:masters"),
         ("controller-manager", "system:kube-controller-manager", ""),
         ("scheduler", "system:kube-scheduler", ""),
-        ("kubelet", node_user.as_str(), "system:nodes"),
         ("kube-proxy", "system:kube-proxy", ""),
         ("kwok", "kwok", "system:masters"),
     ] {
@@ -105,6 +104,13 @@ pub fn credentials(dir: &Path, listen: &Listen, node: &str) -> Result<Certificat
             &listen.url(),
             &dir.join(format!("config/{file}.kubeconfig")),
         )?;
+    }
+    for node in nodes {
+        let user = format!("system:node:{}", node.name);
+        certs.client(node.name, &user, "system:nodes")?;
+        let kubeconfig = node.kubeconfig();
+        fs::create_dir_all(kubeconfig.parent().unwrap_or(dir))?;
+        certs.kubeconfig(node.name, &listen.url(), &kubeconfig)?;
     }
     fs::rename(dir.join("config/admin.kubeconfig"), dir.join("kubeconfig"))?;
     Ok(certs)

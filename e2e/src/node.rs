@@ -1,4 +1,7 @@
-//! A real node: containerd, kubelet, kube-proxy, in the cluster's own namespaces.
+//! Real nodes: containerd and kubelet, in the cluster's own namespaces.
+//!
+//! The first lives in the cluster's sandbox. A second has a sandbox of its own inside it, because Kubernetes fixes paths
+//! (`/var/lib/kubelet/device-plugins`, `/run/netns`); the network namespace is shared, and with it kube-proxy's rules.
 
 use std::{
     fs,
@@ -12,46 +15,110 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::{
-    certs::Certificates,
     process::{find, output, poll},
     supervisor::{Program, Supervisor},
     tools::Tools,
 };
 
-/// The node's name.
+/// The first node's name.
 pub const NAME: &str = "gpu-node";
+/// The second node's name.
+pub const SECOND: &str = "gpu-node-2";
 /// The pause image, which holds a pod's namespaces.
 pub const PAUSE: &str = "localhost/pause:dev";
-/// Inside the sandbox `/run` is the cluster's own, so this is no other containerd's.
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
-/// Starts containerd and waits for its socket: images are imported into it before any pod starts.
-pub fn start_containerd(dir: &Path, supervisor: &Supervisor) -> Result<()> {
-    let cni = dir.join("config/cni");
-    fs::create_dir_all(&cni)?;
-    // Point to point rather than a bridge: pods on one bridge answer each other directly, past the rules by which
-    // kube-proxy translates service addresses back.
-    let network = json!({
-        "cniVersion": "0.4.0",
-        "name": "pods",
-        "plugins": [
-            {"type": "ptp", "ipMasq": true, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/20"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-            {"type": "portmap", "capabilities": {"portMappings": true}},
-        ],
-    });
-    fs::write(
-        cni.join("10-pods.conflist"),
-        serde_json::to_vec_pretty(&network)?,
-    )?;
+/// A node, and what tells it from another one of the same cluster.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name in Kubernetes.
+    pub name: &'static str,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its programs.
+    pub supervisor: Supervisor,
+    /// The cgroup of its pods.
+    pub cgroup: String,
+    /// The addresses of its pods.
+    pods: &'static str,
+    /// Where its kubelet listens.
+    kubelet_port: u16,
+    /// The certificate of the cluster's authority.
+    authority: PathBuf,
+}
 
-    // Without CAP_SYS_RESOURCE, as in many containers, lowering a score fails, and with it every sandbox.
-    let config = format!(
-        r#"version = 2
+impl Machine {
+    /// The first node of the cluster in this folder.
+    pub fn first(cluster: &Path) -> Self {
+        Self {
+            name: NAME,
+            dir: cluster.to_path_buf(),
+            supervisor: Supervisor::at(cluster),
+            cgroup: crate::cluster::cgroup(cluster),
+            pods: "10.244.0.0/20",
+            kubelet_port: 10250,
+            authority: cluster.join("pki/ca.crt"),
+        }
+    }
+
+    /// The second one, whose folder is inside the first's.
+    pub fn second(cluster: &Path) -> Self {
+        let dir = cluster.join("node-2");
+        Self {
+            name: SECOND,
+            supervisor: Supervisor::at(&dir),
+            dir,
+            cgroup: format!("{}/node-2", crate::cluster::cgroup(cluster)),
+            pods: "10.244.16.0/20",
+            kubelet_port: 10260,
+            authority: cluster.join("pki/ca.crt"),
+        }
+    }
+
+    /// The folder with the state files of its devices.
+    pub fn devices(&self) -> PathBuf {
+        self.dir.join("devices")
+    }
+
+    fn containerd(&self) -> PathBuf {
+        self.dir.join("containerd.sock")
+    }
+
+    /// The file with its kubelet's credentials.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.config("kubelet.kubeconfig")
+    }
+
+    fn config(&self, name: &str) -> PathBuf {
+        self.dir.join("config").join(name)
+    }
+
+    /// Starts containerd and waits for its socket: images are imported into it before any pod starts.
+    pub fn start_containerd(&self) -> Result<()> {
+        let cni = self.config("cni");
+        fs::create_dir_all(&cni)?;
+        // Point to point rather than a bridge: pods on one bridge answer each other directly, past the rules by which
+        // kube-proxy translates service addresses back.
+        let network = json!({
+            "cniVersion": "0.4.0",
+            "name": "pods",
+            "plugins": [
+                {"type": "ptp", "ipMasq": true, "ipam": {"type": "host-local", "ranges": [[{"subnet": self.pods}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+            ],
+        });
+        fs::write(
+            cni.join("10-pods.conflist"),
+            serde_json::to_vec_pretty(&network)?,
+        )?;
+
+        // Without CAP_SYS_RESOURCE, as in many containers, lowering a score fails, and with it every sandbox.
+        let config = format!(
+            r#"version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"]
 [grpc]
-  address = "{CONTAINERD}"
+  address = "{}"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
   restrict_oom_score_adj = true
@@ -61,121 +128,99 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 "#,
-        cni.display()
-    );
-    let file = dir.join("config/containerd.toml");
-    fs::write(&file, config)?;
-    let containerd = find("containerd").context("containerd is missing")?;
-    supervisor.start(
-        Program::new("containerd", containerd)
-            .arg("--config")
-            .arg(file.to_string_lossy())
-            .env("PATH", path()),
-    )?;
-    let inside = supervisor
-        .identity()
-        .context("the cluster has no supervisor")?;
-    // Seen through the supervisor's root: its /run is not ours.
-    let socket = PathBuf::from(format!("/proc/{}/root{CONTAINERD}", inside.pid));
-    poll("containerd to listen", Duration::from_secs(20), || {
-        socket.exists() || supervisor.check("containerd").is_err()
-    })?;
-    supervisor.check("containerd")
+            self.containerd().display(),
+            cni.display()
+        );
+        let file = self.config("containerd.toml");
+        fs::write(&file, config)?;
+        let containerd = find("containerd").context("containerd is missing")?;
+        self.supervisor.start(
+            Program::new("containerd", containerd)
+                .arg("--config")
+                .arg(file.to_string_lossy())
+                .env("PATH", path()),
+        )?;
+        poll("containerd to listen", Duration::from_secs(20), || {
+            self.containerd().exists() || self.supervisor.check("containerd").is_err()
+        })?;
+        self.supervisor.check("containerd")
+    }
+
+    /// Imports an OCI archive into containerd, for Kubernetes.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        output(
+            Command::new("ctr")
+                .arg("--address")
+                .arg(self.containerd())
+                .args([
+                    "--namespace",
+                    "k8s.io",
+                    "image",
+                    "import",
+                    "--no-unpack=false",
+                ])
+                .arg(archive),
+        )?;
+        Ok(())
+    }
+
+    /// Starts the kubelet.
+    pub fn start(&self, tools: &Tools, address: Ipv4Addr) -> Result<()> {
+        let file = |name: &str| self.config(name).to_string_lossy().into_owned();
+        create_cgroup(&self.cgroup)?;
+        // The machine's may be a link into /run, which the sandbox covers.
+        fs::write(
+            self.config("resolv.conf"),
+            fs::read("/etc/resolv.conf").unwrap_or_default(),
+        )?;
+        let kubelet = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": format!("unix://{}", self.containerd().display()),
+            "port": self.kubelet_port,
+            "healthzPort": 0,
+            "authentication": {
+                "anonymous": {"enabled": false},
+                "webhook": {"enabled": true},
+                "x509": {"clientCAFile": self.authority},
+            },
+            "authorization": {"mode": "Webhook"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": format!("/{}", self.cgroup),
+            "failCgroupV1": false,
+            "enforceNodeAllocatable": [],
+            "localStorageCapacityIsolation": false,
+            "failSwapOn": false,
+            "resolvConf": file("resolv.conf"),
+            "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+            "maxPods": 250,
+            // A full disk of the developer's machine is not this cluster's business.
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+            "imageGCHighThresholdPercent": 100,
+            // Devices that fail or come back are on the node's status this fast.
+            "nodeStatusUpdateFrequency": "2s",
+            "serializeImagePulls": false,
+            "kubeAPIQPS": 200,
+            "kubeAPIBurst": 400,
+        });
+        fs::write(
+            self.config("kubelet.json"),
+            serde_json::to_vec_pretty(&kubelet)?,
+        )?;
+        self.supervisor.start(
+            Program::new("kubelet", tools.kubernetes("kubelet"))
+                .arg(format!("--config={}", file("kubelet.json")))
+                .arg(format!("--kubeconfig={}", file("kubelet.kubeconfig")))
+                .arg(format!("--hostname-override={}", self.name))
+                .arg(format!("--node-ip={address}"))
+                .env("PATH", path()),
+        )
+    }
 }
 
-/// Administrators' folders first: CNI plugins, runc and the kubelet call mount, iptables, conntrack.
-fn path() -> String {
-    format!(
-        "/usr/local/sbin:/usr/sbin:/sbin:{}",
-        std::env::var("PATH").unwrap_or_default()
-    )
-}
-
-/// Imports an OCI archive into containerd, for Kubernetes.
-pub fn import(supervisor: &Supervisor, archive: &Path) -> Result<()> {
-    let inside = supervisor
-        .identity()
-        .context("the cluster has no supervisor")?;
-    output(
-        Command::new("nsenter")
-            .args([
-                "--target",
-                &inside.pid.to_string(),
-                "--mount",
-                "ctr",
-                "--address",
-                CONTAINERD,
-            ])
-            .args([
-                "--namespace",
-                "k8s.io",
-                "image",
-                "import",
-                "--no-unpack=false",
-            ])
-            .arg(archive),
-    )?;
-    Ok(())
-}
-
-/// Starts kubelet and kube-proxy.
-pub fn start(
-    dir: &Path,
-    supervisor: &Supervisor,
-    tools: &Tools,
-    certs: &Certificates,
-    cgroup: &str,
-    address: Ipv4Addr,
-) -> Result<()> {
-    let config = dir.join("config");
-    let file = |name: &str| config.join(name).to_string_lossy().into_owned();
-    create_cgroup(cgroup)?;
-    // The machine's may be a link into /run, which the sandbox covers.
-    fs::write(
-        config.join("resolv.conf"),
-        fs::read("/etc/resolv.conf").unwrap_or_default(),
-    )?;
-    let kubelet = json!({
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
-        "authentication": {
-            "anonymous": {"enabled": false},
-            "webhook": {"enabled": true},
-            "x509": {"clientCAFile": certs.path("ca.crt")},
-        },
-        "authorization": {"mode": "Webhook"},
-        "cgroupDriver": "cgroupfs",
-        "cgroupRoot": format!("/{cgroup}"),
-        "failCgroupV1": false,
-        "enforceNodeAllocatable": [],
-        "localStorageCapacityIsolation": false,
-        "failSwapOn": false,
-        "resolvConf": file("resolv.conf"),
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-        "maxPods": 250,
-        // A full disk of the developer's machine is not this cluster's business.
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
-        "imageGCHighThresholdPercent": 100,
-        // Devices that fail or come back are on the node's status this fast.
-        "nodeStatusUpdateFrequency": "2s",
-        "serializeImagePulls": false,
-        "kubeAPIQPS": 200,
-        "kubeAPIBurst": 400,
-    });
-    fs::write(
-        config.join("kubelet.json"),
-        serde_json::to_vec_pretty(&kubelet)?,
-    )?;
-    supervisor.start(
-        Program::new("kubelet", tools.kubernetes("kubelet"))
-            .arg(format!("--config={}", file("kubelet.json")))
-            .arg(format!("--kubeconfig={}", file("kubelet.kubeconfig")))
-            .arg(format!("--hostname-override={NAME}"))
-            .arg(format!("--node-ip={address}"))
-            .env("PATH", path()),
-    )?;
-
+/// Starts kube-proxy, whose rules serve every pod of the cluster's network namespace.
+pub fn start_proxy(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
+    let file = |name: &str| dir.join("config").join(name).to_string_lossy().into_owned();
     let proxy = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -186,14 +231,19 @@ pub fn start(
         // Zero leaves the machine's settings alone.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     });
-    fs::write(
-        config.join("kube-proxy.json"),
-        serde_json::to_vec_pretty(&proxy)?,
-    )?;
+    fs::write(file("kube-proxy.json"), serde_json::to_vec_pretty(&proxy)?)?;
     supervisor.start(
         Program::new("kube-proxy", tools.kubernetes("kube-proxy"))
             .arg(format!("--config={}", file("kube-proxy.json")))
             .env("PATH", path()),
+    )
+}
+
+/// Administrators' folders first: CNI plugins, runc and the kubelet call mount, iptables, conntrack.
+fn path() -> String {
+    format!(
+        "/usr/local/sbin:/usr/sbin:/sbin:{}",
+        std::env::var("PATH").unwrap_or_default()
     )
 }
 

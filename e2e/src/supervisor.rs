@@ -151,6 +151,28 @@ impl Supervisor {
         Ok(this)
     }
 
+    /// Starts one inside this one's network namespace, with processes and mounts of its own: a machine in the machine.
+    /// Its end is the end of all that it started.
+    pub fn nest(&self, name: &str, dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir.join("logs"))?;
+        let own = std::env::current_exe().context("cannot find the path of this program")?;
+        self.start(
+            Program::new(name, "unshare")
+                .args(["--mount", "--pid", "--fork", "--kill-child", "--"])
+                .arg(own.to_string_lossy())
+                .args(["supervise", "--sandbox", "--dir"])
+                .arg(dir.to_string_lossy()),
+        )?;
+        let nested = Self::at(dir);
+        crate::process::poll(
+            "the nested supervisor to answer",
+            Duration::from_secs(10),
+            || self.check(name).is_err() || UnixStream::connect(nested.socket()).is_ok(),
+        )?;
+        self.check(name)?;
+        Ok(nested)
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.join("supervisor.sock")
     }

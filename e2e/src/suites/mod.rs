@@ -15,6 +15,7 @@ mod recorder;
 mod restarts;
 mod runner;
 mod scale;
+mod second_node;
 mod secrets;
 mod teardown;
 mod two_replicas;
@@ -107,6 +108,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "no GPU, too few, an unhealthy one: said on the resource, and recovered from",
         gpu_missing::run
+    ),
+    suite!(
+        "second-node",
+        [4],
+        "donated GPUs on a node of their own: two pools, each on its own nodes",
+        second_node::run
     ),
     suite!(
         "credentials",
