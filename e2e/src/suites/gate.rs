@@ -10,6 +10,7 @@ use crate::device_plugin::state::Device;
 struct Case {
     name: &'static str,
     change: fn(&mut Device),
+    spec: fn() -> Value,
     class: &'static str,
     code: Option<i32>,
     says: &'static [&'static str],
@@ -17,12 +18,25 @@ struct Case {
 
 const CASES: &[Case] = &[
     Case {
+        name: "wddm",
+        change: |device| {
+            device
+                .properties
+                .insert("profile".to_owned(), json!("rtx2060-wddm"));
+        },
+        spec: || json!({"smoke": {"managedMemory": "Require"}}),
+        class: "unsupported",
+        code: None,
+        says: &["RTX 2060", "concurrent managed access"],
+    },
+    Case {
         name: "too-old",
         change: |device| {
             device
                 .properties
                 .insert("profile".to_owned(), json!("p100"));
         },
+        spec: || json!({}),
         class: "unsupported",
         code: None,
         says: &["6.0", "7.0"],
@@ -30,6 +44,7 @@ const CASES: &[Case] = &[
     Case {
         name: "no-binary-209",
         change: |device| device.faults.push(fault("cuModuleLoadDataEx", 209)),
+        spec: || json!({}),
         class: "unsupported",
         code: Some(209),
         says: &["older than compute capability 7.0"],
@@ -37,6 +52,7 @@ const CASES: &[Case] = &[
     Case {
         name: "old-driver-222",
         change: |device| device.faults.push(fault("cuModuleLoadDataEx", 222)),
+        spec: || json!({}),
         class: "config",
         code: Some(222),
         says: &["driver is older", "R525"],
@@ -48,6 +64,7 @@ const CASES: &[Case] = &[
                 .store_faults
                 .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
         },
+        spec: || json!({}),
         class: "device",
         code: None,
         says: &[],
@@ -79,7 +96,7 @@ async fn the_pool_says_why_and_recovers(ctx: &Ctx, case: &Case) -> Result<()> {
             "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check",
         )
         .await?;
-    ctx.apply(&ctx.pool(case.name, json!({}))).await?;
+    ctx.apply(&ctx.pool(case.name, (case.spec)())).await?;
 
     // When the gate has tried
     let message = ctx

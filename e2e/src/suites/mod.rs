@@ -99,7 +99,7 @@ pub const SUITES: &[Suite] = &[
     ),
     suite!(
         "gate",
-        [5, 20],
+        [5, 18, 20],
         "a GPU that does not compute gets no job; the pool says why and recovers",
         gate::run
     ),
@@ -111,8 +111,8 @@ pub const SUITES: &[Suite] = &[
     ),
     suite!(
         "second-node",
-        [4],
-        "donated GPUs on a node of their own: two pools, each on its own nodes",
+        [4, 24],
+        "scaled from zero for a node that comes late and cold; two pools, each on its own nodes",
         second_node::run
     ),
     suite!(

@@ -1,4 +1,4 @@
-//! A second node with GPUs: another pool on it, and a healthy place for the jobs of a broken one.
+//! A second node with GPUs: a pool that waits for it from zero, and two pools on two sets of nodes.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
@@ -6,27 +6,78 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Ctx, SOON};
-use crate::{node, report::Story};
+use crate::{
+    device_plugin::state::{self, Device},
+    node::{self, Machine},
+    report::Story,
+};
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    ctx.cluster.add_second_node(2, &Story::default()).await?;
-    let outcome = donated_capacity(ctx).await;
+    let job = from_zero(ctx).await?;
+    let outcome = async {
+        let machine = ctx.cluster.add_second_node(2, &Story::default()).await?;
+        cold_driver(ctx, &machine, job).await?;
+        donated_capacity(ctx).await
+    }
+    .await;
     // Whatever came of it, the next suite finds one node.
     let nodes: Api<Node> = Api::all(ctx.client.clone());
-    ctx.cluster.cut_second_node()?;
+    let cut = ctx.cluster.cut_second_node();
     nodes.delete(node::SECOND, &DeleteParams::default()).await?;
     ctx.wait_for("the second node to be gone", SOON, async || {
         Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(()))
     })
     .await?;
-    outcome
+    outcome.and(cut)
 }
 
-async fn donated_capacity(ctx: &Ctx) -> Result<()> {
-    // Given a node that its owner lends to one project only: labelled, and closed to others by a taint
+/// A pool for the node that its owner lends to one project only, which says so by a label and a taint.
+fn donated(ctx: &Ctx, replicas: u32) -> Value {
+    ctx.pool(
+        "donated",
+        json!({
+            "replicas": replicas,
+            "labels": ["self-hosted", "cuda", "donated"],
+            "template": {"spec": {
+                "nodeSelector": {"example.com/donor": "lab"},
+                "tolerations": [{"key": "example.com/donor", "operator": "Exists"}],
+            }},
+        }),
+    )
+}
+
+async fn from_zero(ctx: &Ctx) -> Result<u64> {
+    // Given a pool without runners, whose node does not exist, and a job for it
+    ctx.apply(&donated(ctx, 0)).await?;
+    ctx.condition("donated", "RunnersOnline", "True", "ScaledToZero")
+        .await?;
+    let script = "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check";
+    let job = ctx
+        .queue_for(
+            "on-donated",
+            &["self-hosted", "cuda", "donated"],
+            script,
+            false,
+        )
+        .await?;
+    // When it is scaled up
+    ctx.apply(&donated(ctx, 1)).await?;
+    // Then a pod waits, from which an autoscaler sees which node to bring
+    ctx.condition("donated", "RunnersOnline", "False", "Unschedulable")
+        .await?;
+    Ok(job)
+}
+
+async fn cold_driver(ctx: &Ctx, machine: &Machine, job: u64) -> Result<()> {
+    // Given that the node has appeared, and that its driver still starts
+    for number in 0..2 {
+        let mut device = Device::healthy(number, 0);
+        device.faults.push(json!({"call": "cuInit", "code": 802}));
+        state::write(&machine.devices(), number, &device)?;
+    }
     let nodes: Api<Node> = Api::all(ctx.client.clone());
     let lent = json!({
         "metadata": {"labels": {"example.com/donor": "lab"}},
@@ -35,17 +86,36 @@ async fn donated_capacity(ctx: &Ctx) -> Result<()> {
     nodes
         .patch(node::SECOND, &PatchParams::default(), &Patch::Merge(lent))
         .await?;
+    // Then the pool says what it waits for, and blames nobody
+    ctx.wait_for("a failure with the code 802", SOON, async || {
+        let failures = ctx.status("donated").await?.last_failures;
+        Ok(failures.iter().any(|f| f.code == Some(802)).then_some(()))
+    })
+    .await?;
+    let status = ctx.status("donated").await?;
+    ensure!(
+        status.quarantine.is_empty(),
+        "a node that warms up is quarantined: {:?}",
+        status.quarantine
+    );
+    let stalled = status.conditions.iter().find(|c| c.type_ == "Stalled");
+    ensure!(
+        stalled.is_some_and(|c| c.status == "False"),
+        "a node that warms up stalls the pool: {stalled:?}"
+    );
+    // When the driver is up, then the runner comes by itself and the job runs there
+    for number in 0..2 {
+        state::write(&machine.devices(), number, &Device::healthy(number, 0))?;
+    }
+    let view = ctx.succeeded(job).await?;
+    let name = view.runner.context("a job that ran had a runner")?;
+    ensure!(name.starts_with("donated-"), "it ran on {name}");
+    Ok(())
+}
 
-    // When one pool is pointed at it, and another is not
+async fn donated_capacity(ctx: &Ctx) -> Result<()> {
+    // When another pool is not pointed at it
     ctx.apply(&ctx.pool("own", json!({}))).await?;
-    let donated = json!({
-        "labels": ["self-hosted", "cuda", "donated"],
-        "template": {"spec": {
-            "nodeSelector": {"example.com/donor": "lab"},
-            "tolerations": [{"key": "example.com/donor", "operator": "Exists"}],
-        }},
-    });
-    ctx.apply(&ctx.pool("donated", donated)).await?;
 
     // Then each has its runner on its own node
     for (pool, place) in [("own", node::NAME), ("donated", node::SECOND)] {
@@ -58,19 +128,6 @@ async fn donated_capacity(ctx: &Ctx) -> Result<()> {
             runner.node
         );
     }
-
-    // And a job that asks for the donated GPUs runs there
-    let job = ctx
-        .queue_for(
-            "on-donated",
-            &["self-hosted", "cuda", "donated"],
-            "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check",
-            false,
-        )
-        .await?;
-    let view = ctx.succeeded(job).await?;
-    let name = view.runner.context("a job that ran had a runner")?;
-    ensure!(name.starts_with("donated-"), "it ran on {name}");
     ctx.delete("donated").await?;
     ctx.delete("own").await
 }
