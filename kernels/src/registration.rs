@@ -9,6 +9,8 @@ use gate_report::wire::Registration;
 
 /// The file with the JIT configuration.
 const JIT_CONFIG: &str = "jitconfig";
+/// The file with the registration token.
+const TOKEN: &str = "token";
 
 /// The agent's hooks, by name.
 const HOOKS: [(&str, &str); 2] = [
@@ -27,6 +29,9 @@ pub(crate) fn store(dir: &Path, registration: &Registration) -> io::Result<()> {
     match registration {
         Registration::JitConfig { encoded_jit_config } => {
             write(&dir.join(JIT_CONFIG), encoded_jit_config.as_bytes(), 0o600)
+        }
+        Registration::RegistrationToken { token } => {
+            write(&dir.join(TOKEN), token.as_bytes(), 0o600)
         }
     }
 }

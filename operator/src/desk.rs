@@ -8,9 +8,9 @@ use gate_report::Report;
 use jiff::Timestamp;
 
 use crate::context::Context;
-use crate::github::{Error, JitRequest};
+use crate::github::{Client, Error, JitRequest};
 use crate::observe::github::{client_of, refused};
-use crate::pool::{Pool, Spec};
+use crate::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use crate::registrar::{
     Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup, Version,
@@ -86,26 +86,20 @@ impl Desk for OperatorDesk {
                 "the pool has no usable credentials at the moment",
             ));
         };
-        let mut labels = spec.labels.clone();
-        labels.push(pool.ownership_label());
-        let made = async {
-            let group_id = client.runner_group_id(spec.runner_group.as_deref()).await?;
-            let request = JitRequest {
-                name: pod.name.clone(),
-                labels,
-                group_id,
-                work_folder: "_work".to_owned(),
-            };
-            client.generate_jit_config(&request).await
+        let made = match spec.registration {
+            RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name).await,
+            RegistrationKind::Token => client
+                .registration_token()
+                .await
+                .map(Registration::RegistrationToken),
         };
-        let made = made.await;
         self.ctx.memory.with(&pool, |memory| {
             memory.last_change = Some(Timestamp::now());
         });
         match made {
-            Ok(config) => {
-                tracing::info!(pool = %pool.key, runner = %pod.name, id = config.runner_id, "registered");
-                Ok(Registration::JitConfig(config.encoded))
+            Ok(registration) => {
+                tracing::info!(pool = %pool.key, runner = %pod.name, "registered");
+                Ok(registration)
             }
             Err(error) => Err(self.failed(&pool, &error)),
         }
@@ -146,6 +140,23 @@ impl OperatorDesk {
         self.waker.wake(&pool.key);
         refusal(error.category(), &error.to_string())
     }
+}
+
+async fn jit_config(
+    client: &Client,
+    pool: &Pool,
+    spec: &Spec,
+    name: &str,
+) -> Result<Registration, Error> {
+    let group_id = client.runner_group_id(spec.runner_group.as_deref()).await?;
+    let request = JitRequest {
+        name: name.to_owned(),
+        labels: pool.registered_labels(spec),
+        group_id,
+        work_folder: WORK_FOLDER.to_owned(),
+    };
+    let config = client.generate_jit_config(&request).await?;
+    Ok(Registration::JitConfig(config.encoded))
 }
 
 fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {

@@ -75,6 +75,10 @@ pub struct Spec {
     pub runner_group: Option<String>,
     /// Labels that jobs ask for.
     pub labels: Vec<String>,
+    /// How runners register.
+    pub registration: RegistrationKind,
+    /// Whether runners keep their name, and run many jobs.
+    pub persistent: bool,
     /// Runners to keep.
     pub replicas: usize,
     /// GPUs of one runner.
@@ -88,6 +92,18 @@ pub struct Spec {
     /// Fields that this version accepts without acting on them.
     pub not_acted_on: Vec<&'static str>,
 }
+
+/// How a runner of the pool becomes known to GitHub.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RegistrationKind {
+    /// By a just-in-time configuration.
+    JitConfig,
+    /// By a registration token and `config.sh`.
+    Token,
+}
+
+/// The agent's folder for the files of jobs, below its own.
+pub const WORK_FOLDER: &str = "_work";
 
 /// GPUs of one runner.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -186,6 +202,14 @@ impl Pool {
         format!("{OWNERSHIP_PREFIX}{part}")
     }
 
+    /// All labels of the pool's entries on GitHub.
+    #[must_use]
+    pub fn registered_labels(&self, spec: &Spec) -> Vec<String> {
+        let mut labels = spec.labels.clone();
+        labels.push(self.ownership_label());
+        labels
+    }
+
     /// Runners that the pool should have.
     #[must_use]
     pub fn desired(&self) -> usize {
@@ -208,7 +232,16 @@ impl Spec {
             timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
         };
         let gpu = read_gpu(&spec.gpu);
+        let persistent = spec.lifetime == Lifetime::Persistent;
+        // A just-in-time configuration is good for one job: a persistent runner takes a token whatever is asked.
+        let registration = if persistent || spec.registration == RegistrationMode::RegistrationToken
+        {
+            RegistrationKind::Token
+        } else {
+            RegistrationKind::JitConfig
+        };
         let shape = (
+            (persistent, registration == RegistrationKind::Token),
             url.to_string(),
             &spec.labels,
             &spec.github.runner_group,
@@ -231,6 +264,8 @@ impl Spec {
             ca_bundle: spec.github.ca_bundle_ref.clone(),
             runner_group: spec.github.runner_group.clone(),
             labels: spec.labels.clone(),
+            registration,
+            persistent,
             replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
             not_acted_on: not_acted_on(resource),
             template_hash,
@@ -246,14 +281,6 @@ impl Spec {
 fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
     let spec = &resource.spec;
     [
-        (
-            spec.lifetime != Lifetime::Ephemeral,
-            "spec.lifetime: Persistent",
-        ),
-        (
-            spec.registration == RegistrationMode::RegistrationToken,
-            "spec.registration: RegistrationToken",
-        ),
         (
             spec.registration == RegistrationMode::ScaleSet,
             "spec.registration: ScaleSet",
@@ -395,10 +422,25 @@ mod tests {
     #[test]
     fn another_kind_of_pool_is_refused_and_named() {
         let mut resource = fixture::resource();
-        resource.spec.lifetime = Lifetime::Persistent;
+        resource.spec.registration = RegistrationMode::ScaleSet;
         let error = Pool::read(&resource, false).spec.unwrap_err();
         assert_eq!(error.reason(), "NotImplemented");
-        assert!(error.to_string().contains("spec.lifetime: Persistent"));
+        assert!(error.to_string().contains("spec.registration: ScaleSet"));
+    }
+
+    #[test]
+    fn a_persistent_runner_registers_by_token_whatever_is_asked() {
+        let kind = |lifetime, registration| {
+            let mut resource = fixture::resource();
+            resource.spec.lifetime = lifetime;
+            resource.spec.registration = registration;
+            Pool::read(&resource, false).spec.unwrap().registration
+        };
+        use Lifetime::{Ephemeral, Persistent};
+        use RegistrationMode::{JitConfig, RegistrationToken};
+        assert_eq!(kind(Ephemeral, JitConfig), RegistrationKind::JitConfig);
+        assert_eq!(kind(Ephemeral, RegistrationToken), RegistrationKind::Token);
+        assert_eq!(kind(Persistent, JitConfig), RegistrationKind::Token);
     }
 
     #[test]

@@ -10,8 +10,11 @@ mod gate;
 mod gpu_missing;
 mod images;
 mod local_cluster;
+mod long_job;
 mod missing_label;
+mod persistent;
 mod recorder;
+mod registration_token;
 mod restarts;
 mod runner;
 mod scale;
@@ -126,6 +129,24 @@ pub const SUITES: &[Suite] = &[
         [22],
         "`kubectl scale` from 1 to 20 and back, around a running job",
         scale::run
+    ),
+    suite!(
+        "registration-token",
+        [11, 12],
+        "a token and `config.sh` register a runner; an agent that is too old is named",
+        registration_token::run
+    ),
+    suite!(
+        "persistent",
+        [3, 13],
+        "a persistent runner keeps its name from job to job and through whatever ends its pod",
+        persistent::run
+    ),
+    suite!(
+        "long-job",
+        [],
+        "a job outlives scale-down, another template, other credentials, a restart and the deletion",
+        long_job::run
     ),
     suite!(
         "teardown",

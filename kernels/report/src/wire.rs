@@ -32,12 +32,18 @@ pub enum Registration {
         /// As GitHub gave it, base64.
         encoded_jit_config: String,
     },
+    /// A registration token, for `config.sh`; its other arguments are no secret and stand in the pod.
+    RegistrationToken {
+        /// As GitHub gave it; valid for about an hour.
+        token: String,
+    },
 }
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::JitConfig { .. } => f.write_str("JitConfig(…)"),
+            Self::RegistrationToken { .. } => f.write_str("RegistrationToken(…)"),
         }
     }
 }
@@ -71,6 +77,16 @@ mod tests {
             registration
         );
         assert!(!format!("{registration:?}").contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn a_registration_token_is_never_printed() {
+        let registration = Registration::RegistrationToken {
+            token: "AABBCC".into(),
+        };
+        let json = serde_json::to_string(&registration).unwrap();
+        assert_eq!(json, r#"{"kind":"RegistrationToken","token":"AABBCC"}"#);
+        assert!(!format!("{registration:?}").contains("AABBCC"));
     }
 
     #[test]

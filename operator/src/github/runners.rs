@@ -176,6 +176,32 @@ impl Client {
         }
     }
 
+    /// A token with which `config.sh` registers a runner. It is valid for about an hour.
+    ///
+    /// An answer that got lost does no harm: nothing is registered before the token is used.
+    pub async fn registration_token(&self) -> Result<SecretString, Error> {
+        let ask = Ask {
+            method: Method::POST,
+            cost: Cost::Registration,
+            ..Ask::get(
+                format!("{}/registration-token", self.url().runners_path()),
+                format!("make a registration token of {}", self.url().scope()),
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        if answer.status != StatusCode::CREATED {
+            return Err(self.refusal(&answer, &ask));
+        }
+        let wire: WireToken = answer.json(&ask)?;
+        if wire.token.trim().is_empty() {
+            return Err(Error::Malformed {
+                action: ask.action,
+                message: "the token is empty".into(),
+            });
+        }
+        Ok(wire.token.into())
+    }
+
     async fn post_jit(&self, request: &JitRequest) -> Result<JitConfig, Error> {
         let body = WireJitRequest {
             name: &request.name,
@@ -328,6 +354,11 @@ struct WireJitRequest<'a> {
 struct WireJitConfig {
     runner: WireId,
     encoded_jit_config: String,
+}
+
+#[derive(Deserialize)]
+struct WireToken {
+    token: String,
 }
 
 #[derive(Deserialize)]

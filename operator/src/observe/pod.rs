@@ -10,6 +10,10 @@ use super::end::{End, end_of, ended_at};
 
 /// Annotation: fingerprint of the spec that the pod was made from.
 pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
+/// Annotation: present, with this value, on the pod of a runner that runs many jobs.
+pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
+/// The value of [`LIFETIME_ANNOTATION`].
+pub const PERSISTENT: &str = "Persistent";
 /// Name of the init container that proves the GPU.
 pub const GATE: &str = "gate";
 /// Name of the agent's container.

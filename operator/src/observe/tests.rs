@@ -5,7 +5,7 @@ use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
 use super::end::{End, Failure};
-use super::pod::{Runner, TEMPLATE_ANNOTATION};
+use super::pod::{LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION};
 
 fn pod(status: &Value) -> Runner {
     let pod = json!({
@@ -143,6 +143,56 @@ fn ends_have_their_reason() {
     let cut = ended(143, "Error", started);
     assert_eq!(failure(&cut).reason, "JobCutShort");
     assert!(failure(&cut).message.contains("build of run 7 in a/b"));
+}
+
+/// The same of a persistent runner.
+fn persistent(code: i32, message: &str) -> Runner {
+    let pod = json!({
+        "metadata": {"name": "pool-0", "uid": "u", "annotations": {LIFETIME_ANNOTATION: PERSISTENT}},
+        "spec": {"containers": []},
+        "status": {
+            "phase": if code == 0 { "Succeeded" } else { "Failed" },
+            "initContainerStatuses": gate(&passed()),
+            "containerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), true, false)
+        }
+    });
+    Runner::read(&serde_json::from_value(pod).unwrap())
+}
+
+#[test]
+fn a_persistent_runners_job_is_not_its_end() {
+    let job = |mark: &str, name: &str| {
+        format!("{{\"mark\":\"{mark}\",\"job\":\"{name}\",\"run\":\"7\",\"repository\":\"a/b\"}}\n")
+    };
+    let one = job("started", "one") + &job("completed", "one");
+    for code in [0, 137] {
+        assert_eq!(failure(&persistent(code, &one)).reason, "AgentEnded");
+    }
+    let cut = persistent(137, &(one + &job("started", "two")));
+    assert_eq!(failure(&cut).reason, "JobCutShort");
+    assert!(failure(&cut).message.contains("two of run 7"));
+    assert!(failure(&cut).registered, "its entry is still there");
+}
+
+#[test]
+fn a_refused_version_is_named_with_the_one_to_use_and_not_believed_at_once() {
+    let words = "Runner version v2.319.1 is deprecated and cannot receive messages. The minimum version is v2.329.0.";
+    for code in [7, 78] {
+        let runner = ended(code, "Error", words);
+        let failure = failure(&runner);
+        assert_eq!(
+            (failure.reason, failure.class),
+            ("VersionRefused", Class::Transient)
+        );
+        assert!(failure.message.contains("2.319.1") && failure.message.contains("2.329.0"));
+    }
+}
+
+#[test]
+fn what_config_sh_said_last_is_repeated() {
+    let runner = ended(78, "Error", "√ Connected\nThe token is invalid.\n");
+    assert_eq!(failure(&runner).reason, "NotConfigured");
+    assert!(failure(&runner).message.contains("(The token is invalid.)"));
 }
 
 #[test]

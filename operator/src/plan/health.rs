@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
 use crate::backoff;
-use crate::observe::end::{End, Failure};
+use crate::observe::end::{End, Failure, VERSION_REFUSED};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -72,7 +72,12 @@ fn needs_a_person(class: &str) -> bool {
 #[must_use]
 pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let known = &pool.status.last_failures;
-    let is_new = |name: &str| !known.iter().any(|f| f.runner == name);
+    // A persistent runner's name may have failed before.
+    let is_new = |runner: &Runner, failure: &Failure| {
+        !known
+            .iter()
+            .any(|f| f.runner == runner.name && (f.at.0 >= runner.created || f.at.0 == failure.at))
+    };
     let mut new: Vec<FailureStatus> = vec![];
     let mut overdue = vec![];
     for runner in &observed.runners {
@@ -96,8 +101,8 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
                 failure
             }
         };
-        if is_new(&runner.name) {
-            new.push(noted(runner, failure));
+        if is_new(runner, &failure) {
+            new.push(noted(runner, believed(pool, runner, failure)));
         }
     }
     new.sort_by(|a, b| b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner)));
@@ -117,6 +122,25 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         new,
         not_before,
         overdue,
+    }
+}
+
+/// One refusal of the agent's version may be an outage that looks like it; the next attempt's is believed.
+fn believed(pool: &Pool, runner: &Runner, failure: Failure) -> Failure {
+    let again = failure.reason == VERSION_REFUSED
+        && pool.status.consecutive_failures > 0
+        && pool
+            .status
+            .last_failures
+            .first()
+            .is_some_and(|last| last.reason == VERSION_REFUSED && last.at.0 < runner.created);
+    if again {
+        Failure {
+            class: Class::Config,
+            ..failure
+        }
+    } else {
+        failure
     }
 }
 
@@ -237,4 +261,47 @@ pub fn image_trouble(runner: &Runner) -> Option<&str> {
     IMAGE_TROUBLE
         .contains(&waiting.reason.as_str())
         .then_some(waiting.reason.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{ago, observed, pool, runner};
+    use super::*;
+
+    #[test]
+    fn a_refused_version_is_believed_when_the_next_attempt_is_refused_too() {
+        let refused = |pool: &Pool, name: &str, created| {
+            let mut one = runner(pool, name, RunnerPhase::Failed);
+            one.created = ago(created);
+            one.end = Some(End::Failed(Failure {
+                reason: VERSION_REFUSED,
+                class: Class::Transient,
+                code: None,
+                device: None,
+                message: String::new(),
+                at: ago(created - 10),
+                registered: true,
+            }));
+            one
+        };
+        let mut pool = pool(2);
+        let now = super::super::fixture::NOW;
+        // Given a first refusal
+        let first = assess(
+            &pool,
+            &observed(vec![refused(&pool, "pool-aaaaa", 90)]),
+            now,
+        );
+        assert!(first.stalled().is_none());
+        pool.status.last_failures = first.last_failures;
+        pool.status.consecutive_failures = first.consecutive;
+        // Then one that was under way meanwhile proves nothing, and a new attempt's does
+        let same = observed(vec![refused(&pool, "pool-bbbbb", 89)]);
+        assert!(assess(&pool, &same, now).stalled().is_none());
+        let next = observed(vec![refused(&pool, "pool-ccccc", 60)]);
+        assert_eq!(
+            assess(&pool, &next, now).stalled().unwrap().reason,
+            VERSION_REFUSED
+        );
+    }
 }

@@ -7,6 +7,7 @@ pub mod health;
 pub mod pod;
 pub mod queue;
 pub mod runners;
+mod stable;
 pub mod teardown;
 
 #[cfg(test)]

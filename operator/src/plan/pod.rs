@@ -16,8 +16,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource as _;
 
 use super::PodSettings;
-use crate::observe::pod::{GATE, RUNNER, TEMPLATE_ANNOTATION};
-use crate::pool::{GpuRequest, Pool, Spec, labels_of};
+use crate::github::Scope;
+use crate::observe::pod::{GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION};
+use crate::pool::{GpuRequest, Pool, RegistrationKind, Spec, WORK_FOLDER, labels_of};
 
 /// Memory-backed folder in which the gate leaves the registration and the hooks.
 const REGISTRATION_DIR: &str = "/run/cuda-runner";
@@ -38,6 +39,17 @@ export ACTIONS_RUNNER_INPUT_JITCONFIG
 rm -f "$registration"
 exec /home/runner/run.sh"#;
 
+/// Reads the token, removes it, registers, and becomes the agent. The arguments of `config.sh` are the container's own;
+/// the token is among neither them nor the environment of jobs.
+const CONFIGURE_AND_START: &str = r#"set -eu
+registration=/run/cuda-runner/token
+ACTIONS_RUNNER_INPUT_TOKEN=$(cat "$registration")
+export ACTIONS_RUNNER_INPUT_TOKEN
+rm -f "$registration"
+/home/runner/config.sh "$@" || exit 78
+unset ACTIONS_RUNNER_INPUT_TOKEN
+exec /home/runner/run.sh"#;
+
 /// The agent writes this line to its diagnostic log as soon as its session with GitHub is open.
 const ONLINE: &str = r#"grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
 /// Ready to take a job: online, and the hooks' mark of a running job is absent.
@@ -51,7 +63,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Po
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         init_containers: Some(vec![gate(spec, settings)]),
-        containers: vec![runner(spec)],
+        containers: vec![runner(pool, spec, name)],
         volumes: Some(volumes(spec)),
         tolerations: Some(vec![Toleration {
             key: Some("nvidia.com/gpu".to_owned()),
@@ -70,6 +82,9 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Po
     let mut annotations = protections();
     annotations.extend(user.annotations.unwrap_or_default());
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
+    if spec.persistent {
+        annotations.insert(LIFETIME_ANNOTATION.to_owned(), PERSISTENT.to_owned());
+    }
     let mut labels = user.labels.unwrap_or_default();
     labels.extend(labels_of(&pool.key));
     Pod {
@@ -176,7 +191,14 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
 }
 
 /// The agent's container.
-fn runner(spec: &Spec) -> Container {
+fn runner(pool: &Pool, spec: &Spec, name: &str) -> Container {
+    let (start, args) = match spec.registration {
+        RegistrationKind::JitConfig => (START, None),
+        RegistrationKind::Token => (
+            CONFIGURE_AND_START,
+            Some(config_arguments(pool, spec, name)),
+        ),
+    };
     let mut env = vec![
         value(
             "ACTIONS_RUNNER_HOOK_JOB_STARTED",
@@ -203,8 +225,13 @@ fn runner(spec: &Spec) -> Container {
         command: Some(vec![
             "/bin/sh".to_owned(),
             "-c".to_owned(),
-            START.to_owned(),
+            start.to_owned(),
+            // What the script calls itself; the arguments follow.
+            "runner".to_owned(),
         ]),
+        args,
+        // An agent that fails says why in its log only.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         env: Some(env),
         resources: Some(devices(&spec.gpu)),
         startup_probe: Some(Probe {
@@ -221,6 +248,34 @@ fn runner(spec: &Spec) -> Container {
         volume_mounts: Some(mounts),
         ..Container::default()
     }
+}
+
+/// What `config.sh` gets, beside the token.
+fn config_arguments(pool: &Pool, spec: &Spec, name: &str) -> Vec<String> {
+    let mut arguments = vec![
+        "--url".to_owned(),
+        spec.url.to_string(),
+        "--name".to_owned(),
+        name.to_owned(),
+        "--labels".to_owned(),
+        pool.registered_labels(spec).join(","),
+        "--work".to_owned(),
+        WORK_FOLDER.to_owned(),
+        "--unattended".to_owned(),
+        // The entry of a predecessor of this name has no agent any more.
+        "--replace".to_owned(),
+    ];
+    if let Some(group) = &spec.runner_group {
+        // A repository has the default group only, and the agent asks for none there.
+        if !matches!(spec.url.scope(), Scope::Repository { .. }) {
+            arguments.extend(["--runnergroup".to_owned(), group.clone()]);
+        }
+    }
+    if !spec.persistent {
+        // An agent for one job would spend its time on an update that goes with the pod.
+        arguments.extend(["--ephemeral".to_owned(), "--disableupdate".to_owned()]);
+    }
+    arguments
 }
 
 fn shell_probe(test: &str) -> Probe {
@@ -349,6 +404,7 @@ fn field(name: &str, path: &str) -> EnvVar {
 mod tests {
     use super::*;
     use crate::plan::fixture;
+    use cudarunner_crds::{Lifetime, RegistrationMode};
     use serde_json::json;
 
     fn settings() -> PodSettings {
@@ -412,6 +468,34 @@ mod tests {
         assert_eq!(
             pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"],
             "false"
+        );
+    }
+
+    #[test]
+    fn a_token_comes_with_the_arguments_of_config_sh_and_in_none_of_them() {
+        let arguments = |lifetime, url: &str| {
+            let mut resource = fixture::resource();
+            resource.spec.registration = RegistrationMode::RegistrationToken;
+            resource.spec.lifetime = lifetime;
+            resource.spec.github.url = url.to_owned();
+            resource.spec.github.runner_group = Some("default".to_owned());
+            let pool = Pool::read(&resource, false);
+            let spec = pool.spec.clone().unwrap();
+            let pod = build(&pool, &spec, &settings(), "pool-0");
+            pod.spec.unwrap().containers[0].args.clone().unwrap()
+        };
+        let own = "cudarunner-1b4e28ba";
+        assert_eq!(
+            arguments(Lifetime::Ephemeral, "https://github.com/acme/widgets").join(" "),
+            format!(
+                "--url https://github.com/acme/widgets --name pool-0 --labels self-hosted,cuda,{own} --work _work --unattended --replace --ephemeral --disableupdate"
+            )
+        );
+        assert_eq!(
+            arguments(Lifetime::Persistent, "https://ghe.example.com/acme").join(" "),
+            format!(
+                "--url https://ghe.example.com/acme --name pool-0 --labels self-hosted,cuda,{own} --work _work --unattended --replace --runnergroup default"
+            )
         );
     }
 

@@ -6,7 +6,7 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, Observed, Plan, Target, pod};
+use super::{Access, Action, Observed, Plan, Target, pod, stable};
 use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
@@ -36,8 +36,12 @@ pub(super) fn plan(
         .filter(|r| r.is_active(now) && !removed.contains(&r.name))
         .collect();
     let have = active.len() + unseen(observed);
-    if have > spec.replicas {
-        scale_down(&active, spec, have - spec.replicas, plan);
+    if spec.persistent && stable::retire(pool, spec, &active, have, plan) {
+        // Their places are filled when they are gone.
+    } else if have > spec.replicas {
+        if !spec.persistent {
+            scale_down(&active, spec, have - spec.replicas, plan);
+        }
     } else {
         create(
             pool,
@@ -87,7 +91,12 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
         }
     }
     kept.sort_by_key(|r| std::cmp::Reverse(r.since));
-    let room = spec.replicas.clamp(1, MAX_LAST_FAILURES);
+    // A persistent runner's successor has the same name.
+    let room = if spec.persistent {
+        0
+    } else {
+        spec.replicas.clamp(1, MAX_LAST_FAILURES)
+    };
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
     for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
         plan.actions.push(Action::DeletePod(runner.into()));
@@ -163,19 +172,29 @@ fn create(
         return;
     }
     plan.status.registered_at = Some(spec.url.to_string());
-    let mut taken: BTreeSet<String> = observed.runners.iter().map(|r| r.name.clone()).collect();
-    taken.extend(observed.expected.iter().cloned());
-    let mut seed = observed.seed;
-    for _ in 0..missing {
-        let name = loop {
-            let name = format!("{}-{}", pool.key.name, suffix(&mut seed));
-            if taken.insert(name.clone()) {
-                break name;
-            }
-        };
+    let names = if spec.persistent {
+        stable::free_names(pool, spec, observed, missing)
+    } else {
+        random_names(pool, observed, missing)
+    };
+    for name in names {
         let pod = pod::build(pool, spec, &observed.pod_settings, &name);
         plan.actions.push(Action::CreatePod(Box::new(pod)));
     }
+}
+
+/// So many names that no pod has.
+fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String> {
+    let mut taken: BTreeSet<String> = observed.runners.iter().map(|r| r.name.clone()).collect();
+    taken.extend(observed.expected.iter().cloned());
+    let mut seed = observed.seed;
+    let mut name = || loop {
+        let name = format!("{}-{}", pool.key.name, suffix(&mut seed));
+        if taken.insert(name.clone()) {
+            return name;
+        }
+    };
+    (0..missing).map(|_| name()).collect()
 }
 
 /// Five characters of `[a-z0-9]`; advances the seed (splitmix64).

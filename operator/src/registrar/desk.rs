@@ -70,6 +70,8 @@ pub enum RunnerLookup {
 pub enum Registration {
     /// A JIT configuration, base64.
     JitConfig(SecretString),
+    /// A registration token, for `config.sh`.
+    RegistrationToken(SecretString),
 }
 
 /// Why there is no registration. The words go to the gate, and so into the pod's status: no secrets.

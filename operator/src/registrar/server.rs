@@ -279,10 +279,15 @@ async fn register<D: Desk>(
         }
     };
     match shared.desk.register(pod, runner).await {
-        Ok(Registration::JitConfig(encoded)) => {
+        Ok(registration) => {
             granted.done();
-            let registration = wire::Registration::JitConfig {
-                encoded_jit_config: encoded.expose_secret().to_owned(),
+            let registration = match registration {
+                Registration::JitConfig(encoded) => wire::Registration::JitConfig {
+                    encoded_jit_config: encoded.expose_secret().to_owned(),
+                },
+                Registration::RegistrationToken(token) => wire::Registration::RegistrationToken {
+                    token: token.expose_secret().to_owned(),
+                },
             };
             Ok(axum::Json(registration).into_response())
         }
