@@ -151,8 +151,8 @@ pub struct KeyReference {
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proxy {
-    /// Address of the proxy, `http://HOST:PORT`.
-    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/\s]+/?$"))]
+    /// Address of the proxy, `http://HOST:PORT`. It must let the cluster in without a password.
+    #[schemars(length(max = 512), regex(pattern = r"^http://[^/@\s]+/?$"))]
     pub url: String,
     /// Hosts and domain suffixes that are reached directly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

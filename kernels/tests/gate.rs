@@ -199,6 +199,27 @@ fn no_secret_in(output: &Output, log: &str) {
 }
 
 #[test]
+fn a_registration_token_is_left_in_a_file_of_its_own() {
+    let token = "AABBCCDDEEFF";
+    let given = answer(
+        200,
+        "",
+        &json!({"kind": "RegistrationToken", "token": token}),
+    );
+    let registrar = Registrar::start(&[given]);
+    let pod = Pod::new();
+    let (code, _) = pod.run(&json!({}), &registrar);
+    assert_eq!(code, 0);
+    assert_eq!(pod.left(), ["job-completed.sh", "job-started.sh", "token"]);
+    let file = pod.dir.join("run/token");
+    assert_eq!(fs::read_to_string(&file).unwrap(), token);
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
 fn who_passes_gets_a_registration_and_the_hooks() {
     let registrar = Registrar::start(&[given()]);
     let pod = Pod::new();

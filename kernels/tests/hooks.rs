@@ -77,6 +77,19 @@ fn marks_are_json_and_the_busy_file_comes_and_goes() {
 }
 
 #[test]
+fn the_marks_of_a_runners_last_job_are_enough() {
+    let folder = common::folder("last-job");
+    let marks = folder.join("marks");
+    for job in ["one", "two"] {
+        hook("job-started.sh", &folder, &marks, job);
+        hook("job-completed.sh", &folder, &marks, job);
+    }
+    let text = fs::read_to_string(&marks).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(!text.contains("one"), "{text}");
+}
+
+#[test]
 fn a_hook_that_cannot_write_does_not_fail_the_job() {
     let nowhere = Path::new("/nonexistent/folder");
     for name in ["job-started.sh", "job-completed.sh"] {

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource as _, ResourceExt as _};
 
-use crate::github::{GitHubUrl, UrlError};
+use crate::github::{GitHubUrl, Proxy, ProxyError, UrlError};
 
 /// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
@@ -71,6 +71,8 @@ pub struct Spec {
     pub secret: String,
     /// The ConfigMap's key with certificate authorities.
     pub ca_bundle: Option<KeyReference>,
+    /// The proxy on the way to GitHub.
+    pub proxy: Option<Proxy>,
     /// Name of the runner group.
     pub runner_group: Option<String>,
     /// Labels that jobs ask for.
@@ -139,6 +141,9 @@ pub enum SpecError {
     /// The address is of no use.
     #[error("spec.github.url: {0}")]
     Url(#[from] UrlError),
+    /// The proxy is of no use.
+    #[error("spec.github.proxy.url: {0}")]
+    Proxy(#[from] ProxyError),
     /// The template is no pod template.
     #[error("spec.template: {0}; compare it with `kubectl explain pod.spec`")]
     Template(String),
@@ -155,6 +160,7 @@ impl SpecError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Url(_) => "InvalidUrl",
+            Self::Proxy(_) => "InvalidProxy",
             Self::Template(_) => "InvalidTemplate",
             Self::NotImplemented(_) => "NotImplemented",
         }
@@ -224,6 +230,10 @@ impl Spec {
         if let Some(field) = unbuilt(resource) {
             return Err(SpecError::NotImplemented(field));
         }
+        let proxy = spec.github.proxy.as_ref();
+        let proxy = proxy
+            .map(|proxy| Proxy::parse(&proxy.url, &proxy.no_proxy))
+            .transpose()?;
         let template = read_template(spec.template.as_ref())?;
         let gate = GateSettings {
             min_compute_capability: spec.gpu.min_compute_capability.clone(),
@@ -257,11 +267,13 @@ impl Spec {
                 gate.timeout_seconds,
             ),
             &spec.template,
+            spec.github.proxy.as_ref(),
         );
         let template_hash = fingerprint(&serde_json::to_string(&shape).unwrap_or_default());
         Ok(Self {
             secret: spec.github.credentials_ref.name.clone(),
             ca_bundle: spec.github.ca_bundle_ref.clone(),
+            proxy,
             runner_group: spec.github.runner_group.clone(),
             labels: spec.labels.clone(),
             registration,
@@ -287,7 +299,6 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
         ),
         (spec.scaling.is_some(), "spec.scaling"),
         (spec.gpu.claim_template.is_some(), "spec.gpu.claimTemplate"),
-        (spec.github.proxy.is_some(), "spec.github.proxy"),
     ]
     .into_iter()
     .find_map(|(asked, field)| asked.then_some(field))

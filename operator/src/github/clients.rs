@@ -10,7 +10,9 @@ use std::{
 use rustls::RootCertStore;
 use tokio::time::Instant;
 
-use super::{CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, transport::Transport};
+use super::{
+    CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, Proxy, transport::Transport,
+};
 
 /// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
 const IDLE: Duration = Duration::from_hours(1);
@@ -37,6 +39,7 @@ struct TransportKey {
     origin: String,
     credentials: Fingerprint,
     ca: Option<Fingerprint>,
+    proxy: Option<Proxy>,
 }
 
 impl Clients {
@@ -52,11 +55,13 @@ impl Clients {
         url: &GitHubUrl,
         credentials: &Credentials,
         ca: Option<&CaBundle>,
+        proxy: Option<&Proxy>,
     ) -> Result<Arc<Client>, Error> {
         let key = TransportKey {
             origin: url.api_origin(),
             credentials: credentials.fingerprint(),
             ca: ca.map(CaBundle::fingerprint),
+            proxy: proxy.cloned(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let client_key = (key.clone(), url.clone());
@@ -70,7 +75,7 @@ impl Clients {
         let transport = if let Some(transport) = touch(&mut kept.transports, &key) {
             transport
         } else {
-            let transport = Arc::new(Transport::new(url, credentials, ca, self.roots())?);
+            let transport = Arc::new(Transport::new(url, credentials, ca, proxy, self.roots())?);
             kept.transports
                 .insert(key, (transport.clone(), Instant::now()));
             transport
@@ -124,7 +129,9 @@ mod tests {
     async fn what_is_equal_is_shared_and_nothing_else() {
         let clients = Clients::new();
         let get = |address: &str, credentials: &Credentials| {
-            clients.client(&url(address), credentials, None).unwrap()
+            clients
+                .client(&url(address), credentials, None, None)
+                .unwrap()
         };
         let one = get("https://github.com/o/a", &token("t1"));
 
@@ -159,8 +166,10 @@ mod tests {
             .pem();
         let ca = CaBundle::from_pem(pem.as_bytes()).unwrap();
         let address = url("https://ghe.example.com/o/a");
-        let without = clients.client(&address, &token("t"), None).unwrap();
-        let with = clients.client(&address, &token("t"), Some(&ca)).unwrap();
+        let without = clients.client(&address, &token("t"), None, None).unwrap();
+        let with = clients
+            .client(&address, &token("t"), Some(&ca), None)
+            .unwrap();
         assert!(!Arc::ptr_eq(&without.transport, &with.transport));
     }
 
@@ -168,7 +177,7 @@ mod tests {
     async fn what_nobody_uses_is_dropped() {
         let clients = Clients::new();
         let address = url("https://github.com/o/a");
-        let old = Arc::downgrade(&clients.client(&address, &token("old"), None).unwrap());
+        let old = Arc::downgrade(&clients.client(&address, &token("old"), None, None).unwrap());
         tokio::time::advance(IDLE).await;
         let app = data(&[
             ("app-id", "1"),
@@ -176,7 +185,7 @@ mod tests {
             ("private-key", &pem()),
         ]);
         let app = Credentials::from_secret_data(&app).unwrap();
-        clients.client(&address, &app, None).unwrap();
+        clients.client(&address, &app, None, None).unwrap();
         assert!(old.upgrade().is_none());
     }
 }

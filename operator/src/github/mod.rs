@@ -15,6 +15,7 @@ mod clients;
 mod credentials;
 mod error;
 mod groups;
+mod proxy;
 mod queue;
 mod runners;
 mod single;
@@ -32,6 +33,7 @@ pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
+pub use proxy::{Proxy, ProxyError};
 pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
 pub use url::{GitHubUrl, Scope, UrlError};

@@ -28,6 +28,7 @@ use super::{
     CaBundle, Credentials, Error, GitHubUrl,
     budget::{Budget, Cost, Signs},
     credentials::Kind,
+    proxy::{Proxy, Way},
     token::{Minted, Tokens},
 };
 
@@ -152,6 +153,7 @@ impl Transport {
         url: &GitHubUrl,
         credentials: &Credentials,
         ca: Option<&CaBundle>,
+        proxy: Option<&Proxy>,
         roots: &RootCertStore,
     ) -> Result<Self, Error> {
         let origin = url.api_origin();
@@ -177,7 +179,7 @@ impl Transport {
             .parse()
             .map_err(|_| unusable("its address is no URI".into()))?;
         let builder = OctocrabBuilder::new_empty()
-            .with_service(http_client(tls))
+            .with_service(http_client(tls, &base, proxy))
             .with_layer(&BaseUriLayer::new(base))
             .with_layer(&ExtraHeadersLayer::new(Arc::new(vec![
                 (
@@ -381,7 +383,9 @@ impl Transport {
 
 fn http_client(
     tls: ClientConfig,
-) -> legacy::Client<hyper_rustls::HttpsConnector<HttpConnector>, OctoBody> {
+    server: &Uri,
+    proxy: Option<&Proxy>,
+) -> legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -392,7 +396,7 @@ fn http_client(
         // Plain http was refused when the address was parsed, unless it is allowed.
         .https_or_http()
         .enable_http1()
-        .wrap_connector(tcp);
+        .wrap_connector(Way::to(server, proxy, tcp));
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_mins(1))

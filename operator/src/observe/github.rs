@@ -109,14 +109,19 @@ async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient
     let ca = ca_bundle(ctx, pool, spec).await?;
     let client = ctx
         .clients
-        .client(&spec.url, &credentials, ca.as_ref())
+        .client(&spec.url, &credentials, ca.as_ref(), spec.proxy.as_ref())
         .map_err(|e| NoClient {
             reason: e.category(),
             message: e.to_string(),
         })?;
     Ok(Found {
         client,
-        identity: format!("{} {:?} {:?}", spec.url, credentials.fingerprint(), ca),
+        identity: format!(
+            "{} {:?} {ca:?} {:?}",
+            spec.url,
+            credentials.fingerprint(),
+            spec.proxy
+        ),
     })
 }
 

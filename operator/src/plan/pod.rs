@@ -157,6 +157,7 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
     ];
     let mut env: Vec<EnvVar> = settings_env.into_iter().map(|(n, v)| value(n, v)).collect();
+    env.extend(proxy(spec));
     env.push(field("NODE_NAME", "spec.nodeName"));
     env.push(field("POD_NAME", "metadata.name"));
     env.push(field("POD_NAMESPACE", "metadata.namespace"));
@@ -213,6 +214,7 @@ fn runner(pool: &Pool, spec: &Spec, name: &str) -> Container {
             "1".to_owned(),
         ),
     ];
+    env.extend(proxy(spec));
     let mut mounts = vec![mount("registration", REGISTRATION_DIR, false)];
     if spec.ca_bundle.is_some() {
         mounts.push(mount("github-ca", CA_DIR, true));
@@ -276,6 +278,26 @@ fn config_arguments(pool: &Pool, spec: &Spec, name: &str) -> Vec<String> {
         arguments.extend(["--ephemeral".to_owned(), "--disableupdate".to_owned()]);
     }
     arguments
+}
+
+/// The proxy, under every name that some program looks for. The gate speaks with the registrar without it.
+fn proxy(spec: &Spec) -> Vec<EnvVar> {
+    let Some(proxy) = &spec.proxy else {
+        return vec![];
+    };
+    let without = [proxy.exceptions(), "localhost,127.0.0.1,::1".to_owned()];
+    let without: Vec<_> = without
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    [
+        ("http_proxy", proxy.to_string()),
+        ("https_proxy", proxy.to_string()),
+        ("no_proxy", without.join(",")),
+    ]
+    .into_iter()
+    .flat_map(|(name, text)| [value(name, text.clone()), value(&name.to_uppercase(), text)])
+    .collect()
 }
 
 fn shell_probe(test: &str) -> Probe {
@@ -497,6 +519,28 @@ mod tests {
                 "--url https://ghe.example.com/acme --name pool-0 --labels self-hosted,cuda,{own} --work _work --unattended --replace --runnergroup default"
             )
         );
+    }
+
+    #[test]
+    fn a_proxy_is_known_to_gate_and_agent() {
+        let mut resource = fixture::resource();
+        resource.spec.github.proxy = Some(cudarunner_crds::Proxy {
+            url: "http://proxy:3128/".to_owned(),
+            no_proxy: vec![".internal".to_owned()],
+        });
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), "pool-aaaaa").spec.unwrap();
+        let gate = &pod.init_containers.unwrap()[0];
+        for container in [gate, &pod.containers[0]] {
+            let get = |name: &str| {
+                let variable = container.env.iter().flatten().find(|e| e.name == name);
+                variable.and_then(|e| e.value.clone()).unwrap_or_default()
+            };
+            assert_eq!(get("https_proxy"), "http://proxy:3128");
+            assert_eq!(get("HTTP_PROXY"), "http://proxy:3128");
+            assert_eq!(get("no_proxy"), ".internal,localhost,127.0.0.1,::1");
+        }
     }
 
     #[test]

@@ -204,7 +204,9 @@ async fn a_server_that_is_not_there_was_certainly_not_reached() {
     };
     let url = GitHubUrl::parse(&format!("https://{closed}/o/r"), false).unwrap();
     let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
-    let client = Clients::new().client(&url, &credentials, None).unwrap();
+    let client = Clients::new()
+        .client(&url, &credentials, None, None)
+        .unwrap();
     let error = client.list_runners(NOW).await.unwrap_err();
     assert!(
         matches!(
@@ -224,7 +226,9 @@ async fn an_unknown_authority_is_named_with_the_field_that_mends_it() {
     let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
     let url = GitHubUrl::parse(&format!("https://{}/o/r", stub.address()), false).unwrap();
     let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
-    let client = Clients::new().client(&url, &credentials, None).unwrap();
+    let client = Clients::new()
+        .client(&url, &credentials, None, None)
+        .unwrap();
     let error = client.list_runners(NOW).await.unwrap_err();
     assert!(
         error.to_string().contains("spec.github.caBundleRef"),

@@ -19,7 +19,8 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::github::{
-    APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
+    APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY, Proxy,
+    TOKEN,
     credentials::tests::{data, pem},
 };
 
@@ -213,7 +214,16 @@ impl Stub {
     pub(super) fn client_as(&self, owner: &str, credentials: &Credentials) -> Arc<Client> {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         self.clients
-            .client(&url, credentials, Some(&self.ca))
+            .client(&url, credentials, Some(&self.ca), None)
+            .unwrap()
+    }
+
+    /// A client that goes through a proxy.
+    pub(super) fn client_through(&self, owner: &str, proxy: &Proxy) -> Arc<Client> {
+        let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
+        let token = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap();
+        self.clients
+            .client(&url, &token, Some(&self.ca), Some(proxy))
             .unwrap()
     }
 
