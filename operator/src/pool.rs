@@ -441,14 +441,14 @@ mod tests {
 
     #[test]
     fn a_persistent_runner_registers_by_token_whatever_is_asked() {
+        use Lifetime::{Ephemeral, Persistent};
+        use RegistrationMode::{JitConfig, RegistrationToken};
         let kind = |lifetime, registration| {
             let mut resource = fixture::resource();
             resource.spec.lifetime = lifetime;
             resource.spec.registration = registration;
             Pool::read(&resource, false).spec.unwrap().registration
         };
-        use Lifetime::{Ephemeral, Persistent};
-        use RegistrationMode::{JitConfig, RegistrationToken};
         assert_eq!(kind(Ephemeral, JitConfig), RegistrationKind::JitConfig);
         assert_eq!(kind(Ephemeral, RegistrationToken), RegistrationKind::Token);
         assert_eq!(kind(Persistent, JitConfig), RegistrationKind::Token);

@@ -1,5 +1,6 @@
 //! Stores and GitHub's answers become plain values.
 
+pub mod agent;
 pub mod end;
 pub mod github;
 pub mod pod;

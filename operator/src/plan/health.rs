@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
 use crate::backoff;
-use crate::observe::end::{End, Failure, VERSION_REFUSED};
+use crate::observe::agent::VERSION_REFUSED;
+use crate::observe::end::{End, Failure};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 

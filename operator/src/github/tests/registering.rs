@@ -178,3 +178,35 @@ async fn what_can_never_work_is_not_asked_again() {
         assert_eq!(stub.lines(), [POST]);
     }
 }
+
+#[tokio::test]
+async fn a_registration_token_is_asked_for_where_the_runners_belong() {
+    for (owner, path) in [
+        (
+            "o/r",
+            "/api/v3/repos/o/r/actions/runners/registration-token",
+        ),
+        ("o", "/api/v3/orgs/o/actions/runners/registration-token"),
+        (
+            "enterprises/e",
+            "/api/v3/enterprises/e/actions/runners/registration-token",
+        ),
+    ] {
+        let token = json!({"token": "AABBCC", "expires_at": "2026-01-01T01:00:00.000Z"});
+        let stub = Stub::start(move |_, _| reply(201, &token)).await;
+        let given = stub.client(owner).registration_token().await.unwrap();
+        assert_eq!(given.expose_secret(), "AABBCC");
+        let seen = stub.seen();
+        assert_eq!(
+            (seen[0].method.as_str(), seen[0].path.as_str()),
+            ("POST", path)
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_token_is_no_token() {
+    let stub = Stub::start(|_, _| reply(201, &json!({"token": ""}))).await;
+    let error = stub.client("o/r").registration_token().await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+}
