@@ -28,6 +28,10 @@ pub const POOL_LABEL: &str = "cudarunner.dev/pool";
 /// The status repeats the value in `lookedAgain` when that is done.
 pub const LOOK_AGAIN: &str = "cudarunner.dev/look-again";
 
+/// Annotation on a `CudaRunner`: each new value ends quarantines. Its first word is a node's name, or `all`; what comes
+/// after a space makes it new. The status repeats the value in `released` when that is done.
+pub const RELEASE: &str = "cudarunner.dev/release";
+
 /// The `CustomResourceDefinition` of [`CudaRunner`], as the API server takes it.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {

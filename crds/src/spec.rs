@@ -260,10 +260,10 @@ pub struct Smoke {
     #[serde(default)]
     pub managed_memory: ManagedMemory,
 
-    /// Minutes for which a node or device that failed is left alone; doubled when it fails again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Minutes for which a node that failed is left alone; doubled each time it fails again, up to a day.
+    #[serde(default = "default_quarantine")]
     #[schemars(range(min = 1, max = 1440))]
-    pub quarantine_minutes: Option<i32>,
+    pub quarantine_minutes: i32,
 }
 
 /// Whether a device must offer concurrent access to managed memory.
@@ -408,7 +408,7 @@ impl Default for Smoke {
         Self {
             timeout_seconds: default_smoke_timeout(),
             managed_memory: ManagedMemory::default(),
-            quarantine_minutes: None,
+            quarantine_minutes: default_quarantine(),
         }
     }
 }
@@ -472,6 +472,10 @@ fn default_cuda_version() -> String {
 }
 
 fn default_smoke_timeout() -> i32 {
+    30
+}
+
+fn default_quarantine() -> i32 {
     30
 }
 

@@ -50,6 +50,9 @@ pub struct CudaRunnerStatus {
     /// Nodes and devices that are left alone for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
+    /// The last value of the annotation `cudarunner.dev/release` that was followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released: Option<String>,
     /// Version of the agent that the runners last reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner_version: Option<String>,
@@ -148,10 +151,19 @@ pub struct QuarantineStatus {
     /// The driver's code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
+    /// What was found.
+    #[serde(default)]
+    pub message: String,
+    /// How often in a row the node has failed: the time doubles with each.
+    #[serde(default)]
+    pub failures: i32,
+    /// The node's boot id then. Another one ends the quarantine: the node was restarted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
     /// Since when.
     #[schemars(schema_with = "schema::time")]
     pub since: Time,
-    /// Until when.
+    /// Until when. Then one runner tries the node; where none does, the entry goes after the same time again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,

@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, Config, config::KubeConfigOptions};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, Patch, PatchParams},
+    config::KubeConfigOptions,
+};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -284,6 +288,7 @@ impl Cluster {
             .as_ref()
             .context("only a cluster with one real node can have a second")?;
         let machine = Machine::second(&self.dir);
+        machine.forget()?;
         state::reset(&machine.devices(), devices)?;
         self.supervisor.nest(machine.name, &machine.dir)?;
         machine.start_containerd()?;
@@ -296,9 +301,27 @@ impl Cluster {
         Ok(machine)
     }
 
-    /// Stops the second node as a power cut does: nothing on it runs on, and Kubernetes is not told.
-    pub fn cut_second_node(&self) -> Result<()> {
-        self.supervisor.signal(node::SECOND, Signal::KILL)
+    /// Removes the second node: everything on it ends at once, and Kubernetes forgets it.
+    pub async fn remove_second_node(&self, client: &Client) -> Result<()> {
+        self.supervisor.signal(node::SECOND, Signal::KILL)?;
+        let nodes: Api<Node> = Api::all(client.clone());
+        nodes.delete(node::SECOND, &DeleteParams::default()).await?;
+        wait_for(
+            "the second node to be gone",
+            Duration::from_mins(1),
+            async || Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(())),
+        )
+        .await
+    }
+
+    /// `kubectl cordon`, or `uncordon`.
+    pub async fn cordon(client: &Client, name: &str, closed: bool) -> Result<()> {
+        let nodes: Api<Node> = Api::all(client.clone());
+        let patch = serde_json::json!({"spec": {"unschedulable": closed}});
+        nodes
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
     }
 
     /// The folder with the simulated driver, as containers see it.

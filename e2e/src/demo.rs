@@ -11,19 +11,21 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
 use gate_report::Report;
 use github_simulator::{
-    control::{Client as GitHub, JobView, NewRun},
-    state::Conclusion,
+    control::{Client as GitHub, JobView, NewJob, NewRun},
+    state::{Conclusion, StepTemplate},
 };
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Options, may_have_node},
-    deploy, example,
+    deploy,
+    device_plugin::state::{self, Device},
+    example, node,
     process::output,
     report::Story,
     simulator,
@@ -33,6 +35,8 @@ use crate::{
 /// The example's namespace and name.
 const NAMESPACE: &str = "ci";
 const POOL: &str = "tensor-wasm";
+/// GPUs of the first node.
+const DEVICES: usize = 4;
 /// The container that proves the GPU.
 const GATE: &str = "gate";
 
@@ -62,7 +66,6 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     let client = cluster.client().await?;
     let github = simulator::client(&cluster.dir, &cluster.github)?;
     let manifest = example::prepare(cluster, &client, &github).await?;
-    let before = github.state().await?.lasting;
     let stage = Stage {
         cluster,
         client,
@@ -71,6 +74,8 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     };
     let events = tokio::spawn(recount(stage.client.clone(), story.clone()));
     let end = async {
+        stage.broken_gpu(&manifest).await?;
+        let before = stage.github.state().await?.lasting;
         stage.first_runner(&manifest).await?;
         stage.jobs().await?;
         stage.deletion(&before).await
@@ -98,6 +103,67 @@ impl Stage<'_> {
                 .args(["--namespace", NAMESPACE])
                 .args(arguments),
         )
+    }
+
+    /// A GPU that computes wrongly gets no job; a healthy one on another node does.
+    async fn broken_gpu(&self, manifest: &Path) -> Result<()> {
+        let machine = self.cluster.add_second_node(1, self.story).await?;
+        Cluster::cordon(&self.client, machine.name, true).await?;
+        for number in 0..DEVICES {
+            let mut device = Device::healthy(number, 0);
+            let wrong = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
+            device.store_faults.push(wrong);
+            state::write(&self.cluster.devices(), number, &device)?;
+        }
+        self.story.step(&format!(
+            "every GPU of {} flips one bit; a second node, {}, is not ready for pods yet",
+            node::NAME,
+            machine.name
+        ));
+        self.kubectl(&["apply", "--filename", &manifest.to_string_lossy()])?;
+        let job = NewJob {
+            repository: simulator::REPOSITORY.to_owned(),
+            name: "patient".to_owned(),
+            labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
+            steps: vec![StepTemplate {
+                name: "check".to_owned(),
+                run: "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check".to_owned(),
+            }],
+            ..NewJob::default()
+        };
+        let run = self.github.queue(&job).await?;
+        let job = *run.jobs.first().context("the run has a job")?;
+        let resource = format!("cudarunner/{POOL}");
+        self.kubectl(&[
+            "wait",
+            "--for=condition=GpuHealthy=False",
+            &resource,
+            "--timeout=60s",
+        ])?;
+        let path = "jsonpath={.status.quarantine[0].node}{\": \"}{.status.quarantine[0].message}";
+        let found = self.kubectl(&["get", &resource, "--output", path])?;
+        self.story.step(&format!("  in quarantine: {found}"));
+        let waiting = self.github.job(job).await?;
+        ensure!(waiting.started_at.is_none(), "a broken GPU got a job");
+        self.story
+            .step("the job `patient` waits: GitHub has not heard of any runner");
+        Cluster::cordon(&self.client, machine.name, false).await?;
+        let done = wait_for("the job to end", Duration::from_mins(2), async || {
+            let job = self.github.job(job).await?;
+            Ok(job.conclusion.is_some().then_some(job))
+        })
+        .await?;
+        let runner = self.finished(&done).await?;
+        self.story.step(&format!(
+            "{} takes pods now: the runner {runner} came up there and did the job",
+            machine.name
+        ));
+        self.kubectl(&["delete", "cudarunner", POOL, "--timeout=120s"])?;
+        self.cluster.remove_second_node(&self.client).await?;
+        state::reset(&self.cluster.devices(), DEVICES)?;
+        self.story
+            .step("the GPUs are mended, the second node is gone");
+        Ok(())
     }
 
     /// One `kubectl apply`, and a runner is idle on GitHub.

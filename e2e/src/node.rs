@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::{
-    process::{find, output, poll},
+    process::{find, output, poll, remove_dir},
     supervisor::{Program, Supervisor},
     tools::Tools,
 };
@@ -72,6 +72,20 @@ impl Machine {
             kubelet_port: 10260,
             authority: cluster.join("pki/ca.crt"),
         }
+    }
+
+    /// Removes what an earlier machine of this name left: sockets, images, pods. Its credentials stay.
+    pub fn forget(&self) -> Result<()> {
+        for socket in [self.containerd(), self.dir.join("supervisor.sock")] {
+            match fs::remove_file(&socket) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove {}", socket.display()));
+                }
+                _ => {}
+            }
+        }
+        remove_dir(&self.dir.join("var"))
     }
 
     /// The folder with the state files of its devices.

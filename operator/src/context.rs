@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, QuarantineStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
 use kube::runtime::events::Recorder;
@@ -70,6 +70,16 @@ impl Context {
                 GitHubUrl::parse(&other.spec.github.url, true).is_ok_and(|url| url == spec.url)
             })
             .map(|other| other.spec.labels.clone())
+            .collect()
+    }
+
+    /// What the other pools have in quarantine.
+    #[must_use]
+    pub fn quarantined_elsewhere(&self, pool: &Pool) -> Vec<QuarantineStatus> {
+        let all = self.pools.iter().flat_map(Store::state);
+        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+            .filter_map(|other| Some(other.status.as_ref()?.quarantine.clone()))
+            .flatten()
             .collect()
     }
 

@@ -52,6 +52,8 @@ pub struct Pool {
     pub resource_version: Option<String>,
     /// Value of the annotation that asks for another look at GitHub.
     pub look_again: Option<String>,
+    /// Value of the annotation that ends quarantines.
+    pub release: Option<String>,
     /// What becomes of running jobs at the end.
     pub deletion_policy: DeletionPolicy,
     /// How long a deletion may take.
@@ -87,6 +89,8 @@ pub struct Spec {
     pub gpu: GpuRequest,
     /// What the gate demands.
     pub gate: GateSettings,
+    /// How long a node that failed is left alone, the first time.
+    pub quarantine: SignedDuration,
     /// The user's template.
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
@@ -194,6 +198,10 @@ impl Pool {
                 .annotations()
                 .get(cudarunner_crds::LOOK_AGAIN)
                 .cloned(),
+            release: resource
+                .annotations()
+                .get(cudarunner_crds::RELEASE)
+                .cloned(),
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
             status: resource.status.clone().unwrap_or_default(),
@@ -280,6 +288,7 @@ impl Spec {
             persistent,
             replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
             not_acted_on: not_acted_on(resource),
+            quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             template_hash,
             url,
             gpu,
@@ -308,10 +317,6 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
 fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
     let spec = &resource.spec;
     [
-        (
-            spec.smoke.quarantine_minutes.is_some(),
-            "spec.smoke.quarantineMinutes",
-        ),
         (spec.preflight.is_some(), "spec.preflight"),
         (spec.verify.is_some(), "spec.verify"),
         (spec.required_checks.is_some(), "spec.requiredChecks"),

@@ -181,7 +181,12 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
     }
     if config.watch_namespace.is_empty() {
         let nodes = Arc::new(Nodes::default());
-        tokio::spawn(nodes::follow(client.clone(), Arc::clone(&nodes)));
+        tokio::spawn(nodes::follow(
+            client.clone(),
+            Arc::clone(&nodes),
+            watched.pools.clone(),
+            Arc::clone(waker),
+        ));
         watched.nodes = Some(nodes);
     }
     watched

@@ -42,6 +42,7 @@ pub fn decide(
         || old.observed_generation != new.observed_generation
         || old.registered_at != new.registered_at
         || old.looked_again != new.looked_again
+        || old.released != new.released
         || old.quarantine != new.quarantine;
     let wait = written.map_or(SignedDuration::ZERO, |at| (at + GATHER).duration_since(now));
     if meaning_changed || !wait.is_positive() {

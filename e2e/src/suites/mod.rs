@@ -13,6 +13,7 @@ mod local_cluster;
 mod long_job;
 mod missing_label;
 mod persistent;
+mod quarantine;
 mod recorder;
 mod registration_token;
 mod restarts;
@@ -117,6 +118,12 @@ pub const SUITES: &[Suite] = &[
         [4, 24],
         "scaled from zero for a node that comes late and cold; two pools, each on its own nodes",
         second_node::run
+    ),
+    suite!(
+        "quarantine",
+        [],
+        "a broken GPU costs its node and no job: all pools keep off, the healthy node takes over, an annotation ends it",
+        quarantine::run
     ),
     suite!(
         "credentials",

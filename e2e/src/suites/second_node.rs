@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -17,21 +17,24 @@ use crate::{
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let job = from_zero(ctx).await?;
-    let outcome = async {
-        let machine = ctx.cluster.add_second_node(2, &Story::default()).await?;
+    with_second_node(ctx, async |machine| {
         cold_driver(ctx, &machine, job).await?;
         donated_capacity(ctx).await
+    })
+    .await
+}
+
+/// Works with a second node. Whatever comes of it, the next suite finds one.
+pub(super) async fn with_second_node(
+    ctx: &Ctx,
+    work: impl AsyncFnOnce(Machine) -> Result<()>,
+) -> Result<()> {
+    let outcome = async {
+        let machine = ctx.cluster.add_second_node(2, &Story::default()).await?;
+        work(machine).await
     }
     .await;
-    // Whatever came of it, the next suite finds one node.
-    let nodes: Api<Node> = Api::all(ctx.client.clone());
-    let cut = ctx.cluster.cut_second_node();
-    nodes.delete(node::SECOND, &DeleteParams::default()).await?;
-    ctx.wait_for("the second node to be gone", SOON, async || {
-        Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(()))
-    })
-    .await?;
-    outcome.and(cut)
+    outcome.and(ctx.cluster.remove_second_node(&ctx.client).await)
 }
 
 /// A pool for the node that its owner lends to one project only, which says so by a label and a taint.

@@ -1,6 +1,6 @@
 //! Why a runner pod ended.
 
-use gate_report::{Class, Report};
+use gate_report::{Class, Report, Step};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -51,8 +51,12 @@ pub struct Failure {
     pub at: Timestamp,
     /// Whether GitHub may still hold the runner's entry.
     pub registered: bool,
+    /// Whether the gate met it before it reached a device: a driver that still starts looks like that.
+    pub at_start: bool,
 }
 
+/// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
+const NO_DEVICE: i32 = 100;
 /// The reason of a runner whose job ended with it.
 pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
 
@@ -83,6 +87,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             message,
             at,
             registered: gate.is_some_and(|g| g.exit_code == 0),
+            at_start: false,
         })
     };
 
@@ -168,11 +173,17 @@ fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Time
         reason: reason_word,
         class,
         code: found.as_ref().and_then(|f| f.code),
+        at_start: found.as_ref().is_some_and(is_at_start),
         device: found.and_then(|f| f.uuid),
         message,
         at,
         registered: false,
     }
+}
+
+/// Whether a failure is of the driver's start.
+fn is_at_start(failure: &gate_report::Failure) -> bool {
+    matches!(failure.step, Step::Load | Step::Init) || failure.code == Some(NO_DEVICE)
 }
 
 /// What the hooks noted in the runner's termination message.

@@ -47,11 +47,13 @@ pub async fn observe(
             queue: memory.github.queue.clone(),
             other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
-            gpu_nodes: ctx
+            nodes: ctx
                 .nodes
                 .as_ref()
                 .zip(pool.spec.as_ref().ok())
                 .map(|(nodes, spec)| nodes.offering(&spec.gpu.resource, spec.gpu.count)),
+            quarantined: ctx.quarantined_elsewhere(pool),
+            passed: ctx.pods.passed(),
             pod_refused: memory.pod_refused.clone(),
             pod_settings: ctx.pod_settings(),
             seed: ctx.random(),

@@ -1,5 +1,7 @@
 //! A runner pod, read: how far it has come.
 
+use std::collections::BTreeSet;
+
 use cudarunner_crds::RunnerPhase;
 use gate_report::Report;
 use jiff::Timestamp;
@@ -14,6 +16,8 @@ pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
 pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
 /// The value of [`LIFETIME_ANNOTATION`].
 pub const PERSISTENT: &str = "Persistent";
+/// Annotation: names of the nodes that the pod was told to keep off, with commas between.
+pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
 /// Name of the init container that proves the GPU.
 pub const GATE: &str = "gate";
 /// Name of the agent's container.
@@ -34,6 +38,8 @@ pub struct Runner {
     pub node: Option<String>,
     /// Fingerprint of the spec that it was made from.
     pub template: String,
+    /// Nodes that it was told to keep off.
+    pub avoids: BTreeSet<String>,
     /// How far it has come.
     pub phase: RunnerPhase,
     /// Since when it is in that phase.
@@ -42,7 +48,9 @@ pub struct Runner {
     pub waiting: Option<Waiting>,
     /// Whether the agent's process runs, online or not.
     pub agent_running: bool,
-    /// UUIDs of the devices, once the gate has passed.
+    /// Whether the gate has passed.
+    pub gate_passed: bool,
+    /// UUIDs of the devices, as the gate saw them.
     pub devices: Vec<String>,
     /// How it ended.
     pub end: Option<End>,
@@ -78,7 +86,13 @@ impl Runner {
                 .get(TEMPLATE_ANNOTATION)
                 .cloned()
                 .unwrap_or_default(),
+            avoids: pod
+                .annotations()
+                .get(AVOIDS_ANNOTATION)
+                .map(|names| names.split(',').map(str::to_owned).collect())
+                .unwrap_or_default(),
             agent_running: agent_running(pod),
+            gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
             devices: gate_devices(pod),
             phase: state.phase,
             since: state.since,

@@ -174,6 +174,22 @@ fn credentials(observed: &Observed) -> Say {
 }
 
 fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    let unhealthy = health.quarantine.unhealthy(observed);
+    if !unhealthy.is_empty() {
+        let found = unhealthy.iter().map(|e| match &e.device {
+            Some(device) => format!("{} ({device}): {}", e.node, e.message),
+            None => format!("{}: {}", e.node, e.message),
+        });
+        let found: Vec<String> = found.collect();
+        return say(
+            "False",
+            "NodesQuarantined",
+            format!("Left alone for a while: {}", found.join("; ")),
+        );
+    }
+    if let Some(sentence) = &health.quarantine.breaker {
+        return say("False", "BreakerOpen", sentence.clone());
+    }
     let gate_failure = health
         .current()
         .filter(|f| f.reason == "GateFailed" || f.reason == "GateOverdue");
@@ -269,7 +285,7 @@ fn trouble(
     {
         return Some((reason.clone(), message.clone()));
     }
-    if let Some(failure) = health.current() {
+    if let Some(failure) = health.current().filter(|f| !health.is_behind(f)) {
         return Some((failure.reason.clone(), failure.message.clone()));
     }
     if let Some(message) = &observed.pod_refused {
@@ -304,9 +320,13 @@ fn trouble(
     }
     Some((
         "Unschedulable".to_owned(),
-        match observed.gpu_nodes {
-            Some(0) => format!(
+        match &observed.nodes {
+            Some(nodes) if nodes.is_empty() => format!(
                 "No node offers {}; is there a node with a GPU, and does its device plugin run?",
+                spec.gpu.resource
+            ),
+            Some(nodes) if nodes.iter().all(|n| health.quarantine.is_avoided(&n.name)) => format!(
+                "Every node with {} is left alone after a failure; status.quarantine says which and until when. The runner waits",
                 spec.gpu.resource
             ),
             _ => format!(

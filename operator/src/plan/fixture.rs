@@ -5,7 +5,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Access, Entry, Listing, Observed, PodSettings};
+use super::{Access, Entry, Listing, NodeFacts, Observed, PodSettings};
 use crate::observe::end::{End, Failure, Job};
 use crate::observe::pod::Runner;
 use crate::pool::{FINALIZER, Pool};
@@ -52,10 +52,23 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         queue: None,
         other_pools: vec![],
         last_change: None,
-        gpu_nodes: Some(1),
+        nodes: Some(vec![node("node-1")]),
+        quarantined: vec![],
+        passed: vec![],
         pod_refused: None,
         pod_settings: PodSettings::default(),
         seed: 7,
+    }
+}
+
+/// A node with eight free GPUs that has been there for an hour.
+pub(crate) fn node(name: &str) -> NodeFacts {
+    NodeFacts {
+        name: name.to_owned(),
+        boot_id: Some("boot-1".to_owned()),
+        labels: std::collections::BTreeMap::new(),
+        offers: 8,
+        ready_since: Some(ago(3600)),
     }
 }
 
@@ -87,7 +100,12 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         since: ago(20),
         waiting: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
+        gate_passed: matches!(
+            phase,
+            RunnerPhase::Starting | RunnerPhase::Idle | RunnerPhase::Busy | RunnerPhase::Finished
+        ),
         devices: vec![],
+        avoids: std::collections::BTreeSet::new(),
         end: match phase {
             RunnerPhase::Finished => Some(End::JobDone(Job::default())),
             RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),
@@ -105,5 +123,6 @@ pub(crate) fn gate_failure(class: Class) -> Failure {
         message: "the gate failed".to_owned(),
         at: ago(20),
         registered: false,
+        at_start: false,
     }
 }

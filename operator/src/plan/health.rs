@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
+use super::quarantine::Quarantine;
 use crate::backoff;
 use crate::observe::agent::VERSION_REFUSED;
 use crate::observe::end::{End, Failure};
@@ -27,6 +28,8 @@ const START: SignedDuration = SignedDuration::from_mins(20);
 const IMAGE: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running agent may take until it is online.
 const ONLINE: SignedDuration = SignedDuration::from_mins(3);
+/// For how long a new node's driver may be starting: a driver container compiles its kernel module.
+const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 /// What the gate may take beside its two attempts at the test: registration and its own start.
 const GATE_MARGIN: SignedDuration = SignedDuration::from_secs(120);
 
@@ -43,6 +46,8 @@ pub struct Health {
     pub not_before: Option<Timestamp>,
     /// Runners that have overrun the deadline of their phase.
     pub overdue: Vec<String>,
+    /// The nodes that are left alone.
+    pub quarantine: Quarantine,
 }
 
 impl Health {
@@ -58,7 +63,14 @@ impl Health {
     #[must_use]
     pub fn stalled(&self) -> Option<&FailureStatus> {
         self.current()
-            .filter(|failure| needs_a_person(&failure.class))
+            .filter(|failure| needs_a_person(&failure.class) && !self.is_behind(failure))
+    }
+
+    /// Whether a failure's node is left alone, so that the next attempt meets another one.
+    #[must_use]
+    pub fn is_behind(&self, failure: &FailureStatus) -> bool {
+        let node = failure.node.as_deref();
+        node.is_some_and(|node| self.quarantine.is_avoided(node))
     }
 }
 
@@ -103,7 +115,8 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
             }
         };
         if is_new(runner, &failure) {
-            new.push(noted(runner, believed(pool, runner, failure)));
+            let failure = warming(runner, believed(pool, runner, failure), observed, now);
+            new.push(noted(runner, failure));
         }
     }
     new.sort_by(|a, b| b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner)));
@@ -113,16 +126,49 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     last_failures.truncate(MAX_LAST_FAILURES);
 
     let consecutive = consecutive(pool, observed, &new, last_failures.first());
-    let not_before = last_failures
-        .first()
-        .filter(|_| consecutive > 0)
-        .map(|last| last.at.0 + pause(&last.class, consecutive, &pool.uid));
-    Health {
+    let quarantine = pool.spec.as_ref().map_or_else(
+        |_| Quarantine::default(),
+        |spec| Quarantine::assess(pool, spec, observed, &new, now),
+    );
+    let mut health = Health {
         consecutive,
         last_failures,
         new,
-        not_before,
+        not_before: None,
         overdue,
+        quarantine,
+    };
+    health.not_before = health
+        .current()
+        .filter(|last| !health.is_behind(last))
+        .map(|last| last.at.0 + pause(&last.class, consecutive, &pool.uid));
+    health
+}
+
+/// A driver that cannot be started on a node which has just come is not to blame yet: it may still be starting.
+fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestamp) -> Failure {
+    let nodes = observed.nodes.iter().flatten();
+    let young = nodes
+        .filter(|n| Some(&n.name) == runner.node.as_ref())
+        .filter_map(|n| n.ready_since)
+        .any(|since| now < since + WARM_UP);
+    if !young
+        || !failure.at_start
+        || !matches!(
+            failure.class,
+            Class::Config | Class::Node | Class::Transient
+        )
+    {
+        return failure;
+    }
+    Failure {
+        reason: "NodeWarmingUp",
+        class: Class::Transient,
+        message: format!(
+            "The node is new, and its driver may still be starting; the gate tries again. It said: {}",
+            failure.message
+        ),
+        ..failure
     }
 }
 
@@ -225,6 +271,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
         message,
         at: now,
         registered: runner.phase == RunnerPhase::Starting,
+        at_start: false,
     };
     let waiting = runner
         .waiting
@@ -281,6 +328,7 @@ mod tests {
                 device: None,
                 message: String::new(),
                 at: ago(created - 10),
+                at_start: false,
                 registered: true,
             }));
             one

@@ -4,7 +4,9 @@
 
 pub mod conditions;
 pub mod health;
+mod placement;
 pub mod pod;
+pub mod quarantine;
 pub mod queue;
 pub mod runners;
 mod stable;
@@ -15,9 +17,9 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
@@ -44,14 +46,44 @@ pub struct Observed {
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
     pub last_change: Option<Timestamp>,
-    /// Whether any node offers the pool's GPU resource; `None` where nodes are not watched.
-    pub gpu_nodes: Option<usize>,
+    /// The nodes that offer the pool's GPU resource; `None` where nodes are not watched.
+    pub nodes: Option<Vec<NodeFacts>>,
+    /// What the other pools have in quarantine.
+    pub quarantined: Vec<QuarantineStatus>,
+    /// Gates of all pools that passed.
+    pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
     pub pod_refused: Option<String>,
     /// What the pods need to know of the operator.
     pub pod_settings: PodSettings,
     /// Fresh randomness for names.
     pub seed: u64,
+}
+
+/// A node that offers the pool's GPU resource.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Changes with each start of the node.
+    pub boot_id: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// How many of the resource it offers, taken or not.
+    pub offers: u32,
+    /// Since when it is there and ready.
+    pub ready_since: Option<Timestamp>,
+}
+
+/// A gate that passed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Passed {
+    /// The node.
+    pub node: String,
+    /// When its pod was made.
+    pub created: Timestamp,
+    /// UUIDs of the devices.
+    pub devices: Vec<String>,
 }
 
 /// What is known of the way to GitHub.
@@ -219,6 +251,14 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     }
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);
+    plan.status
+        .quarantine
+        .clone_from(&health.quarantine.entries);
+    plan.status.released.clone_from(&pool.release);
+    plan.notices.extend(health.quarantine.notices.clone());
+    if let Some(moment) = health.quarantine.wake {
+        plan.wake_at(moment, now);
+    }
     queue::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan

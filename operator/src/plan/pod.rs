@@ -1,6 +1,6 @@
 //! The runner pod: ours first, the user's template merged over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{CudaRunner, ManagedMemory};
 use gate_report::wire::AUDIENCE;
@@ -15,9 +15,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::PodSettings;
+use super::{PodSettings, placement};
 use crate::github::Scope;
-use crate::observe::pod::{GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION};
+use crate::observe::pod::{
+    AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
+};
 use crate::pool::{GpuRequest, Pool, RegistrationKind, Spec, WORK_FOLDER, labels_of};
 
 /// Memory-backed folder in which the gate leaves the registration and the hooks.
@@ -57,7 +59,13 @@ const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for 
 
 /// Makes the pod of the runner `name`.
 #[must_use]
-pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Pod {
+pub fn build(
+    pool: &Pool,
+    spec: &Spec,
+    settings: &PodSettings,
+    avoid: &BTreeSet<String>,
+    name: &str,
+) -> Pod {
     let mut pod_spec = PodSpec {
         restart_policy: Some("Never".to_owned()),
         automount_service_account_token: Some(false),
@@ -77,6 +85,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Po
         pod_spec.merge_from(template);
     }
     run_gate_as_the_job(&mut pod_spec);
+    placement::restrict(&mut pod_spec, avoid, &spec.gate.min_compute_capability);
 
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();
@@ -84,6 +93,10 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, name: &str) -> Po
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
     if spec.persistent {
         annotations.insert(LIFETIME_ANNOTATION.to_owned(), PERSISTENT.to_owned());
+    }
+    if !avoid.is_empty() {
+        let names: Vec<&str> = avoid.iter().map(String::as_str).collect();
+        annotations.insert(AVOIDS_ANNOTATION.to_owned(), names.join(","));
     }
     let mut labels = user.labels.unwrap_or_default();
     labels.extend(labels_of(&pool.key));
@@ -443,7 +456,7 @@ mod tests {
         resource.spec.template = Some(template);
         let pool = Pool::read(&resource, false);
         let spec = pool.spec.clone().unwrap();
-        build(&pool, &spec, &settings(), "pool-aaaaa")
+        build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
     }
 
     #[test]
@@ -503,7 +516,7 @@ mod tests {
             resource.spec.github.runner_group = Some("default".to_owned());
             let pool = Pool::read(&resource, false);
             let spec = pool.spec.clone().unwrap();
-            let pod = build(&pool, &spec, &settings(), "pool-0");
+            let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-0");
             pod.spec.unwrap().containers[0].args.clone().unwrap()
         };
         let own = "cudarunner-1b4e28ba";
@@ -530,7 +543,9 @@ mod tests {
         });
         let pool = Pool::read(&resource, false);
         let spec = pool.spec.clone().unwrap();
-        let pod = build(&pool, &spec, &settings(), "pool-aaaaa").spec.unwrap();
+        let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+            .spec
+            .unwrap();
         let gate = &pod.init_containers.unwrap()[0];
         for container in [gate, &pod.containers[0]] {
             let get = |name: &str| {

@@ -29,6 +29,7 @@ pub(super) fn plan(
 ) {
     clear_ended(pool, spec, observed, plan);
     stop_overdue(observed, health, plan);
+    replace_outdated(observed, health, plan);
     let removed: BTreeSet<String> = removed_names(plan);
     let active: Vec<&Runner> = observed
         .runners
@@ -112,6 +113,18 @@ fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
     }
 }
 
+/// Pods that wait for a node with an old idea of which nodes are well are made anew.
+fn replace_outdated(observed: &Observed, health: &Health, plan: &mut Plan) {
+    let removed = removed_names(plan);
+    let waiting = observed
+        .runners
+        .iter()
+        .filter(|r| !removed.contains(&r.name));
+    let outdated = waiting.filter(|r| health.quarantine.is_outdated(r, &observed.runners));
+    plan.actions
+        .extend(outdated.map(|r| Action::DeletePod(r.into())));
+}
+
 fn removed_names(plan: &Plan) -> BTreeSet<String> {
     plan.actions
         .iter()
@@ -171,14 +184,25 @@ fn create(
         plan.wake_at(moment, now);
         return;
     }
+    let mut missing = missing;
+    if health.quarantine.breaker.is_some() {
+        let on_its_way = observed.runners.iter().any(|r| {
+            matches!(
+                r.phase,
+                RunnerPhase::Unscheduled | RunnerPhase::Preparing | RunnerPhase::Gated
+            )
+        });
+        missing = usize::from(!on_its_way && observed.expected.is_empty());
+    }
     plan.status.registered_at = Some(spec.url.to_string());
     let names = if spec.persistent {
         stable::free_names(pool, spec, observed, missing)
     } else {
         random_names(pool, observed, missing)
     };
-    for name in names {
-        let pod = pod::build(pool, spec, &observed.pod_settings, &name);
+    let avoided = health.quarantine.avoided_by_new(&observed.runners);
+    for (name, avoid) in names.into_iter().zip(avoided) {
+        let pod = pod::build(pool, spec, &observed.pod_settings, &avoid, &name);
         plan.actions.push(Action::CreatePod(Box::new(pod)));
     }
 }

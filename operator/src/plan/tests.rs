@@ -298,7 +298,7 @@ fn a_pool_without_gpu_nodes_says_so_and_waits() {
     let pool = pool(1);
     let waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
     let mut observed = observed(vec![waiting]);
-    observed.gpu_nodes = Some(0);
+    observed.nodes = Some(vec![]);
     let plan = super::plan(&pool, &observed, NOW);
     let (status, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
     assert_eq!((status, reason), ("False", "Unschedulable"));

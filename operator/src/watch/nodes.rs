@@ -1,36 +1,83 @@
-//! The nodes, as far as they offer devices.
+//! The nodes: what they offer, their labels, and when they were started.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use kube::runtime::reflector::Store;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 
-use super::{Events, log_error};
+use super::pools::key_of;
+use super::{Events, Waker, log_error};
+use crate::plan::NodeFacts;
 
-/// How many of which extended resource each node offers.
+/// What is kept of each node.
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    boot_id: Option<String>,
+    labels: BTreeMap<String, String>,
+    offers: BTreeMap<String, u32>,
+    ready_since: Option<Timestamp>,
+}
+
+/// The nodes, by name.
 #[derive(Debug, Default)]
 pub struct Nodes {
-    offers: RwLock<HashMap<String, BTreeMap<String, u32>>>,
+    nodes: RwLock<BTreeMap<String, Kept>>,
 }
 
 impl Nodes {
     /// Nodes that offer at least `count` of `resource`, taken or not.
     #[must_use]
-    pub fn offering(&self, resource: &str, count: u32) -> usize {
-        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner);
-        offers
-            .values()
-            .filter(|offer| offer.get(resource).is_some_and(|n| *n >= count))
-            .count()
+    pub fn offering(&self, resource: &str, count: u32) -> Vec<NodeFacts> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes
+            .iter()
+            .filter_map(|(name, node)| {
+                let offers = *node.offers.get(resource)?;
+                (offers >= count).then(|| NodeFacts {
+                    name: name.clone(),
+                    boot_id: node.boot_id.clone(),
+                    labels: node.labels.clone(),
+                    offers,
+                    ready_since: node.ready_since,
+                })
+            })
+            .collect()
     }
 
-    fn apply(&self, node: &Node) {
-        let mut offers = self.offers.write().unwrap_or_else(PoisonError::into_inner);
-        offers.insert(node.name_any(), extended_resources(node));
+    /// Takes in a node; whether anything that we read has changed.
+    fn apply(&self, node: &Node) -> bool {
+        let kept = Kept::of(node);
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = nodes.get(&node.name_any()) != Some(&kept);
+        nodes.insert(node.name_any(), kept);
+        changed
+    }
+}
+
+impl Kept {
+    fn of(node: &Node) -> Self {
+        let status = node.status.as_ref();
+        let info = status.and_then(|s| s.node_info.as_ref());
+        let conditions = status.and_then(|s| s.conditions.as_ref());
+        let ready = conditions
+            .into_iter()
+            .flatten()
+            .find(|c| c.type_ == "Ready" && c.status == "True");
+        Self {
+            boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
+            labels: node.labels().clone(),
+            offers: extended_resources(node),
+            ready_since: ready
+                .and_then(|c| c.last_transition_time.as_ref())
+                .map(|t| t.0),
+        }
     }
 }
 
@@ -45,8 +92,13 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// Follows the nodes for good.
-pub async fn follow(client: Client, nodes: Arc<Nodes>) {
+/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that.
+pub async fn follow(
+    client: Client,
+    nodes: Arc<Nodes>,
+    pools: Vec<Store<CudaRunner>>,
+    waker: Arc<Waker>,
+) {
     let api = Api::<Node>::all(client);
     let mut events: Events<Node> = watch(api, watcher::Config::default())
         .default_backoff()
@@ -55,17 +107,29 @@ pub async fn follow(client: Client, nodes: Arc<Nodes>) {
         match event {
             // A node that vanished while the watch was broken must not be counted for ever.
             Ok(Event::Init) => nodes
-                .offers
+                .nodes
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clear(),
-            Ok(Event::InitApply(node) | Event::Apply(node)) => nodes.apply(&node),
+            Ok(Event::InitApply(node) | Event::Apply(node)) => {
+                if nodes.apply(&node) {
+                    wake_concerned(&pools, &waker);
+                }
+            }
             Ok(Event::Delete(node)) => {
-                let mut offers = nodes.offers.write().unwrap_or_else(PoisonError::into_inner);
-                offers.remove(&node.name_any());
+                let mut nodes = nodes.nodes.write().unwrap_or_else(PoisonError::into_inner);
+                nodes.remove(&node.name_any());
             }
             Ok(Event::InitDone) => {}
             Err(error) => log_error("nodes", &error),
         }
+    }
+}
+
+fn wake_concerned(pools: &[Store<CudaRunner>], waker: &Waker) {
+    let all = pools.iter().flat_map(Store::state);
+    let concerned = all.filter(|p| p.status.as_ref().is_some_and(|s| !s.quarantine.is_empty()));
+    for pool in concerned {
+        waker.wake(&key_of(&pool));
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::watch as flag;
 
 use super::{Events, Scope, Waker, log_error};
 use crate::observe::pod::Runner;
+use crate::plan::Passed;
 use crate::pool::PoolKey;
 
 /// The runner pods of all pools: of each, only what the plan reads.
@@ -43,6 +44,23 @@ impl Pods {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let runner = pools.get(&key)?.get(name)?.clone();
         Some((key, runner))
+    }
+
+    /// The gates of all pools that passed and whose pods are still there.
+    #[must_use]
+    pub fn passed(&self) -> Vec<Passed> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let runners = pools.values().flat_map(BTreeMap::values);
+        runners
+            .filter(|r| r.gate_passed)
+            .filter_map(|r| {
+                Some(Passed {
+                    node: r.node.clone()?,
+                    created: r.created,
+                    devices: r.devices.clone(),
+                })
+            })
+            .collect()
     }
 
     /// Takes in a pod; the pool that it belongs to if anything that we read has changed.

@@ -46,6 +46,16 @@ pub fn key_of(resource: &CudaRunner) -> PoolKey {
     }
 }
 
+fn quarantined_nodes(resource: &CudaRunner) -> Vec<String> {
+    let entries = resource.status.iter().flat_map(|s| &s.quarantine);
+    entries.map(|e| e.node.clone()).collect()
+}
+
+fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
+    let others = seen.keys().filter(|other| *other != key);
+    others.for_each(|other| waker.wake(other));
+}
+
 /// Follows the resources of a scope for good.
 pub async fn follow(
     client: Client,
@@ -58,6 +68,7 @@ pub async fn follow(
         .default_backoff()
         .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
+    let mut quarantined: HashMap<PoolKey, Vec<String>> = HashMap::new();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event.modify(|r| r.managed_fields_mut().clear()),
@@ -76,9 +87,19 @@ pub async fn follow(
                     seen.insert(key.clone(), trigger);
                     waker.wake(&key);
                 }
+                // Nodes that one pool leaves alone, or no longer does, concern all.
+                let nodes = quarantined_nodes(&resource);
+                if quarantined.get(&key).map_or(&[][..], Vec::as_slice) != nodes {
+                    quarantined.insert(key.clone(), nodes);
+                    wake_others(&seen, &key, &waker);
+                }
             }
             Event::Delete(resource) => {
-                seen.remove(&key_of(&resource));
+                let key = key_of(&resource);
+                seen.remove(&key);
+                if quarantined.remove(&key).is_some() {
+                    wake_others(&seen, &key, &waker);
+                }
             }
             Event::Init => {}
             // The store shows a new list only now: wake again those that were woken before it did.

@@ -1,0 +1,363 @@
+//! Nodes that failed the gate and are left alone for a while.
+//!
+//! A device of an extended resource cannot be excluded by itself, so it is its node that is left alone; the entry names
+//! the device all the same. Entries live in the status of the pool that made them, and all pools of the process keep
+//! off the nodes of all entries: a restart loses nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cudarunner_crds::{FailureStatus, QuarantineStatus, RunnerPhase};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{NodeFacts, Notice, Observed, Passed};
+use crate::observe::pod::Runner;
+use crate::pool::{Pool, Spec};
+
+/// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
+/// Within this time no more than half of a pool's nodes are put into quarantine.
+const BREAKER_WINDOW: SignedDuration = SignedDuration::from_mins(5);
+
+/// What is decided about nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantine {
+    /// The pool's entries, as its status will have them.
+    pub entries: Vec<QuarantineStatus>,
+    /// What people should hear.
+    pub notices: Vec<Notice>,
+    /// When an entry changes by time alone.
+    pub wake: Option<Timestamp>,
+    /// Why a node that failed was not put into quarantine.
+    pub breaker: Option<String>,
+    /// Nodes where no pod may go.
+    avoided: BTreeSet<String>,
+    /// Nodes whose time is over: one pod at a time may try them.
+    probation: BTreeSet<String>,
+}
+
+/// What an assessment looks at.
+struct View<'a> {
+    pool: &'a Pool,
+    spec: &'a Spec,
+    observed: &'a Observed,
+    now: Timestamp,
+}
+
+impl Quarantine {
+    /// Reads the old entries and the new failures.
+    pub(super) fn assess(
+        pool: &Pool,
+        spec: &Spec,
+        observed: &Observed,
+        new: &[FailureStatus],
+        now: Timestamp,
+    ) -> Self {
+        let view = View {
+            pool,
+            spec,
+            observed,
+            now,
+        };
+        let mut quarantine = Self::default();
+        quarantine.keep(&view);
+        for failure in new.iter().rev() {
+            quarantine.add(&view, failure);
+        }
+        quarantine.draw_conclusions(&view);
+        quarantine.breaker = quarantine.spared(&view, new);
+        quarantine
+    }
+
+    /// Takes over the entries that are not lifted.
+    fn keep(&mut self, view: &View) {
+        for entry in &view.pool.status.quarantine {
+            match view.lifted(entry) {
+                None => self.entries.push(entry.clone()),
+                Some(why) => self.notices.push(Notice {
+                    warning: false,
+                    reason: "QuarantineLifted".to_owned(),
+                    note: format!("{} may be used again: {why}", entry.node),
+                }),
+            }
+        }
+    }
+
+    /// Puts the node of a failure into quarantine, unless too many would be.
+    fn add(&mut self, view: &View, failure: &FailureStatus) {
+        let Some(node) = failure.node.as_deref().filter(|_| blames_node(failure)) else {
+            return;
+        };
+        let before = self.entries.iter().position(|e| e.node == node);
+        if before.is_some_and(|i| is_active(&self.entries[i], view.now)) {
+            return;
+        }
+        if self.too_many_with(view, node) {
+            return;
+        }
+        let failures = before.map_or(0, |i| self.entries.remove(i).failures) + 1;
+        let lasts = view.lasts(&failure.class, failures);
+        let facts = view.facts(node);
+        self.notices.push(Notice {
+            warning: true,
+            reason: "NodeQuarantined".to_owned(),
+            note: format!(
+                "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
+                lasts.as_mins(),
+                failure.message.trim_end_matches('.'),
+                view.pool.key.name,
+                cudarunner_crds::RELEASE,
+            ),
+        });
+        self.entries.push(QuarantineStatus {
+            node: node.to_owned(),
+            device: failure.device.clone(),
+            class: failure.class.clone(),
+            code: failure.code,
+            message: failure.message.clone(),
+            failures,
+            boot_id: facts.and_then(|n| n.boot_id.clone()),
+            since: failure.at.clone(),
+            until: Some(Time(view.now + lasts)),
+        });
+    }
+
+    /// Whether more than half of the pool's nodes would be out within the breaker's time.
+    fn too_many_with(&self, view: &View, node: &str) -> bool {
+        let nodes = view.nodes();
+        let others = view.observed.quarantined.iter();
+        let mut out: BTreeSet<&str> = self
+            .entries
+            .iter()
+            .chain(others)
+            .filter(|e| is_active(e, view.now) && view.now < e.since.0 + BREAKER_WINDOW)
+            .map(|e| e.node.as_str())
+            .filter(|name| nodes.contains(name))
+            .collect();
+        out.insert(node);
+        2 * out.len() > nodes.len().max(1)
+    }
+
+    fn draw_conclusions(&mut self, view: &View) {
+        let now = view.now;
+        for entry in &self.entries {
+            if is_active(entry, now) {
+                self.avoided.insert(entry.node.clone());
+            } else if view.passed_since(entry).is_none() {
+                self.probation.insert(entry.node.clone());
+            }
+        }
+        // What another pool has found is its to try again.
+        let others = view.observed.quarantined.iter();
+        self.avoided.extend(
+            others
+                .filter(|e| now < ends_by_itself(e))
+                .map(|e| e.node.clone()),
+        );
+        let all = self.entries.iter().chain(&view.observed.quarantined);
+        self.wake = all
+            .flat_map(|e| {
+                [
+                    e.until.as_ref().map_or(e.since.0, |t| t.0),
+                    ends_by_itself(e),
+                ]
+            })
+            .filter(|moment| *moment > now)
+            .min();
+    }
+
+    /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
+    fn spared(&self, view: &View, new: &[FailureStatus]) -> Option<String> {
+        let total = view.nodes().len();
+        let recent = new.iter().chain(&view.pool.status.last_failures);
+        let spared = recent
+            .filter(|f| blames_node(f) && view.now < f.at.0 + BREAKER_WINDOW)
+            .filter_map(|f| f.node.as_deref())
+            .any(|node| !self.is_avoided(node) && self.too_many_with(view, node));
+        if total < 2 || !spared {
+            return None;
+        }
+        Some(format!(
+            "More than half of the pool's {total} nodes failed the gate within {} minutes, so no further node is left alone: what they share is more likely to blame than each of them. One runner at a time is tried",
+            BREAKER_WINDOW.as_mins()
+        ))
+    }
+
+    /// Whether no pod may go to the node.
+    #[must_use]
+    pub fn is_avoided(&self, node: &str) -> bool {
+        self.avoided.contains(node)
+    }
+
+    /// The nodes that new pods keep off, one set for each pod in turn: a node on probation gets one pod to try it.
+    pub(super) fn avoided_by_new<'a>(
+        &'a self,
+        runners: &[Runner],
+    ) -> impl Iterator<Item = BTreeSet<String>> + 'a {
+        let everything: BTreeSet<String> = self.avoided.union(&self.probation).cloned().collect();
+        let untried: Vec<String> = self
+            .probation
+            .iter()
+            .filter(|node| !runners.iter().any(|r| tries(r, node)))
+            .cloned()
+            .collect();
+        let all_but = everything.clone();
+        untried
+            .into_iter()
+            .map(move |node| {
+                let mut avoid = all_but.clone();
+                avoid.remove(&node);
+                avoid
+            })
+            .chain(std::iter::repeat(everything))
+    }
+
+    /// Whether a pod that waits for a node was told to keep off the wrong ones.
+    pub(super) fn is_outdated(&self, runner: &Runner, runners: &[Runner]) -> bool {
+        if runner.phase != RunnerPhase::Unscheduled {
+            return false;
+        }
+        let may_be_avoided =
+            |node: &String| self.avoided.contains(node) || self.probation.contains(node);
+        let untried = |node: &&String| {
+            self.probation.contains(*node) && !runners.iter().any(|r| tries(r, node))
+        };
+        !self.avoided.is_subset(&runner.avoids)
+            || !runner.avoids.iter().all(may_be_avoided)
+            || runner.avoids.iter().any(|node| untried(&node))
+    }
+
+    /// The entries for which a device or a node is to blame, of this pool and of others, on nodes of this pool.
+    pub(super) fn unhealthy<'a>(&'a self, observed: &'a Observed) -> Vec<&'a QuarantineStatus> {
+        let all = self.entries.iter().chain(&observed.quarantined);
+        let mut found: BTreeMap<&str, &QuarantineStatus> = BTreeMap::new();
+        for entry in
+            all.filter(|e| self.is_avoided(&e.node) && e.class != Class::Unsupported.as_str())
+        {
+            found.entry(entry.node.as_str()).or_insert(entry);
+        }
+        found.into_values().collect()
+    }
+}
+
+impl View<'_> {
+    /// Why an entry goes before its time, or at the end of it.
+    fn lifted(&self, entry: &QuarantineStatus) -> Option<&'static str> {
+        if self.is_released(&entry.node) {
+            return Some("an annotation on the resource says so");
+        }
+        let boot_id = self.facts(&entry.node).and_then(|n| n.boot_id.as_ref());
+        if let (Some(then), Some(now)) = (&entry.boot_id, boot_id)
+            && then != now
+        {
+            return Some("it was restarted");
+        }
+        let unsupported = entry.class == Class::Unsupported.as_str();
+        if unsupported && self.pool.status.observed_generation != Some(self.pool.generation) {
+            return Some("the spec has changed");
+        }
+        if let Some(passed) = self.passed_since(entry)
+            && self.settles(entry, passed)
+        {
+            return Some("the gate has passed there");
+        }
+        (self.now >= ends_by_itself(entry)).then_some("it was left alone for long enough")
+    }
+
+    fn is_released(&self, node: &str) -> bool {
+        let asked = self.pool.release.as_ref();
+        asked
+            .filter(|_| self.pool.status.released != self.pool.release)
+            .and_then(|asked| asked.split_whitespace().next())
+            .is_some_and(|word| word == "all" || word == node)
+    }
+
+    /// A gate that passed on the node, in a pod made after the failure.
+    fn passed_since(&self, entry: &QuarantineStatus) -> Option<&Passed> {
+        let all = self.observed.passed.iter();
+        all.filter(|p| p.node == entry.node && p.created > entry.since.0)
+            .max_by_key(|p| p.created)
+    }
+
+    /// Whether a pass speaks for the device that failed: it was among those that passed, or it is not in the node any more.
+    fn settles(&self, entry: &QuarantineStatus, passed: &Passed) -> bool {
+        let Some(device) = &entry.device else {
+            return true;
+        };
+        let offers = self.facts(&entry.node).map(|n| n.offers);
+        passed.devices.contains(device)
+            || offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| passed.devices.len() >= n))
+    }
+
+    /// How long a node is left alone that failed so often in a row.
+    fn lasts(&self, class: &str, failures: i32) -> SignedDuration {
+        if class == Class::Unsupported.as_str() {
+            return LONGEST;
+        }
+        let doublings = u32::try_from(failures - 1).unwrap_or_default().min(16);
+        self.spec
+            .quarantine
+            .saturating_mul(1 << doublings)
+            .min(LONGEST)
+    }
+
+    fn facts(&self, node: &str) -> Option<&NodeFacts> {
+        let nodes = self.observed.nodes.as_ref()?;
+        nodes.iter().find(|n| n.name == node)
+    }
+
+    /// The nodes that the pool's pods may go to; where nodes are not watched, those that are known from its pods.
+    fn nodes(&self) -> BTreeSet<&str> {
+        let Some(nodes) = &self.observed.nodes else {
+            let runners = self.observed.runners.iter();
+            let failures = self.pool.status.last_failures.iter();
+            return runners
+                .filter_map(|r| r.node.as_deref())
+                .chain(failures.filter_map(|f| f.node.as_deref()))
+                .collect();
+        };
+        let template = self.spec.template.spec.as_ref();
+        let selector = template.and_then(|s| s.node_selector.as_ref());
+        let selected = |node: &&NodeFacts| {
+            let mut wanted = selector.into_iter().flatten();
+            wanted.all(|(label, value)| node.labels.get(label) == Some(value))
+        };
+        let nodes = nodes.iter().filter(selected);
+        nodes.map(|n| n.name.as_str()).collect()
+    }
+}
+
+/// Whether a failure speaks against its node, or against a device in it.
+fn blames_node(failure: &FailureStatus) -> bool {
+    [Class::Device, Class::Node, Class::Unsupported]
+        .iter()
+        .any(|class| class.as_str() == failure.class)
+}
+
+fn is_active(entry: &QuarantineStatus, now: Timestamp) -> bool {
+    entry.until.as_ref().is_some_and(|until| now < until.0)
+}
+
+/// When an entry goes that nobody tried: it is over, and the same time has passed again.
+fn ends_by_itself(entry: &QuarantineStatus) -> Timestamp {
+    let until = entry.until.as_ref().map_or(entry.since.0, |t| t.0);
+    until
+        + until
+            .duration_since(entry.since.0)
+            .max(SignedDuration::ZERO)
+}
+
+/// Whether a pod is on its way to a verdict on the node, or may be.
+fn tries(runner: &Runner, node: &str) -> bool {
+    match runner.phase {
+        RunnerPhase::Unscheduled => !runner.avoids.contains(node),
+        RunnerPhase::Preparing | RunnerPhase::Gated | RunnerPhase::Starting => {
+            runner.node.as_deref() == Some(node)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
