@@ -11,9 +11,11 @@ mod schema;
 )]
 mod spec;
 mod status;
+mod verification;
 
 pub use spec::*;
 pub use status::*;
+pub use verification::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
@@ -31,6 +33,10 @@ pub const LOOK_AGAIN: &str = "cudarunner.dev/look-again";
 /// Annotation on a `CudaRunner`: each new value ends quarantines. Its first word is a node's name, or `all`; what comes
 /// after a space makes it new. The status repeats the value in `released` when that is done.
 pub const RELEASE: &str = "cudarunner.dev/release";
+
+/// Annotation on a `CudaRunner`: each new value asks the operator to run the workflow of `spec.verify` again.
+/// The status repeats the value in `verification.asked` when that is decided on.
+pub const VERIFY: &str = "cudarunner.dev/verify";
 
 /// The `CustomResourceDefinition` of [`CudaRunner`], as the API server takes it.
 #[must_use]

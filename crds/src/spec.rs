@@ -319,6 +319,19 @@ pub struct Verify {
     #[serde(default = "default_pickup")]
     #[schemars(range(min = 1, max = 3600))]
     pub pickup_seconds: i32,
+    /// The repository with the workflow, `OWNER/NAME`. Needed only where `spec.github.url` is an organization or an
+    /// enterprise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 256),
+        regex(pattern = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+    )]
+    pub repository: Option<String>,
+    /// How long after a verification the next one runs, for example `24h`. Without it one runs only after a change, or
+    /// on request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(m|h))+$"), length(max = 32))]
+    pub every: Option<String>,
     /// The jobs that must succeed on this pool.
     #[schemars(length(min = 1, max = 100))]
     pub jobs: Vec<VerifiedJob>,

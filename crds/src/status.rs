@@ -62,6 +62,9 @@ pub struct CudaRunnerStatus {
     /// The last value of the annotation `cudarunner.dev/look-again` that was followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub looked_again: Option<String>,
+    /// The workflow run that proves the pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verification: Option<crate::VerificationStatus>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

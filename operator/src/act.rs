@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::ActError;
-use crate::github::{Client, Deletion};
+use crate::github::{Client, Deletion, Workflow};
 use crate::plan::{Action, Entry, Target};
 use crate::pool::{FINALIZER, Pool};
 
@@ -92,11 +92,25 @@ impl Hand<'_> {
                 }
             }
             Action::DeleteEntry(entry) => self.delete_orphan(&entry).await,
+            Action::DispatchWorkflow(workflow) => self.dispatch(&workflow).await,
+            Action::CancelRun(repository, run) => {
+                self.github()?.cancel_run(&repository, run).await?;
+                Ok(Done::Yes)
+            }
         }
     }
 
     fn github(&self) -> Result<&Client, ActError> {
         self.client.ok_or(ActError::NoClient)
+    }
+
+    /// Starts a workflow. Whatever comes of it is the plan's to judge, at the next visit.
+    async fn dispatch(&self, workflow: &Workflow) -> Result<Done, ActError> {
+        let answer = self.github()?.dispatch(workflow).await;
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.verification.answered(answer, Timestamp::now());
+        });
+        Ok(Done::Yes)
     }
 
     async fn set_finalizer(&self, present: bool) -> Result<Done, ActError> {

@@ -9,6 +9,7 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::github::Client;
+use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue};
 use crate::pool::{Pool, PoolKey};
 
@@ -39,6 +40,10 @@ pub struct PoolMemory {
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
     pub errors: i32,
+    /// The verification that this process has decided on.
+    pub intent: Option<Timestamp>,
+    /// The run of the verification, as last read.
+    pub verification: Watched,
 }
 
 /// What is remembered of a pool's way to GitHub.
@@ -87,6 +92,8 @@ impl PoolMemory {
             status_written: None,
             pod_refused: None,
             errors: 0,
+            intent: None,
+            verification: Watched::default(),
         }
     }
 

@@ -5,14 +5,14 @@ use std::fmt;
 
 use cudarunner_crds::{
     CudaRunner, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime, ManagedMemory,
-    RegistrationMode,
+    RegistrationMode, Verify,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource as _, ResourceExt as _};
 
-use crate::github::{GitHubUrl, Proxy, ProxyError, UrlError};
+use crate::github::{GitHubUrl, Proxy, ProxyError, Repository, Scope, UrlError};
 
 /// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
@@ -54,6 +54,8 @@ pub struct Pool {
     pub look_again: Option<String>,
     /// Value of the annotation that ends quarantines.
     pub release: Option<String>,
+    /// Value of the annotation that asks for another verification.
+    pub verify_asked: Option<String>,
     /// What becomes of running jobs at the end.
     pub deletion_policy: DeletionPolicy,
     /// How long a deletion may take.
@@ -95,6 +97,10 @@ pub struct Spec {
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
     pub template_hash: String,
+    /// The workflow that proves the pool.
+    pub verify: Option<Verify>,
+    /// The repository with that workflow, where it is known.
+    pub repository: Option<Repository>,
     /// Fields that this version accepts without acting on them.
     pub not_acted_on: Vec<&'static str>,
 }
@@ -202,6 +208,7 @@ impl Pool {
                 .annotations()
                 .get(cudarunner_crds::RELEASE)
                 .cloned(),
+            verify_asked: resource.annotations().get(cudarunner_crds::VERIFY).cloned(),
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
             status: resource.status.clone().unwrap_or_default(),
@@ -289,6 +296,8 @@ impl Spec {
             replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
             not_acted_on: not_acted_on(resource),
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
+            repository: repository(spec.verify.as_ref(), &url),
+            verify: spec.verify.clone(),
             template_hash,
             url,
             gpu,
@@ -318,7 +327,6 @@ fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
     let spec = &resource.spec;
     [
         (spec.preflight.is_some(), "spec.preflight"),
-        (spec.verify.is_some(), "spec.verify"),
         (spec.required_checks.is_some(), "spec.requiredChecks"),
     ]
     .into_iter()
@@ -380,10 +388,23 @@ fn is_empty(value: &serde_json::Value) -> bool {
 
 /// Parses `10m`, `1h30m`, `90s`; the schema admits nothing else. What does not parse is ten minutes.
 fn teardown_timeout(text: &str) -> SignedDuration {
-    text.parse::<kube::core::Duration>()
-        .ok()
-        .and_then(|d| SignedDuration::try_from(std::time::Duration::from(d)).ok())
-        .unwrap_or(SignedDuration::from_mins(10))
+    duration(text).unwrap_or(SignedDuration::from_mins(10))
+}
+
+/// Parses a duration as Kubernetes writes it.
+pub(crate) fn duration(text: &str) -> Option<SignedDuration> {
+    let parsed: kube::core::Duration = text.parse().ok()?;
+    SignedDuration::try_from(std::time::Duration::from(parsed)).ok()
+}
+
+/// The repository of `spec.verify`: its own word, or the pool's.
+fn repository(verify: Option<&Verify>, url: &GitHubUrl) -> Option<Repository> {
+    let own = verify.and_then(|v| v.repository.clone());
+    let name = own.or_else(|| match url.scope() {
+        Scope::Repository { owner, name } => Some(format!("{owner}/{name}")),
+        _ => None,
+    })?;
+    Repository::new(&name)
 }
 
 /// A short, stable fingerprint (FNV-1a, 64 bits): for telling templates apart, never for security.

@@ -38,8 +38,10 @@ pub async fn reconcile(
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
     say(&ctx, &resource, &plan.notices).await;
     let outcome = act::act(&ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
-    ctx.memory
-        .with(&pool, |memory| memory.refresh |= plan.refresh);
+    ctx.memory.with(&pool, |memory| {
+        memory.refresh |= plan.refresh;
+        memory.intent = plan.intent.or(memory.intent);
+    });
     let mut wake = plan.wake;
     if plan.refresh {
         wake = Some(sooner(wake, again(&ctx, &pool, now)));

@@ -43,6 +43,7 @@ pub fn decide(
         || old.registered_at != new.registered_at
         || old.looked_again != new.looked_again
         || old.released != new.released
+        || old.verification != new.verification
         || old.quarantine != new.quarantine;
     let wait = written.map_or(SignedDuration::ZERO, |at| (at + GATHER).duration_since(now));
     if meaning_changed || !wait.is_positive() {

@@ -23,6 +23,7 @@ mod second_node;
 mod secrets;
 mod teardown;
 mod two_replicas;
+mod verification;
 mod workflow;
 
 use futures::future::LocalBoxFuture;
@@ -94,6 +95,12 @@ pub const SUITES: &[Suite] = &[
         [15],
         "the workflow's four jobs are picked up in time and pass",
         workflow::run
+    ),
+    suite!(
+        "verification",
+        [15, 16],
+        "the pool runs its workflow: green with 46 tests, not with 45, and a job that nobody picks up has its cause",
+        verification::run
     ),
     suite!(
         "missing-label",

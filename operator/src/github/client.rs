@@ -10,6 +10,7 @@ use super::{
     groups::Groups,
     queue::Kept,
     runners::Pages,
+    runs::Tagged,
     single::Single,
     transport::{Answer, Ask, Transport},
 };
@@ -21,6 +22,7 @@ pub struct Client {
     pub(super) listing: Single<Arc<Pages>>,
     pub(super) groups: Single<Groups>,
     pub(super) queue: Kept,
+    pub(super) tagged: Tagged,
 }
 
 impl Client {
@@ -31,6 +33,7 @@ impl Client {
             listing: Single::default(),
             groups: Single::default(),
             queue: Kept::default(),
+            tagged: Tagged::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! - [`GitHubUrl`]: whose runners, on which server.
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
-//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `access`.
+//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `access`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
@@ -15,9 +15,11 @@ mod clients;
 mod credentials;
 mod error;
 mod groups;
+mod logs;
 mod proxy;
 mod queue;
 mod runners;
+mod runs;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,9 @@ pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
+pub use logs::TestSum;
 pub use proxy::{Proxy, ProxyError};
 pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
+pub use runs::{Repository, Run, RunJob, Workflow};
 pub use url::{GitHubUrl, Scope, UrlError};

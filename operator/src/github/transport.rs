@@ -39,6 +39,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(10);
 /// A page of a hundred runners is some 100 KiB.
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
+/// As much of a log as is read.
+const LONGEST_LOG: usize = 64 * 1024 * 1024;
 /// A renamed repository redirects once.
 const REDIRECTS: usize = 3;
 
@@ -94,6 +96,10 @@ impl Answer {
         })
     }
 
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -142,6 +148,8 @@ pub(super) struct Transport {
     octocrab: Octocrab,
     /// An App does its work as one of its installations.
     tokens: Option<Tokens>,
+    /// Signs as nobody: for addresses that carry their own signature.
+    unsigned: HttpClient,
     /// Scheme and authority.
     origin: String,
     prefix: &'static str,
@@ -178,8 +186,9 @@ impl Transport {
         let base: Uri = origin
             .parse()
             .map_err(|_| unusable("its address is no URI".into()))?;
+        let http = http_client(tls, &base, proxy);
         let builder = OctocrabBuilder::new_empty()
-            .with_service(http_client(tls, &base, proxy))
+            .with_service(http.clone())
             .with_layer(&BaseUriLayer::new(base))
             .with_layer(&ExtraHeadersLayer::new(Arc::new(vec![
                 (
@@ -214,6 +223,7 @@ impl Transport {
         Ok(Self {
             octocrab,
             tokens,
+            unsigned: http,
             origin,
             prefix: url.api_prefix(),
             budget: Budget::default(),
@@ -316,6 +326,59 @@ impl Transport {
         })
     }
 
+    /// Reads what a signed address leads to, piece by piece, without the credential: it is often another server's, and
+    /// none of its business. `false` where nothing is there.
+    pub(super) async fn download(
+        &self,
+        address: &str,
+        ask: &Ask,
+        take: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<bool, Error> {
+        let broken = |message: String| self.unreachable(ask, message, false);
+        let secure = !self.origin.starts_with("https:") || address.starts_with("https:");
+        if !secure {
+            return Err(broken("it leads to an address without TLS".into()));
+        }
+        let request = Request::builder()
+            .uri(address)
+            .body(OctoBody::empty())
+            .map_err(|_| broken("it leads to what is no address".into()))?;
+        let read = async {
+            let response = self
+                .unsigned
+                .request(request)
+                .await
+                .map_err(|error| broken(explain(&error)))?;
+            if !response.status().is_success() {
+                return Ok(false);
+            }
+            let mut body = response.into_body();
+            let mut left = LONGEST_LOG;
+            while let Some(frame) = body.frame().await {
+                let frame =
+                    frame.map_err(|error| broken(format!("it broke off: {}", explain(&error))))?;
+                let Some(piece) = frame.data_ref() else {
+                    continue;
+                };
+                let piece = &piece[..piece.len().min(left)];
+                left -= piece.len();
+                take(piece);
+                if left == 0 {
+                    break;
+                }
+            }
+            Ok(true)
+        };
+        tokio::time::timeout(DEADLINE, read)
+            .await
+            .unwrap_or_else(|_| {
+                Err(broken(format!(
+                    "nothing within {} seconds",
+                    DEADLINE.as_secs()
+                )))
+            })
+    }
+
     /// The path of an address on our own server.
     fn path_of(&self, location: &str) -> Option<String> {
         let path = location.strip_prefix(&self.origin).unwrap_or(location);
@@ -381,11 +444,9 @@ impl Transport {
     }
 }
 
-fn http_client(
-    tls: ClientConfig,
-    server: &Uri,
-    proxy: Option<&Proxy>,
-) -> legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody> {
+type HttpClient = legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody>;
+
+fn http_client(tls: ClientConfig, server: &Uri, proxy: Option<&Proxy>) -> HttpClient {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

@@ -215,6 +215,18 @@ impl GitHubUrl {
         format!("{}{}", self.api_origin(), self.api_prefix())
     }
 
+    /// The server's web pages, such as `https://github.com`.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("{}://{}", self.scheme.as_str(), self.authority)
+    }
+
+    /// Whether it is one repository.
+    #[must_use]
+    pub const fn is_repository(&self) -> bool {
+        matches!(self.scope, Scope::Repository { .. })
+    }
+
     /// Path of the owner's part of the API, such as `/repos/craton-co/craton-tensor-wasm`, without the API's prefix.
     #[must_use]
     pub fn owner_path(&self) -> String {

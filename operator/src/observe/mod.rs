@@ -6,6 +6,7 @@ pub mod github;
 pub mod pod;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub async fn observe(
     ctx.memory.with(pool, |memory| memory.settle(&seen, now));
 
     let client = github::look(ctx, pool, now).await;
+    let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
@@ -45,6 +47,7 @@ pub async fn observe(
             ask_again: memory.github.not_before,
             listing: memory.github.listing.clone(),
             queue: memory.github.queue.clone(),
+            verification,
             other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
             nodes: ctx

@@ -52,6 +52,8 @@ pub struct Runner {
     pub gate_passed: bool,
     /// UUIDs of the devices, as the gate saw them.
     pub devices: Vec<String>,
+    /// Products and driver, once the gate has passed: one text for each kind of machine.
+    pub hardware: String,
     /// How it ended.
     pub end: Option<End>,
 }
@@ -93,7 +95,10 @@ impl Runner {
                 .unwrap_or_default(),
             agent_running: agent_running(pod),
             gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
-            devices: gate_devices(pod),
+            devices: gate_report(pod)
+                .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
+                .unwrap_or_default(),
+            hardware: gate_report(pod).map(|r| hardware(&r)).unwrap_or_default(),
             phase: state.phase,
             since: state.since,
             waiting: state.waiting,
@@ -219,13 +224,24 @@ fn agent_running(pod: &Pod) -> bool {
     state.is_some_and(|s| s.running.is_some())
 }
 
-/// UUIDs in the report of a gate that has passed.
-fn gate_devices(pod: &Pod) -> Vec<String> {
-    terminated(init_container(pod, GATE))
-        .and_then(|t| t.message.as_deref())
-        .and_then(|m| serde_json::from_str::<Report>(m).ok())
-        .map(|report| report.devices.into_iter().map(|d| d.uuid).collect())
-        .unwrap_or_default()
+/// The report of a gate that has ended.
+fn gate_report(pod: &Pod) -> Option<Report> {
+    let message = terminated(init_container(pod, GATE))?.message.as_deref()?;
+    serde_json::from_str(message).ok()
+}
+
+/// The products, and the driver's version.
+fn hardware(report: &Report) -> String {
+    let mut products: Vec<&str> = report.devices.iter().map(|d| d.name.as_str()).collect();
+    products.sort_unstable();
+    products.dedup();
+    let driver = report.driver.as_ref();
+    let version = driver.and_then(|d| d.kernel_version.as_ref().or(d.cuda_version.as_ref()));
+    format!(
+        "{}, driver {}",
+        products.join(" + "),
+        version.map_or("unknown", String::as_str)
+    )
 }
 
 fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{Access, Notice, Observed, Plan, queue};
+use super::{Access, Notice, Observed, Plan, queue, verify};
 use crate::pool::{Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -75,7 +75,10 @@ pub(super) fn plan(
         (kind::GPU_HEALTHY, gpu),
         (kind::RUNNERS_ONLINE, online),
         (kind::QUEUE_SERVED, queue::served(pool, observed)),
-        (kind::WORKFLOW_VERIFIED, unbuilt(pool, "spec.verify")),
+        (
+            kind::WORKFLOW_VERIFIED,
+            verify::verified(pool, plan.status.verification.as_ref(), observed),
+        ),
         (kind::CHECKS_REQUIRED, unbuilt(pool, "spec.requiredChecks")),
         (kind::SPEC_SUPPORTED, supported(pool)),
     ];

@@ -50,6 +50,7 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         ask_again: None,
         listing: Some(listing(&[])),
         queue: None,
+        verification: super::verify::Watched::default(),
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
@@ -106,6 +107,7 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         ),
         devices: vec![],
         avoids: std::collections::BTreeSet::new(),
+        hardware: String::new(),
         end: match phase {
             RunnerPhase::Finished => Some(End::JobDone(Job::default())),
             RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),

@@ -11,6 +11,7 @@ pub mod queue;
 pub mod runners;
 mod stable;
 pub mod teardown;
+pub mod verify;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -23,7 +24,7 @@ use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::github::QueuedJob;
+use crate::github::{QueuedJob, Repository, Workflow};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -42,6 +43,8 @@ pub struct Observed {
     pub listing: Option<Listing>,
     /// The jobs that wait at GitHub, as last read.
     pub queue: Option<Queue>,
+    /// The run of the verification that is on its way.
+    pub verification: verify::Watched,
     /// Labels of the other pools of the same address.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
@@ -169,6 +172,10 @@ pub enum Action {
     ReplaceUnregistered(Target),
     /// Remove an entry on GitHub that has no pod.
     DeleteEntry(Entry),
+    /// Start the workflow of the verification.
+    DispatchWorkflow(Workflow),
+    /// Stop a run of ours that nobody takes.
+    CancelRun(Repository, u64),
 }
 
 /// A pod to remove: by uid, so that a namesake is never hit.
@@ -213,6 +220,8 @@ pub struct Plan {
     pub wake: Option<SignedDuration>,
     /// Whether GitHub's list should be read again soon.
     pub refresh: bool,
+    /// The verification that is decided on at this visit.
+    pub intent: Option<Timestamp>,
 }
 
 impl Plan {
@@ -248,6 +257,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let health = health::assess(pool, observed, now);
     if let Ok(spec) = &pool.spec {
         runners::plan(pool, spec, observed, &health, now, &mut plan);
+        verify::plan(pool, spec, observed, &health, now, &mut plan);
     }
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);

@@ -5,4 +5,5 @@ mod proxy;
 mod refusals;
 mod registering;
 mod runners;
+mod runs;
 mod stub;

@@ -130,6 +130,7 @@ impl Reply {
 /// The server.
 pub(super) struct Stub {
     address: String,
+    authority: String,
     ca: CaBundle,
     seen: Arc<Mutex<Vec<Seen>>>,
     clients: Clients,
@@ -187,6 +188,7 @@ impl Stub {
         });
         Self {
             address,
+            authority: certificate.cert.pem(),
             ca: CaBundle::from_pem(certificate.cert.pem().as_bytes()).unwrap(),
             seen,
             clients: Clients::new(),
@@ -199,6 +201,17 @@ impl Stub {
             owner,
             &Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap(),
         )
+    }
+
+    /// A client with a token that trusts another server, too.
+    pub(super) fn client_trusting(&self, owner: &str, other: &Self) -> Arc<Client> {
+        let both = format!("{}{}", self.authority, other.authority);
+        let bundle = CaBundle::from_pem(both.as_bytes()).unwrap();
+        let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
+        let credentials = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap();
+        self.clients
+            .client(&url, &credentials, Some(&bundle), None)
+            .unwrap()
     }
 
     /// A client for a repository, as installation 34 of App 12.

@@ -1,0 +1,159 @@
+//! A pool proves itself by running its repository's workflow: green, a test too few, and a job that nobody picks up.
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::{CudaRunner, VerificationState};
+use github_simulator::{
+    control::{NewWorkflow, UpdateRepository},
+    state::{JobTemplate, StepTemplate},
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
+use super::Ctx;
+
+/// The request that starts a run.
+const DISPATCH: &str = "actions/create-workflow-dispatch";
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Given a workflow with two jobs, and a pool of one runner that is to prove itself by it
+    workflow(ctx, 46, &["self-hosted", "cuda"]).await?;
+    let mark = ctx.last_call().await?;
+    ctx.apply(&pool(ctx)).await?;
+
+    // Then one run is started, both jobs are picked up here, and all tests are counted
+    let told = ctx
+        .condition("pool", "WorkflowVerified", "True", "Verified")
+        .await?;
+    ensure!(told.contains("unified-memory (46 tests)"), "{told}");
+    let verification = ctx
+        .status("pool")
+        .await?
+        .verification
+        .context("no verification in the status")?;
+    ensure!(verification.jobs.len() == 2, "{verification:?}");
+    for job in &verification.jobs {
+        let runner = job.runner.as_deref().unwrap_or_default();
+        ensure!(runner.starts_with("pool-"), "{} ran on {runner}", job.name);
+        ensure!(
+            job.pickup_seconds.is_some_and(|seconds| seconds <= 30),
+            "{job:?}"
+        );
+    }
+    ensure!(dispatches(ctx, mark).await? == 1, "more than one run");
+
+    // When a test is missing, and another verification is asked for
+    workflow(ctx, 45, &["self-hosted", "cuda"]).await?;
+    ask(ctx, "45").await?;
+    // Then it is not green, the sentence has both numbers, and the runners stay
+    let told = ctx
+        .condition("pool", "WorkflowVerified", "False", "TestsMissing")
+        .await?;
+    ensure!(told.contains("45 of 46"), "{told}");
+    ctx.idle("pool", 1).await?;
+
+    // When a job asks for a label that nobody has
+    workflow(ctx, 46, &["self-hosted", "cuda", "a100"]).await?;
+    ask(ctx, "a100").await?;
+    // Then it is the cause
+    let told = ctx
+        .condition("pool", "WorkflowVerified", "False", "JobNotPickedUp")
+        .await?;
+    ensure!(told.contains("lacks a100"), "{told}");
+
+    // When that is mended, on a server that does not name the run that it starts
+    workflow(ctx, 46, &["self-hosted", "cuda"]).await?;
+    let mark = ctx.last_call().await?;
+    ctx.github
+        .change_settings(&json!({"dispatchDetails": false}))
+        .await?;
+    ask(ctx, "mended").await?;
+    // Then the run that waits is stopped, another is found, and all is well
+    let green = ctx
+        .condition("pool", "WorkflowVerified", "True", "Verified")
+        .await;
+    ctx.github
+        .change_settings(&json!({"dispatchDetails": true}))
+        .await?;
+    green?;
+    ensure!(dispatches(ctx, mark).await? == 1, "more than one run");
+    let history = ctx
+        .status("pool")
+        .await?
+        .verification
+        .context("no verification in the status")?
+        .history;
+    let green: Vec<bool> = history
+        .iter()
+        .map(|past| past.state == VerificationState::Succeeded)
+        .collect();
+    ensure!(green == [true, false, false, true], "{history:?}");
+    ctx.no_violations().await?;
+    ctx.delete("pool").await
+}
+
+fn pool(ctx: &Ctx) -> serde_json::Value {
+    ctx.pool(
+        "pool",
+        json!({"verify": {
+            "workflow": "cuda.yml",
+            "ref": "main",
+            "pickupSeconds": 30,
+            "jobs": [
+                {"name": "unified-memory", "tests": {"passed": 46}},
+                {"name": "compile"},
+            ],
+        }}),
+    )
+}
+
+/// The repository's workflow: the tests of its first job, and the labels of the second.
+async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
+    let job = |key: &str, labels: &[&str], script: String| JobTemplate {
+        key: key.to_owned(),
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        steps: vec![StepTemplate {
+            name: "step".to_owned(),
+            run: script,
+        }],
+        ..JobTemplate::default()
+    };
+    let result = format!("echo 'test result: ok. {tests} passed; 0 failed; 0 ignored'");
+    let workflow = NewWorkflow {
+        name: "cuda".to_owned(),
+        file: "cuda.yml".to_owned(),
+        jobs: vec![
+            job("unified-memory", &["self-hosted", "cuda"], result),
+            job("compile", labels, "true".to_owned()),
+        ],
+        ..NewWorkflow::default()
+    };
+    let update = UpdateRepository {
+        workflows: vec![workflow],
+        ..UpdateRepository::default()
+    };
+    ctx.github
+        .update_repository(&ctx.repository, &update)
+        .await?;
+    Ok(())
+}
+
+/// Asks for another verification, as a person would.
+async fn ask(ctx: &Ctx, value: &str) -> Result<()> {
+    let pools: Api<CudaRunner> = ctx.api();
+    let patch = json!({"metadata": {"annotations": {cudarunner_crds::VERIFY: value}}});
+    pools
+        .patch("pool", &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+async fn dispatches(ctx: &Ctx, since: u64) -> Result<usize> {
+    let calls = ctx.calls(since).await?;
+    Ok(calls
+        .iter()
+        .filter(|call| call.operation_id.as_deref() == Some(DISPATCH))
+        .count())
+}

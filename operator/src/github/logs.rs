@@ -1,0 +1,91 @@
+//! What a job's log says of tests, read line by line: a log may be long, and nothing else of it is kept.
+
+/// A longer line cannot be a test's result.
+const LONGEST_LINE: usize = 1024;
+
+/// The results that a log reports, in cargo's form `test result: ok. N passed; …`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct TestSum {
+    /// Lines of that form.
+    pub results: u32,
+    /// Sum of the passed tests.
+    pub passed: u64,
+}
+
+/// Reads a log in pieces.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    line: Vec<u8>,
+    sum: TestSum,
+}
+
+impl Reader {
+    pub(super) fn take(&mut self, piece: &[u8]) {
+        for &byte in piece {
+            if byte == b'\n' {
+                self.end_line();
+            } else if self.line.len() < LONGEST_LINE {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    pub(super) fn finish(mut self) -> TestSum {
+        self.end_line();
+        self.sum
+    }
+
+    fn end_line(&mut self) {
+        if let Some(passed) = passed(&String::from_utf8_lossy(&self.line)) {
+            self.sum.results += 1;
+            self.sum.passed = self.sum.passed.saturating_add(passed);
+        }
+        self.line.clear();
+    }
+}
+
+/// The number before `passed` in a line with a test's result; colours may surround its words.
+fn passed(line: &str) -> Option<u64> {
+    let (_, result) = line.split_once("test result: ")?;
+    let (before, _) = result.split_once(" passed")?;
+    let number: String = before
+        .chars()
+        .rev()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    number.chars().rev().collect::<String>().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(log: &str) -> TestSum {
+        let mut reader = Reader::default();
+        // In pieces, as the network cuts it.
+        log.as_bytes()
+            .chunks(7)
+            .for_each(|piece| reader.take(piece));
+        reader.finish()
+    }
+
+    #[test]
+    fn results_add_up() {
+        let log = "2026-11-25T08:00:00.1Z running 6 tests\n\
+            2026-11-25T08:00:00.2Z test result: ok. 6 passed; 0 failed; 0 ignored\n\
+            2026-11-25T08:00:00.3Z test result: \u{1b}[32mok\u{1b}[m. 40 passed; 0 failed\r\n\
+            2026-11-25T08:00:00.4Z test result: FAILED. 0 passed; 2 failed";
+        let expected = TestSum {
+            results: 3,
+            passed: 46,
+        };
+        assert_eq!(sum(log), expected);
+    }
+
+    #[test]
+    fn a_script_that_is_only_shown_does_not_count() {
+        let log = "echo \"test result: ok. $total passed\"\nall tests passed\n";
+        assert_eq!(sum(log), TestSum::default());
+        assert_eq!(sum(&"x".repeat(100_000)), TestSum::default());
+    }
+}

@@ -1,0 +1,345 @@
+//! Workflow runs: started, found, watched.
+//!
+//! The endpoints are documented at <https://docs.github.com/en/rest/actions/workflows?apiVersion=2022-11-28>,
+//! <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
+//! <https://docs.github.com/en/rest/actions/workflow-jobs?apiVersion=2022-11-28>.
+
+use std::collections::HashMap;
+
+use http::{HeaderValue, Method, StatusCode, header::LOCATION};
+use jiff::Timestamp;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::{
+    Client, Error, TestSum,
+    budget::Cost,
+    logs::Reader,
+    transport::{Answer, Ask},
+    url::encode,
+};
+
+/// Answers that are kept for the sake of their tags. Two belong to each run that is watched.
+const MOST_KEPT: usize = 64;
+/// What it takes to start a workflow, in GitHub's words.
+const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
+/// What it takes to read runs, jobs and logs.
+const ACTIONS_READ: &str = "the repository permission \"Actions: read\"";
+
+/// A repository's path in the API, such as `/repos/OWNER/NAME`.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Repository {
+    full_name: String,
+}
+
+impl Repository {
+    /// The repository `OWNER/NAME`; `None` where that has another form.
+    #[must_use]
+    pub fn new(full_name: &str) -> Option<Self> {
+        let (owner, name) = full_name.split_once('/')?;
+        let ok = !owner.is_empty() && !name.is_empty() && !name.contains('/');
+        ok.then(|| Self {
+            full_name: full_name.to_owned(),
+        })
+    }
+
+    /// `OWNER/NAME`.
+    #[must_use]
+    pub fn full_name(&self) -> &str {
+        &self.full_name
+    }
+
+    pub(super) fn path(&self) -> String {
+        let parts: Vec<String> = self.full_name.split('/').map(encode).collect();
+        format!("/repos/{}", parts.join("/"))
+    }
+}
+
+/// What is to be started.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workflow {
+    /// Where.
+    pub repository: Repository,
+    /// Name of its file.
+    pub file: String,
+    /// Branch or tag.
+    pub git_ref: String,
+}
+
+/// A run of a workflow.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+pub struct Run {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// `queued`, `pending`, `waiting`, `in_progress`, `completed`, or what GitHub adds some day.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub status: String,
+    /// How it ended.
+    pub conclusion: Option<String>,
+    /// Its page.
+    pub html_url: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A job of a run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+pub struct RunJob {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// Its name, which is the context of its check.
+    pub name: String,
+    /// `queued`, `waiting`, `pending`, `in_progress`, `completed`, or what GitHub adds some day.
+    pub status: String,
+    /// How it ended.
+    pub conclusion: Option<String>,
+    /// When it was queued; servers of old do not say.
+    pub created_at: Option<Timestamp>,
+    /// When it started. GitHub fills this in before the job starts, too.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// The runner that took it.
+    pub runner_name: Option<String>,
+    /// The labels that its `runs-on` asks for.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Its page.
+    pub html_url: Option<String>,
+}
+
+/// The last answers, by path, with the tag by which GitHub says for nothing that they still hold.
+#[derive(Default)]
+pub(super) struct Tagged(Mutex<HashMap<String, (HeaderValue, Value)>>);
+
+impl Client {
+    /// Starts a workflow; its run's number, where the server tells it.
+    pub async fn dispatch(&self, workflow: &Workflow) -> Result<Option<u64>, Error> {
+        let action = format!(
+            "start the workflow {} of {} on {}",
+            workflow.file,
+            workflow.repository.full_name(),
+            workflow.git_ref
+        );
+        let body = json!({"ref": workflow.git_ref, "return_run_details": true});
+        let ask = Ask {
+            method: Method::POST,
+            cost: Cost::Write,
+            body: Some(body.to_string().into_bytes()),
+            ..Ask::get(format!("{}/dispatches", workflow.path()), action)
+        };
+        let mut answer = self.transport.send(&ask).await?;
+        if answer.status == StatusCode::BAD_REQUEST {
+            // A server that does not know the flag refuses it; a refused request has started nothing.
+            let body = json!({"ref": workflow.git_ref});
+            let ask = Ask {
+                body: Some(body.to_string().into_bytes()),
+                ..ask.clone()
+            };
+            answer = self.transport.send(&ask).await?;
+        }
+        match answer.status {
+            StatusCode::OK => Ok(Some(answer.json::<Dispatched>(&ask)?.workflow_run_id)),
+            StatusCode::NO_CONTENT => Ok(None),
+            StatusCode::NOT_FOUND => Err(Error::NotFound {
+                what: format!(
+                    "the workflow {} of {}",
+                    workflow.file,
+                    workflow.repository.full_name()
+                ),
+                message: answer.message(),
+                advice: format!(
+                    "GitHub starts only what the default branch has as .github/workflows/{}; or the credentials lack {ACTIONS_WRITE}",
+                    workflow.file
+                ),
+            }),
+            _ => Err(self.judged(&answer, &ask, ACTIONS_WRITE)),
+        }
+    }
+
+    /// The newest run of the workflow that a dispatch has started since `since`.
+    pub async fn find_dispatched(
+        &self,
+        workflow: &Workflow,
+        since: Timestamp,
+    ) -> Result<Option<Run>, Error> {
+        let since = since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let branch = workflow
+            .git_ref
+            .strip_prefix("refs/heads/")
+            .or_else(|| workflow.git_ref.strip_prefix("refs/tags/"))
+            .unwrap_or(&workflow.git_ref);
+        let path = format!(
+            "{}/runs?event=workflow_dispatch&branch={}&created={}&per_page=1",
+            workflow.path(),
+            encode(branch),
+            encode(&format!(">={since}")),
+        );
+        let ask = Ask::get(path, format!("list the runs of {}", workflow.file));
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let runs: Runs = answer.json(&ask)?;
+                Ok(runs.workflow_runs.into_iter().next())
+            }
+            _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
+        }
+    }
+
+    /// A run; `None` when it does not exist any more.
+    pub async fn run(&self, repository: &Repository, id: u64) -> Result<Option<Run>, Error> {
+        let path = format!("{}/actions/runs/{id}", repository.path());
+        self.ask_tagged(path, &format!("read the run {id}")).await
+    }
+
+    /// The jobs of a run's last attempt; `None` when the run does not exist any more.
+    pub async fn run_jobs(
+        &self,
+        repository: &Repository,
+        id: u64,
+    ) -> Result<Option<Vec<RunJob>>, Error> {
+        let path = format!(
+            "{}/actions/runs/{id}/jobs?filter=latest&per_page=100",
+            repository.path()
+        );
+        let jobs: Option<Jobs> = self
+            .ask_tagged(path, &format!("read the jobs of the run {id}"))
+            .await?;
+        Ok(jobs.map(|jobs| jobs.jobs))
+    }
+
+    /// Stops a run none of whose jobs has started.
+    pub async fn cancel_run(&self, repository: &Repository, id: u64) -> Result<(), Error> {
+        let ask = Ask {
+            method: Method::POST,
+            cost: Cost::Write,
+            ..Ask::get(
+                format!("{}/actions/runs/{id}/cancel", repository.path()),
+                format!("cancel the run {id}"),
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            // Gone, or over already.
+            StatusCode::ACCEPTED | StatusCode::NOT_FOUND | StatusCode::CONFLICT => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ACTIONS_WRITE)),
+        }
+    }
+
+    /// What a job's log says of tests; `None` while GitHub has no log of it.
+    pub async fn test_sum(
+        &self,
+        repository: &Repository,
+        job: u64,
+    ) -> Result<Option<TestSum>, Error> {
+        let ask = Ask::get(
+            format!("{}/actions/jobs/{job}/logs", repository.path()),
+            format!("read the log of the job {job}"),
+        );
+        let answer = self.transport.send(&ask).await?;
+        let mut reader = Reader::default();
+        match answer.status {
+            StatusCode::OK => reader.take(answer.body()),
+            StatusCode::FOUND | StatusCode::TEMPORARY_REDIRECT => {
+                let Some(address) = answer.header(LOCATION.as_str()) else {
+                    return Ok(None);
+                };
+                let found = self
+                    .transport
+                    .download(address, &ask, &mut |piece| reader.take(piece))
+                    .await?;
+                if !found {
+                    return Ok(None);
+                }
+            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            _ => return Err(self.judged(&answer, &ask, ACTIONS_READ)),
+        }
+        Ok(Some(reader.finish()))
+    }
+
+    /// Reads what may have gone, for nothing where it has not changed.
+    pub(super) async fn ask_tagged<T: DeserializeOwned>(
+        &self,
+        path: String,
+        action: &str,
+    ) -> Result<Option<T>, Error> {
+        let last = self.tagged.0.lock().await.get(&path).cloned();
+        let ask = Ask {
+            etag: last.as_ref().map(|(etag, _)| etag.clone()),
+            ..Ask::get(path.clone(), action)
+        };
+        let answer = self.transport.send(&ask).await?;
+        let body = match (answer.status, last) {
+            (StatusCode::OK, _) => {
+                let body: Value = answer.json(&ask)?;
+                if let Some(etag) = answer.etag() {
+                    let mut tagged = self.tagged.0.lock().await;
+                    if tagged.len() >= MOST_KEPT {
+                        tagged.clear();
+                    }
+                    tagged.insert(path, (etag, body.clone()));
+                }
+                body
+            }
+            (StatusCode::NOT_MODIFIED, Some((_, body))) => body,
+            (StatusCode::NOT_FOUND | StatusCode::GONE, _) => return Ok(None),
+            _ => return Err(self.judged(&answer, &ask, ACTIONS_READ)),
+        };
+        T::deserialize(body)
+            .map(Some)
+            .map_err(|error| Error::Malformed {
+                action: ask.action,
+                message: error.to_string(),
+            })
+    }
+
+    /// Like `refusal`, for what needs another permission than the runners do.
+    pub(super) fn judged(&self, answer: &Answer, ask: &Ask, permission: &str) -> Error {
+        match self.refusal(answer, ask) {
+            Error::Forbidden {
+                action, message, ..
+            } => Error::Forbidden {
+                action,
+                permission: permission.to_owned(),
+                message,
+            },
+            Error::NotFound { what, message, .. } => Error::NotFound {
+                what,
+                message,
+                advice: format!("does it exist, and do the credentials have {permission}?"),
+            },
+            other => other,
+        }
+    }
+}
+
+impl Workflow {
+    fn path(&self) -> String {
+        format!(
+            "{}/actions/workflows/{}",
+            self.repository.path(),
+            encode(&self.file)
+        )
+    }
+}
+
+fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+struct Dispatched {
+    workflow_run_id: u64,
+}
+
+#[derive(Deserialize)]
+struct Runs {
+    workflow_runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Jobs {
+    jobs: Vec<RunJob>,
+}

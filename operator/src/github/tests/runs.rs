@@ -1,0 +1,101 @@
+//! Starting a workflow, finding its run, and counting in its logs.
+
+use http::Method;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::stub::{Stub, error, raw, reply};
+use crate::github::{Error, Repository, TestSum, Workflow};
+
+fn workflow() -> Workflow {
+    Workflow {
+        repository: Repository::new("acme/widgets").unwrap(),
+        file: "cuda.yml".into(),
+        git_ref: "release/1".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_dispatch_names_its_run_where_the_server_can() {
+    let stub = Stub::start(|seen, before| {
+        assert_eq!(seen.method, Method::POST);
+        assert!(
+            seen.path
+                .ends_with("/repos/acme/widgets/actions/workflows/cuda.yml/dispatches")
+        );
+        match before {
+            0 => reply(
+                200,
+                &json!({"workflow_run_id": 7, "run_url": "", "html_url": ""}),
+            ),
+            2 => error(400, "\"return_run_details\" is not a permitted key."),
+            _ => raw(204, ""),
+        }
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    assert_eq!(client.dispatch(&workflow()).await.unwrap(), Some(7));
+    assert_eq!(client.dispatch(&workflow()).await.unwrap(), None);
+    assert_eq!(client.dispatch(&workflow()).await.unwrap(), None);
+    let bodies: Vec<_> = stub.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(bodies[0]["return_run_details"], true);
+    assert_eq!(bodies[3], json!({"ref": "release/1"}));
+}
+
+#[tokio::test]
+async fn a_dispatch_that_may_have_worked_is_not_sent_twice() {
+    let stub = Stub::start(|_, _| error(502, "Bad gateway")).await;
+    let client = stub.client("acme/widgets");
+    let failed = client.dispatch(&workflow()).await.unwrap_err();
+    assert!(failed.leaves_doubt());
+    assert_eq!(stub.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn the_missing_permission_is_the_one_for_actions() {
+    let stub = Stub::start(|_, _| error(403, "Resource not accessible by integration")).await;
+    let client = stub.client("acme/widgets");
+    let refused = client.dispatch(&workflow()).await.unwrap_err();
+    assert!(matches!(refused, Error::Forbidden { .. }));
+    assert!(refused.to_string().contains("Actions: write"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_run_is_found_by_what_started_it_and_when() {
+    let stub =
+        Stub::start(|_, _| reply(200, &json!({"total_count": 0, "workflow_runs": []}))).await;
+    let client = stub.client("acme/widgets");
+    let since = Timestamp::from_second(1_000_000).unwrap();
+    let found = client.find_dispatched(&workflow(), since).await.unwrap();
+    assert_eq!(found, None);
+    let path = stub.seen()[0].path.clone();
+    assert!(path.contains("event=workflow_dispatch"), "{path}");
+    assert!(path.contains("branch=release%2F1"), "{path}");
+    assert!(
+        path.contains("created=%3E%3D1970-01-12T13%3A46%3A40Z"),
+        "{path}"
+    );
+}
+
+#[tokio::test]
+async fn a_log_of_another_server_is_read_without_our_credential() {
+    let store = Stub::start(|_, _| {
+        raw(
+            200,
+            "x test result: ok. 40 passed; 0 failed\nx test result: ok. 6 passed; 0 failed\n",
+        )
+    })
+    .await;
+    let address = format!("https://{}/blob?sig=s", store.address());
+    let stub = Stub::start(move |_, _| raw(302, "").with("location", &address)).await;
+    let client = stub.client_trusting("acme/widgets", &store);
+    let repository = Repository::new("acme/widgets").unwrap();
+    let sum = client.test_sum(&repository, 9).await.unwrap();
+    let expected = TestSum {
+        results: 2,
+        passed: 46,
+    };
+    assert_eq!(sum, Some(expected));
+    assert_eq!(store.seen()[0].header("authorization"), None);
+    assert!(stub.seen()[0].header("authorization").is_some());
+}

@@ -1,0 +1,122 @@
+//! The run of a verification, as GitHub shows it. Asked only while one is on its way.
+
+use cudarunner_crds::VerificationState;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::context::Context;
+use crate::github::{Client, Error};
+use crate::plan::Access;
+use crate::plan::verify::{
+    Dispatch, NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, Watched, workflow,
+};
+use crate::pool::Pool;
+
+/// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
+const SKEW: SignedDuration = SignedDuration::from_secs(30);
+
+/// Reads what is due, into the pool's memory; gives what is known.
+pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Timestamp) -> Watched {
+    let Some(status) = pool
+        .status
+        .verification
+        .as_ref()
+        .filter(|v| !v.state.has_ended() && pool.deleting.is_none())
+    else {
+        return Watched::default();
+    };
+    let (mut watched, access) = ctx.memory.with(pool, |memory| {
+        if memory.verification.since != Some(status.since.0) {
+            memory.verification = Watched {
+                since: Some(status.since.0),
+                // Only the process that has written the intent knows that nothing was sent for it yet.
+                dispatch: if memory.intent == Some(status.since.0) {
+                    Dispatch::Open
+                } else {
+                    Dispatch::Unknown
+                },
+                ..Watched::default()
+            };
+        }
+        (
+            memory.verification.clone(),
+            memory.github.access == Access::Granted,
+        )
+    });
+    let due = watched.next_look.is_none_or(|at| now >= at);
+    let (Some(client), Some(workflow), true, true) = (client, workflow(pool), due, access) else {
+        return watched;
+    };
+    if watched.run_id.is_none() {
+        watched.run_id = status.run_id.and_then(|id| u64::try_from(id).ok());
+    }
+    let asked = match (watched.run_id, status.state) {
+        (Some(run), _) => {
+            read_run(client, pool, &workflow.repository, run, &mut watched, now).await
+        }
+        (None, VerificationState::Requested) if watched.is_to_be_found() => {
+            find(client, &workflow, status.since.0, &mut watched, now).await
+        }
+        (None, _) => return watched,
+    };
+    let late = status.reason.as_deref() == Some(NOT_PICKED_UP);
+    let pause = if late { SLOW_POLL } else { POLL };
+    watched.next_look = Some(now + pause);
+    watched.trouble = None;
+    if let Err(error) = asked {
+        let wait = error
+            .retry_after(now)
+            .and_then(|wait| SignedDuration::try_from(wait).ok());
+        watched.next_look = Some(now + wait.unwrap_or(SLOW_POLL).max(pause));
+        watched.trouble = Some(error.to_string());
+    }
+    ctx.memory
+        .with(pool, |memory| memory.verification = watched.clone());
+    watched
+}
+
+/// Looks for the run of a dispatch whose answer did not name it, or was lost.
+async fn find(
+    client: &Client,
+    workflow: &crate::github::Workflow,
+    since: Timestamp,
+    watched: &mut Watched,
+    now: Timestamp,
+) -> Result<(), Error> {
+    match client.find_dispatched(workflow, since - SKEW).await? {
+        Some(run) => watched.run_id = Some(run.id),
+        // A list lags: only one that was read late enough proves that nothing was started.
+        None if now >= watched.sent.unwrap_or(since) + SURELY_LISTED => {
+            watched.dispatch = Dispatch::Open;
+            watched.sent = None;
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+async fn read_run(
+    client: &Client,
+    pool: &Pool,
+    repository: &crate::github::Repository,
+    id: u64,
+    watched: &mut Watched,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let (run, jobs) =
+        futures::try_join!(client.run(repository, id), client.run_jobs(repository, id))?;
+    let (Some(run), Some(jobs)) = (run, jobs) else {
+        watched.is_gone = true;
+        return Ok(());
+    };
+    if watched.run.is_none() || run.status == "pending" || run.status == "waiting" {
+        watched.held_until = (run.status == "pending" || run.status == "waiting").then_some(now);
+    }
+    watched.run = Some(run);
+    watched.jobs = jobs;
+    for job in crate::plan::verify::logs_wanted(pool, watched) {
+        if let Some(sum) = client.test_sum(repository, job).await? {
+            watched.sums.insert(job, sum);
+        }
+    }
+    Ok(())
+}
