@@ -199,7 +199,7 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
     if let Some(failure) = gate_failure {
         return say("False", &failure.reason, failure.message.clone());
     }
-    let passed = observed.runners.iter().any(|r| !r.devices.is_empty());
+    let passed = observed.runners.iter().any(|r| r.gate_passed);
     let before = previous(pool, kind::GPU_HEALTHY);
     if passed || before.is_some_and(|c| c.status == "True") {
         return say(
