@@ -45,8 +45,14 @@ impl Reader {
 }
 
 /// The number before `passed` in a line with a test's result; colours may surround its words.
+///
+/// Only GitHub's time may stand before the result: a log also shows the scripts that it ran, such as an `echo` of one.
 fn passed(line: &str) -> Option<u64> {
-    let (_, result) = line.split_once("test result: ")?;
+    let (before, result) = line.split_once("test result: ")?;
+    let before = before.trim_start_matches('\u{feff}').trim();
+    if !(before.is_empty() || before.parse::<jiff::Timestamp>().is_ok()) {
+        return None;
+    }
     let (before, _) = result.split_once(" passed")?;
     let number: String = before
         .chars()
@@ -84,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_script_that_is_only_shown_does_not_count() {
-        let log = "echo \"test result: ok. $total passed\"\nall tests passed\n";
+        let log = "echo \"test result: ok. $total passed\"\nall tests passed\n\
+            2026-11-25T08:00:00.1234567Z echo 'test result: ok. 46 passed; 0 failed'\n";
         assert_eq!(sum(log), TestSum::default());
         assert_eq!(sum(&"x".repeat(100_000)), TestSum::default());
     }

@@ -82,7 +82,7 @@ async fn a_log_of_another_server_is_read_without_our_credential() {
     let store = Stub::start(|_, _| {
         raw(
             200,
-            "x test result: ok. 40 passed; 0 failed\nx test result: ok. 6 passed; 0 failed\n",
+            "test result: ok. 40 passed; 0 failed\ntest result: ok. 6 passed; 0 failed\n",
         )
     })
     .await;
