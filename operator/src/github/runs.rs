@@ -164,24 +164,24 @@ impl Client {
         workflow: &Workflow,
         since: Timestamp,
     ) -> Result<Option<Run>, Error> {
-        let since = since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let branch = workflow
             .git_ref
             .strip_prefix("refs/heads/")
             .or_else(|| workflow.git_ref.strip_prefix("refs/tags/"))
             .unwrap_or(&workflow.git_ref);
         let path = format!(
-            "{}/runs?event=workflow_dispatch&branch={}&created={}&per_page=1",
+            "{}/runs?event=workflow_dispatch&branch={}&per_page=1",
             workflow.path(),
             encode(branch),
-            encode(&format!(">={since}")),
         );
         let ask = Ask::get(path, format!("list the runs of {}", workflow.file));
         let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::OK => {
                 let runs: Runs = answer.json(&ask)?;
-                Ok(runs.workflow_runs.into_iter().next())
+                // Newest first. GitHub's own filter by time is described as a moment, and documented as a range.
+                let newest = runs.workflow_runs.into_iter().next();
+                Ok(newest.filter(|run| run.created_at >= since))
             }
             _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
         }

@@ -62,19 +62,27 @@ async fn the_missing_permission_is_the_one_for_actions() {
 
 #[tokio::test]
 async fn a_run_is_found_by_what_started_it_and_when() {
-    let stub =
-        Stub::start(|_, _| reply(200, &json!({"total_count": 0, "workflow_runs": []}))).await;
+    let stub = Stub::start(|_, _| {
+        let run = json!({
+            "id": 7, "status": "queued", "conclusion": null, "html_url": "",
+            "created_at": "1970-01-12T13:46:40Z",
+        });
+        reply(200, &json!({"total_count": 1, "workflow_runs": [run]}))
+    })
+    .await;
     let client = stub.client("acme/widgets");
-    let since = Timestamp::from_second(1_000_000).unwrap();
-    let found = client.find_dispatched(&workflow(), since).await.unwrap();
-    assert_eq!(found, None);
+    let at = Timestamp::from_second(1_000_000).unwrap();
+    let found = client.find_dispatched(&workflow(), at).await.unwrap();
+    assert_eq!(found.map(|run| run.id), Some(7));
+    // What ran before is another's.
+    let later = Timestamp::from_second(1_000_001).unwrap();
+    assert_eq!(
+        client.find_dispatched(&workflow(), later).await.unwrap(),
+        None
+    );
     let path = stub.seen()[0].path.clone();
     assert!(path.contains("event=workflow_dispatch"), "{path}");
     assert!(path.contains("branch=release%2F1"), "{path}");
-    assert!(
-        path.contains("created=%3E%3D1970-01-12T13%3A46%3A40Z"),
-        "{path}"
-    );
 }
 
 #[tokio::test]
