@@ -1,6 +1,6 @@
 //! The run of a verification, as GitHub shows it. Asked only while one is on its way.
 
-use cudarunner_crds::VerificationState;
+use cudarunner_crds::{VerificationState, VerificationStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
@@ -54,7 +54,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
             read_run(client, pool, &workflow.repository, run, &mut watched, now).await
         }
         (None, VerificationState::Requested) if watched.is_to_be_found() => {
-            find(client, &workflow, status.since.0, &mut watched, now).await
+            find(client, &workflow, status, &mut watched, now).await
         }
         (None, _) => return watched,
     };
@@ -78,11 +78,15 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
 async fn find(
     client: &Client,
     workflow: &crate::github::Workflow,
-    since: Timestamp,
+    status: &VerificationStatus,
     watched: &mut Watched,
     now: Timestamp,
 ) -> Result<(), Error> {
-    match client.find_dispatched(workflow, since - SKEW).await? {
+    let since = status.since.0;
+    // Numbers only grow: a run of an earlier verification is not this one's, however clocks differ.
+    let earlier = status.history.iter().filter_map(|past| past.run_id).max();
+    let found = client.find_dispatched(workflow, since - SKEW).await?;
+    match found.filter(|run| i64::try_from(run.id).ok() > earlier) {
         Some(run) => watched.run_id = Some(run.id),
         // A list lags: only one that was read late enough proves that nothing was started.
         None if now >= watched.sent.unwrap_or(since) + SURELY_LISTED => {
