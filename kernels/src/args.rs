@@ -86,13 +86,60 @@ pub(crate) struct TestArgs {
     /// The GPUs are shared with other pods (time slicing, MPS).
     #[arg(long, env = "CUDA_SMOKE_SHARED")]
     pub(crate) shared: bool,
-    /// Longest time for the whole test, in seconds; a second try has as much again.
-    #[arg(long, env = "CUDA_SMOKE_TIMEOUT_SECONDS", default_value = "30", value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) timeout: Duration,
+    /// Memory of each device to write and read back, in MiB; less where little is free, and at most for a moment.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_MEMORY_WALK_MIB",
+        default_value = "64",
+        value_name = "MIB"
+    )]
+    pub(crate) memory_walk_mib: u32,
+    /// Lowest speed of a copy between host and device that will do, in GiB per second [default: any]
+    #[arg(long, env = "CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND", value_name = "GIB/S", value_parser = speed)]
+    pub(crate) min_copy_gib_per_second: Option<f64>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
     /// Folder of the device files.
     #[arg(long, env = "CUDA_SMOKE_DEV_DIR", default_value = "/dev", hide = true)]
     pub(crate) dev_dir: PathBuf,
 }
+
+/// Deadlines of one try; a second try has as much again.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Limits {
+    /// Longest time until the driver is up, in seconds [default: --timeout where it is given, otherwise 30]
+    #[arg(long, env = "CUDA_SMOKE_STARTUP_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) startup_timeout: Option<Duration>,
+    /// Longest time for the test of one device, in seconds.
+    #[arg(long, env = "CUDA_SMOKE_TEST_TIMEOUT_SECONDS", default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) test_timeout: Duration,
+    /// Longest time for all of it, start-up included, in seconds [default: no limit of its own]
+    #[arg(long, env = "CUDA_SMOKE_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// Until the driver is up.
+    pub(crate) fn startup(&self) -> Duration {
+        self.within(
+            self.startup_timeout
+                .or(self.timeout)
+                .unwrap_or(STARTUP_TIMEOUT),
+        )
+    }
+
+    /// For the test of one device.
+    pub(crate) fn test(&self) -> Duration {
+        self.within(self.test_timeout)
+    }
+
+    fn within(&self, limit: Duration) -> Duration {
+        self.timeout.map_or(limit, |whole| whole.min(limit))
+    }
+}
+
+/// A cold device needs some seconds, and a node that has just started a driver many more.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `gate`.
 #[derive(Debug, Args)]
@@ -208,12 +255,16 @@ impl TestArgs {
             ),
             ("--min-cuda-version", self.min_cuda_version.to_string()),
             ("--managed-memory", managed.to_owned()),
+            ("--memory-walk-mib", self.memory_walk_mib.to_string()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.into(), value.into()])
         .collect();
         if let Some(count) = self.expected_devices {
             line.extend(["--expected-devices".into(), count.to_string().into()]);
+        }
+        if let Some(floor) = self.min_copy_gib_per_second {
+            line.extend(["--min-copy-gib-per-second".into(), floor.to_string().into()]);
         }
         if self.shared {
             line.push("--shared".into());
@@ -226,6 +277,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("write a whole number of seconds, at least 1".into()),
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if f64::is_finite(speed) && speed > 0.0 => Ok(speed),
+        _ => Err("write a number above 0, such as 3.5".into()),
     }
 }
 
@@ -261,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn start_up_and_test_have_limits_of_their_own_within_the_whole() {
+        let limits = |line: &[&str]| {
+            let line = ["cuda-smoke", "check"].iter().chain(line);
+            let Command::Check(check) = Cli::try_parse_from(line).unwrap().command else {
+                panic!("not a check")
+            };
+            let limits = check.test.limits;
+            (limits.startup().as_secs(), limits.test().as_secs())
+        };
+        assert_eq!(limits(&[]), (30, 10));
+        assert_eq!(limits(&["--timeout", "120"]), (120, 10));
+        assert_eq!(limits(&["--timeout", "5"]), (5, 5));
+        assert_eq!(
+            limits(&["--startup-timeout", "60", "--test-timeout", "20"]),
+            (60, 20)
+        );
+        assert_eq!(
+            limits(&["--startup-timeout", "60", "--timeout", "40"]),
+            (40, 10)
+        );
+    }
+
+    #[test]
     fn a_child_sees_what_its_supervisor_was_told() {
         let line = [
             "cuda-smoke",
@@ -274,6 +355,10 @@ mod tests {
             "8.0",
             "--min-cuda-version",
             "12.4",
+            "--memory-walk-mib",
+            "8",
+            "--min-copy-gib-per-second",
+            "2.5",
         ];
         let Command::Check(check) = Cli::try_parse_from(line).unwrap().command else {
             panic!("not a check")
@@ -287,6 +372,8 @@ mod tests {
         assert_eq!(test.expected_devices, Some(2));
         assert_eq!(test.managed_memory, ManagedMemory::Require);
         assert!(test.shared);
+        assert_eq!(test.memory_walk_mib, 8);
+        assert_eq!(test.min_copy_gib_per_second, Some(2.5));
         assert_eq!(test.min_compute_capability.to_string(), "8.0");
         assert_eq!(test.min_cuda_version.to_string(), "12.4");
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use gate_report::Driver;
+use gate_report::{Driver, DriverModel};
 
 /// Looks at the device files and at the kernel module's version.
 pub(crate) fn driver(dev: &Path) -> Driver {
@@ -11,9 +11,19 @@ pub(crate) fn driver(dev: &Path) -> Driver {
         kernel_version: fs::read_to_string("/proc/driver/nvidia/version")
             .ok()
             .and_then(|text| kernel_version(&text)),
+        model: driver_model(dev),
         device_files: has_device_files(dev),
         uvm_file: dev.join("nvidia-uvm").exists(),
         ..Driver::default()
+    }
+}
+
+/// Told by the device files; where there are none, there is nothing to tell.
+fn driver_model(dev: &Path) -> Option<DriverModel> {
+    if dev.join("dxg").exists() {
+        Some(DriverModel::Wsl2)
+    } else {
+        has_device_files(dev).then_some(DriverModel::Linux)
     }
 }
 

@@ -79,18 +79,31 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
             format!("the test process could not be started: {error}"),
         )
     })?;
-    let deadline = Instant::now() + args.timeout;
+    let whole = args.limits.timeout.map(|limit| Instant::now() + limit);
+    // Start-up first; then anew for each device.
+    let mut limit = args.limits.startup();
+    let mut deadline = Instant::now() + limit;
     let events = listen(&mut child);
     let mut verdict = None;
     let ended = loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Calling(place)) => last = place,
+            Ok(Event::Calling(place)) => {
+                if place.device != last.device {
+                    (limit, deadline) = next_deadline(args, whole);
+                }
+                last = place;
+            }
             Ok(Event::Stopped(stop)) => verdict = Some(Err(Box::new(stop))),
             Ok(Event::Passed { ms }) => {
                 report.timings.test_ms = ms - report.timings.init_ms;
                 verdict = Some(Ok(()));
             }
-            Ok(event) => note(event, report),
+            Ok(event) => {
+                if matches!(event, Event::Initialised { .. }) {
+                    (limit, deadline) = next_deadline(args, whole);
+                }
+                note(event, report);
+            }
             Err(RecvTimeoutError::Disconnected) => break true,
             Err(RecvTimeoutError::Timeout) => break false,
         }
@@ -105,7 +118,14 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
         let _ = child.kill();
         reap(&mut child, Instant::now() + REAP);
     }
-    verdict.unwrap_or_else(|| Err(without_verdict(&last, status, args.timeout).into()))
+    verdict.unwrap_or_else(|| Err(without_verdict(&last, status, limit).into()))
+}
+
+/// The limit of what comes after the start-up, and when it is reached.
+fn next_deadline(args: &TestArgs, whole: Option<Instant>) -> (Duration, Instant) {
+    let limit = args.limits.test();
+    let deadline = Instant::now() + limit;
+    (limit, whole.map_or(deadline, |whole| whole.min(deadline)))
 }
 
 fn start(args: &TestArgs) -> std::io::Result<Child> {
@@ -227,7 +247,7 @@ impl Stop {
     fn meaning(&self, args: &TestArgs, report: &Report, retried: bool) -> Fault {
         let context = Context {
             step: self.place.step,
-            shared: args.shared,
+            shared: args.shared || self.is_of_slice(report),
             device_files: report
                 .driver
                 .as_ref()
@@ -238,6 +258,13 @@ impl Stop {
             Cause::Code(code) => fault(code, context),
             Cause::Finding(what) => finding(what, context),
         }
+    }
+
+    /// Whether it is about a MIG slice, which has little memory of its own.
+    fn is_of_slice(&self, report: &Report) -> bool {
+        report.devices.iter().any(|device| {
+            Some(device.ordinal) == self.place.device && device.uuid.starts_with("MIG-")
+        })
     }
 
     fn failure(&self, fault: Fault, report: &Report) -> Failure {

@@ -30,6 +30,10 @@ pub enum Finding {
     WrongResult,
     /// The kernel wrote outside its output.
     BrokenCanary,
+    /// Memory does not hold what was written to it.
+    BadMemory,
+    /// A copy between host and device is slower than the floor that was set.
+    SlowCopy,
     /// A call did not come back within the deadline.
     Hang,
     /// The test process died of a signal.
@@ -46,7 +50,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -57,6 +61,8 @@ impl Finding {
         Self::ManagedMemory,
         Self::WrongResult,
         Self::BrokenCanary,
+        Self::BadMemory,
+        Self::SlowCopy,
         Self::Hang,
         Self::Crash,
         Self::UnexpectedExit,
@@ -136,6 +142,20 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "The device wrote to memory next to the kernel's output.",
             "Take the device out of use and replace it; nothing that it computed lately is to be trusted.",
         ),
+        Finding::BadMemory => (
+            "BadMemory",
+            Device,
+            High,
+            "The device's memory does not hold what was written to it, and the device reported no error.",
+            "Take the device out of use and replace it; nothing that it computed lately is to be trusted.",
+        ),
+        Finding::SlowCopy => (
+            "SlowCopy",
+            if context.retried { Device } else { Transient },
+            Medium,
+            "Copies between host and device are slower than the floor that was set: a PCIe link with fewer lanes or of an older generation than it should have, or a host that is very busy.",
+            "Compare nvidia-smi -q -d PCIE (link width and generation) with the maximum it shows, and reseat or replace the device or riser; lower CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND if the link is as it should be.",
+        ),
         Finding::Hang => (
             "Hang",
             if launched { Device } else { Node },
@@ -179,7 +199,11 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "Please send us this report.",
         ),
     };
-    let retry = !context.retried && matches!(finding, Finding::Crash | Finding::UnexpectedExit);
+    let retry = !context.retried
+        && matches!(
+            finding,
+            Finding::Crash | Finding::UnexpectedExit | Finding::SlowCopy
+        );
     Fault {
         class,
         name,
@@ -224,6 +248,8 @@ mod tests {
             (Finding::ManagedMemory, Step::Properties, Unsupported),
             (Finding::WrongResult, Step::Compare, Device),
             (Finding::BrokenCanary, Step::Compare, Device),
+            (Finding::BadMemory, Step::MemoryWalk, Device),
+            (Finding::SlowCopy, Step::CopyToDevice, Transient),
             (Finding::Hang, Step::Init, Node),
             (Finding::Hang, Step::Synchronize, Device),
             (Finding::Refused, Step::Registration, Class::Refused),

@@ -20,6 +20,6 @@ pub use codes::listed;
 pub use fault::{Confidence, Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use report::{
-    Device, DeviceStep, Driver, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step, Timings,
-    Warning,
+    Device, DeviceStep, Driver, DriverModel, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step,
+    Timings, Warning,
 };

@@ -74,10 +74,26 @@ pub struct Driver {
     /// Version of the kernel module, such as `580.95.05`, where `/proc` shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_version: Option<String>,
+    /// How the host drives the devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<DriverModel>,
     /// Whether any `/dev/nvidia<N>` is in the container.
     pub device_files: bool,
     /// Whether `/dev/nvidia-uvm` is in the container.
     pub uvm_file: bool,
+}
+
+/// How the host drives the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DriverModel {
+    /// Linux's own driver.
+    Linux,
+    /// Windows' driver (WDDM) behind WSL2: no concurrent managed access.
+    Wsl2,
+    /// A model that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One device.
@@ -104,6 +120,18 @@ pub struct Device {
     pub managed_memory: bool,
     /// Attribute 89: host and device may touch managed memory at once. False under WDDM and WSL2.
     pub concurrent_managed_access: bool,
+    /// Its multiprocessors; those of the slice under MIG.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiprocessors: Option<u32>,
+    /// How much of its memory was written and read back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_walk_bytes: Option<u64>,
+    /// Speed of a copy from pageable host memory to the device, in GiB (2³⁰ bytes) per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_to_device_gib_per_second: Option<f64>,
+    /// Speed of a copy from the device to pageable host memory, in GiB (2³⁰ bytes) per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_to_host_gib_per_second: Option<f64>,
     /// What ran on it, with the time of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<DeviceStep>,

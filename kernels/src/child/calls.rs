@@ -30,6 +30,19 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// How long it is.
+    pub(super) fn words(self) -> usize {
+        self.words
+    }
+
+    /// The same memory from a word on.
+    pub(super) fn from(self, index: usize) -> Self {
+        Self {
+            address: self.word(index),
+            words: self.words.saturating_sub(index),
+        }
+    }
+
     /// The address of a word, for a kernel.
     pub(super) fn word(self, index: usize) -> u64 {
         self.address + 4 * index as u64
@@ -55,6 +68,7 @@ impl Managed {
 #[derive(Clone, Copy)]
 #[repr(i32)]
 pub(super) enum Attribute {
+    Multiprocessors = 16,
     ComputeCapabilityMajor = 75,
     ComputeCapabilityMinor = 76,
     ManagedMemory = 83,
@@ -305,14 +319,6 @@ impl<'a> Driver<'a> {
             (f.cuMemAlloc_v2)(&raw mut address, 4 * words)
         })?;
         Ok(Buffer { address, words })
-    }
-
-    /// Frees and asks nothing: the verdict does not depend on it.
-    pub(super) fn free(self, buffer: Buffer) {
-        // SAFETY: the buffer is used no more; nothing of the host's points into it.
-        let _ = self.call("cuMemFree_v2", |f| unsafe {
-            (f.cuMemFree_v2)(buffer.address)
-        });
     }
 
     pub(super) fn copy_to_device(self, buffer: Buffer, words: &[u32]) -> Called<()> {

@@ -58,7 +58,6 @@ functions! {
         cuModuleLoadDataEx(*mut Handle, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
         cuModuleGetFunction(*mut Handle, Handle, *const c_char);
         cuMemAlloc_v2(*mut Address, usize);
-        cuMemFree_v2(Address);
         cuMemcpyHtoD_v2(Address, *const c_void, usize);
         cuMemcpyDtoH_v2(*mut c_void, Address, usize);
         cuStreamCreate(*mut Handle, c_uint);

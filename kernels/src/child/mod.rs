@@ -4,9 +4,12 @@
 //! error the context is poisoned, and a clean-up that fails or hangs would blame the wrong thing.
 
 mod calls;
+mod copies;
 mod functions;
 mod library;
+mod memory_walk;
 mod pattern;
+mod tensor_cores;
 mod test;
 
 use std::time::Instant;

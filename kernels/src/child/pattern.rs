@@ -10,7 +10,7 @@ pub(super) const CANARY: usize = 1024;
 pub(super) const ELEMENTS: usize = 320 * 1024 + 7;
 
 /// Mixes all bits of the position into all bits of the word (the finaliser of Murmur hash 3).
-fn mix(position: u32) -> u32 {
+pub(super) fn mix(position: u32) -> u32 {
     let mut word = position.wrapping_add(0x9e37_79b9);
     word = (word ^ (word >> 16)).wrapping_mul(0x85eb_ca6b);
     word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);

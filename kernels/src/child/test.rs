@@ -12,16 +12,27 @@ use super::{library, milliseconds};
 use crate::args::{ManagedMemory, TestArgs, Version};
 use crate::protocol::{Event, send};
 
-/// The kernel, with the zero at its end that the driver looks for.
-const VECTOR_ADD: &CStr = match CStr::from_bytes_with_nul(
-    concat!(include_str!("../../ptx/vector_add.ptx"), "\0").as_bytes(),
-) {
-    Ok(text) => text,
-    Err(_) => c"",
-};
+/// PTX, with the zero at its end that the driver looks for.
+macro_rules! ptx {
+    ($file:literal) => {
+        match CStr::from_bytes_with_nul(
+            concat!(include_str!(concat!("../../ptx/", $file)), "\0").as_bytes(),
+        ) {
+            Ok(text) => text,
+            Err(_) => c"",
+        }
+    };
+}
+
+const VECTOR_ADD: &CStr = ptx!("vector_add.ptx");
+const MEMORY_WALK: &CStr = ptx!("memory_walk.ptx");
+const TENSOR_CORES: &CStr = ptx!("tensor_cores.ptx");
+
+/// The first compute capability with tensor cores.
+const FIRST_WITH_TENSOR_CORES: Version = Version { major: 7, minor: 0 };
 
 /// Threads of a block.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 
 /// Elements of the round trip through managed memory: a few pages.
 const MANAGED_ELEMENTS: usize = 16 * 1024 + 3;
@@ -128,6 +139,7 @@ fn properties(driver: Driver, ordinal: u32) -> Called<Known> {
         compute_capability: capability.to_string(),
         managed_memory: attribute(Attribute::ManagedMemory)? != 0,
         concurrent_managed_access: attribute(Attribute::ConcurrentManagedAccess)? != 0,
+        multiprocessors: Some(attribute(Attribute::Multiprocessors)?),
         name,
         ..Device::default()
     };
@@ -182,10 +194,19 @@ fn check_properties(driver: Driver, device: &Known, args: &TestArgs) -> Called<(
 }
 
 /// A device under test.
-struct Bench<'a> {
-    driver: Driver<'a>,
+pub(super) struct Bench<'a> {
+    pub(super) driver: Driver<'a>,
     device: &'a mut Known,
-    args: &'a TestArgs,
+    pub(super) args: &'a TestArgs,
+}
+
+/// The kernels, loaded.
+struct Kernels {
+    vector_add: Handle,
+    memory_fill: Handle,
+    memory_check: Handle,
+    /// Where there are tensor cores.
+    tensor_multiply: Option<Handle>,
 }
 
 impl Bench<'_> {
@@ -197,27 +218,70 @@ impl Bench<'_> {
         })?;
         self.device.report.free_memory_bytes = Some(free);
         self.device.report.memory_bytes = total;
-        let kernel = self.step(Step::ModuleLoad, |driver| {
-            let module = driver.load_module(VECTOR_ADD)?;
-            driver.kernel(module, c"vector_add")
-        })?;
+        let kernels = self.load()?;
         let stream = self.driver.at(Step::Context).stream()?;
-        self.vector_add(vectors, kernel, stream)?;
+        self.vector_add(vectors, kernels.vector_add, stream)?;
+        if let Some(room) =
+            self.memory_walk(free, kernels.memory_fill, kernels.memory_check, stream)?
+            && !self.is_shared()
+        {
+            self.copies(room, vectors)?;
+        }
+        if let Some(kernel) = kernels.tensor_multiply {
+            self.tensor_cores(kernel, stream)?;
+        }
         if self.device.report.concurrent_managed_access {
-            self.managed_memory(kernel, stream)?;
+            self.managed_memory(kernels.vector_add, stream)?;
         }
         Ok(())
     }
 
+    fn load(&mut self) -> Called<Kernels> {
+        let has_tensor_cores = self.device.capability >= FIRST_WITH_TENSOR_CORES;
+        self.step(Step::ModuleLoad, |driver| {
+            let module = driver.load_module(VECTOR_ADD)?;
+            let vector_add = driver.kernel(module, c"vector_add")?;
+            let module = driver.load_module(MEMORY_WALK)?;
+            let memory_fill = driver.kernel(module, c"memory_fill")?;
+            let memory_check = driver.kernel(module, c"memory_check")?;
+            let tensor_multiply = if has_tensor_cores {
+                let module = driver.load_module(TENSOR_CORES)?;
+                Some(driver.kernel(module, c"tensor_multiply")?)
+            } else {
+                None
+            };
+            Ok(Kernels {
+                vector_add,
+                memory_fill,
+                memory_check,
+                tensor_multiply,
+            })
+        })
+    }
+
+    /// Whether others use the GPU too, or it is a slice: then it is not for us to fill its memory or its link.
+    pub(super) fn is_shared(&self) -> bool {
+        self.args.shared || self.device.report.uuid.starts_with("MIG-")
+    }
+
+    /// What the report says of the device.
+    pub(super) fn report(&mut self) -> &mut Device {
+        &mut self.device.report
+    }
+
     /// Runs a step and notes its time.
-    fn step<T>(&mut self, step: Step, run: impl FnOnce(Driver) -> Called<T>) -> Called<T> {
+    pub(super) fn step<T>(
+        &mut self,
+        step: Step,
+        run: impl FnOnce(Driver) -> Called<T>,
+    ) -> Called<T> {
         let started = Instant::now();
         let value = run(self.driver.at(step))?;
         self.note(step, milliseconds(started));
         Ok(value)
     }
 
-    fn note(&mut self, step: Step, ms: f64) {
+    pub(super) fn note(&mut self, step: Step, ms: f64) {
         self.device.report.steps.push(DeviceStep { step, ms });
     }
 
@@ -261,9 +325,6 @@ impl Bench<'_> {
             driver.announce();
             judge(driver, "vector_add", &found, &vectors.after)
         })?;
-        for buffer in [a, b, out] {
-            self.driver.free(buffer);
-        }
         Ok(())
     }
 
@@ -313,7 +374,7 @@ impl Bench<'_> {
 }
 
 /// Compares an output with what it must be.
-fn judge(driver: Driver, what: &str, found: &[u32], expected: &[u32]) -> Called<()> {
+pub(super) fn judge(driver: Driver, what: &str, found: &[u32], expected: &[u32]) -> Called<()> {
     pattern::compare(found, expected, CANARY).map_err(|difference| {
         let (finding, text) = match difference {
             Difference::Result(text) => (Finding::WrongResult, text),
@@ -346,13 +407,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_embedded_whole() {
-        let text = VECTOR_ADD.to_str().unwrap();
-        assert!(
-            text.contains(".version 8.0")
-                && text.contains(".target sm_70")
-                && text.trim_end().ends_with('}')
-        );
+    fn the_kernels_are_embedded_whole() {
+        for ptx in [VECTOR_ADD, MEMORY_WALK, TENSOR_CORES] {
+            let text = ptx.to_str().unwrap();
+            assert!(
+                text.contains(".version 8.0")
+                    && text.contains(".target sm_70")
+                    && text.trim_end().ends_with('}')
+            );
+        }
     }
 
     #[test]
