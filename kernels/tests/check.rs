@@ -201,6 +201,142 @@ fn a_wrong_result_is_the_devices_fault() {
 }
 
 #[test]
+fn memory_that_forgets_and_tensor_cores_that_err_are_the_devices_fault() {
+    for (fault, name, step) in [
+        (
+            json!({"kernel": "memory_fill", "nth": 5000, "flipBit": 7, "device": 1}),
+            "BadMemory",
+            Step::MemoryWalk,
+        ),
+        (
+            json!({"kernel": "memory_check", "nth": 0, "flipBit": 0, "device": 1}),
+            "BadMemory",
+            Step::MemoryWalk,
+        ),
+        (
+            json!({"kernel": "tensor_multiply", "nth": 300, "flipBit": 22, "device": 1}),
+            "WrongResult",
+            Step::TensorCores,
+        ),
+    ] {
+        let devices = json!({"devices": [{"profile": "l4", "count": 2}], "storeFaults": [fault]});
+        let (code, report) = check(&devices, &[]);
+        let failure = report.failure.unwrap();
+        assert_eq!(
+            (
+                code,
+                failure.code_name.as_str(),
+                failure.step,
+                failure.device
+            ),
+            (12, name, step, Some(1)),
+            "{}",
+            failure.message
+        );
+    }
+}
+
+#[test]
+fn copies_are_judged_only_by_a_floor_that_was_set() {
+    let one = json!({"devices": [{"profile": "h100"}]});
+    let (code, report) = check(&one, &[]);
+    assert_eq!(code, 0);
+    assert!(report.devices[0].host_to_device_gib_per_second.unwrap() > 0.0);
+    assert!(report.devices[0].device_to_host_gib_per_second.unwrap() > 0.0);
+    let (code, report) = check(&one, &["--min-copy-gib-per-second", "1000000"]);
+    let failure = report.failure.unwrap();
+    assert_eq!(
+        (code, failure.code_name.as_str(), report.attempts),
+        (12, "SlowCopy", 2),
+        "{}",
+        failure.message
+    );
+}
+
+#[test]
+fn a_shared_gpu_or_a_slice_is_neither_filled_nor_timed() {
+    let full = json!({"call": "cuMemAlloc_v2", "nth": 4, "code": 2});
+    for (profile, arguments) in [("mig-1g", &[][..]), ("t4", &["--shared"][..])] {
+        let devices = json!({"devices": [{"profile": profile}]});
+        let (code, report) = check(&devices, arguments);
+        let device = &report.devices[0];
+        assert_eq!(code, 0, "{profile}");
+        assert!(device.memory_walk_bytes.unwrap() <= 1 << 20, "{profile}");
+        assert_eq!(device.host_to_device_gib_per_second, None, "{profile}");
+        let devices = json!({"devices": [{"profile": profile}], "faults": [full]});
+        let (code, report) = check(&devices, arguments);
+        assert_eq!(code, 0, "{profile}: {:?}", report.failure);
+        assert!(
+            report
+                .warnings
+                .iter()
+                .any(|warning| warning.reason == "MemoryWalkSkipped"),
+            "{profile}: {:?}",
+            report.warnings
+        );
+    }
+}
+
+#[test]
+fn every_generation_of_gpus_has_its_verdict() {
+    for (profile, code) in [
+        ("p100", 14),
+        ("v100", 0),
+        ("t4", 0),
+        ("rtx2060", 0),
+        ("rtx2060-wddm", 0),
+        ("a100", 0),
+        ("mig-1g", 0),
+        ("l4", 0),
+        ("h100", 0),
+        ("b200", 0),
+        ("rtx5090", 0),
+    ] {
+        let (found, report) = check(&json!({"devices": [{"profile": profile}]}), &[]);
+        assert_eq!(found, code, "{profile}: {:?}", report.failure);
+        let ran = |step| report.devices[0].steps.iter().any(|ran| ran.step == step);
+        if code == 0 {
+            assert!(
+                ran(Step::MemoryWalk) && ran(Step::TensorCores),
+                "{profile}: {:?}",
+                report.devices[0].steps
+            );
+            assert_eq!(
+                ran(Step::ManagedMemory),
+                profile != "rtx2060-wddm",
+                "{profile}"
+            );
+            assert_eq!(
+                report.devices[0].uuid.starts_with("MIG-"),
+                profile == "mig-1g"
+            );
+        }
+    }
+}
+
+#[test]
+fn start_up_and_test_are_given_their_own_time() {
+    let slow_start = faulty(json!({"call": "cuInit", "delayMs": 1500}));
+    let (code, report) = check(&slow_start, &["--test-timeout", "1"]);
+    assert_eq!(code, 0, "{:?}", report.failure);
+    let (_, report) = check(&slow_start, &["--startup-timeout", "1"]);
+    let failure = report.failure.unwrap();
+    assert_eq!(
+        (failure.code_name.as_str(), failure.step),
+        ("Hang", Step::Init)
+    );
+    let hang = faulty(json!({"call": "cuStreamSynchronize", "hang": true}));
+    let (code, report) = check(&hang, &["--test-timeout", "1"]);
+    let failure = report.failure.unwrap();
+    assert_eq!((code, failure.code_name.as_str()), (12, "Hang"));
+    assert!(
+        failure.message.contains("within 1 s"),
+        "{}",
+        failure.message
+    );
+}
+
+#[test]
 fn what_kills_or_stops_the_test_does_not_stop_the_report() {
     for (fault, code, name) in [
         (json!({"call": "cuInit", "hang": true}), 13, "Hang"),

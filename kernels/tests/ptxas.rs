@@ -40,8 +40,11 @@ fn every_assembler_takes_it_for_every_target() {
     for (package, version, targets) in ASSEMBLERS {
         let ptxas = ptxas(package, version);
         for target in *targets {
-            let (good, said) = assemble(&ptxas, &ptx(), *target);
-            assert!(good, "ptxas {version} for sm_{target}: {said}");
+            for file in all_ptx() {
+                let (good, said) = assemble(&ptxas, &file, *target);
+                let file = file.display();
+                assert!(good, "ptxas {version}, {file} for sm_{target}: {said}");
+            }
         }
     }
 }
@@ -65,6 +68,15 @@ fn row_20_too_old_a_gpu_and_a_wrong_kernel_are_refused() {
 
 fn ptx() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx/vector_add.ptx")
+}
+
+fn all_ptx() -> Vec<PathBuf> {
+    let files: Vec<_> = fs::read_dir(ptx().parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(files.len(), 3, "{files:?}");
+    files
 }
 
 fn assemble(ptxas: &Path, file: &Path, target: u32) -> (bool, String) {
