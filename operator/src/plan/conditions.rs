@@ -177,6 +177,10 @@ fn credentials(observed: &Observed) -> Say {
 }
 
 fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    // Before the nodes that are left alone: the breaker opens only when some are.
+    if let Some(sentence) = &health.quarantine.breaker {
+        return say("False", "BreakerOpen", sentence.clone());
+    }
     let unhealthy = health.quarantine.unhealthy(observed);
     if !unhealthy.is_empty() {
         let found = unhealthy.iter().map(|e| match &e.device {
@@ -189,9 +193,6 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
             "NodesQuarantined",
             format!("Left alone for a while: {}", found.join("; ")),
         );
-    }
-    if let Some(sentence) = &health.quarantine.breaker {
-        return say("False", "BreakerOpen", sentence.clone());
     }
     let gate_failure = health
         .current()

@@ -123,15 +123,21 @@ impl Quarantine {
         });
     }
 
-    /// Whether more than half of the pool's nodes would be out within the breaker's time.
+    /// Whether more than half of the pool's nodes would be out within the breaker's time, or for as long as no gate
+    /// passes: what all nodes share may take its time to go through them, too.
     fn too_many_with(&self, view: &View, node: &str) -> bool {
         let nodes = view.nodes();
+        let last_passed = view.last_passed(&nodes);
+        let counts = |entry: &QuarantineStatus| {
+            view.now < entry.since.0 + BREAKER_WINDOW
+                || last_passed.is_none_or(|passed| passed <= entry.since.0)
+        };
         let others = view.observed.quarantined.iter();
         let mut out: BTreeSet<&str> = self
             .entries
             .iter()
             .chain(others)
-            .filter(|e| is_active(e, view.now) && view.now < e.since.0 + BREAKER_WINDOW)
+            .filter(|e| is_active(e, view.now) && counts(e))
             .map(|e| e.node.as_str())
             .filter(|name| nodes.contains(name))
             .collect();
@@ -148,13 +154,19 @@ impl Quarantine {
                 self.probation.insert(entry.node.clone());
             }
         }
-        // What another pool has found is its to try again.
-        let others = view.observed.quarantined.iter();
-        self.avoided.extend(
-            others
-                .filter(|e| now < ends_by_itself(e))
-                .map(|e| e.node.clone()),
-        );
+        // What another pool has found is its to try again; what both have found, either's when both times are over.
+        for entry in &view.observed.quarantined {
+            let avoid = if self.probation.contains(&entry.node) {
+                is_active(entry, now)
+            } else {
+                now < ends_by_itself(entry)
+            };
+            if avoid {
+                self.avoided.insert(entry.node.clone());
+            }
+        }
+        let avoided = &self.avoided;
+        self.probation.retain(|node| !avoided.contains(node));
         let all = self.entries.iter().chain(&view.observed.quarantined);
         self.wake = all
             .flat_map(|e| {
@@ -170,17 +182,23 @@ impl Quarantine {
     /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
     fn spared(&self, view: &View, new: &[FailureStatus]) -> Option<String> {
         let total = view.nodes().len();
+        let last_passed = view.last_passed(&view.nodes());
+        // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
+        let still_failing = view.pool.status.consecutive_failures > 0;
+        let counts = |failure: &FailureStatus| {
+            view.now < failure.at.0 + BREAKER_WINDOW
+                || still_failing && last_passed.is_none_or(|passed| passed <= failure.at.0)
+        };
         let recent = new.iter().chain(&view.pool.status.last_failures);
         let spared = recent
-            .filter(|f| blames_node(f) && view.now < f.at.0 + BREAKER_WINDOW)
+            .filter(|f| blames_node(f) && counts(f))
             .filter_map(|f| f.node.as_deref())
             .any(|node| !self.is_avoided(node) && self.too_many_with(view, node));
         if total < 2 || !spared {
             return None;
         }
         Some(format!(
-            "More than half of the pool's {total} nodes failed the gate within {} minutes, so no further node is left alone: what they share is more likely to blame than each of them. One runner at a time is tried",
-            BREAKER_WINDOW.as_mins()
+            "More than half of the pool's {total} nodes failed the gate, so no further node is left alone: what they share is more likely to blame than each of them. One runner at a time is tried"
         ))
     }
 
@@ -278,6 +296,15 @@ impl View<'_> {
         let all = self.observed.passed.iter();
         all.filter(|p| p.node == entry.node && p.created > entry.since.0)
             .max_by_key(|p| p.created)
+    }
+
+    /// When the newest pod was made that passed the gate on one of these nodes.
+    fn last_passed(&self, nodes: &BTreeSet<&str>) -> Option<Timestamp> {
+        let passed = self.observed.passed.iter();
+        passed
+            .filter(|p| nodes.contains(p.node.as_str()))
+            .map(|p| p.created)
+            .max()
     }
 
     /// Whether a pass speaks for the device that failed: it was among those that passed, or it is not in the node any more.

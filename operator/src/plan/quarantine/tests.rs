@@ -275,6 +275,88 @@ fn a_cluster_is_never_emptied_at_once() {
 }
 
 #[test]
+fn what_all_nodes_share_does_not_empty_a_cluster_slowly_either() {
+    let mut pool = pool(1);
+    let mut world = observed(vec![]);
+    world.nodes = Some(nodes(4));
+    for visit in 0..12 {
+        let now = NOW + SignedDuration::from_mins(visit * 4);
+        let mut failure = gate_failure(Class::Device);
+        failure.at = now;
+        let on = format!("node-{}", visit % 4 + 1);
+        world.runners = vec![failed(&pool, &format!("pool-{visit:05}"), &on, failure)];
+        pool.status = plan(&pool, &world, now).status;
+        let active = pool.status.quarantine.iter();
+        let active = active.filter(|e| is_active(e, now)).count();
+        assert!(active <= 2, "{active} of 4 at visit {visit}");
+    }
+
+    // The pauses have become longer than the breaker's time: it is still one runner that is tried.
+    pool.spec.as_mut().unwrap().replicas = 4;
+    world.runners.clear();
+    let later = NOW + SignedDuration::from_mins(44 + 12);
+    let visit = plan(&pool, &world, later);
+    assert_eq!(avoided(&visit).len(), 1);
+    let mut conditions = visit.status.conditions.iter();
+    let gpu = conditions.find(|c| c.type_ == "GpuHealthy");
+    assert_eq!(gpu.unwrap().reason, "BreakerOpen");
+}
+
+#[test]
+fn bad_nodes_found_one_by_one_go_where_others_pass() {
+    let mut pool = pool(1);
+    let mut world = observed(vec![]);
+    world.nodes = Some(nodes(4));
+    for n in 1..=3 {
+        let now = NOW + SignedDuration::from_mins(n * 6);
+        let mut failure = gate_failure(Class::Device);
+        failure.at = now;
+        world.runners = vec![failed(
+            &pool,
+            &format!("pool-{n:05}"),
+            &format!("node-{n}"),
+            failure,
+        )];
+        world.passed = vec![Passed {
+            node: "node-4".into(),
+            created: now,
+            devices: vec![],
+        }];
+        pool.status = plan(&pool, &world, now).status;
+    }
+    assert_eq!(pool.status.quarantine.len(), 3);
+}
+
+#[test]
+fn a_node_that_two_pools_found_is_tried_when_the_time_of_both_is_over() {
+    let (pool, first) = after(Class::Node, 4);
+    let pool = next(pool, &first);
+    let mut other = first.status.quarantine[0].clone();
+    other.until = Some(Time(NOW + SignedDuration::from_mins(40)));
+    let mut observed = observed(vec![]);
+    observed.nodes = Some(nodes(4));
+    observed.quarantined = vec![other];
+    for (minutes, tried) in [(31, false), (41, true)] {
+        let now = NOW + SignedDuration::from_mins(minutes);
+        let visit = plan(&pool, &observed, now);
+        let avoids = avoided(&visit).remove(0);
+        assert_eq!(!avoids.contains("node-1"), tried, "after {minutes} minutes");
+
+        // A pod made now is not made anew at the next visit.
+        let mut waiting = runner(&pool, "pool-bbbbb", RunnerPhase::Unscheduled);
+        waiting.avoids = avoids;
+        let mut next = observed.clone();
+        next.runners = vec![waiting];
+        let again = plan(&pool, &next, now);
+        let gone = again
+            .actions
+            .iter()
+            .any(|a| matches!(a, Action::DeletePod(_)));
+        assert!(!gone, "after {minutes} minutes");
+    }
+}
+
+#[test]
 fn a_single_node_has_no_other_and_is_tried_again() {
     let (pool, first) = after(Class::Device, 1);
     assert_eq!(quarantined(&first), Vec::<&str>::new());
