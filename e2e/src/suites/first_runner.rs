@@ -119,15 +119,15 @@ pub(super) async fn example(ctx: &Ctx) -> Result<()> {
     }
 
     // And a field without which the pool would be another one stalls it
-    let mut persistent = ours;
-    persistent["metadata"]["name"] = json!("persistent");
-    persistent["spec"]["lifetime"] = json!("Persistent");
-    ctx.apply(&persistent).await?;
+    let mut scale_set = ours;
+    scale_set["metadata"]["name"] = json!("scale-set");
+    scale_set["spec"]["registration"] = json!("ScaleSet");
+    ctx.apply(&scale_set).await?;
     let message = ctx
-        .condition("persistent", "Stalled", "True", "NotImplemented")
+        .condition("scale-set", "Stalled", "True", "NotImplemented")
         .await?;
     ensure!(
-        message.contains("spec.lifetime"),
+        message.contains("spec.registration: ScaleSet"),
         "the field is not named in: {message}"
     );
     Ok(())
