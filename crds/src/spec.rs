@@ -295,7 +295,15 @@ pub struct Preflight {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
     pub rust_toolchain: Option<String>,
-    /// Addresses that must answer.
+    /// MiB that must be free where the agent keeps the files of jobs, 512 where absent and anything else of the image is asked for.
+    #[serde(
+        default,
+        rename = "minDiskMiB",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(min = 0, max = 16_777_216))]
+    pub min_disk_mib: Option<i32>,
+    /// Addresses that must answer, over HTTP and in any way, within 5 seconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 50),

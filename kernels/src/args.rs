@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gate_report::preflight::Wanted;
 
 /// Exit codes, for the end of `--help`.
 const EXIT_CODES: &str = "\
@@ -177,6 +178,9 @@ pub(crate) struct GateArgs {
     /// Longest time to wait for a registration, in seconds.
     #[arg(long, env = "CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) registration_timeout: Duration,
+    /// What the runner's image and network must offer, as JSON.
+    #[arg(long, env = "CUDA_SMOKE_PREFLIGHT", value_name = "JSON", value_parser = wanted)]
+    pub(crate) preflight: Option<Wanted>,
     /// Node of this pod, for the report.
     #[arg(long, env = "NODE_NAME", hide = true)]
     pub(crate) node: Option<String>,
@@ -285,6 +289,10 @@ fn speed(text: &str) -> Result<f64, String> {
         Ok(speed) if f64::is_finite(speed) && speed > 0.0 => Ok(speed),
         _ => Err("write a number above 0, such as 3.5".into()),
     }
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 /// Reads the command line and the environment.

@@ -13,7 +13,7 @@ use gate_report::{
 
 use crate::args::{self, GateArgs};
 use crate::registrar::{Answer, Registrar};
-use crate::{output, registration, supervisor};
+use crate::{output, preflight, registration, supervisor};
 
 /// How long a failing report is offered to the registrar. It is in the termination message anyway.
 const FAILING_REPORT: Duration = Duration::from_secs(10);
@@ -21,12 +21,16 @@ const FAILING_REPORT: Duration = Duration::from_secs(10);
 /// Tests, reports, stores the registration, and returns the exit code.
 pub(crate) fn run(args: &GateArgs) -> u8 {
     end_on_signal();
+    let preflight = args.preflight.as_ref().map(preflight::start);
     let mut report = Report {
         node: args.node.clone(),
         namespace: args.namespace.clone(),
         pod: args.pod.clone(),
         ..supervisor::test(&args.test)
     };
+    if let Some(preflight) = preflight {
+        preflight.finish(&args.registration_dir, &mut report);
+    }
     // Written before the registrar is asked, in case we do not live to hear its answer.
     write_summary(&args.termination_log, &report);
     print!("{}", output::text(&report));

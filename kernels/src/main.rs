@@ -9,9 +9,11 @@
 mod args;
 mod check;
 mod child;
+mod egress;
 mod gate;
 mod host;
 mod output;
+mod preflight;
 mod protocol;
 mod registrar;
 mod registration;

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use gate_report::preflight::{CheckOutcome, PreflightFinding};
 use gate_report::{Device, Report};
 
 /// A duration in milliseconds, to the microsecond.
@@ -43,6 +44,9 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     for warning in &report.warnings {
         writeln!(out, "\nwarning: {}", warning.message)?;
     }
+    for finding in report.preflight.iter().flat_map(|p| &p.findings) {
+        write_finding(out, finding)?;
+    }
     match &report.failure {
         None => {
             let count = report.devices.len();
@@ -72,6 +76,19 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
             writeln!(out, "  To do: {}", failure.advice)
         }
     }
+}
+
+fn write_finding(out: &mut String, finding: &PreflightFinding) -> fmt::Result {
+    let word = match finding.outcome {
+        CheckOutcome::Ok => "ok",
+        CheckOutcome::Warning => "warning",
+        CheckOutcome::Failed | CheckOutcome::Unknown => "FAILED",
+    };
+    write!(out, "preflight {word:7} {}", finding.subject)?;
+    if finding.message.is_empty() {
+        return writeln!(out);
+    }
+    writeln!(out, ": {}", finding.message)
 }
 
 fn write_device(out: &mut String, device: &Device) -> fmt::Result {

@@ -5,8 +5,9 @@ use std::fmt;
 
 use cudarunner_crds::{
     CudaRunner, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime, ManagedMemory,
-    RegistrationMode, Verify,
+    Preflight, RegistrationMode, Verify,
 };
+use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::runtime::reflector::ObjectRef;
@@ -91,6 +92,8 @@ pub struct Spec {
     pub gpu: GpuRequest,
     /// What the gate demands.
     pub gate: GateSettings,
+    /// What the runner's image and network must offer.
+    pub preflight: Option<Wanted>,
     /// How long a node that failed is left alone, the first time.
     pub quarantine: SignedDuration,
     /// The user's template.
@@ -265,6 +268,7 @@ impl Spec {
         } else {
             RegistrationKind::JitConfig
         };
+        let preflight = spec.preflight.as_ref().map(read_preflight);
         let shape = (
             (persistent, registration == RegistrationKind::Token),
             url.to_string(),
@@ -283,6 +287,7 @@ impl Spec {
             ),
             &spec.template,
             spec.github.proxy.as_ref(),
+            &preflight,
         );
         let template_hash = fingerprint(&serde_json::to_string(&shape).unwrap_or_default());
         Ok(Self {
@@ -302,6 +307,7 @@ impl Spec {
             url,
             gpu,
             gate,
+            preflight,
             template,
         })
     }
@@ -325,19 +331,35 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
 /// Fields that add something to the pool which this version does not do: it works without, and says so.
 fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
     let spec = &resource.spec;
-    [
-        (spec.preflight.is_some(), "spec.preflight"),
-        (spec.required_checks.is_some(), "spec.requiredChecks"),
-    ]
-    .into_iter()
-    .filter_map(|(asked, field)| asked.then_some(field))
-    .collect()
+    [(spec.required_checks.is_some(), "spec.requiredChecks")]
+        .into_iter()
+        .filter_map(|(asked, field)| asked.then_some(field))
+        .collect()
 }
 
 fn read_gpu(gpu: &Gpu) -> GpuRequest {
     GpuRequest {
         resource: gpu.resource.clone(),
         count: gpu.count.unwrap_or(1).max(1).unsigned_abs(),
+    }
+}
+
+/// The container is there for what only the image can tell; the gate tries addresses itself.
+fn read_preflight(preflight: &Preflight) -> Wanted {
+    let image = !preflight.commands.is_empty()
+        || preflight.cuda_toolkit.is_some()
+        || preflight.rust_toolchain.is_some()
+        || preflight.min_disk_mib.is_some();
+    let least = preflight
+        .min_disk_mib
+        .map_or(MIN_DISK_MIB, |mib| u64::from(mib.max(0).unsigned_abs()));
+    Wanted {
+        image,
+        commands: preflight.commands.clone(),
+        cuda_toolkit: preflight.cuda_toolkit.clone(),
+        rust_toolchain: preflight.rust_toolchain.clone(),
+        min_disk_mib: image.then_some(least),
+        egress: preflight.egress.clone(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`Class`]: what kind of failure it was, with stable exit codes.
 //! - [`fault()`] and [`finding()`]: the one table that turns a driver's code, or something that the gate saw itself,
 //!   into a class, a meaning and advice.
+//! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
 //! Pure values: no I/O, no clock.
@@ -12,6 +13,7 @@ mod class;
 mod codes;
 mod fault;
 mod findings;
+pub mod preflight;
 mod report;
 pub mod wire;
 

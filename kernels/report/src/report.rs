@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::preflight::{CheckOutcome, Preflight};
 use crate::{Class, Confidence};
 
 /// Value of [`Report::schema`]. Fields may be added under the same value; a reader ignores what it does not know.
@@ -41,6 +42,9 @@ pub struct Report {
     pub driver: Option<Driver>,
     /// Every device that was reached, in the driver's order.
     pub devices: Vec<Device>,
+    /// What the runner's image and network offer, where the pool asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
     /// Why the gate failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -240,6 +244,8 @@ pub enum Step {
     TensorCores,
     /// Managed memory: advise, prefetch, round trip.
     ManagedMemory,
+    /// The runner's image and network are looked at.
+    Preflight,
     /// The registrar is asked.
     Registration,
     /// A step that this version does not know.
@@ -284,6 +290,7 @@ impl Step {
             Self::MemoryWalk => "memory walk",
             Self::TensorCores => "tensor cores",
             Self::ManagedMemory => "managed memory",
+            Self::Preflight => "preflight",
             Self::Registration => "register",
             Self::Unknown => "unknown step",
         }
@@ -325,7 +332,7 @@ impl Report {
     }
 
     /// The report as one line of JSON of at most [`SUMMARY_LIMIT`] bytes: what is bulky goes first, then long
-    /// sentences are cut, then devices; the failure itself stays.
+    /// sentences are cut, then devices; the failure itself stays. Of the preflight, what passed goes first.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut short = self.clone();
@@ -335,13 +342,22 @@ impl Report {
         if let Some(text) = short.fitting() {
             return text;
         }
-        for limit in [600, 200, 80] {
+        if let Some(preflight) = &mut short.preflight {
+            shorten(preflight);
+        }
+        if let Some(text) = short.fitting() {
+            return text;
+        }
+        for limit in [1500, 600, 200, 80] {
             short.cut_texts(limit);
             if let Some(text) = short.fitting() {
                 return text;
             }
         }
         short.warnings.truncate(4);
+        if let Some(preflight) = &mut short.preflight {
+            preflight.findings.truncate(4);
+        }
         let culprit = short.failure.as_ref().and_then(|failure| failure.device);
         while short.devices.len() > 1 {
             // The device at fault is the one to keep.
@@ -355,6 +371,7 @@ impl Report {
             }
         }
         short.warnings.clear();
+        short.preflight = None;
         short.fitting().unwrap_or_else(|| {
             // Unreachable with texts of 80 bytes; a valid report all the same.
             format!(r#"{{"schema":"{SCHEMA}","outcome":"failed"}}"#)
@@ -408,6 +425,26 @@ impl Report {
             cut(&mut warning.reason, limit);
             cut(&mut warning.message, limit);
         }
+        for finding in self.preflight.iter_mut().flat_map(|p| &mut p.findings) {
+            cut(&mut finding.subject, limit);
+            for text in [&mut finding.found, &mut finding.wanted]
+                .into_iter()
+                .flatten()
+            {
+                cut(text, limit);
+            }
+        }
+    }
+}
+
+/// What passed goes, and so do the sentences: the failure says them, too.
+fn shorten(preflight: &mut Preflight) {
+    preflight
+        .findings
+        .retain(|finding| finding.outcome != CheckOutcome::Ok);
+    for finding in &mut preflight.findings {
+        finding.message.clear();
+        finding.advice.clear();
     }
 }
 
@@ -510,6 +547,40 @@ mod tests {
                         .any(|device| device.ordinal == devices - 1)
                 );
                 assert_eq!(back.node, report.node);
+            }
+        }
+    }
+
+    #[test]
+    fn a_summary_with_a_preflight_of_any_length_fits_and_keeps_what_failed() {
+        use crate::preflight::{Check, PreflightFinding};
+        for (count, text) in [
+            (3, "short"),
+            (150, "https://example.com/\u{1}🦀"),
+            (50, &*"x".repeat(512)),
+        ] {
+            let bad = |number| {
+                let message = format!("{text}{number} did not answer");
+                PreflightFinding::failed(Check::Egress, text, message, text)
+            };
+            let preflight = Preflight {
+                findings: (0..count)
+                    .flat_map(|n| [PreflightFinding::ok(Check::Command, text), bad(n)])
+                    .collect(),
+            };
+            let mut report = Report {
+                failure: preflight.failure(),
+                devices: (0..16).map(device).collect(),
+                ..Report::new("0")
+            };
+            report.preflight = Some(preflight.clone());
+            let summary = report.summary();
+            assert!(summary.len() <= SUMMARY_LIMIT, "{}", summary.len());
+            let back: Report = serde_json::from_str(&summary).unwrap();
+            assert_eq!(back.failure.unwrap().code_name, crate::preflight::FAILED);
+            if count == 3 {
+                assert!(back.preflight.unwrap().has_failed());
+                assert!(summary.contains("short2 did not answer"), "{summary}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Why a runner pod ended.
 
-use gate_report::{Class, Report, Step};
+use gate_report::{Class, Report, Step, preflight};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::agent;
 use super::pod::{
-    GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, container, init_container, terminated,
+    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, container, init_container, terminated,
 };
 
 /// How a runner ended.
@@ -57,6 +57,8 @@ pub struct Failure {
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;
+/// The reason of a runner whose image or network lacks something.
+const PREFLIGHT_FAILED: &str = "PreflightFailed";
 /// The reason of a runner whose job ended with it.
 pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
 
@@ -101,6 +103,18 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     // A persistent runner's job is not its end.
     if let Some(job) = marks.completed.filter(|_| !persistent) {
         return Some(End::JobDone(job));
+    }
+    let preflight = terminated(init_container(pod, PREFLIGHT));
+    if let Some(ended) = preflight.filter(|p| p.exit_code != 0 && status.reason.is_none()) {
+        return Some(failure(
+            PREFLIGHT_FAILED,
+            Class::Config,
+            format!(
+                "The runner's image could not be looked at: its container preflight ended with code {} ({}). The image needs a POSIX shell at /bin/sh; `kubectl logs -c {PREFLIGHT}` of the pod tells more.",
+                ended.exit_code,
+                ended.reason.as_deref().unwrap_or("no reason given")
+            ),
+        ));
     }
     if let Some(gate) = gate.filter(|g| g.exit_code != 0) {
         return Some(End::Failed(gate_failure(
@@ -155,12 +169,18 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
 fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Timestamp) -> Failure {
     let report = message.and_then(|m| serde_json::from_str::<Report>(m).ok());
     let class = Class::from_exit_code(code).unwrap_or(Class::Transient);
+    let found = report.and_then(|r| r.failure);
     let reason_word = match class {
+        _ if found
+            .as_ref()
+            .is_some_and(|f| f.code_name == preflight::FAILED) =>
+        {
+            PREFLIGHT_FAILED
+        }
         Class::Refused => "RegistrationRefused",
         _ if code == i32::from(gate_report::exit::UNREACHABLE) => "RegistrarUnreachable",
         _ => "GateFailed",
     };
-    let found = report.and_then(|r| r.failure);
     let message = match &found {
         Some(failure) if failure.advice.is_empty() => failure.message.clone(),
         Some(failure) => format!("{} {}", failure.message, failure.advice),

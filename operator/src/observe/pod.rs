@@ -18,6 +18,8 @@ pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
 pub const PERSISTENT: &str = "Persistent";
 /// Annotation: names of the nodes that the pod was told to keep off, with commas between.
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
+/// Name of the init container that looks at the runner's image.
+pub const PREFLIGHT: &str = "preflight";
 /// Name of the init container that proves the GPU.
 pub const GATE: &str = "gate";
 /// Name of the agent's container.
@@ -212,8 +214,9 @@ impl State {
                 running.started_at.as_ref().map_or(bound, |t| t.0),
             );
         }
+        let first = init_container(pod, PREFLIGHT).and_then(waiting_of_container);
         Self {
-            waiting: gate.and_then(waiting_of_container),
+            waiting: first.or_else(|| gate.and_then(waiting_of_container)),
             ..at(RunnerPhase::Preparing, bound)
         }
     }

@@ -6,6 +6,7 @@ pub mod conditions;
 pub mod health;
 mod placement;
 pub mod pod;
+mod preflight;
 pub mod quarantine;
 pub mod queue;
 pub mod runners;

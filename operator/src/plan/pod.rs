@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::{PodSettings, placement};
+use super::{PodSettings, placement, preflight};
 use crate::github::Scope;
 use crate::observe::pod::{
     AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
@@ -85,6 +85,9 @@ pub fn build(
         pod_spec.merge_from(template);
     }
     run_gate_as_the_job(&mut pod_spec);
+    if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
+        preflight::add(&mut pod_spec, wanted);
+    }
     placement::restrict(&mut pod_spec, avoid, &spec.gate.min_compute_capability);
 
     let user = spec.template.metadata.clone().unwrap_or_default();
@@ -174,6 +177,18 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
     env.push(field("NODE_NAME", "spec.nodeName"));
     env.push(field("POD_NAME", "metadata.name"));
     env.push(field("POD_NAMESPACE", "metadata.namespace"));
+    let mut mounts = vec![
+        mount("registration", REGISTRATION_DIR, false),
+        mount("registrar-token", TOKEN_DIR, true),
+    ];
+    if let Some(wanted) = &spec.preflight {
+        let wanted = serde_json::to_string(wanted).unwrap_or_default();
+        env.push(value("CUDA_SMOKE_PREFLIGHT", wanted));
+        if spec.ca_bundle.is_some() {
+            mounts.push(mount("github-ca", CA_DIR, true));
+            env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
+        }
+    }
     Container {
         name: GATE.to_owned(),
         image: Some(settings.gate_image.clone()),
@@ -196,10 +211,7 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![
-            mount("registration", REGISTRATION_DIR, false),
-            mount("registrar-token", TOKEN_DIR, true),
-        ]),
+        volume_mounts: Some(mounts),
         ..Container::default()
     }
 }

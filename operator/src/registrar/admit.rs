@@ -27,6 +27,8 @@ pub struct Policy {
     pub min_cuda_version: Version,
     /// Every device has concurrent managed access.
     pub require_managed_memory: bool,
+    /// What the runner's image and network offer was looked at, and is in order.
+    pub require_preflight: bool,
     /// Name of the pod that the report must be from.
     pub pod: String,
     /// Node of the pod, as the API server knows it. `None`: not known yet, and not compared.
@@ -85,6 +87,16 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
                 named(report.node.as_deref())
             ),
         );
+    }
+    let preflight = report.preflight.as_ref();
+    if policy.require_preflight && preflight.is_none() {
+        return refuse(
+            "NoPreflight",
+            "the report does not say what the runner's image and network offer, the pool asks for it (spec.preflight)".to_owned(),
+        );
+    }
+    if let Some(preflight) = preflight.filter(|preflight| preflight.has_failed()) {
+        return refuse("Preflight", sentence(&preflight.sentence()));
     }
     if usize::try_from(policy.devices) != Ok(report.devices.len()) {
         return refuse(
@@ -146,6 +158,14 @@ fn at_least(version: &str, minimum: Version) -> bool {
 /// The gate's words go into a sentence for people: never more than a line of them.
 fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// A sentence of the gate's, of a length for a refusal.
+fn sentence(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(2000)
+        .collect()
 }
 
 fn named(text: Option<&str>) -> String {

@@ -55,6 +55,7 @@ impl Desk for StubDesk {
                         minor: 0,
                     },
                     require_managed_memory: false,
+                    require_preflight: false,
                     pod: pod.name.clone(),
                     node: pod.node.clone(),
                 },
