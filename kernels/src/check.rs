@@ -5,7 +5,7 @@ use std::io::Write;
 use gate_report::Report;
 
 use crate::args::CheckArgs;
-use crate::{output, supervisor};
+use crate::supervisor;
 
 /// Tests, prints, and returns the exit code.
 pub(crate) fn run(args: &CheckArgs) -> u8 {
@@ -13,7 +13,7 @@ pub(crate) fn run(args: &CheckArgs) -> u8 {
     let text = if args.json {
         json(&report)
     } else {
-        output::text(&report)
+        report.text()
     };
     // A reader that has gone away changes nothing about the verdict.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());

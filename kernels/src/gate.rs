@@ -13,7 +13,7 @@ use gate_report::{
 
 use crate::args::{self, GateArgs};
 use crate::registrar::{Answer, Registrar};
-use crate::{output, preflight, registration, supervisor};
+use crate::{preflight, registration, supervisor};
 
 /// How long a failing report is offered to the registrar. It is in the termination message anyway.
 const FAILING_REPORT: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &GateArgs) -> u8 {
     }
     // Written before the registrar is asked, in case we do not live to hear its answer.
     write_summary(&args.termination_log, &report);
-    print!("{}", output::text(&report));
+    print!("{}", report.text());
     let code = if report.passed() {
         register(args, &mut report)
     } else {

@@ -1,6 +1,7 @@
 //! What the GPU gate found and what it means.
 //!
-//! - [`Report`]: the verdict that the gate writes, and its [`summary`](Report::summary) of at most 4 KiB.
+//! - [`Report`]: the verdict that the gate writes, its [`summary`](Report::summary) of at most 4 KiB, and its
+//!   [`text`](Report::text) for people.
 //! - [`Class`]: what kind of failure it was, with stable exit codes.
 //! - [`fault()`] and [`finding()`]: the one table that turns a driver's code, or something that the gate saw itself,
 //!   into a class, a meaning and advice.
@@ -15,6 +16,7 @@ mod fault;
 mod findings;
 pub mod preflight;
 mod report;
+mod text;
 pub mod wire;
 
 pub use class::{Class, exit};
