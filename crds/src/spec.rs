@@ -284,7 +284,10 @@ pub struct Preflight {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 100),
-        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._+-]+$"))
+        inner(
+            length(min = 1, max = 128),
+            regex(pattern = r"^[A-Za-z0-9._+][A-Za-z0-9._+-]*$")
+        )
     )]
     pub commands: Vec<String>,
     /// The CUDA toolkit that the image must hold, for example `>=12.0`.

@@ -20,8 +20,10 @@ pub const SECRET: &str = "github-app";
 pub const AUTHORITY: &str = "github-ca";
 /// The image of the simulated agent.
 pub const AGENT: &str = "localhost/simulated-agent:dev";
+/// The same on an image for CUDA projects: toolkit 12.4 and the example's Rust toolchain.
+pub const CUDA_AGENT: &str = "localhost/simulated-agent-cuda-12.4:dev";
 /// Parts of the example that the operator does not act on yet.
-const LATER: [&str; 3] = ["preflight", "verify", "requiredChecks"];
+const LATER: [&str; 2] = ["verify", "requiredChecks"];
 
 /// The example: from the documentation, with this cluster's GitHub, image and sizes.
 pub fn manifest(github: &str) -> Result<CudaRunner> {
@@ -38,8 +40,10 @@ pub fn manifest(github: &str) -> Result<CudaRunner> {
     }
     spec["github"]["url"] = json!(format!("{github}/{}", simulator::REPOSITORY));
     spec["github"]["caBundleRef"] = json!({"name": AUTHORITY, "key": "ca.crt"});
+    // The addresses of the example are on the real internet.
+    spec["preflight"]["egress"] = json!([github]);
     let container = &mut spec["template"]["spec"]["containers"][0];
-    container["image"] = json!(AGENT);
+    container["image"] = json!(CUDA_AGENT);
     container["resources"] = json!({"requests": {"cpu": "100m", "memory": "64Mi"}});
     serde_json::from_value(example).context("the example is no CudaRunner")
 }

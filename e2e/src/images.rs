@@ -82,6 +82,14 @@ const IMAGES: [Image; 3] = [
     },
 ];
 
+/// Images on top of the simulated agent's, as users build them: their files, beside the Containerfile. The name is the
+/// folder's, after `simulated-agent-`.
+const TOOLKITS: [(&str, &str); 3] = [
+    ("simulated-agent-cuda-11.8", "nvcc"),
+    ("simulated-agent-cuda-12.4", "nvcc"),
+    ("simulated-agent-cuda-13.1", "version.json"),
+];
+
 /// The packages whose artifacts a cluster uses.
 const ARTIFACTS: [&str; 4] = [
     "cuda-runner-operator",
@@ -140,7 +148,7 @@ impl Images {
 
     /// Builds what changed: the base, the pause image, and the images of the project.
     pub fn build(&self, profile: Profile, story: &Story) -> Result<()> {
-        let base = self.base(story)?;
+        let base = (BASE, self.base(story)?);
         self.once("pause", &base, story, |context| {
             fs::write(
                 context.join("Containerfile"),
@@ -154,6 +162,20 @@ impl Images {
                 Ok(vec![format!("BINARY=bin/{}", image.binaries[0])])
             })?;
         }
+        let agent = (
+            "localhost/simulated-agent:dev",
+            self.recorded("simulated-agent"),
+        );
+        for (name, file) in TOOLKITS {
+            self.once(name, &agent, story, |context| {
+                let folder = name.trim_start_matches("simulated-agent-");
+                let folder = paths::repository().join("e2e/agent/images").join(folder);
+                for file in ["Containerfile", file] {
+                    fs::copy(folder.join(file), context.join(file))?;
+                }
+                Ok(Vec::new())
+            })?;
+        }
         layout::prune(&self.layout())?;
         Ok(())
     }
@@ -162,6 +184,7 @@ impl Images {
     pub fn archive(&self, to: &Path) -> Result<()> {
         let names: Vec<_> = std::iter::once("pause")
             .chain(IMAGES.iter().map(|image| image.name))
+            .chain(TOOLKITS.iter().map(|(name, _)| *name))
             .collect();
         layout::archive(&self.layout(), &names, to)
     }
@@ -232,11 +255,12 @@ impl Images {
         Ok(id)
     }
 
-    /// Builds an image unless its inputs are those of the last time: the context that `fill` stages, and the base.
+    /// Builds an image unless its inputs are those of the last time: the context that `fill` stages, and the base,
+    /// which is a tag and what it was made from.
     fn once(
         &self,
         name: &str,
-        base: &str,
+        (base, base_id): &(&str, String),
         story: &Story,
         fill: impl FnOnce(&Path) -> Result<Vec<String>>,
     ) -> Result<()> {
@@ -246,7 +270,7 @@ impl Images {
         let arguments = fill(&context)
             .with_context(|| format!("cannot gather the files of the image {name}"))?;
         let mut hash = Sha256::new();
-        hash.update(base);
+        hash.update(base_id);
         hash.update(arguments.join(" "));
         hash_tree(&context, &context, &mut hash)?;
         let id = hex(hash.finalize().as_slice());
@@ -262,7 +286,7 @@ impl Images {
                 "--tag",
                 &tag,
                 "--build-arg",
-                &format!("BASE={BASE}"),
+                &format!("BASE={base}"),
             ]);
             for argument in &arguments {
                 build.args(["--build-arg", argument]);

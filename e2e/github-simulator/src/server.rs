@@ -189,6 +189,10 @@ async fn route(
     peer: SocketAddr,
 ) -> Result<Response<Body>, Dropped> {
     let path = request.uri().path();
+    // The web site, which is no part of the API.
+    if path == "/" {
+        return Ok("GitHub\n".into_response());
+    }
     let router = if path.starts_with("/_sim/") {
         &routes.control
     } else if path.starts_with("/_agent/") || path.starts_with("/_logs/") {

@@ -13,6 +13,7 @@ mod local_cluster;
 mod long_job;
 mod missing_label;
 mod persistent;
+mod preflight;
 mod quarantine;
 mod recorder;
 mod registration_token;
@@ -113,6 +114,12 @@ pub const SUITES: &[Suite] = &[
         [5, 18, 20],
         "a GPU that does not compute gets no job; the pool says why and recovers",
         gate::run
+    ),
+    suite!(
+        "preflight",
+        [6, 7, 8, 9],
+        "what the runner's image and network lack is said all at once, before a job finds it",
+        preflight::run
     ),
     suite!(
         "gpu-missing",
