@@ -1,0 +1,109 @@
+//! Which cluster, which namespace, and what may be seen of it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use cudarunner_crds::CudaRunner;
+use kube::api::{Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Error};
+use serde_json::json;
+
+/// Flags that kubectl has, too.
+#[derive(Args, Default)]
+pub(crate) struct Flags {
+    /// Namespace; the kubeconfig's where absent.
+    #[arg(short, long, global = true)]
+    namespace: Option<String>,
+    /// Context of the kubeconfig; the current one where absent.
+    #[arg(long, global = true)]
+    context: Option<String>,
+    /// The kubeconfig; where absent, what KUBECONFIG names or ~/.kube/config.
+    #[arg(long, global = true, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Flags {
+    /// Reads the kubeconfig. No request is made yet.
+    pub(crate) async fn connect(self) -> Result<Pools, String> {
+        let options = KubeConfigOptions {
+            context: self.context,
+            ..KubeConfigOptions::default()
+        };
+        let config = match self.kubeconfig {
+            Some(path) => match Kubeconfig::read_from(path) {
+                Ok(read) => Config::from_custom_kubeconfig(read, &options)
+                    .await
+                    .map_err(|e| e.to_string()),
+                Err(e) => Err(e.to_string()),
+            },
+            None if options.context.is_some() => Config::from_kubeconfig(&options)
+                .await
+                .map_err(|e| e.to_string()),
+            None => Config::infer().await.map_err(|e| e.to_string()),
+        };
+        let client = config
+            .and_then(|config| Client::try_from(config).map_err(|e| e.to_string()))
+            .map_err(|e| format!("no Kubernetes API server: {e}; set KUBECONFIG"))?;
+        let namespace = self
+            .namespace
+            .unwrap_or_else(|| client.default_namespace().to_owned());
+        Ok(Pools { client, namespace })
+    }
+}
+
+/// The pools of a namespace, and their neighbours where those may be seen.
+pub(crate) struct Pools {
+    /// The API server.
+    pub(crate) client: Client,
+    /// The namespace that was asked for.
+    pub(crate) namespace: String,
+}
+
+impl Pools {
+    /// Pools of the namespace.
+    pub(crate) fn api(&self) -> Api<CudaRunner> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// One pool.
+    pub(crate) async fn get(&self, name: &str) -> Result<CudaRunner, String> {
+        let read = self.api().get(name).await;
+        read.map_err(|e| {
+            format!(
+                "the CudaRunner {}/{name} cannot be read: {}",
+                self.namespace,
+                said(&e)
+            )
+        })
+    }
+
+    /// Gives a pool of some namespace an annotation.
+    pub(crate) async fn annotate(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotation: &str,
+        value: &str,
+    ) -> Result<(), String> {
+        let patch = json!({"metadata": {"annotations": {annotation: value}}});
+        let api = Api::<CudaRunner>::namespaced(self.client.clone(), namespace);
+        let patched = api
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        patched.map(|_| ()).map_err(|e| {
+            format!(
+                "the CudaRunner {namespace}/{name} cannot be asked: {}",
+                said(&e)
+            )
+        })
+    }
+}
+
+/// What an API server says, without what the client adds.
+pub(crate) fn said(error: &Error) -> String {
+    match error {
+        Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,268 @@
+//! `status`: a pool at a glance.
+
+use std::fmt::Write as _;
+
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, VerificationStatus};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use crate::text::{count, device, or_dash, span, table, wrap};
+use crate::why::held;
+
+/// How many failures are told with their message.
+const FAILURES: usize = 3;
+
+/// The pool at a glance.
+pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
+    let mut out = String::new();
+    let Some(status) = &pool.status else {
+        let _ = writeln!(
+            out,
+            "{}",
+            title(pool, "has no status yet: does the operator run?")
+        );
+        return out;
+    };
+    heading(&mut out, pool, status);
+    conditions(&mut out, status);
+    runners(&mut out, status, now);
+    quarantine(&mut out, status, now);
+    if let Some(verification) = &status.verification {
+        self::verification(&mut out, verification, now);
+    }
+    failures(&mut out, status, now);
+    out
+}
+
+/// The same for programs: the status, and what of it is not as wished.
+pub(crate) fn json(pool: &CudaRunner) -> Value {
+    let status = pool.status.clone().unwrap_or_default();
+    json!({
+        "namespace": pool.namespace(),
+        "name": pool.name_any(),
+        "ready": is_ready(&status),
+        "held": held(&status),
+        "status": status,
+    })
+}
+
+fn is_ready(status: &CudaRunnerStatus) -> bool {
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+    ready.is_some_and(|c| c.status == "True")
+}
+
+fn title(pool: &CudaRunner, says: &str) -> String {
+    let namespace = pool.namespace().unwrap_or_default();
+    format!("{namespace}/{} {says}", pool.name_any())
+}
+
+fn heading(out: &mut String, pool: &CudaRunner, status: &CudaRunnerStatus) {
+    let says = if is_ready(status) {
+        "is ready"
+    } else {
+        "is not ready"
+    };
+    let _ = writeln!(out, "{}", title(pool, says));
+    let mut counts = vec![
+        count(status.replicas, "runner"),
+        format!("{} pending", status.pending),
+        format!("{} at the gate", status.gated),
+        format!("{} online", status.online),
+        format!("{} busy", status.busy),
+    ];
+    if status.failed > 0 {
+        counts.push(format!(
+            "{} kept for a look",
+            count(status.failed, "failed pod")
+        ));
+    }
+    if status.consecutive_failures > 0 {
+        counts.push(format!(
+            "{} in a row",
+            count(status.consecutive_failures, "failure")
+        ));
+    }
+    counts.push(format!("{} queued", count(status.queued, "job")));
+    wrap(out, "", 0, &counts.join(", "));
+    let mut facts = vec![pool.spec.github.url.clone(), status.gpu.clone()];
+    if let Some(version) = &status.runner_version {
+        facts.push(format!("agent {version}"));
+    }
+    wrap(out, "", 0, &facts.join(", "));
+    if status.observed_generation != pool.metadata.generation {
+        out.push_str("The operator has not seen the newest spec yet.\n");
+    }
+}
+
+fn conditions(out: &mut String, status: &CudaRunnerStatus) {
+    let troubles = held(status);
+    if troubles.is_empty() {
+        return;
+    }
+    out.push_str("\nNOT AS WISHED\n");
+    for condition in troubles {
+        let head = format!("  {} ({}): ", condition.type_, condition.reason);
+        wrap(out, &head, 4, &condition.message);
+    }
+}
+
+fn runners(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
+    if status.runners.is_empty() {
+        return;
+    }
+    let mut rows = vec![["NAME", "NODE", "DEVICE", "PHASE", "SINCE"].map(str::to_owned)];
+    for runner in &status.runners {
+        let more = match runner.devices.len() {
+            0 | 1 => String::new(),
+            n => format!(" +{}", n - 1),
+        };
+        let first = runner.devices.first().map(|uuid| device(uuid) + &more);
+        rows.push([
+            runner.name.clone(),
+            or_dash(runner.node.as_ref()),
+            or_dash(first),
+            format!("{:?}", runner.phase),
+            span(runner.since.0, now),
+        ]);
+    }
+    out.push_str("\nRUNNERS\n");
+    table(out, &rows, 1);
+    if status.runners_not_listed > 0 {
+        let _ = writeln!(out, "  and {} more", status.runners_not_listed);
+    }
+}
+
+fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
+    if status.quarantine.is_empty() {
+        return;
+    }
+    let mut rows = vec![["NODE", "DEVICE", "CLASS", "CODE", "UNTIL"].map(str::to_owned)];
+    for entry in &status.quarantine {
+        let until = entry.until.as_ref().map(|until| {
+            let clock = until.0.strftime("%H:%MZ");
+            if until.0 > now {
+                format!("{clock}, in {}", span(now, until.0))
+            } else {
+                format!("{clock}, over: one runner tries it")
+            }
+        });
+        rows.push([
+            entry.node.clone(),
+            or_dash(entry.device.as_deref().map(device)),
+            entry.class.clone(),
+            or_dash(entry.code),
+            or_dash(until),
+        ]);
+    }
+    out.push_str("\nQUARANTINE\n");
+    table(out, &rows, 0);
+}
+
+fn verification(out: &mut String, status: &VerificationStatus, now: Timestamp) {
+    out.push_str("\nVERIFICATION\n");
+    let reason = status.reason.as_ref().map(|r| format!(" ({r})"));
+    let since = status.ended.as_ref().unwrap_or(&status.since);
+    let _ = writeln!(
+        out,
+        "  {:?}{}, {} ago",
+        status.state,
+        reason.unwrap_or_default(),
+        span(since.0, now)
+    );
+    if let Some(url) = &status.url {
+        let _ = writeln!(out, "  {url}");
+    }
+    // What has ended badly is among the conditions.
+    if let Some(message) = status
+        .message
+        .as_ref()
+        .filter(|_| !status.state.has_ended())
+    {
+        wrap(out, "  ", 2, message);
+    }
+    if status.jobs.is_empty() {
+        return;
+    }
+    let mut rows = vec![["JOB", "RESULT", "RUNNER", "WAITED", "TESTS"].map(str::to_owned)];
+    for job in &status.jobs {
+        rows.push([
+            job.name.clone(),
+            or_dash(job.conclusion.as_ref()),
+            or_dash(job.runner.as_ref()),
+            or_dash(job.queued_seconds.map(|s| format!("{s}s"))),
+            or_dash(job.passed),
+        ]);
+    }
+    table(out, &rows, 0);
+}
+
+fn failures(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
+    if status.last_failures.is_empty() {
+        return;
+    }
+    out.push_str("\nLAST FAILURES\n");
+    for failure in status.last_failures.iter().take(FAILURES) {
+        let node = failure.node.as_ref().map(|node| format!(" on {node}"));
+        let code = failure.code.map(|code| format!(", code {code}"));
+        let head = format!(
+            "{} ago, {}{}: {} ({}{})",
+            span(failure.at.0, now),
+            failure.runner,
+            node.unwrap_or_default(),
+            failure.reason,
+            failure.class,
+            code.unwrap_or_default()
+        );
+        wrap(out, "  ", 4, &head);
+        wrap(out, "    ", 4, &failure.message);
+    }
+    let rest = status.last_failures.len().saturating_sub(FAILURES);
+    if rest > 0 {
+        let _ = writeln!(out, "  {rest} more: -o json has them");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{self, NOW};
+
+    #[test]
+    fn a_pool_in_trouble() {
+        let text = text(&fixture::pool("my-pool"), NOW);
+        fixture::fits(&text);
+        insta::assert_snapshot!(text);
+        fixture::in_the_reference(&text);
+    }
+
+    #[test]
+    fn a_pool_that_is_well() {
+        let text = text(&fixture::pool("spare"), NOW);
+        fixture::fits(&text);
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn a_pool_that_the_operator_has_not_seen() {
+        let mut pool = fixture::pool("spare");
+        pool.metadata.generation = Some(8);
+        assert!(text(&pool, NOW).contains("has not seen the newest spec"));
+        pool.status = None;
+        assert_eq!(
+            text(&pool, NOW),
+            "ci/spare has no status yet: does the operator run?\n"
+        );
+    }
+
+    #[test]
+    fn programs_get_the_whole_status() {
+        let json = json(&fixture::pool("my-pool"));
+        assert_eq!(
+            (&json["ready"], &json["name"]),
+            (&json!(true), &json!("my-pool"))
+        );
+        assert_eq!(json["held"].as_array().unwrap().len(), 2);
+        assert_eq!(json["status"]["runners"].as_array().unwrap().len(), 4);
+    }
+}
