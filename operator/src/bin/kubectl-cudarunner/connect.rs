@@ -1,12 +1,15 @@
 //! Which cluster, which namespace, and what may be seen of it.
 
+use std::fmt::Debug;
 use std::path::PathBuf;
 
 use clap::Args;
 use cudarunner_crds::CudaRunner;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, Error};
+use kube::{Api, Client, Config, Error, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 /// Flags that kubectl has, too.
@@ -98,6 +101,28 @@ impl Pools {
             )
         })
     }
+
+    /// Objects of all namespaces, and `true`; of this namespace where no more may be listed.
+    pub(crate) async fn list<K>(&self, which: &ListParams) -> Result<(Vec<K>, bool), String>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let client = self.client.clone();
+        let all = match Api::<K>::all(client.clone()).list(which).await {
+            Ok(list) => return Ok((list.items, true)),
+            Err(e) if !is_forbidden(&e) => Err(e),
+            Err(_) => {
+                Api::<K>::namespaced(client, &self.namespace)
+                    .list(which)
+                    .await
+            }
+        };
+        all.map(|list| (list.items, false))
+            .map_err(|e| format!("no {} can be listed: {}", K::plural(&()), said(&e)))
+    }
 }
 
 /// What an API server says, without what the client adds.
@@ -106,4 +131,9 @@ pub(crate) fn said(error: &Error) -> String {
         Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         other => other.to_string(),
     }
+}
+
+/// Whether an error stays, however often one asks.
+pub(crate) fn is_forbidden(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 401 || status.code == 403)
 }

@@ -3,6 +3,7 @@
 mod connect;
 #[cfg(test)]
 mod fixture;
+mod report;
 mod status;
 mod text;
 mod why;
@@ -38,6 +39,14 @@ enum Question {
     /// Why is this job still queued? Has the operator look at GitHub, and says what holds the pool or its jobs.
     Why {
         /// Name of the CudaRunner.
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The last report of a gate that can still be found.
+    Report {
+        /// Name of a runner, or of a node.
+        #[arg(value_name = "RUNNER|NODE")]
         name: String,
         #[command(flatten)]
         output: Output,
@@ -96,6 +105,11 @@ async fn answer(Cli { flags, question }: Cli) -> Result<ExitCode, String> {
             let (pool, looked) = why::ask(&pools, &name).await?;
             let status = pool.status.unwrap_or_default();
             Ok(output.print(|| why::text(&status, looked), || why::json(&status, looked)))
+        }
+        Question::Report { name, output } => {
+            let found = report::find(&pools, &name).await?;
+            let now = Timestamp::now();
+            Ok(output.print(|| found.text(now), || found.json.clone()))
         }
     }
 }
