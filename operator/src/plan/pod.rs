@@ -571,6 +571,52 @@ mod tests {
     }
 
     #[test]
+    fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
+        let mut resource = fixture::resource();
+        resource.spec.preflight = serde_json::from_value(json!({"cudaToolkit": ">=12.0"})).ok();
+        resource.spec.template = Some(json!({"spec": {"containers": [{
+            "name": "runner", "image": "example/runner:1", "workingDir": "/work",
+            "env": [{"name": "CUDA_HOME", "value": "/opt/cuda"}, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
+            "volumeMounts": [{"name": "cuda", "mountPath": "/opt/cuda"}],
+        }]}}));
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+        let pod = pod.spec.unwrap();
+        let init = pod.init_containers.unwrap();
+        let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["preflight", "gate"]);
+        let (preflight, gate) = (&init[0], &init[1]);
+        assert_eq!(preflight.image.as_deref(), Some("example/runner:1"));
+        assert_eq!(preflight.working_dir.as_deref(), Some("/work"));
+        assert!(preflight.resources.is_none());
+        assert_eq!(preflight.security_context, gate.security_context);
+        let get = |container: &Container, name: &str| {
+            let mut all = container.env.iter().flatten().filter(|e| e.name == name);
+            let found = all.next().and_then(|e| e.value.clone());
+            assert!(all.next().is_none(), "{name} is there twice");
+            found
+        };
+        assert_eq!(get(preflight, "CUDA_HOME").unwrap(), "/opt/cuda");
+        assert_eq!(get(preflight, "NVIDIA_VISIBLE_DEVICES").unwrap(), "void");
+        let mounts = preflight.volume_mounts.iter().flatten();
+        assert_eq!(mounts.filter(|m| m.mount_path == "/opt/cuda").count(), 1);
+        let wanted = get(gate, "CUDA_SMOKE_PREFLIGHT").unwrap();
+        assert!(wanted.contains(r#""cudaToolkit":">=12.0""#), "{wanted}");
+    }
+
+    #[test]
+    fn addresses_alone_need_no_look_at_the_image() {
+        let mut resource = fixture::resource();
+        resource.spec.preflight =
+            serde_json::from_value(json!({"egress": ["https://github.com"]})).ok();
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+        assert_eq!(pod.spec.unwrap().init_containers.unwrap().len(), 1);
+    }
+
+    #[test]
     fn a_template_cannot_take_the_pod_away_from_its_pool() {
         let pod = built(json!({"metadata": {"labels": {"cudarunner.dev/pool": "other"}}}));
         assert_eq!(pod.metadata.labels.unwrap()["cudarunner.dev/pool"], "pool");
