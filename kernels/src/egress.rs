@@ -88,9 +88,8 @@ impl Way {
                 .timeout_global(Some(left))
                 .build()
                 .call();
-            let error = match answer {
-                Ok(_) => return PreflightFinding::ok(Check::Egress, url),
-                Err(error) => error,
+            let Err(error) = answer else {
+                return PreflightFinding::ok(Check::Egress, url);
             };
             let trouble = Trouble::of(&error);
             let soon = Instant::now() + PAUSE;
