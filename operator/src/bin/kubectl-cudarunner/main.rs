@@ -3,13 +3,18 @@
 mod connect;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod played;
+mod release;
 mod report;
 mod status;
 mod text;
+mod verify;
 mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
@@ -51,6 +56,24 @@ enum Question {
         #[command(flatten)]
         output: Output,
     },
+    /// Has the workflow of spec.verify run again.
+    Verify {
+        /// Name of the CudaRunner.
+        name: String,
+        /// Tell each change until it has ended; exit code 0 for green, 1 for red, 2 if it could not be run.
+        #[arg(short, long)]
+        follow: bool,
+        /// How long to follow it.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        timeout: u64,
+    },
+    /// Ends the quarantine of a node, in whichever pool has it.
+    Release {
+        /// Name of a CudaRunner that is kept off the node.
+        name: String,
+        /// Name of the node.
+        node: String,
+    },
 }
 
 #[derive(Args)]
@@ -84,11 +107,14 @@ fn print(text: &str) {
 async fn main() -> ExitCode {
     // Only fails where a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match answer(Cli::parse()).await {
+    let cli = Cli::parse();
+    // Who verifies knows 1 for a red run.
+    let verifies = matches!(cli.question, Question::Verify { .. });
+    match answer(cli).await {
         Ok(code) => code,
         Err(message) => {
             eprintln!("error: {message}");
-            ExitCode::FAILURE
+            ExitCode::from(if verifies { 2 } else { 1 })
         }
     }
 }
@@ -110,6 +136,26 @@ async fn answer(Cli { flags, question }: Cli) -> Result<ExitCode, String> {
             let found = report::find(&pools, &name).await?;
             let now = Timestamp::now();
             Ok(output.print(|| found.text(now), || found.json.clone()))
+        }
+        Question::Verify {
+            name,
+            follow,
+            timeout,
+        } => {
+            let asked = Timestamp::now().to_string();
+            verify::ask(&pools, &name, &asked).await?;
+            if !follow {
+                print("asked for; `kubectl cudarunner status` shows how far it is\n");
+                return Ok(ExitCode::SUCCESS);
+            }
+            let limit = Duration::from_secs(timeout);
+            let verdict = verify::follow(&pools, &name, &asked, limit, &mut print).await?;
+            Ok(ExitCode::from(verdict.exit_code()))
+        }
+        Question::Release { name, node } => {
+            let moment = Timestamp::now().to_string();
+            release::release(&pools, &name, &node, &moment, &mut print).await?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
