@@ -2,7 +2,7 @@
 //!
 //! The Rust types are the one source: [`crd`] derives the `CustomResourceDefinition` from them, with the
 //! texts that `kubectl explain` shows, the defaults that the API server fills in, and the CEL rules by which it
-//! refuses what can never work. `crdgen` writes it to `crds/generated/` and into the CRD chart.
+//! refuses what can never work. `crdgen` writes it to `crds/generated/` and into the charts.
 
 mod schema;
 #[expect(
@@ -11,10 +11,12 @@ mod schema;
 )]
 mod spec;
 mod status;
+mod values;
 mod verification;
 
 pub use spec::*;
 pub use status::*;
+pub use values::values_schema;
 pub use verification::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

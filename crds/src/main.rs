@@ -1,34 +1,44 @@
-//! `crdgen`: writes the `CustomResourceDefinition` to the places that keep a copy of it.
+//! `crdgen`: writes the `CustomResourceDefinition`, and what charts repeat of it, to the places that keep a copy.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Where the definition is kept, relative to the workspace.
-const COPIES: [&str; 2] = [
-    "crds/generated/cudarunners.yaml",
-    "charts/cuda-runner-operator-crds/files/cudarunners.yaml",
-];
+use cudarunner_crds::{crd_yaml, values_schema};
+
+/// The kept files, relative to the workspace, with what belongs in them.
+fn copies() -> Result<[(&'static str, String); 3], String> {
+    let yaml =
+        crd_yaml().map_err(|error| format!("the definition cannot be written as YAML: {error}"))?;
+    Ok([
+        ("crds/generated/cudarunners.yaml", yaml.clone()),
+        (
+            "charts/cuda-runner-operator-crds/files/cudarunners.yaml",
+            yaml,
+        ),
+        ("charts/cuda-runner/values.schema.json", values_schema()),
+    ])
+}
+
+fn path(copy: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(copy)
+}
+
+fn write() -> Result<(), String> {
+    for (copy, text) in copies()? {
+        let path = path(copy);
+        path.parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&path, text))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        println!("{copy}");
+    }
+    Ok(())
+}
 
 fn main() -> ExitCode {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let yaml = match cudarunner_crds::crd_yaml() {
-        Ok(yaml) => yaml,
-        Err(error) => {
-            eprintln!("crdgen: the definition cannot be written as YAML: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    for copy in COPIES {
-        let path = workspace.join(copy);
-        let written = path
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| std::fs::write(&path, &yaml));
-        if let Err(error) = written {
-            eprintln!("crdgen: cannot write {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
-        println!("{copy}");
+    if let Err(error) = write() {
+        eprintln!("crdgen: {error}");
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
@@ -39,11 +49,10 @@ mod tests {
 
     #[test]
     fn kept_copies_are_what_the_types_say() {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for copy in COPIES {
-            let kept = std::fs::read_to_string(workspace.join(copy)).unwrap_or_default();
+        for (copy, text) in copies().unwrap() {
+            let kept = std::fs::read_to_string(path(copy)).unwrap_or_default();
             assert!(
-                kept == cudarunner_crds::crd_yaml().unwrap(),
+                kept == text,
                 "{copy} is stale: run `cargo run -p cudarunner-crds --bin crdgen`"
             );
         }
