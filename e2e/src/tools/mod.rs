@@ -32,10 +32,7 @@ impl Tools {
     pub fn ensure(story: &Story) -> Result<Self> {
         let dir = paths::cache()?.join("tools");
         for tool in golang::tools() {
-            let folder = format!("{}-{}", tool.name, tool.version);
-            once(&dir, &folder, story, |partial| {
-                golang::build(&tool, partial)
-            })?;
+            ensure(&dir, &tool, story)?;
         }
         Ok(Self { dir })
     }
@@ -72,6 +69,20 @@ impl Tools {
             .map_or("", |t| t.version);
         self.dir.join(format!("{name}-{version}")).join(file)
     }
+}
+
+fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
+    let folder = format!("{}-{}", tool.name, tool.version);
+    once(dir, &folder, story, |partial| golang::build(tool, partial))
+}
+
+/// Helm alone, for what needs no cluster.
+pub fn helm(story: &Story) -> Result<PathBuf> {
+    let dir = paths::cache()?.join("tools");
+    for tool in golang::tools().iter().filter(|tool| tool.name == "helm") {
+        ensure(&dir, tool, story)?;
+    }
+    Ok(Tools { dir }.helm())
 }
 
 /// cargo-deny, built once.
