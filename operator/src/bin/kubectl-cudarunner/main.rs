@@ -16,22 +16,38 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use connect::Flags;
 
+/// The name under which kubectl finds the plugin.
+const PROGRAM: &str = "kubectl-cudarunner";
+
 /// Answers what people ask about a CudaRunner.
 #[derive(Parser)]
-#[command(name = "kubectl cudarunner", version, about)]
+#[command(name = "kubectl cudarunner", version)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
     #[command(subcommand)]
-    question: Question,
+    command: Command,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Ask(Question),
+    /// Prints a script with which a shell completes the arguments of kubectl-cudarunner.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// What a cluster has the answer to.
 #[derive(Subcommand)]
 enum Question {
     /// A pool at a glance: what is not as wished, runners, quarantine, verification, failures.
@@ -107,10 +123,17 @@ fn print(text: &str) {
 async fn main() -> ExitCode {
     // Only fails where a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
+    let Cli { flags, command } = Cli::parse();
+    let question = match command {
+        Command::Ask(question) => question,
+        Command::Completion { shell } => {
+            print(&completion(shell));
+            return ExitCode::SUCCESS;
+        }
+    };
     // Who verifies knows 1 for a red run.
-    let verifies = matches!(cli.question, Question::Verify { .. });
-    match answer(cli).await {
+    let verifies = matches!(question, Question::Verify { .. });
+    match answer(flags, question).await {
         Ok(code) => code,
         Err(message) => {
             eprintln!("error: {message}");
@@ -119,7 +142,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn answer(Cli { flags, question }: Cli) -> Result<ExitCode, String> {
+fn completion(shell: Shell) -> String {
+    let mut script = vec![];
+    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
     let pools = flags.connect().await?;
     match question {
         Question::Status { name, output } => {
@@ -156,6 +185,44 @@ async fn answer(Cli { flags, question }: Cli) -> Result<ExitCode, String> {
             let moment = Timestamp::now().to_string();
             release::release(&pools, &name, &node, &moment, &mut print).await?;
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_shell_gets_a_script_with_every_command() {
+        for shell in Shell::value_variants() {
+            let script = completion(*shell);
+            for command in Cli::command().get_subcommands() {
+                assert!(
+                    script.contains(command.get_name()),
+                    "{shell}: {}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_namespace_may_follow_the_command() {
+        for args in [
+            "-n ci status my-pool -o json",
+            "status my-pool -o json --namespace ci",
+        ] {
+            let args = std::iter::once(PROGRAM).chain(args.split(' '));
+            let cli = Cli::try_parse_from(args).unwrap();
+            assert!(
+                matches!(cli.command, Command::Ask(Question::Status { name, .. }) if name == "my-pool")
+            );
         }
     }
 }
