@@ -17,8 +17,8 @@ pub(crate) enum Step {
     List(String, Vec<Value>),
     /// A watch that sees these objects change, and ends.
     Watch(String, Vec<Value>),
-    /// A request that is refused.
-    Forbidden(String),
+    /// A request that is refused with this code.
+    Refused(String, u16),
     /// A watch that sees nothing for as long as the client waits.
     Silence(String),
 }
@@ -84,12 +84,13 @@ impl Step {
                     .map(|object| format!("{}\n", json!({"type": "MODIFIED", "object": object})));
                 (format!("WATCH GET {path}"), 200, Some(events.collect()))
             }
-            Self::Forbidden(request) => {
+            Self::Refused(request, code) => {
+                let reason = if code == 404 { "NotFound" } else { "Forbidden" };
                 let status = json!({
-                    "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+                    "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason, "code": code,
                     "message": "you may not",
                 });
-                (request, 403, Some(status.to_string()))
+                (request, code, Some(status.to_string()))
             }
             Self::Silence(path) => (format!("WATCH GET {path}"), 200, None),
         }

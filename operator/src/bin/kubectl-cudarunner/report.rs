@@ -128,6 +128,7 @@ impl Found {
 mod tests {
     use super::*;
     use crate::fixture::{self, NOW};
+    use crate::played::{Step, play};
     use serde_json::json;
 
     /// A runner's pod with a gate in this state.
@@ -170,6 +171,48 @@ mod tests {
         ];
         assert_eq!(newest(&pods).unwrap().pod, "new");
         assert!(newest(&pods[2..]).is_none());
+    }
+
+    /// An answer to the question for a pod of that name.
+    fn no_pod(name: &str) -> Step {
+        Step::Refused(format!("GET {PODS}/{name}"), 404)
+    }
+
+    const PODS: &str = "/api/v1/namespaces/ci/pods";
+
+    #[tokio::test]
+    async fn a_name_is_a_runners_first_and_then_a_nodes() {
+        let pod = |name| {
+            let pod = pod(name, &ended("2026-03-02T09:21:30Z", 12, FAILED));
+            serde_json::to_value(pod).unwrap()
+        };
+        let runner = Step::Object(format!("GET {PODS}/my-pool-b7n3q"), pod("my-pool-b7n3q"));
+        let (pools, server) = play(vec![runner]);
+        let found = find(&pools, "my-pool-b7n3q").await.unwrap();
+        assert_eq!(found.pod, "my-pool-b7n3q");
+        server.await.unwrap();
+
+        let (pools, server) = play(vec![
+            no_pod("gpu-node-2"),
+            Step::Refused("GET /api/v1/pods".to_owned(), 403),
+            Step::List(PODS.to_owned(), vec![pod("a")]),
+        ]);
+        assert_eq!(find(&pools, "gpu-node-2").await.unwrap().pod, "a");
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_name_of_nothing_says_where_to_look() {
+        let (pools, server) = play(vec![
+            no_pod("nothing"),
+            Step::List("/api/v1/pods".to_owned(), vec![]),
+        ]);
+        let message = find(&pools, "nothing").await.unwrap_err();
+        assert!(
+            message.contains("no runner ci/nothing")
+                && message.contains("kubectl cudarunner status")
+        );
+        server.await.unwrap();
     }
 
     #[test]

@@ -56,7 +56,7 @@ async fn the_pool_that_holds_the_node_is_asked_whichever_it_is() {
 #[tokio::test]
 async fn who_may_see_one_namespace_releases_there() {
     let mut script = vec![
-        Step::Forbidden(format!("GET {ALL}")),
+        Step::Refused(format!("GET {ALL}"), 403),
         Step::List(pools_of("ci"), vec![pool("ci", "my-pool", true)]),
     ];
     script.extend(letting_go("ci", "my-pool"));
@@ -72,7 +72,7 @@ async fn a_holder_that_may_not_be_asked_is_named_and_the_others_let_go() {
             ALL.to_owned(),
             vec![pool("other", "big", true), pool("ci", "my-pool", true)],
         ),
-        Step::Forbidden(format!("PATCH {}/big", pools_of("other"))),
+        Step::Refused(format!("PATCH {}/big", pools_of("other")), 403),
     ];
     script.extend(letting_go("ci", "my-pool"));
     let (result, told, _) = run("gpu-node-2", script).await;

@@ -185,7 +185,7 @@ async fn a_verification_that_does_not_end_is_given_up() {
 async fn who_may_not_watch_is_told() {
     let mut script = script(vec![]);
     script.truncate(2);
-    script.push(Step::Forbidden(format!("GET {}", pools_of("ci"))));
+    script.push(Step::Refused(format!("GET {}", pools_of("ci")), 403));
     let (verdict, _, _) = verify(script).await;
     assert!(
         verdict
