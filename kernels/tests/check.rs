@@ -316,8 +316,11 @@ fn every_generation_of_gpus_has_its_verdict() {
 
 #[test]
 fn start_up_and_test_are_given_their_own_time() {
-    let slow_start = faulty(json!({"call": "cuInit", "delayMs": 1500}));
-    let (code, report) = check(&slow_start, &["--test-timeout", "1"]);
+    let slow_start = faulty(json!({"call": "cuInit", "delayMs": 3500}));
+    let (code, report) = check(
+        &slow_start,
+        &["--test-timeout", "3", "--memory-walk-mib", "0"],
+    );
     assert_eq!(code, 0, "{:?}", report.failure);
     let (_, report) = check(&slow_start, &["--startup-timeout", "1"]);
     let failure = report.failure.unwrap();

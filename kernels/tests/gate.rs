@@ -18,7 +18,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{faulty, folder, smoke};
+use common::{faulty, folder, report, smoke};
 use gate_report::Report;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -84,7 +84,7 @@ impl Registrar {
         let requests = self.requests.lock().unwrap();
         requests
             .iter()
-            .map(|request| serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap())
+            .map(|request| report(request.split_once("\r\n\r\n").unwrap().1))
             .collect()
     }
 }
@@ -172,10 +172,7 @@ impl Pod {
         let output = self.gate(simulated, registrar).output().unwrap();
         let log = fs::read_to_string(self.dir.join("log")).unwrap();
         no_secret_in(&output, &log);
-        (
-            output.status.code().unwrap(),
-            serde_json::from_str(&log).unwrap(),
-        )
+        (output.status.code().unwrap(), report(&log))
     }
 
     fn left(&self) -> Vec<String> {

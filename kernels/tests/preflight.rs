@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{faulty, folder, smoke};
+use common::{faulty, folder, report, smoke};
 use gate_report::preflight::{Check, CheckOutcome, PreflightFinding};
 use gate_report::{Class, Report, Step};
 use rcgen::{CertificateParams, KeyPair, SanType};
@@ -140,7 +140,7 @@ impl Gate {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();
-        let report = serde_json::from_slice(&fs::read(log).unwrap()).unwrap();
+        let report = report(&fs::read_to_string(log).unwrap());
         (output.status.code().unwrap(), report)
     }
 }

@@ -30,6 +30,7 @@ pub mod exit {
 
 /// Who has to act on a failure, and so what becomes of the runner, the device and the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Class {
     /// The pod, its image or the cluster is set up so that this cannot work. The hardware is not to blame.

@@ -52,6 +52,7 @@ pub struct Fault {
 
 /// How sure a class is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Confidence {
     /// The code has this one meaning.

@@ -6,6 +6,7 @@
 //! - [`fault()`] and [`finding()`]: the one table that turns a driver's code, or something that the gate saw itself,
 //!   into a class, a meaning and advice.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
+//! - `schema`, with the feature of that name: the report's JSON schema.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
 //! Pure values: no I/O, no clock.
@@ -16,6 +17,9 @@ mod fault;
 mod findings;
 pub mod preflight;
 mod report;
+#[cfg(feature = "schema")]
+pub mod schema;
+mod summary;
 mod text;
 pub mod wire;
 

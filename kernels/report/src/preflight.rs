@@ -74,6 +74,7 @@ impl Facts {
 
 /// The preflight's part of a report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Preflight {
     /// Everything that was looked at, in the order of the spec.
@@ -82,6 +83,7 @@ pub struct Preflight {
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct PreflightFinding {
     /// What kind of thing.
@@ -109,6 +111,7 @@ pub struct PreflightFinding {
 
 /// The kinds of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = crate::schema::open))]
 #[serde(rename_all = "camelCase")]
 pub enum Check {
     /// The preflight container itself.
@@ -130,6 +133,7 @@ pub enum Check {
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = crate::schema::open))]
 #[serde(rename_all = "camelCase")]
 pub enum CheckOutcome {
     /// As wanted.

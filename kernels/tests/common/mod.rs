@@ -16,6 +16,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gate_report::Report;
+use jsonschema::Validator;
 use serde_json::{Value, json};
 
 /// A folder with the driver as a node has it, `libcuda.so.1`.
@@ -32,6 +33,12 @@ static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = folder("driver");
     std::fs::copy(debug.join("libcuda.so"), folder.join("libcuda.so.1")).unwrap();
     folder
+});
+
+/// The report's schema, as it is published.
+static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
+    let text = include_str!("../../../docs/reference/gate-report.schema.json");
+    jsonschema::validator_for(&serde_json::from_str(text).unwrap()).unwrap()
 });
 
 /// A fresh folder.
@@ -76,11 +83,23 @@ pub fn check(simulated: &Value, arguments: &[&str]) -> (i32, Report) {
     )
 }
 
+/// Exit code and report of a gate that printed one; its short form is looked at, too.
 pub fn read(output: &Output) -> (i32, Report) {
     let code = output.status.code().expect("the supervisor itself died");
-    let report = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stdout)));
+    let report = report(&String::from_utf8_lossy(&output.stdout));
+    self::report(&report.summary());
     (code, report)
+}
+
+/// A report, which is as the published schema says.
+pub fn report(text: &str) -> Report {
+    let json: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let errors: Vec<_> = SCHEMA
+        .iter_errors(&json)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{errors:?} in {text}");
+    serde_json::from_value(json).unwrap()
 }
 
 /// One healthy device with this fault.

@@ -1,0 +1,135 @@
+//! `docs/reference/gate-report.schema.json` is the report's schema. `UPDATE_DOCS=1` writes it anew.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
+
+use std::path::Path;
+
+use gate_report::preflight::{Check, Preflight, PreflightFinding};
+use gate_report::{
+    Class, Confidence, Device, DeviceStep, Driver, DriverModel, Failure, Report, Step, Warning,
+    schema::schema,
+};
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+#[test]
+fn the_document_is_the_schema() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/gate-report.schema.json");
+    let now = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, now).unwrap();
+        return;
+    }
+    assert!(
+        std::fs::read_to_string(&path).is_ok_and(|text| text == now),
+        "docs/reference/gate-report.schema.json is stale: UPDATE_DOCS=1 cargo test -p gate-report"
+    );
+}
+
+/// A report with every field that there is.
+fn whole() -> Value {
+    let text = || Some("text".to_owned());
+    let preflight = Preflight {
+        findings: vec![PreflightFinding {
+            found: text(),
+            wanted: text(),
+            transient: true,
+            ..PreflightFinding::failed(Check::Disk, "/tmp", "is full".into(), "Empty it.")
+        }],
+    };
+    let device = Device {
+        pci_bus_id: text(),
+        free_memory_bytes: Some(u64::MAX),
+        multiprocessors: Some(1),
+        memory_walk_bytes: Some(1),
+        host_to_device_gib_per_second: Some(1.5),
+        device_to_host_gib_per_second: Some(1.5),
+        steps: vec![DeviceStep {
+            step: Step::Launch,
+            ms: 0.5,
+        }],
+        ..Device::default()
+    };
+    let report = Report {
+        node: text(),
+        namespace: text(),
+        pod: text(),
+        requested_devices: Some(1),
+        driver: Some(Driver {
+            library: text(),
+            cuda_version: text(),
+            kernel_version: text(),
+            model: Some(DriverModel::Linux),
+            ..Driver::default()
+        }),
+        devices: vec![device],
+        preflight: Some(preflight),
+        failure: Some(Failure {
+            class: Class::Device,
+            step: Step::Launch,
+            code: Some(-1),
+            code_name: "name".into(),
+            call: text(),
+            device: Some(0),
+            uuid: text(),
+            message: String::new(),
+            advice: String::new(),
+            confidence: Confidence::Low,
+        }),
+        warnings: vec![Warning {
+            reason: "Reason".into(),
+            message: "message".into(),
+            device: Some(0),
+        }],
+        ..Report::new("0.1.0")
+    };
+    serde_json::to_value(report).unwrap()
+}
+
+fn validator() -> Validator {
+    jsonschema::validator_for(schema().as_value()).unwrap()
+}
+
+#[test]
+fn what_may_come_later_is_valid_today() {
+    let mut report = whole();
+    validator().validate(&report).unwrap();
+    report["new"] = json!({});
+    report["devices"][0]["new"] = json!(null);
+    report["devices"][0]["steps"][0]["step"] = json!("rayTracing");
+    report["driver"]["model"] = json!("plan9");
+    report["preflight"]["findings"][0]["check"] = json!("licence");
+    report["preflight"]["findings"][0]["outcome"] = json!("postponed");
+    validator().validate(&report).unwrap();
+}
+
+#[test]
+fn what_would_break_a_reader_is_not() {
+    let validator = validator();
+    for (place, value) in [
+        ("/schema", json!("cudarunner.dev/gate-report/v2")),
+        ("/outcome", json!("undecided")),
+        ("/failure/class", json!("weather")),
+        ("/failure/confidence", json!("none")),
+        ("/failure/code", json!("719")),
+        ("/devices/0/ordinal", json!(-1)),
+        ("/devices/0/memoryWalkBytes", json!(null)),
+        ("/devices/0/steps/0/ms", json!(null)),
+        ("/preflight/findings/0/check", json!(1)),
+        ("/driver", json!(null)),
+    ] {
+        let mut report = whole();
+        *report.pointer_mut(place).unwrap() = value;
+        assert!(!validator.is_valid(&report), "{place}");
+    }
+    for name in ["schema", "version", "outcome", "attempts", "devices"] {
+        let mut report = whole();
+        report.as_object_mut().unwrap().remove(name);
+        assert!(!validator.is_valid(&report), "without {name}");
+    }
+}
