@@ -1,4 +1,5 @@
-//! `docs/guides/gpu-faults.md` holds what the table of codes holds. `UPDATE_DOCS=1` writes it anew.
+//! `docs/guides/gpu-faults.md` holds what the table of codes holds (`UPDATE_DOCS=1` writes it anew), and
+//! `docs/reference/gate.md` the exit codes.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -23,6 +24,29 @@ fn the_guide_is_the_table() {
         text == now,
         "docs/guides/gpu-faults.md is stale: UPDATE_DOCS=1 cargo test -p gate-report"
     );
+}
+
+#[test]
+fn the_reference_has_the_exit_codes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/gate.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (_, section) = text.split_once("## Exit codes\n").unwrap();
+    let rows: Vec<(i32, Option<Class>)> = section
+        .lines()
+        .take_while(|line| !line.starts_with("## "))
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let code = cells.next()?.parse().ok()?;
+            let name = cells.next()?.trim_matches('`');
+            let class = Class::ALL.into_iter().find(|class| class.as_str() == name);
+            assert!(class.is_some() || name == "–", "no class: {name}");
+            Some((code, class))
+        })
+        .collect();
+    let all: Vec<_> = [0, 2, 10, 11, 12, 13, 14, 15, 16, 70]
+        .map(|code| (code, Class::from_exit_code(code)))
+        .into();
+    assert_eq!(rows, all);
 }
 
 fn table() -> String {

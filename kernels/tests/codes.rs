@@ -1,0 +1,324 @@
+//! Every code of the driver, wherever it may come back: exit code, class, step, name, sentences.
+
+#![allow(clippy::unwrap_used, reason = "a test, with its helpers")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex};
+use std::thread;
+
+use common::{check, folder};
+use gate_report::exit::{CONFIG, DEVICE, NODE, TRANSIENT, UNSUPPORTED};
+use gate_report::{Class, Failure, Report, Step, listed};
+use serde_json::{Value, json};
+
+/// A code, its name, the exit code that it leads to, and how many processes that takes.
+type Code = (i32, &'static str, u8, u32);
+
+/// All codes that have a meaning of their own, and some that have none.
+#[rustfmt::skip]
+const CODES: &[Code] = &[
+    (2, "CUDA_ERROR_OUT_OF_MEMORY", NODE, 1),
+    (3, "CUDA_ERROR_NOT_INITIALIZED", NODE, 2),
+    (34, "CUDA_ERROR_STUB_LIBRARY", CONFIG, 1),
+    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", TRANSIENT, 1),
+    (100, "CUDA_ERROR_NO_DEVICE", NODE, 1),
+    (101, "CUDA_ERROR_INVALID_DEVICE", CONFIG, 1),
+    (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", UNSUPPORTED, 1),
+    (214, "CUDA_ERROR_ECC_UNCORRECTABLE", DEVICE, 1),
+    (218, "CUDA_ERROR_INVALID_PTX", UNSUPPORTED, 1),
+    (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", DEVICE, 1),
+    (221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", CONFIG, 1),
+    (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", CONFIG, 1),
+    (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", CONFIG, 1),
+    (226, "CUDA_ERROR_CONTAINED", DEVICE, 2),
+    (300, "CUDA_ERROR_INVALID_SOURCE", UNSUPPORTED, 1),
+    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", DEVICE, 2),
+    (702, "CUDA_ERROR_LAUNCH_TIMEOUT", DEVICE, 2),
+    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", DEVICE, 2),
+    (718, "CUDA_ERROR_INVALID_PC", DEVICE, 2),
+    (719, "CUDA_ERROR_LAUNCH_FAILED", DEVICE, 2),
+    (800, "CUDA_ERROR_NOT_PERMITTED", CONFIG, 1),
+    (801, "CUDA_ERROR_NOT_SUPPORTED", CONFIG, 1),
+    (802, "CUDA_ERROR_SYSTEM_NOT_READY", TRANSIENT, 1),
+    (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", NODE, 1),
+    (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", CONFIG, 1),
+    (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", TRANSIENT, 1),
+    (806, "CUDA_ERROR_MPS_RPC_FAILURE", TRANSIENT, 1),
+    (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", TRANSIENT, 1),
+    (808, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", TRANSIENT, 1),
+    (809, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", TRANSIENT, 1),
+    (999, "CUDA_ERROR_UNKNOWN", NODE, 2),
+    // Named by the driver, not by us.
+    (1, "CUDA_ERROR_INVALID_VALUE", NODE, 1),
+    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", NODE, 1),
+    // Named by nobody.
+    (4711, "CUDA_ERROR_UNLISTED", NODE, 1),
+    (-1, "CUDA_ERROR_UNLISTED", NODE, 1),
+    (i32::MIN, "CUDA_ERROR_UNLISTED", NODE, 1),
+];
+
+/// A call: its step, its name, which of the process's calls of that name, and the memory walk in MiB.
+type Place = (Step, &'static str, u32, u32);
+
+/// One call of each step. Any of them may return any code: cuda.h says of nearly all functions that they may also
+/// return what earlier, asynchronous launches left.
+const STEPS: &[Place] = &[
+    (Step::Init, "cuInit", 1, 0),
+    (Step::DriverVersion, "cuDriverGetVersion", 1, 0),
+    (Step::DeviceCount, "cuDeviceGetCount", 1, 0),
+    (Step::Properties, "cuDeviceGet", 1, 0),
+    (Step::Context, "cuDevicePrimaryCtxRetain", 1, 0),
+    (Step::ModuleLoad, "cuModuleLoadDataEx", 1, 0),
+    (Step::Allocate, "cuMemAlloc_v2", 1, 0),
+    (Step::CopyToDevice, "cuMemcpyHtoD_v2", 1, 0),
+    (Step::Launch, "cuLaunchKernel", 1, 0),
+    (Step::Synchronize, "cuStreamSynchronize", 1, 0),
+];
+
+/// The other calls, and the steps that take long to get to: some codes stand for all, or this would take minutes.
+const OTHERS: &[Place] = &[
+    (Step::Properties, "cuDeviceGetName", 1, 0),
+    (Step::Properties, "cuDeviceGetAttribute", 5, 0),
+    (Step::Properties, "cuDeviceGetUuid_v2", 1, 0),
+    (Step::Properties, "cuDeviceGetPCIBusId", 1, 0),
+    (Step::Context, "cuCtxSetCurrent", 1, 0),
+    (Step::Context, "cuMemGetInfo_v2", 1, 0),
+    (Step::Context, "cuStreamCreate", 1, 0),
+    (Step::ModuleLoad, "cuModuleLoadDataEx", 3, 0),
+    (Step::ModuleLoad, "cuModuleGetFunction", 4, 0),
+    (Step::Launch, "cuEventCreate", 2, 0),
+    (Step::Launch, "cuEventRecord", 1, 0),
+    (Step::Synchronize, "cuEventElapsedTime", 1, 0),
+    (Step::CopyToHost, "cuMemcpyDtoH_v2", 1, 0),
+    (Step::MemoryWalk, "cuMemAlloc_v2", 4, 1),
+    (Step::MemoryWalk, "cuStreamSynchronize", 3, 1),
+    (Step::TensorCores, "cuMemAlloc_v2", 4, 0),
+    (Step::TensorCores, "cuStreamSynchronize", 2, 0),
+    (Step::ManagedMemory, "cuMemAllocManaged", 1, 0),
+    (Step::ManagedMemory, "cuMemPrefetchAsync", 1, 0),
+    (Step::ManagedMemory, "cuStreamSynchronize", 3, 0),
+];
+
+/// One code for each way to be judged; 801 is another matter for managed memory than elsewhere.
+const SOME: [i32; 6] = [2, 214, 700, 801, 802, 4711];
+
+/// A container with a GPU's device files, whatever this machine has.
+static DEV: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dev = folder("dev");
+    for file in ["nvidia0", "nvidia-uvm"] {
+        std::fs::write(dev.join(file), "").unwrap();
+    }
+    dev
+});
+
+/// Exit code and report on these devices, with this folder as `/dev`.
+fn run(devices: &Value, dev: &Path, walk: u32, arguments: &[&str]) -> (i32, Report) {
+    let walk = walk.to_string();
+    let mut line = vec![
+        "--dev-dir",
+        dev.to_str().unwrap(),
+        "--memory-walk-mib",
+        &walk,
+    ];
+    line.extend(arguments);
+    check(devices, &line)
+}
+
+/// Runs each on a thread, as many at a time as there are processors, and tells all that went wrong.
+fn each<T: Sync>(cases: &[T], test: impl Fn(&T) -> Result<(), String> + Sync) {
+    let (left, wrong) = (Mutex::new(cases.iter()), Mutex::new(vec![]));
+    let next = || left.lock().unwrap().next();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(case) = next() {
+                    if let Err(error) = test(case) {
+                        wrong.lock().unwrap().push(error);
+                    }
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What the report must say of a code at a place, whichever place that is.
+fn verdict(place: &Place, code: &Code) -> Result<(), String> {
+    let (step, call, nth, walk) = *place;
+    let (code, name, exit, attempts) = *code;
+    let fault = json!({"call": call, "nth": nth, "code": code});
+    let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+    let (found, report) = run(&devices, &DEV, walk, &[]);
+    let fail = |what: &str| {
+        Err(format!(
+            "{call} at {step:?} returns {code}: {what}: {report:?}"
+        ))
+    };
+    if is_skipped(step, code) {
+        let is_told = |warning: &gate_report::Warning| warning.reason == "ManagedMemorySkipped";
+        return if found == 0 && report.passed() && report.warnings.iter().any(is_told) {
+            Ok(())
+        } else {
+            fail("not skipped")
+        };
+    }
+    let Some(failure) = &report.failure else {
+        return fail("passed");
+    };
+    let place_of = (failure.step, failure.call.as_deref(), failure.code);
+    let wrong = [
+        (found == exit.into(), "another exit code"),
+        (report.attempts == attempts, "another number of tries"),
+        // What the operator makes of the exit code is what the report says.
+        (
+            Class::from_exit_code(found) == Some(failure.class),
+            "another class",
+        ),
+        (report.exit_code() == exit, "report and exit code differ"),
+        (place_of == (step, Some(call), Some(code)), "another place"),
+        (failure.code_name == name, "another name"),
+        (
+            failure.device == is_of_a_device(step).then_some(0),
+            "another device",
+        ),
+        (is_explained(failure), "not explained"),
+    ]
+    .into_iter()
+    .find(|(holds, _)| !holds);
+    wrong.map_or(Ok(()), |(_, what)| fail(what))
+}
+
+/// Platforms without managed-memory hints are no worse for it.
+fn is_skipped(step: Step, code: i32) -> bool {
+    step == Step::ManagedMemory && [101, 800, 801].contains(&code)
+}
+
+fn is_of_a_device(step: Step) -> bool {
+    !matches!(step, Step::Init | Step::DriverVersion | Step::DeviceCount)
+}
+
+/// The message says what happened and, in a sentence more, what it means; the advice is a sentence, too.
+fn is_explained(failure: &Failure) -> bool {
+    let happened = format!(
+        "{} returned {} ({})",
+        failure.call.as_deref().unwrap_or_default(),
+        failure.code.unwrap_or_default(),
+        failure.code_name
+    );
+    failure
+        .message
+        .strip_prefix(&happened)
+        .is_some_and(|rest| rest.len() > 20 && rest.ends_with('.'))
+        && failure.advice.len() > 20
+        && failure.advice.ends_with('.')
+}
+
+#[test]
+fn the_table_has_every_code_that_has_a_meaning_of_its_own() {
+    let here: Vec<i32> = CODES.iter().map(|(code, ..)| *code).collect();
+    let missing: Vec<i32> = listed().filter(|code| !here.contains(code)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_code_at_every_step_has_its_class_and_its_sentences() {
+    let cases: Vec<_> = STEPS
+        .iter()
+        .flat_map(|place| CODES.iter().map(move |code| (place, code)))
+        .collect();
+    each(&cases, |(place, code)| verdict(place, code));
+}
+
+#[test]
+fn every_call_is_judged_as_its_step_is() {
+    let some = || CODES.iter().filter(|(code, ..)| SOME.contains(code));
+    let cases: Vec<_> = OTHERS
+        .iter()
+        .flat_map(|place| some().map(move |code| (place, code)))
+        .collect();
+    each(&cases, |(place, code)| verdict(place, code));
+}
+
+#[test]
+fn what_a_platform_lacks_of_managed_memory_fails_only_where_it_is_required() {
+    let features = CODES
+        .iter()
+        .filter(|(code, ..)| is_skipped(Step::ManagedMemory, *code));
+    let cases: Vec<_> = features.collect();
+    assert_eq!(cases.len(), 3);
+    each(&cases, |code| {
+        verdict(&(Step::ManagedMemory, "cuMemAdvise", 1, 0), code)?;
+        let fault = json!({"call": "cuMemAdvise", "code": code.0});
+        let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+        let (exit, report) = run(&devices, &DEV, 0, &["--managed-memory", "require"]);
+        let failure = report
+            .failure
+            .map(|failure| (failure.class, failure.code_name));
+        match failure {
+            Some((Class::Unsupported, name)) if name == "ManagedMemory" && exit == 14 => Ok(()),
+            other => Err(format!("{code:?}: {exit}, {other:?}")),
+        }
+    });
+}
+
+#[test]
+fn circumstances_change_what_a_code_means() {
+    let none = folder("no-dev");
+    let no_uvm = folder("no-uvm");
+    std::fs::write(no_uvm.join("nvidia0"), "").unwrap();
+    let all = DEV.as_path();
+    // Device, device files, argument, call and code; exit code, words of the message.
+    let cases = [
+        ("a100", all, "--shared", "cuMemAlloc_v2", 2, 11, "is shared"),
+        ("mig-1g", all, "", "cuMemAlloc_v2", 2, 11, "is shared"),
+        ("a100", all, "", "cuMemAlloc_v2", 2, 13, "should be free"),
+        ("a100", &none, "", "cuInit", 100, 10, "no GPU was given"),
+        ("a100", all, "", "cuInit", 100, 13, "has lost it"),
+        ("a100", &no_uvm, "", "cuInit", 999, 13, "nvidia-uvm is not"),
+        ("a100", &no_uvm, "", "cuInit", 34, 10, "link-time stub"),
+    ];
+    each(&cases, |(profile, dev, flag, call, code, exit, words)| {
+        let fault = json!({"call": call, "code": code});
+        let devices = json!({"devices": [{"profile": profile}], "faults": [fault]});
+        let flags: Vec<_> = flag.split_whitespace().collect();
+        let (found, report) = run(&devices, dev, 0, &flags);
+        let message = report
+            .failure
+            .map(|failure| failure.message)
+            .unwrap_or_default();
+        if found == *exit && message.contains(words) {
+            return Ok(());
+        }
+        Err(format!(
+            "{profile} {flag} {call} {code}: {found}, {message:?}"
+        ))
+    });
+}
+
+#[test]
+fn a_code_that_is_worth_a_second_process_and_does_not_come_back_blames_nobody() {
+    let cases: Vec<_> = CODES
+        .iter()
+        .filter(|(.., attempts)| *attempts == 2)
+        .collect();
+    assert_eq!(cases.len(), 8);
+    each(&cases, |(code, ..)| {
+        let once = folder("once").join("struck");
+        let fault = json!({"call": "cuMemGetInfo_v2", "code": code, "once": once});
+        let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+        let (exit, report) = run(&devices, &DEV, 0, &[]);
+        let reasons: Vec<_> = report
+            .warnings
+            .iter()
+            .map(|warning| &warning.reason)
+            .collect();
+        if exit == 0 && report.attempts == 2 && reasons == ["PassedOnRetry"] {
+            Ok(())
+        } else {
+            Err(format!("{code}: {exit}, {report:?}"))
+        }
+    });
+}
