@@ -170,7 +170,7 @@ fn verdict(place: &Place, code: &Code) -> Result<(), String> {
     };
     let place_of = (failure.step, failure.call.as_deref(), failure.code);
     let wrong = [
-        (found == exit.into(), "another exit code"),
+        (found == i32::from(exit), "another exit code"),
         (report.attempts == attempts, "another number of tries"),
         // What the operator makes of the exit code is what the report says.
         (
