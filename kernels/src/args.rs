@@ -9,23 +9,18 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gate_report::preflight::Wanted;
 
-/// Exit codes, for the end of `--help`.
-const EXIT_CODES: &str = "\
-Exit codes:
-   0  every device passed (gate: and the runner is registered)
-   2  the command line was not understood
-  10  config       the pod, image or cluster is set up so that this cannot work
-  11  transient    it may work in a moment
-  12  device       a device is broken
-  13  node         the node's driver or service is broken
-  14  unsupported  the device is healthy but cannot do what is asked
-  15  refused      the registrar gave no registration
-  16  the registrar did not answer in time
-  70  a fault of cuda-smoke itself";
+use crate::manual;
 
-/// Proves that GPUs compute: loads a kernel on every device, runs it and compares the whole result.
+/// Proves that GPUs compute.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(
+    version,
+    help_template = manual::TEMPLATE,
+    before_long_help = manual::DESCRIPTION,
+    after_help = manual::EXIT_CODES,
+    after_long_help = manual::end(),
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -12,6 +12,7 @@ mod child;
 mod egress;
 mod gate;
 mod host;
+mod manual;
 mod output;
 mod preflight;
 mod protocol;

@@ -15,6 +15,10 @@ fn row_25_without_a_driver_it_says_so() {
         text.contains("libcuda.so.1") && text.contains("no NVIDIA driver") && text.contains("R525"),
         "{text}"
     );
+    // And how to get one, on a host and in a container.
+    for way in ["Debian: nvidia-driver", "ubuntu-drivers", "--gpus all"] {
+        assert!(text.contains(way), "{text}");
+    }
 }
 
 #[test]

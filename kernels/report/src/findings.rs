@@ -224,7 +224,7 @@ fn no_driver(context: Context) -> (&'static str, Class, Confidence, &'static str
     } else {
         (
             "There is no NVIDIA driver here: neither its library nor a device file.",
-            "In a cluster: request the GPU as a resource limit and set runtimeClassName: nvidia, and check that the node's driver is installed. On a host: install NVIDIA's driver, R525 or newer.",
+            "In a cluster: request the GPU as a resource limit and set runtimeClassName: nvidia, and check that the node's driver is installed. On a host: install NVIDIA's driver, R525 or newer, from your distribution (Debian: nvidia-driver, Ubuntu: ubuntu-drivers install) or from NVIDIA. In a container of your own: start it with --gpus all.",
         )
     };
     ("NoDriver", Config, Medium, meaning, advice)

@@ -1,0 +1,108 @@
+//! What `--help` says besides commands and options, in the order of a manual page.
+
+/// The order of its sections.
+pub(crate) const TEMPLATE: &str = "\
+NAME
+  {name} - {about}
+
+SYNOPSIS
+  cuda-smoke check [--json] [OPTIONS]
+  cuda-smoke gate [OPTIONS]
+  cuda-smoke help [COMMAND]
+
+{before-help}COMMANDS
+{subcommands}
+
+OPTIONS
+{options}{after-help}
+";
+
+/// What it does, and what it needs.
+pub(crate) const DESCRIPTION: &str = "\
+DESCRIPTION
+  Loads kernels on every GPU that the driver shows, runs them, and compares every word of their
+  results: a vector addition, a walk through memory, copies, matrix products on the tensor cores,
+  and managed memory where the platform has it.
+
+  The test runs in a child process under a deadline, so a driver that crashes or hangs is told as
+  well. It needs NVIDIA's driver, R525 or newer: no CUDA toolkit and no root. It changes nothing.
+
+  check is for people and scripts, on any host. gate is the init container of a runner's pod: it
+  runs the same test, brings the report to the operator, and leaves the registration that it gets
+  in return for the runner.";
+
+/// Exit codes, the end of `-h`.
+pub(crate) const EXIT_CODES: &str = "\
+EXIT CODES
+   0               every device passed (gate: and the runner is registered)
+   2  internal     the command line was not understood
+  10  config       the pod, image or cluster is set up so that this cannot work
+  11  transient    it may work in a moment
+  12  device       a device is broken
+  13  node         the node's driver or service is broken
+  14  unsupported  the device is healthy but cannot do what is asked
+  15  refused      the registrar gave no registration
+  16  transient    the registrar did not answer in time
+  70  internal     a fault of cuda-smoke itself";
+
+/// The end of `--help`: exit codes and what follows them.
+pub(crate) fn end() -> String {
+    format!("{EXIT_CODES}\n\n{ENVIRONMENT}\n\n{FILES}\n\n{EXAMPLES}")
+}
+
+const ENVIRONMENT: &str = "\
+ENVIRONMENT
+  Every option of check and gate but --json has a variable, CUDA_SMOKE_..., which the help of the
+  command names. The command line wins.
+
+  LD_LIBRARY_PATH            where the driver's library is looked for first
+  CUDA_VISIBLE_DEVICES       makes the driver hide devices, from the test as from any program
+  HTTPS_PROXY, NO_PROXY      gate: for the addresses that a runner must be able to reach
+  SSL_CERT_FILE              gate: further authorities for those addresses
+  NODE_NAME, POD_NAMESPACE, POD_NAME
+                             gate: named in the report";
+
+const FILES: &str = "\
+FILES
+  libcuda.so.1               the driver's library, on the loader's path
+  /dev/nvidia0, ...          the GPUs; in WSL2 /dev/dxg
+  /dev/nvidia-uvm            unified memory; the report says where it is missing
+  /proc/driver/nvidia/version
+                             the version of the kernel module, for the report
+  /var/run/secrets/cudarunner.dev/token
+                             gate: the pod's token for the registrar
+  /run/cuda-runner           gate: where the runner finds its registration
+  /dev/termination-log       gate: the report in short, at most 4096 bytes";
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  Test all GPUs of this host:
+    cuda-smoke check
+
+  Be content with nothing but two GPUs that are Ampere or newer:
+    cuda-smoke check --expected-devices 2 --min-compute-capability 8.0
+
+  Who is to blame, and for what:
+    cuda-smoke check --json | jq .failure
+
+  In a container, with NVIDIA's container toolkit:
+    docker run --rm --gpus all IMAGE-OF-THE-GATE check";
+
+#[cfg(test)]
+mod tests {
+    use gate_report::Class;
+
+    use super::*;
+
+    #[test]
+    fn every_class_is_listed_with_its_exit_codes() {
+        let mut listed = vec![];
+        for line in EXIT_CODES.lines().skip(2) {
+            let mut words = line.split_whitespace();
+            let class = Class::from_exit_code(words.next().unwrap().parse().unwrap());
+            assert_eq!(words.next(), class.map(Class::as_str), "{line}");
+            listed.extend(class);
+        }
+        assert!(Class::ALL.iter().all(|class| listed.contains(class)));
+    }
+}
