@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::preflight::{CheckOutcome, PreflightFinding};
-use crate::{Device, Report};
+use crate::{Device, Report, Step, Warning};
 
 impl Report {
     /// The report as text, with a line break at its end.
@@ -31,7 +31,7 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out)?;
     }
     for device in &report.devices {
-        write_device(out, device)?;
+        write_device(out, device, &report.warnings)?;
     }
     for warning in &report.warnings {
         writeln!(out, "\nwarning: {}", warning.message)?;
@@ -83,32 +83,210 @@ fn write_finding(out: &mut String, finding: &PreflightFinding) -> fmt::Result {
     writeln!(out, ": {}", finding.message)
 }
 
-fn write_device(out: &mut String, device: &Device) -> fmt::Result {
+fn write_device(out: &mut String, device: &Device, warnings: &[Warning]) -> fmt::Result {
     write!(
         out,
         "device {}  {}, compute capability {}",
         device.ordinal, device.name, device.compute_capability
     )?;
     if device.memory_bytes > 0 {
-        write!(out, ", {} MiB", device.memory_bytes >> 20)?;
+        write!(out, ", {}", size(device.memory_bytes))?;
     }
     writeln!(out, ", {}", device.uuid)?;
-    let managed = match (device.managed_memory, device.concurrent_managed_access) {
-        (_, true) => "managed memory with concurrent access",
-        (true, false) => "managed memory without concurrent access",
-        (false, false) => "no managed memory",
-    };
-    match &device.pci_bus_id {
-        Some(bus) => writeln!(out, "          {bus}, {managed}")?,
-        None => writeln!(out, "          {managed}")?,
+    let mut line = |text: String| writeln!(out, "          {text}");
+    match (&device.pci_bus_id, device.multiprocessors) {
+        (Some(bus), Some(count)) => line(format!("{bus}, {count} multiprocessors"))?,
+        (Some(bus), None) => line(bus.clone())?,
+        _ => {}
     }
+    if let Some(bytes) = device.memory_walk_bytes {
+        line(format!(
+            "memory walk: {} written and read back",
+            size(bytes)
+        ))?;
+    }
+    if let (Some(there), Some(back)) = (
+        device.host_to_device_gib_per_second,
+        device.device_to_host_gib_per_second,
+    ) {
+        line(format!(
+            "copies: {there:.2} GiB/s to the device, {back:.2} GiB/s from it"
+        ))?;
+    }
+    if device
+        .steps
+        .iter()
+        .any(|step| step.step == Step::TensorCores)
+    {
+        line("tensor cores: f16 matrix products are right".into())?;
+    }
+    line(format!(
+        "managed memory (UVM): {}",
+        managed(device, warnings)
+    ))?;
     if !device.steps.is_empty() {
         let steps: Vec<_> = device
             .steps
             .iter()
             .map(|step| format!("{} {:.3}", step.step, step.ms))
             .collect();
-        writeln!(out, "          {} ms", steps.join(", "))?;
+        line(format!("times in ms: {}", steps.join(", ")))?;
     }
     Ok(())
+}
+
+/// What the platform offers, and what that means for tests of it.
+fn managed(device: &Device, warnings: &[Warning]) -> &'static str {
+    let is_without_hints = warnings.iter().any(|warning| {
+        warning.reason == "ManagedMemorySkipped" && warning.device == Some(device.ordinal)
+    });
+    match (device.managed_memory, device.concurrent_managed_access) {
+        (_, true) if is_without_hints => {
+            "concurrent access without hints; tests that advise or prefetch will fail"
+        }
+        (_, true) => "concurrent access; tests of it can run in full",
+        (true, false) => {
+            "no concurrent access (as under WDDM and WSL2); tests that advise, prefetch, or touch it on the host while a kernel runs will fail"
+        }
+        (false, false) => "none; tests of it will fail",
+    }
+}
+
+/// In MiB; what is less than one, in KiB.
+fn size(bytes: u64) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
+        mebibytes => format!("{mebibytes} MiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::{Check, Preflight};
+    use crate::{Class, Confidence, DeviceStep, Driver, Failure, Outcome, Timings};
+
+    /// A device that is well.
+    fn a100() -> Device {
+        let steps = [
+            (Step::Context, 212.25),
+            (Step::ModuleLoad, 3.5),
+            (Step::MemoryWalk, 4.125),
+            (Step::TensorCores, 0.25),
+            (Step::ManagedMemory, 1.5),
+        ];
+        Device {
+            name: "NVIDIA A100-SXM4-40GB".into(),
+            uuid: "GPU-6d3c8a4e-3a5e-4a6c-9a51-3f6a0d1b2c3d".into(),
+            pci_bus_id: Some("0000:3b:00.0".into()),
+            compute_capability: "8.0".into(),
+            memory_bytes: 40339 << 20,
+            managed_memory: true,
+            concurrent_managed_access: true,
+            multiprocessors: Some(108),
+            memory_walk_bytes: Some(64 << 20),
+            host_to_device_gib_per_second: Some(11.213),
+            device_to_host_gib_per_second: Some(9.5),
+            steps: steps.map(|(step, ms)| DeviceStep { step, ms }).into(),
+            ..Device::default()
+        }
+    }
+
+    fn warning(reason: &str, device: u32) -> Warning {
+        Warning {
+            reason: reason.into(),
+            message: format!("What {reason} means."),
+            device: Some(device),
+        }
+    }
+
+    fn report(devices: Vec<Device>) -> Report {
+        Report {
+            driver: Some(Driver {
+                library: Some("/usr/lib/x86_64-linux-gnu/libcuda.so.1".into()),
+                cuda_version: Some("13.0".into()),
+                kernel_version: Some("580.95.05".into()),
+                ..Driver::default()
+            }),
+            devices,
+            timings: Timings {
+                total_ms: 512.4,
+                init_ms: 180.6,
+                test_ms: 300.0,
+            },
+            ..Report::new("0.1.0")
+        }
+    }
+
+    #[test]
+    fn what_each_device_can_do_is_told() {
+        let slice = Device {
+            ordinal: 1,
+            name: "NVIDIA A100-SXM4-40GB MIG 1g.5gb".into(),
+            uuid: "MIG-00112233-4455-6677-8899-aabbccddeeff".into(),
+            multiprocessors: Some(14),
+            memory_walk_bytes: Some(256 << 10),
+            host_to_device_gib_per_second: None,
+            device_to_host_gib_per_second: None,
+            ..a100()
+        };
+        let wddm = Device {
+            ordinal: 2,
+            concurrent_managed_access: false,
+            ..a100()
+        };
+        let none = Device {
+            ordinal: 3,
+            managed_memory: false,
+            memory_walk_bytes: None,
+            ..wddm.clone()
+        };
+        let report = Report {
+            outcome: Outcome::Passed,
+            warnings: vec![
+                warning("ManagedMemorySkipped", 1),
+                warning("NoConcurrentManagedAccess", 2),
+            ],
+            ..report(vec![a100(), slice, wddm, none])
+        };
+        insta::assert_snapshot!(report.text());
+    }
+
+    #[test]
+    fn what_failed_and_what_to_do_is_told() {
+        let report = Report {
+            failure: Some(Failure {
+                class: Class::Device,
+                step: Step::MemoryWalk,
+                code: None,
+                code_name: "BadMemory".into(),
+                call: None,
+                device: Some(0),
+                uuid: Some(a100().uuid),
+                message: "What happened and what it means.".into(),
+                advice: "What to do.".into(),
+                confidence: Confidence::High,
+            }),
+            preflight: Some(Preflight {
+                findings: vec![
+                    PreflightFinding::ok(Check::Command, "git"),
+                    PreflightFinding::failed(
+                        Check::Command,
+                        "cmake",
+                        "is missing".into(),
+                        "Add it.",
+                    ),
+                ],
+            }),
+            // It failed before all of this was known.
+            ..report(vec![Device {
+                memory_walk_bytes: None,
+                host_to_device_gib_per_second: None,
+                device_to_host_gib_per_second: None,
+                steps: vec![],
+                ..a100()
+            }])
+        };
+        insta::assert_snapshot!(report.text());
+    }
 }
