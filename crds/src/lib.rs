@@ -4,6 +4,7 @@
 //! texts that `kubectl explain` shows, the defaults that the API server fills in, and the CEL rules by which it
 //! refuses what can never work. `crdgen` writes it to `crds/generated/` and into the charts.
 
+mod checks;
 mod schema;
 #[expect(
     unreachable_pub,
@@ -14,6 +15,7 @@ mod status;
 mod values;
 mod verification;
 
+pub use checks::*;
 pub use spec::*;
 pub use status::*;
 pub use values::values_schema;

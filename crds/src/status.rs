@@ -65,6 +65,9 @@ pub struct CudaRunnerStatus {
     /// The workflow run that proves the pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<crate::VerificationStatus>,
+    /// The required checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required_checks: Option<crate::RequiredChecksStatus>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

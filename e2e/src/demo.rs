@@ -1,4 +1,4 @@
-//! The story of one pool on a fresh machine: from nothing to four finished GPU jobs, and back to nothing.
+//! The story of one pool on a fresh machine: from nothing to a proven pool whose jobs are required, and back to nothing.
 
 use std::{
     collections::BTreeSet,
@@ -37,6 +37,10 @@ const NAMESPACE: &str = "ci";
 const POOL: &str = "tensor-wasm";
 /// GPUs of the first node.
 const DEVICES: usize = 4;
+/// Jobs of the workflow.
+const JOBS: usize = 4;
+/// Longest wait for one thing.
+const SOON: Duration = Duration::from_mins(2);
 /// The container that proves the GPU.
 const GATE: &str = "gate";
 
@@ -74,10 +78,12 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     };
     let events = tokio::spawn(recount(stage.client.clone(), story.clone()));
     let end = async {
-        stage.broken_gpu(&manifest).await?;
+        stage.broken_gpu().await?;
         let before = stage.github.state().await?.lasting;
+        stage.pull_request().await?;
         stage.first_runner(&manifest).await?;
-        stage.jobs().await?;
+        stage.verification().await?;
+        stage.required_checks().await?;
         stage.deletion(&before).await
     }
     .await;
@@ -106,7 +112,7 @@ impl Stage<'_> {
     }
 
     /// A GPU that computes wrongly gets no job; a healthy one on another node does.
-    async fn broken_gpu(&self, manifest: &Path) -> Result<()> {
+    async fn broken_gpu(&self) -> Result<()> {
         let machine = self.cluster.add_second_node(1, self.story).await?;
         Cluster::cordon(&self.client, machine.name, true).await?;
         for number in 0..DEVICES {
@@ -120,7 +126,13 @@ impl Stage<'_> {
             node::NAME,
             machine.name
         ));
-        self.kubectl(&["apply", "--filename", &manifest.to_string_lossy()])?;
+        // Only the runners of the example: its workflow has its turn below.
+        let mut manifest = example::manifest(&self.cluster.github)?;
+        manifest.spec.verify = None;
+        manifest.spec.required_checks = None;
+        let path = self.cluster.dir.join("broken-gpu.yaml");
+        std::fs::write(&path, serde_saphyr::to_string(&manifest)?)?;
+        self.kubectl(&["apply", "--filename", &path.to_string_lossy()])?;
         let job = NewJob {
             repository: simulator::REPOSITORY.to_owned(),
             name: "patient".to_owned(),
@@ -171,8 +183,8 @@ impl Stage<'_> {
         let start = Instant::now();
         self.kubectl(&["apply", "--filename", &manifest.to_string_lossy()])?;
         self.story
-            .step("kubectl apply: the example's CudaRunner, for one runner");
-        let idle = self.idle(&BTreeSet::new()).await?;
+            .step("kubectl apply: the example's CudaRunner, the whole of it, for one runner");
+        let idle = self.idle().await?;
         self.story.measure("apply to idle", start.elapsed());
         self.story.step(&format!(
             "GitHub has the runner {idle} as idle, with the labels self-hosted and cuda"
@@ -189,44 +201,60 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Waits until GitHub has an idle runner other than these.
-    async fn idle(&self, used: &BTreeSet<String>) -> Result<String> {
+    /// Waits until GitHub has an idle runner.
+    async fn idle(&self) -> Result<String> {
         wait_for("an idle runner", Duration::from_mins(2), async || {
             let state = self.github.state().await?;
             let runners = state.passing["runners"]
                 .as_array()
                 .context("GitHub's state lists no runners")?;
-            let idle = runners
+            let mut idle = runners
                 .iter()
                 .filter(|runner| runner["online"] == true && runner["busy"] == false);
-            let names = idle.filter_map(|runner| runner["name"].as_str());
-            Ok(names.map(str::to_owned).find(|name| !used.contains(name)))
+            let name = idle.find_map(|runner| runner["name"].as_str());
+            Ok(name.map(str::to_owned))
         })
         .await
     }
 
-    /// The workflow's four jobs, one after the other on fresh runners.
-    async fn jobs(&self) -> Result<()> {
+    /// A pull request of before: GitHub knows from it under which names the jobs report.
+    async fn pull_request(&self) -> Result<()> {
         let run = NewRun {
             repository: simulator::REPOSITORY.to_owned(),
             workflow: "cuda.yml".to_owned(),
-            branch: Some("dev".to_owned()),
-            event: "workflow_dispatch".to_owned(),
+            event: "pull_request".to_owned(),
+            pull_request: Some(1),
+            conclusion: Some(Conclusion::Cancelled),
             ..NewRun::default()
         };
-        let run = self.github.start_run(&run).await?;
-        self.story.step(&format!(
-            "workflow cuda.yml started on dev, with {} jobs",
-            run.jobs.len()
-        ));
+        self.github.start_run(&run).await?;
+        self.story.step(
+            "a pull request of last week ran the workflow cuda.yml, and was cancelled: no runner came",
+        );
+        Ok(())
+    }
+
+    /// The pool runs its workflow: four jobs, one after the other on fresh runners.
+    async fn verification(&self) -> Result<()> {
+        let resource = format!("cudarunner/{POOL}");
+        let run = wait_for("the workflow to be started", SOON, async || {
+            let id = self.kubectl(&[
+                "get",
+                &resource,
+                "--output",
+                "jsonpath={.status.verification.runId}",
+            ])?;
+            Ok(id.trim().parse::<u64>().ok())
+        })
+        .await?;
+        self.story
+            .step("the pool has started the workflow cuda.yml on dev, to prove itself");
         let (mut used, mut done) = (BTreeSet::new(), BTreeSet::new());
-        while done.len() < run.jobs.len() {
-            let job = wait_for("a job to end", Duration::from_mins(2), async || {
+        while done.len() < JOBS {
+            let job = wait_for("a job to end", SOON, async || {
                 let jobs = self.github.jobs().await?;
                 Ok(jobs.into_iter().find(|job| {
-                    run.jobs.contains(&job.id)
-                        && !done.contains(&job.id)
-                        && job.conclusion.is_some()
+                    job.run == run && !done.contains(&job.id) && job.conclusion.is_some()
                 }))
             })
             .await?;
@@ -237,11 +265,32 @@ impl Stage<'_> {
                 "the runner {runner} had more than one job"
             );
         }
-        let replacement = self.idle(&used).await?;
-        self.story.step(&format!(
-            "{} jobs done by as many runners; {replacement} waits for the next",
-            done.len()
-        ));
+        self.wait("WorkflowVerified")
+    }
+
+    /// The jobs are required, under the names that GitHub reports.
+    async fn required_checks(&self) -> Result<()> {
+        self.wait("ChecksRequired")?;
+        let state = self.github.state().await?;
+        let branches = &state.lasting["repositories"][simulator::REPOSITORY]["branches"];
+        let path = "/main/protection/requiredStatusChecks/checks";
+        let checks = branches.pointer(path).and_then(Value::as_array);
+        let names = checks.into_iter().flatten();
+        let names: Vec<&str> = names.filter_map(|c| c["context"].as_str()).collect();
+        ensure!(names.len() == 2 + JOBS, "main requires {names:?}");
+        self.story
+            .step(&format!("GitHub: main requires {}", names.join(", ")));
+        Ok(())
+    }
+
+    /// `kubectl wait` for a condition, and what it says.
+    fn wait(&self, condition: &str) -> Result<()> {
+        let resource = format!("cudarunner/{POOL}");
+        let awaited = format!("--for=condition={condition}");
+        self.kubectl(&["wait", &awaited, &resource, "--timeout=90s"])?;
+        let path = format!("jsonpath={{.status.conditions[?(@.type==\"{condition}\")].message}}");
+        let told = self.kubectl(&["get", &resource, "--output", &path])?;
+        self.story.step(&format!("  {condition}: {told}"));
         Ok(())
     }
 

@@ -22,8 +22,6 @@ pub const AUTHORITY: &str = "github-ca";
 pub const AGENT: &str = "localhost/simulated-agent:dev";
 /// The same on an image for CUDA projects: toolkit 12.4 and the example's Rust toolchain.
 pub const CUDA_AGENT: &str = "localhost/simulated-agent-cuda-12.4:dev";
-/// Parts of the example that the operator does not act on yet.
-const LATER: [&str; 2] = ["verify", "requiredChecks"];
 
 /// The example: from the documentation, with this cluster's GitHub, image and sizes.
 pub fn manifest(github: &str) -> Result<CudaRunner> {
@@ -35,9 +33,6 @@ pub fn manifest(github: &str) -> Result<CudaRunner> {
     let spec = example["spec"]
         .as_object_mut()
         .context("the example has no spec")?;
-    for part in LATER {
-        spec.remove(part);
-    }
     spec["github"]["url"] = json!(format!("{github}/{}", simulator::REPOSITORY));
     spec["github"]["caBundleRef"] = json!({"name": AUTHORITY, "key": "ca.crt"});
     // The addresses of the example are on the real internet.

@@ -97,6 +97,28 @@ impl Hand<'_> {
                 self.github()?.cancel_run(&repository, run).await?;
                 Ok(Done::Yes)
             }
+            Action::RequireChecks(repository, branch, contexts) => {
+                let github = self.github()?;
+                let done = github.require_checks(&repository, &branch, &contexts);
+                Ok(self.required(done.await))
+            }
+            Action::UnrequireChecks(repository, branch, contexts) => {
+                let github = self.github()?;
+                let done = github.unrequire_checks(&repository, &branch, &contexts);
+                Ok(self.required(done.await))
+            }
+            Action::CreateRuleset(repository, ruleset) => {
+                let done = self.github()?.create_ruleset(&repository, &ruleset);
+                Ok(self.required(done.await))
+            }
+            Action::UpdateRuleset(repository, id, ruleset) => {
+                let done = self.github()?.update_ruleset(&repository, id, &ruleset);
+                Ok(self.required(done.await))
+            }
+            Action::DeleteRuleset(repository, id) => {
+                let done = self.github()?.delete_ruleset(&repository, id);
+                Ok(self.required(done.await))
+            }
         }
     }
 
@@ -111,6 +133,19 @@ impl Hand<'_> {
             memory.verification.answered(answer, Timestamp::now());
         });
         Ok(Done::Yes)
+    }
+
+    /// Notes what came of a change of the required checks. The next look shows it; a refusal is the condition's to tell.
+    fn required(&self, outcome: Result<(), crate::github::Error>) -> Done {
+        self.ctx.memory.with(self.pool, |memory| {
+            let watched = &mut memory.checks.watched;
+            watched.read = None;
+            match outcome {
+                Ok(()) => watched.next_look = None,
+                Err(error) => watched.failed(&error, Timestamp::now()),
+            }
+        });
+        Done::Yes
     }
 
     async fn set_finalizer(&self, present: bool) -> Result<Done, ActError> {

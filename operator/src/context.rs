@@ -1,5 +1,6 @@
 //! What every visit shares.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use crate::github::{Clients, GitHubUrl};
 use crate::memory::Memory;
 use crate::plan::PodSettings;
+use crate::plan::checks::{self, Elsewhere};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::CaStore;
 use crate::watch::nodes::Nodes;
@@ -80,6 +82,26 @@ impl Context {
         all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
             .filter_map(|other| Some(other.status.as_ref()?.quarantine.clone()))
             .flatten()
+            .collect()
+    }
+
+    /// What other pools require at the server of a pool that requires something, too. One in deletion gives its part up.
+    #[must_use]
+    pub fn required_elsewhere(&self, pool: &Pool) -> BTreeSet<Elsewhere> {
+        let Ok(spec) = &pool.spec else {
+            return BTreeSet::new();
+        };
+        if spec.required_checks.is_none() && pool.status.required_checks.is_none() {
+            return BTreeSet::new();
+        }
+        let all = self.pools.iter().flat_map(Store::state);
+        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+            .filter(|other| other.metadata.deletion_timestamp.is_none())
+            .filter(|other| {
+                GitHubUrl::parse(&other.spec.github.url, true)
+                    .is_ok_and(|url| url.origin() == spec.url.origin())
+            })
+            .flat_map(|other| checks::required_by(&other))
             .collect()
     }
 

@@ -9,6 +9,7 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::github::Client;
+use crate::plan::checks;
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue};
 use crate::pool::{Pool, PoolKey};
@@ -44,6 +45,17 @@ pub struct PoolMemory {
     pub intent: Option<Timestamp>,
     /// The run of the verification, as last read.
     pub verification: Watched,
+    /// The required checks, as last read.
+    pub checks: ChecksMemory,
+}
+
+/// What is remembered of the required checks.
+#[derive(Clone, Default)]
+pub struct ChecksMemory {
+    /// What GitHub says.
+    pub watched: checks::Watched,
+    /// The generation, and the request by annotation, for which everything was read.
+    pub asked: Option<(i64, Option<String>)>,
 }
 
 /// What is remembered of a pool's way to GitHub.
@@ -94,6 +106,7 @@ impl PoolMemory {
             errors: 0,
             intent: None,
             verification: Watched::default(),
+            checks: ChecksMemory::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use cudarunner_crds::{
     CudaRunner, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime, ManagedMemory,
-    Preflight, RegistrationMode, Verify,
+    Preflight, RegistrationMode, RequiredChecks, Verify,
 };
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
@@ -104,8 +104,8 @@ pub struct Spec {
     pub verify: Option<Verify>,
     /// The repository with that workflow, where it is known.
     pub repository: Option<Repository>,
-    /// Fields that this version accepts without acting on them.
-    pub not_acted_on: Vec<&'static str>,
+    /// Where its jobs become required.
+    pub required_checks: Option<RequiredChecks>,
 }
 
 /// How a runner of the pool becomes known to GitHub.
@@ -299,10 +299,10 @@ impl Spec {
             registration,
             persistent,
             replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
-            not_acted_on: not_acted_on(resource),
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             repository: repository(spec.verify.as_ref(), &url),
             verify: spec.verify.clone(),
+            required_checks: spec.required_checks.clone(),
             template_hash,
             url,
             gpu,
@@ -326,15 +326,6 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(asked, field)| asked.then_some(field))
-}
-
-/// Fields that add something to the pool which this version does not do: it works without, and says so.
-fn not_acted_on(resource: &CudaRunner) -> Vec<&'static str> {
-    let spec = &resource.spec;
-    [(spec.required_checks.is_some(), "spec.requiredChecks")]
-        .into_iter()
-        .filter_map(|(asked, field)| asked.then_some(field))
-        .collect()
 }
 
 fn read_gpu(gpu: &Gpu) -> GpuRequest {

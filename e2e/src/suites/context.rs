@@ -124,6 +124,16 @@ impl Ctx {
         Ok(())
     }
 
+    /// `kubectl annotate --overwrite`.
+    pub async fn annotate(&self, pool: &str, key: &str, value: &str) -> Result<()> {
+        let pools: Api<CudaRunner> = self.api();
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        pools
+            .patch(pool, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(())
+    }
+
     /// What the resource says of itself.
     pub async fn status(&self, name: &str) -> Result<CudaRunnerStatus> {
         let pools: Api<CudaRunner> = self.api();

@@ -17,6 +17,7 @@ mod preflight;
 mod quarantine;
 mod recorder;
 mod registration_token;
+mod required_checks;
 mod restarts;
 mod runner;
 mod scale;
@@ -88,7 +89,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "example",
         [2],
-        "the example manifest is taken, and what is not acted on is said",
+        "the example manifest is taken as a whole; a field that is not built stalls the pool",
         first_runner::example
     ),
     suite!(
@@ -102,6 +103,12 @@ pub const SUITES: &[Suite] = &[
         [15, 16],
         "the pool runs its workflow: green with 46 tests, not with 45, and a job that nobody picks up has its cause",
         verification::run
+    ),
+    suite!(
+        "required-checks",
+        [17, 21],
+        "what was green becomes required, beside what the user had, and goes again; no branch is locked",
+        required_checks::run
     ),
     suite!(
         "missing-label",

@@ -1,14 +1,10 @@
 //! A pool proves itself by running its repository's workflow: green, a test too few, and a job that nobody picks up.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{CudaRunner, VerificationState};
+use cudarunner_crds::VerificationState;
 use github_simulator::{
     control::{NewWorkflow, UpdateRepository},
     state::{JobTemplate, StepTemplate},
-};
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
 };
 use serde_json::json;
 
@@ -142,12 +138,7 @@ async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
 
 /// Asks for another verification, as a person would.
 async fn ask(ctx: &Ctx, value: &str) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let patch = json!({"metadata": {"annotations": {cudarunner_crds::VERIFY: value}}});
-    pools
-        .patch("pool", &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
-    Ok(())
+    ctx.annotate("pool", cudarunner_crds::VERIFY, value).await
 }
 
 async fn dispatches(ctx: &Ctx, since: u64) -> Result<usize> {

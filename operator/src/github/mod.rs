@@ -3,13 +3,15 @@
 //! - [`GitHubUrl`]: whose runners, on which server.
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
-//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `access`.
+//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `checks`,
+//!   `access`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
 mod access;
 pub mod budget;
 mod ca;
+mod checks;
 mod client;
 mod clients;
 mod credentials;
@@ -29,6 +31,7 @@ mod url;
 
 pub use access::Access;
 pub use ca::{CaBundle, CaBundleError};
+pub use checks::{BranchRule, Check, Protection, Ruleset, Triggers};
 pub use client::Client;
 pub use clients::Clients;
 pub use credentials::{

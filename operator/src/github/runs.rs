@@ -20,8 +20,9 @@ use super::{
     url::encode,
 };
 
-/// Answers that are kept for the sake of their tags. Two belong to each run that is watched.
-const MOST_KEPT: usize = 64;
+/// Answers that are kept for the sake of their tags: of each pool, two for a run that is watched, and two for each
+/// branch that requires checks.
+const MOST_KEPT: usize = 1024;
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
 /// What it takes to read runs, jobs and logs.
@@ -81,6 +82,12 @@ pub struct Run {
     pub html_url: String,
     /// When it was made.
     pub created_at: Timestamp,
+    /// The suite of its checks.
+    pub check_suite_id: Option<u64>,
+    /// The commit.
+    pub head_sha: Option<String>,
+    /// The workflow's number.
+    pub workflow_id: Option<u64>,
 }
 
 /// A job of a run.
@@ -265,13 +272,29 @@ impl Client {
         path: String,
         action: &str,
     ) -> Result<Option<T>, Error> {
+        let (ask, found) = self.tagged(path, action).await?;
+        match found {
+            Ok(body) => read(&ask, body).map(Some),
+            Err(answer) if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&answer.status) => {
+                Ok(None)
+            }
+            Err(answer) => Err(self.judged(&answer, &ask, ACTIONS_READ)),
+        }
+    }
+
+    /// Reads for nothing what has not changed: the body, or another answer than 200.
+    pub(super) async fn tagged(
+        &self,
+        path: String,
+        action: &str,
+    ) -> Result<(Ask, Result<Value, Answer>), Error> {
         let last = self.tagged.0.lock().await.get(&path).cloned();
         let ask = Ask {
             etag: last.as_ref().map(|(etag, _)| etag.clone()),
             ..Ask::get(path.clone(), action)
         };
         let answer = self.transport.send(&ask).await?;
-        let body = match (answer.status, last) {
+        let found = match (answer.status, last) {
             (StatusCode::OK, _) => {
                 let body: Value = answer.json(&ask)?;
                 if let Some(etag) = answer.etag() {
@@ -281,18 +304,12 @@ impl Client {
                     }
                     tagged.insert(path, (etag, body.clone()));
                 }
-                body
+                Ok(body)
             }
-            (StatusCode::NOT_MODIFIED, Some((_, body))) => body,
-            (StatusCode::NOT_FOUND | StatusCode::GONE, _) => return Ok(None),
-            _ => return Err(self.judged(&answer, &ask, ACTIONS_READ)),
+            (StatusCode::NOT_MODIFIED, Some((_, body))) => Ok(body),
+            _ => Err(answer),
         };
-        T::deserialize(body)
-            .map(Some)
-            .map_err(|error| Error::Malformed {
-                action: ask.action,
-                message: error.to_string(),
-            })
+        Ok((ask, found))
     }
 
     /// Like `refusal`, for what needs another permission than the runners do.
@@ -316,13 +333,21 @@ impl Client {
 }
 
 impl Workflow {
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!(
             "{}/actions/workflows/{}",
             self.repository.path(),
             encode(&self.file)
         )
     }
+}
+
+/// Reads a body that was kept.
+pub(super) fn read<T: DeserializeOwned>(ask: &Ask, body: Value) -> Result<T, Error> {
+    T::deserialize(body).map_err(|error| Error::Malformed {
+        action: ask.action.clone(),
+        message: error.to_string(),
+    })
 }
 
 fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -335,8 +360,8 @@ struct Dispatched {
 }
 
 #[derive(Deserialize)]
-struct Runs {
-    workflow_runs: Vec<Run>,
+pub(super) struct Runs {
+    pub(super) workflow_runs: Vec<Run>,
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,7 @@
 //! Stores and GitHub's answers become plain values.
 
 pub mod agent;
+pub mod checks;
 pub mod end;
 pub mod github;
 pub mod pod;
@@ -33,6 +34,7 @@ pub async fn observe(
 
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
+    let checks = checks::look(ctx, pool, client.as_deref(), now).await;
     ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
@@ -48,6 +50,8 @@ pub async fn observe(
             listing: memory.github.listing.clone(),
             queue: memory.github.queue.clone(),
             verification,
+            checks,
+            required_elsewhere: ctx.required_elsewhere(pool),
             other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
             nodes: ctx

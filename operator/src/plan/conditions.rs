@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{Access, Notice, Observed, Plan, queue, verify};
+use super::{Access, Notice, Observed, Plan, checks, queue, verify};
 use crate::pool::{Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -79,7 +79,10 @@ pub(super) fn plan(
             kind::WORKFLOW_VERIFIED,
             verify::verified(pool, plan.status.verification.as_ref(), observed),
         ),
-        (kind::CHECKS_REQUIRED, unbuilt(pool, "spec.requiredChecks")),
+        (
+            kind::CHECKS_REQUIRED,
+            checks::required(pool, plan.status.required_checks.as_ref(), observed),
+        ),
         (kind::SPEC_SUPPORTED, supported(pool)),
     ];
     for (type_, said) in all {
@@ -354,38 +357,12 @@ fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {
     say("False", &online.reason, online.message.clone())
 }
 
-/// The condition of a part that this version does not have.
-fn unbuilt(pool: &Pool, field: &'static str) -> Say {
-    let asked = pool
-        .spec
-        .as_ref()
-        .is_ok_and(|s| s.not_acted_on.contains(&field));
-    if asked {
-        return say(
-            "Unknown",
-            "NotImplemented",
-            format!("{field} is accepted, but this version of the operator does not act on it"),
-        );
-    }
-    say("Unknown", "NotAsked", format!("{field} is not set"))
-}
-
 fn supported(pool: &Pool) -> Say {
-    let fields = pool
-        .spec
-        .as_ref()
-        .map(|s| s.not_acted_on.join(", "))
-        .unwrap_or_default();
     match &pool.spec {
         Err(error) if error.reason() == "NotImplemented" => {
             say("False", "NotImplemented", error.to_string())
         }
-        _ if fields.is_empty() => say("True", "AllFieldsActedOn", "Every field is acted on"),
-        _ => say(
-            "False",
-            "NotImplemented",
-            format!("Accepted, but not acted on by this version of the operator: {fields}"),
-        ),
+        _ => say("True", "AllFieldsActedOn", "Every field is acted on"),
     }
 }
 

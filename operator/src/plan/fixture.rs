@@ -51,6 +51,8 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         listing: Some(listing(&[])),
         queue: None,
         verification: super::verify::Watched::default(),
+        checks: super::checks::Watched::default(),
+        required_elsewhere: std::collections::BTreeSet::new(),
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),

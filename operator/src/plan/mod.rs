@@ -2,6 +2,7 @@
 //!
 //! Nothing here has a client, a clock or randomness of its own, so that every decision can be tested as data.
 
+pub mod checks;
 pub mod conditions;
 pub mod health;
 mod placement;
@@ -25,7 +26,7 @@ use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::github::{QueuedJob, Repository, Workflow};
+use crate::github::{QueuedJob, Repository, Ruleset, Workflow};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -46,6 +47,10 @@ pub struct Observed {
     pub queue: Option<Queue>,
     /// The run of the verification that is on its way.
     pub verification: verify::Watched,
+    /// The required checks.
+    pub checks: checks::Watched,
+    /// What other pools require.
+    pub required_elsewhere: BTreeSet<checks::Elsewhere>,
     /// Labels of the other pools of the same address.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
@@ -177,6 +182,16 @@ pub enum Action {
     DispatchWorkflow(Workflow),
     /// Stop a run of ours that nobody takes.
     CancelRun(Repository, u64),
+    /// Add contexts to what a branch requires.
+    RequireChecks(Repository, String, Vec<String>),
+    /// Take contexts off what a branch requires.
+    UnrequireChecks(Repository, String, Vec<String>),
+    /// Make the pool's own ruleset.
+    CreateRuleset(Repository, Ruleset),
+    /// Make the pool's own ruleset what it should be.
+    UpdateRuleset(Repository, i64, Ruleset),
+    /// Remove the pool's own ruleset.
+    DeleteRuleset(Repository, i64),
 }
 
 /// A pod to remove: by uid, so that a namesake is never hit.
@@ -259,6 +274,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     if let Ok(spec) = &pool.spec {
         runners::plan(pool, spec, observed, &health, now, &mut plan);
         verify::plan(pool, spec, observed, &health, now, &mut plan);
+        checks::plan(pool, observed, now, &mut plan);
     }
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);

@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, runners};
+use super::{Access, Action, Notice, Observed, Plan, checks, runners};
 use crate::observe::end::End;
 use crate::pool::Pool;
 
@@ -27,6 +27,7 @@ pub(super) fn plan(
         return;
     }
     plan.wake_at(limit, now);
+    checks::plan(pool, observed, now, plan);
     remove_runners(pool, observed, plan);
     // Pods on a lost node are never confirmed gone: past their grace they do not hold the rest up.
     let left = observed
@@ -36,11 +37,15 @@ pub(super) fn plan(
     if left || !observed.expected.is_empty() {
         return;
     }
+    // What is required is on its way out already; a look at GitHub tells when it is gone.
+    let required = plan.status.required_checks.is_some();
     if pool.status.registered_at.is_none() {
-        plan.actions.push(Action::RemoveFinalizer);
+        if !required {
+            plan.actions.push(Action::RemoveFinalizer);
+        }
         return;
     }
-    clear_entries(pool, observed, now, plan);
+    clear_entries(pool, observed, required, now, plan);
 }
 
 /// Takes out the runners, busy ones as the policy says.
@@ -61,7 +66,13 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 }
 
 /// With the pods gone, only a list that was read afterwards proves that GitHub holds nothing of ours.
-fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+fn clear_entries(
+    pool: &Pool,
+    observed: &Observed,
+    required: bool,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     if observed.access != Access::Granted && observed.access != Access::Unchecked {
         // Observing retries with its own pause; the limit ends it.
         plan.refresh = true;
@@ -76,6 +87,9 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
         plan.wake_in(SignedDuration::from_millis(200));
         return;
     };
+    if listing.entries.is_empty() && required {
+        return;
+    }
     if listing.entries.is_empty() {
         plan.notices.push(Notice {
             warning: false,
@@ -106,6 +120,15 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         Access::Refused { message, .. } => format!(" GitHub could not be asked: {message}"),
         _ => String::new(),
     };
+    if let Some(left) = checks::left(pool) {
+        plan.notices.push(Notice {
+            warning: true,
+            reason: "TeardownIncomplete".to_owned(),
+            note: format!(
+                "The teardown timeout is over: {left} may be left; remove them in its settings.{why}"
+            ),
+        });
+    }
     if let Some(place) = &pool.status.registered_at {
         let names = if left.is_empty() {
             format!("runners with the label {}", pool.ownership_label())

@@ -1,6 +1,7 @@
 //! The client against a server that answers as each test says, over real TLS.
 
 mod auth;
+mod checks;
 mod proxy;
 mod refusals;
 mod registering;

@@ -71,6 +71,9 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
             conclusion: None,
             html_url: String::new(),
             created_at: ago(21),
+            check_suite_id: None,
+            head_sha: None,
+            workflow_id: None,
         }),
         jobs,
         sums: sums

@@ -1,0 +1,491 @@
+//! Check runs, and the checks that a branch requires, by its protection or by a ruleset.
+//!
+//! The endpoints are documented at <https://docs.github.com/en/rest/checks/runs?apiVersion=2022-11-28>,
+//! <https://docs.github.com/en/rest/branches/branch-protection?apiVersion=2022-11-28> and
+//! <https://docs.github.com/en/rest/repos/rules?apiVersion=2022-11-28>.
+
+use std::collections::BTreeSet;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Client, Error, Repository, Workflow,
+    budget::Cost,
+    runs::{Runs, read},
+    transport::{Answer, Ask},
+    url::encode,
+};
+
+/// What it takes to read checks.
+const CHECKS_READ: &str = "the repository permission \"Checks: read\"";
+/// What it takes to read and change what a branch requires.
+const ADMINISTRATION: &str = "the repository permission \"Administration: write\"";
+/// Runs of pull requests that are looked through for names, newest first.
+const PULL_REQUEST_RUNS: usize = 5;
+
+/// A check as GitHub reports it.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Check {
+    /// Its name.
+    pub context: String,
+    /// Number of the App that reports it.
+    pub app_id: Option<i64>,
+}
+
+/// What the protection of a branch requires.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Protection {
+    /// These contexts.
+    Requires(Vec<String>),
+    /// It is protected, and requires no status checks: this part of its protection is off.
+    WithoutChecks,
+    /// It has no protection of its own.
+    Unprotected,
+    /// There is no such branch.
+    NoBranch,
+    /// The owner's plan has no protection for such a repository, in GitHub's words.
+    NotInPlan(String),
+}
+
+/// A rule that holds for a branch, whatever ruleset it comes from.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+pub struct BranchRule {
+    /// Such as `required_status_checks` or `merge_queue`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The ruleset's number.
+    pub ruleset_id: Option<i64>,
+}
+
+/// A ruleset that requires checks on branches.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ruleset {
+    /// Its name, unique in the repository.
+    pub name: String,
+    /// Names of the branches.
+    pub branches: BTreeSet<String>,
+    /// The checks.
+    pub checks: BTreeSet<Check>,
+}
+
+/// A workflow file, as far as it decides which checks are reported when.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Triggers {
+    /// It starts for a merge queue.
+    pub merge_group: bool,
+    /// Pull requests start it only for some paths or branches.
+    pub is_filtered: bool,
+}
+
+impl Client {
+    /// The checks that a run has reported; `None` when the run does not exist any more.
+    pub async fn checks_of_run(
+        &self,
+        repository: &Repository,
+        run: u64,
+    ) -> Result<Option<Vec<Check>>, Error> {
+        let Some(run) = self.run(repository, run).await? else {
+            return Ok(None);
+        };
+        let Some(suite) = run.check_suite_id else {
+            return Ok(Some(vec![]));
+        };
+        let path = format!(
+            "{}/check-suites/{suite}/check-runs?filter=latest&per_page=100",
+            repository.path()
+        );
+        let ask = Ask::get(path, format!("read the checks of the run {}", run.id));
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let found: CheckRuns = answer.json(&ask)?;
+                Ok(Some(
+                    found.check_runs.into_iter().map(Check::from).collect(),
+                ))
+            }
+            _ => Err(self.judged(&answer, &ask, CHECKS_READ)),
+        }
+    }
+
+    /// Names of jobs that pull requests have reported lately for this workflow.
+    pub async fn pull_request_jobs(&self, workflow: &Workflow) -> Result<BTreeSet<String>, Error> {
+        let path = format!(
+            "{}/runs?event=pull_request&per_page={PULL_REQUEST_RUNS}",
+            workflow.path()
+        );
+        let action = format!("list the pull requests' runs of {}", workflow.file);
+        let runs: Option<Runs> = self.ask_tagged(path, &action).await?;
+        let mut names = BTreeSet::new();
+        for run in runs.into_iter().flat_map(|runs| runs.workflow_runs) {
+            let jobs = self.run_jobs(&workflow.repository, run.id).await?;
+            names.extend(jobs.into_iter().flatten().map(|job| job.name));
+        }
+        Ok(names)
+    }
+
+    /// Names of jobs that other workflows have reported for the commit of a run.
+    pub async fn jobs_of_other_workflows(
+        &self,
+        repository: &Repository,
+        run: u64,
+    ) -> Result<BTreeSet<String>, Error> {
+        let Some(own) = self.run(repository, run).await? else {
+            return Ok(BTreeSet::new());
+        };
+        let Some(sha) = own.head_sha.clone() else {
+            return Ok(BTreeSet::new());
+        };
+        let path = format!(
+            "{}/actions/runs?head_sha={sha}&per_page=50",
+            repository.path()
+        );
+        let runs: Option<Runs> = self
+            .ask_tagged(path, &format!("list the runs of the commit {sha}"))
+            .await?;
+        let others = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        let mut names = BTreeSet::new();
+        for other in others.filter(|other| other.workflow_id != own.workflow_id) {
+            let jobs = self.run_jobs(repository, other.id).await?;
+            names.extend(jobs.into_iter().flatten().map(|job| job.name));
+        }
+        Ok(names)
+    }
+
+    /// When the workflow starts; `None` where its file cannot be read, which takes "Contents: read", or is no YAML.
+    pub async fn triggers(
+        &self,
+        workflow: &Workflow,
+        branch: &str,
+    ) -> Result<Option<Triggers>, Error> {
+        let path = format!(
+            "{}/contents/.github/workflows/{}?ref={}",
+            workflow.repository.path(),
+            encode(&workflow.file),
+            encode(branch)
+        );
+        let ask = Ask::get(path, format!("read the file {}", workflow.file));
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Triggers::of_file(&answer.json::<Content>(&ask)?.content)),
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => Ok(None),
+            _ => Err(self.judged(
+                &answer,
+                &ask,
+                "the repository permission \"Contents: read\"",
+            )),
+        }
+    }
+
+    /// What the protection of a branch requires. GitHub tells the cases apart by its words only.
+    pub async fn protection(
+        &self,
+        repository: &Repository,
+        branch: &str,
+    ) -> Result<Protection, Error> {
+        let action = format!("read what the branch {branch} requires");
+        let path = format!("{}/required_status_checks", protected(repository, branch));
+        let (ask, found) = self.tagged(path, &action).await?;
+        let answer = match found {
+            Ok(body) => return Ok(Protection::Requires(read::<Required>(&ask, body)?.contexts)),
+            Err(answer) => answer,
+        };
+        match (answer.status, answer.message().as_str()) {
+            (StatusCode::NOT_FOUND, "Branch not protected") => Ok(Protection::Unprotected),
+            (StatusCode::NOT_FOUND, "Required status checks not enabled") => {
+                Ok(Protection::WithoutChecks)
+            }
+            (StatusCode::NOT_FOUND, "Branch not found") => Ok(Protection::NoBranch),
+            (StatusCode::FORBIDDEN, words) if words.starts_with("Upgrade to ") => {
+                Ok(Protection::NotInPlan(words.to_owned()))
+            }
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
+    }
+
+    /// Adds contexts to what a branch requires. Those that are there already stay as they are.
+    pub async fn require_checks(
+        &self,
+        repository: &Repository,
+        branch: &str,
+        contexts: &[String],
+    ) -> Result<(), Error> {
+        self.change_contexts(Method::POST, repository, branch, contexts)
+            .await
+    }
+
+    /// Takes contexts off what a branch requires. Those that are not there, or a branch without protection, are as good.
+    pub async fn unrequire_checks(
+        &self,
+        repository: &Repository,
+        branch: &str,
+        contexts: &[String],
+    ) -> Result<(), Error> {
+        match self
+            .change_contexts(Method::DELETE, repository, branch, contexts)
+            .await
+        {
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn change_contexts(
+        &self,
+        method: Method,
+        repository: &Repository,
+        branch: &str,
+        contexts: &[String],
+    ) -> Result<(), Error> {
+        let path = format!(
+            "{}/required_status_checks/contexts",
+            protected(repository, branch)
+        );
+        let body = json!({"contexts": contexts});
+        let action = format!("change what the branch {branch} requires");
+        let (ask, answer) = self.write(method, path, Some(&body), action).await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
+    }
+
+    /// The rules that rulesets put on a branch.
+    pub async fn branch_rules(
+        &self,
+        repository: &Repository,
+        branch: &str,
+    ) -> Result<Vec<BranchRule>, Error> {
+        let path = format!("{}/rules/branches/{}", repository.path(), encode(branch));
+        let rules = self
+            .ask_tagged(path, &format!("read the rules of the branch {branch}"))
+            .await?;
+        Ok(rules.unwrap_or_default())
+    }
+
+    /// The ruleset of that name, with its number.
+    pub async fn find_ruleset(
+        &self,
+        repository: &Repository,
+        name: &str,
+    ) -> Result<Option<(i64, Ruleset)>, Error> {
+        let path = format!("{}/rulesets?targets=branch&per_page=100", repository.path());
+        let all: Option<Vec<RulesetName>> = self.ask_tagged(path, "list the rulesets").await?;
+        let found = all.into_iter().flatten().find(|r| r.name == name);
+        let Some(RulesetName { id, .. }) = found else {
+            return Ok(None);
+        };
+        let path = format!("{}/rulesets/{id}", repository.path());
+        let whole: Option<Value> = self.ask_tagged(path, "read a ruleset").await?;
+        Ok(whole.map(|whole| (id, Ruleset::read(name, &whole))))
+    }
+
+    /// Makes a ruleset.
+    pub async fn create_ruleset(
+        &self,
+        repository: &Repository,
+        ruleset: &Ruleset,
+    ) -> Result<(), Error> {
+        let path = format!("{}/rulesets", repository.path());
+        self.put_ruleset(Method::POST, path, ruleset).await
+    }
+
+    /// Makes a ruleset what it should be.
+    pub async fn update_ruleset(
+        &self,
+        repository: &Repository,
+        id: i64,
+        ruleset: &Ruleset,
+    ) -> Result<(), Error> {
+        let path = format!("{}/rulesets/{id}", repository.path());
+        self.put_ruleset(Method::PUT, path, ruleset).await
+    }
+
+    async fn put_ruleset(
+        &self,
+        method: Method,
+        path: String,
+        ruleset: &Ruleset,
+    ) -> Result<(), Error> {
+        let action = format!("write the ruleset {}", ruleset.name);
+        let (ask, answer) = self
+            .write(method, path, Some(&ruleset.body()), action)
+            .await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::CREATED => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
+    }
+
+    /// Removes a ruleset; one that is gone is as good.
+    pub async fn delete_ruleset(&self, repository: &Repository, id: i64) -> Result<(), Error> {
+        let path = format!("{}/rulesets/{id}", repository.path());
+        let action = format!("remove the ruleset {id}");
+        let (ask, answer) = self.write(Method::DELETE, path, None, action).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
+    }
+
+    async fn write(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<&Value>,
+        action: String,
+    ) -> Result<(Ask, Answer), Error> {
+        let ask = Ask {
+            method,
+            cost: Cost::Write,
+            body: body.map(|body| body.to_string().into_bytes()),
+            ..Ask::get(path, action)
+        };
+        let answer = self.transport.send(&ask).await?;
+        Ok((ask, answer))
+    }
+}
+
+fn protected(repository: &Repository, branch: &str) -> String {
+    // Slashes of a branch's name, too.
+    format!(
+        "{}/branches/{}/protection",
+        repository.path(),
+        encode(branch)
+    )
+}
+
+impl Ruleset {
+    fn body(&self) -> Value {
+        let checks: Vec<Value> = self
+            .checks
+            .iter()
+            .map(|check| match check.app_id {
+                Some(app) => json!({"context": check.context, "integration_id": app}),
+                None => json!({"context": check.context}),
+            })
+            .collect();
+        let include: Vec<String> = self
+            .branches
+            .iter()
+            .map(|branch| format!("refs/heads/{branch}"))
+            .collect();
+        json!({
+            "name": self.name,
+            "target": "branch",
+            "enforcement": "active",
+            "conditions": {"ref_name": {"include": include, "exclude": []}},
+            "rules": [{
+                "type": "required_status_checks",
+                "parameters": {
+                    "required_status_checks": checks,
+                    "strict_required_status_checks_policy": false,
+                },
+            }],
+        })
+    }
+
+    /// Reads what GitHub has. One that is switched off, or that excludes branches, requires nothing.
+    fn read(name: &str, whole: &Value) -> Self {
+        let empty = Self {
+            name: name.to_owned(),
+            branches: BTreeSet::new(),
+            checks: BTreeSet::new(),
+        };
+        let excluded = &whole["conditions"]["ref_name"]["exclude"];
+        if whole["enforcement"] != "active" || excluded.as_array().is_some_and(|e| !e.is_empty()) {
+            return empty;
+        }
+        let include = whole["conditions"]["ref_name"]["include"].as_array();
+        let rules = whole["rules"].as_array();
+        let checks = rules
+            .into_iter()
+            .flatten()
+            .filter(|rule| rule["type"] == "required_status_checks")
+            .filter_map(|rule| rule["parameters"]["required_status_checks"].as_array())
+            .flatten();
+        Self {
+            branches: include
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(|name| name.trim_start_matches("refs/heads/").to_owned())
+                .collect(),
+            checks: checks
+                .filter_map(|check| {
+                    Some(Check {
+                        context: check["context"].as_str()?.to_owned(),
+                        app_id: check["integration_id"].as_i64(),
+                    })
+                })
+                .collect(),
+            ..empty
+        }
+    }
+}
+
+impl Triggers {
+    /// Reads a workflow file in base64. The `on:` of YAML 1.1 is a boolean to some readers; here it is a string.
+    fn of_file(content: &str) -> Option<Self> {
+        let content: String = content.split_whitespace().collect();
+        let text = String::from_utf8(STANDARD.decode(content).ok()?).ok()?;
+        let file: Value = serde_saphyr::from_str(&text).ok()?;
+        let on = file.get("on").or_else(|| file.get("true"))?;
+        let has = |event: &str| match on {
+            Value::String(only) => only == event,
+            Value::Array(all) => all.iter().any(|one| one == event),
+            Value::Object(all) => all.contains_key(event),
+            _ => false,
+        };
+        let pull_request = &on["pull_request"];
+        let filters = ["paths", "paths-ignore", "branches", "branches-ignore"];
+        Some(Self {
+            merge_group: has("merge_group"),
+            is_filtered: filters.iter().any(|f| pull_request.get(*f).is_some()),
+        })
+    }
+}
+
+impl From<CheckRun> for Check {
+    fn from(run: CheckRun) -> Self {
+        Self {
+            context: run.name,
+            app_id: run.app.and_then(|app| app.id),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct CheckRuns {
+    check_runs: Vec<CheckRun>,
+}
+
+#[derive(Deserialize)]
+struct CheckRun {
+    name: String,
+    app: Option<App>,
+}
+
+#[derive(Deserialize)]
+struct App {
+    id: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Required {
+    #[serde(default)]
+    contexts: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RulesetName {
+    id: i64,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    content: String,
+}

@@ -1,0 +1,180 @@
+//! What branches require: read, told apart, added to and taken from.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::Method;
+use serde_json::json;
+
+use super::stub::{Stub, error, reply};
+use crate::github::{Check, Error, Protection, Repository, Ruleset, Triggers, Workflow};
+
+fn repository() -> Repository {
+    Repository::new("acme/widgets").unwrap()
+}
+
+fn workflow() -> Workflow {
+    Workflow {
+        repository: repository(),
+        file: "cuda.yml".into(),
+        git_ref: "main".into(),
+    }
+}
+
+#[tokio::test]
+async fn answers_that_look_alike_are_told_apart_and_slashes_are_encoded() {
+    let upgrade = "Upgrade to GitHub Pro or make this repository public to enable this feature.";
+    let stub = Stub::start(move |_, before| match before {
+        0 => reply(200, &json!({"contexts": ["fmt"], "checks": []})),
+        1 => error(404, "Branch not protected"),
+        2 => error(404, "Required status checks not enabled"),
+        3 => error(404, "Branch not found"),
+        4 => error(403, upgrade),
+        _ => error(404, "Not Found"),
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let mut found = vec![];
+    for _ in 0..5 {
+        found.push(client.protection(&repository(), "release/1").await.unwrap());
+    }
+    assert_eq!(
+        found,
+        [
+            Protection::Requires(vec!["fmt".into()]),
+            Protection::Unprotected,
+            Protection::WithoutChecks,
+            Protection::NoBranch,
+            Protection::NotInPlan(upgrade.trim_end_matches('.').into()),
+        ]
+    );
+    let refused = client.protection(&repository(), "release/1").await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
+    assert!(refused.to_string().contains("Administration"), "{refused}");
+    let path = &stub.seen()[0].path;
+    assert!(
+        path.ends_with("/branches/release%2F1/protection/required_status_checks"),
+        "{path}"
+    );
+}
+
+#[tokio::test]
+async fn contexts_are_added_and_removed_and_never_replaced() {
+    let stub = Stub::start(|_, before| match before {
+        0 | 1 => reply(200, &json!(["fmt", "gpu"])),
+        _ => error(404, "Branch not protected"),
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let names = ["gpu".to_owned()];
+    let main = "main";
+    client
+        .require_checks(&repository(), main, &names)
+        .await
+        .unwrap();
+    client
+        .unrequire_checks(&repository(), main, &names)
+        .await
+        .unwrap();
+    // Without protection there is nothing to take away, and nothing to add to
+    client
+        .unrequire_checks(&repository(), main, &names)
+        .await
+        .unwrap();
+    client
+        .require_checks(&repository(), main, &names)
+        .await
+        .unwrap_err();
+    let seen = stub.seen();
+    let methods: Vec<&Method> = seen.iter().map(|seen| &seen.method).collect();
+    assert_eq!(
+        methods,
+        [Method::POST, Method::DELETE, Method::DELETE, Method::POST]
+    );
+    assert!(
+        seen.iter()
+            .all(|s| s.path.ends_with("/required_status_checks/contexts"))
+    );
+    assert!(seen.iter().all(|s| s.body == json!({"contexts": ["gpu"]})));
+}
+
+#[tokio::test]
+async fn a_ruleset_is_found_by_its_name_and_comes_back_as_it_was_written() {
+    let ruleset = Ruleset {
+        name: "ours".into(),
+        branches: ["main".to_owned(), "release/1".to_owned()].into(),
+        checks: [("gpu", Some(15368)), ("build", None)]
+            .map(|(context, app_id)| Check {
+                context: context.into(),
+                app_id,
+            })
+            .into(),
+    };
+    let stub = Stub::start(|seen, _| reply(201, &seen.body)).await;
+    let client = stub.client("acme/widgets");
+    client
+        .create_ruleset(&repository(), &ruleset)
+        .await
+        .unwrap();
+    let body = stub.seen()[0].body.clone();
+    assert_eq!(
+        body["conditions"]["ref_name"]["include"],
+        json!(["refs/heads/main", "refs/heads/release/1"])
+    );
+    // As GitHub gives it back
+    let whole = body;
+    let stub = Stub::start(move |seen, _| {
+        if seen.path.contains("/rulesets/9") {
+            reply(200, &whole)
+        } else {
+            reply(
+                200,
+                &json!([{"id": 8, "name": "theirs"}, {"id": 9, "name": "ours"}]),
+            )
+        }
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let found = client.find_ruleset(&repository(), "ours").await.unwrap();
+    assert_eq!(found, Some((9, ruleset)));
+    assert_eq!(
+        client.find_ruleset(&repository(), "none").await.unwrap(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn the_workflows_file_says_when_it_starts() {
+    for (file, triggers) in [
+        ("on: [push, pull_request]\njobs: {}\n", Some((false, false))),
+        (
+            "on:\n  pull_request:\n    paths: ['src/**']\n  merge_group:\n",
+            Some((true, true)),
+        ),
+        (
+            "on:\n  pull_request:\n  workflow_dispatch:\n",
+            Some((false, false)),
+        ),
+        ("on: workflow_dispatch\n", Some((false, false))),
+        ("no: triggers\n", None),
+        ("[", None),
+    ] {
+        let content = STANDARD.encode(file);
+        let stub = Stub::start(move |_, _| reply(200, &json!({"content": content}))).await;
+        let found = stub
+            .client("acme/widgets")
+            .triggers(&workflow(), "main")
+            .await;
+        let wanted = triggers.map(|(merge_group, is_filtered)| Triggers {
+            merge_group,
+            is_filtered,
+        });
+        assert_eq!(found.unwrap(), wanted, "{file}");
+    }
+    // Reading files may not be allowed: the warnings are left out then
+    let stub = Stub::start(|_, _| error(403, "Resource not accessible by integration")).await;
+    let found = stub
+        .client("acme/widgets")
+        .triggers(&workflow(), "main")
+        .await;
+    assert_eq!(found.unwrap(), None);
+}

@@ -1,0 +1,179 @@
+//! What GitHub says of the required checks. Asked only while a pool has to do with them.
+
+use std::collections::BTreeMap;
+
+use cudarunner_crds::VerificationStatus;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::context::Context;
+use crate::github::{Client, Error, Protection, Repository};
+use crate::plan::Access;
+use crate::plan::checks::{
+    Branch, Watched, branches, green, is_concerned, repository, ruleset_name, unseen,
+};
+use crate::plan::runners::SWEEP;
+use crate::plan::verify::workflow;
+use crate::pool::Pool;
+
+/// How often pull requests are looked at while a name was not seen on one.
+const UNSEEN: SignedDuration = SignedDuration::from_secs(30);
+/// How often a branch is looked at that has no protection: such an answer costs a request each time.
+const UNPROTECTED: SignedDuration = SignedDuration::from_mins(30);
+/// After a request that failed.
+const AGAIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// Reads what is due, into the pool's memory; gives what is known.
+pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Timestamp) -> Watched {
+    if !is_concerned(pool) {
+        return Watched::default();
+    }
+    let (mut memory, access) = ctx.memory.with(pool, |memory| {
+        (
+            memory.checks.clone(),
+            memory.github.access == Access::Granted,
+        )
+    });
+    let asked = (pool.generation, pool.look_again.clone());
+    let changed = memory.asked.as_ref() != Some(&asked);
+    let proven = memory.watched.proven.as_ref().map(|(run, _)| *run);
+    let to_prove = green(pool).filter(|green| green.run_id.is_some() && green.run_id != proven);
+    let due = memory.watched.next_look.is_none_or(|at| now >= at);
+    let failed = memory.watched.trouble.is_some();
+    let (Some(client), Some(repository), true) = (client, repository(pool), access) else {
+        return memory.watched;
+    };
+    if !due && (failed || !changed && to_prove.is_none() && memory.watched.read.is_some()) {
+        return memory.watched;
+    }
+    let mut look = Look {
+        client,
+        pool,
+        repository: &repository,
+        watched: Watched {
+            trouble: None,
+            ..memory.watched
+        },
+        everything: changed,
+        now,
+    };
+    let outcome = look.all(to_prove).await;
+    let mut watched = look.watched;
+    match outcome {
+        Ok(()) => {
+            watched.read = Some(now);
+            let names_missing = pool.deleting.is_none()
+                && !allows_unseen(pool)
+                && unseen(pool.status.required_checks.as_ref());
+            watched.next_look = Some(now + if names_missing { UNSEEN } else { SWEEP });
+            memory.asked = Some(asked);
+        }
+        Err(error) => watched.failed(&error, now),
+    }
+    ctx.memory.with(pool, |m| {
+        m.checks.watched = watched.clone();
+        m.checks.asked = memory.asked;
+    });
+    watched
+}
+
+fn allows_unseen(pool: &Pool) -> bool {
+    let asked = pool.spec.as_ref().ok();
+    asked
+        .and_then(|spec| spec.required_checks.as_ref())
+        .is_some_and(|asked| asked.allow_unseen)
+}
+
+impl Watched {
+    /// Notes what GitHub did not do, and waits.
+    pub fn failed(&mut self, error: &Error, now: Timestamp) {
+        let wait = error
+            .retry_after(now)
+            .and_then(|wait| SignedDuration::try_from(wait).ok());
+        self.next_look = Some(now + wait.unwrap_or(AGAIN));
+        self.trouble = Some((error.category().to_owned(), error.to_string()));
+    }
+}
+
+/// A look that is under way.
+struct Look<'a> {
+    client: &'a Client,
+    pool: &'a Pool,
+    repository: &'a Repository,
+    watched: Watched,
+    /// Branches without protection, too, however lately they were read.
+    everything: bool,
+    now: Timestamp,
+}
+
+impl Look<'_> {
+    async fn all(&mut self, to_prove: Option<&VerificationStatus>) -> Result<(), Error> {
+        if let Some(run) = to_prove.and_then(|green| green.run_id) {
+            self.prove(run).await?;
+        }
+        if unseen(self.pool.status.required_checks.as_ref())
+            && self.pool.deleting.is_none()
+            && let Some(workflow) = workflow(self.pool)
+        {
+            self.watched.reported = self.client.pull_request_jobs(&workflow).await?;
+        }
+        self.branches().await?;
+        let name = ruleset_name(self.pool);
+        self.watched.ruleset = if self.needs_ruleset() {
+            self.client.find_ruleset(self.repository, &name).await?
+        } else {
+            None
+        };
+        Ok(())
+    }
+
+    /// Reads the green run: its checks, the names that other workflows report for its commit, and the workflow's file.
+    async fn prove(&mut self, run: i64) -> Result<(), Error> {
+        let Ok(number) = u64::try_from(run) else {
+            return Ok(());
+        };
+        let found = self.client.checks_of_run(self.repository, number).await?;
+        self.watched.elsewhere = self
+            .client
+            .jobs_of_other_workflows(self.repository, number)
+            .await?;
+        if let Some(workflow) = workflow(self.pool) {
+            let branch = workflow.git_ref.clone();
+            self.watched.triggers = self.client.triggers(&workflow, &branch).await?;
+        }
+        self.watched.proven = Some((run, found.unwrap_or_default()));
+        Ok(())
+    }
+
+    async fn branches(&mut self) -> Result<(), Error> {
+        let mut known = BTreeMap::new();
+        for name in branches(self.pool) {
+            let last = self.watched.branches.get(&name);
+            let lately = |at: Timestamp| self.now < at + UNPROTECTED;
+            let bare = last.filter(|branch| {
+                !self.everything
+                    && self.watched.read.is_some()
+                    && !matches!(branch.protection, Protection::Requires(_))
+                    && lately(branch.read)
+            });
+            let branch = match bare {
+                Some(branch) => branch.clone(),
+                None => Branch {
+                    protection: self.client.protection(self.repository, &name).await?,
+                    rules: self.client.branch_rules(self.repository, &name).await?,
+                    read: self.now,
+                },
+            };
+            known.insert(name, branch);
+        }
+        self.watched.branches = known;
+        Ok(())
+    }
+
+    fn needs_ruleset(&self) -> bool {
+        let record = self.pool.status.required_checks.as_ref();
+        let asked = self.pool.spec.as_ref().ok();
+        let asked = asked.and_then(|spec| spec.required_checks.as_ref());
+        record.is_some_and(|record| record.ruleset.is_some())
+            || asked.is_some_and(|asked| asked.mode == cudarunner_crds::ChecksMode::Ruleset)
+    }
+}
