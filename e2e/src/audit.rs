@@ -25,6 +25,8 @@ pub struct Request {
     pub resource: String,
     /// The pod that sent it.
     pub pod: Option<String>,
+    /// The status of the answer.
+    pub status: Option<u64>,
 }
 
 impl Request {
@@ -42,6 +44,14 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// From the start of the cluster.
+    pub fn whole(cluster: &Cluster) -> Self {
+        Self {
+            path: cluster.dir.join("logs/audit.log"),
+            offset: 0,
+        }
+    }
+
     /// From the requests that come after this.
     pub fn from_now(cluster: &Cluster) -> Result<Self> {
         let path = cluster.dir.join("logs/audit.log");
@@ -86,5 +96,6 @@ fn request(entry: &Value) -> Request {
         uri: text(&entry["requestURI"]),
         resource,
         pod: pod.as_str().map(str::to_owned),
+        status: entry["responseStatus"]["code"].as_u64(),
     }
 }

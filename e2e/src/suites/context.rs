@@ -134,6 +134,16 @@ impl Ctx {
         Ok(())
     }
 
+    /// `kubectl scale`.
+    pub async fn scale(&self, pool: &str, replicas: usize) -> Result<()> {
+        let pools: Api<CudaRunner> = self.api();
+        let patch = json!({"spec": {"replicas": replicas}});
+        pools
+            .patch_scale(pool, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(())
+    }
+
     /// What the resource says of itself.
     pub async fn status(&self, name: &str) -> Result<CudaRunnerStatus> {
         let pools: Api<CudaRunner> = self.api();
@@ -303,12 +313,13 @@ impl Ctx {
             .map_or(0, |seen| seen.n))
     }
 
-    /// How many just-in-time configurations the operator has fetched after this request.
+    /// How many just-in-time configurations the operator has fetched after this request, for the suite's repository.
     pub async fn registrations(&self, since: u64) -> Result<usize> {
         let calls = self.calls(since).await?;
+        let own = format!("/{}/", self.repository);
         Ok(calls
             .iter()
-            .filter(|call| call.path.ends_with("/generate-jitconfig"))
+            .filter(|call| call.path.contains(&own) && call.path.ends_with("/generate-jitconfig"))
             .count())
     }
 
@@ -366,12 +377,15 @@ impl Ctx {
         Ok(())
     }
 
-    /// Takes away what the suite has made, and says so if the product left something behind.
-    pub(super) async fn tidy(&self) -> Result<()> {
-        self.github.clear_faults().await?;
-        self.github.clear_violations().await?;
-        if self.cluster.link.is_some() {
-            state::reset(&self.cluster.devices(), Options::default().devices)?;
+    /// Takes away what the suite has made, and says so if the product left something behind. What all suites share is
+    /// put right after those that ran alone.
+    pub(super) async fn tidy(&self, alone: bool) -> Result<()> {
+        if alone {
+            self.github.clear_faults().await?;
+            self.github.clear_violations().await?;
+            if self.cluster.link.is_some() {
+                state::reset(&self.cluster.devices(), Options::default().devices)?;
+            }
         }
         let pools: Api<CudaRunner> = self.api();
         pools

@@ -5,6 +5,7 @@ mod budgets;
 mod by_hand;
 pub mod context;
 mod credentials;
+mod faults;
 mod first_runner;
 mod gate;
 mod gpu_missing;
@@ -12,6 +13,7 @@ mod images;
 mod local_cluster;
 mod long_job;
 mod missing_label;
+mod permissions;
 mod persistent;
 mod preflight;
 mod quarantine;
@@ -43,34 +45,46 @@ pub struct Suite {
     pub rows: &'static [u8],
     /// Whether it needs pods that run, and so a real node.
     pub node: bool,
+    /// Whether it keeps to its own namespace and repository, so that another such suite may run beside it. The others
+    /// break devices, restart the operator, change GitHub's ways or count requests, and run alone.
+    pub beside: bool,
     /// What it shows, in one sentence.
     pub about: &'static str,
     /// The suite itself.
     pub run: for<'a> fn(&'a Ctx) -> LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
-/// An entry of the table. `bare` are those that do without a real node.
+/// An entry of the table. `bare` are those that do without a real node, and beside others; `beside` the latter only.
 macro_rules! suite {
     ($name:literal, $rows:expr, $about:literal, $run:path) => {
-        suite!(@ $name, $rows, true, $about, $run)
+        suite!(@ $name, $rows, true, false, $about, $run)
+    };
+    (beside $name:literal, $rows:expr, $about:literal, $run:path) => {
+        suite!(@ $name, $rows, true, true, $about, $run)
     };
     (bare $name:literal, $rows:expr, $about:literal, $run:path) => {
-        suite!(@ $name, $rows, false, $about, $run)
+        suite!(@ $name, $rows, false, true, $about, $run)
     };
-    (@ $name:literal, $rows:expr, $node:literal, $about:literal, $run:path) => {
-        Suite { name: $name, rows: &$rows, node: $node, about: $about, run: |ctx| Box::pin($run(ctx)) }
+    (@ $name:literal, $rows:expr, $node:literal, $beside:literal, $about:literal, $run:path) => {
+        Suite {
+            name: $name,
+            rows: &$rows,
+            node: $node,
+            beside: $beside,
+            about: $about,
+            run: |ctx| Box::pin($run(ctx)),
+        }
     };
 }
 
-/// All suites, in the order in which they run. The search for secrets is the last: it looks at the traces of all others.
+/// All suites, in the order in which they begin. The search for secrets is the last: it looks at the traces of all others.
 pub const SUITES: &[Suite] = &[
     suite!(bare "by-hand",
         [25],
         "`cuda-smoke check` on a machine without a GPU says so",
         by_hand::run
     ),
-    suite!(
-        "images",
+    suite!(beside "images",
         [],
         "the images that are shipped hold one binary and no simulated driver",
         images::run
@@ -80,38 +94,32 @@ pub const SUITES: &[Suite] = &[
         "what can never work is refused by the API server, in words that help",
         admission::run
     ),
-    suite!(
-        "first-runner",
+    suite!(beside "first-runner",
         [2, 11, 14, 19],
         "one manifest: proven, idle, one job, replaced",
         first_runner::run
     ),
-    suite!(
-        "example",
+    suite!(beside "example",
         [2],
         "the example manifest is taken as a whole; a field that is not built stalls the pool",
         first_runner::example
     ),
-    suite!(
-        "workflow",
+    suite!(beside "workflow",
         [15],
         "the workflow's four jobs are picked up in time and pass",
         workflow::run
     ),
-    suite!(
-        "verification",
-        [15, 16],
-        "the pool runs its workflow: green with 46 tests, not with 45, and a job that nobody picks up has its cause",
+    suite!(beside "verification",
+        [15, 16, 23],
+        "the pool runs its workflow: green with 46 tests, not with 45; a job that nobody picks up, and a run that its concurrency group holds, have their cause",
         verification::run
     ),
-    suite!(
-        "required-checks",
+    suite!(beside "required-checks",
         [17, 21],
         "what was green becomes required, beside what the user had, and goes again; no branch is locked",
         required_checks::run
     ),
-    suite!(
-        "missing-label",
+    suite!(beside "missing-label",
         [1],
         "a job that no pool can serve is named, with the missing label",
         missing_label::run
@@ -122,8 +130,7 @@ pub const SUITES: &[Suite] = &[
         "a GPU that does not compute gets no job; the pool says why and recovers",
         gate::run
     ),
-    suite!(
-        "preflight",
+    suite!(beside "preflight",
         [6, 7, 8, 9],
         "what the runner's image and network lack is said all at once, before a job finds it",
         preflight::run
@@ -151,6 +158,12 @@ pub const SUITES: &[Suite] = &[
         [10],
         "credentials that do not work: what to do, no pod, no storm, recovery",
         credentials::run
+    ),
+    suite!(
+        "faults",
+        [],
+        "lost answers, errors, limits and lists that lag: each pool comes and goes, without a storm",
+        faults::run
     ),
     suite!(
         "scale",
@@ -207,6 +220,12 @@ pub const SUITES: &[Suite] = &[
         local_cluster::run
     ),
     suite!(
+        "permissions",
+        [],
+        "the operator uses every permission that it has, and is refused none that it needs",
+        permissions::run
+    ),
+    suite!(
         "secrets",
         [],
         "no credential in any log, Event, object or argument list of the whole run",
@@ -238,6 +257,16 @@ pub fn list() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_of_the_runbook_has_a_suite() {
+        let shown: std::collections::BTreeSet<u8> = SUITES
+            .iter()
+            .flat_map(|suite| suite.rows)
+            .copied()
+            .collect();
+        assert_eq!(shown, (1..=25).collect());
+    }
 
     #[test]
     fn names_are_unique() {

@@ -1,12 +1,9 @@
 //! Persistent runners: one name through many jobs, and through whatever ends the pod.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{CudaRunner, RunnerPhase, RunnerStatus};
+use cudarunner_crds::{RunnerPhase, RunnerStatus};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams},
-};
+use kube::{Api, api::DeleteParams};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -25,7 +22,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ensure!(names == ["pool-0", "pool-1"], "{names:?}");
 
     // When one is enough, the highest goes
-    scale(ctx, 1).await?;
+    ctx.scale("pool", 1).await?;
     ctx.wait_for("pool-0 to be alone", SOON, async || {
         let pods = ctx.pods().await?.len();
         Ok((pods == 1 && ctx.entries().await? == ["pool-0"]).then_some(()))
@@ -115,13 +112,4 @@ async fn entry(ctx: &Ctx) -> Result<u64> {
     state.lasting["repositories"][&ctx.repository]["runners"][0]["id"]
         .as_u64()
         .context("GitHub has no runner")
-}
-
-async fn scale(ctx: &Ctx, replicas: usize) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let patch = json!({"spec": {"replicas": replicas}});
-    pools
-        .patch("pool", &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
-    Ok(())
 }

@@ -79,6 +79,8 @@ async fn the_users_checks_stay(ctx: &Ctx) -> Result<()> {
 
 /// Two pools require the same: the first one out changes nothing, the second one takes its checks along.
 async fn the_last_pool_out_removes(ctx: &Ctx) -> Result<()> {
+    // Its runners would take the other pool's jobs
+    ctx.scale("one", 0).await?;
     let wanted = json!([{"name": "main"}]);
     ctx.apply(&pool(ctx, "two", &json!({"branches": wanted})))
         .await?;

@@ -12,7 +12,7 @@ use github_simulator::{control::NewRunner, faults::Fault};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::json;
@@ -134,7 +134,7 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     most.at_most(1)?;
 
     // 8: some of the further runners exist
-    scale(ctx, 3).await?;
+    ctx.scale("pool", 3).await?;
     ctx.wait_for("further pods", SOON, async || {
         Ok((pods.list(&ListParams::default()).await?.items.len() > 1).then_some(()))
     })
@@ -143,7 +143,7 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     ctx.idle("pool", 3).await?;
     most.at_most(3)?;
     // 9: one of the surplus has left GitHub
-    scale(ctx, 1).await?;
+    ctx.scale("pool", 1).await?;
     ctx.wait_for("an entry to go", SOON, async || {
         Ok((ctx.entries().await?.len() < 3).then_some(()))
     })
@@ -201,15 +201,6 @@ async fn leave_behind(ctx: &Ctx, own: &[String]) -> Result<u64> {
 /// Kills the operator where it stands; another is started in its place.
 async fn kill(ctx: &Ctx) -> Result<()> {
     deploy::kill(&ctx.cluster, &ctx.client).await
-}
-
-async fn scale(ctx: &Ctx, replicas: usize) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let patch = json!({"spec": {"replicas": replicas}});
-    pools
-        .patch("pool", &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
-    Ok(())
 }
 
 fn name(pod: &Pod) -> String {

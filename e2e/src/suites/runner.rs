@@ -1,15 +1,16 @@
-//! Runs the suites one after the other on one cluster, which is started when the first of them needs it.
+//! Runs the suites on one cluster, which is started when the first of them needs it: two at a time where both keep to
+//! themselves, the others alone.
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use futures::FutureExt as _;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::RwLock};
 
 use super::{Ctx, SUITES, Suite, context, recorder};
 use crate::{
@@ -18,6 +19,8 @@ use crate::{
     report::Story,
 };
 
+/// Suites at a time: the machine has two cores.
+const AT_ONCE: usize = 2;
 /// The longest that one suite may take.
 const LIMIT: Duration = Duration::from_mins(10);
 
@@ -26,7 +29,9 @@ const LIMIT: Duration = Duration::from_mins(10);
 struct Shared {
     options: Options,
     story: Story,
-    cluster: Mutex<Option<Result<Cluster, String>>>,
+    cluster: tokio::sync::Mutex<Option<Result<Cluster, String>>>,
+    /// Read by suites that may run beside others, written by those that run alone.
+    floor: RwLock<()>,
 }
 
 /// Runs the suites whose names are given, all where none is.
@@ -45,7 +50,8 @@ pub fn run(
     let shared = Arc::new(Shared {
         options,
         story: story.clone(),
-        cluster: Mutex::default(),
+        cluster: tokio::sync::Mutex::default(),
+        floor: RwLock::default(),
     });
     let trials = SUITES
         .iter()
@@ -58,17 +64,12 @@ pub fn run(
             .with_ignored_flag(suite.node && !may_have_node())
         })
         .collect();
-    // One after the other, on the machine's two cores and on one node.
     let arguments = Arguments {
-        test_threads: Some(1),
+        test_threads: Some(AT_ONCE),
         ..Arguments::default()
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let cluster = shared
-        .cluster
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let cluster = runtime.block_on(shared.cluster.lock()).take();
     if let Some(Ok(cluster)) = cluster {
         cluster
             .down()
@@ -79,6 +80,17 @@ pub fn run(
 
 impl Shared {
     async fn run(&self, suite: &Suite) -> Result<(), String> {
+        if suite.beside {
+            let _floor = self.floor.read().await;
+            self.on_the_floor(suite).await
+        } else {
+            let _floor = self.floor.write().await;
+            self.on_the_floor(suite).await
+        }
+    }
+
+    async fn on_the_floor(&self, suite: &Suite) -> Result<(), String> {
+        let started = Instant::now();
         let cluster = self.cluster().await?;
         let ctx = Ctx::new(&cluster, suite.name)
             .await
@@ -104,7 +116,9 @@ impl Shared {
             // Before anything is tidied away.
             Err(error) => Some(format!("{error:#}\n\n{}", context::diagnosis(&ctx).await)),
         };
-        let tidied = ctx.tidy().await;
+        let tidied = ctx.tidy(!suite.beside).await;
+        let took = started.elapsed().as_secs();
+        self.story.step(&format!("suite {}: {took} s", suite.name));
         match (failure, tidied) {
             (None, Ok(())) => Ok(()),
             (None, Err(error)) => Err(format!(
@@ -117,12 +131,8 @@ impl Shared {
 
     /// Starts the cluster, the first time.
     async fn cluster(&self) -> Result<Cluster, String> {
-        if let Some(cluster) = self
-            .cluster
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-        {
+        let mut cluster = self.cluster.lock().await;
+        if let Some(cluster) = cluster.clone() {
             return cluster;
         }
         let name = format!("test-{}", std::process::id());
@@ -139,7 +149,7 @@ impl Shared {
         }
         .await
         .map_err(|error| format!("there is no cluster to run on: {error:#}"));
-        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.clone());
+        *cluster = Some(started.clone());
         started
     }
 }

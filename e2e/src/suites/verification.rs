@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::VerificationState;
 use github_simulator::{
-    control::{NewWorkflow, UpdateRepository},
+    control::{NewRun, NewWorkflow, UpdateRepository},
     state::{JobTemplate, StepTemplate},
 };
 use serde_json::json;
@@ -86,8 +86,47 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         .map(|past| past.state == VerificationState::Succeeded)
         .collect();
     ensure!(green == [true, false, false, true], "{history:?}");
+    its_own_concurrency_group(ctx).await?;
     ctx.no_violations().await?;
     ctx.delete("pool").await
+}
+
+/// One run at a time for each ref: while another one is at work, more runners do not help, and that is said.
+async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
+    let mut held = workflow_of(46, &["self-hosted", "cuda"]);
+    held.concurrency = Some("cuda-${{ github.ref }}".to_owned());
+    let free = held.clone();
+    held.jobs.iter_mut().for_each(|job| job.hold = true);
+    update(ctx, held).await?;
+    let run = NewRun {
+        repository: ctx.repository.clone(),
+        workflow: "cuda.yml".to_owned(),
+        event: "push".to_owned(),
+        ..NewRun::default()
+    };
+    let other = ctx.github.start_run(&run).await?;
+    let first = *other.jobs.first().context("the run has no job")?;
+    ctx.picked_up(first).await?;
+    update(ctx, free).await?;
+    ask(ctx, "held").await?;
+    let told = ctx
+        .condition(
+            "pool",
+            "WorkflowVerified",
+            "Unknown",
+            "HeldByConcurrencyGroup",
+        )
+        .await?;
+    ensure!(told.contains("more runners do not help"), "{told}");
+
+    // When the other run is over
+    for job in other.jobs {
+        ctx.github.release(job).await?;
+    }
+    // Then this one has its turn
+    ctx.condition("pool", "WorkflowVerified", "True", "Verified")
+        .await?;
+    Ok(())
 }
 
 fn pool(ctx: &Ctx) -> serde_json::Value {
@@ -107,6 +146,10 @@ fn pool(ctx: &Ctx) -> serde_json::Value {
 
 /// The repository's workflow: the tests of its first job, and the labels of the second.
 async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
+    update(ctx, workflow_of(tests, labels)).await
+}
+
+fn workflow_of(tests: u32, labels: &[&str]) -> NewWorkflow {
     let job = |key: &str, labels: &[&str], script: String| JobTemplate {
         key: key.to_owned(),
         labels: labels.iter().map(|&label| label.to_owned()).collect(),
@@ -117,7 +160,7 @@ async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
         ..JobTemplate::default()
     };
     let result = format!("echo 'test result: ok. {tests} passed; 0 failed; 0 ignored'");
-    let workflow = NewWorkflow {
+    NewWorkflow {
         name: "cuda".to_owned(),
         file: "cuda.yml".to_owned(),
         jobs: vec![
@@ -125,7 +168,10 @@ async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
             job("compile", labels, "true".to_owned()),
         ],
         ..NewWorkflow::default()
-    };
+    }
+}
+
+async fn update(ctx: &Ctx, workflow: NewWorkflow) -> Result<()> {
     let update = UpdateRepository {
         workflows: vec![workflow],
         ..UpdateRepository::default()
@@ -143,8 +189,10 @@ async fn ask(ctx: &Ctx, value: &str) -> Result<()> {
 
 async fn dispatches(ctx: &Ctx, since: u64) -> Result<usize> {
     let calls = ctx.calls(since).await?;
+    let own = format!("/{}/", ctx.repository);
     Ok(calls
         .iter()
+        .filter(|call| call.path.contains(&own))
         .filter(|call| call.operation_id.as_deref() == Some(DISPATCH))
         .count())
 }

@@ -145,3 +145,6 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     }
     plan.actions.push(Action::RemoveFinalizer);
 }
+
+#[cfg(test)]
+mod tests;

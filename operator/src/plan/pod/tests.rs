@@ -1,0 +1,194 @@
+use super::*;
+use crate::plan::fixture;
+use cudarunner_crds::{Lifetime, RegistrationMode};
+use serde_json::json;
+
+fn settings() -> PodSettings {
+    PodSettings {
+        gate_image: "example/cuda-smoke:1".into(),
+        image_pull_policy: "IfNotPresent".into(),
+        registrar_url: "https://10.96.0.7:8443".into(),
+        registrar_ca: "-----BEGIN CERTIFICATE-----".into(),
+    }
+}
+
+fn built(template: serde_json::Value) -> Pod {
+    let mut resource = fixture::resource();
+    resource.spec.template = Some(template);
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+}
+
+#[test]
+fn the_pod_is_as_documented() {
+    insta::assert_json_snapshot!(built(json!({})), {".metadata.annotations[\"cudarunner.dev/template\"]" => "[hash]"});
+}
+
+#[test]
+fn the_template_is_merged_by_name_and_devices_stay() {
+    let pod = built(json!({
+        "metadata": {"labels": {"team": "ml"}, "annotations": {"karpenter.sh/do-not-disrupt": "false"}},
+        "spec": {
+            "nodeSelector": {"gpu": "a100"},
+            "containers": [
+                {"name": "runner", "image": "example/runner:1",
+                 "env": [{"name": "A", "value": "1"}],
+                 "resources": {"requests": {"cpu": "4"}}},
+                {"name": "sidecar", "image": "example/sidecar:1"}
+            ]
+        }
+    }));
+    let spec = pod.spec.unwrap();
+    assert_eq!(spec.containers.len(), 2);
+    let runner = &spec.containers[0];
+    assert_eq!(runner.image.as_deref(), Some("example/runner:1"));
+    let resources = runner.resources.as_ref().unwrap();
+    assert_eq!(resources.requests.as_ref().unwrap()["cpu"].0, "4");
+    assert_eq!(resources.limits.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
+    let names: Vec<&str> = runner
+        .env
+        .iter()
+        .flatten()
+        .map(|e| e.name.as_str())
+        .collect();
+    assert!(names.contains(&"A") && names.contains(&"ACTIONS_RUNNER_HOOK_JOB_STARTED"));
+    let labels = pod.metadata.labels.unwrap();
+    assert_eq!(
+        (
+            labels["team"].as_str(),
+            labels["cudarunner.dev/pool"].as_str()
+        ),
+        ("ml", "pool")
+    );
+    assert_eq!(
+        pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"],
+        "false"
+    );
+}
+
+#[test]
+fn a_token_comes_with_the_arguments_of_config_sh_and_in_none_of_them() {
+    let arguments = |lifetime, url: &str| {
+        let mut resource = fixture::resource();
+        resource.spec.registration = RegistrationMode::RegistrationToken;
+        resource.spec.lifetime = lifetime;
+        resource.spec.github.url = url.to_owned();
+        resource.spec.github.runner_group = Some("default".to_owned());
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-0");
+        pod.spec.unwrap().containers[0].args.clone().unwrap()
+    };
+    let own = "cudarunner-1b4e28ba";
+    assert_eq!(
+        arguments(Lifetime::Ephemeral, "https://github.com/acme/widgets").join(" "),
+        format!(
+            "--url https://github.com/acme/widgets --name pool-0 --labels self-hosted,cuda,{own} --work _work --unattended --replace --ephemeral --disableupdate"
+        )
+    );
+    assert_eq!(
+        arguments(Lifetime::Persistent, "https://ghe.example.com/acme").join(" "),
+        format!(
+            "--url https://ghe.example.com/acme --name pool-0 --labels self-hosted,cuda,{own} --work _work --unattended --replace --runnergroup default"
+        )
+    );
+}
+
+#[test]
+fn a_proxy_is_known_to_gate_and_agent() {
+    let mut resource = fixture::resource();
+    resource.spec.github.proxy = Some(cudarunner_crds::Proxy {
+        url: "http://proxy:3128/".to_owned(),
+        no_proxy: vec![".internal".to_owned()],
+    });
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+        .spec
+        .unwrap();
+    let gate = &pod.init_containers.unwrap()[0];
+    for container in [gate, &pod.containers[0]] {
+        let get = |name: &str| {
+            let variable = container.env.iter().flatten().find(|e| e.name == name);
+            variable.and_then(|e| e.value.clone()).unwrap_or_default()
+        };
+        assert_eq!(get("https_proxy"), "http://proxy:3128");
+        assert_eq!(get("HTTP_PROXY"), "http://proxy:3128");
+        assert_eq!(get("no_proxy"), ".internal,localhost,127.0.0.1,::1");
+    }
+}
+
+#[test]
+fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
+    let mut resource = fixture::resource();
+    resource.spec.preflight = serde_json::from_value(json!({"cudaToolkit": ">=12.0"})).ok();
+    resource.spec.template = Some(json!({"spec": {"containers": [{
+        "name": "runner", "image": "example/runner:1", "workingDir": "/work",
+        "env": [{"name": "CUDA_HOME", "value": "/opt/cuda"}, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
+        "volumeMounts": [{"name": "cuda", "mountPath": "/opt/cuda"}],
+    }]}}));
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+    let pod = pod.spec.unwrap();
+    let init = pod.init_containers.unwrap();
+    let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["preflight", "gate"]);
+    let (preflight, gate) = (&init[0], &init[1]);
+    assert_eq!(preflight.image.as_deref(), Some("example/runner:1"));
+    assert_eq!(preflight.working_dir.as_deref(), Some("/work"));
+    assert!(preflight.resources.is_none());
+    assert_eq!(preflight.security_context, gate.security_context);
+    let get = |container: &Container, name: &str| {
+        let mut all = container.env.iter().flatten().filter(|e| e.name == name);
+        let found = all.next().and_then(|e| e.value.clone());
+        assert!(all.next().is_none(), "{name} is there twice");
+        found
+    };
+    assert_eq!(get(preflight, "CUDA_HOME").unwrap(), "/opt/cuda");
+    assert_eq!(get(preflight, "NVIDIA_VISIBLE_DEVICES").unwrap(), "void");
+    let mounts = preflight.volume_mounts.iter().flatten();
+    assert_eq!(mounts.filter(|m| m.mount_path == "/opt/cuda").count(), 1);
+    let wanted = get(gate, "CUDA_SMOKE_PREFLIGHT").unwrap();
+    assert!(wanted.contains(r#""cudaToolkit":">=12.0""#), "{wanted}");
+}
+
+#[test]
+fn addresses_alone_need_no_look_at_the_image() {
+    let mut resource = fixture::resource();
+    resource.spec.preflight =
+        serde_json::from_value(json!({"egress": ["https://github.com"]})).ok();
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+    assert_eq!(pod.spec.unwrap().init_containers.unwrap().len(), 1);
+}
+
+#[test]
+fn a_template_cannot_take_the_pod_away_from_its_pool() {
+    let pod = built(json!({"metadata": {"labels": {"cudarunner.dev/pool": "other"}}}));
+    assert_eq!(pod.metadata.labels.unwrap()["cudarunner.dev/pool"], "pool");
+}
+
+#[test]
+fn the_gate_is_the_jobs_user() {
+    let user = |template| {
+        let spec = built(template).spec.unwrap();
+        let gate = spec.init_containers.unwrap().remove(0);
+        gate.security_context.unwrap().run_as_user
+    };
+    assert_eq!(user(json!({})), Some(1001));
+    assert_eq!(
+        user(json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": []}})),
+        Some(1234)
+    );
+    assert_eq!(
+        user(
+            json!({"spec": {"securityContext": {"runAsUser": 1234}, "containers": [
+                {"name": "runner", "securityContext": {"runAsUser": 2000}}
+            ]}})
+        ),
+        Some(2000)
+    );
+}
