@@ -1,15 +1,9 @@
 //! A job that no pool can serve is named, with the label that is missing.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::Ctx;
-use crate::{
-    images::{Profile, artifact},
-    process::output,
-};
+use super::{Ctx, plugin::plugin};
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a pool with the default labels
@@ -21,7 +15,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // When a job is queued that also wants a100, and somebody asks why it waits
     ctx.queue_for("train", &["self-hosted", "cuda", "a100"], "true", false)
         .await?;
-    let why = ask(ctx, "pool").await?;
+    let why = plugin(ctx, 0, &["why", "pool"]).await?;
 
     // Then the answer and the condition name the label and the job
     let message = ctx
@@ -49,20 +43,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         Ok(done.then_some(()))
     })
     .await?;
-    ask(ctx, "pool").await?;
+    plugin(ctx, 0, &["why", "pool"]).await?;
     ctx.condition("pool", "QueueServed", "True", "EveryJobHasAPool")
         .await?;
     Ok(())
-}
-
-/// `kubectl cudarunner why`, by the plugin itself.
-async fn ask(ctx: &Ctx, pool: &str) -> Result<String> {
-    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-    command.env("KUBECONFIG", ctx.cluster.kubeconfig()).args([
-        "why",
-        pool,
-        "--namespace",
-        &ctx.namespace,
-    ]);
-    tokio::task::spawn_blocking(move || output(&mut command)).await?
 }

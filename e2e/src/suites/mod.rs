@@ -15,6 +15,7 @@ mod long_job;
 mod missing_label;
 mod permissions;
 mod persistent;
+mod plugin;
 mod preflight;
 mod quarantine;
 mod recorder;

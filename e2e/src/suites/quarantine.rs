@@ -1,15 +1,10 @@
 //! A broken GPU costs its node, not the jobs: they wait for a healthy one, and the node comes back when it is mended.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{CudaRunner, RELEASE};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
 use serde_json::json;
 
-use super::{Ctx, SOON, second_node::with_second_node};
+use super::{Ctx, plugin::plugin, second_node::with_second_node};
 use crate::{cluster::Cluster, deploy, node};
 
 /// The pool that meets the broken GPU, and one that comes later.
@@ -21,7 +16,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         let job = the_node_is_left_alone(ctx).await?;
         a_restart_and_another_pool_know_of_it(ctx).await?;
         the_healthy_node_takes_the_job(ctx, job).await?;
-        an_annotation_ends_it(ctx).await
+        a_release_ends_it(ctx).await
     })
     .await
 }
@@ -54,6 +49,17 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
     ensure!(
         entry.node == node::NAME && entry.class == "device" && entry.boot_id.is_some(),
         "{entry:?}"
+    );
+    // And whoever asks is shown the node, and the report of its gate
+    let shown = plugin(ctx, 0, &["status", POOL]).await?;
+    ensure!(
+        shown.contains("QUARANTINE") && shown.contains(node::NAME),
+        "{shown}"
+    );
+    let report = plugin(ctx, 0, &["report", node::NAME]).await?;
+    ensure!(
+        report.contains("FAILED: device") && report.contains("WrongResult"),
+        "{report}"
     );
     // And the next pod waits for another node, without a pile of failed ones
     ctx.condition(POOL, "RunnersOnline", "False", "Unschedulable")
@@ -114,22 +120,16 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
     Ok(())
 }
 
-async fn an_annotation_ends_it(ctx: &Ctx) -> Result<()> {
+async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
     // When the device is mended and somebody says so
     for number in 0..4 {
         ctx.device(number, |_| {})?;
     }
-    let release = json!({"metadata": {"annotations": {RELEASE: format!("{} mended", node::NAME)}}});
-    let pools: Api<CudaRunner> = ctx.api();
-    pools
-        .patch(POOL, &PatchParams::default(), &Patch::Merge(release))
-        .await?;
+    let told = plugin(ctx, 0, &["release", POOL, node::NAME]).await?;
     // Then the node may be used again
-    ctx.wait_for("the quarantine to end", SOON, async || {
-        let status = ctx.status(POOL).await?;
-        Ok(status.quarantine.is_empty().then_some(()))
-    })
-    .await?;
+    ensure!(told.contains("lets"), "{told}");
+    let left = ctx.status(POOL).await?.quarantine;
+    ensure!(left.is_empty(), "{left:?}");
     ctx.condition(POOL, "GpuHealthy", "True", "GatePassed")
         .await?;
     ctx.delete(POOL).await

@@ -8,7 +8,7 @@ use github_simulator::{
 };
 use serde_json::json;
 
-use super::Ctx;
+use super::{Ctx, plugin::plugin};
 
 /// The request that starts a run.
 const DISPATCH: &str = "actions/create-workflow-dispatch";
@@ -42,8 +42,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
     // When a test is missing, and another verification is asked for
     workflow(ctx, 45, &["self-hosted", "cuda"]).await?;
-    ask(ctx, "45").await?;
+    let followed = plugin(ctx, 1, &["verify", "pool", "--follow"]).await?;
     // Then it is not green, the sentence has both numbers, and the runners stay
+    ensure!(
+        followed.contains("unified-memory: picked up by pool-")
+            && followed.contains("red (TestsMissing)"),
+        "{followed}"
+    );
     let told = ctx
         .condition("pool", "WorkflowVerified", "False", "TestsMissing")
         .await?;
@@ -52,7 +57,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
     // When a job asks for a label that nobody has
     workflow(ctx, 46, &["self-hosted", "cuda", "a100"]).await?;
-    ask(ctx, "a100").await?;
+    plugin(ctx, 0, &["verify", "pool"]).await?;
     // Then it is the cause
     let told = ctx
         .condition("pool", "WorkflowVerified", "False", "JobNotPickedUp")
@@ -65,15 +70,18 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.github
         .change_settings(&json!({"dispatchDetails": false}))
         .await?;
-    ask(ctx, "mended").await?;
-    // Then the run that waits is stopped, another is found, and all is well
-    let green = ctx
-        .condition("pool", "WorkflowVerified", "True", "Verified")
-        .await;
+    let followed = plugin(ctx, 0, &["verify", "pool", "--follow", "--timeout", "120"]).await;
     ctx.github
         .change_settings(&json!({"dispatchDetails": true}))
         .await?;
-    green?;
+    // Then the run that waits is stopped, another is found, and all is well
+    let followed = followed?;
+    ensure!(
+        followed.contains("waits for the verification before it") && followed.contains("green"),
+        "{followed}"
+    );
+    ctx.condition("pool", "WorkflowVerified", "True", "Verified")
+        .await?;
     ensure!(dispatches(ctx, mark).await? == 1, "more than one run");
     let history = ctx
         .status("pool")
@@ -180,11 +188,6 @@ async fn update(ctx: &Ctx, workflow: NewWorkflow) -> Result<()> {
         .update_repository(&ctx.repository, &update)
         .await?;
     Ok(())
-}
-
-/// Asks for another verification, as a person would.
-async fn ask(ctx: &Ctx, value: &str) -> Result<()> {
-    ctx.annotate("pool", cudarunner_crds::VERIFY, value).await
 }
 
 async fn dispatches(ctx: &Ctx, since: u64) -> Result<usize> {
