@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, VerificationStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RequiredChecksStatus, VerificationStatus};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
@@ -30,6 +30,9 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
     quarantine(&mut out, status, now);
     if let Some(verification) = &status.verification {
         self::verification(&mut out, verification, now);
+    }
+    if let Some(checks) = &status.required_checks {
+        required(&mut out, checks);
     }
     failures(&mut out, status, now);
     out
@@ -197,6 +200,21 @@ fn verification(out: &mut String, status: &VerificationStatus, now: Timestamp) {
     table(out, &rows, 0);
 }
 
+fn required(out: &mut String, checks: &RequiredChecksStatus) {
+    out.push_str("\nREQUIRED CHECKS\n");
+    let branches = checks.branches.iter();
+    let places: Vec<String> = branches
+        .map(|branch| format!("branch {}: {}", branch.name, branch.contexts.join(", ")))
+        .chain(checks.ruleset.iter().map(|name| format!("ruleset {name}")))
+        .collect();
+    if places.is_empty() {
+        out.push_str("  none yet\n");
+    }
+    for place in places {
+        wrap(out, &format!("  {}, ", checks.repository), 4, &place);
+    }
+}
+
 fn failures(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     if status.last_failures.is_empty() {
         return;
@@ -262,7 +280,7 @@ mod tests {
             (&json["ready"], &json["name"]),
             (&json!(true), &json!("my-pool"))
         );
-        assert_eq!(json["held"].as_array().unwrap().len(), 2);
+        assert_eq!(json["held"].as_array().unwrap().len(), 3);
         assert_eq!(json["status"]["runners"].as_array().unwrap().len(), 4);
     }
 }
