@@ -2,7 +2,7 @@
 # Run by the agent before a job. Leaves a mark in the container's termination message, so that "exit 0" and
 # "ran a job" can be told apart, and a file by which the pod's readiness probe knows that the runner is busy.
 # A persistent runner's earlier jobs are forgotten: the message has room for a few lines only.
-# Never fails: a job is not to suffer from book-keeping.
+# A job is not to suffer from book-keeping: it fails only where gpu.sh finds the GPU gone.
 dir=${CUDA_RUNNER_DIR:-/run/cuda-runner}
 { true >"$dir/busy"; } 2>/dev/null
 
@@ -11,4 +11,5 @@ json() { printf %s "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
 { printf '{"mark":"started","job":"%s","run":"%s","attempt":"%s","workflow":"%s","repository":"%s"}\n' \
   "$(json "$GITHUB_JOB")" "$(json "$GITHUB_RUN_ID")" "$(json "$GITHUB_RUN_ATTEMPT")" \
   "$(json "$GITHUB_WORKFLOW")" "$(json "$GITHUB_REPOSITORY")" >/dev/termination-log; } 2>/dev/null
+[ ! -e "$dir/gpu.sh" ] || exec /bin/sh "$dir/gpu.sh" started
 exit 0

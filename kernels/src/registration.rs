@@ -12,8 +12,9 @@ const JIT_CONFIG: &str = "jitconfig";
 /// The file with the registration token.
 const TOKEN: &str = "token";
 
-/// The agent's hooks, by name.
-const HOOKS: [(&str, &str); 2] = [
+/// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("gpu.sh", include_str!("../hooks/gpu.sh")),
     ("job-started.sh", include_str!("../hooks/job-started.sh")),
     (
         "job-completed.sh",
@@ -23,7 +24,7 @@ const HOOKS: [(&str, &str); 2] = [
 
 /// Writes the registration and the hooks. The registration comes last: where it is, the rest is too.
 pub(crate) fn store(dir: &Path, registration: &Registration) -> io::Result<()> {
-    for (name, script) in HOOKS {
+    for (name, script) in SCRIPTS {
         write(&dir.join(name), script.as_bytes(), 0o755)?;
     }
     match registration {

@@ -207,7 +207,10 @@ fn a_registration_token_is_left_in_a_file_of_its_own() {
     let pod = Pod::new();
     let (code, _) = pod.run(&json!({}), &registrar);
     assert_eq!(code, 0);
-    assert_eq!(pod.left(), ["job-completed.sh", "job-started.sh", "token"]);
+    assert_eq!(
+        pod.left(),
+        ["gpu.sh", "job-completed.sh", "job-started.sh", "token"]
+    );
     let file = pod.dir.join("run/token");
     assert_eq!(fs::read_to_string(&file).unwrap(), token);
     assert_eq!(
@@ -224,7 +227,7 @@ fn who_passes_gets_a_registration_and_the_hooks() {
     assert_eq!((code, report.passed()), (0, true));
     assert_eq!(
         pod.left(),
-        ["jitconfig", "job-completed.sh", "job-started.sh"]
+        ["gpu.sh", "jitconfig", "job-completed.sh", "job-started.sh"]
     );
     let file = pod.dir.join("run/jitconfig");
     assert_eq!(fs::read_to_string(&file).unwrap(), JIT);

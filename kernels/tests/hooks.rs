@@ -1,4 +1,4 @@
-//! The agent's hooks leave marks that can be read, whatever jobs are called, and never fail.
+//! The agent's hooks leave marks that can be read, whatever jobs are called, and fail only where the GPU is gone.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,32 +10,43 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
 
 use serde_json::Value;
 
 /// Where the hooks write their marks; a container's termination message.
 const LOG: &str = "/dev/termination-log";
 
-/// Runs a hook with its marks in a file of ours.
-fn hook(name: &str, folder: &Path, marks: &Path, job: &str) {
+/// A script with its marks in a file of ours.
+fn script(name: &str, marks: &Path) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("hooks")
         .join(name);
     let script = fs::read_to_string(path).unwrap();
     assert!(script.contains(LOG), "{name} leaves no mark");
-    let status = Command::new("/bin/sh")
-        .args(["-c", &script.replace(LOG, &marks.to_string_lossy())])
+    script.replace(LOG, &marks.to_string_lossy())
+}
+
+/// Runs a hook.
+fn hook(name: &str, folder: &Path, marks: &Path, job: &str) {
+    let status = run_hook(name, folder, marks, job);
+    assert!(status.success(), "{name} has failed");
+}
+
+fn run_hook(name: &str, folder: &Path, marks: &Path, job: &str) -> ExitStatus {
+    Command::new("/bin/sh")
+        .args(["-c", &script(name, marks)])
         .env("CUDA_RUNNER_DIR", folder)
+        .env("CUDA_RUNNER_GPU_FILE", folder.join("nvidiactl"))
         .env("GITHUB_JOB", job)
         .env("GITHUB_RUN_ID", "17")
         .env("GITHUB_RUN_ATTEMPT", "1")
         .env("GITHUB_WORKFLOW", "cuda")
         .env("GITHUB_REPOSITORY", "o/r")
         .status()
-        .unwrap();
-    assert!(status.success(), "{name} has failed");
+        .unwrap()
 }
 
 #[test]
@@ -95,4 +106,141 @@ fn a_hook_that_cannot_write_does_not_fail_the_job() {
     for name in ["job-started.sh", "job-completed.sh"] {
         hook(name, nowhere, &nowhere.join("marks"), "job");
     }
+}
+
+/// A container whose processes are ours, so that nobody else's is stopped.
+struct Container {
+    folder: PathBuf,
+    marks: PathBuf,
+    listener: Child,
+}
+
+impl Container {
+    /// With a GPU, and an agent that listens.
+    fn new(name: &str) -> Self {
+        let folder = common::folder(name);
+        let marks = folder.join("marks");
+        fs::write(&marks, "").unwrap();
+        fs::write(folder.join("gpu.sh"), script("gpu.sh", &marks)).unwrap();
+        fs::write(folder.join("nvidiactl"), "").unwrap();
+        let listener = Command::new("sleep").arg("600").spawn().unwrap();
+        let container = Self {
+            folder,
+            marks,
+            listener,
+        };
+        container.process(container.listener.id(), "Runner.Listener");
+        container
+    }
+
+    /// Shows a process in the container's `/proc`.
+    fn process(&self, id: u32, name: &str) {
+        let process = self.folder.join("proc").join(id.to_string());
+        fs::create_dir_all(&process).unwrap();
+        fs::write(process.join("comm"), format!("{name}\n")).unwrap();
+    }
+
+    fn gpu(&self, what: &str) -> bool {
+        Command::new("/bin/sh")
+            .arg(self.folder.join("gpu.sh"))
+            .arg(what)
+            .env("CUDA_RUNNER_DIR", &self.folder)
+            .env("CUDA_RUNNER_GPU_FILE", self.folder.join("nvidiactl"))
+            .env("CUDA_RUNNER_PROC", self.folder.join("proc"))
+            .status()
+            .unwrap()
+            .success()
+    }
+
+    fn hook(&self, name: &str) -> bool {
+        run_hook(name, &self.folder, &self.marks, "job").success()
+    }
+
+    /// As a device cgroup does that denies the device; a test may run as root, who may open everything that is there.
+    fn lose_gpu(&self) {
+        fs::remove_file(self.folder.join("nvidiactl")).unwrap();
+    }
+
+    /// When the GPU was found gone, by the marks.
+    fn lost(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.marks).unwrap();
+        let marks = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        marks
+            .filter(|m| m["mark"] == "gpu-lost")
+            .map(|m| m["when"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn is_stopped(&mut self) -> bool {
+        self.listener.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.listener.kill();
+        let _ = self.listener.wait();
+    }
+}
+
+#[test]
+fn a_gpu_that_is_gone_twice_in_a_row_ends_an_idle_agent() {
+    let mut container = Container::new("gone");
+    assert!(container.gpu("remember"));
+    assert!(container.gpu("idle"));
+    // Given one look that failed, and one that did not
+    container.lose_gpu();
+    assert!(!container.gpu("idle"));
+    fs::write(container.folder.join("nvidiactl"), "").unwrap();
+    assert!(container.gpu("idle"));
+    // When it fails twice
+    container.lose_gpu();
+    assert!(!container.gpu("idle"));
+    assert!(!container.is_stopped() && container.lost().is_empty());
+    assert!(!container.gpu("idle"));
+    // Then the listener was interrupted, and the mark says why
+    let ended = container.listener.wait().unwrap();
+    assert_eq!(ended.signal(), Some(2));
+    assert_eq!(container.lost(), ["idle"]);
+}
+
+#[test]
+fn a_job_is_left_alone_and_its_end_is_marked() {
+    let mut container = Container::new("busy");
+    container.gpu("remember");
+    container.process(1, "Runner.Worker");
+    assert!(container.hook("job-started.sh"));
+    container.lose_gpu();
+    for _ in 0..3 {
+        assert!(!container.gpu("idle"));
+    }
+    assert!(!container.is_stopped() && container.lost().is_empty());
+    assert!(container.hook("job-completed.sh"));
+    assert_eq!(container.lost(), ["completed"]);
+    // The job's worker has gone: the very next look ends the agent.
+    fs::remove_dir_all(container.folder.join("proc/1")).unwrap();
+    assert!(!container.gpu("idle"));
+    assert_eq!(container.listener.wait().unwrap().signal(), Some(2));
+    assert_eq!(container.lost(), ["completed"]);
+}
+
+#[test]
+fn a_job_does_not_start_without_the_gpu() {
+    let container = Container::new("unlucky");
+    container.gpu("remember");
+    container.lose_gpu();
+    assert!(!container.hook("job-started.sh"));
+    assert_eq!(container.lost(), ["started"]);
+}
+
+#[test]
+fn what_was_not_there_at_the_start_is_not_missed() {
+    let mut container = Container::new("never");
+    container.lose_gpu();
+    container.gpu("remember");
+    assert!(container.gpu("idle") && container.gpu("idle"));
+    assert!(container.hook("job-started.sh") && container.hook("job-completed.sh"));
+    assert!(!container.is_stopped() && container.lost().is_empty());
 }

@@ -1,5 +1,7 @@
 //! Why a runner pod ended.
 
+use std::fmt;
+
 use gate_report::{Class, Report, Step, preflight};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -34,6 +36,16 @@ pub struct Job {
     pub repository: String,
 }
 
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "job {} of run {} in {}",
+            self.job, self.run, self.repository
+        )
+    }
+}
+
 /// Why a runner ended without a finished job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
@@ -61,6 +73,9 @@ const NO_DEVICE: i32 = 100;
 const PREFLIGHT_FAILED: &str = "PreflightFailed";
 /// The reason of a runner whose job ended with it.
 pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
+
+/// The reason of a runner whose container could not open its GPU any more.
+const GPU_LOST: &str = "GpuLost";
 
 impl Failure {
     /// Whether a job ended with the runner.
@@ -100,6 +115,10 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         .annotations()
         .get(LIFETIME_ANNOTATION)
         .is_some_and(|lifetime| lifetime == PERSISTENT);
+    if let Some(when) = &marks.lost {
+        let job = marks.started.as_ref().or(marks.completed.as_ref());
+        return Some(failure(GPU_LOST, Class::Transient, gpu_lost(when, job)));
+    }
     // A persistent runner's job is not its end.
     if let Some(job) = marks.completed.filter(|_| !persistent) {
         return Some(End::JobDone(job));
@@ -124,12 +143,9 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             at,
         )));
     }
-    let cut = marks.started.map(|job| {
-        format!(
-            " Its job {} of run {} in {} was cut short.",
-            job.job, job.run, job.repository
-        )
-    });
+    let cut = marks
+        .started
+        .map(|job| format!(" Its {job} was cut short."));
     let cut_text = cut.unwrap_or_default();
     if let Some(reason) = status.reason.as_deref() {
         let message = status.message.as_deref().unwrap_or("no message");
@@ -201,6 +217,19 @@ fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Time
     }
 }
 
+/// What became of a runner whose GPU vanished, and of its job. The node is not blamed: the next runner's gate tells.
+fn gpu_lost(when: &str, job: Option<&Job>) -> String {
+    let job = job.map_or_else(|| "its job".to_owned(), Job::to_string);
+    let fate = match when {
+        "started" => format!("{job} was failed before its first step: run it again"),
+        "completed" => format!("{job} was left to finish, and may have missed it"),
+        _ => "the runner had no job and took none".to_owned(),
+    };
+    format!(
+        "The GPU vanished from the running container, as after a systemctl daemon-reload on the node; {fate}. The runner is replaced. If it happens again, let the node's container runtime give GPUs out by CDI."
+    )
+}
+
 /// Whether a failure is of the driver's start.
 fn is_at_start(failure: &gate_report::Failure) -> bool {
     matches!(failure.step, Step::Load | Step::Init) || failure.code == Some(NO_DEVICE)
@@ -211,6 +240,8 @@ fn is_at_start(failure: &gate_report::Failure) -> bool {
 struct Marks {
     started: Option<Job>,
     completed: Option<Job>,
+    /// When the GPU was first found gone since the last job began.
+    lost: Option<String>,
 }
 
 impl Marks {
@@ -219,12 +250,14 @@ impl Marks {
         #[derive(Deserialize)]
         struct Mark {
             mark: String,
+            #[serde(default)]
+            when: String,
             #[serde(flatten)]
             job: Job,
         }
         let mut marks = Self::default();
         for line in message.lines() {
-            let Ok(Mark { mark, job }) = serde_json::from_str(line) else {
+            let Ok(Mark { mark, when, job }) = serde_json::from_str(line) else {
                 continue;
             };
             match mark.as_str() {
@@ -233,6 +266,9 @@ impl Marks {
                     // A persistent runner's next job starts afresh.
                     marks.started = None;
                     marks.completed = Some(job);
+                }
+                "gpu-lost" => {
+                    marks.lost.get_or_insert(when);
                 }
                 _ => {}
             }

@@ -175,6 +175,40 @@ fn a_persistent_runners_job_is_not_its_end() {
 }
 
 #[test]
+fn a_gpu_that_vanished_is_the_reason_whatever_became_of_the_job() {
+    let job =
+        |mark: &str| format!(r#"{{"mark":"{mark}","job":"build","run":"7","repository":"a/b"}}"#);
+    let lost = |when: &str| format!(r#"{{"mark":"gpu-lost","when":"{when}"}}"#);
+    let (started, completed) = (job("started"), job("completed"));
+    let cases = [
+        (lost("idle"), "took none"),
+        (
+            [started.clone(), completed.clone(), lost("idle")].join("\n"),
+            "took none",
+        ),
+        (
+            [started.clone(), completed.clone(), lost("completed")].join("\n"),
+            "build of run 7 in a/b was left to finish",
+        ),
+        (
+            [started, lost("started"), completed, lost("completed")].join("\n"),
+            "build of run 7 in a/b was failed",
+        ),
+    ];
+    for (marks, says) in cases {
+        for runner in [ended(143, "Error", &marks), persistent(0, &marks)] {
+            let failure = failure(&runner);
+            assert_eq!(
+                (failure.reason, failure.class),
+                ("GpuLost", Class::Transient)
+            );
+            assert!(failure.message.contains(says), "{}", failure.message);
+            assert!(failure.registered, "GitHub may still hold its entry");
+        }
+    }
+}
+
+#[test]
 fn a_refused_version_is_named_with_the_one_to_use_and_not_believed_at_once() {
     let words = "Runner version v2.319.1 is deprecated and cannot receive messages. The minimum version is v2.329.0.";
     for code in [7, 78] {

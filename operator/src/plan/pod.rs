@@ -39,6 +39,7 @@ registration=/run/cuda-runner/jitconfig
 ACTIONS_RUNNER_INPUT_JITCONFIG=$(cat "$registration")
 export ACTIONS_RUNNER_INPUT_JITCONFIG
 rm -f "$registration"
+[ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
 exec /home/runner/run.sh"#;
 
 /// Reads the token, removes it, registers, and becomes the agent. The arguments of `config.sh` are the container's own;
@@ -50,12 +51,15 @@ export ACTIONS_RUNNER_INPUT_TOKEN
 rm -f "$registration"
 /home/runner/config.sh "$@" || exit 78
 unset ACTIONS_RUNNER_INPUT_TOKEN
+[ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
 exec /home/runner/run.sh"#;
 
 /// The agent writes this line to its diagnostic log as soon as its session with GitHub is open.
 const ONLINE: &str = r#"grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
-/// Ready to take a job: online, and the hooks' mark of a running job is absent.
-const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
+/// Ready to take a job: online, the hooks' mark of a running job is absent, and the GPU is still there. Without it the
+/// gate's script ends the agent.
+const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log || exit 1
+[ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle"#;
 
 /// Makes the pod of the runner `name`.
 #[must_use]
