@@ -1,7 +1,7 @@
 #!/bin/bash
 # Registers this runner, or takes the registration back: `config.sh [options]`, `config.sh remove [options]`.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 1
-listener=${SIMULATED_AGENT:-/usr/local/bin/simulated-agent}
+listener=${SIMULATED_AGENT:-$root/bin/Runner.Listener}
 
 if [ "$(id -u)" -eq 0 ] && [ -z "$RUNNER_ALLOW_RUNASROOT" ]; then
   echo "Must not run with sudo"

@@ -2,7 +2,7 @@
 # Starts the listener and turns its exit code into what a service should do, as the real agent's script does: a code
 # that no further try would change becomes 0.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 1
-listener=${SIMULATED_AGENT:-/usr/local/bin/simulated-agent}
+listener=${SIMULATED_AGENT:-$root/bin/Runner.Listener}
 
 if [ "$(id -u)" -eq 0 ] && [ -z "$RUNNER_ALLOW_RUNASROOT" ]; then
   echo "Must not run interactively with sudo"

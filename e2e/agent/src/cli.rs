@@ -23,6 +23,9 @@ pub(crate) enum Command {
     Remove(Remove),
     /// Wait for jobs and run them.
     Run(Run),
+    /// Be there while a job runs, until standard input ends.
+    #[command(hide = true)]
+    Worker,
 }
 
 #[derive(Debug, Args)]

@@ -20,6 +20,7 @@ use crate::{
     settings::Settings,
     terminal,
     work::{self, Place},
+    worker::Worker,
 };
 
 /// How a job ended.
@@ -93,6 +94,7 @@ pub(crate) fn run(
     job: &Job,
     cancel: &Cancel,
 ) -> Conclusion {
+    let _worker = Worker::start(root);
     let (log, sent) = stream(server, job.job_id);
     let over = Arc::new(AtomicBool::new(false));
     let conclusion = match Place::prepare(root, settings, job) {

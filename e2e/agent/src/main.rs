@@ -1,7 +1,7 @@
 //! Stands in for the GitHub Actions agent in tests.
 //!
 //! What can be seen from outside is the real agent's: flags and their environment, files, lines of
-//! its log, exit codes, what signals do, hooks. What it speaks to the server is private to the
+//! its log, exit codes, what signals do, hooks, names of processes. What it speaks to the server is private to the
 //! simulator. Jobs really run, with bash, in the work folder.
 
 mod cli;
@@ -13,6 +13,7 @@ mod settings;
 mod signals;
 mod terminal;
 mod work;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Configure(options) => configure::add(&cli.root, &options),
         Command::Remove(options) => configure::remove(&cli.root, &options),
         Command::Run(options) => listener::run(&cli.root, &options),
+        Command::Worker => worker::wait(),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -23,6 +23,9 @@ use super::{
 /// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
 const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
 
+/// The driver's control device.
+const CONTROL: &str = "/dev/nvidiactl";
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
 
@@ -148,6 +151,17 @@ impl DevicePlugin {
         })
     }
 
+    /// The driver, and a plain file in the place of its control device.
+    fn mounts(&self, devices: &[String]) -> Result<Vec<Mount>, Status> {
+        let driver = mount(DRIVER_PATH, &self.config.driver);
+        let Some(first) = devices.first() else {
+            return Ok(vec![driver]);
+        };
+        let file = state::new_control_file(&self.config.devices, first)
+            .map_err(|error| Status::internal(format!("{error:#}")))?;
+        Ok(vec![driver, mount(CONTROL, &file)])
+    }
+
     /// What each container is given.
     fn allocate(&self, request: AllocateRequest) -> Result<AllocateResponse, Status> {
         // Read again: a device broken a moment ago is broken for the container that gets it now.
@@ -175,17 +189,21 @@ impl DevicePlugin {
                         ),
                         ("SIMCUDA".to_owned(), state::simcuda(&devices).to_string()),
                     ]),
-                    mounts: vec![Mount {
-                        container_path: DRIVER_PATH.to_owned(),
-                        host_path: self.config.driver.to_string_lossy().into_owned(),
-                        read_only: true,
-                    }],
+                    mounts: self.mounts(&container.devices_ids)?,
                 })
             })
             .collect::<Result<_, Status>>()?;
         Ok(AllocateResponse {
             container_responses,
         })
+    }
+}
+
+fn mount(container_path: &str, host_path: &Path) -> Mount {
+    Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.to_string_lossy().into_owned(),
+        read_only: true,
     }
 }
 

@@ -1,6 +1,11 @@
 //! The devices as files, one each, so that suites can break one, make it unhealthy or swap it.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File, Permissions},
+    io::ErrorKind,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -112,6 +117,40 @@ pub fn simcuda(devices: &[&Device]) -> Value {
     all
 }
 
+/// Where the files are that stand for `/dev/nvidiactl` in containers.
+fn control_files(devices: &Path) -> PathBuf {
+    devices.with_extension("control")
+}
+
+/// Makes the file that stands for `/dev/nvidiactl` in one container, whose first device has this UUID.
+pub fn new_control_file(devices: &Path, uuid: &str) -> Result<PathBuf> {
+    let folder = control_files(devices);
+    fs::create_dir_all(&folder)?;
+    let mut number = 0;
+    loop {
+        let file = folder.join(format!("{uuid}.{number}"));
+        match File::create_new(&file) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+            made => {
+                made.with_context(|| format!("cannot make {}", file.display()))?;
+                return Ok(file);
+            }
+        }
+    }
+}
+
+/// Takes a device from the containers that have it: their file is still there, and cannot be opened any more, except
+/// by root. That is what a device cgroup does after a `systemctl daemon-reload`. Containers that come later have it.
+pub fn take(devices: &Path, uuid: &str) -> Result<()> {
+    let prefix = format!("{uuid}.");
+    for entry in fs::read_dir(control_files(devices))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            fs::set_permissions(entry.path(), Permissions::from_mode(0o000))?;
+        }
+    }
+    Ok(())
+}
+
 /// The faults of all devices; those of one device name it by its place in the container.
 fn numbered(devices: &[&Device], faults: impl Fn(&Device) -> &Vec<Value>) -> Vec<Value> {
     let of_device = |(place, device): (usize, &&Device)| {
@@ -144,6 +183,20 @@ mod tests {
             read_all(&folder).unwrap(),
             [Device::healthy(0, 0), Device::healthy(1, 0)]
         );
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_device_is_taken_from_the_containers_that_have_it_and_no_others() {
+        let folder = std::env::temp_dir().join(format!("e2e-taken-{}", std::process::id()));
+        let devices = folder.join("devices");
+        let file = |uuid| new_control_file(&devices, uuid).unwrap();
+        let (mine, other) = (file("GPU-1"), file("GPU-11"));
+        take(&devices, "GPU-1").unwrap();
+        let later = file("GPU-1");
+        let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&mine), 0);
+        assert!(mode(&other) != 0 && mode(&later) != 0);
         fs::remove_dir_all(&folder).unwrap();
     }
 

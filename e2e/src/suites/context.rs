@@ -367,6 +367,17 @@ impl Ctx {
         state::write(&self.cluster.devices(), number, &device)
     }
 
+    /// Takes the GPU away from a running runner, see [`state::take`].
+    pub async fn take_gpu(&self, pool: &str, runner: &str) -> Result<()> {
+        let status = self.status(pool).await?;
+        let devices = status.runners.into_iter().filter(|r| r.name == runner);
+        let uuid = devices
+            .flat_map(|r| r.devices)
+            .next()
+            .with_context(|| format!("{runner} has no device"))?;
+        state::take(&self.cluster.devices(), &uuid)
+    }
+
     /// Fails where GitHub's description of its API was broken.
     pub(super) async fn no_violations(&self) -> Result<()> {
         let violations = self.github.violations().await?;

@@ -8,6 +8,7 @@ mod credentials;
 mod faults;
 mod first_runner;
 mod gate;
+mod gpu_lost;
 mod gpu_missing;
 mod images;
 mod local_cluster;
@@ -141,6 +142,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "no GPU, too few, an unhealthy one: said on the resource, and recovered from",
         gpu_missing::run
+    ),
+    suite!(
+        "gpu-lost",
+        [],
+        "a GPU that vanishes from a running container takes its runner out, and no job",
+        gpu_lost::run
     ),
     suite!(
         "second-node",

@@ -248,7 +248,7 @@ impl Marks {
     /// Lines that are no marks are passed over: the agent may write there, too.
     fn read(message: &str) -> Self {
         #[derive(Deserialize)]
-        struct Mark {
+        struct Line {
             mark: String,
             #[serde(default)]
             when: String,
@@ -257,7 +257,7 @@ impl Marks {
         }
         let mut marks = Self::default();
         for line in message.lines() {
-            let Ok(Mark { mark, when, job }) = serde_json::from_str(line) else {
+            let Ok(Line { mark, when, job }) = serde_json::from_str(line) else {
                 continue;
             };
             match mark.as_str() {
