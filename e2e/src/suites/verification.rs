@@ -116,7 +116,7 @@ async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
     let first = *other.jobs.first().context("the run has no job")?;
     ctx.picked_up(first).await?;
     update(ctx, free).await?;
-    ask(ctx, "held").await?;
+    plugin(ctx, 0, &["verify", "pool"]).await?;
     let told = ctx
         .condition(
             "pool",
