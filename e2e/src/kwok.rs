@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
-    api::{ListParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 
@@ -80,9 +80,23 @@ pub async fn add_nodes(client: &Client, count: usize) -> Result<()> {
     .await
 }
 
+/// Removes one of them.
+pub async fn remove_node(client: &Client, number: usize) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    nodes
+        .delete(&name(number), &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+/// Name of a simulated node.
+pub fn name(number: usize) -> String {
+    format!("kwok-{number}")
+}
+
 fn node(number: usize) -> Result<Node> {
     let resources = json!({"cpu": "64", "memory": "512Gi", "pods": "250", "nvidia.com/gpu": GPUS});
-    let name = format!("kwok-{number}");
+    let name = name(number);
     Ok(serde_json::from_value(json!({
         "metadata": {
             "name": name,

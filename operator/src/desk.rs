@@ -163,7 +163,7 @@ fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
     // The schema admits versions only; a stored object from before it is held to the least.
     let version = |text: &str| text.parse().unwrap_or(Version { major: 0, minor: 0 });
     Policy {
-        devices: spec.gpu.count,
+        devices: spec.gpu.count(),
         min_compute_capability: version(&spec.gate.min_compute_capability),
         min_cuda_version: version(&spec.gate.min_cuda_version),
         require_managed_memory: spec.gate.managed_memory == ManagedMemory::Require,

@@ -122,16 +122,43 @@ pub const WORK_FOLDER: &str = "_work";
 
 /// GPUs of one runner.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct GpuRequest {
-    /// The extended resource.
-    pub resource: String,
-    /// How many.
-    pub count: u32,
+pub enum GpuRequest {
+    /// So many of an extended resource.
+    Resource {
+        /// Its name.
+        name: String,
+        /// How many.
+        count: u32,
+    },
+    /// What this ResourceClaimTemplate asks for. How many devices that is, is the template's to know.
+    Claim(String),
+}
+
+impl GpuRequest {
+    /// How many devices a runner has, where that is known.
+    #[must_use]
+    pub fn count(&self) -> Option<u32> {
+        match self {
+            Self::Resource { count, .. } => Some(*count),
+            Self::Claim(_) => None,
+        }
+    }
+
+    /// For the fingerprint of pods. A resource's name has a slash, a template's none.
+    fn shape(&self) -> (&str, u32) {
+        match self {
+            Self::Resource { name, count } => (name, *count),
+            Self::Claim(template) => (template, 0),
+        }
+    }
 }
 
 impl fmt::Display for GpuRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} x {}", self.count, self.resource)
+        match self {
+            Self::Resource { name, count } => write!(f, "{count} x {name}"),
+            Self::Claim(template) => write!(f, "claim {template}"),
+        }
     }
 }
 
@@ -278,7 +305,7 @@ impl Spec {
                 .ca_bundle_ref
                 .as_ref()
                 .map(|r| (&r.name, &r.key)),
-            (&gpu.resource, gpu.count),
+            gpu.shape(),
             (
                 &gate.min_compute_capability,
                 &gate.min_cuda_version,
@@ -322,16 +349,18 @@ fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
             "spec.registration: ScaleSet",
         ),
         (spec.scaling.is_some(), "spec.scaling"),
-        (spec.gpu.claim_template.is_some(), "spec.gpu.claimTemplate"),
     ]
     .into_iter()
     .find_map(|(asked, field)| asked.then_some(field))
 }
 
 fn read_gpu(gpu: &Gpu) -> GpuRequest {
-    GpuRequest {
-        resource: gpu.resource.clone(),
-        count: gpu.count.unwrap_or(1).max(1).unsigned_abs(),
+    match &gpu.claim_template {
+        Some(template) => GpuRequest::Claim(template.clone()),
+        None => GpuRequest::Resource {
+            name: gpu.resource.clone(),
+            count: gpu.count.unwrap_or(1).max(1).unsigned_abs(),
+        },
     }
 }
 

@@ -3,6 +3,7 @@
 mod admission;
 mod budgets;
 mod by_hand;
+mod claims;
 pub mod context;
 mod credentials;
 mod faults;
@@ -148,6 +149,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a GPU that vanishes from a running container takes its runner out, and no job",
         gpu_lost::run
+    ),
+    suite!(
+        "claims",
+        [],
+        "GPUs by dynamic resource allocation: one claim for each runner, allocated, for gate and runner alike",
+        claims::run
     ),
     suite!(
         "second-node",

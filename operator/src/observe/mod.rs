@@ -9,6 +9,7 @@ pub mod pod;
 mod tests;
 pub mod verify;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cudarunner_crds::RunnerPhase;
@@ -16,8 +17,9 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::Client;
-use crate::plan::Observed;
-use crate::pool::Pool;
+use crate::observe::pod::Runner;
+use crate::plan::{NodeFacts, Observed};
+use crate::pool::{GpuRequest, Pool};
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
 pub async fn observe(
@@ -42,6 +44,7 @@ pub async fn observe(
                 runner.phase = RunnerPhase::Terminating;
             }
         }
+        let nodes = nodes(ctx, pool, &runners);
         let observed = Observed {
             runners,
             expected: memory.expected.keys().cloned().collect(),
@@ -54,11 +57,7 @@ pub async fn observe(
             required_elsewhere: ctx.required_elsewhere(pool),
             other_pools: ctx.other_pools(pool),
             last_change: memory.last_change,
-            nodes: ctx
-                .nodes
-                .as_ref()
-                .zip(pool.spec.as_ref().ok())
-                .map(|(nodes, spec)| nodes.offering(&spec.gpu.resource, spec.gpu.count)),
+            nodes,
             quarantined: ctx.quarantined_elsewhere(pool),
             passed: ctx.pods.passed(),
             pod_refused: memory.pod_refused.clone(),
@@ -66,5 +65,21 @@ pub async fn observe(
             seed: ctx.random(),
         };
         (observed, client)
+    })
+}
+
+/// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met.
+fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<NodeFacts>> {
+    let (nodes, spec) = ctx.nodes.as_ref().zip(pool.spec.as_ref().ok())?;
+    Some(match &spec.gpu {
+        GpuRequest::Resource { name, count } => nodes.offering(name, *count),
+        GpuRequest::Claim(_) => {
+            let status = &pool.status;
+            let failed = status.last_failures.iter().map(|f| f.node.as_deref());
+            let left_alone = status.quarantine.iter().map(|q| Some(q.node.as_str()));
+            let used = runners.iter().map(|r| r.node.as_deref());
+            let known: BTreeSet<&str> = failed.chain(left_alone).chain(used).flatten().collect();
+            nodes.claimable(&known)
+        }
     })
 }

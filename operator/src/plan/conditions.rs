@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
 use super::{Access, Notice, Observed, Plan, checks, queue, verify};
-use crate::pool::{Pool, Spec};
+use crate::pool::{GpuRequest, Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
 const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
@@ -327,21 +327,32 @@ fn trouble(
     }
     Some((
         "Unschedulable".to_owned(),
-        match &observed.nodes {
-            Some(nodes) if nodes.is_empty() => format!(
-                "No node offers {}; is there a node with a GPU, and does its device plugin run?",
-                spec.gpu.resource
-            ),
-            Some(nodes) if nodes.iter().all(|n| health.quarantine.is_avoided(&n.name)) => format!(
-                "Every node with {} is left alone after a failure; status.quarantine says which and until when. The runner waits",
-                spec.gpu.resource
-            ),
-            _ => format!(
-                "No node has {} free for this pool: they are taken, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits",
-                spec.gpu
-            ),
-        },
+        unschedulable(spec, observed, health),
     ))
+}
+
+/// Why no node takes a pod, as far as that is known.
+fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
+    let nodes = observed.nodes.as_ref();
+    let all_left_alone = nodes.is_some_and(|nodes| {
+        !nodes.is_empty() && nodes.iter().all(|n| health.quarantine.is_avoided(&n.name))
+    });
+    match &spec.gpu {
+        GpuRequest::Resource { name, .. } if nodes.is_some_and(Vec::is_empty) => format!(
+            "No node offers {name}; is there a node with a GPU, and does its device plugin run?"
+        ),
+        GpuRequest::Resource { name, .. } if all_left_alone => format!(
+            "Every node with {name} is left alone after a failure; status.quarantine says which and until when. The runner waits"
+        ),
+        GpuRequest::Resource { .. } => format!(
+            "No node has {} free for this pool: they are taken, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits",
+            spec.gpu
+        ),
+        GpuRequest::Claim(_) if all_left_alone => "Every node that is known to have a GPU is left alone after a failure; status.quarantine says which and until when. The runner waits".to_owned(),
+        GpuRequest::Claim(template) => format!(
+            "No node has devices free for the claim: they are taken, or the ResourceClaimTemplate {template} does not exist or asks for what no ResourceSlice has, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits"
+        ),
+    }
 }
 
 fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {

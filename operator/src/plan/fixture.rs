@@ -70,7 +70,7 @@ pub(crate) fn node(name: &str) -> NodeFacts {
         name: name.to_owned(),
         boot_id: Some("boot-1".to_owned()),
         labels: std::collections::BTreeMap::new(),
-        offers: 8,
+        offers: Some(8),
         ready_since: Some(ago(3600)),
     }
 }

@@ -55,7 +55,7 @@ pub struct Observed {
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
     pub last_change: Option<Timestamp>,
-    /// The nodes that offer the pool's GPU resource; `None` where nodes are not watched.
+    /// The nodes with GPUs for the pool; `None` where nodes are not watched.
     pub nodes: Option<Vec<NodeFacts>>,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<QuarantineStatus>,
@@ -69,7 +69,7 @@ pub struct Observed {
     pub seed: u64,
 }
 
-/// A node that offers the pool's GPU resource.
+/// A node with GPUs for the pool, see [`crate::watch::nodes`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeFacts {
     /// Its name.
@@ -78,8 +78,8 @@ pub struct NodeFacts {
     pub boot_id: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// How many of the resource it offers, taken or not.
-    pub offers: u32,
+    /// How many of the resource it offers, taken or not; `None` where the pool's GPUs are claimed.
+    pub offers: Option<u32>,
     /// Since when it is there and ready.
     pub ready_since: Option<Timestamp>,
 }

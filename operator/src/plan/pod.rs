@@ -7,9 +7,9 @@ use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    ExecAction, KeyToPath, ObjectFieldSelector, Pod, PodSpec, Probe, ProjectedVolumeSource,
-    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection,
-    Toleration, Volume, VolumeMount, VolumeProjection,
+    ExecAction, KeyToPath, ObjectFieldSelector, Pod, PodResourceClaim, PodSpec, Probe,
+    ProjectedVolumeSource, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -28,6 +28,8 @@ const REGISTRATION_DIR: &str = "/run/cuda-runner";
 const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
 /// Folder of the certificate authorities for GitHub.
 const CA_DIR: &str = "/etc/cuda-runner/github-ca";
+/// The pod's name for its claim of GPUs.
+const CLAIM: &str = "gpu";
 /// The user of GitHub's own runner image.
 const RUNNER_USER: i64 = 1001;
 /// The image that runs where the template names none.
@@ -77,6 +79,7 @@ pub fn build(
         init_containers: Some(vec![gate(spec, settings)]),
         containers: vec![runner(pool, spec, name)],
         volumes: Some(volumes(spec)),
+        resource_claims: claims(&spec.gpu),
         tolerations: Some(vec![Toleration {
             key: Some("nvidia.com/gpu".to_owned()),
             operator: Some("Exists".to_owned()),
@@ -152,7 +155,6 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
         ("CUDA_SMOKE_REGISTRAR_CA", settings.registrar_ca.clone()),
         ("CUDA_SMOKE_TOKEN_FILE", format!("{TOKEN_DIR}/token")),
         ("CUDA_SMOKE_REGISTRATION_DIR", REGISTRATION_DIR.to_owned()),
-        ("CUDA_SMOKE_EXPECTED_DEVICES", spec.gpu.count.to_string()),
         (
             "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
             spec.gate.min_compute_capability.clone(),
@@ -177,6 +179,9 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
     ];
     let mut env: Vec<EnvVar> = settings_env.into_iter().map(|(n, v)| value(n, v)).collect();
+    if let Some(count) = spec.gpu.count() {
+        env.push(value("CUDA_SMOKE_EXPECTED_DEVICES", count.to_string()));
+    }
     env.extend(proxy(spec));
     env.push(field("NODE_NAME", "spec.nodeName"));
     env.push(field("POD_NAME", "metadata.name"));
@@ -339,13 +344,35 @@ fn shell_probe(test: &str) -> Probe {
     }
 }
 
+/// The same devices for every container that has this.
 fn devices(gpu: &GpuRequest) -> ResourceRequirements {
-    ResourceRequirements {
-        limits: Some(BTreeMap::from([(
-            gpu.resource.clone(),
-            Quantity(gpu.count.to_string()),
-        )])),
-        ..ResourceRequirements::default()
+    match gpu {
+        GpuRequest::Resource { name, count } => ResourceRequirements {
+            limits: Some(BTreeMap::from([(
+                name.clone(),
+                Quantity(count.to_string()),
+            )])),
+            ..ResourceRequirements::default()
+        },
+        GpuRequest::Claim(_) => ResourceRequirements {
+            claims: Some(vec![ResourceClaim {
+                name: CLAIM.to_owned(),
+                request: None,
+            }]),
+            ..ResourceRequirements::default()
+        },
+    }
+}
+
+/// The pod's own claim, made from the template when the pod is, and gone with it.
+fn claims(gpu: &GpuRequest) -> Option<Vec<PodResourceClaim>> {
+    match gpu {
+        GpuRequest::Resource { .. } => None,
+        GpuRequest::Claim(template) => Some(vec![PodResourceClaim {
+            name: CLAIM.to_owned(),
+            resource_claim_template_name: Some(template.clone()),
+            resource_claim_name: None,
+        }]),
     }
 }
 

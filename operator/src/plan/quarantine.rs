@@ -312,7 +312,7 @@ impl View<'_> {
         let Some(device) = &entry.device else {
             return true;
         };
-        let offers = self.facts(&entry.node).map(|n| n.offers);
+        let offers = self.facts(&entry.node).and_then(|n| n.offers);
         passed.devices.contains(device)
             || offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| passed.devices.len() >= n))
     }

@@ -19,8 +19,8 @@ pub struct VersionError(String);
 /// What a report must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Exactly so many devices.
-    pub devices: u32,
+    /// Exactly so many devices; `None`: at least one.
+    pub devices: Option<u32>,
     /// Every device has at least this compute capability.
     pub min_compute_capability: Version,
     /// The driver supports at least this version of CUDA.
@@ -44,6 +44,16 @@ pub enum Decision {
     Failed,
     /// The gate passed, and the report does not satisfy the pool's policy.
     Refuse(Refusal),
+}
+
+/// Why these are not the devices that a runner has. Of a claim only its template knows how many there are.
+fn wrong_count(count: usize, wanted: Option<u32>) -> Option<String> {
+    let (is_right, wanted) = match wanted {
+        Some(wanted) => (usize::try_from(wanted) == Ok(count), wanted.to_string()),
+        None => (count > 0, "at least one".to_owned()),
+    };
+    (!is_right)
+        .then(|| format!("the report is over {count} devices, the pool's runners have {wanted}"))
 }
 
 /// Decides on a report.
@@ -98,15 +108,8 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
     if let Some(preflight) = preflight.filter(|preflight| preflight.has_failed()) {
         return refuse("Preflight", sentence(&preflight.sentence()));
     }
-    if usize::try_from(policy.devices) != Ok(report.devices.len()) {
-        return refuse(
-            "DeviceCount",
-            format!(
-                "the report is over {} devices, the pool's runners have {}",
-                report.devices.len(),
-                policy.devices
-            ),
-        );
+    if let Some(message) = wrong_count(report.devices.len(), policy.devices) {
+        return refuse("DeviceCount", message);
     }
     let cuda = report
         .driver

@@ -1,6 +1,6 @@
 //! The nodes: what they offer, their labels, and when they were started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cudarunner_crds::CudaRunner;
@@ -15,6 +15,9 @@ use kube::{Api, Client, ResourceExt as _};
 use super::pools::key_of;
 use super::{Events, Waker, log_error};
 use crate::plan::NodeFacts;
+
+/// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
+const PRESENT: &str = "nvidia.com/gpu.present";
 
 /// What is kept of each node.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,14 +43,23 @@ impl Nodes {
             .iter()
             .filter_map(|(name, node)| {
                 let offers = *node.offers.get(resource)?;
-                (offers >= count).then(|| NodeFacts {
-                    name: name.clone(),
-                    boot_id: node.boot_id.clone(),
-                    labels: node.labels.clone(),
-                    offers,
-                    ready_since: node.ready_since,
-                })
+                (offers >= count).then(|| node.facts(name, Some(offers)))
             })
+            .collect()
+    }
+
+    /// Nodes that may have devices to claim: those that are labelled so, and those that are known from elsewhere. Which
+    /// devices they have is for the scheduler to know.
+    #[must_use]
+    pub fn claimable(&self, known: &BTreeSet<&str>) -> Vec<NodeFacts> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes
+            .iter()
+            .filter(|(name, node)| {
+                known.contains(name.as_str())
+                    || node.labels.get(PRESENT).is_some_and(|v| v == "true")
+            })
+            .map(|(name, node)| node.facts(name, None))
             .collect()
     }
 
@@ -62,6 +74,16 @@ impl Nodes {
 }
 
 impl Kept {
+    fn facts(&self, name: &str, offers: Option<u32>) -> NodeFacts {
+        NodeFacts {
+            name: name.to_owned(),
+            boot_id: self.boot_id.clone(),
+            labels: self.labels.clone(),
+            offers,
+            ready_since: self.ready_since,
+        }
+    }
+
     fn of(node: &Node) -> Self {
         let status = node.status.as_ref();
         let info = status.and_then(|s| s.node_info.as_ref());
@@ -131,5 +153,28 @@ fn wake_concerned(pools: &[Store<CudaRunner>], waker: &Waker) {
     let concerned = all.filter(|p| p.status.as_ref().is_some_and(|s| !s.quarantine.is_empty()));
     for pool in concerned {
         waker.wake(&key_of(&pool));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_claim_may_go_where_a_label_says_so_and_where_one_has_been() {
+        let nodes = Nodes::default();
+        for (name, label) in [("labelled", "true"), ("met", "false"), ("other", "false")] {
+            let node = json!({
+                "metadata": {"name": name, "labels": {PRESENT: label}},
+                "status": {"allocatable": {"nvidia.com/gpu": "4"}}
+            });
+            nodes.apply(&serde_json::from_value(node).unwrap());
+        }
+        let facts = nodes.claimable(&BTreeSet::from(["met", "gone"]));
+        let names: Vec<&str> = facts.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["labelled", "met"]);
+        assert!(facts.iter().all(|n| n.offers.is_none()));
+        assert_eq!(nodes.offering("nvidia.com/gpu", 4).len(), 3);
     }
 }

@@ -68,6 +68,43 @@ fn the_template_is_merged_by_name_and_devices_stay() {
 }
 
 #[test]
+fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
+    let mut resource = fixture::resource();
+    resource.spec.gpu.claim_template = Some("a100".to_owned());
+    resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
+    resource.spec.template = Some(json!({"spec": {
+        "containers": [{"name": "runner", "resources": {"requests": {"cpu": "4"}, "claims": [{"name": "nic"}]}}],
+        "resourceClaims": [{"name": "nic", "resourceClaimName": "nic-0"}]
+    }}));
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+        .spec
+        .unwrap();
+    let of_pod: Vec<_> = pod.resource_claims.iter().flatten().collect();
+    assert_eq!(of_pod.len(), 2);
+    assert_eq!(
+        of_pod[0].resource_claim_template_name.as_deref(),
+        Some("a100")
+    );
+    let init = pod.init_containers.unwrap();
+    let claimed = |container: &Container| {
+        let resources = container.resources.clone().unwrap_or_default();
+        assert!(resources.limits.is_none());
+        let claims = resources.claims.unwrap_or_default();
+        claims.into_iter().map(|c| c.name).collect::<Vec<_>>()
+    };
+    assert_eq!(claimed(&init[0]), [] as [&str; 0], "the look at the image");
+    assert_eq!(claimed(&init[1]), ["gpu"]);
+    assert_eq!(claimed(&pod.containers[0]), ["gpu", "nic"]);
+    let env = init[1].env.iter().flatten();
+    assert!(
+        !env.into_iter()
+            .any(|e| e.name == "CUDA_SMOKE_EXPECTED_DEVICES")
+    );
+}
+
+#[test]
 fn a_token_comes_with_the_arguments_of_config_sh_and_in_none_of_them() {
     let arguments = |lifetime, url: &str| {
         let mut resource = fixture::resource();

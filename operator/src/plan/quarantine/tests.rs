@@ -58,6 +58,31 @@ fn next(mut pool: Pool, plan: &Plan) -> Pool {
 }
 
 #[test]
+fn of_a_node_with_claimed_devices_only_the_device_that_failed_settles_it() {
+    let (pool, plan_) = after(Class::Device, 4);
+    let mut pool = next(pool, &plan_);
+    pool.status.quarantine[0].device = Some("GPU-bad".to_owned());
+    let quarantined_after = |offers, devices: &[&str]| {
+        let mut observed = observed(vec![]);
+        observed.nodes = Some(nodes(4));
+        for node in observed.nodes.iter_mut().flatten() {
+            node.offers = offers;
+        }
+        observed.passed = vec![Passed {
+            node: "node-1".to_owned(),
+            created: NOW + SignedDuration::from_secs(1),
+            devices: devices.iter().map(|&d| d.to_owned()).collect(),
+        }];
+        let at = NOW + SignedDuration::from_secs(2);
+        !plan(&pool, &observed, at).status.quarantine.is_empty()
+    };
+    // One of one proves the node; one of nobody knows how many does not
+    assert!(!quarantined_after(Some(1), &["GPU-good"]));
+    assert!(quarantined_after(None, &["GPU-good"]));
+    assert!(!quarantined_after(None, &["GPU-bad"]));
+}
+
+#[test]
 fn each_class_has_its_consequence() {
     for (class, out, stalls) in [
         (Class::Config, false, true),

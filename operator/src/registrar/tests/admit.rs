@@ -7,7 +7,7 @@ use crate::registrar::{Decision, Policy, Version, admit};
 
 fn policy() -> Policy {
     Policy {
-        devices: 2,
+        devices: Some(2),
         min_compute_capability: Version { major: 7, minor: 0 },
         min_cuda_version: Version {
             major: 12,
@@ -87,6 +87,24 @@ fn each_demand_of_the_pool_is_held_up_to_the_report() {
     }
     let without = |r: &mut Report| r.devices[1].concurrent_managed_access = false;
     assert_eq!(verdict(without), "ManagedMemory");
+}
+
+#[test]
+fn of_a_claim_at_least_one_device_is_demanded() {
+    let claim = Policy {
+        devices: None,
+        ..policy()
+    };
+    let mut report = report();
+    for count in [2, 1] {
+        report.devices.truncate(count);
+        assert_eq!(admit(&report, &claim), Decision::Admit, "{count}");
+    }
+    report.devices.clear();
+    let Decision::Refuse(refusal) = admit(&report, &claim) else {
+        panic!("admitted without a device")
+    };
+    assert_eq!(refusal.reason, "DeviceCount");
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Desk for StubDesk {
                     name: "pool".into(),
                 },
                 policy: Policy {
-                    devices: 1,
+                    devices: Some(1),
                     min_compute_capability: Version { major: 7, minor: 0 },
                     min_cuda_version: Version {
                         major: 12,
