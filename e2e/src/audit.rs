@@ -44,14 +44,6 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// From the start of the cluster.
-    pub fn whole(cluster: &Cluster) -> Self {
-        Self {
-            path: cluster.dir.join("logs/audit.log"),
-            offset: 0,
-        }
-    }
-
     /// From the requests that come after this.
     pub fn from_now(cluster: &Cluster) -> Result<Self> {
         let path = cluster.dir.join("logs/audit.log");

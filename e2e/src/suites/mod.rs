@@ -6,7 +6,6 @@ mod by_hand;
 mod claims;
 pub mod context;
 mod credentials;
-mod faults;
 mod first_runner;
 mod gate;
 mod gpu_lost;
@@ -15,7 +14,6 @@ mod images;
 mod local_cluster;
 mod long_job;
 mod missing_label;
-mod permissions;
 mod persistent;
 mod plugin;
 mod preflight;
@@ -175,12 +173,6 @@ pub const SUITES: &[Suite] = &[
         credentials::run
     ),
     suite!(
-        "faults",
-        [],
-        "lost answers, errors, limits and lists that lag: each pool comes and goes, without a storm",
-        faults::run
-    ),
-    suite!(
         "scale",
         [22],
         "`kubectl scale` from 1 to 20 and back, around a running job",
@@ -233,12 +225,6 @@ pub const SUITES: &[Suite] = &[
         [],
         "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
         local_cluster::run
-    ),
-    suite!(
-        "permissions",
-        [],
-        "the operator uses every permission that it has, and is refused none that it needs",
-        permissions::run
     ),
     suite!(
         "secrets",

@@ -22,6 +22,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         branch("dev", None),
         branch("release/1", Some(&[])),
     ];
+    workflow(ctx).await?;
     update(ctx, &branches).await?;
     let before = lasting(ctx).await?;
     names_wait_for_a_pull_request(ctx).await?;
@@ -152,8 +153,20 @@ fn branch(name: &str, required: Option<&[&str]>) -> NewBranch {
     }
 }
 
-/// A person's edit; the workflow is there from then on.
+/// A person's edit.
 async fn update(ctx: &Ctx, branches: &[NewBranch]) -> Result<()> {
+    let update = UpdateRepository {
+        branches: branches.to_vec(),
+        ..UpdateRepository::default()
+    };
+    ctx.github
+        .update_repository(&ctx.repository, &update)
+        .await?;
+    Ok(())
+}
+
+/// Written once: what is written anew is another workflow to GitHub, without the pull requests of the first.
+async fn workflow(ctx: &Ctx) -> Result<()> {
     let job = |key: &str| JobTemplate {
         key: key.to_owned(),
         labels: ["self-hosted", "cuda"].map(str::to_owned).to_vec(),
@@ -173,7 +186,6 @@ async fn update(ctx: &Ctx, branches: &[NewBranch]) -> Result<()> {
         ..NewWorkflow::default()
     };
     let update = UpdateRepository {
-        branches: branches.to_vec(),
         workflows: vec![workflow],
         ..UpdateRepository::default()
     };
