@@ -25,8 +25,6 @@ pub struct Request {
     pub resource: String,
     /// The pod that sent it.
     pub pod: Option<String>,
-    /// The status of the answer.
-    pub status: Option<u64>,
 }
 
 impl Request {
@@ -88,6 +86,5 @@ fn request(entry: &Value) -> Request {
         uri: text(&entry["requestURI"]),
         resource,
         pod: pod.as_str().map(str::to_owned),
-        status: entry["responseStatus"]["code"].as_u64(),
     }
 }

@@ -13,12 +13,12 @@ mod egress;
 mod gate;
 mod host;
 mod manual;
-mod output;
 mod preflight;
 mod protocol;
 mod registrar;
 mod registration;
 mod supervisor;
+mod times;
 
 use std::process::ExitCode;
 

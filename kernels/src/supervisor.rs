@@ -13,8 +13,8 @@ use gate_report::{
 
 use crate::args::TestArgs;
 use crate::host;
-use crate::output::milliseconds;
 use crate::protocol::{Cause, Event, Place, Stop};
+use crate::times::milliseconds;
 
 /// How long a killed child may take to vanish. One that is stuck in the kernel never does; it is left behind.
 const REAP: Duration = Duration::from_secs(2);

@@ -60,14 +60,19 @@ impl Context {
         self.pools.iter().find_map(|store| store.get(&reference))
     }
 
+    /// The other pools.
+    fn others<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = Arc<CudaRunner>> + 'a {
+        let all = self.pools.iter().flat_map(Store::state);
+        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+    }
+
     /// Labels of the other pools that register at the address of `pool`.
     #[must_use]
     pub fn other_pools(&self, pool: &Pool) -> Vec<Vec<String>> {
         let Ok(spec) = &pool.spec else {
             return vec![];
         };
-        let all = self.pools.iter().flat_map(Store::state);
-        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+        self.others(pool)
             .filter(|other| {
                 GitHubUrl::parse(&other.spec.github.url, true).is_ok_and(|url| url == spec.url)
             })
@@ -78,8 +83,7 @@ impl Context {
     /// What the other pools have in quarantine.
     #[must_use]
     pub fn quarantined_elsewhere(&self, pool: &Pool) -> Vec<QuarantineStatus> {
-        let all = self.pools.iter().flat_map(Store::state);
-        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+        self.others(pool)
             .filter_map(|other| Some(other.status.as_ref()?.quarantine.clone()))
             .flatten()
             .collect()
@@ -94,8 +98,7 @@ impl Context {
         if spec.required_checks.is_none() && pool.status.required_checks.is_none() {
             return BTreeSet::new();
         }
-        let all = self.pools.iter().flat_map(Store::state);
-        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+        self.others(pool)
             .filter(|other| other.metadata.deletion_timestamp.is_none())
             .filter(|other| {
                 GitHubUrl::parse(&other.spec.github.url, true)

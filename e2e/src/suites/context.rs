@@ -5,8 +5,8 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
 use github_simulator::{
-    control::{Client as GitHub, JobView, NewJob, NewRepository},
-    state::{Seen, StepTemplate},
+    control::{Client as GitHub, JobView, NewJob, NewRepository, NewWorkflow, UpdateRepository},
+    state::{JobTemplate, Seen, StepTemplate},
 };
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -256,6 +256,18 @@ impl Ctx {
             .context("the simulated GitHub started no job")
     }
 
+    /// Writes a workflow into the suite's repository. One that is written anew is another one to GitHub.
+    pub async fn write_workflow(&self, workflow: NewWorkflow) -> Result<()> {
+        let update = UpdateRepository {
+            workflows: vec![workflow],
+            ..UpdateRepository::default()
+        };
+        self.github
+            .update_repository(&self.repository, &update)
+            .await?;
+        Ok(())
+    }
+
     /// Waits until a runner has taken the job.
     pub async fn picked_up(&self, job: u64) -> Result<JobView> {
         self.wait_for(&format!("job {job} to be picked up"), SOON, async || {
@@ -427,6 +439,19 @@ impl Ctx {
         let left = left?;
         ensure!(left.is_empty(), "runners are left on GitHub: {left:?}");
         Ok(())
+    }
+}
+
+/// A job of a workflow, with one step.
+pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
+    JobTemplate {
+        key: key.to_owned(),
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        steps: vec![StepTemplate {
+            name: "step".to_owned(),
+            run: script.to_owned(),
+        }],
+        ..JobTemplate::default()
     }
 }
 

@@ -3,12 +3,12 @@
 use anyhow::{Result, ensure};
 use github_simulator::{
     control::{NewBranch, NewRun, NewWorkflow, UpdateRepository},
-    state::{Conclusion, JobTemplate, StepTemplate},
+    state::Conclusion,
 };
 use serde_json::{Value, json};
 
 use super::Ctx;
-use super::context::SOON;
+use super::context::{SOON, job};
 
 /// What the user requires on `main`.
 const OWN: &str = "fmt";
@@ -167,32 +167,19 @@ async fn update(ctx: &Ctx, branches: &[NewBranch]) -> Result<()> {
 
 /// Written once: what is written anew is another workflow to GitHub, without the pull requests of the first.
 async fn workflow(ctx: &Ctx) -> Result<()> {
-    let job = |key: &str| JobTemplate {
-        key: key.to_owned(),
-        labels: ["self-hosted", "cuda"].map(str::to_owned).to_vec(),
-        steps: vec![StepTemplate {
-            name: "step".to_owned(),
-            run: "true".to_owned(),
-        }],
-        ..JobTemplate::default()
-    };
     let workflow = NewWorkflow {
         name: "cuda".to_owned(),
         file: "cuda.yml".to_owned(),
         events: ["pull_request", "workflow_dispatch"]
             .map(str::to_owned)
             .into(),
-        jobs: JOBS.iter().map(|key| job(key)).collect(),
+        jobs: JOBS
+            .iter()
+            .map(|key| job(key, &["self-hosted", "cuda"], "true"))
+            .collect(),
         ..NewWorkflow::default()
     };
-    let update = UpdateRepository {
-        workflows: vec![workflow],
-        ..UpdateRepository::default()
-    };
-    ctx.github
-        .update_repository(&ctx.repository, &update)
-        .await?;
-    Ok(())
+    ctx.write_workflow(workflow).await
 }
 
 /// A pull request whose run is over.

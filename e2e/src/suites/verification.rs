@@ -2,12 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::VerificationState;
-use github_simulator::{
-    control::{NewRun, NewWorkflow, UpdateRepository},
-    state::{JobTemplate, StepTemplate},
-};
+use github_simulator::control::{NewRun, NewWorkflow};
 use serde_json::json;
 
+use super::context::job;
 use super::{Ctx, plugin::plugin};
 
 /// The request that starts a run.
@@ -105,7 +103,7 @@ async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
     held.concurrency = Some("cuda-${{ github.ref }}".to_owned());
     let free = held.clone();
     held.jobs.iter_mut().for_each(|job| job.hold = true);
-    update(ctx, held).await?;
+    ctx.write_workflow(held).await?;
     let run = NewRun {
         repository: ctx.repository.clone(),
         workflow: "cuda.yml".to_owned(),
@@ -115,7 +113,7 @@ async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
     let other = ctx.github.start_run(&run).await?;
     let first = *other.jobs.first().context("the run has no job")?;
     ctx.picked_up(first).await?;
-    update(ctx, free).await?;
+    ctx.write_workflow(free).await?;
     plugin(ctx, 0, &["verify", "pool"]).await?;
     let told = ctx
         .condition(
@@ -154,40 +152,20 @@ fn pool(ctx: &Ctx) -> serde_json::Value {
 
 /// The repository's workflow: the tests of its first job, and the labels of the second.
 async fn workflow(ctx: &Ctx, tests: u32, labels: &[&str]) -> Result<()> {
-    update(ctx, workflow_of(tests, labels)).await
+    ctx.write_workflow(workflow_of(tests, labels)).await
 }
 
 fn workflow_of(tests: u32, labels: &[&str]) -> NewWorkflow {
-    let job = |key: &str, labels: &[&str], script: String| JobTemplate {
-        key: key.to_owned(),
-        labels: labels.iter().map(|&label| label.to_owned()).collect(),
-        steps: vec![StepTemplate {
-            name: "step".to_owned(),
-            run: script,
-        }],
-        ..JobTemplate::default()
-    };
     let result = format!("echo 'test result: ok. {tests} passed; 0 failed; 0 ignored'");
     NewWorkflow {
         name: "cuda".to_owned(),
         file: "cuda.yml".to_owned(),
         jobs: vec![
-            job("unified-memory", &["self-hosted", "cuda"], result),
-            job("compile", labels, "true".to_owned()),
+            job("unified-memory", &["self-hosted", "cuda"], &result),
+            job("compile", labels, "true"),
         ],
         ..NewWorkflow::default()
     }
-}
-
-async fn update(ctx: &Ctx, workflow: NewWorkflow) -> Result<()> {
-    let update = UpdateRepository {
-        workflows: vec![workflow],
-        ..UpdateRepository::default()
-    };
-    ctx.github
-        .update_repository(&ctx.repository, &update)
-        .await?;
-    Ok(())
 }
 
 async fn dispatches(ctx: &Ctx, since: u64) -> Result<usize> {

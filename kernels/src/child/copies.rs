@@ -10,7 +10,7 @@ use gate_report::{Finding, Step};
 use super::calls::{Buffer, Called};
 use super::pattern::Vectors;
 use super::test::Bench;
-use crate::output::rounded;
+use crate::times::rounded;
 
 /// Words of the longest copy: 16 MiB.
 const WORDS: usize = 4 << 20;

@@ -35,5 +35,5 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
 
 /// Time since `start`, to the microsecond.
 fn milliseconds(start: Instant) -> f64 {
-    crate::output::milliseconds(start.elapsed())
+    crate::times::milliseconds(start.elapsed())
 }

@@ -316,7 +316,7 @@ impl Bench<'_> {
         self.driver.at(Step::Synchronize).synchronize(stream)?;
         // The device's own clock, not ours.
         let ms = self.driver.at(Step::Synchronize).elapsed(start, end)?;
-        self.note(Step::Synchronize, crate::output::rounded(ms));
+        self.note(Step::Synchronize, crate::times::rounded(ms));
         let mut found = vec![0; vectors.after.len()];
         self.step(Step::CopyToHost, |driver| {
             driver.copy_to_host(&mut found, out)

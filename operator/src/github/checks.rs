@@ -12,10 +12,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Client, Error, Repository, Workflow,
-    budget::Cost,
+    Client, Error, Repository, Run, Workflow,
     runs::{Runs, read},
-    transport::{Answer, Ask},
+    transport::Ask,
     url::encode,
 };
 
@@ -81,17 +80,14 @@ pub struct Triggers {
 }
 
 impl Client {
-    /// The checks that a run has reported; `None` when the run does not exist any more.
+    /// The checks that a run has reported.
     pub async fn checks_of_run(
         &self,
         repository: &Repository,
-        run: u64,
-    ) -> Result<Option<Vec<Check>>, Error> {
-        let Some(run) = self.run(repository, run).await? else {
-            return Ok(None);
-        };
+        run: &Run,
+    ) -> Result<Vec<Check>, Error> {
         let Some(suite) = run.check_suite_id else {
-            return Ok(Some(vec![]));
+            return Ok(vec![]);
         };
         let path = format!(
             "{}/check-suites/{suite}/check-runs?filter=latest&per_page=100",
@@ -102,9 +98,7 @@ impl Client {
         match answer.status {
             StatusCode::OK => {
                 let found: CheckRuns = answer.json(&ask)?;
-                Ok(Some(
-                    found.check_runs.into_iter().map(Check::from).collect(),
-                ))
+                Ok(found.check_runs.into_iter().map(Check::from).collect())
             }
             _ => Err(self.judged(&answer, &ask, CHECKS_READ)),
         }
@@ -118,37 +112,38 @@ impl Client {
         );
         let action = format!("list the pull requests' runs of {}", workflow.file);
         let runs: Option<Runs> = self.ask_tagged(path, &action).await?;
-        let mut names = BTreeSet::new();
-        for run in runs.into_iter().flat_map(|runs| runs.workflow_runs) {
-            let jobs = self.run_jobs(&workflow.repository, run.id).await?;
-            names.extend(jobs.into_iter().flatten().map(|job| job.name));
-        }
-        Ok(names)
+        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        self.job_names(&workflow.repository, runs).await
     }
 
     /// Names of jobs that other workflows have reported for the commit of a run.
     pub async fn jobs_of_other_workflows(
         &self,
         repository: &Repository,
-        run: u64,
+        run: &Run,
     ) -> Result<BTreeSet<String>, Error> {
-        let Some(own) = self.run(repository, run).await? else {
-            return Ok(BTreeSet::new());
-        };
-        let Some(sha) = own.head_sha.clone() else {
+        let Some(sha) = &run.head_sha else {
             return Ok(BTreeSet::new());
         };
         let path = format!(
             "{}/actions/runs?head_sha={sha}&per_page=50",
             repository.path()
         );
-        let runs: Option<Runs> = self
-            .ask_tagged(path, &format!("list the runs of the commit {sha}"))
-            .await?;
-        let others = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        let action = format!("list the runs of the commit {sha}");
+        let runs: Option<Runs> = self.ask_tagged(path, &action).await?;
+        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        let others = runs.filter(|other| other.workflow_id != run.workflow_id);
+        self.job_names(repository, others).await
+    }
+
+    async fn job_names(
+        &self,
+        repository: &Repository,
+        runs: impl Iterator<Item = Run>,
+    ) -> Result<BTreeSet<String>, Error> {
         let mut names = BTreeSet::new();
-        for other in others.filter(|other| other.workflow_id != own.workflow_id) {
-            let jobs = self.run_jobs(repository, other.id).await?;
+        for run in runs {
+            let jobs = self.run_jobs(repository, run.id).await?;
             names.extend(jobs.into_iter().flatten().map(|job| job.name));
         }
         Ok(names)
@@ -245,7 +240,11 @@ impl Client {
         );
         let body = json!({"contexts": contexts});
         let action = format!("change what the branch {branch} requires");
-        let (ask, answer) = self.write(method, path, Some(&body), action).await?;
+        let ask = Ask {
+            body: Some(body.to_string().into_bytes()),
+            ..Ask::write(method, path, action)
+        };
+        let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::OK => Ok(()),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
@@ -310,9 +309,11 @@ impl Client {
         ruleset: &Ruleset,
     ) -> Result<(), Error> {
         let action = format!("write the ruleset {}", ruleset.name);
-        let (ask, answer) = self
-            .write(method, path, Some(&ruleset.body()), action)
-            .await?;
+        let ask = Ask {
+            body: Some(ruleset.body().to_string().into_bytes()),
+            ..Ask::write(method, path, action)
+        };
+        let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::OK | StatusCode::CREATED => Ok(()),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
@@ -322,29 +323,12 @@ impl Client {
     /// Removes a ruleset; one that is gone is as good.
     pub async fn delete_ruleset(&self, repository: &Repository, id: i64) -> Result<(), Error> {
         let path = format!("{}/rulesets/{id}", repository.path());
-        let action = format!("remove the ruleset {id}");
-        let (ask, answer) = self.write(Method::DELETE, path, None, action).await?;
+        let ask = Ask::write(Method::DELETE, path, format!("remove the ruleset {id}"));
+        let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
         }
-    }
-
-    async fn write(
-        &self,
-        method: Method,
-        path: String,
-        body: Option<&Value>,
-        action: String,
-    ) -> Result<(Ask, Answer), Error> {
-        let ask = Ask {
-            method,
-            cost: Cost::Write,
-            body: body.map(|body| body.to_string().into_bytes()),
-            ..Ask::get(path, action)
-        };
-        let answer = self.transport.send(&ask).await?;
-        Ok((ask, answer))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// Why GitHub did not do what was asked.
 ///
@@ -136,13 +136,16 @@ impl Error {
     /// How long GitHub wants us to wait, where it said so.
     #[must_use]
     pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
+        self.pause(now).map(SignedDuration::unsigned_abs)
+    }
+
+    /// The same, to be added to a moment.
+    #[must_use]
+    pub fn pause(&self, now: Timestamp) -> Option<SignedDuration> {
         match self {
-            Self::RateLimited { until, .. } => Some(
-                until
-                    .duration_since(now)
-                    .try_into()
-                    .unwrap_or(Duration::ZERO),
-            ),
+            Self::RateLimited { until, .. } => {
+                Some(until.duration_since(now).max(SignedDuration::ZERO))
+            }
             _ => None,
         }
     }

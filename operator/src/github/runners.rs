@@ -128,14 +128,11 @@ impl Client {
 
     /// Removes a runner's entry. One that has a job stays.
     pub async fn delete_runner(&self, id: u64) -> Result<Deletion, Error> {
-        let ask = Ask {
-            method: Method::DELETE,
-            cost: Cost::Write,
-            ..Ask::get(
-                format!("{}/{id}", self.url().runners_path()),
-                format!("remove runner {id} of {}", self.url().scope()),
-            )
-        };
+        let ask = Ask::write(
+            Method::DELETE,
+            format!("{}/{id}", self.url().runners_path()),
+            format!("remove runner {id} of {}", self.url().scope()),
+        );
         let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::NO_CONTENT => Ok(Deletion::Deleted),

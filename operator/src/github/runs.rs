@@ -14,7 +14,6 @@ use tokio::sync::Mutex;
 
 use super::{
     Client, Error, TestSum,
-    budget::Cost,
     logs::Reader,
     transport::{Answer, Ask},
     url::encode,
@@ -131,10 +130,12 @@ impl Client {
         );
         let body = json!({"ref": workflow.git_ref, "return_run_details": true});
         let ask = Ask {
-            method: Method::POST,
-            cost: Cost::Write,
             body: Some(body.to_string().into_bytes()),
-            ..Ask::get(format!("{}/dispatches", workflow.path()), action)
+            ..Ask::write(
+                Method::POST,
+                format!("{}/dispatches", workflow.path()),
+                action,
+            )
         };
         let mut answer = self.transport.send(&ask).await?;
         if answer.status == StatusCode::BAD_REQUEST {
@@ -218,14 +219,11 @@ impl Client {
 
     /// Stops a run none of whose jobs has started.
     pub async fn cancel_run(&self, repository: &Repository, id: u64) -> Result<(), Error> {
-        let ask = Ask {
-            method: Method::POST,
-            cost: Cost::Write,
-            ..Ask::get(
-                format!("{}/actions/runs/{id}/cancel", repository.path()),
-                format!("cancel the run {id}"),
-            )
-        };
+        let ask = Ask::write(
+            Method::POST,
+            format!("{}/actions/runs/{id}/cancel", repository.path()),
+            format!("cancel the run {id}"),
+        );
         let answer = self.transport.send(&ask).await?;
         match answer.status {
             // Gone, or over already.

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::{
     Error,
-    budget::Cost,
     single::Single,
     transport::{Answer, Ask, Transport},
 };
@@ -87,17 +86,14 @@ impl Tokens {
     }
 
     async fn mint(&self, transport: &Transport) -> Result<Minted, Error> {
-        let ask = Ask {
-            method: Method::POST,
-            cost: Cost::Write,
-            ..Ask::get(
-                format!("/app/installations/{}/access_tokens", self.installation),
-                format!(
-                    "mint a token for installation {} of App {}",
-                    self.installation, self.app
-                ),
-            )
-        };
+        let ask = Ask::write(
+            Method::POST,
+            format!("/app/installations/{}/access_tokens", self.installation),
+            format!(
+                "mint a token for installation {} of App {}",
+                self.installation, self.app
+            ),
+        );
         let at = Instant::now();
         let answer = transport.send_as_app(&ask).await?;
         if answer.status != StatusCode::CREATED {

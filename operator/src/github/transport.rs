@@ -69,6 +69,19 @@ impl Ask {
             action: action.into(),
         }
     }
+
+    /// A request that changes something, without a body.
+    pub(super) fn write(
+        method: Method,
+        path: impl Into<String>,
+        action: impl Into<String>,
+    ) -> Self {
+        Self {
+            method,
+            cost: Cost::Write,
+            ..Self::get(path, action)
+        }
+    }
 }
 
 /// What came back, whole.

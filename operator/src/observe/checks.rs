@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::VerificationStatus;
+use cudarunner_crds::{ChecksMode, VerificationStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Protection, Repository};
 use crate::plan::Access;
 use crate::plan::checks::{
-    Branch, Watched, branches, green, is_concerned, repository, ruleset_name, unseen,
+    Branch, Watched, asked_of, branches, green, is_concerned, repository, ruleset_name, unseen,
 };
 use crate::plan::runners::SWEEP;
 use crate::plan::verify::workflow;
@@ -62,7 +62,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
         Ok(()) => {
             watched.read = Some(now);
             let names_missing = pool.deleting.is_none()
-                && !allows_unseen(pool)
+                && !asked_of(pool).is_some_and(|asked| asked.allow_unseen)
                 && unseen(pool.status.required_checks.as_ref());
             watched.next_look = Some(now + if names_missing { UNSEEN } else { SWEEP });
             memory.asked = Some(asked);
@@ -76,20 +76,10 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
     watched
 }
 
-fn allows_unseen(pool: &Pool) -> bool {
-    let asked = pool.spec.as_ref().ok();
-    asked
-        .and_then(|spec| spec.required_checks.as_ref())
-        .is_some_and(|asked| asked.allow_unseen)
-}
-
 impl Watched {
     /// Notes what GitHub did not do, and waits.
     pub fn failed(&mut self, error: &Error, now: Timestamp) {
-        let wait = error
-            .retry_after(now)
-            .and_then(|wait| SignedDuration::try_from(wait).ok());
-        self.next_look = Some(now + wait.unwrap_or(AGAIN));
+        self.next_look = Some(now + error.pause(now).unwrap_or(AGAIN));
         self.trouble = Some((error.category().to_owned(), error.to_string()));
     }
 }
@@ -131,16 +121,19 @@ impl Look<'_> {
         let Ok(number) = u64::try_from(run) else {
             return Ok(());
         };
-        let found = self.client.checks_of_run(self.repository, number).await?;
-        self.watched.elsewhere = self
-            .client
-            .jobs_of_other_workflows(self.repository, number)
-            .await?;
+        let (client, repository) = (self.client, self.repository);
+        let mut checks = vec![];
+        // A run that somebody has deleted proves nothing more.
+        self.watched.elsewhere.clear();
+        if let Some(run) = client.run(repository, number).await? {
+            checks = client.checks_of_run(repository, &run).await?;
+            self.watched.elsewhere = client.jobs_of_other_workflows(repository, &run).await?;
+        }
         if let Some(workflow) = workflow(self.pool) {
             let branch = workflow.git_ref.clone();
             self.watched.triggers = self.client.triggers(&workflow, &branch).await?;
         }
-        self.watched.proven = Some((run, found.unwrap_or_default()));
+        self.watched.proven = Some((run, checks));
         Ok(())
     }
 
@@ -171,9 +164,7 @@ impl Look<'_> {
 
     fn needs_ruleset(&self) -> bool {
         let record = self.pool.status.required_checks.as_ref();
-        let asked = self.pool.spec.as_ref().ok();
-        let asked = asked.and_then(|spec| spec.required_checks.as_ref());
         record.is_some_and(|record| record.ruleset.is_some())
-            || asked.is_some_and(|asked| asked.mode == cudarunner_crds::ChecksMode::Ruleset)
+            || asked_of(self.pool).is_some_and(|asked| asked.mode == ChecksMode::Ruleset)
     }
 }

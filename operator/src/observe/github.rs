@@ -278,8 +278,7 @@ fn take_in(
 pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timestamp) {
     github.failures = github.failures.saturating_add(1);
     let pause = error
-        .retry_after(now)
-        .and_then(|wait| SignedDuration::try_from(wait).ok())
+        .pause(now)
         .unwrap_or_else(|| backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, github.failures, key));
     github.not_before = Some(now + pause);
     github.access = Access::Refused {

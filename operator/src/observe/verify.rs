@@ -63,10 +63,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
     watched.next_look = Some(now + pause);
     watched.trouble = None;
     if let Err(error) = asked {
-        let wait = error
-            .retry_after(now)
-            .and_then(|wait| SignedDuration::try_from(wait).ok());
-        watched.next_look = Some(now + wait.unwrap_or(SLOW_POLL).max(pause));
+        watched.next_look = Some(now + error.pause(now).unwrap_or(SLOW_POLL).max(pause));
         watched.trouble = Some(error.to_string());
     }
     ctx.memory

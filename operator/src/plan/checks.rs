@@ -104,12 +104,16 @@ pub fn ruleset_name(pool: &Pool) -> String {
     )
 }
 
+/// What the spec asks for.
+#[must_use]
+pub fn asked_of(pool: &Pool) -> Option<&RequiredChecks> {
+    pool.spec.as_ref().ok()?.required_checks.as_ref()
+}
+
 /// The branches that matter: those of the spec, and those on record.
 #[must_use]
 pub fn branches(pool: &Pool) -> BTreeSet<String> {
-    let spec = pool.spec.as_ref().ok();
-    let asked = spec.and_then(|spec| spec.required_checks.as_ref());
-    let asked = asked.filter(|_| pool.deleting.is_none());
+    let asked = asked_of(pool).filter(|_| pool.deleting.is_none());
     let asked = asked.into_iter().flat_map(|asked| &asked.branches);
     let record = pool.status.required_checks.iter();
     let recorded = record.flat_map(|record| &record.branches);
@@ -125,9 +129,8 @@ pub fn repository(pool: &Pool) -> Option<Repository> {
     if let Some(record) = pool.status.required_checks.as_ref().filter(|r| holds(r)) {
         return Repository::new(&record.repository);
     }
-    let spec = pool.spec.as_ref().ok()?;
-    spec.required_checks.as_ref()?;
-    spec.repository.clone()
+    asked_of(pool)?;
+    pool.spec.as_ref().ok()?.repository.clone()
 }
 
 /// Whether anything may be at GitHub for the sake of the pool.
@@ -148,12 +151,10 @@ pub fn green(pool: &Pool) -> Option<&VerificationStatus> {
 #[must_use]
 pub fn is_concerned(pool: &Pool) -> bool {
     let record = pool.status.required_checks.as_ref();
-    let asked = pool
-        .spec
-        .as_ref()
-        .is_ok_and(|spec| spec.required_checks.is_some());
     record.is_some_and(holds)
-        || asked && pool.deleting.is_none() && (record.is_some() || green(pool).is_some())
+        || asked_of(pool).is_some()
+            && pool.deleting.is_none()
+            && (record.is_some() || green(pool).is_some())
 }
 
 /// Names that were green and that no pull request is known to have reported.
@@ -185,10 +186,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             repository: here.to_owned(),
             ..RequiredChecksStatus::default()
         });
-    let spec = pool.spec.as_ref().ok().filter(|spec| {
-        pool.deleting.is_none() && spec.repository.as_ref().map(Repository::full_name) == Some(here)
-    });
-    let asked = spec.and_then(|spec| spec.required_checks.as_ref());
+    let spec = pool.spec.as_ref().ok();
+    let is_here = spec.is_some_and(|spec| spec.repository.as_ref() == Some(&repository));
+    let asked = asked_of(pool).filter(|_| is_here && pool.deleting.is_none());
     prove(&mut record, green(pool), watched);
     if watched.read.is_some() && watched.trouble.is_none() {
         let view = View {

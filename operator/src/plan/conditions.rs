@@ -137,7 +137,8 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
 }
 
 /// The status with which a condition of this type reports trouble.
-fn bad_status(type_: &str) -> &'static str {
+#[must_use]
+pub fn bad_status(type_: &str) -> &'static str {
     if type_ == kind::STALLED {
         "True"
     } else {

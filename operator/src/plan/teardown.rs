@@ -37,15 +37,11 @@ pub(super) fn plan(
     if left || !observed.expected.is_empty() {
         return;
     }
-    // What is required is on its way out already; a look at GitHub tells when it is gone.
-    let required = plan.status.required_checks.is_some();
     if pool.status.registered_at.is_none() {
-        if !required {
-            plan.actions.push(Action::RemoveFinalizer);
-        }
+        let_go(plan);
         return;
     }
-    clear_entries(pool, observed, required, now, plan);
+    clear_entries(pool, observed, now, plan);
 }
 
 /// Takes out the runners, busy ones as the policy says.
@@ -66,13 +62,7 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 }
 
 /// With the pods gone, only a list that was read afterwards proves that GitHub holds nothing of ours.
-fn clear_entries(
-    pool: &Pool,
-    observed: &Observed,
-    required: bool,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if observed.access != Access::Granted && observed.access != Access::Unchecked {
         // Observing retries with its own pause; the limit ends it.
         plan.refresh = true;
@@ -87,16 +77,14 @@ fn clear_entries(
         plan.wake_in(SignedDuration::from_millis(200));
         return;
     };
-    if listing.entries.is_empty() && required {
-        return;
-    }
     if listing.entries.is_empty() {
-        plan.notices.push(Notice {
-            warning: false,
-            reason: "TornDown".to_owned(),
-            note: format!("No runner of {} is left on GitHub", pool.key.name),
-        });
-        plan.actions.push(Action::RemoveFinalizer);
+        if let_go(plan) {
+            plan.notices.push(Notice {
+                warning: false,
+                reason: "TornDown".to_owned(),
+                note: format!("No runner of {} is left on GitHub", pool.key.name),
+            });
+        }
         return;
     }
     for entry in listing.entries.iter().filter(|e| !e.busy) {
@@ -106,6 +94,16 @@ fn clear_entries(
         plan.refresh = true;
     }
     plan.wake_in(AGAIN);
+}
+
+/// Lets the resource go unless checks are still required for it: they are on their way out, and a look at GitHub tells
+/// when they are gone.
+fn let_go(plan: &mut Plan) -> bool {
+    let is_clear = plan.status.required_checks.is_none();
+    if is_clear {
+        plan.actions.push(Action::RemoveFinalizer);
+    }
+    is_clear
 }
 
 /// The time is up: says what is left, and lets go.

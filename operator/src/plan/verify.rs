@@ -96,11 +96,8 @@ impl Watched {
             }
             Err(error) if error.leaves_doubt() => self.dispatch = Dispatch::Sent,
             Err(error) if error.is_transient() => {
-                let wait = error
-                    .retry_after(now)
-                    .and_then(|wait| SignedDuration::try_from(wait).ok());
                 self.trouble = Some(error.to_string());
-                self.next_look = Some(now + wait.unwrap_or(SLOW_POLL));
+                self.next_look = Some(now + error.pause(now).unwrap_or(SLOW_POLL));
             }
             Err(error) => {
                 self.dispatch = Dispatch::Refused {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use cuda_runner_operator::plan::conditions::bad_status;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::wait::{self, await_condition};
@@ -34,14 +35,7 @@ fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
 
 /// The conditions that are not as wished, most urgent first. `Ready` sums up the others, and speaks where none does.
 pub(crate) fn held(status: &CudaRunnerStatus) -> Vec<&Condition> {
-    let is_held = |c: &&Condition| {
-        c.status
-            == if c.type_ == "Stalled" {
-                "True"
-            } else {
-                "False"
-            }
-    };
+    let is_held = |c: &&Condition| c.status == bad_status(&c.type_);
     let (ready, others): (Vec<_>, Vec<_>) = status
         .conditions
         .iter()

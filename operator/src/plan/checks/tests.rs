@@ -233,8 +233,7 @@ fn what_was_green_is_required_beside_what_the_user_had_and_goes_with_the_pool() 
 #[test]
 fn what_the_user_required_already_stays_theirs() {
     let mut world = World::new(&[("main", requires(&["gpu"]))]);
-    let asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-    let mut pool = pool("a", asked);
+    let mut pool = pool("a", on_main());
     settle(&mut pool, &mut world);
     assert_eq!(world.required("main"), &["gpu", "build"]);
     delete(&mut pool);
@@ -245,8 +244,7 @@ fn what_the_user_required_already_stays_theirs() {
 #[test]
 fn drift_is_repaired_and_a_spec_without_it_takes_it_back() {
     let mut world = World::new(&[("main", requires(&[]))]);
-    let asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-    let mut pool = pool("a", asked);
+    let mut pool = pool("a", on_main());
     settle(&mut pool, &mut world);
     world.required("main").retain(|c| c != "gpu");
     settle(&mut pool, &mut world);
@@ -262,8 +260,7 @@ fn drift_is_repaired_and_a_spec_without_it_takes_it_back() {
 fn a_name_that_no_pull_request_has_reported_is_not_required() {
     let mut world = World::new(&[("main", requires(&[]))]);
     world.reported = ["build".to_owned()].into();
-    let asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-    let mut pool = pool("a", asked);
+    let mut pool = pool("a", on_main());
     let plan = settle(&mut pool, &mut world);
     assert_eq!(world.required("main"), &["build"]);
     let (status, reason, message) = condition(&plan);
@@ -275,11 +272,8 @@ fn a_name_that_no_pull_request_has_reported_is_not_required() {
     world.reported.clear();
     assert_eq!(condition(&settle(&mut pool, &mut world)).1, "Required");
     // Or it is the user's own risk
-    let mut daring = super::tests::pool("b", {
-        let mut asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-        asked.allow_unseen = true;
-        asked
-    });
+    let mut daring = super::tests::pool("b", on_main());
+    daring.spec.required_checks.as_mut().unwrap().allow_unseen = true;
     assert_eq!(condition(&settle(&mut daring, &mut world)).1, "Required");
 }
 
@@ -292,8 +286,7 @@ fn answers_that_look_alike_are_told_apart() {
         (Protection::NotInPlan("Upgrade".into()), "NotInPlan"),
     ] {
         let mut world = World::new(&[("main", protection)]);
-        let asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-        let mut pool = pool("a", asked);
+        let mut pool = pool("a", on_main());
         let (status, found, message) = condition(&settle(&mut pool, &mut world));
         assert_eq!((&*status, &*found), ("False", reason), "{message}");
     }
@@ -328,9 +321,7 @@ fn a_ruleset_of_its_own_is_made_kept_and_removed() {
 
 #[test]
 fn of_two_pools_with_the_same_checks_the_last_one_out_removes_them() {
-    let mut world = World::new(&[("main", requires(&["fmt"]))]);
-    let asked = || checks(ChecksMode::BranchProtection, &[("main", false)]);
-    let mut pools = [pool("a", asked()), pool("b", asked())];
+    let (mut world, mut pools) = two_pools();
     for number in [0, 0, 1, 1] {
         act(&mut world, &mut pools, number, true, true);
     }
@@ -356,8 +347,7 @@ fn filters_and_merge_queues_and_namesakes_are_warned_of() {
         ruleset_id: Some(3),
     };
     world.branches.get_mut("main").unwrap().rules.push(queue);
-    let asked = checks(ChecksMode::BranchProtection, &[("main", false)]);
-    let mut resource = pool("a", asked);
+    let mut resource = pool("a", on_main());
     settle(&mut resource, &mut world);
     let pool = read(&resource);
     let mut observed = world.observed(&pool);
@@ -397,6 +387,16 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn on_main() -> RequiredChecks {
+    checks(ChecksMode::BranchProtection, &[("main", false)])
+}
+
+/// Two pools that both require the same of a branch on which users require something, too.
+fn two_pools() -> (World, [CudaRunner; 2]) {
+    let world = World::new(&[("main", requires(&["fmt"]))]);
+    (world, [pool("a", on_main()), pool("b", on_main())])
+}
+
 fn recorded(pool: &CudaRunner, context: &str) -> bool {
     let status = pool.status.as_ref();
     let record = status.and_then(|s| s.required_checks.as_ref());
@@ -431,10 +431,8 @@ proptest! {
     /// What a user adds under a name that is on record as ours cannot be told from ours; that is left out here.
     #[test]
     fn what_is_the_users_stays_and_what_is_ours_goes(events in proptest::collection::vec(event(), 0..40)) {
-        let mut world = World::new(&[("main", requires(&["fmt"]))]);
+        let (mut world, mut pools) = two_pools();
         let mut theirs = vec!["fmt".to_owned()];
-        let asked = || checks(ChecksMode::BranchProtection, &[("main", false)]);
-        let mut pools = [pool("a", asked()), pool("b", asked())];
         for event in events {
             match event {
                 Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
@@ -451,7 +449,7 @@ proptest! {
                     world.required("main").retain(|t| t != name);
                 }
                 Event::Delete(number) => delete(&mut pools[number]),
-                Event::Ask(number, on) => pools[number].spec.required_checks = on.then(asked),
+                Event::Ask(number, on) => pools[number].spec.required_checks = on.then(on_main),
             }
             for name in &theirs {
                 prop_assert!(world.required("main").contains(name), "{name} is lost");
@@ -472,9 +470,7 @@ proptest! {
     /// Left alone, every pool comes to rest with its checks required.
     #[test]
     fn the_checks_come_to_rest(events in proptest::collection::vec(event(), 0..20)) {
-        let mut world = World::new(&[("main", requires(&["fmt"]))]);
-        let asked = || checks(ChecksMode::BranchProtection, &[("main", false)]);
-        let mut pools = [pool("a", asked()), pool("b", asked())];
+        let (mut world, mut pools) = two_pools();
         for event in events {
             match event {
                 Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
