@@ -336,7 +336,7 @@ impl Cluster {
 
     fn start_device_plugin(&self, machine: &Machine) -> Result<()> {
         machine.supervisor.start(
-            Program::new("device-plugin", std::env::current_exe()?)
+            Program::new("device-plugin", self.supervisor.program())
                 .arg("device-plugin")
                 .arg(format!("--devices={}", machine.devices().display()))
                 .arg(format!("--driver={}", self.driver().display())),

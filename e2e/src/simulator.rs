@@ -45,7 +45,7 @@ pub async fn start(dir: &Path, supervisor: &Supervisor, listen: SocketAddr) -> R
     certs.server("github", &[], &[listen.ip(), IpAddr::from([127, 0, 0, 1])])?;
     let openapi = tokio::task::spawn_blocking(github_simulator::openapi::ensure).await??;
     supervisor.start(
-        Program::new("github-simulator", std::env::current_exe()?)
+        Program::new("github-simulator", supervisor.program())
             .arg("github-simulator")
             .arg(format!("--listen={listen}"))
             .arg(format!("--pki={}", pki.display()))

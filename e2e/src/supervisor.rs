@@ -108,9 +108,16 @@ impl Supervisor {
         }
     }
 
+    /// This program, as it was when the cluster was started: a build replaces the one in `target`, and `cargo test` is a
+    /// build, too.
+    pub fn program(&self) -> PathBuf {
+        self.dir.join("e2e")
+    }
+
     /// Starts it, inside namespaces of its own when asked, and waits until it answers.
     pub fn launch(dir: &Path, sandbox: bool) -> Result<Self> {
-        let own = std::env::current_exe().context("cannot find the path of this program")?;
+        let own = Self::at(dir).program();
+        fs::copy("/proc/self/exe", &own).context("cannot copy this program")?;
         let mut command = if sandbox {
             let mut unshare = Command::new("unshare");
             unshare
@@ -155,11 +162,10 @@ impl Supervisor {
     /// Its end is the end of all that it started.
     pub fn nest(&self, name: &str, dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("logs"))?;
-        let own = std::env::current_exe().context("cannot find the path of this program")?;
         self.start(
             Program::new(name, "unshare")
                 .args(["--mount", "--pid", "--fork", "--kill-child", "--"])
-                .arg(own.to_string_lossy())
+                .arg(self.program().to_string_lossy())
                 .args(["supervise", "--sandbox", "--dir"])
                 .arg(dir.to_string_lossy()),
         )?;

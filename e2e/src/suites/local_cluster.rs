@@ -126,7 +126,7 @@ async fn a_killed_run_leaves_nothing_either(ctx: &Ctx) -> Result<()> {
     let before = traces()?;
     let name = format!("killed-{}", std::process::id());
     let dir = paths::cluster(&name)?;
-    let program = std::env::current_exe()?;
+    let program = ctx.cluster.supervisor.program();
     let mut up = tokio::process::Command::new(&program)
         .args(["up", "--name", &name])
         .stdout(Stdio::null())
