@@ -12,14 +12,15 @@ pub mod verify;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cudarunner_crds::RunnerPhase;
+use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::Client;
-use crate::observe::pod::Runner;
-use crate::plan::{NodeFacts, Observed};
+use crate::plan::{NodeFacts, Observed, Queue};
 use crate::pool::{GpuRequest, Pool};
+use end::End;
+use pod::Runner;
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
 pub async fn observe(
@@ -37,6 +38,20 @@ pub async fn observe(
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
+    // What walks over all pools or all pods is done only where the plan will look at it, and outside of the lock.
+    let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
+    let other_pools = if queue.as_ref().is_some_and(Queue::has_jobs) {
+        ctx.other_pools(pool)
+    } else {
+        vec![]
+    };
+    let quarantined = ctx.quarantined_elsewhere(pool);
+    let passed = if has_failed(&pool.status, &runners, &quarantined) {
+        ctx.pods.passed()
+    } else {
+        vec![]
+    };
+    let nodes = nodes(ctx, pool, &runners);
     ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
@@ -44,22 +59,21 @@ pub async fn observe(
                 runner.phase = RunnerPhase::Terminating;
             }
         }
-        let nodes = nodes(ctx, pool, &runners);
         let observed = Observed {
             runners,
             expected: memory.expected.keys().cloned().collect(),
             access: memory.github.access.clone(),
             ask_again: memory.github.not_before,
             listing: memory.github.listing.clone(),
-            queue: memory.github.queue.clone(),
+            queue,
             verification,
             checks,
             required_elsewhere: ctx.required_elsewhere(pool),
-            other_pools: ctx.other_pools(pool),
+            other_pools,
             last_change: memory.last_change,
             nodes,
-            quarantined: ctx.quarantined_elsewhere(pool),
-            passed: ctx.pods.passed(),
+            quarantined,
+            passed,
             pod_refused: memory.pod_refused.clone(),
             pod_settings: ctx.pod_settings(),
             seed: ctx.random(),
@@ -82,4 +96,18 @@ fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<NodeFacts
             nodes.claimable(&known)
         }
     })
+}
+
+/// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.
+fn has_failed(
+    status: &CudaRunnerStatus,
+    runners: &[Runner],
+    quarantined: &[QuarantineStatus],
+) -> bool {
+    !status.quarantine.is_empty()
+        || !status.last_failures.is_empty()
+        || !quarantined.is_empty()
+        || runners
+            .iter()
+            .any(|r| matches!(r.end, Some(End::Failed(_))))
 }

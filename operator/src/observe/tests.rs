@@ -1,10 +1,11 @@
 //! Pods as the API server shows them, and what is read out of them.
 
-use cudarunner_crds::RunnerPhase;
+use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
 use super::end::{End, Failure};
+use super::has_failed;
 use super::pod::{LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION};
 
 fn pod(status: &Value) -> Runner {
@@ -62,6 +63,34 @@ fn failure(runner: &Runner) -> &Failure {
         Some(End::Failed(failure)) => failure,
         other => panic!("no failure: {other:?}"),
     }
+}
+
+#[test]
+fn gates_that_passed_are_gathered_only_where_something_failed() {
+    let well = [pod(&json!({"phase": "Pending"})), ended(0, "Completed", "")];
+    let entry: QuarantineStatus = serde_json::from_value(json!({
+        "node": "node-1", "class": "device", "message": "m", "failures": 1, "since": "2026-01-01T00:00:00Z"
+    }))
+    .unwrap();
+    let quarantined = std::slice::from_ref(&entry);
+    let failure: FailureStatus = serde_json::from_value(json!({
+        "at": "2026-01-01T00:00:00Z", "runner": "pool-aaaaa", "class": "device", "reason": "GateFailed", "message": "m"
+    }))
+    .unwrap();
+    let status = CudaRunnerStatus::default();
+    let here = CudaRunnerStatus {
+        quarantine: vec![entry.clone()],
+        ..status.clone()
+    };
+    let before = CudaRunnerStatus {
+        last_failures: vec![failure],
+        ..status.clone()
+    };
+    assert!(!has_failed(&status, &well[..1], &[]));
+    assert!(has_failed(&status, &well, &[]), "a runner has failed");
+    assert!(has_failed(&status, &[], quarantined), "another pool's node");
+    assert!(has_failed(&here, &[], &[]), "a node of its own");
+    assert!(has_failed(&before, &[], &[]), "an earlier runner");
 }
 
 #[test]

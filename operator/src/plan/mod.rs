@@ -51,7 +51,7 @@ pub struct Observed {
     pub checks: checks::Watched,
     /// What other pools require.
     pub required_elsewhere: BTreeSet<checks::Elsewhere>,
-    /// Labels of the other pools of the same address.
+    /// Labels of the other pools of the same address; empty where no job waits.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
     pub last_change: Option<Timestamp>,
@@ -59,7 +59,7 @@ pub struct Observed {
     pub nodes: Option<Vec<NodeFacts>>,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<QuarantineStatus>,
-    /// Gates of all pools that passed.
+    /// Gates of all pools that passed; empty where nothing has failed.
     pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
     pub pod_refused: Option<String>,
@@ -124,6 +124,14 @@ pub struct Queue {
     pub jobs: Result<Option<Vec<QueuedJob>>, String>,
     /// Labels of the runners that are registered at that address, ours and others.
     pub registered: Vec<Vec<String>>,
+}
+
+impl Queue {
+    /// Whether any job waits, as far as is known.
+    #[must_use]
+    pub fn has_jobs(&self) -> bool {
+        matches!(&self.jobs, Ok(Some(jobs)) if !jobs.is_empty())
+    }
 }
 
 /// GitHub's list of the entries that bear our ownership label.

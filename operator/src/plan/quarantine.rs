@@ -181,19 +181,25 @@ impl Quarantine {
 
     /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
     fn spared(&self, view: &View, new: &[FailureStatus]) -> Option<String> {
-        let total = view.nodes().len();
-        let last_passed = view.last_passed(&view.nodes());
+        let mut recent = new
+            .iter()
+            .chain(&view.pool.status.last_failures)
+            .filter(|f| blames_node(f))
+            .peekable();
+        recent.peek()?;
+        let nodes = view.nodes();
+        let last_passed = view.last_passed(&nodes);
         // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
         let still_failing = view.pool.status.consecutive_failures > 0;
         let counts = |failure: &FailureStatus| {
             view.now < failure.at.0 + BREAKER_WINDOW
                 || still_failing && last_passed.is_none_or(|passed| passed <= failure.at.0)
         };
-        let recent = new.iter().chain(&view.pool.status.last_failures);
         let spared = recent
-            .filter(|f| blames_node(f) && counts(f))
+            .filter(|f| counts(f))
             .filter_map(|f| f.node.as_deref())
             .any(|node| !self.is_avoided(node) && self.too_many_with(view, node));
+        let total = nodes.len();
         if total < 2 || !spared {
             return None;
         }
