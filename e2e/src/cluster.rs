@@ -38,6 +38,8 @@ use crate::{
 /// What to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// Whether it has a real node.
+    pub node: bool,
     /// Simulated nodes.
     pub kwok_nodes: usize,
     /// Devices of the real node.
@@ -49,6 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            node: may_have_node(),
             kwok_nodes: 0,
             devices: 4,
             profile: Profile::Dev,
@@ -105,10 +108,10 @@ impl Cluster {
                 running.pid
             );
         }
-        let real = may_have_node();
+        let real = options.node;
         if real {
             tools::ensure_packages(story)?;
-        } else {
+        } else if !may_have_node() {
             story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
         let tools = Tools::ensure(story)?;

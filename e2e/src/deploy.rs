@@ -1,8 +1,8 @@
 //! The operator on a cluster: installed by Helm as a user would, or, without a real node, as a process beside it.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -34,19 +34,25 @@ const CRDS: &str = "cuda-runner-operator-crds";
 
 /// Installs the charts and waits until the operator is ready.
 pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
+    charts(cluster).await?;
+    let client = cluster.client().await?;
+    if cluster.link.is_some() {
+        return ready(&client, Duration::from_secs(90)).await;
+    }
+    let beside = beside(cluster, &client, profile, "info,cuda_runner_operator=debug").await?;
+    beside.start(cluster)?;
+    beside.listens(cluster).await
+}
+
+/// Installs the charts, and waits for nothing. Without a real node no operator comes of it, only its rights.
+pub async fn charts(cluster: &Cluster) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
     let real = cluster.link.is_some();
-    let install = tokio::task::spawn_blocking(move || {
+    tokio::task::spawn_blocking(move || {
         helm.install(CRDS, &[])?;
         helm.install(RELEASE, &values(real))
-    });
-    install.await??;
-    let client = cluster.client().await?;
-    if real {
-        ready(&client, Duration::from_secs(90)).await
-    } else {
-        start_beside(cluster, &client, profile).await
-    }
+    })
+    .await?
 }
 
 /// Changes values of the operator's installation, as `name=value`, and waits until it is ready.
@@ -182,8 +188,20 @@ pub async fn ready(client: &Client, limit: Duration) -> Result<()> {
     .await
 }
 
-/// Runs the operator as a process, as its own service account: as an administrator it would escape fairness.
-async fn start_beside(cluster: &Cluster, client: &Client, profile: Profile) -> Result<()> {
+/// The operator as a process beside the cluster.
+#[derive(Clone, Debug)]
+pub struct Beside {
+    program: Program,
+    health: SocketAddr,
+}
+
+/// The operator as a process, as its own service account: as an administrator it would escape fairness.
+pub async fn beside(
+    cluster: &Cluster,
+    client: &Client,
+    profile: Profile,
+    log: &str,
+) -> Result<Beside> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
@@ -199,7 +217,7 @@ async fn start_beside(cluster: &Cluster, client: &Client, profile: Profile) -> R
         .status
         .and_then(|status| status.token)
         .context("the API server gave no token")?;
-    let kubeconfig = cluster.dir.join("config/operator.kubeconfig");
+    let kubeconfig = Beside::kubeconfig(cluster);
     with_token(&cluster.kubeconfig(), &token, &kubeconfig)?;
     // Held together, so that they differ; free again when the operator wants them.
     let (registrar, health) = (
@@ -207,32 +225,55 @@ async fn start_beside(cluster: &Cluster, client: &Client, profile: Profile) -> R
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
     );
     let (registrar, health) = (registrar.local_addr()?, health.local_addr()?);
-    cluster.supervisor.start(
-        Program::new(
-            "operator",
-            images::artifact(profile, "cuda-runner-operator"),
-        )
-        .arg("run")
-        .arg("--gate-image=localhost/cuda-smoke:dev")
-        .arg(format!("--operator-namespace={NAMESPACE}"))
-        .arg(format!("--registrar-listen={registrar}"))
-        .arg(format!("--registrar-url=https://{registrar}"))
-        .arg(format!("--health-listen={health}"))
-        .env("KUBECONFIG", kubeconfig.to_string_lossy())
-        .env("RUST_LOG", "info,cuda_runner_operator=debug"),
-    )?;
-    wait_for(
-        "the operator's health port",
-        Duration::from_secs(30),
-        async || {
-            cluster.supervisor.check("operator")?;
-            Ok(tokio::net::TcpStream::connect(health)
-                .await
-                .is_ok()
-                .then_some(()))
-        },
+    let program = Program::new(
+        Beside::NAME,
+        images::artifact(profile, "cuda-runner-operator"),
     )
-    .await
+    .arg("run")
+    .arg("--gate-image=localhost/cuda-smoke:dev")
+    .arg(format!("--operator-namespace={NAMESPACE}"))
+    .arg(format!("--registrar-listen={registrar}"))
+    .arg(format!("--registrar-url=https://{registrar}"))
+    .arg(format!("--health-listen={health}"))
+    .env("KUBECONFIG", kubeconfig.to_string_lossy())
+    .env("RUST_LOG", log);
+    Ok(Beside { program, health })
+}
+
+impl Beside {
+    /// Its name in the cluster.
+    pub const NAME: &str = "operator";
+
+    /// The kubeconfig with its service account.
+    pub fn kubeconfig(cluster: &Cluster) -> PathBuf {
+        cluster.dir.join("config/operator.kubeconfig")
+    }
+
+    /// The file that runs.
+    pub fn binary(&self) -> &Path {
+        &self.program.path
+    }
+
+    /// Starts it, and again once it has ended; does not wait.
+    pub fn start(&self, cluster: &Cluster) -> Result<()> {
+        cluster.supervisor.start(self.program.clone())
+    }
+
+    /// Waits until it listens.
+    pub async fn listens(&self, cluster: &Cluster) -> Result<()> {
+        wait_for(
+            "the operator's health port",
+            Duration::from_secs(30),
+            async || {
+                cluster.supervisor.check(Self::NAME)?;
+                Ok(tokio::net::TcpStream::connect(self.health)
+                    .await
+                    .is_ok()
+                    .then_some(()))
+            },
+        )
+        .await
+    }
 }
 
 /// The administrator's kubeconfig with a token in place of the certificate.

@@ -1,6 +1,6 @@
 //! Simulated GPU nodes, by KWOK: cheap, many, and their pods run at once without running anything.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::Result;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -18,6 +18,46 @@ use crate::{
 
 /// The annotation by which KWOK knows its nodes.
 const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
+/// The annotation of pods whose gate is played by hand: their init containers run until somebody says otherwise.
+pub const GATE_BY_HAND: (&str, &str) = ("e2e.cudarunner.dev/gate", "by-hand");
+/// What KWOK does with them. The weight puts it before the stage that makes every other pod ready at once.
+const GATED: &str = r#"
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata:
+  name: pod-gated
+spec:
+  resourceRef: {apiGroup: v1, kind: Pod}
+  selector:
+    matchAnnotations: {e2e.cudarunner.dev/gate: by-hand}
+    matchExpressions:
+    - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
+    - {key: .status.podIP, operator: DoesNotExist}
+  weight: 1
+  next:
+    statusTemplate: |
+      {{ $now := Now }}
+      conditions:
+      - type: Initialized
+        status: "False"
+        lastTransitionTime: {{ $now | Quote }}
+      initContainerStatuses:
+      {{ range .spec.initContainers }}
+      - image: {{ .image | Quote }}
+        imageID: ""
+        name: {{ .name | Quote }}
+        ready: false
+        restartCount: 0
+        started: true
+        state:
+          running:
+            startedAt: {{ $now | Quote }}
+      {{ end }}
+      hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
+      podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
+      phase: Pending
+      startTime: {{ $now | Quote }}
+"#;
 /// GPUs of one simulated node.
 const GPUS: &str = "8";
 
@@ -45,7 +85,9 @@ pub fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
     ] {
         program = program.arg(format!("--config={}", tools.kwok_stage(stage).display()));
     }
-    supervisor.start(program)
+    let gated = dir.join("config/pod-gated.yaml");
+    fs::write(&gated, GATED)?;
+    supervisor.start(program.arg(format!("--config={}", gated.display())))
 }
 
 /// Adds simulated nodes and waits until they are ready.

@@ -5,6 +5,7 @@
 )]
 
 pub mod audit;
+pub mod bench;
 pub mod certs;
 pub mod check;
 pub mod cluster;

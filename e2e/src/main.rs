@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use e2e::{
-    check,
+    bench, check,
     cluster::{self, Cluster, Options},
     demo, deploy, device_plugin, example,
     images::Profile,
@@ -18,7 +18,7 @@ use e2e::{
 };
 use tokio::runtime::Runtime;
 
-/// The local cluster, the demo and the tests.
+/// The local cluster, the demo, the tests and the benchmarks.
 #[derive(Debug, Parser)]
 #[command(name = "cargo e2e", disable_version_flag = true)]
 struct Arguments {
@@ -44,6 +44,21 @@ enum Command {
         #[arg(long = "suite", value_name = "NAME")]
         suites: Vec<String>,
         /// Only say which suites there are.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Measure: each figure beside the least that it could be. A figure that misses its budget is no error.
+    Bench {
+        /// Also write the figures as JSON, with every sample.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often to measure.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
+        runs: u8,
+        /// Only this row; may be given more than once.
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Only say which rows there are.
         #[arg(long)]
         list: bool,
     },
@@ -133,6 +148,19 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo { build, json } => return tell(&runtime, build, json.as_deref()),
         Command::Test { list: true, .. } => print!("{}", suites::list()),
         Command::Test { build, suites, .. } => return test(&runtime, build, &suites),
+        Command::Bench { list: true, .. } => print!("{}", bench::list()),
+        Command::Bench {
+            json, runs, only, ..
+        } => {
+            let run = bench::Run {
+                runs: runs.into(),
+                story: Story::default(),
+            };
+            runtime.block_on(async {
+                interrupt::watch()?;
+                bench::run(&run, &only, json.as_deref()).await
+            })?;
+        }
         Command::Up {
             build,
             name,

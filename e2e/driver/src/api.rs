@@ -5,6 +5,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
 
+use crate::clock::Call;
 use crate::driver::{CONFIG, current, device, driver};
 use crate::errors::{ERROR_INVALID_VALUE, ERROR_NOT_SUPPORTED, Outcome, SUCCESS, describe};
 use crate::faults;
@@ -27,6 +28,7 @@ macro_rules! exports {
             /// Pointers must be good for what cuda.h says of them.
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $name($($argument: $ty),*) -> c_int {
+                let _call = Call::begin();
                 let device: Option<usize> = $device;
                 let result: Outcome = strike(stringify!($name), device).and_then(|()| $body);
                 result.err().unwrap_or(SUCCESS)

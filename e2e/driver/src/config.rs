@@ -17,6 +17,7 @@ pub(crate) struct Config {
     pub(crate) devices: Vec<Device>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) store_faults: Vec<StoreFault>,
+    pub(crate) clock: Option<PathBuf>,
 }
 
 /// A device with all its properties.
@@ -49,6 +50,7 @@ struct Raw {
     devices: Option<Vec<RawDevice>>,
     faults: Vec<Fault>,
     store_faults: Vec<StoreFault>,
+    clock: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -149,6 +151,7 @@ impl Config {
             devices,
             faults: raw.faults,
             store_faults: raw.store_faults,
+            clock: raw.clock,
         })
     }
 }

@@ -32,6 +32,7 @@
 //! | `devices` | in the driver's order; `[]` is a machine that lost its GPUs (`cuInit` returns 100) | one `a100` |
 //! | `faults` | what goes wrong at a call | none |
 //! | `storeFaults` | what goes wrong when a kernel stores | none |
+//! | `clock` | file that gets the nanoseconds which the process has spent in the driver's calls | none |
 //!
 //! Fields of a device: `profile` (`p100`, `v100`, `t4`, `rtx2060`, `rtx2060-wddm`, `a100`, `mig-1g`, `l4`, `h100`,
 //! `b200`, `rtx5090`) gives all the others, which are `name`, `computeCapability`, `memoryBytes`, `freeBytes`,
@@ -50,6 +51,7 @@
 //! A missing function is made with [`without_symbol`], a truncated library by cutting the file.
 
 mod api;
+mod clock;
 mod config;
 mod driver;
 mod errors;

@@ -1,0 +1,153 @@
+//! What a row works on: a cluster of its own with simulated nodes, and the operator as a process beside it.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Cluster, Options},
+    deploy::{self, Beside},
+    images::Profile,
+    kwok, process,
+    report::Story,
+    suites::Ctx,
+    wait::wait_for,
+};
+
+/// The profile of what is measured.
+pub(super) const PROFILE: Profile = Profile::Release;
+/// GPUs of a simulated node.
+const GPUS: usize = 8;
+/// How much of the operator's log an error shows.
+const LOG: usize = 15;
+
+/// A cluster, and an operator that a row starts and kills.
+pub(super) struct Bed {
+    /// The cluster.
+    pub(super) cluster: Cluster,
+    /// A client with every right.
+    pub(super) client: Client,
+    operator: Beside,
+}
+
+impl Bed {
+    /// Works on a bed with room for so many runners. It is taken down whatever comes of it.
+    pub(super) async fn with<T>(
+        runners: usize,
+        work: impl AsyncFnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let options = Options {
+            node: false,
+            kwok_nodes: runners.div_ceil(GPUS),
+            profile: PROFILE,
+            ..Options::default()
+        };
+        let name = format!("bench-{}", std::process::id());
+        let cluster = Cluster::up(&name, options, &Story::silent()).await?;
+        let outcome = async {
+            let bed = Self::furnish(&cluster).await?;
+            Box::pin(work(&bed)).await
+        }
+        .await
+        .with_context(|| {
+            let log = cluster.supervisor.log(Beside::NAME);
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            format!("the operator's last words:\n{}", process::tail(&log, LOG))
+        });
+        cluster.down()?;
+        outcome
+    }
+
+    async fn furnish(cluster: &Cluster) -> Result<Self> {
+        deploy::charts(cluster).await?;
+        let client = cluster.client().await?;
+        Ok(Self {
+            // As it is shipped: what it says by default.
+            operator: deploy::beside(cluster, &client, PROFILE, "info").await?,
+            cluster: cluster.clone(),
+            client,
+        })
+    }
+
+    /// A namespace with a repository and credentials.
+    pub(super) async fn ctx(&self, name: &str) -> Result<Ctx> {
+        Ctx::new(&self.cluster, name).await
+    }
+
+    /// A client as the operator's own service account, on fresh connections: what the floor is measured with.
+    pub(super) async fn bare(&self) -> Result<Client> {
+        let file = Kubeconfig::read_from(Beside::kubeconfig(&self.cluster))?;
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// Starts the operator; gives the moment. Does not wait.
+    pub(super) fn start(&self) -> Result<Instant> {
+        let now = Instant::now();
+        self.operator.start(&self.cluster)?;
+        Ok(now)
+    }
+
+    /// Starts the operator and waits until it listens.
+    pub(super) async fn started(&self) -> Result<()> {
+        self.start()?;
+        self.operator.listens(&self.cluster).await
+    }
+
+    /// Kills the operator where it stands.
+    pub(super) async fn kill(&self) -> Result<()> {
+        let supervisor = &self.cluster.supervisor;
+        supervisor.signal(Beside::NAME, Signal::KILL)?;
+        wait_for(
+            "the killed operator to end",
+            Duration::from_secs(10),
+            async || Ok(supervisor.check(Beside::NAME).is_err().then_some(())),
+        )
+        .await
+    }
+
+    /// Resident memory of the operator in MiB: now, and at its peak.
+    pub(super) fn memory(&self) -> Result<(f64, f64)> {
+        let pid = process::marked(&self.cluster.dir)
+            .into_iter()
+            .map(|process| PathBuf::from(format!("/proc/{}", process.pid)))
+            .find(|proc| {
+                std::fs::read_link(proc.join("exe")).is_ok_and(|exe| exe == self.operator.binary())
+            })
+            .context("the operator does not run")?;
+        let status = std::fs::read_to_string(pid.join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib: f64 = line
+                .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
+                .with_context(|| format!("the kernel does not say {name}"))?;
+            anyhow::Ok(kib / 1024.0)
+        };
+        Ok((field("VmRSS:")?, field("VmHWM:")?))
+    }
+}
+
+/// The spec of a pool whose pods go to simulated nodes.
+pub(super) fn pool(replicas: usize) -> Value {
+    json!({
+        "replicas": replicas,
+        "template": {"spec": {"tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]}},
+    })
+}
+
+/// The same, with gates that are played by hand.
+pub(super) fn gated_pool(replicas: usize) -> Value {
+    let mut spec = pool(replicas);
+    let (name, value) = kwok::GATE_BY_HAND;
+    spec["template"]["metadata"] = json!({"annotations": {name: value}});
+    spec
+}

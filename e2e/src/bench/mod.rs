@@ -1,0 +1,188 @@
+//! `cargo e2e bench`: the product's figures, each beside the least that it could be, measured in the same run.
+
+mod bed;
+mod figure;
+mod fleet;
+mod player;
+mod pods;
+mod requests;
+mod scale_out;
+mod smoke;
+
+use std::{fmt::Write as _, fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use futures::future::LocalBoxFuture;
+use serde_json::{Value, json};
+
+use crate::{images, paths, process, report::Story, tools::Tools};
+use bed::{Bed, PROFILE};
+use figure::Figure;
+use fleet::Size;
+use requests::Pace;
+
+/// How to measure.
+pub struct Run {
+    /// How often, where a row is not counted in other ways.
+    pub runs: usize,
+    /// What is said meanwhile.
+    pub story: Story,
+}
+
+/// A row of the bench; some give several figures.
+struct Row {
+    name: &'static str,
+    /// Whether it is left out unless it is named: it takes minutes.
+    long: bool,
+    about: &'static str,
+    measure: for<'a> fn(&'a Run) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
+}
+
+/// An entry of the table. `long` ones are left out unless they are named: they take many minutes.
+macro_rules! row {
+    ($name:literal, $about:literal, $run:ident => $measure:expr) => {
+        row!(@ $name, false, $about, $run => $measure)
+    };
+    (long $name:literal, $about:literal, $run:ident => $measure:expr) => {
+        row!(@ $name, true, $about, $run => $measure)
+    };
+    (@ $name:literal, $long:literal, $about:literal, $run:ident => $measure:expr) => {
+        Row { name: $name, long: $long, about: $about, measure: |$run| Box::pin($measure) }
+    };
+}
+
+/// One pool with many runners.
+const WIDE: Size = Size {
+    pools: 1,
+    each: 500,
+};
+/// Many pools.
+const MANY: Size = Size {
+    pools: 100,
+    each: 5,
+};
+/// As many as one operator should hold.
+const MOST: Size = Size {
+    pools: 1000,
+    each: 5,
+};
+
+const ROWS: &[Row] = &[
+    row!("scale-out", "0 → 500 runners, beside a bare client that makes the same pods",
+        run => scale_out::run(run, 500)),
+    row!("requests", "requests and calls for a runner, where many end at a time",
+        run => requests::run(run, Pace::Together)),
+    row!("requests-slow", "the same, where one ends after the other",
+        run => requests::run(run, Pace::OneByOne)),
+    row!("idle", "requests and calls of an idle pool in a minute",
+        run => requests::idle(run)),
+    row!("restart-500", "restart to the first action: 500 runners in 100 pools",
+        run => fleet::restart(run, MANY)),
+    row!("memory-1", "memory of an operator with one idle pool",
+        run => fleet::memory(run, Size { pools: 1, each: 1 }, 16.0)),
+    row!("memory-500", "memory with 500 runners in one pool",
+        run => fleet::memory(run, WIDE, 32.0)),
+    row!("smoke", "`cuda-smoke check` without the driver's own time",
+        run => smoke::run(run)),
+    row!(long "restart-5000", "restart to the first action: 5,000 runners in 1,000 pools",
+        run => fleet::restart(run, MOST)),
+    row!(long "memory-5000", "memory with 5,000 runners in 1,000 pools",
+        run => fleet::memory(run, MOST, 100.0)),
+];
+
+/// The rows, for people.
+pub fn list() -> String {
+    ROWS.iter().fold(String::new(), |mut text, row| {
+        let long = if row.long { " (only when named)" } else { "" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:16} {}{long}", row.name, row.about);
+        text
+    })
+}
+
+/// Measures the rows that are named, or all that do not take long; prints the table as it grows to its end.
+pub async fn run(run: &Run, only: &[String], json: Option<&Path>) -> Result<()> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| ROWS.iter().all(|row| row.name != **name))
+    {
+        bail!("there is no row `{unknown}`; `cargo e2e bench --list` shows them all");
+    }
+    run.story
+        .step("building what is measured, as it is published");
+    tokio::task::spawn_blocking(|| images::build_binaries(PROFILE)).await??;
+    Tools::ensure(&run.story)?;
+    let before = load()?;
+    let mut figures = vec![];
+    let mut failed = vec![];
+    for row in ROWS {
+        let wanted = if only.is_empty() {
+            !row.long
+        } else {
+            only.iter().any(|name| name == row.name)
+        };
+        if !wanted {
+            continue;
+        }
+        match (row.measure)(run).await {
+            Ok(new) => figures.extend(new),
+            Err(error) => {
+                run.story.step(&format!("{}: {error:#}", row.name));
+                failed.push(row.name);
+            }
+        }
+    }
+    let machine = machine(&before)?;
+    println!("{}", machine["text"].as_str().unwrap_or_default());
+    println!("\n{}", figure::table(&figures));
+    if let Some(file) = json {
+        let rows: Vec<Value> = figures.iter().map(Figure::json).collect();
+        let whole = json!({"machine": machine, "runs": run.runs, "figures": rows});
+        fs::write(file, format!("{whole:#}\n"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Where and of what the figures are. The load says whether the machine had other things to do.
+fn machine(load_before: &str) -> Result<Value> {
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        process::output(command.args(arguments).current_dir(paths::repository()))
+    };
+    let commit = git(&["rev-parse", "--short", "HEAD"]);
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
+    let commit = match (commit, changed) {
+        (Ok(commit), Ok(changed)) if changed.trim().is_empty() => commit.trim().to_owned(),
+        (Ok(commit), _) => format!("{}, changed", commit.trim()),
+        (Err(_), _) => "unknown".to_owned(),
+    };
+    let cores = std::thread::available_parallelism()?.get();
+    let memory = fs::read_to_string("/proc/meminfo")?
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?
+                .split_ascii_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .map_or(0, |kib: u64| kib / 1024 / 1024);
+    let load_after = load()?;
+    let text = format!(
+        "commit {commit}; {cores} cores, {memory} GiB; load average {load_before} before, {load_after} after"
+    );
+    Ok(json!({
+        "text": text, "commit": commit, "cores": cores, "memoryGiB": memory,
+        "loadBefore": load_before, "loadAfter": load_after,
+    }))
+}
+
+/// The average over one minute.
+fn load() -> Result<String> {
+    let load = fs::read_to_string("/proc/loadavg")?;
+    Ok(load.split(' ').next().unwrap_or_default().to_owned())
+}

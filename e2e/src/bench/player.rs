@@ -1,0 +1,247 @@
+//! Plays gate, agent and kubelet for pods on simulated nodes, where no container runs: the same requests to the
+//! registrar, the same words in the pod's status.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use gate_report::{
+    Device, Driver, Outcome, Report,
+    wire::{AUDIENCE, PATH, Registration},
+};
+use github_simulator::control::Client as Http;
+use http::{Method, StatusCode, header};
+use k8s_openapi::{
+    api::{
+        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+        core::v1::{Pod, ServiceAccount},
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::suites::Ctx;
+
+/// Long enough for what a pod does by itself.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A runner that is registered and waits for a job.
+pub(super) struct Runner {
+    pod: Pod,
+    report: String,
+    /// GitHub's number for it.
+    entry: u64,
+}
+
+/// The namespace in which it plays.
+pub(super) struct Player<'a> {
+    ctx: &'a Ctx,
+    /// One for each registrar: there is one, and its authority is in the pods.
+    registrar: HashMap<String, Http>,
+}
+
+impl<'a> Player<'a> {
+    pub(super) fn new(ctx: &'a Ctx) -> Self {
+        Self {
+            ctx,
+            registrar: HashMap::new(),
+        }
+    }
+
+    /// Brings every pod whose gate runs to an idle runner, until there are so many; gives the new ones.
+    pub(super) async fn bring_up(&mut self, known: &[Runner], count: usize) -> Result<Vec<Runner>> {
+        let mut new: Vec<Runner> = vec![];
+        let ctx = self.ctx;
+        let what = format!("{count} runners");
+        ctx.wait_for(&what, LIMIT, async || {
+            for pod in ctx.pods().await? {
+                let is_known = known.iter().chain(&new).any(|r| r.pod.uid() == pod.uid());
+                if !is_known && gate_runs(&pod) {
+                    new.push(self.pass(pod).await?);
+                }
+            }
+            Ok((known.len() + new.len() >= count).then_some(()))
+        })
+        .await?;
+        Ok(new)
+    }
+
+    /// The gate of this pod passes, and its agent goes online.
+    async fn pass(&mut self, pod: Pod) -> Result<Runner> {
+        let report = report(&pod);
+        let token = self.token(&pod).await?;
+        let answer = self.register(&pod, &token, &report).await?;
+        let runner = Runner {
+            entry: entry(&answer)?,
+            report: report.summary(),
+            pod,
+        };
+        self.patch(&runner, idle(&runner)).await?;
+        Ok(runner)
+    }
+
+    /// The token that the kubelet mounts.
+    async fn token(&self, pod: &Pod) -> Result<String> {
+        let accounts: Api<ServiceAccount> = self.ctx.api();
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: pod.metadata.name.clone(),
+                    uid: pod.metadata.uid.clone(),
+                }),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request("default", &PostParams::default(), &request)
+            .await?;
+        answer
+            .status
+            .and_then(|status| status.token)
+            .context("the API server gave no token")
+    }
+
+    /// The gate's request.
+    async fn register(&mut self, pod: &Pod, token: &str, report: &Report) -> Result<Registration> {
+        let url = variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?;
+        if !self.registrar.contains_key(url) {
+            let client = Http::new(url, variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?)?;
+            self.registrar.insert(url.to_owned(), client);
+        }
+        let bearer = format!("Bearer {token}");
+        let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
+        let body = serde_json::to_value(report)?;
+        let (status, _, answer) = self.registrar[url]
+            .send(Method::POST, PATH, &headers, Some(&body))
+            .await?;
+        // A gate would ask again; here that would be counted as the product's.
+        ensure!(
+            status == StatusCode::OK,
+            "the registrar answered {status}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// The runner's job ends, and the runner with it: first for GitHub, then for the kubelet.
+    pub(super) async fn finish(&self, runner: &Runner) -> Result<()> {
+        self.ctx.github.delete_runner(runner.entry).await?;
+        self.patch(runner, finished(runner)).await
+    }
+
+    async fn patch(&self, runner: &Runner, status: Value) -> Result<()> {
+        let pods: Api<Pod> = self.ctx.api();
+        let patch = Patch::Strategic(json!({"status": status}));
+        pods.patch_status(&runner.pod.name_any(), &PatchParams::default(), &patch)
+            .await?;
+        Ok(())
+    }
+}
+
+fn gate_runs(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let gate = status.and_then(|s| s.init_container_statuses.as_ref()?.first());
+    gate.and_then(|gate| gate.state.as_ref()?.running.as_ref())
+        .is_some()
+}
+
+/// The value of a variable of the gate.
+fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
+    let init = pod
+        .spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten());
+    init.flat_map(|container| container.env.iter().flatten())
+        .find(|variable| variable.name == name)
+        .and_then(|variable| variable.value.as_deref())
+        .with_context(|| format!("the gate has no {name}"))
+}
+
+/// What a gate on one healthy device reports.
+fn report(pod: &Pod) -> Report {
+    let uid = pod.uid().unwrap_or_default();
+    Report {
+        outcome: Outcome::Passed,
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        namespace: pod.namespace(),
+        pod: pod.metadata.name.clone(),
+        requested_devices: Some(1),
+        attempts: 1,
+        driver: Some(Driver {
+            cuda_version: Some("12.9".to_owned()),
+            ..Driver::default()
+        }),
+        devices: vec![Device {
+            name: "NVIDIA A100-SXM4-80GB".to_owned(),
+            uuid: format!("GPU-{uid}"),
+            compute_capability: "8.0".to_owned(),
+            concurrent_managed_access: true,
+            managed_memory: true,
+            ..Device::default()
+        }],
+        ..Report::new(env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// GitHub's number for the runner, from its just-in-time configuration.
+fn entry(registration: &Registration) -> Result<u64> {
+    let Registration::JitConfig { encoded_jit_config } = registration else {
+        anyhow::bail!("the registrar gave no just-in-time configuration");
+    };
+    let files: Value = serde_json::from_slice(&STANDARD.decode(encoded_jit_config)?)?;
+    let settings = files[".runner"].as_str().context("it has no .runner")?;
+    let settings: Value = serde_json::from_slice(&STANDARD.decode(settings)?)?;
+    let id = settings["AgentId"].as_str().context("it has no AgentId")?;
+    Ok(id.parse()?)
+}
+
+fn conditions(ready: bool) -> Value {
+    let now = Timestamp::now();
+    let ready = if ready { "True" } else { "False" };
+    json!([
+        {"type": "Initialized", "status": "True", "lastTransitionTime": now},
+        {"type": "Ready", "status": ready, "lastTransitionTime": now},
+        {"type": "ContainersReady", "status": ready, "lastTransitionTime": now},
+    ])
+}
+
+fn container(name: &str, ready: bool, state: &Value) -> Value {
+    json!({
+        "name": name, "image": "", "imageID": "", "restartCount": 0,
+        "ready": ready, "started": ready, "state": state,
+    })
+}
+
+fn ended(message: &str) -> Value {
+    let now = Timestamp::now();
+    json!({"terminated": {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}})
+}
+
+/// The gate has passed; the agent listens for jobs.
+fn idle(runner: &Runner) -> Value {
+    json!({
+        "phase": "Running",
+        "conditions": conditions(true),
+        "initContainerStatuses": [container("gate", true, &ended(&runner.report))],
+        "containerStatuses": [container("runner", true, &json!({"running": {"startedAt": Timestamp::now()}}))],
+    })
+}
+
+/// The agent has ended, with the hooks' mark of a finished job.
+fn finished(runner: &Runner) -> Value {
+    let mark = json!({"mark": "completed", "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
+    json!({
+        "phase": "Succeeded",
+        "conditions": conditions(false),
+        "initContainerStatuses": [container("gate", true, &ended(&runner.report))],
+        "containerStatuses": [container("runner", false, &ended(&mark.to_string()))],
+    })
+}
