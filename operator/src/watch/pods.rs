@@ -15,6 +15,10 @@ use crate::observe::pod::Runner;
 use crate::plan::Passed;
 use crate::pool::PoolKey;
 
+/// Pods that are read at a time. A whole pod is many times what is kept of it: the watcher's own 500 would be the most
+/// memory that the operator ever needs.
+const PAGE: u32 = 50;
+
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]
 pub struct Pods {
@@ -124,7 +128,9 @@ pub async fn follow(
     waker: Arc<Waker>,
     ready: flag::Sender<bool>,
 ) {
-    let config = watcher::Config::default().labels(cudarunner_crds::POOL_LABEL);
+    let config = watcher::Config::default()
+        .labels(cudarunner_crds::POOL_LABEL)
+        .page_size(PAGE);
     let mut events: Events<Pod> = watch(scope.api(&client), config).default_backoff().boxed();
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
@@ -158,5 +164,35 @@ pub async fn follow(
             }
             Err(error) => log_error("pods", &error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn pods_are_read_a_few_at_a_time() {
+        let (asked, mut first) = tokio::sync::mpsc::channel(1);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let asked = asked.clone();
+            async move {
+                let _ = asked.send(request.uri().to_string()).await;
+                std::future::pending::<()>().await;
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }
+        });
+        let client = Client::new(service, "default");
+        let (ready, _) = flag::channel(false);
+        let waker = Arc::new(Waker::new().0);
+        let following = follow(client, Scope::Cluster, Arc::default(), waker, ready);
+        let uri = tokio::select! {
+            uri = first.recv() => uri.unwrap(),
+            () = following => panic!("the watch ended"),
+        };
+        assert!(uri.contains(&format!("limit={PAGE}")), "{uri}");
     }
 }
