@@ -58,7 +58,7 @@ pub struct Config {
     #[arg(long, env)]
     pub registrar_url: Option<String>,
 
-    /// Address on which /healthz and /readyz answer.
+    /// Address on which /healthz, /readyz and /metrics answer.
     #[arg(long, env, default_value = "0.0.0.0:8080")]
     pub health_listen: SocketAddr,
 

@@ -12,6 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::github::{Clients, GitHubUrl};
 use crate::memory::Memory;
+use crate::metrics::Metrics;
 use crate::plan::PodSettings;
 use crate::plan::checks::{self, Elsewhere};
 use crate::pool::{Pool, PoolKey};
@@ -38,6 +39,8 @@ pub struct Context {
     pub config_maps: Objects<ConfigMap>,
     /// What is remembered between visits.
     pub memory: Memory,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Publishes Events.
     pub recorder: Recorder,
     /// The registrar's certificate authority.
@@ -119,6 +122,13 @@ impl Context {
         }
     }
 
+    /// The page that Prometheus reads.
+    #[must_use]
+    pub fn metrics_page(&self) -> String {
+        let exists = |pool: &PoolKey| self.resource(pool).is_some();
+        self.metrics.page(exists, self.clients.usage())
+    }
+
     /// Fresh randomness for names; nothing secret depends on it.
     #[must_use]
     pub fn random(&self) -> u64 {
@@ -128,6 +138,7 @@ impl Context {
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.metrics.forget(key);
         self.secrets.release(key, None);
         self.config_maps.release(key, None);
     }

@@ -96,6 +96,8 @@ impl Desk for OperatorDesk {
         self.ctx.memory.with(&pool, |memory| {
             memory.last_change = Some(Timestamp::now());
         });
+        let result = made.as_ref().map_or_else(Error::category, |_| "ok");
+        self.ctx.metrics.registered(&pool.key, result);
         match made {
             Ok(registration) => {
                 tracing::info!(pool = %pool.key, runner = %pod.name, "registered");
@@ -112,6 +114,14 @@ impl Desk for OperatorDesk {
         report: &Report,
         decision: &Decision,
     ) {
+        // A gate that has to ask again brings the same report again.
+        let is_first = self.pool(&runner.pool).is_some_and(|pool| {
+            let memory = &self.ctx.memory;
+            memory.with(&pool, |memory| memory.reported.insert(pod.uid.clone()))
+        });
+        if is_first {
+            self.ctx.metrics.gate(&runner.pool, report, decision);
+        }
         let devices: Vec<&str> = report.devices.iter().map(|d| d.uuid.as_str()).collect();
         let class = report.failure.as_ref().map(|f| f.class.as_str());
         let code = report.failure.as_ref().and_then(|f| f.code);

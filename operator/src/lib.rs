@@ -12,6 +12,7 @@ pub mod error;
 pub mod github;
 pub mod lease;
 pub mod memory;
+pub mod metrics;
 pub mod observe;
 pub mod plan;
 pub mod pool;

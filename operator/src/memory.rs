@@ -25,6 +25,8 @@ pub struct PoolMemory {
     pub expected: BTreeMap<String, Timestamp>,
     /// Uids of pods whose removal was asked for.
     pub removed: BTreeSet<String>,
+    /// Uids of pods whose gate has brought its report.
+    pub reported: BTreeSet<String>,
     /// Names and uids of the pods seen at the last visit.
     pub known: BTreeMap<String, String>,
     /// Whether GitHub's list is to be read again.
@@ -96,6 +98,7 @@ impl PoolMemory {
             uid: uid.to_owned(),
             expected: BTreeMap::new(),
             removed: BTreeSet::new(),
+            reported: BTreeSet::new(),
             known: BTreeMap::new(),
             refresh: false,
             last_change: None,
@@ -122,7 +125,9 @@ impl PoolMemory {
             self.refresh = true;
             self.last_change = Some(now);
         }
-        self.removed.retain(|uid| seen.values().any(|s| s == uid));
+        let uids: BTreeSet<&String> = seen.values().collect();
+        self.removed.retain(|uid| uids.contains(uid));
+        self.reported.retain(|uid| uids.contains(uid));
         self.known.clone_from(seen);
     }
 }

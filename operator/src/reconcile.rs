@@ -1,6 +1,7 @@
 //! The spine: read, observe, plan, act, say. Every decision is in `plan`, every write in `act` and `status`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarunner_crds::CudaRunner;
 use jiff::{SignedDuration, Timestamp};
@@ -12,50 +13,65 @@ use crate::act::{self, Outcome};
 use crate::backoff;
 use crate::context::Context;
 use crate::error::ReconcileError;
+use crate::metrics::{News, PoolView};
 use crate::observe::observe;
 use crate::plan::{self, Action, Notice};
 use crate::pool::Pool;
 use crate::status;
+use crate::watch::pools;
 
 /// How soon a runner that was busy when it was to go is looked at again.
 const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 /// The longest note that an Event may have.
 const NOTE: usize = 1024;
 
-/// Visits a pool.
+/// Visits a pool, and takes the time.
 pub async fn reconcile(
     resource: Arc<CudaRunner>,
     ctx: Arc<Context>,
 ) -> Result<Next, ReconcileError> {
+    let started = Instant::now();
+    let done = visit(&resource, &ctx).await;
+    let error = done.as_ref().err().map(ReconcileError::category);
+    let key = pools::key_of(&resource);
+    ctx.metrics.visited(&key, started.elapsed(), error);
+    done
+}
+
+async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileError> {
     let now = Timestamp::now();
-    let pool = read(&resource, &ctx);
+    let pool = read(resource, ctx);
     if pool.deleting.is_some() && !pool.finalizer {
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let (observed, client) = observe(&ctx, &pool, now).await;
+    let (observed, client) = observe(ctx, &pool, now).await;
     let mut plan = plan::plan(&pool, &observed, now);
+    let view = PoolView::of(&pool, &observed, &plan, client.as_deref(), now);
+    ctx.metrics.saw(&pool.key, view);
+    let news = News::of(&pool, &plan);
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
-    say(&ctx, &resource, &plan.notices).await;
-    let outcome = act::act(&ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
+    say(ctx, resource, &plan.notices).await;
+    let outcome = act::act(ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
     ctx.memory.with(&pool, |memory| {
         memory.refresh |= plan.refresh;
         memory.intent = plan.intent.or(memory.intent);
     });
     let mut wake = plan.wake;
     if plan.refresh {
-        wake = Some(sooner(wake, again(&ctx, &pool, now)));
+        wake = Some(sooner(wake, again(ctx, &pool, now)));
     }
     if outcome.busy {
         wake = Some(sooner(wake, BUSY_AGAIN));
     }
     if !last_visit {
-        let later = status::write(&ctx, &pool, plan.status, now).await;
-        if let Some(wait) = later.map_err(ReconcileError::Status)? {
-            wake = Some(sooner(wake, wait));
+        let later = status::write(ctx, &pool, plan.status, now).await;
+        match later.map_err(ReconcileError::Status)? {
+            Some(wait) => wake = Some(sooner(wake, wait)),
+            None => ctx.metrics.learned(&pool.key, &news),
         }
     }
-    finish(&ctx, &pool, outcome)?;
+    finish(ctx, &pool, outcome)?;
     Ok(wake.map_or_else(Next::await_change, |wait| {
         Next::requeue(wait.unsigned_abs())
     }))

@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
+use crate::metrics::Metrics;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
 use crate::watch::nodes::{self, Nodes};
@@ -99,6 +100,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), Arc::clone(&waker)),
         memory: Memory::default(),
+        metrics: Metrics::default(),
         recorder: Recorder::new(
             client.clone(),
             Reporter {
@@ -127,7 +129,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     );
     tokio::select! {
         () = registrar => Err(RunError::Ended("the registrar")),
-        _ = server::serve(health, server::Readiness(watched.ready.clone())) => Err(RunError::Ended("the health endpoint")),
+        _ = server::serve(health, server::Readiness(watched.ready.clone()), Arc::clone(&ctx)) => Err(RunError::Ended("the health endpoint")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
         ended = control(&config, client, ctx, waker, woken, watched.ready) => ended,
         () = signal() => {

@@ -9,7 +9,7 @@
 //! time passed in; [`Budget`] adds the clock, the lock, and the bound on requests at once.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,7 +36,7 @@ const PAUSE: SignedDuration = SignedDuration::from_mins(1);
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(3_660);
 
 /// What a request costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
     /// It changes nothing.
     Read,
@@ -54,6 +54,62 @@ impl Cost {
             Self::Write | Self::Registration => 5,
         }
     }
+
+    /// One word for metrics. Stable.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Registration => "registration",
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// With what was asked for.
+    Done,
+    /// Nothing has changed, for which GitHub charges nothing.
+    NotModified,
+    /// With an address elsewhere that is not followed.
+    Redirected,
+    /// With a limit.
+    Limited,
+    /// With another refusal.
+    Refused,
+    /// With a failure of the server.
+    Failed,
+    /// Without an answer.
+    Unanswered,
+}
+
+impl Ending {
+    /// One word for metrics. Stable.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Done => "2xx",
+            Self::NotModified => "304",
+            Self::Redirected => "3xx",
+            Self::Limited => "limited",
+            Self::Refused => "4xx",
+            Self::Failed => "5xx",
+            Self::Unanswered => "none",
+        }
+    }
+
+    fn of(answer: &Signs) -> Self {
+        match answer.status {
+            StatusCode::NOT_MODIFIED => Self::NotModified,
+            _ if answer.is_limit() => Self::Limited,
+            status if status.is_redirection() => Self::Redirected,
+            status if status.is_client_error() => Self::Refused,
+            status if status.is_server_error() => Self::Failed,
+            _ => Self::Done,
+        }
+    }
 }
 
 /// What was spent, for metrics and for people.
@@ -67,6 +123,8 @@ pub struct Usage {
     pub limited: u64,
     /// Requests that were not sent, because of a limit.
     pub held_back: u64,
+    /// How those ended that were sent.
+    pub endings: BTreeMap<(Cost, Ending), u64>,
     /// What GitHub grants each hour, where it says so.
     pub limit: Option<u64>,
     /// What is left of it.
@@ -183,6 +241,10 @@ impl Ledger {
         answer.is_limit().then_some(limit)
     }
 
+    fn count(&mut self, cost: Cost, ending: Ending) {
+        *self.usage.endings.entry((cost, ending)).or_default() += 1;
+    }
+
     /// What was spent.
     #[must_use]
     pub fn usage(&self, now: Timestamp) -> Usage {
@@ -290,11 +352,18 @@ impl Budget {
     }
 
     /// Reads what an answer says about limits. Gives the error, where the answer is a limit.
-    pub fn note(&self, answer: &Signs) -> Result<(), Error> {
-        match self.lock().note(answer, Timestamp::now()) {
+    pub fn note(&self, cost: Cost, answer: &Signs) -> Result<(), Error> {
+        let mut ledger = self.lock();
+        ledger.count(cost, Ending::of(answer));
+        match ledger.note(answer, Timestamp::now()) {
             Some(limit) => Err(limit.into()),
             None => Ok(()),
         }
+    }
+
+    /// Takes notice that no answer came.
+    pub fn note_silence(&self, cost: Cost) {
+        self.lock().count(cost, Ending::Unanswered);
     }
 
     /// What was spent.
@@ -484,10 +553,46 @@ mod tests {
     async fn a_pause_is_told_at_once_to_all_that_share_the_credential() {
         let budget = Budget::default();
         budget
-            .note(&signs(429, &[("retry-after", "100")], ""))
+            .note(Cost::Read, &signs(429, &[("retry-after", "100")], ""))
             .unwrap_err();
         let error = budget.enter(Cost::Read).await.unwrap_err();
         assert!(matches!(error, Error::RateLimited { .. }));
         assert_eq!(budget.usage().sent, 0);
+    }
+
+    #[test]
+    fn each_request_ends_in_one_way() {
+        let budget = Budget::default();
+        for (status, headers) in [
+            (200, &[][..]),
+            (201, &[]),
+            (304, &[]),
+            (302, &[]),
+            (403, &[("retry-after", "1")]),
+            (403, &[]),
+            (429, &[]),
+            (502, &[]),
+        ] {
+            // Limits are errors to the caller, and counted all the same.
+            let _ = budget.note(Cost::Write, &signs(status, headers, ""));
+        }
+        budget.note_silence(Cost::Registration);
+        let endings = budget.usage().endings;
+        let counted: Vec<_> = endings
+            .iter()
+            .map(|((cost, ending), count)| (cost.word(), ending.word(), *count))
+            .collect();
+        assert_eq!(
+            counted,
+            [
+                ("write", "2xx", 2),
+                ("write", "304", 1),
+                ("write", "3xx", 1),
+                ("write", "limited", 2),
+                ("write", "4xx", 1),
+                ("write", "5xx", 1),
+                ("registration", "none", 1),
+            ]
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use super::{
-    Error, GitHubUrl, Scope,
+    Error, Fingerprint, GitHubUrl, Scope,
     budget::Usage,
     groups::Groups,
     queue::Kept,
@@ -47,6 +47,12 @@ impl Client {
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.transport.budget().usage()
+    }
+
+    /// Tells the credential from others without a word of it, as in [`Clients::usage`](super::Clients::usage).
+    #[must_use]
+    pub fn credential(&self) -> Fingerprint {
+        self.transport.id()
     }
 
     /// What a status means that the caller did not expect.

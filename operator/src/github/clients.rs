@@ -11,7 +11,8 @@ use rustls::RootCertStore;
 use tokio::time::Instant;
 
 use super::{
-    CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, Proxy, transport::Transport,
+    CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, Proxy, budget::Usage,
+    transport::Transport,
 };
 
 /// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
@@ -40,6 +41,20 @@ struct TransportKey {
     credentials: Fingerprint,
     ca: Option<Fingerprint>,
     proxy: Option<Proxy>,
+}
+
+impl TransportKey {
+    /// Another one for another key, and no word of what is in it.
+    fn id(&self) -> Fingerprint {
+        let ca = self.ca.as_ref().map_or(&[][..], Fingerprint::as_bytes);
+        let proxy = format!("{:?}", self.proxy);
+        Fingerprint::of(&[
+            self.origin.as_bytes(),
+            self.credentials.as_bytes(),
+            ca,
+            proxy.as_bytes(),
+        ])
+    }
 }
 
 impl Clients {
@@ -75,7 +90,9 @@ impl Clients {
         let transport = if let Some(transport) = touch(&mut kept.transports, &key) {
             transport
         } else {
-            let transport = Arc::new(Transport::new(url, credentials, ca, proxy, self.roots())?);
+            let (roots, id) = (self.roots(), key.id());
+            let transport = Transport::new(url, credentials, ca, proxy, roots, id)?;
+            let transport = Arc::new(transport);
             kept.transports
                 .insert(key, (transport.clone(), Instant::now()));
             transport
@@ -84,6 +101,16 @@ impl Clients {
         kept.clients
             .insert(client_key, (client.clone(), Instant::now()));
         Ok(client)
+    }
+
+    /// What each credential has spent that is in use.
+    #[must_use]
+    pub fn usage(&self) -> Vec<(Fingerprint, Usage)> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let transports = kept.transports.values();
+        transports
+            .map(|(transport, _)| (transport.id(), transport.budget().usage()))
+            .collect()
     }
 
     fn roots(&self) -> &RootCertStore {
@@ -112,6 +139,8 @@ fn drop_idle<K, V>(map: &mut HashMap<K, (V, Instant)>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::{
         super::credentials::tests::{data, pem},
         *,
@@ -155,6 +184,10 @@ mod tests {
             !Arc::ptr_eq(&one.transport, &elsewhere.transport),
             "another server"
         );
+        let used: BTreeSet<_> = clients.usage().into_iter().map(|(id, _)| id).collect();
+        let ids = [&one, &stranger, &elsewhere].map(|client| client.credential());
+        assert_eq!(used, BTreeSet::from(ids), "one entry for each budget");
+        assert_eq!(used.len(), 3);
     }
 
     #[tokio::test]

@@ -158,6 +158,10 @@ impl Fingerprint {
         bytes.copy_from_slice(context.finish().as_ref());
         Self(bytes)
     }
+
+    pub(super) const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Fingerprint {

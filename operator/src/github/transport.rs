@@ -25,7 +25,7 @@ use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
 use super::{
-    CaBundle, Credentials, Error, GitHubUrl,
+    CaBundle, Credentials, Error, Fingerprint, GitHubUrl,
     budget::{Budget, Cost, Signs},
     credentials::Kind,
     proxy::{Proxy, Way},
@@ -167,6 +167,8 @@ pub(super) struct Transport {
     origin: String,
     prefix: &'static str,
     budget: Budget,
+    /// Tells budgets apart without a word of the credential.
+    id: Fingerprint,
 }
 
 impl Transport {
@@ -176,6 +178,7 @@ impl Transport {
         ca: Option<&CaBundle>,
         proxy: Option<&Proxy>,
         roots: &RootCertStore,
+        id: Fingerprint,
     ) -> Result<Self, Error> {
         let origin = url.api_origin();
         let unusable = |message: String| Error::Unreachable {
@@ -240,7 +243,12 @@ impl Transport {
             origin,
             prefix: url.api_prefix(),
             budget: Budget::default(),
+            id,
         })
+    }
+
+    pub(super) const fn id(&self) -> Fingerprint {
+        self.id
     }
 
     pub(super) const fn budget(&self) -> &Budget {
@@ -291,15 +299,16 @@ impl Transport {
                     format!("nothing within {} seconds", DEADLINE.as_secs()),
                     false,
                 ))
-            })?;
+            })
+            .inspect_err(|_| self.budget.note_silence(ask.cost))?;
         drop(slot);
         let message = if answer.status.is_client_error() {
             answer.message()
         } else {
             String::new()
         };
-        self.budget
-            .note(&Signs::read(answer.status, &answer.headers, &message))?;
+        let signs = Signs::read(answer.status, &answer.headers, &message);
+        self.budget.note(ask.cost, &signs)?;
         if answer.status.is_server_error() {
             return Err(Error::Server {
                 action: ask.action.clone(),

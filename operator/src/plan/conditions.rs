@@ -17,6 +17,9 @@ const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
 /// Why a pool has no runner online while nothing is wrong.
 const STARTING: &str = "Starting";
 
+/// The reason of [`kind::GPU_HEALTHY`] while nodes that fail are not left alone any more.
+pub const BREAKER_OPEN: &str = "BreakerOpen";
+
 /// Condition types of a pool.
 pub mod kind {
     /// The pool does what was asked. Read by kstatus.
@@ -37,6 +40,18 @@ pub mod kind {
     pub const CHECKS_REQUIRED: &str = "ChecksRequired";
     /// Every field of the spec is acted on.
     pub const SPEC_SUPPORTED: &str = "SpecSupported";
+    /// All of them.
+    pub const ALL: [&str; 9] = [
+        READY,
+        STALLED,
+        CREDENTIALS_VALID,
+        GPU_HEALTHY,
+        RUNNERS_ONLINE,
+        QUEUE_SERVED,
+        WORKFLOW_VERIFIED,
+        CHECKS_REQUIRED,
+        SPEC_SUPPORTED,
+    ];
 }
 
 /// What a condition says.
@@ -183,7 +198,7 @@ fn credentials(observed: &Observed) -> Say {
 fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
     // Before the nodes that are left alone: the breaker opens only when some are.
     if let Some(sentence) = &health.quarantine.breaker {
-        return say("False", "BreakerOpen", sentence.clone());
+        return say("False", BREAKER_OPEN, sentence.clone());
     }
     let unhealthy = health.quarantine.unhealthy(observed);
     if !unhealthy.is_empty() {
@@ -253,7 +268,10 @@ fn online(
             "Online",
             before.map(|c| c.message.clone()).unwrap_or_default(),
         ),
-        (Some(first), None) => say("True", "Online", online_message(pool, first)),
+        (Some(first), None) => {
+            plan.first_online = first_online(pool, first);
+            say("True", "Online", online_message(plan.first_online))
+        }
         (None, Some((reason, message))) => say("False", &reason, message),
         (None, None) => match before {
             Some(c) => say("True", &c.reason, c.message.clone()),
@@ -267,16 +285,19 @@ fn online(
 }
 
 /// At the first time, how long it took from the resource's creation.
-fn online_message(pool: &Pool, first: Timestamp) -> String {
+fn first_online(pool: &Pool, first: Timestamp) -> Option<SignedDuration> {
     let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != STARTING);
     let took = first.duration_since(pool.created);
-    if seen_before || took.is_negative() {
-        return "Runners are online".to_owned();
-    }
-    format!(
-        "Runners are online; the first was {} s after the resource was created",
-        took.as_secs()
-    )
+    (!seen_before && !took.is_negative()).then_some(took)
+}
+
+fn online_message(took: Option<SignedDuration>) -> String {
+    took.map_or("Runners are online".to_owned(), |took| {
+        format!(
+            "Runners are online; the first was {} s after the resource was created",
+            took.as_secs()
+        )
+    })
 }
 
 /// What keeps runners from coming online, if anything does.

@@ -42,6 +42,8 @@ pub struct Health {
     pub last_failures: Vec<FailureStatus>,
     /// Those that the status does not have yet.
     pub new: Vec<FailureStatus>,
+    /// The same, in a class and a word each.
+    pub failed: Vec<(Class, &'static str)>,
     /// No runner is created before.
     pub not_before: Option<Timestamp>,
     /// Runners that have overrun the deadline of their phase.
@@ -92,7 +94,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
             .any(|f| f.runner == runner.name && (f.at.0 >= runner.created || f.at.0 == failure.at))
     };
     let mut new: Vec<FailureStatus> = vec![];
-    let mut overdue = vec![];
+    let (mut failed, mut overdue) = (vec![], vec![]);
     for runner in &observed.runners {
         let failure = match &runner.end {
             // A pod that was asked to go and had no job has done as it was told.
@@ -116,6 +118,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         };
         if is_new(runner, &failure) {
             let failure = warming(runner, believed(pool, runner, failure), observed, now);
+            failed.push((failure.class, failure.reason));
             new.push(noted(runner, failure));
         }
     }
@@ -134,6 +137,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         consecutive,
         last_failures,
         new,
+        failed,
         not_before: None,
         overdue,
         quarantine,

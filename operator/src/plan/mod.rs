@@ -23,6 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
+use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
@@ -246,6 +247,10 @@ pub struct Plan {
     pub refresh: bool,
     /// The verification that is decided on at this visit.
     pub intent: Option<Timestamp>,
+    /// The failures that the status did not have yet, in a class and a word each.
+    pub failed: Vec<(Class, &'static str)>,
+    /// How long the pool's first runner took to come online, at the visit that sees it.
+    pub first_online: Option<SignedDuration>,
 }
 
 impl Plan {
@@ -284,6 +289,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         verify::plan(pool, spec, observed, &health, now, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
     }
+    plan.failed.clone_from(&health.failed);
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);
     plan.status

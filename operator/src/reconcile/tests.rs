@@ -1,9 +1,11 @@
 //! The spine, with an API server that records what it is asked: what is written, in which order, and when nothing is.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarunner_crds::CudaRunner;
+use gate_report::Report;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -12,22 +14,28 @@ use kube::Client;
 use kube::client::Body;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
+use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::reconcile;
 use crate::context::Context;
+use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
+use crate::metrics::Metrics;
 use crate::plan::fixture;
 use crate::pool::FINALIZER;
-use crate::registrar::{CaStore, ServerNames};
+use crate::registrar::{
+    CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
+};
 use crate::watch::Waker;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
+use crate::watch::pools::key_of;
 
 /// An API server with a namespace that holds no Secret and no ConfigMap.
 #[derive(Clone, Default)]
-struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>);
+struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>, Arc<AtomicBool>);
 
 impl Cluster {
     fn client(&self) -> Client {
@@ -55,17 +63,14 @@ impl Cluster {
                 .unwrap()
                 .push((method.clone(), uri.path().to_owned(), sent.clone()));
         }
+        if uri.path().ends_with("/status") && self.1.load(Ordering::Relaxed) {
+            return refusal(500, "InternalError");
+        }
         let answer = match (method, uri.path()) {
             (&Method::GET, path) if path.ends_with("/secrets") => {
                 json!({"kind": "SecretList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
             }
-            (&Method::GET, _) => {
-                let missing = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "NotFound", "code": 404});
-                return Response::builder()
-                    .status(404)
-                    .body(Body::from(missing.to_string().into_bytes()))
-                    .unwrap();
-            }
+            (&Method::GET, _) => return refusal(404, "NotFound"),
             (_, path) if path.contains("/cudarunners/") => {
                 serde_json::to_value(fixture::resource()).unwrap()
             }
@@ -97,6 +102,14 @@ impl Cluster {
     }
 }
 
+fn refusal(code: u16, reason: &str) -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": reason, "code": code});
+    Response::builder()
+        .status(code)
+        .body(Body::from(status.to_string().into_bytes()))
+        .unwrap()
+}
+
 async fn context(cluster: &Cluster) -> Arc<Context> {
     let client = cluster.client();
     let (waker, _) = Waker::new();
@@ -105,14 +118,17 @@ async fn context(cluster: &Cluster) -> Arc<Context> {
         .await
         .unwrap();
     cluster.writes();
+    let (pools, mut writer) = reflector::store();
+    writer.apply_watcher_event(&Event::Apply(fixture::resource()));
     Arc::new(Context {
         clients: Clients::new(),
-        pools: vec![reflector::store().0],
+        pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), waker),
         memory: Memory::default(),
+        metrics: Metrics::default(),
         recorder: Recorder::new(client.clone(), Reporter::from("test")),
         ca,
         registrar_url: "https://10.96.0.7:8443".to_owned(),
@@ -201,4 +217,104 @@ async fn a_pool_that_never_registered_is_let_go_at_once() {
         !all.iter().any(|(_, path, _)| path.ends_with("/status")),
         "a status was written to what is gone"
     );
+}
+
+/// Whether the metrics have this line; all of them if not.
+fn shows(ctx: &Context, line: &str) -> Result<(), String> {
+    let page = ctx.metrics_page();
+    let found = page.lines().any(|l| l == line);
+    found.then_some(()).ok_or(page)
+}
+
+#[tokio::test]
+async fn a_failure_is_counted_once_when_the_status_holds_it() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let resource = resource(|_| {});
+    let pod = json!({
+        "metadata": {
+            "name": "pool-aaaaa",
+            "namespace": "ci",
+            "labels": {"cudarunner.dev/pool": "pool"},
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
+        },
+        "status": {"phase": "Failed", "initContainerStatuses": [{
+            "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 12}},
+        }]},
+    });
+    ctx.pods
+        .apply(&serde_json::from_value(pod).unwrap())
+        .unwrap();
+    let counted = r#"cudarunner_runner_failures_total{namespace="ci",pool="pool",class="device",reason="GateFailed"} 1"#;
+    let error =
+        r#"cudarunner_reconcile_errors_total{namespace="ci",pool="pool",category="Status"} 1"#;
+
+    // Given a status that cannot be written
+    cluster.1.store(true, Ordering::Relaxed);
+    reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+        .await
+        .unwrap_err();
+    shows(&ctx, error).unwrap();
+    shows(&ctx, counted).unwrap_err();
+
+    // When it can, then the failure is counted, and not again at the next visit
+    cluster.1.store(false, Ordering::Relaxed);
+    for _ in 0..2 {
+        reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+            .await
+            .unwrap();
+        shows(&ctx, counted).unwrap();
+    }
+    shows(&ctx, "cudarunner_reconcile_duration_seconds_count 3").unwrap();
+    shows(
+        &ctx,
+        r#"cudarunner_runners{namespace="ci",pool="pool",phase="Failed"} 1"#,
+    )
+    .unwrap();
+    shows(
+        &ctx,
+        r#"cudarunner_pool_condition{namespace="ci",pool="pool",condition="Stalled"} 1"#,
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_gate_that_asks_again_is_counted_once() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+    let pod = |uid: &str| PodIdentity {
+        namespace: "ci".to_owned(),
+        name: "pool-aaaaa".to_owned(),
+        uid: uid.to_owned(),
+        node: None,
+    };
+    let any = Version { major: 0, minor: 0 };
+    let runner = KnownRunner {
+        pool: key_of(&fixture::resource()),
+        policy: Policy {
+            devices: 1,
+            min_compute_capability: any,
+            min_cuda_version: any,
+            require_managed_memory: false,
+            require_preflight: false,
+            pod: "pool-aaaaa".to_owned(),
+            node: None,
+        },
+    };
+    let line = |count| {
+        format!(
+            r#"cudarunner_gate_outcomes_total{{namespace="ci",pool="pool",class="",code=""}} {count}"#
+        )
+    };
+    let report = Report::new("0");
+    for _ in 0..2 {
+        desk.note_report(&pod("1"), &runner, &report, &Decision::Admit)
+            .await;
+        shows(&ctx, &line(1)).unwrap();
+    }
+    desk.note_report(&pod("2"), &runner, &report, &Decision::Admit)
+        .await;
+    shows(&ctx, &line(2)).unwrap();
 }

@@ -1,5 +1,5 @@
 //! Whether a report is good enough for a registration. Pure.
-use gate_report::{Report, SCHEMA, wire::Refusal};
+use gate_report::{Report, SCHEMA};
 use std::{fmt, str::FromStr};
 
 /// Two numbers with a dot, as of a compute capability or a CUDA version.
@@ -43,7 +43,12 @@ pub enum Decision {
     /// The gate itself found a fault: noted, nothing more.
     Failed,
     /// The gate passed, and the report does not satisfy the pool's policy.
-    Refuse(Refusal),
+    Refuse {
+        /// One word in `PascalCase`, for machines.
+        reason: &'static str,
+        /// One sentence, for people.
+        message: String,
+    },
 }
 
 /// Why these are not the devices that a runner has. Of a claim only its template knows how many there are.
@@ -59,12 +64,7 @@ fn wrong_count(count: usize, wanted: Option<u32>) -> Option<String> {
 /// Decides on a report.
 #[must_use]
 pub fn admit(report: &Report, policy: &Policy) -> Decision {
-    let refuse = |reason: &str, message: String| {
-        Decision::Refuse(Refusal {
-            reason: reason.into(),
-            message,
-        })
-    };
+    let refuse = |reason: &'static str, message: String| Decision::Refuse { reason, message };
     if report.schema != SCHEMA {
         return refuse(
             "UnknownSchema",

@@ -177,11 +177,7 @@ async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Respons
         .await;
     match decision {
         Decision::Failed => Ok(StatusCode::ACCEPTED.into_response()),
-        Decision::Refuse(refusal) => Err(refuse(
-            StatusCode::FORBIDDEN,
-            &refusal.reason,
-            refusal.message,
-        )),
+        Decision::Refuse { reason, message } => Err(refuse(StatusCode::FORBIDDEN, reason, message)),
         Decision::Admit => register(shared, &pod, &runner).await,
     }
 }

@@ -68,7 +68,7 @@ impl Pods {
     }
 
     /// Takes in a pod; the pool that it belongs to if anything that we read has changed.
-    fn apply(&self, pod: &Pod) -> Option<PoolKey> {
+    pub(crate) fn apply(&self, pod: &Pod) -> Option<PoolKey> {
         let key = pool_of(pod)?;
         let runner = Runner::read(pod);
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);

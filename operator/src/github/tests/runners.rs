@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::stub::{NOW, Stub, error, page, raw, reply, runner};
 use crate::github::Deletion;
+use crate::github::budget::{Cost, Ending};
 
 #[tokio::test]
 async fn an_unchanged_listing_is_asked_for_with_its_tag_and_kept() {
@@ -32,6 +33,14 @@ async fn an_unchanged_listing_is_asked_for_with_its_tag_and_kept() {
         [None, Some("W/\"one\"".into()), Some("W/\"one\"".into())]
     );
     assert_eq!((client.usage().sent, client.usage().not_modified), (3, 1));
+    let endings: Vec<_> = client.usage().endings.into_iter().collect();
+    assert_eq!(
+        endings,
+        [
+            ((Cost::Read, Ending::Done), 2),
+            ((Cost::Read, Ending::NotModified), 1),
+        ]
+    );
 }
 
 #[tokio::test]

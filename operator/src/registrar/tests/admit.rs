@@ -57,7 +57,7 @@ fn verdict(change: impl FnOnce(&mut Report)) -> String {
     match admit(&report, &policy()) {
         Decision::Admit => "admitted".to_owned(),
         Decision::Failed => "failed".to_owned(),
-        Decision::Refuse(refusal) => refusal.reason,
+        Decision::Refuse { reason, .. } => reason.to_owned(),
     }
 }
 

@@ -306,7 +306,10 @@ async fn reports_are_judged_before_anything_is_registered() {
     assert_eq!(registrar.registered(), 0);
     let notes = registrar.desk.notes.lock().unwrap();
     assert!(
-        matches!(notes.as_slice(), [Decision::Failed, Decision::Refuse(_)]),
+        matches!(
+            notes.as_slice(),
+            [Decision::Failed, Decision::Refuse { .. }]
+        ),
         "{notes:?}"
     );
 }

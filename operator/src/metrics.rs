@@ -1,0 +1,309 @@
+//! What is counted, for Prometheus: each fact where it is known, and nothing is asked for it.
+//!
+//! - [`catalogue`]: which metrics there are.
+//! - `page`: how they are written.
+
+pub mod catalogue;
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cudarunner_crds::{RunnerPhase, VerificationState, VerificationStatus};
+use gate_report::{Class, Context as Circumstances, Failure, Finding, Report, Step};
+use jiff::{SignedDuration, Timestamp};
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::github::budget::Usage;
+use crate::github::{Client, Fingerprint};
+use crate::plan::conditions::{BREAKER_OPEN, kind};
+use crate::plan::{Observed, Plan};
+use crate::pool::{Pool, PoolKey};
+use crate::registrar::Decision;
+
+pub use page::CONTENT_TYPE;
+
+/// The word for what is not in our own tables: a label's values stay few.
+const OTHER: &str = "other";
+const GATE_BUCKETS: [f64; 11] = [
+    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+];
+const WAIT_BUCKETS: [f64; 11] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
+];
+const VISIT_BUCKETS: [f64; 11] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
+];
+
+/// What this process has counted. A copy counts into the same.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    pools: BTreeMap<PoolKey, PoolSeries>,
+    first_online: Histogram,
+    visits: Histogram,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            pools: BTreeMap::new(),
+            first_online: Histogram::new(WAIT_BUCKETS),
+            visits: Histogram::new(VISIT_BUCKETS),
+        }
+    }
+}
+
+/// What is counted of one pool; it goes with the pool.
+#[derive(Debug, Default)]
+struct PoolSeries {
+    view: Option<PoolView>,
+    /// By class and code.
+    gates: BTreeMap<(&'static str, &'static str), u64>,
+    gate_seconds: Option<Histogram>,
+    registrations: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<(Class, &'static str), u64>,
+    queued: Option<Histogram>,
+    errors: BTreeMap<&'static str, u64>,
+}
+
+/// A pool as a visit has seen it.
+#[derive(Debug)]
+pub struct PoolView {
+    phases: BTreeMap<RunnerPhase, u64>,
+    wanted: Option<u64>,
+    conditions: Vec<(&'static str, bool)>,
+    quarantined: u64,
+    breaker_open: bool,
+    verified: Option<bool>,
+    credential: Option<Fingerprint>,
+}
+
+impl PoolView {
+    /// Reads what a visit has observed and planned.
+    #[must_use]
+    pub fn of(
+        pool: &Pool,
+        observed: &Observed,
+        plan: &Plan,
+        client: Option<&Client>,
+        now: Timestamp,
+    ) -> Self {
+        let status = &plan.status;
+        let mut phases: BTreeMap<_, _> = PHASES.into_iter().map(|phase| (phase, 0)).collect();
+        for runner in &observed.runners {
+            *phases.entry(runner.phase).or_default() += 1;
+        }
+        let condition = |type_| status.conditions.iter().find(|c| c.type_ == type_);
+        let until = status.quarantine.iter().filter_map(|e| e.until.as_ref());
+        Self {
+            phases,
+            wanted: match &pool.spec {
+                _ if pool.deleting.is_some() => Some(0),
+                Ok(spec) => u64::try_from(spec.replicas).ok(),
+                Err(_) => None,
+            },
+            conditions: kind::ALL
+                .into_iter()
+                .filter_map(|type_| match condition(type_)?.status.as_str() {
+                    "True" => Some((type_, true)),
+                    "False" => Some((type_, false)),
+                    _ => None,
+                })
+                .collect(),
+            quarantined: until.filter(|until| now < until.0).map(|_| 1).sum(),
+            breaker_open: condition(kind::GPU_HEALTHY).is_some_and(|c| c.reason == BREAKER_OPEN),
+            verified: status.verification.as_ref().and_then(last_result),
+            credential: client.map(Client::credential),
+        }
+    }
+}
+
+/// Whether the last verification that has ended was green.
+fn last_result(verification: &VerificationStatus) -> Option<bool> {
+    let state = if verification.state.has_ended() {
+        verification.state
+    } else {
+        verification.history.first()?.state
+    };
+    Some(state == VerificationState::Succeeded)
+}
+
+/// What a visit has found out once and for all. It is counted when the status holds it, so that nothing is twice.
+#[derive(Debug, Default)]
+pub struct News {
+    failed: Vec<(Class, &'static str)>,
+    first_online: Option<SignedDuration>,
+    /// Seconds from queued to picked up.
+    queued: Vec<i64>,
+}
+
+impl News {
+    /// Reads a plan.
+    #[must_use]
+    pub fn of(pool: &Pool, plan: &Plan) -> Self {
+        let (before, after) = (&pool.status.verification, &plan.status.verification);
+        let counted = |now: &VerificationStatus| {
+            before
+                .as_ref()
+                .is_some_and(|b| b.since == now.since && b.state.has_ended())
+        };
+        let ended = after
+            .iter()
+            .filter(|now| now.state.has_ended() && !counted(now));
+        Self {
+            failed: plan.failed.clone(),
+            first_online: plan.first_online,
+            queued: ended
+                .flat_map(|verification| &verification.jobs)
+                .filter_map(|job| job.queued_seconds)
+                .collect(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Takes in how a visit has seen a pool.
+    pub fn saw(&self, pool: &PoolKey, view: PoolView) {
+        self.pool(pool, |series| series.view = Some(view));
+    }
+
+    /// Counts what a visit has found out.
+    #[expect(clippy::cast_precision_loss, reason = "seconds, not nanoseconds")]
+    pub fn learned(&self, pool: &PoolKey, news: &News) {
+        if let Some(took) = news.first_online {
+            self.lock().first_online.observe(took.as_secs_f64());
+        }
+        if news.failed.is_empty() && news.queued.is_empty() {
+            return;
+        }
+        self.pool(pool, |series| {
+            for failed in &news.failed {
+                *series.failures.entry(*failed).or_default() += 1;
+            }
+            for seconds in &news.queued {
+                let histogram = &mut series.queued;
+                let histogram = histogram.get_or_insert_with(|| Histogram::new(WAIT_BUCKETS));
+                histogram.observe(*seconds as f64);
+            }
+        });
+    }
+
+    /// Counts a visit; with the category of its error, where it did not come to its end.
+    pub fn visited(&self, pool: &PoolKey, took: Duration, error: Option<&'static str>) {
+        self.lock().visits.observe(took.as_secs_f64());
+        if let Some(category) = error {
+            self.pool(pool, |series| {
+                *series.errors.entry(category).or_default() += 1;
+            });
+        }
+    }
+
+    /// Counts a gate that brought its report.
+    pub fn gate(&self, pool: &PoolKey, report: &Report, decision: &Decision) {
+        let outcome = match decision {
+            Decision::Admit => ("", ""),
+            Decision::Refuse { reason, .. } => (Class::Refused.as_str(), *reason),
+            Decision::Failed => report
+                .failure
+                .as_ref()
+                .map_or((Class::Internal.as_str(), OTHER), |failure| {
+                    (failure.class.as_str(), code_of(failure))
+                }),
+        };
+        self.pool(pool, |series| {
+            *series.gates.entry(outcome).or_default() += 1;
+            let histogram = &mut series.gate_seconds;
+            let histogram = histogram.get_or_insert_with(|| Histogram::new(GATE_BUCKETS));
+            histogram.observe(report.timings.total_ms.max(0.0) / 1000.0);
+        });
+    }
+
+    /// Counts an attempt to register a runner: `ok`, or the category of the error.
+    pub fn registered(&self, pool: &PoolKey, result: &'static str) {
+        self.pool(pool, |series| {
+            *series.registrations.entry(result).or_default() += 1;
+        });
+    }
+
+    /// Forgets a pool.
+    pub fn forget(&self, pool: &PoolKey) {
+        self.lock().pools.remove(pool);
+    }
+
+    /// The page for Prometheus, with the pools that still exist.
+    #[must_use]
+    pub fn page(
+        &self,
+        exists: impl Fn(&PoolKey) -> bool,
+        credentials: Vec<(Fingerprint, Usage)>,
+    ) -> String {
+        self.lock().pools.retain(|pool, _| exists(pool));
+        page::write(self, credentials)
+    }
+
+    fn pool(&self, pool: &PoolKey, work: impl FnOnce(&mut PoolSeries)) {
+        let mut state = self.lock();
+        match state.pools.get_mut(pool) {
+            Some(series) => work(series),
+            None => work(state.pools.entry(pool.clone()).or_default()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves plain numbers behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All phases: those with no runner are shown, too.
+const PHASES: [RunnerPhase; 9] = [
+    RunnerPhase::Unscheduled,
+    RunnerPhase::Preparing,
+    RunnerPhase::Gated,
+    RunnerPhase::Starting,
+    RunnerPhase::Idle,
+    RunnerPhase::Busy,
+    RunnerPhase::Finished,
+    RunnerPhase::Failed,
+    RunnerPhase::Terminating,
+];
+
+/// A phase, as in the status.
+const fn word(phase: RunnerPhase) -> &'static str {
+    match phase {
+        RunnerPhase::Unscheduled => "Unscheduled",
+        RunnerPhase::Preparing => "Preparing",
+        RunnerPhase::Gated => "Gated",
+        RunnerPhase::Starting => "Starting",
+        RunnerPhase::Idle => "Idle",
+        RunnerPhase::Busy => "Busy",
+        RunnerPhase::Finished => "Finished",
+        RunnerPhase::Failed => "Failed",
+        RunnerPhase::Terminating => "Terminating",
+    }
+}
+
+/// The name of what a gate found, out of our own tables: the report comes from a pod, and may say anything.
+fn code_of(failure: &Failure) -> &'static str {
+    let at = Circumstances::at(Step::Unknown);
+    if let Some(code) = failure.code {
+        let known = gate_report::listed().any(|listed| listed == code);
+        return if known {
+            gate_report::fault(code, at).name
+        } else {
+            OTHER
+        };
+    }
+    Finding::ALL
+        .into_iter()
+        .map(|found| gate_report::finding(found, at).name)
+        .chain([gate_report::preflight::FAILED])
+        .find(|name| *name == failure.code_name)
+        .unwrap_or(OTHER)
+}

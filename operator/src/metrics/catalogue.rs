@@ -1,0 +1,322 @@
+//! Which metrics there are: name, type, labels and help of each.
+//!
+//! A label holds a namespace, the name of a pool, a word of ours, or an opaque hash: no runner, node, device or message.
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::{encoding::EncodeMetric as _, metrics::exemplar::Exemplar};
+
+/// What every name starts with.
+pub const PREFIX: &str = "cudarunner";
+
+/// A metric with `N` labels.
+#[derive(Debug)]
+pub struct Metric<const N: usize> {
+    name: &'static str,
+    kind: Kind,
+    labels: [&'static str; N],
+    help: &'static str,
+}
+
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Only grows, until the process ends.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts, by upper bound.
+    Histogram,
+    /// Always 1; the labels are what it says.
+    Info,
+}
+
+/// A metric, as the reference and the tests see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+impl Kind {
+    const fn metric_type(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge => MetricType::Gauge,
+            Self::Histogram => MetricType::Histogram,
+            Self::Info => MetricType::Info,
+        }
+    }
+
+    /// The name, as in `# TYPE`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Info => "info",
+        }
+    }
+
+    /// What is added to a metric's name in its samples.
+    const fn suffixes(self) -> &'static [&'static str] {
+        match self {
+            Self::Counter => &["_total"],
+            Self::Gauge => &[""],
+            Self::Histogram => &["_bucket", "_sum", "_count"],
+            Self::Info => &["_info"],
+        }
+    }
+}
+
+impl Entry {
+    /// The name by which it is found in Prometheus; a histogram's lacks `_bucket`, `_sum` and `_count`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let suffix = match self.kind {
+            Kind::Counter | Kind::Info => self.kind.suffixes()[0],
+            Kind::Gauge | Kind::Histogram => "",
+        };
+        format!("{PREFIX}_{}{suffix}", self.name)
+    }
+
+    /// The names of its samples.
+    #[must_use]
+    pub fn samples(&self) -> Vec<String> {
+        let suffixes = self.kind.suffixes().iter();
+        suffixes
+            .map(|suffix| format!("{PREFIX}_{}{suffix}", self.name))
+            .collect()
+    }
+}
+
+impl<const N: usize> Metric<N> {
+    const fn entry(&'static self) -> Entry {
+        Entry {
+            name: self.name,
+            kind: self.kind,
+            labels: &self.labels,
+            help: self.help,
+        }
+    }
+
+    /// Writes its header; its samples follow.
+    pub(super) fn open<'a>(
+        &'static self,
+        encoder: &'a mut DescriptorEncoder,
+    ) -> Result<Series<'a, N>, fmt::Error> {
+        let kind = self.kind.metric_type();
+        let encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        Ok(Series {
+            encoder,
+            labels: self.labels,
+        })
+    }
+}
+
+/// Writes the samples of a metric with `N` labels.
+pub(super) struct Series<'a, const N: usize> {
+    encoder: MetricEncoder<'a>,
+    labels: [&'static str; N],
+}
+
+impl<const N: usize> Series<'_, N> {
+    fn labelled<'v>(&self, values: [&'v str; N]) -> [(&'static str, &'v str); N] {
+        std::array::from_fn(|i| (self.labels[i], values[i]))
+    }
+
+    pub(super) fn info(&mut self, values: [&str; N]) -> fmt::Result {
+        let labels = self.labelled(values);
+        self.encoder.encode_info(&labels)
+    }
+
+    pub(super) fn gauge(&mut self, values: [&str; N], value: u64) -> fmt::Result {
+        let labels = self.labelled(values);
+        self.encoder.encode_family(&labels)?.encode_gauge(&value)
+    }
+
+    pub(super) fn counter(&mut self, values: [&str; N], value: u64) -> fmt::Result {
+        let labels = self.labelled(values);
+        let none: Option<&Exemplar<NoLabelSet, u64>> = None;
+        self.encoder
+            .encode_family(&labels)?
+            .encode_counter(&value, none)
+    }
+
+    pub(super) fn histogram(&mut self, values: [&str; N], value: &Histogram) -> fmt::Result {
+        let labels = self.labelled(values);
+        value.encode(self.encoder.encode_family(&labels)?)
+    }
+}
+
+const fn metric<const N: usize>(
+    kind: Kind,
+    name: &'static str,
+    labels: [&'static str; N],
+    help: &'static str,
+) -> Metric<N> {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+use Kind::{Counter, Gauge, Histogram as Buckets, Info};
+
+pub(super) static BUILD: Metric<1> = metric(Info, "build", ["version"], "The operator's version");
+pub(super) static POOL: Metric<3> = metric(
+    Info,
+    "pool",
+    ["namespace", "pool", "credential"],
+    "The credential that a pool uses, as an opaque hash",
+);
+pub(super) static RUNNERS: Metric<3> = metric(
+    Gauge,
+    "runners",
+    ["namespace", "pool", "phase"],
+    "Runners of a pool by phase, as in the resource's status",
+);
+pub(super) static WANTED: Metric<2> = metric(
+    Gauge,
+    "runners_wanted",
+    ["namespace", "pool"],
+    "Runners that a pool is to have: spec.replicas, and 0 once it is being deleted",
+);
+pub(super) static CONDITION: Metric<3> = metric(
+    Gauge,
+    "pool_condition",
+    ["namespace", "pool", "condition"],
+    "1 where the condition is True, 0 where it is False, absent where it is Unknown",
+);
+pub(super) static QUARANTINED: Metric<2> = metric(
+    Gauge,
+    "nodes_quarantined",
+    ["namespace", "pool"],
+    "Nodes that are left alone because they failed this pool's gate",
+);
+pub(super) static BREAKER: Metric<2> = metric(
+    Gauge,
+    "breaker_open",
+    ["namespace", "pool"],
+    "1 while so many nodes fail the gate that no further one is left alone",
+);
+pub(super) static VERIFIED: Metric<2> = metric(
+    Gauge,
+    "verification_passed",
+    ["namespace", "pool"],
+    "1 where the pool's last verification that has ended was green, 0 where it was not",
+);
+pub(super) static GATES: Metric<4> = metric(
+    Counter,
+    "gate_outcomes",
+    ["namespace", "pool", "class", "code"],
+    "Gates that brought their report; class and code are empty where the gate passed",
+);
+pub(super) static GATE_SECONDS: Metric<2> = metric(
+    Buckets,
+    "gate_duration_seconds",
+    ["namespace", "pool"],
+    "Time from the gate's start to its verdict, as it reports it",
+);
+pub(super) static REGISTRATIONS: Metric<3> = metric(
+    Counter,
+    "registrations",
+    ["namespace", "pool", "result"],
+    "Registrations asked of GitHub for gates that had passed: ok, or the category of the error",
+);
+pub(super) static FAILURES: Metric<4> = metric(
+    Counter,
+    "runner_failures",
+    ["namespace", "pool", "class", "reason"],
+    "Runners that ended without a job done, as in status.lastFailures",
+);
+pub(super) static FIRST_ONLINE: Metric<0> = metric(
+    Buckets,
+    "first_online_seconds",
+    [],
+    "Time from a pool's creation to its first runner online, where nothing was in its way",
+);
+pub(super) static QUEUED: Metric<2> = metric(
+    Buckets,
+    "verified_job_queued_seconds",
+    ["namespace", "pool"],
+    "Time from queued to picked up, of the jobs of verifications",
+);
+pub(super) static VISITS: Metric<0> = metric(
+    Buckets,
+    "reconcile_duration_seconds",
+    [],
+    "Time that the operator takes for one visit of a pool, GitHub's answers included",
+);
+pub(super) static ERRORS: Metric<3> = metric(
+    Counter,
+    "reconcile_errors",
+    ["namespace", "pool", "category"],
+    "Visits that did not come to their end and are tried again",
+);
+pub(super) static REQUESTS: Metric<3> = metric(
+    Counter,
+    "github_requests",
+    ["credential", "kind", "status"],
+    "Requests sent to GitHub by kind (read, write, registration) and class of the answer; none is no answer, and 304 costs nothing",
+);
+pub(super) static HELD_BACK: Metric<1> = metric(
+    Counter,
+    "github_requests_held_back",
+    ["credential"],
+    "Requests that were not sent, because of a limit of GitHub's",
+);
+pub(super) static LIMIT: Metric<1> = metric(
+    Gauge,
+    "github_budget_limit",
+    ["credential"],
+    "Requests that GitHub grants the credential each hour",
+);
+pub(super) static REMAINING: Metric<1> = metric(
+    Gauge,
+    "github_budget_remaining",
+    ["credential"],
+    "Requests that the credential has left of its hour, by GitHub's last answer",
+);
+pub(super) static PAUSED: Metric<1> = metric(
+    Gauge,
+    "github_paused",
+    ["credential"],
+    "1 while nothing is sent with the credential, because of a limit of GitHub's",
+);
+
+/// All metrics, in the order in which they are shown.
+pub static ALL: [Entry; 21] = [
+    BUILD.entry(),
+    POOL.entry(),
+    RUNNERS.entry(),
+    WANTED.entry(),
+    CONDITION.entry(),
+    QUARANTINED.entry(),
+    BREAKER.entry(),
+    VERIFIED.entry(),
+    GATES.entry(),
+    GATE_SECONDS.entry(),
+    REGISTRATIONS.entry(),
+    FAILURES.entry(),
+    FIRST_ONLINE.entry(),
+    QUEUED.entry(),
+    VISITS.entry(),
+    ERRORS.entry(),
+    REQUESTS.entry(),
+    HELD_BACK.entry(),
+    LIMIT.entry(),
+    REMAINING.entry(),
+    PAUSED.entry(),
+];

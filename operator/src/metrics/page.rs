@@ -1,0 +1,182 @@
+//! The page that Prometheus reads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::registry::Registry;
+
+use super::catalogue as metric;
+use super::{Metrics, PoolSeries};
+use crate::github::Fingerprint;
+use crate::github::budget::Usage;
+
+/// The type of the page.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One reading: what is counted, and what is known only now.
+#[derive(Debug)]
+struct Page {
+    metrics: Metrics,
+    credentials: BTreeMap<String, Usage>,
+}
+
+/// Writes the page.
+pub(super) fn write(metrics: &Metrics, credentials: Vec<(Fingerprint, Usage)>) -> String {
+    let mut registry = Registry::with_prefix(metric::PREFIX);
+    registry.register_collector(Box::new(Page {
+        metrics: metrics.clone(),
+        credentials: credentials
+            .into_iter()
+            .map(|(id, usage)| (id.to_string(), usage))
+            .collect(),
+    }));
+    let mut text = String::new();
+    if let Err(error) = text::encode(&mut text, &registry) {
+        // A string takes everything.
+        tracing::error!(%error, "the metrics could not be written");
+    }
+    text
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        metric::BUILD
+            .open(&mut encoder)?
+            .info([env!("CARGO_PKG_VERSION")])?;
+        self.pools(&mut encoder)?;
+        self.operator(&mut encoder)?;
+        self.github(&mut encoder)
+    }
+}
+
+impl Page {
+    fn pools(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let state = self.metrics.lock();
+        let pools: Vec<([&str; 2], &PoolSeries)> = state
+            .pools
+            .iter()
+            .map(|(key, series)| ([key.namespace.as_str(), key.name.as_str()], series))
+            .collect();
+        let viewed = || {
+            pools
+                .iter()
+                .filter_map(|(pool, series)| Some((*pool, series.view.as_ref()?)))
+        };
+        let mut samples = metric::POOL.open(encoder)?;
+        for ([namespace, pool], view) in viewed() {
+            if let Some(credential) = view.credential {
+                samples.info([namespace, pool, &credential.to_string()])?;
+            }
+        }
+        let mut samples = metric::RUNNERS.open(encoder)?;
+        for ([namespace, pool], view) in viewed() {
+            for (phase, count) in &view.phases {
+                samples.gauge([namespace, pool, super::word(*phase)], *count)?;
+            }
+        }
+        let mut samples = metric::WANTED.open(encoder)?;
+        for (pool, view) in viewed() {
+            if let Some(wanted) = view.wanted {
+                samples.gauge(pool, wanted)?;
+            }
+        }
+        let mut samples = metric::CONDITION.open(encoder)?;
+        for ([namespace, pool], view) in viewed() {
+            for (condition, holds) in &view.conditions {
+                samples.gauge([namespace, pool, condition], u64::from(*holds))?;
+            }
+        }
+        let mut samples = metric::QUARANTINED.open(encoder)?;
+        for (pool, view) in viewed() {
+            samples.gauge(pool, view.quarantined)?;
+        }
+        let mut samples = metric::BREAKER.open(encoder)?;
+        for (pool, view) in viewed() {
+            samples.gauge(pool, u64::from(view.breaker_open))?;
+        }
+        let mut samples = metric::VERIFIED.open(encoder)?;
+        for (pool, view) in viewed() {
+            if let Some(passed) = view.verified {
+                samples.gauge(pool, u64::from(passed))?;
+            }
+        }
+        let mut samples = metric::GATES.open(encoder)?;
+        for ([namespace, pool], series) in &pools {
+            for ((class, code), count) in &series.gates {
+                samples.counter([namespace, pool, class, code], *count)?;
+            }
+        }
+        let mut samples = metric::GATE_SECONDS.open(encoder)?;
+        for (pool, series) in &pools {
+            if let Some(histogram) = &series.gate_seconds {
+                samples.histogram(*pool, histogram)?;
+            }
+        }
+        let mut samples = metric::REGISTRATIONS.open(encoder)?;
+        for ([namespace, pool], series) in &pools {
+            for (result, count) in &series.registrations {
+                samples.counter([namespace, pool, result], *count)?;
+            }
+        }
+        let mut samples = metric::FAILURES.open(encoder)?;
+        for ([namespace, pool], series) in &pools {
+            for ((class, reason), count) in &series.failures {
+                samples.counter([namespace, pool, class.as_str(), reason], *count)?;
+            }
+        }
+        metric::FIRST_ONLINE
+            .open(encoder)?
+            .histogram([], &state.first_online)?;
+        let mut samples = metric::QUEUED.open(encoder)?;
+        for (pool, series) in &pools {
+            if let Some(histogram) = &series.queued {
+                samples.histogram(*pool, histogram)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn operator(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let state = self.metrics.lock();
+        metric::VISITS.open(encoder)?.histogram([], &state.visits)?;
+        let mut samples = metric::ERRORS.open(encoder)?;
+        for (pool, series) in &state.pools {
+            for (category, count) in &series.errors {
+                samples.counter([&pool.namespace, &pool.name, category], *count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn github(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let mut samples = metric::REQUESTS.open(encoder)?;
+        for (credential, usage) in &self.credentials {
+            for ((cost, ending), count) in &usage.endings {
+                samples.counter([credential, cost.word(), ending.word()], *count)?;
+            }
+        }
+        let mut samples = metric::HELD_BACK.open(encoder)?;
+        for (credential, usage) in &self.credentials {
+            samples.counter([credential], usage.held_back)?;
+        }
+        let mut samples = metric::LIMIT.open(encoder)?;
+        for (credential, usage) in &self.credentials {
+            if let Some(limit) = usage.limit {
+                samples.gauge([credential], limit)?;
+            }
+        }
+        let mut samples = metric::REMAINING.open(encoder)?;
+        for (credential, usage) in &self.credentials {
+            if let Some(remaining) = usage.remaining {
+                samples.gauge([credential], remaining)?;
+            }
+        }
+        let mut samples = metric::PAUSED.open(encoder)?;
+        for (credential, usage) in &self.credentials {
+            samples.gauge([credential], u64::from(usage.paused_until.is_some()))?;
+        }
+        Ok(())
+    }
+}

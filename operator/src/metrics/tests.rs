@@ -1,0 +1,225 @@
+//! The page, as Prometheus reads it.
+
+use std::collections::BTreeMap;
+
+use cudarunner_crds::{QuarantineStatus, VerificationRecord, VerifiedJobStatus};
+use gate_report::{Confidence, Outcome, Timings};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::*;
+use crate::github::budget::{Cost, Ending};
+use crate::github::{Credentials, TOKEN};
+use crate::plan::{self, fixture};
+
+fn key(name: &str) -> PoolKey {
+    PoolKey {
+        namespace: "ci".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn failed(class: Class, code: Option<i32>, code_name: &str) -> Report {
+    Report {
+        outcome: Outcome::Failed,
+        failure: Some(Failure {
+            class,
+            step: Step::Launch,
+            code,
+            code_name: code_name.to_owned(),
+            call: None,
+            device: None,
+            uuid: Some("GPU-1".to_owned()),
+            message: "a message".to_owned(),
+            advice: String::new(),
+            confidence: Confidence::High,
+        }),
+        timings: Timings {
+            total_ms: 1500.0,
+            ..Timings::default()
+        },
+        ..Report::default()
+    }
+}
+
+fn verification(state: VerificationState) -> VerificationStatus {
+    VerificationStatus {
+        state,
+        fingerprint: String::new(),
+        hardware: vec![],
+        asked: None,
+        since: Time(fixture::NOW),
+        run_id: None,
+        url: None,
+        ended: None,
+        reason: None,
+        message: None,
+        jobs: vec![VerifiedJobStatus {
+            queued_seconds: Some(7),
+            ..VerifiedJobStatus::default()
+        }],
+        history: vec![VerificationRecord {
+            run_id: None,
+            url: None,
+            state: VerificationState::Succeeded,
+            reason: None,
+            since: Time(fixture::ago(600)),
+            ended: Time(fixture::ago(500)),
+        }],
+    }
+}
+
+fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
+    QuarantineStatus {
+        node: node.to_owned(),
+        device: None,
+        class: "node".to_owned(),
+        code: None,
+        message: String::new(),
+        failures: 1,
+        boot_id: None,
+        since: Time(fixture::ago(60)),
+        until: Some(Time(until)),
+    }
+}
+
+/// A pool that is used, with one fact of each kind.
+fn recorded() -> Metrics {
+    let metrics = Metrics::default();
+    let pool = fixture::pool(2);
+    let observed = fixture::observed(vec![
+        fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Idle),
+        fixture::runner(&pool, "pool-bbbbb", RunnerPhase::Busy),
+    ]);
+    let mut plan = plan::plan(&pool, &observed, fixture::NOW);
+    let later = fixture::NOW + SignedDuration::from_secs(60);
+    plan.status.quarantine = vec![
+        quarantined("node-1", later),
+        quarantined("node-2", fixture::NOW),
+    ];
+    plan.status.verification = Some(verification(VerificationState::Failed));
+    plan.failed = vec![(Class::Device, "GateFailed")];
+    let used = &pool.key;
+    let mut view = PoolView::of(&pool, &observed, &plan, None, fixture::NOW);
+    view.credential = Some(usage()[0].0);
+    metrics.saw(used, view);
+    metrics.learned(used, &News::of(&pool, &plan));
+    metrics.visited(used, Duration::from_millis(4), None);
+    metrics.visited(used, Duration::from_millis(32), Some("Kubernetes"));
+    let passed = Report {
+        outcome: Outcome::Passed,
+        ..failed(Class::Device, None, "")
+    };
+    metrics.gate(used, &passed, &Decision::Admit);
+    metrics.gate(used, &passed, &Decision::Admit);
+    let refused = Decision::Refuse {
+        reason: "DeviceCount",
+        message: String::new(),
+    };
+    metrics.gate(used, &passed, &refused);
+    for (code, name) in [
+        (Some(719), "whatever it says"),
+        (Some(31_337), "CUDA_ERROR_NEW"),
+        (None, "WrongResult"),
+        (None, "PreflightFailed"),
+        (None, "ghp_0123456789"),
+    ] {
+        let report = failed(Class::Device, code, name);
+        metrics.gate(used, &report, &Decision::Failed);
+    }
+    metrics.registered(used, "ok");
+    metrics.registered(used, "RateLimited");
+    metrics
+}
+
+fn usage() -> Vec<(Fingerprint, Usage)> {
+    let data = BTreeMap::from([(TOKEN.to_owned(), b"ghp_0123456789".to_vec())]);
+    let credentials = Credentials::from_secret_data(&data).unwrap();
+    let usage = Usage {
+        sent: 4,
+        held_back: 2,
+        limit: Some(5000),
+        remaining: Some(4990),
+        endings: BTreeMap::from([
+            ((Cost::Read, Ending::Done), 2),
+            ((Cost::Registration, Ending::Limited), 1),
+            ((Cost::Write, Ending::Unanswered), 1),
+        ]),
+        ..Usage::default()
+    };
+    vec![(credentials.fingerprint(), usage)]
+}
+
+#[test]
+fn the_page_says_what_was_counted() {
+    insta::assert_snapshot!(recorded().page(|_| true, usage()));
+}
+
+#[test]
+fn nothing_is_left_of_a_pool_that_is_gone() {
+    let metrics = recorded();
+    metrics.registered(&key("other"), "ok");
+    let page = metrics.page(|pool| pool.name == "other", vec![]);
+    assert!(!page.contains("pool=\"pool\""), "{page}");
+    assert!(page.contains("pool=\"other\""), "{page}");
+    metrics.forget(&key("other"));
+    let page = metrics.page(|_| true, vec![]);
+    assert!(!page.contains("pool=\"other\""), "{page}");
+}
+
+#[test]
+fn a_verification_is_counted_when_it_ends_and_not_again() {
+    let mut pool = fixture::pool(1);
+    let mut plan = Plan::default();
+    plan.status.verification = Some(verification(VerificationState::Running));
+    assert_eq!(News::of(&pool, &plan).queued, Vec::<i64>::new());
+    pool.status.verification = plan.status.verification.take();
+    plan.status.verification = Some(verification(VerificationState::Succeeded));
+    assert_eq!(News::of(&pool, &plan).queued, [7]);
+    pool.status.verification = plan.status.verification.clone();
+    assert_eq!(News::of(&pool, &plan).queued, Vec::<i64>::new());
+}
+
+#[test]
+fn while_a_verification_is_on_its_way_the_last_one_counts() {
+    let results = [
+        (VerificationState::Running, Some(true)),
+        (VerificationState::Failed, Some(false)),
+        (VerificationState::Succeeded, Some(true)),
+    ];
+    for (state, expected) in results {
+        assert_eq!(last_result(&verification(state)), expected, "{state:?}");
+    }
+    let mut first = verification(VerificationState::Requested);
+    first.history.clear();
+    assert_eq!(last_result(&first), None);
+}
+
+#[test]
+fn the_page_and_the_catalogue_hold_the_same() {
+    let page = recorded().page(|_| true, usage());
+    let types: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(str::to_owned)
+        .collect();
+    let expected = catalogue::ALL.iter().map(|entry| {
+        let name = entry.name();
+        let base = name.trim_end_matches("_total").trim_end_matches("_info");
+        format!("{base} {}", entry.kind.name())
+    });
+    assert_eq!(types, expected.collect::<Vec<_>>());
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let entry = catalogue::ALL
+            .iter()
+            .find(|entry| entry.samples().iter().any(|sample| sample == name))
+            .unwrap_or_else(|| panic!("{line}"));
+        let labels = line.split_once('{').map_or("", |(_, rest)| rest);
+        let found: Vec<&str> = labels
+            .split(',')
+            .filter_map(|pair| pair.split_once('=').map(|(label, _)| label))
+            .filter(|label| *label != "le")
+            .collect();
+        assert_eq!(found, entry.labels, "{line}");
+    }
+}
