@@ -6,6 +6,7 @@
 )]
 
 mod docs;
+mod monitoring;
 mod objects;
 mod operator;
 mod pools;

@@ -6,7 +6,7 @@ use cudarunner_crds::CudaRunner;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Service, ServiceAccount},
+        core::v1::{ConfigMap, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
@@ -16,7 +16,10 @@ use k8s_openapi::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::render;
+use super::{
+    monitoring::{PrometheusRule, ServiceMonitor},
+    render,
+};
 
 /// The objects of one kind.
 pub(super) fn of_kind<T: DeserializeOwned>(kind: &str, objects: &[Value]) -> Vec<T> {
@@ -50,6 +53,7 @@ fn one(object: &Value) {
     );
     match kind {
         ("v1", "Service") => survives::<Service>(object),
+        ("v1", "ConfigMap") => survives::<ConfigMap>(object),
         ("v1", "ServiceAccount") => survives::<ServiceAccount>(object),
         ("apps/v1", "Deployment") => survives::<Deployment>(object),
         ("policy/v1", "PodDisruptionBudget") => survives::<PodDisruptionBudget>(object),
@@ -63,6 +67,8 @@ fn one(object: &Value) {
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => {
             survives::<CustomResourceDefinition>(object);
         }
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => survives::<ServiceMonitor>(object),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => survives::<PrometheusRule>(object),
         ("cudarunner.dev/v1alpha1", "CudaRunner") => survives::<CudaRunner>(object),
         other => panic!("no type is known here for {other:?}"),
     }

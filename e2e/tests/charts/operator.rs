@@ -20,14 +20,14 @@ use super::{
     parsed, refusal, render,
 };
 
-const CHART: &str = "cuda-runner-operator";
+pub(super) const CHART: &str = "cuda-runner-operator";
 
 pub(super) fn images() -> Value {
     json!({"image": {"repository": "r/operator"}, "gateImage": {"repository": "r/gate"}})
 }
 
 /// Every value, each with another than its default.
-fn everything() -> Value {
+pub(super) fn everything() -> Value {
     json!({
         "nameOverride": "name",
         "fullnameOverride": "full-name",
@@ -48,6 +48,11 @@ fn everything() -> Value {
             "enabled": true,
             "registrarFrom": [{"ipBlock": {"cidr": "10.0.0.0/16"}}],
             "egressPorts": [443, 3128],
+        },
+        "metrics": {
+            "serviceMonitor": {"enabled": true, "labels": {"release": "p"}, "interval": "15s"},
+            "prometheusRule": {"enabled": true, "labels": {"release": "p"}},
+            "dashboard": {"enabled": true, "labels": {"grafana": "yes"}},
         },
         "insecureGithub": true,
         "logFormat": "text",
@@ -98,6 +103,16 @@ fn pod(deployment: &Deployment) -> &PodSpec {
 fn pod_labels(deployment: &Deployment) -> &BTreeMap<String, String> {
     let meta = deployment.spec.template.metadata.as_ref();
     meta.unwrap().labels.as_ref().unwrap()
+}
+
+/// The Service with a port of this name.
+pub(super) fn service(port: &str, objects: &[Value]) -> Service {
+    let has_port = |service: &Service| {
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+        ports.is_some_and(|ports| ports[0].name.as_deref() == Some(port))
+    };
+    let services = of_kind::<Service>("Service", objects);
+    services.into_iter().find(has_port).unwrap()
 }
 
 /// Whether a selector without expressions takes the operator's pods.
@@ -262,11 +277,8 @@ fn only_runner_pods_reach_the_registrar() {
             .remove(0)
             .spec
             .unwrap();
-        let service = of_kind::<Service>("Service", &objects)
-            .remove(0)
-            .spec
-            .unwrap();
-        let registrar = service.ports.unwrap()[0].port;
+        let registrar = service("registrar", &objects).spec.unwrap();
+        let registrar = registrar.ports.unwrap()[0].port;
         let mut rules = policy.ingress.unwrap().into_iter();
         let rule = rules
             .find(|rule| numbers(rule.ports.as_ref()) == [registrar])
@@ -338,15 +350,13 @@ fn selectors_find_the_pods() {
         let objects = render(CHART, &values);
         let deployment = deployment(&objects);
         assert!(selects(&deployment.spec.selector, &deployment));
-        let service = of_kind::<Service>("Service", &objects)
-            .remove(0)
-            .spec
-            .unwrap();
-        let selector = LabelSelector {
-            match_labels: service.selector,
-            ..LabelSelector::default()
-        };
-        assert!(selects(&selector, &deployment));
+        for service in of_kind::<Service>("Service", &objects) {
+            let selector = LabelSelector {
+                match_labels: service.spec.unwrap().selector,
+                ..LabelSelector::default()
+            };
+            assert!(selects(&selector, &deployment));
+        }
     }
 }
 
@@ -381,6 +391,10 @@ fn values_that_nobody_reads_are_refused() {
         "/rbac/",
         "/serviceAccount/",
         "/networkPolicy/",
+        "/metrics/",
+        "/metrics/serviceMonitor/",
+        "/metrics/prometheusRule/",
+        "/metrics/dashboard/",
         "/leaderElection/",
         "/resources/",
     ] {
