@@ -283,6 +283,21 @@ fn with_token(admin: &Path, token: &str, to: &Path) -> Result<()> {
     certs::secret(to, &config.to_string())
 }
 
+/// The metrics of each of the operator's pods that are ready.
+pub async fn metrics(client: &Client) -> Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut pages = Vec::new();
+    for pod in pods.list(&ListParams::default()).await?.items {
+        if is_ready(&pod) {
+            let name = pod.metadata.name.unwrap_or_default();
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:8080/proxy/metrics");
+            let request = http::Request::get(path).body(Vec::new())?;
+            pages.push(client.request_text(request).await?);
+        }
+    }
+    Ok(pages)
+}
+
 /// What the operator's pods have logged, one text for each container run that is still known.
 pub async fn operator_log(client: &Client, lines: Option<i64>) -> Result<Vec<String>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);

@@ -13,6 +13,7 @@ mod gpu_missing;
 mod images;
 mod local_cluster;
 mod long_job;
+mod metrics;
 mod missing_label;
 mod persistent;
 mod plugin;
@@ -159,6 +160,12 @@ pub const SUITES: &[Suite] = &[
         [4, 24],
         "scaled from zero for a node that comes late and cold; two pools, each on its own nodes",
         second_node::run
+    ),
+    suite!(
+        "metrics",
+        [],
+        "what has happened is counted for Prometheus, as GitHub has seen it; a deleted pool leaves no series",
+        metrics::run
     ),
     suite!(
         "quarantine",

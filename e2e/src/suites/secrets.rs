@@ -13,7 +13,7 @@ use regex::bytes::Regex;
 use serde_json::json;
 
 use super::{Ctx, recorder};
-use crate::example;
+use crate::{deploy, example};
 
 /// What credentials look like: tokens of GitHub's, private keys, and JSON in base64, which is what service-account tokens
 /// and just-in-time configurations are.
@@ -74,6 +74,19 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
                 )
             }));
         }
+    }
+    // Nor in what the operator counts
+    let pages = deploy::metrics(&ctx.client).await?;
+    ensure!(
+        pages.iter().any(|page| page.contains("cudarunner_")),
+        "the operator has no metrics: {pages:?}"
+    );
+    for (page, shape) in pages
+        .iter()
+        .flat_map(|page| shapes.iter().map(move |s| (page, s)))
+    {
+        let hits = shape.find_iter(page.as_bytes());
+        found.extend(hits.map(|hit| format!("metrics: {}", &page[hit.start()..hit.start() + 12])));
     }
     ensure!(found.is_empty(), "credentials were written: {found:#?}");
     Ok(())

@@ -1,0 +1,135 @@
+//! The operator's metrics say what has happened, and nothing of a pool that is gone.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::{Ctx, SOON};
+use crate::deploy;
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let mark = ctx.last_call().await?;
+    // Given a runner that has had its job, and the next one
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    let first = ctx.idle("pool", 1).await?.remove(0);
+    let job = ctx.queue("job", "true").await?;
+    ctx.succeeded(job).await?;
+    ctx.other_idle("pool", &first).await?;
+    ctx.gone(&first).await?;
+
+    // Then two gates have passed, two registrations were made, and one runner waits
+    for (metric, labels, count) in [
+        ("runners", r#",phase="Idle""#, 1),
+        ("runners_wanted", "", 1),
+        ("pool_condition", r#",condition="Ready""#, 1),
+        ("breaker_open", "", 0),
+        ("gate_outcomes_total", r#",class="",code="""#, 2),
+        ("gate_duration_seconds_count", "", 2),
+        ("registrations_total", r#",result="ok""#, 2),
+    ] {
+        let series = series(ctx, metric, "pool", labels);
+        shown(ctx, &series, |value| value == count).await?;
+    }
+    shown(ctx, "cudarunner_first_online_seconds_count", |value| {
+        value >= 1
+    })
+    .await?;
+    // And as many requests are counted as GitHub has seen
+    requests_are_those_that_github_saw(ctx, mark).await?;
+
+    // When another pool's gate fails
+    for number in 0..4 {
+        let fault = json!({"call": "cuModuleLoadDataEx", "code": 222});
+        ctx.device(number, |device| device.faults.push(fault))?;
+    }
+    ctx.apply(&ctx.pool("broken", json!({}))).await?;
+    ctx.condition("broken", "Stalled", "True", "GateFailed")
+        .await?;
+
+    // Then it is counted by class and code
+    for (metric, labels) in [
+        (
+            "gate_outcomes_total",
+            r#",class="config",code="CUDA_ERROR_UNSUPPORTED_PTX_VERSION""#,
+        ),
+        (
+            "runner_failures_total",
+            r#",class="config",reason="GateFailed""#,
+        ),
+        ("pool_condition", r#",condition="Stalled""#),
+    ] {
+        let series = series(ctx, metric, "broken", labels);
+        shown(ctx, &series, |value| value >= 1).await?;
+    }
+
+    // And when that pool is deleted, then nothing is left of it
+    ctx.delete("broken").await?;
+    ctx.wait_for(
+        "the metrics of a deleted pool to be gone",
+        SOON,
+        async || {
+            let page = page(ctx).await?;
+            Ok((!page.contains(r#"pool="broken""#)).then_some(()))
+        },
+    )
+    .await?;
+    ctx.no_violations().await
+}
+
+fn series(ctx: &Ctx, metric: &str, pool: &str, labels: &str) -> String {
+    let namespace = &ctx.namespace;
+    format!(r#"cudarunner_{metric}{{namespace="{namespace}",pool="{pool}"{labels}}}"#)
+}
+
+/// The metrics of the only operator there is.
+async fn page(ctx: &Ctx) -> Result<String> {
+    let pages = deploy::metrics(&ctx.client).await?;
+    pages.into_iter().next().context("no operator is ready")
+}
+
+fn value(page: &str, series: &str) -> Option<u64> {
+    let mut lines = page.lines();
+    lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
+/// Waits until a series has such a value: a visit may yet have to see what happened.
+async fn shown(ctx: &Ctx, series: &str, is_right: impl Fn(u64) -> bool) -> Result<()> {
+    let mut last = None;
+    let found = ctx
+        .wait_for(series, SOON, async || {
+            last = value(&page(ctx).await?, series);
+            Ok(last.is_some_and(&is_right).then_some(()))
+        })
+        .await;
+    found.with_context(|| format!("it has the value {last:?}"))
+}
+
+async fn requests_are_those_that_github_saw(ctx: &Ctx, mark: u64) -> Result<()> {
+    let namespace = &ctx.namespace;
+    let info = format!(r#"cudarunner_pool_info{{namespace="{namespace}",pool="pool",credential=""#);
+    let page = page(ctx).await?;
+    let credential = page
+        .lines()
+        .find_map(|line| line.strip_prefix(&info)?.split('"').next())
+        .context("the pool has no credential")?
+        .to_owned();
+    ensure!(
+        credential.len() == 8,
+        "{credential} is no hash of eight digits"
+    );
+    let mut last = (0, 0);
+    let equal = ctx
+        .wait_for("equal counts of requests", SOON, async || {
+            // GitHub's count last: a request that comes between is counted there alone, and asked for again.
+            let page = self::page(ctx).await?;
+            let prefix = format!(r#"cudarunner_github_requests_total{{credential="{credential}""#);
+            let counted = page.lines().filter(|line| line.starts_with(&prefix));
+            let counted: u64 = counted
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .sum();
+            let seen = u64::try_from(ctx.calls(mark).await?.len())?;
+            last = (counted, seen);
+            Ok((counted == seen).then_some(()))
+        })
+        .await;
+    equal.with_context(|| format!("counted {}, GitHub has seen {}", last.0, last.1))
+}
