@@ -156,4 +156,4 @@ pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Cont
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use cudarunner_crds::CudaRunner;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Service;
-use kube::runtime::controller::Config as ControllerConfig;
+use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, reflector::Store};
@@ -22,6 +22,7 @@ use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
 use crate::watch::nodes::{self, Nodes};
@@ -241,7 +242,11 @@ async fn controllers(ctx: Arc<Context>, woken: UnboundedReceiver<ObjectRef<CudaR
     let route = woken.for_each(|pool| {
         let input = match inputs.as_slice() {
             [only] => Some(only),
-            several => several.iter().find(|(store, _)| store.get(&pool).is_some()),
+            // A pool that is gone is in none of them, and any finds that out.
+            several => several
+                .iter()
+                .find(|(store, _)| store.get(&pool).is_some())
+                .or(several.first()),
         };
         if let Some((_, sender)) = input {
             // The controller ends only with the process.
@@ -261,10 +266,17 @@ async fn controller(
     Controller::for_stream(futures::stream::pending(), store)
         .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
         .reconcile_on(woken)
-        .run(reconcile, on_error, ctx)
+        .run(reconcile, on_error, Arc::clone(&ctx))
         .for_each(|result| {
-            if let Err(kube::runtime::controller::Error::QueueError(error)) = result {
-                tracing::warn!(%error, "the controller's queue");
+            match result {
+                Err(ControllerError::ObjectNotFound(gone)) => ctx.forget(&PoolKey {
+                    namespace: gone.namespace.unwrap_or_default(),
+                    name: gone.name,
+                }),
+                Err(ControllerError::QueueError(error)) => {
+                    tracing::warn!(%error, "the controller's queue");
+                }
+                _ => {}
             }
             std::future::ready(())
         })
@@ -345,5 +357,39 @@ async fn signal() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::tests::{Cluster, context};
+
+    #[tokio::test]
+    async fn what_is_known_of_a_pool_goes_with_it() {
+        // Given a pool that the operator has counted something of, and that is in no store
+        let ctx = context(&Cluster::default()).await;
+        let gone = PoolKey {
+            namespace: "ci".to_owned(),
+            name: "gone".to_owned(),
+        };
+        ctx.metrics.registered(&gone, "ok");
+        let is_known = || ctx.metrics.page(|_| true, vec![]).contains("gone");
+        assert!(is_known());
+
+        // When it is woken
+        let (sender, woken) = futures::channel::mpsc::unbounded();
+        sender.unbounded_send(ObjectRef::from(&gone)).unwrap();
+
+        // Then nothing is left of it
+        let forgotten = async {
+            while is_known() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = controller(ctx.pools[0].clone(), woken, Arc::clone(&ctx)) => panic!("it ended"),
+            done = tokio::time::timeout(Duration::from_secs(10), forgotten) => done.unwrap(),
+        }
     }
 }

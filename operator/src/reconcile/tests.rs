@@ -35,7 +35,7 @@ use crate::watch::pools::key_of;
 
 /// An API server with a namespace that holds no Secret and no ConfigMap.
 #[derive(Clone, Default)]
-struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>, Arc<AtomicBool>);
+pub(crate) struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>, Arc<AtomicBool>);
 
 impl Cluster {
     fn client(&self) -> Client {
@@ -110,7 +110,7 @@ fn refusal(code: u16, reason: &str) -> Response<Body> {
         .unwrap()
 }
 
-async fn context(cluster: &Cluster) -> Arc<Context> {
+pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     let client = cluster.client();
     let (waker, _) = Waker::new();
     let waker = Arc::new(waker);
@@ -119,7 +119,9 @@ async fn context(cluster: &Cluster) -> Arc<Context> {
         .unwrap();
     cluster.writes();
     let (pools, mut writer) = reflector::store();
-    writer.apply_watcher_event(&Event::Apply(fixture::resource()));
+    writer.apply_watcher_event(&Event::Init);
+    writer.apply_watcher_event(&Event::InitApply(fixture::resource()));
+    writer.apply_watcher_event(&Event::InitDone);
     Arc::new(Context {
         clients: Clients::new(),
         pools: vec![pools],

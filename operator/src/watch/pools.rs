@@ -97,6 +97,8 @@ pub async fn follow(
             Event::Delete(resource) => {
                 let key = key_of(&resource);
                 seen.remove(&key);
+                // Nobody visits it, and what it leaves is let go.
+                waker.wake(&key);
                 if quarantined.remove(&key).is_some() {
                     wake_others(&seen, &key, &waker);
                 }
