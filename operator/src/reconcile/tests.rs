@@ -296,7 +296,7 @@ async fn a_gate_that_asks_again_is_counted_once() {
     let runner = KnownRunner {
         pool: key_of(&fixture::resource()),
         policy: Policy {
-            devices: 1,
+            devices: Some(1),
             min_compute_capability: any,
             min_cuda_version: any,
             require_managed_memory: false,
