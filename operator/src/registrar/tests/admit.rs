@@ -101,10 +101,10 @@ fn of_a_claim_at_least_one_device_is_demanded() {
         assert_eq!(admit(&report, &claim), Decision::Admit, "{count}");
     }
     report.devices.clear();
-    let Decision::Refuse { message, .. } = admit(&report, &claim) else {
+    let Decision::Refuse { reason, .. } = admit(&report, &claim) else {
         panic!("admitted without a device")
     };
-    assert_eq!(refusal.reason, "DeviceCount");
+    assert_eq!(reason, "DeviceCount");
 }
 
 #[test]
