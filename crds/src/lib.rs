@@ -21,8 +21,11 @@ pub use status::*;
 pub use values::values_schema;
 pub use verification::*;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSON,
+};
 use kube::CustomResourceExt as _;
+use serde_json::json;
 
 /// The API group of every resource, label, annotation and finalizer of the project.
 pub const GROUP: &str = "cudarunner.dev";
@@ -43,9 +46,27 @@ pub const RELEASE: &str = "cudarunner.dev/release";
 pub const VERIFY: &str = "cudarunner.dev/verify";
 
 /// The `CustomResourceDefinition` of [`CudaRunner`], as the API server takes it.
+///
+/// A resource that no operator has seen is not ready yet. Without that word kstatus, and with it Helm and Flux, would take
+/// it for finished, as it does with every resource that has no conditions.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {
-    CudaRunner::crd()
+    let mut crd = CudaRunner::crd();
+    let schemas = crd.spec.versions.iter_mut();
+    let statuses = schemas.filter_map(|version| {
+        let schema = version.schema.as_mut()?.open_api_v3_schema.as_mut()?;
+        schema.properties.as_mut()?.get_mut("status")
+    });
+    for status in statuses {
+        status.default = Some(JSON(json!({"conditions": [{
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "NotSeen",
+            "message": "No operator has seen this resource yet",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }]})));
+    }
+    crd
 }
 
 /// The definition as YAML with the heading under which it is kept in the repository.

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The chart with the definition of `CudaRunner`.
-const CRDS: &str = "cuda-runner-operator-crds";
+pub const CRDS: &str = "cuda-runner-operator-crds";
 
 /// Installs the charts and waits until the operator is ready.
 pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
@@ -147,8 +147,8 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
 /// Removes the operator, and then the definition with every resource of it.
 pub fn uninstall(cluster: &Cluster) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
-    helm.uninstall(RELEASE)?;
-    helm.uninstall(CRDS)
+    helm.uninstall(RELEASE, NAMESPACE)?;
+    helm.uninstall(CRDS, NAMESPACE)
 }
 
 fn values(real: bool) -> Vec<String> {

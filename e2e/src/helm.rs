@@ -27,12 +27,12 @@ impl Helm {
         }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, namespace: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
             .arg("--kubeconfig")
             .arg(self.dir.join("kubeconfig"))
-            .args(["--namespace", NAMESPACE]);
+            .args(["--namespace", namespace]);
         // Its own files go with the cluster.
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, self.dir.join("helm"));
@@ -40,10 +40,10 @@ impl Helm {
         command
     }
 
-    /// Installs or upgrades a chart of this repository, with values as `name=value`, and waits for it where asked.
+    /// Installs or upgrades a chart of this repository, with values as `name=value`.
     pub fn install(&self, chart: &str, values: &[String]) -> Result<()> {
         let folder = paths::repository().join("charts").join(chart);
-        let mut command = self.command();
+        let mut command = self.command(NAMESPACE);
         command
             .args(["upgrade", "--install", "--create-namespace", chart])
             .arg(folder);
@@ -54,11 +54,28 @@ impl Helm {
     }
 
     /// Removes a release.
-    pub fn uninstall(&self, release: &str) -> Result<()> {
+    pub fn uninstall(&self, release: &str, namespace: &str) -> Result<()> {
         output(
-            self.command()
+            self.command(namespace)
                 .args(["uninstall", release, "--ignore-not-found", "--wait"]),
         )
         .map(drop)
+    }
+
+    /// Runs Helm for a release of our own chart, in a namespace of its own, with values as JSON.
+    pub fn run(
+        &self,
+        arguments: &[&str],
+        chart: &str,
+        namespace: &str,
+        values: &serde_json::Value,
+    ) -> Result<String> {
+        let mut command = self.command(namespace);
+        command
+            .args(arguments)
+            .arg(paths::repository().join("charts").join(chart))
+            .arg("--set-json")
+            .arg(values.to_string());
+        output(&mut command)
     }
 }

@@ -456,7 +456,7 @@ pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
 }
 
 /// Merges objects; anything else replaces what was there, and null removes it.
-fn merge(into: &mut Value, from: Value) {
+pub(super) fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

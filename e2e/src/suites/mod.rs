@@ -3,6 +3,7 @@
 mod admission;
 mod budgets;
 mod by_hand;
+mod charts;
 mod claims;
 pub mod context;
 mod credentials;
@@ -184,6 +185,12 @@ pub const SUITES: &[Suite] = &[
         [22],
         "`kubectl scale` from 1 to 20 and back, around a running job",
         scale::run
+    ),
+    suite!(
+        "charts",
+        [],
+        "a fleet from the chart and from Kustomize: health by kstatus, no drift, a definition that stays",
+        charts::run
     ),
     suite!(
         "registration-token",

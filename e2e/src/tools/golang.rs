@@ -28,16 +28,39 @@ pub(super) struct GoTool {
     keep: Option<(&'static str, &'static str)>,
 }
 
-/// Each in a module of its own: together their dependencies clash.
-pub(super) fn tools() -> [GoTool; 4] {
-    let tool = |name, version, module, programs| GoTool {
+impl GoTool {
+    /// Its folder in the cache.
+    pub(super) fn folder(&self) -> String {
+        format!("{}-{}", self.name, self.version)
+    }
+}
+
+const fn tool(
+    name: &'static str,
+    version: &'static str,
+    module: &'static str,
+    programs: &'static [(&'static str, &'static str)],
+) -> GoTool {
+    GoTool {
         name,
         version,
         module,
         programs,
         kubernetes: false,
         keep: None,
-    };
+    }
+}
+
+/// The Lua that Argo CD runs its health checks with.
+pub(super) const LUA: GoTool = tool(
+    "gopher-lua",
+    "1.1.2",
+    "github.com/yuin/gopher-lua",
+    &[("cmd/glua", "glua")],
+);
+
+/// What a cluster is made of, each in a module of its own: together their dependencies clash.
+pub(super) fn tools() -> [GoTool; 4] {
     [
         GoTool {
             kubernetes: true,

@@ -63,17 +63,24 @@ impl Tools {
     }
 
     fn program(&self, name: &str, file: &str) -> PathBuf {
-        let version = golang::tools()
-            .into_iter()
-            .find(|t| t.name == name)
-            .map_or("", |t| t.version);
-        self.dir.join(format!("{name}-{version}")).join(file)
+        let tools = golang::tools();
+        let tool = tools.iter().find(|tool| tool.name == name);
+        let folder = tool.map_or_else(String::new, golang::GoTool::folder);
+        self.dir.join(folder).join(file)
     }
 }
 
 fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
-    let folder = format!("{}-{}", tool.name, tool.version);
-    once(dir, &folder, story, |partial| golang::build(tool, partial))
+    once(dir, &tool.folder(), story, |partial| {
+        golang::build(tool, partial)
+    })
+}
+
+/// Lua as Argo CD has it: `glua`.
+pub fn lua(story: &Story) -> Result<PathBuf> {
+    let dir = paths::cache()?.join("tools");
+    ensure(&dir, &golang::LUA, story)?;
+    Ok(dir.join(golang::LUA.folder()).join("glua"))
 }
 
 /// Helm alone, for what needs no cluster.

@@ -6,6 +6,7 @@
 )]
 
 mod docs;
+mod gitops;
 mod monitoring;
 mod objects;
 mod operator;

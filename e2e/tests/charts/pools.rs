@@ -48,8 +48,8 @@ fn a_pool_is_the_defaults_and_what_it_says_itself() {
                 "github": {"url": "https://github.com/o/r"},
                 "labels": ["big"],
                 "replicas": 0,
-                "gpu": {"count": 1},
                 "preflight": null,
+                "gpu": {"count": 1},
             },
         },
     }));
@@ -66,6 +66,28 @@ fn a_pool_is_the_defaults_and_what_it_says_itself() {
     assert_eq!(own.gpu.count, Some(1));
     assert_eq!(own.gpu.min_cuda_version, "12.10");
     assert_eq!(own.preflight, None);
+}
+
+#[test]
+fn what_is_taken_away_leaves_no_null_behind() {
+    let objects = render(
+        CHART,
+        &json!({"defaults": defaults(), "pools": {"a": {
+            "preflight": null,
+            "gpu": {"claimTemplate": null},
+            "template": {"spec": {"nodeSelector": null}},
+        }}}),
+    );
+    let spec = objects[0]["spec"].as_object().unwrap();
+    assert!(!spec.contains_key("preflight"));
+    assert_eq!(spec["gpu"], defaults()["gpu"]);
+    // In a pod template it may have a meaning.
+    assert!(
+        spec["template"]["spec"]
+            .as_object()
+            .unwrap()
+            .contains_key("nodeSelector")
+    );
 }
 
 #[test]
