@@ -292,15 +292,30 @@ fn a_failed_gate_speaks_through_its_report() {
     assert!(!failure.registered);
 }
 
+/// What follows from each class is `plan::quarantine::tests::each_class_has_its_consequence`.
 #[test]
 fn a_gate_without_a_report_is_judged_by_its_code() {
-    let runner = pod(&json!({
-        "phase": "Failed",
-        "conditions": [bound()],
-        "initContainerStatuses": gate(&json!({"terminated": {"exitCode": 15, "reason": "Error"}}))
-    }));
-    assert_eq!(failure(&runner).reason, "RegistrationRefused");
-    assert_eq!(failure(&runner).class, Class::Refused);
+    for (code, class, reason) in [
+        (2, Class::Internal, "GateFailed"),
+        (10, Class::Config, "GateFailed"),
+        (11, Class::Transient, "GateFailed"),
+        (12, Class::Device, "GateFailed"),
+        (13, Class::Node, "GateFailed"),
+        (14, Class::Unsupported, "GateFailed"),
+        (15, Class::Refused, "RegistrationRefused"),
+        (16, Class::Transient, "RegistrarUnreachable"),
+        (70, Class::Internal, "GateFailed"),
+        // Killed from outside.
+        (137, Class::Transient, "GateFailed"),
+    ] {
+        let runner = pod(&json!({
+            "phase": "Failed",
+            "conditions": [bound()],
+            "initContainerStatuses": gate(&json!({"terminated": {"exitCode": code, "reason": "Error"}}))
+        }));
+        let failure = failure(&runner);
+        assert_eq!((failure.class, failure.reason), (class, reason), "{code}");
+    }
 }
 
 #[test]
