@@ -1,4 +1,4 @@
-//! What needs no cluster: format, lints, dependencies, unit tests.
+//! What needs no cluster: format, lints, dependencies, workflows, the book, unit tests.
 
 use std::{
     process::{Command, ExitStatus},
@@ -7,19 +7,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{interrupt, paths, process::Identity, report::Story, tools};
+use crate::{book, interrupt, paths, process::Identity, report::Story, tools};
 
 /// Runs all of it; the first failure ends it.
 pub fn run(story: &Story) -> Result<()> {
     stage(
         story,
         "cargo fmt --check",
-        cargo(&["fmt", "--all", "--check"]),
+        &mut cargo(&["fmt", "--all", "--check"]),
     )?;
     stage(
         story,
         "cargo clippy",
-        cargo(&[
+        &mut cargo(&[
             "clippy",
             "--quiet",
             "--workspace",
@@ -29,10 +29,13 @@ pub fn run(story: &Story) -> Result<()> {
         ]),
     )?;
     dependencies(story)?;
+    workflows(story)?;
+    story.step("the documentation as a book");
+    book::build(story)?;
     stage(
         story,
         "cargo test",
-        cargo(&["test", "--quiet", "--workspace"]),
+        &mut cargo(&["test", "--quiet", "--workspace"]),
     )
 }
 
@@ -51,7 +54,7 @@ fn dependencies(story: &Story) -> Result<()> {
         return stage(
             story,
             "cargo deny check",
-            deny(&["--log-level=error", "check"]),
+            &mut deny(&["--log-level=error", "check"]),
         );
     }
     let why = String::from_utf8_lossy(&fetched.stderr)
@@ -66,8 +69,23 @@ fn dependencies(story: &Story) -> Result<()> {
     stage(
         story,
         "cargo deny check bans licenses sources",
-        deny(&["--log-level=error", "check", "bans", "licenses", "sources"]),
+        &mut deny(&["--log-level=error", "check", "bans", "licenses", "sources"]),
     )
+}
+
+/// GitHub's workflows: what is wrong in them, and what is unsafe.
+fn workflows(story: &Story) -> Result<()> {
+    let mut actionlint = Command::new(tools::actionlint(story)?);
+    // Without the programs that it would take where a machine has them.
+    actionlint.args(["-shellcheck=", "-pyflakes="]);
+    stage(
+        story,
+        "actionlint",
+        actionlint.current_dir(paths::repository()),
+    )?;
+    let mut zizmor = Command::new(tools::zizmor(story)?);
+    zizmor.args(["--offline", "--quiet", "--persona=auditor", ".github"]);
+    stage(story, "zizmor", zizmor.current_dir(paths::repository()))
 }
 
 fn cargo(arguments: &[&str]) -> Command {
@@ -76,10 +94,10 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-fn stage(story: &Story, name: &str, mut command: Command) -> Result<()> {
+fn stage(story: &Story, name: &str, command: &mut Command) -> Result<()> {
     story.step(name);
     let start = Instant::now();
-    let status = foreground(&mut command).with_context(|| format!("cannot start `{name}`"))?;
+    let status = foreground(command).with_context(|| format!("cannot start `{name}`"))?;
     if !status.success() {
         bail!("`{name}` failed ({status})");
     }

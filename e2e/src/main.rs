@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use e2e::{
-    bench, check,
+    bench, book, check,
     cluster::{self, Cluster, Options},
     demo, deploy, device_plugin, example,
     images::Profile,
@@ -36,7 +36,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Test everything: format, lints, dependencies, unit tests, and the suites on a cluster.
+    /// Test everything: format, lints, dependencies, workflows, the book, unit tests, and the suites on a cluster.
     Test {
         #[command(flatten)]
         build: Build,
@@ -62,6 +62,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Build the documentation as a book; a link that leads nowhere is an error.
+    Book,
     /// Start a cluster, install the operator and say how to use both.
     Up {
         #[command(flatten)]
@@ -163,6 +165,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 bench::run(&run, &only, json.as_deref()).await
             })?;
         }
+        Command::Book => println!("{}", book::build(&Story::default())?.display()),
         Command::Up {
             build,
             name,

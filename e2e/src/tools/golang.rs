@@ -59,6 +59,14 @@ pub(super) const LUA: GoTool = tool(
     &[("cmd/glua", "glua")],
 );
 
+/// The linter of GitHub's workflows.
+pub(super) const ACTIONLINT: GoTool = tool(
+    "actionlint",
+    "1.7.12",
+    "github.com/rhysd/actionlint",
+    &[("cmd/actionlint", "actionlint")],
+);
+
 /// What a cluster is made of, each in a module of its own: together their dependencies clash.
 pub(super) fn tools() -> [GoTool; 4] {
     [

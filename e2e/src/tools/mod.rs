@@ -1,15 +1,16 @@
-//! The programs that a cluster is made of: Debian packages, Go programs built from their modules, cargo-deny.
+//! The programs that a cluster is made of, and those that check the project: Debian packages, Go programs built from
+//! their modules, programs from crates.io and PyPI.
 //!
 //! Built programs are kept under `tools/NAME-VERSION` of the cache folder and never built twice; two runs that need
 //! the same one meet at a lock.
 
 mod debian;
 mod golang;
+mod installed;
 
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -17,9 +18,9 @@ use anyhow::{Context as _, Result};
 use crate::{paths, process, report::Story};
 
 pub use debian::ensure as ensure_packages;
+pub use installed::{cargo_deny, mdbook, zizmor};
 
 const KUBERNETES: &str = "1.37.2";
-const CARGO_DENY: &str = "0.20.2";
 
 /// The built Go programs.
 #[derive(Clone, Debug)]
@@ -83,6 +84,13 @@ pub fn lua(story: &Story) -> Result<PathBuf> {
     Ok(dir.join(golang::LUA.folder()).join("glua"))
 }
 
+/// actionlint, for the workflows.
+pub fn actionlint(story: &Story) -> Result<PathBuf> {
+    let dir = paths::cache()?.join("tools");
+    ensure(&dir, &golang::ACTIONLINT, story)?;
+    Ok(dir.join(golang::ACTIONLINT.folder()).join("actionlint"))
+}
+
 /// Helm alone, for what needs no cluster.
 pub fn helm(story: &Story) -> Result<PathBuf> {
     let dir = paths::cache()?.join("tools");
@@ -90,34 +98,6 @@ pub fn helm(story: &Story) -> Result<PathBuf> {
         ensure(&dir, tool, story)?;
     }
     Ok(Tools { dir }.helm())
-}
-
-/// cargo-deny, built once.
-pub fn cargo_deny(story: &Story) -> Result<PathBuf> {
-    let folder = format!("cargo-deny-{CARGO_DENY}");
-    let dir = paths::cache()?.join("tools");
-    once(&dir, &folder, story, |partial| {
-        process::logged(
-            Command::new("cargo")
-                .args([
-                    "install",
-                    "--locked",
-                    "--quiet",
-                    "--version",
-                    CARGO_DENY,
-                    "--root",
-                ])
-                .arg(partial)
-                .arg("cargo-deny")
-                // The compiled parts are of no further use, and the workspace's own are not to be thrown over.
-                .env("CARGO_TARGET_DIR", partial.join("target"))
-                .current_dir(partial),
-            &partial.join("build.log"),
-        )?;
-        fs::rename(partial.join("bin/cargo-deny"), partial.join("cargo-deny"))?;
-        process::remove_dir(&partial.join("target"))
-    })?;
-    Ok(dir.join(folder).join("cargo-deny"))
 }
 
 /// Fills the folder `dir/name` with `build`, unless it exists. It is filled under another name and then renamed, so a
