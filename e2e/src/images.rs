@@ -194,9 +194,9 @@ impl Images {
         layout::layers_without(&self.layout(), name, "pause")
     }
 
-    /// The user that an image runs as.
-    pub fn user(&self, name: &str) -> Result<String> {
-        layout::user(&self.layout(), name)
+    /// What an image says of its containers: user, labels and so on.
+    pub fn config(&self, name: &str) -> Result<serde_json::Value> {
+        layout::config(&self.layout(), name)
     }
 
     fn layout(&self) -> PathBuf {

@@ -124,15 +124,12 @@ pub(super) fn layers_without(layout: &Path, name: &str, other: &str) -> Result<V
     .collect()
 }
 
-/// The user in an image's configuration.
-pub(super) fn user(layout: &Path, name: &str) -> Result<String> {
+/// What an image's configuration says of its containers: user, labels and so on.
+pub(super) fn config(layout: &Path, name: &str) -> Result<Value> {
     let manifest = manifest(layout, name)?;
     let config: Value =
         serde_json::from_slice(&fs::read(layout.join(blob(&manifest["config"])?))?)?;
-    Ok(config["config"]["User"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned())
+    Ok(config["config"].clone())
 }
 
 fn manifest(layout: &Path, name: &str) -> Result<Value> {

@@ -1,6 +1,7 @@
 //! What is in the images that are shipped: our binary, and nothing that simulates.
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use super::Ctx;
 use crate::{images::Images, report::Story};
@@ -40,14 +41,44 @@ fn look() -> Result<()> {
                 "the image {name} holds the simulated driver"
             );
         }
-        let user = images.user(name)?;
+        let config = images.config(name)?;
+        let user = config["User"].as_str().unwrap_or_default();
         ensure!(
             user.split(':')
                 .next()
                 .is_some_and(|uid| uid.parse::<u32>().is_ok_and(|uid| uid > 0)),
             "{name} runs as {user:?}"
         );
+        labelled(name, &config["Labels"])?;
     }
+    Ok(())
+}
+
+/// What registries and scanners read: what it is, which version, under which licence, from which commit of which
+/// repository. The last two are the release's to say.
+fn labelled(name: &str, labels: &Value) -> Result<()> {
+    let label = |key: &str| {
+        labels[format!("org.opencontainers.image.{key}")]
+            .as_str()
+            .unwrap_or_default()
+    };
+    for (key, expected) in [
+        ("title", name),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("licenses", "Apache-2.0"),
+        ("revision", "unknown"),
+        ("source", "unknown"),
+    ] {
+        ensure!(
+            label(key) == expected,
+            "{name} has the label {key} {:?}, not {expected:?}",
+            label(key)
+        );
+    }
+    ensure!(
+        !label("description").is_empty(),
+        "{name} has no description"
+    );
     Ok(())
 }
 
