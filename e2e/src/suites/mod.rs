@@ -7,6 +7,7 @@ mod charts;
 mod claims;
 pub mod context;
 mod credentials;
+mod docs;
 mod first_runner;
 mod gate;
 mod gpu_lost;
@@ -91,6 +92,16 @@ pub const SUITES: &[Suite] = &[
         [],
         "the images that are shipped hold one binary and no simulated driver",
         images::run
+    ),
+    suite!(bare "docs",
+        [],
+        "every command line of the documentation is one that its program takes, every pool one that the server takes",
+        docs::run
+    ),
+    suite!(beside "try-the-gate",
+        [25],
+        "the gate in a pod by hand, by the command of the guide",
+        docs::try_the_gate
     ),
     suite!(bare "refused-at-apply",
         [],

@@ -1,0 +1,286 @@
+//! What the documentation tells people to type: command lines that the programs take, pools that the API server takes.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::CudaRunner;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::{Ctx, context::merge};
+use crate::{
+    book,
+    images::{Profile, artifact},
+    paths,
+    process::{find, remove_dir},
+};
+
+/// Programs that are not ours to ask, or that take no `--help`: their lines are taken as they are.
+const OTHERS: [&str; 6] = ["buildah", "cosign", "curl", "date", "install", "stat"];
+/// Of cargo only our own subcommand is asked.
+const CARGO: &str = "build|deny|run|test";
+/// A piece of text in backticks is a command when it begins with one of these, and goes on.
+const PROGRAMS: [&str; 6] = [
+    "cargo",
+    "cuda-runner-operator",
+    "cuda-smoke",
+    "helm",
+    "kubectl",
+    "kubectl-cudarunner",
+];
+/// Lines that nobody may take: what shows that the others were looked at.
+const WRONG: [&str; 8] = [
+    "kubectl gett nodes",
+    "kubectl get nodes --outputt=json",
+    "kubectl cudarunner sttatus my-pool",
+    "kubectl-cudarunner status my-pool --namespaec ci",
+    "helm upgrade --instal x charts/x",
+    "cargo e2e test --suit x",
+    "cuda-smoke chek",
+    "a-program-that-is-not-there",
+];
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let pages = book::pages()?;
+    let shell = Shell::that_asks(ctx)?;
+    tokio::task::spawn_blocking(move || commands(&shell, &pages)).await??;
+    pools(ctx).await
+}
+
+fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
+    for line in WRONG {
+        ensure!(shell.run(line).is_err(), "`{line}` was taken");
+    }
+    let mut seen = 0;
+    for page in pages {
+        let text = fs::read_to_string(page)?;
+        for command in blocks(&text, "sh").into_iter().chain(mentioned(&text)) {
+            seen += 1;
+            shell
+                .run(&command)
+                .with_context(|| format!("{} has a line that is not taken", page.display()))?;
+        }
+    }
+    ensure!(seen > 50, "only {seen} commands were found");
+    remove_dir(&shell.dir)
+}
+
+/// Every manifest, and every piece of a spec in place of a whole one.
+async fn pools(ctx: &Ctx) -> Result<()> {
+    let mut seen = 0;
+    for page in book::pages()? {
+        for block in blocks(&fs::read_to_string(&page)?, "yaml") {
+            let objects: Vec<Value> = serde_saphyr::from_multiple(&block)
+                .with_context(|| format!("{} has a block that is no YAML", page.display()))?;
+            for shown in objects.iter().filter(|object| is_pool(object)) {
+                seen += 1;
+                take(ctx, shown)
+                    .await
+                    .with_context(|| format!("{} shows a pool that is refused", page.display()))?;
+            }
+        }
+    }
+    ensure!(seen > 5, "only {seen} pools were found");
+    let wrong = take(ctx, &json!({"spec": {"preflight": {"comands": ["cc"]}}})).await;
+    ensure!(wrong.is_err(), "a field that does not exist was taken");
+    Ok(())
+}
+
+/// Whether it is a pool, or a piece of one's spec.
+fn is_pool(object: &Value) -> bool {
+    match object.get("kind") {
+        Some(kind) => kind == "CudaRunner",
+        None => object.get("spec").is_some(),
+    }
+}
+
+/// The guide's command by which the gate is tried before anything is installed.
+pub(super) async fn try_the_gate(ctx: &Ctx) -> Result<()> {
+    // Given the command as it stands there, for this cluster's image, and without a class that it does not have
+    let guide = paths::repository().join("docs/guides/getting-started.md");
+    let commands = blocks(&fs::read_to_string(guide)?, "sh");
+    let command = commands
+        .iter()
+        .find(|block| block.starts_with("kubectl run"))
+        .context("the guide no longer tries the gate")?
+        .replace("REGISTRY/cuda-smoke:0.1.0", "localhost/cuda-smoke:dev")
+        .replace("\"runtimeClassName\": \"nvidia\", ", "");
+
+    // When somebody runs it
+    let shell = Shell::empty(ctx, "try-the-gate")?;
+    let kubectl = ctx.cluster.tools.kubernetes("kubectl");
+    let (kubectl, kubeconfig) = (kubectl.display(), ctx.cluster.kubeconfig());
+    let kubeconfig = kubeconfig.display();
+    let namespace = &ctx.namespace;
+    shell.program(
+        "kubectl",
+        &format!("exec {kubectl} --kubeconfig {kubeconfig} --namespace {namespace} \"$@\""),
+    )?;
+    let said = tokio::task::spawn_blocking(move || shell.run(&command)).await??;
+
+    // Then it says what is in the node
+    ensure!(said.contains("device 0"), "it says {said}");
+    Ok(())
+}
+
+/// Asks the API server for all but the deed.
+async fn take(ctx: &Ctx, shown: &Value) -> Result<()> {
+    let mut pool = json!({
+        "apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner",
+        "spec": {"github": {"url": "https://github.com/o/r", "credentialsRef": {"name": "github-app"}}},
+    });
+    merge(&mut pool, shown.clone());
+    merge(
+        &mut pool,
+        json!({"metadata": {"name": "shown", "namespace": ctx.namespace}}),
+    );
+    let how = PatchParams::apply("docs").dry_run().validation_strict();
+    let pools: kube::Api<CudaRunner> = ctx.api();
+    pools.patch("shown", &how, &Patch::Apply(pool)).await?;
+    Ok(())
+}
+
+/// A shell that knows the programs which it is given, and no others.
+struct Shell {
+    dir: PathBuf,
+    bash: PathBuf,
+}
+
+impl Shell {
+    /// One that has no program yet.
+    fn empty(ctx: &Ctx, name: &str) -> Result<Self> {
+        let dir = ctx.cluster.dir.join(name);
+        remove_dir(&dir)?;
+        fs::create_dir_all(dir.join("bin"))?;
+        Ok(Self {
+            dir,
+            bash: find("bash").context("there is no bash on the PATH")?,
+        })
+    }
+
+    /// One whose programs are asked for their help instead: each reads its command line first, and refuses what it does
+    /// not know.
+    fn that_asks(ctx: &Ctx) -> Result<Self> {
+        let shell = Self::empty(ctx, "docs")?;
+        let tools = &ctx.cluster.tools;
+        let plugin = artifact(Profile::Dev, "kubectl-cudarunner");
+        for (name, program) in [
+            ("kubectl", tools.kubernetes("kubectl")),
+            ("helm", tools.helm()),
+            ("kubectl-cudarunner", plugin),
+            ("cuda-smoke", artifact(Profile::Dev, "cuda-smoke")),
+            (
+                "cuda-runner-operator",
+                artifact(Profile::Dev, "cuda-runner-operator"),
+            ),
+        ] {
+            shell.program(name, &asks(&program))?;
+        }
+        let ours = asks(&ctx.cluster.supervisor.program());
+        let cargo = format!(
+            "case $1 in\n{CARGO}) exit 0;;\ne2e) shift;;\n*) echo \"cargo $1?\" >&2; exit 1;;\nesac\n{ours}"
+        );
+        shell.program("cargo", &cargo)?;
+        for name in OTHERS {
+            shell.program(name, "exit 0")?;
+        }
+        Ok(shell)
+    }
+
+    fn program(&self, name: &str, script: &str) -> Result<()> {
+        let file = self.dir.join("bin").join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n"))?;
+        Ok(fs::set_permissions(
+            &file,
+            fs::Permissions::from_mode(0o755),
+        )?)
+    }
+
+    /// What the commands print.
+    fn run(&self, block: &str) -> Result<String> {
+        let done = Command::new(&self.bash)
+            .args(["-eo", "pipefail", "-c", block])
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("PATH", self.dir.join("bin"))
+            .output()?;
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        ensure!(
+            done.status.success(),
+            "{said}{}in\n{block}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        Ok(said)
+    }
+}
+
+/// A script that asks the program for its help, after all arguments but those behind `--`.
+fn asks(program: &Path) -> String {
+    format!(
+        "more=yes\nfor word do\n  shift\n  [ \"$word\" != -- ] || more=no\n  [ $more = no ] || set -- \"$@\" \"$word\"\ndone\nexec {} \"$@\" --help >/dev/null",
+        program.display()
+    )
+}
+
+/// The fenced blocks of a language, without their indentation.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        let Some(of) = line.trim_start().strip_prefix("```") else {
+            continue;
+        };
+        let indent = line.len() - line.trim_start().len();
+        let block: Vec<_> = lines
+            .by_ref()
+            .take_while(|line| line.trim() != "```")
+            .map(|line| line.get(indent..).unwrap_or_default())
+            .collect();
+        if of.trim() == language {
+            found.push(block.join("\n"));
+        }
+    }
+    found
+}
+
+/// Commands in the middle of a sentence.
+fn mentioned(page: &str) -> Vec<String> {
+    let is_command = |code: &str| {
+        let program = code.split_once(' ').map(|(program, _)| program);
+        program.is_some_and(|program| PROGRAMS.contains(&program))
+    };
+    let mut fenced = false;
+    let mut found = Vec::new();
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            let code = line.split('`').skip(1).step_by(2);
+            found.extend(code.filter(|code| is_command(code)).map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_found_by_their_language() {
+        let page = "a\n```sh\nx\n  y\n```\n```yaml\nz: 1\n```\n1. b:\n\n   ```sh\n   w\n   ```\n```\nsh\n```\n";
+        assert_eq!(blocks(page, "sh"), ["x\n  y", "w"]);
+        assert_eq!(blocks(page, "yaml"), ["z: 1"]);
+    }
+
+    #[test]
+    fn commands_in_a_sentence_are_found() {
+        let page = "Say `helm list`, or `kubectl get x`; `helm` is Helm.\n```sh\n`helm a`\n```\n";
+        assert_eq!(mentioned(page), ["helm list", "kubectl get x"]);
+    }
+}
