@@ -5,6 +5,7 @@
 //! refuses what can never work. `crdgen` writes it to `crds/generated/` and into the charts.
 
 mod checks;
+mod jobs;
 mod schema;
 #[expect(
     unreachable_pub,
@@ -16,6 +17,7 @@ mod values;
 mod verification;
 
 pub use checks::*;
+pub use jobs::*;
 pub use spec::*;
 pub use status::*;
 pub use values::values_schema;

@@ -45,6 +45,9 @@ pub struct CudaRunnerStatus {
     /// The last failures, newest first; they stay when the pods are gone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub last_failures: Vec<FailureStatus>,
+    /// The last jobs that have ended, newest first, at most 10.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub last_jobs: Vec<crate::JobStatus>,
     /// Failures in a row since a runner last came online: what the pause before the next attempt grows with.
     pub consecutive_failures: i32,
     /// Nodes and devices that are left alone for a while.
@@ -53,9 +56,13 @@ pub struct CudaRunnerStatus {
     /// The last value of the annotation `cudarunner.dev/release` that was followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released: Option<String>,
-    /// Version of the agent that the runners last reported.
+    /// Version of the agent that the runners last reported; the oldest, where they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner_version: Option<String>,
+    /// From when on GitHub gives an agent of that version no jobs, where GitHub says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_time")]
+    pub runner_version_ends: Option<Time>,
     /// The address at which runners were last registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_at: Option<String>,

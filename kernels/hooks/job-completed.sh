@@ -4,8 +4,8 @@ dir=${CUDA_RUNNER_DIR:-/run/cuda-runner}
 rm -f "$dir/busy" 2>/dev/null
 
 json() { printf %s "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
-{ printf '{"mark":"completed","job":"%s","run":"%s","attempt":"%s","workflow":"%s","repository":"%s"}\n' \
-  "$(json "$GITHUB_JOB")" "$(json "$GITHUB_RUN_ID")" "$(json "$GITHUB_RUN_ATTEMPT")" \
+{ printf '{"mark":"completed","job":"%s","run":"%s","attempt":"%s","at":"%s","workflow":"%s","repository":"%s"}\n' \
+  "$(json "$GITHUB_JOB")" "$(json "$GITHUB_RUN_ID")" "$(json "$GITHUB_RUN_ATTEMPT")" "$(date +%s)" \
   "$(json "$GITHUB_WORKFLOW")" "$(json "$GITHUB_REPOSITORY")" >>/dev/termination-log; } 2>/dev/null
 [ ! -e "$dir/gpu.sh" ] || exec /bin/sh "$dir/gpu.sh" completed
 exit 0

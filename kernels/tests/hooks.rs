@@ -84,6 +84,8 @@ fn marks_are_json_and_the_busy_file_comes_and_goes() {
             (&started["run"], &started["repository"]),
             (&"17".into(), &"o/r".into())
         );
+        let at = |mark: &Value| mark["at"].as_str().unwrap().parse::<u64>().unwrap();
+        assert!(at(started) <= at(completed), "{text}");
     }
 }
 

@@ -9,9 +9,8 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::github::Client;
-use crate::plan::checks;
 use crate::plan::verify::Watched;
-use crate::plan::{Access, Listing, Queue};
+use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
 
 /// After this time a created pod that the watch never showed is not counted any more.
@@ -74,6 +73,8 @@ pub struct GitHubMemory {
     pub listing: Option<Listing>,
     /// The queue, as last read.
     pub queue: Option<Queue>,
+    /// How jobs ended, as last read.
+    pub jobs: jobs::Watched,
     /// The client in use: teardown goes on with it when the Secret is gone.
     pub client: Option<Arc<Client>>,
 }
@@ -87,6 +88,7 @@ impl Default for GitHubMemory {
             not_before: None,
             listing: None,
             queue: None,
+            jobs: jobs::Watched::default(),
             client: None,
         }
     }

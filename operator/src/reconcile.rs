@@ -22,7 +22,7 @@ use crate::watch::pools;
 
 /// How soon a runner that was busy when it was to go is looked at again.
 const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
-/// The longest note that an Event may have.
+/// The longest note that an Event may have, in bytes.
 const NOTE: usize = 1024;
 
 /// Visits a pool, and takes the time.
@@ -65,10 +65,17 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         wake = Some(sooner(wake, BUSY_AGAIN));
     }
     if !last_visit {
+        let unrecorded = !plan.unrecorded.is_empty();
         let later = status::write(ctx, &pool, plan.status, now).await;
-        match later.map_err(ReconcileError::Status)? {
-            Some(wait) => wake = Some(sooner(wake, wait)),
-            None => ctx.metrics.learned(&pool.key, &news),
+        if let Some(wait) = later.map_err(ReconcileError::Status)? {
+            wake = Some(sooner(wake, wait));
+        } else {
+            ctx.metrics.learned(&pool.key, &news);
+            say(ctx, resource, &plan.news).await;
+            if unrecorded {
+                // The pods of these runners may go now.
+                wake = Some(SignedDuration::ZERO);
+            }
         }
     }
     finish(ctx, &pool, outcome)?;
@@ -135,10 +142,12 @@ async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
 }
 
 fn cut(note: &str) -> String {
-    match note.char_indices().nth(NOTE - 1) {
-        None => note.to_owned(),
-        Some((end, _)) => format!("{}…", &note[..end.saturating_sub(3)]),
+    const ELLIPSIS: &str = "…";
+    if note.len() <= NOTE {
+        return note.to_owned();
     }
+    let end = note.floor_char_boundary(NOTE - ELLIPSIS.len());
+    format!("{}{ELLIPSIS}", &note[..end])
 }
 
 /// After an error: again, each time later.

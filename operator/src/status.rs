@@ -12,6 +12,10 @@ use crate::pool::Pool;
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
 /// one each.
 const GATHER: SignedDuration = SignedDuration::from_secs(5);
+/// The same while jobs end one after another: then each runner has its share of the writes and of their cost.
+const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(20);
+/// For so long after a job's end another one is expected.
+const JOBS: SignedDuration = SignedDuration::from_mins(1);
 /// Who owns the fields of the status.
 const FIELD_MANAGER: &str = "cuda-runner-operator";
 
@@ -45,7 +49,13 @@ pub fn decide(
         || old.released != new.released
         || old.verification != new.verification
         || old.quarantine != new.quarantine;
-    let wait = written.map_or(SignedDuration::ZERO, |at| (at + GATHER).duration_since(now));
+    let last_job = new.last_jobs.first().map(|job| job.finished_at.0);
+    let gather = if last_job.is_some_and(|end| now < end + JOBS) {
+        GATHER_JOBS
+    } else {
+        GATHER
+    };
+    let wait = written.map_or(SignedDuration::ZERO, |at| (at + gather).duration_since(now));
     if meaning_changed || !wait.is_positive() {
         Write::Now
     } else {
@@ -110,6 +120,24 @@ mod tests {
         );
         assert_eq!(decide(&old, &counted, long_ago, NOW), Write::Now);
         assert_eq!(decide(&old, &counted, None, NOW), Write::Now);
+        let ended = |seconds: i64| CudaRunnerStatus {
+            last_jobs: vec![
+                serde_json::from_value(json!({
+                    "job": "build", "runner": "pool-aaaaa",
+                    "finishedAt": NOW - SignedDuration::from_secs(seconds)
+                }))
+                .unwrap(),
+            ],
+            ..old.clone()
+        };
+        assert_eq!(
+            decide(&old, &ended(1), just_now, NOW),
+            Write::In(SignedDuration::from_secs(19))
+        );
+        assert_eq!(
+            decide(&old, &ended(90), just_now, NOW),
+            Write::In(SignedDuration::from_secs(4))
+        );
 
         let meant = CudaRunnerStatus {
             observed_generation: Some(2),

@@ -15,6 +15,7 @@ const WELL: &[&str] = &[
     "ChecksRemoved",
     "EveryJobHasAPool",
     "GatePassed",
+    "JobCompleted",
     "NotAsked",
     "NotChecked",
     "NotRead",
@@ -41,7 +42,11 @@ const WELL: &[&str] = &[
 const OTHER_WORDS: &[&str] = &[
     // Of Kubernetes: statuses, phases, what containers wait for, values of fields.
     "ContainerCreating",
+    "DeletionByPodGC",
+    "DeletionByTaintManager",
+    "DisruptionTarget",
     "DoesNotExist",
+    "EvictionByEvictionAPI",
     "Exists",
     "FallbackToLogsOnError",
     "False",
@@ -58,9 +63,11 @@ const OTHER_WORDS: &[&str] = &[
     "PodInitializing",
     "PodScheduled",
     "Preempting",
+    "PreemptionByScheduler",
     "RuntimeDefault",
     "Succeeded",
     "Terminated",
+    "TerminationByKubelet",
     "True",
     "Unknown",
     // Of our own: kinds, values of fields, what an Event is about, categories of errors for metrics alone.

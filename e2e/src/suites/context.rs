@@ -442,6 +442,11 @@ impl Ctx {
     }
 }
 
+/// Whether a call asks how the jobs of a run ended: one for each run, whatever the number of its runners.
+pub fn is_read_of_jobs(call: &Seen) -> bool {
+    call.method == "GET" && call.path.contains("/actions/runs/") && call.path.contains("/jobs?")
+}
+
 /// A job of a workflow, with one step.
 pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
     JobTemplate {

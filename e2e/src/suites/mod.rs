@@ -13,6 +13,7 @@ mod gate;
 mod gpu_lost;
 mod gpu_missing;
 mod images;
+mod job_ends;
 mod local_cluster;
 mod long_job;
 mod metrics;
@@ -214,6 +215,12 @@ pub const SUITES: &[Suite] = &[
         [3, 13],
         "a persistent runner keeps its name from job to job and through whatever ends its pod",
         persistent::run
+    ),
+    suite!(
+        "job-ends",
+        [],
+        "how each job ended is on the resource and in an Event, once; an agent's version is named with its end",
+        job_ends::run
     ),
     suite!(
         "long-job",

@@ -13,6 +13,7 @@ use super::{
     runs::Tagged,
     single::Single,
     transport::{Answer, Ask, Transport},
+    versions::Lifecycles,
 };
 
 /// Asks GitHub. Made by [`Clients`](super::Clients); cheap to share.
@@ -23,6 +24,7 @@ pub struct Client {
     pub(super) groups: Single<Groups>,
     pub(super) queue: Kept,
     pub(super) tagged: Tagged,
+    pub(super) lifecycles: Lifecycles,
 }
 
 impl Client {
@@ -34,6 +36,7 @@ impl Client {
             groups: Single::default(),
             queue: Kept::default(),
             tagged: Tagged::default(),
+            lifecycles: Lifecycles::default(),
         }
     }
 
@@ -47,6 +50,15 @@ impl Client {
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.transport.budget().usage()
+    }
+
+    /// Whether less than a tenth of what GitHub grants each hour is left, or nothing may be sent: what can be done without
+    /// waits.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        let usage = self.usage();
+        let left = usage.remaining.zip(usage.limit);
+        usage.paused_until.is_some() || left.is_some_and(|(left, limit)| left < limit / 10)
     }
 
     /// Tells the credential from others without a word of it, as in [`Clients::usage`](super::Clients::usage).

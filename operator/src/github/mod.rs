@@ -4,7 +4,7 @@
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
 //! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `checks`,
-//!   `access`.
+//!   `versions`, `access`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
@@ -28,6 +28,7 @@ mod tests;
 mod token;
 mod transport;
 mod url;
+mod versions;
 
 pub use access::Access;
 pub use ca::{CaBundle, CaBundleError};
@@ -44,3 +45,4 @@ pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
 pub use runs::{Repository, Run, RunJob, Workflow};
 pub use url::{GitHubUrl, Scope, UrlError};
+pub use versions::Lifecycle;

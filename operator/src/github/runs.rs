@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::{
-    Client, Error, TestSum,
+    Client, Error, GitHubUrl, Scope, TestSum,
     logs::Reader,
     transport::{Answer, Ask},
-    url::encode,
+    url::{encode, is_name},
 };
 
 /// Answers that are kept for the sake of their tags: of each pool, two for a run that is watched, and two for each
@@ -48,6 +48,32 @@ impl Repository {
     #[must_use]
     pub fn full_name(&self) -> &str {
         &self.full_name
+    }
+
+    /// The repository that a job there says it is of: one of the address's own, whatever the job says.
+    #[must_use]
+    pub fn within(url: &GitHubUrl, said: &str) -> Option<Self> {
+        let said = Self::new(said).filter(|r| r.full_name.split('/').all(is_name));
+        let owner = |r: &Self| r.full_name.split('/').next().map(str::to_ascii_lowercase);
+        match url.scope() {
+            Scope::Repository { owner, name } => {
+                let own = format!("{owner}/{name}");
+                said.filter(|r| r.full_name.eq_ignore_ascii_case(&own))
+                    .or_else(|| Self::new(&own))
+            }
+            Scope::Organization { name } => said.filter(|r| owner(r).as_ref() == Some(name)),
+            Scope::Enterprise { .. } => said,
+        }
+    }
+
+    /// The page of a run, of its attempt where that is not the first.
+    #[must_use]
+    pub fn run_page(&self, url: &GitHubUrl, run: u64, attempt: Option<u32>) -> String {
+        let page = format!("{}/{}/actions/runs/{run}", url.origin(), self.full_name);
+        match attempt {
+            Some(attempt) if attempt > 1 => format!("{page}/attempts/{attempt}"),
+            _ => page,
+        }
     }
 
     pub(super) fn path(&self) -> String {

@@ -378,9 +378,9 @@ fn scope(url: &str, scheme: Scheme, authority: &str, path: &str) -> Result<Scope
     }
 }
 
-fn is_name(segment: &str) -> bool {
-    segment != "."
-        && segment != ".."
+/// Whether this can be the name of an owner or a repository.
+pub(super) fn is_name(segment: &str) -> bool {
+    !matches!(segment, "" | "." | "..")
         && segment
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))

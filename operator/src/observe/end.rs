@@ -1,14 +1,13 @@
 //! Why a runner pod ended.
 
-use std::fmt;
-
 use gate_report::{Class, Report, Step, preflight};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use serde::Deserialize;
 
-use super::agent;
+use super::agent::{AgentEnd, RefusedVersion};
+use super::disruption::{self, EVICTED, NODE_LOST};
+use super::marks::{Job, Marks};
 use super::pod::{
     GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, container, init_container, terminated,
 };
@@ -20,30 +19,6 @@ pub enum End {
     JobDone(Job),
     /// It ended otherwise.
     Failed(Failure),
-}
-
-/// The job that a runner ran, as the hooks noted it.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(default)]
-pub struct Job {
-    /// The job's id in its workflow.
-    pub job: String,
-    /// Id of the workflow run.
-    pub run: String,
-    /// Name of the workflow.
-    pub workflow: String,
-    /// `OWNER/NAME`.
-    pub repository: String,
-}
-
-impl fmt::Display for Job {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "job {} of run {} in {}",
-            self.job, self.run, self.repository
-        )
-    }
 }
 
 /// Why a runner ended without a finished job.
@@ -65,6 +40,8 @@ pub struct Failure {
     pub registered: bool,
     /// Whether the gate met it before it reached a device: a driver that still starts looks like that.
     pub at_start: bool,
+    /// The agent's version, where GitHub refused it.
+    pub refused: Option<RefusedVersion>,
 }
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
@@ -78,10 +55,10 @@ pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
 const GPU_LOST: &str = "GpuLost";
 
 impl Failure {
-    /// Whether a job ended with the runner.
+    /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
-    pub fn cut_a_job_short(&self) -> bool {
-        self.reason == JOB_CUT_SHORT
+    pub fn is_unasked(&self) -> bool {
+        [JOB_CUT_SHORT, EVICTED, NODE_LOST].contains(&self.reason)
     }
 }
 
@@ -95,37 +72,44 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     let gate = terminated(init_container(pod, GATE));
     let runner = terminated(container(pod, RUNNER));
     let at = ended_at(pod).unwrap_or(created);
-    let failure = |reason, class, message| {
-        End::Failed(Failure {
-            reason,
-            class,
-            code: None,
-            device: None,
-            message,
-            at,
-            registered: gate.is_some_and(|g| g.exit_code == 0),
-            at_start: false,
-        })
+    let failure = |reason, class, message| Failure {
+        reason,
+        class,
+        code: None,
+        device: None,
+        message,
+        at,
+        registered: gate.is_some_and(|g| g.exit_code == 0),
+        at_start: false,
+        refused: None,
     };
+    let failed = |reason, class, message| Some(End::Failed(failure(reason, class, message)));
 
-    let marks = runner
-        .and_then(|r| r.message.as_deref())
-        .map_or_else(Marks::default, Marks::read);
+    let marks = Marks::of(runner);
     let persistent = pod
         .annotations()
         .get(LIFETIME_ANNOTATION)
         .is_some_and(|lifetime| lifetime == PERSISTENT);
     if let Some(when) = &marks.lost {
         let job = marks.started.as_ref().or(marks.completed.as_ref());
-        return Some(failure(GPU_LOST, Class::Transient, gpu_lost(when, job)));
+        return failed(GPU_LOST, Class::Transient, gpu_lost(when, job));
     }
     // A persistent runner's job is not its end.
-    if let Some(job) = marks.completed.filter(|_| !persistent) {
-        return Some(End::JobDone(job));
+    if let Some(job) = marks.completed.as_ref().filter(|_| !persistent) {
+        return Some(End::JobDone(job.clone()));
+    }
+    let cut = marks
+        .started
+        .as_ref()
+        .map(|job| format!(" Its {job} was cut short."));
+    let cut_text = cut.unwrap_or_default();
+    // Before the containers: they end with it, each in its own way.
+    if let Some((reason, class, message)) = disruption::of_ended(pod, status, &cut_text) {
+        return failed(reason, class, message);
     }
     let preflight = terminated(init_container(pod, PREFLIGHT));
-    if let Some(ended) = preflight.filter(|p| p.exit_code != 0 && status.reason.is_none()) {
-        return Some(failure(
+    if let Some(ended) = preflight.filter(|p| p.exit_code != 0) {
+        return failed(
             PREFLIGHT_FAILED,
             Class::Config,
             format!(
@@ -133,7 +117,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
                 ended.exit_code,
                 ended.reason.as_deref().unwrap_or("no reason given")
             ),
-        ));
+        );
     }
     if let Some(gate) = gate.filter(|g| g.exit_code != 0) {
         return Some(End::Failed(gate_failure(
@@ -143,42 +127,20 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             at,
         )));
     }
-    let cut = marks
-        .started
-        .map(|job| format!(" Its {job} was cut short."));
-    let cut_text = cut.unwrap_or_default();
-    if let Some(reason) = status.reason.as_deref() {
-        let message = status.message.as_deref().unwrap_or("no message");
-        return Some(match reason {
-            "Evicted" | "Preempting" | "NodeShutdown" | "Terminated" => failure(
-                "Evicted",
-                Class::Transient,
-                format!(
-                    "Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"
-                ),
-            ),
-            "NodeLost" => failure(
-                "NodeLost",
-                Class::Node,
-                format!("The node stopped answering ({message}).{cut_text}"),
-            ),
-            _ => failure(
-                "PodRejected",
-                Class::Node,
-                format!(
-                    "The node refused the pod ({reason}: {message}); look at the node's device plugin and its kubelet."
-                ),
-            ),
-        });
-    }
     let Some(runner) = runner else {
-        return Some(failure(
+        return failed(
             "PodLost",
             Class::Transient,
             "The pod ended before its containers did.".to_owned(),
-        ));
+        );
     };
-    Some(agent::end(runner, &cut_text, persistent, &failure))
+    let agent = AgentEnd {
+        container: runner,
+        cut_text: &cut_text,
+        persistent,
+        conflict: marks.conflict,
+    };
+    Some(End::Failed(agent.failure(failure)))
 }
 
 /// A gate that ended with another code than 0: the report in the termination message says why, the code at least who must act.
@@ -214,6 +176,7 @@ fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Time
         message,
         at,
         registered: false,
+        refused: None,
     }
 }
 
@@ -233,48 +196,6 @@ fn gpu_lost(when: &str, job: Option<&Job>) -> String {
 /// Whether a failure is of the driver's start.
 fn is_at_start(failure: &gate_report::Failure) -> bool {
     matches!(failure.step, Step::Load | Step::Init) || failure.code == Some(NO_DEVICE)
-}
-
-/// What the hooks noted in the runner's termination message.
-#[derive(Default)]
-struct Marks {
-    started: Option<Job>,
-    completed: Option<Job>,
-    /// When the GPU was first found gone since the last job began.
-    lost: Option<String>,
-}
-
-impl Marks {
-    /// Lines that are no marks are passed over: the agent may write there, too.
-    fn read(message: &str) -> Self {
-        #[derive(Deserialize)]
-        struct Line {
-            mark: String,
-            #[serde(default)]
-            when: String,
-            #[serde(flatten)]
-            job: Job,
-        }
-        let mut marks = Self::default();
-        for line in message.lines() {
-            let Ok(Line { mark, when, job }) = serde_json::from_str(line) else {
-                continue;
-            };
-            match mark.as_str() {
-                "started" => marks.started = Some(job),
-                "completed" => {
-                    // A persistent runner's next job starts afresh.
-                    marks.started = None;
-                    marks.completed = Some(job);
-                }
-                "gpu-lost" => {
-                    marks.lost.get_or_insert(when);
-                }
-                _ => {}
-            }
-        }
-        marks
-    }
 }
 
 /// When the last of the pod's containers ended.

@@ -263,6 +263,7 @@ fn take_in(
                         id: r.id,
                         name: r.name.clone(),
                         busy: r.busy,
+                        version: r.version.clone(),
                     })
                     .collect(),
             });

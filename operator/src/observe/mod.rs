@@ -2,14 +2,18 @@
 
 pub mod agent;
 pub mod checks;
+pub mod disruption;
 pub mod end;
 pub mod github;
+pub mod jobs;
+pub mod marks;
 pub mod pod;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+pub mod versions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
@@ -17,7 +21,7 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::Client;
-use crate::plan::{NodeFacts, Observed, Queue};
+use crate::plan::{Access, NodeFacts, Observed, Queue};
 use crate::pool::{GpuRequest, Pool};
 use end::End;
 use pod::Runner;
@@ -38,6 +42,7 @@ pub async fn observe(
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
+    let jobs = jobs::look(ctx, pool, client.as_deref(), &verification, now).await;
     // What walks over all pools or all pods is done only where the plan will look at it, and outside of the lock.
     let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
     let other_pools = if queue.as_ref().is_some_and(Queue::has_jobs) {
@@ -52,14 +57,14 @@ pub async fn observe(
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
-    ctx.memory.with(pool, |memory| {
+    let mut observed = ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
             if memory.removed.contains(&runner.uid) && runner.end.is_none() {
                 runner.phase = RunnerPhase::Terminating;
             }
         }
-        let observed = Observed {
+        Observed {
             runners,
             expected: memory.expected.keys().cloned().collect(),
             access: memory.github.access.clone(),
@@ -68,6 +73,8 @@ pub async fn observe(
             queue,
             verification,
             checks,
+            jobs,
+            lifecycles: BTreeMap::new(),
             required_elsewhere: ctx.required_elsewhere(pool),
             other_pools,
             last_change: memory.last_change,
@@ -77,9 +84,15 @@ pub async fn observe(
             pod_refused: memory.pod_refused.clone(),
             pod_settings: ctx.pod_settings(),
             seed: ctx.random(),
-        };
-        (observed, client)
-    })
+        }
+    });
+    if let Some(client) = client
+        .as_deref()
+        .filter(|_| observed.access == Access::Granted)
+    {
+        observed.lifecycles = versions::look(&observed, client).await;
+    }
+    (observed, client)
 }
 
 /// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met.

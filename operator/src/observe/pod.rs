@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
 
+use super::disruption::Disruption;
 use super::end::{End, end_of, ended_at};
+use super::marks::Done;
 
 /// Annotation: fingerprint of the spec that the pod was made from.
 pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
@@ -58,6 +60,10 @@ pub struct Runner {
     pub hardware: String,
     /// How it ended.
     pub end: Option<End>,
+    /// The last job that has ended on it; known once its container has ended.
+    pub done: Option<Done>,
+    /// What Kubernetes says where it takes the pod away by itself.
+    pub disruption: Option<Disruption>,
 }
 
 /// What a pod waits for.
@@ -105,6 +111,8 @@ impl Runner {
             since: state.since,
             waiting: state.waiting,
             end: state.end,
+            done: Done::of(pod, created),
+            disruption: Disruption::of(pod),
         }
     }
 
@@ -247,7 +255,7 @@ fn hardware(report: &Report) -> String {
     )
 }
 
-fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+pub(super) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|c| c.type_ == type_)
 }

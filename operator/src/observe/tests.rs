@@ -4,6 +4,7 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerP
 use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
+use super::disruption;
 use super::end::{End, Failure};
 use super::has_failed;
 use super::pod::{LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION};
@@ -164,7 +165,11 @@ fn an_end_without_marks_is_no_job() {
 #[test]
 fn ends_have_their_reason() {
     let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
-    assert_eq!(failure(&ended(7, "Error", "")).reason, "VersionRefused");
+    assert_eq!(failure(&ended(7, "Error", "")).reason, "VersionRefusedOnce");
+    assert_eq!(failure(&ended(5, "Error", "")).reason, "SessionConflict");
+    let conflict = r#"{"mark":"session-conflict"}"#;
+    let conflict = ended(0, "Completed", conflict);
+    assert_eq!(failure(&conflict).reason, "SessionConflict");
     assert_eq!(
         failure(&ended(137, "OOMKilled", started)).reason,
         "OutOfMemory"
@@ -245,9 +250,12 @@ fn a_refused_version_is_named_with_the_one_to_use_and_not_believed_at_once() {
         let failure = failure(&runner);
         assert_eq!(
             (failure.reason, failure.class),
-            ("VersionRefused", Class::Transient)
+            ("VersionRefusedOnce", Class::Transient)
         );
-        assert!(failure.message.contains("2.319.1") && failure.message.contains("2.329.0"));
+        assert!(failure.message.contains("2.319.1"));
+        let refused = failure.refused.as_ref().unwrap();
+        assert_eq!(refused.version.as_deref(), Some("2.319.1"));
+        assert_eq!(refused.minimum.as_deref(), Some("2.329.0"));
     }
 }
 
@@ -329,6 +337,82 @@ fn evictions_and_refusals_of_the_node_are_told_apart() {
         "PodRejected"
     );
     assert_eq!(failure(&with("NodeLost")).reason, "NodeLost");
+}
+
+/// A pod that Kubernetes takes away, for this reason.
+fn disrupted(reason: &str, phase: &str) -> Runner {
+    let pod = json!({
+        "metadata": {
+            "name": "pool-aaaaa", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "deletionTimestamp": "2026-01-01T00:02:00Z"
+        },
+        "spec": {"containers": [], "nodeName": "node-1"},
+        "status": {
+            "phase": phase,
+            "conditions": [bound(), {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "m"}],
+            "initContainerStatuses": gate(&passed()),
+            "containerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), true, false)
+        }
+    });
+    Runner::read(&serde_json::from_value(pod).unwrap())
+}
+
+#[test]
+fn a_pod_that_kubernetes_takes_away_says_who_wanted_it() {
+    for (by, reason) in [
+        ("EvictionByEvictionAPI", "Evicted"),
+        ("DeletionByTaintManager", "Evicted"),
+        ("PreemptionByScheduler", "Evicted"),
+        ("DeletionByPodGC", "NodeLost"),
+        // What Kubernetes may add some day is judged by what the agent said.
+        ("SomethingNew", "EndedWithoutJob"),
+    ] {
+        let runner = disrupted(by, "Failed");
+        assert_eq!(runner.phase, RunnerPhase::Terminating);
+        assert_eq!(failure(&runner).reason, reason, "{by}");
+        assert_eq!(failure(&runner).is_unasked(), by != "SomethingNew");
+    }
+}
+
+#[test]
+fn a_node_that_never_confirms_is_lost_once_the_time_for_it_is_over() {
+    let runner = disrupted("DeletionByTaintManager", "Running");
+    let at = |time: &str| disruption::unconfirmed(&runner, time.parse().unwrap());
+    assert!(at("2026-01-01T00:01:59Z").is_none());
+    let lost = at("2026-01-01T00:02:00Z").unwrap();
+    assert_eq!((lost.reason, lost.class), ("NodeLost", Class::Node));
+}
+
+#[test]
+fn a_job_that_has_ended_is_read_with_its_times_and_no_mark_is_believed_beyond_its_pod() {
+    let mark = |mark: &str, at: &str| {
+        let long = "x".repeat(1000);
+        format!(
+            r#"{{"mark":"{mark}","job":"{long}\u0007","run":"7","attempt":"2","at":"{at}","repository":"a/b"}}"#
+        )
+    };
+    let read = |from: &str, to: &str| {
+        let marks = [mark("started", from), mark("completed", to)].join("\n");
+        ended(0, "Completed", &marks).done.unwrap()
+    };
+    // 2026-01-01T00:00:20Z and 30 seconds later; the container ended at 00:01:00.
+    let done = read("1767225620", "1767225650");
+    assert_eq!(done.started.unwrap().as_second(), 1_767_225_620);
+    assert_eq!(done.finished.as_second(), 1_767_225_650);
+    assert_eq!((done.job.attempt.as_str(), done.job.job.len()), ("2", 140));
+    for (from, to) in [
+        ("", ""),
+        ("soon", "later"),
+        ("-1", "99999999999999999999"),
+        ("1767225650", "1767229999"),
+    ] {
+        let done = read(from, to);
+        assert_eq!(done.finished.to_string(), "2026-01-01T00:01:00Z", "{to}");
+        assert_eq!(done.started.is_some(), from == "1767225650", "{from}");
+    }
+    // A job that was cut short has not ended.
+    let cut = ended(143, "Error", &mark("started", "1767225620"));
+    assert_eq!(cut.done, None);
 }
 
 #[test]

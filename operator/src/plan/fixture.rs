@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Access, Entry, Listing, NodeFacts, Observed, PodSettings};
-use crate::observe::end::{End, Failure, Job};
+use crate::observe::end::{End, Failure};
+use crate::observe::marks::Job;
 use crate::observe::pod::Runner;
 use crate::pool::{FINALIZER, Pool};
 
@@ -52,6 +53,8 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         queue: None,
         verification: super::verify::Watched::default(),
         checks: super::checks::Watched::default(),
+        jobs: super::jobs::Watched::default(),
+        lifecycles: std::collections::BTreeMap::new(),
         required_elsewhere: std::collections::BTreeSet::new(),
         other_pools: vec![],
         last_change: None,
@@ -85,6 +88,7 @@ pub(crate) fn listing(names: &[&str]) -> Listing {
                 id,
                 name: (*name).to_owned(),
                 busy: false,
+                version: None,
             })
             .collect(),
     }
@@ -115,6 +119,8 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
             RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),
             _ => None,
         },
+        done: None,
+        disruption: None,
     }
 }
 
@@ -128,5 +134,6 @@ pub(crate) fn gate_failure(class: Class) -> Failure {
         at: ago(20),
         registered: false,
         at_start: false,
+        refused: None,
     }
 }

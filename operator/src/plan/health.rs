@@ -5,10 +5,10 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Observed;
 use super::quarantine::Quarantine;
+use super::{Observed, version};
 use crate::backoff;
-use crate::observe::agent::VERSION_REFUSED;
+use crate::observe::disruption;
 use crate::observe::end::{End, Failure};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
@@ -26,8 +26,9 @@ const IMAGE_TROUBLE: [&str; 5] = [
 const START: SignedDuration = SignedDuration::from_mins(20);
 /// How long an image that cannot be pulled is waited for.
 const IMAGE: SignedDuration = SignedDuration::from_mins(5);
-/// How long a running agent may take until it is online.
-const ONLINE: SignedDuration = SignedDuration::from_mins(3);
+/// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
+/// then says so.
+const ONLINE: SignedDuration = SignedDuration::from_mins(5);
 /// For how long a new node's driver may be starting: a driver container compiles its kernel module.
 const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 /// What the gate may take beside its two attempts at the test: registration and its own start.
@@ -99,12 +100,13 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         let failure = match &runner.end {
             // A pod that was asked to go and had no job has done as it was told.
             Some(End::Failed(failure))
-                if runner.phase == RunnerPhase::Terminating && !failure.cut_a_job_short() =>
+                if runner.phase == RunnerPhase::Terminating && !failure.is_unasked() =>
             {
                 continue;
             }
             Some(End::Failed(failure)) => failure.clone(),
             Some(End::JobDone(_)) => continue,
+            None if let Some(lost) = disruption::unconfirmed(runner, now) => lost,
             None => {
                 let late = pool
                     .spec
@@ -117,7 +119,8 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
             }
         };
         if is_new(runner, &failure) {
-            let failure = warming(runner, believed(pool, runner, failure), observed, now);
+            let failure = version::believed(pool, runner, failure, observed, now);
+            let failure = warming(runner, failure, observed, now);
             failed.push((failure.class, failure.reason));
             new.push(noted(runner, failure));
         }
@@ -173,25 +176,6 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
             failure.message
         ),
         ..failure
-    }
-}
-
-/// One refusal of the agent's version may be an outage that looks like it; the next attempt's is believed.
-fn believed(pool: &Pool, runner: &Runner, failure: Failure) -> Failure {
-    let again = failure.reason == VERSION_REFUSED
-        && pool.status.consecutive_failures > 0
-        && pool
-            .status
-            .last_failures
-            .first()
-            .is_some_and(|last| last.reason == VERSION_REFUSED && last.at.0 < runner.created);
-    if again {
-        Failure {
-            class: Class::Config,
-            ..failure
-        }
-    } else {
-        failure
     }
 }
 
@@ -276,6 +260,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
         at: now,
         registered: runner.phase == RunnerPhase::Starting,
         at_start: false,
+        refused: None,
     };
     let waiting = runner
         .waiting
@@ -313,48 +298,4 @@ pub fn image_trouble(runner: &Runner) -> Option<&str> {
     IMAGE_TROUBLE
         .contains(&waiting.reason.as_str())
         .then_some(waiting.reason.as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::fixture::{ago, observed, pool, runner};
-    use super::*;
-
-    #[test]
-    fn a_refused_version_is_believed_when_the_next_attempt_is_refused_too() {
-        let refused = |pool: &Pool, name: &str, created| {
-            let mut one = runner(pool, name, RunnerPhase::Failed);
-            one.created = ago(created);
-            one.end = Some(End::Failed(Failure {
-                reason: VERSION_REFUSED,
-                class: Class::Transient,
-                code: None,
-                device: None,
-                message: String::new(),
-                at: ago(created - 10),
-                at_start: false,
-                registered: true,
-            }));
-            one
-        };
-        let mut pool = pool(2);
-        let now = super::super::fixture::NOW;
-        // Given a first refusal
-        let first = assess(
-            &pool,
-            &observed(vec![refused(&pool, "pool-aaaaa", 90)]),
-            now,
-        );
-        assert!(first.stalled().is_none());
-        pool.status.last_failures = first.last_failures;
-        pool.status.consecutive_failures = first.consecutive;
-        // Then one that was under way meanwhile proves nothing, and a new attempt's does
-        let same = observed(vec![refused(&pool, "pool-bbbbb", 89)]);
-        assert!(assess(&pool, &same, now).stalled().is_none());
-        let next = observed(vec![refused(&pool, "pool-ccccc", 60)]);
-        assert_eq!(
-            assess(&pool, &next, now).stalled().unwrap().reason,
-            VERSION_REFUSED
-        );
-    }
 }

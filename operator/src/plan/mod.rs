@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod conditions;
 pub mod health;
+pub mod jobs;
 mod placement;
 pub mod pod;
 mod preflight;
@@ -14,6 +15,7 @@ pub mod runners;
 mod stable;
 pub mod teardown;
 pub mod verify;
+pub mod version;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -27,7 +29,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::github::{QueuedJob, Repository, Ruleset, Workflow};
+use crate::github::{Lifecycle, QueuedJob, Repository, Ruleset, Workflow};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -50,6 +52,10 @@ pub struct Observed {
     pub verification: verify::Watched,
     /// The required checks.
     pub checks: checks::Watched,
+    /// What GitHub says of jobs that have ended.
+    pub jobs: jobs::Watched,
+    /// What GitHub says of the versions of agents, where it says anything.
+    pub lifecycles: BTreeMap<String, Lifecycle>,
     /// What other pools require.
     pub required_elsewhere: BTreeSet<checks::Elsewhere>,
     /// Labels of the other pools of the same address; empty where no job waits.
@@ -153,6 +159,8 @@ pub struct Entry {
     pub name: String,
     /// Whether it runs a job.
     pub busy: bool,
+    /// Version of its agent, once one has connected.
+    pub version: Option<String>,
 }
 
 /// What the pods need to know of the operator.
@@ -241,6 +249,10 @@ pub struct Plan {
     pub status: CudaRunnerStatus,
     /// Events.
     pub notices: Vec<Notice>,
+    /// Events for what the status tells for the first time: they wait until it is written.
+    pub news: Vec<Notice>,
+    /// Runners that have ended, and whose job the status does not hold yet: their pods stay until it does.
+    pub unrecorded: BTreeSet<String>,
     /// When to look again, where nothing else wakes the pool.
     pub wake: Option<SignedDuration>,
     /// Whether GitHub's list should be read again soon.
@@ -284,6 +296,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         plan.actions.push(Action::AddFinalizer);
     }
     let health = health::assess(pool, observed, now);
+    version::plan(pool, observed, now, &mut plan);
+    jobs::plan(pool, observed, now, &mut plan);
     if let Ok(spec) = &pool.spec {
         runners::plan(pool, spec, observed, &health, now, &mut plan);
         verify::plan(pool, spec, observed, &health, now, &mut plan);

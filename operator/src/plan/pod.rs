@@ -56,8 +56,18 @@ unset ACTIONS_RUNNER_INPUT_TOKEN
 [ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
 exec /home/runner/run.sh"#;
 
-/// The agent writes this line to its diagnostic log as soon as its session with GitHub is open.
-const ONLINE: &str = r#"grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log"#;
+/// The agent writes the first line to its diagnostic log as soon as its session with GitHub is open, and the second one
+/// while another agent holds that session. The latter leaves a mark for as long as it holds: `run.sh` ends with 0 then.
+const ONLINE: &str = r#"conflict=/run/cuda-runner/conflict
+said() { grep -qs "$1" /home/runner/_diag/Runner_*.log; }
+if said "Listening for Jobs"; then
+  [ ! -e "$conflict" ] || { rm -f "$conflict"; true >/dev/termination-log; } 2>/dev/null
+  exit 0
+fi
+if [ ! -e "$conflict" ] && said "session for this runner already exists"; then
+  { true >"$conflict" && echo '{"mark":"session-conflict"}' >>/dev/termination-log; } 2>/dev/null
+fi
+exit 1"#;
 /// Ready to take a job: online, the hooks' mark of a running job is absent, and the GPU is still there. Without it the
 /// gate's script ends the agent.
 const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log || exit 1

@@ -83,6 +83,8 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
     for runner in &observed.runners {
         match (&runner.end, runner.phase) {
             (_, RunnerPhase::Terminating) | (None, _) => {}
+            // Until the status has its job: after that nobody could tell it any more.
+            (Some(End::JobDone(_)), _) if plan.unrecorded.contains(&runner.name) => {}
             (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
             // Without a finished job GitHub does not remove the entry by itself.
             (Some(End::Failed(failure)), _) if failure.registered => {

@@ -17,7 +17,9 @@ use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
-use super::reconcile;
+use kube::runtime::controller::Action as Next;
+
+use super::{cut, reconcile};
 use crate::context::Context;
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
@@ -228,11 +230,8 @@ fn shows(ctx: &Context, line: &str) -> Result<(), String> {
     found.then_some(()).ok_or(page)
 }
 
-#[tokio::test]
-async fn a_failure_is_counted_once_when_the_status_holds_it() {
-    let cluster = Cluster::default();
-    let ctx = context(&cluster).await;
-    let resource = resource(|_| {});
+/// The watch shows a pod of the pool.
+fn show_pod(ctx: &Context, status: &Value) {
     let pod = json!({
         "metadata": {
             "name": "pool-aaaaa",
@@ -240,14 +239,73 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
             "labels": {"cudarunner.dev/pool": "pool"},
             "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
         },
-        "status": {"phase": "Failed", "initContainerStatuses": [{
-            "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"terminated": {"exitCode": 12}},
-        }]},
+        "status": status,
     });
     ctx.pods
         .apply(&serde_json::from_value(pod).unwrap())
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let resource = resource(|_| {});
+    let mark = json!({"mark": "completed", "job": "build", "run": "none"});
+    show_pod(
+        &ctx,
+        &json!({"phase": "Succeeded", "containerStatuses": [{
+            "name": "runner", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 0, "message": mark.to_string()}},
+        }]}),
+    );
+    // Given a status that cannot be written, then the pod stays, and nothing is told of its job
+    cluster.1.store(true, Ordering::Relaxed);
+    reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+        .await
+        .unwrap_err();
+    let before = cluster.writes();
+    assert_eq!(before.last().map(String::as_str), Some("PATCH status"));
+    assert!(!before.iter().any(|write| write.starts_with("DELETE")));
+
+    // When it can be written, then the job is told after that, and the pod goes at the next visit, which is at once
+    cluster.1.store(false, Ordering::Relaxed);
+    let next = reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+        .await
+        .unwrap();
+    assert_eq!(next, Next::requeue(std::time::Duration::ZERO));
+    let told = cluster.0.lock().unwrap().last().unwrap().2.clone();
+    assert_eq!(
+        (&told["reason"], &told["note"]),
+        (&json!("JobCompleted"), &json!("build: ended on pool-aaaaa"))
+    );
+    let writes = cluster.writes();
+    assert_eq!(writes[writes.len() - 2..], ["PATCH status", "POST events"]);
+    reconcile(resource, ctx).await.unwrap();
+    assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
+}
+
+#[test]
+fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
+    assert_eq!(cut("short"), "short");
+    for letter in ["a", "ü", "…", "𝄞"] {
+        let long = cut(&letter.repeat(2000));
+        assert!(long.len() <= 1024 && long.len() > 1015 && long.ends_with('…'));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_counted_once_when_the_status_holds_it() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let resource = resource(|_| {});
+    show_pod(
+        &ctx,
+        &json!({"phase": "Failed", "initContainerStatuses": [{
+            "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 12}},
+        }]}),
+    );
     let counted = r#"cudarunner_runner_failures_total{namespace="ci",pool="pool",class="device",reason="GateFailed"} 1"#;
     let error =
         r#"cudarunner_reconcile_errors_total{namespace="ci",pool="pool",category="Status"} 1"#;

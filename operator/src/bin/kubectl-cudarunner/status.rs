@@ -12,6 +12,8 @@ use crate::why::held;
 
 /// How many failures are told with their message.
 const FAILURES: usize = 3;
+/// How many jobs are shown.
+const JOBS: usize = 5;
 
 /// The pool at a glance.
 pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
@@ -34,6 +36,7 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
     if let Some(checks) = &status.required_checks {
         required(&mut out, checks);
     }
+    jobs(&mut out, status, now);
     failures(&mut out, status, now);
     out
 }
@@ -90,7 +93,9 @@ fn heading(out: &mut String, pool: &CudaRunner, status: &CudaRunnerStatus) {
     wrap(out, "", 0, &counts.join(", "));
     let mut facts = vec![pool.spec.github.url.clone(), status.gpu.clone()];
     if let Some(version) = &status.runner_version {
-        facts.push(format!("agent {version}"));
+        let ends = status.runner_version_ends.as_ref();
+        let ends = ends.map(|at| format!(" (gets jobs until {})", at.0.strftime("%Y-%m-%d")));
+        facts.push(format!("agent {version}{}", ends.unwrap_or_default()));
     }
     wrap(out, "", 0, &facts.join(", "));
     if status.observed_generation != pool.metadata.generation {
@@ -215,6 +220,39 @@ fn required(out: &mut String, checks: &RequiredChecksStatus) {
     }
 }
 
+fn jobs(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
+    if status.last_jobs.is_empty() {
+        return;
+    }
+    let mut rows = vec![["JOB", "RESULT", "TOOK", "RUNNER", "ENDED"].map(str::to_owned)];
+    let shown = status.last_jobs.iter().take(JOBS);
+    for job in shown.clone() {
+        let took = job.started_at.as_ref();
+        rows.push([
+            job.job.clone(),
+            or_dash(job.conclusion.as_ref()),
+            or_dash(took.map(|started| span(started.0, job.finished_at.0))),
+            job.runner.clone(),
+            format!("{} ago", span(job.finished_at.0, now)),
+        ]);
+    }
+    out.push_str("\nLAST JOBS\n");
+    table(out, &rows, 0);
+    let mut pages: Vec<&String> = shown.filter_map(|job| job.url.as_ref()).collect();
+    pages.dedup();
+    for page in pages {
+        let _ = writeln!(out, "  {page}");
+    }
+    rest(out, status.last_jobs.len(), JOBS);
+}
+
+/// How many there are beyond those shown.
+fn rest(out: &mut String, all: usize, shown: usize) {
+    if all > shown {
+        let _ = writeln!(out, "  {} more: -o json has them", all - shown);
+    }
+}
+
 fn failures(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     if status.last_failures.is_empty() {
         return;
@@ -235,10 +273,7 @@ fn failures(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
         wrap(out, "  ", 4, &head);
         wrap(out, "    ", 4, &failure.message);
     }
-    let rest = status.last_failures.len().saturating_sub(FAILURES);
-    if rest > 0 {
-        let _ = writeln!(out, "  {rest} more: -o json has them");
-    }
+    rest(out, status.last_failures.len(), FAILURES);
 }
 
 #[cfg(test)]

@@ -1,17 +1,90 @@
 //! Starting a workflow, finding its run, and counting in its logs.
 
 use http::Method;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use super::stub::{Stub, error, raw, reply};
-use crate::github::{Error, Repository, TestSum, Workflow};
+use crate::github::{Error, GitHubUrl, Repository, TestSum, Workflow};
 
 fn workflow() -> Workflow {
     Workflow {
         repository: Repository::new("acme/widgets").unwrap(),
         file: "cuda.yml".into(),
         git_ref: "release/1".into(),
+    }
+}
+
+#[test]
+fn a_job_leads_to_a_repository_of_its_own_address_only() {
+    let within = |address: &str, said: &str| {
+        let url = GitHubUrl::parse(address, false).unwrap();
+        let repository = Repository::within(&url, said)?;
+        Some(repository.run_page(&url, 7, Some(2)))
+    };
+    let one = "https://github.com/acme/widgets";
+    for said in ["acme/gadgets", "", "acme", "a/b/c", "acme/../x", "acme/<b>"] {
+        assert_eq!(
+            within(one, said).unwrap(),
+            "https://github.com/acme/widgets/actions/runs/7/attempts/2",
+            "{said}"
+        );
+    }
+    assert!(
+        within(one, "Acme/Widgets")
+            .unwrap()
+            .contains("/Acme/Widgets/")
+    );
+    let all = "https://github.com/acme";
+    assert!(within(all, "ACME/gadgets").is_some());
+    assert_eq!(within(all, "other/gadgets"), None);
+    assert_eq!(within(all, "acme/.."), None);
+    let enterprise = "https://octo.ghe.com/enterprises/e";
+    let page = within(enterprise, "acme/gadgets").unwrap();
+    assert!(page.starts_with("https://octo.ghe.com/acme/"), "{page}");
+    assert_eq!(within(enterprise, "//evil.example/x"), None);
+}
+
+#[tokio::test]
+async fn how_long_an_agent_is_served_is_asked_once_a_day_for_all() {
+    let stub = Stub::start(|seen, _| {
+        if seen.path.ends_with("/actions/runners/deprecations/2.330.0") {
+            let ends = json!({"runner_version": "2.330.0", "registration_deprecates_at": null, "runtime_deprecates_at": "2026-09-01T00:00:00Z"});
+            reply(200, &ends)
+        } else {
+            error(404, "Not Found")
+        }
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    for _ in 0..3 {
+        let ends = client.lifecycle("2.330.0").await.unwrap();
+        assert_eq!(ends.registration_ends, None);
+        let end = ends.runtime_ends.unwrap();
+        assert_eq!(end.to_string(), "2026-09-01T00:00:00Z");
+        assert_eq!(ends.refused_since(end), Some(end));
+        assert_eq!(ends.refused_since(end - SignedDuration::from_secs(1)), None);
+        // A server that does not say it is not asked again, either.
+        assert_eq!(client.lifecycle("2.331.0").await, None);
+    }
+    assert_eq!(stub.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn requests_are_short_when_less_than_a_tenth_of_the_hours_is_left() {
+    let stub = Stub::start(|_, before| {
+        let left = if before == 0 { "500" } else { "499" };
+        error(404, "Not Found")
+            .with("x-ratelimit-limit", "5000")
+            .with("x-ratelimit-remaining", left)
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let repository = Repository::new("acme/widgets").unwrap();
+    assert!(!client.is_short(), "nothing is known yet");
+    for short in [false, true] {
+        assert_eq!(client.run_jobs(&repository, 7).await.unwrap(), None);
+        assert_eq!(client.is_short(), short);
     }
 }
 

@@ -1,0 +1,89 @@
+//! How jobs ended, as GitHub says it: read for a run at a time, and only for jobs in the status.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::context::Context;
+use crate::github::{Client, Error, Repository, RunJob};
+use crate::plan::jobs::{BATCH, RunKey, Watched, next_look, run_of, to_ask};
+use crate::plan::{Access, verify};
+use crate::pool::Pool;
+
+/// How long credentials that may not read runs are not tried with.
+const DENIED: SignedDuration = SignedDuration::from_mins(30);
+
+/// Reads what is due, into the pool's memory; gives what is known.
+pub async fn look(
+    ctx: &Context,
+    pool: &Pool,
+    client: Option<&Client>,
+    verification: &verify::Watched,
+    now: Timestamp,
+) -> Watched {
+    let listed: BTreeSet<RunKey> = pool.status.last_jobs.iter().filter_map(run_of).collect();
+    let (mut watched, access) = ctx.memory.with(pool, |memory| {
+        let jobs = &mut memory.github.jobs;
+        jobs.runs.retain(|run, _| listed.contains(run));
+        (jobs.clone(), memory.github.access == Access::Granted)
+    });
+    let due = next_look(&pool.status.last_jobs, &watched).is_some_and(|at| now >= at);
+    let wanted = to_ask(pool, verification);
+    if !due || wanted.is_empty() || pool.deleting.is_some() {
+        return watched;
+    }
+    watched.looked = Some(now);
+    watched.next_look = Some(now + BATCH);
+    // A run that is not there does not come back.
+    let wanted = wanted.difference(&gone(&watched)).cloned().collect();
+    let denied = watched.denied_until.is_some_and(|until| now < until);
+    // Runners need the credential's requests more than this does.
+    if let Some(client) = client.filter(|client| access && !denied && !client.is_short()) {
+        ask(client, pool, wanted, &mut watched, now).await;
+    }
+    ctx.memory
+        .with(pool, |memory| memory.github.jobs = watched.clone());
+    watched
+}
+
+/// The runs that were asked for in vain.
+fn gone(watched: &Watched) -> BTreeSet<RunKey> {
+    let gone = watched.runs.iter().filter(|(_, jobs)| jobs.is_none());
+    gone.map(|(run, _)| run.clone()).collect()
+}
+
+async fn ask(
+    client: &Client,
+    pool: &Pool,
+    wanted: BTreeSet<RunKey>,
+    watched: &mut Watched,
+    now: Timestamp,
+) {
+    let answers = wanted.into_iter().map(|run| async move {
+        let read = match Repository::new(&run.0) {
+            Some(repository) => client.run_jobs(&repository, run.1).await,
+            None => Ok(None),
+        };
+        (run, read)
+    });
+    for (run, read) in futures::future::join_all(answers).await {
+        match read {
+            Ok(jobs) => {
+                watched.runs.insert(run, jobs.map(|jobs| ours(pool, jobs)));
+            }
+            Err(Error::Forbidden { .. }) => watched.denied_until = Some(now + DENIED),
+            Err(error) => {
+                tracing::debug!(%error, "how jobs ended could not be read");
+                let pause = error.pause(now).unwrap_or(BATCH).max(BATCH);
+                watched.next_look = Some(now + pause);
+            }
+        }
+    }
+}
+
+/// A run may have a hundred jobs of others.
+fn ours(pool: &Pool, mut jobs: Vec<RunJob>) -> Vec<RunJob> {
+    let listed = |name: &String| pool.status.last_jobs.iter().any(|job| job.runner == *name);
+    jobs.retain(|job| job.runner_name.as_ref().is_some_and(listed));
+    jobs
+}
