@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::{
     certs,
     cluster::Cluster,
-    helm::{Helm, NAMESPACE, RELEASE},
+    helm::{self, Helm, NAMESPACE, RELEASE},
     images::{self, Profile},
     node, process,
     supervisor::Program,
@@ -57,10 +57,20 @@ pub async fn charts(cluster: &Cluster) -> Result<()> {
 
 /// Changes values of the operator's installation, as `name=value`, and waits until it is ready.
 pub async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
+    upgrade_from(cluster, &helm::charts(), changes).await
+}
+
+/// The same with the charts of a folder, the definition's among them.
+pub async fn upgrade_from(cluster: &Cluster, charts: &Path, changes: &[&str]) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
     let mut all = values(cluster.link.is_some());
     all.extend(changes.iter().map(|&change| change.to_owned()));
-    tokio::task::spawn_blocking(move || helm.install(RELEASE, &all)).await??;
+    let charts = charts.to_owned();
+    tokio::task::spawn_blocking(move || {
+        helm.install_from(&charts, CRDS, &[])?;
+        helm.install_from(&charts, RELEASE, &all)
+    })
+    .await??;
     ready(&cluster.client().await?, Duration::from_secs(90)).await
 }
 

@@ -42,7 +42,12 @@ impl Helm {
 
     /// Installs or upgrades a chart of this repository, with values as `name=value`.
     pub fn install(&self, chart: &str, values: &[String]) -> Result<()> {
-        let folder = paths::repository().join("charts").join(chart);
+        self.install_from(&charts(), chart, values)
+    }
+
+    /// The same with a chart from a folder of charts.
+    pub fn install_from(&self, charts: &Path, chart: &str, values: &[String]) -> Result<()> {
+        let folder = charts.join(chart);
         let mut command = self.command(NAMESPACE);
         command
             .args(["upgrade", "--install", "--create-namespace", chart])
@@ -73,9 +78,14 @@ impl Helm {
         let mut command = self.command(namespace);
         command
             .args(arguments)
-            .arg(paths::repository().join("charts").join(chart))
+            .arg(charts().join(chart))
             .arg("--set-json")
             .arg(values.to_string());
         output(&mut command)
     }
+}
+
+/// The folder of this repository's charts.
+pub fn charts() -> std::path::PathBuf {
+    paths::repository().join("charts")
 }

@@ -178,6 +178,18 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         Ok(())
     }
 
+    /// Gives an image of containerd's another name.
+    pub fn tag(&self, image: &str, name: &str) -> Result<()> {
+        output(
+            Command::new("ctr")
+                .arg("--address")
+                .arg(self.containerd())
+                .args(["--namespace", "k8s.io", "image", "tag", "--force"])
+                .args([image, name]),
+        )
+        .map(drop)
+    }
+
     /// Starts the kubelet.
     pub fn start(&self, tools: &Tools, address: Ipv4Addr) -> Result<()> {
         let file = |name: &str| self.config(name).to_string_lossy().into_owned();

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// Turns GPU nodes into trustworthy GitHub Actions runners.
 #[derive(Debug, Parser)]
@@ -58,7 +59,7 @@ pub struct Config {
     #[arg(long, env)]
     pub registrar_url: Option<String>,
 
-    /// Address on which /healthz, /readyz and /metrics answer.
+    /// Address on which /livez, /readyz and /metrics answer.
     #[arg(long, env, default_value = "0.0.0.0:8080")]
     pub health_listen: SocketAddr,
 
@@ -81,10 +82,19 @@ pub struct Config {
     /// What is logged, as in `info,cuda_runner_operator=debug`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_filter: String,
+
+    /// Address on which /log shows and changes the form and the filter of the log. Whoever reaches it may use it.
+    #[arg(long, env)]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// OTLP collector that is sent traces, by protobuf over HTTP, as in `http://collector:4318`.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Form of the log.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     Text,

@@ -1,10 +1,12 @@
 //! `cuda-runner-operator`: parses its flags and starts.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use cuda_runner_operator::config::{Cli, Command, Config};
-use cuda_runner_operator::{run, telemetry};
+use cuda_runner_operator::run;
+use cuda_runner_operator::telemetry::Telemetry;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -26,9 +28,6 @@ fn crd() -> ExitCode {
 }
 
 fn operate(config: Config) -> ExitCode {
-    if let Err(error) = telemetry::start(config.log_format, &config.log_filter) {
-        return fail(&format!("--log-filter {:?}: {error}", config.log_filter));
-    }
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
@@ -39,7 +38,20 @@ fn operate(config: Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("no threads to run on: {error}")),
     };
-    match runtime.block_on(run::run(config)) {
+    let entered = runtime.enter();
+    let telemetry = Telemetry::start(
+        config.log_format,
+        &config.log_filter,
+        config.otlp_endpoint.as_deref(),
+    );
+    let telemetry = match telemetry {
+        Ok(telemetry) => Arc::new(telemetry),
+        Err(error) => return fail(&error.to_string()),
+    };
+    drop(entered);
+    let ended = runtime.block_on(run::run(config, Arc::clone(&telemetry)));
+    telemetry.end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }

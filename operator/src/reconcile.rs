@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::Resource as _;
 use kube::runtime::controller::Action as Next;
 use kube::runtime::events::{Event, EventType};
+use tracing::{Instrument as _, info_span};
 
 use crate::act::{self, Outcome};
 use crate::backoff;
@@ -45,14 +46,19 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let (observed, client) = observe(ctx, &pool, now).await;
+    let (observed, client) = observe(ctx, &pool, now)
+        .instrument(info_span!("observe"))
+        .await;
     let mut plan = plan::plan(&pool, &observed, now);
     let view = PoolView::of(&pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, view);
     let news = News::of(&pool, &plan);
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
     say(ctx, resource, &plan.notices).await;
-    let outcome = act::act(ctx, &pool, client, std::mem::take(&mut plan.actions)).await;
+    let actions = std::mem::take(&mut plan.actions);
+    let outcome = act::act(ctx, &pool, client, actions)
+        .instrument(info_span!("act"))
+        .await;
     ctx.memory.with(&pool, |memory| {
         memory.refresh |= plan.refresh;
         memory.intent = plan.intent.or(memory.intent);
@@ -66,7 +72,9 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     }
     if !last_visit {
         let unrecorded = !plan.unrecorded.is_empty();
-        let later = status::write(ctx, &pool, plan.status, now).await;
+        let later = status::write(ctx, &pool, plan.status, now)
+            .instrument(info_span!("status"))
+            .await;
         if let Some(wait) = later.map_err(ReconcileError::Status)? {
             wake = Some(sooner(wake, wait));
         } else {

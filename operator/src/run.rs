@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
+use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
 use crate::watch::objects::Objects;
 use crate::watch::pods::{self, Pods};
@@ -85,7 +86,7 @@ pub enum RunError {
 }
 
 /// Runs until a signal comes or a part fails.
-pub async fn run(config: Config) -> Result<(), RunError> {
+pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
     let client = Client::try_default().await.map_err(RunError::Kubeconfig)?;
     let (registrar_url, names) = registrar_address(&config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
@@ -119,6 +120,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let health = listen(config.health_listen).await?;
     let endpoint = listen(config.registrar_listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let desk = Arc::new(OperatorDesk::new(Arc::clone(&ctx), Arc::clone(&waker)));
     let registrar = registrar::serve(
         endpoint,
@@ -131,6 +136,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::select! {
         () = registrar => Err(RunError::Ended("the registrar")),
         _ = server::serve(health, server::Readiness(watched.ready.clone()), Arc::clone(&ctx)) => Err(RunError::Ended("the health endpoint")),
+        _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
         ended = control(&config, client, ctx, waker, woken, watched.ready) => ended,
         () = signal() => {

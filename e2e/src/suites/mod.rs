@@ -31,7 +31,9 @@ mod scale;
 mod second_node;
 mod secrets;
 mod teardown;
+mod telemetry;
 mod two_replicas;
+mod upgrade;
 mod verification;
 mod workflow;
 
@@ -251,6 +253,18 @@ pub const SUITES: &[Suite] = &[
         [],
         "two replicas share one authority, and one takes over from the other",
         two_replicas::run
+    ),
+    suite!(
+        "upgrade",
+        [],
+        "upgrade and downgrade of both charts around running jobs: no runner restarts, nothing is lost",
+        upgrade::run
+    ),
+    suite!(
+        "telemetry",
+        [],
+        "traces reach a collector, from a visit to its requests; the log's filter and form change while it runs",
+        telemetry::run
     ),
     suite!(
         "local-cluster",

@@ -57,6 +57,7 @@ pub(super) fn everything() -> Value {
         "insecureGithub": true,
         "logFormat": "text",
         "logLevel": "debug",
+        "tracing": {"endpoint": "http://collector:4318"},
         "extraEnv": [{"name": "A", "value": "b"}],
         "resources": {"limits": {"memory": "1Gi"}},
         "podAnnotations": {"a": "b"},
@@ -396,6 +397,7 @@ fn values_that_nobody_reads_are_refused() {
         "/metrics/prometheusRule/",
         "/metrics/dashboard/",
         "/leaderElection/",
+        "/tracing/",
         "/resources/",
     ] {
         let mut values = everything();

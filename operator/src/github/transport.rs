@@ -23,6 +23,7 @@ use octocrab::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
+use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{
     CaBundle, Credentials, Error, Fingerprint, GitHubUrl,
@@ -291,7 +292,15 @@ impl Transport {
     /// Sends a request as whoever `octocrab` is.
     async fn exchange(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
         let slot = self.budget.enter(ask.cost).await?;
-        let answer = tokio::time::timeout(DEADLINE, self.follow(octocrab, ask))
+        let span = info_span!(
+            "GitHub",
+            otel.kind = "client",
+            http.request.method = %ask.method,
+            url.path = ask.path,
+            http.response.status_code = Empty
+        );
+        let answer = self.follow(octocrab, ask).instrument(span.clone());
+        let answer = tokio::time::timeout(DEADLINE, answer)
             .await
             .unwrap_or_else(|_| {
                 Err(self.unreachable(
@@ -302,6 +311,7 @@ impl Transport {
             })
             .inspect_err(|_| self.budget.note_silence(ask.cost))?;
         drop(slot);
+        span.record("http.response.status_code", answer.status.as_u16());
         let message = if answer.status.is_client_error() {
             answer.message()
         } else {

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use super::ledger::{Claim, Ledger};
 use super::{
@@ -133,9 +134,15 @@ async fn converse(
 }
 
 async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
-    let answer =
-        tokio::time::timeout(shared.limits.request_timeout, answer(&shared, request)).await;
-    match answer {
+    let span = info_span!(
+        "report",
+        otel.kind = "server",
+        k8s.pod.name = Empty,
+        http.response.status_code = Empty
+    );
+    let answer = answer(&shared, request).instrument(span.clone());
+    let answer = tokio::time::timeout(shared.limits.request_timeout, answer).await;
+    let response = match answer {
         Ok(Ok(response) | Err(response)) => response,
         Err(_) => retry(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -143,7 +150,9 @@ async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request)
             "the registrar did not come to an end in time",
             LATER,
         ),
-    }
+    };
+    span.record("http.response.status_code", response.status().as_u16());
+    response
 }
 
 /// Nothing of the body is read before it is known who asks.
@@ -156,6 +165,7 @@ async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Respons
         )
     })?;
     let pod = identify(shared, &token).await?;
+    Span::current().record("k8s.pod.name", &pod.name);
     let runner = find(shared, &pod).await?;
     let limits = &shared.limits;
     shared

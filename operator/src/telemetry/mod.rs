@@ -1,0 +1,168 @@
+//! The log, whose filter and form can change while the operator runs, and traces on request.
+
+mod traces;
+
+use std::io::{IsTerminal as _, stderr};
+use std::sync::{Mutex, PoisonError};
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde::{Deserialize, Serialize};
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, ParseError, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::{Registry, fmt};
+
+use crate::config::LogFormat;
+
+/// What is traced, whatever is logged: the visits, by kube's controller; our own steps in them and the requests to
+/// GitHub; the requests to Kubernetes, by kube's client.
+const TRACED: [(&str, Level); 3] = [
+    ("kube_runtime::controller", Level::INFO),
+    ("cuda_runner_operator", Level::INFO),
+    ("kube_client", Level::DEBUG),
+];
+
+type Lines = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Why the log or the traces did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter makes no sense.
+    #[error(
+        "the log filter {filter:?} is none ({source}); write a level, or pairs such as info,cuda_runner_operator=debug"
+    )]
+    Filter {
+        /// As it was given.
+        filter: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// Traces cannot be sent.
+    #[error(
+        "traces cannot be sent to {endpoint}: {why}; give --otlp-endpoint a URL such as http://collector:4318"
+    )]
+    Traces {
+        /// As it was given.
+        endpoint: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The process has a subscriber already.
+    #[error("the log was started twice")]
+    Twice(#[from] TryInitError),
+    /// The subscriber is gone, which it never is while the process runs.
+    #[error("the log cannot be changed any more: {0}")]
+    Gone(#[from] reload::Error),
+}
+
+/// How the log is written: what `GET /log` answers.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct LogSettings {
+    /// What is written, as in `info,cuda_runner_operator=debug`.
+    pub filter: String,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// What of it is to change: the body of `PUT /log`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogChange {
+    /// Another filter.
+    pub filter: Option<String>,
+    /// Another form.
+    pub format: Option<LogFormat>,
+}
+
+/// The log and the traces of this process.
+pub struct Telemetry {
+    filter: Handle<EnvFilter, Registry>,
+    lines: Handle<Lines, Registry>,
+    format: Mutex<LogFormat>,
+    traces: Option<SdkTracerProvider>,
+}
+
+impl Telemetry {
+    /// Starts logging to standard error, and tracing where an OTLP endpoint is given.
+    ///
+    /// Traces leave on the Tokio runtime that this is called in.
+    pub fn start(
+        format: LogFormat,
+        filter: &str,
+        otlp_endpoint: Option<&str>,
+    ) -> Result<Self, TelemetryError> {
+        let (filter, filter_handle) = reload::Layer::new(parse(filter)?);
+        let (lines, lines_handle) = reload::Layer::new(lines(format));
+        let traces = otlp_endpoint.map(traces::provider).transpose()?;
+        tracing_subscriber::registry()
+            .with(lines.with_filter(filter))
+            .with(traces.as_ref().map(spans))
+            .try_init()?;
+        Ok(Self {
+            filter: filter_handle,
+            lines: lines_handle,
+            format: format.into(),
+            traces,
+        })
+    }
+
+    /// How the log is written now.
+    pub fn log(&self) -> Result<LogSettings, TelemetryError> {
+        Ok(LogSettings {
+            filter: self.filter.with_current(ToString::to_string)?,
+            format: *self.format.lock().unwrap_or_else(PoisonError::into_inner),
+        })
+    }
+
+    /// Writes the log otherwise from now on. A change that makes no sense changes nothing.
+    pub fn change_log(&self, change: &LogChange) -> Result<(), TelemetryError> {
+        if let Some(filter) = &change.filter {
+            self.filter.reload(parse(filter)?)?;
+        }
+        if let Some(format) = change.format {
+            self.lines.reload(lines(format))?;
+            *self.format.lock().unwrap_or_else(PoisonError::into_inner) = format;
+        }
+        Ok(())
+    }
+
+    /// Sends what has been traced and not been sent. It waits for the collector, for some seconds at most.
+    pub fn end(&self) {
+        if let Some(traces) = &self.traces
+            && let Err(error) = traces.shutdown()
+        {
+            tracing::warn!(%error, "the last traces were not sent");
+        }
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter {
+        filter: filter.to_owned(),
+        source,
+    })
+}
+
+/// Hands spans to the provider.
+fn spans<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer(env!("CARGO_PKG_NAME")))
+        .with_filter(Targets::new().with_targets(TRACED))
+}
+
+fn lines(format: LogFormat) -> Lines {
+    let lines = fmt::layer()
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr);
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    }
+}
