@@ -51,6 +51,7 @@ pub async fn observe(
         vec![]
     };
     let quarantined = ctx.quarantined_elsewhere(pool);
+    let required_elsewhere = ctx.required_elsewhere(pool);
     let passed = if has_failed(&pool.status, &runners, &quarantined) {
         ctx.pods.passed()
     } else {
@@ -75,7 +76,7 @@ pub async fn observe(
             checks,
             jobs,
             lifecycles: BTreeMap::new(),
-            required_elsewhere: ctx.required_elsewhere(pool),
+            required_elsewhere,
             other_pools,
             last_change: memory.last_change,
             nodes,

@@ -168,6 +168,16 @@ fn named<'a>(name: &str, jobs: &'a [RunJob]) -> Vec<&'a RunJob> {
     found
 }
 
+/// What a decision on a verification depends on.
+struct Case<'a> {
+    pool: &'a Pool,
+    spec: &'a Spec,
+    verify: &'a Verify,
+    observed: &'a Observed,
+    health: &'a Health,
+    now: Timestamp,
+}
+
 /// Decides on the verification.
 pub(super) fn plan(
     pool: &Pool,
@@ -184,62 +194,213 @@ pub(super) fn plan(
     if spec.repository.is_none() || observed.access != Access::Granted {
         return;
     }
-    let key = key_of(verify, spec);
-    let before = pool.status.verification.clone();
-    let status = match before {
-        None => request(None, pool, spec, observed, key, now, plan),
+    let case = Case {
+        pool,
+        spec,
+        verify,
+        observed,
+        health,
+        now,
+    };
+    let status = match pool.status.verification.clone() {
+        None => case.request(None, plan),
         Some(before) if before.state.has_ended() => {
-            if !due(&before, pool, verify, observed, &key, now, plan) {
+            if !case.due(&before, plan) {
                 return;
             }
-            request(Some(before), pool, spec, observed, key, now, plan)
+            case.request(Some(before), plan)
         }
-        Some(before) => Some(advance(
-            before, pool, spec, verify, observed, health, now, plan,
-        )),
+        Some(before) => Some(case.advance(before, plan)),
     };
     if status.is_some() {
         plan.status.verification = status;
     }
 }
 
-/// Changes with everything that a verification speaks of.
-fn key_of(verify: &Verify, spec: &Spec) -> String {
-    let what = Verify {
-        every: None,
-        ..verify.clone()
-    };
-    let text = serde_json::to_string(&what).unwrap_or_default();
-    fingerprint(&format!("{text} {}", spec.template_hash))
-}
-
-/// Whether another verification is to follow one that has ended.
-fn due(
-    last: &VerificationStatus,
-    pool: &Pool,
-    verify: &Verify,
-    observed: &Observed,
-    key: &str,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> bool {
-    let ended = last.ended.as_ref().map_or(last.since.0, |t| t.0);
-    let asked = pool.verify_asked.is_some() && pool.verify_asked != last.asked;
-    if asked || last.fingerprint != key {
-        return true;
+impl Case<'_> {
+    /// Changes with everything that a verification speaks of.
+    fn key(&self) -> String {
+        let what = Verify {
+            every: None,
+            ..self.verify.clone()
+        };
+        let text = serde_json::to_string(&what).unwrap_or_default();
+        fingerprint(&format!("{text} {}", self.spec.template_hash))
     }
-    let never_started = last.state == VerificationState::Failed && last.run_id.is_none();
-    let scheduled = verify.every.as_deref().and_then(crate::pool::duration);
-    let again = [never_started.then_some(START_AGAIN), scheduled];
-    if let Some(at) = again.into_iter().flatten().map(|wait| ended + wait).min() {
-        if now >= at {
+
+    /// Whether another verification is to follow one that has ended.
+    fn due(&self, last: &VerificationStatus, plan: &mut Plan) -> bool {
+        let Self {
+            pool,
+            verify,
+            observed,
+            now,
+            ..
+        } = *self;
+        let ended = last.ended.as_ref().map_or(last.since.0, |t| t.0);
+        let asked = pool.verify_asked.is_some() && pool.verify_asked != last.asked;
+        if asked || last.fingerprint != self.key() {
             return true;
         }
-        plan.wake_at(at, now);
+        let never_started = last.state == VerificationState::Failed && last.run_id.is_none();
+        let scheduled = verify.every.as_deref().and_then(crate::pool::duration);
+        let again = [never_started.then_some(START_AGAIN), scheduled];
+        if let Some(at) = again.into_iter().flatten().map(|wait| ended + wait).min() {
+            if now >= at {
+                return true;
+            }
+            plan.wake_at(at, now);
+        }
+        hardware(observed)
+            .iter()
+            .any(|kind| !last.hardware.contains(kind))
     }
-    hardware(observed)
-        .iter()
-        .any(|kind| !last.hardware.contains(kind))
+
+    /// Writes down the intent, once a runner of the pool as it should be can take a job.
+    fn request(
+        &self,
+        before: Option<VerificationStatus>,
+        plan: &mut Plan,
+    ) -> Option<VerificationStatus> {
+        let Self {
+            pool,
+            spec,
+            observed,
+            now,
+            ..
+        } = *self;
+        let key = self.key();
+        let is_new = |r: &&crate::observe::pod::Runner| r.template == spec.template_hash;
+        let mut online = observed.runners.iter().filter(|r| r.is_online());
+        let old_may_take_it = observed
+            .runners
+            .iter()
+            .any(|r| r.phase == RunnerPhase::Idle && !is_new(&r));
+        if old_may_take_it || !online.any(|r| is_new(&r)) || !pool.finalizer {
+            return None;
+        }
+        let history = before.as_ref().map(|b| b.history.clone());
+        let mut kinds: Vec<String> = before
+            .filter(|b| b.fingerprint == key)
+            .map(|b| b.hardware)
+            .unwrap_or_default();
+        for kind in hardware(observed) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        let surplus = kinds.len().saturating_sub(MAX_HARDWARE);
+        kinds.drain(..surplus);
+        plan.intent = Some(now);
+        plan.wake_in(SignedDuration::ZERO);
+        Some(VerificationStatus {
+            state: VerificationState::Requested,
+            fingerprint: key,
+            hardware: kinds,
+            asked: pool.verify_asked.clone(),
+            since: Time(now),
+            run_id: None,
+            url: None,
+            ended: None,
+            reason: None,
+            message: None,
+            jobs: vec![],
+            history: history.unwrap_or_default(),
+        })
+    }
+
+    /// Brings one forward that is on its way.
+    fn advance(&self, mut status: VerificationStatus, plan: &mut Plan) -> VerificationStatus {
+        let Self {
+            pool,
+            spec,
+            verify,
+            observed,
+            now,
+            ..
+        } = *self;
+        let watched = &observed.verification;
+        if watched.since != Some(status.since.0) {
+            plan.wake_in(SignedDuration::ZERO);
+            return status;
+        }
+        let wait = watched
+            .next_look
+            .map_or(SignedDuration::from_secs(1), |at| {
+                at.duration_since(now).max(SignedDuration::from_millis(500))
+            });
+        plan.wake_in(wait);
+        if let (Some(id), VerificationState::Requested) = (watched.run_id, status.state) {
+            status.state = VerificationState::Running;
+            status.run_id = i64::try_from(id).ok();
+            if let Some(repository) = &spec.repository {
+                status.url = Some(format!(
+                    "{}/{}/actions/runs/{id}",
+                    spec.url.origin(),
+                    repository.full_name()
+                ));
+            }
+            announce(plan, false, "VerificationStarted", &status, verify);
+            return status;
+        }
+        if status.state == VerificationState::Requested {
+            match &watched.dispatch {
+                Dispatch::Open if watched.next_look.is_none_or(|at| now >= at) => {
+                    if let Some(workflow) = workflow(pool) {
+                        plan.actions.push(Action::DispatchWorkflow(workflow));
+                        plan.wake_in(SignedDuration::from_millis(500));
+                    }
+                }
+                Dispatch::Refused { reason, message } => {
+                    let (reason, message) = (reason.clone(), message.clone());
+                    end(&mut status, Some((reason, message)), now);
+                }
+                _ => {}
+            }
+            return status;
+        }
+        if watched.run.is_none() && !watched.is_gone {
+            return status;
+        }
+        let judged = judge::judge(self);
+        status.jobs = judged.jobs;
+        match judged.verdict {
+            judge::Verdict::Open(Some((reason, message))) => {
+                status.reason = Some(reason);
+                status.message = Some(message);
+                let replaced = status.fingerprint != self.key()
+                    || pool.verify_asked.is_some() && pool.verify_asked != status.asked;
+                let started = watched.jobs.iter().any(|job| job.status == "in_progress");
+                if replaced
+                    && judged.overdue
+                    && !started
+                    && let (Some(repository), Some(id)) = (&spec.repository, watched.run_id)
+                {
+                    // Nobody takes its jobs, and another one is to follow.
+                    plan.actions.push(Action::CancelRun(repository.clone(), id));
+                }
+            }
+            judge::Verdict::Open(None) => {
+                // What held it may be over; a job that came too late stays too late.
+                if status.reason.as_deref() != Some(judge::NOT_PICKED_UP) {
+                    status.reason = None;
+                    status.message = None;
+                }
+            }
+            judge::Verdict::Failed(reason, message) => {
+                end(&mut status, Some((reason, message)), now);
+            }
+            judge::Verdict::Succeeded => {
+                let late = status
+                    .reason
+                    .clone()
+                    .zip(status.message.clone())
+                    .filter(|(reason, _)| reason == judge::NOT_PICKED_UP);
+                end(&mut status, late, now);
+            }
+        }
+        status
+    }
 }
 
 /// GPU and driver of the runners that are online.
@@ -249,150 +410,6 @@ fn hardware(observed: &Observed) -> BTreeSet<String> {
         .map(|r| r.hardware.clone())
         .filter(|kind| !kind.is_empty())
         .collect()
-}
-
-/// Writes down the intent, once a runner of the pool as it should be can take a job.
-fn request(
-    before: Option<VerificationStatus>,
-    pool: &Pool,
-    spec: &Spec,
-    observed: &Observed,
-    key: String,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> Option<VerificationStatus> {
-    let is_new = |r: &&crate::observe::pod::Runner| r.template == spec.template_hash;
-    let mut online = observed.runners.iter().filter(|r| r.is_online());
-    let old_may_take_it = observed
-        .runners
-        .iter()
-        .any(|r| r.phase == RunnerPhase::Idle && !is_new(&r));
-    if old_may_take_it || !online.any(|r| is_new(&r)) || !pool.finalizer {
-        return None;
-    }
-    let history = before.as_ref().map(|b| b.history.clone());
-    let mut kinds: Vec<String> = before
-        .filter(|b| b.fingerprint == key)
-        .map(|b| b.hardware)
-        .unwrap_or_default();
-    for kind in hardware(observed) {
-        if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
-    let surplus = kinds.len().saturating_sub(MAX_HARDWARE);
-    kinds.drain(..surplus);
-    plan.intent = Some(now);
-    plan.wake_in(SignedDuration::ZERO);
-    Some(VerificationStatus {
-        state: VerificationState::Requested,
-        fingerprint: key,
-        hardware: kinds,
-        asked: pool.verify_asked.clone(),
-        since: Time(now),
-        run_id: None,
-        url: None,
-        ended: None,
-        reason: None,
-        message: None,
-        jobs: vec![],
-        history: history.unwrap_or_default(),
-    })
-}
-
-/// Brings one forward that is on its way.
-#[expect(clippy::too_many_arguments, reason = "the parts of one decision")]
-fn advance(
-    mut status: VerificationStatus,
-    pool: &Pool,
-    spec: &Spec,
-    verify: &Verify,
-    observed: &Observed,
-    health: &Health,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> VerificationStatus {
-    let watched = &observed.verification;
-    if watched.since != Some(status.since.0) {
-        plan.wake_in(SignedDuration::ZERO);
-        return status;
-    }
-    let wait = watched
-        .next_look
-        .map_or(SignedDuration::from_secs(1), |at| {
-            at.duration_since(now).max(SignedDuration::from_millis(500))
-        });
-    plan.wake_in(wait);
-    if let (Some(id), VerificationState::Requested) = (watched.run_id, status.state) {
-        status.state = VerificationState::Running;
-        status.run_id = i64::try_from(id).ok();
-        if let Some(repository) = &spec.repository {
-            status.url = Some(format!(
-                "{}/{}/actions/runs/{id}",
-                spec.url.origin(),
-                repository.full_name()
-            ));
-        }
-        announce(plan, false, "VerificationStarted", &status, verify);
-        return status;
-    }
-    if status.state == VerificationState::Requested {
-        match &watched.dispatch {
-            Dispatch::Open if watched.next_look.is_none_or(|at| now >= at) => {
-                if let Some(workflow) = workflow(pool) {
-                    plan.actions.push(Action::DispatchWorkflow(workflow));
-                    plan.wake_in(SignedDuration::from_millis(500));
-                }
-            }
-            Dispatch::Refused { reason, message } => {
-                let (reason, message) = (reason.clone(), message.clone());
-                end(&mut status, Some((reason, message)), now);
-            }
-            _ => {}
-        }
-        return status;
-    }
-    if watched.run.is_none() && !watched.is_gone {
-        return status;
-    }
-    let judged = judge::judge(pool, spec, verify, observed, health, now);
-    status.jobs = judged.jobs;
-    match judged.verdict {
-        judge::Verdict::Open(Some((reason, message))) => {
-            status.reason = Some(reason);
-            status.message = Some(message);
-            let replaced = status.fingerprint != key_of(verify, spec)
-                || pool.verify_asked.is_some() && pool.verify_asked != status.asked;
-            let started = watched.jobs.iter().any(|job| job.status == "in_progress");
-            if replaced
-                && judged.overdue
-                && !started
-                && let (Some(repository), Some(id)) = (&spec.repository, watched.run_id)
-            {
-                // Nobody takes its jobs, and another one is to follow.
-                plan.actions.push(Action::CancelRun(repository.clone(), id));
-            }
-        }
-        judge::Verdict::Open(None) => {
-            // What held it may be over; a job that came too late stays too late.
-            if status.reason.as_deref() != Some(judge::NOT_PICKED_UP) {
-                status.reason = None;
-                status.message = None;
-            }
-        }
-        judge::Verdict::Failed(reason, message) => {
-            end(&mut status, Some((reason, message)), now);
-        }
-        judge::Verdict::Succeeded => {
-            let late = status
-                .reason
-                .clone()
-                .zip(status.message.clone())
-                .filter(|(reason, _)| reason == judge::NOT_PICKED_UP);
-            end(&mut status, late, now);
-        }
-    }
-    status
 }
 
 /// Ends a verification, and puts it on record.

@@ -166,3 +166,21 @@ fn lines(format: LogFormat) -> Lines {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_said_with_a_way_out() {
+        let why = parse("a=b=c").unwrap_err().to_string();
+        assert!(
+            why.contains("\"a=b=c\"") && why.contains("write a level"),
+            "{why}"
+        );
+        for endpoint in ["collector:4318", "grpc://collector:4317", ""] {
+            let why = traces::provider(endpoint).unwrap_err().to_string();
+            assert!(why.contains("such as http://collector:4318"), "{why}");
+        }
+    }
+}

@@ -1,9 +1,8 @@
 //! What a run proves: each job picked up here, in time, and successful; and where not, the likely cause.
 
-use cudarunner_crds::Verify;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Health, LOG, Observed, Pool, Spec, VerifiedJob, VerifiedJobStatus, named};
+use super::{Case, LOG, VerifiedJob, VerifiedJobStatus, named};
 use crate::github::RunJob;
 
 /// The reason of a job that nobody picked up in time.
@@ -26,15 +25,8 @@ pub(super) enum Verdict {
 }
 
 /// Judges the run as it was last read.
-pub(super) fn judge(
-    pool: &Pool,
-    spec: &Spec,
-    verify: &Verify,
-    observed: &Observed,
-    health: &Health,
-    now: Timestamp,
-) -> Judged {
-    let watched = &observed.verification;
+pub(super) fn judge(case: &Case<'_>) -> Judged {
+    let watched = &case.observed.verification;
     let run_over = watched.is_gone
         || watched
             .run
@@ -45,14 +37,6 @@ pub(super) fn judge(
         verdict: Verdict::Succeeded,
         overdue: false,
     };
-    let case = Case {
-        pool,
-        spec,
-        verify,
-        observed,
-        health,
-        now,
-    };
     if watched.is_gone {
         judged.verdict = Verdict::Failed("RunGone".into(), "The run was deleted on GitHub".into());
         return judged;
@@ -60,7 +44,7 @@ pub(super) fn judge(
     let mut open = false;
     let mut hold = None;
     let mut failed: Option<(String, String)> = None;
-    for wanted in &verify.jobs {
+    for wanted in &case.verify.jobs {
         let found = named(&wanted.name, &watched.jobs);
         if found.is_empty() {
             if run_over {
@@ -104,15 +88,6 @@ enum State {
     Open,
     Held,
     Late(String),
-}
-
-struct Case<'a> {
-    pool: &'a Pool,
-    spec: &'a Spec,
-    verify: &'a Verify,
-    observed: &'a Observed,
-    health: &'a Health,
-    now: Timestamp,
 }
 
 impl Case<'_> {
