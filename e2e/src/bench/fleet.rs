@@ -151,15 +151,25 @@ async fn settled(bed: &Bed) -> Result<()> {
 }
 
 /// The pools, and the watch of their pods.
-struct Fleet {
+pub(super) struct Fleet {
     size: Size,
-    namespaces: Vec<Ctx>,
+    pub(super) namespaces: Vec<Ctx>,
     pods: Pods,
+    /// What GitHub knows of.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A runner as GitHub knows it.
+pub(super) struct Entry {
+    /// Its name, which is its pod's.
+    pub(super) name: String,
+    /// GitHub's number for it.
+    pub(super) id: u64,
 }
 
 impl Fleet {
     /// Makes the pools and waits until their runners are there: ready, and known to GitHub.
-    async fn make(bed: &Bed, size: Size) -> Result<Self> {
+    pub(super) async fn make(bed: &Bed, size: Size) -> Result<Self> {
         let mut namespaces = vec![];
         for number in 0..size.pools.div_ceil(POOLS_EACH) {
             namespaces.push(bed.ctx(&format!("fleet-{number}")).await?);
@@ -180,13 +190,15 @@ impl Fleet {
             count.ready >= size.runners()
         })
         .await?;
+        let mut entries = vec![];
         for ctx in &namespaces {
-            register(ctx).await?;
+            entries.extend(register(ctx).await?);
         }
         Ok(Self {
             size,
             namespaces,
             pods,
+            entries,
         })
     }
 
@@ -228,7 +240,7 @@ async fn pools(ctx: &Ctx) -> Result<Vec<CudaRunner>> {
 }
 
 /// Tells GitHub of the runners: what it does not know is looked up and replaced.
-async fn register(ctx: &Ctx) -> Result<()> {
+async fn register(ctx: &Ctx) -> Result<Vec<Entry>> {
     let owners: HashMap<_, _> = pools(ctx)
         .await?
         .into_iter()
@@ -240,19 +252,25 @@ async fn register(ctx: &Ctx) -> Result<()> {
                 .labels()
                 .get(POOL_LABEL)
                 .and_then(|name| owners.get(name));
-            // The label by which a pool knows its own.
-            let owner = uid.and_then(|uid| uid.get(..8)).unwrap_or_default();
-            let runner = NewRunner {
-                scope: ctx.repository.clone(),
-                name: pod.name_any(),
-                labels: vec!["cuda".to_owned(), format!("cudarunner-{owner}")],
-            };
-            async move { ctx.github.create_runner(&runner).await }
+            let owner = uid.cloned().unwrap_or_default();
+            async move { register_one(ctx, pod.name_any(), &owner).await }
         })
         .buffer_unordered(AT_ONCE)
-        .try_for_each(|_| std::future::ready(Ok(())))
-        .await?;
-    Ok(())
+        .try_collect()
+        .await
+}
+
+/// Tells GitHub of the runner of a pool with this uid.
+pub(super) async fn register_one(ctx: &Ctx, name: String, pool: &str) -> Result<Entry> {
+    // The label by which a pool knows its own.
+    let owner = pool.get(..8).unwrap_or_default();
+    let runner = NewRunner {
+        scope: ctx.repository.clone(),
+        name: name.clone(),
+        labels: vec!["cuda".to_owned(), format!("cudarunner-{owner}")],
+    };
+    let id = ctx.github.create_runner(&runner).await?;
+    Ok(Entry { name, id })
 }
 
 /// The least that an operator must do before it can act: read all pods and pools, and make the pod.

@@ -7,13 +7,16 @@ mod player;
 mod pods;
 mod requests;
 mod scale_out;
+mod slow_github;
 mod smoke;
+mod steady;
 
 use std::{
     fmt::Write as _,
     fs,
     path::Path,
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -87,8 +90,14 @@ const ROWS: &[Row] = &[
         run => fleet::memory(run, Size { pools: 1, each: 1 }, 16.0)),
     row!("memory-500", "memory with 500 runners in one pool",
         run => fleet::memory(run, WIDE, 32.0)),
+    row!("slow-github", "0 → 100 runners beside 64 pools whose GitHub takes 2 s for each answer",
+        run => slow_github::run(run)),
     row!("smoke", "`cuda-smoke check` without the driver's own time",
         run => smoke::run(run)),
+    row!(long "steady", "500 runners, one job a second for five minutes: from its end to the next pod",
+        run => steady::run(run, WIDE, Duration::from_mins(5))),
+    row!(long "churn", "the same for an hour, with 50 runners: does memory grow?",
+        run => steady::churn(run, Size { pools: 1, each: 50 }, Duration::from_hours(1))),
     row!(long "restart-5000", "restart to the first action: 5,000 runners in 1,000 pools",
         run => fleet::restart(run, MOST)),
     row!(long "memory-5000", "memory with 5,000 runners in 1,000 pools",

@@ -1,7 +1,7 @@
 //! What the operator tells of its work while it runs: traces to a collector, and a log that can be asked to say more.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -30,8 +30,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     deploy::upgrade(&ctx.cluster, &[]).await?;
     // For the search for secrets.
     let record = recorder::folder(&ctx.cluster).join("traces");
-    std::fs::write(record, format!("{:#?}", collector.spans()))?;
-    outcome
+    let spans = collector.spans();
+    std::fs::write(record, format!("{spans:#?}"))?;
+    outcome.with_context(|| format!("the collector was given {:#?}", ways(&spans)))
 }
 
 async fn told(ctx: &Ctx, collector: &Collector) -> Result<()> {
@@ -108,6 +109,18 @@ async fn told(ctx: &Ctx, collector: &Collector) -> Result<()> {
 fn way<'a>(spans: &'a BTreeMap<Vec<u8>, Span>, span: &'a Span) -> Vec<&'a Span> {
     let parent = |span: &&'a Span| spans.get(&span.parent_span_id);
     std::iter::successors(Some(span), parent).collect()
+}
+
+/// All of them by their names, each once.
+fn ways(spans: &BTreeMap<Vec<u8>, Span>) -> BTreeSet<String> {
+    let names = |span| {
+        way(spans, span)
+            .iter()
+            .map(|span| span.name.clone())
+            .collect()
+    };
+    let all = spans.values().map(|span| -> Vec<String> { names(span) });
+    all.map(|names| names.join(" in ")).collect()
 }
 
 fn attribute(span: &Span, key: &str) -> Option<String> {

@@ -89,7 +89,47 @@ impl HttpClient for Sender {
             let body = Limited::new(body, LONGEST_ANSWER).collect().await?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        let bounded = tokio::time::timeout(DEADLINE, exchange);
+        // A timer has to begin on the runtime, too.
+        let bounded = async { tokio::time::timeout(DEADLINE, exchange).await };
         self.runtime.spawn(bounded).await??
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Tracer as _, TracerProvider as _};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn spans_reach_a_collector() {
+        // Given a collector that takes one batch
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (taken, mut batch) = tokio::sync::mpsc::channel(1);
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new().route(
+            "/v1/traces",
+            axum::routing::post(async move |body: Bytes| {
+                taken.send(body).await.is_ok().to_string()
+            }),
+        );
+        tokio::spawn(async { axum::serve(listener, router).await });
+
+        // When a span ends, and the process with it
+        let provider = provider(&format!("http://{address}/")).unwrap();
+        provider.tracer("test").start("a-visit");
+        tokio::task::spawn_blocking(move || provider.shutdown())
+            .await
+            .unwrap()
+            .unwrap();
+
+        // Then it is there
+        let batch = batch.recv().await.unwrap();
+        let has = |text: &str| {
+            batch
+                .windows(text.len())
+                .any(|part| part == text.as_bytes())
+        };
+        assert!(has("a-visit") && has("cuda-runner-operator"));
     }
 }
