@@ -12,9 +12,11 @@ use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerE
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, reflector::Store};
+use kube::client::ClientBuilder;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::watch as flag;
+use tower::limit::ConcurrencyLimitLayer;
 
 use crate::config::Config;
 use crate::context::Context;
@@ -32,8 +34,9 @@ use crate::watch::pods::{self, Pods};
 use crate::watch::{Scope, Waker, pools};
 use crate::{lease, server};
 
-/// Pools that are visited at the same time.
-const CONCURRENCY: u16 = 32;
+/// Requests to Kubernetes in flight, of all pools together. Visits are not bounded: most of them wait for GitHub, and
+/// where that is slow its pools must not take the turns of others.
+const REQUESTS: usize = 128;
 /// Bounds of the registrar: what a thousand runners that start at once need, and not much more.
 const LIMITS: Limits = Limits {
     connections: 1024,
@@ -42,6 +45,8 @@ const LIMITS: Limits = Limits {
     pool_per_minute: 1200,
     request_timeout: Duration::from_secs(30),
 };
+/// What the controller takes for no bound.
+const UNBOUNDED: u16 = 0;
 /// Name under which we publish Events and write fields.
 const CONTROLLER: &str = "cuda-runner-operator";
 
@@ -87,7 +92,7 @@ pub enum RunError {
 
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
-    let client = Client::try_default().await.map_err(RunError::Kubeconfig)?;
+    let client = kubernetes().await.map_err(RunError::Kubeconfig)?;
     let (registrar_url, names) = registrar_address(&config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
 
@@ -144,6 +149,13 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
             Ok(())
         }
     }
+}
+
+/// A client for the cluster that we are in, or that the kubeconfig names.
+async fn kubernetes() -> kube::Result<Client> {
+    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    let bounded = ConcurrencyLimitLayer::new(REQUESTS);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&bounded).build())
 }
 
 /// Stores, and the channels that tell when they have been filled.
@@ -270,7 +282,7 @@ async fn controller(
     ctx: Arc<Context>,
 ) {
     Controller::for_stream(futures::stream::pending(), store)
-        .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
+        .with_config(ControllerConfig::default().concurrency(UNBOUNDED))
         .reconcile_on(woken)
         .run(reconcile, on_error, Arc::clone(&ctx))
         .for_each(|result| {

@@ -21,9 +21,11 @@ pub(super) struct GoTool {
     /// The module's path.
     module: &'static str,
     /// Package path in the module, and the name of the program.
-    programs: &'static [(&'static str, &'static str)],
+    pub(super) programs: &'static [(&'static str, &'static str)],
     /// Kubernetes calls itself v0.0.0 unless told, and needs its staging modules pinned.
     kubernetes: bool,
+    /// Parts to leave out, by the module's own build tags.
+    tags: &'static str,
     /// A folder of the module to keep beside the programs.
     keep: Option<(&'static str, &'static str)>,
 }
@@ -47,6 +49,7 @@ const fn tool(
         module,
         programs,
         kubernetes: false,
+        tags: "",
         keep: None,
     }
 }
@@ -66,6 +69,17 @@ pub(super) const ACTIONLINT: GoTool = tool(
     "github.com/rhysd/actionlint",
     &[("cmd/actionlint", "actionlint")],
 );
+
+/// The checker of Prometheus' rules, without the clients of every cloud.
+pub(super) const PROMTOOL: GoTool = GoTool {
+    tags: "remove_all_sd",
+    ..tool(
+        "promtool",
+        "0.316.0",
+        "github.com/prometheus/prometheus",
+        &[("cmd/promtool", "promtool")],
+    )
+};
 
 /// What a cluster is made of, each in a module of its own: together their dependencies clash.
 pub(super) fn tools() -> [GoTool; 4] {
@@ -125,36 +139,7 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
     let version = format!("v{}", tool.version);
     let mut flags = "-s -w".to_owned();
     if tool.kubernetes {
-        let module = download(&mut go(&[
-            "mod",
-            "download",
-            "-json",
-            &format!("{}@{version}", tool.module),
-        ]))?;
-        let manifest = fs::read_to_string(&module.manifest)?;
-        let staging = format!(
-            "v0.{}",
-            tool.version.split_once('.').map_or("", |(_, rest)| rest)
-        );
-        for name in staging_modules(&manifest) {
-            logged(
-                &mut go(&["mod", "edit", &format!("-replace={name}={name}@{staging}")]),
-                &log,
-            )?;
-        }
-        let (major, minor) = (
-            tool.version.split('.').next().unwrap_or(""),
-            tool.version.split('.').nth(1).unwrap_or(""),
-        );
-        for setting in [
-            format!("k8s.io/component-base/version.gitVersion={version}"),
-            format!("k8s.io/component-base/version.gitMajor={major}"),
-            format!("k8s.io/component-base/version.gitMinor={minor}"),
-            format!("k8s.io/client-go/pkg/version.gitVersion={version}"),
-        ] {
-            flags.push_str(" -X ");
-            flags.push_str(&setting);
-        }
+        flags.push_str(&kubernetes(tool, &go, &log)?);
     }
     let packages: Vec<String> = tool
         .programs
@@ -176,7 +161,7 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
     for (package, (_, program)) in packages.iter().zip(tool.programs) {
         let target = into.join(program);
         logged(
-            go(&["build", "-trimpath", "-ldflags", &flags, "-o"])
+            go(&["build", "-trimpath", "-ldflags", &flags, "-tags", tool.tags, "-o"])
                 .arg(target)
                 .arg(package),
             &log,
@@ -198,6 +183,38 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Pins Kubernetes' staging modules to its version; gives the flags by which its programs know that.
+fn kubernetes(tool: &GoTool, go: &impl Fn(&[&str]) -> Command, log: &Path) -> Result<String> {
+    let version = format!("v{}", tool.version);
+    let module = download(&mut go(&[
+        "mod",
+        "download",
+        "-json",
+        &format!("{}@{version}", tool.module),
+    ]))?;
+    let manifest = fs::read_to_string(&module.manifest)?;
+    let mut parts = tool.version.split('.');
+    let (major, minor) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let staging = format!(
+        "v0.{}",
+        tool.version.split_once('.').map_or("", |(_, rest)| rest)
+    );
+    for name in staging_modules(&manifest) {
+        logged(
+            &mut go(&["mod", "edit", &format!("-replace={name}={name}@{staging}")]),
+            log,
+        )?;
+    }
+    Ok([
+        format!("k8s.io/component-base/version.gitVersion={version}"),
+        format!("k8s.io/component-base/version.gitMajor={major}"),
+        format!("k8s.io/component-base/version.gitMinor={minor}"),
+        format!("k8s.io/client-go/pkg/version.gitVersion={version}"),
+    ]
+    .map(|setting| format!(" -X {setting}"))
+    .concat())
 }
 
 /// A module in Go's cache.

@@ -79,16 +79,27 @@ fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
 
 /// Lua as Argo CD has it: `glua`.
 pub fn lua(story: &Story) -> Result<PathBuf> {
-    let dir = paths::cache()?.join("tools");
-    ensure(&dir, &golang::LUA, story)?;
-    Ok(dir.join(golang::LUA.folder()).join("glua"))
+    alone(&golang::LUA, story)
 }
 
 /// actionlint, for the workflows.
 pub fn actionlint(story: &Story) -> Result<PathBuf> {
+    alone(&golang::ACTIONLINT, story)
+}
+
+/// The checker of Prometheus' rules.
+pub fn promtool(story: &Story) -> Result<PathBuf> {
+    alone(&golang::PROMTOOL, story)
+}
+
+/// The one program of a tool that no cluster needs.
+fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
     let dir = paths::cache()?.join("tools");
-    ensure(&dir, &golang::ACTIONLINT, story)?;
-    Ok(dir.join(golang::ACTIONLINT.folder()).join("actionlint"))
+    ensure(&dir, tool, story)?;
+    let [(_, program)] = tool.programs else {
+        bail!("{} has several programs", tool.name);
+    };
+    Ok(dir.join(tool.folder()).join(program))
 }
 
 /// Helm alone, for what needs no cluster.

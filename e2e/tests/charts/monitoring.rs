@@ -1,7 +1,8 @@
 //! What the operator's chart has for Prometheus and Grafana.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process::Command};
 
+use e2e::{paths, report::Story, tools};
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Service},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
@@ -132,4 +133,19 @@ fn the_rules_and_the_dashboard_reach_the_cluster_as_they_are_in_their_files() {
     let shown: Value = serde_json::from_str(&map.data.unwrap()["cuda-runner.json"]).unwrap();
     let expected: Value = serde_json::from_str(&file("dashboard.json")).unwrap();
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn alerts_fire_when_they_should_and_only_then() {
+    let rules = folder(CHART).join("files/alerts.yaml");
+    let cases = paths::repository().join("e2e/tests/charts/alerts.test.yaml");
+    for (what, file) in [("check", rules), ("test", cases)] {
+        let done = Command::new(tools::promtool(&Story::silent()).unwrap())
+            .args([what, "rules"])
+            .arg(file)
+            .output()
+            .unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
 }
