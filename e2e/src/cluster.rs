@@ -115,15 +115,20 @@ impl Cluster {
             story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
         let tools = Tools::ensure(story)?;
-        if real {
+        let images = if real {
             story.step("building what goes into the images");
             let story = story.clone();
-            tokio::task::spawn_blocking(move || {
-                images::build_binaries(options.profile)
-                    .and_then(|()| Images::open(&story)?.build(options.profile, &story))
-            })
-            .await??;
-        }
+            let build = tokio::task::spawn_blocking(move || {
+                images::build_binaries(options.profile)?;
+                let images = Images::open(&story)?;
+                images.build(options.profile, &story)?;
+                anyhow::Ok(images)
+            });
+            // Held until they are in the cluster's own archive: another tree may build others.
+            Some(build.await??)
+        } else {
+            None
+        };
         remove(&dir)?; // A killed run may have left something under this name.
         fs::create_dir_all(&dir)?;
         fs::write(
@@ -131,7 +136,7 @@ impl Cluster {
             serde_json::to_vec(&Some(Identity::own()?))?,
         )?;
         interrupt::own(&dir);
-        let made = Self::start(&dir, options, tools, real, story).await;
+        let made = Self::start(&dir, options, tools, images, story).await;
         match made {
             Ok(cluster) => Ok(cluster),
             Err(error) => {
@@ -146,9 +151,10 @@ impl Cluster {
         dir: &Path,
         options: Options,
         tools: Tools,
-        real: bool,
+        images: Option<Images>,
         story: &Story,
     ) -> Result<Self> {
+        let real = images.is_some();
         let supervisor = Supervisor::launch(dir, real)?;
         let inside = supervisor
             .identity()
@@ -211,7 +217,7 @@ impl Cluster {
             )
             .context("cannot copy the simulated driver")?;
             machine.start_containerd()?;
-            let import = import_images(&machine, story);
+            let import = import_images(&machine, archive(dir), images);
             control_plane::ready(&cluster.supervisor, &client).await?;
             story.step("API server ready");
             machine.start(&cluster.tools, link.node)?;
@@ -285,7 +291,7 @@ impl Cluster {
     }
 
     /// Adds a second real node with this many devices.
-    pub async fn add_second_node(&self, devices: usize, story: &Story) -> Result<Machine> {
+    pub async fn add_second_node(&self, devices: usize) -> Result<Machine> {
         let link = self
             .link
             .as_ref()
@@ -295,7 +301,7 @@ impl Cluster {
         state::reset(&machine.devices(), devices)?;
         self.supervisor.nest(machine.name, &machine.dir)?;
         machine.start_containerd()?;
-        let import = import_images(&machine, story);
+        let import = import_images(&machine, archive(&self.dir), None);
         machine.start(&self.tools, link.node)?;
         self.start_device_plugin(&machine)?;
         import.await??;
@@ -382,14 +388,23 @@ impl Cluster {
     }
 }
 
-/// Imports the images into a node, beside what else there is to do.
-fn import_images(machine: &Machine, story: &Story) -> JoinHandle<Result<()>> {
-    let (machine, story) = (machine.clone(), story.clone());
+/// The images of all of a cluster's nodes.
+fn archive(dir: &Path) -> PathBuf {
+    dir.join("images.tar")
+}
+
+/// Imports the archive into a node, beside what else there is to do. The first node brings the images that go into it.
+fn import_images(
+    machine: &Machine,
+    archive: PathBuf,
+    images: Option<Images>,
+) -> JoinHandle<Result<()>> {
+    let machine = machine.clone();
     tokio::task::spawn_blocking(move || {
-        let archive = machine.dir.join("images.tar");
-        Images::open(&story)?.archive(&archive)?;
-        machine.import(&archive)?;
-        Ok(fs::remove_file(archive)?)
+        if let Some(images) = images {
+            images.archive(&archive)?;
+        }
+        machine.import(&archive)
     })
 }
 

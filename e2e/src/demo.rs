@@ -113,7 +113,7 @@ impl Stage<'_> {
 
     /// A GPU that computes wrongly gets no job; a healthy one on another node does.
     async fn broken_gpu(&self) -> Result<()> {
-        let machine = self.cluster.add_second_node(1, self.story).await?;
+        let machine = self.cluster.add_second_node(1).await?;
         Cluster::cordon(&self.client, machine.name, true).await?;
         for number in 0..DEVICES {
             let mut device = Device::healthy(number, 0);

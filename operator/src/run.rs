@@ -8,11 +8,11 @@ use cudarunner_crds::CudaRunner;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Service;
+use kube::client::ClientBuilder;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, reflector::Store};
-use kube::client::ClientBuilder;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::watch as flag;
@@ -153,9 +153,13 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
 
 /// A client for the cluster that we are in, or that the kubeconfig names.
 async fn kubernetes() -> kube::Result<Client> {
-    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    let config = kube::Config::infer()
+        .await
+        .map_err(kube::Error::InferConfig)?;
     let bounded = ConcurrencyLimitLayer::new(REQUESTS);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&bounded).build())
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&bounded)
+        .build())
 }
 
 /// Stores, and the channels that tell when they have been filled.

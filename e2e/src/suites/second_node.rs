@@ -30,7 +30,7 @@ pub(super) async fn with_second_node(
     work: impl AsyncFnOnce(Machine) -> Result<()>,
 ) -> Result<()> {
     let outcome = async {
-        let machine = ctx.cluster.add_second_node(2, &Story::default()).await?;
+        let machine = ctx.cluster.add_second_node(2)).await?;
         work(machine).await
     }
     .await;

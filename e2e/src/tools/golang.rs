@@ -161,9 +161,17 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
     for (package, (_, program)) in packages.iter().zip(tool.programs) {
         let target = into.join(program);
         logged(
-            go(&["build", "-trimpath", "-ldflags", &flags, "-tags", tool.tags, "-o"])
-                .arg(target)
-                .arg(package),
+            go(&[
+                "build",
+                "-trimpath",
+                "-ldflags",
+                &flags,
+                "-tags",
+                tool.tags,
+                "-o",
+            ])
+            .arg(target)
+            .arg(package),
             &log,
         )?;
     }
