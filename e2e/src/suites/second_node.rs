@@ -12,7 +12,6 @@ use super::{Ctx, SOON};
 use crate::{
     device_plugin::state::{self, Device},
     node::{self, Machine},
-    report::Story,
 };
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -30,7 +29,7 @@ pub(super) async fn with_second_node(
     work: impl AsyncFnOnce(Machine) -> Result<()>,
 ) -> Result<()> {
     let outcome = async {
-        let machine = ctx.cluster.add_second_node(2)).await?;
+        let machine = ctx.cluster.add_second_node(2).await?;
         work(machine).await
     }
     .await;

@@ -97,7 +97,7 @@ fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
     let dir = paths::cache()?.join("tools");
     ensure(&dir, tool, story)?;
     let [(_, program)] = tool.programs else {
-        bail!("{} has several programs", tool.name);
+        anyhow::bail!("{} has several programs", tool.name);
     };
     Ok(dir.join(tool.folder()).join(program))
 }
