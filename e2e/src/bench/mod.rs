@@ -7,6 +7,7 @@ mod player;
 mod pods;
 mod requests;
 mod scale_out;
+mod size;
 mod slow_github;
 mod smoke;
 mod steady;
@@ -94,6 +95,8 @@ const ROWS: &[Row] = &[
         run => slow_github::run(run)),
     row!("smoke", "`cuda-smoke check` without the driver's own time",
         run => smoke::run(run)),
+    row!("size", "what the images add to their bases",
+        run => std::future::ready(size::run(run))),
     row!(long "steady", "500 runners, one job a second for five minutes: from its end to the next pod",
         run => steady::run(run, WIDE, Duration::from_mins(5))),
     row!(long "churn", "the same for an hour, with 50 runners: does memory grow?",
