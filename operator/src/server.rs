@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::context::Context;
 use crate::metrics::CONTENT_TYPE;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{LogSettings, Telemetry};
 
 /// Bytes of a change of the log.
 const LONGEST_CHANGE: usize = 4096;
@@ -58,22 +58,19 @@ fn admin(telemetry: Arc<Telemetry>) -> Router {
         .with_state(telemetry)
 }
 
-async fn log(State(telemetry): State<Arc<Telemetry>>) -> Response {
-    match telemetry.log() {
-        Ok(settings) => Json(settings).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+async fn log(State(telemetry): State<Arc<Telemetry>>) -> Json<LogSettings> {
+    Json(telemetry.log())
 }
 
 /// Takes JSON by whatever name its sender gives it, and answers as `GET` does.
 async fn change_log(State(telemetry): State<Arc<Telemetry>>, body: Bytes) -> Response {
     let change = serde_json::from_slice(&body).map_err(|error| error.to_string());
     let changed = change.and_then(|change| {
-        let changed = telemetry.change_log(&change);
+        let changed = telemetry.change_log(change);
         changed.map_err(|error| error.to_string())
     });
     match changed {
-        Ok(()) => log(State(telemetry)).await,
+        Ok(()) => log(State(telemetry)).await.into_response(),
         Err(why) => (StatusCode::BAD_REQUEST, why).into_response(),
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -178,6 +178,8 @@ async fn take(State(kept): State<Spans>, body: Bytes) -> StatusCode {
 /// `kubectl port-forward` to the operator's admin port, until it is dropped.
 struct PortForward {
     process: Child,
+    /// It ends when nobody takes what it says.
+    _output: BufReader<ChildStdout>,
     url: String,
 }
 
@@ -194,11 +196,16 @@ impl PortForward {
             let mut process = command.spawn()?;
             let mut line = String::new();
             let output = process.stdout.take().context("no output")?;
-            BufReader::new(output).read_line(&mut line)?;
+            let mut output = BufReader::new(output);
+            output.read_line(&mut line)?;
             // "Forwarding from 127.0.0.1:PORT -> 8081"
             let local = line.split_whitespace().nth(2).unwrap_or_default();
             let url = format!("http://{local}/log");
-            Ok(Self { process, url })
+            Ok(Self {
+                process,
+                _output: output,
+                url,
+            })
         })
         .await?
     }

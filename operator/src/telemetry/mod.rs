@@ -3,7 +3,7 @@
 mod traces;
 
 use std::io::{IsTerminal as _, stderr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -82,7 +82,7 @@ pub struct LogChange {
 pub struct Telemetry {
     filter: Handle<EnvFilter, Registry>,
     lines: Handle<Lines, Registry>,
-    format: Mutex<LogFormat>,
+    log: Mutex<LogSettings>,
     traces: Option<SdkTracerProvider>,
 }
 
@@ -95,39 +95,46 @@ impl Telemetry {
         filter: &str,
         otlp_endpoint: Option<&str>,
     ) -> Result<Self, TelemetryError> {
-        let (filter, filter_handle) = reload::Layer::new(parse(filter)?);
+        let (filters, filter_handle) = reload::Layer::new(parse(filter)?);
         let (lines, lines_handle) = reload::Layer::new(lines(format));
         let traces = otlp_endpoint.map(traces::provider).transpose()?;
         tracing_subscriber::registry()
-            .with(lines.with_filter(filter))
+            .with(lines.with_filter(filters))
             .with(traces.as_ref().map(spans))
             .try_init()?;
+        let log = LogSettings {
+            filter: filter.to_owned(),
+            format,
+        };
         Ok(Self {
             filter: filter_handle,
             lines: lines_handle,
-            format: format.into(),
+            log: log.into(),
             traces,
         })
     }
 
     /// How the log is written now.
-    pub fn log(&self) -> Result<LogSettings, TelemetryError> {
-        Ok(LogSettings {
-            filter: self.filter.with_current(ToString::to_string)?,
-            format: *self.format.lock().unwrap_or_else(PoisonError::into_inner),
-        })
+    pub fn log(&self) -> LogSettings {
+        self.settings().clone()
     }
 
     /// Writes the log otherwise from now on. A change that makes no sense changes nothing.
-    pub fn change_log(&self, change: &LogChange) -> Result<(), TelemetryError> {
-        if let Some(filter) = &change.filter {
-            self.filter.reload(parse(filter)?)?;
+    pub fn change_log(&self, change: LogChange) -> Result<(), TelemetryError> {
+        let mut now = self.settings();
+        if let Some(filter) = change.filter {
+            self.filter.reload(parse(&filter)?)?;
+            now.filter = filter;
         }
         if let Some(format) = change.format {
             self.lines.reload(lines(format))?;
-            *self.format.lock().unwrap_or_else(PoisonError::into_inner) = format;
+            now.format = format;
         }
         Ok(())
+    }
+
+    fn settings(&self) -> MutexGuard<'_, LogSettings> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends what has been traced and not been sent. It waits for the collector, for some seconds at most.
