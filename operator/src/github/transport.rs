@@ -293,7 +293,7 @@ impl Transport {
     async fn exchange(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
         let slot = self.budget.enter(ask.cost).await?;
         let span = info_span!(
-            "GitHub",
+            "request to GitHub",
             otel.kind = "client",
             http.request.method = %ask.method,
             url.path = ask.path,
