@@ -56,7 +56,8 @@ pub fn budget<'a>(world: &'a mut World, credential: &str, now: Timestamp) -> &'a
         .budgets
         .entry(credential.to_owned())
         .or_insert_with(|| fresh.clone());
-    if budget.reset <= now {
+    // At the second that was announced, not at its fraction.
+    if budget.reset.as_second() <= now.as_second() {
         *budget = fresh;
     }
     budget

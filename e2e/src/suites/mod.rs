@@ -8,6 +8,7 @@ mod claims;
 pub mod context;
 mod credentials;
 mod docs;
+mod faults;
 mod first_runner;
 mod gate;
 mod gpu_lost;
@@ -193,6 +194,12 @@ pub const SUITES: &[Suite] = &[
         [10],
         "credentials that do not work: what to do, no pod, no storm, recovery",
         credentials::run
+    ),
+    suite!(
+        "faults",
+        [],
+        "GitHub's bad days: lost answers, errors, limits, lists that lag; no restart, no storm, nothing left",
+        faults::run
     ),
     suite!(
         "scale",

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use github_simulator::{
     control::{NewBranch, NewRun, NewWorkflow, UpdateRepository},
+    faults::{Action, Fault},
     state::Conclusion,
 };
 use serde_json::{Value, json};
@@ -14,6 +15,8 @@ use super::context::{SOON, job};
 const OWN: &str = "fmt";
 /// The jobs of the workflow.
 const JOBS: [&str; 2] = ["gpu", "build"];
+/// The request that adds to what a branch requires.
+const ADD: &str = "repos/add-status-check-contexts";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a protected branch with a check of the user's, one without protection, and one whose name has a slash
@@ -49,7 +52,16 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
     ensure!(told.contains("gpu, build"), "{told}");
     ensure!(required(ctx, "main").await? == [OWN], "required unseen");
 
-    // When a pull request has run the workflow
+    // When a pull request has run the workflow, and GitHub's answer to the first change is lost
+    let mark = ctx.last_call().await?;
+    let lost = Fault {
+        operation_id: Some(ADD.to_owned()),
+        path: Some(format!("/{}/", ctx.repository)),
+        times: Some(1),
+        action: Action::DropAfter,
+        ..Fault::default()
+    };
+    ctx.github.inject(&lost).await?;
     pull_request(ctx).await?;
     // Then they are required where there is protection, and the other branch is left alone
     let told = ctx
@@ -62,6 +74,14 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
     );
     ensure!(required(ctx, "main").await? == [OWN, "gpu", "build"]);
     ensure!(required(ctx, "release/1").await? == JOBS);
+    // Once each: GitHub was asked what became of the change, not to make it again
+    let mut changes = ctx.calls(mark).await?;
+    changes.retain(|call| {
+        call.path.contains(&ctx.repository) && call.operation_id.as_deref() == Some(ADD)
+    });
+    ensure!(changes.len() == 2, "{changes:#?}");
+    let lost = changes.iter().filter(|call| call.fault.is_some()).count();
+    ensure!(lost == 1, "no answer was lost: {changes:#?}");
     Ok(())
 }
 
