@@ -19,6 +19,8 @@ use crate::watch::Waker;
 
 /// How soon a gate asks again when GitHub gave no hint.
 const AGAIN: Duration = Duration::from_secs(3);
+/// A limit that ends later is not for a gate to wait out, which holds its devices meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The desk of this process.
 pub struct OperatorDesk {
@@ -133,22 +135,27 @@ impl Desk for OperatorDesk {
 }
 
 impl OperatorDesk {
-    /// What time alone will not mend concerns the whole pool: it hears of it now, not with its next look at GitHub.
+    /// What time alone will not mend, or not soon, concerns the whole pool: it hears of it now, not with its next look
+    /// at GitHub.
     fn failed(&self, pool: &Pool, error: &Error) -> RegisterError {
         let now = Timestamp::now();
         tracing::warn!(pool = %pool.key, category = error.category(), %error, "a runner could not be registered");
+        let after = error.retry_after(now).unwrap_or(AGAIN);
+        if !error.is_transient() || after > PATIENCE {
+            self.ctx.memory.with(pool, |memory| {
+                refused(&mut memory.github, error, &pool.uid, now);
+            });
+            self.waker.wake(&pool.key);
+        }
         if error.is_transient() {
-            return RegisterError::Retry {
-                after: error.retry_after(now).unwrap_or(AGAIN),
+            RegisterError::Retry {
+                after,
                 reason: error.category().to_owned(),
                 message: error.to_string(),
-            };
+            }
+        } else {
+            refusal(error.category(), &error.to_string())
         }
-        self.ctx.memory.with(pool, |memory| {
-            refused(&mut memory.github, error, &pool.uid, now);
-        });
-        self.waker.wake(&pool.key);
-        refusal(error.category(), &error.to_string())
     }
 }
 
@@ -195,5 +202,51 @@ fn refusal(reason: &str, message: &str) -> RegisterError {
     RegisterError::Refused {
         reason: reason.to_owned(),
         message: message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::plan::{Access, fixture};
+    use crate::reconcile::tests::{Cluster, context};
+
+    #[tokio::test]
+    async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
+        let ctx = context(&Cluster::default()).await;
+        let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+        let pool = Pool::read(&fixture::resource(), false);
+        let access = || {
+            ctx.memory
+                .with(&pool, |memory| memory.github.access.clone())
+        };
+        let limit = |seconds| Error::RateLimited {
+            until: Timestamp::now() + SignedDuration::from_secs(seconds),
+            reason: "the credentials' 5000 requests an hour are used up".to_owned(),
+        };
+
+        // Given a limit that a gate waits out, then the pool goes on as it was
+        let told = desk.failed(&pool, &limit(20));
+        assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
+        assert_eq!(access(), Access::Unchecked);
+
+        // Given one that lasts, then no further pod is made for it
+        let told = desk.failed(&pool, &limit(1800));
+        assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
+        let Access::Refused {
+            reason,
+            message,
+            transient: true,
+        } = access()
+        else {
+            panic!("{:?}", access())
+        };
+        assert_eq!(reason, "RateLimited");
+        assert!(
+            message.contains("requests an hour are used up"),
+            "{message}"
+        );
     }
 }

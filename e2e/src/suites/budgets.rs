@@ -1,9 +1,15 @@
-//! What a runner costs, by counting requests, and that an idle pool costs nothing.
+//! What a runner costs, by counting requests, that an idle pool costs nothing, and that many pools read what one reads.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use cudarunner_crds::MAX_LAST_JOBS;
+use cudarunner_crds::{CudaRunner, MAX_LAST_JOBS};
+use futures::future::try_join_all;
+use github_simulator::state::Seen;
+use kube::{Api, api::ListParams};
 use serde_json::json;
 
 use super::Ctx;
@@ -20,6 +26,10 @@ const GITHUB: usize = 1;
 const READS: usize = 1;
 /// How long nothing must happen.
 const IDLE: Duration = Duration::from_mins(1);
+/// Pools of one repository.
+const POOLS: usize = 100;
+/// Pools that start within this time share what they read.
+const SHARED: u64 = 5;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a pool at rest
@@ -83,6 +93,20 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     );
     let calls = ctx.calls(mark).await?;
     ensure!(calls.is_empty(), "calls of an idle pool: {calls:#?}");
+    many_pools(ctx).await
+}
+
+/// What is read at GitHub does not grow with the pools of a repository.
+async fn many_pools(ctx: &Ctx) -> Result<()> {
+    let one = start(ctx, "one", 1).await?.len();
+    let started = Instant::now();
+    let calls = start(ctx, "many", POOLS).await?;
+    let times = usize::try_from(started.elapsed().as_secs() / SHARED + 1)?;
+    ensure!(
+        calls.len() <= one * times,
+        "{POOLS} pools read {} times, one pool {one} times: {calls:#?}",
+        calls.len()
+    );
     Ok(())
 }
 
@@ -96,6 +120,33 @@ async fn concluded(ctx: &Ctx, audit: &mut Audit) -> Result<Vec<Request>> {
     })
     .await?;
     Ok(ours(audit.new_requests()?))
+}
+
+/// Makes so many pools that want no runner; gives what was asked of GitHub until all of them have been let in.
+async fn start(ctx: &Ctx, name: &str, count: usize) -> Result<Vec<Seen>> {
+    let mark = ctx.last_call().await?;
+    let pools: Vec<_> = (0..count)
+        .map(|number| ctx.pool(&format!("{name}-{number}"), json!({"replicas": 0})))
+        .collect();
+    try_join_all(pools.iter().map(|pool| ctx.apply(pool))).await?;
+    let api: Api<CudaRunner> = ctx.api();
+    ctx.wait_for("all pools to be ready", super::SOON, async || {
+        let mut all = api.list(&ListParams::default()).await?.items;
+        all.retain(|pool| {
+            let is_one = |of: &String| of.starts_with(&format!("{name}-"));
+            pool.metadata.name.as_ref().is_some_and(is_one) && is_ready(pool)
+        });
+        Ok((all.len() == count).then_some(()))
+    })
+    .await?;
+    ctx.calls(mark).await
+}
+
+fn is_ready(pool: &CudaRunner) -> bool {
+    let conditions = pool.status.iter().flat_map(|status| &status.conditions);
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Waits until ten seconds have passed without a request: the last status is written. Gives what came until then.

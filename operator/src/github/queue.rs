@@ -4,14 +4,13 @@
 //! documented at <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
 //! <https://docs.github.com/en/rest/actions/workflow-jobs?apiVersion=2022-11-28>.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Mutex;
 
-use super::{Client, Error, Scope, transport::Ask};
+use super::{Client, Error, Scope, single::Single, transport::Ask};
 
 /// Runs of each state that are looked into: the newest. A longer queue is as long for the pool.
 const MOST_RUNS: usize = 50;
@@ -28,45 +27,67 @@ pub struct QueuedJob {
 }
 
 /// The last answers, by path, with the tag by which GitHub says for nothing that they still hold.
+type Answers = HashMap<String, (HeaderValue, Value)>;
+
+/// The queue, with what is needed to ask whether it is still the same.
 #[derive(Default)]
-pub(super) struct Kept(Mutex<HashMap<String, (HeaderValue, Value)>>);
+pub(super) struct Read {
+    jobs: Vec<QueuedJob>,
+    answers: Answers,
+}
+
+/// The queue as last read, by whichever pool.
+pub(super) type Kept = Single<Arc<Read>>;
 
 impl Client {
-    /// The jobs of the repository that wait for a runner; `None` for an organization or an enterprise, whose jobs
-    /// GitHub does not list.
-    pub async fn queued_jobs(&self) -> Result<Option<Vec<QueuedJob>>, Error> {
+    /// The jobs of the repository that wait for a runner, at most `max_age` old; `None` for an organization or an
+    /// enterprise, whose jobs GitHub does not list. Pools of one repository share the answer.
+    pub async fn queued_jobs(&self, max_age: Duration) -> Result<Option<Vec<QueuedJob>>, Error> {
         if !matches!(self.url().scope(), Scope::Repository { .. }) {
             return Ok(None);
         }
+        let read = self
+            .queue
+            .get(
+                |last| last.at.elapsed() < max_age,
+                |last| self.read_queue(last.unwrap_or_default()),
+            )
+            .await?;
+        Ok(Some(read.jobs.clone()))
+    }
+
+    async fn read_queue(&self, last: Arc<Read>) -> Result<Arc<Read>, Error> {
         let owner = self.url().owner_path();
-        let mut kept = self.queue.0.lock().await;
-        let before = std::mem::take(&mut *kept);
-        let mut jobs = vec![];
+        let mut read = Read::default();
         for state in ["queued", "in_progress"] {
             let path = format!("{owner}/actions/runs?status={state}&per_page={MOST_RUNS}");
-            let runs: Runs = self.ask_kept(path, &before, &mut kept).await?;
+            let runs: Runs = self
+                .ask_kept(path, &last.answers, &mut read.answers)
+                .await?;
             for run in runs.workflow_runs.into_iter().take(MOST_RUNS) {
                 let path = format!(
                     "{owner}/actions/runs/{}/jobs?filter=latest&per_page=100",
                     run.id
                 );
-                let of_run: Jobs = self.ask_kept(path, &before, &mut kept).await?;
+                let of_run: Jobs = self
+                    .ask_kept(path, &last.answers, &mut read.answers)
+                    .await?;
                 let waiting = of_run.jobs.into_iter().filter(|job| job.status == "queued");
-                jobs.extend(waiting.map(|job| QueuedJob {
+                read.jobs.extend(waiting.map(|job| QueuedJob {
                     run: run.id,
                     name: job.name,
                     labels: job.labels,
                 }));
             }
         }
-        Ok(Some(jobs))
+        Ok(Arc::new(read))
     }
 
     async fn ask_kept<T: serde::de::DeserializeOwned>(
         &self,
         path: String,
-        before: &HashMap<String, (HeaderValue, Value)>,
-        kept: &mut HashMap<String, (HeaderValue, Value)>,
+        before: &Answers,
+        kept: &mut Answers,
     ) -> Result<T, Error> {
         let last = before.get(&path);
         let ask = Ask {

@@ -18,8 +18,9 @@ use crate::watch::objects::Lookup;
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
-/// How old the first list may be: pools of one repository that start together share it.
-const FIRST_LIST: Duration = Duration::from_secs(5);
+/// How old an answer may be that does not have to show what has just happened: pools of one repository that start
+/// together, or look again at the same time, share it.
+const SHARED: Duration = Duration::from_secs(5);
 /// The longest.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 
@@ -45,7 +46,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         Ok(found) => found,
         Err(none) => return without(ctx, pool, none),
     };
-    let due = ctx.memory.with(pool, |memory| {
+    let (due, queue_due, max_age) = ctx.memory.with(pool, |memory| {
         let github = &mut memory.github;
         if github.identity != found.identity {
             *github = GitHubMemory {
@@ -54,18 +55,21 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             };
         }
         github.client = Some(Arc::clone(&found.client));
-        is_due(github, memory.refresh, now)
+        (
+            is_due(github, memory.refresh, now),
+            is_queue_due(github, pool, now),
+            max_age(github, pool, memory.refresh),
+        )
     });
-    let queue_due = ctx
-        .memory
-        .with(pool, |memory| is_queue_due(&memory.github, pool, now));
     if due || queue_due {
         let first = ctx
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
-        let answer = ask(&found.client, spec, first).await;
+        let answer = ask(&found.client, spec, first, max_age).await;
         let queue = match &answer {
-            Ok(listing) if queue_due => Some(read_queue(&found.client, pool, listing).await),
+            Ok(listing) if queue_due => {
+                Some(read_queue(&found.client, pool, listing, max_age).await)
+            }
             _ => None,
         };
         ctx.memory.with(pool, |memory| {
@@ -143,7 +147,7 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
             return Err(NoClient {
                 reason: "SecretNotReadable",
                 message: format!(
-                    "The Secret {name} could not be read; may the operator get and watch it in the namespace {}?",
+                    "The Secret {name} could not be read; may the operator list and watch it in the namespace {}?",
                     pool.key.namespace
                 ),
             });
@@ -221,12 +225,30 @@ fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
         .is_none_or(|q| q.asked != pool.look_again || now >= q.at + SWEEP)
 }
 
+/// How old an answer may be. What somebody asks for, or what is to show a change of ours, is read afresh.
+fn max_age(github: &GitHubMemory, pool: &Pool, refresh: bool) -> Duration {
+    let asked = github
+        .queue
+        .as_ref()
+        .is_some_and(|q| q.asked != pool.look_again);
+    if refresh || asked {
+        Duration::ZERO
+    } else {
+        SHARED
+    }
+}
+
 /// A queue that cannot be read stops nothing: the runners do not need it.
-async fn read_queue(client: &Client, pool: &Pool, listing: &crate::github::Listing) -> Queue {
+async fn read_queue(
+    client: &Client,
+    pool: &Pool,
+    listing: &crate::github::Listing,
+    max_age: Duration,
+) -> Queue {
     Queue {
         at: listing.at,
         asked: pool.look_again.clone(),
-        jobs: client.queued_jobs().await.map_err(|e| e.to_string()),
+        jobs: client.queued_jobs(max_age).await.map_err(|e| e.to_string()),
         registered: listing.runners.iter().map(|r| r.labels.clone()).collect(),
     }
 }
@@ -236,13 +258,14 @@ async fn ask(
     client: &Client,
     spec: &Spec,
     first: bool,
+    max_age: Duration,
 ) -> Result<Arc<crate::github::Listing>, Error> {
     if first {
-        client.check_access(FIRST_LIST).await?;
+        client.check_access(max_age).await?;
         client.runner_group_id(spec.runner_group.as_deref()).await?;
+        // What the check has just read.
+        return client.list_runners(SHARED).await;
     }
-    // The first list may be the one that the check has just read; later ones must show what happened since.
-    let max_age = if first { FIRST_LIST } else { Duration::ZERO };
     client.list_runners(max_age).await
 }
 
