@@ -23,6 +23,10 @@ pub struct Request {
     pub uri: String,
     /// Kind of object, in the plural, with the subresource.
     pub resource: String,
+    /// Namespace of the object; none where all are asked for, or where it has none.
+    pub namespace: Option<String>,
+    /// Whether the operator had no right to it.
+    pub forbidden: bool,
     /// The pod that sent it.
     pub pod: Option<String>,
 }
@@ -42,6 +46,14 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// From the start of the cluster.
+    pub fn whole(cluster: &Cluster) -> Self {
+        Self {
+            path: cluster.dir.join("logs/audit.log"),
+            offset: 0,
+        }
+    }
+
     /// From the requests that come after this.
     pub fn from_now(cluster: &Cluster) -> Result<Self> {
         let path = cluster.dir.join("logs/audit.log");
@@ -85,6 +97,8 @@ fn request(entry: &Value) -> Request {
         verb: text(&entry["verb"]),
         uri: text(&entry["requestURI"]),
         resource,
+        namespace: object["namespace"].as_str().map(str::to_owned),
+        forbidden: entry["annotations"]["authorization.k8s.io/decision"] == "forbid",
         pod: pod.as_str().map(str::to_owned),
     }
 }

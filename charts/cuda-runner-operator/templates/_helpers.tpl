@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "cuda-runner-operator.poolRules" -}}
 - apiGroups: [cudarunner.dev]
   resources: [cudarunners]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [cudarunner.dev]
   resources: [cudarunners/status]
   verbs: [patch]
@@ -62,11 +62,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [create, patch]
 {{- end -}}
 
-{{/* What has no namespace: Nodes to plan by, TokenReviews to know who asks the registrar. */}}
+{{/* What has no namespace: TokenReviews to know who asks the registrar, and Nodes to plan by, where all are its own. */}}
 {{- define "cuda-runner-operator.clusterRules" -}}
+{{- if not .Values.watchNamespaces }}
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
+{{- end }}
 - apiGroups: [authentication.k8s.io]
   resources: [tokenreviews]
   verbs: [create]

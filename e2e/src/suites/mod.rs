@@ -19,6 +19,7 @@ mod local_cluster;
 mod long_job;
 mod metrics;
 mod missing_label;
+mod permissions;
 mod persistent;
 mod plugin;
 mod preflight;
@@ -85,7 +86,7 @@ macro_rules! suite {
     };
 }
 
-/// All suites, in the order in which they begin. The search for secrets is the last: it looks at the traces of all others.
+/// All suites, in the order in which they begin. The last two look at the traces of all others.
 pub const SUITES: &[Suite] = &[
     suite!(bare "by-hand",
         [25],
@@ -284,6 +285,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "no credential in any log, Event, object or argument list of the whole run",
         secrets::run
+    ),
+    suite!(
+        "permissions",
+        [],
+        "by the audit log of the whole run, the operator has every right that it needs, and none that it does not use",
+        permissions::run
     ),
 ];
 

@@ -213,7 +213,9 @@ fn limited_to_namespaces_it_reads_named_secrets_alone() {
     for role in of_kind::<ClusterRole>("ClusterRole", &objects) {
         for rule in role.rules.unwrap() {
             let resources = rule.resources.unwrap();
-            assert!(!resources.contains(&"secrets".to_owned()), "cluster-wide");
+            for unseen in ["secrets", "configmaps", "nodes"] {
+                assert!(!resources.contains(&unseen.to_owned()), "{unseen}");
+            }
         }
     }
     for rule in rules(&objects) {

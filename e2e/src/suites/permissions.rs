@@ -1,0 +1,135 @@
+//! The operator may do what it needs, and nothing that it does not: by the audit log of the whole run.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::LOOK_AGAIN;
+use github_simulator::control::NewRunner;
+use k8s_openapi::api::{
+    core::v1::Secret,
+    rbac::v1::{ClusterRole, PolicyRule, Role},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::json;
+
+use super::{Ctx, SOON};
+use crate::{
+    audit::{Audit, Request},
+    example, helm,
+};
+
+/// Granted, and not to be seen here.
+const UNSEEN: [(bool, &str, &str); 2] = [
+    // Not a request: the API server looks at it when a pod is created whose owner's deletion it blocks.
+    (false, "update", "cudarunners/finalizers"),
+    // The registrar's authority is rotated after months.
+    (true, "update", "secrets"),
+];
+
+/// Whether it is about the operator's own namespace, the verb, and the resource.
+type Right = (bool, String, String);
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Given everything that the suites before have had the operator do, and what is rare among it
+    a_life(ctx).await?;
+
+    // Then it had the right to all of it
+    let requests = Audit::whole(&ctx.cluster).new_requests()?;
+    let mut forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
+    // A suite switches the leader election off while the last leader still renews its lease.
+    forbidden.retain(|request| request.resource != "leases");
+    ensure!(forbidden.is_empty(), "not allowed: {forbidden:#?}");
+
+    // And it has used each right that the chart gives it
+    let used: BTreeSet<Right> = requests.into_iter().map(right).collect();
+    let granted = granted(ctx).await?;
+    let unused: Vec<_> = granted.difference(&used).collect();
+    ensure!(unused.is_empty(), "granted and never used: {unused:?}");
+    Ok(())
+}
+
+/// A runner, a job, an entry that nobody has a pod for, credentials that go and come back twice, and the end: enough
+/// where this suite runs alone.
+async fn a_life(ctx: &Ctx) -> Result<()> {
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    ctx.idle("pool", 1).await?;
+    let job = ctx.queue("job", "true").await?;
+    ctx.succeeded(job).await?;
+    ctx.idle("pool", 1).await?;
+    leftover(ctx).await?;
+    let keys = example::app(&ctx.github, "permissions", &ctx.repository).await?;
+    let secrets: Api<Secret> = ctx.api();
+    for _ in 0..2 {
+        // The second Event of the same words is counted on the first.
+        secrets
+            .delete(example::SECRET, &DeleteParams::default())
+            .await?;
+        ctx.condition("pool", "CredentialsValid", "False", "SecretNotFound")
+            .await?;
+        example::secret(&ctx.client, &ctx.namespace, example::SECRET, &keys).await?;
+        ctx.condition("pool", "CredentialsValid", "True", "Accepted")
+            .await?;
+    }
+    ctx.delete("pool").await
+}
+
+/// The pool's own entry, without a pod, is swept.
+async fn leftover(ctx: &Ctx) -> Result<()> {
+    let state = ctx.github.state().await?;
+    let runners = &state.lasting["repositories"][&ctx.repository]["runners"];
+    let labels = runners[0]["labels"].as_array();
+    let labels = labels.context("the pool has no runner")?;
+    let left = NewRunner {
+        scope: ctx.repository.clone(),
+        name: "pool-gone1".to_owned(),
+        labels: labels
+            .iter()
+            .filter_map(|label| label.as_str().map(str::to_owned))
+            .collect(),
+    };
+    ctx.github.create_runner(&left).await?;
+    ctx.annotate("pool", LOOK_AGAIN, "leftover").await?;
+    ctx.wait_for("the leftover to be swept", SOON, async || {
+        Ok((!ctx.entries().await?.contains(&left.name)).then_some(()))
+    })
+    .await
+}
+
+fn right(request: Request) -> Right {
+    let own = request.namespace.as_deref() == Some(helm::NAMESPACE);
+    (own, request.verb, request.resource)
+}
+
+/// The rules of the operator's roles, one right each.
+async fn granted(ctx: &Ctx) -> Result<BTreeSet<Right>> {
+    let ours =
+        ListParams::default().labels(&format!("app.kubernetes.io/instance={}", helm::RELEASE));
+    let everywhere: Api<ClusterRole> = Api::all(ctx.client.clone());
+    let own: Api<Role> = Api::namespaced(ctx.client.clone(), helm::NAMESPACE);
+    let mut rules: Vec<(bool, PolicyRule)> = vec![];
+    for role in everywhere.list(&ours).await?.items {
+        let labels = role.metadata.labels.unwrap_or_default();
+        // Those that are added to the roles of users.
+        if !labels.keys().any(|label| label.contains("/aggregate-to-")) {
+            rules.extend(role.rules.into_iter().flatten().map(|rule| (false, rule)));
+        }
+    }
+    for role in own.list(&ours).await?.items {
+        rules.extend(role.rules.into_iter().flatten().map(|rule| (true, rule)));
+    }
+    ensure!(!rules.is_empty(), "no role of the operator's was found");
+    let mut rights = BTreeSet::new();
+    for (own, rule) in rules {
+        for resource in rule.resources.into_iter().flatten() {
+            let verbs = rule.verbs.iter();
+            rights.extend(verbs.map(|verb| (own, verb.clone(), resource.clone())));
+        }
+    }
+    rights.retain(|(own, verb, resource)| {
+        !UNSEEN.contains(&(*own, verb.as_str(), resource.as_str()))
+    });
+    Ok(rights)
+}
