@@ -23,6 +23,7 @@ pub mod network;
 pub mod node;
 pub mod paths;
 pub mod process;
+pub mod proxy;
 pub mod report;
 pub mod simulator;
 pub mod suites;

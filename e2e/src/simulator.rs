@@ -17,6 +17,9 @@ use crate::{
     wait::wait_for,
 };
 
+/// A name that its certificate has and that nobody resolves: whoever knows its address can be asked for the way.
+pub const HIDDEN_NAME: &str = "github.hidden.test";
+
 /// The repository that exists from the start.
 pub const REPOSITORY: &str = github_simulator::fixtures::TENSOR_WASM;
 
@@ -42,7 +45,11 @@ pub async fn start(dir: &Path, supervisor: &Supervisor, listen: SocketAddr) -> R
     let pki = dir.join("github");
     // An authority of its own, as an Enterprise Server in a company has: the operator must be told to trust it.
     let certs = Certificates::create(&pki, "Simulated GitHub")?;
-    certs.server("github", &[], &[listen.ip(), IpAddr::from([127, 0, 0, 1])])?;
+    certs.server(
+        "github",
+        &[HIDDEN_NAME],
+        &[listen.ip(), IpAddr::from([127, 0, 0, 1])],
+    )?;
     let openapi = tokio::task::spawn_blocking(github_simulator::openapi::ensure).await??;
     supervisor.start(
         Program::new("github-simulator", supervisor.program())

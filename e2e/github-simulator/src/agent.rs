@@ -135,8 +135,10 @@ struct Register {
 
 /// Finds where a URL such as `https://host/owner/name` points.
 fn scope_of(world: &World, url: &str) -> Option<Scope> {
+    // Under whichever name it was reached.
     let path = url
-        .strip_prefix(&world.public_url)?
+        .strip_prefix("https://")?
+        .trim_start_matches(|c| c != '/')
         .trim_matches('/')
         .to_lowercase();
     let parts: Vec<&str> = path.split('/').collect();

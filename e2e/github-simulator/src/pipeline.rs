@@ -1,6 +1,11 @@
 //! The way of one REST request: fault, validation, credential, limit, handler, tag, validation.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::body::{Body as HttpBody, Bytes};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -30,6 +35,7 @@ const ENTERPRISE_PREFIX: &str = "/api/v3";
 
 /// A request as it came in.
 struct Arrived {
+    from: IpAddr,
     method: String,
     target: String,
     path: String,
@@ -60,7 +66,7 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Result<Response<HttpBody>, Dropped> {
-    let Some(incoming) = read(request).await else {
+    let Some(incoming) = read(request, peer.ip()).await else {
         tracing::debug!(%peer, "a request was not sent to its end");
         return Err(Dropped);
     };
@@ -113,7 +119,7 @@ pub(crate) async fn handle(
     Ok(respond(answer, tag))
 }
 
-async fn read(request: Request<Incoming>) -> Option<Arrived> {
+async fn read(request: Request<Incoming>, from: IpAddr) -> Option<Arrived> {
     let (parts, body) = request.into_parts();
     let bytes = Limited::new(body, LARGEST).collect().await.ok()?.to_bytes();
     let target = parts
@@ -126,6 +132,7 @@ async fn read(request: Request<Incoming>) -> Option<Arrived> {
         _ => (false, full.to_owned()),
     };
     Some(Arrived {
+        from,
         method: parts.method.to_string(),
         target,
         path,
@@ -378,6 +385,7 @@ fn note(
         status,
         credential: judged.credential.clone(),
         user_agent: incoming.header("user-agent").unwrap_or_default().to_owned(),
+        from: incoming.from,
         counted,
         fault: judged.fault.as_ref().map(|fault| fault.action.describe()),
     };

@@ -23,6 +23,7 @@ mod permissions;
 mod persistent;
 mod plugin;
 mod preflight;
+mod proxy;
 mod quarantine;
 mod recorder;
 mod registration_token;
@@ -153,6 +154,11 @@ pub const SUITES: &[Suite] = &[
         [6, 7, 8, 9],
         "what the runner's image and network lack is said all at once, before a job finds it",
         preflight::run
+    ),
+    suite!(beside "proxy",
+        [],
+        "operator, gate and agent reach GitHub through the pool's proxy, or past it where it is told so",
+        proxy::run
     ),
     suite!(
         "gpu-missing",

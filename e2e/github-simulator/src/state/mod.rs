@@ -4,7 +4,10 @@ mod accounts;
 mod jobs;
 mod runners;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -94,6 +97,8 @@ pub struct Seen {
     pub credential: String,
     /// The `User-Agent`.
     pub user_agent: String,
+    /// The address that it came from.
+    pub from: IpAddr,
     /// Whether it counts against the hourly limit.
     pub counted: bool,
     /// The fault that was injected, in words.
