@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use cudarunner_crds::LOOK_AGAIN;
 use github_simulator::{
-    control::{NewCredential, NewOrganization},
+    control::{NewCredential, NewOrganization, NewRunnerGroup},
     faults::{Action, Fault},
 };
 use serde_json::{Value, json};
 
 use super::Ctx;
+use super::context::merge;
 use crate::{example, simulator};
 
 /// A pool with this fault makes at most so many calls until it is mended.
@@ -160,7 +162,47 @@ async fn runner_group(ctx: &Ctx) -> Result<()> {
     // Then the runner comes
     ctx.condition("group", "RunnersOnline", "True", "Online")
         .await?;
-    ctx.delete("group").await
+
+    // Given a group that does not admit the repository that is to prove the pool
+    let name = ctx.repository.rsplit('/').next().unwrap_or_default();
+    let admits = async |repositories: &[&str]| {
+        let group = NewRunnerGroup {
+            name: "gpus".to_owned(),
+            selected: Some(
+                repositories
+                    .iter()
+                    .map(|&name| format!("{organization}/{name}"))
+                    .collect(),
+            ),
+        };
+        let organization = NewOrganization {
+            groups: vec![group],
+            ..default.clone()
+        };
+        ctx.github.create_organization(&organization).await
+    };
+    admits(&["other"]).await?;
+    let mut proven = pool("gpus");
+    let verify = json!({"workflow": "gpu.yml", "ref": "main", "repository": ctx.repository, "jobs": [{"name": "gpu"}]});
+    merge(&mut proven["spec"], json!({"verify": verify}));
+    ctx.apply(&proven).await?;
+    // Then that is said
+    ctx.annotate("group", LOOK_AGAIN, "first").await?;
+    let said = ctx
+        .condition("group", "QueueServed", "False", "RunnerGroupShut")
+        .await?;
+    ensure!(
+        said.contains(&ctx.repository) && said.contains("group gpus"),
+        "{said}"
+    );
+    // Until it does
+    admits(&[name]).await?;
+    ctx.annotate("group", LOOK_AGAIN, "second").await?;
+    ctx.condition("group", "QueueServed", "Unknown", "NotListed")
+        .await?;
+    ctx.delete("group").await?;
+    ctx.github.create_organization(&default).await?;
+    Ok(())
 }
 
 /// A rotated Secret is used at once, and the runners stay.

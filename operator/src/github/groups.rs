@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::{Client, Error, Scope, transport::Ask};
+use super::{Client, Error, Repository, Scope, transport::Ask, url::encode};
 
 /// The group that is always there. A repository has no other.
 const DEFAULT_GROUP: u64 = 1;
@@ -64,6 +64,47 @@ impl Client {
             },
             advice: "create it, or change spec.github.runnerGroup".into(),
         })
+    }
+
+    /// Whether a repository may use the runner group of this name; `None` is the default group.
+    ///
+    /// Only an organization says so, and only of its own repositories: of all others it is supposed. An answer that has
+    /// not changed costs nothing at GitHub.
+    pub async fn admits(
+        &self,
+        group: Option<&str>,
+        repository: &Repository,
+    ) -> Result<bool, Error> {
+        let (owner, name) = repository.parts();
+        let is_own = matches!(self.url().scope(), Scope::Organization { name } if name.eq_ignore_ascii_case(owner));
+        if !is_own {
+            return Ok(true);
+        }
+        for number in 1..=MOST_PAGES {
+            let path = format!(
+                "{}/actions/runner-groups?visible_to_repository={}&per_page={PER_PAGE}&page={number}",
+                self.url().owner_path(),
+                encode(name)
+            );
+            let action = format!(
+                "list the runner groups that admit {}",
+                repository.full_name()
+            );
+            let page: Option<WirePage> = self.ask_tagged(path, &action).await?;
+            // Without an answer nothing speaks against it.
+            let Some(page) = page else { return Ok(true) };
+            let is_it = |found: &WireGroup| match group {
+                Some(group) => found.name.eq_ignore_ascii_case(group),
+                None => found.id == DEFAULT_GROUP,
+            };
+            if page.runner_groups.iter().any(is_it) {
+                return Ok(true);
+            }
+            if page.runner_groups.len() < PER_PAGE {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     async fn read_groups(&self) -> Result<Groups, Error> {

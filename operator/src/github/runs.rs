@@ -19,8 +19,8 @@ use super::{
     url::{encode, is_name},
 };
 
-/// Answers that are kept for the sake of their tags: of each pool, two for a run that is watched, and two for each
-/// branch that requires checks.
+/// Answers that are kept for the sake of their tags: of each pool, two for a run that is watched, two for each branch
+/// that requires checks, and one for its runner group.
 const MOST_KEPT: usize = 1024;
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
@@ -74,6 +74,11 @@ impl Repository {
             Some(attempt) if attempt > 1 => format!("{page}/attempts/{attempt}"),
             _ => page,
         }
+    }
+
+    /// `OWNER` and `NAME`.
+    pub(super) fn parts(&self) -> (&str, &str) {
+        self.full_name.split_once('/').unwrap_or_default()
     }
 
     pub(super) fn path(&self) -> String {

@@ -68,7 +68,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         let answer = ask(&found.client, spec, first, max_age).await;
         let queue = match &answer {
             Ok(listing) if queue_due => {
-                Some(read_queue(&found.client, pool, listing, max_age).await)
+                Some(read_queue(&found.client, pool, spec, listing, max_age).await)
             }
             _ => None,
         };
@@ -242,6 +242,7 @@ fn max_age(github: &GitHubMemory, pool: &Pool, refresh: bool) -> Duration {
 async fn read_queue(
     client: &Client,
     pool: &Pool,
+    spec: &Spec,
     listing: &crate::github::Listing,
     max_age: Duration,
 ) -> Queue {
@@ -250,7 +251,18 @@ async fn read_queue(
         asked: pool.look_again.clone(),
         jobs: client.queued_jobs(max_age).await.map_err(|e| e.to_string()),
         registered: listing.runners.iter().map(|r| r.labels.clone()).collect(),
+        shut_out: shut_out(client, spec).await,
     }
+}
+
+/// The pool's repository, where its runner group does not admit it. Where that cannot be read, nothing is said.
+async fn shut_out(client: &Client, spec: &Spec) -> Option<String> {
+    let repository = spec.repository.as_ref()?;
+    let admitted = client
+        .admits(spec.runner_group.as_deref(), repository)
+        .await;
+    let is_out = admitted.is_ok_and(|admitted| !admitted);
+    is_out.then(|| repository.full_name().to_owned())
 }
 
 /// Asks who we are and what we have there.

@@ -131,6 +131,8 @@ pub struct Queue {
     pub jobs: Result<Option<Vec<QueuedJob>>, String>,
     /// Labels of the runners that are registered at that address, ours and others.
     pub registered: Vec<Vec<String>>,
+    /// The repository of the verification, where the pool's runner group does not admit it.
+    pub shut_out: Option<String>,
 }
 
 impl Queue {

@@ -24,6 +24,9 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
             "The queue is not read while the spec cannot be carried out",
         );
     };
+    if let Some(repository) = observed.queue.as_ref().and_then(|q| q.shut_out.as_ref()) {
+        return say("False", "RunnerGroupShut", shut_out(spec, repository));
+    }
     let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
         None => return say("Unknown", "NotRead", "The queue has not been read yet"),
         Some(Err(message)) => return say("Unknown", "NotReadable", message.clone()),
@@ -73,6 +76,14 @@ fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
     !all.any(|labels| serves(labels, job))
 }
 
+/// Why no job of a repository comes to the pool, and what to do.
+pub(super) fn shut_out(spec: &Spec, repository: &str) -> String {
+    let group = spec.runner_group.as_deref().unwrap_or("Default");
+    format!(
+        "No job of {repository} can come to these runners: their runner group {group} is not visible to it. Add the repository to the group in the organization's settings (Actions, Runner groups), or name another group in spec.github.runnerGroup"
+    )
+}
+
 fn lost(spec: &Spec, job: &QueuedJob) -> String {
     let missing: Vec<&str> = job
         .labels
@@ -113,6 +124,7 @@ mod tests {
                     .collect(),
             )),
             registered: registered.iter().map(|l| strings(l)).collect(),
+            shut_out: None,
         });
         crate::plan::plan(&pool(1), &observed, NOW)
     }
@@ -136,6 +148,25 @@ mod tests {
             "{message}"
         );
         assert_eq!(plan.status.queued, 0);
+    }
+
+    #[test]
+    fn a_runner_group_that_shuts_the_repository_out_is_named() {
+        let mut observed = observed(vec![]);
+        observed.queue = Some(Queue {
+            at: ago(1),
+            asked: None,
+            jobs: Ok(None),
+            registered: vec![],
+            shut_out: Some("acme/widgets".to_owned()),
+        });
+        let plan = crate::plan::plan(&pool(1), &observed, NOW);
+        let (status, message) = queue_served(&plan);
+        assert_eq!(status, "False");
+        assert!(
+            message.contains("acme/widgets") && message.contains("group Default"),
+            "{message}"
+        );
     }
 
     #[test]

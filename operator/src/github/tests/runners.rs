@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Stub, error, page, raw, reply, runner};
-use crate::github::Deletion;
 use crate::github::budget::{Cost, Ending};
+use crate::github::{Deletion, Repository};
 
 #[tokio::test]
 async fn an_unchanged_listing_is_asked_for_with_its_tag_and_kept() {
@@ -201,6 +201,35 @@ async fn runner_groups_are_found_by_name_and_remembered() {
         "{error}"
     );
     assert_eq!(stub.seen().len(), 2, "it might have been made since");
+}
+
+#[tokio::test]
+async fn an_organization_says_which_repositories_a_group_admits() {
+    let stub = Stub::start(|seen, _| match seen.header("if-none-match") {
+        Some(_) => raw(304, ""),
+        None => reply(
+            200,
+            &json!({"total_count": 1, "runner_groups": [{"id": 7, "name": "gpu"}]}),
+        )
+        .with("etag", "W/\"one\""),
+    })
+    .await;
+    let (org, widgets) = (stub.client("o"), Repository::new("O/widgets").unwrap());
+    assert!(org.admits(Some("GPU"), &widgets).await.unwrap());
+    assert!(!org.admits(Some("cpu"), &widgets).await.unwrap());
+    assert!(!org.admits(None, &widgets).await.unwrap());
+    let paths: Vec<_> = stub.seen().iter().map(|seen| seen.path.clone()).collect();
+    let path =
+        "/api/v3/orgs/o/actions/runner-groups?visible_to_repository=widgets&per_page=100&page=1";
+    assert_eq!(paths, [path; 3]);
+    assert_eq!(org.usage().not_modified, 2);
+
+    // Of others nothing is known
+    let foreign = Repository::new("p/widgets").unwrap();
+    assert!(org.admits(None, &foreign).await.unwrap());
+    let own = stub.client("o/widgets");
+    assert!(own.admits(None, &widgets).await.unwrap());
+    assert_eq!(stub.seen().len(), 3);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Case, LOG, VerifiedJob, VerifiedJobStatus, named};
 use crate::github::RunJob;
+use crate::plan::queue;
 
 /// The reason of a job that nobody picked up in time.
 pub const NOT_PICKED_UP: &str = "JobNotPickedUp";
@@ -262,6 +263,10 @@ impl Case<'_> {
                 self.pool.key.name,
                 missing.join(", ")
             );
+        }
+        let queue = self.observed.queue.as_ref();
+        if let Some(repository) = queue.and_then(|queue| queue.shut_out.as_ref()) {
+            return queue::shut_out(self.spec, repository);
         }
         let online = self.observed.runners.iter().filter(|r| r.is_online());
         let idle = online
