@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use cudarunner_crds::CudaRunner;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use kube::runtime::controller::Action as Next;
 use kube::runtime::events::{Event, EventType};
@@ -16,7 +17,7 @@ use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, Action, Notice};
+use crate::plan::{self, About, Action, Notice};
 use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
@@ -137,7 +138,10 @@ async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
             reason: notice.reason.clone(),
             note: Some(cut(&notice.note)),
             action: "Reconcile".to_owned(),
-            secondary: None,
+            secondary: notice
+                .about
+                .as_ref()
+                .map(|about| reference(resource, about)),
         };
         let published = ctx
             .recorder
@@ -146,6 +150,21 @@ async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
         if let Err(error) = published {
             tracing::warn!(%error, reason = notice.reason, "an Event was not published");
         }
+    }
+}
+
+/// Whom an Event is about, beside the pool.
+fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
+    let (kind, name, namespace) = match about {
+        About::Runner(name) => ("Pod", name, pool.metadata.namespace.clone()),
+        About::Node(name) => ("Node", name, None),
+    };
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        name: Some(name.clone()),
+        namespace,
+        ..ObjectReference::default()
     }
 }
 

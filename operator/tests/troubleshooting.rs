@@ -56,6 +56,7 @@ const OTHER_WORDS: &[&str] = &[
     "Memory",
     "Never",
     "NoSchedule",
+    "Node",
     "NodeShutdown",
     "NotIn",
     "OOMKilled",

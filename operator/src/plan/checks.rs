@@ -232,6 +232,7 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
                     record.repository,
                     gone.join(", ")
                 ),
+                about: None,
             });
         }
     }

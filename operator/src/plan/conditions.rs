@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{Access, Notice, Observed, Plan, checks, queue, verify};
+use super::{About, Access, Notice, Observed, Plan, checks, queue, verify};
 use crate::pool::{GpuRequest, Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -124,6 +124,7 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             warning: true,
             reason: failure.reason.clone(),
             note: format!("{}{node}: {}", failure.runner, failure.message),
+            about: Some(About::Runner(failure.runner.clone())),
         });
     }
     for condition in &plan.status.conditions {
@@ -146,6 +147,7 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
                 warning: condition.status == bad_status(&condition.type_),
                 reason: condition.reason.clone(),
                 note: format!("{}: {}", condition.type_, condition.message),
+                about: None,
             });
         }
     }

@@ -10,7 +10,7 @@ use cudarunner_crds::{JobStatus, MAX_LAST_JOBS};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Notice, Observed, Plan, verify};
+use super::{About, Notice, Observed, Plan, verify};
 use crate::github::{Repository, RunJob};
 use crate::observe::marks::Done;
 use crate::observe::pod::Runner;
@@ -93,6 +93,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             warning: false,
             reason: "JobCompleted".to_owned(),
             note: note(&told),
+            about: told.first().map(|job| About::Runner(job.runner.clone())),
         });
     }
     if let Some(at) = next_look(&jobs, &observed.jobs) {

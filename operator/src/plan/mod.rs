@@ -240,6 +240,18 @@ pub struct Notice {
     pub reason: String,
     /// A sentence.
     pub note: String,
+    /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's
+    /// sentence is kept for some minutes, with a count.
+    pub about: Option<About>,
+}
+
+/// Whom a notice is about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum About {
+    /// A runner, by its name.
+    Runner(String),
+    /// A node, by its name.
+    Node(String),
 }
 
 /// What to do, what to say, and when to look again.

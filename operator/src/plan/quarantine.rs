@@ -11,7 +11,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{NodeFacts, Notice, Observed, Passed};
+use super::{About, NodeFacts, Notice, Observed, Passed};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -79,6 +79,7 @@ impl Quarantine {
                     warning: false,
                     reason: "QuarantineLifted".to_owned(),
                     note: format!("{} may be used again: {why}", entry.node),
+                    about: Some(About::Node(entry.node.clone())),
                 }),
             }
         }
@@ -109,6 +110,7 @@ impl Quarantine {
                 view.pool.key.name,
                 cudarunner_crds::RELEASE,
             ),
+            about: Some(About::Node(node.to_owned())),
         });
         self.entries.push(QuarantineStatus {
             node: node.to_owned(),

@@ -83,6 +83,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
                 warning: false,
                 reason: "TornDown".to_owned(),
                 note: format!("No runner of {} is left on GitHub", pool.key.name),
+                about: None,
             });
         }
         return;
@@ -125,7 +126,8 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             note: format!(
                 "The teardown timeout is over: {left} may be left; remove them in its settings.{why}"
             ),
-        });
+about: None,
+});
     }
     if let Some(place) = &pool.status.registered_at {
         let names = if left.is_empty() {
@@ -139,7 +141,8 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             note: format!(
                 "The teardown timeout is over: {names} may be left at {place}; remove them on its runners page.{why}"
             ),
-        });
+about: None,
+});
     }
     plan.actions.push(Action::RemoveFinalizer);
 }

@@ -450,6 +450,7 @@ fn announce(
             verify.git_ref,
             status.url.as_deref().unwrap_or_default()
         ),
+        about: None,
     });
 }
 

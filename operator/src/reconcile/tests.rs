@@ -231,10 +231,10 @@ fn shows(ctx: &Context, line: &str) -> Result<(), String> {
 }
 
 /// The watch shows a pod of the pool.
-fn show_pod(ctx: &Context, status: &Value) {
+fn show_pod(ctx: &Context, name: &str, status: &Value) {
     let pod = json!({
         "metadata": {
-            "name": "pool-aaaaa",
+            "name": name,
             "namespace": "ci",
             "labels": {"cudarunner.dev/pool": "pool"},
             "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
@@ -254,6 +254,7 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
     let mark = json!({"mark": "completed", "job": "build", "run": "none"});
     show_pod(
         &ctx,
+        "pool-aaaaa",
         &json!({"phase": "Succeeded", "containerStatuses": [{
             "name": "runner", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 0, "message": mark.to_string()}},
@@ -285,6 +286,30 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
     assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
 }
 
+#[tokio::test]
+async fn each_runner_that_fails_has_an_event_of_its_own() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    for (name, code) in [("pool-aaaaa", 12), ("pool-bbbbb", 13)] {
+        show_pod(
+            &ctx,
+            name,
+            &json!({"phase": "Failed", "initContainerStatuses": [{
+                "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": code}},
+            }]}),
+        );
+    }
+    reconcile(resource(|_| {}), ctx).await.unwrap();
+    let all = cluster.0.lock().unwrap().clone();
+    let about: Vec<_> = all
+        .iter()
+        .filter(|(method, _, sent)| *method == Method::POST && sent["reason"] == "GateFailed")
+        .map(|(_, _, sent)| sent["related"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(about, ["pool-aaaaa", "pool-bbbbb"], "not one with a count");
+}
+
 #[test]
 fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
     assert_eq!(cut("short"), "short");
@@ -301,6 +326,7 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
     let resource = resource(|_| {});
     show_pod(
         &ctx,
+        "pool-aaaaa",
         &json!({"phase": "Failed", "initContainerStatuses": [{
             "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 12}},

@@ -229,3 +229,40 @@ fn the_gate_is_the_jobs_user() {
         Some(2000)
     );
 }
+
+/// The startup probe with its files elsewhere: whether it passes, and the marks that are there then.
+fn probe(folder: &std::path::Path) -> (bool, String) {
+    let here = |path: &str| folder.join(path).to_string_lossy().into_owned();
+    let script = ONLINE
+        .replace("/run/cuda-runner", &here("run"))
+        .replace("/home/runner/_diag", &here("diag"))
+        .replace("/dev/termination-log", &here("marks"));
+    let done = std::process::Command::new("/bin/sh")
+        .args(["-c", &script])
+        .output()
+        .unwrap();
+    assert!(done.stderr.is_empty(), "{done:?}");
+    let marks = std::fs::read_to_string(folder.join("marks")).unwrap_or_default();
+    (done.status.success(), marks)
+}
+
+#[test]
+fn a_session_that_another_agent_holds_leaves_one_mark_for_as_long_as_it_is_held() {
+    let folder = std::env::temp_dir().join(format!("startup-probe-{}", std::process::id()));
+    for name in ["run", "diag"] {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    let log = |text: &str| std::fs::write(folder.join("diag/Runner_1.log"), text).unwrap();
+    // Nothing is known yet
+    assert_eq!(probe(&folder), (false, String::new()));
+    // Another agent holds the session: one mark, however often it is looked
+    log("[INFO Listener] The session for this runner already exists.\n");
+    let mark = "{\"mark\":\"session-conflict\"}\n".to_owned();
+    for _ in 0..2 {
+        assert_eq!(probe(&folder), (false, mark.clone()));
+    }
+    // It is online after all: the mark is gone
+    log("The session for this runner already exists.\nListening for Jobs\n");
+    assert_eq!(probe(&folder), (true, String::new()));
+    std::fs::remove_dir_all(folder).unwrap();
+}
