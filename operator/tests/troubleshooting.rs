@@ -75,6 +75,7 @@ const OTHER_WORDS: &[&str] = &[
     "App",
     "Busy",
     "CudaRunner",
+    "Default",
     "Kubernetes",
     "NoCredentials",
     "Persistent",
