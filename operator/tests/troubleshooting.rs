@@ -84,6 +84,8 @@ const OTHER_WORDS: &[&str] = &[
     "Require",
     "Status",
     "Token",
+    // Of GitHub: the runner group that is always there.
+    "Default",
     // Of rustls.
     "UnknownIssuer",
 ];
