@@ -75,7 +75,6 @@ const OTHER_WORDS: &[&str] = &[
     "App",
     "Busy",
     "CudaRunner",
-    "Default",
     "Kubernetes",
     "NoCredentials",
     "Persistent",
