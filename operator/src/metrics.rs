@@ -8,7 +8,7 @@ mod page;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ pub use page::CONTENT_TYPE;
 
 /// The word for what is not in our own tables: a label's values stay few.
 const OTHER: &str = "other";
+/// So many products of one pool are told apart.
+const PRODUCTS: usize = 8;
+/// The longest name of a product, in bytes.
+const PRODUCT: usize = 64;
 const GATE_BUCKETS: [f64; 11] = [
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 ];
@@ -63,13 +67,38 @@ impl Default for State {
 #[derive(Debug, Default)]
 struct PoolSeries {
     view: Option<PoolView>,
-    /// By class and code.
-    gates: BTreeMap<(&'static str, &'static str), u64>,
+    /// By class, code and product.
+    gates: BTreeMap<(&'static str, &'static str, String), u64>,
     gate_seconds: Option<Histogram>,
     registrations: BTreeMap<&'static str, u64>,
     failures: BTreeMap<(Class, &'static str), u64>,
     queued: Option<Histogram>,
     errors: BTreeMap<&'static str, u64>,
+}
+
+impl PoolSeries {
+    /// The product under which a gate is counted: that of the device at fault, or the first. A report comes from a pod,
+    /// and may say anything.
+    fn product(&self, report: &Report) -> String {
+        let at_fault = report.failure.as_ref().and_then(|failure| failure.device);
+        let mut devices = report.devices.iter();
+        let Some(device) = devices
+            .find(|device| at_fault == Some(device.ordinal))
+            .or(report.devices.first())
+        else {
+            return String::new();
+        };
+        let name = device.name.as_str();
+        let products = self.gates.keys().map(|(_, _, product)| product.as_str());
+        let counted: BTreeSet<&str> = products.filter(|p| ![OTHER, ""].contains(p)).collect();
+        let is_text = name.chars().all(|c| c == ' ' || c.is_ascii_graphic());
+        let is_new = counted.len() < PRODUCTS && name.len() <= PRODUCT && is_text;
+        if is_new || counted.contains(name) {
+            name.to_owned()
+        } else {
+            OTHER.to_owned()
+        }
+    }
 }
 
 /// A pool as a visit has seen it.
@@ -206,7 +235,7 @@ impl Metrics {
 
     /// Counts a gate that brought its report.
     pub fn gate(&self, pool: &PoolKey, report: &Report, decision: &Decision) {
-        let outcome = match decision {
+        let (class, code) = match decision {
             Decision::Admit => ("", ""),
             Decision::Refuse { reason, .. } => (Class::Refused.as_str(), *reason),
             Decision::Failed => report
@@ -217,7 +246,8 @@ impl Metrics {
                 }),
         };
         self.pool(pool, |series| {
-            *series.gates.entry(outcome).or_default() += 1;
+            let product = series.product(report);
+            *series.gates.entry((class, code, product)).or_default() += 1;
             let histogram = &mut series.gate_seconds;
             let histogram = histogram.get_or_insert_with(|| Histogram::new(GATE_BUCKETS));
             histogram.observe(report.timings.total_ms.max(0.0) / 1000.0);

@@ -22,7 +22,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ("runners_wanted", "", 1),
         ("pool_condition", r#",condition="Ready""#, 1),
         ("breaker_open", "", 0),
-        ("gate_outcomes_total", r#",class="",code="""#, 2),
+        (
+            "gate_outcomes_total",
+            r#",class="",code="",product="NVIDIA A100-SXM4-40GB""#,
+            2,
+        ),
         ("gate_duration_seconds_count", "", 2),
         ("registrations_total", r#",result="ok""#, 2),
     ] {
@@ -45,11 +49,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.condition("broken", "Stalled", "True", "GateFailed")
         .await?;
 
-    // Then it is counted by class and code
+    // Then it is counted by class, code and product
     for (metric, labels) in [
         (
             "gate_outcomes_total",
-            r#",class="config",code="CUDA_ERROR_UNSUPPORTED_PTX_VERSION""#,
+            r#",class="config",code="CUDA_ERROR_UNSUPPORTED_PTX_VERSION",product="NVIDIA A100-SXM4-40GB""#,
         ),
         (
             "runner_failures_total",

@@ -1,6 +1,7 @@
 //! Which metrics there are: name, type, labels and help of each.
 //!
-//! A label holds a namespace, the name of a pool, a word of ours, or an opaque hash: no runner, node, device or message.
+//! A label holds a namespace, the name of a pool, a word of ours, an opaque hash, or one of a few names of products: no
+//! runner, node, device or message.
 
 use std::fmt;
 
@@ -217,11 +218,11 @@ pub(super) static VERIFIED: Metric<2> = metric(
     ["namespace", "pool"],
     "1 where the pool's last verification that has ended was green, 0 where it was not",
 );
-pub(super) static GATES: Metric<4> = metric(
+pub(super) static GATES: Metric<5> = metric(
     Counter,
     "gate_outcomes",
-    ["namespace", "pool", "class", "code"],
-    "Gates that brought their report; class and code are empty where the gate passed",
+    ["namespace", "pool", "class", "code", "product"],
+    "Gates that brought their report; class and code are empty where the gate passed, product where it reached no device",
 );
 pub(super) static GATE_SECONDS: Metric<2> = metric(
     Buckets,

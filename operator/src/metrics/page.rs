@@ -104,8 +104,8 @@ impl Page {
         }
         let mut samples = metric::GATES.open(encoder)?;
         for ([namespace, pool], series) in &pools {
-            for ((class, code), count) in &series.gates {
-                samples.counter([namespace, pool, class, code], *count)?;
+            for ((class, code, product), count) in &series.gates {
+                samples.counter([namespace, pool, class, code, product], *count)?;
             }
         }
         let mut samples = metric::GATE_SECONDS.open(encoder)?;

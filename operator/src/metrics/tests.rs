@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::{QuarantineStatus, VerificationRecord, VerifiedJobStatus};
-use gate_report::{Confidence, Outcome, Timings};
+use gate_report::{Confidence, Device, Outcome, Timings};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
@@ -152,6 +152,69 @@ fn usage() -> Vec<(Fingerprint, Usage)> {
 #[test]
 fn the_page_says_what_was_counted() {
     insta::assert_snapshot!(recorded().page(|_| true, usage()));
+}
+
+/// The products under which gates with these devices are counted.
+fn products(reports: &[Report]) -> Vec<String> {
+    let metrics = Metrics::default();
+    for report in reports {
+        metrics.gate(&key("pool"), report, &Decision::Failed);
+    }
+    let page = metrics.page(|_| true, vec![]);
+    let outcomes = page
+        .lines()
+        .filter(|line| line.starts_with("cudarunner_gate_outcomes_total"));
+    let product = |line: &str| {
+        line.split("product=\"")
+            .nth(1)?
+            .split('"')
+            .next()
+            .map(str::to_owned)
+    };
+    outcomes.filter_map(product).collect()
+}
+
+fn with_devices(names: &[&str], at_fault: Option<u32>) -> Report {
+    let mut report = failed(Class::Device, Some(719), "");
+    report.failure.as_mut().unwrap().device = at_fault;
+    report.devices = (0..)
+        .zip(names)
+        .map(|(ordinal, name)| Device {
+            ordinal,
+            name: (*name).to_owned(),
+            ..Device::default()
+        })
+        .collect();
+    report
+}
+
+#[test]
+fn a_gate_is_counted_under_the_product_of_the_device_at_fault() {
+    let two = ["NVIDIA L4", "NVIDIA H100 PCIe"];
+    assert_eq!(
+        products(&[with_devices(&two, Some(1))]),
+        ["NVIDIA H100 PCIe"]
+    );
+    assert_eq!(products(&[with_devices(&two, None)]), ["NVIDIA L4"]);
+    assert_eq!(products(&[with_devices(&[], None)]), [""]);
+}
+
+#[test]
+fn products_are_few_and_short_whatever_reports_say() {
+    let names: Vec<String> = (0..20).map(|n| format!("product-{n:02}")).collect();
+    let mut reports: Vec<Report> = names
+        .iter()
+        .map(|n| with_devices(&[n.as_str()], None))
+        .collect();
+    reports.push(reports[3].clone());
+    let mut expected = names[..PRODUCTS].to_vec();
+    expected.insert(0, OTHER.to_owned());
+    assert_eq!(products(&reports), expected);
+
+    let long = "x".repeat(PRODUCT + 1);
+    for name in [long.as_str(), "a\nb", "GPU\u{1f980}"] {
+        assert_eq!(products(&[with_devices(&[name], None)]), [OTHER], "{name}");
+    }
 }
 
 #[test]

@@ -391,7 +391,7 @@ async fn a_gate_that_asks_again_is_counted_once() {
     };
     let line = |count| {
         format!(
-            r#"cudarunner_gate_outcomes_total{{namespace="ci",pool="pool",class="",code=""}} {count}"#
+            r#"cudarunner_gate_outcomes_total{{namespace="ci",pool="pool",class="",code="",product=""}} {count}"#
         )
     };
     let report = Report::new("0");
