@@ -11,6 +11,9 @@ pub const MAX_LISTED_RUNNERS: usize = 100;
 /// Failures that [`CudaRunnerStatus::last_failures`] keeps at most.
 pub const MAX_LAST_FAILURES: usize = 10;
 
+/// Labels that [`CudaRunnerStatus::stale_labels`] lists at most.
+pub const MAX_STALE_LABELS: usize = 20;
+
 /// What the operator says of a pool.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -53,6 +56,10 @@ pub struct CudaRunnerStatus {
     /// Nodes and devices that are left alone for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
+    /// Labels of feature discovery that say something else than the gate found, at most 20. A warning: nothing follows
+    /// from it, and pods that select nodes by such a label may go to the wrong ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stale_labels: Vec<StaleLabelStatus>,
     /// The last value of the annotation `cudarunner.dev/release` that was followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released: Option<String>,
@@ -180,4 +187,21 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,
+}
+
+/// A label of a node that says something else than the gate found.
+#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StaleLabelStatus {
+    /// The node.
+    pub node: String,
+    /// UUID of the device, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The label.
+    pub label: String,
+    /// What it says.
+    pub value: String,
+    /// What the gate found.
+    pub found: String,
 }

@@ -1,5 +1,7 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
+pub mod nodes;
+
 use std::sync::Arc;
 
 use cudarunner_crds::CudaRunner;

@@ -71,6 +71,10 @@ pub struct Config {
     #[arg(long, env = "POD_NAME", default_value = "cuda-runner-operator")]
     pub identity: String,
 
+    /// What the rest of the cluster sees of nodes.
+    #[command(flatten)]
+    pub marks: NodeMarks,
+
     /// Allow GitHub servers by plain http, which sends credentials unencrypted.
     #[arg(long, env)]
     pub insecure_github: bool,
@@ -90,6 +94,18 @@ pub struct Config {
     /// OTLP collector that is sent traces, by protobuf over HTTP, as in `http://collector:4318`.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+}
+
+/// What the rest of the cluster sees of nodes.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct NodeMarks {
+    /// Give nodes that fail the gate the condition `CudaSmoke`. Needs the right to patch `nodes/status`.
+    #[arg(long, env)]
+    pub node_condition: bool,
+
+    /// Give nodes that are left alone the taint `cudarunner.dev/cuda-smoke-failed`. Needs the right to patch `nodes`.
+    #[arg(long, env)]
+    pub node_taint: bool,
 }
 
 /// Form of the log.

@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::PodSettings;
 use crate::plan::checks::{self, Elsewhere};
+use crate::plan::node_marks::Marking;
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::CaStore;
 use crate::watch::nodes::Nodes;
@@ -33,6 +34,8 @@ pub struct Context {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// Which marks nodes get.
+    pub marking: Marking,
     /// Secrets that pools name.
     pub secrets: Objects<Secret>,
     /// ConfigMaps that pools name.

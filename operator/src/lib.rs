@@ -13,6 +13,7 @@ pub mod github;
 pub mod lease;
 pub mod memory;
 pub mod metrics;
+pub mod node_marks;
 pub mod observe;
 pub mod plan;
 pub mod pool;

@@ -24,6 +24,7 @@ use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::plan::node_marks::Marking;
 use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
@@ -32,7 +33,7 @@ use crate::watch::nodes::{self, Nodes};
 use crate::watch::objects::Objects;
 use crate::watch::pods::{self, Pods};
 use crate::watch::{Scope, Waker, pools};
-use crate::{lease, server};
+use crate::{lease, node_marks, server};
 
 /// Requests to Kubernetes in flight, of all pools together. Visits are not bounded: most of them wait for GitHub, and
 /// where that is slow its pools must not take the turns of others.
@@ -104,6 +105,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         pools: watched.pools,
         pods: watched.pods,
         nodes: watched.nodes,
+        marking: marking(&config),
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), Arc::clone(&waker)),
         memory: Memory::default(),
@@ -170,7 +172,14 @@ struct Watched {
     ready: Vec<(&'static str, flag::Receiver<bool>)>,
 }
 
-/// Starts the watches. Nodes are seen only by an operator for the whole cluster.
+fn marking(config: &Config) -> Marking {
+    Marking {
+        condition: config.marks.node_condition,
+        taint: config.marks.node_taint,
+    }
+}
+
+/// Starts the watches. Nodes are seen only by an operator for the whole cluster, and by one that marks them.
 fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
     let mut watched = Watched {
         pools: vec![],
@@ -204,7 +213,7 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
         ));
         watched.ready.push(("the runner pods", is_filled));
     }
-    if config.watch_namespace.is_empty() {
+    if config.watch_namespace.is_empty() || marking(config) != Marking::default() {
         let nodes = Arc::new(Nodes::default());
         tokio::spawn(nodes::follow(
             client.clone(),
@@ -241,7 +250,13 @@ async fn control(
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    let acting = controllers(ctx, woken);
+    let acting = async {
+        // Marking nodes never ends.
+        tokio::select! {
+            () = controllers(Arc::clone(&ctx), woken) => {}
+            () = node_marks::follow(&ctx, &waker) => {}
+        }
+    };
     let Some(mut leading) = leading else {
         acting.await;
         return Err(RunError::Ended("the controller"));

@@ -48,6 +48,7 @@ pub fn decide(
         || old.looked_again != new.looked_again
         || old.released != new.released
         || old.verification != new.verification
+        || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;
     let last_job = new.last_jobs.first().map(|job| job.finished_at.0);
     let gather = if last_job.is_some_and(|end| now < end + JOBS) {

@@ -19,6 +19,7 @@ mod local_cluster;
 mod long_job;
 mod metrics;
 mod missing_label;
+mod node_marks;
 mod permissions;
 mod persistent;
 mod plugin;
@@ -193,7 +194,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "quarantine",
         [],
-        "a broken GPU costs its node and no job: all pools keep off, the healthy node takes over, an annotation ends it",
+        "a broken GPU costs its node and no job: all pools keep off, the node says so, the healthy one takes over, an annotation ends it; stale labels are told",
         quarantine::run
     ),
     suite!(

@@ -1,28 +1,44 @@
 //! A broken GPU costs its node, not the jobs: they wait for a healthy one, and the node comes back when it is mended.
 
-use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    events::v1::Event,
+};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::json;
 
-use super::{Ctx, plugin::plugin, second_node::with_second_node};
-use crate::{cluster::Cluster, deploy, node};
+use super::{Ctx, node_marks, plugin::plugin, second_node::with_second_node};
+use crate::{audit::Audit, cluster::Cluster, deploy, node};
 
-/// The pool that meets the broken GPU, and one that comes later.
+/// The pool that meets the broken GPU, one that comes later, and one that is deleted while it leaves the node alone.
 const POOL: &str = "sick";
 const LATER: &str = "later";
+const DELETED: &str = "deleted";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    with_second_node(ctx, async |_| {
+    let on = ["nodeCondition.enabled=true", "nodeTaint.enabled=true"];
+    deploy::upgrade(&ctx.cluster, &on).await?;
+    let outcome = with_second_node(ctx, async |_| {
+        node_marks::foreign(ctx).await?;
+        let mut audit = Audit::from_now(&ctx.cluster)?;
         let job = the_node_is_left_alone(ctx).await?;
         a_restart_and_another_pool_know_of_it(ctx).await?;
+        the_node_says_so_once(ctx, &mut audit).await?;
         the_healthy_node_takes_the_job(ctx, job).await?;
-        a_release_ends_it(ctx).await
+        a_release_ends_it(ctx).await?;
+        a_deletion_ends_it(ctx).await
     })
-    .await
+    .await;
+    deploy::upgrade(&ctx.cluster, &[]).await?;
+    outcome.and(node_marks::clear(ctx).await)
 }
 
-async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
-    // Given two nodes: one computes wrongly, the other takes no pods for now
+/// All devices of the first node compute wrongly.
+fn break_devices(ctx: &Ctx) -> Result<()> {
     for number in 0..4 {
         ctx.device(number, |device| {
             device
@@ -30,6 +46,12 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
                 .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
         })?;
     }
+    Ok(())
+}
+
+async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
+    // Given two nodes: one computes wrongly, the other takes no pods for now
+    break_devices(ctx)?;
     Cluster::cordon(&ctx.client, node::SECOND, true).await?;
     let mark = ctx.last_call().await?;
     let script = "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check";
@@ -102,9 +124,29 @@ async fn a_restart_and_another_pool_know_of_it(ctx: &Ctx) -> Result<()> {
     ctx.delete(LATER).await
 }
 
+async fn the_node_says_so_once(ctx: &Ctx, audit: &mut Audit) -> Result<()> {
+    // The rest of the cluster sees the fault, and whose word it is, beside what others say of the node
+    let message = node_marks::wait(ctx, "False", "DeviceFailed").await?;
+    ensure!(
+        message.contains("GPU-c0da") && message.contains(&format!("{}/{POOL}", ctx.namespace)),
+        "{message}"
+    );
+    node_marks::none(ctx, node::SECOND).await?;
+    // And neither the restart nor the other pool has it written again
+    let writes = node_marks::writes(audit)?;
+    ensure!(writes == 2, "condition and taint took {writes} writes");
+    Ok(())
+}
+
 async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
     let waiting = ctx.github.job(job).await?;
     ensure!(waiting.started_at.is_none(), "a broken device got the job");
+    // Given that feature discovery has not noticed which product the node has now
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    let label = json!({"metadata": {"labels": {"nvidia.com/gpu.product": "Tesla-T4"}}});
+    nodes
+        .patch(node::SECOND, &PatchParams::default(), &Patch::Merge(label))
+        .await?;
     // When the healthy node takes pods
     Cluster::cordon(&ctx.client, node::SECOND, false).await?;
     // Then the job runs there
@@ -116,6 +158,32 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
         runner.node.as_deref() == Some(node::SECOND),
         "the runner is on {:?}",
         runner.node
+    );
+    // And the pool warns of the label, once for all runners, and blames nobody
+    let [stale] = status.stale_labels.as_slice() else {
+        bail!("the stale labels are {:?}", status.stale_labels);
+    };
+    ensure!(
+        stale.node == node::SECOND
+            && stale.value == "Tesla-T4"
+            && stale.found == "NVIDIA-A100-SXM4-40GB",
+        "{stale:?}"
+    );
+    ensure!(status.quarantine.len() == 1, "{:?}", status.quarantine);
+    let events: Api<Event> = ctx.api();
+    let told = events.list(&ListParams::default()).await?.items;
+    let told: Vec<_> = told
+        .iter()
+        .filter(|e| e.reason.as_deref() == Some("StaleLabels"))
+        .collect();
+    ensure!(
+        told.len() == 1 && told[0].series.is_none(),
+        "the label was told so: {told:?}"
+    );
+    let shown = plugin(ctx, 0, &["status", POOL]).await?;
+    ensure!(
+        shown.contains("STALE LABELS") && shown.contains("Tesla-T4"),
+        "{shown}"
     );
     Ok(())
 }
@@ -132,5 +200,18 @@ async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
     ensure!(left.is_empty(), "{left:?}");
     ctx.condition(POOL, "GpuHealthy", "True", "GatePassed")
         .await?;
+    node_marks::wait(ctx, "True", "Released").await?;
     ctx.delete(POOL).await
+}
+
+async fn a_deletion_ends_it(ctx: &Ctx) -> Result<()> {
+    // Given a pool that leaves the node alone
+    break_devices(ctx)?;
+    Cluster::cordon(&ctx.client, node::SECOND, true).await?;
+    ctx.apply(&ctx.pool(DELETED, json!({}))).await?;
+    node_marks::wait(ctx, "False", "DeviceFailed").await?;
+    // When it is deleted, then its marks go, too
+    ctx.delete(DELETED).await?;
+    node_marks::wait(ctx, "True", "Released").await?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use k8s_openapi::{
         core::v1::{Container, PodSpec, Service},
         networking::v1::{NetworkPolicy, NetworkPolicyPort},
         policy::v1::PodDisruptionBudget,
-        rbac::v1::{ClusterRole, PolicyRule, Role},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role},
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
@@ -21,6 +21,9 @@ use super::{
 };
 
 pub(super) const CHART: &str = "cuda-runner-operator";
+
+/// The taint that the operator puts on nodes.
+const TAINT: &str = "cudarunner.dev/cuda-smoke-failed";
 
 pub(super) fn images() -> Value {
     json!({"image": {"repository": "r/operator"}, "gateImage": {"repository": "r/gate"}})
@@ -54,6 +57,8 @@ pub(super) fn everything() -> Value {
             "prometheusRule": {"enabled": true, "labels": {"release": "p"}},
             "dashboard": {"enabled": true, "labels": {"grafana": "yes"}},
         },
+        "nodeCondition": {"enabled": true},
+        "nodeTaint": {"enabled": true},
         "insecureGithub": true,
         "logFormat": "text",
         "logLevel": "debug",
@@ -88,6 +93,7 @@ fn installations() -> Vec<Value> {
         with(&json!({"networkPolicy": {"enabled": true}})),
         with(&json!({"replicas": 2, "leaderElection": {"enabled": true}})),
         with(&json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}})),
+        with(&json!({"nodeTaint": {"enabled": true}})),
         everything(),
         own_account,
     ]
@@ -209,7 +215,11 @@ fn no_role_has_a_star() {
 
 #[test]
 fn limited_to_namespaces_it_reads_named_secrets_alone() {
-    let objects = render(CHART, &everything());
+    let mut values = everything();
+    for mark in ["nodeCondition", "nodeTaint"] {
+        values[mark] = json!({"enabled": false});
+    }
+    let objects = render(CHART, &values);
     for role in of_kind::<ClusterRole>("ClusterRole", &objects) {
         for rule in role.rules.unwrap() {
             let resources = rule.resources.unwrap();
@@ -222,6 +232,63 @@ fn limited_to_namespaces_it_reads_named_secrets_alone() {
         let reads = rule.verbs.iter().any(|verb| verb != "create");
         if reads && rule.resources.unwrap().contains(&"secrets".to_owned()) {
             assert!(rule.resource_names.is_some_and(|names| !names.is_empty()));
+        }
+    }
+}
+
+#[test]
+fn the_operator_tolerates_its_own_taint_beside_what_its_values_say() {
+    for (taint, own) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut values = with(&json!({"nodeTaint": {"enabled": taint}}));
+        if own {
+            values["tolerations"] = json!([{"key": "a", "operator": "Exists"}]);
+        }
+        let deployment = deployment(&render(CHART, &values));
+        let tolerations = pod(&deployment).tolerations.iter().flatten();
+        let found: Vec<_> = tolerations.filter_map(|t| t.key.as_deref()).collect();
+        let expected = [own.then_some("a"), taint.then_some(TAINT)];
+        assert_eq!(found, expected.into_iter().flatten().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn nodes_are_written_to_only_where_that_is_asked_for() {
+    let namespaces = json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}});
+    for base in [json!({}), namespaces] {
+        for (condition, taint) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut values = with(&base);
+            values["nodeCondition"] = json!({"enabled": condition});
+            values["nodeTaint"] = json!({"enabled": taint});
+            let objects = render(CHART, &values);
+            let may_patch = |resource: &str| {
+                rules(&objects).iter().any(|rule| {
+                    let writes = rule
+                        .verbs
+                        .iter()
+                        .any(|v| !["get", "list", "watch"].contains(&v.as_str()));
+                    writes && rule.resources.iter().flatten().any(|r| r == resource)
+                })
+            };
+            let deployment = deployment(&objects);
+            let arguments = pod(&deployment).containers[0].args.clone().unwrap();
+            let has = |flag: &str| arguments.iter().any(|a| a == flag);
+            assert_eq!(
+                (may_patch("nodes/status"), has("--node-condition")),
+                (condition, condition)
+            );
+            assert_eq!((may_patch("nodes"), has("--node-taint")), (taint, taint));
+            // In a role of its own, bound to the operator's account
+            let of_nodes = |name: &&String| name.ends_with("-nodes");
+            let roles = of_kind::<ClusterRole>("ClusterRole", &objects);
+            let roles = roles
+                .iter()
+                .filter_map(|r| r.metadata.name.as_ref())
+                .filter(of_nodes);
+            let bindings = of_kind::<ClusterRoleBinding>("ClusterRoleBinding", &objects);
+            let bindings = bindings.iter().map(|b| &b.role_ref.name).filter(of_nodes);
+            let roles: Vec<_> = roles.collect();
+            assert_eq!(roles.len(), usize::from(condition || taint));
+            assert_eq!(roles, bindings.collect::<Vec<_>>());
         }
     }
 }
@@ -400,6 +467,8 @@ fn values_that_nobody_reads_are_refused() {
         "/metrics/dashboard/",
         "/leaderElection/",
         "/tracing/",
+        "/nodeCondition/",
+        "/nodeTaint/",
         "/resources/",
     ] {
         let mut values = everything();

@@ -5,6 +5,7 @@ pub mod checks;
 pub mod disruption;
 pub mod end;
 pub mod github;
+pub mod hardware;
 pub mod jobs;
 pub mod marks;
 pub mod pod;

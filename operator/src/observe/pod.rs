@@ -10,6 +10,7 @@ use kube::ResourceExt as _;
 
 use super::disruption::Disruption;
 use super::end::{End, end_of, ended_at};
+use super::hardware::Hardware;
 use super::marks::Done;
 
 /// Annotation: fingerprint of the spec that the pod was made from.
@@ -56,8 +57,8 @@ pub struct Runner {
     pub gate_passed: bool,
     /// UUIDs of the devices, as the gate saw them.
     pub devices: Vec<String>,
-    /// Products and driver, once the gate has passed: one text for each kind of machine.
-    pub hardware: String,
+    /// Products and driver, as the gate saw them.
+    pub hardware: Option<Hardware>,
     /// How it ended.
     pub end: Option<End>,
     /// The last job that has ended on it; known once its container has ended.
@@ -85,6 +86,7 @@ impl Runner {
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |t| t.0);
         let state = State::of(pod, created);
+        let report = gate_report(pod);
         Self {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
@@ -103,10 +105,10 @@ impl Runner {
                 .unwrap_or_default(),
             agent_running: agent_running(pod),
             gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
-            devices: gate_report(pod)
+            hardware: report.as_ref().map(Hardware::of),
+            devices: report
                 .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
                 .unwrap_or_default(),
-            hardware: gate_report(pod).map(|r| hardware(&r)).unwrap_or_default(),
             phase: state.phase,
             since: state.since,
             waiting: state.waiting,
@@ -239,20 +241,6 @@ fn agent_running(pod: &Pod) -> bool {
 fn gate_report(pod: &Pod) -> Option<Report> {
     let message = terminated(init_container(pod, GATE))?.message.as_deref()?;
     serde_json::from_str(message).ok()
-}
-
-/// The products, and the driver's version.
-fn hardware(report: &Report) -> String {
-    let mut products: Vec<&str> = report.devices.iter().map(|d| d.name.as_str()).collect();
-    products.sort_unstable();
-    products.dedup();
-    let driver = report.driver.as_ref();
-    let version = driver.and_then(|d| d.kernel_version.as_ref().or(d.cuda_version.as_ref()));
-    format!(
-        "{}, driver {}",
-        products.join(" + "),
-        version.map_or("unknown", String::as_str)
-    )
 }
 
 pub(super) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {

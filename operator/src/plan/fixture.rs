@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Access, Entry, Listing, NodeFacts, Observed, PodSettings};
 use crate::observe::end::{End, Failure};
+use crate::observe::hardware::{Hardware, Product};
 use crate::observe::marks::Job;
 use crate::observe::pod::Runner;
 use crate::pool::{FINALIZER, Pool};
@@ -113,7 +114,7 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         ),
         devices: vec![],
         avoids: std::collections::BTreeSet::new(),
-        hardware: String::new(),
+        hardware: None,
         end: match phase {
             RunnerPhase::Finished => Some(End::JobDone(Job::default())),
             RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),
@@ -121,6 +122,19 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         },
         done: None,
         disruption: None,
+    }
+}
+
+/// One device of a product, and a driver.
+pub(crate) fn hardware(product: &str, driver: &str) -> Hardware {
+    Hardware {
+        devices: vec![Product {
+            name: product.to_owned(),
+            compute_capability: "8.0".to_owned(),
+            memory_mib: 40_339,
+        }],
+        driver: Some(driver.to_owned()),
+        cuda: Some("12.9".to_owned()),
     }
 }
 

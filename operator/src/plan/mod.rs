@@ -6,6 +6,8 @@ pub mod checks;
 pub mod conditions;
 pub mod health;
 pub mod jobs;
+mod labels;
+pub mod node_marks;
 mod placement;
 pub mod pod;
 mod preflight;
@@ -329,6 +331,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         plan.wake_at(moment, now);
     }
     queue::plan(pool, observed, &mut plan);
+    labels::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan
 }

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::{PodSettings, placement, preflight};
+use super::{PodSettings, node_marks, placement, preflight};
 use crate::github::Scope;
 use crate::observe::pod::{
     AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
@@ -101,6 +101,9 @@ pub fn build(
     if let Some(template) = spec.template.spec.clone() {
         pod_spec.merge_from(template);
     }
+    // A list of the template's replaces ours.
+    let tolerations = pod_spec.tolerations.get_or_insert_default();
+    tolerations.push(node_marks::toleration());
     run_gate_as_the_job(&mut pod_spec);
     if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
         preflight::add(&mut pod_spec, wanted);

@@ -407,8 +407,7 @@ impl Case<'_> {
 fn hardware(observed: &Observed) -> BTreeSet<String> {
     let online = observed.runners.iter().filter(|r| r.is_online());
     online
-        .map(|r| r.hardware.clone())
-        .filter(|kind| !kind.is_empty())
+        .filter_map(|r| r.hardware.as_ref().map(ToString::to_string))
         .collect()
 }
 

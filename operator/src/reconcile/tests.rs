@@ -26,6 +26,7 @@ use crate::github::Clients;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::fixture;
+use crate::plan::node_marks::Marking;
 use crate::pool::FINALIZER;
 use crate::registrar::{
     CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
@@ -129,6 +130,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,
+        marking: Marking::default(),
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), waker),
         memory: Memory::default(),

@@ -13,6 +13,7 @@ use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource};
+use tokio::sync::Notify;
 
 use crate::pool::PoolKey;
 
@@ -21,6 +22,8 @@ use crate::pool::PoolKey;
 pub struct Waker {
     sender: UnboundedSender<ObjectRef<CudaRunner>>,
     listening: AtomicBool,
+    /// A node, or what pools say of nodes, has changed: their marks may have to.
+    pub marks: Notify,
 }
 
 impl Waker {
@@ -31,6 +34,7 @@ impl Waker {
         let waker = Self {
             sender,
             listening: AtomicBool::new(false),
+            marks: Notify::new(),
         };
         (waker, receiver)
     }

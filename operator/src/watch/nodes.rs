@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt as _};
 use super::pools::key_of;
 use super::{Events, Waker, log_error};
 use crate::plan::NodeFacts;
+use crate::plan::node_marks::{self, Marked, Said};
 
 /// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
 const PRESENT: &str = "nvidia.com/gpu.present";
@@ -26,6 +27,9 @@ struct Kept {
     labels: BTreeMap<String, String>,
     offers: BTreeMap<String, u32>,
     ready_since: Option<Timestamp>,
+    uid: String,
+    said: Option<Said>,
+    tainted: bool,
 }
 
 /// The nodes, by name.
@@ -63,8 +67,21 @@ impl Nodes {
             .collect()
     }
 
+    /// The marks of all nodes.
+    #[must_use]
+    pub fn marked(&self) -> Vec<Marked> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let marked = nodes.iter().map(|(name, node)| Marked {
+            name: name.clone(),
+            uid: node.uid.clone(),
+            said: node.said.clone(),
+            tainted: node.tainted,
+        });
+        marked.collect()
+    }
+
     /// Takes in a node; whether anything that we read has changed.
-    fn apply(&self, node: &Node) -> bool {
+    pub(crate) fn apply(&self, node: &Node) -> bool {
         let kept = Kept::of(node);
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let changed = nodes.get(&node.name_any()) != Some(&kept);
@@ -99,8 +116,29 @@ impl Kept {
             ready_since: ready
                 .and_then(|c| c.last_transition_time.as_ref())
                 .map(|t| t.0),
+            uid: node.uid().unwrap_or_default(),
+            said: status.and_then(said),
+            tainted: has_taint(node),
         }
     }
+}
+
+/// What our condition says.
+fn said(status: &NodeStatus) -> Option<Said> {
+    let mut conditions = status.conditions.iter().flatten();
+    let ours = conditions.find(|c| c.type_ == node_marks::CONDITION)?;
+    let since = ours.last_transition_time.as_ref();
+    Some(Said {
+        status: ours.status.clone(),
+        reason: ours.reason.clone().unwrap_or_default(),
+        message: ours.message.clone().unwrap_or_default(),
+        since: since.map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+    })
+}
+
+fn has_taint(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    taints.into_iter().flatten().any(node_marks::is_ours)
 }
 
 /// Allocatable extended resources: those with a domain in their name.
@@ -114,7 +152,7 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that.
+/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that; and whoever marks nodes.
 pub async fn follow(
     client: Client,
     nodes: Arc<Nodes>,
@@ -154,6 +192,7 @@ fn wake_concerned(pools: &[Store<CudaRunner>], waker: &Waker) {
     for pool in concerned {
         waker.wake(&key_of(&pool));
     }
+    waker.marks.notify_one();
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ fn quarantined_nodes(resource: &CudaRunner) -> Vec<String> {
 fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
     let others = seen.keys().filter(|other| *other != key);
     others.for_each(|other| waker.wake(other));
+    waker.marks.notify_one();
 }
 
 /// Follows the resources of a scope for good.
@@ -105,7 +106,12 @@ pub async fn follow(
             }
             Event::Init => {}
             // The store shows a new list only now: wake again those that were woken before it did.
-            Event::InitDone => seen.keys().for_each(|key| waker.wake(key)),
+            Event::InitDone => {
+                for key in seen.keys() {
+                    waker.wake(key);
+                }
+                waker.marks.notify_one();
+            }
         }
     }
 }

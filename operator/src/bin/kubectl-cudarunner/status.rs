@@ -30,6 +30,7 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
     conditions(&mut out, status);
     runners(&mut out, status, now);
     quarantine(&mut out, status, now);
+    stale_labels(&mut out, status);
     if let Some(verification) = &status.verification {
         self::verification(&mut out, verification, now);
     }
@@ -165,6 +166,20 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     }
     out.push_str("\nQUARANTINE\n");
     table(out, &rows, 0);
+}
+
+fn stale_labels(out: &mut String, status: &CudaRunnerStatus) {
+    if status.stale_labels.is_empty() {
+        return;
+    }
+    out.push_str("\nSTALE LABELS\n");
+    for stale in &status.stale_labels {
+        let label = format!(
+            "{}: {} is {}, found was {}",
+            stale.node, stale.label, stale.value, stale.found
+        );
+        wrap(out, "  ", 4, &label);
+    }
 }
 
 fn verification(out: &mut String, status: &VerificationStatus, now: Timestamp) {

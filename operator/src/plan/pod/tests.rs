@@ -68,6 +68,18 @@ fn the_template_is_merged_by_name_and_devices_stay() {
 }
 
 #[test]
+fn the_mark_of_a_node_is_tolerated_whatever_the_template_tolerates() {
+    let own = json!([{"key": "example.com/donor", "operator": "Exists"}]);
+    let pod = built(json!({"spec": {"containers": [], "tolerations": own}}));
+    let tolerations = pod.spec.unwrap().tolerations.unwrap();
+    let keys: Vec<_> = tolerations
+        .iter()
+        .filter_map(|t| t.key.as_deref())
+        .collect();
+    assert_eq!(keys, ["example.com/donor", node_marks::TAINT]);
+}
+
+#[test]
 fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
     let mut resource = fixture::resource();
     resource.spec.gpu.claim_template = Some("a100".to_owned());

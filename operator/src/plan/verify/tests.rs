@@ -31,7 +31,7 @@ fn verified_pool(replicas: i32, jobs: &[(&str, Option<i32>)]) -> Pool {
 
 fn idle(pool: &Pool) -> Observed {
     let mut idle = runner(pool, "pool-aaaaa", RunnerPhase::Idle);
-    idle.hardware = "A100, driver 580".into();
+    idle.hardware = Some(crate::plan::fixture::hardware("A100", "580"));
     observed(vec![idle])
 }
 
@@ -285,7 +285,7 @@ fn it_runs_again_for_a_change_or_on_request_and_never_beside_another() {
     assert!(again(&asked, &quiet));
 
     let mut hardware = quiet.clone();
-    hardware.runners[0].hardware = "H100, driver 590".into();
+    hardware.runners[0].hardware = Some(crate::plan::fixture::hardware("H100", "590"));
     assert!(again(&pool, &hardware));
 
     let mut changed = pool.clone();

@@ -1,0 +1,83 @@
+//! The spine for nodes: read what all pools leave alone, plan, act. Pools have their own, [`crate::reconcile`].
+
+use jiff::{SignedDuration, Timestamp};
+use kube::runtime::reflector::Store;
+
+use crate::act::nodes::mark;
+use crate::backoff;
+use crate::context::Context;
+use crate::plan::node_marks::{self, Held};
+use crate::watch::Waker;
+use crate::watch::nodes::Nodes;
+use crate::watch::pools::key_of;
+
+/// The first pause after a write that failed, and the longest.
+const AGAIN: SignedDuration = SignedDuration::from_secs(1);
+const AGAIN_AT_MOST: SignedDuration = SignedDuration::from_mins(2);
+
+/// Marks nodes for good, and rests for good where none are to be marked.
+pub async fn follow(ctx: &Context, waker: &Waker) {
+    let marking = ctx.marking;
+    let Some(nodes) = ctx
+        .nodes
+        .as_ref()
+        .filter(|_| marking.condition || marking.taint)
+    else {
+        return std::future::pending().await;
+    };
+    let mut failures = 0;
+    loop {
+        if visit(ctx, nodes).await {
+            failures = 0;
+            waker.marks.notified().await;
+        } else {
+            failures += 1;
+            let wait = backoff::exponential(AGAIN, AGAIN_AT_MOST, failures, "marks");
+            tokio::time::sleep(wait.unsigned_abs()).await;
+        }
+    }
+}
+
+/// Makes the marks what they should be; whether all could be written.
+async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
+    let mut all = true;
+    let marks = node_marks::plan(
+        ctx.marking,
+        &held(ctx),
+        &nodes.marked(),
+        &ctx.pods.passed(),
+        Timestamp::now(),
+    );
+    for wanted in marks {
+        match mark(&ctx.client, &wanted).await {
+            Ok(Some(node)) => {
+                tracing::info!(node = wanted.name, change = ?wanted.change, "marked a node");
+                // The watch shows it later.
+                nodes.apply(&node);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                all = false;
+                tracing::warn!(node = wanted.name, %error, "a node could not be marked, and is tried again; may the operator patch nodes and nodes/status?");
+            }
+        }
+    }
+    all
+}
+
+/// What all pools leave alone, as their statuses say.
+fn held(ctx: &Context) -> Vec<Held> {
+    let pools = ctx.pools.iter().flat_map(Store::state);
+    pools
+        .flat_map(|pool| {
+            let entries = pool.status.iter().flat_map(|s| s.quarantine.clone());
+            let key = key_of(&pool);
+            entries
+                .map(|entry| Held {
+                    pool: key.clone(),
+                    entry,
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
