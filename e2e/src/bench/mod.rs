@@ -95,6 +95,8 @@ const ROWS: &[Row] = &[
         run => slow_github::run(run)),
     row!("smoke", "`cuda-smoke check` without the driver's own time",
         run => smoke::run(run)),
+    row!("gate", "a whole `cuda-smoke gate`, registration included, without the driver's own time",
+        run => smoke::gate(run)),
     row!("size", "what the images add to their bases",
         run => std::future::ready(size::run(run))),
     row!(long "steady", "500 runners, one job a second for five minutes: from its end to the next pod",

@@ -85,7 +85,7 @@ impl<'a> Player<'a> {
     }
 
     /// The token that the kubelet mounts.
-    async fn token(&self, pod: &Pod) -> Result<String> {
+    pub(super) async fn token(&self, pod: &Pod) -> Result<String> {
         let accounts: Api<ServiceAccount> = self.ctx.api();
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -146,7 +146,7 @@ impl<'a> Player<'a> {
     }
 }
 
-fn gate_runs(pod: &Pod) -> bool {
+pub(super) fn gate_runs(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let gate = status.and_then(|s| s.init_container_statuses.as_ref()?.first());
     gate.and_then(|gate| gate.state.as_ref()?.running.as_ref())

@@ -34,8 +34,10 @@ pub(super) const SOON: Duration = Duration::from_secs(90);
 /// What a suite works with.
 #[derive(Clone)]
 pub struct Ctx {
-    /// The cluster of all suites.
+    /// The cluster that the suite has for itself.
     pub cluster: Cluster,
+    /// Every cluster of the run.
+    pub clusters: Vec<Cluster>,
     /// A client with every right.
     pub client: Client,
     /// The simulated GitHub's control.
@@ -51,6 +53,7 @@ impl Ctx {
     pub async fn new(cluster: &Cluster, suite: &str) -> Result<Self> {
         let ctx = Self {
             cluster: cluster.clone(),
+            clusters: vec![cluster.clone()],
             client: cluster.client().await?,
             github: simulator::client(&cluster.dir, &cluster.github)?,
             namespace: suite.to_owned(),
@@ -401,14 +404,12 @@ impl Ctx {
     }
 
     /// Takes away what the suite has made, and says so if the product left something behind. What all suites share is
-    /// put right after those that ran alone.
-    pub(super) async fn tidy(&self, alone: bool) -> Result<()> {
-        if alone {
-            self.github.clear_faults().await?;
-            self.github.clear_violations().await?;
-            if self.cluster.link.is_some() {
-                state::reset(&self.cluster.devices(), Options::default().devices)?;
-            }
+    /// put right.
+    pub(super) async fn tidy(&self) -> Result<()> {
+        self.github.clear_faults().await?;
+        self.github.clear_violations().await?;
+        if self.cluster.link.is_some() {
+            state::reset(&self.cluster.devices(), Options::default().devices)?;
         }
         let pools: Api<CudaRunner> = self.api();
         pools

@@ -56,32 +56,31 @@ pub struct Suite {
     pub rows: &'static [u8],
     /// Whether it needs pods that run, and so a real node.
     pub node: bool,
-    /// Whether it keeps to its own namespace and repository, so that another such suite may run beside it. The others
-    /// break devices, restart the operator, change GitHub's ways or count requests, and run alone.
-    pub beside: bool,
+    /// Whether it looks at all that the others have done, on every cluster: it waits for them.
+    pub last: bool,
     /// What it shows, in one sentence.
     pub about: &'static str,
     /// The suite itself.
     pub run: for<'a> fn(&'a Ctx) -> LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
-/// An entry of the table. `bare` are those that do without a real node, and beside others; `beside` the latter only.
+/// An entry of the table. `bare` ones do without a real node, `last` ones wait for all others.
 macro_rules! suite {
     ($name:literal, $rows:expr, $about:literal, $run:path) => {
         suite!(@ $name, $rows, true, false, $about, $run)
     };
-    (beside $name:literal, $rows:expr, $about:literal, $run:path) => {
+    (bare $name:literal, $rows:expr, $about:literal, $run:path) => {
+        suite!(@ $name, $rows, false, false, $about, $run)
+    };
+    (last $name:literal, $rows:expr, $about:literal, $run:path) => {
         suite!(@ $name, $rows, true, true, $about, $run)
     };
-    (bare $name:literal, $rows:expr, $about:literal, $run:path) => {
-        suite!(@ $name, $rows, false, true, $about, $run)
-    };
-    (@ $name:literal, $rows:expr, $node:literal, $beside:literal, $about:literal, $run:path) => {
+    (@ $name:literal, $rows:expr, $node:literal, $last:literal, $about:literal, $run:path) => {
         Suite {
             name: $name,
             rows: &$rows,
             node: $node,
-            beside: $beside,
+            last: $last,
             about: $about,
             run: |ctx| Box::pin($run(ctx)),
         }
@@ -95,7 +94,8 @@ pub const SUITES: &[Suite] = &[
         "`cuda-smoke check` on a machine without a GPU says so",
         by_hand::run
     ),
-    suite!(beside "images",
+    suite!(
+        "images",
         [],
         "the images that are shipped hold one binary and no simulated driver",
         images::run
@@ -105,7 +105,8 @@ pub const SUITES: &[Suite] = &[
         "every command line of the documentation is one that its program takes, every pool one that the server takes",
         docs::run
     ),
-    suite!(beside "try-the-gate",
+    suite!(
+        "try-the-gate",
         [25],
         "the gate in a pod by hand, by the command of the guide",
         docs::try_the_gate
@@ -115,32 +116,38 @@ pub const SUITES: &[Suite] = &[
         "what can never work is refused by the API server, in words that help",
         admission::run
     ),
-    suite!(beside "first-runner",
+    suite!(
+        "first-runner",
         [2, 11, 14, 19],
         "one manifest: proven, idle, one job, replaced",
         first_runner::run
     ),
-    suite!(beside "example",
+    suite!(
+        "example",
         [2],
         "the example manifest is taken as a whole; a field that is not built stalls the pool",
         first_runner::example
     ),
-    suite!(beside "workflow",
+    suite!(
+        "workflow",
         [15],
         "the workflow's four jobs are picked up in time and pass",
         workflow::run
     ),
-    suite!(beside "verification",
+    suite!(
+        "verification",
         [15, 16, 23],
         "the pool runs its workflow: green with 46 tests, not with 45; a job that nobody picks up, and a run that its concurrency group holds, have their cause",
         verification::run
     ),
-    suite!(beside "required-checks",
+    suite!(
+        "required-checks",
         [17, 21],
         "what was green becomes required, beside what the user had, and goes again; no branch is locked",
         required_checks::run
     ),
-    suite!(beside "missing-label",
+    suite!(
+        "missing-label",
         [1],
         "a job that no pool can serve is named, with the missing label",
         missing_label::run
@@ -151,12 +158,14 @@ pub const SUITES: &[Suite] = &[
         "a GPU that does not compute gets no job; the pool says why and recovers",
         gate::run
     ),
-    suite!(beside "preflight",
+    suite!(
+        "preflight",
         [6, 7, 8, 9],
         "what the runner's image and network lack is said all at once, before a job finds it",
         preflight::run
     ),
-    suite!(beside "proxy",
+    suite!(
+        "proxy",
         [],
         "operator, gate and agent reach GitHub through the pool's proxy, or past it where it is told so",
         proxy::run
@@ -287,14 +296,12 @@ pub const SUITES: &[Suite] = &[
         "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
         local_cluster::run
     ),
-    suite!(
-        "secrets",
+    suite!(last "secrets",
         [],
         "no credential in any log, Event, object or argument list of the whole run",
         secrets::run
     ),
-    suite!(
-        "permissions",
+    suite!(last "permissions",
         [],
         "by the audit log of the whole run, the operator has every right that it needs, and none that it does not use",
         permissions::run

@@ -37,7 +37,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_life(ctx).await?;
 
     // Then it had the right to all of it
-    let requests = Audit::whole(&ctx.cluster).new_requests()?;
+    let mut requests = vec![];
+    for cluster in &ctx.clusters {
+        requests.extend(Audit::whole(cluster).new_requests()?);
+    }
     let mut forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
     // A suite switches the leader election off while the last leader still renews its lease.
     forbidden.retain(|request| request.resource != "leases");

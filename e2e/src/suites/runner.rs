@@ -1,9 +1,9 @@
-//! Runs the suites on one cluster, which is started when the first of them needs it: two at a time where both keep to
-//! themselves, the others alone.
+//! Runs the suites, two at a time, each on a cluster of its own: a cluster is started when the first suite needs it, and
+//! serves one after the other.
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,19 +19,29 @@ use crate::{
     report::Story,
 };
 
-/// Suites at a time: the machine has two cores.
-const AT_ONCE: usize = 2;
+/// Suites at a time, and clusters: the machine has two cores.
+const LANES: [char; 2] = ['a', 'b'];
 /// The longest that one suite may take.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// The cluster of all suites, or why there is none.
+/// What all suites share.
 #[derive(Debug)]
 struct Shared {
     options: Options,
     story: Story,
-    cluster: tokio::sync::Mutex<Option<Result<Cluster, String>>>,
-    /// Read by suites that may run beside others, written by those that run alone.
+    /// Those that no suite is on.
+    lanes: Mutex<Vec<Lane>>,
+    /// Every cluster that was started.
+    clusters: Mutex<Vec<Cluster>>,
+    /// Read by suites, written by those that wait for all others.
     floor: RwLock<()>,
+}
+
+/// A cluster that takes one suite after the other, or why there is none; nothing before the first.
+#[derive(Debug)]
+struct Lane {
+    letter: char,
+    cluster: Option<Result<Cluster, String>>,
 }
 
 /// Runs the suites whose names are given, all where none is.
@@ -50,7 +60,8 @@ pub fn run(
     let shared = Arc::new(Shared {
         options,
         story: story.clone(),
-        cluster: tokio::sync::Mutex::default(),
+        lanes: Mutex::new(LANES.map(Lane::new).into()),
+        clusters: Mutex::default(),
         floor: RwLock::default(),
     });
     let trials = SUITES
@@ -65,36 +76,51 @@ pub fn run(
         })
         .collect();
     let arguments = Arguments {
-        test_threads: Some(AT_ONCE),
+        test_threads: Some(LANES.len()),
         ..Arguments::default()
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let cluster = runtime.block_on(shared.cluster.lock()).take();
-    if let Some(Ok(cluster)) = cluster {
+    for cluster in locked(&shared.clusters).drain(..) {
         cluster
             .down()
-            .context("the suites are done, but their cluster could not be taken down")?;
+            .context("the suites are done, but a cluster could not be taken down")?;
     }
     Ok(conclusion)
 }
 
-impl Shared {
-    async fn run(&self, suite: &Suite) -> Result<(), String> {
-        if suite.beside {
-            let _floor = self.floor.read().await;
-            self.on_the_floor(suite).await
-        } else {
-            let _floor = self.floor.write().await;
-            self.on_the_floor(suite).await
+impl Lane {
+    fn new(letter: char) -> Self {
+        Self {
+            letter,
+            cluster: None,
         }
     }
+}
 
-    async fn on_the_floor(&self, suite: &Suite) -> Result<(), String> {
+impl Shared {
+    async fn run(&self, suite: &Suite) -> Result<(), String> {
+        let (_others, _alone);
+        if suite.last {
+            _alone = self.floor.write().await;
+        } else {
+            _others = self.floor.read().await;
+        }
+        let mut lane = locked(&self.lanes).pop().ok_or("every cluster is taken")?;
+        let outcome = self.on(&mut lane, suite).await;
+        locked(&self.lanes).push(lane);
+        outcome
+    }
+
+    async fn on(&self, lane: &mut Lane, suite: &Suite) -> Result<(), String> {
         let started = Instant::now();
-        let cluster = self.cluster().await?;
-        let ctx = Ctx::new(&cluster, suite.name)
+        let cluster = match &lane.cluster {
+            Some(known) => known.clone(),
+            None => lane.cluster.insert(self.start(lane.letter).await).clone(),
+        }?;
+        let mut ctx = Ctx::new(&cluster, suite.name)
             .await
             .map_err(|error| format!("cannot prepare the suite: {error:#}"))?;
+        ctx.clusters.clone_from(&locked(&self.clusters));
         let attempt = AssertUnwindSafe(tokio::time::timeout(LIMIT, (suite.run)(&ctx)))
             .catch_unwind()
             .await;
@@ -116,7 +142,7 @@ impl Shared {
             // Before anything is tidied away.
             Err(error) => Some(format!("{error:#}\n\n{}", context::diagnosis(&ctx).await)),
         };
-        let tidied = ctx.tidy(!suite.beside).await;
+        let tidied = ctx.tidy().await;
         let took = started.elapsed().as_secs();
         self.story.step(&format!("suite {}: {took} s", suite.name));
         match (failure, tidied) {
@@ -129,13 +155,9 @@ impl Shared {
         }
     }
 
-    /// Starts the cluster, the first time.
-    async fn cluster(&self) -> Result<Cluster, String> {
-        let mut cluster = self.cluster.lock().await;
-        if let Some(cluster) = cluster.clone() {
-            return cluster;
-        }
-        let name = format!("test-{}", std::process::id());
+    /// Starts a lane's cluster.
+    async fn start(&self, letter: char) -> Result<Cluster, String> {
+        let name = format!("test-{}{letter}", std::process::id());
         let started = async {
             let cluster = Cluster::up(&name, self.options, &self.story).await?;
             if let Err(error) = deploy::install(&cluster, self.options.profile).await {
@@ -146,12 +168,17 @@ impl Shared {
             recorder::start(&cluster).await?;
             self.story.step("operator installed");
             anyhow::Ok(cluster)
-        }
-        .await
-        .map_err(|error| format!("there is no cluster to run on: {error:#}"));
-        *cluster = Some(started.clone());
-        started
+        };
+        let cluster = started
+            .await
+            .map_err(|error| format!("there is no cluster to run on: {error:#}"))?;
+        locked(&self.clusters).push(cluster.clone());
+        Ok(cluster)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a panic said.

@@ -8,12 +8,12 @@ use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{Secret, ServiceAccount},
 };
-use kube::{Api, api::PostParams};
+use kube::{Api, Client, api::PostParams};
 use regex::bytes::Regex;
 use serde_json::json;
 
 use super::{Ctx, recorder};
-use crate::{deploy, example};
+use crate::{cluster::Cluster, deploy, example};
 
 /// What credentials look like: tokens of GitHub's, private keys, and JSON in base64, which is what service-account tokens
 /// and just-in-time configurations are.
@@ -24,7 +24,7 @@ const SHAPES: [&str; 3] = [
 ];
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    // Given a runner that has had a job, beside all the suites before
+    // Given a runner that has had a job, after all other suites
     ctx.apply(&ctx.pool("pool", json!({}))).await?;
     let runner = ctx.idle("pool", 1).await?.remove(0);
     let job = ctx.queue("job", "true").await?;
@@ -36,9 +36,20 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         .collect::<Result<_, _>>()?;
     the_shapes_are_right(ctx, &shapes).await?;
 
-    // When everything that was recorded is searched
-    let record = recorder::folder(&ctx.cluster);
-    let files = files_below(&[record.clone(), ctx.cluster.dir.join("logs")])?;
+    // When everything that was recorded on any cluster is searched, then no credential is in it
+    let mut found = Vec::new();
+    for cluster in &ctx.clusters {
+        found.extend(in_record(cluster, &shapes)?);
+        found.extend(in_metrics(&cluster.client().await?, &shapes).await?);
+    }
+    ensure!(found.is_empty(), "credentials were written: {found:#?}");
+    Ok(())
+}
+
+/// What looks like a credential in objects, logs, Events and argument lists.
+fn in_record(cluster: &Cluster, shapes: &[Regex]) -> Result<Vec<String>> {
+    let record = recorder::folder(cluster);
+    let files = files_below(&[record.clone(), cluster.dir.join("logs")])?;
     let has = |part: &str| {
         files
             .iter()
@@ -59,12 +70,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         arguments.contains("run.sh"),
         "the agent's arguments were not recorded: {arguments}"
     );
-
-    // Then no credential is in it
     let mut found = Vec::new();
     for file in files {
         let content = std::fs::read(&file)?;
-        for shape in &shapes {
+        for shape in shapes {
             found.extend(shape.find_iter(&content).map(|hit| {
                 let start = hit.start().saturating_sub(80);
                 format!(
@@ -75,12 +84,17 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             }));
         }
     }
-    // Nor in what the operator counts
-    let pages = deploy::metrics(&ctx.client).await?;
+    Ok(found)
+}
+
+/// The same in what the operator counts.
+async fn in_metrics(client: &Client, shapes: &[Regex]) -> Result<Vec<String>> {
+    let pages = deploy::metrics(client).await?;
     ensure!(
         pages.iter().any(|page| page.contains("cudarunner_")),
         "the operator has no metrics: {pages:?}"
     );
+    let mut found = Vec::new();
     for (page, shape) in pages
         .iter()
         .flat_map(|page| shapes.iter().map(move |s| (page, s)))
@@ -88,8 +102,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         let hits = shape.find_iter(page.as_bytes());
         found.extend(hits.map(|hit| format!("metrics: {}", &page[hit.start()..hit.start() + 12])));
     }
-    ensure!(found.is_empty(), "credentials were written: {found:#?}");
-    Ok(())
+    Ok(found)
 }
 
 /// The shapes fit the real thing, or the search would find nothing whatever was written.
