@@ -16,7 +16,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     for number in 0..MANY {
         ctx.device(number, |_| {})?;
     }
-    ctx.apply(&ctx.pool("pool", json!({"replicas": 1}))).await?;
+    // Twenty gates at a time, on whatever machine this is, are slow and not hung.
+    let spec = json!({"replicas": 1, "smoke": {"timeoutSeconds": 60}});
+    ctx.apply(&ctx.pool("pool", spec)).await?;
     let first = ctx.idle("pool", 1).await?.remove(0);
     let job = ctx.hold("long").await?;
     ensure!(
