@@ -182,13 +182,15 @@ fn values(real: bool) -> Vec<String> {
 /// Waits until the operator's pods are ready.
 pub async fn ready(client: &Client, limit: Duration) -> Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     wait_for("the operator to be ready", limit, async || {
         let deployment = deployments.get(RELEASE).await?;
         let wanted = deployment.spec.replicas.unwrap_or(1);
         let status = deployment.status.unwrap_or_default();
         let current = status.observed_generation == deployment.metadata.generation;
-        // A predecessor that still runs counts among the replicas, and is ready, too.
-        let alone = status.replicas == Some(wanted);
+        // A predecessor that was told to go counts no more among the replicas, and acts until it has gone.
+        let there = pods.list(&ListParams::default()).await?.items.len();
+        let alone = i32::try_from(there) == Ok(wanted);
         Ok((alone
             && current
             && status.updated_replicas == Some(wanted)
