@@ -145,6 +145,8 @@ impl Driver {
             .flat_map(|s| s.init_containers.iter().flatten());
         let variables = containers.flat_map(|container| container.env.iter().flatten());
         let mut environment: Vec<(&str, &str)> = variables
+            // Where the driver is, is the bench's own affair.
+            .filter(|variable| variable.name.starts_with("CUDA_SMOKE_"))
             .filter_map(|variable| Some((variable.name.as_str(), variable.value.as_deref()?)))
             .collect();
         environment.extend([
