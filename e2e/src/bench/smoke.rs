@@ -139,6 +139,9 @@ impl Driver {
             ["token", "registration", "message"].map(file),
             pod.name_any(),
         );
+        let namespace = pod.namespace().unwrap_or_default();
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        let node = node.unwrap_or_default();
         let containers = pod
             .spec
             .iter()
@@ -154,6 +157,8 @@ impl Driver {
             ("CUDA_SMOKE_REGISTRATION_DIR", files[1].as_str()),
             ("CUDA_SMOKE_TERMINATION_LOG", files[2].as_str()),
             ("POD_NAME", name.as_str()),
+            ("POD_NAMESPACE", namespace.as_str()),
+            ("NODE_NAME", node),
         ]);
         let (output, wall) = self.timed(&["gate"], &environment)?;
         ensure!(
