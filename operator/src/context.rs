@@ -22,6 +22,9 @@ use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 
+/// Name under which we own fields and publish Events.
+pub const CONTROLLER: &str = "cuda-runner-operator";
+
 /// Clients, stores and settings.
 pub struct Context {
     /// Kubernetes.

@@ -1,6 +1,6 @@
 //! What the process remembers of each pool between two visits.
 //!
-//! All of it can be lost at any moment: after a restart it is rebuilt from the stores and from one list of GitHub's.
+//! All of it can be lost at any moment: after a restart what is needed of it is read again, from the stores and from GitHub.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,7 +72,7 @@ pub struct GitHubMemory {
     /// Our entries, as last listed.
     pub listing: Option<Listing>,
     /// The queue, as last read.
-    pub queue: Option<Queue>,
+    pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
     pub jobs: jobs::Watched,
     /// The client in use: teardown goes on with it when the Secret is gone.

@@ -20,6 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::github::budget::Usage;
 use crate::github::{Client, Fingerprint};
 use crate::plan::conditions::{BREAKER_OPEN, kind};
+use crate::plan::quarantine::is_active;
 use crate::plan::{Observed, Plan};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::Decision;
@@ -129,7 +130,7 @@ impl PoolView {
             *phases.entry(runner.phase).or_default() += 1;
         }
         let condition = |type_| status.conditions.iter().find(|c| c.type_ == type_);
-        let until = status.quarantine.iter().filter_map(|e| e.until.as_ref());
+        let quarantined = status.quarantine.iter().filter(|e| is_active(e, now));
         Self {
             phases,
             wanted: match &pool.spec {
@@ -145,7 +146,7 @@ impl PoolView {
                     _ => None,
                 })
                 .collect(),
-            quarantined: until.filter(|until| now < until.0).map(|_| 1).sum(),
+            quarantined: quarantined.map(|_| 1).sum(),
             breaker_open: condition(kind::GPU_HEALTHY).is_some_and(|c| c.reason == BREAKER_OPEN),
             verified: status.verification.as_ref().and_then(last_result),
             credential: client.map(Client::credential),

@@ -17,15 +17,13 @@ use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, About, Action, Notice};
+use crate::plan::{self, About, Action, NOTE, Notice};
 use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
 
 /// How soon a runner that was busy when it was to go is looked at again.
 const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
-/// The longest note that an Event may have, in bytes.
-const NOTE: usize = 1024;
 
 /// Visits a pool, and takes the time.
 pub async fn reconcile(

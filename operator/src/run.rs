@@ -19,7 +19,7 @@ use tokio::sync::watch as flag;
 use tower::limit::ConcurrencyLimitLayer;
 
 use crate::config::Config;
-use crate::context::Context;
+use crate::context::{CONTROLLER, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
@@ -48,8 +48,6 @@ const LIMITS: Limits = Limits {
 };
 /// What the controller takes for no bound.
 const UNBOUNDED: u16 = 0;
-/// Name under which we publish Events and write fields.
-const CONTROLLER: &str = "cuda-runner-operator";
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -277,14 +275,11 @@ async fn controllers(ctx: Arc<Context>, woken: UnboundedReceiver<ObjectRef<CudaR
         all.push(controller(store.clone(), receiver, Arc::clone(&ctx)));
     }
     let route = woken.for_each(|pool| {
-        let input = match inputs.as_slice() {
-            [only] => Some(only),
-            // A pool that is gone is in none of them, and any finds that out.
-            several => several
-                .iter()
-                .find(|(store, _)| store.get(&pool).is_some())
-                .or(several.first()),
-        };
+        // A pool that is gone is in none of them, and any finds that out.
+        let input = inputs
+            .iter()
+            .find(|(store, _)| store.get(&pool).is_some())
+            .or(inputs.first());
         if let Some((_, sender)) = input {
             // The controller ends only with the process.
             let _ = sender.unbounded_send(pool);

@@ -6,7 +6,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource as _};
 use serde_json::json;
 
-use crate::context::Context;
+use crate::context::{CONTROLLER, Context};
 use crate::pool::Pool;
 
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
@@ -16,8 +16,6 @@ const GATHER: SignedDuration = SignedDuration::from_secs(5);
 const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(20);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
-/// Who owns the fields of the status.
-const FIELD_MANAGER: &str = "cuda-runner-operator";
 
 /// Whether a status is to be written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -84,7 +82,7 @@ pub async fn write(
         "metadata": {"uid": pool.uid},
         "status": new,
     });
-    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let params = PatchParams::apply(CONTROLLER).force();
     api.patch_status(&pool.key.name, &params, &Patch::Apply(patch))
         .await?;
     ctx.memory.with(pool, |memory| {

@@ -6,10 +6,9 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::is_status;
+use crate::context::CONTROLLER;
 use crate::plan::node_marks::{self, Change, MarkNode, Said};
 
-/// Who owns the fields.
-const FIELD_MANAGER: &str = "cuda-runner-operator";
 /// How often a list of taints is written that somebody else has changed meanwhile.
 const ATTEMPTS: u32 = 5;
 
@@ -41,7 +40,7 @@ async fn condition(
             "lastTransitionTime": said.since,
         }]},
     });
-    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let params = PatchParams::apply(CONTROLLER).force();
     let patched = api
         .patch_status(&mark.name, &params, &Patch::Apply(patch))
         .await;
@@ -68,7 +67,7 @@ async fn taint(
             return Ok(Some(node));
         };
         let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
+            field_manager: Some(CONTROLLER.to_owned()),
             ..PatchParams::default()
         };
         match api.patch(&mark.name, &params, &Patch::Merge(patch)).await {

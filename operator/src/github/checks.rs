@@ -11,12 +11,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Client, Error, Repository, Run, Workflow,
-    runs::{Runs, read},
-    transport::Ask,
-    url::encode,
-};
+use super::{Client, Error, Repository, Run, Workflow, runs::Runs, transport::Ask, url::encode};
 
 /// What it takes to read checks.
 const CHECKS_READ: &str = "the repository permission \"Checks: read\"";
@@ -182,11 +177,11 @@ impl Client {
     ) -> Result<Protection, Error> {
         let action = format!("read what the branch {branch} requires");
         let path = format!("{}/required_status_checks", protected(repository, branch));
-        let (ask, found) = self.tagged(path, &action).await?;
-        let answer = match found {
-            Ok(body) => return Ok(Protection::Requires(read::<Required>(&ask, body)?.contexts)),
-            Err(answer) => answer,
-        };
+        let (ask, answer) = self.tagged(path, &action).await?;
+        if answer.status == StatusCode::OK {
+            let required: Required = answer.json(&ask)?;
+            return Ok(Protection::Requires(required.contexts));
+        }
         match (answer.status, answer.message().as_str()) {
             (StatusCode::NOT_FOUND, "Branch not protected") => Ok(Protection::Unprotected),
             (StatusCode::NOT_FOUND, "Required status checks not enabled") => {

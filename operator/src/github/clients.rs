@@ -25,7 +25,7 @@ const IDLE: Duration = Duration::from_hours(1);
 #[derive(Default)]
 pub struct Clients {
     /// The system's own authorities. Reading them takes long enough to do it once.
-    roots: OnceLock<RootCertStore>,
+    roots: OnceLock<Arc<RootCertStore>>,
     kept: Mutex<Kept>,
 }
 
@@ -113,7 +113,7 @@ impl Clients {
             .collect()
     }
 
-    fn roots(&self) -> &RootCertStore {
+    fn roots(&self) -> &Arc<RootCertStore> {
         self.roots.get_or_init(|| {
             let found = rustls_native_certs::load_native_certs();
             for error in &found.errors {
@@ -122,7 +122,7 @@ impl Clients {
             let mut roots = RootCertStore::empty();
             let (added, ignored) = roots.add_parsable_certificates(found.certs);
             tracing::debug!(added, ignored, "read the system's certificate authorities");
-            roots
+            Arc::new(roots)
         })
     }
 }

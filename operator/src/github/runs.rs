@@ -7,9 +7,13 @@
 use std::collections::HashMap;
 
 use http::{HeaderValue, Method, StatusCode, header::LOCATION};
+use hyper::body::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::{
@@ -19,8 +23,8 @@ use super::{
     url::{encode, is_name},
 };
 
-/// Answers that are kept for the sake of their tags: of each pool, two for a run that is watched, two for each branch
-/// that requires checks, and one for its runner group.
+/// Answers that are kept for the sake of their tags: of each pool, those for a run that is watched, for runs whose jobs
+/// have ended, for each branch that requires checks, and few more.
 const MOST_KEPT: usize = 1024;
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
@@ -148,7 +152,7 @@ pub struct RunJob {
 
 /// The last answers, by path, with the tag by which GitHub says for nothing that they still hold.
 #[derive(Default)]
-pub(super) struct Tagged(Mutex<HashMap<String, (HeaderValue, Value)>>);
+pub(super) struct Tagged(Mutex<HashMap<String, (HeaderValue, Bytes)>>);
 
 impl Client {
     /// Starts a workflow; its run's number, where the server tells it.
@@ -301,44 +305,39 @@ impl Client {
         path: String,
         action: &str,
     ) -> Result<Option<T>, Error> {
-        let (ask, found) = self.tagged(path, action).await?;
-        match found {
-            Ok(body) => read(&ask, body).map(Some),
-            Err(answer) if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&answer.status) => {
-                Ok(None)
-            }
-            Err(answer) => Err(self.judged(&answer, &ask, ACTIONS_READ)),
+        let (ask, answer) = self.tagged(path, action).await?;
+        match answer.status {
+            StatusCode::OK => answer.json(&ask).map(Some),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
         }
     }
 
-    /// Reads for nothing what has not changed: the body, or another answer than 200.
-    pub(super) async fn tagged(
-        &self,
-        path: String,
-        action: &str,
-    ) -> Result<(Ask, Result<Value, Answer>), Error> {
+    /// Reads for nothing what has not changed: that is answered with 200, too.
+    pub(super) async fn tagged(&self, path: String, action: &str) -> Result<(Ask, Answer), Error> {
         let last = self.tagged.0.lock().await.get(&path).cloned();
         let ask = Ask {
             etag: last.as_ref().map(|(etag, _)| etag.clone()),
             ..Ask::get(path.clone(), action)
         };
         let answer = self.transport.send(&ask).await?;
-        let found = match (answer.status, last) {
+        let answer = match (answer.status, last) {
             (StatusCode::OK, _) => {
-                let body: Value = answer.json(&ask)?;
+                // What is no JSON at all is not kept.
+                answer.json::<IgnoredAny>(&ask)?;
                 if let Some(etag) = answer.etag() {
                     let mut tagged = self.tagged.0.lock().await;
                     if tagged.len() >= MOST_KEPT {
                         tagged.clear();
                     }
-                    tagged.insert(path, (etag, body.clone()));
+                    tagged.insert(path, (etag, answer.body().clone()));
                 }
-                Ok(body)
+                answer
             }
-            (StatusCode::NOT_MODIFIED, Some((_, body))) => Ok(body),
-            _ => Err(answer),
+            (StatusCode::NOT_MODIFIED, Some((_, body))) => answer.unchanged(body),
+            _ => answer,
         };
-        Ok((ask, found))
+        Ok((ask, answer))
     }
 
     /// Like `refusal`, for what needs another permission than the runners do.
@@ -369,14 +368,6 @@ impl Workflow {
             encode(&self.file)
         )
     }
-}
-
-/// Reads a body that was kept.
-pub(super) fn read<T: DeserializeOwned>(ask: &Ask, body: Value) -> Result<T, Error> {
-    T::deserialize(body).map_err(|error| Error::Malformed {
-        action: ask.action.clone(),
-        message: error.to_string(),
-    })
 }
 
 fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

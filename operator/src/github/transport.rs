@@ -11,6 +11,7 @@ use http::{
     header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, USER_AGENT},
 };
 use http_body_util::{BodyExt, Limited};
+use hyper::body::Bytes;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
@@ -90,7 +91,7 @@ impl Ask {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 impl Answer {
@@ -110,8 +111,17 @@ impl Answer {
         })
     }
 
-    pub(super) fn body(&self) -> &[u8] {
+    pub(super) fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// The answer whose body has not changed since `body` was read.
+    pub(super) fn unchanged(self, body: Bytes) -> Self {
+        Self {
+            status: StatusCode::OK,
+            body,
+            ..self
+        }
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {
@@ -178,7 +188,7 @@ impl Transport {
         credentials: &Credentials,
         ca: Option<&CaBundle>,
         proxy: Option<&Proxy>,
-        roots: &RootCertStore,
+        roots: &Arc<RootCertStore>,
         id: Fingerprint,
     ) -> Result<Self, Error> {
         let origin = url.api_origin();
@@ -188,10 +198,11 @@ impl Transport {
             message,
             undelivered: true,
         };
-        let mut roots = roots.clone();
+        // Shared by all, but where there are further ones.
+        let mut roots = Arc::clone(roots);
         for certificate in ca.map(CaBundle::certificates).unwrap_or_default() {
             // They were tried when the bundle was read.
-            roots
+            Arc::make_mut(&mut roots)
                 .add(certificate.clone())
                 .map_err(|error| unusable(error.to_string()))?;
         }
@@ -447,7 +458,7 @@ impl Transport {
         Ok(Answer {
             status: parts.status,
             headers: parts.headers,
-            body: body.to_bytes().to_vec(),
+            body: body.to_bytes(),
         })
     }
 

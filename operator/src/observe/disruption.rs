@@ -83,18 +83,9 @@ fn lost(message: &str, cut_text: &str) -> String {
 pub fn unconfirmed(runner: &Runner, now: Timestamp) -> Option<Failure> {
     let disruption = runner.disruption.as_ref()?;
     let at = runner.gone_by.filter(|by| *by <= now)?;
-    Some(Failure {
-        reason: NODE_LOST,
-        class: Class::Node,
-        code: None,
-        device: None,
-        message: lost(
-            &format!("{}: {}", disruption.reason, disruption.message),
-            " If its runner had a job, GitHub fails that after a while.",
-        ),
-        at,
-        registered: true,
-        at_start: false,
-        refused: None,
-    })
+    let message = lost(
+        &format!("{}: {}", disruption.reason, disruption.message),
+        " If its runner had a job, GitHub fails that after a while.",
+    );
+    Some(Failure::new(NODE_LOST, Class::Node, message, at, true))
 }

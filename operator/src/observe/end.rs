@@ -55,6 +55,28 @@ pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
 const GPU_LOST: &str = "GpuLost";
 
 impl Failure {
+    /// One that is no device's and no version's.
+    #[must_use]
+    pub fn new(
+        reason: &'static str,
+        class: Class,
+        message: String,
+        at: Timestamp,
+        registered: bool,
+    ) -> Self {
+        Self {
+            reason,
+            class,
+            code: None,
+            device: None,
+            message,
+            at,
+            registered,
+            at_start: false,
+            refused: None,
+        }
+    }
+
     /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
     pub fn is_unasked(&self) -> bool {
@@ -72,17 +94,8 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     let gate = terminated(init_container(pod, GATE));
     let runner = terminated(container(pod, RUNNER));
     let at = ended_at(pod).unwrap_or(created);
-    let failure = |reason, class, message| Failure {
-        reason,
-        class,
-        code: None,
-        device: None,
-        message,
-        at,
-        registered: gate.is_some_and(|g| g.exit_code == 0),
-        at_start: false,
-        refused: None,
-    };
+    let registered = gate.is_some_and(|g| g.exit_code == 0);
+    let failure = |reason, class, message| Failure::new(reason, class, message, at, registered);
     let failed = |reason, class, message| Some(End::Failed(failure(reason, class, message)));
 
     let marks = Marks::of(runner);

@@ -18,11 +18,11 @@ use crate::watch::objects::Lookup;
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
+/// The longest.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 /// How old an answer may be that does not have to show what has just happened: pools of one repository that start
 /// together, or look again at the same time, share it.
 const SHARED: Duration = Duration::from_secs(5);
-/// The longest.
-const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Why there is no client.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, now);
             if queue.is_some() {
-                memory.github.queue = queue;
+                memory.github.queue = queue.map(Arc::new);
             }
         });
     }
@@ -246,13 +246,17 @@ async fn read_queue(
     listing: &crate::github::Listing,
     max_age: Duration,
 ) -> Queue {
-    Queue {
+    let mut queue = Queue {
         at: listing.at,
         asked: pool.look_again.clone(),
         jobs: client.queued_jobs(max_age).await.map_err(|e| e.to_string()),
-        registered: listing.runners.iter().map(|r| r.labels.clone()).collect(),
+        registered: vec![],
         shut_out: shut_out(client, spec).await,
+    };
+    if queue.has_jobs() {
+        queue.registered = listing.runners.iter().map(|r| r.labels.clone()).collect();
     }
+    queue
 }
 
 /// The pool's repository, where its runner group does not admit it. Where that cannot be read, nothing is said.

@@ -28,14 +28,14 @@ pub async fn look(
         (jobs.clone(), memory.github.access == Access::Granted)
     });
     let due = next_look(&pool.status.last_jobs, &watched).is_some_and(|at| now >= at);
-    let wanted = to_ask(pool, verification);
+    let mut wanted = to_ask(pool, verification);
     if !due || wanted.is_empty() || pool.deleting.is_some() {
         return watched;
     }
     watched.looked = Some(now);
     watched.next_look = Some(now + BATCH);
     // A run that is not there does not come back.
-    let wanted = wanted.difference(&gone(&watched)).cloned().collect();
+    wanted.retain(|run| !matches!(watched.runs.get(run), Some(None)));
     let denied = watched.denied_until.is_some_and(|until| now < until);
     // Runners need the credential's requests more than this does.
     if let Some(client) = client.filter(|client| access && !denied && !client.is_short()) {
@@ -44,12 +44,6 @@ pub async fn look(
     ctx.memory
         .with(pool, |memory| memory.github.jobs = watched.clone());
     watched
-}
-
-/// The runs that were asked for in vain.
-fn gone(watched: &Watched) -> BTreeSet<RunKey> {
-    let gone = watched.runs.iter().filter(|(_, jobs)| jobs.is_none());
-    gone.map(|(run, _)| run.clone()).collect()
 }
 
 async fn ask(

@@ -22,7 +22,8 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::Client;
-use crate::plan::{Access, NodeFacts, Observed, Queue};
+use crate::plan::quarantine::blames_node;
+use crate::plan::{Access, NodeFacts, Observed};
 use crate::pool::{GpuRequest, Pool};
 use end::End;
 use pod::Runner;
@@ -44,9 +45,10 @@ pub async fn observe(
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
     let jobs = jobs::look(ctx, pool, client.as_deref(), &verification, now).await;
-    // What walks over all pools or all pods is done only where the plan will look at it, and outside of the lock.
+    // What walks over all runners of the address, or all pods, is done only where the plan will look at it; and nothing
+    // that walks is done under the lock.
     let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
-    let other_pools = if queue.as_ref().is_some_and(Queue::has_jobs) {
+    let other_pools = if queue.as_ref().is_some_and(|queue| queue.has_jobs()) {
         ctx.other_pools(pool)
     } else {
         vec![]
@@ -59,6 +61,7 @@ pub async fn observe(
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
+    let (pod_settings, random) = (ctx.pod_settings(), ctx.random());
     let mut observed = ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
@@ -84,8 +87,8 @@ pub async fn observe(
             quarantined,
             passed,
             pod_refused: memory.pod_refused.clone(),
-            pod_settings: ctx.pod_settings(),
-            seed: ctx.random(),
+            pod_settings,
+            seed: random,
         }
     });
     if let Some(client) = client
@@ -120,7 +123,7 @@ fn has_failed(
     quarantined: &[QuarantineStatus],
 ) -> bool {
     !status.quarantine.is_empty()
-        || !status.last_failures.is_empty()
+        || status.last_failures.iter().any(blames_node)
         || !quarantined.is_empty()
         || runners
             .iter()

@@ -28,7 +28,7 @@ pub const GATE: &str = "gate";
 /// Name of the agent's container.
 pub const RUNNER: &str = "runner";
 
-/// What the plan needs to know of a runner pod: a few hundred bytes of a pod's many thousand.
+/// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runner {
     /// Name of the pod and of the entry on GitHub.

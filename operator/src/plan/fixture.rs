@@ -139,15 +139,9 @@ pub(crate) fn hardware(product: &str, driver: &str) -> Hardware {
 }
 
 pub(crate) fn gate_failure(class: Class) -> Failure {
+    let message = "the gate failed".to_owned();
     Failure {
-        reason: "GateFailed",
-        class,
         code: Some(999),
-        device: None,
-        message: "the gate failed".to_owned(),
-        at: ago(20),
-        registered: false,
-        at_start: false,
-        refused: None,
+        ..Failure::new("GateFailed", class, message, ago(20), false)
     }
 }

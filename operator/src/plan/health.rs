@@ -251,17 +251,8 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     if deadline(runner, spec)? > now {
         return None;
     }
-    let failure = |reason, class, message| Failure {
-        reason,
-        class,
-        code: None,
-        device: None,
-        message,
-        at: now,
-        registered: runner.phase == RunnerPhase::Starting,
-        at_start: false,
-        refused: None,
-    };
+    let registered = runner.phase == RunnerPhase::Starting;
+    let failure = |reason, class, message| Failure::new(reason, class, message, now, registered);
     let waiting = runner
         .waiting
         .as_ref()

@@ -10,7 +10,7 @@ use cudarunner_crds::{JobStatus, MAX_LAST_JOBS};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{About, Notice, Observed, Plan, verify};
+use super::{About, NOTE, Notice, Observed, Plan, verify};
 use crate::github::{Repository, RunJob};
 use crate::observe::marks::Done;
 use crate::observe::pod::Runner;
@@ -24,8 +24,6 @@ const SETTLE: SignedDuration = SignedDuration::from_secs(10);
 const GIVE_UP: SignedDuration = SignedDuration::from_mins(5);
 /// A visit that comes too early to ask looks again no sooner.
 const AGAIN: SignedDuration = SignedDuration::from_secs(2);
-/// The longest note of an Event, in bytes; the API server refuses more.
-const NOTE: usize = 1024;
 /// The longest word or name of GitHub's that is kept.
 const LONGEST: usize = 200;
 

@@ -25,6 +25,7 @@ pub(crate) mod fixture;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use gate_report::Class;
@@ -49,7 +50,7 @@ pub struct Observed {
     /// GitHub's own list of our entries, as last read.
     pub listing: Option<Listing>,
     /// The jobs that wait at GitHub, as last read.
-    pub queue: Option<Queue>,
+    pub queue: Option<Arc<Queue>>,
     /// The run of the verification that is on its way.
     pub verification: verify::Watched,
     /// The required checks.
@@ -68,7 +69,7 @@ pub struct Observed {
     pub nodes: Option<Vec<NodeFacts>>,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<QuarantineStatus>,
-    /// Gates of all pools that passed; empty where nothing has failed.
+    /// Gates of all pools that passed; empty where no node is blamed.
     pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
     pub pod_refused: Option<String>,
@@ -131,7 +132,7 @@ pub struct Queue {
     pub asked: Option<String>,
     /// The jobs, or why they could not be read. `None` where GitHub does not list them.
     pub jobs: Result<Option<Vec<QueuedJob>>, String>,
-    /// Labels of the runners that are registered at that address, ours and others.
+    /// Labels of the runners that are registered at that address, ours and others; none where no job waits.
     pub registered: Vec<Vec<String>>,
     /// The repository of the verification, where the pool's runner group does not admit it.
     pub shut_out: Option<String>,
@@ -232,6 +233,9 @@ impl From<&Runner> for Target {
         }
     }
 }
+
+/// The longest note of an Event, in bytes; the API server refuses more.
+pub const NOTE: usize = 1024;
 
 /// Something that a person should hear.
 #[derive(Clone, Debug, Eq, PartialEq)]

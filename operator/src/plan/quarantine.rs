@@ -364,13 +364,14 @@ impl View<'_> {
 }
 
 /// Whether a failure speaks against its node, or against a device in it.
-fn blames_node(failure: &FailureStatus) -> bool {
+pub(crate) fn blames_node(failure: &FailureStatus) -> bool {
     [Class::Device, Class::Node, Class::Unsupported]
         .iter()
         .any(|class| class.as_str() == failure.class)
 }
 
-fn is_active(entry: &QuarantineStatus, now: Timestamp) -> bool {
+/// Whether its time is not over.
+pub(crate) fn is_active(entry: &QuarantineStatus, now: Timestamp) -> bool {
     entry.until.as_ref().is_some_and(|until| now < until.0)
 }
 

@@ -102,6 +102,8 @@ fn lost(spec: &Spec, job: &QueuedJob) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::plan::conditions::kind;
     use crate::plan::fixture::{NOW, ago, observed, pool};
@@ -111,7 +113,7 @@ mod tests {
         let strings = |labels: &[&str]| labels.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
         let mut observed = observed(vec![]);
         observed.other_pools = other_pools.iter().map(|l| strings(l)).collect();
-        observed.queue = Some(Queue {
+        observed.queue = Some(Arc::new(Queue {
             at: ago(1),
             asked: None,
             jobs: Ok(Some(
@@ -125,7 +127,7 @@ mod tests {
             )),
             registered: registered.iter().map(|l| strings(l)).collect(),
             shut_out: None,
-        });
+        }));
         crate::plan::plan(&pool(1), &observed, NOW)
     }
 
@@ -153,13 +155,13 @@ mod tests {
     #[test]
     fn a_runner_group_that_shuts_the_repository_out_is_named() {
         let mut observed = observed(vec![]);
-        observed.queue = Some(Queue {
+        observed.queue = Some(Arc::new(Queue {
             at: ago(1),
             asked: None,
             jobs: Ok(None),
             registered: vec![],
             shut_out: Some("acme/widgets".to_owned()),
-        });
+        }));
         let plan = crate::plan::plan(&pool(1), &observed, NOW);
         let (status, message) = queue_served(&plan);
         assert_eq!(status, "False");

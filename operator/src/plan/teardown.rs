@@ -126,8 +126,8 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             note: format!(
                 "The teardown timeout is over: {left} may be left; remove them in its settings.{why}"
             ),
-about: None,
-});
+            about: None,
+        });
     }
     if let Some(place) = &pool.status.registered_at {
         let names = if left.is_empty() {
@@ -141,8 +141,8 @@ about: None,
             note: format!(
                 "The teardown timeout is over: {names} may be left at {place}; remove them on its runners page.{why}"
             ),
-about: None,
-});
+            about: None,
+        });
     }
     plan.actions.push(Action::RemoveFinalizer);
 }

@@ -334,11 +334,7 @@ impl Case<'_> {
             status.state = VerificationState::Running;
             status.run_id = i64::try_from(id).ok();
             if let Some(repository) = &spec.repository {
-                status.url = Some(format!(
-                    "{}/{}/actions/runs/{id}",
-                    spec.url.origin(),
-                    repository.full_name()
-                ));
+                status.url = Some(repository.run_page(&spec.url, id, None));
             }
             announce(plan, false, "VerificationStarted", &status, verify);
             return status;

@@ -52,8 +52,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             note: format!(
                 "The runners' agent has the version {version}: {says}. Use an image with a newer one in spec.template."
             ),
-about: None,
-});
+            about: None,
+        });
     }
 }
 

@@ -17,6 +17,10 @@ use tokio::sync::Notify;
 
 use crate::pool::PoolKey;
 
+/// Objects that are read at a time. A whole one is many times what is kept of it, and the watcher's own 500 of them would
+/// stay in the process's memory.
+const PAGE: u32 = 50;
+
 /// Wakes pools. Calls cost nothing while no controller listens, as on a replica that stands by.
 #[derive(Debug)]
 pub struct Waker {

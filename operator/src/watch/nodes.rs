@@ -13,7 +13,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 
 use super::pools::key_of;
-use super::{Events, Waker, log_error};
+use super::{Events, PAGE, Waker, log_error};
 use crate::plan::NodeFacts;
 use crate::plan::node_marks::{self, Marked, Said};
 
@@ -160,7 +160,7 @@ pub async fn follow(
     waker: Arc<Waker>,
 ) {
     let api = Api::<Node>::all(client);
-    let mut events: Events<Node> = watch(api, watcher::Config::default())
+    let mut events: Events<Node> = watch(api, watcher::Config::default().page_size(PAGE))
         .default_backoff()
         .boxed();
     while let Some(event) = events.next().await {

@@ -10,14 +10,10 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::{Events, Scope, Waker, log_error};
+use super::{Events, PAGE, Scope, Waker, log_error};
 use crate::observe::pod::Runner;
 use crate::plan::Passed;
 use crate::pool::PoolKey;
-
-/// Pods that are read at a time. A whole pod is many times what is kept of it: the watcher's own 500 would be the most
-/// memory that the operator ever needs.
-const PAGE: u32 = 50;
 
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]

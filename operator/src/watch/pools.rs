@@ -11,7 +11,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, Resource as _, ResourceExt as _};
 
-use super::{Events, Scope, Waker, log_error};
+use super::{Events, PAGE, Scope, Waker, log_error};
 use crate::pool::PoolKey;
 
 /// What of a resource makes a visit worthwhile: not its status, which we write ourselves.
@@ -65,7 +65,7 @@ pub async fn follow(
     waker: Arc<Waker>,
 ) {
     let api = scope.api::<CudaRunner>(&client);
-    let mut events: Events<CudaRunner> = watch(api, watcher::Config::default())
+    let mut events: Events<CudaRunner> = watch(api, watcher::Config::default().page_size(PAGE))
         .default_backoff()
         .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
