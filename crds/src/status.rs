@@ -143,7 +143,7 @@ pub struct FailureStatus {
     /// UUID of the device at fault, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Class of the failure, for example `Config` or `Device`.
+    /// Class of the failure, for example `config` or `device`.
     pub class: String,
     /// The driver's code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
