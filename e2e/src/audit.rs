@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Seek as _, SeekFrom},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -12,7 +13,11 @@ use serde_json::Value;
 use crate::{
     cluster::Cluster,
     helm::{NAMESPACE, RELEASE},
+    wait::wait_for,
 };
+
+/// An operator that has asked for nothing for so long has settled.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// A request of the operator's.
 #[derive(Clone, Debug)]
@@ -82,6 +87,36 @@ impl Audit {
             line.clear();
         }
         Ok(requests)
+    }
+
+    /// The same without watches: they are long-lived and shared by all pools, and the server ends and we renew each every
+    /// few minutes.
+    pub fn new_calls(&mut self) -> Result<Vec<Request>> {
+        let mut requests = self.new_requests()?;
+        requests.retain(|request| request.verb != "watch");
+        Ok(requests)
+    }
+
+    /// Waits until nothing was asked for ten seconds, and something else holds as well: there is nothing left to do. Gives
+    /// what was asked until then, without watches.
+    pub async fn settled(
+        &mut self,
+        limit: Duration,
+        mut also: impl AsyncFnMut() -> Result<bool>,
+    ) -> Result<Vec<Request>> {
+        let mut all = vec![];
+        let mut last = Instant::now();
+        let what = "the operator to have nothing left to do";
+        wait_for(what, limit, async || {
+            let new = self.new_calls()?;
+            if !new.is_empty() {
+                last = Instant::now();
+            }
+            all.extend(new);
+            Ok((also().await? && last.elapsed() > QUIET).then_some(()))
+        })
+        .await?;
+        Ok(all)
     }
 }
 

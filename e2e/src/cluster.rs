@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -209,13 +210,7 @@ impl Cluster {
             let machine = Machine::first(dir);
             state::reset(&machine.devices(), options.devices)?;
             let driver = cluster.driver();
-            fs::create_dir_all(&driver)?;
-            // Under the name that the real one has; cargo cannot give it.
-            fs::copy(
-                images::artifact(options.profile, "libcuda.so"),
-                driver.join("libcuda.so.1"),
-            )
-            .context("cannot copy the simulated driver")?;
+            images::install_driver(options.profile, &driver)?;
             machine.start_containerd()?;
             let import = import_images(&machine, archive(dir), images);
             control_plane::ready(&cluster.supervisor, &client).await?;
@@ -288,6 +283,16 @@ impl Cluster {
     /// The folder with the state files of the first node's devices.
     pub fn devices(&self) -> PathBuf {
         Machine::first(&self.dir).devices()
+    }
+
+    /// `kubectl` with every right, in this namespace.
+    pub fn kubectl(&self, namespace: &str) -> Command {
+        let mut command = Command::new(self.tools.kubernetes("kubectl"));
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(["--namespace", namespace]);
+        command
     }
 
     /// Adds a second real node with this many devices.

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -101,14 +100,7 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(self.cluster.tools.kubernetes("kubectl"));
-        output(
-            command
-                .arg("--kubeconfig")
-                .arg(self.cluster.kubeconfig())
-                .args(["--namespace", NAMESPACE])
-                .args(arguments),
-        )
+        output(self.cluster.kubectl(NAMESPACE).args(arguments))
     }
 
     /// A GPU that computes wrongly gets no job; a healthy one on another node does.

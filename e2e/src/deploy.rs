@@ -46,32 +46,51 @@ pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
 
 /// Installs the charts, and waits for nothing. Without a real node no operator comes of it, only its rights.
 pub async fn charts(cluster: &Cluster) -> Result<()> {
-    let helm = Helm::new(&cluster.tools, &cluster.dir);
-    let real = cluster.link.is_some();
-    tokio::task::spawn_blocking(move || {
-        helm.install(CRDS, &[])?;
-        helm.install(RELEASE, &values(real))
-    })
-    .await?
+    helm(cluster, &helm::charts(), &[CRDS, RELEASE], &[]).await
 }
 
-/// Changes values of the operator's installation, as `name=value`, and waits until it is ready.
-pub async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
-    upgrade_from(cluster, &helm::charts(), changes).await
+/// Does something while values of the operator's installation are others, given as `name=value`.
+pub async fn with_values<T>(
+    cluster: &Cluster,
+    changes: &[&str],
+    work: impl AsyncFnOnce() -> Result<T>,
+) -> Result<T> {
+    upgrade(cluster, changes).await?;
+    let outcome = work().await;
+    upgrade(cluster, &[]).await?;
+    outcome
 }
 
-/// The same with the charts of a folder, the definition's among them.
+/// Changes values of the operator's installation, and waits until it is ready.
+async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
+    helm(cluster, &helm::charts(), &[RELEASE], changes).await?;
+    ready(&cluster.client().await?, Duration::from_secs(90)).await
+}
+
+/// Installs both charts from a folder, with such changes of the operator's values, and waits until it is ready.
 pub async fn upgrade_from(cluster: &Cluster, charts: &Path, changes: &[&str]) -> Result<()> {
+    helm(cluster, charts, &[CRDS, RELEASE], changes).await?;
+    ready(&cluster.client().await?, Duration::from_secs(90)).await
+}
+
+/// Installs or upgrades charts of a folder; the definition's has no values of ours.
+async fn helm(
+    cluster: &Cluster,
+    charts: &Path,
+    names: &[&'static str],
+    changes: &[&str],
+) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
     let mut all = values(cluster.link.is_some());
     all.extend(changes.iter().map(|&change| change.to_owned()));
-    let charts = charts.to_owned();
+    let (charts, names) = (charts.to_owned(), names.to_owned());
     tokio::task::spawn_blocking(move || {
-        helm.install_from(&charts, CRDS, &[])?;
-        helm.install_from(&charts, RELEASE, &all)
+        names.into_iter().try_for_each(|name| {
+            let values = if name == RELEASE { all.as_slice() } else { &[] };
+            helm.install_from(&charts, name, values)
+        })
     })
-    .await??;
-    ready(&cluster.client().await?, Duration::from_secs(90)).await
+    .await?
 }
 
 /// Kills the operator's processes where they stand, and its pods with them; waits until as many others are ready.

@@ -127,6 +127,14 @@ pub fn artifact(profile: Profile, file: &str) -> PathBuf {
     target.join(profile.folder()).join(file)
 }
 
+/// Puts the simulated driver into a folder, under the name that the real one has: cargo cannot give it.
+pub fn install_driver(profile: Profile, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::copy(artifact(profile, "libcuda.so"), folder.join("libcuda.so.1"))
+        .context("cannot copy the simulated driver")?;
+    Ok(())
+}
+
 /// The image store of the cache.
 #[derive(Debug)]
 pub struct Images {

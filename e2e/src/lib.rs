@@ -1,4 +1,4 @@
-//! `cargo e2e`: a local cluster with simulated GPUs and a simulated GitHub, the demo, and the suites.
+//! `cargo e2e`: a local cluster with simulated GPUs and a simulated GitHub, the demo, the suites and the benchmarks.
 #![expect(
     clippy::must_use_candidate,
     reason = "a harness: a forgotten result shows at once"

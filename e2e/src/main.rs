@@ -36,7 +36,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Test everything: format, lints, dependencies, workflows, the book, unit tests, and the suites on a cluster.
+    /// Test everything: format, lints, dependencies, workflows, the book, unit tests, and the suites on two clusters.
     Test {
         #[command(flatten)]
         build: Build,
@@ -208,7 +208,7 @@ fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Named suites are run alone; without a name everything is.
+/// Named suites are run without the checks; without a name everything is.
 fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
     let story = Story::default();
     runtime.block_on(async { interrupt::watch() })?;

@@ -20,7 +20,7 @@ use super::{
     figure::{Budget, Figure},
     pods::{Pods, afresh},
 };
-use crate::{audit::Audit, suites::Ctx, wait::wait_for};
+use crate::{audit::Audit, suites::Ctx};
 
 /// Pools of one namespace, with one credential and one repository.
 const POOLS_EACH: usize = 100;
@@ -28,8 +28,6 @@ const POOLS_EACH: usize = 100;
 const AT_ONCE: usize = 16;
 /// Long enough for thousands of pods.
 const LIMIT: Duration = Duration::from_mins(9);
-/// An operator that has asked for nothing for so long has settled.
-const QUIET: Duration = Duration::from_secs(10);
 /// The size of a page, as a watch asks for it.
 const PAGE: u32 = 500;
 
@@ -41,7 +39,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    fn runners(self) -> usize {
+    pub(super) fn runners(self) -> usize {
         self.pools * self.each
     }
 }
@@ -140,14 +138,7 @@ fn words(size: Size) -> String {
 /// Waits until the operator has nothing left to do.
 async fn settled(bed: &Bed) -> Result<()> {
     let mut audit = Audit::from_now(&bed.cluster)?;
-    let mut last = Instant::now();
-    wait_for("the operator to settle", LIMIT, async || {
-        if audit.new_requests()?.iter().any(|r| r.verb != "watch") {
-            last = Instant::now();
-        }
-        Ok((last.elapsed() > QUIET).then_some(()))
-    })
-    .await
+    audit.settled(LIMIT, async || Ok(true)).await.map(drop)
 }
 
 /// The pools, and the watch of their pods.

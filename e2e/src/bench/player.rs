@@ -1,7 +1,7 @@
 //! Plays gate, agent and kubelet for pods on simulated nodes, where no container runs: the same requests to the
 //! registrar, the same words in the pod's status.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -32,7 +32,6 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// A runner that is registered and waits for a job.
 pub(super) struct Runner {
     pod: Pod,
-    report: String,
     /// GitHub's number for it.
     entry: u64,
 }
@@ -40,15 +39,15 @@ pub(super) struct Runner {
 /// The namespace in which it plays.
 pub(super) struct Player<'a> {
     ctx: &'a Ctx,
-    /// One for each registrar: there is one, and its authority is in the pods.
-    registrar: HashMap<String, Http>,
+    /// Its address and its authority are in the pods.
+    registrar: Option<Http>,
 }
 
 impl<'a> Player<'a> {
     pub(super) fn new(ctx: &'a Ctx) -> Self {
         Self {
             ctx,
-            registrar: HashMap::new(),
+            registrar: None,
         }
     }
 
@@ -77,10 +76,9 @@ impl<'a> Player<'a> {
         let answer = self.register(&pod, &token, &report).await?;
         let runner = Runner {
             entry: entry(&answer)?,
-            report: report.summary(),
             pod,
         };
-        self.patch(&runner, idle(&runner)).await?;
+        self.patch(&runner, idle(&report.summary())).await?;
         Ok(runner)
     }
 
@@ -111,15 +109,17 @@ impl<'a> Player<'a> {
 
     /// The gate's request.
     async fn register(&mut self, pod: &Pod, token: &str, report: &Report) -> Result<Registration> {
-        let url = variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?;
-        if !self.registrar.contains_key(url) {
-            let client = Http::new(url, variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?)?;
-            self.registrar.insert(url.to_owned(), client);
-        }
+        let registrar = match &mut self.registrar {
+            Some(known) => known,
+            none => none.insert(Http::new(
+                variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?,
+                variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?,
+            )?),
+        };
         let bearer = format!("Bearer {token}");
         let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
         let body = serde_json::to_value(report)?;
-        let (status, _, answer) = self.registrar[url]
+        let (status, _, answer) = registrar
             .send(Method::POST, PATH, &headers, Some(&body))
             .await?;
         // A gate would ask again; here that would be counted as the product's.
@@ -226,11 +226,11 @@ fn ended(message: &str) -> Value {
 }
 
 /// The gate has passed; the agent listens for jobs.
-fn idle(runner: &Runner) -> Value {
+fn idle(report: &str) -> Value {
     json!({
         "phase": "Running",
         "conditions": conditions(true),
-        "initContainerStatuses": [container("gate", true, &ended(&runner.report))],
+        "initContainerStatuses": [container("gate", true, &ended(report))],
         "containerStatuses": [container("runner", true, &json!({"running": {"startedAt": Timestamp::now()}}))],
     })
 }

@@ -93,7 +93,7 @@ pub(super) async fn idle(run: &Run) -> Result<Vec<Figure>> {
         let mut pool = AtRest::new(bed, &ctx).await?;
         let mark = ctx.last_call().await?;
         sleep(IDLE).await;
-        Ok((pool.new_requests()?.len(), ctx.calls(mark).await?.len()))
+        Ok((pool.audit.new_calls()?.len(), ctx.calls(mark).await?.len()))
     })
     .await?;
     let figure = |what: &str, unit, count| {
@@ -172,31 +172,11 @@ impl<'a> AtRest<'a> {
 
     /// Waits until there is nothing left to do; gives the requests until then.
     async fn settled(&mut self) -> Result<Vec<Request>> {
-        let mut all = vec![];
-        let mut last = Instant::now();
         let ctx = self.ctx;
-        ctx.wait_for(
-            "the operator to have nothing left to do",
-            LIMIT,
-            async || {
-                let new = self.new_requests()?;
-                if !new.is_empty() {
-                    last = Instant::now();
-                }
-                all.extend(new);
-                let jobs = ctx.status("pool").await?.last_jobs;
-                let told = jobs.iter().all(|job| !job.awaits_conclusion);
-                Ok((told && last.elapsed() > QUIET).then_some(()))
-            },
-        )
-        .await?;
-        Ok(all)
-    }
-
-    /// Watches are shared by all pools, and renewed every few minutes: they are no one's cost.
-    fn new_requests(&mut self) -> Result<Vec<Request>> {
-        let mut requests = self.audit.new_requests()?;
-        requests.retain(|request| request.verb != "watch");
-        Ok(requests)
+        let told = async || {
+            let jobs = ctx.status("pool").await?.last_jobs;
+            Ok(jobs.iter().all(|job| !job.awaits_conclusion))
+        };
+        self.audit.settled(LIMIT, told).await
     }
 }

@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use cudarunner_crds::{CudaRunner, POOL_LABEL};
+use cudarunner_crds::POOL_LABEL;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, PostParams},
 };
-use serde_json::json;
 
 use super::{
     Bed, Run,
@@ -73,7 +72,7 @@ async fn one(bed: &Bed, runners: usize, ours_first: bool) -> Result<(Times, Time
         .await?;
     let sample = ctx.pods().await?.pop().context("the pool has no pod")?;
     let pods = copies(&sample, runners);
-    scale(&ctx, 0).await?;
+    ctx.scale("pool", 0).await?;
     made.until("no runner", LIMIT, |count| count.there == 0)
         .await?;
     if ours_first {
@@ -89,17 +88,10 @@ async fn follow(ctx: &Ctx, label: &str) -> Result<Pods> {
     Pods::follow(ctx.api(), label).await
 }
 
-async fn scale(ctx: &Ctx, replicas: usize) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    pools.patch("pool", &PatchParams::default(), &patch).await?;
-    Ok(())
-}
-
 /// From the change of the resource on.
 async fn operator(ctx: &Ctx, made: &Pods, runners: usize) -> Result<Times> {
     let start = Instant::now();
-    scale(ctx, runners).await?;
+    ctx.scale("pool", runners).await?;
     times(made, start, runners).await
 }
 

@@ -20,7 +20,10 @@ use super::{
     figure::{Budget, Figure},
     player::{Player, gate_runs},
 };
-use crate::{images::artifact, process::remove_dir};
+use crate::{
+    images::{artifact, install_driver},
+    process::remove_dir,
+};
 
 /// Processes for each run of the bench: one alone says little.
 const PROCESSES: usize = 10;
@@ -110,10 +113,7 @@ struct Driver(PathBuf);
 impl Driver {
     fn install() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("bench-driver-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
-        // Under the name that the real one has; cargo cannot give it.
-        fs::copy(artifact(PROFILE, "libcuda.so"), folder.join("libcuda.so.1"))
-            .context("cannot copy the simulated driver")?;
+        install_driver(PROFILE, &folder)?;
         Ok(Self(folder))
     }
 

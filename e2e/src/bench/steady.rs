@@ -12,7 +12,10 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     Bed, Run,
@@ -39,13 +42,12 @@ pub(super) async fn run(run: &Run, size: Size, time: Duration) -> Result<Vec<Fig
     for number in 0..run.runs {
         run.story
             .step(&format!("steady use: run {} of {}", number + 1, run.runs));
-        Bed::with(size.pools * size.each + 8, async |bed| {
+        Bed::with(size.runners() + 8, async |bed| {
             let mut use_ = Use::of(bed, size).await?;
             ours.push(use_.beats(time, || Ok(())).await?);
             bed.kill().await?;
-            let bare = use_.bare(bed).await?;
+            use_.bare(bed).await?;
             floor.push(use_.beats(BEAT * FLOOR, || Ok(())).await?);
-            bare.abort();
             Ok(())
         })
         .await?;
@@ -67,7 +69,7 @@ pub(super) async fn run(run: &Run, size: Size, time: Duration) -> Result<Vec<Fig
 pub(super) async fn churn(run: &Run, size: Size, time: Duration) -> Result<Vec<Figure>> {
     run.story.step("an hour of use");
     let mut memory = vec![];
-    Bed::with(size.pools * size.each + 8, async |bed| {
+    Bed::with(size.runners() + 8, async |bed| {
         let mut use_ = Use::of(bed, size).await?;
         let mut next = Instant::now() + LOOK;
         use_.beats(time, || {
@@ -109,6 +111,16 @@ struct Use {
     runners: VecDeque<Entry>,
     /// Names of new pods, when the watch tells of them.
     new: tokio::sync::mpsc::UnboundedReceiver<(String, Instant)>,
+    /// The watch, and the bare client where there is one: they end with this.
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
 }
 
 impl Use {
@@ -121,7 +133,7 @@ impl Use {
         let (sender, mut new) = tokio::sync::mpsc::unbounded_channel();
         let config = watcher::Config::default().labels(POOL_LABEL);
         let pods: Api<Pod> = ctx.api();
-        tokio::spawn(async move {
+        let watch = tokio::spawn(async move {
             let mut seen = std::collections::HashSet::new();
             let mut events = watcher(pods, config).default_backoff().boxed();
             while let Some(event) = events.next().await {
@@ -142,6 +154,7 @@ impl Use {
             pool,
             runners: fleet.entries.into(),
             new,
+            tasks: vec![watch.abort_handle()],
         })
     }
 
@@ -176,13 +189,13 @@ impl Use {
     }
 
     /// Does the operator's work for pods that end, and nothing else.
-    async fn bare(&self, bed: &Bed) -> Result<tokio::task::JoinHandle<Result<()>>> {
+    async fn bare(&mut self, bed: &Bed) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(bed.bare().await?, &self.ctx.namespace);
         let config = watcher::Config::default().labels(POOL_LABEL);
         let mut events = watcher(pods.clone(), config).default_backoff().boxed();
         // What was there before is in the first list.
         while !matches!(events.next().await, Some(Ok(watcher::Event::InitDone))) {}
-        Ok(tokio::spawn(async move {
+        let bare = tokio::spawn(async move {
             let mut number = 0;
             let mut done = std::collections::HashSet::new();
             while let Some(event) = events.next().await {
@@ -199,7 +212,9 @@ impl Use {
                         .await?;
                 }
             }
-            Ok(())
-        }))
+            anyhow::Ok(())
+        });
+        self.tasks.push(bare.abort_handle());
+        Ok(())
     }
 }

@@ -12,8 +12,8 @@ use github_simulator::state::Seen;
 use kube::{Api, api::ListParams};
 use serde_json::json;
 
-use super::Ctx;
 use super::context::is_read_of_jobs;
+use super::{Ctx, SOON};
 use crate::audit::{Audit, Request};
 
 /// Runners that are counted. With fewer, what begins and ends such a series would count for much.
@@ -36,7 +36,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("pool", json!({"replicas": 2}))).await?;
     ctx.idle("pool", 2).await?;
     let mut audit = Audit::from_now(&ctx.cluster)?;
-    settled(ctx, &mut audit).await?;
+    audit.settled(SOON, async || Ok(true)).await?;
 
     // When runners come and go
     let mark = ctx.last_call().await?;
@@ -45,8 +45,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ctx.succeeded(job).await?;
     }
     ctx.idle("pool", 2).await?;
-    let mut requests = concluded(ctx, &mut audit).await?;
-    requests.extend(settled(ctx, &mut audit).await?);
+    ctx.concluded("pool", RUNNERS.min(MAX_LAST_JOBS)).await?;
+    let requests = audit.settled(SOON, async || Ok(true)).await?;
 
     // Then each has cost what it may
     let shown = summary(&requests);
@@ -81,11 +81,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
     // When nothing happens for a while
     let mark = ctx.last_call().await?;
-    audit.new_requests()?;
+    audit.new_calls()?;
     tokio::time::sleep(IDLE).await;
 
     // Then neither is asked anything
-    let requests = ours(audit.new_requests()?);
+    let requests = audit.new_calls()?;
     ensure!(
         requests.is_empty(),
         "requests of an idle pool: {}",
@@ -110,18 +110,6 @@ async fn many_pools(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Waits until GitHub has said how every job ended. Gives what came until then.
-async fn concluded(ctx: &Ctx, audit: &mut Audit) -> Result<Vec<Request>> {
-    ctx.wait_for("every job to be concluded", super::SOON, async || {
-        let jobs = ctx.status("pool").await?.last_jobs;
-        let all = jobs.len() == RUNNERS.min(MAX_LAST_JOBS)
-            && jobs.iter().all(|job| job.conclusion.is_some());
-        Ok(all.then_some(()))
-    })
-    .await?;
-    Ok(ours(audit.new_requests()?))
-}
-
 /// Makes so many pools that want no runner; gives what was asked of GitHub until all of them have been let in.
 async fn start(ctx: &Ctx, name: &str, count: usize) -> Result<Vec<Seen>> {
     let mark = ctx.last_call().await?;
@@ -130,7 +118,7 @@ async fn start(ctx: &Ctx, name: &str, count: usize) -> Result<Vec<Seen>> {
         .collect();
     try_join_all(pools.iter().map(|pool| ctx.apply(pool))).await?;
     let api: Api<CudaRunner> = ctx.api();
-    ctx.wait_for("all pools to be ready", super::SOON, async || {
+    ctx.wait_for("all pools to be ready", SOON, async || {
         let mut all = api.list(&ListParams::default()).await?.items;
         all.retain(|pool| {
             let is_one = |of: &String| of.starts_with(&format!("{name}-"));
@@ -147,34 +135,6 @@ fn is_ready(pool: &CudaRunner) -> bool {
     conditions
         .into_iter()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-/// Waits until ten seconds have passed without a request: the last status is written. Gives what came until then.
-async fn settled(ctx: &Ctx, audit: &mut Audit) -> Result<Vec<Request>> {
-    let mut all = Vec::new();
-    let mut last = tokio::time::Instant::now();
-    ctx.wait_for(
-        "the operator to have nothing left to do",
-        super::SOON,
-        async || {
-            let new = ours(audit.new_requests()?);
-            if !new.is_empty() {
-                last = tokio::time::Instant::now();
-            }
-            all.extend(new);
-            Ok((last.elapsed() > Duration::from_secs(10)).then_some(()))
-        },
-    )
-    .await?;
-    Ok(all)
-}
-
-/// Watches are long-lived and shared by all pools; the server ends and we renew each every few minutes.
-fn ours(requests: Vec<Request>) -> Vec<Request> {
-    requests
-        .into_iter()
-        .filter(|request| request.verb != "watch")
-        .collect()
 }
 
 fn summary(requests: &[Request]) -> String {

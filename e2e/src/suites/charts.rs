@@ -1,7 +1,7 @@
 //! The charts and examples for GitOps on a cluster: health as kstatus tells it, and a state that never differs from what
 //! was written down.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
@@ -21,7 +21,6 @@ use crate::{
     deploy,
     helm::{Helm, NAMESPACE, RELEASE},
     paths,
-    process::output,
 };
 
 const FLEET: &str = "fleet";
@@ -74,7 +73,8 @@ async fn fleet(ctx: &Ctx) -> Result<()> {
     no_difference(ctx, &manifest).await?;
 
     // When a pool without `replicas` is scaled by hand, and the fleet is upgraded
-    kubectl(ctx, &["scale", "cudarunner", "train", "--replicas=0"]).await?;
+    ctx.kubectl(&["scale", "cudarunner", "train", "--replicas=0"])
+        .await?;
     let generations = generations(ctx).await?;
     helm(ctx, &INSTALL, &values).await?;
 
@@ -90,14 +90,16 @@ async fn fleet(ctx: &Ctx) -> Result<()> {
     no_difference(ctx, &manifest).await?;
 
     // When one with `replicas` is scaled by hand, then the upgrade is refused and names the field
-    kubectl(ctx, &["scale", "cudarunner", "build", "--replicas=1"]).await?;
+    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=1"])
+        .await?;
     let conflict = helm(ctx, &INSTALL, &values).await.err();
     let conflict = conflict.map(|error| error.to_string()).unwrap_or_default();
     ensure!(
         conflict.contains("conflict with") && conflict.contains(".spec.replicas"),
         "no conflict: {conflict}"
     );
-    kubectl(ctx, &["scale", "cudarunner", "build", "--replicas=2"]).await?;
+    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=2"])
+        .await?;
 
     // When a pool gets credentials that do not exist
     let mut broken = values.clone();
@@ -158,7 +160,9 @@ async fn definition_stays(ctx: &Ctx) -> Result<()> {
 /// The example's fleet by Kustomize.
 async fn overlay(ctx: &Ctx) -> Result<()> {
     let folder = paths::repository().join("docs/examples/gitops/kustomize");
-    let built = kubectl(ctx, &["kustomize", &folder.to_string_lossy()]).await?;
+    let built = ctx
+        .kubectl(&["kustomize", &folder.to_string_lossy()])
+        .await?;
     let mut objects: Vec<Value> = serde_saphyr::from_multiple(&built)?;
     let ours = ctx.pool("", json!({}));
     for object in &mut objects {
@@ -167,24 +171,20 @@ async fn overlay(ctx: &Ctx) -> Result<()> {
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     let file = written(ctx, &list)?;
-    kubectl(ctx, &["apply", "--server-side", "--filename", &file]).await?;
+    ctx.kubectl(&["apply", "--server-side", "--filename", &file])
+        .await?;
     for name in ["build-pool", "train-pool"] {
         let resource = format!("cudarunner/{name}");
-        kubectl(
-            ctx,
-            &["wait", "--for=condition=Ready", &resource, "--timeout=90s"],
-        )
-        .await?;
+        ctx.kubectl(&["wait", "--for=condition=Ready", &resource, "--timeout=90s"])
+            .await?;
     }
     no_difference(ctx, &list).await
 }
 
 /// The policy selects the operator's pods, and lets in the pods of pools.
 async fn network_policy(ctx: &Ctx) -> Result<()> {
-    deploy::upgrade(&ctx.cluster, &["networkPolicy.enabled=true"]).await?;
-    let outcome = selectors(ctx).await;
-    deploy::upgrade(&ctx.cluster, &["networkPolicy.enabled=false"]).await?;
-    outcome
+    let on = ["networkPolicy.enabled=true"];
+    deploy::with_values(&ctx.cluster, &on, async || selectors(ctx).await).await
 }
 
 async fn selectors(ctx: &Ctx) -> Result<()> {
@@ -273,7 +273,7 @@ async fn generations(ctx: &Ctx) -> Result<Vec<Option<i64>>> {
 async fn no_difference(ctx: &Ctx, manifest: &str) -> Result<()> {
     let file = written(ctx, manifest)?;
     for way in ["--server-side=true", "--server-side=false"] {
-        let diff = kubectl(ctx, &["diff", way, "--filename", &file]).await;
+        let diff = ctx.kubectl(&["diff", way, "--filename", &file]).await;
         diff.with_context(|| format!("what was asked for differs from what is there ({way})"))?;
     }
     Ok(())
@@ -283,16 +283,6 @@ fn written(ctx: &Ctx, manifest: &str) -> Result<String> {
     let path = ctx.cluster.dir.join("gitops.yaml");
     fs::write(&path, manifest)?;
     Ok(path.to_string_lossy().into_owned())
-}
-
-async fn kubectl(ctx: &Ctx, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(ctx.cluster.tools.kubernetes("kubectl"));
-    command
-        .arg("--kubeconfig")
-        .arg(ctx.cluster.kubeconfig())
-        .args(["--namespace", &ctx.namespace])
-        .args(arguments);
-    tokio::task::spawn_blocking(move || output(&mut command)).await?
 }
 
 async fn helm(ctx: &Ctx, arguments: &[&str], values: &Value) -> Result<String> {

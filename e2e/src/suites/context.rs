@@ -1,16 +1,19 @@
 //! What a suite works with: a namespace and a repository of its own, and the words of their user.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus};
 use github_simulator::{
-    control::{Client as GitHub, JobView, NewJob, NewRepository, NewWorkflow, UpdateRepository},
+    control::{
+        Client as GitHub, JobView, NewJob, NewRepository, NewRunner, NewWorkflow, UpdateRepository,
+    },
+    faults::{Action, Fault},
     state::{JobTemplate, Seen, StepTemplate},
 };
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{Event, Namespace, Pod, ServiceAccount},
+    api::core::v1::{Namespace, Pod, ServiceAccount},
 };
 use kube::{
     Api, Client,
@@ -20,10 +23,9 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Options},
-    deploy,
     device_plugin::state::{self, Device},
     example,
-    process::tail,
+    process::output,
     simulator,
     wait::wait_for,
 };
@@ -36,7 +38,7 @@ pub(super) const SOON: Duration = Duration::from_secs(90);
 pub struct Ctx {
     /// The cluster that the suite has for itself.
     pub cluster: Cluster,
-    /// Every cluster of the run.
+    /// Every cluster that the run had started by then.
     pub clusters: Vec<Cluster>,
     /// A client with every right.
     pub client: Client,
@@ -202,13 +204,35 @@ impl Ctx {
         .await
     }
 
-    /// The names of the repository's runners, as GitHub has them.
-    pub async fn entries(&self) -> Result<Vec<String>> {
+    /// `kubectl` in the suite's namespace; gives what it prints.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.cluster.kubectl(&self.namespace);
+        command.args(arguments);
+        tokio::task::spawn_blocking(move || output(&mut command)).await?
+    }
+
+    /// The repository's runners, as GitHub has them.
+    pub async fn runners(&self) -> Result<Vec<Value>> {
         let state = self.github.state().await?;
-        let runners = &state.lasting["repositories"][&self.repository]["runners"];
-        let runners = runners
-            .as_array()
-            .with_context(|| format!("GitHub has no {}", self.repository))?;
+        let runners = state.lasting["repositories"][&self.repository]["runners"].as_array();
+        runners
+            .cloned()
+            .with_context(|| format!("GitHub has no {}", self.repository))
+    }
+
+    /// Adds a runner to the repository's, as one that nobody has a pod for; gives GitHub's number for it.
+    pub async fn leave_behind(&self, name: &str, labels: Vec<String>) -> Result<u64> {
+        let runner = NewRunner {
+            scope: self.repository.clone(),
+            name: name.to_owned(),
+            labels,
+        };
+        Ok(self.github.create_runner(&runner).await?)
+    }
+
+    /// Their names.
+    pub async fn entries(&self) -> Result<Vec<String>> {
+        let runners = self.runners().await?;
         Ok(runners
             .iter()
             .filter_map(|runner| Some(runner["name"].as_str()?.to_owned()))
@@ -318,6 +342,37 @@ impl Ctx {
             .collect())
     }
 
+    /// Those of them that are about the suite's repository.
+    pub async fn own_calls(&self, since: u64) -> Result<Vec<Seen>> {
+        let own = format!("/{}/", self.repository);
+        let mut calls = self.calls(since).await?;
+        calls.retain(|call| call.path.contains(&own));
+        Ok(calls)
+    }
+
+    /// Something goes wrong so many times with an operation on the suite's repository.
+    pub async fn inject(&self, operation: &str, times: u32, action: Action) -> Result<()> {
+        let fault = Fault {
+            operation_id: Some(operation.to_owned()),
+            path: Some(format!("/{}/", self.repository)),
+            times: Some(times),
+            action,
+            ..Fault::default()
+        };
+        self.github.inject(&fault).await?;
+        Ok(())
+    }
+
+    /// Waits until so many jobs of a pool are in its status, each with its conclusion.
+    pub async fn concluded(&self, pool: &str, count: usize) -> Result<Vec<JobStatus>> {
+        self.wait_for(&format!("{count} jobs to be concluded"), SOON, async || {
+            let jobs = self.status(pool).await?.last_jobs;
+            let all = jobs.len() == count && jobs.iter().all(|job| job.conclusion.is_some());
+            Ok(all.then_some(jobs))
+        })
+        .await
+    }
+
     /// The number of the last request to GitHub so far.
     pub async fn last_call(&self) -> Result<u64> {
         Ok(self
@@ -330,11 +385,10 @@ impl Ctx {
 
     /// How many just-in-time configurations the operator has fetched after this request, for the suite's repository.
     pub async fn registrations(&self, since: u64) -> Result<usize> {
-        let calls = self.calls(since).await?;
-        let own = format!("/{}/", self.repository);
+        let calls = self.own_calls(since).await?;
         Ok(calls
             .iter()
-            .filter(|call| call.path.contains(&own) && call.path.ends_with("/generate-jitconfig"))
+            .filter(|call| call.path.ends_with("/generate-jitconfig"))
             .count())
     }
 
@@ -403,8 +457,8 @@ impl Ctx {
         Ok(())
     }
 
-    /// Takes away what the suite has made, and says so if the product left something behind. What all suites share is
-    /// put right.
+    /// Takes away what the suite has made, and says so if the product left something behind. What the cluster's suites
+    /// share is put right.
     pub(super) async fn tidy(&self) -> Result<()> {
         self.github.clear_faults().await?;
         self.github.clear_violations().await?;
@@ -448,6 +502,24 @@ pub fn is_read_of_jobs(call: &Seen) -> bool {
     call.method == "GET" && call.path.contains("/actions/runs/") && call.path.contains("/jobs?")
 }
 
+/// The labels of a runner, as GitHub has them.
+pub(super) fn labels(runner: &Value) -> Vec<String> {
+    let labels = runner["labels"].as_array().into_iter().flatten();
+    labels
+        .filter_map(|label| label.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// A template whose agent has a variable in its environment.
+pub(super) fn agent_with(name: &str, value: &str) -> Value {
+    let container = json!({
+        "name": "runner",
+        "image": example::AGENT,
+        "env": [{"name": name, "value": value}],
+    });
+    json!({"spec": {"containers": [container]}})
+}
+
 /// A job of a workflow, with one step.
 pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
     JobTemplate {
@@ -475,93 +547,4 @@ pub(super) fn merge(into: &mut Value, from: Value) {
         }
         (into, from) => *into = from,
     }
-}
-
-/// What a person would look at when a suite has failed.
-pub(super) async fn diagnosis(ctx: &Ctx) -> String {
-    let mut text = String::new();
-    let mut add = |title: &str, what: Result<String>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "--- {title}\n{}\n",
-            what.unwrap_or_else(|error| format!("{error:#}"))
-        );
-    };
-    add("pools", pools(ctx).await);
-    add("pods", pods(ctx).await);
-    add("events", events(ctx).await);
-    add(
-        "GitHub's runners",
-        ctx.entries().await.map(|names| names.join("\n")),
-    );
-    add("calls to GitHub, the last 15", calls(ctx).await);
-    add("operator", operator(ctx).await);
-    text
-}
-
-async fn pools(ctx: &Ctx) -> Result<String> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let all = pools.list(&ListParams::default()).await?.items;
-    let shown: Vec<_> = all
-        .iter()
-        .map(|pool| json!({"name": pool.metadata.name, "status": pool.status}))
-        .collect();
-    Ok(serde_json::to_string_pretty(&shown)?)
-}
-
-async fn pods(ctx: &Ctx) -> Result<String> {
-    let shown: Vec<_> = ctx
-        .pods()
-        .await?
-        .into_iter()
-        .map(|pod| json!({"name": pod.metadata.name, "deleted": pod.metadata.deletion_timestamp, "status": pod.status}))
-        .collect();
-    Ok(serde_json::to_string_pretty(&shown)?)
-}
-
-async fn events(ctx: &Ctx) -> Result<String> {
-    let events: Api<Event> = ctx.api();
-    let lines = events
-        .list(&ListParams::default())
-        .await?
-        .items
-        .into_iter()
-        .map(|event| {
-            format!(
-                "{} {}: {}",
-                event.involved_object.name.unwrap_or_default(),
-                event.reason.unwrap_or_default(),
-                event.message.unwrap_or_default()
-            )
-        });
-    Ok(lines.collect::<Vec<_>>().join("\n"))
-}
-
-async fn calls(ctx: &Ctx) -> Result<String> {
-    let all: Vec<_> = ctx
-        .github
-        .requests(0)
-        .await?
-        .into_iter()
-        .map(|seen| {
-            format!(
-                "{} {} {} -> {:?} {}",
-                seen.at, seen.method, seen.path, seen.status, seen.credential
-            )
-        })
-        .collect();
-    Ok(tail(&all.join("\n"), 15))
-}
-
-async fn operator(ctx: &Ctx) -> Result<String> {
-    if ctx.cluster.link.is_none() {
-        return Ok(tail(
-            &std::fs::read_to_string(ctx.cluster.supervisor.log("operator"))?,
-            60,
-        ));
-    }
-    Ok(deploy::operator_log(&ctx.client, Some(60))
-        .await?
-        .join("\n"))
 }

@@ -12,7 +12,7 @@ use futures::{
 };
 use github_simulator::{
     control::{Budget, NewRepository, NewWorkflow, UpdateWorkflow},
-    faults::{Action, Fault},
+    faults::Action,
     state::Seen,
 };
 use serde_json::{Value, json};
@@ -111,14 +111,15 @@ async fn a_bad_day(ctx: &Ctx, name: &str, troubles: Vec<Trouble>) -> Result<()> 
     let mark = ctx.last_call().await?;
     let hits: u32 = troubles.iter().map(|(_, times, _)| times).sum();
     for trouble in troubles {
-        inject(ctx, trouble).await?;
+        let (operation, times, action) = trouble;
+        ctx.inject(operation, times, action).await?;
     }
     ctx.apply(&ctx.pool(name, json!({}))).await?;
     ctx.idle(name, 1).await?;
     ensure!(ctx.entries().await?.len() == 1, "more than one entry");
     ctx.delete(name).await?;
     ensure!(ctx.entries().await?.is_empty(), "an entry is left");
-    let calls = own_calls(ctx, mark).await?;
+    let calls = ctx.own_calls(mark).await?;
     ensure!(
         calls.len() <= REQUESTS,
         "{} requests: {calls:#?}",
@@ -135,7 +136,8 @@ async fn invalid(ctx: &Ctx) -> Result<()> {
     const WORDS: &str = "Labels is too long (maximum is 256 characters)";
     let ctx = &with_repository(ctx, "invalid").await?;
     let body = json!({"message": "Validation Failed", "errors": [{"message": WORDS}]});
-    inject(ctx, (JIT, 1, told(422, Some(body), BTreeMap::new()))).await?;
+    ctx.inject(JIT, 1, told(422, Some(body), BTreeMap::new()))
+        .await?;
     ctx.apply(&ctx.pool("invalid", json!({}))).await?;
     let said = ctx
         .condition("invalid", "Stalled", "True", "RegistrationRefused")
@@ -179,12 +181,12 @@ async fn a_workflow_that_does_not_start(ctx: &Ctx) -> Result<()> {
     ensure!(said.contains("cuda.yml"), "{said}");
 
     is("active").await?;
-    inject(ctx, (DISPATCH, 1, Action::DropAfter)).await?;
+    ctx.inject(DISPATCH, 1, Action::DropAfter).await?;
     let mark = ctx.last_call().await?;
     ctx.annotate("workflow", VERIFY, "again").await?;
     ctx.condition("workflow", "WorkflowVerified", "True", "Verified")
         .await?;
-    let calls = own_calls(ctx, mark).await?;
+    let calls = ctx.own_calls(mark).await?;
     let started = calls.iter().filter(|call| is_a(call, DISPATCH)).count();
     ensure!(started == 1, "started {started} times: {calls:#?}");
     ctx.delete("workflow").await?;
@@ -227,9 +229,9 @@ async fn removed_behind_our_back(ctx: &Ctx) -> Result<()> {
     let ctx = &with_repository(ctx, "removed").await?;
     ctx.apply(&ctx.pool("removed", json!({}))).await?;
     let first = ctx.idle("removed", 1).await?.remove(0);
-    let state = ctx.github.state().await?;
-    let runners = state.lasting["repositories"][&ctx.repository]["runners"].clone();
-    let id = runners[0]["id"].as_u64().context("GitHub has no entry")?;
+    let runners = ctx.runners().await?;
+    let id = runners.first().and_then(|runner| runner["id"].as_u64());
+    let id = id.context("GitHub has no entry")?;
     ctx.github.delete_runner(id).await?;
     let second = ctx.other_idle("removed", &first).await?;
     ctx.wait_for("one entry", SOON, async || {
@@ -253,25 +255,6 @@ async fn with_repository(ctx: &Ctx, name: &str) -> Result<Ctx> {
     };
     own.github.create_repository(&repository).await?;
     Ok(own)
-}
-
-async fn inject(ctx: &Ctx, (operation, times, action): Trouble) -> Result<()> {
-    let fault = Fault {
-        operation_id: Some(operation.to_owned()),
-        path: Some(format!("/{}/", ctx.repository)),
-        times: Some(times),
-        action,
-        ..Fault::default()
-    };
-    ctx.github.inject(&fault).await?;
-    Ok(())
-}
-
-async fn own_calls(ctx: &Ctx, since: u64) -> Result<Vec<Seen>> {
-    let own = format!("/{}/", ctx.repository);
-    let mut calls = ctx.calls(since).await?;
-    calls.retain(|call| call.path.contains(&own));
-    Ok(calls)
 }
 
 fn is_a(call: &Seen, operation: &str) -> bool {

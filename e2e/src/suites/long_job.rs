@@ -5,21 +5,14 @@ use cudarunner_crds::CudaRunner;
 use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, context::agent_with};
 use crate::{deploy, example};
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a pool of two, one of them busy
     let pool = |replicas: usize, value: &str| -> Value {
-        let container = json!({
-            "name": "runner",
-            "image": example::AGENT,
-            "env": [{"name": "SETTING", "value": value}],
-        });
-        ctx.pool(
-            "pool",
-            json!({"replicas": replicas, "template": {"spec": {"containers": [container]}}}),
-        )
+        let template = agent_with("SETTING", value);
+        ctx.pool("pool", json!({"replicas": replicas, "template": template}))
     };
     ctx.apply(&pool(2, "old")).await?;
     ctx.idle("pool", 2).await?;

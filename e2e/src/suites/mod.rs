@@ -7,6 +7,7 @@ mod charts;
 mod claims;
 pub mod context;
 mod credentials;
+mod diagnosis;
 mod docs;
 mod faults;
 mod first_runner;
@@ -87,7 +88,7 @@ macro_rules! suite {
     };
 }
 
-/// All suites, in the order in which they begin. The last two look at the traces of all others.
+/// All suites, in the order in which they begin. The last two look at the traces of all before them.
 pub const SUITES: &[Suite] = &[
     suite!(bare "by-hand",
         [25],

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
-use github_simulator::control::NewRunner;
 use k8s_openapi::api::{
     core::v1::Secret,
     rbac::v1::{ClusterRole, PolicyRule, Role},
@@ -15,7 +14,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, context::labels};
 use crate::{
     audit::{Audit, Request},
     example, helm,
@@ -81,22 +80,13 @@ async fn a_life(ctx: &Ctx) -> Result<()> {
 
 /// The pool's own entry, without a pod, is swept.
 async fn leftover(ctx: &Ctx) -> Result<()> {
-    let state = ctx.github.state().await?;
-    let runners = &state.lasting["repositories"][&ctx.repository]["runners"];
-    let labels = runners[0]["labels"].as_array();
-    let labels = labels.context("the pool has no runner")?;
-    let left = NewRunner {
-        scope: ctx.repository.clone(),
-        name: "pool-gone1".to_owned(),
-        labels: labels
-            .iter()
-            .filter_map(|label| label.as_str().map(str::to_owned))
-            .collect(),
-    };
-    ctx.github.create_runner(&left).await?;
+    let left = "pool-gone1".to_owned();
+    let runners = ctx.runners().await?;
+    let own = runners.first().context("the pool has no runner")?;
+    ctx.leave_behind(&left, labels(own)).await?;
     ctx.annotate("pool", LOOK_AGAIN, "leftover").await?;
     ctx.wait_for("the leftover to be swept", SOON, async || {
-        Ok((!ctx.entries().await?.contains(&left.name)).then_some(()))
+        Ok((!ctx.entries().await?.contains(&left)).then_some(()))
     })
     .await
 }

@@ -108,8 +108,7 @@ async fn uid(ctx: &Ctx) -> Result<String> {
 
 /// GitHub's number of the runner.
 async fn entry(ctx: &Ctx) -> Result<u64> {
-    let state = ctx.github.state().await?;
-    state.lasting["repositories"][&ctx.repository]["runners"][0]["id"]
-        .as_u64()
-        .context("GitHub has no runner")
+    let runners = ctx.runners().await?;
+    let id = runners.first().and_then(|runner| runner["id"].as_u64());
+    id.context("GitHub has no runner")
 }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use github_simulator::state::Seen;
 use serde_json::{Value, json};
 
 use super::Ctx;
@@ -44,7 +43,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ensure!(
         came_from(ctx, mark).await? == BTreeSet::from([machine]),
         "{:#?}",
-        own_calls(ctx, mark).await?
+        ctx.own_calls(mark).await?
     );
 
     // When a pool with the proxy has GitHub among the exceptions
@@ -58,7 +57,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ensure!(
         !came_from(ctx, mark).await?.contains(&machine),
         "{:#?}",
-        own_calls(ctx, mark).await?
+        ctx.own_calls(mark).await?
     );
     let more = proxy.connections() - before;
     ensure!(more == 0, "{more} connections through the proxy");
@@ -66,13 +65,6 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 async fn came_from(ctx: &Ctx, since: u64) -> Result<BTreeSet<IpAddr>> {
-    let calls = own_calls(ctx, since).await?;
+    let calls = ctx.own_calls(since).await?;
     Ok(calls.into_iter().map(|call| call.from).collect())
-}
-
-async fn own_calls(ctx: &Ctx, since: u64) -> Result<Vec<Seen>> {
-    let own = format!("/{}/", ctx.repository);
-    let mut calls = ctx.calls(since).await?;
-    calls.retain(|call| call.path.contains(&own));
-    Ok(calls)
 }

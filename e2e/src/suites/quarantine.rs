@@ -21,8 +21,12 @@ const DELETED: &str = "deleted";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let on = ["nodeCondition.enabled=true", "nodeTaint.enabled=true"];
-    deploy::upgrade(&ctx.cluster, &on).await?;
-    let outcome = with_second_node(ctx, async |_| {
+    let outcome = deploy::with_values(&ctx.cluster, &on, async || left_alone(ctx).await).await;
+    outcome.and(node_marks::clear(ctx).await)
+}
+
+async fn left_alone(ctx: &Ctx) -> Result<()> {
+    with_second_node(ctx, async |_| {
         node_marks::foreign(ctx).await?;
         let mut audit = Audit::from_now(&ctx.cluster)?;
         let job = the_node_is_left_alone(ctx).await?;
@@ -32,9 +36,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         a_release_ends_it(ctx).await?;
         a_deletion_ends_it(ctx).await
     })
-    .await;
-    deploy::upgrade(&ctx.cluster, &[]).await?;
-    outcome.and(node_marks::clear(ctx).await)
+    .await
 }
 
 /// All devices of the first node compute wrongly.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
 use futures::TryStreamExt as _;
-use github_simulator::{control::NewRunner, faults::Fault};
+use github_simulator::faults::Fault;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, context::labels};
 use crate::deploy;
 
 /// The largest crowd of pods that were there at the same time and had not ended, by name.
@@ -166,36 +166,18 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
 
 /// Adds an entry with the pool's own label, as a crash would leave it, and one of somebody else's; gives the latter.
 async fn leave_behind(ctx: &Ctx, own: &[String]) -> Result<u64> {
-    let state = ctx.github.state().await?;
-    let runners = state.lasting["repositories"][&ctx.repository]["runners"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let runners = ctx.runners().await?;
     let ours = runners
         .iter()
         .find(|runner| own.iter().any(|name| runner["name"] == name.as_str()));
-    let labels = ours.context("the pool has no runner")?["labels"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let labels: Vec<_> = labels
-        .iter()
-        .filter_map(|label| label.as_str().map(str::to_owned))
-        .collect();
-    let add = async |name: &str, labels: Vec<String>| {
-        let new = NewRunner {
-            scope: ctx.repository.clone(),
-            name: name.to_owned(),
-            labels,
-        };
-        ctx.github.create_runner(&new).await
-    };
+    let labels = labels(ours.context("the pool has no runner")?);
     ensure!(
         labels.iter().any(|label| label.starts_with("cudarunner-")),
         "no label of ours: {labels:?}"
     );
-    add("pool-gone1", labels).await?;
-    Ok(add("pool-other", vec!["cuda".to_owned()]).await?)
+    ctx.leave_behind("pool-gone1", labels).await?;
+    ctx.leave_behind("pool-other", vec!["cuda".to_owned()])
+        .await
 }
 
 /// Kills the operator where it stands; another is started in its place.

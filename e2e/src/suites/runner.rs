@@ -12,14 +12,14 @@ use futures::FutureExt as _;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tokio::{runtime::Handle, sync::RwLock};
 
-use super::{Ctx, SUITES, Suite, context, recorder};
+use super::{Ctx, SUITES, Suite, diagnosis, recorder};
 use crate::{
     cluster::{Cluster, Options, may_have_node},
     deploy,
     report::Story,
 };
 
-/// Suites at a time, and clusters: the machine has two cores.
+/// Suites at a time, and clusters: two cores carry two.
 const LANES: [char; 2] = ['a', 'b'];
 /// The longest that one suite may take.
 const LIMIT: Duration = Duration::from_mins(10);
@@ -140,7 +140,7 @@ impl Shared {
         let failure = match outcome {
             Ok(()) => None,
             // Before anything is tidied away.
-            Err(error) => Some(format!("{error:#}\n\n{}", context::diagnosis(&ctx).await)),
+            Err(error) => Some(format!("{error:#}\n\n{}", diagnosis::diagnosis(&ctx).await)),
         };
         let tidied = ctx.tidy().await;
         let took = started.elapsed().as_secs();
@@ -149,7 +149,7 @@ impl Shared {
             (None, Ok(())) => Ok(()),
             (None, Err(error)) => Err(format!(
                 "it passed, but left something behind: {error:#}\n\n{}",
-                context::diagnosis(&ctx).await
+                diagnosis::diagnosis(&ctx).await
             )),
             (Some(failure), _) => Err(failure),
         }

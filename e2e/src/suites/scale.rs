@@ -1,12 +1,9 @@
 //! `kubectl scale` up and down, while a job runs that must not be cut short.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::Ctx;
-use crate::process::output;
 
 /// So many runners at most; the node gets as many devices.
 const MANY: usize = 20;
@@ -73,12 +70,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 /// `kubectl scale`.
 async fn scale(ctx: &Ctx, pool: &str, replicas: usize) -> Result<()> {
-    let mut kubectl = Command::new(ctx.cluster.tools.kubernetes("kubectl"));
-    kubectl
-        .arg("--kubeconfig")
-        .arg(ctx.cluster.kubeconfig())
-        .args(["--namespace", &ctx.namespace, "scale", "cudarunner", pool])
-        .arg(format!("--replicas={replicas}"));
-    tokio::task::spawn_blocking(move || output(&mut kubectl)).await??;
-    Ok(())
+    let replicas = format!("--replicas={replicas}");
+    ctx.kubectl(&["scale", "cudarunner", pool, &replicas])
+        .await
+        .map(drop)
 }

@@ -24,7 +24,7 @@ const SHAPES: [&str; 3] = [
 ];
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    // Given a runner that has had a job, after all other suites
+    // Given a runner that has had a job, after all suites before this
     ctx.apply(&ctx.pool("pool", json!({}))).await?;
     let runner = ctx.idle("pool", 1).await?.remove(0);
     let job = ctx.queue("job", "true").await?;

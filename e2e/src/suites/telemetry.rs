@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Stdio},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -25,9 +25,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a collector, and an operator that is told of it
     let collector = Collector::start(ctx).await?;
     let endpoint = format!("tracing.endpoint={}", collector.address);
-    deploy::upgrade(&ctx.cluster, &[&endpoint]).await?;
-    let outcome = told(ctx, &collector).await;
-    deploy::upgrade(&ctx.cluster, &[]).await?;
+    let on = [endpoint.as_str()];
+    let work = async || told(ctx, &collector).await;
+    let outcome = deploy::with_values(&ctx.cluster, &on, work).await;
     // For the search for secrets.
     let record = recorder::folder(&ctx.cluster).join("traces");
     let spans = collector.spans();
@@ -185,12 +185,9 @@ struct PortForward {
 
 impl PortForward {
     async fn start(ctx: &Ctx) -> Result<Self> {
-        let mut command = Command::new(ctx.cluster.tools.kubernetes("kubectl"));
+        let mut command = ctx.cluster.kubectl(NAMESPACE);
         command
-            .arg("--kubeconfig")
-            .arg(ctx.cluster.kubeconfig())
-            .args(["--namespace", NAMESPACE, "port-forward"])
-            .args([&format!("deployment/{RELEASE}"), ":8081"])
+            .args(["port-forward", &format!("deployment/{RELEASE}"), ":8081"])
             .stdout(Stdio::piped());
         tokio::task::spawn_blocking(move || {
             let mut process = command.spawn()?;

@@ -16,14 +16,8 @@ use crate::{
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given two replicas with a leader election
-    deploy::upgrade(&ctx.cluster, &["replicas=2", "leaderElection.enabled=true"]).await?;
-    let outcome = with_two(ctx).await;
-    deploy::upgrade(
-        &ctx.cluster,
-        &["replicas=1", "leaderElection.enabled=false"],
-    )
-    .await?;
-    outcome
+    let two = ["replicas=2", "leaderElection.enabled=true"];
+    deploy::with_values(&ctx.cluster, &two, async || with_two(ctx).await).await
 }
 
 async fn with_two(ctx: &Ctx) -> Result<()> {

@@ -62,6 +62,9 @@ pub(super) const LUA: GoTool = tool(
     &[("cmd/glua", "glua")],
 );
 
+/// The client of charts.
+pub(super) const HELM: GoTool = tool("helm", "4.3.1", "helm.sh/helm/v4", &[("cmd/helm", "helm")]);
+
 /// The linter of GitHub's workflows.
 pub(super) const ACTIONLINT: GoTool = tool(
     "actionlint",
@@ -106,7 +109,7 @@ pub(super) fn tools() -> [GoTool; 4] {
             "go.etcd.io/etcd/server/v3",
             &[("", "etcd")],
         ),
-        tool("helm", "4.3.1", "helm.sh/helm/v4", &[("cmd/helm", "helm")]),
+        HELM,
         GoTool {
             keep: Some(("kustomize/stage", "stage")),
             ..tool("kwok", "0.7.0", "sigs.k8s.io/kwok", &[("cmd/kwok", "kwok")])
@@ -176,12 +179,7 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
         )?;
     }
     if let Some((folder, name)) = tool.keep {
-        let module = download(&mut go(&[
-            "mod",
-            "download",
-            "-json",
-            &format!("{}@{version}", tool.module),
-        ]))?;
+        let module = download(tool, &go)?;
         // The module cache is read-only; a copy of it would resist removal.
         output(
             Command::new("cp")
@@ -196,12 +194,7 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
 /// Pins Kubernetes' staging modules to its version; gives the flags by which its programs know that.
 fn kubernetes(tool: &GoTool, go: &impl Fn(&[&str]) -> Command, log: &Path) -> Result<String> {
     let version = format!("v{}", tool.version);
-    let module = download(&mut go(&[
-        "mod",
-        "download",
-        "-json",
-        &format!("{}@{version}", tool.module),
-    ]))?;
+    let module = download(tool, go)?;
     let manifest = fs::read_to_string(&module.manifest)?;
     let mut parts = tool.version.split('.');
     let (major, minor) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
@@ -231,8 +224,10 @@ struct Module {
     dir: PathBuf,
 }
 
-fn download(command: &mut Command) -> Result<Module> {
-    let answer: serde_json::Value = serde_json::from_str(&output(command)?)?;
+fn download(tool: &GoTool, go: &impl Fn(&[&str]) -> Command) -> Result<Module> {
+    let module = format!("{}@v{}", tool.module, tool.version);
+    let answer = output(&mut go(&["mod", "download", "-json", &module]))?;
+    let answer: serde_json::Value = serde_json::from_str(&answer)?;
     let path = |key: &str| {
         answer[key]
             .as_str()

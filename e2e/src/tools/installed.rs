@@ -4,9 +4,8 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use super::once;
+use super::{folder, once};
 use crate::{
-    paths,
     process::{logged, remove_dir},
     report::Story,
 };
@@ -28,9 +27,9 @@ pub fn mdbook(story: &Story) -> Result<PathBuf> {
 
 /// zizmor, which looks for what is unsafe in GitHub's workflows.
 pub fn zizmor(story: &Story) -> Result<PathBuf> {
-    let folder = format!("zizmor-{ZIZMOR}");
-    let dir = paths::cache()?.join("tools");
-    once(&dir, &folder, story, |partial| {
+    let name = format!("zizmor-{ZIZMOR}");
+    let dir = folder()?;
+    once(&dir, &name, story, |partial| {
         logged(
             Command::new("python3")
                 .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
@@ -39,13 +38,13 @@ pub fn zizmor(story: &Story) -> Result<PathBuf> {
             &partial.join("install.log"),
         )
     })?;
-    Ok(dir.join(folder).join("bin/zizmor"))
+    Ok(dir.join(name).join("bin/zizmor"))
 }
 
 fn crates_io(name: &str, version: &str, how: &[&str], story: &Story) -> Result<PathBuf> {
-    let folder = format!("{name}-{version}");
-    let dir = paths::cache()?.join("tools");
-    once(&dir, &folder, story, |partial| {
+    let versioned = format!("{name}-{version}");
+    let dir = folder()?;
+    once(&dir, &versioned, story, |partial| {
         logged(
             Command::new("cargo")
                 .args(["install", "--locked", "--quiet", "--version", version])
@@ -61,5 +60,5 @@ fn crates_io(name: &str, version: &str, how: &[&str], story: &Story) -> Result<P
         fs::rename(partial.join("bin").join(name), partial.join(name))?;
         remove_dir(&partial.join("target"))
     })?;
-    Ok(dir.join(folder).join(name))
+    Ok(dir.join(versioned).join(name))
 }

@@ -31,7 +31,7 @@ pub struct Tools {
 impl Tools {
     /// Builds what is not there yet.
     pub fn ensure(story: &Story) -> Result<Self> {
-        let dir = paths::cache()?.join("tools");
+        let dir = folder()?;
         for tool in golang::tools() {
             ensure(&dir, &tool, story)?;
         }
@@ -77,6 +77,11 @@ fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
     })
 }
 
+/// Where all of them are.
+fn folder() -> Result<PathBuf> {
+    Ok(paths::cache()?.join("tools"))
+}
+
 /// Lua as Argo CD has it: `glua`.
 pub fn lua(story: &Story) -> Result<PathBuf> {
     alone(&golang::LUA, story)
@@ -94,7 +99,7 @@ pub fn promtool(story: &Story) -> Result<PathBuf> {
 
 /// The one program of a tool that no cluster needs.
 fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
-    let dir = paths::cache()?.join("tools");
+    let dir = folder()?;
     ensure(&dir, tool, story)?;
     let [(_, program)] = tool.programs else {
         anyhow::bail!("{} has several programs", tool.name);
@@ -104,11 +109,7 @@ fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
 
 /// Helm alone, for what needs no cluster.
 pub fn helm(story: &Story) -> Result<PathBuf> {
-    let dir = paths::cache()?.join("tools");
-    for tool in golang::tools().iter().filter(|tool| tool.name == "helm") {
-        ensure(&dir, tool, story)?;
-    }
-    Ok(Tools { dir }.helm())
+    alone(&golang::HELM, story)
 }
 
 /// Fills the folder `dir/name` with `build`, unless it exists. It is filled under another name and then renamed, so a
@@ -147,10 +148,7 @@ pub fn lock(dir: &Path, name: &str, story: &Story) -> Result<File> {
     let path = dir.join(format!("{name}.lock"));
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     if file.try_lock().is_err() {
-        story.step(&format!(
-            "waiting for another run that holds {}",
-            path.display()
-        ));
+        story.step(&format!("waiting for whoever holds {}", path.display()));
         file.lock()
             .with_context(|| format!("cannot lock {}", path.display()))?;
     }

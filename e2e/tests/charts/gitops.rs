@@ -1,5 +1,5 @@
 //! The examples for Argo CD, Flux and Kustomize: what can be known of them without running those. What needs a cluster is
-//! the suite `gitops`.
+//! the suite `charts`.
 
 use std::process::Command;
 
