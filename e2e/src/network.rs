@@ -36,7 +36,7 @@ impl Link {
         let pid = inside.pid.to_string();
         for number in 0..=u8::MAX {
             let link = Self::numbered(number);
-            if output(Command::new("ip").args(["link", "show", &link.interface])).is_ok() {
+            if link.show().is_ok() {
                 continue;
             }
             let claim = [
@@ -88,6 +88,11 @@ impl Link {
         bail!(
             "256 clusters run on this machine already: take some down with `cargo e2e down --all`"
         )
+    }
+
+    /// The machine's end and the addresses on it, for a person.
+    pub fn show(&self) -> Result<String> {
+        output(Command::new("ip").args(["-brief", "address", "show", &self.interface]))
     }
 
     /// Removes it. The end of the namespace would, too, but a moment later.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Asks again and again until there is an answer, at most until the deadline. An error of the condition does not end
-/// the wait, since servers restart under us, but it is told when the time is up.
+/// the wait, since servers restart under us, but it is told when the time is up. A condition that hangs is one that does
+/// not hold.
 pub async fn wait_for<T>(
     what: &str,
     limit: Duration,
@@ -15,10 +16,11 @@ pub async fn wait_for<T>(
     let start = Instant::now();
     let mut step = Duration::from_millis(20);
     loop {
-        let last = match condition().await {
-            Ok(Some(value)) => return Ok(value),
-            Ok(None) => String::new(),
-            Err(error) => format!("; the last error was: {error:#}"),
+        let last = match timeout(limit, condition()).await {
+            Ok(Ok(Some(value))) => return Ok(value),
+            Ok(Ok(None)) => String::new(),
+            Ok(Err(error)) => format!("; the last error was: {error:#}"),
+            Err(_) => "; the last look had no answer".to_owned(),
         };
         if start.elapsed() >= limit {
             bail!("waited {} s for {what}, in vain{last}", limit.as_secs());

@@ -22,6 +22,7 @@ pub(super) async fn diagnosis(ctx: &Ctx) -> String {
             what.unwrap_or_else(|error| format!("{error:#}"))
         );
     };
+    add("the cluster itself", cluster(ctx));
     add("pools", pools(ctx).await);
     add("pods", pods(ctx).await);
     add("events", events(ctx).await);
@@ -32,6 +33,17 @@ pub(super) async fn diagnosis(ctx: &Ctx) -> String {
     add("calls to GitHub, the last 15", calls(ctx).await);
     add("operator", operator(ctx).await);
     text
+}
+
+/// Whether what everything else is asked through still stands.
+fn cluster(ctx: &Ctx) -> Result<String> {
+    for program in ["etcd", "kube-apiserver", "github-simulator"] {
+        ctx.cluster.supervisor.check(program)?;
+    }
+    match &ctx.cluster.link {
+        Some(link) => link.show(),
+        None => Ok("runs".to_owned()),
+    }
 }
 
 async fn pools(ctx: &Ctx) -> Result<String> {

@@ -12,7 +12,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::types::{
     Budget, Clock, JobView, Log, NewApp, NewCredential, NewEnterprise, NewInstallation, NewJob,
@@ -25,6 +25,10 @@ use crate::{
     state::{Seen, Settings, Violation},
     text,
 };
+
+/// Longer than any answer takes, slowed ones included. Without an end, a machine that is gone is waited for until TCP
+/// gives up, a quarter of an hour.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a call to the control API failed.
 #[derive(Debug, thiserror::Error)]
@@ -116,18 +120,24 @@ impl Client {
         let request = request
             .body(Full::new(Bytes::from(bytes)))
             .map_err(|error| unreachable(error.to_string()))?;
-        let response = self
-            .http
-            .request(request)
+        let exchange = async {
+            let response = self
+                .http
+                .request(request)
+                .await
+                .map_err(|error| unreachable(chain(&error)))?;
+            let (parts, body) = response.into_parts();
+            let bytes = body
+                .collect()
+                .await
+                .map_err(|error| unreachable(chain(&error)))?
+                .to_bytes();
+            Ok((parts.status, parts.headers, bytes))
+        };
+        let late = || unreachable(format!("nothing came within {} s", PATIENCE.as_secs()));
+        tokio::time::timeout(PATIENCE, exchange)
             .await
-            .map_err(|error| unreachable(chain(&error)))?;
-        let (parts, body) = response.into_parts();
-        let bytes = body
-            .collect()
-            .await
-            .map_err(|error| unreachable(chain(&error)))?
-            .to_bytes();
-        Ok((parts.status, parts.headers, bytes))
+            .map_err(|_| late())?
     }
 
     async fn call<T: DeserializeOwned>(
