@@ -8,18 +8,18 @@ use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
-use crate::plan::{Action, Entry, Target};
+use crate::plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
 use crate::pool::{FINALIZER, Pool};
 
 /// Requests in flight for one pool.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 32;
 
 /// What became of the actions.
 #[derive(Debug, Default)]
@@ -48,6 +48,7 @@ pub async fn act(
         pool,
         client: client.as_deref(),
         pods: Api::namespaced(ctx.client.clone(), &pool.key.namespace),
+        settings: ctx.pod_settings(),
     };
     let hand = &hand;
     let mut results = futures::stream::iter(actions)
@@ -70,6 +71,7 @@ struct Hand<'a> {
     pool: &'a Pool,
     client: Option<&'a Client>,
     pods: Api<Pod>,
+    settings: PodSettings,
 }
 
 impl Hand<'_> {
@@ -77,7 +79,7 @@ impl Hand<'_> {
         match action {
             Action::AddFinalizer => self.set_finalizer(true).await,
             Action::RemoveFinalizer => self.set_finalizer(false).await,
-            Action::CreatePod(pod) => self.create(&pod).await,
+            Action::CreatePod(new) => self.create(new).await,
             Action::DeletePod(target) => self.delete_pod(&target).await,
             Action::Drain(target) => match self.delete_entry_of(&target).await? {
                 Deletion::Busy => Ok(Done::Busy),
@@ -176,12 +178,17 @@ impl Hand<'_> {
     }
 
     /// Expects the pod before it is created: a watch may show it before the answer comes.
-    async fn create(&self, pod: &Pod) -> Result<Done, ActError> {
-        let name = pod.name_any();
+    async fn create(&self, new: NewRunner) -> Result<Done, ActError> {
+        let Ok(spec) = &self.pool.spec else {
+            // Nothing is planned to be made of a spec that cannot be read.
+            return Ok(Done::Yes);
+        };
+        let pod = pod::build(self.pool, spec, &self.settings, &new);
+        let name = new.name;
         self.ctx.memory.with(self.pool, |memory| {
             memory.expected.insert(name.clone(), Timestamp::now());
         });
-        let created = self.pods.create(&PostParams::default(), pod).await;
+        let created = self.pods.create(&PostParams::default(), &pod).await;
         self.ctx.memory.with(self.pool, |memory| match &created {
             Ok(_) => memory.pod_refused = None,
             Err(error) => {

@@ -20,7 +20,7 @@ use super::{
 use crate::suites::Ctx;
 
 /// Requests of the operator in flight for one pool; the bare client's, too.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 32;
 /// The label of the bare client's pods: as long as the pools', so that nothing but the name differs.
 const BARE_LABEL: &str = "cudarunner.dev/bare";
 /// Long enough for all of them.

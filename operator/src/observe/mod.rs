@@ -61,7 +61,7 @@ pub async fn observe(
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
-    let (pod_settings, random) = (ctx.pod_settings(), ctx.random());
+    let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
@@ -87,7 +87,6 @@ pub async fn observe(
             quarantined,
             passed,
             pod_refused: memory.pod_refused.clone(),
-            pod_settings,
             seed: random,
         }
     });

@@ -5,7 +5,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Access, Entry, Listing, NodeFacts, Observed, PodSettings};
+use super::{Access, Entry, Listing, NodeFacts, Observed};
 use crate::observe::end::{End, Failure};
 use crate::observe::hardware::{Hardware, Product};
 use crate::observe::marks::Job;
@@ -63,7 +63,6 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         quarantined: vec![],
         passed: vec![],
         pod_refused: None,
-        pod_settings: PodSettings::default(),
         seed: 7,
     }
 }

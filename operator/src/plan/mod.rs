@@ -30,7 +30,6 @@ use std::sync::Arc;
 use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
 
 use crate::github::{Lifecycle, QueuedJob, Repository, Ruleset, Workflow};
 use crate::observe::pod::Runner;
@@ -73,8 +72,6 @@ pub struct Observed {
     pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
     pub pod_refused: Option<String>,
-    /// What the pods need to know of the operator.
-    pub pod_settings: PodSettings,
     /// Fresh randomness for names.
     pub seed: u64,
 }
@@ -188,8 +185,8 @@ pub enum Action {
     AddFinalizer,
     /// Let the resource go.
     RemoveFinalizer,
-    /// Create a runner pod.
-    CreatePod(Box<Pod>),
+    /// Create a runner pod, see [`pod::build`].
+    CreatePod(NewRunner),
     /// Remove a pod that GitHub has no entry for, or whose entry is gone by itself.
     DeletePod(Target),
     /// Remove the entry on GitHub, then the pod. A busy runner is left alone.
@@ -214,6 +211,16 @@ pub enum Action {
     UpdateRuleset(Repository, i64, Ruleset),
     /// Remove the pool's own ruleset.
     DeleteRuleset(Repository, i64),
+}
+
+/// A runner to make. Its pod is built when its turn comes: hundreds of whole pods at once weigh more than all that the
+/// operator keeps.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NewRunner {
+    /// Name of the pod, and of the runner.
+    pub name: String,
+    /// Nodes that the pod keeps off.
+    pub avoids: BTreeSet<String>,
 }
 
 /// A pod to remove: by uid, so that a namesake is never hit.

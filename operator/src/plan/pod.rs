@@ -1,6 +1,6 @@
 //! The runner pod: ours first, the user's template merged over it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cudarunner_crds::{CudaRunner, ManagedMemory};
 use gate_report::wire::AUDIENCE;
@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::{PodSettings, node_marks, placement, preflight};
+use super::{NewRunner, PodSettings, node_marks, placement, preflight};
 use crate::github::Scope;
 use crate::observe::pod::{
     AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
@@ -73,15 +73,10 @@ exit 1"#;
 const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log || exit 1
 [ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle"#;
 
-/// Makes the pod of the runner `name`.
+/// Makes the pod of a new runner.
 #[must_use]
-pub fn build(
-    pool: &Pool,
-    spec: &Spec,
-    settings: &PodSettings,
-    avoid: &BTreeSet<String>,
-    name: &str,
-) -> Pod {
+pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) -> Pod {
+    let NewRunner { name, avoids } = new;
     let mut pod_spec = PodSpec {
         restart_policy: Some("Never".to_owned()),
         automount_service_account_token: Some(false),
@@ -108,7 +103,7 @@ pub fn build(
     if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
         preflight::add(&mut pod_spec, wanted);
     }
-    placement::restrict(&mut pod_spec, avoid, &spec.gate.min_compute_capability);
+    placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
 
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();
@@ -117,15 +112,15 @@ pub fn build(
     if spec.persistent {
         annotations.insert(LIFETIME_ANNOTATION.to_owned(), PERSISTENT.to_owned());
     }
-    if !avoid.is_empty() {
-        let names: Vec<&str> = avoid.iter().map(String::as_str).collect();
+    if !avoids.is_empty() {
+        let names: Vec<&str> = avoids.iter().map(String::as_str).collect();
         annotations.insert(AVOIDS_ANNOTATION.to_owned(), names.join(","));
     }
     let mut labels = user.labels.unwrap_or_default();
     labels.extend(labels_of(&pool.key));
     Pod {
         metadata: ObjectMeta {
-            name: Some(name.to_owned()),
+            name: Some(name.clone()),
             namespace: Some(pool.key.namespace.clone()),
             labels: Some(labels),
             annotations: Some(annotations),

@@ -6,7 +6,7 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, Observed, Plan, Target, pod, stable};
+use super::{Access, Action, NewRunner, Observed, Plan, Target, stable};
 use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
@@ -203,10 +203,9 @@ fn create(
         random_names(pool, observed, missing)
     };
     let avoided = health.quarantine.avoided_by_new(&observed.runners);
-    for (name, avoid) in names.into_iter().zip(avoided) {
-        let pod = pod::build(pool, spec, &observed.pod_settings, &avoid, &name);
-        plan.actions.push(Action::CreatePod(Box::new(pod)));
-    }
+    let new = names.into_iter().zip(avoided);
+    plan.actions
+        .extend(new.map(|(name, avoids)| Action::CreatePod(NewRunner { name, avoids })));
 }
 
 /// So many names that no pod has.

@@ -91,7 +91,7 @@ mod tests {
         let (mut created, mut removed) = (vec![], vec![]);
         for action in plan(pool, &observed(runners), NOW).actions {
             match action {
-                Action::CreatePod(pod) => created.extend(pod.metadata.name),
+                Action::CreatePod(new) => created.push(new.name),
                 Action::DeletePod(t) | Action::Drain(t) | Action::Evict(t) => removed.push(t.name),
                 _ => {}
             }

@@ -49,7 +49,7 @@ fn an_empty_pool_gets_its_runners() {
         .actions
         .iter()
         .filter_map(|a| match a {
-            Action::CreatePod(pod) => pod.metadata.name.clone(),
+            Action::CreatePod(new) => Some(new.name.clone()),
             _ => None,
         })
         .collect();
@@ -406,11 +406,10 @@ impl World {
     fn carry_out(&mut self, pool: &Pool, actions: &[Action], now: Timestamp) {
         for action in actions {
             match action {
-                Action::CreatePod(pod) => {
-                    let name = pod.metadata.name.clone().unwrap();
-                    let new = entering(pool, &name, RunnerPhase::Unscheduled, now);
+                Action::CreatePod(new) => {
+                    let entering = entering(pool, &new.name, RunnerPhase::Unscheduled, now);
                     assert!(
-                        self.runners.insert(name, new).is_none(),
+                        self.runners.insert(new.name.clone(), entering).is_none(),
                         "a name was used twice"
                     );
                 }

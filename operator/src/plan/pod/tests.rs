@@ -1,4 +1,7 @@
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::observe::pod::Runner;
 use crate::plan::fixture;
 use cudarunner_crds::{Lifetime, RegistrationMode};
 use serde_json::json;
@@ -12,12 +15,31 @@ fn settings() -> PodSettings {
     }
 }
 
+fn new(name: &str) -> NewRunner {
+    NewRunner {
+        name: name.to_owned(),
+        avoids: BTreeSet::new(),
+    }
+}
+
+#[test]
+fn what_a_runner_keeps_off_is_read_back() {
+    let pool = fixture::pool(1);
+    let spec = pool.spec.clone().unwrap();
+    let runner = NewRunner {
+        avoids: ["node-1", "node-2"].map(str::to_owned).into(),
+        ..new("pool-aaaaa")
+    };
+    let pod = build(&pool, &spec, &settings(), &runner);
+    assert_eq!(Runner::read(&pod).avoids, runner.avoids);
+}
+
 fn built(template: serde_json::Value) -> Pod {
     let mut resource = fixture::resource();
     resource.spec.template = Some(template);
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+    build(&pool, &spec, &settings(), &new("pool-aaaaa"))
 }
 
 #[test]
@@ -90,7 +112,7 @@ fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
     }}));
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
         .spec
         .unwrap();
     let of_pod: Vec<_> = pod.resource_claims.iter().flatten().collect();
@@ -126,7 +148,7 @@ fn a_token_comes_with_the_arguments_of_config_sh_and_in_none_of_them() {
         resource.spec.github.runner_group = Some("default".to_owned());
         let pool = Pool::read(&resource, false);
         let spec = pool.spec.clone().unwrap();
-        let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-0");
+        let pod = build(&pool, &spec, &settings(), &new("pool-0"));
         pod.spec.unwrap().containers[0].args.clone().unwrap()
     };
     let own = "cudarunner-1b4e28ba";
@@ -153,7 +175,7 @@ fn a_proxy_is_known_to_gate_and_agent() {
     });
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa")
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
         .spec
         .unwrap();
     let gate = &pod.init_containers.unwrap()[0];
@@ -179,7 +201,7 @@ fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
     }]}}));
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
     let pod = pod.spec.unwrap();
     let init = pod.init_containers.unwrap();
     let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
@@ -210,7 +232,7 @@ fn addresses_alone_need_no_look_at_the_image() {
         serde_json::from_value(json!({"egress": ["https://github.com"]})).ok();
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &BTreeSet::new(), "pool-aaaaa");
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
     assert_eq!(pod.spec.unwrap().init_containers.unwrap().len(), 1);
 }
 

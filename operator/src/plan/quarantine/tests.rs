@@ -41,7 +41,7 @@ fn quarantined(plan: &Plan) -> Vec<&str> {
 /// The nodes that each created pod keeps off.
 fn avoided(plan: &Plan) -> Vec<BTreeSet<String>> {
     let pods = plan.actions.iter().filter_map(|action| match action {
-        Action::CreatePod(pod) => Some(Runner::read(pod).avoids),
+        Action::CreatePod(new) => Some(new.avoids.clone()),
         _ => None,
     });
     pods.collect()
