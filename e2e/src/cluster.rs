@@ -62,9 +62,11 @@ impl Default for Options {
 
 /// What is written down about a running cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
-    link: Option<Link>,
-    github: String,
+pub struct Record {
+    /// Its link to the machine.
+    pub link: Option<Link>,
+    /// The URL of its simulated GitHub.
+    pub github: String,
 }
 
 /// A running cluster.
@@ -161,7 +163,7 @@ impl Cluster {
             .identity()
             .context("the supervisor did not write who it is")?;
         let link = if real {
-            Some(Link::connect(inside)?)
+            Some(Link::connect(inside, &cgroup(dir))?)
         } else {
             None
         };

@@ -3,7 +3,7 @@
 //! A pair of virtual interfaces with four addresses. Inside, the node's address serves pods and us alike; pods,
 //! services and iptables rules are all inside, so nothing of them is on the machine.
 
-use std::{net::Ipv4Addr, process::Command};
+use std::{fs, net::Ipv4Addr, process::Command};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ use crate::process::{Identity, output};
 /// A cluster's link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
+    /// The cluster that it belongs to, written on the interface: interfaces of one name follow each other.
+    pub cluster: String,
     /// The interface on the machine.
     pub interface: String,
     /// The machine's address, as the cluster sees it.
@@ -22,20 +24,21 @@ pub struct Link {
 }
 
 impl Link {
-    fn numbered(number: u8) -> Self {
+    fn numbered(number: u8, cluster: &str) -> Self {
         Self {
+            cluster: cluster.to_owned(),
             interface: format!("cuda-e2e{number}"),
             machine: Ipv4Addr::new(10, 213, number, 1),
             node: Ipv4Addr::new(10, 213, number, 2),
         }
     }
 
-    /// Connects the namespace of this process. The first number whose interface does not exist is taken; creating it
+    /// Connects the namespace of this process, for this cluster. The first number whose interface does not exist is taken; creating it
     /// is the claim, so two runs cannot take the same one.
-    pub fn connect(inside: Identity) -> Result<Self> {
+    pub fn connect(inside: Identity, cluster: &str) -> Result<Self> {
         let pid = inside.pid.to_string();
         for number in 0..=u8::MAX {
-            let link = Self::numbered(number);
+            let link = Self::numbered(number, cluster);
             if link.show().is_ok() {
                 continue;
             }
@@ -66,6 +69,7 @@ impl Link {
                 )
                 .map(drop)
             };
+            outside(&["link", "set", &link.interface, "alias", cluster])?;
             outside(&[
                 "address",
                 "add",
@@ -95,9 +99,13 @@ impl Link {
         output(Command::new("ip").args(["-brief", "address", "show", &self.interface]))
     }
 
-    /// Removes it. The end of the namespace would, too, but a moment later.
+    /// Removes it. The end of the namespace would, too, but a moment later: what has the name by then may be another
+    /// cluster's.
     pub fn disconnect(&self) {
-        // Gone already is as good.
-        let _ = output(Command::new("ip").args(["link", "delete", &self.interface]));
+        let alias = fs::read_to_string(format!("/sys/class/net/{}/ifalias", self.interface));
+        if alias.is_ok_and(|alias| alias.trim_end() == self.cluster) {
+            // Gone already is as good.
+            let _ = output(Command::new("ip").args(["link", "delete", &self.interface]));
+        }
     }
 }

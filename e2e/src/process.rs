@@ -44,6 +44,24 @@ impl Identity {
             .is_some_and(|(start, state)| start == self.start && state != 'Z' && state != 'X')
     }
 
+    /// Its program, and the processor's time that it has had, in seconds; nothing where it is gone.
+    pub fn usage(self) -> Option<(String, f64)> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid));
+        let program = fs::read_link(proc.join("exe")).ok()?;
+        let stat = fs::read_to_string(proc.join("stat")).ok()?;
+        // Fields 14 and 15 of the line: in the program itself, and in the kernel for it.
+        let fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let ticks: u32 = fields
+            .skip(11)
+            .take(2)
+            .filter_map(|f| f.parse::<u32>().ok())
+            .sum();
+        #[expect(clippy::cast_precision_loss, reason = "a hundred a second")]
+        let per_second = rustix::param::clock_ticks_per_second() as f64;
+        let name = program.file_name()?.to_string_lossy().into_owned();
+        Some((name, f64::from(ticks) / per_second))
+    }
+
     /// Sends a signal to exactly this process; nothing happens where it is gone.
     pub fn signal(self, signal: Signal) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

@@ -1,6 +1,7 @@
 //! What a row works on: a cluster of its own with simulated nodes, and the operator as a process beside it.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -17,7 +18,8 @@ use crate::{
     cluster::{Cluster, Options},
     deploy::{self, Beside},
     images::Profile,
-    kwok, process,
+    kwok,
+    process::{self, Identity},
     report::Story,
     suites::Ctx,
     wait::wait_for,
@@ -113,6 +115,16 @@ impl Bed {
             async || Ok(supervisor.check(Beside::NAME).is_err().then_some(())),
         )
         .await
+    }
+
+    /// The processor's time that each program of the cluster has had, in seconds, and the bench itself.
+    pub(super) fn processor(&self) -> Result<BTreeMap<String, f64>> {
+        let all = process::marked(&self.cluster.dir).into_iter();
+        let mut used = BTreeMap::new();
+        for (program, seconds) in all.chain([Identity::own()?]).filter_map(Identity::usage) {
+            *used.entry(program).or_default() += seconds;
+        }
+        Ok(used)
     }
 
     /// Resident memory of the operator in MiB: now, and at its peak.

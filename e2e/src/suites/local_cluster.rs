@@ -13,17 +13,19 @@ use serde_json::json;
 
 use super::Ctx;
 use crate::{
-    cluster::{Cluster, Options, cgroup as cgroup_name},
+    cluster::{Cluster, Options, Record, cgroup as cgroup_name},
+    network::Link,
     node::cgroup_exists,
     paths,
-    process::{marked, output},
+    process::{Identity, marked, output},
     report::Story,
 };
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_pod_gets_a_device_and_its_driver(ctx).await?;
     a_cluster_beside_it_leaves_nothing_behind(ctx).await?;
-    a_killed_run_leaves_nothing_either(ctx).await
+    a_killed_run_leaves_nothing_either(ctx).await?;
+    what_is_left_of_another_does_no_harm(ctx).await
 }
 
 async fn a_pod_gets_a_device_and_its_driver(ctx: &Ctx) -> Result<()> {
@@ -159,6 +161,43 @@ async fn a_killed_run_leaves_nothing_either(ctx: &Ctx) -> Result<()> {
         String::from_utf8_lossy(&down.stderr)
     );
     nothing_left(&dir, &cgroup_name(&dir), &before)
+}
+
+/// A run that was killed has left its folder, and its interface's name is this cluster's now.
+async fn what_is_left_of_another_does_no_harm(ctx: &Ctx) -> Result<()> {
+    // Given such a folder
+    let link = ctx.cluster.link.clone().context("there is no link")?;
+    let dir = paths::cluster(&format!("left-{}", std::process::id()))?;
+    std::fs::create_dir_all(&dir)?;
+    let record = Record {
+        link: Some(Link {
+            cluster: cgroup_name(&dir),
+            ..link
+        }),
+        github: String::new(),
+    };
+    std::fs::write(dir.join("cluster.json"), serde_json::to_vec(&record)?)?;
+    // Nobody is older than the machine
+    let owner = Identity {
+        start: 0,
+        ..Identity::own()?
+    };
+    std::fs::write(dir.join("owner.json"), serde_json::to_vec(&owner)?)?;
+    // When `down` tidies up
+    let down = tokio::process::Command::new(ctx.cluster.supervisor.program())
+        .args(["down", "--name", "nobody"])
+        .output()
+        .await?;
+    ensure!(down.status.success(), "{down:?}");
+    // Then the folder is gone, and this cluster is still there to be asked
+    ensure!(!dir.exists(), "the folder {} is left", dir.display());
+    let patience = Duration::from_secs(10);
+    let fresh = ctx.cluster.client().await?;
+    tokio::time::timeout(patience, fresh.apiserver_version())
+        .await
+        .context("the first cluster does not answer any more")?
+        .context("the first cluster was harmed")?;
+    Ok(())
 }
 
 fn sleeper() -> Result<Pod> {
