@@ -1,5 +1,6 @@
 //! What the gate costs beside the driver: its wall clock less the time in the driver, by hand (`cuda-smoke check`) and as
-//! a whole (`cuda-smoke gate`, with a registration from a real operator).
+//! a whole (`cuda-smoke gate`, with a registration from a real operator). The whole waits for two others as well, the API
+//! server and GitHub: what a bare client waits for them is taken off, too.
 
 use std::{
     fs,
@@ -9,9 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use gate_report::Report;
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
+use gate_report::{Report, wire::AUDIENCE};
+use github_simulator::control::NewCredential;
+use http::{Method, StatusCode, header};
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec},
+    core::v1::Pod,
+};
+use kube::{Api, ResourceExt as _, api::PostParams};
 use serde_json::json;
 
 use super::{
@@ -23,6 +29,7 @@ use super::{
 use crate::{
     images::{artifact, install_driver},
     process::remove_dir,
+    suites::Ctx,
 };
 
 /// Processes for each run of the bench: one alone says little.
@@ -43,7 +50,7 @@ pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
     let count = run.runs * PROCESSES;
     run.story.step(&format!("cuda-smoke gate: {count} pods"));
     let driver = Driver::install()?;
-    let (mut own, mut start) = (vec![], vec![]);
+    let (mut own, mut start, mut waited) = (vec![], vec![], vec![]);
     Bed::with(count, async |bed| {
         let ctx = bed.ctx("gate").await?;
         bed.started().await?;
@@ -55,22 +62,101 @@ pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
             Ok(all.then_some(pods))
         });
         let player = Player::new(&ctx);
+        let others = Others::new(&ctx).await?;
         for pod in pods.await? {
             start.push(driver.timed(&["--version"], &[])?.1);
             let token = player.token(&pod).await?;
-            own.push(driver.gate(&pod, &token)?);
+            let wall = driver.gate(&pod, &token)?;
+            let waits = others.wait(&pod.name_any(), &token).await?;
+            own.push(wall - waits);
+            waited.push(waits);
         }
         Ok(())
     })
     .await?;
-    Ok(vec![Figure {
-        name: "cuda-smoke gate with its registration, without the driver; floor: --version"
-            .to_owned(),
+    Ok(vec![
+        figure(
+            "cuda-smoke gate, without the driver, the API server and GitHub; floor: --version",
+            own,
+            start,
+            Some(Budget::AtMost(30.0)),
+        ),
+        figure(
+            "what the API server and GitHub take for a registration",
+            waited,
+            vec![],
+            None,
+        ),
+    ])
+}
+
+/// Whom a registration waits for, asked by a bare client that has its connections.
+struct Others<'a> {
+    ctx: &'a Ctx,
+    /// GitHub's token.
+    token: String,
+}
+
+impl<'a> Others<'a> {
+    async fn new(ctx: &'a Ctx) -> Result<Self> {
+        let new = NewCredential {
+            name: "bare".to_owned(),
+            scopes: Some(["repo".to_owned()].into()),
+            admin: true,
+            ..NewCredential::default()
+        };
+        Ok(Self {
+            ctx,
+            token: ctx.github.create_token(&new).await?,
+        })
+    }
+
+    /// Whose token this is, and a registration like that of this pod: how long both take, in milliseconds.
+    async fn wait(&self, pod: &str, token: &str) -> Result<f64> {
+        let reviews: Api<TokenReview> = Api::all(self.ctx.client.clone());
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+                token: token.to_owned(),
+            },
+            ..TokenReview::default()
+        };
+        let path = format!(
+            "/api/v3/repos/{}/actions/runners/generate-jitconfig",
+            self.ctx.repository
+        );
+        let bearer = format!("Bearer {}", self.token);
+        let headers = [
+            (header::AUTHORIZATION.as_str(), bearer.as_str()),
+            (header::USER_AGENT.as_str(), "bench"),
+        ];
+        let runner =
+            json!({"name": format!("{pod}-bare"), "runner_group_id": 1, "labels": ["cuda"]});
+        let start = Instant::now();
+        reviews.create(&PostParams::default(), &review).await?;
+        let sent = self
+            .ctx
+            .github
+            .send(Method::POST, &path, &headers, Some(&runner));
+        let (status, _, answer) = sent.await?;
+        let waited = start.elapsed().as_secs_f64() * 1000.0;
+        ensure!(
+            status == StatusCode::CREATED,
+            "GitHub answered {status}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+        Ok(waited)
+    }
+}
+
+fn figure(name: &str, ours: Vec<f64>, floor: Vec<f64>, budget: Option<Budget>) -> Figure {
+    Figure {
+        name: name.to_owned(),
         unit: "ms",
-        ours: own,
-        floor: start,
-        budget: Some(Budget::AtMost(30.0)),
-    }])
+        ours,
+        floor,
+        budget,
+    }
 }
 
 fn checks(driver: &Driver, count: usize) -> Result<Vec<Figure>> {
@@ -84,13 +170,6 @@ fn checks(driver: &Driver, count: usize) -> Result<Vec<Figure>> {
         own.push(wall - driver.spent()?);
         total.push(wall);
     }
-    let figure = |name: &str, ours, floor, budget| Figure {
-        name: name.to_owned(),
-        unit: "ms",
-        ours,
-        floor,
-        budget,
-    };
     Ok(vec![
         figure(
             "cuda-smoke check, without the driver; floor: --version",

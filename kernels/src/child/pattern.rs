@@ -37,20 +37,22 @@ pub(super) struct Vectors {
 impl Vectors {
     /// Vectors of so many elements.
     pub(super) fn new(elements: usize) -> Self {
-        let positions = || (0_u32..).take(elements);
-        let a = |i| float(2 * i);
-        let b = |i| float(2 * i + 1);
+        let inputs = |of: fn(u32) -> u32| -> Vec<u32> {
+            let positions = (0_u32..).take(elements);
+            positions.map(|i| float(of(i)).to_bits()).collect()
+        };
+        let (a, b) = (inputs(|i| 2 * i), inputs(|i| 2 * i + 1));
         let before: Vec<u32> = (0_u32..)
             .take(elements + 2 * CANARY)
             .map(|i| !mix(i))
             .collect();
         let mut after = before.clone();
-        for (word, i) in after[CANARY..].iter_mut().zip(positions()) {
-            *word = (a(i) + b(i)).to_bits();
+        for ((word, &a), &b) in after[CANARY..].iter_mut().zip(&a).zip(&b) {
+            *word = (f32::from_bits(a) + f32::from_bits(b)).to_bits();
         }
         Self {
-            a: positions().map(|i| a(i).to_bits()).collect(),
-            b: positions().map(|i| b(i).to_bits()).collect(),
+            a,
+            b,
             before,
             after,
         }
