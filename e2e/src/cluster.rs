@@ -16,7 +16,6 @@ use kube::{
     config::KubeConfigOptions,
 };
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
@@ -60,14 +59,8 @@ impl Default for Options {
     }
 }
 
-/// What is written down about a running cluster.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Its link to the machine.
-    pub link: Option<Link>,
-    /// The URL of its simulated GitHub.
-    pub github: String,
-}
+/// The file in a cluster's folder that holds its link to the machine.
+pub const LINK: &str = "link.json";
 
 /// A running cluster.
 #[derive(Clone, Debug)]
@@ -167,13 +160,7 @@ impl Cluster {
         } else {
             None
         };
-        fs::write(
-            dir.join("cluster.json"),
-            serde_json::to_vec(&Record {
-                link: link.clone(),
-                github: String::new(),
-            })?,
-        )?;
+        fs::write(dir.join(LINK), serde_json::to_vec(&link)?)?;
         let listen = match &link {
             Some(link) => Listen::private(link.node),
             None => Listen::loopback()?,
@@ -193,13 +180,6 @@ impl Cluster {
         ));
         let github = simulator::start(dir, &supervisor, github).await?;
         story.step(&format!("simulated GitHub at {github}"));
-        fs::write(
-            dir.join("cluster.json"),
-            serde_json::to_vec(&Record {
-                link: link.clone(),
-                github: github.clone(),
-            })?,
-        )?;
         let cluster = Self {
             dir: dir.to_path_buf(),
             link,
@@ -237,23 +217,6 @@ impl Cluster {
             story.step(&format!("node ready, {} GPUs", options.devices));
         }
         Ok(cluster)
-    }
-
-    /// Finds a running cluster again.
-    pub fn attach(name: &str, tools: Tools) -> Result<Self> {
-        let dir = paths::cluster(name)?;
-        let supervisor = Supervisor::at(&dir);
-        if !supervisor.identity().is_some_and(Identity::alive) {
-            bail!("no cluster `{name}` runs: start one with `cargo e2e up --name {name}`");
-        }
-        let record: Record = serde_json::from_slice(&fs::read(dir.join("cluster.json"))?)?;
-        Ok(Self {
-            dir,
-            link: record.link,
-            github: record.github,
-            supervisor,
-            tools,
-        })
     }
 
     /// Takes it down. Nothing of it is left.
@@ -430,9 +393,10 @@ pub fn remove(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let supervisor = Supervisor::at(dir).identity();
-    let record: Option<Record> = fs::read(dir.join("cluster.json"))
+    let link: Option<Link> = fs::read(dir.join(LINK))
         .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok());
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .flatten();
     // First the one that starts others.
     if let Some(supervisor) = supervisor {
         supervisor.signal(Signal::KILL);
@@ -448,7 +412,7 @@ pub fn remove(dir: &Path) -> Result<()> {
             left.is_empty() && !supervisor.is_some_and(Identity::alive)
         },
     )?;
-    if let Some(link) = record.and_then(|record| record.link) {
+    if let Some(link) = link {
         link.disconnect();
     }
     node::remove_cgroup(&cgroup(dir))?;

@@ -33,8 +33,8 @@ impl Link {
         }
     }
 
-    /// Connects the namespace of this process, for this cluster. The first number whose interface does not exist is taken; creating it
-    /// is the claim, so two runs cannot take the same one.
+    /// Connects the namespace of this process, for this cluster. The first number whose interface does not exist is
+    /// taken; creating it is the claim, so two runs cannot take the same one.
     pub fn connect(inside: Identity, cluster: &str) -> Result<Self> {
         let pid = inside.pid.to_string();
         for number in 0..=u8::MAX {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Ctx;
 use crate::{
-    cluster::{Cluster, Options, Record, cgroup as cgroup_name},
+    cluster::{Cluster, LINK, Options, cgroup as cgroup_name},
     network::Link,
     node::cgroup_exists,
     paths,
@@ -169,14 +169,11 @@ async fn what_is_left_of_another_does_no_harm(ctx: &Ctx) -> Result<()> {
     let link = ctx.cluster.link.clone().context("there is no link")?;
     let dir = paths::cluster(&format!("left-{}", std::process::id()))?;
     std::fs::create_dir_all(&dir)?;
-    let record = Record {
-        link: Some(Link {
-            cluster: cgroup_name(&dir),
-            ..link
-        }),
-        github: String::new(),
+    let link = Link {
+        cluster: cgroup_name(&dir),
+        ..link
     };
-    std::fs::write(dir.join("cluster.json"), serde_json::to_vec(&record)?)?;
+    std::fs::write(dir.join(LINK), serde_json::to_vec(&link)?)?;
     // Nobody is older than the machine
     let owner = Identity {
         start: 0,

@@ -6,8 +6,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 
 use super::types::{
-    NewApp, NewBranch, NewCredential, NewEnterprise, NewInstallation, NewOrganization,
-    NewRepository, NewRunnerGroup, NewWorkflow, PublishedApp, UpdateRepository,
+    NewApp, NewBranch, NewCredential, NewEnterprise, NewOrganization, NewRepository,
+    NewRunnerGroup, NewWorkflow, PublishedApp, UpdateRepository,
 };
 use crate::{
     fixtures,
@@ -241,13 +241,7 @@ pub(super) fn app(world: &mut World, new: NewApp) -> Result<PublishedApp, String
     let installed = if new.install_on.is_empty() {
         None
     } else {
-        let installed = NewInstallation {
-            app: id,
-            account: new.install_on,
-            repositories: new.repositories,
-            permissions: None,
-        };
-        Some(installation(world, installed)?)
+        Some(install(world, id, new.install_on, new.repositories)?)
     };
     Ok(PublishedApp {
         id,
@@ -277,25 +271,27 @@ fn pkcs1(pkcs8: &[u8]) -> Result<String, String> {
     Ok(pem)
 }
 
-/// Installs an App.
-pub(super) fn installation(world: &mut World, new: NewInstallation) -> Result<u64, String> {
-    let permissions = match new.permissions {
-        Some(permissions) => permissions,
-        None => world
-            .apps
-            .get(&new.app)
-            .map(|app| app.permissions.clone())
-            .ok_or_else(|| format!("no App {}", new.app))?,
-    };
+/// Installs an App on an account, for these repositories or all of them; it is granted what it asks for.
+fn install(
+    world: &mut World,
+    app: u64,
+    account: String,
+    repositories: Option<BTreeSet<String>>,
+) -> Result<u64, String> {
+    let permissions = world
+        .apps
+        .get(&app)
+        .map(|app| app.permissions.clone())
+        .ok_or_else(|| format!("no App {app}"))?;
     let id = world.next_id();
     let created_at = world.now();
     world.installations.insert(
         id,
         Installation {
             id,
-            app_id: new.app,
-            account: new.account,
-            repositories: lower(new.repositories),
+            app_id: app,
+            account,
+            repositories: lower(repositories),
             permissions,
             suspended_at: None,
             created_at,

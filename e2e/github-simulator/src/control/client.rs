@@ -15,10 +15,9 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 use super::types::{
-    Budget, Clock, JobView, Log, NewApp, NewCredential, NewEnterprise, NewInstallation, NewJob,
-    NewOrganization, NewRepository, NewRun, NewRunner, Problem, PublishedApp,
-    PublishedInstallation, PublishedToken, StartedRun, State, UpdateInstallation, UpdateRepository,
-    UpdateWorkflow,
+    Budget, Clock, JobView, Log, NewApp, NewCredential, NewEnterprise, NewJob, NewOrganization,
+    NewRepository, NewRun, NewRunner, Problem, PublishedApp, PublishedInstallation, PublishedToken,
+    StartedRun, State, UpdateInstallation, UpdateRepository, UpdateWorkflow,
 };
 use crate::{
     faults::Fault,
@@ -264,12 +263,6 @@ impl Client {
         self.post("/_sim/apps", new).await
     }
 
-    /// Installs an App.
-    pub async fn install_app(&self, new: &NewInstallation) -> Result<u64, Error> {
-        let made: PublishedInstallation = self.post("/_sim/installations", new).await?;
-        Ok(made.id)
-    }
-
     /// Changes an installation.
     pub async fn update_installation(
         &self,
@@ -353,11 +346,6 @@ impl Client {
     /// Faults that still wait, with how often they hit.
     pub async fn faults(&self) -> Result<Vec<Fault>, Error> {
         self.get("/_sim/faults").await
-    }
-
-    /// Takes a fault back.
-    pub async fn remove_fault(&self, id: u64) -> Result<(), Error> {
-        self.delete(&format!("/_sim/faults/{id}")).await
     }
 
     /// Takes all faults back.

@@ -8,8 +8,8 @@ mod types;
 pub use client::{Client, Error};
 pub(crate) use routes::router;
 pub use types::{
-    Budget, Clock, JobView, Log, NewApp, NewBranch, NewCredential, NewEnterprise, NewInstallation,
-    NewJob, NewOrganization, NewRepository, NewRun, NewRunner, NewRunnerGroup, NewWorkflow,
-    Problem, PublishedApp, PublishedInstallation, PublishedToken, StartedRun, State,
-    UpdateInstallation, UpdateRepository, UpdateWorkflow,
+    Budget, Clock, JobView, Log, NewApp, NewBranch, NewCredential, NewEnterprise, NewJob,
+    NewOrganization, NewRepository, NewRun, NewRunner, NewRunnerGroup, NewWorkflow, Problem,
+    PublishedApp, PublishedInstallation, PublishedToken, StartedRun, State, UpdateInstallation,
+    UpdateRepository, UpdateWorkflow,
 };

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use super::{
     accounts,
     types::{
-        Budget, Clock, Log, NewApp, NewCredential, NewEnterprise, NewInstallation, NewJob,
-        NewOrganization, NewRepository, NewRun, NewRunner, Problem, PublishedInstallation,
-        PublishedToken, StartedRun, UpdateInstallation, UpdateRepository, UpdateWorkflow,
+        Budget, Clock, Log, NewApp, NewCredential, NewEnterprise, NewJob, NewOrganization,
+        NewRepository, NewRun, NewRunner, Problem, PublishedToken, StartedRun, UpdateInstallation,
+        UpdateRepository, UpdateWorkflow,
     },
 };
 use crate::{
@@ -51,7 +51,6 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/_sim/organizations", post(organization))
         .route("/_sim/enterprises", post(enterprise))
         .route("/_sim/apps", post(app))
-        .route("/_sim/installations", post(installation))
         .route(
             "/_sim/installations/{id}",
             patch(update_installation).delete(delete_installation),
@@ -67,7 +66,6 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/_sim/runners", post(runner))
         .route("/_sim/runners/{id}", delete(delete_runner))
         .route("/_sim/faults", get(faults).post(fault).delete(clear_faults))
-        .route("/_sim/faults/{id}", delete(delete_fault))
         .route("/_sim/budgets", post(budget))
         .route("/_sim/requests", get(requests))
         .route("/_sim/violations", get(violations).delete(clear_violations))
@@ -195,11 +193,6 @@ async fn enterprise(State(shared): Server, Json(new): Json<NewEnterprise>) -> St
 async fn app(State(shared): Server, Json(new): Json<NewApp>) -> Answer<Response> {
     let made = change(&shared, |world| accounts::app(world, new)).map_err(bad)?;
     Ok((StatusCode::CREATED, Json(made)).into_response())
-}
-
-async fn installation(State(shared): Server, Json(new): Json<NewInstallation>) -> Answer<Response> {
-    let id = change(&shared, |world| accounts::installation(world, new)).map_err(bad)?;
-    Ok((StatusCode::CREATED, Json(PublishedInstallation { id })).into_response())
 }
 
 async fn update_installation(
@@ -443,11 +436,6 @@ async fn fault(State(shared): Server, Json(mut fault): Json<Fault>) -> Answer<Re
 
 async fn clear_faults(State(shared): Server) -> StatusCode {
     change(&shared, |world| world.faults.clear());
-    StatusCode::NO_CONTENT
-}
-
-async fn delete_fault(State(shared): Server, Path(id): Path<u64>) -> StatusCode {
-    change(&shared, |world| world.faults.retain(|fault| fault.id != id));
     StatusCode::NO_CONTENT
 }
 

@@ -135,20 +135,6 @@ pub struct PublishedApp {
     pub installation: Option<u64>,
 }
 
-/// An installation to be made.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct NewInstallation {
-    /// The App.
-    pub app: u64,
-    /// The account.
-    pub account: String,
-    /// Only these repositories (full names).
-    pub repositories: Option<BTreeSet<String>>,
-    /// What is granted; none means what the App asks for.
-    pub permissions: Option<BTreeMap<String, Level>>,
-}
-
 /// An installation that was made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
