@@ -1,6 +1,7 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
 pub mod nodes;
+pub mod uninstall;
 
 use std::sync::Arc;
 
@@ -153,28 +154,8 @@ impl Hand<'_> {
     }
 
     async fn set_finalizer(&self, present: bool) -> Result<Done, ActError> {
-        let mut finalizers = self.pool.finalizers.clone();
-        finalizers.retain(|f| f != FINALIZER);
-        if present {
-            finalizers.push(FINALIZER.to_owned());
-        }
-        // With the version, so that a finalizer that somebody else adds meanwhile is not lost.
-        let patch = json!({"metadata": {
-            "finalizers": finalizers,
-            "resourceVersion": self.pool.resource_version,
-        }});
-        let api = Api::<CudaRunner>::namespaced(self.ctx.client.clone(), &self.pool.key.namespace);
-        let patched = api
-            .patch_metadata(
-                &self.pool.key.name,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await;
-        match patched {
-            Err(error) if !is_status(&error, 404) => Err(ActError::Kubernetes(error)),
-            _ => Ok(Done::Yes),
-        }
+        put_finalizers(&self.ctx.client, self.pool, present).await?;
+        Ok(Done::Yes)
     }
 
     /// Expects the pod before it is created: a watch may show it before the answer comes.
@@ -254,6 +235,32 @@ impl Hand<'_> {
         });
         tracing::info!(pool = %self.pool.key, runner = %entry.name, ?deletion, "removed an entry on GitHub that has no pod");
         Ok(Done::Yes)
+    }
+}
+
+/// Puts our finalizer on the resource, or takes it off; false where it has changed meanwhile and is to be read again.
+async fn put_finalizers(
+    client: &kube::Client,
+    pool: &Pool,
+    present: bool,
+) -> Result<bool, kube::Error> {
+    let mut finalizers = pool.finalizers.clone();
+    finalizers.retain(|f| f != FINALIZER);
+    if present {
+        finalizers.push(FINALIZER.to_owned());
+    }
+    // With the version, so that a finalizer that somebody else adds meanwhile is not lost.
+    let patch = Patch::Merge(json!({"metadata": {
+        "finalizers": finalizers,
+        "resourceVersion": pool.resource_version,
+    }}));
+    let api = Api::<CudaRunner>::namespaced(client.clone(), &pool.key.namespace);
+    let params = PatchParams::default();
+    let patched = api.patch_metadata(&pool.key.name, &params, &patch);
+    match patched.await {
+        Err(error) if is_status(&error, 409) => Ok(false),
+        Err(error) if !is_status(&error, 404) => Err(error),
+        _ => Ok(true),
     }
 }
 

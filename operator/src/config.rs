@@ -21,6 +21,28 @@ pub enum Command {
     Run(Box<Config>),
     /// Print the CustomResourceDefinition as YAML.
     Crd,
+    /// Take the operator's finalizer off every pool, so that pools can be deleted without it. Nothing on GitHub changes.
+    Uninstall(Uninstall),
+}
+
+/// Which operator is gone, and which pools it served.
+#[derive(Args, Clone, Debug)]
+pub struct Uninstall {
+    /// Namespace that the operator ran in.
+    #[arg(long, env, default_value = "cuda-runner-system")]
+    pub operator_namespace: String,
+
+    /// Labels of the operator's pods. None of them may run any more.
+    #[arg(
+        long,
+        env,
+        default_value = "app.kubernetes.io/name=cuda-runner-operator"
+    )]
+    pub operator_selector: String,
+
+    /// Namespaces that it served, separated by commas; all where none is named.
+    #[arg(long, env, value_delimiter = ',')]
+    pub watch_namespace: Vec<String>,
 }
 
 /// How the operator runs. Each flag has an environment variable of the same name.

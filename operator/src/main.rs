@@ -4,14 +4,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
-use cuda_runner_operator::config::{Cli, Command, Config};
-use cuda_runner_operator::run;
+use cuda_runner_operator::config::{Cli, Command, Config, LogFormat, Uninstall};
 use cuda_runner_operator::telemetry::Telemetry;
+use cuda_runner_operator::{act, run};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Crd => crd(),
         Command::Run(config) => operate(*config),
+        Command::Uninstall(args) => uninstall(&args),
     }
 }
 
@@ -27,16 +29,39 @@ fn crd() -> ExitCode {
     }
 }
 
-fn operate(config: Config) -> ExitCode {
+fn uninstall(args: &Uninstall) -> ExitCode {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
+    let ended = runtime.block_on(async {
+        Telemetry::start(LogFormat::Text, "info", None).map_err(|error| error.to_string())?;
+        let client = run::kubernetes().await.map_err(|error| error.to_string())?;
+        act::uninstall::uninstall(&client, args)
+            .await
+            .map_err(|error| error.to_string())
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// With the one TLS provider in place.
+fn runtime() -> Result<Runtime, ExitCode> {
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
     {
-        return fail("another TLS provider is installed already");
+        return Err(fail("another TLS provider is installed already"));
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    Runtime::new().map_err(|error| fail(&format!("no threads to run on: {error}")))
+}
+
+fn operate(config: Config) -> ExitCode {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no threads to run on: {error}")),
+        Err(code) => return code,
     };
     let entered = runtime.enter();
     let telemetry = Telemetry::start(

@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, About, Action, NOTE, Notice};
+use crate::plan::{self, About, Action, Notice};
 use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
@@ -69,7 +69,11 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     if outcome.busy {
         wake = Some(sooner(wake, BUSY_AGAIN));
     }
-    if !last_visit {
+    if last_visit {
+        if outcome.errors.is_empty() {
+            say(ctx, resource, &plan.news).await;
+        }
+    } else {
         let unrecorded = !plan.unrecorded.is_empty();
         let later = status::write(ctx, &pool, plan.status, now)
             .instrument(info_span!("status"))
@@ -134,7 +138,7 @@ async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
                 EventType::Normal
             },
             reason: notice.reason.clone(),
-            note: Some(cut(&notice.note)),
+            note: Some(notice.cut()),
             action: "Reconcile".to_owned(),
             secondary: notice
                 .about
@@ -164,15 +168,6 @@ fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
         namespace,
         ..ObjectReference::default()
     }
-}
-
-fn cut(note: &str) -> String {
-    const ELLIPSIS: &str = "…";
-    if note.len() <= NOTE {
-        return note.to_owned();
-    }
-    let end = note.floor_char_boundary(NOTE - ELLIPSIS.len());
-    format!("{}{ELLIPSIS}", &note[..end])
 }
 
 /// After an error: again, each time later.

@@ -91,7 +91,7 @@ pub enum RunError {
 
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
-    let client = kubernetes().await.map_err(RunError::Kubeconfig)?;
+    let client = kubernetes().await?;
     let (registrar_url, names) = registrar_address(&config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
 
@@ -152,12 +152,14 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
 }
 
 /// A client for the cluster that we are in, or that the kubeconfig names.
-async fn kubernetes() -> kube::Result<Client> {
-    let config = kube::Config::infer()
+pub async fn kubernetes() -> Result<Client, RunError> {
+    let found = kube::Config::infer()
         .await
-        .map_err(kube::Error::InferConfig)?;
+        .map_err(kube::Error::InferConfig);
+    let builder = found.and_then(ClientBuilder::try_from);
     let bounded = ConcurrencyLimitLayer::new(REQUESTS);
-    Ok(ClientBuilder::try_from(config)?
+    Ok(builder
+        .map_err(RunError::Kubeconfig)?
         .with_layer(&bounded)
         .build())
 }

@@ -72,8 +72,9 @@ pub async fn write(
     let written = ctx.memory.with(pool, |memory| memory.status_written);
     match decide(&pool.status, &new, written, now) {
         Write::No => return Ok(None),
-        Write::In(wait) => return Ok(Some(wait)),
-        Write::Now => {}
+        // What is gathered for longer than a pool lives is told to nobody.
+        Write::In(wait) if pool.deleting.is_none() => return Ok(Some(wait)),
+        Write::In(_) | Write::Now => {}
     }
     let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &pool.key.namespace);
     let patch = json!({

@@ -86,6 +86,7 @@ const OTHER_WORDS: &[&str] = &[
     "Require",
     "Status",
     "Token",
+    "Uninstall",
     // Of GitHub: the runner group that is always there.
     "Default",
     // Of rustls.

@@ -36,6 +36,70 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* The same labels as a selector. */}}
+{{- define "cuda-runner-operator.selector" -}}
+{{- include "cuda-runner-operator.selectorLabels" . | replace ": " "=" | replace "\n" "," -}}
+{{- end -}}
+
+{{/* Labels of what runs after the operator: not those that its pods are found by. */}}
+{{- define "cuda-runner-operator.hookLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-uninstall" (include "cuda-runner-operator.fullname" .) }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* Annotations of what is made after the release is gone, in the order of this weight, and goes again. */}}
+{{- define "cuda-runner-operator.hook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-failed
+{{- end -}}
+
+{{/* What the Job does that lets go of the pools. */}}
+{{- define "cuda-runner-operator.uninstallRules" -}}
+- apiGroups: [cudarunner.dev]
+  resources: [cudarunners]
+  verbs: [list, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
+
+{{/* Whom the operator, and what follows it, may reach where a NetworkPolicy is wanted. */}}
+{{- define "cuda-runner-operator.egress" -}}
+- ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+# By port alone: the addresses of GitHub change, and network plugins disagree on how to name the API server's.
+- ports:
+    {{- range .Values.networkPolicy.egressPorts }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end -}}
+
+{{/* Where the operator, and what follows it, may run. */}}
+{{- define "cuda-runner-operator.placement" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if or .Values.tolerations .Values.nodeTaint.enabled }}
+tolerations:
+  {{- with .Values.tolerations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- if .Values.nodeTaint.enabled }}
+  # Whoever takes the taint off again must not be kept off by it, and what follows the operator neither.
+  - {key: cudarunner.dev/cuda-smoke-failed, operator: Exists, effect: NoSchedule}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* An image reference: (dict "image" .Values.image "key" "image" "root" .) */}}
 {{- define "cuda-runner-operator.image" -}}
 {{- $missing := printf "%s.repository is not set: no image is published yet, so build one (see CONTRIBUTING.md), push it to a registry that your nodes reach, and name it here" .key -}}

@@ -6,6 +6,7 @@ use cudarunner_crds::CudaRunner;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
+        batch::v1::Job,
         core::v1::{ConfigMap, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -56,6 +57,7 @@ fn one(object: &Value) {
         ("v1", "ConfigMap") => survives::<ConfigMap>(object),
         ("v1", "ServiceAccount") => survives::<ServiceAccount>(object),
         ("apps/v1", "Deployment") => survives::<Deployment>(object),
+        ("batch/v1", "Job") => survives::<Job>(object),
         ("policy/v1", "PodDisruptionBudget") => survives::<PodDisruptionBudget>(object),
         ("networking.k8s.io/v1", "NetworkPolicy") => survives::<NetworkPolicy>(object),
         ("rbac.authorization.k8s.io/v1", "Role") => survives::<Role>(object),

@@ -77,6 +77,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     jobs.sort_by_key(|job| Reverse(job.finished_at.0));
     for job in jobs.iter_mut().filter(|job| job.awaits_conclusion) {
         settle(job, observed, now);
+        // Nobody is there any more to be told later.
+        job.awaits_conclusion &= pool.deleting.is_none();
     }
     let beyond = jobs.split_off(jobs.len().min(MAX_LAST_JOBS));
     let is_untold = |job: &&JobStatus| {

@@ -166,7 +166,7 @@ pub struct Entry {
 }
 
 /// What the pods need to know of the operator.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PodSettings {
     /// Image of the gate.
     pub gate_image: String,
@@ -256,6 +256,19 @@ pub struct Notice {
     /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's
     /// sentence is kept for some minutes, with a count.
     pub about: Option<About>,
+}
+
+impl Notice {
+    /// The note, as much of it as the API server takes.
+    #[must_use]
+    pub fn cut(&self) -> String {
+        const ELLIPSIS: &str = "…";
+        if self.note.len() <= NOTE {
+            return self.note.clone();
+        }
+        let end = self.note.floor_char_boundary(NOTE - ELLIPSIS.len());
+        format!("{}{ELLIPSIS}", &self.note[..end])
+    }
 }
 
 /// Whom a notice is about.

@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, runners};
+use super::{Access, Action, Notice, Observed, Plan, checks, jobs, runners};
 use crate::observe::end::End;
 use crate::pool::Pool;
 
@@ -21,6 +21,7 @@ pub(super) fn plan(
     if !pool.finalizer {
         return;
     }
+    jobs::plan(pool, observed, now, plan);
     let limit = since + pool.teardown_timeout;
     if now >= limit {
         give_up(pool, observed, plan);
@@ -49,6 +50,8 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     for runner in &observed.runners {
         let action = match (runner.phase, &runner.end) {
             (RunnerPhase::Terminating, _) => continue,
+            // Its job is told first.
+            (_, Some(End::JobDone(_))) if plan.unrecorded.contains(&runner.name) => continue,
             (_, Some(End::Failed(failure))) if failure.registered => Action::Drain(runner.into()),
             (_, Some(_)) => Action::DeletePod(runner.into()),
             (RunnerPhase::Busy, None) => match pool.deletion_policy {
@@ -145,6 +148,34 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         });
     }
     plan.actions.push(Action::RemoveFinalizer);
+}
+
+/// What is said of a pool that is let go because its operator was uninstalled.
+#[must_use]
+pub fn without_operator(pool: &Pool) -> Notice {
+    let runners = pool.status.registered_at.as_ref().map(|place| {
+        format!(
+            "runners with the label {} at {place}",
+            pool.ownership_label()
+        )
+    });
+    let left: Vec<String> = runners.into_iter().chain(checks::left(pool)).collect();
+    let stays = if left.is_empty() {
+        "It has nothing on GitHub.".to_owned()
+    } else {
+        format!(
+            "{} stay on GitHub until an operator runs again, or until they are removed by hand.",
+            left.join(", and ")
+        )
+    };
+    Notice {
+        warning: !left.is_empty(),
+        reason: "OperatorUninstalled".to_owned(),
+        note: format!(
+            "The operator was uninstalled. The pool can be deleted, and its pods go with it. {stays}"
+        ),
+        about: None,
+    }
 }
 
 #[cfg(test)]

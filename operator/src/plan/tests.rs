@@ -535,3 +535,21 @@ fn a_runner_that_was_asked_to_go_has_not_failed_unless_it_had_a_job() {
         assert_eq!(plan.status.last_failures.len(), failures, "{reason}");
     }
 }
+
+#[test]
+fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
+    let cut = |note: &str| {
+        let notice = Notice {
+            warning: false,
+            reason: "Reason".into(),
+            note: note.to_owned(),
+            about: None,
+        };
+        notice.cut()
+    };
+    assert_eq!(cut("short"), "short");
+    for letter in ["a", "ü", "…", "𝄞"] {
+        let long = cut(&letter.repeat(2000));
+        assert!(long.len() <= 1024 && long.len() > 1015 && long.ends_with('…'));
+    }
+}

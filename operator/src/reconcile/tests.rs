@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use kube::runtime::controller::Action as Next;
 
-use super::{cut, reconcile};
+use super::reconcile;
 use crate::context::Context;
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
@@ -310,15 +310,6 @@ async fn each_runner_that_fails_has_an_event_of_its_own() {
         .map(|(_, _, sent)| sent["related"]["name"].as_str().unwrap())
         .collect();
     assert_eq!(about, ["pool-aaaaa", "pool-bbbbb"], "not one with a count");
-}
-
-#[test]
-fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
-    assert_eq!(cut("short"), "short");
-    for letter in ["a", "ü", "…", "𝄞"] {
-        let long = cut(&letter.repeat(2000));
-        assert!(long.len() <= 1024 && long.len() > 1015 && long.ends_with('…'));
-    }
 }
 
 #[tokio::test]

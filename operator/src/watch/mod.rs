@@ -76,7 +76,9 @@ impl Scope {
         namespaces.iter().cloned().map(Self::Namespace).collect()
     }
 
-    fn api<K>(&self, client: &Client) -> Api<K>
+    /// Objects of the scope.
+    #[must_use]
+    pub fn api<K>(&self, client: &Client) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {

@@ -238,3 +238,17 @@ fn a_note_has_room_for_some_and_counts_the_rest() {
     assert!(note.len() <= NOTE, "{}", note.len());
     assert!(note.ends_with(" more"), "{note}");
 }
+
+#[test]
+fn the_jobs_of_a_pool_that_is_deleted_are_told_before_their_pods_go() {
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(10));
+    let seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 4)]);
+    let first = plan(&pool, &seen, NOW);
+    let told: Vec<_> = first.news.iter().map(|n| n.reason.as_str()).collect();
+    assert_eq!(told, ["JobCompleted"]);
+    assert!(deleted(&first).is_empty(), "{:?}", first.actions);
+    let second = plan(&after(&pool, &first), &seen, NOW);
+    assert!(second.news.is_empty(), "{:?}", second.news);
+    assert_eq!(deleted(&second), ["pool-aaaaa"]);
+}

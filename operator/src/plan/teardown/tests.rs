@@ -58,6 +58,23 @@ fn a_pool_that_never_registered_anything_goes_without_github() {
 }
 
 #[test]
+fn a_pool_that_loses_its_operator_says_what_stays() {
+    let mut pool = pool(1);
+    let notice = without_operator(&pool);
+    assert!(
+        !notice.warning && notice.note.contains("has nothing on GitHub"),
+        "{notice:?}"
+    );
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let notice = without_operator(&pool);
+    let label = pool.ownership_label();
+    assert!(
+        notice.warning && notice.note.contains(&label) && notice.note.contains("acme/widgets"),
+        "{notice:?}"
+    );
+}
+
+#[test]
 fn deletion_never_hangs_and_names_what_it_left() {
     let mut pool = pool(1);
     pool.status.registered_at = Some("https://github.com/acme/widgets".into());
