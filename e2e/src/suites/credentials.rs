@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
 use github_simulator::{
-    control::{NewCredential, NewOrganization, NewRunnerGroup},
+    control::{NewCredential, NewEnterprise, NewOrganization, NewRunnerGroup},
     faults::{Action, Fault},
 };
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     secrets(ctx, &good).await?;
     refusals(ctx).await?;
     runner_group(ctx).await?;
+    enterprise(ctx).await?;
     rotation(ctx).await
 }
 
@@ -202,6 +203,40 @@ async fn runner_group(ctx: &Ctx) -> Result<()> {
         .await?;
     ctx.delete("group").await?;
     ctx.github.create_organization(&default).await?;
+    Ok(())
+}
+
+/// An enterprise's runners serve all of its organizations. Apps cannot register there, tokens can.
+async fn enterprise(ctx: &Ctx) -> Result<()> {
+    let organization = ctx.repository.split('/').next().unwrap_or_default();
+    let enterprise = NewEnterprise {
+        slug: "works".to_owned(),
+        organizations: [organization.to_owned()].into(),
+        ..NewEnterprise::default()
+    };
+    ctx.github.create_enterprise(&enterprise).await?;
+    let token = NewCredential {
+        name: "works".to_owned(),
+        scopes: Some(["manage_runners:enterprise".to_owned()].into()),
+        admin: true,
+        ..NewCredential::default()
+    };
+    let token = ctx.github.create_token(&token).await?;
+    let keys = json!({"token": token});
+    example::secret(&ctx.client, &ctx.namespace, "works", &keys).await?;
+    let url = format!("{}/enterprises/works", ctx.cluster.github);
+    let github = json!({"url": url, "credentialsRef": {"name": "works"}});
+    ctx.apply(&ctx.pool("works", json!({"github": github})))
+        .await?;
+    ctx.condition("works", "RunnersOnline", "True", "Online")
+        .await?;
+    let job = ctx.queue("for-the-enterprise", "true").await?;
+    let runner = ctx.succeeded(job).await?.runner.unwrap_or_default();
+    ensure!(runner.starts_with("works-"), "{runner} took the job");
+    ctx.delete("works").await?;
+    let state = ctx.github.state().await?.lasting;
+    let left = &state["enterprises"]["works"]["runners"];
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "{left:#}");
     Ok(())
 }
 

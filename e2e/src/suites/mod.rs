@@ -36,8 +36,10 @@ mod scale;
 mod second_node;
 mod secrets;
 mod teardown;
+mod teardown_troubles;
 mod telemetry;
 mod two_replicas;
+mod uninstall;
 mod upgrade;
 mod verification;
 mod workflow;
@@ -262,6 +264,12 @@ pub const SUITES: &[Suite] = &[
         teardown::run
     ),
     suite!(
+        "teardown-troubles",
+        [21],
+        "credentials, GitHub, the repository or the namespace are gone: the pool goes in time, and says what it had to leave",
+        teardown_troubles::run
+    ),
+    suite!(
         "budgets",
         [],
         "requests for each runner, and none in a minute of idleness",
@@ -284,6 +292,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "upgrade and downgrade of both charts around running jobs: no runner restarts, nothing is lost",
         upgrade::run
+    ),
+    suite!(
+        "uninstall",
+        [21],
+        "the operator is uninstalled before its pools: none hangs, what stays is said, and the next operator serves the rest",
+        uninstall::run
     ),
     suite!(
         "telemetry",

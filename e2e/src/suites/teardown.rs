@@ -3,7 +3,11 @@
 use anyhow::{Result, ensure};
 use cudarunner_crds::CudaRunner;
 use github_simulator::control::NewRunner;
-use kube::{Api, api::DeleteParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::json;
 
 use super::Ctx;
@@ -45,6 +49,17 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         Ok(pools.get_opt("pool").await?.is_none().then_some(()))
     })
     .await?;
+
+    // And how the last job ended was told
+    let events: Api<Event> = ctx.api();
+    let told = events.list(&ListParams::default()).await?.items;
+    ensure!(
+        told.iter().any(|event| {
+            let note = event.note.as_deref().unwrap_or_default();
+            event.reason.as_deref() == Some("JobCompleted") && note.contains("long")
+        }),
+        "the last job was not told: {told:#?}"
+    );
 
     // And everything is as before, the user's own runner included
     let after = ctx.github.state().await?.lasting;

@@ -44,7 +44,13 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
     };
     let found = match find(ctx, pool, spec).await {
         Ok(found) => found,
-        Err(none) => return without(ctx, pool, none),
+        Err(none) => {
+            let Some(found) = last_known(ctx, pool) else {
+                refuse(ctx, pool, none);
+                return None;
+            };
+            found
+        }
     };
     let (due, queue_due, max_age) = ctx.memory.with(pool, |memory| {
         let github = &mut memory.github;
@@ -89,23 +95,32 @@ pub async fn client_of(ctx: &Context, pool: &Pool) -> Option<Arc<Client>> {
     find(ctx, pool, spec).await.ok().map(|found| found.client)
 }
 
-/// Without a Secret a pool can do nothing; a deletion goes on with what it had.
-fn without(ctx: &Context, pool: &Pool, none: NoClient) -> Option<Arc<Client>> {
+/// A deletion goes on with what the pool had: its Secret may have been deleted with it.
+fn last_known(ctx: &Context, pool: &Pool) -> Option<Found> {
+    pool.deleting?;
     ctx.memory.with(pool, |memory| {
-        let github = &mut memory.github;
-        if pool.deleting.is_some() && github.client.is_some() {
-            return github.client.clone();
-        }
-        *github = GitHubMemory {
+        let github = &memory.github;
+        Some(Found {
+            client: github.client.clone()?,
+            identity: github.identity.clone(),
+        })
+    })
+}
+
+/// Without a Secret a pool can do nothing. The client is kept for its end alone: a namespace that is deleted loses its
+/// Secrets before its pools.
+fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
+    ctx.memory.with(pool, |memory| {
+        memory.github = GitHubMemory {
             access: Access::Refused {
                 reason: none.reason.to_owned(),
                 message: none.message,
                 transient: false,
             },
+            client: memory.github.client.take(),
             ..GitHubMemory::default()
         };
-        None
-    })
+    });
 }
 
 async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {
