@@ -1,4 +1,4 @@
-//! What needs no cluster: format, lints, dependencies, workflows, the book, unit tests.
+//! What needs no cluster: format, lints, dependencies, workflows, the dashboard, the book, unit tests.
 
 use std::{
     process::{Command, ExitStatus},
@@ -30,6 +30,7 @@ pub fn run(story: &Story) -> Result<()> {
     )?;
     dependencies(story)?;
     workflows(story)?;
+    dashboard(story)?;
     story.step("the documentation as a book");
     book::build(story)?;
     stage(
@@ -86,6 +87,23 @@ fn workflows(story: &Story) -> Result<()> {
     let mut zizmor = Command::new(tools::zizmor(story)?);
     zizmor.args(["--offline", "--quiet", "--persona=auditor", ".github"]);
     stage(story, "zizmor", zizmor.current_dir(paths::repository()))
+}
+
+/// The chart's dashboard is one to Grafana.
+fn dashboard(story: &Story) -> Result<()> {
+    let mut python = Command::new("python3");
+    python
+        .args([
+            "e2e/dashboard.py",
+            "charts/cuda-runner-operator/files/dashboard.json",
+        ])
+        .env("PYTHONPATH", tools::grafana_sdk(story)?)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    stage(
+        story,
+        "the dashboard by Grafana's types",
+        python.current_dir(paths::repository()),
+    )
 }
 
 fn cargo(arguments: &[&str]) -> Command {

@@ -36,7 +36,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Test everything: format, lints, dependencies, workflows, the book, unit tests, and the suites on two clusters.
+    /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, and the suites on two
+    /// clusters.
     Test {
         #[command(flatten)]
         build: Build,

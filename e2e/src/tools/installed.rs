@@ -11,6 +11,8 @@ use crate::{
 };
 
 const CARGO_DENY: &str = "0.20.2";
+/// Grafana's version, behind the date of the SDK.
+const GRAFANA_SDK: &str = "1769699379!11.6.0";
 const MDBOOK: &str = "0.5.4";
 const ZIZMOR: &str = "1.32.0";
 
@@ -27,18 +29,28 @@ pub fn mdbook(story: &Story) -> Result<PathBuf> {
 
 /// zizmor, which looks for what is unsafe in GitHub's workflows.
 pub fn zizmor(story: &Story) -> Result<PathBuf> {
-    let name = format!("zizmor-{ZIZMOR}");
+    Ok(pypi("zizmor", ZIZMOR, story)?.join("bin/zizmor"))
+}
+
+/// The folder of Grafana's own types of dashboards, for Python.
+pub fn grafana_sdk(story: &Story) -> Result<PathBuf> {
+    pypi("grafana-foundation-sdk", GRAFANA_SDK, story)
+}
+
+/// The folder of a package of PyPI that needs no other.
+fn pypi(name: &str, version: &str, story: &Story) -> Result<PathBuf> {
+    let versioned = format!("{name}-{version}");
     let dir = folder()?;
-    once(&dir, &name, story, |partial| {
+    once(&dir, &versioned, story, |partial| {
         logged(
             Command::new("python3")
                 .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
                 .arg(partial)
-                .arg(format!("zizmor=={ZIZMOR}")),
+                .arg(format!("{name}=={version}")),
             &partial.join("install.log"),
         )
     })?;
-    Ok(dir.join(name).join("bin/zizmor"))
+    Ok(dir.join(versioned))
 }
 
 fn crates_io(name: &str, version: &str, how: &[&str], story: &Story) -> Result<PathBuf> {

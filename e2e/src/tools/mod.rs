@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use crate::{paths, process, report::Story};
 
 pub use debian::ensure as ensure_packages;
-pub use installed::{cargo_deny, mdbook, zizmor};
+pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
 
 const KUBERNETES: &str = "1.37.2";
 
