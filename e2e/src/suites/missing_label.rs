@@ -3,7 +3,10 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{Ctx, plugin::plugin};
+use super::{
+    Ctx,
+    plugin::{plugin, shown_in},
+};
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a pool with the default labels
@@ -27,6 +30,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             "neither label nor job in: {text}"
         );
     }
+    shown_in(ctx, "guides/troubleshooting.md", "pool", &why)?;
 
     // When a pool has the label
     ctx.apply(&ctx.pool("big", json!({"labels": ["self-hosted", "cuda", "a100"]})))

@@ -11,7 +11,11 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Ctx, node_marks, plugin::plugin, second_node::with_second_node};
+use super::{
+    Ctx, node_marks,
+    plugin::{plugin, shown_in},
+    second_node::with_second_node,
+};
 use crate::{audit::Audit, cluster::Cluster, deploy, node};
 
 /// The pool that meets the broken GPU, one that comes later, and one that is deleted while it leaves the node alone.
@@ -74,6 +78,9 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
         entry.node == node::NAME && entry.class == "device" && entry.boot_id.is_some(),
         "{entry:?}"
     );
+    // And the next pod waits for another node
+    ctx.condition(POOL, "RunnersOnline", "False", "Unschedulable")
+        .await?;
     // And whoever asks is shown the node, and the report of its gate
     let shown = plugin(ctx, 0, &["status", POOL]).await?;
     ensure!(
@@ -85,9 +92,9 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
         report.contains("FAILED: device") && report.contains("WrongResult"),
         "{report}"
     );
-    // And the next pod waits for another node, without a pile of failed ones
-    ctx.condition(POOL, "RunnersOnline", "False", "Unschedulable")
-        .await?;
+    shown_in(ctx, "guides/gpu-faults.md", POOL, &report)?;
+    shown_in(ctx, "guides/gpu-faults.md", POOL, &shown)?;
+    // And there is no pile of failed ones
     let failed = ctx.status(POOL).await?.last_failures.len();
     ensure!(failed == 1, "{failed} pods were spent on one broken node");
     ensure!(

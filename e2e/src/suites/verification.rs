@@ -6,7 +6,10 @@ use github_simulator::control::{NewRun, NewWorkflow};
 use serde_json::json;
 
 use super::context::job;
-use super::{Ctx, plugin::plugin};
+use super::{
+    Ctx,
+    plugin::{plugin, shown_in},
+};
 
 /// The request that starts a run.
 const DISPATCH: &str = "actions/create-workflow-dispatch";
@@ -40,6 +43,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
     // When a test is missing, and another verification is asked for
     workflow(ctx, 45, &["self-hosted", "cuda"]).await?;
+    ctx.idle("pool", 1).await?;
     let followed = plugin(ctx, 1, &["verify", "pool", "--follow"]).await?;
     // Then it is not green, the sentence has both numbers, and the runners stay
     ensure!(
@@ -47,6 +51,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             && followed.contains("red (TestsMissing)"),
         "{followed}"
     );
+    shown_in(ctx, "guides/verification.md", "pool", &followed)?;
     let told = ctx
         .condition("pool", "WorkflowVerified", "False", "TestsMissing")
         .await?;
