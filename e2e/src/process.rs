@@ -58,7 +58,9 @@ impl Identity {
             .sum();
         #[expect(clippy::cast_precision_loss, reason = "a hundred a second")]
         let per_second = rustix::param::clock_ticks_per_second() as f64;
-        let name = program.file_name()?.to_string_lossy().into_owned();
+        // A build may have replaced it meanwhile.
+        let name = program.file_name()?.to_string_lossy();
+        let name = name.trim_end_matches(" (deleted)").to_owned();
         Some((name, f64::from(ticks) / per_second))
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -129,14 +128,13 @@ impl Bed {
 
     /// Resident memory of the operator in MiB: now, and at its peak.
     pub(super) fn memory(&self) -> Result<(f64, f64)> {
-        let pid = process::marked(&self.cluster.dir)
-            .into_iter()
-            .map(|process| PathBuf::from(format!("/proc/{}", process.pid)))
-            .find(|proc| {
-                std::fs::read_link(proc.join("exe")).is_ok_and(|exe| exe == self.operator.binary())
-            })
-            .context("the operator does not run")?;
-        let status = std::fs::read_to_string(pid.join("status"))?;
+        let binary = self.operator.binary().file_name();
+        let runs = process::marked(&self.cluster.dir).into_iter().find(|process| {
+            let used = process.usage();
+            used.is_some_and(|(program, _)| binary.is_some_and(|name| name == program.as_str()))
+        });
+        let pid = runs.context("the operator does not run")?.pid;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let kib: f64 = line
