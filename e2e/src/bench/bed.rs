@@ -129,10 +129,12 @@ impl Bed {
     /// Resident memory of the operator in MiB: now, and at its peak.
     pub(super) fn memory(&self) -> Result<(f64, f64)> {
         let binary = self.operator.binary().file_name();
-        let runs = process::marked(&self.cluster.dir).into_iter().find(|process| {
-            let used = process.usage();
-            used.is_some_and(|(program, _)| binary.is_some_and(|name| name == program.as_str()))
-        });
+        let runs = process::marked(&self.cluster.dir)
+            .into_iter()
+            .find(|process| {
+                let used = process.usage();
+                used.is_some_and(|(program, _)| binary.is_some_and(|name| name == program.as_str()))
+            });
         let pid = runs.context("the operator does not run")?.pid;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = |name: &str| {
