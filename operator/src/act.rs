@@ -238,12 +238,13 @@ impl Hand<'_> {
     }
 }
 
-/// Puts our finalizer on the resource, or takes it off; false where it has changed meanwhile and is to be read again.
+/// Puts our finalizer on the resource, or takes it off. A conflict says that it has changed meanwhile and is to be read
+/// again: an error, because a change of the status alone wakes nobody.
 async fn put_finalizers(
     client: &kube::Client,
     pool: &Pool,
     present: bool,
-) -> Result<bool, kube::Error> {
+) -> Result<(), kube::Error> {
     let mut finalizers = pool.finalizers.clone();
     finalizers.retain(|f| f != FINALIZER);
     if present {
@@ -258,9 +259,8 @@ async fn put_finalizers(
     let params = PatchParams::default();
     let patched = api.patch_metadata(&pool.key.name, &params, &patch);
     match patched.await {
-        Err(error) if is_status(&error, 409) => Ok(false),
         Err(error) if !is_status(&error, 404) => Err(error),
-        _ => Ok(true),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,5 @@
 //! The operator goes first: its pools can still be deleted, and those that are kept are served by the next one.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
 use k8s_openapi::api::events::v1::Event;
@@ -14,11 +12,8 @@ use serde_json::json;
 use super::{Ctx, SOON};
 use crate::{
     deploy,
-    helm::{Helm, NAMESPACE, RELEASE},
+    helm::{self, Helm, NAMESPACE, RELEASE},
 };
-
-/// Long enough for an operator to start.
-const STARTED: Duration = Duration::from_secs(90);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given two pools with a runner each
@@ -39,8 +34,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     }
     .await;
     // Whatever came of it: the suites after this one need an operator
-    deploy::charts(&ctx.cluster).await?;
-    deploy::ready(&ctx.client, STARTED).await?;
+    deploy::upgrade_from(&ctx.cluster, &helm::charts(), &[]).await?;
     outcome?;
 
     // Then the next operator takes over what is there, and undoes all of it

@@ -83,13 +83,16 @@ pub async fn uninstall(client: &Client, args: &Uninstall) -> Result<(), Uninstal
                 say(&recorder, resource, &pool).await;
             }
             match put_finalizers(client, &pool, false).await {
-                Ok(true) => {
+                Ok(()) => {
                     tracing::info!(pool = %pool.key, "let go");
                     let_go.insert(pool.uid);
                 }
                 // Changed meanwhile: the next look tells.
-                Ok(false) if Instant::now() < deadline => {}
-                Ok(false) => return Err(UninstallError::Busy(pool.key.to_string())),
+                Err(error) if is_status(&error, 409) => {
+                    if Instant::now() >= deadline {
+                        return Err(UninstallError::Busy(pool.key.to_string()));
+                    }
+                }
                 Err(source) => {
                     refused.get_or_insert(UninstallError::Refused {
                         pool: pool.key.to_string(),
