@@ -36,6 +36,9 @@ use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::pools::key_of;
 
+/// A version that the API server has gone past.
+const STALE: &str = "stale";
+
 /// An API server with a namespace that holds no Secret and no ConfigMap.
 #[derive(Clone, Default)]
 pub(crate) struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>, Arc<AtomicBool>);
@@ -68,6 +71,9 @@ impl Cluster {
         }
         if uri.path().ends_with("/status") && self.1.load(Ordering::Relaxed) {
             return refusal(500, "InternalError");
+        }
+        if sent["metadata"]["resourceVersion"] == STALE {
+            return refusal(409, "Conflict");
         }
         let answer = match (method, uri.path()) {
             (&Method::GET, path) if path.ends_with("/secrets") => {
@@ -310,6 +316,19 @@ async fn each_runner_that_fails_has_an_event_of_its_own() {
         .map(|(_, _, sent)| sent["related"]["name"].as_str().unwrap())
         .collect();
     assert_eq!(about, ["pool-aaaaa", "pool-bbbbb"], "not one with a count");
+}
+
+#[tokio::test]
+async fn a_finalizer_that_meets_a_conflict_is_tried_again() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let leaving = resource(|resource| {
+        resource.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        resource.metadata.resource_version = Some(STALE.to_owned());
+    });
+    reconcile(leaving, ctx).await.unwrap_err();
+    assert_eq!(cluster.writes(), ["PATCH pool"]);
 }
 
 #[tokio::test]
