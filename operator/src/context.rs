@@ -5,17 +5,17 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunner, QuarantineStatus};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::Client;
-use kube::runtime::events::Recorder;
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::github::{Clients, GitHubUrl};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::plan::PodSettings;
 use crate::plan::checks::{self, Elsewhere};
 use crate::plan::node_marks::Marking;
+use crate::plan::{Notice, PodSettings};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::CaStore;
 use crate::watch::nodes::Nodes;
@@ -24,6 +24,22 @@ use crate::watch::pods::Pods;
 
 /// Name under which we own fields and publish Events.
 pub const CONTROLLER: &str = "cuda-runner-operator";
+
+/// The Event that says this, of what was done.
+#[must_use]
+pub fn event_of(notice: &Notice, action: &str, secondary: Option<ObjectReference>) -> Event {
+    Event {
+        type_: if notice.warning {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
+        reason: notice.reason.clone(),
+        note: Some(notice.cut()),
+        action: action.to_owned(),
+        secondary,
+    }
+}
 
 /// Clients, stores and settings.
 pub struct Context {

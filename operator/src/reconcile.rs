@@ -8,12 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use kube::runtime::controller::Action as Next;
-use kube::runtime::events::{Event, EventType};
 use tracing::{Instrument as _, info_span};
 
 use crate::act::{self, Outcome};
 use crate::backoff;
-use crate::context::Context;
+use crate::context::{Context, event_of};
 use crate::error::ReconcileError;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
@@ -131,20 +130,11 @@ fn finish(ctx: &Context, pool: &Pool, outcome: Outcome) -> Result<(), ReconcileE
 /// Publishes Events. One that is lost is not worth a failed visit.
 async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
     for notice in notices {
-        let event = Event {
-            type_: if notice.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: notice.reason.clone(),
-            note: Some(notice.cut()),
-            action: "Reconcile".to_owned(),
-            secondary: notice
-                .about
-                .as_ref()
-                .map(|about| reference(resource, about)),
-        };
+        let secondary = notice
+            .about
+            .as_ref()
+            .map(|about| reference(resource, about));
+        let event = event_of(notice, "Reconcile", secondary);
         let published = ctx
             .recorder
             .publish(&event, &resource.object_ref(&()))

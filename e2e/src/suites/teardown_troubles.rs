@@ -1,7 +1,6 @@
 //! A pool goes whatever has gone before it, and says what it had to leave.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::CudaRunner;
 use github_simulator::{
     control::NewRepository,
     faults::{Action, Fault},
@@ -34,14 +33,12 @@ async fn the_credentials_are_gone(ctx: &Ctx) -> Result<()> {
     let spec = json!({"github": {"credentialsRef": {"name": "own"}}});
     ctx.apply(&ctx.pool("without-secret", spec)).await?;
     ctx.idle("without-secret", 1).await?;
-    let pools: Api<CudaRunner> = ctx.api();
     let secrets: Api<Secret> = ctx.api();
     // Both at once, as a tool that prunes does it
-    pools
-        .delete("without-secret", &DeleteParams::default())
-        .await?;
-    secrets.delete("own", &DeleteParams::default()).await?;
-    gone(ctx, "without-secret").await?;
+    tokio::try_join!(ctx.delete("without-secret"), async {
+        secrets.delete("own", &DeleteParams::default()).await?;
+        Ok(())
+    })?;
     ensure!(ctx.entries().await?.is_empty(), "entries are left");
     Ok(())
 }
@@ -97,14 +94,6 @@ async fn the_namespace_goes(ctx: &Ctx) -> Result<()> {
     ensure!(other.entries().await?.is_empty(), "entries are left");
     other.github.delete_repository(&other.repository).await?;
     Ok(())
-}
-
-async fn gone(ctx: &Ctx, pool: &str) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    ctx.wait_for("the pool to be gone", SOON, async || {
-        Ok(pools.get_opt(pool).await?.is_none().then_some(()))
-    })
-    .await
 }
 
 /// An Event names what may be left, and where.

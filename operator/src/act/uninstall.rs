@@ -6,13 +6,13 @@ use std::time::Duration;
 use cudarunner_crds::CudaRunner;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::{is_status, put_finalizers};
 use crate::config::Uninstall;
-use crate::context::CONTROLLER;
+use crate::context::{CONTROLLER, event_of};
 use crate::plan::teardown;
 use crate::pool::{FINALIZER, Pool};
 use crate::watch::Scope;
@@ -156,17 +156,7 @@ async fn held(client: &Client, args: &Uninstall) -> Result<Vec<CudaRunner>, Unin
 /// An Event that is lost is not worth a pool that nobody can delete.
 async fn say(recorder: &Recorder, resource: &CudaRunner, pool: &Pool) {
     let notice = teardown::without_operator(pool);
-    let event = Event {
-        type_: if notice.warning {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
-        note: Some(notice.cut()),
-        reason: notice.reason,
-        action: "Uninstall".to_owned(),
-        secondary: None,
-    };
+    let event = event_of(&notice, "Uninstall", None);
     if let Err(error) = recorder.publish(&event, &resource.object_ref(&())).await {
         tracing::warn!(pool = %pool.key, %error, "an Event was not published");
     }
