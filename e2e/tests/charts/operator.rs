@@ -6,7 +6,6 @@ use cudarunner_crds::POOL_LABEL;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        batch::v1::Job,
         core::v1::{Container, PodSpec, Service},
         networking::v1::{NetworkPolicy, NetworkPolicyPort},
         policy::v1::PodDisruptionBudget,
@@ -92,7 +91,7 @@ fn with(changes: &Value) -> Value {
     values
 }
 
-fn installations() -> Vec<Value> {
+pub(super) fn installations() -> Vec<Value> {
     let mut own_account = everything();
     own_account["rbac"] = json!({"create": false});
     own_account["serviceAccount"] = json!({"create": false});
@@ -108,7 +107,7 @@ fn installations() -> Vec<Value> {
     ]
 }
 
-fn deployment(objects: &[Value]) -> Deployment {
+pub(super) fn deployment(objects: &[Value]) -> Deployment {
     of_kind("Deployment", objects).remove(0)
 }
 
@@ -172,7 +171,7 @@ fn every_container_is_restricted() {
 }
 
 /// The Pod Security level, and a root file system that nobody writes to.
-fn restricted(pod: &PodSpec, container: &Container) {
+pub(super) fn restricted(pod: &PodSpec, container: &Container) {
     let own = container.security_context.as_ref().unwrap();
     let shared = pod.security_context.as_ref().unwrap();
     assert_eq!(own.run_as_non_root.or(shared.run_as_non_root), Some(true));
@@ -420,60 +419,6 @@ fn several_replicas_are_kept_apart_and_evicted_one_at_a_time() {
             assert_eq!(constraint.when_unsatisfiable, "ScheduleAnyway");
             assert!(selects(&constraint.label_selector.unwrap(), &deployment));
         }
-    }
-}
-
-#[test]
-fn what_runs_after_the_operator_is_a_hook_that_no_selector_takes() {
-    for values in installations() {
-        let objects = render(CHART, &values);
-        let deployment = deployment(&objects);
-        let wanted =
-            values["uninstallHook"]["enabled"] != false && values["rbac"]["create"] != false;
-        let jobs = of_kind::<Job>("Job", &objects);
-        assert_eq!(jobs.len(), usize::from(wanted));
-        for job in jobs {
-            let pod = job.spec.unwrap().template;
-            let labels = pod.metadata.unwrap().labels.unwrap();
-            let selector = deployment.spec.selector.match_labels.as_ref().unwrap();
-            assert!(
-                selector
-                    .iter()
-                    .any(|(key, value)| labels.get(key) != Some(value))
-            );
-            let pod = pod.spec.unwrap();
-            restricted(&pod, &pod.containers[0]);
-            // The Job looks for the operator's pods by the Deployment's own selector.
-            let words: Vec<_> = selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            let told = pod.containers[0].args.as_ref().unwrap();
-            let told = told
-                .iter()
-                .find_map(|a| a.strip_prefix("--operator-selector="))
-                .unwrap();
-            let mut told: Vec<_> = told.split(',').collect();
-            told.sort_unstable();
-            assert_eq!(told, words);
-            let args = pod.containers[0].args.as_ref().unwrap();
-            let served = args
-                .iter()
-                .find_map(|a| a.strip_prefix("--watch-namespace="));
-            let asked = values["watchNamespaces"].as_array().map(|all| {
-                let all = all.iter().map(|namespace| namespace.as_str().unwrap());
-                all.collect::<Vec<_>>().join(",")
-            });
-            assert_eq!(served, asked.as_deref());
-        }
-        let hooks: Vec<_> = objects
-            .iter()
-            .filter(|object| object["metadata"]["annotations"]["helm.sh/hook"] == "post-delete")
-            .map(|object| object["metadata"]["name"].as_str().unwrap())
-            .collect();
-        let named = objects
-            .iter()
-            .map(|object| object["metadata"]["name"].as_str().unwrap());
-        let named: Vec<_> = named.filter(|name| name.contains("-uninstall")).collect();
-        assert_eq!(hooks, named);
-        assert_eq!(hooks.is_empty(), !wanted);
     }
 }
 
