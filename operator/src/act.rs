@@ -164,6 +164,8 @@ impl Hand<'_> {
             // Nothing is planned to be made of a spec that cannot be read.
             return Ok(Done::Yes);
         };
+        // The semaphore is never closed.
+        let _turn = self.ctx.creations.acquire().await;
         let pod = pod::build(self.pool, spec, &self.settings, &new);
         let name = new.name;
         self.ctx.memory.with(self.pool, |memory| {

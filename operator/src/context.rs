@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::sync::Semaphore;
 
 use crate::github::{Clients, GitHubUrl};
 use crate::memory::Memory;
@@ -24,6 +25,10 @@ use crate::watch::pods::Pods;
 
 /// Name under which we own fields and publish Events.
 pub const CONTROLLER: &str = "cuda-runner-operator";
+
+/// Pods that are created at a time, of all pools together. Each is built when its turn comes: a thousand pools that start
+/// at once would otherwise hold all of theirs in memory, and wait with them for the API server.
+pub const CREATIONS: usize = 64;
 
 /// The Event that says this, of what was done.
 #[must_use]
@@ -65,6 +70,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Publishes Events.
     pub recorder: Recorder,
+    /// A permit for each pod that is being created, of all pools together.
+    pub creations: Semaphore,
     /// The registrar's certificate authority.
     pub ca: Arc<CaStore>,
     /// Address of the registrar, as pods reach it.

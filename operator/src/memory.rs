@@ -115,7 +115,8 @@ impl PoolMemory {
         }
     }
 
-    /// Forgets expectations that were met or are too old, and removals that were done.
+    /// Forgets expectations that were met or are too old, removals that were done, and what GitHub said of pods that have
+    /// gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
         self.expected
             .retain(|name, at| !seen.contains_key(name) && now < *at + EXPECTATION);
@@ -126,6 +127,12 @@ impl PoolMemory {
         if gone_unasked {
             self.refresh = true;
             self.last_change = Some(now);
+        }
+        // Of a pod that has gone since, an older list says nothing: GitHub has mostly removed the entry by itself.
+        if let Some(listing) = &mut self.github.listing {
+            let has_gone =
+                |name: &String| self.known.contains_key(name) && !seen.contains_key(name);
+            listing.entries.retain(|entry| !has_gone(&entry.name));
         }
         let uids: BTreeSet<&String> = seen.values().collect();
         self.removed.retain(|uid| uids.contains(uid));
@@ -161,5 +168,43 @@ impl Memory {
     fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, PoolMemory>> {
         // A panic elsewhere leaves plain values behind, none of them half-written.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Entry;
+
+    #[test]
+    fn an_old_list_says_nothing_of_a_pod_that_has_gone_since() {
+        // Given a list of GitHub's with two runners' entries, and one whose pod nobody has seen
+        let now = Timestamp::constant(1_000, 0);
+        let mut memory = PoolMemory::new("uid");
+        let both = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), name.to_owned())));
+        memory.settle(&both, now);
+        let entries = ["a", "b", "leftover"].into_iter().zip(1..);
+        memory.github.listing = Some(Listing {
+            at: now,
+            entries: entries
+                .map(|(name, id)| Entry {
+                    id,
+                    name: name.to_owned(),
+                    busy: false,
+                    version: None,
+                })
+                .collect(),
+        });
+
+        // When a runner's pod has gone after its job
+        let mut one = both;
+        one.remove("a");
+        memory.removed.insert("a".to_owned());
+        memory.settle(&one, now);
+
+        // Then what is left of the list is the other's entry, and the one that is to be removed
+        let names = memory.github.listing.iter().flat_map(|l| &l.entries);
+        let names: Vec<&str> = names.map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["b", "leftover"]);
     }
 }

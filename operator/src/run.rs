@@ -15,11 +15,11 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, reflector::Store};
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::watch as flag;
+use tokio::sync::{Semaphore, watch as flag};
 use tower::limit::ConcurrencyLimitLayer;
 
 use crate::config::Config;
-use crate::context::{CONTROLLER, Context};
+use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
@@ -115,6 +115,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
                 instance: Some(config.identity.clone()),
             },
         ),
+        creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
         registrar_url,
         gate_image: config.gate_image.clone(),

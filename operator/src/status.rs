@@ -13,7 +13,7 @@ use crate::pool::Pool;
 /// one each.
 const GATHER: SignedDuration = SignedDuration::from_secs(5);
 /// The same while jobs end one after another: then each runner has its share of the writes and of their cost.
-const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(20);
+const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(30);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
 
@@ -132,7 +132,7 @@ mod tests {
         };
         assert_eq!(
             decide(&old, &ended(1), just_now, NOW),
-            Write::In(SignedDuration::from_secs(19))
+            Write::In(SignedDuration::from_secs(29))
         );
         assert_eq!(
             decide(&old, &ended(90), just_now, NOW),

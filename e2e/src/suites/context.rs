@@ -304,14 +304,18 @@ impl Ctx {
         .await
     }
 
+    /// Waits until the job has ended, in whatever way.
+    pub async fn ended(&self, job: u64) -> Result<JobView> {
+        self.wait_for(&format!("job {job} to end"), SOON, async || {
+            let view = self.github.job(job).await?;
+            Ok(view.conclusion.is_some().then_some(view))
+        })
+        .await
+    }
+
     /// Waits until the job has ended, and well.
     pub async fn succeeded(&self, job: u64) -> Result<JobView> {
-        let view = self
-            .wait_for(&format!("job {job} to end"), SOON, async || {
-                let view = self.github.job(job).await?;
-                Ok(view.conclusion.is_some().then_some(view))
-            })
-            .await?;
+        let view = self.ended(job).await?;
         if view.conclusion != Some(github_simulator::state::Conclusion::Success) {
             bail!(
                 "job {} ended with {:?}: {}",

@@ -140,17 +140,17 @@ impl Shared {
         let failure = match outcome {
             Ok(()) => None,
             // Before anything is tidied away.
-            Err(error) => Some(format!("{error:#}\n\n{}", diagnosis::diagnosis(&ctx).await)),
+            Err(error) => Some(failed(&format!("{error:#}"), &ctx).await),
         };
         let tidied = ctx.tidy().await;
         let took = started.elapsed().as_secs();
         self.story.step(&format!("suite {}: {took} s", suite.name));
         match (failure, tidied) {
             (None, Ok(())) => Ok(()),
-            (None, Err(error)) => Err(format!(
-                "it passed, but left something behind: {error:#}\n\n{}",
-                diagnosis::diagnosis(&ctx).await
-            )),
+            (None, Err(error)) => {
+                let why = format!("it passed, but left something behind: {error:#}");
+                Err(failed(&why, &ctx).await)
+            }
             (Some(failure), _) => Err(failure),
         }
     }
@@ -175,6 +175,12 @@ impl Shared {
         locked(&self.clusters).push(cluster.clone());
         Ok(cluster)
     }
+}
+
+/// Why a suite failed, before and after all that there is to see: of a long output either end may be cut.
+async fn failed(why: &str, ctx: &Ctx) -> String {
+    let shown = diagnosis::diagnosis(ctx).await;
+    format!("{why}\n\n{shown}--- why it failed\n{why}\n")
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

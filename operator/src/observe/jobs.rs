@@ -1,12 +1,14 @@
-//! How jobs ended, as GitHub says it: read for a run at a time, and only for jobs in the status.
+//! How jobs ended, as GitHub says it: read for a run at a time.
 
 use std::collections::BTreeSet;
 
+use cudarunner_crds::JobStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Repository, RunJob};
-use crate::plan::jobs::{BATCH, RunKey, Watched, next_look, run_of, to_ask};
+use crate::observe::pod::Runner;
+use crate::plan::jobs::{BATCH, RunKey, Watched, next_look, noted, run_of, to_ask};
 use crate::plan::{Access, verify};
 use crate::pool::Pool;
 
@@ -17,18 +19,21 @@ const DENIED: SignedDuration = SignedDuration::from_mins(30);
 pub async fn look(
     ctx: &Context,
     pool: &Pool,
+    runners: &[Runner],
     client: Option<&Client>,
     verification: &verify::Watched,
     now: Timestamp,
 ) -> Watched {
-    let listed: BTreeSet<RunKey> = pool.status.last_jobs.iter().filter_map(run_of).collect();
+    // Also of jobs that the status does not have yet: then one write tells that a job has ended, and how.
+    let noted = noted(pool, runners);
+    let listed: BTreeSet<RunKey> = noted.iter().filter_map(run_of).collect();
     let (mut watched, access) = ctx.memory.with(pool, |memory| {
         let jobs = &mut memory.github.jobs;
         jobs.runs.retain(|run, _| listed.contains(run));
         (jobs.clone(), memory.github.access == Access::Granted)
     });
-    let due = next_look(&pool.status.last_jobs, &watched).is_some_and(|at| now >= at);
-    let mut wanted = to_ask(pool, verification);
+    let due = next_look(&noted, &watched).is_some_and(|at| now >= at);
+    let mut wanted = to_ask(&noted, verification);
     if !due || wanted.is_empty() || pool.deleting.is_some() {
         return watched;
     }
@@ -39,7 +44,7 @@ pub async fn look(
     let denied = watched.denied_until.is_some_and(|until| now < until);
     // Runners need the credential's requests more than this does.
     if let Some(client) = client.filter(|client| access && !denied && !client.is_short()) {
-        ask(client, pool, wanted, &mut watched, now).await;
+        ask(client, &noted, wanted, &mut watched, now).await;
     }
     ctx.memory
         .with(pool, |memory| memory.github.jobs = watched.clone());
@@ -48,7 +53,7 @@ pub async fn look(
 
 async fn ask(
     client: &Client,
-    pool: &Pool,
+    noted: &[JobStatus],
     wanted: BTreeSet<RunKey>,
     watched: &mut Watched,
     now: Timestamp,
@@ -63,7 +68,7 @@ async fn ask(
     for (run, read) in futures::future::join_all(answers).await {
         match read {
             Ok(jobs) => {
-                watched.runs.insert(run, jobs.map(|jobs| ours(pool, jobs)));
+                watched.runs.insert(run, jobs.map(|jobs| ours(noted, jobs)));
             }
             Err(Error::Forbidden { .. }) => watched.denied_until = Some(now + DENIED),
             Err(error) => {
@@ -76,8 +81,8 @@ async fn ask(
 }
 
 /// A run may have a hundred jobs of others.
-fn ours(pool: &Pool, mut jobs: Vec<RunJob>) -> Vec<RunJob> {
-    let listed = |name: &String| pool.status.last_jobs.iter().any(|job| job.runner == *name);
+fn ours(noted: &[JobStatus], mut jobs: Vec<RunJob>) -> Vec<RunJob> {
+    let listed = |name: &String| noted.iter().any(|job| job.runner == *name);
     jobs.retain(|job| job.runner_name.as_ref().is_some_and(listed));
     jobs
 }

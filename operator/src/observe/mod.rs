@@ -44,7 +44,7 @@ pub async fn observe(
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
-    let jobs = jobs::look(ctx, pool, client.as_deref(), &verification, now).await;
+    let jobs = jobs::look(ctx, pool, &runners, client.as_deref(), &verification, now).await;
     // What walks over all runners of the address, or all pods, is done only where the plan will look at it; and nothing
     // that walks is done under the lock.
     let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
@@ -65,7 +65,7 @@ pub async fn observe(
     let mut observed = ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
-            if memory.removed.contains(&runner.uid) && runner.end.is_none() {
+            if memory.removed.contains(&runner.uid) {
                 runner.phase = RunnerPhase::Terminating;
             }
         }
@@ -92,7 +92,7 @@ pub async fn observe(
     });
     if let Some(client) = client
         .as_deref()
-        .filter(|_| observed.access == Access::Granted)
+        .filter(|_| observed.access == Access::Granted && pool.deleting.is_none())
     {
         observed.lifecycles = versions::look(&observed, client).await;
     }

@@ -52,12 +52,20 @@ pub fn next_look(jobs: &[JobStatus], watched: &Watched) -> Option<Timestamp> {
     Some(watched.next_look.map_or(first, |at| at.max(first)))
 }
 
-/// The runs to ask for: those of jobs in the status whose conclusion nobody has read.
+/// The runs to ask for: those of jobs whose conclusion nobody has read.
 #[must_use]
-pub fn to_ask(pool: &Pool, verification: &verify::Watched) -> BTreeSet<RunKey> {
-    let jobs = pool.status.last_jobs.iter();
-    let open = jobs.filter(|job| job.awaits_conclusion && among(job, verification).is_none());
-    open.filter_map(run_of).collect()
+pub fn to_ask(jobs: &[JobStatus], verification: &verify::Watched) -> BTreeSet<RunKey> {
+    let is_open = |job: &&JobStatus| job.awaits_conclusion && among(job, verification).is_none();
+    jobs.iter().filter(is_open).filter_map(run_of).collect()
+}
+
+/// The jobs in the status, and those that have ended since it was written; the last ones first.
+#[must_use]
+pub fn noted(pool: &Pool, runners: &[Runner]) -> Vec<JobStatus> {
+    let mut jobs = pool.status.last_jobs.clone();
+    jobs.extend(ended(pool, runners));
+    jobs.sort_by_key(|job| Reverse(job.finished_at.0));
+    jobs
 }
 
 /// The run of a job.
@@ -68,13 +76,14 @@ pub fn run_of(job: &JobStatus) -> Option<RunKey> {
 
 /// Notes the jobs that have ended, and tells of those about which nothing more is awaited.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
-    let Ok(spec) = &pool.spec else { return };
+    if pool.spec.is_err() {
+        return;
+    }
     let known = &pool.status.last_jobs;
-    let new = ended(pool, spec, observed);
-    let names: BTreeSet<String> = new.iter().map(|job| job.runner.clone()).collect();
-    let mut jobs = new;
-    jobs.extend(known.iter().cloned());
-    jobs.sort_by_key(|job| Reverse(job.finished_at.0));
+    let mut jobs = noted(pool, &observed.runners);
+    let is_new = |job: &&JobStatus| !known.iter().any(|k| is_same(k, job));
+    let new = jobs.iter().filter(is_new);
+    let names: BTreeSet<String> = new.map(|job| job.runner.clone()).collect();
     for job in jobs.iter_mut().filter(|job| job.awaits_conclusion) {
         settle(job, observed, now);
         // Nobody is there any more to be told later.
@@ -109,13 +118,16 @@ fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
 }
 
 /// The jobs that the status does not have. Older ones than a full list has were there, and have left it.
-fn ended(pool: &Pool, spec: &Spec, observed: &Observed) -> Vec<JobStatus> {
+fn ended(pool: &Pool, runners: &[Runner]) -> Vec<JobStatus> {
+    let Ok(spec) = &pool.spec else {
+        return vec![];
+    };
     let known = &pool.status.last_jobs;
     let oldest = known
         .get(MAX_LAST_JOBS - 1)
         .map_or(Timestamp::MIN, |job| job.finished_at.0);
-    let runners = observed.runners.iter();
     runners
+        .iter()
         .filter_map(|runner| Some(entry(spec, runner, runner.done.as_ref()?)))
         .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
         .collect()

@@ -16,11 +16,12 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use kube::runtime::controller::Action as Next;
 
 use super::reconcile;
-use crate::context::Context;
+use crate::context::{CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::memory::Memory;
@@ -142,6 +143,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         memory: Memory::default(),
         metrics: Metrics::default(),
         recorder: Recorder::new(client.clone(), Reporter::from("test")),
+        creations: Semaphore::new(CREATIONS),
         ca,
         registrar_url: "https://10.96.0.7:8443".to_owned(),
         gate_image: "example/cuda-smoke:1".to_owned(),
@@ -290,8 +292,14 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
     );
     let writes = cluster.writes();
     assert_eq!(writes[writes.len() - 2..], ["PATCH status", "POST events"]);
-    reconcile(resource, ctx).await.unwrap();
+    reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+        .await
+        .unwrap();
     assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
+
+    // And what was asked for is not asked for again while the watch still shows the pod
+    reconcile(resource, ctx).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]

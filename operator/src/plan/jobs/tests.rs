@@ -58,6 +58,30 @@ fn deleted(plan: &Plan) -> Vec<&str> {
 }
 
 #[test]
+fn a_job_that_the_status_lacks_is_asked_for_and_told_by_the_write_that_notes_it() {
+    // Given a job that ended a while ago, and a status that waits to be written
+    let pool = pool(1);
+    let mut seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 12)]);
+    let noted = noted(&pool, &seen.runners);
+    assert_eq!(
+        to_ask(&noted, &seen.verification),
+        BTreeSet::from([run17()])
+    );
+    assert!(next_look(&noted, &seen.jobs).is_some_and(|at| at <= NOW));
+
+    // When GitHub has said how it ended before that
+    let jobs = vec![answer("pool-aaaaa", "build", Some("success"))];
+    seen.jobs.runs.insert(run17(), Some(jobs));
+    let plan = plan(&pool, &seen, NOW);
+
+    // Then the status that is written has it, and it is told
+    let job = &plan.status.last_jobs[0];
+    assert_eq!(job.conclusion.as_deref(), Some("success"));
+    assert!(!job.awaits_conclusion && plan.unrecorded.contains("pool-aaaaa"));
+    assert_eq!(plan.news.len(), 1);
+}
+
+#[test]
 fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended() {
     let pool = pool(1);
     // Given a runner that has ended with its job
@@ -90,7 +114,10 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
     assert_eq!(deleted(&second), ["pool-aaaaa"]);
     assert!(second.unrecorded.is_empty());
     assert_eq!(second.status, first.status, "no entry twice");
-    assert_eq!(to_ask(&pool, &seen.verification), BTreeSet::from([run17()]));
+    assert_eq!(
+        to_ask(&pool.status.last_jobs, &seen.verification),
+        BTreeSet::from([run17()])
+    );
     assert_eq!(
         next_look(&pool.status.last_jobs, &seen.jobs),
         Some(ago(4) + SETTLE)
@@ -119,7 +146,7 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
     // And once only
     let pool = after(&pool, &third);
     let last = plan(&pool, &seen, NOW);
-    assert!(last.news.is_empty() && to_ask(&pool, &seen.verification).is_empty());
+    assert!(last.news.is_empty() && to_ask(&pool.status.last_jobs, &seen.verification).is_empty());
 }
 
 #[test]
@@ -164,7 +191,7 @@ fn what_the_verification_has_read_is_not_asked_for() {
     let mut seen = observed(vec![]);
     seen.verification.run_id = Some(17);
     seen.verification.jobs = vec![answer("pool-aaaaa", "build", Some("success"))];
-    assert!(to_ask(&pool, &seen.verification).is_empty());
+    assert!(to_ask(&pool.status.last_jobs, &seen.verification).is_empty());
     let plan = plan(&pool, &seen, NOW);
     assert_eq!(
         plan.status.last_jobs[0].conclusion.as_deref(),
