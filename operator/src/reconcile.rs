@@ -14,9 +14,10 @@ use crate::act::{self, Outcome};
 use crate::backoff;
 use crate::context::{Context, event_of};
 use crate::error::ReconcileError;
+use crate::github::Client;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, About, Action, Notice};
+use crate::plan::{self, About, Action, Notice, Plan};
 use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
@@ -44,12 +45,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let (observed, client) = observe(ctx, &pool, now)
-        .instrument(info_span!("observe"))
-        .await;
-    let mut plan = plan::plan(&pool, &observed, now);
-    let view = PoolView::of(&pool, &observed, &plan, client.as_deref(), now);
-    ctx.metrics.saw(&pool.key, view);
+    let (mut plan, client) = decide(ctx, &pool, now).await;
     let news = News::of(&pool, &plan);
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
     say(ctx, resource, &plan.notices).await;
@@ -92,6 +88,17 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     Ok(wake.map_or_else(Next::await_change, |wait| {
         Next::requeue(wait.unsigned_abs())
     }))
+}
+
+/// Observes and plans. What was observed goes with this: a thousand visits may wait for the API server at a time.
+async fn decide(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Arc<Client>>) {
+    let (observed, client) = observe(ctx, pool, now)
+        .instrument(info_span!("observe"))
+        .await;
+    let plan = plan::plan(pool, &observed, now);
+    let view = PoolView::of(pool, &observed, &plan, client.as_deref(), now);
+    ctx.metrics.saw(&pool.key, view);
+    (plan, client)
 }
 
 /// Our own last word on the status is ahead of the store's.

@@ -100,7 +100,7 @@ pub async fn observe(
 }
 
 /// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met.
-fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<NodeFacts>> {
+fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<Arc<NodeFacts>>> {
     let (nodes, spec) = ctx.nodes.as_ref().zip(pool.spec.as_ref().ok())?;
     Some(match &spec.gpu {
         GpuRequest::Resource { name, count } => nodes.offering(name, *count),

@@ -1,5 +1,8 @@
 //! Values for the tests of the plan.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use cudarunner_crds::{CudaRunner, CudaRunnerSpec, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
@@ -55,8 +58,8 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         verification: super::verify::Watched::default(),
         checks: super::checks::Watched::default(),
         jobs: super::jobs::Watched::default(),
-        lifecycles: std::collections::BTreeMap::new(),
-        required_elsewhere: std::collections::BTreeSet::new(),
+        lifecycles: BTreeMap::new(),
+        required_elsewhere: BTreeSet::new(),
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
@@ -68,14 +71,19 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
 }
 
 /// A node with eight free GPUs that has been there for an hour.
-pub(crate) fn node(name: &str) -> NodeFacts {
-    NodeFacts {
+pub(crate) fn node(name: &str) -> Arc<NodeFacts> {
+    Arc::new(NodeFacts {
         name: name.to_owned(),
         boot_id: Some("boot-1".to_owned()),
-        labels: std::collections::BTreeMap::new(),
-        offers: Some(8),
+        labels: BTreeMap::new(),
+        offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
         ready_since: Some(ago(3600)),
-    }
+    })
+}
+
+/// The first of the nodes that are observed, to be changed.
+pub(crate) fn first_node(observed: &mut Observed) -> &mut NodeFacts {
+    Arc::make_mut(&mut observed.nodes.as_mut().unwrap()[0])
 }
 
 pub(crate) fn listing(names: &[&str]) -> Listing {

@@ -154,11 +154,9 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
 /// A driver that cannot be started on a node which has just come is not to blame yet: it may still be starting.
 fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestamp) -> Failure {
-    let nodes = observed.nodes.iter().flatten();
-    let young = nodes
-        .filter(|n| Some(&n.name) == runner.node.as_ref())
-        .filter_map(|n| n.ready_since)
-        .any(|since| now < since + WARM_UP);
+    let node = runner.node.as_deref().and_then(|name| observed.node(name));
+    let ready_since = node.and_then(|node| node.ready_since);
+    let young = ready_since.is_some_and(|since| now < since + WARM_UP);
     if !young
         || !failure.at_start
         || !matches!(

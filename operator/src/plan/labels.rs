@@ -2,8 +2,6 @@
 //! driver is updated. A stale label is told once, and nothing else follows from it. See
 //! <https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md>.
 
-use std::collections::BTreeMap;
-
 use cudarunner_crds::{MAX_STALE_LABELS, StaleLabelStatus};
 
 use super::{About, NodeFacts, Notice, Observed, Plan};
@@ -21,13 +19,12 @@ const MEMORY_TOLERANCE_PERCENT: u64 = 10;
 
 /// Keeps the list of stale labels, and tells what is new on it.
 pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
-    let nodes = observed.nodes.iter().flatten();
-    let nodes: BTreeMap<&str, &NodeFacts> = nodes.map(|n| (n.name.as_str(), n)).collect();
+    let node = |name: &str| observed.node(name);
     let seen: Vec<(&Runner, Vec<StaleLabelStatus>)> = observed
         .runners
         .iter()
         .filter_map(|runner| {
-            let node = nodes.get(runner.node.as_deref()?)?;
+            let node = node(runner.node.as_deref()?)?;
             let hardware = runner.hardware.as_ref()?;
             Some((runner, stale(node, hardware, &runner.devices)))
         })
@@ -35,8 +32,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 
     let mut entries = pool.status.stale_labels.clone();
     entries.retain(|entry| {
-        let node = nodes.get(entry.node.as_str());
-        let unchanged = node.is_some_and(|n| n.labels.get(&entry.label) == Some(&entry.value));
+        let unchanged =
+            node(&entry.node).is_some_and(|n| n.labels.get(&entry.label) == Some(&entry.value));
         unchanged
             && !seen
                 .iter()
@@ -160,8 +157,10 @@ fn fits(label: &str, value: &str, found: &str) -> bool {
 mod tests {
     use cudarunner_crds::RunnerPhase;
 
+    use std::sync::Arc;
+
     use super::*;
-    use crate::plan::fixture::{NOW, hardware, observed, pool, runner};
+    use crate::plan::fixture::{NOW, first_node, hardware, observed, pool, runner};
     use crate::plan::{Action, plan};
 
     /// What feature discovery says of the fixture's device, and of its driver 580.95.05.
@@ -185,7 +184,7 @@ mod tests {
         idle.hardware = Some(hardware("NVIDIA A100-SXM4-40GB", "580.95.05"));
         let mut observed = observed(vec![idle]);
         let labels = FITTING.iter().chain(changes);
-        let node = &mut observed.nodes.as_mut().unwrap()[0];
+        let node = first_node(&mut observed);
         node.labels = labels
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
@@ -250,7 +249,7 @@ mod tests {
         observed.runners[0].devices = vec!["MIG-1".to_owned()];
         assert_eq!(plan(&pool, &observed, NOW).status.stale_labels, []);
         // Where all GPUs are cut the same way, they are those of the slice
-        observed.nodes.as_mut().unwrap()[0]
+        first_node(&mut observed)
             .labels
             .insert(MIG_STRATEGY.to_owned(), "single".to_owned());
         assert_eq!(plan(&pool, &observed, NOW).status.stale_labels.len(), 1);
@@ -327,10 +326,11 @@ mod tests {
                 node: Some(name.clone()),
                 ..first.clone()
             });
-            observed.nodes.as_mut().unwrap().push(NodeFacts {
+            let node = NodeFacts {
                 name,
-                ..node.clone()
-            });
+                ..NodeFacts::clone(&node)
+            };
+            observed.nodes.as_mut().unwrap().push(Arc::new(node));
         }
         let plan = plan(&pool, &observed, NOW);
         assert_eq!(plan.status.stale_labels.len(), MAX_STALE_LABELS);

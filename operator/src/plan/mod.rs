@@ -65,7 +65,7 @@ pub struct Observed {
     /// When we last created or removed anything that such a list would show.
     pub last_change: Option<Timestamp>,
     /// The nodes with GPUs for the pool; `None` where nodes are not watched.
-    pub nodes: Option<Vec<NodeFacts>>,
+    pub nodes: Option<Vec<Arc<NodeFacts>>>,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<QuarantineStatus>,
     /// Gates of all pools that passed; empty where no node is blamed.
@@ -74,6 +74,15 @@ pub struct Observed {
     pub pod_refused: Option<String>,
     /// Fresh randomness for names.
     pub seed: u64,
+}
+
+impl Observed {
+    /// What is known of a node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeFacts> {
+        let mut nodes = self.nodes.iter().flatten();
+        nodes.find(|node| node.name == name).map(Arc::as_ref)
+    }
 }
 
 /// A node with GPUs for the pool, see [`crate::watch::nodes`].
@@ -85,8 +94,8 @@ pub struct NodeFacts {
     pub boot_id: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// How many of the resource it offers, taken or not; `None` where the pool's GPUs are claimed.
-    pub offers: Option<u32>,
+    /// How many of each extended resource it offers, taken or not.
+    pub offers: BTreeMap<String, u32>,
     /// Since when it is there and ready.
     pub ready_since: Option<Timestamp>,
 }

@@ -5,6 +5,7 @@
 //! off the nodes of all entries: a restart loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cudarunner_crds::{FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::Class;
@@ -13,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, NodeFacts, Notice, Observed, Passed};
 use crate::observe::pod::Runner;
-use crate::pool::{Pool, Spec};
+use crate::pool::{GpuRequest, Pool, Spec};
 
 /// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
@@ -99,7 +100,7 @@ impl Quarantine {
         }
         let failures = before.map_or(0, |i| self.entries.remove(i).failures) + 1;
         let lasts = view.lasts(&failure.class, failures);
-        let facts = view.facts(node);
+        let facts = view.observed.node(node);
         self.notices.push(Notice {
             warning: true,
             reason: "NodeQuarantined".to_owned(),
@@ -273,7 +274,10 @@ impl View<'_> {
         if self.is_released(&entry.node) {
             return Some("an annotation on the resource says so");
         }
-        let boot_id = self.facts(&entry.node).and_then(|n| n.boot_id.as_ref());
+        let boot_id = self
+            .observed
+            .node(&entry.node)
+            .and_then(|n| n.boot_id.as_ref());
         if let (Some(then), Some(now)) = (&entry.boot_id, boot_id)
             && then != now
         {
@@ -320,7 +324,14 @@ impl View<'_> {
         let Some(device) = &entry.device else {
             return true;
         };
-        let offers = self.facts(&entry.node).and_then(|n| n.offers);
+        let offers = match &self.spec.gpu {
+            GpuRequest::Resource { name, .. } => {
+                let node = self.observed.node(&entry.node);
+                node.and_then(|node| node.offers.get(name).copied())
+            }
+            // How many devices may be claimed is for the scheduler to know.
+            GpuRequest::Claim(_) => None,
+        };
         passed.devices.contains(device)
             || offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| passed.devices.len() >= n))
     }
@@ -337,11 +348,6 @@ impl View<'_> {
             .min(LONGEST)
     }
 
-    fn facts(&self, node: &str) -> Option<&NodeFacts> {
-        let nodes = self.observed.nodes.as_ref()?;
-        nodes.iter().find(|n| n.name == node)
-    }
-
     /// The nodes that the pool's pods may go to; where nodes are not watched, those that are known from its pods.
     fn nodes(&self) -> BTreeSet<&str> {
         let Some(nodes) = &self.observed.nodes else {
@@ -354,7 +360,7 @@ impl View<'_> {
         };
         let template = self.spec.template.spec.as_ref();
         let selector = template.and_then(|s| s.node_selector.as_ref());
-        let selected = |node: &&NodeFacts| {
+        let selected = |node: &&Arc<NodeFacts>| {
             let mut wanted = selector.into_iter().flatten();
             wanted.all(|(label, value)| node.labels.get(label) == Some(value))
         };

@@ -23,10 +23,8 @@ const PRESENT: &str = "nvidia.com/gpu.present";
 /// What is kept of each node.
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
-    boot_id: Option<String>,
-    labels: BTreeMap<String, String>,
-    offers: BTreeMap<String, u32>,
-    ready_since: Option<Timestamp>,
+    /// Shared with every visit: there may be a thousand nodes, and as many visits at a time.
+    facts: Arc<NodeFacts>,
     uid: String,
     said: Option<Said>,
     tainted: bool,
@@ -41,30 +39,24 @@ pub struct Nodes {
 impl Nodes {
     /// Nodes that offer at least `count` of `resource`, taken or not.
     #[must_use]
-    pub fn offering(&self, resource: &str, count: u32) -> Vec<NodeFacts> {
-        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes
-            .iter()
-            .filter_map(|(name, node)| {
-                let offers = *node.offers.get(resource)?;
-                (offers >= count).then(|| node.facts(name, Some(offers)))
-            })
-            .collect()
+    pub fn offering(&self, resource: &str, count: u32) -> Vec<Arc<NodeFacts>> {
+        self.facts(|node| node.offers.get(resource).is_some_and(|n| *n >= count))
     }
 
     /// Nodes that may have devices to claim: those that are labelled so, and those that are known from elsewhere. Which
     /// devices they have is for the scheduler to know.
     #[must_use]
-    pub fn claimable(&self, known: &BTreeSet<&str>) -> Vec<NodeFacts> {
+    pub fn claimable(&self, known: &BTreeSet<&str>) -> Vec<Arc<NodeFacts>> {
+        self.facts(|node| {
+            known.contains(node.name.as_str())
+                || node.labels.get(PRESENT).is_some_and(|v| v == "true")
+        })
+    }
+
+    fn facts(&self, wanted: impl Fn(&NodeFacts) -> bool) -> Vec<Arc<NodeFacts>> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes
-            .iter()
-            .filter(|(name, node)| {
-                known.contains(name.as_str())
-                    || node.labels.get(PRESENT).is_some_and(|v| v == "true")
-            })
-            .map(|(name, node)| node.facts(name, None))
-            .collect()
+        let facts = nodes.values().map(|node| &node.facts);
+        facts.filter(|node| wanted(node)).map(Arc::clone).collect()
     }
 
     /// The marks of all nodes.
@@ -91,16 +83,6 @@ impl Nodes {
 }
 
 impl Kept {
-    fn facts(&self, name: &str, offers: Option<u32>) -> NodeFacts {
-        NodeFacts {
-            name: name.to_owned(),
-            boot_id: self.boot_id.clone(),
-            labels: self.labels.clone(),
-            offers,
-            ready_since: self.ready_since,
-        }
-    }
-
     fn of(node: &Node) -> Self {
         let status = node.status.as_ref();
         let info = status.and_then(|s| s.node_info.as_ref());
@@ -110,12 +92,15 @@ impl Kept {
             .flatten()
             .find(|c| c.type_ == "Ready" && c.status == "True");
         Self {
-            boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
-            labels: node.labels().clone(),
-            offers: extended_resources(node),
-            ready_since: ready
-                .and_then(|c| c.last_transition_time.as_ref())
-                .map(|t| t.0),
+            facts: Arc::new(NodeFacts {
+                name: node.name_any(),
+                boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
+                labels: node.labels().clone(),
+                offers: extended_resources(node),
+                ready_since: ready
+                    .and_then(|c| c.last_transition_time.as_ref())
+                    .map(|t| t.0),
+            }),
             uid: node.uid().unwrap_or_default(),
             said: status.and_then(said),
             tainted: has_taint(node),
@@ -213,7 +198,6 @@ mod tests {
         let facts = nodes.claimable(&BTreeSet::from(["met", "gone"]));
         let names: Vec<&str> = facts.iter().map(|n| n.name.as_str()).collect();
         assert_eq!(names, ["labelled", "met"]);
-        assert!(facts.iter().all(|n| n.offers.is_none()));
         assert_eq!(nodes.offering("nvidia.com/gpu", 4).len(), 3);
     }
 }

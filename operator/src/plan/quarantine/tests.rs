@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::observe::end::{End, Failure};
-use crate::plan::fixture::{NOW, ago, gate_failure, node, observed, pool, runner};
+use crate::plan::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
 use crate::plan::{Action, NodeFacts, Plan, plan};
 
 fn failed(pool: &Pool, name: &str, on: &str, failure: Failure) -> Runner {
@@ -18,7 +18,7 @@ fn failed(pool: &Pool, name: &str, on: &str, failure: Failure) -> Runner {
     failed
 }
 
-fn nodes(count: usize) -> Vec<NodeFacts> {
+fn nodes(count: usize) -> Vec<Arc<NodeFacts>> {
     (1..=count).map(|n| node(&format!("node-{n}"))).collect()
 }
 
@@ -62,11 +62,12 @@ fn of_a_node_with_claimed_devices_only_the_device_that_failed_settles_it() {
     let (pool, plan_) = after(Class::Device, 4);
     let mut pool = next(pool, &plan_);
     pool.status.quarantine[0].device = Some("GPU-bad".to_owned());
-    let quarantined_after = |offers, devices: &[&str]| {
+    let quarantined_after = |offers: Option<u32>, devices: &[&str]| {
         let mut observed = observed(vec![]);
         observed.nodes = Some(nodes(4));
         for node in observed.nodes.iter_mut().flatten() {
-            node.offers = offers;
+            let offers = offers.map(|n| ("nvidia.com/gpu".to_owned(), n));
+            Arc::make_mut(node).offers = offers.into_iter().collect();
         }
         observed.passed = vec![Passed {
             node: "node-1".to_owned(),
@@ -157,7 +158,7 @@ fn a_restart_an_annotation_a_pass_and_time_end_it() {
     );
 
     let mut restarted = same.clone();
-    restarted.nodes.as_mut().unwrap()[0].boot_id = Some("boot-2".into());
+    first_node(&mut restarted).boot_id = Some("boot-2".into());
     assert_eq!(
         quarantined(&super::super::plan(&pool, &restarted, minute)),
         Vec::<&str>::new()
@@ -402,7 +403,7 @@ fn a_new_node_whose_driver_still_starts_is_waited_for() {
     let old = plan(&pool, &observed, NOW);
     assert_eq!(old.status.last_failures[0].reason, "GateFailed");
 
-    observed.nodes.as_mut().unwrap()[0].ready_since = Some(ago(60));
+    first_node(&mut observed).ready_since = Some(ago(60));
     let young = plan(&pool, &observed, NOW);
     let failure = &young.status.last_failures[0];
     assert_eq!(
