@@ -1,9 +1,9 @@
 //! One client for each address, credential and CA bundle.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -11,8 +11,8 @@ use rustls::RootCertStore;
 use tokio::time::Instant;
 
 use super::{
-    CaBundle, Client, Credentials, Error, Fingerprint, GitHubUrl, Proxy, budget::Usage,
-    transport::Transport,
+    CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, Proxy,
+    budget::Usage, transport::Transport,
 };
 
 /// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
@@ -31,6 +31,8 @@ pub struct Clients {
 
 #[derive(Default)]
 struct Kept {
+    /// By the data of their Secret.
+    credentials: HashMap<Fingerprint, (Result<Credentials, CredentialsError>, Instant)>,
     transports: HashMap<TransportKey, (Arc<Transport>, Instant)>,
     clients: HashMap<(TransportKey, GitHubUrl), (Arc<Client>, Instant)>,
 }
@@ -64,6 +66,24 @@ impl Clients {
         Self::default()
     }
 
+    /// The credentials in a Secret's data, see [`Credentials::from_secret_data`]. The same data is read once: a private key
+    /// is tried with a signature, and a thousand pools are visited when the operator starts.
+    pub fn credentials(
+        &self,
+        data: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<Credentials, CredentialsError> {
+        let parts = data.iter().flat_map(|(key, value)| [key.as_bytes(), value]);
+        let id = Fingerprint::of(&parts.collect::<Vec<_>>());
+        if let Some(read) = touch(&mut self.kept().credentials, &id) {
+            return read;
+        }
+        let read = Credentials::from_secret_data(data);
+        let mut kept = self.kept();
+        drop_idle(&mut kept.credentials);
+        kept.credentials.insert(id, (read.clone(), Instant::now()));
+        read
+    }
+
     /// The client for this address as this credential. Call it within a tokio runtime.
     pub fn client(
         &self,
@@ -78,7 +98,7 @@ impl Clients {
             ca: ca.map(CaBundle::fingerprint),
             proxy: proxy.cloned(),
         };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let client_key = (key.clone(), url.clone());
         if let Some(client) = touch(&mut kept.clients, &client_key) {
             // Its transport is as much in use.
@@ -106,11 +126,15 @@ impl Clients {
     /// What each credential has spent that is in use.
     #[must_use]
     pub fn usage(&self) -> Vec<(Fingerprint, Usage)> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept();
         let transports = kept.transports.values();
         transports
             .map(|(transport, _)| (transport.id(), transport.budget().usage()))
             .collect()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn roots(&self) -> &Arc<RootCertStore> {
@@ -188,6 +212,30 @@ mod tests {
         let ids = [&one, &stranger, &elsewhere].map(|client| client.credential());
         assert_eq!(used, BTreeSet::from(ids), "one entry for each budget");
         assert_eq!(used.len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_is_read_once_and_a_changed_one_again() {
+        let clients = Clients::new();
+        let secret = data(&[("token", "old")]);
+        let old = clients.credentials(&secret).unwrap();
+        assert_eq!(old.fingerprint(), token("old").fingerprint());
+
+        // What was read is not read again
+        let kept = |clients: &Clients| clients.kept().credentials.len();
+        for (read, _) in clients.kept().credentials.values_mut() {
+            *read = Ok(token("as-it-was-read"));
+        }
+        let again = clients.credentials(&secret).unwrap();
+        assert_eq!(again.fingerprint(), token("as-it-was-read").fingerprint());
+
+        // Unless it has changed; and nothing is kept for ever
+        let rotated = clients.credentials(&data(&[("token", "new")])).unwrap();
+        assert_eq!(rotated.fingerprint(), token("new").fingerprint());
+        assert_eq!(kept(&clients), 2);
+        tokio::time::advance(IDLE).await;
+        clients.credentials(&data(&[])).unwrap_err();
+        assert_eq!(kept(&clients), 1);
     }
 
     #[tokio::test]

@@ -168,7 +168,7 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
             });
         }
     };
-    Credentials::from_secret_data(&data).map_err(|e| NoClient {
+    ctx.clients.credentials(&data).map_err(|e| NoClient {
         reason: "SecretInvalid",
         message: format!("Secret {name}: {e}"),
     })
