@@ -167,6 +167,7 @@ impl Context {
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.pods.forget(key);
         self.metrics.forget(key);
         self.secrets.release(key, None);
         self.config_maps.release(key, None);

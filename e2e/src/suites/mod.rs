@@ -32,6 +32,7 @@ mod registration_token;
 mod required_checks;
 mod restarts;
 mod runner;
+mod runner_ends;
 mod scale;
 mod second_node;
 mod secrets;
@@ -244,6 +245,12 @@ pub const SUITES: &[Suite] = &[
         [3, 13],
         "a persistent runner keeps its name from job to job and through whatever ends its pod",
         persistent::run
+    ),
+    suite!(
+        "runner-ends",
+        [],
+        "evicted, without a job, without an image: each has its reason on the resource and in an Event",
+        runner_ends::run
     ),
     suite!(
         "job-ends",

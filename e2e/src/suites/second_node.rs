@@ -8,7 +8,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{
+    Ctx, SOON,
+    runner_ends::{NODE_GONE, failed},
+};
 use crate::{
     device_plugin::state::{self, Device},
     node::{self, Machine},
@@ -20,7 +23,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         cold_driver(ctx, &machine, job).await?;
         donated_capacity(ctx).await
     })
-    .await
+    .await?;
+    // When the node is gone, and its runner with it, then that is said of the runner, and the other pool is untouched
+    let failure = failed(ctx, "donated", "NodeLost", NODE_GONE).await?;
+    ensure!(failure.node.as_deref() == Some(node::SECOND), "{failure:?}");
+    ctx.idle("own", 1).await?;
+    ctx.delete("donated").await?;
+    ctx.delete("own").await
 }
 
 /// Works with a second node. Whatever comes of it, the next suite finds one.
@@ -130,6 +139,5 @@ async fn donated_capacity(ctx: &Ctx) -> Result<()> {
             runner.node
         );
     }
-    ctx.delete("donated").await?;
-    ctx.delete("own").await
+    Ok(())
 }

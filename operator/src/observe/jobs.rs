@@ -19,7 +19,7 @@ const DENIED: SignedDuration = SignedDuration::from_mins(30);
 pub async fn look(
     ctx: &Context,
     pool: &Pool,
-    runners: &[Runner],
+    runners: impl Iterator<Item = &Runner>,
     client: Option<&Client>,
     verification: &verify::Watched,
     now: Timestamp,

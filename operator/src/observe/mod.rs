@@ -22,6 +22,7 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::Client;
+use crate::plan::health;
 use crate::plan::quarantine::blames_node;
 use crate::plan::{Access, NodeFacts, Observed};
 use crate::pool::{GpuRequest, Pool};
@@ -35,6 +36,17 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     let mut runners = ctx.pods.of(&pool.key);
+    let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
+    let vanished = ctx.pods.vanished(&pool.key, |runner| {
+        let failures = &pool.status.last_failures;
+        removed.contains(&runner.uid)
+            || health::is_known(failures, runner)
+            || pool
+                .status
+                .last_jobs
+                .iter()
+                .any(|job| job.runner == runner.name)
+    });
     let seen = runners
         .iter()
         .map(|r| (r.name.clone(), r.uid.clone()))
@@ -44,7 +56,15 @@ pub async fn observe(
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
-    let jobs = jobs::look(ctx, pool, &runners, client.as_deref(), &verification, now).await;
+    let jobs = jobs::look(
+        ctx,
+        pool,
+        runners.iter().chain(&vanished),
+        client.as_deref(),
+        &verification,
+        now,
+    )
+    .await;
     // What walks over all runners of the address, or all pods, is done only where the plan will look at it; and nothing
     // that walks is done under the lock.
     let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
@@ -71,6 +91,7 @@ pub async fn observe(
         }
         Observed {
             runners,
+            vanished,
             expected: memory.expected.keys().cloned().collect(),
             access: memory.github.access.clone(),
             ask_again: memory.github.not_before,

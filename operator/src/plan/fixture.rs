@@ -50,6 +50,7 @@ pub(crate) fn pool(replicas: i32) -> Pool {
 pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
     Observed {
         runners,
+        vanished: vec![],
         expected: std::collections::BTreeSet::new(),
         access: Access::Granted,
         ask_again: None,

@@ -84,19 +84,26 @@ fn needs_a_person(class: &str) -> bool {
         .any(|c| c.as_str() == class)
 }
 
+/// Whether the failure of a runner is in the status. A persistent runner's name may have failed before.
+#[must_use]
+pub fn is_known(known: &[FailureStatus], runner: &Runner) -> bool {
+    let mut of_name = known.iter().filter(|f| f.runner == runner.name);
+    of_name.any(|f| f.at.0 >= runner.created)
+}
+
 /// Reads the failures out of the pods and of the status.
 #[must_use]
 pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let known = &pool.status.last_failures;
-    // A persistent runner's name may have failed before.
     let is_new = |runner: &Runner, failure: &Failure| {
-        !known
-            .iter()
-            .any(|f| f.runner == runner.name && (f.at.0 >= runner.created || f.at.0 == failure.at))
+        !is_known(known, runner)
+            && !known
+                .iter()
+                .any(|f| f.runner == runner.name && f.at.0 == failure.at)
     };
     let mut new: Vec<FailureStatus> = vec![];
     let (mut failed, mut overdue) = (vec![], vec![]);
-    for runner in &observed.runners {
+    for runner in observed.runners.iter().chain(&observed.vanished) {
         let failure = match &runner.end {
             // A pod that was asked to go and had no job has done as it was told.
             Some(End::Failed(failure))

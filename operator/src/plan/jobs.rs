@@ -61,7 +61,7 @@ pub fn to_ask(jobs: &[JobStatus], verification: &verify::Watched) -> BTreeSet<Ru
 
 /// The jobs in the status, and those that have ended since it was written; the last ones first.
 #[must_use]
-pub fn noted(pool: &Pool, runners: &[Runner]) -> Vec<JobStatus> {
+pub fn noted<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobStatus> {
     let mut jobs = pool.status.last_jobs.clone();
     jobs.extend(ended(pool, runners));
     jobs.sort_by_key(|job| Reverse(job.finished_at.0));
@@ -80,7 +80,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         return;
     }
     let known = &pool.status.last_jobs;
-    let mut jobs = noted(pool, &observed.runners);
+    let mut jobs = noted(pool, observed.runners.iter().chain(&observed.vanished));
     let is_new = |job: &&JobStatus| !known.iter().any(|k| is_same(k, job));
     let new = jobs.iter().filter(is_new);
     let names: BTreeSet<String> = new.map(|job| job.runner.clone()).collect();
@@ -118,7 +118,7 @@ fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
 }
 
 /// The jobs that the status does not have. Older ones than a full list has were there, and have left it.
-fn ended(pool: &Pool, runners: &[Runner]) -> Vec<JobStatus> {
+fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobStatus> {
     let Ok(spec) = &pool.spec else {
         return vec![];
     };
@@ -127,7 +127,6 @@ fn ended(pool: &Pool, runners: &[Runner]) -> Vec<JobStatus> {
         .get(MAX_LAST_JOBS - 1)
         .map_or(Timestamp::MIN, |job| job.finished_at.0);
     runners
-        .iter()
         .filter_map(|runner| Some(entry(spec, runner, runner.done.as_ref()?)))
         .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
         .collect()

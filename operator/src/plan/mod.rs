@@ -40,6 +40,8 @@ use crate::pool::{Pool, Spec};
 pub struct Observed {
     /// The pool's pods.
     pub runners: Vec<Runner>,
+    /// Runners that ended and whose pods somebody else took away at once; the status does not tell of them yet.
+    pub vanished: Vec<Runner>,
     /// Names of pods that were created and that the watch does not show yet.
     pub expected: BTreeSet<String>,
     /// What is known of the way to GitHub.

@@ -1,8 +1,9 @@
 //! The runner pods, by pool.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use cudarunner_crds::MAX_LAST_FAILURES;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::{self, Event};
@@ -11,6 +12,7 @@ use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Scope, Waker, log_error};
+use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::plan::Passed;
 use crate::pool::PoolKey;
@@ -19,6 +21,7 @@ use crate::pool::PoolKey;
 #[derive(Debug, Default)]
 pub struct Pods {
     pools: RwLock<HashMap<PoolKey, BTreeMap<String, Runner>>>,
+    vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
 }
 
 impl Pods {
@@ -30,6 +33,27 @@ impl Pods {
             .get(pool)
             .map(|runners| runners.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// Runners that ended, and whose pods were gone within milliseconds because somebody else took them away. Kept until
+    /// `is_told`.
+    pub fn vanished(&self, pool: &PoolKey, is_told: impl Fn(&Runner) -> bool) -> Vec<Runner> {
+        let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(vanished) = all.get_mut(pool) else {
+            return vec![];
+        };
+        vanished.retain(|runner| !is_told(runner));
+        let left = vanished.clone();
+        if left.is_empty() {
+            all.remove(pool);
+        }
+        left
+    }
+
+    /// Forgets a pool that is gone.
+    pub fn forget(&self, pool: &PoolKey) {
+        let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(pool);
     }
 
     /// The pool and the runner of a pod.
@@ -74,12 +98,26 @@ impl Pods {
         changed.then_some(key)
     }
 
-    fn remove(&self, key: &PoolKey, name: &str) {
+    fn remove(&self, key: &PoolKey, pod: &Pod) {
+        let runner = Runner::read(pod);
+        let name = &runner.name;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(runners) = pools.get_mut(key) {
             runners.remove(name);
             if runners.is_empty() {
                 pools.remove(key);
+            }
+        }
+        let is_news = match &runner.end {
+            Some(End::JobDone(_)) => true,
+            Some(End::Failed(failure)) => failure.is_unasked(),
+            None => false,
+        };
+        if is_news {
+            let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+            let vanished = all.entry(key.clone()).or_default();
+            if vanished.len() < MAX_LAST_FAILURES {
+                vanished.push(runner);
             }
         }
     }
@@ -154,7 +192,7 @@ pub async fn follow(
             }
             Ok(Event::Delete(pod)) => {
                 if let Some(pool) = pool_of(&pod) {
-                    pods.remove(&pool, &pod.name_any());
+                    pods.remove(&pool, &pod);
                     waker.wake(&pool);
                 }
             }
@@ -166,6 +204,40 @@ pub async fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
+        // Given pods of which one was evicted, and one deleted, in the state in which they vanish
+        let pods = Pods::default();
+        let key = PoolKey {
+            namespace: "ci".to_owned(),
+            name: "pool".to_owned(),
+        };
+        for (name, conditions) in [
+            (
+                "pool-aaaaa",
+                json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
+            ),
+            ("pool-bbbbb", json!([])),
+        ] {
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "ci"},
+                "status": {"phase": "Failed", "conditions": conditions},
+            });
+            pods.remove(&key, &serde_json::from_value(pod).unwrap());
+        }
+
+        // Then the first is still shown, and gone when it has been told
+        let names = |told: bool| -> Vec<String> {
+            let vanished = pods.vanished(&key, |_| told).into_iter();
+            vanished.map(|runner| runner.name).collect()
+        };
+        assert_eq!(names(false), ["pool-aaaaa"]);
+        assert_eq!(names(true), Vec::<String>::new());
+        assert_eq!(names(false), Vec::<String>::new());
+    }
+
     use http::{Request, Response};
     use kube::client::Body;
     use std::convert::Infallible;

@@ -62,7 +62,7 @@ fn a_job_that_the_status_lacks_is_asked_for_and_told_by_the_write_that_notes_it(
     // Given a job that ended a while ago, and a status that waits to be written
     let pool = pool(1);
     let mut seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 12)]);
-    let noted = noted(&pool, &seen.runners);
+    let noted = noted(&pool, seen.runners.iter());
     assert_eq!(
         to_ask(&noted, &seen.verification),
         BTreeSet::from([run17()])
