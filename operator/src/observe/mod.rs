@@ -35,7 +35,6 @@ pub async fn observe(
     pool: &Pool,
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
-    let mut runners = ctx.pods.of(&pool.key);
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
     let vanished = ctx.pods.vanished(&pool.key, |runner| {
         let failures = &pool.status.last_failures;
@@ -47,6 +46,8 @@ pub async fn observe(
                 .iter()
                 .any(|job| job.runner == runner.name)
     });
+    // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
+    let mut runners = ctx.pods.of(&pool.key);
     let seen = runners
         .iter()
         .map(|r| (r.name.clone(), r.uid.clone()))
