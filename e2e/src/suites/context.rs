@@ -13,7 +13,10 @@ use github_simulator::{
 };
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{Namespace, Pod, ServiceAccount},
+    api::{
+        core::v1::{Namespace, Pod, ServiceAccount},
+        events::v1::Event,
+    },
 };
 use kube::{
     Api, Client,
@@ -237,6 +240,14 @@ impl Ctx {
             .iter()
             .filter_map(|runner| Some(runner["name"].as_str()?.to_owned()))
             .collect())
+    }
+
+    /// The Events with this reason in the suite's namespace.
+    pub async fn events(&self, reason: &str) -> Result<Vec<Event>> {
+        let events: Api<Event> = self.api();
+        let mut all = events.list(&ListParams::default()).await?.items;
+        all.retain(|event| event.reason.as_deref() == Some(reason));
+        Ok(all)
     }
 
     /// The pods of the suite's namespace.

@@ -2,8 +2,6 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::FailureStatus;
-use k8s_openapi::api::core::v1::Event;
-use kube::{Api, api::ListParams};
 use serde_json::json;
 
 use super::{Ctx, SOON};
@@ -97,13 +95,9 @@ async fn lost(ctx: &Ctx, pool: &str, runner: &str) -> Result<FailureStatus> {
         })
         .await?;
     ensure!(failure.class == "transient", "{failure:?}");
-    let events: Api<Event> = ctx.api();
     ctx.wait_for("an Event of it", SOON, async || {
-        let all = events.list(&ListParams::default()).await?;
-        Ok(all.into_iter().find(|e| {
-            e.reason.as_deref() == Some("GpuLost")
-                && e.message.as_ref().is_some_and(|m| m.contains(runner))
-        }))
+        let mut told = ctx.events("GpuLost").await?.into_iter();
+        Ok(told.find(|event| event.note.as_ref().is_some_and(|n| n.contains(runner))))
     })
     .await
     .context(runner.to_owned())?;

@@ -3,9 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{JobStatus, LOOK_AGAIN};
 use github_simulator::control::{NewRun, NewWorkflow, StartedRun};
-use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, api::ListParams};
 use serde_json::json;
 
 use super::{
@@ -116,13 +114,8 @@ async fn start(ctx: &Ctx) -> Result<StartedRun> {
 
 /// Waits until each of these jobs is in one Event, once.
 async fn told(ctx: &Ctx, jobs: &[JobStatus]) -> Result<()> {
-    let events: Api<Event> = ctx.api();
     ctx.wait_for("every job to be told", SOON, async || {
-        let list = events.list(&ListParams::default()).await?.items;
-        let told = list
-            .into_iter()
-            .filter(|event| event.reason.as_deref() == Some("JobCompleted"));
-        let told: Vec<Event> = told.collect();
+        let told = ctx.events("JobCompleted").await?;
         ensure!(
             told.iter()
                 .all(|event| event.type_.as_deref() == Some("Normal")),

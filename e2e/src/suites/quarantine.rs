@@ -1,13 +1,10 @@
 //! A broken GPU costs its node, not the jobs: they wait for a healthy one, and the node comes back when it is mended.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::{
-    core::v1::{Node, Pod},
-    events::v1::Event,
-};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 
@@ -179,12 +176,7 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
         "{stale:?}"
     );
     ensure!(status.quarantine.len() == 1, "{:?}", status.quarantine);
-    let events: Api<Event> = ctx.api();
-    let told = events.list(&ListParams::default()).await?.items;
-    let told: Vec<_> = told
-        .iter()
-        .filter(|e| e.reason.as_deref() == Some("StaleLabels"))
-        .collect();
+    let told = ctx.events("StaleLabels").await?;
     ensure!(
         told.len() == 1 && told[0].series.is_none(),
         "the label was told so: {told:?}"

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cudarunner_crds::FailureStatus;
-use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
-use kube::{
-    Api,
-    api::{EvictParams, ListParams},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::EvictParams};
 use serde_json::json;
 
 use super::{Ctx, SOON, context::agent_with};
@@ -111,12 +108,10 @@ pub(super) async fn failed(
 
 /// Waits for a warning with this reason and these words.
 async fn told(ctx: &Ctx, reason: &str, words: &str) -> Result<()> {
-    let events: Api<Event> = ctx.api();
     ctx.wait_for(&format!("an Event {reason}"), SOON, async || {
-        let all = events.list(&ListParams::default()).await?.items;
-        let told = all.iter().any(|event| {
+        let told = ctx.events(reason).await?;
+        let told = told.iter().any(|event| {
             event.type_.as_deref() == Some("Warning")
-                && event.reason.as_deref() == Some(reason)
                 && event.note.as_deref().is_some_and(|n| n.contains(words))
         });
         Ok(told.then_some(()))

@@ -3,11 +3,7 @@
 use anyhow::{Result, ensure};
 use cudarunner_crds::CudaRunner;
 use github_simulator::control::NewRunner;
-use k8s_openapi::api::events::v1::Event;
-use kube::{
-    Api,
-    api::{DeleteParams, ListParams},
-};
+use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::Ctx;
@@ -51,12 +47,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     .await?;
 
     // And how the last job ended was told
-    let events: Api<Event> = ctx.api();
-    let told = events.list(&ListParams::default()).await?.items;
+    let told = ctx.events("JobCompleted").await?;
     ensure!(
         told.iter().any(|event| {
             let note = event.note.as_deref().unwrap_or_default();
-            event.reason.as_deref() == Some("JobCompleted") && note.contains("long")
+            note.contains("long")
         }),
         "the last job was not told: {told:#?}"
     );

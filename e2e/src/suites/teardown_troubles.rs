@@ -6,11 +6,7 @@ use github_simulator::{
     faults::{Action, Fault},
 };
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use k8s_openapi::api::events::v1::Event;
-use kube::{
-    Api,
-    api::{DeleteParams, ListParams},
-};
+use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::{Ctx, SOON};
@@ -98,14 +94,10 @@ async fn the_namespace_goes(ctx: &Ctx) -> Result<()> {
 
 /// An Event names what may be left, and where.
 async fn told_what_is_left(ctx: &Ctx, pool: &str) -> Result<()> {
-    let events: Api<Event> = ctx.api();
-    let mut told = events.list(&ListParams::default()).await?.items;
+    let mut told = ctx.events("TeardownIncomplete").await?;
     told.retain(|event| {
-        event.reason.as_deref() == Some("TeardownIncomplete")
-            && event
-                .regarding
-                .as_ref()
-                .is_some_and(|r| r.name.as_deref() == Some(pool))
+        let regarding = event.regarding.as_ref();
+        regarding.is_some_and(|r| r.name.as_deref() == Some(pool))
     });
     let notes: Vec<_> = told.into_iter().filter_map(|event| event.note).collect();
     ensure!(

@@ -2,11 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
-use k8s_openapi::api::events::v1::Event;
-use kube::{
-    Api, ResourceExt as _,
-    api::{DeleteParams, ListParams},
-};
+use kube::{Api, ResourceExt as _, api::DeleteParams};
 use serde_json::json;
 
 use super::{Ctx, SOON};
@@ -54,9 +50,7 @@ async fn without_an_operator(ctx: &Ctx) -> Result<()> {
     for name in ["kept", "gone"] {
         ensure!(finalizers(ctx, name).await?.is_empty(), "{name} is held");
     }
-    let events: Api<Event> = ctx.api();
-    let mut told = events.list(&ListParams::default()).await?.items;
-    told.retain(|event| event.reason.as_deref() == Some("OperatorUninstalled"));
+    let told = ctx.events("OperatorUninstalled").await?;
     ensure!(
         told.len() == 2
             && told.iter().all(|event| {
