@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use super::conditions::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::observe::end::End;
+use crate::observe::disruption::EVICTED;
+use crate::observe::end::{End, Failure};
 use crate::observe::pod::Waiting;
 
 fn created(plan: &Plan) -> usize {
@@ -475,6 +476,25 @@ impl World {
         });
         observed
     }
+}
+
+#[test]
+fn a_runner_that_was_taken_away_is_told_once_though_nothing_of_it_is_left() {
+    let mut pool = pool(1);
+    let mut seen = observed(vec![]);
+    let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
+    let failure = Failure::new(EVICTED, Class::Transient, "Drained.".to_owned(), NOW, true);
+    gone.end = Some(End::Failed(failure));
+    seen.vanished = vec![gone];
+    let first = plan(&pool, &seen, NOW);
+    let told = |plan: &Plan| plan.notices.iter().filter(|n| n.reason == EVICTED).count();
+    assert_eq!(first.status.last_failures[0].runner, "pool-aaaaa");
+    assert_eq!((told(&first), first.status.replicas), (1, 0));
+    assert_eq!(removed(&first), Vec::<&str>::new());
+
+    pool.status = first.status;
+    let second = plan(&pool, &seen, NOW);
+    assert_eq!((told(&second), second.status.last_failures.len()), (0, 1));
 }
 
 proptest! {
