@@ -56,6 +56,19 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
     let mark = ctx.last_call().await?;
     ctx.inject(ADD, 1, Action::DropAfter).await?;
     pull_request(ctx).await?;
+    let changes = async || {
+        let mut changes = ctx.calls(mark).await?;
+        changes.retain(|call| {
+            call.path.contains(&ctx.repository) && call.operation_id.as_deref() == Some(ADD)
+        });
+        anyhow::Ok(changes)
+    };
+    // The next look at pull requests is due within half a minute, and the one after a lost answer a minute later
+    ctx.wait_for("an answer to be lost", SOON, async || {
+        let lost = changes().await?.iter().any(|call| call.fault.is_some());
+        Ok(lost.then_some(()))
+    })
+    .await?;
     // Then they are required where there is protection, and the other branch is left alone
     let told = ctx
         .condition("one", "ChecksRequired", "True", "Required")
@@ -68,10 +81,7 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
     ensure!(required(ctx, "main").await? == [OWN, "gpu", "build"]);
     ensure!(required(ctx, "release/1").await? == JOBS);
     // Once each: GitHub was asked what became of the change, not to make it again
-    let mut changes = ctx.calls(mark).await?;
-    changes.retain(|call| {
-        call.path.contains(&ctx.repository) && call.operation_id.as_deref() == Some(ADD)
-    });
+    let changes = changes().await?;
     ensure!(changes.len() == 2, "{changes:#?}");
     let lost = changes.iter().filter(|call| call.fault.is_some()).count();
     ensure!(lost == 1, "no answer was lost: {changes:#?}");
