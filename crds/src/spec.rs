@@ -37,6 +37,9 @@ use crate::schema;
     printcolumn(name = "Verified", type_ = "string", json_path = ".status.conditions[?(@.type=='WorkflowVerified')].status", priority = 1)
 )]
 #[x_kube(validation = Rule::new("!(has(self.replicas) && has(self.scaling))").message("set spec.replicas for a fixed number of runners or spec.scaling for a range, not both"))]
+#[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source == 'ScaleSet' && self.registration == 'RegistrationToken')").message("spec.scaling.source ScaleSet takes its runners from a scale set: set spec.registration to ScaleSet or leave it out, or set scaling.source to Poll"))]
+#[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source != 'ScaleSet' && self.registration == 'ScaleSet')").message("a scale set says itself how long its queue is: set spec.scaling.source to ScaleSet or leave it out"))]
+#[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral, or register persistent runners by RegistrationToken"))]
 #[x_kube(validation = Rule::new("!has(self.requiredChecks) || has(self.verify)").message("spec.requiredChecks acts only after a green verification: add spec.verify with the workflow and its jobs"))]
 pub struct CudaRunnerSpec {
     /// Where the runners register, and with which credentials.
@@ -178,11 +181,11 @@ pub enum RegistrationMode {
     JitConfig,
     /// A registration token and `config.sh`, for persistent runners and old servers.
     RegistrationToken,
-    /// GitHub's scale-set service.
+    /// GitHub's scale-set service: jobs are assigned to the pool as a whole, and its runners take them.
     ScaleSet,
 }
 
-/// A range of runners that follows the queue.
+/// A range of runners that follows the queue: `minRunners` and one for each job that waits or runs, up to `maxRunners`.
 #[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.minRunners <= self.maxRunners").message("minRunners may not be larger than maxRunners"))]
@@ -202,12 +205,12 @@ pub struct Scaling {
 /// From where the length of the queue is known.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum ScalingSource {
-    /// GitHub's scale-set service, by long poll.
+    /// GitHub's scale-set service, by long poll. Runners then register as those of a scale set, too.
     #[default]
     ScaleSet,
     /// `workflow_job` webhooks.
     Webhook,
-    /// Reading the queue at intervals.
+    /// Reading the queue of a repository twice a minute.
     Poll,
 }
 

@@ -76,6 +76,9 @@ pub struct CudaRunnerStatus {
     /// The last value of the annotation `cudarunner.dev/look-again` that was followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub looked_again: Option<String>,
+    /// The pool's scale set on GitHub, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_set: Option<ScaleSetStatus>,
     /// The workflow run that proves the pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<crate::VerificationStatus>,
@@ -85,6 +88,28 @@ pub struct CudaRunnerStatus {
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// A scale set on GitHub: what jobs are assigned to before a runner of it takes them.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScaleSetStatus {
+    /// GitHub's number for it.
+    pub id: i64,
+    /// Its name: the pool's, and the first part of the resource's uid.
+    pub name: String,
+    /// The labels that were asked for. Some servers keep the name alone; the condition `QueueServed` tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// The runner group that was asked for; the default group where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner_group: Option<String>,
+    /// The session by which the operator hears of jobs. Nobody can use it without the pool's credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// Jobs that GitHub may assign to the pool at a time: what can run on the GPUs that are there, at most `maxRunners`.
+    #[serde(default)]
+    pub capacity: i32,
 }
 
 /// One runner.

@@ -1,6 +1,8 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
+pub mod listen;
 pub mod nodes;
+mod scale_set;
 pub mod uninstall;
 
 use std::sync::Arc;
@@ -47,7 +49,7 @@ pub async fn act(
     let hand = Hand {
         ctx,
         pool,
-        client: client.as_deref(),
+        client,
         pods: Api::namespaced(ctx.client.clone(), &pool.key.namespace),
         settings: ctx.pod_settings(),
     };
@@ -70,7 +72,7 @@ pub async fn act(
 struct Hand<'a> {
     ctx: &'a Context,
     pool: &'a Pool,
-    client: Option<&'a Client>,
+    client: Option<Arc<Client>>,
     pods: Api<Pod>,
     settings: PodSettings,
 }
@@ -90,13 +92,20 @@ impl Hand<'_> {
                 self.delete_entry_of(&target).await?;
                 self.delete_pod(&target).await
             }
-            Action::ReplaceUnregistered(target) => {
-                match self.github()?.find_runner(&target.name).await? {
-                    Some(_) => Ok(Done::Yes),
-                    None => self.delete_pod(&target).await,
-                }
-            }
+            Action::ReplaceUnregistered(target) => match self.find_entry(&target.name).await? {
+                Some(_) => Ok(Done::Yes),
+                None => self.delete_pod(&target).await,
+            },
             Action::DeleteEntry(entry) => self.delete_orphan(&entry).await,
+            Action::CreateScaleSet(new) => self.create_scale_set(&new).await,
+            Action::UpdateScaleSet(id, new) => self.update_scale_set(id, &new).await,
+            Action::DeleteScaleSet(id) => self.delete_scale_set(id).await,
+            Action::Listen {
+                set,
+                capacity,
+                session,
+            } => self.listen(set, capacity, session),
+            Action::StopListening => self.stop_listening().await,
             Action::DispatchWorkflow(workflow) => self.dispatch(&workflow).await,
             Action::CancelRun(repository, run) => {
                 self.github()?.cancel_run(&repository, run).await?;
@@ -128,7 +137,7 @@ impl Hand<'_> {
     }
 
     fn github(&self) -> Result<&Client, ActError> {
-        self.client.ok_or(ActError::NoClient)
+        self.client.as_deref().ok_or(ActError::NoClient)
     }
 
     /// Starts a workflow. Whatever comes of it is the plan's to judge, at the next visit.
@@ -208,14 +217,33 @@ impl Hand<'_> {
 
     /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered.
     async fn delete_entry_of(&self, target: &Target) -> Result<Deletion, ActError> {
-        let client = self.github()?;
-        let Some(entry) = client.find_runner(&target.name).await? else {
+        let Some(entry) = self.find_entry(&target.name).await? else {
             return Ok(Deletion::Gone);
         };
         if entry.busy {
             return Ok(Deletion::Busy);
         }
-        Ok(client.delete_runner(entry.id).await?)
+        self.delete_entry(&entry).await
+    }
+
+    /// The entry of a runner: of the pool's scale set, where it has one, or another.
+    async fn find_entry(&self, name: &str) -> Result<Option<Entry>, ActError> {
+        let client = self.github()?;
+        if self.pool.status.scale_set.is_some()
+            && let Some(agent) = client.find_agent(name).await?
+        {
+            return Ok(Some(Entry::of_scale_set(agent)));
+        }
+        Ok(client.find_runner(name).await?.map(Entry::from))
+    }
+
+    async fn delete_entry(&self, entry: &Entry) -> Result<Deletion, ActError> {
+        let client = self.github()?;
+        Ok(if entry.of_scale_set {
+            client.delete_agent(entry.id).await?
+        } else {
+            client.delete_runner(entry.id).await?
+        })
     }
 
     /// Removes an entry that has no pod. The stores may lag, so the API server is asked itself.
@@ -223,7 +251,7 @@ impl Hand<'_> {
         if self.pods.get_metadata_opt(&entry.name).await?.is_some() {
             return Ok(Done::Yes);
         }
-        let deletion = self.github()?.delete_runner(entry.id).await?;
+        let deletion = self.delete_entry(entry).await?;
         self.ctx.memory.with(self.pool, |memory| {
             memory.last_change = Some(Timestamp::now());
             if let Some(listing) = &mut memory.github.listing {

@@ -19,6 +19,7 @@ use crate::plan::node_marks::Marking;
 use crate::plan::{Notice, PodSettings};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::CaStore;
+use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
@@ -70,6 +71,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// Publishes Events.
     pub recorder: Recorder,
+    /// Wakes pools.
+    pub waker: Arc<Waker>,
+    /// This process, as GitHub is told.
+    pub identity: String,
     /// A permit for each pod that is being created, of all pools together.
     pub creations: Semaphore,
     /// The registrar's certificate authority.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::context::Context;
 use crate::github::{Client, Error, JitRequest};
 use crate::observe::github::{client_of, refused};
+use crate::plan::scale_set::Known;
 use crate::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use crate::registrar::{
     Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
@@ -90,6 +91,18 @@ impl Desk for OperatorDesk {
         };
         let made = match spec.registration {
             RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name).await,
+            RegistrationKind::ScaleSet => match scale_set(&self.ctx, &pool) {
+                Some(set) => client
+                    .scale_set_runner(set, &pod.name, WORK_FOLDER)
+                    .await
+                    .map(|config| Registration::JitConfig(config.encoded)),
+                None => {
+                    return Err(retry(
+                        "NoScaleSet",
+                        "the pool's scale set is not there at the moment",
+                    ));
+                }
+            },
             RegistrationKind::Token => client
                 .registration_token()
                 .await
@@ -155,6 +168,20 @@ impl OperatorDesk {
             }
         } else {
             refusal(error.category(), &error.to_string())
+        }
+    }
+}
+
+/// The pool's scale set: as this process made it, or as the status has it, which a replica reads that stands by.
+fn scale_set(ctx: &Context, pool: &Pool) -> Option<u64> {
+    let known = ctx
+        .memory
+        .with(pool, |memory| memory.github.scale_set.known.clone());
+    match known {
+        Known::Present(set) => Some(set.id),
+        Known::Unknown | Known::Absent => {
+            let status = pool.status.scale_set.as_ref()?;
+            u64::try_from(status.id).ok()
         }
     }
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::act::listen::Listener;
 use crate::github::Client;
+use crate::plan::scale_set::{Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
@@ -75,8 +77,29 @@ pub struct GitHubMemory {
     pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
     pub jobs: jobs::Watched,
+    /// The scale set.
+    pub scale_set: ScaleSetMemory,
     /// The client in use: teardown goes on with it when the Secret is gone.
     pub client: Option<Arc<Client>>,
+}
+
+/// What is remembered of a pool's scale set.
+#[derive(Default)]
+pub struct ScaleSetMemory {
+    /// The scale set, as last read or written.
+    pub known: Known,
+    /// Why it could not be read or changed; cleared by the next success.
+    pub trouble: Option<Trouble>,
+    /// Attempts in a row that failed.
+    pub failures: i32,
+    /// Whether the last change of it failed.
+    pub is_unwritten: bool,
+    /// No attempt before.
+    pub not_before: Option<Timestamp>,
+    /// Who listens for its jobs.
+    pub listener: Option<Listener>,
+    /// Runners whose job has ended here, and since when: GitHub still counts those jobs until it tells of their end.
+    pub ended: BTreeMap<String, Timestamp>,
 }
 
 impl Default for GitHubMemory {
@@ -89,6 +112,7 @@ impl Default for GitHubMemory {
             listing: None,
             queue: None,
             jobs: jobs::Watched::default(),
+            scale_set: ScaleSetMemory::default(),
             client: None,
         }
     }
@@ -192,6 +216,7 @@ mod tests {
                     name: name.to_owned(),
                     busy: false,
                     version: None,
+                    of_scale_set: false,
                 })
                 .collect(),
         });

@@ -135,7 +135,7 @@ impl PoolView {
             phases,
             wanted: match &pool.spec {
                 _ if pool.deleting.is_some() => Some(0),
-                Ok(spec) => u64::try_from(spec.replicas).ok(),
+                Ok(_) => u64::try_from(plan.desired).ok(),
                 Err(_) => None,
             },
             conditions: kind::ALL

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use cudarunner_crds::{
-    CudaRunner, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime, ManagedMemory,
-    Preflight, RegistrationMode, RequiredChecks, Verify,
+    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime,
+    ManagedMemory, Preflight, RegistrationMode, RequiredChecks, Scaling, ScalingSource, Verify,
 };
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
@@ -86,8 +86,8 @@ pub struct Spec {
     pub registration: RegistrationKind,
     /// Whether runners keep their name, and run many jobs.
     pub persistent: bool,
-    /// Runners to keep.
-    pub replicas: usize,
+    /// How many runners there are.
+    pub size: Size,
     /// GPUs of one runner.
     pub gpu: GpuRequest,
     /// What the gate demands.
@@ -115,6 +115,36 @@ pub enum RegistrationKind {
     JitConfig,
     /// By a registration token and `config.sh`.
     Token,
+    /// By a just-in-time configuration of the pool's scale set.
+    ScaleSet,
+}
+
+impl RegistrationKind {
+    /// For the fingerprint of pods, which an upgrade of the operator does not change.
+    fn shape(self) -> serde_json::Value {
+        match self {
+            Self::JitConfig => false.into(),
+            Self::Token => true.into(),
+            Self::ScaleSet => "ScaleSet".into(),
+        }
+    }
+}
+
+/// How many runners a pool has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Size {
+    /// Runners that are there whatever waits.
+    pub min: usize,
+    /// Runners at most.
+    pub max: usize,
+}
+
+impl Size {
+    /// Whether the number follows the queue.
+    #[must_use]
+    pub fn is_elastic(&self) -> bool {
+        self.min < self.max
+    }
 }
 
 /// The agent's folder for the files of jobs, below its own.
@@ -187,6 +217,11 @@ pub enum SpecError {
     /// The template is no pod template.
     #[error("spec.template: {0}; compare it with `kubectl explain pod.spec`")]
     Template(String),
+    /// The queue cannot be read there.
+    #[error(
+        "spec.scaling.source: Poll reads the queue of a repository, and GitHub lists none for {0}; set spec.scaling.source to ScaleSet"
+    )]
+    NoQueue(Scope),
     /// A field asks for what this version cannot do.
     #[error(
         "{0} is not implemented in this version of the operator, and the pool would not be what was asked for without it; remove the field or upgrade the operator"
@@ -202,6 +237,7 @@ impl SpecError {
             Self::Url(_) => "InvalidUrl",
             Self::Proxy(_) => "InvalidProxy",
             Self::Template(_) => "InvalidTemplate",
+            Self::NoQueue(_) => "NoQueue",
             Self::NotImplemented(_) => "NotImplemented",
         }
     }
@@ -249,8 +285,7 @@ impl Pool {
     /// The label by which this pool knows its entries on GitHub.
     #[must_use]
     pub fn ownership_label(&self) -> String {
-        let part = self.uid.split('-').next().unwrap_or_default();
-        format!("{OWNERSHIP_PREFIX}{part}")
+        format!("{OWNERSHIP_PREFIX}{}", self.short_uid())
     }
 
     /// All labels of the pool's entries on GitHub.
@@ -261,10 +296,14 @@ impl Pool {
         labels
     }
 
-    /// Runners that the pool should have.
+    /// The name of the pool's scale set: of a namesake in another cluster it is another.
     #[must_use]
-    pub fn desired(&self) -> usize {
-        self.spec.as_ref().map_or(0, |spec| spec.replicas)
+    pub fn scale_set_name(&self) -> String {
+        format!("{}-{}", self.key.name, self.short_uid())
+    }
+
+    fn short_uid(&self) -> &str {
+        self.uid.split('-').next().unwrap_or_default()
     }
 }
 
@@ -288,16 +327,15 @@ impl Spec {
         };
         let gpu = read_gpu(&spec.gpu);
         let persistent = spec.lifetime == Lifetime::Persistent;
-        // A just-in-time configuration is good for one job: a persistent runner takes a token whatever is asked.
-        let registration = if persistent || spec.registration == RegistrationMode::RegistrationToken
-        {
-            RegistrationKind::Token
-        } else {
-            RegistrationKind::JitConfig
-        };
+        let registration = registration(spec, persistent);
+        let size = size(spec.replicas, spec.scaling.as_ref());
+        let reads_queue = size.is_elastic() && registration != RegistrationKind::ScaleSet;
+        if reads_queue && !url.is_repository() {
+            return Err(SpecError::NoQueue(url.scope().clone()));
+        }
         let preflight = spec.preflight.as_ref().map(read_preflight);
         let shape = (
-            (persistent, registration == RegistrationKind::Token),
+            (persistent, registration.shape()),
             url.to_string(),
             &spec.labels,
             &spec.github.runner_group,
@@ -325,7 +363,7 @@ impl Spec {
             labels: spec.labels.clone(),
             registration,
             persistent,
-            replicas: usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default(),
+            size,
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             repository: repository(spec.verify.as_ref(), &url),
             verify: spec.verify.clone(),
@@ -340,18 +378,45 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// Whether the number of runners follows the queue as it is read.
+    #[must_use]
+    pub fn reads_queue(&self) -> bool {
+        self.size.is_elastic() && self.registration != RegistrationKind::ScaleSet
+    }
+}
+
 /// The first field that asks for another kind of pool than this version can make.
 fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
-    let spec = &resource.spec;
-    [
-        (
-            spec.registration == RegistrationMode::ScaleSet,
-            "spec.registration: ScaleSet",
-        ),
-        (spec.scaling.is_some(), "spec.scaling"),
-    ]
-    .into_iter()
-    .find_map(|(asked, field)| asked.then_some(field))
+    let scaling = resource.spec.scaling.as_ref()?;
+    (scaling.source == ScalingSource::Webhook).then_some("spec.scaling.source: Webhook")
+}
+
+/// A just-in-time configuration is good for one job: a persistent runner takes a token whatever is asked. Jobs that are
+/// assigned to a scale set are for its runners alone.
+fn registration(spec: &CudaRunnerSpec, persistent: bool) -> RegistrationKind {
+    let by_scale_set = spec.registration == RegistrationMode::ScaleSet
+        || spec
+            .scaling
+            .as_ref()
+            .is_some_and(|scaling| scaling.source == ScalingSource::ScaleSet);
+    if persistent || spec.registration == RegistrationMode::RegistrationToken {
+        RegistrationKind::Token
+    } else if by_scale_set {
+        RegistrationKind::ScaleSet
+    } else {
+        RegistrationKind::JitConfig
+    }
+}
+
+fn size(replicas: Option<i32>, scaling: Option<&Scaling>) -> Size {
+    let count = |number: i32| usize::try_from(number).unwrap_or_default();
+    let fixed = replicas.unwrap_or(1);
+    let (min, max) = scaling.map_or((fixed, fixed), |s| (s.min_runners, s.max_runners));
+    Size {
+        min: count(min),
+        max: count(max.max(min)),
+    }
 }
 
 fn read_gpu(gpu: &Gpu) -> GpuRequest {
@@ -465,89 +530,4 @@ pub fn labels_of(key: &PoolKey) -> BTreeMap<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::fixture;
-    use serde_json::json;
-
-    #[test]
-    fn an_unknown_field_of_the_template_is_named() {
-        let mut resource = fixture::resource();
-        resource.spec.template = Some(json!({
-            "spec": {"containers": [{"name": "runner", "resource": {"limits": {"cpu": "1"}}}]}
-        }));
-        let error = Pool::read(&resource, false).spec.unwrap_err();
-        assert_eq!(error.reason(), "InvalidTemplate");
-        assert!(
-            error.to_string().contains(".spec.containers[0].resource"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn the_template_of_the_example_survives() {
-        let mut resource = fixture::resource();
-        resource.spec.template = Some(json!({
-            "metadata": {"annotations": {}},
-            "spec": {"containers": [{
-                "name": "runner",
-                "image": "example/runner:1",
-                "resources": {"requests": {"cpu": "4", "memory": "16Gi"}}
-            }]}
-        }));
-        assert!(Pool::read(&resource, false).spec.is_ok());
-    }
-
-    #[test]
-    fn another_kind_of_pool_is_refused_and_named() {
-        let mut resource = fixture::resource();
-        resource.spec.registration = RegistrationMode::ScaleSet;
-        let error = Pool::read(&resource, false).spec.unwrap_err();
-        assert_eq!(error.reason(), "NotImplemented");
-        assert!(error.to_string().contains("spec.registration: ScaleSet"));
-    }
-
-    #[test]
-    fn a_persistent_runner_registers_by_token_whatever_is_asked() {
-        use Lifetime::{Ephemeral, Persistent};
-        use RegistrationMode::{JitConfig, RegistrationToken};
-        let kind = |lifetime, registration| {
-            let mut resource = fixture::resource();
-            resource.spec.lifetime = lifetime;
-            resource.spec.registration = registration;
-            Pool::read(&resource, false).spec.unwrap().registration
-        };
-        assert_eq!(kind(Ephemeral, JitConfig), RegistrationKind::JitConfig);
-        assert_eq!(kind(Ephemeral, RegistrationToken), RegistrationKind::Token);
-        assert_eq!(kind(Persistent, JitConfig), RegistrationKind::Token);
-    }
-
-    #[test]
-    fn plain_http_needs_the_flag() {
-        let mut resource = fixture::resource();
-        resource.spec.github.url = "http://ghe.example.com/acme/widgets".into();
-        assert_eq!(
-            Pool::read(&resource, false).spec.unwrap_err().reason(),
-            "InvalidUrl"
-        );
-        assert!(Pool::read(&resource, true).spec.is_ok());
-    }
-
-    #[test]
-    fn the_hash_follows_the_shape_and_not_the_number() {
-        let hash = |resource: &CudaRunner| Pool::read(resource, false).spec.unwrap().template_hash;
-        let base = fixture::resource();
-        let mut more = base.clone();
-        more.spec.replicas = Some(7);
-        let mut other = base.clone();
-        other.spec.labels.push("a100".into());
-        assert_eq!(hash(&base), hash(&more));
-        assert_ne!(hash(&base), hash(&other));
-    }
-
-    #[test]
-    fn durations_are_read_as_kubernetes_writes_them() {
-        assert_eq!(teardown_timeout("1h30m"), SignedDuration::from_mins(90));
-        assert_eq!(teardown_timeout("5s"), SignedDuration::from_secs(5));
-    }
-}
+mod tests;

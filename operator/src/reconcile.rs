@@ -54,6 +54,11 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         .instrument(info_span!("act"))
         .await;
     ctx.memory.with(&pool, |memory| {
+        if let (Some(number), true) = (plan.acted_on, outcome.errors.is_empty())
+            && let Some(listener) = &memory.github.scale_set.listener
+        {
+            listener.acted_on(number);
+        }
         memory.refresh |= plan.refresh;
         memory.intent = plan.intent.or(memory.intent);
     });

@@ -115,6 +115,8 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
                 instance: Some(config.identity.clone()),
             },
         ),
+        waker: Arc::clone(&waker),
+        identity: config.identity.clone(),
         creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
         registrar_url,

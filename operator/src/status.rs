@@ -45,6 +45,7 @@ pub fn decide(
         || old.registered_at != new.registered_at
         || old.looked_again != new.looked_again
         || old.released != new.released
+        || old.scale_set != new.scale_set
         || old.verification != new.verification
         || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     engine::{self, NotAcquired},
+    registration,
     rest::runners,
     server::Shared,
     state::{JobPhase, Scope, Session, World},
@@ -133,27 +134,6 @@ struct Register {
     no_default_labels: bool,
 }
 
-/// Finds where a URL such as `https://host/owner/name` points.
-fn scope_of(world: &World, url: &str) -> Option<Scope> {
-    // Under whichever name it was reached.
-    let path = url
-        .strip_prefix("https://")?
-        .trim_start_matches(|c| c != '/')
-        .trim_matches('/')
-        .to_lowercase();
-    let parts: Vec<&str> = path.split('/').collect();
-    match parts.as_slice() {
-        ["enterprises", slug] if world.enterprises.contains_key(*slug) => {
-            Some(Scope::Enterprise((*slug).to_owned()))
-        }
-        [login] if world.organizations.contains_key(*login) => {
-            Some(Scope::Organization((*login).to_owned()))
-        }
-        [_, _] if world.repositories.contains_key(&path) => Some(Scope::Repository(path)),
-        _ => None,
-    }
-}
-
 /// Uses a registration or removal token; the answer is what the real agent prints.
 fn redeem(
     world: &mut World,
@@ -162,24 +142,14 @@ fn redeem(
     removal: bool,
     now: Timestamp,
 ) -> Result<(), Response> {
-    let single = world.settings.single_use_registration;
-    let refused = || {
+    registration::redeem(world, secret, scope, removal, now).map_err(|_| {
         refuse(
             StatusCode::NOT_FOUND,
             "notFound",
             "Http response code: NotFound from 'POST /actions/runner-registration'. \
              The token is invalid, has expired or belongs elsewhere",
         )
-    };
-    let token = world
-        .registration_tokens
-        .get_mut(secret)
-        .filter(|token| token.scope == *scope && token.removal == removal)
-        .filter(|token| token.expires_at > now)
-        .filter(|token| !single || token.uses == 0)
-        .ok_or_else(refused)?;
-    token.uses += 1;
-    Ok(())
+    })
 }
 
 fn group_id(world: &World, scope: &Scope, name: &str) -> Option<u64> {
@@ -201,7 +171,7 @@ async fn register(
     let mut world = shared.world();
     let world = &mut *world;
     let now = world.now();
-    let scope = scope_of(world, &asked.url).ok_or_else(|| {
+    let scope = registration::scope_of(world, &asked.url).ok_or_else(|| {
         refuse(
             StatusCode::NOT_FOUND,
             "notFound",
@@ -269,7 +239,7 @@ async fn remove(State(shared): Server, Json(asked): Json<Remove>) -> Result<Resp
     let mut world = shared.world();
     let world = &mut *world;
     let now = world.now();
-    let scope = scope_of(world, &asked.url).ok_or_else(gone)?;
+    let scope = registration::scope_of(world, &asked.url).ok_or_else(gone)?;
     redeem(world, &asked.token, &scope, true, now)?;
     let runner = world
         .runners
@@ -414,37 +384,14 @@ impl Wait {
 }
 
 /// Asks `look` after each change until it has an answer or the time is over.
-async fn wait_for<F>(shared: &Arc<Shared>, runner: u64, wait: &Wait, mut look: F) -> Response
+async fn wait_for<F>(shared: &Arc<Shared>, runner: u64, wait: &Wait, look: F) -> Response
 where
     F: FnMut(&mut World) -> Option<Response> + Send,
 {
-    let mut changes = shared.changes();
     let presence = Presence::begin(shared, &mut shared.world(), runner);
-    let deadline = tokio::time::sleep(wait.duration());
-    tokio::pin!(deadline);
-    let answer = loop {
-        let found = {
-            let mut world = shared.world();
-            let now = world.now();
-            if engine::pump(&mut world, now) {
-                shared.notify();
-            }
-            look(&mut world)
-        };
-        if let Some(answer) = found {
-            break answer;
-        }
-        tokio::select! {
-            () = &mut deadline => break StatusCode::NO_CONTENT.into_response(),
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    break StatusCode::SERVICE_UNAVAILABLE.into_response();
-                }
-            }
-        }
-    };
+    let answer = shared.wait(wait.duration(), look).await;
     drop(presence);
-    answer
+    answer.unwrap_or_else(|| StatusCode::NO_CONTENT.into_response())
 }
 
 async fn message(

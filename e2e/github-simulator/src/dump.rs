@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     engine,
     rest::protection,
-    state::{Conclusion, Job, Protection, Repository, Runner, RunnerGroup, Scope, World},
+    state::{Conclusion, Job, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, World},
     text,
 };
 
@@ -41,6 +41,7 @@ pub fn lasting(world: &World) -> Value {
             let shown = json!({
                 "runnerGroups": groups(&organization.groups),
                 "runners": runners(world, &scope),
+                "scaleSets": lasting_sets(world, &scope),
             });
             (organization.login.clone(), shown)
         })
@@ -53,6 +54,7 @@ pub fn lasting(world: &World) -> Value {
             let shown = json!({
                 "runnerGroups": groups(&enterprise.groups),
                 "runners": runners(world, &scope),
+                "scaleSets": lasting_sets(world, &scope),
             });
             (enterprise.slug.clone(), shown)
         })
@@ -97,6 +99,20 @@ fn runners(world: &World, scope: &Scope) -> Vec<Value> {
         .collect()
 }
 
+/// Without their numbers, which differ where one was made again.
+fn lasting_sets(world: &World, scope: &Scope) -> Vec<Value> {
+    let mut found: Vec<&ScaleSet> = world
+        .scale_sets
+        .values()
+        .filter(|set| set.scope == *scope)
+        .collect();
+    found.sort_by(|one, other| (&one.name, one.group).cmp(&(&other.name, other.group)));
+    found
+        .into_iter()
+        .map(|set| json!({"name": set.name, "labels": set.labels, "group": set.group}))
+        .collect()
+}
+
 fn show_repository(world: &World, name: &str, repository: &Repository) -> Value {
     let branches: Map<String, Value> = repository
         .branches
@@ -112,12 +128,14 @@ fn show_repository(world: &World, name: &str, repository: &Repository) -> Value 
         .map(|workflow| (workflow.path.clone(), workflow.state.clone().into()))
         .collect();
     let rulesets: Vec<&Value> = repository.rulesets.values().collect();
+    let scope = Scope::Repository(name.to_owned());
     json!({
         "private": repository.private,
         "branches": branches,
         "rulesets": rulesets,
         "workflows": workflows,
-        "runners": runners(world, &Scope::Repository(name.to_owned())),
+        "runners": runners(world, &scope),
+        "scaleSets": lasting_sets(world, &scope),
     })
 }
 
@@ -163,6 +181,7 @@ pub fn passing(world: &World) -> Value {
                 "online": runner.online(now, world.settings.offline_seconds),
                 "busy": engine::busy(world, runner),
                 "job": runner.job,
+                "scaleSet": runner.scale_set,
                 "createdAt": text::time(runner.created_at),
             })
         })
@@ -171,9 +190,35 @@ pub fn passing(world: &World) -> Value {
         "runs": runs,
         "jobs": jobs,
         "runners": states,
+        "scaleSets": scale_sets(world),
         "registrationTokens": world.registration_tokens.len(),
         "installationTokens": world.installation_tokens.len(),
     })
+}
+
+/// Scale sets with what their listeners do.
+#[must_use]
+pub fn scale_sets(world: &World) -> Vec<Value> {
+    let now = world.now();
+    world
+        .scale_sets
+        .values()
+        .map(|set| {
+            let session = set.session.as_ref();
+            let labels: Vec<&str> = set.labels.iter().map(|label| label.name.as_str()).collect();
+            json!({
+                "id": set.id,
+                "name": set.name,
+                "scope": set.scope.to_string(),
+                "group": set.group,
+                "labels": labels,
+                "capacity": session.map_or(0, |session| session.capacity),
+                "session": session.map(|session| &session.owner),
+                "statistics": engine::scale_sets::statistics(world, set, now),
+                "unacknowledged": set.messages.len(),
+            })
+        })
+        .collect()
 }
 
 /// A job with everything a suite asks of it, but its log.
@@ -191,6 +236,7 @@ pub fn job(job: &Job) -> Value {
         "conclusion": job.conclusion(),
         "runner": job.runner.as_ref().map(|(_, name, _)| name),
         "runnerId": job.runner.as_ref().map(|(id, _, _)| id),
+        "scaleSet": job.scale_set,
         "assignments": job.assignments,
         "createdAt": job.created_at.to_string(),
         "queuedAt": job.queued_at.to_string(),

@@ -3,11 +3,15 @@
 //! Nothing here waits or looks at a clock: callers pass the time and call [`pump`] after a change
 //! and every now and then.
 
+pub mod scale_sets;
+
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::state::{Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, World};
+use crate::state::{
+    ChangeKind, Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, World,
+};
 
 /// What a new run is made of.
 #[derive(Debug, Clone)]
@@ -72,6 +76,8 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
                     .collect(),
                 template,
                 phase,
+                scale_set: None,
+                scale_set_assigned_at: None,
                 runner: None,
                 assignments: 0,
                 created_at: now,
@@ -162,9 +168,11 @@ pub fn run_state(world: &World, run: &Run) -> (&'static str, Option<Conclusion>)
 /// Does everything that is due; says whether anything changed.
 pub fn pump(world: &mut World, now: Timestamp) -> bool {
     let mut changed = lose_silent_runners(world, now);
+    changed |= scale_sets::end_silent_sessions(world, now);
     changed |= take_back_unclaimed(world, now);
     changed |= release_groups(world, now);
     changed |= assign(world, now);
+    changed |= scale_sets::offer(world, now);
     changed
 }
 
@@ -272,7 +280,8 @@ fn release_groups(world: &mut World, now: Timestamp) -> bool {
     changed
 }
 
-fn assign(world: &mut World, now: Timestamp) -> bool {
+/// Queued jobs, the one that waits longest first.
+fn queued(world: &World) -> Vec<u64> {
     let mut queued: Vec<(Timestamp, u64)> = world
         .jobs
         .values()
@@ -280,25 +289,42 @@ fn assign(world: &mut World, now: Timestamp) -> bool {
         .map(|job| (job.queued_at, job.id))
         .collect();
     queued.sort_unstable();
+    queued.into_iter().map(|(_, id)| id).collect()
+}
+
+fn assign(world: &mut World, now: Timestamp) -> bool {
+    let mut rooms = scale_sets::Rooms::of(world);
     let mut changed = false;
-    for (_, id) in queued {
-        let Some(runner) = world
-            .jobs
-            .get(&id)
-            .and_then(|job| candidate(world, job, now))
-        else {
-            continue;
-        };
-        if let Some(job) = world.jobs.get_mut(&id) {
-            job.phase = JobPhase::Assigned { runner, since: now };
-            job.assignments += 1;
+    for id in queued(world) {
+        let mut given = give(world, id, now);
+        let set = if given { None } else { rooms.take(world, id) };
+        if let Some(set) = set {
+            scale_sets::assign(world, id, set, now);
+            give(world, id, now);
+            given = true;
         }
-        if let Some(runner) = world.runners.get_mut(&runner) {
-            runner.job = Some(id);
-        }
-        changed = true;
+        changed |= given;
     }
     changed
+}
+
+/// Gives a queued job to an idle runner; says whether there was one.
+fn give(world: &mut World, id: u64, now: Timestamp) -> bool {
+    let Some(runner) = world
+        .jobs
+        .get(&id)
+        .and_then(|job| candidate(world, job, now))
+    else {
+        return false;
+    };
+    if let Some(job) = world.jobs.get_mut(&id) {
+        job.phase = JobPhase::Assigned { runner, since: now };
+        job.assignments += 1;
+    }
+    if let Some(runner) = world.runners.get_mut(&runner) {
+        runner.job = Some(id);
+    }
+    true
 }
 
 fn candidate(world: &World, job: &Job, now: Timestamp) -> Option<u64> {
@@ -307,6 +333,7 @@ fn candidate(world: &World, job: &Job, now: Timestamp) -> Option<u64> {
         .values()
         .find(|runner| {
             runner.job.is_none()
+                && runner.scale_set == job.scale_set
                 && runner.online(now, world.settings.offline_seconds)
                 && runner.fits(&job.template.labels)
                 && serves(world, runner, &job.repository)
@@ -317,22 +344,27 @@ fn candidate(world: &World, job: &Job, now: Timestamp) -> Option<u64> {
 /// Whether a runner may take jobs of a repository.
 #[must_use]
 pub fn serves(world: &World, runner: &Runner, repository: &str) -> bool {
+    group_serves(world, &runner.scope, runner.group, repository)
+}
+
+/// Whether a runner group may take jobs of a repository.
+fn group_serves(world: &World, scope: &Scope, group: u64, repository: &str) -> bool {
     let owner = repository.split('/').next().unwrap_or_default();
-    match &runner.scope {
+    match scope {
         Scope::Repository(name) => name == repository,
         Scope::Organization(login) => {
             login == owner
                 && world
                     .organizations
                     .get(login)
-                    .and_then(|organization| organization.groups.get(&runner.group))
+                    .and_then(|organization| organization.groups.get(&group))
                     .is_some_and(|group| group.visible_to(repository))
         }
         Scope::Enterprise(slug) => world.enterprises.get(slug).is_some_and(|enterprise| {
             enterprise.organizations.contains(owner)
                 && enterprise
                     .groups
-                    .get(&runner.group)
+                    .get(&group)
                     .is_some_and(|group| group.visible_to(owner))
         }),
     }
@@ -358,8 +390,9 @@ pub fn acquire(
     job.phase = JobPhase::InProgress { runner };
     job.runner = Some(entry);
     job.started_at = Some(now);
-    let run = job.run;
+    let (id, run) = (job.id, job.run);
     touch(world, Some(run), now);
+    scale_sets::tell(world, id, ChangeKind::Started);
     Ok(())
 }
 
@@ -397,6 +430,7 @@ pub fn complete(world: &mut World, job: u64, conclusion: Conclusion, now: Timest
     let run = entry.run;
     touch(world, Some(run), now);
     report(world, job);
+    scale_sets::tell(world, job, ChangeKind::Completed);
     if let Some((runner, picked_up)) = ran {
         let ephemeral = world.runners.get_mut(&runner).is_some_and(|runner| {
             runner.job = None;

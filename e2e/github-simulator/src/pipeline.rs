@@ -1,64 +1,30 @@
 //! The way of one REST request: fault, validation, credential, limit, handler, tag, validation.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use axum::body::{Body as HttpBody, Bytes};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, Limited};
+use axum::body::Body as HttpBody;
+use http::{Request, Response};
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
     auth::{self, Principal},
     engine, etag,
-    faults::{self, Action, Fault, Target},
+    exchange::{self, Arrived, ENTERPRISE_PREFIX, Notice, Outcome},
+    faults::{self, Target},
     limits,
     openapi::{Body, Match},
     operations,
     rest::{Answer, Call},
     server::{Dropped, Shared},
-    state::{Seen, Side, Violation, World},
-    text,
+    state::{Side, Violation, World},
 };
-
-/// No request of the API is larger.
-const LARGEST: usize = 1 << 20;
-
-/// Below this path an Enterprise Server has its API.
-const ENTERPRISE_PREFIX: &str = "/api/v3";
-
-/// A request as it came in.
-struct Arrived {
-    from: IpAddr,
-    method: String,
-    target: String,
-    path: String,
-    enterprise: bool,
-    query: BTreeMap<String, String>,
-    headers: HeaderMap,
-    body: Body,
-}
-
-impl Arrived {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-}
 
 /// What is known once the request was looked at.
 struct Judged<'a> {
-    number: u64,
-    now: Timestamp,
+    notice: Notice,
     found: Option<Match<'a>>,
     principal: Result<Principal, Answer>,
-    credential: String,
-    fault: Option<Fault>,
 }
 
 pub(crate) async fn handle(
@@ -66,89 +32,13 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Result<Response<HttpBody>, Dropped> {
-    let Some(incoming) = read(request, peer.ip()).await else {
-        tracing::debug!(%peer, "a request was not sent to its end");
-        return Err(Dropped);
-    };
+    let incoming = exchange::read(request, peer.ip()).await?;
     let judged = judge(&shared, &incoming);
-    let fault = judged.fault.clone();
-    if let Some(fault) = &fault {
-        tracing::info!(
-            method = incoming.method,
-            path = incoming.path,
-            fault = fault.action.describe(),
-            "fault"
-        );
-        if fault.delay_millis > 0 {
-            tokio::time::sleep(Duration::from_millis(fault.delay_millis)).await;
-        }
+    if let Some(replaced) = exchange::before(&shared, &incoming, &judged.notice).await? {
+        return Ok(replaced);
     }
-    let action = fault.map(|fault| fault.action).unwrap_or_default();
-    let replaced = match &action {
-        Action::DropBefore => {
-            note(&shared, &incoming, &judged, None, false);
-            return Err(Dropped);
-        }
-        Action::Answer { after_handling, .. } if !after_handling => {
-            let answer = injected(&action);
-            note(&shared, &incoming, &judged, Some(answer.status), true);
-            Some(answer)
-        }
-        _ => None,
-    };
-    if let Some(answer) = replaced {
-        return Ok(respond(answer, None));
-    }
-    let (answer, tag, counted) = carry_out(&shared, &incoming, &judged);
-    let dropped = action == Action::DropAfter;
-    let answer = match &action {
-        Action::Answer { .. } => injected(&action),
-        _ => answer,
-    };
-    note(
-        &shared,
-        &incoming,
-        &judged,
-        (!dropped).then_some(answer.status),
-        counted,
-    );
-    shared.notify();
-    if dropped {
-        return Err(Dropped);
-    }
-    Ok(respond(answer, tag))
-}
-
-async fn read(request: Request<Incoming>, from: IpAddr) -> Option<Arrived> {
-    let (parts, body) = request.into_parts();
-    let bytes = Limited::new(body, LARGEST).collect().await.ok()?.to_bytes();
-    let target = parts
-        .uri
-        .path_and_query()
-        .map_or_else(|| "/".to_owned(), ToString::to_string);
-    let full = parts.uri.path();
-    let (enterprise, path) = match full.strip_prefix(ENTERPRISE_PREFIX) {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => (true, rest.to_owned()),
-        _ => (false, full.to_owned()),
-    };
-    Some(Arrived {
-        from,
-        method: parts.method.to_string(),
-        target,
-        path,
-        enterprise,
-        query: text::query(parts.uri.query()),
-        headers: parts.headers,
-        body: parse(&bytes),
-    })
-}
-
-fn parse(bytes: &Bytes) -> Body {
-    if bytes.is_empty() {
-        Body::Empty
-    } else {
-        serde_json::from_slice(bytes).map_or(Body::Other, Body::Json)
-    }
+    let outcome = carry_out(&shared, &incoming, &judged);
+    exchange::after(&shared, &incoming, &judged.notice, outcome)
 }
 
 fn judge<'a>(shared: &'a Shared, incoming: &Arrived) -> Judged<'a> {
@@ -185,12 +75,16 @@ fn judge<'a>(shared: &'a Shared, incoming: &Arrived) -> Judged<'a> {
         )],
     };
     let judged = Judged {
-        number,
-        now,
+        notice: Notice {
+            number,
+            now,
+            operation_id: found.as_ref().map(|found| found.operation.id.clone()),
+            credential,
+            fault,
+            counts: true,
+        },
         found,
         principal,
-        credential,
-        fault,
     };
     violate(&mut world, incoming, &judged, Side::Request, complaints);
     judged
@@ -207,24 +101,17 @@ fn violate(
         let what = format!("{} {}", incoming.method, incoming.target);
         tracing::error!(?side, what, complaint, "violates GitHub's description");
         world.violations.push(Violation {
-            request: judged.number,
+            request: judged.notice.number,
             side,
             what,
-            operation_id: judged
-                .found
-                .as_ref()
-                .map(|found| found.operation.id.clone()),
+            operation_id: judged.notice.operation_id.clone(),
             complaint,
         });
     }
 }
 
 /// Carries out a request; gives the answer, its tag, and whether it counts.
-fn carry_out(
-    shared: &Shared,
-    incoming: &Arrived,
-    judged: &Judged<'_>,
-) -> (Answer, Option<String>, bool) {
+fn carry_out(shared: &Shared, incoming: &Arrived, judged: &Judged<'_>) -> Outcome {
     let mut world = shared.world();
     let world = &mut *world;
     let (mut answer, mut counted) = match decide(world, incoming, judged) {
@@ -246,7 +133,7 @@ fn carry_out(
             .as_ref()
             .map(Value::to_string)
             .unwrap_or_default();
-        let fresh = etag::of(body.as_bytes(), &judged.credential);
+        let fresh = etag::of(body.as_bytes(), &judged.notice.credential);
         let known = incoming
             .header("if-none-match")
             .is_some_and(|header| etag::matches(header, &fresh));
@@ -265,7 +152,7 @@ fn carry_out(
         violate(world, incoming, judged, Side::Answer, complaints);
     }
     if judged.principal.is_ok() {
-        let budget = limits::budget(world, &judged.credential, judged.now);
+        let budget = limits::budget(world, &judged.notice.credential, judged.notice.now);
         if counted {
             budget.used = budget.used.saturating_add(1).min(budget.limit);
         }
@@ -273,7 +160,7 @@ fn carry_out(
     }
     answer.headers.push((
         "x-github-request-id".into(),
-        format!("SIM:{}", judged.number),
+        format!("SIM:{}", judged.notice.number),
     ));
     if incoming.enterprise && !world.settings.server_version.is_empty() {
         answer.headers.push((
@@ -281,8 +168,12 @@ fn carry_out(
             world.settings.server_version.clone(),
         ));
     }
-    engine::pump(world, judged.now);
-    (answer, tag, counted)
+    engine::pump(world, judged.notice.now);
+    Outcome {
+        answer,
+        tag,
+        counted,
+    }
 }
 
 fn decide(world: &mut World, incoming: &Arrived, judged: &Judged<'_>) -> Result<Answer, Answer> {
@@ -322,7 +213,7 @@ fn decide(world: &mut World, incoming: &Arrived, judged: &Judged<'_>) -> Result<
             site.clone()
         },
         site,
-        now: judged.now,
+        now: judged.notice.now,
         newest,
         target: incoming.target.clone(),
     };
@@ -331,7 +222,7 @@ fn decide(world: &mut World, incoming: &Arrived, judged: &Judged<'_>) -> Result<
 }
 
 fn exhausted(world: &mut World, judged: &Judged<'_>, principal: &Principal) -> Result<(), Answer> {
-    let budget = limits::budget(world, &judged.credential, judged.now);
+    let budget = limits::budget(world, &judged.notice.credential, judged.notice.now);
     if budget.remaining() > 0 {
         return Ok(());
     }
@@ -344,95 +235,4 @@ fn exhausted(world: &mut World, judged: &Judged<'_>, principal: &Principal) -> R
         403,
         &format!("API rate limit exceeded for {whom}."),
     ))
-}
-
-fn injected(action: &Action) -> Answer {
-    let Action::Answer {
-        status,
-        body,
-        headers,
-        ..
-    } = action
-    else {
-        return Answer::empty(500);
-    };
-    let mut answer = match body {
-        Some(body) => Answer::json(*status, body.clone()),
-        None => Answer::error(*status, "Injected"),
-    };
-    for (name, value) in headers {
-        answer.headers.push((name.clone().into(), value.clone()));
-    }
-    answer
-}
-
-fn note(
-    shared: &Shared,
-    incoming: &Arrived,
-    judged: &Judged<'_>,
-    status: Option<u16>,
-    counted: bool,
-) {
-    let seen = Seen {
-        n: judged.number,
-        at: judged.now,
-        method: incoming.method.clone(),
-        path: incoming.target.clone(),
-        operation_id: judged
-            .found
-            .as_ref()
-            .map(|found| found.operation.id.clone()),
-        status,
-        credential: judged.credential.clone(),
-        user_agent: incoming.header("user-agent").unwrap_or_default().to_owned(),
-        from: incoming.from,
-        counted,
-        fault: judged.fault.as_ref().map(|fault| fault.action.describe()),
-    };
-    tracing::debug!(
-        n = seen.n,
-        method = seen.method,
-        path = seen.path,
-        status = seen.status,
-        credential = seen.credential,
-        "request"
-    );
-    shared.world().remember(seen);
-}
-
-fn respond(answer: Answer, tag: Option<String>) -> Response<HttpBody> {
-    let body = match &answer.body {
-        // Text stands for a body that is not JSON, such as a gateway's page.
-        Some(Value::String(text)) => text.clone(),
-        Some(body) => body.to_string(),
-        None => String::new(),
-    };
-    let mut response = Response::new(HttpBody::from(body));
-    *response.status_mut() = answer
-        .status
-        .try_into()
-        .unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    match &answer.body {
-        Some(Value::String(_)) => {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
-        }
-        Some(_) => {
-            headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json; charset=utf-8"),
-            );
-        }
-        None => {}
-    }
-    let more = tag.map(|tag| ("etag".into(), tag));
-    for (name, value) in answer.headers.into_iter().chain(more) {
-        if let (Ok(name), Ok(value)) = (
-            name.parse::<header::HeaderName>(),
-            HeaderValue::from_str(&value),
-        ) {
-            headers.insert(name, value);
-        }
-    }
-    response
 }

@@ -23,7 +23,7 @@ use crate::{
     agent, control, dump, engine, fixtures,
     openapi::Description,
     operations::OPERATIONS,
-    pipeline,
+    pipeline, scale_sets,
     state::{Settings, World},
 };
 
@@ -69,6 +69,33 @@ impl Shared {
     /// Hears of changes from now on.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Asks `look` after each change until it has an answer; none when the time is over.
+    pub(crate) async fn wait<T, F>(&self, limit: Duration, mut look: F) -> Option<T>
+    where
+        F: FnMut(&mut World) -> Option<T> + Send,
+    {
+        let mut changes = self.changes();
+        let deadline = tokio::time::sleep(limit);
+        tokio::pin!(deadline);
+        loop {
+            let found = {
+                let mut world = self.world();
+                let now = world.now();
+                if engine::pump(&mut world, now) {
+                    self.notify();
+                }
+                look(&mut world)
+            };
+            if found.is_some() {
+                return found;
+            }
+            tokio::select! {
+                () = &mut deadline => return None,
+                changed = changes.changed() => changed.ok()?,
+            }
+        }
     }
 }
 
@@ -197,6 +224,8 @@ async fn route(
         &routes.control
     } else if path.starts_with("/_agent/") || path.starts_with("/_logs/") {
         &routes.agent
+    } else if scale_sets::answers(path) {
+        return scale_sets::handle(shared, request, peer).await;
     } else {
         return pipeline::handle(shared, request, peer).await;
     };

@@ -11,6 +11,7 @@ use super::{
     queue::Kept,
     runners::Pages,
     runs::Tagged,
+    service::Connection,
     single::Single,
     transport::{Answer, Ask, Transport},
     versions::Lifecycles,
@@ -25,6 +26,7 @@ pub struct Client {
     pub(super) queue: Kept,
     pub(super) tagged: Tagged,
     pub(super) lifecycles: Lifecycles,
+    pub(super) service: Single<Arc<Connection>>,
 }
 
 impl Client {
@@ -37,6 +39,7 @@ impl Client {
             queue: Kept::default(),
             tagged: Tagged::default(),
             lifecycles: Lifecycles::default(),
+            service: Single::default(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
 //! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `checks`,
-//!   `versions`, `access`.
+//!   `versions`, `access`; `scale_sets` and `messages` by way of `service`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
@@ -18,13 +18,16 @@ mod credentials;
 mod error;
 mod groups;
 mod logs;
+mod messages;
 mod proxy;
 mod queue;
 mod runners;
 mod runs;
+mod scale_sets;
+mod service;
 mod single;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 mod transport;
 mod url;
@@ -40,9 +43,11 @@ pub use credentials::{
 };
 pub use error::Error;
 pub use logs::TestSum;
+pub use messages::{Message, Session, Statistics};
 pub use proxy::{Proxy, ProxyError};
 pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
 pub use runs::{Repository, Run, RunJob, Workflow};
+pub use scale_sets::{Agent, NewScaleSet, ScaleSet};
 pub use url::{GitHubUrl, Scope, UrlError};
 pub use versions::Lifecycle;

@@ -81,6 +81,23 @@ pub struct JitConfig {
     pub encoded: SecretString,
 }
 
+impl JitConfig {
+    /// A damaged configuration would only be noticed by the agent, which then ends with 0.
+    pub(super) fn checked(runner_id: u64, encoded: String, action: &str) -> Result<Self, Error> {
+        let is_whole = general_purpose::STANDARD.decode(encoded.trim()).is_ok();
+        if encoded.is_empty() || !is_whole {
+            return Err(Error::Malformed {
+                action: action.to_owned(),
+                message: "the configuration is not base64".into(),
+            });
+        }
+        Ok(Self {
+            runner_id,
+            encoded: encoded.into(),
+        })
+    }
+}
+
 /// A listing, with what is needed to ask whether it is still true.
 pub(super) struct Pages {
     listing: Arc<Listing>,
@@ -230,21 +247,7 @@ impl Client {
             return Err(self.refusal(&answer, &ask));
         }
         let wire: WireJitConfig = answer.json(&ask)?;
-        // A damaged configuration would only be noticed by the agent, which then ends with 0.
-        if wire.encoded_jit_config.is_empty()
-            || general_purpose::STANDARD
-                .decode(wire.encoded_jit_config.trim())
-                .is_err()
-        {
-            return Err(Error::Malformed {
-                action: ask.action,
-                message: "the configuration is not base64".into(),
-            });
-        }
-        Ok(JitConfig {
-            runner_id: wire.runner.id,
-            encoded: wire.encoded_jit_config.into(),
-        })
+        JitConfig::checked(wire.runner.id, wire.encoded_jit_config, &ask.action)
     }
 
     /// Removes a left-over entry of this name. False where there is none.

@@ -43,6 +43,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// As much of a log as is read.
 const LONGEST_LOG: usize = 64 * 1024 * 1024;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// A renamed repository redirects once.
 const REDIRECTS: usize = 3;
 
@@ -420,6 +421,60 @@ impl Transport {
                     DEADLINE.as_secs()
                 )))
             })
+    }
+
+    /// Sends a request that carries what it needs, to whichever server, beside the budget of the REST API.
+    pub(super) async fn call(
+        &self,
+        request: Request<OctoBody>,
+        action: &str,
+        deadline: Duration,
+    ) -> Result<Answer, Error> {
+        let server = request.uri().authority().map_or_else(
+            || self.origin.clone(),
+            |authority| format!("https://{authority}"),
+        );
+        let broken = |message: String, undelivered: bool| Error::Unreachable {
+            server: server.clone(),
+            action: action.to_owned(),
+            message,
+            undelivered,
+        };
+        let span = info_span!(
+            "request to GitHub",
+            otel.kind = "client",
+            http.request.method = %request.method(),
+            url.path = request.uri().path(),
+            http.response.status_code = Empty
+        );
+        let exchange = async {
+            let response = self.unsigned.request(request).await;
+            let response =
+                response.map_err(|error| broken(explain(&error), connect_failed(&error)))?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, LONGEST_ANSWER).collect().await;
+            let body = body.map_err(|error| {
+                broken(format!("the answer broke off: {}", explain(&*error)), false)
+            })?;
+            let body = body.to_bytes();
+            Ok(Answer {
+                status: parts.status,
+                headers: parts.headers,
+                // The Actions service marks its text as UTF-8, and JSON has no place for that.
+                body: match body.strip_prefix(BYTE_ORDER_MARK) {
+                    Some(_) => body.slice(BYTE_ORDER_MARK.len()..),
+                    None => body,
+                },
+            })
+        };
+        let answer = tokio::time::timeout(deadline, exchange.instrument(span.clone()))
+            .await
+            .unwrap_or_else(|_| {
+                let waited = format!("nothing within {} seconds", deadline.as_secs());
+                Err(broken(waited, false))
+            })?;
+        span.record("http.response.status_code", answer.status.as_u16());
+        Ok(answer)
     }
 
     /// The path of an address on our own server.

@@ -192,7 +192,7 @@ pub(super) static WANTED: Metric<2> = metric(
     Gauge,
     "runners_wanted",
     ["namespace", "pool"],
-    "Runners that a pool is to have: spec.replicas, and 0 once it is being deleted",
+    "Runners that a pool is to have: spec.replicas, or what the queue asks for within spec.scaling; and 0 once it is being deleted",
 );
 pub(super) static CONDITION: Metric<3> = metric(
     Gauge,

@@ -9,9 +9,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::backoff;
 use crate::context::Context;
-use crate::github::{CaBundle, Client, Credentials, Error};
+use crate::github::{Agent, CaBundle, Client, Credentials, Error};
 use crate::memory::GitHubMemory;
+use crate::plan::demand::POLL;
 use crate::plan::runners::SWEEP;
+use crate::plan::scale_set::Known;
 use crate::plan::{Access, Entry, Listing, Queue};
 use crate::pool::{Pool, Spec};
 use crate::watch::objects::Lookup;
@@ -72,6 +74,13 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
         let answer = ask(&found.client, spec, first, max_age).await;
+        let set = ctx
+            .memory
+            .with(pool, |memory| memory.github.scale_set.known.clone());
+        let agents = match (&answer, set) {
+            (Ok(_), Known::Present(set)) => Some(found.client.agents_of(set.id).await),
+            _ => None,
+        };
         let queue = match &answer {
             Ok(listing) if queue_due => {
                 Some(read_queue(&found.client, pool, spec, listing, max_age).await)
@@ -80,7 +89,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         };
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
-            take_in(&mut memory.github, pool, answer, now);
+            take_in(&mut memory.github, pool, answer, agents, now);
             if queue.is_some() {
                 memory.github.queue = queue.map(Arc::new);
             }
@@ -234,10 +243,12 @@ fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
     if pool.deleting.is_some() || github.not_before.is_some_and(|moment| now < moment) {
         return false;
     }
+    let reads_queue = pool.spec.as_ref().is_ok_and(Spec::reads_queue);
+    let age = if reads_queue { POLL } else { SWEEP };
     github
         .queue
         .as_ref()
-        .is_none_or(|q| q.asked != pool.look_again || now >= q.at + SWEEP)
+        .is_none_or(|q| q.asked != pool.look_again || now >= q.at + age)
 }
 
 /// How old an answer may be. What somebody asks for, or what is to show a change of ours, is read afresh.
@@ -304,22 +315,18 @@ fn take_in(
     github: &mut GitHubMemory,
     pool: &Pool,
     answer: Result<Arc<crate::github::Listing>, Error>,
+    agents: Option<Result<Vec<Agent>, Error>>,
     now: Timestamp,
 ) {
     match answer {
         Ok(listing) => {
             let label = pool.ownership_label();
             let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
+            let mut entries: Vec<Entry> = own.cloned().map(Entry::from).collect();
+            entries.extend(of_scale_set(github, &listing, agents));
             github.listing = Some(Listing {
                 at: listing.at,
-                entries: own
-                    .map(|r| Entry {
-                        id: r.id,
-                        name: r.name.clone(),
-                        busy: r.busy,
-                        version: r.version.clone(),
-                    })
-                    .collect(),
+                entries,
             });
             github.access = Access::Granted;
             github.failures = 0;
@@ -327,6 +334,34 @@ fn take_in(
         }
         Err(error) => refused(github, &error, &pool.uid, now),
     }
+}
+
+/// The runners of the scale set; those of the last list where the Actions service gave none. What the runners page says
+/// of them is taken in.
+fn of_scale_set(
+    github: &GitHubMemory,
+    listing: &crate::github::Listing,
+    agents: Option<Result<Vec<Agent>, Error>>,
+) -> Vec<Entry> {
+    let last = || {
+        let last = github.listing.iter().flat_map(|last| &last.entries);
+        last.filter(|entry| entry.of_scale_set).cloned().collect()
+    };
+    let mut entries: Vec<Entry> = match agents {
+        None => return vec![],
+        Some(Ok(agents)) => agents.into_iter().map(Entry::of_scale_set).collect(),
+        Some(Err(error)) => {
+            tracing::info!(%error, "the runners of a scale set were not listed");
+            last()
+        }
+    };
+    for entry in &mut entries {
+        if let Some(shown) = listing.runners.iter().find(|r| r.name == entry.name) {
+            entry.busy = shown.busy;
+            entry.version.clone_from(&shown.version);
+        }
+    }
+    entries
 }
 
 /// Notes that GitHub did not do what was asked; the next attempt waits.

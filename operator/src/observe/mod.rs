@@ -9,6 +9,7 @@ pub mod hardware;
 pub mod jobs;
 pub mod marks;
 pub mod pod;
+pub mod scale_set;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -74,6 +75,14 @@ pub async fn observe(
     } else {
         vec![]
     };
+    let scale_set = scale_set::look(
+        ctx,
+        pool,
+        runners.iter().chain(&vanished),
+        client.as_deref(),
+        now,
+    )
+    .await;
     let quarantined = ctx.quarantined_elsewhere(pool);
     let required_elsewhere = ctx.required_elsewhere(pool);
     let passed = if has_failed(&pool.status, &runners, &quarantined) {
@@ -102,6 +111,7 @@ pub async fn observe(
             checks,
             jobs,
             lifecycles: BTreeMap::new(),
+            scale_set,
             required_elsewhere,
             other_pools,
             last_change: memory.last_change,

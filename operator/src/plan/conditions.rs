@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{About, Access, Notice, Observed, Plan, checks, queue, verify};
+use super::{About, Access, Notice, Observed, Plan, checks, queue, scale_set, verify};
 use crate::pool::{GpuRequest, Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -248,8 +248,16 @@ fn online(
             "The spec cannot be carried out; see the condition Stalled",
         );
     };
-    if spec.replicas == 0 {
-        return say("True", "ScaledToZero", "No runner is wanted");
+    if let Some(said) = not_listening(spec, observed) {
+        return said;
+    }
+    if plan.desired == 0 {
+        let why = if spec.size.is_elastic() {
+            "No job waits; a runner comes with the first"
+        } else {
+            "No runner is wanted"
+        };
+        return say("True", "ScaledToZero", why);
     }
     let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     let trouble = trouble(spec, observed, health, now, plan);
@@ -284,6 +292,20 @@ fn online(
             ),
         },
     }
+}
+
+/// A pool whose number of runners is for the queue to say, and that does not hear of it.
+fn not_listening(spec: &Spec, observed: &Observed) -> Option<Say> {
+    if !spec.size.is_elastic() || observed.access != Access::Granted {
+        return None;
+    }
+    if let Some(Err(message)) = observed.queue.as_ref().map(|queue| &queue.jobs)
+        && spec.reads_queue()
+    {
+        return Some(say("False", "QueueNotReadable", message.clone()));
+    }
+    let trouble = scale_set::trouble(observed.scale_set.as_ref()?)?;
+    Some(say("False", &trouble.reason, trouble.message.clone()))
 }
 
 /// At the first time, how long it took from the resource's creation.

@@ -61,6 +61,7 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         jobs: super::jobs::Watched::default(),
         lifecycles: BTreeMap::new(),
         required_elsewhere: BTreeSet::new(),
+        scale_set: None,
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
@@ -98,6 +99,7 @@ pub(crate) fn listing(names: &[&str]) -> Listing {
                 name: (*name).to_owned(),
                 busy: false,
                 version: None,
+                of_scale_set: false,
             })
             .collect(),
     }

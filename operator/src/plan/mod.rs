@@ -4,6 +4,7 @@
 
 pub mod checks;
 pub mod conditions;
+pub mod demand;
 pub mod health;
 pub mod jobs;
 mod labels;
@@ -14,6 +15,7 @@ mod preflight;
 pub mod quarantine;
 pub mod queue;
 pub mod runners;
+pub mod scale_set;
 mod stable;
 pub mod teardown;
 pub mod verify;
@@ -31,7 +33,9 @@ use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::github::{Lifecycle, QueuedJob, Repository, Ruleset, Workflow};
+use crate::github::{
+    self, Agent, Lifecycle, NewScaleSet, QueuedJob, Repository, Ruleset, Workflow,
+};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
 
@@ -62,6 +66,8 @@ pub struct Observed {
     pub lifecycles: BTreeMap<String, Lifecycle>,
     /// What other pools require.
     pub required_elsewhere: BTreeSet<checks::Elsewhere>,
+    /// The scale set of a pool that has one, or should.
+    pub scale_set: Option<scale_set::View>,
     /// Labels of the other pools of the same address; empty where no job waits.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.
@@ -174,6 +180,34 @@ pub struct Entry {
     pub busy: bool,
     /// Version of its agent, once one has connected.
     pub version: Option<String>,
+    /// Whether it is of the pool's scale set.
+    pub of_scale_set: bool,
+}
+
+impl From<github::Runner> for Entry {
+    fn from(runner: github::Runner) -> Self {
+        Self {
+            id: runner.id,
+            name: runner.name,
+            busy: runner.busy,
+            version: runner.version,
+            of_scale_set: false,
+        }
+    }
+}
+
+impl Entry {
+    /// A runner of the pool's scale set. Whether it is busy shows when it is to go.
+    #[must_use]
+    pub fn of_scale_set(agent: Agent) -> Self {
+        Self {
+            id: agent.id,
+            name: agent.name,
+            busy: false,
+            version: None,
+            of_scale_set: true,
+        }
+    }
 }
 
 /// What the pods need to know of the operator.
@@ -208,6 +242,23 @@ pub enum Action {
     ReplaceUnregistered(Target),
     /// Remove an entry on GitHub that has no pod.
     DeleteEntry(Entry),
+    /// Make the pool's scale set.
+    CreateScaleSet(NewScaleSet),
+    /// Make the pool's scale set what it should be.
+    UpdateScaleSet(u64, NewScaleSet),
+    /// Remove the pool's scale set.
+    DeleteScaleSet(u64),
+    /// Listen for jobs of the scale set, and let so many be assigned to it at a time.
+    Listen {
+        /// The scale set.
+        set: u64,
+        /// How many.
+        capacity: usize,
+        /// A session of ours that a process before this one may have left open.
+        session: Option<String>,
+    },
+    /// Listen no more.
+    StopListening,
     /// Start the workflow of the verification.
     DispatchWorkflow(Workflow),
     /// Stop a run of ours that nobody takes.
@@ -310,6 +361,10 @@ pub struct Plan {
     pub refresh: bool,
     /// The verification that is decided on at this visit.
     pub intent: Option<Timestamp>,
+    /// Runners that the pool should have.
+    pub desired: usize,
+    /// What was heard of the scale set and is acted on with this, by its number.
+    pub acted_on: Option<u64>,
     /// The failures that the status did not have yet, in a class and a word each.
     pub failed: Vec<(Class, &'static str)>,
     /// How long the pool's first runner took to come online, at the visit that sees it.
@@ -350,6 +405,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     version::plan(pool, observed, now, &mut plan);
     jobs::plan(pool, observed, now, &mut plan);
     if let Ok(spec) = &pool.spec {
+        scale_set::plan(pool, spec, observed, &health, now, &mut plan);
         runners::plan(pool, spec, observed, &health, now, &mut plan);
         verify::plan(pool, spec, observed, &health, now, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
@@ -365,7 +421,7 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     if let Some(moment) = health.quarantine.wake {
         plan.wake_at(moment, now);
     }
-    queue::plan(pool, observed, &mut plan);
+    queue::plan(pool, observed, now, &mut plan);
     labels::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan

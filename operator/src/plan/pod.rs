@@ -236,7 +236,7 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
 /// The agent's container.
 fn runner(pool: &Pool, spec: &Spec, name: &str) -> Container {
     let (start, args) = match spec.registration {
-        RegistrationKind::JitConfig => (START, None),
+        RegistrationKind::JitConfig | RegistrationKind::ScaleSet => (START, None),
         RegistrationKind::Token => (
             CONFIGURE_AND_START,
             Some(config_arguments(pool, spec, name)),

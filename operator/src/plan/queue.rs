@@ -1,15 +1,23 @@
 //! The jobs that wait: for us, or for runners that nobody has.
 
+use jiff::Timestamp;
+
 use super::conditions::{Say, say};
-use super::{Observed, Plan};
+use super::{Observed, Plan, demand, scale_set};
 use crate::github::QueuedJob;
 use crate::pool::{Pool, Spec};
 
 /// Counts the jobs that wait for this pool.
-pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let Some(queue) = &observed.queue else { return };
+    if let Ok(spec) = &pool.spec
+        && spec.reads_queue()
+    {
+        plan.wake_at(queue.at + demand::POLL, now);
+    }
     plan.status.looked_again.clone_from(&queue.asked);
-    if let (Ok(spec), Ok(Some(jobs))) = (&pool.spec, &queue.jobs) {
+    let by_scale_set = observed.scale_set.is_some();
+    if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {
         let ours = jobs.iter().filter(|job| serves(&spec.labels, job)).count();
         plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
     }
@@ -24,6 +32,9 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
             "The queue is not read while the spec cannot be carried out",
         );
     };
+    if let Some(said) = scale_set::served(pool, spec, observed) {
+        return said;
+    }
     if let Some(repository) = observed.queue.as_ref().and_then(|q| q.shut_out.as_ref()) {
         return say("False", "RunnerGroupShut", shut_out(spec, repository));
     }
@@ -53,7 +64,7 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
 }
 
 /// A job comes to a runner that has every label it asks for; case does not matter.
-fn serves(labels: &[String], job: &QueuedJob) -> bool {
+pub(super) fn serves(labels: &[String], job: &QueuedJob) -> bool {
     job.labels.iter().all(|wanted| has(labels, wanted))
 }
 

@@ -6,7 +6,7 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, NewRunner, Observed, Plan, Target, stable};
+use super::{Access, Action, NewRunner, Observed, Plan, Target, demand, stable};
 use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
@@ -31,28 +31,26 @@ pub(super) fn plan(
     stop_overdue(observed, health, plan);
     replace_outdated(observed, health, plan);
     let removed: BTreeSet<String> = removed_names(plan);
+    let is_finishing = |r: &Runner| {
+        let view = observed.scale_set.as_ref();
+        view.is_some_and(|view| view.finishing.contains(&r.name))
+    };
     let active: Vec<&Runner> = observed
         .runners
         .iter()
-        .filter(|r| r.is_active(now) && !removed.contains(&r.name))
+        .filter(|r| r.is_active(now) && !removed.contains(&r.name) && !is_finishing(r))
         .collect();
     let have = active.len() + unseen(observed);
-    if spec.persistent && stable::retire(pool, spec, &active, have, plan) {
+    let desired = demand::desired(pool, spec, observed, have);
+    plan.desired = desired;
+    if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
         // Their places are filled when they are gone.
-    } else if have > spec.replicas {
+    } else if have > desired {
         if !spec.persistent {
-            scale_down(&active, spec, have - spec.replicas, plan);
+            scale_down(&active, spec, have - desired, plan);
         }
     } else {
-        create(
-            pool,
-            spec,
-            observed,
-            health,
-            spec.replicas - have,
-            now,
-            plan,
-        );
+        create(pool, spec, observed, health, desired - have, now, plan);
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {
@@ -98,7 +96,7 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
     let room = if spec.persistent {
         0
     } else {
-        spec.replicas.clamp(1, MAX_LAST_FAILURES)
+        spec.size.max.clamp(1, MAX_LAST_FAILURES)
     };
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
     for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
@@ -198,7 +196,7 @@ fn create(
     }
     plan.status.registered_at = Some(spec.url.to_string());
     let names = if spec.persistent {
-        stable::free_names(pool, spec, observed, missing)
+        stable::free_names(pool, plan.desired, observed, missing)
     } else {
         random_names(pool, observed, missing)
     };
@@ -242,7 +240,7 @@ fn suffix(seed: &mut u64) -> String {
 /// Replaces runners of an older template, a few at a time and only while the new ones come up: intake never stops.
 fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
     let is_new = |r: &&&Runner| r.template == spec.template_hash;
-    let at_once = (spec.replicas / 4).max(1);
+    let at_once = (plan.desired / 4).max(1);
     let coming = active
         .iter()
         .filter(is_new)

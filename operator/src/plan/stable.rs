@@ -7,7 +7,7 @@ use cudarunner_crds::RunnerPhase;
 use super::runners::removal;
 use super::{Observed, Plan};
 use crate::observe::pod::Runner;
-use crate::pool::{Pool, Spec};
+use crate::pool::Pool;
 
 fn name(pool: &Pool, index: usize) -> String {
     format!("{}-{index}", pool.key.name)
@@ -28,15 +28,15 @@ fn index(pool: &Pool, runner: &Runner) -> Option<usize> {
 /// would keep its name, and the numbers would have a gap.
 pub(super) fn retire(
     pool: &Pool,
-    spec: &Spec,
+    desired: usize,
     active: &[&Runner],
     have: usize,
     plan: &mut Plan,
 ) -> bool {
     let beyond = |runner: &Runner| match index(pool, runner) {
-        Some(index) => index >= spec.replicas,
+        Some(index) => index >= desired,
         // Left over from before the pool became persistent; unless they are too many, they leave as the new ones come.
-        None => have > spec.replicas,
+        None => have > desired,
     };
     let before = plan.actions.len();
     plan.actions.extend(
@@ -52,7 +52,7 @@ pub(super) fn retire(
 /// The lowest names that are free, at most `missing`. A name is free when no pod has it, not even one that has ended.
 pub(super) fn free_names(
     pool: &Pool,
-    spec: &Spec,
+    desired: usize,
     observed: &Observed,
     missing: usize,
 ) -> Vec<String> {
@@ -62,7 +62,7 @@ pub(super) fn free_names(
         .map(|r| r.name.as_str())
         .chain(observed.expected.iter().map(String::as_str))
         .collect();
-    (0..spec.replicas)
+    (0..desired)
         .map(|index| name(pool, index))
         .filter(|name| !taken.contains(name.as_str()))
         .take(missing)

@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, runners};
+use super::{Access, Action, Notice, Observed, Plan, checks, jobs, runners, scale_set};
 use crate::observe::end::End;
 use crate::pool::Pool;
 
@@ -29,6 +29,7 @@ pub(super) fn plan(
     }
     plan.wake_at(limit, now);
     checks::plan(pool, observed, now, plan);
+    stop_intake(observed, plan);
     remove_runners(pool, observed, plan);
     // Pods on a lost node are never confirmed gone: past their grace they do not hold the rest up.
     let left = observed
@@ -39,10 +40,18 @@ pub(super) fn plan(
         return;
     }
     if pool.status.registered_at.is_none() {
-        let_go(plan);
+        let_go(pool, observed, now, plan);
         return;
     }
     clear_entries(pool, observed, now, plan);
+}
+
+/// No further job is assigned to the pool. Those that are and do not run yet are given to others when its scale set goes.
+fn stop_intake(observed: &Observed, plan: &mut Plan) {
+    let view = observed.scale_set.as_ref();
+    if view.is_some_and(|view| view.listening.is_some()) {
+        plan.actions.push(Action::StopListening);
+    }
 }
 
 /// Takes out the runners, busy ones as the policy says.
@@ -81,7 +90,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
         return;
     };
     if listing.entries.is_empty() {
-        if let_go(plan) {
+        if let_go(pool, observed, now, plan) {
             plan.notices.push(Notice {
                 warning: false,
                 reason: "TornDown".to_owned(),
@@ -100,10 +109,18 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
     plan.wake_in(AGAIN);
 }
 
-/// Lets the resource go unless checks are still required for it: they are on their way out, and a look at GitHub tells
-/// when they are gone.
-fn let_go(plan: &mut Plan) -> bool {
-    let is_clear = plan.status.required_checks.is_none();
+/// Lets the resource go unless checks are still required for it, or it has a scale set: they are on their way out, and a
+/// look at GitHub tells when they are gone.
+fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
+    let has_none = match &observed.scale_set {
+        Some(view) => scale_set::remove(view, now, plan),
+        None => pool.status.scale_set.is_none(),
+    };
+    if !has_none {
+        // Where GitHub cannot be asked, the limit ends it.
+        plan.wake_in(AGAIN);
+    }
+    let is_clear = has_none && plan.status.required_checks.is_none();
     if is_clear {
         plan.actions.push(Action::RemoveFinalizer);
     }
@@ -128,6 +145,17 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             reason: "TeardownIncomplete".to_owned(),
             note: format!(
                 "The teardown timeout is over: {left} may be left; remove them in its settings.{why}"
+            ),
+            about: None,
+        });
+    }
+    if let Some(set) = &pool.status.scale_set {
+        plan.notices.push(Notice {
+            warning: true,
+            reason: "TeardownIncomplete".to_owned(),
+            note: format!(
+                "The teardown timeout is over: the scale set {} may be left; remove it on the runners page of the address in spec.github.url.{why}",
+                set.name
             ),
             about: None,
         });
@@ -159,7 +187,13 @@ pub fn without_operator(pool: &Pool) -> Notice {
             pool.ownership_label()
         )
     });
-    let left: Vec<String> = runners.into_iter().chain(checks::left(pool)).collect();
+    let set = pool.status.scale_set.as_ref();
+    let set = set.map(|set| format!("the scale set {}", set.name));
+    let left: Vec<String> = runners
+        .into_iter()
+        .chain(set)
+        .chain(checks::left(pool))
+        .collect();
     let stays = if left.is_empty() {
         "It has nothing on GitHub.".to_owned()
     } else {

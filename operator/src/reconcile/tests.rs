@@ -138,6 +138,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         pods: Arc::new(Pods::default()),
         nodes: None,
         marking: Marking::default(),
+        waker: Arc::clone(&waker),
+        identity: "test".to_owned(),
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), waker),
         memory: Memory::default(),

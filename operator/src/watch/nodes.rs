@@ -137,7 +137,8 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that; and whoever marks nodes.
+/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that; those that tell GitHub how
+/// many jobs can run; and whoever marks nodes.
 pub async fn follow(
     client: Client,
     nodes: Arc<Nodes>,
@@ -162,8 +163,11 @@ pub async fn follow(
                 }
             }
             Ok(Event::Delete(node)) => {
-                let mut nodes = nodes.nodes.write().unwrap_or_else(PoisonError::into_inner);
-                nodes.remove(&node.name_any());
+                {
+                    let mut nodes = nodes.nodes.write().unwrap_or_else(PoisonError::into_inner);
+                    nodes.remove(&node.name_any());
+                }
+                wake_concerned(&pools, &waker);
             }
             Ok(Event::InitDone) => {}
             Err(error) => log_error("nodes", &error),
@@ -173,7 +177,10 @@ pub async fn follow(
 
 fn wake_concerned(pools: &[Store<CudaRunner>], waker: &Waker) {
     let all = pools.iter().flat_map(Store::state);
-    let concerned = all.filter(|p| p.status.as_ref().is_some_and(|s| !s.quarantine.is_empty()));
+    let concerned = all.filter(|p| {
+        let status = p.status.as_ref();
+        status.is_some_and(|s| !s.quarantine.is_empty() || s.scale_set.is_some())
+    });
     for pool in concerned {
         waker.wake(&key_of(&pool));
     }

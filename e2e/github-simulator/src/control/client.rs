@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use super::types::{
     Budget, Clock, JobView, Log, NewApp, NewCredential, NewEnterprise, NewJob, NewOrganization,
     NewRepository, NewRun, NewRunner, Problem, PublishedApp, PublishedInstallation, PublishedToken,
-    StartedRun, State, UpdateInstallation, UpdateRepository, UpdateWorkflow,
+    ScaleSetView, StartedRun, State, UpdateInstallation, UpdateRepository, UpdateWorkflow,
 };
 use crate::{
     faults::Fault,
@@ -335,6 +335,22 @@ impl Client {
     /// Removes a runner behind everybody's back.
     pub async fn delete_runner(&self, id: u64) -> Result<(), Error> {
         self.delete(&format!("/_sim/runners/{id}")).await
+    }
+
+    /// All runner scale sets.
+    pub async fn scale_sets(&self) -> Result<Vec<ScaleSetView>, Error> {
+        self.get("/_sim/scale-sets").await
+    }
+
+    /// Ends the session of a scale set, as the service does at will.
+    pub async fn end_session(&self, scale_set: u64) -> Result<(), Error> {
+        self.delete(&format!("/_sim/scale-sets/{scale_set}/session"))
+            .await
+    }
+
+    /// Deletes a scale set behind everybody's back.
+    pub async fn delete_scale_set(&self, id: u64) -> Result<(), Error> {
+        self.delete(&format!("/_sim/scale-sets/{id}")).await
     }
 
     /// Injects a fault; gives its number.

@@ -10,6 +10,6 @@ pub(crate) use routes::router;
 pub use types::{
     Budget, Clock, JobView, Log, NewApp, NewBranch, NewCredential, NewEnterprise, NewJob,
     NewOrganization, NewRepository, NewRun, NewRunner, NewRunnerGroup, NewWorkflow, Problem,
-    PublishedApp, PublishedInstallation, PublishedToken, StartedRun, State, UpdateInstallation,
-    UpdateRepository, UpdateWorkflow,
+    PublishedApp, PublishedInstallation, PublishedToken, ScaleSetView, StartedRun, State,
+    UpdateInstallation, UpdateRepository, UpdateWorkflow,
 };

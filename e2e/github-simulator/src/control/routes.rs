@@ -65,6 +65,9 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/_sim/runs/{id}/cancel", post(cancel))
         .route("/_sim/runners", post(runner))
         .route("/_sim/runners/{id}", delete(delete_runner))
+        .route("/_sim/scale-sets", get(scale_sets))
+        .route("/_sim/scale-sets/{id}", delete(delete_scale_set))
+        .route("/_sim/scale-sets/{id}/session", delete(end_session))
         .route("/_sim/faults", get(faults).post(fault).delete(clear_faults))
         .route("/_sim/budgets", post(budget))
         .route("/_sim/requests", get(requests))
@@ -150,6 +153,7 @@ async fn delete_repository(
     change(&shared, |world| {
         let scope = Scope::Repository(key.clone());
         world.runners.retain(|_, runner| runner.scope != scope);
+        world.scale_sets.retain(|_, set| set.scope != scope);
         world.runs.retain(|_, run| run.repository != key);
         world.jobs.retain(|_, job| job.repository != key);
         world
@@ -414,6 +418,32 @@ async fn delete_runner(State(shared): Server, Path(id): Path<u64>) -> Answer {
         }
         engine::remove_runner(world, id, now);
         Ok(StatusCode::NO_CONTENT)
+    })
+}
+
+async fn scale_sets(State(shared): Server) -> Json<Vec<Value>> {
+    Json(dump::scale_sets(&shared.world()))
+}
+
+async fn delete_scale_set(State(shared): Server, Path(id): Path<u64>) -> Answer {
+    change(&shared, |world| {
+        let now = world.now();
+        if engine::scale_sets::delete(world, id, now) {
+            Ok(StatusCode::NO_CONTENT)
+        } else {
+            Err(missing("such scale set"))
+        }
+    })
+}
+
+async fn end_session(State(shared): Server, Path(id): Path<u64>) -> Answer {
+    change(&shared, |world| {
+        let now = world.now();
+        if engine::scale_sets::end_session(world, id, now) {
+            Ok(StatusCode::NO_CONTENT)
+        } else {
+            Err(missing("open session"))
+        }
     })
 }
 

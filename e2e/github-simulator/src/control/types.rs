@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::state::{Conclusion, JobTemplate, Level, StepTemplate};
+use crate::state::{Conclusion, JobTemplate, Level, Statistics, StepTemplate};
 
 /// Why the control API refused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -247,6 +247,8 @@ pub struct JobView {
     pub runner: Option<String>,
     /// Number of the runner that picked it up.
     pub runner_id: Option<u64>,
+    /// The scale set that it was assigned to.
+    pub scale_set: Option<u64>,
     /// How often it was given to a runner.
     pub assignments: u32,
     /// When it was made.
@@ -257,6 +259,30 @@ pub struct JobView {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+}
+
+/// A runner scale set, as suites see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScaleSetView {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// `owner/name`, a login, or `enterprises/slug`, lower case.
+    pub scope: String,
+    /// Its runner group.
+    pub group: u64,
+    /// The names of its labels.
+    pub labels: Vec<String>,
+    /// The capacity that its listener advertised last; 0 without a session.
+    pub capacity: usize,
+    /// Who opened the session, if one is open.
+    pub session: Option<String>,
+    /// Its jobs and runners in numbers.
+    pub statistics: Statistics,
+    /// Messages that were handed out and not acknowledged.
+    pub unacknowledged: usize,
 }
 
 /// What a job printed.

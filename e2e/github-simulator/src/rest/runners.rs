@@ -160,6 +160,7 @@ pub fn add(world: &mut World, new: New, now: Timestamp) -> u64 {
             group: new.group,
             ephemeral: new.ephemeral,
             jit: new.jit,
+            scale_set: None,
             version: None,
             secret: format!("{id}.{}", text::random_hex(32)),
             created_at: now,

@@ -109,6 +109,10 @@ pub struct Job {
     pub steps: Vec<Step>,
     /// Where it stands.
     pub phase: JobPhase,
+    /// The scale set that it was assigned to.
+    pub scale_set: Option<u64>,
+    /// When it was assigned to the scale set.
+    pub scale_set_assigned_at: Option<Timestamp>,
     /// Number, name and group of the runner that picked it up.
     pub runner: Option<(u64, String, u64)>,
     /// How often it was given to a runner.

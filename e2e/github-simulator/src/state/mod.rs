@@ -3,6 +3,7 @@
 mod accounts;
 mod jobs;
 mod runners;
+mod scale_sets;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,12 +19,19 @@ pub use accounts::{
 };
 pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Run, Step, StepTemplate};
 pub use runners::{Label, RegistrationToken, Runner, Scope, Session};
+pub use scale_sets::{
+    AdminToken, ChangeKind, JobChange, MessageSession, ScaleSet, ScaleSetLabel, Statistics,
+};
 
 use crate::{faults::Fault, limits::Budget};
 
 /// What a test may turn; all of it can be changed while the simulator runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each of them is a switch of its own"
+)]
 pub struct Settings {
     /// An assigned job that its runner does not pick up within this time is queued again.
     pub pickup_seconds: u32,
@@ -47,6 +55,19 @@ pub struct Settings {
     pub dispatch_details: bool,
     /// Registration tokens work once only, stricter than GitHub.
     pub single_use_registration: bool,
+    /// The life of a token for the scale sets of a scope.
+    pub admin_token_seconds: u32,
+    /// The life of a token for a message queue.
+    pub queue_token_seconds: u32,
+    /// A poll for a message ends after this time.
+    pub message_wait_seconds: u32,
+    /// The session of a listener that has not polled for this time is over.
+    pub session_seconds: u32,
+    /// Whether a scale set has the labels that it was made with, and not only its name as on older
+    /// servers.
+    pub honour_labels: bool,
+    /// Jobs are offered to scale sets, which have to acquire them, as in former times.
+    pub scale_sets_offer: bool,
 }
 
 /// When GitHub stops to accept a version of the agent.
@@ -73,6 +94,12 @@ impl Default for Settings {
             server_version: "3.19.1".to_owned(),
             dispatch_details: true,
             single_use_registration: false,
+            admin_token_seconds: 3600,
+            queue_token_seconds: 3600,
+            message_wait_seconds: 50,
+            session_seconds: 120,
+            honour_labels: true,
+            scale_sets_offer: false,
         }
     }
 }
@@ -156,6 +183,12 @@ pub struct World {
     pub registration_tokens: BTreeMap<String, RegistrationToken>,
     /// Runners by number.
     pub runners: BTreeMap<u64, Runner>,
+    /// Runner scale sets by number.
+    pub scale_sets: BTreeMap<u64, ScaleSet>,
+    /// Tokens for scale sets by secret.
+    pub admin_tokens: BTreeMap<String, AdminToken>,
+    /// The scale set of every session that there ever was, by the session's name.
+    pub message_sessions: BTreeMap<String, u64>,
     /// Workflow runs by number.
     pub runs: BTreeMap<u64, Run>,
     /// Jobs by number.
@@ -192,6 +225,9 @@ impl World {
             credentials: BTreeMap::new(),
             registration_tokens: BTreeMap::new(),
             runners: BTreeMap::new(),
+            scale_sets: BTreeMap::new(),
+            admin_tokens: BTreeMap::new(),
+            message_sessions: BTreeMap::new(),
             runs: BTreeMap::new(),
             jobs: BTreeMap::new(),
             faults: Vec::new(),

@@ -54,6 +54,8 @@ pub struct Runner {
     pub ephemeral: bool,
     /// Made by a JIT configuration.
     pub jit: bool,
+    /// The scale set that it belongs to.
+    pub scale_set: Option<u64>,
     /// The agent's version, once it connected.
     pub version: Option<String>,
     /// What its agent proves itself with.
@@ -91,12 +93,21 @@ impl Runner {
     /// Whether it has every one of `labels`, whatever their case.
     #[must_use]
     pub fn fits(&self, labels: &[String]) -> bool {
-        labels.iter().all(|wanted| {
-            self.labels
-                .iter()
-                .any(|label| label.name.to_lowercase() == wanted.to_lowercase())
-        })
+        let own: Vec<&str> = self
+            .labels
+            .iter()
+            .map(|label| label.name.as_str())
+            .collect();
+        covers(&own, labels)
     }
+}
+
+/// Whether all `wanted` labels are among its `own`, whatever their case.
+pub(super) fn covers(own: &[&str], wanted: &[String]) -> bool {
+    wanted.iter().all(|wanted| {
+        own.iter()
+            .any(|label| label.to_lowercase() == wanted.to_lowercase())
+    })
 }
 
 /// A token that registers or removes runners for an hour.

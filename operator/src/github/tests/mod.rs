@@ -7,4 +7,5 @@ mod refusals;
 mod registering;
 mod runners;
 mod runs;
-mod stub;
+mod scale_sets;
+pub(crate) mod stub;

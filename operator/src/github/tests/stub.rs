@@ -25,25 +25,25 @@ use crate::github::{
 };
 
 /// A listing as fresh as can be.
-pub(super) const NOW: Duration = Duration::ZERO;
+pub(crate) const NOW: Duration = Duration::ZERO;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
-    pub(super) method: Method,
+pub(crate) struct Seen {
+    pub(crate) method: Method,
     /// Path and query.
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Value,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Seen {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
     /// Method and the part of the path that tells requests apart.
-    pub(super) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let path = self
             .path
             .split_once("/actions/runners")
@@ -53,7 +53,7 @@ impl Seen {
 }
 
 /// What to answer.
-pub(super) struct Reply {
+pub(crate) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -68,11 +68,11 @@ enum Ending {
     HangUp,
 }
 
-pub(super) fn reply(status: u16, body: &Value) -> Reply {
+pub(crate) fn reply(status: u16, body: &Value) -> Reply {
     raw(status, &body.to_string())
 }
 
-pub(super) fn raw(status: u16, body: &str) -> Reply {
+pub(crate) fn raw(status: u16, body: &str) -> Reply {
     Reply {
         status,
         headers: Vec::new(),
@@ -81,14 +81,14 @@ pub(super) fn raw(status: u16, body: &str) -> Reply {
     }
 }
 
-pub(super) fn hang_up() -> Reply {
+pub(crate) fn hang_up() -> Reply {
     Reply {
         ending: Ending::HangUp,
         ..raw(200, "")
     }
 }
 
-pub(super) fn error(status: u16, message: &str) -> Reply {
+pub(crate) fn error(status: u16, message: &str) -> Reply {
     reply(
         status,
         &json!({"message": message, "documentation_url": "https://docs.github.com"}),
@@ -96,12 +96,12 @@ pub(super) fn error(status: u16, message: &str) -> Reply {
 }
 
 impl Reply {
-    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    pub(super) fn cut(mut self) -> Self {
+    pub(crate) fn cut(mut self) -> Self {
         self.ending = Ending::Cut;
         self
     }
@@ -128,7 +128,7 @@ impl Reply {
 }
 
 /// The server.
-pub(super) struct Stub {
+pub(crate) struct Stub {
     address: String,
     authority: String,
     ca: CaBundle,
@@ -138,7 +138,7 @@ pub(super) struct Stub {
 
 impl Stub {
     /// Starts one that answers with `script`, which is told how many requests came before.
-    pub(super) async fn start(script: impl FnMut(&Seen, usize) -> Reply + Send + 'static) -> Self {
+    pub(crate) async fn start(script: impl FnMut(&Seen, usize) -> Reply + Send + 'static) -> Self {
         let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let key =
             rustls_pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der())
@@ -196,7 +196,7 @@ impl Stub {
     }
 
     /// A client for `owner`, as the web shows it, with a token.
-    pub(super) fn client(&self, owner: &str) -> Arc<Client> {
+    pub(crate) fn client(&self, owner: &str) -> Arc<Client> {
         self.client_as(
             owner,
             &Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap(),
@@ -204,7 +204,7 @@ impl Stub {
     }
 
     /// A client with a token that trusts another server, too.
-    pub(super) fn client_trusting(&self, owner: &str, other: &Self) -> Arc<Client> {
+    pub(crate) fn client_trusting(&self, owner: &str, other: &Self) -> Arc<Client> {
         let both = format!("{}{}", self.authority, other.authority);
         let bundle = CaBundle::from_pem(both.as_bytes()).unwrap();
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
@@ -215,7 +215,7 @@ impl Stub {
     }
 
     /// A client for a repository, as installation 34 of App 12.
-    pub(super) fn app_client(&self, owner: &str) -> Arc<Client> {
+    pub(crate) fn app_client(&self, owner: &str) -> Arc<Client> {
         let data = data(&[
             (APP_ID, "12"),
             (INSTALLATION_ID, "34"),
@@ -224,7 +224,7 @@ impl Stub {
         self.client_as(owner, &Credentials::from_secret_data(&data).unwrap())
     }
 
-    pub(super) fn client_as(&self, owner: &str, credentials: &Credentials) -> Arc<Client> {
+    pub(crate) fn client_as(&self, owner: &str, credentials: &Credentials) -> Arc<Client> {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         self.clients
             .client(&url, credentials, Some(&self.ca), None)
@@ -232,7 +232,7 @@ impl Stub {
     }
 
     /// A client that goes through a proxy.
-    pub(super) fn client_through(&self, owner: &str, proxy: &Proxy) -> Arc<Client> {
+    pub(crate) fn client_through(&self, owner: &str, proxy: &Proxy) -> Arc<Client> {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         let token = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap();
         self.clients
@@ -240,15 +240,15 @@ impl Stub {
             .unwrap()
     }
 
-    pub(super) fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.seen().iter().map(Seen::line).collect()
     }
 }
@@ -265,12 +265,12 @@ async fn arrived(request: Request<Incoming>) -> Seen {
 }
 
 /// A page of a listing.
-pub(super) fn page(total: usize, runners: &[Value]) -> Value {
+pub(crate) fn page(total: usize, runners: &[Value]) -> Value {
     json!({"total_count": total, "runners": runners})
 }
 
 /// An entry as GitHub shows it.
-pub(super) fn runner(id: u64, name: &str, status: &str, busy: bool) -> Value {
+pub(crate) fn runner(id: u64, name: &str, status: &str, busy: bool) -> Value {
     json!({
         "id": id, "name": name, "os": "linux", "status": status, "busy": busy, "ephemeral": true, "version": null,
         "labels": [{"name": "self-hosted", "type": "read-only"}, {"id": 7, "name": "cuda", "type": "custom"}],
@@ -278,7 +278,7 @@ pub(super) fn runner(id: u64, name: &str, status: &str, busy: bool) -> Value {
 }
 
 /// The answer to a registration.
-pub(super) fn registered(id: u64, name: &str) -> Reply {
+pub(crate) fn registered(id: u64, name: &str) -> Reply {
     reply(
         201,
         &json!({"runner": runner(id, name, "offline", false), "encoded_jit_config": "c2VjcmV0"}),

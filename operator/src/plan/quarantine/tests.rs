@@ -10,6 +10,7 @@ use super::*;
 use crate::observe::end::{End, Failure};
 use crate::plan::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
 use crate::plan::{Action, NodeFacts, Plan, plan};
+use crate::pool::Size;
 
 fn failed(pool: &Pool, name: &str, on: &str, failure: Failure) -> Runner {
     let mut failed = runner(pool, name, RunnerPhase::Failed);
@@ -223,7 +224,7 @@ fn a_pass_of_another_device_does_not_clear_the_one_that_failed() {
 fn at_its_end_one_pod_tries_and_another_failure_doubles_the_time() {
     let (mut pool, first) = after(Class::Node, 4);
     pool = next(pool, &first);
-    pool.spec.as_mut().unwrap().replicas = 3;
+    pool.spec.as_mut().unwrap().size = Size { min: 3, max: 3 };
     let over = NOW + SignedDuration::from_mins(31);
     let mut observed = observed(vec![]);
     observed.nodes = Some(nodes(4));
@@ -318,7 +319,7 @@ fn what_all_nodes_share_does_not_empty_a_cluster_slowly_either() {
     }
 
     // The pauses have become longer than the breaker's time: it is still one runner that is tried.
-    pool.spec.as_mut().unwrap().replicas = 4;
+    pool.spec.as_mut().unwrap().size = Size { min: 4, max: 4 };
     world.runners.clear();
     let later = NOW + SignedDuration::from_mins(44 + 12);
     let visit = plan(&pool, &world, later);

@@ -230,7 +230,7 @@ impl Case<'_> {
             .siblings(job)
             .filter(|other| other.status == "in_progress")
             .count();
-        at_work > 0 && at_work >= self.pool.desired()
+        at_work > 0 && at_work >= self.spec.size.max
     }
 
     fn siblings(&self, job: &RunJob) -> impl Iterator<Item = &RunJob> {

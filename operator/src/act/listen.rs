@@ -1,0 +1,354 @@
+//! Listens for the jobs of a scale set: one task for each pool, with one long poll at a time.
+//!
+//! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a visit has
+//! acted on it, so that a crash in between has it come again.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::backoff;
+use crate::github::{Client, Error, Message, Session};
+use crate::plan::scale_set::{Heard, Listening, Trouble};
+use crate::pool::PoolKey;
+use crate::watch::Waker;
+
+/// The first pause after a request that failed, or a session that somebody else has.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+/// The longest.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(1);
+/// After so many failures in a row the pool says so.
+const WORTH_A_WORD: i32 = 3;
+/// A visit that takes longer did not act on a message: it is heard again.
+const VISIT: Duration = Duration::from_secs(30);
+/// Ends of jobs that are remembered: more than any pool's runners that end between two visits.
+const REMEMBERED: usize = 20_000;
+
+/// Who listens, and for whom.
+#[derive(Clone)]
+pub struct Ear {
+    /// The way to GitHub.
+    pub client: Arc<Client>,
+    /// The scale set.
+    pub set: u64,
+    /// The pool, which is woken.
+    pub pool: PoolKey,
+    /// Wakes it.
+    pub waker: Arc<Waker>,
+    /// Who says so to GitHub.
+    pub owner: String,
+}
+
+/// A task that listens. It ends when this is dropped; its session stays until it is closed.
+pub struct Listener {
+    set: u64,
+    capacity: watch::Sender<usize>,
+    acted_on: watch::Sender<u64>,
+    board: Arc<Mutex<Board>>,
+    task: AbortHandle,
+}
+
+/// What was heard.
+#[derive(Default)]
+struct Board {
+    heard: Heard,
+    /// Runners whose job has ended.
+    completed: BTreeSet<String>,
+    /// The scale set has vanished.
+    is_gone: bool,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Listener {
+    /// Starts to listen. `left_over` is a session of ours that may be open still.
+    #[must_use]
+    pub fn start(ear: Ear, capacity: usize, left_over: Option<String>) -> Self {
+        let (capacity, capacities) = watch::channel(capacity);
+        let (acted_on, acts) = watch::channel(0);
+        let board = Arc::new(Mutex::new(Board::default()));
+        let set = ear.set;
+        let task = Task {
+            ear,
+            capacities,
+            acts,
+            board: Arc::clone(&board),
+            left_over,
+            failures: 0,
+        };
+        Self {
+            set,
+            capacity,
+            acted_on,
+            board,
+            task: tokio::spawn(task.run()).abort_handle(),
+        }
+    }
+
+    /// Has GitHub assign so many jobs at a time, from the next poll on, which begins at once.
+    pub fn advertise(&self, capacity: usize) {
+        self.capacity.send_if_modified(|now| {
+            let changes = *now != capacity;
+            *now = capacity;
+            changes
+        });
+    }
+
+    /// What was heard up to this number was acted on.
+    pub fn acted_on(&self, number: u64) {
+        self.acted_on.send_replace(number);
+    }
+
+    /// The scale set.
+    #[must_use]
+    pub fn set(&self) -> u64 {
+        self.set
+    }
+
+    /// What was heard, and the runners whose job has ended by then.
+    #[must_use]
+    pub fn snapshot(&self) -> (Listening, BTreeSet<String>) {
+        let board = lock(&self.board);
+        let listening = Listening {
+            set: self.set,
+            capacity: *self.capacity.borrow(),
+            heard: board.heard.clone(),
+        };
+        (listening, board.completed.clone())
+    }
+
+    /// Whether the scale set has vanished.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        lock(&self.board).is_gone
+    }
+
+    /// Forgets the ends of jobs of runners that are gone.
+    pub fn forget_completed(&self, is_there: impl Fn(&str) -> bool) {
+        lock(&self.board).completed.retain(|name| is_there(name));
+    }
+}
+
+fn lock(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
+    // Plain values, none of them half-written.
+    board.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What came of a poll.
+enum Poll {
+    /// Something has happened.
+    Message(Message),
+    /// Nothing has.
+    Quiet,
+    /// It was cut short: GitHub is to hear of another capacity.
+    Cut,
+}
+
+/// Why a session is over.
+enum Over {
+    /// There is no scale set any more.
+    Gone,
+    /// It did not work; another session may.
+    Failed(Error),
+}
+
+impl From<Error> for Over {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound { .. } => Self::Gone,
+            error => Self::Failed(error),
+        }
+    }
+}
+
+struct Task {
+    ear: Ear,
+    capacities: watch::Receiver<usize>,
+    acts: watch::Receiver<u64>,
+    board: Arc<Mutex<Board>>,
+    left_over: Option<String>,
+    failures: i32,
+}
+
+impl Task {
+    /// Opens sessions until the scale set is gone.
+    async fn run(mut self) {
+        loop {
+            let over = match self.open().await {
+                Ok(session) => self.listen(session).await,
+                Err(error) => error.into(),
+            };
+            match over {
+                Over::Gone => {
+                    tracing::warn!(pool = %self.ear.pool, set = self.ear.set, "the scale set has vanished");
+                    lock(&self.board).is_gone = true;
+                    self.wake();
+                    return;
+                }
+                Over::Failed(error) => self.pause(&error).await,
+            }
+        }
+    }
+
+    /// Opens a session. One that is open already may be ours, of a process that has ended.
+    async fn open(&mut self) -> Result<Session, Error> {
+        let (client, set) = (&self.ear.client, self.ear.set);
+        let opened = client.open_session(set, &self.ear.owner).await;
+        let (Err(Error::Conflict { .. }), Some(left_over)) = (&opened, self.left_over.take())
+        else {
+            return opened;
+        };
+        client.close_session(set, &left_over).await?;
+        client.open_session(set, &self.ear.owner).await
+    }
+
+    /// Hears messages until the session is over.
+    async fn listen(&mut self, mut session: Session) -> Over {
+        self.left_over = Some(session.id.clone());
+        tracing::info!(pool = %self.ear.pool, set = session.set, "listening for jobs");
+        {
+            let mut board = lock(&self.board);
+            board.heard.session = Some(session.id.clone());
+            board.heard.statistics = Some(session.statistics);
+            board.heard.trouble = None;
+            board.heard.is_settled = false;
+            board.heard.number += 1;
+        }
+        self.wake();
+        let mut last = 0;
+        loop {
+            match self.hear(&mut session, last).await {
+                Ok(Poll::Message(message)) => {
+                    self.failures = 0;
+                    match self.take_in(&session, message, last).await {
+                        Ok(number) => last = number,
+                        Err(over) => return over,
+                    }
+                }
+                Ok(Poll::Quiet) => self.settle(),
+                Ok(Poll::Cut) => {}
+                Err(Error::Unreachable { .. } | Error::Server { .. }) if self.failures == 0 => {
+                    // Once in a while a long poll breaks off.
+                    self.failures = 1;
+                }
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// One long poll, which a change of the capacity cuts short. A token that has run out is renewed once.
+    async fn hear(&mut self, session: &mut Session, last: u64) -> Result<Poll, Error> {
+        let client = Arc::clone(&self.ear.client);
+        let capacity = *self.capacities.borrow_and_update();
+        let answer = tokio::select! {
+            answer = client.next_message(session, last, capacity) => answer,
+            changed = self.capacities.changed() => {
+                if changed.is_err() {
+                    // The listener is gone, and this task with it.
+                    std::future::pending::<()>().await;
+                }
+                return Ok(Poll::Cut);
+            }
+        };
+        let message = match answer {
+            Err(Error::Unauthorized { .. }) => {
+                *session = client.refresh_session(session).await?;
+                client.next_message(session, last, capacity).await?
+            }
+            answer => answer?,
+        };
+        Ok(message.map_or(Poll::Quiet, Poll::Message))
+    }
+
+    /// Hands a message on, and acknowledges it once it was acted on. The last message that was.
+    async fn take_in(
+        &mut self,
+        session: &Session,
+        message: Message,
+        last: u64,
+    ) -> Result<u64, Over> {
+        let client = &self.ear.client;
+        if !message.available.is_empty() {
+            client.acquire_jobs(session, &message.available).await?;
+        }
+        let number = {
+            let mut board = lock(&self.board);
+            board.heard.number += 1;
+            board.heard.is_settled = true;
+            if let Some(statistics) = message.statistics {
+                board.heard.statistics = Some(statistics);
+            }
+            if board.completed.len() < REMEMBERED {
+                board.completed.extend(message.completed);
+            }
+            board.heard.number
+        };
+        self.wake();
+        let acted = self.acts.wait_for(|acted| *acted >= number);
+        if tokio::time::timeout(VISIT, acted).await.is_err() {
+            return Ok(last);
+        }
+        client.acknowledge(session, message.id).await?;
+        Ok(message.id)
+    }
+
+    /// Notes that a poll was answered, and that nothing has changed since the session was opened.
+    fn settle(&mut self) {
+        self.failures = 0;
+        let was_settled = std::mem::replace(&mut lock(&self.board).heard.is_settled, true);
+        if !was_settled {
+            self.wake();
+        }
+    }
+
+    /// Waits, each time longer; tells the pool of what lasts.
+    async fn pause(&mut self, error: &Error) {
+        self.failures = self.failures.saturating_add(1);
+        tracing::info!(pool = %self.ear.pool, set = self.ear.set, category = error.category(), %error, "not listening");
+        if self.failures >= WORTH_A_WORD {
+            let trouble = trouble_of(error);
+            let mut board = lock(&self.board);
+            let is_news = board.heard.trouble.as_ref() != Some(&trouble);
+            board.heard.trouble = Some(trouble);
+            drop(board);
+            if is_news {
+                self.wake();
+            }
+        }
+        let key = &self.ear.pool.name;
+        let pause = error.pause(Timestamp::now()).unwrap_or_else(|| {
+            backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key)
+        });
+        tokio::time::sleep(pause.unsigned_abs()).await;
+    }
+
+    fn wake(&self) {
+        self.ear.waker.wake(&self.ear.pool);
+    }
+}
+
+fn trouble_of(error: &Error) -> Trouble {
+    match error {
+        Error::Conflict { message } => Trouble {
+            reason: "SessionHeld".to_owned(),
+            message: format!(
+                "Another process listens for this scale set's jobs, and this one stands by ({message}); is a second operator running, or did the last one end a moment ago?"
+            ),
+        },
+        error => Trouble {
+            reason: format!("ScaleSet{}", error.category()),
+            message: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

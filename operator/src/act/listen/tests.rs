@@ -1,0 +1,222 @@
+//! Given a scale set's queue, then what is heard is acted on before it is acknowledged.
+
+use futures::StreamExt as _;
+use futures::channel::mpsc::UnboundedReceiver;
+use kube::runtime::reflector::ObjectRef;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::github::Statistics;
+use crate::github::tests::stub::{Reply, Seen, Stub, raw, reply};
+
+/// An Actions service that says what it is asked, and answers by `script`.
+async fn service(
+    mut script: impl FnMut(&str, &str) -> Reply + Send + 'static,
+) -> (Stub, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let (asked, asks) = tokio::sync::mpsc::unbounded_channel();
+    let stub = Stub::start(move |seen: &Seen, _| {
+        let host = seen.header("host").unwrap().to_owned();
+        if seen.path.ends_with("/registration-token") {
+            return reply(
+                201,
+                &json!({"token": "AREG", "expires_at": "2030-01-01T00:00:00Z"}),
+            );
+        }
+        if seen.path.ends_with("/runner-registration") {
+            let token = "e30.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln";
+            return reply(
+                200,
+                &json!({"url": format!("https://{host}/t"), "token": token}),
+            );
+        }
+        let path = seen.path.replace("?api-version=6.0-preview", "");
+        let path = path.replace("/t/_apis/runtime/runnerscalesets/", "set ");
+        let capacity = seen.header("x-scalesetmaxcapacity").unwrap_or_default();
+        let line = format!("{} {path} {capacity}", seen.method);
+        let answer = script(line.trim(), &host);
+        asked.send(line.trim().to_owned()).unwrap();
+        answer
+    })
+    .await;
+    (stub, asks)
+}
+
+fn session(host: &str) -> Reply {
+    reply(
+        200,
+        &json!({
+            "sessionId": "mine", "messageQueueUrl": format!("https://{host}/q?s=mine"),
+            "messageQueueAccessToken": "QUEUE", "statistics": {"totalAssignedJobs": 1}
+        }),
+    )
+}
+
+fn message(id: u64, assigned: usize) -> Reply {
+    reply(
+        200,
+        &json!({"messageId": id, "body": "[]", "statistics": {"totalAssignedJobs": assigned}}),
+    )
+}
+
+fn conflict() -> Reply {
+    reply(
+        409,
+        &json!({"typeName": "RunnerScaleSetSessionConflictException", "message": "taken"}),
+    )
+}
+
+fn ear(
+    stub: &Stub,
+) -> (
+    Ear,
+    UnboundedReceiver<ObjectRef<cudarunner_crds::CudaRunner>>,
+) {
+    let (waker, woken) = Waker::new();
+    waker.listen();
+    let ear = Ear {
+        client: stub.client("o/r"),
+        set: 7,
+        pool: PoolKey {
+            namespace: "ci".to_owned(),
+            name: "pool".to_owned(),
+        },
+        waker: Arc::new(waker),
+        owner: "me".to_owned(),
+    };
+    (ear, woken)
+}
+
+fn assigned(listener: &Listener) -> Option<usize> {
+    let (listening, _) = listener.snapshot();
+    listening.heard.statistics.map(|s: Statistics| s.assigned)
+}
+
+#[tokio::test]
+async fn a_message_is_acknowledged_once_it_was_acted_on() {
+    let (stub, mut asks) = service(|line, host| match line {
+        "POST set 7/sessions" => session(host),
+        "GET /q?s=mine 4" => message(1, 2),
+        "DELETE /q/1?s=mine" => reply(204, &Value::Null),
+        // Nothing further: the poll is answered at once here, and would be at the end of its time.
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+
+    // What the session says when it is opened is news, and the message is
+    woken.next().await.unwrap();
+    woken.next().await.unwrap();
+    assert_eq!(assigned(&listener), Some(2));
+    assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
+    assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
+    assert!(asks.try_recv().is_err(), "nothing before a visit has acted");
+
+    listener.acted_on(1);
+    tokio::task::yield_now().await;
+    assert!(asks.try_recv().is_err(), "an older one was acted on");
+    listener.acted_on(2);
+    assert_eq!(asks.recv().await.unwrap(), "DELETE /q/1?s=mine");
+    assert_eq!(
+        asks.recv().await.unwrap(),
+        "GET /q?s=mine&lastMessageId=1 4"
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_a_process_before_left_open_is_ended() {
+    let mut is_open = true;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" if is_open => conflict(),
+        "POST set 7/sessions" => session(host),
+        "DELETE set 7/sessions/old" => {
+            is_open = false;
+            reply(204, &Value::Null)
+        }
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, Some("old".to_owned()));
+    woken.next().await.unwrap();
+    assert_eq!(assigned(&listener), Some(1));
+    for line in [
+        "POST set 7/sessions",
+        "DELETE set 7/sessions/old",
+        "POST set 7/sessions",
+    ] {
+        assert_eq!(asks.recv().await.unwrap(), line);
+    }
+}
+
+#[tokio::test]
+async fn a_session_of_somebody_else_is_stood_by_for_and_said() {
+    let (stub, mut asks) = service(|_, _| conflict()).await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    woken.next().await.unwrap();
+    let (listening, _) = listener.snapshot();
+    assert_eq!(listening.heard.trouble.unwrap().reason, "SessionHeld");
+    for _ in 0..3 {
+        assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
+    }
+}
+
+#[tokio::test]
+async fn a_scale_set_that_has_vanished_ends_the_listening() {
+    let (stub, _asks) = service(|line, host| match line {
+        "POST set 7/sessions" => session(host),
+        _ => reply(
+            404,
+            &json!({"typeName": "RunnerScaleSetNotFoundException", "message": "no"}),
+        ),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    woken.next().await.unwrap();
+    woken.next().await.unwrap();
+    assert!(listener.is_gone());
+}
+
+#[tokio::test]
+async fn a_change_of_the_capacity_is_told_at_once() {
+    let (stub, mut asks) = service(|line, host| match line {
+        "POST set 7/sessions" => session(host),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, _woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    let mut until = async |wanted: &str| {
+        while asks.recv().await.unwrap() != wanted {}
+    };
+    until("GET /q?s=mine 4").await;
+    listener.advertise(2);
+    until("GET /q?s=mine 2").await;
+}
+
+#[tokio::test]
+async fn a_token_that_has_run_out_is_renewed() {
+    let mut has_run_out = true;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" => session(host),
+        "PATCH set 7/sessions/mine" => {
+            has_run_out = false;
+            session(host)
+        }
+        _ if has_run_out => raw(401, ""),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, _woken) = ear(&stub);
+    let _listener = Listener::start(ear, 4, None);
+    for line in [
+        "POST set 7/sessions",
+        "GET /q?s=mine 4",
+        "PATCH set 7/sessions/mine",
+        "GET /q?s=mine 4",
+    ] {
+        assert_eq!(asks.recv().await.unwrap(), line);
+    }
+}

@@ -1,0 +1,96 @@
+//! Changes of a pool's scale set. What came of one is the pool's to tell, at its next visit.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::listen::{Ear, Listener};
+use super::{Done, Hand};
+use crate::error::ActError;
+use crate::github::{Error, NewScaleSet, ScaleSet};
+use crate::plan::scale_set::Known;
+
+impl Hand<'_> {
+    pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
+        let made = self.github()?.create_scale_set(new).await;
+        if let Ok(set) = &made {
+            tracing::info!(pool = %self.pool.key, set = set.id, name = set.name, "made a scale set");
+        }
+        Ok(self.note(made.map(Known::Present)))
+    }
+
+    pub(super) async fn update_scale_set(
+        &self,
+        id: u64,
+        new: &NewScaleSet,
+    ) -> Result<Done, ActError> {
+        let github = self.github()?;
+        // What the answer says of labels is what was asked for; what is there may be less.
+        let read = async {
+            let changed: ScaleSet = github.update_scale_set(id, new).await?;
+            Ok(github.scale_set(id).await?.unwrap_or(changed))
+        };
+        Ok(self.note(read.await.map(Known::Present)))
+    }
+
+    pub(super) async fn delete_scale_set(&self, id: u64) -> Result<Done, ActError> {
+        let gone = self.github()?.delete_scale_set(id).await;
+        Ok(self.note(gone.map(|()| Known::Absent)))
+    }
+
+    fn note(&self, outcome: Result<Known, Error>) -> Done {
+        let now = Timestamp::now();
+        self.ctx.memory.with(self.pool, |memory| {
+            let set = &mut memory.github.scale_set;
+            match outcome {
+                Ok(known) => set.written(known),
+                Err(error) => set.failed(&error, true, &self.pool.uid, now),
+            }
+        });
+        Done::Yes
+    }
+
+    /// Has somebody listen, and tells GitHub how many jobs may be assigned at a time.
+    pub(super) fn listen(
+        &self,
+        set: u64,
+        capacity: usize,
+        session: Option<String>,
+    ) -> Result<Done, ActError> {
+        let client = self.client.as_ref().ok_or(ActError::NoClient)?;
+        self.ctx.memory.with(self.pool, |memory| {
+            let listener = &mut memory.github.scale_set.listener;
+            if let Some(listener) = listener.as_ref().filter(|l| l.set() == set) {
+                listener.advertise(capacity);
+                return;
+            }
+            let ear = Ear {
+                client: Arc::clone(client),
+                set,
+                pool: self.pool.key.clone(),
+                waker: Arc::clone(&self.ctx.waker),
+                owner: self.ctx.identity.clone(),
+            };
+            *listener = Some(Listener::start(ear, capacity, session));
+        });
+        Ok(Done::Yes)
+    }
+
+    /// Ends the listening, and the session with it. One that cannot be ended now runs out.
+    pub(super) async fn stop_listening(&self) -> Result<Done, ActError> {
+        let memory = &self.ctx.memory;
+        let listener = memory.with(self.pool, |memory| memory.github.scale_set.listener.take());
+        let Some(listener) = listener else {
+            return Ok(Done::Yes);
+        };
+        let (listening, _) = listener.snapshot();
+        drop(listener);
+        if let Some(session) = listening.heard.session {
+            let closed = self.github()?.close_session(listening.set, &session).await;
+            if let Err(error) = closed {
+                tracing::info!(pool = %self.pool.key, %error, "a session was left open");
+            }
+        }
+        Ok(Done::Yes)
+    }
+}

@@ -1,0 +1,263 @@
+//! The queue of a scale set: a session, and the messages that come by long poll.
+//!
+//! GitHub does not document these requests; they are those of its client, <https://github.com/actions/scaleset>.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    Client, Error,
+    service::{ServiceAsk, read},
+    transport::Answer,
+};
+
+/// The service answers a poll after 50 seconds at the latest.
+const POLL: Duration = Duration::from_secs(75);
+/// What the service makes a number of its own from.
+const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
+
+/// A session: nobody else hears of the scale set's jobs while it is open.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The service's name for it.
+    pub id: String,
+    /// The scale set.
+    pub set: u64,
+    /// Where the scale set stood when it was opened.
+    pub statistics: Statistics,
+    queue: String,
+    token: SecretString,
+}
+
+/// How many jobs a scale set has.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Statistics {
+    /// Jobs that its runners could take, and that are not assigned to it.
+    #[serde(rename = "totalAvailableJobs")]
+    pub available: usize,
+    /// Jobs that are assigned to it, those that run included.
+    #[serde(rename = "totalAssignedJobs")]
+    pub assigned: usize,
+    /// Jobs that run.
+    #[serde(rename = "totalRunningJobs")]
+    pub running: usize,
+}
+
+/// What has happened. It comes again until it is acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// Its number.
+    pub id: u64,
+    /// Where the scale set stands now.
+    pub statistics: Option<Statistics>,
+    /// Jobs that wait to be acquired, by their numbers.
+    pub available: Vec<i64>,
+    /// Runners whose job has ended.
+    pub completed: Vec<String>,
+}
+
+impl Client {
+    /// Opens a session. Where one is open already that is an [`Error::Conflict`]; where the scale set is gone, an
+    /// [`Error::NotFound`].
+    pub async fn open_session(&self, set: u64, owner: &str) -> Result<Session, Error> {
+        let action = format!("open a session for the scale set {set}");
+        let body = json!({"sessionId": NO_ID, "ownerName": owner});
+        let answer = self
+            .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.exception(&answer, &action));
+        }
+        self.session(set, &answer, &action)
+    }
+
+    /// Has a session's queue opened with a fresh token.
+    pub async fn refresh_session(&self, session: &Session) -> Result<Session, Error> {
+        let action = format!("go on with the session of the scale set {}", session.set);
+        let path = format!("{}/{}", sessions(session.set), session.id);
+        let answer = self
+            .ask_service(Method::PATCH, &path, &[], None, &action)
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.exception(&answer, &action));
+        }
+        self.session(session.set, &answer, &action)
+    }
+
+    /// Ends a session, whether it is open or not.
+    pub async fn close_session(&self, set: u64, id: &str) -> Result<(), Error> {
+        let action = format!("end the session of the scale set {set}");
+        let path = format!("{}/{id}", sessions(set));
+        let answer = self
+            .ask_service(Method::DELETE, &path, &[], None, &action)
+            .await?;
+        match answer.status {
+            // One that is over already is refused as bad.
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.exception(&answer, &action)),
+        }
+    }
+
+    fn session(&self, set: u64, answer: &Answer, action: &str) -> Result<Session, Error> {
+        let wire: WireSession = read(answer, action)?;
+        let secure = self.url().to_string().starts_with("http://")
+            || wire.message_queue_url.starts_with("https://");
+        if !secure || wire.message_queue_access_token.is_empty() {
+            return Err(Error::Malformed {
+                action: action.to_owned(),
+                message: "it names no queue, or gives no token for it".into(),
+            });
+        }
+        Ok(Session {
+            id: wire.session_id,
+            set,
+            statistics: wire.statistics.unwrap_or_default(),
+            queue: wire.message_queue_url,
+            token: wire.message_queue_access_token.into(),
+        })
+    }
+
+    /// Waits for the next message after `last`, about 50 seconds; `None` where none came.
+    ///
+    /// `capacity` is how many jobs may be assigned to the scale set, those that run included. An
+    /// [`Error::Unauthorized`] means that the session has to be refreshed.
+    pub async fn next_message(
+        &self,
+        session: &Session,
+        last: u64,
+        capacity: usize,
+    ) -> Result<Option<Message>, Error> {
+        let mut url = session.queue.clone();
+        if last > 0 {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            url = format!("{url}{separator}lastMessageId={last}");
+        }
+        let ask = ServiceAsk {
+            capacity: Some(capacity),
+            deadline: POLL,
+            ..ServiceAsk::new(
+                Method::GET,
+                url,
+                &session.token,
+                format!("hear of jobs of the scale set {}", session.set),
+            )
+        };
+        let answer = self.send_service(&ask).await?;
+        match answer.status {
+            StatusCode::ACCEPTED => Ok(None),
+            // Seen now and then: <https://github.com/actions/actions-runner-controller/issues/4285>.
+            StatusCode::OK if answer.body().is_empty() => Ok(None),
+            StatusCode::OK => {
+                let wire: WireMessage = read(&answer, &ask.action)?;
+                Ok(Some(wire.into()))
+            }
+            _ => Err(self.exception(&answer, &ask.action)),
+        }
+    }
+
+    /// Takes a message off the queue, whether it is there or not.
+    pub async fn acknowledge(&self, session: &Session, message: u64) -> Result<(), Error> {
+        let (path, query) = session
+            .queue
+            .split_once('?')
+            .unwrap_or((&session.queue, ""));
+        let ask = ServiceAsk::new(
+            Method::DELETE,
+            format!("{path}/{message}?{query}"),
+            &session.token,
+            format!(
+                "acknowledge message {message} of the scale set {}",
+                session.set
+            ),
+        );
+        let answer = self.send_service(&ask).await?;
+        match answer.status {
+            StatusCode::NOT_FOUND => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.exception(&answer, &ask.action)),
+        }
+    }
+
+    /// Takes jobs that a server offers instead of assigning them. Others may have been faster.
+    pub async fn acquire_jobs(&self, session: &Session, jobs: &[i64]) -> Result<(), Error> {
+        let action = format!("acquire jobs for the scale set {}", session.set);
+        let path = format!("_apis/runtime/runnerscalesets/{}/acquirejobs", session.set);
+        let answer = self
+            .ask_service_with(
+                &session.token,
+                Method::POST,
+                &path,
+                Some(json!(jobs)),
+                &action,
+            )
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
+            _ => Err(self.exception(&answer, &action)),
+        }
+    }
+}
+
+fn sessions(set: u64) -> String {
+    format!("_apis/runtime/runnerscalesets/{set}/sessions")
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireSession {
+    session_id: String,
+    message_queue_url: String,
+    message_queue_access_token: String,
+    statistics: Option<Statistics>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireMessage {
+    message_id: u64,
+    #[serde(default)]
+    body: Option<String>,
+    #[serde(default)]
+    statistics: Option<Statistics>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireJob {
+    message_type: String,
+    runner_request_id: i64,
+    runner_name: String,
+}
+
+impl From<WireMessage> for Message {
+    /// What cannot be read of the jobs is left out: the statistics are what counts, and a message that is not
+    /// acknowledged would come for ever.
+    fn from(wire: WireMessage) -> Self {
+        let body = wire.body.filter(|body| !body.is_empty());
+        let jobs: Vec<serde_json::Value> = body
+            .and_then(|body| serde_json::from_str(&body).ok())
+            .unwrap_or_default();
+        let mut message = Self {
+            id: wire.message_id,
+            statistics: wire.statistics,
+            ..Self::default()
+        };
+        for job in jobs {
+            let job: WireJob = serde_json::from_value(job).unwrap_or_default();
+            match job.message_type.as_str() {
+                "JobAvailable" => message.available.push(job.runner_request_id),
+                "JobCompleted" if !job.runner_name.is_empty() => {
+                    message.completed.push(job.runner_name);
+                }
+                _ => {}
+            }
+        }
+        message
+    }
+}

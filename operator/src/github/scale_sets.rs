@@ -1,0 +1,294 @@
+//! Scale sets: what jobs are assigned to before a runner takes them, and the runners of one.
+//!
+//! GitHub does not document these requests; they are those of its client, <https://github.com/actions/scaleset>.
+
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Client, Deletion, Error, JitConfig,
+    service::{Exception, read},
+};
+
+const SETS: &str = "_apis/runtime/runnerscalesets";
+/// Runners, as the service calls them; there is one pool of them for each scope.
+const AGENTS: &str = "_apis/distributedtask/pools/0/agents";
+
+/// A scale set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScaleSet {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// Its name, unique within its runner group.
+    pub name: String,
+    /// The labels that a job may ask for. Some servers keep the name alone, whatever was asked for.
+    pub labels: Vec<String>,
+}
+
+/// What a scale set is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewScaleSet {
+    /// Its name.
+    pub name: String,
+    /// The name of its runner group; `None` is the default one.
+    pub group: Option<String>,
+    /// The labels that a job may ask for.
+    pub labels: Vec<String>,
+}
+
+/// A runner, as the service lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// The scale set that it belongs to, if any.
+    pub scale_set: Option<u64>,
+}
+
+impl Client {
+    /// The scale set of this number.
+    pub async fn scale_set(&self, id: u64) -> Result<Option<ScaleSet>, Error> {
+        let action = format!("read the scale set {id} of {}", self.url().scope());
+        let path = format!("{SETS}/{id}");
+        let answer = self
+            .ask_service(Method::GET, &path, &[], None, &action)
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(Some(read::<WireSet>(&answer, &action)?.into())),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(self.exception(&answer, &action)),
+        }
+    }
+
+    /// The scale set of this name in a runner group.
+    pub async fn find_scale_set(
+        &self,
+        name: &str,
+        group: Option<&str>,
+    ) -> Result<Option<ScaleSet>, Error> {
+        let action = format!("find the scale set {name} of {}", self.url().scope());
+        let group = self.runner_group_id(group).await?.to_string();
+        let query = [("runnerGroupId", group.as_str()), ("name", name)];
+        let answer = self
+            .ask_service(Method::GET, SETS, &query, None, &action)
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.exception(&answer, &action));
+        }
+        let found: List<WireSet> = read(&answer, &action)?;
+        let mut sets = found.value.into_iter().map(ScaleSet::from);
+        Ok(sets.find(|set| set.name == name))
+    }
+
+    /// Makes a scale set. Where the answer gets lost, it can be found by its name.
+    pub async fn create_scale_set(&self, new: &NewScaleSet) -> Result<ScaleSet, Error> {
+        let action = format!("make the scale set {} of {}", new.name, self.url().scope());
+        self.put_scale_set(Method::POST, SETS.to_owned(), new, &action)
+            .await
+    }
+
+    /// Makes a scale set what it should be.
+    pub async fn update_scale_set(&self, id: u64, new: &NewScaleSet) -> Result<ScaleSet, Error> {
+        let action = format!(
+            "change the scale set {} of {}",
+            new.name,
+            self.url().scope()
+        );
+        self.put_scale_set(Method::PATCH, format!("{SETS}/{id}"), new, &action)
+            .await
+    }
+
+    async fn put_scale_set(
+        &self,
+        method: Method,
+        path: String,
+        new: &NewScaleSet,
+        action: &str,
+    ) -> Result<ScaleSet, Error> {
+        let label = |name: &String| json!({"name": name, "type": "System"});
+        let body = json!({
+            "name": new.name,
+            "runnerGroupId": self.runner_group_id(new.group.as_deref()).await?,
+            "labels": new.labels.iter().map(label).collect::<Vec<Value>>(),
+            // The agent's image is the pool's; one that updates itself would not be what was proven.
+            "RunnerSetting": {"disableUpdate": true},
+        });
+        let answer = self
+            .ask_service(method, &path, &[], Some(body), action)
+            .await?;
+        if answer.status.is_success() {
+            return Ok(read::<WireSet>(&answer, action)?.into());
+        }
+        if Exception::of(&answer).is("RunnerScaleSetExistsException") {
+            return Err(Error::Conflict {
+                message: format!(
+                    "{} has a scale set {} already",
+                    self.url().scope(),
+                    new.name
+                ),
+            });
+        }
+        Err(self.exception(&answer, action))
+    }
+
+    /// Removes a scale set with its runners, whether it is there or not.
+    pub async fn delete_scale_set(&self, id: u64) -> Result<(), Error> {
+        let action = format!("remove the scale set {id} of {}", self.url().scope());
+        let path = format!("{SETS}/{id}");
+        let answer = self
+            .ask_service(Method::DELETE, &path, &[], None, &action)
+            .await?;
+        match answer.status {
+            StatusCode::NOT_FOUND => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.exception(&answer, &action)),
+        }
+    }
+
+    /// Registers a runner of a scale set that takes one job.
+    ///
+    /// An answer that got lost, or an entry that an earlier try left behind, is found by name, removed and made anew.
+    pub async fn scale_set_runner(
+        &self,
+        set: u64,
+        name: &str,
+        work_folder: &str,
+    ) -> Result<JitConfig, Error> {
+        let error = match self.post_runner(set, name, work_folder).await {
+            Ok(config) => return Ok(config),
+            Err(error) => error,
+        };
+        if !error.leaves_doubt() && !matches!(error, Error::Conflict { .. }) {
+            return Err(error);
+        }
+        let Some(agent) = self.find_agent(name).await? else {
+            return Err(error);
+        };
+        if self.delete_agent(agent.id).await? == Deletion::Busy {
+            return Err(Error::Conflict {
+                message: format!(
+                    "a runner named {name} is already registered with {} and has a job; it was left alone",
+                    self.url().scope()
+                ),
+            });
+        }
+        self.post_runner(set, name, work_folder).await
+    }
+
+    async fn post_runner(
+        &self,
+        set: u64,
+        name: &str,
+        work_folder: &str,
+    ) -> Result<JitConfig, Error> {
+        let action = format!("register runner {name} with {}", self.url().scope());
+        let path = format!("{SETS}/{set}/generatejitconfig");
+        let body = json!({"name": name, "workFolder": work_folder});
+        let answer = self
+            .ask_service(Method::POST, &path, &[], Some(body), &action)
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.exception(&answer, &action));
+        }
+        let wire: WireJitConfig = read(&answer, &action)?;
+        JitConfig::checked(wire.runner.id, wire.encoded, &action)
+    }
+
+    /// The runner of this name, asked afresh.
+    pub async fn find_agent(&self, name: &str) -> Result<Option<Agent>, Error> {
+        let agents = self.list_agents(&[("agentName", name)]).await?;
+        Ok(agents.into_iter().find(|agent| agent.name == name))
+    }
+
+    /// The runners of a scale set. Listing lags: absence is no proof.
+    pub async fn agents_of(&self, set: u64) -> Result<Vec<Agent>, Error> {
+        let mut agents = self.list_agents(&[]).await?;
+        agents.retain(|agent| agent.scale_set == Some(set));
+        Ok(agents)
+    }
+
+    async fn list_agents(&self, query: &[(&str, &str)]) -> Result<Vec<Agent>, Error> {
+        let action = format!("list the runners of {}", self.url().scope());
+        let answer = self
+            .ask_service(Method::GET, AGENTS, query, None, &action)
+            .await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.exception(&answer, &action));
+        }
+        let list: List<WireAgent> = read(&answer, &action)?;
+        let agents = list.value.into_iter().map(|agent| Agent {
+            id: agent.id,
+            name: agent.name,
+            scale_set: agent.scale_set.filter(|id| *id > 0),
+        });
+        Ok(agents.collect())
+    }
+
+    /// Removes a runner. One that has a job stays.
+    pub async fn delete_agent(&self, id: u64) -> Result<Deletion, Error> {
+        let action = format!("remove runner {id} of {}", self.url().scope());
+        let path = format!("{AGENTS}/{id}");
+        let answer = self
+            .ask_service(Method::DELETE, &path, &[], None, &action)
+            .await?;
+        if answer.status.is_success() {
+            return Ok(Deletion::Deleted);
+        }
+        let exception = Exception::of(&answer);
+        if exception.is("JobStillRunningException") {
+            return Ok(Deletion::Busy);
+        }
+        if exception.is("AgentNotFoundException") || answer.status == StatusCode::NOT_FOUND {
+            return Ok(Deletion::Gone);
+        }
+        Err(self.exception(&answer, &action))
+    }
+}
+
+#[derive(Deserialize)]
+struct List<T> {
+    #[serde(default = "Vec::new")]
+    value: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct WireSet {
+    id: u64,
+    name: String,
+    #[serde(default)]
+    labels: Vec<WireLabel>,
+}
+
+#[derive(Deserialize)]
+struct WireLabel {
+    name: String,
+}
+
+impl From<WireSet> for ScaleSet {
+    fn from(wire: WireSet) -> Self {
+        Self {
+            id: wire.id,
+            name: wire.name,
+            labels: wire.labels.into_iter().map(|label| label.name).collect(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireAgent {
+    id: u64,
+    name: String,
+    #[serde(default, rename = "runnerScaleSetId")]
+    scale_set: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct WireJitConfig {
+    runner: WireAgent,
+    #[serde(rename = "encodedJITConfig")]
+    encoded: String,
+}

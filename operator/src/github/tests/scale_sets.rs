@@ -1,0 +1,252 @@
+//! Scale sets, their runners and their queues, by way of the Actions service.
+
+use http::Method;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+
+use super::stub::{Reply, Seen, Stub, error, hang_up, raw, reply};
+use crate::github::{Deletion, Error, Message, NewScaleSet, Statistics};
+
+const TOKEN: &str = "POST /registration-token";
+const CONNECT: &str = "POST /actions/runner-registration";
+
+/// Answers the way to the service itself, and what comes then by `script`.
+async fn service(mut script: impl FnMut(&str, usize) -> Reply + Send + 'static) -> Stub {
+    let mut asked = 0;
+    Stub::start(move |seen, _| {
+        let line = line(seen);
+        match line.as_str() {
+            TOKEN => reply(
+                201,
+                &json!({"token": "AREG", "expires_at": "2030-01-01T00:00:00Z"}),
+            ),
+            CONNECT => connection(seen),
+            _ => {
+                asked += 1;
+                script(&line, asked - 1)
+            }
+        }
+    })
+    .await
+}
+
+fn connection(seen: &Seen) -> Reply {
+    assert_eq!(seen.header("authorization"), Some("RemoteAuth AREG"));
+    assert_eq!(seen.body["runner_event"], "register");
+    let host = seen.header("host").unwrap();
+    // {"exp": 4102444800}, in the year 2100
+    let token = "e30.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln";
+    reply(
+        200,
+        &json!({"url": format!("https://{host}/tenant/1/"), "token": token}),
+    )
+}
+
+fn line(seen: &Seen) -> String {
+    let path = seen
+        .path
+        .trim_start_matches("/api/v3")
+        .trim_start_matches("/tenant/1/_apis");
+    let path = path
+        .split_once("/actions/runners")
+        .map_or(path, |(_, rest)| rest);
+    format!(
+        "{} {}",
+        seen.method,
+        path.replace("?api-version=6.0-preview", "?")
+    )
+}
+
+fn lines(stub: &Stub) -> Vec<String> {
+    stub.seen().iter().map(line).collect()
+}
+
+fn exception(status: u16, name: &str) -> Reply {
+    let name = format!("GitHub.Actions.Runtime.WebApi.{name}Exception, GitHub");
+    reply(status, &json!({"typeName": name, "message": "as it says."}))
+}
+
+fn set(id: u64, labels: &[&str]) -> Value {
+    let labels: Vec<Value> = labels
+        .iter()
+        .map(|l| json!({"type": "System", "name": l}))
+        .collect();
+    json!({"id": id, "name": "pool-1", "runnerGroupId": 1, "labels": labels, "RunnerSetting": {"disableUpdate": true}})
+}
+
+fn new() -> NewScaleSet {
+    NewScaleSet {
+        name: "pool-1".to_owned(),
+        group: None,
+        labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
+    }
+}
+
+#[tokio::test]
+async fn the_way_to_the_service_is_made_once() {
+    let stub = service(|line, _| match line {
+        "GET /runtime/runnerscalesets?&runnerGroupId=1&name=pool-1" => {
+            raw(200, "\u{feff}{\"count\":0,\"value\":[]}")
+        }
+        "POST /runtime/runnerscalesets?" => reply(200, &set(7, &["self-hosted", "cuda"])),
+        _ => error(418, line),
+    })
+    .await;
+    let client = stub.client("o/r");
+    assert_eq!(client.find_scale_set("pool-1", None).await, Ok(None));
+    let made = client.create_scale_set(&new()).await.unwrap();
+    assert_eq!((made.id, made.labels.len()), (7, 2));
+    assert_eq!(
+        lines(&stub),
+        [
+            TOKEN,
+            CONNECT,
+            "GET /runtime/runnerscalesets?&runnerGroupId=1&name=pool-1",
+            "POST /runtime/runnerscalesets?"
+        ]
+    );
+    let sent = stub.seen().pop().unwrap();
+    assert_eq!(
+        sent.body["labels"][1],
+        json!({"name": "cuda", "type": "System"})
+    );
+    assert_eq!(sent.body["RunnerSetting"]["disableUpdate"], true);
+    assert!(
+        sent.header("authorization")
+            .unwrap()
+            .starts_with("Bearer e30.")
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_was_taken_back_is_made_anew_once() {
+    let stub = service(|_, asked| match asked {
+        0 => exception(401, "Unauthorized"),
+        _ => reply(200, &set(7, &[])),
+    })
+    .await;
+    stub.client("o/r").scale_set(7).await.unwrap().unwrap();
+    let get = "GET /runtime/runnerscalesets/7?";
+    assert_eq!(lines(&stub), [TOKEN, CONNECT, get, TOKEN, CONNECT, get]);
+
+    let stub = service(|_, _| exception(401, "Unauthorized")).await;
+    let refused = stub.client("o/r").scale_set(7).await.unwrap_err();
+    assert!(matches!(refused, Error::Unauthorized { .. }), "{refused}");
+    assert_eq!(lines(&stub).len(), 6);
+}
+
+#[tokio::test]
+async fn a_runner_whose_answer_was_lost_is_removed_and_made_anew() {
+    let runner = json!({"id": 9, "name": "pool-aaaaa", "runnerScaleSetId": 7});
+    let stub = service(move |line, asked| match (line, asked) {
+        ("POST /runtime/runnerscalesets/7/generatejitconfig?", 0) => hang_up(),
+        ("GET /distributedtask/pools/0/agents?&agentName=pool-aaaaa", _) => {
+            reply(200, &json!({"count": 1, "value": [runner]}))
+        }
+        ("DELETE /distributedtask/pools/0/agents/9?", _) => reply(204, &Value::Null),
+        ("POST /runtime/runnerscalesets/7/generatejitconfig?", _) => reply(
+            200,
+            &json!({"runner": runner, "encodedJITConfig": "c2VjcmV0"}),
+        ),
+        (line, _) => error(418, line),
+    })
+    .await;
+    let client = stub.client("o/r");
+    let config = client
+        .scale_set_runner(7, "pool-aaaaa", "_work")
+        .await
+        .unwrap();
+    assert_eq!(
+        (config.runner_id, config.encoded.expose_secret()),
+        (9, "c2VjcmV0")
+    );
+    let agents = client.agents_of(7).await;
+    agents.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_runner_with_a_job_stays_and_one_that_is_gone_is_no_error() {
+    for (answer, outcome) in [
+        (exception(400, "JobStillRunning"), Deletion::Busy),
+        (exception(404, "AgentNotFound"), Deletion::Gone),
+        (reply(204, &Value::Null), Deletion::Deleted),
+    ] {
+        let mut answer = Some(answer);
+        let stub = service(move |_, _| answer.take().unwrap()).await;
+        assert_eq!(stub.client("o/r").delete_agent(9).await, Ok(outcome));
+    }
+}
+
+fn session(host: &str) -> Value {
+    json!({
+        "sessionId": "5e551014",
+        "ownerName": "me",
+        "messageQueueUrl": format!("https://{host}/tenant/1/message?sessionId=5e551014"),
+        "messageQueueAccessToken": "QUEUE",
+        "statistics": {"totalAvailableJobs": 2, "totalAssignedJobs": 3, "totalRunningJobs": 1}
+    })
+}
+
+#[tokio::test]
+async fn messages_are_numbers_and_names_and_are_acknowledged() {
+    let jobs = json!([
+        {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": ""},
+        {"messageType": "JobCompleted", "runnerName": "pool-aaaaa", "result": "succeeded"},
+        {"messageType": "JobCompleted", "runnerName": "", "result": "canceled"},
+        {"messageType": "SomethingNew"}
+    ]);
+    let (tell, told) = std::sync::mpsc::channel::<String>();
+    let stub = service(move |line, asked| match (line, asked) {
+        ("POST /runtime/runnerscalesets/7/sessions?", _) => reply(200, &session(&told.recv().unwrap())),
+        ("GET /tenant/1/message?sessionId=5e551014", 1) => reply(
+            200,
+            &json!({
+                "messageId": 5, "messageType": "RunnerScaleSetJobMessages", "body": jobs.to_string(),
+                "statistics": {"totalAssignedJobs": 2}
+            }),
+        ),
+        ("DELETE /tenant/1/message/5?sessionId=5e551014", _) => reply(204, &Value::Null),
+        ("GET /tenant/1/message?sessionId=5e551014&lastMessageId=5", 3) => raw(202, ""),
+        ("GET /tenant/1/message?sessionId=5e551014&lastMessageId=5", 4) => raw(200, ""),
+        ("GET /tenant/1/message?sessionId=5e551014&lastMessageId=5", _) => {
+            reply(200, &json!({"messageId": 6, "body": "no JSON"}))
+        }
+        (line, _) => error(418, line),
+    })
+    .await;
+    tell.send(stub.address().to_owned()).unwrap();
+    let client = stub.client("o/r");
+    let session = client.open_session(7, "me").await.unwrap();
+    let opened = Statistics {
+        available: 2,
+        assigned: 3,
+        running: 1,
+    };
+    assert_eq!(session.statistics, opened);
+    assert!(!format!("{session:?}").contains("QUEUE"));
+
+    let message = client.next_message(&session, 0, 4).await.unwrap().unwrap();
+    let expected = Message {
+        id: 5,
+        statistics: Some(Statistics {
+            assigned: 2,
+            ..Statistics::default()
+        }),
+        available: vec![41],
+        completed: vec!["pool-aaaaa".to_owned()],
+    };
+    assert_eq!(message, expected);
+    let poll = stub.seen().pop().unwrap();
+    assert_eq!(poll.header("x-scalesetmaxcapacity"), Some("4"));
+    assert_eq!(poll.header("authorization"), Some("Bearer QUEUE"));
+    client.acknowledge(&session, 5).await.unwrap();
+    assert_eq!(client.next_message(&session, 5, 4).await, Ok(None));
+    assert_eq!(
+        client.next_message(&session, 5, 4).await,
+        Ok(None),
+        "an empty body"
+    );
+    let unread = client.next_message(&session, 5, 4).await.unwrap().unwrap();
+    assert_eq!(unread.id, 6, "one that cannot be read can be acknowledged");
+    assert_eq!(stub.seen()[2].method, Method::POST);
+}

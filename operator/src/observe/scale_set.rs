@@ -1,0 +1,150 @@
+//! The pool's scale set, and what was heard of it.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::RunnerPhase;
+use jiff::{SignedDuration, Timestamp};
+
+use super::pod::Runner;
+use crate::act::listen::Listener;
+use crate::backoff;
+use crate::context::Context;
+use crate::github::{Client, Error, ScaleSet};
+use crate::memory::ScaleSetMemory;
+use crate::plan::Access;
+use crate::plan::scale_set::{Known, Trouble, View};
+use crate::pool::{Pool, RegistrationKind};
+
+/// The first pause after an attempt that failed.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
+/// The longest.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+/// GitHub tells of a job's end within this time. Later it is not counted on.
+const TOLD: SignedDuration = SignedDuration::from_secs(60);
+
+/// Reads the scale set where that is due; `None` for a pool that has none and needs none.
+pub async fn look<'a>(
+    ctx: &Context,
+    pool: &Pool,
+    runners: impl Iterator<Item = &'a Runner>,
+    client: Option<&Client>,
+    now: Timestamp,
+) -> Option<View> {
+    let needs_one = pool
+        .spec
+        .as_ref()
+        .is_ok_and(|spec| spec.registration == RegistrationKind::ScaleSet);
+    if !needs_one && pool.status.scale_set.is_none() {
+        return None;
+    }
+    let is_due = ctx.memory.with(pool, |memory| {
+        let set = &mut memory.github.scale_set;
+        if set.listener.as_ref().is_some_and(Listener::is_gone) {
+            set.listener = None;
+            set.known = Known::Unknown;
+        }
+        set.known == Known::Unknown
+            && memory.github.access == Access::Granted
+            && set.not_before.is_none_or(|at| at <= now)
+    });
+    if let Some(client) = client.filter(|_| is_due) {
+        let answer = find(pool, client).await;
+        ctx.memory.with(pool, |memory| {
+            let set = &mut memory.github.scale_set;
+            match answer {
+                Ok(found) => set.read(found),
+                Err(error) => set.failed(&error, false, &pool.uid, now),
+            }
+        });
+    }
+    Some(ctx.memory.with(pool, |memory| {
+        view(&mut memory.github.scale_set, runners, now)
+    }))
+}
+
+/// By its number where that is known: its group may have changed. Else by its name, which no other pool's has.
+async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
+    let known = pool.status.scale_set.as_ref();
+    if let Some(id) = known.and_then(|known| u64::try_from(known.id).ok())
+        && let Some(set) = client.scale_set(id).await?
+        && set.name == pool.scale_set_name()
+    {
+        return Ok(Some(set));
+    }
+    let group = pool.spec.as_ref().ok();
+    let group = group.and_then(|spec| spec.runner_group.as_deref());
+    client.find_scale_set(&pool.scale_set_name(), group).await
+}
+
+fn view<'a>(
+    memory: &mut ScaleSetMemory,
+    runners: impl Iterator<Item = &'a Runner>,
+    now: Timestamp,
+) -> View {
+    let (listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
+    let completed = completed.unwrap_or_default();
+    let mut finishing = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for runner in runners {
+        seen.insert(runner.name.as_str());
+        let is_told = completed.contains(&runner.name);
+        if runner.done.is_some() && !is_told {
+            memory.ended.entry(runner.name.clone()).or_insert(now);
+        }
+        if is_told && runner.phase == RunnerPhase::Busy {
+            finishing.insert(runner.name.clone());
+        }
+    }
+    memory.ended.retain(|name, since| {
+        !completed.contains(name) && (seen.contains(name.as_str()) || now < *since + TOLD)
+    });
+    let untold = memory.ended.values().filter(|since| now < **since + TOLD);
+    let ended = untold.count();
+    if let Some(listener) = &memory.listener {
+        listener.forget_completed(|name| seen.contains(name));
+    }
+    View {
+        known: memory.known.clone(),
+        trouble: memory.trouble.clone(),
+        not_before: memory.not_before,
+        listening,
+        ended,
+        finishing,
+    }
+}
+
+impl ScaleSetMemory {
+    /// Notes what is there. What could not be written is still to be.
+    fn read(&mut self, found: Option<ScaleSet>) {
+        self.known = found.map_or(Known::Absent, Known::Present);
+        self.not_before = None;
+        if !self.is_unwritten {
+            self.trouble = None;
+            self.failures = 0;
+        }
+    }
+
+    /// Notes that GitHub changed what is there.
+    pub fn written(&mut self, now_there: Known) {
+        self.known = now_there;
+        self.trouble = None;
+        self.failures = 0;
+        self.is_unwritten = false;
+        self.not_before = None;
+    }
+
+    /// Notes that GitHub did not do what was asked. What is there is looked at again, after a pause.
+    pub fn failed(&mut self, error: &Error, is_write: bool, key: &str, now: Timestamp) {
+        self.is_unwritten |= is_write;
+        self.failures = self.failures.saturating_add(1);
+        let pause = error.pause(now).unwrap_or_else(|| {
+            backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key)
+        });
+        self.not_before = Some(now + pause);
+        self.known = Known::Unknown;
+        self.trouble = Some(Trouble {
+            reason: format!("ScaleSet{}", error.category()),
+            message: error.to_string(),
+        });
+    }
+}

@@ -1,0 +1,229 @@
+//! Given what waits, then so many runners are wanted, and so many jobs may come.
+
+use std::sync::Arc;
+
+use cudarunner_crds::RunnerPhase::*;
+use cudarunner_crds::{Scaling, ScalingSource};
+
+use super::*;
+use crate::github::{QueuedJob, Statistics};
+use crate::observe::marks::{Done, Job};
+use crate::plan::fixture::{NOW, ago, first_node, gate_failure, observed, resource, runner};
+use crate::plan::scale_set::{Heard, Listening, View};
+use crate::plan::{Action, Plan, Queue, health, plan};
+
+fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
+    let mut resource = resource();
+    resource.spec.scaling = Some(Scaling {
+        min_runners: min,
+        max_runners: max,
+        source,
+    });
+    let mut pool = Pool::read(&resource, false);
+    pool.status.observed_generation = Some(1);
+    pool
+}
+
+/// What GitHub says of a scale set that may have `capacity` jobs.
+fn heard(capacity: usize, available: usize, assigned: usize) -> View {
+    View {
+        listening: Some(Listening {
+            set: 7,
+            capacity,
+            heard: Heard {
+                number: 1,
+                is_settled: true,
+                session: Some("session".to_owned()),
+                statistics: Some(Statistics {
+                    available,
+                    assigned,
+                    running: 0,
+                }),
+                trouble: None,
+            },
+        }),
+        ..View::default()
+    }
+}
+
+fn names(plan: &Plan) -> (usize, usize) {
+    let count = |wanted: &dyn Fn(&&Action) -> bool| plan.actions.iter().filter(wanted).count();
+    (
+        count(&|a| matches!(a, Action::CreatePod(_))),
+        count(&|a| matches!(a, Action::DeletePod(_) | Action::Drain(_))),
+    )
+}
+
+#[test]
+fn one_runner_for_each_job_beside_those_that_wait_for_one() {
+    let pool = pool(ScalingSource::ScaleSet, 1, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Idle)]);
+    for (assigned, wanted) in [(0, 0), (3, 3), (20, 7)] {
+        seen.scale_set = Some(heard(8, 0, assigned));
+        assert_eq!(names(&plan(&pool, &seen, NOW)), (wanted, 0), "{assigned}");
+    }
+}
+
+#[test]
+fn until_something_is_heard_nothing_comes_and_nothing_goes() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let idle = || ["pool-aaaaa", "pool-bbbbb"].map(|name| runner(&pool, name, Idle));
+    let mut seen = observed(idle().to_vec());
+    seen.scale_set = Some(View::default());
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+    let mut opened = heard(8, 0, 0);
+    if let Some(listening) = &mut opened.listening {
+        listening.heard.is_settled = false;
+    }
+    seen.scale_set = Some(opened);
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+    seen.scale_set = Some(heard(8, 0, 0));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 2));
+}
+
+#[test]
+fn a_job_that_has_ended_here_is_not_counted_until_github_says_so() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+    // GitHub counts two jobs, and one of them has just ended here
+    seen.scale_set = Some(View {
+        ended: 1,
+        ..heard(8, 0, 2)
+    });
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+}
+
+#[test]
+fn a_job_that_github_knows_to_be_over_costs_no_idle_runner() {
+    let pool = pool(ScalingSource::ScaleSet, 1, 8);
+    let mut seen = observed(vec![
+        runner(&pool, "pool-aaaaa", Busy),
+        runner(&pool, "pool-bbbbb", Idle),
+    ]);
+    let mut view = heard(8, 0, 0);
+    view.finishing.insert("pool-aaaaa".to_owned());
+    seen.scale_set = Some(view);
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+}
+
+#[test]
+fn jobs_that_wait_for_more_gpus_have_pods_that_wait_for_nodes() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+    seen.scale_set = Some(heard(1, 3, 1));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (3, 0));
+    // While there is room, what waits is assigned in a moment, here or to another scale set with these labels
+    seen.scale_set = Some(heard(8, 3, 1));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+}
+
+fn capacity_of(pool: &Pool, seen: &Observed) -> usize {
+    let spec = pool.spec.as_ref().unwrap();
+    capacity(spec, seen, &health::assess(pool, seen, NOW), NOW)
+}
+
+#[test]
+fn what_can_run_may_come() {
+    let many = pool(ScalingSource::ScaleSet, 0, 20);
+    let few = pool(ScalingSource::ScaleSet, 0, 4);
+    let mut seen = observed(vec![]);
+    assert_eq!(capacity_of(&many, &seen), 8, "the node has eight GPUs");
+    assert_eq!(capacity_of(&few, &seen), 4, "the pool has four runners");
+
+    // A node that is not ready, or that the template does not select, does not count; and where none is left, one may come
+    first_node(&mut seen).ready_since = None;
+    assert_eq!(capacity_of(&many, &seen), 20);
+
+    // Without a view of nodes, a pod that waits shows that there is no room
+    seen.nodes = None;
+    seen.runners = vec![
+        runner(&many, "pool-aaaaa", Busy),
+        runner(&many, "pool-bbbbb", Unscheduled),
+    ];
+    assert_eq!(capacity_of(&many, &seen), 1);
+}
+
+#[test]
+fn a_selector_leaves_nodes_out() {
+    let mut resource = resource();
+    resource.spec.scaling = Some(Scaling {
+        min_runners: 0,
+        max_runners: 20,
+        source: ScalingSource::ScaleSet,
+    });
+    resource.spec.template = Some(serde_json::json!(
+        {"spec": {"nodeSelector": {"zone": "a"}, "containers": []}}
+    ));
+    let pool = Pool::read(&resource, false);
+    let mut seen = observed(vec![]);
+    assert_eq!(capacity_of(&pool, &seen), 20, "a node may come");
+    first_node(&mut seen)
+        .labels
+        .insert("zone".into(), "a".into());
+    assert_eq!(capacity_of(&pool, &seen), 8);
+}
+
+#[test]
+fn a_pool_that_pauses_takes_what_is_online() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut failed = runner(&pool, "pool-ccccc", Failed);
+    failed.end = Some(crate::observe::end::End::Failed(gate_failure(
+        gate_report::Class::Transient,
+    )));
+    failed.since = ago(1);
+    if let Some(crate::observe::end::End::Failed(failure)) = &mut failed.end {
+        failure.at = ago(1);
+    }
+    let mut busy = runner(&pool, "pool-aaaaa", Busy);
+    busy.since = ago(100);
+    let seen = observed(vec![failed, busy]);
+    assert_eq!(capacity_of(&pool, &seen), 1);
+}
+
+fn queue(jobs: usize, at: Timestamp) -> Arc<Queue> {
+    let job = QueuedJob {
+        run: 1,
+        name: "train".to_owned(),
+        labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
+    };
+    let other = QueuedJob {
+        labels: vec!["ubuntu-latest".to_owned()],
+        ..job.clone()
+    };
+    let mut all = vec![job; jobs];
+    all.push(other);
+    Arc::new(Queue {
+        at,
+        asked: None,
+        jobs: Ok(Some(all)),
+        registered: vec![],
+        shut_out: None,
+    })
+}
+
+#[test]
+fn the_queue_as_it_is_read_asks_for_runners_too() {
+    let pool = pool(ScalingSource::Poll, 0, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0), "not read yet");
+
+    // Two jobs wait since the busy one was picked up
+    seen.queue = Some(queue(2, ago(10)));
+    let planned = plan(&pool, &seen, NOW);
+    assert_eq!(names(&planned), (2, 0));
+    assert!(planned.wake.is_some_and(|wake| wake <= POLL));
+
+    // One of those that waited when the queue was read runs by now
+    seen.queue = Some(queue(2, ago(30)));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (1, 0));
+
+    // And one of them is over
+    let mut over = runner(&pool, "pool-bbbbb", Finished);
+    over.done = Some(Done {
+        job: Job::default(),
+        started: Some(ago(15)),
+        finished: ago(5),
+    });
+    seen.runners.push(over);
+    assert_eq!(names(&plan(&pool, &seen, NOW)).0, 0);
+}

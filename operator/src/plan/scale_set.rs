@@ -1,0 +1,266 @@
+//! The pool's scale set: made, listened to, and removed again.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::ScaleSetStatus;
+use jiff::{SignedDuration, Timestamp};
+
+use super::conditions::{Say, say};
+use super::health::Health;
+use super::{Access, Action, Observed, Plan, demand};
+use crate::github::{NewScaleSet, ScaleSet, Statistics};
+use crate::pool::{Pool, RegistrationKind, Spec};
+
+/// What is known of the scale set of a pool that has one, or should.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// The scale set itself.
+    pub known: Known,
+    /// Why it could not be read or changed.
+    pub trouble: Option<Trouble>,
+    /// When that may be tried again.
+    pub not_before: Option<Timestamp>,
+    /// Who listens for its jobs.
+    pub listening: Option<Listening>,
+    /// Jobs that have ended here, and of whose end GitHub has not told yet: it still counts them.
+    pub ended: usize,
+    /// Runners whose job has ended, as GitHub tells, and that still run here.
+    pub finishing: BTreeSet<String>,
+}
+
+/// What is known of a scale set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Known {
+    /// Nobody has looked.
+    #[default]
+    Unknown,
+    /// There is none.
+    Absent,
+    /// This one.
+    Present(ScaleSet),
+}
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trouble {
+    /// One word.
+    pub reason: String,
+    /// What happened, and what to do.
+    pub message: String,
+}
+
+/// Who listens for the jobs of a scale set, and what was heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Listening {
+    /// The scale set.
+    pub set: u64,
+    /// How many jobs may be assigned to it.
+    pub capacity: usize,
+    /// What was heard.
+    pub heard: Heard,
+}
+
+/// What was heard of a scale set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heard {
+    /// Counts what was heard: a message is acknowledged once it was acted on.
+    pub number: u64,
+    /// The session.
+    pub session: Option<String>,
+    /// Where the scale set stands; unknown until there is a session.
+    pub statistics: Option<Statistics>,
+    /// Whether a poll was answered since the session was opened.
+    pub is_settled: bool,
+    /// Why nothing is heard.
+    pub trouble: Option<Trouble>,
+}
+
+/// Plans the scale set of a pool that is not being deleted.
+pub(super) fn plan(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let Some(view) = &observed.scale_set else {
+        return;
+    };
+    if spec.registration != RegistrationKind::ScaleSet {
+        retire(spec, observed, view, now, plan);
+        return;
+    }
+    wait(view, now, plan);
+    plan.acted_on = view
+        .listening
+        .as_ref()
+        .map(|listening| listening.heard.number);
+    if observed.access != Access::Granted || !pool.finalizer {
+        return;
+    }
+    match &view.known {
+        Known::Unknown => {}
+        Known::Absent => {
+            plan.status.scale_set = None;
+            plan.actions
+                .push(Action::CreateScaleSet(wanted(pool, spec)));
+            plan.wake_in(SignedDuration::ZERO);
+        }
+        Known::Present(set) => {
+            let capacity = demand::capacity(spec, observed, health, now);
+            if let Some(moment) = health.not_before {
+                plan.wake_at(moment.max(now + SignedDuration::from_secs(1)), now);
+            }
+            listen(pool, spec, view, set, capacity, plan);
+        }
+    }
+    if let Some(statistics) = statistics(view) {
+        let waiting = statistics.assigned.saturating_sub(statistics.running);
+        let queued = i32::try_from(waiting + statistics.available);
+        plan.status.queued = queued.unwrap_or(i32::MAX);
+    }
+}
+
+fn statistics(view: &View) -> Option<Statistics> {
+    view.listening.as_ref()?.heard.statistics
+}
+
+/// Has the scale set as it should be, and somebody who listens.
+fn listen(pool: &Pool, spec: &Spec, view: &View, set: &ScaleSet, capacity: usize, plan: &mut Plan) {
+    let new = wanted(pool, spec);
+    let before = pool.status.scale_set.as_ref();
+    let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
+    let is_as_asked = match before {
+        // A server that keeps the name alone is asked once.
+        Some(before) => before.labels == new.labels && before.runner_group == new.group,
+        None => has_labels(set, &new.labels),
+    };
+    if !is_as_asked {
+        plan.actions
+            .push(Action::UpdateScaleSet(set.id, new.clone()));
+    }
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+    if listening.is_none_or(|listening| listening.capacity != capacity) {
+        plan.actions.push(Action::Listen {
+            set: set.id,
+            capacity,
+            session: before.and_then(|before| before.session.clone()),
+        });
+    }
+    let heard = listening.and_then(|listening| listening.heard.session.clone());
+    plan.status.scale_set = Some(ScaleSetStatus {
+        id: i64::try_from(set.id).unwrap_or(i64::MAX),
+        name: set.name.clone(),
+        labels: new.labels,
+        runner_group: new.group,
+        // The last one stays until there is another: it may have to be ended first.
+        session: heard.or_else(|| before.and_then(|before| before.session.clone())),
+        capacity: i32::try_from(capacity).unwrap_or(i32::MAX),
+    });
+}
+
+fn wanted(pool: &Pool, spec: &Spec) -> NewScaleSet {
+    NewScaleSet {
+        name: pool.scale_set_name(),
+        group: spec.runner_group.clone(),
+        labels: spec.labels.clone(),
+    }
+}
+
+fn has_labels(set: &ScaleSet, wanted: &[String]) -> bool {
+    let has = |label: &String| set.labels.iter().any(|l| l.eq_ignore_ascii_case(label));
+    wanted.iter().all(has)
+}
+
+/// The pool registers in another way now: its scale set goes once its runners have.
+fn retire(spec: &Spec, observed: &Observed, view: &View, now: Timestamp, plan: &mut Plan) {
+    if view.listening.is_some() {
+        plan.actions.push(Action::StopListening);
+    }
+    let mut runners = observed.runners.iter();
+    if runners.all(|r| r.end.is_some() || r.template == spec.template_hash) {
+        remove(view, now, plan);
+    }
+}
+
+/// Looks again when a failed attempt may be repeated.
+fn wait(view: &View, now: Timestamp, plan: &mut Plan) {
+    if let Some(at) = view.not_before.filter(|at| *at > now) {
+        plan.wake_at(at, now);
+    }
+}
+
+/// Removes the scale set; true when there is none any more.
+pub(super) fn remove(view: &View, now: Timestamp, plan: &mut Plan) -> bool {
+    wait(view, now, plan);
+    match &view.known {
+        Known::Present(set) => {
+            plan.actions.push(Action::DeleteScaleSet(set.id));
+            plan.wake_in(SignedDuration::ZERO);
+            false
+        }
+        Known::Unknown => false,
+        Known::Absent => {
+            plan.status.scale_set = None;
+            true
+        }
+    }
+}
+
+/// What the scale set says of the queue; `None` where that is not known better than by reading the queue.
+pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Say> {
+    let view = observed.scale_set.as_ref()?;
+    if spec.registration != RegistrationKind::ScaleSet {
+        return None;
+    }
+    if let Some(trouble) = trouble(view) {
+        return Some(say("False", &trouble.reason, trouble.message.clone()));
+    }
+    let Known::Present(set) = &view.known else {
+        return Some(say(
+            "Unknown",
+            "ScaleSetMissing",
+            "The pool's scale set is not there yet",
+        ));
+    };
+    if !has_labels(set, &spec.labels) {
+        return Some(say(
+            "False",
+            "LabelsNotHonoured",
+            format!(
+                "GitHub gave the scale set {} the labels [{}] and not [{}]: no job that asks for the others comes here. Write runs-on: {} in the workflows, or set spec.registration to JitConfig; an Enterprise Server needs version 3.18, with its administrator's leave for further labels before 3.21",
+                set.name,
+                set.labels.join(", "),
+                spec.labels.join(", "),
+                set.name
+            ),
+        ));
+    }
+    if statistics(view).is_none() {
+        return Some(say(
+            "Unknown",
+            "NotListening",
+            "Nobody listens for the scale set's jobs yet",
+        ));
+    }
+    // Of a repository the queue itself tells more: jobs that lack a runner with their labels.
+    (!spec.url.is_repository() || pool.deleting.is_some()).then(|| {
+        say(
+            "True",
+            "Listening",
+            "Jobs that ask for these labels are assigned to the pool's scale set",
+        )
+    })
+}
+
+/// What keeps the pool from hearing of its jobs.
+pub(super) fn trouble(view: &View) -> Option<&Trouble> {
+    let heard = view.listening.as_ref().map(|listening| &listening.heard);
+    view.trouble
+        .as_ref()
+        .or_else(|| heard.and_then(|heard| heard.trouble.as_ref()))
+}
+
+#[cfg(test)]
+mod tests;
