@@ -1,6 +1,6 @@
 //! Figures, and the table that they make.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -128,6 +128,16 @@ fn shown(value: f64) -> String {
         _ => 2,
     };
     format!("{value:.digits$}")
+}
+
+/// The sample below which so many of a hundred are, in milliseconds.
+pub(super) fn percentile(samples: &[Duration], percent: usize) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted
+        .get(at)
+        .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
 /// A count, as a figure has it.

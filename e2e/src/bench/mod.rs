@@ -5,6 +5,7 @@ mod figure;
 mod fleet;
 mod player;
 mod pods;
+mod queue;
 mod requests;
 mod scale_out;
 mod size;
@@ -85,6 +86,8 @@ const ROWS: &[Row] = &[
         run => requests::run(run, Pace::OneByOne)),
     row!("idle", "requests and calls of an idle pool in a minute",
         run => requests::idle(run)),
+    row!("queue", "a job that is queued to the pod that a scale set's pool makes for it",
+        run => queue::run(run)),
     row!("restart-500", "restart to the first action: 500 runners in 100 pools",
         run => fleet::restart(run, MANY)),
     row!("memory-1", "memory of an operator with one idle pool",

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result};
+use cudarunner_crds::POOL_LABEL;
 use futures::StreamExt as _;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
@@ -102,6 +103,21 @@ impl Drop for Pods {
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+/// The label of a bare client's pods: as long as the pools', so that nothing but the name differs.
+pub(super) const BARE_LABEL: &str = "cudarunner.dev/bare";
+
+/// A pod of the operator's as it would make it again, under another name and out of its watch's sight.
+pub(super) fn bare(sample: &Pod, name: String) -> Pod {
+    let mut pod = afresh(sample);
+    if let Some(labels) = &mut pod.metadata.labels
+        && let Some(value) = labels.remove(POOL_LABEL)
+    {
+        labels.insert(BARE_LABEL.to_owned(), value);
+    }
+    pod.metadata.name = Some(name);
+    pod
 }
 
 /// A pod of the operator's as it would make it again.

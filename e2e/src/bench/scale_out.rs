@@ -18,14 +18,12 @@ use super::{
     Bed, Run,
     bed::pool,
     figure::{Budget, Figure},
-    pods::{Pods, afresh},
+    pods::{BARE_LABEL, Pods, bare as bare_pod},
 };
 use crate::suites::Ctx;
 
 /// Requests of the operator in flight for one pool; the bare client's, too.
 const AT_ONCE: usize = 32;
-/// The label of the bare client's pods: as long as the pools', so that nothing but the name differs.
-const BARE_LABEL: &str = "cudarunner.dev/bare";
 /// Long enough for all of them.
 const LIMIT: Duration = Duration::from_mins(5);
 /// How much longer than the bare client it may take.
@@ -231,19 +229,8 @@ async fn times(made: &Pods, start: Instant, pods: usize) -> Result<Out> {
     })
 }
 
-/// The operator's own pod as it would create it again, out of its watch's sight.
 fn copies(sample: &Pod, count: usize) -> Vec<Pod> {
-    let mut pod = afresh(sample);
-    if let Some(labels) = &mut pod.metadata.labels
-        && let Some(value) = labels.remove(POOL_LABEL)
-    {
-        labels.insert(BARE_LABEL.to_owned(), value);
-    }
     (0..count)
-        .map(|number| {
-            let mut pod = pod.clone();
-            pod.metadata.name = Some(format!("bare-{number:05}"));
-            pod
-        })
+        .map(|number| bare_pod(sample, format!("bare-{number:05}")))
         .collect()
 }

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Bed, Run,
-    figure::Figure,
+    figure::{Figure, percentile},
     fleet::{Entry, Fleet, Size, register_one},
     player,
     pods::afresh,
@@ -90,16 +90,6 @@ pub(super) async fn churn(run: &Run, size: Size, time: Duration) -> Result<Vec<F
         floor,
         budget: None,
     }])
-}
-
-/// The sample below which so many of a hundred are.
-fn percentile(samples: &[Duration], percent: usize) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted
-        .get(at)
-        .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
 /// A pool in use.

@@ -33,6 +33,18 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             "minRunners may not be larger",
         ),
         (
+            json!({"scaling": {"maxRunners": 3}, "registration": "RegistrationToken"}),
+            "set spec.registration to ScaleSet",
+        ),
+        (
+            json!({"scaling": {"maxRunners": 3, "source": "Poll"}, "registration": "ScaleSet"}),
+            "set spec.scaling.source to ScaleSet",
+        ),
+        (
+            json!({"registration": "ScaleSet", "lifetime": "Persistent"}),
+            "set spec.lifetime to Ephemeral",
+        ),
+        (
             json!({"requiredChecks": {"branches": [{"name": "main"}]}}),
             "spec.verify",
         ),

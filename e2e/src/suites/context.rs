@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus};
 use github_simulator::{
     control::{
-        Client as GitHub, JobView, NewJob, NewRepository, NewRunner, NewWorkflow, UpdateRepository,
+        Client as GitHub, JobView, NewJob, NewRepository, NewRunner, NewWorkflow, ScaleSetView,
+        UpdateRepository,
     },
     faults::{Action, Fault},
     state::{JobTemplate, Seen, StepTemplate},
@@ -240,6 +241,13 @@ impl Ctx {
             .iter()
             .filter_map(|runner| Some(runner["name"].as_str()?.to_owned()))
             .collect())
+    }
+
+    /// The repository's scale sets, as GitHub has them.
+    pub async fn scale_sets(&self) -> Result<Vec<ScaleSetView>> {
+        let mut sets = self.github.scale_sets().await?;
+        sets.retain(|set| set.scope == self.repository);
+        Ok(sets)
     }
 
     /// The Events with this reason in the suite's namespace.
@@ -491,6 +499,7 @@ impl Ctx {
         })
         .await?;
         let left = self.entries().await;
+        let sets = self.scale_sets().await;
         // A job that nobody will take, too.
         self.github.delete_repository(&self.repository).await?;
         example::delete_namespace(&self.client, &self.namespace).await?;
@@ -505,6 +514,8 @@ impl Ctx {
         .await?;
         let left = left?;
         ensure!(left.is_empty(), "runners are left on GitHub: {left:?}");
+        let sets = sets?;
+        ensure!(sets.is_empty(), "scale sets are left on GitHub: {sets:?}");
         Ok(())
     }
 }

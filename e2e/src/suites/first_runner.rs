@@ -125,15 +125,15 @@ pub(super) async fn example(ctx: &Ctx) -> Result<()> {
     ensure!(message.contains("cuda.yml"), "{message}");
 
     // And a field without which the pool would be another one stalls it
-    let mut scale_set = ours;
-    scale_set["metadata"]["name"] = json!("scale-set");
-    scale_set["spec"]["registration"] = json!("ScaleSet");
-    ctx.apply(&scale_set).await?;
+    let mut webhook = ours;
+    webhook["metadata"]["name"] = json!("webhook");
+    webhook["spec"]["scaling"] = json!({"maxRunners": 2, "source": "Webhook"});
+    ctx.apply(&webhook).await?;
     let message = ctx
-        .condition("scale-set", "Stalled", "True", "NotImplemented")
+        .condition("webhook", "Stalled", "True", "NotImplemented")
         .await?;
     ensure!(
-        message.contains("spec.registration: ScaleSet"),
+        message.contains("spec.scaling.source: Webhook"),
         "the field is not named in: {message}"
     );
     Ok(())

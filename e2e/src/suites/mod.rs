@@ -34,6 +34,7 @@ mod restarts;
 mod runner;
 mod runner_ends;
 mod scale;
+mod scale_set;
 mod second_node;
 mod secrets;
 mod teardown;
@@ -227,6 +228,18 @@ pub const SUITES: &[Suite] = &[
         [22],
         "`kubectl scale` from 1 to 20 and back, around a running job",
         scale::run
+    ),
+    suite!(
+        "scale-set",
+        [22],
+        "runners follow the queue of a scale set: from none, as far as there are GPUs, through a killed operator and a vanished set",
+        scale_set::run
+    ),
+    suite!(
+        "poll",
+        [22],
+        "runners follow the queue of a repository as it is read: from none to the most, and back",
+        scale_set::polled
     ),
     suite!(
         "charts",

@@ -93,6 +93,26 @@ impl Listener {
         }
     }
 
+    /// One that has heard of these ends of jobs since then, and hears nothing more.
+    #[cfg(test)]
+    pub(crate) fn of(opened: Timestamp, completed: &[&str]) -> Self {
+        let board = Board {
+            heard: Heard {
+                opened: Some(opened),
+                ..Heard::default()
+            },
+            completed: completed.iter().map(|name| (*name).to_owned()).collect(),
+            is_gone: false,
+        };
+        Self {
+            set: 7,
+            capacity: watch::Sender::new(1),
+            acted_on: watch::Sender::new(0),
+            board: Arc::new(Mutex::new(board)),
+            task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
+        }
+    }
+
     /// Has GitHub assign so many jobs at a time, from the next poll on, which begins at once.
     pub fn advertise(&self, capacity: usize) {
         self.capacity.send_if_modified(|now| {
@@ -217,6 +237,7 @@ impl Task {
         {
             let mut board = lock(&self.board);
             board.heard.session = Some(session.id.clone());
+            board.heard.opened = Some(Timestamp::now());
             board.heard.statistics = Some(session.statistics);
             board.heard.trouble = None;
             board.heard.is_settled = false;

@@ -83,12 +83,15 @@ fn view<'a>(
 ) -> View {
     let (listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
     let completed = completed.unwrap_or_default();
+    // What was over by then is not in the session's first numbers.
+    let opened = listening.as_ref().and_then(|l| l.heard.opened);
     let mut finishing = BTreeSet::new();
     let mut seen = BTreeSet::new();
     for runner in runners {
         seen.insert(runner.name.as_str());
         let is_told = completed.contains(&runner.name);
-        if runner.done.is_some() && !is_told {
+        let finished = runner.done.as_ref().map(|done| done.finished);
+        if finished.is_some() && finished >= opened && !is_told {
             memory.ended.entry(runner.name.clone()).or_insert(now);
         }
         if is_told && runner.phase == RunnerPhase::Busy {
@@ -98,8 +101,8 @@ fn view<'a>(
     memory.ended.retain(|name, since| {
         !completed.contains(name) && (seen.contains(name.as_str()) || now < *since + TOLD)
     });
-    let untold = memory.ended.values().filter(|since| now < **since + TOLD);
-    let ended = untold.count();
+    let untold = memory.ended.values().map(|since| *since + TOLD);
+    let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
     if let Some(listener) = &memory.listener {
         listener.forget_completed(|name| seen.contains(name));
     }
@@ -108,7 +111,8 @@ fn view<'a>(
         trouble: memory.trouble.clone(),
         not_before: memory.not_before,
         listening,
-        ended,
+        ended: untold.len(),
+        recount: untold.into_iter().min(),
         finishing,
     }
 }
@@ -146,5 +150,61 @@ impl ScaleSetMemory {
             reason: format!("ScaleSet{}", error.category()),
             message: error.to_string(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::marks::{Done, Job};
+    use crate::plan::fixture::{NOW, ago, pool, runner};
+
+    fn done(name: &str, finished: Timestamp) -> Runner {
+        let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
+        runner.done = Some(Done {
+            job: Job::default(),
+            started: None,
+            finished,
+        });
+        runner
+    }
+
+    fn heard(completed: &[&str]) -> ScaleSetMemory {
+        ScaleSetMemory {
+            listener: Some(Listener::of(ago(100), completed)),
+            ..ScaleSetMemory::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_has_ended_is_taken_off_until_github_has_told_or_a_minute_is_over() {
+        let mut memory = heard(&[]);
+        let pods = [done("pool-aaaaa", ago(1)), done("pool-bbbbb", ago(200))];
+        let seen = view(&mut memory, pods.iter(), NOW);
+        assert_eq!(
+            (seen.ended, seen.recount),
+            (1, Some(NOW + TOLD)),
+            "the other was over before the session"
+        );
+
+        // Its pod may have gone meanwhile
+        let later = NOW + SignedDuration::from_secs(30);
+        assert_eq!(view(&mut memory, [].iter(), later).ended, 1);
+        memory.listener = heard(&["pool-aaaaa"]).listener;
+        assert_eq!(view(&mut memory, [].iter(), later).ended, 0);
+
+        // And a pod that stays does not begin anew
+        let mut memory = heard(&[]);
+        view(&mut memory, pods.iter(), NOW);
+        let over = NOW + TOLD + TOLD;
+        assert_eq!(view(&mut memory, pods.iter(), over).ended, 0);
+        assert_eq!(view(&mut memory, pods.iter(), over).ended, 0);
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_github_has_done_with_is_finishing() {
+        let busy = runner(&pool(1), "pool-aaaaa", RunnerPhase::Busy);
+        let seen = view(&mut heard(&["pool-aaaaa"]), [busy].iter(), NOW);
+        assert!(seen.finishing.contains("pool-aaaaa"));
     }
 }

@@ -24,6 +24,8 @@ pub struct View {
     pub listening: Option<Listening>,
     /// Jobs that have ended here, and of whose end GitHub has not told yet: it still counts them.
     pub ended: usize,
+    /// When the first of them is not waited for any more.
+    pub recount: Option<Timestamp>,
     /// Runners whose job has ended, as GitHub tells, and that still run here.
     pub finishing: BTreeSet<String>,
 }
@@ -67,6 +69,8 @@ pub struct Heard {
     pub number: u64,
     /// The session.
     pub session: Option<String>,
+    /// When it was opened.
+    pub opened: Option<Timestamp>,
     /// Where the scale set stands; unknown until there is a session.
     pub statistics: Option<Statistics>,
     /// Whether a poll was answered since the session was opened.
@@ -92,6 +96,9 @@ pub(super) fn plan(
         return;
     }
     wait(view, now, plan);
+    if let Some(at) = view.recount {
+        plan.wake_at(at, now);
+    }
     plan.acted_on = view
         .listening
         .as_ref()

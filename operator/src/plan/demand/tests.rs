@@ -34,6 +34,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> View {
                 number: 1,
                 is_settled: true,
                 session: Some("session".to_owned()),
+                opened: Some(ago(100)),
                 statistics: Some(Statistics {
                     available,
                     assigned,
