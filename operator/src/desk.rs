@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::github::{Client, Error, JitRequest};
-use crate::observe::github::{client_of, refused};
+use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::plan::scale_set::Known;
 use crate::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use crate::registrar::{
@@ -91,7 +91,7 @@ impl Desk for OperatorDesk {
         };
         let made = match spec.registration {
             RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name).await,
-            RegistrationKind::ScaleSet => match scale_set(&self.ctx, &pool) {
+            RegistrationKind::ScaleSet => match scale_set_of(&self.ctx, &pool) {
                 Some(set) => client
                     .scale_set_runner(set, &pod.name, WORK_FOLDER)
                     .await
@@ -117,6 +117,11 @@ impl Desk for OperatorDesk {
             Ok(registration) => {
                 tracing::info!(pool = %pool.key, runner = %pod.name, "registered");
                 Ok(registration)
+            }
+            Err(Error::NotFound { message, .. })
+                if spec.registration == RegistrationKind::ScaleSet =>
+            {
+                Err(self.lost_scale_set(&pool, &message))
             }
             Err(error) => Err(self.failed(&pool, &error)),
         }
@@ -148,6 +153,15 @@ impl Desk for OperatorDesk {
 }
 
 impl OperatorDesk {
+    /// Somebody has removed the scale set: the pool looks for it, and makes another.
+    fn lost_scale_set(&self, pool: &Pool, message: &str) -> RegisterError {
+        self.ctx.memory.with(pool, |memory| {
+            memory.github.scale_set.known = Known::Unknown;
+        });
+        self.waker.wake(&pool.key);
+        retry("NoScaleSet", message)
+    }
+
     /// What time alone will not mend, or not soon, concerns the whole pool: it hears of it now, not with its next look
     /// at GitHub.
     fn failed(&self, pool: &Pool, error: &Error) -> RegisterError {
@@ -168,20 +182,6 @@ impl OperatorDesk {
             }
         } else {
             refusal(error.category(), &error.to_string())
-        }
-    }
-}
-
-/// The pool's scale set: as this process made it, or as the status has it, which a replica reads that stands by.
-fn scale_set(ctx: &Context, pool: &Pool) -> Option<u64> {
-    let known = ctx
-        .memory
-        .with(pool, |memory| memory.github.scale_set.known.clone());
-    match known {
-        Known::Present(set) => Some(set.id),
-        Known::Unknown | Known::Absent => {
-            let status = pool.status.scale_set.as_ref()?;
-            u64::try_from(status.id).ok()
         }
     }
 }

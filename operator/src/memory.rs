@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::act::listen::Listener;
 use crate::github::Client;
-use crate::plan::scale_set::{Known, Trouble};
+use crate::plan::scale_set::{Asked, Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
@@ -92,8 +92,12 @@ pub struct ScaleSetMemory {
     pub trouble: Option<Trouble>,
     /// Attempts in a row that failed.
     pub failures: i32,
+    /// What it was last asked to be, by this process.
+    pub asked: Option<Asked>,
     /// Whether the last change of it failed.
     pub is_unwritten: bool,
+    /// When it was last found to have vanished.
+    pub vanished: Option<Timestamp>,
     /// No attempt before.
     pub not_before: Option<Timestamp>,
     /// Who listens for its jobs.

@@ -54,8 +54,10 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         .instrument(info_span!("act"))
         .await;
     ctx.memory.with(&pool, |memory| {
-        if let (Some(number), true) = (plan.acted_on, outcome.errors.is_empty())
+        // What could not be done is tried again with the same numbers: they stay.
+        if let Some((set, number)) = plan.acted_on
             && let Some(listener) = &memory.github.scale_set.listener
+            && listener.set() == set
         {
             listener.acted_on(number);
         }

@@ -218,12 +218,15 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
     }
     if config.watch_namespace.is_empty() || marking(config) != Marking::default() {
         let nodes = Arc::new(Nodes::default());
+        let (filled, is_filled) = flag::channel(false);
         tokio::spawn(nodes::follow(
             client.clone(),
             Arc::clone(&nodes),
             watched.pools.clone(),
             Arc::clone(waker),
+            filled,
         ));
+        watched.ready.push(("the nodes", is_filled));
         watched.nodes = Some(nodes);
     }
     watched

@@ -1,10 +1,10 @@
 //! A pool whose runners follow the queue of its scale set: from none to as many as there are GPUs, and back.
 
 use anyhow::{Context as _, Result, ensure};
-use github_simulator::control::ScaleSetView;
-use serde_json::json;
+use github_simulator::control::{NewOrganization, NewRunnerGroup, ScaleSetView};
+use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, context::merge};
 use crate::deploy;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -72,6 +72,58 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.delete("pool").await?;
     let left = one(ctx).await?;
     ensure!(left.is_none(), "a scale set is left: {left:?}");
+    organization(ctx).await
+}
+
+/// An organization's scale set is in its runner group; and a pool may give its scale set up.
+async fn organization(ctx: &Ctx) -> Result<()> {
+    let login = ctx.repository.split('/').next().unwrap_or_default();
+    let admitted = NewRunnerGroup {
+        name: "gpus".to_owned(),
+        selected: Some([ctx.repository.clone()].into()),
+    };
+    let default = NewOrganization {
+        login: login.to_owned(),
+        ..NewOrganization::default()
+    };
+    let with_group = NewOrganization {
+        groups: vec![admitted],
+        ..default.clone()
+    };
+    ctx.github.create_organization(&with_group).await?;
+    let pool = |size: Value| {
+        let github =
+            json!({"url": format!("{}/{login}", ctx.cluster.github), "runnerGroup": "gpus"});
+        let mut pool = ctx.pool("group", size);
+        merge(&mut pool["spec"]["github"], github);
+        pool
+    };
+    let sets = async || -> Result<Vec<ScaleSetView>> {
+        let mut sets = ctx.github.scale_sets().await?;
+        sets.retain(|set| set.scope == login);
+        Ok(sets)
+    };
+
+    // Given a pool of an organization, then its scale set runs jobs of the repositories that its group admits
+    ctx.apply(&pool(json!({"scaling": {"maxRunners": 1}})))
+        .await?;
+    ctx.condition("group", "QueueServed", "True", "Listening")
+        .await?;
+    let job = ctx.queue("of-the-organization", "true").await?;
+    ctx.succeeded(job).await?;
+    let set = sets().await?.pop().context("there is no scale set")?;
+    ensure!(set.group != 1, "it is in the default group: {set:?}");
+
+    // When the pool registers its runners itself, then they come and the scale set goes
+    ctx.apply(&pool(json!({"replicas": 1}))).await?;
+    ctx.condition("group", "RunnersOnline", "True", "Online")
+        .await?;
+    ctx.wait_for("the scale set to go", SOON, async || {
+        Ok(sets().await?.is_empty().then_some(()))
+    })
+    .await?;
+    ctx.delete("group").await?;
+    ctx.github.create_organization(&default).await?;
     Ok(())
 }
 

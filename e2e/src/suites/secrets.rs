@@ -4,20 +4,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use github_simulator::control::NewCredential;
+use http::{Method, StatusCode};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{Secret, ServiceAccount},
 };
 use kube::{Api, Client, api::PostParams};
 use regex::bytes::Regex;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Ctx, recorder};
 use crate::{cluster::Cluster, deploy, example};
 
-/// What credentials look like: tokens of GitHub's, private keys, and JSON in base64, which is what service-account tokens
-/// and just-in-time configurations are.
-const SHAPES: [&str; 3] = [
+/// What credentials look like: tokens of GitHub's, registration tokens, private keys, and JSON in base64, which is what
+/// service-account tokens, the scale-set service's tokens and just-in-time configurations are.
+const SHAPES: [&str; 4] = [
+    r"\bA[0-9A-F]{28}\b",
     r"gh[a-z]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/]{16}",
     r"eyJ[A-Za-z0-9_+/=-]{40,}",
@@ -124,9 +126,11 @@ async fn the_shapes_are_right(ctx: &Ctx, shapes: &[Regex]) -> Result<()> {
         .create_token(&NewCredential {
             name: "shape".to_owned(),
             scopes: Some(["repo".to_owned()].into()),
+            admin: true,
             ..NewCredential::default()
         })
         .await?;
+    let registration = registration_token(ctx, &personal).await?;
     ctx.github.delete_token("shape").await?;
     let secrets: Api<Secret> = ctx.api();
     let app = secrets.get(example::SECRET).await?.data.unwrap_or_default();
@@ -136,6 +140,7 @@ async fn the_shapes_are_right(ctx: &Ctx, shapes: &[Regex]) -> Result<()> {
         .unwrap_or_default();
     for (what, text) in [
         ("a personal token", personal),
+        ("a registration token", registration),
         ("a private key", key),
         ("a service-account token", service_account),
     ] {
@@ -145,6 +150,22 @@ async fn the_shapes_are_right(ctx: &Ctx, shapes: &[Regex]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+async fn registration_token(ctx: &Ctx, personal: &str) -> Result<String> {
+    let path = format!(
+        "/api/v3/repos/{}/actions/runners/registration-token",
+        ctx.repository
+    );
+    let bearer = format!("Bearer {personal}");
+    let headers = [("authorization", bearer.as_str()), ("user-agent", "shape")];
+    let (status, _, answer) = ctx.github.send(Method::POST, &path, &headers, None).await?;
+    ensure!(
+        status == StatusCode::CREATED,
+        "no registration token: {status}"
+    );
+    let answer: Value = serde_json::from_slice(&answer)?;
+    Ok(answer["token"].as_str().unwrap_or_default().to_owned())
 }
 
 fn files_below(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::backoff;
 use crate::github::{Client, Error, Message, Session};
@@ -25,6 +26,10 @@ const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 const WORTH_A_WORD: i32 = 3;
 /// A visit that takes longer did not act on a message: it is heard again.
 const VISIT: Duration = Duration::from_secs(30);
+/// A poll that was cut off after so long has heard nothing.
+const CUT_OFF: Duration = Duration::from_secs(10);
+/// An answer without news within this time came at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Ends of jobs that are remembered: more than any pool's runners that end between two visits.
 const REMEMBERED: usize = 20_000;
 
@@ -82,6 +87,8 @@ impl Listener {
             acts,
             board: Arc::clone(&board),
             left_over,
+            heard: None,
+            has_refreshed: false,
             failures: 0,
         };
         Self {
@@ -151,9 +158,12 @@ impl Listener {
         lock(&self.board).is_gone
     }
 
-    /// Forgets the ends of jobs of runners that are gone.
-    pub fn forget_completed(&self, is_there: impl Fn(&str) -> bool) {
-        lock(&self.board).completed.retain(|name| is_there(name));
+    /// Forgets the ends of these runners' jobs: the runners are gone.
+    pub fn forget_completed<'a>(&self, runners: impl Iterator<Item = &'a String>) {
+        let mut board = lock(&self.board);
+        for name in runners {
+            board.completed.remove(name);
+        }
     }
 }
 
@@ -195,6 +205,10 @@ struct Task {
     acts: watch::Receiver<u64>,
     board: Arc<Mutex<Board>>,
     left_over: Option<String>,
+    /// The last message of this session.
+    heard: Option<u64>,
+    /// Whether the session's token was renewed since GitHub last answered.
+    has_refreshed: bool,
     failures: i32,
 }
 
@@ -222,11 +236,11 @@ impl Task {
     async fn open(&mut self) -> Result<Session, Error> {
         let (client, set) = (&self.ear.client, self.ear.set);
         let opened = client.open_session(set, &self.ear.owner).await;
-        let (Err(Error::Conflict { .. }), Some(left_over)) = (&opened, self.left_over.take())
-        else {
+        let (Err(Error::Conflict { .. }), Some(left_over)) = (&opened, &self.left_over) else {
             return opened;
         };
-        client.close_session(set, &left_over).await?;
+        client.close_session(set, left_over).await?;
+        self.left_over = None;
         client.open_session(set, &self.ear.owner).await
     }
 
@@ -244,11 +258,12 @@ impl Task {
             board.heard.number += 1;
         }
         self.wake();
+        self.heard = None;
         let mut last = 0;
         loop {
             match self.hear(&mut session, last).await {
                 Ok(Poll::Message(message)) => {
-                    self.failures = 0;
+                    self.worked();
                     match self.take_in(&session, message, last).await {
                         Ok(number) => last = number,
                         Err(over) => return over,
@@ -256,19 +271,18 @@ impl Task {
                 }
                 Ok(Poll::Quiet) => self.settle(),
                 Ok(Poll::Cut) => {}
-                Err(Error::Unreachable { .. } | Error::Server { .. }) if self.failures == 0 => {
-                    // Once in a while a long poll breaks off.
-                    self.failures = 1;
-                }
                 Err(error) => return error.into(),
             }
         }
     }
 
     /// One long poll, which a change of the capacity cuts short. A token that has run out is renewed once.
+    ///
+    /// What comes between us and GitHub may end a poll early: one that has waited for a while has heard nothing.
     async fn hear(&mut self, session: &mut Session, last: u64) -> Result<Poll, Error> {
         let client = Arc::clone(&self.ear.client);
         let capacity = *self.capacities.borrow_and_update();
+        let start = Instant::now();
         let answer = tokio::select! {
             answer = client.next_message(session, last, capacity) => answer,
             changed = self.capacities.changed() => {
@@ -279,14 +293,29 @@ impl Task {
                 return Ok(Poll::Cut);
             }
         };
-        let message = match answer {
-            Err(Error::Unauthorized { .. }) => {
+        match answer {
+            Err(Error::Unauthorized { .. }) if !self.has_refreshed => {
                 *session = client.refresh_session(session).await?;
-                client.next_message(session, last, capacity).await?
+                self.has_refreshed = true;
+                Ok(Poll::Cut)
             }
-            answer => answer?,
-        };
-        Ok(message.map_or(Poll::Quiet, Poll::Message))
+            Err(Error::Unreachable { .. }) if start.elapsed() > CUT_OFF => Ok(Poll::Quiet),
+            Ok(Some(message)) => Ok(Poll::Message(message)),
+            Ok(None) => {
+                self.rest(start + AT_ONCE).await;
+                Ok(Poll::Quiet)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A server that answers at once has no time for a poll: the next one waits until `moment`, or for another capacity.
+    async fn rest(&mut self, moment: Instant) {
+        tokio::select! {
+            () = tokio::time::sleep_until(moment) => {}
+            // The sender lives as long as this task.
+            _ = self.capacities.changed() => {}
+        }
     }
 
     /// Hands a message on, and acknowledges it once it was acted on. The last message that was.
@@ -297,12 +326,12 @@ impl Task {
         last: u64,
     ) -> Result<u64, Over> {
         let client = &self.ear.client;
-        if !message.available.is_empty() {
-            client.acquire_jobs(session, &message.available).await?;
-        }
         let number = {
             let mut board = lock(&self.board);
-            board.heard.number += 1;
+            // One that comes again is the same news.
+            if self.heard != Some(message.id) {
+                board.heard.number += 1;
+            }
             board.heard.is_settled = true;
             if let Some(statistics) = message.statistics {
                 board.heard.statistics = Some(statistics);
@@ -312,18 +341,28 @@ impl Task {
             }
             board.heard.number
         };
+        self.heard = Some(message.id);
+        if !message.available.is_empty() {
+            client.acquire_jobs(session, &message.available).await?;
+        }
         self.wake();
         let acted = self.acts.wait_for(|acted| *acted >= number);
-        if tokio::time::timeout(VISIT, acted).await.is_err() {
+        if !matches!(tokio::time::timeout(VISIT, acted).await, Ok(Ok(_))) {
             return Ok(last);
         }
         client.acknowledge(session, message.id).await?;
         Ok(message.id)
     }
 
+    /// Notes that GitHub answers.
+    fn worked(&mut self) {
+        self.failures = 0;
+        self.has_refreshed = false;
+    }
+
     /// Notes that a poll was answered, and that nothing has changed since the session was opened.
     fn settle(&mut self) {
-        self.failures = 0;
+        self.worked();
         let was_settled = std::mem::replace(&mut lock(&self.board).heard.is_settled, true);
         if !was_settled {
             self.wake();

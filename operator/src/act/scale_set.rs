@@ -8,7 +8,7 @@ use super::listen::{Ear, Listener};
 use super::{Done, Hand};
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
-use crate::plan::scale_set::Known;
+use crate::plan::scale_set::{Asked, Known};
 
 impl Hand<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
@@ -16,7 +16,7 @@ impl Hand<'_> {
         if let Ok(set) = &made {
             tracing::info!(pool = %self.pool.key, set = set.id, name = set.name, "made a scale set");
         }
-        Ok(self.note(made.map(Known::Present)))
+        Ok(self.note(made.map(Known::Present), Some(Asked::ForNew(new.clone()))))
     }
 
     pub(super) async fn update_scale_set(
@@ -30,20 +30,21 @@ impl Hand<'_> {
             let changed: ScaleSet = github.update_scale_set(id, new).await?;
             Ok(github.scale_set(id).await?.unwrap_or(changed))
         };
-        Ok(self.note(read.await.map(Known::Present)))
+        let asked = Asked::ForChange(new.clone());
+        Ok(self.note(read.await.map(Known::Present), Some(asked)))
     }
 
     pub(super) async fn delete_scale_set(&self, id: u64) -> Result<Done, ActError> {
         let gone = self.github()?.delete_scale_set(id).await;
-        Ok(self.note(gone.map(|()| Known::Absent)))
+        Ok(self.note(gone.map(|()| Known::Absent), None))
     }
 
-    fn note(&self, outcome: Result<Known, Error>) -> Done {
+    fn note(&self, outcome: Result<Known, Error>, asked: Option<Asked>) -> Done {
         let now = Timestamp::now();
         self.ctx.memory.with(self.pool, |memory| {
             let set = &mut memory.github.scale_set;
             match outcome {
-                Ok(known) => set.written(known),
+                Ok(known) => set.written(known, asked),
                 Err(error) => set.failed(&error, true, &self.pool.uid, now),
             }
         });
@@ -57,13 +58,13 @@ impl Hand<'_> {
         capacity: usize,
         session: Option<String>,
     ) -> Result<Done, ActError> {
-        let client = self.client.as_ref().ok_or(ActError::NoClient)?;
         self.ctx.memory.with(self.pool, |memory| {
             let listener = &mut memory.github.scale_set.listener;
             if let Some(listener) = listener.as_ref().filter(|l| l.set() == set) {
                 listener.advertise(capacity);
-                return;
+                return Ok(Done::Yes);
             }
+            let client = self.client.as_ref().ok_or(ActError::NoClient)?;
             let ear = Ear {
                 client: Arc::clone(client),
                 set,
@@ -72,8 +73,8 @@ impl Hand<'_> {
                 owner: self.ctx.identity.clone(),
             };
             *listener = Some(Listener::start(ear, capacity, session));
-        });
-        Ok(Done::Yes)
+            Ok(Done::Yes)
+        })
     }
 
     /// Ends the listening, and the session with it. One that cannot be ended now runs out.

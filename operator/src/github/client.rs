@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use super::{
-    Error, Fingerprint, GitHubUrl, Scope,
+    Agent, Error, Fingerprint, GitHubUrl, Scope,
     budget::Usage,
     groups::Groups,
     queue::Kept,
@@ -27,6 +27,7 @@ pub struct Client {
     pub(super) tagged: Tagged,
     pub(super) lifecycles: Lifecycles,
     pub(super) service: Single<Arc<Connection>>,
+    pub(super) agents: Single<Arc<[Agent]>>,
 }
 
 impl Client {
@@ -40,6 +41,7 @@ impl Client {
             tagged: Tagged::default(),
             lifecycles: Lifecycles::default(),
             service: Single::default(),
+            agents: Single::default(),
         }
     }
 

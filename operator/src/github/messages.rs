@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_secs(75);
 const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A session: nobody else hears of the scale set's jobs while it is open.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Session {
     /// The service's name for it.
     pub id: String,

@@ -2,6 +2,8 @@
 //!
 //! GitHub does not document these requests; they are those of its client, <https://github.com/actions/scaleset>.
 
+use std::{sync::Arc, time::Duration};
+
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -203,11 +205,16 @@ impl Client {
         Ok(agents.into_iter().find(|agent| agent.name == name))
     }
 
-    /// The runners of a scale set. Listing lags: absence is no proof.
-    pub async fn agents_of(&self, set: u64) -> Result<Vec<Agent>, Error> {
-        let mut agents = self.list_agents(&[]).await?;
-        agents.retain(|agent| agent.scale_set == Some(set));
-        Ok(agents)
+    /// The runners of a scale set, in a list that is at most `max_age` old and shared by all pools of the scope. Listing
+    /// lags: absence is no proof.
+    pub async fn agents_of(&self, set: u64, max_age: Duration) -> Result<Vec<Agent>, Error> {
+        let all = self.agents.get(
+            |last| last.at.elapsed() < max_age,
+            async |_| Ok(self.list_agents(&[]).await?.into()),
+        );
+        let all: Arc<[Agent]> = all.await?;
+        let of_set = all.iter().filter(|agent| agent.scale_set == Some(set));
+        Ok(of_set.cloned().collect())
     }
 
     async fn list_agents(&self, query: &[(&str, &str)]) -> Result<Vec<Agent>, Error> {

@@ -140,10 +140,11 @@ impl Client {
             return Ok(answer);
         }
         // A 401 did nothing. The token may have been taken back before its time.
-        self.service.forget().await;
-        let answer = send(&*self.connection().await?).await?;
+        self.drop_connection(&connection).await;
+        let connection = self.connection().await?;
+        let answer = send(&connection).await?;
         if answer.status == StatusCode::UNAUTHORIZED {
-            self.service.forget().await;
+            self.drop_connection(&connection).await;
             return Err(self.exception(&answer, action));
         }
         Ok(answer)
@@ -204,6 +205,13 @@ impl Client {
             .await
     }
 
+    /// Not another one that somebody has made meanwhile.
+    async fn drop_connection(&self, connection: &Arc<Connection>) {
+        self.service
+            .forget(|last| Arc::ptr_eq(last, connection))
+            .await;
+    }
+
     async fn connect(&self) -> Result<Arc<Connection>, Error> {
         let token = self.registration_token().await?;
         // A token that has just been made is not known everywhere at once.
@@ -241,6 +249,9 @@ impl Client {
                         "the token that was made for this is not accepted yet; it is tried again"
                             .into(),
                 },
+                status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                    self.exception(&answer, &action)
+                }
                 _ => self.refusal(&answer, &ask),
             });
         }

@@ -78,15 +78,16 @@ impl<T: Clone> Single<T> {
         result
     }
 
-    /// The answer at hand, however old. Waits while a question is under way.
-    pub(super) async fn last(&self) -> Option<T> {
-        let slot = self.slot.lock().await;
-        slot.answer.as_ref().map(|answer| answer.value.clone())
-    }
-
-    /// Forgets the answer.
-    pub(super) async fn forget(&self) {
-        self.slot.lock().await.answer = None;
+    /// Forgets the answer, where it is this one.
+    pub(super) async fn forget(&self, is_it: impl FnOnce(&T) -> bool) {
+        let mut slot = self.slot.lock().await;
+        if slot
+            .answer
+            .as_ref()
+            .is_some_and(|answer| is_it(&answer.value))
+        {
+            slot.answer = None;
+        }
     }
 }
 

@@ -74,14 +74,7 @@ impl Tokens {
             return false;
         }
         // Somebody else may have replaced it already.
-        if self
-            .single
-            .last()
-            .await
-            .is_some_and(|last| last.at == refused.at)
-        {
-            self.single.forget().await;
-        }
+        self.single.forget(|last| last.at == refused.at).await;
         true
     }
 

@@ -74,11 +74,8 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
         let answer = ask(&found.client, spec, first, max_age).await;
-        let set = ctx
-            .memory
-            .with(pool, |memory| memory.github.scale_set.known.clone());
-        let agents = match (&answer, set) {
-            (Ok(_), Known::Present(set)) => Some(found.client.agents_of(set.id).await),
+        let agents = match (&answer, scale_set_of(ctx, pool)) {
+            (Ok(_), Some(set)) => Some(found.client.agents_of(set, max_age).await),
             _ => None,
         };
         let queue = match &answer {
@@ -96,6 +93,20 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         });
     }
     Some(found.client)
+}
+
+/// The pool's scale set: as this process made it, or as the status has it, which a replica reads that stands by.
+pub fn scale_set_of(ctx: &Context, pool: &Pool) -> Option<u64> {
+    let memory = &ctx.memory;
+    let known = memory.with(pool, |memory| memory.github.scale_set.known.clone());
+    match known {
+        Known::Present(set) => Some(set.id),
+        Known::Absent => None,
+        Known::Unknown => {
+            let status = pool.status.scale_set.as_ref()?;
+            u64::try_from(status.id).ok()
+        }
+    }
 }
 
 /// The client of a pool as the registrar needs it: without asking GitHub anything.

@@ -12,13 +12,15 @@ use crate::context::Context;
 use crate::github::{Client, Error, ScaleSet};
 use crate::memory::ScaleSetMemory;
 use crate::plan::Access;
-use crate::plan::scale_set::{Known, Trouble, View};
+use crate::plan::scale_set::{Asked, Known, Trouble, View};
 use crate::pool::{Pool, RegistrationKind};
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 /// The longest.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+/// The pause after one that has vanished more than once.
+const VANISHED_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 /// GitHub tells of a job's end within this time. Later it is not counted on.
 const TOLD: SignedDuration = SignedDuration::from_secs(60);
 
@@ -40,8 +42,7 @@ pub async fn look<'a>(
     let is_due = ctx.memory.with(pool, |memory| {
         let set = &mut memory.github.scale_set;
         if set.listener.as_ref().is_some_and(Listener::is_gone) {
-            set.listener = None;
-            set.known = Known::Unknown;
+            set.has_vanished(now);
         }
         set.known == Known::Unknown
             && memory.github.access == Access::Granted
@@ -99,15 +100,21 @@ fn view<'a>(
         }
     }
     memory.ended.retain(|name, since| {
-        !completed.contains(name) && (seen.contains(name.as_str()) || now < *since + TOLD)
+        let is_open = !completed.contains(name) && Some(*since) >= opened;
+        is_open && (seen.contains(name.as_str()) || now < *since + TOLD)
     });
     let untold = memory.ended.values().map(|since| *since + TOLD);
     let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
     if let Some(listener) = &memory.listener {
-        listener.forget_completed(|name| seen.contains(name));
+        let gone = completed
+            .iter()
+            .filter(|name| !seen.contains(name.as_str()));
+        listener.forget_completed(gone);
     }
     View {
         known: memory.known.clone(),
+        asked: memory.asked.clone(),
+        is_unwritten: memory.is_unwritten,
         trouble: memory.trouble.clone(),
         not_before: memory.not_before,
         listening,
@@ -128,9 +135,21 @@ impl ScaleSetMemory {
         }
     }
 
+    /// Notes that GitHub says there is none any more. One that goes on to vanish is looked for again after a pause.
+    fn has_vanished(&mut self, now: Timestamp) {
+        self.listener = None;
+        self.known = Known::Unknown;
+        let is_again = self.vanished.is_some_and(|at| now < at + LONGEST_PAUSE);
+        if is_again {
+            self.not_before = Some(now + VANISHED_AGAIN);
+        }
+        self.vanished = Some(now);
+    }
+
     /// Notes that GitHub changed what is there.
-    pub fn written(&mut self, now_there: Known) {
+    pub fn written(&mut self, now_there: Known, asked: Option<Asked>) {
         self.known = now_there;
+        self.asked = asked;
         self.trouble = None;
         self.failures = 0;
         self.is_unwritten = false;

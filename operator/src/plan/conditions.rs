@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{About, Access, Notice, Observed, Plan, checks, queue, scale_set, verify};
+use super::{About, Access, Notice, Observed, Plan, checks, demand, queue, scale_set, verify};
 use crate::pool::{GpuRequest, Pool, Spec};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
@@ -250,6 +250,9 @@ fn online(
     };
     if let Some(said) = not_listening(spec, observed) {
         return said;
+    }
+    if plan.desired == 0 && !demand::is_known(pool, spec, observed) {
+        return say("False", STARTING, "The queue has not been read yet");
     }
     if plan.desired == 0 {
         let why = if spec.size.is_elastic() {

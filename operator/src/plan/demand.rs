@@ -4,7 +4,7 @@ use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::Health;
-use super::{Access, NodeFacts, Observed, jobs, queue};
+use super::{Access, NodeFacts, Observed, jobs::noted, queue};
 use crate::observe::pod::Runner;
 use crate::pool::{GpuRequest, Pool, RegistrationKind, Spec};
 
@@ -19,10 +19,7 @@ pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize
     if !size.is_elastic() {
         return size.max;
     }
-    let wanted = match spec.registration {
-        RegistrationKind::ScaleSet => assigned(spec, observed),
-        RegistrationKind::JitConfig | RegistrationKind::Token => queued(pool, spec, observed),
-    };
+    let wanted = jobs(pool, spec, observed);
     let kept = have.clamp(size.min, size.max);
     let Some(jobs) = wanted else { return kept };
     let wanted = size.min.saturating_add(jobs).min(size.max);
@@ -31,6 +28,19 @@ pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize
     } else {
         wanted.max(kept)
     }
+}
+
+/// Jobs that wait or run, where that is known.
+fn jobs(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
+    match spec.registration {
+        RegistrationKind::ScaleSet => assigned(spec, observed),
+        RegistrationKind::JitConfig | RegistrationKind::Token => queued(pool, spec, observed),
+    }
+}
+
+/// Whether it is known how many runners there should be.
+pub(super) fn is_known(pool: &Pool, spec: &Spec, observed: &Observed) -> bool {
+    !spec.size.is_elastic() || jobs(pool, spec, observed).is_some()
 }
 
 /// A session that has just been opened may not be assigned its jobs again before the first poll says what can run: until
@@ -49,7 +59,9 @@ fn is_settled(spec: &Spec, observed: &Observed) -> bool {
 fn assigned(spec: &Spec, observed: &Observed) -> Option<usize> {
     let view = observed.scale_set.as_ref()?;
     let listening = view.listening.as_ref()?;
-    let statistics = listening.heard.statistics?;
+    // What was heard before nothing could be heard any more is no guide.
+    let is_current = listening.heard.trouble.is_none();
+    let statistics = listening.heard.statistics.filter(|_| is_current)?;
     let assigned = statistics.assigned.saturating_sub(view.ended);
     let is_full = assigned >= listening.capacity && listening.capacity < spec.size.max;
     let waiting = if is_full { statistics.available } else { 0 };
@@ -74,7 +86,7 @@ fn queued(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
     // What was picked up since the queue was read waits no more.
     let begun = busy.iter().filter(|r| r.since > queue.at).count();
     let all = observed.runners.iter().chain(&observed.vanished);
-    let over = jobs::noted(pool, all)
+    let over = noted(pool, all)
         .iter()
         .filter(|job| job.started_at.as_ref().is_some_and(|at| at.0 > queue.at))
         .count();
@@ -111,7 +123,7 @@ fn rooms(spec: &Spec, observed: &Observed, health: &Health) -> Option<usize> {
         .as_ref()?
         .iter()
         .map(AsRef::as_ref)
-        .filter(|node| node.ready_since.is_some() && is_selected(spec, node))
+        .filter(|node| node.ready_since.is_some() && !node.is_cordoned && is_selected(spec, node))
         .collect();
     if nodes.is_empty() {
         return None;

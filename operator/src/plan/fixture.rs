@@ -80,6 +80,7 @@ pub(crate) fn node(name: &str) -> Arc<NodeFacts> {
         labels: BTreeMap::new(),
         offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
         ready_since: Some(ago(3600)),
+        is_cordoned: false,
     })
 }
 

@@ -106,6 +106,8 @@ pub struct NodeFacts {
     pub offers: BTreeMap<String, u32>,
     /// Since when it is there and ready.
     pub ready_since: Option<Timestamp>,
+    /// Whether it takes no new pods: it is cordoned.
+    pub is_cordoned: bool,
 }
 
 /// A gate that passed.
@@ -363,8 +365,8 @@ pub struct Plan {
     pub intent: Option<Timestamp>,
     /// Runners that the pool should have.
     pub desired: usize,
-    /// What was heard of the scale set and is acted on with this, by its number.
-    pub acted_on: Option<u64>,
+    /// The scale set, and up to which number what was heard of it is acted on with this.
+    pub acted_on: Option<(u64, u64)>,
     /// The failures that the status did not have yet, in a class and a word each.
     pub failed: Vec<(Class, &'static str)>,
     /// How long the pool's first runner took to come online, at the visit that sees it.
@@ -409,6 +411,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         runners::plan(pool, spec, observed, &health, now, &mut plan);
         verify::plan(pool, spec, observed, &health, now, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
+    } else {
+        scale_set::stop_listening(observed, &mut plan);
     }
     plan.failed.clone_from(&health.failed);
     plan.status.consecutive_failures = health.consecutive;

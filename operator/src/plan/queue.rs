@@ -1,11 +1,14 @@
 //! The jobs that wait: for us, or for runners that nobody has.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::conditions::{Say, say};
 use super::{Observed, Plan, demand, scale_set};
 use crate::github::QueuedJob;
 use crate::pool::{Pool, Spec};
+
+/// A queue that is due is read at the next visit, which does not follow at once.
+const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// Counts the jobs that wait for this pool.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
@@ -13,7 +16,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     if let Ok(spec) = &pool.spec
         && spec.reads_queue()
     {
-        plan.wake_at(queue.at + demand::POLL, now);
+        // Where GitHub must not be asked yet, the queue cannot be read, however old it is.
+        let due = (queue.at + demand::POLL).max(observed.ask_again.unwrap_or(Timestamp::MIN));
+        plan.wake_at(due.max(now + AGAIN), now);
     }
     plan.status.looked_again.clone_from(&queue.asked);
     let by_scale_set = observed.scale_set.is_some();

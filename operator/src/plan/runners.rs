@@ -41,6 +41,12 @@ pub(super) fn plan(
         .filter(|r| r.is_active(now) && !removed.contains(&r.name) && !is_finishing(r))
         .collect();
     let have = active.len() + unseen(observed);
+    // Those that are about to end hold their GPUs all the same.
+    let ending = observed.runners.iter();
+    let ending = ending
+        .filter(|r| r.is_active(now) && is_finishing(r))
+        .count();
+    let room = spec.size.max.saturating_sub(have + ending);
     let desired = demand::desired(pool, spec, observed, have);
     plan.desired = desired;
     if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
@@ -50,7 +56,8 @@ pub(super) fn plan(
             scale_down(&active, spec, have - desired, plan);
         }
     } else {
-        create(pool, spec, observed, health, desired - have, now, plan);
+        let missing = (desired - have).min(room);
+        create(pool, spec, observed, health, missing, now, plan);
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {

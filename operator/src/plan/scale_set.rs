@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::ScaleSetStatus;
+use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::conditions::{Say, say};
@@ -16,6 +16,10 @@ use crate::pool::{Pool, RegistrationKind, Spec};
 pub struct View {
     /// The scale set itself.
     pub known: Known,
+    /// What it was last asked to be; unknown after a restart.
+    pub asked: Option<Asked>,
+    /// Whether the last change of it failed.
+    pub is_unwritten: bool,
     /// Why it could not be read or changed.
     pub trouble: Option<Trouble>,
     /// When that may be tried again.
@@ -79,6 +83,23 @@ pub struct Heard {
     pub trouble: Option<Trouble>,
 }
 
+/// What a scale set was asked to be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    /// When it was made: more cannot be asked for.
+    ForNew(NewScaleSet),
+    /// When it was there already.
+    ForChange(NewScaleSet),
+}
+
+impl Asked {
+    fn what(&self) -> &NewScaleSet {
+        match self {
+            Self::ForNew(new) | Self::ForChange(new) => new,
+        }
+    }
+}
+
 /// Plans the scale set of a pool that is not being deleted.
 pub(super) fn plan(
     pool: &Pool,
@@ -92,18 +113,21 @@ pub(super) fn plan(
         return;
     };
     if spec.registration != RegistrationKind::ScaleSet {
-        retire(spec, observed, view, now, plan);
+        retire(pool, spec, observed, now, plan);
         return;
     }
     wait(view, now, plan);
-    if let Some(at) = view.recount {
-        plan.wake_at(at, now);
+    let moments = [view.recount, health.not_before];
+    for moment in moments.into_iter().flatten().filter(|at| *at > now) {
+        plan.wake_at(moment, now);
     }
-    plan.acted_on = view
-        .listening
-        .as_ref()
-        .map(|listening| listening.heard.number);
+    plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
+    let capacity = demand::capacity(spec, observed, health, now);
     if observed.access != Access::Granted || !pool.finalizer {
+        // No runner can register now: what comes beyond those that are there would wait.
+        if let Some(listening) = &view.listening {
+            advertise(listening.set, capacity, None, view, plan);
+        }
         return;
     }
     match &view.known {
@@ -114,13 +138,7 @@ pub(super) fn plan(
                 .push(Action::CreateScaleSet(wanted(pool, spec)));
             plan.wake_in(SignedDuration::ZERO);
         }
-        Known::Present(set) => {
-            let capacity = demand::capacity(spec, observed, health, now);
-            if let Some(moment) = health.not_before {
-                plan.wake_at(moment.max(now + SignedDuration::from_secs(1)), now);
-            }
-            listen(pool, spec, view, set, capacity, plan);
-        }
+        Known::Present(set) => maintain(pool, spec, observed, set, capacity, plan),
     }
     if let Some(statistics) = statistics(view) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
@@ -134,37 +152,87 @@ fn statistics(view: &View) -> Option<Statistics> {
 }
 
 /// Has the scale set as it should be, and somebody who listens.
-fn listen(pool: &Pool, spec: &Spec, view: &View, set: &ScaleSet, capacity: usize, plan: &mut Plan) {
+fn maintain(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    set: &ScaleSet,
+    capacity: usize,
+    plan: &mut Plan,
+) {
+    let Some(view) = &observed.scale_set else {
+        return;
+    };
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
-    let is_as_asked = match before {
-        // A server that keeps the name alone is asked once.
-        Some(before) => before.labels == new.labels && before.runner_group == new.group,
-        None => has_labels(set, &new.labels),
-    };
-    if !is_as_asked {
+    let is_asked = view
+        .asked
+        .as_ref()
+        .is_some_and(|asked| *asked.what() == new);
+    let has_group = before.is_none_or(|before| before.runner_group == new.group);
+    let is_as_wanted = has_group && has_labels(set, &new.labels);
+    if view.is_unwritten || !is_asked && !is_as_wanted {
         plan.actions
             .push(Action::UpdateScaleSet(set.id, new.clone()));
+        plan.wake_in(SignedDuration::ZERO);
     }
+    let mut capacity = capacity;
+    if is_asked && !view.is_unwritten && is_to_be_made_anew(view, set, &new) {
+        let busy = observed.runners.iter();
+        capacity = busy.filter(|r| r.phase == RunnerPhase::Busy).count();
+        if capacity == 0 {
+            stop_listening(observed, plan);
+            plan.actions.push(Action::DeleteScaleSet(set.id));
+            plan.wake_in(SignedDuration::ZERO);
+            return;
+        }
+    }
+    let session = before.and_then(|before| before.session.clone());
+    advertise(set.id, capacity, session.clone(), view, plan);
     let listening = view.listening.as_ref().filter(|l| l.set == set.id);
-    if listening.is_none_or(|listening| listening.capacity != capacity) {
-        plan.actions.push(Action::Listen {
-            set: set.id,
-            capacity,
-            session: before.and_then(|before| before.session.clone()),
-        });
-    }
     let heard = listening.and_then(|listening| listening.heard.session.clone());
+    let group = if is_asked || before.is_none() {
+        new.group
+    } else {
+        before.and_then(|before| before.runner_group.clone())
+    };
     plan.status.scale_set = Some(ScaleSetStatus {
         id: i64::try_from(set.id).unwrap_or(i64::MAX),
         name: set.name.clone(),
-        labels: new.labels,
-        runner_group: new.group,
+        labels: set.labels.clone(),
+        runner_group: group,
         // The last one stays until there is another: it may have to be ended first.
-        session: heard.or_else(|| before.and_then(|before| before.session.clone())),
+        session: heard.or(session),
         capacity: i32::try_from(capacity).unwrap_or(i32::MAX),
     });
+}
+
+/// Whether a server that gives a scale set its labels when it is made, and not later, has given this one others.
+fn is_to_be_made_anew(view: &View, set: &ScaleSet, new: &NewScaleSet) -> bool {
+    let keeps_name_alone = set.labels == [set.name.clone()];
+    let was_made_so = matches!(&view.asked, Some(Asked::ForNew(_)));
+    !was_made_so && !keeps_name_alone && !has_labels(set, &new.labels)
+}
+
+/// Has somebody listen, and GitHub assign so many jobs at a time.
+fn advertise(set: u64, capacity: usize, session: Option<String>, view: &View, plan: &mut Plan) {
+    let is_told = |l: &Listening| l.set == set && l.capacity == capacity;
+    if !view.listening.as_ref().is_some_and(is_told) {
+        plan.actions.push(Action::Listen {
+            set,
+            capacity,
+            session,
+        });
+    }
+}
+
+/// Nobody listens any more, where anybody does: no further job is assigned.
+pub(super) fn stop_listening(observed: &Observed, plan: &mut Plan) {
+    let view = observed.scale_set.as_ref();
+    if view.is_some_and(|view| view.listening.is_some()) {
+        plan.actions.push(Action::StopListening);
+    }
 }
 
 fn wanted(pool: &Pool, spec: &Spec) -> NewScaleSet {
@@ -175,19 +243,23 @@ fn wanted(pool: &Pool, spec: &Spec) -> NewScaleSet {
     }
 }
 
+/// Whether a scale set has these labels and no others; its own name may be one.
 fn has_labels(set: &ScaleSet, wanted: &[String]) -> bool {
-    let has = |label: &String| set.labels.iter().any(|l| l.eq_ignore_ascii_case(label));
-    wanted.iter().all(has)
+    let lower = |label: &String| label.to_lowercase();
+    let mut has: BTreeSet<String> = set.labels.iter().map(lower).collect();
+    let wanted: BTreeSet<String> = wanted.iter().map(lower).collect();
+    if !wanted.contains(&lower(&set.name)) {
+        has.remove(&lower(&set.name));
+    }
+    has == wanted
 }
 
 /// The pool registers in another way now: its scale set goes once its runners have.
-fn retire(spec: &Spec, observed: &Observed, view: &View, now: Timestamp, plan: &mut Plan) {
-    if view.listening.is_some() {
-        plan.actions.push(Action::StopListening);
-    }
+fn retire(pool: &Pool, spec: &Spec, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    stop_listening(observed, plan);
     let mut runners = observed.runners.iter();
     if runners.all(|r| r.end.is_some() || r.template == spec.template_hash) {
-        remove(view, now, plan);
+        remove(pool, observed, now, plan);
     }
 }
 
@@ -198,8 +270,11 @@ fn wait(view: &View, now: Timestamp, plan: &mut Plan) {
     }
 }
 
-/// Removes the scale set; true when there is none any more.
-pub(super) fn remove(view: &View, now: Timestamp, plan: &mut Plan) -> bool {
+/// Removes the scale set; true when there is none.
+pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
+    let Some(view) = &observed.scale_set else {
+        return pool.status.scale_set.is_none();
+    };
     wait(view, now, plan);
     match &view.known {
         Known::Present(set) => {
@@ -207,7 +282,8 @@ pub(super) fn remove(view: &View, now: Timestamp, plan: &mut Plan) -> bool {
             plan.wake_in(SignedDuration::ZERO);
             false
         }
-        Known::Unknown => false,
+        // Without credentials none was made, unless the status names one.
+        Known::Unknown => pool.status.scale_set.is_none() && observed.access != Access::Granted,
         Known::Absent => {
             plan.status.scale_set = None;
             true

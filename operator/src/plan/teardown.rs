@@ -29,7 +29,8 @@ pub(super) fn plan(
     }
     plan.wake_at(limit, now);
     checks::plan(pool, observed, now, plan);
-    stop_intake(observed, plan);
+    // Jobs that are assigned and do not run yet are given to others when the scale set goes.
+    scale_set::stop_listening(observed, plan);
     remove_runners(pool, observed, plan);
     // Pods on a lost node are never confirmed gone: past their grace they do not hold the rest up.
     let left = observed
@@ -44,14 +45,6 @@ pub(super) fn plan(
         return;
     }
     clear_entries(pool, observed, now, plan);
-}
-
-/// No further job is assigned to the pool. Those that are and do not run yet are given to others when its scale set goes.
-fn stop_intake(observed: &Observed, plan: &mut Plan) {
-    let view = observed.scale_set.as_ref();
-    if view.is_some_and(|view| view.listening.is_some()) {
-        plan.actions.push(Action::StopListening);
-    }
 }
 
 /// Takes out the runners, busy ones as the policy says.
@@ -112,10 +105,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
 /// Lets the resource go unless checks are still required for it, or it has a scale set: they are on their way out, and a
 /// look at GitHub tells when they are gone.
 fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
-    let has_none = match &observed.scale_set {
-        Some(view) => scale_set::remove(view, now, plan),
-        None => pool.status.scale_set.is_none(),
-    };
+    let has_none = scale_set::remove(pool, observed, now, plan);
     if !has_none {
         // Where GitHub cannot be asked, the limit ends it.
         plan.wake_in(AGAIN);

@@ -12,6 +12,8 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 
+use tokio::sync::watch as flag;
+
 use super::pools::key_of;
 use super::{Events, PAGE, Waker, log_error};
 use crate::plan::NodeFacts;
@@ -72,6 +74,14 @@ impl Nodes {
         marked.collect()
     }
 
+    /// Takes in all nodes; whether anything that we read has changed.
+    fn replace(&self, list: BTreeMap<String, Kept>) -> bool {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *nodes != list;
+        *nodes = list;
+        changed
+    }
+
     /// Takes in a node; whether anything that we read has changed.
     pub(crate) fn apply(&self, node: &Node) -> bool {
         let kept = Kept::of(node);
@@ -97,6 +107,10 @@ impl Kept {
                 boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
                 labels: node.labels().clone(),
                 offers: extended_resources(node),
+                is_cordoned: node
+                    .spec
+                    .as_ref()
+                    .is_some_and(|s| s.unschedulable == Some(true)),
                 ready_since: ready
                     .and_then(|c| c.last_transition_time.as_ref())
                     .map(|t| t.0),
@@ -144,20 +158,28 @@ pub async fn follow(
     nodes: Arc<Nodes>,
     pools: Vec<Store<CudaRunner>>,
     waker: Arc<Waker>,
+    filled: flag::Sender<bool>,
 ) {
     let api = Api::<Node>::all(client);
     let mut events: Events<Node> = watch(api, watcher::Config::default().page_size(PAGE))
         .default_backoff()
         .boxed();
+    // A node that vanished while the watch was broken must not be counted for ever, and until a new list is whole the old
+    // one holds: half of it would be half of the GPUs.
+    let mut list = BTreeMap::new();
     while let Some(event) = events.next().await {
         match event {
-            // A node that vanished while the watch was broken must not be counted for ever.
-            Ok(Event::Init) => nodes
-                .nodes
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clear(),
-            Ok(Event::InitApply(node) | Event::Apply(node)) => {
+            Ok(Event::Init) => list.clear(),
+            Ok(Event::InitApply(node)) => {
+                list.insert(node.name_any(), Kept::of(&node));
+            }
+            Ok(Event::InitDone) => {
+                if nodes.replace(std::mem::take(&mut list)) {
+                    wake_concerned(&pools, &waker);
+                }
+                filled.send_replace(true);
+            }
+            Ok(Event::Apply(node)) => {
                 if nodes.apply(&node) {
                     wake_concerned(&pools, &waker);
                 }
@@ -169,7 +191,6 @@ pub async fn follow(
                 }
                 wake_concerned(&pools, &waker);
             }
-            Ok(Event::InitDone) => {}
             Err(error) => log_error("nodes", &error),
         }
     }

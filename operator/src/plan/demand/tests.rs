@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarunner_crds::RunnerPhase::*;
 use cudarunner_crds::{Scaling, ScalingSource};
+use proptest::prelude::*;
 
 use super::*;
 use crate::github::{QueuedJob, Statistics};
@@ -108,6 +109,36 @@ fn a_job_that_github_knows_to_be_over_costs_no_idle_runner() {
 }
 
 #[test]
+fn runners_that_are_about_to_end_take_up_their_place() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 2);
+    let busy = ["pool-aaaaa", "pool-bbbbb"].map(|name| runner(&pool, name, Busy));
+    let mut seen = observed(busy.to_vec());
+    let mut view = heard(2, 0, 2);
+    view.finishing.insert("pool-aaaaa".to_owned());
+    seen.scale_set = Some(view);
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0), "two at most");
+}
+
+#[test]
+fn what_was_heard_before_the_line_went_dead_is_no_guide() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Idle)]);
+    let mut view = heard(8, 0, 4);
+    if let Some(listening) = &mut view.listening {
+        listening.heard.trouble = Some(crate::plan::scale_set::Trouble {
+            reason: "ScaleSetServer".to_owned(),
+            message: "down".to_owned(),
+        });
+    }
+    seen.scale_set = Some(view);
+    let planned = plan(&pool, &seen, NOW);
+    assert_eq!(names(&planned), (0, 0));
+    let online = planned.status.conditions.iter();
+    let online = online.filter(|c| c.reason == "ScaleSetServer");
+    assert!(online.count() >= 2, "and it is said");
+}
+
+#[test]
 fn jobs_that_wait_for_more_gpus_have_pods_that_wait_for_nodes() {
     let pool = pool(ScalingSource::ScaleSet, 0, 8);
     let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
@@ -130,6 +161,10 @@ fn what_can_run_may_come() {
     let mut seen = observed(vec![]);
     assert_eq!(capacity_of(&many, &seen), 8, "the node has eight GPUs");
     assert_eq!(capacity_of(&few, &seen), 4, "the pool has four runners");
+
+    first_node(&mut seen).is_cordoned = true;
+    assert_eq!(capacity_of(&many, &seen), 20, "a node may come");
+    first_node(&mut seen).is_cordoned = false;
 
     // A node that is not ready, or that the template does not select, does not count; and where none is left, one may come
     first_node(&mut seen).ready_since = None;
@@ -213,6 +248,16 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(names(&planned), (2, 0));
     assert!(planned.wake.is_some_and(|wake| wake <= POLL));
+    let mut refused = seen.clone();
+    refused.queue = Some(queue(2, ago(300)));
+    refused.ask_again = Some(NOW + SignedDuration::from_secs(40));
+    refused.access = Access::Refused {
+        reason: "Server".to_owned(),
+        message: "down".to_owned(),
+        transient: true,
+    };
+    let wake = plan(&pool, &refused, NOW).wake;
+    assert_eq!(wake, Some(SignedDuration::from_secs(40)), "no sooner");
 
     // One of those that waited when the queue was read runs by now
     seen.queue = Some(queue(2, ago(30)));
@@ -227,4 +272,45 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
     });
     seen.runners.push(over);
     assert_eq!(names(&plan(&pool, &seen, NOW)).0, 0);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_heard_there_are_never_too_many_and_no_busy_one_goes(
+        (min, more) in (0..4_i32, 0..6_i32),
+        pods in proptest::collection::vec((0..6_usize, any::<bool>()), 0..12),
+        (capacity, available, assigned, ended) in (0..12_usize, 0..12_usize, 0..12_usize, 0..12_usize),
+        is_settled in any::<bool>(),
+    ) {
+        let phases = [Unscheduled, Gated, Starting, Idle, Busy, Finished];
+        let pool = pool(ScalingSource::ScaleSet, min, (min + more).max(1));
+        let max = pool.spec.as_ref().unwrap().size.max;
+        let name = |number: usize| format!("pool-{number:05}");
+        let runners: Vec<Runner> = (0..).zip(&pods).map(|(n, (phase, _))| runner(&pool, &name(n), phases[*phase])).collect();
+        let mut view = View { ended, ..heard(capacity, available, assigned) };
+        view.finishing = (0..)
+            .zip(&pods)
+            .filter(|(_, (phase, told))| *told && phases[*phase] == Busy)
+            .map(|(n, _)| name(n))
+            .collect();
+        if let Some(listening) = &mut view.listening {
+            listening.heard.is_settled = is_settled;
+        }
+        let before = runners.iter().filter(|r| r.end.is_none()).count();
+        let mut seen = observed(runners.clone());
+        seen.scale_set = Some(view);
+
+        let planned = plan(&pool, &seen, NOW);
+        let (made, _) = names(&planned);
+        let gone: Vec<&str> = planned.actions.iter().filter_map(|action| match action {
+            Action::DeletePod(target) | Action::Drain(target) | Action::Evict(target) => Some(target.name.as_str()),
+            _ => None,
+        }).collect();
+        let alive = runners.iter().filter(|r| r.end.is_none() && !gone.contains(&r.name.as_str())).count();
+        prop_assert!(alive + made <= before.max(max), "{} pods of {max}", alive + made);
+        let busy = runners.iter().filter(|r| r.phase == Busy);
+        for runner in busy {
+            prop_assert!(!gone.contains(&runner.name.as_str()), "{} goes", runner.name);
+        }
+    }
 }

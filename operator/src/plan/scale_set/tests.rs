@@ -96,7 +96,7 @@ fn one_that_is_there_is_listened_to_once() {
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [] as [&Action; 0]);
-    assert_eq!(planned.acted_on, Some(3));
+    assert_eq!(planned.acted_on, Some((7, 3)));
     let status = planned.status.scale_set.unwrap();
     assert_eq!(
         (status.id, status.session.as_deref(), status.capacity),
@@ -114,11 +114,11 @@ fn one_that_is_there_is_listened_to_once() {
 
 #[test]
 fn labels_are_asked_for_once_and_what_came_of_it_is_said() {
-    let mut pool = pool();
-    let seen = seen(Known::Present(set(&["pool-1b4e28ba"])));
+    let pool = pool();
+    let mut seen = seen(Known::Present(set(&["pool-1b4e28ba"])));
     let planned = plan(&pool, &seen, NOW);
     assert!(of_set(&planned).contains(&&Action::UpdateScaleSet(7, wanted_set())));
-    pool.status.scale_set = planned.status.scale_set;
+    asked(&mut seen, Asked::ForChange(wanted_set()));
     let planned = plan(&pool, &seen, NOW);
     assert!(matches!(of_set(&planned)[..], [Action::Listen { .. }]));
     let condition = planned
@@ -133,6 +133,117 @@ fn labels_are_asked_for_once_and_what_came_of_it_is_said() {
         "{}",
         condition.message
     );
+}
+
+fn asked(seen: &mut Observed, asked: Asked) {
+    if let Some(view) = &mut seen.scale_set {
+        view.asked = Some(asked);
+    }
+}
+
+#[test]
+fn a_set_that_keeps_its_old_labels_is_made_anew_once_nobody_is_busy() {
+    use cudarunner_crds::RunnerPhase::Busy;
+    let pool = pool();
+    let mut seen = seen(Known::Present(set(&["self-hosted", "cuda", "old"])));
+    asked(&mut seen, Asked::ForChange(wanted_set()));
+    seen.runners = vec![runner(&pool, "pool-aaaaa", Busy)];
+    let only_what_runs = Action::Listen {
+        set: 7,
+        capacity: 1,
+        session: None,
+    };
+    assert_eq!(of_set(&plan(&pool, &seen, NOW)), [&only_what_runs]);
+    seen.runners = vec![];
+    assert_eq!(
+        of_set(&plan(&pool, &seen, NOW)),
+        [&Action::DeleteScaleSet(7)]
+    );
+
+    // A server that gave a new one other labels is not asked for ever
+    asked(&mut seen, Asked::ForNew(wanted_set()));
+    assert!(matches!(
+        of_set(&plan(&pool, &seen, NOW))[..],
+        [Action::Listen { .. }]
+    ));
+}
+
+#[test]
+fn a_change_that_failed_is_tried_again_and_not_taken_for_done() {
+    let mut pool = pool();
+    pool.status.scale_set = Some(ScaleSetStatus {
+        id: 7,
+        runner_group: Some("old".to_owned()),
+        ..ScaleSetStatus::default()
+    });
+    let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
+    let update = Action::UpdateScaleSet(7, wanted_set());
+    let planned = plan(&pool, &seen, NOW);
+    assert!(of_set(&planned).contains(&&update));
+    let group = |plan: &Plan| plan.status.scale_set.clone().unwrap().runner_group;
+    assert_eq!(group(&planned).as_deref(), Some("old"));
+
+    asked(&mut seen, Asked::ForChange(wanted_set()));
+    assert_eq!(group(&plan(&pool, &seen, NOW)), None);
+    if let Some(view) = &mut seen.scale_set {
+        view.is_unwritten = true;
+    }
+    assert!(of_set(&plan(&pool, &seen, NOW)).contains(&&update));
+}
+
+#[test]
+fn while_nothing_can_register_only_what_runs_is_offered() {
+    let pool = pool();
+    let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
+    seen.access = Access::Refused {
+        reason: "RateLimited".to_owned(),
+        message: "later".to_owned(),
+        transient: true,
+    };
+    assert_eq!(of_set(&plan(&pool, &seen, NOW)), [] as [&Action; 0]);
+    if let Some(view) = &mut seen.scale_set {
+        view.listening = Some(Listening {
+            set: 7,
+            capacity: 1,
+            ..Listening::default()
+        });
+    }
+    let nothing = Action::Listen {
+        set: 7,
+        capacity: 0,
+        session: None,
+    };
+    assert_eq!(of_set(&plan(&pool, &seen, NOW)), [&nothing]);
+}
+
+#[test]
+fn a_spec_that_cannot_be_carried_out_takes_no_jobs() {
+    let mut pool = pool();
+    pool.spec = Err(crate::pool::SpecError::Template("no".to_owned()));
+    let mut seen = seen(Known::Present(set(&[])));
+    if let Some(view) = &mut seen.scale_set {
+        view.listening = Some(Listening::default());
+    }
+    assert_eq!(of_set(&plan(&pool, &seen, NOW)), [&Action::StopListening]);
+}
+
+#[test]
+fn a_pool_that_never_got_into_github_goes_at_once() {
+    let mut pool = pool();
+    pool.deleting = Some(NOW);
+    let mut seen = seen(Known::Unknown);
+    seen.access = Access::Refused {
+        reason: "SecretNotFound".to_owned(),
+        message: "create it".to_owned(),
+        transient: false,
+    };
+    let planned = plan(&pool, &seen, NOW);
+    assert_eq!(planned.actions, [Action::RemoveFinalizer]);
+
+    // With a scale set in its status it waits: it may be removed yet
+    pool.status.scale_set = Some(ScaleSetStatus::default());
+    let planned = plan(&pool, &seen, NOW);
+    assert_eq!(planned.actions, []);
 }
 
 #[test]
