@@ -98,7 +98,7 @@ pub struct ScaleSetStatus {
     pub id: i64,
     /// Its name: the pool's, and the first part of the resource's uid.
     pub name: String,
-    /// The labels that were asked for. Some servers keep the name alone; the condition `QueueServed` tells.
+    /// Its labels, as GitHub has them. Where they are not those of the spec, the condition `QueueServed` tells.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// The runner group that was asked for; the default group where absent.

@@ -9,8 +9,8 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::act::listen::Listener;
-use crate::github::Client;
-use crate::plan::scale_set::{Asked, Known, Trouble};
+use crate::github::{Client, NewScaleSet};
+use crate::plan::scale_set::{Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
@@ -93,7 +93,7 @@ pub struct ScaleSetMemory {
     /// Attempts in a row that failed.
     pub failures: i32,
     /// What it was last asked to be, by this process.
-    pub asked: Option<Asked>,
+    pub asked: Option<NewScaleSet>,
     /// Whether the last change of it failed.
     pub is_unwritten: bool,
     /// When it was last found to have vanished.

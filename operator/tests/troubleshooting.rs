@@ -16,6 +16,7 @@ const WELL: &[&str] = &[
     "EveryJobHasAPool",
     "GatePassed",
     "JobCompleted",
+    "Listening",
     "NotAsked",
     "NotChecked",
     "NotRead",
@@ -84,11 +85,21 @@ const OTHER_WORDS: &[&str] = &[
     "Reconcile",
     "Report",
     "Require",
+    "ScaleSet",
     "Status",
     "Token",
     "Uninstall",
-    // Of GitHub: the runner group that is always there.
+    // Of GitHub: the runner group that is always there; what the scale-set service calls its messages, labels, errors
+    // and settings, and the schemes of its tokens.
+    "AgentNotFoundException",
+    "Bearer",
     "Default",
+    "JobAvailable",
+    "JobStillRunningException",
+    "RemoteAuth",
+    "RunnerScaleSetExistsException",
+    "RunnerSetting",
+    "System",
     // Of rustls.
     "UnknownIssuer",
 ];

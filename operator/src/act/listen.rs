@@ -4,6 +4,7 @@
 //! acted on it, so that a crash in between has it come again.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +27,8 @@ const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 const WORTH_A_WORD: i32 = 3;
 /// A visit that takes longer did not act on a message: it is heard again.
 const VISIT: Duration = Duration::from_secs(30);
-/// A poll that was cut off after so long has heard nothing.
-const CUT_OFF: Duration = Duration::from_secs(10);
+/// A poll that was cut off after such a time has heard nothing. The service ends one itself after about 50 seconds.
+const CUT_OFF: Range<Duration> = Duration::from_secs(10)..Duration::from_mins(1);
 /// An answer without news within this time came at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Ends of jobs that are remembered: more than any pool's runners that end between two visits.
@@ -97,26 +98,6 @@ impl Listener {
             acted_on,
             board,
             task: tokio::spawn(task.run()).abort_handle(),
-        }
-    }
-
-    /// One that has heard of these ends of jobs since then, and hears nothing more.
-    #[cfg(test)]
-    pub(crate) fn of(opened: Timestamp, completed: &[&str]) -> Self {
-        let board = Board {
-            heard: Heard {
-                opened: Some(opened),
-                ..Heard::default()
-            },
-            completed: completed.iter().map(|name| (*name).to_owned()).collect(),
-            is_gone: false,
-        };
-        Self {
-            set: 7,
-            capacity: watch::Sender::new(1),
-            acted_on: watch::Sender::new(0),
-            board: Arc::new(Mutex::new(board)),
-            task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
         }
     }
 
@@ -253,7 +234,6 @@ impl Task {
             board.heard.session = Some(session.id.clone());
             board.heard.opened = Some(Timestamp::now());
             board.heard.statistics = Some(session.statistics);
-            board.heard.trouble = None;
             board.heard.is_settled = false;
             board.heard.number += 1;
         }
@@ -263,11 +243,11 @@ impl Task {
         loop {
             match self.hear(&mut session, last).await {
                 Ok(Poll::Message(message)) => {
-                    self.worked();
                     match self.take_in(&session, message, last).await {
                         Ok(number) => last = number,
                         Err(over) => return over,
                     }
+                    self.worked();
                 }
                 Ok(Poll::Quiet) => self.settle(),
                 Ok(Poll::Cut) => {}
@@ -299,7 +279,9 @@ impl Task {
                 self.has_refreshed = true;
                 Ok(Poll::Cut)
             }
-            Err(Error::Unreachable { .. }) if start.elapsed() > CUT_OFF => Ok(Poll::Quiet),
+            Err(Error::Unreachable {
+                undelivered: false, ..
+            }) if CUT_OFF.contains(&start.elapsed()) => Ok(Poll::Quiet),
             Ok(Some(message)) => Ok(Poll::Message(message)),
             Ok(None) => {
                 self.rest(start + AT_ONCE).await;
@@ -354,10 +336,13 @@ impl Task {
         Ok(message.id)
     }
 
-    /// Notes that GitHub answers.
+    /// Notes that GitHub does what is asked.
     fn worked(&mut self) {
         self.failures = 0;
         self.has_refreshed = false;
+        if lock(&self.board).heard.trouble.take().is_some() {
+            self.wake();
+        }
     }
 
     /// Notes that a poll was answered, and that nothing has changed since the session was opened.
@@ -373,7 +358,11 @@ impl Task {
     async fn pause(&mut self, error: &Error) {
         self.failures = self.failures.saturating_add(1);
         tracing::info!(pool = %self.ear.pool, set = self.ear.set, category = error.category(), %error, "not listening");
-        if self.failures >= WORTH_A_WORD {
+        let key = &self.ear.pool.name;
+        let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
+        let asked = error.pause(Timestamp::now());
+        let pause = asked.map_or(own, |pause| pause.max(own));
+        if self.failures >= WORTH_A_WORD || pause > LONGEST_PAUSE {
             let trouble = trouble_of(error);
             let mut board = lock(&self.board);
             let is_news = board.heard.trouble.as_ref() != Some(&trouble);
@@ -383,10 +372,6 @@ impl Task {
                 self.wake();
             }
         }
-        let key = &self.ear.pool.name;
-        let pause = error.pause(Timestamp::now()).unwrap_or_else(|| {
-            backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key)
-        });
         tokio::time::sleep(pause.unsigned_abs()).await;
     }
 
@@ -403,10 +388,7 @@ fn trouble_of(error: &Error) -> Trouble {
                 "Another process listens for this scale set's jobs, and this one stands by ({message}); is a second operator running, or did the last one end a moment ago?"
             ),
         },
-        error => Trouble {
-            reason: format!("ScaleSet{}", error.category()),
-            message: error.to_string(),
-        },
+        error => Trouble::of(error),
     }
 }
 

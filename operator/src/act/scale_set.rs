@@ -8,7 +8,7 @@ use super::listen::{Ear, Listener};
 use super::{Done, Hand};
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
-use crate::plan::scale_set::{Asked, Known};
+use crate::plan::scale_set::Known;
 
 impl Hand<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
@@ -16,7 +16,7 @@ impl Hand<'_> {
         if let Ok(set) = &made {
             tracing::info!(pool = %self.pool.key, set = set.id, name = set.name, "made a scale set");
         }
-        Ok(self.note(made.map(Known::Present), Some(Asked::ForNew(new.clone()))))
+        self.read_again(made, new).await
     }
 
     pub(super) async fn update_scale_set(
@@ -24,14 +24,22 @@ impl Hand<'_> {
         id: u64,
         new: &NewScaleSet,
     ) -> Result<Done, ActError> {
+        let changed = self.github()?.update_scale_set(id, new).await;
+        self.read_again(changed, new).await
+    }
+
+    /// What an answer says of labels may be what was asked for; what is there may be less.
+    async fn read_again(
+        &self,
+        written: Result<ScaleSet, Error>,
+        asked: &NewScaleSet,
+    ) -> Result<Done, ActError> {
         let github = self.github()?;
-        // What the answer says of labels is what was asked for; what is there may be less.
         let read = async {
-            let changed: ScaleSet = github.update_scale_set(id, new).await?;
-            Ok(github.scale_set(id).await?.unwrap_or(changed))
+            let set = written?;
+            Ok(github.scale_set(set.id).await?.unwrap_or(set))
         };
-        let asked = Asked::ForChange(new.clone());
-        Ok(self.note(read.await.map(Known::Present), Some(asked)))
+        Ok(self.note(read.await.map(Known::Present), Some(asked.clone())))
     }
 
     pub(super) async fn delete_scale_set(&self, id: u64) -> Result<Done, ActError> {
@@ -39,7 +47,7 @@ impl Hand<'_> {
         Ok(self.note(gone.map(|()| Known::Absent), None))
     }
 
-    fn note(&self, outcome: Result<Known, Error>, asked: Option<Asked>) -> Done {
+    fn note(&self, outcome: Result<Known, Error>, asked: Option<NewScaleSet>) -> Done {
         let now = Timestamp::now();
         self.ctx.memory.with(self.pool, |memory| {
             let set = &mut memory.github.scale_set;

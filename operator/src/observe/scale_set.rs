@@ -9,10 +9,10 @@ use super::pod::Runner;
 use crate::act::listen::Listener;
 use crate::backoff;
 use crate::context::Context;
-use crate::github::{Client, Error, ScaleSet};
+use crate::github::{Client, Error, NewScaleSet, ScaleSet};
 use crate::memory::ScaleSetMemory;
 use crate::plan::Access;
-use crate::plan::scale_set::{Asked, Known, Trouble, View};
+use crate::plan::scale_set::{Known, Trouble, View};
 use crate::pool::{Pool, RegistrationKind};
 
 /// The first pause after an attempt that failed.
@@ -147,7 +147,7 @@ impl ScaleSetMemory {
     }
 
     /// Notes that GitHub changed what is there.
-    pub fn written(&mut self, now_there: Known, asked: Option<Asked>) {
+    pub fn written(&mut self, now_there: Known, asked: Option<NewScaleSet>) {
         self.known = now_there;
         self.asked = asked;
         self.trouble = None;
@@ -160,15 +160,11 @@ impl ScaleSetMemory {
     pub fn failed(&mut self, error: &Error, is_write: bool, key: &str, now: Timestamp) {
         self.is_unwritten |= is_write;
         self.failures = self.failures.saturating_add(1);
-        let pause = error.pause(now).unwrap_or_else(|| {
-            backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key)
-        });
+        let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
+        let pause = error.pause(now).map_or(own, |pause| pause.max(own));
         self.not_before = Some(now + pause);
         self.known = Known::Unknown;
-        self.trouble = Some(Trouble {
-            reason: format!("ScaleSet{}", error.category()),
-            message: error.to_string(),
-        });
+        self.trouble = Some(Trouble::of(error));
     }
 }
 

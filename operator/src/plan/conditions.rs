@@ -251,8 +251,12 @@ fn online(
     if let Some(said) = not_listening(spec, observed) {
         return said;
     }
+    let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     if plan.desired == 0 && !demand::is_known(pool, spec, observed) {
-        return say("False", STARTING, "The queue has not been read yet");
+        return match before {
+            Some(c) => say("True", &c.reason, c.message.clone()),
+            None => say("False", STARTING, "The queue has not been read yet"),
+        };
     }
     if plan.desired == 0 {
         let why = if spec.size.is_elastic() {
@@ -262,7 +266,6 @@ fn online(
         };
         return say("True", "ScaledToZero", why);
     }
-    let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     let trouble = trouble(spec, observed, health, now, plan);
     let first = observed
         .runners

@@ -1,5 +1,7 @@
 //! How many runners there should be, and how many jobs GitHub may assign to the pool.
 
+use std::collections::BTreeMap;
+
 use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
@@ -103,18 +105,25 @@ pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: T
     if pauses || is_held {
         return count(&Runner::is_online).min(max);
     }
-    let busy = count(&|r| r.phase == RunnerPhase::Busy);
     if let Some(rooms) = rooms(spec, observed, health) {
-        return rooms.max(busy).min(max);
+        let on_others = |r: &Runner| {
+            let node = r.node.as_deref();
+            r.phase == RunnerPhase::Busy && node.is_none_or(|node| !rooms.contains_key(node))
+        };
+        return (rooms.values().sum::<usize>() + count(&on_others)).min(max);
     }
     let placed = count(&|r| r.is_active(now) && r.node.is_some());
     let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since + NO_ROOM <= now);
     if stuck > 0 { placed.min(max) } else { max }
 }
 
-/// Runners that fit on the nodes that are there and well; `None` where that is not known, and where there is no such
+/// How many runners fit on each node that is there and well; `None` where that is not known, and where there is no such
 /// node: one may come for a pod that waits.
-fn rooms(spec: &Spec, observed: &Observed, health: &Health) -> Option<usize> {
+fn rooms<'a>(
+    spec: &Spec,
+    observed: &'a Observed,
+    health: &Health,
+) -> Option<BTreeMap<&'a str, usize>> {
     let GpuRequest::Resource { name, count } = &spec.gpu else {
         return None;
     };
@@ -132,7 +141,10 @@ fn rooms(spec: &Spec, observed: &Observed, health: &Health) -> Option<usize> {
         .into_iter()
         .filter(|node| !health.quarantine.is_avoided(&node.name));
     let on = |node: &NodeFacts| node.offers.get(name).map_or(0, |offered| offered / count);
-    Some(well.map(|node| on(node) as usize).sum())
+    Some(
+        well.map(|node| (node.name.as_str(), on(node) as usize))
+            .collect(),
+    )
 }
 
 /// Whether a node has the labels that the template's node selector asks for.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
+use cudarunner_crds::ScaleSetStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use super::conditions::{Say, say};
 use super::health::Health;
 use super::{Access, Action, Observed, Plan, demand};
-use crate::github::{NewScaleSet, ScaleSet, Statistics};
+use crate::github::{Error, NewScaleSet, ScaleSet, Statistics};
 use crate::pool::{Pool, RegistrationKind, Spec};
 
 /// What is known of the scale set of a pool that has one, or should.
@@ -17,7 +17,7 @@ pub struct View {
     /// The scale set itself.
     pub known: Known,
     /// What it was last asked to be; unknown after a restart.
-    pub asked: Option<Asked>,
+    pub asked: Option<NewScaleSet>,
     /// Whether the last change of it failed.
     pub is_unwritten: bool,
     /// Why it could not be read or changed.
@@ -55,6 +55,22 @@ pub struct Trouble {
     pub message: String,
 }
 
+impl Trouble {
+    /// What the scale-set service did not do.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        let reason = if error.is_transient() {
+            "ScaleSetUnavailable"
+        } else {
+            "ScaleSetRefused"
+        };
+        Self {
+            reason: reason.to_owned(),
+            message: error.to_string(),
+        }
+    }
+}
+
 /// Who listens for the jobs of a scale set, and what was heard.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Listening {
@@ -81,23 +97,6 @@ pub struct Heard {
     pub is_settled: bool,
     /// Why nothing is heard.
     pub trouble: Option<Trouble>,
-}
-
-/// What a scale set was asked to be.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Asked {
-    /// When it was made: more cannot be asked for.
-    ForNew(NewScaleSet),
-    /// When it was there already.
-    ForChange(NewScaleSet),
-}
-
-impl Asked {
-    fn what(&self) -> &NewScaleSet {
-        match self {
-            Self::ForNew(new) | Self::ForChange(new) => new,
-        }
-    }
 }
 
 /// Plans the scale set of a pool that is not being deleted.
@@ -131,7 +130,11 @@ pub(super) fn plan(
         return;
     }
     match &view.known {
-        Known::Unknown => {}
+        Known::Unknown => {
+            if let Some(listening) = &view.listening {
+                advertise(listening.set, capacity, None, view, plan);
+            }
+        }
         Known::Absent => {
             plan.status.scale_set = None;
             plan.actions
@@ -166,27 +169,13 @@ fn maintain(
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
-    let is_asked = view
-        .asked
-        .as_ref()
-        .is_some_and(|asked| *asked.what() == new);
+    let is_asked = view.asked.as_ref() == Some(&new);
     let has_group = before.is_none_or(|before| before.runner_group == new.group);
     let is_as_wanted = has_group && has_labels(set, &new.labels);
     if view.is_unwritten || !is_asked && !is_as_wanted {
         plan.actions
             .push(Action::UpdateScaleSet(set.id, new.clone()));
         plan.wake_in(SignedDuration::ZERO);
-    }
-    let mut capacity = capacity;
-    if is_asked && !view.is_unwritten && is_to_be_made_anew(view, set, &new) {
-        let busy = observed.runners.iter();
-        capacity = busy.filter(|r| r.phase == RunnerPhase::Busy).count();
-        if capacity == 0 {
-            stop_listening(observed, plan);
-            plan.actions.push(Action::DeleteScaleSet(set.id));
-            plan.wake_in(SignedDuration::ZERO);
-            return;
-        }
     }
     let session = before.and_then(|before| before.session.clone());
     advertise(set.id, capacity, session.clone(), view, plan);
@@ -206,13 +195,6 @@ fn maintain(
         session: heard.or(session),
         capacity: i32::try_from(capacity).unwrap_or(i32::MAX),
     });
-}
-
-/// Whether a server that gives a scale set its labels when it is made, and not later, has given this one others.
-fn is_to_be_made_anew(view: &View, set: &ScaleSet, new: &NewScaleSet) -> bool {
-    let keeps_name_alone = set.labels == [set.name.clone()];
-    let was_made_so = matches!(&view.asked, Some(Asked::ForNew(_)));
-    !was_made_so && !keeps_name_alone && !has_labels(set, &new.labels)
 }
 
 /// Has somebody listen, and GitHub assign so many jobs at a time.
@@ -283,7 +265,16 @@ pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mu
             false
         }
         // Without credentials none was made, unless the status names one.
-        Known::Unknown => pool.status.scale_set.is_none() && observed.access != Access::Granted,
+        Known::Unknown => {
+            let is_refused = matches!(
+                observed.access,
+                Access::Refused {
+                    transient: false,
+                    ..
+                }
+            );
+            is_refused && pool.status.scale_set.is_none() && !view.is_unwritten
+        }
         Known::Absent => {
             plan.status.scale_set = None;
             true
@@ -308,17 +299,7 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Sa
         ));
     };
     if !has_labels(set, &spec.labels) {
-        return Some(say(
-            "False",
-            "LabelsNotHonoured",
-            format!(
-                "GitHub gave the scale set {} the labels [{}] and not [{}]: no job that asks for the others comes here. Write runs-on: {} in the workflows, or set spec.registration to JitConfig; an Enterprise Server needs version 3.18, with its administrator's leave for further labels before 3.21",
-                set.name,
-                set.labels.join(", "),
-                spec.labels.join(", "),
-                set.name
-            ),
-        ));
+        return Some(say("False", "LabelsNotHonoured", other_labels(spec, set)));
     }
     if statistics(view).is_none() {
         return Some(say(
@@ -335,6 +316,24 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Sa
             "Jobs that ask for these labels are assigned to the pool's scale set",
         )
     })
+}
+
+/// What a server has made of the labels, and what to do.
+fn other_labels(spec: &Spec, set: &ScaleSet) -> String {
+    let advice = if set.labels == [set.name.clone()] {
+        format!(
+            "Write runs-on: {} in the workflows, or set spec.registration to JitConfig; an Enterprise Server needs version 3.18, with its administrator's leave for further labels before 3.21",
+            set.name
+        )
+    } else {
+        "This server gives a scale set its labels when it is made: delete the pool, and apply it again".to_owned()
+    };
+    format!(
+        "The scale set {} has the labels [{}] on GitHub, and not [{}]: jobs come that ask for the former. {advice}",
+        set.name,
+        set.labels.join(", "),
+        spec.labels.join(", "),
+    )
 }
 
 /// What keeps the pool from hearing of its jobs.

@@ -69,8 +69,9 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 /// With the pods gone, only a list that was read afterwards proves that GitHub holds nothing of ours.
 fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if observed.access != Access::Granted && observed.access != Access::Unchecked {
-        // Observing retries with its own pause; the limit ends it.
-        plan.refresh = true;
+        // Observing retries with its own pause, and at once when credentials are there again; the limit ends it.
+        plan.refresh = observed.ask_again.is_some();
+        plan.wake_in(AGAIN);
         return;
     }
     let fresh = observed

@@ -191,8 +191,21 @@ pub async fn follow(
                 }
                 wake_concerned(&pools, &waker);
             }
-            Err(error) => log_error("nodes", &error),
+            Err(error) => {
+                // Without the right to see nodes there is nothing to wait for.
+                if is_forbidden(&error) {
+                    filled.send_replace(true);
+                }
+                log_error("nodes", &error);
+            }
         }
+    }
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 403,
+        _ => false,
     }
 }
 

@@ -9,6 +9,27 @@ use super::*;
 use crate::github::Statistics;
 use crate::github::tests::stub::{Reply, Seen, Stub, raw, reply};
 
+impl Listener {
+    /// One that has heard of these ends of jobs since then, and hears nothing more.
+    pub(crate) fn of(opened: Timestamp, completed: &[&str]) -> Self {
+        let board = Board {
+            heard: Heard {
+                opened: Some(opened),
+                ..Heard::default()
+            },
+            completed: completed.iter().map(|name| (*name).to_owned()).collect(),
+            is_gone: false,
+        };
+        Self {
+            set: 7,
+            capacity: watch::Sender::new(1),
+            acted_on: watch::Sender::new(0),
+            board: Arc::new(Mutex::new(board)),
+            task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
+        }
+    }
+}
+
 /// An Actions service that says what it is asked, and answers by `script`.
 async fn service(
     mut script: impl FnMut(&str, &str) -> Reply + Send + 'static,
@@ -219,4 +240,33 @@ async fn a_token_that_has_run_out_is_renewed() {
     ] {
         assert_eq!(asks.recv().await.unwrap(), line);
     }
+}
+
+#[tokio::test]
+async fn what_fails_after_each_message_is_said_and_not_hammered() {
+    let (stub, mut asks) = service(|line, host| match line {
+        "POST set 7/sessions" => session(host),
+        "GET /q?s=mine 4" => message(1, 2),
+        line if line.starts_with("DELETE set 7") => reply(204, &Value::Null),
+        _ => reply(503, &json!({"message": "down"})),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    let trouble = async {
+        loop {
+            woken.next().await.unwrap();
+            let (listening, _) = listener.snapshot();
+            listener.acted_on(listening.heard.number);
+            if let Some(trouble) = listening.heard.trouble {
+                return trouble;
+            }
+        }
+    };
+    assert_eq!(trouble.await.reason, "ScaleSetUnavailable");
+    let mut acknowledged = 0;
+    while let Ok(line) = asks.try_recv() {
+        acknowledged += usize::from(line.starts_with("DELETE /q/1"));
+    }
+    assert_eq!(acknowledged, 3, "each pause is longer");
 }

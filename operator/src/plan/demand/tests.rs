@@ -126,7 +126,7 @@ fn what_was_heard_before_the_line_went_dead_is_no_guide() {
     let mut view = heard(8, 0, 4);
     if let Some(listening) = &mut view.listening {
         listening.heard.trouble = Some(crate::plan::scale_set::Trouble {
-            reason: "ScaleSetServer".to_owned(),
+            reason: "ScaleSetUnavailable".to_owned(),
             message: "down".to_owned(),
         });
     }
@@ -134,7 +134,7 @@ fn what_was_heard_before_the_line_went_dead_is_no_guide() {
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(names(&planned), (0, 0));
     let online = planned.status.conditions.iter();
-    let online = online.filter(|c| c.reason == "ScaleSetServer");
+    let online = online.filter(|c| c.reason == "ScaleSetUnavailable");
     assert!(online.count() >= 2, "and it is said");
 }
 
@@ -165,6 +165,21 @@ fn what_can_run_may_come() {
     first_node(&mut seen).is_cordoned = true;
     assert_eq!(capacity_of(&many, &seen), 20, "a node may come");
     first_node(&mut seen).is_cordoned = false;
+
+    // What runs on a node that takes no more is beside the room on others
+    let mut other = observed(vec![]);
+    first_node(&mut other).is_cordoned = true;
+    other
+        .nodes
+        .as_mut()
+        .unwrap()
+        .push(crate::plan::fixture::node("node-2"));
+    other.runners = vec![runner(&many, "pool-aaaaa", Busy)];
+    assert_eq!(
+        capacity_of(&many, &other),
+        9,
+        "eight on the other, one here"
+    );
 
     // A node that is not ready, or that the template does not select, does not count; and where none is left, one may come
     first_node(&mut seen).ready_since = None;

@@ -118,7 +118,7 @@ fn labels_are_asked_for_once_and_what_came_of_it_is_said() {
     let mut seen = seen(Known::Present(set(&["pool-1b4e28ba"])));
     let planned = plan(&pool, &seen, NOW);
     assert!(of_set(&planned).contains(&&Action::UpdateScaleSet(7, wanted_set())));
-    asked(&mut seen, Asked::ForChange(wanted_set()));
+    asked(&mut seen, wanted_set());
     let planned = plan(&pool, &seen, NOW);
     assert!(matches!(of_set(&planned)[..], [Action::Listen { .. }]));
     let condition = planned
@@ -135,37 +135,23 @@ fn labels_are_asked_for_once_and_what_came_of_it_is_said() {
     );
 }
 
-fn asked(seen: &mut Observed, asked: Asked) {
+fn asked(seen: &mut Observed, asked: NewScaleSet) {
     if let Some(view) = &mut seen.scale_set {
         view.asked = Some(asked);
     }
 }
 
 #[test]
-fn a_set_that_keeps_its_old_labels_is_made_anew_once_nobody_is_busy() {
-    use cudarunner_crds::RunnerPhase::Busy;
+fn a_set_that_keeps_its_old_labels_is_named_with_what_to_do() {
     let pool = pool();
     let mut seen = seen(Known::Present(set(&["self-hosted", "cuda", "old"])));
-    asked(&mut seen, Asked::ForChange(wanted_set()));
-    seen.runners = vec![runner(&pool, "pool-aaaaa", Busy)];
-    let only_what_runs = Action::Listen {
-        set: 7,
-        capacity: 1,
-        session: None,
-    };
-    assert_eq!(of_set(&plan(&pool, &seen, NOW)), [&only_what_runs]);
-    seen.runners = vec![];
-    assert_eq!(
-        of_set(&plan(&pool, &seen, NOW)),
-        [&Action::DeleteScaleSet(7)]
-    );
-
-    // A server that gave a new one other labels is not asked for ever
-    asked(&mut seen, Asked::ForNew(wanted_set()));
-    assert!(matches!(
-        of_set(&plan(&pool, &seen, NOW))[..],
-        [Action::Listen { .. }]
-    ));
+    asked(&mut seen, wanted_set());
+    let planned = plan(&pool, &seen, NOW);
+    assert!(matches!(of_set(&planned)[..], [Action::Listen { .. }]));
+    let conditions = planned.status.conditions.iter();
+    let said = conditions.filter(|c| c.reason == "LabelsNotHonoured");
+    let said: Vec<&str> = said.map(|c| c.message.as_str()).collect();
+    assert!(said[0].contains("[self-hosted, cuda, old]") && said[0].contains("delete the pool"));
 }
 
 #[test]
@@ -183,7 +169,7 @@ fn a_change_that_failed_is_tried_again_and_not_taken_for_done() {
     let group = |plan: &Plan| plan.status.scale_set.clone().unwrap().runner_group;
     assert_eq!(group(&planned).as_deref(), Some("old"));
 
-    asked(&mut seen, Asked::ForChange(wanted_set()));
+    asked(&mut seen, wanted_set());
     assert_eq!(group(&plan(&pool, &seen, NOW)), None);
     if let Some(view) = &mut seen.scale_set {
         view.is_unwritten = true;
@@ -324,7 +310,7 @@ fn what_keeps_it_from_working_is_said_and_waited_for() {
     let mut seen = seen(Known::Unknown);
     if let Some(view) = &mut seen.scale_set {
         view.trouble = Some(Trouble {
-            reason: "ScaleSetForbidden".to_owned(),
+            reason: "ScaleSetRefused".to_owned(),
             message: "the credentials may not".to_owned(),
         });
         view.not_before = Some(NOW + SignedDuration::from_secs(7));
@@ -337,7 +323,7 @@ fn what_keeps_it_from_working_is_said_and_waited_for() {
             .is_some_and(|w| w <= SignedDuration::from_secs(7))
     );
     let served = planned.status.conditions.iter();
-    let served = served.filter(|c| c.reason == "ScaleSetForbidden").count();
+    let served = served.filter(|c| c.reason == "ScaleSetRefused").count();
     assert_eq!(
         served, 1,
         "a fixed number of runners is online all the same"
