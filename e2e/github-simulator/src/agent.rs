@@ -212,6 +212,7 @@ async fn register(
             ephemeral: asked.ephemeral,
             jit: false,
             default_labels: !asked.no_default_labels,
+            scale_set: None,
         },
         now,
     );

@@ -35,7 +35,6 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 20_000;
 
 /// Who listens, and for whom.
-#[derive(Clone)]
 pub struct Ear {
     /// The way to GitHub.
     pub client: Arc<Client>,
@@ -360,8 +359,7 @@ impl Task {
         tracing::info!(pool = %self.ear.pool, set = self.ear.set, category = error.category(), %error, "not listening");
         let key = &self.ear.pool.name;
         let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
-        let asked = error.pause(Timestamp::now());
-        let pause = asked.map_or(own, |pause| pause.max(own));
+        let pause = error.pause_of_at_least(own, Timestamp::now());
         if self.failures >= WORTH_A_WORD || pause > LONGEST_PAUSE {
             let trouble = trouble_of(error);
             let mut board = lock(&self.board);

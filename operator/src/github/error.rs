@@ -150,6 +150,12 @@ impl Error {
         }
     }
 
+    /// How long to wait: `own`, or longer where GitHub wants that.
+    #[must_use]
+    pub fn pause_of_at_least(&self, own: SignedDuration, now: Timestamp) -> SignedDuration {
+        self.pause(now).map_or(own, |pause| pause.max(own))
+    }
+
     /// Whether the server may have done what was asked, although no good answer came.
     #[must_use]
     pub const fn leaves_doubt(&self) -> bool {

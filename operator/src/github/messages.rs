@@ -9,11 +9,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Client, Error,
-    service::{ServiceAsk, read},
-    transport::Answer,
-};
+use super::{Client, Error, service::ServiceAsk, transport::Answer};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
@@ -70,9 +66,6 @@ impl Client {
         let answer = self
             .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
             .await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.exception(&answer, &action));
-        }
         self.session(set, &answer, &action)
     }
 
@@ -83,9 +76,6 @@ impl Client {
         let answer = self
             .ask_service(Method::PATCH, &path, &[], None, &action)
             .await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.exception(&answer, &action));
-        }
         self.session(session.set, &answer, &action)
     }
 
@@ -105,10 +95,10 @@ impl Client {
     }
 
     fn session(&self, set: u64, answer: &Answer, action: &str) -> Result<Session, Error> {
-        let wire: WireSession = read(answer, action)?;
-        let secure = self.url().to_string().starts_with("http://")
-            || wire.message_queue_url.starts_with("https://");
-        if !secure || wire.message_queue_access_token.is_empty() {
+        let wire: WireSession = self.read(answer, action)?;
+        if !self.transport.is_as_secure(&wire.message_queue_url)
+            || wire.message_queue_access_token.is_empty()
+        {
             return Err(Error::Malformed {
                 action: action.to_owned(),
                 message: "it names no queue, or gives no token for it".into(),
@@ -153,11 +143,10 @@ impl Client {
             StatusCode::ACCEPTED => Ok(None),
             // Seen now and then: <https://github.com/actions/actions-runner-controller/issues/4285>.
             StatusCode::OK if answer.body().is_empty() => Ok(None),
-            StatusCode::OK => {
-                let wire: WireMessage = read(&answer, &ask.action)?;
+            _ => {
+                let wire: WireMessage = self.read(&answer, &ask.action)?;
                 Ok(Some(wire.into()))
             }
-            _ => Err(self.exception(&answer, &ask.action)),
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Client, Deletion, Error, JitConfig,
-    service::{Exception, read},
+    service::{EXPECTED, Exception},
 };
 
 const SETS: &str = "_apis/runtime/runnerscalesets";
@@ -58,11 +58,10 @@ impl Client {
         let answer = self
             .ask_service(Method::GET, &path, &[], None, &action)
             .await?;
-        match answer.status {
-            StatusCode::OK => Ok(Some(read::<WireSet>(&answer, &action)?.into())),
-            StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(self.exception(&answer, &action)),
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
         }
+        Ok(Some(self.read::<WireSet>(&answer, &action)?.into()))
     }
 
     /// The scale set of this name in a runner group.
@@ -77,10 +76,7 @@ impl Client {
         let answer = self
             .ask_service(Method::GET, SETS, &query, None, &action)
             .await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.exception(&answer, &action));
-        }
-        let found: List<WireSet> = read(&answer, &action)?;
+        let found: List<WireSet> = self.read(&answer, &action)?;
         let mut sets = found.value.into_iter().map(ScaleSet::from);
         Ok(sets.find(|set| set.name == name))
     }
@@ -122,7 +118,7 @@ impl Client {
             .ask_service(method, &path, &[], Some(body), action)
             .await?;
         if answer.status.is_success() {
-            return Ok(read::<WireSet>(&answer, action)?.into());
+            return Ok(answer.read::<WireSet>(action, EXPECTED)?.into());
         }
         if Exception::of(&answer).is("RunnerScaleSetExistsException") {
             return Err(Error::Conflict {
@@ -192,10 +188,7 @@ impl Client {
         let answer = self
             .ask_service(Method::POST, &path, &[], Some(body), &action)
             .await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.exception(&answer, &action));
-        }
-        let wire: WireJitConfig = read(&answer, &action)?;
+        let wire: WireJitConfig = self.read(&answer, &action)?;
         JitConfig::checked(wire.runner.id, wire.encoded, &action)
     }
 
@@ -222,10 +215,7 @@ impl Client {
         let answer = self
             .ask_service(Method::GET, AGENTS, query, None, &action)
             .await?;
-        if answer.status != StatusCode::OK {
-            return Err(self.exception(&answer, &action));
-        }
-        let list: List<WireAgent> = read(&answer, &action)?;
+        let list: List<WireAgent> = self.read(&answer, &action)?;
         let agents = list.value.into_iter().map(|agent| Agent {
             id: agent.id,
             name: agent.name,

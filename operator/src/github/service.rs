@@ -26,13 +26,15 @@ use super::{
 };
 
 /// The version of the service's API that its client speaks.
-pub(super) const API_VERSION: &str = "6.0-preview";
+const API_VERSION: &str = "6.0-preview";
 /// How the service is told who asks: its client sends a JSON object.
 const AGENT: &str = concat!(
     r#"{"system":"cuda-runner-operator","version":""#,
     env!("CARGO_PKG_VERSION"),
     r#"","kind":"scaleset"}"#
 );
+/// What its answers should be, in the words of an error.
+pub(super) const EXPECTED: &str = "what the Actions service gives its client";
 /// A token is not used in its last minute.
 const MARGIN: SignedDuration = SignedDuration::from_mins(1);
 /// The life of a token that does not say when it ends.
@@ -256,9 +258,10 @@ impl Client {
             });
         }
         let wire: WireConnection = answer.json(&ask)?;
-        let secure =
-            self.url().to_string().starts_with("http://") || wire.url.starts_with("https://");
-        if !secure || wire.url.parse::<Uri>().is_err() || wire.token.is_empty() {
+        if !self.transport.is_as_secure(&wire.url)
+            || wire.url.parse::<Uri>().is_err()
+            || wire.token.is_empty()
+        {
             return Err(Error::Malformed {
                 action,
                 message: "it names no address of the service, or gives no token for it".into(),
@@ -269,6 +272,18 @@ impl Client {
             expires: expiry(&wire.token).unwrap_or_else(|| Timestamp::now() + LIFE),
             token: wire.token.into(),
         })
+    }
+
+    /// Reads an answer that is to be OK.
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        answer: &Answer,
+        action: &str,
+    ) -> Result<T, Error> {
+        match answer.status {
+            StatusCode::OK => answer.read(action, EXPECTED),
+            _ => Err(self.exception(answer, action)),
+        }
     }
 
     /// What a status means that the caller did not expect.
@@ -306,18 +321,6 @@ impl Client {
             _ => Error::Validation { action, message },
         }
     }
-}
-
-/// Reads an answer. No part of it gets into the error: it may hold a secret.
-pub(super) fn read<T: DeserializeOwned>(answer: &Answer, action: &str) -> Result<T, Error> {
-    serde_json::from_slice(answer.body()).map_err(|error| Error::Malformed {
-        action: action.to_owned(),
-        message: format!(
-            "it is not what the Actions service gives its client, at line {} column {}",
-            error.line(),
-            error.column()
-        ),
-    })
 }
 
 /// The address of something the service has.

@@ -96,14 +96,23 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Reads the body. No part of it gets into the error: it may hold a secret.
+    /// Reads the body as GitHub documents it.
     pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
+        self.read(&ask.action, "what GitHub documents")
+    }
+
+    /// Reads the body. No part of it gets into the error: it may hold a secret.
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        action: &str,
+        expected: &str,
+    ) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|error| Error::Malformed {
-            action: ask.action.clone(),
+            action: action.to_owned(),
             message: match error.classify() {
                 serde_json::error::Category::Eof => "it is cut off".into(),
                 serde_json::error::Category::Data => format!(
-                    "it is not what GitHub documents, at line {} column {}",
+                    "it is not {expected}, at line {} column {}",
                     error.line(),
                     error.column()
                 ),
@@ -379,8 +388,7 @@ impl Transport {
         take: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<bool, Error> {
         let broken = |message: String| self.unreachable(ask, message, false);
-        let secure = !self.origin.starts_with("https:") || address.starts_with("https:");
-        if !secure {
+        if !self.is_as_secure(address) {
             return Err(broken("it leads to an address without TLS".into()));
         }
         let request = Request::builder()
@@ -421,6 +429,11 @@ impl Transport {
                     DEADLINE.as_secs()
                 )))
             })
+    }
+
+    /// Whether an address that the server gave has TLS, where the server itself has it.
+    pub(super) fn is_as_secure(&self, address: &str) -> bool {
+        !self.origin.starts_with("https:") || address.starts_with("https://")
     }
 
     /// Sends a request that carries what it needs, to whichever server, beside the budget of the REST API.

@@ -161,7 +161,7 @@ impl ScaleSetMemory {
         self.is_unwritten |= is_write;
         self.failures = self.failures.saturating_add(1);
         let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
-        let pause = error.pause(now).map_or(own, |pause| pause.max(own));
+        let pause = error.pause_of_at_least(own, now);
         self.not_before = Some(now + pause);
         self.known = Known::Unknown;
         self.trouble = Some(Trouble::of(error));

@@ -122,28 +122,23 @@ pub(super) fn plan(
     }
     plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
     let capacity = demand::capacity(spec, observed, health, now);
-    if observed.access != Access::Granted || !pool.finalizer {
-        // No runner can register now: what comes beyond those that are there would wait.
-        if let Some(listening) = &view.listening {
-            advertise(listening.set, capacity, None, view, plan);
-        }
-        return;
-    }
+    let may_write = observed.access == Access::Granted && pool.finalizer;
     match &view.known {
-        Known::Unknown => {
-            if let Some(listening) = &view.listening {
-                advertise(listening.set, capacity, None, view, plan);
-            }
-        }
-        Known::Absent => {
+        Known::Absent if may_write => {
             plan.status.scale_set = None;
             plan.actions
                 .push(Action::CreateScaleSet(wanted(pool, spec)));
             plan.wake_in(SignedDuration::ZERO);
         }
-        Known::Present(set) => maintain(pool, spec, observed, set, capacity, plan),
+        Known::Present(set) if may_write => maintain(pool, spec, view, set, capacity, plan),
+        // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.
+        _ => {
+            if let Some(listening) = &view.listening {
+                advertise(listening.set, capacity, None, view, plan);
+            }
+        }
     }
-    if let Some(statistics) = statistics(view) {
+    if let Some(statistics) = statistics(view).filter(|_| may_write) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
         let queued = i32::try_from(waiting + statistics.available);
         plan.status.queued = queued.unwrap_or(i32::MAX);
@@ -158,14 +153,11 @@ fn statistics(view: &View) -> Option<Statistics> {
 fn maintain(
     pool: &Pool,
     spec: &Spec,
-    observed: &Observed,
+    view: &View,
     set: &ScaleSet,
     capacity: usize,
     plan: &mut Plan,
 ) {
-    let Some(view) = &observed.scale_set else {
-        return;
-    };
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));

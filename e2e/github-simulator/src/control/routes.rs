@@ -403,6 +403,7 @@ async fn runner(State(shared): Server, Json(new): Json<NewRunner>) -> Answer<Res
                 ephemeral: false,
                 jit: false,
                 default_labels: true,
+                scale_set: None,
             },
             now,
         )

@@ -91,6 +91,7 @@ pub fn generate_jitconfig(world: &mut World, call: &Call) -> Result<Answer, Answ
             ephemeral: true,
             jit: true,
             default_labels: false,
+            scale_set: None,
         },
         call.now,
     );
@@ -119,6 +120,8 @@ pub struct New {
     pub jit: bool,
     /// GitHub adds `self-hosted`, the system and the architecture.
     pub default_labels: bool,
+    /// The scale set that it belongs to, if any.
+    pub scale_set: Option<u64>,
 }
 
 /// Adds an entry.
@@ -160,7 +163,7 @@ pub fn add(world: &mut World, new: New, now: Timestamp) -> u64 {
             group: new.group,
             ephemeral: new.ephemeral,
             jit: new.jit,
-            scale_set: None,
+            scale_set: new.scale_set,
             version: None,
             secret: format!("{id}.{}", text::random_hex(32)),
             created_at: now,

@@ -44,14 +44,10 @@ pub(super) fn generate(world: &mut World, call: &Call<'_>, set: u64) -> Result<A
             ephemeral: true,
             jit: true,
             default_labels: false,
+            scale_set: Some(set),
         },
         call.now,
     );
-    let runner = world
-        .runners
-        .get_mut(&id)
-        .ok_or_else(|| no_such_agent(id))?;
-    runner.scale_set = Some(set);
     let runner = find(world, call, id)?;
     let encoded = runners::jit_config(world, runner, &group_name, work);
     Ok(Answer::json(

@@ -93,21 +93,16 @@ impl Runner {
     /// Whether it has every one of `labels`, whatever their case.
     #[must_use]
     pub fn fits(&self, labels: &[String]) -> bool {
-        let own: Vec<&str> = self
-            .labels
-            .iter()
-            .map(|label| label.name.as_str())
-            .collect();
-        covers(&own, labels)
+        covers(self.labels.iter().map(|label| label.name.as_str()), labels)
     }
 }
 
 /// Whether all `wanted` labels are among its `own`, whatever their case.
-pub(super) fn covers(own: &[&str], wanted: &[String]) -> bool {
-    wanted.iter().all(|wanted| {
-        own.iter()
-            .any(|label| label.to_lowercase() == wanted.to_lowercase())
-    })
+pub(super) fn covers<'a>(own: impl Iterator<Item = &'a str>, wanted: &[String]) -> bool {
+    let own: Vec<String> = own.map(str::to_lowercase).collect();
+    wanted
+        .iter()
+        .all(|label| own.contains(&label.to_lowercase()))
 }
 
 /// A token that registers or removes runners for an hour.

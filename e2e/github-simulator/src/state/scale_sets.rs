@@ -43,12 +43,7 @@ impl ScaleSet {
     /// Whether it has every one of `labels`, whatever their case.
     #[must_use]
     pub fn fits(&self, labels: &[String]) -> bool {
-        let own: Vec<&str> = self
-            .labels
-            .iter()
-            .map(|label| label.name.as_str())
-            .collect();
-        covers(&own, labels)
+        covers(self.labels.iter().map(|label| label.name.as_str()), labels)
     }
 }
 

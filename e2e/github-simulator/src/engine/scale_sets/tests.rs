@@ -111,10 +111,10 @@ impl Stage {
             ephemeral: true,
             jit: true,
             default_labels: false,
+            scale_set: set,
         };
         let id = runners::add(&mut self.world, new, self.now);
         let runner = self.world.runners.get_mut(&id).unwrap();
-        runner.scale_set = set;
         runner.session = Some(Session {
             id: name.to_owned(),
             open_calls: 1,
