@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
+use crate::memory::{Answer, Expectation};
 use crate::plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
 use crate::pool::{FINALIZER, Pool};
 
@@ -178,20 +179,29 @@ impl Hand<'_> {
         let pod = pod::build(self.pool, spec, &self.settings, &new);
         let name = new.name;
         self.ctx.memory.with(self.pool, |memory| {
-            memory.expected.insert(name.clone(), Timestamp::now());
+            let expectation = Expectation::new(Timestamp::now());
+            memory.expected.insert(name.clone(), expectation);
         });
-        let created = self.pods.create(&PostParams::default(), &pod).await;
+        let created = match self.pods.create(&PostParams::default(), &pod).await {
+            // An earlier creation has come through whose answer was lost.
+            Err(error) if is_reason(&error, "AlreadyExists") => Ok(()),
+            created => created.map(drop),
+        };
         self.ctx.memory.with(self.pool, |memory| match &created {
-            Ok(_) => memory.pod_refused = None,
-            Err(error) => {
-                // A lost answer leaves the expectation: the pod may be there.
-                if let kube::Error::Api(status) = error {
-                    memory.expected.remove(&name);
-                    memory.pod_refused = Some(status.message.clone());
+            Ok(()) => {
+                memory.pod_refused = None;
+                if let Some(expectation) = memory.expected.get_mut(&name) {
+                    expectation.answer = Answer::Created;
                 }
             }
+            // The API server has said no. Any other error leaves the expectation: the pod may be there.
+            Err(kube::Error::Api(status)) if status.code < 500 => {
+                memory.expected.remove(&name);
+                memory.pod_refused = Some(status.message.clone());
+            }
+            Err(_) => {}
         });
-        created.map(|_| Done::Yes).map_err(ActError::Kubernetes)
+        created.map(|()| Done::Yes).map_err(ActError::Kubernetes)
     }
 
     async fn delete_pod(&self, target: &Target) -> Result<Done, ActError> {
@@ -203,8 +213,14 @@ impl Hand<'_> {
             ..DeleteParams::default()
         };
         match self.pods.delete(&target.name, &params).await {
-            // Gone, or replaced by a namesake.
-            Err(error) if is_status(&error, 404) || is_status(&error, 409) => {}
+            Err(error) if is_status(&error, 404) => {}
+            // A namesake has replaced it, or nothing of the kind: a conflict has other causes.
+            Err(error) if is_status(&error, 409) => {
+                let there = self.pods.get_metadata_opt(&target.name).await?;
+                if there.is_some_and(|pod| pod.metadata.uid.as_ref() == Some(&target.uid)) {
+                    return Err(ActError::Kubernetes(error));
+                }
+            }
             Err(error) => return Err(ActError::Kubernetes(error)),
             Ok(_) => {}
         }
@@ -294,6 +310,13 @@ async fn put_finalizers(
     }
 }
 
+fn is_reason(error: &kube::Error, reason: &str) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == reason)
+}
+
 fn is_status(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,15 +15,65 @@ use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
 
-/// After this time a created pod that the watch never showed is not counted any more.
-const EXPECTATION: SignedDuration = SignedDuration::from_secs(60);
+/// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
+/// After this time a creation that got no answer cannot be carried out any more: the API server gives up on a request
+/// after a minute.
+const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(90);
+
+/// A pod that was created and that the watch does not show yet. It counts until the watch shows it, or until the API server
+/// itself says that it is not there: a watch that is silent proves nothing, and neither does time.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Expectation {
+    /// When it was created.
+    pub created: Timestamp,
+    /// What the API server said of it.
+    pub answer: Answer,
+    /// When the API server is asked for it.
+    pub ask: Timestamp,
+}
+
+/// What the API server said of a creation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Answer {
+    /// Nothing: the pod may be there, or still come.
+    Lost,
+    /// It was created.
+    Created,
+    /// The answer was lost, and the pod is not there. It may still come, so its name is the next one to be used: of a name
+    /// there is only one pod.
+    Absent,
+}
+
+impl Expectation {
+    /// One of a pod that is being created.
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            created: now,
+            answer: Answer::Lost,
+            ask: now + PATIENCE,
+        }
+    }
+
+    /// Takes in what the API server says; `false` when nothing is expected any more.
+    fn found(&mut self, is_there: bool, now: Timestamp) -> bool {
+        self.ask = now + PATIENCE;
+        match (is_there, self.answer) {
+            (true, _) => self.answer = Answer::Created,
+            (false, Answer::Created) => return false,
+            (false, Answer::Lost | Answer::Absent) => self.answer = Answer::Absent,
+        }
+        true
+    }
+}
 
 /// What is remembered of one pool.
 pub struct PoolMemory {
     /// Uid of the resource: a namesake starts afresh.
     uid: String,
-    /// Pods that were created and not yet seen, with the time.
-    pub expected: BTreeMap<String, Timestamp>,
+    /// Pods that were created and not yet seen, by name.
+    pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
     pub removed: BTreeSet<String>,
     /// Uids of pods whose gate has brought its report.
@@ -143,11 +193,29 @@ impl PoolMemory {
         }
     }
 
-    /// Forgets expectations that were met or are too old, removals that were done, and what GitHub said of pods that have
-    /// gone since.
+    /// The pods that the API server is to be asked for, because the watch shows nothing of them.
+    #[must_use]
+    pub fn overdue(&self, now: Timestamp) -> Vec<String> {
+        let overdue = self.expected.iter().filter(|(_, e)| e.ask <= now);
+        overdue.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Takes in whether a pod that is expected is there.
+    pub fn found(&mut self, name: &str, is_there: bool, now: Timestamp) {
+        if let Some(expectation) = self.expected.get_mut(name)
+            && !expectation.found(is_there, now)
+        {
+            self.expected.remove(name);
+        }
+    }
+
+    /// Forgets expectations that were met, removals that were done, and what GitHub said of pods that have gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
-        self.expected
-            .retain(|name, at| !seen.contains_key(name) && now < *at + EXPECTATION);
+        self.expected.retain(|name, expectation| {
+            let is_over =
+                expectation.answer == Answer::Absent && expectation.created + IN_FLIGHT <= now;
+            !seen.contains_key(name) && !is_over
+        });
         let gone_unasked = self
             .known
             .iter()

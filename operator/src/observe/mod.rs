@@ -20,15 +20,21 @@ use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 
 use crate::context::Context;
 use crate::github::Client;
+use crate::memory::{Answer, PoolMemory};
 use crate::plan::health;
 use crate::plan::quarantine::blames_node;
 use crate::plan::{Access, NodeFacts, Observed};
 use crate::pool::{GpuRequest, Pool};
 use end::End;
 use pod::Runner;
+
+/// Pods that the API server is asked for at one visit.
+const ASKED_FOR: usize = 32;
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
 pub async fn observe(
@@ -54,6 +60,7 @@ pub async fn observe(
         .map(|r| (r.name.clone(), r.uid.clone()))
         .collect();
     ctx.memory.with(pool, |memory| memory.settle(&seen, now));
+    ask_for_pods(ctx, pool, now).await;
 
     let client = github::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
@@ -102,7 +109,9 @@ pub async fn observe(
         Observed {
             runners,
             vanished,
-            expected: memory.expected.keys().cloned().collect(),
+            expected: names(memory, |answer| answer != Answer::Absent),
+            unanswered: names(memory, |answer| answer == Answer::Absent),
+            ask_for_pods: memory.expected.values().map(|e| e.ask).min(),
             access: memory.github.access.clone(),
             ask_again: memory.github.not_before,
             listing: memory.github.listing.clone(),
@@ -129,6 +138,30 @@ pub async fn observe(
         observed.lifecycles = versions::look(&observed, client).await;
     }
     (observed, client)
+}
+
+/// Asks the API server for pods that were created a while ago and that the watch does not show: it may be behind, the
+/// creation may not have come through, or somebody has removed them within a moment.
+async fn ask_for_pods(ctx: &Context, pool: &Pool, now: Timestamp) {
+    let overdue = ctx.memory.with(pool, |memory| memory.overdue(now));
+    let api = Api::<Pod>::namespaced(ctx.client.clone(), &pool.key.namespace);
+    for name in overdue.into_iter().take(ASKED_FOR) {
+        match api.get_metadata_opt(&name).await {
+            Ok(found) => ctx
+                .memory
+                .with(pool, |memory| memory.found(&name, found.is_some(), now)),
+            Err(error) => {
+                tracing::warn!(pool = %pool.key, runner = name, %error, "a pod that was created could not be looked for");
+                return;
+            }
+        }
+    }
+}
+
+/// Names of expected pods of whose creation the API server has said this.
+fn names(memory: &PoolMemory, wanted: impl Fn(Answer) -> bool) -> BTreeSet<String> {
+    let expected = memory.expected.iter().filter(|(_, e)| wanted(e.answer));
+    expected.map(|(name, _)| name.clone()).collect()
 }
 
 /// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met.

@@ -51,7 +51,9 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
     Observed {
         runners,
         vanished: vec![],
-        expected: std::collections::BTreeSet::new(),
+        expected: BTreeSet::new(),
+        unanswered: BTreeSet::new(),
+        ask_for_pods: None,
         access: Access::Granted,
         ask_again: None,
         listing: Some(listing(&[])),

@@ -48,6 +48,10 @@ pub struct Observed {
     pub vanished: Vec<Runner>,
     /// Names of pods that were created and that the watch does not show yet.
     pub expected: BTreeSet<String>,
+    /// Names of pods whose creation got no answer and which are not there: they may still come.
+    pub unanswered: BTreeSet<String>,
+    /// When the API server is asked for those that are expected.
+    pub ask_for_pods: Option<Timestamp>,
     /// What is known of the way to GitHub.
     pub access: Access,
     /// When GitHub may be asked again, after an attempt that failed.
@@ -393,7 +397,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         status: counted(pool, observed, now),
         ..Plan::default()
     };
-    if let Some(moment) = observed.ask_again {
+    let moments = [observed.ask_again, observed.ask_for_pods];
+    for moment in moments.into_iter().flatten() {
         plan.wake_at(moment, now);
     }
     if let Some(since) = pool.deleting {

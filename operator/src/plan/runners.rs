@@ -213,10 +213,12 @@ fn create(
         .extend(new.map(|(name, avoids)| Action::CreatePod(NewRunner { name, avoids })));
 }
 
-/// So many names that no pod has.
+/// So many names that no pod has; first those of pods that may still come.
 fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String> {
     let mut taken: BTreeSet<String> = observed.runners.iter().map(|r| r.name.clone()).collect();
     taken.extend(observed.expected.iter().cloned());
+    taken.extend(observed.unanswered.iter().cloned());
+    let again: Vec<String> = observed.unanswered.iter().take(missing).cloned().collect();
     let mut seed = observed.seed;
     let mut name = || loop {
         let name = format!("{}-{}", pool.key.name, suffix(&mut seed));
@@ -224,7 +226,9 @@ fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String>
             return name;
         }
     };
-    (0..missing).map(|_| name()).collect()
+    let fresh = missing - again.len();
+    let fresh: Vec<String> = (0..fresh).map(|_| name()).collect();
+    [again, fresh].concat()
 }
 
 /// Five characters of `[a-z0-9]`; advances the seed (splitmix64).

@@ -42,6 +42,25 @@ fn condition<'a>(plan: &'a Plan, type_: &str) -> (&'a str, &'a str, &'a str) {
 }
 
 #[test]
+fn a_creation_without_an_answer_is_repeated_under_the_same_name() {
+    // Given a pool of two, and a pod that is not there and may still come
+    let mut seen = observed(vec![]);
+    seen.unanswered.insert("pool-maybe".to_owned());
+    // When the pool is planned, then that name is one of the two: of a name there is only one pod
+    let plan = plan(&pool(2), &seen, NOW);
+    let created: Vec<_> = plan.actions.iter().filter_map(created_name).collect();
+    assert_eq!(created.len(), 2, "{created:?}");
+    assert_eq!(created[0], "pool-maybe");
+}
+
+fn created_name(action: &Action) -> Option<&str> {
+    match action {
+        Action::CreatePod(new) => Some(&new.name),
+        _ => None,
+    }
+}
+
+#[test]
 fn an_empty_pool_gets_its_runners() {
     let pool = pool(3);
     let plan = super::plan(&pool, &observed(vec![]), NOW);

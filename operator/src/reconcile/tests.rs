@@ -39,6 +39,12 @@ use crate::watch::pools::key_of;
 
 /// A version that the API server has gone past.
 const STALE: &str = "stale";
+/// Name and uid of a pod that is there and whose removal meets a conflict.
+pub(crate) const HELD: &str = "pool-held";
+/// Name of a pod whose creation gets no good answer.
+pub(crate) const LOST: &str = "pool-lost";
+/// Name of a pod that is there already.
+pub(crate) const THERE: &str = "pool-there";
 
 /// An API server with a namespace that holds no Secret and no ConfigMap.
 #[derive(Clone, Default)]
@@ -76,7 +82,16 @@ impl Cluster {
         if sent["metadata"]["resourceVersion"] == STALE {
             return refusal(409, "Conflict");
         }
+        match sent["metadata"]["name"].as_str() {
+            Some(LOST) => return refusal(504, "Timeout"),
+            Some(THERE) => return refusal(409, "AlreadyExists"),
+            _ => {}
+        }
         let answer = match (method, uri.path()) {
+            (&Method::DELETE, path) if path.ends_with(HELD) => return refusal(409, "Conflict"),
+            (&Method::GET, path) if path.ends_with(HELD) => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": HELD, "uid": HELD}})
+            }
             (&Method::GET, path) if path.ends_with("/secrets") => {
                 json!({"kind": "SecretList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
             }

@@ -1,0 +1,70 @@
+use std::collections::BTreeSet;
+
+use jiff::SignedDuration;
+
+use super::*;
+use crate::observe::observe;
+use crate::plan::fixture;
+use crate::reconcile::tests::{Cluster, HELD, LOST, THERE, context};
+
+async fn carry_out(ctx: &Context, action: Action) -> Outcome {
+    act(ctx, &fixture::pool(1), None, vec![action]).await
+}
+
+fn removal_of(uid: &str) -> Action {
+    Action::DeletePod(Target {
+        name: HELD.to_owned(),
+        uid: uid.to_owned(),
+    })
+}
+
+#[tokio::test]
+async fn a_pod_whose_removal_meets_a_conflict_is_gone_only_if_another_has_its_name() {
+    let ctx = context(&Cluster::default()).await;
+    let removed = |uid: &'static str| {
+        let pool = fixture::pool(1);
+        ctx.memory.with(&pool, |memory| memory.removed.contains(uid))
+    };
+
+    // When the same pod is still there, then the removal has failed, and is tried again
+    let outcome = carry_out(&ctx, removal_of(HELD)).await;
+    assert_eq!(outcome.errors.len(), 1);
+    assert!(!removed(HELD));
+
+    // When a namesake is there, then the pod that was meant is gone
+    let outcome = carry_out(&ctx, removal_of("another")).await;
+    assert!(outcome.errors.is_empty());
+    assert!(removed("another"));
+}
+
+#[tokio::test]
+async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
+    let ctx = context(&Cluster::default()).await;
+    let pool = fixture::pool(1);
+    let create = |name: &str| {
+        Action::CreatePod(NewRunner {
+            name: name.to_owned(),
+            avoids: BTreeSet::new(),
+        })
+    };
+
+    // Given one creation whose answer was lost, and one that finds that an earlier try has come through
+    assert_eq!(carry_out(&ctx, create(LOST)).await.errors.len(), 1);
+    assert!(carry_out(&ctx, create(THERE)).await.errors.is_empty());
+
+    // Then both pods count at first, and the pool is woken to look for them
+    let now = Timestamp::now();
+    let (observed, _) = observe(&ctx, &pool, now).await;
+    assert_eq!(observed.expected, BTreeSet::from([LOST, THERE].map(str::to_owned)));
+    assert!(observed.ask_for_pods.is_some_and(|at| at <= now + SignedDuration::from_secs(3)));
+
+    // When the API server knows neither, then the one that was there has gone, and the other may still come
+    let later = now + SignedDuration::from_secs(4);
+    let (observed, _) = observe(&ctx, &pool, later).await;
+    assert_eq!(observed.expected, BTreeSet::new());
+    assert_eq!(observed.unanswered, BTreeSet::from([LOST.to_owned()]));
+
+    // And after a while it cannot come any more
+    let (observed, _) = observe(&ctx, &pool, later + SignedDuration::from_secs(120)).await;
+    assert_eq!(observed.unanswered, BTreeSet::new());
+}
