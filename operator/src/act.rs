@@ -80,6 +80,8 @@ struct Hand<'a> {
 
 impl Hand<'_> {
     async fn one(&self, action: Action) -> Result<Done, ActError> {
+        // Kubernetes' client looks at it, too; GitHub's does not.
+        self.ctx.fence.check()?;
         match action {
             Action::AddFinalizer => self.set_finalizer(true).await,
             Action::RemoveFinalizer => self.set_finalizer(false).await,

@@ -12,6 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::Semaphore;
 
 use crate::github::{Clients, GitHubUrl};
+use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::checks::{self, Elsewhere};
@@ -49,8 +50,10 @@ pub fn event_of(notice: &Notice, action: &str, secondary: Option<ObjectReference
 
 /// Clients, stores and settings.
 pub struct Context {
-    /// Kubernetes.
+    /// Kubernetes. It writes as long as this replica leads.
     pub client: Client,
+    /// Whether this replica leads.
+    pub fence: Fence,
     /// GitHub, one client for each address and credential.
     pub clients: Clients,
     /// The resources, one store for each watched scope.

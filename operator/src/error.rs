@@ -1,6 +1,7 @@
 //! What can go wrong in the steps of a reconcile, each with a category for logs and metrics.
 
 use crate::github;
+use crate::lease::NotLeading;
 
 /// Why an action was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub enum ActError {
     /// An action needs GitHub, and there are no credentials.
     #[error("there are no credentials with which to ask GitHub")]
     NoClient,
+    /// Another replica may act by now.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
 }
 
 /// Why a reconcile did not come to its end. It is tried again.
@@ -45,6 +49,10 @@ impl ReconcileError {
                 first: ActError::NoClient,
                 ..
             } => "NoCredentials",
+            Self::Act {
+                first: ActError::NotLeading(_),
+                ..
+            } => "NotLeading",
             Self::Act { .. } => "Kubernetes",
             Self::Status(_) => "Status",
         }

@@ -1,13 +1,31 @@
-//! Which of several replicas acts.
+//! Which of several replicas acts, and until when.
+//!
+//! The lease tells who acts. That alone does not stop a process which cannot renew it, because it hears nothing: so it also
+//! goes by its own clock, and stops to write before any other replica could have the lease.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
 use kube::Client;
 use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tower::{BoxError, Layer, Service};
 
 /// Name of the Lease, in the operator's namespace.
 const LEASE: &str = "cuda-runner-operator";
+/// For so long the lease is its holder's after each renewal.
+const DURATION: Duration = Duration::from_secs(30);
+/// It is renewed when so much of that is left.
+const GRACE: Duration = Duration::from_secs(15);
+/// Its holder stops to write when so much of it is left: what is on its way by then arrives in time, or is cut off.
+const MARGIN: Duration = Duration::from_secs(5);
 
 /// Waits until this replica leads. The channel turns false when it does not any more: whoever acts must stop at once.
+/// `client` must be one that [`Fence::renewals`] looks at.
 pub async fn lead(
     client: Client,
     namespace: &str,
@@ -16,6 +34,8 @@ pub async fn lead(
     let manager = LeaseManagerBuilder::new(client, LEASE)
         .with_namespace(namespace)
         .with_identity(identity)
+        .with_duration(DURATION.as_secs())
+        .with_grace(GRACE.as_secs())
         .build()
         .await?;
     // The manager ends when all receivers are gone, that is with the process.
@@ -26,4 +46,185 @@ pub async fn lead(
         }
     }
     Ok(leading)
+}
+
+/// Until when this process may write, by its own clock. Without leader election there is no end.
+#[derive(Clone, Debug, Default)]
+pub struct Fence(Option<Arc<Mutex<Option<Instant>>>>);
+
+/// A write that came too late.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("this replica could not renew its lease in time, so another one may act by now")]
+pub struct NotLeading;
+
+impl Fence {
+    /// A fence that is closed until the lease is renewed for the first time.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// Whether a write may begin.
+    pub fn check(&self) -> Result<(), NotLeading> {
+        let is_open = match &self.0 {
+            None => true,
+            Some(until) => lock(until).is_some_and(|until| Instant::now() < until),
+        };
+        is_open.then_some(()).ok_or(NotLeading)
+    }
+
+    /// Waits until no write may begin any more; for ever without leader election.
+    pub async fn closes(&self) {
+        let Some(until) = &self.0 else {
+            return std::future::pending().await;
+        };
+        while self.check().is_ok() {
+            let moment = *lock(until);
+            tokio::time::sleep_until(moment.unwrap_or_else(Instant::now)).await;
+        }
+    }
+
+    /// The lease was renewed by a request that began at `moment`.
+    fn renewed(&self, moment: Instant) {
+        if let Some(until) = &self.0 {
+            let mut until = lock(until);
+            *until = (*until).max(Some(moment + DURATION - MARGIN));
+        }
+    }
+
+    /// Sees to it that renewals open the fence: for the client that renews the lease, and for nothing else.
+    #[must_use]
+    pub fn renewals(&self) -> Renewals {
+        Renewals(self.clone())
+    }
+
+    /// Refuses writes when the fence is closed: for the client of whoever acts.
+    pub fn refuse<B>(&self, request: Request<B>) -> Result<Request<B>, BoxError> {
+        if *request.method() != Method::GET {
+            self.check()?;
+        }
+        Ok(request)
+    }
+}
+
+fn lock(until: &Mutex<Option<Instant>>) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    until.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks for renewals among the requests of a client.
+#[derive(Clone, Debug)]
+pub struct Renewals(Fence);
+
+impl<S> Layer<S> for Renewals {
+    type Service = Renewing<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Renewing {
+            inner,
+            fence: self.0.clone(),
+        }
+    }
+}
+
+/// A client whose renewals open the fence.
+#[derive(Clone, Debug)]
+pub struct Renewing<S> {
+    inner: S,
+    fence: Fence,
+}
+
+impl<S, A, B> Service<Request<A>> for Renewing<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let renews = *request.method() == Method::PATCH;
+        let fence = self.fence.clone();
+        // The lease runs from the time that is in the request, which is before this.
+        let began = Instant::now();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            if renews && answer.status().is_success() {
+                fence.renewed(began);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt as _;
+
+    /// A renewal that takes `answer` to be answered with `status`.
+    async fn renew(fence: &Fence, answer: Duration, status: u16) {
+        let server = tower::service_fn(move |_: Request<()>| async move {
+            tokio::time::sleep(answer).await;
+            Ok::<_, BoxError>(Response::builder().status(status).body(()).unwrap())
+        });
+        let request = Request::patch("/lease").body(()).unwrap();
+        let renewing = fence.renewals().layer(server);
+        renewing.oneshot(request).await.unwrap();
+    }
+
+    fn write(fence: &Fence) -> bool {
+        fence
+            .refuse(Request::post("/pods").body(()).unwrap())
+            .is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writing_ends_before_the_lease_can_be_anothers() {
+        // Given a lease that was had with an answer that took two seconds
+        let fence = Fence::closed();
+        assert!(!write(&fence));
+        renew(&fence, Duration::from_secs(2), 200).await;
+
+        // Then this replica may write until five seconds before its end, counted from when the renewal began
+        tokio::time::advance(Duration::from_secs(22)).await;
+        assert!(write(&fence));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!write(&fence));
+        assert!(
+            fence
+                .refuse(Request::get("/pods").body(()).unwrap())
+                .is_ok()
+        );
+        fence.closes().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_counts_from_when_it_began_and_only_if_it_worked() {
+        let fence = Fence::closed();
+        renew(&fence, Duration::ZERO, 200).await;
+        // When renewals fail, or hang for so long that their time is over
+        renew(&fence, Duration::from_secs(10), 500).await;
+        renew(&fence, Duration::from_secs(40), 200).await;
+        // Then nothing may be written, whatever came at last
+        assert!(!write(&fence));
+
+        // And one in time keeps the fence open for the time of that one
+        renew(&fence, Duration::from_secs(1), 200).await;
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert!(write(&fence));
+        let started = Instant::now();
+        fence.closes().await;
+        assert_eq!(started.elapsed(), Duration::from_secs(4));
+    }
+
+    #[tokio::test]
+    async fn without_an_election_nothing_is_refused() {
+        assert!(write(&Fence::default()));
+    }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use cudarunner_crds::CudaRunner;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, StreamExt as _};
+use http::Request;
 use k8s_openapi::api::core::v1::Service;
-use kube::client::ClientBuilder;
+use kube::client::{Body, ClientBuilder};
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
@@ -16,12 +17,14 @@ use kube::runtime::{Controller, reflector::Store};
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch as flag};
+use tower::BoxError;
 use tower::limit::ConcurrencyLimitLayer;
 
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
+use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::node_marks::Marking;
@@ -46,6 +49,9 @@ const LIMITS: Limits = Limits {
     pool_per_minute: 1200,
     request_timeout: Duration::from_secs(30),
 };
+/// A connection that says nothing for so long is dead, unless nothing was asked: an answer takes less, and a watch hears
+/// something once a minute.
+const SILENCE: Duration = Duration::from_secs(75);
 /// What the controller takes for no bound.
 const UNBOUNDED: u16 = 0;
 
@@ -91,6 +97,11 @@ pub enum RunError {
 
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
+    let fence = if config.leader_elect {
+        Fence::closed()
+    } else {
+        Fence::default()
+    };
     let client = kubernetes().await?;
     let (registrar_url, names) = registrar_address(&config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
@@ -98,6 +109,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     let (waker, woken) = Waker::new();
     let waker = Arc::new(waker);
     let watched = watch_all(&config, &client, &waker);
+    let acting = fenced(&client, &fence);
     let ctx = Arc::new(Context {
         clients: Clients::new(),
         pools: watched.pools,
@@ -109,7 +121,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         memory: Memory::default(),
         metrics: Metrics::default(),
         recorder: Recorder::new(
-            client.clone(),
+            acting.clone(),
             Reporter {
                 controller: CONTROLLER.to_owned(),
                 instance: Some(config.identity.clone()),
@@ -123,7 +135,8 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         gate_image: config.gate_image.clone(),
         image_pull_policy: config.image_pull_policy.clone(),
         insecure_github: config.insecure_github,
-        client: client.clone(),
+        client: acting,
+        fence,
     });
 
     let health = listen(config.health_listen).await?;
@@ -146,7 +159,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         _ = server::serve(health, server::Readiness(watched.ready.clone()), Arc::clone(&ctx)) => Err(RunError::Ended("the health endpoint")),
         _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
-        ended = control(&config, client, ctx, waker, woken, watched.ready) => ended,
+        ended = control(&config, ctx, waker, woken, watched.ready) => ended,
         () = signal() => {
             tracing::info!("a signal asks for the end");
             Ok(())
@@ -156,15 +169,37 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
 
 /// A client for the cluster that we are in, or that the kubeconfig names.
 pub async fn kubernetes() -> Result<Client, RunError> {
-    let found = kube::Config::infer()
-        .await
-        .map_err(kube::Error::InferConfig);
-    let builder = found.and_then(ClientBuilder::try_from);
     let bounded = ConcurrencyLimitLayer::new(REQUESTS);
-    Ok(builder
-        .map_err(RunError::Kubeconfig)?
-        .with_layer(&bounded)
-        .build())
+    let builder = ClientBuilder::try_from(cluster().await?).map_err(RunError::Kubeconfig)?;
+    Ok(builder.with_layer(&bounded).build())
+}
+
+/// The client that renews the lease: with a connection of its own, so that it waits for no other request.
+async fn renewing(fence: &Fence) -> Result<Client, RunError> {
+    let builder = ClientBuilder::try_from(cluster().await?).map_err(RunError::Kubeconfig)?;
+    Ok(builder.with_layer(&fence.renewals()).build())
+}
+
+/// The way to the API server.
+async fn cluster() -> Result<kube::Config, RunError> {
+    let found = kube::Config::infer().await;
+    let mut config = found.map_err(|e| RunError::Kubeconfig(kube::Error::InferConfig(e)))?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Ok(config)
+}
+
+/// The same client for whoever acts: it writes nothing once another replica may lead.
+fn fenced(client: &Client, fence: &Fence) -> Client {
+    let (inner, fence) = (client.clone(), fence.clone());
+    let checked = tower::service_fn(move |request: Request<Body>| {
+        let (inner, fence) = (inner.clone(), fence.clone());
+        async move {
+            let request = fence.refuse(request)?;
+            Ok::<_, BoxError>(inner.send(request).await?)
+        }
+    });
+    Client::new(checked, client.default_namespace())
 }
 
 /// Stores, and the channels that tell when they have been filled.
@@ -235,7 +270,6 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
 /// Acts, as soon as this replica leads and has seen the cluster.
 async fn control(
     config: &Config,
-    client: Client,
     ctx: Arc<Context>,
     waker: Arc<Waker>,
     woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
@@ -244,7 +278,9 @@ async fn control(
     let mut leading = None;
     if config.leader_elect {
         tracing::info!("standing by for the lease");
-        leading = Some(lease::lead(client, &config.operator_namespace, &config.identity).await?);
+        let client = renewing(&ctx.fence).await?;
+        let lead = lease::lead(client, &config.operator_namespace, &config.identity);
+        leading = Some(lead.await?);
     }
     for (name, mut filled) in ready {
         if filled.wait_for(|done| *done).await.is_err() {
@@ -252,6 +288,7 @@ async fn control(
         }
     }
     tracing::info!("acting");
+    let fence = ctx.fence.clone();
     waker.listen();
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
@@ -270,6 +307,7 @@ async fn control(
     tokio::select! {
         () = acting => Err(RunError::Ended("the controller")),
         _ = leading.wait_for(|leads| !leads) => Err(RunError::LeaseLost),
+        () = fence.closes() => Err(RunError::LeaseLost),
     }
 }
 

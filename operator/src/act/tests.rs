@@ -23,7 +23,8 @@ async fn a_pod_whose_removal_meets_a_conflict_is_gone_only_if_another_has_its_na
     let ctx = context(&Cluster::default()).await;
     let removed = |uid: &'static str| {
         let pool = fixture::pool(1);
-        ctx.memory.with(&pool, |memory| memory.removed.contains(uid))
+        ctx.memory
+            .with(&pool, |memory| memory.removed.contains(uid))
     };
 
     // When the same pod is still there, then the removal has failed, and is tried again
@@ -55,8 +56,15 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
     // Then both pods count at first, and the pool is woken to look for them
     let now = Timestamp::now();
     let (observed, _) = observe(&ctx, &pool, now).await;
-    assert_eq!(observed.expected, BTreeSet::from([LOST, THERE].map(str::to_owned)));
-    assert!(observed.ask_for_pods.is_some_and(|at| at <= now + SignedDuration::from_secs(3)));
+    assert_eq!(
+        observed.expected,
+        BTreeSet::from([LOST, THERE].map(str::to_owned))
+    );
+    assert!(
+        observed
+            .ask_for_pods
+            .is_some_and(|at| at <= now + SignedDuration::from_secs(3))
+    );
 
     // When the API server knows neither, then the one that was there has gone, and the other may still come
     let later = now + SignedDuration::from_secs(4);

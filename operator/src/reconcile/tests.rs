@@ -24,6 +24,7 @@ use super::reconcile;
 use crate::context::{CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
+use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::fixture;
@@ -167,6 +168,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         image_pull_policy: "IfNotPresent".to_owned(),
         insecure_github: false,
         client,
+        fence: Fence::default(),
     })
 }
 
