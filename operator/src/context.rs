@@ -19,7 +19,7 @@ use crate::plan::checks::{self, Elsewhere};
 use crate::plan::node_marks::Marking;
 use crate::plan::{Notice, PodSettings};
 use crate::pool::{Pool, PoolKey};
-use crate::registrar::CaStore;
+use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
@@ -82,6 +82,8 @@ pub struct Context {
     pub creations: Semaphore,
     /// The registrar's certificate authority.
     pub ca: Arc<CaStore>,
+    /// Which pods the registrar has registered.
+    pub ledger: Arc<Ledger>,
     /// Address of the registrar, as pods reach it.
     pub registrar_url: String,
     /// Image of the gate.

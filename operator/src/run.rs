@@ -8,6 +8,7 @@ use cudarunner_crds::CudaRunner;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, StreamExt as _};
 use http::Request;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use kube::client::{Body, ClientBuilder};
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
@@ -30,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::plan::node_marks::Marking;
 use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
-use crate::registrar::{self, CaStore, Limits, Reviewer, ServerNames};
+use crate::registrar::{self, CaStore, Ledger, Limits, Parts, Reviewer, ServerNames};
 use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
 use crate::watch::objects::Objects;
@@ -131,6 +132,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         identity: config.identity.clone(),
         creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
+        ledger: Arc::new(books(&config)),
         registrar_url,
         gate_image: config.gate_image.clone(),
         image_pull_policy: config.image_pull_policy.clone(),
@@ -149,9 +151,12 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     let registrar = registrar::serve(
         endpoint,
         ca.server_config(),
-        Reviewer::new(client.clone()),
-        desk,
-        LIMITS,
+        Parts {
+            reviewer: Reviewer::new(client.clone()),
+            desk,
+            ledger: Arc::clone(&ctx.ledger),
+            limits: LIMITS,
+        },
         std::future::pending(),
     );
     tokio::select! {
@@ -208,6 +213,15 @@ struct Watched {
     pods: Arc<Pods>,
     nodes: Option<Arc<Nodes>>,
     ready: Vec<(&'static str, flag::Receiver<bool>)>,
+}
+
+/// Each of several replicas answers gates: none of them knows of all registrations.
+fn books(config: &Config) -> Ledger {
+    if config.leader_elect {
+        Ledger::default()
+    } else {
+        Ledger::alone(Timestamp::now())
+    }
 }
 
 fn marking(config: &Config) -> Marking {

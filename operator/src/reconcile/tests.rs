@@ -163,6 +163,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         recorder: Recorder::new(client.clone(), Reporter::from("test")),
         creations: Semaphore::new(CREATIONS),
         ca,
+        ledger: Arc::default(),
         registrar_url: "https://10.96.0.7:8443".to_owned(),
         gate_image: "example/cuda-smoke:1".to_owned(),
         image_pull_policy: "IfNotPresent".to_owned(),

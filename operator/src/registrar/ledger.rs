@@ -1,23 +1,37 @@
 //! Who has had what: one registration for each pod, and so many requests a minute for each pool.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::PoolKey;
+use super::{PoolKey, Registration};
 
 /// A pod that has had its registration is remembered for this long: its token ends sooner, and its gate long before.
 const REMEMBERED: Duration = Duration::from_hours(24);
+/// A registration is kept for this long, for a gate whose answer got lost.
+const KEPT: Duration = Duration::from_mins(1);
+/// So many registrations are kept at most: what a thousand runners that start at once need.
+const MOST_KEPT: usize = 1024;
+/// The clocks of this machine and of the API server, which says when a pod was made, may differ by this much.
+const CLOCKS: SignedDuration = SignedDuration::from_mins(1);
 
-/// The registrar's memory. A restart empties it: the pods' deadlines and GitHub's own rules stand behind it.
+/// The registrar's books. A restart empties them: the cluster, the pods' deadlines and GitHub's own rules stand behind
+/// them.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(Mutex<Entries>);
+pub struct Ledger {
+    entries: Mutex<Entries>,
+    /// Since when no other process has answered gates. `None`: there may be one.
+    alone_since: Option<Timestamp>,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
     pods: HashMap<String, Entry>,
+    answers: VecDeque<Answer>,
     pools: HashMap<PoolKey, Bucket>,
     tidied: Option<Instant>,
 }
@@ -25,7 +39,31 @@ struct Entries {
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     UnderWay,
+    /// It was tried, and GitHub may have made the runner's entry all the same.
+    Tried(Instant),
     Done(Instant),
+}
+
+/// A registration that was made a moment ago.
+#[derive(Debug)]
+struct Answer {
+    uid: String,
+    report: Digest,
+    registration: Registration,
+    at: Instant,
+}
+
+/// A report in short, as it came: two that differ in anything differ here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Digest([u8; digest::SHA256_OUTPUT_LEN]);
+
+impl Digest {
+    /// That of these bytes.
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut short = [0; digest::SHA256_OUTPUT_LEN];
+        short.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+        Self(short)
+    }
 }
 
 /// Requests that a pool has left.
@@ -42,6 +80,8 @@ pub(super) enum Claim {
     Granted(Granted),
     /// Another request of this pod is being answered.
     UnderWay,
+    /// It was registered a moment ago, for this same report: here is the answer again.
+    Again(Registration),
     /// It has had its registration.
     Done,
 }
@@ -51,43 +91,94 @@ pub(super) enum Claim {
 pub(super) struct Granted {
     ledger: Arc<Ledger>,
     uid: String,
-    done: bool,
+    report: Digest,
+    done: Option<Registration>,
 }
 
 impl Granted {
-    /// The pod has its registration.
-    pub(super) fn done(mut self) {
-        self.done = true;
+    /// The pod has this registration.
+    pub(super) fn done(mut self, registration: Registration) {
+        self.done = Some(registration);
     }
 }
 
 impl Drop for Granted {
     fn drop(&mut self) {
+        let at = Instant::now();
+        let uid = std::mem::take(&mut self.uid);
         let mut entries = self.ledger.lock();
-        if self.done {
-            entries
-                .pods
-                .insert(self.uid.clone(), Entry::Done(Instant::now()));
-        } else {
-            entries.pods.remove(&self.uid);
+        let Some(registration) = self.done.take() else {
+            entries.pods.insert(uid, Entry::Tried(at));
+            return;
+        };
+        entries.pods.insert(uid.clone(), Entry::Done(at));
+        if entries.answers.len() >= MOST_KEPT {
+            entries.answers.pop_front();
         }
+        entries.answers.push_back(Answer {
+            uid,
+            report: self.report,
+            registration,
+            at,
+        });
     }
 }
 
 impl Ledger {
-    /// Asks to register the pod with this uid.
-    pub(super) fn claim(self: &Arc<Self>, uid: &str) -> Claim {
+    /// The books of a process that is the only one to answer gates, from now on. Where there may be another, take
+    /// [`default`](Self::default).
+    #[must_use]
+    pub fn alone(now: Timestamp) -> Self {
+        Self {
+            alone_since: Some(now),
+            ..Self::default()
+        }
+    }
+
+    /// Whether GitHub may hold an entry that the registrar made for the pod with this uid, created at this time.
+    ///
+    /// - `Some(true)`: it was registered, or is being registered at this moment.
+    /// - `Some(false)`: nobody has ever tried to, and these books cover the pod's whole life.
+    /// - `None`: not known. An attempt may have had an effect, the process was started after the pod was made, or another
+    ///   replica may have answered. Ask GitHub.
+    #[must_use]
+    pub fn is_registered(&self, uid: &str, created: Timestamp, now: Timestamp) -> Option<bool> {
+        let known = self.lock().pods.get(uid).copied();
+        match known {
+            Some(Entry::UnderWay | Entry::Done(_)) => Some(true),
+            Some(Entry::Tried(_)) => None,
+            None => {
+                let is_covered = self.alone_since.is_some_and(|since| {
+                    created.duration_since(since) > CLOCKS
+                        && now.duration_since(created)
+                            < SignedDuration::from_secs(REMEMBERED.as_secs().cast_signed()) - CLOCKS
+                });
+                is_covered.then_some(false)
+            }
+        }
+    }
+
+    /// Asks to register the pod with this uid, which has brought this report.
+    pub(super) fn claim(self: &Arc<Self>, uid: &str, report: Digest) -> Claim {
+        self.tidy();
         let mut entries = self.lock();
-        entries.tidy();
         match entries.pods.get(uid) {
             Some(Entry::UnderWay) => Claim::UnderWay,
-            Some(Entry::Done(_)) => Claim::Done,
-            None => {
+            Some(Entry::Done(_)) => {
+                let mut answers = entries.answers.iter();
+                answers
+                    .find(|answer| answer.uid == uid && answer.report == report)
+                    .map_or(Claim::Done, |answer| {
+                        Claim::Again(answer.registration.clone())
+                    })
+            }
+            Some(Entry::Tried(_)) | None => {
                 entries.pods.insert(uid.to_owned(), Entry::UnderWay);
                 Claim::Granted(Granted {
                     ledger: Arc::clone(self),
                     uid: uid.to_owned(),
-                    done: false,
+                    report,
+                    done: None,
                 })
             }
         }
@@ -113,15 +204,24 @@ impl Ledger {
         Ok(())
     }
 
+    /// Erases the registrations that have been kept for their time, and forgets what is of no more use.
+    pub(super) fn tidy(&self) {
+        let now = Instant::now();
+        let mut entries = self.lock();
+        while entries.answers.front().is_some_and(|a| now - a.at >= KEPT) {
+            entries.answers.pop_front();
+        }
+        entries.forget_old(now);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entries {
-    /// Forgets what is of no more use, once an hour.
-    fn tidy(&mut self) {
-        let now = Instant::now();
+    /// Once an hour: it walks over all of them.
+    fn forget_old(&mut self, now: Instant) {
         if self
             .tidied
             .is_some_and(|at| now - at < Duration::from_hours(1))
@@ -131,7 +231,7 @@ impl Entries {
         self.tidied = Some(now);
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
-            Entry::Done(at) => now - *at < REMEMBERED,
+            Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
         });
         self.pools
             .retain(|_, bucket| now - bucket.at < Duration::from_hours(1));
@@ -140,26 +240,101 @@ impl Entries {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::{ExposeSecret as _, SecretString};
+
     use super::*;
+
+    fn registration(text: &str) -> Registration {
+        Registration::JitConfig(SecretString::from(text.to_owned()))
+    }
+
+    fn report() -> Digest {
+        Digest::of(b"report")
+    }
+
+    fn granted(ledger: &Arc<Ledger>, uid: &str) -> Granted {
+        match ledger.claim(uid, report()) {
+            Claim::Granted(granted) => granted,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_is_registered_once() {
         let ledger = Arc::new(Ledger::default());
-        let Claim::Granted(first) = ledger.claim("u") else {
-            panic!("not granted")
-        };
-        assert!(matches!(ledger.claim("u"), Claim::UnderWay));
+        let first = granted(&ledger, "u");
+        assert!(matches!(ledger.claim("u", report()), Claim::UnderWay));
+        // A failed attempt is given back
         drop(first);
-        let Claim::Granted(second) = ledger.claim("u") else {
-            panic!("a failed attempt was not given back")
-        };
-        second.done();
-        assert!(matches!(ledger.claim("u"), Claim::Done));
+        granted(&ledger, "u").done(registration("secret"));
+        let other = Digest::of(b"another report");
+        assert!(matches!(ledger.claim("u", other), Claim::Done));
         tokio::time::advance(REMEMBERED + Duration::from_hours(2)).await;
         assert!(
-            matches!(ledger.claim("u"), Claim::Granted(_)),
+            matches!(ledger.claim("u", report()), Claim::Granted(_)),
             "it is remembered for ever"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_got_lost_is_given_again_for_a_minute() {
+        let ledger = Arc::new(Ledger::default());
+        granted(&ledger, "u").done(registration("secret"));
+        // Given the same pod with the same report, within the minute, then the same answer, as often as it is lost
+        for _ in 0..2 {
+            let again = ledger.claim("u", report());
+            assert!(
+                matches!(&again, Claim::Again(Registration::JitConfig(jit)) if jit.expose_secret() == "secret"),
+                "{again:?}"
+            );
+        }
+        // And nobody else's
+        assert!(matches!(ledger.claim("v", report()), Claim::Granted(_)));
+        // When the minute is over, then it is erased
+        tokio::time::advance(KEPT).await;
+        ledger.tidy();
+        assert!(ledger.lock().answers.is_empty(), "it is kept");
+        assert!(matches!(ledger.claim("u", report()), Claim::Done));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_so_many_answers_are_kept() {
+        let ledger = Arc::new(Ledger::default());
+        for number in 0..=MOST_KEPT {
+            granted(&ledger, &number.to_string()).done(registration("secret"));
+        }
+        assert_eq!(ledger.lock().answers.len(), MOST_KEPT);
+        assert!(matches!(ledger.claim("0", report()), Claim::Done));
+        assert!(matches!(ledger.claim("1", report()), Claim::Again(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whether_a_pod_was_registered_is_said_where_it_is_known_alone() {
+        let started = Timestamp::constant(1_000_000, 0);
+        let before = started - SignedDuration::from_secs(1);
+        let after = started + CLOCKS + SignedDuration::from_secs(1);
+        let late = after + SignedDuration::from_hours(25);
+        let alone = Arc::new(Ledger::alone(started));
+        let with_others = Arc::new(Ledger::default());
+
+        // Given a pod that nobody has asked for: no, where these are all the books there are of it
+        assert_eq!(alone.is_registered("u", after, after), Some(false));
+        assert_eq!(alone.is_registered("u", before, after), None);
+        assert_eq!(alone.is_registered("u", after, late), None);
+        assert_eq!(with_others.is_registered("u", after, after), None);
+
+        for ledger in [alone, with_others] {
+            let said = || ledger.is_registered("u", before, late);
+            // When it is being registered, then yes
+            let attempt = granted(&ledger, "u");
+            assert_eq!(said(), Some(true));
+            // When that has failed, then nobody knows what GitHub has made of it
+            drop(attempt);
+            assert_eq!(said(), None);
+            // When it was registered, then yes
+            granted(&ledger, "u").done(registration("secret"));
+            assert_eq!(said(), Some(true));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
-use super::ledger::{Claim, Ledger};
+use super::ledger::{Claim, Digest, Granted, Ledger};
 use super::{
     Decision, Desk, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration, Reviewer,
     RunnerLookup, admit,
@@ -32,6 +32,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// When a gate asks again whose pod the stores do not show yet, or whose other request is under way.
 const SOON: Duration = Duration::from_secs(1);
+/// How often the books are tidied.
+const TIDY: Duration = Duration::from_secs(5);
 /// When a gate asks again after a failure of ours.
 const LATER: Duration = Duration::from_secs(3);
 
@@ -50,37 +52,43 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+/// What the endpoint works with.
+pub struct Parts<D> {
+    /// Says which pod asks.
+    pub reviewer: Reviewer,
+    /// The rest of the operator.
+    pub desk: Arc<D>,
+    /// Who has had what.
+    pub ledger: Arc<Ledger>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
 /// What every request needs.
 struct Shared<D> {
-    reviewer: Reviewer,
+    parts: Parts<D>,
     reviews: Semaphore,
-    desk: Arc<D>,
-    ledger: Arc<Ledger>,
-    limits: Limits,
 }
 
 /// Answers until `shutdown` is ready, then finishes what was begun.
 pub async fn serve<D: Desk>(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
-    reviewer: Reviewer,
-    desk: Arc<D>,
-    limits: Limits,
+    parts: Parts<D>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let slots = Arc::new(Semaphore::new(parts.limits.connections));
+    let ledger = Arc::clone(&parts.ledger);
     let acceptor = TlsAcceptor::from(tls);
     let shared = Arc::new(Shared {
-        reviewer,
-        reviews: Semaphore::new(limits.reviews),
-        desk,
-        ledger: Arc::default(),
-        limits,
+        reviews: Semaphore::new(parts.limits.reviews),
+        parts,
     });
     let router = Router::new()
         .route(PATH, post(handle::<D>))
         .with_state(shared);
     let mut connections = JoinSet::new();
+    let mut tidy = tokio::time::interval(TIDY);
     tokio::pin!(shutdown);
     loop {
         let next = async {
@@ -91,6 +99,10 @@ pub async fn serve<D: Desk>(
         let (accepted, slot) = tokio::select! {
             Some(next) = next => next,
             _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = tidy.tick() => {
+                ledger.tidy();
+                continue;
+            }
             () = &mut shutdown => break,
         };
         match accepted {
@@ -141,15 +153,10 @@ async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request)
         http.response.status_code = Empty
     );
     let answer = answer(&shared, request).instrument(span.clone());
-    let answer = tokio::time::timeout(shared.limits.request_timeout, answer).await;
+    let answer = tokio::time::timeout(shared.parts.limits.request_timeout, answer).await;
     let response = match answer {
         Ok(Ok(response) | Err(response)) => response,
-        Err(_) => retry(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Timeout",
-            "the registrar did not come to an end in time",
-            LATER,
-        ),
+        Err(_) => timeout(),
     };
     span.record("http.response.status_code", response.status().as_u16());
     response
@@ -167,8 +174,9 @@ async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Respons
     let pod = identify(shared, &token).await?;
     Span::current().record("k8s.pod.name", &pod.name);
     let runner = find(shared, &pod).await?;
-    let limits = &shared.limits;
+    let limits = &shared.parts.limits;
     shared
+        .parts
         .ledger
         .take(&runner.pool, limits.pool_burst, limits.pool_per_minute)
         .map_err(|wait| {
@@ -179,16 +187,17 @@ async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Respons
                 wait,
             )
         })?;
-    let report = read(request.into_body()).await?;
+    let (report, digest) = read(request.into_body()).await?;
     let decision = admit(&report, &runner.policy);
     shared
+        .parts
         .desk
         .note_report(&pod, &runner, &report, &decision)
         .await;
     match decision {
         Decision::Failed => Ok(StatusCode::ACCEPTED.into_response()),
         Decision::Refuse { reason, message } => Err(refuse(StatusCode::FORBIDDEN, reason, message)),
-        Decision::Admit => register(shared, &pod, &runner).await,
+        Decision::Admit => register(shared, pod, runner, digest).await,
     }
 }
 
@@ -204,7 +213,7 @@ async fn identify<D: Desk>(
     token: &SecretString,
 ) -> Result<PodIdentity, Response> {
     let _turn = shared.reviews.acquire().await;
-    shared.reviewer.pod_of(token).await.map_err(|error| {
+    shared.parts.reviewer.pod_of(token).await.map_err(|error| {
         tracing::info!(%error, "the registrar does not know who asks");
         match &error {
             IdentityError::NotAccepted(_) => refuse(
@@ -224,7 +233,7 @@ async fn identify<D: Desk>(
 }
 
 async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
-    match shared.desk.runner(pod).await {
+    match shared.parts.desk.runner(pod).await {
         RunnerLookup::Known(runner) => Ok(runner),
         RunnerLookup::NotYetKnown => Err(retry(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -245,7 +254,7 @@ async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRun
     }
 }
 
-async fn read(body: Body) -> Result<Report, Response> {
+async fn read(body: Body) -> Result<(Report, Digest), Response> {
     let bad = |reason, message| refuse(StatusCode::BAD_REQUEST, reason, message);
     let bytes: Bytes = axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| {
         bad(
@@ -253,64 +262,100 @@ async fn read(body: Body) -> Result<Report, Response> {
             format!("the report broke off, or is longer than {MAX_BODY} bytes"),
         )
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    let report = serde_json::from_slice(&bytes).map_err(|error| {
         bad(
             "ReportInvalid",
             format!("the report cannot be understood: {error}"),
         )
-    })
+    })?;
+    Ok((report, Digest::of(&bytes)))
 }
 
 async fn register<D: Desk>(
     shared: &Shared<D>,
-    pod: &PodIdentity,
-    runner: &KnownRunner,
+    pod: PodIdentity,
+    runner: KnownRunner,
+    report: Digest,
 ) -> Result<Response, Response> {
-    let granted = match shared.ledger.claim(&pod.uid) {
-        Claim::Granted(granted) => granted,
-        Claim::UnderWay => {
-            return Err(retry(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "UnderWay",
-                "another request of this pod is being answered",
-                SOON,
-            ));
+    match shared.parts.ledger.claim(&pod.uid, report) {
+        Claim::Granted(granted) => attempt(shared, pod, runner, granted).await,
+        Claim::UnderWay => Err(retry(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "UnderWay",
+            "another request of this pod is being answered",
+            SOON,
+        )),
+        Claim::Again(registration) => {
+            tracing::info!(runner = %pod.name, "the registration is given once more: its gate asks again");
+            Ok(hand_over(&registration))
         }
-        Claim::Done => {
-            let message = format!(
+        Claim::Done => Err(refuse(
+            StatusCode::FORBIDDEN,
+            "AlreadyRegistered",
+            format!(
                 "the pod {} has had its registration; each pod gets one",
                 pod.name
-            );
-            return Err(refuse(StatusCode::FORBIDDEN, "AlreadyRegistered", message));
+            ),
+        )),
+    }
+}
+
+/// In a task of its own: the gate may hang up meanwhile, and finds the registration when it asks again.
+async fn attempt<D: Desk>(
+    shared: &Shared<D>,
+    pod: PodIdentity,
+    runner: KnownRunner,
+    granted: Granted,
+) -> Result<Response, Response> {
+    let (desk, limit) = (
+        Arc::clone(&shared.parts.desk),
+        shared.parts.limits.request_timeout,
+    );
+    let attempt = async move {
+        let made = tokio::time::timeout(limit, desk.register(&pod, &runner)).await;
+        if let Ok(Ok(registration)) = &made {
+            granted.done(registration.clone());
         }
+        made
     };
-    match shared.desk.register(pod, runner).await {
-        Ok(registration) => {
-            granted.done();
-            let registration = match registration {
-                Registration::JitConfig(encoded) => wire::Registration::JitConfig {
-                    encoded_jit_config: encoded.expose_secret().to_owned(),
-                },
-                Registration::RegistrationToken(token) => wire::Registration::RegistrationToken {
-                    token: token.expose_secret().to_owned(),
-                },
-            };
-            Ok(axum::Json(registration).into_response())
-        }
-        Err(RegisterError::Retry {
+    match tokio::spawn(attempt.in_current_span()).await {
+        Ok(Ok(Ok(registration))) => Ok(hand_over(&registration)),
+        Ok(Ok(Err(RegisterError::Retry {
             after,
             reason,
             message,
-        }) => Err(retry(
+        }))) => Err(retry(
             StatusCode::SERVICE_UNAVAILABLE,
             &reason,
             &message,
             after,
         )),
-        Err(RegisterError::Refused { reason, message }) => {
+        Ok(Ok(Err(RegisterError::Refused { reason, message }))) => {
             Err(refuse(StatusCode::FORBIDDEN, &reason, message))
         }
+        Ok(Err(_)) | Err(_) => Err(timeout()),
     }
+}
+
+fn hand_over(registration: &Registration) -> Response {
+    let registration = match registration {
+        Registration::JitConfig(encoded) => wire::Registration::JitConfig {
+            encoded_jit_config: encoded.expose_secret().to_owned(),
+        },
+        Registration::RegistrationToken(token) => wire::Registration::RegistrationToken {
+            token: token.expose_secret().to_owned(),
+        },
+    };
+    axum::Json(registration).into_response()
+}
+
+fn timeout() -> Response {
+    retry(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "Timeout",
+        "the registrar did not come to an end in time",
+        LATER,
+    )
 }
 
 fn refuse(status: StatusCode, reason: &str, message: String) -> Response {

@@ -22,8 +22,8 @@ use tokio_rustls::TlsConnector;
 
 use super::kubernetes::{Secrets, pod_token, reviews};
 use crate::registrar::{
-    CaStore, Decision, Desk, KnownRunner, Limits, PodIdentity, Policy, PoolKey, RegisterError,
-    Registration, Reviewer, RunnerLookup, ServerNames, Version, serve,
+    CaStore, Decision, Desk, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy, PoolKey,
+    RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, Version, serve,
 };
 
 const JIT: &str = "c2VjcmV0LWppdC1jb25maWc=";
@@ -135,9 +135,12 @@ async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Registrar {
     tokio::spawn(serve(
         listener,
         ca.server_config(),
-        Reviewer::new(client),
-        Arc::clone(&desk),
-        limits,
+        Parts {
+            reviewer: Reviewer::new(client),
+            desk: Arc::clone(&desk),
+            ledger: Arc::new(Ledger::default()),
+            limits,
+        },
         async {
             let _ = stopped.await;
         },
@@ -194,6 +197,17 @@ impl Registrar {
         outcome(&self.send(Some(token), body(&report("pool-a"))).await)
     }
 
+    /// Waits until somebody is being registered.
+    async fn comes_to_the_desk(&self) {
+        let first = async {
+            while self.registered() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let first = tokio::time::timeout(Duration::from_secs(10), first);
+        first.await.expect("no request has come to the desk");
+    }
+
     fn registered(&self) -> usize {
         self.desk.registered.load(Ordering::SeqCst)
     }
@@ -240,11 +254,41 @@ async fn a_pod_that_passed_gets_one_registration() {
         (given["kind"].as_str(), given["encodedJitConfig"].as_str()),
         (Some("JitConfig"), Some(JIT))
     );
-    // The next is for another pod
+    // With another report it gets no second one
+    let other = Report {
+        version: "another".to_owned(),
+        ..report("pool-a")
+    };
     assert_eq!(
-        registrar.ask("good").await,
+        outcome(&registrar.send(Some("good"), body(&other)).await),
         (403, "AlreadyRegistered".to_owned())
     );
+    assert_eq!(registrar.registered(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_got_lost_is_given_again() {
+    // Given a gate that has hung up before GitHub had answered
+    let go = Arc::new(Notify::new());
+    let registrar = Arc::new(registrar(limits(), Some(Arc::clone(&go))).await);
+    let first = tokio::spawn({
+        let registrar = Arc::clone(&registrar);
+        async move { registrar.ask("good").await }
+    });
+    registrar.comes_to_the_desk().await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    go.notify_one();
+    // When it asks again, with the same report
+    let answer = loop {
+        let answer = registrar.send(Some("good"), body(&report("pool-a"))).await;
+        if outcome(&answer) != (503, "UnderWay".to_owned()) {
+            break answer;
+        }
+    };
+    // Then it gets what GitHub has made once
+    let given: Value = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(given["encodedJitConfig"].as_str(), Some(JIT), "{given}");
     assert_eq!(registrar.registered(), 1);
 }
 
@@ -322,13 +366,7 @@ async fn requests_of_one_pod_at_the_same_time_register_it_once() {
         let registrar = Arc::clone(&registrar);
         async move { registrar.ask("good").await }
     });
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while registrar.registered() == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the first request has not come to the desk");
+    registrar.comes_to_the_desk().await;
     assert_eq!(registrar.ask("good").await, (503, "UnderWay".to_owned()));
     go.notify_one();
     assert_eq!(first.await.unwrap().0, 200);
