@@ -12,6 +12,7 @@ use crate::github::{Client, Error, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::plan::scale_set::Known;
 use crate::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
+use crate::registrar::admit::cut;
 use crate::registrar::{
     Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup, Version,
@@ -22,6 +23,8 @@ use crate::watch::Waker;
 const AGAIN: Duration = Duration::from_secs(3);
 /// A limit that ends later is not for a gate to wait out, which holds its devices meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// So many devices of a report are named in the log.
+const LONGEST_LIST: usize = 16;
 
 /// The desk of this process.
 pub struct OperatorDesk {
@@ -55,6 +58,10 @@ impl Desk for OperatorDesk {
         };
         if runner.gone_by.is_some() || runner.end.is_some() || pool.deleting.is_some() {
             return RunnerLookup::Closing;
+        }
+        // The books are empty after a restart: this is what the cluster still shows of them.
+        if runner.gate_passed {
+            return RunnerLookup::Served;
         }
         let leaving = self
             .ctx
@@ -142,7 +149,12 @@ impl Desk for OperatorDesk {
         if is_first {
             self.ctx.metrics.gate(&runner.pool, report, decision);
         }
-        let devices: Vec<&str> = report.devices.iter().map(|d| d.uuid.as_str()).collect();
+        let devices: Vec<String> = report
+            .devices
+            .iter()
+            .take(LONGEST_LIST)
+            .map(|d| cut(&d.uuid))
+            .collect();
         let class = report.failure.as_ref().map(|f| f.class.as_str());
         let code = report.failure.as_ref().and_then(|f| f.code);
         tracing::info!(
@@ -235,10 +247,46 @@ fn refusal(reason: &str, message: &str) -> RegisterError {
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
+    use serde_json::json;
 
     use super::*;
     use crate::plan::{Access, fixture};
     use crate::reconcile::tests::{Cluster, context};
+
+    #[tokio::test]
+    async fn a_restart_gives_no_pod_a_second_registration() {
+        // Given an operator that has just started: its books are empty, and its stores show the cluster
+        let ctx = context(&Cluster::default()).await;
+        let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+        let pod = PodIdentity {
+            namespace: "ci".to_owned(),
+            name: "pool-aaaaa".to_owned(),
+            uid: "u".to_owned(),
+            node: None,
+        };
+        let gates = [
+            (json!({"running": {}}), "Known"),
+            (json!({"waiting": {"reason": "PodInitializing"}}), "Known"),
+            (json!({"terminated": {"exitCode": 0}}), "Served"),
+        ];
+        for (gate, wanted) in gates {
+            // When the pod shows how far its gate has come
+            let shown = json!({
+                "metadata": {
+                    "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
+                    "labels": {"cudarunner.dev/pool": "pool"},
+                    "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "p"}],
+                },
+                "status": {"phase": "Pending", "initContainerStatuses": [
+                    {"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": gate},
+                ]},
+            });
+            ctx.pods.apply(&serde_json::from_value(shown).unwrap());
+            // Then it is served for as long as the gate has not ended well
+            let found = format!("{:?}", desk.runner(&pod).await);
+            assert!(found.starts_with(wanted), "{gate}: {found}");
+        }
+    }
 
     #[tokio::test]
     async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {

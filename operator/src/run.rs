@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::plan::node_marks::Marking;
 use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
-use crate::registrar::{self, CaStore, Ledger, Limits, Parts, Reviewer, ServerNames};
+use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
 use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
 use crate::watch::objects::Objects;
@@ -44,10 +44,25 @@ use crate::{lease, node_marks, server};
 const REQUESTS: usize = 128;
 /// Bounds of the registrar: what a thousand runners that start at once need, and not much more.
 const LIMITS: Limits = Limits {
-    connections: 1024,
+    // An address may be a whole cluster's, where the operator is outside of it.
+    door: Bounds {
+        connections: 1024,
+        per_address: 128,
+        handshakes_per_address: 32,
+        arrivals: Rate {
+            burst: 256,
+            per_minute: 3000,
+        },
+        refusals: Rate {
+            burst: 16,
+            per_minute: 30,
+        },
+    },
     reviews: 64,
-    pool_burst: 1000,
-    pool_per_minute: 1200,
+    pool: Rate {
+        burst: 1000,
+        per_minute: 1200,
+    },
     request_timeout: Duration::from_secs(30),
 };
 /// A connection that says nothing for so long is dead, unless nothing was asked: an answer takes less, and a watch hears

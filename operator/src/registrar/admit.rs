@@ -159,12 +159,12 @@ fn at_least(version: &str, minimum: Version) -> bool {
 }
 
 /// The gate's words go into a sentence for people: never more than a line of them.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
-/// A sentence of the gate's, of a length for a refusal.
-fn sentence(text: &str) -> String {
+/// Words of somebody else's, of a length for a refusal and for the log.
+pub(super) fn sentence(text: &str) -> String {
     text.chars()
         .filter(|c| !c.is_control())
         .take(2000)

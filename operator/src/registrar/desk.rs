@@ -61,6 +61,8 @@ pub enum RunnerLookup {
     Unknown,
     /// The pod, or its pool, is being removed.
     Closing,
+    /// A runner of ours whose gate has ended well: it had its registration, whatever the books say.
+    Served,
     /// A runner of ours.
     Known(KnownRunner),
 }

@@ -1,10 +1,22 @@
 //! Which pod is asking.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::Api;
 use kube::api::PostParams;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
+
+use super::ledger::Digest;
+
+/// A gate that has to ask again is not reviewed again for this long. Whether its pod is still there, the stores say.
+const KNOWN: Duration = Duration::from_mins(1);
+/// So many reviews are kept: those of a thousand runners that start at once.
+const MOST_KNOWN: usize = 1024;
 
 /// A pod, as the API server vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +50,14 @@ pub enum IdentityError {
 #[derive(Clone)]
 pub struct Reviewer {
     api: Api<TokenReview>,
+    known: Arc<Mutex<VecDeque<Known>>>,
+}
+
+/// What the API server said a moment ago. Of the token only its digest is kept.
+struct Known {
+    token: Digest,
+    pod: PodIdentity,
+    at: Instant,
 }
 
 impl Reviewer {
@@ -46,10 +66,22 @@ impl Reviewer {
     pub fn new(client: kube::Client) -> Self {
         Self {
             api: Api::all(client),
+            known: Arc::default(),
         }
     }
 
-    /// The pod that a token is bound to.
+    /// The pod that a token is bound to, where the API server has said so a moment ago.
+    pub(super) fn known(&self, token: &SecretString) -> Option<PodIdentity> {
+        let token = Digest::of(token.expose_secret().as_bytes());
+        let mut known = self.lock();
+        while known.front().is_some_and(|k| k.at.elapsed() >= KNOWN) {
+            known.pop_front();
+        }
+        let found = known.iter().find(|known| known.token == token);
+        found.map(|known| known.pod.clone())
+    }
+
+    /// The pod that a token is bound to, asked of the API server.
     pub async fn pod_of(&self, token: &SecretString) -> Result<PodIdentity, IdentityError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -82,7 +114,21 @@ impl Reviewer {
                 "it is not for the audience {AUDIENCE}"
             )));
         }
-        pod_of(&status.user.unwrap_or_default())
+        let pod = pod_of(&status.user.unwrap_or_default())?;
+        let mut known = self.lock();
+        if known.len() >= MOST_KNOWN {
+            known.pop_front();
+        }
+        known.push_back(Known {
+            token: Digest::of(token.expose_secret().as_bytes()),
+            pod: pod.clone(),
+            at: Instant::now(),
+        });
+        Ok(pod)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,6 +8,7 @@ use aws_lc_rs::digest;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+use super::bucket::{Bucket, Rate};
 use super::{PoolKey, Registration};
 
 /// A pod that has had its registration is remembered for this long: its token ends sooner, and its gate long before.
@@ -64,13 +65,6 @@ impl Digest {
         short.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
         Self(short)
     }
-}
-
-/// Requests that a pool has left.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    left: f64,
-    at: Instant,
 }
 
 /// Whether a pod may be registered.
@@ -184,24 +178,14 @@ impl Ledger {
         }
     }
 
-    /// Takes one request from what the pool may ask: `burst` at once, `per_minute` in the long run. `Err` says when the
-    /// next is free.
-    pub(super) fn take(&self, pool: &PoolKey, burst: u32, per_minute: u32) -> Result<(), Duration> {
-        let now = Instant::now();
-        let rate = f64::from(per_minute) / 60.0;
+    /// Takes one request from what the pool may ask. `Err` says when the next is free.
+    pub(super) fn take(&self, pool: &PoolKey, rate: Rate) -> Result<(), Duration> {
         let mut entries = self.lock();
-        let bucket = entries.pools.entry(pool.clone()).or_insert(Bucket {
-            left: f64::from(burst),
-            at: now,
-        });
-        bucket.left = f64::from(burst).min(bucket.left + rate * (now - bucket.at).as_secs_f64());
-        bucket.at = now;
-        if bucket.left < 1.0 {
-            return Err(Duration::try_from_secs_f64((1.0 - bucket.left) / rate)
-                .unwrap_or(Duration::from_mins(1)));
-        }
-        bucket.left -= 1.0;
-        Ok(())
+        let bucket = entries
+            .pools
+            .entry(pool.clone())
+            .or_insert_with(|| Bucket::new(rate));
+        bucket.take(rate)
     }
 
     /// Erases the registrations that have been kept for their time, and forgets what is of no more use.
@@ -234,7 +218,7 @@ impl Entries {
             Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
         });
         self.pools
-            .retain(|_, bucket| now - bucket.at < Duration::from_hours(1));
+            .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
     }
 }
 
@@ -344,16 +328,20 @@ mod tests {
             namespace: "ci".into(),
             name: name.into(),
         };
+        let rate = Rate {
+            burst: 3,
+            per_minute: 60,
+        };
         for _ in 0..3 {
-            ledger.take(&pool("a"), 3, 60).unwrap();
+            ledger.take(&pool("a"), rate).unwrap();
         }
-        let wait = ledger.take(&pool("a"), 3, 60).unwrap_err();
+        let wait = ledger.take(&pool("a"), rate).unwrap_err();
         assert!(
             wait <= Duration::from_secs(1) && wait > Duration::ZERO,
             "{wait:?}"
         );
-        ledger.take(&pool("b"), 3, 60).unwrap();
+        ledger.take(&pool("b"), rate).unwrap();
         tokio::time::advance(wait).await;
-        ledger.take(&pool("a"), 3, 60).unwrap();
+        ledger.take(&pool("a"), rate).unwrap();
     }
 }

@@ -2,15 +2,19 @@
 //!
 //! - [`ca`]: our own certificate authority, and its rotation, as values; [`store`] keeps it in a Secret.
 //! - [`tls`]: the server's certificate, renewed while it runs.
-//! - [`identity`]: which pod is asking.
+//! - [`door`]: how many connections there may be, and how many from one address.
+//! - [`identity`]: which pod is asking; `claims`: whether it is worth a question.
 //! - [`ledger`]: one registration for each pod, and so many requests for each pool.
 //! - [`admit`](mod@admit): whether its report is good enough.
 //! - [`desk`]: the seam to the rest of the operator.
 //! - [`server`]: the endpoint itself.
 
 pub mod admit;
+mod bucket;
 pub mod ca;
+mod claims;
 pub mod desk;
+pub mod door;
 pub mod identity;
 pub mod ledger;
 pub mod server;
@@ -20,8 +24,10 @@ mod tests;
 pub mod tls;
 
 pub use admit::{Decision, Policy, Version, admit};
+pub use bucket::Rate;
 pub use ca::ServerNames;
 pub use desk::{Desk, KnownRunner, PoolKey, RegisterError, Registration, RunnerLookup};
+pub use door::Bounds;
 pub use identity::{IdentityError, PodIdentity, Reviewer};
 pub use ledger::Ledger;
 pub use server::{Limits, Parts, serve};

@@ -4,32 +4,45 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use gate_report::Report;
 use gate_report::wire::{self, MAX_BODY, PATH, Refusal};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
+use super::admit::sentence;
+use super::bucket::{Quiet, Rate};
+use super::door::{Bounds, Door, Guest};
 use super::ledger::{Claim, Digest, Granted, Ledger};
 use super::{
     Decision, Desk, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration, Reviewer,
-    RunnerLookup, admit,
+    RunnerLookup, admit, claims,
 };
 
 /// How long a client may take for the TLS handshake, and then for the head of its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The longest head of a request: its token, and as much again.
+const LONGEST_HEAD: usize = 2 * claims::LONGEST;
+/// So many headers a request has at most.
+const MOST_HEADERS: usize = 32;
+/// How often the log tells of those who are sent away.
+const TOLD: Rate = Rate {
+    burst: 10,
+    per_minute: 6,
+};
 /// When a gate asks again whose pod the stores do not show yet, or whose other request is under way.
 const SOON: Duration = Duration::from_secs(1);
 /// How often the books are tidied.
@@ -40,14 +53,12 @@ const LATER: Duration = Duration::from_secs(3);
 /// Bounds of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once; more wait to be accepted.
-    pub connections: usize,
+    /// Connections.
+    pub door: Bounds,
     /// Identity checks at once.
     pub reviews: usize,
-    /// Requests that one pool may make at once.
-    pub pool_burst: u32,
-    /// Requests that one pool may make each minute.
-    pub pool_per_minute: u32,
+    /// Requests of one pool.
+    pub pool: Rate,
     /// From the first byte of a request to the last of its answer.
     pub request_timeout: Duration,
 }
@@ -68,6 +79,7 @@ pub struct Parts<D> {
 struct Shared<D> {
     parts: Parts<D>,
     reviews: Semaphore,
+    told: Quiet,
 }
 
 /// Answers until `shutdown` is ready, then finishes what was begun.
@@ -77,13 +89,15 @@ pub async fn serve<D: Desk>(
     parts: Parts<D>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let slots = Arc::new(Semaphore::new(parts.limits.connections));
+    let door = Arc::new(Door::new(parts.limits.door.clone()));
     let ledger = Arc::clone(&parts.ledger);
     let acceptor = TlsAcceptor::from(tls);
     let shared = Arc::new(Shared {
         reviews: Semaphore::new(parts.limits.reviews),
+        told: Quiet::new(TOLD),
         parts,
     });
+    let longest = shared.parts.limits.request_timeout + PATIENCE;
     let router = Router::new()
         .route(PATH, post(handle::<D>))
         .with_state(shared);
@@ -91,23 +105,24 @@ pub async fn serve<D: Desk>(
     let mut tidy = tokio::time::interval(TIDY);
     tokio::pin!(shutdown);
     loop {
-        let next = async {
-            // The semaphore is never closed.
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((listener.accept().await, slot))
-        };
-        let (accepted, slot) = tokio::select! {
-            Some(next) = next => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             _ = connections.join_next(), if !connections.is_empty() => continue,
             _ = tidy.tick() => {
                 ledger.tidy();
+                door.tidy();
                 continue;
             }
             () = &mut shutdown => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(converse(acceptor.clone(), stream, router.clone(), slot));
+            Ok((stream, from)) => {
+                // Hung up on, it costs nothing more; a gate tries again.
+                let Some(guest) = door.enter(from.ip()) else {
+                    continue;
+                };
+                let talk = converse(acceptor.clone(), stream, router.clone(), guest);
+                connections.spawn(tokio::time::timeout(longest, talk));
             }
             Err(error) => {
                 // Out of file descriptors, for example: others have to end first.
@@ -120,12 +135,7 @@ pub async fn serve<D: Desk>(
 }
 
 /// One connection, one request: a gate has no second one for long.
-async fn converse(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    router: Router,
-    _slot: OwnedSemaphorePermit,
-) {
+async fn converse(acceptor: TlsAcceptor, stream: TcpStream, router: Router, mut guest: Guest) {
     let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -134,9 +144,13 @@ async fn converse(
         }
         Err(_) => return,
     };
+    guest.is_through();
+    let router = router.layer(Extension(Arc::new(guest)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        .max_buf_size(LONGEST_HEAD)
+        .max_headers(MOST_HEADERS)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
@@ -145,14 +159,18 @@ async fn converse(
     }
 }
 
-async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
+async fn handle<D: Desk>(
+    State(shared): State<Arc<Shared<D>>>,
+    Extension(guest): Extension<Arc<Guest>>,
+    request: Request,
+) -> Response {
     let span = info_span!(
         "report",
         otel.kind = "server",
         k8s.pod.name = Empty,
         http.response.status_code = Empty
     );
-    let answer = answer(&shared, request).instrument(span.clone());
+    let answer = answer(&shared, &guest, request).instrument(span.clone());
     let answer = tokio::time::timeout(shared.parts.limits.request_timeout, answer).await;
     let response = match answer {
         Ok(Ok(response) | Err(response)) => response,
@@ -163,7 +181,11 @@ async fn handle<D: Desk>(State(shared): State<Arc<Shared<D>>>, request: Request)
 }
 
 /// Nothing of the body is read before it is known who asks.
-async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Response, Response> {
+async fn answer<D: Desk>(
+    shared: &Shared<D>,
+    guest: &Guest,
+    request: Request,
+) -> Result<Response, Response> {
     let token = bearer(request.headers()).ok_or_else(|| {
         refuse(
             StatusCode::UNAUTHORIZED,
@@ -171,14 +193,13 @@ async fn answer<D: Desk>(shared: &Shared<D>, request: Request) -> Result<Respons
             "the request has no bearer token".to_owned(),
         )
     })?;
-    let pod = identify(shared, &token).await?;
+    let pod = identify(shared, guest, &token).await?;
     Span::current().record("k8s.pod.name", &pod.name);
     let runner = find(shared, &pod).await?;
-    let limits = &shared.parts.limits;
     shared
         .parts
         .ledger
-        .take(&runner.pool, limits.pool_burst, limits.pool_per_minute)
+        .take(&runner.pool, shared.parts.limits.pool)
         .map_err(|wait| {
             retry(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -208,28 +229,57 @@ fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned().into())
 }
 
+/// Which pod asks. The API server is asked of a token only where it says of itself that it is a runner's.
 async fn identify<D: Desk>(
     shared: &Shared<D>,
+    guest: &Guest,
     token: &SecretString,
 ) -> Result<PodIdentity, Response> {
+    if let Some(known) = shared.parts.reviewer.known(token) {
+        return Ok(known);
+    }
+    let claimed = claims::pod_of(token.expose_secret(), Timestamp::now())
+        .map_err(|error| not_known(shared, &error))?;
+    find(shared, &claimed).await?;
+    guest.may_show_a_token().map_err(|wait| {
+        retry(
+            StatusCode::TOO_MANY_REQUESTS,
+            "TooManyRequests",
+            "too many tokens from this address were refused",
+            wait,
+        )
+    })?;
     let _turn = shared.reviews.acquire().await;
-    shared.parts.reviewer.pod_of(token).await.map_err(|error| {
-        tracing::info!(%error, "the registrar does not know who asks");
-        match &error {
-            IdentityError::NotAccepted(_) => refuse(
-                StatusCode::UNAUTHORIZED,
-                "TokenNotAccepted",
-                error.to_string(),
-            ),
-            IdentityError::NoPod(_) => refuse(StatusCode::FORBIDDEN, "NoPod", error.to_string()),
-            IdentityError::Unavailable(_) => retry(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "IdentityUnavailable",
-                &error.to_string(),
-                LATER,
-            ),
+    let reviewed = shared.parts.reviewer.pod_of(token).await;
+    reviewed.map_err(|error| {
+        if !matches!(error, IdentityError::Unavailable(_)) {
+            guest.was_refused();
         }
+        not_known(shared, &error)
     })
+}
+
+fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
+    let message = sentence(&error.to_string());
+    if let Some(held_back) = shared.told.lets_through() {
+        tracing::info!(
+            error = message,
+            held_back,
+            "the registrar does not know who asks"
+        );
+    }
+    match error {
+        IdentityError::NotAccepted(_) => {
+            refuse(StatusCode::UNAUTHORIZED, "TokenNotAccepted", message)
+        }
+        IdentityError::NoPod(_) => refuse(StatusCode::FORBIDDEN, "NoPod", message),
+        IdentityError::Unavailable(_) => retry(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "IdentityUnavailable",
+            &message,
+            LATER,
+        ),
+    }
 }
 
 async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
@@ -246,6 +296,7 @@ async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRun
             "NoRunner",
             format!("the pod {} is no runner of this operator", pod.name),
         )),
+        RunnerLookup::Served => Err(already_registered(pod)),
         RunnerLookup::Closing => Err(refuse(
             StatusCode::FORBIDDEN,
             "Closing",
@@ -289,15 +340,16 @@ async fn register<D: Desk>(
             tracing::info!(runner = %pod.name, "the registration is given once more: its gate asks again");
             Ok(hand_over(&registration))
         }
-        Claim::Done => Err(refuse(
-            StatusCode::FORBIDDEN,
-            "AlreadyRegistered",
-            format!(
-                "the pod {} has had its registration; each pod gets one",
-                pod.name
-            ),
-        )),
+        Claim::Done => Err(already_registered(&pod)),
     }
+}
+
+fn already_registered(pod: &PodIdentity) -> Response {
+    let message = format!(
+        "the pod {} has had its registration; each pod gets one",
+        pod.name
+    );
+    refuse(StatusCode::FORBIDDEN, "AlreadyRegistered", message)
 }
 
 /// In a task of its own: the gate may hang up meanwhile, and finds the registration when it asks again.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gate_report::wire::{AUDIENCE, MAX_BODY, PATH};
 use gate_report::{Device, Driver, Outcome, Report, SCHEMA};
@@ -14,18 +14,21 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use secrecy::SecretString;
-use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsConnector;
 
-use super::kubernetes::{Secrets, pod_token, reviews};
+use super::kubernetes::{Secrets, pod_token, reviews, token, token_with};
 use crate::registrar::{
-    CaStore, Decision, Desk, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy, PoolKey,
-    RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, Version, serve,
+    Bounds, CaStore, Decision, Desk, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy,
+    PoolKey, Rate, RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, Version,
+    serve,
 };
 
+/// Where gates ask from.
+const HONEST: [u8; 4] = [127, 0, 0, 1];
 const JIT: &str = "c2VjcmV0LWppdC1jb25maWc=";
 
 /// A desk that knows pods by their names, and registers as it is told.
@@ -42,6 +45,7 @@ impl Desk for StubDesk {
             "stranger" => RunnerLookup::Unknown,
             "new" => RunnerLookup::NotYetKnown,
             "closing" => RunnerLookup::Closing,
+            "served" => RunnerLookup::Served,
             _ => RunnerLookup::Known(KnownRunner {
                 pool: PoolKey {
                     namespace: pod.namespace.clone(),
@@ -88,15 +92,30 @@ struct Registrar {
     address: SocketAddr,
     ca: Arc<CaStore>,
     desk: Arc<StubDesk>,
+    reviews: Arc<AtomicUsize>,
     _stop: oneshot::Sender<()>,
 }
 
 fn limits() -> Limits {
     Limits {
-        connections: 8,
+        door: Bounds {
+            connections: 24,
+            per_address: 12,
+            handshakes_per_address: 8,
+            arrivals: Rate {
+                burst: 40,
+                per_minute: 6000,
+            },
+            refusals: Rate {
+                burst: 8,
+                per_minute: 60,
+            },
+        },
         reviews: 4,
-        pool_burst: 5,
-        pool_per_minute: 60,
+        pool: Rate {
+            burst: 5,
+            per_minute: 60,
+        },
         request_timeout: Duration::from_secs(5),
     }
 }
@@ -111,19 +130,13 @@ async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Registrar {
     let ca = CaStore::open(Secrets::default().client(), "system", names)
         .await
         .unwrap();
-    let mut nobody = pod_token("x", "u-x", AUDIENCE);
-    nobody.user.as_mut().unwrap().extra = None;
-    let client = reviews(&[
+    let (client, reviews) = reviews(&[
         ("good", pod_token("pool-a", "u-a", AUDIENCE)),
         ("also-good", pod_token("pool-b", "u-b", AUDIENCE)),
-        ("stranger", pod_token("stranger", "u-s", AUDIENCE)),
-        ("new", pod_token("new", "u-n", AUDIENCE)),
-        ("closing", pod_token("closing", "u-c", AUDIENCE)),
         (
-            "other-audience",
+            "all-audiences",
             pod_token("pool-a", "u-a", "https://kubernetes.default.svc"),
         ),
-        ("no-pod", nobody),
     ]);
     let desk = Arc::new(StubDesk {
         registered: AtomicUsize::new(0),
@@ -149,14 +162,23 @@ async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Registrar {
         address,
         ca,
         desk,
+        reviews,
         _stop: stop,
     }
 }
 
 impl Registrar {
+    /// A connection from an address of this machine, before the handshake.
+    async fn reach(&self, from: [u8; 4]) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(self.address).await
+    }
+
     async fn connect(
         &self,
         bundle: &str,
+        from: [u8; 4],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
@@ -167,7 +189,7 @@ impl Registrar {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let stream = TcpStream::connect(self.address).await?;
+        let stream = self.reach(from).await?;
         let name = ServerName::IpAddress(self.address.ip().into());
         TlsConnector::from(Arc::new(config))
             .connect(name, stream)
@@ -175,21 +197,31 @@ impl Registrar {
     }
 
     async fn send(&self, token: Option<&str>, body: impl Into<Bytes>) -> Response<Bytes> {
-        let stream = self.connect(&self.ca.bundle()).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
+        let token = token.map(known_as);
+        let sent = self.send_from(HONEST, token.as_deref(), body).await;
+        sent.unwrap()
+    }
+
+    async fn send_from(
+        &self,
+        from: [u8; 4],
+        token: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = self.connect(&self.ca.bundle(), from).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let mut request = Request::post(PATH).header(header::HOST, "registrar");
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let answer = sender
-            .send_request(request.body(Full::new(body.into())).unwrap())
-            .await
-            .unwrap();
-        let (parts, body) = answer.into_parts();
-        Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
+        let request = request.body(Full::new(body.into()))?;
+        let (parts, body) = sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(
+            parts,
+            body.collect().await?.to_bytes(),
+        ))
     }
 
     /// Status and reason of the answer to a passing report of pool-a.
@@ -210,6 +242,24 @@ impl Registrar {
 
     fn registered(&self) -> usize {
         self.desk.registered.load(Ordering::SeqCst)
+    }
+}
+
+/// The token that the tests call so.
+fn known_as(name: &str) -> String {
+    match name {
+        "good" | "outage" | "unsigned" | "all-audiences" => token(name, "pool-a", "u-a"),
+        "also-good" => token(name, "pool-b", "u-b"),
+        "other-pod" => token("good", "pool-b", "u-b"),
+        "stranger" | "new" | "closing" | "served" => token(name, name, "u"),
+        "other-audience" => token_with(
+            name,
+            &json!({"aud": ["kubernetes"], "exp": 9_999_999_999_u64}),
+        ),
+        "expired" => token_with(name, &json!({"aud": [AUDIENCE], "exp": 1_000_000})),
+        "no-pod" => token_with(name, &json!({"aud": [AUDIENCE], "exp": 9_999_999_999_u64})),
+        "long" => token(&"x".repeat(9000), "pool-a", "u-a"),
+        _ => name.to_owned(),
     }
 }
 
@@ -295,24 +345,39 @@ async fn an_answer_that_got_lost_is_given_again() {
 #[tokio::test]
 async fn who_is_not_a_runner_is_told_apart() {
     let registrar = registrar(limits(), None).await;
-    for (token, status, reason) in [
-        ("forged", 401, "TokenNotAccepted"),
-        ("other-audience", 401, "TokenNotAccepted"),
-        ("no-pod", 403, "NoPod"),
-        ("stranger", 403, "NoRunner"),
-        ("closing", 403, "Closing"),
-        ("new", 503, "NotYetKnown"),
-        ("outage", 503, "IdentityUnavailable"),
+    for (token, status, reason, reviews) in [
+        // Who cannot be a runner costs no review
+        ("forged", 401, "TokenNotAccepted", 0),
+        ("other-audience", 401, "TokenNotAccepted", 0),
+        ("expired", 401, "TokenNotAccepted", 0),
+        ("long", 401, "TokenNotAccepted", 0),
+        ("no-pod", 403, "NoPod", 0),
+        ("stranger", 403, "NoRunner", 0),
+        ("closing", 403, "Closing", 0),
+        ("served", 403, "AlreadyRegistered", 0),
+        ("new", 503, "NotYetKnown", 0),
+        // Who says to be one has to be vouched for
+        ("unsigned", 401, "TokenNotAccepted", 1),
+        ("all-audiences", 401, "TokenNotAccepted", 1),
+        ("outage", 503, "IdentityUnavailable", 1),
     ] {
+        let before = registrar.reviews.load(Ordering::SeqCst);
         assert_eq!(
             registrar.ask(token).await,
             (status, reason.to_owned()),
             "{token}"
         );
+        let asked = registrar.reviews.load(Ordering::SeqCst) - before;
+        assert_eq!(asked, reviews, "{token}");
     }
+    // What the token says of itself counts for nothing
+    assert_eq!(
+        registrar.ask("other-pod").await,
+        (200, String::new()),
+        "the token is pool-a's, whatever it claims"
+    );
     let nameless = registrar.send(None, body(&report("pool-a"))).await;
     assert_eq!(outcome(&nameless), (401, "NoToken".to_owned()));
-    assert_eq!(registrar.registered(), 0);
 }
 
 #[tokio::test]
@@ -377,8 +442,10 @@ async fn requests_of_one_pod_at_the_same_time_register_it_once() {
 async fn a_pool_that_asks_too_often_waits_and_a_slow_answer_ends() {
     let never = Some(Arc::new(Notify::new()));
     let short = Limits {
-        pool_burst: 2,
-        pool_per_minute: 1,
+        pool: Rate {
+            burst: 2,
+            per_minute: 1,
+        },
         request_timeout: Duration::from_millis(200),
         ..limits()
     };
@@ -400,25 +467,85 @@ async fn a_pool_that_asks_too_often_waits_and_a_slow_answer_ends() {
 }
 
 #[tokio::test]
-async fn one_who_sends_nothing_holds_nobody_up() {
-    // Given as many silent clients as there are connections, less one
+async fn a_gate_that_waits_is_reviewed_once() {
     let registrar = registrar(limits(), None).await;
-    let mut silent = vec![];
-    for _ in 0..limits().connections - 1 {
-        silent.push(TcpStream::connect(registrar.address).await.unwrap());
+    for _ in 0..4 {
+        assert_eq!(registrar.ask("good").await.0, 200);
     }
-    // Then others are served
-    assert_eq!(registrar.ask("good").await.0, 200);
-    // And what is no TLS ends
-    silent[0]
-        .write_all(b"GET / HTTP/1.1\r\n\r\n")
-        .await
-        .unwrap();
-    let mut rest = vec![];
-    tokio::time::timeout(Duration::from_secs(5), silent[0].read_to_end(&mut rest))
-        .await
-        .unwrap()
-        .unwrap();
+    assert_eq!(registrar.reviews.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_is_no_tls_ends() {
+    let registrar = registrar(limits(), None).await;
+    let mut stream = registrar.reach(HONEST).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    ends(&mut stream).await;
+}
+
+/// Waits until the other side has hung up.
+async fn ends(stream: &mut (impl AsyncRead + Unpin)) {
+    let rest = tokio::time::timeout(Duration::from_secs(10), async {
+        // A reset is an end, too.
+        let _ = stream.read_to_end(&mut vec![]).await;
+    });
+    rest.await.expect("the connection is still open");
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_hung_up_on() {
+    let registrar = registrar(limits(), None).await;
+    // Given one who says nothing before the handshake, one after it, and one whose request has no end
+    let mut before = registrar.reach(HONEST).await.unwrap();
+    let bundle = registrar.ca.bundle();
+    let mut after = registrar.connect(&bundle, HONEST).await.unwrap();
+    let mut long = registrar.connect(&bundle, HONEST).await.unwrap();
+    let head = format!("POST {PATH} HTTP/1.1\r\nx: {}", "x".repeat(100_000));
+    let _ = long.write_all(head.as_bytes()).await;
+    // Then each is hung up on
+    tokio::join!(ends(&mut before), ends(&mut after), ends(&mut long));
+}
+
+#[tokio::test]
+async fn hostile_neighbours_do_not_hold_a_gate_up() {
+    let registrar = Arc::new(registrar(limits(), None).await);
+    // Given one who holds as many silent connections as it gets
+    let mut silent = vec![];
+    for _ in 0..100 {
+        silent.push(registrar.reach([127, 0, 0, 2]).await.unwrap());
+    }
+    // And one who shows token after token that look like a runner's
+    let flood = |from: [u8; 4]| {
+        let registrar = Arc::clone(&registrar);
+        tokio::spawn(async move {
+            for number in 0.. {
+                let token = token(&format!("guess-{number}"), "pool-a", "u-a");
+                let _ = registrar.send_from(from, Some(&token), "{}").await;
+            }
+        })
+    };
+    let floods = [127, 127, 127, 127].map(|first| flood([first, 0, 0, 3]));
+    while registrar.reviews.load(Ordering::SeqCst) < 4 {
+        tokio::task::yield_now().await;
+    }
+    // When a gate asks, again and again for a while
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let asked = Instant::now();
+        assert_eq!(registrar.ask("good").await.0, 200);
+        slowest = slowest.max(asked.elapsed());
+    }
+    // Then it is served at once
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // And the API server was hardly asked: a burst, and one a second
+    let most = limits().door.refusals.burst as usize + 2 * floods.len();
+    let reviews = registrar.reviews.load(Ordering::SeqCst);
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(reviews <= most + seconds, "{reviews} reviews");
+    for flood in floods {
+        flood.abort();
+    }
 }
 
 #[tokio::test]
@@ -431,7 +558,7 @@ async fn a_client_with_another_authority_does_not_speak_to_us() {
     )
     .await
     .unwrap();
-    assert!(registrar.connect(&other.bundle()).await.is_err());
+    assert!(registrar.connect(&other.bundle(), HONEST).await.is_err());
 }
 
 #[derive(Clone, Default)]
@@ -459,13 +586,28 @@ async fn no_token_and_no_registration_is_logged() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let registrar = registrar(limits(), None).await;
     registrar.ask("good").await;
-    registrar.ask("forged-token").await;
+    for _ in 0..40 {
+        registrar.ask("forged-token").await;
+    }
+    registrar.ask("unsigned").await;
     let log = String::from_utf8_lossy(&written.0.lock().unwrap()).into_owned();
-    assert!(
-        log.contains("the registrar does not know who asks"),
-        "nothing was logged: {log}"
-    );
-    for secret in [JIT, "forged-token", "Bearer good"] {
+    // Those who are sent away are told of, now and then, and in short
+    let told = log.matches("the registrar does not know who asks").count();
+    assert!((1..=11).contains(&told), "told {told} times: {log}");
+    for secret in [JIT, "forged-token", "Bearer good", &known_as("good")] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+}
+
+#[tokio::test]
+async fn words_of_others_are_cut_before_they_are_passed_on() {
+    let registrar = registrar(limits(), None).await;
+    let answer = registrar.send(Some("unsigned"), "{}").await;
+    let said: Value = serde_json::from_slice(answer.body()).unwrap();
+    let message = said["message"].as_str().unwrap();
+    assert!(
+        message.contains("unknown") && message.len() <= 2000,
+        "{message}"
+    );
+    assert!(!message.contains(char::is_control), "{message:?}");
 }
