@@ -103,7 +103,10 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         .annotations()
         .get(LIFETIME_ANNOTATION)
         .is_some_and(|lifetime| lifetime == PERSISTENT);
-    if let Some(when) = &marks.lost {
+    // A job can write this mark, too: where the agent ended well after its job, the job is what is told.
+    let ended_well =
+        !persistent && marks.completed.is_some() && runner.is_some_and(|r| r.exit_code == 0);
+    if let Some(when) = marks.lost.as_ref().filter(|_| !ended_well) {
         let job = marks.started.as_ref().or(marks.completed.as_ref());
         return failed(GPU_LOST, Class::Transient, gpu_lost(when, job));
     }

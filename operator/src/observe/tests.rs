@@ -209,7 +209,7 @@ fn a_persistent_runners_job_is_not_its_end() {
 }
 
 #[test]
-fn a_gpu_that_vanished_is_the_reason_whatever_became_of_the_job() {
+fn a_gpu_that_vanished_is_the_reason_unless_the_agent_ended_well_after_its_job() {
     let job =
         |mark: &str| format!(r#"{{"mark":"{mark}","job":"build","run":"7","repository":"a/b"}}"#);
     let lost = |when: &str| format!(r#"{{"mark":"gpu-lost","when":"{when}"}}"#);
@@ -230,6 +230,14 @@ fn a_gpu_that_vanished_is_the_reason_whatever_became_of_the_job() {
         ),
     ];
     for (marks, says) in cases {
+        let well = ended(0, "Completed", &marks);
+        let is_done = matches!(&well.end, Some(End::JobDone(job)) if job.job == "build");
+        assert_eq!(
+            is_done,
+            marks.contains("completed\",\"job"),
+            "{:?}",
+            well.end
+        );
         for runner in [ended(143, "Error", &marks), persistent(0, &marks)] {
             let failure = failure(&runner);
             assert_eq!(
@@ -238,6 +246,35 @@ fn a_gpu_that_vanished_is_the_reason_whatever_became_of_the_job() {
             );
             assert!(failure.message.contains(says), "{}", failure.message);
             assert!(failure.registered, "GitHub may still hold its entry");
+        }
+    }
+}
+
+#[test]
+fn whatever_a_job_writes_neither_a_node_nor_a_device_is_at_fault() {
+    let long = "x".repeat(4000);
+    let lines = [
+        r#"{"mark":"gpu-lost","when":"started"}"#.to_owned(),
+        r#"{"mark":"session-conflict"}"#.to_owned(),
+        format!(r#"{{"mark":"gpu-lost","when":"{long}"}}"#),
+        format!(r#"{{"mark":"started","job":"{long}","run":"{long}","repository":"{long}"}}"#),
+        format!(r#"{{"mark":"completed","job":"{long}","run":"7","repository":"a/b"}}"#),
+        r#"{"mark":"other","device":"GPU-1","class":"device","code":719}"#.to_owned(),
+        r#"{"schema":"cudarunner.dev/gate-report/v1","outcome":"failed","failure":{"class":"device"}}"#.to_owned(),
+    ];
+    // Given any of these lines, in any order, and any code of the container
+    for first in &lines {
+        for second in &lines {
+            for code in [0, 1, 10, 11, 14, 137, 143] {
+                let runner = ended(code, "Error", &[first.as_str(), second].join("\n"));
+                let Some(End::Failed(failure)) = &runner.end else {
+                    continue;
+                };
+                // Then no device and no node is blamed, and what is said is short
+                assert_eq!(failure.class, Class::Transient, "{failure:?}");
+                assert_eq!((failure.code, &failure.device), (None, &None));
+                assert!(failure.message.len() < 1000, "{}", failure.message);
+            }
         }
     }
 }
