@@ -47,6 +47,7 @@ pub fn decide(
         || old.released != new.released
         || old.scale_set != new.scale_set
         || old.verification != new.verification
+        || old.required_checks != new.required_checks
         || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;
     let last_job = new.last_jobs.first().map(|job| job.finished_at.0);
@@ -145,5 +146,10 @@ mod tests {
             ..old.clone()
         };
         assert_eq!(decide(&old, &meant, just_now, NOW), Write::Now);
+        let recorded = CudaRunnerStatus {
+            required_checks: Some(cudarunner_crds::RequiredChecksStatus::default()),
+            ..old.clone()
+        };
+        assert_eq!(decide(&old, &recorded, just_now, NOW), Write::Now);
     }
 }

@@ -36,13 +36,18 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
     let asked = (pool.generation, pool.look_again.clone());
     let changed = memory.asked.as_ref() != Some(&asked);
     let proven = memory.watched.proven.as_ref().map(|(run, _)| *run);
-    let to_prove = green(pool).filter(|green| green.run_id.is_some() && green.run_id != proven);
+    let is_new = |green: &&VerificationStatus| green.run_id.is_some() && green.run_id != proven;
+    // With the pool its checks go: there is nothing more to prove.
+    let to_prove = green(pool)
+        .filter(|_| pool.deleting.is_none())
+        .filter(is_new);
+    let is_sought = to_prove.is_some_and(|green| green.run_id != memory.watched.sought);
     let due = memory.watched.next_look.is_none_or(|at| now >= at);
     let failed = memory.watched.trouble.is_some();
     let (Some(client), Some(repository), true) = (client, repository(pool), access) else {
         return memory.watched;
     };
-    if !due && (failed || !changed && to_prove.is_none() && memory.watched.read.is_some()) {
+    if !due && (failed || !changed && !is_sought && memory.watched.read.is_some()) {
         return memory.watched;
     }
     let mut look = Look {
@@ -122,13 +127,13 @@ impl Look<'_> {
             return Ok(());
         };
         let (client, repository) = (self.client, self.repository);
-        let mut checks = vec![];
-        // A run that somebody has deleted proves nothing more.
-        self.watched.elsewhere.clear();
-        if let Some(run) = client.run(repository, number).await? {
-            checks = client.checks_of_run(repository, &run).await?;
-            self.watched.elsewhere = client.jobs_of_other_workflows(repository, &run).await?;
-        }
+        self.watched.sought = Some(run);
+        // One that is not found was deleted, or is not found at the moment: what was proven before stays.
+        let Some(found) = client.run(repository, number).await? else {
+            return Ok(());
+        };
+        let checks = client.checks_of_run(repository, &found).await?;
+        self.watched.elsewhere = client.jobs_of_other_workflows(repository, &found).await?;
         if let Some(workflow) = workflow(self.pool) {
             let branch = workflow.git_ref.clone();
             self.watched.triggers = self.client.triggers(&workflow, &branch).await?;

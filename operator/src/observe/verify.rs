@@ -14,6 +14,9 @@ use crate::pool::Pool;
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
 
+/// A run that was not found for so long is gone.
+const SURELY_GONE: SignedDuration = SignedDuration::from_secs(60);
+
 /// Reads what is due, into the pool's memory; gives what is known.
 pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Timestamp) -> Watched {
     let Some(status) = pool
@@ -95,6 +98,14 @@ async fn find(
     Ok(())
 }
 
+impl Watched {
+    /// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
+    fn is_missing(&mut self, now: Timestamp) {
+        let since = *self.missing_since.get_or_insert(now);
+        self.is_gone = now >= since + SURELY_GONE;
+    }
+}
+
 async fn read_run(
     client: &Client,
     pool: &Pool,
@@ -106,9 +117,10 @@ async fn read_run(
     let (run, jobs) =
         futures::try_join!(client.run(repository, id), client.run_jobs(repository, id))?;
     let (Some(run), Some(jobs)) = (run, jobs) else {
-        watched.is_gone = true;
+        watched.is_missing(now);
         return Ok(());
     };
+    watched.missing_since = None;
     if watched.run.is_none() || run.status == "pending" || run.status == "waiting" {
         watched.held_until = (run.status == "pending" || run.status == "waiting").then_some(now);
     }
@@ -120,4 +132,19 @@ async fn read_run(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_not_found_once_is_not_gone() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut watched = Watched::default();
+        for (second, is_gone) in [(0, false), (5, false), (59, false), (60, true)] {
+            watched.is_missing(at(second));
+            assert_eq!(watched.is_gone, is_gone, "{second}");
+        }
+    }
 }

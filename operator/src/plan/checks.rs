@@ -27,6 +27,8 @@ const SOON: SignedDuration = SignedDuration::from_millis(300);
 pub struct Watched {
     /// The green run that was read, and the checks that it reported.
     pub proven: Option<(i64, Vec<Check>)>,
+    /// The green run that was last looked for.
+    pub sought: Option<i64>,
     /// Names that pull requests have reported lately.
     pub reported: BTreeSet<String>,
     /// Names that other workflows report for the same commit.
@@ -223,7 +225,8 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
             .map(String::as_str)
             .collect();
         if !gone.is_empty() {
-            plan.notices.push(Notice {
+            // Told when the record is written: a visit before that would tell it again.
+            plan.news.push(Notice {
                 warning: false,
                 reason: "ChecksRemoved".to_owned(),
                 note: format!(
@@ -298,11 +301,19 @@ impl View<'_> {
         branches.retain(unread);
         for (name, branch) in &self.watched.branches {
             let recorded = record.branches.iter().find(|b| &b.name == name);
-            let recorded = recorded.map(|b| b.contexts.clone()).unwrap_or_default();
-            let Protection::Requires(there) = &branch.protection else {
+            let there = match &branch.protection {
+                Protection::Requires(there) => there,
+                // A plan without protection hides what there is.
+                Protection::NotInPlan(_) => {
+                    branches.extend(recorded.cloned());
+                    continue;
+                }
                 // Nothing of ours can be there.
-                continue;
+                Protection::WithoutChecks | Protection::Unprotected | Protection::NoBranch => {
+                    continue;
+                }
             };
+            let recorded = recorded.map(|b| b.contexts.clone()).unwrap_or_default();
             let wanted = if self.applies(name, ChecksMode::BranchProtection) {
                 eligible.clone()
             } else {

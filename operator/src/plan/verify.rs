@@ -52,6 +52,8 @@ pub struct Watched {
     pub sums: BTreeMap<u64, TestSum>,
     /// The run does not exist any more.
     pub is_gone: bool,
+    /// Since when GitHub does not show the run.
+    pub missing_since: Option<Timestamp>,
     /// When the run was last seen held back, by its concurrency group or an approval.
     pub held_until: Option<Timestamp>,
     /// Why it could not be read.

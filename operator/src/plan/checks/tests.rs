@@ -227,7 +227,8 @@ fn what_was_green_is_required_beside_what_the_user_had_and_goes_with_the_pool() 
     assert_eq!(world.required("main"), &["fmt"]);
     let gone = visit(&mut pool, &mut world);
     assert!(gone.actions.contains(&Action::RemoveFinalizer));
-    assert!(gone.notices.iter().any(|n| n.reason == "ChecksRemoved"));
+    assert!(gone.news.iter().any(|n| n.reason == "ChecksRemoved"));
+    assert!(gone.notices.iter().all(|n| n.reason != "ChecksRemoved"));
 }
 
 #[test]
@@ -290,6 +291,38 @@ fn answers_that_look_alike_are_told_apart() {
         let (status, found, message) = condition(&settle(&mut pool, &mut world));
         assert_eq!((&*status, &*found), ("False", reason), "{message}");
     }
+}
+
+#[test]
+fn what_a_plan_hides_is_not_gone() {
+    // Given checks that are required, when the repository's plan does not show them any more
+    let mut world = World::new(&[("main", requires(&["fmt"]))]);
+    let mut pool = pool("a", on_main());
+    settle(&mut pool, &mut world);
+    let hidden = Protection::NotInPlan("Upgrade to GitHub Pro".into());
+    let shown = std::mem::replace(
+        &mut world.branches.get_mut("main").unwrap().protection,
+        hidden,
+    );
+    delete(&mut pool);
+    // Then the pool waits, and takes them away where they show again
+    let waits = settle(&mut pool, &mut world);
+    assert!(!waits.actions.contains(&Action::RemoveFinalizer));
+    world.branches.get_mut("main").unwrap().protection = shown;
+    settle(&mut pool, &mut world);
+    assert_eq!(world.required("main"), &["fmt"]);
+}
+
+#[test]
+fn a_green_run_that_is_not_found_takes_nothing_away() {
+    let mut world = World::new(&[("main", requires(&["fmt"]))]);
+    let mut pool = pool("a", on_main());
+    settle(&mut pool, &mut world);
+    // When the next green run is not shown
+    let status = pool.status.as_mut().unwrap();
+    status.verification.as_mut().unwrap().run_id = Some(8);
+    settle(&mut pool, &mut world);
+    assert_eq!(world.required("main"), &["fmt", "gpu", "build"]);
 }
 
 #[test]
