@@ -47,3 +47,30 @@ async fn an_app_gets_a_token_and_a_jit_configuration() {
     assert_eq!(github.send("GET", &one, token, None).await.status, 404);
     github.assert_clean().await;
 }
+
+#[tokio::test]
+async fn an_older_server_refuses_a_dispatch_that_asks_for_its_run() {
+    let github = Simulator::start().await;
+    let token = github.admin().await;
+    let path = format!("/api/v3{REPO}/actions/workflows/cuda.yml/dispatches");
+    for (version, asked, status) in [
+        (
+            "3.20.4",
+            json!({"ref": "main", "return_run_details": true}),
+            422,
+        ),
+        ("3.20.4", json!({"ref": "main"}), 204),
+        (
+            "3.21.0",
+            json!({"ref": "main", "return_run_details": true}),
+            200,
+        ),
+        ("", json!({"ref": "main", "return_run_details": true}), 200),
+    ] {
+        let settings = json!({"serverVersion": version});
+        github.control.change_settings(&settings).await.unwrap();
+        let answer = github.send("POST", &path, &token, Some(asked)).await;
+        assert_eq!(answer.status, status, "{version}: {answer:?}");
+    }
+    github.assert_clean().await;
+}

@@ -75,6 +75,13 @@ fn set_state(world: &mut World, call: &Call, state: &str) -> Result<Answer, Answ
 
 /// `POST …/actions/workflows/{workflow_id}/dispatches`
 pub fn dispatch(world: &mut World, call: &Call) -> Result<Answer, Answer> {
+    let wanted = call.body.get("return_run_details") == Some(&Value::Bool(true));
+    if call.body.get("return_run_details").is_some() && !world.settings.names_dispatched_runs() {
+        return Err(Answer::error(
+            422,
+            "Invalid request.\n\n\"return_run_details\" is not a permitted key.",
+        ));
+    }
     let (repository, workflow) = named(world, call)?;
     let reference = call.text("ref").unwrap_or_default();
     let branch = reference
@@ -100,8 +107,7 @@ pub fn dispatch(world: &mut World, call: &Call) -> Result<Answer, Answer> {
             "Workflow does not have 'workflow_dispatch' trigger",
         ));
     }
-    let wanted = call.body.get("return_run_details") == Some(&Value::Bool(true));
-    let details = world.settings.dispatch_details && (wanted || call.newest);
+    let details = world.settings.names_dispatched_runs() && (wanted || call.newest);
     let (full_name, workflow) = (repository.full_name.clone(), workflow.id);
     let run = engine::create_run(
         world,

@@ -51,7 +51,8 @@ pub struct Settings {
     pub actions_app_id: u64,
     /// The version that `/meta` reports as an Enterprise Server; empty for github.com.
     pub server_version: String,
-    /// Whether a dispatch can answer with the ids of its run, as older servers cannot.
+    /// Whether a dispatch can answer with the ids of its run. Where not, and on Enterprise Servers up to 3.20, whoever asks
+    /// for them is refused.
     pub dispatch_details: bool,
     /// Registration tokens work once only, stricter than GitHub.
     pub single_use_registration: bool,
@@ -91,7 +92,7 @@ impl Default for Settings {
             listing_lag_millis: 0,
             hourly_limit: 5000,
             actions_app_id: 15_368,
-            server_version: "3.19.1".to_owned(),
+            server_version: "3.21.0".to_owned(),
             dispatch_details: true,
             single_use_registration: false,
             admin_token_seconds: 3600,
@@ -101,6 +102,19 @@ impl Default for Settings {
             honour_labels: true,
             scale_sets_offer: false,
         }
+    }
+}
+
+impl Settings {
+    /// Whether a dispatch can answer with the ids of its run.
+    #[must_use]
+    pub fn names_dispatched_runs(&self) -> bool {
+        let mut parts = self.server_version.split('.').map(str::parse::<u32>);
+        let is_old = match (parts.next(), parts.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => (major, minor) <= (3, 20),
+            _ => false,
+        };
+        self.dispatch_details && !is_old
     }
 }
 
