@@ -1,7 +1,7 @@
 //! The operator on a cluster: installed by Helm as a user would, or, without a real node, as a process beside it.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -85,6 +85,11 @@ async fn helm(
 ) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
     let mut all = values(cluster.link.is_some());
+    // The simulated GitHub has the API server's address.
+    all.push(format!(
+        "githubAddresses.allow={{{}}}",
+        github_address(cluster)?
+    ));
     all.extend(changes.iter().map(|&change| change.to_owned()));
     let (charts, names) = (charts.to_owned(), names.to_owned());
     tokio::task::spawn_blocking(move || {
@@ -176,6 +181,13 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
     Ok(())
 }
 
+/// Where the simulated GitHub is, without its port.
+fn github_address(cluster: &Cluster) -> Result<IpAddr> {
+    let address = cluster.github.trim_start_matches("https://");
+    let address: SocketAddr = address.parse().context("the simulator's address")?;
+    Ok(address.ip())
+}
+
 fn values(real: bool) -> Vec<String> {
     let mut values: Vec<String> = [
         "image.repository=localhost/cuda-runner-operator",
@@ -262,6 +274,10 @@ pub async fn beside(
     .arg(format!("--registrar-listen={registrar}"))
     .arg(format!("--registrar-url=https://{registrar}"))
     .arg(format!("--health-listen={health}"))
+    .arg(format!(
+        "--allow-github-address={}",
+        github_address(cluster)?
+    ))
     .env("KUBECONFIG", kubeconfig.to_string_lossy())
     .env("RUST_LOG", log);
     Ok(Beside { program, health })

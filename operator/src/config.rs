@@ -1,9 +1,12 @@
 //! Flags and environment: the only reader of either.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::github::Reach;
 
 /// Turns GPU nodes into trustworthy GitHub Actions runners.
 #[derive(Debug, Parser)]
@@ -101,6 +104,10 @@ pub struct Config {
     #[arg(long, env)]
     pub insecure_github: bool,
 
+    /// What pools may have the operator ask.
+    #[command(flatten)]
+    pub reach: GitHubAddresses,
+
     /// Form of the log.
     #[arg(long, env, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -130,6 +137,39 @@ pub struct NodeMarks {
     pub node_taint: bool,
 }
 
+/// What pools may have the operator ask. Whoever writes a pool names the server, and the operator may reach more than they do.
+#[derive(Args, Clone, Debug, Default)]
+pub struct GitHubAddresses {
+    /// Addresses of GitHub servers and proxies that pools may name although they are not asked otherwise, as networks,
+    /// separated by commas.
+    #[arg(long, env, value_delimiter = ',', value_name = "CIDR", value_parser = network)]
+    pub allow_github_address: Vec<IpNet>,
+
+    /// Addresses that are not asked for a pool, as networks, separated by commas: those of the cluster's Services, pods
+    /// and nodes. Loopback and link-local addresses, metadata services and the API server never are.
+    #[arg(long, env, value_delimiter = ',', value_name = "CIDR", value_parser = network)]
+    pub deny_github_address: Vec<IpNet>,
+}
+
+impl GitHubAddresses {
+    /// Which addresses are asked, where `own` are the API server's.
+    #[must_use]
+    pub fn reach(&self, own: impl Iterator<Item = IpAddr>) -> Reach {
+        let denied = self.deny_github_address.iter().copied();
+        Reach {
+            allowed: self.allow_github_address.clone(),
+            denied: denied.chain(own.map(IpNet::from)).collect(),
+        }
+    }
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>();
+    net.or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "give a network such as 10.96.0.0/12, or an address".to_owned())
+}
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -143,6 +183,38 @@ pub enum LogFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_given_in_full_or_as_one_address() {
+        let line = [
+            "cuda-runner-operator",
+            "run",
+            "--gate-image=gate",
+            "--allow-github-address=127.0.0.1,fd00::/8",
+            "--deny-github-address=10.96.0.0/12",
+        ];
+        let Command::Run(config) = Cli::parse_from(line).command else {
+            unreachable!("the subcommand is run");
+        };
+        let reach = config
+            .reach
+            .reach(["192.168.0.1".parse().unwrap()].into_iter());
+        for (address, is_asked) in [
+            ("127.0.0.1", true),
+            ("127.0.0.2", false),
+            ("fd00::1", true),
+            ("10.100.0.1", false),
+            ("192.168.0.1", false),
+            ("192.168.0.2", true),
+        ] {
+            assert_eq!(
+                reach.permits(address.parse().unwrap()),
+                is_asked,
+                "{address}"
+            );
+        }
+        assert!(network("10.0.0.0/99").is_err());
+    }
 
     #[test]
     fn the_command_line_is_sound() {

@@ -127,7 +127,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     let watched = watch_all(&config, &client, &waker);
     let acting = fenced(&client, &fence);
     let ctx = Arc::new(Context {
-        clients: Clients::new(),
+        clients: Clients::new(config.reach.reach(api_server().await.into_iter())),
         pools: watched.pools,
         pods: watched.pods,
         nodes: watched.nodes,
@@ -220,6 +220,22 @@ fn fenced(client: &Client, fence: &Fence) -> Client {
         }
     });
     Client::new(checked, client.default_namespace())
+}
+
+/// The API server's addresses: pools may not have the operator ask it.
+async fn api_server() -> Vec<IpAddr> {
+    let Ok(config) = kube::Config::infer().await else {
+        return vec![];
+    };
+    let host = config.cluster_url.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match tokio::net::lookup_host((host, 443)).await {
+        Ok(found) => found.map(|address| address.ip()).collect(),
+        Err(error) => {
+            tracing::warn!(host, %error, "the API server's address is not known: a pool may have the operator ask it");
+            vec![]
+        }
+    }
 }
 
 /// Stores, and the channels that tell when they have been filled.

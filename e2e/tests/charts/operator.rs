@@ -61,6 +61,7 @@ pub(super) fn everything() -> Value {
         "nodeCondition": {"enabled": true},
         "nodeTaint": {"enabled": true},
         "insecureGithub": true,
+        "githubAddresses": {"allow": ["10.96.7.0/24", "fd00::7"], "deny": ["10.96.0.0/12"]},
         "logFormat": "text",
         "logLevel": "debug",
         "tracing": {"endpoint": "http://collector:4318"},

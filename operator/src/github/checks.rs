@@ -11,7 +11,14 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, Repository, Run, Workflow, runs::Runs, transport::Ask, url::encode};
+use super::{
+    Client, Error, Repository, Run, Workflow,
+    ask::{Answer, Ask},
+    body::short,
+    pages::What,
+    runs::{ACTIONS_READ, Runs},
+    url::encode,
+};
 
 /// What it takes to read checks.
 const CHECKS_READ: &str = "the repository permission \"Checks: read\"";
@@ -85,18 +92,15 @@ impl Client {
             return Ok(vec![]);
         };
         let path = format!(
-            "{}/check-suites/{suite}/check-runs?filter=latest&per_page=100",
+            "{}/check-suites/{suite}/check-runs?filter=latest",
             repository.path()
         );
-        let ask = Ask::get(path, format!("read the checks of the run {}", run.id));
-        let answer = self.transport.send(&ask).await?;
-        match answer.status {
-            StatusCode::OK => {
-                let found: CheckRuns = answer.json(&ask)?;
-                Ok(found.check_runs.into_iter().map(Check::from).collect())
-            }
-            _ => Err(self.judged(&answer, &ask, CHECKS_READ)),
-        }
+        let what = What {
+            action: &format!("read the checks of the run {}", run.id),
+            permission: CHECKS_READ,
+        };
+        let found: Vec<CheckRun> = self.list(&path, &what).await?;
+        Ok(found.into_iter().map(Check::from).collect())
     }
 
     /// Names of jobs that pull requests have reported lately for this workflow.
@@ -106,8 +110,12 @@ impl Client {
             workflow.path()
         );
         let action = format!("list the pull requests' runs of {}", workflow.file);
-        let runs: Option<Runs> = self.ask_tagged(path, &action).await?;
-        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        let what = What {
+            action: &action,
+            permission: ACTIONS_READ,
+        };
+        let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
+        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
         self.job_names(&workflow.repository, runs).await
     }
 
@@ -125,8 +133,12 @@ impl Client {
             repository.path()
         );
         let action = format!("list the runs of the commit {sha}");
-        let runs: Option<Runs> = self.ask_tagged(path, &action).await?;
-        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs);
+        let what = What {
+            action: &action,
+            permission: ACTIONS_READ,
+        };
+        let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
+        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
         let others = runs.filter(|other| other.workflow_id != run.workflow_id);
         self.job_names(repository, others).await
     }
@@ -182,17 +194,7 @@ impl Client {
             let required: Required = answer.json(&ask)?;
             return Ok(Protection::Requires(required.contexts));
         }
-        match (answer.status, answer.message().as_str()) {
-            (StatusCode::NOT_FOUND, "Branch not protected") => Ok(Protection::Unprotected),
-            (StatusCode::NOT_FOUND, "Required status checks not enabled") => {
-                Ok(Protection::WithoutChecks)
-            }
-            (StatusCode::NOT_FOUND, "Branch not found") => Ok(Protection::NoBranch),
-            (StatusCode::FORBIDDEN, words) if words.starts_with("Upgrade to ") => {
-                Ok(Protection::NotInPlan(words.to_owned()))
-            }
-            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
-        }
+        without_checks(&answer).ok_or_else(|| self.judged(&answer, &ask, ADMINISTRATION))
     }
 
     /// Adds contexts to what a branch requires. Those that are there already stay as they are.
@@ -202,8 +204,13 @@ impl Client {
         branch: &str,
         contexts: &[String],
     ) -> Result<(), Error> {
-        self.change_contexts(Method::POST, repository, branch, contexts)
-            .await
+        let (ask, answer) = self
+            .change_contexts(Method::POST, repository, branch, contexts)
+            .await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
     }
 
     /// Takes contexts off what a branch requires. Those that are not there, or a branch without protection, are as good.
@@ -213,13 +220,17 @@ impl Client {
         branch: &str,
         contexts: &[String],
     ) -> Result<(), Error> {
-        match self
+        let (ask, answer) = self
             .change_contexts(Method::DELETE, repository, branch, contexts)
-            .await
-        {
-            Err(Error::NotFound { .. }) => Ok(()),
-            other => other,
+            .await?;
+        let has_none = matches!(
+            without_checks(&answer),
+            Some(Protection::Unprotected | Protection::WithoutChecks | Protection::NoBranch)
+        );
+        if answer.status == StatusCode::OK || has_none {
+            return Ok(());
         }
+        Err(self.judged(&answer, &ask, ADMINISTRATION))
     }
 
     async fn change_contexts(
@@ -228,22 +239,25 @@ impl Client {
         repository: &Repository,
         branch: &str,
         contexts: &[String],
-    ) -> Result<(), Error> {
+    ) -> Result<(Ask, Answer), Error> {
         let path = format!(
             "{}/required_status_checks/contexts",
             protected(repository, branch)
         );
-        let body = json!({"contexts": contexts});
         let action = format!("change what the branch {branch} requires");
-        let ask = Ask {
+        let ask = |body: Value| Ask {
             body: Some(body.to_string().into_bytes()),
-            ..Ask::write(method, path, action)
+            ..Ask::write(method.clone(), &path, &action)
         };
-        let answer = self.transport.send(&ask).await?;
-        match answer.status {
-            StatusCode::OK => Ok(()),
-            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        let first = ask(json!({"contexts": contexts}));
+        let answer = self.transport.send(&first).await?;
+        if answer.status != StatusCode::UNPROCESSABLE_ENTITY {
+            return Ok((first, answer));
         }
+        // GitHub documents two forms of the body, and some servers take the other one alone.
+        let second = ask(json!(contexts));
+        let answer = self.transport.send(&second).await?;
+        Ok((second, answer))
     }
 
     /// The rules that rulesets put on a branch.
@@ -253,27 +267,39 @@ impl Client {
         branch: &str,
     ) -> Result<Vec<BranchRule>, Error> {
         let path = format!("{}/rules/branches/{}", repository.path(), encode(branch));
-        let rules = self
-            .ask_tagged(path, &format!("read the rules of the branch {branch}"))
-            .await?;
-        Ok(rules.unwrap_or_default())
+        let what = What {
+            action: &format!("read the rules of the branch {branch}"),
+            permission: ADMINISTRATION,
+        };
+        self.list(&path, &what).await
     }
 
-    /// The ruleset of that name, with its number.
+    /// The repository's own ruleset of that name, with its number. Where the list is not found, that is an error and no
+    /// proof that there is none.
     pub async fn find_ruleset(
         &self,
         repository: &Repository,
         name: &str,
     ) -> Result<Option<(i64, Ruleset)>, Error> {
-        let path = format!("{}/rulesets?targets=branch&per_page=100", repository.path());
-        let all: Option<Vec<RulesetName>> = self.ask_tagged(path, "list the rulesets").await?;
-        let found = all.into_iter().flatten().find(|r| r.name == name);
+        let what = |action| What {
+            action,
+            permission: ADMINISTRATION,
+        };
+        let path = format!(
+            "{}/rulesets?includes_parents=false&targets=branch",
+            repository.path()
+        );
+        let all: Vec<RulesetName> = self.list(&path, &what("list the rulesets")).await?;
+        let found = all.into_iter().find(|r| r.name == name && r.is_own());
         let Some(RulesetName { id, .. }) = found else {
             return Ok(None);
         };
         let path = format!("{}/rulesets/{id}", repository.path());
-        let whole: Option<Value> = self.ask_tagged(path, "read a ruleset").await?;
-        Ok(whole.map(|whole| (id, Ruleset::read(name, &whole))))
+        let (ask, answer) = self.tagged(path, "read a ruleset").await?;
+        match answer.status {
+            StatusCode::OK => Ok(Some((id, Ruleset::read(name, &answer.json(&ask)?)))),
+            _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
+        }
     }
 
     /// Makes a ruleset.
@@ -315,15 +341,31 @@ impl Client {
         }
     }
 
-    /// Removes a ruleset; one that is gone is as good.
+    /// Removes a ruleset. Whether one that is not found is gone, the list tells.
     pub async fn delete_ruleset(&self, repository: &Repository, id: i64) -> Result<(), Error> {
         let path = format!("{}/rulesets/{id}", repository.path());
         let ask = Ask::write(Method::DELETE, path, format!("remove the ruleset {id}"));
         let answer = self.transport.send(&ask).await?;
         match answer.status {
-            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
+            StatusCode::NO_CONTENT => Ok(()),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
         }
+    }
+}
+
+/// What a branch has instead of required checks. GitHub tells the cases apart by its words only: "Not Found" is none of
+/// them, and may be a missing permission.
+fn without_checks(answer: &Answer) -> Option<Protection> {
+    match (answer.status, answer.message().as_str()) {
+        (StatusCode::NOT_FOUND, "Branch not protected") => Some(Protection::Unprotected),
+        (StatusCode::NOT_FOUND, "Required status checks not enabled") => {
+            Some(Protection::WithoutChecks)
+        }
+        (StatusCode::NOT_FOUND, "Branch not found") => Some(Protection::NoBranch),
+        (StatusCode::FORBIDDEN, words) if words.starts_with("Upgrade to ") => {
+            Some(Protection::NotInPlan(words.to_owned()))
+        }
+        _ => None,
     }
 }
 
@@ -437,12 +479,8 @@ impl From<CheckRun> for Check {
 }
 
 #[derive(Deserialize)]
-struct CheckRuns {
-    check_runs: Vec<CheckRun>,
-}
-
-#[derive(Deserialize)]
 struct CheckRun {
+    #[serde(deserialize_with = "short")]
     name: String,
     app: Option<App>,
 }
@@ -461,7 +499,19 @@ struct Required {
 #[derive(Deserialize)]
 struct RulesetName {
     id: i64,
+    #[serde(deserialize_with = "short")]
     name: String,
+    #[serde(default)]
+    source_type: Option<String>,
+}
+
+impl RulesetName {
+    /// A server that does not know how to leave out those of the organization marks them.
+    fn is_own(&self) -> bool {
+        self.source_type
+            .as_deref()
+            .is_none_or(|source| source == "Repository")
+    }
 }
 
 #[derive(Deserialize)]

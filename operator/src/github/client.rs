@@ -6,14 +6,15 @@ use http::StatusCode;
 
 use super::{
     Agent, Error, Fingerprint, GitHubUrl, Scope,
+    ask::{Answer, Ask},
     budget::Usage,
     groups::Groups,
+    pages::Tagged,
     queue::Kept,
     runners::Pages,
-    runs::Tagged,
     service::Connection,
     single::Single,
-    transport::{Answer, Ask, Transport},
+    transport::Transport,
     versions::Lifecycles,
 };
 
@@ -102,6 +103,25 @@ impl Client {
                 action,
                 message: format!("unexpected status {status}: {message}"),
             },
+        }
+    }
+
+    /// Like `refusal`, for what needs another permission than the runners do.
+    pub(super) fn judged(&self, answer: &Answer, ask: &Ask, permission: &str) -> Error {
+        match self.refusal(answer, ask) {
+            Error::Forbidden {
+                action, message, ..
+            } => Error::Forbidden {
+                action,
+                permission: permission.to_owned(),
+                message,
+            },
+            Error::NotFound { what, message, .. } => Error::NotFound {
+                what,
+                message,
+                advice: format!("does it exist, and do the credentials have {permission}?"),
+            },
+            other => other,
         }
     }
 

@@ -12,7 +12,10 @@ use tokio::time::Instant;
 
 use super::{
     CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, Proxy,
-    budget::Usage, transport::Transport,
+    body::Room,
+    budget::Usage,
+    connect::Reach,
+    transport::{Shared, Transport},
 };
 
 /// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
@@ -24,8 +27,9 @@ const IDLE: Duration = Duration::from_hours(1);
 /// share the listing, too. Two credential holders share nothing, even where both may see the same.
 #[derive(Default)]
 pub struct Clients {
-    /// The system's own authorities. Reading them takes long enough to do it once.
-    roots: OnceLock<Arc<RootCertStore>>,
+    /// With the system's own authorities: reading them takes long enough to do it once.
+    shared: OnceLock<Shared>,
+    reach: Arc<Reach>,
     kept: Mutex<Kept>,
 }
 
@@ -60,10 +64,13 @@ impl TransportKey {
 }
 
 impl Clients {
-    /// None yet.
+    /// None yet. They ask what is within `reach`.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(reach: Reach) -> Self {
+        Self {
+            reach: Arc::new(reach),
+            ..Self::default()
+        }
     }
 
     /// The credentials in a Secret's data, see [`Credentials::from_secret_data`]. The same data is read once: a private key
@@ -110,8 +117,8 @@ impl Clients {
         let transport = if let Some(transport) = touch(&mut kept.transports, &key) {
             transport
         } else {
-            let (roots, id) = (self.roots(), key.id());
-            let transport = Transport::new(url, credentials, ca, proxy, roots, id)?;
+            let (shared, id) = (self.shared(), key.id());
+            let transport = Transport::new(url, credentials, ca, proxy, shared, id)?;
             let transport = Arc::new(transport);
             kept.transports
                 .insert(key, (transport.clone(), Instant::now()));
@@ -137,18 +144,24 @@ impl Clients {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn roots(&self) -> &Arc<RootCertStore> {
-        self.roots.get_or_init(|| {
-            let found = rustls_native_certs::load_native_certs();
-            for error in &found.errors {
-                tracing::warn!(%error, "could not read some of the system's certificate authorities");
-            }
-            let mut roots = RootCertStore::empty();
-            let (added, ignored) = roots.add_parsable_certificates(found.certs);
-            tracing::debug!(added, ignored, "read the system's certificate authorities");
-            Arc::new(roots)
+    fn shared(&self) -> &Shared {
+        self.shared.get_or_init(|| Shared {
+            roots: Arc::new(system_roots()),
+            room: Room::default(),
+            reach: Arc::clone(&self.reach),
         })
     }
+}
+
+fn system_roots() -> RootCertStore {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "could not read some of the system's certificate authorities");
+    }
+    let mut roots = RootCertStore::empty();
+    let (added, ignored) = roots.add_parsable_certificates(found.certs);
+    tracing::debug!(added, ignored, "read the system's certificate authorities");
+    roots
 }
 
 fn touch<K: Hash + Eq, V: Clone>(map: &mut HashMap<K, (V, Instant)>, key: &K) -> Option<V> {
@@ -180,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_equal_is_shared_and_nothing_else() {
-        let clients = Clients::new();
+        let clients = Clients::new(Reach::default());
         let get = |address: &str, credentials: &Credentials| {
             clients
                 .client(&url(address), credentials, None, None)
@@ -216,7 +229,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_secret_is_read_once_and_a_changed_one_again() {
-        let clients = Clients::new();
+        let clients = Clients::new(Reach::default());
         let secret = data(&[("token", "old")]);
         let old = clients.credentials(&secret).unwrap();
         assert_eq!(old.fingerprint(), token("old").fingerprint());
@@ -240,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_bundle_is_another_client() {
-        let clients = Clients::new();
+        let clients = Clients::new(Reach::default());
         let pem = rcgen::generate_simple_self_signed(["ca".to_owned()])
             .unwrap()
             .cert
@@ -256,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_uses_is_dropped() {
-        let clients = Clients::new();
+        let clients = Clients::new(Reach::default());
         let address = url("https://github.com/o/a");
         let old = Arc::downgrade(&clients.client(&address, &token("old"), None, None).unwrap());
         tokio::time::advance(IDLE).await;

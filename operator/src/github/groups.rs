@@ -6,19 +6,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::StatusCode;
 use serde::Deserialize;
 
-use super::{Client, Error, Repository, Scope, transport::Ask, url::encode};
+use super::{
+    Client, Error, Repository, Scope,
+    body::{short, whole},
+    pages::What,
+    url::encode,
+};
 
 /// The group that is always there. A repository has no other.
 const DEFAULT_GROUP: u64 = 1;
 const DEFAULT_NAME: &str = "default";
 /// Groups change rarely.
 const MAX_AGE: Duration = Duration::from_mins(10);
-const PER_PAGE: usize = 100;
-/// This only stops a server that never comes to an end.
-const MOST_PAGES: usize = 100;
 
 /// Names and numbers.
 pub(super) type Groups = Arc<[(String, u64)]>;
@@ -80,59 +81,38 @@ impl Client {
         if !is_own {
             return Ok(true);
         }
-        for number in 1..=MOST_PAGES {
-            let path = format!(
-                "{}/actions/runner-groups?visible_to_repository={}&per_page={PER_PAGE}&page={number}",
-                self.url().owner_path(),
-                encode(name)
-            );
-            let action = format!(
+        let path = format!(
+            "{}/actions/runner-groups?visible_to_repository={}",
+            self.url().owner_path(),
+            encode(name)
+        );
+        let what = What {
+            action: &format!(
                 "list the runner groups that admit {}",
                 repository.full_name()
-            );
-            let page: Option<WirePage> = self.ask_tagged(path, &action).await?;
+            ),
+            permission: self.url().scope().permission(),
+        };
+        let groups: Vec<WireGroup> = match self.list(&path, &what).await {
             // Without an answer nothing speaks against it.
-            let Some(page) = page else { return Ok(true) };
-            let is_it = |found: &WireGroup| match group {
-                Some(group) => found.name.eq_ignore_ascii_case(group),
-                None => found.id == DEFAULT_GROUP,
-            };
-            if page.runner_groups.iter().any(is_it) {
-                return Ok(true);
-            }
-            if page.runner_groups.len() < PER_PAGE {
-                break;
-            }
-        }
-        Ok(false)
+            Err(Error::NotFound { .. }) => return Ok(true),
+            groups => groups?,
+        };
+        Ok(groups.iter().any(|found| match group {
+            Some(group) => found.name.eq_ignore_ascii_case(group),
+            None => found.id == DEFAULT_GROUP,
+        }))
     }
 
     async fn read_groups(&self) -> Result<Groups, Error> {
-        let mut groups = Vec::new();
-        for number in 1..=MOST_PAGES {
-            let ask = Ask::get(
-                format!(
-                    "{}/actions/runner-groups?per_page={PER_PAGE}&page={number}",
-                    self.url().owner_path()
-                ),
-                format!("list the runner groups of {}", self.url().scope()),
-            );
-            let answer = self.transport.send(&ask).await?;
-            if answer.status != StatusCode::OK {
-                return Err(self.refusal(&answer, &ask));
-            }
-            let page: WirePage = answer.json(&ask)?;
-            let is_last = page.runner_groups.len() < PER_PAGE;
-            groups.extend(
-                page.runner_groups
-                    .into_iter()
-                    .map(|group| (group.name, group.id)),
-            );
-            if is_last {
-                break;
-            }
-        }
-        Ok(groups.into())
+        let what = What {
+            action: &format!("list the runner groups of {}", self.url().scope()),
+            permission: self.url().scope().permission(),
+        };
+        let path = format!("{}/actions/runner-groups", self.url().owner_path());
+        let groups: Vec<WireGroup> = self.list(&path, &what).await?;
+        let groups = groups.into_iter().map(|group| (group.name, group.id));
+        Ok(groups.collect())
     }
 }
 
@@ -149,23 +129,10 @@ fn names(groups: &Groups) -> String {
 }
 
 #[derive(Deserialize)]
-struct WirePage {
-    runner_groups: Vec<WireGroup>,
-}
-
-#[derive(Deserialize)]
 struct WireGroup {
     /// The description calls it a number, not an integer.
     #[serde(deserialize_with = "whole")]
     id: u64,
+    #[serde(deserialize_with = "short")]
     name: String,
-}
-
-fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let number = serde_json::Number::deserialize(deserializer)?;
-    let text = number.to_string();
-    let digits = text.strip_suffix(".0").unwrap_or(&text);
-    digits
-        .parse()
-        .map_err(|_| serde::de::Error::custom("no whole number"))
 }

@@ -9,16 +9,20 @@
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
 mod access;
+mod ask;
+mod body;
 pub mod budget;
 mod ca;
 mod checks;
 mod client;
 mod clients;
+mod connect;
 mod credentials;
 mod error;
 mod groups;
 mod logs;
 mod messages;
+mod pages;
 mod proxy;
 mod queue;
 mod runners;
@@ -38,6 +42,7 @@ pub use ca::{CaBundle, CaBundleError};
 pub use checks::{BranchRule, Check, Protection, Ruleset, Triggers};
 pub use client::Client;
 pub use clients::Clients;
+pub use connect::Reach;
 pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };

@@ -8,14 +8,13 @@ use std::{
 
 use http::Uri;
 use hyper_util::{
-    client::{
-        legacy::connect::{HttpConnector, proxy::Tunnel},
-        proxy::matcher::Matcher,
-    },
+    client::{legacy::connect::proxy::Tunnel, proxy::matcher::Matcher},
     rt::TokioIo,
 };
 use tokio::net::TcpStream;
 use tower::Service;
+
+use super::connect::{BoxError, Guarded};
 
 /// A proxy, and the hosts that are reached without it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -79,21 +78,19 @@ impl fmt::Display for Proxy {
 /// Connects straight, or has a proxy connect: TLS goes through either unread.
 #[derive(Clone)]
 pub(super) enum Way {
-    Straight(HttpConnector),
-    Through(Tunnel<HttpConnector>),
+    Straight(Guarded),
+    Through(Tunnel<Guarded>),
 }
 
 impl Way {
     /// The way to `server`.
-    pub(super) fn to(server: &Uri, proxy: Option<&Proxy>, tcp: HttpConnector) -> Self {
+    pub(super) fn to(server: &Uri, proxy: Option<&Proxy>, tcp: Guarded) -> Self {
         match proxy.filter(|proxy| proxy.is_for(server)) {
             Some(proxy) => Self::Through(Tunnel::new(proxy.url.clone(), tcp)),
             None => Self::Straight(tcp),
         }
     }
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Uri> for Way {
     type Response = TokioIo<TcpStream>;
@@ -102,17 +99,14 @@ impl Service<Uri> for Way {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         match self {
-            Self::Straight(tcp) => tcp.poll_ready(cx).map_err(Into::into),
+            Self::Straight(tcp) => tcp.poll_ready(cx),
             Self::Through(tunnel) => tunnel.poll_ready(cx).map_err(Into::into),
         }
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
         match self {
-            Self::Straight(tcp) => {
-                let connecting = tcp.call(server);
-                Box::pin(async move { connecting.await.map_err(Into::into) })
-            }
+            Self::Straight(tcp) => tcp.call(server),
             Self::Through(tunnel) => {
                 let connecting = tunnel.call(server);
                 Box::pin(async move {

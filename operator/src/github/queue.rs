@@ -1,19 +1,26 @@
 //! Jobs that wait for a runner.
 //!
-//! No endpoint lists them: the runs that are queued or in progress are listed, then the jobs of each. The endpoints are
+//! No endpoint lists them: the runs that may have some are listed, then the jobs of each. The endpoints are
 //! documented at <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
 //! <https://docs.github.com/en/rest/actions/workflow-jobs?apiVersion=2022-11-28>.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Client, Error, Scope, single::Single, transport::Ask};
+use super::{
+    Client, Error, Scope,
+    body::{AtMost, MOST_LABELS, Short},
+    pages::What,
+    single::Single,
+};
 
-/// Runs of each state that are looked into: the newest. A longer queue is as long for the pool.
-const MOST_RUNS: usize = 50;
+/// Pages of runs of each state that are looked into: the newest. A longer queue is as long for the pool.
+const PAGES: usize = 2;
+/// Jobs that are counted: more than any pool's runners.
+const MOST_JOBS: usize = 3_000;
+/// What a run may be while a job of it is queued: one that waits for an approval may have others.
+const STATES: [&str; 3] = ["queued", "in_progress", "waiting"];
 
 /// A job that waits for a runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,18 +33,8 @@ pub struct QueuedJob {
     pub labels: Vec<String>,
 }
 
-/// The last answers, by path, with the tag by which GitHub says for nothing that they still hold.
-type Answers = HashMap<String, (HeaderValue, Value)>;
-
-/// The queue, with what is needed to ask whether it is still the same.
-#[derive(Default)]
-pub(super) struct Read {
-    jobs: Vec<QueuedJob>,
-    answers: Answers,
-}
-
 /// The queue as last read, by whichever pool.
-pub(super) type Kept = Single<Arc<Read>>;
+pub(super) type Kept = Single<Arc<[QueuedJob]>>;
 
 impl Client {
     /// The jobs of the repository that wait for a runner, at most `max_age` old; `None` for an organization or an
@@ -46,77 +43,43 @@ impl Client {
         if !matches!(self.url().scope(), Scope::Repository { .. }) {
             return Ok(None);
         }
-        let read = self
+        let jobs = self
             .queue
-            .get(
-                |last| last.at.elapsed() < max_age,
-                |last| self.read_queue(last.unwrap_or_default()),
-            )
-            .await?;
-        Ok(Some(read.jobs.clone()))
+            .get(|last| last.at.elapsed() < max_age, |_| self.read_queue());
+        Ok(Some(jobs.await?.to_vec()))
     }
 
-    async fn read_queue(&self, last: Arc<Read>) -> Result<Arc<Read>, Error> {
+    async fn read_queue(&self) -> Result<Arc<[QueuedJob]>, Error> {
         let owner = self.url().owner_path();
-        let mut read = Read::default();
-        for state in ["queued", "in_progress"] {
-            let path = format!("{owner}/actions/runs?status={state}&per_page={MOST_RUNS}");
-            let runs: Runs = self
-                .ask_kept(path, &last.answers, &mut read.answers)
-                .await?;
-            for run in runs.workflow_runs.into_iter().take(MOST_RUNS) {
-                let path = format!(
-                    "{owner}/actions/runs/{}/jobs?filter=latest&per_page=100",
-                    run.id
-                );
-                let of_run: Jobs = self
-                    .ask_kept(path, &last.answers, &mut read.answers)
-                    .await?;
-                let waiting = of_run.jobs.into_iter().filter(|job| job.status == "queued");
-                read.jobs.extend(waiting.map(|job| QueuedJob {
+        let action = format!("read the queue of {}", self.url().scope());
+        let what = What {
+            action: &action,
+            permission: super::runs::ACTIONS_READ,
+        };
+        let mut waiting = Vec::new();
+        for state in STATES {
+            let path = format!("{owner}/actions/runs?status={state}");
+            let (runs, _) = self.list_up_to::<Run>(PAGES, &path, &what).await?;
+            for run in runs {
+                if waiting.len() >= MOST_JOBS {
+                    return Ok(waiting.into());
+                }
+                let path = format!("{owner}/actions/runs/{}/jobs?filter=latest", run.id);
+                let jobs: Vec<Job> = match self.list(&path, &what).await {
+                    // Deleted a moment ago: the others wait all the same.
+                    Err(Error::NotFound { .. }) => continue,
+                    jobs => jobs?,
+                };
+                let queued = jobs.into_iter().filter(|job| job.status.0 == "queued");
+                waiting.extend(queued.map(|job| QueuedJob {
                     run: run.id,
-                    name: job.name,
-                    labels: job.labels,
+                    name: job.name.0,
+                    labels: job.labels.0.into_iter().map(|label| label.0).collect(),
                 }));
             }
         }
-        Ok(Arc::new(read))
+        Ok(waiting.into())
     }
-
-    async fn ask_kept<T: serde::de::DeserializeOwned>(
-        &self,
-        path: String,
-        before: &Answers,
-        kept: &mut Answers,
-    ) -> Result<T, Error> {
-        let last = before.get(&path);
-        let ask = Ask {
-            etag: last.map(|(etag, _)| etag.clone()),
-            ..Ask::get(
-                path.clone(),
-                format!("read the queue of {}", self.url().scope()),
-            )
-        };
-        let answer = self.transport.send(&ask).await?;
-        let (etag, body) = match (answer.status, last) {
-            (StatusCode::OK, _) => (answer.etag(), answer.json::<Value>(&ask)?),
-            (StatusCode::NOT_MODIFIED, Some((etag, body))) => (Some(etag.clone()), body.clone()),
-            _ => return Err(self.refusal(&answer, &ask)),
-        };
-        let read = T::deserialize(&body).map_err(|error| Error::Malformed {
-            action: ask.action,
-            message: error.to_string(),
-        })?;
-        if let Some(etag) = etag {
-            kept.insert(path, (etag, body));
-        }
-        Ok(read)
-    }
-}
-
-#[derive(Deserialize)]
-struct Runs {
-    workflow_runs: Vec<Run>,
 }
 
 #[derive(Deserialize)]
@@ -125,14 +88,9 @@ struct Run {
 }
 
 #[derive(Deserialize)]
-struct Jobs {
-    jobs: Vec<Job>,
-}
-
-#[derive(Deserialize)]
 struct Job {
-    name: String,
-    status: String,
+    name: Short,
+    status: Short,
     #[serde(default)]
-    labels: Vec<String>,
+    labels: AtMost<Short, MOST_LABELS>,
 }

@@ -5,20 +5,20 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose};
-use http::{HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Client, Error,
+    ask::{Answer, Ask, Tag},
+    body::{self, AtMost, MOST_LABELS, PER_PAGE, Room, short, short_or_none},
     budget::Cost,
-    transport::{Answer, Ask},
     url::encode,
 };
 
-/// GitHub's longest page.
-const PER_PAGE: usize = 100;
 /// A group has at most 10,000 runners; this only stops a server that never comes to an end.
 const MOST_PAGES: usize = 1_000;
 
@@ -101,14 +101,14 @@ impl JitConfig {
 /// A listing, with what is needed to ask whether it is still true.
 pub(super) struct Pages {
     listing: Arc<Listing>,
-    pages: Vec<Page>,
+    pages: Vec<Arc<Page>>,
 }
 
-#[derive(Clone)]
 struct Page {
-    etag: Option<HeaderValue>,
+    tag: Option<Tag>,
     total: usize,
     runners: Vec<Runner>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Client {
@@ -133,8 +133,8 @@ impl Client {
         for number in 1..=MOST_PAGES {
             let page = self.read_page(&query, number, None).await?;
             let last = page.is_last(number);
-            if let Some(runner) = page.runners.into_iter().find(|runner| runner.name == name) {
-                return Ok(Some(runner));
+            if let Some(runner) = page.runners.iter().find(|runner| runner.name == name) {
+                return Ok(Some(runner.clone()));
             }
             if last {
                 break;
@@ -153,7 +153,14 @@ impl Client {
         let answer = self.transport.send(&ask).await?;
         match answer.status {
             StatusCode::NO_CONTENT => Ok(Deletion::Deleted),
-            StatusCode::NOT_FOUND => Ok(Deletion::Gone),
+            // GitHub hides what the credentials may not see: only a list without it proves that it is gone.
+            StatusCode::NOT_FOUND => {
+                let listing = self.list_runners(Duration::ZERO).await?;
+                match listing.runners.iter().find(|runner| runner.id == id) {
+                    None => Ok(Deletion::Gone),
+                    Some(_) => Err(self.refusal(&answer, &ask)),
+                }
+            }
             // Its message is "Runner … is currently running a job and cannot be deleted", or near that; nothing else
             // about a DELETE could be unprocessable.
             StatusCode::UNPROCESSABLE_ENTITY => Ok(Deletion::Busy),
@@ -280,7 +287,7 @@ impl Client {
             .as_ref()
             .map(|last| last.pages.as_slice())
             .unwrap_or_default();
-        let mut pages: Vec<Page> = Vec::new();
+        let mut pages: Vec<Arc<Page>> = Vec::new();
         for number in 1..=MOST_PAGES {
             let page = self.read_page("", number, known.get(number - 1)).await?;
             let is_last = page.is_last(number);
@@ -306,10 +313,10 @@ impl Client {
         &self,
         query: &str,
         number: usize,
-        known: Option<&Page>,
-    ) -> Result<Page, Error> {
+        known: Option<&Arc<Page>>,
+    ) -> Result<Arc<Page>, Error> {
         let ask = Ask {
-            etag: known.and_then(|page| page.etag.clone()),
+            tag: known.and_then(|page| page.tag.clone()),
             ..Ask::get(
                 format!(
                     "{}?{query}per_page={PER_PAGE}&page={number}",
@@ -320,20 +327,30 @@ impl Client {
         };
         let answer = self.transport.send(&ask).await?;
         match (answer.status, known) {
-            (StatusCode::OK, _) => Page::read(&answer, &ask),
-            (StatusCode::NOT_MODIFIED, Some(known)) => Ok(known.clone()),
+            (StatusCode::OK, _) => Page::read(&answer, &ask, &self.transport.room).map(Arc::new),
+            (StatusCode::NOT_MODIFIED, Some(known)) => Ok(Arc::clone(known)),
             _ => Err(self.refusal(&answer, &ask)),
         }
     }
 }
 
 impl Page {
-    fn read(answer: &Answer, ask: &Ask) -> Result<Self, Error> {
-        let wire: WirePage = answer.json(ask)?;
+    fn read(answer: &Answer, ask: &Ask, room: &Room) -> Result<Self, Error> {
+        let wire: body::Page<WireRunner> = answer.json(ask)?;
+        let malformed = |message: &str| Error::Malformed {
+            action: ask.action.clone(),
+            message: message.to_owned(),
+        };
+        let place = room.keep(answer.body().len());
         Ok(Self {
-            etag: answer.etag(),
-            total: wire.total_count,
-            runners: wire.runners.into_iter().map(Runner::from).collect(),
+            tag: answer.tag(),
+            total: wire
+                .total
+                .ok_or_else(|| malformed("it has no total_count"))?,
+            runners: wire.items.into_iter().map(Runner::from).collect(),
+            _place: place.ok_or_else(|| {
+                malformed("the lists of all servers together are too long to be kept")
+            })?,
         })
     }
 
@@ -366,29 +383,25 @@ struct WireId {
     id: u64,
 }
 
-#[derive(Deserialize)]
-struct WirePage {
-    total_count: usize,
-    runners: Vec<WireRunner>,
-}
-
 /// Read leniently: what some servers leave out or make null is no reason to know nothing.
 #[derive(Deserialize)]
 struct WireRunner {
     id: u64,
+    #[serde(deserialize_with = "short")]
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "short_or_none")]
     status: Option<String>,
     #[serde(default)]
     busy: Option<bool>,
     #[serde(default)]
-    labels: Option<Vec<WireLabel>>,
-    #[serde(default)]
+    labels: Option<AtMost<WireLabel, MOST_LABELS>>,
+    #[serde(default, deserialize_with = "short_or_none")]
     version: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct WireLabel {
+    #[serde(deserialize_with = "short")]
     name: String,
 }
 
@@ -405,6 +418,7 @@ impl From<WireRunner> for Runner {
             labels: wire
                 .labels
                 .unwrap_or_default()
+                .0
                 .into_iter()
                 .map(|label| label.name)
                 .collect(),

@@ -4,32 +4,24 @@
 //! <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
 //! <https://docs.github.com/en/rest/actions/workflow-jobs?apiVersion=2022-11-28>.
 
-use std::collections::HashMap;
-
-use http::{HeaderValue, Method, StatusCode, header::LOCATION};
-use hyper::body::Bytes;
+use http::{Method, StatusCode, header::LOCATION};
 use jiff::Timestamp;
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::Mutex;
 
 use super::{
     Client, Error, GitHubUrl, Scope, TestSum,
+    ask::Ask,
+    body::{AtMost, PER_PAGE, labels, short, short_or_none},
     logs::Reader,
-    transport::{Answer, Ask},
+    pages::What,
     url::{encode, is_name},
 };
 
-/// Answers that are kept for the sake of their tags: of each pool, those for a run that is watched, for runs whose jobs
-/// have ended, for each branch that requires checks, and few more.
-const MOST_KEPT: usize = 1024;
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
 /// What it takes to read runs, jobs and logs.
-const ACTIONS_READ: &str = "the repository permission \"Actions: read\"";
+pub(super) const ACTIONS_READ: &str = "the repository permission \"Actions: read\"";
 
 /// A repository's path in the API, such as `/repos/OWNER/NAME`.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -130,10 +122,13 @@ pub struct RunJob {
     /// GitHub's number for it.
     pub id: u64,
     /// Its name, which is the context of its check.
+    #[serde(deserialize_with = "short")]
     pub name: String,
     /// `queued`, `waiting`, `pending`, `in_progress`, `completed`, or what GitHub adds some day.
+    #[serde(deserialize_with = "short")]
     pub status: String,
     /// How it ended.
+    #[serde(default, deserialize_with = "short_or_none")]
     pub conclusion: Option<String>,
     /// When it was queued; servers of old do not say.
     pub created_at: Option<Timestamp>,
@@ -142,17 +137,15 @@ pub struct RunJob {
     /// When it ended.
     pub completed_at: Option<Timestamp>,
     /// The runner that took it.
+    #[serde(default, deserialize_with = "short_or_none")]
     pub runner_name: Option<String>,
     /// The labels that its `runs-on` asks for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "labels")]
     pub labels: Vec<String>,
     /// Its page.
+    #[serde(default, deserialize_with = "short_or_none")]
     pub html_url: Option<String>,
 }
-
-/// The last answers, by path, with the tag by which GitHub says for nothing that they still hold.
-#[derive(Default)]
-pub(super) struct Tagged(Mutex<HashMap<String, (HeaderValue, Bytes)>>);
 
 impl Client {
     /// Starts a workflow; its run's number, where the server tells it.
@@ -173,8 +166,12 @@ impl Client {
             )
         };
         let mut answer = self.transport.send(&ask).await?;
-        if answer.status == StatusCode::BAD_REQUEST {
-            // A server that does not know the flag refuses it; a refused request has started nothing.
+        if matches!(
+            answer.status,
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
+        ) {
+            // A server that does not know the flag refuses it, as Enterprise Servers up to 3.20 do; a refused request has
+            // started nothing.
             let body = json!({"ref": workflow.git_ref});
             let ask = Ask {
                 body: Some(body.to_string().into_bytes()),
@@ -223,33 +220,38 @@ impl Client {
             StatusCode::OK => {
                 let runs: Runs = answer.json(&ask)?;
                 // Newest first. GitHub's own filter by time is described as a moment, and documented as a range.
-                let newest = runs.workflow_runs.into_iter().next();
+                let newest = runs.workflow_runs.0.into_iter().next();
                 Ok(newest.filter(|run| run.created_at >= since))
             }
             _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
         }
     }
 
-    /// A run; `None` when it does not exist any more.
+    /// A run; `None` where GitHub shows none, which for a moment it may do of one that is there.
     pub async fn run(&self, repository: &Repository, id: u64) -> Result<Option<Run>, Error> {
         let path = format!("{}/actions/runs/{id}", repository.path());
-        self.ask_tagged(path, &format!("read the run {id}")).await
+        let what = What {
+            action: &format!("read the run {id}"),
+            permission: ACTIONS_READ,
+        };
+        self.ask_tagged(path, &what).await
     }
 
-    /// The jobs of a run's last attempt; `None` when the run does not exist any more.
+    /// The jobs of a run's last attempt; `None` where GitHub shows no such run.
     pub async fn run_jobs(
         &self,
         repository: &Repository,
         id: u64,
     ) -> Result<Option<Vec<RunJob>>, Error> {
-        let path = format!(
-            "{}/actions/runs/{id}/jobs?filter=latest&per_page=100",
-            repository.path()
-        );
-        let jobs: Option<Jobs> = self
-            .ask_tagged(path, &format!("read the jobs of the run {id}"))
-            .await?;
-        Ok(jobs.map(|jobs| jobs.jobs))
+        let path = format!("{}/actions/runs/{id}/jobs?filter=latest", repository.path());
+        let what = What {
+            action: &format!("read the jobs of the run {id}"),
+            permission: ACTIONS_READ,
+        };
+        match self.list(&path, &what).await {
+            Err(Error::NotFound { .. }) => Ok(None),
+            jobs => jobs.map(Some),
+        }
     }
 
     /// Stops a run none of whose jobs has started.
@@ -298,66 +300,6 @@ impl Client {
         }
         Ok(Some(reader.finish()))
     }
-
-    /// Reads what may have gone, for nothing where it has not changed.
-    pub(super) async fn ask_tagged<T: DeserializeOwned>(
-        &self,
-        path: String,
-        action: &str,
-    ) -> Result<Option<T>, Error> {
-        let (ask, answer) = self.tagged(path, action).await?;
-        match answer.status {
-            StatusCode::OK => answer.json(&ask).map(Some),
-            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
-            _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
-        }
-    }
-
-    /// Reads for nothing what has not changed: that is answered with 200, too.
-    pub(super) async fn tagged(&self, path: String, action: &str) -> Result<(Ask, Answer), Error> {
-        let last = self.tagged.0.lock().await.get(&path).cloned();
-        let ask = Ask {
-            etag: last.as_ref().map(|(etag, _)| etag.clone()),
-            ..Ask::get(path.clone(), action)
-        };
-        let answer = self.transport.send(&ask).await?;
-        let answer = match (answer.status, last) {
-            (StatusCode::OK, _) => {
-                // What is no JSON at all is not kept.
-                answer.json::<IgnoredAny>(&ask)?;
-                if let Some(etag) = answer.etag() {
-                    let mut tagged = self.tagged.0.lock().await;
-                    if tagged.len() >= MOST_KEPT {
-                        tagged.clear();
-                    }
-                    tagged.insert(path, (etag, answer.body().clone()));
-                }
-                answer
-            }
-            (StatusCode::NOT_MODIFIED, Some((_, body))) => answer.unchanged(body),
-            _ => answer,
-        };
-        Ok((ask, answer))
-    }
-
-    /// Like `refusal`, for what needs another permission than the runners do.
-    pub(super) fn judged(&self, answer: &Answer, ask: &Ask, permission: &str) -> Error {
-        match self.refusal(answer, ask) {
-            Error::Forbidden {
-                action, message, ..
-            } => Error::Forbidden {
-                action,
-                permission: permission.to_owned(),
-                message,
-            },
-            Error::NotFound { what, message, .. } => Error::NotFound {
-                what,
-                message,
-                advice: format!("does it exist, and do the credentials have {permission}?"),
-            },
-            other => other,
-        }
-    }
 }
 
 impl Workflow {
@@ -381,10 +323,5 @@ struct Dispatched {
 
 #[derive(Deserialize)]
 pub(super) struct Runs {
-    pub(super) workflow_runs: Vec<Run>,
-}
-
-#[derive(Deserialize)]
-struct Jobs {
-    jobs: Vec<RunJob>,
+    pub(super) workflow_runs: AtMost<Run, PER_PAGE>,
 }

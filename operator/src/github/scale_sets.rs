@@ -10,12 +10,16 @@ use serde_json::{Value, json};
 
 use super::{
     Client, Deletion, Error, JitConfig,
+    body::{AtMost, MOST_LABELS, short},
     service::{EXPECTED, Exception},
 };
 
 const SETS: &str = "_apis/runtime/runnerscalesets";
 /// Runners, as the service calls them; there is one pool of them for each scope.
 const AGENTS: &str = "_apis/distributedtask/pools/0/agents";
+
+/// A scope has at most 10,000 runners in a group; more than these are not listed.
+const MOST_AGENTS: usize = 20_000;
 
 /// A scale set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub struct Agent {
 }
 
 impl Client {
-    /// The scale set of this number.
+    /// The scale set of this number. `None` is no proof that there is none: the list by name tells.
     pub async fn scale_set(&self, id: u64) -> Result<Option<ScaleSet>, Error> {
         let action = format!("read the scale set {id} of {}", self.url().scope());
         let path = format!("{SETS}/{id}");
@@ -77,7 +81,7 @@ impl Client {
             .ask_service(Method::GET, SETS, &query, None, &action)
             .await?;
         let found: List<WireSet> = self.read(&answer, &action)?;
-        let mut sets = found.value.into_iter().map(ScaleSet::from);
+        let mut sets = found.value.0.into_iter().map(ScaleSet::from);
         Ok(sets.find(|set| set.name == name))
     }
 
@@ -132,18 +136,19 @@ impl Client {
         Err(self.exception(&answer, action))
     }
 
-    /// Removes a scale set with its runners, whether it is there or not.
+    /// Removes a scale set with its runners. One that the service says is not there is as good; an answer that is not the
+    /// service's says nothing.
     pub async fn delete_scale_set(&self, id: u64) -> Result<(), Error> {
         let action = format!("remove the scale set {id} of {}", self.url().scope());
         let path = format!("{SETS}/{id}");
         let answer = self
             .ask_service(Method::DELETE, &path, &[], None, &action)
             .await?;
-        match answer.status {
-            StatusCode::NOT_FOUND => Ok(()),
-            status if status.is_success() => Ok(()),
-            _ => Err(self.exception(&answer, &action)),
+        let is_gone = Exception::of(&answer).is("RunnerScaleSetNotFound");
+        if answer.status.is_success() || is_gone {
+            return Ok(());
         }
+        Err(self.exception(&answer, &action))
     }
 
     /// Registers a runner of a scale set that takes one job.
@@ -216,7 +221,7 @@ impl Client {
             .ask_service(Method::GET, AGENTS, query, None, &action)
             .await?;
         let list: List<WireAgent> = self.read(&answer, &action)?;
-        let agents = list.value.into_iter().map(|agent| Agent {
+        let agents = list.value.0.into_iter().map(|agent| Agent {
             id: agent.id,
             name: agent.name,
             scale_set: agent.scale_set.filter(|id| *id > 0),
@@ -238,8 +243,15 @@ impl Client {
         if exception.is("JobStillRunningException") {
             return Ok(Deletion::Busy);
         }
-        if exception.is("AgentNotFoundException") || answer.status == StatusCode::NOT_FOUND {
+        if exception.is("AgentNotFound") {
             return Ok(Deletion::Gone);
+        }
+        // Not the service's own words: only a list without it proves that it is gone.
+        if answer.status == StatusCode::NOT_FOUND {
+            let listed = self.list_agents(&[]).await?;
+            if listed.iter().all(|agent| agent.id != id) {
+                return Ok(Deletion::Gone);
+            }
         }
         Err(self.exception(&answer, &action))
     }
@@ -247,20 +259,22 @@ impl Client {
 
 #[derive(Deserialize)]
 struct List<T> {
-    #[serde(default = "Vec::new")]
-    value: Vec<T>,
+    #[serde(default = "AtMost::default")]
+    value: AtMost<T, MOST_AGENTS>,
 }
 
 #[derive(Deserialize)]
 struct WireSet {
     id: u64,
+    #[serde(deserialize_with = "short")]
     name: String,
     #[serde(default)]
-    labels: Vec<WireLabel>,
+    labels: AtMost<WireLabel, MOST_LABELS>,
 }
 
 #[derive(Deserialize)]
 struct WireLabel {
+    #[serde(deserialize_with = "short")]
     name: String,
 }
 
@@ -269,7 +283,7 @@ impl From<WireSet> for ScaleSet {
         Self {
             id: wire.id,
             name: wire.name,
-            labels: wire.labels.into_iter().map(|label| label.name).collect(),
+            labels: wire.labels.0.into_iter().map(|label| label.name).collect(),
         }
     }
 }
@@ -278,6 +292,7 @@ impl From<WireSet> for ScaleSet {
 #[serde(rename_all = "camelCase")]
 struct WireAgent {
     id: u64,
+    #[serde(deserialize_with = "short")]
     name: String,
     #[serde(default, rename = "runnerScaleSetId")]
     scale_set: Option<u64>,

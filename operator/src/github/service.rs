@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 
 use super::{
     Client, Error,
-    transport::{Answer, Ask},
+    ask::{Answer, Ask},
+    body::{LONGEST_ANSWER, LONGEST_LIST},
     url::encode,
 };
 
@@ -196,7 +197,7 @@ impl Client {
         };
         let request = request.map_err(|_| malformed("it names an address that is none"))?;
         self.transport
-            .call(request, &ask.action, ask.deadline)
+            .call(request, &ask.action, ask.deadline, LONGEST_LIST)
             .await
     }
 
@@ -242,7 +243,10 @@ impl Client {
             action: action.clone(),
             message: error.to_string(),
         })?;
-        let answer = self.transport.call(request, &action, DEADLINE).await?;
+        let answer = self
+            .transport
+            .call(request, &action, DEADLINE, LONGEST_ANSWER)
+            .await?;
         if !answer.status.is_success() {
             return Err(match answer.status {
                 StatusCode::UNAUTHORIZED => Error::Unauthorized {

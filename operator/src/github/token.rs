@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use super::{
     Error,
+    ask::{Answer, Ask},
     single::Single,
-    transport::{Answer, Ask, Transport},
+    transport::Transport,
 };
 
 /// A token is renewed so long before it expires.
@@ -37,7 +38,7 @@ pub(super) struct Minted {
     /// What the App was granted, such as `administration: write`.
     pub(super) permissions: Arc<BTreeMap<String, String>>,
     expires_at: Timestamp,
-    at: Instant,
+    pub(super) at: Instant,
 }
 
 #[derive(Deserialize)]

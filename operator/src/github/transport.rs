@@ -7,30 +7,28 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
-    header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, USER_AGENT},
+    HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
+    header::{ACCEPT, CONTENT_TYPE, IF_NONE_MATCH, LOCATION, USER_AGENT},
 };
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Bytes;
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Bytes};
 use octocrab::{
     AuthState, OctoBody, Octocrab, OctocrabBuilder,
     service::middleware::{base_uri::BaseUriLayer, extra_headers::ExtraHeadersLayer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use secrecy::SecretString;
-use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{
     CaBundle, Credentials, Error, Fingerprint, GitHubUrl,
-    budget::{Budget, Cost, Signs},
+    ask::{Answer, Ask},
+    body::{Broken, LONGEST_ANSWER, LONGEST_REFUSAL, Room, Whole},
+    budget::{Budget, Signs},
+    connect::{HttpClient, Reach, connect_failed, explain, http_client},
     credentials::Kind,
-    proxy::{Proxy, Way},
+    proxy::Proxy,
     token::{Minted, Tokens},
 };
 
@@ -38,142 +36,20 @@ use super::{
 const API_VERSION: &str = "2022-11-28";
 /// From the first byte sent to the last one read.
 const DEADLINE: Duration = Duration::from_secs(30);
-const CONNECT: Duration = Duration::from_secs(10);
-/// A page of a hundred runners is some 100 KiB.
-const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// As much of a log as is read.
 const LONGEST_LOG: usize = 64 * 1024 * 1024;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// A renamed repository redirects once.
 const REDIRECTS: usize = 3;
 
-/// A request, and what it is for.
-#[derive(Clone, Debug)]
-pub(super) struct Ask {
-    pub(super) method: Method,
-    /// Path and query, encoded, without the API's prefix.
-    pub(super) path: String,
-    /// JSON.
-    pub(super) body: Option<Vec<u8>>,
-    pub(super) etag: Option<HeaderValue>,
-    pub(super) cost: Cost,
-    /// Words that fit after "may not" and "gave no answer to".
-    pub(super) action: String,
-}
-
-impl Ask {
-    pub(super) fn get(path: impl Into<String>, action: impl Into<String>) -> Self {
-        Self {
-            method: Method::GET,
-            path: path.into(),
-            body: None,
-            etag: None,
-            cost: Cost::Read,
-            action: action.into(),
-        }
-    }
-
-    /// A request that changes something, without a body.
-    pub(super) fn write(
-        method: Method,
-        path: impl Into<String>,
-        action: impl Into<String>,
-    ) -> Self {
-        Self {
-            method,
-            cost: Cost::Write,
-            ..Self::get(path, action)
-        }
-    }
-}
-
-/// What came back, whole.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    /// Reads the body as GitHub documents it.
-    pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
-        self.read(&ask.action, "what GitHub documents")
-    }
-
-    /// Reads the body. No part of it gets into the error: it may hold a secret.
-    pub(super) fn read<T: DeserializeOwned>(
-        &self,
-        action: &str,
-        expected: &str,
-    ) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|error| Error::Malformed {
-            action: action.to_owned(),
-            message: match error.classify() {
-                serde_json::error::Category::Eof => "it is cut off".into(),
-                serde_json::error::Category::Data => format!(
-                    "it is not {expected}, at line {} column {}",
-                    error.line(),
-                    error.column()
-                ),
-                _ => "it is not JSON".into(),
-            },
-        })
-    }
-
-    pub(super) fn body(&self) -> &Bytes {
-        &self.body
-    }
-
-    /// The answer whose body has not changed since `body` was read.
-    pub(super) fn unchanged(self, body: Bytes) -> Self {
-        Self {
-            status: StatusCode::OK,
-            body,
-            ..self
-        }
-    }
-
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-
-    pub(super) fn etag(&self) -> Option<HeaderValue> {
-        self.headers.get(ETAG).cloned()
-    }
-
-    /// GitHub's words about a refusal, with the fields at fault, in one line.
-    ///
-    /// The form is documented at <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api>.
-    pub(super) fn message(&self) -> String {
-        let reason = self.status.canonical_reason().unwrap_or("unknown status");
-        let Ok(body) = serde_json::from_slice::<serde_json::Value>(&self.body) else {
-            return format!("{} {reason}", self.status.as_u16());
-        };
-        let mut message = body["message"]
-            .as_str()
-            .unwrap_or(reason)
-            .trim_end_matches('.')
-            .to_owned();
-        for error in body["errors"].as_array().into_iter().flatten() {
-            let text = match (error.as_str(), error["message"].as_str()) {
-                (Some(text), _) | (None, Some(text)) => text.to_owned(),
-                (None, None) => ["field", "code"]
-                    .iter()
-                    .filter_map(|key| error[key].as_str())
-                    .collect::<Vec<_>>()
-                    .join(" is "),
-            };
-            if !text.is_empty() {
-                message = format!("{message}: {text}");
-            }
-        }
-        message
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(400)
-            .collect()
-    }
+/// What all transports share.
+pub(super) struct Shared {
+    /// The system's own authorities.
+    pub(super) roots: Arc<RootCertStore>,
+    /// For their answers.
+    pub(super) room: Room,
+    /// Which addresses are asked.
+    pub(super) reach: Arc<Reach>,
 }
 
 /// Sends requests to one server as one credential.
@@ -188,6 +64,7 @@ pub(super) struct Transport {
     origin: String,
     prefix: &'static str,
     budget: Budget,
+    pub(super) room: Room,
     /// Tells budgets apart without a word of the credential.
     id: Fingerprint,
 }
@@ -198,7 +75,7 @@ impl Transport {
         credentials: &Credentials,
         ca: Option<&CaBundle>,
         proxy: Option<&Proxy>,
-        roots: &Arc<RootCertStore>,
+        shared: &Shared,
         id: Fingerprint,
     ) -> Result<Self, Error> {
         let origin = url.api_origin();
@@ -209,7 +86,7 @@ impl Transport {
             undelivered: true,
         };
         // Shared by all, but where there are further ones.
-        let mut roots = Arc::clone(roots);
+        let mut roots = Arc::clone(&shared.roots);
         for certificate in ca.map(CaBundle::certificates).unwrap_or_default() {
             // They were tried when the bundle was read.
             Arc::make_mut(&mut roots)
@@ -224,7 +101,7 @@ impl Transport {
         let base: Uri = origin
             .parse()
             .map_err(|_| unusable("its address is no URI".into()))?;
-        let http = http_client(tls, &base, proxy);
+        let http = http_client(tls, &base, proxy, Arc::clone(&shared.reach));
         let builder = OctocrabBuilder::new_empty()
             .with_service(http.clone())
             .with_layer(&BaseUriLayer::new(base))
@@ -265,6 +142,7 @@ impl Transport {
             origin,
             prefix: url.api_prefix(),
             budget: Budget::default(),
+            room: shared.room.clone(),
             id,
         })
     }
@@ -288,14 +166,17 @@ impl Transport {
     /// Sends a request as the credential. Limits, 401 and 5xx are errors; every other answer is the caller's to judge.
     pub(super) async fn send(&self, ask: &Ask) -> Result<Answer, Error> {
         let answer = match &self.tokens {
-            None => self.exchange(&self.octocrab, ask).await?,
+            None => self.exchange(&self.octocrab, ask, None).await?,
             Some(tokens) => {
                 let minted = tokens.current(self).await?;
-                let answer = self.exchange(&minted.octocrab, ask).await?;
+                let answer = self
+                    .exchange(&minted.octocrab, ask, Some(minted.at))
+                    .await?;
                 // A 401 did nothing, so it is safe to ask again, even for a POST.
                 if answer.status == StatusCode::UNAUTHORIZED && tokens.discard(&minted).await {
                     let minted = tokens.current(self).await?;
-                    self.exchange(&minted.octocrab, ask).await?
+                    self.exchange(&minted.octocrab, ask, Some(minted.at))
+                        .await?
                 } else {
                     answer
                 }
@@ -310,8 +191,13 @@ impl Transport {
         Ok(answer)
     }
 
-    /// Sends a request as whoever `octocrab` is.
-    async fn exchange(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
+    /// Sends a request as whoever `octocrab` is, with the token that was made at `token`.
+    async fn exchange(
+        &self,
+        octocrab: &Octocrab,
+        ask: &Ask,
+        token: Option<Instant>,
+    ) -> Result<Answer, Error> {
         let slot = self.budget.enter(ask.cost).await?;
         let span = info_span!(
             "request to GitHub",
@@ -320,7 +206,7 @@ impl Transport {
             url.path = ask.path,
             http.response.status_code = Empty
         );
-        let answer = self.follow(octocrab, ask).instrument(span.clone());
+        let answer = self.follow(octocrab, ask, token).instrument(span.clone());
         let answer = tokio::time::timeout(DEADLINE, answer)
             .await
             .unwrap_or_else(|_| {
@@ -333,6 +219,7 @@ impl Transport {
             .inspect_err(|_| self.budget.note_silence(ask.cost))?;
         drop(slot);
         span.record("http.response.status_code", answer.status.as_u16());
+        note_refusal(&answer, &ask.action);
         let message = if answer.status.is_client_error() {
             answer.message()
         } else {
@@ -351,10 +238,15 @@ impl Transport {
     }
 
     /// A renamed repository redirects, and keeps the method; redirects to another server are not followed.
-    async fn follow(&self, octocrab: &Octocrab, ask: &Ask) -> Result<Answer, Error> {
+    async fn follow(
+        &self,
+        octocrab: &Octocrab,
+        ask: &Ask,
+        token: Option<Instant>,
+    ) -> Result<Answer, Error> {
         let mut path = format!("{}{}", self.prefix, ask.path);
         for _ in 0..REDIRECTS {
-            let answer = self.once(octocrab, ask, &path).await?;
+            let answer = self.once(octocrab, ask, &path, token).await?;
             let keeps_method = matches!(
                 answer.status,
                 StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
@@ -442,6 +334,7 @@ impl Transport {
         request: Request<OctoBody>,
         action: &str,
         deadline: Duration,
+        most: usize,
     ) -> Result<Answer, Error> {
         let server = request.uri().authority().map_or_else(
             || self.origin.clone(),
@@ -465,19 +358,22 @@ impl Transport {
             let response =
                 response.map_err(|error| broken(explain(&error), connect_failed(&error)))?;
             let (parts, body) = response.into_parts();
-            let body = Limited::new(body, LONGEST_ANSWER).collect().await;
-            let body = body.map_err(|error| {
-                broken(format!("the answer broke off: {}", explain(&*error)), false)
+            let body = self.body(parts.status, body, most).await;
+            let mut body = body.map_err(|broken_body| match broken_body {
+                Broken::Off(error) => {
+                    broken(format!("the answer broke off: {}", explain(&*error)), false)
+                }
+                Broken::TooLong(most) => too_long(action, most),
             })?;
-            let body = body.to_bytes();
+            // The Actions service marks its text as UTF-8, and JSON has no place for that.
+            if body.bytes.starts_with(BYTE_ORDER_MARK) {
+                body.bytes = body.bytes.slice(BYTE_ORDER_MARK.len()..);
+            }
             Ok(Answer {
                 status: parts.status,
                 headers: parts.headers,
-                // The Actions service marks its text as UTF-8, and JSON has no place for that.
-                body: match body.strip_prefix(BYTE_ORDER_MARK) {
-                    Some(_) => body.slice(BYTE_ORDER_MARK.len()..),
-                    None => body,
-                },
+                body,
+                token: None,
             })
         };
         let answer = tokio::time::timeout(deadline, exchange.instrument(span.clone()))
@@ -487,7 +383,21 @@ impl Transport {
                 Err(broken(waited, false))
             })?;
         span.record("http.response.status_code", answer.status.as_u16());
+        note_refusal(&answer, action);
         Ok(answer)
+    }
+
+    /// Reads a body: of a refusal the start is enough.
+    async fn body<B>(&self, status: StatusCode, body: B, most: usize) -> Result<Whole, Broken>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if status.is_success() {
+            self.room.read(body, most, false).await
+        } else {
+            self.room.read(body, LONGEST_REFUSAL, true).await
+        }
     }
 
     /// The path of an address on our own server.
@@ -496,10 +406,16 @@ impl Transport {
         (path.starts_with('/') && !path.starts_with("//")).then(|| path.to_owned())
     }
 
-    async fn once(&self, octocrab: &Octocrab, ask: &Ask, path: &str) -> Result<Answer, Error> {
+    async fn once(
+        &self,
+        octocrab: &Octocrab,
+        ask: &Ask,
+        path: &str,
+        token: Option<Instant>,
+    ) -> Result<Answer, Error> {
         let mut request = Request::builder().method(ask.method.clone()).uri(path);
-        if let Some(etag) = &ask.etag {
-            request = request.header(IF_NONE_MATCH, etag);
+        if let Some(tag) = ask.tag.as_ref().and_then(|tag| tag.for_token(token)) {
+            request = request.header(IF_NONE_MATCH, tag);
         }
         let request = match &ask.body {
             Some(body) => request
@@ -513,26 +429,25 @@ impl Transport {
             self.unreachable(ask, explain(&error), never_sent)
         })?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, LONGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|error| {
-                self.unreachable(
-                    ask,
-                    format!("the answer broke off: {}", explain(&*error)),
-                    false,
-                )
-            })?;
+        let body = self.body(parts.status, body, LONGEST_ANSWER).await;
+        let body = body.map_err(|broken| match broken {
+            Broken::Off(error) => {
+                let message = format!("the answer broke off: {}", explain(&*error));
+                self.unreachable(ask, message, false)
+            }
+            Broken::TooLong(most) => too_long(&ask.action, most),
+        })?;
         Ok(Answer {
             status: parts.status,
             headers: parts.headers,
-            body: body.to_bytes(),
+            body,
+            token,
         })
     }
 
     /// Sends a request as the App itself.
     pub(super) async fn send_as_app(&self, ask: &Ask) -> Result<Answer, Error> {
-        self.exchange(&self.octocrab, ask).await
+        self.exchange(&self.octocrab, ask, None).await
     }
 
     /// The same connections, signing with another token.
@@ -555,47 +470,21 @@ impl Transport {
     }
 }
 
-type HttpClient = legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody>;
-
-fn http_client(tls: ClientConfig, server: &Uri, proxy: Option<&Proxy>) -> HttpClient {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT));
-    tcp.set_keepalive(Some(Duration::from_secs(30)));
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        // Plain http was refused when the address was parsed, unless it is allowed.
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(Way::to(server, proxy, tcp));
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_mins(1))
-        .build(connector)
+fn too_long(action: &str, most: usize) -> Error {
+    Error::Malformed {
+        action: action.to_owned(),
+        message: format!("it is longer than {} KiB", most / 1024),
+    }
 }
 
-/// Whether the server certainly never saw the request.
-fn connect_failed(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<legacy::Error>())
-        .any(legacy::Error::is_connect)
-}
-
-/// The innermost causes say what happened; octocrab's own words carry a backtrace.
-fn explain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes: Vec<String> = std::iter::successors(Some(error), |error| error.source())
-        .filter(|error| !error.is::<octocrab::Error>() && !error.is::<legacy::Error>())
-        .map(ToString::to_string)
-        .collect();
-    let text = causes
-        .last()
-        .cloned()
-        .unwrap_or_else(|| "the connection failed".into());
-    if causes.iter().any(|cause| cause.contains("UnknownIssuer")) {
-        return format!(
-            "{text}; give the authority that signed its certificate in spec.github.caBundleRef"
+/// For whoever asks GitHub's support about it.
+fn note_refusal(answer: &Answer, action: &str) {
+    if answer.status.is_client_error() || answer.status.is_server_error() {
+        tracing::debug!(
+            action,
+            status = answer.status.as_u16(),
+            request_id = answer.request_id(),
+            "GitHub refused a request"
         );
     }
-    text
 }

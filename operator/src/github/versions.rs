@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Client, Error, url::encode};
+use super::{Client, Error, pages::What, url::encode};
 
 /// How long an answer is good. The dates are weeks away, and move once for each release.
 const DAY: Duration = Duration::from_hours(24);
@@ -59,7 +59,11 @@ impl Client {
             encode(version)
         );
         let action = format!("read how long the agent {version} is served");
-        let (found, good) = match self.ask_tagged(path, &action).await {
+        let what = What {
+            action: &action,
+            permission: self.url().scope().permission(),
+        };
+        let (found, good) = match self.ask_tagged(path, &what).await {
             Ok(found) => (found, DAY),
             Err(Error::Forbidden { .. } | Error::Validation { .. }) => (None, DAY),
             Err(error) => {

@@ -23,7 +23,7 @@ use kube::runtime::controller::Action as Next;
 use super::reconcile;
 use crate::context::{CREATIONS, Context};
 use crate::desk::OperatorDesk;
-use crate::github::Clients;
+use crate::github::{Clients, Reach};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
@@ -149,7 +149,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     writer.apply_watcher_event(&Event::InitApply(fixture::resource()));
     writer.apply_watcher_event(&Event::InitDone);
     Arc::new(Context {
-        clients: Clients::new(),
+        clients: Clients::new(Reach::default()),
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,

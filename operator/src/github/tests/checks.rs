@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::stub::{Stub, error, reply};
 use crate::github::{Check, Error, Protection, Repository, Ruleset, Triggers, Workflow};
@@ -95,6 +95,118 @@ async fn contexts_are_added_and_removed_and_never_replaced() {
             .all(|s| s.path.ends_with("/required_status_checks/contexts"))
     );
     assert!(seen.iter().all(|s| s.body == json!({"contexts": ["gpu"]})));
+}
+
+#[tokio::test]
+async fn not_found_is_no_proof_that_nothing_is_left() {
+    let stub = Stub::start(|_, _| error(404, "Not Found")).await;
+    let client = stub.client("acme/widgets");
+    let (repository, names) = (repository(), ["gpu".to_owned()]);
+    let found = [
+        client.find_ruleset(&repository, "ours").await.map(|_| ()),
+        client.delete_ruleset(&repository, 9).await,
+        client.branch_rules(&repository, "main").await.map(|_| ()),
+        client.unrequire_checks(&repository, "main", &names).await,
+    ];
+    for (number, found) in found.into_iter().enumerate() {
+        let refused = found.unwrap_err();
+        assert!(matches!(refused, Error::NotFound { .. }), "{number}");
+        assert!(refused.to_string().contains("Administration"), "{refused}");
+    }
+    // The list shows it, and it cannot be read
+    let stub = Stub::start(|_, before| match before {
+        0 => reply(200, &json!([{"id": 9, "name": "ours"}])),
+        _ => error(404, "Not Found"),
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let found = client.find_ruleset(&repository, "ours").await;
+    assert!(found.is_err());
+}
+
+#[tokio::test]
+async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
+    let many =
+        |count: usize, item: fn(usize) -> Value| -> Vec<Value> { (0..count).map(item).collect() };
+    let stub = Stub::start(move |seen, _| {
+        let page = |all: &[Value]| {
+            let second = seen.path.ends_with("&page=2");
+            let (first, rest) = all.split_at(all.len().min(100));
+            if second {
+                rest.to_vec()
+            } else {
+                first.to_vec()
+            }
+        };
+        if seen.path.contains("/rulesets/") {
+            return reply(200, &json!({"enforcement": "active"}));
+        }
+        assert!(seen.path.contains("per_page=100"), "{}", seen.path);
+        if seen.path.contains("/rules/branches/") {
+            // A shorter page than was asked for, with a link
+            let rules = many(36, |n| json!({"type": "deletion", "ruleset_id": n}));
+            let rules = if seen.path.ends_with("&page=2") {
+                &rules[30..]
+            } else {
+                &rules[..30]
+            };
+            let rules = reply(200, &json!(rules));
+            return match seen.path.ends_with("&page=1") {
+                true => rules.with("link", "<https://x/?page=2>; rel=\"next\""),
+                false => rules,
+            };
+        }
+        if seen.path.contains("/check-runs") {
+            let runs = many(
+                120,
+                |n| json!({"name": format!("job {n}"), "app": {"id": 1}}),
+            );
+            return reply(200, &json!({"total_count": 120, "check_runs": page(&runs)}));
+        }
+        assert!(seen.path.contains("includes_parents=false"));
+        let mut all = many(
+            110,
+            |n| json!({"id": n, "name": format!("theirs {n}"), "source_type": "Repository"}),
+        );
+        all.insert(
+            3,
+            json!({"id": 555, "name": "ours", "source_type": "Organization"}),
+        );
+        all.push(json!({"id": 777, "name": "ours", "source_type": "Repository"}));
+        reply(200, &json!(page(&all)))
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let rules = client.branch_rules(&repository(), "main").await.unwrap();
+    assert_eq!(rules.len(), 36);
+    let run: crate::github::Run = serde_json::from_value(json!({
+        "id": 7, "html_url": "", "created_at": "2026-01-01T00:00:00Z", "check_suite_id": 8
+    }))
+    .unwrap();
+    let checks = client.checks_of_run(&repository(), &run).await.unwrap();
+    assert_eq!(checks.len(), 120);
+    let found = client.find_ruleset(&repository(), "ours").await.unwrap();
+    assert_eq!(
+        found.map(|(id, _)| id),
+        Some(777),
+        "and not a namesake of the organization's"
+    );
+}
+
+#[tokio::test]
+async fn contexts_are_removed_in_either_form_that_a_server_takes() {
+    let stub = Stub::start(|seen, _| match seen.body {
+        Value::Array(_) => reply(200, &json!([])),
+        _ => error(422, "Invalid request"),
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    let names = ["gpu".to_owned()];
+    client
+        .unrequire_checks(&repository(), "main", &names)
+        .await
+        .unwrap();
+    assert_eq!(stub.seen()[1].body, json!(["gpu"]));
 }
 
 #[tokio::test]

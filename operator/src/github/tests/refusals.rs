@@ -1,12 +1,12 @@
 //! What GitHub's refusals mean.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::stub::{NOW, Reply, Stub, error, hang_up, page, raw, reply};
-use crate::github::{Clients, Credentials, Error, GitHubUrl, credentials::tests::data};
+use super::stub::{NOW, Reply, Stub, error, hang_up, here, page, raw, reply};
+use crate::github::{Clients, Credentials, Error, GitHubUrl, Reach, credentials::tests::data};
 
 async fn listing(owner: &str, answer: impl Fn() -> Reply + Send + 'static) -> Error {
     let stub = Stub::start(move |_, _| answer()).await;
@@ -88,7 +88,7 @@ async fn the_fields_at_fault_are_named() {
         let error = listing("o/r", move || {
             reply(
                 422,
-                &json!({"message": "Validation Failed", "errors": errors}),
+                &json!({"message": "Validation Failed", "errors": errors, "documentation_url": ""}),
             )
         })
         .await;
@@ -188,12 +188,61 @@ async fn answers_that_are_none_are_told_apart() {
 }
 
 #[tokio::test]
-async fn an_error_page_of_a_proxy_is_not_repeated() {
-    let error = listing("o/r", || raw(403, "<html>hunter2</html>")).await;
-    assert!(
-        error.to_string().contains("403 Forbidden") && !error.to_string().contains("hunter2"),
-        "{error}"
-    );
+async fn what_is_not_githubs_is_not_repeated() {
+    for body in [
+        "<html>hunter2</html>",
+        r#"{"kind": "Status", "message": "hunter2"}"#,
+    ] {
+        let error = listing("o/r", move || raw(403, body)).await;
+        assert!(
+            error.to_string().contains("403 Forbidden") && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_longer_than_any_answer_of_githubs_is_not_read() {
+    let tiny = |count: usize| page(count, &vec![json!({"id": 1, "name": ""}); count]);
+    for (answer, words) in [
+        (reply(200, &tiny(101)), "not what GitHub documents"),
+        (reply(200, &tiny(883_000)), "longer than"),
+        (raw(200, &"[".repeat(5 * 1024 * 1024)), "longer than"),
+    ] {
+        let answer = std::sync::Mutex::new(Some(answer));
+        let error = listing("o/r", move || answer.lock().unwrap().take().unwrap()).await;
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Of a refusal the start is read, and what is no JSON says nothing
+    let long = format!("{{\"message\": \"{}\"}}", "x".repeat(16 * 1024 * 1024));
+    let error = listing("o/r", move || raw(500, &long)).await;
+    assert_eq!(error.category(), "Server");
+}
+
+#[tokio::test]
+async fn an_address_of_the_operators_own_place_is_not_asked() {
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
+    let open = stub.address().rsplit(':').next().unwrap().to_owned();
+    let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
+    let mut said = BTreeSet::new();
+    for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"] {
+        for port in [&closed.to_string(), &open] {
+            let url = GitHubUrl::parse(&format!("https://{host}:{port}/o/r"), false).unwrap();
+            let client = Clients::new(Reach::default()).client(&url, &credentials, None, None);
+            let error = client.unwrap().list_runners(NOW).await.unwrap_err();
+            assert!(!error.leaves_doubt(), "{error}");
+            let words = error.to_string();
+            said.insert(words.replace(&format!("{host}:{port}"), ""));
+        }
+    }
+    // And no word of it tells an open port from a closed one
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said.first().unwrap().contains("--allow-github-address"));
+    assert_eq!(stub.seen().len(), 0);
 }
 
 #[tokio::test]
@@ -204,7 +253,7 @@ async fn a_server_that_is_not_there_was_certainly_not_reached() {
     };
     let url = GitHubUrl::parse(&format!("https://{closed}/o/r"), false).unwrap();
     let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
-    let client = Clients::new()
+    let client = Clients::new(here())
         .client(&url, &credentials, None, None)
         .unwrap();
     let error = client.list_runners(NOW).await.unwrap_err();
@@ -226,7 +275,7 @@ async fn an_unknown_authority_is_named_with_the_field_that_mends_it() {
     let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
     let url = GitHubUrl::parse(&format!("https://{}/o/r", stub.address()), false).unwrap();
     let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
-    let client = Clients::new()
+    let client = Clients::new(here())
         .client(&url, &credentials, None, None)
         .unwrap();
     let error = client.list_runners(NOW).await.unwrap_err();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::Method;
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Stub, error, page, raw, reply, runner};
@@ -166,13 +167,29 @@ async fn removing_tells_removed_gone_and_busy_apart() {
         (404, Deletion::Gone),
         (422, Deletion::Busy),
     ] {
-        let stub = Stub::start(move |_, _| match answer {
-            204 => raw(204, ""),
-            status => error(status, "Runner a is still running a job"),
+        let stub = Stub::start(move |seen, _| match (&seen.method, answer) {
+            (&Method::GET, _) => reply(200, &page(1, &[runner(8, "other", "online", true)])),
+            (_, 204) => raw(204, ""),
+            (_, status) => error(status, "Runner a is still running a job"),
         })
         .await;
         assert_eq!(stub.client("o/r").delete_runner(7).await.unwrap(), expected);
-        assert_eq!(stub.lines(), ["DELETE /7"]);
+        assert_eq!(stub.lines()[0], "DELETE /7");
+        assert_eq!(stub.seen().len() > 1, answer == 404);
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_not_found_and_still_listed_is_not_gone() {
+    // A missing permission, or a moment's failure, looks the same; and so does a list that is not there
+    for listed in [true, false] {
+        let stub = Stub::start(move |seen, _| match seen.method {
+            Method::GET if listed => reply(200, &page(1, &[runner(7, "a", "online", true)])),
+            _ => error(404, "Not Found"),
+        })
+        .await;
+        let failed = stub.client("o/r").delete_runner(7).await.unwrap_err();
+        assert_eq!(failed.category(), "NotFound", "{listed}");
     }
 }
 

@@ -2,9 +2,9 @@
 
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::stub::{Stub, error, raw, reply};
+use super::stub::{NOW, Stub, error, raw, reply};
 use crate::github::{Error, GitHubUrl, Repository, TestSum, Workflow};
 
 fn workflow() -> Workflow {
@@ -90,6 +90,21 @@ async fn requests_are_short_when_less_than_a_tenth_of_the_hours_is_left() {
 
 #[tokio::test]
 async fn a_dispatch_names_its_run_where_the_server_can() {
+    let unknown = "Invalid request.\n\n\"return_run_details\" is not a permitted key.";
+    for status in [400, 422] {
+        let stub = Stub::start(move |_, before| match before {
+            0 => error(status, unknown),
+            _ => raw(204, ""),
+        })
+        .await;
+        let client = stub.client("acme/widgets");
+        assert_eq!(
+            client.dispatch(&workflow()).await.unwrap(),
+            None,
+            "{status}"
+        );
+        assert_eq!(stub.seen()[1].body, json!({"ref": "release/1"}));
+    }
     let stub = Stub::start(|seen, before| {
         assert_eq!(seen.method, Method::POST);
         assert!(
@@ -101,7 +116,6 @@ async fn a_dispatch_names_its_run_where_the_server_can() {
                 200,
                 &json!({"workflow_run_id": 7, "run_url": "", "html_url": ""}),
             ),
-            2 => error(400, "\"return_run_details\" is not a permitted key."),
             _ => raw(204, ""),
         }
     })
@@ -109,10 +123,106 @@ async fn a_dispatch_names_its_run_where_the_server_can() {
     let client = stub.client("acme/widgets");
     assert_eq!(client.dispatch(&workflow()).await.unwrap(), Some(7));
     assert_eq!(client.dispatch(&workflow()).await.unwrap(), None);
-    assert_eq!(client.dispatch(&workflow()).await.unwrap(), None);
     let bodies: Vec<_> = stub.seen().into_iter().map(|seen| seen.body).collect();
     assert_eq!(bodies[0]["return_run_details"], true);
-    assert_eq!(bodies[3], json!({"ref": "release/1"}));
+}
+
+#[tokio::test]
+async fn a_workflow_that_cannot_be_started_is_refused_for_its_own_reason() {
+    let stub = Stub::start(|_, _| error(422, "No ref found for: release/1")).await;
+    let refused = stub.client("acme/widgets").dispatch(&workflow()).await;
+    assert!(refused.unwrap_err().to_string().contains("No ref found"));
+}
+
+/// Items of a list, of which each page shows a part.
+fn part(path: &str, items: &[Value]) -> Vec<Value> {
+    let number = |name: &str, otherwise| {
+        let value = path.split(['?', '&']).find_map(|p| p.strip_prefix(name));
+        value.map_or(otherwise, |text| text.parse::<usize>().unwrap())
+    };
+    let (size, page) = (number("per_page=", 30), number("page=", 1));
+    items
+        .chunks(size)
+        .nth(page - 1)
+        .unwrap_or_default()
+        .to_vec()
+}
+
+#[tokio::test]
+async fn the_queue_is_read_to_its_end_whatever_is_over_or_waits() {
+    let job = |n: usize, status: &str| json!({"id": n, "name": format!("job {n}"), "status": status, "labels": ["cuda"]});
+    let jobs: Vec<Value> = (0..250)
+        .map(|n| job(n, if n < 100 { "completed" } else { "queued" }))
+        .collect();
+    let stub = Stub::start(move |seen, _| {
+        let path = &seen.path;
+        let runs = |ids: &[u64]| {
+            let runs: Vec<_> = ids.iter().map(|id| json!({"id": id})).collect();
+            reply(
+                200,
+                &json!({"total_count": runs.len(), "workflow_runs": runs}),
+            )
+        };
+        if path.contains("/runs/1/jobs") {
+            let jobs = json!({"total_count": jobs.len(), "jobs": part(path, &jobs)});
+            reply(200, &jobs)
+        } else if path.contains("/runs/2/jobs") {
+            // Deleted since it was listed
+            error(404, "Not Found")
+        } else if path.contains("/runs/3/jobs") {
+            let jobs = [job(900, "waiting"), job(901, "queued")];
+            reply(200, &json!({"total_count": 2, "jobs": jobs}))
+        } else if path.contains("status=queued") {
+            runs(&[2])
+        } else if path.contains("status=in_progress") {
+            runs(&[1])
+        } else {
+            assert!(path.contains("status=waiting"), "{path}");
+            runs(&[3])
+        }
+    })
+    .await;
+    let queue = stub.client("acme/widgets").queued_jobs(NOW).await.unwrap();
+    assert_eq!(queue.unwrap().len(), 151);
+}
+
+#[tokio::test]
+async fn a_list_without_an_end_is_given_up() {
+    let stub = Stub::start(|_, before| {
+        let jobs: Vec<Value> = (0..100)
+            .map(|n| json!({"id": before * 100 + n, "name": "", "status": "queued"}))
+            .collect();
+        reply(200, &json!({"total_count": u32::MAX, "jobs": jobs}))
+    })
+    .await;
+    let repository = Repository::new("acme/widgets").unwrap();
+    let client = stub.client("acme/widgets");
+    let failed = client.run_jobs(&repository, 7).await.unwrap_err();
+    assert_eq!(failed.category(), "Malformed");
+    assert_eq!(stub.seen().len(), 30);
+}
+
+#[tokio::test]
+async fn a_tag_is_sent_with_the_token_that_it_was_given_for_alone() {
+    let stub = Stub::start(|seen, before| {
+        if seen.path.contains("access_tokens") {
+            let token = format!("ghs_{before}");
+            // In its last minutes, so that the next request has another one
+            let ends = Timestamp::now() + SignedDuration::from_mins(4);
+            let token = json!({"token": token, "expires_at": ends, "permissions": {}});
+            return reply(201, &token);
+        }
+        assert_eq!(seen.header("if-none-match"), None);
+        reply(200, &json!({"total_count": 0, "jobs": []})).with("etag", "\"one\"")
+    })
+    .await;
+    let client = stub.app_client("acme/widgets");
+    let repository = Repository::new("acme/widgets").unwrap();
+    for _ in 0..2 {
+        let jobs = client.run_jobs(&repository, 7).await.unwrap();
+        assert_eq!(jobs, Some(vec![]));
+    }
+    assert_eq!(stub.seen().len(), 4);
 }
 
 #[tokio::test]

@@ -20,12 +20,20 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::github::{
     APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY, Proxy,
-    TOKEN,
+    Reach, TOKEN,
     credentials::tests::{data, pem},
 };
 
 /// A listing as fresh as can be.
 pub(crate) const NOW: Duration = Duration::ZERO;
+
+/// The stub's own address may be asked.
+pub(crate) fn here() -> Reach {
+    Reach {
+        allowed: vec!["127.0.0.1/32".parse().unwrap()],
+        denied: vec![],
+    }
+}
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -191,7 +199,7 @@ impl Stub {
             authority: certificate.cert.pem(),
             ca: CaBundle::from_pem(certificate.cert.pem().as_bytes()).unwrap(),
             seen,
-            clients: Clients::new(),
+            clients: Clients::new(here()),
         }
     }
 

@@ -1,0 +1,143 @@
+//! Lists in pages, and answers that are kept because GitHub says for nothing that they still hold.
+
+use std::collections::HashMap;
+
+use http::StatusCode;
+use hyper::body::Bytes;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
+
+use super::{
+    Client, Error,
+    ask::{Answer, Ask, Tag},
+    body::{PER_PAGE, Page},
+};
+
+/// Answers that are kept for the sake of their tags: of each pool, those for a run that is watched, for runs whose jobs
+/// have ended, for each branch that requires checks, and few more.
+const MOST_KEPT: usize = 1024;
+/// More items than these pages hold no list has; it only stops a server that never comes to an end.
+const MOST_PAGES: usize = 30;
+
+/// The last answers, by path.
+#[derive(Default)]
+pub(super) struct Tagged(Mutex<HashMap<String, Kept>>);
+
+struct Kept {
+    tag: Tag,
+    body: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What is asked for, and what that takes.
+pub(super) struct What<'a> {
+    /// Words that fit after "may not".
+    pub(super) action: &'a str,
+    /// In GitHub's words.
+    pub(super) permission: &'a str,
+}
+
+impl Client {
+    /// All items of a list. Where it is not there, or not for the credentials to see, that is an
+    /// [`Error::NotFound`]: an empty list is one that GitHub showed.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        what: &What<'_>,
+    ) -> Result<Vec<T>, Error> {
+        let (items, is_whole) = self.list_up_to(MOST_PAGES, path, what).await?;
+        if is_whole {
+            return Ok(items);
+        }
+        Err(Error::Malformed {
+            action: what.action.to_owned(),
+            message: format!("it has more than {} items", MOST_PAGES * PER_PAGE),
+        })
+    }
+
+    /// The first pages of a list, and whether that is all of it. `path` has no page in its query.
+    pub(super) async fn list_up_to<T: DeserializeOwned>(
+        &self,
+        pages: usize,
+        path: &str,
+        what: &What<'_>,
+    ) -> Result<(Vec<T>, bool), Error> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let mut items = Vec::new();
+        for number in 1..=pages {
+            let path = format!("{path}{separator}per_page={PER_PAGE}&page={number}");
+            let (ask, answer) = self.tagged(path, what.action).await?;
+            if answer.status != StatusCode::OK {
+                return Err(self.judged(&answer, &ask, what.permission));
+            }
+            let page: Page<T> = answer.json(&ask)?;
+            let count = page.items.len();
+            items.extend(page.items);
+            let goes_on = match page.total {
+                Some(total) => items.len() < total,
+                None => answer.has_next() || count == PER_PAGE,
+            };
+            if count == 0 || !goes_on {
+                return Ok((items, true));
+            }
+        }
+        Ok((items, false))
+    }
+
+    /// Reads what may have gone, for nothing where it has not changed. `None` proves nothing: GitHub hides what the
+    /// credentials may not see.
+    pub(super) async fn ask_tagged<T: DeserializeOwned>(
+        &self,
+        path: String,
+        what: &What<'_>,
+    ) -> Result<Option<T>, Error> {
+        let (ask, answer) = self.tagged(path, what.action).await?;
+        match answer.status {
+            StatusCode::OK => answer.json(&ask).map(Some),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            _ => Err(self.judged(&answer, &ask, what.permission)),
+        }
+    }
+
+    /// Reads for nothing what has not changed: that is answered with 200, too.
+    pub(super) async fn tagged(&self, path: String, action: &str) -> Result<(Ask, Answer), Error> {
+        let last = {
+            let kept = self.tagged.0.lock().await;
+            kept.get(&path)
+                .map(|last| (last.tag.clone(), last.body.clone()))
+        };
+        let ask = Ask {
+            tag: last.as_ref().map(|(tag, _)| tag.clone()),
+            ..Ask::get(path.clone(), action)
+        };
+        let answer = self.transport.send(&ask).await?;
+        let answer = match (answer.status, last) {
+            (StatusCode::OK, _) => {
+                // What is no JSON at all is not kept.
+                answer.json::<IgnoredAny>(&ask)?;
+                self.keep(path, &answer).await;
+                answer
+            }
+            (StatusCode::NOT_MODIFIED, Some((_, body))) => answer.unchanged(body),
+            _ => answer,
+        };
+        Ok((ask, answer))
+    }
+
+    async fn keep(&self, path: String, answer: &Answer) {
+        let mut kept = self.tagged.0.lock().await;
+        if kept.len() >= MOST_KEPT {
+            kept.clear();
+        }
+        kept.remove(&path);
+        let place = self.transport.room.keep(answer.body().len());
+        if let (Some(tag), Some(place)) = (answer.tag(), place) {
+            let kept_answer = Kept {
+                tag,
+                body: answer.body().clone(),
+                _place: place,
+            };
+            kept.insert(path, kept_answer);
+        }
+    }
+}
