@@ -233,8 +233,12 @@ impl Hand<'_> {
         Ok(Done::Yes)
     }
 
-    /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered.
+    /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered. From now on none is made.
     async fn delete_entry_of(&self, target: &Target) -> Result<Deletion, ActError> {
+        let books = &self.ctx.ledger;
+        if books.close(&target.uid, target.created, Timestamp::now()) == Some(false) {
+            return Ok(Deletion::Gone);
+        }
         let Some(entry) = self.find_entry(&target.name).await? else {
             return Ok(Deletion::Gone);
         };

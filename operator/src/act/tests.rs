@@ -6,6 +6,7 @@ use super::*;
 use crate::observe::observe;
 use crate::plan::fixture;
 use crate::reconcile::tests::{Cluster, HELD, LOST, THERE, context};
+use crate::registrar::Ledger;
 
 async fn carry_out(ctx: &Context, action: Action) -> Outcome {
     act(ctx, &fixture::pool(1), None, vec![action]).await
@@ -15,6 +16,7 @@ fn removal_of(uid: &str) -> Action {
     Action::DeletePod(Target {
         name: HELD.to_owned(),
         uid: uid.to_owned(),
+        created: fixture::NOW,
     })
 }
 
@@ -36,6 +38,31 @@ async fn a_pod_whose_removal_meets_a_conflict_is_gone_only_if_another_has_its_na
     let outcome = carry_out(&ctx, removal_of("another")).await;
     assert!(outcome.errors.is_empty());
     assert!(removed("another"));
+}
+
+#[tokio::test]
+async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_that_it_never_registered()
+ {
+    let cluster = Cluster::default();
+    let mut ctx = context(&cluster).await;
+    let target = |created| Target {
+        name: "pool-aaaaa".to_owned(),
+        uid: "u".to_owned(),
+        created,
+    };
+    let now = Timestamp::now();
+
+    // Given books that begin after the pod, and no way to GitHub, then it stays: it may have a job
+    let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
+    assert!(matches!(outcome.errors[..], [ActError::NoClient]));
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+
+    // Given books that cover its life, in which it does not stand, then it goes
+    let begin = now - SignedDuration::from_hours(1);
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
+    let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
+    assert!(outcome.errors.is_empty());
+    assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
 }
 
 #[tokio::test]

@@ -59,7 +59,8 @@ pub async fn look<'a>(
         });
     }
     Some(ctx.memory.with(pool, |memory| {
-        view(&mut memory.github.scale_set, runners, now)
+        let expected: BTreeSet<String> = memory.expected.keys().cloned().collect();
+        view(&mut memory.github.scale_set, runners, &expected, now)
     }))
 }
 
@@ -77,16 +78,18 @@ async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
     client.find_scale_set(&pool.scale_set_name(), group).await
 }
 
+/// `expected` are the pods that the watch does not show yet: GitHub may tell of the end of their job before that.
 fn view<'a>(
     memory: &mut ScaleSetMemory,
     runners: impl Iterator<Item = &'a Runner>,
+    expected: &BTreeSet<String>,
     now: Timestamp,
 ) -> View {
     let (listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
     let completed = completed.unwrap_or_default();
     // What was over by then is not in the session's first numbers.
     let opened = listening.as_ref().and_then(|l| l.heard.opened);
-    let mut finishing = BTreeSet::new();
+    let mut finishing: BTreeSet<String> = expected.intersection(&completed).cloned().collect();
     let mut seen = BTreeSet::new();
     for runner in runners {
         seen.insert(runner.name.as_str());
@@ -99,16 +102,15 @@ fn view<'a>(
             finishing.insert(runner.name.clone());
         }
     }
+    let is_there = |name: &String| seen.contains(name.as_str()) || expected.contains(name);
     memory.ended.retain(|name, since| {
         let is_open = !completed.contains(name) && Some(*since) >= opened;
-        is_open && (seen.contains(name.as_str()) || now < *since + TOLD)
+        is_open && (is_there(name) || now < *since + TOLD)
     });
     let untold = memory.ended.values().map(|since| *since + TOLD);
     let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
     if let Some(listener) = &memory.listener {
-        let gone = completed
-            .iter()
-            .filter(|name| !seen.contains(name.as_str()));
+        let gone = completed.iter().filter(|name| !is_there(name));
         listener.forget_completed(gone);
     }
     View {
@@ -195,7 +197,7 @@ mod tests {
     async fn a_job_that_has_ended_is_taken_off_until_github_has_told_or_a_minute_is_over() {
         let mut memory = heard(&[]);
         let pods = [done("pool-aaaaa", ago(1)), done("pool-bbbbb", ago(200))];
-        let seen = view(&mut memory, pods.iter(), NOW);
+        let seen = view(&mut memory, pods.iter(), &BTreeSet::new(), NOW);
         assert_eq!(
             (seen.ended, seen.recount),
             (1, Some(NOW + TOLD)),
@@ -204,22 +206,47 @@ mod tests {
 
         // Its pod may have gone meanwhile
         let later = NOW + SignedDuration::from_secs(30);
-        assert_eq!(view(&mut memory, [].iter(), later).ended, 1);
+        assert_eq!(
+            view(&mut memory, [].iter(), &BTreeSet::new(), later).ended,
+            1
+        );
         memory.listener = heard(&["pool-aaaaa"]).listener;
-        assert_eq!(view(&mut memory, [].iter(), later).ended, 0);
+        assert_eq!(
+            view(&mut memory, [].iter(), &BTreeSet::new(), later).ended,
+            0
+        );
 
         // And a pod that stays does not begin anew
         let mut memory = heard(&[]);
-        view(&mut memory, pods.iter(), NOW);
+        view(&mut memory, pods.iter(), &BTreeSet::new(), NOW);
         let over = NOW + TOLD + TOLD;
-        assert_eq!(view(&mut memory, pods.iter(), over).ended, 0);
-        assert_eq!(view(&mut memory, pods.iter(), over).ended, 0);
+        assert_eq!(
+            view(&mut memory, pods.iter(), &BTreeSet::new(), over).ended,
+            0
+        );
+        assert_eq!(
+            view(&mut memory, pods.iter(), &BTreeSet::new(), over).ended,
+            0
+        );
     }
 
     #[tokio::test]
     async fn a_runner_that_github_has_done_with_is_finishing() {
         let busy = runner(&pool(1), "pool-aaaaa", RunnerPhase::Busy);
-        let seen = view(&mut heard(&["pool-aaaaa"]), [busy].iter(), NOW);
+        let seen = view(
+            &mut heard(&["pool-aaaaa"]),
+            [busy].iter(),
+            &BTreeSet::new(),
+            NOW,
+        );
         assert!(seen.finishing.contains("pool-aaaaa"));
+
+        // And so is one that the watch does not show yet; its end is not forgotten before it is shown
+        let mut memory = heard(&["pool-bbbbb"]);
+        for _ in 0..2 {
+            let unseen = BTreeSet::from(["pool-bbbbb".to_owned()]);
+            let seen = view(&mut memory, [].iter(), &unseen, NOW);
+            assert!(seen.finishing.contains("pool-bbbbb"));
+        }
     }
 }

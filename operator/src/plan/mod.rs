@@ -238,9 +238,10 @@ pub enum Action {
     RemoveFinalizer,
     /// Create a runner pod, see [`pod::build`].
     CreatePod(NewRunner),
-    /// Remove a pod that GitHub has no entry for, or whose entry is gone by itself.
+    /// Remove a pod whose entry on GitHub is gone by itself: it has ended after a job.
     DeletePod(Target),
-    /// Remove the entry on GitHub, then the pod. A busy runner is left alone.
+    /// Remove the entry on GitHub, where there may be one, then the pod. A busy runner is left alone. That there is no entry
+    /// is believed of the registrar's books and of GitHub, never of what a watch shows: it may be behind.
     Drain(Target),
     /// The same, but a busy runner's pod goes too: its job is cancelled.
     Evict(Target),
@@ -298,6 +299,8 @@ pub struct Target {
     pub name: String,
     /// Uid of the pod.
     pub uid: String,
+    /// When the pod was made.
+    pub created: Timestamp,
 }
 
 impl From<&Runner> for Target {
@@ -305,6 +308,7 @@ impl From<&Runner> for Target {
         Self {
             name: runner.name.clone(),
             uid: runner.uid.clone(),
+            created: runner.created,
         }
     }
 }

@@ -31,10 +31,7 @@ pub(super) fn plan(
     stop_overdue(observed, health, plan);
     replace_outdated(observed, health, plan);
     let removed: BTreeSet<String> = removed_names(plan);
-    let is_finishing = |r: &Runner| {
-        let view = observed.scale_set.as_ref();
-        view.is_some_and(|view| view.finishing.contains(&r.name))
-    };
+    let is_finishing = |r: &Runner| is_finishing(observed, &r.name);
     let active: Vec<&Runner> = observed
         .runners
         .iter()
@@ -75,11 +72,20 @@ pub(super) fn plan(
     }
 }
 
-/// Created pods that the watch does not show yet: they count, or a stale store would make one too many.
+/// Created pods that the watch does not show yet: they count, or a stale store would make one too many; but not those
+/// whose job has ended, as GitHub tells.
 fn unseen(observed: &Observed) -> usize {
     let shown: BTreeSet<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
     let unseen = observed.expected.iter();
-    unseen.filter(|name| !shown.contains(name.as_str())).count()
+    unseen
+        .filter(|name| !shown.contains(name.as_str()) && !is_finishing(observed, name))
+        .count()
+}
+
+/// Whether GitHub tells that a runner's job has ended, while its pod is still there.
+fn is_finishing(observed: &Observed, name: &str) -> bool {
+    let view = observed.scale_set.as_ref();
+    view.is_some_and(|view| view.finishing.contains(name))
 }
 
 /// Pods that have ended go; of those that failed at the gate a few are kept for a look, once the status has their reason.
@@ -91,7 +97,7 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
             // Until the status has its job: after that nobody could tell it any more.
             (Some(End::JobDone(_)), _) if plan.unrecorded.contains(&runner.name) => {}
             (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
-            // Without a finished job GitHub does not remove the entry by itself.
+            // Without a finished job GitHub does not remove the entry by itself. Nobody learns more from such a pod.
             (Some(End::Failed(failure)), _) if failure.registered => {
                 plan.actions.push(Action::Drain(runner.into()));
             }
@@ -107,7 +113,7 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
     };
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
     for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
-        plan.actions.push(Action::DeletePod(runner.into()));
+        plan.actions.push(Action::Drain(runner.into()));
     }
 }
 
@@ -115,7 +121,7 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
 fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
     for runner in &observed.runners {
         if health.overdue.contains(&runner.name) {
-            plan.actions.push(removal(runner));
+            plan.actions.push(Action::Drain(runner.into()));
         }
     }
 }
@@ -129,7 +135,7 @@ fn replace_outdated(observed: &Observed, health: &Health, plan: &mut Plan) {
         .filter(|r| !removed.contains(&r.name));
     let outdated = waiting.filter(|r| health.quarantine.is_outdated(r, &observed.runners));
     plan.actions
-        .extend(outdated.map(|r| Action::DeletePod(r.into())));
+        .extend(outdated.map(|r| Action::Drain(r.into())));
 }
 
 fn removed_names(plan: &Plan) -> BTreeSet<String> {
@@ -140,14 +146,6 @@ fn removed_names(plan: &Plan) -> BTreeSet<String> {
             _ => None,
         })
         .collect()
-}
-
-/// How a runner that is not busy is taken out: one that cannot have registered needs no word with GitHub.
-pub(super) fn removal(runner: &Runner) -> Action {
-    match runner.phase {
-        RunnerPhase::Unscheduled | RunnerPhase::Preparing => Action::DeletePod(runner.into()),
-        _ => Action::Drain(runner.into()),
-    }
 }
 
 /// Takes out `surplus` runners: old ones and those that are furthest from a job first, busy ones never.
@@ -170,8 +168,12 @@ fn scale_down(active: &[&Runner], spec: &Spec, surplus: usize, plan: &mut Plan) 
         .filter(|r| r.phase == RunnerPhase::Terminating)
         .count();
     let take = surplus.saturating_sub(leaving);
-    plan.actions
-        .extend(candidates.into_iter().take(take).map(|r| removal(r)));
+    plan.actions.extend(
+        candidates
+            .into_iter()
+            .take(take)
+            .map(|r| Action::Drain((*r).into())),
+    );
 }
 
 /// Creates what is missing, unless GitHub would not have it or the last failure asks for a pause.
@@ -270,10 +272,15 @@ fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
     // What never came online serves nobody: it goes at once.
     let (useless, serving): (Vec<&&Runner>, Vec<&&Runner>) =
         old.into_iter().partition(|r| !r.is_online());
-    plan.actions.extend(useless.into_iter().map(|r| removal(r)));
-    let room = at_once.saturating_sub(coming + leaving);
     plan.actions
-        .extend(serving.into_iter().take(room).map(|r| removal(r)));
+        .extend(useless.into_iter().map(|r| Action::Drain((*r).into())));
+    let room = at_once.saturating_sub(coming + leaving);
+    plan.actions.extend(
+        serving
+            .into_iter()
+            .take(room)
+            .map(|r| Action::Drain((*r).into())),
+    );
 }
 
 /// Compares GitHub's list with the pods.

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use cudarunner_crds::RunnerPhase;
 
-use super::runners::removal;
-use super::{Observed, Plan};
+use super::{Action, Observed, Plan};
 use crate::observe::pod::Runner;
 use crate::pool::Pool;
 
@@ -44,7 +43,7 @@ pub(super) fn retire(
             .iter()
             .filter(|r| !matches!(r.phase, RunnerPhase::Busy | RunnerPhase::Terminating))
             .filter(|r| beyond(r))
-            .map(|r| removal(r)),
+            .map(|r| Action::Drain((*r).into())),
     );
     plan.actions.len() > before
 }

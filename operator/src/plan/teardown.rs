@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, runners, scale_set};
+use super::{Access, Action, Notice, Observed, Plan, checks, jobs, scale_set};
 use crate::observe::end::End;
 use crate::pool::Pool;
 
@@ -54,13 +54,12 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             (RunnerPhase::Terminating, _) => continue,
             // Its job is told first.
             (_, Some(End::JobDone(_))) if plan.unrecorded.contains(&runner.name) => continue,
-            (_, Some(End::Failed(failure))) if failure.registered => Action::Drain(runner.into()),
-            (_, Some(_)) => Action::DeletePod(runner.into()),
+            (_, Some(End::JobDone(_))) => Action::DeletePod(runner.into()),
             (RunnerPhase::Busy, None) => match pool.deletion_policy {
                 DeletionPolicy::WaitForJobs => continue,
                 DeletionPolicy::Now => Action::Evict(runner.into()),
             },
-            _ => runners::removal(runner),
+            _ => Action::Drain(runner.into()),
         };
         plan.actions.push(action);
     }

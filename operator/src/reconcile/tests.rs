@@ -106,7 +106,7 @@ impl Cluster {
     }
 
     /// Method and last part of the path of each write since the last time.
-    fn writes(&self) -> Vec<String> {
+    pub(crate) fn writes(&self) -> Vec<String> {
         let all = std::mem::take(&mut *self.0.lock().unwrap());
         all.iter()
             .map(|(method, path, _)| format!("{method} {}", path.rsplit('/').next().unwrap()))

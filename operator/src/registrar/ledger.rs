@@ -40,6 +40,8 @@ struct Entries {
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     UnderWay,
+    /// The pod is on its way out: it gets none.
+    Closed(Instant),
     /// It was tried, and GitHub may have made the runner's entry all the same.
     Tried(Instant),
     Done(Instant),
@@ -78,6 +80,8 @@ pub(super) enum Claim {
     Again(Registration),
     /// It has had its registration.
     Done,
+    /// It is on its way out.
+    Closed,
 }
 
 /// The right to register a pod; given back when dropped.
@@ -141,7 +145,7 @@ impl Ledger {
         match known {
             Some(Entry::UnderWay | Entry::Done(_)) => Some(true),
             Some(Entry::Tried(_)) => None,
-            None => {
+            Some(Entry::Closed(_)) | None => {
                 let is_covered = self.alone_since.is_some_and(|since| {
                     created.duration_since(since) > CLOCKS
                         && now.duration_since(created)
@@ -150,6 +154,14 @@ impl Ledger {
                 is_covered.then_some(false)
             }
         }
+    }
+
+    /// The same, of a pod that is about to be removed: from now on it gets no registration.
+    #[must_use]
+    pub fn close(&self, uid: &str, created: Timestamp, now: Timestamp) -> Option<bool> {
+        let closed = Entry::Closed(Instant::now());
+        self.lock().pods.entry(uid.to_owned()).or_insert(closed);
+        self.is_registered(uid, created, now)
     }
 
     /// Asks to register the pod with this uid, which has brought this report.
@@ -166,6 +178,7 @@ impl Ledger {
                         Claim::Again(answer.registration.clone())
                     })
             }
+            Some(Entry::Closed(_)) => Claim::Closed,
             Some(Entry::Tried(_)) | None => {
                 entries.pods.insert(uid.to_owned(), Entry::UnderWay);
                 Claim::Granted(Granted {
@@ -215,7 +228,7 @@ impl Entries {
         self.tidied = Some(now);
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
-            Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
+            Entry::Closed(at) | Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
         });
         self.pools
             .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
@@ -319,6 +332,24 @@ mod tests {
             granted(&ledger, "u").done(registration("secret"));
             assert_eq!(said(), Some(true));
         }
+    }
+
+    #[test]
+    fn a_pod_on_its_way_out_gets_no_registration() {
+        let started = Timestamp::constant(1_000_000, 0);
+        let after = started + CLOCKS + SignedDuration::from_secs(1);
+        let ledger = Arc::new(Ledger::alone(started));
+
+        // Given a pod that was never registered, when it is closed, then it never will be
+        assert_eq!(ledger.close("u", after, after), Some(false));
+        assert!(matches!(ledger.claim("u", report()), Claim::Closed));
+        assert_eq!(ledger.close("u", after, after), Some(false), "asked twice");
+
+        // Given one that is being registered, or was, then it is known as such
+        let attempt = granted(&ledger, "v");
+        assert_eq!(ledger.close("v", after, after), Some(true));
+        attempt.done(registration("secret"));
+        assert_eq!(ledger.close("v", after, after), Some(true));
     }
 
     #[tokio::test(start_paused = true)]

@@ -297,12 +297,16 @@ async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRun
             format!("the pod {} is no runner of this operator", pod.name),
         )),
         RunnerLookup::Served => Err(already_registered(pod)),
-        RunnerLookup::Closing => Err(refuse(
-            StatusCode::FORBIDDEN,
-            "Closing",
-            format!("the runner {} or its pool is being removed", pod.name),
-        )),
+        RunnerLookup::Closing => Err(closing(pod)),
     }
+}
+
+fn closing(pod: &PodIdentity) -> Response {
+    refuse(
+        StatusCode::FORBIDDEN,
+        "Closing",
+        format!("the runner {} or its pool is being removed", pod.name),
+    )
 }
 
 async fn read(body: Body) -> Result<(Report, Digest), Response> {
@@ -341,6 +345,7 @@ async fn register<D: Desk>(
             Ok(hand_over(&registration))
         }
         Claim::Done => Err(already_registered(&pod)),
+        Claim::Closed => Err(closing(&pod)),
     }
 }
 

@@ -257,7 +257,7 @@ fn a_pod_that_waits_with_an_old_idea_of_the_nodes_is_made_anew() {
         let plan = plan(&pool, observed, now);
         plan.actions
             .iter()
-            .any(|a| matches!(a, Action::DeletePod(t) if t.name == "pool-bbbbb"))
+            .any(|a| matches!(a, Action::Drain(t) if t.name == "pool-bbbbb"))
     };
     assert!(gone(&observed, NOW), "it might land on the bad node");
     waiting.avoids = set(&["node-1"]);
