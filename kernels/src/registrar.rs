@@ -23,7 +23,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// First and longest pause between two requests.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Longest answer that is read.
-const MAX_ANSWER: u64 = 1024 * 1024;
+const MAX_ANSWER: u64 = 256 * 1024;
+/// Longest registration: Linux takes no longer variable into an environment.
+const LONGEST_REGISTRATION: usize = 128 * 1024 - 64;
+/// Longest message of the registrar's that is repeated, in characters.
+const LONGEST_MESSAGE: usize = 2500;
 
 /// What the registrar decided.
 #[derive(Debug)]
@@ -95,7 +99,7 @@ impl<'a> Registrar<'a> {
                 Try::Failed(error) => return Err(error),
                 Try::Again(heard, wished) => (heard, wished),
             };
-            let wait = wished.unwrap_or_else(|| jittered(pause));
+            let wait = wished.map_or_else(|| jittered(pause), |wished| wished.max(PAUSE.0));
             pause = (pause * 2).min(PAUSE.1);
             if deadline.saturating_duration_since(Instant::now()) <= wait {
                 return Err(Error::Unreachable(format!(
@@ -155,7 +159,12 @@ fn understand(mut answer: Response<Body>) -> Try {
     };
     match status {
         StatusCode::OK => match serde_json::from_slice(&text) {
-            Ok(registration) => Try::Done(Answer::Registered(registration)),
+            Ok(registration) if is_plain(&registration) => {
+                Try::Done(Answer::Registered(registration))
+            }
+            Ok(_) => Try::Failed(Error::Internal(
+                "the registrar's answer holds no registration that the agent could read".into(),
+            )),
             // The parser's words may quote the registration; where it stopped says enough.
             Err(error) => Try::Failed(Error::Internal(format!(
                 "the registrar's answer was not understood at column {}; check that operator and gate have the same version",
@@ -187,12 +196,31 @@ fn understand(mut answer: Response<Body>) -> Try {
     }
 }
 
-/// The registrar's own words, or at least the status.
+/// The registrar's own words, no more than a few lines of them, or at least the status.
 fn refusal(status: StatusCode, text: &[u8]) -> Refusal {
-    serde_json::from_slice(text).unwrap_or_else(|_| Refusal {
-        reason: format!("Status{}", status.as_u16()),
-        message: format!("The registrar answered {status} without saying why."),
-    })
+    let plain = |text: &str, longest| {
+        let plain = text.chars().filter(|c| !c.is_control());
+        plain.take(longest).collect()
+    };
+    match serde_json::from_slice::<Refusal>(text) {
+        Ok(refusal) => Refusal {
+            reason: plain(&refusal.reason, 64),
+            message: plain(&refusal.message, LONGEST_MESSAGE),
+        },
+        Err(_) => Refusal {
+            reason: format!("Status{}", status.as_u16()),
+            message: format!("The registrar answered {status} without saying why."),
+        },
+    }
+}
+
+/// Whether it is one word, as both kinds are: the agent's start reads it as such, and takes it into its environment.
+fn is_plain(registration: &Registration) -> bool {
+    let (Registration::JitConfig {
+        encoded_jit_config: word,
+    }
+    | Registration::RegistrationToken { token: word }) = registration;
+    (1..=LONGEST_REGISTRATION).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// The whole report, or its summary where the whole is longer than the registrar reads.
@@ -230,7 +258,59 @@ fn jittered(pause: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn answer(status: u16, retry_after: &[u8], body: Vec<u8>) -> Try {
+        let mut answer = Response::builder().status(status);
+        if let Ok(value) = header::HeaderValue::from_bytes(retry_after) {
+            answer = answer.header(header::RETRY_AFTER, value);
+        }
+        understand(answer.body(Body::builder().data(body)).unwrap())
+    }
+
+    #[test]
+    fn a_registration_that_no_agent_could_read_is_none() {
+        let given = |word: &str| {
+            let body = serde_json::json!({"kind": "JitConfig", "encodedJitConfig": word});
+            answer(200, b"", body.to_string().into_bytes())
+        };
+        assert!(matches!(
+            given("c2VjcmV0"),
+            Try::Done(Answer::Registered(_))
+        ));
+        for word in ["", "two words", "a\nb", "\u{0}", &"x".repeat(140_000)] {
+            assert!(
+                matches!(given(word), Try::Failed(_)),
+                "{} bytes",
+                word.len()
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_registrar_answers_it_is_understood_in_a_few_plain_words(
+            status in 200..600_u16,
+            retry_after in proptest::collection::vec(any::<u8>(), 0..30),
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            text in "\\PC{0,50}|[\u{0}-\u{1f}\u{7f}-\u{9f}]{1,20}",
+            times in 1..3000_usize,
+        ) {
+            let refusal = serde_json::json!({"reason": text.repeat(times), "message": text.repeat(times)});
+            for body in [bytes, refusal.to_string().into_bytes()] {
+                let said = match answer(status, &retry_after, body) {
+                    Try::Done(Answer::Refused(refusal)) => refusal.reason + &refusal.message,
+                    Try::Done(_) => continue,
+                    Try::Failed(error) => error.to_string(),
+                    Try::Again(heard, _) => heard,
+                };
+                prop_assert!(said.chars().count() <= 3000);
+                prop_assert!(!said.contains(char::is_control), "{:?}", said);
+            }
+        }
+    }
 
     #[test]
     fn pauses_are_spread() {

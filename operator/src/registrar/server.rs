@@ -215,6 +215,8 @@ async fn answer<D: Desk>(
         .desk
         .note_report(&pod, &runner, &report, &decision)
         .await;
+    // It may be large, and what follows may take long.
+    drop(report);
     match decision {
         Decision::Failed => Ok(StatusCode::ACCEPTED.into_response()),
         Decision::Refuse { reason, message } => Err(refuse(StatusCode::FORBIDDEN, reason, message)),

@@ -5,7 +5,7 @@ use gate_report::{Device, Driver, Outcome, Report, SCHEMA};
 
 use crate::registrar::{Decision, Policy, Version, admit};
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy {
         devices: Some(2),
         min_compute_capability: Version { major: 7, minor: 0 },
@@ -27,7 +27,7 @@ fn finding(outcome: CheckOutcome) -> PreflightFinding {
     }
 }
 
-fn report() -> Report {
+pub(super) fn report() -> Report {
     let device = Device {
         compute_capability: "7.0".to_owned(),
         concurrent_managed_access: true,

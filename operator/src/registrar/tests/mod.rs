@@ -2,4 +2,6 @@
 
 mod admit;
 mod endpoint;
+mod hostile;
 pub(in crate::registrar) mod kubernetes;
+mod stub;
