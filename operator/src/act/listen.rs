@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::backoff;
-use crate::github::{Client, Error, Message, Session};
+use crate::github::{Client, Error, Message, Session, Statistics};
 use crate::plan::scale_set::{Heard, Listening, Trouble};
 use crate::pool::PoolKey;
 use crate::watch::Waker;
@@ -162,21 +162,15 @@ enum Poll {
     Cut,
 }
 
-/// Why a session is over.
-enum Over {
-    /// There is no scale set any more.
-    Gone,
-    /// It did not work; another session may.
-    Failed(Error),
-}
-
-impl From<Error> for Over {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::NotFound { .. } => Self::Gone,
-            error => Self::Failed(error),
-        }
-    }
+/// Whether the same request, in the same session, may work later.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Server { .. }
+            | Error::RateLimited { .. }
+            | Error::Unreachable { .. }
+            | Error::Malformed { .. }
+    )
 }
 
 struct Task {
@@ -196,19 +190,18 @@ impl Task {
     /// Opens sessions until the scale set is gone.
     async fn run(mut self) {
         loop {
-            let over = match self.open().await {
+            let error = match self.open().await {
+                // Whatever was not found: whether the scale set itself is gone, the next session tells.
                 Ok(session) => self.listen(session).await,
-                Err(error) => error.into(),
-            };
-            match over {
-                Over::Gone => {
-                    tracing::warn!(pool = %self.ear.pool, set = self.ear.set, "the scale set has vanished");
+                Err(Error::NotFound { message, .. }) => {
+                    tracing::warn!(pool = %self.ear.pool, set = self.ear.set, message, "the scale set has vanished");
                     lock(&self.board).is_gone = true;
                     self.wake();
                     return;
                 }
-                Over::Failed(error) => self.pause(&error).await,
-            }
+                Err(error) => error,
+            };
+            self.pause(&error).await;
         }
     }
 
@@ -224,35 +217,63 @@ impl Task {
         client.open_session(set, &self.ear.owner).await
     }
 
-    /// Hears messages until the session is over.
-    async fn listen(&mut self, mut session: Session) -> Over {
+    /// Hears messages until the session is over; why it is.
+    async fn listen(&mut self, mut session: Session) -> Error {
         self.left_over = Some(session.id.clone());
         tracing::info!(pool = %self.ear.pool, set = session.set, "listening for jobs");
         {
             let mut board = lock(&self.board);
             board.heard.session = Some(session.id.clone());
             board.heard.opened = Some(Timestamp::now());
-            board.heard.statistics = Some(session.statistics);
             board.heard.is_settled = false;
-            board.heard.number += 1;
         }
-        self.wake();
+        self.stand(session.statistics);
         self.heard = None;
         let mut last = 0;
         loop {
-            match self.hear(&mut session, last).await {
-                Ok(Poll::Message(message)) => {
-                    match self.take_in(&session, message, last).await {
-                        Ok(number) => last = number,
-                        Err(over) => return over,
+            let outcome = match self.hear(&mut session, last).await {
+                Ok(Poll::Message(message)) => match self.take_in(&mut session, message, last).await
+                {
+                    Ok(number) => {
+                        last = number;
+                        self.worked();
+                        Ok(())
                     }
-                    self.worked();
+                    Err(error) => Err(error),
+                },
+                Ok(Poll::Quiet) => {
+                    self.settle();
+                    Ok(())
                 }
-                Ok(Poll::Quiet) => self.settle(),
-                Ok(Poll::Cut) => {}
-                Err(error) => return error.into(),
+                Ok(Poll::Cut) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(error) if may_pass(&error) => self.pause(&error).await,
+                Err(error) => return error,
             }
         }
+    }
+
+    /// Notes where the scale set stands, as a session says it; where it does not, what was heard last holds.
+    fn stand(&self, statistics: Option<Statistics>) {
+        let mut board = lock(&self.board);
+        board.heard.statistics = statistics.or(board.heard.statistics);
+        board.heard.number += 1;
+        drop(board);
+        self.wake();
+    }
+
+    /// Renews the session's token, once between two answers.
+    async fn refresh(&mut self, session: &mut Session, refused: Error) -> Result<(), Error> {
+        if self.has_refreshed {
+            return Err(refused);
+        }
+        *session = self.ear.client.refresh_session(session).await?;
+        self.has_refreshed = true;
+        self.stand(session.statistics);
+        Ok(())
     }
 
     /// One long poll, which a change of the capacity cuts short. A token that has run out is renewed once.
@@ -273,9 +294,8 @@ impl Task {
             }
         };
         match answer {
-            Err(Error::Unauthorized { .. }) if !self.has_refreshed => {
-                *session = client.refresh_session(session).await?;
-                self.has_refreshed = true;
+            Err(refused @ Error::Unauthorized { .. }) => {
+                self.refresh(session, refused).await?;
                 Ok(Poll::Cut)
             }
             Err(Error::Unreachable {
@@ -302,11 +322,10 @@ impl Task {
     /// Hands a message on, and acknowledges it once it was acted on. The last message that was.
     async fn take_in(
         &mut self,
-        session: &Session,
+        session: &mut Session,
         message: Message,
         last: u64,
-    ) -> Result<u64, Over> {
-        let client = &self.ear.client;
+    ) -> Result<u64, Error> {
         let number = {
             let mut board = lock(&self.board);
             // One that comes again is the same news.
@@ -314,9 +333,7 @@ impl Task {
                 board.heard.number += 1;
             }
             board.heard.is_settled = true;
-            if let Some(statistics) = message.statistics {
-                board.heard.statistics = Some(statistics);
-            }
+            board.heard.statistics = message.statistics.or(board.heard.statistics);
             if board.completed.len() < REMEMBERED {
                 board.completed.extend(message.completed);
             }
@@ -324,15 +341,48 @@ impl Task {
         };
         self.heard = Some(message.id);
         if !message.available.is_empty() {
-            client.acquire_jobs(session, &message.available).await?;
+            self.acquire(session, &message.available).await?;
         }
         self.wake();
         let acted = self.acts.wait_for(|acted| *acted >= number);
         if !matches!(tokio::time::timeout(VISIT, acted).await, Ok(Ok(_))) {
             return Ok(last);
         }
-        client.acknowledge(session, message.id).await?;
+        self.acknowledge(session, message.id).await?;
         Ok(message.id)
+    }
+
+    /// Acquires jobs. A refusal is the end of it: they may be somebody else's by now, and a message that is not
+    /// acknowledged would keep all others from coming.
+    async fn acquire(&mut self, session: &mut Session, jobs: &[i64]) -> Result<(), Error> {
+        let client = Arc::clone(&self.ear.client);
+        let mut answer = client.acquire_jobs(session, jobs).await;
+        if let Err(refused @ Error::Unauthorized { .. }) = answer {
+            self.refresh(session, refused).await?;
+            answer = client.acquire_jobs(session, jobs).await;
+        }
+        self.unless_refused(answer, "jobs were not acquired")
+    }
+
+    async fn acknowledge(&mut self, session: &mut Session, message: u64) -> Result<(), Error> {
+        let client = Arc::clone(&self.ear.client);
+        let mut answer = client.acknowledge(session, message).await;
+        if let Err(refused @ Error::Unauthorized { .. }) = answer {
+            self.refresh(session, refused).await?;
+            answer = client.acknowledge(session, message).await;
+        }
+        self.unless_refused(answer, "a message was not acknowledged")
+    }
+
+    /// What cannot work later either is told to the log alone.
+    fn unless_refused(&self, answer: Result<(), Error>, what: &str) -> Result<(), Error> {
+        match answer {
+            Err(error) if !may_pass(&error) && !matches!(error, Error::Unauthorized { .. }) => {
+                tracing::warn!(pool = %self.ear.pool, set = self.ear.set, %error, "{what}");
+                Ok(())
+            }
+            answer => answer,
+        }
     }
 
     /// Notes that GitHub does what is asked.

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, ask::Answer, service::ServiceAsk};
+use super::{Client, Error, service::ServiceAsk};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
@@ -23,24 +23,20 @@ pub struct Session {
     pub id: String,
     /// The scale set.
     pub set: u64,
-    /// Where the scale set stood when it was opened.
-    pub statistics: Statistics,
+    /// Where the scale set stood when it was opened, or went on, where the service said it.
+    pub statistics: Option<Statistics>,
     queue: String,
     token: SecretString,
 }
 
 /// How many jobs a scale set has.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Jobs that its runners could take, and that are not assigned to it.
-    #[serde(rename = "totalAvailableJobs")]
     pub available: usize,
     /// Jobs that are assigned to it, those that run included.
-    #[serde(rename = "totalAssignedJobs")]
     pub assigned: usize,
     /// Jobs that run.
-    #[serde(rename = "totalRunningJobs")]
     pub running: usize,
 }
 
@@ -66,7 +62,14 @@ impl Client {
         let answer = self
             .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
             .await?;
-        self.session(set, &answer, &action)
+        let wire: WireSession = self.read(&answer, &action)?;
+        let id = wire.session_id.clone();
+        let session = self.session(set, wire, &action);
+        if session.is_err() && !id.is_empty() {
+            // It is open all the same, and would keep every other one from being opened.
+            self.close_session(set, &id).await?;
+        }
+        session
     }
 
     /// Has a session's queue opened with a fresh token.
@@ -76,7 +79,7 @@ impl Client {
         let answer = self
             .ask_service(Method::PATCH, &path, &[], None, &action)
             .await?;
-        self.session(session.set, &answer, &action)
+        self.session(session.set, self.read(&answer, &action)?, &action)
     }
 
     /// Ends a session, whether it is open or not.
@@ -94,9 +97,9 @@ impl Client {
         }
     }
 
-    fn session(&self, set: u64, answer: &Answer, action: &str) -> Result<Session, Error> {
-        let wire: WireSession = self.read(answer, action)?;
-        if !self.transport.is_as_secure(&wire.message_queue_url)
+    fn session(&self, set: u64, wire: WireSession, action: &str) -> Result<Session, Error> {
+        if wire.message_queue_url.is_empty()
+            || !self.transport.is_as_secure(&wire.message_queue_url)
             || wire.message_queue_access_token.is_empty()
         {
             return Err(Error::Malformed {
@@ -104,10 +107,12 @@ impl Client {
                 message: "it names no queue, or gives no token for it".into(),
             });
         }
+        let of_set = wire.runner_scale_set.unwrap_or_default();
+        let of_set = of_set.statistics.and_then(Into::into);
         Ok(Session {
             id: wire.session_id,
             set,
-            statistics: wire.statistics.unwrap_or_default(),
+            statistics: wire.statistics.and_then(Into::into).or(of_set),
             queue: wire.message_queue_url,
             token: wire.message_queue_access_token.into(),
         })
@@ -197,13 +202,45 @@ fn sessions(set: u64) -> String {
     format!("_apis/runtime/runnerscalesets/{set}/sessions")
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct WireSession {
     session_id: String,
+    #[serde(deserialize_with = "or_empty")]
     message_queue_url: String,
+    #[serde(deserialize_with = "or_empty")]
     message_queue_access_token: String,
-    statistics: Option<Statistics>,
+    statistics: Option<WireStatistics>,
+    runner_scale_set: Option<WireSet>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireSet {
+    statistics: Option<WireStatistics>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireStatistics {
+    total_available_jobs: Option<usize>,
+    total_assigned_jobs: Option<usize>,
+    total_running_jobs: Option<usize>,
+}
+
+impl From<WireStatistics> for Option<Statistics> {
+    /// Without the number that runners follow there are none: that is not the same as no jobs.
+    fn from(wire: WireStatistics) -> Self {
+        Some(Statistics {
+            available: wire.total_available_jobs.unwrap_or_default(),
+            assigned: wire.total_assigned_jobs?,
+            running: wire.total_running_jobs.unwrap_or_default(),
+        })
+    }
+}
+
+fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -213,7 +250,7 @@ struct WireMessage {
     #[serde(default)]
     body: Option<String>,
     #[serde(default)]
-    statistics: Option<Statistics>,
+    statistics: Option<WireStatistics>,
 }
 
 #[derive(Default, Deserialize)]
@@ -234,7 +271,7 @@ impl From<WireMessage> for Message {
             .unwrap_or_default();
         let mut message = Self {
             id: wire.message_id,
-            statistics: wire.statistics,
+            statistics: wire.statistics.and_then(Into::into),
             ..Self::default()
         };
         for job in jobs {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::github::Statistics;
-use crate::github::tests::stub::{Reply, Seen, Stub, raw, reply};
+use crate::github::tests::stub::{Reply, Seen, Stub, hang_up, raw, reply};
 
 impl Listener {
     /// One that has heard of these ends of jobs since then, and hears nothing more.
@@ -185,19 +185,182 @@ async fn a_session_of_somebody_else_is_stood_by_for_and_said() {
 
 #[tokio::test]
 async fn a_scale_set_that_has_vanished_ends_the_listening() {
-    let (stub, _asks) = service(|line, host| match line {
-        "POST set 7/sessions" => session(host),
-        _ => reply(
+    let gone = || {
+        reply(
             404,
             &json!({"typeName": "RunnerScaleSetNotFoundException", "message": "no"}),
-        ),
+        )
+    };
+    let mut opened = 0;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" => {
+            opened += 1;
+            if opened < 3 { session(host) } else { gone() }
+        }
+        // What is not found at a poll is the session, to begin with
+        _ => gone(),
     })
     .await;
     let (ear, mut woken) = ear(&stub);
     let listener = Listener::start(ear, 4, None);
-    woken.next().await.unwrap();
-    woken.next().await.unwrap();
-    assert!(listener.is_gone());
+    while !listener.is_gone() {
+        woken.next().await.unwrap();
+    }
+    for line in [
+        "POST set 7/sessions",
+        "GET /q?s=mine 4",
+        "POST set 7/sessions",
+        "GET /q?s=mine 4",
+        "POST set 7/sessions",
+    ] {
+        assert_eq!(asks.recv().await.unwrap(), line);
+    }
+}
+
+#[tokio::test]
+async fn what_passes_is_waited_for_in_the_same_session() {
+    let failures = [
+        || reply(503, &Value::Null),
+        || reply(429, &Value::Null).with("retry-after", "1"),
+        hang_up,
+    ];
+    let mut failures = failures.into_iter();
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" => session(host),
+        _ => failures.next().map_or_else(|| message(1, 2), |fail| fail()),
+    })
+    .await;
+    let (ear, _woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
+    for _ in 0..4 {
+        assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
+    }
+    while assigned(&listener) != Some(2) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A message that offers a job.
+fn offer() -> Reply {
+    let jobs = json!([{"messageType": "JobAvailable", "runnerRequestId": 5}]).to_string();
+    reply(
+        200,
+        &json!({"messageId": 1, "body": jobs, "statistics": null}),
+    )
+}
+
+/// What is asked after a message that offers a job, when `answer` is the answer to what acquires it, and the first
+/// acknowledgement meets a token that has run out.
+async fn asked_after_an_offer(mut answer: impl FnMut() -> Reply + Send + 'static) -> Vec<String> {
+    let mut is_old = true;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" | "PATCH set 7/sessions/mine" => session(host),
+        "GET /q?s=mine 4" => offer(),
+        "POST set 7/acquirejobs" => answer(),
+        "DELETE /q/1?s=mine" if std::mem::take(&mut is_old) => raw(401, ""),
+        "DELETE /q/1?s=mine" => reply(204, &Value::Null),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    let mut asked = vec![];
+    loop {
+        tokio::select! {
+            _ = woken.next() => listener.acted_on(listener.snapshot().0.heard.number),
+            line = asks.recv() => {
+                let line = line.unwrap();
+                if line.contains("lastMessageId=1") {
+                    // What is null in a message says nothing
+                    assert_eq!(assigned(&listener), Some(1));
+                    return asked;
+                }
+                asked.push(line);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_acquired_does_not_block_the_queue() {
+    let first = [
+        "POST set 7/sessions",
+        "GET /q?s=mine 4",
+        "POST set 7/acquirejobs",
+    ];
+    let end = [
+        "DELETE /q/1?s=mine",
+        "PATCH set 7/sessions/mine",
+        "DELETE /q/1?s=mine",
+    ];
+    for status in [400, 403, 404, 409, 422] {
+        let asked = asked_after_an_offer(move || reply(status, &json!({"message": "taken"})));
+        assert_eq!(asked.await, [first, end].concat(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_queue_is_not_named_is_closed() {
+    let mut is_bad = true;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" if std::mem::take(&mut is_bad) => {
+            reply(200, &json!({"sessionId": "bad", "messageQueueUrl": null}))
+        }
+        "POST set 7/sessions" => session(host),
+        line if line.starts_with("DELETE") => reply(204, &Value::Null),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, _woken) = ear(&stub);
+    let _listener = Listener::start(ear, 4, None);
+    for line in [
+        "POST set 7/sessions",
+        "DELETE set 7/sessions/bad",
+        "POST set 7/sessions",
+    ] {
+        assert_eq!(asks.recv().await.unwrap(), line);
+    }
+}
+
+#[tokio::test]
+async fn where_a_set_stands_is_what_it_or_a_renewed_session_says() {
+    // Null is not the same as no jobs
+    for (said, expected) in [
+        (json!({"statistics": null}), None),
+        (json!({"statistics": {"totalAssignedJobs": null}}), None),
+        (json!({"statistics": {"totalAssignedJobs": 3}}), Some(3)),
+        (
+            json!({"statistics": null, "runnerScaleSet": {"statistics": {"totalAssignedJobs": 4}}}),
+            Some(4),
+        ),
+    ] {
+        let mut has_run_out = true;
+        let (stub, mut asks) = service(move |line, host| {
+            let mut session = json!({
+                "sessionId": "mine", "messageQueueUrl": format!("https://{host}/q?s=mine"),
+                "messageQueueAccessToken": "QUEUE"
+            });
+            match line {
+                "POST set 7/sessions" => reply(200, &session),
+                "PATCH set 7/sessions/mine" => {
+                    for (key, value) in said.as_object().unwrap() {
+                        session[key] = value.clone();
+                    }
+                    reply(200, &session)
+                }
+                _ if std::mem::take(&mut has_run_out) => raw(401, ""),
+                _ => raw(202, ""),
+            }
+        })
+        .await;
+        let (ear, _woken) = ear(&stub);
+        let listener = Listener::start(ear, 4, None);
+        for _ in 0..4 {
+            asks.recv().await.unwrap();
+        }
+        assert_eq!(assigned(&listener), expected);
+    }
 }
 
 #[tokio::test]

@@ -222,7 +222,7 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
         assigned: 3,
         running: 1,
     };
-    assert_eq!(session.statistics, opened);
+    assert_eq!(session.statistics, Some(opened));
 
     let message = client.next_message(&session, 0, 4).await.unwrap().unwrap();
     let expected = Message {
