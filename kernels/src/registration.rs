@@ -12,9 +12,14 @@ const JIT_CONFIG: &str = "jitconfig";
 /// The file with the registration token.
 const TOKEN: &str = "token";
 
+/// For whatever user the job's image has: the folder is in no other container, and the registration goes as soon as it
+/// is read.
+const READABLE: u32 = 0o644;
+
 /// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
-const SCRIPTS: [(&str, &str); 3] = [
+const SCRIPTS: [(&str, &str); 4] = [
     ("gpu.sh", include_str!("../hooks/gpu.sh")),
+    ("team-hook.sh", include_str!("../hooks/team-hook.sh")),
     ("job-started.sh", include_str!("../hooks/job-started.sh")),
     (
         "job-completed.sh",
@@ -28,11 +33,13 @@ pub(crate) fn store(dir: &Path, registration: &Registration) -> io::Result<()> {
         write(&dir.join(name), script.as_bytes(), 0o755)?;
     }
     match registration {
-        Registration::JitConfig { encoded_jit_config } => {
-            write(&dir.join(JIT_CONFIG), encoded_jit_config.as_bytes(), 0o600)
-        }
+        Registration::JitConfig { encoded_jit_config } => write(
+            &dir.join(JIT_CONFIG),
+            encoded_jit_config.as_bytes(),
+            READABLE,
+        ),
         Registration::RegistrationToken { token } => {
-            write(&dir.join(TOKEN), token.as_bytes(), 0o600)
+            write(&dir.join(TOKEN), token.as_bytes(), READABLE)
         }
     }
 }

@@ -209,13 +209,20 @@ fn a_registration_token_is_left_in_a_file_of_its_own() {
     assert_eq!(code, 0);
     assert_eq!(
         pod.left(),
-        ["gpu.sh", "job-completed.sh", "job-started.sh", "token"]
+        [
+            "gpu.sh",
+            "job-completed.sh",
+            "job-started.sh",
+            "team-hook.sh",
+            "token"
+        ]
     );
     let file = pod.dir.join("run/token");
     assert_eq!(fs::read_to_string(&file).unwrap(), token);
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o600
+        0o644,
+        "an image may have any user"
     );
 }
 
@@ -227,13 +234,20 @@ fn who_passes_gets_a_registration_and_the_hooks() {
     assert_eq!((code, report.passed()), (0, true));
     assert_eq!(
         pod.left(),
-        ["gpu.sh", "jitconfig", "job-completed.sh", "job-started.sh"]
+        [
+            "gpu.sh",
+            "jitconfig",
+            "job-completed.sh",
+            "job-started.sh",
+            "team-hook.sh"
+        ]
     );
     let file = pod.dir.join("run/jitconfig");
     assert_eq!(fs::read_to_string(&file).unwrap(), JIT);
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o600
+        0o644,
+        "an image may have any user"
     );
     let request = registrar.requests.lock().unwrap()[0].clone();
     assert!(

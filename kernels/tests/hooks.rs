@@ -37,7 +37,8 @@ fn hook(name: &str, folder: &Path, marks: &Path, job: &str) {
 
 fn run_hook(name: &str, folder: &Path, marks: &Path, job: &str) -> ExitStatus {
     Command::new("/bin/sh")
-        .args(["-c", &script(name, marks)])
+        // The agent's bash has `-e`, too.
+        .args(["-e", "-c", &script(name, marks)])
         .env("CUDA_RUNNER_DIR", folder)
         .env("CUDA_RUNNER_GPU_FILE", folder.join("nvidiactl"))
         .env("GITHUB_JOB", job)
@@ -245,4 +246,60 @@ fn what_was_not_there_at_the_start_is_not_missed() {
     assert!(container.gpu("idle") && container.gpu("idle"));
     assert!(container.hook("job-started.sh") && container.hook("job-completed.sh"));
     assert!(!container.is_stopped() && container.lost().is_empty());
+}
+
+/// A container with the team's own hooks; each notes that it ran, and whether the runner is busy, and ends with `code`.
+fn with_team_hooks(name: &str, code: i32) -> PathBuf {
+    let folder = common::folder(name);
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks/team-hook.sh");
+    fs::copy(ours, folder.join("team-hook.sh")).unwrap();
+    let team = format!(
+        "echo \"$(test -e '{0}/busy' && echo busy) $GITHUB_JOB\" >>'{0}/ran'\nexit {code}\n",
+        folder.display()
+    );
+    fs::write(folder.join("team.sh"), team).unwrap();
+    folder
+}
+
+fn run_with_team_hook(name: &str, folder: &Path, hook: &Path) -> (Option<i32>, String) {
+    let marks = folder.join("marks");
+    let done = Command::new("/bin/sh")
+        .args(["-e", "-c", &script(name, &marks)])
+        .env("CUDA_RUNNER_DIR", folder)
+        .env("CUDA_RUNNER_HOOK_JOB_STARTED", hook)
+        .env("CUDA_RUNNER_HOOK_JOB_COMPLETED", hook)
+        .env("GITHUB_JOB", "job")
+        .output()
+        .unwrap();
+    (done.status.code(), String::from_utf8(done.stdout).unwrap())
+}
+
+#[test]
+fn the_teams_own_hooks_run_too_and_their_exit_codes_count() {
+    for code in [0, 3] {
+        let folder = with_team_hooks(&format!("team-{code}"), code);
+        for name in ["job-started.sh", "job-completed.sh"] {
+            let (ended, _) = run_with_team_hook(name, &folder, &folder.join("team.sh"));
+            assert_eq!(ended, Some(code), "{name}");
+        }
+        // Both while the runner is busy, and our marks are there whatever theirs does
+        assert_eq!(
+            fs::read_to_string(folder.join("ran")).unwrap(),
+            "busy job\nbusy job\n"
+        );
+        assert!(!folder.join("busy").exists());
+        let marks = fs::read_to_string(folder.join("marks")).unwrap();
+        assert_eq!(marks.lines().count(), 2, "{marks}");
+    }
+}
+
+#[test]
+fn a_team_hook_that_is_not_there_fails_the_job_and_is_named() {
+    let folder = with_team_hooks("team-none", 0);
+    let (ended, said) = run_with_team_hook("job-started.sh", &folder, Path::new("/hooks/none.sh"));
+    assert_eq!(ended, Some(1));
+    assert!(
+        said.contains("::error::The job hook /hooks/none.sh"),
+        "{said}"
+    );
 }
