@@ -13,6 +13,7 @@ mod schema;
 )]
 mod spec;
 mod status;
+pub mod template;
 mod values;
 mod verification;
 

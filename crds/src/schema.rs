@@ -1,6 +1,9 @@
 //! Schemas of the parts whose Rust types belong to others.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use crate::template;
 
 /// `metav1.Condition`, with the limits that Kubernetes itself sets, as a list keyed by `type`.
 pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
@@ -37,15 +40,149 @@ pub(crate) fn optional_time(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "date-time", "nullable": true})
 }
 
-/// A pod template: left open here, because the API server checks the pod itself.
-pub(crate) fn pod_template(_: &mut SchemaGenerator) -> Schema {
+/// Quantities of what a container can ask for, without devices: those are `spec.gpu`.
+pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
+    let quantity = |of: &str| {
+        json!({
+            "x-kubernetes-int-or-string": true,
+            "nullable": false,
+            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+            "description": format!("{of}, as in a container's resources."),
+        })
+    };
     json_schema!({
         "type": "object",
-        "nullable": true,
-        "x-kubernetes-preserve-unknown-fields": true,
-        "description": "A pod template merged over the operator's own: lists of containers, volumes, \
-            environment variables and the like are merged by name. The agent's container is named `runner`. \
-            Names and types are those of a Pod (`kubectl explain pod.spec`); a field that a Pod does not have is \
-            reported in the condition `Stalled`."
+        "properties": {
+            "cpu": quantity("Cores"),
+            "memory": quantity("Bytes of memory"),
+            "ephemeral-storage": quantity("Bytes of local disk"),
+        }
     })
+}
+
+/// A pod template: open, because the API server checks the pod itself. Only what CEL is to see is declared.
+pub(crate) fn pod_template(_: &mut SchemaGenerator) -> Schema {
+    let mut schema = open(
+        "A pod template merged over the operator's own: lists of volumes, environment variables and the like are \
+        merged by name. The agent's container is named `runner`. Names and types are those of a Pod (`kubectl explain \
+        pod.spec`); a field that a Pod does not have, or that is the operator's, is reported in the condition `Stalled`.",
+        json!({"metadata": template_metadata(), "spec": template_spec()}),
+        &[],
+    );
+    schema["nullable"] = json!(true);
+    let mut wrapped = json_schema!({});
+    if let (Some(to), Value::Object(from)) = (wrapped.as_object_mut(), schema) {
+        *to = from;
+    }
+    wrapped
+}
+
+fn template_metadata() -> Value {
+    let keys = |of: &str| {
+        json!({
+            "type": "object",
+            "maxProperties": 100,
+            "additionalProperties": {"type": "string"},
+            "description": format!("{of} of the pods."),
+            "x-kubernetes-validations": [rule("self.all(key, !key.startsWith('cudarunner.dev/'))", template::OWN_KEYS)],
+        })
+    };
+    let name = json!({"type": "string", "description": "Not for templates."});
+    open(
+        "Labels and annotations of the pods.",
+        json!({
+            "labels": keys("Labels"),
+            "annotations": keys("Annotations"),
+            "name": name,
+            "generateName": name,
+        }),
+        &[rule(
+            "!has(self.name) && !has(self.generateName)",
+            template::METADATA,
+        )],
+    )
+}
+
+fn template_spec() -> Value {
+    open(
+        "The spec of the pods.",
+        json!({
+            "restartPolicy": {"type": "string", "description": "`Never`, or absent."},
+            "nodeName": {"type": "string", "description": "Not for templates."},
+            "activeDeadlineSeconds": {"type": "integer", "format": "int64", "description": "Not for templates."},
+            "shareProcessNamespace": {"type": "boolean", "description": "`false`, or absent."},
+            "automountServiceAccountToken": {"type": "boolean", "description": "`false`, or absent."},
+            "containers": {
+                "type": "array",
+                "maxItems": 16,
+                "items": template_container(),
+                "description": "The container `runner`, and no other.",
+            },
+        }),
+        &[
+            rule(
+                "!has(self.restartPolicy) || self.restartPolicy == 'Never'",
+                template::RESTART_POLICY,
+            ),
+            rule("!has(self.nodeName)", template::NODE_NAME),
+            rule("!has(self.activeDeadlineSeconds)", template::DEADLINE),
+            rule(
+                "!has(self.shareProcessNamespace) || !self.shareProcessNamespace",
+                template::SHARED_PROCESSES,
+            ),
+            rule(
+                "!has(self.automountServiceAccountToken) || !self.automountServiceAccountToken",
+                template::ACCOUNT_TOKEN,
+            ),
+        ],
+    )
+}
+
+fn template_container() -> Value {
+    let words =
+        json!({"type": "array", "items": {"type": "string"}, "description": "Not for templates."});
+    let probe = open("Not for templates.", json!({}), &[]);
+    let mut container = open(
+        "The agent's container.",
+        json!({
+            "name": {"type": "string", "description": "`runner`."},
+            "command": words,
+            "args": words,
+            "startupProbe": probe,
+            "readinessProbe": probe,
+        }),
+        &[
+            rule("self.name == 'runner'", template::OTHER_CONTAINER),
+            rule(
+                "self.name != 'runner' || !has(self.command) && !has(self.args)",
+                template::COMMAND,
+            ),
+            rule(
+                "self.name != 'runner' || !has(self.startupProbe) && !has(self.readinessProbe)",
+                template::PROBE,
+            ),
+        ],
+    );
+    container["required"] = json!(["name"]);
+    container
+}
+
+/// An object of which some fields are declared, and all others kept.
+fn open(description: &str, properties: Value, rules: &[Value]) -> Value {
+    let mut schema = json!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
+        "description": description,
+    });
+    if properties != json!({}) {
+        schema["properties"] = properties;
+    }
+    if !rules.is_empty() {
+        schema["x-kubernetes-validations"] = json!(rules);
+    }
+    schema
+}
+
+fn rule(rule: &str, message: &str) -> Value {
+    json!({"rule": rule, "message": message})
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -267,6 +268,24 @@ pub struct Smoke {
     #[serde(default = "default_quarantine")]
     #[schemars(range(min = 1, max = 1440))]
     pub quarantine_minutes: i32,
+
+    /// What the gate may use, and the look at the runner's image before it: instead of the operator's own numbers, as a
+    /// whole. For namespaces whose quota or policy has its own idea.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<GateResources>,
+}
+
+/// What the gate may use.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct GateResources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::quantities")]
+    pub requests: BTreeMap<String, Quantity>,
+    /// The most that it gets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::quantities")]
+    pub limits: BTreeMap<String, Quantity>,
 }
 
 /// Whether a device must offer concurrent access to managed memory.
@@ -436,6 +455,7 @@ impl Default for Smoke {
             timeout_seconds: default_smoke_timeout(),
             managed_memory: ManagedMemory::default(),
             quarantine_minutes: default_quarantine(),
+            resources: None,
         }
     }
 }

@@ -77,7 +77,8 @@ fn part(of: &JSONSchemaProps, merged: bool) -> Value {
             .map(|(name, property)| (name.clone(), part(property, merged)))
             .collect();
         keep("properties", Some(parts.into()));
-        keep("additionalProperties", Some(json!(false)));
+        let open = of.x_kubernetes_preserve_unknown_fields == Some(true);
+        keep("additionalProperties", (!open).then_some(json!(false)));
         keep(
             "required",
             of.required.as_ref().filter(|_| !merged).map(|v| json!(v)),

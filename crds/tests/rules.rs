@@ -6,7 +6,7 @@
     reason = "a test, with its helpers"
 )]
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, template};
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
@@ -133,6 +133,87 @@ fn checks_need_a_verification() {
         |m| m["spec"]["requiredChecks"] = json!({"branches": [{"name": "main"}]}),
         "add spec.verify",
     );
+}
+
+#[test]
+fn a_template_that_takes_what_is_the_operators_is_refused() {
+    let runner = |change: Value| {
+        let mut container = json!({"name": "runner", "image": "example/runner:1"});
+        container
+            .as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
+        json!({"spec": {"containers": [container]}})
+    };
+    let refused = [
+        (json!({"metadata": {"name": "x"}}), template::METADATA),
+        (
+            json!({"metadata": {"generateName": "x-"}}),
+            template::METADATA,
+        ),
+        (
+            json!({"metadata": {"labels": {"cudarunner.dev/pool": "x"}}}),
+            template::OWN_KEYS,
+        ),
+        (
+            json!({"metadata": {"annotations": {"cudarunner.dev/avoids": "x"}}}),
+            template::OWN_KEYS,
+        ),
+        (
+            json!({"spec": {"restartPolicy": "Always"}}),
+            template::RESTART_POLICY,
+        ),
+        (json!({"spec": {"nodeName": "node-1"}}), template::NODE_NAME),
+        (
+            json!({"spec": {"activeDeadlineSeconds": 60}}),
+            template::DEADLINE,
+        ),
+        (
+            json!({"spec": {"shareProcessNamespace": true}}),
+            template::SHARED_PROCESSES,
+        ),
+        (
+            json!({"spec": {"automountServiceAccountToken": true}}),
+            template::ACCOUNT_TOKEN,
+        ),
+        (
+            json!({"spec": {"containers": [{"name": "main"}]}}),
+            template::OTHER_CONTAINER,
+        ),
+        (
+            json!({"spec": {"containers": [{"name": "runner"}, {"name": "dind"}]}}),
+            template::OTHER_CONTAINER,
+        ),
+        (
+            runner(json!({"command": ["/home/runner/run.sh"]})),
+            template::COMMAND,
+        ),
+        (runner(json!({"args": ["--once"]})), template::COMMAND),
+        (
+            runner(json!({"readinessProbe": {"exec": {"command": ["true"]}}})),
+            template::PROBE,
+        ),
+        (
+            runner(json!({"startupProbe": {"exec": {"command": ["true"]}}})),
+            template::PROBE,
+        ),
+    ];
+    for (given, words) in refused {
+        assert_refused(|m| m["spec"]["template"] = given.clone(), words);
+    }
+    let taken = [
+        json!(null),
+        json!({"metadata": {"labels": {"team": "ml"}, "annotations": {}}}),
+        json!({"spec": {"restartPolicy": "Never", "automountServiceAccountToken": false, "hostNetwork": true}}),
+        runner(
+            json!({"env": [{"name": "A", "value": "1"}], "livenessProbe": {"exec": {"command": ["true"]}}}),
+        ),
+    ];
+    for given in taken {
+        let mut changed = manifest();
+        changed["spec"]["template"] = given.clone();
+        assert_eq!(refusals(&changed), Vec::<String>::new(), "{given}");
+    }
 }
 
 #[test]

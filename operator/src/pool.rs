@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use cudarunner_crds::{
-    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu, KeyReference, Lifetime,
-    ManagedMemory, Preflight, RegistrationMode, RequiredChecks, Scaling, ScalingSource, Verify,
+    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, GateResources, Gpu, KeyReference,
+    Lifetime, ManagedMemory, Preflight, RegistrationMode, RequiredChecks, Scaling, ScalingSource,
+    Verify,
 };
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +15,9 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource as _, ResourceExt as _};
 
 use crate::github::{GitHubUrl, Proxy, ProxyError, Repository, Scope, UrlError};
+
+pub mod owned;
+mod template;
 
 /// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
@@ -94,6 +98,8 @@ pub struct Spec {
     pub gate: GateSettings,
     /// What the runner's image and network must offer.
     pub preflight: Option<Wanted>,
+    /// What the gate may use, where it is not the operator's own numbers.
+    pub gate_resources: Option<GateResources>,
     /// How long a node that failed is left alone, the first time.
     pub quarantine: SignedDuration,
     /// The user's template.
@@ -214,8 +220,8 @@ pub enum SpecError {
     /// The proxy is of no use.
     #[error("spec.github.proxy.url: {0}")]
     Proxy(#[from] ProxyError),
-    /// The template is no pod template.
-    #[error("spec.template: {0}; compare it with `kubectl explain pod.spec`")]
+    /// The template is no pod template, or takes what is the operator's.
+    #[error("spec.template{0}")]
     Template(String),
     /// The queue cannot be read there.
     #[error(
@@ -318,7 +324,6 @@ impl Spec {
         let proxy = proxy
             .map(|proxy| Proxy::parse(&proxy.url, &proxy.no_proxy))
             .transpose()?;
-        let template = read_template(spec.template.as_ref())?;
         let gate = GateSettings {
             min_compute_capability: spec.gpu.min_compute_capability.clone(),
             min_cuda_version: spec.gpu.min_cuda_version.clone(),
@@ -326,6 +331,12 @@ impl Spec {
             timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
         };
         let gpu = read_gpu(&spec.gpu);
+        let rest = template::Rest {
+            gpu: &gpu,
+            proxy: proxy.is_some(),
+            authorities: spec.github.ca_bundle_ref.is_some(),
+        };
+        let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
         let persistent = spec.lifetime == Lifetime::Persistent;
         let registration = registration(spec, persistent);
         let size = size(spec.replicas, spec.scaling.as_ref());
@@ -354,7 +365,11 @@ impl Spec {
             spec.github.proxy.as_ref(),
             &preflight,
         );
-        let template_hash = fingerprint(&serde_json::to_string(&shape).unwrap_or_default());
+        let mut shape = serde_json::to_string(&shape).unwrap_or_default();
+        if let Some(resources) = &spec.smoke.resources {
+            shape += &serde_json::to_string(resources).unwrap_or_default();
+        }
+        let template_hash = fingerprint(&shape);
         Ok(Self {
             secret: spec.github.credentials_ref.name.clone(),
             ca_bundle: spec.github.ca_bundle_ref.clone(),
@@ -372,6 +387,7 @@ impl Spec {
             url,
             gpu,
             gate,
+            gate_resources: spec.smoke.resources.clone(),
             preflight,
             template,
         })
@@ -445,51 +461,6 @@ fn read_preflight(preflight: &Preflight) -> Wanted {
         rust_toolchain: preflight.rust_toolchain.clone(),
         min_disk_mib: image.then_some(least),
         egress: preflight.egress.clone(),
-    }
-}
-
-/// A template with every field known: one that a Pod does not have would otherwise vanish in silence.
-fn read_template(template: Option<&serde_json::Value>) -> Result<PodTemplateSpec, SpecError> {
-    let Some(given) = template.filter(|t| !t.is_null()) else {
-        return Ok(PodTemplateSpec::default());
-    };
-    let parsed: PodTemplateSpec =
-        serde_json::from_value(given.clone()).map_err(|e| SpecError::Template(e.to_string()))?;
-    let known = serde_json::to_value(&parsed).map_err(|e| SpecError::Template(e.to_string()))?;
-    match first_lost("", given, &known) {
-        Some(field) => Err(SpecError::Template(format!("a pod has no field {field:?}"))),
-        None => Ok(parsed),
-    }
-}
-
-/// The first path of `given` that did not survive into `known`. What is empty may vanish.
-fn first_lost(path: &str, given: &serde_json::Value, known: &serde_json::Value) -> Option<String> {
-    use serde_json::Value;
-    match (given, known) {
-        (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(name, value)| {
-            let path = format!("{path}.{name}");
-            match known.get(name) {
-                Some(kept) => first_lost(&path, value, kept),
-                None if is_empty(value) => None,
-                None => Some(path),
-            }
-        }),
-        (Value::Array(given), Value::Array(known)) => given
-            .iter()
-            .zip(known)
-            .enumerate()
-            .find_map(|(i, (given, known))| first_lost(&format!("{path}[{i}]"), given, known)),
-        _ => None,
-    }
-}
-
-fn is_empty(value: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match value {
-        Value::Null => true,
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        _ => false,
     }
 }
 

@@ -7,8 +7,8 @@ use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    ExecAction, KeyToPath, ObjectFieldSelector, Pod, PodResourceClaim, PodSpec, Probe,
-    ProjectedVolumeSource, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
+    KeyToPath, ObjectFieldSelector, Pod, PodResourceClaim, PodSpec, ProjectedVolumeSource,
+    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
     ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -16,62 +16,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource as _;
 
 use super::{NewRunner, PodSettings, node_marks, placement, preflight};
-use crate::github::Scope;
 use crate::observe::pod::{
     AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
 };
-use crate::pool::{GpuRequest, Pool, RegistrationKind, Spec, WORK_FOLDER, labels_of};
+use crate::pool::owned::{self, CA_DIR, CLAIM, REGISTRATION_DIR, TOKEN_DIR};
+use crate::pool::{GpuRequest, Pool, Spec, labels_of};
 
-/// Memory-backed folder in which the gate leaves the registration and the hooks.
-const REGISTRATION_DIR: &str = "/run/cuda-runner";
-/// Folder of the gate's service-account token.
-const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
-/// Folder of the certificate authorities for GitHub.
-const CA_DIR: &str = "/etc/cuda-runner/github-ca";
-/// The pod's name for its claim of GPUs.
-const CLAIM: &str = "gpu";
+mod runner;
+
 /// The user of GitHub's own runner image.
 const RUNNER_USER: i64 = 1001;
-/// The image that runs where the template names none.
-const DEFAULT_IMAGE: &str = "ghcr.io/actions/actions-runner:latest";
-
-/// Reads the registration, removes it, and becomes the agent: the secret is in no argument list and in no object.
-const START: &str = r#"set -eu
-registration=/run/cuda-runner/jitconfig
-ACTIONS_RUNNER_INPUT_JITCONFIG=$(cat "$registration")
-export ACTIONS_RUNNER_INPUT_JITCONFIG
-rm -f "$registration"
-[ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
-exec /home/runner/run.sh"#;
-
-/// Reads the token, removes it, registers, and becomes the agent. The arguments of `config.sh` are the container's own;
-/// the token is among neither them nor the environment of jobs.
-const CONFIGURE_AND_START: &str = r#"set -eu
-registration=/run/cuda-runner/token
-ACTIONS_RUNNER_INPUT_TOKEN=$(cat "$registration")
-export ACTIONS_RUNNER_INPUT_TOKEN
-rm -f "$registration"
-/home/runner/config.sh "$@" || exit 78
-unset ACTIONS_RUNNER_INPUT_TOKEN
-[ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
-exec /home/runner/run.sh"#;
-
-/// The agent writes the first line to its diagnostic log as soon as its session with GitHub is open, and the second one
-/// while another agent holds that session. The latter leaves a mark for as long as it holds: `run.sh` ends with 0 then.
-const ONLINE: &str = r#"conflict=/run/cuda-runner/conflict
-said() { grep -qs "$1" /home/runner/_diag/Runner_*.log; }
-if said "Listening for Jobs"; then
-  [ ! -e "$conflict" ] || { rm -f "$conflict"; true >/dev/termination-log; } 2>/dev/null
-  exit 0
-fi
-if [ ! -e "$conflict" ] && said "session for this runner already exists"; then
-  { true >"$conflict" && echo '{"mark":"session-conflict"}' >>/dev/termination-log; } 2>/dev/null
-fi
-exit 1"#;
-/// Ready to take a job: online, the hooks' mark of a running job is absent, and the GPU is still there. Without it the
-/// gate's script ends the agent.
-const IDLE: &str = r#"[ ! -e /run/cuda-runner/busy ] && grep -qs "Listening for Jobs" /home/runner/_diag/Runner_*.log || exit 1
-[ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle"#;
+/// What the scheduler sets aside for our containers: hardly anything, since they are over when the job begins.
+const REQUESTED: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "64Mi")];
+/// The most processor time that they get.
+const MOST_CPU: &str = "2";
+/// MiB of memory for the programs, and again for what the driver keeps in the process for each device.
+const MEMORY_STEP: u32 = 512;
+/// Devices to reckon with where only a claim knows their number.
+const MANY_DEVICES: u32 = 8;
 
 /// Makes the pod of a new runner.
 #[must_use]
@@ -82,26 +44,18 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         init_containers: Some(vec![gate(spec, settings)]),
-        containers: vec![runner(pool, spec, name)],
+        containers: vec![runner::container(pool, spec, name)],
         volumes: Some(volumes(spec)),
         resource_claims: claims(&spec.gpu),
-        tolerations: Some(vec![Toleration {
-            key: Some("nvidia.com/gpu".to_owned()),
-            operator: Some("Exists".to_owned()),
-            effect: Some("NoSchedule".to_owned()),
-            ..Toleration::default()
-        }]),
         ..PodSpec::default()
     };
+    pod_spec.tolerations = Some(tolerations(spec));
     if let Some(template) = spec.template.spec.clone() {
-        pod_spec.merge_from(template);
+        merge(&mut pod_spec, template);
     }
-    // A list of the template's replaces ours.
-    let tolerations = pod_spec.tolerations.get_or_insert_default();
-    tolerations.push(node_marks::toleration());
     run_gate_as_the_job(&mut pod_spec);
     if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
-        preflight::add(&mut pod_spec, wanted);
+        preflight::add(&mut pod_spec, wanted, gate_resources(spec));
     }
     placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
 
@@ -132,6 +86,69 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     }
 }
 
+/// Merges a template that [`crate::pool`] has found to take nothing of ours.
+fn merge(spec: &mut PodSpec, mut template: PodSpec) {
+    // A list of the template's would replace ours.
+    let tolerations = template.tolerations.take();
+    spec.tolerations
+        .get_or_insert_default()
+        .extend(tolerations.into_iter().flatten());
+    // Ports are told apart by number alone, and two protocols may share one.
+    let ports = template.containers.first_mut().and_then(|c| c.ports.take());
+    for variable in template
+        .containers
+        .iter_mut()
+        .flat_map(|c| c.env.iter_mut().flatten())
+    {
+        // The agent knows one hook for each event: ours, which calls theirs.
+        if let Some((_, ours)) = owned::HOOKS
+            .iter()
+            .find(|(agents, _)| *agents == variable.name)
+        {
+            (*ours).clone_into(&mut variable.name);
+        }
+    }
+    for container in template.init_containers.iter_mut().flatten() {
+        // An image may ask for every device of the node.
+        let env = container.env.get_or_insert_default();
+        if !env.iter().any(|v| v.name == owned::VISIBLE_DEVICES) {
+            env.push(value(owned::VISIBLE_DEVICES, owned::NO_DEVICES.to_owned()));
+        }
+    }
+    spec.merge_from(template);
+    let Some(runner) = spec.containers.first_mut() else {
+        return;
+    };
+    runner.ports = ports;
+    // What the job can reach through its claims, the gate has to see as well.
+    let claims = runner.resources.as_ref().and_then(|r| r.claims.clone());
+    let gate = spec
+        .init_containers
+        .iter_mut()
+        .flatten()
+        .find(|c| c.name == GATE);
+    if let Some(resources) = gate.and_then(|g| g.resources.as_mut()) {
+        resources.claims = claims;
+    }
+}
+
+/// Ours: of nodes with GPUs, and of those that were marked because of a fault.
+fn tolerations(spec: &Spec) -> Vec<Toleration> {
+    let ours = [
+        Toleration {
+            key: Some("nvidia.com/gpu".to_owned()),
+            operator: Some("Exists".to_owned()),
+            effect: Some("NoSchedule".to_owned()),
+            ..Toleration::default()
+        },
+        node_marks::toleration(),
+    ];
+    let template = spec.template.spec.as_ref();
+    let theirs = template.and_then(|t| t.tolerations.as_ref());
+    let is_theirs = |ours: &Toleration| theirs.is_some_and(|theirs| theirs.contains(ours));
+    ours.into_iter().filter(|ours| !is_theirs(ours)).collect()
+}
+
 fn owner(pool: &Pool) -> OwnerReference {
     OwnerReference {
         api_version: CudaRunner::api_version(&()).into_owned(),
@@ -156,8 +173,8 @@ fn protections() -> BTreeMap<String, String> {
     ])
 }
 
-/// The init container: the same devices as the job, the least rights.
-fn gate(spec: &Spec, settings: &PodSettings) -> Container {
+/// What the gate is told.
+fn gate_env(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     let settings_env = [
         ("CUDA_SMOKE_REGISTRAR_URL", settings.registrar_url.clone()),
         ("CUDA_SMOKE_REGISTRAR_CA", settings.registrar_ca.clone()),
@@ -194,25 +211,36 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
     env.push(field("NODE_NAME", "spec.nodeName"));
     env.push(field("POD_NAME", "metadata.name"));
     env.push(field("POD_NAMESPACE", "metadata.namespace"));
-    let mut mounts = vec![
-        mount("registration", REGISTRATION_DIR, false),
-        mount("registrar-token", TOKEN_DIR, true),
-    ];
     if let Some(wanted) = &spec.preflight {
         let wanted = serde_json::to_string(wanted).unwrap_or_default();
         env.push(value("CUDA_SMOKE_PREFLIGHT", wanted));
-        if spec.ca_bundle.is_some() {
-            mounts.push(mount("github-ca", CA_DIR, true));
-            env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
-        }
     }
+    env
+}
+
+/// The init container: the same devices as the job, the least rights.
+fn gate(spec: &Spec, settings: &PodSettings) -> Container {
+    let mut env = gate_env(spec, settings);
+    let mut mounts = vec![
+        mount(owned::REGISTRATION, REGISTRATION_DIR, false),
+        mount(owned::REGISTRAR_TOKEN, TOKEN_DIR, true),
+    ];
+    if spec.preflight.is_some() && spec.ca_bundle.is_some() {
+        mounts.push(mount(owned::GITHUB_CA, CA_DIR, true));
+        env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
+    }
+    let devices = devices(&spec.gpu);
+    let mut resources = gate_resources(spec);
+    let limits = resources.limits.get_or_insert_default();
+    limits.extend(devices.limits.unwrap_or_default());
+    resources.claims = devices.claims;
     Container {
         name: GATE.to_owned(),
         image: Some(settings.gate_image.clone()),
         image_pull_policy: Some(settings.image_pull_policy.clone()),
         args: Some(vec!["gate".to_owned()]),
         env: Some(env),
-        resources: Some(devices(&spec.gpu)),
+        resources: Some(resources),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities {
@@ -231,95 +259,6 @@ fn gate(spec: &Spec, settings: &PodSettings) -> Container {
         volume_mounts: Some(mounts),
         ..Container::default()
     }
-}
-
-/// The agent's container.
-fn runner(pool: &Pool, spec: &Spec, name: &str) -> Container {
-    let (start, args) = match spec.registration {
-        RegistrationKind::JitConfig | RegistrationKind::ScaleSet => (START, None),
-        RegistrationKind::Token => (
-            CONFIGURE_AND_START,
-            Some(config_arguments(pool, spec, name)),
-        ),
-    };
-    let mut env = vec![
-        value(
-            "ACTIONS_RUNNER_HOOK_JOB_STARTED",
-            format!("{REGISTRATION_DIR}/job-started.sh"),
-        ),
-        value(
-            "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
-            format!("{REGISTRATION_DIR}/job-completed.sh"),
-        ),
-        value(
-            "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE",
-            "1".to_owned(),
-        ),
-    ];
-    env.extend(proxy(spec));
-    let mut mounts = vec![mount("registration", REGISTRATION_DIR, false)];
-    if spec.ca_bundle.is_some() {
-        mounts.push(mount("github-ca", CA_DIR, true));
-        env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
-        env.push(value("NODE_EXTRA_CA_CERTS", format!("{CA_DIR}/ca.crt")));
-    }
-    Container {
-        name: RUNNER.to_owned(),
-        image: Some(DEFAULT_IMAGE.to_owned()),
-        command: Some(vec![
-            "/bin/sh".to_owned(),
-            "-c".to_owned(),
-            start.to_owned(),
-            // What the script calls itself; the arguments follow.
-            "runner".to_owned(),
-        ]),
-        args,
-        // An agent that fails says why in its log only.
-        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        env: Some(env),
-        resources: Some(devices(&spec.gpu)),
-        startup_probe: Some(Probe {
-            period_seconds: Some(1),
-            // The operator's own deadline comes first; it removes the registration, which the kubelet cannot.
-            failure_threshold: Some(3600),
-            ..shell_probe(ONLINE)
-        }),
-        readiness_probe: Some(Probe {
-            period_seconds: Some(2),
-            failure_threshold: Some(1),
-            ..shell_probe(IDLE)
-        }),
-        volume_mounts: Some(mounts),
-        ..Container::default()
-    }
-}
-
-/// What `config.sh` gets, beside the token.
-fn config_arguments(pool: &Pool, spec: &Spec, name: &str) -> Vec<String> {
-    let mut arguments = vec![
-        "--url".to_owned(),
-        spec.url.to_string(),
-        "--name".to_owned(),
-        name.to_owned(),
-        "--labels".to_owned(),
-        pool.registered_labels(spec).join(","),
-        "--work".to_owned(),
-        WORK_FOLDER.to_owned(),
-        "--unattended".to_owned(),
-        // The entry of a predecessor of this name has no agent any more.
-        "--replace".to_owned(),
-    ];
-    if let Some(group) = &spec.runner_group {
-        // A repository has the default group only, and the agent asks for none there.
-        if !matches!(spec.url.scope(), Scope::Repository { .. }) {
-            arguments.extend(["--runnergroup".to_owned(), group.clone()]);
-        }
-    }
-    if !spec.persistent {
-        // An agent for one job would spend its time on an update that goes with the pod.
-        arguments.extend(["--ephemeral".to_owned(), "--disableupdate".to_owned()]);
-    }
-    arguments
 }
 
 /// The proxy, under every name that some program looks for. The gate speaks with the registrar without it.
@@ -342,14 +281,29 @@ fn proxy(spec: &Spec) -> Vec<EnvVar> {
     .collect()
 }
 
-fn shell_probe(test: &str) -> Probe {
-    Probe {
-        exec: Some(ExecAction {
-            command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), test.to_owned()]),
-        }),
-        timeout_seconds: Some(5),
-        ..Probe::default()
+/// What our containers may use beside devices. A namespace's quota may demand that every container says it.
+fn gate_resources(spec: &Spec) -> ResourceRequirements {
+    let (requests, limits) = if let Some(own) = &spec.gate_resources {
+        (own.requests.clone(), own.limits.clone())
+    } else {
+        let devices = spec.gpu.count().unwrap_or(MANY_DEVICES);
+        let memory = format!("{}Mi", MEMORY_STEP * (devices + 1));
+        (
+            quantities(REQUESTED),
+            quantities([("cpu", MOST_CPU), ("memory", &memory)]),
+        )
+    };
+    ResourceRequirements {
+        requests: Some(requests),
+        limits: Some(limits),
+        claims: None,
     }
+}
+
+fn quantities(of: [(&str, &str); 2]) -> BTreeMap<String, Quantity> {
+    of.into_iter()
+        .map(|(name, quantity)| (name.to_owned(), Quantity(quantity.to_owned())))
+        .collect()
 }
 
 /// The same devices for every container that has this.
@@ -387,7 +341,7 @@ fn claims(gpu: &GpuRequest) -> Option<Vec<PodResourceClaim>> {
 fn volumes(spec: &Spec) -> Vec<Volume> {
     let mut volumes = vec![
         Volume {
-            name: "registration".to_owned(),
+            name: owned::REGISTRATION.to_owned(),
             empty_dir: Some(EmptyDirVolumeSource {
                 medium: Some("Memory".to_owned()),
                 size_limit: Some(Quantity("1Mi".to_owned())),
@@ -396,7 +350,7 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
             ..Volume::default()
         },
         Volume {
-            name: "registrar-token".to_owned(),
+            name: owned::REGISTRAR_TOKEN.to_owned(),
             projected: Some(ProjectedVolumeSource {
                 // Readable for whichever user the template runs the job as.
                 default_mode: Some(0o444),
@@ -416,7 +370,7 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
     ];
     if let Some(ca) = &spec.ca_bundle {
         volumes.push(Volume {
-            name: "github-ca".to_owned(),
+            name: owned::GITHUB_CA.to_owned(),
             config_map: Some(ConfigMapVolumeSource {
                 name: ca.name.clone(),
                 items: Some(vec![KeyToPath {
@@ -432,16 +386,18 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
     volumes
 }
 
-/// The gate leaves files that the job's user must be able to remove: where the template chooses a user, the gate is that user.
-fn run_gate_as_the_job(spec: &mut PodSpec) {
+/// The user that the template chooses for the job.
+pub(super) fn job_user(spec: &PodSpec) -> Option<i64> {
     let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
-    let of_runner = spec
-        .containers
-        .iter()
-        .find(|c| c.name == RUNNER)
-        .and_then(|c| c.security_context.as_ref())
-        .and_then(|c| c.run_as_user);
-    let Some(user) = of_runner.or(of_pod) else {
+    let runner = spec.containers.iter().find(|c| c.name == RUNNER);
+    let of_runner = runner.and_then(|c| c.security_context.as_ref()?.run_as_user);
+    of_runner.or(of_pod)
+}
+
+/// What the gate leaves can be read and removed by whatever user the image has. Where the template chooses one, the gate
+/// is that one, for a policy may allow no other; but it is never root.
+fn run_gate_as_the_job(spec: &mut PodSpec) {
+    let Some(user) = job_user(spec).filter(|user| *user != 0) else {
         return;
     };
     let gate = spec
@@ -451,7 +407,6 @@ fn run_gate_as_the_job(spec: &mut PodSpec) {
         .find(|c| c.name == GATE);
     if let Some(context) = gate.and_then(|g| g.security_context.as_mut()) {
         context.run_as_user = Some(user);
-        context.run_as_non_root = Some(user != 0);
     }
 }
 

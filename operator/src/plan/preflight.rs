@@ -1,8 +1,7 @@
 //! The init container that looks at the runner's image: the image's own shell, the job's own user and environment.
 
 use gate_report::preflight::Wanted;
-use k8s_openapi::DeepMerge as _;
-use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, ResourceRequirements};
 
 use crate::observe::pod::{GATE, PREFLIGHT, RUNNER};
 use crate::pool::WORK_FOLDER;
@@ -13,17 +12,20 @@ const SCRIPT: &str = include_str!("preflight.sh");
 const AGENT_FOLDER: &str = "/home/runner";
 
 /// Puts the container before all others. The pod is complete otherwise: it copies from the runner and from the gate.
-pub(super) fn add(spec: &mut PodSpec, wanted: &Wanted) {
+pub(super) fn add(spec: &mut PodSpec, wanted: &Wanted, resources: ResourceRequirements) {
+    let user = super::pod::job_user(spec);
     let Some(runner) = spec.containers.iter().find(|c| c.name == RUNNER) else {
         return;
     };
     let init = spec.init_containers.get_or_insert_default();
     let mut container = container(wanted, runner);
-    // The same rights as the gate's, and the same user: that of the job.
+    container.resources = Some(resources);
+    // The same rights as the gate's, and the user of the job.
     let gate = init.iter().find(|c| c.name == GATE);
     container.security_context = gate.and_then(|gate| gate.security_context.clone());
-    if let Some(given) = init.iter().position(|c| c.name == PREFLIGHT) {
-        container.merge_from(init.remove(given));
+    if let (Some(context), Some(user)) = (&mut container.security_context, user) {
+        context.run_as_user = Some(user);
+        context.run_as_non_root = Some(user != 0);
     }
     init.insert(0, container);
 }

@@ -1,10 +1,13 @@
 use std::collections::BTreeSet;
 
+use super::runner::ONLINE;
 use super::*;
 use crate::observe::pod::Runner;
 use crate::plan::fixture;
 use cudarunner_crds::{Lifetime, RegistrationMode};
-use serde_json::json;
+use proptest::prelude::*;
+use proptest::sample::subsequence;
+use serde_json::{Value, json};
 
 fn settings() -> PodSettings {
     PodSettings {
@@ -56,15 +59,33 @@ fn the_template_is_merged_by_name_and_devices_stay() {
             "containers": [
                 {"name": "runner", "image": "example/runner:1",
                  "env": [{"name": "A", "value": "1"}],
-                 "resources": {"requests": {"cpu": "4"}}},
-                {"name": "sidecar", "image": "example/sidecar:1"}
-            ]
+                 "resources": {"requests": {"cpu": "4"}},
+                 "ports": [{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 53, "protocol": "TCP"}]},
+            ],
+            "initContainers": [{"name": "vpn", "image": "example/vpn:1", "restartPolicy": "Always"}]
         }
     }));
     let spec = pod.spec.unwrap();
-    assert_eq!(spec.containers.len(), 2);
+    let init = spec.init_containers.unwrap();
+    let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["gate", "vpn"],
+        "the gate fails before anything else is done"
+    );
+    let sees = init[1]
+        .env
+        .iter()
+        .flatten()
+        .find(|v| v.name == "NVIDIA_VISIBLE_DEVICES");
+    assert_eq!(
+        sees.unwrap().value.as_deref(),
+        Some("void"),
+        "whatever its image says"
+    );
     let runner = &spec.containers[0];
     assert_eq!(runner.image.as_deref(), Some("example/runner:1"));
+    assert_eq!(runner.ports.as_ref().unwrap().len(), 2);
     let resources = runner.resources.as_ref().unwrap();
     assert_eq!(resources.requests.as_ref().unwrap()["cpu"].0, "4");
     assert_eq!(resources.limits.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
@@ -90,15 +111,90 @@ fn the_template_is_merged_by_name_and_devices_stay() {
 }
 
 #[test]
-fn the_mark_of_a_node_is_tolerated_whatever_the_template_tolerates() {
-    let own = json!([{"key": "example.com/donor", "operator": "Exists"}]);
-    let pod = built(json!({"spec": {"containers": [], "tolerations": own}}));
+fn tolerations_are_added_to_ours_each_once() {
+    let own = json!([
+        {"key": "example.com/donor", "operator": "Exists"},
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    ]);
+    let pod = built(json!({"spec": {"tolerations": own}}));
     let tolerations = pod.spec.unwrap().tolerations.unwrap();
     let keys: Vec<_> = tolerations
         .iter()
         .filter_map(|t| t.key.as_deref())
         .collect();
-    assert_eq!(keys, ["example.com/donor", node_marks::TAINT]);
+    assert_eq!(
+        keys,
+        [node_marks::TAINT, "example.com/donor", "nvidia.com/gpu"]
+    );
+}
+
+#[test]
+fn the_teams_hooks_are_handed_to_ours() {
+    let pod = built(json!({"spec": {"containers": [{"name": "runner", "env": [
+        {"name": "ACTIONS_RUNNER_HOOK_JOB_STARTED", "value": "/hooks/started.sh"},
+        {"name": "ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "value": "/hooks/completed.sh"},
+    ]}]}}));
+    let runner = &pod.spec.unwrap().containers[0];
+    let found: Vec<(&str, &str)> = runner
+        .env
+        .iter()
+        .flatten()
+        .filter(|v| v.name.contains("_HOOK_"))
+        .filter_map(|v| Some((v.name.as_str(), v.value.as_deref()?)))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (
+                "ACTIONS_RUNNER_HOOK_JOB_STARTED",
+                "/run/cuda-runner/job-started.sh"
+            ),
+            (
+                "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
+                "/run/cuda-runner/job-completed.sh"
+            ),
+            ("CUDA_RUNNER_HOOK_JOB_STARTED", "/hooks/started.sh"),
+            ("CUDA_RUNNER_HOOK_JOB_COMPLETED", "/hooks/completed.sh"),
+        ]
+    );
+}
+
+#[test]
+fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
+    let resources = |change: fn(&mut cudarunner_crds::CudaRunnerSpec)| {
+        let mut resource = fixture::resource();
+        resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
+        change(&mut resource.spec);
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
+            .spec
+            .unwrap();
+        let init = pod.init_containers.unwrap();
+        let found = init
+            .into_iter()
+            .map(|c| serde_json::to_value(c.resources).unwrap());
+        found.collect::<Vec<_>>()
+    };
+    let requests = json!({"cpu": "10m", "memory": "64Mi"});
+    assert_eq!(
+        resources(|spec| spec.gpu.count = Some(8)),
+        [
+            json!({"requests": requests, "limits": {"cpu": "2", "memory": "4608Mi"}}),
+            json!({"requests": requests, "limits": {"cpu": "2", "memory": "4608Mi", "nvidia.com/gpu": "8"}}),
+        ]
+    );
+    let own = resources(|spec| {
+        let own = json!({"limits": {"cpu": 1, "memory": "2Gi"}});
+        spec.smoke.resources = serde_json::from_value(own).ok();
+    });
+    assert_eq!(
+        own,
+        [
+            json!({"requests": {}, "limits": {"cpu": "1", "memory": "2Gi"}}),
+            json!({"requests": {}, "limits": {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": "1"}}),
+        ]
+    );
 }
 
 #[test]
@@ -124,12 +220,17 @@ fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
     let init = pod.init_containers.unwrap();
     let claimed = |container: &Container| {
         let resources = container.resources.clone().unwrap_or_default();
-        assert!(resources.limits.is_none());
+        let limits = resources.limits.unwrap_or_default();
+        assert!(!limits.contains_key("nvidia.com/gpu"));
         let claims = resources.claims.unwrap_or_default();
         claims.into_iter().map(|c| c.name).collect::<Vec<_>>()
     };
     assert_eq!(claimed(&init[0]), [] as [&str; 0], "the look at the image");
-    assert_eq!(claimed(&init[1]), ["gpu"]);
+    assert_eq!(
+        claimed(&init[1]),
+        ["gpu", "nic"],
+        "the gate sees what the job gets"
+    );
     assert_eq!(claimed(&pod.containers[0]), ["gpu", "nic"]);
     let env = init[1].env.iter().flatten();
     assert!(
@@ -196,7 +297,7 @@ fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
     resource.spec.preflight = serde_json::from_value(json!({"cudaToolkit": ">=12.0"})).ok();
     resource.spec.template = Some(json!({"spec": {"containers": [{
         "name": "runner", "image": "example/runner:1", "workingDir": "/work",
-        "env": [{"name": "CUDA_HOME", "value": "/opt/cuda"}, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
+        "env": [{"name": "CUDA_HOME", "value": "/opt/cuda"}],
         "volumeMounts": [{"name": "cuda", "mountPath": "/opt/cuda"}],
     }]}}));
     let pool = Pool::read(&resource, false);
@@ -209,7 +310,8 @@ fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
     let (preflight, gate) = (&init[0], &init[1]);
     assert_eq!(preflight.image.as_deref(), Some("example/runner:1"));
     assert_eq!(preflight.working_dir.as_deref(), Some("/work"));
-    assert!(preflight.resources.is_none());
+    let limits = preflight.resources.as_ref().and_then(|r| r.limits.as_ref());
+    assert!(!limits.unwrap().contains_key("nvidia.com/gpu"));
     assert_eq!(preflight.security_context, gate.security_context);
     let get = |container: &Container, name: &str| {
         let mut all = container.env.iter().flatten().filter(|e| e.name == name);
@@ -237,13 +339,7 @@ fn addresses_alone_need_no_look_at_the_image() {
 }
 
 #[test]
-fn a_template_cannot_take_the_pod_away_from_its_pool() {
-    let pod = built(json!({"metadata": {"labels": {"cudarunner.dev/pool": "other"}}}));
-    assert_eq!(pod.metadata.labels.unwrap()["cudarunner.dev/pool"], "pool");
-}
-
-#[test]
-fn the_gate_is_the_jobs_user() {
+fn the_gate_is_the_jobs_user_and_never_root() {
     let user = |template| {
         let spec = built(template).spec.unwrap();
         let gate = spec.init_containers.unwrap().remove(0);
@@ -262,6 +358,8 @@ fn the_gate_is_the_jobs_user() {
         ),
         Some(2000)
     );
+    let root = json!({"spec": {"securityContext": {"runAsUser": 0}}});
+    assert_eq!(user(root), Some(1001));
 }
 
 /// The startup probe with its files elsewhere: whether it passes, and the marks that are there then.
@@ -298,5 +396,149 @@ fn a_session_that_another_agent_holds_leaves_one_mark_for_as_long_as_it_is_held(
     // It is online after all: the mark is gone
     log("The session for this runner already exists.\nListening for Jobs\n");
     assert_eq!(probe(&folder), (true, String::new()));
+    // Logs that were there before this container's agent tell nothing of it
+    let earlier = folder.join("diag/Runner_1.log");
+    std::fs::write(
+        folder.join("run/earlier"),
+        format!("{}\n", earlier.display()),
+    )
+    .unwrap();
+    assert_eq!(probe(&folder), (false, String::new()));
+    std::fs::write(folder.join("diag/Runner_2.log"), "Listening for Jobs\n").unwrap();
+    assert_eq!(probe(&folder), (true, String::new()));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Fields of a runner that templates set, good and bad.
+fn runner_fields() -> Vec<Value> {
+    vec![
+        json!({"image": "example/runner:1", "workingDir": "/work"}),
+        json!({"command": ["/home/runner/run.sh"]}),
+        json!({"args": ["x"]}),
+        json!({"env": [{"name": "A", "value": "1"}, {"name": "ACTIONS_RUNNER_HOOK_JOB_STARTED", "value": "/x"}]}),
+        json!({"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}),
+        json!({"envFrom": [{"secretRef": {"name": "s"}}]}),
+        json!({"resources": {"limits": {"cpu": "1", "nvidia.com/gpu": "1"}}}),
+        json!({"resources": {"limits": {"nvidia.com/gpu": "2"}}}),
+        json!({"livenessProbe": {"exec": {"command": ["true"]}}, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
+        json!({"readinessProbe": {"exec": {"command": ["true"]}}}),
+        json!({"securityContext": {"runAsUser": 0, "privileged": true}}),
+        json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]}),
+        json!({"volumeMounts": [{"name": "data", "mountPath": "/run/cuda-runner"}]}),
+        json!({"terminationMessagePath": "/tmp/x"}),
+    ]
+}
+
+/// Fields of a pod's spec.
+fn pod_fields() -> Vec<Value> {
+    vec![
+        json!({"hostPID": true, "hostNetwork": true, "runtimeClassName": "nvidia"}),
+        json!({"restartPolicy": "Always"}),
+        json!({"securityContext": {"runAsUser": 1000, "fsGroup": 1000}}),
+        json!({"nodeName": "node-1"}),
+        json!({"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]}),
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}}),
+        json!({"volumes": [{"name": "data", "emptyDir": {}}]}),
+        json!({"volumes": [{"name": "registration", "hostPath": {"path": "/"}}]}),
+        json!({"initContainers": [{"name": "vpn", "image": "example/vpn:1", "restartPolicy": "Always"}]}),
+        json!({"initContainers": [{"name": "gate", "image": "example/gate:1"}]}),
+        json!({"automountServiceAccountToken": true}),
+        json!({"shareProcessNamespace": true}),
+        json!({"activeDeadlineSeconds": 1}),
+        json!({"readinessGates": [{"conditionType": "a/b"}]}),
+    ]
+}
+
+/// Any few of these, one over the other.
+fn some_of(fields: Vec<Value>) -> impl Strategy<Value = Value> {
+    subsequence(fields, 0..4).prop_map(|chosen| {
+        let mut all = serde_json::Map::new();
+        for fields in chosen {
+            all.extend(fields.as_object().unwrap().clone());
+        }
+        Value::Object(all)
+    })
+}
+
+/// Whether everything in `ours` is in `merged`: lists as a part, whatever is beside it.
+fn holds(merged: &Value, ours: &Value) -> bool {
+    match (merged, ours) {
+        (Value::Object(merged), Value::Object(ours)) => ours
+            .iter()
+            .all(|(name, value)| merged.get(name).is_some_and(|found| holds(found, value))),
+        (Value::Array(merged), Value::Array(ours)) => ours
+            .iter()
+            .all(|value| merged.iter().any(|found| holds(found, value))),
+        (merged, ours) => merged == ours,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_template_is_refused_or_everything_of_ours_stays(
+        mut pod in some_of(pod_fields()),
+        mut runner in some_of(runner_fields()),
+        keys in some_of(vec![
+            json!({"labels": {"a": "b"}}),
+            json!({"annotations": {"cudarunner.dev/template": "x"}}),
+            json!({"labels": {"cudarunner.dev/pool": "x"}}),
+        ]),
+    ) {
+        runner["name"] = json!("runner");
+        pod["containers"] = json!([runner]);
+        let mut resource = fixture::resource();
+        let bare = serde_json::to_value(built(json!(null)).spec).unwrap();
+        resource.spec.template = Some(json!({"metadata": keys, "spec": pod}));
+        let pool = Pool::read(&resource, false);
+        let Ok(spec) = pool.spec.clone() else { return Ok(()) };
+        let built = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let pod = built.spec.clone().unwrap();
+        let mut gate = pod.init_containers.clone().unwrap().remove(0);
+        let context = gate.security_context.as_mut().unwrap();
+        prop_assert!(context.run_as_user.is_some_and(|user| user != 0));
+        context.run_as_user = Some(RUNNER_USER);
+        let mut merged = serde_json::to_value(&pod).unwrap();
+        prop_assert_eq!(serde_json::to_value(&gate).unwrap(), bare["initContainers"][0].clone());
+        merged["initContainers"][0] = bare["initContainers"][0].clone();
+        // What is the user's to choose
+        let mut ours = bare;
+        ours["containers"][0]["image"] = json!(pod.containers[0].image);
+        ours.as_object_mut().unwrap().remove("affinity");
+        prop_assert!(holds(&merged, &ours), "{merged:#} lacks something of {ours:#}");
+        for list in ["command", "args", "startupProbe", "readinessProbe"] {
+            prop_assert_eq!(&merged["containers"][0][list], &ours["containers"][0][list]);
+        }
+        prop_assert_eq!(built.metadata.labels.unwrap()["cudarunner.dev/pool"].clone(), "pool");
+        prop_assert_eq!(built.metadata.annotations.unwrap()[TEMPLATE_ANNOTATION].clone(), spec.template_hash);
+        let with_gpu = pod.init_containers.iter().flatten().chain(&pod.containers).filter(|c| {
+            c.resources.as_ref().and_then(|r| r.limits.as_ref()).is_some_and(|l| l.contains_key("nvidia.com/gpu"))
+        });
+        let with_gpu: Vec<&str> = with_gpu.map(|c| c.name.as_str()).collect();
+        prop_assert_eq!(with_gpu, ["gate", "runner"]);
+        let names: BTreeSet<&str> = pod.init_containers.iter().flatten().chain(&pod.containers).map(|c| c.name.as_str()).collect();
+        prop_assert_eq!(names.len(), pod.init_containers.iter().flatten().count() + pod.containers.len());
+    }
+}
+
+/// The rules of the level *restricted* that are about containers.
+#[test]
+fn what_is_ours_passes_pod_security_restricted() {
+    let mut resource = fixture::resource();
+    resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
+        .spec
+        .unwrap();
+    for container in pod.init_containers.unwrap() {
+        let context = container.security_context.unwrap();
+        assert_eq!(context.allow_privilege_escalation, Some(false));
+        assert_eq!(context.run_as_non_root, Some(true));
+        assert_eq!(context.capabilities.unwrap().drop.unwrap(), ["ALL"]);
+        assert_eq!(context.seccomp_profile.unwrap().type_, "RuntimeDefault");
+        assert_ne!(context.privileged, Some(true));
+    }
+    let allowed =
+        |v: &Volume| v.empty_dir.is_some() || v.projected.is_some() || v.config_map.is_some();
+    assert!(pod.volumes.iter().flatten().all(allowed));
 }
