@@ -50,7 +50,7 @@ pub struct CudaRunnerSpec {
     #[serde(default = "default_labels")]
     #[schemars(length(max = 90), inner(length(min = 1, max = 256)))]
     #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for [self-hosted, cuda]"))]
-    #[x_kube(validation = Rule::new("self.all(l, l.matches('^[^,\\\\s]+$'))").message("a label has no spaces and no commas"))]
+    #[x_kube(validation = Rule::new("self.all(l, l.matches('^[^,\\\\s\\\\p{Cc}\\\\p{Cf}]+$'))").message("a label has no spaces, no commas and no invisible characters"))]
     pub labels: Vec<String>,
 
     /// `Ephemeral`: one job for each runner, then a fresh pod. `Persistent`: a runner that keeps its name from job to job.
@@ -94,9 +94,14 @@ pub struct CudaRunnerSpec {
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
-    /// How long a deletion may take, for example `10m`. After that the resource goes, and an Event names what was left.
+    /// How long a deletion may take, for example `10m`, at most `120h`: GitHub lets no job run longer. After that the
+    /// resource goes, and an Event names what was left.
     #[serde(default = "default_teardown_timeout")]
-    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"), length(max = 32))]
+    #[schemars(
+        regex(pattern = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$"),
+        length(max = 32)
+    )]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('120h')").message("a deletion waits for at most 120h, as long as GitHub lets a job run: give less"))]
     pub teardown_timeout: String,
 
     /// A pod template merged over the operator's own.
@@ -120,7 +125,7 @@ pub struct GitHubSpec {
 
     /// The runner group, for organizations and enterprises. The default group where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\p{Cc}\p{Cf}]+$"))]
     pub runner_group: Option<String>,
 
     /// A proxy for the way to GitHub.
@@ -136,7 +141,10 @@ pub struct GitHubSpec {
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SecretReference {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub name: String,
 }
 
@@ -144,10 +152,13 @@ pub struct SecretReference {
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct KeyReference {
     /// Name of the object.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub name: String,
     /// The key in its data.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 
@@ -237,7 +248,10 @@ pub struct Gpu {
 
     /// A ResourceClaimTemplate, in this namespace, for clusters with dynamic resource allocation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub claim_template: Option<String>,
 
     /// The lowest compute capability that will do, for example `7.0`. The gate compares it with the device itself.
@@ -338,15 +352,18 @@ pub struct Preflight {
 }
 
 /// A workflow that proves the whole path.
-#[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verify {
     /// File name of the workflow, for example `cuda.yml`. It needs the trigger `workflow_dispatch`.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^/\\\p{Cc}\p{Cf}]+$"))]
     pub workflow: String,
     /// The branch or tag to run it on.
     #[serde(rename = "ref")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(pattern = r"^[^\p{Cc}\p{Cf}\s~^:?*\[\\]+$")
+    )]
     pub git_ref: String,
     /// Seconds within which each job must be picked up by a runner of this pool.
     #[serde(default = "default_pickup")]
@@ -360,10 +377,14 @@ pub struct Verify {
         regex(pattern = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
     )]
     pub repository: Option<String>,
-    /// How long after a verification the next one runs, for example `24h`. Without it one runs only after a change, or
-    /// on request.
+    /// How long after a verification the next one runs, for example `24h`. At least `10m`, because each is a run of the
+    /// workflow on a GPU, and at most `8760h`. Without it one runs only after a change, or on request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(m|h))+$"), length(max = 32))]
+    #[schemars(
+        regex(pattern = r"^([0-9]{1,6}(\.[0-9]{1,3})?(m|h))+$"),
+        length(max = 32)
+    )]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10m') && duration(self) <= duration('8760h')").message("each verification is a run of the workflow on a GPU: give at least 10m and at most 8760h"))]
     pub every: Option<String>,
     /// The jobs that must succeed on this pool.
     #[schemars(length(min = 1, max = 100))]
@@ -375,7 +396,10 @@ pub struct Verify {
 #[serde(rename_all = "camelCase")]
 pub struct VerifiedJob {
     /// Name of the job in the workflow.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(pattern = r"^[^\p{Cc}\x{202A}-\x{202E}\x{2066}-\x{2069}]+$")
+    )]
     pub name: String,
     /// What its log must report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -420,7 +444,10 @@ pub enum ChecksMode {
 #[serde(rename_all = "camelCase")]
 pub struct CheckedBranch {
     /// Name of the branch.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(pattern = r"^[^\p{Cc}\p{Cf}\s~^:?*\[\\]+$")
+    )]
     pub name: String,
     /// Leave the branch alone while it has no protection.
     #[serde(default)]

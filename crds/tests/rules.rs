@@ -128,6 +128,107 @@ fn url_names_a_repository_an_organization_or_an_enterprise() {
 }
 
 #[test]
+fn durations_have_bounds() {
+    let verify = |every: &str| json!({"workflow": "w.yml", "ref": "main", "every": every, "jobs": [{"name": "cuda"}]});
+    for good in ["0s", "10m", "119h59m", "120h", "1.5h", "500ms"] {
+        let mut changed = manifest();
+        changed["spec"]["teardownTimeout"] = json!(good);
+        assert_eq!(refusals(&changed), Vec::<String>::new(), "{good}");
+    }
+    for good in ["10m", "24h", "8760h"] {
+        let mut changed = manifest();
+        changed["spec"]["verify"] = verify(good);
+        assert_eq!(refusals(&changed), Vec::<String>::new(), "{good}");
+    }
+    for bad in ["121h", "999999h"] {
+        assert_refused(
+            |m| m["spec"]["teardownTimeout"] = json!(bad),
+            "at most 120h",
+        );
+    }
+    for bad in ["0m", "9m", "9.9m", "8761h"] {
+        assert_refused(|m| m["spec"]["verify"] = verify(bad), "at least 10m");
+    }
+}
+
+/// Whether the pattern of a field admits a text, as the API server decides it.
+#[track_caller]
+fn admits(path: &[&str], text: &str) -> bool {
+    let crd = serde_json::to_value(cudarunner_crds::crd()).unwrap();
+    let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let field = path.iter().fold(spec, |schema, name| match *name {
+        "[]" => &schema["items"],
+        name => &schema["properties"][name],
+    });
+    let pattern = field["pattern"].as_str().expect("a pattern");
+    let limit = field["maxLength"].as_u64().expect("a length");
+    regex::Regex::new(pattern).unwrap().is_match(text) && text.len() as u64 <= limit
+}
+
+#[test]
+fn names_are_those_of_objects_and_nothing_else() {
+    let names: [&[&str]; 3] = [
+        &["github", "credentialsRef", "name"],
+        &["github", "caBundleRef", "name"],
+        &["gpu", "claimTemplate"],
+    ];
+    for path in names {
+        for good in ["app", "github-app.v2", "0"] {
+            assert!(admits(path, good), "{path:?} {good:?}");
+        }
+        for bad in [
+            "",
+            "app,metadata.name!=x",
+            "App",
+            "-a",
+            "a/b",
+            "a b",
+            "a\n",
+            "a=b",
+        ] {
+            assert!(!admits(path, bad), "{path:?} {bad:?}");
+        }
+    }
+    assert!(admits(&["github", "caBundleRef", "key"], "ca.crt"));
+    assert!(!admits(&["github", "caBundleRef", "key"], "../ca"));
+}
+
+#[test]
+fn what_is_shown_elsewhere_has_no_invisible_characters() {
+    let shown: [&[&str]; 5] = [
+        &["github", "runnerGroup"],
+        &["verify", "workflow"],
+        &["verify", "ref"],
+        &["verify", "jobs", "[]", "name"],
+        &["requiredChecks", "branches", "[]", "name"],
+    ];
+    for path in shown {
+        assert!(admits(path, "größe-1.yml"), "{path:?}");
+        for bad in [
+            "",
+            "a\u{1b}[2J",
+            "a\nb",
+            "a\u{202e}b",
+            "a\u{7f}",
+            "a\u{9b}31m",
+        ] {
+            assert!(!admits(path, bad), "{path:?} {bad:?}");
+        }
+    }
+    // An emoji of several parts is joined by one.
+    assert!(admits(
+        &["verify", "jobs", "[]", "name"],
+        "cuda 👩\u{200d}🚀 / x (1)"
+    ));
+    assert!(!admits(&["verify", "workflow"], "../cuda.yml"));
+    assert!(!admits(&["verify", "ref"], "a b"));
+    assert_refused(
+        |m| m["spec"]["labels"] = json!(["a\u{202e}b"]),
+        "no invisible",
+    );
+}
+
+#[test]
 fn checks_need_a_verification() {
     assert_refused(
         |m| m["spec"]["requiredChecks"] = json!({"branches": [{"name": "main"}]}),

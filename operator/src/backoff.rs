@@ -16,7 +16,9 @@ pub fn exponential(
     if failures <= 0 {
         return SignedDuration::ZERO;
     }
-    let doublings = u32::try_from(failures - 1).unwrap_or_default().min(20);
+    let doublings = u32::try_from(failures.saturating_sub(1))
+        .unwrap_or_default()
+        .min(20);
     let pause = first.saturating_mul(1 << doublings).min(longest);
     let spread = i64::from_str_radix(&fingerprint(&format!("{key}/{failures}"))[..4], 16);
     // 0..=65535 becomes 80..=120 percent.

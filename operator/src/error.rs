@@ -1,6 +1,7 @@
 //! What can go wrong in the steps of a reconcile, each with a category for logs and metrics.
 
 use crate::github;
+use crate::guard::Panicked;
 use crate::lease::NotLeading;
 
 /// Why an action was not carried out.
@@ -34,6 +35,9 @@ pub enum ReconcileError {
     /// The status could not be written.
     #[error("the status could not be written: {0}")]
     Status(#[source] kube::Error),
+    /// A mistake of ours.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl ReconcileError {
@@ -55,6 +59,7 @@ impl ReconcileError {
             } => "NotLeading",
             Self::Act { .. } => "Kubernetes",
             Self::Status(_) => "Status",
+            Self::Panicked(_) => "Panic",
         }
     }
 }

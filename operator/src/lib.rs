@@ -2,6 +2,8 @@
 //!
 //! Data flows one way through a visit: [`watch`] → [`observe`] → [`plan`] (pure) → [`act`] → [`status`], called by
 //! [`reconcile`]. The [`registrar`] answers the gates; its [`desk`] is the only other caller of GitHub's write side.
+//!
+//! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
 pub mod act;
 pub mod backoff;
@@ -10,17 +12,24 @@ pub mod context;
 pub mod desk;
 pub mod error;
 pub mod github;
+pub mod guard;
 pub mod lease;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod memory;
 pub mod metrics;
 pub mod node_marks;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod observe;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod plan;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod pool;
 pub mod reconcile;
 pub mod registrar;
 pub mod run;
 pub mod server;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod status;
 pub mod telemetry;
+pub mod time;
 pub mod watch;

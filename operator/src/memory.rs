@@ -14,6 +14,7 @@ use crate::plan::scale_set::{Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
+use crate::time::Shift as _;
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
@@ -52,13 +53,13 @@ impl Expectation {
         Self {
             created: now,
             answer: Answer::Lost,
-            ask: now + PATIENCE,
+            ask: now.after(PATIENCE),
         }
     }
 
     /// Takes in what the API server says; `false` when nothing is expected any more.
     fn found(&mut self, is_there: bool, now: Timestamp) -> bool {
-        self.ask = now + PATIENCE;
+        self.ask = now.after(PATIENCE);
         match (is_there, self.answer) {
             (true, _) => self.answer = Answer::Created,
             (false, Answer::Created) => return false,
@@ -213,7 +214,7 @@ impl PoolMemory {
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
         self.expected.retain(|name, expectation| {
             let is_over =
-                expectation.answer == Answer::Absent && expectation.created + IN_FLIGHT <= now;
+                expectation.answer == Answer::Absent && expectation.created.after(IN_FLIGHT) <= now;
             !seen.contains_key(name) && !is_over
         });
         let gone_unasked = self

@@ -6,6 +6,7 @@ use kube::runtime::reflector::Store;
 use crate::act::nodes::mark;
 use crate::backoff;
 use crate::context::Context;
+use crate::guard;
 use crate::plan::node_marks::{self, Held};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
@@ -25,13 +26,17 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
     else {
         return std::future::pending().await;
     };
-    let mut failures = 0;
+    let mut failures = 0_i32;
     loop {
-        if visit(ctx, nodes).await {
+        let done = guard::caught(visit(ctx, nodes)).await;
+        if let Err(panicked) = &done {
+            tracing::error!(%panicked, "the marks of nodes are tried again");
+        }
+        if done == Ok(true) {
             failures = 0;
             waker.marks.notified().await;
         } else {
-            failures += 1;
+            failures = failures.saturating_add(1);
             let wait = backoff::exponential(AGAIN, AGAIN_AT_MOST, failures, "marks");
             tokio::time::sleep(wait.unsigned_abs()).await;
         }

@@ -15,6 +15,14 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource as _, ResourceExt as _};
 
 use crate::github::{GitHubUrl, Proxy, ProxyError, Repository, Scope, UrlError};
+use crate::time::duration;
+
+/// The longest that a deletion may take: GitHub lets no job run longer.
+const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
+/// The shortest time between two verifications: each costs a workflow run, and most take minutes.
+const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
+/// The longest.
+const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 pub mod owned;
 mod template;
@@ -108,6 +116,8 @@ pub struct Spec {
     pub template_hash: String,
     /// The workflow that proves the pool.
     pub verify: Option<Verify>,
+    /// How long after a verification the next one runs.
+    pub verify_every: Option<SignedDuration>,
     /// The repository with that workflow, where it is known.
     pub repository: Option<Repository>,
     /// Where its jobs become required.
@@ -382,6 +392,7 @@ impl Spec {
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             repository: repository(spec.verify.as_ref(), &url),
             verify: spec.verify.clone(),
+            verify_every: verify_every(spec.verify.as_ref()),
             required_checks: spec.required_checks.clone(),
             template_hash,
             url,
@@ -464,15 +475,17 @@ fn read_preflight(preflight: &Preflight) -> Wanted {
     }
 }
 
-/// Parses `10m`, `1h30m`, `90s`; the schema admits nothing else. What does not parse is ten minutes.
+/// What the schema admits; one of a resource that is older than its bounds becomes the nearest within them, and what is no
+/// duration is ten minutes.
 fn teardown_timeout(text: &str) -> SignedDuration {
-    duration(text).unwrap_or(SignedDuration::from_mins(10))
+    let limit = duration(text).unwrap_or(SignedDuration::from_mins(10));
+    limit.clamp(SignedDuration::ZERO, LONGEST_TEARDOWN)
 }
 
-/// Parses a duration as Kubernetes writes it.
-pub(crate) fn duration(text: &str) -> Option<SignedDuration> {
-    let parsed: kube::core::Duration = text.parse().ok()?;
-    SignedDuration::try_from(std::time::Duration::from(parsed)).ok()
+/// The same for the time between two verifications. What is no duration is none.
+fn verify_every(verify: Option<&Verify>) -> Option<SignedDuration> {
+    let every = duration(verify?.every.as_deref()?)?;
+    Some(every.clamp(SHORTEST_EVERY, LONGEST_EVERY))
 }
 
 /// The repository of `spec.verify`: its own word, or the pool's.

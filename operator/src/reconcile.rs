@@ -15,6 +15,7 @@ use crate::backoff;
 use crate::context::{Context, event_of};
 use crate::error::ReconcileError;
 use crate::github::Client;
+use crate::guard;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
 use crate::plan::{self, About, Action, Notice, Plan};
@@ -22,6 +23,8 @@ use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
 
+/// Without another reason a pool is visited so often.
+const AT_LEAST: SignedDuration = SignedDuration::from_hours(24);
 /// How soon a runner that was busy when it was to go is looked at again.
 const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
@@ -30,10 +33,20 @@ pub async fn reconcile(
     resource: Arc<CudaRunner>,
     ctx: Arc<Context>,
 ) -> Result<Next, ReconcileError> {
+    guarded(&resource, &ctx, Box::pin(visit(&resource, &ctx))).await
+}
+
+/// A visit that panics is a failed one of its pool, and of no other.
+async fn guarded(
+    resource: &CudaRunner,
+    ctx: &Context,
+    visit: impl Future<Output = Result<Next, ReconcileError>>,
+) -> Result<Next, ReconcileError> {
     let started = Instant::now();
-    let done = visit(&resource, &ctx).await;
+    let done = guard::caught(visit).await;
+    let done = done.unwrap_or_else(|panicked| Err(panicked.into()));
     let error = done.as_ref().err().map(ReconcileError::category);
-    let key = pools::key_of(&resource);
+    let key = pools::key_of(resource);
     ctx.metrics.visited(&key, started.elapsed(), error);
     done
 }
@@ -93,7 +106,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     }
     finish(ctx, &pool, outcome)?;
     Ok(wake.map_or_else(Next::await_change, |wait| {
-        Next::requeue(wait.unsigned_abs())
+        Next::requeue(wait.min(AT_LEAST).unsigned_abs())
     }))
 }
 
@@ -177,14 +190,20 @@ fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
 /// After an error: again, each time later.
 #[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Context>) -> Next {
-    let pool = Pool::read(&resource, ctx.insecure_github);
-    let errors = ctx.memory.with(&pool, |memory| {
-        memory.errors = memory.errors.saturating_add(1);
-        memory.errors
+    // A resource that cannot even be read waits longest.
+    let errors = guard::step(|| {
+        let pool = Pool::read(&resource, ctx.insecure_github);
+        ctx.memory.with(&pool, |memory| {
+            memory.errors = memory.errors.saturating_add(1);
+            memory.errors
+        })
     });
+    let errors = errors.unwrap_or(i32::MAX);
+    let key = pools::key_of(&resource);
+    let uid = resource.metadata.uid.as_deref().unwrap_or_default();
     let first = SignedDuration::from_millis(500);
-    let wait = backoff::exponential(first, SignedDuration::from_mins(2), errors, &pool.uid);
-    tracing::warn!(pool = %pool.key, category = error.category(), %error, ?wait, "a visit failed and is tried again");
+    let wait = backoff::exponential(first, SignedDuration::from_mins(2), errors, uid);
+    tracing::warn!(pool = %key, category = error.category(), %error, ?wait, "a visit failed and is tried again");
     Next::requeue(wait.unsigned_abs())
 }
 

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::context::{CONTROLLER, Context};
 use crate::pool::Pool;
+use crate::time::Shift as _;
 
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
 /// one each.
@@ -51,12 +52,14 @@ pub fn decide(
         || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;
     let last_job = new.last_jobs.first().map(|job| job.finished_at.0);
-    let gather = if last_job.is_some_and(|end| now < end + JOBS) {
+    let gather = if last_job.is_some_and(|end| now < end.after(JOBS)) {
         GATHER_JOBS
     } else {
         GATHER
     };
-    let wait = written.map_or(SignedDuration::ZERO, |at| (at + gather).duration_since(now));
+    let wait = written.map_or(SignedDuration::ZERO, |at| {
+        at.after(gather).duration_since(now)
+    });
     if meaning_changed || !wait.is_positive() {
         Write::Now
     } else {

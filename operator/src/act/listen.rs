@@ -100,6 +100,12 @@ impl Listener {
         }
     }
 
+    /// Whether the task has ended by itself: a mistake of ours, or the end of its scale set.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Has GitHub assign so many jobs at a time, from the next poll on, which begins at once.
     pub fn advertise(&self, capacity: usize) {
         self.capacity.send_if_modified(|now| {

@@ -309,9 +309,11 @@ impl Signs {
         }
         match self.reset {
             // Against the server's own clock, so that a wrong one here does no harm.
-            Some(reset) if self.remaining == Some(0) => {
-                SignedDuration::from_secs((reset - self.date.unwrap_or(now.as_second())).max(1))
-            }
+            Some(reset) if self.remaining == Some(0) => SignedDuration::from_secs(
+                reset
+                    .saturating_sub(self.date.unwrap_or(now.as_second()))
+                    .max(1),
+            ),
             _ => PAUSE,
         }
     }

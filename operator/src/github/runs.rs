@@ -17,6 +17,7 @@ use super::{
     pages::What,
     url::{encode, is_name},
 };
+use crate::time::{perhaps_told, told};
 
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
@@ -107,6 +108,7 @@ pub struct Run {
     /// Its page.
     pub html_url: String,
     /// When it was made.
+    #[serde(deserialize_with = "told")]
     pub created_at: Timestamp,
     /// The suite of its checks.
     pub check_suite_id: Option<u64>,
@@ -131,10 +133,13 @@ pub struct RunJob {
     #[serde(default, deserialize_with = "short_or_none")]
     pub conclusion: Option<String>,
     /// When it was queued; servers of old do not say.
+    #[serde(default, deserialize_with = "perhaps_told")]
     pub created_at: Option<Timestamp>,
     /// When it started. GitHub fills this in before the job starts, too.
+    #[serde(default, deserialize_with = "perhaps_told")]
     pub started_at: Option<Timestamp>,
     /// When it ended.
+    #[serde(default, deserialize_with = "perhaps_told")]
     pub completed_at: Option<Timestamp>,
     /// The runner that took it.
     #[serde(default, deserialize_with = "short_or_none")]

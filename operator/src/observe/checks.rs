@@ -14,6 +14,7 @@ use crate::plan::checks::{
 use crate::plan::runners::SWEEP;
 use crate::plan::verify::workflow;
 use crate::pool::Pool;
+use crate::time::Shift as _;
 
 /// How often pull requests are looked at while a name was not seen on one.
 const UNSEEN: SignedDuration = SignedDuration::from_secs(30);
@@ -69,7 +70,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
             let names_missing = pool.deleting.is_none()
                 && !asked_of(pool).is_some_and(|asked| asked.allow_unseen)
                 && unseen(pool.status.required_checks.as_ref());
-            watched.next_look = Some(now + if names_missing { UNSEEN } else { SWEEP });
+            watched.next_look = Some(now.after(if names_missing { UNSEEN } else { SWEEP }));
             memory.asked = Some(asked);
         }
         Err(error) => watched.failed(&error, now),
@@ -84,7 +85,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
 impl Watched {
     /// Notes what GitHub did not do, and waits.
     pub fn failed(&mut self, error: &Error, now: Timestamp) {
-        self.next_look = Some(now + error.pause(now).unwrap_or(AGAIN));
+        self.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
         self.trouble = Some((error.category().to_owned(), error.to_string()));
     }
 }
@@ -146,7 +147,7 @@ impl Look<'_> {
         let mut known = BTreeMap::new();
         for name in branches(self.pool) {
             let last = self.watched.branches.get(&name);
-            let lately = |at: Timestamp| self.now < at + UNPROTECTED;
+            let lately = |at: Timestamp| self.now < at.after(UNPROTECTED);
             let bare = last.filter(|branch| {
                 !self.everything
                     && self.watched.read.is_some()

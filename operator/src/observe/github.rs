@@ -16,6 +16,7 @@ use crate::plan::runners::SWEEP;
 use crate::plan::scale_set::Known;
 use crate::plan::{Access, Entry, Listing, Queue};
 use crate::pool::{Pool, Spec};
+use crate::time::Shift as _;
 use crate::watch::objects::Lookup;
 
 /// The first pause after an attempt that failed.
@@ -245,7 +246,10 @@ fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
     if github.not_before.is_some_and(|moment| now < moment) {
         return false;
     }
-    let stale = github.listing.as_ref().is_none_or(|l| now >= l.at + SWEEP);
+    let stale = github
+        .listing
+        .as_ref()
+        .is_none_or(|l| now >= l.at.after(SWEEP));
     github.access != Access::Granted || refresh || stale
 }
 
@@ -259,7 +263,7 @@ fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
     github
         .queue
         .as_ref()
-        .is_none_or(|q| q.asked != pool.look_again || now >= q.at + age)
+        .is_none_or(|q| q.asked != pool.look_again || now >= q.at.after(age))
 }
 
 /// How old an answer may be. What somebody asks for, or what is to show a change of ours, is read afresh.
@@ -381,7 +385,7 @@ pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timesta
     let pause = error
         .pause(now)
         .unwrap_or_else(|| backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, github.failures, key));
-    github.not_before = Some(now + pause);
+    github.not_before = Some(now.after(pause));
     github.access = Access::Refused {
         reason: error.category().to_owned(),
         message: error.to_string(),

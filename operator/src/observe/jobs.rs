@@ -11,6 +11,7 @@ use crate::observe::pod::Runner;
 use crate::plan::jobs::{BATCH, RunKey, Watched, next_look, noted, run_of, to_ask};
 use crate::plan::{Access, verify};
 use crate::pool::Pool;
+use crate::time::Shift as _;
 
 /// How long credentials that may not read runs are not tried with.
 const DENIED: SignedDuration = SignedDuration::from_mins(30);
@@ -38,7 +39,7 @@ pub async fn look(
         return watched;
     }
     watched.looked = Some(now);
-    watched.next_look = Some(now + BATCH);
+    watched.next_look = Some(now.after(BATCH));
     // A run that is not there does not come back.
     wanted.retain(|run| !matches!(watched.runs.get(run), Some(None)));
     let denied = watched.denied_until.is_some_and(|until| now < until);
@@ -70,11 +71,11 @@ async fn ask(
             Ok(jobs) => {
                 watched.runs.insert(run, jobs.map(|jobs| ours(noted, jobs)));
             }
-            Err(Error::Forbidden { .. }) => watched.denied_until = Some(now + DENIED),
+            Err(Error::Forbidden { .. }) => watched.denied_until = Some(now.after(DENIED)),
             Err(error) => {
                 tracing::debug!(%error, "how jobs ended could not be read");
                 let pause = error.pause(now).unwrap_or(BATCH).max(BATCH);
-                watched.next_look = Some(now + pause);
+                watched.next_look = Some(now.after(pause));
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::memory::ScaleSetMemory;
 use crate::plan::Access;
 use crate::plan::scale_set::{Known, Trouble, View};
 use crate::pool::{Pool, RegistrationKind};
+use crate::time::Shift as _;
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
@@ -43,6 +44,9 @@ pub async fn look<'a>(
         let set = &mut memory.github.scale_set;
         if set.listener.as_ref().is_some_and(Listener::is_gone) {
             set.has_vanished(now);
+        } else if set.listener.as_ref().is_some_and(Listener::has_ended) {
+            // The plan starts another.
+            set.listener = None;
         }
         set.known == Known::Unknown
             && memory.github.access == Access::Granted
@@ -105,9 +109,9 @@ fn view<'a>(
     let is_there = |name: &String| seen.contains(name.as_str()) || expected.contains(name);
     memory.ended.retain(|name, since| {
         let is_open = !completed.contains(name) && Some(*since) >= opened;
-        is_open && (is_there(name) || now < *since + TOLD)
+        is_open && (is_there(name) || now < since.after(TOLD))
     });
-    let untold = memory.ended.values().map(|since| *since + TOLD);
+    let untold = memory.ended.values().map(|since| since.after(TOLD));
     let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
     if let Some(listener) = &memory.listener {
         let gone = completed.iter().filter(|name| !is_there(name));
@@ -141,9 +145,11 @@ impl ScaleSetMemory {
     fn has_vanished(&mut self, now: Timestamp) {
         self.listener = None;
         self.known = Known::Unknown;
-        let is_again = self.vanished.is_some_and(|at| now < at + LONGEST_PAUSE);
+        let is_again = self
+            .vanished
+            .is_some_and(|at| now < at.after(LONGEST_PAUSE));
         if is_again {
-            self.not_before = Some(now + VANISHED_AGAIN);
+            self.not_before = Some(now.after(VANISHED_AGAIN));
         }
         self.vanished = Some(now);
     }
@@ -164,7 +170,7 @@ impl ScaleSetMemory {
         self.failures = self.failures.saturating_add(1);
         let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
         let pause = error.pause_of_at_least(own, now);
-        self.not_before = Some(now + pause);
+        self.not_before = Some(now.after(pause));
         self.known = Known::Unknown;
         self.trouble = Some(Trouble::of(error));
     }

@@ -10,6 +10,7 @@ use crate::plan::verify::{
     Dispatch, NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, Watched, workflow,
 };
 use crate::pool::Pool;
+use crate::time::Shift as _;
 
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
@@ -63,10 +64,10 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
     };
     let late = status.reason.as_deref() == Some(NOT_PICKED_UP);
     let pause = if late { SLOW_POLL } else { POLL };
-    watched.next_look = Some(now + pause);
+    watched.next_look = Some(now.after(pause));
     watched.trouble = None;
     if let Err(error) = asked {
-        watched.next_look = Some(now + error.pause(now).unwrap_or(SLOW_POLL).max(pause));
+        watched.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL).max(pause)));
         watched.trouble = Some(error.to_string());
     }
     ctx.memory
@@ -85,11 +86,11 @@ async fn find(
     let since = status.since.0;
     // Numbers only grow: a run of an earlier verification is not this one's, however clocks differ.
     let earlier = status.history.iter().filter_map(|past| past.run_id).max();
-    let found = client.find_dispatched(workflow, since - SKEW).await?;
+    let found = client.find_dispatched(workflow, since.before(SKEW)).await?;
     match found.filter(|run| i64::try_from(run.id).ok() > earlier) {
         Some(run) => watched.run_id = Some(run.id),
         // A list lags: only one that was read late enough proves that nothing was started.
-        None if now >= watched.sent.unwrap_or(since) + SURELY_LISTED => {
+        None if now >= watched.sent.unwrap_or(since).after(SURELY_LISTED) => {
             watched.dispatch = Dispatch::Open;
             watched.sent = None;
         }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::health::{self, Health};
 use super::{About, Access, Notice, Observed, Plan, checks, demand, queue, scale_set, verify};
 use crate::pool::{GpuRequest, Pool, Spec};
+use crate::time::Shift as _;
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
 const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
@@ -373,8 +374,8 @@ fn trouble(
         .filter(|r| r.phase == RunnerPhase::Unscheduled)
         .collect();
     let since = unscheduled.iter().map(|r| r.since).min()?;
-    if now < since + UNSCHEDULED {
-        plan.wake_at(since + UNSCHEDULED, now);
+    if now < since.after(UNSCHEDULED) {
+        plan.wake_at(since.after(UNSCHEDULED), now);
         return None;
     }
     Some((

@@ -9,6 +9,7 @@ use super::health::Health;
 use super::{Access, NodeFacts, Observed, jobs::noted, queue};
 use crate::observe::pod::Runner;
 use crate::pool::{GpuRequest, Pool, RegistrationKind, Spec};
+use crate::time::Shift as _;
 
 /// How often the queue is read where the number of runners follows it.
 pub const POLL: SignedDuration = SignedDuration::from_secs(30);
@@ -67,7 +68,7 @@ fn assigned(spec: &Spec, observed: &Observed) -> Option<usize> {
     let assigned = statistics.assigned.saturating_sub(view.ended);
     let is_full = assigned >= listening.capacity && listening.capacity < spec.size.max;
     let waiting = if is_full { statistics.available } else { 0 };
-    Some(assigned + waiting)
+    Some(assigned.saturating_add(waiting))
 }
 
 /// Jobs that wait in the queue, as last read, and those that run.
@@ -92,7 +93,11 @@ fn queued(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
         .iter()
         .filter(|job| job.started_at.as_ref().is_some_and(|at| at.0 > queue.at))
         .count();
-    Some(waiting.saturating_sub(begun + over) + busy.len())
+    Some(
+        waiting
+            .saturating_sub(begun.saturating_add(over))
+            .saturating_add(busy.len()),
+    )
 }
 
 /// Jobs that GitHub may assign to the pool at a time: what can run, so that others wait where another pool finds them.
@@ -110,10 +115,13 @@ pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: T
             let node = r.node.as_deref();
             r.phase == RunnerPhase::Busy && node.is_none_or(|node| !rooms.contains_key(node))
         };
-        return (rooms.values().sum::<usize>() + count(&on_others)).min(max);
+        return rooms
+            .values()
+            .fold(count(&on_others), |all, room| all.saturating_add(*room))
+            .min(max);
     }
     let placed = count(&|r| r.is_active(now) && r.node.is_some());
-    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since + NO_ROOM <= now);
+    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
     if stuck > 0 { placed.min(max) } else { max }
 }
 
@@ -140,7 +148,11 @@ fn rooms<'a>(
     let well = nodes
         .into_iter()
         .filter(|node| !health.quarantine.is_avoided(&node.name));
-    let on = |node: &NodeFacts| node.offers.get(name).map_or(0, |offered| offered / count);
+    let on = |node: &NodeFacts| {
+        node.offers
+            .get(name)
+            .map_or(0, |offered| offered.checked_div(*count).unwrap_or_default())
+    };
     Some(
         well.map(|node| (node.name.as_str(), on(node) as usize))
             .collect(),

@@ -12,6 +12,7 @@ use crate::observe::disruption;
 use crate::observe::end::{End, Failure};
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
+use crate::time::Shift as _;
 
 /// Reasons with which the kubelet reports an image that it cannot use. See
 /// <https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff>.
@@ -155,7 +156,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     health.not_before = health
         .current()
         .filter(|last| !health.is_behind(last))
-        .map(|last| last.at.0 + pause(&last.class, consecutive, &pool.uid));
+        .map(|last| last.at.0.after(pause(&last.class, consecutive, &pool.uid)));
     health
 }
 
@@ -163,7 +164,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestamp) -> Failure {
     let node = runner.node.as_deref().and_then(|name| observed.node(name));
     let ready_since = node.and_then(|node| node.ready_since);
-    let young = ready_since.is_some_and(|since| now < since + WARM_UP);
+    let young = ready_since.is_some_and(|since| now < since.after(WARM_UP));
     if !young
         || !failure.at_start
         || !matches!(
@@ -245,10 +246,12 @@ pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
             _ if runner.phase == RunnerPhase::Starting && runner.agent_running => ONLINE,
             _ => START,
         },
-        RunnerPhase::Gated => SignedDuration::from_secs(2 * gate) + GATE_MARGIN,
+        RunnerPhase::Gated => SignedDuration::from_secs(gate)
+            .saturating_mul(2)
+            .saturating_add(GATE_MARGIN),
         _ => return None,
     };
-    Some(runner.since + may_take)
+    Some(runner.since.after(may_take))
 }
 
 /// The failure of a runner that has overrun its phase.

@@ -15,6 +15,7 @@ use crate::github::{Repository, RunJob};
 use crate::observe::marks::Done;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
+use crate::time::Shift as _;
 
 /// How often GitHub is asked at most.
 pub const BATCH: SignedDuration = SignedDuration::from_secs(30);
@@ -48,7 +49,7 @@ pub struct Watched {
 #[must_use]
 pub fn next_look(jobs: &[JobStatus], watched: &Watched) -> Option<Timestamp> {
     let awaiting = jobs.iter().filter(|job| job.awaits_conclusion);
-    let first = awaiting.map(|job| job.finished_at.0 + SETTLE).min()?;
+    let first = awaiting.map(|job| job.finished_at.0.after(SETTLE)).min()?;
     Some(watched.next_look.map_or(first, |at| at.max(first)))
 }
 
@@ -106,7 +107,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         });
     }
     if let Some(at) = next_look(&jobs, &observed.jobs) {
-        plan.wake_at(at.max(now + AGAIN), now);
+        plan.wake_at(at.max(now.after(AGAIN)), now);
     }
     let listed = |name: &String| jobs.iter().any(|job| job.runner == *name);
     plan.unrecorded = names.into_iter().filter(listed).collect();
@@ -172,8 +173,8 @@ fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
     let is_gone = answer.is_some_and(Option::is_none);
     // No sooner than an answer would have come: jobs are told in batches.
     let looked = observed.jobs.looked;
-    let had_its_look = looked.is_some_and(|at| at >= job.finished_at.0 + SETTLE);
-    if had_its_look && (denied || is_gone) || now >= job.finished_at.0 + GIVE_UP {
+    let had_its_look = looked.is_some_and(|at| at >= job.finished_at.0.after(SETTLE));
+    if had_its_look && (denied || is_gone) || now >= job.finished_at.0.after(GIVE_UP) {
         job.awaits_conclusion = false;
     }
 }
@@ -208,11 +209,17 @@ fn note(jobs: &[&JobStatus]) -> String {
     for (number, job) in jobs.iter().enumerate() {
         let separator = if note.is_empty() { "" } else { "; " };
         let said = sentence(job);
-        let is_last = number + 1 == jobs.len();
-        let room = if is_last { NOTE } else { NOTE - MORE };
-        if note.len() + separator.len() + said.len() > room {
+        let left = jobs.len().saturating_sub(number);
+        let room = if left == 1 {
+            NOTE
+        } else {
+            NOTE.saturating_sub(MORE)
+        };
+        if [separator, &said].iter().map(|s| s.len()).sum::<usize>()
+            > room.saturating_sub(note.len())
+        {
             // A string takes everything.
-            let _ = write!(note, "{separator}and {} more", jobs.len() - number);
+            let _ = write!(note, "{separator}and {left} more");
             break;
         }
         note.push_str(separator);

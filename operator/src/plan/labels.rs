@@ -146,7 +146,7 @@ fn fits(label: &str, value: &str, found: &str) -> bool {
         MEMORY => {
             let mib = |text: &str| text.parse::<u64>().unwrap_or_default();
             let (value, found) = (mib(value), mib(found));
-            let tolerance = value / 100 * MEMORY_TOLERANCE_PERCENT;
+            let tolerance = (value / 100).saturating_mul(MEMORY_TOLERANCE_PERCENT);
             value.abs_diff(found) <= tolerance
         }
         _ => value == found,

@@ -22,6 +22,8 @@ pub mod verify;
 pub mod version;
 
 #[cfg(test)]
+mod extremes;
+#[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
@@ -338,7 +340,9 @@ impl Notice {
         if self.note.len() <= NOTE {
             return self.note.clone();
         }
-        let end = self.note.floor_char_boundary(NOTE - ELLIPSIS.len());
+        let end = self
+            .note
+            .floor_char_boundary(NOTE.saturating_sub(ELLIPSIS.len()));
         format!("{}{ELLIPSIS}", &self.note[..end])
     }
 }

@@ -49,14 +49,17 @@ fn capable(minimum: &str) -> Vec<Vec<NodeSelectorRequirement>> {
     let (major, minor) = (number(major), number(minor));
     let unlabelled = vec![requirement(MAJOR, "DoesNotExist", None)];
     if minor == 0 {
-        return vec![unlabelled, vec![requirement(MAJOR, "Gt", Some(major - 1))]];
+        return vec![
+            unlabelled,
+            vec![requirement(MAJOR, "Gt", Some(major.saturating_sub(1)))],
+        ];
     }
     vec![
         unlabelled,
         vec![requirement(MAJOR, "Gt", Some(major))],
         vec![
             requirement(MAJOR, "In", Some(major)),
-            requirement(MINOR, "Gt", Some(minor - 1)),
+            requirement(MINOR, "Gt", Some(minor.saturating_sub(1))),
         ],
     ]
 }

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{About, NodeFacts, Notice, Observed, Passed};
 use crate::observe::pod::Runner;
 use crate::pool::{GpuRequest, Pool, Spec};
+use crate::time::Shift as _;
 
 /// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
@@ -98,7 +99,8 @@ impl Quarantine {
         if self.too_many_with(view, node) {
             return;
         }
-        let failures = before.map_or(0, |i| self.entries.remove(i).failures) + 1;
+        let failures = before.map_or(0, |i| self.entries.remove(i).failures);
+        let failures = failures.saturating_add(1);
         let lasts = view.lasts(&failure.class, failures);
         let facts = view.observed.node(node);
         self.notices.push(Notice {
@@ -122,7 +124,7 @@ impl Quarantine {
             failures,
             boot_id: facts.and_then(|n| n.boot_id.clone()),
             since: failure.at.clone(),
-            until: Some(Time(view.now + lasts)),
+            until: Some(Time(view.now.after(lasts))),
         });
     }
 
@@ -132,7 +134,7 @@ impl Quarantine {
         let nodes = view.nodes();
         let last_passed = view.last_passed(&nodes);
         let counts = |entry: &QuarantineStatus| {
-            view.now < entry.since.0 + BREAKER_WINDOW
+            view.now < entry.since.0.after(BREAKER_WINDOW)
                 || last_passed.is_none_or(|passed| passed <= entry.since.0)
         };
         let others = view.observed.quarantined.iter();
@@ -145,7 +147,7 @@ impl Quarantine {
             .filter(|name| nodes.contains(name))
             .collect();
         out.insert(node);
-        2 * out.len() > nodes.len().max(1)
+        out.len() > nodes.len().max(1) / 2
     }
 
     fn draw_conclusions(&mut self, view: &View) {
@@ -195,7 +197,7 @@ impl Quarantine {
         // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
         let still_failing = view.pool.status.consecutive_failures > 0;
         let counts = |failure: &FailureStatus| {
-            view.now < failure.at.0 + BREAKER_WINDOW
+            view.now < failure.at.0.after(BREAKER_WINDOW)
                 || still_failing && last_passed.is_none_or(|passed| passed <= failure.at.0)
         };
         let spared = recent
@@ -341,7 +343,9 @@ impl View<'_> {
         if class == Class::Unsupported.as_str() {
             return LONGEST;
         }
-        let doublings = u32::try_from(failures - 1).unwrap_or_default().min(16);
+        let doublings = u32::try_from(failures.saturating_sub(1))
+            .unwrap_or_default()
+            .min(16);
         self.spec
             .quarantine
             .saturating_mul(1 << doublings)
@@ -384,10 +388,8 @@ pub(crate) fn is_active(entry: &QuarantineStatus, now: Timestamp) -> bool {
 /// When an entry goes that nobody tried: it is over, and the same time has passed again.
 fn ends_by_itself(entry: &QuarantineStatus) -> Timestamp {
     let until = entry.until.as_ref().map_or(entry.since.0, |t| t.0);
-    until
-        + until
-            .duration_since(entry.since.0)
-            .max(SignedDuration::ZERO)
+    let lasted = until.duration_since(entry.since.0);
+    until.after(lasted.max(SignedDuration::ZERO))
 }
 
 /// Whether a pod is on its way to a verdict on the node, or may be.

@@ -6,6 +6,7 @@ use super::conditions::{Say, say};
 use super::{Observed, Plan, demand, scale_set};
 use crate::github::QueuedJob;
 use crate::pool::{Pool, Spec};
+use crate::time::Shift as _;
 
 /// A queue that is due is read at the next visit, which does not follow at once.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
@@ -17,8 +18,11 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         && spec.reads_queue()
     {
         // Where GitHub must not be asked yet, the queue cannot be read, however old it is.
-        let due = (queue.at + demand::POLL).max(observed.ask_again.unwrap_or(Timestamp::MIN));
-        plan.wake_at(due.max(now + AGAIN), now);
+        let due = queue
+            .at
+            .after(demand::POLL)
+            .max(observed.ask_again.unwrap_or(Timestamp::MIN));
+        plan.wake_at(due.max(now.after(AGAIN)), now);
     }
     plan.status.looked_again.clone_from(&queue.asked);
     let by_scale_set = observed.scale_set.is_some();

@@ -10,6 +10,7 @@ use super::{Access, Action, NewRunner, Observed, Plan, Target, demand, stable};
 use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
+use crate::time::Shift as _;
 
 /// How often GitHub's list is compared with the pods.
 pub const SWEEP: SignedDuration = SignedDuration::from_mins(5);
@@ -37,23 +38,23 @@ pub(super) fn plan(
         .iter()
         .filter(|r| r.is_active(now) && !removed.contains(&r.name) && !is_finishing(r))
         .collect();
-    let have = active.len() + unseen(observed);
+    let have = active.len().saturating_add(unseen(observed));
     // Those that are about to end hold their GPUs all the same.
     let ending = observed.runners.iter();
     let ending = ending
         .filter(|r| r.is_active(now) && is_finishing(r))
         .count();
-    let room = spec.size.max.saturating_sub(have + ending);
+    let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
     let desired = demand::desired(pool, spec, observed, have);
     plan.desired = desired;
     if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
         // Their places are filled when they are gone.
     } else if have > desired {
         if !spec.persistent {
-            scale_down(&active, spec, have - desired, plan);
+            scale_down(&active, spec, have.saturating_sub(desired), plan);
         }
     } else {
-        let missing = (desired - have).min(room);
+        let missing = desired.saturating_sub(have).min(room);
         create(pool, spec, observed, health, missing, now, plan);
         roll(&active, spec, plan);
     }
@@ -274,7 +275,7 @@ fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
         old.into_iter().partition(|r| !r.is_online());
     plan.actions
         .extend(useless.into_iter().map(|r| Action::Drain((*r).into())));
-    let room = at_once.saturating_sub(coming + leaving);
+    let room = at_once.saturating_sub(coming).saturating_sub(leaving);
     plan.actions.extend(
         serving
             .into_iter()
@@ -289,10 +290,10 @@ fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         plan.refresh = true;
         return;
     };
-    if now >= listing.at + SWEEP {
+    if now >= listing.at.after(SWEEP) {
         plan.refresh = true;
     } else {
-        plan.wake_at(listing.at + SWEEP, now);
+        plan.wake_at(listing.at.after(SWEEP), now);
     }
     for entry in &listing.entries {
         let has_pod = observed.runners.iter().any(|r| r.name == entry.name)
@@ -301,10 +302,10 @@ fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
             continue;
         }
         if entry.busy {
-            if now >= listing.at + BUSY_LEFTOVER {
+            if now >= listing.at.after(BUSY_LEFTOVER) {
                 plan.refresh = true;
             } else {
-                plan.wake_at(listing.at + BUSY_LEFTOVER, now);
+                plan.wake_at(listing.at.after(BUSY_LEFTOVER), now);
             }
         } else {
             plan.actions.push(Action::DeleteEntry(entry.clone()));
@@ -312,7 +313,7 @@ fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     }
     for runner in &observed.runners {
         let unlisted = runner.phase == RunnerPhase::Idle
-            && runner.since + LISTED_AFTER < listing.at
+            && runner.since.after(LISTED_AFTER) < listing.at
             && !listing.entries.iter().any(|e| e.name == runner.name);
         if unlisted {
             // A list lags: only a look at the entry itself is proof.

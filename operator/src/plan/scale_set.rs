@@ -140,7 +140,7 @@ pub(super) fn plan(
     }
     if let Some(statistics) = statistics(view).filter(|_| may_write) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
-        let queued = i32::try_from(waiting + statistics.available);
+        let queued = i32::try_from(waiting.saturating_add(statistics.available));
         plan.status.queued = queued.unwrap_or(i32::MAX);
     }
 }

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Access, Action, Notice, Observed, Plan, checks, jobs, scale_set};
 use crate::observe::end::End;
 use crate::pool::Pool;
+use crate::time::Shift as _;
 
 /// How soon GitHub is asked again while entries are left.
 const AGAIN: SignedDuration = SignedDuration::from_secs(5);
@@ -22,7 +23,7 @@ pub(super) fn plan(
         return;
     }
     jobs::plan(pool, observed, now, plan);
-    let limit = since + pool.teardown_timeout;
+    let limit = since.after(pool.teardown_timeout);
     if now >= limit {
         give_up(pool, observed, plan);
         return;
@@ -96,7 +97,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
     for entry in listing.entries.iter().filter(|e| !e.busy) {
         plan.actions.push(Action::DeleteEntry(entry.clone()));
     }
-    if now >= listing.at + AGAIN {
+    if now >= listing.at.after(AGAIN) {
         plan.refresh = true;
     }
     plan.wake_in(AGAIN);

@@ -17,6 +17,7 @@ use super::health::Health;
 use super::{Access, Action, Notice, Observed, Plan};
 use crate::github::{Error, Run, RunJob, TestSum, Workflow};
 use crate::pool::{Pool, Spec, fingerprint};
+use crate::time::Shift as _;
 
 mod judge;
 
@@ -99,7 +100,7 @@ impl Watched {
             Err(error) if error.leaves_doubt() => self.dispatch = Dispatch::Sent,
             Err(error) if error.is_transient() => {
                 self.trouble = Some(error.to_string());
-                self.next_look = Some(now + error.pause(now).unwrap_or(SLOW_POLL));
+                self.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
             }
             Err(error) => {
                 self.dispatch = Dispatch::Refused {
@@ -234,7 +235,6 @@ impl Case<'_> {
     fn due(&self, last: &VerificationStatus, plan: &mut Plan) -> bool {
         let Self {
             pool,
-            verify,
             observed,
             now,
             ..
@@ -245,9 +245,13 @@ impl Case<'_> {
             return true;
         }
         let never_started = last.state == VerificationState::Failed && last.run_id.is_none();
-        let scheduled = verify.every.as_deref().and_then(crate::pool::duration);
-        let again = [never_started.then_some(START_AGAIN), scheduled];
-        if let Some(at) = again.into_iter().flatten().map(|wait| ended + wait).min() {
+        let again = [never_started.then_some(START_AGAIN), self.spec.verify_every];
+        if let Some(at) = again
+            .into_iter()
+            .flatten()
+            .map(|wait| ended.after(wait))
+            .min()
+        {
             if now >= at {
                 return true;
             }

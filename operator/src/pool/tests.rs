@@ -31,6 +31,27 @@ fn the_template_of_the_example_survives() {
 }
 
 #[test]
+fn durations_that_an_older_definition_let_in_are_brought_within_the_bounds() {
+    let (day, hour, minute) = (86_400, 3_600, 60);
+    for (text, timeout, every) in [
+        ("99999999999999999999h", 5 * day, 365 * day),
+        ("99999999h", 5 * day, 365 * day),
+        ("0m", 0, 10 * minute),
+        ("2h", 2 * hour, 2 * hour),
+    ] {
+        let mut resource = fixture::resource();
+        resource.spec.teardown_timeout = text.to_owned();
+        let verify =
+            json!({"workflow": "w.yml", "ref": "main", "every": text, "jobs": [{"name": "cuda"}]});
+        resource.spec.verify = Some(serde_json::from_value(verify).unwrap());
+        let pool = Pool::read(&resource, false);
+        assert_eq!(pool.teardown_timeout.as_secs(), timeout, "{text}");
+        let found = pool.spec.unwrap().verify_every.unwrap();
+        assert_eq!(found.as_secs(), every, "{text}");
+    }
+}
+
+#[test]
 fn another_kind_of_pool_is_refused_and_named() {
     let error = scaled(ScalingSource::Webhook, "https://github.com/acme/widgets").unwrap_err();
     assert_eq!(error.reason(), "NotImplemented");

@@ -20,9 +20,10 @@ use tokio::sync::Semaphore;
 
 use kube::runtime::controller::Action as Next;
 
-use super::reconcile;
+use super::{guarded, on_error, reconcile};
 use crate::context::{CREATIONS, Context};
 use crate::desk::OperatorDesk;
+use crate::error::ReconcileError;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
 use crate::memory::Memory;
@@ -207,6 +208,30 @@ async fn a_pool_without_its_secret_says_so_once_and_makes_nothing() {
     // The second visit finds nothing changed
     reconcile(resource, ctx).await.unwrap();
     assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_visit_that_panics_is_a_failed_visit_of_its_pool_alone() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let resource = resource(|_| {});
+
+    // Given visits that panic
+    let panicking = async { panic!("odd") };
+    let error = guarded(&resource, &ctx, panicking).await.unwrap_err();
+
+    // Then each is counted, and the next comes later
+    assert!(matches!(error, ReconcileError::Panicked(_)), "{error}");
+    let page = ctx.metrics.page(|_| true, vec![]);
+    assert!(page.contains(r#"category="Panic""#), "{page}");
+    let waits: Vec<_> = (0..3)
+        .map(|_| on_error(Arc::clone(&resource), &error, Arc::clone(&ctx)))
+        .collect();
+    assert!(!waits.contains(&Next::await_change()));
+    assert_ne!(waits[0], waits[2]);
+
+    // And the operator goes on
+    reconcile(resource, ctx).await.unwrap();
 }
 
 #[tokio::test]

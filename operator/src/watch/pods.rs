@@ -12,6 +12,7 @@ use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Scope, Waker, log_error};
+use crate::guard::{self, Panicked};
 use crate::observe::end::End;
 use crate::observe::pod::Runner;
 use crate::plan::Passed;
@@ -154,6 +155,22 @@ fn pool_of(pod: &Pod) -> Option<PoolKey> {
         })
 }
 
+/// Takes in a pod, and wakes its pool.
+fn take(pods: &Pods, pod: &Pod, waker: &Waker) {
+    let changed = said(guard::step(|| pods.apply(pod)), pod);
+    if let Some(pool) = changed.flatten() {
+        waker.wake(&pool);
+    }
+}
+
+/// A pod on which we fail hides no other.
+fn said<T>(done: Result<T, Panicked>, pod: &Pod) -> Option<T> {
+    done.inspect_err(
+        |error| tracing::error!(pod = pod.name_any(), %error, "a pod could not be read"),
+    )
+    .ok()
+}
+
 /// Follows the pods of a scope for good; `ready` turns true after the first list.
 pub async fn follow(
     client: Client,
@@ -174,9 +191,7 @@ pub async fn follow(
                 if let Some(key) = pool_of(&pod) {
                     listed.insert((key, pod.name_any()));
                 }
-                if let Some(pool) = pods.apply(&pod) {
-                    waker.wake(&pool);
-                }
+                take(&pods, &pod, &waker);
             }
             Ok(Event::InitDone) => {
                 for pool in pods.retain(&scope, &listed) {
@@ -185,14 +200,10 @@ pub async fn follow(
                 listed = HashSet::new();
                 ready.send_replace(true);
             }
-            Ok(Event::Apply(pod)) => {
-                if let Some(pool) = pods.apply(&pod) {
-                    waker.wake(&pool);
-                }
-            }
+            Ok(Event::Apply(pod)) => take(&pods, &pod, &waker),
             Ok(Event::Delete(pod)) => {
                 if let Some(pool) = pool_of(&pod) {
-                    pods.remove(&pool, &pod);
+                    said(guard::step(|| pods.remove(&pool, &pod)), &pod);
                     waker.wake(&pool);
                 }
             }

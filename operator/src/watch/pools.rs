@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec};
 use futures::StreamExt as _;
 use jiff::Timestamp;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -57,6 +58,32 @@ fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
     waker.marks.notify_one();
 }
 
+/// What an event says of a resource that can be read. One that cannot, because an operator or a definition of another
+/// version has stored it, must not take the others out of sight.
+fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunner>> {
+    let read = |guarded: DeserializeGuard<CudaRunner>| match guarded.0 {
+        Ok(resource) => Some(resource),
+        Err(error) => {
+            let (namespace, name) = (&error.metadata.namespace, &error.metadata.name);
+            tracing::error!(namespace, name, %error, "a CudaRunner cannot be read, and its pool is left as it is; compare it with `kubectl explain cudarunner`, and the version of its definition with that of the operator");
+            None
+        }
+    };
+    Some(match event {
+        Event::Apply(resource) => Event::Apply(read(resource)?),
+        Event::InitApply(resource) => Event::InitApply(read(resource)?),
+        // What goes is known by its name.
+        Event::Delete(DeserializeGuard(Err(gone))) => {
+            let mut resource = CudaRunner::new("", CudaRunnerSpec::default());
+            resource.metadata = gone.metadata;
+            Event::Delete(resource)
+        }
+        Event::Delete(DeserializeGuard(Ok(resource))) => Event::Delete(resource),
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+    })
+}
+
 /// Follows the resources of a scope for good.
 pub async fn follow(
     client: Client,
@@ -64,15 +91,19 @@ pub async fn follow(
     mut store: Writer<CudaRunner>,
     waker: Arc<Waker>,
 ) {
-    let api = scope.api::<CudaRunner>(&client);
-    let mut events: Events<CudaRunner> = watch(api, watcher::Config::default().page_size(PAGE))
-        .default_backoff()
-        .boxed();
+    let api = scope.api::<DeserializeGuard<CudaRunner>>(&client);
+    let mut events: Events<DeserializeGuard<CudaRunner>> =
+        watch(api, watcher::Config::default().page_size(PAGE))
+            .default_backoff()
+            .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
     let mut quarantined: HashMap<PoolKey, Vec<String>> = HashMap::new();
     while let Some(event) = events.next().await {
         let event = match event {
-            Ok(event) => event.modify(|r| r.managed_fields_mut().clear()),
+            Ok(event) => match readable(event) {
+                Some(event) => event.modify(|r| r.managed_fields_mut().clear()),
+                None => continue,
+            },
             Err(error) => {
                 log_error("cudarunners", &error);
                 continue;
@@ -113,5 +144,55 @@ pub async fn follow(
                 waker.marks.notify_one();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use kube::runtime::reflector;
+    use serde_json::json;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_resource_that_cannot_be_read_hides_no_other() {
+        // Given an API server whose list holds a resource of some other version, before a good one
+        let github =
+            json!({"url": "https://github.com/acme/widgets", "credentialsRef": {"name": "app"}});
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let github = github.clone();
+            async move {
+                if request.uri().to_string().contains("watch=true") {
+                    std::future::pending::<()>().await;
+                }
+                let list = json!({
+                    "kind": "CudaRunnerList", "apiVersion": "cudarunner.dev/v1alpha1",
+                    "metadata": {"resourceVersion": "1"},
+                    "items": [
+                        {"metadata": {"name": "odd", "namespace": "a"}, "spec": {"github": 5}},
+                        {"metadata": {"name": "good", "namespace": "b"}, "spec": {"github": github}},
+                    ],
+                });
+                Ok::<_, Infallible>(Response::new(Body::from(list.to_string().into_bytes())))
+            }
+        });
+        let client = Client::new(service, "default");
+
+        // When the resources are followed
+        let (store, writer) = reflector::store();
+        let waker = Arc::new(Waker::new().0);
+        let following = follow(client, Scope::Cluster, writer, waker);
+        let filled =
+            tokio::time::timeout(std::time::Duration::from_secs(10), store.wait_until_ready());
+        tokio::select! {
+            ready = filled => ready.expect("the list is read").unwrap(),
+            () = following => panic!("the watch ended"),
+        }
+
+        // Then the good one is there
+        let names: Vec<String> = store.state().iter().map(|r| r.name_any()).collect();
+        assert_eq!(names, ["good"]);
     }
 }

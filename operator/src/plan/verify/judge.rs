@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Case, LOG, VerifiedJob, VerifiedJobStatus, named};
 use crate::github::RunJob;
 use crate::plan::queue;
+use crate::time::Shift as _;
 
 /// The reason of a job that nobody picked up in time.
 pub const NOT_PICKED_UP: &str = "JobNotPickedUp";
@@ -183,7 +184,7 @@ impl Case<'_> {
             return State::Good;
         };
         match self.observed.verification.sums.get(&job.id) {
-            None if job.completed_at.is_some_and(|at| self.now < at + LOG) => State::Open,
+            None if job.completed_at.is_some_and(|at| self.now < at.after(LOG)) => State::Open,
             None => bad(
                 "LogNotReadable",
                 format!(

@@ -300,14 +300,7 @@ fn it_runs_again_for_a_change_or_on_request_and_never_beside_another() {
     assert!(again(&changed, &quiet));
 
     let mut scheduled = pool.clone();
-    scheduled
-        .spec
-        .as_mut()
-        .unwrap()
-        .verify
-        .as_mut()
-        .unwrap()
-        .every = Some("5s".into());
+    scheduled.spec.as_mut().unwrap().verify_every = Some(SignedDuration::from_secs(5));
     assert!(again(&scheduled, &quiet));
 
     let mut busy = asked;
