@@ -73,6 +73,9 @@ pub struct CudaRunnerStatus {
     /// The address at which runners were last registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_at: Option<String>,
+    /// What the pool has left at addresses that its spec does not name any more, until it is gone; at most 10.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_at: Vec<LeftStatus>,
     /// The last value of the annotation `cudarunner.dev/look-again` that was followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub looked_again: Option<String>,
@@ -88,6 +91,20 @@ pub struct CudaRunnerStatus {
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// What a pool has left at an address that its spec does not name any more.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftStatus {
+    /// The address: of a repository, an organization or an enterprise.
+    pub url: String,
+    /// The pool's scale set there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_set: Option<ScaleSetStatus>,
+    /// Why the address could not be asked, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// A scale set on GitHub: what jobs are assigned to before a runner of it takes them.

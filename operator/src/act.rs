@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
+use crate::observe::github::client_at;
 use crate::plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
 use crate::pool::{FINALIZER, Pool};
 
@@ -95,11 +96,21 @@ impl Hand<'_> {
                 self.delete_entry_of(&target).await?;
                 self.delete_pod(&target).await
             }
-            Action::ReplaceUnregistered(target) => match self.find_entry(&target.name).await? {
-                Some(_) => Ok(Done::Yes),
-                None => self.delete_pod(&target).await,
-            },
-            Action::DeleteEntry(entry) => self.delete_orphan(&entry).await,
+            Action::ReplaceUnregistered(target) => {
+                let place = self.place_of(target.url.as_deref()).await?;
+                match place.find_entry(&target.name).await? {
+                    Some(_) => Ok(Done::Yes),
+                    None => self.delete_pod(&target).await,
+                }
+            }
+            Action::DeleteEntry(entry) => self.delete_orphan(&entry, None).await,
+            Action::DeleteEntryAt(url, entry) => self.delete_orphan(&entry, Some(&url)).await,
+            Action::DeleteScaleSetAt(url, id) => {
+                let place = self.place_of(Some(&url)).await?;
+                place.client.delete_scale_set(id).await?;
+                self.ask_again_at(&url);
+                Ok(Done::Yes)
+            }
             Action::CreateScaleSet(new) => self.create_scale_set(&new).await,
             Action::UpdateScaleSet(id, new) => self.update_scale_set(id, &new).await,
             Action::DeleteScaleSet(id) => self.delete_scale_set(id).await,
@@ -239,41 +250,57 @@ impl Hand<'_> {
         if books.close(&target.uid, target.created, Timestamp::now()) == Some(false) {
             return Ok(Deletion::Gone);
         }
-        let Some(entry) = self.find_entry(&target.name).await? else {
+        let place = self.place_of(target.url.as_deref()).await?;
+        let Some(entry) = place.find_entry(&target.name).await? else {
             return Ok(Deletion::Gone);
         };
         if entry.busy {
             return Ok(Deletion::Busy);
         }
-        self.delete_entry(&entry).await
+        place.delete_entry(&entry).await
     }
 
-    /// The entry of a runner: of the pool's scale set, where it has one, or another.
-    async fn find_entry(&self, name: &str) -> Result<Option<Entry>, ActError> {
-        let client = self.github()?;
-        if self.pool.status.scale_set.is_some()
-            && let Some(agent) = client.find_agent(name).await?
-        {
-            return Ok(Some(Entry::of_scale_set(agent)));
+    /// Where a runner registers: at the pool's address, or at one that the pool has left.
+    async fn place_of(&self, url: Option<&str>) -> Result<Place, ActError> {
+        let spec = self.pool.spec.as_ref().ok();
+        let now_at = spec.map(|spec| spec.url.to_string());
+        let status = &self.pool.status;
+        match url.filter(|url| now_at.as_deref().is_some_and(|now_at| now_at != *url)) {
+            None => Ok(Place {
+                client: self.client.clone().ok_or(ActError::NoClient)?,
+                has_scale_set: status.scale_set.is_some(),
+            }),
+            Some(url) => {
+                let mut left = status.left_at.iter();
+                let left = left.find(|left| left.url == url);
+                let client = client_at(self.ctx, self.pool, url).await;
+                Ok(Place {
+                    client: client.map_err(|_| ActError::NoClient)?,
+                    has_scale_set: left.is_some_and(|left| left.scale_set.is_some()),
+                })
+            }
         }
-        Ok(client.find_runner(name).await?.map(Entry::from))
     }
 
-    async fn delete_entry(&self, entry: &Entry) -> Result<Deletion, ActError> {
-        let client = self.github()?;
-        Ok(if entry.of_scale_set {
-            client.delete_agent(entry.id).await?
-        } else {
-            client.delete_runner(entry.id).await?
-        })
+    /// Has an address that the pool has left looked at again, after a change there.
+    fn ask_again_at(&self, url: &str) {
+        self.ctx.memory.with(self.pool, |memory| {
+            if let Some(left) = memory.left.get_mut(url) {
+                left.ask_again = None;
+            }
+        });
     }
 
     /// Removes an entry that has no pod. The stores may lag, so the API server is asked itself.
-    async fn delete_orphan(&self, entry: &Entry) -> Result<Done, ActError> {
+    async fn delete_orphan(&self, entry: &Entry, url: Option<&str>) -> Result<Done, ActError> {
         if self.pods.get_metadata_opt(&entry.name).await?.is_some() {
             return Ok(Done::Yes);
         }
-        let deletion = self.delete_entry(entry).await?;
+        let place = self.place_of(url).await?;
+        let deletion = place.delete_entry(entry).await?;
+        if let Some(url) = url {
+            self.ask_again_at(url);
+        }
         self.ctx.memory.with(self.pool, |memory| {
             memory.last_change = Some(Timestamp::now());
             if let Some(listing) = &mut memory.github.listing {
@@ -287,6 +314,32 @@ impl Hand<'_> {
         });
         tracing::info!(pool = %self.pool.key, runner = %entry.name, ?deletion, "removed an entry on GitHub that has no pod");
         Ok(Done::Yes)
+    }
+}
+
+/// An address at which the pool has runners.
+struct Place {
+    client: Arc<Client>,
+    has_scale_set: bool,
+}
+
+impl Place {
+    /// The entry of a runner: of the pool's scale set, where it has one, or another.
+    async fn find_entry(&self, name: &str) -> Result<Option<Entry>, ActError> {
+        if self.has_scale_set
+            && let Some(agent) = self.client.find_agent(name).await?
+        {
+            return Ok(Some(Entry::of_scale_set(agent)));
+        }
+        Ok(self.client.find_runner(name).await?.map(Entry::from))
+    }
+
+    async fn delete_entry(&self, entry: &Entry) -> Result<Deletion, ActError> {
+        Ok(if entry.of_scale_set {
+            self.client.delete_agent(entry.id).await?
+        } else {
+            self.client.delete_runner(entry.id).await?
+        })
     }
 }
 

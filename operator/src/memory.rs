@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::act::listen::Listener;
 use crate::github::{Client, NewScaleSet};
+use crate::plan::left::Left;
 use crate::plan::scale_set::{Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
@@ -87,6 +88,8 @@ pub struct PoolMemory {
     pub last_change: Option<Timestamp>,
     /// The way to GitHub.
     pub github: GitHubMemory,
+    /// What was seen at addresses that the pool has left.
+    pub left: BTreeMap<String, Left>,
     /// The status as we last wrote it, ahead of what the store shows.
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
@@ -184,6 +187,7 @@ impl PoolMemory {
             refresh: false,
             last_change: None,
             github: GitHubMemory::default(),
+            left: BTreeMap::new(),
             status: None,
             status_written: None,
             pod_refused: None,

@@ -44,6 +44,7 @@ pub fn decide(
         || old.last_failures != new.last_failures
         || old.observed_generation != new.observed_generation
         || old.registered_at != new.registered_at
+        || old.left_at != new.left_at
         || old.looked_again != new.looked_again
         || old.released != new.released
         || old.scale_set != new.scale_set

@@ -17,6 +17,7 @@ fn removal_of(uid: &str) -> Action {
         name: HELD.to_owned(),
         uid: uid.to_owned(),
         created: fixture::NOW,
+        url: None,
     })
 }
 
@@ -49,6 +50,7 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
         name: "pool-aaaaa".to_owned(),
         uid: "u".to_owned(),
         created,
+        url: None,
     };
     let now = Timestamp::now();
 

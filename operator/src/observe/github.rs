@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::backoff;
 use crate::context::Context;
-use crate::github::{Agent, CaBundle, Client, Credentials, Error};
+use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl};
 use crate::memory::GitHubMemory;
 use crate::plan::demand::POLL;
 use crate::plan::runners::SWEEP;
@@ -144,12 +144,29 @@ fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
     });
 }
 
+/// The client for an address that the pool has left: with the credentials that it has now.
+pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Client>, String> {
+    let spec = pool.spec.as_ref().map_err(ToString::to_string)?;
+    let url = GitHubUrl::parse(url, ctx.insecure_github).map_err(|e| e.to_string())?;
+    let found = find_at(ctx, pool, spec, &url).await;
+    found.map(|found| found.client).map_err(|none| none.message)
+}
+
 async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {
+    find_at(ctx, pool, spec, &spec.url).await
+}
+
+async fn find_at(
+    ctx: &Context,
+    pool: &Pool,
+    spec: &Spec,
+    url: &GitHubUrl,
+) -> Result<Found, NoClient> {
     let credentials = credentials(ctx, pool, spec).await?;
     let ca = ca_bundle(ctx, pool, spec).await?;
     let client = ctx
         .clients
-        .client(&spec.url, &credentials, ca.as_ref(), spec.proxy.as_ref())
+        .client(url, &credentials, ca.as_ref(), spec.proxy.as_ref())
         .map_err(|e| NoClient {
             reason: e.category(),
             message: e.to_string(),
@@ -157,8 +174,7 @@ async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient
     Ok(Found {
         client,
         identity: format!(
-            "{} {:?} {ca:?} {:?}",
-            spec.url,
+            "{url} {:?} {ca:?} {:?}",
             credentials.fingerprint(),
             spec.proxy
         ),

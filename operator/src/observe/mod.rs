@@ -7,6 +7,7 @@ pub mod end;
 pub mod github;
 pub mod hardware;
 pub mod jobs;
+mod left;
 pub mod marks;
 pub mod pod;
 pub mod scale_set;
@@ -63,6 +64,7 @@ pub async fn observe(
     ask_for_pods(ctx, pool, now).await;
 
     let client = github::look(ctx, pool, now).await;
+    let left = left::look(ctx, pool, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
     let jobs = jobs::look(
@@ -113,6 +115,7 @@ pub async fn observe(
             unanswered: names(memory, |answer| answer == Answer::Absent),
             ask_for_pods: memory.expected.values().map(|e| e.ask).min(),
             access: memory.github.access.clone(),
+            left,
             ask_again: memory.github.not_before,
             listing: memory.github.listing.clone(),
             queue,

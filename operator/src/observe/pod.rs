@@ -19,6 +19,8 @@ pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
 pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
 /// The value of [`LIFETIME_ANNOTATION`].
 pub const PERSISTENT: &str = "Persistent";
+/// Annotation: the address at which the pod's runner registers.
+pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 /// Annotation: names of the nodes that the pod was told to keep off, with commas between.
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
 /// Name of the init container that looks at the runner's image.
@@ -45,6 +47,8 @@ pub struct Runner {
     pub template: String,
     /// Nodes that it was told to keep off.
     pub avoids: BTreeSet<String>,
+    /// The address at which it registers; unknown of a pod that an older version of the operator made.
+    pub url: Option<String>,
     /// How far it has come.
     pub phase: RunnerPhase,
     /// Since when it is in that phase.
@@ -103,6 +107,7 @@ impl Runner {
                 .get(AVOIDS_ANNOTATION)
                 .map(|names| names.split(',').map(str::to_owned).collect())
                 .unwrap_or_default(),
+            url: pod.annotations().get(URL_ANNOTATION).cloned(),
             agent_running: agent_running(pod),
             gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
             hardware: report.as_ref().map(Hardware::of),

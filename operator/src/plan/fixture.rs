@@ -55,6 +55,7 @@ pub(crate) fn observed(runners: Vec<Runner>) -> Observed {
         unanswered: BTreeSet::new(),
         ask_for_pods: None,
         access: Access::Granted,
+        left: BTreeMap::new(),
         ask_again: None,
         listing: Some(listing(&[])),
         queue: None,
@@ -111,6 +112,7 @@ pub(crate) fn listing(names: &[&str]) -> Listing {
 /// A runner of the current template, in `phase` for twenty seconds.
 pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
     Runner {
+        url: None,
         name: name.to_owned(),
         uid: format!("uid-{name}"),
         created: ago(60),

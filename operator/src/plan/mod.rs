@@ -8,6 +8,7 @@ pub mod demand;
 pub mod health;
 pub mod jobs;
 mod labels;
+pub mod left;
 pub mod node_marks;
 mod placement;
 pub mod pod;
@@ -56,6 +57,8 @@ pub struct Observed {
     pub ask_for_pods: Option<Timestamp>,
     /// What is known of the way to GitHub.
     pub access: Access,
+    /// What was seen at addresses that the pool has left.
+    pub left: BTreeMap<String, left::Left>,
     /// When GitHub may be asked again, after an attempt that failed.
     pub ask_again: Option<Timestamp>,
     /// GitHub's own list of our entries, as last read.
@@ -251,6 +254,10 @@ pub enum Action {
     ReplaceUnregistered(Target),
     /// Remove an entry on GitHub that has no pod.
     DeleteEntry(Entry),
+    /// The same at an address that the pool has left.
+    DeleteEntryAt(String, Entry),
+    /// Remove the scale set that the pool had at an address that it has left.
+    DeleteScaleSetAt(String, u64),
     /// Make the pool's scale set.
     CreateScaleSet(NewScaleSet),
     /// Make the pool's scale set what it should be.
@@ -303,6 +310,8 @@ pub struct Target {
     pub uid: String,
     /// When the pod was made.
     pub created: Timestamp,
+    /// The address at which it registers, where its pod says so.
+    pub url: Option<String>,
 }
 
 impl From<&Runner> for Target {
@@ -311,6 +320,7 @@ impl From<&Runner> for Target {
             name: runner.name.clone(),
             uid: runner.uid.clone(),
             created: runner.created,
+            url: runner.url.clone(),
         }
     }
 }
@@ -409,6 +419,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     for moment in moments.into_iter().flatten() {
         plan.wake_at(moment, now);
     }
+    left::note(pool, &mut plan);
+    left::plan(observed, now, &mut plan);
     if let Some(since) = pool.deleting {
         teardown::plan(pool, observed, since, now, &mut plan);
         return plan;
@@ -481,10 +493,6 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
             })
             .collect(),
         runners_not_listed: i32::try_from(beyond).unwrap_or(i32::MAX),
-        registered_at: match &pool.spec {
-            Ok(spec) if !runners.is_empty() => Some(spec.url.to_string()),
-            _ => pool.status.registered_at.clone(),
-        },
         ..pool.status.clone()
     }
 }

@@ -18,6 +18,7 @@ use kube::Resource as _;
 use super::{NewRunner, PodSettings, node_marks, placement, preflight};
 use crate::observe::pod::{
     AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
+    URL_ANNOTATION,
 };
 use crate::pool::owned::{self, CA_DIR, CLAIM, REGISTRATION_DIR, TOKEN_DIR};
 use crate::pool::{GpuRequest, Pool, Spec, labels_of};
@@ -63,6 +64,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     let mut annotations = protections();
     annotations.extend(user.annotations.unwrap_or_default());
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
+    annotations.insert(URL_ANNOTATION.to_owned(), spec.url.to_string());
     if spec.persistent {
         annotations.insert(LIFETIME_ANNOTATION.to_owned(), PERSISTENT.to_owned());
     }

@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, scale_set};
+use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set};
 use crate::observe::end::End;
 use crate::pool::Pool;
 use crate::time::Shift as _;
@@ -41,7 +41,7 @@ pub(super) fn plan(
     if left || !observed.expected.is_empty() {
         return;
     }
-    if pool.status.registered_at.is_none() {
+    if plan.status.registered_at.is_none() {
         let_go(pool, observed, now, plan);
         return;
     }
@@ -111,7 +111,8 @@ fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> 
         // Where GitHub cannot be asked, the limit ends it.
         plan.wake_in(AGAIN);
     }
-    let is_clear = has_none && plan.status.required_checks.is_none();
+    let is_clear =
+        has_none && plan.status.required_checks.is_none() && plan.status.left_at.is_empty();
     if is_clear {
         plan.actions.push(Action::RemoveFinalizer);
     }
@@ -166,6 +167,10 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             about: None,
         });
     }
+    for place in &plan.status.left_at {
+        let notice = left::abandoned(pool, place, "The teardown timeout is over");
+        plan.notices.push(notice);
+    }
     plan.actions.push(Action::RemoveFinalizer);
 }
 
@@ -180,9 +185,12 @@ pub fn without_operator(pool: &Pool) -> Notice {
     });
     let set = pool.status.scale_set.as_ref();
     let set = set.map(|set| format!("the scale set {}", set.name));
+    let before = pool.status.left_at.iter();
+    let before = before.map(|left| format!("what the pool has left at {}", left.url));
     let left: Vec<String> = runners
         .into_iter()
         .chain(set)
+        .chain(before)
         .chain(checks::left(pool))
         .collect();
     let stays = if left.is_empty() {
