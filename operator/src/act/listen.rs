@@ -265,7 +265,7 @@ impl Task {
     /// Notes where the scale set stands, as a session says it; where it does not, what was heard last holds.
     fn stand(&self, statistics: Option<Statistics>) {
         let mut board = lock(&self.board);
-        board.heard.statistics = statistics.or(board.heard.statistics);
+        board.heard.stands(statistics, 0, Timestamp::now());
         board.heard.number += 1;
         drop(board);
         self.wake();
@@ -339,7 +339,10 @@ impl Task {
                 board.heard.number += 1;
             }
             board.heard.is_settled = true;
-            board.heard.statistics = message.statistics.or(board.heard.statistics);
+            let ended = message.completed.len();
+            board
+                .heard
+                .stands(message.statistics, ended, Timestamp::now());
             if board.completed.len() < REMEMBERED {
                 board.completed.extend(message.completed);
             }

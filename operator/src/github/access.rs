@@ -32,7 +32,7 @@ impl Client {
         let scope = self.url().scope();
         let forbidden = |message: String| Error::Forbidden {
             action: format!("manage the runners of {scope}"),
-            permission: scope.permission().into(),
+            advice: format!("grant {}", scope.permission()),
             message,
         };
         let Some(needed) = app_permission(scope) else {

@@ -33,7 +33,7 @@ const WRITES_PER_MINUTE: usize = 80;
 /// GitHub: without a better hint, wait for at least a minute.
 const PAUSE: SignedDuration = SignedDuration::from_mins(1);
 /// No hint of the server's is believed beyond this: quotas are by the hour.
-const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(3_660);
+pub(super) const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(3_660);
 
 /// What a request costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,22 +215,12 @@ impl Ledger {
         }
         self.usage.limit = answer.limit.or(self.usage.limit);
         self.usage.remaining = answer.remaining.or(self.usage.remaining);
-        let used_up = answer.remaining == Some(0);
         if answer.is_limit() {
             self.usage.limited += 1;
-        } else if !used_up {
+        } else if answer.remaining != Some(0) {
             return None;
         }
-        let limit = Limit {
-            until: now + answer.pause(now).clamp(SignedDuration::ZERO, LONGEST_PAUSE),
-            reason: match (used_up, answer.limit) {
-                (true, Some(limit)) => {
-                    format!("the credentials' {limit} requests an hour are used up")
-                }
-                (true, None) => "the credentials' requests of this hour are used up".into(),
-                (false, _) => "GitHub asks to slow down (secondary rate limit)".into(),
-            },
-        };
+        let limit = answer.told(now);
         if self
             .pause
             .as_ref()
@@ -302,6 +292,25 @@ impl Signs {
             || (self.status == StatusCode::FORBIDDEN && hint)
     }
 
+    /// The limit that the answer is, if it is one.
+    #[must_use]
+    pub fn limit(&self, now: Timestamp) -> Option<Limit> {
+        self.is_limit().then(|| self.told(now))
+    }
+
+    fn told(&self, now: Timestamp) -> Limit {
+        Limit {
+            until: now + self.pause(now).clamp(SignedDuration::ZERO, LONGEST_PAUSE),
+            reason: match (self.remaining == Some(0), self.limit) {
+                (true, Some(limit)) => {
+                    format!("the credentials' {limit} requests an hour are used up")
+                }
+                (true, None) => "the credentials' requests of this hour are used up".into(),
+                (false, _) => "GitHub asks to slow down (secondary rate limit)".into(),
+            },
+        }
+    }
+
     /// The documented order: `retry-after`, else the reset where nothing remains, else a minute.
     fn pause(&self, now: Timestamp) -> SignedDuration {
         if let Some(seconds) = self.retry_after {
@@ -309,11 +318,10 @@ impl Signs {
         }
         match self.reset {
             // Against the server's own clock, so that a wrong one here does no harm.
-            Some(reset) if self.remaining == Some(0) => SignedDuration::from_secs(
-                reset
-                    .saturating_sub(self.date.unwrap_or(now.as_second()))
-                    .max(1),
-            ),
+            Some(reset) if self.remaining == Some(0) => {
+                let since = self.date.unwrap_or(now.as_second());
+                SignedDuration::from_secs(reset.saturating_sub(since).max(1))
+            }
             _ => PAUSE,
         }
     }
@@ -401,6 +409,30 @@ mod tests {
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect();
         Signs::read(StatusCode::from_u16(status).unwrap(), &headers, message)
+    }
+
+    #[test]
+    fn an_absurd_reset_is_no_longer_than_any_limit() {
+        let longest = at(0) + LONGEST_PAUSE;
+        for (reset, until) in [
+            ("-5", at(1)),
+            ("0", at(1)),
+            ("-9223372036854775808", at(1)),
+            ("9223372036854775807", longest),
+            ("99999999999999999999", at(60)),
+        ] {
+            let headers = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", reset)];
+            let limit = Ledger::default().note(&signs(429, &headers, ""), at(0));
+            assert_eq!(limit.unwrap().until, until, "{reset}");
+        }
+        for (after, until) in [
+            ("-5", at(1)),
+            ("9223372036854775807", longest),
+            ("soon", at(60)),
+        ] {
+            let limit = Ledger::default().note(&signs(429, &[("retry-after", after)], ""), at(0));
+            assert_eq!(limit.unwrap().until, until, "{after}");
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Client {
         match answer.status {
             StatusCode::FORBIDDEN => Error::Forbidden {
                 action,
-                permission: self.permission(answer),
+                advice: self.advice(answer),
                 message,
             },
             StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound {
@@ -111,9 +111,9 @@ impl Client {
         match self.refusal(answer, ask) {
             Error::Forbidden {
                 action, message, ..
-            } => Error::Forbidden {
+            } if barred(answer).is_none() => Error::Forbidden {
                 action,
-                permission: permission.to_owned(),
+                advice: format!("grant {permission}"),
                 message,
             },
             Error::NotFound { what, message, .. } => Error::NotFound {
@@ -125,25 +125,69 @@ impl Client {
         }
     }
 
-    /// The permission that would have helped: GitHub's own hint, else what its documentation asks for.
-    fn permission(&self, answer: &Answer) -> String {
-        if answer.header("x-github-sso").is_some() {
-            return "the token access to the organization's single sign-on".into();
+    /// What is in the way; or the permission that would have helped: GitHub's own hint, else what its documentation asks
+    /// for.
+    fn advice(&self, answer: &Answer) -> String {
+        if let Some(advice) = barred(answer) {
+            return advice.to_owned();
         }
         // <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#resource-not-accessible>
         match answer.header("x-accepted-github-permissions") {
             Some(permissions) if !permissions.is_empty() => {
                 format!(
-                    "the permission {permissions} ({})",
+                    "grant the permission {permissions} ({})",
                     self.url.scope().permission()
                 )
             }
-            _ => self.url.scope().permission().into(),
+            _ => self.url.scope().grant(),
         }
     }
 }
 
+const SINGLE_SIGN_ON: &str = "authorize the token for the organization's single sign-on, with \"Configure SSO\" in the list of tokens of whoever made it";
+
+/// Words of a 403 that no permission helps against, in lower case, and what to do. All of the words must be there.
+const BARRED: [(&[&str], &str); 6] = [
+    (
+        &["ip allow list"],
+        "add the addresses by which the operator leaves your network to the IP allow list of the organization or enterprise",
+    ),
+    (
+        &["archived"],
+        "an archived repository runs nothing: unarchive it, or delete this resource",
+    ),
+    (
+        &["self-hosted runners", "disabled"],
+        "an owner has switched self-hosted runners off: allow them in the settings of the organization or enterprise, under Actions, Runners",
+    ),
+    (
+        &["actions", "disabled"],
+        "GitHub Actions are switched off: allow them in the settings of the repository or organization, under Actions",
+    ),
+    (&["saml"], SINGLE_SIGN_ON),
+    (&["single sign-on"], SINGLE_SIGN_ON),
+];
+
+/// What to do where something else than a permission is in the way.
+pub(super) fn barred(answer: &Answer) -> Option<&'static str> {
+    let by_header = answer.header("x-github-sso").map(|_| SINGLE_SIGN_ON);
+    by_header.or_else(|| barred_by(&answer.message()))
+}
+
+/// The same for GitHub's words alone.
+pub(super) fn barred_by(message: &str) -> Option<&'static str> {
+    let message = message.to_lowercase();
+    let has_all = |words: &&[&str]| words.iter().all(|word| message.contains(word));
+    let found = BARRED.iter().find(|(words, _)| has_all(words));
+    found.map(|(_, advice)| *advice)
+}
+
 impl Scope {
+    /// Advice to grant that.
+    pub(super) fn grant(&self) -> String {
+        format!("grant {}", self.permission())
+    }
+
     /// What managing its runners takes, in GitHub's words:
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners?apiVersion=2022-11-28>.
     #[must_use]

@@ -18,12 +18,12 @@ pub enum Error {
         advice: String,
     },
     /// The credentials are accepted, and may not do this.
-    #[error("the credentials may not {action} ({message}); grant {permission}")]
+    #[error("the credentials may not {action} ({message}); {advice}")]
     Forbidden {
         /// What was tried.
         action: String,
-        /// The permission to grant, in GitHub's words.
-        permission: String,
+        /// What to do: grant a permission, in GitHub's words, or take away what is in the way.
+        advice: String,
         /// GitHub's words.
         message: String,
     },

@@ -43,7 +43,12 @@ impl Proxy {
             return Err(ProxyError::Credentials);
         }
         let url: Uri = url.trim().parse().map_err(|_| ProxyError::Address)?;
-        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
+        let has_port = url.authority().is_some_and(|a| {
+            let after = a.as_str().rsplit(']').next().unwrap_or_default();
+            after.contains(':')
+        });
+        let is_absurd = has_port && url.port_u16().is_none_or(|port| port == 0);
+        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) || is_absurd {
             return Err(ProxyError::Address);
         }
         Ok(Self {
@@ -147,7 +152,12 @@ mod tests {
         let error = Proxy::parse("http://me:secret@proxy:3128", &[]).unwrap_err();
         assert_eq!(error, ProxyError::Credentials);
         assert!(!error.to_string().contains("secret"));
-        for bad in ["proxy:3128", "socks5://proxy:1080", "https://proxy:3128"] {
+        for bad in [
+            "proxy:3128",
+            "socks5://proxy:1080",
+            "https://proxy:3128",
+            "http://proxy:99999",
+        ] {
             assert_eq!(
                 Proxy::parse(bad, &[]).unwrap_err(),
                 ProxyError::Address,

@@ -23,6 +23,8 @@ use super::{
     Client, Error,
     ask::{Answer, Ask},
     body::{LONGEST_ANSWER, LONGEST_LIST},
+    budget::{LONGEST_PAUSE, Signs},
+    client::barred_by,
     url::encode,
 };
 
@@ -89,28 +91,41 @@ impl<'a> ServiceAsk<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Exception {
-    type_name: String,
-    message: String,
+    type_name: Option<String>,
+    message: Option<String>,
+    /// What the broker says instead, which has the queues.
+    error_kind: Option<String>,
+    /// Likewise.
+    error_message: Option<String>,
 }
 
 impl Exception {
     /// Reads a refusal. What is no exception of the service's has no name.
     pub(super) fn of(answer: &Answer) -> Self {
-        serde_json::from_slice(answer.body()).unwrap_or_default()
+        let read: Self = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let is_its = read.type_name.is_some() || read.error_kind.is_some();
+        if is_its || answer.request_id().is_some() {
+            read
+        } else {
+            // Of a server that is another one, no word is repeated.
+            Self::default()
+        }
     }
 
     /// Whether it is of that type, such as `JobStillRunningException`.
     pub(super) fn is(&self, name: &str) -> bool {
-        self.type_name.contains(name)
+        let names = [&self.type_name, &self.error_kind];
+        let mut names = names.into_iter().flatten();
+        names.any(|said| said.contains(name))
     }
 
+    /// What it says, with the broker's word for it, which tells cases apart whose message is empty.
     fn words(&self, status: StatusCode) -> String {
         let reason = status.canonical_reason().unwrap_or("unknown status");
-        let said = if self.message.is_empty() {
-            reason
-        } else {
-            self.message.trim_end_matches('.')
-        };
+        let texts = [&self.message, &self.error_message, &self.error_kind];
+        let mut texts = texts.into_iter().flatten();
+        let said = texts.find(|text| !text.is_empty());
+        let said = said.map_or(reason, |text| text.trim_end_matches('.'));
         said.chars().filter(|c| !c.is_control()).take(400).collect()
     }
 }
@@ -255,10 +270,14 @@ impl Client {
                         "the token that was made for this is not accepted yet; it is tried again"
                             .into(),
                 },
-                status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
-                    self.exception(&answer, &action)
+                status if status.is_server_error() => self.exception(&answer, &action),
+                // It is of the REST API, whose limits are refusals, too.
+                status => {
+                    let signs = Signs::read(status, &answer.headers, &answer.message());
+                    signs
+                        .limit(Timestamp::now())
+                        .map_or_else(|| self.refusal(&answer, &ask), Error::from)
                 }
-                _ => self.refusal(&answer, &ask),
             });
         }
         let wire: WireConnection = answer.json(&ask)?;
@@ -302,7 +321,8 @@ impl Client {
             },
             StatusCode::FORBIDDEN => Error::Forbidden {
                 action,
-                permission: self.url().scope().permission().into(),
+                advice: barred_by(&message)
+                    .map_or_else(|| self.url().scope().grant(), str::to_owned),
                 message,
             },
             StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound {
@@ -355,7 +375,7 @@ fn pause(answer: &Answer) -> SignedDuration {
         .header(RETRY_AFTER.as_str())
         .and_then(|text| text.parse().ok())
         .map_or(PAUSE, |seconds: u32| {
-            SignedDuration::from_secs(seconds.into())
+            SignedDuration::from_secs(seconds.into()).min(LONGEST_PAUSE)
         })
 }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Error,
     ask::{Answer, Ask},
+    client::barred,
     single::Single,
     transport::Transport,
 };
@@ -123,7 +124,9 @@ impl Tokens {
             },
             StatusCode::FORBIDDEN => Error::Forbidden {
                 action: ask.action.clone(),
-                permission: "access again: the installation may be suspended, see the App's installation page".into(),
+                advice: barred(answer).unwrap_or(
+                    "grant access again: the installation may be suspended, see the App's installation page",
+                ).into(),
                 message,
             },
             _ => Error::Validation {

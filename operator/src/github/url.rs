@@ -324,9 +324,16 @@ fn authority(uri: &Uri) -> Option<String> {
     } else {
         443
     };
-    Some(match uri.port_u16() {
-        Some(port) if port != usual => format!("{host}:{port}"),
-        _ => host,
+    let after = uri.authority()?.as_str().rsplit(']').next()?;
+    let port = match after.rsplit_once(':') {
+        None => usual,
+        // What is no port would read as none.
+        Some((_, port)) => port.parse::<u16>().ok().filter(|port| *port > 0)?,
+    };
+    Some(if port == usual {
+        host
+    } else {
+        format!("{host}:{port}")
     })
 }
 
@@ -496,6 +503,10 @@ mod tests {
             ("https://github.com/enterprises", "/enterprises/ENTERPRISE"),
             ("https://github.com/o/r%2f", "letters, digits"),
             ("https://github.com/o/..", "letters, digits"),
+            ("https://github.com:99999/o/r", "is no URL"),
+            ("https://github.com:0/o/r", "is no URL"),
+            ("https://github.com:/o/r", "is no URL"),
+            ("https://[fd00::1]:70000/o/r", "is no URL"),
             ("https://github.com/o/r?tab=readme", "query"),
             ("https://github.com/o/r#readme", "fragment"),
         ] {

@@ -22,6 +22,9 @@ const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 /// The pause after one that has vanished more than once.
 const VANISHED_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+/// A job that no runner takes in time is taken back, and assigned again, up to three times. This long after, whatever is on
+/// its way for it is still of use.
+const ASSIGNED_AGAIN: SignedDuration = SignedDuration::from_mins(5);
 /// GitHub tells of a job's end within this time. Later it is not counted on.
 const TOLD: SignedDuration = SignedDuration::from_secs(60);
 
@@ -117,6 +120,7 @@ fn view<'a>(
         let gone = completed.iter().filter(|name| !is_there(name));
         listener.forget_completed(gone);
     }
+    let taken_back = listening.as_ref().and_then(|l| l.heard.taken_back);
     View {
         known: memory.known.clone(),
         asked: memory.asked.clone(),
@@ -127,6 +131,9 @@ fn view<'a>(
         ended: untold.len(),
         recount: untold.into_iter().min(),
         finishing,
+        awaited_until: taken_back
+            .map(|at| at + ASSIGNED_AGAIN)
+            .filter(|until| now < *until),
     }
 }
 

@@ -26,11 +26,37 @@ pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize
     let kept = have.clamp(size.min, size.max);
     let Some(jobs) = wanted else { return kept };
     let wanted = size.min.saturating_add(jobs).min(size.max);
+    let wanted = wanted.max(kept.min(wanted + on_their_way(spec, observed)));
     if is_settled(spec, observed) {
         wanted
     } else {
         wanted.max(kept)
     }
+}
+
+/// Runners that are not online yet, and will be wanted: an image may take longer than GitHub waits for a runner. Then the
+/// job is taken back, and is available, or is assigned again a while later.
+fn on_their_way(spec: &Spec, observed: &Observed) -> usize {
+    let view = observed.scale_set.as_ref();
+    let Some(view) = view.filter(|_| spec.registration == RegistrationKind::ScaleSet) else {
+        return 0;
+    };
+    let heard = view.listening.as_ref().map(|listening| &listening.heard);
+    let waiting = heard.and_then(|heard| heard.statistics);
+    let waiting = waiting.is_some_and(|statistics| statistics.available > 0);
+    if !waiting && view.awaited_until.is_none() {
+        return 0;
+    }
+    let is_coming = |r: &&Runner| {
+        matches!(
+            r.phase,
+            RunnerPhase::Unscheduled
+                | RunnerPhase::Preparing
+                | RunnerPhase::Gated
+                | RunnerPhase::Starting
+        )
+    };
+    observed.runners.iter().filter(is_coming).count()
 }
 
 /// Jobs that wait or run, where that is known.

@@ -32,6 +32,8 @@ pub struct View {
     pub recount: Option<Timestamp>,
     /// Runners whose job has ended, as GitHub tells, and that still run here.
     pub finishing: BTreeSet<String>,
+    /// Until when jobs that were taken back are awaited again; only in the future.
+    pub awaited_until: Option<Timestamp>,
 }
 
 /// What is known of a scale set.
@@ -93,10 +95,24 @@ pub struct Heard {
     pub opened: Option<Timestamp>,
     /// Where the scale set stands; unknown until there is a session.
     pub statistics: Option<Statistics>,
+    /// When jobs were last taken back that no runner had begun: GitHub assigns them again.
+    pub taken_back: Option<Timestamp>,
     /// Whether a poll was answered since the session was opened.
     pub is_settled: bool,
     /// Why nothing is heard.
     pub trouble: Option<Trouble>,
+}
+
+impl Heard {
+    /// Notes where the scale set stands, where that is said, after the jobs of so many runners have ended.
+    pub fn stands(&mut self, statistics: Option<Statistics>, ended: usize, now: Timestamp) {
+        let Some(new) = statistics else { return };
+        let before = self.statistics.map_or(0, |last| last.assigned);
+        if new.assigned + ended < before {
+            self.taken_back = Some(now);
+        }
+        self.statistics = Some(new);
+    }
 }
 
 /// Plans the scale set of a pool that is not being deleted.
@@ -116,7 +132,7 @@ pub(super) fn plan(
         return;
     }
     wait(view, now, plan);
-    let moments = [view.recount, health.not_before];
+    let moments = [view.recount, view.awaited_until, health.not_before];
     for moment in moments.into_iter().flatten().filter(|at| *at > now) {
         plan.wake_at(moment, now);
     }

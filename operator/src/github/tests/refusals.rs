@@ -4,9 +4,12 @@ use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use super::stub::{NOW, Reply, Stub, error, hang_up, here, page, raw, reply};
-use crate::github::{Clients, Credentials, Error, GitHubUrl, Reach, credentials::tests::data};
+use crate::github::{
+    Clients, Credentials, Error, GitHubUrl, Reach, Repository, credentials::tests::data,
+};
 
 async fn listing(owner: &str, answer: impl Fn() -> Reply + Send + 'static) -> Error {
     let stub = Stub::start(move |_, _| answer()).await;
@@ -69,6 +72,72 @@ async fn the_missing_permission_is_the_scopes_or_what_github_hints_at() {
     })
     .await;
     assert!(sso.to_string().contains("single sign-on"), "{sso}");
+}
+
+#[tokio::test]
+async fn what_no_permission_helps_against_has_its_own_advice() {
+    for (words, advice) in [
+        (
+            "Although you appear to have the correct authorization credentials, the `o` organization has an IP allow list enabled, and your IP address is not permitted to access this resource.",
+            "to the IP allow list",
+        ),
+        ("Repository was archived so is read-only.", "unarchive it"),
+        (
+            "Repository level self-hosted runners are disabled on this repository.",
+            "self-hosted runners off",
+        ),
+        (
+            "Self-hosted runners are disabled for this organization by an enterprise owner.",
+            "self-hosted runners off",
+        ),
+        (
+            "Actions has been disabled for this repository.",
+            "Actions are switched off",
+        ),
+        (
+            "Resource protected by organization SAML enforcement. You must grant your Personal Access token access to this organization.",
+            "single sign-on",
+        ),
+    ] {
+        let stub = Stub::start(move |_, _| error(403, words)).await;
+        let client = stub.client("o/r");
+        let repository = Repository::new("o/r").unwrap();
+        for said in [
+            client.list_runners(NOW).await.unwrap_err(),
+            client.cancel_run(&repository, 7).await.unwrap_err(),
+            client.registration_token().await.unwrap_err(),
+        ] {
+            assert_eq!(said.category(), "Forbidden");
+            let said = said.to_string();
+            assert!(said.contains(advice), "{said}");
+            assert!(!said.contains("; grant "), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_sends_byte_by_byte_is_ended_by_the_deadline() {
+    // Given a server that never comes to the end of an answer
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        while stream.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let url = GitHubUrl::parse(&format!("http://{address}/o/r"), true).unwrap();
+    let credentials = Credentials::from_secret_data(&data(&[("token", "t")])).unwrap();
+    let client = Clients::new(here()).client(&url, &credentials, None, None);
+    let client = client.unwrap();
+    // When it is asked, with a clock that runs ahead once nothing is to be done
+    let asked = tokio::spawn(async move { client.list_runners(NOW).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::pause();
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("within 30 seconds"), "{error}");
 }
 
 #[tokio::test]

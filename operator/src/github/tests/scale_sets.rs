@@ -177,6 +177,75 @@ async fn a_runner_with_a_job_stays_and_one_that_is_gone_is_no_error() {
     }
 }
 
+#[tokio::test]
+async fn a_limit_on_the_way_to_the_service_is_no_missing_permission() {
+    for (status, words, headers) in [
+        (
+            403,
+            "API rate limit exceeded for installation",
+            ("x-ratelimit-remaining", "0"),
+        ),
+        (
+            403,
+            "You have exceeded a secondary rate limit",
+            ("retry-after", "40"),
+        ),
+        (429, "Too many requests", ("retry-after", "40")),
+    ] {
+        let stub = Stub::start(move |seen, _| {
+            if seen.path.ends_with("/registration-token") {
+                return reply(
+                    201,
+                    &json!({"token": "AREG", "expires_at": "2030-01-01T00:00:00Z"}),
+                );
+            }
+            error(status, words).with(headers.0, headers.1)
+        })
+        .await;
+        let limited = stub.client("o/r").scale_set(7).await.unwrap_err();
+        assert_eq!(limited.category(), "RateLimited", "{limited}");
+        assert_eq!(stub.seen().len(), 2, "and it is not asked again at once");
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_says_in_its_own_fields_is_told() {
+    let stub = service(|_, _| {
+        let kind = "RunnerScaleSetNotFound";
+        reply(
+            400,
+            &json!({"source": "broker", "errorKind": kind, "errorMessage": "as it says"}),
+        )
+    })
+    .await;
+    let client = stub.client("o/r");
+    client.delete_scale_set(7).await.unwrap();
+    let refused = client.create_scale_set(&new()).await.unwrap_err();
+    assert!(refused.to_string().contains("as it says"), "{refused}");
+}
+
+#[tokio::test]
+async fn not_found_is_no_proof_that_a_set_or_a_runner_is_gone() {
+    // A gateway's answer, not the service's; and the runner is listed
+    let stub = service(|line, _| match line {
+        line if line.starts_with("GET") => {
+            reply(200, &json!({"count": 1, "value": [{"id": 3, "name": "a"}]}))
+        }
+        _ => raw(404, "<html>Not Found</html>"),
+    })
+    .await;
+    let client = stub.client("o/r");
+    assert_eq!(
+        client.delete_scale_set(7).await.unwrap_err().category(),
+        "NotFound"
+    );
+    assert_eq!(
+        client.delete_agent(3).await.unwrap_err().category(),
+        "NotFound"
+    );
+    assert_eq!(client.delete_agent(4).await, Ok(Deletion::Gone));
+}
+
 fn session(host: &str) -> Value {
     json!({
         "sessionId": "5e551014",

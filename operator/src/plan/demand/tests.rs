@@ -42,9 +42,77 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> View {
                     running: 0,
                 }),
                 trouble: None,
+                taken_back: None,
             },
         }),
         ..View::default()
+    }
+}
+
+#[test]
+fn what_is_on_its_way_is_kept_for_a_job_that_was_taken_back() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let with = |phases: &[cudarunner_crds::RunnerPhase]| {
+        let runners = phases.iter().enumerate();
+        observed(
+            runners
+                .map(|(n, phase)| runner(&pool, &format!("pool-aaaa{n}"), *phase))
+                .collect(),
+        )
+    };
+    for phase in [Unscheduled, Preparing, Gated, Starting] {
+        for (available, awaited_until, removed) in [
+            (0, None, 1),
+            (1, None, 0),
+            (0, Some(NOW), 0),
+            (1, Some(NOW), 0),
+        ] {
+            let mut seen = with(&[phase]);
+            seen.scale_set = Some(View {
+                awaited_until,
+                ..heard(8, available, 0)
+            });
+            let found = names(&plan(&pool, &seen, NOW));
+            assert_eq!(
+                found,
+                (0, removed),
+                "{phase:?} {available} {awaited_until:?}"
+            );
+        }
+    }
+    // Those that wait for nothing go, and no more than there may be stays
+    let mut seen = with(&[Idle, Idle]);
+    seen.scale_set = Some(heard(8, 1, 0));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 2));
+    let mut seen = with(&[Preparing; 10]);
+    seen.scale_set = Some(heard(8, 1, 0));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 2));
+}
+
+#[test]
+fn a_job_that_no_runner_had_is_taken_back_and_one_that_ended_is_not() {
+    let at = |assigned| {
+        Some(Statistics {
+            assigned,
+            ..Statistics::default()
+        })
+    };
+    for (before, now, ended, is_taken_back) in [
+        (2, 1, 0, true),
+        (2, 1, 1, false),
+        (2, 2, 0, false),
+        (1, 2, 0, false),
+        (3, 1, 1, true),
+    ] {
+        let mut heard = Heard::default();
+        heard.stands(at(before), 0, ago(10));
+        heard.stands(None, 0, ago(5));
+        heard.stands(at(now), ended, NOW);
+        assert_eq!(
+            heard.taken_back.is_some(),
+            is_taken_back,
+            "{before} {now} {ended}"
+        );
     }
 }
 

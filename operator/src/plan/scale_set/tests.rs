@@ -83,6 +83,7 @@ fn one_that_is_there_is_listened_to_once() {
         number: 3,
         is_settled: true,
         session: Some("session".to_owned()),
+        taken_back: None,
         opened: Some(NOW),
         statistics: Some(Statistics::default()),
         trouble: None,
