@@ -78,6 +78,8 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
                 phase,
                 scale_set: None,
                 scale_set_assigned_at: None,
+                taken_back: 0,
+                not_before: None,
                 runner: None,
                 assignments: 0,
                 created_at: now,
@@ -170,6 +172,7 @@ pub fn pump(world: &mut World, now: Timestamp) -> bool {
     let mut changed = lose_silent_runners(world, now);
     changed |= scale_sets::end_silent_sessions(world, now);
     changed |= take_back_unclaimed(world, now);
+    changed |= scale_sets::take_back(world, now);
     changed |= release_groups(world, now);
     changed |= assign(world, now);
     changed |= scale_sets::offer(world, now);
@@ -293,7 +296,7 @@ fn queued(world: &World) -> Vec<u64> {
 }
 
 fn assign(world: &mut World, now: Timestamp) -> bool {
-    let mut rooms = scale_sets::Rooms::of(world);
+    let mut rooms = scale_sets::Rooms::of(world, now);
     let mut changed = false;
     for id in queued(world) {
         let mut given = give(world, id, now);

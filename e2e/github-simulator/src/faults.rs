@@ -21,6 +21,8 @@ pub struct Fault {
     pub credential: Option<String>,
     /// So many requests are let through first.
     pub skip: u32,
+    /// After a hit, so many requests are let through before the next one: a server that fails now and then.
+    pub pause: u32,
     /// So many requests are hit; absent means until it is removed.
     pub times: Option<u32>,
     /// So many were hit.
@@ -122,6 +124,7 @@ pub fn take(faults: &mut Vec<Fault>, target: Target<'_>) -> Option<Fault> {
             continue;
         }
         fault.hits += 1;
+        fault.skip = fault.pause;
         if let Some(times) = &mut fault.times {
             *times = times.saturating_sub(1);
         }
@@ -156,6 +159,18 @@ mod tests {
         assert!(!found("^/orgs", TARGET.path));
         assert!(!found("runners$", TARGET.path));
         assert!(!found("^/repos$", TARGET.path));
+    }
+
+    #[test]
+    fn a_fault_can_come_now_and_then() {
+        let mut faults = vec![Fault {
+            pause: 2,
+            ..Fault::default()
+        }];
+        let hits: Vec<bool> = (0..7)
+            .map(|_| take(&mut faults, TARGET).is_some())
+            .collect();
+        assert_eq!(hits, [true, false, false, true, false, false, true]);
     }
 
     #[test]

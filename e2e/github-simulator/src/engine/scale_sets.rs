@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{busy, group_serves, pump, queued};
@@ -13,6 +13,9 @@ use crate::{
 
 /// What stands where there is no time.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// So often a job is taken back.
+const MOST_TAKEN_BACK: u32 = 3;
 
 /// Most jobs that one message tells of.
 const BATCH: usize = 50;
@@ -85,7 +88,10 @@ fn taken(world: &World) -> BTreeMap<u64, usize> {
 }
 
 /// The capacity of the scale sets that are listened to, and how much of it is taken.
-pub(super) struct Rooms(BTreeMap<u64, Room>);
+pub(super) struct Rooms {
+    of: BTreeMap<u64, Room>,
+    now: Timestamp,
+}
 
 struct Room {
     taken: usize,
@@ -93,9 +99,10 @@ struct Room {
 }
 
 impl Rooms {
-    pub(super) fn of(world: &World) -> Self {
+    pub(super) fn of(world: &World, now: Timestamp) -> Self {
         if world.settings.scale_sets_offer || world.scale_sets.is_empty() {
-            return Self(BTreeMap::new());
+            let of = BTreeMap::new();
+            return Self { of, now };
         }
         let taken = taken(world);
         let rooms = world.scale_sets.values().filter_map(|set| {
@@ -105,14 +112,18 @@ impl Rooms {
             };
             Some((set.id, room))
         });
-        Self(rooms.collect())
+        let of = rooms.collect();
+        Self { of, now }
     }
 
     /// Finds the scale set for a job: the one with the fewest jobs of those that have room.
     pub(super) fn take(&mut self, world: &World, job: u64) -> Option<u64> {
         let job = world.jobs.get(&job).filter(|job| free(job))?;
+        if job.not_before.is_some_and(|at| self.now < at) {
+            return None;
+        }
         let (id, room) = self
-            .0
+            .of
             .iter_mut()
             .filter(|(_, room)| room.taken < room.capacity)
             .filter(|(id, _)| {
@@ -189,6 +200,39 @@ pub fn acquire(world: &mut World, set: u64, jobs: &[u64], now: Timestamp) -> Vec
     }
     pump(world, now);
     acquired
+}
+
+/// Takes jobs back that no runner of their scale set has begun in time, and tells that as a cancelled job, as GitHub does.
+/// They are assigned again later.
+pub(super) fn take_back(world: &mut World, now: Timestamp) -> bool {
+    let limit = SignedDuration::from_secs(i64::from(world.settings.assignment_seconds));
+    let is_late = |job: &&Job| {
+        let since = job
+            .scale_set_assigned_at
+            .filter(|_| job.scale_set.is_some());
+        job.phase == JobPhase::Queued
+            && job.taken_back < MOST_TAKEN_BACK
+            && since.is_some_and(|since| now.duration_since(since) >= limit)
+    };
+    let late: Vec<u64> = world
+        .jobs
+        .values()
+        .filter(is_late)
+        .map(|job| job.id)
+        .collect();
+    for id in &late {
+        tell(world, *id, ChangeKind::TakenBack);
+        let pause = i64::from(world.settings.assigned_again_seconds);
+        if let Some(job) = world.jobs.get_mut(id) {
+            let pause = SignedDuration::from_secs(pause << job.taken_back);
+            job.not_before = now.checked_add(pause).ok();
+            job.taken_back += 1;
+            job.queued_at = now;
+            job.scale_set = None;
+            job.scale_set_assigned_at = None;
+        }
+    }
+    !late.is_empty()
 }
 
 /// Ends sessions whose listeners stopped to poll.
@@ -277,9 +321,8 @@ pub fn next_message(world: &mut World, set: u64, last: u64, now: Timestamp) -> O
         .map(|(id, body)| (*id, body.clone()));
     let (id, body) = match known {
         Some(known) => known,
-        None => new_message(set, last, &statistics)?,
+        None => new_message(set, last)?,
     };
-    set.told = statistics;
     Some(Message {
         id,
         body,
@@ -287,10 +330,10 @@ pub fn next_message(world: &mut World, set: u64, last: u64, now: Timestamp) -> O
     })
 }
 
-fn new_message(set: &mut ScaleSet, last: u64, statistics: &Statistics) -> Option<(u64, String)> {
+/// Numbers alone are no news: a message tells of jobs of the scale set.
+fn new_message(set: &mut ScaleSet, last: u64) -> Option<(u64, String)> {
     let id = set.last_message + 1;
-    let due = !set.changes.is_empty() || statistics.jobs_differ(&set.told);
-    if !due || id <= last {
+    if set.changes.is_empty() || id <= last {
         return None;
     }
     let count = set.changes.len().min(BATCH);
@@ -329,6 +372,10 @@ fn change(world: &World, set: u64, job: u64, kind: ChangeKind) -> Option<Value> 
     match kind {
         ChangeKind::Available => body["acquireJobUrl"] = acquire_url(world, set).into(),
         ChangeKind::Assigned => {}
+        ChangeKind::TakenBack => {
+            name_runner(&mut body, job);
+            body["result"] = result(Conclusion::Cancelled).into();
+        }
         ChangeKind::Started => name_runner(&mut body, job),
         ChangeKind::Completed => {
             name_runner(&mut body, job);

@@ -37,14 +37,12 @@ pub(super) fn create(world: &mut World, call: &Call<'_>, set: u64) -> Result<Ans
         );
         return Err(error(409, "RunnerScaleSetSessionConflict", &message));
     }
-    let statistics = engine::scale_sets::statistics(world, entry, call.now);
     let id = uuid();
     world.message_sessions.insert(id.clone(), set);
     let entry = world
         .scale_sets
         .get_mut(&set)
         .ok_or_else(|| no_such_set(set))?;
-    entry.told = statistics;
     entry.session = Some(MessageSession {
         id,
         owner,

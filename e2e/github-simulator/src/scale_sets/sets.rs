@@ -9,7 +9,7 @@ use super::{Call, error, invalid, list as values, no_such_set};
 use crate::{
     engine,
     rest::{Answer, runners},
-    state::{RunnerGroup, ScaleSet, ScaleSetLabel, Scope, Statistics, World},
+    state::{RunnerGroup, ScaleSet, ScaleSetLabel, Scope, World},
     text,
 };
 
@@ -95,7 +95,6 @@ pub(super) fn create(world: &mut World, call: &Call<'_>) -> Result<Answer, Answe
         changes: VecDeque::new(),
         messages: BTreeMap::new(),
         last_message: 0,
-        told: Statistics::default(),
         offers: BTreeSet::new(),
     };
     let shown = show(world, &set, call.now);

@@ -113,6 +113,10 @@ pub struct Job {
     pub scale_set: Option<u64>,
     /// When it was assigned to the scale set.
     pub scale_set_assigned_at: Option<Timestamp>,
+    /// How often it was taken back from a scale set.
+    pub taken_back: u32,
+    /// It is not assigned to a scale set again before.
+    pub not_before: Option<Timestamp>,
     /// Number, name and group of the runner that picked it up.
     pub runner: Option<(u64, String, u64)>,
     /// How often it was given to a runner.

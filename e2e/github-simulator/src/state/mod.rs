@@ -60,6 +60,10 @@ pub struct Settings {
     pub admin_token_seconds: u32,
     /// The life of a token for a message queue.
     pub queue_token_seconds: u32,
+    /// A job that no runner of its scale set has begun after this time is taken back, up to three times.
+    pub assignment_seconds: u32,
+    /// It is assigned again after this time, which doubles each time.
+    pub assigned_again_seconds: u32,
     /// A poll for a message ends after this time.
     pub message_wait_seconds: u32,
     /// The session of a listener that has not polled for this time is over.
@@ -97,6 +101,8 @@ impl Default for Settings {
             single_use_registration: false,
             admin_token_seconds: 3600,
             queue_token_seconds: 3600,
+            assignment_seconds: 300,
+            assigned_again_seconds: 30,
             message_wait_seconds: 50,
             session_seconds: 120,
             honour_labels: true,

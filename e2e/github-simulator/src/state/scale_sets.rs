@@ -33,8 +33,6 @@ pub struct ScaleSet {
     pub messages: BTreeMap<u64, String>,
     /// Number of the last message.
     pub last_message: u64,
-    /// The statistics that its listener was told last.
-    pub told: Statistics,
     /// Jobs that were offered to it.
     pub offers: BTreeSet<u64>,
 }
@@ -95,6 +93,8 @@ pub enum ChangeKind {
     Started,
     /// It ended.
     Completed,
+    /// No runner picked it up in time.
+    TakenBack,
 }
 
 impl ChangeKind {
@@ -105,7 +105,7 @@ impl ChangeKind {
             Self::Available => "JobAvailable",
             Self::Assigned => "JobAssigned",
             Self::Started => "JobStarted",
-            Self::Completed => "JobCompleted",
+            Self::Completed | Self::TakenBack => "JobCompleted",
         }
     }
 }
@@ -137,21 +137,6 @@ pub struct Statistics {
     pub total_busy_runners: usize,
     /// Its runners that are online and wait.
     pub total_idle_runners: usize,
-}
-
-impl Statistics {
-    /// Whether the jobs are other ones, which is what listeners scale by.
-    #[must_use]
-    pub fn jobs_differ(&self, other: &Self) -> bool {
-        let jobs = |of: &Self| {
-            [
-                of.total_available_jobs,
-                of.total_assigned_jobs,
-                of.total_running_jobs,
-            ]
-        };
-        jobs(self) != jobs(other)
-    }
 }
 
 /// A token for the scale sets of one scope.

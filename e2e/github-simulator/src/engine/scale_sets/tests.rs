@@ -52,7 +52,6 @@ impl Stage {
             changes: std::collections::VecDeque::new(),
             messages: BTreeMap::new(),
             last_message: 0,
-            told: Statistics::default(),
             offers: BTreeSet::new(),
         };
         self.world.scale_sets.insert(id, set);
@@ -350,18 +349,6 @@ fn a_number_from_another_life_hides_messages() {
 }
 
 #[test]
-fn other_numbers_are_told_without_a_job() {
-    let mut stage = Stage::new();
-    let set = stage.set("gpu", 0);
-    assert!(stage.next(set, 0).is_none());
-    stage.queue(2);
-    assert_eq!(stage.next(set, 0).unwrap(), (1, Vec::new()));
-    assert!(stage.next(set, 1).is_none(), "only once");
-    stage.runner("new", Some(set));
-    assert!(stage.next(set, 1).is_none(), "runners alone do not matter");
-}
-
-#[test]
 fn a_job_tells_its_life() {
     let mut stage = Stage::new();
     let set = stage.set("gpu", 1);
@@ -427,5 +414,52 @@ fn offered_jobs_have_to_be_acquired() {
     assert_eq!((stage.assigned(one), stage.assigned(other)), (1, 1));
     assert_eq!(kinds(&stage.next(one, 1).unwrap().1), ["JobAssigned"]);
     assert!(end_session(&mut stage.world, other, stage.now));
-    assert!(stage.next(one, 2).is_some(), "one more is available");
+    assert!(
+        stage.next(one, 2).is_none(),
+        "one more is available, which is no news"
+    );
+}
+
+#[test]
+fn a_job_that_no_runner_begins_is_taken_back_and_assigned_again_three_times() {
+    let mut stage = Stage::new();
+    stage.world.settings.session_seconds = 10_000;
+    let set = stage.set("gpu", 1);
+    stage.queue(1);
+    let mut last = stage.next(set, 0).unwrap().0;
+    for pause in [30, 60, 120] {
+        stage.pass(299);
+        assert_eq!(stage.assigned(set), 1);
+        stage.pass(1);
+        let numbers = stage.numbers(set);
+        assert_eq!(
+            (numbers.total_assigned_jobs, numbers.total_available_jobs),
+            (0, 1)
+        );
+        let (id, changes) = stage.next(set, last).unwrap();
+        assert_eq!(kinds(&changes), ["JobCompleted"]);
+        assert_eq!(
+            (&changes[0]["result"], &changes[0]["runnerName"]),
+            (&"canceled".into(), &"".into())
+        );
+        stage.pass(pause - 1);
+        assert_eq!(stage.assigned(set), 0);
+        stage.pass(1);
+        assert_eq!(stage.assigned(set), 1);
+        last = stage.next(set, id).unwrap().0;
+    }
+    // Then it stays
+    for _ in 0..10 {
+        stage.pass(100);
+    }
+    assert_eq!(stage.assigned(set), 1);
+}
+
+#[test]
+fn numbers_alone_are_no_news() {
+    let mut stage = Stage::new();
+    let set = stage.set("gpu", 0);
+    stage.queue(2);
+    assert_eq!(stage.numbers(set).total_available_jobs, 2);
+    assert_eq!(stage.next(set, 0), None);
 }
