@@ -221,20 +221,23 @@ struct WireSet {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 struct WireStatistics {
-    total_available_jobs: Option<usize>,
-    total_assigned_jobs: Option<usize>,
-    total_running_jobs: Option<usize>,
+    #[serde(rename = "totalAvailableJobs")]
+    available: Option<usize>,
+    #[serde(rename = "totalAssignedJobs")]
+    assigned: Option<usize>,
+    #[serde(rename = "totalRunningJobs")]
+    running: Option<usize>,
 }
 
 impl From<WireStatistics> for Option<Statistics> {
     /// Without the number that runners follow there are none: that is not the same as no jobs.
     fn from(wire: WireStatistics) -> Self {
         Some(Statistics {
-            available: wire.total_available_jobs.unwrap_or_default(),
-            assigned: wire.total_assigned_jobs?,
-            running: wire.total_running_jobs.unwrap_or_default(),
+            available: wire.available.unwrap_or_default(),
+            assigned: wire.assigned?,
+            running: wire.running.unwrap_or_default(),
         })
     }
 }

@@ -151,9 +151,12 @@ async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
                 &rules[..30]
             };
             let rules = reply(200, &json!(rules));
-            return match seen.path.ends_with("&page=1") {
-                true => rules.with("link", "<https://x/?page=2>; rel=\"next\""),
-                false => rules,
+            let next = "<https://x/?page=2>; rel=\"next\"";
+            let has_next = seen.path.ends_with("&page=1");
+            return if has_next {
+                rules.with("link", next)
+            } else {
+                rules
             };
         }
         if seen.path.contains("/check-runs") {
