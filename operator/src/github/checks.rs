@@ -72,6 +72,15 @@ pub struct Ruleset {
     pub checks: BTreeSet<Check>,
 }
 
+/// Names of jobs that pull requests have reported. A job may be in both.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Reported {
+    /// Those that ran.
+    pub ran: BTreeSet<String>,
+    /// Those that were skipped, which GitHub counts as passed.
+    pub skipped: BTreeSet<String>,
+}
+
 /// A workflow file, as far as it decides which checks are reported when.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Triggers {
@@ -103,8 +112,8 @@ impl Client {
         Ok(found.into_iter().map(Check::from).collect())
     }
 
-    /// Names of jobs that pull requests have reported lately for this workflow.
-    pub async fn pull_request_jobs(&self, workflow: &Workflow) -> Result<BTreeSet<String>, Error> {
+    /// Jobs that pull requests have reported lately for this workflow.
+    pub async fn pull_request_jobs(&self, workflow: &Workflow) -> Result<Reported, Error> {
         let path = format!(
             "{}/runs?event=pull_request&per_page={PULL_REQUEST_RUNS}",
             workflow.path()
@@ -115,8 +124,20 @@ impl Client {
             permission: ACTIONS_READ,
         };
         let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
-        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
-        self.job_names(&workflow.repository, runs).await
+        let mut reported = Reported::default();
+        for run in runs.into_iter().flat_map(|runs| runs.workflow_runs.0) {
+            let jobs = self.run_jobs(&workflow.repository, run.id).await?;
+            for job in jobs.into_iter().flatten() {
+                let skipped = job.conclusion.as_deref() == Some("skipped");
+                let names = if skipped {
+                    &mut reported.skipped
+                } else {
+                    &mut reported.ran
+                };
+                names.insert(job.name);
+            }
+        }
+        Ok(reported)
     }
 
     /// Names of jobs that other workflows have reported for the commit of a run.

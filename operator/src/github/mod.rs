@@ -39,7 +39,7 @@ mod versions;
 
 pub use access::Access;
 pub use ca::{CaBundle, CaBundleError};
-pub use checks::{BranchRule, Check, Protection, Ruleset, Triggers};
+pub use checks::{BranchRule, Check, Protection, Reported, Ruleset, Triggers};
 pub use client::Client;
 pub use clients::Clients;
 pub use connect::Reach;

@@ -110,7 +110,9 @@ impl Look<'_> {
             && self.pool.deleting.is_none()
             && let Some(workflow) = workflow(self.pool)
         {
-            self.watched.reported = self.client.pull_request_jobs(&workflow).await?;
+            let reported = self.client.pull_request_jobs(&workflow).await?;
+            self.watched.reported = reported.ran;
+            self.watched.skipped = reported.skipped;
         }
         self.branches().await?;
         let name = ruleset_name(self.pool);

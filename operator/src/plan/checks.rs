@@ -29,8 +29,10 @@ pub struct Watched {
     pub proven: Option<(i64, Vec<Check>)>,
     /// The green run that was last looked for.
     pub sought: Option<i64>,
-    /// Names that pull requests have reported lately.
+    /// Names that pull requests have reported lately, of jobs that ran.
     pub reported: BTreeSet<String>,
+    /// Names of jobs that pull requests have skipped lately.
+    pub skipped: BTreeSet<String>,
     /// Names that other workflows report for the same commit.
     pub elsewhere: BTreeSet<String>,
     /// When the workflow starts.

@@ -69,6 +69,7 @@ struct World {
     branches: BTreeMap<String, Branch>,
     ruleset: Option<(i64, Ruleset)>,
     reported: BTreeSet<String>,
+    skipped: BTreeSet<String>,
 }
 
 impl World {
@@ -85,6 +86,7 @@ impl World {
                 .collect(),
             ruleset: None,
             reported: ["gpu", "build"].map(str::to_owned).into(),
+            skipped: BTreeSet::new(),
         }
     }
 
@@ -107,6 +109,7 @@ impl World {
         observed.checks = Watched {
             proven: Some((7, vec![check("build"), check("gpu"), check("lint")])),
             reported: self.reported.clone(),
+            skipped: self.skipped.clone(),
             branches: known.collect(),
             ruleset: self.ruleset.clone(),
             read: Some(NOW),
@@ -276,6 +279,19 @@ fn a_name_that_no_pull_request_has_reported_is_not_required() {
     let mut daring = super::tests::pool("b", on_main());
     daring.spec.required_checks.as_mut().unwrap().allow_unseen = true;
     assert_eq!(condition(&settle(&mut daring, &mut world)).1, "Required");
+}
+
+#[test]
+fn a_job_that_pull_requests_skip_is_not_seen_and_the_condition_says_so() {
+    let mut world = World::new(&[("main", requires(&[]))]);
+    world.reported = ["build".to_owned()].into();
+    world.skipped = ["gpu".to_owned()].into();
+    let mut pool = pool("a", on_main());
+    let plan = settle(&mut pool, &mut world);
+    assert_eq!(world.required("main"), &["build"]);
+    let (status, reason, message) = condition(&plan);
+    assert_eq!((&*status, &*reason), ("False", "NotSeenOnPullRequest"));
+    assert!(message.contains("Pull requests skip gpu"), "{message}");
 }
 
 #[test]

@@ -71,6 +71,16 @@ pub(in crate::plan) fn required(
 }
 
 fn not_seen(unseen: &[&str], watched: &Watched) -> String {
+    let skipped = unseen.iter().copied();
+    let skipped: Vec<&str> = skipped
+        .filter(|name| watched.skipped.contains(*name))
+        .collect();
+    if !skipped.is_empty() {
+        return format!(
+            "Pull requests skip {}: GitHub counts a skipped check as passed, so to require it would prove nothing. Look at the `if` of the job and of those that it needs, and let it run on pull requests, or set spec.requiredChecks.allowUnseen",
+            skipped.join(", ")
+        );
+    }
     let filtered = watched.triggers.as_ref().is_some_and(|t| t.is_filtered);
     let why = if filtered {
         "its trigger pull_request has filters for paths or branches; "
