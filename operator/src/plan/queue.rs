@@ -61,7 +61,7 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
     };
     match jobs
         .iter()
-        .find(|job| is_like_ours(spec, job) && is_lost(spec, observed, job))
+        .find(|job| is_like_ours(spec, observed, job) && is_lost(spec, observed, job))
     {
         Some(job) => say("False", "LabelMissing", lost(spec, job)),
         None => say(
@@ -72,20 +72,45 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
     }
 }
 
-/// A job comes to a runner that has every label it asks for; case does not matter.
+/// A job comes to a runner that has every label it asks for; case does not matter, in whichever script.
 pub(super) fn serves(labels: &[String], job: &QueuedJob) -> bool {
     job.labels.iter().all(|wanted| has(labels, wanted))
 }
 
 fn has(labels: &[String], wanted: &str) -> bool {
-    labels
-        .iter()
-        .any(|label| label.eq_ignore_ascii_case(wanted))
+    let wanted = wanted.to_lowercase();
+    labels.iter().any(|label| label.to_lowercase() == wanted)
 }
 
-/// A job for GitHub's own runners shares no label with ours.
-fn is_like_ours(spec: &Spec, job: &QueuedJob) -> bool {
-    job.labels.iter().any(|wanted| has(&spec.labels, wanted))
+/// Labels that say nothing of whose job it is: every runner of the kind has them.
+const COMMON: [&str; 9] = [
+    "self-hosted",
+    "linux",
+    "windows",
+    "macos",
+    "x64",
+    "x86_64",
+    "arm",
+    "arm64",
+    "gpu",
+];
+
+/// How many labels of their own a job and a set of runners share, and how many the runners lack.
+fn compared(labels: &[String], job: &QueuedJob) -> (usize, usize) {
+    let own = job
+        .labels
+        .iter()
+        .filter(|l| !COMMON.contains(&l.to_lowercase().as_str()));
+    let (shared, lacking): (Vec<_>, Vec<_>) = own.partition(|wanted| has(labels, wanted));
+    (shared.len(), lacking.len())
+}
+
+/// A job that was most likely meant for us: it shares labels of its own with ours, ours lack few, and no other pool of the
+/// address comes nearer.
+fn is_like_ours(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
+    let (shared, lacking) = compared(&spec.labels, job);
+    let nearer = |labels: &Vec<String>| compared(labels, job).0 > shared;
+    shared > 0 && lacking <= shared && !observed.other_pools.iter().any(nearer)
 }
 
 fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
@@ -170,6 +195,31 @@ mod tests {
             "{message}"
         );
         assert_eq!(plan.status.queued, 0);
+    }
+
+    #[test]
+    fn a_job_is_missed_by_the_pool_that_is_nearest_and_by_no_other() {
+        let named = |wanted: &[&str], others: &[&[&str]]| {
+            queue_served(&with(&[("train", wanted)], others, &[])).0 == "False"
+        };
+        let cuda_a100: &[&str] = &["self-hosted", "cuda", "a100", "big"];
+        assert!(named(&["self-hosted", "cuda", "a100"], &[]));
+        assert!(
+            !named(cuda_a100, &[&["self-hosted", "cuda", "a100"]]),
+            "another is nearer"
+        );
+        assert!(
+            !named(&["self-hosted", "linux", "sparc"], &[]),
+            "what all share says nothing"
+        );
+        assert!(!named(cuda_a100, &[]), "it lacks more than it has");
+    }
+
+    #[test]
+    fn letters_of_every_script_are_compared_without_case() {
+        let labels = ["ГПУ-Ä".to_owned()];
+        assert!(has(&labels, "гпу-ä"));
+        assert!(!has(&labels, "гпу-a"));
     }
 
     #[test]
