@@ -143,6 +143,9 @@ pub struct RunnerStatus {
     pub devices: Vec<String>,
     /// How far it has come.
     pub phase: RunnerPhase,
+    /// What it waits for, in Kubernetes' words: a scheduler's, or a container's with its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     /// Since when its pod exists.
     #[schemars(schema_with = "schema::time")]
     pub since: Time,
@@ -187,9 +190,12 @@ pub struct FailureStatus {
     pub device: Option<String>,
     /// Class of the failure, for example `config` or `device`.
     pub class: String,
-    /// The driver's code, where one is.
+    /// The driver's code or a container's exit code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
+    /// Name of the driver's code, or of what the gate found, for example `WrongResult`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_name: Option<String>,
     /// One word for it, as in Events.
     pub reason: String,
     /// What happened, and what to do.
@@ -213,6 +219,9 @@ pub struct QuarantineStatus {
     /// The driver's code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
+    /// Name of the driver's code, or of what the gate found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_name: Option<String>,
     /// What was found.
     #[serde(default)]
     pub message: String,

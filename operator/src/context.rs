@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, QuarantineStatus};
+use cudarunner_crds::CudaRunner;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -16,14 +16,15 @@ use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::checks::{self, Elsewhere};
-use crate::plan::node_marks::Marking;
-use crate::plan::{Notice, PodSettings};
+use crate::plan::node_marks::{Held, Marking};
+use crate::plan::{Notice, Passed, PodSettings};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
+use crate::watch::pools::key_of;
 
 /// Name under which we own fields and publish Events.
 pub const CONTROLLER: &str = "cuda-runner-operator";
@@ -31,6 +32,17 @@ pub const CONTROLLER: &str = "cuda-runner-operator";
 /// Pods that are created at a time, of all pools together. Each is built when its turn comes: a thousand pools that start
 /// at once would otherwise hold all of theirs in memory, and wait with them for the API server.
 pub const CREATIONS: usize = 64;
+
+/// What a pool leaves alone, as its status says.
+#[must_use]
+pub fn held_by(pool: &CudaRunner) -> Vec<Held> {
+    let entries = pool.status.iter().flat_map(|s| &s.quarantine);
+    let held = entries.map(|entry| Held {
+        pool: key_of(pool),
+        entry: entry.clone(),
+    });
+    held.collect()
+}
 
 /// The Event that says this, of what was done.
 #[must_use]
@@ -124,11 +136,19 @@ impl Context {
 
     /// What the other pools have in quarantine.
     #[must_use]
-    pub fn quarantined_elsewhere(&self, pool: &Pool) -> Vec<QuarantineStatus> {
+    pub fn quarantined_elsewhere(&self, pool: &Pool) -> Vec<Held> {
         self.others(pool)
-            .filter_map(|other| Some(other.status.as_ref()?.quarantine.clone()))
-            .flatten()
+            .flat_map(|other| held_by(&other))
             .collect()
+    }
+
+    /// The gates that passed, of pools that there are.
+    #[must_use]
+    pub fn passed(&self) -> Vec<Passed> {
+        self.pods.passed(|key, owner| {
+            let pool = self.resource(key);
+            pool.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(owner))
+        })
     }
 
     /// What other pools require at the server of a pool that requires something, too. One in deletion gives its part up.

@@ -5,12 +5,11 @@ use kube::runtime::reflector::Store;
 
 use crate::act::nodes::mark;
 use crate::backoff;
-use crate::context::Context;
+use crate::context::{Context, held_by};
 use crate::guard;
 use crate::plan::node_marks::{self, Held};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
-use crate::watch::pools::key_of;
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
@@ -50,7 +49,7 @@ async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
         ctx.marking,
         &held(ctx),
         &nodes.marked(),
-        &ctx.pods.passed(),
+        &ctx.passed(),
         Timestamp::now(),
     );
     for wanted in marks {
@@ -73,16 +72,5 @@ async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
 /// What all pools leave alone, as their statuses say.
 fn held(ctx: &Context) -> Vec<Held> {
     let pools = ctx.pools.iter().flat_map(Store::state);
-    pools
-        .flat_map(|pool| {
-            let entries = pool.status.iter().flat_map(|s| s.quarantine.clone());
-            let key = key_of(&pool);
-            entries
-                .map(|entry| Held {
-                    pool: key.clone(),
-                    entry,
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect()
+    pools.flat_map(|pool| held_by(&pool)).collect()
 }

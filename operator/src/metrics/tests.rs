@@ -74,6 +74,7 @@ fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
         device: None,
         class: "node".to_owned(),
         code: None,
+        code_name: None,
         message: String::new(),
         failures: 1,
         boot_id: None,

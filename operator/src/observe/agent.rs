@@ -1,14 +1,22 @@
 //! How an agent ended, from its exit code and its last words.
 
 use gate_report::Class;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{Failure, JOB_CUT_SHORT};
+use super::end::{Failure, JOB_CUT_SHORT, OOM_KILLED, OUT_OF_MEMORY, last_line, out_of_memory};
+use super::pod::RUNNER;
 
 /// The reason of a runner whose agent GitHub finds too old.
 pub const VERSION_REFUSED: &str = "VersionRefused";
 /// The reason of the first such runner: an outage has looked the same.
 pub const VERSION_REFUSED_ONCE: &str = "VersionRefusedOnce";
+/// The reason of a runner one of whose containers could not be made or started.
+pub const NOT_STARTED: &str = "ContainerNotStarted";
+/// The reason of an agent that has hardly started. If that goes on, its image or its template is to blame.
+pub const ENDED_AT_ONCE: &str = "AgentEndedAtOnce";
+/// An agent that has ended sooner than this has hardly started.
+const AT_ONCE: SignedDuration = SignedDuration::from_mins(1);
 /// The listener's exit code when GitHub finds it too old, see
 /// <https://github.com/actions/runner/blob/main/src/Runner.Common/Constants.cs>.
 const VERSION_DEPRECATED: i32 = 7;
@@ -34,6 +42,10 @@ pub(super) struct AgentEnd<'a> {
     pub(super) persistent: bool,
     /// Another agent held its session.
     pub(super) conflict: bool,
+    /// Whether it was connected to GitHub.
+    pub(super) was_online: bool,
+    /// Its container's limit of memory.
+    pub(super) memory: Option<String>,
 }
 
 impl AgentEnd<'_> {
@@ -45,11 +57,17 @@ impl AgentEnd<'_> {
         let last_words = self.container.message.as_deref().unwrap_or_default();
         let cut_text = self.cut_text;
         match (self.container.reason.as_deref(), self.container.exit_code) {
-            (Some("OOMKilled"), _) => failure(
-                "OutOfMemory",
+            (Some(OOM_KILLED), _) => failure(
+                OUT_OF_MEMORY,
+                Class::Config,
+                out_of_memory(RUNNER, self.memory.as_deref(), cut_text),
+            ),
+            (Some("StartError" | "ContainerCannotRun"), _) => failure(
+                NOT_STARTED,
                 Class::Config,
                 format!(
-                    "The runner used more memory than its limit; raise resources.limits.memory of the container `runner` in spec.template.{cut_text}"
+                    "The container `{RUNNER}` could not be started: {}. Check its image and its command in spec.template.",
+                    last_line(last_words)
                 ),
             ),
             (_, VERSION_DEPRECATED) => version_refused(last_words, &failure),
@@ -74,6 +92,17 @@ impl AgentEnd<'_> {
                 Class::Transient,
                 "Another agent held this runner's session at GitHub, so it could not come online. It is replaced; if that happens again, look for an agent elsewhere that uses the same name.".to_owned(),
             ),
+            (_, code) if self.ended_at_once() => Failure {
+                code: Some(code),
+                ..failure(
+                    ENDED_AT_ONCE,
+                    Class::Transient,
+                    format!(
+                        "The agent in the container `{RUNNER}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
+                        last_line(last_words)
+                    ),
+                )
+            },
             (_, code) if self.persistent => failure(
                 "AgentEnded",
                 Class::Transient,
@@ -89,6 +118,16 @@ impl AgentEnd<'_> {
                 ),
             ),
         }
+    }
+}
+
+impl AgentEnd<'_> {
+    fn ended_at_once(&self) -> bool {
+        let times = (&self.container.started_at, &self.container.finished_at);
+        let (Some(started), Some(finished)) = times else {
+            return false;
+        };
+        !self.was_online && finished.0.duration_since(started.0) < AT_ONCE
     }
 }
 
@@ -129,14 +168,4 @@ fn version_after<'a>(words: &'a str, before: &str) -> Option<&'a str> {
         .unwrap_or(rest.len());
     let version = rest.get(..end)?.trim_end_matches('.');
     (!version.is_empty() && version.len() < 32).then_some(version)
-}
-
-/// The last line that says anything, cut to a sentence's length.
-fn last_line(words: &str) -> String {
-    let line = words.lines().rev().map(str::trim).find(|l| !l.is_empty());
-    line.unwrap_or("it left no message")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(300)
-        .collect()
 }

@@ -5,12 +5,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::end::Failure;
-use super::pod::{Runner, condition};
+use super::pod::{RUNNER, Runner, condition, container, ended, words};
+use super::refusal::{self, Verdict};
 
 /// The reason of a runner whose pod was taken off its node.
 pub const EVICTED: &str = "Evicted";
 /// The reason of a runner whose node stopped answering.
 pub const NODE_LOST: &str = "NodeLost";
+/// The kubelet's word for a pod that ran into its own limit of time.
+const DEADLINE: &str = "DeadlineExceeded";
 /// Why the garbage collector removes a pod: its node does not exist any more.
 const NODE_IS_GONE: &str = "DeletionByPodGC";
 
@@ -42,17 +45,19 @@ pub(super) fn of_ended(
     cut_text: &str,
 ) -> Option<(&'static str, Class, String)> {
     let (reason, message) = match (status.reason.as_deref(), Disruption::of(pod)) {
-        (Some(reason), _) => (
-            reason.to_owned(),
-            status.message.as_deref().unwrap_or("no message").to_owned(),
-        ),
-        (None, Some(disruption)) => (disruption.reason, disruption.message),
+        (Some(reason), _) => (reason.to_owned(), words(status.message.as_deref())),
+        (None, Some(disruption)) => (disruption.reason, words(Some(&disruption.message))),
+        (None, None) if is_past_deadline(pod) => (DEADLINE.to_owned(), String::new()),
         (None, None) => return None,
     };
+    if reason == DEADLINE {
+        return Some(deadline(pod, cut_text));
+    }
     Some(match reason.as_str() {
         NODE_LOST | NODE_IS_GONE => (NODE_LOST, Class::Node, lost(&message, cut_text)),
         "Evicted"
         | "Preempting"
+        | "Shutdown"
         | "NodeShutdown"
         | "Terminated"
         | "DeletionByTaintManager"
@@ -64,14 +69,37 @@ pub(super) fn of_ended(
             format!("Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"),
         ),
         _ if status.reason.is_none() => return None,
-        _ => (
-            "PodRejected",
-            Class::Node,
-            format!(
-                "The node refused the pod ({reason}: {message}); look at the node's device plugin and its kubelet."
-            ),
-        ),
+        _ => {
+            let Verdict { class, advice } = refusal::judge(&reason, &message);
+            let sentence = format!("The node refused the pod ({reason}: {message}); {advice}.");
+            (refusal::REJECTED, class, sentence)
+        }
     })
+}
+
+/// Whether the pod's own limit of time is over: its containers end some seconds before the kubelet says why.
+fn is_past_deadline(pod: &Pod) -> bool {
+    let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
+    let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+    let (Some(limit), Some(started), Some(at)) = (limit, started, super::end::ended_at(pod)) else {
+        return false;
+    };
+    at.duration_since(started.0).as_secs() >= limit
+}
+
+/// A limit that the template sets is nobody's fault, unless no agent can start within it.
+fn deadline(pod: &Pod, cut_text: &str) -> (&'static str, Class, String) {
+    let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
+    let limit = limit.map_or_else(String::new, |limit| format!(" of {limit} s"));
+    let (class, when) = if ended(container(pod, RUNNER)).is_some() {
+        (Class::Transient, "")
+    } else {
+        (Class::Config, " before its agent had started")
+    };
+    let message = format!(
+        "The limit{limit} that activeDeadlineSeconds in spec.template sets ended the pod{when}. It counts while a runner waits for a job, too: remove it, and limit jobs with timeout-minutes in the workflow.{cut_text}"
+    );
+    (DEADLINE, class, message)
 }
 
 fn lost(message: &str, cut_text: &str) -> String {

@@ -1,15 +1,17 @@
 //! Why a runner pod ended.
 
-use gate_report::{Class, Report, Step, preflight};
+use cudarunner_crds::RunnerPhase;
+use gate_report::{Class, Context, Finding, Report, Step, preflight};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 use super::agent::{AgentEnd, RefusedVersion};
 use super::disruption::{self, EVICTED, NODE_LOST};
 use super::marks::{Job, Marks};
 use super::pod::{
-    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, container, init_container, terminated,
+    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, Runner, condition, container, ended,
+    failed_init, init_container, terminated, transition,
 };
 
 /// How a runner ended.
@@ -28,8 +30,10 @@ pub struct Failure {
     pub reason: &'static str,
     /// Who has to act.
     pub class: Class,
-    /// The driver's code.
+    /// The driver's code, or a container's exit code.
     pub code: Option<i32>,
+    /// Name of the driver's code, or of what the gate found.
+    pub code_name: Option<String>,
     /// UUID of the device at fault.
     pub device: Option<String>,
     /// What happened, and what to do.
@@ -46,10 +50,21 @@ pub struct Failure {
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;
+/// The reason of a runner whose gate failed.
+pub(crate) const GATE_FAILED: &str = "GateFailed";
+/// The reason of a runner whose own init container failed.
+const INIT_FAILED: &str = "InitContainerFailed";
 /// The reason of a runner whose image or network lacks something.
 const PREFLIGHT_FAILED: &str = "PreflightFailed";
 /// The reason of a runner whose job ended with it.
-pub(super) const JOB_CUT_SHORT: &str = "JobCutShort";
+pub const JOB_CUT_SHORT: &str = "JobCutShort";
+
+/// The reason of a runner whose pod somebody deleted before it was of use.
+const POD_DELETED: &str = "PodDeleted";
+/// The reason of a runner that was killed at its limit of memory.
+pub(super) const OUT_OF_MEMORY: &str = "OutOfMemory";
+/// The kubelet's word for a container that was killed at its limit of memory.
+pub(super) const OOM_KILLED: &str = "OOMKilled";
 
 /// The reason of a runner whose container could not open its GPU any more.
 const GPU_LOST: &str = "GpuLost";
@@ -68,6 +83,7 @@ impl Failure {
             reason,
             class,
             code: None,
+            code_name: None,
             device: None,
             message,
             at,
@@ -77,22 +93,49 @@ impl Failure {
         }
     }
 
+    /// The end of a pod that somebody deleted by force: nobody saw its containers end.
+    #[must_use]
+    pub fn deleted(runner: &Runner, now: Timestamp) -> Option<Self> {
+        let (reason, what) = match runner.reached {
+            RunnerPhase::Idle | RunnerPhase::Finished | RunnerPhase::Failed => return None,
+            RunnerPhase::Busy => (
+                JOB_CUT_SHORT,
+                "in the middle of a job; GitHub fails that after a while",
+            ),
+            _ => (
+                POD_DELETED,
+                "before its agent was online. If that goes on, look for who deletes pods here: a descheduler, a preemption, a clean-up of the namespace",
+            ),
+        };
+        let by = runner.disruption.as_ref();
+        let by = by.map_or_else(String::new, |by| {
+            format!(" ({}: {})", by.reason, by.message)
+        });
+        let message = format!("The pod was deleted{by}, not by this operator, {what}.");
+        Some(Self::new(reason, Class::Transient, message, now, true))
+    }
+
     /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
     pub fn is_unasked(&self) -> bool {
-        [JOB_CUT_SHORT, EVICTED, NODE_LOST].contains(&self.reason)
+        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED].contains(&self.reason)
     }
+}
+
+/// Whether the runner is over. Its pod says so some seconds after the container, and not at all while another container
+/// of it goes on.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+        || ended(container(pod, RUNNER)).is_some()
+        || failed_init(pod).is_some()
 }
 
 /// How a pod ended; `None` while it has not.
 pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
-    let status = pod.status.as_ref()?;
-    let phase = status.phase.as_deref().unwrap_or_default();
-    if phase != "Succeeded" && phase != "Failed" {
-        return None;
-    }
+    let status = pod.status.as_ref().filter(|_| is_over(pod))?;
     let gate = terminated(init_container(pod, GATE));
-    let runner = terminated(container(pod, RUNNER));
+    let runner = ended(container(pod, RUNNER));
     let at = ended_at(pod).unwrap_or(created);
     let registered = gate.is_some_and(|g| g.exit_code == 0);
     let failure = |reason, class, message| Failure::new(reason, class, message, at, registered);
@@ -123,25 +166,8 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     if let Some((reason, class, message)) = disruption::of_ended(pod, status, &cut_text) {
         return failed(reason, class, message);
     }
-    let preflight = terminated(init_container(pod, PREFLIGHT));
-    if let Some(ended) = preflight.filter(|p| p.exit_code != 0) {
-        return failed(
-            PREFLIGHT_FAILED,
-            Class::Config,
-            format!(
-                "The runner's image could not be looked at: its container preflight ended with code {} ({}). The image needs a POSIX shell at /bin/sh; `kubectl logs -c {PREFLIGHT}` of the pod tells more.",
-                ended.exit_code,
-                ended.reason.as_deref().unwrap_or("no reason given")
-            ),
-        );
-    }
-    if let Some(gate) = gate.filter(|g| g.exit_code != 0) {
-        return Some(End::Failed(gate_failure(
-            gate.exit_code,
-            gate.reason.as_deref(),
-            gate.message.as_deref(),
-            at,
-        )));
+    if let Some(init) = failed_init(pod) {
+        return Some(End::Failed(init_failure(pod, init, failure)));
     }
     let Some(runner) = runner else {
         return failed(
@@ -155,15 +181,75 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         cut_text: &cut_text,
         persistent,
         conflict: marks.conflict,
+        was_online: was_online(pod, runner),
+        memory: memory_limit(pod, RUNNER),
     };
     Some(End::Failed(agent.failure(failure)))
 }
 
+/// Whether an agent was ever ready: a pod that became unready after the agent's start was so in between.
+fn was_online(pod: &Pod, runner: &ContainerStateTerminated) -> bool {
+    let unready = condition(pod, "Ready").and_then(transition);
+    let started = runner.started_at.as_ref().map(|t| t.0);
+    unready
+        .zip(started)
+        .is_some_and(|(unready, started)| unready > started)
+}
+
+/// An init container that failed: the gate's own words, or who it was, and what it said last.
+fn init_failure(
+    pod: &Pod,
+    init: &ContainerStatus,
+    failure: impl Fn(&'static str, Class, String) -> Failure,
+) -> Failure {
+    let name = init.name.as_str();
+    let Some(ended) = terminated(Some(init)) else {
+        return failure(INIT_FAILED, Class::Transient, format!("{name} has failed."));
+    };
+    let (code, why) = (
+        ended.exit_code,
+        ended.reason.as_deref().unwrap_or("no reason given"),
+    );
+    if ended.reason.as_deref() == Some(OOM_KILLED) {
+        let message = out_of_memory(name, memory_limit(pod, name).as_deref(), "");
+        return failure(OUT_OF_MEMORY, Class::Config, message);
+    }
+    match name {
+        PREFLIGHT => failure(
+            PREFLIGHT_FAILED,
+            Class::Config,
+            format!(
+                "The runner's image could not be looked at: its container preflight ended with code {code} ({why}). The image needs a POSIX shell at /bin/sh; `kubectl logs -c {PREFLIGHT}` of the pod tells more."
+            ),
+        ),
+        GATE => gate_failure(pod, ended, failure),
+        _ => Failure {
+            code: Some(code),
+            ..failure(
+                INIT_FAILED,
+                Class::Config,
+                format!(
+                    "The init container {name} of spec.template ended with code {code} ({why}): {}. `kubectl logs -c {name}` of the pod may tell more.",
+                    last_line(ended.message.as_deref().unwrap_or_default())
+                ),
+            )
+        },
+    }
+}
+
 /// A gate that ended with another code than 0: the report in the termination message says why, the code at least who must act.
-fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Timestamp) -> Failure {
-    let report = message.and_then(|m| serde_json::from_str::<Report>(m).ok());
-    let class = Class::from_exit_code(code).unwrap_or(Class::Transient);
+fn gate_failure(
+    pod: &Pod,
+    ended: &ContainerStateTerminated,
+    failure: impl Fn(&'static str, Class, String) -> Failure,
+) -> Failure {
+    let report = ended.message.as_deref();
+    let report = report.and_then(|m| serde_json::from_str::<Report>(m).ok());
     let found = report.and_then(|r| r.failure);
+    if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
+        return killed_failure(memory_limit(pod, GATE).as_deref(), killed, failure);
+    }
+    let class = Class::from_exit_code(ended.exit_code).unwrap_or(Class::Transient);
     let reason_word = match class {
         _ if found
             .as_ref()
@@ -172,28 +258,72 @@ fn gate_failure(code: i32, reason: Option<&str>, message: Option<&str>, at: Time
             PREFLIGHT_FAILED
         }
         Class::Refused => "RegistrationRefused",
-        _ if code == i32::from(gate_report::exit::UNREACHABLE) => "RegistrarUnreachable",
-        _ => "GateFailed",
+        _ if ended.exit_code == i32::from(gate_report::exit::UNREACHABLE) => "RegistrarUnreachable",
+        _ => GATE_FAILED,
     };
     let message = match &found {
         Some(failure) if failure.advice.is_empty() => failure.message.clone(),
         Some(failure) => format!("{} {}", failure.message, failure.advice),
         None => format!(
-            "The gate ended with code {code} ({}) and left no report; `kubectl logs -c {GATE}` of the pod tells more.",
-            reason.unwrap_or("no reason given")
+            "The gate ended with code {} ({}) and left no report: {}. `kubectl logs -c {GATE}` of the pod may tell more.",
+            ended.exit_code,
+            ended.reason.as_deref().unwrap_or("no reason given"),
+            last_line(ended.message.as_deref().unwrap_or_default())
         ),
     };
     Failure {
-        reason: reason_word,
-        class,
         code: found.as_ref().and_then(|f| f.code),
+        code_name: found.as_ref().map(|f| f.code_name.clone()),
         at_start: found.as_ref().is_some_and(is_at_start),
         device: found.and_then(|f| f.uuid),
-        message,
-        at,
         registered: false,
-        refused: None,
+        ..failure(reason_word, class, message)
     }
+}
+
+/// Whether the gate saw its test process die of a signal that nobody but the kernel, for memory, sends it. Where a
+/// container's processes are killed one by one (cgroup v1), the container itself lives on.
+fn was_killed(found: &gate_report::Failure) -> bool {
+    found.code_name == gate_report::finding(Finding::Crash, Context::at(found.step)).name
+        && found.message.contains("died of signal 9 ")
+}
+
+/// The gate's test process was killed: at the limit of its container, or because the node was short of memory.
+fn killed_failure(
+    limit: Option<&str>,
+    found: &gate_report::Failure,
+    failure: impl Fn(&'static str, Class, String) -> Failure,
+) -> Failure {
+    let Some(limit) = limit else {
+        let message = format!(
+            "{} Something killed it, most likely for want of memory on the node; the gate tries again.",
+            found.message
+        );
+        return failure(GATE_FAILED, Class::Transient, message);
+    };
+    failure(
+        OUT_OF_MEMORY,
+        Class::Config,
+        out_of_memory(GATE, Some(limit), ""),
+    )
+}
+
+/// What became of a container at its limit, and where the limit comes from.
+pub(super) fn out_of_memory(container: &str, limit: Option<&str>, cut_text: &str) -> String {
+    let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    format!(
+        "The container {container} was killed at its memory limit{limit}. Raise resources.limits.memory of the container `{container}` in spec.template; where it names none, a LimitRange of the namespace sets it.{cut_text}"
+    )
+}
+
+/// The memory limit of a container, also one that a `LimitRange` has set.
+fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let init = spec.init_containers.iter().flatten();
+    let mut all = init.chain(&spec.containers);
+    let resources = all.find(|c| c.name == name)?.resources.as_ref()?;
+    let limit = resources.limits.as_ref()?.get("memory")?;
+    Some(limit.0.clone())
 }
 
 /// What became of a runner whose GPU vanished, and of its job. The node is not blamed: the next runner's gate tells.
@@ -214,10 +344,31 @@ fn is_at_start(failure: &gate_report::Failure) -> bool {
     matches!(failure.step, Step::Load | Step::Init) || failure.code == Some(NO_DEVICE)
 }
 
-/// When the last of the pod's containers ended.
+/// When the pod's last container ended; of a pod none of whose containers ran, when it was last heard of.
 pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
-    terminated(container(pod, RUNNER))
+    ended(container(pod, RUNNER))
+        .or_else(|| terminated(failed_init(pod)))
         .or_else(|| terminated(init_container(pod, GATE)))
         .and_then(|t| t.finished_at.as_ref())
         .map(|t| t.0)
+        .or_else(|| last_heard(pod))
+}
+
+/// The newest of the times in a pod's status: a pod may have waited for days before a node refused it.
+fn last_heard(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let started = status.start_time.as_ref().map(|t| t.0);
+    let conditions = status.conditions.iter().flatten();
+    conditions.filter_map(transition).chain(started).max()
+}
+
+/// The last line that says anything and is no mark of ours, cut to a sentence's length.
+pub(super) fn last_line(words: &str) -> String {
+    let mut lines = words.lines().rev().map(str::trim);
+    let line = lines.find(|l| !l.is_empty() && !l.starts_with("{\"mark\""));
+    line.unwrap_or("it left no message")
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(300)
+        .collect()
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
 
-use super::pod::{RUNNER, container, terminated};
+use super::pod::{RUNNER, container, ended};
 
 /// The longest name that is kept of a job, a workflow or a repository.
 const LONGEST_NAME: usize = 140;
@@ -79,11 +79,11 @@ pub struct Done {
 impl Done {
     /// The last job that has ended on the runner of this pod; known once its container has ended.
     pub(super) fn of(pod: &Pod, created: Timestamp) -> Option<Self> {
-        let runner = terminated(container(pod, RUNNER))?;
+        let runner = ended(container(pod, RUNNER))?;
         let marks = Marks::of(Some(runner));
-        let ended = runner.finished_at.as_ref().map_or(created, |t| t.0);
+        let end = runner.finished_at.as_ref().map_or(created, |t| t.0);
         let job = marks.completed?;
-        let finished = job.time(created, ended).unwrap_or(ended);
+        let finished = job.time(created, end).unwrap_or(end);
         let started = marks.began.and_then(|began| began.time(created, finished));
         Some(Self {
             job,

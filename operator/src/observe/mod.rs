@@ -10,6 +10,7 @@ pub mod jobs;
 mod left;
 pub mod marks;
 pub mod pod;
+pub mod refusal;
 pub mod scale_set;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ pub mod versions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -28,6 +29,7 @@ use crate::context::Context;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
 use crate::plan::health;
+use crate::plan::node_marks::Held;
 use crate::plan::quarantine::blames_node;
 use crate::plan::{Access, NodeFacts, Observed};
 use crate::pool::{GpuRequest, Pool};
@@ -95,7 +97,7 @@ pub async fn observe(
     let quarantined = ctx.quarantined_elsewhere(pool);
     let required_elsewhere = ctx.required_elsewhere(pool);
     let passed = if has_failed(&pool.status, &runners, &quarantined) {
-        ctx.pods.passed()
+        ctx.passed()
     } else {
         vec![]
     };
@@ -184,11 +186,7 @@ fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<Arc<NodeF
 }
 
 /// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.
-fn has_failed(
-    status: &CudaRunnerStatus,
-    runners: &[Runner],
-    quarantined: &[QuarantineStatus],
-) -> bool {
+fn has_failed(status: &CudaRunnerStatus, runners: &[Runner], quarantined: &[Held]) -> bool {
     !status.quarantine.is_empty()
         || status.last_failures.iter().any(blames_node)
         || !quarantined.is_empty()

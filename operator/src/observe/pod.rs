@@ -1,6 +1,7 @@
 //! A runner pod, read: how far it has come.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
 use gate_report::Report;
@@ -23,6 +24,8 @@ pub const PERSISTENT: &str = "Persistent";
 pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 /// Annotation: names of the nodes that the pod was told to keep off, with commas between.
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
+/// The kubelet's word for an image that it could not pull and will try again.
+pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
 /// Name of the init container that looks at the runner's image.
 pub const PREFLIGHT: &str = "preflight";
 /// Name of the init container that proves the GPU.
@@ -49,6 +52,10 @@ pub struct Runner {
     pub avoids: BTreeSet<String>,
     /// The address at which it registers; unknown of a pod that an older version of the operator made.
     pub url: Option<String>,
+    /// Uid of the resource that owns it.
+    pub owner: String,
+    /// How far it had come, whoever deletes the pod since.
+    pub reached: RunnerPhase,
     /// How far it has come.
     pub phase: RunnerPhase,
     /// Since when it is in that phase.
@@ -78,6 +85,27 @@ pub struct Waiting {
     pub reason: String,
     /// Kubernetes' sentence.
     pub message: String,
+    /// The container, where one waits.
+    pub container: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(container) = &self.container {
+            write!(f, "container {container}")?;
+            if let Some(image) = self.image.as_ref().filter(|image| !image.is_empty()) {
+                write!(f, ", image {image}")?;
+            }
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.reason)?;
+        if self.message.is_empty() {
+            return Ok(());
+        }
+        write!(f, ": {}", self.message)
+    }
 }
 
 impl Runner {
@@ -89,7 +117,9 @@ impl Runner {
             .creation_timestamp
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |t| t.0);
-        let state = State::of(pod, created);
+        let reached = State::of(pod, created);
+        let reached_phase = reached.phase;
+        let state = reached.leaving(pod);
         let report = gate_report(pod);
         Self {
             name: pod.name_any(),
@@ -114,6 +144,8 @@ impl Runner {
             devices: report
                 .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
                 .unwrap_or_default(),
+            owner: owner(pod),
+            reached: reached_phase,
             phase: state.phase,
             since: state.since,
             waiting: state.waiting,
@@ -160,12 +192,6 @@ impl State {
             waiting: None,
             end: None,
         };
-        if let Some(deletion) = &pod.metadata.deletion_timestamp {
-            return Self {
-                end,
-                ..at(RunnerPhase::Terminating, deletion.0)
-            };
-        }
         if let Some(end) = end {
             let phase = match &end {
                 End::JobDone(_) => RunnerPhase::Finished,
@@ -187,7 +213,20 @@ impl State {
         Self::on_node(pod, bound)
     }
 
-    /// The state of a pod that has a node and has not ended.
+    /// The same of a pod that is being deleted, if it is.
+    fn leaving(self, pod: &Pod) -> Self {
+        match &pod.metadata.deletion_timestamp {
+            Some(deletion) => Self {
+                phase: RunnerPhase::Terminating,
+                since: deletion.0,
+                waiting: None,
+                end: self.end,
+            },
+            None => self,
+        }
+    }
+
+    /// The state of a pod that has a node and has not ended. Each phase has a beginning of its own.
     fn on_node(pod: &Pod, bound: Timestamp) -> Self {
         let at = |phase, since| Self {
             phase,
@@ -199,42 +238,51 @@ impl State {
         if let Some(ready) = ready {
             return at(RunnerPhase::Idle, transition(ready).unwrap_or(bound));
         }
-        let runner = container(pod, RUNNER);
-        let running = runner
-            .and_then(|c| c.state.as_ref())
-            .and_then(|s| s.running.as_ref());
-        if let (Some(running), Some(runner)) = (running, runner) {
-            let started = running.started_at.as_ref().map_or(bound, |t| t.0);
-            let phase = if runner.started == Some(true) {
-                RunnerPhase::Busy
-            } else {
-                RunnerPhase::Starting
+        if let Some(runner) = container(pod, RUNNER)
+            && let Some(started) = running_since(runner, bound)
+        {
+            return match online_before(pod, runner, started) {
+                Some(since) => at(RunnerPhase::Busy, since),
+                None => at(RunnerPhase::Starting, started),
             };
-            return at(phase, started);
         }
+        let waiting = first_waiting(pod);
         let gate = init_container(pod, GATE);
-        let gate_state = gate.and_then(|c| c.state.as_ref());
-        if let Some(done) = gate_state.and_then(|s| s.terminated.as_ref()) {
+        if let Some(done) = terminated(gate) {
+            let finished = done.finished_at.as_ref().map_or(bound, |t| t.0);
             return Self {
-                waiting: runner.and_then(waiting_of_container),
-                ..at(
-                    RunnerPhase::Starting,
-                    done.finished_at.as_ref().map_or(bound, |t| t.0),
-                )
+                waiting,
+                ..at(RunnerPhase::Starting, finished)
             };
         }
-        if let Some(running) = gate_state.and_then(|s| s.running.as_ref()) {
-            return at(
-                RunnerPhase::Gated,
-                running.started_at.as_ref().map_or(bound, |t| t.0),
-            );
+        if let Some(started) = gate.and_then(|gate| running_since(gate, bound)) {
+            return at(RunnerPhase::Gated, started);
         }
-        let first = init_container(pod, PREFLIGHT).and_then(waiting_of_container);
         Self {
-            waiting: first.or_else(|| gate.and_then(waiting_of_container)),
+            waiting,
             ..at(RunnerPhase::Preparing, bound)
         }
     }
+}
+
+/// Since when a container runs, if it does.
+fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp> {
+    let running = status.state.as_ref()?.running.as_ref()?;
+    Some(running.started_at.as_ref().map_or(bound, |t| t.0))
+}
+
+/// Since when a running agent that is not ready has been so, if it was online before. A kubelet that was restarted shows
+/// a container as not started for a moment; but a pod that became unready after the agent's start was ready in between.
+fn online_before(pod: &Pod, runner: &ContainerStatus, started: Timestamp) -> Option<Timestamp> {
+    let unready = condition(pod, "Ready").and_then(transition);
+    let unready = unready.filter(|at| *at > started);
+    unready.or_else(|| (runner.started == Some(true)).then_some(started))
+}
+
+fn owner(pod: &Pod) -> String {
+    let mut owners = pod.owner_references().iter();
+    let pool = owners.find(|owner| owner.kind == "CudaRunner");
+    pool.map(|owner| owner.uid.clone()).unwrap_or_default()
 }
 
 fn agent_running(pod: &Pod) -> bool {
@@ -253,7 +301,7 @@ pub(super) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodConditio
     conditions.iter().find(|c| c.type_ == type_)
 }
 
-fn transition(condition: &PodCondition) -> Option<Timestamp> {
+pub(super) fn transition(condition: &PodCondition) -> Option<Timestamp> {
     condition.last_transition_time.as_ref().map(|t| t.0)
 }
 
@@ -267,6 +315,31 @@ pub(super) fn init_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Contain
     statuses.iter().find(|c| c.name == name)
 }
 
+/// The end of a container, also where something starts it again: what it was made for is over.
+pub(super) fn ended(
+    status: Option<&ContainerStatus>,
+) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
+    let before = || status?.last_state.as_ref()?.terminated.as_ref();
+    terminated(status).or_else(before)
+}
+
+/// The first init container that has failed: the pod goes no further. One that is restarted with the pod is none.
+pub(super) fn failed_init(pod: &Pod) -> Option<&ContainerStatus> {
+    let spec = pod.spec.as_ref();
+    let plain = |status: &&ContainerStatus| {
+        let mut all = spec
+            .and_then(|s| s.init_containers.as_ref())
+            .into_iter()
+            .flatten();
+        !all.any(|c| c.name == status.name && c.restart_policy.is_some())
+    };
+    let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
+    let mut failed = statuses
+        .iter()
+        .filter(|status| terminated(Some(status)).is_some_and(|t| t.exit_code != 0));
+    failed.find(plain)
+}
+
 pub(super) fn terminated(
     status: Option<&ContainerStatus>,
 ) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
@@ -276,16 +349,51 @@ pub(super) fn terminated(
 fn waiting_of_condition(condition: &PodCondition) -> Waiting {
     Waiting {
         reason: condition.reason.clone().unwrap_or_default(),
-        message: condition.message.clone().unwrap_or_default(),
+        message: words(condition.message.as_deref()),
+        container: None,
+        image: None,
     }
+}
+
+/// What the first container waits for that waits for anything, ours or the user's.
+fn first_waiting(pod: &Pod) -> Option<Waiting> {
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten();
+    let mut all = init.chain(status.container_statuses.iter().flatten());
+    all.find_map(waiting_of_container)
 }
 
 /// Why a container waits; the ordinary steps of a start are no reason.
 fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.clone()?;
-    (reason != "PodInitializing" && reason != "ContainerCreating").then(|| Waiting {
-        reason,
-        message: waiting.message.clone().unwrap_or_default(),
+    let reason = waiting.reason.as_deref()?;
+    if reason == "PodInitializing" || reason == "ContainerCreating" {
+        return None;
+    }
+    // The kubelet changes between the attempt and the pause after it, and repeats the attempt's words in the pause.
+    let (reason, message) = match waiting.message.as_deref() {
+        Some(message) if reason == IMAGE_PULL_BACK_OFF => (
+            reason,
+            message
+                .split_once("ErrImagePull: ")
+                .map_or(message, |(_, m)| m),
+        ),
+        message if reason == "ErrImagePull" => (IMAGE_PULL_BACK_OFF, message.unwrap_or_default()),
+        message => (reason, message.unwrap_or_default()),
+    };
+    Some(Waiting {
+        reason: reason.to_owned(),
+        message: words(Some(message)),
+        container: Some(status.name.clone()),
+        image: Some(words(Some(&status.image))),
     })
+}
+
+/// Kubernetes' own words, in one line and of a sentence's length: parts of them come from registries and from specs.
+pub(super) fn words(text: Option<&str>) -> String {
+    const LONGEST: usize = 400;
+    let line = text.unwrap_or_default().split_whitespace();
+    let line = line.collect::<Vec<_>>().join(" ");
+    let plain = line.chars().filter(|c| !c.is_control());
+    plain.take(LONGEST).collect()
 }

@@ -8,6 +8,10 @@ use super::disruption;
 use super::end::{End, Failure};
 use super::has_failed;
 use super::pod::{LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION};
+use crate::plan::node_marks::Held;
+use crate::pool::PoolKey;
+
+mod ends;
 
 fn pod(status: &Value) -> Runner {
     let pod = json!({
@@ -73,7 +77,14 @@ fn gates_that_passed_are_gathered_only_where_something_failed() {
         "node": "node-1", "class": "device", "message": "m", "failures": 1, "since": "2026-01-01T00:00:00Z"
     }))
     .unwrap();
-    let quarantined = std::slice::from_ref(&entry);
+    let held = Held {
+        pool: PoolKey {
+            namespace: "ci".to_owned(),
+            name: "other".to_owned(),
+        },
+        entry: entry.clone(),
+    };
+    let quarantined = std::slice::from_ref(&held);
     let failure: FailureStatus = serde_json::from_value(json!({
         "at": "2026-01-01T00:00:00Z", "runner": "pool-aaaaa", "class": "device", "reason": "GateFailed", "message": "m"
     }))
@@ -369,10 +380,14 @@ fn evictions_and_refusals_of_the_node_are_told_apart() {
         pod(&json!({"phase": "Failed", "reason": reason, "message": "m", "conditions": [bound()]}))
     };
     assert_eq!(failure(&with("Evicted")).reason, "Evicted");
-    assert_eq!(
-        failure(&with("UnexpectedAdmissionError")).reason,
-        "PodRejected"
-    );
+    for reason in [
+        "UnexpectedAdmissionError",
+        "SysctlForbidden",
+        "SomethingNew",
+    ] {
+        assert_eq!(failure(&with(reason)).reason, "PodRejected", "{reason}");
+        assert_ne!(failure(&with(reason)).class, Class::Node, "{reason}");
+    }
     assert_eq!(failure(&with("NodeLost")).reason, "NodeLost");
 }
 
@@ -463,7 +478,8 @@ fn a_pod_that_is_being_removed_keeps_its_end() {
     let runner = Runner::read(&serde_json::from_value(done.clone()).unwrap());
     assert_eq!(runner.phase, RunnerPhase::Terminating);
     assert!(!runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
-    done["status"]["phase"] = json!("Running");
+    done["status"] =
+        json!({"phase": "Running", "containerStatuses": agent(&running(), true, false)});
     let runner = Runner::read(&serde_json::from_value(done).unwrap());
     assert!(runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
     assert!(!runner.is_active("2026-01-01T00:03:00Z".parse().unwrap()));

@@ -103,7 +103,7 @@ impl Watched {
     /// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
     fn is_missing(&mut self, now: Timestamp) {
         let since = *self.missing_since.get_or_insert(now);
-        self.is_gone = now >= since + SURELY_GONE;
+        self.is_gone = now >= since.after(SURELY_GONE);
     }
 }
 

@@ -8,15 +8,28 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
-use super::{About, Access, Notice, Observed, Plan, checks, demand, queue, scale_set, verify};
+use super::{
+    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
+};
+use crate::observe::agent::NOT_STARTED;
+use crate::observe::end::End;
+use crate::observe::pod::{Runner, Waiting};
 use crate::pool::{GpuRequest, Pool, Spec};
 use crate::time::Shift as _;
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
 const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
 
+/// How long a pod may have a node and no container before it is worth a word: small images take seconds.
+const SLOW: SignedDuration = SignedDuration::from_mins(2);
+
 /// Why a pool has no runner online while nothing is wrong.
 const STARTING: &str = "Starting";
+
+/// Why a pool has none any more while nothing is known to be wrong.
+const NONE_ONLINE: &str = "NoneOnline";
+/// How long a runner may take to replace another before the pool is not ready any more.
+const REPLACING: SignedDuration = SignedDuration::from_mins(2);
 
 /// The reason of [`kind::GPU_HEALTHY`] while nodes that fail are not left alone any more.
 pub const BREAKER_OPEN: &str = "BreakerOpen";
@@ -84,6 +97,7 @@ pub(super) fn plan(
     let online = online(pool, observed, health, now, plan);
     let gpu = gpu(pool, observed, health);
     let ready = ready(&stalled, &credentials, &online);
+    let ready = judged(pool, observed, plan.desired, ready);
     let all = [
         (kind::READY, ready),
         (kind::STALLED, stalled),
@@ -205,15 +219,10 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
     }
     let unhealthy = health.quarantine.unhealthy(observed);
     if !unhealthy.is_empty() {
-        let found = unhealthy.iter().map(|e| match &e.device {
-            Some(device) => format!("{} ({device}): {}", e.node, e.message),
-            None => format!("{}: {}", e.node, e.message),
-        });
-        let found: Vec<String> = found.collect();
         return say(
             "False",
             "NodesQuarantined",
-            format!("Left alone for a while: {}", found.join("; ")),
+            format!("Left alone for a while: {}", unhealthy.join("; ")),
         );
     }
     let gate_failure = health
@@ -290,15 +299,75 @@ fn online(
             say("True", "Online", online_message(plan.first_online))
         }
         (None, Some((reason, message))) => say("False", &reason, message),
-        (None, None) => match before {
-            Some(c) => say("True", &c.reason, c.message.clone()),
-            None => say(
-                "False",
-                STARTING,
-                "The first runner has not come online yet",
-            ),
-        },
+        (None, None) => none_online(pool, observed, now, plan),
     }
+}
+
+/// No runner is online, and nothing is wrong: one is replaced after its job, or the first ones start.
+fn none_online(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> Say {
+    let before = previous(pool, kind::RUNNERS_ONLINE);
+    let was_online = before.filter(|c| c.status == "True");
+    let until = last_change(pool, observed, now, plan).map(|at| at + REPLACING);
+    if let (Some(c), Some(until)) = (was_online, until.filter(|until| now < *until)) {
+        plan.wake_at(until, now);
+        return say("True", &c.reason, c.message.clone());
+    }
+    if was_online.is_some() || before.is_some_and(|c| c.reason == NONE_ONLINE) {
+        return say(
+            "False",
+            NONE_ONLINE,
+            "No runner is online any more, and the next one takes longer than usual; status.runners says how far it is",
+        );
+    }
+    say(
+        "False",
+        STARTING,
+        "The first runner has not come online yet",
+    )
+}
+
+/// When a runner last ended its job or was last made, as far as it can still be seen.
+fn last_change(pool: &Pool, observed: &Observed, now: Timestamp, plan: &Plan) -> Option<Timestamp> {
+    let creates = plan
+        .actions
+        .iter()
+        .any(|a| matches!(a, Action::CreatePod(_)));
+    if creates || !observed.expected.is_empty() {
+        return Some(now);
+    }
+    let runners = observed.runners.iter().map(|runner| match runner.end {
+        Some(End::JobDone(_)) => runner.since.min(now),
+        _ => runner.created,
+    });
+    let jobs = pool.status.last_jobs.iter().map(|job| job.finished_at.0);
+    runners.chain(jobs).max()
+}
+
+/// Whether what the spec says now is known to work. Old runners that are online prove nothing of a new template.
+fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
+    let Ok(spec) = &pool.spec else { return ready };
+    let proven = previous(pool, kind::READY)
+        .is_some_and(|c| c.status == "True" && c.observed_generation == Some(pool.generation));
+    let is_new = |r: &Runner| r.is_online() && r.template == spec.template_hash;
+    if ready.status != "True" || desired == 0 || proven || observed.runners.iter().any(is_new) {
+        return ready;
+    }
+    say(
+        "Unknown",
+        "RollingOut",
+        "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
+    )
+}
+
+/// What a pool in deletion says while runners are left.
+pub(super) fn leaving(pool: &Pool, now: Timestamp, plan: &mut Plan) {
+    let said = say(
+        "False",
+        "Deleting",
+        "The resource is being deleted: no new jobs are taken, and running ones end as spec.deletionPolicy says",
+    );
+    let conditions = &mut plan.status.conditions;
+    set(conditions, kind::READY, said, pool.generation, now);
 }
 
 /// A pool whose number of runners is for the queue to say, and that does not hear of it.
@@ -354,33 +423,78 @@ fn trouble(
             format!("Kubernetes did not take the pod: {message}"),
         ));
     }
-    if let Some(runner) = observed
-        .runners
-        .iter()
-        .find(|r| health::image_trouble(r).is_some())
-    {
-        let waiting = runner.waiting.as_ref()?;
-        return Some((
-            waiting.reason.clone(),
+    let waiting = observed.runners.iter().find_map(|runner| {
+        let waiting = health::container_trouble(runner)?;
+        Some(held_up(runner, waiting))
+    });
+    waiting
+        .or_else(|| unscheduled(spec, observed, health, now, plan))
+        .or_else(|| slow(observed, now, plan))
+}
+
+/// What keeps a container from being made, in Kubernetes' words.
+fn held_up(runner: &Runner, waiting: &Waiting) -> (String, String) {
+    match health::image_trouble(runner) {
+        Some(reason) => (
+            reason.to_owned(),
             format!(
-                "An image cannot be pulled ({}); check its name and the imagePullSecrets in spec.template",
-                waiting.reason
+                "An image cannot be pulled ({waiting}); check its name and the imagePullSecrets in spec.template"
             ),
-        ));
+        ),
+        None => (
+            NOT_STARTED.to_owned(),
+            format!(
+                "A container cannot be made or started ({waiting}); mend what spec.template names, or make what it lacks. The kubelet tries again"
+            ),
+        ),
     }
-    let unscheduled: Vec<_> = observed
-        .runners
-        .iter()
-        .filter(|r| r.phase == RunnerPhase::Unscheduled)
-        .collect();
-    let since = unscheduled.iter().map(|r| r.since).min()?;
-    if now < since.after(UNSCHEDULED) {
-        plan.wake_at(since.after(UNSCHEDULED), now);
+}
+
+/// Pods that no node takes.
+fn unscheduled(
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<(String, String)> {
+    let runners = observed.runners.iter();
+    let unscheduled = runners.filter(|r| r.phase == RunnerPhase::Unscheduled);
+    let first = unscheduled.min_by_key(|r| r.since)?;
+    if now < first.since.after(UNSCHEDULED) {
+        plan.wake_at(first.since.after(UNSCHEDULED), now);
+        return None;
+    }
+    let mut message = unschedulable(spec, observed, health);
+    if let Some(waiting) = first.waiting.as_ref().filter(|w| !w.message.is_empty()) {
+        // What a preemption would bring is the same once more, at length.
+        let (said, _) = waiting
+            .message
+            .split_once(" preemption: ")
+            .unwrap_or((&waiting.message, ""));
+        message = format!(
+            "{message}. The scheduler says: {}",
+            said.trim_end_matches('.')
+        );
+    }
+    Some(("Unschedulable".to_owned(), message))
+}
+
+/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them.
+fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String, String)> {
+    let runners = observed.runners.iter();
+    let preparing = runners.filter(|r| r.phase == RunnerPhase::Preparing);
+    let first = preparing.min_by_key(|r| r.since)?;
+    if now < first.since.after(SLOW) {
+        plan.wake_at(first.since.after(SLOW), now);
         return None;
     }
     Some((
-        "Unschedulable".to_owned(),
-        unschedulable(spec, observed, health),
+        "SlowStart".to_owned(),
+        format!(
+            "A pod has its node and none of its containers yet: a large image is on its way, or a volume cannot be mounted because a Secret, ConfigMap or claim that spec.template names is not there. `kubectl describe pod {}` tells which",
+            first.name
+        ),
     ))
 }
 
@@ -390,18 +504,23 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
     let all_left_alone = nodes.is_some_and(|nodes| {
         !nodes.is_empty() && nodes.iter().all(|n| health.quarantine.is_avoided(&n.name))
     });
+    if all_left_alone {
+        return format!(
+            "Every node that is known to have such GPUs is left alone after a failure: {}. The runner waits",
+            health.quarantine.reasons(observed).join("; ")
+        );
+    }
     match &spec.gpu {
-        GpuRequest::Resource { name, .. } if nodes.is_some_and(Vec::is_empty) => format!(
+        GpuRequest::Resource { name, count: 1 } if nodes.is_some_and(Vec::is_empty) => format!(
             "No node offers {name}; is there a node with a GPU, and does its device plugin run?"
         ),
-        GpuRequest::Resource { name, .. } if all_left_alone => format!(
-            "Every node with {name} is left alone after a failure; status.quarantine says which and until when. The runner waits"
+        GpuRequest::Resource { name, count } if nodes.is_some_and(Vec::is_empty) => format!(
+            "No node offers {count} of {name} at a time; ask for fewer in spec.gpu.count, or add a node that has as many"
         ),
         GpuRequest::Resource { .. } => format!(
             "No node has {} free for this pool: they are taken, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits",
             spec.gpu
         ),
-        GpuRequest::Claim(_) if all_left_alone => "Every node that is known to have a GPU is left alone after a failure; status.quarantine says which and until when. The runner waits".to_owned(),
         GpuRequest::Claim(template) => format!(
             "No node has devices free for the claim: they are taken, or the ResourceClaimTemplate {template} does not exist or asks for what no ResourceSlice has, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits"
         ),

@@ -119,6 +119,8 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         gone_by: (phase == RunnerPhase::Terminating).then(|| NOW + SignedDuration::from_secs(20)),
         node: (phase != RunnerPhase::Unscheduled).then(|| "node-1".to_owned()),
         template: pool.spec.as_ref().unwrap().template_hash.clone(),
+        owner: pool.uid.clone(),
+        reached: phase,
         phase,
         since: ago(20),
         waiting: None,

@@ -32,7 +32,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
@@ -84,7 +84,7 @@ pub struct Observed {
     /// The nodes with GPUs for the pool; `None` where nodes are not watched.
     pub nodes: Option<Vec<Arc<NodeFacts>>>,
     /// What the other pools have in quarantine.
-    pub quarantined: Vec<QuarantineStatus>,
+    pub quarantined: Vec<node_marks::Held>,
     /// Gates of all pools that passed; empty where no node is blamed.
     pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
@@ -422,6 +422,9 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     left::note(pool, &mut plan);
     left::plan(observed, now, &mut plan);
     if let Some(since) = pool.deleting {
+        if !observed.runners.is_empty() {
+            conditions::leaving(pool, now, &mut plan);
+        }
         teardown::plan(pool, observed, since, now, &mut plan);
         return plan;
     }
@@ -489,6 +492,7 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
                 node: r.node.clone(),
                 devices: r.devices.clone(),
                 phase: r.phase,
+                waiting: r.waiting.as_ref().map(ToString::to_string),
                 since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(r.created),
             })
             .collect(),

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::Passed;
+use super::quarantine::is_fact;
 use crate::pool::PoolKey;
 
 /// Type of the condition.
@@ -53,7 +54,7 @@ pub struct Marked {
 }
 
 /// A pool that leaves a node alone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Held {
     /// The pool.
     pub pool: PoolKey,
@@ -138,10 +139,10 @@ pub fn plan(
     changes
 }
 
-/// The first that leaves the node alone for a fault. GPUs that cannot do what one pool asks are no fault of the node.
+/// The first that leaves the node alone for a fault that no pool's author can make: a mark is seen by the whole cluster.
 fn holder<'a>(held: &'a [Held], node: &str) -> Option<&'a Held> {
     held.iter()
-        .filter(|h| h.entry.node == node && h.entry.class != Class::Unsupported.as_str())
+        .filter(|h| h.entry.node == node && is_fact(&h.entry))
         .min_by_key(|h| (h.entry.since.0, &h.pool))
 }
 

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarunner_crds::{FailureStatus, QuarantineStatus, RunnerPhase};
-use gate_report::Class;
+use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::node_marks::Held;
 use super::{About, NodeFacts, Notice, Observed, Passed};
 use crate::observe::pod::Runner;
 use crate::pool::{GpuRequest, Pool, Spec};
@@ -120,6 +121,7 @@ impl Quarantine {
             device: failure.device.clone(),
             class: failure.class.clone(),
             code: failure.code,
+            code_name: failure.code_name.clone(),
             message: failure.message.clone(),
             failures,
             boot_id: facts.and_then(|n| n.boot_id.clone()),
@@ -132,12 +134,12 @@ impl Quarantine {
     /// passes: what all nodes share may take its time to go through them, too.
     fn too_many_with(&self, view: &View, node: &str) -> bool {
         let nodes = view.nodes();
-        let last_passed = view.last_passed(&nodes);
+        let last_passed = view.last_passed(&self.still_in(&nodes, node));
         let counts = |entry: &QuarantineStatus| {
             view.now < entry.since.0.after(BREAKER_WINDOW)
                 || last_passed.is_none_or(|passed| passed <= entry.since.0)
         };
-        let others = view.observed.quarantined.iter();
+        let others = facts(view.observed).map(|held| &held.entry);
         let mut out: BTreeSet<&str> = self
             .entries
             .iter()
@@ -150,6 +152,12 @@ impl Quarantine {
         out.len() > nodes.len().max(1) / 2
     }
 
+    /// The nodes that speak for the rest: a node that passed and then failed itself says nothing of what they share.
+    fn still_in<'a>(&self, nodes: &BTreeSet<&'a str>, failed: &str) -> BTreeSet<&'a str> {
+        let is_out = |name: &str| name == failed || self.entries.iter().any(|e| e.node == name);
+        nodes.iter().copied().filter(|name| !is_out(name)).collect()
+    }
+
     fn draw_conclusions(&mut self, view: &View) {
         let now = view.now;
         for entry in &self.entries {
@@ -160,7 +168,7 @@ impl Quarantine {
             }
         }
         // What another pool has found is its to try again; what both have found, either's when both times are over.
-        for entry in &view.observed.quarantined {
+        for Held { entry, .. } in facts(view.observed) {
             let avoid = if self.probation.contains(&entry.node) {
                 is_active(entry, now)
             } else {
@@ -172,7 +180,8 @@ impl Quarantine {
         }
         let avoided = &self.avoided;
         self.probation.retain(|node| !avoided.contains(node));
-        let all = self.entries.iter().chain(&view.observed.quarantined);
+        let others = facts(view.observed).map(|held| &held.entry);
+        let all = self.entries.iter().chain(others);
         self.wake = all
             .flat_map(|e| {
                 [
@@ -193,7 +202,9 @@ impl Quarantine {
             .peekable();
         recent.peek()?;
         let nodes = view.nodes();
-        let last_passed = view.last_passed(&nodes);
+        let last_failed = recent.peek().and_then(|f| f.node.as_deref());
+        let still_in = self.still_in(&nodes, last_failed.unwrap_or_default());
+        let last_passed = view.last_passed(&still_in);
         // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
         let still_failing = view.pool.status.consecutive_failures > 0;
         let counts = |failure: &FailureStatus| {
@@ -257,17 +268,75 @@ impl Quarantine {
             || runner.avoids.iter().any(|node| untried(&node))
     }
 
-    /// The entries for which a device or a node is to blame, of this pool and of others, on nodes of this pool.
-    pub(super) fn unhealthy<'a>(&'a self, observed: &'a Observed) -> Vec<&'a QuarantineStatus> {
-        let all = self.entries.iter().chain(&observed.quarantined);
-        let mut found: BTreeMap<&str, &QuarantineStatus> = BTreeMap::new();
-        for entry in
-            all.filter(|e| self.is_avoided(&e.node) && e.class != Class::Unsupported.as_str())
-        {
-            found.entry(entry.node.as_str()).or_insert(entry);
+    /// The nodes of this pool that are left alone for a fault of a device or of their own, one sentence each.
+    pub(super) fn unhealthy(&self, observed: &Observed) -> Vec<String> {
+        self.left_alone(observed, |entry| entry.class != Class::Unsupported.as_str())
+    }
+
+    /// The nodes that are left alone, whatever for, one sentence each; of what another pool found it says which.
+    pub(super) fn reasons(&self, observed: &Observed) -> Vec<String> {
+        self.left_alone(observed, |_| true)
+    }
+
+    fn left_alone(
+        &self,
+        observed: &Observed,
+        wanted: impl Fn(&QuarantineStatus) -> bool,
+    ) -> Vec<String> {
+        let own = self.entries.iter().map(|entry| (entry, None));
+        let others = facts(observed).map(|held| (&held.entry, Some(&held.pool)));
+        let mut found: BTreeMap<&str, String> = BTreeMap::new();
+        for (entry, pool) in own.chain(others) {
+            if !self.is_avoided(&entry.node) || !wanted(entry) {
+                continue;
+            }
+            let by = pool.map_or_else(String::new, |pool| format!(" (found by the pool {pool})"));
+            let device = entry.device.as_ref();
+            let device = device.map_or_else(String::new, |device| format!(" ({device})"));
+            let sentence = format!("{}{device}{by}: {}", entry.node, entry.message);
+            found.entry(entry.node.as_str()).or_insert(sentence);
         }
         found.into_values().collect()
     }
+
+    /// Until when a node is left alone, where it is.
+    pub(super) fn until(&self, node: &str, observed: &Observed) -> Option<Timestamp> {
+        let others = facts(observed).map(|held| &held.entry);
+        let all = self.entries.iter().chain(others).filter(|e| e.node == node);
+        let until = all.filter_map(|e| e.until.as_ref().map(|t| t.0)).max();
+        until.filter(|_| self.is_avoided(node))
+    }
+}
+
+/// What other pools found that binds this one, too.
+fn facts(observed: &Observed) -> impl Iterator<Item = &Held> {
+    observed
+        .quarantined
+        .iter()
+        .filter(|held| is_fact(&held.entry))
+}
+
+/// Whether an entry rests on a fact that no pool's author can make: a wrong result, or a code of the driver's that speaks
+/// against a device or its node. What a pool's own settings can cause binds that pool alone: thresholds, time limits,
+/// the environment of its containers, what the kubelet says of its pods.
+#[must_use]
+pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
+    const SEEN: [Finding; 3] = [
+        Finding::WrongResult,
+        Finding::BrokenCanary,
+        Finding::BadMemory,
+    ];
+    let blames_hardware = [Class::Device, Class::Node]
+        .iter()
+        .any(|class| class.as_str() == entry.class);
+    let name = entry.code_name.as_deref();
+    let seen = || {
+        let mut names = SEEN
+            .iter()
+            .map(|f| finding(*f, Context::at(Step::Compare)).name);
+        names.any(|seen| Some(seen) == name)
+    };
+    blames_hardware && (entry.code.is_some() || seen())
 }
 
 impl View<'_> {

@@ -292,15 +292,183 @@ fn an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_later() {
     waiting.waiting = Some(Waiting {
         reason: "ImagePullBackOff".into(),
         message: "no such image".into(),
+        container: Some("runner".into()),
+        image: Some("registry/image:1".into()),
     });
     let plan = super::plan(&pool, &observed(vec![waiting.clone()]), NOW);
-    assert_eq!(condition(&plan, kind::RUNNERS_ONLINE).1, "ImagePullBackOff");
+    let (_, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
+    assert_eq!(reason, "ImagePullBackOff");
+    for word in ["container runner", "registry/image:1", "no such image"] {
+        assert!(message.contains(word), "{message}");
+    }
+    let listed = plan.status.runners[0].waiting.as_deref();
+    assert!(listed.unwrap().contains("no such image"));
     assert_eq!(removed(&plan), Vec::<&str>::new());
 
     waiting.since = ago(301);
     let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
     assert_eq!(removed(&plan), ["pool-aaaaa"]);
     assert_eq!(plan.status.last_failures[0].reason, "ImageNotPulled");
+}
+
+#[test]
+fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Starting);
+    waiting.waiting = Some(Waiting {
+        reason: "CreateContainerConfigError".into(),
+        message: "secret \"hf-token\" not found".into(),
+        container: Some("runner".into()),
+        image: None,
+    });
+    let plan = super::plan(&pool, &observed(vec![waiting.clone()]), NOW);
+    let (status, reason, message) = condition(&plan, kind::READY);
+    assert_eq!((status, reason), ("False", "ContainerNotStarted"));
+    assert!(
+        message.contains("secret \"hf-token\" not found"),
+        "{message}"
+    );
+
+    waiting.since = ago(301);
+    let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
+    assert_eq!(condition(&plan, kind::STALLED).1, "ContainerNotStarted");
+}
+
+#[test]
+fn the_schedulers_sentence_is_told() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+    waiting.waiting = Some(Waiting {
+        reason: "Unschedulable".into(),
+        message: "0/3 nodes are available: 3 node(s) had untolerated taint. preemption: none."
+            .into(),
+        container: None,
+        image: None,
+    });
+    let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
+    let message = condition(&plan, kind::RUNNERS_ONLINE).2;
+    assert!(message.ends_with("had untolerated taint"), "{message}");
+}
+
+#[test]
+fn a_pod_that_stays_without_containers_points_at_kubectl() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
+    waiting.since = ago(130);
+    let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
+    let (_, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
+    assert_eq!(reason, "SlowStart");
+    assert!(
+        message.contains("kubectl describe pod pool-aaaaa"),
+        "{message}"
+    );
+}
+
+/// A pool after one more runner of it has failed.
+fn fail_once_more(mut pool: Pool, name: &str, failure: Failure) -> (Pool, Plan) {
+    let mut failed = runner(&pool, name, RunnerPhase::Failed);
+    failed.created = failure.at;
+    failed.end = Some(End::Failed(failure.clone()));
+    let plan = super::plan(&pool, &observed(vec![failed]), failure.at);
+    pool.status = plan.status.clone();
+    (pool, plan)
+}
+
+#[test]
+fn an_agent_that_ends_at_once_three_times_with_the_same_code_stalls_the_pool() {
+    let at_once = |code, at| Failure {
+        code: Some(code),
+        ..Failure::new(
+            crate::observe::agent::ENDED_AT_ONCE,
+            Class::Transient,
+            "It ended with code 1.".to_owned(),
+            at,
+            true,
+        )
+    };
+    for (codes, stalls) in [([1, 1, 1], "True"), ([1, 2, 1], "False")] {
+        let mut pool = pool(1);
+        let mut last = Plan::default();
+        for (n, code) in codes.into_iter().enumerate() {
+            let at = NOW + SignedDuration::from_mins(i64::try_from(n).unwrap());
+            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), at_once(code, at));
+        }
+        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{codes:?}");
+    }
+}
+
+#[test]
+fn after_any_failure_there_is_a_pause_and_it_grows() {
+    let rejected = |class, at| Failure::new("PodRejected", class, "no".to_owned(), at, false);
+    for class in Class::ALL {
+        let mut pool = pool(1);
+        let mut at = NOW;
+        let mut pauses = vec![];
+        for n in 0..8 {
+            let plan;
+            (pool, plan) = fail_once_more(pool, &format!("pool-{n}"), rejected(class, at));
+            assert_eq!(created(&plan), 0, "{class}");
+            let health = health::assess(&pool, &observed(vec![]), at);
+            let next = health.not_before.unwrap();
+            pauses.push(next.duration_since(at));
+            at = next;
+        }
+        assert!(
+            pauses[0] >= SignedDuration::from_secs(1),
+            "{class}: {pauses:?}"
+        );
+        assert!(
+            pauses[7] >= SignedDuration::from_secs(45),
+            "{class}: {pauses:?}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_the_template_names_itself_is_the_templates_fault() {
+    let mut pool = pool(1);
+    let template = pool.spec.as_mut().unwrap();
+    template.template.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
+    let no_room = Failure::new(
+        "PodRejected",
+        Class::Transient,
+        "no room".to_owned(),
+        NOW,
+        false,
+    );
+    let (_, plan) = fail_once_more(pool, "pool-aaaaa", no_room);
+    assert_eq!(condition(&plan, kind::STALLED).0, "True");
+    assert!(plan.status.quarantine.is_empty());
+}
+
+#[test]
+fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
+    let pool = pool(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    let without = Failure::new(
+        "EndedWithoutJob",
+        Class::Transient,
+        "m".to_owned(),
+        ago(20),
+        true,
+    );
+    failed.end = Some(End::Failed(without));
+    let mut observed = observed(vec![failed]);
+    let mut entries = listing(&["pool-aaaaa"]);
+    entries.entries[0].busy = true;
+    observed.listing = Some(entries);
+    let plan = super::plan(&pool, &observed, NOW);
+    assert_eq!(plan.status.last_failures[0].reason, "JobCutShort");
+}
+
+#[test]
+fn pods_that_vanish_at_once_are_told_and_not_made_anew_without_a_pause() {
+    let pool = pool(1);
+    let mut observed = observed(vec![]);
+    observed.vanished = vec![runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled)];
+    let plan = super::plan(&pool, &observed, NOW);
+    assert_eq!(plan.status.last_failures[0].reason, "PodDeleted");
+    assert_eq!(created(&plan), 0);
 }
 
 #[test]

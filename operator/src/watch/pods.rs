@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarunner_crds::MAX_LAST_FAILURES;
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -13,7 +14,7 @@ use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Scope, Waker, log_error};
 use crate::guard::{self, Panicked};
-use crate::observe::end::End;
+use crate::observe::end::{End, Failure};
 use crate::observe::pod::Runner;
 use crate::plan::Passed;
 use crate::pool::PoolKey;
@@ -36,7 +37,7 @@ impl Pods {
             .unwrap_or_default()
     }
 
-    /// Runners that ended, and whose pods were gone within milliseconds because somebody else took them away. Kept until
+    /// Runners that ended or had no time to, and whose pods were gone within milliseconds because somebody else took them away. Kept until
     /// `is_told`.
     pub fn vanished(&self, pool: &PoolKey, is_told: impl Fn(&Runner) -> bool) -> Vec<Runner> {
         let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,13 +72,17 @@ impl Pods {
         Some((key, runner))
     }
 
-    /// The gates of all pools that passed and whose pods are still there.
+    /// The gates of all pools that passed and whose pods are still there. Of pods that only look like a pool's own
+    /// nothing is believed: `is_pool` knows the uids.
     #[must_use]
-    pub fn passed(&self) -> Vec<Passed> {
+    pub fn passed(&self, is_pool: impl Fn(&PoolKey, &str) -> bool) -> Vec<Passed> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let runners = pools.values().flat_map(BTreeMap::values);
+        let runners = pools
+            .iter()
+            .flat_map(|(pool, runners)| runners.values().map(move |r| (pool, r)));
         runners
-            .filter(|r| r.gate_passed)
+            .filter(|(pool, r)| r.gate_passed && is_pool(pool, &r.owner))
+            .map(|(_, r)| r)
             .filter_map(|r| {
                 Some(Passed {
                     node: r.node.clone()?,
@@ -112,7 +117,8 @@ impl Pods {
         let is_news = match &runner.end {
             Some(End::JobDone(_)) => true,
             Some(End::Failed(failure)) => failure.is_unasked(),
-            None => false,
+            // Nobody saw it end: it was deleted by force.
+            None => Failure::deleted(&runner, Timestamp::UNIX_EPOCH).is_some(),
         };
         if is_news {
             let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
-        // Given pods of which one was evicted, and one deleted, in the state in which they vanish
+        // Given pods of which one was evicted, and two deleted, one of them idle, in the state in which they vanish
         let pods = Pods::default();
         let key = PoolKey {
             namespace: "ci".to_owned(),
@@ -231,10 +237,19 @@ mod tests {
                 json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
             ),
             ("pool-bbbbb", json!([])),
+            (
+                "pool-ccccc",
+                json!([{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]),
+            ),
         ] {
+            let phase = if name == "pool-ccccc" {
+                "Running"
+            } else {
+                "Failed"
+            };
             let pod = json!({
                 "metadata": {"name": name, "namespace": "ci"},
-                "status": {"phase": "Failed", "conditions": conditions},
+                "status": {"phase": phase, "conditions": conditions},
             });
             pods.remove(&key, &serde_json::from_value(pod).unwrap());
         }

@@ -10,7 +10,7 @@ use super::*;
 use crate::observe::end::{End, Failure};
 use crate::plan::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
 use crate::plan::{Action, NodeFacts, Plan, plan};
-use crate::pool::Size;
+use crate::pool::{PoolKey, Size};
 
 fn failed(pool: &Pool, name: &str, on: &str, failure: Failure) -> Runner {
     let mut failed = runner(pool, name, RunnerPhase::Failed);
@@ -37,6 +37,14 @@ fn after(class: Class, count: usize) -> (Pool, Plan) {
 fn quarantined(plan: &Plan) -> Vec<&str> {
     let entries = plan.status.quarantine.iter();
     entries.map(|e| e.node.as_str()).collect()
+}
+
+/// The nodes that a pod keeps off which is made soon after a failure.
+fn avoided_soon(pool: Pool, plan: &Plan) -> Vec<BTreeSet<String>> {
+    let mut world = observed(vec![]);
+    world.nodes = Some(nodes(4));
+    let soon = NOW + SignedDuration::from_secs(3);
+    avoided(&super::super::plan(&next(pool, plan), &world, soon))
 }
 
 /// The nodes that each created pod keeps off.
@@ -95,20 +103,25 @@ fn each_class_has_its_consequence() {
         (Class::Refused, false, true),
         (Class::Internal, false, false),
     ] {
-        let (_, plan) = after(class, 4);
+        let (pool, plan) = after(class, 4);
         assert_eq!(!plan.status.quarantine.is_empty(), out, "{class}");
         let stalled = plan.status.conditions.iter().find(|c| c.type_ == "Stalled");
         assert_eq!(stalled.unwrap().status == "True", stalls, "{class}");
-        // Where another node can be tried there is no reason to wait.
-        assert_eq!(avoided(&plan).len(), usize::from(out), "{class}");
+        // Where another node can be tried there is little reason to wait.
+        assert_eq!(avoided(&plan).len(), 0, "{class}");
+        let soon = NOW + SignedDuration::from_secs(3);
+        let mut world = observed(vec![]);
+        world.nodes = Some(nodes(4));
+        let next = super::super::plan(&next(pool, &plan), &world, soon);
+        assert_eq!(avoided(&next).len(), usize::from(out), "{class}");
     }
 }
 
 #[test]
 fn the_next_pod_keeps_off_and_an_event_says_how_to_end_it() {
-    let (_, plan) = after(Class::Device, 4);
+    let (pool, plan) = after(Class::Device, 4);
     assert_eq!(quarantined(&plan), ["node-1"]);
-    assert_eq!(avoided(&plan), [set(&["node-1"])]);
+    assert_eq!(avoided_soon(pool, &plan), [set(&["node-1"])]);
     let notice = plan.notices.iter().find(|n| n.reason == "NodeQuarantined");
     let note = &notice.unwrap().note;
     assert!(
@@ -125,8 +138,8 @@ fn the_next_pod_keeps_off_and_an_event_says_how_to_end_it() {
 
 #[test]
 fn a_unsupported_node_is_avoided_and_called_healthy() {
-    let (_, plan) = after(Class::Unsupported, 4);
-    assert_eq!(avoided(&plan), [set(&["node-1"])]);
+    let (pool, plan) = after(Class::Unsupported, 4);
+    assert_eq!(avoided_soon(pool, &plan), [set(&["node-1"])]);
     let gpu = plan
         .status
         .conditions
@@ -140,10 +153,105 @@ fn what_another_pool_found_counts_too() {
     let (_, plan) = after(Class::Node, 4);
     let pool = pool(1);
     let mut observed = observed(vec![]);
-    observed.quarantined = plan.status.quarantine;
+    observed.quarantined = plan.status.quarantine.into_iter().map(held).collect();
     let plan = super::super::plan(&pool, &observed, NOW);
     assert_eq!(avoided(&plan), [set(&["node-1"])]);
     assert_eq!(quarantined(&plan), Vec::<&str>::new());
+}
+
+/// What a pool of another namespace has in quarantine.
+fn held(entry: QuarantineStatus) -> Held {
+    let pool = PoolKey {
+        namespace: "theirs".to_owned(),
+        name: "other".to_owned(),
+    };
+    Held { pool, entry }
+}
+
+#[test]
+fn what_a_pools_author_can_cause_binds_that_pool_alone() {
+    let by = |class: Class, code: Option<i32>, name: &str| {
+        let (_, plan) = after(Class::Node, 4);
+        let mut entry = plan.status.quarantine[0].clone();
+        class.as_str().clone_into(&mut entry.class);
+        entry.code = code;
+        entry.code_name = Some(name.to_owned());
+        let mut observed = observed(vec![]);
+        observed.quarantined = vec![held(entry)];
+        !avoided(&super::super::plan(&pool(1), &observed, NOW))[0].is_empty()
+    };
+    for (class, code, name, binds) in [
+        (Class::Device, None, "WrongResult", true),
+        (Class::Device, None, "BadMemory", true),
+        (
+            Class::Device,
+            Some(214),
+            "CUDA_ERROR_ECC_UNCORRECTABLE",
+            true,
+        ),
+        (
+            Class::Node,
+            Some(803),
+            "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+            true,
+        ),
+        (Class::Unsupported, None, "ComputeCapability", false),
+        (
+            Class::Unsupported,
+            Some(209),
+            "CUDA_ERROR_NO_BINARY_FOR_GPU",
+            false,
+        ),
+        // A time limit, a floor, an environment, a limit of memory, a kubelet's word.
+        (Class::Device, None, "Hang", false),
+        (Class::Device, None, "SlowCopy", false),
+        (Class::Node, None, "TooFewDevices", false),
+        (Class::Node, None, "Crash", false),
+        (Class::Node, None, "", false),
+    ] {
+        assert_eq!(by(class, code, name), binds, "{class} {name}");
+    }
+}
+
+#[test]
+fn a_pool_that_is_kept_off_by_another_says_by_whom_and_why() {
+    let (_, plan) = after(Class::Device, 4);
+    let pool = pool(1);
+    let waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+    let mut observed = observed(vec![waiting]);
+    observed.quarantined = plan.status.quarantine.into_iter().map(held).collect();
+    let plan = super::super::plan(&pool, &observed, NOW);
+    for type_ in ["GpuHealthy", "RunnersOnline"] {
+        let mut conditions = plan.status.conditions.iter();
+        let said = &conditions.find(|c| c.type_ == type_).unwrap().message;
+        assert!(
+            said.contains("theirs/other") && said.contains("the gate failed"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn the_breaker_does_not_forget_in_steps() {
+    // Given nodes that each pass once, and later fail for what they share
+    let mut pool = pool(1);
+    let mut world = observed(vec![]);
+    world.nodes = Some(nodes(4));
+    for n in 1..=4 {
+        let now = NOW + SignedDuration::from_mins(n * 7);
+        let mut failure = gate_failure(Class::Device);
+        failure.at = now;
+        let on = format!("node-{n}");
+        world.runners = vec![failed(&pool, &format!("pool-{n:05}"), &on, failure)];
+        world.passed = vec![Passed {
+            node: on,
+            created: now - SignedDuration::from_mins(2),
+            devices: vec![],
+        }];
+        pool.status = plan(&pool, &world, now).status;
+    }
+    // Then half of them are left alone, and no more
+    assert_eq!(pool.status.quarantine.len(), 2);
 }
 
 #[test]
@@ -362,7 +470,7 @@ fn a_node_that_two_pools_found_is_tried_when_the_time_of_both_is_over() {
     other.until = Some(Time(NOW + SignedDuration::from_mins(40)));
     let mut observed = observed(vec![]);
     observed.nodes = Some(nodes(4));
-    observed.quarantined = vec![other];
+    observed.quarantined = vec![held(other)];
     for (minutes, tried) in [(31, false), (41, true)] {
         let now = NOW + SignedDuration::from_mins(minutes);
         let visit = plan(&pool, &observed, now);

@@ -1,0 +1,300 @@
+//! Given a pod in some moment of its life, then it is told how far it has come, and why it ended.
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::{Class, Report};
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::observe::end::{End, Failure};
+use crate::observe::pod::Runner;
+use crate::plan::fixture::{observed, pool};
+use crate::plan::health;
+
+/// When the pods of these tests were made.
+const MADE: Timestamp = Timestamp::constant(1_000_000, 0);
+
+fn at(seconds: i64) -> String {
+    (MADE + SignedDuration::from_secs(seconds)).to_string()
+}
+
+fn read(spec: &Value, status: &Value) -> Runner {
+    let pod = json!({
+        "metadata": {"name": "pool-aaaaa", "uid": "u", "creationTimestamp": at(0)},
+        "spec": spec,
+        "status": status
+    });
+    Runner::read(&serde_json::from_value(pod).unwrap())
+}
+
+fn container(name: &str, state: &Value) -> Value {
+    json!({"name": name, "image": "registry/image:1", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+}
+
+fn waiting(reason: &str, message: &str) -> Value {
+    json!({"waiting": {"reason": reason, "message": message}})
+}
+
+fn done(code: i32, reason: &str, message: &str) -> Value {
+    json!({"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": at(5), "finishedAt": at(7)}})
+}
+
+fn bound() -> Value {
+    json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": at(1)})
+}
+
+fn failure(runner: &Runner) -> &Failure {
+    match &runner.end {
+        Some(End::Failed(failure)) => failure,
+        other => panic!("no failure: {other:?}"),
+    }
+}
+
+/// A pod whose init containers are in these states, and whose agent waits for them.
+fn starting(spec: &Value, init: &[(&str, Value)]) -> Runner {
+    let init: Vec<Value> = init
+        .iter()
+        .map(|(name, state)| container(name, state))
+        .collect();
+    let idle = container("runner", &waiting("PodInitializing", ""));
+    read(
+        spec,
+        &json!({
+            "phase": "Pending", "conditions": [bound()],
+            "initContainerStatuses": init, "containerStatuses": [idle]
+        }),
+    )
+}
+
+const COMPLETED: &str = r#"{"mark":"completed","job":"build","run":"7","repository":"a/b"}"#;
+
+/// A runner that came online 6 s after its pod was made, in a moment of its later life.
+fn been_online(moment: usize, unready: i64) -> Value {
+    let gate = container("gate", &done(0, "Completed", "{}"));
+    let running = json!({"running": {"startedAt": at(6)}});
+    let ended = |code, message: &str| json!({"terminated": {"exitCode": code, "message": message, "startedAt": at(6), "finishedAt": at(unready)}});
+    let (state, last, started) = match moment {
+        0 => (running, json!({}), true),
+        // For a moment after a restart of a kubelet before 1.35.
+        1 => (running, json!({}), false),
+        2 => (ended(0, COMPLETED), json!({}), false),
+        3 => (ended(1, ""), json!({}), false),
+        4 => (
+            waiting("CrashLoopBackOff", "back-off"),
+            ended(0, COMPLETED),
+            false,
+        ),
+        _ => (ended(137, ""), json!({}), true),
+    };
+    let mut agent = container("runner", &state);
+    agent["started"] = json!(started);
+    agent["lastState"] = last;
+    let ready = json!({"type": "Ready", "status": "False", "lastTransitionTime": at(unready)});
+    json!({
+        "phase": "Running", "conditions": [bound(), ready],
+        "initContainerStatuses": [gate], "containerStatuses": [agent]
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_runner_that_was_online_never_goes_back_and_is_never_overdue(
+        moment in 0usize..6,
+        unready in 7i64..40_000,
+        hours in 0i64..2_000,
+    ) {
+        let pool = pool(1);
+        let runner = read(&json!({"containers": []}), &been_online(moment, unready));
+        prop_assert!(
+            !matches!(
+                runner.phase,
+                RunnerPhase::Unscheduled | RunnerPhase::Preparing | RunnerPhase::Gated | RunnerPhase::Starting
+            ),
+            "{:?}", runner.phase
+        );
+        let now = MADE + SignedDuration::from_hours(hours);
+        let health = health::assess(&pool, &observed(vec![runner]), now);
+        prop_assert!(health.overdue.is_empty());
+    }
+}
+
+#[test]
+fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
+    for (moment, phase) in [
+        (2, RunnerPhase::Finished),
+        (3, RunnerPhase::Failed),
+        (4, RunnerPhase::Finished),
+    ] {
+        let runner = read(&json!({"containers": []}), &been_online(moment, 1800));
+        assert_eq!(runner.phase, phase, "{moment}");
+        assert_eq!(runner.since.to_string(), at(1800), "{moment}");
+    }
+}
+
+#[test]
+fn what_a_container_waits_for_is_told_whichever_it_is() {
+    let missing = r#"secret "hf-token" not found"#;
+    let runner = starting(
+        &json!({"containers": []}),
+        &[
+            ("gate", done(0, "Completed", "{}")),
+            ("fetch", waiting("CreateContainerConfigError", missing)),
+        ],
+    );
+    let told = runner.waiting.unwrap().to_string();
+    assert_eq!(
+        told,
+        r#"container fetch, image registry/image:1: CreateContainerConfigError: secret "hf-token" not found"#
+    );
+}
+
+#[test]
+fn an_image_that_is_not_there_is_told_in_the_same_words_at_each_attempt_and_between() {
+    let cause = "pull access denied, repository does not exist";
+    let words = |reason: &str, message: &str| {
+        let states = [("gate", waiting(reason, message))];
+        starting(&json!({"containers": []}), &states).waiting
+    };
+    let between = format!("Back-off pulling image \"x\": ErrImagePull: {cause}");
+    let told = words("ImagePullBackOff", &between).unwrap();
+    assert_eq!(Some(&told), words("ErrImagePull", cause).as_ref());
+    assert_eq!(
+        (told.reason.as_str(), told.message.as_str()),
+        ("ImagePullBackOff", cause)
+    );
+}
+
+#[test]
+fn an_init_container_of_the_template_that_fails_is_named_with_its_last_words() {
+    let states = [
+        ("gate", done(0, "Completed", "{}")),
+        ("externals", done(1, "Error", "copying\ncp: no such file\n")),
+    ];
+    let runner = starting(&json!({"containers": []}), &states);
+    let failure = failure(&runner);
+    assert_eq!(
+        (failure.reason, failure.class),
+        ("InitContainerFailed", Class::Config)
+    );
+    for word in ["externals", "code 1", "cp: no such file"] {
+        assert!(failure.message.contains(word), "{}", failure.message);
+    }
+    assert_eq!(runner.phase, RunnerPhase::Failed);
+
+    // One that Kubernetes starts again has not ended the pod.
+    let sidecar = json!({"containers": [], "initContainers": [{"name": "externals", "restartPolicy": "Always"}]});
+    assert_eq!(starting(&sidecar, &states).end, None);
+}
+
+#[test]
+fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
+    let limited = json!({"containers": [], "initContainers": [
+        {"name": "gate", "resources": {"limits": {"memory": "64Mi"}}}
+    ]});
+    let unlimited = json!({"containers": []});
+    let report = Report {
+        failure: Some(gate_report::Failure {
+            class: Class::Node,
+            step: gate_report::Step::Init,
+            code: None,
+            code_name: "Crash".into(),
+            call: None,
+            device: None,
+            uuid: None,
+            message: "the test process died of signal 9 (SIGKILL) in cuInit".into(),
+            advice: "Reinstall the driver.".into(),
+            confidence: gate_report::Confidence::Medium,
+        }),
+        ..Report::new("1")
+    }
+    .summary();
+    for (spec, state, expected) in [
+        // The whole container is killed, as with cgroup v2.
+        (
+            &limited,
+            done(137, "OOMKilled", ""),
+            ("OutOfMemory", Class::Config),
+        ),
+        // One process after the other, as with cgroup v1.
+        (
+            &limited,
+            done(13, "Error", &report),
+            ("OutOfMemory", Class::Config),
+        ),
+        (
+            &unlimited,
+            done(13, "Error", &report),
+            ("GateFailed", Class::Transient),
+        ),
+    ] {
+        let runner = starting(spec, &[("gate", state)]);
+        let failure = failure(&runner);
+        assert_eq!((failure.reason, failure.class), expected);
+        assert_eq!(
+            failure.message.contains("64Mi"),
+            spec == &limited,
+            "{}",
+            failure.message
+        );
+    }
+}
+
+#[test]
+fn a_pod_at_its_own_deadline_is_nobodys_fault() {
+    let spec = json!({"containers": [], "activeDeadlineSeconds": 45});
+    let end = json!({"terminated": {"exitCode": 137, "startedAt": at(6), "finishedAt": at(47)}});
+    for status in [
+        // The kubelet's words come some seconds later.
+        json!({"phase": "Running", "startTime": at(1), "containerStatuses": [container("runner", &end)]}),
+        json!({
+            "phase": "Failed", "reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline",
+            "startTime": at(1), "containerStatuses": [container("runner", &end)]
+        }),
+    ] {
+        let runner = read(&spec, &status);
+        let failure = failure(&runner);
+        assert_eq!(
+            (failure.reason, failure.class),
+            ("DeadlineExceeded", Class::Transient)
+        );
+        assert!(failure.message.contains("45 s"), "{}", failure.message);
+    }
+}
+
+#[test]
+fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
+    let words = "cat: /run/cuda-runner/jitconfig: Permission denied";
+    let agent = container("runner", &done(1, "Error", words));
+    let runner = read(
+        &json!({"containers": []}),
+        &json!({"phase": "Failed", "containerStatuses": [agent]}),
+    );
+    let failure = failure(&runner);
+    assert_eq!(
+        (failure.reason, failure.code),
+        ("AgentEndedAtOnce", Some(1))
+    );
+    assert!(failure.message.contains(words), "{}", failure.message);
+}
+
+#[test]
+fn a_refused_pods_failure_is_of_now_and_not_of_its_creation() {
+    let refused = json!({
+        "phase": "Failed", "reason": "NodeAffinity", "message": "m", "startTime": at(90_000)
+    });
+    let runner = read(&json!({"containers": []}), &refused);
+    assert_eq!(failure(&runner).at.to_string(), at(90_000));
+}
+
+#[test]
+fn a_pod_that_was_deleted_by_force_is_told_unless_its_runner_was_idle() {
+    let gone = |status: &str, ready_at: i64| {
+        let mut pod = been_online(0, ready_at);
+        pod["conditions"][1]["status"] = json!(status);
+        Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason)
+    };
+    assert_eq!(gone("False", 30), Some("JobCutShort"));
+    assert_eq!(gone("True", 30), None);
+    let new = read(&json!({"containers": []}), &json!({"phase": "Pending"}));
+    assert_eq!(Failure::deleted(&new, MADE).unwrap().reason, "PodDeleted");
+}
