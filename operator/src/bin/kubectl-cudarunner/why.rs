@@ -1,5 +1,6 @@
 //! `why`: what holds the pool or its jobs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -60,6 +61,9 @@ pub(crate) fn text(status: &CudaRunnerStatus, looked: bool) -> String {
         "{} queued, {} online, {} busy, {} at the gate, {} pending",
         status.queued, status.online, status.busy, status.gated, status.pending
     );
+    for (runner, waiting) in waiting(status) {
+        wrap(&mut text, &format!("{runner} waits: "), 2, waiting);
+    }
     for failure in &status.last_failures {
         let head = format!("{} {} ({}): ", failure.at.0, failure.runner, failure.reason);
         wrap(&mut text, &head, 2, &failure.message);
@@ -84,9 +88,19 @@ pub(crate) fn json(status: &CudaRunnerStatus, looked: bool) -> Value {
         "busy": status.busy,
         "gated": status.gated,
         "pending": status.pending,
+        "waiting": waiting(status),
         "lastFailures": status.last_failures,
         "looked": looked,
     })
+}
+
+/// What runners wait for, by their names.
+fn waiting(status: &CudaRunnerStatus) -> BTreeMap<&str, &str> {
+    let waiting = status
+        .runners
+        .iter()
+        .filter_map(|runner| Some((runner.name.as_str(), runner.waiting.as_deref()?)));
+    waiting.collect()
 }
 
 #[cfg(test)]
@@ -117,6 +131,20 @@ mod tests {
         status.conditions.retain(|c| c.type_ == "Ready");
         status.conditions[0].status = "False".to_owned();
         assert!(super::text(&status, true).starts_with("Ready ("));
+    }
+
+    #[test]
+    fn what_a_runner_waits_for_is_said_though_others_are_online() {
+        let mut status = fixture::pool("spare").status.unwrap();
+        let word = "container runner, image a/b:1: ImagePullBackOff: not found";
+        status.runners.truncate(1);
+        status.runners[0].waiting = Some(word.to_owned());
+        let text = super::text(&status, true);
+        assert!(
+            text.replace('\n', " ").contains("waits: container runner"),
+            "{text}"
+        );
+        assert_eq!(json(&status, true)["waiting"].as_object().unwrap().len(), 1);
     }
 
     #[test]
