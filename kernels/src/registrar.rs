@@ -198,14 +198,10 @@ fn understand(mut answer: Response<Body>) -> Try {
 
 /// The registrar's own words, no more than a few lines of them, or at least the status.
 fn refusal(status: StatusCode, text: &[u8]) -> Refusal {
-    let plain = |text: &str, longest| {
-        let plain = text.chars().filter(|c| !c.is_control());
-        plain.take(longest).collect()
-    };
     match serde_json::from_slice::<Refusal>(text) {
         Ok(refusal) => Refusal {
-            reason: plain(&refusal.reason, 64),
-            message: plain(&refusal.message, LONGEST_MESSAGE),
+            reason: gate_report::clean(&refusal.reason, 64),
+            message: gate_report::clean(&refusal.message, LONGEST_MESSAGE),
         },
         Err(_) => Refusal {
             reason: format!("Status{}", status.as_u16()),

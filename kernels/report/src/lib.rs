@@ -7,11 +7,13 @@
 //!   into a class, a meaning and advice.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - `schema`, with the feature of that name: the report's JSON schema.
+//! - [`clean`]: text from outside, made harmless for whoever reads it.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
 //! Pure values: no I/O, no clock.
 
 mod class;
+mod clean;
 mod codes;
 mod fault;
 mod findings;
@@ -24,6 +26,7 @@ mod text;
 pub mod wire;
 
 pub use class::{Class, exit};
+pub use clean::{clean, clean_all, is_hidden};
 pub use codes::listed;
 pub use fault::{Confidence, Context, Fault, fault};
 pub use findings::{Finding, finding};

@@ -169,10 +169,6 @@ impl Answer {
                 message = format!("{message}: {text}");
             }
         }
-        message
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(400)
-            .collect()
+        gate_report::clean(&message, 400)
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use gate_report::clean;
 use http::{
     Method, Request, StatusCode, Uri,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT},
@@ -126,7 +127,7 @@ impl Exception {
         let mut texts = texts.into_iter().flatten();
         let said = texts.find(|text| !text.is_empty());
         let said = said.map_or(reason, |text| text.trim_end_matches('.'));
-        said.chars().filter(|c| !c.is_control()).take(400).collect()
+        clean(said, 400)
     }
 }
 

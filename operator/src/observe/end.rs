@@ -244,7 +244,7 @@ fn gate_failure(
     failure: impl Fn(&'static str, Class, String) -> Failure,
 ) -> Failure {
     let report = ended.message.as_deref();
-    let report = report.and_then(|m| serde_json::from_str::<Report>(m).ok());
+    let report = report.and_then(|m| Report::read(m.as_bytes()).ok());
     let found = report.and_then(|r| r.failure);
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
         return killed_failure(memory_limit(pod, GATE).as_deref(), killed, failure);
@@ -366,9 +366,5 @@ fn last_heard(pod: &Pod) -> Option<Timestamp> {
 pub(super) fn last_line(words: &str) -> String {
     let mut lines = words.lines().rev().map(str::trim);
     let line = lines.find(|l| !l.is_empty() && !l.starts_with("{\"mark\""));
-    line.unwrap_or("it left no message")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(300)
-        .collect()
+    gate_report::clean(line.unwrap_or("it left no message"), 300)
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use gate_report::clean;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
@@ -61,8 +62,7 @@ impl fmt::Display for Job {
 
 /// A name without what a terminal or a sentence would trip over.
 fn bounded(text: &str) -> String {
-    let plain = text.chars().filter(|c| !c.is_control());
-    plain.take(LONGEST_NAME).collect()
+    clean(text, LONGEST_NAME)
 }
 
 /// A job that has ended on a runner, whatever became of either.

@@ -293,7 +293,7 @@ fn agent_running(pod: &Pod) -> bool {
 /// The report of a gate that has ended.
 fn gate_report(pod: &Pod) -> Option<Report> {
     let message = terminated(init_container(pod, GATE))?.message.as_deref()?;
-    serde_json::from_str(message).ok()
+    Report::read(message.as_bytes()).ok()
 }
 
 pub(super) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
@@ -393,7 +393,5 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
 pub(super) fn words(text: Option<&str>) -> String {
     const LONGEST: usize = 400;
     let line = text.unwrap_or_default().split_whitespace();
-    let line = line.collect::<Vec<_>>().join(" ");
-    let plain = line.chars().filter(|c| !c.is_control());
-    plain.take(LONGEST).collect()
+    gate_report::clean(&line.collect::<Vec<_>>().join(" "), LONGEST)
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use cudarunner_crds::{JobStatus, MAX_LAST_JOBS};
+use gate_report::clean;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -196,10 +197,7 @@ fn found<'a>(job: &JobStatus, jobs: &'a [RunJob]) -> Option<&'a RunJob> {
 }
 
 fn short(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(LONGEST)
-        .collect()
+    clean(text, LONGEST)
 }
 
 /// All of the jobs in one note, as far as there is room.

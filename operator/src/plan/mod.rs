@@ -17,6 +17,7 @@ pub mod quarantine;
 pub mod queue;
 pub mod runners;
 pub mod scale_set;
+mod shown;
 mod stable;
 pub mod teardown;
 pub mod verify;
@@ -411,6 +412,12 @@ impl Plan {
 /// Decides.
 #[must_use]
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = decided(pool, observed, now);
+    shown::tidy(&mut plan);
+    plan
+}
+
+fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan {
         status: counted(pool, observed, now),
         ..Plan::default()

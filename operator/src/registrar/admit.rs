@@ -1,5 +1,5 @@
 //! Whether a report is good enough for a registration. Pure.
-use gate_report::{Report, SCHEMA};
+use gate_report::{Report, SCHEMA, clean};
 use std::{fmt, str::FromStr};
 
 /// Two numbers with a dot, as of a compute capability or a CUDA version.
@@ -160,15 +160,12 @@ fn at_least(version: &str, minimum: Version) -> bool {
 
 /// The gate's words go into a sentence for people: never more than a line of them.
 pub(crate) fn cut(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(64).collect()
+    clean(text, 64)
 }
 
 /// Words of somebody else's, of a length for a refusal and for the log.
 pub(super) fn sentence(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(2000)
-        .collect()
+    clean(text, 2000)
 }
 
 fn named(text: Option<&str>) -> String {

@@ -319,7 +319,7 @@ async fn read(body: Body) -> Result<(Report, Digest), Response> {
             format!("the report broke off, or is longer than {MAX_BODY} bytes"),
         )
     })?;
-    let report = serde_json::from_slice(&bytes).map_err(|error| {
+    let report = Report::read(&bytes).map_err(|error| {
         bad(
             "ReportInvalid",
             format!("the report cannot be understood: {error}"),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cudarunner_crds::CudaRunner;
+use gate_report::clean_all;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -71,7 +72,7 @@ impl Pools {
 
     /// One pool.
     pub(crate) async fn get(&self, name: &str) -> Result<CudaRunner, String> {
-        let read = self.api().get(name).await;
+        let read = self.api().get(name).await.map(shown);
         read.map_err(|e| {
             format!(
                 "the CudaRunner {}/{name} cannot be read: {}",
@@ -123,6 +124,16 @@ impl Pools {
         all.map(|list| (list.items, false))
             .map_err(|e| format!("no {} can be listed: {}", K::plural(&()), said(&e)))
     }
+}
+
+/// A pool as a terminal may show it. Whoever may write a status or a name must not write on other people's screens.
+pub(crate) fn shown(pool: CudaRunner) -> CudaRunner {
+    const LONGEST: usize = 4_096;
+    let cleaned = serde_json::to_value(&pool).and_then(|mut value| {
+        clean_all(&mut value, LONGEST);
+        serde_json::from_value(value)
+    });
+    cleaned.unwrap_or(pool)
 }
 
 /// What an API server says, without what the client adds.

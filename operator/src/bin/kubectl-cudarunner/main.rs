@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use gate_report::{clean, is_hidden};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -116,6 +117,10 @@ impl Output {
 
 /// A reader that has gone away is no error.
 fn print(text: &str) {
+    let text: String = text
+        .chars()
+        .filter(|c| *c == '\n' || !is_hidden(*c))
+        .collect();
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
@@ -127,7 +132,10 @@ async fn main() -> ExitCode {
     let question = match command {
         Command::Ask(question) => question,
         Command::Completion { shell } => {
-            print(&completion(shell));
+            // Ours, tabs and all.
+            let _ = std::io::stdout()
+                .lock()
+                .write_all(completion(shell).as_bytes());
             return ExitCode::SUCCESS;
         }
     };
@@ -136,7 +144,7 @@ async fn main() -> ExitCode {
     match answer(flags, question).await {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("error: {message}");
+            eprintln!("error: {}", clean(&message, 4_096));
             ExitCode::from(if verifies { 2 } else { 1 })
         }
     }

@@ -2,7 +2,7 @@
 
 use cuda_runner_operator::observe::pod::GATE;
 use cudarunner_crds::POOL_LABEL;
-use gate_report::Report;
+use gate_report::{Report, clean_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::api::ListParams;
@@ -87,7 +87,8 @@ fn read(pod: &Pod) -> Result<Found, String> {
 }
 
 fn parse(ended: &ContainerStateTerminated) -> Option<(Value, Report)> {
-    let json: Value = serde_json::from_str(ended.message.as_deref()?).ok()?;
+    let mut json: Value = serde_json::from_str(ended.message.as_deref()?).ok()?;
+    clean_all(&mut json, 4_096);
     let report = serde_json::from_value(json.clone()).ok()?;
     Some((json, report))
 }

@@ -305,6 +305,38 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_whose_status_would_write_on_the_screen() {
+        // Given texts with which a terminal clears its screen, forges lines, and turns words around
+        const HOSTILE: &str = "\u{1b}[2J\u{1b}[Hjob\nFAKE  Ready\u{202e}txt\u{200b}\u{9b}31m";
+        let mut pool = fixture::pool("my-pool");
+        let status = pool.status.as_mut().unwrap();
+        for condition in &mut status.conditions {
+            condition.message = HOSTILE.to_owned();
+        }
+        for failure in &mut status.last_failures {
+            failure.message = HOSTILE.to_owned();
+            failure.device = Some(HOSTILE.to_owned());
+        }
+        for job in &mut status.last_jobs {
+            job.job = HOSTILE.to_owned();
+            job.conclusion = Some(HOSTILE.to_owned());
+        }
+        for entry in &mut status.quarantine {
+            entry.message = HOSTILE.to_owned();
+        }
+        for job in status.verification.iter_mut().flat_map(|v| &mut v.jobs) {
+            job.name = HOSTILE.to_owned();
+        }
+
+        // When it is shown, then all of it is plain text in the lines where it belongs
+        let text = text(&crate::connect::shown(pool), NOW);
+        let hidden = |c: char| c != '\n' && gate_report::is_hidden(c);
+        assert!(!text.contains(hidden), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("FAKE")), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
     fn a_pool_that_is_well() {
         let text = text(&fixture::pool("spare"), NOW);
         fixture::fits(&text);

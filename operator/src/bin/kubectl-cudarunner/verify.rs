@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Error, watch_object};
 
-use crate::connect::{Pools, is_forbidden, said};
+use crate::connect::{Pools, is_forbidden, said, shown};
 use crate::text::{count, wrap};
 use crate::why::held;
 
@@ -67,7 +67,7 @@ pub(crate) async fn follow(
         let mut stream = pin!(watch_object(pools.api(), name).default_backoff());
         while let Some(seen) = stream.next().await {
             let pool = match seen {
-                Ok(Some(pool)) => pool,
+                Ok(Some(pool)) => shown(pool),
                 Ok(None) => return Err(format!("{}/{name} was deleted", pools.namespace)),
                 Err(Error::InitialListFailed(e) | Error::WatchStartFailed(e))
                     if is_forbidden(&e) =>
