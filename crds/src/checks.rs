@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct RequiredChecksStatus {
     /// The repository, `OWNER/NAME`.
     pub repository: String,
+    /// The server that it is on, for example `https://github.com`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// The verified jobs under the names that GitHub reports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<ProvenCheck>,

@@ -15,7 +15,7 @@ use crate::github::{Clients, GitHubUrl};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::plan::checks::{self, Elsewhere};
+use crate::plan::checks::{self, Elsewhere, Word};
 use crate::plan::node_marks::{Held, Marking};
 use crate::plan::{Notice, Passed, PodSettings};
 use crate::pool::{Pool, PoolKey};
@@ -151,7 +151,8 @@ impl Context {
         })
     }
 
-    /// What other pools require at the server of a pool that requires something, too. One in deletion gives its part up.
+    /// What other pools require at the server of a pool that requires something, too, as this process has written it down
+    /// for them: what a namespace's users can write is no proof. One in deletion gives its part up.
     #[must_use]
     pub fn required_elsewhere(&self, pool: &Pool) -> BTreeSet<Elsewhere> {
         let Ok(spec) = &pool.spec else {
@@ -162,12 +163,22 @@ impl Context {
         }
         self.others(pool)
             .filter(|other| other.metadata.deletion_timestamp.is_none())
-            .filter(|other| {
-                GitHubUrl::parse(&other.spec.github.url, true)
-                    .is_ok_and(|url| url.origin() == spec.url.origin())
-            })
-            .flat_map(|other| checks::required_by(&other))
+            .filter(|other| other.spec.required_checks.is_some())
+            .flat_map(|other| self.required_by(&other))
             .collect()
+    }
+
+    fn required_by(&self, other: &CudaRunner) -> Vec<Elsewhere> {
+        let uid = other.metadata.uid.as_deref().unwrap_or_default();
+        let known = self.memory.of(&key_of(other), uid, |memory| {
+            let word = Word::of(&memory.github.access, &memory.checks.watched);
+            (word, memory.status.clone())
+        });
+        let (word, written) = known.unwrap_or((Some(Word::Unproven), None));
+        match (word, written.as_ref().or(other.status.as_ref())) {
+            (Some(word), Some(status)) => checks::required_by(&other.spec, status, word),
+            _ => vec![],
+        }
     }
 
     /// What pods have to know of the operator.

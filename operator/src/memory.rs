@@ -261,6 +261,17 @@ impl Memory {
         work(memory)
     }
 
+    /// Looks at what is remembered of a resource, if anything is.
+    pub fn of<T>(
+        &self,
+        key: &PoolKey,
+        uid: &str,
+        look: impl FnOnce(&PoolMemory) -> T,
+    ) -> Option<T> {
+        let pools = self.lock();
+        pools.get(key).filter(|memory| memory.uid == uid).map(look)
+    }
+
     /// Forgets a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.lock().remove(key);

@@ -9,7 +9,8 @@ use crate::context::Context;
 use crate::github::{Client, Error, Protection, Repository};
 use crate::plan::Access;
 use crate::plan::checks::{
-    Branch, Watched, asked_of, branches, green, is_concerned, repository, ruleset_name, unseen,
+    Branch, Watched, asked_of, branches, green, is_concerned, record, repository, ruleset_name,
+    unseen,
 };
 use crate::plan::runners::SWEEP;
 use crate::plan::verify::workflow;
@@ -69,7 +70,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
             watched.read = Some(now);
             let names_missing = pool.deleting.is_none()
                 && !asked_of(pool).is_some_and(|asked| asked.allow_unseen)
-                && unseen(pool.status.required_checks.as_ref());
+                && unseen(record(pool));
             watched.next_look = Some(now.after(if names_missing { UNSEEN } else { SWEEP }));
             memory.asked = Some(asked);
         }
@@ -106,7 +107,7 @@ impl Look<'_> {
         if let Some(run) = to_prove.and_then(|green| green.run_id) {
             self.prove(run).await?;
         }
-        if unseen(self.pool.status.required_checks.as_ref())
+        if unseen(record(self.pool))
             && self.pool.deleting.is_none()
             && let Some(workflow) = workflow(self.pool)
         {
@@ -171,7 +172,7 @@ impl Look<'_> {
     }
 
     fn needs_ruleset(&self) -> bool {
-        let record = self.pool.status.required_checks.as_ref();
+        let record = record(self.pool);
         record.is_some_and(|record| record.ruleset.is_some())
             || asked_of(self.pool).is_some_and(|asked| asked.mode == ChecksMode::Ruleset)
     }

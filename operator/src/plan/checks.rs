@@ -6,19 +6,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{
-    BranchChecks, ChecksMode, CudaRunner, ProvenCheck, RequiredChecks, RequiredChecksStatus,
-    VerificationState, VerificationStatus,
+    BranchChecks, ChecksMode, CudaRunnerSpec, CudaRunnerStatus, ProvenCheck, RequiredChecks,
+    RequiredChecksStatus, VerificationState, VerificationStatus,
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Action, Notice, Observed, Plan};
-use crate::github::{BranchRule, Check, Protection, Repository, Ruleset, Triggers};
+use super::{Access, Action, Notice, Observed, Plan};
+use crate::github::{BranchRule, Check, GitHubUrl, Protection, Repository, Ruleset, Triggers};
 use crate::pool::Pool;
 
 mod told;
 
 pub(super) use told::required;
 
+/// How soon it is looked again whether GitHub accepts another pool.
+const UNPROVEN: SignedDuration = SignedDuration::from_secs(5);
 /// How soon GitHub is read again after a change of ours.
 const SOON: SignedDuration = SignedDuration::from_millis(300);
 
@@ -60,27 +62,74 @@ pub struct Branch {
     pub read: Timestamp,
 }
 
-/// A context that another pool requires, on a branch of a repository.
+/// A context that another pool requires, on a branch of a repository of a server.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Elsewhere {
+    /// The server.
+    pub origin: String,
     /// `OWNER/NAME`.
     pub repository: String,
     /// The branch.
     pub branch: String,
     /// The context.
     pub context: String,
+    /// Whose word it is.
+    pub word: Word,
+}
+
+/// What the record of another pool is worth.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Word {
+    /// GitHub accepts that pool's credentials, and shows it the branches.
+    Proven,
+    /// This process has not asked GitHub for that pool yet.
+    Unproven,
+}
+
+impl Word {
+    /// The word of a pool by what came of its own last attempts; `None` where it counts for nothing: whoever names a
+    /// repository without having access to it must have no say in its checks.
+    #[must_use]
+    pub fn of(access: &Access, checks: &Watched) -> Option<Self> {
+        match access {
+            Access::Granted if checks.trouble.is_some() => None,
+            Access::Granted if checks.read.is_some() => Some(Self::Proven),
+            Access::Granted | Access::Unchecked => Some(Self::Unproven),
+            Access::Refused { .. } => None,
+        }
+    }
+}
+
+/// The server of a record. One that does not name it is from a time when it was where the pool's runners registered.
+#[must_use]
+pub fn origin_of(
+    record: &RequiredChecksStatus,
+    registered_at: Option<&str>,
+    current: &str,
+) -> String {
+    let registered = || {
+        GitHubUrl::parse(registered_at?, true)
+            .ok()
+            .map(|url| url.origin())
+    };
+    let recorded = record.origin.clone().or_else(registered);
+    recorded.unwrap_or_else(|| current.to_owned())
 }
 
 /// What a pool requires, and goes on requiring: contexts on record that its spec still asks for.
 #[must_use]
-pub fn required_by(pool: &CudaRunner) -> Vec<Elsewhere> {
-    let record = pool
-        .status
-        .as_ref()
-        .and_then(|s| s.required_checks.as_ref());
-    let (Some(record), Some(asked)) = (record, &pool.spec.required_checks) else {
+pub fn required_by(spec: &CudaRunnerSpec, status: &CudaRunnerStatus, word: Word) -> Vec<Elsewhere> {
+    let (Some(record), Some(asked)) = (&status.required_checks, &spec.required_checks) else {
         return vec![];
     };
+    let Ok(url) = GitHubUrl::parse(&spec.github.url, true) else {
+        return vec![];
+    };
+    let origin = origin_of(record, status.registered_at.as_deref(), &url.origin());
+    // Where it registers no more, its credentials prove nothing.
+    if origin != url.origin() {
+        return vec![];
+    }
     let goes_on = |branch: &&BranchChecks| {
         asked.mode == ChecksMode::BranchProtection
             && asked.branches.iter().any(|b| b.name == branch.name)
@@ -91,6 +140,8 @@ pub fn required_by(pool: &CudaRunner) -> Vec<Elsewhere> {
         .flat_map(|branch| {
             let contexts = branch.contexts.iter().filter(proven);
             contexts.map(|context| Elsewhere {
+                origin: origin.clone(),
+                word,
                 repository: record.repository.clone(),
                 branch: branch.name.clone(),
                 context: context.clone(),
@@ -119,8 +170,7 @@ pub fn asked_of(pool: &Pool) -> Option<&RequiredChecks> {
 pub fn branches(pool: &Pool) -> BTreeSet<String> {
     let asked = asked_of(pool).filter(|_| pool.deleting.is_none());
     let asked = asked.into_iter().flat_map(|asked| &asked.branches);
-    let record = pool.status.required_checks.iter();
-    let recorded = record.flat_map(|record| &record.branches);
+    let recorded = record(pool).into_iter().flat_map(|record| &record.branches);
     asked
         .map(|branch| branch.name.clone())
         .chain(recorded.map(|branch| branch.name.clone()))
@@ -130,11 +180,23 @@ pub fn branches(pool: &Pool) -> BTreeSet<String> {
 /// The repository that is to be looked at: the one on record until nothing is left there, then the spec's.
 #[must_use]
 pub fn repository(pool: &Pool) -> Option<Repository> {
-    if let Some(record) = pool.status.required_checks.as_ref().filter(|r| holds(r)) {
+    if let Some(record) = record(pool).filter(|r| holds(r)) {
         return Repository::new(&record.repository);
     }
     asked_of(pool)?;
     pool.spec.as_ref().ok()?.repository.clone()
+}
+
+/// The record of what is at the server where the pool registers. What is at another one cannot be reached from here, and
+/// must not be mistaken for what a namesake of the repository requires.
+#[must_use]
+pub fn record(pool: &Pool) -> Option<&RequiredChecksStatus> {
+    let record = pool.status.required_checks.as_ref()?;
+    let Ok(spec) = &pool.spec else {
+        return Some(record);
+    };
+    let here = spec.url.origin();
+    (origin_of(record, pool.status.registered_at.as_deref(), &here) == here).then_some(record)
 }
 
 /// Whether anything may be at GitHub for the sake of the pool.
@@ -154,7 +216,7 @@ pub fn green(pool: &Pool) -> Option<&VerificationStatus> {
 /// Whether GitHub has to be asked at all.
 #[must_use]
 pub fn is_concerned(pool: &Pool) -> bool {
-    let record = pool.status.required_checks.as_ref();
+    let record = record(pool);
     record.is_some_and(holds)
         || asked_of(pool).is_some()
             && pool.deleting.is_none()
@@ -169,6 +231,12 @@ pub fn unseen(record: Option<&RequiredChecksStatus>) -> bool {
 
 /// Decides on the required checks. With the pool they go, too.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    if record(pool).is_none()
+        && let Some(left) = left(pool)
+    {
+        plan.notices.push(left_behind(&left));
+        plan.status.required_checks = None;
+    }
     if !is_concerned(pool) {
         plan.status.required_checks = None;
         return;
@@ -181,16 +249,17 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         return;
     };
     let here = repository.full_name();
-    let mut record = pool
-        .status
-        .required_checks
-        .clone()
+    let mut record = record(pool)
+        .cloned()
         .filter(|record| record.repository == here)
         .unwrap_or_else(|| RequiredChecksStatus {
             repository: here.to_owned(),
             ..RequiredChecksStatus::default()
         });
     let spec = pool.spec.as_ref().ok();
+    if let Some(spec) = spec {
+        record.origin = Some(spec.url.origin());
+    }
     let is_here = spec.is_some_and(|spec| spec.repository.as_ref() == Some(&repository));
     let asked = asked_of(pool).filter(|_| is_here && pool.deleting.is_none());
     prove(&mut record, green(pool), watched);
@@ -199,6 +268,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             asked,
             watched,
             repository: &repository,
+            origin: record.origin.clone(),
             elsewhere: &observed.required_elsewhere,
         };
         let before = plan.actions.len();
@@ -214,9 +284,21 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     plan.status.required_checks = (!over).then_some(record);
 }
 
+/// The Event that names what a pool has left at a server at which it registers no more.
+fn left_behind(left: &str) -> Notice {
+    Notice {
+        warning: true,
+        reason: "ChecksLeftBehind".to_owned(),
+        note: format!(
+            "the pool registers at another server now and has left {left} behind; remove that there by hand where it is not wanted"
+        ),
+        about: None,
+    }
+}
+
 /// An Event for each branch that does not require anything for the pool's sake any more.
 fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
-    let before = pool.status.required_checks.iter().flat_map(|r| &r.branches);
+    let before = self::record(pool).into_iter().flat_map(|r| &r.branches);
     for branch in before {
         let now = record.branches.iter().find(|b| b.name == branch.name);
         let is_gone = |c: &&String| now.is_none_or(|now| !now.contexts.contains(c));
@@ -273,6 +355,7 @@ struct View<'a> {
     asked: Option<&'a RequiredChecks>,
     watched: &'a Watched,
     repository: &'a Repository,
+    origin: Option<String>,
     elsewhere: &'a BTreeSet<Elsewhere>,
 }
 
@@ -321,13 +404,11 @@ impl View<'_> {
             } else {
                 vec![]
             };
-            let shared: BTreeSet<&str> = self
-                .elsewhere
-                .iter()
-                .filter(|e| e.repository == self.repository.full_name() && &e.branch == name)
-                .map(|e| e.context.as_str())
-                .collect();
+            let shared = self.shared(name);
             let step = step(&recorded, &wanted, there, &shared);
+            if step.waits {
+                plan.wake_in(UNPROVEN);
+            }
             if !step.add.is_empty() {
                 plan.actions.push(Action::RequireChecks(
                     self.repository.clone(),
@@ -350,6 +431,21 @@ impl View<'_> {
             }
         }
         record.branches = branches;
+    }
+
+    /// What other pools require on a branch: the best word for each context.
+    fn shared(&self, branch: &str) -> BTreeMap<&str, Word> {
+        let mut shared = BTreeMap::new();
+        let here = self.elsewhere.iter().filter(|e| {
+            Some(&e.origin) == self.origin.as_ref()
+                && e.repository == self.repository.full_name()
+                && e.branch == branch
+        });
+        for Elsewhere { context, word, .. } in here {
+            let best = shared.entry(context.as_str()).or_insert(*word);
+            *best = (*best).min(*word);
+        }
+        shared
     }
 
     /// Brings the pool's own ruleset one step further.
@@ -426,13 +522,20 @@ struct Step {
     record: Vec<String>,
     add: Vec<String>,
     remove: Vec<String>,
+    /// Whether another pool has to be asked about first.
+    waits: bool,
 }
 
 /// From what is on record, wanted and there, and what other pools require there, to the next step.
 ///
 /// A context that is there without being on record is the user's, and never touched; one that another pool has added
-/// is shared, and the last one out removes it.
-fn step(recorded: &[String], wanted: &[String], there: &[String], shared: &BTreeSet<&str>) -> Step {
+/// is shared, and the last one out removes it. The word of a pool that GitHub was not asked for yet only holds things up.
+fn step(
+    recorded: &[String],
+    wanted: &[String],
+    there: &[String],
+    shared: &BTreeMap<&str, Word>,
+) -> Step {
     let mut step = Step::default();
     for context in wanted {
         let is_there = there.contains(context);
@@ -440,14 +543,23 @@ fn step(recorded: &[String], wanted: &[String], there: &[String], shared: &BTree
         if is_ours && !is_there {
             step.add.push(context.clone());
         }
-        if is_ours || !is_there || shared.contains(context.as_str()) {
+        let is_shared = shared.get(context.as_str()) == Some(&Word::Proven);
+        if is_ours || !is_there || is_shared {
             step.record.push(context.clone());
         }
     }
-    for context in recorded.iter().filter(|context| !wanted.contains(context)) {
-        if there.contains(context) && !shared.contains(context.as_str()) {
-            step.remove.push(context.clone());
-            step.record.push(context.clone());
+    let left = recorded.iter().filter(|context| !wanted.contains(context));
+    for context in left.filter(|context| there.contains(context)) {
+        match shared.get(context.as_str()) {
+            Some(Word::Proven) => {}
+            Some(Word::Unproven) => {
+                step.waits = true;
+                step.record.push(context.clone());
+            }
+            None => {
+                step.remove.push(context.clone());
+                step.record.push(context.clone());
+            }
         }
     }
     step

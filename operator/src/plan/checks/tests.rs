@@ -1,4 +1,4 @@
-use cudarunner_crds::{CheckedBranch, VerifiedJobStatus};
+use cudarunner_crds::{CheckedBranch, CudaRunner, VerifiedJobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 
@@ -458,7 +458,9 @@ fn observed_by(world: &World, pools: &[CudaRunner], number: usize) -> (Pool, Obs
     let mut observed = world.observed(&pool);
     let other = &pools[1 - number];
     if other.metadata.deletion_timestamp.is_none() {
-        observed.required_elsewhere = required_by(other).into_iter().collect();
+        let status = other.status.clone().unwrap_or_default();
+        let theirs = required_by(&other.spec, &status, Word::Proven);
+        observed.required_elsewhere = theirs.into_iter().collect();
     }
     (pool, observed)
 }
@@ -472,6 +474,114 @@ fn act(world: &mut World, pools: &mut [CudaRunner], number: usize, written: bool
     if written {
         let status = pools[number].status.get_or_insert_default();
         status.required_checks = plan.status.required_checks;
+    }
+}
+
+#[test]
+fn only_a_pool_that_github_accepts_has_a_say_in_our_checks() {
+    // Given a context that we have added and that is wanted no more, or one that was there before us
+    let gpu = ["gpu".to_owned()];
+    let step_with = |recorded: &[String], wanted: &[String], word: Option<Word>| {
+        let shared = word.map(|word| ("gpu", word)).into_iter().collect();
+        step(recorded, wanted, &gpu, &shared)
+    };
+
+    // Then ours goes unless another pool really requires it, and waits while that is not known
+    assert_eq!(step_with(&gpu, &[], None).remove, gpu);
+    let given_up = step_with(&gpu, &[], Some(Word::Proven));
+    assert_eq!(given_up, Step::default());
+    let waiting = step_with(&gpu, &[], Some(Word::Unproven));
+    assert!(waiting.waits && waiting.remove.is_empty());
+    assert_eq!(waiting.record, gpu);
+
+    // And what was there is not taken for ours on the word of a pool that has proven nothing
+    for word in [None, Some(Word::Unproven)] {
+        assert_eq!(step_with(&[], &gpu, word).record, [""; 0]);
+    }
+    assert_eq!(step_with(&[], &gpu, Some(Word::Proven)).record, gpu);
+}
+
+#[test]
+fn a_word_is_worth_what_github_says_of_the_pool() {
+    let read = Watched {
+        read: Some(NOW),
+        ..Watched::default()
+    };
+    let troubled = Watched {
+        trouble: Some(("NotFound".to_owned(), "no".to_owned())),
+        ..read.clone()
+    };
+    let refused = Access::Refused {
+        reason: "Unauthorized".to_owned(),
+        message: "no".to_owned(),
+        transient: true,
+    };
+    assert_eq!(Word::of(&Access::Granted, &read), Some(Word::Proven));
+    assert_eq!(Word::of(&Access::Granted, &troubled), None);
+    assert_eq!(
+        Word::of(&Access::Granted, &Watched::default()),
+        Some(Word::Unproven)
+    );
+    assert_eq!(Word::of(&Access::Unchecked, &read), Some(Word::Unproven));
+    assert_eq!(Word::of(&refused, &read), None);
+}
+
+/// A pool with a context on record, at some server.
+fn with_record(origin: Option<&str>, registered_at: Option<&str>) -> CudaRunner {
+    let mut pool = pool("a", on_main());
+    let status = pool.status.as_mut().unwrap();
+    status.registered_at = registered_at.map(str::to_owned);
+    status.required_checks = Some(RequiredChecksStatus {
+        repository: "acme/widgets".to_owned(),
+        origin: origin.map(str::to_owned),
+        checks: vec![ProvenCheck {
+            context: "gpu".to_owned(),
+            app_id: APP,
+            seen: true,
+        }],
+        run_id: Some(7),
+        branches: vec![BranchChecks {
+            name: "main".to_owned(),
+            contexts: vec!["gpu".to_owned()],
+        }],
+        ruleset: None,
+    });
+    pool
+}
+
+#[test]
+fn a_record_speaks_of_the_server_where_it_was_made() {
+    let (here, there) = ("https://github.com", "https://ghe.example.com");
+    let moved = format!("{there}/acme/widgets");
+    for (origin, registered_at, speaks) in [
+        (Some(here), None, true),
+        (Some(there), None, false),
+        // From a time when records did not name it
+        (None, Some("https://github.com/acme/widgets"), true),
+        (None, Some(moved.as_str()), false),
+        (None, None, true),
+    ] {
+        let resource = with_record(origin, registered_at);
+        let status = resource.status.clone().unwrap();
+        let said = required_by(&resource.spec, &status, Word::Proven);
+        assert_eq!(!said.is_empty(), speaks, "{origin:?} {registered_at:?}");
+        assert!(said.iter().all(|e| e.origin == here));
+
+        // And a pool that went to another server leaves the namesake of its repository there alone
+        let pool = read(&resource);
+        let world = World::new(&[("main", requires(&["gpu"]))]);
+        let plan = crate::plan::plan(&pool, &world.observed(&pool), NOW);
+        let is_told = plan.notices.iter().any(|n| n.reason == "ChecksLeftBehind");
+        assert_eq!(is_told, !speaks);
+        let record = plan.status.required_checks.unwrap();
+        let mut contexts = record.branches.iter().flat_map(|b| &b.contexts);
+        assert_eq!(
+            contexts.any(|c| c == "gpu"),
+            speaks,
+            "{origin:?} {registered_at:?}"
+        );
+        assert_eq!(record.origin.as_deref(), Some(here));
+        assert!(plan.actions.iter().all(is_unrelated));
     }
 }
 
