@@ -61,7 +61,8 @@ pub struct CudaRunnerSpec {
     #[serde(default)]
     pub registration: RegistrationMode,
 
-    /// The number of runners to keep, 1 where neither this nor `scaling` is given.
+    /// The number of runners to keep, 1 where neither this nor `scaling` is given. `kubectl scale` and budgets in percent
+    /// need it written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: Option<i32>,
