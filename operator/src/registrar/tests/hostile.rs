@@ -58,11 +58,21 @@ async fn who_says_nothing_is_hung_up_on() {
 #[tokio::test]
 async fn hostile_neighbours_do_not_hold_a_gate_up() {
     let registrar = Arc::new(registrar(limits(), None).await);
-    // Given one who holds as many silent connections as it gets
-    let mut silent = vec![];
-    for _ in 0..100 {
-        silent.push(registrar.reach([127, 0, 0, 2]).await.unwrap());
-    }
+    // Given one who holds as many silent connections as it gets, and opens another for each that is hung up on
+    let silent = tokio::spawn({
+        let registrar = Arc::clone(&registrar);
+        async move {
+            let mut held = std::collections::VecDeque::new();
+            loop {
+                held.extend(registrar.reach([127, 0, 0, 2]).await);
+                if held.len() > 500 {
+                    held.pop_front();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
     // And one who shows token after token that look like a runner's
     let flood = |from: [u8; 4]| {
         let registrar = Arc::clone(&registrar);
@@ -74,9 +84,13 @@ async fn hostile_neighbours_do_not_hold_a_gate_up() {
         })
     };
     let floods = [127, 127, 127, 127].map(|first| flood([first, 0, 0, 3]));
-    while registrar.reviews.load(Ordering::SeqCst) < 4 {
-        tokio::task::yield_now().await;
-    }
+    let begun = async {
+        while registrar.reviews.load(Ordering::SeqCst) < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let begun = tokio::time::timeout(Duration::from_secs(20), begun);
+    begun.await.expect("nobody comes in");
     // When a gate asks, again and again for a while
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
@@ -93,8 +107,8 @@ async fn hostile_neighbours_do_not_hold_a_gate_up() {
     let reviews = registrar.reviews.load(Ordering::SeqCst);
     let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
     assert!(reviews <= most + seconds, "{reviews} reviews");
-    for flood in floods {
-        flood.abort();
+    for task in floods.into_iter().chain([silent]) {
+        task.abort();
     }
 }
 
