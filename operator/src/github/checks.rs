@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Client, Error, Repository, Run, Workflow,
     ask::{Answer, Ask},
-    body::short,
+    body::{AtMost, Short, short},
     pages::What,
     runs::{ACTIONS_READ, Runs},
     url::encode,
@@ -24,6 +24,10 @@ use super::{
 const CHECKS_READ: &str = "the repository permission \"Checks: read\"";
 /// What it takes to read and change what a branch requires.
 const ADMINISTRATION: &str = "the repository permission \"Administration: write\"";
+/// More checks no branch requires.
+const MOST_CONTEXTS: usize = 1_000;
+/// A ruleset or a workflow's file is some KiB; what is built of a longer one could be many times as long.
+const LONGEST_DOCUMENT: usize = 512 * 1024;
 /// Runs of pull requests that are looked through for names, newest first.
 const PULL_REQUEST_RUNS: usize = 5;
 
@@ -213,7 +217,8 @@ impl Client {
         let (ask, answer) = self.tagged(path, &action).await?;
         if answer.status == StatusCode::OK {
             let required: Required = answer.json(&ask)?;
-            return Ok(Protection::Requires(required.contexts));
+            let contexts = required.contexts.0.into_iter().map(|context| context.0);
+            return Ok(Protection::Requires(contexts.collect()));
         }
         without_checks(&answer).ok_or_else(|| self.judged(&answer, &ask, ADMINISTRATION))
     }
@@ -318,6 +323,10 @@ impl Client {
         let path = format!("{}/rulesets/{id}", repository.path());
         let (ask, answer) = self.tagged(path, "read a ruleset").await?;
         match answer.status {
+            StatusCode::OK if answer.body().len() > LONGEST_DOCUMENT => Err(Error::Malformed {
+                action: ask.action,
+                message: "it is longer than any ruleset".into(),
+            }),
             StatusCode::OK => Ok(Some((id, Ruleset::read(name, &answer.json(&ask)?)))),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
         }
@@ -471,6 +480,9 @@ impl Ruleset {
 impl Triggers {
     /// Reads a workflow file in base64. The `on:` of YAML 1.1 is a boolean to some readers; here it is a string.
     fn of_file(content: &str) -> Option<Self> {
+        if content.len() > LONGEST_DOCUMENT {
+            return None;
+        }
         let content: String = content.split_whitespace().collect();
         let text = String::from_utf8(STANDARD.decode(content).ok()?).ok()?;
         let file: Value = serde_saphyr::from_str(&text).ok()?;
@@ -514,7 +526,7 @@ struct App {
 #[derive(Deserialize)]
 struct Required {
     #[serde(default)]
-    contexts: Vec<String>,
+    contexts: AtMost<Short, MOST_CONTEXTS>,
 }
 
 #[derive(Deserialize)]

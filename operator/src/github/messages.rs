@@ -9,10 +9,16 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, service::ServiceAsk};
+use super::{Client, Error, body::AtMost, service::ServiceAsk};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
+/// A message tells of 50 jobs at most, each in some 1,500 bytes.
+const LONGEST_BODY: usize = 512 * 1024;
+/// More is no message of GitHub's.
+const MOST_JOBS: usize = 100;
+/// No runner's name is longer.
+const LONGEST_NAME: usize = 256;
 /// What the service makes a number of its own from.
 const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -268,8 +274,8 @@ impl From<WireMessage> for Message {
     /// What cannot be read of the jobs is left out: the statistics are what counts, and a message that is not
     /// acknowledged would come for ever.
     fn from(wire: WireMessage) -> Self {
-        let body = wire.body.filter(|body| !body.is_empty());
-        let jobs: Vec<serde_json::Value> = body
+        let body = wire.body.filter(|body| body.len() <= LONGEST_BODY);
+        let jobs: AtMost<serde_json::Value, MOST_JOBS> = body
             .and_then(|body| serde_json::from_str(&body).ok())
             .unwrap_or_default();
         let mut message = Self {
@@ -277,11 +283,11 @@ impl From<WireMessage> for Message {
             statistics: wire.statistics.and_then(Into::into),
             ..Self::default()
         };
-        for job in jobs {
+        for job in jobs.0 {
             let job: WireJob = serde_json::from_value(job).unwrap_or_default();
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
-                "JobCompleted" if !job.runner_name.is_empty() => {
+                "JobCompleted" if (1..=LONGEST_NAME).contains(&job.runner_name.len()) => {
                     message.completed.push(job.runner_name);
                 }
                 _ => {}
