@@ -104,18 +104,21 @@ const OTHER_WORDS: &[&str] = &[
     "Status",
     "Token",
     "Uninstall",
-    // Of GitHub: the runner group that is always there; what the scale-set service calls its messages, labels, errors
-    // and settings, and the schemes of its tokens.
-    "AgentNotFoundException",
+    // Of GitHub: the runner group that is always there; where a ruleset may come from; what the scale-set service calls
+    // its messages, labels, errors and settings, and the schemes of its tokens.
+    "AgentNotFound",
     "Bearer",
     "Default",
     "JobAvailable",
     "JobStillRunningException",
     "RemoteAuth",
+    "Repository",
     "RunnerScaleSetExistsException",
+    "RunnerScaleSetNotFound",
     "RunnerSetting",
     "System",
     // Of rustls.
+    "NotValidForName",
     "UnknownIssuer",
 ];
 
