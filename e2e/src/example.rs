@@ -20,6 +20,8 @@ pub const SECRET: &str = "github-app";
 pub const AUTHORITY: &str = "github-ca";
 /// The image of the simulated agent.
 pub const AGENT: &str = "localhost/simulated-agent:dev";
+/// The same with another user than that of GitHub's image.
+pub const UID_1000_AGENT: &str = "localhost/simulated-agent-uid-1000:dev";
 /// The same on an image for CUDA projects: toolkit 12.4 and the example's Rust toolchain.
 pub const CUDA_AGENT: &str = "localhost/simulated-agent-cuda-12.4:dev";
 

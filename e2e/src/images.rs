@@ -82,12 +82,16 @@ const IMAGES: [Image; 3] = [
     },
 ];
 
-/// Images on top of the simulated agent's, as users build them: their files, beside the Containerfile. The name is the
-/// folder's, after `simulated-agent-`.
-const TOOLKITS: [(&str, &str); 3] = [
-    ("simulated-agent-cuda-11.8", "nvcc"),
-    ("simulated-agent-cuda-12.4", "nvcc"),
-    ("simulated-agent-cuda-13.1", "version.json"),
+/// Images on top of the simulated agent's, as users build them: their files. The name is the folder's, after
+/// `simulated-agent-`.
+const USERS: [(&str, &[&str]); 4] = [
+    ("simulated-agent-cuda-11.8", &["Containerfile", "nvcc"]),
+    ("simulated-agent-cuda-12.4", &["Containerfile", "nvcc"]),
+    (
+        "simulated-agent-cuda-13.1",
+        &["Containerfile", "version.json"],
+    ),
+    ("simulated-agent-uid-1000", &["Containerfile"]),
 ];
 
 /// The packages whose artifacts a cluster uses.
@@ -174,11 +178,11 @@ impl Images {
             "localhost/simulated-agent:dev",
             self.recorded("simulated-agent"),
         );
-        for (name, file) in TOOLKITS {
+        for (name, files) in USERS {
             self.once(name, &agent, story, |context| {
                 let folder = name.trim_start_matches("simulated-agent-");
                 let folder = paths::repository().join("e2e/agent/images").join(folder);
-                for file in ["Containerfile", file] {
+                for file in files {
                     fs::copy(folder.join(file), context.join(file))?;
                 }
                 Ok(Vec::new())
@@ -192,7 +196,7 @@ impl Images {
     pub fn archive(&self, to: &Path) -> Result<()> {
         let names: Vec<_> = std::iter::once("pause")
             .chain(IMAGES.iter().map(|image| image.name))
-            .chain(TOOLKITS.iter().map(|(name, _)| *name))
+            .chain(USERS.iter().map(|(name, _)| *name))
             .collect();
         layout::archive(&self.layout(), &names, to)
     }

@@ -40,6 +40,7 @@ mod secrets;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
+mod template;
 mod two_replicas;
 mod uninstall;
 mod upgrade;
@@ -120,6 +121,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "what can never work is refused by the API server, in words that help",
         admission::run
+    ),
+    suite!(
+        "template",
+        [],
+        "a pod template takes nothing of the operator's, and is told what to write instead; a team's own user, hooks, sidecar and quota work",
+        template::run
     ),
     suite!(
         "first-runner",
