@@ -27,6 +27,7 @@ mod plugin;
 mod preflight;
 mod proxy;
 mod quarantine;
+mod reasons;
 mod recorder;
 mod registration_token;
 mod required_checks;
@@ -265,6 +266,12 @@ pub const SUITES: &[Suite] = &[
         [3, 13],
         "a persistent runner keeps its name from job to job and through whatever ends its pod",
         persistent::run
+    ),
+    suite!(
+        "reasons",
+        [],
+        "what Kubernetes will not do for a pod is told in its own words, and blames no node",
+        reasons::run
     ),
     suite!(
         "runner-ends",

@@ -1,0 +1,143 @@
+//! What Kubernetes will not do for a pod: its own words are on the resource within seconds, nobody else is blamed, and a
+//! mended resource works at once.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::LimitRange;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use serde_json::{Value, json};
+
+use super::{Ctx, SOON};
+use crate::{example, node};
+
+/// A mistake in a template, and what is said of it.
+struct Case {
+    name: &'static str,
+    /// What the pool's spec has beside the agent's image.
+    spec: Value,
+    /// The reason that `Ready` gives.
+    reason: &'static str,
+    /// What its message has to say.
+    words: &'static [&'static str],
+}
+
+fn cases() -> Vec<Case> {
+    let agent = |more: Value| {
+        let mut container = json!({"name": "runner", "image": example::AGENT});
+        super::context::merge(&mut container, more);
+        container
+    };
+    let from_secret = json!({"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token"}}}]});
+    vec![
+        Case {
+            name: "sysctl",
+            spec: json!({"template": {"spec": {
+                "securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1024"}]},
+                "containers": [agent(json!({}))],
+            }}}),
+            reason: "PodRejected",
+            words: &["SysctlForbidden", "net.core.somaxconn"],
+        },
+        Case {
+            name: "too-many",
+            spec: json!({"gpu": {"count": 8}, "template": {"spec": {
+                "nodeName": node::NAME,
+                "containers": [agent(json!({}))],
+            }}}),
+            reason: "PodRejected",
+            words: &["OutOfnvidia.com/gpu", "requested: 8"],
+        },
+        Case {
+            name: "secret",
+            spec: json!({"template": {"spec": {"containers": [agent(from_secret)]}}}),
+            reason: "ContainerNotStarted",
+            words: &["container runner", r#"secret "hf-token" not found"#],
+        },
+        Case {
+            name: "init",
+            spec: json!({"template": {"spec": {
+                "initContainers": [{
+                    "name": "externals", "image": example::AGENT,
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "command": ["sh", "-c", "cp -r /absent/. /tmp/"],
+                }],
+                "containers": [agent(json!({}))],
+            }}}),
+            reason: "InitContainerFailed",
+            words: &["externals", "code 1", "/absent"],
+        },
+    ]
+}
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    for case in cases() {
+        mistake(ctx, &case).await?;
+    }
+    deadline(ctx).await?;
+    limit_range(ctx).await
+}
+
+async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
+    // Given a pool whose template has a mistake
+    ctx.apply(&ctx.pool(case.name, case.spec.clone())).await?;
+    // Then the resource says which, in Kubernetes' words, and no node is left alone
+    let message = ctx
+        .condition(case.name, "Ready", "False", case.reason)
+        .await?;
+    for word in case.words {
+        ensure!(message.contains(word), "{}: {message}", case.name);
+    }
+    let status = ctx.status(case.name).await?;
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    // And there is no storm of attempts
+    let tried = status.last_failures.len();
+    ensure!(tried <= 2, "{}: {tried} attempts", case.name);
+    // When it is mended, then a runner comes
+    ctx.apply(&ctx.pool(case.name, json!({}))).await?;
+    ctx.idle(case.name, 1).await?;
+    ctx.delete(case.name).await
+}
+
+/// A limit of time for the pod counts while a runner waits, too.
+async fn deadline(ctx: &Ctx) -> Result<()> {
+    let template = json!({"spec": {
+        "activeDeadlineSeconds": 20,
+        "containers": [{"name": "runner", "image": example::AGENT}],
+    }});
+    ctx.apply(&ctx.pool("deadline", json!({"template": template})))
+        .await?;
+    let failure = ctx
+        .wait_for("the deadline to be told", SOON, async || {
+            let failures = ctx.status("deadline").await?.last_failures;
+            Ok(failures
+                .into_iter()
+                .find(|f| f.reason == "DeadlineExceeded"))
+        })
+        .await?;
+    ensure!(failure.class == "transient", "{failure:?}");
+    ensure!(ctx.status("deadline").await?.quarantine.is_empty());
+    ctx.delete("deadline").await
+}
+
+/// A namespace whose default limit is less than the gate needs.
+async fn limit_range(ctx: &Ctx) -> Result<()> {
+    let ranges: Api<LimitRange> = ctx.api();
+    let range = json!({
+        "metadata": {"name": "small"},
+        "spec": {"limits": [{
+            "type": "Container",
+            "default": {"memory": "64Mi"}, "defaultRequest": {"memory": "32Mi"},
+        }]},
+    });
+    let range = serde_json::from_value(range)?;
+    ranges.create(&PostParams::default(), &range).await?;
+    ctx.apply(&ctx.pool("small", json!({}))).await?;
+    // Then the limit is named, and the node is not blamed
+    let message = ctx
+        .condition("small", "Stalled", "True", "OutOfMemory")
+        .await?;
+    ensure!(message.contains("64Mi"), "{message}");
+    ensure!(ctx.status("small").await?.quarantine.is_empty());
+    ranges.delete("small", &DeleteParams::default()).await?;
+    ctx.delete("small").await
+}
