@@ -551,3 +551,21 @@ impl RulesetName {
 struct Content {
     content: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_workflow_file_is_read_to_its_end(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            text in "(on|true|pull_request|paths|[:\\[\\]{}&*!|> \n-]|[a-z]){0,40}",
+        ) {
+            for file in [STANDARD.encode(&bytes), STANDARD.encode(text), String::from_utf8_lossy(&bytes).into_owned()] {
+                let _ = Triggers::of_file(&file);
+            }
+        }
+    }
+}

@@ -37,7 +37,7 @@ impl Reader {
 
     fn end_line(&mut self) {
         if let Some(passed) = passed(&String::from_utf8_lossy(&self.line)) {
-            self.sum.results += 1;
+            self.sum.results = self.sum.results.saturating_add(1);
             self.sum.passed = self.sum.passed.saturating_add(passed);
         }
         self.line.clear();
@@ -94,5 +94,23 @@ mod tests {
             2026-11-25T08:00:00.1234567Z echo 'test result: ok. 46 passed; 0 failed'\n";
         assert_eq!(sum(log), TestSum::default());
         assert_eq!(sum(&"x".repeat(100_000)), TestSum::default());
+    }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_log_is_read_to_its_end(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..3_000), 0..8),
+            result in "test result: ok\\. [0-9]{0,40} passed.{0,20}\n",
+        ) {
+            let mut reader = Reader::default();
+            for piece in &pieces {
+                reader.take(piece);
+                reader.take(result.as_bytes());
+                prop_assert!(reader.line.len() <= LONGEST_LINE);
+            }
+            let _ = reader.finish();
+        }
     }
 }

@@ -132,7 +132,7 @@ fn view<'a>(
         recount: untold.into_iter().min(),
         finishing,
         awaited_until: taken_back
-            .map(|at| at + ASSIGNED_AGAIN)
+            .map(|at| at.after(ASSIGNED_AGAIN))
             .filter(|until| now < *until),
     }
 }

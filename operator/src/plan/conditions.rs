@@ -307,7 +307,7 @@ fn online(
 fn none_online(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> Say {
     let before = previous(pool, kind::RUNNERS_ONLINE);
     let was_online = before.filter(|c| c.status == "True");
-    let until = last_change(pool, observed, now, plan).map(|at| at + REPLACING);
+    let until = last_change(pool, observed, now, plan).map(|at| at.after(REPLACING));
     if let (Some(c), Some(until)) = (was_online, until.filter(|until| now < *until)) {
         plan.wake_at(until, now);
         return say("True", &c.reason, c.message.clone());

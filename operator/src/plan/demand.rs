@@ -26,7 +26,7 @@ pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize
     let kept = have.clamp(size.min, size.max);
     let Some(jobs) = wanted else { return kept };
     let wanted = size.min.saturating_add(jobs).min(size.max);
-    let wanted = wanted.max(kept.min(wanted + on_their_way(spec, observed)));
+    let wanted = wanted.max(kept.min(wanted.saturating_add(on_their_way(spec, observed))));
     if is_settled(spec, observed) {
         wanted
     } else {

@@ -92,7 +92,7 @@ impl Health {
     /// When the next attempt may be made.
     fn next_attempt(&self, pool: &Pool, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
         // A time of another machine may be ahead of ours.
-        let after = |failure: &FailureStatus, pause| failure.at.0.min(now) + pause;
+        let after = |failure: &FailureStatus, pause| failure.at.0.min(now).after(pause);
         let floor = self.last_failures.first().map(|last| after(last, FLOOR));
         let pause = self.current().map(|last| {
             let (first, longest) = if self.is_behind(last) {

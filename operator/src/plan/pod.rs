@@ -289,7 +289,10 @@ fn gate_resources(spec: &Spec) -> ResourceRequirements {
         (own.requests.clone(), own.limits.clone())
     } else {
         let devices = spec.gpu.count().unwrap_or(MANY_DEVICES);
-        let memory = format!("{}Mi", MEMORY_STEP * (devices + 1));
+        let memory = format!(
+            "{}Mi",
+            MEMORY_STEP.saturating_mul(devices.saturating_add(1))
+        );
         (
             quantities(REQUESTED),
             quantities([("cpu", MOST_CPU), ("memory", &memory)]),

@@ -229,7 +229,7 @@ fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String>
             return name;
         }
     };
-    let fresh = missing - again.len();
+    let fresh = missing.saturating_sub(again.len());
     let fresh: Vec<String> = (0..fresh).map(|_| name()).collect();
     [again, fresh].concat()
 }

@@ -108,7 +108,7 @@ impl Heard {
     pub fn stands(&mut self, statistics: Option<Statistics>, ended: usize, now: Timestamp) {
         let Some(new) = statistics else { return };
         let before = self.statistics.map_or(0, |last| last.assigned);
-        if new.assigned + ended < before {
+        if new.assigned.saturating_add(ended) < before {
             self.taken_back = Some(now);
         }
         self.statistics = Some(new);
