@@ -13,8 +13,8 @@ const JIT_CONFIG: &str = "jitconfig";
 const TOKEN: &str = "token";
 
 /// For whatever user the job's image has: the folder is in no other container, and the registration goes as soon as it
-/// is read.
-const READABLE: u32 = 0o644;
+/// is read. In a folder with the sticky bit another user can empty the file, not remove it.
+const OPEN: u32 = 0o666;
 
 /// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
 const SCRIPTS: [(&str, &str); 4] = [
@@ -36,10 +36,10 @@ pub(crate) fn store(dir: &Path, registration: &Registration) -> io::Result<()> {
         Registration::JitConfig { encoded_jit_config } => write(
             &dir.join(JIT_CONFIG),
             encoded_jit_config.as_bytes(),
-            READABLE,
+            OPEN,
         ),
         Registration::RegistrationToken { token } => {
-            write(&dir.join(TOKEN), token.as_bytes(), READABLE)
+            write(&dir.join(TOKEN), token.as_bytes(), OPEN)
         }
     }
 }

@@ -221,7 +221,7 @@ fn a_registration_token_is_left_in_a_file_of_its_own() {
     assert_eq!(fs::read_to_string(&file).unwrap(), token);
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o644,
+        0o666,
         "an image may have any user"
     );
 }
@@ -246,7 +246,7 @@ fn who_passes_gets_a_registration_and_the_hooks() {
     assert_eq!(fs::read_to_string(&file).unwrap(), JIT);
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o644,
+        0o666,
         "an image may have any user"
     );
     let request = registrar.requests.lock().unwrap()[0].clone();

@@ -44,6 +44,7 @@ const WELL: &[&str] = &[
 /// Words of one form with reasons that are none.
 const OTHER_WORDS: &[&str] = &[
     // Of Kubernetes: statuses, phases, what containers wait for, values of fields.
+    "AlreadyExists",
     "ContainerCreating",
     "DeletionByPodGC",
     "DeletionByTaintManager",
@@ -96,6 +97,8 @@ const OTHER_WORDS: &[&str] = &[
     "CudaSmoke",
     "Kubernetes",
     "NoCredentials",
+    "NotLeading",
+    "Panic",
     "Persistent",
     "Reconcile",
     "Report",

@@ -169,7 +169,7 @@ async fn works(ctx: &Ctx) -> Result<()> {
     let job = ctx
         .queue(
             "team",
-            "echo I am $(id -u); [ ! -e /run/cuda-runner/jitconfig ]",
+            "echo I am $(id -u); [ ! -s /run/cuda-runner/jitconfig ]",
         )
         .await?;
     ctx.succeeded(job).await?;

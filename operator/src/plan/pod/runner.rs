@@ -13,12 +13,13 @@ const DEFAULT_IMAGE: &str = "ghcr.io/actions/actions-runner:latest";
 
 /// Reads the registration, removes it, and becomes the agent: the secret is in no argument list and in no object. Logs of
 /// earlier agents, in the image or on a volume, are noted first, by name: the clock of a volume may be another.
+/// A volume in memory has the sticky bit: a file of the gate's can be emptied by another user, not removed.
 const START: &str = r#"set -eu
 printf '%s\n' /home/runner/_diag/Runner_*.log >/run/cuda-runner/earlier
 registration=/run/cuda-runner/jitconfig
 ACTIONS_RUNNER_INPUT_JITCONFIG=$(cat "$registration")
 export ACTIONS_RUNNER_INPUT_JITCONFIG
-rm -f "$registration"
+rm -f "$registration" 2>/dev/null || truncate -c -s 0 "$registration"
 [ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
 exec /home/runner/run.sh"#;
 
@@ -29,7 +30,7 @@ printf '%s\n' /home/runner/_diag/Runner_*.log >/run/cuda-runner/earlier
 registration=/run/cuda-runner/token
 ACTIONS_RUNNER_INPUT_TOKEN=$(cat "$registration")
 export ACTIONS_RUNNER_INPUT_TOKEN
-rm -f "$registration"
+rm -f "$registration" 2>/dev/null || truncate -c -s 0 "$registration"
 /home/runner/config.sh "$@" || exit 78
 unset ACTIONS_RUNNER_INPUT_TOKEN
 [ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember

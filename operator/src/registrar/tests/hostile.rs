@@ -157,7 +157,7 @@ async fn words_of_others_are_cut_before_they_are_passed_on() {
     let said: Value = serde_json::from_slice(answer.body()).unwrap();
     let message = said["message"].as_str().unwrap();
     assert!(
-        message.contains("unknown") && message.len() <= 2000,
+        message.contains("unknown") && message.chars().count() <= 2000,
         "{message}"
     );
     assert!(!message.contains(char::is_control), "{message:?}");
