@@ -33,11 +33,9 @@ pub(crate) fn store(dir: &Path, registration: &Registration) -> io::Result<()> {
         write(&dir.join(name), script.as_bytes(), 0o755)?;
     }
     match registration {
-        Registration::JitConfig { encoded_jit_config } => write(
-            &dir.join(JIT_CONFIG),
-            encoded_jit_config.as_bytes(),
-            OPEN,
-        ),
+        Registration::JitConfig { encoded_jit_config } => {
+            write(&dir.join(JIT_CONFIG), encoded_jit_config.as_bytes(), OPEN)
+        }
         Registration::RegistrationToken { token } => {
             write(&dir.join(TOKEN), token.as_bytes(), OPEN)
         }
