@@ -113,6 +113,10 @@ fn charts_carry_the_version_of_the_programs() {
 #[test]
 fn schemas_leave_nothing_open_that_they_name() {
     fn closed(path: &str, schema: &Value) {
+        // A pod template names the fields that have rules; Kubernetes knows the rest.
+        if path.ends_with("/properties/template") {
+            return;
+        }
         if schema.get("properties").is_some() && !path.ends_with("/items") {
             assert_eq!(schema["additionalProperties"], false, "{path}");
         }
