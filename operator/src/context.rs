@@ -5,19 +5,19 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
 use cudarunner_crds::CudaRunner;
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::Semaphore;
 
+use crate::act::events::Events;
 use crate::github::{Clients, GitHubUrl};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::checks::{self, Elsewhere, Word};
 use crate::plan::node_marks::{Held, Marking};
-use crate::plan::{Notice, Passed, PodSettings};
+use crate::plan::{Passed, PodSettings};
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
@@ -42,22 +42,6 @@ pub fn held_by(pool: &CudaRunner) -> Vec<Held> {
         entry: entry.clone(),
     });
     held.collect()
-}
-
-/// The Event that says this, of what was done.
-#[must_use]
-pub fn event_of(notice: &Notice, action: &str, secondary: Option<ObjectReference>) -> Event {
-    Event {
-        type_: if notice.warning {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
-        reason: notice.reason.clone(),
-        note: Some(notice.cut()),
-        action: action.to_owned(),
-        secondary,
-    }
 }
 
 /// Clients, stores and settings.
@@ -85,7 +69,7 @@ pub struct Context {
     /// What is counted.
     pub metrics: Metrics,
     /// Publishes Events.
-    pub recorder: Recorder,
+    pub events: Events,
     /// Wakes pools.
     pub waker: Arc<Waker>,
     /// This process, as GitHub is told.

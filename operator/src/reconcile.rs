@@ -5,20 +5,18 @@ use std::time::Instant;
 
 use cudarunner_crds::CudaRunner;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Resource as _;
 use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
 use crate::act::{self, Outcome};
 use crate::backoff;
-use crate::context::{Context, event_of};
+use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::github::Client;
 use crate::guard;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, About, Action, Notice, Plan};
+use crate::plan::{self, Action, Plan};
 use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
@@ -61,7 +59,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     let (mut plan, client) = decide(ctx, &pool, now).await;
     let news = News::of(&pool, &plan);
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
-    say(ctx, resource, &plan.notices).await;
+    ctx.events.publish(resource, &plan.notices);
     let actions = std::mem::take(&mut plan.actions);
     let outcome = act::act(ctx, &pool, client, actions)
         .instrument(info_span!("act"))
@@ -86,7 +84,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     }
     if last_visit {
         if outcome.errors.is_empty() {
-            say(ctx, resource, &plan.news).await;
+            ctx.events.publish(resource, &plan.news);
         }
     } else {
         let unrecorded = !plan.unrecorded.is_empty();
@@ -97,7 +95,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
             wake = Some(sooner(wake, wait));
         } else {
             ctx.metrics.learned(&pool.key, &news);
-            say(ctx, resource, &plan.news).await;
+            ctx.events.publish(resource, &plan.news);
             if unrecorded {
                 // The pods of these runners may go now.
                 wake = Some(SignedDuration::ZERO);
@@ -152,39 +150,6 @@ fn finish(ctx: &Context, pool: &Pool, outcome: Outcome) -> Result<(), ReconcileE
         return Ok(());
     };
     Err(ReconcileError::Act { count, first })
-}
-
-/// Publishes Events. One that is lost is not worth a failed visit.
-async fn say(ctx: &Context, resource: &CudaRunner, notices: &[Notice]) {
-    for notice in notices {
-        let secondary = notice
-            .about
-            .as_ref()
-            .map(|about| reference(resource, about));
-        let event = event_of(notice, "Reconcile", secondary);
-        let published = ctx
-            .recorder
-            .publish(&event, &resource.object_ref(&()))
-            .await;
-        if let Err(error) = published {
-            tracing::warn!(%error, reason = notice.reason, "an Event was not published");
-        }
-    }
-}
-
-/// Whom an Event is about, beside the pool.
-fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
-    let (kind, name, namespace) = match about {
-        About::Runner(name) => ("Pod", name, pool.metadata.namespace.clone()),
-        About::Node(name) => ("Node", name, None),
-    };
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some(kind.to_owned()),
-        name: Some(name.clone()),
-        namespace,
-        ..ObjectReference::default()
-    }
 }
 
 /// After an error: again, each time later.

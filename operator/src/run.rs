@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch as flag};
 use tower::BoxError;
 use tower::limit::ConcurrencyLimitLayer;
 
+use crate::act::events::Events;
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::desk::OperatorDesk;
@@ -136,13 +137,13 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         config_maps: Objects::new(client.clone(), Arc::clone(&waker)),
         memory: Memory::default(),
         metrics: Metrics::default(),
-        recorder: Recorder::new(
+        events: Events::start(Recorder::new(
             acting.clone(),
             Reporter {
                 controller: CONTROLLER.to_owned(),
                 instance: Some(config.identity.clone()),
             },
-        ),
+        )),
         waker: Arc::clone(&waker),
         identity: config.identity.clone(),
         creations: Semaphore::new(CREATIONS),

@@ -11,8 +11,9 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::{is_status, put_finalizers};
+use crate::act::events::event_of;
 use crate::config::Uninstall;
-use crate::context::{CONTROLLER, event_of};
+use crate::context::CONTROLLER;
 use crate::plan::teardown;
 use crate::pool::{FINALIZER, Pool};
 use crate::watch::Scope;

@@ -20,7 +20,8 @@ use tokio::sync::Semaphore;
 
 use kube::runtime::controller::Action as Next;
 
-use super::{guarded, on_error, reconcile};
+use super::{guarded, on_error};
+use crate::act::events::Events;
 use crate::context::{CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::error::ReconcileError;
@@ -50,7 +51,13 @@ pub(crate) const THERE: &str = "pool-there";
 
 /// An API server with a namespace that holds no Secret and no ConfigMap.
 #[derive(Clone, Default)]
-pub(crate) struct Cluster(Arc<Mutex<Vec<(Method, String, Value)>>>, Arc<AtomicBool>);
+pub(crate) struct Cluster(
+    Arc<Mutex<Vec<(Method, String, Value)>>>,
+    /// Whether a status cannot be written.
+    Arc<AtomicBool>,
+    /// Whether Events get no answer.
+    Arc<AtomicBool>,
+);
 
 impl Cluster {
     fn client(&self) -> Client {
@@ -77,6 +84,9 @@ impl Cluster {
                 .lock()
                 .unwrap()
                 .push((method.clone(), uri.path().to_owned(), sent.clone()));
+        }
+        if uri.path().ends_with("/events") && self.2.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
         }
         if uri.path().ends_with("/status") && self.1.load(Ordering::Relaxed) {
             return refusal(500, "InternalError");
@@ -161,7 +171,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         config_maps: Objects::new(client.clone(), waker),
         memory: Memory::default(),
         metrics: Metrics::default(),
-        recorder: Recorder::new(client.clone(), Reporter::from("test")),
+        events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),
         creations: Semaphore::new(CREATIONS),
         ca,
         ledger: Arc::default(),
@@ -172,6 +182,16 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         client,
         fence: Fence::default(),
     })
+}
+
+/// A visit, and the Events that it has published: they are sent beside it.
+async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<Next, ReconcileError> {
+    let done = super::reconcile(resource, ctx).await;
+    // Nothing here waits for a clock or a network: every task gets as many turns as it needs.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    done
 }
 
 fn resource(change: impl FnOnce(&mut CudaRunner)) -> Arc<CudaRunner> {
@@ -194,11 +214,7 @@ async fn a_pool_without_its_secret_says_so_once_and_makes_nothing() {
         (&json!("True"), &json!("SecretNotFound"))
     );
     let writes = cluster.writes();
-    assert_eq!(
-        writes.last().map(String::as_str),
-        Some("PATCH status"),
-        "{writes:?}"
-    );
+    assert!(writes.contains(&"PATCH status".to_owned()), "{writes:?}");
     assert!(
         writes
             .iter()
@@ -232,6 +248,22 @@ async fn a_visit_that_panics_is_a_failed_visit_of_its_pool_alone() {
 
     // And the operator goes on
     reconcile(resource, ctx).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_event_that_gets_no_answer_holds_up_nothing() {
+    // Given an API server that answers no Event
+    let cluster = Cluster::default();
+    cluster.2.store(true, Ordering::Relaxed);
+    let ctx = context(&cluster).await;
+    // When a pool has something to tell, then its status is written all the same
+    let visit = reconcile(resource(|_| {}), ctx);
+    let limit = std::time::Duration::from_secs(10);
+    tokio::time::timeout(limit, visit).await.unwrap().unwrap();
+    let writes = cluster.writes();
+    for write in ["POST events", "PATCH status"] {
+        assert!(writes.contains(&write.to_owned()), "{writes:?}");
+    }
 }
 
 #[tokio::test]
@@ -321,7 +353,7 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
         .await
         .unwrap_err();
     let before = cluster.writes();
-    assert_eq!(before.last().map(String::as_str), Some("PATCH status"));
+    assert!(before.contains(&"PATCH status".to_owned()), "{before:?}");
     assert!(!before.iter().any(|write| write.starts_with("DELETE")));
 
     // When it can be written, then the job is told after that, and the pod goes at the next visit, which is at once

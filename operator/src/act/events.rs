@@ -1,0 +1,102 @@
+//! Events: published beside the visits, so that one which is answered late holds up nothing else.
+
+use std::time::Duration;
+
+use cudarunner_crds::CudaRunner;
+use futures::StreamExt as _;
+use futures::channel::mpsc::{Receiver, Sender, channel};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource as _;
+use kube::runtime::events::{Event, EventType, Recorder};
+
+use crate::plan::{About, Notice};
+
+/// Events that wait to be published, of all pools together. Beyond them they are only logged.
+const WAITING: usize = 4096;
+/// Events that are published at a time.
+const AT_ONCE: usize = 16;
+/// One that takes longer is given up.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The Event that says this, of what was done.
+#[must_use]
+pub fn event_of(notice: &Notice, action: &str, secondary: Option<ObjectReference>) -> Event {
+    Event {
+        type_: if notice.warning {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
+        reason: notice.reason.clone(),
+        note: Some(notice.cut()),
+        action: action.to_owned(),
+        secondary,
+    }
+}
+
+/// An Event, and the pool that it is about.
+struct Item {
+    event: Event,
+    pool: ObjectReference,
+}
+
+/// Publishes Events.
+pub struct Events(Sender<Item>);
+
+impl Events {
+    /// Starts to publish. The task ends with what is returned.
+    #[must_use]
+    pub fn start(recorder: Recorder) -> Self {
+        let (sender, receiver) = channel(WAITING);
+        tokio::spawn(publish_all(receiver, recorder));
+        Self(sender)
+    }
+
+    /// Has these published, and waits for none. One that is lost is not worth a failed visit.
+    pub fn publish(&self, resource: &CudaRunner, notices: &[Notice]) {
+        for notice in notices {
+            let secondary = notice.about.as_ref();
+            let secondary = secondary.map(|about| reference(resource, about));
+            let item = Item {
+                event: event_of(notice, "Reconcile", secondary),
+                pool: resource.object_ref(&()),
+            };
+            if self.0.clone().try_send(item).is_err() {
+                tracing::warn!(
+                    reason = notice.reason,
+                    "an Event was not published: too many wait"
+                );
+            }
+        }
+    }
+}
+
+async fn publish_all(items: Receiver<Item>, recorder: Recorder) {
+    let recorder = &recorder;
+    items
+        .for_each_concurrent(AT_ONCE, async |Item { event, pool }| {
+            let reason = &event.reason;
+            let published = recorder.publish(&event, &pool);
+            match tokio::time::timeout(DEADLINE, published).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, reason, "an Event was not published"),
+                Err(_) => tracing::warn!(reason, "an Event was not published: no answer"),
+            }
+        })
+        .await;
+}
+
+/// Whom an Event is about, beside the pool.
+fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
+    let (kind, name, namespace) = match about {
+        About::Runner(name) => ("Pod", name, pool.metadata.namespace.clone()),
+        About::Node(name) => ("Node", name, None),
+    };
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        name: Some(name.clone()),
+        namespace,
+        ..ObjectReference::default()
+    }
+}
