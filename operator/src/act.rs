@@ -266,7 +266,13 @@ impl Hand<'_> {
         let spec = self.pool.spec.as_ref().ok();
         let now_at = spec.map(|spec| spec.url.to_string());
         let status = &self.pool.status;
-        match url.filter(|url| now_at.as_deref().is_some_and(|now_at| now_at != *url)) {
+        // Whoever may write pods can write another address into one: only those count at which the pool has been.
+        let was_at = |url: &&str| {
+            let before = status.registered_at.iter();
+            let mut before = before.chain(status.left_at.iter().map(|left| &left.url));
+            before.any(|before| before == url) && now_at.as_deref() != Some(url)
+        };
+        match url.filter(was_at) {
             None => Ok(Place {
                 client: self.client.clone().ok_or(ActError::NoClient)?,
                 has_scale_set: status.scale_set.is_some(),

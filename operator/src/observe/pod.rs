@@ -33,6 +33,11 @@ pub const GATE: &str = "gate";
 /// Name of the agent's container.
 pub const RUNNER: &str = "runner";
 
+/// The longest annotation that is kept, in bytes: names of a thousand nodes.
+const LONGEST_ANNOTATION: usize = 64 * 1024;
+/// The most nodes that a pod can be known to keep off.
+const MOST_AVOIDED: usize = 1024;
+
 /// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runner {
@@ -127,17 +132,14 @@ impl Runner {
             created,
             gone_by: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
-            template: pod
-                .annotations()
-                .get(TEMPLATE_ANNOTATION)
-                .cloned()
+            template: annotation(pod, TEMPLATE_ANNOTATION)
+                .unwrap_or_default()
+                .to_owned(),
+            avoids: annotation(pod, AVOIDS_ANNOTATION)
+                .map(|names| names.split(',').take(MOST_AVOIDED))
+                .map(|names| names.map(str::to_owned).collect())
                 .unwrap_or_default(),
-            avoids: pod
-                .annotations()
-                .get(AVOIDS_ANNOTATION)
-                .map(|names| names.split(',').map(str::to_owned).collect())
-                .unwrap_or_default(),
-            url: pod.annotations().get(URL_ANNOTATION).cloned(),
+            url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
             agent_running: agent_running(pod),
             gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
             hardware: report.as_ref().map(Hardware::of),
@@ -387,6 +389,12 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
         container: Some(status.name.clone()),
         image: Some(words(Some(&status.image))),
     })
+}
+
+/// An annotation of ours. Whoever may write pods can write it, too: one that is longer than ours ever are is none.
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let text = pod.annotations().get(name)?;
+    (text.len() <= LONGEST_ANNOTATION).then_some(text)
 }
 
 /// Kubernetes' own words, in one line and of a sentence's length: parts of them come from registries and from specs.

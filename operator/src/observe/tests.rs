@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::disruption;
 use super::end::{End, Failure};
 use super::has_failed;
-use super::pod::{LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION};
+use super::pod::{
+    AVOIDS_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION, URL_ANNOTATION,
+};
 use crate::plan::node_marks::Held;
 use crate::pool::PoolKey;
 
@@ -68,6 +70,22 @@ fn failure(runner: &Runner) -> &Failure {
         Some(End::Failed(failure)) => failure,
         other => panic!("no failure: {other:?}"),
     }
+}
+
+#[test]
+fn an_annotation_that_cannot_be_ours_is_not_kept() {
+    // Given pods in whose annotations somebody has written at length
+    let read = |name: &str, value: &str| {
+        let pod = json!({"metadata": {"name": "pool-aaaaa", "annotations": {name: value}}});
+        Runner::read(&serde_json::from_value(pod).unwrap())
+    };
+    let long = "x".repeat(100_000);
+    // Then nothing of it is kept
+    assert_eq!(read(TEMPLATE_ANNOTATION, &long).template, "");
+    assert_eq!(read(URL_ANNOTATION, &long).url, None);
+    assert!(read(AVOIDS_ANNOTATION, &long).avoids.is_empty());
+    let many: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+    assert_eq!(read(AVOIDS_ANNOTATION, &many.join(",")).avoids.len(), 1024);
 }
 
 #[test]
