@@ -1,5 +1,6 @@
 //! The end-to-end suites: one file for each behaviour, one entry each in the table.
 
+mod address_change;
 mod admission;
 mod budgets;
 mod by_hand;
@@ -284,6 +285,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "how each job ended is on the resource and in an Event, once; an agent's version is named with its end",
         job_ends::run
+    ),
+    suite!(
+        "address-change",
+        [],
+        "a pool that moves to another address finishes its jobs at the old one, and leaves nothing there",
+        address_change::run
     ),
     suite!(
         "long-job",
