@@ -77,7 +77,8 @@ async fn with_devices(ctx: &Ctx) -> Result<()> {
     for container in ["/spec/initContainers/0", "/spec/containers/0"] {
         let resources = &pod.pointer(container).context("no such container")?["resources"];
         ensure!(
-            resources["claims"] == json!([{"name": of_pod}]) && resources["limits"].is_null(),
+            resources["claims"] == json!([{"name": of_pod}])
+                && resources["limits"]["nvidia.com/gpu"].is_null(),
             "{container} has {resources}"
         );
     }
