@@ -12,8 +12,9 @@ use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::PartialObjectMeta;
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use crate::context::Context;
@@ -21,6 +22,8 @@ use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
 use crate::observe::github::client_at;
+use crate::observe::is_of;
+use crate::observe::pod::URL_ANNOTATION;
 use crate::plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
 use crate::pool::{FINALIZER, Pool};
 
@@ -197,8 +200,12 @@ impl Hand<'_> {
             memory.expected.insert(name.clone(), expectation);
         });
         let created = match self.pods.create(&PostParams::default(), &pod).await {
-            // An earlier creation has come through whose answer was lost.
-            Err(error) if is_reason(&error, "AlreadyExists") => Ok(()),
+            // An earlier creation may have come through whose answer was lost.
+            Err(error) if is_reason(&error, "AlreadyExists") => {
+                let there = self.pods.get_metadata_opt(&name).await?;
+                let is_ours = there.is_none_or(|pod| is_of(&pod, self.pool));
+                if is_ours { Ok(()) } else { Err(error) }
+            }
             created => created.map(drop),
         };
         self.ctx.memory.with(self.pool, |memory| match &created {
@@ -209,9 +216,11 @@ impl Hand<'_> {
                 }
             }
             // The API server has said no. Any other error leaves the expectation: the pod may be there.
-            Err(kube::Error::Api(status)) if status.code < 500 => {
-                memory.expected.remove(&name);
+            Err(kube::Error::Api(status)) => {
                 memory.pod_refused = Some(status.message.clone());
+                if status.code < 500 {
+                    memory.expected.remove(&name);
+                }
             }
             Err(_) => {}
         });
@@ -248,6 +257,9 @@ impl Hand<'_> {
     /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered. From now on none is made.
     async fn delete_entry_of(&self, target: &Target) -> Result<Deletion, ActError> {
         let books = &self.ctx.ledger;
+        if books.is_under_way(&target.uid) {
+            return Ok(Deletion::Busy);
+        }
         if books.close(&target.uid, target.created, Timestamp::now()) == Some(false) {
             return Ok(Deletion::Gone);
         }
@@ -264,8 +276,10 @@ impl Hand<'_> {
     /// Where a runner registers: at the pool's address, or at one that the pool has left.
     async fn place_of(&self, url: Option<&str>) -> Result<Place, ActError> {
         let spec = self.pool.spec.as_ref().ok();
-        let now_at = spec.map(|spec| spec.url.to_string());
         let status = &self.pool.status;
+        // Of a spec that cannot be read the last address counts: its client is remembered.
+        let now_at = spec.map(|spec| spec.url.to_string());
+        let now_at = now_at.or_else(|| status.registered_at.clone());
         // Whoever may write pods can write another address into one: only those count at which the pool has been.
         let was_at = |url: &&str| {
             let before = status.registered_at.iter();
@@ -278,12 +292,15 @@ impl Hand<'_> {
                 has_scale_set: status.scale_set.is_some(),
             }),
             Some(url) => {
-                let mut left = status.left_at.iter();
-                let left = left.find(|left| left.url == url);
                 let client = client_at(self.ctx, self.pool, url).await;
+                let mut sets = status.left_at.iter().filter(|left| left.url == url);
+                // At the visit that sees the change the status does not say it yet.
+                let has_scale_set = status.registered_at.as_deref() == Some(url)
+                    && status.scale_set.is_some()
+                    || sets.any(|left| left.scale_set.is_some());
                 Ok(Place {
                     client: client.map_err(|_| ActError::NoClient)?,
-                    has_scale_set: left.is_some_and(|left| left.scale_set.is_some()),
+                    has_scale_set,
                 })
             }
         }
@@ -300,7 +317,13 @@ impl Hand<'_> {
 
     /// Removes an entry that has no pod. The stores may lag, so the API server is asked itself.
     async fn delete_orphan(&self, entry: &Entry, url: Option<&str>) -> Result<Done, ActError> {
-        if self.pods.get_metadata_opt(&entry.name).await?.is_some() {
+        let pod = self.pods.get_metadata_opt(&entry.name).await?;
+        // A persistent runner's successor has the same name, and may register at another address.
+        let is_of = |pod: PartialObjectMeta<Pod>| {
+            let at = pod.annotations().get(URL_ANNOTATION);
+            url.is_none_or(|url| at.is_none_or(|at| at == url))
+        };
+        if pod.is_some_and(is_of) {
             return Ok(Done::Yes);
         }
         let place = self.place_of(url).await?;

@@ -67,16 +67,14 @@ impl Desk for OperatorDesk {
             .ctx
             .memory
             .with(&pool, |memory| memory.removed.contains(&runner.uid));
-        let is_elsewhere = |spec: &Spec| {
-            let url = runner.url.as_ref();
-            url.is_some_and(|url| *url != spec.url.to_string())
-        };
         match &pool.spec {
             // One that was made for an address which the pool has left is on its way out.
-            Ok(spec) if !leaving && !is_elsewhere(spec) => RunnerLookup::Known(KnownRunner {
-                pool: key,
-                policy: policy(spec, pod, runner.node),
-            }),
+            Ok(spec) if !leaving && !runner.is_elsewhere(spec) => {
+                RunnerLookup::Known(KnownRunner {
+                    pool: key,
+                    policy: policy(spec, pod, runner.node),
+                })
+            }
             _ => RunnerLookup::Closing,
         }
     }

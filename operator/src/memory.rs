@@ -205,6 +205,13 @@ impl PoolMemory {
         overdue.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Notes that the API server could not be asked for a pod that is expected.
+    pub fn not_found_out(&mut self, name: &str, now: Timestamp) {
+        if let Some(expectation) = self.expected.get_mut(name) {
+            expectation.ask = now.after(PATIENCE);
+        }
+    }
+
     /// Takes in whether a pod that is expected is there.
     pub fn found(&mut self, name: &str, is_there: bool, now: Timestamp) {
         if let Some(expectation) = self.expected.get_mut(name)

@@ -135,7 +135,11 @@ async fn a_bad_day(ctx: &Ctx, name: &str, troubles: Vec<Trouble>) -> Result<()> 
 async fn invalid(ctx: &Ctx) -> Result<()> {
     const WORDS: &str = "Labels is too long (maximum is 256 characters)";
     let ctx = &with_repository(ctx, "invalid").await?;
-    let body = json!({"message": "Validation Failed", "errors": [{"message": WORDS}]});
+    let body = json!({
+        "message": "Validation Failed",
+        "errors": [{"message": WORDS}],
+        "documentation_url": "https://docs.github.com/rest",
+    });
     ctx.inject(JIT, 1, told(422, Some(body), BTreeMap::new()))
         .await?;
     ctx.apply(&ctx.pool("invalid", json!({}))).await?;

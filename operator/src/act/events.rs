@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
-use futures::channel::mpsc::{Receiver, Sender, channel};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::plan::{About, Notice};
 
@@ -61,7 +61,7 @@ impl Events {
                 event: event_of(notice, "Reconcile", secondary),
                 pool: resource.object_ref(&()),
             };
-            if self.0.clone().try_send(item).is_err() {
+            if self.0.try_send(item).is_err() {
                 tracing::warn!(
                     reason = notice.reason,
                     "an Event was not published: too many wait"
@@ -71,9 +71,9 @@ impl Events {
     }
 }
 
-async fn publish_all(items: Receiver<Item>, recorder: Recorder) {
+async fn publish_all(mut items: Receiver<Item>, recorder: Recorder) {
     let recorder = &recorder;
-    items
+    futures::stream::poll_fn(|context| items.poll_recv(context))
         .for_each_concurrent(AT_ONCE, async |Item { event, pool }| {
             let reason = &event.reason;
             let published = recorder.publish(&event, &pool);

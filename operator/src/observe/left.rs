@@ -7,6 +7,7 @@ use cudarunner_crds::LeftStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use super::github::client_at;
+use super::pod::Runner;
 use crate::context::Context;
 use crate::github::{Client, Error};
 use crate::plan::left::{AGAIN, Left, SOON};
@@ -18,7 +19,12 @@ use crate::time::Shift as _;
 const PAUSE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Reads what is due.
-pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> BTreeMap<String, Left> {
+pub(super) async fn look(
+    ctx: &Context,
+    pool: &Pool,
+    runners: &[Runner],
+    now: Timestamp,
+) -> BTreeMap<String, Left> {
     let (mut seen, changed) = ctx
         .memory
         .with(pool, |memory| (memory.left.clone(), memory.last_change));
@@ -26,7 +32,10 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> BTreeMap
     for left in &pool.status.left_at {
         let before = seen.entry(left.url.clone()).or_default();
         let read_at = before.listing.as_ref().map(|listing| listing.at);
-        let is_old = read_at.is_some_and(|at| at.after(SOON) <= now && changed > Some(at));
+        // While a job runs there nothing ends, whatever happens at the new address.
+        let has_pods = runners.iter().any(|r| r.url.as_ref() == Some(&left.url));
+        let is_old =
+            !has_pods && read_at.is_some_and(|at| at.after(SOON) <= now && changed > Some(at));
         if is_old || before.ask_again.is_none_or(|at| at <= now) {
             *before = read(ctx, pool, left, now).await;
         }

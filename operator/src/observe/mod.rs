@@ -23,7 +23,7 @@ use std::sync::Arc;
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
+use kube::{Api, Resource, ResourceExt as _};
 
 use crate::context::Context;
 use crate::github::Client;
@@ -66,7 +66,7 @@ pub async fn observe(
     ask_for_pods(ctx, pool, now).await;
 
     let client = github::look(ctx, pool, now).await;
-    let left = left::look(ctx, pool, now).await;
+    let left = left::look(ctx, pool, &runners, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
     let checks = checks::look(ctx, pool, client.as_deref(), now).await;
     let jobs = jobs::look(
@@ -151,16 +151,21 @@ async fn ask_for_pods(ctx: &Context, pool: &Pool, now: Timestamp) {
     let overdue = ctx.memory.with(pool, |memory| memory.overdue(now));
     let api = Api::<Pod>::namespaced(ctx.client.clone(), &pool.key.namespace);
     for name in overdue.into_iter().take(ASKED_FOR) {
-        match api.get_metadata_opt(&name).await {
-            Ok(found) => ctx
-                .memory
-                .with(pool, |memory| memory.found(&name, found.is_some(), now)),
-            Err(error) => {
-                tracing::warn!(pool = %pool.key, runner = name, %error, "a pod that was created could not be looked for");
-                return;
-            }
+        let found = api.get_metadata_opt(&name).await;
+        ctx.memory.with(pool, |memory| match &found {
+            Ok(pod) => memory.found(&name, pod.as_ref().is_some_and(|pod| is_of(pod, pool)), now),
+            Err(_) => memory.not_found_out(&name, now),
+        });
+        if let Err(error) = found {
+            tracing::warn!(pool = %pool.key, runner = name, %error, "a pod that was created could not be looked for");
         }
     }
+}
+
+/// Whether an object is the pool's: somebody else's may have the same name.
+pub fn is_of(object: &impl Resource, pool: &Pool) -> bool {
+    let mut owners = object.owner_references().iter();
+    owners.any(|owner| owner.uid == pool.uid)
 }
 
 /// Names of expected pods of whose creation the API server has said this.

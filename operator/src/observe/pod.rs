@@ -13,6 +13,7 @@ use super::disruption::Disruption;
 use super::end::{End, end_of, ended_at};
 use super::hardware::Hardware;
 use super::marks::Done;
+use crate::pool::Spec;
 
 /// Annotation: fingerprint of the spec that the pod was made from.
 pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
@@ -168,6 +169,13 @@ impl Runner {
             }
             _ => true,
         }
+    }
+
+    /// Whether it registers at another address than the spec's, as far as its pod says.
+    #[must_use]
+    pub fn is_elsewhere(&self, spec: &Spec) -> bool {
+        let url = self.url.as_ref();
+        url.is_some_and(|url| *url != spec.url.to_string())
     }
 
     /// Whether the agent is connected to GitHub.

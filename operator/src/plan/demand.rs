@@ -94,7 +94,12 @@ fn assigned(spec: &Spec, observed: &Observed) -> Option<usize> {
     let assigned = statistics.assigned.saturating_sub(view.ended);
     let is_full = assigned >= listening.capacity && listening.capacity < spec.size.max;
     let waiting = if is_full { statistics.available } else { 0 };
-    Some(assigned.saturating_add(waiting))
+    // Jobs at an address that the pool has left are of another set, and their runners count all the same.
+    let elsewhere = observed.runners.iter();
+    let elsewhere = elsewhere
+        .filter(|r| r.phase == RunnerPhase::Busy && r.is_elsewhere(spec))
+        .count();
+    Some(assigned.saturating_add(waiting).saturating_add(elsewhere))
 }
 
 /// Jobs that wait in the queue, as last read, and those that run.

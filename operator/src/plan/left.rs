@@ -2,9 +2,12 @@
 //!
 //! It is in the status until it is gone, and what is asked about it is asked where it was made.
 
-use cudarunner_crds::LeftStatus;
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{LeftStatus, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
+use super::scale_set::Known;
 use super::{Action, Entry, Listing, Notice, Observed, Plan};
 use crate::pool::Pool;
 use crate::time::Shift as _;
@@ -36,9 +39,9 @@ pub(super) fn note(pool: &Pool, plan: &mut Plan) {
     };
     let (status, url) = (&mut plan.status, spec.url.to_string());
     // Back where it was before: what is there is the pool's again.
+    let mut back = None;
     if let Some(index) = status.left_at.iter().position(|left| left.url == url) {
-        let back = status.left_at.remove(index);
-        status.scale_set = status.scale_set.take().or(back.scale_set);
+        back = status.left_at.remove(index).scale_set;
     }
     let Some(before) = pool.status.registered_at.clone().filter(|at| *at != url) else {
         return;
@@ -52,7 +55,7 @@ pub(super) fn note(pool: &Pool, plan: &mut Plan) {
         },
     );
     status.registered_at = Some(url);
-    status.scale_set = None;
+    status.scale_set = back;
     for forgotten in status.left_at.drain(MOST.min(status.left_at.len())..) {
         plan.notices.push(abandoned(
             pool,
@@ -66,20 +69,27 @@ pub(super) fn note(pool: &Pool, plan: &mut Plan) {
 /// Removes what is left, address by address; one that holds nothing more is forgotten.
 pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let mut left_at = std::mem::take(&mut plan.status.left_at);
+    let now_has = plan.status.scale_set.clone();
     left_at.retain_mut(|left| {
         let seen = observed.left.get(&left.url);
         left.message = seen.and_then(|seen| seen.trouble.clone());
         let runners = observed.runners.iter();
-        let mut here = runners.filter(|r| r.url.as_ref() == Some(&left.url));
+        // A pod that does not say where it registers was made before they did.
+        let is_here = |url: &String| *url == left.url;
+        let mut here = runners.filter(|r| r.url.as_ref().is_none_or(is_here));
         let has_pods = here.any(|r| r.gone_by.is_none_or(|by| now < by));
         let ask_again = seen.and_then(|seen| seen.ask_again);
         let soon = now.after(SOON);
-        let wake = if has_pods { ask_again } else { Some(soon) };
+        let waits = has_pods || left.message.is_some();
+        let wake = if waits { ask_again } else { Some(soon) };
         plan.wake_at(wake.unwrap_or(soon), now);
         // The set goes last: jobs that run are of it.
+        let may_ask = !has_pods && seen.is_some_and(|seen| seen.listing.is_some());
         let has_set = match &left.scale_set {
+            // A renamed repository leads to the same set by both addresses.
+            Some(set) if is_the_pools(set, observed, now_has.as_ref()) => false,
             Some(set) if !seen.is_some_and(|seen| seen.set_is_gone) => {
-                if let Some(id) = u64::try_from(set.id).ok().filter(|_| !has_pods) {
+                if let Some(id) = u64::try_from(set.id).ok().filter(|_| may_ask) {
                     plan.actions
                         .push(Action::DeleteScaleSetAt(left.url.clone(), id));
                 }
@@ -96,16 +106,37 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
 /// Removes entries that have no pod; how many there were, where that was read after the last change.
 fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usize> {
     let listing = observed.left.get(url)?.listing.as_ref()?;
-    let has_pod = |entry: &&Entry| observed.runners.iter().any(|r| r.name == entry.name);
-    let idle = listing.entries.iter().filter(|entry| !entry.busy);
-    for entry in idle.filter(|entry| !has_pod(entry)) {
-        let action = Action::DeleteEntryAt(url.to_owned(), entry.clone());
+    let has_pod = |entry: &Entry| {
+        let mut pods = observed.runners.iter().filter(|r| r.name == entry.name);
+        pods.any(|r| r.url.as_ref().is_none_or(|at| at == url))
+    };
+    // A renamed repository shows the same entries by both addresses.
+    let now_has = observed.listing.iter().flat_map(|listing| &listing.entries);
+    let now_has: BTreeSet<u64> = now_has.map(|entry| entry.id).collect();
+    let entries = listing.entries.iter();
+    let entries: Vec<&Entry> = entries
+        .filter(|entry| !now_has.contains(&entry.id))
+        .collect();
+    for entry in entries.iter().filter(|e| !e.busy && !has_pod(e)) {
+        let action = Action::DeleteEntryAt(url.to_owned(), (*entry).clone());
         plan.actions.push(action);
     }
     let is_fresh = observed
         .last_change
         .is_none_or(|change| listing.at > change);
-    is_fresh.then_some(listing.entries.len())
+    is_fresh.then_some(entries.len())
+}
+
+/// Whether a set that was left is the one that the pool has now.
+fn is_the_pools(
+    set: &ScaleSetStatus,
+    observed: &Observed,
+    now_has: Option<&ScaleSetStatus>,
+) -> bool {
+    let known = observed.scale_set.as_ref().map(|view| &view.known);
+    let is_known =
+        matches!(known, Some(Known::Present(there)) if u64::try_from(set.id) == Ok(there.id));
+    is_known || now_has.is_some_and(|now| now.id == set.id)
 }
 
 /// Says what may be left at an address that is not asked any more.

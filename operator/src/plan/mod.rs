@@ -424,7 +424,10 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     };
     let moments = [observed.ask_again, observed.ask_for_pods];
     for moment in moments.into_iter().flatten() {
-        plan.wake_at(moment, now);
+        // One that is over woke this visit, or belongs to a spec that cannot be read any more.
+        if moment > now {
+            plan.wake_at(moment, now);
+        }
     }
     left::note(pool, &mut plan);
     left::plan(observed, now, &mut plan);

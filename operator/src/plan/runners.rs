@@ -43,7 +43,8 @@ pub(super) fn plan(
     let ending = observed.runners.iter();
     let ending = ending
         .filter(|r| r.is_active(now) && is_finishing(r))
-        .count();
+        .count()
+        .saturating_add(unseen_ending(observed));
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
     let desired = demand::desired(pool, spec, observed, have);
     plan.desired = desired;
@@ -59,7 +60,7 @@ pub(super) fn plan(
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {
-        sweep(observed, now, plan);
+        sweep(spec, observed, now, plan);
     }
     for runner in active {
         if let Some(at) = health::deadline(runner, spec) {
@@ -80,6 +81,15 @@ fn unseen(observed: &Observed) -> usize {
     let unseen = observed.expected.iter();
     unseen
         .filter(|name| !shown.contains(name.as_str()) && !is_finishing(observed, name))
+        .count()
+}
+
+/// Those of them whose job has ended: they hold their GPUs for a moment yet.
+fn unseen_ending(observed: &Observed) -> usize {
+    let shown = |name: &String| observed.runners.iter().any(|r| r.name == *name);
+    let unseen = observed.expected.iter();
+    unseen
+        .filter(|name| is_finishing(observed, name) && !shown(name))
         .count()
 }
 
@@ -285,7 +295,7 @@ fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
 }
 
 /// Compares GitHub's list with the pods.
-fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+fn sweep(spec: &Spec, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let Some(listing) = &observed.listing else {
         plan.refresh = true;
         return;
@@ -312,7 +322,9 @@ fn sweep(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         }
     }
     for runner in &observed.runners {
+        // One of another address is in that one's list.
         let unlisted = runner.phase == RunnerPhase::Idle
+            && !runner.is_elsewhere(spec)
             && runner.since.after(LISTED_AFTER) < listing.at
             && !listing.entries.iter().any(|e| e.name == runner.name);
         if unlisted {

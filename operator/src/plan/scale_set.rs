@@ -142,6 +142,7 @@ pub(super) fn plan(
     match &view.known {
         Known::Absent if may_write => {
             plan.status.scale_set = None;
+            plan.status.registered_at = Some(spec.url.to_string());
             plan.actions
                 .push(Action::CreateScaleSet(wanted(pool, spec)));
             plan.wake_in(SignedDuration::ZERO);

@@ -32,6 +32,8 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Entries {
     pods: HashMap<String, Entry>,
+    /// Pods on their way out: they get none, whatever became of earlier attempts.
+    closed: HashMap<String, Instant>,
     answers: VecDeque<Answer>,
     pools: HashMap<PoolKey, Bucket>,
     tidied: Option<Instant>,
@@ -40,8 +42,6 @@ struct Entries {
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     UnderWay,
-    /// The pod is on its way out: it gets none.
-    Closed(Instant),
     /// It was tried, and GitHub may have made the runner's entry all the same.
     Tried(Instant),
     Done(Instant),
@@ -145,7 +145,7 @@ impl Ledger {
         match known {
             Some(Entry::UnderWay | Entry::Done(_)) => Some(true),
             Some(Entry::Tried(_)) => None,
-            Some(Entry::Closed(_)) | None => {
+            None => {
                 let is_covered = self.alone_since.is_some_and(|since| {
                     created.duration_since(since) > CLOCKS
                         && now.duration_since(created)
@@ -159,15 +159,21 @@ impl Ledger {
     /// The same, of a pod that is about to be removed: from now on it gets no registration.
     #[must_use]
     pub fn close(&self, uid: &str, created: Timestamp, now: Timestamp) -> Option<bool> {
-        let closed = Entry::Closed(Instant::now());
-        self.lock().pods.entry(uid.to_owned()).or_insert(closed);
+        self.lock().closed.insert(uid.to_owned(), Instant::now());
         self.is_registered(uid, created, now)
+    }
+
+    /// Whether a pod is being registered at this moment: GitHub may not show it yet.
+    #[must_use]
+    pub fn is_under_way(&self, uid: &str) -> bool {
+        matches!(self.lock().pods.get(uid), Some(Entry::UnderWay))
     }
 
     /// Asks to register the pod with this uid, which has brought this report.
     pub(super) fn claim(self: &Arc<Self>, uid: &str, report: Digest) -> Claim {
         self.tidy();
         let mut entries = self.lock();
+        let is_closed = entries.closed.contains_key(uid);
         match entries.pods.get(uid) {
             Some(Entry::UnderWay) => Claim::UnderWay,
             Some(Entry::Done(_)) => {
@@ -178,7 +184,7 @@ impl Ledger {
                         Claim::Again(answer.registration.clone())
                     })
             }
-            Some(Entry::Closed(_)) => Claim::Closed,
+            Some(Entry::Tried(_)) | None if is_closed => Claim::Closed,
             Some(Entry::Tried(_)) | None => {
                 entries.pods.insert(uid.to_owned(), Entry::UnderWay);
                 Claim::Granted(Granted {
@@ -226,9 +232,10 @@ impl Entries {
             return;
         }
         self.tidied = Some(now);
+        self.closed.retain(|_, at| now - *at < REMEMBERED);
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
-            Entry::Closed(at) | Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
+            Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
         });
         self.pools
             .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
@@ -348,8 +355,14 @@ mod tests {
         // Given one that is being registered, or was, then it is known as such
         let attempt = granted(&ledger, "v");
         assert_eq!(ledger.close("v", after, after), Some(true));
+        assert!(ledger.is_under_way("v"));
         attempt.done(registration("secret"));
         assert_eq!(ledger.close("v", after, after), Some(true));
+
+        // Given one whose attempt failed, then GitHub may have it, and it gets no other
+        drop(granted(&ledger, "w"));
+        assert_eq!(ledger.close("w", after, after), None);
+        assert!(matches!(ledger.claim("w", report()), Claim::Closed));
     }
 
     #[tokio::test(start_paused = true)]
