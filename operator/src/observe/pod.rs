@@ -78,6 +78,8 @@ pub struct Runner {
     pub hardware: Option<Hardware>,
     /// How it ended.
     pub end: Option<End>,
+    /// Whether Kubernetes says that its pod has ended. Until then it holds its GPUs.
+    pub is_over: bool,
     /// The last job that has ended on it; known once its container has ended.
     pub done: Option<Done>,
     /// What Kubernetes says where it takes the pod away by itself.
@@ -153,6 +155,7 @@ impl Runner {
             since: state.since,
             waiting: state.waiting,
             end: state.end,
+            is_over: is_over(pod),
             done: Done::of(pod, created),
             disruption: Disruption::of(pod),
         }
@@ -169,6 +172,12 @@ impl Runner {
             }
             _ => true,
         }
+    }
+
+    /// Whether it has ended, and its pod holds its GPUs for a moment yet.
+    #[must_use]
+    pub fn is_ending(&self, now: Timestamp) -> bool {
+        self.end.is_some() && !self.is_over && self.gone_by.is_none_or(|by| now < by)
     }
 
     /// Whether it registers at another address than the spec's, as far as its pod says.
@@ -397,6 +406,11 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
         container: Some(status.name.clone()),
         image: Some(words(Some(&status.image))),
     })
+}
+
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// An annotation of ours. Whoever may write pods can write it, too: one that is longer than ours ever are is none.

@@ -113,6 +113,7 @@ pub(crate) fn listing(names: &[&str]) -> Listing {
 pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
     Runner {
         url: None,
+        is_over: true,
         name: name.to_owned(),
         uid: format!("uid-{name}"),
         created: ago(60),

@@ -42,7 +42,7 @@ pub(super) fn plan(
     // Those that are about to end hold their GPUs all the same.
     let ending = observed.runners.iter();
     let ending = ending
-        .filter(|r| r.is_active(now) && is_finishing(r))
+        .filter(|r| r.is_ending(now) || r.is_active(now) && is_finishing(r))
         .count()
         .saturating_add(unseen_ending(observed));
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);

@@ -44,6 +44,21 @@ fn condition<'a>(plan: &'a Plan, type_: &str) -> (&'a str, &'a str, &'a str) {
 }
 
 #[test]
+fn a_runner_that_has_ended_keeps_its_place_until_its_pod_has() {
+    // Given a runner whose agent has ended after its job, and whose pod Kubernetes still shows as running
+    let pool = pool(1);
+    let mut ending = runner(&pool, "pool-aaaaa", RunnerPhase::Finished);
+    ending.is_over = false;
+    // Then no other pod is made beside it, until its own is over
+    assert_eq!(
+        created(&plan(&pool, &observed(vec![ending.clone()]), NOW)),
+        0
+    );
+    ending.is_over = true;
+    assert_eq!(created(&plan(&pool, &observed(vec![ending]), NOW)), 1);
+}
+
+#[test]
 fn a_creation_without_an_answer_is_repeated_under_the_same_name() {
     // Given a pool of two, and a pod that is not there and may still come
     let mut seen = observed(vec![]);
