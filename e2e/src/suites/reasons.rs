@@ -7,8 +7,8 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
-use crate::{example, node};
+use super::Ctx;
+use crate::example;
 
 /// A mistake in a template, and what is said of it.
 struct Case {
@@ -39,15 +39,6 @@ fn cases() -> Vec<Case> {
             words: &["SysctlForbidden", "net.core.somaxconn"],
         },
         Case {
-            name: "too-many",
-            spec: json!({"gpu": {"count": 8}, "template": {"spec": {
-                "nodeName": node::NAME,
-                "containers": [agent(json!({}))],
-            }}}),
-            reason: "PodRejected",
-            words: &["OutOfnvidia.com/gpu", "requested: 8"],
-        },
-        Case {
             name: "secret",
             spec: json!({"template": {"spec": {"containers": [agent(from_secret)]}}}),
             reason: "ContainerNotStarted",
@@ -73,7 +64,6 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     for case in cases() {
         mistake(ctx, &case).await?;
     }
-    deadline(ctx).await?;
     limit_range(ctx).await
 }
 
@@ -98,28 +88,7 @@ async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
     ctx.delete(case.name).await
 }
 
-/// A limit of time for the pod counts while a runner waits, too.
-async fn deadline(ctx: &Ctx) -> Result<()> {
-    let template = json!({"spec": {
-        "activeDeadlineSeconds": 20,
-        "containers": [{"name": "runner", "image": example::AGENT}],
-    }});
-    ctx.apply(&ctx.pool("deadline", json!({"template": template})))
-        .await?;
-    let failure = ctx
-        .wait_for("the deadline to be told", SOON, async || {
-            let failures = ctx.status("deadline").await?.last_failures;
-            Ok(failures
-                .into_iter()
-                .find(|f| f.reason == "DeadlineExceeded"))
-        })
-        .await?;
-    ensure!(failure.class == "transient", "{failure:?}");
-    ensure!(ctx.status("deadline").await?.quarantine.is_empty());
-    ctx.delete("deadline").await
-}
-
-/// A namespace whose default limit is less than the gate needs.
+/// A namespace whose default limit is less than the gate needs: the gate has limits of its own.
 async fn limit_range(ctx: &Ctx) -> Result<()> {
     let ranges: Api<LimitRange> = ctx.api();
     let range = json!({
@@ -132,12 +101,8 @@ async fn limit_range(ctx: &Ctx) -> Result<()> {
     let range = serde_json::from_value(range)?;
     ranges.create(&PostParams::default(), &range).await?;
     ctx.apply(&ctx.pool("small", json!({}))).await?;
-    // Then the limit is named, and the node is not blamed
-    let message = ctx
-        .condition("small", "Stalled", "True", "OutOfMemory")
-        .await?;
-    ensure!(message.contains("64Mi"), "{message}");
-    ensure!(ctx.status("small").await?.quarantine.is_empty());
+    // Then the gate passes all the same
+    ctx.idle("small", 1).await?;
     ranges.delete("small", &DeleteParams::default()).await?;
     ctx.delete("small").await
 }
