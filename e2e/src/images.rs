@@ -104,12 +104,17 @@ const ARTIFACTS: [&str; 4] = [
 
 /// Builds the binaries and the driver with cargo.
 pub fn build_binaries(profile: Profile) -> Result<()> {
+    build_packages(profile, &ARTIFACTS)
+}
+
+/// Builds the binaries of some packages with cargo.
+pub fn build_packages(profile: Profile, packages: &[&str]) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .arg("build")
         .arg("--quiet")
         .current_dir(paths::repository());
-    for package in ARTIFACTS {
+    for package in packages {
         cargo.args(["--package", package]);
     }
     if profile == Profile::Release {

@@ -15,6 +15,7 @@ pub mod demo;
 pub mod deploy;
 pub mod device_plugin;
 pub mod example;
+pub mod faults;
 pub mod helm;
 pub mod images;
 pub mod interrupt;

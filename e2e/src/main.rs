@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use e2e::{
     bench, book, check,
     cluster::{self, Cluster, Options},
-    demo, deploy, device_plugin, example,
+    demo, deploy, device_plugin, example, faults,
     images::Profile,
     interrupt, paths,
     report::Story,
@@ -63,6 +63,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Let every request of a pool's life meet every fault: a sample in the time given, or all.
+    Faults(faults::Run),
     /// Build the documentation as a book; a link that leads nowhere is an error.
     Book,
     /// Start a cluster, install the operator and say how to use both.
@@ -166,6 +168,10 @@ fn run(command: Command) -> Result<ExitCode> {
                 bench::run(&run, &only, json.as_deref()).await
             })?;
         }
+        Command::Faults(faults) => runtime.block_on(async {
+            interrupt::watch()?;
+            faults::run(&faults, &Story::default()).await
+        })?,
         Command::Book => println!("{}", book::build(&Story::default())?.display()),
         Command::Up {
             build,

@@ -157,7 +157,7 @@ pub(super) fn pool(replicas: usize) -> Value {
 }
 
 /// The same, with gates that are played by hand.
-pub(super) fn gated_pool(replicas: usize) -> Value {
+pub(crate) fn gated_pool(replicas: usize) -> Value {
     let mut spec = pool(replicas);
     let (name, value) = kwok::GATE_BY_HAND;
     spec["template"]["metadata"] = json!({"annotations": {name: value}});

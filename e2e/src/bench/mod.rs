@@ -3,7 +3,7 @@
 mod bed;
 mod figure;
 mod fleet;
-mod player;
+pub(crate) mod player;
 mod pods;
 mod queue;
 mod requests;
@@ -26,6 +26,7 @@ use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
 use crate::{check, images, paths, process, report::Story, tools::Tools};
+pub(crate) use bed::gated_pool;
 use bed::{Bed, PROFILE};
 use figure::Figure;
 use fleet::Size;

@@ -30,21 +30,21 @@ use crate::suites::Ctx;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// A runner that is registered and waits for a job.
-pub(super) struct Runner {
+pub(crate) struct Runner {
     pod: Pod,
     /// GitHub's number for it.
     entry: u64,
 }
 
 /// The namespace in which it plays.
-pub(super) struct Player<'a> {
+pub(crate) struct Player<'a> {
     ctx: &'a Ctx,
     /// Its address and its authority are in the pods.
     registrar: Option<Http>,
 }
 
 impl<'a> Player<'a> {
-    pub(super) fn new(ctx: &'a Ctx) -> Self {
+    pub(crate) fn new(ctx: &'a Ctx) -> Self {
         Self {
             ctx,
             registrar: None,
@@ -52,7 +52,7 @@ impl<'a> Player<'a> {
     }
 
     /// Brings every pod whose gate runs to an idle runner, until there are so many; gives the new ones.
-    pub(super) async fn bring_up(&mut self, known: &[Runner], count: usize) -> Result<Vec<Runner>> {
+    pub(crate) async fn bring_up(&mut self, known: &[Runner], count: usize) -> Result<Vec<Runner>> {
         let mut new: Vec<Runner> = vec![];
         let ctx = self.ctx;
         let what = format!("{count} runners");
@@ -83,7 +83,7 @@ impl<'a> Player<'a> {
     }
 
     /// The token that the kubelet mounts.
-    pub(super) async fn token(&self, pod: &Pod) -> Result<String> {
+    pub(crate) async fn token(&self, pod: &Pod) -> Result<String> {
         let accounts: Api<ServiceAccount> = self.ctx.api();
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -132,7 +132,7 @@ impl<'a> Player<'a> {
     }
 
     /// The runner's job ends, and the runner with it: first for GitHub, then for the kubelet.
-    pub(super) async fn finish(&self, runner: &Runner) -> Result<()> {
+    pub(crate) async fn finish(&self, runner: &Runner) -> Result<()> {
         self.ctx.github.delete_runner(runner.entry).await?;
         self.patch(runner, finished()).await
     }
@@ -146,7 +146,7 @@ impl<'a> Player<'a> {
     }
 }
 
-pub(super) fn gate_runs(pod: &Pod) -> bool {
+pub(crate) fn gate_runs(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let gate = status.and_then(|s| s.init_container_statuses.as_ref()?.first());
     gate.and_then(|gate| gate.state.as_ref()?.running.as_ref())
@@ -154,7 +154,7 @@ pub(super) fn gate_runs(pod: &Pod) -> bool {
 }
 
 /// The value of a variable of the gate.
-fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
+pub(crate) fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
     let init = pod
         .spec
         .iter()
@@ -166,7 +166,7 @@ fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
 }
 
 /// What a gate on one healthy device reports.
-fn report(pod: &Pod) -> Report {
+pub(crate) fn report(pod: &Pod) -> Report {
     let uid = pod.uid().unwrap_or_default();
     Report {
         outcome: Outcome::Passed,
@@ -203,7 +203,7 @@ fn entry(registration: &Registration) -> Result<u64> {
     Ok(id.parse()?)
 }
 
-fn conditions(ready: bool) -> Value {
+pub(crate) fn conditions(ready: bool) -> Value {
     let now = Timestamp::now();
     let ready = if ready { "True" } else { "False" };
     json!([
@@ -213,20 +213,20 @@ fn conditions(ready: bool) -> Value {
     ])
 }
 
-fn container(name: &str, ready: bool, state: &Value) -> Value {
+pub(crate) fn container(name: &str, ready: bool, state: &Value) -> Value {
     json!({
         "name": name, "image": "", "imageID": "", "restartCount": 0,
         "ready": ready, "started": ready, "state": state,
     })
 }
 
-fn ended(message: &str) -> Value {
+pub(crate) fn ended(message: &str) -> Value {
     let now = Timestamp::now();
     json!({"terminated": {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}})
 }
 
 /// The gate has passed; the agent listens for jobs.
-fn idle(report: &str) -> Value {
+pub(crate) fn idle(report: &str) -> Value {
     json!({
         "phase": "Running",
         "conditions": conditions(true),
@@ -236,7 +236,7 @@ fn idle(report: &str) -> Value {
 }
 
 /// The agent has ended, with the hooks' mark of a finished job.
-pub(super) fn finished() -> Value {
+pub(crate) fn finished() -> Value {
     let mark = json!({"mark": "completed", "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
     json!({
         "phase": "Succeeded",

@@ -544,7 +544,7 @@ pub(super) fn agent_with(name: &str, value: &str) -> Value {
 }
 
 /// A job of a workflow, with one step.
-pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
+pub(crate) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
     JobTemplate {
         key: key.to_owned(),
         labels: labels.iter().map(|&label| label.to_owned()).collect(),
@@ -557,7 +557,7 @@ pub(super) fn job(key: &str, labels: &[&str], script: &str) -> JobTemplate {
 }
 
 /// Merges objects; anything else replaces what was there, and null removes it.
-pub(super) fn merge(into: &mut Value, from: Value) {
+pub(crate) fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

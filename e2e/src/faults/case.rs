@@ -1,0 +1,241 @@
+//! One case: a namespace, a repository, an operator and a proxy of its own, a life, and what is judged of it.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use github_simulator::state::Conclusion;
+use k8s_openapi::api::{
+    core::v1::ConfigMap,
+    rbac::v1::{Role, RoleBinding},
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{
+    fault::{Fault, OUTAGE},
+    life::{Life, Scenario},
+    node::Node,
+    operator::{Operator, Start, Victim},
+    proxy::{Keys, Phase, Plan, Proxy},
+    request::Kind,
+};
+use crate::{
+    cluster::Cluster,
+    deploy::Beside,
+    example,
+    helm::{NAMESPACE, RELEASE},
+    process,
+    suites::Ctx,
+};
+
+/// Requests beyond those of a life without a fault: several times as many, and some for each life.
+const TRIES: (usize, usize) = (3, 60);
+
+/// What all cases of a run share.
+pub(super) struct Ground {
+    pub(super) cluster: Cluster,
+    pub(super) keys: Keys,
+    /// The authority of the proxies.
+    pub(super) authority: String,
+}
+
+/// What came of a case.
+pub(super) struct Outcome {
+    /// How often each kind of request came.
+    pub(super) counts: BTreeMap<Kind, usize>,
+    /// All of them in their order.
+    pub(super) seen: Vec<String>,
+    /// Whether the fault came to pass.
+    pub(super) met: bool,
+    /// From the fault's end to the end of the step that it fell into.
+    pub(super) recovery: Option<Duration>,
+    pub(super) seconds: f64,
+    /// What is wrong.
+    pub(super) wrongs: Vec<String>,
+}
+
+impl Ground {
+    /// Lives one life. `usual` is how many requests it has without a fault.
+    pub(super) async fn run(
+        &self,
+        name: &str,
+        scenario: Scenario,
+        plan: Option<Plan>,
+        usual: Option<usize>,
+    ) -> Result<Outcome> {
+        let begun = Instant::now();
+        let ctx = Ctx::new(&self.cluster, name).await?;
+        self.furnish(&ctx).await?;
+        let victim = Arc::new(Victim::default());
+        let kill = Arc::clone(&victim);
+        let proxy = Proxy::start(&self.keys, plan, Arc::new(move || kill.kill())).await?;
+        let node = Node::start(&ctx);
+        let life = Life {
+            ctx: &ctx,
+            proxy: &proxy,
+            node: &node,
+            recovery: Cell::new(None),
+        };
+        life.prepare().await?;
+        let before = life.repository().await?;
+        let start = Start {
+            dir: &self.cluster.dir,
+            namespace: name,
+            kubeconfig: &Beside::kubeconfig(&self.cluster),
+            authority: &self.authority,
+            server: &proxy.kubernetes,
+        };
+        let operator = Operator::start(&start, victim, Arc::clone(&proxy.shared))?;
+        let mut wrongs = vec![];
+        if let Err(error) = life.live(scenario).await {
+            wrongs.push(format!("{error:#}"));
+        } else if let Err(error) = settled(&life, &before).await {
+            wrongs.push(format!("{error:#}"));
+        }
+        wrongs.extend(operator.wrongs());
+        let most = node.most();
+        if most.len() > scenario.most() {
+            wrongs.push(format!("more pods than {}: {most:?}", scenario.most()));
+        }
+        let counts = proxy.shared.counts();
+        let total: usize = counts
+            .iter()
+            .filter(|(kind, _)| !kind.is_event())
+            .map(|(_, n)| n)
+            .sum();
+        if let Some(usual) = usual
+            && total > TRIES.0 * usual + TRIES.1
+        {
+            wrongs.push(format!("{total} requests, where {usual} are usual"));
+        }
+        let log = fs::read_to_string(&operator.log).unwrap_or_default();
+        drop(operator);
+        if wrongs.is_empty() {
+            let _ = fs::remove_file(self.cluster.dir.join(format!("logs/{name}.log")));
+        } else if std::env::var_os("FAULTS_LOG").is_some() {
+            wrongs.push(format!(
+                "the operator's last words:\n{}",
+                process::tail(&log, 40)
+            ));
+        }
+        let outcome = Outcome {
+            counts,
+            seen: proxy.shared.seen(),
+            met: proxy.shared.phase() != Phase::Before,
+            recovery: life.recovery.get(),
+            seconds: begun.elapsed().as_secs_f64(),
+            wrongs,
+        };
+        self.forget(&ctx).await;
+        Ok(outcome)
+    }
+
+    /// The authority of the proxy beside GitHub's own, and the operator's rights in its own namespace.
+    async fn furnish(&self, ctx: &Ctx) -> Result<()> {
+        let authority = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": example::AUTHORITY},
+            "data": {"ca.crt": self.authority},
+        });
+        let maps: Api<ConfigMap> = ctx.api();
+        let params = PatchParams::apply("cargo-e2e").force();
+        maps.patch(example::AUTHORITY, &params, &Patch::Apply(authority))
+            .await?;
+        let own = format!("{RELEASE}-own");
+        let roles: Api<Role> = Api::namespaced(ctx.client.clone(), NAMESPACE);
+        let rules = roles.get(&own).await?.rules;
+        let role: Role =
+            serde_json::from_value(json!({"metadata": {"name": own}, "rules": rules}))?;
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": own},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": own},
+            "subjects": [{"kind": "ServiceAccount", "name": RELEASE, "namespace": NAMESPACE}],
+        }))?;
+        ctx.api().create(&PostParams::default(), &role).await?;
+        ctx.api().create(&PostParams::default(), &binding).await?;
+        Ok(())
+    }
+
+    /// Takes the case away. What a red one has left is not waited for.
+    async fn forget(&self, ctx: &Ctx) {
+        use cudarunner_crds::CudaRunner;
+        let pools: Api<CudaRunner> = ctx.api();
+        let released = json!({"metadata": {"finalizers": null}});
+        // It is gone as a rule.
+        let _ = pools
+            .patch("pool", &PatchParams::default(), &Patch::Merge(&released))
+            .await;
+        let _ = ctx.github.delete_repository(&ctx.repository).await;
+        let _ = example::delete_namespace(&ctx.client, &ctx.namespace).await;
+    }
+}
+
+/// GitHub is as before, and no job was cancelled. A fault that lasts is waited for.
+async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
+    let end = Instant::now();
+    while life.proxy.shared.phase() == Phase::During {
+        if end.elapsed() > 3 * OUTAGE {
+            bail!("the fault has no end");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let after = life.repository().await?;
+    ensure!(
+        after == *before,
+        "GitHub is not as before: {before}, now {after}"
+    );
+    let jobs = life.ctx.github.jobs().await?;
+    let own = life.ctx.repository.to_lowercase();
+    let cut = jobs.iter().find(|job| {
+        job.repository == own && job.name != "nobody" && job.conclusion != Some(Conclusion::Success)
+    });
+    ensure!(cut.is_none(), "a job did not succeed: {cut:?}");
+    Ok(())
+}
+
+/// The name under which a case is repeated.
+pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
+    use clap::ValueEnum as _;
+    let value = scenario.to_possible_value();
+    let scenario = value.as_ref().map_or("?", |value| value.get_name());
+    format!(
+        "cargo e2e faults --scenario {scenario} --fault {} --only '{}#{}'",
+        plan.fault, plan.kind, plan.number
+    )
+}
+
+/// Every fault that fits, for every request of a life.
+pub(super) fn plans(counts: &BTreeMap<Kind, usize>, faults: &[Fault]) -> Vec<Plan> {
+    let mut plans = vec![];
+    for (kind, count) in counts {
+        for number in 1..=*count {
+            plans.extend(
+                faults
+                    .iter()
+                    .filter(|fault| fault.fits(kind))
+                    .map(|fault| Plan {
+                        kind: kind.clone(),
+                        number,
+                        fault: *fault,
+                    }),
+            );
+        }
+    }
+    plans
+}
+
+/// Reads `NAME#NUMBER`.
+pub(super) fn parse(text: &str) -> Result<(String, usize)> {
+    let (name, number) = text
+        .rsplit_once('#')
+        .context("a request is named NAME#NUMBER, as the list shows them")?;
+    Ok((name.to_owned(), number.parse()?))
+}

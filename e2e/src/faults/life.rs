@@ -1,0 +1,304 @@
+//! The lives of pools, step by step. Each step is a condition that must hold in time: soon, or soon after the fault.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
+use cudarunner_crds::CudaRunner;
+use github_simulator::{
+    control::{NewBranch, NewWorkflow, UpdateRepository},
+    state::Conclusion,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::DeleteParams};
+use serde_json::{Value, json};
+
+use super::{
+    node::Node,
+    proxy::{Phase, Proxy},
+};
+use crate::{
+    bench::gated_pool,
+    suites::{
+        Ctx,
+        context::{job, merge},
+    },
+};
+
+/// How long a step may take, from its start or from the fault's end, whichever comes last.
+const SOON: Duration = Duration::from_secs(30);
+/// How long a fault may last.
+const LONGEST: Duration = Duration::from_secs(100);
+const POOL: &str = "pool";
+
+/// A life of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub enum Scenario {
+    /// Runners for one job each, by just-in-time configurations.
+    Ephemeral,
+    /// A runner for many jobs, by registration tokens.
+    Persistent,
+    /// Runners that follow the queue of a scale set.
+    ScaleSet,
+    /// A pool that runs its workflow, and requires its checks on a protected branch.
+    Checks,
+    /// The same by a ruleset.
+    Ruleset,
+    /// Fewer runners, and then none, while a job runs.
+    Deletion,
+}
+
+impl Scenario {
+    /// Pods that may be there at a time.
+    pub(super) fn most(self) -> usize {
+        match self {
+            Self::ScaleSet | Self::Deletion => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A life as it goes.
+pub(super) struct Life<'a> {
+    pub(super) ctx: &'a Ctx,
+    pub(super) proxy: &'a Proxy,
+    pub(super) node: &'a Node,
+    /// From the fault's end to the end of the step that it fell into.
+    pub(super) recovery: Cell<Option<Duration>>,
+}
+
+impl Life<'_> {
+    pub(super) async fn live(&self, scenario: Scenario) -> Result<()> {
+        match scenario {
+            Scenario::Ephemeral => self.ephemeral().await?,
+            Scenario::Persistent => self.persistent().await?,
+            Scenario::ScaleSet => self.scale_set().await?,
+            Scenario::Checks => self.checks("BranchProtection").await?,
+            Scenario::Ruleset => self.checks("Ruleset").await?,
+            Scenario::Deletion => return self.deletion().await,
+        }
+        self.delete().await?;
+        self.gone().await
+    }
+
+    async fn ephemeral(&self) -> Result<()> {
+        self.apply(json!({"replicas": 1})).await?;
+        self.serves("first").await?;
+        self.holds("second").await?;
+        self.until("both jobs to be concluded", async || {
+            let jobs = self.ctx.status(POOL).await?.last_jobs;
+            let concluded = jobs.iter().filter(|job| job.conclusion.is_some()).count();
+            Ok((concluded == 2).then_some(()))
+        })
+        .await?;
+        self.serves("third").await
+    }
+
+    async fn persistent(&self) -> Result<()> {
+        let spec =
+            json!({"replicas": 1, "lifetime": "Persistent", "registration": "RegistrationToken"});
+        self.apply(spec).await?;
+        self.serves("first").await?;
+        self.holds("second").await?;
+        let pods: Api<Pod> = self.ctx.api();
+        pods.delete("pool-0", &DeleteParams::default()).await?;
+        self.serves("third").await
+    }
+
+    async fn scale_set(&self) -> Result<()> {
+        self.apply(json!({"replicas": null, "scaling": {"maxRunners": 2}}))
+            .await?;
+        self.until("somebody to listen", async || {
+            let sets = self.ctx.scale_sets().await?;
+            Ok(sets.iter().any(|set| set.session.is_some()).then_some(()))
+        })
+        .await?;
+        let one = self.ctx.hold("first").await?;
+        let two = self.ctx.hold("second").await?;
+        for job in [one, two] {
+            self.picked_up(job).await?;
+        }
+        for job in [one, two] {
+            self.ctx.github.release(job).await?;
+            self.succeeded(job).await?;
+        }
+        self.until("the runners to go", async || {
+            Ok((self.node.pods() == 0).then_some(()))
+        })
+        .await?;
+        self.serves("third").await
+    }
+
+    async fn checks(&self, mode: &str) -> Result<()> {
+        let verify = json!({"workflow": "cuda.yml", "ref": "main", "jobs": [{"name": "gpu"}]});
+        let required = json!({"mode": mode, "branches": [{"name": "main"}], "allowUnseen": true});
+        self.apply(json!({"replicas": 1, "verify": verify, "requiredChecks": required}))
+            .await?;
+        for condition in ["WorkflowVerified", "ChecksRequired"] {
+            self.until(condition, async || {
+                let all = self.ctx.status(POOL).await?.conditions;
+                let is = all
+                    .iter()
+                    .any(|c| c.type_ == condition && c.status == "True");
+                Ok(is.then_some(()))
+            })
+            .await?;
+        }
+        self.serves("another").await
+    }
+
+    async fn deletion(&self) -> Result<()> {
+        self.apply(json!({"replicas": 2})).await?;
+        let job = self.ctx.hold("first").await?;
+        self.picked_up(job).await?;
+        self.ctx.scale(POOL, 1).await?;
+        self.until("the idle runner to go", async || {
+            Ok((self.node.pods() == 1).then_some(()))
+        })
+        .await?;
+        self.delete().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let view = self.ctx.github.job(job).await?;
+        ensure!(view.conclusion.is_none(), "the job was cut short: {view:?}");
+        self.ctx.github.release(job).await?;
+        self.succeeded(job).await?;
+        self.gone().await
+    }
+
+    /// What there is before the pool: the workflow of single jobs, a protected branch and a workflow of the user's.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        let nobody = self
+            .ctx
+            .queue_for("nobody", &["nobody"], "true", false)
+            .await?;
+        let run = self.ctx.github.job(nobody).await?.run;
+        self.ctx.github.cancel_run(run).await?;
+        let update = UpdateRepository {
+            branches: vec![NewBranch {
+                name: "main".to_owned(),
+                protected: true,
+                required_checks: Some(vec!["fmt".to_owned()]),
+            }],
+            workflows: vec![NewWorkflow {
+                name: "cuda".to_owned(),
+                file: "cuda.yml".to_owned(),
+                jobs: vec![job("gpu", &["self-hosted", "cuda"], "true")],
+                ..NewWorkflow::default()
+            }],
+            ..UpdateRepository::default()
+        };
+        self.ctx
+            .github
+            .update_repository(&self.ctx.repository, &update)
+            .await?;
+        Ok(())
+    }
+
+    /// The repository, as it must be again.
+    pub(super) async fn repository(&self) -> Result<Value> {
+        let state = self.ctx.github.state().await?;
+        Ok(state.lasting["repositories"][&self.ctx.repository].clone())
+    }
+
+    async fn apply(&self, spec: Value) -> Result<()> {
+        let mut whole = gated_pool(1);
+        merge(&mut whole, spec);
+        let mut pool = self.ctx.pool(POOL, whole);
+        let url = format!("{}/{}", self.proxy.github, self.ctx.repository);
+        pool["spec"]["github"]["url"] = json!(url);
+        self.ctx.apply(&pool).await
+    }
+
+    /// A job is run.
+    async fn serves(&self, name: &str) -> Result<()> {
+        let job = self.ctx.queue(name, "true").await?;
+        self.succeeded(job).await
+    }
+
+    /// A job is run that takes its time.
+    async fn holds(&self, name: &str) -> Result<()> {
+        let job = self.ctx.hold(name).await?;
+        self.picked_up(job).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.ctx.github.release(job).await?;
+        self.succeeded(job).await
+    }
+
+    async fn picked_up(&self, job: u64) -> Result<()> {
+        self.until("a job to be picked up", async || {
+            Ok(self.ctx.github.job(job).await?.started_at.map(drop))
+        })
+        .await
+    }
+
+    async fn succeeded(&self, job: u64) -> Result<()> {
+        self.until("a job to succeed", async || {
+            let view = self.ctx.github.job(job).await?;
+            match view.conclusion {
+                Some(Conclusion::Success) => Ok(Some(())),
+                Some(other) => bail!("the job {} ended with {other:?}", view.name),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    async fn delete(&self) -> Result<()> {
+        let pools: Api<CudaRunner> = self.ctx.api();
+        pools.delete(POOL, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Nothing is left, neither in the cluster nor of the pool itself.
+    async fn gone(&self) -> Result<()> {
+        let pools: Api<CudaRunner> = self.ctx.api();
+        self.until("the pool to be gone", async || {
+            Ok(pools.get_opt(POOL).await?.is_none().then_some(()))
+        })
+        .await?;
+        self.until("the pods to be gone", async || {
+            Ok(self.ctx.pods().await?.is_empty().then_some(()))
+        })
+        .await
+    }
+
+    /// Waits for a condition, until it is late.
+    pub(super) async fn until<T>(
+        &self,
+        what: &str,
+        mut condition: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let found = condition()
+                .await
+                .with_context(|| format!("waiting for {what}"))?;
+            let phase = self.proxy.shared.phase();
+            if let Some(found) = found {
+                if let (Phase::After(end), None) = (phase, self.recovery.get()) {
+                    self.recovery.set(Some(end.elapsed()));
+                }
+                return Ok(found);
+            }
+            let late = match phase {
+                Phase::Before => start.elapsed() > SOON,
+                Phase::During => start.elapsed() > LONGEST,
+                Phase::After(end) => end.elapsed().min(start.elapsed()) > SOON,
+            };
+            if late {
+                let status = self.ctx.status(POOL).await.unwrap_or_default();
+                bail!(
+                    "waited in vain for {what}; the pool says {}, and its runners are {:?}",
+                    json!(status.conditions),
+                    status.runners,
+                );
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(400));
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! `cargo e2e faults`: every request of a pool's life meets every fault.
+//!
+//! A life without a fault says which requests there are. Then each request and each fault is a case: a pool, an
+//! operator and a proxy of its own, which does harm to this one request, and a life that must go on all the same.
+
+mod case;
+mod events;
+mod fault;
+mod life;
+mod node;
+mod operator;
+mod proxy;
+mod request;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::json;
+
+use crate::{
+    certs::Certificates,
+    cluster::{Cluster, Options},
+    deploy,
+    images::{self, Profile},
+    report::Story,
+    simulator,
+};
+use case::{Ground, Outcome, command, plans};
+pub use fault::Fault;
+pub use life::Scenario;
+use proxy::{Keys, Plan};
+
+/// Cases at a time: most of them wait most of the time.
+const AT_ONCE: usize = 6;
+/// No case is begun that would hardly end in time.
+const LAST: Duration = Duration::from_secs(45);
+
+/// What to try.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Run {
+    /// Only this life; may be given more than once.
+    #[arg(long = "scenario", value_name = "NAME")]
+    pub scenarios: Vec<Scenario>,
+    /// Only this fault; may be given more than once.
+    #[arg(long = "fault", value_name = "NAME")]
+    pub faults: Vec<Fault>,
+    /// Only this request: its number in the list, or its name, as in `kubernetes:create:pods#1`.
+    #[arg(long, value_name = "N")]
+    pub only: Option<String>,
+    /// The order of the cases, and so the sample; another one each time where it is left out.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Every case, however long it takes.
+    #[arg(long, conflicts_with = "minutes")]
+    pub all: bool,
+    /// How long to take.
+    #[arg(long, default_value_t = 10)]
+    pub minutes: u64,
+    /// Only say which requests there are.
+    #[arg(long)]
+    pub list: bool,
+    /// Also write what came of each case as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// A case that was tried.
+struct Tried {
+    scenario: Scenario,
+    plan: Plan,
+    outcome: Outcome,
+}
+
+/// Tries the cases on a cluster of their own; fails where one is red.
+pub async fn run(run: &Run, story: &Story) -> Result<()> {
+    let begun = Instant::now();
+    let seed = run.seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        now.map_or(1, |now| u64::from(now.subsec_nanos()))
+    });
+    tokio::task::spawn_blocking(|| images::build_packages(Profile::Dev, &["cuda-runner-operator"]))
+        .await??;
+    let options = Options {
+        node: false,
+        kwok_nodes: 2 * AT_ONCE,
+        ..Options::default()
+    };
+    let name = format!("faults-{}", std::process::id());
+    let cluster = Cluster::up(&name, options, &Story::silent()).await?;
+    let tried = async {
+        let ground = furnish(&cluster).await?;
+        story.step("cluster ready");
+        Box::pin(on(&ground, run, seed, begun, story)).await
+    }
+    .await;
+    cluster.down()?;
+    let tried = tried?;
+    if let Some(file) = &run.json {
+        write(file, seed, &tried)?;
+    }
+    if run.list {
+        return Ok(());
+    }
+    let red: Vec<&Tried> = tried
+        .iter()
+        .filter(|one| !one.outcome.wrongs.is_empty())
+        .collect();
+    let met = tried.iter().filter(|one| one.outcome.met).count();
+    println!(
+        "{} cases with seed {seed}: in {met} of them the fault came to pass, {} are red",
+        tried.len(),
+        red.len()
+    );
+    for one in &red {
+        println!("\n{}", tell(one));
+    }
+    ensure!(
+        red.is_empty(),
+        "{} of {} cases are red",
+        red.len(),
+        tried.len()
+    );
+    Ok(())
+}
+
+/// The charts for the definition and the rights, a token of the operator's account, and the keys of the proxies.
+async fn furnish(cluster: &Cluster) -> Result<Ground> {
+    deploy::charts(cluster).await?;
+    let client = cluster.client().await?;
+    // For its kubeconfig.
+    deploy::beside(cluster, &client, Profile::Dev, "info").await?;
+    let certs = Certificates::create(&cluster.dir.join("faults"), "Proxy of faults")?;
+    certs.server("proxy", &["localhost"], &[[127, 0, 0, 1].into()])?;
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+    let kubernetes: serde_json::Value = serde_json::from_slice(&fs::read(cluster.kubeconfig())?)?;
+    let kubernetes = kubernetes["clusters"][0]["cluster"]["server"].as_str();
+    let authority = read(&certs.path("ca.crt"))?;
+    let keys = Keys::new(
+        &(read(&certs.path("proxy.crt"))? + &authority),
+        &read(&certs.path("proxy.key"))?,
+        &[
+            read(&cluster.dir.join("pki/ca.crt").to_string_lossy())?,
+            simulator::authority(&cluster.dir)?,
+        ],
+        kubernetes
+            .context("the kubeconfig names no server")?
+            .to_owned(),
+        cluster.github.clone(),
+    )?;
+    Ok(Ground {
+        cluster: cluster.clone(),
+        keys,
+        authority,
+    })
+}
+
+async fn on(
+    ground: &Ground,
+    run: &Run,
+    seed: u64,
+    begun: Instant,
+    story: &Story,
+) -> Result<Vec<Tried>> {
+    let scenarios = chosen(&run.scenarios);
+    let lives: BTreeMap<Scenario, Outcome> = stream::iter(scenarios.into_iter().enumerate())
+        .map(async |(number, scenario)| {
+            let outcome = ground
+                .run(&format!("life-{number}"), scenario, None, None)
+                .await?;
+            anyhow::Ok((scenario, outcome))
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    for (scenario, outcome) in &lives {
+        let requests = outcome.seen.len();
+        story.step(&format!(
+            "{scenario:?}: {requests} requests in {:.0} s",
+            outcome.seconds
+        ));
+        if !outcome.wrongs.is_empty() {
+            bail!(
+                "{scenario:?} without a fault: {}",
+                outcome.wrongs.join("; ")
+            );
+        }
+        if run.list {
+            outcome
+                .seen
+                .iter()
+                .enumerate()
+                .for_each(|(at, name)| println!("{:4} {name}", at + 1));
+        }
+    }
+    if run.list {
+        return Ok(vec![]);
+    }
+    let mut cases = vec![];
+    for (scenario, outcome) in &lives {
+        let mut of_life = plans(&outcome.counts, &chosen(&run.faults));
+        if let Some(only) = &run.only {
+            let (name, number) = request(only, outcome)?;
+            of_life.retain(|plan| plan.kind.to_string() == name && plan.number == number);
+        }
+        cases.extend(of_life.into_iter().map(|plan| (*scenario, plan)));
+    }
+    shuffle(&mut cases, seed);
+    story.step(&format!("{} cases, seed {seed}", cases.len()));
+    let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
+    let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
+    stream::iter(cases.into_iter().enumerate())
+        .take_while(in_time)
+        .map(async |(number, (scenario, plan))| {
+            let usual = lives.get(&scenario).map(|life| life.seen.len());
+            let name = format!("case-{number}");
+            let outcome = ground.run(&name, scenario, Some(plan.clone()), usual).await;
+            let outcome = outcome.with_context(|| command(scenario, &plan))?;
+            let tried = Tried {
+                scenario,
+                plan,
+                outcome,
+            };
+            if !tried.outcome.wrongs.is_empty() {
+                story.step(&format!("red: {}", tell(&tried)));
+            }
+            anyhow::Ok(tried)
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// Those that were named, or all.
+fn chosen<T: ValueEnum + Clone>(named: &[T]) -> Vec<T> {
+    if named.is_empty() {
+        T::value_variants().to_vec()
+    } else {
+        named.to_vec()
+    }
+}
+
+/// The request that a number of the list, or a name, stands for.
+fn request(only: &str, life: &Outcome) -> Result<(String, usize)> {
+    match only.parse::<usize>() {
+        Ok(number) => {
+            let name = number.checked_sub(1).and_then(|at| life.seen.get(at));
+            case::parse(name.with_context(|| format!("the list has no number {number}"))?)
+        }
+        Err(_) => case::parse(only),
+    }
+}
+
+/// The order of a seed, by <https://prng.di.unimi.it/splitmix64.c>.
+fn shuffle<T>(all: &mut [T], seed: u64) {
+    let mut state = seed;
+    for last in (1..all.len()).rev() {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        let bound = u64::try_from(last + 1).unwrap_or(u64::MAX);
+        all.swap(last, usize::try_from(mixed % bound).unwrap_or(last));
+    }
+}
+
+/// A case in words.
+fn tell(tried: &Tried) -> String {
+    let Tried {
+        scenario,
+        plan,
+        outcome,
+    } = tried;
+    format!(
+        "{scenario:?}, {}#{}, {}: {}\n    {}",
+        plan.kind,
+        plan.number,
+        plan.fault,
+        outcome.wrongs.join("; "),
+        command(*scenario, plan)
+    )
+}
+
+fn write(file: &Path, seed: u64, tried: &[Tried]) -> Result<()> {
+    let cases: Vec<_> = tried
+        .iter()
+        .map(|one| {
+            json!({
+                "scenario": format!("{:?}", one.scenario), "request": format!("{}#{}", one.plan.kind, one.plan.number),
+                "fault": one.plan.fault.to_string(), "met": one.outcome.met, "wrongs": one.outcome.wrongs,
+                "seconds": one.outcome.seconds, "recovery": one.outcome.recovery.map(|r| r.as_secs_f64()),
+                "command": command(one.scenario, &one.plan),
+            })
+        })
+        .collect();
+    fs::write(
+        file,
+        format!("{:#}\n", json!({"seed": seed, "cases": cases})),
+    )
+    .with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_order_and_loses_nothing() {
+        let order = |seed| {
+            let mut all: Vec<u32> = (0..100).collect();
+            shuffle(&mut all, seed);
+            all
+        };
+        assert_eq!(order(7), order(7));
+        assert_ne!(order(7), order(8));
+        let mut sorted = order(7);
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+    }
+}

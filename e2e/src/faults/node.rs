@@ -1,0 +1,356 @@
+//! Plays kubelet, gate and agent for the pods of one namespace, and keeps count of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::TryStreamExt as _;
+use gate_report::wire::{PATH, Registration};
+use github_simulator::control::Client as Http;
+use http::{Method, StatusCode, header};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::watcher::{self, Event, watcher},
+};
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::AbortHandle};
+
+use crate::{bench::player, simulator, suites::Ctx};
+
+/// A version that the simulated GitHub takes.
+const VERSION: &str = "2.338.0";
+/// How long a message is waited for.
+const POLL: u32 = 5;
+
+/// The pods that are there, by uid: name, and whether it has not ended.
+type Live = BTreeMap<String, (String, bool)>;
+
+/// Plays until it is dropped.
+pub(super) struct Node {
+    live: watch::Receiver<Live>,
+    most: Arc<Mutex<Vec<String>>>,
+    task: AbortHandle,
+}
+
+impl Node {
+    pub(super) fn start(ctx: &Ctx) -> Self {
+        let (sender, live) = watch::channel(Live::new());
+        let most = Arc::default();
+        let task = tokio::spawn(follow(ctx.clone(), sender, Arc::clone(&most))).abort_handle();
+        Self { live, most, task }
+    }
+
+    /// The largest crowd of pods that had not ended.
+    pub(super) fn most(&self) -> Vec<String> {
+        locked(&self.most).clone()
+    }
+
+    /// How many pods there are.
+    pub(super) fn pods(&self) -> usize {
+        self.live.borrow().len()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn follow(ctx: Ctx, live: watch::Sender<Live>, most: Arc<Mutex<Vec<String>>>) {
+    let mut played = BTreeSet::new();
+    // They end with us.
+    let mut plays = tokio::task::JoinSet::new();
+    let pods: Api<Pod> = ctx.api();
+    let mut events = Box::pin(watcher(pods, watcher::Config::default()));
+    loop {
+        match events.try_next().await {
+            Ok(Some(Event::Apply(pod) | Event::InitApply(pod))) => {
+                let uid = pod.uid().unwrap_or_default();
+                let entry = (pod.name_any(), !has_ended(&pod));
+                live.send_modify(|live| drop(live.insert(uid.clone(), entry)));
+                if player::gate_runs(&pod) && !has_ended(&pod) && played.insert(uid) {
+                    plays.spawn(until_gone(ctx.clone(), pod, live.subscribe()));
+                }
+            }
+            Ok(Some(Event::Delete(pod))) => {
+                let uid = pod.uid().unwrap_or_default();
+                live.send_modify(|live| drop(live.remove(&uid)));
+            }
+            Ok(Some(Event::Init)) => live.send_modify(BTreeMap::clear),
+            Ok(Some(Event::InitDone)) | Err(_) => {}
+            Ok(None) => return,
+        }
+        let crowd: Vec<String> = live
+            .borrow()
+            .values()
+            .filter(|(_, live)| *live)
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut most = locked(&most);
+        if crowd.len() > most.len() {
+            *most = crowd;
+        }
+    }
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
+}
+
+/// The agent of a pod, as far as it has come.
+struct Agent {
+    ctx: Ctx,
+    pod: Pod,
+    http: Http,
+    secret: String,
+    /// What its gate has said.
+    summary: String,
+    job: Mutex<Option<u64>>,
+}
+
+async fn until_gone(ctx: Ctx, pod: Pod, mut live: watch::Receiver<Live>) {
+    let uid = pod.uid().unwrap_or_default();
+    let gone = live.wait_for(|live| live.get(&uid).is_none_or(|(_, live)| !live));
+    let agent = tokio::select! {
+        agent = gate(&ctx, &pod) => agent,
+        _ = gone => return,
+    };
+    let Ok(agent) = agent else { return };
+    let gone = live.wait_for(|live| live.get(&uid).is_none_or(|(_, live)| !live));
+    tokio::select! {
+        _ = agent.run() => return,
+        _ = gone => (),
+    }
+    // A signal cancels the job.
+    let job = *locked(&agent.job);
+    if let Some(job) = job {
+        let _ = agent.complete(job, "cancelled").await;
+    }
+}
+
+/// The gate passes, and asks for the registration until it has it.
+async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
+    let report = player::report(pod);
+    let registrar = Http::new(
+        player::variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?,
+        player::variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?,
+    )?;
+    let token = player::Player::new(ctx).token(pod).await?;
+    let bearer = format!("Bearer {token}");
+    let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
+    let body = serde_json::to_value(&report)?;
+    let registration: Registration = loop {
+        match registrar
+            .send(Method::POST, PATH, &headers, Some(&body))
+            .await
+        {
+            Ok((StatusCode::OK, _, answer)) => break serde_json::from_slice(&answer)?,
+            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ..)) => {
+                let failed = json!({
+                    "phase": "Failed",
+                    "initContainerStatuses": [player::container("gate", false, &exit(15, ""))],
+                });
+                patch(ctx, pod, &failed).await?;
+                bail!("the registrar refused");
+            }
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    };
+    let github = Http::new(
+        &ctx.cluster.github,
+        &simulator::authority(&ctx.cluster.dir)?,
+    )?;
+    let files = match registration {
+        Registration::JitConfig { encoded_jit_config } => {
+            let files: BTreeMap<String, String> =
+                serde_json::from_slice(&STANDARD.decode(encoded_jit_config)?)?;
+            let key = files.get(".credentials_rsaparams").context("no key")?;
+            serde_json::from_slice(&STANDARD.decode(key)?)?
+        }
+        Registration::RegistrationToken { token } => configure(ctx, pod, &github, &token).await?,
+    };
+    let summary = report.summary();
+    let secret = files["d"].as_str().context("no secret")?.to_owned();
+    let agent = Agent {
+        ctx: ctx.clone(),
+        pod: pod.clone(),
+        http: github,
+        secret,
+        summary,
+        job: Mutex::default(),
+    };
+    Ok(agent)
+}
+
+/// `config.sh`, with the arguments of the pod; gives the file with the key.
+async fn configure(ctx: &Ctx, pod: &Pod, github: &Http, token: &str) -> Result<Value> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let arguments: Vec<String> = containers
+        .filter(|container| container.name == "runner")
+        .flat_map(|container| container.args.iter().flatten())
+        .flat_map(|argument| argument.split(' '))
+        .map(str::to_owned)
+        .collect();
+    let labels = arguments.iter().position(|a| a == "--labels");
+    let labels = labels
+        .and_then(|at| arguments.get(at + 1))
+        .map_or("", String::as_str);
+    let body = json!({
+        "url": format!("{}/{}", ctx.cluster.github, ctx.repository),
+        "token": token, "name": pod.name_any(), "labels": labels.split(',').collect::<Vec<_>>(),
+        "group": null, "work": "_work", "version": VERSION, "replace": true,
+        "ephemeral": arguments.iter().any(|a| a == "--ephemeral"), "noDefaultLabels": false,
+    });
+    let (status, _, answer) = github
+        .send(Method::POST, "/_agent/register", &[], Some(&body))
+        .await?;
+    if !status.is_success() {
+        bail!("config.sh: {status}");
+    }
+    let answer: Value = serde_json::from_slice(&answer)?;
+    Ok(answer["files"][".credentials_rsaparams"].clone())
+}
+
+impl Agent {
+    /// Listens for jobs; the container ends with it.
+    async fn run(&self) -> Result<()> {
+        let code = match self.listen().await {
+            Ok(environment) => {
+                let mark = json!({
+                    "mark": "completed", "job": environment["GITHUB_JOB"], "run": environment["GITHUB_RUN_ID"],
+                    "workflow": environment["GITHUB_WORKFLOW"], "repository": environment["GITHUB_REPOSITORY"],
+                });
+                return self
+                    .patch("Succeeded", false, &exit(0, &mark.to_string()))
+                    .await;
+            }
+            Err(_) => 1,
+        };
+        self.patch("Failed", false, &exit(code, "")).await
+    }
+
+    /// One job where it takes no more; else it ends with an error.
+    async fn listen(&self) -> Result<Value> {
+        let session = self
+            .ask(Method::POST, "/sessions", Some(json!({"version": VERSION})))
+            .await?;
+        let session = session["sessionId"]
+            .as_str()
+            .context("no session")?
+            .to_owned();
+        let persistent = self
+            .pod
+            .annotations()
+            .contains_key("cudarunner.dev/lifetime");
+        self.listens(true).await?;
+        loop {
+            let offer = self
+                .ask(
+                    Method::GET,
+                    &format!("/sessions/{session}/message?wait={POLL}"),
+                    None,
+                )
+                .await?;
+            let Some(job) = offer["jobId"].as_u64() else {
+                continue;
+            };
+            let told = self
+                .ask(Method::POST, &format!("/jobs/{job}/acquire"), None)
+                .await?;
+            *locked(&self.job) = Some(job);
+            self.listens(false).await?;
+            let cancelled = told["hold"] == true && self.held(job).await?;
+            self.complete(job, if cancelled { "cancelled" } else { "success" })
+                .await?;
+            *locked(&self.job) = None;
+            if !persistent {
+                return Ok(told["environment"].clone());
+            }
+            self.listens(true).await?;
+        }
+    }
+
+    /// Waits until the job may end; whether it was cancelled.
+    async fn held(&self, job: u64) -> Result<bool> {
+        loop {
+            let control = self
+                .ask(
+                    Method::GET,
+                    &format!("/jobs/{job}/control?wait={POLL}"),
+                    None,
+                )
+                .await?;
+            if control["cancel"] == true || control["released"] == true {
+                return Ok(control["cancel"] == true);
+            }
+        }
+    }
+
+    async fn complete(&self, job: u64, conclusion: &str) -> Result<()> {
+        let body = json!({"conclusion": conclusion});
+        self.ask(Method::POST, &format!("/jobs/{job}/complete"), Some(body))
+            .await?;
+        Ok(())
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let bearer = format!("Bearer {}", self.secret);
+        let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
+        let path = format!("/_agent{path}");
+        let (status, _, answer) = self
+            .http
+            .send(method, &path, &headers, body.as_ref())
+            .await?;
+        if !status.is_success() {
+            bail!("{path}: {status}: {}", String::from_utf8_lossy(&answer));
+        }
+        let text: &[u8] = if answer.is_empty() { b"null" } else { &answer };
+        Ok(serde_json::from_slice(text)?)
+    }
+
+    /// Started, and ready for as long as it has no job.
+    async fn listens(&self, idle: bool) -> Result<()> {
+        let running = json!({"running": {"startedAt": Timestamp::now()}});
+        self.patch("Running", idle, &running).await
+    }
+
+    async fn patch(&self, phase: &str, ready: bool, state: &Value) -> Result<()> {
+        let mut runner = player::container("runner", ready, state);
+        runner["started"] = json!(phase == "Running");
+        let status = json!({
+            "phase": phase,
+            "conditions": player::conditions(ready),
+            "initContainerStatuses": [player::container("gate", true, &exit(0, &self.summary))],
+            "containerStatuses": [runner],
+        });
+        patch(&self.ctx, &self.pod, &status).await
+    }
+}
+
+fn exit(code: i32, message: &str) -> Value {
+    let mut state = player::ended(message);
+    state["terminated"]["exitCode"] = json!(code);
+    state
+}
+
+async fn patch(ctx: &Ctx, pod: &Pod, status: &Value) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    // Of this pod, and not of a later one of its name.
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+    let params = PatchParams::default();
+    pods.patch_status(&pod.name_any(), &params, &Patch::Strategic(patch))
+        .await?;
+    Ok(())
+}

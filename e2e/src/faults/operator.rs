@@ -1,0 +1,177 @@
+//! The operator of one case, as a process of its own: killed, started again, and watched for what it must not do.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::{process::Command, task::AbortHandle};
+
+use super::proxy::Shared;
+use crate::{
+    certs,
+    images::{self, Profile},
+    process::{self, Identity, MARKER},
+};
+
+/// Below the range from which outgoing connections take theirs: a port that is free stays free.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+
+fn port() -> Result<u16> {
+    for _ in 0..10_000 {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free from 20000 on")
+}
+
+/// Kills the process that runs now.
+#[derive(Default)]
+pub(super) struct Victim {
+    process: Mutex<Option<Identity>>,
+    killed: AtomicBool,
+}
+
+impl Victim {
+    pub(super) fn kill(&self) {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process) = *process {
+            self.killed.store(true, Ordering::SeqCst);
+            process.signal(Signal::KILL);
+        }
+    }
+
+    fn is(&self, process: Option<Identity>) {
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
+    }
+}
+
+/// An operator that is started again whenever it ends, until this is dropped.
+pub(super) struct Operator {
+    pub(super) log: PathBuf,
+    ended: Arc<Mutex<Vec<String>>>,
+    keeper: AbortHandle,
+}
+
+/// What an operator is started with.
+pub(super) struct Start<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) namespace: &'a str,
+    /// A kubeconfig that leads to the server itself.
+    pub(super) kubeconfig: &'a Path,
+    /// The authority of the proxy.
+    pub(super) authority: &'a str,
+    /// Where the API server seems to be.
+    pub(super) server: &'a str,
+}
+
+impl Operator {
+    pub(super) fn start(
+        start: &Start<'_>,
+        victim: Arc<Victim>,
+        shared: Arc<Shared>,
+    ) -> Result<Self> {
+        let config = start
+            .dir
+            .join(format!("config/{}.kubeconfig", start.namespace));
+        through(start, &config)?;
+        let log = start.dir.join(format!("logs/{}.log", start.namespace));
+        let registrar = format!("127.0.0.1:{}", port()?);
+        let mut command = Command::new(images::artifact(Profile::Dev, "cuda-runner-operator"));
+        command
+            .arg("run")
+            .arg("--gate-image=localhost/cuda-smoke:dev")
+            .arg(format!("--operator-namespace={}", start.namespace))
+            .arg(format!("--watch-namespace={}", start.namespace))
+            .arg(format!("--registrar-listen={registrar}"))
+            .arg(format!("--registrar-url=https://{registrar}"))
+            .arg(format!("--health-listen=127.0.0.1:{}", port()?))
+            .env("KUBECONFIG", &config)
+            .env("RUST_LOG", "info,cuda_runner_operator=debug")
+            .env(MARKER, start.dir)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let ended = Arc::new(Mutex::new(vec![]));
+        let keeper = tokio::spawn(keep(
+            command,
+            log.clone(),
+            victim,
+            shared,
+            Arc::clone(&ended),
+        ))
+        .abort_handle();
+        Ok(Self { log, ended, keeper })
+    }
+
+    /// What it did that an operator must not do.
+    pub(super) fn wrongs(&self) -> Vec<String> {
+        let mut wrongs = self
+            .ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let panic = log.lines().find(|line| line.contains("panicked at"));
+        wrongs.extend(panic.map(|line| format!("it panicked: {line}")));
+        wrongs
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+async fn keep(
+    mut command: Command,
+    log: PathBuf,
+    victim: Arc<Victim>,
+    shared: Arc<Shared>,
+    ended: Arc<Mutex<Vec<String>>>,
+) -> Result<()> {
+    loop {
+        let file = process::append(&log)?;
+        let mut child = command
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("cannot start the operator")?;
+        victim.is(child.id().and_then(Identity::of));
+        if victim.killed.swap(false, Ordering::SeqCst) {
+            shared.over();
+        }
+        let how = child.wait().await?;
+        victim.is(None);
+        if !victim.killed.load(Ordering::SeqCst) {
+            ended
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(format!("the operator ended by itself: {how}"));
+            // As a kubelet would.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// The same kubeconfig, by way of the proxy.
+fn through(start: &Start<'_>, to: &Path) -> Result<()> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(start.kubeconfig)?)?;
+    config["clusters"][0]["cluster"] = json!({
+        "server": start.server,
+        "certificate-authority-data": STANDARD.encode(start.authority),
+    });
+    certs::secret(to, &config.to_string())
+}

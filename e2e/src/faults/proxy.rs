@@ -1,0 +1,386 @@
+//! Stands between one operator and both servers: names and counts every request, and does harm to one of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use axum::body::Body;
+use http::{Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    body::{Bytes, Incoming},
+    service::service_fn,
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    events,
+    fault::{DELAY, Fault, OUTAGE},
+    request::{Kind, Server, kind},
+};
+
+/// The longest body that is read as a whole.
+const LONGEST: usize = 64 * 1024 * 1024;
+
+/// What is to happen, and to the how-manieth of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) number: usize,
+    pub(super) fault: Fault,
+}
+
+/// How far the fault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It has not happened.
+    Before,
+    /// It lasts.
+    During,
+    /// It is over, since then.
+    After(Instant),
+}
+
+/// What the proxy tells the operator's keeper.
+pub(super) type Kill = Arc<dyn Fn() + Send + Sync>;
+
+/// Where the servers are, and the keys of a run.
+#[derive(Clone)]
+pub(super) struct Keys {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) client: ClientConfig,
+    pub(super) kubernetes: String,
+    pub(super) github: String,
+}
+
+impl Keys {
+    /// Reads a server's certificate and key, and the authorities of the servers.
+    pub(super) fn new(
+        certificate: &str,
+        key: &str,
+        authorities: &[String],
+        kubernetes: String,
+        github: String,
+    ) -> Result<Self> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+            .collect::<Result<Vec<_>, _>>()?;
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?;
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
+                roots.add(certificate?)?;
+            }
+        }
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            client,
+            kubernetes,
+            github,
+        })
+    }
+}
+
+/// Ends a connection without a word.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection is closed on purpose")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+type Answer = Result<Response<Body>, Closed>;
+
+/// What has been counted, and what is to come.
+struct State {
+    counts: BTreeMap<Kind, usize>,
+    seen: Vec<String>,
+    plan: Option<Plan>,
+}
+
+/// What all connections of a proxy share.
+pub(super) struct Shared {
+    http: Http<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// The real base of each server, and the one that the operator sees.
+    bases: [(String, String); 2],
+    state: Mutex<State>,
+    phase: watch::Sender<Phase>,
+    away: watch::Sender<Option<Server>>,
+    kill: Kill,
+}
+
+/// A proxy that serves until it is dropped.
+pub(super) struct Proxy {
+    /// Where the API server seems to be.
+    pub(super) kubernetes: String,
+    /// Where GitHub seems to be.
+    pub(super) github: String,
+    pub(super) shared: Arc<Shared>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Proxy {
+    /// Starts one, on loopback.
+    pub(super) async fn start(keys: &Keys, plan: Option<Plan>, kill: Kill) -> Result<Self> {
+        let listen = async || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let (kubernetes, github) = (listen().await?, listen().await?);
+        let url = |address: SocketAddr| format!("https://{address}");
+        let bases = [
+            (keys.kubernetes.clone(), url(kubernetes.local_addr()?)),
+            (keys.github.clone(), url(github.local_addr()?)),
+        ];
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(keys.client.clone())
+            .https_only()
+            .enable_http1()
+            .build();
+        let shared = Arc::new(Shared {
+            http: Http::builder(TokioExecutor::new()).build(connector),
+            bases: bases.clone(),
+            state: Mutex::new(State {
+                counts: BTreeMap::new(),
+                seen: vec![],
+                plan,
+            }),
+            phase: watch::Sender::new(Phase::Before),
+            away: watch::Sender::new(None),
+            kill,
+        });
+        let serve = |listener, server| {
+            let (acceptor, shared) = (keys.acceptor.clone(), Arc::clone(&shared));
+            tokio::spawn(accept(listener, acceptor, shared, server)).abort_handle()
+        };
+        let tasks = vec![
+            serve(kubernetes, Server::Kubernetes),
+            serve(github, Server::GitHub),
+        ];
+        let [(_, kubernetes), (_, github)] = bases;
+        Ok(Self {
+            kubernetes,
+            github,
+            shared,
+            tasks,
+        })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often each kind has come.
+    pub(super) fn counts(&self) -> BTreeMap<Kind, usize> {
+        self.state().counts.clone()
+    }
+
+    /// All requests, in their order.
+    pub(super) fn seen(&self) -> Vec<String> {
+        self.state().seen.clone()
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// The fault is over.
+    pub(super) fn over(&self) {
+        self.phase.send_replace(Phase::After(Instant::now()));
+    }
+
+    /// Counts it; gives the fault that it is to meet.
+    pub(super) fn meet(&self, kind: &Kind) -> Option<Fault> {
+        let mut state = self.state();
+        let count = state.counts.entry(kind.clone()).or_default();
+        *count += 1;
+        let number = *count;
+        if !kind.is_event() {
+            state.seen.push(format!("{kind}#{number}"));
+        }
+        let hit = state
+            .plan
+            .take_if(|plan| plan.kind == *kind && plan.number == number)?;
+        self.phase.send_replace(Phase::During);
+        Some(hit.fault)
+    }
+
+    /// Waits until this server is away.
+    async fn away(&self, server: Server) {
+        let mut away = self.away.subscribe();
+        // The sender lives as long as we do.
+        let _ = away.wait_for(|away| *away == Some(server)).await;
+    }
+
+    fn rewrite(&self, body: Bytes, back: bool) -> Bytes {
+        let (real, shown) = &self.bases[1];
+        let (from, to) = if back { (shown, real) } else { (real, shown) };
+        match std::str::from_utf8(&body) {
+            Ok(text) if text.contains(from.as_str()) => text.replace(from.as_str(), to).into(),
+            _ => body,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, server: Server) {
+    // They end with the one that accepted them.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        if *shared.away.borrow() == Some(server) {
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
+        connections.spawn(async move {
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
+            let service = service_fn(|request| answer(Arc::clone(&shared), server, request));
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = served => (),
+                () = shared.away(server) => (),
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(shared: Arc<Shared>, server: Server, request: Request<Incoming>) -> Answer {
+    let query = request.uri().query().unwrap_or_default();
+    let kind = kind(server, request.method(), request.uri().path(), query);
+    let Some(fault) = shared.meet(&kind) else {
+        return forward(shared, kind, request).await;
+    };
+    if let Some((code, body)) = fault.answer(server) {
+        shared.over();
+        return Ok(told(code, body));
+    }
+    match fault {
+        Fault::KillBefore => (shared.kill)(),
+        Fault::KillAfter => {
+            let _ = forward(Arc::clone(&shared), kind, request).await;
+            (shared.kill)();
+        }
+        Fault::Lost => {
+            let _ = forward(Arc::clone(&shared), kind, request).await;
+            shared.over();
+        }
+        Fault::Delay => {
+            // Goes on where the client has given up.
+            let late = tokio::spawn(async move {
+                tokio::time::sleep(DELAY).await;
+                let answer = forward(Arc::clone(&shared), kind, request).await;
+                shared.over();
+                answer
+            });
+            return late.await.unwrap_or(Err(Closed));
+        }
+        _ => outage(&shared, server),
+    }
+    Err(Closed)
+}
+
+fn outage(shared: &Arc<Shared>, server: Server) {
+    shared.away.send_replace(Some(server));
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        tokio::time::sleep(OUTAGE).await;
+        shared.away.send_replace(None);
+        shared.over();
+    });
+}
+
+fn told(code: u16, body: String) -> Response<Body> {
+    let mut answer = Response::new(Body::from(body));
+    *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let json = header::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    if code == 429 {
+        let soon = header::HeaderValue::from_static("1");
+        answer.headers_mut().insert(header::RETRY_AFTER, soon);
+    }
+    answer
+}
+
+async fn forward(shared: Arc<Shared>, kind: Kind, request: Request<Incoming>) -> Answer {
+    tokio::time::timeout(Duration::from_mins(5), pass(&shared, kind, request))
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .ok_or(Closed)
+}
+
+async fn pass(
+    shared: &Arc<Shared>,
+    kind: Kind,
+    request: Request<Incoming>,
+) -> Result<Response<Body>> {
+    let (mut parts, body) = request.into_parts();
+    let body = Limited::new(body, LONGEST).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+    let base = match kind.server {
+        Server::Kubernetes => &shared.bases[0].0,
+        Server::GitHub => &shared.bases[1].0,
+    };
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = format!("{base}{path}").parse::<Uri>().context("no URI")?;
+    for name in [
+        header::HOST,
+        header::ACCEPT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONNECTION,
+    ] {
+        parts.headers.remove(name);
+    }
+    let body = Full::new(shared.rewrite(body, true));
+    let (mut parts, body) = shared
+        .http
+        .request(Request::from_parts(parts, body))
+        .await?
+        .into_parts();
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    if kind.is_watch() && parts.status.is_success() {
+        let told = events::watch(Arc::clone(shared), kind.events(), body);
+        return Ok(Response::from_parts(parts, told));
+    }
+    let body = Limited::new(body, LONGEST).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let body = Body::from(shared.rewrite(body, false));
+    Ok(Response::from_parts(parts, body))
+}
