@@ -151,9 +151,10 @@ impl Ground {
             .await?;
         let own = format!("{RELEASE}-own");
         let roles: Api<Role> = Api::namespaced(ctx.client.clone(), NAMESPACE);
-        let rules = roles.get(&own).await?.rules;
-        let role: Role =
-            serde_json::from_value(json!({"metadata": {"name": own}, "rules": rules}))?;
+        let of_the_chart = roles.get(&own).await?;
+        let role: Role = serde_json::from_value(
+            json!({"metadata": {"name": own}, "rules": of_the_chart.rules}),
+        )?;
         let binding: RoleBinding = serde_json::from_value(json!({
             "metadata": {"name": own},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": own},

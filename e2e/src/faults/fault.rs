@@ -54,12 +54,10 @@ impl Fault {
         match self {
             Self::Stall | Self::Cut | Self::Rewind => kind.is_event(),
             Self::Gone => kind.is_event() || kind.is_watch(),
-            // A read that was killed before it was forwarded is the same as one killed after.
-            Self::KillBefore => !kind.reads(),
-            Self::KillAfter => !kind.is_event(),
-            // Reads do not conflict.
-            Self::Conflict => !kind.reads(),
-            Self::Lost
+            // A read that was killed before it was forwarded is the same as one killed after, and none conflicts.
+            Self::KillBefore | Self::Conflict => !kind.reads(),
+            Self::KillAfter
+            | Self::Lost
             | Self::InternalError
             | Self::Unavailable
             | Self::TooMany

@@ -30,6 +30,8 @@ use crate::{
 
 /// How long a step may take, from its start or from the fault's end, whichever comes last.
 const SOON: Duration = Duration::from_secs(30);
+/// The same for what waits until GitHub is read again: every half a minute, and a minute after a read that failed.
+const READ_AGAIN: Duration = Duration::from_secs(100);
 /// How long a fault may last.
 const LONGEST: Duration = Duration::from_secs(100);
 const POOL: &str = "pool";
@@ -88,7 +90,7 @@ impl Life<'_> {
         self.apply(json!({"replicas": 1})).await?;
         self.serves("first").await?;
         self.holds("second").await?;
-        self.until("both jobs to be concluded", async || {
+        self.until_in(READ_AGAIN, "both jobs to be concluded", async || {
             let jobs = self.ctx.status(POOL).await?.last_jobs;
             let concluded = jobs.iter().filter(|job| job.conclusion.is_some()).count();
             Ok((concluded == 2).then_some(()))
@@ -125,7 +127,7 @@ impl Life<'_> {
             self.ctx.github.release(job).await?;
             self.succeeded(job).await?;
         }
-        self.until("the runners to go", async || {
+        self.until_in(READ_AGAIN, "the runners to go", async || {
             Ok((self.node.pods() == 0).then_some(()))
         })
         .await?;
@@ -138,7 +140,7 @@ impl Life<'_> {
         self.apply(json!({"replicas": 1, "verify": verify, "requiredChecks": required}))
             .await?;
         for condition in ["WorkflowVerified", "ChecksRequired"] {
-            self.until(condition, async || {
+            self.until_in(READ_AGAIN, condition, async || {
                 let all = self.ctx.status(POOL).await?.conditions;
                 let is = all
                     .iter()
@@ -265,9 +267,19 @@ impl Life<'_> {
         .await
     }
 
-    /// Waits for a condition, until it is late.
-    pub(super) async fn until<T>(
+    /// Waits for a condition that holds soon.
+    async fn until<T>(
         &self,
+        what: &str,
+        condition: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.until_in(SOON, what, condition).await
+    }
+
+    /// Waits for a condition, until it is late.
+    async fn until_in<T>(
+        &self,
+        limit: Duration,
         what: &str,
         mut condition: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
@@ -285,16 +297,25 @@ impl Life<'_> {
                 return Ok(found);
             }
             let late = match phase {
-                Phase::Before => start.elapsed() > SOON,
-                Phase::During => start.elapsed() > LONGEST,
-                Phase::After(end) => end.elapsed().min(start.elapsed()) > SOON,
+                Phase::Before => start.elapsed() > limit,
+                Phase::During => start.elapsed() > LONGEST.max(limit),
+                Phase::After(end) => end.elapsed().min(start.elapsed()) > limit,
             };
             if late {
                 let status = self.ctx.status(POOL).await.unwrap_or_default();
+                let said = status.conditions.iter();
+                let said: Vec<_> = said
+                    .map(|c| format!("{}={} ({})", c.type_, c.status, c.reason))
+                    .collect();
                 bail!(
-                    "waited in vain for {what}; the pool says {}, and its runners are {:?}",
-                    json!(status.conditions),
-                    status.runners,
+                    "waited {} s in vain for {what}; the pool says {}, and its runners are {:?}",
+                    start.elapsed().as_secs(),
+                    said.join(", "),
+                    status
+                        .runners
+                        .iter()
+                        .map(|r| (&r.name, r.phase))
+                        .collect::<Vec<_>>(),
                 );
             }
             tokio::time::sleep(pause).await;

@@ -268,11 +268,11 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
                 return;
             };
             let service = service_fn(|request| answer(Arc::clone(&shared), server, request));
-            let served = hyper::server::conn::http1::Builder::new()
+            let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                _ = served => (),
+                _ = connection => (),
                 () = shared.away(server) => (),
             }
         });
