@@ -38,13 +38,14 @@ pub(super) fn plan(
         .iter()
         .filter(|r| r.is_active(now) && !removed.contains(&r.name) && !is_finishing(r))
         .collect();
-    let have = active.len().saturating_add(unseen(observed));
+    let (unseen, unseen_ending) = unseen(observed);
+    let have = active.len().saturating_add(unseen);
     // Those that are about to end hold their GPUs all the same.
     let ending = observed.runners.iter();
     let ending = ending
         .filter(|r| r.is_ending(now) || r.is_active(now) && is_finishing(r))
         .count()
-        .saturating_add(unseen_ending(observed));
+        .saturating_add(unseen_ending);
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
     let desired = demand::desired(pool, spec, observed, have);
     plan.desired = desired;
@@ -74,23 +75,15 @@ pub(super) fn plan(
     }
 }
 
-/// Created pods that the watch does not show yet: they count, or a stale store would make one too many; but not those
-/// whose job has ended, as GitHub tells.
-fn unseen(observed: &Observed) -> usize {
+/// Created pods that the watch does not show yet: those that count, or a stale store would make one too many; and those
+/// whose job has ended, as GitHub tells, which hold their GPUs for a moment yet.
+fn unseen(observed: &Observed) -> (usize, usize) {
     let shown: BTreeSet<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
     let unseen = observed.expected.iter();
-    unseen
-        .filter(|name| !shown.contains(name.as_str()) && !is_finishing(observed, name))
-        .count()
-}
-
-/// Those of them whose job has ended: they hold their GPUs for a moment yet.
-fn unseen_ending(observed: &Observed) -> usize {
-    let shown = |name: &String| observed.runners.iter().any(|r| r.name == *name);
-    let unseen = observed.expected.iter();
-    unseen
-        .filter(|name| is_finishing(observed, name) && !shown(name))
-        .count()
+    let unseen = unseen.filter(|name| !shown.contains(name.as_str()));
+    let (ending, active): (Vec<&String>, Vec<&String>) =
+        unseen.partition(|name| is_finishing(observed, name));
+    (active.len(), ending.len())
 }
 
 /// Whether GitHub tells that a runner's job has ended, while its pod is still there.
