@@ -9,6 +9,7 @@
 mod args;
 mod check;
 mod child;
+mod deadline;
 mod egress;
 mod gate;
 mod host;

@@ -12,6 +12,7 @@ use gate_report::{
 };
 
 use crate::args::TestArgs;
+use crate::deadline::Deadline;
 use crate::host;
 use crate::protocol::{Cause, Event, Place, Stop};
 use crate::times::milliseconds;
@@ -79,17 +80,17 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
             format!("the test process could not be started: {error}"),
         )
     })?;
-    let whole = args.limits.timeout.map(|limit| Instant::now() + limit);
-    // Start-up first; then anew for each device.
-    let mut limit = args.limits.startup();
-    let mut deadline = Instant::now() + limit;
     let events = listen(&mut child);
+    let whole = args.limits.timeout.map(|limit| Instant::now() + limit);
+    let within = |limit| Deadline::new(child.id(), limit, whole);
+    // Start-up first; then anew for each device.
+    let mut deadline = within(args.limits.startup());
     let mut verdict = None;
     let ended = loop {
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match events.recv_timeout(deadline.left()) {
             Ok(Event::Calling(place)) => {
                 if place.device != last.device {
-                    (limit, deadline) = next_deadline(args, whole);
+                    deadline = within(args.limits.test());
                 }
                 last = place;
             }
@@ -100,16 +101,17 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
             }
             Ok(event) => {
                 if matches!(event, Event::Initialised { .. }) {
-                    (limit, deadline) = next_deadline(args, whole);
+                    deadline = within(args.limits.test());
                 }
                 note(event, report);
             }
             Err(RecvTimeoutError::Disconnected) => break true,
-            Err(RecvTimeoutError::Timeout) => break false,
+            Err(RecvTimeoutError::Timeout) if deadline.is_over() => break false,
+            Err(RecvTimeoutError::Timeout) => {}
         }
     };
     let status = if ended {
-        reap(&mut child, deadline)
+        reap(&mut child, Instant::now() + deadline.left())
     } else {
         None
     };
@@ -118,14 +120,7 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
         let _ = child.kill();
         reap(&mut child, Instant::now() + REAP);
     }
-    verdict.unwrap_or_else(|| Err(without_verdict(&last, status, limit).into()))
-}
-
-/// The limit of what comes after the start-up, and when it is reached.
-fn next_deadline(args: &TestArgs, whole: Option<Instant>) -> (Duration, Instant) {
-    let limit = args.limits.test();
-    let deadline = Instant::now() + limit;
-    (limit, whole.map_or(deadline, |whole| whole.min(deadline)))
+    verdict.unwrap_or_else(|| Err(without_verdict(&last, status, &deadline).into()))
 }
 
 fn start(args: &TestArgs) -> std::io::Result<Child> {
@@ -190,7 +185,7 @@ fn note(event: Event, report: &mut Report) {
 }
 
 /// The child is gone, or had to be killed, and said nothing of why.
-fn without_verdict(last: &Place, status: Option<ExitStatus>, timeout: Duration) -> Stop {
+fn without_verdict(last: &Place, status: Option<ExitStatus>, deadline: &Deadline) -> Stop {
     /// Rust's exit code for a panic.
     const PANICKED: i32 = 101;
     let doing = match &last.call {
@@ -198,10 +193,18 @@ fn without_verdict(last: &Place, status: Option<ExitStatus>, timeout: Duration) 
         None => format!("at the step \"{}\"", last.step),
     };
     match status {
+        None if deadline.was_starved() => Stop::found(
+            last.clone(),
+            Finding::Starved,
+            format!(
+                "no answer {doing}, and for {} s of the time there was no CPU for the test",
+                deadline.starved.as_secs()
+            ),
+        ),
         None => Stop::found(
             last.clone(),
             Finding::Hang,
-            format!("no answer {doing} within {} s", timeout.as_secs()),
+            format!("no answer {doing} within {} s", deadline.limit.as_secs()),
         ),
         Some(status) => match (status.signal(), status.code()) {
             (Some(signal), _) => Stop::found(
@@ -324,7 +327,7 @@ mod tests {
         without_verdict(
             &place(),
             status.map(ExitStatus::from_raw),
-            Duration::from_secs(30),
+            &Deadline::new(std::process::id(), Duration::from_secs(30), None),
         )
         .cause
     }

@@ -14,7 +14,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ctx.device(number, |_| {})?;
     }
     // Twenty gates at a time, on whatever machine this is, are slow and not hung.
-    let spec = json!({"replicas": 1, "smoke": {"timeoutSeconds": 60}});
+    let spec = json!({"replicas": 1, "smoke": {"timeoutSeconds": 120}});
     ctx.apply(&ctx.pool("pool", spec)).await?;
     let first = ctx.idle("pool", 1).await?.remove(0);
     let job = ctx.hold("long").await?;

@@ -36,6 +36,8 @@ pub enum Finding {
     SlowCopy,
     /// A call did not come back within the deadline.
     Hang,
+    /// There was no CPU for the test within the deadline.
+    Starved,
     /// The test process died of a signal.
     Crash,
     /// The test process ended without a verdict.
@@ -50,7 +52,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -64,6 +66,7 @@ impl Finding {
         Self::BadMemory,
         Self::SlowCopy,
         Self::Hang,
+        Self::Starved,
         Self::Crash,
         Self::UnexpectedExit,
         Self::Refused,
@@ -163,6 +166,13 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "The driver did not come back within the deadline.",
             "Look for XID messages and blocked tasks in the node's kernel log; reset the GPU or restart the node. A cold node may need a longer smoke.timeoutSeconds.",
         ),
+        Finding::Starved => (
+            "Starved",
+            Transient,
+            High,
+            "The host was so busy that the test got no CPU for most of its time. The GPU is not to blame.",
+            "Give the gate more CPU (spec.smoke.resources), look what else runs on the node, or raise smoke.timeoutSeconds.",
+        ),
         Finding::Crash => (
             "Crash",
             if context.retried { Node } else { Transient },
@@ -252,6 +262,7 @@ mod tests {
             (Finding::SlowCopy, Step::CopyToDevice, Transient),
             (Finding::Hang, Step::Init, Node),
             (Finding::Hang, Step::Synchronize, Device),
+            (Finding::Starved, Step::Synchronize, Transient),
             (Finding::Refused, Step::Registration, Class::Refused),
             (Finding::Unreachable, Step::Registration, Transient),
         ];

@@ -1,0 +1,129 @@
+//! When a step of the test must be over.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A step that waits for a CPU may take so many times its limit, where there is no limit for the whole.
+const AT_MOST: u32 = 10;
+
+/// A limit for one step of the test process. Time in which that process wanted to run and got no CPU does not count: a
+/// busy host is no broken GPU.
+pub(crate) struct Deadline {
+    process: u32,
+    began: Instant,
+    /// What the process had waited for a CPU when the step began.
+    waited: Duration,
+    /// How long the step may take.
+    pub(crate) limit: Duration,
+    /// How long the process has waited for a CPU in this step, when one last looked.
+    pub(crate) starved: Duration,
+    end: Instant,
+}
+
+impl Deadline {
+    /// From now on, and not beyond the end of the whole.
+    pub(crate) fn new(process: u32, limit: Duration, whole: Option<Instant>) -> Self {
+        let began = Instant::now();
+        Self {
+            process,
+            began,
+            waited: waited_for_cpu(process),
+            limit,
+            starved: Duration::ZERO,
+            end: whole.unwrap_or_else(|| began + limit * AT_MOST),
+        }
+    }
+
+    /// What is left of the step's time, as far as is known.
+    pub(crate) fn left(&self) -> Duration {
+        let end = self.end.min(self.began + self.limit + self.starved);
+        end.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether nothing is left, now that one looks how long the process has waited for a CPU.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.starved = waited_for_cpu(self.process).saturating_sub(self.waited);
+        self.left().is_zero()
+    }
+
+    /// Whether the process waited for a CPU for most of the step.
+    pub(crate) fn was_starved(&self) -> bool {
+        self.starved > self.began.elapsed() / 2
+    }
+}
+
+/// How long the process's most delayed thread was ready to run and had no CPU; zero where the kernel does not count it.
+///
+/// The second field of `/proc/PID/task/TID/schedstat`, in nanoseconds (`Documentation/scheduler/sched-stats.rst`).
+fn waited_for_cpu(process: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{process}/task"));
+    let of_thread = |thread: &Path| {
+        let text = fs::read_to_string(thread.join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok()
+    };
+    let longest = threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|thread| of_thread(&thread.path()))
+        .max();
+    Duration::from_nanos(longest.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn time_without_a_cpu_does_not_count() {
+        // Given two processes that want the same CPU all the time
+        let busy = || {
+            let mut command = Command::new("taskset");
+            command.args(["-c", "0", "sh", "-c", "while :; do :; done"]);
+            command.spawn().unwrap()
+        };
+        let mut both = [busy(), busy()];
+        let limit = Duration::from_secs(60);
+        let mut deadline = Deadline::new(both[0].id(), limit, None);
+        let before = deadline.left();
+
+        // When one of them has waited for it
+        let enough = Duration::from_millis(50);
+        let until = Instant::now() + limit / 2;
+        while deadline.starved < enough && Instant::now() < until {
+            assert!(!deadline.is_over());
+            thread::yield_now();
+        }
+        let left = deadline.left() + deadline.began.elapsed();
+        for process in &mut both {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+
+        // Then its step may take that much longer
+        assert!(left > before + enough / 2, "{left:?} after {before:?}");
+    }
+
+    #[test]
+    fn the_whole_bounds_a_step() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let starved = |limit, whole| Deadline {
+            starved: second * 60,
+            ..Deadline::new(std::process::id(), limit, whole)
+        };
+        let whole = starved(second * 10, Some(now + second * 3));
+        assert!(whole.left() <= second * 3);
+        assert!(whole.was_starved());
+        assert!(starved(second, None).left() <= second * 10);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_not_waited() {
+        assert_eq!(waited_for_cpu(u32::MAX), Duration::ZERO);
+    }
+}
