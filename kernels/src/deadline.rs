@@ -87,7 +87,7 @@ mod tests {
             command.spawn().unwrap()
         };
         let mut both = [busy(), busy()];
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         let mut deadline = Deadline::new(both[0].id(), limit, None);
         let before = deadline.left();
 
