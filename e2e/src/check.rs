@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{book, interrupt, paths, process::Identity, report::Story, tools};
 
@@ -28,6 +28,7 @@ pub fn run(story: &Story) -> Result<()> {
             "--deny=warnings",
         ]),
     )?;
+    purity(story)?;
     dependencies(story)?;
     workflows(story)?;
     dashboard(story)?;
@@ -38,6 +39,42 @@ pub fn run(story: &Story) -> Result<()> {
         "cargo test",
         &mut cargo(&["test", "--quiet", "--workspace"]),
     )
+}
+
+/// The crate that decides cannot touch the world: it has none of what that takes, by its own dependencies or theirs.
+fn purity(story: &Story) -> Result<()> {
+    const DECIDES: &str = "cuda-runner-plan";
+    const TOUCHES: [&str; 10] = [
+        "axum",
+        "hyper",
+        "kube-client",
+        "kube-runtime",
+        "octocrab",
+        "reqwest",
+        "rustls",
+        "tokio",
+        "tower",
+        "tracing",
+    ];
+    story.step(&format!("what {DECIDES} depends on"));
+    let tree = cargo(&["tree", "-p", DECIDES, "-e", "normal", "--prefix", "none"])
+        .output()
+        .context("cannot start `cargo tree`")?;
+    let tree = String::from_utf8_lossy(&tree.stdout);
+    let crates: Vec<&str> = tree.lines().filter_map(|l| l.split(' ').next()).collect();
+    ensure!(
+        crates.first() == Some(&DECIDES),
+        "`cargo tree` says nothing of {DECIDES}"
+    );
+    let found: Vec<_> = TOUCHES
+        .iter()
+        .filter(|name| crates.contains(name))
+        .collect();
+    ensure!(
+        found.is_empty(),
+        "{DECIDES} depends on {found:?}: decisions are made on plain values; what touches the world belongs into the operator's own crate"
+    );
+    Ok(())
 }
 
 /// Licences, bans, sources, and known vulnerabilities where their database can be had.

@@ -5,6 +5,7 @@ pub mod listen;
 pub mod nodes;
 mod scale_set;
 pub mod uninstall;
+mod verify;
 
 use std::sync::Arc;
 
@@ -21,11 +22,12 @@ use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
+use crate::observe::checks::note_failure;
 use crate::observe::github::client_at;
 use crate::observe::is_of;
-use crate::observe::pod::URL_ANNOTATION;
-use crate::plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
-use crate::pool::{FINALIZER, Pool};
+use cuda_runner_plan::model::pool::{FINALIZER, Pool};
+use cuda_runner_plan::model::runner::URL_ANNOTATION;
+use cuda_runner_plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
 
 /// Requests in flight for one pool.
 const AT_ONCE: usize = 32;
@@ -162,7 +164,7 @@ impl Hand<'_> {
     async fn dispatch(&self, workflow: &Workflow) -> Result<Done, ActError> {
         let answer = self.github()?.dispatch(workflow).await;
         self.ctx.memory.with(self.pool, |memory| {
-            memory.verification.answered(answer, Timestamp::now());
+            verify::answered(&mut memory.verification, answer, Timestamp::now());
         });
         Ok(Done::Yes)
     }
@@ -174,7 +176,7 @@ impl Hand<'_> {
             watched.read = None;
             match outcome {
                 Ok(()) => watched.next_look = None,
-                Err(error) => watched.failed(&error, Timestamp::now()),
+                Err(error) => note_failure(watched, &error, Timestamp::now()),
             }
         });
         Done::Yes

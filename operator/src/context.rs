@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarunner_crds::CudaRunner;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::Store;
 use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
@@ -15,16 +15,19 @@ use crate::github::{Clients, GitHubUrl};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::plan::checks::{self, Elsewhere, Word};
-use crate::plan::node_marks::{Held, Marking};
-use crate::plan::{Passed, PodSettings};
-use crate::pool::{Pool, PoolKey};
 use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
+use crate::watch::pools;
 use crate::watch::pools::key_of;
+use cuda_runner_plan::checks::{self};
+use cuda_runner_plan::model::checks::{Elsewhere, Word};
+use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::node_marks::Marking;
+use cuda_runner_plan::{Passed, PodSettings};
 
 /// Name under which we own fields and publish Events.
 pub const CONTROLLER: &str = "cuda-runner-operator";
@@ -94,7 +97,7 @@ impl Context {
     /// The resource of a pool.
     #[must_use]
     pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
-        let reference = ObjectRef::from(key);
+        let reference = pools::reference(key);
         self.pools.iter().find_map(|store| store.get(&reference))
     }
 

@@ -10,14 +10,14 @@ use jiff::Timestamp;
 use crate::context::Context;
 use crate::github::{Client, Error, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
-use crate::plan::scale_set::Known;
-use crate::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use crate::registrar::admit::cut;
 use crate::registrar::{
     Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup, Version,
 };
 use crate::watch::Waker;
+use cuda_runner_plan::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
+use cuda_runner_plan::model::scale_set::Known;
 
 /// How soon a gate asks again when GitHub gave no hint.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -253,8 +253,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plan::{Access, fixture};
     use crate::reconcile::tests::{Cluster, context};
+    use cuda_runner_plan::{Access, fixture};
 
     #[tokio::test]
     async fn a_restart_gives_no_pod_a_second_registration() {

@@ -1,12 +1,11 @@
 //! The operator, as a library: the binary only parses its flags and starts it.
 //!
-//! Data flows one way through a visit: [`watch`] → [`observe`] → [`plan`] (pure) → [`act`] → [`status`], called by
+//! Data flows one way through a visit: [`watch`] → [`observe`] → [`cuda_runner_plan`] (pure, a crate of its own) → [`act`] → [`status`], called by
 //! [`reconcile`]. The [`registrar`] answers the gates; its [`desk`] is the only other caller of GitHub's write side.
 //!
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
 pub mod act;
-pub mod backoff;
 pub mod config;
 pub mod context;
 pub mod desk;
@@ -20,10 +19,6 @@ pub mod metrics;
 pub mod node_marks;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod observe;
-#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-pub mod plan;
-#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-pub mod pool;
 pub mod reconcile;
 pub mod registrar;
 pub mod run;
@@ -31,5 +26,4 @@ pub mod server;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod status;
 pub mod telemetry;
-pub mod time;
 pub mod watch;

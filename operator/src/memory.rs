@@ -10,12 +10,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::act::listen::Listener;
 use crate::github::{Client, NewScaleSet};
-use crate::plan::left::Left;
-use crate::plan::scale_set::{Known, Trouble};
-use crate::plan::verify::Watched;
-use crate::plan::{Access, Listing, Queue, checks, jobs};
-use crate::pool::{Pool, PoolKey};
-use crate::time::Shift as _;
+use cuda_runner_plan::model::left::Left;
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::scale_set::{Known, Trouble};
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::verification::Watched;
+use cuda_runner_plan::model::{checks, jobs};
+use cuda_runner_plan::{Access, Listing, Queue};
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
@@ -293,7 +294,7 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Entry;
+    use cuda_runner_plan::Entry;
 
     #[test]
     fn an_old_list_says_nothing_of_a_pod_that_has_gone_since() {

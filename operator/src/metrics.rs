@@ -19,11 +19,11 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::github::budget::Usage;
 use crate::github::{Client, Fingerprint};
-use crate::plan::conditions::{BREAKER_OPEN, kind};
-use crate::plan::quarantine::is_active;
-use crate::plan::{Observed, Plan};
-use crate::pool::{Pool, PoolKey};
 use crate::registrar::Decision;
+use cuda_runner_plan::conditions::{BREAKER_OPEN, kind};
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::quarantine::is_active;
+use cuda_runner_plan::{Observed, Plan};
 
 pub use page::CONTENT_TYPE;
 

@@ -4,12 +4,13 @@ use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
 use crate::act::nodes::mark;
-use crate::backoff;
 use crate::context::{Context, held_by};
 use crate::guard;
-use crate::plan::node_marks::{self, Held};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::node_marks::{self};
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);

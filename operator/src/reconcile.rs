@@ -9,17 +9,17 @@ use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
 use crate::act::{self, Outcome};
-use crate::backoff;
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::github::Client;
 use crate::guard;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::plan::{self, Action, Plan};
-use crate::pool::Pool;
 use crate::status;
 use crate::watch::pools;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::{Action, Plan};
 
 /// Without another reason a pool is visited so often.
 const AT_LEAST: SignedDuration = SignedDuration::from_hours(24);
@@ -113,7 +113,7 @@ async fn decide(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Arc
     let (observed, client) = observe(ctx, pool, now)
         .instrument(info_span!("observe"))
         .await;
-    let plan = plan::plan(pool, &observed, now);
+    let plan = cuda_runner_plan::plan(pool, &observed, now);
     let view = PoolView::of(pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, view);
     (plan, client)

@@ -29,8 +29,6 @@ use crate::github::Clients;
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::plan::node_marks::Marking;
-use crate::pool::PoolKey;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
 use crate::telemetry::Telemetry;
@@ -39,6 +37,8 @@ use crate::watch::objects::Objects;
 use crate::watch::pods::{self, Pods};
 use crate::watch::{Scope, Waker, pools};
 use crate::{lease, node_marks, server};
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::node_marks::Marking;
 
 /// Requests to Kubernetes in flight, of all pools together. Visits are not bounded: most of them wait for GitHub, and
 /// where that is slow its pools must not take the turns of others.
@@ -488,6 +488,7 @@ async fn signal() {
 mod tests {
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
+    use crate::watch::pools::reference;
 
     #[tokio::test]
     async fn what_is_known_of_a_pool_goes_with_it() {
@@ -503,7 +504,7 @@ mod tests {
 
         // When it is woken
         let (sender, woken) = futures::channel::mpsc::unbounded();
-        sender.unbounded_send(ObjectRef::from(&gone)).unwrap();
+        sender.unbounded_send(reference(&gone)).unwrap();
 
         // Then nothing is left of it
         let forgotten = async {

@@ -7,8 +7,8 @@ use kube::{Api, Resource as _};
 use serde_json::json;
 
 use crate::context::{CONTROLLER, Context};
-use crate::pool::Pool;
-use crate::time::Shift as _;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::time::Shift as _;
 
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
 /// one each.

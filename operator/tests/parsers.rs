@@ -6,9 +6,10 @@
 )]
 
 use cuda_runner_operator::github::{GitHubUrl, Proxy, Repository};
-use cuda_runner_operator::observe::end::End;
-use cuda_runner_operator::observe::pod::{GATE, RUNNER, Runner};
-use cuda_runner_operator::pool::Pool;
+use cuda_runner_operator::observe::pod::read;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::runner::End;
+use cuda_runner_plan::model::runner::{GATE, RUNNER};
 use cudarunner_crds::CudaRunner;
 use gate_report::{Report, is_hidden};
 use proptest::prelude::*;
@@ -88,7 +89,7 @@ proptest! {
             let said = report.failure.map(|failure| failure.message).unwrap_or_default();
             prop_assert!(!said.chars().any(is_hidden), "{said:?}");
         }
-        let runner = Runner::read(&pod(&gate, &words, &annotation, code));
+        let runner = read(&pod(&gate, &words, &annotation, code));
         if let Some(End::Failed(failure)) = runner.end {
             prop_assert!(failure.message.chars().count() < 10_000);
         }

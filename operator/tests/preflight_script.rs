@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gate_report::preflight::Facts;
 
-const SCRIPT: &str = include_str!("../src/plan/preflight.sh");
+const SCRIPT: &str = include_str!("../plan/src/preflight.sh");
 
 /// Shells of images: Debian's, Alpine's and others. The first is on every machine, the others are tried where they are.
 const SHELLS: [&[&str]; 3] = [&["sh"], &["busybox", "sh"], &["bash", "--posix"]];

@@ -21,7 +21,12 @@ fn sources(folder: &Path) -> String {
 #[test]
 fn every_test_that_is_named_exists() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let folders = ["operator/src", "kernels/src", "e2e/tests"];
+    let folders = [
+        "operator/src",
+        "operator/plan/src",
+        "kernels/src",
+        "e2e/tests",
+    ];
     let code = folders
         .map(|folder| sources(&repository.join(folder)))
         .concat();

@@ -9,7 +9,7 @@ use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::plan::{About, Notice};
+use cuda_runner_plan::{About, Notice};
 
 /// Events that wait to be published, of all pools together. Beyond them they are only logged.
 const WAITING: usize = 4096;

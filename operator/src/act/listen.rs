@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::backoff;
 use crate::github::{Client, Error, Message, Session, Statistics};
-use crate::plan::scale_set::{Heard, Listening, Trouble};
-use crate::pool::PoolKey;
 use crate::watch::Waker;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::scale_set::{Heard, Listening, Trouble};
 
 /// The first pause after a request that failed, or a session that somebody else has.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
@@ -445,7 +445,7 @@ fn trouble_of(error: &Error) -> Trouble {
                 "Another process listens for this scale set's jobs, and this one stands by ({message}); is a second operator running, or did the last one end a moment ago?"
             ),
         },
-        error => Trouble::of(error),
+        error => error.into(),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::is_status;
 use crate::context::CONTROLLER;
-use crate::plan::node_marks::{self, Change, MarkNode, Said};
+use cuda_runner_plan::node_marks::{self, Change, MarkNode, Said};
 
 /// How often a list of taints is written that somebody else has changed meanwhile.
 const ATTEMPTS: u32 = 5;

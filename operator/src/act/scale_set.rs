@@ -8,7 +8,7 @@ use super::listen::{Ear, Listener};
 use super::{Done, Hand};
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
-use crate::plan::scale_set::Known;
+use cuda_runner_plan::model::scale_set::Known;
 
 impl Hand<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {

@@ -4,9 +4,9 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::observe::observe;
-use crate::plan::fixture;
 use crate::reconcile::tests::{Cluster, HELD, LOST, THERE, context};
 use crate::registrar::Ledger;
+use cuda_runner_plan::fixture;
 
 async fn carry_out(ctx: &Context, action: Action) -> Outcome {
     act(ctx, &fixture::pool(1), None, vec![action]).await

@@ -14,9 +14,9 @@ use super::{is_status, put_finalizers};
 use crate::act::events::event_of;
 use crate::config::Uninstall;
 use crate::context::CONTROLLER;
-use crate::plan::teardown;
-use crate::pool::{FINALIZER, Pool};
 use crate::watch::Scope;
+use cuda_runner_plan::model::pool::{FINALIZER, Pool};
+use cuda_runner_plan::teardown;
 
 /// How long an operator may take to end, and how long the pools may change under our hands after that.
 const LIMIT: Duration = Duration::from_secs(100);

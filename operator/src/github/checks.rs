@@ -11,13 +11,14 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use cuda_runner_plan::model::url::encode;
+
 use super::{
-    Client, Error, Repository, Run, Workflow,
+    BranchRule, Check, Client, Error, Protection, Repository, Ruleset, Run, Triggers, Workflow,
     ask::{Answer, Ask},
     body::{AtMost, Short, short},
     pages::What,
-    runs::{ACTIONS_READ, Runs},
-    url::encode,
+    runs::{ACTIONS_READ, ApiPath as _, Runs},
 };
 
 /// What it takes to read checks.
@@ -31,51 +32,6 @@ const LONGEST_DOCUMENT: usize = 512 * 1024;
 /// Runs of pull requests that are looked through for names, newest first.
 const PULL_REQUEST_RUNS: usize = 5;
 
-/// A check as GitHub reports it.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Check {
-    /// Its name.
-    pub context: String,
-    /// Number of the App that reports it.
-    pub app_id: Option<i64>,
-}
-
-/// What the protection of a branch requires.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Protection {
-    /// These contexts.
-    Requires(Vec<String>),
-    /// It is protected, and requires no status checks: this part of its protection is off.
-    WithoutChecks,
-    /// It has no protection of its own.
-    Unprotected,
-    /// There is no such branch.
-    NoBranch,
-    /// The owner's plan has no protection for such a repository, in GitHub's words.
-    NotInPlan(String),
-}
-
-/// A rule that holds for a branch, whatever ruleset it comes from.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub struct BranchRule {
-    /// Such as `required_status_checks` or `merge_queue`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The ruleset's number.
-    pub ruleset_id: Option<i64>,
-}
-
-/// A ruleset that requires checks on branches.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Ruleset {
-    /// Its name, unique in the repository.
-    pub name: String,
-    /// Names of the branches.
-    pub branches: BTreeSet<String>,
-    /// The checks.
-    pub checks: BTreeSet<Check>,
-}
-
 /// Names of jobs that pull requests have reported. A job may be in both.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Reported {
@@ -83,15 +39,6 @@ pub struct Reported {
     pub ran: BTreeSet<String>,
     /// Those that were skipped, which GitHub counts as passed.
     pub skipped: BTreeSet<String>,
-}
-
-/// A workflow file, as far as it decides which checks are reported when.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Triggers {
-    /// It starts for a merge queue.
-    pub merge_group: bool,
-    /// Pull requests start it only for some paths or branches.
-    pub is_filtered: bool,
 }
 
 impl Client {
@@ -129,7 +76,10 @@ impl Client {
         };
         let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
         let mut reported = Reported::default();
-        for run in runs.into_iter().flat_map(|runs| runs.workflow_runs.0) {
+        for run in runs
+            .into_iter()
+            .flat_map(|runs| runs.workflow_runs.0.into_iter().map(|run| run.0))
+        {
             let jobs = self.run_jobs(&workflow.repository, run.id).await?;
             for job in jobs.into_iter().flatten() {
                 let skipped = job.conclusion.as_deref() == Some("skipped");
@@ -163,7 +113,9 @@ impl Client {
             permission: ACTIONS_READ,
         };
         let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
-        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
+        let runs = runs
+            .into_iter()
+            .flat_map(|runs| runs.workflow_runs.0.into_iter().map(|run| run.0));
         let others = runs.filter(|other| other.workflow_id != run.workflow_id);
         self.job_names(repository, others).await
     }
@@ -196,7 +148,7 @@ impl Client {
         let ask = Ask::get(path, format!("read the file {}", workflow.file));
         let answer = self.transport.send(&ask).await?;
         match answer.status {
-            StatusCode::OK => Ok(Triggers::of_file(&answer.json::<Content>(&ask)?.content)),
+            StatusCode::OK => Ok(triggers_of(&answer.json::<Content>(&ask)?.content)),
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => Ok(None),
             _ => Err(self.judged(
                 &answer,
@@ -297,7 +249,8 @@ impl Client {
             action: &format!("read the rules of the branch {branch}"),
             permission: ADMINISTRATION,
         };
-        self.list(&path, &what).await
+        let rules: Vec<WireBranchRule> = self.list(&path, &what).await?;
+        Ok(rules.into_iter().map(|rule| rule.0).collect())
     }
 
     /// The repository's own ruleset of that name, with its number. Where the list is not found, that is an error and no
@@ -327,7 +280,7 @@ impl Client {
                 action: ask.action,
                 message: "it is longer than any ruleset".into(),
             }),
-            StatusCode::OK => Ok(Some((id, Ruleset::read(name, &answer.json(&ask)?)))),
+            StatusCode::OK => Ok(Some((id, read_ruleset(name, &answer.json(&ask)?)))),
             _ => Err(self.judged(&answer, &ask, ADMINISTRATION)),
         }
     }
@@ -361,7 +314,7 @@ impl Client {
     ) -> Result<(), Error> {
         let action = format!("write the ruleset {}", ruleset.name);
         let ask = Ask {
-            body: Some(ruleset.body().to_string().into_bytes()),
+            body: Some(body_of(ruleset).to_string().into_bytes()),
             ..Ask::write(method, path, action)
         };
         let answer = self.transport.send(&ask).await?;
@@ -408,98 +361,95 @@ fn protected(repository: &Repository, branch: &str) -> String {
     )
 }
 
-impl Ruleset {
-    fn body(&self) -> Value {
-        let checks: Vec<Value> = self
-            .checks
-            .iter()
-            .map(|check| match check.app_id {
-                Some(app) => json!({"context": check.context, "integration_id": app}),
-                None => json!({"context": check.context}),
-            })
-            .collect();
-        let include: Vec<String> = self
-            .branches
-            .iter()
-            .map(|branch| format!("refs/heads/{branch}"))
-            .collect();
-        json!({
-            "name": self.name,
-            "target": "branch",
-            "enforcement": "active",
-            "conditions": {"ref_name": {"include": include, "exclude": []}},
-            "rules": [{
-                "type": "required_status_checks",
-                "parameters": {
-                    "required_status_checks": checks,
-                    "strict_required_status_checks_policy": false,
-                },
-            }],
+/// A ruleset in GitHub's form.
+fn body_of(ruleset: &Ruleset) -> Value {
+    let checks: Vec<Value> = ruleset
+        .checks
+        .iter()
+        .map(|check| match check.app_id {
+            Some(app) => json!({"context": check.context, "integration_id": app}),
+            None => json!({"context": check.context}),
         })
-    }
+        .collect();
+    let include: Vec<String> = ruleset
+        .branches
+        .iter()
+        .map(|branch| format!("refs/heads/{branch}"))
+        .collect();
+    json!({
+        "name": ruleset.name,
+        "target": "branch",
+        "enforcement": "active",
+        "conditions": {"ref_name": {"include": include, "exclude": []}},
+        "rules": [{
+            "type": "required_status_checks",
+            "parameters": {
+                "required_status_checks": checks,
+                "strict_required_status_checks_policy": false,
+            },
+        }],
+    })
+}
 
-    /// Reads what GitHub has. One that is switched off, or that excludes branches, requires nothing.
-    fn read(name: &str, whole: &Value) -> Self {
-        let empty = Self {
-            name: name.to_owned(),
-            branches: BTreeSet::new(),
-            checks: BTreeSet::new(),
-        };
-        let excluded = &whole["conditions"]["ref_name"]["exclude"];
-        if whole["enforcement"] != "active" || excluded.as_array().is_some_and(|e| !e.is_empty()) {
-            return empty;
-        }
-        let include = whole["conditions"]["ref_name"]["include"].as_array();
-        let rules = whole["rules"].as_array();
-        let checks = rules
+/// Reads a ruleset that GitHub has. One that is switched off, or that excludes branches, requires nothing.
+fn read_ruleset(name: &str, whole: &Value) -> Ruleset {
+    let empty = Ruleset {
+        name: name.to_owned(),
+        branches: BTreeSet::new(),
+        checks: BTreeSet::new(),
+    };
+    let excluded = &whole["conditions"]["ref_name"]["exclude"];
+    if whole["enforcement"] != "active" || excluded.as_array().is_some_and(|e| !e.is_empty()) {
+        return empty;
+    }
+    let include = whole["conditions"]["ref_name"]["include"].as_array();
+    let rules = whole["rules"].as_array();
+    let checks = rules
+        .into_iter()
+        .flatten()
+        .filter(|rule| rule["type"] == "required_status_checks")
+        .filter_map(|rule| rule["parameters"]["required_status_checks"].as_array())
+        .flatten();
+    Ruleset {
+        branches: include
             .into_iter()
             .flatten()
-            .filter(|rule| rule["type"] == "required_status_checks")
-            .filter_map(|rule| rule["parameters"]["required_status_checks"].as_array())
-            .flatten();
-        Self {
-            branches: include
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .map(|name| name.trim_start_matches("refs/heads/").to_owned())
-                .collect(),
-            checks: checks
-                .filter_map(|check| {
-                    Some(Check {
-                        context: check["context"].as_str()?.to_owned(),
-                        app_id: check["integration_id"].as_i64(),
-                    })
+            .filter_map(Value::as_str)
+            .map(|name| name.trim_start_matches("refs/heads/").to_owned())
+            .collect(),
+        checks: checks
+            .filter_map(|check| {
+                Some(Check {
+                    context: check["context"].as_str()?.to_owned(),
+                    app_id: check["integration_id"].as_i64(),
                 })
-                .collect(),
-            ..empty
-        }
+            })
+            .collect(),
+        ..empty
     }
 }
 
-impl Triggers {
-    /// Reads a workflow file in base64. The `on:` of YAML 1.1 is a boolean to some readers; here it is a string.
-    fn of_file(content: &str) -> Option<Self> {
-        if content.len() > LONGEST_DOCUMENT {
-            return None;
-        }
-        let content: String = content.split_whitespace().collect();
-        let text = String::from_utf8(STANDARD.decode(content).ok()?).ok()?;
-        let file: Value = serde_saphyr::from_str(&text).ok()?;
-        let on = file.get("on").or_else(|| file.get("true"))?;
-        let has = |event: &str| match on {
-            Value::String(only) => only == event,
-            Value::Array(all) => all.iter().any(|one| one == event),
-            Value::Object(all) => all.contains_key(event),
-            _ => false,
-        };
-        let pull_request = &on["pull_request"];
-        let filters = ["paths", "paths-ignore", "branches", "branches-ignore"];
-        Some(Self {
-            merge_group: has("merge_group"),
-            is_filtered: filters.iter().any(|f| pull_request.get(*f).is_some()),
-        })
+/// Reads a workflow file in base64. The `on:` of YAML 1.1 is a boolean to some readers; here it is a string.
+fn triggers_of(content: &str) -> Option<Triggers> {
+    if content.len() > LONGEST_DOCUMENT {
+        return None;
     }
+    let content: String = content.split_whitespace().collect();
+    let text = String::from_utf8(STANDARD.decode(content).ok()?).ok()?;
+    let file: Value = serde_saphyr::from_str(&text).ok()?;
+    let on = file.get("on").or_else(|| file.get("true"))?;
+    let has = |event: &str| match on {
+        Value::String(only) => only == event,
+        Value::Array(all) => all.iter().any(|one| one == event),
+        Value::Object(all) => all.contains_key(event),
+        _ => false,
+    };
+    let pull_request = &on["pull_request"];
+    let filters = ["paths", "paths-ignore", "branches", "branches-ignore"];
+    Some(Triggers {
+        merge_group: has("merge_group"),
+        is_filtered: filters.iter().any(|f| pull_request.get(*f).is_some()),
+    })
 }
 
 impl From<CheckRun> for Check {
@@ -552,6 +502,19 @@ struct Content {
     content: String,
 }
 
+/// A rule in GitHub's form.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct WireBranchRule(#[serde(with = "BranchRuleForm")] BranchRule);
+
+#[derive(Deserialize)]
+#[serde(remote = "BranchRule")]
+struct BranchRuleForm {
+    #[serde(rename = "type")]
+    kind: String,
+    ruleset_id: Option<i64>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -564,7 +527,7 @@ mod tests {
             text in "(on|true|pull_request|paths|[:\\[\\]{}&*!|> \n-]|[a-z]){0,40}",
         ) {
             for file in [STANDARD.encode(&bytes), STANDARD.encode(text), String::from_utf8_lossy(&bytes).into_owned()] {
-                let _ = Triggers::of_file(&file);
+                let _ = triggers_of(&file);
             }
         }
     }

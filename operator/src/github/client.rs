@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use super::{
-    Agent, Error, Fingerprint, GitHubUrl, Scope,
+    Agent, Error, Fingerprint, GitHubUrl,
     ask::{Answer, Ask},
     budget::Usage,
     groups::Groups,
@@ -180,28 +180,4 @@ pub(super) fn barred_by(message: &str) -> Option<&'static str> {
     let has_all = |words: &&[&str]| words.iter().all(|word| message.contains(word));
     let found = BARRED.iter().find(|(words, _)| has_all(words));
     found.map(|(_, advice)| *advice)
-}
-
-impl Scope {
-    /// Advice to grant that.
-    pub(super) fn grant(&self) -> String {
-        format!("grant {}", self.permission())
-    }
-
-    /// What managing its runners takes, in GitHub's words:
-    /// <https://docs.github.com/en/rest/actions/self-hosted-runners?apiVersion=2022-11-28>.
-    #[must_use]
-    pub const fn permission(&self) -> &'static str {
-        match self {
-            Self::Repository { .. } => {
-                "the repository permission \"Administration: write\" (classic tokens: scope repo)"
-            }
-            Self::Organization { .. } => {
-                "the organization permission \"Self-hosted runners: write\" (classic tokens: scope admin:org)"
-            }
-            Self::Enterprise { .. } => {
-                "the scope manage_runners:enterprise, on a classic token of an enterprise owner"
-            }
-        }
-    }
 }

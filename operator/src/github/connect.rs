@@ -30,7 +30,8 @@ use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::proxy::{Proxy, Way};
+use super::Proxy;
+use super::proxy::Way;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Where clouds tell machines who they are, beside the link-local addresses.

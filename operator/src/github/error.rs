@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cuda_runner_plan::model::scale_set::Trouble;
 use jiff::{SignedDuration, Timestamp};
 
 /// Why GitHub did not do what was asked.
@@ -163,6 +164,21 @@ impl Error {
             Self::Unreachable { undelivered, .. } => !*undelivered,
             Self::Server { .. } | Self::Malformed { .. } => true,
             _ => false,
+        }
+    }
+}
+
+/// What the scale-set service did not do.
+impl From<&Error> for Trouble {
+    fn from(error: &Error) -> Self {
+        let reason = if error.is_transient() {
+            "ScaleSetUnavailable"
+        } else {
+            "ScaleSetRefused"
+        };
+        Self {
+            reason: reason.to_owned(),
+            message: error.to_string(),
         }
     }
 }

@@ -12,8 +12,8 @@ use super::{
     Client, Error, Repository, Scope,
     body::{short, whole},
     pages::What,
-    url::encode,
 };
+use cuda_runner_plan::model::url::encode;
 
 /// The group that is always there. A repository has no other.
 const DEFAULT_GROUP: u64 = 1;

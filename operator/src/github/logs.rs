@@ -1,16 +1,9 @@
 //! What a job's log says of tests, read line by line: a log may be long, and nothing else of it is kept.
 
+use super::TestSum;
+
 /// A longer line cannot be a test's result.
 const LONGEST_LINE: usize = 1024;
-
-/// The results that a log reports, in cargo's form `test result: ok. N passed; …`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct TestSum {
-    /// Lines of that form.
-    pub results: u32,
-    /// Sum of the passed tests.
-    pub passed: u64,
-}
 
 /// Reads a log in pieces.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, body::AtMost, service::ServiceAsk};
+use super::{Client, Error, Statistics, body::AtMost, service::ServiceAsk};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
@@ -33,17 +33,6 @@ pub struct Session {
     pub statistics: Option<Statistics>,
     queue: String,
     token: SecretString,
-}
-
-/// How many jobs a scale set has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Jobs that its runners could take, and that are not assigned to it.
-    pub available: usize,
-    /// Jobs that are assigned to it, those that run included.
-    pub assigned: usize,
-    /// Jobs that run.
-    pub running: usize,
 }
 
 /// What has happened. It comes again until it is acknowledged.

@@ -1,4 +1,5 @@
-//! GitHub, as far as the operator needs it. GitHub's types stop here.
+//! GitHub, as far as the operator needs it. GitHub's wire forms stop here; its things as plain values are the plan's
+//! ([`cuda_runner_plan::model::github`]).
 //!
 //! - [`GitHubUrl`]: whose runners, on which server.
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
@@ -34,12 +35,18 @@ mod single;
 pub(crate) mod tests;
 mod token;
 mod transport;
-mod url;
 mod versions;
+
+pub use cuda_runner_plan::model::github::{
+    Agent, BranchRule, Check, Lifecycle, NewScaleSet, Protection, QueuedJob, Repository, Ruleset,
+    Run, RunJob, ScaleSet, Statistics, TestSum, Triggers, Workflow,
+};
+pub use cuda_runner_plan::model::proxy::{Proxy, ProxyError};
+pub use cuda_runner_plan::model::url::{GitHubUrl, Scope, UrlError};
 
 pub use access::Access;
 pub use ca::{CaBundle, CaBundleError};
-pub use checks::{BranchRule, Check, Protection, Reported, Ruleset, Triggers};
+pub use checks::Reported;
 pub use client::Client;
 pub use clients::Clients;
 pub use connect::Reach;
@@ -47,12 +54,5 @@ pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
-pub use logs::TestSum;
-pub use messages::{Message, Session, Statistics};
-pub use proxy::{Proxy, ProxyError};
-pub use queue::QueuedJob;
+pub use messages::{Message, Session};
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
-pub use runs::{Repository, Run, RunJob, Workflow};
-pub use scale_sets::{Agent, NewScaleSet, ScaleSet};
-pub use url::{GitHubUrl, Scope, UrlError};
-pub use versions::Lifecycle;

@@ -1,7 +1,6 @@
 //! The way to GitHub's server: straight, or through a proxy.
 
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -14,70 +13,17 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::Proxy;
 use super::connect::{BoxError, Guarded};
 
-/// A proxy, and the hosts that are reached without it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Proxy {
-    url: Uri,
-    no_proxy: Vec<String>,
-}
-
-/// Why a proxy cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProxyError {
-    /// It does not parse, or has another scheme.
-    #[error("the proxy's address is none; write http://HOST:PORT")]
-    Address,
-    /// It holds a user or a password, which would stand in every pod.
-    #[error(
-        "the proxy's address holds a user or a password, which everybody who may see pods could read; use a proxy that lets the cluster in without"
-    )]
-    Credentials,
-}
-
-impl Proxy {
-    /// Reads an address and its exceptions.
-    pub fn parse(url: &str, no_proxy: &[String]) -> Result<Self, ProxyError> {
-        if url.contains('@') {
-            return Err(ProxyError::Credentials);
-        }
-        let url: Uri = url.trim().parse().map_err(|_| ProxyError::Address)?;
-        let has_port = url.authority().is_some_and(|a| {
-            let after = a.as_str().rsplit(']').next().unwrap_or_default();
-            after.contains(':')
-        });
-        let is_absurd = has_port && url.port_u16().is_none_or(|port| port == 0);
-        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) || is_absurd {
-            return Err(ProxyError::Address);
-        }
-        Ok(Self {
-            url,
-            no_proxy: no_proxy.to_vec(),
-        })
-    }
-
-    /// The exceptions, in the form of the variable `no_proxy`.
-    #[must_use]
-    pub fn exceptions(&self) -> String {
-        self.no_proxy.join(",")
-    }
-
-    /// Whether this server is reached through the proxy.
-    fn is_for(&self, server: &Uri) -> bool {
-        Matcher::builder()
-            .all(self.url.to_string())
-            .no(self.exceptions())
-            .build()
-            .intercept(server)
-            .is_some()
-    }
-}
-
-impl fmt::Display for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.url.to_string().trim_end_matches('/'))
-    }
+/// Whether this server is reached through the proxy.
+fn is_for(proxy: &Proxy, server: &Uri) -> bool {
+    Matcher::builder()
+        .all(proxy.to_string())
+        .no(proxy.exceptions())
+        .build()
+        .intercept(server)
+        .is_some()
 }
 
 /// Connects straight, or has a proxy connect: TLS goes through either unread.
@@ -90,8 +36,8 @@ pub(super) enum Way {
 impl Way {
     /// The way to `server`.
     pub(super) fn to(server: &Uri, proxy: Option<&Proxy>, tcp: Guarded) -> Self {
-        match proxy.filter(|proxy| proxy.is_for(server)) {
-            Some(proxy) => Self::Through(Tunnel::new(proxy.url.clone(), tcp)),
+        match proxy.filter(|proxy| is_for(proxy, server)) {
+            Some(proxy) => Self::Through(Tunnel::new(proxy.uri().clone(), tcp)),
             None => Self::Straight(tcp),
         }
     }
@@ -137,32 +83,13 @@ mod tests {
     fn exceptions_are_hosts_domains_and_networks() {
         let server = |text: &str| text.parse::<Uri>().unwrap();
         let with = proxy(&["ghe.example.com", ".internal", "10.0.0.0/8"]);
-        assert!(with.is_for(&server("https://api.github.com")));
+        assert!(is_for(&with, &server("https://api.github.com")));
         for direct in [
             "https://ghe.example.com",
             "https://git.internal",
             "https://10.1.2.3:8443",
         ] {
-            assert!(!with.is_for(&server(direct)), "{direct}");
-        }
-    }
-
-    #[test]
-    fn an_address_with_a_password_is_refused_and_not_repeated() {
-        let error = Proxy::parse("http://me:secret@proxy:3128", &[]).unwrap_err();
-        assert_eq!(error, ProxyError::Credentials);
-        assert!(!error.to_string().contains("secret"));
-        for bad in [
-            "proxy:3128",
-            "socks5://proxy:1080",
-            "https://proxy:3128",
-            "http://proxy:99999",
-        ] {
-            assert_eq!(
-                Proxy::parse(bad, &[]).unwrap_err(),
-                ProxyError::Address,
-                "{bad}"
-            );
+            assert!(!is_for(&with, &server(direct)), "{direct}");
         }
     }
 }

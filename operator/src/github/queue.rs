@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    Client, Error, Scope,
+    Client, Error, QueuedJob, Scope,
     body::{AtMost, MOST_LABELS, Short},
     pages::What,
     single::Single,
@@ -21,17 +21,6 @@ const PAGES: usize = 2;
 const MOST_JOBS: usize = 3_000;
 /// What a run may be while a job of it is queued: one that waits for an approval may have others.
 const STATES: [&str; 3] = ["queued", "in_progress", "waiting"];
-
-/// A job that waits for a runner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueuedJob {
-    /// GitHub's number for the workflow run.
-    pub run: u64,
-    /// Name of the job.
-    pub name: String,
-    /// The labels that its `runs-on` asks for.
-    pub labels: Vec<String>,
-}
 
 /// The queue as last read, by whichever pool.
 pub(super) type Kept = Single<Arc<[QueuedJob]>>;

@@ -16,8 +16,9 @@ use super::{
     ask::{Answer, Ask, Tag},
     body::{self, AtMost, MOST_LABELS, PER_PAGE, Room, short, short_or_none},
     budget::Cost,
-    url::encode,
 };
+use cuda_runner_plan::model::observed::Entry;
+use cuda_runner_plan::model::url::encode;
 
 /// A group has at most 10,000 runners; this only stops a server that never comes to an end.
 const MOST_PAGES: usize = 1_000;
@@ -46,6 +47,18 @@ pub struct Listing {
     pub runners: Vec<Runner>,
     /// When the listing was begun.
     pub at: Timestamp,
+}
+
+impl From<Runner> for Entry {
+    fn from(runner: Runner) -> Self {
+        Self {
+            id: runner.id,
+            name: runner.name,
+            busy: runner.busy,
+            version: runner.version,
+            of_scale_set: false,
+        }
+    }
 }
 
 /// What became of an entry that was to be removed.

@@ -10,147 +10,19 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Client, Error, GitHubUrl, Scope, TestSum,
+    Client, Error, Repository, Run, RunJob, TestSum, Workflow,
     ask::Ask,
     body::{AtMost, PER_PAGE, labels, short, short_or_none},
     logs::Reader,
     pages::What,
-    url::{encode, is_name},
 };
-use crate::time::{perhaps_told, told};
+use cuda_runner_plan::model::time::{perhaps_told, told};
+use cuda_runner_plan::model::url::encode;
 
 /// What it takes to start a workflow, in GitHub's words.
 const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
 /// What it takes to read runs, jobs and logs.
 pub(super) const ACTIONS_READ: &str = "the repository permission \"Actions: read\"";
-
-/// A repository's path in the API, such as `/repos/OWNER/NAME`.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Repository {
-    full_name: String,
-}
-
-impl Repository {
-    /// The repository `OWNER/NAME`; `None` where that has another form.
-    #[must_use]
-    pub fn new(full_name: &str) -> Option<Self> {
-        let (owner, name) = full_name.split_once('/')?;
-        let ok = !owner.is_empty() && !name.is_empty() && !name.contains('/');
-        ok.then(|| Self {
-            full_name: full_name.to_owned(),
-        })
-    }
-
-    /// `OWNER/NAME`.
-    #[must_use]
-    pub fn full_name(&self) -> &str {
-        &self.full_name
-    }
-
-    /// The repository that a job there says it is of: one of the address's own, whatever the job says.
-    #[must_use]
-    pub fn within(url: &GitHubUrl, said: &str) -> Option<Self> {
-        let said = Self::new(said).filter(|r| r.full_name.split('/').all(is_name));
-        let owner = |r: &Self| r.full_name.split('/').next().map(str::to_ascii_lowercase);
-        match url.scope() {
-            Scope::Repository { owner, name } => {
-                let own = format!("{owner}/{name}");
-                said.filter(|r| r.full_name.eq_ignore_ascii_case(&own))
-                    .or_else(|| Self::new(&own))
-            }
-            Scope::Organization { name } => said.filter(|r| owner(r).as_ref() == Some(name)),
-            Scope::Enterprise { .. } => said,
-        }
-    }
-
-    /// The page of a run, of its attempt where that is not the first.
-    #[must_use]
-    pub fn run_page(&self, url: &GitHubUrl, run: u64, attempt: Option<u32>) -> String {
-        let page = format!("{}/{}/actions/runs/{run}", url.origin(), self.full_name);
-        match attempt {
-            Some(attempt) if attempt > 1 => format!("{page}/attempts/{attempt}"),
-            _ => page,
-        }
-    }
-
-    /// `OWNER` and `NAME`.
-    pub(super) fn parts(&self) -> (&str, &str) {
-        self.full_name.split_once('/').unwrap_or_default()
-    }
-
-    pub(super) fn path(&self) -> String {
-        let parts: Vec<String> = self.full_name.split('/').map(encode).collect();
-        format!("/repos/{}", parts.join("/"))
-    }
-}
-
-/// What is to be started.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Workflow {
-    /// Where.
-    pub repository: Repository,
-    /// Name of its file.
-    pub file: String,
-    /// Branch or tag.
-    pub git_ref: String,
-}
-
-/// A run of a workflow.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub struct Run {
-    /// GitHub's number for it.
-    pub id: u64,
-    /// `queued`, `pending`, `waiting`, `in_progress`, `completed`, or what GitHub adds some day.
-    #[serde(default, deserialize_with = "or_empty")]
-    pub status: String,
-    /// How it ended.
-    pub conclusion: Option<String>,
-    /// Its page.
-    pub html_url: String,
-    /// When it was made.
-    #[serde(deserialize_with = "told")]
-    pub created_at: Timestamp,
-    /// The suite of its checks.
-    pub check_suite_id: Option<u64>,
-    /// The commit.
-    pub head_sha: Option<String>,
-    /// The workflow's number.
-    pub workflow_id: Option<u64>,
-}
-
-/// A job of a run.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub struct RunJob {
-    /// GitHub's number for it.
-    pub id: u64,
-    /// Its name, which is the context of its check.
-    #[serde(deserialize_with = "short")]
-    pub name: String,
-    /// `queued`, `waiting`, `pending`, `in_progress`, `completed`, or what GitHub adds some day.
-    #[serde(deserialize_with = "short")]
-    pub status: String,
-    /// How it ended.
-    #[serde(default, deserialize_with = "short_or_none")]
-    pub conclusion: Option<String>,
-    /// When it was queued; servers of old do not say.
-    #[serde(default, deserialize_with = "perhaps_told")]
-    pub created_at: Option<Timestamp>,
-    /// When it started. GitHub fills this in before the job starts, too.
-    #[serde(default, deserialize_with = "perhaps_told")]
-    pub started_at: Option<Timestamp>,
-    /// When it ended.
-    #[serde(default, deserialize_with = "perhaps_told")]
-    pub completed_at: Option<Timestamp>,
-    /// The runner that took it.
-    #[serde(default, deserialize_with = "short_or_none")]
-    pub runner_name: Option<String>,
-    /// The labels that its `runs-on` asks for.
-    #[serde(default, deserialize_with = "labels")]
-    pub labels: Vec<String>,
-    /// Its page.
-    #[serde(default, deserialize_with = "short_or_none")]
-    pub html_url: Option<String>,
-}
 
 impl Client {
     /// Starts a workflow; its run's number, where the server tells it.
@@ -225,7 +97,7 @@ impl Client {
             StatusCode::OK => {
                 let runs: Runs = answer.json(&ask)?;
                 // Newest first. GitHub's own filter by time is described as a moment, and documented as a range.
-                let newest = runs.workflow_runs.0.into_iter().next();
+                let newest = runs.workflow_runs.0.into_iter().next().map(|run| run.0);
                 Ok(newest.filter(|run| run.created_at >= since))
             }
             _ => Err(self.judged(&answer, &ask, ACTIONS_READ)),
@@ -239,7 +111,8 @@ impl Client {
             action: &format!("read the run {id}"),
             permission: ACTIONS_READ,
         };
-        self.ask_tagged(path, &what).await
+        let run: Option<WireRun> = self.ask_tagged(path, &what).await?;
+        Ok(run.map(|run| run.0))
     }
 
     /// The jobs of a run's last attempt; `None` where GitHub shows no such run.
@@ -253,9 +126,9 @@ impl Client {
             action: &format!("read the jobs of the run {id}"),
             permission: ACTIONS_READ,
         };
-        match self.list(&path, &what).await {
+        match self.list::<WireRunJob>(&path, &what).await {
             Err(Error::NotFound { .. }) => Ok(None),
-            jobs => jobs.map(Some),
+            jobs => Ok(Some(jobs?.into_iter().map(|job| job.0).collect())),
         }
     }
 
@@ -307,8 +180,21 @@ impl Client {
     }
 }
 
-impl Workflow {
-    pub(super) fn path(&self) -> String {
+/// Where the API has it.
+pub(super) trait ApiPath {
+    /// Its path, encoded, without the API's prefix.
+    fn path(&self) -> String;
+}
+
+impl ApiPath for Repository {
+    fn path(&self) -> String {
+        let parts: Vec<String> = self.full_name().split('/').map(encode).collect();
+        format!("/repos/{}", parts.join("/"))
+    }
+}
+
+impl ApiPath for Workflow {
+    fn path(&self) -> String {
         format!(
             "{}/actions/workflows/{}",
             self.repository.path(),
@@ -328,5 +214,54 @@ struct Dispatched {
 
 #[derive(Deserialize)]
 pub(super) struct Runs {
-    pub(super) workflow_runs: AtMost<Run, PER_PAGE>,
+    pub(super) workflow_runs: AtMost<WireRun, PER_PAGE>,
+}
+
+/// A run in GitHub's form.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct WireRun(#[serde(with = "RunForm")] pub(super) Run);
+
+#[derive(Deserialize)]
+#[serde(remote = "Run")]
+struct RunForm {
+    id: u64,
+    #[serde(default, deserialize_with = "or_empty")]
+    status: String,
+    conclusion: Option<String>,
+    html_url: String,
+    #[serde(deserialize_with = "told")]
+    created_at: Timestamp,
+    check_suite_id: Option<u64>,
+    head_sha: Option<String>,
+    workflow_id: Option<u64>,
+}
+
+/// A job in GitHub's form.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct WireRunJob(#[serde(with = "RunJobForm")] RunJob);
+
+#[derive(Deserialize)]
+#[serde(remote = "RunJob")]
+struct RunJobForm {
+    id: u64,
+    #[serde(deserialize_with = "short")]
+    name: String,
+    #[serde(deserialize_with = "short")]
+    status: String,
+    #[serde(default, deserialize_with = "short_or_none")]
+    conclusion: Option<String>,
+    #[serde(default, deserialize_with = "perhaps_told")]
+    created_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "perhaps_told")]
+    started_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "perhaps_told")]
+    completed_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "short_or_none")]
+    runner_name: Option<String>,
+    #[serde(default, deserialize_with = "labels")]
+    labels: Vec<String>,
+    #[serde(default, deserialize_with = "short_or_none")]
+    html_url: Option<String>,
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Client, Deletion, Error, JitConfig,
+    Agent, Client, Deletion, Error, JitConfig, NewScaleSet, ScaleSet,
     body::{AtMost, MOST_LABELS, short},
     service::{EXPECTED, Exception},
 };
@@ -20,39 +20,6 @@ const AGENTS: &str = "_apis/distributedtask/pools/0/agents";
 
 /// A scope has at most 10,000 runners in a group; more than these are not listed.
 const MOST_AGENTS: usize = 20_000;
-
-/// A scale set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScaleSet {
-    /// GitHub's number for it.
-    pub id: u64,
-    /// Its name, unique within its runner group.
-    pub name: String,
-    /// The labels that a job may ask for. Some servers keep the name alone, whatever was asked for.
-    pub labels: Vec<String>,
-}
-
-/// What a scale set is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewScaleSet {
-    /// Its name.
-    pub name: String,
-    /// The name of its runner group; `None` is the default one.
-    pub group: Option<String>,
-    /// The labels that a job may ask for.
-    pub labels: Vec<String>,
-}
-
-/// A runner, as the service lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Agent {
-    /// GitHub's number for it.
-    pub id: u64,
-    /// Its name.
-    pub name: String,
-    /// The scale set that it belongs to, if any.
-    pub scale_set: Option<u64>,
-}
 
 impl Client {
     /// The scale set of this number. `None` is no proof that there is none: the list by name tells.

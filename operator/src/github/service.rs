@@ -26,8 +26,8 @@ use super::{
     body::{LONGEST_ANSWER, LONGEST_LIST},
     budget::{LONGEST_PAUSE, Signs},
     client::barred_by,
-    url::encode,
 };
+use cuda_runner_plan::model::url::encode;
 
 /// The version of the service's API that its client speaks.
 const API_VERSION: &str = "6.0-preview";

@@ -22,13 +22,12 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{
-    CaBundle, Credentials, Error, Fingerprint, GitHubUrl,
+    CaBundle, Credentials, Error, Fingerprint, GitHubUrl, Proxy,
     ask::{Answer, Ask},
     body::{Broken, LONGEST_ANSWER, LONGEST_REFUSAL, Room, Whole},
     budget::{Budget, Signs},
     connect::{HttpClient, Reach, connect_failed, explain, http_client},
     credentials::Kind,
-    proxy::Proxy,
     token::{Minted, Tokens},
 };
 

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Client, Error, pages::What, url::encode};
+use super::{Client, Error, Lifecycle, pages::What};
+use cuda_runner_plan::model::url::encode;
 
 /// How long an answer is good. The dates are weeks away, and move once for each release.
 const DAY: Duration = Duration::from_hours(24);
@@ -18,26 +19,6 @@ const DAY: Duration = Duration::from_hours(24);
 const AGAIN: Duration = Duration::from_mins(10);
 /// Versions that are kept. Few are in use at a time, and a runner may claim any.
 const MOST: usize = 64;
-
-/// When GitHub stops to serve a version of the agent.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-pub struct Lifecycle {
-    /// From then on it cannot be registered.
-    #[serde(rename = "registration_deprecates_at")]
-    pub registration_ends: Option<Timestamp>,
-    /// From then on it gets no jobs.
-    #[serde(rename = "runtime_deprecates_at")]
-    pub runtime_ends: Option<Timestamp>,
-}
-
-impl Lifecycle {
-    /// Since when the version is refused, for one thing or another.
-    #[must_use]
-    pub fn refused_since(&self, now: Timestamp) -> Option<Timestamp> {
-        let ends = [self.runtime_ends, self.registration_ends];
-        ends.into_iter().flatten().filter(|end| *end <= now).min()
-    }
-}
 
 /// What was answered, with the time until which it is good.
 #[derive(Default)]
@@ -63,8 +44,8 @@ impl Client {
             action: &action,
             permission: self.url().scope().permission(),
         };
-        let (found, good) = match self.ask_tagged(path, &what).await {
-            Ok(found) => (found, DAY),
+        let (found, good) = match self.ask_tagged::<WireLifecycle>(path, &what).await {
+            Ok(found) => (found.map(|found| found.0), DAY),
             Err(Error::Forbidden { .. } | Error::Validation { .. }) => (None, DAY),
             Err(error) => {
                 tracing::debug!(%error, "how long an agent is served is not known at the moment");
@@ -77,4 +58,18 @@ impl Client {
         kept.insert(version.to_owned(), (now + good, found));
         found
     }
+}
+
+/// The answer in GitHub's form.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct WireLifecycle(#[serde(with = "LifecycleForm")] Lifecycle);
+
+#[derive(Deserialize)]
+#[serde(remote = "Lifecycle")]
+struct LifecycleForm {
+    #[serde(rename = "registration_deprecates_at")]
+    registration_ends: Option<Timestamp>,
+    #[serde(rename = "runtime_deprecates_at")]
+    runtime_ends: Option<Timestamp>,
 }

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::github::budget::{Cost, Ending};
 use crate::github::{Credentials, TOKEN};
-use crate::plan::{self, fixture};
+use cuda_runner_plan::{self, fixture};
 
 fn key(name: &str) -> PoolKey {
     PoolKey {
@@ -91,7 +91,7 @@ fn recorded() -> Metrics {
         fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Idle),
         fixture::runner(&pool, "pool-bbbbb", RunnerPhase::Busy),
     ]);
-    let mut plan = plan::plan(&pool, &observed, fixture::NOW);
+    let mut plan = cuda_runner_plan::plan(&pool, &observed, fixture::NOW);
     let later = fixture::NOW + SignedDuration::from_secs(60);
     plan.status.quarantine = vec![
         quarantined("node-1", later),

@@ -4,17 +4,12 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{Failure, JOB_CUT_SHORT, OOM_KILLED, OUT_OF_MEMORY, last_line, out_of_memory};
-use super::pod::RUNNER;
+use super::end::{OOM_KILLED, OUT_OF_MEMORY, last_line, out_of_memory};
+use cuda_runner_plan::model::runner::{
+    ENDED_AT_ONCE, NOT_STARTED, RUNNER, RefusedVersion, VERSION_REFUSED_ONCE,
+};
+use cuda_runner_plan::model::runner::{Failure, JOB_CUT_SHORT};
 
-/// The reason of a runner whose agent GitHub finds too old.
-pub const VERSION_REFUSED: &str = "VersionRefused";
-/// The reason of the first such runner: an outage has looked the same.
-pub const VERSION_REFUSED_ONCE: &str = "VersionRefusedOnce";
-/// The reason of a runner one of whose containers could not be made or started.
-pub const NOT_STARTED: &str = "ContainerNotStarted";
-/// The reason of an agent that has hardly started. If that goes on, its image or its template is to blame.
-pub const ENDED_AT_ONCE: &str = "AgentEndedAtOnce";
 /// An agent that has ended sooner than this has hardly started.
 const AT_ONCE: SignedDuration = SignedDuration::from_mins(1);
 /// The listener's exit code when GitHub finds it too old, see
@@ -24,15 +19,6 @@ const VERSION_DEPRECATED: i32 = 7;
 const SESSION_CONFLICT: i32 = 5;
 /// The start line's exit code when `config.sh` has failed.
 const NOT_CONFIGURED: i32 = 78;
-
-/// A version of the agent that GitHub refused, in the agent's words.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct RefusedVersion {
-    /// The version.
-    pub version: Option<String>,
-    /// The least that would do.
-    pub minimum: Option<String>,
-}
 
 /// An agent that has ended and finished no job with it.
 pub(super) struct AgentEnd<'a> {

@@ -7,15 +7,15 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Protection, Repository};
-use crate::plan::Access;
-use crate::plan::checks::{
-    Branch, Watched, asked_of, branches, green, is_concerned, record, repository, ruleset_name,
-    unseen,
+use cuda_runner_plan::Access;
+use cuda_runner_plan::checks::{
+    asked_of, branches, green, is_concerned, record, repository, ruleset_name, unseen,
 };
-use crate::plan::runners::SWEEP;
-use crate::plan::verify::workflow;
-use crate::pool::Pool;
-use crate::time::Shift as _;
+use cuda_runner_plan::model::checks::{Branch, Watched};
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::verify::workflow;
 
 /// How often pull requests are looked at while a name was not seen on one.
 const UNSEEN: SignedDuration = SignedDuration::from_secs(30);
@@ -74,7 +74,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
             watched.next_look = Some(now.after(if names_missing { UNSEEN } else { SWEEP }));
             memory.asked = Some(asked);
         }
-        Err(error) => watched.failed(&error, now),
+        Err(error) => note_failure(&mut watched, &error, now),
     }
     ctx.memory.with(pool, |m| {
         m.checks.watched = watched.clone();
@@ -83,12 +83,10 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
     watched
 }
 
-impl Watched {
-    /// Notes what GitHub did not do, and waits.
-    pub fn failed(&mut self, error: &Error, now: Timestamp) {
-        self.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
-        self.trouble = Some((error.category().to_owned(), error.to_string()));
-    }
+/// Notes what GitHub did not do, and waits.
+pub(crate) fn note_failure(watched: &mut Watched, error: &Error, now: Timestamp) {
+    watched.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
+    watched.trouble = Some((error.category().to_owned(), error.to_string()));
 }
 
 /// A look that is under way.

@@ -1,41 +1,25 @@
 //! Pods that Kubernetes takes away by itself: a drain, a taint, a node that is gone.
 
 use gate_report::Class;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::end::Failure;
-use super::pod::{RUNNER, Runner, condition, container, ended, words};
+use super::pod::{condition, container, ended, words};
 use super::refusal::{self, Verdict};
+use cuda_runner_plan::model::runner::RUNNER;
+use cuda_runner_plan::model::runner::{Disruption, EVICTED, NODE_LOST, REJECTED, lost};
 
-/// The reason of a runner whose pod was taken off its node.
-pub const EVICTED: &str = "Evicted";
-/// The reason of a runner whose node stopped answering.
-pub const NODE_LOST: &str = "NodeLost";
 /// The kubelet's word for a pod that ran into its own limit of time.
 const DEADLINE: &str = "DeadlineExceeded";
 /// Why the garbage collector removes a pod: its node does not exist any more.
 const NODE_IS_GONE: &str = "DeletionByPodGC";
 
-/// What Kubernetes says of a pod that it takes away.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Disruption {
-    /// Kubernetes' word, see
-    /// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>.
-    pub reason: String,
-    /// Kubernetes' sentence.
-    pub message: String,
-}
-
-impl Disruption {
-    /// The pod's condition `DisruptionTarget`.
-    pub(super) fn of(pod: &Pod) -> Option<Self> {
-        let target = condition(pod, "DisruptionTarget").filter(|c| c.status == "True")?;
-        Some(Self {
-            reason: target.reason.clone().unwrap_or_default(),
-            message: target.message.clone().unwrap_or_default(),
-        })
-    }
+/// The pod's condition `DisruptionTarget`.
+pub(super) fn target(pod: &Pod) -> Option<Disruption> {
+    let target = condition(pod, "DisruptionTarget").filter(|c| c.status == "True")?;
+    Some(Disruption {
+        reason: target.reason.clone().unwrap_or_default(),
+        message: target.message.clone().unwrap_or_default(),
+    })
 }
 
 /// Reason, class and sentence of a pod that ended because somebody else than its containers wanted it.
@@ -44,7 +28,7 @@ pub(super) fn of_ended(
     status: &PodStatus,
     cut_text: &str,
 ) -> Option<(&'static str, Class, String)> {
-    let (reason, message) = match (status.reason.as_deref(), Disruption::of(pod)) {
+    let (reason, message) = match (status.reason.as_deref(), target(pod)) {
         (Some(reason), _) => (reason.to_owned(), words(status.message.as_deref())),
         (None, Some(disruption)) => (disruption.reason, words(Some(&disruption.message))),
         (None, None) if is_past_deadline(pod) => (DEADLINE.to_owned(), String::new()),
@@ -72,7 +56,7 @@ pub(super) fn of_ended(
         _ => {
             let Verdict { class, advice } = refusal::judge(&reason, &message);
             let sentence = format!("The node refused the pod ({reason}: {message}); {advice}.");
-            (refusal::REJECTED, class, sentence)
+            (REJECTED, class, sentence)
         }
     })
 }
@@ -100,20 +84,4 @@ fn deadline(pod: &Pod, cut_text: &str) -> (&'static str, Class, String) {
         "The limit{limit} that activeDeadlineSeconds in spec.template sets ended the pod{when}. It counts while a runner waits for a job, too: remove it, and limit jobs with timeout-minutes in the workflow.{cut_text}"
     );
     (DEADLINE, class, message)
-}
-
-fn lost(message: &str, cut_text: &str) -> String {
-    format!("The node stopped answering ({message}).{cut_text}")
-}
-
-/// The failure of a runner whose node never confirmed that the pod is gone, once its time for that is over.
-#[must_use]
-pub fn unconfirmed(runner: &Runner, now: Timestamp) -> Option<Failure> {
-    let disruption = runner.disruption.as_ref()?;
-    let at = runner.gone_by.filter(|by| *by <= now)?;
-    let message = lost(
-        &format!("{}: {}", disruption.reason, disruption.message),
-        " If its runner had a job, GitHub fails that after a while.",
-    );
-    Some(Failure::new(NODE_LOST, Class::Node, message, at, true))
 }

@@ -1,66 +1,26 @@
 //! Why a runner pod ended.
 
-use cudarunner_crds::RunnerPhase;
 use gate_report::{Class, Context, Finding, Report, Step, preflight};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
-use super::agent::{AgentEnd, RefusedVersion};
-use super::disruption::{self, EVICTED, NODE_LOST};
-use super::marks::{Job, Marks};
+use super::agent::AgentEnd;
+use super::disruption::{self};
+use super::marks::Marks;
 use super::pod::{
-    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, Runner, condition, container, ended,
-    failed_init, init_container, terminated, transition,
+    condition, container, ended, failed_init, init_container, terminated, transition,
 };
-
-/// How a runner ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    /// It ran a job to its end, whatever the job's own result.
-    JobDone(Job),
-    /// It ended otherwise.
-    Failed(Failure),
-}
-
-/// Why a runner ended without a finished job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Failure {
-    /// One word, as in Events.
-    pub reason: &'static str,
-    /// Who has to act.
-    pub class: Class,
-    /// The driver's code, or a container's exit code.
-    pub code: Option<i32>,
-    /// Name of the driver's code, or of what the gate found.
-    pub code_name: Option<String>,
-    /// UUID of the device at fault.
-    pub device: Option<String>,
-    /// What happened, and what to do.
-    pub message: String,
-    /// When.
-    pub at: Timestamp,
-    /// Whether GitHub may still hold the runner's entry.
-    pub registered: bool,
-    /// Whether the gate met it before it reached a device: a driver that still starts looks like that.
-    pub at_start: bool,
-    /// The agent's version, where GitHub refused it.
-    pub refused: Option<RefusedVersion>,
-}
+use cuda_runner_plan::model::runner::{End, Failure, GATE_FAILED, Job};
+use cuda_runner_plan::model::runner::{GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER};
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;
-/// The reason of a runner whose gate failed.
-pub(crate) const GATE_FAILED: &str = "GateFailed";
 /// The reason of a runner whose own init container failed.
 const INIT_FAILED: &str = "InitContainerFailed";
 /// The reason of a runner whose image or network lacks something.
 const PREFLIGHT_FAILED: &str = "PreflightFailed";
-/// The reason of a runner whose job ended with it.
-pub const JOB_CUT_SHORT: &str = "JobCutShort";
 
-/// The reason of a runner whose pod somebody deleted before it was of use.
-const POD_DELETED: &str = "PodDeleted";
 /// The reason of a runner that was killed at its limit of memory.
 pub(super) const OUT_OF_MEMORY: &str = "OutOfMemory";
 /// The kubelet's word for a container that was killed at its limit of memory.
@@ -68,59 +28,6 @@ pub(super) const OOM_KILLED: &str = "OOMKilled";
 
 /// The reason of a runner whose container could not open its GPU any more.
 const GPU_LOST: &str = "GpuLost";
-
-impl Failure {
-    /// One that is no device's and no version's.
-    #[must_use]
-    pub fn new(
-        reason: &'static str,
-        class: Class,
-        message: String,
-        at: Timestamp,
-        registered: bool,
-    ) -> Self {
-        Self {
-            reason,
-            class,
-            code: None,
-            code_name: None,
-            device: None,
-            message,
-            at,
-            registered,
-            at_start: false,
-            refused: None,
-        }
-    }
-
-    /// The end of a pod that somebody deleted by force: nobody saw its containers end.
-    #[must_use]
-    pub fn deleted(runner: &Runner, now: Timestamp) -> Option<Self> {
-        let (reason, what) = match runner.reached {
-            RunnerPhase::Idle | RunnerPhase::Finished | RunnerPhase::Failed => return None,
-            RunnerPhase::Busy => (
-                JOB_CUT_SHORT,
-                "in the middle of a job; GitHub fails that after a while",
-            ),
-            _ => (
-                POD_DELETED,
-                "before its agent was online. If that goes on, look for who deletes pods here: a descheduler, a preemption, a clean-up of the namespace",
-            ),
-        };
-        let by = runner.disruption.as_ref();
-        let by = by.map_or_else(String::new, |by| {
-            format!(" ({}: {})", by.reason, by.message)
-        });
-        let message = format!("The pod was deleted{by}, not by this operator, {what}.");
-        Some(Self::new(reason, Class::Transient, message, now, true))
-    }
-
-    /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
-    #[must_use]
-    pub fn is_unasked(&self) -> bool {
-        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED].contains(&self.reason)
-    }
-}
 
 /// Whether the runner is over. Its pod says so some seconds after the container, and not at all while another container
 /// of it goes on.

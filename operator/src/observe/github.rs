@@ -7,17 +7,17 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
-use crate::backoff;
 use crate::context::Context;
 use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl};
 use crate::memory::GitHubMemory;
-use crate::plan::demand::POLL;
-use crate::plan::runners::SWEEP;
-use crate::plan::scale_set::Known;
-use crate::plan::{Access, Entry, Listing, Queue};
-use crate::pool::{Pool, Spec};
-use crate::time::Shift as _;
 use crate::watch::objects::Lookup;
+use cuda_runner_plan::demand::POLL;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::pool::{Pool, Spec};
+use cuda_runner_plan::model::scale_set::Known;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::{Access, Entry, Listing, Queue};
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);

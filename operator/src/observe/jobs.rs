@@ -7,11 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Repository, RunJob};
-use crate::observe::pod::Runner;
-use crate::plan::jobs::{BATCH, RunKey, Watched, next_look, noted, run_of, to_ask};
-use crate::plan::{Access, verify};
-use crate::pool::Pool;
-use crate::time::Shift as _;
+use cuda_runner_plan::Access;
+use cuda_runner_plan::jobs::{BATCH, next_look, noted, run_of, to_ask};
+use cuda_runner_plan::model::jobs::{RunKey, Watched};
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::verification;
 
 /// How long credentials that may not read runs are not tried with.
 const DENIED: SignedDuration = SignedDuration::from_mins(30);
@@ -22,7 +24,7 @@ pub async fn look(
     pool: &Pool,
     runners: impl Iterator<Item = &Runner>,
     client: Option<&Client>,
-    verification: &verify::Watched,
+    verification: &verification::Watched,
     now: Timestamp,
 ) -> Watched {
     // Also of jobs that the status does not have yet: then one write tells that a job has ended, and how.

@@ -7,13 +7,14 @@ use cudarunner_crds::LeftStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use super::github::client_at;
-use super::pod::Runner;
 use crate::context::Context;
 use crate::github::{Client, Error};
-use crate::plan::left::{AGAIN, Left, SOON};
-use crate::plan::{Entry, Listing};
-use crate::pool::Pool;
-use crate::time::Shift as _;
+use cuda_runner_plan::left::{AGAIN, SOON};
+use cuda_runner_plan::model::left::Left;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::{Entry, Listing};
 
 /// The pause after an attempt that failed: mostly a person has to change something first.
 const PAUSE: SignedDuration = SignedDuration::from_secs(60);

@@ -5,7 +5,6 @@ pub mod checks;
 pub mod disruption;
 pub mod end;
 pub mod github;
-pub mod hardware;
 pub mod jobs;
 mod left;
 pub mod marks;
@@ -28,13 +27,12 @@ use kube::{Api, Resource, ResourceExt as _};
 use crate::context::Context;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
-use crate::plan::health;
-use crate::plan::node_marks::Held;
-use crate::plan::quarantine::blames_node;
-use crate::plan::{Access, NodeFacts, Observed};
-use crate::pool::{GpuRequest, Pool};
-use end::End;
-use pod::Runner;
+use cuda_runner_plan::health;
+use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::pool::{GpuRequest, Pool};
+use cuda_runner_plan::model::runner::{End, Runner};
+use cuda_runner_plan::quarantine::blames_node;
+use cuda_runner_plan::{Access, NodeFacts, Observed};
 
 /// Pods that the API server is asked for at one visit.
 const ASKED_FOR: usize = 32;

@@ -1,196 +1,67 @@
 //! A runner pod, read: how far it has come.
 
-use std::collections::BTreeSet;
-use std::fmt;
-
 use cudarunner_crds::RunnerPhase;
 use gate_report::Report;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
 
-use super::disruption::Disruption;
-use super::end::{End, end_of, ended_at};
-use super::hardware::Hardware;
-use super::marks::Done;
-use crate::pool::Spec;
-
-/// Annotation: fingerprint of the spec that the pod was made from.
-pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
-/// Annotation: present, with this value, on the pod of a runner that runs many jobs.
-pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
-/// The value of [`LIFETIME_ANNOTATION`].
-pub const PERSISTENT: &str = "Persistent";
-/// Annotation: the address at which the pod's runner registers.
-pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
-/// Annotation: names of the nodes that the pod was told to keep off, with commas between.
-pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
-/// The kubelet's word for an image that it could not pull and will try again.
-pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
-/// Name of the init container that looks at the runner's image.
-pub const PREFLIGHT: &str = "preflight";
-/// Name of the init container that proves the GPU.
-pub const GATE: &str = "gate";
-/// Name of the agent's container.
-pub const RUNNER: &str = "runner";
+use super::disruption;
+use super::end::{end_of, ended_at};
+use super::marks::done;
+use cuda_runner_plan::model::hardware::Hardware;
+use cuda_runner_plan::model::runner::End;
+use cuda_runner_plan::model::runner::{
+    AVOIDS_ANNOTATION, GATE, IMAGE_PULL_BACK_OFF, RUNNER, Runner, TEMPLATE_ANNOTATION,
+    URL_ANNOTATION, Waiting,
+};
 
 /// The longest annotation that is kept, in bytes: names of a thousand nodes.
 const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// The most nodes that a pod can be known to keep off.
 const MOST_AVOIDED: usize = 1024;
 
-/// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Runner {
-    /// Name of the pod and of the entry on GitHub.
-    pub name: String,
-    /// Uid of the pod.
-    pub uid: String,
-    /// When the pod was created.
-    pub created: Timestamp,
-    /// By when a pod that is being deleted should be gone.
-    pub gone_by: Option<Timestamp>,
-    /// Node that it was bound to.
-    pub node: Option<String>,
-    /// Fingerprint of the spec that it was made from.
-    pub template: String,
-    /// Nodes that it was told to keep off.
-    pub avoids: BTreeSet<String>,
-    /// The address at which it registers; unknown of a pod that an older version of the operator made.
-    pub url: Option<String>,
-    /// Uid of the resource that owns it.
-    pub owner: String,
-    /// How far it had come, whoever deletes the pod since.
-    pub reached: RunnerPhase,
-    /// How far it has come.
-    pub phase: RunnerPhase,
-    /// Since when it is in that phase.
-    pub since: Timestamp,
-    /// What it waits for, as Kubernetes says it: a scheduler's or an image's message.
-    pub waiting: Option<Waiting>,
-    /// Whether the agent's process runs, online or not.
-    pub agent_running: bool,
-    /// Whether the gate has passed.
-    pub gate_passed: bool,
-    /// UUIDs of the devices, as the gate saw them.
-    pub devices: Vec<String>,
-    /// Products and driver, as the gate saw them.
-    pub hardware: Option<Hardware>,
-    /// How it ended.
-    pub end: Option<End>,
-    /// Whether Kubernetes says that its pod has ended. Until then it holds its GPUs.
-    pub is_over: bool,
-    /// The last job that has ended on it; known once its container has ended.
-    pub done: Option<Done>,
-    /// What Kubernetes says where it takes the pod away by itself.
-    pub disruption: Option<Disruption>,
-}
-
-/// What a pod waits for.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Waiting {
-    /// Kubernetes' word, for example `Unschedulable` or `ImagePullBackOff`.
-    pub reason: String,
-    /// Kubernetes' sentence.
-    pub message: String,
-    /// The container, where one waits.
-    pub container: Option<String>,
-    /// Its image.
-    pub image: Option<String>,
-}
-
-impl fmt::Display for Waiting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(container) = &self.container {
-            write!(f, "container {container}")?;
-            if let Some(image) = self.image.as_ref().filter(|image| !image.is_empty()) {
-                write!(f, ", image {image}")?;
-            }
-            f.write_str(": ")?;
-        }
-        f.write_str(&self.reason)?;
-        if self.message.is_empty() {
-            return Ok(());
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
-impl Runner {
-    /// Reads a pod. A pod without the parts that the API server always sets reads as new and waiting.
-    #[must_use]
-    pub fn read(pod: &Pod) -> Self {
-        let created = pod
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .map_or(Timestamp::UNIX_EPOCH, |t| t.0);
-        let reached = State::of(pod, created);
-        let reached_phase = reached.phase;
-        let state = reached.leaving(pod);
-        let report = gate_report(pod);
-        Self {
-            name: pod.name_any(),
-            uid: pod.uid().unwrap_or_default(),
-            created,
-            gone_by: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
-            node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
-            template: annotation(pod, TEMPLATE_ANNOTATION)
-                .unwrap_or_default()
-                .to_owned(),
-            avoids: annotation(pod, AVOIDS_ANNOTATION)
-                .map(|names| names.split(',').take(MOST_AVOIDED))
-                .map(|names| names.map(str::to_owned).collect())
-                .unwrap_or_default(),
-            url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
-            agent_running: agent_running(pod),
-            gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
-            hardware: report.as_ref().map(Hardware::of),
-            devices: report
-                .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
-                .unwrap_or_default(),
-            owner: owner(pod),
-            reached: reached_phase,
-            phase: state.phase,
-            since: state.since,
-            waiting: state.waiting,
-            end: state.end,
-            is_over: is_over(pod),
-            done: Done::of(pod, created),
-            disruption: Disruption::of(pod),
-        }
-    }
-
-    /// Whether the pod still takes up a place in the pool.
-    #[must_use]
-    pub fn is_active(&self, now: Timestamp) -> bool {
-        match self.phase {
-            RunnerPhase::Finished | RunnerPhase::Failed => false,
-            // A pod on a lost node is never confirmed gone: after its grace it no longer counts.
-            RunnerPhase::Terminating => {
-                self.end.is_none() && self.gone_by.is_none_or(|by| now < by)
-            }
-            _ => true,
-        }
-    }
-
-    /// Whether it has ended, and its pod holds its GPUs for a moment yet.
-    #[must_use]
-    pub fn is_ending(&self, now: Timestamp) -> bool {
-        self.end.is_some() && !self.is_over && self.gone_by.is_none_or(|by| now < by)
-    }
-
-    /// Whether it registers at another address than the spec's, as far as its pod says.
-    #[must_use]
-    pub fn is_elsewhere(&self, spec: &Spec) -> bool {
-        let url = self.url.as_ref();
-        url.is_some_and(|url| *url != spec.url.to_string())
-    }
-
-    /// Whether the agent is connected to GitHub.
-    #[must_use]
-    pub fn is_online(&self) -> bool {
-        matches!(self.phase, RunnerPhase::Idle | RunnerPhase::Busy)
+/// Reads a pod. A pod without the parts that the API server always sets reads as new and waiting.
+#[must_use]
+pub fn read(pod: &Pod) -> Runner {
+    let created = pod
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+    let reached = State::of(pod, created);
+    let reached_phase = reached.phase;
+    let state = reached.leaving(pod);
+    let report = gate_report(pod);
+    Runner {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        created,
+        gone_by: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
+        template: annotation(pod, TEMPLATE_ANNOTATION)
+            .unwrap_or_default()
+            .to_owned(),
+        avoids: annotation(pod, AVOIDS_ANNOTATION)
+            .map(|names| names.split(',').take(MOST_AVOIDED))
+            .map(|names| names.map(str::to_owned).collect())
+            .unwrap_or_default(),
+        url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
+        agent_running: agent_running(pod),
+        gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
+        hardware: report.as_ref().map(Hardware::of),
+        devices: report
+            .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
+            .unwrap_or_default(),
+        owner: owner(pod),
+        reached: reached_phase,
+        phase: state.phase,
+        since: state.since,
+        waiting: state.waiting,
+        end: state.end,
+        is_over: is_over(pod),
+        done: done(pod, created),
+        disruption: disruption::target(pod),
     }
 }
 

@@ -6,9 +6,6 @@
 
 use gate_report::Class;
 
-/// The reason of a runner whose pod the kubelet did not take.
-pub const REJECTED: &str = "PodRejected";
-
 /// Who has to act, and how.
 #[derive(Debug, PartialEq)]
 pub(super) struct Verdict {

@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
-use super::pod::Runner;
 use crate::act::listen::Listener;
-use crate::backoff;
 use crate::context::Context;
 use crate::github::{Client, Error, NewScaleSet, ScaleSet};
 use crate::memory::ScaleSetMemory;
-use crate::plan::Access;
-use crate::plan::scale_set::{Known, Trouble, View};
-use crate::pool::{Pool, RegistrationKind};
-use crate::time::Shift as _;
+use cuda_runner_plan::Access;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::scale_set::{Known, View};
+use cuda_runner_plan::model::time::Shift as _;
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
@@ -179,15 +179,15 @@ impl ScaleSetMemory {
         let pause = error.pause_of_at_least(own, now);
         self.not_before = Some(now.after(pause));
         self.known = Known::Unknown;
-        self.trouble = Some(Trouble::of(error));
+        self.trouble = Some(error.into());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::marks::{Done, Job};
-    use crate::plan::fixture::{NOW, ago, pool, runner};
+    use cuda_runner_plan::fixture::{NOW, ago, pool, runner};
+    use cuda_runner_plan::model::runner::{Done, Job};
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);

@@ -5,13 +5,17 @@ use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
 use super::disruption;
-use super::end::{End, Failure};
 use super::has_failed;
-use super::pod::{
-    AVOIDS_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION, URL_ANNOTATION,
+use super::pod::read;
+use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::runner::{
+    AVOIDS_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION,
+    URL_ANNOTATION, unconfirmed,
 };
-use crate::plan::node_marks::Held;
-use crate::pool::PoolKey;
+use cuda_runner_plan::model::runner::{End, Failure};
+use cuda_runner_plan::pod::build;
+use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 
 mod ends;
 
@@ -26,7 +30,7 @@ fn pod(status: &Value) -> Runner {
         "spec": {"containers": [], "nodeName": "node-1"},
         "status": status
     });
-    Runner::read(&serde_json::from_value(pod).unwrap())
+    read(&serde_json::from_value(pod).unwrap())
 }
 
 fn bound() -> Value {
@@ -77,7 +81,7 @@ fn an_annotation_that_cannot_be_ours_is_not_kept() {
     // Given pods in whose annotations somebody has written at length
     let read = |name: &str, value: &str| {
         let pod = json!({"metadata": {"name": "pool-aaaaa", "annotations": {name: value}}});
-        Runner::read(&serde_json::from_value(pod).unwrap())
+        read(&serde_json::from_value(pod).unwrap())
     };
     let long = "x".repeat(100_000);
     // Then nothing of it is kept
@@ -219,7 +223,7 @@ fn persistent(code: i32, message: &str) -> Runner {
             "containerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), true, false)
         }
     });
-    Runner::read(&serde_json::from_value(pod).unwrap())
+    read(&serde_json::from_value(pod).unwrap())
 }
 
 #[test]
@@ -424,7 +428,7 @@ fn disrupted(reason: &str, phase: &str) -> Runner {
             "containerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), true, false)
         }
     });
-    Runner::read(&serde_json::from_value(pod).unwrap())
+    read(&serde_json::from_value(pod).unwrap())
 }
 
 #[test]
@@ -447,7 +451,7 @@ fn a_pod_that_kubernetes_takes_away_says_who_wanted_it() {
 #[test]
 fn a_node_that_never_confirms_is_lost_once_the_time_for_it_is_over() {
     let runner = disrupted("DeletionByTaintManager", "Running");
-    let at = |time: &str| disruption::unconfirmed(&runner, time.parse().unwrap());
+    let at = |time: &str| unconfirmed(&runner, time.parse().unwrap());
     assert!(at("2026-01-01T00:01:59Z").is_none());
     let lost = at("2026-01-01T00:02:00Z").unwrap();
     assert_eq!((lost.reason, lost.class), ("NodeLost", Class::Node));
@@ -494,12 +498,30 @@ fn a_pod_that_is_being_removed_keeps_its_end() {
         "status": {"phase": "Succeeded", "containerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false, false)}
     }))
     .unwrap();
-    let runner = Runner::read(&serde_json::from_value(done.clone()).unwrap());
+    let runner = read(&serde_json::from_value(done.clone()).unwrap());
     assert_eq!(runner.phase, RunnerPhase::Terminating);
     assert!(!runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
     done["status"] =
         json!({"phase": "Running", "containerStatuses": agent(&running(), true, false)});
-    let runner = Runner::read(&serde_json::from_value(done).unwrap());
+    let runner = read(&serde_json::from_value(done).unwrap());
     assert!(runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
     assert!(!runner.is_active("2026-01-01T00:03:00Z".parse().unwrap()));
+}
+
+#[test]
+fn what_a_runner_keeps_off_is_read_back() {
+    let pool = fixture::pool(1);
+    let spec = pool.spec.clone().unwrap();
+    let settings = PodSettings {
+        gate_image: "example/cuda-smoke:1".into(),
+        image_pull_policy: "IfNotPresent".into(),
+        registrar_url: "https://10.96.0.7:8443".into(),
+        registrar_ca: "-----BEGIN CERTIFICATE-----".into(),
+    };
+    let runner = NewRunner {
+        name: "pool-aaaaa".into(),
+        avoids: ["node-1", "node-2"].map(str::to_owned).into(),
+    };
+    let pod = build(&pool, &spec, &settings, &runner);
+    assert_eq!(read(&pod).avoids, runner.avoids);
 }

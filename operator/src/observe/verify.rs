@@ -5,12 +5,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error};
-use crate::plan::Access;
-use crate::plan::verify::{
-    Dispatch, NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, Watched, workflow,
-};
-use crate::pool::Pool;
-use crate::time::Shift as _;
+use cuda_runner_plan::Access;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::verification::{Dispatch, Watched};
+use cuda_runner_plan::verify::{NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, workflow};
 
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
@@ -99,12 +98,10 @@ async fn find(
     Ok(())
 }
 
-impl Watched {
-    /// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
-    fn is_missing(&mut self, now: Timestamp) {
-        let since = *self.missing_since.get_or_insert(now);
-        self.is_gone = now >= since.after(SURELY_GONE);
-    }
+/// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
+fn is_missing(watched: &mut Watched, now: Timestamp) {
+    let since = *watched.missing_since.get_or_insert(now);
+    watched.is_gone = now >= since.after(SURELY_GONE);
 }
 
 async fn read_run(
@@ -118,7 +115,7 @@ async fn read_run(
     let (run, jobs) =
         futures::try_join!(client.run(repository, id), client.run_jobs(repository, id))?;
     let (Some(run), Some(jobs)) = (run, jobs) else {
-        watched.is_missing(now);
+        is_missing(watched, now);
         return Ok(());
     };
     watched.missing_since = None;
@@ -127,7 +124,7 @@ async fn read_run(
     }
     watched.run = Some(run);
     watched.jobs = jobs;
-    for job in crate::plan::verify::logs_wanted(pool, watched) {
+    for job in cuda_runner_plan::verify::logs_wanted(pool, watched) {
         if let Some(sum) = client.test_sum(repository, job).await? {
             watched.sums.insert(job, sum);
         }
@@ -144,7 +141,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mut watched = Watched::default();
         for (second, is_gone) in [(0, false), (5, false), (59, false), (60, true)] {
-            watched.is_missing(at(second));
+            is_missing(&mut watched, at(second));
             assert_eq!(watched.is_gone, is_gone, "{second}");
         }
     }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::end::End;
 use crate::github::{Client, Lifecycle};
-use crate::plan::{Observed, version};
+use cuda_runner_plan::model::runner::End;
+use cuda_runner_plan::{Observed, version};
 
 /// Asks for each version once a day, and not at all where nothing is registered or refused.
 pub async fn look(observed: &Observed, client: &Client) -> BTreeMap<String, Lifecycle> {

@@ -29,9 +29,6 @@ use crate::github::{Clients, Reach};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::plan::fixture;
-use crate::plan::node_marks::Marking;
-use crate::pool::FINALIZER;
 use crate::registrar::{
     CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
@@ -39,6 +36,9 @@ use crate::watch::Waker;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::pools::key_of;
+use cuda_runner_plan::fixture;
+use cuda_runner_plan::model::pool::FINALIZER;
+use cuda_runner_plan::node_marks::Marking;
 
 /// A version that the API server has gone past.
 const STALE: &str = "stale";

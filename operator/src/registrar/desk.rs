@@ -6,6 +6,7 @@ use gate_report::Report;
 use secrecy::SecretString;
 
 use super::{Decision, PodIdentity, Policy};
+use cuda_runner_plan::model::key::PoolKey;
 
 /// What the registrar asks the rest of the operator.
 ///
@@ -32,15 +33,6 @@ pub trait Desk: Send + Sync + 'static {
         report: &Report,
         decision: &Decision,
     ) -> impl Future<Output = ()> + Send;
-}
-
-/// A pool: namespace and name of its `CudaRunner`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PoolKey {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
 }
 
 /// A pod that is a runner of ours.

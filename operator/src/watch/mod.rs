@@ -15,7 +15,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
 
-use crate::pool::PoolKey;
+use cuda_runner_plan::model::pool::PoolKey;
 
 /// Objects that are read at a time. A whole one is many times what is kept of it, and the watcher's own 500 of them would
 /// stay in the process's memory.
@@ -52,7 +52,7 @@ impl Waker {
     pub fn wake(&self, pool: &PoolKey) {
         if self.listening.load(Ordering::Acquire) {
             // The receiver lives as long as the process: a failure means that the process ends.
-            let _ = self.sender.unbounded_send(pool.into());
+            let _ = self.sender.unbounded_send(pools::reference(pool));
         }
     }
 }

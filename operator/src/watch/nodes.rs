@@ -16,8 +16,8 @@ use tokio::sync::watch as flag;
 
 use super::pools::key_of;
 use super::{Events, PAGE, Waker, log_error};
-use crate::plan::NodeFacts;
-use crate::plan::node_marks::{self, Marked, Said};
+use cuda_runner_plan::NodeFacts;
+use cuda_runner_plan::node_marks::{self, Marked, Said};
 
 /// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
 const PRESENT: &str = "nvidia.com/gpu.present";

@@ -17,7 +17,7 @@ use tokio::sync::watch as flag;
 use tokio::task::AbortHandle;
 
 use super::{Events, Waker, log_error};
-use crate::pool::PoolKey;
+use cuda_runner_plan::model::pool::PoolKey;
 
 /// How long the first look at an object may take.
 const FIRST_LOOK: Duration = Duration::from_secs(10);

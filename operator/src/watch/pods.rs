@@ -14,10 +14,11 @@ use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Scope, Waker, log_error};
 use crate::guard::{self, Panicked};
-use crate::observe::end::{End, Failure};
-use crate::observe::pod::Runner;
-use crate::plan::Passed;
-use crate::pool::PoolKey;
+use crate::observe::pod::read;
+use cuda_runner_plan::Passed;
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::runner::{End, Failure};
 
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]
@@ -96,7 +97,7 @@ impl Pods {
     /// Takes in a pod; the pool that it belongs to if anything that we read has changed.
     pub(crate) fn apply(&self, pod: &Pod) -> Option<PoolKey> {
         let key = pool_of(pod)?;
-        let runner = Runner::read(pod);
+        let runner = read(pod);
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let runners = pools.entry(key.clone()).or_default();
         let changed = runners.get(&runner.name) != Some(&runner);
@@ -105,7 +106,7 @@ impl Pods {
     }
 
     fn remove(&self, key: &PoolKey, pod: &Pod) {
-        let runner = Runner::read(pod);
+        let runner = read(pod);
         let name = &runner.name;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(runners) = pools.get_mut(key) {

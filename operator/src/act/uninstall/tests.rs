@@ -10,7 +10,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::plan::fixture;
+use cuda_runner_plan::fixture;
 
 /// What a pool does when its finalizer is taken off.
 #[derive(Clone, Copy, PartialEq)]

@@ -1,6 +1,6 @@
 //! `report`: what a gate found.
 
-use cuda_runner_operator::observe::pod::GATE;
+use cuda_runner_plan::model::runner::GATE;
 use cudarunner_crds::POOL_LABEL;
 use gate_report::{Report, clean_all};
 use jiff::Timestamp;

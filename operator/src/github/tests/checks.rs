@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::stub::{Stub, error, reply};
-use crate::github::{Check, Error, Protection, Repository, Ruleset, Triggers, Workflow};
+use crate::github::{Check, Error, Protection, Repository, Ruleset, Run, Triggers, Workflow};
 
 fn repository() -> Repository {
     Repository::new("acme/widgets").unwrap()
@@ -182,10 +182,16 @@ async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
     let client = stub.client("acme/widgets");
     let rules = client.branch_rules(&repository(), "main").await.unwrap();
     assert_eq!(rules.len(), 36);
-    let run: crate::github::Run = serde_json::from_value(json!({
-        "id": 7, "html_url": "", "created_at": "2026-01-01T00:00:00Z", "check_suite_id": 8
-    }))
-    .unwrap();
+    let run = Run {
+        id: 7,
+        status: String::new(),
+        conclusion: None,
+        html_url: String::new(),
+        created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        check_suite_id: Some(8),
+        head_sha: None,
+        workflow_id: None,
+    };
     let checks = client.checks_of_run(&repository(), &run).await.unwrap();
     assert_eq!(checks.len(), 120);
     let found = client.find_ruleset(&repository(), "ours").await.unwrap();

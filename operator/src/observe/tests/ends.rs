@@ -6,10 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::observe::end::{End, Failure};
-use crate::observe::pod::Runner;
-use crate::plan::fixture::{observed, pool};
-use crate::plan::health;
+use cuda_runner_plan::fixture::{observed, pool};
+use cuda_runner_plan::health;
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::runner::{End, Failure};
 
 /// When the pods of these tests were made.
 const MADE: Timestamp = Timestamp::constant(1_000_000, 0);
@@ -24,7 +24,7 @@ fn read(spec: &Value, status: &Value) -> Runner {
         "spec": spec,
         "status": status
     });
-    Runner::read(&serde_json::from_value(pod).unwrap())
+    crate::observe::pod::read(&serde_json::from_value(pod).unwrap())
 }
 
 fn container(name: &str, state: &Value) -> Value {

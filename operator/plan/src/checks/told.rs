@@ -1,0 +1,237 @@
+//! What the condition `ChecksRequired` says.
+
+use cudarunner_crds::{ChecksMode, RequiredChecks, RequiredChecksStatus};
+
+use super::{Branch, Watched, green};
+use crate::Observed;
+use crate::conditions::{Say, say};
+use crate::model::github::{Protection, Repository};
+use crate::model::pool::{Pool, Spec};
+
+/// What the condition `ChecksRequired` says.
+pub(crate) fn required(
+    pool: &Pool,
+    record: Option<&RequiredChecksStatus>,
+    observed: &Observed,
+) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say("Unknown", "NotStarted", "The spec cannot be carried out");
+    };
+    let watched = &observed.checks;
+    if let Some((reason, message)) = &watched.trouble {
+        return say("False", reason, message.clone());
+    }
+    let Some(asked) = &spec.required_checks else {
+        return match record {
+            Some(_) => say(
+                "Unknown",
+                "Removing",
+                "What was required for this pool is being removed",
+            ),
+            None => say("Unknown", "NotAsked", "spec.requiredChecks is not set"),
+        };
+    };
+    if let (Some(record), Some(green)) = (record, green(pool))
+        && record.run_id == green.run_id
+        && let Some(missing) = green
+            .jobs
+            .iter()
+            .find(|job| record.checks.iter().all(|c| c.context != job.name))
+    {
+        return say(
+            "False",
+            "CheckNotReported",
+            format!(
+                "The green run has reported no check named {}: {}",
+                missing.name,
+                green.url.as_deref().unwrap_or_default()
+            ),
+        );
+    }
+    let Some(record) = record.filter(|record| !record.checks.is_empty()) else {
+        return say(
+            "Unknown",
+            "WaitsForVerification",
+            "Checks are required when the verification was green",
+        );
+    };
+    if watched.read.is_none() {
+        return say("Unknown", "Reading", "GitHub is asked what is required");
+    }
+    let unseen: Vec<&str> = record
+        .checks
+        .iter()
+        .filter(|check| !check.seen && !asked.allow_unseen)
+        .map(|check| check.context.as_str())
+        .collect();
+    if !unseen.is_empty() {
+        return say("False", "NotSeenOnPullRequest", not_seen(&unseen, watched));
+    }
+    judge(spec, asked, record, watched)
+}
+
+fn not_seen(unseen: &[&str], watched: &Watched) -> String {
+    let skipped = unseen.iter().copied();
+    let skipped: Vec<&str> = skipped
+        .filter(|name| watched.skipped.contains(*name))
+        .collect();
+    if !skipped.is_empty() {
+        return format!(
+            "Pull requests skip {}: GitHub counts a skipped check as passed, so to require it would prove nothing. Look at the `if` of the job and of those that it needs, and let it run on pull requests, or set spec.requiredChecks.allowUnseen",
+            skipped.join(", ")
+        );
+    }
+    let filtered = watched.triggers.as_ref().is_some_and(|t| t.is_filtered);
+    let why = if filtered {
+        "its trigger pull_request has filters for paths or branches; "
+    } else {
+        ""
+    };
+    format!(
+        "No recent pull request has reported {}: {why}a required check that never reports blocks every pull request for good. Open a pull request that runs the workflow, or set spec.requiredChecks.allowUnseen",
+        unseen.join(", ")
+    )
+}
+
+/// Branch by branch: required, left alone as asked, or in the way.
+fn judge(
+    spec: &Spec,
+    asked: &RequiredChecks,
+    record: &RequiredChecksStatus,
+    watched: &Watched,
+) -> Say {
+    let names: Vec<&str> = record.checks.iter().map(|c| c.context.as_str()).collect();
+    let own = watched.ruleset.as_ref().map(|(id, _)| *id);
+    let (mut done, mut skipped, mut open) = (vec![], vec![], vec![]);
+    for wanted in &asked.branches {
+        let name = &wanted.name;
+        let Some(branch) = watched.branches.get(name) else {
+            open.push(name.as_str());
+            continue;
+        };
+        let is_free = match asked.mode {
+            ChecksMode::BranchProtection => branch.protection == Protection::Unprotected,
+            ChecksMode::Ruleset => !branch.is_protected(own),
+        };
+        if wanted.if_protected && is_free {
+            skipped.push(name.as_str());
+            continue;
+        }
+        if let Some((reason, message)) = branch.obstacle(name, asked.mode, spec) {
+            return say("False", reason, message);
+        }
+        let is_done = match (&branch.protection, asked.mode) {
+            (Protection::Requires(there), ChecksMode::BranchProtection) => {
+                names.iter().all(|n| there.iter().any(|t| t == n))
+            }
+            (_, ChecksMode::Ruleset) => watched.ruleset.as_ref().is_some_and(|(_, ruleset)| {
+                let there = |name: &&str| ruleset.checks.iter().any(|c| &c.context == name);
+                ruleset.branches.contains(name) && names.iter().all(there)
+            }),
+            _ => false,
+        };
+        if is_done {
+            done.push(name.as_str());
+        } else {
+            open.push(name.as_str());
+        }
+    }
+    if !open.is_empty() {
+        let message = format!(
+            "{} are being required on {}",
+            names.join(", "),
+            open.join(", ")
+        );
+        return say("Unknown", "Adding", message);
+    }
+    let mut parts = if done.is_empty() {
+        vec!["No branch is protected, and each is to be left alone then".to_owned()]
+    } else {
+        vec![format!(
+            "Required on {}: {}",
+            done.join(", "),
+            names.join(", ")
+        )]
+    };
+    if !skipped.is_empty() {
+        parts.push(format!(
+            "Not protected, and left alone: {}",
+            skipped.join(", ")
+        ));
+    }
+    parts.extend(warnings(&names, &done, watched));
+    say("True", "Required", parts.join(". "))
+}
+
+/// What will make required checks a nuisance, though they are required.
+fn warnings(names: &[&str], done: &[&str], watched: &Watched) -> Vec<String> {
+    let mut warnings = vec![];
+    let is_twice = |name: &&str| watched.elsewhere.contains(*name);
+    let twice: Vec<&str> = names.iter().copied().filter(is_twice).collect();
+    if !twice.is_empty() {
+        warnings.push(format!(
+            "Warning: another workflow reports {}, too; either satisfies the requirement",
+            twice.join(", ")
+        ));
+    }
+    let Some(triggers) = &watched.triggers else {
+        return warnings;
+    };
+    if triggers.is_filtered {
+        warnings.push("Warning: the workflow's trigger pull_request has filters; a pull request that they leave out waits for these checks for good".to_owned());
+    }
+    let has_queue = |name: &&str| {
+        let rules = watched.branches.get(*name).map(|b| &b.rules);
+        rules.into_iter().flatten().any(|r| r.kind == "merge_queue")
+    };
+    let queued: Vec<&str> = done.iter().copied().filter(has_queue).collect();
+    if !triggers.merge_group && !queued.is_empty() {
+        warnings.push(format!(
+            "Warning: {} has a merge queue, and the workflow has no trigger merge_group: the queue waits for these checks for good",
+            queued.join(", ")
+        ));
+    }
+    warnings
+}
+
+impl Branch {
+    /// What keeps a check from being required there.
+    fn obstacle(
+        &self,
+        name: &str,
+        mode: ChecksMode,
+        spec: &Spec,
+    ) -> Option<(&'static str, String)> {
+        let place = spec.repository.as_ref().map_or("", Repository::full_name);
+        match (&self.protection, mode) {
+            (Protection::NoBranch, _) => Some((
+                "BranchNotFound",
+                format!("{place} has no branch {name}; correct spec.requiredChecks.branches"),
+            )),
+            (Protection::NotInPlan(words), _) => Some((
+                "NotInPlan",
+                format!("GitHub has no branch protection for {place}: {words}"),
+            )),
+            (Protection::Unprotected, ChecksMode::BranchProtection) => {
+                let ruled = if self.rules.is_empty() {
+                    ""
+                } else {
+                    " (only rulesets hold for it)"
+                };
+                Some((
+                    "BranchNotProtected",
+                    format!(
+                        "{name} of {place} has no branch protection{ruled}, and none is made for you: protect it, set ifProtected to leave it alone, or use the mode Ruleset"
+                    ),
+                ))
+            }
+            (Protection::WithoutChecks, ChecksMode::BranchProtection) => Some((
+                "StatusChecksNotEnabled",
+                format!(
+                    "{name} of {place} is protected without required status checks, and that part of a protection can only be switched on by you: tick \"Require status checks to pass before merging\", or use the mode Ruleset"
+                ),
+            )),
+            _ => None,
+        }
+    }
+}

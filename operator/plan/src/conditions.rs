@@ -1,0 +1,575 @@
+//! What is true of the pool, in words that a person can act on.
+//!
+//! A condition keeps its transition time while its status stays, and no message holds what changes by itself:
+//! GitOps tools would see drift.
+
+use cudarunner_crds::RunnerPhase;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::health::{self, Health};
+use super::{
+    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
+};
+use crate::model::pool::{GpuRequest, Pool, Spec};
+use crate::model::runner::{End, NOT_STARTED, Runner, Waiting};
+use crate::model::time::Shift as _;
+
+/// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
+const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
+
+/// How long a pod may have a node and no container before it is worth a word: small images take seconds.
+const SLOW: SignedDuration = SignedDuration::from_mins(2);
+
+/// Why a pool has no runner online while nothing is wrong.
+const STARTING: &str = "Starting";
+
+/// Why a pool has none any more while nothing is known to be wrong.
+const NONE_ONLINE: &str = "NoneOnline";
+/// How long a runner may take to replace another before the pool is not ready any more.
+const REPLACING: SignedDuration = SignedDuration::from_mins(2);
+
+/// The reason of [`kind::GPU_HEALTHY`] while nodes that fail are not left alone any more.
+pub const BREAKER_OPEN: &str = "BreakerOpen";
+
+/// Condition types of a pool.
+pub mod kind {
+    /// The pool does what was asked. Read by kstatus.
+    pub const READY: &str = "Ready";
+    /// Somebody has to change something. Read by kstatus.
+    pub const STALLED: &str = "Stalled";
+    /// GitHub accepts the credentials.
+    pub const CREDENTIALS_VALID: &str = "CredentialsValid";
+    /// The gate passes.
+    pub const GPU_HEALTHY: &str = "GpuHealthy";
+    /// Runners are connected to GitHub.
+    pub const RUNNERS_ONLINE: &str = "RunnersOnline";
+    /// Every queued job that looks for runners like ours finds some.
+    pub const QUEUE_SERVED: &str = "QueueServed";
+    /// The verification is green.
+    pub const WORKFLOW_VERIFIED: &str = "WorkflowVerified";
+    /// The verified jobs are required.
+    pub const CHECKS_REQUIRED: &str = "ChecksRequired";
+    /// Every field of the spec is acted on.
+    pub const SPEC_SUPPORTED: &str = "SpecSupported";
+    /// All of them.
+    pub const ALL: [&str; 9] = [
+        READY,
+        STALLED,
+        CREDENTIALS_VALID,
+        GPU_HEALTHY,
+        RUNNERS_ONLINE,
+        QUEUE_SERVED,
+        WORKFLOW_VERIFIED,
+        CHECKS_REQUIRED,
+        SPEC_SUPPORTED,
+    ];
+}
+
+/// What a condition says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Say {
+    status: &'static str,
+    reason: String,
+    message: String,
+}
+
+pub(super) fn say(status: &'static str, reason: &str, message: impl Into<String>) -> Say {
+    Say {
+        status,
+        reason: reason.to_owned(),
+        message: message.into(),
+    }
+}
+
+/// Fills in the conditions and the notices of their changes.
+pub(super) fn plan(
+    pool: &Pool,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let stalled = stalled(pool, observed, health);
+    let credentials = credentials(observed);
+    let online = online(pool, observed, health, now, plan);
+    let gpu = gpu(pool, observed, health);
+    let ready = ready(&stalled, &credentials, &online);
+    let ready = judged(pool, observed, plan.desired, ready);
+    let all = [
+        (kind::READY, ready),
+        (kind::STALLED, stalled),
+        (kind::CREDENTIALS_VALID, credentials),
+        (kind::GPU_HEALTHY, gpu),
+        (kind::RUNNERS_ONLINE, online),
+        (kind::QUEUE_SERVED, queue::served(pool, observed)),
+        (
+            kind::WORKFLOW_VERIFIED,
+            verify::verified(pool, plan.status.verification.as_ref(), observed),
+        ),
+        (
+            kind::CHECKS_REQUIRED,
+            checks::required(pool, plan.status.required_checks.as_ref(), observed),
+        ),
+        (kind::SPEC_SUPPORTED, supported(pool)),
+    ];
+    for (type_, said) in all {
+        set(
+            &mut plan.status.conditions,
+            type_,
+            said,
+            pool.generation,
+            now,
+        );
+    }
+    announce(pool, health, plan);
+}
+
+/// An Event for each failure, and for each condition that changed.
+fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
+    for failure in &health.new {
+        let node = failure
+            .node
+            .as_deref()
+            .map(|n| format!(" on {n}"))
+            .unwrap_or_default();
+        plan.notices.push(Notice {
+            warning: true,
+            reason: failure.reason.clone(),
+            note: format!("{}{node}: {}", failure.runner, failure.message),
+            about: Some(About::Runner(failure.runner.clone())),
+        });
+    }
+    for condition in &plan.status.conditions {
+        let before = pool
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition.type_);
+        let changed =
+            before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
+        // What is unknown at the first visit is no news, nor is a start; and Ready only sums up the others.
+        let news = changed
+            && condition.type_ != kind::READY
+            && condition.reason != STARTING
+            && !(before.is_none() && condition.status != bad_status(&condition.type_));
+        // One cause shows in several conditions, and is told once.
+        let told = plan.notices.iter().any(|n| n.reason == condition.reason);
+        if news && !told {
+            plan.notices.push(Notice {
+                warning: condition.status == bad_status(&condition.type_),
+                reason: condition.reason.clone(),
+                note: format!("{}: {}", condition.type_, condition.message),
+                about: None,
+            });
+        }
+    }
+}
+
+/// The status with which a condition of this type reports trouble.
+#[must_use]
+pub fn bad_status(type_: &str) -> &'static str {
+    if type_ == kind::STALLED {
+        "True"
+    } else {
+        "False"
+    }
+}
+
+fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    if let Err(error) = &pool.spec {
+        return say("True", error.reason(), error.to_string());
+    }
+    if let Access::Refused {
+        reason,
+        message,
+        transient: false,
+    } = &observed.access
+    {
+        return say("True", reason, message.clone());
+    }
+    match health.stalled() {
+        Some(failure) => say("True", &failure.reason, failure.message.clone()),
+        None => say("False", "Progressing", "Nothing waits for a person"),
+    }
+}
+
+fn credentials(observed: &Observed) -> Say {
+    match &observed.access {
+        Access::Unchecked => say("Unknown", "NotChecked", "GitHub has not been asked yet"),
+        Access::Granted => say("True", "Accepted", "GitHub accepts the credentials"),
+        Access::Refused {
+            reason,
+            message,
+            transient,
+        } => say(
+            if *transient { "Unknown" } else { "False" },
+            reason,
+            message.clone(),
+        ),
+    }
+}
+
+fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+    // Before the nodes that are left alone: the breaker opens only when some are.
+    if let Some(sentence) = &health.quarantine.breaker {
+        return say("False", BREAKER_OPEN, sentence.clone());
+    }
+    let unhealthy = health.quarantine.unhealthy(observed);
+    if !unhealthy.is_empty() {
+        return say(
+            "False",
+            "NodesQuarantined",
+            format!("Left alone for a while: {}", unhealthy.join("; ")),
+        );
+    }
+    let gate_failure = health
+        .current()
+        .filter(|f| f.reason == "GateFailed" || f.reason == "GateOverdue");
+    if let Some(failure) = gate_failure {
+        return say("False", &failure.reason, failure.message.clone());
+    }
+    let passed = observed.runners.iter().any(|r| r.gate_passed);
+    let before = previous(pool, kind::GPU_HEALTHY);
+    if passed || before.is_some_and(|c| c.status == "True") {
+        return say(
+            "True",
+            "GatePassed",
+            "Every device that was tried computes correctly",
+        );
+    }
+    say("Unknown", "NotTried", "No gate has run to its end yet")
+}
+
+/// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
+fn online(
+    pool: &Pool,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say(
+            "False",
+            "NoRunners",
+            "The spec cannot be carried out; see the condition Stalled",
+        );
+    };
+    if let Some(said) = not_listening(spec, observed) {
+        return said;
+    }
+    let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
+    if plan.desired == 0 && !demand::is_known(pool, spec, observed) {
+        return match before {
+            Some(c) => say("True", &c.reason, c.message.clone()),
+            None => say("False", STARTING, "The queue has not been read yet"),
+        };
+    }
+    if plan.desired == 0 {
+        let why = if spec.size.is_elastic() {
+            "No job waits; a runner comes with the first"
+        } else {
+            "No runner is wanted"
+        };
+        return say("True", "ScaledToZero", why);
+    }
+    let trouble = trouble(spec, observed, health, now, plan);
+    let first = observed
+        .runners
+        .iter()
+        .filter(|r| r.is_online())
+        .map(|r| r.since)
+        .min();
+    match (first, trouble) {
+        (Some(_), Some((reason, message))) => say(
+            "True",
+            &reason,
+            format!("Runners are online, though not all that are wanted: {message}"),
+        ),
+        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => say(
+            "True",
+            "Online",
+            before.map(|c| c.message.clone()).unwrap_or_default(),
+        ),
+        (Some(first), None) => {
+            plan.first_online = first_online(pool, first);
+            say("True", "Online", online_message(plan.first_online))
+        }
+        (None, Some((reason, message))) => say("False", &reason, message),
+        (None, None) => none_online(pool, observed, now, plan),
+    }
+}
+
+/// No runner is online, and nothing is wrong: one is replaced after its job, or the first ones start.
+fn none_online(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> Say {
+    let before = previous(pool, kind::RUNNERS_ONLINE);
+    let was_online = before.filter(|c| c.status == "True");
+    let until = last_change(pool, observed, now, plan).map(|at| at.after(REPLACING));
+    if let (Some(c), Some(until)) = (was_online, until.filter(|until| now < *until)) {
+        plan.wake_at(until, now);
+        return say("True", &c.reason, c.message.clone());
+    }
+    if was_online.is_some() || before.is_some_and(|c| c.reason == NONE_ONLINE) {
+        return say(
+            "False",
+            NONE_ONLINE,
+            "No runner is online any more, and the next one takes longer than usual; status.runners says how far it is",
+        );
+    }
+    say(
+        "False",
+        STARTING,
+        "The first runner has not come online yet",
+    )
+}
+
+/// When a runner last ended its job or was last made, as far as it can still be seen.
+fn last_change(pool: &Pool, observed: &Observed, now: Timestamp, plan: &Plan) -> Option<Timestamp> {
+    let creates = plan
+        .actions
+        .iter()
+        .any(|a| matches!(a, Action::CreatePod(_)));
+    if creates || !observed.expected.is_empty() {
+        return Some(now);
+    }
+    let runners = observed.runners.iter().map(|runner| match runner.end {
+        Some(End::JobDone(_)) => runner.since.min(now),
+        _ => runner.created,
+    });
+    let jobs = pool.status.last_jobs.iter().map(|job| job.finished_at.0);
+    runners.chain(jobs).max()
+}
+
+/// Whether what the spec says now is known to work. Old runners that are online prove nothing of a new template.
+fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
+    let Ok(spec) = &pool.spec else { return ready };
+    let proven = previous(pool, kind::READY)
+        .is_some_and(|c| c.status == "True" && c.observed_generation == Some(pool.generation));
+    let is_new = |r: &Runner| r.is_online() && r.template == spec.template_hash;
+    if ready.status != "True" || desired == 0 || proven || observed.runners.iter().any(is_new) {
+        return ready;
+    }
+    say(
+        "Unknown",
+        "RollingOut",
+        "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
+    )
+}
+
+/// What a pool in deletion says while runners are left.
+pub(super) fn leaving(pool: &Pool, now: Timestamp, plan: &mut Plan) {
+    let said = say(
+        "False",
+        "Deleting",
+        "The resource is being deleted: no new jobs are taken, and running ones end as spec.deletionPolicy says",
+    );
+    let conditions = &mut plan.status.conditions;
+    set(conditions, kind::READY, said, pool.generation, now);
+}
+
+/// A pool whose number of runners is for the queue to say, and that does not hear of it.
+fn not_listening(spec: &Spec, observed: &Observed) -> Option<Say> {
+    if !spec.size.is_elastic() || observed.access != Access::Granted {
+        return None;
+    }
+    if let Some(Err(message)) = observed.queue.as_ref().map(|queue| &queue.jobs)
+        && spec.reads_queue()
+    {
+        return Some(say("False", "QueueNotReadable", message.clone()));
+    }
+    let trouble = scale_set::trouble(observed.scale_set.as_ref()?)?;
+    Some(say("False", &trouble.reason, trouble.message.clone()))
+}
+
+/// At the first time, how long it took from the resource's creation.
+fn first_online(pool: &Pool, first: Timestamp) -> Option<SignedDuration> {
+    let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != STARTING);
+    let took = first.duration_since(pool.created);
+    (!seen_before && !took.is_negative()).then_some(took)
+}
+
+fn online_message(took: Option<SignedDuration>) -> String {
+    took.map_or("Runners are online".to_owned(), |took| {
+        format!(
+            "Runners are online; the first was {} s after the resource was created",
+            took.as_secs()
+        )
+    })
+}
+
+/// What keeps runners from coming online, if anything does.
+fn trouble(
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<(String, String)> {
+    if let Access::Refused {
+        reason, message, ..
+    } = &observed.access
+    {
+        return Some((reason.clone(), message.clone()));
+    }
+    if let Some(failure) = health.current().filter(|f| !health.is_behind(f)) {
+        return Some((failure.reason.clone(), failure.message.clone()));
+    }
+    if let Some(message) = &observed.pod_refused {
+        return Some((
+            "PodNotCreated".to_owned(),
+            format!("Kubernetes did not take the pod: {message}"),
+        ));
+    }
+    let waiting = observed.runners.iter().find_map(|runner| {
+        let waiting = health::container_trouble(runner)?;
+        Some(held_up(runner, waiting))
+    });
+    waiting
+        .or_else(|| unscheduled(spec, observed, health, now, plan))
+        .or_else(|| slow(observed, now, plan))
+}
+
+/// What keeps a container from being made, in Kubernetes' words.
+fn held_up(runner: &Runner, waiting: &Waiting) -> (String, String) {
+    match health::image_trouble(runner) {
+        Some(reason) => (
+            reason.to_owned(),
+            format!(
+                "An image cannot be pulled ({waiting}); check its name and the imagePullSecrets in spec.template"
+            ),
+        ),
+        None => (
+            NOT_STARTED.to_owned(),
+            format!(
+                "A container cannot be made or started ({waiting}); mend what spec.template names, or make what it lacks. The kubelet tries again"
+            ),
+        ),
+    }
+}
+
+/// Pods that no node takes.
+fn unscheduled(
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<(String, String)> {
+    let runners = observed.runners.iter();
+    let unscheduled = runners.filter(|r| r.phase == RunnerPhase::Unscheduled);
+    let first = unscheduled.min_by_key(|r| r.since)?;
+    if now < first.since.after(UNSCHEDULED) {
+        plan.wake_at(first.since.after(UNSCHEDULED), now);
+        return None;
+    }
+    let mut message = unschedulable(spec, observed, health);
+    if let Some(waiting) = first.waiting.as_ref().filter(|w| !w.message.is_empty()) {
+        // What a preemption would bring is the same once more, at length.
+        let (said, _) = waiting
+            .message
+            .split_once(" preemption: ")
+            .unwrap_or((&waiting.message, ""));
+        message = format!(
+            "{message}. The scheduler says: {}",
+            said.trim_end_matches('.')
+        );
+    }
+    Some(("Unschedulable".to_owned(), message))
+}
+
+/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them.
+fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String, String)> {
+    let runners = observed.runners.iter();
+    let preparing = runners.filter(|r| r.phase == RunnerPhase::Preparing);
+    let first = preparing.min_by_key(|r| r.since)?;
+    if now < first.since.after(SLOW) {
+        plan.wake_at(first.since.after(SLOW), now);
+        return None;
+    }
+    Some((
+        "SlowStart".to_owned(),
+        format!(
+            "A pod has its node and none of its containers yet: a large image is on its way, or a volume cannot be mounted because a Secret, ConfigMap or claim that spec.template names is not there. `kubectl describe pod {}` tells which",
+            first.name
+        ),
+    ))
+}
+
+/// Why no node takes a pod, as far as that is known.
+fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
+    let nodes = observed.nodes.as_ref();
+    let all_left_alone = nodes.is_some_and(|nodes| {
+        !nodes.is_empty() && nodes.iter().all(|n| health.quarantine.is_avoided(&n.name))
+    });
+    if all_left_alone {
+        return format!(
+            "Every node that is known to have such GPUs is left alone after a failure: {}. The runner waits",
+            health.quarantine.reasons(observed).join("; ")
+        );
+    }
+    match &spec.gpu {
+        GpuRequest::Resource { name, count: 1 } if nodes.is_some_and(Vec::is_empty) => format!(
+            "No node offers {name}; is there a node with a GPU, and does its device plugin run?"
+        ),
+        GpuRequest::Resource { name, count } if nodes.is_some_and(Vec::is_empty) => format!(
+            "No node offers {count} of {name} at a time; ask for fewer in spec.gpu.count, or add a node that has as many"
+        ),
+        GpuRequest::Resource { .. } => format!(
+            "No node has {} free for this pool: they are taken, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits",
+            spec.gpu
+        ),
+        GpuRequest::Claim(template) => format!(
+            "No node has devices free for the claim: they are taken, or the ResourceClaimTemplate {template} does not exist or asks for what no ResourceSlice has, or the node selector, tolerations or other requests of spec.template exclude them. The runner waits"
+        ),
+    }
+}
+
+fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {
+    if stalled.status == "True" {
+        return say("False", &stalled.reason, stalled.message.clone());
+    }
+    if credentials.status != "True" {
+        return say("False", &credentials.reason, credentials.message.clone());
+    }
+    if online.status == "True" {
+        return say("True", &online.reason, online.message.clone());
+    }
+    say("False", &online.reason, online.message.clone())
+}
+
+fn supported(pool: &Pool) -> Say {
+    match &pool.spec {
+        Err(error) if error.reason() == "NotImplemented" => {
+            say("False", "NotImplemented", error.to_string())
+        }
+        _ => say("True", "AllFieldsActedOn", "Every field is acted on"),
+    }
+}
+
+fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
+    pool.status.conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// Sets a condition; the transition time moves only with the status.
+fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
+    let new = Condition {
+        type_: type_.to_owned(),
+        status: said.status.to_owned(),
+        reason: said.reason,
+        message: said.message,
+        observed_generation: Some(generation),
+        last_transition_time: Time(now),
+    };
+    match conditions.iter_mut().find(|c| c.type_ == type_) {
+        Some(old) if old.status == new.status => {
+            let since = old.last_transition_time.clone();
+            *old = Condition {
+                last_transition_time: since,
+                ..new
+            };
+        }
+        Some(old) => *old = new,
+        None => conditions.push(new),
+    }
+}

@@ -1,0 +1,204 @@
+//! How many runners there should be, and how many jobs GitHub may assign to the pool.
+
+use std::collections::BTreeMap;
+
+use cudarunner_crds::RunnerPhase;
+use jiff::{SignedDuration, Timestamp};
+
+use super::health::Health;
+use super::{Access, NodeFacts, Observed, jobs::noted, queue};
+use crate::model::pool::{GpuRequest, Pool, RegistrationKind, Spec};
+use crate::model::runner::Runner;
+use crate::model::time::Shift as _;
+
+/// How often the queue is read where the number of runners follows it.
+pub const POLL: SignedDuration = SignedDuration::from_secs(30);
+/// A pod that has had no node for so long shows that there is no room for it.
+const NO_ROOM: SignedDuration = SignedDuration::from_secs(15);
+
+/// Runners that the pool should have; `have` where its demand is not known yet.
+pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize) -> usize {
+    let size = spec.size;
+    if !size.is_elastic() {
+        return size.max;
+    }
+    let wanted = jobs(pool, spec, observed);
+    let kept = have.clamp(size.min, size.max);
+    let Some(jobs) = wanted else { return kept };
+    let wanted = size.min.saturating_add(jobs).min(size.max);
+    let wanted = wanted.max(kept.min(wanted.saturating_add(on_their_way(spec, observed))));
+    if is_settled(spec, observed) {
+        wanted
+    } else {
+        wanted.max(kept)
+    }
+}
+
+/// Runners that are not online yet, and will be wanted: an image may take longer than GitHub waits for a runner. Then the
+/// job is taken back, and is available, or is assigned again a while later.
+fn on_their_way(spec: &Spec, observed: &Observed) -> usize {
+    let view = observed.scale_set.as_ref();
+    let Some(view) = view.filter(|_| spec.registration == RegistrationKind::ScaleSet) else {
+        return 0;
+    };
+    let heard = view.listening.as_ref().map(|listening| &listening.heard);
+    let waiting = heard.and_then(|heard| heard.statistics);
+    let waiting = waiting.is_some_and(|statistics| statistics.available > 0);
+    if !waiting && view.awaited_until.is_none() {
+        return 0;
+    }
+    let is_coming = |r: &&Runner| {
+        matches!(
+            r.phase,
+            RunnerPhase::Unscheduled
+                | RunnerPhase::Preparing
+                | RunnerPhase::Gated
+                | RunnerPhase::Starting
+        )
+    };
+    observed.runners.iter().filter(is_coming).count()
+}
+
+/// Jobs that wait or run, where that is known.
+fn jobs(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
+    match spec.registration {
+        RegistrationKind::ScaleSet => assigned(spec, observed),
+        RegistrationKind::JitConfig | RegistrationKind::Token => queued(pool, spec, observed),
+    }
+}
+
+/// Whether it is known how many runners there should be.
+pub(super) fn is_known(pool: &Pool, spec: &Spec, observed: &Observed) -> bool {
+    !spec.size.is_elastic() || jobs(pool, spec, observed).is_some()
+}
+
+/// A session that has just been opened may not be assigned its jobs again before the first poll says what can run: until
+/// then no runner is given up.
+fn is_settled(spec: &Spec, observed: &Observed) -> bool {
+    let listening = observed
+        .scale_set
+        .as_ref()
+        .and_then(|v| v.listening.as_ref());
+    spec.registration != RegistrationKind::ScaleSet
+        || listening.is_some_and(|listening| listening.heard.is_settled)
+}
+
+/// Jobs that are assigned to the scale set; and, where it may not be assigned what it could take, those that wait for
+/// more GPUs: their pods ask a cluster autoscaler for nodes.
+fn assigned(spec: &Spec, observed: &Observed) -> Option<usize> {
+    let view = observed.scale_set.as_ref()?;
+    let listening = view.listening.as_ref()?;
+    // What was heard before nothing could be heard any more is no guide.
+    let is_current = listening.heard.trouble.is_none();
+    let statistics = listening.heard.statistics.filter(|_| is_current)?;
+    let assigned = statistics.assigned.saturating_sub(view.ended);
+    let is_full = assigned >= listening.capacity && listening.capacity < spec.size.max;
+    let waiting = if is_full { statistics.available } else { 0 };
+    // Jobs at an address that the pool has left are of another set, and their runners count all the same.
+    let elsewhere = observed.runners.iter();
+    let elsewhere = elsewhere
+        .filter(|r| r.phase == RunnerPhase::Busy && r.is_elsewhere(spec))
+        .count();
+    Some(assigned.saturating_add(waiting).saturating_add(elsewhere))
+}
+
+/// Jobs that wait in the queue, as last read, and those that run.
+fn queued(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
+    let queue = observed.queue.as_ref()?;
+    let Ok(Some(waiting)) = &queue.jobs else {
+        return None;
+    };
+    let waiting = waiting
+        .iter()
+        .filter(|job| queue::serves(&spec.labels, job))
+        .count();
+    let busy: Vec<&Runner> = observed
+        .runners
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Busy)
+        .collect();
+    // What was picked up since the queue was read waits no more.
+    let begun = busy.iter().filter(|r| r.since > queue.at).count();
+    let all = observed.runners.iter().chain(&observed.vanished);
+    let over = noted(pool, all)
+        .iter()
+        .filter(|job| job.started_at.as_ref().is_some_and(|at| at.0 > queue.at))
+        .count();
+    Some(
+        waiting
+            .saturating_sub(begun.saturating_add(over))
+            .saturating_add(busy.len()),
+    )
+}
+
+/// Jobs that GitHub may assign to the pool at a time: what can run, so that others wait where another pool finds them.
+pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: Timestamp) -> usize {
+    let max = spec.size.max;
+    let count =
+        |wanted: &dyn Fn(&Runner) -> bool| observed.runners.iter().filter(|r| wanted(r)).count();
+    let pauses = health.not_before.is_some_and(|moment| now < moment);
+    let is_held = observed.access != Access::Granted || health.quarantine.breaker.is_some();
+    if pauses || is_held {
+        return count(&Runner::is_online).min(max);
+    }
+    if let Some(rooms) = rooms(spec, observed, health) {
+        let on_others = |r: &Runner| {
+            let node = r.node.as_deref();
+            r.phase == RunnerPhase::Busy && node.is_none_or(|node| !rooms.contains_key(node))
+        };
+        return rooms
+            .values()
+            .fold(count(&on_others), |all, room| all.saturating_add(*room))
+            .min(max);
+    }
+    let placed = count(&|r| r.is_active(now) && r.node.is_some());
+    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
+    if stuck > 0 { placed.min(max) } else { max }
+}
+
+/// How many runners fit on each node that is there and well; `None` where that is not known, and where there is no such
+/// node: one may come for a pod that waits.
+fn rooms<'a>(
+    spec: &Spec,
+    observed: &'a Observed,
+    health: &Health,
+) -> Option<BTreeMap<&'a str, usize>> {
+    let GpuRequest::Resource { name, count } = &spec.gpu else {
+        return None;
+    };
+    let nodes: Vec<&NodeFacts> = observed
+        .nodes
+        .as_ref()?
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|node| node.ready_since.is_some() && !node.is_cordoned && is_selected(spec, node))
+        .collect();
+    if nodes.is_empty() {
+        return None;
+    }
+    let well = nodes
+        .into_iter()
+        .filter(|node| !health.quarantine.is_avoided(&node.name));
+    let on = |node: &NodeFacts| {
+        node.offers
+            .get(name)
+            .map_or(0, |offered| offered.checked_div(*count).unwrap_or_default())
+    };
+    Some(
+        well.map(|node| (node.name.as_str(), on(node) as usize))
+            .collect(),
+    )
+}
+
+/// Whether a node has the labels that the template's node selector asks for.
+fn is_selected(spec: &Spec, node: &NodeFacts) -> bool {
+    let pod = spec.template.spec.as_ref();
+    let selector = pod.and_then(|pod| pod.node_selector.as_ref());
+    selector
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+#[cfg(test)]
+mod tests;

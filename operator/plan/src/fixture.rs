@@ -1,0 +1,167 @@
+//! Values for the tests of the plan.
+#![allow(clippy::pedantic, clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec, RunnerPhase};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Access, Entry, Listing, NodeFacts, Observed};
+use crate::model::hardware::{Hardware, Product};
+use crate::model::pool::{FINALIZER, Pool};
+use crate::model::runner::{End, Failure, Job, Runner};
+
+/// The present of all tests.
+pub const NOW: Timestamp = Timestamp::constant(1_000_000, 0);
+
+/// So many seconds before [`NOW`].
+pub fn ago(seconds: i64) -> Timestamp {
+    NOW - SignedDuration::from_secs(seconds)
+}
+
+/// A resource with the defaults, its finalizer set.
+pub fn resource() -> CudaRunner {
+    let mut spec = CudaRunnerSpec::default();
+    spec.github.url = "https://github.com/acme/widgets".to_owned();
+    spec.github.credentials_ref.name = "github".to_owned();
+    let mut resource = CudaRunner::new("pool", spec);
+    let meta = &mut resource.metadata;
+    meta.namespace = Some("ci".to_owned());
+    meta.uid = Some("1b4e28ba-2fa1-11d2-883f-0016d3cca427".to_owned());
+    meta.generation = Some(1);
+    meta.creation_timestamp = Some(Time(ago(3600)));
+    meta.finalizers = Some(vec![FINALIZER.to_owned()]);
+    resource
+}
+
+/// A pool of `replicas` runners whose status speaks of its generation.
+pub fn pool(replicas: i32) -> Pool {
+    let mut resource = resource();
+    resource.spec.replicas = Some(replicas);
+    let mut pool = Pool::read(&resource, false);
+    pool.status.observed_generation = Some(1);
+    pool
+}
+
+/// GitHub lets us in and holds nothing of ours.
+pub fn observed(runners: Vec<Runner>) -> Observed {
+    Observed {
+        runners,
+        vanished: vec![],
+        expected: BTreeSet::new(),
+        unanswered: BTreeSet::new(),
+        ask_for_pods: None,
+        access: Access::Granted,
+        left: BTreeMap::new(),
+        ask_again: None,
+        listing: Some(listing(&[])),
+        queue: None,
+        verification: crate::model::verification::Watched::default(),
+        checks: crate::model::checks::Watched::default(),
+        jobs: crate::model::jobs::Watched::default(),
+        lifecycles: BTreeMap::new(),
+        required_elsewhere: BTreeSet::new(),
+        scale_set: None,
+        other_pools: vec![],
+        last_change: None,
+        nodes: Some(vec![node("node-1")]),
+        quarantined: vec![],
+        passed: vec![],
+        pod_refused: None,
+        seed: 7,
+    }
+}
+
+/// A node with eight free GPUs that has been there for an hour.
+pub fn node(name: &str) -> Arc<NodeFacts> {
+    Arc::new(NodeFacts {
+        name: name.to_owned(),
+        boot_id: Some("boot-1".to_owned()),
+        labels: BTreeMap::new(),
+        offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
+        ready_since: Some(ago(3600)),
+        is_cordoned: false,
+    })
+}
+
+/// The first of the nodes that are observed, to be changed.
+pub fn first_node(observed: &mut Observed) -> &mut NodeFacts {
+    Arc::make_mut(&mut observed.nodes.as_mut().unwrap()[0])
+}
+
+/// GitHub's list, with idle entries of these names.
+pub fn listing(names: &[&str]) -> Listing {
+    Listing {
+        at: ago(10),
+        entries: names
+            .iter()
+            .zip(1..)
+            .map(|(name, id)| Entry {
+                id,
+                name: (*name).to_owned(),
+                busy: false,
+                version: None,
+                of_scale_set: false,
+            })
+            .collect(),
+    }
+}
+
+/// A runner of the current template, in `phase` for twenty seconds.
+pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
+    Runner {
+        url: None,
+        is_over: true,
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        created: ago(60),
+        gone_by: (phase == RunnerPhase::Terminating).then(|| NOW + SignedDuration::from_secs(20)),
+        node: (phase != RunnerPhase::Unscheduled).then(|| "node-1".to_owned()),
+        template: pool.spec.as_ref().unwrap().template_hash.clone(),
+        owner: pool.uid.clone(),
+        reached: phase,
+        phase,
+        since: ago(20),
+        waiting: None,
+        agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
+        gate_passed: matches!(
+            phase,
+            RunnerPhase::Starting | RunnerPhase::Idle | RunnerPhase::Busy | RunnerPhase::Finished
+        ),
+        devices: vec![],
+        avoids: std::collections::BTreeSet::new(),
+        hardware: None,
+        end: match phase {
+            RunnerPhase::Finished => Some(End::JobDone(Job::default())),
+            RunnerPhase::Failed => Some(End::Failed(gate_failure(Class::Node))),
+            _ => None,
+        },
+        done: None,
+        disruption: None,
+    }
+}
+
+/// One device of a product, and a driver.
+pub fn hardware(product: &str, driver: &str) -> Hardware {
+    Hardware {
+        devices: vec![Product {
+            name: product.to_owned(),
+            compute_capability: "8.0".to_owned(),
+            memory_mib: 40_339,
+        }],
+        driver: Some(driver.to_owned()),
+        cuda: Some("12.9".to_owned()),
+    }
+}
+
+/// A gate that failed.
+pub fn gate_failure(class: Class) -> Failure {
+    let message = "the gate failed".to_owned();
+    Failure {
+        code: Some(999),
+        ..Failure::new("GateFailed", class, message, ago(20), false)
+    }
+}

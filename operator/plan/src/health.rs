@@ -1,0 +1,421 @@
+//! Failures: what they mean for the next attempt.
+
+use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::quarantine::Quarantine;
+use super::{Access, Observed, version};
+use crate::model::backoff;
+use crate::model::pool::{Pool, Spec};
+use crate::model::runner::{
+    ENDED_AT_ONCE, End, Failure, IMAGE_PULL_BACK_OFF, JOB_CUT_SHORT, NOT_STARTED, REJECTED, Runner,
+    Waiting, unconfirmed,
+};
+use crate::model::time::Shift as _;
+
+/// Reasons with which the kubelet reports an image that it cannot use. See
+/// <https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff>.
+const IMAGE_TROUBLE: [&str; 6] = [
+    IMAGE_PULL_BACK_OFF,
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+];
+/// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
+const START: SignedDuration = SignedDuration::from_mins(20);
+/// How long a container is waited for whose image cannot be pulled, or that cannot be made.
+const MENDED: SignedDuration = SignedDuration::from_mins(5);
+/// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
+/// then says so.
+const ONLINE: SignedDuration = SignedDuration::from_mins(5);
+/// For how long a new node's driver may be starting: a driver container compiles its kernel module.
+const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
+/// The least pause after any failure, whatever is known of it: no loop goes faster.
+const FLOOR: SignedDuration = SignedDuration::from_secs(2);
+/// The longest pause.
+const LONGEST: SignedDuration = SignedDuration::from_mins(10);
+/// The longest pause where the failure's node is left alone, so that the next attempt meets another one.
+const BEHIND: SignedDuration = SignedDuration::from_mins(1);
+/// After so many agents in a row that ended at once with the same code, their image or template is to blame.
+const IN_A_ROW: usize = 3;
+/// What the gate may take beside its two attempts at the test: registration and its own start.
+const GATE_MARGIN: SignedDuration = SignedDuration::from_secs(120);
+
+/// What the failures so far mean.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Failures in a row since a runner was last online.
+    pub consecutive: i32,
+    /// The last failures, newest first.
+    pub last_failures: Vec<FailureStatus>,
+    /// Those that the status does not have yet.
+    pub new: Vec<FailureStatus>,
+    /// The same, in a class and a word each.
+    pub failed: Vec<(Class, &'static str)>,
+    /// No runner is created before.
+    pub not_before: Option<Timestamp>,
+    /// Runners that have overrun the deadline of their phase.
+    pub overdue: Vec<String>,
+    /// The nodes that are left alone.
+    pub quarantine: Quarantine,
+    /// The one node that the template allows.
+    pub pinned: Option<String>,
+}
+
+impl Health {
+    /// The failure that the pool suffers from now.
+    #[must_use]
+    pub fn current(&self) -> Option<&FailureStatus> {
+        (self.consecutive > 0)
+            .then(|| self.last_failures.first())
+            .flatten()
+    }
+
+    /// The failure that a person has to mend, if that is what the pool suffers from.
+    #[must_use]
+    pub fn stalled(&self) -> Option<&FailureStatus> {
+        self.current()
+            .filter(|failure| needs_a_person(&failure.class) && !self.is_behind(failure))
+    }
+
+    /// Whether a failure's node is left alone, so that the next attempt meets another one.
+    #[must_use]
+    pub fn is_behind(&self, failure: &FailureStatus) -> bool {
+        let node = failure.node.as_deref().filter(|_| self.pinned.is_none());
+        node.is_some_and(|node| self.quarantine.is_avoided(node))
+    }
+
+    /// When the next attempt may be made.
+    fn next_attempt(&self, pool: &Pool, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+        // A time of another machine may be ahead of ours.
+        let after = |failure: &FailureStatus, pause| failure.at.0.min(now).after(pause);
+        let floor = self.last_failures.first().map(|last| after(last, FLOOR));
+        let pause = self.current().map(|last| {
+            let (first, longest) = if self.is_behind(last) {
+                (FLOOR, BEHIND)
+            } else {
+                (first_pause(&last.class), LONGEST)
+            };
+            let pause = backoff::exponential(first, longest, self.consecutive, &pool.uid);
+            after(last, pause)
+        });
+        // The scheduler has no say in it: a pod would be turned away at once.
+        let pinned = self.pinned.as_deref();
+        let back = pinned.and_then(|node| self.quarantine.until(node, observed));
+        floor.max(pause).max(back)
+    }
+}
+
+/// Whether a class of failure goes away only when somebody changes something.
+fn needs_a_person(class: &str) -> bool {
+    [Class::Config, Class::Unsupported, Class::Refused]
+        .iter()
+        .any(|c| c.as_str() == class)
+}
+
+/// Whether the failure of a runner is in the status. A persistent runner's name may have failed before.
+#[must_use]
+pub fn is_known(known: &[FailureStatus], runner: &Runner) -> bool {
+    let mut of_name = known.iter().filter(|f| f.runner == runner.name);
+    of_name.any(|f| f.at.0 >= runner.created)
+}
+
+/// Reads the failures out of the pods and of the status.
+#[must_use]
+pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
+    let known = &pool.status.last_failures;
+    let is_new = |runner: &Runner, failure: &Failure| {
+        !is_known(known, runner)
+            && !known
+                .iter()
+                .any(|f| f.runner == runner.name && f.at.0 == failure.at)
+    };
+    let mut new: Vec<FailureStatus> = vec![];
+    let (mut failed, mut overdue) = (vec![], vec![]);
+    let vanished = observed.vanished.iter().map(|runner| (runner, true));
+    let runners = observed.runners.iter().map(|runner| (runner, false));
+    for (runner, has_vanished) in runners.chain(vanished) {
+        let failure = match &runner.end {
+            // A pod that was asked to go and had no job has done as it was told.
+            Some(End::Failed(failure))
+                if runner.phase == RunnerPhase::Terminating && !failure.is_unasked() =>
+            {
+                continue;
+            }
+            Some(End::Failed(failure)) => failure.clone(),
+            Some(End::JobDone(_)) => continue,
+            None if let Some(lost) = unconfirmed(runner, now) => lost,
+            None if has_vanished => match Failure::deleted(runner, now) {
+                Some(deleted) => deleted,
+                None => continue,
+            },
+            None => {
+                let late = pool
+                    .spec
+                    .as_ref()
+                    .ok()
+                    .and_then(|s| overrun(runner, s, now));
+                let Some(failure) = late else { continue };
+                overdue.push(runner.name.clone());
+                failure
+            }
+        };
+        if is_new(runner, &failure) {
+            let failure = version::believed(pool, runner, failure, observed, now);
+            let failure = warming(runner, failure, observed, now);
+            let failure = pinned_to(pool, failure);
+            let failure = with_github(runner, failure, observed);
+            failed.push((failure.class, failure.reason));
+            new.push(noted(runner, failure));
+        }
+    }
+    new.sort_by(|a, b| b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner)));
+
+    let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
+    blame_image(&mut new, known, consecutive);
+    let mut last_failures = new.clone();
+    last_failures.extend(known.iter().cloned());
+    last_failures.truncate(MAX_LAST_FAILURES);
+
+    let quarantine = pool.spec.as_ref().map_or_else(
+        |_| Quarantine::default(),
+        |spec| Quarantine::assess(pool, spec, observed, &new, now),
+    );
+    let mut health = Health {
+        consecutive,
+        last_failures,
+        new,
+        failed,
+        not_before: None,
+        overdue,
+        quarantine,
+        pinned: pinned(pool).map(str::to_owned),
+    };
+    health.not_before = health.next_attempt(pool, observed, now);
+    health
+}
+
+/// The one node that the template allows.
+fn pinned(pool: &Pool) -> Option<&str> {
+    let template = pool.spec.as_ref().ok()?.template.spec.as_ref()?;
+    template
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+}
+
+/// A node that has no room now, or does not match: the scheduler would take another one, but the template names this one.
+fn pinned_to(pool: &Pool, failure: Failure) -> Failure {
+    let Some(node) = pinned(pool) else {
+        return failure;
+    };
+    if failure.reason != REJECTED || failure.class != Class::Transient {
+        return failure;
+    }
+    Failure {
+        class: Class::Config,
+        message: format!(
+            "{} spec.template names the node {node} in nodeName, which goes past the scheduler: use nodeSelector with kubernetes.io/hostname instead, and the pod waits until there is room.",
+            failure.message
+        ),
+        ..failure
+    }
+}
+
+/// What GitHub's own list adds: a job that failed before its first step leaves no word in the pod; and a gate that waited
+/// in vain has not been kept from the registrar where it is GitHub that does not answer.
+fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failure {
+    let mut entries = observed.listing.iter().flat_map(|l| &l.entries);
+    let was_busy = entries.any(|entry| entry.busy && entry.name == runner.name);
+    let ran_no_job = ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE].contains(&failure.reason);
+    if was_busy && ran_no_job {
+        return Failure {
+            reason: JOB_CUT_SHORT,
+            message: format!(
+                "GitHub showed the runner busy: it had a job, which ended before its first step or in the middle; look for it at GitHub. {}",
+                failure.message
+            ),
+            ..failure
+        };
+    }
+    if failure.reason == "RegistrarUnreachable"
+        && let Access::Refused { message, .. } = &observed.access
+    {
+        return Failure {
+            message: format!(
+                "The gate waited in vain for a registration, because GitHub does not give any now: {message}"
+            ),
+            ..failure
+        };
+    }
+    failure
+}
+
+/// Agents that end as soon as they start, again and again in the same way: nobody but a person ends that.
+fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: i32) {
+    let Some(code) = new
+        .first()
+        .filter(|f| f.reason == ENDED_AT_ONCE)
+        .map(|f| f.code)
+    else {
+        return;
+    };
+    let all = new.iter().chain(known).take(IN_A_ROW);
+    let same = all.filter(|f| f.reason == ENDED_AT_ONCE && f.code == code);
+    let in_a_row = usize::try_from(consecutive).is_ok_and(|n| n >= IN_A_ROW);
+    if !in_a_row || same.count() < IN_A_ROW {
+        return;
+    }
+    for failure in new.iter_mut().filter(|f| f.reason == ENDED_AT_ONCE) {
+        Class::Config.as_str().clone_into(&mut failure.class);
+        failure.message.push_str(" That has happened several times in a row: look at the image's user and entry point, and at what spec.template changes of the container.");
+    }
+}
+
+/// A driver that cannot be started on a node which has just come is not to blame yet: it may still be starting.
+fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestamp) -> Failure {
+    let node = runner.node.as_deref().and_then(|name| observed.node(name));
+    let ready_since = node.and_then(|node| node.ready_since);
+    let young = ready_since.is_some_and(|since| now < since.after(WARM_UP));
+    if !young
+        || !failure.at_start
+        || !matches!(
+            failure.class,
+            Class::Config | Class::Node | Class::Transient
+        )
+    {
+        return failure;
+    }
+    Failure {
+        reason: "NodeWarmingUp",
+        class: Class::Transient,
+        message: format!(
+            "The node is new, and its driver may still be starting; the gate tries again. It said: {}",
+            failure.message
+        ),
+        ..failure
+    }
+}
+
+/// Failures in a row: a batch counts once, a runner that came online since ends the row, and a changed spec starts afresh.
+fn consecutive(
+    pool: &Pool,
+    observed: &Observed,
+    new: &[FailureStatus],
+    last: Option<&FailureStatus>,
+) -> i32 {
+    let before = if pool.status.observed_generation == Some(pool.generation) {
+        pool.status.consecutive_failures
+    } else {
+        0
+    };
+    let healthy_since = |moment: Timestamp| {
+        observed
+            .runners
+            .iter()
+            .any(|r| (r.is_online() || r.phase == RunnerPhase::Finished) && r.since > moment)
+    };
+    if last.is_some_and(|last| healthy_since(last.at.0)) {
+        return 0;
+    }
+    if new.is_empty() {
+        before
+    } else {
+        before.saturating_add(1)
+    }
+}
+
+/// The pause after the first failure of a class.
+fn first_pause(class: &str) -> SignedDuration {
+    SignedDuration::from_secs(if needs_a_person(class) { 20 } else { 5 })
+}
+
+fn noted(runner: &Runner, failure: Failure) -> FailureStatus {
+    FailureStatus {
+        runner: runner.name.clone(),
+        node: runner.node.clone(),
+        device: failure.device,
+        class: failure.class.as_str().to_owned(),
+        code: failure.code,
+        code_name: failure.code_name,
+        reason: failure.reason.to_owned(),
+        message: failure.message,
+        at: Time(failure.at),
+    }
+}
+
+/// When the phase of a runner is over at the latest; `None` where it may wait for ever.
+#[must_use]
+pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
+    let gate = i64::from(spec.gate.timeout_seconds);
+    let may_take = match runner.phase {
+        RunnerPhase::Preparing | RunnerPhase::Starting => match &runner.waiting {
+            Some(waiting) if waiting.container.is_some() => MENDED,
+            _ if runner.phase == RunnerPhase::Starting && runner.agent_running => ONLINE,
+            _ => START,
+        },
+        RunnerPhase::Gated => SignedDuration::from_secs(gate)
+            .saturating_mul(2)
+            .saturating_add(GATE_MARGIN),
+        _ => return None,
+    };
+    Some(runner.since.after(may_take))
+}
+
+/// The failure of a runner that has overrun its phase.
+fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
+    if deadline(runner, spec)? > now {
+        return None;
+    }
+    let registered = runner.phase == RunnerPhase::Starting;
+    let failure = |reason, class, message| Failure::new(reason, class, message, now, registered);
+    let waiting = runner.waiting.as_ref();
+    let waiting = waiting.map_or_else(String::new, |waiting| format!(" ({waiting})"));
+    Some(match runner.phase {
+        RunnerPhase::Gated => failure(
+            "GateOverdue",
+            Class::Node,
+            "The gate neither passed nor failed within its time; the node may hang. Look at the node's kubelet and driver.".to_owned(),
+        ),
+        _ if image_trouble(runner).is_some() => failure(
+            "ImageNotPulled",
+            Class::Config,
+            format!("An image could not be pulled{waiting}; check its name and the imagePullSecrets in spec.template."),
+        ),
+        _ if container_trouble(runner).is_some() => failure(
+            NOT_STARTED,
+            Class::Config,
+            format!("A container could not be made or started{waiting}; mend what spec.template names, or make what it lacks."),
+        ),
+        RunnerPhase::Starting => failure(
+            "NeverOnline",
+            Class::Transient,
+            format!("The agent was registered and did not come online{waiting}; `kubectl logs` of the pod tells more."),
+        ),
+        _ => failure(
+            "NeverStarted",
+            Class::Transient,
+            format!("The pod got a node and did not start there{waiting}; `kubectl describe` of the pod tells more."),
+        ),
+    })
+}
+
+/// What keeps a container of a runner from being made or started, its image or something else.
+#[must_use]
+pub fn container_trouble(runner: &Runner) -> Option<&Waiting> {
+    let waiting = runner.waiting.as_ref();
+    waiting.filter(|waiting| waiting.container.is_some())
+}
+
+/// What keeps a runner's image away, if that is what it waits for.
+#[must_use]
+pub fn image_trouble(runner: &Runner) -> Option<&str> {
+    let waiting = runner.waiting.as_ref()?;
+    IMAGE_TROUBLE
+        .contains(&waiting.reason.as_str())
+        .then_some(waiting.reason.as_str())
+}

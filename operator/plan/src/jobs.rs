@@ -1,0 +1,227 @@
+//! Jobs that have ended: noted when their runner's end is seen, told when GitHub has said how they ended.
+//!
+//! What is awaited is in the status, so that a restart loses nothing and tells nothing twice.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use cudarunner_crds::{JobStatus, MAX_LAST_JOBS};
+use gate_report::clean;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{About, NOTE, Notice, Observed, Plan};
+use crate::model::github::{Repository, RunJob};
+use crate::model::jobs::{RunKey, Watched};
+use crate::model::pool::{Pool, Spec};
+use crate::model::runner::{Done, Runner};
+use crate::model::time::Shift as _;
+use crate::model::verification;
+
+/// How often GitHub is asked at most.
+pub const BATCH: SignedDuration = SignedDuration::from_secs(30);
+/// How long after a job's end GitHub is first asked: the jobs of one run often end together.
+const SETTLE: SignedDuration = SignedDuration::from_secs(10);
+/// How long after a job's end its conclusion is waited for.
+const GIVE_UP: SignedDuration = SignedDuration::from_mins(5);
+/// A visit that comes too early to ask looks again no sooner.
+const AGAIN: SignedDuration = SignedDuration::from_secs(2);
+/// The longest word or name of GitHub's that is kept.
+const LONGEST: usize = 200;
+
+/// When GitHub is to be asked next, if it is.
+#[must_use]
+pub fn next_look(jobs: &[JobStatus], watched: &Watched) -> Option<Timestamp> {
+    let awaiting = jobs.iter().filter(|job| job.awaits_conclusion);
+    let first = awaiting.map(|job| job.finished_at.0.after(SETTLE)).min()?;
+    Some(watched.next_look.map_or(first, |at| at.max(first)))
+}
+
+/// The runs to ask for: those of jobs whose conclusion nobody has read.
+#[must_use]
+pub fn to_ask(jobs: &[JobStatus], verification: &verification::Watched) -> BTreeSet<RunKey> {
+    let is_open = |job: &&JobStatus| job.awaits_conclusion && among(job, verification).is_none();
+    jobs.iter().filter(is_open).filter_map(run_of).collect()
+}
+
+/// The jobs in the status, and those that have ended since it was written; the last ones first.
+#[must_use]
+pub fn noted<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobStatus> {
+    let mut jobs = pool.status.last_jobs.clone();
+    jobs.extend(ended(pool, runners));
+    jobs.sort_by_key(|job| Reverse(job.finished_at.0));
+    jobs
+}
+
+/// The run of a job.
+#[must_use]
+pub fn run_of(job: &JobStatus) -> Option<RunKey> {
+    Some((job.repository.clone()?, u64::try_from(job.run_id?).ok()?))
+}
+
+/// Notes the jobs that have ended, and tells of those about which nothing more is awaited.
+pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    if pool.spec.is_err() {
+        return;
+    }
+    let known = &pool.status.last_jobs;
+    let mut jobs = noted(pool, observed.runners.iter().chain(&observed.vanished));
+    let is_new = |job: &&JobStatus| !known.iter().any(|k| is_same(k, job));
+    let new = jobs.iter().filter(is_new);
+    let names: BTreeSet<String> = new.map(|job| job.runner.clone()).collect();
+    for job in jobs.iter_mut().filter(|job| job.awaits_conclusion) {
+        settle(job, observed, now);
+        // Nobody is there any more to be told later.
+        job.awaits_conclusion &= pool.deleting.is_none();
+    }
+    let beyond = jobs.split_off(jobs.len().min(MAX_LAST_JOBS));
+    let is_untold = |job: &&JobStatus| {
+        let before = known.iter().find(|k| is_same(k, job));
+        before.is_none_or(|before| before.awaits_conclusion)
+    };
+    let settled = jobs.iter().filter(|job| !job.awaits_conclusion);
+    // What leaves the list is asked for no more.
+    let told: Vec<&JobStatus> = settled.chain(&beyond).filter(is_untold).collect();
+    if !told.is_empty() {
+        plan.news.push(Notice {
+            warning: false,
+            reason: "JobCompleted".to_owned(),
+            note: note(&told),
+            about: told.first().map(|job| About::Runner(job.runner.clone())),
+        });
+    }
+    if let Some(at) = next_look(&jobs, &observed.jobs) {
+        plan.wake_at(at.max(now.after(AGAIN)), now);
+    }
+    let listed = |name: &String| jobs.iter().any(|job| job.runner == *name);
+    plan.unrecorded = names.into_iter().filter(listed).collect();
+    plan.status.last_jobs = jobs;
+}
+
+fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
+    one.runner == other.runner && one.finished_at == other.finished_at
+}
+
+/// The jobs that the status does not have. Older ones than a full list has were there, and have left it.
+fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobStatus> {
+    let Ok(spec) = &pool.spec else {
+        return vec![];
+    };
+    let known = &pool.status.last_jobs;
+    let oldest = known
+        .get(MAX_LAST_JOBS - 1)
+        .map_or(Timestamp::MIN, |job| job.finished_at.0);
+    runners
+        .filter_map(|runner| Some(entry(spec, runner, runner.done.as_ref()?)))
+        .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
+        .collect()
+}
+
+/// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.
+fn entry(spec: &Spec, runner: &Runner, done: &Done) -> JobStatus {
+    let job = &done.job;
+    let repository = Repository::within(&spec.url, &job.repository);
+    let run = job.run.parse::<u64>().ok();
+    let run = run.filter(|run| *run > 0 && i64::try_from(*run).is_ok());
+    let attempt = job.attempt.parse::<u32>().ok();
+    let page = repository.as_ref().zip(run);
+    let page = page.map(|(repository, run)| repository.run_page(&spec.url, run, attempt));
+    JobStatus {
+        job: job.job.clone(),
+        conclusion: None,
+        runner: runner.name.clone(),
+        node: runner.node.clone(),
+        started_at: done.started.map(Time),
+        finished_at: Time(done.finished),
+        workflow: job.workflow.clone(),
+        run_id: run.and_then(|run| i64::try_from(run).ok()),
+        attempt: attempt.and_then(|attempt| i32::try_from(attempt).ok()),
+        awaits_conclusion: page.is_some(),
+        url: page,
+        repository: repository.map(|r| r.full_name().to_owned()),
+    }
+}
+
+/// Takes in what GitHub says, or sees that it will not.
+fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
+    let runs = &observed.jobs.runs;
+    let answer = run_of(job).and_then(|run| runs.get(&run));
+    let read = answer.and_then(Option::as_deref).unwrap_or_default();
+    if let Some(found) = among(job, &observed.verification).or_else(|| found(job, read)) {
+        job.conclusion = found.conclusion.as_deref().map(short);
+        job.job = short(&found.name);
+        job.awaits_conclusion = false;
+        return;
+    }
+    let denied = observed.jobs.denied_until.is_some_and(|until| now < until);
+    let is_gone = answer.is_some_and(Option::is_none);
+    // No sooner than an answer would have come: jobs are told in batches.
+    let looked = observed.jobs.looked;
+    let had_its_look = looked.is_some_and(|at| at >= job.finished_at.0.after(SETTLE));
+    if had_its_look && (denied || is_gone) || now >= job.finished_at.0.after(GIVE_UP) {
+        job.awaits_conclusion = false;
+    }
+}
+
+/// A job in the run of the verification, which is read anyway.
+fn among<'a>(job: &JobStatus, verification: &'a verification::Watched) -> Option<&'a RunJob> {
+    let same =
+        verification.run_id.is_some() && run_of(job).map(|(_, run)| run) == verification.run_id;
+    same.then(|| found(job, &verification.jobs)).flatten()
+}
+
+/// The job of a run that the runner ran; the last one where it ran several.
+fn found<'a>(job: &JobStatus, jobs: &'a [RunJob]) -> Option<&'a RunJob> {
+    let ours = jobs
+        .iter()
+        .filter(|j| j.runner_name.as_ref() == Some(&job.runner));
+    ours.filter(|j| j.conclusion.is_some())
+        .max_by_key(|j| j.completed_at)
+}
+
+fn short(text: &str) -> String {
+    clean(text, LONGEST)
+}
+
+/// All of the jobs in one note, as far as there is room.
+fn note(jobs: &[&JobStatus]) -> String {
+    const MORE: usize = 32;
+    let mut note = String::new();
+    for (number, job) in jobs.iter().enumerate() {
+        let separator = if note.is_empty() { "" } else { "; " };
+        let said = sentence(job);
+        let left = jobs.len().saturating_sub(number);
+        let room = if left == 1 {
+            NOTE
+        } else {
+            NOTE.saturating_sub(MORE)
+        };
+        if [separator, &said].iter().map(|s| s.len()).sum::<usize>()
+            > room.saturating_sub(note.len())
+        {
+            // A string takes everything.
+            let _ = write!(note, "{separator}and {left} more");
+            break;
+        }
+        note.push_str(separator);
+        note.push_str(&said);
+    }
+    note
+}
+
+fn sentence(job: &JobStatus) -> String {
+    let ended = job.conclusion.as_deref().unwrap_or("ended");
+    let took = job.started_at.as_ref().map_or_else(String::new, |started| {
+        let took = job.finished_at.0.duration_since(started.0);
+        format!(" after {} s", took.as_secs().max(0))
+    });
+    let link = job
+        .url
+        .as_ref()
+        .map_or_else(String::new, |url| format!(", {url}"));
+    format!("{}: {ended}{took} on {}{link}", job.job, job.runner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+use cudarunner_crds::RunnerPhase;
+
+use super::*;
+use crate::fixture::{NOW, ago, observed, pool, runner};
+use crate::model::runner::Job;
+use crate::{Action, plan};
+
+/// What GitHub says at a visit.
+type Change = fn(&mut Observed);
+
+/// A runner that has run `job` of the run 17, and ended so many seconds ago.
+fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
+    let mut runner = runner(pool, name, RunnerPhase::Finished);
+    runner.done = Some(Done {
+        job: Job {
+            job: job.to_owned(),
+            run: "17".to_owned(),
+            attempt: "1".to_owned(),
+            workflow: "cuda".to_owned(),
+            repository: "Acme/widgets".to_owned(),
+            ..Job::default()
+        },
+        started: Some(ago(seconds + 34)),
+        finished: ago(seconds),
+    });
+    runner
+}
+
+fn answer(runner: &str, name: &str, conclusion: Option<&str>) -> RunJob {
+    RunJob {
+        id: 1,
+        name: name.to_owned(),
+        status: "completed".to_owned(),
+        conclusion: conclusion.map(str::to_owned),
+        created_at: None,
+        started_at: None,
+        completed_at: None,
+        runner_name: Some(runner.to_owned()),
+        labels: vec![],
+        html_url: None,
+    }
+}
+
+fn run17() -> RunKey {
+    ("Acme/widgets".to_owned(), 17)
+}
+
+/// The pool as the next visit finds it.
+fn after(pool: &Pool, plan: &Plan) -> Pool {
+    let mut pool = pool.clone();
+    pool.status = plan.status.clone();
+    pool
+}
+
+fn deleted(plan: &Plan) -> Vec<&str> {
+    let actions = plan.actions.iter();
+    actions
+        .filter_map(|action| match action {
+            Action::DeletePod(target) => Some(target.name.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_job_that_the_status_lacks_is_asked_for_and_told_by_the_write_that_notes_it() {
+    // Given a job that ended a while ago, and a status that waits to be written
+    let pool = pool(1);
+    let mut seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 12)]);
+    let noted = noted(&pool, seen.runners.iter());
+    assert_eq!(
+        to_ask(&noted, &seen.verification),
+        BTreeSet::from([run17()])
+    );
+    assert!(next_look(&noted, &seen.jobs).is_some_and(|at| at <= NOW));
+
+    // When GitHub has said how it ended before that
+    let jobs = vec![answer("pool-aaaaa", "build", Some("success"))];
+    seen.jobs.runs.insert(run17(), Some(jobs));
+    let plan = plan(&pool, &seen, NOW);
+
+    // Then the status that is written has it, and it is told
+    let job = &plan.status.last_jobs[0];
+    assert_eq!(job.conclusion.as_deref(), Some("success"));
+    assert!(!job.awaits_conclusion && plan.unrecorded.contains("pool-aaaaa"));
+    assert_eq!(plan.news.len(), 1);
+}
+
+#[test]
+fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended() {
+    let pool = pool(1);
+    // Given a runner that has ended with its job
+    let mut seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 4)]);
+    let first = plan(&pool, &seen, NOW);
+    // Then the job is in the status, with what its marks say, and the pod stays until that is written
+    let [job] = first.status.last_jobs.as_slice() else {
+        panic!("{:?}", first.status.last_jobs)
+    };
+    assert_eq!(
+        job.url.as_deref(),
+        Some("https://github.com/Acme/widgets/actions/runs/17")
+    );
+    assert_eq!(job.node.as_deref(), Some("node-1"));
+    assert!(job.awaits_conclusion && job.conclusion.is_none());
+    assert!(first.unrecorded.contains("pool-aaaaa"));
+    assert!(deleted(&first).is_empty(), "{:?}", first.actions);
+    assert!(first.news.is_empty(), "{:?}", first.news);
+    assert!(
+        first
+            .actions
+            .iter()
+            .any(|a| matches!(a, Action::CreatePod(_))),
+        "its successor does not wait"
+    );
+
+    // When that is done, it goes, and GitHub is to be asked for the run once
+    let pool = after(&pool, &first);
+    let second = plan(&pool, &seen, NOW);
+    assert_eq!(deleted(&second), ["pool-aaaaa"]);
+    assert!(second.unrecorded.is_empty());
+    assert_eq!(second.status, first.status, "no entry twice");
+    assert_eq!(
+        to_ask(&pool.status.last_jobs, &seen.verification),
+        BTreeSet::from([run17()])
+    );
+    assert_eq!(
+        next_look(&pool.status.last_jobs, &seen.jobs),
+        Some(ago(4) + SETTLE)
+    );
+
+    // When it has answered, the job is told with its name
+    let jobs = vec![
+        answer("pool-zzzzz", "other", Some("success")),
+        answer("pool-aaaaa", "build (12.4)", Some("failure")),
+    ];
+    seen.jobs.runs.insert(run17(), Some(jobs));
+    seen.runners.clear();
+    let third = plan(&pool, &seen, NOW);
+    let job = &third.status.last_jobs[0];
+    assert_eq!(job.conclusion.as_deref(), Some("failure"));
+    assert!(!job.awaits_conclusion);
+    let [news] = third.news.as_slice() else {
+        panic!("{:?}", third.news)
+    };
+    assert!(!news.warning, "the runner did its work");
+    assert_eq!(
+        news.note,
+        "build (12.4): failure after 34 s on pool-aaaaa, https://github.com/Acme/widgets/actions/runs/17"
+    );
+
+    // And once only
+    let pool = after(&pool, &third);
+    let last = plan(&pool, &seen, NOW);
+    assert!(last.news.is_empty() && to_ask(&pool.status.last_jobs, &seen.verification).is_empty());
+}
+
+#[test]
+fn a_job_without_an_answer_is_given_up_and_told_without_one() {
+    let first = pool(1);
+    let seen = observed(vec![ended(&first, "pool-aaaaa", "build", 1)]);
+    let pool = after(&first, &plan(&first, &seen, NOW));
+    let cases: [(Timestamp, Change); 3] = [
+        (NOW + GIVE_UP, |_| {}),
+        (NOW + SETTLE, |seen| {
+            seen.jobs.runs.insert(run17(), None);
+        }),
+        (NOW + SETTLE, |seen| {
+            seen.jobs.denied_until = Some(NOW + SignedDuration::from_mins(1));
+        }),
+    ];
+    for (now, change) in cases {
+        let mut seen = observed(vec![]);
+        change(&mut seen);
+        // Before there was a batch, nothing is told one by one
+        let early = crate::plan(&pool, &seen, NOW);
+        assert!(early.status.last_jobs[0].awaits_conclusion && early.news.is_empty());
+        seen.jobs.looked = Some(now);
+        let plan = plan(&pool, &seen, now);
+        assert!(!plan.status.last_jobs[0].awaits_conclusion);
+        assert!(plan.status.last_jobs[0].conclusion.is_none());
+        assert!(plan.news[0].note.starts_with("build: ended after 34 s"));
+    }
+    // A run that is still under way is asked for again
+    let mut seen = observed(vec![]);
+    let open = answer("pool-aaaaa", "build", None);
+    seen.jobs.runs.insert(run17(), Some(vec![open]));
+    let plan = plan(&pool, &seen, NOW);
+    assert!(plan.status.last_jobs[0].awaits_conclusion && plan.news.is_empty());
+}
+
+#[test]
+fn what_the_verification_has_read_is_not_asked_for() {
+    let first = pool(1);
+    let seen = observed(vec![ended(&first, "pool-aaaaa", "build", 1)]);
+    let pool = after(&first, &plan(&first, &seen, NOW));
+    let mut seen = observed(vec![]);
+    seen.verification.run_id = Some(17);
+    seen.verification.jobs = vec![answer("pool-aaaaa", "build", Some("success"))];
+    assert!(to_ask(&pool.status.last_jobs, &seen.verification).is_empty());
+    let plan = plan(&pool, &seen, NOW);
+    assert_eq!(
+        plan.status.last_jobs[0].conclusion.as_deref(),
+        Some("success")
+    );
+}
+
+#[test]
+fn marks_lead_to_the_pools_own_github_only() {
+    let pool = pool(1);
+    let forged = |change: fn(&mut Job)| {
+        let mut runner = ended(&pool, "pool-aaaaa", "build", 1);
+        change(&mut runner.done.as_mut().unwrap().job);
+        plan(&pool, &observed(vec![runner]), NOW).status.last_jobs[0].clone()
+    };
+    let elsewhere = forged(|job| job.repository = "evil/../../x".to_owned());
+    assert_eq!(elsewhere.repository.as_deref(), Some("acme/widgets"));
+    for run in ["", "0", "-1", "17/../..", "99999999999999999999999"] {
+        let mut runner = ended(&pool, "pool-aaaaa", "build", 1);
+        runner.done.as_mut().unwrap().job.run = run.to_owned();
+        let plan = plan(&pool, &observed(vec![runner]), NOW);
+        let job = &plan.status.last_jobs[0];
+        assert_eq!((&job.url, job.awaits_conclusion), (&None, false), "{run}");
+        assert_eq!(plan.news.len(), 1, "told at once");
+    }
+}
+
+#[test]
+fn the_list_is_bounded_and_what_leaves_it_is_told() {
+    let first = pool(20);
+    let names: Vec<String> = (10..22).map(|n| format!("pool-aaa{n}")).collect();
+    let at = |range: std::ops::Range<usize>| {
+        let runners = names[range].iter().zip(0..);
+        runners
+            .map(|(name, n)| ended(&first, name, "build", 100 - n))
+            .collect::<Vec<_>>()
+    };
+    // Given ten jobs in the status, and their pods still there
+    let ten = plan(&first, &observed(at(0..10)), NOW);
+    let pool = after(&first, &ten);
+    // When two more end
+    let twelve = plan(&pool, &observed(at(0..12)), NOW);
+    // Then the two oldest have left, and are told though nobody knows how they ended
+    let runners: Vec<&str> = twelve
+        .status
+        .last_jobs
+        .iter()
+        .map(|job| job.runner.as_str())
+        .collect();
+    assert_eq!(runners.len(), MAX_LAST_JOBS);
+    assert_eq!((runners[0], runners[9]), ("pool-aaa21", "pool-aaa12"));
+    assert_eq!(twelve.unrecorded.len(), 2);
+    assert!(twelve.news[0].note.contains("pool-aaa10"));
+    // And they are not taken for new ones while their pods are there
+    let again = plan(&after(&pool, &twelve), &observed(at(0..12)), NOW);
+    assert_eq!(again.status.last_jobs, twelve.status.last_jobs);
+    assert!(again.news.is_empty(), "{:?}", again.news);
+}
+
+#[test]
+fn a_note_has_room_for_some_and_counts_the_rest() {
+    let pool = pool(1);
+    let spec = pool.spec.as_ref().unwrap();
+    let jobs: Vec<JobStatus> = (0..10)
+        .map(|n| {
+            let runner = ended(&pool, &format!("pool-aaaa{n}"), &"ü".repeat(40), 1);
+            entry(spec, &runner, runner.done.as_ref().unwrap())
+        })
+        .collect();
+    let note = note(&jobs.iter().collect::<Vec<_>>());
+    assert!(note.len() <= NOTE, "{}", note.len());
+    assert!(note.ends_with(" more"), "{note}");
+}
+
+#[test]
+fn the_jobs_of_a_pool_that_is_deleted_are_told_before_their_pods_go() {
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(10));
+    let seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 4)]);
+    let first = plan(&pool, &seen, NOW);
+    let told: Vec<_> = first.news.iter().map(|n| n.reason.as_str()).collect();
+    assert_eq!(told, ["JobCompleted"]);
+    assert!(deleted(&first).is_empty(), "{:?}", first.actions);
+    let second = plan(&after(&pool, &first), &seen, NOW);
+    assert!(second.news.is_empty(), "{:?}", second.news);
+    assert_eq!(deleted(&second), ["pool-aaaaa"]);
+}

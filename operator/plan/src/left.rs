@@ -1,0 +1,152 @@
+//! What a pool has left at addresses that its spec does not name any more: its runners there, and its scale set.
+//!
+//! It is in the status until it is gone, and what is asked about it is asked where it was made.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{LeftStatus, ScaleSetStatus};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Action, Entry, Notice, Observed, Plan};
+use crate::model::pool::Pool;
+use crate::model::scale_set::Known;
+use crate::model::time::Shift as _;
+
+/// How soon such an address is asked again while nothing happens there.
+pub const AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// The same once its runners have gone: only a list that was read afterwards shows that their entries have.
+pub const SOON: SignedDuration = SignedDuration::from_secs(2);
+/// Addresses that are remembered at most. Beyond them the oldest is given up, and an Event says so.
+const MOST: usize = 10;
+
+/// Moves what was made at another address than the spec's into the list of what is left.
+pub(super) fn note(pool: &Pool, plan: &mut Plan) {
+    let Ok(spec) = &pool.spec else {
+        return;
+    };
+    let (status, url) = (&mut plan.status, spec.url.to_string());
+    // Back where it was before: what is there is the pool's again.
+    let mut back = None;
+    if let Some(index) = status.left_at.iter().position(|left| left.url == url) {
+        back = status.left_at.remove(index).scale_set;
+    }
+    let Some(before) = pool.status.registered_at.clone().filter(|at| *at != url) else {
+        return;
+    };
+    status.left_at.insert(
+        0,
+        LeftStatus {
+            url: before,
+            scale_set: pool.status.scale_set.clone(),
+            message: None,
+        },
+    );
+    status.registered_at = Some(url);
+    status.scale_set = back;
+    for forgotten in status.left_at.drain(MOST.min(status.left_at.len())..) {
+        plan.notices.push(abandoned(
+            pool,
+            &forgotten,
+            "The address has changed too often",
+        ));
+    }
+    plan.wake_in(SignedDuration::ZERO);
+}
+
+/// Removes what is left, address by address; one that holds nothing more is forgotten.
+pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let mut left_at = std::mem::take(&mut plan.status.left_at);
+    let now_has = plan.status.scale_set.clone();
+    left_at.retain_mut(|left| {
+        let seen = observed.left.get(&left.url);
+        left.message = seen.and_then(|seen| seen.trouble.clone());
+        let runners = observed.runners.iter();
+        // A pod that does not say where it registers was made before they did.
+        let is_here = |url: &String| *url == left.url;
+        let mut here = runners.filter(|r| r.url.as_ref().is_none_or(is_here));
+        let has_pods = here.any(|r| r.gone_by.is_none_or(|by| now < by));
+        let ask_again = seen.and_then(|seen| seen.ask_again);
+        let soon = now.after(SOON);
+        let waits = has_pods || left.message.is_some();
+        let wake = if waits { ask_again } else { Some(soon) };
+        plan.wake_at(wake.unwrap_or(soon), now);
+        // The set goes last: jobs that run are of it.
+        let may_ask = !has_pods && seen.is_some_and(|seen| seen.listing.is_some());
+        let has_set = match &left.scale_set {
+            // A renamed repository leads to the same set by both addresses.
+            Some(set) if is_the_pools(set, observed, now_has.as_ref()) => false,
+            Some(set) if !seen.is_some_and(|seen| seen.set_is_gone) => {
+                if let Some(id) = u64::try_from(set.id).ok().filter(|_| may_ask) {
+                    plan.actions
+                        .push(Action::DeleteScaleSetAt(left.url.clone(), id));
+                }
+                true
+            }
+            _ => false,
+        };
+        let entries = remove_entries(&left.url, observed, plan);
+        has_pods || has_set || entries != Some(0)
+    });
+    plan.status.left_at = left_at;
+}
+
+/// Removes entries that have no pod; how many there were, where that was read after the last change.
+fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usize> {
+    let listing = observed.left.get(url)?.listing.as_ref()?;
+    let has_pod = |entry: &Entry| {
+        let mut pods = observed.runners.iter().filter(|r| r.name == entry.name);
+        pods.any(|r| r.url.as_ref().is_none_or(|at| at == url))
+    };
+    // A renamed repository shows the same entries by both addresses.
+    let now_has = observed.listing.iter().flat_map(|listing| &listing.entries);
+    let now_has: BTreeSet<u64> = now_has.map(|entry| entry.id).collect();
+    let entries = listing.entries.iter();
+    let entries: Vec<&Entry> = entries
+        .filter(|entry| !now_has.contains(&entry.id))
+        .collect();
+    for entry in entries.iter().filter(|e| !e.busy && !has_pod(e)) {
+        let action = Action::DeleteEntryAt(url.to_owned(), (*entry).clone());
+        plan.actions.push(action);
+    }
+    let is_fresh = observed
+        .last_change
+        .is_none_or(|change| listing.at > change);
+    is_fresh.then_some(entries.len())
+}
+
+/// Whether a set that was left is the one that the pool has now.
+fn is_the_pools(
+    set: &ScaleSetStatus,
+    observed: &Observed,
+    now_has: Option<&ScaleSetStatus>,
+) -> bool {
+    let known = observed.scale_set.as_ref().map(|view| &view.known);
+    let is_known =
+        matches!(known, Some(Known::Present(there)) if u64::try_from(set.id) == Ok(there.id));
+    is_known || now_has.is_some_and(|now| now.id == set.id)
+}
+
+/// Says what may be left at an address that is not asked any more.
+pub(super) fn abandoned(pool: &Pool, left: &LeftStatus, why: &str) -> Notice {
+    let set = left.scale_set.as_ref();
+    let set = set.map_or_else(String::new, |set| {
+        format!("the scale set {} and ", set.name)
+    });
+    let trouble = left.message.as_ref();
+    let trouble = trouble.map_or_else(String::new, |text| {
+        format!(" It could not be asked: {text}")
+    });
+    Notice {
+        warning: true,
+        reason: "TeardownIncomplete".to_owned(),
+        note: format!(
+            "{why}: {set}runners with the label {} may be left at {}, where the pool was before; remove them on its runners page.{trouble}",
+            pool.ownership_label(),
+            left.url
+        ),
+        about: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

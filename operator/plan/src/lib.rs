@@ -1,0 +1,147 @@
+//! What to do: a pure function of the pool, of what was observed, and of the time.
+//!
+//! Nothing here has a client, a clock or randomness of its own, so that every decision can be tested as data: [`model`] has
+//! the values, and each other file decides on one concern.
+#![cfg_attr(
+    not(any(test, feature = "fixture")),
+    warn(clippy::arithmetic_side_effects)
+)]
+
+pub mod checks;
+pub mod conditions;
+pub mod demand;
+pub mod health;
+pub mod jobs;
+mod labels;
+pub mod left;
+pub mod model;
+pub mod node_marks;
+mod placement;
+pub mod pod;
+mod preflight;
+pub mod quarantine;
+pub mod queue;
+pub mod runners;
+pub mod scale_set;
+mod shown;
+mod stable;
+pub mod teardown;
+pub mod verify;
+pub mod version;
+
+#[cfg(test)]
+mod extremes;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
+#[cfg(test)]
+mod tests;
+
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use jiff::Timestamp;
+
+pub use crate::model::action::{About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Target};
+pub use crate::model::observed::{Access, Entry, Listing, NodeFacts, Observed, Passed, Queue};
+use crate::model::pool::{Pool, Spec};
+use crate::model::runner::Runner;
+
+/// Decides.
+#[must_use]
+pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = decided(pool, observed, now);
+    shown::tidy(&mut plan);
+    plan
+}
+
+fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan {
+        status: counted(pool, observed, now),
+        ..Plan::default()
+    };
+    let moments = [observed.ask_again, observed.ask_for_pods];
+    for moment in moments.into_iter().flatten() {
+        // One that is over woke this visit, or belongs to a spec that cannot be read any more.
+        if moment > now {
+            plan.wake_at(moment, now);
+        }
+    }
+    left::note(pool, &mut plan);
+    left::plan(observed, now, &mut plan);
+    if let Some(since) = pool.deleting {
+        if !observed.runners.is_empty() {
+            conditions::leaving(pool, now, &mut plan);
+        }
+        teardown::plan(pool, observed, since, now, &mut plan);
+        return plan;
+    }
+    if !pool.finalizer {
+        plan.actions.push(Action::AddFinalizer);
+    }
+    let health = health::assess(pool, observed, now);
+    version::plan(pool, observed, now, &mut plan);
+    jobs::plan(pool, observed, now, &mut plan);
+    if let Ok(spec) = &pool.spec {
+        scale_set::plan(pool, spec, observed, &health, now, &mut plan);
+        runners::plan(pool, spec, observed, &health, now, &mut plan);
+        verify::plan(pool, spec, observed, &health, now, &mut plan);
+        checks::plan(pool, observed, now, &mut plan);
+    } else {
+        scale_set::stop_listening(observed, &mut plan);
+    }
+    plan.failed.clone_from(&health.failed);
+    plan.status.consecutive_failures = health.consecutive;
+    plan.status.last_failures.clone_from(&health.last_failures);
+    plan.status
+        .quarantine
+        .clone_from(&health.quarantine.entries);
+    plan.status.released.clone_from(&pool.release);
+    plan.notices.extend(health.quarantine.notices.clone());
+    if let Some(moment) = health.quarantine.wake {
+        plan.wake_at(moment, now);
+    }
+    queue::plan(pool, observed, now, &mut plan);
+    labels::plan(pool, observed, &mut plan);
+    conditions::plan(pool, observed, &health, now, &mut plan);
+    plan
+}
+
+/// The counts and lists of the status.
+fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus {
+    let runners = &observed.runners;
+    let count = |wanted: &dyn Fn(&Runner) -> bool| {
+        i32::try_from(runners.iter().filter(|r| wanted(r)).count()).unwrap_or(i32::MAX)
+    };
+    let phase = |phases: &'static [RunnerPhase]| move |r: &Runner| phases.contains(&r.phase);
+    let mut listed: Vec<_> = runners.iter().filter(|r| r.end.is_none()).collect();
+    listed.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let beyond = listed
+        .len()
+        .saturating_sub(cudarunner_crds::MAX_LISTED_RUNNERS);
+    CudaRunnerStatus {
+        observed_generation: Some(pool.generation),
+        replicas: count(&|r| r.is_active(now)),
+        pending: count(&phase(&[RunnerPhase::Unscheduled, RunnerPhase::Preparing])),
+        gated: count(&phase(&[RunnerPhase::Gated])),
+        online: count(&Runner::is_online),
+        busy: count(&phase(&[RunnerPhase::Busy])),
+        failed: count(&phase(&[RunnerPhase::Failed])),
+        gpu: pool.spec.as_ref().map_or_else(
+            |_| pool.status.gpu.clone(),
+            |spec: &Spec| spec.gpu.to_string(),
+        ),
+        selector: format!("{}={}", cudarunner_crds::POOL_LABEL, pool.key.name),
+        runners: listed
+            .iter()
+            .take(cudarunner_crds::MAX_LISTED_RUNNERS)
+            .map(|r| cudarunner_crds::RunnerStatus {
+                name: r.name.clone(),
+                node: r.node.clone(),
+                devices: r.devices.clone(),
+                phase: r.phase,
+                waiting: r.waiting.as_ref().map(ToString::to_string),
+                since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(r.created),
+            })
+            .collect(),
+        runners_not_listed: i32::try_from(beyond).unwrap_or(i32::MAX),
+        ..pool.status.clone()
+    }
+}

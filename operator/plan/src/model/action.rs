@@ -1,0 +1,198 @@
+//! What may be done, and said.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::CudaRunnerStatus;
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+
+use super::github::{NewScaleSet, Repository, Ruleset, Workflow};
+use super::observed::Entry;
+use super::runner::Runner;
+
+/// What the pods need to know of the operator.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodSettings {
+    /// Image of the gate.
+    pub gate_image: String,
+    /// Pull policy of that image.
+    pub image_pull_policy: String,
+    /// Address of the registrar.
+    pub registrar_url: String,
+    /// Certificate authorities of the registrar, PEM.
+    pub registrar_ca: String,
+}
+
+/// One write. Each is safe to repeat.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Put our finalizer on the resource.
+    AddFinalizer,
+    /// Let the resource go.
+    RemoveFinalizer,
+    /// Create a runner pod, see [`pod::build`].
+    CreatePod(NewRunner),
+    /// Remove a pod whose entry on GitHub is gone by itself: it has ended after a job.
+    DeletePod(Target),
+    /// Remove the entry on GitHub, where there may be one, then the pod. A busy runner is left alone. That there is no entry
+    /// is believed of the registrar's books and of GitHub, never of what a watch shows: it may be behind.
+    Drain(Target),
+    /// The same, but a busy runner's pod goes too: its job is cancelled.
+    Evict(Target),
+    /// Remove an idle pod if GitHub knows no runner of its name.
+    ReplaceUnregistered(Target),
+    /// Remove an entry on GitHub that has no pod.
+    DeleteEntry(Entry),
+    /// The same at an address that the pool has left.
+    DeleteEntryAt(String, Entry),
+    /// Remove the scale set that the pool had at an address that it has left.
+    DeleteScaleSetAt(String, u64),
+    /// Make the pool's scale set.
+    CreateScaleSet(NewScaleSet),
+    /// Make the pool's scale set what it should be.
+    UpdateScaleSet(u64, NewScaleSet),
+    /// Remove the pool's scale set.
+    DeleteScaleSet(u64),
+    /// Listen for jobs of the scale set, and let so many be assigned to it at a time.
+    Listen {
+        /// The scale set.
+        set: u64,
+        /// How many.
+        capacity: usize,
+        /// A session of ours that a process before this one may have left open.
+        session: Option<String>,
+    },
+    /// Listen no more.
+    StopListening,
+    /// Start the workflow of the verification.
+    DispatchWorkflow(Workflow),
+    /// Stop a run of ours that nobody takes.
+    CancelRun(Repository, u64),
+    /// Add contexts to what a branch requires.
+    RequireChecks(Repository, String, Vec<String>),
+    /// Take contexts off what a branch requires.
+    UnrequireChecks(Repository, String, Vec<String>),
+    /// Make the pool's own ruleset.
+    CreateRuleset(Repository, Ruleset),
+    /// Make the pool's own ruleset what it should be.
+    UpdateRuleset(Repository, i64, Ruleset),
+    /// Remove the pool's own ruleset.
+    DeleteRuleset(Repository, i64),
+}
+
+/// A runner to make. Its pod is built when its turn comes: hundreds of whole pods at once weigh more than all that the
+/// operator keeps.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NewRunner {
+    /// Name of the pod, and of the runner.
+    pub name: String,
+    /// Nodes that the pod keeps off.
+    pub avoids: BTreeSet<String>,
+}
+
+/// A pod to remove: by uid, so that a namesake is never hit.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Target {
+    /// Name of the pod.
+    pub name: String,
+    /// Uid of the pod.
+    pub uid: String,
+    /// When the pod was made.
+    pub created: Timestamp,
+    /// The address at which it registers, where its pod says so.
+    pub url: Option<String>,
+}
+
+impl From<&Runner> for Target {
+    fn from(runner: &Runner) -> Self {
+        Self {
+            name: runner.name.clone(),
+            uid: runner.uid.clone(),
+            created: runner.created,
+            url: runner.url.clone(),
+        }
+    }
+}
+
+/// The longest note of an Event, in bytes; the API server refuses more.
+pub const NOTE: usize = 1024;
+
+/// Something that a person should hear.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Notice {
+    /// Whether it is a warning.
+    pub warning: bool,
+    /// One word.
+    pub reason: String,
+    /// A sentence.
+    pub note: String,
+    /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's
+    /// sentence is kept for some minutes, with a count.
+    pub about: Option<About>,
+}
+
+impl Notice {
+    /// The note, as much of it as the API server takes.
+    #[must_use]
+    pub fn cut(&self) -> String {
+        const ELLIPSIS: &str = "…";
+        if self.note.len() <= NOTE {
+            return self.note.clone();
+        }
+        let end = self
+            .note
+            .floor_char_boundary(NOTE.saturating_sub(ELLIPSIS.len()));
+        format!("{}{ELLIPSIS}", &self.note[..end])
+    }
+}
+
+/// Whom a notice is about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum About {
+    /// A runner, by its name.
+    Runner(String),
+    /// A node, by its name.
+    Node(String),
+}
+
+/// What to do, what to say, and when to look again.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Writes, in order of urgency; they do not depend on one another.
+    pub actions: Vec<Action>,
+    /// The status as it should be.
+    pub status: CudaRunnerStatus,
+    /// Events.
+    pub notices: Vec<Notice>,
+    /// Events for what the status tells for the first time: they wait until it is written.
+    pub news: Vec<Notice>,
+    /// Runners that have ended, and whose job the status does not hold yet: their pods stay until it does.
+    pub unrecorded: BTreeSet<String>,
+    /// When to look again, where nothing else wakes the pool.
+    pub wake: Option<SignedDuration>,
+    /// Whether GitHub's list should be read again soon.
+    pub refresh: bool,
+    /// The verification that is decided on at this visit.
+    pub intent: Option<Timestamp>,
+    /// Runners that the pool should have.
+    pub desired: usize,
+    /// The scale set, and up to which number what was heard of it is acted on with this.
+    pub acted_on: Option<(u64, u64)>,
+    /// The failures that the status did not have yet, in a class and a word each.
+    pub failed: Vec<(Class, &'static str)>,
+    /// How long the pool's first runner took to come online, at the visit that sees it.
+    pub first_online: Option<SignedDuration>,
+}
+
+impl Plan {
+    /// Looks again after `wait`, or sooner.
+    pub fn wake_in(&mut self, wait: SignedDuration) {
+        let wait = wait.max(SignedDuration::ZERO);
+        self.wake = Some(self.wake.map_or(wait, |w| w.min(wait)));
+    }
+
+    /// Looks again at `moment`, or sooner.
+    pub fn wake_at(&mut self, moment: Timestamp, now: Timestamp) {
+        self.wake_in(moment.duration_since(now));
+    }
+}

@@ -1,0 +1,18 @@
+//! What was seen at addresses that a pool has left.
+
+use jiff::Timestamp;
+
+use super::observed::Listing;
+
+/// What was seen at an address that the pool has left.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Left {
+    /// The pool's entries there, as last read.
+    pub listing: Option<Listing>,
+    /// Whether the scale set is gone there.
+    pub set_is_gone: bool,
+    /// Why it could not be asked.
+    pub trouble: Option<String>,
+    /// When it may be asked again.
+    pub ask_again: Option<Timestamp>,
+}

@@ -1,0 +1,180 @@
+//! What is seen of a pool and of what is around it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::checks::Elsewhere;
+use super::github::{Agent, Lifecycle, QueuedJob};
+use super::left::Left;
+use super::node_marks::Held;
+use super::runner::Runner;
+use super::{checks, jobs, scale_set, verification};
+
+/// Everything that a decision depends on beside the pool itself.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The pool's pods.
+    pub runners: Vec<Runner>,
+    /// Runners that ended and whose pods somebody else took away at once; the status does not tell of them yet.
+    pub vanished: Vec<Runner>,
+    /// Names of pods that were created and that the watch does not show yet.
+    pub expected: BTreeSet<String>,
+    /// Names of pods whose creation got no answer and which are not there: they may still come.
+    pub unanswered: BTreeSet<String>,
+    /// When the API server is asked for those that are expected.
+    pub ask_for_pods: Option<Timestamp>,
+    /// What is known of the way to GitHub.
+    pub access: Access,
+    /// What was seen at addresses that the pool has left.
+    pub left: BTreeMap<String, Left>,
+    /// When GitHub may be asked again, after an attempt that failed.
+    pub ask_again: Option<Timestamp>,
+    /// GitHub's own list of our entries, as last read.
+    pub listing: Option<Listing>,
+    /// The jobs that wait at GitHub, as last read.
+    pub queue: Option<Arc<Queue>>,
+    /// The run of the verification that is on its way.
+    pub verification: verification::Watched,
+    /// The required checks.
+    pub checks: checks::Watched,
+    /// What GitHub says of jobs that have ended.
+    pub jobs: jobs::Watched,
+    /// What GitHub says of the versions of agents, where it says anything.
+    pub lifecycles: BTreeMap<String, Lifecycle>,
+    /// What other pools require.
+    pub required_elsewhere: BTreeSet<Elsewhere>,
+    /// The scale set of a pool that has one, or should.
+    pub scale_set: Option<scale_set::View>,
+    /// Labels of the other pools of the same address; empty where no job waits.
+    pub other_pools: Vec<Vec<String>>,
+    /// When we last created or removed anything that such a list would show.
+    pub last_change: Option<Timestamp>,
+    /// The nodes with GPUs for the pool; `None` where nodes are not watched.
+    pub nodes: Option<Vec<Arc<NodeFacts>>>,
+    /// What the other pools have in quarantine.
+    pub quarantined: Vec<Held>,
+    /// Gates of all pools that passed; empty where no node is blamed.
+    pub passed: Vec<Passed>,
+    /// Why Kubernetes refused the last pod.
+    pub pod_refused: Option<String>,
+    /// Fresh randomness for names.
+    pub seed: u64,
+}
+
+impl Observed {
+    /// What is known of a node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeFacts> {
+        let mut nodes = self.nodes.iter().flatten();
+        nodes.find(|node| node.name == name).map(Arc::as_ref)
+    }
+}
+
+/// A node with GPUs for the pool.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Changes with each start of the node.
+    pub boot_id: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// How many of each extended resource it offers, taken or not.
+    pub offers: BTreeMap<String, u32>,
+    /// Since when it is there and ready.
+    pub ready_since: Option<Timestamp>,
+    /// Whether it takes no new pods: it is cordoned.
+    pub is_cordoned: bool,
+}
+
+/// A gate that passed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Passed {
+    /// The node.
+    pub node: String,
+    /// When its pod was made.
+    pub created: Timestamp,
+    /// UUIDs of the devices.
+    pub devices: Vec<String>,
+}
+
+/// What is known of the way to GitHub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// Nothing was tried yet.
+    Unchecked,
+    /// GitHub let us in.
+    Granted,
+    /// It cannot work, or does not now.
+    Refused {
+        /// The condition's reason.
+        reason: String,
+        /// What happened, and what to do.
+        message: String,
+        /// Whether time alone may mend it.
+        transient: bool,
+    },
+}
+
+/// The jobs that wait for a runner.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// When it was read.
+    pub at: Timestamp,
+    /// The request, by annotation, with which it was read.
+    pub asked: Option<String>,
+    /// The jobs, or why they could not be read. `None` where GitHub does not list them.
+    pub jobs: Result<Option<Vec<QueuedJob>>, String>,
+    /// Labels of the runners that are registered at that address, ours and others; none where no job waits.
+    pub registered: Vec<Vec<String>>,
+    /// The repository of the verification, where the pool's runner group does not admit it.
+    pub shut_out: Option<String>,
+}
+
+impl Queue {
+    /// Whether any job waits, as far as is known.
+    #[must_use]
+    pub fn has_jobs(&self) -> bool {
+        matches!(&self.jobs, Ok(Some(jobs)) if !jobs.is_empty())
+    }
+}
+
+/// GitHub's list of the entries that bear our ownership label.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// When it was read.
+    pub at: Timestamp,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
+
+/// A runner's entry on GitHub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// GitHub's id.
+    pub id: u64,
+    /// The runner's name.
+    pub name: String,
+    /// Whether it runs a job.
+    pub busy: bool,
+    /// Version of its agent, once one has connected.
+    pub version: Option<String>,
+    /// Whether it is of the pool's scale set.
+    pub of_scale_set: bool,
+}
+
+impl Entry {
+    /// A runner of the pool's scale set. Whether it is busy shows when it is to go.
+    #[must_use]
+    pub fn of_scale_set(agent: Agent) -> Self {
+        Self {
+            id: agent.id,
+            name: agent.name,
+            busy: false,
+            version: None,
+            of_scale_set: true,
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! A `CudaRunner`, validated once: later steps cannot fail on it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use cudarunner_crds::{
+    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, GateResources, Gpu, KeyReference,
+    Lifetime, ManagedMemory, Preflight, RegistrationMode, RequiredChecks, Scaling, ScalingSource,
+    Verify,
+};
+use gate_report::preflight::{MIN_DISK_MIB, Wanted};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use kube::{Resource as _, ResourceExt as _};
+
+/// The longest that a deletion may take: GitHub lets no job run longer.
+const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
+/// The shortest time between two verifications: each costs a workflow run, and most take minutes.
+const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
+/// The longest.
+const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
+
+pub mod owned;
+mod template;
+
+/// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
+const OWNERSHIP_PREFIX: &str = "cudarunner-";
+
+use super::github::Repository;
+pub use super::key::PoolKey;
+use super::proxy::{Proxy, ProxyError};
+use super::time::duration;
+use super::url::{GitHubUrl, Scope, UrlError};
+
+/// A pool as the steps of a reconcile see it.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Namespace and name.
+    pub key: PoolKey,
+    /// Uid of the resource.
+    pub uid: String,
+    /// Generation of the resource that this was read from.
+    pub generation: i64,
+    /// When the resource was created.
+    pub created: Timestamp,
+    /// Since when the resource is being deleted.
+    pub deleting: Option<Timestamp>,
+    /// Whether our finalizer is on the resource.
+    pub finalizer: bool,
+    /// All finalizers on the resource.
+    pub finalizers: Vec<String>,
+    /// Version of the resource that this was read from.
+    pub resource_version: Option<String>,
+    /// Value of the annotation that asks for another look at GitHub.
+    pub look_again: Option<String>,
+    /// Value of the annotation that ends quarantines.
+    pub release: Option<String>,
+    /// Value of the annotation that asks for another verification.
+    pub verify_asked: Option<String>,
+    /// What becomes of running jobs at the end.
+    pub deletion_policy: DeletionPolicy,
+    /// How long a deletion may take.
+    pub teardown_timeout: SignedDuration,
+    /// The status as last written.
+    pub status: CudaRunnerStatus,
+    /// What the user asks for, or why it cannot be done.
+    pub spec: Result<Spec, SpecError>,
+}
+
+/// A spec that can be carried out.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Where runners register.
+    pub url: GitHubUrl,
+    /// Name of the Secret with the credentials.
+    pub secret: String,
+    /// The ConfigMap's key with certificate authorities.
+    pub ca_bundle: Option<KeyReference>,
+    /// The proxy on the way to GitHub.
+    pub proxy: Option<Proxy>,
+    /// Name of the runner group.
+    pub runner_group: Option<String>,
+    /// Labels that jobs ask for.
+    pub labels: Vec<String>,
+    /// How runners register.
+    pub registration: RegistrationKind,
+    /// Whether runners keep their name, and run many jobs.
+    pub persistent: bool,
+    /// How many runners there are.
+    pub size: Size,
+    /// GPUs of one runner.
+    pub gpu: GpuRequest,
+    /// What the gate demands.
+    pub gate: GateSettings,
+    /// What the runner's image and network must offer.
+    pub preflight: Option<Wanted>,
+    /// What the gate may use, where it is not the operator's own numbers.
+    pub gate_resources: Option<GateResources>,
+    /// How long a node that failed is left alone, the first time.
+    pub quarantine: SignedDuration,
+    /// The user's template.
+    pub template: PodTemplateSpec,
+    /// Changes when a pod made from this spec would differ.
+    pub template_hash: String,
+    /// The workflow that proves the pool.
+    pub verify: Option<Verify>,
+    /// How long after a verification the next one runs.
+    pub verify_every: Option<SignedDuration>,
+    /// The repository with that workflow, where it is known.
+    pub repository: Option<Repository>,
+    /// Where its jobs become required.
+    pub required_checks: Option<RequiredChecks>,
+}
+
+/// How a runner of the pool becomes known to GitHub.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RegistrationKind {
+    /// By a just-in-time configuration.
+    JitConfig,
+    /// By a registration token and `config.sh`.
+    Token,
+    /// By a just-in-time configuration of the pool's scale set.
+    ScaleSet,
+}
+
+impl RegistrationKind {
+    /// For the fingerprint of pods, which an upgrade of the operator does not change.
+    fn shape(self) -> serde_json::Value {
+        match self {
+            Self::JitConfig => false.into(),
+            Self::Token => true.into(),
+            Self::ScaleSet => "ScaleSet".into(),
+        }
+    }
+}
+
+/// How many runners a pool has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Size {
+    /// Runners that are there whatever waits.
+    pub min: usize,
+    /// Runners at most.
+    pub max: usize,
+}
+
+impl Size {
+    /// Whether the number follows the queue.
+    #[must_use]
+    pub fn is_elastic(&self) -> bool {
+        self.min < self.max
+    }
+}
+
+/// The agent's folder for the files of jobs, below its own.
+pub const WORK_FOLDER: &str = "_work";
+
+/// GPUs of one runner.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum GpuRequest {
+    /// So many of an extended resource.
+    Resource {
+        /// Its name.
+        name: String,
+        /// How many.
+        count: u32,
+    },
+    /// What this ResourceClaimTemplate asks for. How many devices that is, is the template's to know.
+    Claim(String),
+}
+
+impl GpuRequest {
+    /// How many devices a runner has, where that is known.
+    #[must_use]
+    pub fn count(&self) -> Option<u32> {
+        match self {
+            Self::Resource { count, .. } => Some(*count),
+            Self::Claim(_) => None,
+        }
+    }
+
+    /// For the fingerprint of pods. A resource's name has a slash, a template's none.
+    fn shape(&self) -> (&str, u32) {
+        match self {
+            Self::Resource { name, count } => (name, *count),
+            Self::Claim(template) => (template, 0),
+        }
+    }
+}
+
+impl fmt::Display for GpuRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resource { name, count } => write!(f, "{count} x {name}"),
+            Self::Claim(template) => write!(f, "claim {template}"),
+        }
+    }
+}
+
+/// What the gate demands of the devices.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GateSettings {
+    /// `MAJOR.MINOR`.
+    pub min_compute_capability: String,
+    /// `MAJOR.MINOR`.
+    pub min_cuda_version: String,
+    /// Whether concurrent managed access is demanded.
+    pub managed_memory: ManagedMemory,
+    /// Seconds for the whole test.
+    pub timeout_seconds: u32,
+}
+
+/// Why a spec cannot be carried out: for the condition `Stalled`.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// The address is of no use.
+    #[error("spec.github.url: {0}")]
+    Url(#[from] UrlError),
+    /// The proxy is of no use.
+    #[error("spec.github.proxy.url: {0}")]
+    Proxy(#[from] ProxyError),
+    /// The template is no pod template, or takes what is the operator's.
+    #[error("spec.template{0}")]
+    Template(String),
+    /// The queue cannot be read there.
+    #[error(
+        "spec.scaling.source: Poll reads the queue of a repository, and GitHub lists none for {0}; set spec.scaling.source to ScaleSet"
+    )]
+    NoQueue(Scope),
+    /// A field asks for what this version cannot do.
+    #[error(
+        "{0} is not implemented in this version of the operator, and the pool would not be what was asked for without it; remove the field or upgrade the operator"
+    )]
+    NotImplemented(&'static str),
+}
+
+impl SpecError {
+    /// The condition's reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Url(_) => "InvalidUrl",
+            Self::Proxy(_) => "InvalidProxy",
+            Self::Template(_) => "InvalidTemplate",
+            Self::NoQueue(_) => "NoQueue",
+            Self::NotImplemented(_) => "NotImplemented",
+        }
+    }
+}
+
+/// The finalizer that holds a resource until its runners are gone from GitHub.
+pub const FINALIZER: &str = "cudarunner.dev/teardown";
+
+impl Pool {
+    /// Reads a resource. Never fails as a whole: a spec that cannot be carried out still can be torn down.
+    #[must_use]
+    pub fn read(resource: &CudaRunner, insecure_github: bool) -> Self {
+        let meta = resource.meta();
+        Self {
+            key: PoolKey {
+                namespace: resource.namespace().unwrap_or_default(),
+                name: resource.name_any(),
+            },
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            created: meta
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+            deleting: meta.deletion_timestamp.as_ref().map(|t| t.0),
+            finalizers: resource.finalizers().to_vec(),
+            resource_version: meta.resource_version.clone(),
+            finalizer: resource.finalizers().iter().any(|f| f == FINALIZER),
+            look_again: resource
+                .annotations()
+                .get(cudarunner_crds::LOOK_AGAIN)
+                .cloned(),
+            release: resource
+                .annotations()
+                .get(cudarunner_crds::RELEASE)
+                .cloned(),
+            verify_asked: resource.annotations().get(cudarunner_crds::VERIFY).cloned(),
+            deletion_policy: resource.spec.deletion_policy,
+            teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
+            status: resource.status.clone().unwrap_or_default(),
+            spec: Spec::read(resource, insecure_github),
+        }
+    }
+
+    /// The label by which this pool knows its entries on GitHub.
+    #[must_use]
+    pub fn ownership_label(&self) -> String {
+        format!("{OWNERSHIP_PREFIX}{}", self.short_uid())
+    }
+
+    /// All labels of the pool's entries on GitHub.
+    #[must_use]
+    pub fn registered_labels(&self, spec: &Spec) -> Vec<String> {
+        let mut labels = spec.labels.clone();
+        labels.push(self.ownership_label());
+        labels
+    }
+
+    /// The name of the pool's scale set: of a namesake in another cluster it is another.
+    #[must_use]
+    pub fn scale_set_name(&self) -> String {
+        format!("{}-{}", self.key.name, self.short_uid())
+    }
+
+    fn short_uid(&self) -> &str {
+        self.uid.split('-').next().unwrap_or_default()
+    }
+}
+
+impl Spec {
+    fn read(resource: &CudaRunner, insecure_github: bool) -> Result<Self, SpecError> {
+        let spec = &resource.spec;
+        let url = GitHubUrl::parse(&spec.github.url, insecure_github)?;
+        if let Some(field) = unbuilt(resource) {
+            return Err(SpecError::NotImplemented(field));
+        }
+        let proxy = spec.github.proxy.as_ref();
+        let proxy = proxy
+            .map(|proxy| Proxy::parse(&proxy.url, &proxy.no_proxy))
+            .transpose()?;
+        let gate = GateSettings {
+            min_compute_capability: spec.gpu.min_compute_capability.clone(),
+            min_cuda_version: spec.gpu.min_cuda_version.clone(),
+            managed_memory: spec.smoke.managed_memory,
+            timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
+        };
+        let gpu = read_gpu(&spec.gpu);
+        let rest = template::Rest {
+            gpu: &gpu,
+            proxy: proxy.is_some(),
+            authorities: spec.github.ca_bundle_ref.is_some(),
+        };
+        let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
+        let persistent = spec.lifetime == Lifetime::Persistent;
+        let registration = registration(spec, persistent);
+        let size = size(spec.replicas, spec.scaling.as_ref());
+        let reads_queue = size.is_elastic() && registration != RegistrationKind::ScaleSet;
+        if reads_queue && !url.is_repository() {
+            return Err(SpecError::NoQueue(url.scope().clone()));
+        }
+        let preflight = spec.preflight.as_ref().map(read_preflight);
+        let shape = (
+            (persistent, registration.shape()),
+            url.to_string(),
+            &spec.labels,
+            &spec.github.runner_group,
+            spec.github
+                .ca_bundle_ref
+                .as_ref()
+                .map(|r| (&r.name, &r.key)),
+            gpu.shape(),
+            (
+                &gate.min_compute_capability,
+                &gate.min_cuda_version,
+                gate.managed_memory == ManagedMemory::Require,
+                gate.timeout_seconds,
+            ),
+            &spec.template,
+            spec.github.proxy.as_ref(),
+            &preflight,
+        );
+        let mut shape = serde_json::to_string(&shape).unwrap_or_default();
+        if let Some(resources) = &spec.smoke.resources {
+            shape += &serde_json::to_string(resources).unwrap_or_default();
+        }
+        let template_hash = fingerprint(&shape);
+        Ok(Self {
+            secret: spec.github.credentials_ref.name.clone(),
+            ca_bundle: spec.github.ca_bundle_ref.clone(),
+            proxy,
+            runner_group: spec.github.runner_group.clone(),
+            labels: spec.labels.clone(),
+            registration,
+            persistent,
+            size,
+            quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
+            repository: repository(spec.verify.as_ref(), &url),
+            verify: spec.verify.clone(),
+            verify_every: verify_every(spec.verify.as_ref()),
+            required_checks: spec.required_checks.clone(),
+            template_hash,
+            url,
+            gpu,
+            gate,
+            gate_resources: spec.smoke.resources.clone(),
+            preflight,
+            template,
+        })
+    }
+}
+
+impl Spec {
+    /// Whether the number of runners follows the queue as it is read.
+    #[must_use]
+    pub fn reads_queue(&self) -> bool {
+        self.size.is_elastic() && self.registration != RegistrationKind::ScaleSet
+    }
+}
+
+/// The first field that asks for another kind of pool than this version can make.
+fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
+    let scaling = resource.spec.scaling.as_ref()?;
+    (scaling.source == ScalingSource::Webhook).then_some("spec.scaling.source: Webhook")
+}
+
+/// A just-in-time configuration is good for one job: a persistent runner takes a token whatever is asked. Jobs that are
+/// assigned to a scale set are for its runners alone.
+fn registration(spec: &CudaRunnerSpec, persistent: bool) -> RegistrationKind {
+    let by_scale_set = spec.registration == RegistrationMode::ScaleSet
+        || spec
+            .scaling
+            .as_ref()
+            .is_some_and(|scaling| scaling.source == ScalingSource::ScaleSet);
+    if persistent || spec.registration == RegistrationMode::RegistrationToken {
+        RegistrationKind::Token
+    } else if by_scale_set {
+        RegistrationKind::ScaleSet
+    } else {
+        RegistrationKind::JitConfig
+    }
+}
+
+fn size(replicas: Option<i32>, scaling: Option<&Scaling>) -> Size {
+    let count = |number: i32| usize::try_from(number).unwrap_or_default();
+    let fixed = replicas.unwrap_or(1);
+    let (min, max) = scaling.map_or((fixed, fixed), |s| (s.min_runners, s.max_runners));
+    Size {
+        min: count(min),
+        max: count(max.max(min)),
+    }
+}
+
+fn read_gpu(gpu: &Gpu) -> GpuRequest {
+    match &gpu.claim_template {
+        Some(template) => GpuRequest::Claim(template.clone()),
+        None => GpuRequest::Resource {
+            name: gpu.resource.clone(),
+            count: gpu.count.unwrap_or(1).max(1).unsigned_abs(),
+        },
+    }
+}
+
+/// The container is there for what only the image can tell; the gate tries addresses itself.
+fn read_preflight(preflight: &Preflight) -> Wanted {
+    let image = !preflight.commands.is_empty()
+        || preflight.cuda_toolkit.is_some()
+        || preflight.rust_toolchain.is_some()
+        || preflight.min_disk_mib.is_some();
+    let least = preflight
+        .min_disk_mib
+        .map_or(MIN_DISK_MIB, |mib| u64::from(mib.max(0).unsigned_abs()));
+    Wanted {
+        image,
+        commands: preflight.commands.clone(),
+        cuda_toolkit: preflight.cuda_toolkit.clone(),
+        rust_toolchain: preflight.rust_toolchain.clone(),
+        min_disk_mib: image.then_some(least),
+        egress: preflight.egress.clone(),
+    }
+}
+
+/// What the schema admits; one of a resource that is older than its bounds becomes the nearest within them, and what is no
+/// duration is ten minutes.
+fn teardown_timeout(text: &str) -> SignedDuration {
+    let limit = duration(text).unwrap_or(SignedDuration::from_mins(10));
+    limit.clamp(SignedDuration::ZERO, LONGEST_TEARDOWN)
+}
+
+/// The same for the time between two verifications. What is no duration is none.
+fn verify_every(verify: Option<&Verify>) -> Option<SignedDuration> {
+    let every = duration(verify?.every.as_deref()?)?;
+    Some(every.clamp(SHORTEST_EVERY, LONGEST_EVERY))
+}
+
+/// The repository of `spec.verify`: its own word, or the pool's.
+fn repository(verify: Option<&Verify>, url: &GitHubUrl) -> Option<Repository> {
+    let own = verify.and_then(|v| v.repository.clone());
+    let name = own.or_else(|| match url.scope() {
+        Scope::Repository { owner, name } => Some(format!("{owner}/{name}")),
+        _ => None,
+    })?;
+    Repository::new(&name)
+}
+
+/// A short, stable fingerprint (FNV-1a, 64 bits): for telling templates apart, never for security.
+#[must_use]
+pub fn fingerprint(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// Labels of a pool's runner pods.
+#[must_use]
+pub fn labels_of(key: &PoolKey) -> BTreeMap<String, String> {
+    cudarunner_crds::pod_labels(&key.name)
+}
+
+#[cfg(test)]
+mod tests;

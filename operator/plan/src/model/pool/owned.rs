@@ -1,0 +1,69 @@
+//! What in a runner's pod is ours, by name. [The template](super::template) may take none of it; [the pod](crate::pod)
+//! is built from the same names.
+
+use crate::model::runner::{GATE, PREFLIGHT};
+
+/// Memory-backed folder in which the gate leaves the registration and the hooks.
+pub const REGISTRATION_DIR: &str = "/run/cuda-runner";
+/// Folder of the gate's service-account token.
+pub const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
+/// Folder of the certificate authorities for GitHub.
+pub const CA_DIR: &str = "/etc/cuda-runner/github-ca";
+/// Our folders in containers, and the file of the hooks' marks.
+pub const PATHS: [&str; 4] = [REGISTRATION_DIR, TOKEN_DIR, CA_DIR, TERMINATION_LOG];
+/// Where the hooks leave their marks.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// How the kubelet reads them.
+pub const TERMINATION_POLICY: &str = "FallbackToLogsOnError";
+
+/// The volume behind [`REGISTRATION_DIR`].
+pub const REGISTRATION: &str = "registration";
+/// The volume behind [`TOKEN_DIR`].
+pub const REGISTRAR_TOKEN: &str = "registrar-token";
+/// The volume behind [`CA_DIR`].
+pub const GITHUB_CA: &str = "github-ca";
+/// Our volumes.
+pub const VOLUMES: [&str; 3] = [REGISTRATION, REGISTRAR_TOKEN, GITHUB_CA];
+
+/// The pod's name for its claim of GPUs.
+pub const CLAIM: &str = "gpu";
+
+/// Our init containers.
+pub const INIT_CONTAINERS: [&str; 2] = [PREFLIGHT, GATE];
+
+/// The agent's variables for job hooks, and ours by which our hooks find the team's.
+pub const HOOKS: [(&str, &str); 2] = [
+    (
+        "ACTIONS_RUNNER_HOOK_JOB_STARTED",
+        "CUDA_RUNNER_HOOK_JOB_STARTED",
+    ),
+    (
+        "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
+        "CUDA_RUNNER_HOOK_JOB_COMPLETED",
+    ),
+];
+
+/// Has the agent say by its exit code that GitHub refused its version.
+pub const DEPRECATED_EXIT_CODE: &str = "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE";
+/// Which devices the container runtime shows.
+pub const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+/// The value of [`VISIBLE_DEVICES`] with which there are none, whatever the image asks for.
+pub const NO_DEVICES: &str = "void";
+/// Where programs look for the proxy; each in capitals, too.
+pub const PROXY: [&str; 3] = ["http_proxy", "https_proxy", "no_proxy"];
+/// Where programs look for certificate authorities.
+pub const AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
+/// Label: who manages a pod, by Kubernetes' convention.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The value of [`MANAGED_BY`].
+pub const MANAGER: &str = "cuda-runner-operator";
+
+/// Whether a label or an annotation is the project's own.
+#[must_use]
+pub fn is_own_key(key: &str) -> bool {
+    let domain = key.split_once('/').map(|(domain, _)| domain);
+    domain.is_some_and(|d| {
+        d == cudarunner_crds::GROUP || d.ends_with(&format!(".{}", cudarunner_crds::GROUP))
+    })
+}

@@ -1,0 +1,416 @@
+//! The pod template: read, and held against what is the operator's. What passes here can be merged over
+//! [the pod](crate::pod) without loss of anything of ours.
+
+use cudarunner_crds::template as why;
+use gate_report::wire::AUDIENCE;
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements, Volume,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use super::{GpuRequest, owned};
+use crate::model::runner::RUNNER;
+
+/// The most bytes that a template may have, as JSON.
+const LARGEST: usize = 64 * 1024;
+
+/// What the rest of the spec says, as far as a template has to agree with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest<'a> {
+    /// The devices of one runner.
+    pub gpu: &'a GpuRequest,
+    /// Whether the pool has a proxy.
+    pub proxy: bool,
+    /// Whether the pool has certificate authorities.
+    pub authorities: bool,
+}
+
+/// A template that can be merged, or what is wrong, beginning with the path of the field below `spec.template`.
+pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateSpec, String> {
+    let Some(given) = given.filter(|t| !t.is_null()) else {
+        return Ok(PodTemplateSpec::default());
+    };
+    let size = given.to_string().len();
+    if size > LARGEST {
+        return Err(format!(
+            ": it has {size} bytes as JSON, and {LARGEST} are the most: move scripts and long values into a ConfigMap, and mount it"
+        ));
+    }
+    let parsed = known(given)
+        .map_err(|error| format!(": {error}; compare it with `kubectl explain pod.spec`"))?;
+    metadata(given.get("metadata"), parsed.metadata.as_ref())?;
+    if let Some(spec) = &parsed.spec {
+        pod(spec)?;
+        for volume in spec.volumes.iter().flatten() {
+            of_volume(volume)?;
+        }
+        containers(spec, rest)?;
+    }
+    Ok(parsed)
+}
+
+/// A template with every field known: one that a Pod does not have would otherwise vanish in silence.
+fn known(given: &Value) -> Result<PodTemplateSpec, String> {
+    let parsed: PodTemplateSpec =
+        serde_json::from_value(given.clone()).map_err(|e| e.to_string())?;
+    let known = serde_json::to_value(&parsed).map_err(|e| e.to_string())?;
+    match first_lost("", given, &known) {
+        Some(field) => Err(format!("a pod has no field {field:?}")),
+        None => Ok(parsed),
+    }
+}
+
+/// The first path of `given` that did not survive into `known`. What is empty may vanish.
+fn first_lost(path: &str, given: &Value, known: &Value) -> Option<String> {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{name}");
+            match known.get(name) {
+                Some(kept) => first_lost(&path, value, kept),
+                None if is_empty(value) => None,
+                None => Some(path),
+            }
+        }),
+        (Value::Array(given), Value::Array(known)) => given
+            .iter()
+            .zip(known)
+            .enumerate()
+            .find_map(|(i, (given, known))| first_lost(&format!("{path}[{i}]"), given, known)),
+        _ => None,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+/// The first of these that is so is refused, with its field and the sentence.
+fn first(table: &[(bool, &str, &str)], path: impl Fn(&str) -> String) -> Result<(), String> {
+    match table.iter().find(|(refused, ..)| *refused) {
+        Some((_, field, why)) => Err(format!("{}: {why}", path(field))),
+        None => Ok(()),
+    }
+}
+
+fn metadata(given: Option<&Value>, parsed: Option<&ObjectMeta>) -> Result<(), String> {
+    let fields = given.and_then(Value::as_object).into_iter().flatten();
+    for (field, value) in fields {
+        if !["labels", "annotations"].contains(&field.as_str()) && !is_empty(value) {
+            return Err(format!(".metadata.{field}: {}", why::METADATA));
+        }
+    }
+    let labels = parsed.and_then(|m| m.labels.as_ref());
+    let annotations = parsed.and_then(|m| m.annotations.as_ref());
+    for (list, keys) in [("labels", labels), ("annotations", annotations)] {
+        if let Some(key) = keys
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+            .find(|key| owned::is_own_key(key))
+        {
+            return Err(format!(".metadata.{list}[{key:?}]: {}", why::OWN_KEYS));
+        }
+    }
+    let managed = labels.and_then(|l| l.get(owned::MANAGED_BY));
+    if managed.is_some_and(|by| by != owned::MANAGER) {
+        return Err(format!(
+            ".metadata.labels[{:?}]: the operator manages its pods and says so there: remove the label, or write {}",
+            owned::MANAGED_BY,
+            owned::MANAGER
+        ));
+    }
+    Ok(())
+}
+
+fn pod(spec: &PodSpec) -> Result<(), String> {
+    let claims = spec.resource_claims.iter().flatten();
+    let restarts = spec.restart_policy.as_deref().is_some_and(|p| p != "Never");
+    let mounts_token = spec.automount_service_account_token == Some(true);
+    let table = [
+        (restarts, "restartPolicy", why::RESTART_POLICY),
+        (spec.node_name.is_some(), "nodeName", why::NODE_NAME),
+        (
+            spec.active_deadline_seconds.is_some(),
+            "activeDeadlineSeconds",
+            why::DEADLINE,
+        ),
+        (
+            spec.share_process_namespace == Some(true),
+            "shareProcessNamespace",
+            why::SHARED_PROCESSES,
+        ),
+        (
+            mounts_token,
+            "automountServiceAccountToken",
+            why::ACCOUNT_TOKEN,
+        ),
+        (
+            spec.readiness_gates.as_ref().is_some_and(|g| !g.is_empty()),
+            "readinessGates",
+            "the operator reads from the pod's condition Ready whether a runner is idle, and a readiness gate holds it back: remove readinessGates",
+        ),
+        (
+            spec.ephemeral_containers
+                .as_ref()
+                .is_some_and(|c| !c.is_empty()),
+            "ephemeralContainers",
+            "Kubernetes takes them for pods that run, not for new ones: remove ephemeralContainers, and use `kubectl debug`",
+        ),
+        (
+            claims.clone().any(|claim| claim.name == owned::CLAIM),
+            "resourceClaims",
+            "the claim named gpu is the operator's: set spec.gpu.claimTemplate, or give a claim for something else another name",
+        ),
+    ];
+    first(&table, |field| format!(".spec.{field}"))
+}
+
+fn of_volume(volume: &Volume) -> Result<(), String> {
+    let sources = volume.projected.iter().filter_map(|p| p.sources.as_ref());
+    let tokens = sources
+        .flatten()
+        .filter_map(|s| s.service_account_token.as_ref());
+    let table = [
+        (
+            owned::VOLUMES.contains(&volume.name.as_str()),
+            "name",
+            "a volume of the operator's has this name: choose another one",
+        ),
+        (
+            tokens
+                .clone()
+                .any(|t| t.audience.as_deref() == Some(AUDIENCE)),
+            "projected.sources",
+            "a token of this audience is the gate's alone, since it is good for a registration: choose another audience",
+        ),
+    ];
+    first(&table, |field| {
+        format!(".spec.volumes[{}].{field}", volume.name)
+    })
+}
+
+fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
+    let runners = spec.containers.iter().map(|c| ("containers", c));
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|c| ("initContainers", c));
+    let mut names = vec![];
+    for (list, container) in runners.chain(init) {
+        let place = Place { list, container };
+        if names.contains(&&container.name) {
+            return Err(place.says("name", "two containers have this name: choose another one"));
+        }
+        names.push(&container.name);
+        mounts(place)?;
+        if list == "containers" {
+            runner(place, rest)?;
+        } else {
+            beside(place, rest)?;
+        }
+    }
+    Ok(())
+}
+
+/// A container of the template, for messages.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    list: &'a str,
+    container: &'a Container,
+}
+
+impl Place<'_> {
+    fn path(&self, field: &str) -> String {
+        format!(".spec.{}[{}].{field}", self.list, self.container.name)
+    }
+
+    fn says(&self, field: &str, why: &str) -> String {
+        format!("{}: {why}", self.path(field))
+    }
+}
+
+/// The agent's container.
+fn runner(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
+    let c = place.container;
+    let restarts = c.restart_policy.is_some() || c.restart_policy_rules.is_some();
+    let path = c.termination_message_path.as_deref();
+    let policy = c.termination_message_policy.as_deref();
+    let table = [
+        (c.name != RUNNER, "name", why::OTHER_CONTAINER),
+        (c.command.is_some(), "command", why::COMMAND),
+        (c.args.is_some(), "args", why::COMMAND),
+        (c.startup_probe.is_some(), "startupProbe", why::PROBE),
+        (c.readiness_probe.is_some(), "readinessProbe", why::PROBE),
+        (restarts, "restartPolicy", why::RESTART_POLICY),
+        (
+            path.is_some_and(|p| p != owned::TERMINATION_LOG),
+            "terminationMessagePath",
+            "the job hooks leave their marks in /dev/termination-log: remove terminationMessagePath",
+        ),
+        (
+            policy.is_some_and(|p| p != owned::TERMINATION_POLICY),
+            "terminationMessagePolicy",
+            "an agent that fails says why in its log only: remove terminationMessagePolicy; it is FallbackToLogsOnError",
+        ),
+    ];
+    first(&table, |field| place.path(field))?;
+    let all = c.env.iter().flatten();
+    for (number, variable) in all.clone().enumerate() {
+        if let Some(why) = not_a_users(&variable.name, rest) {
+            return Err(place.says(&format!("env[{}]", variable.name), why));
+        }
+        if all.clone().take(number).any(|v| v.name == variable.name) {
+            return Err(place.says(
+                &format!("env[{}]", variable.name),
+                "it is there twice: remove one",
+            ));
+        }
+    }
+    let Some(resources) = &c.resources else {
+        return Ok(());
+    };
+    for (field, name, quantity) in devices(resources, rest.gpu) {
+        let agrees = matches!(rest.gpu, GpuRequest::Resource { name: ours, count } if ours == name && count.to_string() == quantity);
+        if !agrees {
+            return Err(place.says(
+                &format!("resources.{field}[{name:?}]"),
+                &format!("it asks for {quantity}, and spec.gpu for {}; the gate proves what spec.gpu says, and a job gets nothing else: remove it here, and set spec.gpu.resource and spec.gpu.count", rest.gpu),
+            ));
+        }
+    }
+    let claims = resources.claims.iter().flatten();
+    match claims.into_iter().find(|c| c.name == owned::CLAIM) {
+        Some(_) => Err(place.says("resources.claims", "the claim named gpu is the operator's, and the runner has it as spec.gpu.claimTemplate says: remove it here")),
+        None => Ok(()),
+    }
+}
+
+/// An init container of the user's, or a sidecar: it gets no GPU, and holds nothing up that the operator reads.
+fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
+    let c = place.container;
+    let resources = c.resources.as_ref();
+    let has_devices = resources.is_some_and(|r| devices(r, rest.gpu).next().is_some());
+    let has_claims = resources.is_some_and(|r| r.claims.as_ref().is_some_and(|c| !c.is_empty()));
+    let sees = |variable: &EnvVar| {
+        variable.name == owned::VISIBLE_DEVICES
+            && !matches!(
+                variable.value.as_deref(),
+                Some("" | "none" | owned::NO_DEVICES)
+            )
+    };
+    let no_gpu = "the devices are the runner's, after the gate has proven them: no other container gets one, so remove it here";
+    let table = [
+        (
+            owned::INIT_CONTAINERS.contains(&c.name.as_str()),
+            "name",
+            "a container of the operator's has this name, and a template cannot change it: choose another one; what the gate may use is spec.smoke.resources",
+        ),
+        (
+            c.name == RUNNER,
+            "name",
+            "runner is the agent's container: choose another name",
+        ),
+        (has_devices, "resources", no_gpu),
+        (
+            has_claims,
+            "resources.claims",
+            "the gate proves what the runner claims, and nothing else: claim it for the container runner",
+        ),
+        (
+            c.env.iter().flatten().any(sees),
+            "env[NVIDIA_VISIBLE_DEVICES]",
+            no_gpu,
+        ),
+        (
+            c.readiness_probe.is_some(),
+            "readinessProbe",
+            "the operator reads from the pod's condition Ready whether a runner is idle: remove readinessProbe; a sidecar's startupProbe holds the runner up until it is there",
+        ),
+    ];
+    first(&table, |field| place.path(field))
+}
+
+/// No container has our volumes, or something else in their place.
+fn mounts(place: Place<'_>) -> Result<(), String> {
+    for mount in place.container.volume_mounts.iter().flatten() {
+        let path = mount.mount_path.trim_end_matches('/');
+        let is_ours = |ours: &str| path == ours || path.starts_with(&format!("{ours}/"));
+        let table = [
+            (
+                owned::VOLUMES.contains(&mount.name.as_str()),
+                "name",
+                "this volume is the operator's: remove the mount",
+            ),
+            (
+                owned::PATHS.iter().any(|ours| is_ours(ours)),
+                "mountPath",
+                "the operator has its own files there: choose another path",
+            ),
+        ];
+        first(&table, |field| {
+            place.path(&format!("volumeMounts[{}].{field}", mount.name))
+        })?;
+    }
+    Ok(())
+}
+
+/// What a container asks for that is a GPU: field, name and quantity.
+fn devices<'a>(
+    resources: &'a ResourceRequirements,
+    gpu: &'a GpuRequest,
+) -> impl Iterator<Item = (&'static str, &'a str, &'a str)> {
+    let both = [
+        ("limits", &resources.limits),
+        ("requests", &resources.requests),
+    ];
+    both.into_iter().flat_map(move |(field, list)| {
+        let list = list.iter().flatten();
+        list.filter(|(name, _)| is_gpu(name, gpu))
+            .map(move |(name, quantity)| (field, name.as_str(), quantity.0.as_str()))
+    })
+}
+
+/// Whether a resource stands for GPUs: the pool's own, or one of the names under which NVIDIA's device plugin offers them.
+fn is_gpu(name: &str, gpu: &GpuRequest) -> bool {
+    let own = matches!(gpu, GpuRequest::Resource { name: ours, .. } if ours == name);
+    let device = name.strip_prefix("nvidia.com/").unwrap_or_default();
+    own || device == "gpu" || device.starts_with("gpu.") || device.starts_with("mig-")
+}
+
+/// Why a variable may not be set for the agent.
+fn not_a_users(name: &str, rest: Rest<'_>) -> Option<&'static str> {
+    let is_proxy = || owned::PROXY.contains(&name.to_lowercase().as_str());
+    match name {
+        owned::VISIBLE_DEVICES => Some(
+            "the device plugin or the claim decides which devices a container has, and the gate proves those: remove it, and set spec.gpu.count",
+        ),
+        owned::DEPRECATED_EXIT_CODE => Some("the operator sets it: remove it"),
+        "RUNNER_NAME" | "RUNNER_URL" | "RUNNER_TOKEN" | "RUNNER_LABELS" | "RUNNER_GROUP"
+        | "RUNNER_EPHEMERAL" | "RUNNER_WORKDIR" => Some(
+            "it changes nothing here, since the operator registers the runner: remove it; spec.github, spec.labels and spec.lifetime say the same",
+        ),
+        _ if name.starts_with("ACTIONS_RUNNER_INPUT_") => Some(
+            "options of the agent are the operator's: remove it; spec.github, spec.labels and spec.lifetime say what it registers with",
+        ),
+        _ if name.starts_with("CUDA_RUNNER_") || name.starts_with("CUDA_SMOKE_") => {
+            Some("variables of this prefix are the operator's: choose another name")
+        }
+        _ if rest.proxy && is_proxy() => Some(
+            "spec.github.proxy sets it: remove it, and write exceptions into spec.github.proxy.noProxy",
+        ),
+        _ if rest.authorities && owned::AUTHORITIES.contains(&name) => Some(
+            "spec.github.caBundleRef sets it: remove it, and put further authorities into that ConfigMap",
+        ),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

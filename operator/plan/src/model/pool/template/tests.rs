@@ -1,0 +1,384 @@
+use serde_json::json;
+
+use super::*;
+use crate::fixture;
+use crate::model::pool::{Pool, Spec, SpecError};
+
+fn read_pool(
+    template: Value,
+    change: impl FnOnce(&mut cudarunner_crds::CudaRunnerSpec),
+) -> Result<Spec, SpecError> {
+    let mut resource = fixture::resource();
+    resource.spec.template = Some(template);
+    change(&mut resource.spec);
+    Pool::read(&resource, false).spec
+}
+
+#[track_caller]
+fn assert_refused(template: Value, path: &str, words: &str) {
+    let error = read_pool(template, |_| {}).unwrap_err();
+    assert_eq!(error.reason(), "InvalidTemplate");
+    let said = error.to_string();
+    assert!(
+        said.starts_with(&format!("spec.template{path}: ")),
+        "{path} is not where {said:?} points"
+    );
+    assert!(said.contains(words), "{words:?} is not in {said:?}");
+}
+
+fn runner_with(fields: Value) -> Value {
+    let mut container = json!({"name": "runner"});
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object")
+    };
+    container.as_object_mut().unwrap().extend(fields);
+    json!({"spec": {"containers": [container]}})
+}
+
+fn beside_with(fields: Value) -> Value {
+    let mut container = json!({"name": "vpn", "image": "example/vpn:1", "restartPolicy": "Always"});
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object")
+    };
+    container.as_object_mut().unwrap().extend(fields);
+    json!({"spec": {"initContainers": [container]}})
+}
+
+#[test]
+fn the_pods_name_owner_and_keys_are_the_operators() {
+    for field in ["name", "generateName", "namespace"] {
+        assert_refused(
+            json!({"metadata": {field: "x"}}),
+            &format!(".metadata.{field}"),
+            "labels and annotations only",
+        );
+    }
+    assert_refused(
+        json!({"metadata": {"finalizers": ["x/y"]}}),
+        ".metadata.finalizers",
+        "labels and annotations only",
+    );
+    let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "y"}]);
+    assert_refused(
+        json!({"metadata": {"ownerReferences": owner}}),
+        ".metadata.ownerReferences",
+        "labels and annotations only",
+    );
+    assert_refused(
+        json!({"metadata": {"annotations": {"cudarunner.dev/avoids": "x"}}}),
+        r#".metadata.annotations["cudarunner.dev/avoids"]"#,
+        "choose another prefix",
+    );
+    assert_refused(
+        json!({"metadata": {"labels": {"sub.cudarunner.dev/x": "x"}}}),
+        r#".metadata.labels["sub.cudarunner.dev/x"]"#,
+        "choose another prefix",
+    );
+    assert_refused(
+        json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}}),
+        r#".metadata.labels["app.kubernetes.io/managed-by"]"#,
+        "remove the label",
+    );
+}
+
+#[test]
+fn what_the_pod_may_not_be_is_named_with_what_to_write_instead() {
+    let table = [
+        (
+            json!({"restartPolicy": "Always"}),
+            "restartPolicy",
+            "it is Never",
+        ),
+        (
+            json!({"restartPolicy": "OnFailure"}),
+            "restartPolicy",
+            "it is Never",
+        ),
+        (
+            json!({"nodeName": "node-1"}),
+            "nodeName",
+            "write nodeSelector",
+        ),
+        (
+            json!({"activeDeadlineSeconds": 60}),
+            "activeDeadlineSeconds",
+            "timeout-minutes",
+        ),
+        (
+            json!({"shareProcessNamespace": true}),
+            "shareProcessNamespace",
+            "remove it",
+        ),
+        (
+            json!({"automountServiceAccountToken": true}),
+            "automountServiceAccountToken",
+            "projected volume",
+        ),
+        (
+            json!({"readinessGates": [{"conditionType": "x/y"}]}),
+            "readinessGates",
+            "remove readinessGates",
+        ),
+        (
+            json!({"ephemeralContainers": [{"name": "x"}]}),
+            "ephemeralContainers",
+            "kubectl debug",
+        ),
+        (
+            json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "x"}]}),
+            "resourceClaims",
+            "spec.gpu.claimTemplate",
+        ),
+        (
+            json!({"volumes": [{"name": "registration", "emptyDir": {}}]}),
+            "volumes[registration].name",
+            "choose another one",
+        ),
+        (
+            json!({"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"audience": AUDIENCE, "path": "t"}}]}}]}),
+            "volumes[t].projected.sources",
+            "choose another audience",
+        ),
+    ];
+    for (spec, field, words) in table {
+        assert_refused(json!({"spec": spec}), &format!(".spec.{field}"), words);
+    }
+}
+
+#[test]
+fn what_the_runner_may_not_have_is_named_with_what_to_write_instead() {
+    let table = [
+        (
+            json!({"command": ["/home/runner/run.sh"]}),
+            "command",
+            "remove command and args",
+        ),
+        (json!({"command": []}), "command", "remove command and args"),
+        (
+            json!({"args": ["--once"]}),
+            "args",
+            "remove command and args",
+        ),
+        (
+            json!({"readinessProbe": {"exec": {"command": ["true"]}}}),
+            "readinessProbe",
+            "livenessProbe is free",
+        ),
+        (
+            json!({"startupProbe": {"exec": {"command": ["true"]}}}),
+            "startupProbe",
+            "livenessProbe is free",
+        ),
+        (
+            json!({"restartPolicy": "Always"}),
+            "restartPolicy",
+            "it is Never",
+        ),
+        (
+            json!({"terminationMessagePath": "/tmp/x"}),
+            "terminationMessagePath",
+            "remove",
+        ),
+        (
+            json!({"terminationMessagePolicy": "File"}),
+            "terminationMessagePolicy",
+            "remove",
+        ),
+        (
+            json!({"resources": {"limits": {"nvidia.com/gpu": 2}}}),
+            r#"resources.limits["nvidia.com/gpu"]"#,
+            "spec.gpu for 1 x nvidia.com/gpu",
+        ),
+        (
+            json!({"resources": {"requests": {"nvidia.com/gpu": "2"}}}),
+            r#"resources.requests["nvidia.com/gpu"]"#,
+            "set spec.gpu.resource and spec.gpu.count",
+        ),
+        (
+            json!({"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}}),
+            r#"resources.limits["nvidia.com/mig-1g.10gb"]"#,
+            "it asks for 1",
+        ),
+        (
+            json!({"resources": {"claims": [{"name": "gpu"}]}}),
+            "resources.claims",
+            "remove it here",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "registration", "mountPath": "/x"}]}),
+            "volumeMounts[registration].name",
+            "remove the mount",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "own", "mountPath": "/run/cuda-runner/"}]}),
+            "volumeMounts[own].mountPath",
+            "choose another path",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "own", "mountPath": "/run/cuda-runner/job-started.sh"}]}),
+            "volumeMounts[own].mountPath",
+            "choose another path",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "own", "mountPath": "/dev/termination-log"}]}),
+            "volumeMounts[own].mountPath",
+            "choose another path",
+        ),
+    ];
+    for (fields, field, words) in table {
+        assert_refused(
+            runner_with(fields),
+            &format!(".spec.containers[runner].{field}"),
+            words,
+        );
+    }
+}
+
+#[test]
+fn variables_that_are_the_operators_are_named() {
+    let env = |name: &str| runner_with(json!({"env": [{"name": name, "value": "x"}]}));
+    let table = [
+        ("NVIDIA_VISIBLE_DEVICES", "spec.gpu.count"),
+        ("ACTIONS_RUNNER_INPUT_JITCONFIG", "spec.labels"),
+        ("ACTIONS_RUNNER_INPUT_LABELS", "spec.labels"),
+        (
+            "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE",
+            "remove it",
+        ),
+        ("CUDA_RUNNER_HOOK_JOB_STARTED", "choose another name"),
+        ("RUNNER_TOKEN", "spec.github"),
+    ];
+    for (name, words) in table {
+        assert_refused(
+            env(name),
+            &format!(".spec.containers[runner].env[{name}]"),
+            words,
+        );
+    }
+    // Those that only some pools have
+    for name in [
+        "https_proxy",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "RUNNER_ALLOW_RUNASROOT",
+        "ACTIONS_RUNNER_HOOK_JOB_STARTED",
+    ] {
+        assert!(read_pool(env(name), |_| {}).is_ok(), "{name}");
+    }
+    let proxy = cudarunner_crds::Proxy {
+        url: "http://proxy:3128".to_owned(),
+        no_proxy: vec![],
+    };
+    let error = read_pool(env("NO_PROXY"), |spec| spec.github.proxy = Some(proxy)).unwrap_err();
+    assert!(
+        error.to_string().contains("spec.github.proxy.noProxy"),
+        "{error}"
+    );
+    let bundle = cudarunner_crds::KeyReference {
+        name: "ca".to_owned(),
+        key: "ca.crt".to_owned(),
+    };
+    let error = read_pool(env("SSL_CERT_FILE"), |spec| {
+        spec.github.ca_bundle_ref = Some(bundle);
+    })
+    .unwrap_err();
+    assert!(
+        error.to_string().contains("spec.github.caBundleRef"),
+        "{error}"
+    );
+}
+
+#[test]
+fn other_containers_are_init_containers_and_have_no_gpu() {
+    for containers in [
+        json!([{"name": "main"}]),
+        json!([{"name": "main"}, {"name": "runner"}]),
+    ] {
+        let path = ".spec.containers[main].name";
+        assert_refused(
+            json!({"spec": {"containers": containers}}),
+            path,
+            "initContainers with restartPolicy: Always",
+        );
+    }
+    assert_refused(
+        json!({"spec": {"containers": [{"name": "runner"}, {"name": "runner"}]}}),
+        ".spec.containers[runner].name",
+        "two containers",
+    );
+    for name in ["gate", "preflight", "runner"] {
+        assert_refused(
+            beside_with(json!({"name": name})),
+            &format!(".spec.initContainers[{name}].name"),
+            "choose another",
+        );
+    }
+    let table = [
+        (
+            json!({"resources": {"limits": {"nvidia.com/gpu": 1}}}),
+            "resources",
+            "no other container gets one",
+        ),
+        (
+            json!({"resources": {"claims": [{"name": "nic"}]}}),
+            "resources.claims",
+            "for the container runner",
+        ),
+        (
+            json!({"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}),
+            "env[NVIDIA_VISIBLE_DEVICES]",
+            "no other container gets one",
+        ),
+        (
+            json!({"readinessProbe": {"exec": {"command": ["true"]}}}),
+            "readinessProbe",
+            "startupProbe",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "registrar-token", "mountPath": "/x"}]}),
+            "volumeMounts[registrar-token].name",
+            "remove the mount",
+        ),
+    ];
+    for (fields, field, words) in table {
+        assert_refused(
+            beside_with(fields),
+            &format!(".spec.initContainers[vpn].{field}"),
+            words,
+        );
+    }
+    assert!(
+        read_pool(
+            beside_with(
+                json!({"command": ["vpn"], "startupProbe": {"exec": {"command": ["true"]}}})
+            ),
+            |_| {}
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn devices_that_agree_with_the_spec_are_taken() {
+    let two = json!({"resources": {"limits": {"nvidia.com/gpu": 2, "cpu": "4"}, "requests": {"nvidia.com/gpu": "2"}}});
+    assert!(read_pool(runner_with(two.clone()), |spec| spec.gpu.count = Some(2)).is_ok());
+    let claim = |spec: &mut cudarunner_crds::CudaRunnerSpec| {
+        spec.gpu.claim_template = Some("a100".to_owned());
+    };
+    let error = read_pool(runner_with(two), claim).unwrap_err();
+    assert!(error.to_string().contains("claim a100"), "{error}");
+    // Devices of other kinds are the user's
+    let nic = json!({"resources": {"limits": {"rdma/hca": 1, "nvidia.com/hostdev": 1}}});
+    assert!(read_pool(runner_with(nic), |_| {}).is_ok());
+}
+
+#[test]
+fn a_template_has_a_largest_size() {
+    let of = |bytes: usize| json!({"metadata": {"annotations": {"a": "x".repeat(bytes)}}});
+    assert!(read_pool(of(60_000), |_| {}).is_ok());
+    assert_refused(
+        of(70_000),
+        "",
+        "70037 bytes as JSON, and 65536 are the most",
+    );
+}

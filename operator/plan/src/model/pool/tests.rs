@@ -1,0 +1,145 @@
+use super::*;
+use crate::fixture;
+use serde_json::json;
+
+#[test]
+fn an_unknown_field_of_the_template_is_named() {
+    let mut resource = fixture::resource();
+    resource.spec.template = Some(json!({
+        "spec": {"containers": [{"name": "runner", "resource": {"limits": {"cpu": "1"}}}]}
+    }));
+    let error = Pool::read(&resource, false).spec.unwrap_err();
+    assert_eq!(error.reason(), "InvalidTemplate");
+    assert!(
+        error.to_string().contains(".spec.containers[0].resource"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_template_of_the_example_survives() {
+    let mut resource = fixture::resource();
+    resource.spec.template = Some(json!({
+        "metadata": {"annotations": {}},
+        "spec": {"containers": [{
+            "name": "runner",
+            "image": "example/runner:1",
+            "resources": {"requests": {"cpu": "4", "memory": "16Gi"}}
+        }]}
+    }));
+    assert!(Pool::read(&resource, false).spec.is_ok());
+}
+
+#[test]
+fn durations_that_an_older_definition_let_in_are_brought_within_the_bounds() {
+    let (day, hour, minute) = (86_400, 3_600, 60);
+    for (text, timeout, every) in [
+        ("99999999999999999999h", 5 * day, 365 * day),
+        ("99999999h", 5 * day, 365 * day),
+        ("0m", 0, 10 * minute),
+        ("2h", 2 * hour, 2 * hour),
+    ] {
+        let mut resource = fixture::resource();
+        resource.spec.teardown_timeout = text.to_owned();
+        let verify =
+            json!({"workflow": "w.yml", "ref": "main", "every": text, "jobs": [{"name": "cuda"}]});
+        resource.spec.verify = Some(serde_json::from_value(verify).unwrap());
+        let pool = Pool::read(&resource, false);
+        assert_eq!(pool.teardown_timeout.as_secs(), timeout, "{text}");
+        let found = pool.spec.unwrap().verify_every.unwrap();
+        assert_eq!(found.as_secs(), every, "{text}");
+    }
+}
+
+#[test]
+fn another_kind_of_pool_is_refused_and_named() {
+    let error = scaled(ScalingSource::Webhook, "https://github.com/acme/widgets").unwrap_err();
+    assert_eq!(error.reason(), "NotImplemented");
+    assert!(error.to_string().contains("spec.scaling.source: Webhook"));
+}
+
+fn scaled(source: ScalingSource, url: &str) -> Result<Spec, SpecError> {
+    let mut resource = fixture::resource();
+    resource.spec.github.url = url.to_owned();
+    resource.spec.scaling = Some(Scaling {
+        min_runners: 1,
+        max_runners: 8,
+        source,
+    });
+    Pool::read(&resource, false).spec
+}
+
+#[test]
+fn a_range_follows_a_queue_that_can_be_read() {
+    let (repository, organization) = ("https://github.com/acme/widgets", "https://github.com/acme");
+    for url in [repository, organization] {
+        let spec = scaled(ScalingSource::ScaleSet, url).unwrap();
+        assert_eq!(spec.registration, RegistrationKind::ScaleSet);
+        assert_eq!(spec.size, Size { min: 1, max: 8 });
+        assert!(!spec.reads_queue());
+    }
+    let spec = scaled(ScalingSource::Poll, repository).unwrap();
+    assert_eq!(spec.registration, RegistrationKind::JitConfig);
+    assert!(spec.reads_queue());
+    let error = scaled(ScalingSource::Poll, organization).unwrap_err();
+    assert_eq!(error.reason(), "NoQueue");
+    assert!(error.to_string().contains("ScaleSet"), "{error}");
+}
+
+#[test]
+fn a_scale_set_is_named_after_pool_and_uid() {
+    let pool = Pool::read(&fixture::resource(), false);
+    assert_eq!(pool.scale_set_name(), "pool-1b4e28ba");
+}
+
+#[test]
+fn a_persistent_runner_registers_by_token_whatever_is_asked() {
+    use Lifetime::{Ephemeral, Persistent};
+    use RegistrationMode::{JitConfig, RegistrationToken};
+    let kind = |lifetime, registration| {
+        let mut resource = fixture::resource();
+        resource.spec.lifetime = lifetime;
+        resource.spec.registration = registration;
+        Pool::read(&resource, false).spec.unwrap().registration
+    };
+    assert_eq!(kind(Ephemeral, JitConfig), RegistrationKind::JitConfig);
+    assert_eq!(kind(Ephemeral, RegistrationToken), RegistrationKind::Token);
+    assert_eq!(kind(Persistent, JitConfig), RegistrationKind::Token);
+}
+
+#[test]
+fn plain_http_needs_the_flag() {
+    let mut resource = fixture::resource();
+    resource.spec.github.url = "http://ghe.example.com/acme/widgets".into();
+    assert_eq!(
+        Pool::read(&resource, false).spec.unwrap_err().reason(),
+        "InvalidUrl"
+    );
+    assert!(Pool::read(&resource, true).spec.is_ok());
+}
+
+#[test]
+fn the_hash_follows_the_shape_and_not_the_number() {
+    let hash = |resource: &CudaRunner| Pool::read(resource, false).spec.unwrap().template_hash;
+    let base = fixture::resource();
+    let mut more = base.clone();
+    more.spec.replicas = Some(7);
+    let mut other = base.clone();
+    other.spec.labels.push("a100".into());
+    let mut scale_set = base.clone();
+    scale_set.spec.registration = RegistrationMode::ScaleSet;
+    assert_eq!(hash(&base), hash(&more));
+    assert_ne!(hash(&base), hash(&other));
+    assert_ne!(hash(&base), hash(&scale_set));
+    assert_eq!(
+        hash(&base),
+        "01874b19dc7845ef",
+        "an upgrade of the operator replaces no runner"
+    );
+}
+
+#[test]
+fn durations_are_read_as_kubernetes_writes_them() {
+    assert_eq!(teardown_timeout("1h30m"), SignedDuration::from_mins(90));
+    assert_eq!(teardown_timeout("5s"), SignedDuration::from_secs(5));
+}

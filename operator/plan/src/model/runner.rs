@@ -1,0 +1,355 @@
+//! A runner: how far it has come, and how it ended.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::{Class, clean};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::hardware::Hardware;
+use super::pool::Spec;
+
+/// Annotation: fingerprint of the spec that the pod was made from.
+pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
+/// Annotation: present, with this value, on the pod of a runner that runs many jobs.
+pub const LIFETIME_ANNOTATION: &str = "cudarunner.dev/lifetime";
+/// The value of [`LIFETIME_ANNOTATION`].
+pub const PERSISTENT: &str = "Persistent";
+/// Annotation: the address at which the pod's runner registers.
+pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
+/// Annotation: names of the nodes that the pod was told to keep off, with commas between.
+pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
+/// The kubelet's word for an image that it could not pull and will try again.
+pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
+/// Name of the init container that looks at the runner's image.
+pub const PREFLIGHT: &str = "preflight";
+/// Name of the init container that proves the GPU.
+pub const GATE: &str = "gate";
+/// Name of the agent's container.
+pub const RUNNER: &str = "runner";
+/// The reason of a runner whose gate failed.
+pub const GATE_FAILED: &str = "GateFailed";
+/// The reason of a runner whose job ended with it.
+pub const JOB_CUT_SHORT: &str = "JobCutShort";
+/// The reason of a runner whose pod somebody deleted before it was of use.
+pub const POD_DELETED: &str = "PodDeleted";
+/// The reason of a runner whose agent GitHub finds too old.
+pub const VERSION_REFUSED: &str = "VersionRefused";
+/// The reason of the first such runner: an outage has looked the same.
+pub const VERSION_REFUSED_ONCE: &str = "VersionRefusedOnce";
+/// The reason of a runner one of whose containers could not be made or started.
+pub const NOT_STARTED: &str = "ContainerNotStarted";
+/// The reason of an agent that has hardly started. If that goes on, its image or its template is to blame.
+pub const ENDED_AT_ONCE: &str = "AgentEndedAtOnce";
+/// The reason of a runner whose pod the kubelet did not take.
+pub const REJECTED: &str = "PodRejected";
+/// The longest name that is kept of a job, a workflow or a repository.
+const LONGEST_NAME: usize = 140;
+
+/// The reason of a runner whose pod was taken off its node.
+pub const EVICTED: &str = "Evicted";
+/// The reason of a runner whose node stopped answering.
+pub const NODE_LOST: &str = "NodeLost";
+
+/// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Runner {
+    /// Name of the pod and of the entry on GitHub.
+    pub name: String,
+    /// Uid of the pod.
+    pub uid: String,
+    /// When the pod was created.
+    pub created: Timestamp,
+    /// By when a pod that is being deleted should be gone.
+    pub gone_by: Option<Timestamp>,
+    /// Node that it was bound to.
+    pub node: Option<String>,
+    /// Fingerprint of the spec that it was made from.
+    pub template: String,
+    /// Nodes that it was told to keep off.
+    pub avoids: BTreeSet<String>,
+    /// The address at which it registers; unknown of a pod that an older version of the operator made.
+    pub url: Option<String>,
+    /// Uid of the resource that owns it.
+    pub owner: String,
+    /// How far it had come, whoever deletes the pod since.
+    pub reached: RunnerPhase,
+    /// How far it has come.
+    pub phase: RunnerPhase,
+    /// Since when it is in that phase.
+    pub since: Timestamp,
+    /// What it waits for, as Kubernetes says it: a scheduler's or an image's message.
+    pub waiting: Option<Waiting>,
+    /// Whether the agent's process runs, online or not.
+    pub agent_running: bool,
+    /// Whether the gate has passed.
+    pub gate_passed: bool,
+    /// UUIDs of the devices, as the gate saw them.
+    pub devices: Vec<String>,
+    /// Products and driver, as the gate saw them.
+    pub hardware: Option<Hardware>,
+    /// How it ended.
+    pub end: Option<End>,
+    /// Whether Kubernetes says that its pod has ended. Until then it holds its GPUs.
+    pub is_over: bool,
+    /// The last job that has ended on it; known once its container has ended.
+    pub done: Option<Done>,
+    /// What Kubernetes says where it takes the pod away by itself.
+    pub disruption: Option<Disruption>,
+}
+
+/// What a pod waits for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Waiting {
+    /// Kubernetes' word, for example `Unschedulable` or `ImagePullBackOff`.
+    pub reason: String,
+    /// Kubernetes' sentence.
+    pub message: String,
+    /// The container, where one waits.
+    pub container: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(container) = &self.container {
+            write!(f, "container {container}")?;
+            if let Some(image) = self.image.as_ref().filter(|image| !image.is_empty()) {
+                write!(f, ", image {image}")?;
+            }
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.reason)?;
+        if self.message.is_empty() {
+            return Ok(());
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Runner {
+    /// Whether the pod still takes up a place in the pool.
+    #[must_use]
+    pub fn is_active(&self, now: Timestamp) -> bool {
+        match self.phase {
+            RunnerPhase::Finished | RunnerPhase::Failed => false,
+            // A pod on a lost node is never confirmed gone: after its grace it no longer counts.
+            RunnerPhase::Terminating => {
+                self.end.is_none() && self.gone_by.is_none_or(|by| now < by)
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether it has ended, and its pod holds its GPUs for a moment yet.
+    #[must_use]
+    pub fn is_ending(&self, now: Timestamp) -> bool {
+        self.end.is_some() && !self.is_over && self.gone_by.is_none_or(|by| now < by)
+    }
+
+    /// Whether it registers at another address than the spec's, as far as its pod says.
+    #[must_use]
+    pub fn is_elsewhere(&self, spec: &Spec) -> bool {
+        let url = self.url.as_ref();
+        url.is_some_and(|url| *url != spec.url.to_string())
+    }
+
+    /// Whether the agent is connected to GitHub.
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        matches!(self.phase, RunnerPhase::Idle | RunnerPhase::Busy)
+    }
+}
+
+/// How a runner ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// It ran a job to its end, whatever the job's own result.
+    JobDone(Job),
+    /// It ended otherwise.
+    Failed(Failure),
+}
+
+/// Why a runner ended without a finished job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// One word, as in Events.
+    pub reason: &'static str,
+    /// Who has to act.
+    pub class: Class,
+    /// The driver's code, or a container's exit code.
+    pub code: Option<i32>,
+    /// Name of the driver's code, or of what the gate found.
+    pub code_name: Option<String>,
+    /// UUID of the device at fault.
+    pub device: Option<String>,
+    /// What happened, and what to do.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+    /// Whether GitHub may still hold the runner's entry.
+    pub registered: bool,
+    /// Whether the gate met it before it reached a device: a driver that still starts looks like that.
+    pub at_start: bool,
+    /// The agent's version, where GitHub refused it.
+    pub refused: Option<RefusedVersion>,
+}
+
+impl Failure {
+    /// One that is no device's and no version's.
+    #[must_use]
+    pub fn new(
+        reason: &'static str,
+        class: Class,
+        message: String,
+        at: Timestamp,
+        registered: bool,
+    ) -> Self {
+        Self {
+            reason,
+            class,
+            code: None,
+            code_name: None,
+            device: None,
+            message,
+            at,
+            registered,
+            at_start: false,
+            refused: None,
+        }
+    }
+
+    /// The end of a pod that somebody deleted by force: nobody saw its containers end.
+    #[must_use]
+    pub fn deleted(runner: &Runner, now: Timestamp) -> Option<Self> {
+        let (reason, what) = match runner.reached {
+            RunnerPhase::Idle | RunnerPhase::Finished | RunnerPhase::Failed => return None,
+            RunnerPhase::Busy => (
+                JOB_CUT_SHORT,
+                "in the middle of a job; GitHub fails that after a while",
+            ),
+            _ => (
+                POD_DELETED,
+                "before its agent was online. If that goes on, look for who deletes pods here: a descheduler, a preemption, a clean-up of the namespace",
+            ),
+        };
+        let by = runner.disruption.as_ref();
+        let by = by.map_or_else(String::new, |by| {
+            format!(" ({}: {})", by.reason, by.message)
+        });
+        let message = format!("The pod was deleted{by}, not by this operator, {what}.");
+        Some(Self::new(reason, Class::Transient, message, now, true))
+    }
+
+    /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
+    #[must_use]
+    pub fn is_unasked(&self) -> bool {
+        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED].contains(&self.reason)
+    }
+}
+
+/// A version of the agent that GitHub refused, in the agent's words.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RefusedVersion {
+    /// The version.
+    pub version: Option<String>,
+    /// The least that would do.
+    pub minimum: Option<String>,
+}
+
+/// A job, as the hooks noted it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+pub struct Job {
+    /// The job's id in its workflow.
+    pub job: String,
+    /// Id of the workflow run.
+    pub run: String,
+    /// Which attempt of that run.
+    pub attempt: String,
+    /// Name of the workflow.
+    pub workflow: String,
+    /// `OWNER/NAME`.
+    pub repository: String,
+    /// When the hook ran, in seconds since 1970.
+    pub at: String,
+}
+
+impl Job {
+    /// With every field cut to a name's length, and without what a terminal would trip over.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        Self {
+            job: bounded(&self.job),
+            run: bounded(&self.run),
+            attempt: bounded(&self.attempt),
+            workflow: bounded(&self.workflow),
+            repository: bounded(&self.repository),
+            at: bounded(&self.at),
+        }
+    }
+
+    /// When the hook ran, if that can be.
+    #[must_use]
+    pub fn time(&self, after: Timestamp, before: Timestamp) -> Option<Timestamp> {
+        let at = Timestamp::from_second(self.at.parse().ok()?).ok()?;
+        (after <= at && at <= before).then_some(at)
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "job {} of run {} in {}",
+            self.job, self.run, self.repository
+        )
+    }
+}
+
+/// A name without what a terminal or a sentence would trip over.
+fn bounded(text: &str) -> String {
+    clean(text, LONGEST_NAME)
+}
+
+/// A job that has ended on a runner, whatever became of either.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Done {
+    /// The job.
+    pub job: Job,
+    /// When it began.
+    pub started: Option<Timestamp>,
+    /// When it ended.
+    pub finished: Timestamp,
+}
+
+/// What Kubernetes says of a pod that it takes away.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Disruption {
+    /// Kubernetes' word, see
+    /// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>.
+    pub reason: String,
+    /// Kubernetes' sentence.
+    pub message: String,
+}
+
+/// The failure of a runner whose node never confirmed that the pod is gone, once its time for that is over.
+#[must_use]
+pub fn unconfirmed(runner: &Runner, now: Timestamp) -> Option<Failure> {
+    let disruption = runner.disruption.as_ref()?;
+    let at = runner.gone_by.filter(|by| *by <= now)?;
+    let message = lost(
+        &format!("{}: {}", disruption.reason, disruption.message),
+        " If its runner had a job, GitHub fails that after a while.",
+    );
+    Some(Failure::new(NODE_LOST, Class::Node, message, at, true))
+}
+
+/// The sentence of a runner whose node stopped answering.
+#[must_use]
+pub fn lost(message: &str, cut_text: &str) -> String {
+    format!("The node stopped answering ({message}).{cut_text}")
+}

@@ -1,0 +1,478 @@
+//! Nodes that failed the gate and are left alone for a while.
+//!
+//! A device of an extended resource cannot be excluded by itself, so it is its node that is left alone; the entry names
+//! the device all the same. Entries live in the status of the pool that made them, and all pools of the process keep
+//! off the nodes of all entries: a restart loses nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cudarunner_crds::{FailureStatus, QuarantineStatus, RunnerPhase};
+use gate_report::{Class, Context, Finding, Step, finding};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{About, NodeFacts, Notice, Observed, Passed};
+use crate::model::node_marks::Held;
+use crate::model::pool::{GpuRequest, Pool, Spec};
+use crate::model::runner::Runner;
+use crate::model::time::Shift as _;
+
+/// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
+/// Within this time no more than half of a pool's nodes are put into quarantine.
+const BREAKER_WINDOW: SignedDuration = SignedDuration::from_mins(5);
+
+/// What is decided about nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantine {
+    /// The pool's entries, as its status will have them.
+    pub entries: Vec<QuarantineStatus>,
+    /// What people should hear.
+    pub notices: Vec<Notice>,
+    /// When an entry changes by time alone.
+    pub wake: Option<Timestamp>,
+    /// Why a node that failed was not put into quarantine.
+    pub breaker: Option<String>,
+    /// Nodes where no pod may go.
+    avoided: BTreeSet<String>,
+    /// Nodes whose time is over: one pod at a time may try them.
+    probation: BTreeSet<String>,
+}
+
+/// What an assessment looks at.
+struct View<'a> {
+    pool: &'a Pool,
+    spec: &'a Spec,
+    observed: &'a Observed,
+    now: Timestamp,
+}
+
+impl Quarantine {
+    /// Reads the old entries and the new failures.
+    pub(super) fn assess(
+        pool: &Pool,
+        spec: &Spec,
+        observed: &Observed,
+        new: &[FailureStatus],
+        now: Timestamp,
+    ) -> Self {
+        let view = View {
+            pool,
+            spec,
+            observed,
+            now,
+        };
+        let mut quarantine = Self::default();
+        quarantine.keep(&view);
+        for failure in new.iter().rev() {
+            quarantine.add(&view, failure);
+        }
+        quarantine.draw_conclusions(&view);
+        quarantine.breaker = quarantine.spared(&view, new);
+        quarantine
+    }
+
+    /// Takes over the entries that are not lifted.
+    fn keep(&mut self, view: &View) {
+        for entry in &view.pool.status.quarantine {
+            match view.lifted(entry) {
+                None => self.entries.push(entry.clone()),
+                Some(why) => self.notices.push(Notice {
+                    warning: false,
+                    reason: "QuarantineLifted".to_owned(),
+                    note: format!("{} may be used again: {why}", entry.node),
+                    about: Some(About::Node(entry.node.clone())),
+                }),
+            }
+        }
+    }
+
+    /// Puts the node of a failure into quarantine, unless too many would be.
+    fn add(&mut self, view: &View, failure: &FailureStatus) {
+        let Some(node) = failure.node.as_deref().filter(|_| blames_node(failure)) else {
+            return;
+        };
+        let before = self.entries.iter().position(|e| e.node == node);
+        if before.is_some_and(|i| is_active(&self.entries[i], view.now)) {
+            return;
+        }
+        if self.too_many_with(view, node) {
+            return;
+        }
+        let failures = before.map_or(0, |i| self.entries.remove(i).failures);
+        let failures = failures.saturating_add(1);
+        let lasts = view.lasts(&failure.class, failures);
+        let facts = view.observed.node(node);
+        self.notices.push(Notice {
+            warning: true,
+            reason: "NodeQuarantined".to_owned(),
+            note: format!(
+                "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
+                lasts.as_mins(),
+                failure.message.trim_end_matches('.'),
+                view.pool.key.name,
+                cudarunner_crds::RELEASE,
+            ),
+            about: Some(About::Node(node.to_owned())),
+        });
+        self.entries.push(QuarantineStatus {
+            node: node.to_owned(),
+            device: failure.device.clone(),
+            class: failure.class.clone(),
+            code: failure.code,
+            code_name: failure.code_name.clone(),
+            message: failure.message.clone(),
+            failures,
+            boot_id: facts.and_then(|n| n.boot_id.clone()),
+            since: failure.at.clone(),
+            until: Some(Time(view.now.after(lasts))),
+        });
+    }
+
+    /// Whether more than half of the pool's nodes would be out within the breaker's time, or for as long as no gate
+    /// passes: what all nodes share may take its time to go through them, too.
+    fn too_many_with(&self, view: &View, node: &str) -> bool {
+        let nodes = view.nodes();
+        let last_passed = view.last_passed(&self.still_in(&nodes, node));
+        let counts = |entry: &QuarantineStatus| {
+            view.now < entry.since.0.after(BREAKER_WINDOW)
+                || last_passed.is_none_or(|passed| passed <= entry.since.0)
+        };
+        let others = facts(view.observed).map(|held| &held.entry);
+        let mut out: BTreeSet<&str> = self
+            .entries
+            .iter()
+            .chain(others)
+            .filter(|e| is_active(e, view.now) && counts(e))
+            .map(|e| e.node.as_str())
+            .filter(|name| nodes.contains(name))
+            .collect();
+        out.insert(node);
+        out.len() > nodes.len().max(1) / 2
+    }
+
+    /// The nodes that speak for the rest: a node that passed and then failed itself says nothing of what they share.
+    fn still_in<'a>(&self, nodes: &BTreeSet<&'a str>, failed: &str) -> BTreeSet<&'a str> {
+        let is_out = |name: &str| name == failed || self.entries.iter().any(|e| e.node == name);
+        nodes.iter().copied().filter(|name| !is_out(name)).collect()
+    }
+
+    fn draw_conclusions(&mut self, view: &View) {
+        let now = view.now;
+        for entry in &self.entries {
+            if is_active(entry, now) {
+                self.avoided.insert(entry.node.clone());
+            } else if view.passed_since(entry).is_none() {
+                self.probation.insert(entry.node.clone());
+            }
+        }
+        // What another pool has found is its to try again; what both have found, either's when both times are over.
+        for Held { entry, .. } in facts(view.observed) {
+            let avoid = if self.probation.contains(&entry.node) {
+                is_active(entry, now)
+            } else {
+                now < ends_by_itself(entry)
+            };
+            if avoid {
+                self.avoided.insert(entry.node.clone());
+            }
+        }
+        let avoided = &self.avoided;
+        self.probation.retain(|node| !avoided.contains(node));
+        let others = facts(view.observed).map(|held| &held.entry);
+        let all = self.entries.iter().chain(others);
+        self.wake = all
+            .flat_map(|e| {
+                [
+                    e.until.as_ref().map_or(e.since.0, |t| t.0),
+                    ends_by_itself(e),
+                ]
+            })
+            .filter(|moment| *moment > now)
+            .min();
+    }
+
+    /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
+    fn spared(&self, view: &View, new: &[FailureStatus]) -> Option<String> {
+        let mut recent = new
+            .iter()
+            .chain(&view.pool.status.last_failures)
+            .filter(|f| blames_node(f))
+            .peekable();
+        recent.peek()?;
+        let nodes = view.nodes();
+        let last_failed = recent.peek().and_then(|f| f.node.as_deref());
+        let still_in = self.still_in(&nodes, last_failed.unwrap_or_default());
+        let last_passed = view.last_passed(&still_in);
+        // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
+        let still_failing = view.pool.status.consecutive_failures > 0;
+        let counts = |failure: &FailureStatus| {
+            view.now < failure.at.0.after(BREAKER_WINDOW)
+                || still_failing && last_passed.is_none_or(|passed| passed <= failure.at.0)
+        };
+        let spared = recent
+            .filter(|f| counts(f))
+            .filter_map(|f| f.node.as_deref())
+            .any(|node| !self.is_avoided(node) && self.too_many_with(view, node));
+        let total = nodes.len();
+        if total < 2 || !spared {
+            return None;
+        }
+        Some(format!(
+            "More than half of the pool's {total} nodes failed the gate, so no further node is left alone: what they share is more likely to blame than each of them. One runner at a time is tried"
+        ))
+    }
+
+    /// Whether no pod may go to the node.
+    #[must_use]
+    pub fn is_avoided(&self, node: &str) -> bool {
+        self.avoided.contains(node)
+    }
+
+    /// The nodes that new pods keep off, one set for each pod in turn: a node on probation gets one pod to try it.
+    pub(super) fn avoided_by_new<'a>(
+        &'a self,
+        runners: &[Runner],
+    ) -> impl Iterator<Item = BTreeSet<String>> + 'a {
+        let everything: BTreeSet<String> = self.avoided.union(&self.probation).cloned().collect();
+        let untried: Vec<String> = self
+            .probation
+            .iter()
+            .filter(|node| !runners.iter().any(|r| tries(r, node)))
+            .cloned()
+            .collect();
+        let all_but = everything.clone();
+        untried
+            .into_iter()
+            .map(move |node| {
+                let mut avoid = all_but.clone();
+                avoid.remove(&node);
+                avoid
+            })
+            .chain(std::iter::repeat(everything))
+    }
+
+    /// Whether a pod that waits for a node was told to keep off the wrong ones.
+    pub(super) fn is_outdated(&self, runner: &Runner, runners: &[Runner]) -> bool {
+        if runner.phase != RunnerPhase::Unscheduled {
+            return false;
+        }
+        let may_be_avoided =
+            |node: &String| self.avoided.contains(node) || self.probation.contains(node);
+        let untried = |node: &&String| {
+            self.probation.contains(*node) && !runners.iter().any(|r| tries(r, node))
+        };
+        !self.avoided.is_subset(&runner.avoids)
+            || !runner.avoids.iter().all(may_be_avoided)
+            || runner.avoids.iter().any(|node| untried(&node))
+    }
+
+    /// The nodes of this pool that are left alone for a fault of a device or of their own, one sentence each.
+    pub(super) fn unhealthy(&self, observed: &Observed) -> Vec<String> {
+        self.left_alone(observed, |entry| entry.class != Class::Unsupported.as_str())
+    }
+
+    /// The nodes that are left alone, whatever for, one sentence each; of what another pool found it says which.
+    pub(super) fn reasons(&self, observed: &Observed) -> Vec<String> {
+        self.left_alone(observed, |_| true)
+    }
+
+    fn left_alone(
+        &self,
+        observed: &Observed,
+        wanted: impl Fn(&QuarantineStatus) -> bool,
+    ) -> Vec<String> {
+        let own = self.entries.iter().map(|entry| (entry, None));
+        let others = facts(observed).map(|held| (&held.entry, Some(&held.pool)));
+        let mut found: BTreeMap<&str, String> = BTreeMap::new();
+        for (entry, pool) in own.chain(others) {
+            if !self.is_avoided(&entry.node) || !wanted(entry) {
+                continue;
+            }
+            let by = pool.map_or_else(String::new, |pool| format!(" (found by the pool {pool})"));
+            let device = entry.device.as_ref();
+            let device = device.map_or_else(String::new, |device| format!(" ({device})"));
+            let sentence = format!("{}{device}{by}: {}", entry.node, entry.message);
+            found.entry(entry.node.as_str()).or_insert(sentence);
+        }
+        found.into_values().collect()
+    }
+
+    /// Until when a node is left alone, where it is.
+    pub(super) fn until(&self, node: &str, observed: &Observed) -> Option<Timestamp> {
+        let others = facts(observed).map(|held| &held.entry);
+        let all = self.entries.iter().chain(others).filter(|e| e.node == node);
+        let until = all.filter_map(|e| e.until.as_ref().map(|t| t.0)).max();
+        until.filter(|_| self.is_avoided(node))
+    }
+}
+
+/// What other pools found that binds this one, too.
+fn facts(observed: &Observed) -> impl Iterator<Item = &Held> {
+    observed
+        .quarantined
+        .iter()
+        .filter(|held| is_fact(&held.entry))
+}
+
+/// Whether an entry rests on a fact that no pool's author can make: a wrong result, or a code of the driver's that speaks
+/// against a device or its node. What a pool's own settings can cause binds that pool alone: thresholds, time limits,
+/// the environment of its containers, what the kubelet says of its pods.
+#[must_use]
+pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
+    const SEEN: [Finding; 3] = [
+        Finding::WrongResult,
+        Finding::BrokenCanary,
+        Finding::BadMemory,
+    ];
+    let blames_hardware = [Class::Device, Class::Node]
+        .iter()
+        .any(|class| class.as_str() == entry.class);
+    let name = entry.code_name.as_deref();
+    let seen = || {
+        let mut names = SEEN
+            .iter()
+            .map(|f| finding(*f, Context::at(Step::Compare)).name);
+        names.any(|seen| Some(seen) == name)
+    };
+    blames_hardware && (entry.code.is_some() || seen())
+}
+
+impl View<'_> {
+    /// Why an entry goes before its time, or at the end of it.
+    fn lifted(&self, entry: &QuarantineStatus) -> Option<&'static str> {
+        if self.is_released(&entry.node) {
+            return Some("an annotation on the resource says so");
+        }
+        let boot_id = self
+            .observed
+            .node(&entry.node)
+            .and_then(|n| n.boot_id.as_ref());
+        if let (Some(then), Some(now)) = (&entry.boot_id, boot_id)
+            && then != now
+        {
+            return Some("it was restarted");
+        }
+        let unsupported = entry.class == Class::Unsupported.as_str();
+        if unsupported && self.pool.status.observed_generation != Some(self.pool.generation) {
+            return Some("the spec has changed");
+        }
+        if let Some(passed) = self.passed_since(entry)
+            && self.settles(entry, passed)
+        {
+            return Some("the gate has passed there");
+        }
+        (self.now >= ends_by_itself(entry)).then_some("it was left alone for long enough")
+    }
+
+    fn is_released(&self, node: &str) -> bool {
+        let asked = self.pool.release.as_ref();
+        asked
+            .filter(|_| self.pool.status.released != self.pool.release)
+            .and_then(|asked| asked.split_whitespace().next())
+            .is_some_and(|word| word == "all" || word == node)
+    }
+
+    /// A gate that passed on the node, in a pod made after the failure.
+    fn passed_since(&self, entry: &QuarantineStatus) -> Option<&Passed> {
+        let all = self.observed.passed.iter();
+        all.filter(|p| p.node == entry.node && p.created > entry.since.0)
+            .max_by_key(|p| p.created)
+    }
+
+    /// When the newest pod was made that passed the gate on one of these nodes.
+    fn last_passed(&self, nodes: &BTreeSet<&str>) -> Option<Timestamp> {
+        let passed = self.observed.passed.iter();
+        passed
+            .filter(|p| nodes.contains(p.node.as_str()))
+            .map(|p| p.created)
+            .max()
+    }
+
+    /// Whether a pass speaks for the device that failed: it was among those that passed, or it is not in the node any more.
+    fn settles(&self, entry: &QuarantineStatus, passed: &Passed) -> bool {
+        let Some(device) = &entry.device else {
+            return true;
+        };
+        let offers = match &self.spec.gpu {
+            GpuRequest::Resource { name, .. } => {
+                let node = self.observed.node(&entry.node);
+                node.and_then(|node| node.offers.get(name).copied())
+            }
+            // How many devices may be claimed is for the scheduler to know.
+            GpuRequest::Claim(_) => None,
+        };
+        passed.devices.contains(device)
+            || offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| passed.devices.len() >= n))
+    }
+
+    /// How long a node is left alone that failed so often in a row.
+    fn lasts(&self, class: &str, failures: i32) -> SignedDuration {
+        if class == Class::Unsupported.as_str() {
+            return LONGEST;
+        }
+        let doublings = u32::try_from(failures.saturating_sub(1))
+            .unwrap_or_default()
+            .min(16);
+        self.spec
+            .quarantine
+            .saturating_mul(1 << doublings)
+            .min(LONGEST)
+    }
+
+    /// The nodes that the pool's pods may go to; where nodes are not watched, those that are known from its pods.
+    fn nodes(&self) -> BTreeSet<&str> {
+        let Some(nodes) = &self.observed.nodes else {
+            let runners = self.observed.runners.iter();
+            let failures = self.pool.status.last_failures.iter();
+            return runners
+                .filter_map(|r| r.node.as_deref())
+                .chain(failures.filter_map(|f| f.node.as_deref()))
+                .collect();
+        };
+        let template = self.spec.template.spec.as_ref();
+        let selector = template.and_then(|s| s.node_selector.as_ref());
+        let selected = |node: &&Arc<NodeFacts>| {
+            let mut wanted = selector.into_iter().flatten();
+            wanted.all(|(label, value)| node.labels.get(label) == Some(value))
+        };
+        let nodes = nodes.iter().filter(selected);
+        nodes.map(|n| n.name.as_str()).collect()
+    }
+}
+
+/// Whether a failure speaks against its node, or against a device in it.
+#[must_use]
+pub fn blames_node(failure: &FailureStatus) -> bool {
+    [Class::Device, Class::Node, Class::Unsupported]
+        .iter()
+        .any(|class| class.as_str() == failure.class)
+}
+
+/// Whether its time is not over.
+#[must_use]
+pub fn is_active(entry: &QuarantineStatus, now: Timestamp) -> bool {
+    entry.until.as_ref().is_some_and(|until| now < until.0)
+}
+
+/// When an entry goes that nobody tried: it is over, and the same time has passed again.
+fn ends_by_itself(entry: &QuarantineStatus) -> Timestamp {
+    let until = entry.until.as_ref().map_or(entry.since.0, |t| t.0);
+    let lasted = until.duration_since(entry.since.0);
+    until.after(lasted.max(SignedDuration::ZERO))
+}
+
+/// Whether a pod is on its way to a verdict on the node, or may be.
+fn tries(runner: &Runner, node: &str) -> bool {
+    match runner.phase {
+        RunnerPhase::Unscheduled => !runner.avoids.contains(node),
+        RunnerPhase::Preparing | RunnerPhase::Gated | RunnerPhase::Starting => {
+            runner.node.as_deref() == Some(node)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

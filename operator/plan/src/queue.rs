@@ -1,0 +1,265 @@
+//! The jobs that wait: for us, or for runners that nobody has.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::conditions::{Say, say};
+use super::{Observed, Plan, demand, scale_set};
+use crate::model::github::QueuedJob;
+use crate::model::pool::{Pool, Spec};
+use crate::model::time::Shift as _;
+
+/// A queue that is due is read at the next visit, which does not follow at once.
+const AGAIN: SignedDuration = SignedDuration::from_secs(1);
+
+/// Counts the jobs that wait for this pool.
+pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let Some(queue) = &observed.queue else { return };
+    if let Ok(spec) = &pool.spec
+        && spec.reads_queue()
+    {
+        // Where GitHub must not be asked yet, the queue cannot be read, however old it is.
+        let due = queue
+            .at
+            .after(demand::POLL)
+            .max(observed.ask_again.unwrap_or(Timestamp::MIN));
+        plan.wake_at(due.max(now.after(AGAIN)), now);
+    }
+    plan.status.looked_again.clone_from(&queue.asked);
+    let by_scale_set = observed.scale_set.is_some();
+    if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {
+        let ours = jobs.iter().filter(|job| serves(&spec.labels, job)).count();
+        plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
+    }
+}
+
+/// Whether every queued job that looks for runners like ours finds some; the first that does not is named.
+pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say(
+            "Unknown",
+            "NotRead",
+            "The queue is not read while the spec cannot be carried out",
+        );
+    };
+    if let Some(said) = scale_set::served(pool, spec, observed) {
+        return said;
+    }
+    if let Some(repository) = observed.queue.as_ref().and_then(|q| q.shut_out.as_ref()) {
+        return say("False", "RunnerGroupShut", shut_out(spec, repository));
+    }
+    let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
+        None => return say("Unknown", "NotRead", "The queue has not been read yet"),
+        Some(Err(message)) => return say("Unknown", "NotReadable", message.clone()),
+        Some(Ok(None)) => {
+            return say(
+                "Unknown",
+                "NotListed",
+                "GitHub lists queued jobs for repositories only",
+            );
+        }
+        Some(Ok(Some(jobs))) => jobs,
+    };
+    match jobs
+        .iter()
+        .find(|job| is_like_ours(spec, observed, job) && is_lost(spec, observed, job))
+    {
+        Some(job) => say("False", "LabelMissing", lost(spec, job)),
+        None => say(
+            "True",
+            "EveryJobHasAPool",
+            "Every queued job that asks for runners like these can be served",
+        ),
+    }
+}
+
+/// A job comes to a runner that has every label it asks for; case does not matter, in whichever script.
+pub(super) fn serves(labels: &[String], job: &QueuedJob) -> bool {
+    job.labels.iter().all(|wanted| has(labels, wanted))
+}
+
+fn has(labels: &[String], wanted: &str) -> bool {
+    let wanted = wanted.to_lowercase();
+    labels.iter().any(|label| label.to_lowercase() == wanted)
+}
+
+/// Labels that say nothing of whose job it is: every runner of the kind has them.
+const COMMON: [&str; 9] = [
+    "self-hosted",
+    "linux",
+    "windows",
+    "macos",
+    "x64",
+    "x86_64",
+    "arm",
+    "arm64",
+    "gpu",
+];
+
+/// How many labels of their own a job and a set of runners share, and how many the runners lack.
+fn compared(labels: &[String], job: &QueuedJob) -> (usize, usize) {
+    let own = job
+        .labels
+        .iter()
+        .filter(|l| !COMMON.contains(&l.to_lowercase().as_str()));
+    let (shared, lacking): (Vec<_>, Vec<_>) = own.partition(|wanted| has(labels, wanted));
+    (shared.len(), lacking.len())
+}
+
+/// A job that was most likely meant for us: it shares labels of its own with ours, ours lack few, and no other pool of the
+/// address comes nearer.
+fn is_like_ours(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
+    let (shared, lacking) = compared(&spec.labels, job);
+    let nearer = |labels: &Vec<String>| compared(labels, job).0 > shared;
+    shared > 0 && lacking <= shared && !observed.other_pools.iter().any(nearer)
+}
+
+fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
+    let registered = observed.queue.iter().flat_map(|q| &q.registered);
+    let mut all = std::iter::once(&spec.labels)
+        .chain(&observed.other_pools)
+        .chain(registered);
+    !all.any(|labels| serves(labels, job))
+}
+
+/// Why no job of a repository comes to the pool, and what to do.
+pub(super) fn shut_out(spec: &Spec, repository: &str) -> String {
+    let group = spec.runner_group.as_deref().unwrap_or("Default");
+    format!(
+        "No job of {repository} can come to these runners: their runner group {group} is not visible to it. Add the repository to the group in the organization's settings (Actions, Runner groups), or name another group in spec.github.runnerGroup"
+    )
+}
+
+fn lost(spec: &Spec, job: &QueuedJob) -> String {
+    let missing: Vec<&str> = job
+        .labels
+        .iter()
+        .filter(|wanted| !has(&spec.labels, wanted))
+        .map(String::as_str)
+        .collect();
+    format!(
+        "The job {} of run {} asks for [{}], and no runner has all of these; this pool lacks {}. Add it to spec.labels of the pool that should run the job, or change the job's runs-on",
+        job.name,
+        job.run,
+        job.labels.join(", "),
+        missing.join(", "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::conditions::kind;
+    use crate::fixture::{NOW, ago, observed, pool};
+    use crate::{Plan, Queue};
+
+    fn with(jobs: &[(&str, &[&str])], other_pools: &[&[&str]], registered: &[&[&str]]) -> Plan {
+        let strings = |labels: &[&str]| labels.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+        let mut observed = observed(vec![]);
+        observed.other_pools = other_pools.iter().map(|l| strings(l)).collect();
+        observed.queue = Some(Arc::new(Queue {
+            at: ago(1),
+            asked: None,
+            jobs: Ok(Some(
+                jobs.iter()
+                    .map(|(name, labels)| QueuedJob {
+                        run: 17,
+                        name: (*name).to_owned(),
+                        labels: strings(labels),
+                    })
+                    .collect(),
+            )),
+            registered: registered.iter().map(|l| strings(l)).collect(),
+            shut_out: None,
+        }));
+        crate::plan(&pool(1), &observed, NOW)
+    }
+
+    fn queue_served(plan: &Plan) -> (&str, &str) {
+        let c = plan
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == kind::QUEUE_SERVED);
+        c.map(|c| (c.status.as_str(), c.message.as_str())).unwrap()
+    }
+
+    #[test]
+    fn a_label_that_nobody_has_is_named() {
+        let plan = with(&[("train", &["self-hosted", "cuda", "a100"])], &[], &[]);
+        let (status, message) = queue_served(&plan);
+        assert_eq!(status, "False");
+        assert!(
+            message.contains("lacks a100") && message.contains("train"),
+            "{message}"
+        );
+        assert_eq!(plan.status.queued, 0);
+    }
+
+    #[test]
+    fn a_job_is_missed_by_the_pool_that_is_nearest_and_by_no_other() {
+        let named = |wanted: &[&str], others: &[&[&str]]| {
+            queue_served(&with(&[("train", wanted)], others, &[])).0 == "False"
+        };
+        let cuda_a100: &[&str] = &["self-hosted", "cuda", "a100", "big"];
+        assert!(named(&["self-hosted", "cuda", "a100"], &[]));
+        assert!(
+            !named(cuda_a100, &[&["self-hosted", "cuda", "a100"]]),
+            "another is nearer"
+        );
+        assert!(
+            !named(&["self-hosted", "linux", "sparc"], &[]),
+            "what all share says nothing"
+        );
+        assert!(!named(cuda_a100, &[]), "it lacks more than it has");
+    }
+
+    #[test]
+    fn letters_of_every_script_are_compared_without_case() {
+        let labels = ["ГПУ-Ä".to_owned()];
+        assert!(has(&labels, "гпу-ä"));
+        assert!(!has(&labels, "гпу-a"));
+    }
+
+    #[test]
+    fn a_runner_group_that_shuts_the_repository_out_is_named() {
+        let mut observed = observed(vec![]);
+        observed.queue = Some(Arc::new(Queue {
+            at: ago(1),
+            asked: None,
+            jobs: Ok(None),
+            registered: vec![],
+            shut_out: Some("acme/widgets".to_owned()),
+        }));
+        let plan = crate::plan(&pool(1), &observed, NOW);
+        let (status, message) = queue_served(&plan);
+        assert_eq!(status, "False");
+        assert!(
+            message.contains("acme/widgets") && message.contains("group Default"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn another_pool_or_another_runner_may_serve_it() {
+        let job: &[(&str, &[&str])] = &[("train", &["self-hosted", "cuda", "A100"])];
+        let a100: &[&str] = &["self-hosted", "cuda", "a100"];
+        assert_eq!(queue_served(&with(job, &[a100], &[])).0, "True");
+        assert_eq!(queue_served(&with(job, &[], &[a100])).0, "True");
+    }
+
+    #[test]
+    fn our_jobs_are_counted_and_githubs_own_are_none_of_our_business() {
+        let plan = with(
+            &[
+                ("build", &["self-hosted", "CUDA"]),
+                ("lint", &["ubuntu-latest"]),
+            ],
+            &[],
+            &[],
+        );
+        assert_eq!(queue_served(&plan).0, "True");
+        assert_eq!(plan.status.queued, 1);
+    }
+}

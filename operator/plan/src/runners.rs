@@ -1,0 +1,328 @@
+//! How many runners there are: create, replace, scale down, roll, sweep.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
+use jiff::{SignedDuration, Timestamp};
+
+use super::health::{self, Health};
+use super::{Access, Action, NewRunner, Observed, Plan, Target, demand, stable};
+use crate::model::pool::{Pool, Spec};
+use crate::model::runner::{End, Runner};
+use crate::model::time::Shift as _;
+
+/// How often GitHub's list is compared with the pods.
+pub const SWEEP: SignedDuration = SignedDuration::from_mins(5);
+/// After this time an idle runner must be in GitHub's list.
+const LISTED_AFTER: SignedDuration = SignedDuration::from_mins(2);
+/// How soon a busy leftover on GitHub is looked at again.
+const BUSY_LEFTOVER: SignedDuration = SignedDuration::from_secs(60);
+
+/// Plans the runners of a pool that is not being deleted.
+pub(super) fn plan(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    clear_ended(pool, spec, observed, plan);
+    stop_overdue(observed, health, plan);
+    replace_outdated(observed, health, plan);
+    let removed: BTreeSet<String> = removed_names(plan);
+    let is_finishing = |r: &Runner| is_finishing(observed, &r.name);
+    let active: Vec<&Runner> = observed
+        .runners
+        .iter()
+        .filter(|r| r.is_active(now) && !removed.contains(&r.name) && !is_finishing(r))
+        .collect();
+    let (unseen, unseen_ending) = unseen(observed);
+    let have = active.len().saturating_add(unseen);
+    // Those that are about to end hold their GPUs all the same.
+    let ending = observed.runners.iter();
+    let ending = ending
+        .filter(|r| r.is_ending(now) || r.is_active(now) && is_finishing(r))
+        .count()
+        .saturating_add(unseen_ending);
+    let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
+    let desired = demand::desired(pool, spec, observed, have);
+    plan.desired = desired;
+    if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
+        // Their places are filled when they are gone.
+    } else if have > desired {
+        if !spec.persistent {
+            scale_down(&active, spec, have.saturating_sub(desired), plan);
+        }
+    } else {
+        let missing = desired.saturating_sub(have).min(room);
+        create(pool, spec, observed, health, missing, now, plan);
+        roll(&active, spec, plan);
+    }
+    if observed.access == Access::Granted {
+        sweep(spec, observed, now, plan);
+    }
+    for runner in active {
+        if let Some(at) = health::deadline(runner, spec) {
+            plan.wake_at(at, now);
+        }
+        if runner.phase == RunnerPhase::Terminating
+            && let Some(by) = runner.gone_by
+        {
+            plan.wake_at(by, now);
+        }
+    }
+}
+
+/// Created pods that the watch does not show yet: those that count, or a stale store would make one too many; and those
+/// whose job has ended, as GitHub tells, which hold their GPUs for a moment yet.
+fn unseen(observed: &Observed) -> (usize, usize) {
+    let shown: BTreeSet<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
+    let unseen = observed.expected.iter();
+    let unseen = unseen.filter(|name| !shown.contains(name.as_str()));
+    let (ending, active): (Vec<&String>, Vec<&String>) =
+        unseen.partition(|name| is_finishing(observed, name));
+    (active.len(), ending.len())
+}
+
+/// Whether GitHub tells that a runner's job has ended, while its pod is still there.
+fn is_finishing(observed: &Observed, name: &str) -> bool {
+    let view = observed.scale_set.as_ref();
+    view.is_some_and(|view| view.finishing.contains(name))
+}
+
+/// Pods that have ended go; of those that failed at the gate a few are kept for a look, once the status has their reason.
+fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
+    let mut kept: Vec<&Runner> = vec![];
+    for runner in &observed.runners {
+        match (&runner.end, runner.phase) {
+            (_, RunnerPhase::Terminating) | (None, _) => {}
+            // Until the status has its job: after that nobody could tell it any more.
+            (Some(End::JobDone(_)), _) if plan.unrecorded.contains(&runner.name) => {}
+            (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
+            // Without a finished job GitHub does not remove the entry by itself. Nobody learns more from such a pod.
+            (Some(End::Failed(failure)), _) if failure.registered => {
+                plan.actions.push(Action::Drain(runner.into()));
+            }
+            (Some(End::Failed(_)), _) => kept.push(runner),
+        }
+    }
+    kept.sort_by_key(|r| std::cmp::Reverse(r.since));
+    // A persistent runner's successor has the same name.
+    let room = if spec.persistent {
+        0
+    } else {
+        spec.size.max.clamp(1, MAX_LAST_FAILURES)
+    };
+    let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
+    for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
+        plan.actions.push(Action::Drain(runner.into()));
+    }
+}
+
+/// Runners that have overrun a deadline are taken out.
+fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
+    for runner in &observed.runners {
+        if health.overdue.contains(&runner.name) {
+            plan.actions.push(Action::Drain(runner.into()));
+        }
+    }
+}
+
+/// Pods that wait for a node with an old idea of which nodes are well are made anew.
+fn replace_outdated(observed: &Observed, health: &Health, plan: &mut Plan) {
+    let removed = removed_names(plan);
+    let waiting = observed
+        .runners
+        .iter()
+        .filter(|r| !removed.contains(&r.name));
+    let outdated = waiting.filter(|r| health.quarantine.is_outdated(r, &observed.runners));
+    plan.actions
+        .extend(outdated.map(|r| Action::Drain(r.into())));
+}
+
+fn removed_names(plan: &Plan) -> BTreeSet<String> {
+    plan.actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Drain(t) | Action::DeletePod(t) => Some(t.name.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Takes out `surplus` runners: old ones and those that are furthest from a job first, busy ones never.
+fn scale_down(active: &[&Runner], spec: &Spec, surplus: usize, plan: &mut Plan) {
+    let mut candidates: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| !matches!(r.phase, RunnerPhase::Busy | RunnerPhase::Terminating))
+        .collect();
+    candidates.sort_by_key(|r| {
+        (
+            r.template == spec.template_hash,
+            r.phase,
+            std::cmp::Reverse(r.created),
+            r.name.clone(),
+        )
+    });
+    // Those on their way out already are part of the surplus.
+    let leaving = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Terminating)
+        .count();
+    let take = surplus.saturating_sub(leaving);
+    plan.actions.extend(
+        candidates
+            .into_iter()
+            .take(take)
+            .map(|r| Action::Drain((*r).into())),
+    );
+}
+
+/// Creates what is missing, unless GitHub would not have it or the last failure asks for a pause.
+fn create(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    missing: usize,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if missing == 0 || !pool.finalizer || observed.access != Access::Granted {
+        return;
+    }
+    if let Some(moment) = health.not_before.filter(|moment| *moment > now) {
+        plan.wake_at(moment, now);
+        return;
+    }
+    let mut missing = missing;
+    if health.quarantine.breaker.is_some() {
+        let on_its_way = observed.runners.iter().any(|r| {
+            matches!(
+                r.phase,
+                RunnerPhase::Unscheduled | RunnerPhase::Preparing | RunnerPhase::Gated
+            )
+        });
+        missing = usize::from(!on_its_way && observed.expected.is_empty());
+    }
+    plan.status.registered_at = Some(spec.url.to_string());
+    let names = if spec.persistent {
+        stable::free_names(pool, plan.desired, observed, missing)
+    } else {
+        random_names(pool, observed, missing)
+    };
+    let avoided = health.quarantine.avoided_by_new(&observed.runners);
+    let new = names.into_iter().zip(avoided);
+    plan.actions
+        .extend(new.map(|(name, avoids)| Action::CreatePod(NewRunner { name, avoids })));
+}
+
+/// So many names that no pod has; first those of pods that may still come.
+fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String> {
+    let mut taken: BTreeSet<String> = observed.runners.iter().map(|r| r.name.clone()).collect();
+    taken.extend(observed.expected.iter().cloned());
+    taken.extend(observed.unanswered.iter().cloned());
+    let again: Vec<String> = observed.unanswered.iter().take(missing).cloned().collect();
+    let mut seed = observed.seed;
+    let mut name = || loop {
+        let name = format!("{}-{}", pool.key.name, suffix(&mut seed));
+        if taken.insert(name.clone()) {
+            return name;
+        }
+    };
+    let fresh = missing.saturating_sub(again.len());
+    let fresh: Vec<String> = (0..fresh).map(|_| name()).collect();
+    [again, fresh].concat()
+}
+
+/// Five characters of `[a-z0-9]`; advances the seed (splitmix64).
+fn suffix(seed: &mut u64) -> String {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut bits = *seed;
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^= bits >> 31;
+    (0..5)
+        .map(|_| {
+            let index = usize::try_from(bits % 36).unwrap_or_default();
+            bits /= 36;
+            char::from(ALPHABET[index])
+        })
+        .collect()
+}
+
+/// Replaces runners of an older template, a few at a time and only while the new ones come up: intake never stops.
+fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
+    let is_new = |r: &&&Runner| r.template == spec.template_hash;
+    let at_once = (plan.desired / 4).max(1);
+    let coming = active
+        .iter()
+        .filter(is_new)
+        .filter(|r| !r.is_online())
+        .count();
+    let leaving = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Terminating)
+        .count();
+    let mut old: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| !is_new(r))
+        .filter(|r| !matches!(r.phase, RunnerPhase::Busy | RunnerPhase::Terminating))
+        .collect();
+    old.sort_by_key(|r| (r.phase, r.created));
+    // What never came online serves nobody: it goes at once.
+    let (useless, serving): (Vec<&&Runner>, Vec<&&Runner>) =
+        old.into_iter().partition(|r| !r.is_online());
+    plan.actions
+        .extend(useless.into_iter().map(|r| Action::Drain((*r).into())));
+    let room = at_once.saturating_sub(coming).saturating_sub(leaving);
+    plan.actions.extend(
+        serving
+            .into_iter()
+            .take(room)
+            .map(|r| Action::Drain((*r).into())),
+    );
+}
+
+/// Compares GitHub's list with the pods.
+fn sweep(spec: &Spec, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let Some(listing) = &observed.listing else {
+        plan.refresh = true;
+        return;
+    };
+    if now >= listing.at.after(SWEEP) {
+        plan.refresh = true;
+    } else {
+        plan.wake_at(listing.at.after(SWEEP), now);
+    }
+    for entry in &listing.entries {
+        let has_pod = observed.runners.iter().any(|r| r.name == entry.name)
+            || observed.expected.contains(&entry.name);
+        if has_pod {
+            continue;
+        }
+        if entry.busy {
+            if now >= listing.at.after(BUSY_LEFTOVER) {
+                plan.refresh = true;
+            } else {
+                plan.wake_at(listing.at.after(BUSY_LEFTOVER), now);
+            }
+        } else {
+            plan.actions.push(Action::DeleteEntry(entry.clone()));
+        }
+    }
+    for runner in &observed.runners {
+        // One of another address is in that one's list.
+        let unlisted = runner.phase == RunnerPhase::Idle
+            && !runner.is_elsewhere(spec)
+            && runner.since.after(LISTED_AFTER) < listing.at
+            && !listing.entries.iter().any(|e| e.name == runner.name);
+        if unlisted {
+            // A list lags: only a look at the entry itself is proof.
+            let target: Target = runner.into();
+            plan.actions.push(Action::ReplaceUnregistered(target));
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The pool's scale set: made, listened to, and removed again.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::ScaleSetStatus;
+use jiff::{SignedDuration, Timestamp};
+
+use super::conditions::{Say, say};
+use super::health::Health;
+use super::{Access, Action, Observed, Plan, demand};
+use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
+use crate::model::pool::{Pool, RegistrationKind, Spec};
+use crate::model::scale_set::{Known, Listening, Trouble, View};
+
+/// Plans the scale set of a pool that is not being deleted.
+pub(super) fn plan(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let Some(view) = &observed.scale_set else {
+        return;
+    };
+    if spec.registration != RegistrationKind::ScaleSet {
+        retire(pool, spec, observed, now, plan);
+        return;
+    }
+    wait(view, now, plan);
+    let moments = [view.recount, view.awaited_until, health.not_before];
+    for moment in moments.into_iter().flatten().filter(|at| *at > now) {
+        plan.wake_at(moment, now);
+    }
+    plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
+    let capacity = demand::capacity(spec, observed, health, now);
+    let may_write = observed.access == Access::Granted && pool.finalizer;
+    match &view.known {
+        Known::Absent if may_write => {
+            plan.status.scale_set = None;
+            plan.status.registered_at = Some(spec.url.to_string());
+            plan.actions
+                .push(Action::CreateScaleSet(wanted(pool, spec)));
+            plan.wake_in(SignedDuration::ZERO);
+        }
+        Known::Present(set) if may_write => maintain(pool, spec, view, set, capacity, plan),
+        // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.
+        _ => {
+            if let Some(listening) = &view.listening {
+                advertise(listening.set, capacity, None, view, plan);
+            }
+        }
+    }
+    if let Some(statistics) = statistics(view).filter(|_| may_write) {
+        let waiting = statistics.assigned.saturating_sub(statistics.running);
+        let queued = i32::try_from(waiting.saturating_add(statistics.available));
+        plan.status.queued = queued.unwrap_or(i32::MAX);
+    }
+}
+
+fn statistics(view: &View) -> Option<Statistics> {
+    view.listening.as_ref()?.heard.statistics
+}
+
+/// Has the scale set as it should be, and somebody who listens.
+fn maintain(
+    pool: &Pool,
+    spec: &Spec,
+    view: &View,
+    set: &ScaleSet,
+    capacity: usize,
+    plan: &mut Plan,
+) {
+    let new = wanted(pool, spec);
+    let before = pool.status.scale_set.as_ref();
+    let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
+    let is_asked = view.asked.as_ref() == Some(&new);
+    let has_group = before.is_none_or(|before| before.runner_group == new.group);
+    let is_as_wanted = has_group && has_labels(set, &new.labels);
+    if view.is_unwritten || !is_asked && !is_as_wanted {
+        plan.actions
+            .push(Action::UpdateScaleSet(set.id, new.clone()));
+        plan.wake_in(SignedDuration::ZERO);
+    }
+    let session = before.and_then(|before| before.session.clone());
+    advertise(set.id, capacity, session.clone(), view, plan);
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+    let heard = listening.and_then(|listening| listening.heard.session.clone());
+    let group = if is_asked || before.is_none() {
+        new.group
+    } else {
+        before.and_then(|before| before.runner_group.clone())
+    };
+    plan.status.scale_set = Some(ScaleSetStatus {
+        id: i64::try_from(set.id).unwrap_or(i64::MAX),
+        name: set.name.clone(),
+        labels: set.labels.clone(),
+        runner_group: group,
+        // The last one stays until there is another: it may have to be ended first.
+        session: heard.or(session),
+        capacity: i32::try_from(capacity).unwrap_or(i32::MAX),
+    });
+}
+
+/// Has somebody listen, and GitHub assign so many jobs at a time.
+fn advertise(set: u64, capacity: usize, session: Option<String>, view: &View, plan: &mut Plan) {
+    let is_told = |l: &Listening| l.set == set && l.capacity == capacity;
+    if !view.listening.as_ref().is_some_and(is_told) {
+        plan.actions.push(Action::Listen {
+            set,
+            capacity,
+            session,
+        });
+    }
+}
+
+/// Nobody listens any more, where anybody does: no further job is assigned.
+pub(super) fn stop_listening(observed: &Observed, plan: &mut Plan) {
+    let view = observed.scale_set.as_ref();
+    if view.is_some_and(|view| view.listening.is_some()) {
+        plan.actions.push(Action::StopListening);
+    }
+}
+
+fn wanted(pool: &Pool, spec: &Spec) -> NewScaleSet {
+    NewScaleSet {
+        name: pool.scale_set_name(),
+        group: spec.runner_group.clone(),
+        labels: spec.labels.clone(),
+    }
+}
+
+/// Whether a scale set has these labels and no others; its own name may be one.
+fn has_labels(set: &ScaleSet, wanted: &[String]) -> bool {
+    let lower = |label: &String| label.to_lowercase();
+    let mut has: BTreeSet<String> = set.labels.iter().map(lower).collect();
+    let wanted: BTreeSet<String> = wanted.iter().map(lower).collect();
+    if !wanted.contains(&lower(&set.name)) {
+        has.remove(&lower(&set.name));
+    }
+    has == wanted
+}
+
+/// The pool registers in another way now: its scale set goes once its runners have.
+fn retire(pool: &Pool, spec: &Spec, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    stop_listening(observed, plan);
+    let mut runners = observed.runners.iter();
+    if runners.all(|r| r.end.is_some() || r.template == spec.template_hash) {
+        remove(pool, observed, now, plan);
+    }
+}
+
+/// Looks again when a failed attempt may be repeated.
+fn wait(view: &View, now: Timestamp, plan: &mut Plan) {
+    if let Some(at) = view.not_before.filter(|at| *at > now) {
+        plan.wake_at(at, now);
+    }
+}
+
+/// Removes the scale set; true when there is none.
+pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
+    let Some(view) = &observed.scale_set else {
+        return pool.status.scale_set.is_none();
+    };
+    wait(view, now, plan);
+    match &view.known {
+        Known::Present(set) => {
+            plan.actions.push(Action::DeleteScaleSet(set.id));
+            plan.wake_in(SignedDuration::ZERO);
+            false
+        }
+        // Without credentials none was made, unless the status names one.
+        Known::Unknown => {
+            let is_refused = matches!(
+                observed.access,
+                Access::Refused {
+                    transient: false,
+                    ..
+                }
+            );
+            is_refused && pool.status.scale_set.is_none() && !view.is_unwritten
+        }
+        Known::Absent => {
+            plan.status.scale_set = None;
+            true
+        }
+    }
+}
+
+/// What the scale set says of the queue; `None` where that is not known better than by reading the queue.
+pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Say> {
+    let view = observed.scale_set.as_ref()?;
+    if spec.registration != RegistrationKind::ScaleSet {
+        return None;
+    }
+    if let Some(trouble) = trouble(view) {
+        return Some(say("False", &trouble.reason, trouble.message.clone()));
+    }
+    let Known::Present(set) = &view.known else {
+        return Some(say(
+            "Unknown",
+            "ScaleSetMissing",
+            "The pool's scale set is not there yet",
+        ));
+    };
+    if !has_labels(set, &spec.labels) {
+        return Some(say("False", "LabelsNotHonoured", other_labels(spec, set)));
+    }
+    if statistics(view).is_none() {
+        return Some(say(
+            "Unknown",
+            "NotListening",
+            "Nobody listens for the scale set's jobs yet",
+        ));
+    }
+    // Of a repository the queue itself tells more: jobs that lack a runner with their labels.
+    (!spec.url.is_repository() || pool.deleting.is_some()).then(|| {
+        say(
+            "True",
+            "Listening",
+            "Jobs that ask for these labels are assigned to the pool's scale set",
+        )
+    })
+}
+
+/// What a server has made of the labels, and what to do.
+fn other_labels(spec: &Spec, set: &ScaleSet) -> String {
+    let advice = if set.labels == [set.name.clone()] {
+        format!(
+            "Write runs-on: {} in the workflows, or set spec.registration to JitConfig; an Enterprise Server needs version 3.18, with its administrator's leave for further labels before 3.21",
+            set.name
+        )
+    } else {
+        "This server gives a scale set its labels when it is made: delete the pool, and apply it again".to_owned()
+    };
+    format!(
+        "The scale set {} has the labels [{}] on GitHub, and not [{}]: jobs come that ask for the former. {advice}",
+        set.name,
+        set.labels.join(", "),
+        spec.labels.join(", "),
+    )
+}
+
+/// What keeps the pool from hearing of its jobs.
+pub(super) fn trouble(view: &View) -> Option<&Trouble> {
+    let heard = view.listening.as_ref().map(|listening| &listening.heard);
+    view.trouble
+        .as_ref()
+        .or_else(|| heard.and_then(|heard| heard.trouble.as_ref()))
+}
+
+#[cfg(test)]
+mod tests;

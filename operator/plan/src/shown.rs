@@ -1,0 +1,116 @@
+//! What a plan says to people, without anything that they would not see. Names that must stay what they are, such as the
+//! contexts of checks, are cleaned by whoever shows them.
+
+use gate_report::clean;
+
+use super::{NOTE, Notice, Plan};
+
+/// Characters of a sentence in the status.
+const SENTENCE: usize = 4_000;
+/// Characters of a name or a value.
+const NAME: usize = 256;
+
+/// Cleans the notices, and the sentences and values of the status.
+pub(super) fn tidy(plan: &mut Plan) {
+    for Notice { note, .. } in plan.notices.iter_mut().chain(&mut plan.news) {
+        tidied(note, NOTE);
+    }
+    let status = &mut plan.status;
+    for condition in &mut status.conditions {
+        tidied(&mut condition.message, SENTENCE);
+    }
+    for failure in &mut status.last_failures {
+        tidied(&mut failure.message, SENTENCE);
+        failure
+            .device
+            .iter_mut()
+            .for_each(|uuid| tidied(uuid, NAME));
+    }
+    for entry in &mut status.quarantine {
+        tidied(&mut entry.message, SENTENCE);
+        entry.device.iter_mut().for_each(|uuid| tidied(uuid, NAME));
+    }
+    for label in &mut status.stale_labels {
+        tidied(&mut label.value, NAME);
+        tidied(&mut label.found, NAME);
+    }
+    for runner in &mut status.runners {
+        runner
+            .devices
+            .iter_mut()
+            .for_each(|uuid| tidied(uuid, NAME));
+    }
+    if let Some(verification) = &mut status.verification {
+        let said = verification.message.iter_mut();
+        said.for_each(|message| tidied(message, SENTENCE));
+    }
+    let version = status.runner_version.iter_mut();
+    version.for_each(|version| tidied(version, NAME));
+}
+
+fn tidied(text: &mut String, max: usize) {
+    let line = clean(text, max);
+    if line != *text {
+        *text = line;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cudarunner_crds::RunnerPhase;
+    use gate_report::{Class, is_hidden};
+
+    use crate::Access;
+    use crate::fixture::{NOW, gate_failure, observed, pool, runner};
+    use crate::model::runner::{End, Failure};
+
+    #[test]
+    fn nothing_that_is_said_forges_a_line_or_moves_a_cursor() {
+        // Given a gate, an API server and a GitHub that say what a terminal would follow
+        const HOSTILE: &str = "\u{1b}[2J\u{1b}[Hfine\nFAKE  ready\u{202e}txt\u{200b}";
+        let pool = pool(2);
+        let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+        failed.end = Some(End::Failed(Failure {
+            device: Some(HOSTILE.to_owned()),
+            message: HOSTILE.to_owned(),
+            ..gate_failure(Class::Node)
+        }));
+        let mut observed = observed(vec![failed]);
+        observed.pod_refused = Some(HOSTILE.to_owned());
+        observed.access = Access::Refused {
+            reason: "Forbidden".to_owned(),
+            message: HOSTILE.to_owned(),
+            transient: false,
+        };
+
+        // When it is planned
+        let plan = crate::plan(&pool, &observed, NOW);
+
+        // Then neither the status nor an Event repeats that, though both tell what was said
+        let status = serde_json::to_value(&plan.status).unwrap();
+        let notes = plan
+            .notices
+            .iter()
+            .chain(&plan.news)
+            .map(|n| n.note.clone());
+        let mut said: Vec<String> = notes.collect();
+        texts(&status, &mut said);
+        assert!(
+            said.iter().any(|text| text.contains("fine FAKE  readytxt")),
+            "{said:?}"
+        );
+        assert!(
+            !said.iter().any(|text| text.chars().any(is_hidden)),
+            "{said:?}"
+        );
+    }
+
+    fn texts(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::String(text) => found.push(text.clone()),
+            serde_json::Value::Array(items) => items.iter().for_each(|v| texts(v, found)),
+            serde_json::Value::Object(fields) => fields.values().for_each(|v| texts(v, found)),
+            _ => {}
+        }
+    }
+}

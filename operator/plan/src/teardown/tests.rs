@@ -1,0 +1,97 @@
+use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
+use super::super::tests::removed;
+use super::*;
+
+#[test]
+fn deletion_waits_for_jobs_or_does_not_as_told() {
+    let mut pool = pool(2);
+    pool.deleting = Some(ago(5));
+    let runners = vec![
+        runner(&pool, "pool-busy1", RunnerPhase::Busy),
+        runner(&pool, "pool-idle1", RunnerPhase::Idle),
+    ];
+    let plan = crate::plan(&pool, &observed(runners.clone()), NOW);
+    assert_eq!(removed(&plan), ["pool-idle1"]);
+    pool.deletion_policy = DeletionPolicy::Now;
+    let plan = crate::plan(&pool, &observed(runners), NOW);
+    assert_eq!(removed(&plan), ["pool-busy1", "pool-idle1"]);
+}
+
+#[test]
+fn deletion_ends_only_after_a_fresh_list_is_empty() {
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(5));
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let mut observed = observed(vec![]);
+    observed.last_change = Some(ago(1));
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert!(
+        plan.refresh && plan.actions.is_empty(),
+        "the list is older than our last change"
+    );
+
+    observed.last_change = Some(ago(20));
+    observed.listing = Some(listing(&["pool-aaaaa"]));
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert!(matches!(plan.actions.as_slice(), [Action::DeleteEntry(_)]));
+
+    observed.listing = Some(listing(&[]));
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert_eq!(plan.actions, [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn a_pool_that_never_registered_anything_goes_without_github() {
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(0));
+    let mut observed = observed(vec![]);
+    observed.listing = None;
+    observed.access = Access::Refused {
+        reason: "SecretNotFound".into(),
+        message: "no Secret".into(),
+        transient: false,
+    };
+    assert_eq!(
+        crate::plan(&pool, &observed, NOW).actions,
+        [Action::RemoveFinalizer]
+    );
+}
+
+#[test]
+fn a_pool_that_loses_its_operator_says_what_stays() {
+    let mut pool = pool(1);
+    let notice = without_operator(&pool);
+    assert!(
+        !notice.warning && notice.note.contains("has nothing on GitHub"),
+        "{notice:?}"
+    );
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let notice = without_operator(&pool);
+    let label = pool.ownership_label();
+    assert!(
+        notice.warning && notice.note.contains(&label) && notice.note.contains("acme/widgets"),
+        "{notice:?}"
+    );
+}
+
+#[test]
+fn deletion_never_hangs_and_names_what_it_left() {
+    let mut pool = pool(1);
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    pool.deleting = Some(NOW - pool.teardown_timeout);
+    let mut observed = observed(vec![]);
+    observed.access = Access::Refused {
+        reason: "Unauthorized".into(),
+        message: "bad credentials".into(),
+        transient: false,
+    };
+    observed.listing = Some(listing(&["pool-aaaaa"]));
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert_eq!(plan.actions, [Action::RemoveFinalizer]);
+    let notice = &plan.notices[0];
+    assert!(
+        notice.warning && notice.note.contains("pool-aaaaa"),
+        "{notice:?}"
+    );
+    assert!(notice.note.contains("bad credentials"));
+}

@@ -1,0 +1,607 @@
+//! Tests of the plan as a whole: given what was observed, then these actions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::Class;
+use jiff::SignedDuration;
+use proptest::prelude::*;
+
+use super::conditions::kind;
+use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
+use super::*;
+use crate::model::runner::{EVICTED, End, Failure, Waiting};
+
+mod told;
+
+fn created(plan: &Plan) -> usize {
+    let create = |a: &&Action| matches!(a, Action::CreatePod(_));
+    plan.actions.iter().filter(create).count()
+}
+
+/// Names of the pods that the plan removes.
+pub(super) fn removed(plan: &Plan) -> Vec<&str> {
+    plan.actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::DeletePod(t) | Action::Drain(t) | Action::Evict(t) => Some(t.name.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[track_caller]
+fn condition<'a>(plan: &'a Plan, type_: &str) -> (&'a str, &'a str, &'a str) {
+    let c = plan
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == type_)
+        .unwrap();
+    (&c.status, &c.reason, &c.message)
+}
+
+#[test]
+fn a_runner_that_has_ended_keeps_its_place_until_its_pod_has() {
+    // Given a runner whose agent has ended after its job, and whose pod Kubernetes still shows as running
+    let pool = pool(1);
+    let mut ending = runner(&pool, "pool-aaaaa", RunnerPhase::Finished);
+    ending.is_over = false;
+    // Then no other pod is made beside it, until its own is over
+    assert_eq!(
+        created(&plan(&pool, &observed(vec![ending.clone()]), NOW)),
+        0
+    );
+    ending.is_over = true;
+    assert_eq!(created(&plan(&pool, &observed(vec![ending]), NOW)), 1);
+}
+
+#[test]
+fn a_creation_without_an_answer_is_repeated_under_the_same_name() {
+    // Given a pool of two, and a pod that is not there and may still come
+    let mut seen = observed(vec![]);
+    seen.unanswered.insert("pool-maybe".to_owned());
+    // When the pool is planned, then that name is one of the two: of a name there is only one pod
+    let plan = plan(&pool(2), &seen, NOW);
+    let created: Vec<_> = plan.actions.iter().filter_map(created_name).collect();
+    assert_eq!(created.len(), 2, "{created:?}");
+    assert_eq!(created[0], "pool-maybe");
+}
+
+fn created_name(action: &Action) -> Option<&str> {
+    match action {
+        Action::CreatePod(new) => Some(&new.name),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_empty_pool_gets_its_runners() {
+    let pool = pool(3);
+    let plan = super::plan(&pool, &observed(vec![]), NOW);
+    assert_eq!(created(&plan), 3);
+    let names: BTreeSet<_> = plan
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::CreatePod(new) => Some(new.name.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names.len(), 3, "every name is its own");
+    assert!(
+        names
+            .iter()
+            .all(|n| n.starts_with("pool-") && n.len() == 10)
+    );
+}
+
+#[test]
+fn a_new_resource_gets_its_finalizer_before_any_pod() {
+    let mut pool = pool(1);
+    pool.finalizer = false;
+    let plan = super::plan(&pool, &observed(vec![]), NOW);
+    assert_eq!(plan.actions, [Action::AddFinalizer]);
+}
+
+#[test]
+fn nothing_is_created_before_github_has_let_us_in() {
+    let pool = pool(1);
+    for access in [
+        Access::Unchecked,
+        Access::Refused {
+            reason: "Unauthorized".into(),
+            message: "no".into(),
+            transient: false,
+        },
+    ] {
+        let mut observed = observed(vec![]);
+        observed.access = access;
+        assert_eq!(created(&super::plan(&pool, &observed, NOW)), 0);
+    }
+}
+
+#[test]
+fn pods_that_the_watch_does_not_show_yet_count() {
+    let pool = pool(3);
+    let mut observed = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
+    observed.expected = BTreeSet::from(["pool-aaaaa".into(), "pool-bbbbb".into()]);
+    assert_eq!(created(&super::plan(&pool, &observed, NOW)), 1);
+}
+
+#[test]
+fn a_finished_runner_is_replaced_and_its_pod_removed_without_a_word_with_github() {
+    let pool = pool(1);
+    let plan = super::plan(
+        &pool,
+        &observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Finished)]),
+        NOW,
+    );
+    assert_eq!(created(&plan), 1);
+    let target = Target::from(&runner(&pool, "pool-aaaaa", RunnerPhase::Finished));
+    assert!(plan.actions.contains(&Action::DeletePod(target)));
+}
+
+#[test]
+fn scaling_down_takes_the_runner_furthest_from_a_job_and_never_a_busy_one() {
+    let pool = pool(1);
+    let runners = vec![
+        runner(&pool, "pool-busy1", RunnerPhase::Busy),
+        runner(&pool, "pool-idle1", RunnerPhase::Idle),
+        runner(&pool, "pool-wait1", RunnerPhase::Unscheduled),
+    ];
+    let plan = super::plan(&pool, &observed(runners), NOW);
+    assert_eq!(removed(&plan), ["pool-wait1", "pool-idle1"]);
+    assert!(
+        plan.actions.iter().all(|a| matches!(a, Action::Drain(_))),
+        "its entry goes first, whatever the watch shows: its agent could take a job at any moment"
+    );
+}
+
+#[test]
+fn runners_on_their_way_out_are_part_of_the_surplus() {
+    let pool = pool(1);
+    let runners = vec![
+        runner(&pool, "pool-idle1", RunnerPhase::Idle),
+        runner(&pool, "pool-gone1", RunnerPhase::Terminating),
+    ];
+    let plan = super::plan(&pool, &observed(runners), NOW);
+    assert_eq!(removed(&plan), Vec::<&str>::new());
+    assert_eq!(created(&plan), 0);
+}
+
+#[test]
+fn a_pod_on_a_lost_node_holds_its_place_only_for_its_grace() {
+    let pool = pool(1);
+    let mut gone = runner(&pool, "pool-gone1", RunnerPhase::Terminating);
+    let plan = super::plan(&pool, &observed(vec![gone.clone()]), NOW);
+    assert_eq!(created(&plan), 0);
+    gone.gone_by = Some(ago(1));
+    let plan = super::plan(&pool, &observed(vec![gone]), NOW);
+    assert_eq!(created(&plan), 1);
+}
+
+#[test]
+fn a_changed_template_replaces_idle_runners_one_by_one_and_leaves_busy_ones() {
+    let pool = pool(4);
+    let mut runners: Vec<_> = ["a", "b", "c"]
+        .iter()
+        .map(|n| runner(&pool, &format!("pool-{n}"), RunnerPhase::Idle))
+        .collect();
+    runners.push(runner(&pool, "pool-busy1", RunnerPhase::Busy));
+    for r in &mut runners {
+        r.template = "old".into();
+    }
+    let plan = super::plan(&pool, &observed(runners.clone()), NOW);
+    assert_eq!(removed(&plan).len(), 1);
+    assert!(!removed(&plan).contains(&"pool-busy1"));
+
+    // While the first new one is still at the gate, no further one goes.
+    runners[0] = runner(&pool, "pool-new01", RunnerPhase::Gated);
+    let plan = super::plan(&pool, &observed(runners), NOW);
+    assert_eq!(removed(&plan), Vec::<&str>::new());
+}
+
+#[test]
+fn a_failure_is_told_and_the_next_attempt_waits() {
+    let pool = pool(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    let mut failure = gate_failure(Class::Node);
+    failure.at = NOW;
+    failed.end = Some(End::Failed(failure));
+    let plan = super::plan(&pool, &observed(vec![failed.clone()]), NOW);
+    assert_eq!(created(&plan), 0);
+    assert_eq!(plan.status.consecutive_failures, 1);
+    assert_eq!(plan.status.last_failures[0].code, Some(999));
+    let wake = plan.wake.unwrap();
+    assert!(wake <= SignedDuration::from_secs(6), "{wake:?}");
+    assert_eq!(condition(&plan, kind::RUNNERS_ONLINE).1, "GateFailed");
+    assert_eq!(condition(&plan, kind::GPU_HEALTHY).0, "False");
+    assert!(
+        plan.notices
+            .iter()
+            .any(|n| n.warning && n.reason == "GateFailed")
+    );
+
+    // Later, with the failure recorded, the next attempt is made and the failure is not told twice.
+    let mut pool = pool;
+    pool.status = plan.status;
+    let later = NOW + SignedDuration::from_secs(10);
+    let plan = super::plan(&pool, &observed(vec![failed]), later);
+    assert_eq!(created(&plan), 1);
+    assert_eq!(plan.status.consecutive_failures, 1);
+    assert_eq!(plan.status.last_failures.len(), 1);
+    assert!(plan.notices.iter().all(|n| n.reason != "GateFailed"));
+}
+
+#[test]
+fn a_configuration_fault_stalls_the_pool_with_its_sentence() {
+    let pool = pool(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    failed.end = Some(End::Failed(gate_failure(Class::Config)));
+    let plan = super::plan(&pool, &observed(vec![failed]), NOW);
+    assert_eq!(
+        condition(&plan, kind::STALLED),
+        ("True", "GateFailed", "the gate failed")
+    );
+    assert_eq!(condition(&plan, kind::READY).0, "False");
+}
+
+#[test]
+fn a_runner_that_came_online_ends_the_row_of_failures() {
+    let mut pool = pool(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    failed.since = ago(300);
+    let mut failure = gate_failure(Class::Node);
+    failure.at = ago(300);
+    failed.end = Some(End::Failed(failure));
+    pool.status = super::plan(&pool, &observed(vec![failed]), ago(300)).status;
+    assert_eq!(pool.status.consecutive_failures, 1);
+
+    let plan = super::plan(
+        &pool,
+        &observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Idle)]),
+        NOW,
+    );
+    assert_eq!(plan.status.consecutive_failures, 0);
+    assert_eq!(condition(&plan, kind::READY).0, "True");
+    assert_eq!(
+        plan.status.last_failures.len(),
+        1,
+        "the reason stays to be read"
+    );
+}
+
+#[test]
+fn failed_pods_never_pile_up() {
+    let mut pool = pool(2);
+    let mut runners = vec![];
+    for i in 0..9 {
+        let mut r = runner(&pool, &format!("pool-fail{i}"), RunnerPhase::Failed);
+        r.since = ago(100 - i);
+        runners.push(r);
+    }
+    pool.status = super::plan(&pool, &observed(runners.clone()), NOW).status;
+    let plan = super::plan(&pool, &observed(runners), NOW);
+    assert_eq!(removed(&plan).len(), 7);
+    assert!(
+        !removed(&plan).contains(&"pool-fail8"),
+        "the newest is kept for a look"
+    );
+}
+
+#[test]
+fn a_gate_that_hangs_is_taken_out() {
+    let pool = pool(1);
+    let mut hung = runner(&pool, "pool-aaaaa", RunnerPhase::Gated);
+    hung.since = ago(600);
+    let plan = super::plan(&pool, &observed(vec![hung]), NOW);
+    assert_eq!(removed(&plan), ["pool-aaaaa"]);
+    assert_eq!(plan.status.last_failures[0].reason, "GateOverdue");
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_later() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
+    waiting.waiting = Some(Waiting {
+        reason: "ImagePullBackOff".into(),
+        message: "no such image".into(),
+        container: Some("runner".into()),
+        image: Some("registry/image:1".into()),
+    });
+    let plan = super::plan(&pool, &observed(vec![waiting.clone()]), NOW);
+    let (_, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
+    assert_eq!(reason, "ImagePullBackOff");
+    for word in ["container runner", "registry/image:1", "no such image"] {
+        assert!(message.contains(word), "{message}");
+    }
+    let listed = plan.status.runners[0].waiting.as_deref();
+    assert!(listed.unwrap().contains("no such image"));
+    assert_eq!(removed(&plan), Vec::<&str>::new());
+
+    waiting.since = ago(301);
+    let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
+    assert_eq!(removed(&plan), ["pool-aaaaa"]);
+    assert_eq!(plan.status.last_failures[0].reason, "ImageNotPulled");
+}
+
+#[test]
+fn a_pool_without_gpu_nodes_says_so_and_waits() {
+    let pool = pool(1);
+    let waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+    let mut observed = observed(vec![waiting]);
+    observed.nodes = Some(vec![]);
+    let plan = super::plan(&pool, &observed, NOW);
+    let (status, reason, message) = condition(&plan, kind::RUNNERS_ONLINE);
+    assert_eq!((status, reason), ("False", "Unschedulable"));
+    assert!(
+        message.contains("No node offers nvidia.com/gpu"),
+        "{message}"
+    );
+    assert_eq!(removed(&plan), Vec::<&str>::new());
+}
+
+#[test]
+fn replacing_the_only_runner_after_its_job_is_no_trouble() {
+    let mut pool = pool(1);
+    let idle = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
+    pool.status = super::plan(&pool, &idle, NOW).status;
+    let between = observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Gated)]);
+    let plan = super::plan(&pool, &between, NOW);
+    assert_eq!(condition(&plan, kind::RUNNERS_ONLINE).0, "True");
+    assert_eq!(
+        plan.status.conditions, pool.status.conditions,
+        "nothing to write"
+    );
+}
+
+#[test]
+fn orphans_on_github_go_and_entries_with_a_pod_stay() {
+    let pool = pool(1);
+    let mut observed = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
+    observed.expected = BTreeSet::from(["pool-ccccc".into()]);
+    observed.listing = Some(listing(&["pool-aaaaa", "pool-bbbbb", "pool-ccccc"]));
+    let plan = super::plan(&pool, &observed, NOW);
+    let orphans: Vec<_> = plan
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::DeleteEntry(e) => Some(e.name.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(orphans, ["pool-bbbbb"]);
+}
+
+#[test]
+fn an_idle_runner_that_github_lost_is_replaced_only_after_a_second_look() {
+    let pool = pool(1);
+    let mut idle = runner(&pool, "pool-aaaaa", RunnerPhase::Idle);
+    idle.since = ago(600);
+    let plan = super::plan(&pool, &observed(vec![idle]), NOW);
+    assert!(
+        plan.actions
+            .iter()
+            .any(|a| matches!(a, Action::ReplaceUnregistered(_)))
+    );
+    assert_eq!(removed(&plan), Vec::<&str>::new());
+}
+
+#[test]
+fn every_condition_is_there_from_the_first_visit() {
+    let mut pool = pool(1);
+    pool.status = cudarunner_crds::CudaRunnerStatus::default();
+    let mut observed = observed(vec![]);
+    observed.access = Access::Unchecked;
+    let plan = super::plan(&pool, &observed, NOW);
+    let types: Vec<_> = plan
+        .status
+        .conditions
+        .iter()
+        .map(|c| c.type_.as_str())
+        .collect();
+    assert_eq!(
+        types,
+        [
+            "Ready",
+            "Stalled",
+            "CredentialsValid",
+            "GpuHealthy",
+            "RunnersOnline",
+            "QueueServed",
+            "WorkflowVerified",
+            "ChecksRequired",
+            "SpecSupported"
+        ]
+    );
+    assert!(plan.status.conditions.iter().all(|c| !c.reason.is_empty()));
+}
+
+/// A runner that enters `phase` now.
+fn entering(pool: &Pool, name: &str, phase: RunnerPhase, now: Timestamp) -> Runner {
+    let mut runner = runner(pool, name, phase);
+    runner.since = now;
+    if let Some(End::Failed(failure)) = &mut runner.end {
+        failure.at = now;
+    }
+    runner
+}
+
+/// A small world in which plans come true: pods move on by themselves, actions are carried out.
+#[derive(Debug)]
+struct World {
+    runners: BTreeMap<String, Runner>,
+    entries: BTreeSet<String>,
+}
+
+impl World {
+    fn carry_out(&mut self, pool: &Pool, actions: &[Action], now: Timestamp) {
+        for action in actions {
+            match action {
+                Action::CreatePod(new) => {
+                    let entering = entering(pool, &new.name, RunnerPhase::Unscheduled, now);
+                    assert!(
+                        self.runners.insert(new.name.clone(), entering).is_none(),
+                        "a name was used twice"
+                    );
+                }
+                Action::Drain(t) => {
+                    let busy = self
+                        .runners
+                        .get(&t.name)
+                        .is_some_and(|r| r.phase == RunnerPhase::Busy);
+                    if !busy {
+                        self.entries.remove(&t.name);
+                        self.runners.remove(&t.name);
+                    }
+                }
+                Action::DeletePod(t) => {
+                    let phase = self.runners.remove(&t.name).map(|r| r.phase);
+                    assert!(
+                        phase != Some(RunnerPhase::Busy),
+                        "a busy runner's pod was removed"
+                    );
+                }
+                Action::DeleteEntry(e) => {
+                    self.entries.remove(&e.name);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Every pod takes the next step that `dice` chooses.
+    fn move_on(&mut self, pool: &Pool, dice: &[u8], now: Timestamp) {
+        let names: Vec<String> = self.runners.keys().cloned().collect();
+        for (name, die) in names.into_iter().zip(dice.iter().cycle()) {
+            let old = self.runners[&name].phase;
+            let next = match (old, die % 4) {
+                (RunnerPhase::Unscheduled, 0..=2) => RunnerPhase::Gated,
+                (RunnerPhase::Gated, 0..=2) => RunnerPhase::Starting,
+                (RunnerPhase::Gated, _) => RunnerPhase::Failed,
+                (RunnerPhase::Starting, _) => RunnerPhase::Idle,
+                (RunnerPhase::Idle, 0) => RunnerPhase::Busy,
+                (RunnerPhase::Busy, 0 | 1) => RunnerPhase::Finished,
+                (same, _) => same,
+            };
+            if next == RunnerPhase::Starting {
+                self.entries.insert(name.clone());
+            }
+            if next == RunnerPhase::Finished {
+                self.entries.remove(&name);
+            }
+            if next != old {
+                self.runners
+                    .insert(name.clone(), entering(pool, &name, next, now));
+            }
+        }
+    }
+
+    fn observe(&self, seed: u64, now: Timestamp) -> Observed {
+        let mut observed = observed(self.runners.values().cloned().collect());
+        observed.seed = seed;
+        let names: Vec<&str> = self.entries.iter().map(String::as_str).collect();
+        observed.listing = Some(Listing {
+            at: now,
+            ..listing(&names)
+        });
+        observed
+    }
+}
+
+#[test]
+fn a_runner_that_was_taken_away_is_told_once_though_nothing_of_it_is_left() {
+    let mut pool = pool(1);
+    let mut seen = observed(vec![]);
+    let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
+    let failure = Failure::new(EVICTED, Class::Transient, "Drained.".to_owned(), NOW, true);
+    gone.end = Some(End::Failed(failure));
+    seen.vanished = vec![gone];
+    let first = plan(&pool, &seen, NOW);
+    let told = |plan: &Plan| plan.notices.iter().filter(|n| n.reason == EVICTED).count();
+    assert_eq!(first.status.last_failures[0].runner, "pool-aaaaa");
+    assert_eq!((told(&first), first.status.replicas), (1, 0));
+    assert_eq!(removed(&first), Vec::<&str>::new());
+
+    pool.status = first.status;
+    let second = plan(&pool, &seen, NOW);
+    assert_eq!((told(&second), second.status.last_failures.len()), (0, 1));
+}
+
+proptest! {
+    #[test]
+    fn never_too_many_never_a_busy_one_and_always_settled_in_the_end(
+        steps in proptest::collection::vec((0..6_i32, proptest::collection::vec(any::<u8>(), 1..8), any::<u64>()), 1..20),
+    ) {
+        let mut world = World { runners: BTreeMap::new(), entries: BTreeSet::new() };
+        let mut status = pool(0).status;
+        let mut now = NOW;
+        for (replicas, dice, seed) in &steps {
+            let mut pool = pool(*replicas);
+            pool.status = status;
+            let before = world.runners.values().filter(|r| r.end.is_none()).count();
+            let plan = super::plan(&pool, &world.observe(*seed, now), now);
+            world.carry_out(&pool, &plan.actions, now);
+            let after = world.runners.values().filter(|r| r.end.is_none()).count();
+            prop_assert!(after <= before.max(usize::try_from(*replicas).unwrap()));
+            status = plan.status;
+            world.move_on(&pool, dice, now);
+            now += SignedDuration::from_secs(60);
+        }
+        // Nothing fails any more: the pool settles at what was asked, and so does GitHub.
+        let mut pool = pool(2);
+        for seed in 0..40_u64 {
+            pool.status = status;
+            let plan = super::plan(&pool, &world.observe(seed, now), now);
+            world.carry_out(&pool, &plan.actions, now);
+            status = plan.status;
+            world.move_on(&pool, &[2], now);
+            for r in world.runners.values_mut() {
+                if r.phase == RunnerPhase::Busy {
+                    *r = entering(&pool, &r.name, RunnerPhase::Finished, now);
+                    world.entries.remove(&r.name);
+                }
+            }
+            now += SignedDuration::from_secs(60);
+        }
+        let idle: BTreeSet<_> = world.runners.values().filter(|r| r.phase == RunnerPhase::Idle).map(|r| r.name.clone()).collect();
+        prop_assert_eq!(idle.len(), 2, "{:?}", world.runners);
+        prop_assert_eq!(&world.entries, &idle);
+    }
+}
+
+#[test]
+fn a_runner_that_was_asked_to_go_has_not_failed_unless_it_had_a_job() {
+    let pool = pool(1);
+    for (reason, failures) in [
+        ("GateFailed", 0),
+        ("EndedWithoutJob", 0),
+        ("JobCutShort", 1),
+    ] {
+        let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
+        let mut failure = gate_failure(Class::Transient);
+        failure.reason = reason;
+        gone.end = Some(End::Failed(failure));
+        let plan = plan(&pool, &observed(vec![gone]), NOW);
+        assert_eq!(plan.status.last_failures.len(), failures, "{reason}");
+    }
+}
+
+#[test]
+fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
+    let cut = |note: &str| {
+        let notice = Notice {
+            warning: false,
+            reason: "Reason".into(),
+            note: note.to_owned(),
+            about: None,
+        };
+        notice.cut()
+    };
+    assert_eq!(cut("short"), "short");
+    for letter in ["a", "ü", "…", "𝄞"] {
+        let long = cut(&letter.repeat(2000));
+        assert!(long.len() <= 1024 && long.len() > 1015 && long.ends_with('…'));
+    }
+}

@@ -1,0 +1,221 @@
+//! Given pods that wait, fail or go, then the resource says what a person has to know, and says no more than is true.
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::Class;
+use jiff::SignedDuration;
+
+use super::super::conditions::kind;
+use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
+use super::super::{Plan, health, plan};
+use super::{condition, created};
+use crate::model::pool::Pool;
+use crate::model::runner::{End, Failure, Waiting};
+
+#[test]
+fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Starting);
+    waiting.waiting = Some(Waiting {
+        reason: "CreateContainerConfigError".into(),
+        message: "secret \"hf-token\" not found".into(),
+        container: Some("runner".into()),
+        image: None,
+    });
+    let visit = plan(&pool, &observed(vec![waiting.clone()]), NOW);
+    let (status, reason, message) = condition(&visit, kind::READY);
+    assert_eq!((status, reason), ("False", "ContainerNotStarted"));
+    assert!(
+        message.contains("secret \"hf-token\" not found"),
+        "{message}"
+    );
+
+    waiting.since = ago(301);
+    let visit = plan(&pool, &observed(vec![waiting]), NOW);
+    assert_eq!(condition(&visit, kind::STALLED).1, "ContainerNotStarted");
+}
+
+#[test]
+fn the_schedulers_sentence_is_told() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+    waiting.waiting = Some(Waiting {
+        reason: "Unschedulable".into(),
+        message: "0/3 nodes are available: 3 node(s) had untolerated taint. preemption: none."
+            .into(),
+        container: None,
+        image: None,
+    });
+    let visit = plan(&pool, &observed(vec![waiting]), NOW);
+    let message = condition(&visit, kind::RUNNERS_ONLINE).2;
+    assert!(message.ends_with("had untolerated taint"), "{message}");
+}
+
+#[test]
+fn a_pod_that_stays_without_containers_points_at_kubectl() {
+    let pool = pool(1);
+    let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
+    waiting.since = ago(130);
+    let visit = plan(&pool, &observed(vec![waiting]), NOW);
+    let (_, reason, message) = condition(&visit, kind::RUNNERS_ONLINE);
+    assert_eq!(reason, "SlowStart");
+    assert!(
+        message.contains("kubectl describe pod pool-aaaaa"),
+        "{message}"
+    );
+}
+
+/// A pool after one more runner of it has failed.
+fn fail_once_more(mut pool: Pool, name: &str, failure: &Failure) -> (Pool, Plan) {
+    let mut failed = runner(&pool, name, RunnerPhase::Failed);
+    failed.created = failure.at;
+    failed.end = Some(End::Failed(failure.clone()));
+    let visit = plan(&pool, &observed(vec![failed]), failure.at);
+    pool.status = visit.status.clone();
+    (pool, visit)
+}
+
+#[test]
+fn an_agent_that_ends_at_once_three_times_with_the_same_code_stalls_the_pool() {
+    let at_once = |code, at| Failure {
+        code: Some(code),
+        ..Failure::new(
+            crate::model::runner::ENDED_AT_ONCE,
+            Class::Transient,
+            "It ended with code 1.".to_owned(),
+            at,
+            true,
+        )
+    };
+    for (codes, stalls) in [([1, 1, 1], "True"), ([1, 2, 1], "False")] {
+        let mut pool = pool(1);
+        let mut last = Plan::default();
+        for (n, code) in codes.into_iter().enumerate() {
+            let at = NOW + SignedDuration::from_mins(i64::try_from(n).unwrap());
+            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), &at_once(code, at));
+        }
+        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{codes:?}");
+    }
+}
+
+#[test]
+fn after_any_failure_there_is_a_pause_and_it_grows() {
+    let rejected = |class, at| Failure::new("PodRejected", class, "no".to_owned(), at, false);
+    for class in Class::ALL {
+        let mut pool = pool(1);
+        let mut at = NOW;
+        let mut pauses = vec![];
+        for n in 0..8 {
+            let visit;
+            (pool, visit) = fail_once_more(pool, &format!("pool-{n}"), &rejected(class, at));
+            assert_eq!(created(&visit), 0, "{class}");
+            let health = health::assess(&pool, &observed(vec![]), at);
+            let next = health.not_before.unwrap();
+            pauses.push(next.duration_since(at));
+            at = next;
+        }
+        assert!(
+            pauses[0] >= SignedDuration::from_secs(1),
+            "{class}: {pauses:?}"
+        );
+        assert!(
+            pauses[7] >= SignedDuration::from_secs(45),
+            "{class}: {pauses:?}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_the_template_names_itself_is_the_templates_fault() {
+    let mut pool = pool(1);
+    let template = pool.spec.as_mut().unwrap();
+    template.template.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
+    let no_room = Failure::new(
+        "PodRejected",
+        Class::Transient,
+        "no room".to_owned(),
+        NOW,
+        false,
+    );
+    let (_, visit) = fail_once_more(pool, "pool-aaaaa", &no_room);
+    assert_eq!(condition(&visit, kind::STALLED).0, "True");
+    assert!(visit.status.quarantine.is_empty());
+}
+
+#[test]
+fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
+    let pool = pool(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    let without = Failure::new(
+        "EndedWithoutJob",
+        Class::Transient,
+        "m".to_owned(),
+        ago(20),
+        true,
+    );
+    failed.end = Some(End::Failed(without));
+    let mut observed = observed(vec![failed]);
+    let mut entries = listing(&["pool-aaaaa"]);
+    entries.entries[0].busy = true;
+    observed.listing = Some(entries);
+    let visit = plan(&pool, &observed, NOW);
+    assert_eq!(visit.status.last_failures[0].reason, "JobCutShort");
+}
+
+#[test]
+fn pods_that_vanish_at_once_are_told_and_not_made_anew_without_a_pause() {
+    let pool = pool(1);
+    let mut observed = observed(vec![]);
+    observed.vanished = vec![runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled)];
+    let visit = plan(&pool, &observed, NOW);
+    assert_eq!(visit.status.last_failures[0].reason, "PodDeleted");
+    assert_eq!(created(&visit), 0);
+}
+
+/// The pool after a visit, at its next generation.
+fn changed(mut pool: Pool, visit: &Plan) -> Pool {
+    pool.status = visit.status.clone();
+    pool.generation += 1;
+    pool.spec.as_mut().unwrap().template_hash = "new".to_owned();
+    pool
+}
+
+#[test]
+fn a_changed_spec_is_ready_only_when_a_runner_of_it_is_online() {
+    let first = pool(1);
+    let old = runner(&first, "pool-aaaaa", RunnerPhase::Idle);
+    let before = plan(&first, &observed(vec![old.clone()]), NOW);
+    assert_eq!(condition(&before, kind::READY).0, "True");
+    let pool = changed(first, &before);
+    let during = plan(&pool, &observed(vec![old]), NOW);
+    let (status, reason, _) = condition(&during, kind::READY);
+    assert_eq!((status, reason), ("Unknown", "RollingOut"));
+    let new = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
+    let after = plan(&pool, &observed(vec![new]), NOW);
+    assert_eq!(condition(&after, kind::READY).0, "True");
+}
+
+#[test]
+fn a_pool_without_a_runner_online_is_not_ready_for_long() {
+    // Given a pool that was online, and whose next runner is on its way
+    let mut pool = pool(1);
+    let online = runner(&pool, "pool-aaaaa", RunnerPhase::Idle);
+    pool.status = plan(&pool, &observed(vec![online]), NOW).status;
+    let next = runner(&pool, "pool-bbbbb", RunnerPhase::Starting);
+    let world = observed(vec![next.clone()]);
+    // Then it is ready while that takes no longer than usual, and not after
+    for (seconds, status, reason) in [(30, "True", "Online"), (90, "False", "NoneOnline")] {
+        let visit = plan(&pool, &world, NOW + SignedDuration::from_secs(seconds));
+        let (found, why, _) = condition(&visit, kind::READY);
+        assert_eq!((found, why), (status, reason), "{seconds}");
+    }
+}
+
+#[test]
+fn a_pool_in_deletion_is_not_ready_while_a_job_runs() {
+    let mut pool = pool(1);
+    let busy = runner(&pool, "pool-aaaaa", RunnerPhase::Busy);
+    pool.status = plan(&pool, &observed(vec![busy.clone()]), NOW).status;
+    pool.deleting = Some(NOW);
+    let visit = plan(&pool, &observed(vec![busy]), NOW);
+    assert_eq!(condition(&visit, kind::READY).1, "Deleting");
+}

@@ -1,0 +1,449 @@
+//! The verification: when a workflow is run to prove the pool, and what its run proves.
+//!
+//! The intent is in the status before anything is sent. A crash in between leaves an intent whose run is looked for
+//! before another one is started, so that there are never two.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{
+    MAX_HARDWARE, MAX_VERIFICATIONS, RunnerPhase, VerificationRecord, VerificationState,
+    VerificationStatus, VerifiedJob, VerifiedJobStatus, Verify,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::conditions::{Say, say};
+use super::health::Health;
+use super::{Access, Action, Notice, Observed, Plan};
+use crate::model::github::{RunJob, Workflow};
+use crate::model::pool::{Pool, Spec, fingerprint};
+use crate::model::time::Shift as _;
+use crate::model::verification::{Dispatch, Watched};
+
+mod judge;
+
+pub use judge::NOT_PICKED_UP;
+
+/// How often a run is looked at.
+pub const POLL: SignedDuration = SignedDuration::from_secs(5);
+/// How often one is looked at that will not come to a good end any more.
+pub const SLOW_POLL: SignedDuration = SignedDuration::from_secs(15);
+/// After this time a run must show in GitHub's list.
+pub const SURELY_LISTED: SignedDuration = SignedDuration::from_secs(20);
+/// When a workflow that could not be started is tried again.
+const START_AGAIN: SignedDuration = SignedDuration::from_mins(10);
+/// How long a log may take to appear.
+const LOG: SignedDuration = SignedDuration::from_secs(60);
+
+/// The workflow of `spec.verify`, where it can be said.
+#[must_use]
+pub fn workflow(pool: &Pool) -> Option<Workflow> {
+    let spec = pool.spec.as_ref().ok()?;
+    let verify = spec.verify.as_ref()?;
+    Some(Workflow {
+        repository: spec.repository.clone()?,
+        file: verify.workflow.clone(),
+        git_ref: verify.git_ref.clone(),
+    })
+}
+
+/// Jobs that have ended and whose log has yet to be read.
+#[must_use]
+pub fn logs_wanted(pool: &Pool, watched: &Watched) -> Vec<u64> {
+    let verify = pool.spec.as_ref().ok().and_then(|s| s.verify.as_ref());
+    let wanted = verify.iter().flat_map(|verify| &verify.jobs);
+    let wanted = wanted.filter(|job| job.tests.is_some());
+    let jobs = wanted.flat_map(|job| named(&job.name, &watched.jobs));
+    let ids: BTreeSet<u64> = jobs
+        .filter(|job| job.conclusion.as_deref() == Some("success"))
+        .map(|job| job.id)
+        .filter(|id| !watched.sums.contains_key(id))
+        .collect();
+    ids.into_iter().collect()
+}
+
+/// The jobs that a name of the spec stands for: those of that very name; else those that a reusable workflow reports
+/// as `caller / name`; else those that a matrix reports as `name (…)`.
+fn named<'a>(name: &str, jobs: &'a [RunJob]) -> Vec<&'a RunJob> {
+    let among = |test: &dyn Fn(&str) -> bool| -> Vec<&'a RunJob> {
+        jobs.iter().filter(|job| test(&job.name)).collect()
+    };
+    let called = format!(" / {name}");
+    let of_matrix = format!("{name} (");
+    let mut found = among(&|n| n == name);
+    if found.is_empty() {
+        found = among(&|n| n.ends_with(&called));
+    }
+    if found.is_empty() {
+        found = among(&|n| n.starts_with(&of_matrix));
+    }
+    found
+}
+
+/// What a decision on a verification depends on.
+struct Case<'a> {
+    pool: &'a Pool,
+    spec: &'a Spec,
+    verify: &'a Verify,
+    observed: &'a Observed,
+    health: &'a Health,
+    now: Timestamp,
+}
+
+/// Decides on the verification.
+pub(super) fn plan(
+    pool: &Pool,
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let Some(verify) = &spec.verify else {
+        plan.status.verification = None;
+        return;
+    };
+    if spec.repository.is_none() || observed.access != Access::Granted {
+        return;
+    }
+    let case = Case {
+        pool,
+        spec,
+        verify,
+        observed,
+        health,
+        now,
+    };
+    let status = match pool.status.verification.clone() {
+        None => case.request(None, plan),
+        Some(before) if before.state.has_ended() => {
+            if !case.due(&before, plan) {
+                return;
+            }
+            case.request(Some(before), plan)
+        }
+        Some(before) => Some(case.advance(before, plan)),
+    };
+    if status.is_some() {
+        plan.status.verification = status;
+    }
+}
+
+impl Case<'_> {
+    /// Changes with everything that a verification speaks of.
+    fn key(&self) -> String {
+        let what = Verify {
+            every: None,
+            ..self.verify.clone()
+        };
+        let text = serde_json::to_string(&what).unwrap_or_default();
+        fingerprint(&format!("{text} {}", self.spec.template_hash))
+    }
+
+    /// Whether another verification is to follow one that has ended.
+    fn due(&self, last: &VerificationStatus, plan: &mut Plan) -> bool {
+        let Self {
+            pool,
+            observed,
+            now,
+            ..
+        } = *self;
+        let ended = last.ended.as_ref().map_or(last.since.0, |t| t.0);
+        let asked = pool.verify_asked.is_some() && pool.verify_asked != last.asked;
+        if asked || last.fingerprint != self.key() {
+            return true;
+        }
+        let never_started = last.state == VerificationState::Failed && last.run_id.is_none();
+        let again = [never_started.then_some(START_AGAIN), self.spec.verify_every];
+        if let Some(at) = again
+            .into_iter()
+            .flatten()
+            .map(|wait| ended.after(wait))
+            .min()
+        {
+            if now >= at {
+                return true;
+            }
+            plan.wake_at(at, now);
+        }
+        hardware(observed)
+            .iter()
+            .any(|kind| !last.hardware.contains(kind))
+    }
+
+    /// Writes down the intent, once a runner of the pool as it should be can take a job.
+    fn request(
+        &self,
+        before: Option<VerificationStatus>,
+        plan: &mut Plan,
+    ) -> Option<VerificationStatus> {
+        let Self {
+            pool,
+            spec,
+            observed,
+            now,
+            ..
+        } = *self;
+        let key = self.key();
+        let is_new = |r: &&crate::model::runner::Runner| r.template == spec.template_hash;
+        let mut online = observed.runners.iter().filter(|r| r.is_online());
+        let old_may_take_it = observed
+            .runners
+            .iter()
+            .any(|r| r.phase == RunnerPhase::Idle && !is_new(&r));
+        if old_may_take_it || !online.any(|r| is_new(&r)) || !pool.finalizer {
+            return None;
+        }
+        let history = before.as_ref().map(|b| b.history.clone());
+        let mut kinds: Vec<String> = before
+            .filter(|b| b.fingerprint == key)
+            .map(|b| b.hardware)
+            .unwrap_or_default();
+        for kind in hardware(observed) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        let surplus = kinds.len().saturating_sub(MAX_HARDWARE);
+        kinds.drain(..surplus);
+        plan.intent = Some(now);
+        plan.wake_in(SignedDuration::ZERO);
+        Some(VerificationStatus {
+            state: VerificationState::Requested,
+            fingerprint: key,
+            hardware: kinds,
+            asked: pool.verify_asked.clone(),
+            since: Time(now),
+            run_id: None,
+            url: None,
+            ended: None,
+            reason: None,
+            message: None,
+            jobs: vec![],
+            history: history.unwrap_or_default(),
+        })
+    }
+
+    /// Brings one forward that is on its way.
+    fn advance(&self, mut status: VerificationStatus, plan: &mut Plan) -> VerificationStatus {
+        let Self {
+            pool,
+            spec,
+            verify,
+            observed,
+            now,
+            ..
+        } = *self;
+        let watched = &observed.verification;
+        if watched.since != Some(status.since.0) {
+            plan.wake_in(SignedDuration::ZERO);
+            return status;
+        }
+        let wait = watched
+            .next_look
+            .map_or(SignedDuration::from_secs(1), |at| {
+                at.duration_since(now).max(SignedDuration::from_millis(500))
+            });
+        plan.wake_in(wait);
+        if let (Some(id), VerificationState::Requested) = (watched.run_id, status.state) {
+            status.state = VerificationState::Running;
+            status.run_id = i64::try_from(id).ok();
+            if let Some(repository) = &spec.repository {
+                status.url = Some(repository.run_page(&spec.url, id, None));
+            }
+            announce(plan, false, "VerificationStarted", &status, verify);
+            return status;
+        }
+        if status.state == VerificationState::Requested {
+            match &watched.dispatch {
+                Dispatch::Open if watched.next_look.is_none_or(|at| now >= at) => {
+                    if let Some(workflow) = workflow(pool) {
+                        plan.actions.push(Action::DispatchWorkflow(workflow));
+                        plan.wake_in(SignedDuration::from_millis(500));
+                    }
+                }
+                Dispatch::Refused { reason, message } => {
+                    let (reason, message) = (reason.clone(), message.clone());
+                    end(&mut status, Some((reason, message)), now);
+                }
+                _ => {}
+            }
+            return status;
+        }
+        if watched.run.is_none() && !watched.is_gone {
+            return status;
+        }
+        let judged = judge::judge(self);
+        status.jobs = judged.jobs;
+        match judged.verdict {
+            judge::Verdict::Open(Some((reason, message))) => {
+                status.reason = Some(reason);
+                status.message = Some(message);
+                let replaced = status.fingerprint != self.key()
+                    || pool.verify_asked.is_some() && pool.verify_asked != status.asked;
+                let started = watched.jobs.iter().any(|job| job.status == "in_progress");
+                if replaced
+                    && judged.overdue
+                    && !started
+                    && let (Some(repository), Some(id)) = (&spec.repository, watched.run_id)
+                {
+                    // Nobody takes its jobs, and another one is to follow.
+                    plan.actions.push(Action::CancelRun(repository.clone(), id));
+                }
+            }
+            judge::Verdict::Open(None) => {
+                // What held it may be over; a job that came too late stays too late.
+                if status.reason.as_deref() != Some(judge::NOT_PICKED_UP) {
+                    status.reason = None;
+                    status.message = None;
+                }
+            }
+            judge::Verdict::Failed(reason, message) => {
+                end(&mut status, Some((reason, message)), now);
+            }
+            judge::Verdict::Succeeded => {
+                let late = status
+                    .reason
+                    .clone()
+                    .zip(status.message.clone())
+                    .filter(|(reason, _)| reason == judge::NOT_PICKED_UP);
+                end(&mut status, late, now);
+            }
+        }
+        status
+    }
+}
+
+/// GPU and driver of the runners that are online.
+fn hardware(observed: &Observed) -> BTreeSet<String> {
+    let online = observed.runners.iter().filter(|r| r.is_online());
+    online
+        .filter_map(|r| r.hardware.as_ref().map(ToString::to_string))
+        .collect()
+}
+
+/// Ends a verification, and puts it on record.
+fn end(status: &mut VerificationStatus, trouble: Option<(String, String)>, now: Timestamp) {
+    status.state = match trouble {
+        None => VerificationState::Succeeded,
+        Some(_) => VerificationState::Failed,
+    };
+    (status.reason, status.message) = trouble.unzip();
+    status.ended = Some(Time(now));
+    status.history.insert(
+        0,
+        VerificationRecord {
+            run_id: status.run_id,
+            url: status.url.clone(),
+            state: status.state,
+            reason: status.reason.clone(),
+            since: status.since.clone(),
+            ended: Time(now),
+        },
+    );
+    status.history.truncate(MAX_VERIFICATIONS);
+}
+
+fn announce(
+    plan: &mut Plan,
+    warning: bool,
+    reason: &str,
+    status: &VerificationStatus,
+    verify: &Verify,
+) {
+    plan.notices.push(Notice {
+        warning,
+        reason: reason.to_owned(),
+        note: format!(
+            "{} runs on {} to verify the pool: {}",
+            verify.workflow,
+            verify.git_ref,
+            status.url.as_deref().unwrap_or_default()
+        ),
+        about: None,
+    });
+}
+
+/// What the condition `WorkflowVerified` says.
+pub(super) fn verified(
+    pool: &Pool,
+    status: Option<&VerificationStatus>,
+    observed: &Observed,
+) -> Say {
+    let Ok(spec) = &pool.spec else {
+        return say("Unknown", "NotStarted", "The spec cannot be carried out");
+    };
+    let Some(verify) = &spec.verify else {
+        return say("Unknown", "NotAsked", "spec.verify is not set");
+    };
+    if spec.repository.is_none() {
+        return say(
+            "False",
+            "RepositoryMissing",
+            "spec.github.url is no repository: name the one with the workflow in spec.verify.repository, as OWNER/NAME",
+        );
+    }
+    let Some(status) = status else {
+        return say(
+            "Unknown",
+            "WaitsForRunner",
+            "The workflow is started when a runner is online",
+        );
+    };
+    let link = status.url.as_deref().unwrap_or("no run");
+    let told = status.message.clone().unwrap_or_default();
+    match (status.state, &status.reason) {
+        (VerificationState::Succeeded, _) => say("True", "Verified", praise(verify, status, link)),
+        (VerificationState::Failed, reason) => say(
+            "False",
+            reason.as_deref().unwrap_or("Failed"),
+            match status.run_id {
+                Some(_) => format!(
+                    "{told}. Run: {link}. Annotate the resource with {}=ANYTHING_NEW to run it again",
+                    cudarunner_crds::VERIFY
+                ),
+                None => format!(
+                    "{told}. It is tried again every {} minutes",
+                    START_AGAIN.as_mins()
+                ),
+            },
+        ),
+        (VerificationState::Running, Some(reason)) if reason == judge::NOT_PICKED_UP => {
+            say("False", reason, format!("{told}. Run: {link}"))
+        }
+        (VerificationState::Running, Some(reason)) => {
+            say("Unknown", reason, format!("{told}. Run: {link}"))
+        }
+        (VerificationState::Running, None) => {
+            say("Unknown", "Running", format!("The run is watched: {link}"))
+        }
+        (VerificationState::Requested, _) => match &observed.verification.trouble {
+            Some(trouble) => say("Unknown", "NotStarted", trouble.clone()),
+            None => say(
+                "Unknown",
+                "Requested",
+                "The workflow is about to be started",
+            ),
+        },
+    }
+}
+
+fn praise(verify: &Verify, status: &VerificationStatus, link: &str) -> String {
+    let jobs: Vec<String> = status
+        .jobs
+        .iter()
+        .map(|job| match job.passed {
+            Some(passed) => format!("{} ({passed} tests)", job.name),
+            None => job.name.clone(),
+        })
+        .collect();
+    format!(
+        "{} on {} succeeded on runners of this pool: {}. Run: {link}",
+        verify.workflow,
+        verify.git_ref,
+        jobs.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! What came of the start of a workflow.
+
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::verification::{Dispatch, Watched};
+use cuda_runner_plan::verify::SLOW_POLL;
+use jiff::Timestamp;
+
+use crate::github::Error;
+
+/// Takes in what came of a dispatch.
+pub(super) fn answered(watched: &mut Watched, answer: Result<Option<u64>, Error>, now: Timestamp) {
+    watched.sent = Some(now);
+    match answer {
+        Ok(run) => {
+            watched.run_id = run;
+            watched.dispatch = Dispatch::Sent;
+        }
+        Err(error) if error.leaves_doubt() => watched.dispatch = Dispatch::Sent,
+        Err(error) if error.is_transient() => {
+            watched.trouble = Some(error.to_string());
+            watched.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
+        }
+        Err(error) => {
+            watched.dispatch = Dispatch::Refused {
+                reason: refusal(&error).to_owned(),
+                message: error.to_string(),
+            };
+        }
+    }
+}
+
+/// Why a workflow cannot be started, in one word. GitHub tells the cases apart by its words only.
+fn refusal(error: &Error) -> &'static str {
+    match error {
+        Error::Validation { message, .. } if message.contains("No ref found") => "RefNotFound",
+        Error::Validation { message, .. } if message.contains("disabled") => "WorkflowDisabled",
+        Error::Validation { message, .. } if message.contains("workflow_dispatch") => {
+            "NoDispatchTrigger"
+        }
+        Error::NotFound { .. } => "WorkflowNotFound",
+        Error::Forbidden { .. } => "MayNotStartWorkflow",
+        other => other.category(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let refused = |error: Error| {
+            let mut watched = Watched::default();
+            answered(&mut watched, Err(error), Timestamp::UNIX_EPOCH);
+            watched.dispatch
+        };
+        let validation = |message: &str| Error::Validation {
+            action: "start".into(),
+            message: message.into(),
+        };
+        let reason = |error| match refused(error) {
+            Dispatch::Refused { reason, .. } => reason,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(reason(validation("No ref found for: dev")), "RefNotFound");
+        assert_eq!(
+            reason(validation(
+                "Workflow does not have 'workflow_dispatch' trigger"
+            )),
+            "NoDispatchTrigger"
+        );
+        // An answer that was lost is no refusal: the run is looked for.
+        let lost = Error::Server {
+            action: String::new(),
+            status: 502,
+            message: String::new(),
+        };
+        assert_eq!(refused(lost), Dispatch::Sent);
+    }
+}
