@@ -4,7 +4,6 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerP
 use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
-use super::disruption;
 use super::has_failed;
 use super::pod::read;
 use cuda_runner_plan::model::node_marks::Held;
