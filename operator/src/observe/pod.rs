@@ -253,13 +253,13 @@ impl State {
             waiting: None,
             end: None,
         };
-        let ready = condition(pod, "Ready").filter(|c| c.status == "True");
-        if let Some(ready) = ready {
-            return at(RunnerPhase::Idle, transition(ready).unwrap_or(bound));
-        }
         if let Some(runner) = container(pod, RUNNER)
             && let Some(started) = running_since(runner, bound)
         {
+            // The agent's own word: the pod's takes in every sidecar.
+            if runner.ready {
+                return at(RunnerPhase::Idle, ready_since(pod).unwrap_or(started));
+            }
             return match online_before(pod, runner, started) {
                 Some(since) => at(RunnerPhase::Busy, since),
                 None => at(RunnerPhase::Starting, started),
@@ -288,6 +288,12 @@ impl State {
 fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp> {
     let running = status.state.as_ref()?.running.as_ref()?;
     Some(running.started_at.as_ref().map_or(bound, |t| t.0))
+}
+
+/// Since when the whole pod is ready, if it is.
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let ready = condition(pod, "Ready").filter(|c| c.status == "True");
+    ready.and_then(transition)
 }
 
 /// Since when a running agent that is not ready has been so, if it was online before. A kubelet that was restarted shows

@@ -119,6 +119,23 @@ proptest! {
 }
 
 #[test]
+fn whether_a_runner_is_idle_is_for_its_own_container_to_say() {
+    for (is_ready, phase) in [(true, RunnerPhase::Idle), (false, RunnerPhase::Busy)] {
+        // Given a pod that is not ready, because a sidecar of it is down
+        let mut status = been_online(0, 1800);
+        let sidecar = container("vpn", &waiting("CrashLoopBackOff", "back-off"));
+        status["initContainerStatuses"]
+            .as_array_mut()
+            .unwrap()
+            .push(sidecar);
+        // When the agent's container says whether it has a job, then that is what the runner is
+        status["containerStatuses"][0]["ready"] = json!(is_ready);
+        let runner = read(&json!({"containers": []}), &status);
+        assert_eq!(runner.phase, phase);
+    }
+}
+
+#[test]
 fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
     for (moment, phase) in [
         (2, RunnerPhase::Finished),
@@ -291,6 +308,7 @@ fn a_pod_that_was_deleted_by_force_is_told_unless_its_runner_was_idle() {
     let gone = |status: &str, ready_at: i64| {
         let mut pod = been_online(0, ready_at);
         pod["conditions"][1]["status"] = json!(status);
+        pod["containerStatuses"][0]["ready"] = json!(status == "True");
         Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason)
     };
     assert_eq!(gone("False", 30), Some("JobCutShort"));
