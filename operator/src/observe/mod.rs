@@ -104,6 +104,7 @@ pub async fn observe(
     let nodes = nodes(ctx, pool, &runners);
     let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
+        memory.wait(&mut runners, now);
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
             if memory.removed.contains(&runner.uid) {

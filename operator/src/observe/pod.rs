@@ -68,6 +68,8 @@ pub struct Runner {
     pub since: Timestamp,
     /// What it waits for, as Kubernetes says it: a scheduler's or an image's message.
     pub waiting: Option<Waiting>,
+    /// Since when its container is known to wait for that. The watch does not tell; the memory does.
+    pub waiting_since: Option<Timestamp>,
     /// Whether the agent's process runs, online or not.
     pub agent_running: bool,
     /// Whether the gate has passed.
@@ -154,6 +156,7 @@ impl Runner {
             phase: state.phase,
             since: state.since,
             waiting: state.waiting,
+            waiting_since: None,
             end: state.end,
             is_over: is_over(pod),
             done: Done::of(pod, created),
@@ -185,6 +188,13 @@ impl Runner {
     pub fn is_elsewhere(&self, spec: &Spec) -> bool {
         let url = self.url.as_ref();
         url.is_some_and(|url| *url != spec.url.to_string())
+    }
+
+    /// What keeps one of its containers from being made or started, an image or something else.
+    #[must_use]
+    pub fn container_trouble(&self) -> Option<&Waiting> {
+        let waiting = self.waiting.as_ref();
+        waiting.filter(|waiting| waiting.container.is_some())
     }
 
     /// Whether the agent is connected to GitHub.

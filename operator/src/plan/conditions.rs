@@ -424,7 +424,7 @@ fn trouble(
         ));
     }
     let waiting = observed.runners.iter().find_map(|runner| {
-        let waiting = health::container_trouble(runner)?;
+        let waiting = runner.container_trouble()?;
         Some(held_up(runner, waiting))
     });
     waiting

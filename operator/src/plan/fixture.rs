@@ -125,6 +125,7 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         phase,
         since: ago(20),
         waiting: None,
+        waiting_since: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
         gate_passed: matches!(
             phase,

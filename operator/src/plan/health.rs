@@ -10,7 +10,7 @@ use super::{Access, Observed, version};
 use crate::backoff;
 use crate::observe::agent::{ENDED_AT_ONCE, NOT_STARTED};
 use crate::observe::end::{self, End, Failure};
-use crate::observe::pod::{IMAGE_PULL_BACK_OFF, Runner, Waiting};
+use crate::observe::pod::{IMAGE_PULL_BACK_OFF, Runner};
 use crate::observe::{disruption, refusal};
 use crate::pool::{Pool, Spec};
 use crate::time::Shift as _;
@@ -27,7 +27,7 @@ const IMAGE_TROUBLE: [&str; 6] = [
 ];
 /// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
 const START: SignedDuration = SignedDuration::from_mins(20);
-/// How long a container is waited for whose image cannot be pulled, or that cannot be made.
+/// How long a container is waited for whose image cannot be pulled, or that cannot be made, from when that was first seen.
 const MENDED: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
 /// then says so.
@@ -353,11 +353,12 @@ fn noted(runner: &Runner, failure: Failure) -> FailureStatus {
 pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
     let gate = i64::from(spec.gate.timeout_seconds);
     let may_take = match runner.phase {
-        RunnerPhase::Preparing | RunnerPhase::Starting => match &runner.waiting {
-            Some(waiting) if waiting.container.is_some() => MENDED,
-            _ if runner.phase == RunnerPhase::Starting && runner.agent_running => ONLINE,
-            _ => START,
-        },
+        RunnerPhase::Preparing | RunnerPhase::Starting if runner.container_trouble().is_some() => {
+            let since = runner.waiting_since.unwrap_or(runner.since);
+            return Some(since.after(MENDED));
+        }
+        RunnerPhase::Starting if runner.agent_running => ONLINE,
+        RunnerPhase::Preparing | RunnerPhase::Starting => START,
         RunnerPhase::Gated => SignedDuration::from_secs(gate)
             .saturating_mul(2)
             .saturating_add(GATE_MARGIN),
@@ -386,7 +387,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
             Class::Config,
             format!("An image could not be pulled{waiting}; check its name and the imagePullSecrets in spec.template."),
         ),
-        _ if container_trouble(runner).is_some() => failure(
+        _ if runner.container_trouble().is_some() => failure(
             NOT_STARTED,
             Class::Config,
             format!("A container could not be made or started{waiting}; mend what spec.template names, or make what it lacks."),
@@ -402,13 +403,6 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
             format!("The pod got a node and did not start there{waiting}; `kubectl describe` of the pod tells more."),
         ),
     })
-}
-
-/// What keeps a container of a runner from being made or started, its image or something else.
-#[must_use]
-pub fn container_trouble(runner: &Runner) -> Option<&Waiting> {
-    let waiting = runner.waiting.as_ref();
-    waiting.filter(|waiting| waiting.container.is_some())
 }
 
 /// What keeps a runner's image away, if that is what it waits for.

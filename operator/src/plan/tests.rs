@@ -322,7 +322,7 @@ fn an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_later() {
     assert!(listed.unwrap().contains("no such image"));
     assert_eq!(removed(&plan), Vec::<&str>::new());
 
-    waiting.since = ago(301);
+    waiting.waiting_since = Some(ago(301));
     let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
     assert_eq!(removed(&plan), ["pool-aaaaa"]);
     assert_eq!(plan.status.last_failures[0].reason, "ImageNotPulled");

@@ -30,7 +30,7 @@ fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
         "{message}"
     );
 
-    waiting.since = ago(301);
+    waiting.waiting_since = Some(ago(301));
     let visit = plan(&pool, &observed(vec![waiting]), NOW);
     assert_eq!(condition(&visit, kind::STALLED).1, "ContainerNotStarted");
 }
