@@ -13,6 +13,7 @@ use super::pod::{
     GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, Runner, condition, container, ended,
     failed_init, init_container, terminated, transition,
 };
+use super::refusal::REJECTED;
 
 /// How a runner ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +53,10 @@ pub struct Failure {
 const NO_DEVICE: i32 = 100;
 /// The reason of a runner whose gate failed.
 pub(crate) const GATE_FAILED: &str = "GateFailed";
+/// What is found of a gate that the node could not start, as a code's name.
+pub(crate) const NOT_RUN: &str = "NotRun";
+/// A container's exit code where the container runtime could not start it.
+const NO_START: i32 = 128;
 /// The reason of a runner whose own init container failed.
 const INIT_FAILED: &str = "InitContainerFailed";
 /// The reason of a runner whose image or network lacks something.
@@ -118,7 +123,7 @@ impl Failure {
     /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
     pub fn is_unasked(&self) -> bool {
-        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED].contains(&self.reason)
+        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED, REJECTED].contains(&self.reason)
     }
 }
 
@@ -249,6 +254,9 @@ fn gate_failure(
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
         return killed_failure(memory_limit(pod, GATE).as_deref(), killed, failure);
     }
+    if found.is_none() && (could_not_start(ended) || ended.exit_code == NO_START) {
+        return not_run(pod, ended, failure);
+    }
     let class = Class::from_exit_code(ended.exit_code).unwrap_or(Class::Transient);
     let reason_word = match class {
         _ if found
@@ -278,6 +286,39 @@ fn gate_failure(
         device: found.and_then(|f| f.uuid),
         registered: false,
         ..failure(reason_word, class, message)
+    }
+}
+
+/// Whether the container runtime could not start a container.
+pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
+    matches!(
+        ended.reason.as_deref(),
+        Some("StartError" | "ContainerCannotRun")
+    )
+}
+
+/// A gate that the node could not start: the runtime's hooks for GPUs mostly. Which node's fault that is, the plan sees
+/// when it happens again.
+fn not_run(
+    pod: &Pod,
+    ended: &ContainerStateTerminated,
+    failure: impl Fn(&'static str, Class, String) -> Failure,
+) -> Failure {
+    let words = ended.message.as_deref().unwrap_or_default();
+    // The runtime says so where the limit is too low for the container's very first process.
+    if words.contains("OOM-killed") {
+        let message = out_of_memory(GATE, memory_limit(pod, GATE).as_deref(), "");
+        return failure(OUT_OF_MEMORY, Class::Config, message);
+    }
+    let message = format!(
+        "The node could not start the gate: {}. Another attempt follows. If it happens again, look at the node's container runtime and its NVIDIA toolkit.",
+        last_line(words).trim_end_matches('.')
+    );
+    Failure {
+        code_name: Some(NOT_RUN.to_owned()),
+        // A node that has just come may still get its toolkit.
+        at_start: true,
+        ..failure(GATE_FAILED, Class::Transient, message)
     }
 }
 

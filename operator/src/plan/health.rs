@@ -6,12 +6,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Observed, version};
+use super::{Access, Observed, refusals, version};
 use crate::backoff;
 use crate::observe::agent::{ENDED_AT_ONCE, NOT_STARTED};
+use crate::observe::disruption;
 use crate::observe::end::{self, End, Failure};
 use crate::observe::pod::{IMAGE_PULL_BACK_OFF, Runner};
-use crate::observe::{disruption, refusal};
+use crate::observe::refusal::REJECTED;
 use crate::pool::{Pool, Spec};
 use crate::time::Shift as _;
 
@@ -62,8 +63,6 @@ pub struct Health {
     pub overdue: Vec<String>,
     /// The nodes that are left alone.
     pub quarantine: Quarantine,
-    /// The one node that the template allows.
-    pub pinned: Option<String>,
 }
 
 impl Health {
@@ -85,12 +84,12 @@ impl Health {
     /// Whether a failure's node is left alone, so that the next attempt meets another one.
     #[must_use]
     pub fn is_behind(&self, failure: &FailureStatus) -> bool {
-        let node = failure.node.as_deref().filter(|_| self.pinned.is_none());
+        let node = failure.node.as_deref();
         node.is_some_and(|node| self.quarantine.is_avoided(node))
     }
 
     /// When the next attempt may be made.
-    fn next_attempt(&self, pool: &Pool, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    fn next_attempt(&self, pool: &Pool, now: Timestamp) -> Option<Timestamp> {
         // A time of another machine may be ahead of ours.
         let after = |failure: &FailureStatus, pause| failure.at.0.min(now).after(pause);
         let floor = self.last_failures.first().map(|last| after(last, FLOOR));
@@ -103,10 +102,7 @@ impl Health {
             let pause = backoff::exponential(first, longest, self.consecutive, &pool.uid);
             after(last, pause)
         });
-        // The scheduler has no say in it: a pod would be turned away at once.
-        let pinned = self.pinned.as_deref();
-        let back = pinned.and_then(|node| self.quarantine.until(node, observed));
-        floor.max(pause).max(back)
+        floor.max(pause)
     }
 }
 
@@ -167,7 +163,6 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         if is_new(runner, &failure) {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
-            let failure = pinned_to(pool, failure);
             let failure = with_github(runner, failure, observed);
             failed.push((failure.class, failure.reason));
             new.push(noted(runner, failure));
@@ -177,6 +172,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
+    refusals::blame_nodes(&mut new, known, &observed.passed);
     let mut last_failures = new.clone();
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);
@@ -193,37 +189,9 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         not_before: None,
         overdue,
         quarantine,
-        pinned: pinned(pool).map(str::to_owned),
     };
-    health.not_before = health.next_attempt(pool, observed, now);
+    health.not_before = health.next_attempt(pool, now);
     health
-}
-
-/// The one node that the template allows.
-fn pinned(pool: &Pool) -> Option<&str> {
-    let template = pool.spec.as_ref().ok()?.template.spec.as_ref()?;
-    template
-        .node_name
-        .as_deref()
-        .filter(|name| !name.is_empty())
-}
-
-/// A node that has no room now, or does not match: the scheduler would take another one, but the template names this one.
-fn pinned_to(pool: &Pool, failure: Failure) -> Failure {
-    let Some(node) = pinned(pool) else {
-        return failure;
-    };
-    if failure.reason != refusal::REJECTED || failure.class != Class::Transient {
-        return failure;
-    }
-    Failure {
-        class: Class::Config,
-        message: format!(
-            "{} spec.template names the node {node} in nodeName, which goes past the scheduler: use nodeSelector with kubernetes.io/hostname instead, and the pod waits until there is room.",
-            failure.message
-        ),
-        ..failure
-    }
 }
 
 /// What GitHub's own list adds: a job that failed before its first step leaves no word in the pod; and a gate that waited
@@ -231,8 +199,9 @@ fn pinned_to(pool: &Pool, failure: Failure) -> Failure {
 fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failure {
     let mut entries = observed.listing.iter().flat_map(|l| &l.entries);
     let was_busy = entries.any(|entry| entry.busy && entry.name == runner.name);
-    let ran_no_job = ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE].contains(&failure.reason);
-    if was_busy && ran_no_job {
+    let tells_no_job =
+        ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE, REJECTED].contains(&failure.reason);
+    if was_busy && tells_no_job {
         return Failure {
             reason: end::JOB_CUT_SHORT,
             message: format!(

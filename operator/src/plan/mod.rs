@@ -15,6 +15,7 @@ pub mod pod;
 mod preflight;
 pub mod quarantine;
 pub mod queue;
+mod refusals;
 pub mod runners;
 pub mod scale_set;
 mod shown;

@@ -257,6 +257,35 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
 }
 
 #[test]
+fn a_gate_that_the_node_could_not_start_is_told_in_the_runtimes_words() {
+    let hook =
+        "nvidia-container-cli: initialization error: nvml error: driver/library version mismatch";
+    let low = "container init was OOM-killed (memory limit too low?)";
+    for (code, reason, words, expected) in [
+        (128, "StartError", hook, ("GateFailed", Class::Transient)),
+        (128, "Error", hook, ("GateFailed", Class::Transient)),
+        (
+            127,
+            "ContainerCannotRun",
+            hook,
+            ("GateFailed", Class::Transient),
+        ),
+        // That is the spec's.
+        (128, "StartError", low, ("OutOfMemory", Class::Config)),
+    ] {
+        let states = [("gate", done(code, reason, words))];
+        let runner = starting(&json!({"containers": []}), &states);
+        let failure = failure(&runner);
+        assert_eq!((failure.reason, failure.class), expected, "{words}");
+        let is_the_nodes = expected.1 == Class::Transient;
+        assert_eq!(failure.message.contains(hook), is_the_nodes);
+        // No other pool is bound by what a runtime says of this one's pods.
+        assert_eq!(failure.code, None);
+        assert_eq!(failure.code_name.is_some(), is_the_nodes);
+    }
+}
+
+#[test]
 fn a_pod_at_its_own_deadline_is_nobodys_fault() {
     let spec = json!({"containers": [], "activeDeadlineSeconds": 45});
     let end = json!({"terminated": {"exitCode": 137, "startedAt": at(6), "finishedAt": at(47)}});
@@ -292,6 +321,40 @@ fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
         ("AgentEndedAtOnce", Some(1))
     );
     assert!(failure.message.contains(words), "{}", failure.message);
+}
+
+#[test]
+fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
+    let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
+    let agent = container("runner", &done(137, "Error", started));
+    let runner = read(
+        &json!({"containers": []}),
+        &json!({
+            "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed",
+            "containerStatuses": [agent]
+        }),
+    );
+    let failure = failure(&runner);
+    assert_eq!(failure.reason, "PodRejected");
+    assert!(
+        failure.message.contains("build of run 7"),
+        "{}",
+        failure.message
+    );
+    assert!(failure.is_unasked(), "nobody here asked for it");
+}
+
+#[test]
+fn an_agent_that_could_not_be_started_is_tried_again_first() {
+    let agent = container("runner", &done(128, "StartError", "exec: not found"));
+    let runner = read(
+        &json!({"containers": []}),
+        &json!({"phase": "Failed", "containerStatuses": [agent]}),
+    );
+    let failure = failure(&runner);
+    let expected = ("ContainerNotStarted", Class::Transient);
+    assert_eq!((failure.reason, failure.class), expected);
+    assert!(!failure.message.contains("command"), "{}", failure.message);
 }
 
 #[test]

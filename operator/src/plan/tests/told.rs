@@ -5,12 +5,13 @@ use gate_report::Class;
 use jiff::SignedDuration;
 
 use super::super::conditions::kind;
-use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
+use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};
 use crate::observe::end::{End, Failure};
 use crate::observe::pod::Waiting;
 use crate::pool::Pool;
+use crate::observe::refusal::REJECTED;
 
 #[test]
 fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
@@ -100,6 +101,25 @@ fn an_agent_that_ends_at_once_three_times_with_the_same_code_stalls_the_pool() {
 
 #[test]
 fn after_any_failure_there_is_a_pause_and_it_grows() {
+#[test]
+fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere() {
+    // Given a pool with two nodes, one of which refuses every pod
+    let mut pool = pool(1);
+    for n in 1..=3_i64 {
+        let at = NOW + SignedDuration::from_mins(n);
+        let refused = Failure::new(REJECTED, Class::Transient, "no".to_owned(), at, false);
+        let mut runner = runner(&pool, &format!("pool-{n}"), RunnerPhase::Failed);
+        runner.created = at;
+        runner.end = Some(End::Failed(refused));
+        let mut seen = observed(vec![runner]);
+        seen.nodes = Some(vec![node("node-1"), node("node-2")]);
+        pool.status = plan(&pool, &seen, at).status;
+        // Then it is left alone after the third, and not before
+        assert_eq!(pool.status.quarantine.len(), usize::from(n == 3), "{n}");
+    }
+    assert_eq!(pool.status.quarantine[0].node, "node-1");
+}
+
     let rejected = |class, at| Failure::new("PodRejected", class, "no".to_owned(), at, false);
     for class in Class::ALL {
         let mut pool = pool(1);
@@ -126,40 +146,20 @@ fn after_any_failure_there_is_a_pause_and_it_grows() {
 }
 
 #[test]
-fn a_node_that_the_template_names_itself_is_the_templates_fault() {
-    let mut pool = pool(1);
-    let template = pool.spec.as_mut().unwrap();
-    template.template.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
-    let no_room = Failure::new(
-        "PodRejected",
-        Class::Transient,
-        "no room".to_owned(),
-        NOW,
-        false,
-    );
-    let (_, visit) = fail_once_more(pool, "pool-aaaaa", &no_room);
-    assert_eq!(condition(&visit, kind::STALLED).0, "True");
-    assert!(visit.status.quarantine.is_empty());
-}
-
-#[test]
 fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
     let pool = pool(1);
-    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
-    let without = Failure::new(
-        "EndedWithoutJob",
-        Class::Transient,
-        "m".to_owned(),
-        ago(20),
-        true,
-    );
-    failed.end = Some(End::Failed(without));
-    let mut observed = observed(vec![failed]);
-    let mut entries = listing(&["pool-aaaaa"]);
-    entries.entries[0].busy = true;
-    observed.listing = Some(entries);
-    let visit = plan(&pool, &observed, NOW);
-    assert_eq!(visit.status.last_failures[0].reason, "JobCutShort");
+    for reason in ["EndedWithoutJob", REJECTED] {
+        let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+        let without = Failure::new(reason, Class::Transient, "m".to_owned(), ago(20), true);
+        failed.end = Some(End::Failed(without));
+        let mut observed = observed(vec![failed]);
+        let mut entries = listing(&["pool-aaaaa"]);
+        entries.entries[0].busy = true;
+        observed.listing = Some(entries);
+        let visit = plan(&pool, &observed, NOW);
+        let told = &visit.status.last_failures[0];
+        assert_eq!(told.reason, "JobCutShort", "{reason}");
+    }
 }
 
 #[test]
