@@ -224,24 +224,23 @@ fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failur
     failure
 }
 
-/// Agents that end as soon as they start, again and again in the same way: nobody but a person ends that.
+/// Agents that do not start, or end as soon as they do, again and again in the same way: nobody but a person ends that.
 fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: i32) {
-    let Some(code) = new
-        .first()
-        .filter(|f| f.reason == ENDED_AT_ONCE)
-        .map(|f| f.code)
-    else {
+    let hardly_started = |f: &FailureStatus| [ENDED_AT_ONCE, NOT_STARTED].contains(&&*f.reason);
+    let Some(last) = new.first().filter(|f| hardly_started(f)).cloned() else {
         return;
     };
+    let is_same = |f: &FailureStatus| f.reason == last.reason && f.code == last.code;
     let all = new.iter().chain(known).take(IN_A_ROW);
-    let same = all.filter(|f| f.reason == ENDED_AT_ONCE && f.code == code);
     let in_a_row = usize::try_from(consecutive).is_ok_and(|n| n >= IN_A_ROW);
-    if !in_a_row || same.count() < IN_A_ROW {
+    if !in_a_row || all.filter(|f| is_same(f)).count() < IN_A_ROW {
         return;
     }
-    for failure in new.iter_mut().filter(|f| f.reason == ENDED_AT_ONCE) {
+    // What has run out its time has been given up as a mistake already.
+    let suspects = new.iter_mut().filter(|f| is_same(f));
+    for failure in suspects.filter(|f| f.class == Class::Transient.as_str()) {
         Class::Config.as_str().clone_into(&mut failure.class);
-        failure.message.push_str(" That has happened several times in a row: look at the image's user and entry point, and at what spec.template changes of the container.");
+        failure.message.push_str(" That has happened several times in a row: look at the image, at its user, and at what spec.template changes of the container.");
     }
 }
 

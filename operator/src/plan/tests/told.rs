@@ -8,10 +8,11 @@ use super::super::conditions::kind;
 use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};
+use crate::observe::agent::{ENDED_AT_ONCE, NOT_STARTED};
 use crate::observe::end::{End, Failure};
 use crate::observe::pod::Waiting;
-use crate::pool::Pool;
 use crate::observe::refusal::REJECTED;
+use crate::pool::Pool;
 
 #[test]
 fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
@@ -77,30 +78,29 @@ fn fail_once_more(mut pool: Pool, name: &str, failure: &Failure) -> (Pool, Plan)
 }
 
 #[test]
-fn an_agent_that_ends_at_once_three_times_with_the_same_code_stalls_the_pool() {
-    let at_once = |code, at| Failure {
-        code: Some(code),
-        ..Failure::new(
-            crate::observe::agent::ENDED_AT_ONCE,
-            Class::Transient,
-            "It ended with code 1.".to_owned(),
-            at,
-            true,
-        )
+fn an_agent_that_hardly_starts_three_times_in_the_same_way_stalls_the_pool() {
+    let failed = |(reason, code), at| Failure {
+        code,
+        ..Failure::new(reason, Class::Transient, "m".to_owned(), at, true)
     };
-    for (codes, stalls) in [([1, 1, 1], "True"), ([1, 2, 1], "False")] {
+    let ended = |code| (ENDED_AT_ONCE, Some(code));
+    let not_started = (NOT_STARTED, None);
+    for (ends, stalls) in [
+        ([ended(1), ended(1), ended(1)], "True"),
+        ([ended(1), ended(2), ended(1)], "False"),
+        ([not_started; 3], "True"),
+        ([not_started, ended(1), not_started], "False"),
+    ] {
         let mut pool = pool(1);
         let mut last = Plan::default();
-        for (n, code) in codes.into_iter().enumerate() {
+        for (n, end) in ends.into_iter().enumerate() {
             let at = NOW + SignedDuration::from_mins(i64::try_from(n).unwrap());
-            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), &at_once(code, at));
+            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), &failed(end, at));
         }
-        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{codes:?}");
+        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{ends:?}");
     }
 }
 
-#[test]
-fn after_any_failure_there_is_a_pause_and_it_grows() {
 #[test]
 fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere() {
     // Given a pool with two nodes, one of which refuses every pod
@@ -120,6 +120,8 @@ fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere(
     assert_eq!(pool.status.quarantine[0].node, "node-1");
 }
 
+#[test]
+fn after_any_failure_there_is_a_pause_and_it_grows() {
     let rejected = |class, at| Failure::new("PodRejected", class, "no".to_owned(), at, false);
     for class in Class::ALL {
         let mut pool = pool(1);
