@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
+    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, shown, verify,
 };
 use crate::observe::agent::NOT_STARTED;
 use crate::observe::end::End;
@@ -25,6 +25,9 @@ const SLOW: SignedDuration = SignedDuration::from_mins(2);
 
 /// Why a pool has no runner online while nothing is wrong.
 const STARTING: &str = "Starting";
+
+/// Why a pod has no node.
+pub(super) const UNSCHEDULABLE: &str = "Unschedulable";
 
 /// Why a pool has none any more while nothing is known to be wrong.
 const NONE_ONLINE: &str = "NoneOnline";
@@ -477,7 +480,7 @@ fn unscheduled(
             said.trim_end_matches('.')
         );
     }
-    Some(("Unschedulable".to_owned(), message))
+    Some((UNSCHEDULABLE.to_owned(), message))
 }
 
 /// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them.
@@ -553,13 +556,14 @@ fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
     pool.status.conditions.iter().find(|c| c.type_ == type_)
 }
 
-/// Sets a condition; the transition time moves only with the status.
+/// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts
+/// alone are no news.
 fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
     let new = Condition {
         type_: type_.to_owned(),
         status: said.status.to_owned(),
         reason: said.reason,
-        message: said.message,
+        message,
         observed_generation: Some(generation),
         last_transition_time: Time(now),
     };
@@ -567,6 +571,14 @@ fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64,
         Some(old) if old.status == new.status => {
             let since = old.last_transition_time.clone();
             *old = Condition {
+    let before = conditions.iter().find(|c| c.type_ == type_);
+    let before = before.filter(|c| {
+        c.status == said.status
+            && c.reason == said.reason
+            && c.observed_generation == Some(generation)
+            && health::is_kubernetes_word(&c.reason)
+    });
+    let message = shown::steady(before.map(|c| c.message.as_str()), said.message);
                 last_transition_time: since,
                 ..new
             };

@@ -5,6 +5,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::conditions::UNSCHEDULABLE;
 use super::quarantine::Quarantine;
 use super::{Access, Observed, refusals, version};
 use crate::backoff;
@@ -378,6 +379,12 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
 pub fn image_trouble(runner: &Runner) -> Option<&str> {
     let waiting = runner.waiting.as_ref()?;
     IMAGE_TROUBLE
+/// Whether a condition with this reason repeats what Kubernetes says of a pod that waits.
+#[must_use]
+pub fn is_kubernetes_word(reason: &str) -> bool {
+    [UNSCHEDULABLE, NOT_STARTED].contains(&reason) || IMAGE_TROUBLE.contains(&reason)
+}
+
         .contains(&waiting.reason.as_str())
         .then_some(waiting.reason.as_str())
 }

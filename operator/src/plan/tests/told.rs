@@ -54,6 +54,32 @@ fn the_schedulers_sentence_is_told() {
 }
 
 #[test]
+fn a_sentence_of_kubernetes_that_only_counts_anew_is_not_written() {
+    let mut pool = pool(1);
+    let waiting = |said: &str| {
+        let mut runner = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+        runner.waiting = Some(Waiting {
+            reason: "Unschedulable".into(),
+            message: format!("0/5 nodes are available: {said}."),
+            container: None,
+            image: None,
+        });
+        observed(vec![runner])
+    };
+    let first = waiting("2 node(s) had untolerated taint, 3 Insufficient nvidia.com/gpu");
+    let counted = waiting("1 Insufficient nvidia.com/gpu, 4 node(s) had untolerated taint");
+    let other = waiting("5 Insufficient nvidia.com/gpu");
+    pool.status = plan(&pool, &first, NOW).status;
+    assert_eq!(plan(&pool, &counted, NOW).status, pool.status);
+    assert_ne!(plan(&pool, &other, NOW).status, pool.status);
+    // Of a spec that has changed it is said as it is now.
+    pool.generation += 1;
+    let visit = plan(&pool, &counted, NOW);
+    let message = condition(&visit, kind::RUNNERS_ONLINE).2;
+    assert!(message.contains("1 Insufficient"), "{message}");
+}
+
+#[test]
 fn a_pod_that_stays_without_containers_points_at_kubectl() {
     let pool = pool(1);
     let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
