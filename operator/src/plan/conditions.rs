@@ -31,6 +31,8 @@ pub(super) const UNSCHEDULABLE: &str = "Unschedulable";
 
 /// Why a pool has none any more while nothing is known to be wrong.
 const NONE_ONLINE: &str = "NoneOnline";
+/// Why a pool is not ready yet whose runners are of an older spec.
+const ROLLING_OUT: &str = "RollingOut";
 /// How long a runner may take to replace another before the pool is not ready any more.
 const REPLACING: SignedDuration = SignedDuration::from_mins(2);
 
@@ -355,9 +357,15 @@ fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
     if ready.status != "True" || desired == 0 || proven || observed.runners.iter().any(is_new) {
         return ready;
     }
+    // A change of a number alone makes no other runners. The old ones go before the first new one is online.
+    let is_old = |r: &Runner| r.template != spec.template_hash;
+    let rolls = previous(pool, kind::READY).is_some_and(|c| c.reason == ROLLING_OUT);
+    if !rolls && !observed.runners.iter().any(is_old) {
+        return ready;
+    }
     say(
         "Unknown",
-        "RollingOut",
+        ROLLING_OUT,
         "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
     )
 }
@@ -483,8 +491,12 @@ fn unscheduled(
     Some((UNSCHEDULABLE.to_owned(), message))
 }
 
-/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them.
+/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them. While
+/// others serve, that is no trouble: its name would change with every runner.
 fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String, String)> {
+    if observed.runners.iter().any(Runner::is_online) {
+        return None;
+    }
     let runners = observed.runners.iter();
     let preparing = runners.filter(|r| r.phase == RunnerPhase::Preparing);
     let first = preparing.min_by_key(|r| r.since)?;
@@ -559,6 +571,14 @@ fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
 /// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts
 /// alone are no news.
 fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
+    let before = conditions.iter().find(|c| c.type_ == type_);
+    let before = before.filter(|c| {
+        c.status == said.status
+            && c.reason == said.reason
+            && c.observed_generation == Some(generation)
+            && health::is_kubernetes_word(&c.reason)
+    });
+    let message = shown::steady(before.map(|c| c.message.as_str()), said.message);
     let new = Condition {
         type_: type_.to_owned(),
         status: said.status.to_owned(),
@@ -571,14 +591,6 @@ fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64,
         Some(old) if old.status == new.status => {
             let since = old.last_transition_time.clone();
             *old = Condition {
-    let before = conditions.iter().find(|c| c.type_ == type_);
-    let before = before.filter(|c| {
-        c.status == said.status
-            && c.reason == said.reason
-            && c.observed_generation == Some(generation)
-            && health::is_kubernetes_word(&c.reason)
-    });
-    let message = shown::steady(before.map(|c| c.message.as_str()), said.message);
                 last_transition_time: since,
                 ..new
             };

@@ -84,6 +84,10 @@ fn a_pod_that_stays_without_containers_points_at_kubectl() {
     let pool = pool(1);
     let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
     waiting.since = ago(130);
+    // While another runner serves, that is no trouble.
+    let online = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
+    let visit = plan(&pool, &observed(vec![waiting.clone(), online]), NOW);
+    assert_eq!(condition(&visit, kind::RUNNERS_ONLINE).1, "Online");
     let visit = plan(&pool, &observed(vec![waiting]), NOW);
     let (_, reason, message) = condition(&visit, kind::RUNNERS_ONLINE);
     assert_eq!(reason, "SlowStart");
@@ -218,9 +222,28 @@ fn a_changed_spec_is_ready_only_when_a_runner_of_it_is_online() {
     let during = plan(&pool, &observed(vec![old]), NOW);
     let (status, reason, _) = condition(&during, kind::READY);
     assert_eq!((status, reason), ("Unknown", "RollingOut"));
+    // ... also when the old one is gone, and the new one is not there yet
+    let mut pool = pool;
+    pool.status = during.status;
+    let coming = runner(&pool, "pool-bbbbb", RunnerPhase::Gated);
+    let between = plan(&pool, &observed(vec![coming]), NOW);
+    assert_eq!(condition(&between, kind::READY).1, "RollingOut");
     let new = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
     let after = plan(&pool, &observed(vec![new]), NOW);
     assert_eq!(condition(&after, kind::READY).0, "True");
+}
+
+#[test]
+fn a_changed_number_of_runners_rolls_nothing_out() {
+    // Given a pool between two jobs
+    let mut pool = pool(1);
+    let online = runner(&pool, "pool-aaaaa", RunnerPhase::Idle);
+    pool.status = plan(&pool, &observed(vec![online]), NOW).status;
+    let coming = observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Gated)]);
+    // When it is to have another number of runners, and nothing else has changed, then it stays ready
+    pool.generation += 1;
+    let visit = plan(&pool, &coming, NOW);
+    assert_eq!(condition(&visit, kind::READY).0, "True");
 }
 
 #[test]
