@@ -40,10 +40,11 @@ pub(super) fn plan(
         .collect();
     let (unseen, unseen_ending) = unseen(observed);
     let have = active.len().saturating_add(unseen);
-    // Those that are about to end hold their GPUs all the same.
+    // Those that are about to end hold their GPUs all the same, and so do those that are removed at this visit.
+    let is_leaving = |r: &Runner| is_finishing(r) || removed.contains(&r.name);
     let ending = observed.runners.iter();
     let ending = ending
-        .filter(|r| r.is_ending(now) || r.is_active(now) && is_finishing(r))
+        .filter(|r| r.is_ending(now) || r.is_active(now) && is_leaving(r))
         .count()
         .saturating_add(unseen_ending);
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
