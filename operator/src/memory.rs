@@ -79,6 +79,8 @@ pub struct PoolMemory {
     pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
     pub removed: BTreeSet<String>,
+    /// Uids of pods that have ended, and whose entries on GitHub are gone.
+    pub unregistered: BTreeSet<String>,
     /// Uids of pods whose gate has brought its report.
     pub reported: BTreeSet<String>,
     /// When it was first seen that a container waits for something, by the pod's uid, the container and the reason. A
@@ -186,6 +188,7 @@ impl PoolMemory {
             uid: uid.to_owned(),
             expected: BTreeMap::new(),
             removed: BTreeSet::new(),
+            unregistered: BTreeSet::new(),
             reported: BTreeSet::new(),
             waiting: BTreeMap::new(),
             known: BTreeMap::new(),
@@ -264,6 +267,7 @@ impl PoolMemory {
         }
         let uids: BTreeSet<&String> = seen.values().collect();
         self.removed.retain(|uid| uids.contains(uid));
+        self.unregistered.retain(|uid| uids.contains(uid));
         self.reported.retain(|uid| uids.contains(uid));
         self.known.clone_from(seen);
     }

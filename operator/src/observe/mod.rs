@@ -110,6 +110,9 @@ pub async fn observe(
             if memory.removed.contains(&runner.uid) {
                 runner.phase = RunnerPhase::Terminating;
             }
+            if let Some(End::Failed(failure)) = &mut runner.end {
+                failure.registered &= !memory.unregistered.contains(&runner.uid);
+            }
         }
         Observed {
             runners,

@@ -225,9 +225,14 @@ fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failur
     failure
 }
 
+/// Whether this is of an agent that did not start, or ended as soon as it did.
+#[must_use]
+pub fn hardly_started(failure: &FailureStatus) -> bool {
+    [ENDED_AT_ONCE, NOT_STARTED].contains(&&*failure.reason)
+}
+
 /// Agents that do not start, or end as soon as they do, again and again in the same way: nobody but a person ends that.
 fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: i32) {
-    let hardly_started = |f: &FailureStatus| [ENDED_AT_ONCE, NOT_STARTED].contains(&&*f.reason);
     let Some(last) = new.first().filter(|f| hardly_started(f)).cloned() else {
         return;
     };
@@ -374,17 +379,17 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     })
 }
 
-/// What keeps a runner's image away, if that is what it waits for.
-#[must_use]
-pub fn image_trouble(runner: &Runner) -> Option<&str> {
-    let waiting = runner.waiting.as_ref()?;
-    IMAGE_TROUBLE
 /// Whether a condition with this reason repeats what Kubernetes says of a pod that waits.
 #[must_use]
 pub fn is_kubernetes_word(reason: &str) -> bool {
     [UNSCHEDULABLE, NOT_STARTED].contains(&reason) || IMAGE_TROUBLE.contains(&reason)
 }
 
+/// What keeps a runner's image away, if that is what it waits for.
+#[must_use]
+pub fn image_trouble(runner: &Runner) -> Option<&str> {
+    let waiting = runner.waiting.as_ref()?;
+    IMAGE_TROUBLE
         .contains(&waiting.reason.as_str())
         .then_some(waiting.reason.as_str())
 }

@@ -14,7 +14,12 @@ use crate::observe::disruption::EVICTED;
 use crate::observe::end::{End, Failure};
 use crate::observe::pod::Waiting;
 
+mod room;
 mod told;
+
+fn minutes(minutes: i64) -> SignedDuration {
+    SignedDuration::from_mins(minutes)
+}
 
 fn created(plan: &Plan) -> usize {
     let create = |a: &&Action| matches!(a, Action::CreatePod(_));
