@@ -10,7 +10,7 @@ use super::agent::{AgentEnd, RefusedVersion};
 use super::disruption::{self, EVICTED, NODE_LOST};
 use super::marks::{Job, Marks};
 use super::pod::{
-    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, Runner, condition, container, ended,
+    GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER, Runner, all_ready, container, ended,
     failed_init, init_container, terminated, transition,
 };
 use super::refusal::REJECTED;
@@ -194,7 +194,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
 
 /// Whether an agent was ever ready: a pod that became unready after the agent's start was so in between.
 fn was_online(pod: &Pod, runner: &ContainerStateTerminated) -> bool {
-    let unready = condition(pod, "Ready").and_then(transition);
+    let unready = all_ready(pod).and_then(transition);
     let started = runner.started_at.as_ref().map(|t| t.0);
     unready
         .zip(started)

@@ -300,16 +300,21 @@ fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp
     Some(running.started_at.as_ref().map_or(bound, |t| t.0))
 }
 
-/// Since when the whole pod is ready, if it is.
+/// Whether all containers are ready. The pod's own word waits for its readiness gates, too, which say nothing of the agent.
+pub(super) fn all_ready(pod: &Pod) -> Option<&PodCondition> {
+    condition(pod, "ContainersReady").or_else(|| condition(pod, "Ready"))
+}
+
+/// Since when all containers are ready, if they are.
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
-    let ready = condition(pod, "Ready").filter(|c| c.status == "True");
+    let ready = all_ready(pod).filter(|c| c.status == "True");
     ready.and_then(transition)
 }
 
 /// Since when a running agent that is not ready has been so, if it was online before. A kubelet that was restarted shows
 /// a container as not started for a moment; but a pod that became unready after the agent's start was ready in between.
 fn online_before(pod: &Pod, runner: &ContainerStatus, started: Timestamp) -> Option<Timestamp> {
-    let unready = condition(pod, "Ready").and_then(transition);
+    let unready = all_ready(pod).and_then(transition);
     let unready = unready.filter(|at| *at > started);
     unready.or_else(|| (runner.started == Some(true)).then_some(started))
 }

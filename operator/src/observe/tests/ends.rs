@@ -136,6 +136,18 @@ fn whether_a_runner_is_idle_is_for_its_own_container_to_say() {
 }
 
 #[test]
+fn a_readiness_gate_says_nothing_of_the_agent() {
+    // Given a pod that a readiness gate has never let be ready, and whose agent has been online
+    let mut status = been_online(1, 1800);
+    status["conditions"][1]["type"] = json!("ContainersReady");
+    let never = json!({"type": "Ready", "status": "False", "lastTransitionTime": at(1)});
+    status["conditions"].as_array_mut().unwrap().push(never);
+    let runner = read(&json!({"containers": []}), &status);
+    // Then it is known to have been
+    assert_eq!(runner.phase, RunnerPhase::Busy);
+}
+
+#[test]
 fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
     for (moment, phase) in [
         (2, RunnerPhase::Finished),
