@@ -53,8 +53,8 @@ pub struct Failure {
 const NO_DEVICE: i32 = 100;
 /// The reason of a runner whose gate failed.
 pub(crate) const GATE_FAILED: &str = "GateFailed";
-/// What is found of a gate that the node could not start, as a code's name.
-pub(crate) const NOT_RUN: &str = "NotRun";
+/// The word for a gate that the node could not start, in the place of a code's name.
+pub(crate) const NOT_RUN: &str = "StartError";
 /// A container's exit code where the container runtime could not start it.
 const NO_START: i32 = 128;
 /// The reason of a runner whose own init container failed.
