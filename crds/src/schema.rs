@@ -62,14 +62,13 @@ pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
 
 /// A pod template: open, because the API server checks the pod itself. Only what CEL is to see is declared.
 pub(crate) fn pod_template(_: &mut SchemaGenerator) -> Schema {
-    let mut schema = open(
+    let schema = open(
         "A pod template merged over the operator's own: lists of volumes, environment variables and the like are \
         merged by name. The agent's container is named `runner`. Names and types are those of a Pod (`kubectl explain \
         pod.spec`); a field that a Pod does not have, or that is the operator's, is reported in the condition `Stalled`.",
         json!({"metadata": template_metadata(), "spec": template_spec()}),
         &[],
     );
-    schema["nullable"] = json!(true);
     let mut wrapped = json_schema!({});
     if let (Some(to), Value::Object(from)) = (wrapped.as_object_mut(), schema) {
         *to = from;
@@ -81,13 +80,14 @@ fn template_metadata() -> Value {
     let keys = |of: &str| {
         json!({
             "type": "object",
+            "nullable": true,
             "maxProperties": 100,
             "additionalProperties": {"type": "string"},
             "description": format!("{of} of the pods."),
             "x-kubernetes-validations": [rule("self.all(key, !key.startsWith('cudarunner.dev/'))", template::OWN_KEYS)],
         })
     };
-    let name = json!({"type": "string", "description": "Not for templates."});
+    let name = declared("string", "Not for templates.");
     open(
         "Labels and annotations of the pods.",
         json!({
@@ -104,16 +104,19 @@ fn template_metadata() -> Value {
 }
 
 fn template_spec() -> Value {
+    let mut deadline = declared("integer", "Not for templates.");
+    deadline["format"] = json!("int64");
     open(
         "The spec of the pods.",
         json!({
-            "restartPolicy": {"type": "string", "description": "`Never`, or absent."},
-            "nodeName": {"type": "string", "description": "Not for templates."},
-            "activeDeadlineSeconds": {"type": "integer", "format": "int64", "description": "Not for templates."},
-            "shareProcessNamespace": {"type": "boolean", "description": "`false`, or absent."},
-            "automountServiceAccountToken": {"type": "boolean", "description": "`false`, or absent."},
+            "restartPolicy": declared("string", "`Never`, or absent."),
+            "nodeName": declared("string", "Not for templates."),
+            "activeDeadlineSeconds": deadline,
+            "shareProcessNamespace": declared("boolean", "`false`, or absent."),
+            "automountServiceAccountToken": declared("boolean", "`false`, or absent."),
             "containers": {
                 "type": "array",
+                "nullable": true,
                 "maxItems": 16,
                 "items": template_container(),
                 "description": "The container `runner`, and no other.",
@@ -139,13 +142,13 @@ fn template_spec() -> Value {
 }
 
 fn template_container() -> Value {
-    let words =
-        json!({"type": "array", "items": {"type": "string"}, "description": "Not for templates."});
+    let mut words = declared("array", "Not for templates.");
+    words["items"] = json!({"type": "string"});
     let probe = open("Not for templates.", json!({}), &[]);
     let mut container = open(
         "The agent's container.",
         json!({
-            "name": {"type": "string", "description": "`runner`."},
+            "name": declared("string", "`runner`."),
             "command": words,
             "args": words,
             "startupProbe": probe,
@@ -164,13 +167,21 @@ fn template_container() -> Value {
         ],
     );
     container["required"] = json!(["name"]);
+    container["nullable"] = json!(false);
+    container["properties"]["name"]["nullable"] = json!(false);
     container
+}
+
+/// A field of a template. A null is as good as nothing, as everywhere in a pod: kubectl and Helm write such.
+fn declared(type_: &str, description: &str) -> Value {
+    json!({"type": type_, "nullable": true, "description": description})
 }
 
 /// An object of which some fields are declared, and all others kept.
 fn open(description: &str, properties: Value, rules: &[Value]) -> Value {
     let mut schema = json!({
         "type": "object",
+        "nullable": true,
         "x-kubernetes-preserve-unknown-fields": true,
         "description": description,
     });

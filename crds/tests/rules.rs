@@ -318,6 +318,31 @@ fn a_template_that_takes_what_is_the_operators_is_refused() {
 }
 
 #[test]
+fn a_null_in_a_template_is_as_good_as_nothing() {
+    /// Paths of the fields that the API server would refuse a null for. To its rules one is absent; the validator of
+    /// these tests is no judge of that, so the suite `template` is.
+    fn strict(path: &str, schema: &Value, found: &mut Vec<String>) {
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        for (name, property) in properties {
+            let path = format!("{path}.{name}");
+            if property["nullable"] != true {
+                found.push(path.clone());
+            }
+            strict(&path, property, found);
+        }
+        if schema["items"].is_object() {
+            strict(&format!("{path}[]"), &schema["items"], found);
+        }
+    }
+    let crd = serde_json::to_value(cudarunner_crds::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let template = &schema["properties"]["spec"]["properties"]["template"];
+    let mut found = vec![];
+    strict("", template, &mut found);
+    assert_eq!(found, [".spec.containers[].name"]);
+}
+
+#[test]
 fn a_name_leaves_room_for_the_runners_suffix() {
     assert_refused(
         |m| m["metadata"]["name"] = json!("x".repeat(58)),

@@ -98,6 +98,16 @@ impl Hand<'_> {
                 Deletion::Busy => Ok(Done::Busy),
                 Deletion::Deleted | Deletion::Gone => self.delete_pod(&target).await,
             },
+            Action::DeleteEntryOf(target) => match self.delete_entry_of(&target).await? {
+                Deletion::Busy => Ok(Done::Busy),
+                Deletion::Deleted | Deletion::Gone => {
+                    self.ctx.memory.with(self.pool, |memory| {
+                        memory.unregistered.insert(target.uid);
+                        memory.last_change = Some(Timestamp::now());
+                    });
+                    Ok(Done::Yes)
+                }
+            },
             Action::Evict(target) => {
                 self.delete_entry_of(&target).await?;
                 self.delete_pod(&target).await

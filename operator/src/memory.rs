@@ -12,6 +12,7 @@ use crate::act::listen::Listener;
 use crate::github::{Client, NewScaleSet};
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::Watched;
@@ -79,8 +80,13 @@ pub struct PoolMemory {
     pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
     pub removed: BTreeSet<String>,
+    /// Uids of pods that have ended, and whose entries on GitHub are gone.
+    pub unregistered: BTreeSet<String>,
     /// Uids of pods whose gate has brought its report.
     pub reported: BTreeSet<String>,
+    /// When it was first seen that a container waits for something, by the pod's uid, the container and the reason. A
+    /// container that goes on in between is a new beginning.
+    pub waiting: BTreeMap<(String, String, String), Timestamp>,
     /// Names and uids of the pods seen at the last visit.
     pub known: BTreeMap<String, String>,
     /// Whether GitHub's list is to be read again.
@@ -183,7 +189,9 @@ impl PoolMemory {
             uid: uid.to_owned(),
             expected: BTreeMap::new(),
             removed: BTreeSet::new(),
+            unregistered: BTreeSet::new(),
             reported: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             known: BTreeMap::new(),
             refresh: false,
             last_change: None,
@@ -222,6 +230,21 @@ impl PoolMemory {
         }
     }
 
+    /// Notes since when containers wait for what they wait for now, and tells the runners.
+    pub fn wait(&mut self, runners: &mut [Runner], now: Timestamp) {
+        let troubled: BTreeSet<(String, String)> = runners.iter().filter_map(waits).collect();
+        self.waiting
+            .retain(|(uid, container, _), _| troubled.contains(&(uid.clone(), container.clone())));
+        for runner in runners {
+            let reason = runner.container_trouble().map(|w| w.reason.clone());
+            let Some(((uid, container), reason)) = waits(runner).zip(reason) else {
+                continue;
+            };
+            let since = self.waiting.entry((uid, container, reason));
+            runner.waiting_since = Some(*since.or_insert(now));
+        }
+    }
+
     /// Forgets expectations that were met, removals that were done, and what GitHub said of pods that have gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
         self.expected.retain(|name, expectation| {
@@ -245,9 +268,16 @@ impl PoolMemory {
         }
         let uids: BTreeSet<&String> = seen.values().collect();
         self.removed.retain(|uid| uids.contains(uid));
+        self.unregistered.retain(|uid| uids.contains(uid));
         self.reported.retain(|uid| uids.contains(uid));
         self.known.clone_from(seen);
     }
+}
+
+/// The pod and the container that waits for something, if one does.
+fn waits(runner: &Runner) -> Option<(String, String)> {
+    let waiting = runner.container_trouble()?;
+    Some((runner.uid.clone(), waiting.container.clone()?))
 }
 
 /// What is remembered of all pools.
@@ -294,7 +324,45 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cuda_runner_plan::Entry;
+    use cuda_runner_plan::model::runner::Waiting;
+    use cuda_runner_plan::{Entry, fixture, health};
+    use cudarunner_crds::RunnerPhase;
+
+    #[test]
+    fn a_container_is_waited_for_from_when_its_trouble_was_first_seen() {
+        // Given a runner whose image takes a quarter of an hour to pull
+        let (pool, start) = (fixture::pool(1), fixture::NOW);
+        let mut memory = PoolMemory::new("uid");
+        let mut visit = |minute: i64, reason: Option<&str>| {
+            let mut runner = fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
+            runner.since = start;
+            runner.waiting = reason.map(|reason| Waiting {
+                reason: reason.to_owned(),
+                message: String::new(),
+                container: Some("runner".to_owned()),
+                image: None,
+            });
+            let mut runners = [runner];
+            memory.wait(&mut runners, start + SignedDuration::from_mins(minute));
+            let by = health::deadline(&runners[0], pool.spec.as_ref().unwrap()).unwrap();
+            by.duration_since(start).as_mins()
+        };
+        // When a fault shows, then it has five minutes from then on, at each visit the same
+        assert_eq!(visit(1, None), 20);
+        assert_eq!(visit(15, Some("RegistryUnavailable")), 20);
+        assert_eq!(visit(16, Some("RegistryUnavailable")), 20);
+        // ... whatever the kubelet calls it in between; another fault has its own
+        assert_eq!(visit(17, Some("ImagePullBackOff")), 22);
+        assert_eq!(visit(18, Some("RegistryUnavailable")), 20);
+        // ... and one that comes again has them once more
+        assert_eq!(visit(19, None), 20);
+        assert_eq!(visit(19, Some("RegistryUnavailable")), 24);
+        memory.wait(&mut [], start);
+        assert!(
+            memory.waiting.is_empty(),
+            "nothing is kept of pods that are gone"
+        );
+    }
 
     #[test]
     fn an_old_list_says_nothing_of_a_pod_that_has_gone_since() {

@@ -52,6 +52,7 @@ const OTHER_WORDS: &[&str] = &[
     "DoesNotExist",
     "AppArmor",
     "ContainerCannotRun",
+    "ContainersReady",
     "ErrImagePull",
     "EvictionByEvictionAPI",
     "InitContainerRestartPolicyForbidden",

@@ -133,7 +133,7 @@ async fn stalled(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// A team's image with its own user, hooks, sidecar, tolerations and probe, in a namespace that demands limits.
+/// A team's image with its own user, hooks, sidecar, tolerations and probes, in a namespace that demands limits.
 async fn works(ctx: &Ctx) -> Result<()> {
     // Given a quota, which takes only pods whose containers all have limits
     let quota = json!({"metadata": {"name": "quota"}, "spec": {"hard": {"limits.cpu": "5", "limits.memory": "4Gi"}}});
@@ -197,7 +197,13 @@ async fn works(ctx: &Ctx) -> Result<()> {
 }
 
 fn template() -> Value {
-    json!({"spec": {
+    // What Helm and kubectl write, and what other images read, changes nothing.
+    let brought_along = json!({
+        "name": null, "creationTimestamp": null, "labels": {"app.kubernetes.io/managed-by": "Helm"},
+    });
+    json!({"metadata": brought_along, "spec": {
+        "nodeName": null,
+        "activeDeadlineSeconds": null,
         "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "ci", "effect": "NoSchedule"}],
         "initContainers": [{
             "name": "dind",
@@ -205,13 +211,17 @@ fn template() -> Value {
             "restartPolicy": "Always",
             "command": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"],
             "resources": {"limits": {"cpu": "100m", "memory": "64Mi"}},
+            // The pod is never ready as a whole.
+            "readinessProbe": {"exec": {"command": ["false"]}},
         }],
         "containers": [{
             "name": "runner",
             "image": example::UID_1000_AGENT,
             "resources": {"requests": {"cpu": "10m"}, "limits": {"cpu": "1", "memory": "512Mi"}},
             "livenessProbe": {"exec": {"command": ["true"]}},
+            "command": null,
             "env": [
+                {"name": "RUNNER_LABELS", "value": "self-hosted"},
                 {"name": "ACTIONS_RUNNER_HOOK_JOB_STARTED", "value": "/hooks/started.sh"},
                 {"name": "ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "value": "/hooks/completed.sh"},
             ],

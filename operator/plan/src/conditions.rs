@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
+    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, shown, verify,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::{End, NOT_STARTED, Runner, Waiting};
@@ -24,8 +24,13 @@ const SLOW: SignedDuration = SignedDuration::from_mins(2);
 /// Why a pool has no runner online while nothing is wrong.
 const STARTING: &str = "Starting";
 
+/// Why a pod has no node.
+pub(super) const UNSCHEDULABLE: &str = "Unschedulable";
+
 /// Why a pool has none any more while nothing is known to be wrong.
 const NONE_ONLINE: &str = "NoneOnline";
+/// Why a pool is not ready yet whose runners are of an older spec.
+const ROLLING_OUT: &str = "RollingOut";
 /// How long a runner may take to replace another before the pool is not ready any more.
 const REPLACING: SignedDuration = SignedDuration::from_mins(2);
 
@@ -350,9 +355,15 @@ fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
     if ready.status != "True" || desired == 0 || proven || observed.runners.iter().any(is_new) {
         return ready;
     }
+    // A change of a number alone makes no other runners. The old ones go before the first new one is online.
+    let is_old = |r: &Runner| r.template != spec.template_hash;
+    let rolls = previous(pool, kind::READY).is_some_and(|c| c.reason == ROLLING_OUT);
+    if !rolls && !observed.runners.iter().any(is_old) {
+        return ready;
+    }
     say(
         "Unknown",
-        "RollingOut",
+        ROLLING_OUT,
         "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
     )
 }
@@ -422,7 +433,7 @@ fn trouble(
         ));
     }
     let waiting = observed.runners.iter().find_map(|runner| {
-        let waiting = health::container_trouble(runner)?;
+        let waiting = runner.container_trouble()?;
         Some(held_up(runner, waiting))
     });
     waiting
@@ -475,11 +486,15 @@ fn unscheduled(
             said.trim_end_matches('.')
         );
     }
-    Some(("Unschedulable".to_owned(), message))
+    Some((UNSCHEDULABLE.to_owned(), message))
 }
 
-/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them.
+/// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them. While
+/// others serve, that is no trouble: its name would change with every runner.
 fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String, String)> {
+    if observed.runners.iter().any(Runner::is_online) {
+        return None;
+    }
     let runners = observed.runners.iter();
     let preparing = runners.filter(|r| r.phase == RunnerPhase::Preparing);
     let first = preparing.min_by_key(|r| r.since)?;
@@ -551,13 +566,22 @@ fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
     pool.status.conditions.iter().find(|c| c.type_ == type_)
 }
 
-/// Sets a condition; the transition time moves only with the status.
+/// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts
+/// alone are no news.
 fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
+    let before = conditions.iter().find(|c| c.type_ == type_);
+    let before = before.filter(|c| {
+        c.status == said.status
+            && c.reason == said.reason
+            && c.observed_generation == Some(generation)
+            && health::is_kubernetes_word(&c.reason)
+    });
+    let message = shown::steady(before.map(|c| c.message.as_str()), said.message);
     let new = Condition {
         type_: type_.to_owned(),
         status: said.status.to_owned(),
         reason: said.reason,
-        message: said.message,
+        message,
         observed_generation: Some(generation),
         last_transition_time: Time(now),
     };

@@ -126,6 +126,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         phase,
         since: ago(20),
         waiting: None,
+        waiting_since: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
         gate_passed: matches!(
             phase,

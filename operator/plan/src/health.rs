@@ -5,13 +5,14 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::conditions::UNSCHEDULABLE;
 use super::quarantine::Quarantine;
-use super::{Access, Observed, version};
+use super::{Access, Observed, refusals, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{
     ENDED_AT_ONCE, End, Failure, IMAGE_PULL_BACK_OFF, JOB_CUT_SHORT, NOT_STARTED, REJECTED, Runner,
-    Waiting, unconfirmed,
+    unconfirmed,
 };
 use crate::model::time::Shift as _;
 
@@ -27,7 +28,7 @@ const IMAGE_TROUBLE: [&str; 6] = [
 ];
 /// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
 const START: SignedDuration = SignedDuration::from_mins(20);
-/// How long a container is waited for whose image cannot be pulled, or that cannot be made.
+/// How long a container is waited for whose image cannot be pulled, or that cannot be made, from when that was first seen.
 const MENDED: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
 /// then says so.
@@ -62,8 +63,6 @@ pub struct Health {
     pub overdue: Vec<String>,
     /// The nodes that are left alone.
     pub quarantine: Quarantine,
-    /// The one node that the template allows.
-    pub pinned: Option<String>,
 }
 
 impl Health {
@@ -85,12 +84,12 @@ impl Health {
     /// Whether a failure's node is left alone, so that the next attempt meets another one.
     #[must_use]
     pub fn is_behind(&self, failure: &FailureStatus) -> bool {
-        let node = failure.node.as_deref().filter(|_| self.pinned.is_none());
+        let node = failure.node.as_deref();
         node.is_some_and(|node| self.quarantine.is_avoided(node))
     }
 
     /// When the next attempt may be made.
-    fn next_attempt(&self, pool: &Pool, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    fn next_attempt(&self, pool: &Pool, now: Timestamp) -> Option<Timestamp> {
         // A time of another machine may be ahead of ours.
         let after = |failure: &FailureStatus, pause| failure.at.0.min(now).after(pause);
         let floor = self.last_failures.first().map(|last| after(last, FLOOR));
@@ -103,10 +102,7 @@ impl Health {
             let pause = backoff::exponential(first, longest, self.consecutive, &pool.uid);
             after(last, pause)
         });
-        // The scheduler has no say in it: a pod would be turned away at once.
-        let pinned = self.pinned.as_deref();
-        let back = pinned.and_then(|node| self.quarantine.until(node, observed));
-        floor.max(pause).max(back)
+        floor.max(pause)
     }
 }
 
@@ -167,7 +163,6 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         if is_new(runner, &failure) {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
-            let failure = pinned_to(pool, failure);
             let failure = with_github(runner, failure, observed);
             failed.push((failure.class, failure.reason));
             new.push(noted(runner, failure));
@@ -177,6 +172,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
+    refusals::blame_nodes(&mut new, known, &observed.passed);
     let mut last_failures = new.clone();
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);
@@ -193,37 +189,9 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         not_before: None,
         overdue,
         quarantine,
-        pinned: pinned(pool).map(str::to_owned),
     };
-    health.not_before = health.next_attempt(pool, observed, now);
+    health.not_before = health.next_attempt(pool, now);
     health
-}
-
-/// The one node that the template allows.
-fn pinned(pool: &Pool) -> Option<&str> {
-    let template = pool.spec.as_ref().ok()?.template.spec.as_ref()?;
-    template
-        .node_name
-        .as_deref()
-        .filter(|name| !name.is_empty())
-}
-
-/// A node that has no room now, or does not match: the scheduler would take another one, but the template names this one.
-fn pinned_to(pool: &Pool, failure: Failure) -> Failure {
-    let Some(node) = pinned(pool) else {
-        return failure;
-    };
-    if failure.reason != REJECTED || failure.class != Class::Transient {
-        return failure;
-    }
-    Failure {
-        class: Class::Config,
-        message: format!(
-            "{} spec.template names the node {node} in nodeName, which goes past the scheduler: use nodeSelector with kubernetes.io/hostname instead, and the pod waits until there is room.",
-            failure.message
-        ),
-        ..failure
-    }
 }
 
 /// What GitHub's own list adds: a job that failed before its first step leaves no word in the pod; and a gate that waited
@@ -231,8 +199,9 @@ fn pinned_to(pool: &Pool, failure: Failure) -> Failure {
 fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failure {
     let mut entries = observed.listing.iter().flat_map(|l| &l.entries);
     let was_busy = entries.any(|entry| entry.busy && entry.name == runner.name);
-    let ran_no_job = ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE].contains(&failure.reason);
-    if was_busy && ran_no_job {
+    let tells_no_job =
+        ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE, REJECTED].contains(&failure.reason);
+    if was_busy && tells_no_job {
         return Failure {
             reason: JOB_CUT_SHORT,
             message: format!(
@@ -255,24 +224,28 @@ fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failur
     failure
 }
 
-/// Agents that end as soon as they start, again and again in the same way: nobody but a person ends that.
+/// Whether this is of an agent that did not start, or ended as soon as it did.
+#[must_use]
+pub fn hardly_started(failure: &FailureStatus) -> bool {
+    [ENDED_AT_ONCE, NOT_STARTED].contains(&&*failure.reason)
+}
+
+/// Agents that do not start, or end as soon as they do, again and again in the same way: nobody but a person ends that.
 fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: i32) {
-    let Some(code) = new
-        .first()
-        .filter(|f| f.reason == ENDED_AT_ONCE)
-        .map(|f| f.code)
-    else {
+    let Some(last) = new.first().filter(|f| hardly_started(f)).cloned() else {
         return;
     };
+    let is_same = |f: &FailureStatus| f.reason == last.reason && f.code == last.code;
     let all = new.iter().chain(known).take(IN_A_ROW);
-    let same = all.filter(|f| f.reason == ENDED_AT_ONCE && f.code == code);
     let in_a_row = usize::try_from(consecutive).is_ok_and(|n| n >= IN_A_ROW);
-    if !in_a_row || same.count() < IN_A_ROW {
+    if !in_a_row || all.filter(|f| is_same(f)).count() < IN_A_ROW {
         return;
     }
-    for failure in new.iter_mut().filter(|f| f.reason == ENDED_AT_ONCE) {
+    // What has run out its time has been given up as a mistake already.
+    let suspects = new.iter_mut().filter(|f| is_same(f));
+    for failure in suspects.filter(|f| f.class == Class::Transient.as_str()) {
         Class::Config.as_str().clone_into(&mut failure.class);
-        failure.message.push_str(" That has happened several times in a row: look at the image's user and entry point, and at what spec.template changes of the container.");
+        failure.message.push_str(" That has happened several times in a row: look at the image, at its user, and at what spec.template changes of the container.");
     }
 }
 
@@ -353,11 +326,12 @@ fn noted(runner: &Runner, failure: Failure) -> FailureStatus {
 pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
     let gate = i64::from(spec.gate.timeout_seconds);
     let may_take = match runner.phase {
-        RunnerPhase::Preparing | RunnerPhase::Starting => match &runner.waiting {
-            Some(waiting) if waiting.container.is_some() => MENDED,
-            _ if runner.phase == RunnerPhase::Starting && runner.agent_running => ONLINE,
-            _ => START,
-        },
+        RunnerPhase::Preparing | RunnerPhase::Starting if runner.container_trouble().is_some() => {
+            let since = runner.waiting_since.unwrap_or(runner.since);
+            return Some(since.after(MENDED));
+        }
+        RunnerPhase::Starting if runner.agent_running => ONLINE,
+        RunnerPhase::Preparing | RunnerPhase::Starting => START,
         RunnerPhase::Gated => SignedDuration::from_secs(gate)
             .saturating_mul(2)
             .saturating_add(GATE_MARGIN),
@@ -386,7 +360,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
             Class::Config,
             format!("An image could not be pulled{waiting}; check its name and the imagePullSecrets in spec.template."),
         ),
-        _ if container_trouble(runner).is_some() => failure(
+        _ if runner.container_trouble().is_some() => failure(
             NOT_STARTED,
             Class::Config,
             format!("A container could not be made or started{waiting}; mend what spec.template names, or make what it lacks."),
@@ -404,11 +378,10 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     })
 }
 
-/// What keeps a container of a runner from being made or started, its image or something else.
+/// Whether a condition with this reason repeats what Kubernetes says of a pod that waits.
 #[must_use]
-pub fn container_trouble(runner: &Runner) -> Option<&Waiting> {
-    let waiting = runner.waiting.as_ref();
-    waiting.filter(|waiting| waiting.container.is_some())
+pub fn is_kubernetes_word(reason: &str) -> bool {
+    [UNSCHEDULABLE, NOT_STARTED].contains(&reason) || IMAGE_TROUBLE.contains(&reason)
 }
 
 /// What keeps a runner's image away, if that is what it waits for.

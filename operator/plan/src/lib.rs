@@ -21,6 +21,7 @@ pub mod pod;
 mod preflight;
 pub mod quarantine;
 pub mod queue;
+mod refusals;
 pub mod runners;
 pub mod scale_set;
 mod shown;
@@ -137,7 +138,11 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
                 node: r.node.clone(),
                 devices: r.devices.clone(),
                 phase: r.phase,
-                waiting: r.waiting.as_ref().map(ToString::to_string),
+                waiting: r.waiting.as_ref().map(|waiting| {
+                    let mut before = pool.status.runners.iter().filter(|old| old.name == r.name);
+                    let before = before.find_map(|old| old.waiting.as_deref());
+                    shown::steady(before, waiting.to_string())
+                }),
                 since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(r.created),
             })
             .collect(),

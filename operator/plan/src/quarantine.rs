@@ -298,14 +298,6 @@ impl Quarantine {
         }
         found.into_values().collect()
     }
-
-    /// Until when a node is left alone, where it is.
-    pub(super) fn until(&self, node: &str, observed: &Observed) -> Option<Timestamp> {
-        let others = facts(observed).map(|held| &held.entry);
-        let all = self.entries.iter().chain(others).filter(|e| e.node == node);
-        let until = all.filter_map(|e| e.until.as_ref().map(|t| t.0)).max();
-        until.filter(|_| self.is_avoided(node))
-    }
 }
 
 /// What other pools found that binds this one, too.

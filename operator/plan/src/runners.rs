@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::health::{self, Health};
 use super::{Access, Action, NewRunner, Observed, Plan, Target, demand, stable};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{End, Runner};
+use crate::model::runner::{End, Failure, Runner};
 use crate::model::time::Shift as _;
 
 /// How often GitHub's list is compared with the pods.
@@ -27,7 +27,7 @@ pub(super) fn plan(
     now: Timestamp,
     plan: &mut Plan,
 ) {
-    clear_ended(pool, spec, observed, plan);
+    clear_ended(pool, spec, observed, health, plan);
     stop_overdue(observed, health, plan);
     replace_outdated(observed, health, plan);
     let removed: BTreeSet<String> = removed_names(plan);
@@ -39,10 +39,11 @@ pub(super) fn plan(
         .collect();
     let (unseen, unseen_ending) = unseen(observed);
     let have = active.len().saturating_add(unseen);
-    // Those that are about to end hold their GPUs all the same.
+    // Those that are about to end hold their GPUs all the same, and so do those that are removed at this visit.
+    let is_leaving = |r: &Runner| is_finishing(r) || removed.contains(&r.name);
     let ending = observed.runners.iter();
     let ending = ending
-        .filter(|r| r.is_ending(now) || r.is_active(now) && is_finishing(r))
+        .filter(|r| r.is_ending(now) || r.is_active(now) && is_leaving(r))
         .count()
         .saturating_add(unseen_ending);
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
@@ -91,32 +92,39 @@ fn is_finishing(observed: &Observed, name: &str) -> bool {
     view.is_some_and(|view| view.finishing.contains(name))
 }
 
-/// Pods that have ended go; of those that failed at the gate a few are kept for a look, once the status has their reason.
-fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, plan: &mut Plan) {
-    let mut kept: Vec<&Runner> = vec![];
+/// Pods that have ended go. Of those that failed a few are kept for a look, once the status has their reason: those that
+/// never registered, and the one that stalls the pool because its agent hardly starts.
+fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, health: &Health, plan: &mut Plan) {
+    let stalls = health.stalled().filter(|f| health::hardly_started(f));
+    let mut kept: Vec<(&Runner, &Failure)> = vec![];
     for runner in &observed.runners {
         match (&runner.end, runner.phase) {
             (_, RunnerPhase::Terminating) | (None, _) => {}
             // Until the status has its job: after that nobody could tell it any more.
             (Some(End::JobDone(_)), _) if plan.unrecorded.contains(&runner.name) => {}
             (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
-            // Without a finished job GitHub does not remove the entry by itself. Nobody learns more from such a pod.
-            (Some(End::Failed(failure)), _) if failure.registered => {
-                plan.actions.push(Action::Drain(runner.into()));
+            (Some(End::Failed(failure)), _)
+                if !failure.registered || stalls.is_some_and(|f| f.runner == runner.name) =>
+            {
+                kept.push((runner, failure));
             }
-            (Some(End::Failed(_)), _) => kept.push(runner),
+            // Without a finished job GitHub does not remove the entry by itself. Nobody learns more from such a pod.
+            (Some(End::Failed(_)), _) => plan.actions.push(Action::Drain(runner.into())),
         }
     }
-    kept.sort_by_key(|r| std::cmp::Reverse(r.since));
-    // A persistent runner's successor has the same name.
-    let room = if spec.persistent {
-        0
-    } else {
-        spec.size.max.clamp(1, MAX_LAST_FAILURES)
-    };
+    // A persistent runner's successor has the same name; and what the pool has left is not to be held.
+    let may_stay = |r: &Runner| !spec.persistent && !r.is_elsewhere(spec);
+    kept.sort_by_key(|(r, _)| (!may_stay(r), std::cmp::Reverse(r.since)));
+    let room = spec.size.max.min(MAX_LAST_FAILURES);
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
-    for runner in kept.into_iter().skip(room).filter(|r| recorded(r)) {
-        plan.actions.push(Action::Drain(runner.into()));
+    for (place, (runner, failure)) in kept.into_iter().enumerate() {
+        if place < room && may_stay(runner) {
+            if failure.registered {
+                plan.actions.push(Action::DeleteEntryOf(runner.into()));
+            }
+        } else if recorded(runner) {
+            plan.actions.push(Action::Drain(runner.into()));
+        }
     }
 }
 

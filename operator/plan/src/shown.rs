@@ -48,6 +48,28 @@ pub(super) fn tidy(plan: &mut Plan) {
     version.for_each(|version| tidied(version, NAME));
 }
 
+/// The new text, or the one before where they differ in numbers only: a scheduler's counts, a registry's port, a pause
+/// that grows. Such a text changes by itself, and each change would be a write.
+pub(super) fn steady(before: Option<&str>, new: String) -> String {
+    match before.filter(|before| essence(before) == essence(&new)) {
+        Some(before) => before.to_owned(),
+        None => new,
+    }
+}
+
+/// The words of a text that are no numbers, in an order of their own: a scheduler sorts its reasons by their counts.
+fn essence(text: &str) -> Vec<&str> {
+    let is_edge = |c: char| !c.is_alphanumeric();
+    let words = text
+        .split_whitespace()
+        .map(|word| word.trim_matches(is_edge));
+    let mut words: Vec<&str> = words
+        .filter(|word| !word.starts_with(|c: char| c.is_ascii_digit()))
+        .collect();
+    words.sort_unstable();
+    words
+}
+
 fn tidied(text: &mut String, max: usize) {
     let line = clean(text, max);
     if line != *text {
@@ -57,12 +79,51 @@ fn tidied(text: &mut String, max: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::steady;
     use cudarunner_crds::RunnerPhase;
     use gate_report::{Class, is_hidden};
 
     use crate::Access;
     use crate::fixture::{NOW, gate_failure, observed, pool, runner};
     use crate::model::runner::{End, Failure};
+
+    #[test]
+    fn a_text_whose_numbers_alone_change_stays() {
+        let scheduler = "0/5 nodes are available: 2 node(s) had untolerated taint {a: b}, 3 Insufficient nvidia.com/gpu.";
+        for (before, new, stays) in [
+            (
+                scheduler,
+                "0/7 nodes are available: 1 Insufficient nvidia.com/gpu, 6 node(s) had untolerated taint {a: b}.",
+                true,
+            ),
+            (
+                scheduler,
+                "0/5 nodes are available: 5 Insufficient nvidia.com/gpu.",
+                false,
+            ),
+            (
+                "back-off 10s restarting failed container",
+                "back-off 5m0s restarting failed container",
+                true,
+            ),
+            (
+                "read udp 10.0.0.1:41231->10.0.0.2:53: i/o timeout",
+                "read udp 10.0.0.1:5223->10.0.0.2:53: i/o timeout",
+                true,
+            ),
+            // A name is no number.
+            (
+                "secret \"token-1\" not found",
+                "secret \"token-2\" not found",
+                false,
+            ),
+            ("node-1 is left alone", "node-2 is left alone", false),
+        ] {
+            let shown = steady(Some(before), new.to_owned());
+            assert_eq!(shown, if stays { before } else { new });
+        }
+        assert_eq!(steady(None, "a".to_owned()), "a");
+    }
 
     #[test]
     fn nothing_that_is_said_forges_a_line_or_moves_a_cursor() {

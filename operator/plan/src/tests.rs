@@ -12,7 +12,12 @@ use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
 use crate::model::runner::{EVICTED, End, Failure, Waiting};
 
+mod room;
 mod told;
+
+fn minutes(minutes: i64) -> SignedDuration {
+    SignedDuration::from_mins(minutes)
+}
 
 fn created(plan: &Plan) -> usize {
     let create = |a: &&Action| matches!(a, Action::CreatePod(_));
@@ -320,7 +325,7 @@ fn an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_later() {
     assert!(listed.unwrap().contains("no such image"));
     assert_eq!(removed(&plan), Vec::<&str>::new());
 
-    waiting.since = ago(301);
+    waiting.waiting_since = Some(ago(301));
     let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
     assert_eq!(removed(&plan), ["pool-aaaaa"]);
     assert_eq!(plan.status.last_failures[0].reason, "ImageNotPulled");

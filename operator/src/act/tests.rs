@@ -68,6 +68,37 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
 }
 
 #[tokio::test]
+async fn a_pod_that_is_kept_for_a_look_has_its_entry_removed_once() {
+    let cluster = Cluster::default();
+    let mut ctx = context(&cluster).await;
+    let now = Timestamp::now();
+    let target = Target {
+        name: "pool-aaaaa".to_owned(),
+        uid: "u".to_owned(),
+        created: now,
+        url: None,
+    };
+    let is_known = |ctx: &Context| {
+        let pool = fixture::pool(1);
+        ctx.memory
+            .with(&pool, |memory| memory.unregistered.contains("u"))
+    };
+
+    // Given no way to GitHub, then the entry is tried again
+    let outcome = carry_out(&ctx, Action::DeleteEntryOf(target.clone())).await;
+    assert!(matches!(outcome.errors[..], [ActError::NoClient]));
+    assert!(!is_known(&ctx));
+
+    // Given that there is none, then that is remembered, and the pod stays
+    let begin = now - SignedDuration::from_hours(1);
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
+    let outcome = carry_out(&ctx, Action::DeleteEntryOf(target)).await;
+    assert!(outcome.errors.is_empty());
+    assert!(is_known(&ctx));
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
     let ctx = context(&Cluster::default()).await;
     let pool = fixture::pool(1);

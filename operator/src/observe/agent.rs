@@ -4,7 +4,7 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{OOM_KILLED, OUT_OF_MEMORY, last_line, out_of_memory};
+use super::end::{OOM_KILLED, OUT_OF_MEMORY, could_not_start, last_line, out_of_memory};
 use cuda_runner_plan::model::runner::{
     ENDED_AT_ONCE, NOT_STARTED, RUNNER, RefusedVersion, VERSION_REFUSED_ONCE,
 };
@@ -48,12 +48,12 @@ impl AgentEnd<'_> {
                 Class::Config,
                 out_of_memory(RUNNER, self.memory.as_deref(), cut_text),
             ),
-            (Some("StartError" | "ContainerCannotRun"), _) => failure(
+            _ if could_not_start(self.container) => failure(
                 NOT_STARTED,
-                Class::Config,
+                Class::Transient,
                 format!(
-                    "The container `{RUNNER}` could not be started: {}. Check its image and its command in spec.template.",
-                    last_line(last_words)
+                    "The container `{RUNNER}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
+                    last_line(last_words).trim_end_matches('.')
                 ),
             ),
             (_, VERSION_DEPRECATED) => version_refused(last_words, &failure),

@@ -55,7 +55,8 @@ pub(super) fn of_ended(
         _ if status.reason.is_none() => return None,
         _ => {
             let Verdict { class, advice } = refusal::judge(&reason, &message);
-            let sentence = format!("The node refused the pod ({reason}: {message}); {advice}.");
+            let sentence =
+                format!("The node refused the pod ({reason}: {message}); {advice}.{cut_text}");
             (REJECTED, class, sentence)
         }
     })

@@ -9,13 +9,15 @@ use super::agent::AgentEnd;
 use super::disruption::{self};
 use super::marks::Marks;
 use super::pod::{
-    condition, container, ended, failed_init, init_container, terminated, transition,
+    all_ready, container, ended, failed_init, init_container, terminated, transition,
 };
-use cuda_runner_plan::model::runner::{End, Failure, GATE_FAILED, Job};
+use cuda_runner_plan::model::runner::{End, Failure, GATE_FAILED, Job, NOT_RUN};
 use cuda_runner_plan::model::runner::{GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER};
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;
+/// A container's exit code where the container runtime could not start it.
+const NO_START: i32 = 128;
 /// The reason of a runner whose own init container failed.
 const INIT_FAILED: &str = "InitContainerFailed";
 /// The reason of a runner whose image or network lacks something.
@@ -96,7 +98,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
 
 /// Whether an agent was ever ready: a pod that became unready after the agent's start was so in between.
 fn was_online(pod: &Pod, runner: &ContainerStateTerminated) -> bool {
-    let unready = condition(pod, "Ready").and_then(transition);
+    let unready = all_ready(pod).and_then(transition);
     let started = runner.started_at.as_ref().map(|t| t.0);
     unready
         .zip(started)
@@ -156,6 +158,9 @@ fn gate_failure(
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
         return killed_failure(memory_limit(pod, GATE).as_deref(), killed, failure);
     }
+    if found.is_none() && (could_not_start(ended) || ended.exit_code == NO_START) {
+        return not_run(pod, ended, failure);
+    }
     let class = Class::from_exit_code(ended.exit_code).unwrap_or(Class::Transient);
     let reason_word = match class {
         _ if found
@@ -185,6 +190,39 @@ fn gate_failure(
         device: found.and_then(|f| f.uuid),
         registered: false,
         ..failure(reason_word, class, message)
+    }
+}
+
+/// Whether the container runtime could not start a container.
+pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
+    matches!(
+        ended.reason.as_deref(),
+        Some("StartError" | "ContainerCannotRun")
+    )
+}
+
+/// A gate that the node could not start: the runtime's hooks for GPUs mostly. Which node's fault that is, the plan sees
+/// when it happens again.
+fn not_run(
+    pod: &Pod,
+    ended: &ContainerStateTerminated,
+    failure: impl Fn(&'static str, Class, String) -> Failure,
+) -> Failure {
+    let words = ended.message.as_deref().unwrap_or_default();
+    // The runtime says so where the limit is too low for the container's very first process.
+    if words.contains("OOM-killed") {
+        let message = out_of_memory(GATE, memory_limit(pod, GATE).as_deref(), "");
+        return failure(OUT_OF_MEMORY, Class::Config, message);
+    }
+    let message = format!(
+        "The node could not start the gate: {}. Another attempt follows. If it happens again, look at the node's container runtime and its NVIDIA toolkit.",
+        last_line(words).trim_end_matches('.')
+    );
+    Failure {
+        code_name: Some(NOT_RUN.to_owned()),
+        // A node that has just come may still get its toolkit.
+        at_start: true,
+        ..failure(GATE_FAILED, Class::Transient, message)
     }
 }
 

@@ -102,10 +102,14 @@ pub async fn observe(
     let nodes = nodes(ctx, pool, &runners);
     let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
+        memory.wait(&mut runners, now);
         for runner in &mut runners {
             // Asked to go, though the watch does not show it yet.
             if memory.removed.contains(&runner.uid) {
                 runner.phase = RunnerPhase::Terminating;
+            }
+            if let Some(End::Failed(failure)) = &mut runner.end {
+                failure.registered &= !memory.unregistered.contains(&runner.uid);
             }
         }
         Observed {

@@ -58,6 +58,7 @@ pub fn read(pod: &Pod) -> Runner {
         phase: state.phase,
         since: state.since,
         waiting: state.waiting,
+        waiting_since: None,
         end: state.end,
         is_over: is_over(pod),
         done: done(pod, created),
@@ -124,13 +125,13 @@ impl State {
             waiting: None,
             end: None,
         };
-        let ready = condition(pod, "Ready").filter(|c| c.status == "True");
-        if let Some(ready) = ready {
-            return at(RunnerPhase::Idle, transition(ready).unwrap_or(bound));
-        }
         if let Some(runner) = container(pod, RUNNER)
             && let Some(started) = running_since(runner, bound)
         {
+            // The agent's own word: the pod's takes in every sidecar.
+            if runner.ready {
+                return at(RunnerPhase::Idle, ready_since(pod).unwrap_or(started));
+            }
             return match online_before(pod, runner, started) {
                 Some(since) => at(RunnerPhase::Busy, since),
                 None => at(RunnerPhase::Starting, started),
@@ -161,10 +162,21 @@ fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp
     Some(running.started_at.as_ref().map_or(bound, |t| t.0))
 }
 
+/// Whether all containers are ready. The pod's own word waits for its readiness gates, too, which say nothing of the agent.
+pub(super) fn all_ready(pod: &Pod) -> Option<&PodCondition> {
+    condition(pod, "ContainersReady").or_else(|| condition(pod, "Ready"))
+}
+
+/// Since when all containers are ready, if they are.
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let ready = all_ready(pod).filter(|c| c.status == "True");
+    ready.and_then(transition)
+}
+
 /// Since when a running agent that is not ready has been so, if it was online before. A kubelet that was restarted shows
 /// a container as not started for a moment; but a pod that became unready after the agent's start was ready in between.
 fn online_before(pod: &Pod, runner: &ContainerStatus, started: Timestamp) -> Option<Timestamp> {
-    let unready = condition(pod, "Ready").and_then(transition);
+    let unready = all_ready(pod).and_then(transition);
     let unready = unready.filter(|at| *at > started);
     unready.or_else(|| (runner.started == Some(true)).then_some(started))
 }

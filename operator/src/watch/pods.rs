@@ -250,7 +250,10 @@ mod tests {
             };
             let pod = json!({
                 "metadata": {"name": name, "namespace": "ci"},
-                "status": {"phase": phase, "conditions": conditions},
+                "status": {"phase": phase, "conditions": conditions, "containerStatuses": [{
+                    "name": "runner", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": {"running": {}},
+                }]},
             });
             pods.remove(&key, &serde_json::from_value(pod).unwrap());
         }

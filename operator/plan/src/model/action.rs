@@ -37,7 +37,9 @@ pub enum Action {
     /// Remove the entry on GitHub, where there may be one, then the pod. A busy runner is left alone. That there is no entry
     /// is believed of the registrar's books and of GitHub, never of what a watch shows: it may be behind.
     Drain(Target),
-    /// The same, but a busy runner's pod goes too: its job is cancelled.
+    /// Remove the entry on GitHub of a pod that has ended and is kept for a look.
+    DeleteEntryOf(Target),
+    /// The same as [`Action::Drain`], but a busy runner's pod goes too: its job is cancelled.
     Evict(Target),
     /// Remove an idle pod if GitHub knows no runner of its name.
     ReplaceUnregistered(Target),

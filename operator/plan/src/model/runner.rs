@@ -33,6 +33,8 @@ pub const RUNNER: &str = "runner";
 pub const GATE_FAILED: &str = "GateFailed";
 /// The reason of a runner whose job ended with it.
 pub const JOB_CUT_SHORT: &str = "JobCutShort";
+/// The word for a gate that the node could not start, in the place of a code's name.
+pub const NOT_RUN: &str = "StartError";
 /// The reason of a runner whose pod somebody deleted before it was of use.
 pub const POD_DELETED: &str = "PodDeleted";
 /// The reason of a runner whose agent GitHub finds too old.
@@ -82,6 +84,8 @@ pub struct Runner {
     pub since: Timestamp,
     /// What it waits for, as Kubernetes says it: a scheduler's or an image's message.
     pub waiting: Option<Waiting>,
+    /// Since when its container is known to wait for that. The watch does not tell; the memory does.
+    pub waiting_since: Option<Timestamp>,
     /// Whether the agent's process runs, online or not.
     pub agent_running: bool,
     /// Whether the gate has passed.
@@ -155,6 +159,13 @@ impl Runner {
     pub fn is_elsewhere(&self, spec: &Spec) -> bool {
         let url = self.url.as_ref();
         url.is_some_and(|url| *url != spec.url.to_string())
+    }
+
+    /// What keeps one of its containers from being made or started, an image or something else.
+    #[must_use]
+    pub fn container_trouble(&self) -> Option<&Waiting> {
+        let waiting = self.waiting.as_ref();
+        waiting.filter(|waiting| waiting.container.is_some())
     }
 
     /// Whether the agent is connected to GitHub.
@@ -247,7 +258,7 @@ impl Failure {
     /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
     pub fn is_unasked(&self) -> bool {
-        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED].contains(&self.reason)
+        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED, REJECTED].contains(&self.reason)
     }
 }
 

@@ -5,11 +5,11 @@ use gate_report::Class;
 use jiff::SignedDuration;
 
 use super::super::conditions::kind;
-use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
+use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};
 use crate::model::pool::Pool;
-use crate::model::runner::{End, Failure, Waiting};
+use crate::model::runner::{ENDED_AT_ONCE, End, Failure, NOT_STARTED, REJECTED, Waiting};
 
 #[test]
 fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
@@ -29,7 +29,7 @@ fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
         "{message}"
     );
 
-    waiting.since = ago(301);
+    waiting.waiting_since = Some(ago(301));
     let visit = plan(&pool, &observed(vec![waiting]), NOW);
     assert_eq!(condition(&visit, kind::STALLED).1, "ContainerNotStarted");
 }
@@ -51,10 +51,40 @@ fn the_schedulers_sentence_is_told() {
 }
 
 #[test]
+fn a_sentence_of_kubernetes_that_only_counts_anew_is_not_written() {
+    let mut pool = pool(1);
+    let waiting = |said: &str| {
+        let mut runner = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+        runner.waiting = Some(Waiting {
+            reason: "Unschedulable".into(),
+            message: format!("0/5 nodes are available: {said}."),
+            container: None,
+            image: None,
+        });
+        observed(vec![runner])
+    };
+    let first = waiting("2 node(s) had untolerated taint, 3 Insufficient nvidia.com/gpu");
+    let counted = waiting("1 Insufficient nvidia.com/gpu, 4 node(s) had untolerated taint");
+    let other = waiting("5 Insufficient nvidia.com/gpu");
+    pool.status = plan(&pool, &first, NOW).status;
+    assert_eq!(plan(&pool, &counted, NOW).status, pool.status);
+    assert_ne!(plan(&pool, &other, NOW).status, pool.status);
+    // Of a spec that has changed it is said as it is now.
+    pool.generation += 1;
+    let visit = plan(&pool, &counted, NOW);
+    let message = condition(&visit, kind::RUNNERS_ONLINE).2;
+    assert!(message.contains("1 Insufficient"), "{message}");
+}
+
+#[test]
 fn a_pod_that_stays_without_containers_points_at_kubectl() {
     let pool = pool(1);
     let mut waiting = runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
     waiting.since = ago(130);
+    // While another runner serves, that is no trouble.
+    let online = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
+    let visit = plan(&pool, &observed(vec![waiting.clone(), online]), NOW);
+    assert_eq!(condition(&visit, kind::RUNNERS_ONLINE).1, "Online");
     let visit = plan(&pool, &observed(vec![waiting]), NOW);
     let (_, reason, message) = condition(&visit, kind::RUNNERS_ONLINE);
     assert_eq!(reason, "SlowStart");
@@ -75,26 +105,46 @@ fn fail_once_more(mut pool: Pool, name: &str, failure: &Failure) -> (Pool, Plan)
 }
 
 #[test]
-fn an_agent_that_ends_at_once_three_times_with_the_same_code_stalls_the_pool() {
-    let at_once = |code, at| Failure {
-        code: Some(code),
-        ..Failure::new(
-            crate::model::runner::ENDED_AT_ONCE,
-            Class::Transient,
-            "It ended with code 1.".to_owned(),
-            at,
-            true,
-        )
+fn an_agent_that_hardly_starts_three_times_in_the_same_way_stalls_the_pool() {
+    let failed = |(reason, code), at| Failure {
+        code,
+        ..Failure::new(reason, Class::Transient, "m".to_owned(), at, true)
     };
-    for (codes, stalls) in [([1, 1, 1], "True"), ([1, 2, 1], "False")] {
+    let ended = |code| (ENDED_AT_ONCE, Some(code));
+    let not_started = (NOT_STARTED, None);
+    for (ends, stalls) in [
+        ([ended(1), ended(1), ended(1)], "True"),
+        ([ended(1), ended(2), ended(1)], "False"),
+        ([not_started; 3], "True"),
+        ([not_started, ended(1), not_started], "False"),
+    ] {
         let mut pool = pool(1);
         let mut last = Plan::default();
-        for (n, code) in codes.into_iter().enumerate() {
+        for (n, end) in ends.into_iter().enumerate() {
             let at = NOW + SignedDuration::from_mins(i64::try_from(n).unwrap());
-            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), &at_once(code, at));
+            (pool, last) = fail_once_more(pool, &format!("pool-{n}"), &failed(end, at));
         }
-        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{codes:?}");
+        assert_eq!(condition(&last, kind::STALLED).0, stalls, "{ends:?}");
     }
+}
+
+#[test]
+fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere() {
+    // Given a pool with two nodes, one of which refuses every pod
+    let mut pool = pool(1);
+    for n in 1..=3_i64 {
+        let at = NOW + SignedDuration::from_mins(n);
+        let refused = Failure::new(REJECTED, Class::Transient, "no".to_owned(), at, false);
+        let mut runner = runner(&pool, &format!("pool-{n}"), RunnerPhase::Failed);
+        runner.created = at;
+        runner.end = Some(End::Failed(refused));
+        let mut seen = observed(vec![runner]);
+        seen.nodes = Some(vec![node("node-1"), node("node-2")]);
+        pool.status = plan(&pool, &seen, at).status;
+        // Then it is left alone after the third, and not before
+        assert_eq!(pool.status.quarantine.len(), usize::from(n == 3), "{n}");
+    }
+    assert_eq!(pool.status.quarantine[0].node, "node-1");
 }
 
 #[test]
@@ -125,40 +175,20 @@ fn after_any_failure_there_is_a_pause_and_it_grows() {
 }
 
 #[test]
-fn a_node_that_the_template_names_itself_is_the_templates_fault() {
-    let mut pool = pool(1);
-    let template = pool.spec.as_mut().unwrap();
-    template.template.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
-    let no_room = Failure::new(
-        "PodRejected",
-        Class::Transient,
-        "no room".to_owned(),
-        NOW,
-        false,
-    );
-    let (_, visit) = fail_once_more(pool, "pool-aaaaa", &no_room);
-    assert_eq!(condition(&visit, kind::STALLED).0, "True");
-    assert!(visit.status.quarantine.is_empty());
-}
-
-#[test]
 fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
     let pool = pool(1);
-    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
-    let without = Failure::new(
-        "EndedWithoutJob",
-        Class::Transient,
-        "m".to_owned(),
-        ago(20),
-        true,
-    );
-    failed.end = Some(End::Failed(without));
-    let mut observed = observed(vec![failed]);
-    let mut entries = listing(&["pool-aaaaa"]);
-    entries.entries[0].busy = true;
-    observed.listing = Some(entries);
-    let visit = plan(&pool, &observed, NOW);
-    assert_eq!(visit.status.last_failures[0].reason, "JobCutShort");
+    for reason in ["EndedWithoutJob", REJECTED] {
+        let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+        let without = Failure::new(reason, Class::Transient, "m".to_owned(), ago(20), true);
+        failed.end = Some(End::Failed(without));
+        let mut observed = observed(vec![failed]);
+        let mut entries = listing(&["pool-aaaaa"]);
+        entries.entries[0].busy = true;
+        observed.listing = Some(entries);
+        let visit = plan(&pool, &observed, NOW);
+        let told = &visit.status.last_failures[0];
+        assert_eq!(told.reason, "JobCutShort", "{reason}");
+    }
 }
 
 #[test]
@@ -189,9 +219,28 @@ fn a_changed_spec_is_ready_only_when_a_runner_of_it_is_online() {
     let during = plan(&pool, &observed(vec![old]), NOW);
     let (status, reason, _) = condition(&during, kind::READY);
     assert_eq!((status, reason), ("Unknown", "RollingOut"));
+    // ... also when the old one is gone, and the new one is not there yet
+    let mut pool = pool;
+    pool.status = during.status;
+    let coming = runner(&pool, "pool-bbbbb", RunnerPhase::Gated);
+    let between = plan(&pool, &observed(vec![coming]), NOW);
+    assert_eq!(condition(&between, kind::READY).1, "RollingOut");
     let new = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
     let after = plan(&pool, &observed(vec![new]), NOW);
     assert_eq!(condition(&after, kind::READY).0, "True");
+}
+
+#[test]
+fn a_changed_number_of_runners_rolls_nothing_out() {
+    // Given a pool between two jobs
+    let mut pool = pool(1);
+    let online = runner(&pool, "pool-aaaaa", RunnerPhase::Idle);
+    pool.status = plan(&pool, &observed(vec![online]), NOW).status;
+    let coming = observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Gated)]);
+    // When it is to have another number of runners, and nothing else has changed, then it stays ready
+    pool.generation += 1;
+    let visit = plan(&pool, &coming, NOW);
+    assert_eq!(condition(&visit, kind::READY).0, "True");
 }
 
 #[test]

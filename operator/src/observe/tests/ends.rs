@@ -119,6 +119,35 @@ proptest! {
 }
 
 #[test]
+fn whether_a_runner_is_idle_is_for_its_own_container_to_say() {
+    for (is_ready, phase) in [(true, RunnerPhase::Idle), (false, RunnerPhase::Busy)] {
+        // Given a pod that is not ready, because a sidecar of it is down
+        let mut status = been_online(0, 1800);
+        let sidecar = container("vpn", &waiting("CrashLoopBackOff", "back-off"));
+        status["initContainerStatuses"]
+            .as_array_mut()
+            .unwrap()
+            .push(sidecar);
+        // When the agent's container says whether it has a job, then that is what the runner is
+        status["containerStatuses"][0]["ready"] = json!(is_ready);
+        let runner = read(&json!({"containers": []}), &status);
+        assert_eq!(runner.phase, phase);
+    }
+}
+
+#[test]
+fn a_readiness_gate_says_nothing_of_the_agent() {
+    // Given a pod that a readiness gate has never let be ready, and whose agent has been online
+    let mut status = been_online(1, 1800);
+    status["conditions"][1]["type"] = json!("ContainersReady");
+    let never = json!({"type": "Ready", "status": "False", "lastTransitionTime": at(1)});
+    status["conditions"].as_array_mut().unwrap().push(never);
+    let runner = read(&json!({"containers": []}), &status);
+    // Then it is known to have been
+    assert_eq!(runner.phase, RunnerPhase::Busy);
+}
+
+#[test]
 fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
     for (moment, phase) in [
         (2, RunnerPhase::Finished),
@@ -240,6 +269,35 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
 }
 
 #[test]
+fn a_gate_that_the_node_could_not_start_is_told_in_the_runtimes_words() {
+    let hook =
+        "nvidia-container-cli: initialization error: nvml error: driver/library version mismatch";
+    let low = "container init was OOM-killed (memory limit too low?)";
+    for (code, reason, words, expected) in [
+        (128, "StartError", hook, ("GateFailed", Class::Transient)),
+        (128, "Error", hook, ("GateFailed", Class::Transient)),
+        (
+            127,
+            "ContainerCannotRun",
+            hook,
+            ("GateFailed", Class::Transient),
+        ),
+        // That is the spec's.
+        (128, "StartError", low, ("OutOfMemory", Class::Config)),
+    ] {
+        let states = [("gate", done(code, reason, words))];
+        let runner = starting(&json!({"containers": []}), &states);
+        let failure = failure(&runner);
+        assert_eq!((failure.reason, failure.class), expected, "{words}");
+        let is_the_nodes = expected.1 == Class::Transient;
+        assert_eq!(failure.message.contains(hook), is_the_nodes);
+        // No other pool is bound by what a runtime says of this one's pods.
+        assert_eq!(failure.code, None);
+        assert_eq!(failure.code_name.is_some(), is_the_nodes);
+    }
+}
+
+#[test]
 fn a_pod_at_its_own_deadline_is_nobodys_fault() {
     let spec = json!({"containers": [], "activeDeadlineSeconds": 45});
     let end = json!({"terminated": {"exitCode": 137, "startedAt": at(6), "finishedAt": at(47)}});
@@ -278,6 +336,40 @@ fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
 }
 
 #[test]
+fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
+    let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
+    let agent = container("runner", &done(137, "Error", started));
+    let runner = read(
+        &json!({"containers": []}),
+        &json!({
+            "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed",
+            "containerStatuses": [agent]
+        }),
+    );
+    let failure = failure(&runner);
+    assert_eq!(failure.reason, "PodRejected");
+    assert!(
+        failure.message.contains("build of run 7"),
+        "{}",
+        failure.message
+    );
+    assert!(failure.is_unasked(), "nobody here asked for it");
+}
+
+#[test]
+fn an_agent_that_could_not_be_started_is_tried_again_first() {
+    let agent = container("runner", &done(128, "StartError", "exec: not found"));
+    let runner = read(
+        &json!({"containers": []}),
+        &json!({"phase": "Failed", "containerStatuses": [agent]}),
+    );
+    let failure = failure(&runner);
+    let expected = ("ContainerNotStarted", Class::Transient);
+    assert_eq!((failure.reason, failure.class), expected);
+    assert!(!failure.message.contains("command"), "{}", failure.message);
+}
+
+#[test]
 fn a_refused_pods_failure_is_of_now_and_not_of_its_creation() {
     let refused = json!({
         "phase": "Failed", "reason": "NodeAffinity", "message": "m", "startTime": at(90_000)
@@ -291,6 +383,7 @@ fn a_pod_that_was_deleted_by_force_is_told_unless_its_runner_was_idle() {
     let gone = |status: &str, ready_at: i64| {
         let mut pod = been_online(0, ready_at);
         pod["conditions"][1]["status"] = json!(status);
+        pod["containerStatuses"][0]["ready"] = json!(status == "True");
         Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason)
     };
     assert_eq!(gone("False", 30), Some("JobCutShort"));

@@ -45,6 +45,17 @@ pub const HOOKS: [(&str, &str); 2] = [
 
 /// Has the agent say by its exit code that GitHub refused its version.
 pub const DEPRECATED_EXIT_CODE: &str = "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE";
+/// Variables by which other images register a runner. Here the operator does, and no job sees them: one is a token.
+pub const WITHOUT_EFFECT: [&str; 7] = [
+    "RUNNER_NAME",
+    "RUNNER_URL",
+    "RUNNER_TOKEN",
+    "RUNNER_LABELS",
+    "RUNNER_GROUP",
+    "RUNNER_EPHEMERAL",
+    "RUNNER_WORKDIR",
+];
+
 /// Which devices the container runtime shows.
 pub const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 /// The value of [`VISIBLE_DEVICES`] with which there are none, whatever the image asks for.

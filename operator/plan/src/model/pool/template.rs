@@ -37,7 +37,7 @@ pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateS
             ": it has {size} bytes as JSON, and {LARGEST} are the most: move scripts and long values into a ConfigMap, and mount it"
         ));
     }
-    let parsed = known(given)
+    let mut parsed = known(given)
         .map_err(|error| format!(": {error}; compare it with `kubectl explain pod.spec`"))?;
     metadata(given.get("metadata"), parsed.metadata.as_ref())?;
     if let Some(spec) = &parsed.spec {
@@ -47,7 +47,19 @@ pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateS
         }
         containers(spec, rest)?;
     }
+    leave_out_what_changes_nothing(&mut parsed);
     Ok(parsed)
+}
+
+/// What other controllers and other images read, and nothing here does: it protects nobody to refuse it.
+fn leave_out_what_changes_nothing(template: &mut PodTemplateSpec) {
+    if let Some(labels) = template.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
+        labels.remove(owned::MANAGED_BY);
+    }
+    let containers = template.spec.iter_mut().flat_map(|s| &mut s.containers);
+    for env in containers.filter_map(|c| c.env.as_mut()) {
+        env.retain(|variable| !owned::WITHOUT_EFFECT.contains(&variable.name.as_str()));
+    }
 }
 
 /// A template with every field known: one that a Pod does not have would otherwise vanish in silence.
@@ -117,14 +129,6 @@ fn metadata(given: Option<&Value>, parsed: Option<&ObjectMeta>) -> Result<(), St
             return Err(format!(".metadata.{list}[{key:?}]: {}", why::OWN_KEYS));
         }
     }
-    let managed = labels.and_then(|l| l.get(owned::MANAGED_BY));
-    if managed.is_some_and(|by| by != owned::MANAGER) {
-        return Err(format!(
-            ".metadata.labels[{:?}]: the operator manages its pods and says so there: remove the label, or write {}",
-            owned::MANAGED_BY,
-            owned::MANAGER
-        ));
-    }
     Ok(())
 }
 
@@ -149,11 +153,6 @@ fn pod(spec: &PodSpec) -> Result<(), String> {
             mounts_token,
             "automountServiceAccountToken",
             why::ACCOUNT_TOKEN,
-        ),
-        (
-            spec.readiness_gates.as_ref().is_some_and(|g| !g.is_empty()),
-            "readinessGates",
-            "the operator reads from the pod's condition Ready whether a runner is idle, and a readiness gate holds it back: remove readinessGates",
         ),
         (
             spec.ephemeral_containers
@@ -292,7 +291,7 @@ fn runner(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
     }
 }
 
-/// An init container of the user's, or a sidecar: it gets no GPU, and holds nothing up that the operator reads.
+/// An init container of the user's, or a sidecar: it gets no GPU.
 fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
     let c = place.container;
     let resources = c.resources.as_ref();
@@ -327,11 +326,6 @@ fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
             c.env.iter().flatten().any(sees),
             "env[NVIDIA_VISIBLE_DEVICES]",
             no_gpu,
-        ),
-        (
-            c.readiness_probe.is_some(),
-            "readinessProbe",
-            "the operator reads from the pod's condition Ready whether a runner is idle: remove readinessProbe; a sidecar's startupProbe holds the runner up until it is there",
         ),
     ];
     first(&table, |field| place.path(field))
@@ -392,10 +386,6 @@ fn not_a_users(name: &str, rest: Rest<'_>) -> Option<&'static str> {
             "the device plugin or the claim decides which devices a container has, and the gate proves those: remove it, and set spec.gpu.count",
         ),
         owned::DEPRECATED_EXIT_CODE => Some("the operator sets it: remove it"),
-        "RUNNER_NAME" | "RUNNER_URL" | "RUNNER_TOKEN" | "RUNNER_LABELS" | "RUNNER_GROUP"
-        | "RUNNER_EPHEMERAL" | "RUNNER_WORKDIR" => Some(
-            "it changes nothing here, since the operator registers the runner: remove it; spec.github, spec.labels and spec.lifetime say the same",
-        ),
         _ if name.starts_with("ACTIONS_RUNNER_INPUT_") => Some(
             "options of the agent are the operator's: remove it; spec.github, spec.labels and spec.lifetime say what it registers with",
         ),

@@ -74,11 +74,6 @@ fn the_pods_name_owner_and_keys_are_the_operators() {
         r#".metadata.labels["sub.cudarunner.dev/x"]"#,
         "choose another prefix",
     );
-    assert_refused(
-        json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}}),
-        r#".metadata.labels["app.kubernetes.io/managed-by"]"#,
-        "remove the label",
-    );
 }
 
 #[test]
@@ -113,11 +108,6 @@ fn what_the_pod_may_not_be_is_named_with_what_to_write_instead() {
             json!({"automountServiceAccountToken": true}),
             "automountServiceAccountToken",
             "projected volume",
-        ),
-        (
-            json!({"readinessGates": [{"conditionType": "x/y"}]}),
-            "readinessGates",
-            "remove readinessGates",
         ),
         (
             json!({"ephemeralContainers": [{"name": "x"}]}),
@@ -246,7 +236,6 @@ fn variables_that_are_the_operators_are_named() {
             "remove it",
         ),
         ("CUDA_RUNNER_HOOK_JOB_STARTED", "choose another name"),
-        ("RUNNER_TOKEN", "spec.github"),
     ];
     for (name, words) in table {
         assert_refused(
@@ -330,11 +319,6 @@ fn other_containers_are_init_containers_and_have_no_gpu() {
             "no other container gets one",
         ),
         (
-            json!({"readinessProbe": {"exec": {"command": ["true"]}}}),
-            "readinessProbe",
-            "startupProbe",
-        ),
-        (
             json!({"volumeMounts": [{"name": "registrar-token", "mountPath": "/x"}]}),
             "volumeMounts[registrar-token].name",
             "remove the mount",
@@ -356,6 +340,41 @@ fn other_containers_are_init_containers_and_have_no_gpu() {
         )
         .is_ok()
     );
+}
+
+#[test]
+fn what_changes_nothing_is_left_out_and_stalls_no_pool() {
+    // Given what a template brings along from Helm, from another controller and for another image
+    let variables = [
+        "RUNNER_NAME",
+        "RUNNER_TOKEN",
+        "RUNNER_LABELS",
+        "RUNNER_WORKDIR",
+        "RUNNER_ALLOW_RUNASROOT",
+    ];
+    let variables: Vec<_> = variables
+        .map(|name| json!({"name": name, "value": "x"}))
+        .into();
+    let mut given = runner_with(json!({"env": variables, "command": null, "readinessProbe": null}));
+    given["metadata"] = json!({
+        "labels": {"app.kubernetes.io/managed-by": "Helm", "app": "ci"},
+        "annotations": null, "creationTimestamp": null, "name": null
+    });
+    given["spec"]["readinessGates"] = json!([{"conditionType": "x/y"}]);
+    given["spec"]["nodeName"] = json!(null);
+    given["spec"]["initContainers"] = json!([{"name": "vpn", "restartPolicy": "Always", "readinessProbe": {"exec": {"command": ["true"]}}}]);
+
+    // When it is read
+    let template = read_pool(given, |_| {}).unwrap().template;
+
+    // Then it is taken, without what nobody reads here
+    let labels = template.metadata.unwrap().labels.unwrap();
+    assert_eq!(labels.into_keys().collect::<Vec<_>>(), ["app"]);
+    let spec = template.spec.unwrap();
+    let env = spec.containers[0].env.iter().flatten();
+    let names: Vec<&str> = env.map(|v| v.name.as_str()).collect();
+    assert_eq!(names, ["RUNNER_ALLOW_RUNASROOT"]);
+    assert_eq!(spec.readiness_gates.unwrap().len(), 1);
 }
 
 #[test]

@@ -1,0 +1,222 @@
+//! Nodes that take no pod: when what looks like bad luck is the node's fault.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
+use gate_report::Class;
+use jiff::{SignedDuration, Timestamp};
+
+use super::Passed;
+use crate::model::runner::{GATE_FAILED, NOT_RUN};
+use crate::model::runner::REJECTED;
+
+/// After so many attempts in a row that a node refused, it is to blame.
+const IN_A_ROW: usize = 3;
+/// Pods that a node refuses within this time are one attempt: a kubelet that starts anew refuses many at once.
+const ONE_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
+/// What happened longer before the last refusal has nothing to do with it.
+const LATELY: SignedDuration = SignedDuration::from_hours(1);
+
+/// Blames the nodes that keep refusing pods, in new failures. A mistake of the spec has its own class, and is not counted.
+pub(super) fn blame_nodes(new: &mut [FailureStatus], known: &[FailureStatus], passed: &[Passed]) {
+    let refused = new.iter().filter(|failure| is_refusal(failure));
+    let nodes: BTreeSet<String> = refused.filter_map(|failure| failure.node.clone()).collect();
+    for node in nodes {
+        if attempts(new, known, passed, &node) < IN_A_ROW {
+            continue;
+        }
+        let of_node = |f: &&mut FailureStatus| f.node.as_ref() == Some(&node);
+        for failure in new.iter_mut().filter(of_node).filter(|f| is_transient(f)) {
+            Class::Node.as_str().clone_into(&mut failure.class);
+            failure.message.push_str(
+                " The node has refused every pod for a while: look at its kubelet, its container runtime and its device plugin.",
+            );
+        }
+    }
+}
+
+/// How often in a row, up to now, the node has refused the pool's pods.
+fn attempts(
+    new: &[FailureStatus],
+    known: &[FailureStatus],
+    passed: &[Passed],
+    node: &str,
+) -> usize {
+    let passed = passed.iter().filter(|p| p.node == node);
+    let well = passed.map(|p| p.created).max();
+    let all = new.iter().chain(known);
+    let mut all = all.filter(|f| f.node.as_deref() == Some(node)).peekable();
+    let newest = all.peek().map_or(Timestamp::MIN, |f| f.at.0);
+    let counts = |f: &&FailureStatus| {
+        is_refusal(f)
+            && well.is_none_or(|well| well < f.at.0)
+            && newest.duration_since(f.at.0) < LATELY
+    };
+    let mut attempts: usize = 0;
+    let mut last: Option<Timestamp> = None;
+    for refusal in all.take_while(counts) {
+        if last.is_none_or(|last| last.duration_since(refusal.at.0) >= ONE_ATTEMPT) {
+            attempts = attempts.saturating_add(1);
+            last = Some(refusal.at.0);
+        }
+    }
+    // Many pods at a time push earlier attempts off the list: one that is full of nothing else counts as one more.
+    let is_of_node = |f: &FailureStatus| is_refusal(f) && f.node.as_deref() == Some(node);
+    let is_full = known.len() >= MAX_LAST_FAILURES && known.iter().all(is_of_node);
+    attempts.saturating_add(usize::from(is_full))
+}
+
+/// Whether a node did not take a pod, or did not start its gate, for no reason that the spec gives.
+fn is_refusal(failure: &FailureStatus) -> bool {
+    let not_run = failure.reason == GATE_FAILED && failure.code_name.as_deref() == Some(NOT_RUN);
+    (failure.reason == REJECTED || not_run)
+        && (is_transient(failure) || failure.class == Class::Node.as_str())
+}
+
+fn is_transient(failure: &FailureStatus) -> bool {
+    failure.class == Class::Transient.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use proptest::prelude::*;
+
+    use super::super::fixture::ago;
+    use super::*;
+
+    fn failure(reason: &str, class: Class, node: &str, seconds_ago: i64) -> FailureStatus {
+        FailureStatus {
+            runner: format!("pool-{seconds_ago}"),
+            node: Some(node.to_owned()),
+            device: None,
+            class: class.as_str().to_owned(),
+            code: None,
+            code_name: (reason == GATE_FAILED).then(|| NOT_RUN.to_owned()),
+            reason: reason.to_owned(),
+            message: "m".to_owned(),
+            at: Time(ago(seconds_ago)),
+        }
+    }
+
+    /// The class of the first failure, the newest, with the others known before.
+    fn class_of_last(all: &[FailureStatus], passed: &[Passed]) -> String {
+        let (new, known) = all.split_at(1);
+        let mut new = new.to_vec();
+        blame_nodes(&mut new, known, passed);
+        new[0].class.clone()
+    }
+
+    #[test]
+    fn a_node_that_refuses_three_attempts_in_a_row_is_to_blame() {
+        let refused = |node, ago| failure(REJECTED, Class::Transient, node, ago);
+        let here = |ago| refused("node-1", ago);
+        let passed = |node: &str, seconds: i64| Passed {
+            node: node.to_owned(),
+            created: ago(seconds),
+            devices: vec![],
+        };
+        let mistake = failure(REJECTED, Class::Config, "node-1", 60);
+        let no_gate = failure(GATE_FAILED, Class::Transient, "node-1", 60);
+        for (what, all, passed, class) in [
+            ("the first", vec![here(0)], vec![], Class::Transient),
+            (
+                "the second",
+                vec![here(0), here(60)],
+                vec![],
+                Class::Transient,
+            ),
+            (
+                "the third",
+                vec![here(0), here(60), here(120)],
+                vec![],
+                Class::Node,
+            ),
+            (
+                "one that could not start the gate",
+                vec![here(0), no_gate, here(120)],
+                vec![],
+                Class::Node,
+            ),
+            (
+                "many at once",
+                vec![here(0), here(1), here(2), here(3)],
+                vec![],
+                Class::Transient,
+            ),
+            (
+                "another node's in between",
+                vec![here(0), refused("node-2", 30), here(60), here(120)],
+                vec![],
+                Class::Node,
+            ),
+            (
+                "three nodes",
+                vec![here(0), refused("node-2", 60), refused("node-3", 120)],
+                vec![],
+                Class::Transient,
+            ),
+            (
+                "a mistake of the spec in between",
+                vec![here(0), mistake, here(120)],
+                vec![],
+                Class::Transient,
+            ),
+            (
+                "a pod that it took in between",
+                vec![here(0), here(60), here(120)],
+                vec![passed("node-1", 90)],
+                Class::Transient,
+            ),
+            (
+                "a pod of an earlier time, or of another node",
+                vec![here(0), here(60), here(120)],
+                vec![passed("node-1", 900), passed("node-2", 1)],
+                Class::Node,
+            ),
+            (
+                "long ago",
+                vec![here(0), here(60), here(7200)],
+                vec![],
+                Class::Transient,
+            ),
+            (
+                "again after its time alone",
+                vec![
+                    here(0),
+                    failure(REJECTED, Class::Node, "node-1", 1800),
+                    here(1860),
+                    here(1920),
+                ],
+                vec![],
+                Class::Node,
+            ),
+        ] {
+            assert_eq!(class_of_last(&all, &passed), class.as_str(), "{what}");
+        }
+        // Given so many at a time that the list has no place for more, then the next attempt is enough
+        let crowd: Vec<_> = (0..11)
+            .map(|n| here(if n == 0 { 0 } else { 60 + n }))
+            .collect();
+        assert_eq!(class_of_last(&crowd, &[]), Class::Node.as_str());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_nobodys_fault_once_blames_no_node_and_a_mistake_of_the_spec_never_does(
+            classes in proptest::collection::vec(0..Class::ALL.len(), 1..12),
+            gap in 0i64..600,
+        ) {
+            let all: Vec<_> = classes.iter().zip(0i64..)
+                .map(|(class, n)| failure(REJECTED, Class::ALL[*class], "node-1", n * gap))
+                .collect();
+            let before = all[0].class.clone();
+            let after = class_of_last(&all, &[]);
+            let refusals = all.iter().take_while(|f| is_refusal(f)).count();
+            if before != after {
+                prop_assert_eq!(before.as_str(), Class::Transient.as_str());
+                prop_assert!(refusals >= 3, "{}", refusals);
+            }
+        }
+    }
+}
