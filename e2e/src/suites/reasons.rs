@@ -1,6 +1,8 @@
 //! What Kubernetes will not do for a pod: its own words are on the resource within seconds, nobody else is blamed, and a
 //! mended resource works at once.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::LimitRange;
 use kube::Api;
@@ -64,7 +66,35 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     for case in cases() {
         mistake(ctx, &case).await?;
     }
+    hardly_starts(ctx).await?;
     limit_range(ctx).await
+}
+
+/// An image whose agent will not run as the user that the template chooses.
+async fn hardly_starts(ctx: &Ctx) -> Result<()> {
+    let as_root = json!({"template": {"spec": {"containers": [{
+        "name": "runner", "image": example::AGENT, "securityContext": {"runAsUser": 0},
+    }]}}});
+    ctx.apply(&ctx.pool("root", as_root)).await?;
+    // Given the third attempt, then the pool is stalled, with the agent's words
+    let message = ctx
+        .condition("root", "Stalled", "True", "AgentEndedAtOnce")
+        .await?;
+    ensure!(message.contains("Must not run"), "{message}");
+    let failed = ctx.status("root").await?.last_failures[0].runner.clone();
+    // And its pod is there for a look, with its log, and GitHub has no entry of it
+    let log = ctx.kubectl(&["logs", &failed, "-c", "runner"]).await?;
+    ensure!(log.contains("Must not run"), "{log}");
+    let limit = Duration::from_secs(30);
+    ctx.wait_for("GitHub to have no entry of it", limit, async || {
+        Ok((!ctx.entries().await?.contains(&failed)).then_some(()))
+    })
+    .await?;
+    ensure!(!ctx.pods().await?.is_empty(), "the pod is gone");
+    // When the pool is scaled to nothing, then nothing is kept of it
+    ctx.scale("root", 0).await?;
+    ctx.gone(&failed).await?;
+    ctx.delete("root").await
 }
 
 async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
