@@ -15,12 +15,14 @@ mod first_runner;
 mod gate;
 mod gpu_lost;
 mod gpu_missing;
+mod hostile_tenant;
 mod images;
 mod job_ends;
 mod local_cluster;
 mod long_job;
 mod metrics;
 mod missing_label;
+mod neighbour;
 mod node_marks;
 mod permissions;
 mod persistent;
@@ -339,6 +341,12 @@ pub const SUITES: &[Suite] = &[
         [21],
         "the operator is uninstalled before its pools: none hangs, what stays is said, and the next operator serves the rest",
         uninstall::run
+    ),
+    suite!(
+        "hostile-tenant",
+        [],
+        "whoever has the role `edit` in one namespace harms no other team: not its runners, nodes, required checks, nor the operator",
+        hostile_tenant::run
     ),
     suite!(
         "telemetry",
