@@ -41,6 +41,7 @@ mod scale;
 mod scale_set;
 mod second_node;
 mod secrets;
+mod spec_changes;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
@@ -341,6 +342,12 @@ pub const SUITES: &[Suite] = &[
         [21],
         "the operator is uninstalled before its pools: none hangs, what stays is said, and the next operator serves the rest",
         uninstall::run
+    ),
+    suite!(
+        "spec-changes",
+        [],
+        "each field of the spec goes from one value to another and back, and the pool is as a fresh one; what a field cannot be is refused",
+        spec_changes::run
     ),
     suite!(
         "hostile-tenant",
