@@ -64,6 +64,16 @@ impl Identity {
         Some((name, f64::from(ticks) / per_second))
     }
 
+    /// The most memory that it has ever had, in MiB; nothing where it is gone.
+    pub fn peak(self) -> Option<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: f64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+        Some(kib / 1024.0)
+    }
+
     /// Sends a signal to exactly this process; nothing happens where it is gone.
     pub fn signal(self, signal: Signal) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

@@ -1,4 +1,4 @@
-//! `docs/security-model.md` names tests that exist.
+//! `docs/security-model.md` names tests and suites that exist.
 #![allow(clippy::unwrap_used, reason = "a test, with its helpers")]
 
 use std::fs;
@@ -47,6 +47,28 @@ fn every_test_that_is_named_exists() {
         assert!(
             code.contains(&format!("fn {name}(")),
             "no test is called {name}"
+        );
+    }
+}
+
+#[test]
+fn every_suite_that_is_named_exists() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| fs::read_to_string(repository.join(path)).unwrap();
+    let (table, page) = (
+        read("e2e/src/suites/mod.rs"),
+        read("docs/security-model.md"),
+    );
+    let named = page.split("suite `").skip(1);
+    let names: Vec<&str> = named.filter_map(|rest| rest.split('`').next()).collect();
+    assert!(
+        names.len() > 10,
+        "the page names hardly any suite: {names:?}"
+    );
+    for name in names {
+        assert!(
+            table.contains(&format!("\"{name}\",")),
+            "no suite is called {name}"
         );
     }
 }

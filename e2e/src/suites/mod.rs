@@ -15,12 +15,14 @@ mod first_runner;
 mod gate;
 mod gpu_lost;
 mod gpu_missing;
+mod hostile_tenant;
 mod images;
 mod job_ends;
 mod local_cluster;
 mod long_job;
 mod metrics;
 mod missing_label;
+mod neighbour;
 mod node_marks;
 mod permissions;
 mod persistent;
@@ -39,6 +41,7 @@ mod scale;
 mod scale_set;
 mod second_node;
 mod secrets;
+mod spec_changes;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
@@ -339,6 +342,18 @@ pub const SUITES: &[Suite] = &[
         [21],
         "the operator is uninstalled before its pools: none hangs, what stays is said, and the next operator serves the rest",
         uninstall::run
+    ),
+    suite!(
+        "spec-changes",
+        [],
+        "each field of the spec goes from one value to another and back, and the pool is as a fresh one; what a field cannot be is refused",
+        spec_changes::run
+    ),
+    suite!(
+        "hostile-tenant",
+        [],
+        "whoever has the role `edit` in one namespace harms no other team: not its runners, nodes, required checks, nor the operator",
+        hostile_tenant::run
     ),
     suite!(
         "telemetry",

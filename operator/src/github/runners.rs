@@ -20,8 +20,9 @@ use super::{
 use cuda_runner_plan::model::observed::Entry;
 use cuda_runner_plan::model::url::encode;
 
-/// A group has at most 10,000 runners; this only stops a server that never comes to an end.
-const MOST_PAGES: usize = 1_000;
+/// A group has at most 10,000 runners, and this is room for two: a list that goes on is that of a server that never comes
+/// to an end, and would use up a whole minute's requests.
+const MOST_PAGES: usize = 200;
 
 /// One runner's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -301,7 +302,14 @@ impl Client {
             .map(|last| last.pages.as_slice())
             .unwrap_or_default();
         let mut pages: Vec<Arc<Page>> = Vec::new();
-        for number in 1..=MOST_PAGES {
+        loop {
+            let number = pages.len() + 1;
+            if number > MOST_PAGES {
+                return Err(Error::Malformed {
+                    action: format!("list the runners of {}", self.url().scope()),
+                    message: format!("it has more than {} items", MOST_PAGES * PER_PAGE),
+                });
+            }
             let page = self.read_page("", number, known.get(number - 1)).await?;
             let is_last = page.is_last(number);
             pages.push(page);

@@ -56,6 +56,20 @@ async fn a_young_listing_is_not_asked_for_and_pools_of_one_place_share_it() {
 }
 
 #[tokio::test]
+async fn a_list_of_runners_without_an_end_is_given_up() {
+    // Given a server whose pages never end
+    let stub = Stub::start(|_, before| {
+        let id = u64::try_from(before).unwrap();
+        reply(200, &page(1_000_000, &[runner(id, "a", "offline", false)]))
+    })
+    .await;
+    // When its runners are listed, then that is no list, and most of the minute's requests are left
+    let failed = stub.client("o/r").list_runners(NOW).await.unwrap_err();
+    assert_eq!(failed.category(), "Malformed");
+    assert_eq!(stub.seen().len(), 200);
+}
+
+#[tokio::test]
 async fn all_pages_are_read_by_number_with_the_credentials_each() {
     let stub = Stub::start(|seen, _| {
         let number: usize = seen.path.rsplit_once("&page=").unwrap().1.parse().unwrap();
