@@ -15,6 +15,7 @@ use crate::plan::scale_set::{Known, Trouble};
 use crate::plan::verify::Watched;
 use crate::plan::{Access, Listing, Queue, checks, jobs};
 use crate::pool::{Pool, PoolKey};
+use crate::status::Writes;
 use crate::time::Shift as _;
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
@@ -90,10 +91,13 @@ pub struct PoolMemory {
     pub github: GitHubMemory,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
-    /// The status as we last wrote it, ahead of what the store shows.
+    /// The status as we last found it, ahead of what the store shows. What must be stored before anything is done because
+    /// of it, is; what is only shown may still be on its way.
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
+    /// The writes of the status that are under way.
+    pub status_writes: Arc<Writes>,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -190,6 +194,7 @@ impl PoolMemory {
             left: BTreeMap::new(),
             status: None,
             status_written: None,
+            status_writes: Arc::default(),
             pod_refused: None,
             errors: 0,
             intent: None,

@@ -16,7 +16,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 
 use kube::runtime::controller::Action as Next;
 
@@ -40,6 +40,8 @@ use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::pools::key_of;
 
+mod status;
+
 /// A version that the API server has gone past.
 const STALE: &str = "stale";
 /// Name and uid of a pod that is there and whose removal meets a conflict.
@@ -57,6 +59,8 @@ pub(crate) struct Cluster(
     Arc<AtomicBool>,
     /// Whether Events get no answer.
     Arc<AtomicBool>,
+    /// Held by whoever lets no status write be answered.
+    Arc<RwLock<()>>,
 );
 
 impl Cluster {
@@ -88,8 +92,11 @@ impl Cluster {
         if uri.path().ends_with("/events") && self.2.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        if uri.path().ends_with("/status") && self.1.load(Ordering::Relaxed) {
-            return refusal(500, "InternalError");
+        if uri.path().ends_with("/status") {
+            let _may_answer = self.3.read().await;
+            if self.1.load(Ordering::Relaxed) {
+                return refusal(500, "InternalError");
+            }
         }
         if sent["metadata"]["resourceVersion"] == STALE {
             return refusal(409, "Conflict");
