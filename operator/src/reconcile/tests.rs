@@ -36,7 +36,7 @@ use crate::registrar::{
     CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
 use crate::watch::Waker;
-use crate::watch::objects::Objects;
+use crate::watch::objects::{Breadth, Objects};
 use crate::watch::pods::Pods;
 use crate::watch::pools::key_of;
 
@@ -174,8 +174,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         marking: Marking::default(),
         waker: Arc::clone(&waker),
         identity: "test".to_owned(),
-        secrets: Objects::new(client.clone(), Arc::clone(&waker)),
-        config_maps: Objects::new(client.clone(), waker),
+        secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
+        config_maps: Objects::new(client.clone(), waker, Breadth::Object),
         memory: Memory::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),
