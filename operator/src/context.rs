@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::plan::checks::{self, Elsewhere, Word};
 use crate::plan::node_marks::{Held, Marking};
 use crate::plan::{Passed, PodSettings};
+use crate::pool::specs::Specs;
 use crate::pool::{Pool, PoolKey};
 use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
@@ -64,6 +65,8 @@ pub struct Context {
     pub secrets: Objects<Secret>,
     /// ConfigMaps that pools name.
     pub config_maps: Objects<ConfigMap>,
+    /// The specs, as last read.
+    pub specs: Specs,
     /// What is remembered between visits.
     pub memory: Memory,
     /// What is counted.
@@ -192,6 +195,7 @@ impl Context {
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.specs.forget(key);
         self.pods.forget(key);
         self.metrics.forget(key);
         self.secrets.release(key, None);

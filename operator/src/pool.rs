@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use cudarunner_crds::{
     CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, GateResources, Gpu, KeyReference,
@@ -25,6 +26,7 @@ const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 pub mod owned;
+pub mod specs;
 mod template;
 
 /// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
@@ -73,10 +75,10 @@ pub struct Pool {
     pub deletion_policy: DeletionPolicy,
     /// How long a deletion may take.
     pub teardown_timeout: SignedDuration,
-    /// The status as last written.
+    /// The status as last found.
     pub status: CudaRunnerStatus,
     /// What the user asks for, or why it cannot be done.
-    pub spec: Result<Spec, SpecError>,
+    pub spec: Result<Arc<Spec>, SpecError>,
 }
 
 /// A spec that can be carried out.
@@ -266,6 +268,13 @@ impl Pool {
     /// Reads a resource. Never fails as a whole: a spec that cannot be carried out still can be torn down.
     #[must_use]
     pub fn read(resource: &CudaRunner, insecure_github: bool) -> Self {
+        let spec = Spec::read(resource, insecure_github).map(Arc::new);
+        Self::with(resource, spec)
+    }
+
+    /// The same with a spec that was read before.
+    #[must_use]
+    pub fn with(resource: &CudaRunner, spec: Result<Arc<Spec>, SpecError>) -> Self {
         let meta = resource.meta();
         Self {
             key: PoolKey {
@@ -294,8 +303,14 @@ impl Pool {
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
             status: resource.status.clone().unwrap_or_default(),
-            spec: Spec::read(resource, insecure_github),
+            spec,
         }
+    }
+
+    /// The spec, to be changed by tests.
+    #[cfg(test)]
+    pub(crate) fn spec_mut(&mut self) -> &mut Spec {
+        Arc::make_mut(self.spec.as_mut().unwrap())
     }
 
     /// The label by which this pool knows its entries on GitHub.

@@ -31,6 +31,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::node_marks::Marking;
 use crate::pool::PoolKey;
+use crate::pool::specs::Specs;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
 use crate::telemetry::Telemetry;
@@ -141,6 +142,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         marking: marking(&config),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), breadth),
         config_maps: Objects::new(client.clone(), Arc::clone(&waker), breadth),
+        specs: Specs::new(config.insecure_github),
         memory: Memory::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(

@@ -41,7 +41,7 @@ use crate::github::{
     self, Agent, Lifecycle, NewScaleSet, QueuedJob, Repository, Ruleset, Workflow,
 };
 use crate::observe::pod::Runner;
-use crate::pool::{Pool, Spec};
+use crate::pool::Pool;
 
 /// Everything that a decision depends on beside the pool itself.
 #[derive(Clone, Debug)]
@@ -489,10 +489,10 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
         online: count(&Runner::is_online),
         busy: count(&phase(&[RunnerPhase::Busy])),
         failed: count(&phase(&[RunnerPhase::Failed])),
-        gpu: pool.spec.as_ref().map_or_else(
-            |_| pool.status.gpu.clone(),
-            |spec: &Spec| spec.gpu.to_string(),
-        ),
+        gpu: pool
+            .spec
+            .as_ref()
+            .map_or_else(|_| pool.status.gpu.clone(), |spec| spec.gpu.to_string()),
         selector: format!("{}={}", cudarunner_crds::POOL_LABEL, pool.key.name),
         runners: listed
             .iter()

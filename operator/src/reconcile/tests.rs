@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::plan::fixture;
 use crate::plan::node_marks::Marking;
 use crate::pool::FINALIZER;
+use crate::pool::specs::Specs;
 use crate::registrar::{
     CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
@@ -176,6 +177,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         identity: "test".to_owned(),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),
+        specs: Specs::new(false),
         memory: Memory::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),

@@ -128,7 +128,7 @@ fn after_any_failure_there_is_a_pause_and_it_grows() {
 #[test]
 fn a_node_that_the_template_names_itself_is_the_templates_fault() {
     let mut pool = pool(1);
-    let template = pool.spec.as_mut().unwrap();
+    let template = pool.spec_mut();
     template.template.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
     let no_room = Failure::new(
         "PodRejected",
@@ -176,7 +176,7 @@ fn pods_that_vanish_at_once_are_told_and_not_made_anew_without_a_pause() {
 fn changed(mut pool: Pool, visit: &Plan) -> Pool {
     pool.status = visit.status.clone();
     pool.generation += 1;
-    pool.spec.as_mut().unwrap().template_hash = "new".to_owned();
+    pool.spec_mut().template_hash = "new".to_owned();
     pool
 }
 

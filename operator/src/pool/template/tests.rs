@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
@@ -7,7 +9,7 @@ use crate::pool::{Pool, Spec, SpecError};
 fn read_pool(
     template: Value,
     change: impl FnOnce(&mut cudarunner_crds::CudaRunnerSpec),
-) -> Result<Spec, SpecError> {
+) -> Result<Arc<Spec>, SpecError> {
     let mut resource = fixture::resource();
     resource.spec.template = Some(template);
     change(&mut resource.spec);
