@@ -101,7 +101,7 @@ async fn memory_with<T>(
         bed.started().await?;
         settled(bed).await?;
         floor.push(bed.memory()?.0);
-        let made = make(bed).await?;
+        let fleet = make(bed).await?;
         for number in 0..run.runs {
             if number > 0 {
                 bed.kill().await?;
@@ -112,7 +112,7 @@ async fn memory_with<T>(
             now.push(at_rest);
             peak.push(most);
         }
-        drop(made);
+        drop(fleet);
         Ok(())
     })
     .await?;

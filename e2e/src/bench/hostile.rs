@@ -116,8 +116,11 @@ async fn apply_all(ctx: &Ctx, origin: &str) -> Result<()> {
         .await
 }
 
+/// Makes an answer's body.
+type Answer = fn(&Bodies) -> Body;
+
 /// What it answers, by a part of the repository's name.
-const WAYS: [(&str, fn(&Bodies) -> Body); 4] = [
+const WAYS: [(&str, Answer); 4] = [
     // Each page is good, and there is always another one.
     ("endless", |bodies| bodies.page.clone().into()),
     ("long", |bodies| bodies.long.clone().into()),
