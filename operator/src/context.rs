@@ -16,6 +16,7 @@ use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::registrar::{CaStore, Ledger};
+use crate::specs::Specs;
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
@@ -67,6 +68,8 @@ pub struct Context {
     pub secrets: Objects<Secret>,
     /// ConfigMaps that pools name.
     pub config_maps: Objects<ConfigMap>,
+    /// The specs, as last read.
+    pub specs: Specs,
     /// What is remembered between visits.
     pub memory: Memory,
     /// What is counted.
@@ -195,6 +198,7 @@ impl Context {
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.specs.forget(key);
         self.pods.forget(key);
         self.metrics.forget(key);
         self.secrets.release(key, None);

@@ -41,7 +41,7 @@ impl OperatorDesk {
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
         let resource = self.ctx.resource(key)?;
-        Some(Pool::read(&resource, self.ctx.insecure_github))
+        Some(self.ctx.specs.pool(&resource))
     }
 }
 

@@ -23,6 +23,7 @@ pub mod reconcile;
 pub mod registrar;
 pub mod run;
 pub mod server;
+pub mod specs;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod status;
 pub mod telemetry;

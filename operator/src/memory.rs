@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::act::listen::Listener;
 use crate::github::{Client, NewScaleSet};
+use crate::status::Writes;
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Runner;
@@ -97,10 +98,13 @@ pub struct PoolMemory {
     pub github: GitHubMemory,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
-    /// The status as we last wrote it, ahead of what the store shows.
+    /// The status as we last found it, ahead of what the store shows. What must be stored before anything is done because
+    /// of it, is; what is only shown may still be on its way.
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
+    /// The writes of the status that are under way.
+    pub status_writes: Arc<Writes>,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -199,6 +203,7 @@ impl PoolMemory {
             left: BTreeMap::new(),
             status: None,
             status_written: None,
+            status_writes: Arc::default(),
             pod_refused: None,
             errors: 0,
             intent: None,

@@ -121,7 +121,7 @@ async fn decide(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Arc
 
 /// Our own last word on the status is ahead of the store's.
 fn read(resource: &CudaRunner, ctx: &Context) -> Pool {
-    let mut pool = Pool::read(resource, ctx.insecure_github);
+    let mut pool = ctx.specs.pool(resource);
     if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
         pool.status = status;
     }
@@ -157,7 +157,7 @@ fn finish(ctx: &Context, pool: &Pool, outcome: Outcome) -> Result<(), ReconcileE
 pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Context>) -> Next {
     // A resource that cannot even be read waits longest.
     let errors = guard::step(|| {
-        let pool = Pool::read(&resource, ctx.insecure_github);
+        let pool = ctx.specs.pool(&resource);
         ctx.memory.with(&pool, |memory| {
             memory.errors = memory.errors.saturating_add(1);
             memory.errors

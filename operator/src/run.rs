@@ -31,9 +31,10 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
+use crate::specs::Specs;
 use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
-use crate::watch::objects::Objects;
+use crate::watch::objects::{Breadth, Objects};
 use crate::watch::pods::{self, Pods};
 use crate::watch::{Scope, Waker, pools};
 use crate::{lease, node_marks, server};
@@ -127,14 +128,21 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     let waker = Arc::new(waker);
     let watched = watch_all(&config, &client, &waker);
     let acting = fenced(&client, &fence);
+    // In namespaces that are named the chart grants no more than named objects.
+    let breadth = if config.watch_namespace.is_empty() {
+        Breadth::Namespace
+    } else {
+        Breadth::Object
+    };
     let ctx = Arc::new(Context {
         clients: Clients::new(config.reach.reach(api_server().await.into_iter())),
         pools: watched.pools,
         pods: watched.pods,
         nodes: watched.nodes,
         marking: marking(&config),
-        secrets: Objects::new(client.clone(), Arc::clone(&waker)),
-        config_maps: Objects::new(client.clone(), Arc::clone(&waker)),
+        secrets: Objects::new(client.clone(), Arc::clone(&waker), breadth),
+        config_maps: Objects::new(client.clone(), Arc::clone(&waker), breadth),
+        specs: Specs::new(config.insecure_github),
         memory: Memory::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(

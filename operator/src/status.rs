@@ -1,12 +1,21 @@
 //! The status: written when its meaning changed, never on time alone.
+//!
+//! What later visits act upon is written before the visit ends. What is only shown is written beside the visits, so that
+//! an answer that comes late holds up none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource as _};
+use kube::{Api, Client, Resource as _};
 use serde_json::json;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::context::{CONTROLLER, Context};
+use crate::watch::Waker;
+use cuda_runner_plan::model::key::PoolKey;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
 
@@ -68,6 +77,59 @@ pub fn decide(
     }
 }
 
+/// Whether what differs is only shown: no later visit depends on its being stored, and after a restart it is found out
+/// again. A field that is not named here must be stored before anything is done because of it.
+fn is_only_shown(old: &CudaRunnerStatus, new: &CudaRunnerStatus) -> bool {
+    let shown = CudaRunnerStatus {
+        replicas: new.replicas,
+        pending: new.pending,
+        gated: new.gated,
+        online: new.online,
+        busy: new.busy,
+        failed: new.failed,
+        queued: new.queued,
+        runners: new.runners.clone(),
+        runners_not_listed: new.runners_not_listed,
+        conditions: new.conditions.clone(),
+        ..old.clone()
+    };
+    shown == *new
+}
+
+/// The writes of one pool's status.
+#[derive(Debug, Default)]
+pub struct Writes {
+    /// Held while one is on its way: of two, the API server could carry out the older one last.
+    turn: Arc<Mutex<()>>,
+    /// The API server may not have the last status.
+    is_behind: AtomicBool,
+    /// The last write beside the visits was not carried out: the next one is a visit's own, and its error counts.
+    has_failed: AtomicBool,
+}
+
+impl Writes {
+    /// Whether one is on its way.
+    #[cfg(test)]
+    pub(crate) fn are_under_way(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
+    /// The API server has the last status.
+    fn are_done(&self) {
+        self.has_failed.store(false, Ordering::Release);
+        self.is_behind.store(false, Ordering::Release);
+    }
+
+    /// The turn for a write beside the visits; `None` while one is on its way, which then wakes the pool.
+    fn begin(&self) -> Option<OwnedMutexGuard<()>> {
+        // Before the turn is asked for: whoever holds it looks here once it is given back.
+        self.is_behind.store(true, Ordering::Release);
+        let turn = Arc::clone(&self.turn).try_lock_owned().ok()?;
+        self.is_behind.store(false, Ordering::Release);
+        Some(turn)
+    }
+}
+
 /// Writes the status if it is due; otherwise says when it will be.
 pub async fn write(
     ctx: &Context,
@@ -75,23 +137,33 @@ pub async fn write(
     new: CudaRunnerStatus,
     now: Timestamp,
 ) -> Result<Option<SignedDuration>, kube::Error> {
-    let written = ctx.memory.with(pool, |memory| memory.status_written);
-    match decide(&pool.status, &new, written, now) {
-        Write::No => return Ok(None),
-        // What is gathered for longer than a pool lives is told to nobody.
-        Write::In(wait) if pool.deleting.is_none() => return Ok(Some(wait)),
-        Write::In(_) | Write::Now => {}
-    }
-    let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &pool.key.namespace);
-    let patch = json!({
-        "apiVersion": CudaRunner::api_version(&()),
-        "kind": CudaRunner::kind(&()),
-        "metadata": {"uid": pool.uid},
-        "status": new,
+    let (written, writes) = ctx.memory.with(pool, |memory| {
+        (memory.status_written, Arc::clone(&memory.status_writes))
     });
-    let params = PatchParams::apply(CONTROLLER).force();
-    api.patch_status(&pool.key.name, &params, &Patch::Apply(patch))
-        .await?;
+    if !writes.is_behind.load(Ordering::Acquire) {
+        match decide(&pool.status, &new, written, now) {
+            Write::No => return Ok(None),
+            // What is gathered for longer than a pool lives is told to nobody.
+            Write::In(wait) if pool.deleting.is_none() => return Ok(Some(wait)),
+            Write::In(_) | Write::Now => {}
+        }
+    }
+    let target = Target {
+        client: ctx.client.clone(),
+        key: pool.key.clone(),
+        uid: pool.uid.clone(),
+    };
+    if pool.deleting.is_some()
+        || writes.has_failed.load(Ordering::Acquire)
+        || !is_only_shown(&pool.status, &new)
+    {
+        let _turn = writes.turn.lock().await;
+        target.put(&new).await?;
+        writes.are_done();
+    } else if let Some(turn) = writes.begin() {
+        let waker = Arc::clone(&ctx.waker);
+        tokio::spawn(write_beside(target, new.clone(), writes, turn, waker));
+    }
     ctx.memory.with(pool, |memory| {
         memory.status = Some(new);
         memory.status_written = Some(now);
@@ -99,9 +171,52 @@ pub async fn write(
     Ok(None)
 }
 
+/// Writes what is only shown. The pool is visited again where that fails, or where there is a newer status by then.
+async fn write_beside(
+    target: Target,
+    status: CudaRunnerStatus,
+    writes: Arc<Writes>,
+    turn: OwnedMutexGuard<()>,
+    waker: Arc<Waker>,
+) {
+    if let Err(error) = target.put(&status).await {
+        tracing::warn!(pool = %target.key, %error, "a status was not written, and is tried again");
+        writes.has_failed.store(true, Ordering::Release);
+        writes.is_behind.store(true, Ordering::Release);
+    }
+    drop(turn);
+    if writes.is_behind.load(Ordering::Acquire) {
+        waker.wake(&target.key);
+    }
+}
+
+/// Whose status is written.
+struct Target {
+    client: Client,
+    key: PoolKey,
+    uid: String,
+}
+
+impl Target {
+    /// Writes it, unless a namesake has taken the resource's place.
+    async fn put(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
+        let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
+        let patch = Patch::Apply(json!({
+            "apiVersion": CudaRunner::api_version(&()),
+            "kind": CudaRunner::kind(&()),
+            "metadata": {"uid": self.uid},
+            "status": status,
+        }));
+        let params = PatchParams::apply(CONTROLLER).force();
+        let patched = api.patch_status(&self.key.name, &params, &patch);
+        patched.await.map(drop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     const NOW: Timestamp = Timestamp::constant(1_000, 0);
 
@@ -155,5 +270,58 @@ mod tests {
             ..old.clone()
         };
         assert_eq!(decide(&old, &recorded, just_now, NOW), Write::Now);
+    }
+
+    #[test]
+    fn a_field_must_be_stored_unless_it_is_known_to_be_only_shown() {
+        // Given a status with every field
+        let mut all = json!({
+            "observedGeneration": 1, "replicas": 1, "pending": 1, "gated": 1, "online": 1, "busy": 1, "failed": 1,
+            "queued": 1, "gpu": "a", "selector": "a", "runnersNotListed": 1, "consecutiveFailures": 1, "released": "a",
+            "runnerVersion": "a", "runnerVersionEnds": NOW, "registeredAt": "a", "lookedAgain": "a",
+            "runners": [{"name": "a", "phase": "Idle", "since": NOW}],
+            "lastFailures": [{"runner": "a", "class": "node", "reason": "A", "message": "a", "at": NOW}],
+            "lastJobs": [{"job": "a", "runner": "a", "finishedAt": NOW}],
+            "quarantine": [{"node": "a", "class": "node", "message": "a", "failures": 1, "since": NOW}],
+            "staleLabels": [{"node": "a", "label": "a", "value": "a", "found": "b"}],
+            "leftAt": [{"url": "a"}],
+            "scaleSet": {"id": 1, "name": "a"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "A", "message": "", "lastTransitionTime": NOW}],
+        });
+        let checks = cudarunner_crds::RequiredChecksStatus::default();
+        all["requiredChecks"] = serde_json::to_value(checks).unwrap();
+        let read = |status: &Value| -> CudaRunnerStatus {
+            serde_json::from_value(status.clone()).unwrap()
+        };
+
+        // When one of them changes
+        let mut shown = vec![];
+        for name in all.as_object().unwrap().keys() {
+            let mut other = all.clone();
+            other.as_object_mut().unwrap().remove(name);
+            let (all, other) = (read(&all), read(&other));
+            assert_ne!(other, all, "{name}");
+            if is_only_shown(&all, &other) {
+                shown.push(name.as_str());
+            }
+        }
+
+        // Then nothing waits for these alone
+        shown.sort_unstable();
+        assert_eq!(
+            shown,
+            [
+                "busy",
+                "conditions",
+                "failed",
+                "gated",
+                "online",
+                "pending",
+                "queued",
+                "replicas",
+                "runners",
+                "runnersNotListed"
+            ]
+        );
     }
 }

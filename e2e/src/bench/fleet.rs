@@ -12,6 +12,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
     figure::{Budget, Figure},
     pods::{Pods, afresh},
 };
-use crate::{audit::Audit, suites::Ctx};
+use crate::{audit::Audit, suites::Ctx, wait::wait_for};
 
 /// Pools of one namespace, with one credential and one repository.
 const POOLS_EACH: usize = 100;
@@ -48,43 +49,89 @@ impl Size {
 /// an operator without a pool.
 pub(super) async fn memory(run: &Run, size: Size, budget: f64) -> Result<Vec<Figure>> {
     let what = words(size);
+    let memory = memory_with(run, &what, size.runners(), async |bed| {
+        Fleet::make(bed, size).await
+    });
+    let Memory { now, peak, floor } = memory.await?;
+    Ok(vec![
+        in_mib("at rest", &what, (now, floor), Some(budget)),
+        in_mib("at its peak", &what, (peak, vec![]), None),
+    ])
+}
+
+/// The same with pools that have a scale set each, and wait for jobs. The budget is for the peak.
+pub(super) async fn scale_sets(run: &Run, pools: usize, budget: f64) -> Result<Vec<Figure>> {
+    let what = format!("{} with a scale set each", plural(pools, "pool"));
+    let mut spec = pool(0);
+    spec["replicas"] = json!(null);
+    spec["scaling"] = json!({"maxRunners": 1});
+    let memory = memory_with(run, &what, pools, async |bed| {
+        let namespaces = apply_all(bed, pools, &spec).await?;
+        let github = &namespaces.first().context("there is no pool")?.github;
+        wait_for("all pools to listen", LIMIT, async || {
+            let sets = github.scale_sets().await?;
+            let listen = sets.iter().filter(|set| set.session.is_some()).count();
+            Ok((listen >= pools).then_some(()))
+        })
+        .await
+    });
+    let Memory { now, peak, floor } = memory.await?;
+    Ok(vec![
+        in_mib("at rest", &what, (now, vec![]), None),
+        in_mib("at its peak", &what, (peak, floor), Some(budget)),
+    ])
+}
+
+/// Samples of resident memory, in MiB.
+struct Memory {
+    now: Vec<f64>,
+    peak: Vec<f64>,
+    floor: Vec<f64>,
+}
+
+async fn memory_with<T>(
+    run: &Run,
+    what: &str,
+    runners: usize,
+    make: impl AsyncFnOnce(&Bed) -> Result<T>,
+) -> Result<Memory> {
     run.story.step(&format!("memory: {what}"));
-    let (mut ours, mut peak, mut floor) = (vec![], vec![], vec![]);
-    Bed::with(size.runners(), async |bed| {
+    let (mut now, mut peak, mut floor) = (vec![], vec![], vec![]);
+    Bed::with(runners, async |bed| {
         bed.started().await?;
         settled(bed).await?;
         floor.push(bed.memory()?.0);
-        let fleet = Fleet::make(bed, size).await?;
+        let fleet = make(bed).await?;
         for number in 0..run.runs {
             if number > 0 {
                 bed.kill().await?;
                 bed.started().await?;
             }
             settled(bed).await?;
-            let (now, most) = bed.memory()?;
-            ours.push(now);
+            let (at_rest, most) = bed.memory()?;
+            now.push(at_rest);
             peak.push(most);
         }
         drop(fleet);
         Ok(())
     })
     .await?;
-    let figure = |name, ours, floor, budget| Figure {
-        name,
+    Ok(Memory { now, peak, floor })
+}
+
+fn in_mib(
+    when: &str,
+    what: &str,
+    (ours, floor): (Vec<f64>, Vec<f64>),
+    budget: Option<f64>,
+) -> Figure {
+    Figure {
+        name: format!("memory {when}, {what}"),
         unit: "MiB",
         ours,
         floor,
-        budget,
-    };
-    Ok(vec![
-        figure(
-            format!("memory at rest, {what}"),
-            ours,
-            floor,
-            Some(Budget::AtMost(budget)),
-        ),
-        figure(format!("memory at its peak, {what}"), peak, vec![], None),
-    ])
+        budget: budget.map(Budget::AtMost),
+    }
 }
 
 /// From the start of an operator to the pod that is missing from the last pool. The floor is a bare client that reads
@@ -123,11 +170,12 @@ pub(super) async fn restart(run: &Run, size: Size) -> Result<Vec<Figure>> {
     }])
 }
 
+fn plural(count: usize, word: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {word}{s}")
+}
+
 fn words(size: Size) -> String {
-    let plural = |count: usize, word: &str| {
-        let s = if count == 1 { "" } else { "s" };
-        format!("{count} {word}{s}")
-    };
     format!(
         "{} in {}",
         plural(size.runners(), "runner"),
@@ -161,22 +209,8 @@ pub(super) struct Entry {
 impl Fleet {
     /// Makes the pools and waits until their runners are there: ready, and known to GitHub.
     pub(super) async fn make(bed: &Bed, size: Size) -> Result<Self> {
-        let mut namespaces = vec![];
-        for number in 0..size.pools.div_ceil(POOLS_EACH) {
-            namespaces.push(bed.ctx(&format!("fleet-{number}")).await?);
-        }
         let pods = Pods::follow(Api::all(bed.client.clone()), POOL_LABEL).await?;
-        stream::iter(0..size.pools)
-            .map(|number| {
-                let ctx = &namespaces[number / POOLS_EACH];
-                async move {
-                    let pool = ctx.pool(&format!("pool-{number}"), pool(size.each));
-                    ctx.apply(&pool).await
-                }
-            })
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        let namespaces = apply_all(bed, size.pools, &pool(size.each)).await?;
         pods.until("all runners to be ready", LIMIT, |count| {
             count.ready >= size.runners()
         })
@@ -220,6 +254,26 @@ impl Fleet {
             .await?;
         Ok(())
     }
+}
+
+/// Makes so many pools with this spec; gives their namespaces.
+async fn apply_all(bed: &Bed, pools: usize, spec: &Value) -> Result<Vec<Ctx>> {
+    let mut namespaces = vec![];
+    for number in 0..pools.div_ceil(POOLS_EACH) {
+        namespaces.push(bed.ctx(&format!("fleet-{number}")).await?);
+    }
+    stream::iter(0..pools)
+        .map(|number| {
+            let ctx = &namespaces[number / POOLS_EACH];
+            async move {
+                let pool = ctx.pool(&format!("pool-{number}"), spec.clone());
+                ctx.apply(&pool).await
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+    Ok(namespaces)
 }
 
 /// The pools of a namespace, by name.

@@ -3,6 +3,7 @@
 mod bed;
 mod figure;
 mod fleet;
+mod hostile;
 pub(crate) mod player;
 mod pods;
 mod queue;
@@ -97,6 +98,8 @@ const ROWS: &[Row] = &[
         run => fleet::memory(run, WIDE, 32.0)),
     row!("slow-github", "0 → 100 runners beside 64 pools whose GitHub takes 2 s for each answer",
         run => slow_github::run(run)),
+    row!("hostile", "0 → 100 runners, and memory, beside 100 pools at a server that answers with whatever it likes",
+        run => hostile::run(run)),
     row!("smoke", "`cuda-smoke check` without the driver's own time",
         run => smoke::run(run)),
     row!("gate", "a whole `cuda-smoke gate`, registration included, without the driver's own time",
@@ -109,6 +112,8 @@ const ROWS: &[Row] = &[
         run => steady::churn(run, Size { pools: 1, each: 50 }, Duration::from_hours(1))),
     row!(long "restart-5000", "restart to the first action: 5,000 runners in 1,000 pools",
         run => fleet::restart(run, MOST)),
+    row!(long "memory-sets", "memory with 1,000 pools that have a scale set each",
+        run => fleet::scale_sets(run, MOST.pools, 100.0)),
     row!(long "memory-5000", "memory with 5,000 runners in 1,000 pools",
         run => fleet::memory(run, MOST, 100.0)),
 ];

@@ -15,7 +15,7 @@ const SLOW: usize = 64;
 /// What each answer there takes.
 const DELAY: Duration = Duration::from_secs(2);
 /// Runners of the pool that is not to be slowed down.
-const RUNNERS: usize = 100;
+pub(super) const RUNNERS: usize = 100;
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// From the pool's creation to all of its pods. The floor is the same without the slow pools.
@@ -62,7 +62,8 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
     }])
 }
 
-async fn scale_out(ctx: &Ctx) -> Result<f64> {
+/// From a pool's creation to all of its pods, in seconds.
+pub(super) async fn scale_out(ctx: &Ctx) -> Result<f64> {
     let made = Pods::follow(ctx.api(), POOL_LABEL).await?;
     let start = Instant::now();
     ctx.apply(&ctx.pool("pool", pool(RUNNERS))).await?;

@@ -96,7 +96,7 @@ proptest! {
         // Given a pool whose spec, status, runners, nodes and list are of odd times
         let mut pool = pool(3);
         (pool.teardown_timeout, pool.deleting) = (teardown, deleting);
-        let spec = pool.spec.as_mut().unwrap();
+        let spec = pool.spec_mut();
         (spec.verify, spec.verify_every) = (Some(verify()), Some(every));
         remember(&mut pool, &moments, count);
         let phases = [

@@ -42,7 +42,7 @@ use jiff::Timestamp;
 
 pub use crate::model::action::{About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Target};
 pub use crate::model::observed::{Access, Entry, Listing, NodeFacts, Observed, Passed, Queue};
-use crate::model::pool::{Pool, Spec};
+use crate::model::pool::Pool;
 use crate::model::runner::Runner;
 
 /// Decides.
@@ -127,7 +127,7 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
         failed: count(&phase(&[RunnerPhase::Failed])),
         gpu: pool.spec.as_ref().map_or_else(
             |_| pool.status.gpu.clone(),
-            |spec: &Spec| spec.gpu.to_string(),
+            |spec| spec.gpu.to_string(),
         ),
         selector: format!("{}={}", cudarunner_crds::POOL_LABEL, pool.key.name),
         runners: listed

@@ -274,7 +274,7 @@ fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
     if pool.deleting.is_some() || github.not_before.is_some_and(|moment| now < moment) {
         return false;
     }
-    let reads_queue = pool.spec.as_ref().is_ok_and(Spec::reads_queue);
+    let reads_queue = pool.spec.as_ref().is_ok_and(|spec| spec.reads_queue());
     let age = if reads_queue { POLL } else { SWEEP };
     github
         .queue

@@ -16,7 +16,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 
 use kube::runtime::controller::Action as Next;
 
@@ -32,13 +32,16 @@ use crate::metrics::Metrics;
 use crate::registrar::{
     CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
+use crate::specs::Specs;
 use crate::watch::Waker;
-use crate::watch::objects::Objects;
+use crate::watch::objects::{Breadth, Objects};
 use crate::watch::pods::Pods;
 use crate::watch::pools::key_of;
 use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
+
+mod status;
 
 /// A version that the API server has gone past.
 const STALE: &str = "stale";
@@ -57,6 +60,8 @@ pub(crate) struct Cluster(
     Arc<AtomicBool>,
     /// Whether Events get no answer.
     Arc<AtomicBool>,
+    /// Held by whoever lets no status write be answered.
+    Arc<RwLock<()>>,
 );
 
 impl Cluster {
@@ -88,8 +93,11 @@ impl Cluster {
         if uri.path().ends_with("/events") && self.2.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        if uri.path().ends_with("/status") && self.1.load(Ordering::Relaxed) {
-            return refusal(500, "InternalError");
+        if uri.path().ends_with("/status") {
+            let _may_answer = self.3.read().await;
+            if self.1.load(Ordering::Relaxed) {
+                return refusal(500, "InternalError");
+            }
         }
         if sent["metadata"]["resourceVersion"] == STALE {
             return refusal(409, "Conflict");
@@ -167,8 +175,9 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         marking: Marking::default(),
         waker: Arc::clone(&waker),
         identity: "test".to_owned(),
-        secrets: Objects::new(client.clone(), Arc::clone(&waker)),
-        config_maps: Objects::new(client.clone(), waker),
+        secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
+        config_maps: Objects::new(client.clone(), waker, Breadth::Object),
+        specs: Specs::new(false),
         memory: Memory::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),

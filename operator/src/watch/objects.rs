@@ -1,47 +1,86 @@
-//! Secrets and ConfigMaps that pools name: each watched by itself, so that no right to list them all is needed.
+//! Secrets and ConfigMaps that pools name.
+//!
+//! Where the operator may, one watch of each namespace tells which of its objects have changed, without what is in them, and
+//! those that pools name are read by name: many pools then need no more connections than one. Where it may not, each object
+//! that a pool names has a watch of its own, so that no right to list the others is needed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use jiff::SignedDuration;
 use k8s_openapi::NamespaceResourceScope;
-use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch as flag;
+use tokio::sync::{Notify, watch as flag};
 use tokio::task::AbortHandle;
 
-use super::{Events, Waker, log_error};
+use super::{Events, PAGE, Waker, log_error};
+use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// How long the first look at an object may take.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// The first pause after a read that failed, and the longest.
+const PAUSES: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_mins(1)];
 
-/// Objects of one kind, watched one by one.
-pub struct Objects<K>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
+/// Objects of one kind.
+pub struct Objects<K> {
     client: Client,
     waker: Arc<Waker>,
-    watched: Mutex<HashMap<(String, String), Watched<K>>>,
+    breadth: Breadth,
+    namespaces: Mutex<HashMap<String, Namespace<K>>>,
 }
 
-struct Watched<K>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    store: Store<K>,
-    /// True after the first list. The store's own `wait_until_ready` wakes one of those who wait, and only that one.
-    ready: flag::Receiver<bool>,
-    users: Arc<Mutex<BTreeSet<PoolKey>>>,
+/// How far a watch found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Breadth {
+    /// Over all objects of a namespace, if the operator may.
+    Namespace,
+    /// Over one object.
+    Object,
+}
+
+/// The objects of a namespace that pools name.
+struct Namespace<K> {
+    named: Arc<Mutex<HashMap<String, Named<K>>>>,
+    /// How far the watches reach, once that is known.
+    breadth: flag::Receiver<Option<Breadth>>,
+    /// What watches the namespace.
     task: AbortHandle,
 }
+
+impl<K> Drop for Namespace<K> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An object that pools name.
+struct Named<K> {
+    seen: flag::Receiver<Seen<K>>,
+    /// It may have changed.
+    changed: Arc<Notify>,
+    users: Users,
+    task: AbortHandle,
+}
+
+impl<K> Drop for Named<K> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Users = Arc<Mutex<BTreeSet<PoolKey>>>;
+
+/// An object as it was last seen; `None` before the first look.
+type Seen<K> = Option<Lookup<K>>;
 
 /// What is known of an object.
 #[derive(Debug)]
@@ -54,6 +93,16 @@ pub enum Lookup<K> {
     Unreadable,
 }
 
+impl<K> Clone for Lookup<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Found(object) => Self::Found(Arc::clone(object)),
+            Self::Missing => Self::Missing,
+            Self::Unreadable => Self::Unreadable,
+        }
+    }
+}
+
 impl<K> Objects<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -63,142 +112,240 @@ where
         + Send
         + Sync
         + 'static,
-    K::DynamicType: Hash + Eq + Clone,
 {
     /// No object is watched yet.
     #[must_use]
-    pub fn new(client: Client, waker: Arc<Waker>) -> Self {
+    pub fn new(client: Client, waker: Arc<Waker>, breadth: Breadth) -> Self {
         Self {
             client,
             waker,
-            watched: Mutex::default(),
+            breadth,
+            namespaces: Mutex::default(),
         }
     }
 
     /// The object `name` in the pool's namespace. From now on its changes wake the pool.
     pub async fn get(&self, pool: &PoolKey, name: &str) -> Lookup<K> {
-        let (store, mut ready) = self.store(pool, name);
-        match tokio::time::timeout(FIRST_LOOK, ready.wait_for(|ready| *ready)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return Lookup::Unreadable,
+        let mut seen = self.seen(pool, name);
+        let first = seen.wait_for(Option::is_some);
+        match tokio::time::timeout(FIRST_LOOK, first).await {
+            Ok(Ok(seen)) => seen.clone().unwrap_or(Lookup::Unreadable),
+            Ok(Err(_)) | Err(_) => Lookup::Unreadable,
         }
-        let object = store.get(&ObjectRef::new(name).within(&pool.namespace));
-        object.map_or(Lookup::Missing, Lookup::Found)
     }
 
     /// The pool does not need this kind of object any more, or now another one than `keep`.
     pub fn release(&self, pool: &PoolKey, keep: Option<&str>) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(|(namespace, name), entry| {
-            if *namespace != pool.namespace || keep == Some(name.as_str()) {
+        let mut namespaces = lock(&self.namespaces);
+        let Some(namespace) = namespaces.get_mut(&pool.namespace) else {
+            return;
+        };
+        let mut named = lock(&namespace.named);
+        named.retain(|name, object| {
+            if keep == Some(name.as_str()) {
                 return true;
             }
-            let mut users = entry.users.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut users = lock(&object.users);
             users.remove(pool);
-            if users.is_empty() {
-                entry.task.abort();
-            }
             !users.is_empty()
         });
+        let is_unused = named.is_empty();
+        drop(named);
+        if is_unused {
+            namespaces.remove(&pool.namespace);
+        }
     }
 
-    fn store(&self, pool: &PoolKey, name: &str) -> (Store<K>, flag::Receiver<bool>) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = watched
-            .entry((pool.namespace.clone(), name.to_owned()))
-            .or_insert_with(|| self.follow(&pool.namespace, name));
-        let mut users = entry.users.lock().unwrap_or_else(PoisonError::into_inner);
-        users.insert(pool.clone());
-        (entry.store.clone(), entry.ready.clone())
+    fn seen(&self, pool: &PoolKey, name: &str) -> flag::Receiver<Seen<K>> {
+        let mut namespaces = lock(&self.namespaces);
+        let namespace = namespaces
+            .entry(pool.namespace.clone())
+            .or_insert_with(|| self.namespace(&pool.namespace));
+        let mut named = lock(&namespace.named);
+        let object = named
+            .entry(name.to_owned())
+            .or_insert_with(|| self.named(&pool.namespace, name, namespace.breadth.clone()));
+        lock(&object.users).insert(pool.clone());
+        object.seen.clone()
     }
 
-    fn follow(&self, namespace: &str, name: &str) -> Watched<K> {
-        let (store, mut writer) = reflector::store();
-        let (filled, ready) = flag::channel(false);
-        let users = Arc::new(Mutex::new(BTreeSet::<PoolKey>::new()));
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let api = Api::<K>::namespaced(self.client.clone(), namespace);
-        let mut events: Events<K> = watch(api, config).default_backoff().boxed();
-        let waker = Arc::clone(&self.waker);
-        let woken = Arc::clone(&users);
+    fn namespace(&self, namespace: &str) -> Namespace<K> {
+        let named = Arc::default();
+        let (found, breadth) = flag::channel(None);
+        let task = match self.breadth {
+            Breadth::Namespace => {
+                let api = Api::namespaced(self.client.clone(), namespace);
+                tokio::spawn(tell_of_changes(api, Arc::clone(&named), found))
+            }
+            Breadth::Object => tokio::spawn(async move {
+                found.send_replace(Some(Breadth::Object));
+                // Whoever comes later reads it, too.
+                found.closed().await;
+            }),
+        };
+        Namespace {
+            named,
+            breadth,
+            task: task.abort_handle(),
+        }
+    }
+
+    fn named(
+        &self,
+        namespace: &str,
+        name: &str,
+        mut breadth: flag::Receiver<Option<Breadth>>,
+    ) -> Named<K> {
+        let (shown, seen) = flag::channel(None);
+        let (changed, users) = (Arc::<Notify>::default(), Users::default());
+        let keeper = Keeper {
+            api: Api::<K>::namespaced(self.client.clone(), namespace),
+            name: name.to_owned(),
+            shown,
+            users: Arc::clone(&users),
+            waker: Arc::clone(&self.waker),
+        };
+        let told = Arc::clone(&changed);
         let task = tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(event) => {
-                        let event = event.modify(|o| o.managed_fields_mut().clear());
-                        writer.apply_watcher_event(&event);
-                        if matches!(event, Event::InitDone) {
-                            filled.send_replace(true);
-                        }
-                        if !matches!(event, Event::Init | Event::InitApply(_)) {
-                            let users = woken.lock().unwrap_or_else(PoisonError::into_inner);
-                            users.iter().for_each(|pool| waker.wake(pool));
-                        }
-                    }
-                    Err(error) => log_error("an object that a pool names", &error),
-                }
+            // A look before the watch has begun could miss a change in between.
+            let known = breadth
+                .wait_for(Option::is_some)
+                .await
+                .map(|breadth| *breadth);
+            match known {
+                Ok(Some(Breadth::Namespace)) => keeper.read_when(&told).await,
+                _ => keeper.follow().await,
             }
         });
-        Watched {
-            store,
-            ready,
+        Named {
+            seen,
+            changed,
             users,
             task: task.abort_handle(),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::convert::Infallible;
-
-    use http::{Request, Response};
-    use k8s_openapi::api::core::v1::Secret;
-    use kube::client::Body;
-    use serde_json::json;
-    use tokio::task::JoinSet;
-    use tokio::time::{Instant, sleep};
-
-    /// A client of an API server that takes a moment, and has one Secret.
-    fn slow_server() -> Client {
-        let service = tower::service_fn(|request: Request<Body>| async move {
-            if request.uri().to_string().contains("watch=true") {
-                std::future::pending::<()>().await;
+/// Tells the named objects of a namespace that they have changed; or that there is no right to watch the namespace.
+async fn tell_of_changes<K>(
+    api: Api<PartialObjectMeta<K>>,
+    named: Arc<Mutex<HashMap<String, Named<K>>>>,
+    breadth: flag::Sender<Option<Breadth>>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = watch(api, config).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Apply(object) | Event::Delete(object)) => {
+                if let Some(object) = lock(&named).get(&object.name_any()) {
+                    object.changed.notify_one();
+                }
             }
-            sleep(Duration::from_millis(100)).await;
-            let list = json!({
-                "kind": "SecretList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"},
-                "items": [{"metadata": {"name": "app", "namespace": "ci"}}],
-            });
-            Ok::<_, Infallible>(Response::new(Body::from(list.to_string().into_bytes())))
-        });
-        Client::new(service, "ci")
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn all_pools_that_wait_for_an_object_go_on_when_it_is_there() {
-        let waker = Arc::new(Waker::new().0);
-        let secrets = Arc::new(Objects::<Secret>::new(slow_server(), waker));
-        let start = Instant::now();
-        // Each with a waker of its own, as visits have them.
-        let mut visits = JoinSet::new();
-        for number in 0..20 {
-            let secrets = Arc::clone(&secrets);
-            visits.spawn(async move {
-                let pool = PoolKey {
-                    namespace: "ci".to_owned(),
-                    name: format!("pool-{number}"),
-                };
-                secrets.get(&pool, "app").await
-            });
+            Ok(Event::InitDone) => {
+                // What has changed before a later list is not told one by one.
+                let was_known = breadth.send_replace(Some(Breadth::Namespace)).is_some();
+                for object in lock(&named).values().filter(|_| was_known) {
+                    object.changed.notify_one();
+                }
+            }
+            Ok(Event::Init | Event::InitApply(_)) => {}
+            Err(error) if is_forbidden(&error) && breadth.borrow().is_none() => {
+                breadth.send_replace(Some(Breadth::Object));
+                breadth.closed().await;
+            }
+            Err(error) => log_error(
+                "the objects of a namespace in which pools name some",
+                &error,
+            ),
         }
-        let found = visits.join_all().await;
-        assert!(found.iter().all(|f| matches!(f, Lookup::Found(_))));
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
     }
 }
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
+    else {
+        return false;
+    };
+    status.code == 403
+}
+
+/// Keeps what is known of an object up to date.
+struct Keeper<K> {
+    api: Api<K>,
+    name: String,
+    shown: flag::Sender<Seen<K>>,
+    users: Users,
+    waker: Arc<Waker>,
+}
+
+impl<K> Keeper<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    /// The only one of its name: whoever may list or watch it needs no other right.
+    fn selector(&self) -> String {
+        format!("metadata.name={}", self.name)
+    }
+
+    fn show(&self, object: Option<K>) {
+        let seen = object.map_or(Lookup::Missing, |mut object| {
+            object.managed_fields_mut().clear();
+            Lookup::Found(Arc::new(object))
+        });
+        self.shown.send_replace(Some(seen));
+        let users = lock(&self.users);
+        users.iter().for_each(|pool| self.waker.wake(pool));
+    }
+
+    /// Reads it now, and whenever it is told to have changed.
+    async fn read_when(&self, changed: &Notify) {
+        let only = ListParams::default().fields(&self.selector());
+        loop {
+            let mut failures = 0;
+            loop {
+                match self.api.list(&only).await {
+                    Ok(list) => {
+                        self.show(list.items.into_iter().next());
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, name = self.name, "an object that a pool names could not be read, and is tried again");
+                    }
+                }
+                failures += 1;
+                let [first, longest] = PAUSES;
+                let pause = backoff::exponential(first, longest, failures, &self.name);
+                tokio::time::sleep(pause.unsigned_abs()).await;
+            }
+            changed.notified().await;
+        }
+    }
+
+    /// Watches it.
+    async fn follow(&self) {
+        let config = watcher::Config::default().fields(&self.selector());
+        let mut events: Events<K> = watch(self.api.clone(), config).default_backoff().boxed();
+        let mut listed = None;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed = None,
+                Ok(Event::InitApply(object)) => listed = Some(object),
+                Ok(Event::InitDone) => self.show(listed.take()),
+                Ok(Event::Apply(object)) => self.show(Some(object)),
+                Ok(Event::Delete(_)) => self.show(None),
+                Err(error) => log_error("an object that a pool names", &error),
+            }
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain values behind, none of them half-written.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

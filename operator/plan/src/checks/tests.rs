@@ -59,7 +59,7 @@ fn pool(uid: &str, asked: RequiredChecks) -> CudaRunner {
 
 fn read(resource: &CudaRunner) -> Pool {
     let mut pool = Pool::read(resource, false);
-    let spec = pool.spec.as_mut().unwrap();
+    let spec = pool.spec_mut();
     spec.repository = Repository::new("acme/widgets");
     pool
 }

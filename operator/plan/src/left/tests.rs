@@ -80,7 +80,7 @@ fn what_was_made_at_another_address_is_in_the_status_at_once() {
 fn a_pool_that_goes_back_takes_up_what_it_had() {
     let mut pool = noted();
     // Given a pool that has registered at the new address, when its spec names the old one again
-    let spec = pool.spec.as_mut().unwrap();
+    let spec = pool.spec_mut();
     let new = spec.url.to_string();
     spec.url = crate::model::url::GitHubUrl::parse(BEFORE, false).unwrap();
     let status = plan(&pool, &observed(vec![]), NOW).status;

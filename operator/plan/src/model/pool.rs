@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use cudarunner_crds::{
     CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, GateResources, Gpu, KeyReference,
@@ -61,10 +62,10 @@ pub struct Pool {
     pub deletion_policy: DeletionPolicy,
     /// How long a deletion may take.
     pub teardown_timeout: SignedDuration,
-    /// The status as last written.
+    /// The status as last found.
     pub status: CudaRunnerStatus,
     /// What the user asks for, or why it cannot be done.
-    pub spec: Result<Spec, SpecError>,
+    pub spec: Result<Arc<Spec>, SpecError>,
 }
 
 /// A spec that can be carried out.
@@ -254,6 +255,13 @@ impl Pool {
     /// Reads a resource. Never fails as a whole: a spec that cannot be carried out still can be torn down.
     #[must_use]
     pub fn read(resource: &CudaRunner, insecure_github: bool) -> Self {
+        let spec = Spec::read(resource, insecure_github).map(Arc::new);
+        Self::with(resource, spec)
+    }
+
+    /// The same with a spec that was read before.
+    #[must_use]
+    pub fn with(resource: &CudaRunner, spec: Result<Arc<Spec>, SpecError>) -> Self {
         let meta = resource.meta();
         Self {
             key: PoolKey {
@@ -282,8 +290,15 @@ impl Pool {
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
             status: resource.status.clone().unwrap_or_default(),
-            spec: Spec::read(resource, insecure_github),
+            spec,
         }
+    }
+
+    /// The spec, to be changed by tests.
+    #[cfg(any(test, feature = "fixture"))]
+    #[expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "for tests")]
+    pub fn spec_mut(&mut self) -> &mut Spec {
+        Arc::make_mut(self.spec.as_mut().unwrap())
     }
 
     /// The label by which this pool knows its entries on GitHub.
@@ -312,7 +327,8 @@ impl Pool {
 }
 
 impl Spec {
-    fn read(resource: &CudaRunner, insecure_github: bool) -> Result<Self, SpecError> {
+    /// Reads the spec of a resource.
+    pub fn read(resource: &CudaRunner, insecure_github: bool) -> Result<Self, SpecError> {
         let spec = &resource.spec;
         let url = GitHubUrl::parse(&spec.github.url, insecure_github)?;
         if let Some(field) = unbuilt(resource) {

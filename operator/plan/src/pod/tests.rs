@@ -496,7 +496,7 @@ proptest! {
             prop_assert_eq!(&merged["containers"][0][list], &ours["containers"][0][list]);
         }
         prop_assert_eq!(built.metadata.labels.unwrap()["cudarunner.dev/pool"].clone(), "pool");
-        prop_assert_eq!(built.metadata.annotations.unwrap()[TEMPLATE_ANNOTATION].clone(), spec.template_hash);
+        prop_assert_eq!(built.metadata.annotations.unwrap()[TEMPLATE_ANNOTATION].clone(), spec.template_hash.clone());
         let with_gpu = pod.init_containers.iter().flatten().chain(&pod.containers).filter(|c| {
             c.resources.as_ref().and_then(|r| r.limits.as_ref()).is_some_and(|l| l.contains_key("nvidia.com/gpu"))
         });

@@ -332,7 +332,7 @@ fn a_pass_of_another_device_does_not_clear_the_one_that_failed() {
 fn at_its_end_one_pod_tries_and_another_failure_doubles_the_time() {
     let (mut pool, first) = after(Class::Node, 4);
     pool = next(pool, &first);
-    pool.spec.as_mut().unwrap().size = Size { min: 3, max: 3 };
+    pool.spec_mut().size = Size { min: 3, max: 3 };
     let over = NOW + SignedDuration::from_mins(31);
     let mut observed = observed(vec![]);
     observed.nodes = Some(nodes(4));
@@ -427,7 +427,7 @@ fn what_all_nodes_share_does_not_empty_a_cluster_slowly_either() {
     }
 
     // The pauses have become longer than the breaker's time: it is still one runner that is tried.
-    pool.spec.as_mut().unwrap().size = Size { min: 4, max: 4 };
+    pool.spec_mut().size = Size { min: 4, max: 4 };
     world.runners.clear();
     let later = NOW + SignedDuration::from_mins(44 + 12);
     let visit = plan(&pool, &world, later);

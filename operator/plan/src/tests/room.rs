@@ -136,7 +136,7 @@ fn failed_pods_are_kept_in_nobodys_way() {
     let zero = pool(0);
     let moved = pool(1);
     let mut persistent = pool(1);
-    persistent.spec.as_mut().unwrap().persistent = true;
+    persistent.spec_mut().persistent = true;
     for (mut pool, url) in [
         (zero, None),
         (moved, Some("https://github.com/acme/old")),

@@ -205,7 +205,7 @@ fn pods_that_vanish_at_once_are_told_and_not_made_anew_without_a_pause() {
 fn changed(mut pool: Pool, visit: &Plan) -> Pool {
     pool.status = visit.status.clone();
     pool.generation += 1;
-    pool.spec.as_mut().unwrap().template_hash = "new".to_owned();
+    pool.spec_mut().template_hash = "new".to_owned();
     pool
 }
 

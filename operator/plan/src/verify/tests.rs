@@ -10,7 +10,7 @@ use crate::model::github::{Repository, Run, TestSum};
 
 fn verified_pool(replicas: i32, jobs: &[(&str, Option<i32>)]) -> Pool {
     let mut pool = pool(replicas);
-    let spec = pool.spec.as_mut().unwrap();
+    let spec = pool.spec_mut();
     spec.repository = Repository::new("acme/widgets");
     spec.verify = Some(Verify {
         workflow: "cuda.yml".into(),
@@ -220,7 +220,7 @@ fn a_job_that_nobody_picks_up_gets_its_cause() {
 
     // A group
     let (mut pool, observed) = running(verified_pool(1, &[("unit", None)]), vec![waiting(31)], &[]);
-    pool.spec.as_mut().unwrap().runner_group = Some("gpus".into());
+    pool.spec_mut().runner_group = Some("gpus".into());
     assert!(says(&at_work(&pool, &observed)).2.contains("group gpus"));
 
     // Not yet
@@ -289,18 +289,11 @@ fn it_runs_again_for_a_change_or_on_request_and_never_beside_another() {
     assert!(again(&pool, &hardware));
 
     let mut changed = pool.clone();
-    changed
-        .spec
-        .as_mut()
-        .unwrap()
-        .verify
-        .as_mut()
-        .unwrap()
-        .git_ref = "main".into();
+    changed.spec_mut().verify.as_mut().unwrap().git_ref = "main".into();
     assert!(again(&changed, &quiet));
 
     let mut scheduled = pool.clone();
-    scheduled.spec.as_mut().unwrap().verify_every = Some(SignedDuration::from_secs(5));
+    scheduled.spec_mut().verify_every = Some(SignedDuration::from_secs(5));
     assert!(again(&scheduled, &quiet));
 
     let mut busy = asked;

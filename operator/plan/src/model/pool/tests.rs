@@ -58,7 +58,7 @@ fn another_kind_of_pool_is_refused_and_named() {
     assert!(error.to_string().contains("spec.scaling.source: Webhook"));
 }
 
-fn scaled(source: ScalingSource, url: &str) -> Result<Spec, SpecError> {
+fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
     let mut resource = fixture::resource();
     resource.spec.github.url = url.to_owned();
     resource.spec.scaling = Some(Scaling {
@@ -120,7 +120,13 @@ fn plain_http_needs_the_flag() {
 
 #[test]
 fn the_hash_follows_the_shape_and_not_the_number() {
-    let hash = |resource: &CudaRunner| Pool::read(resource, false).spec.unwrap().template_hash;
+    let hash = |resource: &CudaRunner| {
+        Pool::read(resource, false)
+            .spec
+            .unwrap()
+            .template_hash
+            .clone()
+    };
     let base = fixture::resource();
     let mut more = base.clone();
     more.spec.replicas = Some(7);

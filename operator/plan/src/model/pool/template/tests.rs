@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
@@ -7,7 +9,7 @@ use crate::model::pool::{Pool, Spec, SpecError};
 fn read_pool(
     template: Value,
     change: impl FnOnce(&mut cudarunner_crds::CudaRunnerSpec),
-) -> Result<Spec, SpecError> {
+) -> Result<Arc<Spec>, SpecError> {
     let mut resource = fixture::resource();
     resource.spec.template = Some(template);
     change(&mut resource.spec);
@@ -365,7 +367,7 @@ fn what_changes_nothing_is_left_out_and_stalls_no_pool() {
     given["spec"]["initContainers"] = json!([{"name": "vpn", "restartPolicy": "Always", "readinessProbe": {"exec": {"command": ["true"]}}}]);
 
     // When it is read
-    let template = read_pool(given, |_| {}).unwrap().template;
+    let template = read_pool(given, |_| {}).unwrap().template.clone();
 
     // Then it is taken, without what nobody reads here
     let labels = template.metadata.unwrap().labels.unwrap();
