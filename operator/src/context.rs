@@ -72,8 +72,6 @@ pub struct Context {
     pub events: Events,
     /// Wakes pools.
     pub waker: Arc<Waker>,
-    /// This process, as GitHub is told.
-    pub identity: String,
     /// A permit for each pod that is being created, of all pools together.
     pub creations: Semaphore,
     /// The registrar's certificate authority.

@@ -145,7 +145,6 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
             },
         )),
         waker: Arc::clone(&waker),
-        identity: config.identity.clone(),
         creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
         ledger: Arc::new(books(&config)),

@@ -205,7 +205,10 @@ impl Task {
                     self.wake();
                     return;
                 }
-                Err(error) => error,
+                Err(error) => {
+                    self.look_for_lost(&error).await;
+                    error
+                }
             };
             self.pause(&error).await;
         }
@@ -223,6 +226,20 @@ impl Task {
         client.open_session(set, &self.ear.owner).await
     }
 
+    /// Notes whether what is in the way is a session of this pool's whose name never arrived: the answer was lost, or the
+    /// process ended before it was written down. Nobody can end such a session, and it lasts for minutes; but a scale
+    /// set that has nothing to do can be made anew.
+    async fn look_for_lost(&self, error: &Error) {
+        let is_ours =
+            matches!(error, Error::Conflict { message } if message.contains(&self.ear.owner));
+        let is_lost = is_ours && matches!(self.ear.client.is_unused(self.ear.set).await, Ok(true));
+        let was_lost = std::mem::replace(&mut lock(&self.board).heard.is_lost, is_lost);
+        if is_lost && !was_lost {
+            tracing::warn!(pool = %self.ear.pool, set = self.ear.set, "a session of this pool is open whose name is not known; the scale set has nothing to do, and is made anew");
+            self.wake();
+        }
+    }
+
     /// Hears messages until the session is over; why it is.
     async fn listen(&mut self, mut session: Session) -> Error {
         self.left_over = Some(session.id.clone());
@@ -232,6 +249,7 @@ impl Task {
             board.heard.session = Some(session.id.clone());
             board.heard.opened = Some(Timestamp::now());
             board.heard.is_settled = false;
+            board.heard.is_lost = false;
         }
         self.stand(session.statistics);
         self.heard = None;

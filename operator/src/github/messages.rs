@@ -103,6 +103,19 @@ impl Client {
         }
     }
 
+    /// Whether a scale set has neither jobs nor runners; no, where the service does not say so.
+    pub async fn is_unused(&self, set: u64) -> Result<bool, Error> {
+        let action = format!("read what the scale set {set} has to do");
+        let path = format!("_apis/runtime/runnerscalesets/{set}");
+        let answer = self
+            .ask_service(Method::GET, &path, &[], None, &action)
+            .await?;
+        let wire: WireSet = self.read(&answer, &action)?;
+        let said = wire.statistics.unwrap_or_default();
+        let numbers = [said.assigned, said.running, said.acquired, said.registered];
+        Ok(numbers.iter().all(|number| *number == Some(0)))
+    }
+
     fn session(&self, set: u64, wire: WireSession, action: &str) -> Result<Session, Error> {
         if wire.message_queue_url.is_empty()
             || !self.transport.is_as_secure(&wire.message_queue_url)
@@ -235,6 +248,10 @@ struct WireStatistics {
     assigned: Option<usize>,
     #[serde(rename = "totalRunningJobs")]
     running: Option<usize>,
+    #[serde(rename = "totalAcquiredJobs")]
+    acquired: Option<usize>,
+    #[serde(rename = "totalRegisteredRunners")]
+    registered: Option<usize>,
 }
 
 impl From<WireStatistics> for Option<Statistics> {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::ScaleSetStatus;
+use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::conditions::{Say, say};
 use super::health::Health;
 use super::{Access, Action, Observed, Plan, demand};
 use crate::github::{Error, NewScaleSet, ScaleSet, Statistics};
+use crate::observe::pod::Runner;
 use crate::pool::{Pool, RegistrationKind, Spec};
 
 /// What is known of the scale set of a pool that has one, or should.
@@ -99,6 +100,8 @@ pub struct Heard {
     pub taken_back: Option<Timestamp>,
     /// Whether a poll was answered since the session was opened.
     pub is_settled: bool,
+    /// A session of this pool's is open whose name nobody knows, and the scale set has neither jobs nor runners.
+    pub is_lost: bool,
     /// Why nothing is heard.
     pub trouble: Option<Trouble>,
 }
@@ -147,6 +150,11 @@ pub(super) fn plan(
                 .push(Action::CreateScaleSet(wanted(pool, spec)));
             plan.wake_in(SignedDuration::ZERO);
         }
+        Known::Present(set) if may_write && is_lost(view, set, observed) => {
+            // Made anew it has no session, and nothing is lost with it.
+            plan.actions.push(Action::DeleteScaleSet(set.id));
+            plan.wake_in(SignedDuration::ZERO);
+        }
         Known::Present(set) if may_write => maintain(pool, spec, view, set, capacity, plan),
         // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.
         _ => {
@@ -166,6 +174,14 @@ fn statistics(view: &View) -> Option<Statistics> {
     view.listening.as_ref()?.heard.statistics
 }
 
+/// Whether nobody can listen to a scale set for minutes, and it has nothing to do meanwhile.
+fn is_lost(view: &View, set: &ScaleSet, observed: &Observed) -> bool {
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+    // GitHub may not show yet what the registrar has registered a moment ago.
+    let may_be_registered = |r: &Runner| r.end.is_none() && r.reached >= RunnerPhase::Gated;
+    listening.is_some_and(|l| l.heard.is_lost) && !observed.runners.iter().any(may_be_registered)
+}
+
 /// Has the scale set as it should be, and somebody who listens.
 fn maintain(
     pool: &Pool,
@@ -175,6 +191,7 @@ fn maintain(
     capacity: usize,
     plan: &mut Plan,
 ) {
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
@@ -188,7 +205,6 @@ fn maintain(
     }
     let session = before.and_then(|before| before.session.clone());
     advertise(set.id, capacity, session.clone(), view, plan);
-    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     let heard = listening.and_then(|listening| listening.heard.session.clone());
     let group = if is_asked || before.is_none() {
         new.group

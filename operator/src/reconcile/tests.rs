@@ -166,7 +166,6 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         nodes: None,
         marking: Marking::default(),
         waker: Arc::clone(&waker),
-        identity: "test".to_owned(),
         secrets: Objects::new(client.clone(), Arc::clone(&waker)),
         config_maps: Objects::new(client.clone(), waker),
         memory: Memory::default(),

@@ -34,6 +34,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> View {
             heard: Heard {
                 number: 1,
                 is_settled: true,
+                is_lost: false,
                 session: Some("session".to_owned()),
                 opened: Some(ago(100)),
                 statistics: Some(Statistics {
