@@ -88,6 +88,8 @@ pub struct PoolMemory {
     pub last_change: Option<Timestamp>,
     /// The way to GitHub.
     pub github: GitHubMemory,
+    /// The clients that last worked, by address: a deletion goes on with them when the Secret is gone.
+    pub clients: BTreeMap<String, Arc<Client>>,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
     /// The status as we last wrote it, ahead of what the store shows.
@@ -187,6 +189,7 @@ impl PoolMemory {
             refresh: false,
             last_change: None,
             github: GitHubMemory::default(),
+            clients: BTreeMap::new(),
             left: BTreeMap::new(),
             status: None,
             status_written: None,

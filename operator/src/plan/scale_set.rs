@@ -144,6 +144,7 @@ pub(super) fn plan(
     let may_write = observed.access == Access::Granted && pool.finalizer;
     match &view.known {
         Known::Absent if may_write => {
+            let here = Some(spec.url.to_string());
             plan.status.scale_set = None;
             plan.status.registered_at = Some(spec.url.to_string());
             plan.actions

@@ -61,6 +61,12 @@ fn one_that_is_missing_is_made_and_one_that_nobody_has_looked_for_is_not() {
         of_set(&plan(&pool, &seen(Known::Unknown), NOW)),
         [] as [&Action; 0]
     );
+    // Where it will be is in the status before it is there
+    let planned = plan(&pool, &seen(Known::Absent), NOW);
+    assert_eq!(of_set(&planned), [] as [&Action; 0]);
+    assert_eq!(planned.wake, Some(SignedDuration::ZERO));
+    let mut pool = pool;
+    pool.status = planned.status;
     let planned = plan(&pool, &seen(Known::Absent), NOW);
     assert_eq!(of_set(&planned), [&Action::CreateScaleSet(wanted_set())]);
     assert_eq!(planned.wake, Some(SignedDuration::ZERO));
