@@ -1,6 +1,6 @@
 //! What every visit shares.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::plan::checks::{self, Elsewhere, Word};
 use crate::plan::node_marks::{Held, Marking};
 use crate::plan::{Passed, PodSettings};
-use crate::pool::{Pool, PoolKey};
+use crate::pool::{GpuRequest, Pool, PoolKey};
 use crate::registrar::{CaStore, Ledger};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
@@ -114,6 +114,19 @@ impl Context {
             })
             .map(|other| other.spec.labels.clone())
             .collect()
+    }
+
+    /// What the runners of other pools hold of a pool's extended resource, by node; `None` where no other pool uses it.
+    #[must_use]
+    pub fn taken(&self, pool: &Pool) -> Option<BTreeMap<String, u32>> {
+        let GpuRequest::Resource { name, .. } = &pool.spec.as_ref().ok()?.gpu else {
+            return None;
+        };
+        let is_shared = self.others(pool).any(|other| {
+            let gpu = &other.spec.gpu;
+            gpu.claim_template.is_none() && gpu.resource == *name
+        });
+        is_shared.then(|| self.pods.taken(name, &pool.key))
     }
 
     /// What the other pools have in quarantine.

@@ -102,6 +102,7 @@ pub async fn observe(
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
+    let taken = scale_set.as_ref().and_then(|_| ctx.taken(pool));
     let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
         for runner in &mut runners {
@@ -130,6 +131,7 @@ pub async fn observe(
             other_pools,
             last_change: memory.last_change,
             nodes,
+            taken,
             quarantined,
             passed,
             pod_refused: memory.pod_refused.clone(),

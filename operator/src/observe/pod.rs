@@ -1,6 +1,6 @@
 //! A runner pod, read: how far it has come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
@@ -80,6 +80,8 @@ pub struct Runner {
     pub end: Option<End>,
     /// Whether Kubernetes says that its pod has ended. Until then it holds its GPUs.
     pub is_over: bool,
+    /// The extended resources that it holds, as its pod asks for them.
+    pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
     pub done: Option<Done>,
     /// What Kubernetes says where it takes the pod away by itself.
@@ -114,6 +116,21 @@ impl fmt::Display for Waiting {
         }
         write!(f, ": {}", self.message)
     }
+}
+
+/// The most that any container asks for: the gate and the agent have the same devices.
+fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
+    let mut held = BTreeMap::new();
+    let Some(spec) = &pod.spec else { return held };
+    let containers = spec.containers.iter();
+    let containers = containers.chain(spec.init_containers.iter().flatten());
+    let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref());
+    for (name, quantity) in limits.flatten().filter(|(name, _)| name.contains('/')) {
+        let count: u32 = quantity.0.parse().unwrap_or_default();
+        let most = held.entry(name.clone()).or_insert(count);
+        *most = count.max(*most);
+    }
+    held
 }
 
 impl Runner {
@@ -156,6 +173,7 @@ impl Runner {
             waiting: state.waiting,
             end: state.end,
             is_over: is_over(pod),
+            devices_held: devices_held(pod),
             done: Done::of(pod, created),
             disruption: Disruption::of(pod),
         }

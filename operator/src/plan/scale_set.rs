@@ -139,6 +139,10 @@ pub(super) fn plan(
     for moment in moments.into_iter().flatten().filter(|at| *at > now) {
         plan.wake_at(moment, now);
     }
+    if observed.taken.is_some() {
+        // What others take or give back wakes nobody.
+        plan.wake_in(demand::POLL);
+    }
     plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
     let capacity = demand::capacity(spec, observed, health, now);
     let may_write = observed.access == Access::Granted && pool.finalizer;
@@ -146,9 +150,12 @@ pub(super) fn plan(
         Known::Absent if may_write => {
             let here = Some(spec.url.to_string());
             plan.status.scale_set = None;
-            plan.status.registered_at = Some(spec.url.to_string());
-            plan.actions
-                .push(Action::CreateScaleSet(wanted(pool, spec)));
+            // Where it is made is in the status first: it is found there, whatever happens in between.
+            if pool.status.registered_at == here {
+                plan.actions
+                    .push(Action::CreateScaleSet(wanted(pool, spec)));
+            }
+            plan.status.registered_at = here;
             plan.wake_in(SignedDuration::ZERO);
         }
         Known::Present(set) if may_write && is_lost(view, set, observed) => {
