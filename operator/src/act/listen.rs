@@ -3,7 +3,7 @@
 //! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a visit has
 //! acted on it, so that a crash in between has it come again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::backoff;
 use crate::github::{Client, Error, Message, Session, Statistics};
+use crate::observe::marks::Job;
 use crate::plan::scale_set::{Heard, Listening, Trouble};
 use crate::pool::PoolKey;
 use crate::watch::Waker;
@@ -63,6 +64,8 @@ struct Board {
     heard: Heard,
     /// Runners whose job has ended.
     completed: BTreeSet<String>,
+    /// What runners have or had to do, by their names.
+    jobs: BTreeMap<String, Job>,
     /// The scale set has vanished.
     is_gone: bool,
 }
@@ -144,12 +147,17 @@ impl Listener {
         lock(&self.board).is_gone
     }
 
-    /// Forgets the ends of these runners' jobs: the runners are gone.
-    pub fn forget_completed<'a>(&self, runners: impl Iterator<Item = &'a String>) {
+    /// The job that GitHub has given a runner, where it has told.
+    #[must_use]
+    pub fn job_of(&self, runner: &str) -> Option<Job> {
+        lock(&self.board).jobs.get(runner).cloned()
+    }
+
+    /// Forgets what was heard of runners that are gone.
+    pub fn keep(&self, is_there: impl Fn(&String) -> bool) {
         let mut board = lock(&self.board);
-        for name in runners {
-            board.completed.remove(name);
-        }
+        board.completed.retain(&is_there);
+        board.jobs.retain(|name, _| is_there(name));
     }
 }
 
@@ -363,6 +371,12 @@ impl Task {
                 .stands(message.statistics, ended, Timestamp::now());
             if board.completed.len() < REMEMBERED {
                 board.completed.extend(message.completed);
+            }
+            if board.jobs.len() < REMEMBERED {
+                let jobs = message.jobs.into_iter();
+                board
+                    .jobs
+                    .extend(jobs.map(|job| (job.runner.clone(), Job::heard(&job))));
             }
             board.heard.number
         };

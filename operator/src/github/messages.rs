@@ -57,6 +57,21 @@ pub struct Message {
     pub available: Vec<i64>,
     /// Runners whose job has ended.
     pub completed: Vec<String>,
+    /// Jobs that runners have taken or ended, as GitHub names them.
+    pub jobs: Vec<JobOf>,
+}
+
+/// A job that a runner has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobOf {
+    /// The runner.
+    pub runner: String,
+    /// The job's name.
+    pub name: String,
+    /// The run that it is of.
+    pub run: u64,
+    /// `OWNER/NAME` of its repository.
+    pub repository: String,
 }
 
 impl Client {
@@ -284,7 +299,29 @@ struct WireMessage {
 struct WireJob {
     message_type: String,
     runner_request_id: i64,
+    #[serde(deserialize_with = "or_empty")]
     runner_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    job_display_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    owner_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    repository_name: String,
+    workflow_run_id: Option<u64>,
+}
+
+impl WireJob {
+    /// Whose job it is, where it says so.
+    fn of_runner(&self) -> Option<JobOf> {
+        let is_name = |text: &str| (1..=LONGEST_NAME).contains(&text.len());
+        let told = matches!(self.message_type.as_str(), "JobStarted" | "JobCompleted");
+        (told && is_name(&self.runner_name) && is_name(&self.job_display_name)).then(|| JobOf {
+            runner: self.runner_name.clone(),
+            name: self.job_display_name.clone(),
+            run: self.workflow_run_id.unwrap_or_default(),
+            repository: format!("{}/{}", self.owner_name, self.repository_name),
+        })
+    }
 }
 
 impl From<WireMessage> for Message {
@@ -302,6 +339,7 @@ impl From<WireMessage> for Message {
         };
         for job in jobs.0 {
             let job: WireJob = serde_json::from_value(job).unwrap_or_default();
+            message.jobs.extend(job.of_runner());
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
                 "JobCompleted" if (1..=LONGEST_NAME).contains(&job.runner_name.len()) => {

@@ -48,7 +48,7 @@ pub use credentials::{
 };
 pub use error::Error;
 pub use logs::TestSum;
-pub use messages::{Message, Session, Statistics};
+pub use messages::{JobOf, Message, Session, Statistics};
 pub use proxy::{Proxy, ProxyError};
 pub use queue::QueuedJob;
 pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};

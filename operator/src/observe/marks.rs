@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
 
 use super::pod::{RUNNER, container, ended};
+use crate::github::JobOf;
 
 /// The longest name that is kept of a job, a workflow or a repository.
 const LONGEST_NAME: usize = 140;
@@ -32,6 +33,18 @@ pub struct Job {
 }
 
 impl Job {
+    /// What GitHub says of it to whoever listens.
+    #[must_use]
+    pub fn heard(job: &JobOf) -> Self {
+        let heard = Self {
+            job: job.name.clone(),
+            run: job.run.to_string(),
+            repository: job.repository.clone(),
+            ..Self::default()
+        };
+        heard.bounded()
+    }
+
     fn bounded(self) -> Self {
         Self {
             job: bounded(&self.job),

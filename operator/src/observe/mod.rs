@@ -46,7 +46,7 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let vanished = ctx.pods.vanished(&pool.key, |runner| {
+    let mut vanished = ctx.pods.vanished(&pool.key, |runner| {
         let failures = &pool.status.last_failures;
         removed.contains(&runner.uid)
             || health::is_known(failures, runner)
@@ -65,6 +65,7 @@ pub async fn observe(
     ctx.memory.with(pool, |memory| memory.settle(&seen, now));
     ask_for_pods(ctx, pool, now).await;
 
+    scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
     let client = github::look(ctx, pool, now).await;
     let left = left::look(ctx, pool, &runners, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;

@@ -12,7 +12,7 @@ use kube::ResourceExt as _;
 use super::disruption::Disruption;
 use super::end::{End, end_of, ended_at};
 use super::hardware::Hardware;
-use super::marks::Done;
+use super::marks::{Done, Job};
 use crate::pool::Spec;
 
 /// Annotation: fingerprint of the spec that the pod was made from.
@@ -84,6 +84,8 @@ pub struct Runner {
     pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
     pub done: Option<Done>,
+    /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
+    pub heard: Option<Job>,
     /// What Kubernetes says where it takes the pod away by itself.
     pub disruption: Option<Disruption>,
 }
@@ -175,6 +177,7 @@ impl Runner {
             is_over: is_over(pod),
             devices_held: devices_held(pod),
             done: Done::of(pod, created),
+            heard: None,
             disruption: Disruption::of(pod),
         }
     }

@@ -115,6 +115,7 @@ pub(crate) fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
     Runner {
         url: None,
         is_over: true,
+        heard: None,
         devices_held: BTreeMap::new(),
         name: name.to_owned(),
         uid: format!("uid-{name}"),

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, NOTE, Notice, Observed, Plan, verify};
 use crate::github::{Repository, RunJob};
+use crate::observe::end::End;
 use crate::observe::marks::Done;
 use crate::observe::pod::Runner;
 use crate::pool::{Pool, Spec};
@@ -131,9 +132,22 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
         .get(MAX_LAST_JOBS - 1)
         .map_or(Timestamp::MIN, |job| job.finished_at.0);
     runners
-        .filter_map(|runner| Some(entry(spec, runner, runner.done.as_ref()?)))
+        .filter_map(|runner| Some(entry(spec, runner, &done(runner)?)))
         .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
         .collect()
+}
+
+/// The job that has ended on a runner: by its own marks, or by GitHub's word where it failed before it left any.
+fn done(runner: &Runner) -> Option<Done> {
+    let heard = || match (&runner.heard, &runner.end) {
+        (Some(job), Some(End::Failed(failure))) => Some(Done {
+            job: job.clone(),
+            started: None,
+            finished: failure.at,
+        }),
+        _ => None,
+    };
+    runner.done.clone().or_else(heard)
 }
 
 /// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.

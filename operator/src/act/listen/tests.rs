@@ -18,6 +18,7 @@ impl Listener {
                 ..Heard::default()
             },
             completed: completed.iter().map(|name| (*name).to_owned()).collect(),
+            jobs: BTreeMap::new(),
             is_gone: false,
         };
         Self {
