@@ -257,10 +257,9 @@ impl Hand<'_> {
         };
         let stays = match &outcome {
             Ok(Done::Yes) => false,
-            Ok(Done::Busy) => true,
             // Where no answer came, the API server may still remove the pod.
             Err(ActError::Kubernetes(error)) => matches!(error, kube::Error::Api(_)),
-            Err(_) => true,
+            Ok(Done::Busy) | Err(_) => true,
         };
         if stays {
             self.ctx.ledger.reopen(&target.uid);
