@@ -256,9 +256,9 @@ impl Hand<'_> {
             Err(error) => Err(error),
         };
         let stays = match &outcome {
-            Ok(Done::Yes) => false,
-            // Where no answer came, the API server may still remove the pod.
-            Err(ActError::Kubernetes(error)) => matches!(error, kube::Error::Api(_)),
+            // Where no answer came, or that of a server in trouble, the pod may still go.
+            Err(ActError::Kubernetes(kube::Error::Api(said))) => said.code < 500,
+            Ok(Done::Yes) | Err(ActError::Kubernetes(_)) => false,
             Ok(Done::Busy) | Err(_) => true,
         };
         if stays {
