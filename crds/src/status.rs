@@ -73,7 +73,8 @@ pub struct CudaRunnerStatus {
     /// The address at which runners were last registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_at: Option<String>,
-    /// What the pool has left at addresses that its spec does not name any more, until it is gone; at most 10.
+    /// What the pool has left at addresses that its spec does not name any more, until it is gone. Of more than 10 without
+    /// pods the oldest are given up.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_at: Vec<LeftStatus>,
     /// The last value of the annotation `cudarunner.dev/look-again` that was followed.

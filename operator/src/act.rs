@@ -94,10 +94,7 @@ impl Hand<'_> {
             Action::RemoveFinalizer => self.set_finalizer(false).await,
             Action::CreatePod(new) => self.create(new).await,
             Action::DeletePod(target) => self.delete_pod(&target).await,
-            Action::Drain(target) => match self.delete_entry_of(&target).await? {
-                Deletion::Busy => Ok(Done::Busy),
-                Deletion::Deleted | Deletion::Gone => self.delete_pod(&target).await,
-            },
+            Action::Drain(target) => self.remove(&target, false).await,
             Action::DeleteEntryOf(target) => match self.delete_entry_of(&target).await? {
                 Deletion::Busy => Ok(Done::Busy),
                 Deletion::Deleted | Deletion::Gone => {
@@ -108,10 +105,7 @@ impl Hand<'_> {
                     Ok(Done::Yes)
                 }
             },
-            Action::Evict(target) => {
-                self.delete_entry_of(&target).await?;
-                self.delete_pod(&target).await
-            }
+            Action::Evict(target) => self.remove(&target, true).await,
             Action::ReplaceUnregistered(target) => {
                 let place = self.place_of(target.url.as_deref()).await?;
                 match place.find_entry(&target.name).await? {
@@ -264,6 +258,25 @@ impl Hand<'_> {
             memory.last_change = Some(Timestamp::now());
         });
         Ok(Done::Yes)
+    }
+
+    /// Removes a runner, its entry first; a busy one only by force. One that stays may be registered again.
+    async fn remove(&self, target: &Target, by_force: bool) -> Result<Done, ActError> {
+        let outcome = match self.delete_entry_of(target).await {
+            Ok(Deletion::Busy) if !by_force => Ok(Done::Busy),
+            Ok(_) => self.delete_pod(target).await,
+            Err(error) => Err(error),
+        };
+        let stays = match &outcome {
+            // Where no answer came, or that of a server in trouble, the pod may still go.
+            Err(ActError::Kubernetes(kube::Error::Api(said))) => said.code < 500,
+            Ok(Done::Yes) | Err(ActError::Kubernetes(_)) => false,
+            Ok(Done::Busy) | Err(_) => true,
+        };
+        if stays {
+            self.ctx.ledger.reopen(&target.uid);
+        }
+        outcome
     }
 
     /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered. From now on none is made.

@@ -1,6 +1,6 @@
 //! What every visit shares.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::watch::pools::key_of;
 use cuda_runner_plan::checks::{self};
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
 use cuda_runner_plan::model::node_marks::Held;
-use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::pool::{GpuRequest, Pool, PoolKey};
 use cuda_runner_plan::node_marks::Marking;
 use cuda_runner_plan::{Passed, PodSettings};
 
@@ -78,8 +78,6 @@ pub struct Context {
     pub events: Events,
     /// Wakes pools.
     pub waker: Arc<Waker>,
-    /// This process, as GitHub is told.
-    pub identity: String,
     /// A permit for each pod that is being created, of all pools together.
     pub creations: Semaphore,
     /// The registrar's certificate authority.
@@ -122,6 +120,19 @@ impl Context {
             })
             .map(|other| other.spec.labels.clone())
             .collect()
+    }
+
+    /// What the runners of other pools hold of a pool's extended resource, by node; `None` where no other pool uses it.
+    #[must_use]
+    pub fn taken(&self, pool: &Pool) -> Option<BTreeMap<String, u32>> {
+        let GpuRequest::Resource { name, .. } = &pool.spec.as_ref().ok()?.gpu else {
+            return None;
+        };
+        let is_shared = self.others(pool).any(|other| {
+            let gpu = &other.spec.gpu;
+            gpu.claim_template.is_none() && gpu.resource == *name
+        });
+        is_shared.then(|| self.pods.taken(name, &pool.key))
     }
 
     /// What the other pools have in quarantine.

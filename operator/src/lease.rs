@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
-use kube::Client;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::{Api, Client};
 use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,9 +25,64 @@ const GRACE: Duration = Duration::from_secs(15);
 /// Its holder stops to write when so much of it is left: what is on its way by then arrives in time, or is cut off.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// How often a replica that stands by looks at the lease.
+const LOOK: Duration = Duration::from_secs(2);
+/// So long it tries to have one that is free, before it looks again.
+const TURN: Duration = Duration::from_secs(5);
+
 /// Waits until this replica leads. The channel turns false when it does not any more: whoever acts must stop at once.
 /// `client` must be one that [`Fence::renewals`] looks at.
+///
+/// The manager compares the holder's clock with ours, so it is let near a lease only that has not changed for its time by
+/// our clock alone.
 pub async fn lead(
+    client: Client,
+    namespace: &str,
+    identity: &str,
+) -> Result<watch::Receiver<bool>, LeaseManagerError> {
+    let leases = Api::<Lease>::namespaced(client.clone(), namespace);
+    let mut seen = Seen::default();
+    loop {
+        match leases.get_opt(LEASE).await {
+            Ok(lease) => {
+                let spec = lease.and_then(|lease| lease.spec).unwrap_or_default();
+                if seen.is_free(&spec, identity, Instant::now()) {
+                    let mut leading = compete(client.clone(), namespace, identity).await?;
+                    let wins = leading.wait_for(|leads| *leads);
+                    if matches!(tokio::time::timeout(TURN, wins).await, Ok(Ok(_))) {
+                        return Ok(leading);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the lease cannot be read"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The lease as it was last seen, and since when.
+#[derive(Default)]
+struct Seen(Option<(LeaseSpec, Instant)>);
+
+impl Seen {
+    /// Whether nobody else holds the lease: it has no holder, or was not renewed for its time while we looked.
+    fn is_free(&mut self, spec: &LeaseSpec, identity: &str, now: Instant) -> bool {
+        let since = match &self.0 {
+            Some((last, since)) if last == spec => *since,
+            _ => now,
+        };
+        self.0 = Some((spec.clone(), since));
+        let said = spec.lease_duration_seconds.unwrap_or_default();
+        let said = Duration::from_secs(said.max(0).unsigned_abs().into());
+        match spec.holder_identity.as_deref() {
+            None | Some("") => true,
+            Some(holder) => holder == identity || now - since >= said.max(DURATION),
+        }
+    }
+}
+
+/// Has the manager try to get the lease, and keep it.
+async fn compete(
     client: Client,
     namespace: &str,
     identity: &str,
@@ -38,13 +94,8 @@ pub async fn lead(
         .with_grace(GRACE.as_secs())
         .build()
         .await?;
-    // The manager ends when all receivers are gone, that is with the process.
-    let (mut leading, _task) = manager.watch().await;
-    while !*leading.borrow_and_update() {
-        if leading.changed().await.is_err() {
-            break;
-        }
-    }
+    // The manager ends when all receivers are gone.
+    let (leading, _task) = manager.watch().await;
     Ok(leading)
 }
 
@@ -165,6 +216,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use tower::ServiceExt as _;
 
     /// A renewal that takes `answer` to be answered with `status`.
@@ -221,6 +273,35 @@ mod tests {
         let started = Instant::now();
         fence.closes().await;
         assert_eq!(started.elapsed(), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_lease_is_free_when_nobody_renews_it_whatever_its_holders_clock_says() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let held = |renewed: i64| LeaseSpec {
+            holder_identity: Some("other".to_owned()),
+            lease_duration_seconds: Some(30),
+            renew_time: Some(MicroTime(jiff::Timestamp::from_second(renewed).unwrap())),
+            ..LeaseSpec::default()
+        };
+        // Given a holder whose clock is a day behind or ahead, and who renews, then the lease is its own
+        let mut seen = Seen::default();
+        let day = 86_400;
+        for (time, renewed) in [(0, -day), (15, day), (30, 0), (59, 0)] {
+            assert!(!seen.is_free(&held(renewed), "me", at(time)), "{time}");
+        }
+        // When it was not renewed for its time by our clock, then it is free
+        assert!(seen.is_free(&held(0), "me", at(60)));
+
+        // One that nobody has, or that was ours, is free at once
+        for holder in [None, Some(""), Some("me")] {
+            let spec = LeaseSpec {
+                holder_identity: holder.map(str::to_owned),
+                ..held(0)
+            };
+            assert!(Seen::default().is_free(&spec, "me", at(0)), "{holder:?}");
+        }
     }
 
     #[tokio::test]

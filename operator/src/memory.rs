@@ -96,6 +96,8 @@ pub struct PoolMemory {
     pub last_change: Option<Timestamp>,
     /// The way to GitHub.
     pub github: GitHubMemory,
+    /// The clients that last worked, by address: a deletion goes on with them when the Secret is gone.
+    pub clients: BTreeMap<String, Arc<Client>>,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
     /// The status as we last found it, ahead of what the store shows. What must be stored before anything is done because
@@ -200,6 +202,7 @@ impl PoolMemory {
             refresh: false,
             last_change: None,
             github: GitHubMemory::default(),
+            clients: BTreeMap::new(),
             left: BTreeMap::new(),
             status: None,
             status_written: None,

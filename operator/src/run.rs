@@ -67,6 +67,8 @@ const LIMITS: Limits = Limits {
     },
     request_timeout: Duration::from_secs(30),
 };
+/// A renewal of the lease is answered within this time.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// A connection that says nothing for so long is dead, unless nothing was asked: an answer takes less, and a watch hears
 /// something once a minute.
 const SILENCE: Duration = Duration::from_secs(75);
@@ -153,7 +155,6 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
             },
         )),
         waker: Arc::clone(&waker),
-        identity: config.identity.clone(),
         creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
         ledger: Arc::new(books(&config)),
@@ -205,7 +206,11 @@ pub async fn kubernetes() -> Result<Client, RunError> {
 
 /// The client that renews the lease: with a connection of its own, so that it waits for no other request.
 async fn renewing(fence: &Fence) -> Result<Client, RunError> {
-    let builder = ClientBuilder::try_from(cluster().await?).map_err(RunError::Kubeconfig)?;
+    let mut config = cluster().await?;
+    // A renewal that hangs is tried again while the lease lasts.
+    config.read_timeout = Some(RENEWAL);
+    config.connect_timeout = Some(RENEWAL);
+    let builder = ClientBuilder::try_from(config).map_err(RunError::Kubeconfig)?;
     Ok(builder.with_layer(&fence.renewals()).build())
 }
 

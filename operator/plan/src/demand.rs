@@ -141,6 +141,10 @@ pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: T
     if pauses || is_held {
         return count(&Runner::is_online).min(max);
     }
+    // A pod that waits shows that GPUs are in use by others than runners, too.
+    let placed = count(&|r| r.is_active(now) && r.node.is_some());
+    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
+    let max = if stuck > 0 { placed.min(max) } else { max };
     if let Some(rooms) = rooms(spec, observed, health) {
         let on_others = |r: &Runner| {
             let node = r.node.as_deref();
@@ -151,12 +155,10 @@ pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: T
             .fold(count(&on_others), |all, room| all.saturating_add(*room))
             .min(max);
     }
-    let placed = count(&|r| r.is_active(now) && r.node.is_some());
-    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
-    if stuck > 0 { placed.min(max) } else { max }
+    max
 }
 
-/// How many runners fit on each node that is there and well; `None` where that is not known, and where there is no such
+/// How many runners fit on each node that is there and well, beside those of other pools; `None` where that is not known, and where there is no such
 /// node: one may come for a pod that waits.
 fn rooms<'a>(
     spec: &Spec,
@@ -179,10 +181,11 @@ fn rooms<'a>(
     let well = nodes
         .into_iter()
         .filter(|node| !health.quarantine.is_avoided(&node.name));
+    let taken = |node: &NodeFacts| observed.taken.as_ref()?.get(&node.name).copied();
     let on = |node: &NodeFacts| {
-        node.offers
-            .get(name)
-            .map_or(0, |offered| offered.checked_div(*count).unwrap_or_default())
+        let offered = node.offers.get(name).copied().unwrap_or_default();
+        let free = offered.saturating_sub(taken(node).unwrap_or_default());
+        free.checked_div(*count).unwrap_or_default()
     };
     Some(
         well.map(|node| (node.name.as_str(), on(node) as usize))

@@ -68,6 +68,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
+        taken: None,
         quarantined: vec![],
         passed: vec![],
         pod_refused: None,
@@ -115,6 +116,8 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
     Runner {
         url: None,
         is_over: true,
+        heard: None,
+        devices_held: BTreeMap::new(),
         name: name.to_owned(),
         uid: format!("uid-{name}"),
         created: ago(60),

@@ -307,7 +307,15 @@ fn first_pause(class: &str) -> SignedDuration {
     SignedDuration::from_secs(if needs_a_person(class) { 20 } else { 5 })
 }
 
-fn noted(runner: &Runner, failure: Failure) -> FailureStatus {
+fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
+    // A job that fails before its first step leaves no mark.
+    if let Some(job) = runner
+        .heard
+        .as_ref()
+        .filter(|job| !failure.message.contains(&format!("of run {} in", job.run)))
+    {
+        failure.message = format!("{} GitHub had given it the {job}.", failure.message);
+    }
     FailureStatus {
         runner: runner.name.clone(),
         node: runner.node.clone(),

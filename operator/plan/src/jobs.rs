@@ -15,7 +15,7 @@ use super::{About, NOTE, Notice, Observed, Plan};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{RunKey, Watched};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{Done, Runner};
+use crate::model::runner::{Done, End, Runner};
 use crate::model::time::Shift as _;
 use crate::model::verification;
 
@@ -113,9 +113,22 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
         .get(MAX_LAST_JOBS - 1)
         .map_or(Timestamp::MIN, |job| job.finished_at.0);
     runners
-        .filter_map(|runner| Some(entry(spec, runner, runner.done.as_ref()?)))
+        .filter_map(|runner| Some(entry(spec, runner, &done(runner)?)))
         .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
         .collect()
+}
+
+/// The job that has ended on a runner: by its own marks, or by GitHub's word where it failed before it left any.
+fn done(runner: &Runner) -> Option<Done> {
+    let heard = || match (&runner.heard, &runner.end) {
+        (Some(job), Some(End::Failed(failure))) => Some(Done {
+            job: job.clone(),
+            started: None,
+            finished: failure.at,
+        }),
+        _ => None,
+    };
+    runner.done.clone().or_else(heard)
 }
 
 /// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.

@@ -16,11 +16,12 @@ use crate::model::time::Shift as _;
 pub const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 /// The same once its runners have gone: only a list that was read afterwards shows that their entries have.
 pub const SOON: SignedDuration = SignedDuration::from_secs(2);
-/// Addresses that are remembered at most. Beyond them the oldest is given up, and an Event says so.
+/// Addresses without pods that are remembered at most. Beyond them the oldest is given up, and an Event says so. One that a
+/// pod registers at is never given up: its runner could only be asked for at a wrong address.
 const MOST: usize = 10;
 
 /// Moves what was made at another address than the spec's into the list of what is left.
-pub(super) fn note(pool: &Pool, plan: &mut Plan) {
+pub(super) fn note(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let Ok(spec) = &pool.spec else {
         return;
     };
@@ -43,12 +44,20 @@ pub(super) fn note(pool: &Pool, plan: &mut Plan) {
     );
     status.registered_at = Some(url);
     status.scale_set = back;
-    for forgotten in status.left_at.drain(MOST.min(status.left_at.len())..) {
-        plan.notices.push(abandoned(
-            pool,
-            &forgotten,
-            "The address has changed too often",
-        ));
+    let has_pods = |left: &LeftStatus| {
+        let mut runners = observed.runners.iter();
+        runners.any(|r| r.url.as_ref() == Some(&left.url))
+    };
+    let mut without = 0_usize;
+    let beyond = status.left_at.extract_if(.., |left| {
+        if !has_pods(left) {
+            without = without.saturating_add(1);
+        }
+        without > MOST && !has_pods(left)
+    });
+    for forgotten in beyond {
+        let why = "The address has changed too often";
+        plan.notices.push(abandoned(pool, &forgotten, why));
     }
     plan.wake_in(SignedDuration::ZERO);
 }
@@ -72,18 +81,14 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         plan.wake_at(wake.unwrap_or(soon), now);
         // The set goes last: jobs that run are of it.
         let may_ask = !has_pods && seen.is_some_and(|seen| seen.listing.is_some());
-        let has_set = match &left.scale_set {
-            // A renamed repository leads to the same set by both addresses.
-            Some(set) if is_the_pools(set, observed, now_has.as_ref()) => false,
-            Some(set) if !seen.is_some_and(|seen| seen.set_is_gone) => {
-                if let Some(id) = u64::try_from(set.id).ok().filter(|_| may_ask) {
-                    plan.actions
-                        .push(Action::DeleteScaleSetAt(left.url.clone(), id));
-                }
-                true
-            }
-            _ => false,
-        };
+        let set = seen.and_then(|seen| seen.set);
+        // A renamed repository leads to the same set by both addresses.
+        let set = set.filter(|id| !is_the_pools(*id, observed, now_has.as_ref()));
+        if let Some(id) = set.filter(|_| may_ask) {
+            plan.actions
+                .push(Action::DeleteScaleSetAt(left.url.clone(), id));
+        }
+        let has_set = set.is_some();
         let entries = remove_entries(&left.url, observed, plan);
         has_pods || has_set || entries != Some(0)
     });
@@ -115,15 +120,10 @@ fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usi
 }
 
 /// Whether a set that was left is the one that the pool has now.
-fn is_the_pools(
-    set: &ScaleSetStatus,
-    observed: &Observed,
-    now_has: Option<&ScaleSetStatus>,
-) -> bool {
+fn is_the_pools(id: u64, observed: &Observed, now_has: Option<&ScaleSetStatus>) -> bool {
     let known = observed.scale_set.as_ref().map(|view| &view.known);
-    let is_known =
-        matches!(known, Some(Known::Present(there)) if u64::try_from(set.id) == Ok(there.id));
-    is_known || now_has.is_some_and(|now| now.id == set.id)
+    let is_known = matches!(known, Some(Known::Present(there)) if there.id == id);
+    is_known || now_has.is_some_and(|now| u64::try_from(now.id) == Ok(id))
 }
 
 /// Says what may be left at an address that is not asked any more.

@@ -65,7 +65,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
             plan.wake_at(moment, now);
         }
     }
-    left::note(pool, &mut plan);
+    left::note(pool, observed, &mut plan);
     left::plan(observed, now, &mut plan);
     if let Some(since) = pool.deleting {
         if !observed.runners.is_empty() {

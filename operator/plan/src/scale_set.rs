@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::ScaleSetStatus;
+use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::model::runner::{Runner};
 use super::conditions::{Say, say};
 use super::health::Health;
 use super::{Access, Action, Observed, Plan, demand};
@@ -33,15 +34,28 @@ pub(super) fn plan(
     for moment in moments.into_iter().flatten().filter(|at| *at > now) {
         plan.wake_at(moment, now);
     }
+    if observed.taken.is_some() {
+        // What others take or give back wakes nobody.
+        plan.wake_in(demand::POLL);
+    }
     plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
     let capacity = demand::capacity(spec, observed, health, now);
     let may_write = observed.access == Access::Granted && pool.finalizer;
     match &view.known {
         Known::Absent if may_write => {
+            let here = Some(spec.url.to_string());
             plan.status.scale_set = None;
-            plan.status.registered_at = Some(spec.url.to_string());
-            plan.actions
-                .push(Action::CreateScaleSet(wanted(pool, spec)));
+            // Where it is made is in the status first: it is found there, whatever happens in between.
+            if pool.status.registered_at == here {
+                plan.actions
+                    .push(Action::CreateScaleSet(wanted(pool, spec)));
+            }
+            plan.status.registered_at = here;
+            plan.wake_in(SignedDuration::ZERO);
+        }
+        Known::Present(set) if may_write && is_lost(view, set, observed) => {
+            // Made anew it has no session, and nothing is lost with it.
+            plan.actions.push(Action::DeleteScaleSet(set.id));
             plan.wake_in(SignedDuration::ZERO);
         }
         Known::Present(set) if may_write => maintain(pool, spec, view, set, capacity, plan),
@@ -63,6 +77,14 @@ fn statistics(view: &View) -> Option<Statistics> {
     view.listening.as_ref()?.heard.statistics
 }
 
+/// Whether nobody can listen to a scale set for minutes, and it has nothing to do meanwhile.
+fn is_lost(view: &View, set: &ScaleSet, observed: &Observed) -> bool {
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+    // GitHub may not show yet what the registrar has registered a moment ago.
+    let may_be_registered = |r: &Runner| r.end.is_none() && r.reached >= RunnerPhase::Gated;
+    listening.is_some_and(|l| l.heard.is_lost) && !observed.runners.iter().any(may_be_registered)
+}
+
 /// Has the scale set as it should be, and somebody who listens.
 fn maintain(
     pool: &Pool,
@@ -72,6 +94,7 @@ fn maintain(
     capacity: usize,
     plan: &mut Plan,
 ) {
+    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
@@ -85,7 +108,6 @@ fn maintain(
     }
     let session = before.and_then(|before| before.session.clone());
     advertise(set.id, capacity, session.clone(), view, plan);
-    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     let heard = listening.and_then(|listening| listening.heard.session.clone());
     let group = if is_asked || before.is_none() {
         new.group

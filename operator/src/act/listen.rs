@@ -3,7 +3,7 @@
 //! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a visit has
 //! acted on it, so that a crash in between has it come again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::github::{Client, Error, Message, Session, Statistics};
 use crate::watch::Waker;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::runner::Job;
 use cuda_runner_plan::model::scale_set::{Heard, Listening, Trouble};
 
 /// The first pause after a request that failed, or a session that somebody else has.
@@ -63,6 +64,8 @@ struct Board {
     heard: Heard,
     /// Runners whose job has ended.
     completed: BTreeSet<String>,
+    /// What runners have or had to do, by their names.
+    jobs: BTreeMap<String, Job>,
     /// The scale set has vanished.
     is_gone: bool,
 }
@@ -144,12 +147,17 @@ impl Listener {
         lock(&self.board).is_gone
     }
 
-    /// Forgets the ends of these runners' jobs: the runners are gone.
-    pub fn forget_completed<'a>(&self, runners: impl Iterator<Item = &'a String>) {
+    /// The job that GitHub has given a runner, where it has told.
+    #[must_use]
+    pub fn job_of(&self, runner: &str) -> Option<Job> {
+        lock(&self.board).jobs.get(runner).cloned()
+    }
+
+    /// Forgets what was heard of runners that are gone.
+    pub fn keep(&self, is_there: impl Fn(&String) -> bool) {
         let mut board = lock(&self.board);
-        for name in runners {
-            board.completed.remove(name);
-        }
+        board.completed.retain(&is_there);
+        board.jobs.retain(|name, _| is_there(name));
     }
 }
 
@@ -205,7 +213,10 @@ impl Task {
                     self.wake();
                     return;
                 }
-                Err(error) => error,
+                Err(error) => {
+                    self.look_for_lost(&error).await;
+                    error
+                }
             };
             self.pause(&error).await;
         }
@@ -223,6 +234,20 @@ impl Task {
         client.open_session(set, &self.ear.owner).await
     }
 
+    /// Notes whether what is in the way is a session of this pool's whose name never arrived: the answer was lost, or the
+    /// process ended before it was written down. Nobody can end such a session, and it lasts for minutes; but a scale
+    /// set that has nothing to do can be made anew.
+    async fn look_for_lost(&self, error: &Error) {
+        let is_ours =
+            matches!(error, Error::Conflict { message } if message.contains(&self.ear.owner));
+        let is_lost = is_ours && matches!(self.ear.client.is_unused(self.ear.set).await, Ok(true));
+        let was_lost = std::mem::replace(&mut lock(&self.board).heard.is_lost, is_lost);
+        if is_lost && !was_lost {
+            tracing::warn!(pool = %self.ear.pool, set = self.ear.set, "a session of this pool is open whose name is not known; the scale set has nothing to do, and is made anew");
+            self.wake();
+        }
+    }
+
     /// Hears messages until the session is over; why it is.
     async fn listen(&mut self, mut session: Session) -> Error {
         self.left_over = Some(session.id.clone());
@@ -232,6 +257,7 @@ impl Task {
             board.heard.session = Some(session.id.clone());
             board.heard.opened = Some(Timestamp::now());
             board.heard.is_settled = false;
+            board.heard.is_lost = false;
         }
         self.stand(session.statistics);
         self.heard = None;
@@ -345,6 +371,12 @@ impl Task {
                 .stands(message.statistics, ended, Timestamp::now());
             if board.completed.len() < REMEMBERED {
                 board.completed.extend(message.completed);
+            }
+            if board.jobs.len() < REMEMBERED {
+                let jobs = message.jobs.into_iter();
+                board
+                    .jobs
+                    .extend(jobs.map(|job| (job.runner.clone(), Job::heard(&job))));
             }
             board.heard.number
         };

@@ -44,6 +44,13 @@ impl Hand<'_> {
 
     pub(super) async fn delete_scale_set(&self, id: u64) -> Result<Done, ActError> {
         let gone = self.github()?.delete_scale_set(id).await;
+        if gone.is_ok() {
+            // Whoever listened to it hears nothing any more.
+            self.ctx.memory.with(self.pool, |memory| {
+                let listener = &mut memory.github.scale_set.listener;
+                listener.take_if(|l| l.set() == id);
+            });
+        }
         Ok(self.note(gone.map(|()| Known::Absent), None))
     }
 
@@ -78,7 +85,8 @@ impl Hand<'_> {
                 set,
                 pool: self.pool.key.clone(),
                 waker: Arc::clone(&self.ctx.waker),
-                owner: self.ctx.identity.clone(),
+                // The same in every process: what one of them left open is known by it.
+                owner: format!("cuda-runner-operator/{}", self.pool.scale_set_name()),
             };
             *listener = Some(Listener::start(ear, capacity, session));
             Ok(Done::Yes)

@@ -58,6 +58,7 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
     let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
     assert!(matches!(outcome.errors[..], [ActError::NoClient]));
     assert_eq!(cluster.writes(), Vec::<String>::new());
+    assert!(!ctx.ledger.is_closed("u"), "its gate may still register it");
 
     // Given books that cover its life, in which it does not stand, then it goes
     let begin = now - SignedDuration::from_hours(1);

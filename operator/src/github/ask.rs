@@ -87,9 +87,8 @@ impl Answer {
         action: &str,
         expected: &str,
     ) -> Result<T, Error> {
-        serde_json::from_slice(&self.body.bytes).map_err(|error| Error::Malformed {
-            action: action.to_owned(),
-            message: match error.classify() {
+        serde_json::from_slice(&self.body.bytes).map_err(|error| {
+            let message = match error.classify() {
                 serde_json::error::Category::Eof => "it is cut off".into(),
                 serde_json::error::Category::Data => format!(
                     "it is not {expected}, at line {} column {}",
@@ -97,7 +96,18 @@ impl Answer {
                     error.column()
                 ),
                 _ => "it is not JSON".into(),
-            },
+            };
+            let request_id = self.request_id();
+            tracing::warn!(
+                action,
+                request_id,
+                message,
+                "GitHub gave an answer that cannot be read"
+            );
+            Error::Malformed {
+                action: action.to_owned(),
+                message,
+            }
         })
     }
 

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, Statistics, body::AtMost, service::ServiceAsk};
+use super::{Client, Error, JobOf, Statistics, body::AtMost, service::ServiceAsk};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
@@ -46,6 +46,8 @@ pub struct Message {
     pub available: Vec<i64>,
     /// Runners whose job has ended.
     pub completed: Vec<String>,
+    /// Jobs that runners have taken or ended, as GitHub names them.
+    pub jobs: Vec<JobOf>,
 }
 
 impl Client {
@@ -90,6 +92,19 @@ impl Client {
             status if status.is_success() => Ok(()),
             _ => Err(self.exception(&answer, &action)),
         }
+    }
+
+    /// Whether a scale set has neither jobs nor runners; no, where the service does not say so.
+    pub async fn is_unused(&self, set: u64) -> Result<bool, Error> {
+        let action = format!("read what the scale set {set} has to do");
+        let path = format!("_apis/runtime/runnerscalesets/{set}");
+        let answer = self
+            .ask_service(Method::GET, &path, &[], None, &action)
+            .await?;
+        let wire: WireSet = self.read(&answer, &action)?;
+        let said = wire.statistics.unwrap_or_default();
+        let numbers = [said.assigned, said.running, said.acquired, said.registered];
+        Ok(numbers.iter().all(|number| *number == Some(0)))
     }
 
     fn session(&self, set: u64, wire: WireSession, action: &str) -> Result<Session, Error> {
@@ -224,6 +239,10 @@ struct WireStatistics {
     assigned: Option<usize>,
     #[serde(rename = "totalRunningJobs")]
     running: Option<usize>,
+    #[serde(rename = "totalAcquiredJobs")]
+    acquired: Option<usize>,
+    #[serde(rename = "totalRegisteredRunners")]
+    registered: Option<usize>,
 }
 
 impl From<WireStatistics> for Option<Statistics> {
@@ -256,7 +275,29 @@ struct WireMessage {
 struct WireJob {
     message_type: String,
     runner_request_id: i64,
+    #[serde(deserialize_with = "or_empty")]
     runner_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    job_display_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    owner_name: String,
+    #[serde(deserialize_with = "or_empty")]
+    repository_name: String,
+    workflow_run_id: Option<u64>,
+}
+
+impl WireJob {
+    /// Whose job it is, where it says so.
+    fn of_runner(&self) -> Option<JobOf> {
+        let is_name = |text: &str| (1..=LONGEST_NAME).contains(&text.len());
+        let told = matches!(self.message_type.as_str(), "JobStarted" | "JobCompleted");
+        (told && is_name(&self.runner_name) && is_name(&self.job_display_name)).then(|| JobOf {
+            runner: self.runner_name.clone(),
+            name: self.job_display_name.clone(),
+            run: self.workflow_run_id.unwrap_or_default(),
+            repository: format!("{}/{}", self.owner_name, self.repository_name),
+        })
+    }
 }
 
 impl From<WireMessage> for Message {
@@ -274,6 +315,7 @@ impl From<WireMessage> for Message {
         };
         for job in jobs.0 {
             let job: WireJob = serde_json::from_value(job).unwrap_or_default();
+            message.jobs.extend(job.of_runner());
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
                 "JobCompleted" if (1..=LONGEST_NAME).contains(&job.runner_name.len()) => {

@@ -38,8 +38,8 @@ mod transport;
 mod versions;
 
 pub use cuda_runner_plan::model::github::{
-    Agent, BranchRule, Check, Lifecycle, NewScaleSet, Protection, QueuedJob, Repository, Ruleset,
-    Run, RunJob, ScaleSet, Statistics, TestSum, Triggers, Workflow,
+    Agent, BranchRule, Check, JobOf, Lifecycle, NewScaleSet, Protection, QueuedJob, Repository,
+    Ruleset, Run, RunJob, ScaleSet, Statistics, TestSum, Triggers, Workflow,
 };
 pub use cuda_runner_plan::model::proxy::{Proxy, ProxyError};
 pub use cuda_runner_plan::model::url::{GitHubUrl, Scope, UrlError};

@@ -476,14 +476,46 @@ fn too_long(action: &str, most: usize) -> Error {
     }
 }
 
+/// Whether an answer is none of those by which GitHub says what is wrong.
+fn is_unexpected(status: StatusCode) -> bool {
+    let is_said = matches!(
+        status.as_u16(),
+        400 | 401 | 403 | 404 | 409 | 410 | 422 | 429
+    );
+    status.is_server_error() || status.is_client_error() && !is_said
+}
+
 /// For whoever asks GitHub's support about it.
 fn note_refusal(answer: &Answer, action: &str) {
-    if answer.status.is_client_error() || answer.status.is_server_error() {
+    if is_unexpected(answer.status) {
+        tracing::warn!(
+            action,
+            status = answer.status.as_u16(),
+            request_id = answer.request_id(),
+            "GitHub gave an answer that it should not give"
+        );
+    } else if answer.status.is_client_error() {
         tracing::debug!(
             action,
             status = answer.status.as_u16(),
             request_id = answer.request_id(),
             "GitHub refused a request"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_github_should_not_say_is_told_with_its_number() {
+        let is_told = |status| is_unexpected(StatusCode::from_u16(status).unwrap());
+        for status in [402, 405, 418, 451, 500, 502, 503] {
+            assert!(is_told(status), "{status}");
+        }
+        for status in [200, 202, 304, 400, 401, 403, 404, 409, 410, 422, 429] {
+            assert!(!is_told(status), "{status}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::context::Context;
 use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl};
-use crate::memory::GitHubMemory;
+use crate::memory::{GitHubMemory, PoolMemory};
 use crate::watch::objects::Lookup;
 use cuda_runner_plan::demand::POLL;
 use cuda_runner_plan::model::backoff;
@@ -87,6 +87,10 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         };
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
+            if answer.is_ok() {
+                let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
+                memory.clients.insert(url, client);
+            }
             take_in(&mut memory.github, pool, answer, agents, now);
             if queue.is_some() {
                 memory.github.queue = queue.map(Arc::new);
@@ -119,10 +123,12 @@ pub async fn client_of(ctx: &Context, pool: &Pool) -> Option<Arc<Client>> {
 /// A deletion goes on with what the pool had: its Secret may have been deleted with it.
 fn last_known(ctx: &Context, pool: &Pool) -> Option<Found> {
     pool.deleting?;
+    let url = pool.spec.as_ref().ok()?.url.to_string();
     ctx.memory.with(pool, |memory| {
         let github = &memory.github;
+        let client = memory.clients.get(&url).or(github.client.as_ref());
         Some(Found {
-            client: github.client.clone()?,
+            client: Arc::clone(client?),
             identity: github.identity.clone(),
         })
     })
@@ -144,12 +150,19 @@ fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
     });
 }
 
-/// The client for an address that the pool has left: with the credentials that it has now.
+/// The client for an address that the pool has left: with the credentials that it has now, or, where a pool in deletion has
+/// none any more, with those that last worked there.
 pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Client>, String> {
     let spec = pool.spec.as_ref().map_err(ToString::to_string)?;
     let url = GitHubUrl::parse(url, ctx.insecure_github).map_err(|e| e.to_string())?;
-    let found = find_at(ctx, pool, spec, &url).await;
-    found.map(|found| found.client).map_err(|none| none.message)
+    match find_at(ctx, pool, spec, &url).await {
+        Ok(found) => Ok(found.client),
+        Err(none) => {
+            let last = |memory: &mut PoolMemory| memory.clients.get(&url.to_string()).cloned();
+            let last = pool.deleting.and_then(|_| ctx.memory.with(pool, last));
+            last.ok_or(none.message)
+        }
+    }
 }
 
 async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {
@@ -407,4 +420,37 @@ pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timesta
         message: error.to_string(),
         transient: error.is_transient(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::github::tests::stub::{Stub, raw};
+    use crate::reconcile::tests::{Cluster, context};
+    use cuda_runner_plan::fixture;
+
+    #[tokio::test]
+    async fn a_deletion_goes_on_at_each_address_with_the_client_that_last_worked_there() {
+        const BEFORE: &str = "https://github.com/acme/gadgets";
+        let ctx = context(&Cluster::default()).await;
+        let stub = Stub::start(|_, _| raw(500, "")).await;
+        let mut pool = fixture::pool(1);
+        let here = pool.spec.as_ref().unwrap().url.to_string();
+        ctx.memory.with(&pool, |memory| {
+            for url in [here.as_str(), BEFORE] {
+                memory.clients.insert(url.to_owned(), stub.client("o/r"));
+            }
+        });
+
+        // Given a Secret that is gone, then a pool that is to stay can do nothing
+        assert!(client_at(&ctx, &pool, BEFORE).await.is_err());
+        assert!(last_known(&ctx, &pool).is_none());
+
+        // And one in deletion goes on, at addresses where it has been
+        pool.deleting = Some(fixture::NOW);
+        assert!(client_at(&ctx, &pool, BEFORE).await.is_ok());
+        assert!(last_known(&ctx, &pool).is_some());
+        let never = "https://github.com/acme/other";
+        assert!(client_at(&ctx, &pool, never).await.is_err());
+    }
 }

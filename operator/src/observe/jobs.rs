@@ -17,6 +17,8 @@ use cuda_runner_plan::model::verification;
 
 /// How long credentials that may not read runs are not tried with.
 const DENIED: SignedDuration = SignedDuration::from_mins(30);
+/// How often a run that is not found is looked for.
+const LOOKS: u32 = 3;
 
 /// Reads what is due, into the pool's memory; gives what is known.
 pub async fn look(
@@ -33,6 +35,7 @@ pub async fn look(
     let (mut watched, access) = ctx.memory.with(pool, |memory| {
         let jobs = &mut memory.github.jobs;
         jobs.runs.retain(|run, _| listed.contains(run));
+        jobs.missed.retain(|run, _| listed.contains(run));
         (jobs.clone(), memory.github.access == Access::Granted)
     });
     let due = next_look(&noted, &watched).is_some_and(|at| now >= at);
@@ -42,7 +45,7 @@ pub async fn look(
     }
     watched.looked = Some(now);
     watched.next_look = Some(now.after(BATCH));
-    // A run that is not there does not come back.
+    // A run that was looked for often enough and is not there does not come back.
     wanted.retain(|run| !matches!(watched.runs.get(run), Some(None)));
     let denied = watched.denied_until.is_some_and(|until| now < until);
     // Runners need the credential's requests more than this does.
@@ -70,7 +73,9 @@ async fn ask(
     });
     for (run, read) in futures::future::join_all(answers).await {
         match read {
+            Ok(None) if is_missed(watched, &run) => {}
             Ok(jobs) => {
+                watched.missed.remove(&run);
                 watched.runs.insert(run, jobs.map(|jobs| ours(noted, jobs)));
             }
             Err(Error::Forbidden { .. }) => watched.denied_until = Some(now.after(DENIED)),
@@ -83,9 +88,29 @@ async fn ask(
     }
 }
 
+/// Whether a run that was not found is looked for again: one answer of that kind may be another server's, or come too early.
+fn is_missed(watched: &mut Watched, run: &RunKey) -> bool {
+    let times = watched.missed.entry(run.clone()).or_default();
+    *times = times.saturating_add(1);
+    *times < LOOKS
+}
+
 /// A run may have a hundred jobs of others.
 fn ours(noted: &[JobStatus], mut jobs: Vec<RunJob>) -> Vec<RunJob> {
     let listed = |name: &String| noted.iter().any(|job| job.runner == *name);
     jobs.retain(|job| job.runner_name.as_ref().is_some_and(listed));
     jobs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_not_given_up_at_the_first_look() {
+        let run = ("acme/widgets".to_owned(), 7);
+        let mut watched = Watched::default();
+        let looks: Vec<bool> = (0..3).map(|_| is_missed(&mut watched, &run)).collect();
+        assert_eq!(looks, [true, true, false]);
+    }
 }

@@ -9,9 +9,10 @@ use jiff::{SignedDuration, Timestamp};
 use super::github::client_at;
 use crate::context::Context;
 use crate::github::{Client, Error};
+use crate::memory::PoolMemory;
 use cuda_runner_plan::left::{AGAIN, SOON};
 use cuda_runner_plan::model::left::Left;
-use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::{Entry, Listing};
@@ -26,10 +27,17 @@ pub(super) async fn look(
     runners: &[Runner],
     now: Timestamp,
 ) -> BTreeMap<String, Left> {
-    let (mut seen, changed) = ctx
-        .memory
-        .with(pool, |memory| (memory.left.clone(), memory.last_change));
-    seen.retain(|url, _| pool.status.left_at.iter().any(|left| left.url == *url));
+    let status = &pool.status;
+    let is_left = |url: &String| status.left_at.iter().any(|left| left.url == *url);
+    let is_here = |url: &String| {
+        let here = pool.spec.as_ref().map(|spec| spec.url.to_string());
+        here.as_ref() == Ok(url) || status.registered_at.as_ref() == Some(url)
+    };
+    let (mut seen, changed) = ctx.memory.with(pool, |memory| {
+        memory.clients.retain(|url, _| is_left(url) || is_here(url));
+        (memory.left.clone(), memory.last_change)
+    });
+    seen.retain(|url, _| is_left(url));
     for left in &pool.status.left_at {
         let before = seen.entry(left.url.clone()).or_default();
         let read_at = before.listing.as_ref().map(|listing| listing.at);
@@ -48,16 +56,24 @@ pub(super) async fn look(
 
 async fn read(ctx: &Context, pool: &Pool, left: &LeftStatus, now: Timestamp) -> Left {
     let read = match client_at(ctx, pool, &left.url).await {
-        Ok(client) => ask(&client, pool, left).await.map_err(|error| {
-            let pause = error.pause_of_at_least(PAUSE, now);
-            (error.to_string(), pause)
-        }),
+        Ok(client) => {
+            let answer = ask(&client, pool, left).await;
+            if answer.is_ok() {
+                let insert =
+                    |memory: &mut PoolMemory| memory.clients.insert(left.url.clone(), client);
+                ctx.memory.with(pool, insert);
+            }
+            answer.map_err(|error| {
+                let pause = error.pause_of_at_least(PAUSE, now);
+                (error.to_string(), pause)
+            })
+        }
         Err(none) => Err((none, PAUSE)),
     };
     match read {
-        Ok((listing, set_is_gone)) => Left {
+        Ok((listing, set)) => Left {
             listing: Some(listing),
-            set_is_gone,
+            set,
             trouble: None,
             ask_again: Some(now.after(AGAIN)),
         },
@@ -69,22 +85,39 @@ async fn read(ctx: &Context, pool: &Pool, left: &LeftStatus, now: Timestamp) -> 
     }
 }
 
-/// The pool's entries at the address, and whether its scale set is gone there.
-async fn ask(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<(Listing, bool), Error> {
+/// The pool's entries at the address, and its scale set where it still has one there.
+async fn ask(
+    client: &Client,
+    pool: &Pool,
+    left: &LeftStatus,
+) -> Result<(Listing, Option<u64>), Error> {
     let listing = client.list_runners(Duration::ZERO).await?;
     let label = pool.ownership_label();
     let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
     let mut entries: Vec<Entry> = own.cloned().map(Entry::from).collect();
-    let set = left.scale_set.as_ref();
-    let mut is_gone = true;
-    if let Some(id) = set.and_then(|set| u64::try_from(set.id).ok())
-        && let Some(set) = client.scale_set(id).await?
-        && set.name == pool.scale_set_name()
-    {
-        is_gone = false;
+    let set = find_set(client, pool, left).await?;
+    if let Some(id) = set {
         let agents = client.agents_of(id, Duration::ZERO).await?;
         entries.extend(agents.into_iter().map(Entry::of_scale_set));
     }
     let at = listing.at;
-    Ok((Listing { at, entries }, is_gone))
+    Ok((Listing { at, entries }, set))
+}
+
+/// By its number; where none was written down, by its name: it may have been made a moment before the address changed.
+async fn find_set(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<Option<u64>, Error> {
+    let name = pool.scale_set_name();
+    if let Some(set) = &left.scale_set {
+        let Ok(id) = u64::try_from(set.id) else {
+            return Ok(None);
+        };
+        let found = client.scale_set(id).await?;
+        return Ok(found.filter(|set| set.name == name).map(|set| set.id));
+    }
+    let spec = pool.spec.as_ref().ok();
+    let Some(spec) = spec.filter(|spec| spec.registration == RegistrationKind::ScaleSet) else {
+        return Ok(None);
+    };
+    let group = spec.runner_group.as_deref();
+    Ok(client.find_scale_set(&name, group).await?.map(|set| set.id))
 }

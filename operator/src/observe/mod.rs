@@ -44,7 +44,7 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let vanished = ctx.pods.vanished(&pool.key, |runner| {
+    let mut vanished = ctx.pods.vanished(&pool.key, |runner| {
         let failures = &pool.status.last_failures;
         removed.contains(&runner.uid)
             || health::is_known(failures, runner)
@@ -63,6 +63,7 @@ pub async fn observe(
     ctx.memory.with(pool, |memory| memory.settle(&seen, now));
     ask_for_pods(ctx, pool, now).await;
 
+    scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
     let client = github::look(ctx, pool, now).await;
     let left = left::look(ctx, pool, &runners, now).await;
     let verification = verify::look(ctx, pool, client.as_deref(), now).await;
@@ -100,6 +101,7 @@ pub async fn observe(
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
+    let taken = scale_set.as_ref().and_then(|_| ctx.taken(pool));
     let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
         memory.wait(&mut runners, now);
@@ -132,6 +134,7 @@ pub async fn observe(
             other_pools,
             last_change: memory.last_change,
             nodes,
+            taken,
             quarantined,
             passed,
             pod_refused: memory.pod_refused.clone(),

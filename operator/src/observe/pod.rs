@@ -1,5 +1,7 @@
 //! A runner pod, read: how far it has come.
 
+use std::collections::BTreeMap;
+
 use cudarunner_crds::RunnerPhase;
 use gate_report::Report;
 use jiff::Timestamp;
@@ -20,6 +22,21 @@ use cuda_runner_plan::model::runner::{
 const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// The most nodes that a pod can be known to keep off.
 const MOST_AVOIDED: usize = 1024;
+
+/// The most that any container asks for: the gate and the agent have the same devices.
+fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
+    let mut held = BTreeMap::new();
+    let Some(spec) = &pod.spec else { return held };
+    let containers = spec.containers.iter();
+    let containers = containers.chain(spec.init_containers.iter().flatten());
+    let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref());
+    for (name, quantity) in limits.flatten().filter(|(name, _)| name.contains('/')) {
+        let count: u32 = quantity.0.parse().unwrap_or_default();
+        let most = held.entry(name.clone()).or_insert(count);
+        *most = count.max(*most);
+    }
+    held
+}
 
 /// Reads a pod. A pod without the parts that the API server always sets reads as new and waiting.
 #[must_use]
@@ -61,7 +78,9 @@ pub fn read(pod: &Pod) -> Runner {
         waiting_since: None,
         end: state.end,
         is_over: is_over(pod),
+        devices_held: devices_held(pod),
         done: done(pod, created),
+        heard: None,
         disruption: disruption::target(pod),
     }
 }

@@ -85,6 +85,18 @@ async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
     client.find_scale_set(&pool.scale_set_name(), group).await
 }
 
+/// Notes of runners that ended what GitHub says that they had to do, where nothing here tells.
+pub fn name_jobs<'a>(ctx: &Context, pool: &Pool, runners: impl Iterator<Item = &'a mut Runner>) {
+    ctx.memory.with(pool, |memory| {
+        let Some(listener) = &memory.github.scale_set.listener else {
+            return;
+        };
+        for runner in runners.filter(|r| r.done.is_none()) {
+            runner.heard = listener.job_of(&runner.name);
+        }
+    });
+}
+
 /// `expected` are the pods that the watch does not show yet: GitHub may tell of the end of their job before that.
 fn view<'a>(
     memory: &mut ScaleSetMemory,
@@ -117,8 +129,7 @@ fn view<'a>(
     let untold = memory.ended.values().map(|since| since.after(TOLD));
     let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
     if let Some(listener) = &memory.listener {
-        let gone = completed.iter().filter(|name| !is_there(name));
-        listener.forget_completed(gone);
+        listener.keep(is_there);
     }
     let taken_back = listening.as_ref().and_then(|l| l.heard.taken_back);
     View {

@@ -174,7 +174,6 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         nodes: None,
         marking: Marking::default(),
         waker: Arc::clone(&waker),
-        identity: "test".to_owned(),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),
         specs: Specs::new(false),

@@ -163,6 +163,17 @@ impl Ledger {
         self.is_registered(uid, created, now)
     }
 
+    /// A pod stays after all: its removal failed before anything could come of it.
+    pub fn reopen(&self, uid: &str) {
+        self.lock().closed.remove(uid);
+    }
+
+    /// Whether a pod gets no registration any more.
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self, uid: &str) -> bool {
+        self.lock().closed.contains_key(uid)
+    }
+
     /// Whether a pod is being registered at this moment: GitHub may not show it yet.
     #[must_use]
     pub fn is_under_way(&self, uid: &str) -> bool {
@@ -358,6 +369,10 @@ mod tests {
         assert!(ledger.is_under_way("v"));
         attempt.done(registration("secret"));
         assert_eq!(ledger.close("v", after, after), Some(true));
+
+        // Given one that stays after all, then it may be registered
+        ledger.reopen("u");
+        drop(granted(&ledger, "u"));
 
         // Given one whose attempt failed, then GitHub may have it, and it gets no other
         drop(granted(&ledger, "w"));

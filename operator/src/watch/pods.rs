@@ -73,6 +73,24 @@ impl Pods {
         Some((key, runner))
     }
 
+    /// How many of an extended resource the runners of other pools hold, by node. What counts is what their pods have: no
+    /// pool's author can say more than the scheduler has granted.
+    #[must_use]
+    pub fn taken(&self, resource: &str, from: &PoolKey) -> BTreeMap<String, u32> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let others = pools.iter().filter(|(pool, _)| *pool != from);
+        let runners = others.flat_map(|(_, runners)| runners.values());
+        let mut taken = BTreeMap::new();
+        for runner in runners.filter(|r| !r.is_over) {
+            let held = runner.devices_held.get(resource);
+            if let (Some(node), Some(held)) = (&runner.node, held) {
+                let sum: &mut u32 = taken.entry(node.clone()).or_default();
+                *sum = sum.saturating_add(*held);
+            }
+        }
+        taken
+    }
+
     /// The gates of all pools that passed and whose pods are still there. Of pods that only look like a pool's own
     /// nothing is believed: `is_pool` knows the uids.
     #[must_use]

@@ -34,6 +34,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> View {
             heard: Heard {
                 number: 1,
                 is_settled: true,
+                is_lost: false,
                 session: Some("session".to_owned()),
                 opened: Some(ago(100)),
                 statistics: Some(Statistics {
@@ -248,6 +249,18 @@ fn what_can_run_may_come() {
         9,
         "eight on the other, one here"
     );
+
+    // What the runners of other pools hold is not for this one, and neither is what the scheduler finds taken
+    let mut shared = observed(vec![]);
+    shared.taken = Some([("node-1".to_owned(), 5)].into());
+    assert_eq!(capacity_of(&many, &shared), 3);
+    shared.taken = Some([("node-1".to_owned(), 50)].into());
+    assert_eq!(capacity_of(&many, &shared), 0);
+    let (busy, stuck) = (
+        runner(&many, "pool-aaaaa", Busy),
+        runner(&many, "pool-bbbbb", Unscheduled),
+    );
+    assert_eq!(capacity_of(&many, &observed(vec![busy, stuck])), 1);
 
     // A node that is not ready, or that the template does not select, does not count; and where none is left, one may come
     first_node(&mut seen).ready_since = None;

@@ -284,3 +284,35 @@ fn the_jobs_of_a_pool_that_is_deleted_are_told_before_their_pods_go() {
     assert!(second.news.is_empty(), "{:?}", second.news);
     assert_eq!(deleted(&second), ["pool-aaaaa"]);
 }
+
+#[test]
+fn a_job_that_left_no_mark_is_told_by_what_github_said_of_it() {
+    // Given a runner that failed before the job's first hook, and that GitHub had given a job
+    let mut pool = pool(1);
+    pool.status.observed_generation = Some(1);
+    let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    failed.heard = Some(Job {
+        job: "test".to_owned(),
+        run: "17".to_owned(),
+        repository: "acme/widgets".to_owned(),
+        ..Job::default()
+    });
+    let planned = plan(&pool, &observed(vec![failed.clone()]), NOW);
+
+    // Then the job is among the last ones, and the failure says which it was, once
+    let jobs = &planned.status.last_jobs;
+    assert_eq!((jobs.len(), jobs[0].job.as_str()), (1, "test"));
+    assert_eq!(jobs[0].run_id, Some(17));
+    let said = "GitHub had given it the job test of run 17 in acme/widgets.";
+    assert!(planned.status.last_failures[0].message.ends_with(said));
+    pool.status = planned.status;
+    let again = plan(&pool, &observed(vec![failed.clone()]), NOW);
+    assert_eq!(again.status.last_jobs.len(), 1);
+
+    // And where nothing was heard, nothing is said
+    let mut pool = super::super::fixture::pool(1);
+    pool.status.observed_generation = Some(1);
+    failed.heard = None;
+    let planned = plan(&pool, &observed(vec![failed]), NOW);
+    assert!(planned.status.last_jobs.is_empty());
+}

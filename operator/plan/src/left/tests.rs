@@ -38,7 +38,7 @@ fn there(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
 fn seen(runners: Vec<Runner>, entries: &[&str], set_is_gone: bool) -> Observed {
     let left = Left {
         listing: Some(listing(entries)),
-        set_is_gone,
+        set: (!set_is_gone).then_some(7),
         ..Left::default()
     };
     Observed {
@@ -143,4 +143,46 @@ fn a_deletion_waits_for_the_old_address_and_says_what_stays_when_its_time_is_ove
         .iter()
         .find(|notice| notice.note.contains(BEFORE));
     assert!(told.unwrap().note.contains("not accepted"), "{told:?}");
+}
+
+#[test]
+fn a_set_that_the_status_does_not_name_goes_too() {
+    let mut pool = noted();
+    pool.status.left_at[0].scale_set = None;
+    let actions = |set_is_gone| plan(&pool, &seen(vec![], &[], set_is_gone), NOW).actions;
+    let delete = Action::DeleteScaleSetAt(BEFORE.to_owned(), 7);
+    assert!(actions(false).contains(&delete));
+    assert!(!actions(true).contains(&delete));
+}
+
+#[test]
+fn an_address_is_given_up_where_there_are_too_many_and_never_one_with_pods() {
+    // Given more addresses than are remembered, each asked for in vain, with a pod at the oldest
+    let mut pool = moved();
+    let old = |number: usize| LeftStatus {
+        url: format!("https://github.com/acme/old-{number}"),
+        scale_set: None,
+        message: None,
+    };
+    pool.status.left_at = (0..=MOST).map(old).collect();
+    let oldest = old(MOST).url;
+    let mut at_work = there(&pool, "pool-aaaaa", RunnerPhase::Busy);
+    at_work.url = Some(oldest.clone());
+
+    // Then it stays, and of the others the oldest goes, with a word
+    let planned = plan(&pool, &observed(vec![at_work]), NOW);
+    let urls: Vec<&str> = planned
+        .status
+        .left_at
+        .iter()
+        .map(|l| l.url.as_str())
+        .collect();
+    assert!(urls.contains(&oldest.as_str()), "{urls:?}");
+    assert!(!urls.contains(&old(MOST - 1).url.as_str()), "{urls:?}");
+    assert_eq!(urls.len(), MOST + 1);
+    let told = planned
+        .notices
+        .iter()
+        .filter(|n| n.reason == "TeardownIncomplete");
+    assert_eq!(told.count(), 1);
 }

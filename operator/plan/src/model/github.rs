@@ -253,3 +253,16 @@ pub struct Triggers {
     /// Pull requests start it only for some paths or branches.
     pub is_filtered: bool,
 }
+
+/// A job that a runner has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobOf {
+    /// The runner.
+    pub runner: String,
+    /// The job's name.
+    pub name: String,
+    /// The run that it is of.
+    pub run: u64,
+    /// `OWNER/NAME` of its repository.
+    pub repository: String,
+}

@@ -15,6 +15,8 @@ pub struct Watched {
     /// The jobs of each run that was asked for, as far as runners here ran them; `None` where there is no such run, or
     /// none that the credentials may see.
     pub runs: BTreeMap<RunKey, Option<Vec<RunJob>>>,
+    /// How often a run was not found that is looked for again.
+    pub missed: BTreeMap<RunKey, u32>,
     /// When there was time for a batch, whether anybody was to be asked or not.
     pub looked: Option<Timestamp>,
     /// No batch before.

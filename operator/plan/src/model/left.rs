@@ -9,8 +9,8 @@ use super::observed::Listing;
 pub struct Left {
     /// The pool's entries there, as last read.
     pub listing: Option<Listing>,
-    /// Whether the scale set is gone there.
-    pub set_is_gone: bool,
+    /// The pool's scale set there, as last read with them.
+    pub set: Option<u64>,
     /// Why it could not be asked.
     pub trouble: Option<String>,
     /// When it may be asked again.

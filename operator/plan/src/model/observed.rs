@@ -53,6 +53,8 @@ pub struct Observed {
     pub last_change: Option<Timestamp>,
     /// The nodes with GPUs for the pool; `None` where nodes are not watched.
     pub nodes: Option<Vec<Arc<NodeFacts>>>,
+    /// How many of the pool's extended resource the runners of other pools hold, by node; `None` where no other pool uses it.
+    pub taken: Option<BTreeMap<String, u32>>,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<Held>,
     /// Gates of all pools that passed; empty where no node is blamed.

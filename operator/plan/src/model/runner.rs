@@ -1,6 +1,6 @@
 //! A runner: how far it has come, and how it ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
@@ -8,6 +8,7 @@ use gate_report::{Class, clean};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::github::JobOf;
 use super::hardware::Hardware;
 use super::pool::Spec;
 
@@ -98,8 +99,12 @@ pub struct Runner {
     pub end: Option<End>,
     /// Whether Kubernetes says that its pod has ended. Until then it holds its GPUs.
     pub is_over: bool,
+    /// The extended resources that it holds, as its pod asks for them.
+    pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
     pub done: Option<Done>,
+    /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
+    pub heard: Option<Job>,
     /// What Kubernetes says where it takes the pod away by itself.
     pub disruption: Option<Disruption>,
 }
@@ -290,6 +295,18 @@ pub struct Job {
 }
 
 impl Job {
+    /// What GitHub says of it to whoever listens.
+    #[must_use]
+    pub fn heard(job: &JobOf) -> Self {
+        let heard = Self {
+            job: job.name.clone(),
+            run: job.run.to_string(),
+            repository: job.repository.clone(),
+            ..Self::default()
+        };
+        heard.bounded()
+    }
+
     /// With every field cut to a name's length, and without what a terminal would trip over.
     #[must_use]
     pub fn bounded(self) -> Self {

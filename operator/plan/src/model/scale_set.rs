@@ -78,6 +78,8 @@ pub struct Heard {
     pub taken_back: Option<Timestamp>,
     /// Whether a poll was answered since the session was opened.
     pub is_settled: bool,
+    /// A session of this pool's is open whose name nobody knows, and the scale set has neither jobs nor runners.
+    pub is_lost: bool,
     /// Why nothing is heard.
     pub trouble: Option<Trouble>,
 }

@@ -62,6 +62,12 @@ fn one_that_is_missing_is_made_and_one_that_nobody_has_looked_for_is_not() {
         of_set(&plan(&pool, &seen(Known::Unknown), NOW)),
         [] as [&Action; 0]
     );
+    // Where it will be is in the status before it is there
+    let planned = plan(&pool, &seen(Known::Absent), NOW);
+    assert_eq!(of_set(&planned), [] as [&Action; 0]);
+    assert_eq!(planned.wake, Some(SignedDuration::ZERO));
+    let mut pool = pool;
+    pool.status = planned.status;
     let planned = plan(&pool, &seen(Known::Absent), NOW);
     assert_eq!(of_set(&planned), [&Action::CreateScaleSet(wanted_set())]);
     assert_eq!(planned.wake, Some(SignedDuration::ZERO));
@@ -83,6 +89,7 @@ fn one_that_is_there_is_listened_to_once() {
     let heard = Heard {
         number: 3,
         is_settled: true,
+        is_lost: false,
         session: Some("session".to_owned()),
         taken_back: None,
         opened: Some(NOW),
@@ -112,6 +119,47 @@ fn one_that_is_there_is_listened_to_once() {
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [&listen(1, Some("session"))]);
+}
+
+#[test]
+fn one_whose_session_nobody_can_end_is_made_anew_where_nothing_is_lost_by_it() {
+    let pool = pool();
+    let lost = |phases: &[RunnerPhase]| {
+        let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
+        let runners = phases
+            .iter()
+            .map(|phase| runner(&pool, "pool-aaaaa", *phase));
+        seen.runners = runners.collect();
+        let heard = Heard {
+            is_lost: true,
+            ..Heard::default()
+        };
+        if let Some(view) = &mut seen.scale_set {
+            view.listening = Some(Listening {
+                set: 7,
+                capacity: 1,
+                heard,
+            });
+        }
+        let planned = plan(&pool, &seen, NOW);
+        of_set(&planned).contains(&&Action::DeleteScaleSet(7))
+    };
+    for nothing in [
+        &[][..],
+        &[RunnerPhase::Unscheduled],
+        &[RunnerPhase::Preparing],
+    ] {
+        assert!(lost(nothing), "{nothing:?}");
+    }
+    for phase in [
+        RunnerPhase::Gated,
+        RunnerPhase::Starting,
+        RunnerPhase::Idle,
+        RunnerPhase::Busy,
+        RunnerPhase::Terminating,
+    ] {
+        assert!(!lost(&[phase]), "{phase:?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ impl Listener {
                 ..Heard::default()
             },
             completed: completed.iter().map(|name| (*name).to_owned()).collect(),
+            jobs: BTreeMap::new(),
             is_gone: false,
         };
         Self {
@@ -432,4 +433,66 @@ async fn what_fails_after_each_message_is_said_and_not_hammered() {
         acknowledged += usize::from(line.starts_with("DELETE /q/1"));
     }
     assert_eq!(acknowledged, 3, "each pause is longer");
+}
+
+/// A service that has a session of this pool's open whose name nobody knows, until its scale set is made anew; the set
+/// says this of itself. What is asked until the listener has made up its mind.
+async fn when_a_session_is_lost(first: fn() -> Reply, stands: Value) -> (bool, Vec<String>) {
+    let mut openings = 0;
+    let (stub, mut asks) = service(move |line, _| match line {
+        "POST set 7/sessions" => {
+            openings += 1;
+            let words = "The runner scale set pool already has an active session for owner me.";
+            if openings == 1 {
+                return first();
+            }
+            reply(
+                409,
+                &json!({"typeName": "RunnerScaleSetSessionConflict", "message": words}),
+            )
+        }
+        "GET set 7" => reply(200, &json!({"id": 7, "name": "s", "statistics": stands})),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (ear, mut woken) = ear(&stub);
+    let listener = Listener::start(ear, 4, None);
+    let first_word = tokio::time::timeout(Duration::from_secs(20), woken.next());
+    first_word.await.unwrap().unwrap();
+    let mut asked = vec![];
+    while let Ok(line) = asks.try_recv() {
+        asked.push(line);
+    }
+    (listener.snapshot().0.heard.is_lost, asked)
+}
+
+#[tokio::test]
+async fn a_session_of_ours_whose_name_never_arrived_is_known_by_its_owner() {
+    let nothing = json!({"totalAvailableJobs": 3, "totalAssignedJobs": 0, "totalRunningJobs": 0,
+        "totalAcquiredJobs": 0, "totalRegisteredRunners": 0});
+    // Given an answer that was lost, then the next try finds it
+    let (is_lost, asked) = when_a_session_is_lost(hang_up, nothing.clone()).await;
+    assert!(is_lost);
+    assert_eq!(
+        asked,
+        ["POST set 7/sessions", "POST set 7/sessions", "GET set 7"]
+    );
+
+    // Given a set that has something to do, or does not say all of it, then it is left alone
+    let numbers = [
+        "totalAssignedJobs",
+        "totalRunningJobs",
+        "totalAcquiredJobs",
+        "totalRegisteredRunners",
+    ];
+    let cases = numbers
+        .into_iter()
+        .flat_map(|number| [json!(1), Value::Null].map(|said| (number, said)));
+    let cases = cases.map(async |(number, said)| {
+        let mut stands = nothing.clone();
+        stands[number] = said;
+        let (is_lost, _) = when_a_session_is_lost(conflict, stands).await;
+        assert!(!is_lost, "{number}");
+    });
+    futures::future::join_all(cases).await;
 }

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Reply, Seen, Stub, error, hang_up, raw, reply};
-use crate::github::{Deletion, Error, Message, NewScaleSet, Statistics};
+use crate::github::{Deletion, Error, JobOf, Message, NewScaleSet, Statistics};
 
 const TOKEN: &str = "POST /registration-token";
 const CONNECT: &str = "POST /actions/runner-registration";
@@ -261,6 +261,9 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
     let jobs = json!([
         {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": ""},
         {"messageType": "JobCompleted", "runnerName": "pool-aaaaa", "result": "succeeded"},
+        {"messageType": "JobAssigned", "runnerName": null, "jobDisplayName": "test", "workflowRunId": 17},
+        {"messageType": "JobStarted", "runnerName": "pool-bbbbb", "jobDisplayName": "test", "workflowRunId": 17,
+            "ownerName": "o", "repositoryName": "r"},
         {"messageType": "JobCompleted", "runnerName": "", "result": "canceled"},
         {"messageType": "SomethingNew"}
     ]);
@@ -302,6 +305,12 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
         }),
         available: vec![41],
         completed: vec!["pool-aaaaa".to_owned()],
+        jobs: vec![JobOf {
+            runner: "pool-bbbbb".to_owned(),
+            name: "test".to_owned(),
+            run: 17,
+            repository: "o/r".to_owned(),
+        }],
     };
     assert_eq!(message, expected);
     let poll = stub.seen().pop().unwrap();
