@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 use github_simulator::state::Conclusion;
 use k8s_openapi::api::{
     core::v1::ConfigMap,
@@ -202,15 +203,34 @@ async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
-/// The name under which a case is repeated.
-pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
-    use clap::ValueEnum as _;
+/// What a case is called: life, fault and request.
+pub(super) fn name(scenario: Scenario, plan: &Plan) -> String {
     let value = scenario.to_possible_value();
     let scenario = value.as_ref().map_or("?", |value| value.get_name());
-    format!(
-        "cargo e2e faults --scenario {scenario} --fault {} --only '{}#{}'",
-        plan.fault, plan.kind, plan.number
-    )
+    format!("{scenario} {} {}#{}", plan.fault, plan.kind, plan.number)
+}
+
+/// Reads what [`name`] has written.
+pub(super) fn named(text: &str) -> Result<(Scenario, Plan)> {
+    let mut words = text.split_whitespace();
+    let (Some(scenario), Some(fault), Some(request), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        bail!("a case is named by its life, its fault and its request");
+    };
+    let unknown = |why: String| anyhow::anyhow!("{text:?}: {why}");
+    let (kind, number) = parse(request)?;
+    let plan = Plan {
+        kind: kind.parse()?,
+        number,
+        fault: Fault::from_str(fault, false).map_err(unknown)?,
+    };
+    Ok((Scenario::from_str(scenario, false).map_err(unknown)?, plan))
+}
+
+/// The command that repeats a case.
+pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
+    format!("cargo e2e faults --case '{}'", name(scenario, plan))
 }
 
 /// Every fault that fits, for every request of a life.
@@ -239,4 +259,28 @@ pub(super) fn parse(text: &str) -> Result<(String, usize)> {
         .rsplit_once('#')
         .context("a request is named NAME#NUMBER, as the list shows them")?;
     Ok((name.to_owned(), number.parse()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_repeated_by_its_name() {
+        for text in [
+            "scale-set kill-after kubernetes:create:events#2",
+            "ephemeral 500 github:POST:actions/runners/generate-jitconfig#1",
+        ] {
+            let (scenario, plan) = named(text).unwrap();
+            assert_eq!(name(scenario, &plan), text);
+        }
+        for wrong in [
+            "ephemeral",
+            "ephemeral lost nobody:get#1",
+            "ephemeral lost kubernetes:get:pods",
+            "ephemeral none kubernetes:get:pods#1",
+        ] {
+            assert!(named(wrong).is_err(), "{wrong}");
+        }
+    }
 }

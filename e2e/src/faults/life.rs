@@ -304,8 +304,9 @@ impl Life<'_> {
             if late {
                 let status = self.ctx.status(POOL).await.unwrap_or_default();
                 let said = status.conditions.iter();
+                let said = said.filter(|c| c.type_ == "Ready" || c.type_ == "Stalled");
                 let said: Vec<_> = said
-                    .map(|c| format!("{}={} ({})", c.type_, c.status, c.reason))
+                    .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
                     .collect();
                 bail!(
                     "waited {} s in vain for {what}; the pool says {}, and its runners are {:?}",

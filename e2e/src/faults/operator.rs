@@ -92,6 +92,7 @@ impl Operator {
         command
             .arg("run")
             .arg("--gate-image=localhost/cuda-smoke:dev")
+            .arg("--allow-github-address=127.0.0.1")
             .arg(format!("--operator-namespace={}", start.namespace))
             .arg(format!("--watch-namespace={}", start.namespace))
             .arg(format!("--registrar-listen={registrar}"))
