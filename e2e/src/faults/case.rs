@@ -76,33 +76,41 @@ impl Ground {
         let begun = Instant::now();
         let ctx = Ctx::new(&self.cluster, name).await?;
         self.furnish(&ctx).await?;
-        let victim = Arc::new(Victim::default());
-        let kill = Arc::clone(&victim);
-        let proxy = Proxy::start(&self.keys, plan, Arc::new(move || kill.kill())).await?;
+        let replicas = scenario.replicas();
+        let victims: Vec<_> = (0..replicas).map(|_| Arc::new(Victim::default())).collect();
+        let all = victims.clone();
+        let kill = move |replica: usize, signal| all[replica].signal(signal);
+        let proxy = Proxy::start(&self.keys, plan, replicas, Arc::new(kill)).await?;
         let node = Node::start(&ctx);
         let life = Life {
             ctx: &ctx,
             proxy: &proxy,
             node: &node,
+            soon: scenario.soon(),
             recovery: Cell::new(None),
         };
         life.prepare().await?;
         let before = life.repository().await?;
-        let start = Start {
-            dir: &self.cluster.dir,
-            namespace: name,
-            kubeconfig: &Beside::kubeconfig(&self.cluster),
-            authority: &self.authority,
-            server: &proxy.kubernetes,
-        };
-        let operator = Operator::start(&start, victim, Arc::clone(&proxy.shared))?;
+        let kubeconfig = Beside::kubeconfig(&self.cluster);
+        let mut operators = vec![];
+        for (number, victim) in victims.into_iter().enumerate() {
+            let start = Start {
+                dir: &self.cluster.dir,
+                namespace: name,
+                kubeconfig: &kubeconfig,
+                authority: &self.authority,
+                server: &proxy.kubernetes[number],
+                replica: (replicas > 1).then_some(number),
+            };
+            operators.push(Operator::start(&start, victim, Arc::clone(&proxy.shared))?);
+        }
         let mut wrongs = vec![];
         if let Err(error) = life.live(scenario).await {
             wrongs.push(format!("{error:#}"));
         } else if let Err(error) = settled(&life, &before).await {
             wrongs.push(format!("{error:#}"));
         }
-        wrongs.extend(operator.wrongs());
+        wrongs.extend(operators.iter().flat_map(Operator::wrongs));
         let most = node.most();
         if most.len() > scenario.most() {
             wrongs.push(format!("more pods than {}: {most:?}", scenario.most()));
@@ -118,15 +126,14 @@ impl Ground {
         {
             wrongs.push(format!("{total} requests, where {usual} are usual"));
         }
-        let log = fs::read_to_string(&operator.log).unwrap_or_default();
-        drop(operator);
-        if wrongs.is_empty() {
-            let _ = fs::remove_file(self.cluster.dir.join(format!("logs/{name}.log")));
-        } else if std::env::var_os("FAULTS_LOG").is_some() {
-            wrongs.push(format!(
-                "the operator's last words:\n{}",
-                process::tail(&log, 40)
-            ));
+        let tells = !wrongs.is_empty() && std::env::var_os("FAULTS_LOG").is_some();
+        for operator in operators {
+            if tells {
+                let log = fs::read_to_string(&operator.log).unwrap_or_default();
+                let last = process::tail(&log, 60);
+                wrongs.push(format!("the operator's last words:\n{last}"));
+            }
+            let _ = fs::remove_file(&operator.log);
         }
         let outcome = Outcome {
             counts,
@@ -234,14 +241,18 @@ pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
 }
 
 /// Every fault that fits, for every request of a life.
-pub(super) fn plans(counts: &BTreeMap<Kind, usize>, faults: &[Fault]) -> Vec<Plan> {
+pub(super) fn plans(
+    counts: &BTreeMap<Kind, usize>,
+    faults: &[Fault],
+    replicas: usize,
+) -> Vec<Plan> {
     let mut plans = vec![];
     for (kind, count) in counts {
         for number in 1..=*count {
             plans.extend(
                 faults
                     .iter()
-                    .filter(|fault| fault.fits(kind))
+                    .filter(|fault| fault.fits(kind, replicas))
                     .map(|fault| Plan {
                         kind: kind.clone(),
                         number,

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// How long a step may take, from its start or from the fault's end, whichever comes last.
+/// How long a step may take with one operator.
 const SOON: Duration = Duration::from_secs(30);
 /// The same for what waits until GitHub is read again: every half a minute, and a minute after a read that failed.
 const READ_AGAIN: Duration = Duration::from_secs(100);
@@ -51,9 +51,28 @@ pub enum Scenario {
     Ruleset,
     /// Fewer runners, and then none, while a job runs.
     Deletion,
+    /// Runners for one job each, by two replicas of the operator, of which one leads.
+    TwoReplicas,
 }
 
 impl Scenario {
+    /// Operators of one installation.
+    pub(super) fn replicas(self) -> usize {
+        match self {
+            Self::TwoReplicas => 2,
+            _ => 1,
+        }
+    }
+
+    /// How long a step may take, from its start or from the fault's end, whichever comes last. Another replica takes over
+    /// when the lease of the first is over.
+    pub(super) fn soon(self) -> Duration {
+        match self {
+            Self::TwoReplicas => 3 * SOON,
+            _ => SOON,
+        }
+    }
+
     /// Pods that may be there at a time.
     pub(super) fn most(self) -> usize {
         match self {
@@ -68,6 +87,8 @@ pub(super) struct Life<'a> {
     pub(super) ctx: &'a Ctx,
     pub(super) proxy: &'a Proxy,
     pub(super) node: &'a Node,
+    /// How long a step may take.
+    pub(super) soon: Duration,
     /// From the fault's end to the end of the step that it fell into.
     pub(super) recovery: Cell<Option<Duration>>,
 }
@@ -81,6 +102,7 @@ impl Life<'_> {
             Scenario::Checks => self.checks("BranchProtection").await?,
             Scenario::Ruleset => self.checks("Ruleset").await?,
             Scenario::Deletion => return self.deletion().await,
+            Scenario::TwoReplicas => self.two_replicas().await?,
         }
         self.delete().await?;
         self.gone().await
@@ -96,6 +118,13 @@ impl Life<'_> {
             Ok((concluded == 2).then_some(()))
         })
         .await?;
+        self.serves("third").await
+    }
+
+    async fn two_replicas(&self) -> Result<()> {
+        self.apply(json!({"replicas": 1})).await?;
+        self.serves("first").await?;
+        self.holds("second").await?;
         self.serves("third").await
     }
 
@@ -273,7 +302,7 @@ impl Life<'_> {
         what: &str,
         condition: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        self.until_in(SOON, what, condition).await
+        self.until_in(self.soon, what, condition).await
     }
 
     /// Waits for a condition, until it is late.

@@ -172,7 +172,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
 
 /// The charts for the definition and the rights, a token of the operator's account, and the keys of the proxies.
 async fn furnish(cluster: &Cluster) -> Result<Ground> {
-    deploy::charts(cluster).await?;
+    deploy::charts(cluster, &["leaderElection.enabled=true"]).await?;
     let client = cluster.client().await?;
     // For its kubeconfig.
     deploy::beside(cluster, &client, Profile::Dev, "info").await?;
@@ -235,8 +235,9 @@ async fn on(
         ));
         if !outcome.wrongs.is_empty() {
             bail!(
-                "{scenario:?} without a fault: {}",
-                outcome.wrongs.join("; ")
+                "{scenario:?} without a fault: {}; its requests were {}",
+                outcome.wrongs.join("; "),
+                outcome.seen.join(", ")
             );
         }
         if run.list {
@@ -252,7 +253,7 @@ async fn on(
     }
     let mut cases = named;
     for (scenario, outcome) in lives.iter().filter(|_| run.cases.is_empty()) {
-        let mut of_life = plans(&outcome.counts, &chosen(&run.faults));
+        let mut of_life = plans(&outcome.counts, &chosen(&run.faults), scenario.replicas());
         if let Some(only) = &run.only {
             let (name, number) = request(only, outcome)?;
             of_life.retain(|plan| plan.kind.to_string() == name && plan.number == number);
@@ -279,8 +280,15 @@ async fn on(
                 plan,
                 outcome,
             };
+            if number > 0 && number.is_multiple_of(50) {
+                story.step(&format!("{number} cases"));
+            }
             if !tried.outcome.wrongs.is_empty() {
-                story.step(&format!("red: {}", tell(&tried)));
+                story.step(&format!(
+                    "red after {:.0} s: {}",
+                    tried.outcome.seconds,
+                    tell(&tried)
+                ));
             }
             anyhow::Ok(tried)
         })
