@@ -135,7 +135,14 @@ impl Life<'_> {
         self.serves("first").await?;
         self.holds("second").await?;
         let pods: Api<Pod> = self.ctx.api();
+        let first = pods.get("pool-0").await?.metadata.uid;
         pods.delete("pool-0", &DeleteParams::default()).await?;
+        // Until it has gone it would take the next job, and be killed with it.
+        self.until("the pod to be replaced", async || {
+            let now = pods.get_opt("pool-0").await?;
+            Ok(now.filter(|pod| pod.metadata.uid != first).map(drop))
+        })
+        .await?;
         self.serves("third").await
     }
 
@@ -338,13 +345,18 @@ impl Life<'_> {
                     .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
                     .collect();
                 bail!(
-                    "waited {} s in vain for {what}; the pool says {}, and its runners are {:?}",
+                    "waited {} s in vain for {what}; the pool says {}, its runners are {:?}, its jobs {:?}",
                     start.elapsed().as_secs(),
                     said.join(", "),
                     status
                         .runners
                         .iter()
                         .map(|r| (&r.name, r.phase))
+                        .collect::<Vec<_>>(),
+                    status
+                        .last_jobs
+                        .iter()
+                        .map(|j| (&j.job, &j.runner, &j.conclusion, &j.finished_at.0))
                         .collect::<Vec<_>>(),
                 );
             }
