@@ -6,7 +6,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable as _};
 
 /// The pauses between tries, all together. After them the process ends and says why: its kubelet starts another.
-const PATIENCE: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Asks until there is an answer, for as long as the errors are ones that `pass`.
 pub async fn insist<T, E, F>(

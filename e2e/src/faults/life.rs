@@ -105,7 +105,12 @@ impl Life<'_> {
             Scenario::TwoReplicas => self.two_replicas().await?,
         }
         self.delete().await?;
-        self.gone().await
+        // Required checks are taken back after they have been read, which may have failed.
+        let limit = match scenario {
+            Scenario::Checks | Scenario::Ruleset => READ_AGAIN,
+            _ => self.soon,
+        };
+        self.gone(limit).await
     }
 
     async fn ephemeral(&self) -> Result<()> {
@@ -203,7 +208,7 @@ impl Life<'_> {
         ensure!(view.conclusion.is_none(), "the job was cut short: {view:?}");
         self.ctx.github.release(job).await?;
         self.succeeded(job).await?;
-        self.gone().await
+        self.gone(self.soon).await
     }
 
     /// What there is before the pool: the workflow of single jobs, a protected branch and a workflow of the user's.
@@ -291,9 +296,9 @@ impl Life<'_> {
     }
 
     /// Nothing is left, neither in the cluster nor of the pool itself.
-    async fn gone(&self) -> Result<()> {
+    async fn gone(&self, limit: Duration) -> Result<()> {
         let pools: Api<CudaRunner> = self.ctx.api();
-        self.until("the pool to be gone", async || {
+        self.until_in(limit, "the pool to be gone", async || {
             Ok(pools.get_opt(POOL).await?.is_none().then_some(()))
         })
         .await?;

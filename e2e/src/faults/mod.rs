@@ -40,7 +40,7 @@ pub use life::Scenario;
 use proxy::{Keys, Plan};
 
 /// Cases at a time, where nothing else is said: most of them wait most of the time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 /// No case is begun that would hardly end in time.
 const LAST: Duration = Duration::from_secs(45);
 
