@@ -10,7 +10,6 @@ pub mod context;
 mod credentials;
 mod diagnosis;
 mod docs;
-mod every_request;
 mod faults;
 mod first_runner;
 mod gate;
@@ -322,11 +321,6 @@ pub const SUITES: &[Suite] = &[
         [],
         "the operator is killed at ten moments, and nothing is doubled, lost or left",
         restarts::run
-    ),
-    suite!(bare "every-request",
-        [],
-        "a sample of requests of pools' lives, each with a fault: killed, lost, refused, late, away, a watch that lies",
-        every_request::run
     ),
     suite!(
         "two-replicas",
