@@ -342,7 +342,9 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
     match fault {
         Fault::KillBefore => signal(Signal::KILL),
         Fault::KillAfter => {
+            let unheard = Unheard(&shared);
             let _ = forward(Arc::clone(&shared), kind, request).await;
+            std::mem::forget(unheard);
             signal(Signal::KILL);
         }
         Fault::Hang => {
@@ -362,8 +364,8 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
             outage(&shared, Door { server, replica }, PAST_THE_LEASE);
         }
         Fault::Lost => {
+            let _unheard = Unheard(&shared);
             let _ = forward(Arc::clone(&shared), kind, request).await;
-            shared.over();
         }
         Fault::Delay => {
             // Goes on where the client has given up.
@@ -381,6 +383,15 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
         }
     }
     Err(Closed)
+}
+
+/// Ends a fault whose request the operator has given up meanwhile: this goes with its connection.
+struct Unheard<'a>(&'a Shared);
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        self.0.over();
+    }
 }
 
 fn outage(shared: &Arc<Shared>, door: Door, lasts: Duration) {
