@@ -34,7 +34,7 @@ pub const CRDS: &str = "cuda-runner-operator-crds";
 
 /// Installs the charts and waits until the operator is ready.
 pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
-    charts(cluster).await?;
+    charts(cluster, &[]).await?;
     let client = cluster.client().await?;
     if cluster.link.is_some() {
         return ready(&client, Duration::from_secs(90)).await;
@@ -44,9 +44,9 @@ pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
     beside.listens(cluster).await
 }
 
-/// Installs the charts, and waits for nothing. Without a real node no operator comes of it, only its rights.
-pub async fn charts(cluster: &Cluster) -> Result<()> {
-    helm(cluster, &helm::charts(), &[CRDS, RELEASE], &[]).await
+/// Installs the charts with such changes of the operator's values, and waits for nothing. Without a real node no operator comes of it, only its rights.
+pub async fn charts(cluster: &Cluster, changes: &[&str]) -> Result<()> {
+    helm(cluster, &helm::charts(), &[CRDS, RELEASE], changes).await
 }
 
 /// Does something while values of the operator's installation are others, given as `name=value`.

@@ -19,7 +19,7 @@ use crate::{
 /// The annotation by which KWOK knows its nodes.
 const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 /// The annotation of pods whose gate is played by hand: their init containers run until somebody says otherwise.
-pub const GATE_BY_HAND: (&str, &str) = ("e2e.cudarunner.dev/gate", "by-hand");
+pub const GATE_BY_HAND: (&str, &str) = ("e2e.example.com/gate", "by-hand");
 /// What KWOK does with them. The weight puts it before the stage that makes every other pod ready at once.
 const GATED: &str = r#"
 apiVersion: kwok.x-k8s.io/v1alpha1
@@ -29,7 +29,7 @@ metadata:
 spec:
   resourceRef: {apiGroup: v1, kind: Pod}
   selector:
-    matchAnnotations: {e2e.cudarunner.dev/gate: by-hand}
+    matchAnnotations: {e2e.example.com/gate: by-hand}
     matchExpressions:
     - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
     - {key: .status.podIP, operator: DoesNotExist}

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
 
+use crate::insist::{insist, passes};
+
 /// Name of the Lease, in the operator's namespace.
 const LEASE: &str = "cuda-runner-operator";
 /// For so long the lease is its holder's after each renewal.
@@ -87,16 +89,29 @@ async fn compete(
     namespace: &str,
     identity: &str,
 ) -> Result<watch::Receiver<bool>, LeaseManagerError> {
-    let manager = LeaseManagerBuilder::new(client, LEASE)
-        .with_namespace(namespace)
-        .with_identity(identity)
-        .with_duration(DURATION.as_secs())
-        .with_grace(GRACE.as_secs())
-        .build()
-        .await?;
+    let manager = insist("the lease", may_pass, || {
+        LeaseManagerBuilder::new(client.clone(), LEASE)
+            .with_namespace(namespace)
+            .with_identity(identity)
+            .with_duration(DURATION.as_secs())
+            .with_grace(GRACE.as_secs())
+            .build()
+    })
+    .await?;
     // The manager ends when all receivers are gone.
     let (leading, _task) = manager.watch().await;
     Ok(leading)
+}
+
+/// Whether the lease may be had at another try. Another replica may make or take away the object at the same time.
+fn may_pass(error: &LeaseManagerError) -> bool {
+    match error {
+        LeaseManagerError::KubeError(error) => passes(error),
+        LeaseManagerError::LeaseAlreadyExists(_) | LeaseManagerError::NonexistentLease(_) => true,
+        LeaseManagerError::InconsistentState(_) | LeaseManagerError::ControlChannelError(_) => {
+            false
+        }
+    }
 }
 
 /// Until when this process may write, by its own clock. Without leader election there is no end.

@@ -12,6 +12,7 @@ pub mod desk;
 pub mod error;
 pub mod github;
 pub mod guard;
+pub mod insist;
 pub mod lease;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod memory;

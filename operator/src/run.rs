@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::desk::OperatorDesk;
 use crate::github::Clients;
+use crate::insist::{insist, passes};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
@@ -443,8 +444,8 @@ async fn registrar_address(
         service: format!("{namespace}/{name}"),
         why,
     };
-    let service = Api::<Service>::namespaced(client.clone(), namespace)
-        .get(name)
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    let service = insist("the registrar's Service", passes, || services.get(name))
         .await
         .map_err(|e| unusable(e.to_string()))?;
     let spec = service.spec.unwrap_or_default();

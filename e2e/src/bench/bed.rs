@@ -69,7 +69,7 @@ impl Bed {
     }
 
     async fn furnish(cluster: &Cluster) -> Result<Self> {
-        deploy::charts(cluster).await?;
+        deploy::charts(cluster, &[]).await?;
         let client = cluster.client().await?;
         Ok(Self {
             // As it is shipped: what it says by default.

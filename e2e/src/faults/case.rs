@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 use github_simulator::state::Conclusion;
 use k8s_openapi::api::{
     core::v1::ConfigMap,
@@ -75,33 +76,41 @@ impl Ground {
         let begun = Instant::now();
         let ctx = Ctx::new(&self.cluster, name).await?;
         self.furnish(&ctx).await?;
-        let victim = Arc::new(Victim::default());
-        let kill = Arc::clone(&victim);
-        let proxy = Proxy::start(&self.keys, plan, Arc::new(move || kill.kill())).await?;
+        let replicas = scenario.replicas();
+        let victims: Vec<_> = (0..replicas).map(|_| Arc::new(Victim::default())).collect();
+        let all = victims.clone();
+        let kill = move |replica: usize, signal| all[replica].signal(signal);
+        let proxy = Proxy::start(&self.keys, plan, replicas, Arc::new(kill)).await?;
         let node = Node::start(&ctx);
         let life = Life {
             ctx: &ctx,
             proxy: &proxy,
             node: &node,
+            soon: scenario.soon(),
             recovery: Cell::new(None),
         };
         life.prepare().await?;
         let before = life.repository().await?;
-        let start = Start {
-            dir: &self.cluster.dir,
-            namespace: name,
-            kubeconfig: &Beside::kubeconfig(&self.cluster),
-            authority: &self.authority,
-            server: &proxy.kubernetes,
-        };
-        let operator = Operator::start(&start, victim, Arc::clone(&proxy.shared))?;
+        let kubeconfig = Beside::kubeconfig(&self.cluster);
+        let mut operators = vec![];
+        for (number, victim) in victims.into_iter().enumerate() {
+            let start = Start {
+                dir: &self.cluster.dir,
+                namespace: name,
+                kubeconfig: &kubeconfig,
+                authority: &self.authority,
+                server: &proxy.kubernetes[number],
+                replica: (replicas > 1).then_some(number),
+            };
+            operators.push(Operator::start(&start, victim, Arc::clone(&proxy.shared))?);
+        }
         let mut wrongs = vec![];
         if let Err(error) = life.live(scenario).await {
             wrongs.push(format!("{error:#}"));
         } else if let Err(error) = settled(&life, &before).await {
             wrongs.push(format!("{error:#}"));
         }
-        wrongs.extend(operator.wrongs());
+        wrongs.extend(operators.iter().flat_map(Operator::wrongs));
         let most = node.most();
         if most.len() > scenario.most() {
             wrongs.push(format!("more pods than {}: {most:?}", scenario.most()));
@@ -117,15 +126,14 @@ impl Ground {
         {
             wrongs.push(format!("{total} requests, where {usual} are usual"));
         }
-        let log = fs::read_to_string(&operator.log).unwrap_or_default();
-        drop(operator);
-        if wrongs.is_empty() {
-            let _ = fs::remove_file(self.cluster.dir.join(format!("logs/{name}.log")));
-        } else if std::env::var_os("FAULTS_LOG").is_some() {
-            wrongs.push(format!(
-                "the operator's last words:\n{}",
-                process::tail(&log, 40)
-            ));
+        let tells = !wrongs.is_empty() && std::env::var_os("FAULTS_LOG").is_some();
+        for operator in operators {
+            if tells {
+                let log = fs::read_to_string(&operator.log).unwrap_or_default();
+                let last = process::tail(&log, 60);
+                wrongs.push(format!("the operator's last words:\n{last}"));
+            }
+            let _ = fs::remove_file(&operator.log);
         }
         let outcome = Outcome {
             counts,
@@ -202,26 +210,49 @@ async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
-/// The name under which a case is repeated.
-pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
-    use clap::ValueEnum as _;
+/// What a case is called: life, fault and request.
+pub(super) fn name(scenario: Scenario, plan: &Plan) -> String {
     let value = scenario.to_possible_value();
     let scenario = value.as_ref().map_or("?", |value| value.get_name());
-    format!(
-        "cargo e2e faults --scenario {scenario} --fault {} --only '{}#{}'",
-        plan.fault, plan.kind, plan.number
-    )
+    format!("{scenario} {} {}#{}", plan.fault, plan.kind, plan.number)
+}
+
+/// Reads what [`name`] has written.
+pub(super) fn named(text: &str) -> Result<(Scenario, Plan)> {
+    let mut words = text.split_whitespace();
+    let (Some(scenario), Some(fault), Some(request), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        bail!("a case is named by its life, its fault and its request");
+    };
+    let unknown = |why: String| anyhow::anyhow!("{text:?}: {why}");
+    let (kind, number) = parse(request)?;
+    let plan = Plan {
+        kind: kind.parse()?,
+        number,
+        fault: Fault::from_str(fault, false).map_err(unknown)?,
+    };
+    Ok((Scenario::from_str(scenario, false).map_err(unknown)?, plan))
+}
+
+/// The command that repeats a case.
+pub(super) fn command(scenario: Scenario, plan: &Plan) -> String {
+    format!("cargo e2e faults --case '{}'", name(scenario, plan))
 }
 
 /// Every fault that fits, for every request of a life.
-pub(super) fn plans(counts: &BTreeMap<Kind, usize>, faults: &[Fault]) -> Vec<Plan> {
+pub(super) fn plans(
+    counts: &BTreeMap<Kind, usize>,
+    faults: &[Fault],
+    replicas: usize,
+) -> Vec<Plan> {
     let mut plans = vec![];
     for (kind, count) in counts {
         for number in 1..=*count {
             plans.extend(
                 faults
                     .iter()
-                    .filter(|fault| fault.fits(kind))
+                    .filter(|fault| fault.fits(kind, replicas))
                     .map(|fault| Plan {
                         kind: kind.clone(),
                         number,
@@ -239,4 +270,28 @@ pub(super) fn parse(text: &str) -> Result<(String, usize)> {
         .rsplit_once('#')
         .context("a request is named NAME#NUMBER, as the list shows them")?;
     Ok((name.to_owned(), number.parse()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_repeated_by_its_name() {
+        for text in [
+            "scale-set kill-after kubernetes:create:events#2",
+            "ephemeral 500 github:POST:actions/runners/generate-jitconfig#1",
+        ] {
+            let (scenario, plan) = named(text).unwrap();
+            assert_eq!(name(scenario, &plan), text);
+        }
+        for wrong in [
+            "ephemeral",
+            "ephemeral lost nobody:get#1",
+            "ephemeral lost kubernetes:get:pods",
+            "ephemeral none kubernetes:get:pods#1",
+        ] {
+            assert!(named(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -10,6 +10,8 @@ use super::request::{Kind, Server};
 pub(super) const DELAY: Duration = Duration::from_secs(35);
 /// How long a server is away.
 pub(super) const OUTAGE: Duration = Duration::from_secs(20);
+/// How long a replica hangs, or hears nothing: longer than its lease.
+pub(super) const PAST_THE_LEASE: Duration = Duration::from_secs(45);
 /// How long a watch holds its events back.
 pub(super) const STALL: Duration = Duration::from_secs(25);
 
@@ -38,6 +40,10 @@ pub enum Fault {
     Delay,
     /// The server is away for 20 s, from this request on.
     Outage,
+    /// Of two replicas, this one is stopped for 45 s, and then goes on where it was.
+    Hang,
+    /// Of two replicas, this one does not reach the API server for 45 s.
+    Isolated,
     /// The watch holds its events back for 25 s.
     Stall,
     /// The connection of the watch ends before this event.
@@ -49,9 +55,18 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether it may happen to this.
-    pub(super) fn fits(self, kind: &Kind) -> bool {
+    /// Whether it may happen to this, with so many replicas. Two of them are for what one does not have: another that
+    /// takes over, and the lease.
+    pub(super) fn fits(self, kind: &Kind, replicas: usize) -> bool {
+        let is_about_two = matches!(
+            self,
+            Self::KillBefore | Self::KillAfter | Self::Hang | Self::Isolated
+        );
+        if replicas > 1 && !is_about_two && !kind.what.ends_with(":leases") {
+            return false;
+        }
         match self {
+            Self::Hang | Self::Isolated => replicas > 1 && !kind.is_event(),
             Self::Stall | Self::Cut | Self::Rewind => kind.is_event(),
             Self::Gone => kind.is_event() || kind.is_watch(),
             // A read that was killed before it was forwarded is the same as one killed after, and none conflicts.
@@ -109,7 +124,7 @@ mod tests {
     fn faults_fit_what_they_can_happen_to() {
         let of = |what: &str| -> Vec<String> {
             let all = Fault::value_variants().iter();
-            all.filter(|fault| fault.fits(&kind(what)))
+            all.filter(|fault| fault.fits(&kind(what), 1))
                 .map(Fault::to_string)
                 .collect()
         };
@@ -132,6 +147,9 @@ mod tests {
             ["kill-after", "lost", "500", "503", "429", "delay", "outage"]
         );
         assert_eq!(of("event:pods"), ["stall", "cut", "rewind", "gone"]);
+        let two = |what: &str, fault: Fault| fault.fits(&kind(what), 2);
+        assert!(two("create:pods", Fault::Hang) && two("list:pods", Fault::Isolated));
+        assert!(two("patch:leases", Fault::Lost) && !two("create:pods", Fault::Lost));
         assert!(of("watch:pods").contains(&"gone".to_owned()));
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// How long a step may take, from its start or from the fault's end, whichever comes last.
+/// How long a step may take with one operator.
 const SOON: Duration = Duration::from_secs(30);
 /// The same for what waits until GitHub is read again: every half a minute, and a minute after a read that failed.
 const READ_AGAIN: Duration = Duration::from_secs(100);
@@ -51,9 +51,28 @@ pub enum Scenario {
     Ruleset,
     /// Fewer runners, and then none, while a job runs.
     Deletion,
+    /// Runners for one job each, by two replicas of the operator, of which one leads.
+    TwoReplicas,
 }
 
 impl Scenario {
+    /// Operators of one installation.
+    pub(super) fn replicas(self) -> usize {
+        match self {
+            Self::TwoReplicas => 2,
+            _ => 1,
+        }
+    }
+
+    /// How long a step may take, from its start or from the fault's end, whichever comes last. Another replica takes over
+    /// when the lease of the first is over.
+    pub(super) fn soon(self) -> Duration {
+        match self {
+            Self::TwoReplicas => 3 * SOON,
+            _ => SOON,
+        }
+    }
+
     /// Pods that may be there at a time.
     pub(super) fn most(self) -> usize {
         match self {
@@ -68,6 +87,8 @@ pub(super) struct Life<'a> {
     pub(super) ctx: &'a Ctx,
     pub(super) proxy: &'a Proxy,
     pub(super) node: &'a Node,
+    /// How long a step may take.
+    pub(super) soon: Duration,
     /// From the fault's end to the end of the step that it fell into.
     pub(super) recovery: Cell<Option<Duration>>,
 }
@@ -81,9 +102,15 @@ impl Life<'_> {
             Scenario::Checks => self.checks("BranchProtection").await?,
             Scenario::Ruleset => self.checks("Ruleset").await?,
             Scenario::Deletion => return self.deletion().await,
+            Scenario::TwoReplicas => self.two_replicas().await?,
         }
         self.delete().await?;
-        self.gone().await
+        // Required checks are taken back after they have been read, which may have failed.
+        let limit = match scenario {
+            Scenario::Checks | Scenario::Ruleset => READ_AGAIN,
+            _ => self.soon,
+        };
+        self.gone(limit).await
     }
 
     async fn ephemeral(&self) -> Result<()> {
@@ -99,6 +126,13 @@ impl Life<'_> {
         self.serves("third").await
     }
 
+    async fn two_replicas(&self) -> Result<()> {
+        self.apply(json!({"replicas": 1})).await?;
+        self.serves("first").await?;
+        self.holds("second").await?;
+        self.serves("third").await
+    }
+
     async fn persistent(&self) -> Result<()> {
         let spec =
             json!({"replicas": 1, "lifetime": "Persistent", "registration": "RegistrationToken"});
@@ -106,7 +140,14 @@ impl Life<'_> {
         self.serves("first").await?;
         self.holds("second").await?;
         let pods: Api<Pod> = self.ctx.api();
+        let first = pods.get("pool-0").await?.metadata.uid;
         pods.delete("pool-0", &DeleteParams::default()).await?;
+        // Until it has gone it would take the next job, and be killed with it.
+        self.until("the pod to be replaced", async || {
+            let now = pods.get_opt("pool-0").await?;
+            Ok(now.filter(|pod| pod.metadata.uid != first).map(drop))
+        })
+        .await?;
         self.serves("third").await
     }
 
@@ -167,7 +208,7 @@ impl Life<'_> {
         ensure!(view.conclusion.is_none(), "the job was cut short: {view:?}");
         self.ctx.github.release(job).await?;
         self.succeeded(job).await?;
-        self.gone().await
+        self.gone(self.soon).await
     }
 
     /// What there is before the pool: the workflow of single jobs, a protected branch and a workflow of the user's.
@@ -255,9 +296,9 @@ impl Life<'_> {
     }
 
     /// Nothing is left, neither in the cluster nor of the pool itself.
-    async fn gone(&self) -> Result<()> {
+    async fn gone(&self, limit: Duration) -> Result<()> {
         let pools: Api<CudaRunner> = self.ctx.api();
-        self.until("the pool to be gone", async || {
+        self.until_in(limit, "the pool to be gone", async || {
             Ok(pools.get_opt(POOL).await?.is_none().then_some(()))
         })
         .await?;
@@ -273,7 +314,7 @@ impl Life<'_> {
         what: &str,
         condition: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        self.until_in(SOON, what, condition).await
+        self.until_in(self.soon, what, condition).await
     }
 
     /// Waits for a condition, until it is late.
@@ -304,17 +345,23 @@ impl Life<'_> {
             if late {
                 let status = self.ctx.status(POOL).await.unwrap_or_default();
                 let said = status.conditions.iter();
+                let said = said.filter(|c| c.type_ == "Ready" || c.type_ == "Stalled");
                 let said: Vec<_> = said
-                    .map(|c| format!("{}={} ({})", c.type_, c.status, c.reason))
+                    .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
                     .collect();
                 bail!(
-                    "waited {} s in vain for {what}; the pool says {}, and its runners are {:?}",
+                    "waited {} s in vain for {what}; the pool says {}, its runners are {:?}, its jobs {:?}",
                     start.elapsed().as_secs(),
                     said.join(", "),
                     status
                         .runners
                         .iter()
                         .map(|r| (&r.name, r.phase))
+                        .collect::<Vec<_>>(),
+                    status
+                        .last_jobs
+                        .iter()
+                        .map(|j| (&j.job, &j.runner, &j.conclusion, &j.finished_at.0))
                         .collect::<Vec<_>>(),
                 );
             }

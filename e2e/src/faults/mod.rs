@@ -13,9 +13,10 @@ mod proxy;
 mod request;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     certs::Certificates,
@@ -37,8 +39,8 @@ pub use fault::Fault;
 pub use life::Scenario;
 use proxy::{Keys, Plan};
 
-/// Cases at a time: most of them wait most of the time.
-const AT_ONCE: usize = 6;
+/// Cases at a time, where nothing else is said: most of them wait most of the time.
+const AT_ONCE: usize = 32;
 /// No case is begun that would hardly end in time.
 const LAST: Duration = Duration::from_secs(45);
 
@@ -54,6 +56,15 @@ pub struct Run {
     /// Only this request: its number in the list, or its name, as in `kubernetes:create:pods#1`.
     #[arg(long, value_name = "N")]
     pub only: Option<String>,
+    /// Only this case: life, fault and request, as a red one prints them; may be given more than once.
+    #[arg(long = "case", value_name = "CASE", conflicts_with_all = ["scenarios", "faults", "only"])]
+    pub cases: Vec<String>,
+    /// Only this part of so many, as in `2/4`. A case is always in the same part.
+    #[arg(long, value_name = "K/N")]
+    pub part: Option<Part>,
+    /// Cases at a time.
+    #[arg(long, default_value_t = AT_ONCE)]
+    pub at_once: usize,
     /// The order of the cases, and so the sample; another one each time where it is left out.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -69,6 +80,34 @@ pub struct Run {
     /// Also write what came of each case as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// A part of all cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    number: u64,
+    of: u64,
+}
+
+impl Part {
+    /// Whether the case of this name is in it: by the name alone, since lives differ a little from run to run.
+    fn has(self, name: &str) -> bool {
+        let digest = Sha256::digest(name);
+        let start = digest.first_chunk().copied().unwrap_or_default();
+        u64::from_be_bytes(start) % self.of == self.number - 1
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, of) = text.split_once('/').unwrap_or_default();
+        match (number.parse(), of.parse()) {
+            (Ok(number), Ok(of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err("a part is written K/N, as in 2/4".to_owned()),
+        }
+    }
 }
 
 /// A case that was tried.
@@ -89,7 +128,8 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
         .await??;
     let options = Options {
         node: false,
-        kwok_nodes: 2 * AT_ONCE,
+        // Eight GPUs each.
+        kwok_nodes: run.at_once.div_ceil(2),
         ..Options::default()
     };
     let name = format!("faults-{}", std::process::id());
@@ -132,7 +172,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
 
 /// The charts for the definition and the rights, a token of the operator's account, and the keys of the proxies.
 async fn furnish(cluster: &Cluster) -> Result<Ground> {
-    deploy::charts(cluster).await?;
+    deploy::charts(cluster, &["leaderElection.enabled=true"]).await?;
     let client = cluster.client().await?;
     // For its kubeconfig.
     deploy::beside(cluster, &client, Profile::Dev, "info").await?;
@@ -168,7 +208,15 @@ async fn on(
     begun: Instant,
     story: &Story,
 ) -> Result<Vec<Tried>> {
-    let scenarios = chosen(&run.scenarios);
+    let named = run.cases.iter().map(|text| case::named(text));
+    let named = named.collect::<Result<Vec<_>>>()?;
+    let scenarios = match &*named {
+        [] => chosen(&run.scenarios),
+        named => {
+            let all: BTreeSet<Scenario> = named.iter().map(|(scenario, _)| *scenario).collect();
+            all.into_iter().collect()
+        }
+    };
     let lives: BTreeMap<Scenario, Outcome> = stream::iter(scenarios.into_iter().enumerate())
         .map(async |(number, scenario)| {
             let outcome = ground
@@ -176,7 +224,7 @@ async fn on(
                 .await?;
             anyhow::Ok((scenario, outcome))
         })
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(run.at_once)
         .try_collect()
         .await?;
     for (scenario, outcome) in &lives {
@@ -187,8 +235,9 @@ async fn on(
         ));
         if !outcome.wrongs.is_empty() {
             bail!(
-                "{scenario:?} without a fault: {}",
-                outcome.wrongs.join("; ")
+                "{scenario:?} without a fault: {}; its requests were {}",
+                outcome.wrongs.join("; "),
+                outcome.seen.join(", ")
             );
         }
         if run.list {
@@ -202,16 +251,20 @@ async fn on(
     if run.list {
         return Ok(vec![]);
     }
-    let mut cases = vec![];
-    for (scenario, outcome) in &lives {
-        let mut of_life = plans(&outcome.counts, &chosen(&run.faults));
+    let mut cases = named;
+    for (scenario, outcome) in lives.iter().filter(|_| run.cases.is_empty()) {
+        let mut of_life = plans(&outcome.counts, &chosen(&run.faults), scenario.replicas());
         if let Some(only) = &run.only {
             let (name, number) = request(only, outcome)?;
             of_life.retain(|plan| plan.kind.to_string() == name && plan.number == number);
         }
         cases.extend(of_life.into_iter().map(|plan| (*scenario, plan)));
     }
+    if let Some(part) = run.part {
+        cases.retain(|(scenario, plan)| part.has(&case::name(*scenario, plan)));
+    }
     shuffle(&mut cases, seed);
+    spread(&mut cases);
     story.step(&format!("{} cases, seed {seed}", cases.len()));
     let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
     let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
@@ -227,12 +280,19 @@ async fn on(
                 plan,
                 outcome,
             };
+            if number > 0 && number.is_multiple_of(50) {
+                story.step(&format!("{number} cases"));
+            }
             if !tried.outcome.wrongs.is_empty() {
-                story.step(&format!("red: {}", tell(&tried)));
+                story.step(&format!(
+                    "red after {:.0} s: {}",
+                    tried.outcome.seconds,
+                    tell(&tried)
+                ));
             }
             anyhow::Ok(tried)
         })
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(run.at_once)
         .try_collect()
         .await
 }
@@ -269,6 +329,17 @@ fn shuffle<T>(all: &mut [T], seed: u64) {
         let bound = u64::try_from(last + 1).unwrap_or(u64::MAX);
         all.swap(last, usize::try_from(mixed % bound).unwrap_or(last));
     }
+}
+
+/// One of each life and fault, then the next of each: so that a short sample has something of everything.
+fn spread(cases: &mut [(Scenario, Plan)]) {
+    let mut ranks = BTreeMap::<_, usize>::new();
+    let mut next = |scenario: Scenario, fault: Fault| {
+        let rank = ranks.entry((scenario, fault)).or_default();
+        *rank += 1;
+        *rank
+    };
+    cases.sort_by_cached_key(|(scenario, plan)| next(*scenario, plan.fault));
 }
 
 /// A case in words.
@@ -310,6 +381,42 @@ fn write(file: &Path, seed: u64, tried: &[Tried]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_make_a_whole_and_share_nothing() {
+        let parts = ["1/3", "2/3", "3/3"].map(|text| text.parse::<Part>().unwrap());
+        for case in 0..100 {
+            let name = format!("ephemeral lost kubernetes:create:pods#{case}");
+            assert_eq!(parts.iter().filter(|part| part.has(&name)).count(), 1);
+        }
+        for wrong in ["", "0/3", "4/3", "1", "a/b", "1/0"] {
+            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_short_sample_has_something_of_everything() {
+        let case = |scenario, fault, number| {
+            let plan = Plan {
+                kind: "kubernetes:create:pods".parse().unwrap(),
+                number,
+                fault,
+            };
+            (scenario, plan)
+        };
+        let mut cases: Vec<_> = (1..100)
+            .map(|number| case(Scenario::Ephemeral, Fault::Lost, number))
+            .collect();
+        cases.push(case(Scenario::Checks, Fault::Lost, 1));
+        cases.push(case(Scenario::Ephemeral, Fault::Delay, 1));
+        spread(&mut cases);
+        let first: BTreeSet<_> = cases[..3]
+            .iter()
+            .map(|(life, plan)| (*life, plan.fault))
+            .collect();
+        assert_eq!(first.len(), 3);
+        assert_eq!(cases.len(), 101);
+    }
 
     #[test]
     fn a_seed_gives_one_order_and_loses_nothing() {

@@ -157,13 +157,14 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
             .await
         {
             Ok((StatusCode::OK, _, answer)) => break serde_json::from_slice(&answer)?,
-            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ..)) => {
+            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _, answer)) => {
+                let why = String::from_utf8_lossy(&answer);
                 let failed = json!({
                     "phase": "Failed",
-                    "initContainerStatuses": [player::container("gate", false, &exit(15, ""))],
+                    "initContainerStatuses": [player::container("gate", false, &exit(15, &why))],
                 });
                 patch(ctx, pod, &failed).await?;
-                bail!("the registrar refused");
+                bail!("the registrar refused: {why}");
             }
             _ => tokio::time::sleep(Duration::from_millis(300)).await,
         }

@@ -36,7 +36,10 @@ fn port() -> Result<u16> {
     anyhow::bail!("no port is free from 20000 on")
 }
 
-/// Kills the process that runs now.
+/// What an operator says when it ends because another one leads.
+const LEASE_LOST: &str = "this replica does not lead any more";
+
+/// The process that runs now, for signals.
 #[derive(Default)]
 pub(super) struct Victim {
     process: Mutex<Option<Identity>>,
@@ -44,11 +47,13 @@ pub(super) struct Victim {
 }
 
 impl Victim {
-    pub(super) fn kill(&self) {
+    pub(super) fn signal(&self, signal: Signal) {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(process) = *process {
-            self.killed.store(true, Ordering::SeqCst);
-            process.signal(Signal::KILL);
+            if signal == Signal::KILL {
+                self.killed.store(true, Ordering::SeqCst);
+            }
+            process.signal(signal);
         }
     }
 
@@ -74,6 +79,8 @@ pub(super) struct Start<'a> {
     pub(super) authority: &'a str,
     /// Where the API server seems to be.
     pub(super) server: &'a str,
+    /// Which of several replicas it is.
+    pub(super) replica: Option<usize>,
 }
 
 impl Operator {
@@ -82,16 +89,19 @@ impl Operator {
         victim: Arc<Victim>,
         shared: Arc<Shared>,
     ) -> Result<Self> {
-        let config = start
-            .dir
-            .join(format!("config/{}.kubeconfig", start.namespace));
+        let name = match start.replica {
+            Some(replica) => format!("{}-{replica}", start.namespace),
+            None => start.namespace.to_owned(),
+        };
+        let config = start.dir.join(format!("config/{name}.kubeconfig"));
         through(start, &config)?;
-        let log = start.dir.join(format!("logs/{}.log", start.namespace));
+        let log = start.dir.join(format!("logs/{name}.log"));
         let registrar = format!("127.0.0.1:{}", port()?);
         let mut command = Command::new(images::artifact(Profile::Dev, "cuda-runner-operator"));
         command
             .arg("run")
             .arg("--gate-image=localhost/cuda-smoke:dev")
+            .arg("--allow-github-address=127.0.0.1")
             .arg(format!("--operator-namespace={}", start.namespace))
             .arg(format!("--watch-namespace={}", start.namespace))
             .arg(format!("--registrar-listen={registrar}"))
@@ -102,6 +112,10 @@ impl Operator {
             .env(MARKER, start.dir)
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if start.replica.is_some() {
+            command.arg("--leader-elect");
+        }
+        let identity = start.replica.map(|_| name);
         let ended = Arc::new(Mutex::new(vec![]));
         let keeper = tokio::spawn(keep(
             command,
@@ -109,6 +123,7 @@ impl Operator {
             victim,
             shared,
             Arc::clone(&ended),
+            identity,
         ))
         .abort_handle();
         Ok(Self { log, ended, keeper })
@@ -140,8 +155,13 @@ async fn keep(
     victim: Arc<Victim>,
     shared: Arc<Shared>,
     ended: Arc<Mutex<Vec<String>>>,
+    identity: Option<String>,
 ) -> Result<()> {
-    loop {
+    for start in 0.. {
+        if let Some(identity) = &identity {
+            // Each is a pod of its own.
+            command.env("POD_NAME", format!("{identity}-{start}"));
+        }
         let file = process::append(&log)?;
         let mut child = command
             .stdout(file.try_clone()?)
@@ -154,6 +174,13 @@ async fn keep(
         }
         let how = child.wait().await?;
         victim.is(None);
+        let lost_the_lease = || {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            process::tail(&log, 2).contains(LEASE_LOST)
+        };
+        if identity.is_some() && lost_the_lease() {
+            continue;
+        }
         if !victim.killed.load(Ordering::SeqCst) {
             ended
                 .lock()
@@ -163,6 +190,7 @@ async fn keep(
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
+    Ok(())
 }
 
 /// The same kubeconfig, by way of the proxy.

@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::Ipv4Addr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,7 @@ use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use rustix::process::Signal;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
@@ -31,7 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     events,
-    fault::{DELAY, Fault, OUTAGE},
+    fault::{DELAY, Fault, OUTAGE, PAST_THE_LEASE},
     request::{Kind, Server, kind},
 };
 
@@ -57,8 +61,15 @@ pub(super) enum Phase {
     After(Instant),
 }
 
-/// What the proxy tells the operator's keeper.
-pub(super) type Kill = Arc<dyn Fn() + Send + Sync>;
+/// Sends a signal to one of the replicas.
+pub(super) type Kill = Arc<dyn Fn(usize, Signal) + Send + Sync>;
+
+/// Where a connection is accepted. Each replica has its own way to the API server, and all have one to GitHub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Door {
+    server: Server,
+    replica: Option<usize>,
+}
 
 /// Where the servers are, and the keys of a run.
 #[derive(Clone)]
@@ -128,18 +139,22 @@ struct State {
 /// What all connections of a proxy share.
 pub(super) struct Shared {
     http: Http<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    /// The real base of each server, and the one that the operator sees.
-    bases: [(String, String); 2],
+    /// The API server's real base.
+    kubernetes: String,
+    /// GitHub's real base, and the one that the operator sees.
+    github: (String, String),
     state: Mutex<State>,
     phase: watch::Sender<Phase>,
-    away: watch::Sender<Option<Server>>,
+    away: watch::Sender<Option<Door>>,
     kill: Kill,
+    /// The replica that has last renewed its lease.
+    leader: AtomicUsize,
 }
 
 /// A proxy that serves until it is dropped.
 pub(super) struct Proxy {
-    /// Where the API server seems to be.
-    pub(super) kubernetes: String,
+    /// Where the API server seems to be, for each replica.
+    pub(super) kubernetes: Vec<String>,
     /// Where GitHub seems to be.
     pub(super) github: String,
     pub(super) shared: Arc<Shared>,
@@ -147,15 +162,19 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one, on loopback.
-    pub(super) async fn start(keys: &Keys, plan: Option<Plan>, kill: Kill) -> Result<Self> {
-        let listen = async || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let (kubernetes, github) = (listen().await?, listen().await?);
-        let url = |address: SocketAddr| format!("https://{address}");
-        let bases = [
-            (keys.kubernetes.clone(), url(kubernetes.local_addr()?)),
-            (keys.github.clone(), url(github.local_addr()?)),
-        ];
+    /// Starts one for so many replicas, on loopback.
+    pub(super) async fn start(
+        keys: &Keys,
+        plan: Option<Plan>,
+        replicas: usize,
+        kill: Kill,
+    ) -> Result<Self> {
+        let listen = async || {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let url = format!("https://{}", listener.local_addr()?);
+            anyhow::Ok((listener, url))
+        };
+        let (github, github_url) = listen().await?;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(keys.client.clone())
             .https_only()
@@ -163,7 +182,8 @@ impl Proxy {
             .build();
         let shared = Arc::new(Shared {
             http: Http::builder(TokioExecutor::new()).build(connector),
-            bases: bases.clone(),
+            kubernetes: keys.kubernetes.clone(),
+            github: (keys.github.clone(), github_url.clone()),
             state: Mutex::new(State {
                 counts: BTreeMap::new(),
                 seen: vec![],
@@ -172,19 +192,23 @@ impl Proxy {
             phase: watch::Sender::new(Phase::Before),
             away: watch::Sender::new(None),
             kill,
+            leader: AtomicUsize::new(0),
         });
-        let serve = |listener, server| {
+        let serve = |listener, server, replica| {
             let (acceptor, shared) = (keys.acceptor.clone(), Arc::clone(&shared));
-            tokio::spawn(accept(listener, acceptor, shared, server)).abort_handle()
+            let door = Door { server, replica };
+            tokio::spawn(accept(listener, acceptor, shared, door)).abort_handle()
         };
-        let tasks = vec![
-            serve(kubernetes, Server::Kubernetes),
-            serve(github, Server::GitHub),
-        ];
-        let [(_, kubernetes), (_, github)] = bases;
+        let mut tasks = vec![serve(github, Server::GitHub, None)];
+        let mut kubernetes = vec![];
+        for replica in 0..replicas {
+            let (listener, url) = listen().await?;
+            tasks.push(serve(listener, Server::Kubernetes, Some(replica)));
+            kubernetes.push(url);
+        }
         Ok(Self {
             kubernetes,
-            github,
+            github: github_url,
             shared,
             tasks,
         })
@@ -194,6 +218,15 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Door {
+    /// Whether it is shut where this is away: an API server for one replica, or a server for all.
+    fn is_shut(self, away: Option<Self>) -> bool {
+        away.is_some_and(|away| {
+            away.server == self.server && (away.replica.is_none() || away.replica == self.replica)
+        })
     }
 }
 
@@ -237,15 +270,25 @@ impl Shared {
         Some(hit.fault)
     }
 
-    /// Waits until this server is away.
-    async fn away(&self, server: Server) {
+    /// Waits until what is behind this door is away.
+    async fn away(&self, door: Door) {
         let mut away = self.away.subscribe();
         // The sender lives as long as we do.
-        let _ = away.wait_for(|away| *away == Some(server)).await;
+        let _ = away.wait_for(|away| door.is_shut(*away)).await;
     }
 
-    fn rewrite(&self, body: Bytes, back: bool) -> Bytes {
-        let (real, shown) = &self.bases[1];
+    /// The replica that asks, or that acts where both come by one way.
+    fn replica(&self, door: Door) -> usize {
+        door.replica
+            .unwrap_or_else(|| self.leader.load(Ordering::SeqCst))
+    }
+
+    /// GitHub's address in what goes to GitHub and comes from there. What the operator writes into the cluster stays as it is.
+    fn rewrite(&self, server: Server, body: Bytes, back: bool) -> Bytes {
+        if server == Server::Kubernetes {
+            return body;
+        }
+        let (real, shown) = &self.github;
         let (from, to) = if back { (shown, real) } else { (real, shown) };
         match std::str::from_utf8(&body) {
             Ok(text) if text.contains(from.as_str()) => text.replace(from.as_str(), to).into(),
@@ -254,11 +297,11 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, server: Server) {
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, door: Door) {
     // They end with the one that accepted them.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        if *shared.away.borrow() == Some(server) {
+        if door.is_shut(*shared.away.borrow()) {
             continue;
         }
         let _ = stream.set_nodelay(true);
@@ -267,38 +310,62 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
             let Ok(stream) = acceptor.accept(stream).await else {
                 return;
             };
-            let service = service_fn(|request| answer(Arc::clone(&shared), server, request));
+            let service = service_fn(|request| answer(Arc::clone(&shared), door, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 _ = connection => (),
-                () = shared.away(server) => (),
+                () = shared.away(door) => (),
             }
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn answer(shared: Arc<Shared>, server: Server, request: Request<Incoming>) -> Answer {
+async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> Answer {
     let query = request.uri().query().unwrap_or_default();
-    let kind = kind(server, request.method(), request.uri().path(), query);
+    let kind = kind(door.server, request.method(), request.uri().path(), query);
+    if let Some(replica) = door.replica
+        && kind.what == "patch:leases"
+    {
+        shared.leader.store(replica, Ordering::SeqCst);
+    }
     let Some(fault) = shared.meet(&kind) else {
         return forward(shared, kind, request).await;
     };
-    if let Some((code, body)) = fault.answer(server) {
+    if let Some((code, body)) = fault.answer(door.server) {
         shared.over();
         return Ok(told(code, body));
     }
+    let signal = |signal| (shared.kill)(shared.replica(door), signal);
     match fault {
-        Fault::KillBefore => (shared.kill)(),
+        Fault::KillBefore => signal(Signal::KILL),
         Fault::KillAfter => {
+            let unheard = Unheard(&shared);
             let _ = forward(Arc::clone(&shared), kind, request).await;
-            (shared.kill)();
+            std::mem::forget(unheard);
+            signal(Signal::KILL);
+        }
+        Fault::Hang => {
+            signal(Signal::STOP);
+            let answer = forward(Arc::clone(&shared), kind, request).await;
+            let replica = shared.replica(door);
+            tokio::spawn(async move {
+                tokio::time::sleep(PAST_THE_LEASE).await;
+                (shared.kill)(replica, Signal::CONT);
+                shared.over();
+            });
+            return answer;
+        }
+        Fault::Isolated => {
+            let replica = Some(shared.replica(door));
+            let server = Server::Kubernetes;
+            outage(&shared, Door { server, replica }, PAST_THE_LEASE);
         }
         Fault::Lost => {
+            let _unheard = Unheard(&shared);
             let _ = forward(Arc::clone(&shared), kind, request).await;
-            shared.over();
         }
         Fault::Delay => {
             // Goes on where the client has given up.
@@ -310,16 +377,28 @@ async fn answer(shared: Arc<Shared>, server: Server, request: Request<Incoming>)
             });
             return late.await.unwrap_or(Err(Closed));
         }
-        _ => outage(&shared, server),
+        _ => {
+            let replica = None;
+            outage(&shared, Door { replica, ..door }, OUTAGE);
+        }
     }
     Err(Closed)
 }
 
-fn outage(shared: &Arc<Shared>, server: Server) {
-    shared.away.send_replace(Some(server));
+/// Ends a fault whose request the operator has given up meanwhile: this goes with its connection.
+struct Unheard<'a>(&'a Shared);
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        self.0.over();
+    }
+}
+
+fn outage(shared: &Arc<Shared>, door: Door, lasts: Duration) {
+    shared.away.send_replace(Some(door));
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        tokio::time::sleep(OUTAGE).await;
+        tokio::time::sleep(lasts).await;
         shared.away.send_replace(None);
         shared.over();
     });
@@ -354,8 +433,8 @@ async fn pass(
     let body = Limited::new(body, LONGEST).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
     let base = match kind.server {
-        Server::Kubernetes => &shared.bases[0].0,
-        Server::GitHub => &shared.bases[1].0,
+        Server::Kubernetes => &shared.kubernetes,
+        Server::GitHub => &shared.github.0,
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = format!("{base}{path}").parse::<Uri>().context("no URI")?;
@@ -367,7 +446,7 @@ async fn pass(
     ] {
         parts.headers.remove(name);
     }
-    let body = Full::new(shared.rewrite(body, true));
+    let body = Full::new(shared.rewrite(kind.server, body, true));
     let (mut parts, body) = shared
         .http
         .request(Request::from_parts(parts, body))
@@ -381,6 +460,6 @@ async fn pass(
     let body = Limited::new(body, LONGEST).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
     parts.headers.remove(header::CONTENT_LENGTH);
-    let body = Body::from(shared.rewrite(body, false));
+    let body = Body::from(shared.rewrite(kind.server, body, false));
     Ok(Response::from_parts(parts, body))
 }

@@ -1,6 +1,6 @@
 //! What a request is called, so that the same request of another life has the same name.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use http::Method;
 
@@ -60,6 +60,23 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.server, self.what)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (server, what) = text.split_once(':').unwrap_or_default();
+        let server = match server {
+            "kubernetes" => Server::Kubernetes,
+            "github" => Server::GitHub,
+            _ => anyhow::bail!("{text:?} names no request: try kubernetes:create:pods"),
+        };
+        Ok(Self {
+            server,
+            what: what.to_owned(),
+        })
     }
 }
 

@@ -103,18 +103,26 @@ fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
     one.runner == other.runner && one.finished_at == other.finished_at
 }
 
-/// The jobs that the status does not have. Older ones than a full list has were there, and have left it.
+/// Whether the status has a runner's job, or has had it: older ones than a full list has have left it.
+#[must_use]
+pub fn is_noted(known: &[JobStatus], runner: &str, done: &Done) -> bool {
+    let oldest = known.get(MAX_LAST_JOBS - 1);
+    oldest.is_some_and(|job| done.finished <= job.finished_at.0)
+        || known
+            .iter()
+            .any(|job| job.runner == runner && job.finished_at.0 == done.finished)
+}
+
+/// The jobs that the status does not have.
 fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobStatus> {
     let Ok(spec) = &pool.spec else {
         return vec![];
     };
     let known = &pool.status.last_jobs;
-    let oldest = known
-        .get(MAX_LAST_JOBS - 1)
-        .map_or(Timestamp::MIN, |job| job.finished_at.0);
     runners
-        .filter_map(|runner| Some(entry(spec, runner, &done(runner)?)))
-        .filter(|job| job.finished_at.0 > oldest && !known.iter().any(|k| is_same(k, job)))
+        .filter_map(|runner| Some((runner, done(runner)?)))
+        .filter(|(runner, done)| !is_noted(known, &runner.name, done))
+        .map(|(runner, done)| entry(spec, runner, &done))
         .collect()
 }
 

@@ -27,15 +27,26 @@ use kube::{Api, Resource, ResourceExt as _};
 use crate::context::Context;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
-use cuda_runner_plan::health;
 use cuda_runner_plan::model::node_marks::Held;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool};
 use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::quarantine::blames_node;
 use cuda_runner_plan::{Access, NodeFacts, Observed};
+use cuda_runner_plan::{health, jobs as ended_jobs};
 
 /// Pods that the API server is asked for at one visit.
 const ASKED_FOR: usize = 32;
+
+/// Whether nothing is left to tell of a runner whose pod is gone. A job is told even where we have removed the pod: the
+/// watch is behind at times, and shows a runner as idle that has run its job meanwhile.
+fn is_told(status: &CudaRunnerStatus, removed: &BTreeSet<String>, runner: &Runner) -> bool {
+    match (&runner.end, &runner.done) {
+        (Some(End::JobDone(_)), Some(done)) => {
+            ended_jobs::is_noted(&status.last_jobs, &runner.name, done)
+        }
+        _ => removed.contains(&runner.uid) || health::is_known(&status.last_failures, runner),
+    }
+}
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
 pub async fn observe(
@@ -44,16 +55,9 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let mut vanished = ctx.pods.vanished(&pool.key, |runner| {
-        let failures = &pool.status.last_failures;
-        removed.contains(&runner.uid)
-            || health::is_known(failures, runner)
-            || pool
-                .status
-                .last_jobs
-                .iter()
-                .any(|job| job.runner == runner.name)
-    });
+    let mut vanished = ctx
+        .pods
+        .vanished(&pool.key, |runner| is_told(&pool.status, &removed, runner));
     // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
     let mut runners = ctx.pods.of(&pool.key);
     let seen = runners

@@ -1,11 +1,13 @@
 //! Pods as the API server shows them, and what is read out of them.
 
+use std::collections::BTreeSet;
+
 use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
-use super::has_failed;
 use super::pod::read;
+use super::{has_failed, is_told};
 use cuda_runner_plan::model::node_marks::Held;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{
@@ -73,6 +75,27 @@ fn failure(runner: &Runner) -> &Failure {
         Some(End::Failed(failure)) => failure,
         other => panic!("no failure: {other:?}"),
     }
+}
+
+#[test]
+fn a_job_is_told_even_where_we_have_removed_its_runner() {
+    // Given a runner that was removed as idle, while the watch was behind: it had run a job
+    let mark = r#"{"mark":"completed","job":"build","run":"7","repository":"a/b"}"#;
+    let done = ended(0, "Completed", mark);
+    let failed = ended(1, "Error", "");
+    let ours = BTreeSet::from(["u".to_owned()]);
+    let mut status = CudaRunnerStatus::default();
+
+    // Then the job is still to be told, until the status has it; and what became of the runner is not
+    assert!(!is_told(&status, &ours, &done));
+    assert!(!is_told(&status, &BTreeSet::new(), &done));
+    assert!(is_told(&status, &ours, &failed));
+    assert!(!is_told(&status, &BTreeSet::new(), &failed));
+    let job = json!([{
+        "job": "build", "runner": "pool-aaaaa", "finishedAt": "2026-01-01T00:01:00Z", "awaitsConclusion": false
+    }]);
+    status.last_jobs = serde_json::from_value(job).unwrap();
+    assert!(is_told(&status, &ours, &done));
 }
 
 #[test]

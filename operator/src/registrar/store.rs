@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::ServerNames;
 use super::ca::{Authorities, Authority, CaError};
 use super::tls::{self, Served, TlsError};
+use crate::insist::{insist, passes};
 
 /// Name of the Secret.
 pub const SECRET: &str = "cuda-runner-registrar-ca";
@@ -64,6 +65,16 @@ pub enum StoreError {
     Tls(#[from] TlsError),
 }
 
+impl StoreError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::Kubernetes(error) => passes(error),
+            Self::Contended => true,
+            Self::Corrupt(_) | Self::Ca(_) | Self::Tls(_) => false,
+        }
+    }
+}
+
 impl CaStore {
     /// Reads the authorities, or makes them, and issues the server's certificate.
     pub async fn open(
@@ -73,7 +84,8 @@ impl CaStore {
     ) -> Result<Arc<Self>, StoreError> {
         let api = Api::namespaced(client, namespace);
         let now = Timestamp::now();
-        let authorities = agree(&api, None, now).await?;
+        let what = "the registrar's certificate authority";
+        let authorities = insist(what, StoreError::passes, || agree(&api, None, now)).await?;
         let (certificate, key) = authorities.current.issue(&names, now)?;
         let served = Arc::new(Served::new(&certificate, &key)?);
         let tls = Arc::new(tls::config(Arc::clone(&served))?);
@@ -265,6 +277,32 @@ mod tests {
                 .unwrap()
                 .bundle(),
             first
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_in_trouble_does_not_end_the_start() {
+        // Given one that fails at the look, or at the creation, or again and again
+        for failures in [
+            vec![(0, 500)],
+            vec![(1, 500)],
+            vec![(0, 503), (1, 429), (3, 500)],
+        ] {
+            let secrets = Secrets::default();
+            secrets.fail(&failures);
+            // Then there is an authority all the same
+            let store = CaStore::open(secrets.client(), "system", NAMES()).await;
+            assert!(store.is_ok(), "{failures:?}: {:?}", store.err());
+        }
+        // But a right that is missing is told at once
+        let secrets = Secrets::default();
+        secrets.fail(&[(0, 403)]);
+        let error = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .err();
+        assert!(
+            matches!(error, Some(StoreError::Kubernetes(_))),
+            "{error:?}"
         );
     }
 

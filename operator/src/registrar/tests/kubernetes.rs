@@ -26,6 +26,8 @@ struct Kept {
     version: u64,
     hidden: usize,
     refused: usize,
+    asked: usize,
+    failing: BTreeMap<usize, u16>,
 }
 
 impl Secrets {
@@ -44,6 +46,11 @@ impl Secrets {
         self.lock().refused
     }
 
+    /// These requests, counted from 0, are answered with these codes.
+    pub(in crate::registrar) fn fail(&self, failures: &[(usize, u16)]) {
+        self.lock().failing.extend(failures.iter().copied());
+    }
+
     pub(in crate::registrar) fn clear(&self) {
         self.lock().secret = None;
     }
@@ -58,6 +65,11 @@ impl Secrets {
 
     fn answer(&self, method: &Method, body: &[u8]) -> Response<Body> {
         let mut kept = self.lock();
+        let number = kept.asked;
+        kept.asked += 1;
+        if let Some(code) = kept.failing.get(&number) {
+            return status(StatusCode::from_u16(*code).unwrap());
+        }
         if *method == Method::GET {
             if kept.hidden > 0 {
                 kept.hidden -= 1;
