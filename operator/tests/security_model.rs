@@ -59,8 +59,8 @@ fn every_suite_that_is_named_exists() {
         read("e2e/src/suites/mod.rs"),
         read("docs/security-model.md"),
     );
-    let named = page.split("suite `").skip(1);
-    let names: Vec<&str> = named.filter_map(|rest| rest.split('`').next()).collect();
+    let mentions = page.split("suite `").skip(1);
+    let names: Vec<&str> = mentions.filter_map(|rest| rest.split('`').next()).collect();
     assert!(
         names.len() > 10,
         "the page names hardly any suite: {names:?}"

@@ -114,6 +114,7 @@ const OTHER_WORDS: &[&str] = &[
     "Bearer",
     "Default",
     "JobAvailable",
+    "JobStarted",
     "JobStillRunningException",
     "RemoteAuth",
     "Repository",

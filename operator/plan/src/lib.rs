@@ -125,10 +125,10 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
         online: count(&Runner::is_online),
         busy: count(&phase(&[RunnerPhase::Busy])),
         failed: count(&phase(&[RunnerPhase::Failed])),
-        gpu: pool.spec.as_ref().map_or_else(
-            |_| pool.status.gpu.clone(),
-            |spec| spec.gpu.to_string(),
-        ),
+        gpu: pool
+            .spec
+            .as_ref()
+            .map_or_else(|_| pool.status.gpu.clone(), |spec| spec.gpu.to_string()),
         selector: format!("{}={}", cudarunner_crds::POOL_LABEL, pool.key.name),
         runners: listed
             .iter()

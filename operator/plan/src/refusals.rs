@@ -7,8 +7,8 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Passed;
-use crate::model::runner::{GATE_FAILED, NOT_RUN};
 use crate::model::runner::REJECTED;
+use crate::model::runner::{GATE_FAILED, NOT_RUN};
 
 /// After so many attempts in a row that a node refused, it is to blame.
 const IN_A_ROW: usize = 3;

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::model::runner::{Runner};
 use super::conditions::{Say, say};
 use super::health::Health;
 use super::{Access, Action, Observed, Plan, demand};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
+use crate::model::runner::Runner;
 use crate::model::scale_set::{Known, Listening, Trouble, View};
 
 /// Plans the scale set of a pool that is not being deleted.

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use super::super::fixture::{NOW, ago, observed, pool, runner};
 use super::super::{Action, Plan, plan};
 use super::{created, removed};
+use crate::model::pool::Pool;
 use crate::model::runner::{ENDED_AT_ONCE, NOT_STARTED};
 use crate::model::runner::{End, Failure};
 use crate::model::runner::{Runner, Waiting};
-use crate::model::pool::Pool;
 
 #[test]
 fn a_runner_that_is_taken_out_keeps_its_place_until_it_is_gone() {
