@@ -6,12 +6,15 @@ pub mod pods;
 pub mod pools;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cudarunner_crds::CudaRunner;
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::DefaultBackoff;
 use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
 
@@ -94,7 +97,41 @@ fn log_error(what: &'static str, error: &kube::runtime::watcher::Error) {
     tracing::warn!(%error, what, "a watch failed and is tried again");
 }
 
+/// How long a broken watch waits before it is tried again: as usual, and no longer than eight seconds. After a short outage
+/// of the API server a pool whose watch is behind would do nothing for another half minute.
+#[derive(Default)]
+struct Pauses(DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0.next()?;
+        Some(pause.min(Duration::from_secs(8)))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
 /// A stream of watch events, driven to its end.
 type Events<K> = std::pin::Pin<
     Box<dyn Stream<Item = kube::runtime::watcher::Result<kube::runtime::watcher::Event<K>>> + Send>,
 >;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_watch_is_back_soon_after_an_outage() {
+        let mut pauses = Pauses::default();
+        let longest = pauses.by_ref().take(20).max();
+        assert_eq!(longest, Some(Duration::from_secs(8)));
+        pauses.reset();
+        assert!(pauses.next().unwrap() < Duration::from_secs(2));
+    }
+}

@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
 use super::pools::key_of;
-use super::{Events, PAGE, Waker, log_error};
+use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::NodeFacts;
 use cuda_runner_plan::node_marks::{self, Marked, Said};
 
@@ -162,7 +162,7 @@ pub async fn follow(
 ) {
     let api = Api::<Node>::all(client);
     let mut events: Events<Node> = watch(api, watcher::Config::default().page_size(PAGE))
-        .default_backoff()
+        .backoff(Pauses::default())
         .boxed();
     // A node that vanished while the watch was broken must not be counted for ever, and until a new list is whole the old
     // one holds: half of it would be half of the GPUs.

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch as flag};
 use tokio::task::AbortHandle;
 
-use super::{Events, PAGE, Waker, log_error};
+use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::PoolKey;
 
@@ -235,7 +235,7 @@ async fn tell_of_changes<K>(
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let config = watcher::Config::default().page_size(PAGE);
-    let mut events = watch(api, config).default_backoff().boxed();
+    let mut events = watch(api, config).backoff(Pauses::default()).boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Apply(object) | Event::Delete(object)) => {
@@ -327,7 +327,9 @@ where
     /// Watches it.
     async fn follow(&self) {
         let config = watcher::Config::default().fields(&self.selector());
-        let mut events: Events<K> = watch(self.api.clone(), config).default_backoff().boxed();
+        let mut events: Events<K> = watch(self.api.clone(), config)
+            .backoff(Pauses::default())
+            .boxed();
         let mut listed = None;
         while let Some(event) = events.next().await {
             match event {

@@ -12,7 +12,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::{Events, PAGE, Scope, Waker, log_error};
+use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
@@ -207,7 +207,9 @@ pub async fn follow(
     let config = watcher::Config::default()
         .labels(cudarunner_crds::POOL_LABEL)
         .page_size(PAGE);
-    let mut events: Events<Pod> = watch(scope.api(&client), config).default_backoff().boxed();
+    let mut events: Events<Pod> = watch(scope.api(&client), config)
+        .backoff(Pauses::default())
+        .boxed();
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
         match event {

@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, Resource as _, ResourceExt as _};
 
-use super::{Events, PAGE, Scope, Waker, log_error};
+use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// A pool, as the stores of `kube` name it.
@@ -101,7 +101,7 @@ pub async fn follow(
     let api = scope.api::<DeserializeGuard<CudaRunner>>(&client);
     let mut events: Events<DeserializeGuard<CudaRunner>> =
         watch(api, watcher::Config::default().page_size(PAGE))
-            .default_backoff()
+            .backoff(Pauses::default())
             .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
     let mut quarantined: HashMap<PoolKey, Vec<String>> = HashMap::new();
