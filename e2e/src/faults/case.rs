@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum as _;
 use github_simulator::state::Conclusion;
 use k8s_openapi::api::{
+    authorization::v1::SubjectAccessReview,
     core::v1::ConfigMap,
     rbac::v1::{Role, RoleBinding},
 };
@@ -36,7 +37,11 @@ use crate::{
     helm::{NAMESPACE, RELEASE},
     process,
     suites::Ctx,
+    wait::wait_for,
 };
+
+/// Where the operator keeps the registrar's authority.
+const AUTHORITY_SECRET: &str = "cuda-runner-registrar-ca";
 
 /// Requests beyond those of a life without a fault: several times as many, and some for each life.
 const TRIES: (usize, usize) = (3, 60);
@@ -170,7 +175,20 @@ impl Ground {
         }))?;
         ctx.api().create(&PostParams::default(), &role).await?;
         ctx.api().create(&PostParams::default(), &binding).await?;
-        Ok(())
+        // The API server honours a binding once its own watch has shown it.
+        let asked = json!({"spec": {
+            "user": format!("system:serviceaccount:{NAMESPACE}:{RELEASE}"),
+            "resourceAttributes": {
+                "namespace": ctx.namespace, "verb": "get", "resource": "secrets", "name": AUTHORITY_SECRET,
+            },
+        }});
+        let asked: SubjectAccessReview = serde_json::from_value(asked)?;
+        let reviews: Api<SubjectAccessReview> = Api::all(ctx.client.clone());
+        wait_for("the operator's rights", OUTAGE, async || {
+            let answer = reviews.create(&PostParams::default(), &asked).await?;
+            Ok(answer.status.is_some_and(|status| status.allowed).then_some(()))
+        })
+        .await
     }
 
     /// Takes the case away. What a red one has left is not waited for.
