@@ -14,9 +14,10 @@ use regex::Regex;
 use crate::{paths, process, report::Story, tools};
 
 /// What the pages are, and what they link to. The layout stays, and so the links stay right.
-const PARTS: [&str; 7] = [
+const PARTS: [&str; 8] = [
     "README.md",
     "CONTRIBUTING.md",
+    "STYLE.md",
     "SECURITY.md",
     "CHANGELOG.md",
     "LICENSE",

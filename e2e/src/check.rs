@@ -32,6 +32,12 @@ pub fn run(story: &Story) -> Result<()> {
     dependencies(story)?;
     workflows(story)?;
     dashboard(story)?;
+    stage(
+        story,
+        "cargo doc",
+        cargo(&["doc", "--quiet", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "--deny=warnings"),
+    )?;
     story.step("the documentation as a book");
     book::build(story)?;
     stage(

@@ -48,6 +48,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Test what needs no cluster: format, lints, dependencies, workflows, the dashboard, the book, unit tests.
+    Check,
     /// Measure: each figure beside the least that it could be. A figure that misses its budget is no error.
     Bench {
         /// Also write the figures as JSON, with every sample.
@@ -153,6 +155,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo { build, json } => return tell(&runtime, build, json.as_deref()),
         Command::Test { list: true, .. } => print!("{}", suites::list()),
         Command::Test { build, suites, .. } => return test(&runtime, build, &suites),
+        Command::Check => check::run(&Story::default())?,
         Command::Bench { list: true, .. } => print!("{}", bench::list()),
         // A slow client would be an easy floor.
         Command::Bench { .. } if cfg!(debug_assertions) => return bench::optimised(),

@@ -186,7 +186,10 @@ impl Ground {
         let reviews: Api<SubjectAccessReview> = Api::all(ctx.client.clone());
         wait_for("the operator's rights", OUTAGE, async || {
             let answer = reviews.create(&PostParams::default(), &asked).await?;
-            Ok(answer.status.is_some_and(|status| status.allowed).then_some(()))
+            Ok(answer
+                .status
+                .is_some_and(|status| status.allowed)
+                .then_some(()))
         })
         .await
     }
