@@ -1,9 +1,10 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
 pub mod events;
-pub mod listen;
 pub mod nodes;
 mod scale_set;
+#[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+pub mod status;
 pub mod uninstall;
 mod verify;
 
@@ -54,16 +55,16 @@ pub async fn act(
     client: Option<Arc<Client>>,
     actions: Vec<Action>,
 ) -> Outcome {
-    let hand = Hand {
+    let executor = Executor {
         ctx,
         pool,
         client,
         pods: Api::namespaced(ctx.client.clone(), &pool.key.namespace),
         settings: ctx.pod_settings(),
     };
-    let hand = &hand;
+    let executor = &executor;
     let mut results = futures::stream::iter(actions)
-        .map(|action| async move { hand.one(action).await })
+        .map(|action| async move { executor.execute(action).await })
         .buffer_unordered(AT_ONCE);
     let mut outcome = Outcome::default();
     while let Some(result) = results.next().await {
@@ -77,7 +78,7 @@ pub async fn act(
 }
 
 /// What the actions of one pool share.
-struct Hand<'a> {
+struct Executor<'a> {
     ctx: &'a Context,
     pool: &'a Pool,
     client: Option<Arc<Client>>,
@@ -85,8 +86,8 @@ struct Hand<'a> {
     settings: PodSettings,
 }
 
-impl Hand<'_> {
-    async fn one(&self, action: Action) -> Result<Done, ActError> {
+impl Executor<'_> {
+    async fn execute(&self, action: Action) -> Result<Done, ActError> {
         // Kubernetes' client looks at it, too; GitHub's does not.
         self.ctx.fence.check()?;
         match action {

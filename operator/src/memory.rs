@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::act::listen::Listener;
+use crate::act::status::Writes;
 use crate::github::{Client, NewScaleSet};
-use crate::status::Writes;
+use crate::listen::Listener;
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::verification::Watched;
+use cuda_runner_plan::model::verification::VerificationFacts;
 use cuda_runner_plan::model::{checks, jobs};
 use cuda_runner_plan::{Access, Listing, Queue};
 
@@ -114,7 +114,7 @@ pub struct PoolMemory {
     /// The verification that this process has decided on.
     pub intent: Option<Timestamp>,
     /// The run of the verification, as last read.
-    pub verification: Watched,
+    pub verification: VerificationFacts,
     /// The required checks, as last read.
     pub checks: ChecksMemory,
 }
@@ -123,7 +123,7 @@ pub struct PoolMemory {
 #[derive(Clone, Default)]
 pub struct ChecksMemory {
     /// What GitHub says.
-    pub watched: checks::Watched,
+    pub watched: checks::CheckFacts,
     /// The generation, and the request by annotation, for which everything was read.
     pub asked: Option<(i64, Option<String>)>,
 }
@@ -143,7 +143,7 @@ pub struct GitHubMemory {
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
-    pub jobs: jobs::Watched,
+    pub jobs: jobs::JobFacts,
     /// The scale set.
     pub scale_set: ScaleSetMemory,
     /// The client in use: teardown goes on with it when the Secret is gone.
@@ -182,7 +182,7 @@ impl Default for GitHubMemory {
             not_before: None,
             listing: None,
             queue: None,
-            jobs: jobs::Watched::default(),
+            jobs: jobs::JobFacts::default(),
             scale_set: ScaleSetMemory::default(),
             client: None,
         }
@@ -210,7 +210,7 @@ impl PoolMemory {
             pod_refused: None,
             errors: 0,
             intent: None,
-            verification: Watched::default(),
+            verification: VerificationFacts::default(),
             checks: ChecksMemory::default(),
         }
     }

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
+use crate::act::status;
 use crate::act::{self, Outcome};
 use crate::context::Context;
 use crate::error::ReconcileError;
@@ -15,7 +16,6 @@ use crate::github::Client;
 use crate::guard;
 use crate::metrics::{News, PoolView};
 use crate::observe::observe;
-use crate::status;
 use crate::watch::pools;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::Pool;

@@ -24,7 +24,6 @@ use tower::limit::ConcurrencyLimitLayer;
 use crate::act::events::Events;
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context};
-use crate::desk::OperatorDesk;
 use crate::github::Clients;
 use crate::insist::{insist, passes};
 use crate::lease::Fence;
@@ -32,6 +31,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
+use crate::registration::OperatorBackend;
 use crate::specs::Specs;
 use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
@@ -173,13 +173,13 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let desk = Arc::new(OperatorDesk::new(Arc::clone(&ctx), Arc::clone(&waker)));
+    let backend = Arc::new(OperatorBackend::new(Arc::clone(&ctx), Arc::clone(&waker)));
     let registrar = registrar::serve(
         endpoint,
         ca.server_config(),
         Parts {
             reviewer: Reviewer::new(client.clone()),
-            desk,
+            backend,
             ledger: Arc::clone(&ctx.ledger),
             limits: LIMITS,
         },
@@ -254,7 +254,7 @@ async fn api_server() -> Vec<IpAddr> {
 }
 
 /// Stores, and the channels that tell when they have been filled.
-struct Watched {
+struct Stores {
     pools: Vec<Store<CudaRunner>>,
     pods: Arc<Pods>,
     nodes: Option<Arc<Nodes>>,
@@ -278,8 +278,8 @@ fn marking(config: &Config) -> Marking {
 }
 
 /// Starts the watches. Nodes are seen only by an operator for the whole cluster, and by one that marks them.
-fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Watched {
-    let mut watched = Watched {
+fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Stores {
+    let mut watched = Stores {
         pools: vec![],
         pods: Arc::default(),
         nodes: None,

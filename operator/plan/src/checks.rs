@@ -12,7 +12,7 @@ use cudarunner_crds::{
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Access, Action, Notice, Observed, Plan};
-use crate::model::checks::{Branch, Elsewhere, Watched, Word};
+use crate::model::checks::{Branch, CheckFacts, Elsewhere, Word};
 use crate::model::github::{Check, Protection, Repository, Ruleset};
 use crate::model::pool::Pool;
 use crate::model::url::GitHubUrl;
@@ -30,7 +30,7 @@ impl Word {
     /// The word of a pool by what came of its own last attempts; `None` where it counts for nothing: whoever names a
     /// repository without having access to it must have no say in its checks.
     #[must_use]
-    pub fn of(access: &Access, checks: &Watched) -> Option<Self> {
+    pub fn of(access: &Access, checks: &CheckFacts) -> Option<Self> {
         match access {
             Access::Granted if checks.trouble.is_some() => None,
             Access::Granted if checks.read.is_some() => Some(Self::Proven),
@@ -204,7 +204,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     let asked = asked_of(pool).filter(|_| is_here && pool.deleting.is_none());
     prove(&mut record, green(pool), watched);
     if watched.read.is_some() && watched.trouble.is_none() {
-        let view = View {
+        let view = Decision {
             asked,
             watched,
             repository: &repository,
@@ -266,7 +266,11 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
 }
 
 /// Takes the names from the green run itself, and notes which of them pull requests report.
-fn prove(record: &mut RequiredChecksStatus, green: Option<&VerificationStatus>, watched: &Watched) {
+fn prove(
+    record: &mut RequiredChecksStatus,
+    green: Option<&VerificationStatus>,
+    watched: &CheckFacts,
+) {
     if let (Some(green), Some((run, reported))) = (green, &watched.proven)
         && green.run_id == Some(*run)
         && record.run_id != Some(*run)
@@ -291,15 +295,15 @@ fn prove(record: &mut RequiredChecksStatus, green: Option<&VerificationStatus>, 
 }
 
 /// What a decision on checks depends on.
-struct View<'a> {
+struct Decision<'a> {
     asked: Option<&'a RequiredChecks>,
-    watched: &'a Watched,
+    watched: &'a CheckFacts,
     repository: &'a Repository,
     origin: Option<String>,
     elsewhere: &'a BTreeSet<Elsewhere>,
 }
 
-impl View<'_> {
+impl Decision<'_> {
     /// The checks that may be required.
     fn eligible<'a>(&self, record: &'a RequiredChecksStatus) -> Vec<&'a ProvenCheck> {
         let allow_unseen = self.asked.is_some_and(|asked| asked.allow_unseen);

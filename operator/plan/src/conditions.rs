@@ -73,14 +73,18 @@ pub mod kind {
 
 /// What a condition says.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Say {
+pub(super) struct ConditionState {
     status: &'static str,
     reason: String,
     message: String,
 }
 
-pub(super) fn say(status: &'static str, reason: &str, message: impl Into<String>) -> Say {
-    Say {
+pub(super) fn condition_state(
+    status: &'static str,
+    reason: &str,
+    message: impl Into<String>,
+) -> ConditionState {
+    ConditionState {
         status,
         reason: reason.to_owned(),
         message: message.into(),
@@ -181,9 +185,9 @@ pub fn bad_status(type_: &str) -> &'static str {
     }
 }
 
-fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
     if let Err(error) = &pool.spec {
-        return say("True", error.reason(), error.to_string());
+        return condition_state("True", error.reason(), error.to_string());
     }
     if let Access::Refused {
         reason,
@@ -191,23 +195,25 @@ fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> Say {
         transient: false,
     } = &observed.access
     {
-        return say("True", reason, message.clone());
+        return condition_state("True", reason, message.clone());
     }
     match health.stalled() {
-        Some(failure) => say("True", &failure.reason, failure.message.clone()),
-        None => say("False", "Progressing", "Nothing waits for a person"),
+        Some(failure) => condition_state("True", &failure.reason, failure.message.clone()),
+        None => condition_state("False", "Progressing", "Nothing waits for a person"),
     }
 }
 
-fn credentials(observed: &Observed) -> Say {
+fn credentials(observed: &Observed) -> ConditionState {
     match &observed.access {
-        Access::Unchecked => say("Unknown", "NotChecked", "GitHub has not been asked yet"),
-        Access::Granted => say("True", "Accepted", "GitHub accepts the credentials"),
+        Access::Unchecked => {
+            condition_state("Unknown", "NotChecked", "GitHub has not been asked yet")
+        }
+        Access::Granted => condition_state("True", "Accepted", "GitHub accepts the credentials"),
         Access::Refused {
             reason,
             message,
             transient,
-        } => say(
+        } => condition_state(
             if *transient { "Unknown" } else { "False" },
             reason,
             message.clone(),
@@ -215,14 +221,14 @@ fn credentials(observed: &Observed) -> Say {
     }
 }
 
-fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
+fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
     // Before the nodes that are left alone: the breaker opens only when some are.
     if let Some(sentence) = &health.quarantine.breaker {
-        return say("False", BREAKER_OPEN, sentence.clone());
+        return condition_state("False", BREAKER_OPEN, sentence.clone());
     }
     let unhealthy = health.quarantine.unhealthy(observed);
     if !unhealthy.is_empty() {
-        return say(
+        return condition_state(
             "False",
             "NodesQuarantined",
             format!("Left alone for a while: {}", unhealthy.join("; ")),
@@ -232,18 +238,18 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> Say {
         .current()
         .filter(|f| f.reason == "GateFailed" || f.reason == "GateOverdue");
     if let Some(failure) = gate_failure {
-        return say("False", &failure.reason, failure.message.clone());
+        return condition_state("False", &failure.reason, failure.message.clone());
     }
     let passed = observed.runners.iter().any(|r| r.gate_passed);
     let before = previous(pool, kind::GPU_HEALTHY);
     if passed || before.is_some_and(|c| c.status == "True") {
-        return say(
+        return condition_state(
             "True",
             "GatePassed",
             "Every device that was tried computes correctly",
         );
     }
-    say("Unknown", "NotTried", "No gate has run to its end yet")
+    condition_state("Unknown", "NotTried", "No gate has run to its end yet")
 }
 
 /// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
@@ -253,9 +259,9 @@ fn online(
     health: &Health,
     now: Timestamp,
     plan: &mut Plan,
-) -> Say {
+) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return say(
+        return condition_state(
             "False",
             "NoRunners",
             "The spec cannot be carried out; see the condition Stalled",
@@ -267,8 +273,8 @@ fn online(
     let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     if plan.desired == 0 && !demand::is_known(pool, spec, observed) {
         return match before {
-            Some(c) => say("True", &c.reason, c.message.clone()),
-            None => say("False", STARTING, "The queue has not been read yet"),
+            Some(c) => condition_state("True", &c.reason, c.message.clone()),
+            None => condition_state("False", STARTING, "The queue has not been read yet"),
         };
     }
     if plan.desired == 0 {
@@ -277,7 +283,7 @@ fn online(
         } else {
             "No runner is wanted"
         };
-        return say("True", "ScaledToZero", why);
+        return condition_state("True", "ScaledToZero", why);
     }
     let trouble = trouble(spec, observed, health, now, plan);
     let first = observed
@@ -287,42 +293,47 @@ fn online(
         .map(|r| r.since)
         .min();
     match (first, trouble) {
-        (Some(_), Some((reason, message))) => say(
+        (Some(_), Some((reason, message))) => condition_state(
             "True",
             &reason,
             format!("Runners are online, though not all that are wanted: {message}"),
         ),
-        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => say(
+        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => condition_state(
             "True",
             "Online",
             before.map(|c| c.message.clone()).unwrap_or_default(),
         ),
         (Some(first), None) => {
             plan.first_online = first_online(pool, first);
-            say("True", "Online", online_message(plan.first_online))
+            condition_state("True", "Online", online_message(plan.first_online))
         }
-        (None, Some((reason, message))) => say("False", &reason, message),
+        (None, Some((reason, message))) => condition_state("False", &reason, message),
         (None, None) => none_online(pool, observed, now, plan),
     }
 }
 
 /// No runner is online, and nothing is wrong: one is replaced after its job, or the first ones start.
-fn none_online(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> Say {
+fn none_online(
+    pool: &Pool,
+    observed: &Observed,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> ConditionState {
     let before = previous(pool, kind::RUNNERS_ONLINE);
     let was_online = before.filter(|c| c.status == "True");
     let until = last_change(pool, observed, now, plan).map(|at| at.after(REPLACING));
     if let (Some(c), Some(until)) = (was_online, until.filter(|until| now < *until)) {
         plan.wake_at(until, now);
-        return say("True", &c.reason, c.message.clone());
+        return condition_state("True", &c.reason, c.message.clone());
     }
     if was_online.is_some() || before.is_some_and(|c| c.reason == NONE_ONLINE) {
-        return say(
+        return condition_state(
             "False",
             NONE_ONLINE,
             "No runner is online any more, and the next one takes longer than usual; status.runners says how far it is",
         );
     }
-    say(
+    condition_state(
         "False",
         STARTING,
         "The first runner has not come online yet",
@@ -347,7 +358,12 @@ fn last_change(pool: &Pool, observed: &Observed, now: Timestamp, plan: &Plan) ->
 }
 
 /// Whether what the spec says now is known to work. Old runners that are online prove nothing of a new template.
-fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
+fn judged(
+    pool: &Pool,
+    observed: &Observed,
+    desired: usize,
+    ready: ConditionState,
+) -> ConditionState {
     let Ok(spec) = &pool.spec else { return ready };
     let proven = previous(pool, kind::READY)
         .is_some_and(|c| c.status == "True" && c.observed_generation == Some(pool.generation));
@@ -361,7 +377,7 @@ fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
     if !rolls && !observed.runners.iter().any(is_old) {
         return ready;
     }
-    say(
+    condition_state(
         "Unknown",
         ROLLING_OUT,
         "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
@@ -370,7 +386,7 @@ fn judged(pool: &Pool, observed: &Observed, desired: usize, ready: Say) -> Say {
 
 /// What a pool in deletion says while runners are left.
 pub(super) fn leaving(pool: &Pool, now: Timestamp, plan: &mut Plan) {
-    let said = say(
+    let said = condition_state(
         "False",
         "Deleting",
         "The resource is being deleted: no new jobs are taken, and running ones end as spec.deletionPolicy says",
@@ -380,17 +396,25 @@ pub(super) fn leaving(pool: &Pool, now: Timestamp, plan: &mut Plan) {
 }
 
 /// A pool whose number of runners is for the queue to say, and that does not hear of it.
-fn not_listening(spec: &Spec, observed: &Observed) -> Option<Say> {
+fn not_listening(spec: &Spec, observed: &Observed) -> Option<ConditionState> {
     if !spec.size.is_elastic() || observed.access != Access::Granted {
         return None;
     }
     if let Some(Err(message)) = observed.queue.as_ref().map(|queue| &queue.jobs)
         && spec.reads_queue()
     {
-        return Some(say("False", "QueueNotReadable", message.clone()));
+        return Some(condition_state(
+            "False",
+            "QueueNotReadable",
+            message.clone(),
+        ));
     }
     let trouble = scale_set::trouble(observed.scale_set.as_ref()?)?;
-    Some(say("False", &trouble.reason, trouble.message.clone()))
+    Some(condition_state(
+        "False",
+        &trouble.reason,
+        trouble.message.clone(),
+    ))
 }
 
 /// At the first time, how long it took from the resource's creation.
@@ -540,25 +564,29 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
     }
 }
 
-fn ready(stalled: &Say, credentials: &Say, online: &Say) -> Say {
+fn ready(
+    stalled: &ConditionState,
+    credentials: &ConditionState,
+    online: &ConditionState,
+) -> ConditionState {
     if stalled.status == "True" {
-        return say("False", &stalled.reason, stalled.message.clone());
+        return condition_state("False", &stalled.reason, stalled.message.clone());
     }
     if credentials.status != "True" {
-        return say("False", &credentials.reason, credentials.message.clone());
+        return condition_state("False", &credentials.reason, credentials.message.clone());
     }
     if online.status == "True" {
-        return say("True", &online.reason, online.message.clone());
+        return condition_state("True", &online.reason, online.message.clone());
     }
-    say("False", &online.reason, online.message.clone())
+    condition_state("False", &online.reason, online.message.clone())
 }
 
-fn supported(pool: &Pool) -> Say {
+fn supported(pool: &Pool) -> ConditionState {
     match &pool.spec {
         Err(error) if error.reason() == "NotImplemented" => {
-            say("False", "NotImplemented", error.to_string())
+            condition_state("False", "NotImplemented", error.to_string())
         }
-        _ => say("True", "AllFieldsActedOn", "Every field is acted on"),
+        _ => condition_state("True", "AllFieldsActedOn", "Every field is acted on"),
     }
 }
 
@@ -568,7 +596,13 @@ fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
 
 /// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts
 /// alone are no news.
-fn set(conditions: &mut Vec<Condition>, type_: &str, said: Say, generation: i64, now: Timestamp) {
+fn set(
+    conditions: &mut Vec<Condition>,
+    type_: &str,
+    said: ConditionState,
+    generation: i64,
+    now: Timestamp,
+) {
     let before = conditions.iter().find(|c| c.type_ == type_);
     let before = before.filter(|c| {
         c.status == said.status

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 
 use super::fixture::{first_node, gate_failure, observed, pool, resource, runner};
-use crate::model::jobs::Watched;
+use crate::model::jobs::JobFacts;
 use crate::model::pool::Pool;
 use crate::model::runner::End;
 
@@ -117,7 +117,7 @@ proptest! {
         first_node(&mut observed).ready_since = Some(moments[2]);
         observed.listing.as_mut().unwrap().at = moments[3];
         (observed.ask_again, observed.last_change) = (Some(moments[4]), Some(moments[5]));
-        observed.jobs = Watched { looked: Some(moments[6]), next_look: Some(moments[7]), ..Watched::default() };
+        observed.jobs = JobFacts { looked: Some(moments[6]), next_look: Some(moments[7]), ..JobFacts::default() };
         observed.verification.next_look = Some(moments[0]);
 
         // When it is planned, then there is a plan

@@ -135,31 +135,12 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
     for (runner, has_vanished) in runners.chain(vanished) {
-        let failure = match &runner.end {
-            // A pod that was asked to go and had no job has done as it was told.
-            Some(End::Failed(failure))
-                if runner.phase == RunnerPhase::Terminating && !failure.is_unasked() =>
-            {
-                continue;
-            }
-            Some(End::Failed(failure)) => failure.clone(),
-            Some(End::JobDone(_)) => continue,
-            None if let Some(lost) = unconfirmed(runner, now) => lost,
-            None if has_vanished => match Failure::deleted(runner, now) {
-                Some(deleted) => deleted,
-                None => continue,
-            },
-            None => {
-                let late = pool
-                    .spec
-                    .as_ref()
-                    .ok()
-                    .and_then(|s| overrun(runner, s, now));
-                let Some(failure) = late else { continue };
-                overdue.push(runner.name.clone());
-                failure
-            }
+        let Some((failure, is_late)) = failure_of(pool, runner, has_vanished, now) else {
+            continue;
         };
+        if is_late {
+            overdue.push(runner.name.clone());
+        }
         if is_new(runner, &failure) {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
@@ -192,6 +173,31 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     };
     health.not_before = health.next_attempt(pool, now);
     health
+}
+
+/// Why a runner failed, if it did; and whether it is still there, beyond its time.
+fn failure_of(
+    pool: &Pool,
+    runner: &Runner,
+    has_vanished: bool,
+    now: Timestamp,
+) -> Option<(Failure, bool)> {
+    match &runner.end {
+        // A pod that was asked to go and had no job has done as it was told.
+        Some(End::Failed(failure))
+            if runner.phase == RunnerPhase::Terminating && !failure.is_unasked() =>
+        {
+            None
+        }
+        Some(End::Failed(failure)) => Some((failure.clone(), false)),
+        Some(End::JobDone(_)) => None,
+        None if let Some(lost) = unconfirmed(runner, now) => Some((lost, false)),
+        None if has_vanished => Failure::deleted(runner, now).map(|deleted| (deleted, false)),
+        None => {
+            let spec = pool.spec.as_ref().ok()?;
+            overrun(runner, spec, now).map(|late| (late, true))
+        }
+    }
 }
 
 /// What GitHub's own list adds: a job that failed before its first step leaves no word in the pod; and a gate that waited

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, NOTE, Notice, Observed, Plan};
 use crate::model::github::{Repository, RunJob};
-use crate::model::jobs::{RunKey, Watched};
+use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{Done, End, Runner};
 use crate::model::time::Shift as _;
@@ -32,7 +32,7 @@ const LONGEST: usize = 200;
 
 /// When GitHub is to be asked next, if it is.
 #[must_use]
-pub fn next_look(jobs: &[JobStatus], watched: &Watched) -> Option<Timestamp> {
+pub fn next_look(jobs: &[JobStatus], watched: &JobFacts) -> Option<Timestamp> {
     let awaiting = jobs.iter().filter(|job| job.awaits_conclusion);
     let first = awaiting.map(|job| job.finished_at.0.after(SETTLE)).min()?;
     Some(watched.next_look.map_or(first, |at| at.max(first)))
@@ -40,7 +40,10 @@ pub fn next_look(jobs: &[JobStatus], watched: &Watched) -> Option<Timestamp> {
 
 /// The runs to ask for: those of jobs whose conclusion nobody has read.
 #[must_use]
-pub fn to_ask(jobs: &[JobStatus], verification: &verification::Watched) -> BTreeSet<RunKey> {
+pub fn to_ask(
+    jobs: &[JobStatus],
+    verification: &verification::VerificationFacts,
+) -> BTreeSet<RunKey> {
     let is_open = |job: &&JobStatus| job.awaits_conclusion && among(job, verification).is_none();
     jobs.iter().filter(is_open).filter_map(run_of).collect()
 }
@@ -186,7 +189,10 @@ fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
 }
 
 /// A job in the run of the verification, which is read anyway.
-fn among<'a>(job: &JobStatus, verification: &'a verification::Watched) -> Option<&'a RunJob> {
+fn among<'a>(
+    job: &JobStatus,
+    verification: &'a verification::VerificationFacts,
+) -> Option<&'a RunJob> {
     let same =
         verification.run_id.is_some() && run_of(job).map(|(_, run)| run) == verification.run_id;
     same.then(|| found(job, &verification.jobs)).flatten()

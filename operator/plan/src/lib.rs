@@ -40,10 +40,21 @@ mod tests;
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::Timestamp;
 
+use crate::health::Health;
 pub use crate::model::action::{About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Target};
 pub use crate::model::observed::{Access, Entry, Listing, NodeFacts, Observed, Passed, Queue};
-use crate::model::pool::Pool;
+use crate::model::pool::{Pool, Spec};
 use crate::model::runner::Runner;
+
+/// What is decided on, of a pool whose spec can be carried out.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    pool: &'a Pool,
+    spec: &'a Spec,
+    observed: &'a Observed,
+    health: &'a Health,
+    now: Timestamp,
+}
 
 /// Decides.
 #[must_use]
@@ -81,9 +92,16 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     version::plan(pool, observed, now, &mut plan);
     jobs::plan(pool, observed, now, &mut plan);
     if let Ok(spec) = &pool.spec {
-        scale_set::plan(pool, spec, observed, &health, now, &mut plan);
-        runners::plan(pool, spec, observed, &health, now, &mut plan);
-        verify::plan(pool, spec, observed, &health, now, &mut plan);
+        let case = Case {
+            pool,
+            spec,
+            observed,
+            health: &health,
+            now,
+        };
+        scale_set::plan(case, &mut plan);
+        runners::plan(case, &mut plan);
+        verify::plan(case, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
     } else {
         scale_set::stop_listening(observed, &mut plan);

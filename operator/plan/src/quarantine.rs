@@ -41,7 +41,7 @@ pub struct Quarantine {
 }
 
 /// What an assessment looks at.
-struct View<'a> {
+struct Assessment<'a> {
     pool: &'a Pool,
     spec: &'a Spec,
     observed: &'a Observed,
@@ -57,7 +57,7 @@ impl Quarantine {
         new: &[FailureStatus],
         now: Timestamp,
     ) -> Self {
-        let view = View {
+        let view = Assessment {
             pool,
             spec,
             observed,
@@ -74,7 +74,7 @@ impl Quarantine {
     }
 
     /// Takes over the entries that are not lifted.
-    fn keep(&mut self, view: &View) {
+    fn keep(&mut self, view: &Assessment) {
         for entry in &view.pool.status.quarantine {
             match view.lifted(entry) {
                 None => self.entries.push(entry.clone()),
@@ -89,7 +89,7 @@ impl Quarantine {
     }
 
     /// Puts the node of a failure into quarantine, unless too many would be.
-    fn add(&mut self, view: &View, failure: &FailureStatus) {
+    fn add(&mut self, view: &Assessment, failure: &FailureStatus) {
         let Some(node) = failure.node.as_deref().filter(|_| blames_node(failure)) else {
             return;
         };
@@ -132,7 +132,7 @@ impl Quarantine {
 
     /// Whether more than half of the pool's nodes would be out within the breaker's time, or for as long as no gate
     /// passes: what all nodes share may take its time to go through them, too.
-    fn too_many_with(&self, view: &View, node: &str) -> bool {
+    fn too_many_with(&self, view: &Assessment, node: &str) -> bool {
         let nodes = view.nodes();
         let last_passed = view.last_passed(&self.still_in(&nodes, node));
         let counts = |entry: &QuarantineStatus| {
@@ -158,7 +158,7 @@ impl Quarantine {
         nodes.iter().copied().filter(|name| !is_out(name)).collect()
     }
 
-    fn draw_conclusions(&mut self, view: &View) {
+    fn draw_conclusions(&mut self, view: &Assessment) {
         let now = view.now;
         for entry in &self.entries {
             if is_active(entry, now) {
@@ -194,7 +194,7 @@ impl Quarantine {
     }
 
     /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
-    fn spared(&self, view: &View, new: &[FailureStatus]) -> Option<String> {
+    fn spared(&self, view: &Assessment, new: &[FailureStatus]) -> Option<String> {
         let mut recent = new
             .iter()
             .chain(&view.pool.status.last_failures)
@@ -331,7 +331,7 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
     blames_hardware && (entry.code.is_some() || seen())
 }
 
-impl View<'_> {
+impl Assessment<'_> {
     /// Why an entry goes before its time, or at the end of it.
     fn lifted(&self, entry: &QuarantineStatus) -> Option<&'static str> {
         if self.is_released(&entry.node) {

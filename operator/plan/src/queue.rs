@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::conditions::{Say, say};
+use super::conditions::{ConditionState, condition_state};
 use super::{Observed, Plan, demand, scale_set};
 use crate::model::github::QueuedJob;
 use crate::model::pool::{Pool, Spec};
@@ -33,9 +33,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
 }
 
 /// Whether every queued job that looks for runners like ours finds some; the first that does not is named.
-pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
+pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return say(
+        return condition_state(
             "Unknown",
             "NotRead",
             "The queue is not read while the spec cannot be carried out",
@@ -45,13 +45,13 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
         return said;
     }
     if let Some(repository) = observed.queue.as_ref().and_then(|q| q.shut_out.as_ref()) {
-        return say("False", "RunnerGroupShut", shut_out(spec, repository));
+        return condition_state("False", "RunnerGroupShut", shut_out(spec, repository));
     }
     let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
-        None => return say("Unknown", "NotRead", "The queue has not been read yet"),
-        Some(Err(message)) => return say("Unknown", "NotReadable", message.clone()),
+        None => return condition_state("Unknown", "NotRead", "The queue has not been read yet"),
+        Some(Err(message)) => return condition_state("Unknown", "NotReadable", message.clone()),
         Some(Ok(None)) => {
-            return say(
+            return condition_state(
                 "Unknown",
                 "NotListed",
                 "GitHub lists queued jobs for repositories only",
@@ -63,8 +63,8 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> Say {
         .iter()
         .find(|job| is_like_ours(spec, observed, job) && is_lost(spec, observed, job))
     {
-        Some(job) => say("False", "LabelMissing", lost(spec, job)),
-        None => say(
+        Some(job) => condition_state("False", "LabelMissing", lost(spec, job)),
+        None => condition_state(
             "True",
             "EveryJobHasAPool",
             "Every queued job that asks for runners like these can be served",

@@ -6,7 +6,7 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, NewRunner, Observed, Plan, Target, demand, stable};
+use super::{Access, Action, Case, NewRunner, Observed, Plan, Target, demand, stable};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner};
 use crate::model::time::Shift as _;
@@ -19,14 +19,14 @@ const LISTED_AFTER: SignedDuration = SignedDuration::from_mins(2);
 const BUSY_LEFTOVER: SignedDuration = SignedDuration::from_secs(60);
 
 /// Plans the runners of a pool that is not being deleted.
-pub(super) fn plan(
-    pool: &Pool,
-    spec: &Spec,
-    observed: &Observed,
-    health: &Health,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+pub(super) fn plan(case: Case, plan: &mut Plan) {
+    let Case {
+        pool,
+        spec,
+        observed,
+        health,
+        now,
+    } = case;
     clear_ended(pool, spec, observed, health, plan);
     stop_overdue(observed, health, plan);
     replace_outdated(observed, health, plan);
@@ -57,7 +57,7 @@ pub(super) fn plan(
         }
     } else {
         let missing = desired.saturating_sub(have).min(room);
-        create(pool, spec, observed, health, missing, now, plan);
+        create(case, missing, plan);
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {
@@ -188,15 +188,14 @@ fn scale_down(active: &[&Runner], spec: &Spec, surplus: usize, plan: &mut Plan) 
 }
 
 /// Creates what is missing, unless GitHub would not have it or the last failure asks for a pause.
-fn create(
-    pool: &Pool,
-    spec: &Spec,
-    observed: &Observed,
-    health: &Health,
-    missing: usize,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn create(case: Case, missing: usize, plan: &mut Plan) {
+    let Case {
+        pool,
+        spec,
+        observed,
+        health,
+        now,
+    } = case;
     if missing == 0 || !pool.finalizer || observed.access != Access::Granted {
         return;
     }

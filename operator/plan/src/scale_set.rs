@@ -5,23 +5,22 @@ use std::collections::BTreeSet;
 use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
-use super::conditions::{Say, say};
-use super::health::Health;
-use super::{Access, Action, Observed, Plan, demand};
+use super::conditions::{ConditionState, condition_state};
+use super::{Access, Action, Case, Observed, Plan, demand};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
-use crate::model::scale_set::{Known, Listening, Trouble, View};
+use crate::model::scale_set::{Known, Listening, ScaleSetFacts, Trouble};
 
 /// Plans the scale set of a pool that is not being deleted.
-pub(super) fn plan(
-    pool: &Pool,
-    spec: &Spec,
-    observed: &Observed,
-    health: &Health,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+pub(super) fn plan(case: Case, plan: &mut Plan) {
+    let Case {
+        pool,
+        spec,
+        observed,
+        health,
+        now,
+    } = case;
     let Some(view) = &observed.scale_set else {
         return;
     };
@@ -58,7 +57,7 @@ pub(super) fn plan(
             plan.actions.push(Action::DeleteScaleSet(set.id));
             plan.wake_in(SignedDuration::ZERO);
         }
-        Known::Present(set) if may_write => maintain(pool, spec, view, set, capacity, plan),
+        Known::Present(set) if may_write => maintain(case, view, set, capacity, plan),
         // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.
         _ => {
             if let Some(listening) = &view.listening {
@@ -73,12 +72,12 @@ pub(super) fn plan(
     }
 }
 
-fn statistics(view: &View) -> Option<Statistics> {
+fn statistics(view: &ScaleSetFacts) -> Option<Statistics> {
     view.listening.as_ref()?.heard.statistics
 }
 
 /// Whether nobody can listen to a scale set for minutes, and it has nothing to do meanwhile.
-fn is_lost(view: &View, set: &ScaleSet, observed: &Observed) -> bool {
+fn is_lost(view: &ScaleSetFacts, set: &ScaleSet, observed: &Observed) -> bool {
     let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     // GitHub may not show yet what the registrar has registered a moment ago.
     let may_be_registered = |r: &Runner| r.end.is_none() && r.reached >= RunnerPhase::Gated;
@@ -86,14 +85,8 @@ fn is_lost(view: &View, set: &ScaleSet, observed: &Observed) -> bool {
 }
 
 /// Has the scale set as it should be, and somebody who listens.
-fn maintain(
-    pool: &Pool,
-    spec: &Spec,
-    view: &View,
-    set: &ScaleSet,
-    capacity: usize,
-    plan: &mut Plan,
-) {
+fn maintain(case: Case, view: &ScaleSetFacts, set: &ScaleSet, capacity: usize, plan: &mut Plan) {
+    let Case { pool, spec, .. } = case;
     let listening = view.listening.as_ref().filter(|l| l.set == set.id);
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
@@ -126,7 +119,13 @@ fn maintain(
 }
 
 /// Has somebody listen, and GitHub assign so many jobs at a time.
-fn advertise(set: u64, capacity: usize, session: Option<String>, view: &View, plan: &mut Plan) {
+fn advertise(
+    set: u64,
+    capacity: usize,
+    session: Option<String>,
+    view: &ScaleSetFacts,
+    plan: &mut Plan,
+) {
     let is_told = |l: &Listening| l.set == set && l.capacity == capacity;
     if !view.listening.as_ref().is_some_and(is_told) {
         plan.actions.push(Action::Listen {
@@ -174,7 +173,7 @@ fn retire(pool: &Pool, spec: &Spec, observed: &Observed, now: Timestamp, plan: &
 }
 
 /// Looks again when a failed attempt may be repeated.
-fn wait(view: &View, now: Timestamp, plan: &mut Plan) {
+fn wait(view: &ScaleSetFacts, now: Timestamp, plan: &mut Plan) {
     if let Some(at) = view.not_before.filter(|at| *at > now) {
         plan.wake_at(at, now);
     }
@@ -211,26 +210,34 @@ pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mu
 }
 
 /// What the scale set says of the queue; `None` where that is not known better than by reading the queue.
-pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Say> {
+pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<ConditionState> {
     let view = observed.scale_set.as_ref()?;
     if spec.registration != RegistrationKind::ScaleSet {
         return None;
     }
     if let Some(trouble) = trouble(view) {
-        return Some(say("False", &trouble.reason, trouble.message.clone()));
+        return Some(condition_state(
+            "False",
+            &trouble.reason,
+            trouble.message.clone(),
+        ));
     }
     let Known::Present(set) = &view.known else {
-        return Some(say(
+        return Some(condition_state(
             "Unknown",
             "ScaleSetMissing",
             "The pool's scale set is not there yet",
         ));
     };
     if !has_labels(set, &spec.labels) {
-        return Some(say("False", "LabelsNotHonoured", other_labels(spec, set)));
+        return Some(condition_state(
+            "False",
+            "LabelsNotHonoured",
+            other_labels(spec, set),
+        ));
     }
     if statistics(view).is_none() {
-        return Some(say(
+        return Some(condition_state(
             "Unknown",
             "NotListening",
             "Nobody listens for the scale set's jobs yet",
@@ -238,7 +245,7 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Sa
     }
     // Of a repository the queue itself tells more: jobs that lack a runner with their labels.
     (!spec.url.is_repository() || pool.deleting.is_some()).then(|| {
-        say(
+        condition_state(
             "True",
             "Listening",
             "Jobs that ask for these labels are assigned to the pool's scale set",
@@ -265,7 +272,7 @@ fn other_labels(spec: &Spec, set: &ScaleSet) -> String {
 }
 
 /// What keeps the pool from hearing of its jobs.
-pub(super) fn trouble(view: &View) -> Option<&Trouble> {
+pub(super) fn trouble(view: &ScaleSetFacts) -> Option<&Trouble> {
     let heard = view.listening.as_ref().map(|listening| &listening.heard);
     view.trouble
         .as_ref()

@@ -12,13 +12,13 @@ use cudarunner_crds::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{Say, say};
+use super::conditions::{ConditionState, condition_state};
 use super::health::Health;
-use super::{Access, Action, Notice, Observed, Plan};
+use super::{Access, Action, Case, Notice, Observed, Plan};
 use crate::model::github::{RunJob, Workflow};
 use crate::model::pool::{Pool, Spec, fingerprint};
 use crate::model::time::Shift as _;
-use crate::model::verification::{Dispatch, Watched};
+use crate::model::verification::{Dispatch, VerificationFacts};
 
 mod judge;
 
@@ -49,7 +49,7 @@ pub fn workflow(pool: &Pool) -> Option<Workflow> {
 
 /// Jobs that have ended and whose log has yet to be read.
 #[must_use]
-pub fn logs_wanted(pool: &Pool, watched: &Watched) -> Vec<u64> {
+pub fn logs_wanted(pool: &Pool, watched: &VerificationFacts) -> Vec<u64> {
     let verify = pool.spec.as_ref().ok().and_then(|s| s.verify.as_ref());
     let wanted = verify.iter().flat_map(|verify| &verify.jobs);
     let wanted = wanted.filter(|job| job.tests.is_some());
@@ -81,7 +81,7 @@ fn named<'a>(name: &str, jobs: &'a [RunJob]) -> Vec<&'a RunJob> {
 }
 
 /// What a decision on a verification depends on.
-struct Case<'a> {
+struct Verification<'a> {
     pool: &'a Pool,
     spec: &'a Spec,
     verify: &'a Verify,
@@ -91,14 +91,14 @@ struct Case<'a> {
 }
 
 /// Decides on the verification.
-pub(super) fn plan(
-    pool: &Pool,
-    spec: &Spec,
-    observed: &Observed,
-    health: &Health,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+pub(super) fn plan(case: Case, plan: &mut Plan) {
+    let Case {
+        pool,
+        spec,
+        observed,
+        health,
+        now,
+    } = case;
     let Some(verify) = &spec.verify else {
         plan.status.verification = None;
         return;
@@ -106,7 +106,7 @@ pub(super) fn plan(
     if spec.repository.is_none() || observed.access != Access::Granted {
         return;
     }
-    let case = Case {
+    let case = Verification {
         pool,
         spec,
         verify,
@@ -129,7 +129,7 @@ pub(super) fn plan(
     }
 }
 
-impl Case<'_> {
+impl Verification<'_> {
     /// Changes with everything that a verification speaks of.
     fn key(&self) -> String {
         let what = Verify {
@@ -227,7 +227,6 @@ impl Case<'_> {
     /// Brings one forward that is on its way.
     fn advance(&self, mut status: VerificationStatus, plan: &mut Plan) -> VerificationStatus {
         let Self {
-            pool,
             spec,
             verify,
             observed,
@@ -255,24 +254,37 @@ impl Case<'_> {
             return status;
         }
         if status.state == VerificationState::Requested {
-            match &watched.dispatch {
-                Dispatch::Open if watched.next_look.is_none_or(|at| now >= at) => {
-                    if let Some(workflow) = workflow(pool) {
-                        plan.actions.push(Action::DispatchWorkflow(workflow));
-                        plan.wake_in(SignedDuration::from_millis(500));
-                    }
+            self.start(&mut status, plan);
+        } else if watched.run.is_some() || watched.is_gone {
+            self.judge_run(&mut status, plan);
+        }
+        status
+    }
+
+    /// Starts the workflow of one that was asked for, or ends it where GitHub has refused to.
+    fn start(&self, status: &mut VerificationStatus, plan: &mut Plan) {
+        let watched = &self.observed.verification;
+        match &watched.dispatch {
+            Dispatch::Open if watched.next_look.is_none_or(|at| self.now >= at) => {
+                if let Some(workflow) = workflow(self.pool) {
+                    plan.actions.push(Action::DispatchWorkflow(workflow));
+                    plan.wake_in(SignedDuration::from_millis(500));
                 }
-                Dispatch::Refused { reason, message } => {
-                    let (reason, message) = (reason.clone(), message.clone());
-                    end(&mut status, Some((reason, message)), now);
-                }
-                _ => {}
             }
-            return status;
+            Dispatch::Refused { reason, message } => {
+                let (reason, message) = (reason.clone(), message.clone());
+                end(status, Some((reason, message)), self.now);
+            }
+            _ => {}
         }
-        if watched.run.is_none() && !watched.is_gone {
-            return status;
-        }
+    }
+
+    /// Takes in what the run has come to.
+    fn judge_run(&self, status: &mut VerificationStatus, plan: &mut Plan) {
+        let Self {
+            pool, spec, now, ..
+        } = *self;
+        let watched = &self.observed.verification;
         let judged = judge::judge(self);
         status.jobs = judged.jobs;
         match judged.verdict {
@@ -299,7 +311,7 @@ impl Case<'_> {
                 }
             }
             judge::Verdict::Failed(reason, message) => {
-                end(&mut status, Some((reason, message)), now);
+                end(status, Some((reason, message)), now);
             }
             judge::Verdict::Succeeded => {
                 let late = status
@@ -307,10 +319,9 @@ impl Case<'_> {
                     .clone()
                     .zip(status.message.clone())
                     .filter(|(reason, _)| reason == judge::NOT_PICKED_UP);
-                end(&mut status, late, now);
+                end(status, late, now);
             }
         }
-        status
     }
 }
 
@@ -369,22 +380,22 @@ pub(super) fn verified(
     pool: &Pool,
     status: Option<&VerificationStatus>,
     observed: &Observed,
-) -> Say {
+) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return say("Unknown", "NotStarted", "The spec cannot be carried out");
+        return condition_state("Unknown", "NotStarted", "The spec cannot be carried out");
     };
     let Some(verify) = &spec.verify else {
-        return say("Unknown", "NotAsked", "spec.verify is not set");
+        return condition_state("Unknown", "NotAsked", "spec.verify is not set");
     };
     if spec.repository.is_none() {
-        return say(
+        return condition_state(
             "False",
             "RepositoryMissing",
             "spec.github.url is no repository: name the one with the workflow in spec.verify.repository, as OWNER/NAME",
         );
     }
     let Some(status) = status else {
-        return say(
+        return condition_state(
             "Unknown",
             "WaitsForRunner",
             "The workflow is started when a runner is online",
@@ -393,8 +404,10 @@ pub(super) fn verified(
     let link = status.url.as_deref().unwrap_or("no run");
     let told = status.message.clone().unwrap_or_default();
     match (status.state, &status.reason) {
-        (VerificationState::Succeeded, _) => say("True", "Verified", praise(verify, status, link)),
-        (VerificationState::Failed, reason) => say(
+        (VerificationState::Succeeded, _) => {
+            condition_state("True", "Verified", success_message(verify, status, link))
+        }
+        (VerificationState::Failed, reason) => condition_state(
             "False",
             reason.as_deref().unwrap_or("Failed"),
             match status.run_id {
@@ -409,17 +422,17 @@ pub(super) fn verified(
             },
         ),
         (VerificationState::Running, Some(reason)) if reason == judge::NOT_PICKED_UP => {
-            say("False", reason, format!("{told}. Run: {link}"))
+            condition_state("False", reason, format!("{told}. Run: {link}"))
         }
         (VerificationState::Running, Some(reason)) => {
-            say("Unknown", reason, format!("{told}. Run: {link}"))
+            condition_state("Unknown", reason, format!("{told}. Run: {link}"))
         }
         (VerificationState::Running, None) => {
-            say("Unknown", "Running", format!("The run is watched: {link}"))
+            condition_state("Unknown", "Running", format!("The run is watched: {link}"))
         }
         (VerificationState::Requested, _) => match &observed.verification.trouble {
-            Some(trouble) => say("Unknown", "NotStarted", trouble.clone()),
-            None => say(
+            Some(trouble) => condition_state("Unknown", "NotStarted", trouble.clone()),
+            None => condition_state(
                 "Unknown",
                 "Requested",
                 "The workflow is about to be started",
@@ -428,7 +441,7 @@ pub(super) fn verified(
     }
 }
 
-fn praise(verify: &Verify, status: &VerificationStatus, link: &str) -> String {
+fn success_message(verify: &Verify, status: &VerificationStatus, link: &str) -> String {
     let jobs: Vec<String> = status
         .jobs
         .iter()

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::listen::{Ear, Listener};
-use super::{Done, Hand};
+use super::{Done, Executor};
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
+use crate::listen::{Listener, ListenerConfig};
 use cuda_runner_plan::model::scale_set::Known;
 
-impl Hand<'_> {
+impl Executor<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
         let made = self.github()?.create_scale_set(new).await;
         if let Ok(set) = &made {
@@ -80,7 +80,7 @@ impl Hand<'_> {
                 return Ok(Done::Yes);
             }
             let client = self.client.as_ref().ok_or(ActError::NoClient)?;
-            let ear = Ear {
+            let ear = ListenerConfig {
                 client: Arc::clone(client),
                 set,
                 pool: self.pool.key.clone(),

@@ -1,14 +1,18 @@
 //! What came of the start of a workflow.
 
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::verification::{Dispatch, Watched};
+use cuda_runner_plan::model::verification::{Dispatch, VerificationFacts};
 use cuda_runner_plan::verify::SLOW_POLL;
 use jiff::Timestamp;
 
 use crate::github::Error;
 
 /// Takes in what came of a dispatch.
-pub(super) fn answered(watched: &mut Watched, answer: Result<Option<u64>, Error>, now: Timestamp) {
+pub(super) fn answered(
+    watched: &mut VerificationFacts,
+    answer: Result<Option<u64>, Error>,
+    now: Timestamp,
+) {
     watched.sent = Some(now);
     match answer {
         Ok(run) => {
@@ -50,7 +54,7 @@ mod tests {
     #[test]
     fn refusals_are_told_apart() {
         let refused = |error: Error| {
-            let mut watched = Watched::default();
+            let mut watched = VerificationFacts::default();
             answered(&mut watched, Err(error), Timestamp::UNIX_EPOCH);
             watched.dispatch
         };

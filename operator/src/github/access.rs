@@ -6,7 +6,7 @@ use super::{Client, Error, Scope};
 
 /// What the credentials turned out to be good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
+pub struct AccessCheck {
     /// What the App was granted, such as `administration: write`. Empty for a token, which does not say.
     pub permissions: BTreeMap<String, String>,
 }
@@ -16,7 +16,7 @@ impl Client {
     ///
     /// Costs what [`Client::list_runners`] costs, and a token for an App that has none yet. What a token may write is
     /// not told before it is tried.
-    pub async fn check_access(&self, max_age: Duration) -> Result<Access, Error> {
+    pub async fn check_access(&self, max_age: Duration) -> Result<AccessCheck, Error> {
         let permissions = match self.transport.minted().await? {
             None => BTreeMap::new(),
             Some(minted) => {
@@ -25,7 +25,7 @@ impl Client {
             }
         };
         self.list_runners(max_age).await?;
-        Ok(Access { permissions })
+        Ok(AccessCheck { permissions })
     }
 
     fn granted(&self, permissions: &BTreeMap<String, String>) -> Result<(), Error> {

@@ -44,7 +44,7 @@ pub use cuda_runner_plan::model::github::{
 pub use cuda_runner_plan::model::proxy::{Proxy, ProxyError};
 pub use cuda_runner_plan::model::url::{GitHubUrl, Scope, UrlError};
 
-pub use access::Access;
+pub use access::AccessCheck;
 pub use ca::{CaBundle, CaBundleError};
 pub use checks::Reported;
 pub use client::Client;
@@ -55,4 +55,4 @@ pub use credentials::{
 };
 pub use error::Error;
 pub use messages::{Message, Session};
-pub use runners::{Deletion, JitConfig, JitRequest, Listing, Runner};
+pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};

@@ -26,7 +26,7 @@ const MOST_PAGES: usize = 200;
 
 /// One runner's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Runner {
+pub struct ListedRunner {
     /// GitHub's number for it.
     pub id: u64,
     /// Its name, unique within the scope.
@@ -43,15 +43,15 @@ pub struct Runner {
 
 /// All runners of a scope, at one time. Listing lags: absence is no proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listing {
+pub struct RunnerList {
     /// In GitHub's order.
-    pub runners: Vec<Runner>,
+    pub runners: Vec<ListedRunner>,
     /// When the listing was begun.
     pub at: Timestamp,
 }
 
-impl From<Runner> for Entry {
-    fn from(runner: Runner) -> Self {
+impl From<ListedRunner> for Entry {
+    fn from(runner: ListedRunner) -> Self {
         Self {
             id: runner.id,
             name: runner.name,
@@ -114,14 +114,14 @@ impl JitConfig {
 
 /// A listing, with what is needed to ask whether it is still true.
 pub(super) struct Pages {
-    listing: Arc<Listing>,
+    listing: Arc<RunnerList>,
     pages: Vec<Arc<Page>>,
 }
 
 struct Page {
     tag: Option<Tag>,
     total: usize,
-    runners: Vec<Runner>,
+    runners: Vec<ListedRunner>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -129,7 +129,7 @@ impl Client {
     /// All runners of the scope, at most `max_age` old.
     ///
     /// Pools of one scope share the answer; a question whose answer is unchanged costs nothing at GitHub.
-    pub async fn list_runners(&self, max_age: Duration) -> Result<Arc<Listing>, Error> {
+    pub async fn list_runners(&self, max_age: Duration) -> Result<Arc<RunnerList>, Error> {
         let pages = self
             .listing
             .get(
@@ -141,7 +141,7 @@ impl Client {
     }
 
     /// The runner of this name, asked afresh.
-    pub async fn find_runner(&self, name: &str) -> Result<Option<Runner>, Error> {
+    pub async fn find_runner(&self, name: &str) -> Result<Option<ListedRunner>, Error> {
         // A server that does not know the filter answers with everything: still right, in more pages.
         let query = format!("name={}&", encode(name));
         for number in 1..=MOST_PAGES {
@@ -325,7 +325,7 @@ impl Client {
             .cloned()
             .collect();
         Ok(Arc::new(Pages {
-            listing: Arc::new(Listing { runners, at }),
+            listing: Arc::new(RunnerList { runners, at }),
             pages,
         }))
     }
@@ -368,7 +368,7 @@ impl Page {
             total: wire
                 .total
                 .ok_or_else(|| malformed("it has no total_count"))?,
-            runners: wire.items.into_iter().map(Runner::from).collect(),
+            runners: wire.items.into_iter().map(ListedRunner::from).collect(),
             _place: place.ok_or_else(|| {
                 malformed("the lists of all servers together are too long to be kept")
             })?,
@@ -426,7 +426,7 @@ struct WireLabel {
     name: String,
 }
 
-impl From<WireRunner> for Runner {
+impl From<WireRunner> for ListedRunner {
     fn from(wire: WireRunner) -> Self {
         let status = wire.status.unwrap_or_default();
         Self {

@@ -11,7 +11,7 @@ use cuda_runner_plan::Access;
 use cuda_runner_plan::checks::{
     asked_of, branches, green, is_concerned, record, repository, ruleset_name, unseen,
 };
-use cuda_runner_plan::model::checks::{Branch, Watched};
+use cuda_runner_plan::model::checks::{Branch, CheckFacts};
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::runners::SWEEP;
@@ -25,9 +25,14 @@ const UNPROTECTED: SignedDuration = SignedDuration::from_mins(30);
 const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Reads what is due, into the pool's memory; gives what is known.
-pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Timestamp) -> Watched {
+pub async fn look(
+    ctx: &Context,
+    pool: &Pool,
+    client: Option<&Client>,
+    now: Timestamp,
+) -> CheckFacts {
     if !is_concerned(pool) {
-        return Watched::default();
+        return CheckFacts::default();
     }
     let (mut memory, access) = ctx.memory.with(pool, |memory| {
         (
@@ -56,7 +61,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
         client,
         pool,
         repository: &repository,
-        watched: Watched {
+        watched: CheckFacts {
             trouble: None,
             ..memory.watched
         },
@@ -84,7 +89,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
 }
 
 /// Notes what GitHub did not do, and waits.
-pub(crate) fn note_failure(watched: &mut Watched, error: &Error, now: Timestamp) {
+pub(crate) fn note_failure(watched: &mut CheckFacts, error: &Error, now: Timestamp) {
     watched.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
     watched.trouble = Some((error.category().to_owned(), error.to_string()));
 }
@@ -94,7 +99,7 @@ struct Look<'a> {
     client: &'a Client,
     pool: &'a Pool,
     repository: &'a Repository,
-    watched: Watched,
+    watched: CheckFacts,
     /// Branches without protection, too, however lately they were read.
     everything: bool,
     now: Timestamp,

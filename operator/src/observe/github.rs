@@ -313,7 +313,7 @@ async fn read_queue(
     client: &Client,
     pool: &Pool,
     spec: &Spec,
-    listing: &crate::github::Listing,
+    listing: &crate::github::RunnerList,
     max_age: Duration,
 ) -> Queue {
     let mut queue = Queue {
@@ -345,7 +345,7 @@ async fn ask(
     spec: &Spec,
     first: bool,
     max_age: Duration,
-) -> Result<Arc<crate::github::Listing>, Error> {
+) -> Result<Arc<crate::github::RunnerList>, Error> {
     if first {
         client.check_access(max_age).await?;
         client.runner_group_id(spec.runner_group.as_deref()).await?;
@@ -358,7 +358,7 @@ async fn ask(
 fn take_in(
     github: &mut GitHubMemory,
     pool: &Pool,
-    answer: Result<Arc<crate::github::Listing>, Error>,
+    answer: Result<Arc<crate::github::RunnerList>, Error>,
     agents: Option<Result<Vec<Agent>, Error>>,
     now: Timestamp,
 ) {
@@ -384,7 +384,7 @@ fn take_in(
 /// of them is taken in.
 fn of_scale_set(
     github: &GitHubMemory,
-    listing: &crate::github::Listing,
+    listing: &crate::github::RunnerList,
     agents: Option<Result<Vec<Agent>, Error>>,
 ) -> Vec<Entry> {
     let last = || {

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::github::{Client, Error, Repository, RunJob};
 use cuda_runner_plan::Access;
 use cuda_runner_plan::jobs::{BATCH, next_look, noted, run_of, to_ask};
-use cuda_runner_plan::model::jobs::{RunKey, Watched};
+use cuda_runner_plan::model::jobs::{JobFacts, RunKey};
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
@@ -26,9 +26,9 @@ pub async fn look(
     pool: &Pool,
     runners: impl Iterator<Item = &Runner>,
     client: Option<&Client>,
-    verification: &verification::Watched,
+    verification: &verification::VerificationFacts,
     now: Timestamp,
-) -> Watched {
+) -> JobFacts {
     // Also of jobs that the status does not have yet: then one write tells that a job has ended, and how.
     let noted = noted(pool, runners);
     let listed: BTreeSet<RunKey> = noted.iter().filter_map(run_of).collect();
@@ -61,7 +61,7 @@ async fn ask(
     client: &Client,
     noted: &[JobStatus],
     wanted: BTreeSet<RunKey>,
-    watched: &mut Watched,
+    watched: &mut JobFacts,
     now: Timestamp,
 ) {
     let answers = wanted.into_iter().map(|run| async move {
@@ -89,7 +89,7 @@ async fn ask(
 }
 
 /// Whether a run that was not found is looked for again: one answer of that kind may be another server's, or come too early.
-fn is_missed(watched: &mut Watched, run: &RunKey) -> bool {
+fn is_missed(watched: &mut JobFacts, run: &RunKey) -> bool {
     let times = watched.missed.entry(run.clone()).or_default();
     *times = times.saturating_add(1);
     *times < LOOKS
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_run_is_not_given_up_at_the_first_look() {
         let run = ("acme/widgets".to_owned(), 7);
-        let mut watched = Watched::default();
+        let mut watched = JobFacts::default();
         let looks: Vec<bool> = (0..3).map(|_| is_missed(&mut watched, &run)).collect();
         assert_eq!(looks, [true, true, false]);
     }

@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::act::listen::Listener;
 use crate::context::Context;
 use crate::github::{Client, Error, NewScaleSet, ScaleSet};
+use crate::listen::Listener;
 use crate::memory::ScaleSetMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
 use cuda_runner_plan::model::runner::Runner;
-use cuda_runner_plan::model::scale_set::{Known, View};
+use cuda_runner_plan::model::scale_set::{Known, ScaleSetFacts};
 use cuda_runner_plan::model::time::Shift as _;
 
 /// The first pause after an attempt that failed.
@@ -35,7 +35,7 @@ pub async fn look<'a>(
     runners: impl Iterator<Item = &'a Runner>,
     client: Option<&Client>,
     now: Timestamp,
-) -> Option<View> {
+) -> Option<ScaleSetFacts> {
     let needs_one = pool
         .spec
         .as_ref()
@@ -103,7 +103,7 @@ fn view<'a>(
     runners: impl Iterator<Item = &'a Runner>,
     expected: &BTreeSet<String>,
     now: Timestamp,
-) -> View {
+) -> ScaleSetFacts {
     let (listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
     let completed = completed.unwrap_or_default();
     // What was over by then is not in the session's first numbers.
@@ -132,7 +132,7 @@ fn view<'a>(
         listener.keep(is_there);
     }
     let taken_back = listening.as_ref().and_then(|l| l.heard.taken_back);
-    View {
+    ScaleSetFacts {
         known: memory.known.clone(),
         asked: memory.asked.clone(),
         is_unwritten: memory.is_unwritten,

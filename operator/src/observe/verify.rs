@@ -8,7 +8,7 @@ use crate::github::{Client, Error};
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::verification::{Dispatch, Watched};
+use cuda_runner_plan::model::verification::{Dispatch, VerificationFacts};
 use cuda_runner_plan::verify::{NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, workflow};
 
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
@@ -18,18 +18,23 @@ const SKEW: SignedDuration = SignedDuration::from_secs(30);
 const SURELY_GONE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Reads what is due, into the pool's memory; gives what is known.
-pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Timestamp) -> Watched {
+pub async fn look(
+    ctx: &Context,
+    pool: &Pool,
+    client: Option<&Client>,
+    now: Timestamp,
+) -> VerificationFacts {
     let Some(status) = pool
         .status
         .verification
         .as_ref()
         .filter(|v| !v.state.has_ended() && pool.deleting.is_none())
     else {
-        return Watched::default();
+        return VerificationFacts::default();
     };
     let (mut watched, access) = ctx.memory.with(pool, |memory| {
         if memory.verification.since != Some(status.since.0) {
-            memory.verification = Watched {
+            memory.verification = VerificationFacts {
                 since: Some(status.since.0),
                 // Only the process that has written the intent knows that nothing was sent for it yet.
                 dispatch: if memory.intent == Some(status.since.0) {
@@ -37,7 +42,7 @@ pub async fn look(ctx: &Context, pool: &Pool, client: Option<&Client>, now: Time
                 } else {
                     Dispatch::Unknown
                 },
-                ..Watched::default()
+                ..VerificationFacts::default()
             };
         }
         (
@@ -79,7 +84,7 @@ async fn find(
     client: &Client,
     workflow: &crate::github::Workflow,
     status: &VerificationStatus,
-    watched: &mut Watched,
+    watched: &mut VerificationFacts,
     now: Timestamp,
 ) -> Result<(), Error> {
     let since = status.since.0;
@@ -99,7 +104,7 @@ async fn find(
 }
 
 /// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
-fn is_missing(watched: &mut Watched, now: Timestamp) {
+fn is_missing(watched: &mut VerificationFacts, now: Timestamp) {
     let since = *watched.missing_since.get_or_insert(now);
     watched.is_gone = now >= since.after(SURELY_GONE);
 }
@@ -109,7 +114,7 @@ async fn read_run(
     pool: &Pool,
     repository: &crate::github::Repository,
     id: u64,
-    watched: &mut Watched,
+    watched: &mut VerificationFacts,
     now: Timestamp,
 ) -> Result<(), Error> {
     let (run, jobs) =
@@ -139,7 +144,7 @@ mod tests {
     #[test]
     fn a_run_that_is_not_found_once_is_not_gone() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let mut watched = Watched::default();
+        let mut watched = VerificationFacts::default();
         for (second, is_gone) in [(0, false), (5, false), (59, false), (60, true)] {
             is_missing(&mut watched, at(second));
             assert_eq!(watched.is_gone, is_gone, "{second}");

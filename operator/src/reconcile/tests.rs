@@ -23,15 +23,15 @@ use kube::runtime::controller::Action as Next;
 use super::{guarded, on_error};
 use crate::act::events::Events;
 use crate::context::{CREATIONS, Context};
-use crate::desk::OperatorDesk;
 use crate::error::ReconcileError;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::registrar::{
-    CaStore, Decision, Desk as _, KnownRunner, PodIdentity, Policy, ServerNames, Version,
+    Backend as _, CaStore, Decision, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
+use crate::registration::OperatorBackend;
 use crate::specs::Specs;
 use crate::watch::Waker;
 use crate::watch::objects::{Breadth, Objects};
@@ -474,7 +474,7 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
 async fn a_gate_that_asks_again_is_counted_once() {
     let cluster = Cluster::default();
     let ctx = context(&cluster).await;
-    let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+    let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
     let pod = |uid: &str| PodIdentity {
         namespace: "ci".to_owned(),
         name: "pool-aaaaa".to_owned(),
@@ -501,11 +501,13 @@ async fn a_gate_that_asks_again_is_counted_once() {
     };
     let report = Report::new("0");
     for _ in 0..2 {
-        desk.note_report(&pod("1"), &runner, &report, &Decision::Admit)
+        backend
+            .note_report(&pod("1"), &runner, &report, &Decision::Admit)
             .await;
         shows(&ctx, &line(1)).unwrap();
     }
-    desk.note_report(&pod("2"), &runner, &report, &Decision::Admit)
+    backend
+        .note_report(&pod("2"), &runner, &report, &Decision::Admit)
         .await;
     shows(&ctx, &line(2)).unwrap();
 }

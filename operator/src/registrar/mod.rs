@@ -6,14 +6,14 @@
 //! - [`identity`]: which pod is asking; `claims`: whether it is worth a question.
 //! - [`ledger`]: one registration for each pod, and so many requests for each pool.
 //! - [`admit`](mod@admit): whether its report is good enough.
-//! - [`desk`]: the seam to the rest of the operator.
+//! - [`backend`]: the seam to the rest of the operator.
 //! - [`server`]: the endpoint itself.
 
 pub mod admit;
+pub mod backend;
 mod bucket;
 pub mod ca;
 mod claims;
-pub mod desk;
 pub mod door;
 pub mod identity;
 pub mod ledger;
@@ -24,10 +24,10 @@ mod tests;
 pub mod tls;
 
 pub use admit::{Decision, Policy, Version, admit};
+pub use backend::{Backend, KnownRunner, RegisterError, Registration, RunnerLookup};
 pub use bucket::Rate;
 pub use ca::ServerNames;
 pub use cuda_runner_plan::model::key::PoolKey;
-pub use desk::{Desk, KnownRunner, RegisterError, Registration, RunnerLookup};
 pub use door::Bounds;
 pub use identity::{IdentityError, PodIdentity, Reviewer};
 pub use ledger::Ledger;

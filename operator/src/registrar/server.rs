@@ -28,8 +28,8 @@ use super::bucket::{Quiet, Rate};
 use super::door::{Bounds, Door, Guest};
 use super::ledger::{Claim, Digest, Granted, Ledger};
 use super::{
-    Decision, Desk, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration, Reviewer,
-    RunnerLookup, admit, claims,
+    Backend, Decision, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration,
+    Reviewer, RunnerLookup, admit, claims,
 };
 
 /// How long a client may take for the TLS handshake, and then for the head of its request.
@@ -68,7 +68,7 @@ pub struct Parts<D> {
     /// Says which pod asks.
     pub reviewer: Reviewer,
     /// The rest of the operator.
-    pub desk: Arc<D>,
+    pub backend: Arc<D>,
     /// Who has had what.
     pub ledger: Arc<Ledger>,
     /// Bounds.
@@ -83,7 +83,7 @@ struct Shared<D> {
 }
 
 /// Answers until `shutdown` is ready, then finishes what was begun.
-pub async fn serve<D: Desk>(
+pub async fn serve<D: Backend>(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     parts: Parts<D>,
@@ -159,7 +159,7 @@ async fn converse(acceptor: TlsAcceptor, stream: TcpStream, router: Router, mut 
     }
 }
 
-async fn handle<D: Desk>(
+async fn handle<D: Backend>(
     State(shared): State<Arc<Shared<D>>>,
     Extension(guest): Extension<Arc<Guest>>,
     request: Request,
@@ -181,7 +181,7 @@ async fn handle<D: Desk>(
 }
 
 /// Nothing of the body is read before it is known who asks.
-async fn answer<D: Desk>(
+async fn answer<D: Backend>(
     shared: &Shared<D>,
     guest: &Guest,
     request: Request,
@@ -212,7 +212,7 @@ async fn answer<D: Desk>(
     let decision = admit(&report, &runner.policy);
     shared
         .parts
-        .desk
+        .backend
         .note_report(&pod, &runner, &report, &decision)
         .await;
     // It may be large, and what follows may take long.
@@ -232,7 +232,7 @@ fn bearer(headers: &HeaderMap) -> Option<SecretString> {
 }
 
 /// Which pod asks. The API server is asked of a token only where it says of itself that it is a runner's.
-async fn identify<D: Desk>(
+async fn identify<D: Backend>(
     shared: &Shared<D>,
     guest: &Guest,
     token: &SecretString,
@@ -284,8 +284,8 @@ fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
     }
 }
 
-async fn find<D: Desk>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
-    match shared.parts.desk.runner(pod).await {
+async fn find<D: Backend>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
+    match shared.parts.backend.runner(pod).await {
         RunnerLookup::Known(runner) => Ok(runner),
         RunnerLookup::NotYetKnown => Err(retry(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -328,7 +328,7 @@ async fn read(body: Body) -> Result<(Report, Digest), Response> {
     Ok((report, Digest::of(&bytes)))
 }
 
-async fn register<D: Desk>(
+async fn register<D: Backend>(
     shared: &Shared<D>,
     pod: PodIdentity,
     runner: KnownRunner,
@@ -360,18 +360,18 @@ fn already_registered(pod: &PodIdentity) -> Response {
 }
 
 /// In a task of its own: the gate may hang up meanwhile, and finds the registration when it asks again.
-async fn attempt<D: Desk>(
+async fn attempt<D: Backend>(
     shared: &Shared<D>,
     pod: PodIdentity,
     runner: KnownRunner,
     granted: Granted,
 ) -> Result<Response, Response> {
-    let (desk, limit) = (
-        Arc::clone(&shared.parts.desk),
+    let (backend, limit) = (
+        Arc::clone(&shared.parts.backend),
         shared.parts.limits.request_timeout,
     );
     let attempt = async move {
-        let made = tokio::time::timeout(limit, desk.register(&pod, &runner)).await;
+        let made = tokio::time::timeout(limit, backend.register(&pod, &runner)).await;
         if let Ok(Ok(registration)) = &made {
             granted.done(registration.clone());
         }

@@ -1,6 +1,5 @@
 use cudarunner_crds::{CheckedBranch, CudaRunner, VerifiedJobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use proptest::prelude::*;
 
 use super::*;
 use crate::conditions::kind;
@@ -8,6 +7,8 @@ use crate::fixture::{NOW, ago, listing, observed, resource};
 use crate::model::github::{BranchRule, Triggers};
 
 const APP: Option<i64> = Some(15368);
+
+mod properties;
 
 fn checks(mode: ChecksMode, branches: &[(&str, bool)]) -> RequiredChecks {
     RequiredChecks {
@@ -107,14 +108,14 @@ impl World {
             context: name.to_owned(),
             app_id: APP,
         };
-        observed.checks = Watched {
+        observed.checks = CheckFacts {
             proven: Some((7, vec![check("build"), check("gpu"), check("lint")])),
             reported: self.reported.clone(),
             skipped: self.skipped.clone(),
             branches: known.collect(),
             ruleset: self.ruleset.clone(),
             read: Some(NOW),
-            ..Watched::default()
+            ..CheckFacts::default()
         };
         observed
     }
@@ -413,30 +414,6 @@ fn filters_and_merge_queues_and_namesakes_are_warned_of() {
     }
 }
 
-/// What may happen between and during visits.
-#[derive(Clone, Debug)]
-enum Event {
-    Visit(usize),
-    /// The process dies when it has written the status, or when it has changed GitHub.
-    Crash(usize, bool),
-    UserAdds(&'static str),
-    UserRemoves(&'static str),
-    Delete(usize),
-    Ask(usize, bool),
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let name = prop_oneof![Just("fmt"), Just("gpu"), Just("build")];
-    prop_oneof![
-        4 => (0..2usize).prop_map(Event::Visit),
-        1 => (0..2usize, any::<bool>()).prop_map(|(pool, wrote)| Event::Crash(pool, wrote)),
-        2 => name.clone().prop_map(Event::UserAdds),
-        2 => name.prop_map(Event::UserRemoves),
-        1 => (0..2usize).prop_map(Event::Delete),
-        1 => (0..2usize, any::<bool>()).prop_map(|(pool, on)| Event::Ask(pool, on)),
-    ]
-}
-
 fn on_main() -> RequiredChecks {
     checks(ChecksMode::BranchProtection, &[("main", false)])
 }
@@ -504,11 +481,11 @@ fn only_a_pool_that_github_accepts_has_a_say_in_our_checks() {
 
 #[test]
 fn a_word_is_worth_what_github_says_of_the_pool() {
-    let read = Watched {
+    let read = CheckFacts {
         read: Some(NOW),
-        ..Watched::default()
+        ..CheckFacts::default()
     };
-    let troubled = Watched {
+    let troubled = CheckFacts {
         trouble: Some(("NotFound".to_owned(), "no".to_owned())),
         ..read.clone()
     };
@@ -520,7 +497,7 @@ fn a_word_is_worth_what_github_says_of_the_pool() {
     assert_eq!(Word::of(&Access::Granted, &read), Some(Word::Proven));
     assert_eq!(Word::of(&Access::Granted, &troubled), None);
     assert_eq!(
-        Word::of(&Access::Granted, &Watched::default()),
+        Word::of(&Access::Granted, &CheckFacts::default()),
         Some(Word::Unproven)
     );
     assert_eq!(Word::of(&Access::Unchecked, &read), Some(Word::Unproven));
@@ -583,73 +560,5 @@ fn a_record_speaks_of_the_server_where_it_was_made() {
         );
         assert_eq!(record.origin.as_deref(), Some(here));
         assert!(plan.actions.iter().all(is_unrelated));
-    }
-}
-
-proptest! {
-    /// Whatever users and pools do, and wherever the operator dies: what users required stays, and nothing of ours does.
-    /// What a user adds under a name that is on record as ours cannot be told from ours; that is left out here.
-    #[test]
-    fn what_is_the_users_stays_and_what_is_ours_goes(events in proptest::collection::vec(event(), 0..40)) {
-        let (mut world, mut pools) = two_pools();
-        let mut theirs = vec!["fmt".to_owned()];
-        for event in events {
-            match event {
-                Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
-                Event::Crash(number, wrote) => act(&mut world, &mut pools, number, wrote, !wrote),
-                Event::UserAdds(name) => {
-                    let ours = pools.iter().any(|pool| recorded(pool, name));
-                    if !ours && !theirs.iter().any(|t| t == name) {
-                        theirs.push(name.to_owned());
-                        world.required("main").push(name.to_owned());
-                    }
-                }
-                Event::UserRemoves(name) => {
-                    theirs.retain(|t| t != name);
-                    world.required("main").retain(|t| t != name);
-                }
-                Event::Delete(number) => delete(&mut pools[number]),
-                Event::Ask(number, on) => pools[number].spec.required_checks = on.then(on_main),
-            }
-            for name in &theirs {
-                prop_assert!(world.required("main").contains(name), "{name} is lost");
-            }
-        }
-        pools.iter_mut().for_each(delete);
-        for _ in 0..4 {
-            act(&mut world, &mut pools, 0, true, true);
-            act(&mut world, &mut pools, 1, true, true);
-        }
-        let mut left = world.required("main").clone();
-        left.sort();
-        theirs.sort();
-        prop_assert_eq!(left, theirs);
-        prop_assert!(pools.iter().all(|pool| pool.status.as_ref().unwrap().required_checks.is_none()));
-    }
-
-    /// Left alone, every pool comes to rest with its checks required.
-    #[test]
-    fn the_checks_come_to_rest(events in proptest::collection::vec(event(), 0..20)) {
-        let (mut world, mut pools) = two_pools();
-        for event in events {
-            match event {
-                Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
-                Event::Crash(number, wrote) => act(&mut world, &mut pools, number, wrote, !wrote),
-                Event::UserRemoves(name) => world.required("main").retain(|t| t != name),
-                Event::UserAdds(_) | Event::Delete(_) | Event::Ask(..) => {}
-            }
-        }
-        for _ in 0..3 {
-            act(&mut world, &mut pools, 0, true, true);
-            act(&mut world, &mut pools, 1, true, true);
-        }
-        for name in ["gpu", "build"] {
-            prop_assert!(world.required("main").iter().any(|t| t == name));
-        }
-        for number in 0..2 {
-            let (pool, observed) = observed_by(&world, &pools, number);
-            let plan = crate::plan(&pool, &observed, NOW);
-            prop_assert!(plan.actions.iter().all(is_unrelated));
-        }
     }
 }

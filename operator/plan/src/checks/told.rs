@@ -2,9 +2,9 @@
 
 use cudarunner_crds::{ChecksMode, RequiredChecks, RequiredChecksStatus};
 
-use super::{Branch, Watched, green};
+use super::{Branch, CheckFacts, green};
 use crate::Observed;
-use crate::conditions::{Say, say};
+use crate::conditions::{ConditionState, condition_state};
 use crate::model::github::{Protection, Repository};
 use crate::model::pool::{Pool, Spec};
 
@@ -13,22 +13,22 @@ pub(crate) fn required(
     pool: &Pool,
     record: Option<&RequiredChecksStatus>,
     observed: &Observed,
-) -> Say {
+) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return say("Unknown", "NotStarted", "The spec cannot be carried out");
+        return condition_state("Unknown", "NotStarted", "The spec cannot be carried out");
     };
     let watched = &observed.checks;
     if let Some((reason, message)) = &watched.trouble {
-        return say("False", reason, message.clone());
+        return condition_state("False", reason, message.clone());
     }
     let Some(asked) = &spec.required_checks else {
         return match record {
-            Some(_) => say(
+            Some(_) => condition_state(
                 "Unknown",
                 "Removing",
                 "What was required for this pool is being removed",
             ),
-            None => say("Unknown", "NotAsked", "spec.requiredChecks is not set"),
+            None => condition_state("Unknown", "NotAsked", "spec.requiredChecks is not set"),
         };
     };
     if let (Some(record), Some(green)) = (record, green(pool))
@@ -38,7 +38,7 @@ pub(crate) fn required(
             .iter()
             .find(|job| record.checks.iter().all(|c| c.context != job.name))
     {
-        return say(
+        return condition_state(
             "False",
             "CheckNotReported",
             format!(
@@ -49,14 +49,14 @@ pub(crate) fn required(
         );
     }
     let Some(record) = record.filter(|record| !record.checks.is_empty()) else {
-        return say(
+        return condition_state(
             "Unknown",
             "WaitsForVerification",
             "Checks are required when the verification was green",
         );
     };
     if watched.read.is_none() {
-        return say("Unknown", "Reading", "GitHub is asked what is required");
+        return condition_state("Unknown", "Reading", "GitHub is asked what is required");
     }
     let unseen: Vec<&str> = record
         .checks
@@ -65,12 +65,12 @@ pub(crate) fn required(
         .map(|check| check.context.as_str())
         .collect();
     if !unseen.is_empty() {
-        return say("False", "NotSeenOnPullRequest", not_seen(&unseen, watched));
+        return condition_state("False", "NotSeenOnPullRequest", not_seen(&unseen, watched));
     }
     judge(spec, asked, record, watched)
 }
 
-fn not_seen(unseen: &[&str], watched: &Watched) -> String {
+fn not_seen(unseen: &[&str], watched: &CheckFacts) -> String {
     let skipped = unseen.iter().copied();
     let skipped: Vec<&str> = skipped
         .filter(|name| watched.skipped.contains(*name))
@@ -98,8 +98,8 @@ fn judge(
     spec: &Spec,
     asked: &RequiredChecks,
     record: &RequiredChecksStatus,
-    watched: &Watched,
-) -> Say {
+    watched: &CheckFacts,
+) -> ConditionState {
     let names: Vec<&str> = record.checks.iter().map(|c| c.context.as_str()).collect();
     let own = watched.ruleset.as_ref().map(|(id, _)| *id);
     let (mut done, mut skipped, mut open) = (vec![], vec![], vec![]);
@@ -118,7 +118,7 @@ fn judge(
             continue;
         }
         if let Some((reason, message)) = branch.obstacle(name, asked.mode, spec) {
-            return say("False", reason, message);
+            return condition_state("False", reason, message);
         }
         let is_done = match (&branch.protection, asked.mode) {
             (Protection::Requires(there), ChecksMode::BranchProtection) => {
@@ -142,7 +142,7 @@ fn judge(
             names.join(", "),
             open.join(", ")
         );
-        return say("Unknown", "Adding", message);
+        return condition_state("Unknown", "Adding", message);
     }
     let mut parts = if done.is_empty() {
         vec!["No branch is protected, and each is to be left alone then".to_owned()]
@@ -160,11 +160,11 @@ fn judge(
         ));
     }
     parts.extend(warnings(&names, &done, watched));
-    say("True", "Required", parts.join(". "))
+    condition_state("True", "Required", parts.join(". "))
 }
 
 /// What will make required checks a nuisance, though they are required.
-fn warnings(names: &[&str], done: &[&str], watched: &Watched) -> Vec<String> {
+fn warnings(names: &[&str], done: &[&str], watched: &CheckFacts) -> Vec<String> {
     let mut warnings = vec![];
     let is_twice = |name: &&str| watched.elsewhere.contains(*name);
     let twice: Vec<&str> = names.iter().copied().filter(is_twice).collect();

@@ -10,7 +10,7 @@ use super::*;
 use crate::fixture::{NOW, ago, first_node, gate_failure, observed, resource, runner};
 use crate::model::github::{QueuedJob, Statistics};
 use crate::model::runner::{Done, Job};
-use crate::model::scale_set::{Heard, Listening, Trouble, View};
+use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
 use crate::{Action, Plan, Queue, health, plan};
 
 fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
@@ -26,8 +26,8 @@ fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
 }
 
 /// What GitHub says of a scale set that may have `capacity` jobs.
-fn heard(capacity: usize, available: usize, assigned: usize) -> View {
-    View {
+fn heard(capacity: usize, available: usize, assigned: usize) -> ScaleSetFacts {
+    ScaleSetFacts {
         listening: Some(Listening {
             set: 7,
             capacity,
@@ -46,7 +46,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> View {
                 taken_back: None,
             },
         }),
-        ..View::default()
+        ..ScaleSetFacts::default()
     }
 }
 
@@ -69,7 +69,7 @@ fn what_is_on_its_way_is_kept_for_a_job_that_was_taken_back() {
             (1, Some(NOW), 0),
         ] {
             let mut seen = with(&[phase]);
-            seen.scale_set = Some(View {
+            seen.scale_set = Some(ScaleSetFacts {
                 awaited_until,
                 ..heard(8, available, 0)
             });
@@ -140,7 +140,7 @@ fn until_something_is_heard_nothing_comes_and_nothing_goes() {
     let pool = pool(ScalingSource::ScaleSet, 0, 8);
     let idle = || ["pool-aaaaa", "pool-bbbbb"].map(|name| runner(&pool, name, Idle));
     let mut seen = observed(idle().to_vec());
-    seen.scale_set = Some(View::default());
+    seen.scale_set = Some(ScaleSetFacts::default());
     assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
     let mut opened = heard(8, 0, 0);
     if let Some(listening) = &mut opened.listening {
@@ -157,7 +157,7 @@ fn a_job_that_has_ended_here_is_not_counted_until_github_says_so() {
     let pool = pool(ScalingSource::ScaleSet, 0, 8);
     let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
     // GitHub counts two jobs, and one of them has just ended here
-    seen.scale_set = Some(View {
+    seen.scale_set = Some(ScaleSetFacts {
         ended: 1,
         ..heard(8, 0, 2)
     });
@@ -383,7 +383,7 @@ proptest! {
         let max = pool.spec.as_ref().unwrap().size.max;
         let name = |number: usize| format!("pool-{number:05}");
         let runners: Vec<Runner> = (0..).zip(&pods).map(|(n, (phase, _))| runner(&pool, &name(n), phases[*phase])).collect();
-        let mut view = View { ended, ..heard(capacity, available, assigned) };
+        let mut view = ScaleSetFacts { ended, ..heard(capacity, available, assigned) };
         view.finishing = (0..)
             .zip(&pods)
             .filter(|(_, (phase, told))| *told && phases[*phase] == Busy)

@@ -30,7 +30,7 @@ pub enum Action {
     AddFinalizer,
     /// Let the resource go.
     RemoveFinalizer,
-    /// Create a runner pod, see [`pod::build`].
+    /// Create a runner pod, see [`crate::pod::build`].
     CreatePod(NewRunner),
     /// Remove a pod whose entry on GitHub is gone by itself: it has ended after a job.
     DeletePod(Target),

@@ -8,7 +8,7 @@ use super::github::{BranchRule, Check, Protection, Ruleset, Triggers};
 
 /// What GitHub says of the checks, as far as it was read.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Watched {
+pub struct CheckFacts {
     /// The green run that was read, and the checks that it reported.
     pub proven: Option<(i64, Vec<Check>)>,
     /// The green run that was last looked for.

@@ -11,7 +11,7 @@ pub type RunKey = (String, u64);
 
 /// What GitHub says of the runs whose jobs have ended here.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Watched {
+pub struct JobFacts {
     /// The jobs of each run that was asked for, as far as runners here ran them; `None` where there is no such run, or
     /// none that the credentials may see.
     pub runs: BTreeMap<RunKey, Option<Vec<RunJob>>>,

@@ -36,17 +36,17 @@ pub struct Observed {
     /// The jobs that wait at GitHub, as last read.
     pub queue: Option<Arc<Queue>>,
     /// The run of the verification that is on its way.
-    pub verification: verification::Watched,
+    pub verification: verification::VerificationFacts,
     /// The required checks.
-    pub checks: checks::Watched,
+    pub checks: checks::CheckFacts,
     /// What GitHub says of jobs that have ended.
-    pub jobs: jobs::Watched,
+    pub jobs: jobs::JobFacts,
     /// What GitHub says of the versions of agents, where it says anything.
     pub lifecycles: BTreeMap<String, Lifecycle>,
     /// What other pools require.
     pub required_elsewhere: BTreeSet<Elsewhere>,
     /// The scale set of a pool that has one, or should.
-    pub scale_set: Option<scale_set::View>,
+    pub scale_set: Option<scale_set::ScaleSetFacts>,
     /// Labels of the other pools of the same address; empty where no job waits.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.

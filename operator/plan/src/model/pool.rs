@@ -359,32 +359,7 @@ impl Spec {
             return Err(SpecError::NoQueue(url.scope().clone()));
         }
         let preflight = spec.preflight.as_ref().map(read_preflight);
-        let shape = (
-            (persistent, registration.shape()),
-            url.to_string(),
-            &spec.labels,
-            &spec.github.runner_group,
-            spec.github
-                .ca_bundle_ref
-                .as_ref()
-                .map(|r| (&r.name, &r.key)),
-            gpu.shape(),
-            (
-                &gate.min_compute_capability,
-                &gate.min_cuda_version,
-                gate.managed_memory == ManagedMemory::Require,
-                gate.timeout_seconds,
-            ),
-            &spec.template,
-            spec.github.proxy.as_ref(),
-            &preflight,
-        );
-        let mut shape = serde_json::to_string(&shape).unwrap_or_default();
-        if let Some(resources) = &spec.smoke.resources {
-            shape += &serde_json::to_string(resources).unwrap_or_default();
-        }
-        let template_hash = fingerprint(&shape);
-        Ok(Self {
+        let mut read = Self {
             secret: spec.github.credentials_ref.name.clone(),
             ca_bundle: spec.github.ca_bundle_ref.clone(),
             proxy,
@@ -398,14 +373,44 @@ impl Spec {
             verify: spec.verify.clone(),
             verify_every: verify_every(spec.verify.as_ref()),
             required_checks: spec.required_checks.clone(),
-            template_hash,
+            template_hash: String::new(),
             url,
             gpu,
             gate,
             gate_resources: spec.smoke.resources.clone(),
             preflight,
             template,
-        })
+        };
+        read.template_hash = fingerprint(&read.shape(spec));
+        Ok(read)
+    }
+
+    /// Everything that decides how a pod looks, as text. `spec` is what this was read from.
+    fn shape(&self, spec: &CudaRunnerSpec) -> String {
+        let gate = &self.gate;
+        let authorities = spec.github.ca_bundle_ref.as_ref();
+        let shape = (
+            (self.persistent, self.registration.shape()),
+            self.url.to_string(),
+            &spec.labels,
+            &spec.github.runner_group,
+            authorities.map(|r| (&r.name, &r.key)),
+            self.gpu.shape(),
+            (
+                &gate.min_compute_capability,
+                &gate.min_cuda_version,
+                gate.managed_memory == ManagedMemory::Require,
+                gate.timeout_seconds,
+            ),
+            &spec.template,
+            spec.github.proxy.as_ref(),
+            &self.preflight,
+        );
+        let mut shape = serde_json::to_string(&shape).unwrap_or_default();
+        if let Some(resources) = &spec.smoke.resources {
+            shape += &serde_json::to_string(resources).unwrap_or_default();
+        }
+        shape
     }
 }
 

@@ -8,7 +8,7 @@ use super::github::{NewScaleSet, ScaleSet, Statistics};
 
 /// What is known of the scale set of a pool that has one, or should.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct View {
+pub struct ScaleSetFacts {
     /// The scale set itself.
     pub known: Known,
     /// What it was last asked to be; unknown after a restart.

@@ -8,7 +8,7 @@ use super::github::{Run, RunJob, TestSum};
 
 /// What GitHub says of the run of a verification.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Watched {
+pub struct VerificationFacts {
     /// The verification that this belongs to.
     pub since: Option<Timestamp>,
     /// What is known of its start.
@@ -54,7 +54,7 @@ pub enum Dispatch {
     },
 }
 
-impl Watched {
+impl VerificationFacts {
     /// Whether a run may exist whose number is not known.
     #[must_use]
     pub fn is_to_be_found(&self) -> bool {

@@ -26,9 +26,9 @@ fn set(labels: &[&str]) -> ScaleSet {
 
 fn seen(known: Known) -> Observed {
     let mut seen = observed(vec![]);
-    seen.scale_set = Some(View {
+    seen.scale_set = Some(ScaleSetFacts {
         known,
-        ..View::default()
+        ..ScaleSetFacts::default()
     });
     seen
 }

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Case, LOG, VerifiedJob, VerifiedJobStatus, named};
+use super::{LOG, Verification, VerifiedJob, VerifiedJobStatus, named};
 use crate::model::github::RunJob;
 use crate::model::time::Shift as _;
 use crate::queue;
@@ -27,7 +27,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges the run as it was last read.
-pub(super) fn judge(case: &Case<'_>) -> Judged {
+pub(super) fn judge(case: &Verification<'_>) -> Judged {
     let watched = &case.observed.verification;
     let run_over = watched.is_gone
         || watched
@@ -92,7 +92,7 @@ enum State {
     Late(String),
 }
 
-impl Case<'_> {
+impl Verification<'_> {
     fn job(&self, wanted: &VerifiedJob, job: &RunJob) -> (VerifiedJobStatus, State) {
         let taken = job.runner_name.as_deref().filter(|name| !name.is_empty());
         let started = taken.and(job.started_at);

@@ -62,7 +62,7 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
         ..v
     });
     let over = jobs.iter().all(|job| job.status == "completed");
-    observed.verification = Watched {
+    observed.verification = VerificationFacts {
         since: Some(ago(30)),
         run_id: Some(7),
         run: Some(Run {
@@ -86,7 +86,7 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
                 (*job, sum)
             })
             .collect::<BTreeMap<_, _>>(),
-        ..Watched::default()
+        ..VerificationFacts::default()
     };
     (pool, observed)
 }

@@ -95,7 +95,7 @@ async fn what_no_permission_helps_against_has_its_own_advice() {
             "Actions are switched off",
         ),
         (
-            "Resource protected by organization SAML enforcement. You must grant your Personal Access token access to this organization.",
+            "Resource protected by organization SAML enforcement. You must grant your Personal AccessCheck token access to this organization.",
             "single sign-on",
         ),
     ] {

@@ -103,7 +103,7 @@ async fn who_is_not_a_runner_is_told_apart() {
 #[tokio::test]
 async fn what_can_be_tried_again_says_when() {
     let registrar = registrar(limits(), None).await;
-    *registrar.desk.fails.lock().unwrap() = Some(RegisterError::Retry {
+    *registrar.backend.fails.lock().unwrap() = Some(RegisterError::Retry {
         after: Duration::from_millis(6500),
         reason: "RateLimited".into(),
         message: "later".into(),
@@ -133,7 +133,7 @@ async fn reports_are_judged_before_anything_is_registered() {
     let long = registrar.send(Some("good"), vec![b' '; MAX_BODY + 1]).await;
     assert_eq!(outcome(&long), (400, "ReportNotRead".to_owned()));
     assert_eq!(registrar.registered(), 0);
-    let notes = registrar.desk.notes.lock().unwrap();
+    let notes = registrar.backend.notes.lock().unwrap();
     assert!(
         matches!(
             notes.as_slice(),

@@ -1,4 +1,4 @@
-//! The registrar over real TLS, with an API server and a desk that answer as they are told.
+//! The registrar over real TLS, with an API server and a backend that answer as they are told.
 
 mod admit;
 mod endpoint;

@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::kubernetes::{Secrets, pod_token, reviews, token, token_with};
 use crate::registrar::{
-    Bounds, CaStore, Decision, Desk, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy,
+    Backend, Bounds, CaStore, Decision, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy,
     PoolKey, Rate, RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, Version,
     serve,
 };
@@ -30,15 +30,15 @@ use crate::registrar::{
 pub(super) const HONEST: [u8; 4] = [127, 0, 0, 1];
 pub(super) const JIT: &str = "c2VjcmV0LWppdC1jb25maWc=";
 
-/// A desk that knows pods by their names, and registers as it is told.
-pub(super) struct StubDesk {
+/// A backend that knows pods by their names, and registers as it is told.
+pub(super) struct StubBackend {
     pub(super) registered: AtomicUsize,
     pub(super) notes: Mutex<Vec<Decision>>,
     pub(super) fails: Mutex<Option<RegisterError>>,
     slow: Option<Arc<Notify>>,
 }
 
-impl Desk for StubDesk {
+impl Backend for StubBackend {
     async fn runner(&self, pod: &PodIdentity) -> RunnerLookup {
         match pod.name.as_str() {
             "stranger" => RunnerLookup::Unknown,
@@ -90,7 +90,7 @@ impl Desk for StubDesk {
 pub(super) struct Registrar {
     address: SocketAddr,
     pub(super) ca: Arc<CaStore>,
-    pub(super) desk: Arc<StubDesk>,
+    pub(super) backend: Arc<StubBackend>,
     pub(super) reviews: Arc<AtomicUsize>,
     _stop: oneshot::Sender<()>,
 }
@@ -137,7 +137,7 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
             pod_token("pool-a", "u-a", "https://kubernetes.default.svc"),
         ),
     ]);
-    let desk = Arc::new(StubDesk {
+    let backend = Arc::new(StubBackend {
         registered: AtomicUsize::new(0),
         notes: Mutex::default(),
         fails: Mutex::default(),
@@ -149,7 +149,7 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
         ca.server_config(),
         Parts {
             reviewer: Reviewer::new(client),
-            desk: Arc::clone(&desk),
+            backend: Arc::clone(&backend),
             ledger: Arc::new(Ledger::default()),
             limits,
         },
@@ -160,7 +160,7 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
     Registrar {
         address,
         ca,
-        desk,
+        backend,
         reviews,
         _stop: stop,
     }
@@ -240,11 +240,11 @@ impl Registrar {
             }
         };
         let first = tokio::time::timeout(Duration::from_secs(10), first);
-        first.await.expect("no request has come to the desk");
+        first.await.expect("no request has come to the backend");
     }
 
     pub(super) fn registered(&self) -> usize {
-        self.desk.registered.load(Ordering::SeqCst)
+        self.backend.registered.load(Ordering::SeqCst)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What in a runner's pod is ours, by name. [The template](super::template) may take none of it; [the pod](crate::pod)
+//! What in a runner's pod is ours, by name. A template may take none of it; [the pod](crate::pod)
 //! is built from the same names.
 
 use crate::model::runner::{GATE, PREFLIGHT};

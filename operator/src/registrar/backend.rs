@@ -12,7 +12,7 @@ use cuda_runner_plan::model::key::PoolKey;
 ///
 /// The registrar has checked the identity before it asks anything here, and calls [`register`](Self::register) at
 /// most once for a pod, or again after an error.
-pub trait Desk: Send + Sync + 'static {
+pub trait Backend: Send + Sync + 'static {
     /// Whose runner the pod is. Answered from stores, without a request.
     ///
     /// Names come back with other pods in them: compare [`PodIdentity::uid`], too.

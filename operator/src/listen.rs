@@ -36,7 +36,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 20_000;
 
 /// Who listens, and for whom.
-pub struct Ear {
+pub struct ListenerConfig {
     /// The way to GitHub.
     pub client: Arc<Client>,
     /// The scale set.
@@ -54,13 +54,13 @@ pub struct Listener {
     set: u64,
     capacity: watch::Sender<usize>,
     acted_on: watch::Sender<u64>,
-    board: Arc<Mutex<Board>>,
+    received: Arc<Mutex<Received>>,
     task: AbortHandle,
 }
 
 /// What was heard.
 #[derive(Default)]
-struct Board {
+struct Received {
     heard: Heard,
     /// Runners whose job has ended.
     completed: BTreeSet<String>,
@@ -79,16 +79,16 @@ impl Drop for Listener {
 impl Listener {
     /// Starts to listen. `left_over` is a session of ours that may be open still.
     #[must_use]
-    pub fn start(ear: Ear, capacity: usize, left_over: Option<String>) -> Self {
+    pub fn start(config: ListenerConfig, capacity: usize, left_over: Option<String>) -> Self {
         let (capacity, capacities) = watch::channel(capacity);
         let (acted_on, acts) = watch::channel(0);
-        let board = Arc::new(Mutex::new(Board::default()));
-        let set = ear.set;
+        let received = Arc::new(Mutex::new(Received::default()));
+        let set = config.set;
         let task = Task {
-            ear,
+            config,
             capacities,
             acts,
-            board: Arc::clone(&board),
+            received: Arc::clone(&received),
             left_over,
             heard: None,
             has_refreshed: false,
@@ -98,7 +98,7 @@ impl Listener {
             set,
             capacity,
             acted_on,
-            board,
+            received,
             task: tokio::spawn(task.run()).abort_handle(),
         }
     }
@@ -132,38 +132,38 @@ impl Listener {
     /// What was heard, and the runners whose job has ended by then.
     #[must_use]
     pub fn snapshot(&self) -> (Listening, BTreeSet<String>) {
-        let board = lock(&self.board);
+        let received = lock(&self.received);
         let listening = Listening {
             set: self.set,
             capacity: *self.capacity.borrow(),
-            heard: board.heard.clone(),
+            heard: received.heard.clone(),
         };
-        (listening, board.completed.clone())
+        (listening, received.completed.clone())
     }
 
     /// Whether the scale set has vanished.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        lock(&self.board).is_gone
+        lock(&self.received).is_gone
     }
 
     /// The job that GitHub has given a runner, where it has told.
     #[must_use]
     pub fn job_of(&self, runner: &str) -> Option<Job> {
-        lock(&self.board).jobs.get(runner).cloned()
+        lock(&self.received).jobs.get(runner).cloned()
     }
 
     /// Forgets what was heard of runners that are gone.
     pub fn keep(&self, is_there: impl Fn(&String) -> bool) {
-        let mut board = lock(&self.board);
-        board.completed.retain(&is_there);
-        board.jobs.retain(|name, _| is_there(name));
+        let mut received = lock(&self.received);
+        received.completed.retain(&is_there);
+        received.jobs.retain(|name, _| is_there(name));
     }
 }
 
-fn lock(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
+fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
     // Plain values, none of them half-written.
-    board.lock().unwrap_or_else(PoisonError::into_inner)
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What came of a poll.
@@ -188,10 +188,10 @@ fn may_pass(error: &Error) -> bool {
 }
 
 struct Task {
-    ear: Ear,
+    config: ListenerConfig,
     capacities: watch::Receiver<usize>,
     acts: watch::Receiver<u64>,
-    board: Arc<Mutex<Board>>,
+    received: Arc<Mutex<Received>>,
     left_over: Option<String>,
     /// The last message of this session.
     heard: Option<u64>,
@@ -208,8 +208,8 @@ impl Task {
                 // Whatever was not found: whether the scale set itself is gone, the next session tells.
                 Ok(session) => self.listen(session).await,
                 Err(Error::NotFound { message, .. }) => {
-                    tracing::warn!(pool = %self.ear.pool, set = self.ear.set, message, "the scale set has vanished");
-                    lock(&self.board).is_gone = true;
+                    tracing::warn!(pool = %self.config.pool, set = self.config.set, message, "the scale set has vanished");
+                    lock(&self.received).is_gone = true;
                     self.wake();
                     return;
                 }
@@ -224,14 +224,14 @@ impl Task {
 
     /// Opens a session. One that is open already may be ours, of a process that has ended.
     async fn open(&mut self) -> Result<Session, Error> {
-        let (client, set) = (&self.ear.client, self.ear.set);
-        let opened = client.open_session(set, &self.ear.owner).await;
+        let (client, set) = (&self.config.client, self.config.set);
+        let opened = client.open_session(set, &self.config.owner).await;
         let (Err(Error::Conflict { .. }), Some(left_over)) = (&opened, &self.left_over) else {
             return opened;
         };
         client.close_session(set, left_over).await?;
         self.left_over = None;
-        client.open_session(set, &self.ear.owner).await
+        client.open_session(set, &self.config.owner).await
     }
 
     /// Notes whether what is in the way is a session of this pool's whose name never arrived: the answer was lost, or the
@@ -239,11 +239,15 @@ impl Task {
     /// set that has nothing to do can be made anew.
     async fn look_for_lost(&self, error: &Error) {
         let is_ours =
-            matches!(error, Error::Conflict { message } if message.contains(&self.ear.owner));
-        let is_lost = is_ours && matches!(self.ear.client.is_unused(self.ear.set).await, Ok(true));
-        let was_lost = std::mem::replace(&mut lock(&self.board).heard.is_lost, is_lost);
+            matches!(error, Error::Conflict { message } if message.contains(&self.config.owner));
+        let is_lost = is_ours
+            && matches!(
+                self.config.client.is_unused(self.config.set).await,
+                Ok(true)
+            );
+        let was_lost = std::mem::replace(&mut lock(&self.received).heard.is_lost, is_lost);
         if is_lost && !was_lost {
-            tracing::warn!(pool = %self.ear.pool, set = self.ear.set, "a session of this pool is open whose name is not known; the scale set has nothing to do, and is made anew");
+            tracing::warn!(pool = %self.config.pool, set = self.config.set, "a session of this pool is open whose name is not known; the scale set has nothing to do, and is made anew");
             self.wake();
         }
     }
@@ -251,13 +255,13 @@ impl Task {
     /// Hears messages until the session is over; why it is.
     async fn listen(&mut self, mut session: Session) -> Error {
         self.left_over = Some(session.id.clone());
-        tracing::info!(pool = %self.ear.pool, set = session.set, "listening for jobs");
+        tracing::info!(pool = %self.config.pool, set = session.set, "listening for jobs");
         {
-            let mut board = lock(&self.board);
-            board.heard.session = Some(session.id.clone());
-            board.heard.opened = Some(Timestamp::now());
-            board.heard.is_settled = false;
-            board.heard.is_lost = false;
+            let mut received = lock(&self.received);
+            received.heard.session = Some(session.id.clone());
+            received.heard.opened = Some(Timestamp::now());
+            received.heard.is_settled = false;
+            received.heard.is_lost = false;
         }
         self.stand(session.statistics);
         self.heard = None;
@@ -290,10 +294,10 @@ impl Task {
 
     /// Notes where the scale set stands, as a session says it; where it does not, what was heard last holds.
     fn stand(&self, statistics: Option<Statistics>) {
-        let mut board = lock(&self.board);
-        board.heard.stands(statistics, 0, Timestamp::now());
-        board.heard.number += 1;
-        drop(board);
+        let mut received = lock(&self.received);
+        received.heard.stands(statistics, 0, Timestamp::now());
+        received.heard.number += 1;
+        drop(received);
         self.wake();
     }
 
@@ -302,7 +306,7 @@ impl Task {
         if self.has_refreshed {
             return Err(refused);
         }
-        *session = self.ear.client.refresh_session(session).await?;
+        *session = self.config.client.refresh_session(session).await?;
         self.has_refreshed = true;
         self.stand(session.statistics);
         Ok(())
@@ -312,7 +316,7 @@ impl Task {
     ///
     /// What comes between us and GitHub may end a poll early: one that has waited for a while has heard nothing.
     async fn hear(&mut self, session: &mut Session, last: u64) -> Result<Poll, Error> {
-        let client = Arc::clone(&self.ear.client);
+        let client = Arc::clone(&self.config.client);
         let capacity = *self.capacities.borrow_and_update();
         let start = Instant::now();
         let answer = tokio::select! {
@@ -359,26 +363,26 @@ impl Task {
         last: u64,
     ) -> Result<u64, Error> {
         let number = {
-            let mut board = lock(&self.board);
+            let mut received = lock(&self.received);
             // One that comes again is the same news.
             if self.heard != Some(message.id) {
-                board.heard.number += 1;
+                received.heard.number += 1;
             }
-            board.heard.is_settled = true;
+            received.heard.is_settled = true;
             let ended = message.completed.len();
-            board
+            received
                 .heard
                 .stands(message.statistics, ended, Timestamp::now());
-            if board.completed.len() < REMEMBERED {
-                board.completed.extend(message.completed);
+            if received.completed.len() < REMEMBERED {
+                received.completed.extend(message.completed);
             }
-            if board.jobs.len() < REMEMBERED {
+            if received.jobs.len() < REMEMBERED {
                 let jobs = message.jobs.into_iter();
-                board
+                received
                     .jobs
                     .extend(jobs.map(|job| (job.runner.clone(), Job::heard(&job))));
             }
-            board.heard.number
+            received.heard.number
         };
         self.heard = Some(message.id);
         if !message.available.is_empty() {
@@ -396,7 +400,7 @@ impl Task {
     /// Acquires jobs. A refusal is the end of it: they may be somebody else's by now, and a message that is not
     /// acknowledged would keep all others from coming.
     async fn acquire(&mut self, session: &mut Session, jobs: &[i64]) -> Result<(), Error> {
-        let client = Arc::clone(&self.ear.client);
+        let client = Arc::clone(&self.config.client);
         let mut answer = client.acquire_jobs(session, jobs).await;
         if let Err(refused @ Error::Unauthorized { .. }) = answer {
             self.refresh(session, refused).await?;
@@ -406,7 +410,7 @@ impl Task {
     }
 
     async fn acknowledge(&mut self, session: &mut Session, message: u64) -> Result<(), Error> {
-        let client = Arc::clone(&self.ear.client);
+        let client = Arc::clone(&self.config.client);
         let mut answer = client.acknowledge(session, message).await;
         if let Err(refused @ Error::Unauthorized { .. }) = answer {
             self.refresh(session, refused).await?;
@@ -419,7 +423,7 @@ impl Task {
     fn unless_refused(&self, answer: Result<(), Error>, what: &str) -> Result<(), Error> {
         match answer {
             Err(error) if !may_pass(&error) && !matches!(error, Error::Unauthorized { .. }) => {
-                tracing::warn!(pool = %self.ear.pool, set = self.ear.set, %error, "{what}");
+                tracing::warn!(pool = %self.config.pool, set = self.config.set, %error, "{what}");
                 Ok(())
             }
             answer => answer,
@@ -430,7 +434,7 @@ impl Task {
     fn worked(&mut self) {
         self.failures = 0;
         self.has_refreshed = false;
-        if lock(&self.board).heard.trouble.take().is_some() {
+        if lock(&self.received).heard.trouble.take().is_some() {
             self.wake();
         }
     }
@@ -438,7 +442,7 @@ impl Task {
     /// Notes that a poll was answered, and that nothing has changed since the session was opened.
     fn settle(&mut self) {
         self.worked();
-        let was_settled = std::mem::replace(&mut lock(&self.board).heard.is_settled, true);
+        let was_settled = std::mem::replace(&mut lock(&self.received).heard.is_settled, true);
         if !was_settled {
             self.wake();
         }
@@ -447,16 +451,16 @@ impl Task {
     /// Waits, each time longer; tells the pool of what lasts.
     async fn pause(&mut self, error: &Error) {
         self.failures = self.failures.saturating_add(1);
-        tracing::info!(pool = %self.ear.pool, set = self.ear.set, category = error.category(), %error, "not listening");
-        let key = &self.ear.pool.name;
+        tracing::info!(pool = %self.config.pool, set = self.config.set, category = error.category(), %error, "not listening");
+        let key = &self.config.pool.name;
         let own = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, key);
         let pause = error.pause_of_at_least(own, Timestamp::now());
         if self.failures >= WORTH_A_WORD || pause > LONGEST_PAUSE {
             let trouble = trouble_of(error);
-            let mut board = lock(&self.board);
-            let is_news = board.heard.trouble.as_ref() != Some(&trouble);
-            board.heard.trouble = Some(trouble);
-            drop(board);
+            let mut received = lock(&self.received);
+            let is_news = received.heard.trouble.as_ref() != Some(&trouble);
+            received.heard.trouble = Some(trouble);
+            drop(received);
             if is_news {
                 self.wake();
             }
@@ -465,7 +469,7 @@ impl Task {
     }
 
     fn wake(&self) {
-        self.ear.waker.wake(&self.ear.pool);
+        self.config.waker.wake(&self.config.pool);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::github::{Client, Error, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::registrar::admit::cut;
 use crate::registrar::{
-    Decision, Desk, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
+    Backend, Decision, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup, Version,
 };
 use crate::watch::Waker;
@@ -26,14 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// So many devices of a report are named in the log.
 const LONGEST_LIST: usize = 16;
 
-/// The desk of this process.
-pub struct OperatorDesk {
+/// What the registrar asks of this process.
+pub struct OperatorBackend {
     ctx: Arc<Context>,
     waker: Arc<Waker>,
 }
 
-impl OperatorDesk {
-    /// A desk on these stores.
+impl OperatorBackend {
+    /// one on these stores.
     #[must_use]
     pub fn new(ctx: Arc<Context>, waker: Arc<Waker>) -> Self {
         Self { ctx, waker }
@@ -45,7 +45,7 @@ impl OperatorDesk {
     }
 }
 
-impl Desk for OperatorDesk {
+impl Backend for OperatorBackend {
     async fn runner(&self, pod: &PodIdentity) -> RunnerLookup {
         let Some((key, runner)) = self.ctx.pods.find(&pod.namespace, &pod.name) else {
             return RunnerLookup::NotYetKnown;
@@ -167,7 +167,7 @@ impl Desk for OperatorDesk {
     }
 }
 
-impl OperatorDesk {
+impl OperatorBackend {
     /// Somebody has removed the scale set: the pool looks for it, and makes another.
     fn lost_scale_set(&self, pool: &Pool, message: &str) -> RegisterError {
         self.ctx.memory.with(pool, |memory| {
@@ -260,7 +260,7 @@ mod tests {
     async fn a_restart_gives_no_pod_a_second_registration() {
         // Given an operator that has just started: its books are empty, and its stores show the cluster
         let ctx = context(&Cluster::default()).await;
-        let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
         let pod = PodIdentity {
             namespace: "ci".to_owned(),
             name: "pool-aaaaa".to_owned(),
@@ -286,7 +286,7 @@ mod tests {
             });
             ctx.pods.apply(&serde_json::from_value(shown).unwrap());
             // Then it is served for as long as the gate has not ended well
-            let found = format!("{:?}", desk.runner(&pod).await);
+            let found = format!("{:?}", backend.runner(&pod).await);
             assert!(found.starts_with(wanted), "{gate}: {found}");
         }
     }
@@ -294,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
         let ctx = context(&Cluster::default()).await;
-        let desk = OperatorDesk::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
         let pool = Pool::read(&fixture::resource(), false);
         let access = || {
             ctx.memory
@@ -306,12 +306,12 @@ mod tests {
         };
 
         // Given a limit that a gate waits out, then the pool goes on as it was
-        let told = desk.failed(&pool, &limit(20));
+        let told = backend.failed(&pool, &limit(20));
         assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
         assert_eq!(access(), Access::Unchecked);
 
         // Given one that lasts, then no further pod is made for it
-        let told = desk.failed(&pool, &limit(1800));
+        let told = backend.failed(&pool, &limit(1800));
         assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
         let Access::Refused {
             reason,

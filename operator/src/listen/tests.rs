@@ -12,7 +12,7 @@ use crate::github::tests::stub::{Reply, Seen, Stub, hang_up, raw, reply};
 impl Listener {
     /// One that has heard of these ends of jobs since then, and hears nothing more.
     pub(crate) fn of(opened: Timestamp, completed: &[&str]) -> Self {
-        let board = Board {
+        let received = Received {
             heard: Heard {
                 opened: Some(opened),
                 ..Heard::default()
@@ -25,7 +25,7 @@ impl Listener {
             set: 7,
             capacity: watch::Sender::new(1),
             acted_on: watch::Sender::new(0),
-            board: Arc::new(Mutex::new(board)),
+            received: Arc::new(Mutex::new(received)),
             task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
         }
     }
@@ -87,15 +87,15 @@ fn conflict() -> Reply {
     )
 }
 
-fn ear(
+fn config(
     stub: &Stub,
 ) -> (
-    Ear,
+    ListenerConfig,
     UnboundedReceiver<ObjectRef<cudarunner_crds::CudaRunner>>,
 ) {
     let (waker, woken) = Waker::new();
     waker.listen();
-    let ear = Ear {
+    let config = ListenerConfig {
         client: stub.client("o/r"),
         set: 7,
         pool: PoolKey {
@@ -105,7 +105,7 @@ fn ear(
         waker: Arc::new(waker),
         owner: "me".to_owned(),
     };
-    (ear, woken)
+    (config, woken)
 }
 
 fn assigned(listener: &Listener) -> Option<usize> {
@@ -123,8 +123,8 @@ async fn a_message_is_acknowledged_once_it_was_acted_on() {
         _ => raw(202, ""),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
 
     // What the session says when it is opened is news, and the message is
     woken.next().await.unwrap();
@@ -158,8 +158,8 @@ async fn a_session_that_a_process_before_left_open_is_ended() {
         _ => raw(202, ""),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, Some("old".to_owned()));
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, Some("old".to_owned()));
     woken.next().await.unwrap();
     assert_eq!(assigned(&listener), Some(1));
     for line in [
@@ -174,8 +174,8 @@ async fn a_session_that_a_process_before_left_open_is_ended() {
 #[tokio::test]
 async fn a_session_of_somebody_else_is_stood_by_for_and_said() {
     let (stub, mut asks) = service(|_, _| conflict()).await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     woken.next().await.unwrap();
     let (listening, _) = listener.snapshot();
     assert_eq!(listening.heard.trouble.unwrap().reason, "SessionHeld");
@@ -202,8 +202,8 @@ async fn a_scale_set_that_has_vanished_ends_the_listening() {
         _ => gone(),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     while !listener.is_gone() {
         woken.next().await.unwrap();
     }
@@ -231,8 +231,8 @@ async fn what_passes_is_waited_for_in_the_same_session() {
         _ => failures.next().map_or_else(|| message(1, 2), |fail| fail()),
     })
     .await;
-    let (ear, _woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, _woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
     for _ in 0..4 {
         assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
@@ -264,8 +264,8 @@ async fn asked_after_an_offer(mut answer: impl FnMut() -> Reply + Send + 'static
         _ => raw(202, ""),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     let mut asked = vec![];
     loop {
         tokio::select! {
@@ -313,8 +313,8 @@ async fn a_session_whose_queue_is_not_named_is_closed() {
         _ => raw(202, ""),
     })
     .await;
-    let (ear, _woken) = ear(&stub);
-    let _listener = Listener::start(ear, 4, None);
+    let (config, _woken) = config(&stub);
+    let _listener = Listener::start(config, 4, None);
     for line in [
         "POST set 7/sessions",
         "DELETE set 7/sessions/bad",
@@ -355,8 +355,8 @@ async fn where_a_set_stands_is_what_it_or_a_renewed_session_says() {
             }
         })
         .await;
-        let (ear, _woken) = ear(&stub);
-        let listener = Listener::start(ear, 4, None);
+        let (config, _woken) = config(&stub);
+        let listener = Listener::start(config, 4, None);
         for _ in 0..4 {
             asks.recv().await.unwrap();
         }
@@ -371,8 +371,8 @@ async fn a_change_of_the_capacity_is_told_at_once() {
         _ => raw(202, ""),
     })
     .await;
-    let (ear, _woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, _woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     let mut until = async |wanted: &str| {
         while asks.recv().await.unwrap() != wanted {}
     };
@@ -394,8 +394,8 @@ async fn a_token_that_has_run_out_is_renewed() {
         _ => raw(202, ""),
     })
     .await;
-    let (ear, _woken) = ear(&stub);
-    let _listener = Listener::start(ear, 4, None);
+    let (config, _woken) = config(&stub);
+    let _listener = Listener::start(config, 4, None);
     for line in [
         "POST set 7/sessions",
         "GET /q?s=mine 4",
@@ -415,8 +415,8 @@ async fn what_fails_after_each_message_is_said_and_not_hammered() {
         _ => reply(503, &json!({"message": "down"})),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     let trouble = async {
         loop {
             woken.next().await.unwrap();
@@ -455,8 +455,8 @@ async fn when_a_session_is_lost(first: fn() -> Reply, stands: Value) -> (bool, V
         _ => raw(202, ""),
     })
     .await;
-    let (ear, mut woken) = ear(&stub);
-    let listener = Listener::start(ear, 4, None);
+    let (config, mut woken) = config(&stub);
+    let listener = Listener::start(config, 4, None);
     let first_word = tokio::time::timeout(Duration::from_secs(20), woken.next());
     first_word.await.unwrap().unwrap();
     let mut asked = vec![];
