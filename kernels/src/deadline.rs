@@ -1,7 +1,8 @@
 //! When a step of the test must be over.
 
-use std::fs;
-use std::path::Path;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, DirEntry};
 use std::time::{Duration, Instant};
 
 /// A step that waits for a CPU may take so many times its limit, where there is no limit for the whole.
@@ -12,8 +13,8 @@ const AT_MOST: u32 = 10;
 pub(crate) struct Deadline {
     process: u32,
     began: Instant,
-    /// What the process had waited for a CPU when the step began.
-    waited: Duration,
+    /// What each thread of the process had waited for a CPU when the step began.
+    waited: HashMap<OsString, Duration>,
     /// How long the step may take.
     pub(crate) limit: Duration,
     /// How long the process has waited for a CPU in this step, when one last looked.
@@ -43,7 +44,12 @@ impl Deadline {
 
     /// Whether nothing is left, now that one looks how long the process has waited for a CPU.
     pub(crate) fn is_over(&mut self) -> bool {
-        self.starved = waited_for_cpu(self.process).saturating_sub(self.waited);
+        let now = waited_for_cpu(self.process);
+        let before = |thread| self.waited.get(thread).copied().unwrap_or_default();
+        let waits = now
+            .iter()
+            .map(|(thread, all)| all.saturating_sub(before(thread)));
+        self.starved = waits.max().unwrap_or_default().max(self.starved);
         self.left().is_zero()
     }
 
@@ -53,22 +59,18 @@ impl Deadline {
     }
 }
 
-/// How long the process's most delayed thread was ready to run and had no CPU; zero where the kernel does not count it.
+/// How long each thread of a process was ready to run and had no CPU; nothing where the kernel does not count it.
 ///
 /// The second field of `/proc/PID/task/TID/schedstat`, in nanoseconds (`Documentation/scheduler/sched-stats.rst`).
-fn waited_for_cpu(process: u32) -> Duration {
-    let threads = fs::read_dir(format!("/proc/{process}/task"));
-    let of_thread = |thread: &Path| {
-        let text = fs::read_to_string(thread.join("schedstat")).ok()?;
-        text.split_whitespace().nth(1)?.parse().ok()
+fn waited_for_cpu(process: u32) -> HashMap<OsString, Duration> {
+    let of_thread = |thread: DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let nanoseconds = text.split_whitespace().nth(1)?.parse().ok()?;
+        Some((thread.file_name(), Duration::from_nanos(nanoseconds)))
     };
-    let longest = threads
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|thread| of_thread(&thread.path()))
-        .max();
-    Duration::from_nanos(longest.unwrap_or_default())
+    let threads = fs::read_dir(format!("/proc/{process}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    threads.filter_map(of_thread).collect()
 }
 
 #[cfg(test)]
@@ -124,6 +126,6 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_has_not_waited() {
-        assert_eq!(waited_for_cpu(u32::MAX), Duration::ZERO);
+        assert!(waited_for_cpu(u32::MAX).is_empty());
     }
 }

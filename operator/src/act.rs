@@ -124,6 +124,7 @@ impl Executor<'_> {
             }
             Action::CreateScaleSet(new) => self.create_scale_set(&new).await,
             Action::UpdateScaleSet(id, new) => self.update_scale_set(id, &new).await,
+            Action::DeleteUnusedScaleSet(id) => self.delete_unused_scale_set(id).await,
             Action::DeleteScaleSet(id) => self.delete_scale_set(id).await,
             Action::Listen {
                 set,

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::{Api, Client};
-use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
+use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
@@ -29,8 +29,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 /// How often a replica that stands by looks at the lease.
 const LOOK: Duration = Duration::from_secs(2);
-/// So long it tries to have one that is free, before it looks again.
-const TURN: Duration = Duration::from_secs(5);
+/// So long it tries to have one that is free, before it looks again: eight requests, of a slow API server too.
+const TURN: Duration = Duration::from_secs(15);
 
 /// Waits until this replica leads. The channel turns false when it does not any more: whoever acts must stop at once.
 /// `client` must be one that [`Fence::renewals`] looks at.
@@ -49,10 +49,16 @@ pub async fn lead(
             Ok(lease) => {
                 let spec = lease.and_then(|lease| lease.spec).unwrap_or_default();
                 if seen.is_free(&spec, identity, Instant::now()) {
-                    let mut leading = compete(client.clone(), namespace, identity).await?;
+                    let (mut leading, manager) =
+                        compete(client.clone(), namespace, identity).await?;
                     let wins = leading.wait_for(|leads| *leads);
                     if matches!(tokio::time::timeout(TURN, wins).await, Ok(Ok(_))) {
                         return Ok(leading);
+                    }
+                    // It gives back what it may have got by now: no other of ours may have it meanwhile.
+                    drop(leading);
+                    if let Ok(Err(error)) = manager.await {
+                        tracing::warn!(%error, "the lease was not given back");
                     }
                 }
             }
@@ -83,12 +89,15 @@ impl Seen {
     }
 }
 
+/// The manager's task.
+type Managing = tokio::task::JoinHandle<Result<LeaseManager, LeaseManagerError>>;
+
 /// Has the manager try to get the lease, and keep it.
 async fn compete(
     client: Client,
     namespace: &str,
     identity: &str,
-) -> Result<watch::Receiver<bool>, LeaseManagerError> {
+) -> Result<(watch::Receiver<bool>, Managing), LeaseManagerError> {
     let manager = insist("the lease", may_pass, || {
         LeaseManagerBuilder::new(client.clone(), LEASE)
             .with_namespace(namespace)
@@ -99,8 +108,7 @@ async fn compete(
     })
     .await?;
     // The manager ends when all receivers are gone.
-    let (leading, _task) = manager.watch().await;
-    Ok(leading)
+    Ok(manager.watch().await)
 }
 
 /// Whether the lease may be had at another try. Another replica may make or take away the object at the same time.
@@ -137,6 +145,13 @@ impl Fence {
             Some(until) => lock(until).is_some_and(|until| Instant::now() < until),
         };
         is_open.then_some(()).ok_or(NotLeading)
+    }
+
+    /// Waits until writes may begin.
+    pub async fn opens(&self) {
+        while self.check().is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until no write may begin any more; for ever without leader election.

@@ -165,6 +165,8 @@ pub struct ScaleSetMemory {
     pub is_unwritten: bool,
     /// When it was last found to have vanished.
     pub vanished: Option<Timestamp>,
+    /// When this process last removed it.
+    pub removed: Option<Timestamp>,
     /// No attempt before.
     pub not_before: Option<Timestamp>,
     /// Who listens for its jobs.

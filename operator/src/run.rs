@@ -364,6 +364,11 @@ async fn control(
         acting.await;
         return Err(RunError::Ended("the controller"));
     };
+    // A lease that was ours before this start is ours at once: nothing may be written until it is renewed.
+    tokio::select! {
+        () = fence.opens() => {}
+        _ = leading.wait_for(|leads| !leads) => return Err(RunError::LeaseLost),
+    }
     tokio::select! {
         () = acting => Err(RunError::Ended("the controller")),
         _ = leading.wait_for(|leads| !leads) => Err(RunError::LeaseLost),

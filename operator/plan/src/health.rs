@@ -153,7 +153,8 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
-    refusals::blame_nodes(&mut new, known, &observed.passed);
+    let well = (&observed.passed[..], &pool.status.last_jobs[..]);
+    refusals::blame_nodes(&mut new, known, well);
     let mut last_failures = new.clone();
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
+use cudarunner_crds::{FailureStatus, JobStatus, MAX_LAST_FAILURES};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
@@ -17,12 +17,15 @@ const ONE_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
 /// What happened longer before the last refusal has nothing to do with it.
 const LATELY: SignedDuration = SignedDuration::from_hours(1);
 
+/// What shows that a node is well: gates that have passed, as long as their pods are there, and jobs that were run.
+pub(super) type Well<'a> = (&'a [Passed], &'a [JobStatus]);
+
 /// Blames the nodes that keep refusing pods, in new failures. A mistake of the spec has its own class, and is not counted.
-pub(super) fn blame_nodes(new: &mut [FailureStatus], known: &[FailureStatus], passed: &[Passed]) {
+pub(super) fn blame_nodes(new: &mut [FailureStatus], known: &[FailureStatus], well: Well<'_>) {
     let refused = new.iter().filter(|failure| is_refusal(failure));
     let nodes: BTreeSet<String> = refused.filter_map(|failure| failure.node.clone()).collect();
     for node in nodes {
-        if attempts(new, known, passed, &node) < IN_A_ROW {
+        if attempts(new, known, well, &node) < IN_A_ROW {
             continue;
         }
         let of_node = |f: &&mut FailureStatus| f.node.as_ref() == Some(&node);
@@ -36,14 +39,12 @@ pub(super) fn blame_nodes(new: &mut [FailureStatus], known: &[FailureStatus], pa
 }
 
 /// How often in a row, up to now, the node has refused the pool's pods.
-fn attempts(
-    new: &[FailureStatus],
-    known: &[FailureStatus],
-    passed: &[Passed],
-    node: &str,
-) -> usize {
+fn attempts(new: &[FailureStatus], known: &[FailureStatus], well: Well<'_>, node: &str) -> usize {
+    let (passed, jobs) = well;
     let passed = passed.iter().filter(|p| p.node == node);
-    let well = passed.map(|p| p.created).max();
+    let jobs = jobs.iter().filter(|job| job.node.as_deref() == Some(node));
+    let passed = passed.map(|p| p.created).max();
+    let well = passed.max(jobs.map(|job| job.finished_at.0).max());
     let all = new.iter().chain(known);
     let mut all = all.filter(|f| f.node.as_deref() == Some(node)).peekable();
     let newest = all.peek().map_or(Timestamp::MIN, |f| f.at.0);
@@ -103,7 +104,7 @@ mod tests {
     fn class_of_last(all: &[FailureStatus], passed: &[Passed]) -> String {
         let (new, known) = all.split_at(1);
         let mut new = new.to_vec();
-        blame_nodes(&mut new, known, passed);
+        blame_nodes(&mut new, known, (passed, &[]));
         new[0].class.clone()
     }
 

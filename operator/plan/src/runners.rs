@@ -113,7 +113,8 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, health: &Health, p
         }
     }
     // A persistent runner's successor has the same name; and what the pool has left is not to be held.
-    let may_stay = |r: &Runner| !spec.persistent && !r.is_elsewhere(spec);
+    // Another container may keep it, and its GPUs, for ever.
+    let may_stay = |r: &Runner| !spec.persistent && !r.is_elsewhere(spec) && r.is_over;
     kept.sort_by_key(|(r, _)| (!may_stay(r), std::cmp::Reverse(r.since)));
     let room = spec.size.max.min(MAX_LAST_FAILURES);
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);

@@ -54,8 +54,8 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         }
         Known::Present(set) if may_write && is_lost(view, set, observed) => {
             // Made anew it has no session, and nothing is lost with it.
-            plan.actions.push(Action::DeleteScaleSet(set.id));
-            plan.wake_in(SignedDuration::ZERO);
+            plan.actions.push(Action::DeleteUnusedScaleSet(set.id));
+            plan.wake_in(SignedDuration::from_secs(1));
         }
         Known::Present(set) if may_write => maintain(case, view, set, capacity, plan),
         // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.

@@ -8,6 +8,7 @@ use super::{Done, Executor};
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
 use crate::listen::{Listener, ListenerConfig};
+use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::Known;
 
 impl Executor<'_> {
@@ -42,6 +43,21 @@ impl Executor<'_> {
         Ok(self.note(read.await.map(Known::Present), Some(asked.clone())))
     }
 
+    /// Removes it where nothing is lost by that, as GitHub and the registrar's books say now.
+    pub(super) async fn delete_unused_scale_set(&self, id: u64) -> Result<Done, ActError> {
+        let runners = self.ctx.pods.of(&self.pool.key);
+        let may_be_registered = |r: &Runner| {
+            let books = &self.ctx.ledger;
+            let now = Timestamp::now();
+            books.is_under_way(&r.uid) || books.is_registered(&r.uid, r.created, now) == Some(true)
+        };
+        let is_used = runners.iter().any(may_be_registered);
+        if is_used || !self.github()?.is_unused(id).await? {
+            return Ok(Done::Yes);
+        }
+        self.delete_scale_set(id).await
+    }
+
     pub(super) async fn delete_scale_set(&self, id: u64) -> Result<Done, ActError> {
         let gone = self.github()?.delete_scale_set(id).await;
         if gone.is_ok() {
@@ -49,6 +65,7 @@ impl Executor<'_> {
             self.ctx.memory.with(self.pool, |memory| {
                 let listener = &mut memory.github.scale_set.listener;
                 listener.take_if(|l| l.set() == id);
+                memory.github.scale_set.removed = Some(Timestamp::now());
             });
         }
         Ok(self.note(gone.map(|()| Known::Absent), None))

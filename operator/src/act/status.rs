@@ -4,7 +4,7 @@
 //! an answer that comes late holds up none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
 use jiff::{SignedDuration, Timestamp};
@@ -116,16 +116,17 @@ impl Writes {
 
     /// The API server has the last status.
     fn are_done(&self) {
-        self.has_failed.store(false, Ordering::Release);
-        self.is_behind.store(false, Ordering::Release);
+        self.has_failed.store(false, Ordering::SeqCst);
+        self.is_behind.store(false, Ordering::SeqCst);
     }
 
     /// The turn for a write beside the visits; `None` while one is on its way, which then wakes the pool.
     fn begin(&self) -> Option<OwnedMutexGuard<()>> {
         // Before the turn is asked for: whoever holds it looks here once it is given back.
-        self.is_behind.store(true, Ordering::Release);
+        self.is_behind.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let turn = Arc::clone(&self.turn).try_lock_owned().ok()?;
-        self.is_behind.store(false, Ordering::Release);
+        self.is_behind.store(false, Ordering::SeqCst);
         Some(turn)
     }
 }
@@ -140,7 +141,7 @@ pub async fn write(
     let (written, writes) = ctx.memory.with(pool, |memory| {
         (memory.status_written, Arc::clone(&memory.status_writes))
     });
-    if !writes.is_behind.load(Ordering::Acquire) {
+    if !writes.is_behind.load(Ordering::SeqCst) {
         match decide(&pool.status, &new, written, now) {
             Write::No => return Ok(None),
             // What is gathered for longer than a pool lives is told to nobody.
@@ -154,10 +155,12 @@ pub async fn write(
         uid: pool.uid.clone(),
     };
     if pool.deleting.is_some()
-        || writes.has_failed.load(Ordering::Acquire)
+        || writes.has_failed.load(Ordering::SeqCst)
         || !is_only_shown(&pool.status, &new)
     {
         let _turn = writes.turn.lock().await;
+        // Without an answer it may have been carried out.
+        writes.is_behind.store(true, Ordering::SeqCst);
         target.put(&new).await?;
         writes.are_done();
     } else if let Some(turn) = writes.begin() {
@@ -181,11 +184,12 @@ async fn write_beside(
 ) {
     if let Err(error) = target.put(&status).await {
         tracing::warn!(pool = %target.key, %error, "a status was not written, and is tried again");
-        writes.has_failed.store(true, Ordering::Release);
-        writes.is_behind.store(true, Ordering::Release);
+        writes.has_failed.store(true, Ordering::SeqCst);
+        writes.is_behind.store(true, Ordering::SeqCst);
     }
     drop(turn);
-    if writes.is_behind.load(Ordering::Acquire) {
+    fence(Ordering::SeqCst);
+    if writes.is_behind.load(Ordering::SeqCst) {
         waker.wake(&target.key);
     }
 }

@@ -275,28 +275,32 @@ struct WireMessage {
 struct WireJob {
     message_type: String,
     runner_request_id: i64,
-    #[serde(deserialize_with = "or_empty")]
-    runner_name: String,
-    #[serde(deserialize_with = "or_empty")]
-    job_display_name: String,
-    #[serde(deserialize_with = "or_empty")]
-    owner_name: String,
-    #[serde(deserialize_with = "or_empty")]
-    repository_name: String,
-    workflow_run_id: Option<u64>,
+    /// What only names the job, whatever it is: an odd value must not cost the rest.
+    #[serde(flatten)]
+    names: serde_json::Map<String, serde_json::Value>,
 }
 
 impl WireJob {
     /// Whose job it is, where it says so.
     fn of_runner(&self) -> Option<JobOf> {
-        let is_name = |text: &str| (1..=LONGEST_NAME).contains(&text.len());
         let told = matches!(self.message_type.as_str(), "JobStarted" | "JobCompleted");
-        (told && is_name(&self.runner_name) && is_name(&self.job_display_name)).then(|| JobOf {
-            runner: self.runner_name.clone(),
-            name: self.job_display_name.clone(),
-            run: self.workflow_run_id.unwrap_or_default(),
-            repository: format!("{}/{}", self.owner_name, self.repository_name),
+        let of = |name| self.name(name).unwrap_or_default();
+        Some(JobOf {
+            runner: self.name("runnerName").filter(|_| told)?.to_owned(),
+            name: self.name("jobDisplayName")?.to_owned(),
+            run: self
+                .names
+                .get("workflowRunId")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or_default(),
+            repository: format!("{}/{}", of("ownerName"), of("repositoryName")),
         })
+    }
+
+    /// A name of it, where it has one.
+    fn name(&self, of: &str) -> Option<&str> {
+        let name = self.names.get(of)?.as_str()?;
+        (1..=LONGEST_NAME).contains(&name.len()).then_some(name)
     }
 }
 
@@ -318,8 +322,9 @@ impl From<WireMessage> for Message {
             message.jobs.extend(job.of_runner());
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
-                "JobCompleted" if (1..=LONGEST_NAME).contains(&job.runner_name.len()) => {
-                    message.completed.push(job.runner_name);
+                "JobCompleted" => {
+                    let runner = job.name("runnerName").map(str::to_owned);
+                    message.completed.extend(runner);
                 }
                 _ => {}
             }

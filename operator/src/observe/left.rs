@@ -119,5 +119,9 @@ async fn find_set(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<Opt
         return Ok(None);
     };
     let group = spec.runner_group.as_deref();
-    Ok(client.find_scale_set(&name, group).await?.map(|set| set.id))
+    match client.find_scale_set(&name, group).await {
+        // The spec is of another address: what it asks for need not be there, and then nothing of ours is.
+        Err(error) if !error.is_transient() => Ok(None),
+        found => Ok(found?.map(|set| set.id)),
+    }
 }

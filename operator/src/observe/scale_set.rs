@@ -20,6 +20,8 @@ use cuda_runner_plan::model::time::Shift as _;
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 /// The longest.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+/// How soon a set whose session is lost is made anew once more.
+const REMADE_AGAIN: SignedDuration = SignedDuration::from_mins(10);
 /// The pause after one that has vanished more than once.
 const VANISHED_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 /// A job that no runner takes in time is taken back, and assigned again, up to three times. This long after, whatever is on
@@ -104,7 +106,11 @@ fn view<'a>(
     expected: &BTreeSet<String>,
     now: Timestamp,
 ) -> ScaleSetFacts {
-    let (listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
+    let (mut listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
+    // Whatever keeps sessions from being opened, a set that was just made anew does not mend it.
+    if let (Some(listening), Some(removed)) = (&mut listening, memory.removed) {
+        listening.heard.is_lost &= removed.after(REMADE_AGAIN) < now;
+    }
     let completed = completed.unwrap_or_default();
     // What was over by then is not in the session's first numbers.
     let opened = listening.as_ref().and_then(|l| l.heard.opened);

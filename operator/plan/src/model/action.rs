@@ -53,6 +53,8 @@ pub enum Action {
     CreateScaleSet(NewScaleSet),
     /// Make the pool's scale set what it should be.
     UpdateScaleSet(u64, NewScaleSet),
+    /// Remove the pool's scale set where it has neither jobs nor runners: it is made anew.
+    DeleteUnusedScaleSet(u64),
     /// Remove the pool's scale set.
     DeleteScaleSet(u64),
     /// Listen for jobs of the scale set, and let so many be assigned to it at a time.
