@@ -213,7 +213,7 @@ pub fn scale_sets(world: &World) -> Vec<Value> {
                 "group": set.group,
                 "labels": labels,
                 "capacity": session.map_or(0, |session| session.capacity),
-                "session": session.map(|session| &session.owner),
+                "session": session.map(|session| &session.id),
                 "statistics": engine::scale_sets::statistics(world, set, now),
                 "unacknowledged": set.messages.len(),
             })

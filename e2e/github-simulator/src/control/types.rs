@@ -277,7 +277,7 @@ pub struct ScaleSetView {
     pub labels: Vec<String>,
     /// The capacity that its listener advertised last; 0 without a session.
     pub capacity: usize,
-    /// Who opened the session, if one is open.
+    /// The session, if one is open.
     pub session: Option<String>,
     /// Its jobs and runners in numbers.
     pub statistics: Statistics,
