@@ -257,7 +257,7 @@ async fn a_scale_set_lives() {
 
     let view = &github.control.scale_sets().await.unwrap()[0];
     assert_eq!((view.id, view.capacity, view.unacknowledged), (set, 1, 2));
-    assert_eq!(view.session.as_deref(), Some("test"));
+    assert_eq!(view.session.as_ref(), Some(&listener.id));
     assert_ne!(github.control.state().await.unwrap().lasting, before);
     let session = format!("{SETS}/{set}/sessions/{}", listener.id);
     assert_eq!(service.send("DELETE", &session, None).await.status, 204);
@@ -539,7 +539,7 @@ async fn a_poll_keeps_its_session_until_the_listener_hangs_up() {
         };
         tokio::select! {
             early = poll => unreachable!("{early:?}"),
-            open = meanwhile => assert_eq!(open.as_deref(), Some("test")),
+            open = meanwhile => assert_eq!(open, Some(listener.id.clone())),
         }
     }
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
