@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::CudaRunner;
-use gate_report::is_hidden;
-use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Ctx;
 use crate::{cluster::Cluster, deploy, helm::NAMESPACE, process};
@@ -155,46 +153,5 @@ impl Operator {
             now.peak
         );
         Ok(())
-    }
-}
-
-/// Nothing in what the namespace's people read moves a cursor, turns a text or forges a line: statuses, Events, the
-/// operator's log. `forged` are words that a line of the log would begin with.
-pub(super) async fn nothing_hidden(ctx: &Ctx, forged: &str) -> Result<()> {
-    let pools: Api<CudaRunner> = ctx.api();
-    let events: Api<Event> = ctx.api();
-    let mut shown = vec![];
-    for pool in pools.list(&ListParams::default()).await?.items {
-        shown.push(json!(pool.status));
-    }
-    for event in events.list(&ListParams::default()).await?.items {
-        shown.push(json!([event.note, event.reason, event.action]));
-    }
-    for value in &shown {
-        ensure!(!has_hidden(value), "hidden characters are shown: {value}");
-    }
-    for log in deploy::operator_log(&ctx.client, None).await? {
-        for line in log.lines() {
-            ensure!(
-                !line.chars().any(is_hidden),
-                "hidden characters in the log: {line:?}"
-            );
-            ensure!(
-                !line.trim_start().starts_with(forged),
-                "a forged line: {line:?}"
-            );
-        }
-    }
-    Ok(())
-}
-
-fn has_hidden(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.chars().any(is_hidden),
-        Value::Array(items) => items.iter().any(has_hidden),
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(name, value)| name.chars().any(is_hidden) || has_hidden(value)),
-        _ => false,
     }
 }
