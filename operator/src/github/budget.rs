@@ -313,17 +313,17 @@ impl Signs {
 
     /// The documented order: `retry-after`, else the reset where nothing remains, else a minute.
     fn pause(&self, now: Timestamp) -> SignedDuration {
-        if let Some(seconds) = self.retry_after {
+        // A time that is long over is none: a server that names one would be asked every second.
+        let known = |seconds: &i64| *seconds >= -PAUSE.as_secs();
+        if let Some(seconds) = self.retry_after.filter(|seconds| *seconds >= 0) {
             return SignedDuration::from_secs(seconds.max(1));
         }
-        match self.reset {
-            // Against the server's own clock, so that a wrong one here does no harm.
-            Some(reset) if self.remaining == Some(0) => {
-                let since = self.date.unwrap_or(now.as_second());
-                SignedDuration::from_secs(reset.saturating_sub(since).max(1))
-            }
-            _ => PAUSE,
-        }
+        // Against the server's own clock, so that a wrong one here does no harm.
+        let since = self.date.unwrap_or(now.as_second());
+        let reset = self.reset.filter(|_| self.remaining == Some(0));
+        let left = reset.map(|reset| reset.saturating_sub(since));
+        left.filter(known)
+            .map_or(PAUSE, |left| SignedDuration::from_secs(left.max(1)))
     }
 }
 
