@@ -40,6 +40,7 @@ fn of_set(plan: &Plan) -> Vec<&Action> {
             Action::CreateScaleSet(_)
                 | Action::UpdateScaleSet(..)
                 | Action::DeleteScaleSet(_)
+                | Action::DeleteUnusedScaleSet(_)
                 | Action::Listen { .. }
                 | Action::StopListening
         )
@@ -142,7 +143,7 @@ fn one_whose_session_nobody_can_end_is_made_anew_where_nothing_is_lost_by_it() {
             });
         }
         let planned = plan(&pool, &seen, NOW);
-        of_set(&planned).contains(&&Action::DeleteScaleSet(7))
+        of_set(&planned).contains(&&Action::DeleteUnusedScaleSet(7))
     };
     for nothing in [
         &[][..],
