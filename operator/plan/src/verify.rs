@@ -13,10 +13,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::conditions::{ConditionState, condition_state};
-use super::health::Health;
 use super::{Access, Action, Case, Notice, Observed, Plan};
 use crate::model::github::{RunJob, Workflow};
-use crate::model::pool::{Pool, Spec, fingerprint};
+use crate::model::pool::{Pool, fingerprint};
 use crate::model::time::Shift as _;
 use crate::model::verification::{Dispatch, VerificationFacts};
 
@@ -82,12 +81,8 @@ fn named<'a>(name: &str, jobs: &'a [RunJob]) -> Vec<&'a RunJob> {
 
 /// What a decision on a verification depends on.
 struct Verification<'a> {
-    pool: &'a Pool,
-    spec: &'a Spec,
+    case: Case<'a>,
     verify: &'a Verify,
-    observed: &'a Observed,
-    health: &'a Health,
-    now: Timestamp,
 }
 
 /// Decides on the verification.
@@ -96,8 +91,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         pool,
         spec,
         observed,
-        health,
-        now,
+        ..
     } = case;
     let Some(verify) = &spec.verify else {
         plan.status.verification = None;
@@ -106,23 +100,16 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     if spec.repository.is_none() || observed.access != Access::Granted {
         return;
     }
-    let case = Verification {
-        pool,
-        spec,
-        verify,
-        observed,
-        health,
-        now,
-    };
+    let verification = Verification { case, verify };
     let status = match pool.status.verification.clone() {
-        None => case.request(None, plan),
+        None => verification.request(None, plan),
         Some(before) if before.state.has_ended() => {
-            if !case.due(&before, plan) {
+            if !verification.due(&before, plan) {
                 return;
             }
-            case.request(Some(before), plan)
+            verification.request(Some(before), plan)
         }
-        Some(before) => Some(case.advance(before, plan)),
+        Some(before) => Some(verification.advance(before, plan)),
     };
     if status.is_some() {
         plan.status.verification = status;
@@ -137,24 +124,27 @@ impl Verification<'_> {
             ..self.verify.clone()
         };
         let text = serde_json::to_string(&what).unwrap_or_default();
-        fingerprint(&format!("{text} {}", self.spec.template_hash))
+        fingerprint(&format!("{text} {}", self.case.spec.template_hash))
     }
 
     /// Whether another verification is to follow one that has ended.
     fn due(&self, last: &VerificationStatus, plan: &mut Plan) -> bool {
-        let Self {
+        let Case {
             pool,
             observed,
             now,
             ..
-        } = *self;
+        } = self.case;
         let ended = last.ended.as_ref().map_or(last.since.0, |t| t.0);
         let asked = pool.verify_asked.is_some() && pool.verify_asked != last.asked;
         if asked || last.fingerprint != self.key() {
             return true;
         }
         let never_started = last.state == VerificationState::Failed && last.run_id.is_none();
-        let again = [never_started.then_some(START_AGAIN), self.spec.verify_every];
+        let again = [
+            never_started.then_some(START_AGAIN),
+            self.case.spec.verify_every,
+        ];
         if let Some(at) = again
             .into_iter()
             .flatten()
@@ -177,13 +167,13 @@ impl Verification<'_> {
         before: Option<VerificationStatus>,
         plan: &mut Plan,
     ) -> Option<VerificationStatus> {
-        let Self {
+        let Case {
             pool,
             spec,
             observed,
             now,
             ..
-        } = *self;
+        } = self.case;
         let key = self.key();
         let is_new = |r: &&crate::model::runner::Runner| r.template == spec.template_hash;
         let mut online = observed.runners.iter().filter(|r| r.is_online());
@@ -226,13 +216,13 @@ impl Verification<'_> {
 
     /// Brings one forward that is on its way.
     fn advance(&self, mut status: VerificationStatus, plan: &mut Plan) -> VerificationStatus {
-        let Self {
+        let Case {
             spec,
-            verify,
             observed,
             now,
             ..
-        } = *self;
+        } = self.case;
+        let verify = self.verify;
         let watched = &observed.verification;
         if watched.since != Some(status.since.0) {
             plan.wake_in(SignedDuration::ZERO);
@@ -263,17 +253,17 @@ impl Verification<'_> {
 
     /// Starts the workflow of one that was asked for, or ends it where GitHub has refused to.
     fn start(&self, status: &mut VerificationStatus, plan: &mut Plan) {
-        let watched = &self.observed.verification;
+        let watched = &self.case.observed.verification;
         match &watched.dispatch {
-            Dispatch::Open if watched.next_look.is_none_or(|at| self.now >= at) => {
-                if let Some(workflow) = workflow(self.pool) {
+            Dispatch::Open if watched.next_look.is_none_or(|at| self.case.now >= at) => {
+                if let Some(workflow) = workflow(self.case.pool) {
                     plan.actions.push(Action::DispatchWorkflow(workflow));
                     plan.wake_in(SignedDuration::from_millis(500));
                 }
             }
             Dispatch::Refused { reason, message } => {
                 let (reason, message) = (reason.clone(), message.clone());
-                end(status, Some((reason, message)), self.now);
+                end(status, Some((reason, message)), self.case.now);
             }
             _ => {}
         }
@@ -281,10 +271,10 @@ impl Verification<'_> {
 
     /// Takes in what the run has come to.
     fn judge_run(&self, status: &mut VerificationStatus, plan: &mut Plan) {
-        let Self {
+        let Case {
             pool, spec, now, ..
-        } = *self;
-        let watched = &self.observed.verification;
+        } = self.case;
+        let watched = &self.case.observed.verification;
         let judged = judge::judge(self);
         status.jobs = judged.jobs;
         match judged.verdict {

@@ -236,6 +236,11 @@ where
     Ok(Option::<Short>::deserialize(deserializer)?.map(|text| text.0))
 }
 
+/// For fields whose null is as good as an empty text.
+pub(super) fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// For labels: see [`Short`] and [`AtMost`].
 pub(super) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let labels = AtMost::<Short, MOST_LABELS>::deserialize(deserializer)?;

@@ -9,7 +9,11 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, JobOf, Statistics, body::AtMost, service::ServiceAsk};
+use super::{
+    Client, Error, JobOf, Statistics,
+    body::{AtMost, or_empty},
+    service::ServiceAsk,
+};
 
 /// The service answers a poll after 50 seconds at the latest.
 const POLL: Duration = Duration::from_secs(75);
@@ -254,10 +258,6 @@ impl From<WireStatistics> for Option<Statistics> {
             running: wire.running.unwrap_or_default(),
         })
     }
-}
-
-fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{
     Client, Error, Repository, Run, RunJob, TestSum, Workflow,
     ask::Ask,
-    body::{AtMost, PER_PAGE, labels, short, short_or_none},
+    body::{AtMost, PER_PAGE, labels, or_empty, short, short_or_none},
     logs::Reader,
     pages::What,
 };
@@ -201,10 +201,6 @@ impl ApiPath for Workflow {
             encode(&self.file)
         )
     }
-}
-
-fn or_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]

@@ -27,8 +27,8 @@ pub(super) enum Verdict {
 }
 
 /// Judges the run as it was last read.
-pub(super) fn judge(case: &Verification<'_>) -> Judged {
-    let watched = &case.observed.verification;
+pub(super) fn judge(verification: &Verification<'_>) -> Judged {
+    let watched = &verification.case.observed.verification;
     let run_over = watched.is_gone
         || watched
             .run
@@ -46,18 +46,18 @@ pub(super) fn judge(case: &Verification<'_>) -> Judged {
     let mut open = false;
     let mut hold = None;
     let mut failed: Option<(String, String)> = None;
-    for wanted in &case.verify.jobs {
+    for wanted in &verification.verify.jobs {
         let found = named(&wanted.name, &watched.jobs);
         if found.is_empty() {
             if run_over {
-                failed = failed.or_else(|| Some(case.unknown(wanted)));
+                failed = failed.or_else(|| Some(verification.unknown(wanted)));
             } else {
                 open = true;
-                hold = hold.or_else(|| case.held());
+                hold = hold.or_else(|| verification.held());
             }
         }
         for job in found {
-            let (status, state) = case.job(wanted, job);
+            let (status, state) = verification.job(wanted, job);
             judged.jobs.push(status);
             match state {
                 State::Good => {}
@@ -65,7 +65,7 @@ pub(super) fn judge(case: &Verification<'_>) -> Judged {
                 State::Open => open = true,
                 State::Held => {
                     open = true;
-                    hold = hold.or_else(|| case.held());
+                    hold = hold.or_else(|| verification.held());
                 }
                 State::Late(message) => {
                     open = true;
@@ -96,7 +96,7 @@ impl Verification<'_> {
     fn job(&self, wanted: &VerifiedJob, job: &RunJob) -> (VerifiedJobStatus, State) {
         let taken = job.runner_name.as_deref().filter(|name| !name.is_empty());
         let started = taken.and(job.started_at);
-        let passed = self.observed.verification.sums.get(&job.id);
+        let passed = self.case.observed.verification.sums.get(&job.id);
         let status = VerifiedJobStatus {
             name: job.name.clone(),
             url: job.html_url.clone(),
@@ -127,7 +127,7 @@ impl Verification<'_> {
         match job.status.as_str() {
             "completed" => {}
             "queued" if self.others_at_work(job) => return State::Open,
-            "queued" if self.waited(job, self.now) > limit => {
+            "queued" if self.waited(job, self.case.now) > limit => {
                 return State::Late(format!(
                     "No runner of this pool has picked up the job {} within {} seconds: {}",
                     job.name,
@@ -152,7 +152,7 @@ impl Verification<'_> {
                 format!("The job {} ended with {conclusion}{advice}", job.name),
             );
         }
-        let Some(runner) = taken.filter(|name| is_ours(name, &self.pool.key.name)) else {
+        let Some(runner) = taken.filter(|name| is_ours(name, &self.case.pool.key.name)) else {
             return bad(
                 "ForeignRunner",
                 format!(
@@ -183,14 +183,20 @@ impl Verification<'_> {
         let Some(expected) = &wanted.tests else {
             return State::Good;
         };
-        match self.observed.verification.sums.get(&job.id) {
-            None if job.completed_at.is_some_and(|at| self.now < at.after(LOG)) => State::Open,
+        match self.case.observed.verification.sums.get(&job.id) {
+            None if job
+                .completed_at
+                .is_some_and(|at| self.case.now < at.after(LOG)) =>
+            {
+                State::Open
+            }
             None => bad(
                 "LogNotReadable",
                 format!(
                     "The log of the job {} cannot be read, so its tests cannot be counted{}",
                     job.name,
-                    self.observed
+                    self.case
+                        .observed
                         .verification
                         .trouble
                         .as_ref()
@@ -220,7 +226,7 @@ impl Verification<'_> {
             .filter(|at| *at <= until);
         let from = given_back
             .chain(job.created_at)
-            .chain(self.observed.verification.held_until)
+            .chain(self.case.observed.verification.held_until)
             .max();
         from.map_or(SignedDuration::ZERO, |from| until.duration_since(from))
     }
@@ -231,16 +237,21 @@ impl Verification<'_> {
             .siblings(job)
             .filter(|other| other.status == "in_progress")
             .count();
-        at_work > 0 && at_work >= self.spec.size.max
+        at_work > 0 && at_work >= self.case.spec.size.max
     }
 
     fn siblings(&self, job: &RunJob) -> impl Iterator<Item = &RunJob> {
         let own = job.id;
-        let name = &self.pool.key.name;
-        self.observed.verification.jobs.iter().filter(move |other| {
-            let runner = other.runner_name.as_deref();
-            other.id != own && runner.is_some_and(|runner| is_ours(runner, name))
-        })
+        let name = &self.case.pool.key.name;
+        self.case
+            .observed
+            .verification
+            .jobs
+            .iter()
+            .filter(move |other| {
+                let runner = other.runner_name.as_deref();
+                other.id != own && runner.is_some_and(|runner| is_ours(runner, name))
+            })
     }
 
     /// The likely cause of a job that waits.
@@ -250,6 +261,7 @@ impl Verification<'_> {
             .iter()
             .filter(|wanted| {
                 !self
+                    .case
                     .spec
                     .labels
                     .iter()
@@ -261,20 +273,20 @@ impl Verification<'_> {
             return format!(
                 "it asks for [{}], and the pool {} lacks {}; add that to spec.labels, or change the job's runs-on",
                 job.labels.join(", "),
-                self.pool.key.name,
+                self.case.pool.key.name,
                 missing.join(", ")
             );
         }
-        let queue = self.observed.queue.as_ref();
+        let queue = self.case.observed.queue.as_ref();
         if let Some(repository) = queue.and_then(|queue| queue.shut_out.as_ref()) {
-            return queue::shut_out(self.spec, repository);
+            return queue::shut_out(self.case.spec, repository);
         }
-        let online = self.observed.runners.iter().filter(|r| r.is_online());
+        let online = self.case.observed.runners.iter().filter(|r| r.is_online());
         let idle = online
             .clone()
             .any(|r| r.phase == cudarunner_crds::RunnerPhase::Idle);
         if online.count() == 0 {
-            return match self.health.current() {
+            return match self.case.health.current() {
                 Some(failure) => format!("no runner is online: {}", failure.message),
                 None => "no runner is online; see the condition RunnersOnline".to_owned(),
             };
@@ -282,11 +294,11 @@ impl Verification<'_> {
         if !idle {
             return "all runners are busy with other jobs; more replicas would help".to_owned();
         }
-        match &self.spec.runner_group {
+        match &self.case.spec.runner_group {
             Some(group) => format!(
                 "runners are idle and have its labels; is the runner group {group} visible to the repository, and does it admit the workflow?"
             ),
-            None if !self.spec.url.is_repository() => {
+            None if !self.case.spec.url.is_repository() => {
                 "runners are idle and have its labels; is the default runner group visible to the repository? Public repositories must be allowed for it".to_owned()
             }
             None => "runners are idle and have its labels; does the page of the run name an approval or a limit that holds it?".to_owned(),
@@ -295,7 +307,7 @@ impl Verification<'_> {
 
     /// What holds the run back as a whole.
     fn held(&self) -> Option<(String, String)> {
-        let watched = &self.observed.verification;
+        let watched = &self.case.observed.verification;
         let status = watched.run.as_ref().map_or("", |run| run.status.as_str());
         let any = |word: &str| status == word || watched.jobs.iter().any(|job| job.status == word);
         if any("pending") {
@@ -313,7 +325,7 @@ impl Verification<'_> {
     }
 
     fn unknown(&self, wanted: &VerifiedJob) -> (String, String) {
-        let jobs = &self.observed.verification.jobs;
+        let jobs = &self.case.observed.verification.jobs;
         let names: Vec<&str> = jobs.iter().take(20).map(|job| job.name.as_str()).collect();
         (
             "JobNotFound".to_owned(),
