@@ -11,13 +11,14 @@ use jiff::{SignedDuration, Timestamp};
 use crate::act::status::Writes;
 use crate::github::{Client, NewScaleSet};
 use crate::listen::Listener;
+use cuda_runner_plan::model::checks::CheckFacts;
+use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
-use cuda_runner_plan::model::{checks, jobs};
 use cuda_runner_plan::{Access, Listing, Queue};
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
@@ -123,7 +124,7 @@ pub struct PoolMemory {
 #[derive(Clone, Default)]
 pub struct ChecksMemory {
     /// What GitHub says.
-    pub watched: checks::CheckFacts,
+    pub watched: CheckFacts,
     /// The generation, and the request by annotation, for which everything was read.
     pub asked: Option<(i64, Option<String>)>,
 }
@@ -143,7 +144,7 @@ pub struct GitHubMemory {
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
-    pub jobs: jobs::JobFacts,
+    pub jobs: JobFacts,
     /// The scale set.
     pub scale_set: ScaleSetMemory,
     /// The client in use: teardown goes on with it when the Secret is gone.
@@ -184,7 +185,7 @@ impl Default for GitHubMemory {
             not_before: None,
             listing: None,
             queue: None,
-            jobs: jobs::JobFacts::default(),
+            jobs: JobFacts::default(),
             scale_set: ScaleSetMemory::default(),
             client: None,
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use cuda_runner_operator::metrics::catalogue::{ALL, Entry, Kind, PREFIX};
-use cuda_runner_plan::conditions::kind;
+use cuda_runner_plan::condition::kind;
 use cudarunner_crds::RunnerPhase;
 use gate_report::Class;
 use serde_json::{Value, json};

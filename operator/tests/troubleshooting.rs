@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use cuda_runner_plan::conditions::kind;
+use cuda_runner_plan::condition::kind;
 
 /// Reasons which say that all is well, or on its way.
 const WELL: &[&str] = &[

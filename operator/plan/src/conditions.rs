@@ -5,11 +5,12 @@
 
 use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::condition::{ConditionState, bad_status, condition_state, kind, set};
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, shown, verify,
+    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::{End, NOT_STARTED, Runner, Waiting};
@@ -36,60 +37,6 @@ const REPLACING: SignedDuration = SignedDuration::from_mins(2);
 
 /// The reason of [`kind::GPU_HEALTHY`] while nodes that fail are not left alone any more.
 pub const BREAKER_OPEN: &str = "BreakerOpen";
-
-/// Condition types of a pool.
-pub mod kind {
-    /// The pool does what was asked. Read by kstatus.
-    pub const READY: &str = "Ready";
-    /// Somebody has to change something. Read by kstatus.
-    pub const STALLED: &str = "Stalled";
-    /// GitHub accepts the credentials.
-    pub const CREDENTIALS_VALID: &str = "CredentialsValid";
-    /// The gate passes.
-    pub const GPU_HEALTHY: &str = "GpuHealthy";
-    /// Runners are connected to GitHub.
-    pub const RUNNERS_ONLINE: &str = "RunnersOnline";
-    /// Every queued job that looks for runners like ours finds some.
-    pub const QUEUE_SERVED: &str = "QueueServed";
-    /// The verification is green.
-    pub const WORKFLOW_VERIFIED: &str = "WorkflowVerified";
-    /// The verified jobs are required.
-    pub const CHECKS_REQUIRED: &str = "ChecksRequired";
-    /// Every field of the spec is acted on.
-    pub const SPEC_SUPPORTED: &str = "SpecSupported";
-    /// All of them.
-    pub const ALL: [&str; 9] = [
-        READY,
-        STALLED,
-        CREDENTIALS_VALID,
-        GPU_HEALTHY,
-        RUNNERS_ONLINE,
-        QUEUE_SERVED,
-        WORKFLOW_VERIFIED,
-        CHECKS_REQUIRED,
-        SPEC_SUPPORTED,
-    ];
-}
-
-/// What a condition says.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct ConditionState {
-    status: &'static str,
-    reason: String,
-    message: String,
-}
-
-pub(super) fn condition_state(
-    status: &'static str,
-    reason: &str,
-    message: impl Into<String>,
-) -> ConditionState {
-    ConditionState {
-        status,
-        reason: reason.to_owned(),
-        message: message.into(),
-    }
-}
 
 /// Fills in the conditions and the notices of their changes.
 pub(super) fn plan(
@@ -172,16 +119,6 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
                 about: None,
             });
         }
-    }
-}
-
-/// The status with which a condition of this type reports trouble.
-#[must_use]
-pub fn bad_status(type_: &str) -> &'static str {
-    if type_ == kind::STALLED {
-        "True"
-    } else {
-        "False"
     }
 }
 
@@ -592,42 +529,4 @@ fn supported(pool: &Pool) -> ConditionState {
 
 fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {
     pool.status.conditions.iter().find(|c| c.type_ == type_)
-}
-
-/// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts
-/// alone are no news.
-fn set(
-    conditions: &mut Vec<Condition>,
-    type_: &str,
-    said: ConditionState,
-    generation: i64,
-    now: Timestamp,
-) {
-    let before = conditions.iter().find(|c| c.type_ == type_);
-    let before = before.filter(|c| {
-        c.status == said.status
-            && c.reason == said.reason
-            && c.observed_generation == Some(generation)
-            && health::is_kubernetes_word(&c.reason)
-    });
-    let message = shown::steady(before.map(|c| c.message.as_str()), said.message);
-    let new = Condition {
-        type_: type_.to_owned(),
-        status: said.status.to_owned(),
-        reason: said.reason,
-        message,
-        observed_generation: Some(generation),
-        last_transition_time: Time(now),
-    };
-    match conditions.iter_mut().find(|c| c.type_ == type_) {
-        Some(old) if old.status == new.status => {
-            let since = old.last_transition_time.clone();
-            *old = Condition {
-                last_transition_time: since,
-                ..new
-            };
-        }
-        Some(old) => *old = new,
-        None => conditions.push(new),
-    }
 }

@@ -17,7 +17,7 @@ use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{Done, End, Runner};
 use crate::model::time::Shift as _;
-use crate::model::verification;
+use crate::model::verification::VerificationFacts;
 
 /// How often GitHub is asked at most.
 pub const BATCH: SignedDuration = SignedDuration::from_secs(30);
@@ -40,10 +40,7 @@ pub fn next_look(jobs: &[JobStatus], watched: &JobFacts) -> Option<Timestamp> {
 
 /// The runs to ask for: those of jobs whose conclusion nobody has read.
 #[must_use]
-pub fn to_ask(
-    jobs: &[JobStatus],
-    verification: &verification::VerificationFacts,
-) -> BTreeSet<RunKey> {
+pub fn to_ask(jobs: &[JobStatus], verification: &VerificationFacts) -> BTreeSet<RunKey> {
     let is_open = |job: &&JobStatus| job.awaits_conclusion && among(job, verification).is_none();
     jobs.iter().filter(is_open).filter_map(run_of).collect()
 }
@@ -189,10 +186,7 @@ fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
 }
 
 /// A job in the run of the verification, which is read anyway.
-fn among<'a>(
-    job: &JobStatus,
-    verification: &'a verification::VerificationFacts,
-) -> Option<&'a RunJob> {
+fn among<'a>(job: &JobStatus, verification: &'a VerificationFacts) -> Option<&'a RunJob> {
     let same =
         verification.run_id.is_some() && run_of(job).map(|(_, run)| run) == verification.run_id;
     same.then(|| found(job, &verification.jobs)).flatten()

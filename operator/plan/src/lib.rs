@@ -8,6 +8,7 @@
 )]
 
 pub mod checks;
+pub mod condition;
 pub mod conditions;
 pub mod demand;
 pub mod health;

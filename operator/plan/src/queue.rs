@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::conditions::{ConditionState, condition_state};
+use super::condition::{ConditionState, condition_state};
 use super::{Observed, Plan, demand, scale_set};
 use crate::model::github::QueuedJob;
 use crate::model::pool::{Pool, Spec};
@@ -150,7 +150,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::conditions::kind;
+    use crate::condition::kind;
     use crate::fixture::{NOW, ago, observed, pool};
     use crate::{Plan, Queue};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
-use super::conditions::{ConditionState, condition_state};
+use super::condition::{ConditionState, condition_state};
 use super::{Access, Action, Case, Observed, Plan, demand};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};

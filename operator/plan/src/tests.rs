@@ -6,7 +6,7 @@ use cudarunner_crds::RunnerPhase;
 use gate_report::Class;
 use jiff::SignedDuration;
 
-use super::conditions::kind;
+use super::condition::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
 use crate::model::runner::{EVICTED, End, Failure, Waiting};

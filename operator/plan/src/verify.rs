@@ -12,10 +12,11 @@ use cudarunner_crds::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{ConditionState, condition_state};
+use super::condition::{ConditionState, condition_state};
 use super::{Access, Action, Case, Notice, Observed, Plan};
 use crate::model::github::{RunJob, Workflow};
 use crate::model::pool::{Pool, fingerprint};
+use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::model::verification::{Dispatch, VerificationFacts};
 
@@ -175,7 +176,7 @@ impl Verification<'_> {
             ..
         } = self.case;
         let key = self.key();
-        let is_new = |r: &&crate::model::runner::Runner| r.template == spec.template_hash;
+        let is_new = |r: &&Runner| r.template == spec.template_hash;
         let mut online = observed.runners.iter().filter(|r| r.is_online());
         let old_may_take_it = observed
             .runners

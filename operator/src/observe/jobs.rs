@@ -13,7 +13,7 @@ use cuda_runner_plan::model::jobs::{JobFacts, RunKey};
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::verification;
+use cuda_runner_plan::model::verification::VerificationFacts;
 
 /// How long credentials that may not read runs are not tried with.
 const DENIED: SignedDuration = SignedDuration::from_mins(30);
@@ -26,7 +26,7 @@ pub async fn look(
     pool: &Pool,
     runners: impl Iterator<Item = &Runner>,
     client: Option<&Client>,
-    verification: &verification::VerificationFacts,
+    verification: &VerificationFacts,
     now: Timestamp,
 ) -> JobFacts {
     // Also of jobs that the status does not have yet: then one write tells that a job has ended, and how.

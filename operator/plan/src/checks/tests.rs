@@ -2,7 +2,7 @@ use cudarunner_crds::{CheckedBranch, CudaRunner, VerifiedJobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::conditions::kind;
+use crate::condition::kind;
 use crate::fixture::{NOW, ago, listing, observed, resource};
 use crate::model::github::{BranchRule, Triggers};
 

@@ -4,7 +4,7 @@ use cudarunner_crds::{ChecksMode, RequiredChecks, RequiredChecksStatus};
 
 use super::{Branch, CheckFacts, green};
 use crate::Observed;
-use crate::conditions::{ConditionState, condition_state};
+use crate::condition::{ConditionState, condition_state};
 use crate::model::github::{Protection, Repository};
 use crate::model::pool::{Pool, Spec};
 

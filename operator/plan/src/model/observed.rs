@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::checks::Elsewhere;
+use super::checks::{CheckFacts, Elsewhere};
 use super::github::{Agent, Lifecycle, QueuedJob};
+use super::jobs::JobFacts;
 use super::left::Left;
 use super::node_marks::Held;
 use super::runner::Runner;
-use super::{checks, jobs, scale_set, verification};
+use super::scale_set::ScaleSetFacts;
+use super::verification::VerificationFacts;
 
 /// Everything that a decision depends on beside the pool itself.
 #[derive(Clone, Debug)]
@@ -36,17 +38,17 @@ pub struct Observed {
     /// The jobs that wait at GitHub, as last read.
     pub queue: Option<Arc<Queue>>,
     /// The run of the verification that is on its way.
-    pub verification: verification::VerificationFacts,
+    pub verification: VerificationFacts,
     /// The required checks.
-    pub checks: checks::CheckFacts,
+    pub checks: CheckFacts,
     /// What GitHub says of jobs that have ended.
-    pub jobs: jobs::JobFacts,
+    pub jobs: JobFacts,
     /// What GitHub says of the versions of agents, where it says anything.
     pub lifecycles: BTreeMap<String, Lifecycle>,
     /// What other pools require.
     pub required_elsewhere: BTreeSet<Elsewhere>,
     /// The scale set of a pool that has one, or should.
-    pub scale_set: Option<scale_set::ScaleSetFacts>,
+    pub scale_set: Option<ScaleSetFacts>,
     /// Labels of the other pools of the same address; empty where no job waits.
     pub other_pools: Vec<Vec<String>>,
     /// When we last created or removed anything that such a list would show.

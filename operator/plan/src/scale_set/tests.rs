@@ -3,7 +3,7 @@
 use cudarunner_crds::RegistrationMode;
 
 use super::*;
-use crate::conditions::kind;
+use crate::condition::kind;
 use crate::fixture::{NOW, observed, resource, runner};
 use crate::model::scale_set::Heard;
 use crate::{Entry, Listing, plan};

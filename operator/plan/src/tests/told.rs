@@ -4,7 +4,7 @@ use cudarunner_crds::RunnerPhase;
 use gate_report::Class;
 use jiff::SignedDuration;
 
-use super::super::conditions::kind;
+use super::super::condition::kind;
 use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};

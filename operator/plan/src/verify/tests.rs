@@ -4,7 +4,7 @@ use cudarunner_crds::{ExpectedTests, RunnerPhase, VerificationState, VerifiedJob
 use jiff::SignedDuration;
 
 use super::*;
-use crate::conditions::kind;
+use crate::condition::kind;
 use crate::fixture::{NOW, ago, observed, pool, runner};
 use crate::model::github::{Repository, Run, TestSum};
 

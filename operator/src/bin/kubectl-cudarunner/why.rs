@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cuda_runner_plan::conditions::bad_status;
+use cuda_runner_plan::condition::bad_status;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::wait::{self, await_condition};
