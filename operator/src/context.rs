@@ -23,7 +23,7 @@ use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::pools;
 use crate::watch::pools::key_of;
-use cuda_runner_plan::checks::{self};
+use cuda_runner_plan::checks;
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
 use cuda_runner_plan::model::node_marks::Held;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool, PoolKey};

@@ -166,8 +166,8 @@ pub struct ScaleSetMemory {
     pub is_unwritten: bool,
     /// When it was last found to have vanished.
     pub vanished: Option<Timestamp>,
-    /// When this process last removed it.
-    pub removed: Option<Timestamp>,
+    /// When it was last tried to make it anew, for a session that is lost.
+    pub remade: Option<Timestamp>,
     /// No attempt before.
     pub not_before: Option<Timestamp>,
     /// Who listens for its jobs.

@@ -10,7 +10,7 @@ use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::node_marks::Held;
-use cuda_runner_plan::node_marks::{self};
+use cuda_runner_plan::node_marks;
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);

@@ -8,8 +8,7 @@
 use cuda_runner_operator::github::{GitHubUrl, Proxy, Repository};
 use cuda_runner_operator::observe::pod::read;
 use cuda_runner_plan::model::pool::Pool;
-use cuda_runner_plan::model::runner::End;
-use cuda_runner_plan::model::runner::{GATE, RUNNER};
+use cuda_runner_plan::model::runner::{End, GATE, RUNNER};
 use cudarunner_crds::CudaRunner;
 use gate_report::{Report, is_hidden};
 use proptest::prelude::*;

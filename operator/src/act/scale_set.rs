@@ -46,13 +46,18 @@ impl Executor<'_> {
     /// Removes it where nothing is lost by that, as GitHub and the registrar's books say now.
     pub(super) async fn delete_unused_scale_set(&self, id: u64) -> Result<Done, ActError> {
         let runners = self.ctx.pods.of(&self.pool.key);
+        let now = Timestamp::now();
         let may_be_registered = |r: &Runner| {
             let books = &self.ctx.ledger;
-            let now = Timestamp::now();
             books.is_under_way(&r.uid) || books.is_registered(&r.uid, r.created, now) == Some(true)
         };
-        let is_used = runners.iter().any(may_be_registered);
-        if is_used || !self.github()?.is_unused(id).await? {
+        let is_used =
+            runners.iter().any(may_be_registered) || !self.github()?.is_unused(id).await?;
+        // Whatever comes of it, it is not tried again at once.
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.github.scale_set.remade = Some(now);
+        });
+        if is_used {
             return Ok(Done::Yes);
         }
         self.delete_scale_set(id).await
@@ -65,7 +70,6 @@ impl Executor<'_> {
             self.ctx.memory.with(self.pool, |memory| {
                 let listener = &mut memory.github.scale_set.listener;
                 listener.take_if(|l| l.set() == id);
-                memory.github.scale_set.removed = Some(Timestamp::now());
             });
         }
         Ok(self.note(gone.map(|()| Known::Absent), None))

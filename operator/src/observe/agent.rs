@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
 use super::end::{OOM_KILLED, OUT_OF_MEMORY, could_not_start, last_line, out_of_memory};
 use cuda_runner_plan::model::runner::{
-    ENDED_AT_ONCE, NOT_STARTED, RUNNER, RefusedVersion, VERSION_REFUSED_ONCE,
+    ENDED_AT_ONCE, Failure, JOB_CUT_SHORT, NOT_STARTED, RUNNER, RefusedVersion,
+    VERSION_REFUSED_ONCE,
 };
-use cuda_runner_plan::model::runner::{Failure, JOB_CUT_SHORT};
 
 /// An agent that has ended sooner than this has hardly started.
 const AT_ONCE: SignedDuration = SignedDuration::from_mins(1);

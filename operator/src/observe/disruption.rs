@@ -5,8 +5,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::pod::{condition, container, ended, words};
 use super::refusal::{self, Verdict};
-use cuda_runner_plan::model::runner::RUNNER;
-use cuda_runner_plan::model::runner::{Disruption, EVICTED, NODE_LOST, REJECTED, lost};
+use cuda_runner_plan::model::runner::{Disruption, EVICTED, NODE_LOST, REJECTED, RUNNER, lost};
 
 /// The kubelet's word for a pod that ran into its own limit of time.
 const DEADLINE: &str = "DeadlineExceeded";

@@ -6,13 +6,15 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 use kube::ResourceExt as _;
 
 use super::agent::AgentEnd;
-use super::disruption::{self};
+use super::disruption;
 use super::marks::Marks;
 use super::pod::{
     all_ready, container, ended, failed_init, init_container, terminated, transition,
 };
-use cuda_runner_plan::model::runner::{End, Failure, GATE_FAILED, Job, NOT_RUN};
-use cuda_runner_plan::model::runner::{GATE, LIFETIME_ANNOTATION, PERSISTENT, PREFLIGHT, RUNNER};
+use cuda_runner_plan::model::runner::{
+    End, Failure, GATE, GATE_FAILED, Job, LIFETIME_ANNOTATION, NOT_RUN, PERSISTENT, PREFLIGHT,
+    RUNNER,
+};
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;

@@ -12,9 +12,8 @@ use super::disruption;
 use super::end::{end_of, ended_at};
 use super::marks::done;
 use cuda_runner_plan::model::hardware::Hardware;
-use cuda_runner_plan::model::runner::End;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, GATE, IMAGE_PULL_BACK_OFF, RUNNER, Runner, TEMPLATE_ANNOTATION,
+    AVOIDS_ANNOTATION, End, GATE, IMAGE_PULL_BACK_OFF, RUNNER, Runner, TEMPLATE_ANNOTATION,
     URL_ANNOTATION, Waiting,
 };
 

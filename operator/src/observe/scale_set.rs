@@ -108,8 +108,8 @@ fn view<'a>(
 ) -> ScaleSetFacts {
     let (mut listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
     // Whatever keeps sessions from being opened, a set that was just made anew does not mend it.
-    if let (Some(listening), Some(removed)) = (&mut listening, memory.removed) {
-        listening.heard.is_lost &= removed.after(REMADE_AGAIN) < now;
+    if let (Some(listening), Some(remade)) = (&mut listening, memory.remade) {
+        listening.heard.is_lost &= remade.after(REMADE_AGAIN) < now;
     }
     let completed = completed.unwrap_or_default();
     // What was over by then is not in the session's first numbers.

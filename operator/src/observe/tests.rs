@@ -11,10 +11,9 @@ use super::{has_failed, is_told};
 use cuda_runner_plan::model::node_marks::Held;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION,
+    AVOIDS_ANNOTATION, End, Failure, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION,
     URL_ANNOTATION, unconfirmed,
 };
-use cuda_runner_plan::model::runner::{End, Failure};
 use cuda_runner_plan::pod::build;
 use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 

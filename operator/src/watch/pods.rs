@@ -17,8 +17,7 @@ use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
 use cuda_runner_plan::model::pool::PoolKey;
-use cuda_runner_plan::model::runner::Runner;
-use cuda_runner_plan::model::runner::{End, Failure};
+use cuda_runner_plan::model::runner::{End, Failure, Runner};
 
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use cuda_runner_plan::fixture::{observed, pool};
 use cuda_runner_plan::health;
-use cuda_runner_plan::model::runner::Runner;
-use cuda_runner_plan::model::runner::{End, Failure};
+use cuda_runner_plan::model::runner::{End, Failure, Runner};
 
 /// When the pods of these tests were made.
 const MADE: Timestamp = Timestamp::constant(1_000_000, 0);
