@@ -64,14 +64,17 @@ impl Identity {
         Some((name, f64::from(ticks) / per_second))
     }
 
-    /// The most memory that it has ever had, in MiB; nothing where it is gone.
-    pub fn peak(self) -> Option<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: f64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(kib / 1024.0)
+    /// Its resident memory in MiB: now, and at its peak. An error where it is gone.
+    pub fn memory(self) -> Result<(f64, f64)> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib: f64 = line
+                .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
+                .with_context(|| format!("the kernel does not say {name}"))?;
+            anyhow::Ok(kib / 1024.0)
+        };
+        Ok((field("VmRSS:")?, field("VmHWM:")?))
     }
 
     /// Sends a signal to exactly this process; nothing happens where it is gone.

@@ -135,16 +135,7 @@ impl Bed {
                 let used = process.usage();
                 used.is_some_and(|(program, _)| binary.is_some_and(|name| name == program.as_str()))
             });
-        let pid = runs.context("the operator does not run")?.pid;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib: f64 = line
-                .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
-                .with_context(|| format!("the kernel does not say {name}"))?;
-            anyhow::Ok(kib / 1024.0)
-        };
-        Ok((field("VmRSS:")?, field("VmHWM:")?))
+        runs.context("the operator does not run")?.memory()
     }
 }
 

@@ -126,7 +126,9 @@ impl Operator {
                 .sum();
             let uid = pod.metadata.uid.unwrap_or_default();
             for process in process::in_pod(&cluster.cgroup(), &uid) {
-                looked.peak = looked.peak.max(process.peak().unwrap_or_default());
+                // One that has ended meanwhile was a probe's.
+                let peak = process.memory().map_or(0.0, |(_, peak)| peak);
+                looked.peak = looked.peak.max(peak);
             }
             looked
                 .pods
