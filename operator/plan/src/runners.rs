@@ -15,6 +15,8 @@ use crate::model::time::Shift as _;
 pub const SWEEP: SignedDuration = SignedDuration::from_mins(5);
 /// After this time an idle runner must be in GitHub's list.
 const LISTED_AFTER: SignedDuration = SignedDuration::from_mins(2);
+/// How long a pod has to be over after the container that ended it: the kubelet says so some seconds later.
+const OVER_WITHIN: SignedDuration = SignedDuration::from_secs(30);
 /// How soon a busy leftover on GitHub is looked at again.
 const BUSY_LEFTOVER: SignedDuration = SignedDuration::from_secs(60);
 
@@ -27,7 +29,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         health,
         now,
     } = case;
-    clear_ended(pool, spec, observed, health, plan);
+    clear_ended(case, plan);
     stop_overdue(observed, health, plan);
     replace_outdated(observed, health, plan);
     let removed: BTreeSet<String> = removed_names(plan);
@@ -94,7 +96,14 @@ fn is_finishing(observed: &Observed, name: &str) -> bool {
 
 /// Pods that have ended go. Of those that failed a few are kept for a look, once the status has their reason: those that
 /// never registered, and the one that stalls the pool because its agent hardly starts.
-fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, health: &Health, plan: &mut Plan) {
+fn clear_ended(case: Case, plan: &mut Plan) {
+    let Case {
+        pool,
+        spec,
+        observed,
+        health,
+        now,
+    } = case;
     let stalls = health.stalled().filter(|f| health::hardly_started(f));
     let mut kept: Vec<(&Runner, &Failure)> = vec![];
     for runner in &observed.runners {
@@ -114,12 +123,18 @@ fn clear_ended(pool: &Pool, spec: &Spec, observed: &Observed, health: &Health, p
     }
     // A persistent runner's successor has the same name; and what the pool has left is not to be held.
     // Another container may keep it, and its GPUs, for ever.
-    let may_stay = |r: &Runner| !spec.persistent && !r.is_elsewhere(spec) && r.is_over;
+    let is_over_by = |r: &Runner| r.since.after(OVER_WITHIN);
+    let may_stay = |r: &Runner| {
+        !spec.persistent && !r.is_elsewhere(spec) && (r.is_over || now < is_over_by(r))
+    };
     kept.sort_by_key(|(r, _)| (!may_stay(r), std::cmp::Reverse(r.since)));
     let room = spec.size.max.min(MAX_LAST_FAILURES);
     let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
     for (place, (runner, failure)) in kept.into_iter().enumerate() {
         if place < room && may_stay(runner) {
+            if !runner.is_over {
+                plan.wake_at(is_over_by(runner), now);
+            }
             if failure.registered {
                 plan.actions.push(Action::DeleteEntryOf(runner.into()));
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use cudarunner_crds::RunnerPhase;
 use gate_report::Class;
+use jiff::SignedDuration;
 use proptest::prelude::*;
 
 use super::super::fixture::{NOW, ago, observed, pool, runner};
@@ -154,4 +155,26 @@ fn failed_pods_are_kept_in_nobodys_way() {
             assert_eq!(removed(&visit), [failed.name.as_str()], "{url:?}");
         }
     }
+}
+
+#[test]
+fn the_pod_of_a_failed_gate_is_kept_though_the_kubelet_says_later_that_it_is_over() {
+    // Given a gate that has failed a moment ago, and a pod that Kubernetes does not yet show as over
+    let mut pool = pool(1);
+    let mut failed = runner(&pool, "pool-0", RunnerPhase::Failed);
+    failed.is_over = false;
+    failed.since = ago(1);
+    let seen = observed(vec![failed.clone()]);
+    pool.status = plan(&pool, &seen, NOW).status;
+    // Then it stays for a look, and is looked at again when it should be over
+    let visit = plan(&pool, &seen, NOW);
+    assert_eq!(removed(&visit), Vec::<&str>::new());
+    assert_eq!(visit.wake, Some(SignedDuration::from_secs(29)));
+    // And where another container goes on, then it goes, and its GPUs with it
+    let later = plan(&pool, &seen, NOW + SignedDuration::from_secs(29));
+    assert_eq!(removed(&later), ["pool-0"]);
+    // And where it is over in time, then it stays
+    failed.is_over = true;
+    let over = plan(&pool, &observed(vec![failed]), NOW + super::minutes(1));
+    assert_eq!(removed(&over), Vec::<&str>::new());
 }
