@@ -6,6 +6,7 @@ mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod status;
 pub mod uninstall;
+mod unused;
 mod verify;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::observe::github::client_at;
 use crate::observe::is_of;
 use cuda_runner_plan::model::pool::{FINALIZER, Pool};
 use cuda_runner_plan::model::runner::URL_ANNOTATION;
-use cuda_runner_plan::{Action, Entry, NewRunner, PodSettings, Target, pod};
+use cuda_runner_plan::{Action, Entry, NewRunner, Plan, PodSettings, Target, pod};
 
 /// Requests in flight for one pool.
 const AT_ONCE: usize = 32;
@@ -48,8 +49,28 @@ enum Done {
     Busy,
 }
 
-/// Carries out `actions`.
+/// Carries out a plan's actions, and then acknowledges what was acted on.
 pub async fn act(
+    ctx: &Context,
+    pool: &Pool,
+    client: Option<Arc<Client>>,
+    plan: &mut Plan,
+) -> Outcome {
+    unused::let_go(ctx, pool);
+    let actions = std::mem::take(&mut plan.actions);
+    let outcome = carry_out(ctx, pool, client, actions).await;
+    ctx.memory.with(pool, |memory| {
+        memory.refresh |= plan.refresh;
+        memory.intent = plan.intent.or(memory.intent);
+    });
+    // What could not be done is tried again with the same numbers: they stay.
+    if let Some((set, number)) = plan.acted_on {
+        scale_set::acknowledge(ctx, pool, set, number);
+    }
+    outcome
+}
+
+async fn carry_out(
     ctx: &Context,
     pool: &Pool,
     client: Option<Arc<Client>>,

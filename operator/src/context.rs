@@ -11,10 +11,13 @@ use kube::runtime::reflector::Store;
 use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
+use crate::act::status::Writes;
 use crate::github::{Clients, GitHubUrl};
 use crate::lease::Fence;
+use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::specs::Specs;
 use crate::watch::Waker;
@@ -72,6 +75,10 @@ pub struct Context {
     pub specs: Specs,
     /// What is remembered between visits.
     pub memory: Memory,
+    /// Who listens for the jobs of pools.
+    pub listeners: Listeners,
+    /// The writes of statuses that are under way.
+    pub status_writes: PerPool<Arc<Writes>>,
     /// What is counted.
     pub metrics: Metrics,
     /// Publishes Events.
@@ -206,9 +213,20 @@ impl Context {
         RandomState::new().build_hasher().finish()
     }
 
+    /// Lets go of the Secret and the ConfigMap that a pool named before.
+    pub fn release_objects(&self, pool: &Pool) {
+        let Ok(spec) = &pool.spec else { return };
+        self.secrets.release(&pool.key, Some(&spec.secret));
+        let bundle = spec.ca_bundle.as_ref().map(|r| r.name.as_str());
+        self.config_maps.release(&pool.key, bundle);
+    }
+
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.listeners.forget(key);
+        self.clients.last.forget(key);
+        self.status_writes.forget(key);
         self.specs.forget(key);
         self.pods.forget(key);
         self.metrics.forget(key);

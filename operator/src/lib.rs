@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod node_marks;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod observe;
+pub mod per_pool;
 pub mod reconcile;
 pub mod registrar;
 pub mod registration;

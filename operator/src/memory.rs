@@ -2,19 +2,17 @@
 //!
 //! All of it can be lost at any moment: after a restart what is needed of it is read again, from the stores and from GitHub.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::act::status::Writes;
-use crate::github::{Client, NewScaleSet};
-use crate::listen::Listener;
+use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
+use cuda_runner_plan::model::github::NewScaleSet;
 use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
-use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
@@ -74,10 +72,12 @@ impl Expectation {
     }
 }
 
+/// What is remembered of all pools.
+pub type Memory = PerPool<PoolMemory>;
+
 /// What is remembered of one pool.
+#[derive(Default)]
 pub struct PoolMemory {
-    /// Uid of the resource: a namesake starts afresh.
-    uid: String,
     /// Pods that were created and not yet seen, by name.
     pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
@@ -97,8 +97,6 @@ pub struct PoolMemory {
     pub last_change: Option<Timestamp>,
     /// The way to GitHub.
     pub github: GitHubMemory,
-    /// The clients that last worked, by address: a deletion goes on with them when the Secret is gone.
-    pub clients: BTreeMap<String, Arc<Client>>,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
     /// The status as we last found it, ahead of what the store shows. What must be stored before anything is done because
@@ -106,8 +104,6 @@ pub struct PoolMemory {
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
-    /// The writes of the status that are under way.
-    pub status_writes: Arc<Writes>,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -130,6 +126,7 @@ pub struct ChecksMemory {
 }
 
 /// What is remembered of a pool's way to GitHub.
+#[derive(Default)]
 pub struct GitHubMemory {
     /// Changes with the address, the credentials and the certificate authorities.
     pub identity: String,
@@ -147,8 +144,6 @@ pub struct GitHubMemory {
     pub jobs: JobFacts,
     /// The scale set.
     pub scale_set: ScaleSetMemory,
-    /// The client in use: teardown goes on with it when the Secret is gone.
-    pub client: Option<Arc<Client>>,
 }
 
 /// What is remembered of a pool's scale set.
@@ -170,54 +165,11 @@ pub struct ScaleSetMemory {
     pub remade: Option<Timestamp>,
     /// No attempt before.
     pub not_before: Option<Timestamp>,
-    /// Who listens for its jobs.
-    pub listener: Option<Listener>,
     /// Runners whose job has ended here, and since when: GitHub still counts those jobs until it tells of their end.
     pub ended: BTreeMap<String, Timestamp>,
 }
 
-impl Default for GitHubMemory {
-    fn default() -> Self {
-        Self {
-            identity: String::new(),
-            access: Access::Unchecked,
-            failures: 0,
-            not_before: None,
-            listing: None,
-            queue: None,
-            jobs: JobFacts::default(),
-            scale_set: ScaleSetMemory::default(),
-            client: None,
-        }
-    }
-}
-
 impl PoolMemory {
-    fn new(uid: &str) -> Self {
-        Self {
-            uid: uid.to_owned(),
-            expected: BTreeMap::new(),
-            removed: BTreeSet::new(),
-            unregistered: BTreeSet::new(),
-            reported: BTreeSet::new(),
-            waiting: BTreeMap::new(),
-            known: BTreeMap::new(),
-            refresh: false,
-            last_change: None,
-            github: GitHubMemory::default(),
-            clients: BTreeMap::new(),
-            left: BTreeMap::new(),
-            status: None,
-            status_written: None,
-            status_writes: Arc::default(),
-            pod_refused: None,
-            errors: 0,
-            intent: None,
-            verification: VerificationFacts::default(),
-            checks: ChecksMemory::default(),
-        }
-    }
-
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> Vec<String> {
@@ -291,47 +243,6 @@ fn waits(runner: &Runner) -> Option<(String, String)> {
     Some((runner.uid.clone(), waiting.container.clone()?))
 }
 
-/// What is remembered of all pools.
-#[derive(Default)]
-pub struct Memory {
-    pools: Mutex<HashMap<PoolKey, PoolMemory>>,
-}
-
-impl Memory {
-    /// Works on a pool's memory. `work` must be short: others wait.
-    pub fn with<T>(&self, pool: &Pool, work: impl FnOnce(&mut PoolMemory) -> T) -> T {
-        let mut pools = self.lock();
-        let memory = pools
-            .entry(pool.key.clone())
-            .or_insert_with(|| PoolMemory::new(&pool.uid));
-        if memory.uid != pool.uid {
-            *memory = PoolMemory::new(&pool.uid);
-        }
-        work(memory)
-    }
-
-    /// Looks at what is remembered of a resource, if anything is.
-    pub fn of<T>(
-        &self,
-        key: &PoolKey,
-        uid: &str,
-        look: impl FnOnce(&PoolMemory) -> T,
-    ) -> Option<T> {
-        let pools = self.lock();
-        pools.get(key).filter(|memory| memory.uid == uid).map(look)
-    }
-
-    /// Forgets a pool.
-    pub fn forget(&self, key: &PoolKey) {
-        self.lock().remove(key);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, PoolMemory>> {
-        // A panic elsewhere leaves plain values behind, none of them half-written.
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,7 +254,7 @@ mod tests {
     fn a_container_is_waited_for_from_when_its_trouble_was_first_seen() {
         // Given a runner whose image takes a quarter of an hour to pull
         let (pool, start) = (fixture::pool(1), fixture::NOW);
-        let mut memory = PoolMemory::new("uid");
+        let mut memory = PoolMemory::default();
         let mut visit = |minute: i64, reason: Option<&str>| {
             let mut runner = fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
             runner.since = start;
@@ -379,7 +290,7 @@ mod tests {
     fn an_old_list_says_nothing_of_a_pod_that_has_gone_since() {
         // Given a list of GitHub's with two runners' entries, and one whose pod nobody has seen
         let now = Timestamp::constant(1_000, 0);
-        let mut memory = PoolMemory::new("uid");
+        let mut memory = PoolMemory::default();
         let both = BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), name.to_owned())));
         memory.settle(&both, now);
         let entries = ["a", "b", "leftover"].into_iter().zip(1..);

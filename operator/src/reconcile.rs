@@ -60,21 +60,9 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     let news = News::of(&pool, &plan);
     let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
     ctx.events.publish(resource, &plan.notices);
-    let actions = std::mem::take(&mut plan.actions);
-    let outcome = act::act(ctx, &pool, client, actions)
+    let outcome = act::act(ctx, &pool, client, &mut plan)
         .instrument(info_span!("act"))
         .await;
-    ctx.memory.with(&pool, |memory| {
-        // What could not be done is tried again with the same numbers: they stay.
-        if let Some((set, number)) = plan.acted_on
-            && let Some(listener) = &memory.github.scale_set.listener
-            && listener.set() == set
-        {
-            listener.acted_on(number);
-        }
-        memory.refresh |= plan.refresh;
-        memory.intent = plan.intent.or(memory.intent);
-    });
     let mut wake = plan.wake;
     if plan.refresh {
         wake = Some(sooner(wake, again(ctx, &pool, now)));

@@ -93,7 +93,10 @@ impl Backend for OperatorBackend {
                 "the pool's spec cannot be carried out",
             ));
         };
-        let Some(client) = client_of(&self.ctx, &pool).await else {
+        let client = client_of(&self.ctx, &pool).await;
+        // A replica that stands by acts on no pool: it does so here.
+        self.ctx.release_objects(&pool);
+        let Some(client) = client else {
             return Err(retry(
                 "NoCredentials",
                 "the pool has no usable credentials at the moment",

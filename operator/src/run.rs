@@ -27,8 +27,10 @@ use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::github::Clients;
 use crate::insist::{insist, passes};
 use crate::lease::Fence;
+use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::per_pool::PerPool;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
 use crate::registration::OperatorBackend;
@@ -147,6 +149,8 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         config_maps: Objects::new(client.clone(), Arc::clone(&waker), breadth),
         specs: Specs::new(config.insecure_github),
         memory: Memory::default(),
+        listeners: Listeners::default(),
+        status_writes: PerPool::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(
             acting.clone(),

@@ -1,15 +1,34 @@
 //! Changes of a pool's scale set. What came of one is the pool's to tell, at its next visit.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::{Done, Executor};
+use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Error, NewScaleSet, ScaleSet};
 use crate::listen::{Listener, ListenerConfig};
+use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::Known;
+
+/// Has the messages acknowledged that were acted on, and what was heard of runners that are gone forgotten.
+pub(super) fn acknowledge(ctx: &Context, pool: &Pool, set: u64, number: u64) {
+    let vanished = ctx.pods.vanished(&pool.key, |_| false);
+    let mut runners: BTreeSet<String> = vanished.into_iter().map(|r| r.name).collect();
+    ctx.memory.with(pool, |memory| {
+        // Those that were seen when this was decided on, not those that are there by now.
+        runners.extend(memory.known.keys().chain(memory.expected.keys()).cloned());
+    });
+    ctx.listeners.with(pool, |listener| {
+        if let Some(listener) = listener.as_ref().filter(|l| l.set() == set) {
+            listener.acted_on(number);
+            listener.keep(|name| runners.contains(name));
+        }
+    });
+}
 
 impl Executor<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
@@ -67,8 +86,7 @@ impl Executor<'_> {
         let gone = self.github()?.delete_scale_set(id).await;
         if gone.is_ok() {
             // Whoever listened to it hears nothing any more.
-            self.ctx.memory.with(self.pool, |memory| {
-                let listener = &mut memory.github.scale_set.listener;
+            self.ctx.listeners.with(self.pool, |listener| {
                 listener.take_if(|l| l.set() == id);
             });
         }
@@ -94,31 +112,32 @@ impl Executor<'_> {
         capacity: usize,
         session: Option<String>,
     ) -> Result<Done, ActError> {
-        self.ctx.memory.with(self.pool, |memory| {
-            let listener = &mut memory.github.scale_set.listener;
-            if let Some(listener) = listener.as_ref().filter(|l| l.set() == set) {
+        let memory = &self.ctx.memory;
+        let identity = memory.with(self.pool, |memory| memory.github.identity.clone());
+        self.ctx.listeners.with(self.pool, |listener| {
+            let is_right = |l: &&Listener| l.set() == set && l.listens();
+            if let Some(listener) = listener.as_ref().filter(is_right) {
                 listener.advertise(capacity);
                 return Ok(Done::Yes);
             }
             let client = self.client.as_ref().ok_or(ActError::NoClient)?;
-            let ear = ListenerConfig {
+            let config = ListenerConfig {
                 client: Arc::clone(client),
+                identity,
                 set,
                 pool: self.pool.key.clone(),
                 waker: Arc::clone(&self.ctx.waker),
                 // The same in every process: what one of them left open is known by it.
                 owner: format!("cuda-runner-operator/{}", self.pool.scale_set_name()),
             };
-            *listener = Some(Listener::start(ear, capacity, session));
+            *listener = Some(Listener::start(config, capacity, session));
             Ok(Done::Yes)
         })
     }
 
     /// Ends the listening, and the session with it. One that cannot be ended now runs out.
     pub(super) async fn stop_listening(&self) -> Result<Done, ActError> {
-        let memory = &self.ctx.memory;
-        let listener = memory.with(self.pool, |memory| memory.github.scale_set.listener.take());
-        let Some(listener) = listener else {
+        let Some(listener) = self.ctx.listeners.with(self.pool, Option::take) else {
             return Ok(Done::Yes);
         };
         let (listening, _) = listener.snapshot();

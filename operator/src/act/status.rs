@@ -138,9 +138,8 @@ pub async fn write(
     new: CudaRunnerStatus,
     now: Timestamp,
 ) -> Result<Option<SignedDuration>, kube::Error> {
-    let (written, writes) = ctx.memory.with(pool, |memory| {
-        (memory.status_written, Arc::clone(&memory.status_writes))
-    });
+    let written = ctx.memory.with(pool, |memory| memory.status_written);
+    let writes = ctx.status_writes.with(pool, |writes| Arc::clone(writes));
     if !writes.is_behind.load(Ordering::SeqCst) {
         match decide(&pool.status, &new, written, now) {
             Write::No => return Ok(None),

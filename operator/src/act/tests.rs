@@ -3,13 +3,18 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 
 use super::*;
+use crate::listen::Listener;
 use crate::observe::observe;
 use crate::reconcile::tests::{Cluster, HELD, LOST, THERE, context};
 use crate::registrar::Ledger;
 use cuda_runner_plan::fixture;
 
 async fn carry_out(ctx: &Context, action: Action) -> Outcome {
-    act(ctx, &fixture::pool(1), None, vec![action]).await
+    let mut plan = Plan {
+        actions: vec![action],
+        ..Plan::default()
+    };
+    act(ctx, &fixture::pool(1), None, &mut plan).await
 }
 
 fn removal_of(uid: &str) -> Action {
@@ -136,4 +141,48 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
     // And after a while it cannot come any more
     let (observed, _) = observe(&ctx, &pool, later + SignedDuration::from_secs(120)).await;
     assert_eq!(observed.unanswered, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn what_was_heard_of_runners_is_forgotten_with_them_and_no_sooner() {
+    let ctx = context(&Cluster::default()).await;
+    let pool = fixture::pool(1);
+    let mut plan = Plan {
+        acted_on: Some((7, 1)),
+        ..Plan::default()
+    };
+    // Given ends of jobs of a runner that was seen, of one that the watch does not show yet, and of one that is gone
+    let heard = Listener::of(fixture::NOW, &["pool-aaaaa", "pool-bbbbb", "pool-ccccc"]);
+    ctx.listeners
+        .with(&pool, |listener| *listener = Some(heard));
+    ctx.memory.with(&pool, |memory| {
+        memory.known.insert("pool-aaaaa".to_owned(), "a".to_owned());
+        let expected = Expectation::new(fixture::NOW);
+        memory.expected.insert("pool-bbbbb".to_owned(), expected);
+    });
+
+    // When what was heard is acted on
+    act(&ctx, &pool, None, &mut plan).await;
+
+    // Then the first two are still known
+    let (_, completed) = ctx.listeners.heard(&pool, "").unwrap();
+    let known = ["pool-aaaaa", "pool-bbbbb"].map(str::to_owned);
+    assert_eq!(completed, BTreeSet::from(known));
+}
+
+#[tokio::test]
+async fn nobody_listens_with_credentials_that_are_not_the_pools_any_more() {
+    let ctx = context(&Cluster::default()).await;
+    let pool = fixture::pool(1);
+    let listener = Listener::of(fixture::NOW, &[]);
+    ctx.listeners.with(&pool, |kept| *kept = Some(listener));
+    act(&ctx, &pool, None, &mut Plan::default()).await;
+    assert!(ctx.listeners.heard(&pool, "").is_some());
+
+    // Given other credentials, then nothing that the old ones hear is believed, and it ends when the pool acts
+    ctx.memory
+        .with(&pool, |memory| memory.github.identity = "new".to_owned());
+    assert!(ctx.listeners.heard(&pool, "new").is_none());
+    act(&ctx, &pool, None, &mut Plan::default()).await;
+    assert!(ctx.listeners.with(&pool, |listener| listener.is_none()));
 }

@@ -11,7 +11,8 @@ use rustls::RootCertStore;
 use tokio::time::Instant;
 
 use super::{
-    CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, Proxy,
+    CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, LastClients,
+    Proxy,
     body::Room,
     budget::Usage,
     connect::Reach,
@@ -31,6 +32,8 @@ pub struct Clients {
     shared: OnceLock<Shared>,
     reach: Arc<Reach>,
     kept: Mutex<Kept>,
+    /// Those that pools used last. They are kept however long nobody asks for them.
+    pub last: LastClients,
 }
 
 #[derive(Default)]

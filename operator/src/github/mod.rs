@@ -21,6 +21,7 @@ mod connect;
 mod credentials;
 mod error;
 mod groups;
+mod last;
 mod logs;
 mod messages;
 mod pages;
@@ -54,5 +55,6 @@ pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
+pub use last::LastClients;
 pub use messages::{Message, Session};
 pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};

@@ -5,6 +5,8 @@ use futures::channel::mpsc::UnboundedReceiver;
 use kube::runtime::reflector::ObjectRef;
 use serde_json::{Value, json};
 
+use std::time::Duration;
+
 use super::*;
 use crate::github::Statistics;
 use crate::github::tests::stub::{Reply, Seen, Stub, hang_up, raw, reply};
@@ -19,10 +21,11 @@ impl Listener {
             },
             completed: completed.iter().map(|name| (*name).to_owned()).collect(),
             jobs: BTreeMap::new(),
-            is_gone: false,
+            gone: None,
         };
         Self {
             set: 7,
+            identity: String::new(),
             capacity: watch::Sender::new(1),
             acted_on: watch::Sender::new(0),
             received: Arc::new(Mutex::new(received)),
@@ -97,6 +100,7 @@ fn config(
     waker.listen();
     let config = ListenerConfig {
         client: stub.client("o/r"),
+        identity: String::new(),
         set: 7,
         pool: PoolKey {
             namespace: "ci".to_owned(),
@@ -204,7 +208,7 @@ async fn a_scale_set_that_has_vanished_ends_the_listening() {
     .await;
     let (config, mut woken) = config(&stub);
     let listener = Listener::start(config, 4, None);
-    while !listener.is_gone() {
+    while listener.gone().is_none() {
         woken.next().await.unwrap();
     }
     for line in [

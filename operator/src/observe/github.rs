@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::context::Context;
 use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl};
-use crate::memory::{GitHubMemory, PoolMemory};
+use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
 use cuda_runner_plan::demand::POLL;
 use cuda_runner_plan::model::backoff;
@@ -43,7 +43,7 @@ struct Found {
 /// Reads what is due from GitHub into the pool's memory; the client, where there is one.
 pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Client>> {
     let Ok(spec) = &pool.spec else {
-        return ctx.memory.with(pool, |memory| memory.github.client.clone());
+        return ctx.clients.last.in_use(pool);
     };
     let found = match find(ctx, pool, spec).await {
         Ok(found) => found,
@@ -55,6 +55,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             found
         }
     };
+    ctx.clients.last.uses(pool, &found.client);
     let (due, queue_due, max_age) = ctx.memory.with(pool, |memory| {
         let github = &mut memory.github;
         if github.identity != found.identity {
@@ -63,7 +64,6 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
                 ..GitHubMemory::default()
             };
         }
-        github.client = Some(Arc::clone(&found.client));
         (
             is_due(github, memory.refresh, now),
             is_queue_due(github, pool, now),
@@ -85,12 +85,12 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             }
             _ => None,
         };
+        if answer.is_ok() {
+            let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
+            ctx.clients.last.worked(pool, url, client);
+        }
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
-            if answer.is_ok() {
-                let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
-                memory.clients.insert(url, client);
-            }
             take_in(&mut memory.github, pool, answer, agents, now);
             if queue.is_some() {
                 memory.github.queue = queue.map(Arc::new);
@@ -124,13 +124,12 @@ pub async fn client_of(ctx: &Context, pool: &Pool) -> Option<Arc<Client>> {
 fn last_known(ctx: &Context, pool: &Pool) -> Option<Found> {
     pool.deleting?;
     let url = pool.spec.as_ref().ok()?.url.to_string();
-    ctx.memory.with(pool, |memory| {
-        let github = &memory.github;
-        let client = memory.clients.get(&url).or(github.client.as_ref());
-        Some(Found {
-            client: Arc::clone(client?),
-            identity: github.identity.clone(),
-        })
+    let last = &ctx.clients.last;
+    Some(Found {
+        client: last.at(pool, &url).or_else(|| last.in_use(pool))?,
+        identity: ctx
+            .memory
+            .with(pool, |memory| memory.github.identity.clone()),
     })
 }
 
@@ -144,7 +143,6 @@ fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
                 message: none.message,
                 transient: false,
             },
-            client: memory.github.client.take(),
             ..GitHubMemory::default()
         };
     });
@@ -158,8 +156,8 @@ pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Clie
     match find_at(ctx, pool, spec, &url).await {
         Ok(found) => Ok(found.client),
         Err(none) => {
-            let last = |memory: &mut PoolMemory| memory.clients.get(&url.to_string()).cloned();
-            let last = pool.deleting.and_then(|_| ctx.memory.with(pool, last));
+            let last = pool.deleting;
+            let last = last.and_then(|_| ctx.clients.last.at(pool, &url.to_string()));
             last.ok_or(none.message)
         }
     }
@@ -196,7 +194,6 @@ async fn find_at(
 
 async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credentials, NoClient> {
     let name = &spec.secret;
-    ctx.secrets.release(&pool.key, Some(name));
     let data = match ctx.secrets.get(&pool.key, name).await {
         Lookup::Found(secret) => secret_data(&secret),
         Lookup::Missing => {
@@ -231,10 +228,7 @@ fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
 }
 
 async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaBundle>, NoClient> {
-    let reference = spec.ca_bundle.as_ref();
-    ctx.config_maps
-        .release(&pool.key, reference.map(|r| r.name.as_str()));
-    let Some(reference) = reference else {
+    let Some(reference) = &spec.ca_bundle else {
         return Ok(None);
     };
     let place = format!("key {} of the ConfigMap {}", reference.key, reference.name);
@@ -436,11 +430,10 @@ mod tests {
         let stub = Stub::start(|_, _| raw(500, "")).await;
         let mut pool = fixture::pool(1);
         let here = pool.spec.as_ref().unwrap().url.to_string();
-        ctx.memory.with(&pool, |memory| {
-            for url in [here.as_str(), BEFORE] {
-                memory.clients.insert(url.to_owned(), stub.client("o/r"));
-            }
-        });
+        for url in [here.as_str(), BEFORE] {
+            let client = stub.client("o/r");
+            ctx.clients.last.worked(&pool, url.to_owned(), client);
+        }
 
         // Given a Secret that is gone, then a pool that is to stay can do nothing
         assert!(client_at(&ctx, &pool, BEFORE).await.is_err());

@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 use super::github::client_at;
 use crate::context::Context;
 use crate::github::{Client, Error};
-use crate::memory::PoolMemory;
 use cuda_runner_plan::left::{AGAIN, SOON};
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
@@ -29,14 +28,9 @@ pub(super) async fn look(
 ) -> BTreeMap<String, Left> {
     let status = &pool.status;
     let is_left = |url: &String| status.left_at.iter().any(|left| left.url == *url);
-    let is_here = |url: &String| {
-        let here = pool.spec.as_ref().map(|spec| spec.url.to_string());
-        here.as_ref() == Ok(url) || status.registered_at.as_ref() == Some(url)
-    };
-    let (mut seen, changed) = ctx.memory.with(pool, |memory| {
-        memory.clients.retain(|url, _| is_left(url) || is_here(url));
-        (memory.left.clone(), memory.last_change)
-    });
+    let (mut seen, changed) = ctx
+        .memory
+        .with(pool, |memory| (memory.left.clone(), memory.last_change));
     seen.retain(|url, _| is_left(url));
     for left in &pool.status.left_at {
         let before = seen.entry(left.url.clone()).or_default();
@@ -59,9 +53,8 @@ async fn read(ctx: &Context, pool: &Pool, left: &LeftStatus, now: Timestamp) -> 
         Ok(client) => {
             let answer = ask(&client, pool, left).await;
             if answer.is_ok() {
-                let insert =
-                    |memory: &mut PoolMemory| memory.clients.insert(left.url.clone(), client);
-                ctx.memory.with(pool, insert);
+                let url = left.url.clone();
+                ctx.clients.last.worked(pool, url, client);
             }
             answer.map_err(|error| {
                 let pause = error.pause_of_at_least(PAUSE, now);

@@ -7,13 +7,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, NewScaleSet, ScaleSet};
-use crate::listen::Listener;
 use crate::memory::ScaleSetMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
 use cuda_runner_plan::model::runner::Runner;
-use cuda_runner_plan::model::scale_set::{Known, ScaleSetFacts};
+use cuda_runner_plan::model::scale_set::{Known, Listening, ScaleSetFacts};
 use cuda_runner_plan::model::time::Shift as _;
 
 /// The first pause after an attempt that failed.
@@ -45,13 +44,14 @@ pub async fn look<'a>(
     if !needs_one && pool.status.scale_set.is_none() {
         return None;
     }
+    let identity = ctx
+        .memory
+        .with(pool, |memory| memory.github.identity.clone());
+    let gone = ctx.listeners.gone(pool, &identity);
     let is_due = ctx.memory.with(pool, |memory| {
         let set = &mut memory.github.scale_set;
-        if set.listener.as_ref().is_some_and(Listener::is_gone) {
-            set.has_vanished(now);
-        } else if set.listener.as_ref().is_some_and(Listener::has_ended) {
-            // The plan starts another.
-            set.listener = None;
+        if let Some(at) = gone.filter(|at| set.vanished != Some(*at)) {
+            set.has_vanished(at, now);
         }
         set.known == Known::Unknown
             && memory.github.access == Access::Granted
@@ -67,9 +67,10 @@ pub async fn look<'a>(
             }
         });
     }
+    let heard = ctx.listeners.heard(pool, &identity);
     Some(ctx.memory.with(pool, |memory| {
         let expected: BTreeSet<String> = memory.expected.keys().cloned().collect();
-        view(&mut memory.github.scale_set, runners, &expected, now)
+        facts(&mut memory.github.scale_set, heard, runners, &expected, now)
     }))
 }
 
@@ -89,8 +90,8 @@ async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
 
 /// Notes of runners that ended what GitHub says that they had to do, where nothing here tells.
 pub fn name_jobs<'a>(ctx: &Context, pool: &Pool, runners: impl Iterator<Item = &'a mut Runner>) {
-    ctx.memory.with(pool, |memory| {
-        let Some(listener) = &memory.github.scale_set.listener else {
+    ctx.listeners.with(pool, |listener| {
+        let Some(listener) = listener else {
             return;
         };
         for runner in runners.filter(|r| r.done.is_none()) {
@@ -100,13 +101,14 @@ pub fn name_jobs<'a>(ctx: &Context, pool: &Pool, runners: impl Iterator<Item = &
 }
 
 /// `expected` are the pods that the watch does not show yet: GitHub may tell of the end of their job before that.
-fn view<'a>(
+fn facts<'a>(
     memory: &mut ScaleSetMemory,
+    heard: Option<(Listening, BTreeSet<String>)>,
     runners: impl Iterator<Item = &'a Runner>,
     expected: &BTreeSet<String>,
     now: Timestamp,
 ) -> ScaleSetFacts {
-    let (mut listening, completed) = memory.listener.as_ref().map(Listener::snapshot).unzip();
+    let (mut listening, completed) = heard.unzip();
     // Whatever keeps sessions from being opened, a set that was just made anew does not mend it.
     if let (Some(listening), Some(remade)) = (&mut listening, memory.remade) {
         listening.heard.is_lost &= remade.after(REMADE_AGAIN) < now;
@@ -134,9 +136,6 @@ fn view<'a>(
     });
     let untold = memory.ended.values().map(|since| since.after(TOLD));
     let untold: Vec<Timestamp> = untold.filter(|until| now < *until).collect();
-    if let Some(listener) = &memory.listener {
-        listener.keep(is_there);
-    }
     let taken_back = listening.as_ref().and_then(|l| l.heard.taken_back);
     ScaleSetFacts {
         known: memory.known.clone(),
@@ -166,16 +165,15 @@ impl ScaleSetMemory {
     }
 
     /// Notes that GitHub says there is none any more. One that goes on to vanish is looked for again after a pause.
-    fn has_vanished(&mut self, now: Timestamp) {
-        self.listener = None;
+    fn has_vanished(&mut self, at: Timestamp, now: Timestamp) {
         self.known = Known::Unknown;
         let is_again = self
             .vanished
-            .is_some_and(|at| now < at.after(LONGEST_PAUSE));
+            .is_some_and(|before| at < before.after(LONGEST_PAUSE));
         if is_again {
             self.not_before = Some(now.after(VANISHED_AGAIN));
         }
-        self.vanished = Some(now);
+        self.vanished = Some(at);
     }
 
     /// Notes that GitHub changed what is there.
@@ -205,6 +203,7 @@ mod tests {
     use super::*;
     use cuda_runner_plan::fixture::{NOW, ago, pool, runner};
     use cuda_runner_plan::model::runner::{Done, Job};
+    use cuda_runner_plan::model::scale_set::Heard;
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
@@ -216,67 +215,84 @@ mod tests {
         runner
     }
 
-    fn heard(completed: &[&str]) -> ScaleSetMemory {
-        ScaleSetMemory {
-            listener: Some(Listener::of(ago(100), completed)),
-            ..ScaleSetMemory::default()
-        }
+    /// What a session has heard that was opened before these jobs ended.
+    fn heard(completed: &[&str]) -> Option<(Listening, BTreeSet<String>)> {
+        let heard = Heard {
+            opened: Some(ago(100)),
+            ..Heard::default()
+        };
+        let listening = Listening {
+            set: 7,
+            capacity: 1,
+            heard,
+        };
+        Some((
+            listening,
+            completed.iter().map(|name| (*name).to_owned()).collect(),
+        ))
     }
 
-    #[tokio::test]
-    async fn a_job_that_has_ended_is_taken_off_until_github_has_told_or_a_minute_is_over() {
-        let mut memory = heard(&[]);
+    fn seen(
+        memory: &mut ScaleSetMemory,
+        completed: &[&str],
+        runners: &[Runner],
+        now: Timestamp,
+    ) -> ScaleSetFacts {
+        facts(
+            memory,
+            heard(completed),
+            runners.iter(),
+            &BTreeSet::new(),
+            now,
+        )
+    }
+
+    #[test]
+    fn a_job_that_has_ended_is_taken_off_until_github_has_told_or_a_minute_is_over() {
+        let mut memory = ScaleSetMemory::default();
         let pods = [done("pool-aaaaa", ago(1)), done("pool-bbbbb", ago(200))];
-        let seen = view(&mut memory, pods.iter(), &BTreeSet::new(), NOW);
+        let first = seen(&mut memory, &[], &pods, NOW);
         assert_eq!(
-            (seen.ended, seen.recount),
+            (first.ended, first.recount),
             (1, Some(NOW + TOLD)),
             "the other was over before the session"
         );
 
         // Its pod may have gone meanwhile
         let later = NOW + SignedDuration::from_secs(30);
-        assert_eq!(
-            view(&mut memory, [].iter(), &BTreeSet::new(), later).ended,
-            1
-        );
-        memory.listener = heard(&["pool-aaaaa"]).listener;
-        assert_eq!(
-            view(&mut memory, [].iter(), &BTreeSet::new(), later).ended,
-            0
-        );
+        assert_eq!(seen(&mut memory, &[], &[], later).ended, 1);
+        assert_eq!(seen(&mut memory, &["pool-aaaaa"], &[], later).ended, 0);
 
         // And a pod that stays does not begin anew
-        let mut memory = heard(&[]);
-        view(&mut memory, pods.iter(), &BTreeSet::new(), NOW);
+        let mut memory = ScaleSetMemory::default();
+        seen(&mut memory, &[], &pods, NOW);
         let over = NOW + TOLD + TOLD;
-        assert_eq!(
-            view(&mut memory, pods.iter(), &BTreeSet::new(), over).ended,
-            0
-        );
-        assert_eq!(
-            view(&mut memory, pods.iter(), &BTreeSet::new(), over).ended,
-            0
-        );
+        assert_eq!(seen(&mut memory, &[], &pods, over).ended, 0);
+        assert_eq!(seen(&mut memory, &[], &pods, over).ended, 0);
     }
 
-    #[tokio::test]
-    async fn a_runner_that_github_has_done_with_is_finishing() {
+    #[test]
+    fn a_runner_that_github_has_done_with_is_finishing() {
+        let mut memory = ScaleSetMemory::default();
         let busy = runner(&pool(1), "pool-aaaaa", RunnerPhase::Busy);
-        let seen = view(
-            &mut heard(&["pool-aaaaa"]),
-            [busy].iter(),
-            &BTreeSet::new(),
-            NOW,
-        );
-        assert!(seen.finishing.contains("pool-aaaaa"));
+        let found = seen(&mut memory, &["pool-aaaaa"], &[busy], NOW);
+        assert!(found.finishing.contains("pool-aaaaa"));
 
-        // And so is one that the watch does not show yet; its end is not forgotten before it is shown
-        let mut memory = heard(&["pool-bbbbb"]);
-        for _ in 0..2 {
-            let unseen = BTreeSet::from(["pool-bbbbb".to_owned()]);
-            let seen = view(&mut memory, [].iter(), &unseen, NOW);
-            assert!(seen.finishing.contains("pool-bbbbb"));
-        }
+        // And so is one that the watch does not show yet
+        let unseen = BTreeSet::from(["pool-bbbbb".to_owned()]);
+        let heard = heard(&["pool-bbbbb"]);
+        let found = facts(&mut memory, heard, [].iter(), &unseen, NOW);
+        assert!(found.finishing.contains("pool-bbbbb"));
+    }
+
+    #[test]
+    fn a_set_that_vanishes_again_is_looked_for_after_a_pause() {
+        // Given one that has vanished, then it is looked for at once
+        let mut memory = ScaleSetMemory::default();
+        memory.has_vanished(ago(60), ago(60));
+        assert_eq!(memory.not_before, None);
+        // When it vanishes again soon, then not at once
+        memory.has_vanished(NOW, NOW);
+        assert_eq!(memory.not_before, Some(NOW + VANISHED_AGAIN));
     }
 }

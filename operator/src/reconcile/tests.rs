@@ -26,8 +26,10 @@ use crate::context::{CREATIONS, Context};
 use crate::error::ReconcileError;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
+use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::per_pool::PerPool;
 use crate::registrar::{
     Backend as _, CaStore, Decision, KnownRunner, PodIdentity, Policy, ServerNames, Version,
 };
@@ -178,6 +180,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),
         specs: Specs::new(false),
         memory: Memory::default(),
+        listeners: Listeners::default(),
+        status_writes: PerPool::default(),
         metrics: Metrics::default(),
         events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),
         creations: Semaphore::new(CREATIONS),

@@ -105,9 +105,10 @@ pub struct Passed {
 }
 
 /// What is known of the way to GitHub.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Access {
     /// Nothing was tried yet.
+    #[default]
     Unchecked,
     /// GitHub let us in.
     Granted,

@@ -78,8 +78,8 @@ async fn a_count_that_is_not_written_yet_holds_up_no_visit() {
     // When there is an answer, then the newest status is written, once
     drop(silence);
     while ctx
-        .memory
-        .with(&pool, |memory| memory.status_writes.are_under_way())
+        .status_writes
+        .with(&pool, |writes| writes.are_under_way())
     {
         tokio::task::yield_now().await;
     }
