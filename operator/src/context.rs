@@ -1,6 +1,5 @@
 //! What every visit shares.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::status::Writes;
-use crate::github::{Clients, GitHubUrl};
+use crate::github::Clients;
 use crate::lease::Fence;
 use crate::listen::Listeners;
 use crate::memory::Memory;
@@ -25,13 +24,9 @@ use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::pools;
-use crate::watch::pools::key_of;
-use cuda_runner_plan::checks;
-use cuda_runner_plan::model::checks::{Elsewhere, Word};
-use cuda_runner_plan::model::node_marks::Held;
-use cuda_runner_plan::model::pool::{GpuRequest, Pool, PoolKey};
+use cuda_runner_plan::PodSettings;
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::node_marks::Marking;
-use cuda_runner_plan::{Passed, PodSettings};
 
 /// Name under which we own fields and publish Events.
 pub const CONTROLLER: &str = "cuda-runner-operator";
@@ -39,17 +34,6 @@ pub const CONTROLLER: &str = "cuda-runner-operator";
 /// Pods that are created at a time, of all pools together. Each is built when its turn comes: a thousand pools that start
 /// at once would otherwise hold all of theirs in memory, and wait with them for the API server.
 pub const CREATIONS: usize = 64;
-
-/// What a pool leaves alone, as its status says.
-#[must_use]
-pub fn held_by(pool: &CudaRunner) -> Vec<Held> {
-    let entries = pool.status.iter().flat_map(|s| &s.quarantine);
-    let held = entries.map(|entry| Held {
-        pool: key_of(pool),
-        entry: entry.clone(),
-    });
-    held.collect()
-}
 
 /// Clients, stores and settings.
 pub struct Context {
@@ -107,86 +91,6 @@ impl Context {
     pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
         let reference = pools::reference(key);
         self.pools.iter().find_map(|store| store.get(&reference))
-    }
-
-    /// The other pools.
-    fn others<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = Arc<CudaRunner>> + 'a {
-        let all = self.pools.iter().flat_map(Store::state);
-        all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
-    }
-
-    /// Labels of the other pools that register at the address of `pool`.
-    #[must_use]
-    pub fn other_pools(&self, pool: &Pool) -> Vec<Vec<String>> {
-        let Ok(spec) = &pool.spec else {
-            return vec![];
-        };
-        self.others(pool)
-            .filter(|other| {
-                GitHubUrl::parse(&other.spec.github.url, true).is_ok_and(|url| url == spec.url)
-            })
-            .map(|other| other.spec.labels.clone())
-            .collect()
-    }
-
-    /// What the runners of other pools hold of a pool's extended resource, by node; `None` where no other pool uses it.
-    #[must_use]
-    pub fn taken(&self, pool: &Pool) -> Option<BTreeMap<String, u32>> {
-        let GpuRequest::Resource { name, .. } = &pool.spec.as_ref().ok()?.gpu else {
-            return None;
-        };
-        let is_shared = self.others(pool).any(|other| {
-            let gpu = &other.spec.gpu;
-            gpu.claim_template.is_none() && gpu.resource == *name
-        });
-        is_shared.then(|| self.pods.taken(name, &pool.key))
-    }
-
-    /// What the other pools have in quarantine.
-    #[must_use]
-    pub fn quarantined_elsewhere(&self, pool: &Pool) -> Vec<Held> {
-        self.others(pool)
-            .flat_map(|other| held_by(&other))
-            .collect()
-    }
-
-    /// The gates that passed, of pools that there are.
-    #[must_use]
-    pub fn passed(&self) -> Vec<Passed> {
-        self.pods.passed(|key, owner| {
-            let pool = self.resource(key);
-            pool.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(owner))
-        })
-    }
-
-    /// What other pools require at the server of a pool that requires something, too, as this process has written it down
-    /// for them: what a namespace's users can write is no proof. One in deletion gives its part up.
-    #[must_use]
-    pub fn required_elsewhere(&self, pool: &Pool) -> BTreeSet<Elsewhere> {
-        let Ok(spec) = &pool.spec else {
-            return BTreeSet::new();
-        };
-        if spec.required_checks.is_none() && pool.status.required_checks.is_none() {
-            return BTreeSet::new();
-        }
-        self.others(pool)
-            .filter(|other| other.metadata.deletion_timestamp.is_none())
-            .filter(|other| other.spec.required_checks.is_some())
-            .flat_map(|other| self.required_by(&other))
-            .collect()
-    }
-
-    fn required_by(&self, other: &CudaRunner) -> Vec<Elsewhere> {
-        let uid = other.metadata.uid.as_deref().unwrap_or_default();
-        let known = self.memory.of(&key_of(other), uid, |memory| {
-            let word = Word::of(&memory.github.access, &memory.checks.watched);
-            (word, memory.status.clone())
-        });
-        let (word, written) = known.unwrap_or((Some(Word::Unproven), None));
-        match (word, written.as_ref().or(other.status.as_ref())) {
-            (Some(word), Some(status)) => checks::required_by(&other.spec, status, word),
-            _ => vec![],
-        }
     }
 
     /// What pods have to know of the operator.

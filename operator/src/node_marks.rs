@@ -4,8 +4,9 @@ use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
 use crate::act::nodes::mark;
-use crate::context::{Context, held_by};
+use crate::context::Context;
 use crate::guard;
+use crate::observe::others::{held_by, passed};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use cuda_runner_plan::model::backoff;
@@ -50,7 +51,7 @@ async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
         ctx.marking,
         &held(ctx),
         &nodes.marked(),
-        &ctx.passed(),
+        &passed(ctx),
         Timestamp::now(),
     );
     for wanted in marks {

@@ -8,6 +8,7 @@ pub mod github;
 pub mod jobs;
 mod left;
 pub mod marks;
+pub mod others;
 pub mod pod;
 pub mod refusal;
 pub mod scale_set;
@@ -85,7 +86,7 @@ pub async fn observe(
     // that walks is done under the lock.
     let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
     let other_pools = if queue.as_ref().is_some_and(|queue| queue.has_jobs()) {
-        ctx.other_pools(pool)
+        others::labels(ctx, pool)
     } else {
         vec![]
     };
@@ -97,15 +98,15 @@ pub async fn observe(
         now,
     )
     .await;
-    let quarantined = ctx.quarantined_elsewhere(pool);
-    let required_elsewhere = ctx.required_elsewhere(pool);
+    let quarantined = others::quarantined(ctx, pool);
+    let required_elsewhere = others::required(ctx, pool);
     let passed = if has_failed(&pool.status, &runners, &quarantined) {
-        ctx.passed()
+        others::passed(ctx)
     } else {
         vec![]
     };
     let nodes = nodes(ctx, pool, &runners);
-    let taken = scale_set.as_ref().and_then(|_| ctx.taken(pool));
+    let taken = scale_set.as_ref().and_then(|_| others::taken(ctx, pool));
     let random = ctx.random();
     let mut observed = ctx.memory.with(pool, |memory| {
         memory.wait(&mut runners, now);

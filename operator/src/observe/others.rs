@@ -1,0 +1,102 @@
+//! What other pools tell: their specs and statuses, and the pods of their runners.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use kube::runtime::reflector::Store;
+
+use crate::context::Context;
+use crate::watch::pools::key_of;
+use cuda_runner_plan::Passed;
+use cuda_runner_plan::checks;
+use cuda_runner_plan::model::checks::{Elsewhere, Word};
+use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::pool::{GpuRequest, Pool};
+use cuda_runner_plan::model::url::GitHubUrl;
+
+fn others<'a>(ctx: &'a Context, pool: &'a Pool) -> impl Iterator<Item = Arc<CudaRunner>> + 'a {
+    let all = ctx.pools.iter().flat_map(Store::state);
+    all.filter(|other| other.metadata.uid.as_ref() != Some(&pool.uid))
+}
+
+/// Labels of the other pools that register at the address of `pool`.
+pub(super) fn labels(ctx: &Context, pool: &Pool) -> Vec<Vec<String>> {
+    let Ok(spec) = &pool.spec else {
+        return vec![];
+    };
+    let is_there = |other: &Arc<CudaRunner>| {
+        GitHubUrl::parse(&other.spec.github.url, true).is_ok_and(|url| url == spec.url)
+    };
+    others(ctx, pool)
+        .filter(is_there)
+        .map(|other| other.spec.labels.clone())
+        .collect()
+}
+
+/// What the runners of other pools hold of a pool's extended resource, by node; `None` where no other pool uses it.
+pub(super) fn taken(ctx: &Context, pool: &Pool) -> Option<BTreeMap<String, u32>> {
+    let GpuRequest::Resource { name, .. } = &pool.spec.as_ref().ok()?.gpu else {
+        return None;
+    };
+    let is_shared = others(ctx, pool).any(|other| {
+        let gpu = &other.spec.gpu;
+        gpu.claim_template.is_none() && gpu.resource == *name
+    });
+    is_shared.then(|| ctx.pods.taken(name, &pool.key))
+}
+
+/// The gates that passed, of all pools that there are.
+pub fn passed(ctx: &Context) -> Vec<Passed> {
+    ctx.pods.passed(|key, owner| {
+        let pool = ctx.resource(key);
+        pool.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(owner))
+    })
+}
+
+/// What the other pools have in quarantine.
+pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Held> {
+    others(ctx, pool)
+        .flat_map(|other| held_by(&other))
+        .collect()
+}
+
+/// What a pool has in quarantine, as its status says.
+#[must_use]
+pub fn held_by(pool: &CudaRunner) -> Vec<Held> {
+    let entries = pool.status.iter().flat_map(|s| &s.quarantine);
+    let held = entries.map(|entry| Held {
+        pool: key_of(pool),
+        entry: entry.clone(),
+    });
+    held.collect()
+}
+
+/// What other pools require at the server of a pool that requires something, too, as this process has written it down
+/// for them: what a namespace's users can write is no proof. One in deletion gives its part up.
+pub(super) fn required(ctx: &Context, pool: &Pool) -> BTreeSet<Elsewhere> {
+    let Ok(spec) = &pool.spec else {
+        return BTreeSet::new();
+    };
+    if spec.required_checks.is_none() && pool.status.required_checks.is_none() {
+        return BTreeSet::new();
+    }
+    others(ctx, pool)
+        .filter(|other| other.metadata.deletion_timestamp.is_none())
+        .filter(|other| other.spec.required_checks.is_some())
+        .flat_map(|other| required_by(ctx, &other))
+        .collect()
+}
+
+fn required_by(ctx: &Context, other: &CudaRunner) -> Vec<Elsewhere> {
+    let uid = other.metadata.uid.as_deref().unwrap_or_default();
+    let known = ctx.memory.of(&key_of(other), uid, |memory| {
+        let word = Word::of(&memory.github.access, &memory.checks.watched);
+        (word, memory.status.clone())
+    });
+    let (word, written) = known.unwrap_or((Some(Word::Unproven), None));
+    match (word, written.as_ref().or(other.status.as_ref())) {
+        (Some(word), Some(status)) => checks::required_by(&other.spec, status, word),
+        _ => vec![],
+    }
+}
