@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::github::Reach;
+use cuda_runner_plan::node_marks::Marking;
 
 /// Turns GPU nodes into trustworthy GitHub Actions runners.
 #[derive(Debug, Parser)]
@@ -135,6 +136,17 @@ pub struct NodeMarks {
     /// Give nodes that are left alone the taint `cudarunner.dev/cuda-smoke-failed`. Needs the right to patch `nodes`.
     #[arg(long, env)]
     pub node_taint: bool,
+}
+
+impl NodeMarks {
+    /// Which marks nodes get.
+    #[must_use]
+    pub fn marking(&self) -> Marking {
+        Marking {
+            condition: self.node_condition,
+            taint: self.node_taint,
+        }
+    }
 }
 
 /// What pools may have the operator ask. Whoever writes a pool names the server, and the operator may reach more than they do.

@@ -1,8 +1,9 @@
-//! What can go wrong in the steps of a reconcile, each with a category for logs and metrics.
+//! What can go wrong: in the steps of a reconcile, each with a category for logs and metrics, and at the start.
 
 use crate::github;
 use crate::guard::Panicked;
 use crate::lease::NotLeading;
+use crate::registrar::store::StoreError;
 
 /// Why an action was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -62,4 +63,44 @@ impl ReconcileError {
             Self::Panicked(_) => "Panic",
         }
     }
+}
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No way to the API server was found.
+    #[error(
+        "no Kubernetes API server: {0}; run in a pod with a service account, or set KUBECONFIG"
+    )]
+    Kubeconfig(#[source] kube::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The Service of the registrar is of no use.
+    #[error(
+        "the Service {service} gives pods no address of the registrar ({why}); create it, name another with --registrar-service, or give --registrar-url"
+    )]
+    Service {
+        /// `NAMESPACE/NAME`.
+        service: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The certificate authority cannot be had.
+    #[error("the registrar's certificate authority: {0}")]
+    Ca(#[from] StoreError),
+    /// The leader election failed.
+    #[error("leader election: {0}")]
+    Lease(#[from] kube_lease_manager::LeaseManagerError),
+    /// The lease was lost: another replica acts now.
+    #[error("this replica does not lead any more")]
+    LeaseLost,
+    /// A part that runs for good ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
 }

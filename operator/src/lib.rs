@@ -1,7 +1,7 @@
 //! The operator, as a library: the binary only parses its flags and starts it.
 //!
 //! Data flows one way: [`watch`] → [`observe`] → [`cuda_runner_plan`] (pure, a crate of its own) → [`act`], the one
-//! writer; [`reconcile`] calls them in this order. [`listen`] hears of a scale set's jobs. The [`registrar`] answers the
+//! writer; [`reconcile`] calls them in this order, for the [`controllers`]. [`listen`] hears of a scale set's jobs. The [`registrar`] answers the
 //! gates; [`registration`] is the only other caller of GitHub's write side.
 //!
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
@@ -9,10 +9,12 @@
 pub mod act;
 pub mod config;
 pub mod context;
+pub mod controllers;
 pub mod error;
 pub mod github;
 pub mod guard;
 pub mod insist;
+pub mod kubernetes;
 pub mod lease;
 pub mod listen;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Parser as _;
 use cuda_runner_operator::config::{Cli, Command, Config, LogFormat, Uninstall};
 use cuda_runner_operator::telemetry::Telemetry;
-use cuda_runner_operator::{act, run};
+use cuda_runner_operator::{act, kubernetes, run};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -36,7 +36,9 @@ fn uninstall(args: &Uninstall) -> ExitCode {
     };
     let ended = runtime.block_on(async {
         Telemetry::start(LogFormat::Text, "info", None).map_err(|error| error.to_string())?;
-        let client = run::kubernetes().await.map_err(|error| error.to_string())?;
+        let client = kubernetes::client()
+            .await
+            .map_err(|error| error.to_string())?;
         act::uninstall::uninstall(&client, args)
             .await
             .map_err(|error| error.to_string())

@@ -1,6 +1,7 @@
 //! The operator's HTTPS endpoint: report in, registration out.
 //!
 //! - [`ca`]: our own certificate authority, and its rotation, as values; [`store`] keeps it in a Secret.
+//! - [`address`]: where pods reach it.
 //! - [`tls`]: the server's certificate, renewed while it runs.
 //! - [`door`]: how many connections there may be, and how many from one address.
 //! - [`identity`]: which pod is asking; `claims`: whether it is worth a question.
@@ -9,6 +10,7 @@
 //! - [`backend`]: the seam to the rest of the operator.
 //! - [`server`]: the endpoint itself.
 
+pub mod address;
 pub mod admit;
 pub mod backend;
 mod bucket;

@@ -4,6 +4,7 @@ pub mod nodes;
 pub mod objects;
 pub mod pods;
 pub mod pools;
+pub mod stores;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -1,0 +1,78 @@
+//! The watches that the operator starts with, and the stores that they fill.
+
+use std::sync::Arc;
+
+use cudarunner_crds::CudaRunner;
+use kube::Client;
+use kube::runtime::reflector::{self, Store};
+use tokio::sync::watch as flag;
+
+use super::nodes::{self, Nodes};
+use super::pods::{self, Pods};
+use super::{Scope, Waker, pools};
+use crate::config::Config;
+use cuda_runner_plan::node_marks::Marking;
+
+/// What a store holds, and whether it was filled.
+pub type Filled = (&'static str, flag::Receiver<bool>);
+
+/// The stores that watches fill.
+#[derive(Default)]
+pub struct Stores {
+    /// The resources, one store for each watched scope.
+    pub pools: Vec<Store<CudaRunner>>,
+    /// The runner pods.
+    pub pods: Arc<Pods>,
+    /// The nodes, where the operator may see them.
+    pub nodes: Option<Arc<Nodes>>,
+    /// Tell when they have been filled.
+    pub filled: Vec<Filled>,
+}
+
+impl Stores {
+    /// Starts the watches. Nodes are seen only by an operator for the whole cluster, and by one that marks them.
+    #[must_use]
+    pub fn watch(config: &Config, client: &Client, waker: &Arc<Waker>) -> Self {
+        let mut stores = Self::default();
+        for scope in Scope::of(&config.watch_namespace) {
+            let (store, writer) = reflector::store();
+            tokio::spawn(pools::follow(
+                client.clone(),
+                scope.clone(),
+                writer,
+                Arc::clone(waker),
+            ));
+            let (filled, is_filled) = flag::channel(false);
+            let reader: Store<CudaRunner> = store.clone();
+            tokio::spawn(async move {
+                filled.send_replace(reader.wait_until_ready().await.is_ok());
+            });
+            stores.filled.push(("the CudaRunner resources", is_filled));
+            stores.pools.push(store);
+            let (filled, is_filled) = flag::channel(false);
+            let pods = Arc::clone(&stores.pods);
+            tokio::spawn(pods::follow(
+                client.clone(),
+                scope,
+                pods,
+                Arc::clone(waker),
+                filled,
+            ));
+            stores.filled.push(("the runner pods", is_filled));
+        }
+        if config.watch_namespace.is_empty() || config.marks.marking() != Marking::default() {
+            let nodes = Arc::new(Nodes::default());
+            let (filled, is_filled) = flag::channel(false);
+            tokio::spawn(nodes::follow(
+                client.clone(),
+                Arc::clone(&nodes),
+                stores.pools.clone(),
+                Arc::clone(waker),
+                filled,
+            ));
+            stores.filled.push(("the nodes", is_filled));
+            stores.nodes = Some(nodes);
+        }
+        stores
+    }
+}
