@@ -39,6 +39,8 @@ const AT_ONCE: usize = 32;
 pub struct Outcome {
     /// A runner that was to go has a job, and stays for now.
     pub busy: bool,
+    /// The resource was to be let go.
+    pub lets_go: bool,
     /// What could not be done.
     pub errors: Vec<ActError>,
 }
@@ -49,16 +51,19 @@ enum Done {
     Busy,
 }
 
-/// Carries out a plan's actions, and then acknowledges what was acted on.
+/// Publishes a plan's Events, carries out its actions, and then acknowledges what was acted on.
 pub async fn act(
     ctx: &Context,
     pool: &Pool,
     client: Option<Arc<Client>>,
     plan: &mut Plan,
 ) -> Outcome {
+    ctx.events.publish(pool, &plan.notices);
     unused::let_go(ctx, pool);
     let actions = std::mem::take(&mut plan.actions);
-    let outcome = carry_out(ctx, pool, client, actions).await;
+    let lets_go = actions.contains(&Action::RemoveFinalizer);
+    let mut outcome = carry_out(ctx, pool, client, actions).await;
+    outcome.lets_go = lets_go;
     ctx.memory.with(pool, |memory| {
         memory.refresh |= plan.refresh;
         memory.intent = plan.intent.or(memory.intent);

@@ -1,4 +1,4 @@
-//! The spine: read, observe, plan, act, say. Every decision is in `plan`, every write in `act` and `status`.
+//! The spine: watch, observe, plan, act, status. Every decision is in `plan`, every write in `act`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,23 +8,15 @@ use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
-use crate::act::status;
-use crate::act::{self, Outcome};
+use crate::act::{Outcome, act, status};
 use crate::context::Context;
 use crate::error::ReconcileError;
-use crate::github::Client;
 use crate::guard;
-use crate::metrics::{News, PoolView};
+use crate::metrics::PoolView;
 use crate::observe::observe;
 use crate::watch::pools;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::Pool;
-use cuda_runner_plan::{Action, Plan};
-
-/// Without another reason a pool is visited so often.
-const AT_LEAST: SignedDuration = SignedDuration::from_hours(24);
-/// How soon a runner that was busy when it was to go is looked at again.
-const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// Visits a pool, and takes the time.
 pub async fn reconcile(
@@ -51,83 +43,39 @@ async fn guarded(
 
 async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileError> {
     let now = Timestamp::now();
-    let pool = read(resource, ctx);
+    let pool = watched(resource, ctx);
     if pool.deleting.is_some() && !pool.finalizer {
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let (mut plan, client) = decide(ctx, &pool, now).await;
-    let news = News::of(&pool, &plan);
-    let last_visit = plan.actions.contains(&Action::RemoveFinalizer);
-    ctx.events.publish(resource, &plan.notices);
-    let outcome = act::act(ctx, &pool, client, &mut plan)
+    let (observed, client) = observe(ctx, &pool, now)
+        .instrument(info_span!("observe"))
+        .await;
+    let mut plan = cuda_runner_plan::plan(&pool, &observed, now);
+    let view = PoolView::of(&pool, &observed, &plan, client.as_deref(), now);
+    ctx.metrics.saw(&pool.key, view);
+    // A thousand visits may wait for the API server at a time.
+    drop(observed);
+    let outcome = act(ctx, &pool, client, &mut plan)
         .instrument(info_span!("act"))
         .await;
-    let mut wake = plan.wake;
-    if plan.refresh {
-        wake = Some(sooner(wake, again(ctx, &pool, now)));
-    }
-    if outcome.busy {
-        wake = Some(sooner(wake, BUSY_AGAIN));
-    }
-    if last_visit {
-        if outcome.errors.is_empty() {
-            ctx.events.publish(resource, &plan.news);
-        }
-    } else {
-        let unrecorded = !plan.unrecorded.is_empty();
-        let later = status::write(ctx, &pool, plan.status, now)
-            .instrument(info_span!("status"))
-            .await;
-        if let Some(wait) = later.map_err(ReconcileError::Status)? {
-            wake = Some(sooner(wake, wait));
-        } else {
-            ctx.metrics.learned(&pool.key, &news);
-            ctx.events.publish(resource, &plan.news);
-            if unrecorded {
-                // The pods of these runners may go now.
-                wake = Some(SignedDuration::ZERO);
-            }
-        }
-    }
+    let status = status::record(ctx, &pool, &mut plan, &outcome, now)
+        .instrument(info_span!("status"))
+        .await?;
+    let next = plan.next(outcome.busy, status);
     finish(ctx, &pool, outcome)?;
-    Ok(wake.map_or_else(Next::await_change, |wait| {
-        Next::requeue(wait.min(AT_LEAST).unsigned_abs())
+    Ok(next.map_or_else(Next::await_change, |wait| {
+        Next::requeue(wait.unsigned_abs())
     }))
 }
 
-/// Observes and plans. What was observed goes with this: a thousand visits may wait for the API server at a time.
-async fn decide(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Arc<Client>>) {
-    let (observed, client) = observe(ctx, pool, now)
-        .instrument(info_span!("observe"))
-        .await;
-    let plan = cuda_runner_plan::plan(pool, &observed, now);
-    let view = PoolView::of(pool, &observed, &plan, client.as_deref(), now);
-    ctx.metrics.saw(&pool.key, view);
-    (plan, client)
-}
-
-/// Our own last word on the status is ahead of the store's.
-fn read(resource: &CudaRunner, ctx: &Context) -> Pool {
+/// The pool as the watch shows it. Our own last word on the status is ahead of that.
+fn watched(resource: &CudaRunner, ctx: &Context) -> Pool {
     let mut pool = ctx.specs.pool(resource);
     if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
         pool.status = status;
     }
     pool
-}
-
-/// When a list of GitHub's that is due can be read.
-fn again(ctx: &Context, pool: &Pool, now: Timestamp) -> SignedDuration {
-    let not_before = ctx.memory.with(pool, |memory| memory.github.not_before);
-    not_before.map_or(SignedDuration::from_millis(200), |moment| {
-        moment
-            .duration_since(now)
-            .max(SignedDuration::from_millis(200))
-    })
-}
-
-fn sooner(wake: Option<SignedDuration>, wait: SignedDuration) -> SignedDuration {
-    wake.map_or(wait, |w| w.min(wait))
 }
 
 /// Counts errors in a row, and hands on the first.

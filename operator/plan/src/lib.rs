@@ -42,7 +42,9 @@ use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::Timestamp;
 
 use crate::health::Health;
-pub use crate::model::action::{About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Target};
+pub use crate::model::action::{
+    About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Recorded, Target,
+};
 pub use crate::model::observed::{Access, Entry, Listing, NodeFacts, Observed, Passed, Queue};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::Runner;
@@ -61,6 +63,7 @@ struct Case<'a> {
 #[must_use]
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
+    plan.wake_for_refresh(observed.ask_again, now);
     shown::tidy(&mut plan);
     plan
 }

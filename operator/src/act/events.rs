@@ -9,6 +9,7 @@ use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::{About, Notice};
 
 /// Events that wait to be published, of all pools together. Beyond them they are only logged.
@@ -53,13 +54,13 @@ impl Events {
     }
 
     /// Has these published, and waits for none. One that is lost is not worth a failed visit.
-    pub fn publish(&self, resource: &CudaRunner, notices: &[Notice]) {
+    pub fn publish(&self, pool: &Pool, notices: &[Notice]) {
         for notice in notices {
             let secondary = notice.about.as_ref();
-            let secondary = secondary.map(|about| reference(resource, about));
+            let secondary = secondary.map(|about| reference(&pool.key, about));
             let item = Item {
                 event: event_of(notice, "Reconcile", secondary),
-                pool: resource.object_ref(&()),
+                pool: regarding(pool),
             };
             if self.0.try_send(item).is_err() {
                 tracing::warn!(
@@ -86,10 +87,22 @@ async fn publish_all(mut items: Receiver<Item>, recorder: Recorder) {
         .await;
 }
 
+/// The resource of a pool.
+fn regarding(pool: &Pool) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(CudaRunner::api_version(&()).into_owned()),
+        kind: Some(CudaRunner::kind(&()).into_owned()),
+        name: Some(pool.key.name.clone()),
+        namespace: Some(pool.key.namespace.clone()),
+        uid: Some(pool.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
 /// Whom an Event is about, beside the pool.
-fn reference(pool: &CudaRunner, about: &About) -> ObjectReference {
+fn reference(pool: &PoolKey, about: &About) -> ObjectReference {
     let (kind, name, namespace) = match about {
-        About::Runner(name) => ("Pod", name, pool.metadata.namespace.clone()),
+        About::Runner(name) => ("Pod", name, Some(pool.namespace.clone())),
         About::Node(name) => ("Node", name, None),
     };
     ObjectReference {

@@ -13,11 +13,15 @@ use kube::{Api, Client, Resource as _};
 use serde_json::json;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::Outcome;
 use crate::context::{CONTROLLER, Context};
+use crate::error::ReconcileError;
+use crate::metrics::News;
 use crate::watch::Waker;
 use cuda_runner_plan::model::key::PoolKey;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::{Plan, Recorded};
 
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
 /// one each.
@@ -131,8 +135,33 @@ impl Writes {
     }
 }
 
+/// Writes a plan's status, and then tells what it holds for the first time.
+pub async fn record(
+    ctx: &Context,
+    pool: &Pool,
+    plan: &mut Plan,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Result<Recorded, ReconcileError> {
+    if outcome.lets_go {
+        if outcome.errors.is_empty() {
+            ctx.events.publish(pool, &plan.news);
+        }
+        return Ok(Recorded::LetGo);
+    }
+    let news = News::of(pool, plan);
+    let status = std::mem::take(&mut plan.status);
+    let later = write(ctx, pool, status, now).await;
+    if let Some(wait) = later.map_err(ReconcileError::Status)? {
+        return Ok(Recorded::In(wait));
+    }
+    ctx.metrics.learned(&pool.key, &news);
+    ctx.events.publish(pool, &plan.news);
+    Ok(Recorded::Now)
+}
+
 /// Writes the status if it is due; otherwise says when it will be.
-pub async fn write(
+async fn write(
     ctx: &Context,
     pool: &Pool,
     new: CudaRunnerStatus,

@@ -188,7 +188,48 @@ pub struct Plan {
     pub first_online: Option<SignedDuration>,
 }
 
+/// What came of a plan's status.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Recorded {
+    /// The API server has it, or will in a moment.
+    Now,
+    /// It is written when so much time has passed.
+    In(SignedDuration),
+    /// The resource was let go: it has no status any more.
+    LetGo,
+}
+
+/// Without another reason a pool is reconciled so often.
+const AT_LEAST: SignedDuration = SignedDuration::from_hours(24);
+/// How soon a runner that was busy when it was to go is looked at again.
+const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
+/// How soon a list of GitHub's is read again that has changed.
+const REFRESH: SignedDuration = SignedDuration::from_millis(200);
+
 impl Plan {
+    /// Looks again when GitHub's list can be read, where it should be.
+    pub(crate) fn wake_for_refresh(&mut self, not_before: Option<Timestamp>, now: Timestamp) {
+        if self.refresh {
+            let wait = not_before.map_or(REFRESH, |moment| moment.duration_since(now));
+            self.wake_in(wait.max(REFRESH));
+        }
+    }
+
+    /// When to look again, where nothing else wakes the pool: after a plan that found a runner `busy` that was to go, or
+    /// not, and whose status was recorded so.
+    #[must_use]
+    pub fn next(&self, busy: bool, status: Recorded) -> Option<SignedDuration> {
+        let status = match status {
+            Recorded::In(wait) => Some(wait),
+            // The pods of these runners may go now.
+            Recorded::Now if !self.unrecorded.is_empty() => Some(SignedDuration::ZERO),
+            Recorded::Now | Recorded::LetGo => None,
+        };
+        let busy = busy.then_some(BUSY_AGAIN);
+        let next = [self.wake, busy, status].into_iter().flatten().min()?;
+        Some(next.min(AT_LEAST))
+    }
+
     /// Looks again after `wait`, or sooner.
     pub fn wake_in(&mut self, wait: SignedDuration) {
         let wait = wait.max(SignedDuration::ZERO);
@@ -198,5 +239,58 @@ impl Plan {
     /// Looks again at `moment`, or sooner.
     pub fn wake_at(&mut self, moment: Timestamp, now: Timestamp) {
         self.wake_in(moment.duration_since(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_look_is_the_first_for_which_there_is_a_reason() {
+        let seconds = SignedDuration::from_secs;
+        let plan = |wake: Option<i64>, unrecorded: &[&str]| Plan {
+            wake: wake.map(seconds),
+            unrecorded: unrecorded.iter().map(|name| (*name).to_owned()).collect(),
+            ..Plan::default()
+        };
+        let in_five = Recorded::In(seconds(5));
+        let cases = [
+            (plan(None, &[]), false, Recorded::Now, None),
+            (plan(Some(60), &[]), false, Recorded::Now, Some(60)),
+            // A runner that was to go is busy
+            (plan(Some(60), &[]), true, Recorded::Now, Some(10)),
+            (plan(Some(1), &[]), true, Recorded::LetGo, Some(1)),
+            // Counts are gathered before they are written
+            (plan(Some(60), &[]), true, in_five, Some(5)),
+            // The job of a runner is stored now, or is not
+            (plan(Some(60), &["a"]), true, Recorded::Now, Some(0)),
+            (plan(Some(60), &["a"]), false, in_five, Some(5)),
+            (plan(Some(60), &["a"]), false, Recorded::LetGo, Some(60)),
+            // Once a day at least
+            (plan(Some(90_000), &[]), false, Recorded::Now, Some(86_400)),
+        ];
+        for (plan, busy, status, expected) in cases {
+            let next = plan.next(busy, status);
+            assert_eq!(next, expected.map(seconds), "{plan:?} {busy} {status:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_has_changed_is_read_again_when_github_may_be_asked() {
+        let now = Timestamp::constant(1_000, 0);
+        let wake = |refresh: bool, not_before: Option<i64>| {
+            let mut plan = Plan {
+                refresh,
+                ..Plan::default()
+            };
+            let not_before = not_before.map(|second| Timestamp::constant(second, 0));
+            plan.wake_for_refresh(not_before, now);
+            plan.wake.map(|wait| wait.as_millis())
+        };
+        assert_eq!(wake(false, Some(1_030)), None);
+        assert_eq!(wake(true, None), Some(200));
+        assert_eq!(wake(true, Some(1_030)), Some(30_000));
+        assert_eq!(wake(true, Some(900)), Some(200), "that is over");
     }
 }
