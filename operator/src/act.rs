@@ -26,7 +26,7 @@ use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
 use crate::observe::checks::note_failure;
 use crate::observe::github::client_at;
-use crate::observe::is_of;
+use crate::observe::runners::is_of;
 use cuda_runner_plan::model::pool::{FINALIZER, Pool};
 use cuda_runner_plan::model::runner::URL_ANNOTATION;
 use cuda_runner_plan::{Action, Entry, NewRunner, Plan, PodSettings, Target, pod};
@@ -122,32 +122,12 @@ impl Executor<'_> {
             Action::CreatePod(new) => self.create(new).await,
             Action::DeletePod(target) => self.delete_pod(&target).await,
             Action::Drain(target) => self.remove(&target, false).await,
-            Action::DeleteEntryOf(target) => match self.delete_entry_of(&target).await? {
-                Deletion::Busy => Ok(Done::Busy),
-                Deletion::Deleted | Deletion::Gone => {
-                    self.ctx.memory.with(self.pool, |memory| {
-                        memory.unregistered.insert(target.uid);
-                        memory.last_change = Some(Timestamp::now());
-                    });
-                    Ok(Done::Yes)
-                }
-            },
+            Action::DeleteEntryOf(target) => self.unregister(target).await,
             Action::Evict(target) => self.remove(&target, true).await,
-            Action::ReplaceUnregistered(target) => {
-                let place = self.place_of(target.url.as_deref()).await?;
-                match place.find_entry(&target.name).await? {
-                    Some(_) => Ok(Done::Yes),
-                    None => self.delete_pod(&target).await,
-                }
-            }
+            Action::ReplaceUnregistered(target) => self.replace_unregistered(&target).await,
             Action::DeleteEntry(entry) => self.delete_orphan(&entry, None).await,
             Action::DeleteEntryAt(url, entry) => self.delete_orphan(&entry, Some(&url)).await,
-            Action::DeleteScaleSetAt(url, id) => {
-                let place = self.place_of(Some(&url)).await?;
-                place.client.delete_scale_set(id).await?;
-                self.ask_again_at(&url);
-                Ok(Done::Yes)
-            }
+            Action::DeleteScaleSetAt(url, id) => self.delete_scale_set_at(&url, id).await,
             Action::CreateScaleSet(new) => self.create_scale_set(&new).await,
             Action::UpdateScaleSet(id, new) => self.update_scale_set(id, &new).await,
             Action::DeleteUnusedScaleSet(id) => self.delete_unused_scale_set(id).await,
@@ -305,6 +285,27 @@ impl Executor<'_> {
             self.ctx.ledger.reopen(&target.uid);
         }
         outcome
+    }
+
+    /// Removes the entry of a pod that stays.
+    async fn unregister(&self, target: Target) -> Result<Done, ActError> {
+        if self.delete_entry_of(&target).await? == Deletion::Busy {
+            return Ok(Done::Busy);
+        }
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.unregistered.insert(target.uid);
+            memory.last_change = Some(Timestamp::now());
+        });
+        Ok(Done::Yes)
+    }
+
+    /// Removes a pod of whose runner GitHub knows nothing.
+    async fn replace_unregistered(&self, target: &Target) -> Result<Done, ActError> {
+        let place = self.place_of(target.url.as_deref()).await?;
+        match place.find_entry(&target.name).await? {
+            Some(_) => Ok(Done::Yes),
+            None => self.delete_pod(target).await,
+        }
     }
 
     /// Removes the entry of a pod, found by its name: nothing of GitHub's has to be remembered. From now on none is made.

@@ -109,6 +109,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     fn a_node_that_refuses_three_attempts_in_a_row_is_to_blame() {
         let refused = |node, ago| failure(REJECTED, Class::Transient, node, ago);
         let here = |ago| refused("node-1", ago);

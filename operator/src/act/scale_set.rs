@@ -93,6 +93,14 @@ impl Executor<'_> {
         Ok(self.note(gone.map(|()| Known::Absent), None))
     }
 
+    /// Removes the one that the pool had at an address that it has left.
+    pub(super) async fn delete_scale_set_at(&self, url: &str, id: u64) -> Result<Done, ActError> {
+        let place = self.place_of(Some(url)).await?;
+        place.client.delete_scale_set(id).await?;
+        self.ask_again_at(url);
+        Ok(Done::Yes)
+    }
+
     fn note(&self, outcome: Result<Known, Error>, asked: Option<NewScaleSet>) -> Done {
         let now = Timestamp::now();
         self.ctx.memory.with(self.pool, |memory| {

@@ -68,6 +68,37 @@ pub(super) struct Transport {
     id: Fingerprint,
 }
 
+/// TLS with the system's authorities and those of the bundle.
+fn tls(shared: &Shared, ca: Option<&CaBundle>) -> Result<ClientConfig, rustls::Error> {
+    // Shared by all, but where there are further ones.
+    let mut roots = Arc::clone(&shared.roots);
+    for certificate in ca.map(CaBundle::certificates).unwrap_or_default() {
+        // They were tried when the bundle was read.
+        Arc::make_mut(&mut roots).add(certificate.clone())?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// What every request says.
+fn headers() -> Vec<(HeaderName, HeaderValue)> {
+    let agent = concat!("cuda-runner-operator/", env!("CARGO_PKG_VERSION"));
+    vec![
+        (
+            ACCEPT,
+            HeaderValue::from_static("application/vnd.github+json"),
+        ),
+        (
+            HeaderName::from_static("x-github-api-version"),
+            HeaderValue::from_static(API_VERSION),
+        ),
+        (USER_AGENT, HeaderValue::from_static(agent)),
+    ]
+}
+
 impl Transport {
     pub(super) fn new(
         url: &GitHubUrl,
@@ -84,19 +115,7 @@ impl Transport {
             message,
             undelivered: true,
         };
-        // Shared by all, but where there are further ones.
-        let mut roots = Arc::clone(&shared.roots);
-        for certificate in ca.map(CaBundle::certificates).unwrap_or_default() {
-            // They were tried when the bundle was read.
-            Arc::make_mut(&mut roots)
-                .add(certificate.clone())
-                .map_err(|error| unusable(error.to_string()))?;
-        }
-        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| unusable(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = tls(shared, ca).map_err(|error| unusable(error.to_string()))?;
         let base: Uri = origin
             .parse()
             .map_err(|_| unusable("its address is no URI".into()))?;
@@ -104,23 +123,7 @@ impl Transport {
         let builder = OctocrabBuilder::new_empty()
             .with_service(http.clone())
             .with_layer(&BaseUriLayer::new(base))
-            .with_layer(&ExtraHeadersLayer::new(Arc::new(vec![
-                (
-                    ACCEPT,
-                    HeaderValue::from_static("application/vnd.github+json"),
-                ),
-                (
-                    HeaderName::from_static("x-github-api-version"),
-                    HeaderValue::from_static(API_VERSION),
-                ),
-                (
-                    USER_AGENT,
-                    HeaderValue::from_static(concat!(
-                        "cuda-runner-operator/",
-                        env!("CARGO_PKG_VERSION")
-                    )),
-                ),
-            ])));
+            .with_layer(&ExtraHeadersLayer::new(Arc::new(headers())));
         let (auth, tokens) = match credentials.kind() {
             Kind::Token(token) => (
                 AuthState::AccessToken {

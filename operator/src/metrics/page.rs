@@ -54,78 +54,13 @@ impl Collector for Page {
 impl Page {
     fn pools(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let state = self.metrics.lock();
-        let pools: Vec<([&str; 2], &PoolSeries)> = state
+        let pools: Vec<Labelled> = state
             .pools
             .iter()
             .map(|(key, series)| ([key.namespace.as_str(), key.name.as_str()], series))
             .collect();
-        let viewed = || {
-            pools
-                .iter()
-                .filter_map(|(pool, series)| Some((*pool, series.view.as_ref()?)))
-        };
-        let mut samples = metric::POOL.open(encoder)?;
-        for ([namespace, pool], view) in viewed() {
-            if let Some(credential) = view.credential {
-                samples.info([namespace, pool, &credential.to_string()])?;
-            }
-        }
-        let mut samples = metric::RUNNERS.open(encoder)?;
-        for ([namespace, pool], view) in viewed() {
-            for (phase, count) in &view.phases {
-                samples.gauge([namespace, pool, super::word(*phase)], *count)?;
-            }
-        }
-        let mut samples = metric::WANTED.open(encoder)?;
-        for (pool, view) in viewed() {
-            if let Some(wanted) = view.wanted {
-                samples.gauge(pool, wanted)?;
-            }
-        }
-        let mut samples = metric::CONDITION.open(encoder)?;
-        for ([namespace, pool], view) in viewed() {
-            for (condition, holds) in &view.conditions {
-                samples.gauge([namespace, pool, condition], u64::from(*holds))?;
-            }
-        }
-        let mut samples = metric::QUARANTINED.open(encoder)?;
-        for (pool, view) in viewed() {
-            samples.gauge(pool, view.quarantined)?;
-        }
-        let mut samples = metric::BREAKER.open(encoder)?;
-        for (pool, view) in viewed() {
-            samples.gauge(pool, u64::from(view.breaker_open))?;
-        }
-        let mut samples = metric::VERIFIED.open(encoder)?;
-        for (pool, view) in viewed() {
-            if let Some(passed) = view.verified {
-                samples.gauge(pool, u64::from(passed))?;
-            }
-        }
-        let mut samples = metric::GATES.open(encoder)?;
-        for ([namespace, pool], series) in &pools {
-            for ((class, code, product), count) in &series.gates {
-                samples.counter([namespace, pool, class, code, product], *count)?;
-            }
-        }
-        let mut samples = metric::GATE_SECONDS.open(encoder)?;
-        for (pool, series) in &pools {
-            if let Some(histogram) = &series.gate_seconds {
-                samples.histogram(*pool, histogram)?;
-            }
-        }
-        let mut samples = metric::REGISTRATIONS.open(encoder)?;
-        for ([namespace, pool], series) in &pools {
-            for (result, count) in &series.registrations {
-                samples.counter([namespace, pool, result], *count)?;
-            }
-        }
-        let mut samples = metric::FAILURES.open(encoder)?;
-        for ([namespace, pool], series) in &pools {
-            for ((class, reason), count) in &series.failures {
-                samples.counter([namespace, pool, class.as_str(), reason], *count)?;
-            }
-        }
+        seen(&pools, encoder)?;
+        counted(&pools, encoder)?;
         metric::FIRST_ONLINE
             .open(encoder)?
             .histogram([], &state.first_online)?;
@@ -179,4 +114,84 @@ impl Page {
         }
         Ok(())
     }
+}
+
+/// A pool's namespace and name, and what is counted of it.
+type Labelled<'a> = ([&'a str; 2], &'a PoolSeries);
+
+/// How the last visits have seen the pools.
+fn seen(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let viewed = || {
+        pools
+            .iter()
+            .filter_map(|(pool, series)| Some((*pool, series.view.as_ref()?)))
+    };
+    let mut samples = metric::POOL.open(encoder)?;
+    for ([namespace, pool], view) in viewed() {
+        if let Some(credential) = view.credential {
+            samples.info([namespace, pool, &credential.to_string()])?;
+        }
+    }
+    let mut samples = metric::RUNNERS.open(encoder)?;
+    for ([namespace, pool], view) in viewed() {
+        for (phase, count) in &view.phases {
+            samples.gauge([namespace, pool, super::word(*phase)], *count)?;
+        }
+    }
+    let mut samples = metric::WANTED.open(encoder)?;
+    for (pool, view) in viewed() {
+        if let Some(wanted) = view.wanted {
+            samples.gauge(pool, wanted)?;
+        }
+    }
+    let mut samples = metric::CONDITION.open(encoder)?;
+    for ([namespace, pool], view) in viewed() {
+        for (condition, holds) in &view.conditions {
+            samples.gauge([namespace, pool, condition], u64::from(*holds))?;
+        }
+    }
+    let mut samples = metric::QUARANTINED.open(encoder)?;
+    for (pool, view) in viewed() {
+        samples.gauge(pool, view.quarantined)?;
+    }
+    let mut samples = metric::BREAKER.open(encoder)?;
+    for (pool, view) in viewed() {
+        samples.gauge(pool, u64::from(view.breaker_open))?;
+    }
+    let mut samples = metric::VERIFIED.open(encoder)?;
+    for (pool, view) in viewed() {
+        if let Some(passed) = view.verified {
+            samples.gauge(pool, u64::from(passed))?;
+        }
+    }
+    Ok(())
+}
+
+/// What gates, registrations and runners have come to.
+fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let mut samples = metric::GATES.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for ((class, code, product), count) in &series.gates {
+            samples.counter([namespace, pool, class, code, product], *count)?;
+        }
+    }
+    let mut samples = metric::GATE_SECONDS.open(encoder)?;
+    for (pool, series) in pools {
+        if let Some(histogram) = &series.gate_seconds {
+            samples.histogram(*pool, histogram)?;
+        }
+    }
+    let mut samples = metric::REGISTRATIONS.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for (result, count) in &series.registrations {
+            samples.counter([namespace, pool, result], *count)?;
+        }
+    }
+    let mut samples = metric::FAILURES.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for ((class, reason), count) in &series.failures {
+            samples.counter([namespace, pool, class.as_str(), reason], *count)?;
+        }
+    }
+    Ok(())
 }

@@ -36,6 +36,10 @@ pub(super) struct AgentEnd<'a> {
 
 impl AgentEnd<'_> {
     /// Why it ended; `failure` knows the rest of the pod.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one table: what each way to end means"
+    )]
     pub(super) fn failure(
         &self,
         failure: impl Fn(&'static str, Class, String) -> Failure,

@@ -73,10 +73,7 @@ pub async fn look(
     match outcome {
         Ok(()) => {
             watched.read = Some(now);
-            let names_missing = pool.deleting.is_none()
-                && !asked_of(pool).is_some_and(|asked| asked.allow_unseen)
-                && unseen(record(pool));
-            watched.next_look = Some(now.after(if names_missing { UNSEEN } else { SWEEP }));
+            watched.next_look = Some(now.after(pause(pool)));
             memory.asked = Some(asked);
         }
         Err(error) => note_failure(&mut watched, &error, now),
@@ -86,6 +83,16 @@ pub async fn look(
         m.checks.asked = memory.asked;
     });
     watched
+}
+
+/// How long a look is good for.
+fn pause(pool: &Pool) -> SignedDuration {
+    let may_be_unseen = asked_of(pool).is_some_and(|asked| asked.allow_unseen);
+    if pool.deleting.is_none() && !may_be_unseen && unseen(record(pool)) {
+        UNSEEN
+    } else {
+        SWEEP
+    }
 }
 
 /// Notes what GitHub did not do, and waits.

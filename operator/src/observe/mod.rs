@@ -11,19 +11,18 @@ pub mod marks;
 pub mod others;
 pub mod pod;
 pub mod refusal;
+pub mod runners;
 pub mod scale_set;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 pub mod versions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use cudarunner_crds::CudaRunnerStatus;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Resource, ResourceExt as _};
 
 use crate::context::Context;
 use crate::github::Client;
@@ -33,21 +32,6 @@ use cuda_runner_plan::model::pool::{GpuRequest, Pool};
 use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::quarantine::blames_node;
 use cuda_runner_plan::{Access, NodeFacts, Observed};
-use cuda_runner_plan::{health, jobs as ended_jobs};
-
-/// Pods that the API server is asked for at one visit.
-const ASKED_FOR: usize = 32;
-
-/// Whether nothing is left to tell of a runner whose pod is gone. A job is told even where we have removed the pod: the
-/// watch is behind at times, and shows a runner as idle that has run its job meanwhile.
-fn is_told(status: &CudaRunnerStatus, removed: &BTreeSet<String>, runner: &Runner) -> bool {
-    match (&runner.end, &runner.done) {
-        (Some(End::JobDone(_)), Some(done)) => {
-            ended_jobs::is_noted(&status.last_jobs, &runner.name, done)
-        }
-        _ => removed.contains(&runner.uid) || health::is_known(&status.last_failures, runner),
-    }
-}
 
 /// Reads everything that the plan depends on; and the client with which to carry it out.
 pub async fn observe(
@@ -55,127 +39,64 @@ pub async fn observe(
     pool: &Pool,
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
-    let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let mut vanished = ctx
-        .pods
-        .vanished(&pool.key, |runner| is_told(&pool.status, &removed, runner));
-    // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
-    let mut runners = ctx.pods.of(&pool.key);
-    let seen = runners
-        .iter()
-        .map(|r| (r.name.clone(), r.uid.clone()))
-        .collect();
-    ctx.memory.with(pool, |memory| memory.settle(&seen, now));
-    ask_for_pods(ctx, pool, now).await;
-
-    scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
+    let (mut runners, vanished) = runners::look(ctx, pool, now).await;
     let client = github::look(ctx, pool, now).await;
+    let asked = client.as_deref();
     let left = left::look(ctx, pool, &runners, now).await;
-    let verification = verify::look(ctx, pool, client.as_deref(), now).await;
-    let checks = checks::look(ctx, pool, client.as_deref(), now).await;
-    let jobs = jobs::look(
-        ctx,
-        pool,
-        runners.iter().chain(&vanished),
-        client.as_deref(),
-        &verification,
-        now,
-    )
-    .await;
+    let verification = verify::look(ctx, pool, asked, now).await;
+    let checks = checks::look(ctx, pool, asked, now).await;
+    let all = runners.iter().chain(&vanished);
+    let jobs = jobs::look(ctx, pool, all.clone(), asked, &verification, now).await;
+    let scale_set = scale_set::look(ctx, pool, all, asked, now).await;
+    let known = ctx.memory.with(pool, |memory| {
+        runners::amend(memory, &mut runners, now);
+        remembered(memory)
+    });
     // What walks over all runners of the address, or all pods, is done only where the plan will look at it; and nothing
     // that walks is done under the lock.
-    let queue = ctx.memory.with(pool, |memory| memory.github.queue.clone());
-    let other_pools = if queue.as_ref().is_some_and(|queue| queue.has_jobs()) {
-        others::labels(ctx, pool)
-    } else {
-        vec![]
-    };
-    let scale_set = scale_set::look(
-        ctx,
-        pool,
-        runners.iter().chain(&vanished),
-        client.as_deref(),
-        now,
-    )
-    .await;
+    let has_jobs = known.queue.as_ref().is_some_and(|queue| queue.has_jobs());
+    let other_pools = has_jobs.then(|| others::labels(ctx, pool));
     let quarantined = others::quarantined(ctx, pool);
-    let required_elsewhere = others::required(ctx, pool);
-    let passed = if has_failed(&pool.status, &runners, &quarantined) {
-        others::passed(ctx)
-    } else {
-        vec![]
+    let is_suspected = has_failed(&pool.status, &runners, &quarantined);
+    let passed = is_suspected.then(|| others::passed(ctx));
+    let mut observed = Observed {
+        nodes: nodes(ctx, pool, &runners),
+        taken: scale_set.as_ref().and_then(|_| others::taken(ctx, pool)),
+        required_elsewhere: others::required(ctx, pool),
+        other_pools: other_pools.unwrap_or_default(),
+        passed: passed.unwrap_or_default(),
+        seed: ctx.random(),
+        runners,
+        vanished,
+        left,
+        verification,
+        checks,
+        jobs,
+        scale_set,
+        quarantined,
+        ..known
     };
-    let nodes = nodes(ctx, pool, &runners);
-    let taken = scale_set.as_ref().and_then(|_| others::taken(ctx, pool));
-    let random = ctx.random();
-    let mut observed = ctx.memory.with(pool, |memory| {
-        memory.wait(&mut runners, now);
-        for runner in &mut runners {
-            // Asked to go, though the watch does not show it yet.
-            if memory.removed.contains(&runner.uid) {
-                runner.phase = RunnerPhase::Terminating;
-            }
-            if let Some(End::Failed(failure)) = &mut runner.end {
-                failure.registered &= !memory.unregistered.contains(&runner.uid);
-            }
-        }
-        Observed {
-            runners,
-            vanished,
-            expected: names(memory, |answer| answer != Answer::Absent),
-            unanswered: names(memory, |answer| answer == Answer::Absent),
-            ask_for_pods: memory.expected.values().map(|e| e.ask).min(),
-            access: memory.github.access.clone(),
-            left,
-            ask_again: memory.github.not_before,
-            listing: memory.github.listing.clone(),
-            queue,
-            verification,
-            checks,
-            jobs,
-            lifecycles: BTreeMap::new(),
-            scale_set,
-            required_elsewhere,
-            other_pools,
-            last_change: memory.last_change,
-            nodes,
-            taken,
-            quarantined,
-            passed,
-            pod_refused: memory.pod_refused.clone(),
-            seed: random,
-        }
-    });
-    if let Some(client) = client
-        .as_deref()
-        .filter(|_| observed.access == Access::Granted && pool.deleting.is_none())
-    {
+    let is_in_use = observed.access == Access::Granted && pool.deleting.is_none();
+    if let Some(client) = client.as_deref().filter(|_| is_in_use) {
         observed.lifecycles = versions::look(&observed, client).await;
     }
     (observed, client)
 }
 
-/// Asks the API server for pods that were created a while ago and that the watch does not show: it may be behind, the
-/// creation may not have come through, or somebody has removed them within a moment.
-async fn ask_for_pods(ctx: &Context, pool: &Pool, now: Timestamp) {
-    let overdue = ctx.memory.with(pool, |memory| memory.overdue(now));
-    let api = Api::<Pod>::namespaced(ctx.client.clone(), &pool.key.namespace);
-    for name in overdue.into_iter().take(ASKED_FOR) {
-        let found = api.get_metadata_opt(&name).await;
-        ctx.memory.with(pool, |memory| match &found {
-            Ok(pod) => memory.found(&name, pod.as_ref().is_some_and(|pod| is_of(pod, pool)), now),
-            Err(_) => memory.not_found_out(&name, now),
-        });
-        if let Err(error) = found {
-            tracing::warn!(pool = %pool.key, runner = name, %error, "a pod that was created could not be looked for");
-        }
+/// What is remembered of earlier looks and of what was done.
+fn remembered(memory: &PoolMemory) -> Observed {
+    Observed {
+        expected: names(memory, |answer| answer != Answer::Absent),
+        unanswered: names(memory, |answer| answer == Answer::Absent),
+        ask_for_pods: memory.expected.values().map(|e| e.ask).min(),
+        access: memory.github.access.clone(),
+        ask_again: memory.github.not_before,
+        listing: memory.github.listing.clone(),
+        queue: memory.github.queue.clone(),
+        last_change: memory.last_change,
+        pod_refused: memory.pod_refused.clone(),
+        ..Observed::default()
     }
-}
-
-/// Whether an object is the pool's: somebody else's may have the same name.
-pub fn is_of(object: &impl Resource, pool: &Pool) -> bool {
-    let mut owners = object.owner_references().iter();
-    owners.any(|owner| owner.uid == pool.uid)
 }
 
 /// Names of expected pods of whose creation the API server has said this.

@@ -216,7 +216,7 @@ mod tests {
     }
 
     /// What a session has heard that was opened before these jobs ended.
-    fn heard(completed: &[&str]) -> Option<(Listening, BTreeSet<String>)> {
+    fn heard(completed: &[&str]) -> (Listening, BTreeSet<String>) {
         let heard = Heard {
             opened: Some(ago(100)),
             ..Heard::default()
@@ -226,10 +226,8 @@ mod tests {
             capacity: 1,
             heard,
         };
-        Some((
-            listening,
-            completed.iter().map(|name| (*name).to_owned()).collect(),
-        ))
+        let completed = completed.iter().map(|name| (*name).to_owned());
+        (listening, completed.collect())
     }
 
     fn seen(
@@ -240,7 +238,7 @@ mod tests {
     ) -> ScaleSetFacts {
         facts(
             memory,
-            heard(completed),
+            Some(heard(completed)),
             runners.iter(),
             &BTreeSet::new(),
             now,
@@ -280,7 +278,7 @@ mod tests {
 
         // And so is one that the watch does not show yet
         let unseen = BTreeSet::from(["pool-bbbbb".to_owned()]);
-        let heard = heard(&["pool-bbbbb"]);
+        let heard = Some(heard(&["pool-bbbbb"]));
         let found = facts(&mut memory, heard, [].iter(), &unseen, NOW);
         assert!(found.finishing.contains("pool-bbbbb"));
     }

@@ -6,8 +6,9 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerP
 use gate_report::{Class, Report};
 use serde_json::{Value, json};
 
+use super::has_failed;
 use super::pod::read;
-use super::{has_failed, is_told};
+use super::runners::is_told;
 use cuda_runner_plan::model::node_marks::Held;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{

@@ -120,17 +120,7 @@ fn judge(
         if let Some((reason, message)) = branch.obstacle(name, asked.mode, spec) {
             return condition_state("False", reason, message);
         }
-        let is_done = match (&branch.protection, asked.mode) {
-            (Protection::Requires(there), ChecksMode::BranchProtection) => {
-                names.iter().all(|n| there.iter().any(|t| t == n))
-            }
-            (_, ChecksMode::Ruleset) => watched.ruleset.as_ref().is_some_and(|(_, ruleset)| {
-                let there = |name: &&str| ruleset.checks.iter().any(|c| &c.context == name);
-                ruleset.branches.contains(name) && names.iter().all(there)
-            }),
-            _ => false,
-        };
-        if is_done {
+        if branch.requires(name, &names, asked.mode, watched) {
             done.push(name.as_str());
         } else {
             open.push(name.as_str());
@@ -195,6 +185,26 @@ fn warnings(names: &[&str], done: &[&str], watched: &CheckFacts) -> Vec<String> 
 }
 
 impl Branch {
+    /// Whether these checks are required there, in this way.
+    fn requires(
+        &self,
+        name: &String,
+        checks: &[&str],
+        mode: ChecksMode,
+        watched: &CheckFacts,
+    ) -> bool {
+        match (&self.protection, mode) {
+            (Protection::Requires(there), ChecksMode::BranchProtection) => {
+                checks.iter().all(|n| there.iter().any(|t| t == n))
+            }
+            (_, ChecksMode::Ruleset) => watched.ruleset.as_ref().is_some_and(|(_, ruleset)| {
+                let there = |name: &&str| ruleset.checks.iter().any(|c| &c.context == name);
+                ruleset.branches.contains(name) && checks.iter().all(there)
+            }),
+            _ => false,
+        }
+    }
+
     /// What keeps a check from being required there.
     fn obstacle(
         &self,

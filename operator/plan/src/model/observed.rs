@@ -15,7 +15,7 @@ use super::scale_set::ScaleSetFacts;
 use super::verification::VerificationFacts;
 
 /// Everything that a decision depends on beside the pool itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// The pool's pods.
     pub runners: Vec<Runner>,

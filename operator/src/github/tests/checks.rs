@@ -125,6 +125,7 @@ async fn not_found_is_no_proof_that_nothing_is_left() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table: what each page answers")]
 async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
     let many =
         |count: usize, item: fn(usize) -> Value| -> Vec<Value> { (0..count).map(item).collect() };

@@ -257,6 +257,10 @@ fn session(host: &str) -> Value {
 }
 
 #[tokio::test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one table: what each request answers"
+)]
 async fn messages_are_numbers_and_names_and_are_acknowledged() {
     let jobs = json!([
         {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": ""},

@@ -138,6 +138,7 @@ fn what_the_pod_may_not_be_is_named_with_what_to_write_instead() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_the_runner_may_not_have_is_named_with_what_to_write_instead() {
     let table = [
         (
@@ -280,6 +281,7 @@ fn variables_that_are_the_operators_are_named() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn other_containers_are_init_containers_and_have_no_gpu() {
     for containers in [
         json!([{"name": "main"}]),

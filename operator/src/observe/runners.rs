@@ -1,0 +1,88 @@
+//! The pool's runners: those whose pods are there, and those that have vanished untold.
+
+use std::collections::BTreeSet;
+
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Resource, ResourceExt as _};
+
+use super::scale_set;
+use crate::context::Context;
+use crate::memory::PoolMemory;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::runner::{End, Runner};
+use cuda_runner_plan::{health, jobs as ended_jobs};
+
+/// Pods that the API server is asked for at one visit.
+const ASKED_FOR: usize = 32;
+
+/// The runners whose pods are there, and those that have vanished untold.
+pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Runner>, Vec<Runner>) {
+    let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
+    let mut vanished = ctx
+        .pods
+        .vanished(&pool.key, |runner| is_told(&pool.status, &removed, runner));
+    // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
+    let mut runners = ctx.pods.of(&pool.key);
+    let seen = runners
+        .iter()
+        .map(|r| (r.name.clone(), r.uid.clone()))
+        .collect();
+    ctx.memory.with(pool, |memory| memory.settle(&seen, now));
+    ask_for_pods(ctx, pool, now).await;
+    scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
+    (runners, vanished)
+}
+
+/// Whether nothing is left to tell of a runner whose pod is gone. A job is told even where we have removed the pod: the
+/// watch is behind at times, and shows a runner as idle that has run its job meanwhile.
+pub(super) fn is_told(
+    status: &CudaRunnerStatus,
+    removed: &BTreeSet<String>,
+    runner: &Runner,
+) -> bool {
+    match (&runner.end, &runner.done) {
+        (Some(End::JobDone(_)), Some(done)) => {
+            ended_jobs::is_noted(&status.last_jobs, &runner.name, done)
+        }
+        _ => removed.contains(&runner.uid) || health::is_known(&status.last_failures, runner),
+    }
+}
+
+/// Adds what is remembered of the runners to what the watch shows of them.
+pub(super) fn amend(memory: &mut PoolMemory, runners: &mut [Runner], now: Timestamp) {
+    memory.wait(runners, now);
+    for runner in runners {
+        // Asked to go, though the watch does not show it yet.
+        if memory.removed.contains(&runner.uid) {
+            runner.phase = RunnerPhase::Terminating;
+        }
+        if let Some(End::Failed(failure)) = &mut runner.end {
+            failure.registered &= !memory.unregistered.contains(&runner.uid);
+        }
+    }
+}
+
+/// Asks the API server for pods that were created a while ago and that the watch does not show: it may be behind, the
+/// creation may not have come through, or somebody has removed them within a moment.
+async fn ask_for_pods(ctx: &Context, pool: &Pool, now: Timestamp) {
+    let overdue = ctx.memory.with(pool, |memory| memory.overdue(now));
+    let api = Api::<Pod>::namespaced(ctx.client.clone(), &pool.key.namespace);
+    for name in overdue.into_iter().take(ASKED_FOR) {
+        let found = api.get_metadata_opt(&name).await;
+        ctx.memory.with(pool, |memory| match &found {
+            Ok(pod) => memory.found(&name, pod.as_ref().is_some_and(|pod| is_of(pod, pool)), now),
+            Err(_) => memory.not_found_out(&name, now),
+        });
+        if let Err(error) = found {
+            tracing::warn!(pool = %pool.key, runner = name, %error, "a pod that was created could not be looked for");
+        }
+    }
+}
+
+/// Whether an object is the pool's: somebody else's may have the same name.
+pub fn is_of(object: &impl Resource, pool: &Pool) -> bool {
+    let mut owners = object.owner_references().iter();
+    owners.any(|owner| owner.uid == pool.uid)
+}
