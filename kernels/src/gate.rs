@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use gate_report::wire::Registration;
 use gate_report::{
-    Class, Confidence, Context, Failure, Finding, Outcome, Report, Step, exit, finding,
+    Class, Confidence, Context, Failure, Finding, Outcome, Report, Step, contract, exit, finding,
 };
 
-use crate::args::{self, GateArgs};
+use crate::args::GateArgs;
 use crate::registrar::{Answer, Registrar};
 use crate::{preflight, registration, supervisor};
 
@@ -177,8 +177,8 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             }),
             ..Report::new(env!("CARGO_PKG_VERSION"))
         };
-        let log = std::env::var_os(args::TERMINATION_LOG_ENV)
-            .unwrap_or_else(|| args::TERMINATION_LOG.into());
+        let log = std::env::var_os(contract::gate::TERMINATION_LOG)
+            .unwrap_or_else(|| contract::TERMINATION_LOG.into());
         write_summary(Path::new(&log), &report);
     }
     ExitCode::from(if error.use_stderr() {

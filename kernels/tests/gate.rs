@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::{faulty, folder, report, smoke};
 use gate_report::Report;
+use gate_report::contract::gate;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
@@ -153,18 +154,18 @@ impl Pod {
         let mut gate = smoke(simulated);
         gate.arg("gate")
             .env(
-                "CUDA_SMOKE_REGISTRAR_URL",
+                gate::REGISTRAR_URL,
                 format!("https://{}", registrar.address),
             )
-            .env("CUDA_SMOKE_REGISTRAR_CA", &registrar.ca)
-            .env("CUDA_SMOKE_TOKEN_FILE", self.dir.join("token"))
-            .env("CUDA_SMOKE_REGISTRATION_DIR", self.dir.join("run"))
-            .env("CUDA_SMOKE_TERMINATION_LOG", self.dir.join("log"))
-            .env("CUDA_SMOKE_EXPECTED_DEVICES", "1")
-            .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "2")
-            .env("POD_NAME", "pool-abcde")
-            .env("NODE_NAME", "node-a")
-            .env("POD_NAMESPACE", "ci");
+            .env(gate::REGISTRAR_CA, &registrar.ca)
+            .env(gate::TOKEN_FILE, self.dir.join("token"))
+            .env(gate::REGISTRATION_DIR, self.dir.join("run"))
+            .env(gate::TERMINATION_LOG, self.dir.join("log"))
+            .env(gate::EXPECTED_DEVICES, "1")
+            .env(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
+            .env(gate::POD, "pool-abcde")
+            .env(gate::NODE, "node-a")
+            .env(gate::NAMESPACE, "ci");
         gate
     }
 
@@ -316,7 +317,7 @@ fn a_busy_registrar_is_asked_again() {
     let pod = Pod::new();
     let mut gate = pod.gate(&json!({}), &registrar);
     let status = gate
-        .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "30")
+        .env(gate::REGISTRATION_TIMEOUT_SECONDS, "30")
         .stdout(Stdio::null())
         .status()
         .unwrap();

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{faulty, folder, report, smoke};
+use gate_report::contract::{file, gate};
 use gate_report::preflight::{Check, CheckOutcome, PreflightFinding};
 use gate_report::{Class, Report, Step};
 use rcgen::{CertificateParams, KeyPair, SanType};
@@ -108,7 +109,7 @@ impl Gate {
 
     /// What the preflight container leaves.
     fn left(self, lines: &[&str]) -> Self {
-        fs::write(self.folder.join("preflight"), lines.join("\n") + "\n").unwrap();
+        fs::write(self.folder.join(file::PREFLIGHT), lines.join("\n") + "\n").unwrap();
         self
     }
 
@@ -127,16 +128,13 @@ impl Gate {
         let output = gate
             .arg("gate")
             .env_remove("SSL_CERT_FILE")
-            .env(
-                "CUDA_SMOKE_REGISTRAR_URL",
-                format!("https://{}", refusing()),
-            )
-            .env("CUDA_SMOKE_REGISTRAR_CA", "none")
-            .env("CUDA_SMOKE_TOKEN_FILE", self.folder.join("token"))
-            .env("CUDA_SMOKE_REGISTRATION_DIR", &self.folder)
-            .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "1")
-            .env("CUDA_SMOKE_TERMINATION_LOG", &log)
-            .env("CUDA_SMOKE_PREFLIGHT", self.wanted.to_string())
+            .env(gate::REGISTRAR_URL, format!("https://{}", refusing()))
+            .env(gate::REGISTRAR_CA, "none")
+            .env(gate::TOKEN_FILE, self.folder.join("token"))
+            .env(gate::REGISTRATION_DIR, &self.folder)
+            .env(gate::REGISTRATION_TIMEOUT_SECONDS, "1")
+            .env(gate::TERMINATION_LOG, &log)
+            .env(gate::PREFLIGHT, self.wanted.to_string())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();

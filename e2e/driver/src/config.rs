@@ -1,10 +1,9 @@
 //! What to simulate: `SIMCUDA`, read and made whole.
 
-use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use gate_report::Version;
 use serde::Deserialize;
 
 use crate::api::CALLS;
@@ -32,14 +31,6 @@ pub(crate) struct Device {
     pub(crate) managed_memory: bool,
     pub(crate) concurrent_managed_access: bool,
     pub(crate) pci_bus_id: String,
-}
-
-/// Two numbers with a dot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct Version {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
 }
 
 /// See the crate's documentation.
@@ -144,10 +135,7 @@ impl Config {
             }
         }
         Ok(Self {
-            cuda_version: raw.cuda_version.unwrap_or(Version {
-                major: 12,
-                minor: 9,
-            }),
+            cuda_version: raw.cuda_version.unwrap_or(Version::new(12, 9)),
             devices,
             faults: raw.faults,
             store_faults: raw.store_faults,
@@ -210,34 +198,6 @@ fn made_up_uuid(profile: &Profile, ordinal: usize) -> [u8; 16] {
     bytes
 }
 
-impl FromStr for Version {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split_once('.')
-            .map(|(major, minor)| (major.parse(), minor.parse()));
-        match parts {
-            Some((Ok(major), Ok(minor))) => Ok(Self { major, minor }),
-            _ => Err(format!("not two numbers with a dot: {text}")),
-        }
-    }
-}
-
-impl TryFrom<String> for Version {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,7 +219,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.devices.len(), 3);
         assert_eq!(config.devices[1].name, "Tesla T4");
-        assert_eq!(config.devices[1].capability, Version { major: 6, minor: 1 });
+        assert_eq!(config.devices[1].capability, Version::new(6, 1));
         assert_ne!(config.devices[0].uuid, config.devices[1].uuid);
         assert_eq!(config.devices[2].uuid[..2], [0x00, 0x11]);
     }

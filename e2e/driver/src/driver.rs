@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::config::{Config, Device, StoreFault, Version};
+use gate_report::Version;
+
+use crate::config::{Config, Device, StoreFault};
 use crate::errors::{
     ERROR_ILLEGAL_ADDRESS, ERROR_INVALID_CONTEXT, ERROR_INVALID_DEVICE, ERROR_INVALID_HANDLE,
     ERROR_INVALID_PTX, ERROR_INVALID_VALUE, ERROR_JIT_COMPILATION_DISABLED,

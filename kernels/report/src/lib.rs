@@ -7,6 +7,7 @@
 //!   into a class, a meaning and advice.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - `schema`, with the feature of that name: the report's JSON schema.
+//! - [`contract`]: names of containers, files and variables that all parts of a runner's pod share.
 //! - [`clean`]: text from outside, made harmless for whoever reads it.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
@@ -15,6 +16,7 @@
 mod class;
 mod clean;
 mod codes;
+pub mod contract;
 mod fault;
 mod findings;
 pub mod preflight;
@@ -23,6 +25,7 @@ mod report;
 pub mod schema;
 mod summary;
 mod text;
+mod version;
 pub mod wire;
 
 pub use class::{Class, exit};
@@ -34,3 +37,4 @@ pub use report::{
     Device, DeviceStep, Driver, DriverModel, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step,
     Timings, Warning,
 };
+pub use version::{Version, VersionError};
