@@ -17,24 +17,28 @@ mod class;
 mod clean;
 mod codes;
 pub mod contract;
+mod failure;
 mod fault;
 mod findings;
 pub mod preflight;
 mod report;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod step;
 mod summary;
 mod text;
 mod version;
 pub mod wire;
 
-pub use class::{Class, exit};
+pub use class::{Class, Confidence, exit};
 pub use clean::{clean, clean_all, is_hidden};
 pub use codes::listed;
-pub use fault::{Confidence, Context, Fault, fault};
+pub use failure::Failure;
+pub use fault::{Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use report::{
-    Device, DeviceStep, Driver, DriverModel, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step,
-    Timings, Warning,
+    Device, DeviceStep, Driver, DriverModel, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Timings,
+    Warning,
 };
+pub use step::Step;
 pub use version::{Version, VersionError};

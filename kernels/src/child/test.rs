@@ -7,10 +7,11 @@ use gate_report::{Device, DeviceStep, Finding, Step, Version, Warning};
 
 use super::calls::{Attribute, Called, Driver};
 use super::functions::Handle;
+use super::library;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
-use super::{library, milliseconds};
 use crate::args::{ManagedMemory, TestArgs};
 use crate::protocol::{Event, send};
+use crate::times::milliseconds;
 
 /// PTX, with the zero at its end that the driver looks for.
 macro_rules! ptx {
