@@ -2,12 +2,22 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use gate_report::Version;
 use serde::Deserialize;
 
-use crate::api::CALLS;
 use crate::profiles::{PROFILES, Profile};
+
+/// What is simulated.
+pub(crate) static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| Config::from_environment().unwrap_or_else(|error| misunderstood(&error)));
+
+/// Ends the process: a test that is misunderstood must not pass.
+pub(crate) fn misunderstood(error: &str) -> ! {
+    eprintln!("simulated driver: SIMCUDA is not understood: {error}");
+    std::process::abort();
+}
 
 /// The simulation, ready to run.
 #[derive(Debug)]
@@ -106,8 +116,14 @@ pub(crate) struct StoreFault {
 }
 
 impl Config {
+    /// The call of a fault that is none of these.
+    pub(crate) fn unknown_call(&self, calls: &[&str]) -> Option<&str> {
+        let mut wanted = self.faults.iter().map(|fault| fault.call.as_str());
+        wanted.find(|call| !calls.contains(call))
+    }
+
     /// From the environment.
-    pub(crate) fn from_environment() -> Result<Self, String> {
+    fn from_environment() -> Result<Self, String> {
         match std::env::var("SIMCUDA") {
             Err(_) => Self::parse("{}"),
             Ok(text) => match text.strip_prefix('@') {
@@ -123,10 +139,6 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let unknown = |fault: &&Fault| !CALLS.contains(&fault.call.as_str());
-        if let Some(fault) = raw.faults.iter().find(unknown) {
-            return Err(format!("no such call: {}", fault.call));
-        }
         let raw_devices = raw.devices.unwrap_or_else(|| vec![RawDevice::default()]);
         let mut devices = Vec::new();
         for raw in &raw_devices {
@@ -230,11 +242,19 @@ mod tests {
             r#"{"fault":[]}"#,
             r#"{"devices":[{"profile":"gtx480"}]}"#,
             r#"{"devices":[{"uuid":"GPU-12"}]}"#,
-            r#"{"faults":[{"call":"cuInitt","code":1}]}"#,
             r#"{"faults":[{"call":"cuInit","codes":1}]}"#,
             r#"{"cudaVersion":"12"}"#,
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_fault_for_a_call_that_is_none_is_found() {
+        let calls = ["cuInit", "cuDeviceGet"];
+        let fault =
+            |call| Config::parse(&format!(r#"{{"faults":[{{"call":"{call}"}}]}}"#)).unwrap();
+        assert_eq!(fault("cuInitt").unknown_call(&calls), Some("cuInitt"));
+        assert_eq!(fault("cuInit").unknown_call(&calls), None);
     }
 }
