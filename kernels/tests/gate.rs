@@ -21,10 +21,8 @@ use std::time::{Duration, Instant};
 use common::{faulty, folder, report, smoke};
 use gate_report::Report;
 use gate_report::contract::gate;
-use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::aws_lc_rs};
+use tokio_rustls::rustls::{ServerConnection, StreamOwned};
 
 const TOKEN: &str = "service-account-token-of-the-pod";
 const JIT: &str = "c2VjcmV0LWNvbmZpZw==";
@@ -38,18 +36,7 @@ struct Registrar {
 
 impl Registrar {
     fn start(answers: &[String]) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-        let certificate = params.self_signed(&key).unwrap();
-        let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .unwrap();
-        let config = Arc::new(config);
+        let (config, ca) = common::own_authority();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -76,7 +63,7 @@ impl Registrar {
         });
         Self {
             address,
-            ca: certificate.pem(),
+            ca,
             requests,
         }
     }
