@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
-use gate_report::Report;
+use gate_report::{Report, contract::GATE};
 use github_simulator::{
     control::{Client as GitHub, JobView, NewJob, NewRun},
     state::{Conclusion, StepTemplate},
@@ -40,8 +40,6 @@ const DEVICES: usize = 4;
 const JOBS: usize = 4;
 /// Longest wait for one thing.
 const SOON: Duration = Duration::from_mins(2);
-/// The container that proves the GPU.
-const GATE: &str = "gate";
 
 /// Tells it, and takes the cluster down, whatever comes.
 pub async fn run(options: Options, story: &Story) -> Result<()> {

@@ -1,12 +1,12 @@
 //! The command line, and the environment that stands in for it.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gate_report::Version;
+use gate_report::contract::{self, gate};
 use gate_report::preflight::Wanted;
 
 use crate::manual;
@@ -52,28 +52,30 @@ pub(crate) struct CheckArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TestArgs {
     /// How many devices there must be: fewer is a fault, and more is one too [default: any number]
-    #[arg(long, env = "CUDA_SMOKE_EXPECTED_DEVICES", value_name = "N")]
+    #[arg(long, env = gate::EXPECTED_DEVICES, value_name = "N")]
     pub(crate) expected_devices: Option<u32>,
     /// Lowest compute capability that will do.
     #[arg(
         long,
-        env = "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
+        env = gate::MIN_COMPUTE_CAPABILITY,
         default_value = "7.0",
-        value_name = "X.Y"
+        value_name = "X.Y",
+        value_parser = version
     )]
     pub(crate) min_compute_capability: Version,
     /// Lowest CUDA version that the driver must support.
     #[arg(
         long,
-        env = "CUDA_SMOKE_MIN_CUDA_VERSION",
+        env = gate::MIN_CUDA_VERSION,
         default_value = "12.0",
-        value_name = "X.Y"
+        value_name = "X.Y",
+        value_parser = version
     )]
     pub(crate) min_cuda_version: Version,
     /// What to make of a device without concurrent managed access.
     #[arg(
         long,
-        env = "CUDA_SMOKE_MANAGED_MEMORY",
+        env = gate::MANAGED_MEMORY,
         value_enum,
         default_value_t,
         ignore_case = true
@@ -110,7 +112,7 @@ pub(crate) struct Limits {
     #[arg(long, env = "CUDA_SMOKE_TEST_TIMEOUT_SECONDS", default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) test_timeout: Duration,
     /// Longest time for all of it, start-up included, in seconds [default: no limit of its own]
-    #[arg(long, env = "CUDA_SMOKE_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, env = gate::TIMEOUT_SECONDS, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -141,12 +143,12 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Args)]
 pub(crate) struct GateArgs {
     /// Base URL of the registrar, https.
-    #[arg(long, env = "CUDA_SMOKE_REGISTRAR_URL", value_name = "URL")]
+    #[arg(long, env = gate::REGISTRAR_URL, value_name = "URL")]
     pub(crate) registrar_url: String,
     /// Certificates (PEM text, not a path) of the authorities that alone may vouch for the registrar.
     #[arg(
         long,
-        env = "CUDA_SMOKE_REGISTRAR_CA",
+        env = gate::REGISTRAR_CA,
         hide_env_values = true,
         value_name = "PEM"
     )]
@@ -154,45 +156,40 @@ pub(crate) struct GateArgs {
     /// File with the service-account token; read anew for every request.
     #[arg(
         long,
-        env = "CUDA_SMOKE_TOKEN_FILE",
-        default_value = "/var/run/secrets/cudarunner.dev/token",
+        env = gate::TOKEN_FILE,
+        default_value = contract::TOKEN_FILE,
         value_name = "FILE"
     )]
     pub(crate) token_file: PathBuf,
     /// Memory-backed folder for the registration and the hooks.
     #[arg(
         long,
-        env = "CUDA_SMOKE_REGISTRATION_DIR",
-        default_value = "/run/cuda-runner",
+        env = gate::REGISTRATION_DIR,
+        default_value = contract::REGISTRATION_DIR,
         value_name = "DIR"
     )]
     pub(crate) registration_dir: PathBuf,
     /// The container's termination message.
-    #[arg(long, env = TERMINATION_LOG_ENV, default_value = TERMINATION_LOG, value_name = "FILE")]
+    #[arg(long, env = gate::TERMINATION_LOG, default_value = contract::TERMINATION_LOG, value_name = "FILE")]
     pub(crate) termination_log: PathBuf,
     /// Longest time to wait for a registration, in seconds.
-    #[arg(long, env = "CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, env = gate::REGISTRATION_TIMEOUT_SECONDS, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) registration_timeout: Duration,
     /// What the runner's image and network must offer, as JSON.
-    #[arg(long, env = "CUDA_SMOKE_PREFLIGHT", value_name = "JSON", value_parser = wanted)]
+    #[arg(long, env = gate::PREFLIGHT, value_name = "JSON", value_parser = wanted)]
     pub(crate) preflight: Option<Wanted>,
     /// Node of this pod, for the report.
-    #[arg(long, env = "NODE_NAME", hide = true)]
+    #[arg(long, env = gate::NODE, hide = true)]
     pub(crate) node: Option<String>,
     /// Name of this pod, for the report.
-    #[arg(long, env = "POD_NAME", hide = true)]
+    #[arg(long, env = gate::POD, hide = true)]
     pub(crate) pod: Option<String>,
     /// Namespace of this pod, for the report.
-    #[arg(long, env = "POD_NAMESPACE", hide = true)]
+    #[arg(long, env = gate::NAMESPACE, hide = true)]
     pub(crate) namespace: Option<String>,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }
-
-/// Where the termination message goes, when the command line could not be read.
-pub(crate) const TERMINATION_LOG_ENV: &str = "CUDA_SMOKE_TERMINATION_LOG";
-/// Kubernetes' own default.
-pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// What to make of a device without concurrent managed access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -202,42 +199,6 @@ pub(crate) enum ManagedMemory {
     Report,
     /// Fail.
     Require,
-}
-
-/// Two numbers with a dot: a compute capability, or a CUDA version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-}
-
-impl Version {
-    /// From the driver's way of writing: 12090 is 12.9.
-    pub(crate) fn from_cuda(number: i32) -> Self {
-        let number = u32::try_from(number).unwrap_or_default();
-        Self {
-            major: number / 1000,
-            minor: number % 1000 / 10,
-        }
-    }
-}
-
-impl FromStr for Version {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
-        match (major.parse(), minor.parse()) {
-            (Ok(major), Ok(minor)) => Ok(Self { major, minor }),
-            _ => Err("write it as two numbers with a dot, such as 7.0".into()),
-        }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
 }
 
 impl TestArgs {
@@ -270,6 +231,14 @@ impl TestArgs {
         }
         line
     }
+}
+
+/// A whole number will do here.
+fn version(text: &str) -> Result<Version, &'static str> {
+    let whole = if text.contains('.') { "" } else { ".0" };
+    format!("{text}{whole}")
+        .parse()
+        .map_err(|_| "write it as two numbers with a dot, such as 7.0")
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -306,19 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn versions() {
-        assert_eq!(
-            "12.0".parse(),
-            Ok(Version {
-                major: 12,
-                minor: 0
-            })
-        );
-        assert_eq!("7".parse(), Ok(Version { major: 7, minor: 0 }));
-        assert_eq!(Version::from_cuda(12090).to_string(), "12.9");
-        assert_eq!(Version::from_cuda(13010).to_string(), "13.1");
-        assert!("10.0".parse::<Version>() > "8.9".parse::<Version>());
-        assert!("sm_70".parse::<Version>().is_err());
+    fn a_version_may_be_a_whole_number() {
+        assert_eq!(version("12.4"), Ok(Version::new(12, 4)));
+        assert_eq!(version("7"), Ok(Version::new(7, 0)));
+        assert!(version("sm_70").is_err());
     }
 
     #[test]

@@ -7,12 +7,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use gate_report::wire::Registration;
-use gate_report::{
-    Class, Confidence, Context, Failure, Finding, Outcome, Report, Step, exit, finding,
-};
+use gate_report::{Class, Confidence, Failure, Outcome, Report, Step, contract, exit};
 
-use crate::args::{self, GateArgs};
-use crate::registrar::{Answer, Registrar};
+use crate::args::GateArgs;
+use crate::registrar::{Answer, Error, Registrar};
 use crate::{preflight, registration, supervisor};
 
 /// How long a failing report is offered to the registrar. It is in the termination message anyway.
@@ -100,63 +98,6 @@ fn store(args: &GateArgs, registration: &Registration) -> Result<(), Error> {
     })
 }
 
-/// Why there is no registration.
-#[derive(Debug)]
-pub(crate) enum Error {
-    /// The registrar said no.
-    Refused { reason: String, message: String },
-    /// It did not say anything in time; with what was heard last.
-    Unreachable(String),
-    /// A fault of ours.
-    Internal(String),
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused { reason, message } => write!(f, "refused, {reason}: {message}"),
-            Self::Unreachable(text) | Self::Internal(text) => f.write_str(text),
-        }
-    }
-}
-
-impl Error {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Refused { .. } => exit::REFUSED,
-            Self::Unreachable(_) => exit::UNREACHABLE,
-            Self::Internal(_) => exit::INTERNAL,
-        }
-    }
-
-    fn failure(&self) -> Failure {
-        let context = Context::at(Step::Registration);
-        let fault = match self {
-            Self::Refused { .. } => finding(Finding::Refused, context),
-            Self::Unreachable(_) => finding(Finding::Unreachable, context),
-            Self::Internal(_) => finding(Finding::Internal, context),
-        };
-        Failure {
-            class: fault.class,
-            step: Step::Registration,
-            code: None,
-            code_name: match self {
-                Self::Refused { reason, .. } => reason.clone(),
-                _ => fault.name.into(),
-            },
-            call: None,
-            device: None,
-            uuid: None,
-            message: match self {
-                Self::Refused { message, .. } => message.clone(),
-                _ => format!("{self}. {}", fault.meaning),
-            },
-            advice: fault.advice.into(),
-            confidence: fault.confidence,
-        }
-    }
-}
-
 /// The command line was not understood: says so where the operator looks, too.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // Help and version come this way as well; a failure to print them has no one to be told to.
@@ -177,8 +118,8 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             }),
             ..Report::new(env!("CARGO_PKG_VERSION"))
         };
-        let log = std::env::var_os(args::TERMINATION_LOG_ENV)
-            .unwrap_or_else(|| args::TERMINATION_LOG.into());
+        let log = std::env::var_os(contract::gate::TERMINATION_LOG)
+            .unwrap_or_else(|| contract::TERMINATION_LOG.into());
         write_summary(Path::new(&log), &report);
     }
     ExitCode::from(if error.use_stderr() {

@@ -5,13 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use gate_report::contract::file;
 use gate_report::preflight::{Facts, Preflight, Wanted};
 use gate_report::{Outcome, Report};
 
 use crate::egress::{self, Trials};
 
-/// The file with the container's findings, in the registration's folder.
-const FILE: &str = "preflight";
 /// The longest that is read of it.
 const LIMIT: u64 = 64 * 1024;
 
@@ -32,7 +31,7 @@ pub(crate) fn start(wanted: &Wanted) -> UnderWay<'_> {
 impl UnderWay<'_> {
     /// Adds the findings to a report. The GPU's failure decides; the preflight's is told with it.
     pub(crate) fn finish(self, folder: &Path, report: &mut Report) {
-        let mut preflight = Preflight::of_image(self.wanted, &facts(&folder.join(FILE)));
+        let mut preflight = Preflight::of_image(self.wanted, &facts(&folder.join(file::PREFLIGHT)));
         preflight.findings.extend(self.trials.findings());
         match (&mut report.failure, preflight.failure()) {
             (_, None) => {}

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gate_report::Report;
 use gate_report::wire::{MAX_BODY, PATH, Refusal, Registration};
+use gate_report::{Context, Failure, Finding, Report, Step, exit, finding};
 use ureq::http::{Response, StatusCode, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::args::GateArgs;
-use crate::gate::Error;
 
 /// Longest time for one request, answer included: the registrar calls GitHub meanwhile.
 const REQUEST: Duration = Duration::from_secs(20);
@@ -38,6 +37,63 @@ pub(crate) enum Answer {
     Noted,
     /// No, and asking again will not help.
     Refused(Refusal),
+}
+
+/// Why there is no registration.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// The registrar said no.
+    Refused { reason: String, message: String },
+    /// It did not say anything in time; with what was heard last.
+    Unreachable(String),
+    /// A fault of ours.
+    Internal(String),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused { reason, message } => write!(f, "refused, {reason}: {message}"),
+            Self::Unreachable(text) | Self::Internal(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused { .. } => exit::REFUSED,
+            Self::Unreachable(_) => exit::UNREACHABLE,
+            Self::Internal(_) => exit::INTERNAL,
+        }
+    }
+
+    pub(crate) fn failure(&self) -> Failure {
+        let context = Context::at(Step::Registration);
+        let fault = match self {
+            Self::Refused { .. } => finding(Finding::Refused, context),
+            Self::Unreachable(_) => finding(Finding::Unreachable, context),
+            Self::Internal(_) => finding(Finding::Internal, context),
+        };
+        Failure {
+            class: fault.class,
+            step: Step::Registration,
+            code: None,
+            code_name: match self {
+                Self::Refused { reason, .. } => reason.clone(),
+                _ => fault.name.into(),
+            },
+            call: None,
+            device: None,
+            uuid: None,
+            message: match self {
+                Self::Refused { message, .. } => message.clone(),
+                _ => format!("{self}. {}", fault.meaning),
+            },
+            advice: fault.advice.into(),
+            confidence: fault.confidence,
+        }
+    }
 }
 
 /// A registrar, and how to prove to it who we are.

@@ -1,10 +1,10 @@
 //! Times, as the report has them.
 
-use std::time::Duration;
+use std::time::Instant;
 
-/// A duration in milliseconds, to the microsecond.
-pub(crate) fn milliseconds(duration: Duration) -> f64 {
-    rounded(duration.as_secs_f64() * 1e3)
+/// Milliseconds since `start`, to the microsecond.
+pub(crate) fn milliseconds(start: Instant) -> f64 {
+    rounded(start.elapsed().as_secs_f64() * 1e3)
 }
 
 /// Milliseconds to the microsecond.

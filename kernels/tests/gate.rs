@@ -20,10 +20,9 @@ use std::time::{Duration, Instant};
 
 use common::{faulty, folder, report, smoke};
 use gate_report::Report;
-use rcgen::{CertificateParams, KeyPair, SanType};
+use gate_report::contract::gate;
 use serde_json::{Value, json};
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::aws_lc_rs};
+use tokio_rustls::rustls::{ServerConnection, StreamOwned};
 
 const TOKEN: &str = "service-account-token-of-the-pod";
 const JIT: &str = "c2VjcmV0LWNvbmZpZw==";
@@ -37,18 +36,7 @@ struct Registrar {
 
 impl Registrar {
     fn start(answers: &[String]) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-        let certificate = params.self_signed(&key).unwrap();
-        let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .unwrap();
-        let config = Arc::new(config);
+        let (config, ca) = common::own_authority();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -75,7 +63,7 @@ impl Registrar {
         });
         Self {
             address,
-            ca: certificate.pem(),
+            ca,
             requests,
         }
     }
@@ -153,18 +141,18 @@ impl Pod {
         let mut gate = smoke(simulated);
         gate.arg("gate")
             .env(
-                "CUDA_SMOKE_REGISTRAR_URL",
+                gate::REGISTRAR_URL,
                 format!("https://{}", registrar.address),
             )
-            .env("CUDA_SMOKE_REGISTRAR_CA", &registrar.ca)
-            .env("CUDA_SMOKE_TOKEN_FILE", self.dir.join("token"))
-            .env("CUDA_SMOKE_REGISTRATION_DIR", self.dir.join("run"))
-            .env("CUDA_SMOKE_TERMINATION_LOG", self.dir.join("log"))
-            .env("CUDA_SMOKE_EXPECTED_DEVICES", "1")
-            .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "2")
-            .env("POD_NAME", "pool-abcde")
-            .env("NODE_NAME", "node-a")
-            .env("POD_NAMESPACE", "ci");
+            .env(gate::REGISTRAR_CA, &registrar.ca)
+            .env(gate::TOKEN_FILE, self.dir.join("token"))
+            .env(gate::REGISTRATION_DIR, self.dir.join("run"))
+            .env(gate::TERMINATION_LOG, self.dir.join("log"))
+            .env(gate::EXPECTED_DEVICES, "1")
+            .env(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
+            .env(gate::POD, "pool-abcde")
+            .env(gate::NODE, "node-a")
+            .env(gate::NAMESPACE, "ci");
         gate
     }
 
@@ -316,7 +304,7 @@ fn a_busy_registrar_is_asked_again() {
     let pod = Pod::new();
     let mut gate = pod.gate(&json!({}), &registrar);
     let status = gate
-        .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "30")
+        .env(gate::REGISTRATION_TIMEOUT_SECONDS, "30")
         .stdout(Stdio::null())
         .status()
         .unwrap();

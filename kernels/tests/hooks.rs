@@ -14,10 +14,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
+use gate_report::contract::{TERMINATION_LOG, script as variable};
 use serde_json::Value;
-
-/// Where the hooks write their marks; a container's termination message.
-const LOG: &str = "/dev/termination-log";
 
 /// A script with its marks in a file of ours.
 fn script(name: &str, marks: &Path) -> String {
@@ -25,8 +23,8 @@ fn script(name: &str, marks: &Path) -> String {
         .join("hooks")
         .join(name);
     let script = fs::read_to_string(path).unwrap();
-    assert!(script.contains(LOG), "{name} leaves no mark");
-    script.replace(LOG, &marks.to_string_lossy())
+    assert!(script.contains(TERMINATION_LOG), "{name} leaves no mark");
+    script.replace(TERMINATION_LOG, &marks.to_string_lossy())
 }
 
 /// Runs a hook.
@@ -39,7 +37,7 @@ fn run_hook(name: &str, folder: &Path, marks: &Path, job: &str) -> ExitStatus {
     Command::new("/bin/sh")
         // The agent's bash has `-e`, too.
         .args(["-e", "-c", &script(name, marks)])
-        .env("CUDA_RUNNER_DIR", folder)
+        .env(variable::DIR, folder)
         .env("CUDA_RUNNER_GPU_FILE", folder.join("nvidiactl"))
         .env("GITHUB_JOB", job)
         .env("GITHUB_RUN_ID", "17")
@@ -147,7 +145,7 @@ impl Container {
         Command::new("/bin/sh")
             .arg(self.folder.join("gpu.sh"))
             .arg(what)
-            .env("CUDA_RUNNER_DIR", &self.folder)
+            .env(variable::DIR, &self.folder)
             .env("CUDA_RUNNER_GPU_FILE", self.folder.join("nvidiactl"))
             .env("CUDA_RUNNER_PROC", self.folder.join("proc"))
             .status()
@@ -265,9 +263,9 @@ fn run_with_team_hook(name: &str, folder: &Path, hook: &Path) -> (Option<i32>, S
     let marks = folder.join("marks");
     let done = Command::new("/bin/sh")
         .args(["-e", "-c", &script(name, &marks)])
-        .env("CUDA_RUNNER_DIR", folder)
-        .env("CUDA_RUNNER_HOOK_JOB_STARTED", hook)
-        .env("CUDA_RUNNER_HOOK_JOB_COMPLETED", hook)
+        .env(variable::DIR, folder)
+        .env(variable::TEAM_STARTED, hook)
+        .env(variable::TEAM_COMPLETED, hook)
         .env("GITHUB_JOB", "job")
         .output()
         .unwrap();

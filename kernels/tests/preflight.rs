@@ -17,12 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{faulty, folder, report, smoke};
+use gate_report::contract::{file, gate};
 use gate_report::preflight::{Check, CheckOutcome, PreflightFinding};
 use gate_report::{Class, Report, Step};
-use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::aws_lc_rs};
+use tokio_rustls::rustls::{ServerConnection, StreamOwned};
 
 /// Serves connections one after the other.
 fn serve(mut each: impl FnMut(std::net::TcpStream) + Send + 'static) -> SocketAddr {
@@ -66,20 +65,9 @@ fn refusing() -> SocketAddr {
 
 /// A server whose certificate is known to nobody but the file.
 fn own_authority(folder: &Path) -> (SocketAddr, PathBuf) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-    let certificate = params.self_signed(&key).unwrap();
-    let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], private)
-        .unwrap();
-    let config = Arc::new(config);
+    let (config, ca) = common::own_authority();
     let file = folder.join("ca.crt");
-    fs::write(&file, certificate.pem()).unwrap();
+    fs::write(&file, ca).unwrap();
     let address = serve(move |stream| {
         let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
         let _ = tls.read(&mut [0; 4096]);
@@ -108,7 +96,7 @@ impl Gate {
 
     /// What the preflight container leaves.
     fn left(self, lines: &[&str]) -> Self {
-        fs::write(self.folder.join("preflight"), lines.join("\n") + "\n").unwrap();
+        fs::write(self.folder.join(file::PREFLIGHT), lines.join("\n") + "\n").unwrap();
         self
     }
 
@@ -127,16 +115,13 @@ impl Gate {
         let output = gate
             .arg("gate")
             .env_remove("SSL_CERT_FILE")
-            .env(
-                "CUDA_SMOKE_REGISTRAR_URL",
-                format!("https://{}", refusing()),
-            )
-            .env("CUDA_SMOKE_REGISTRAR_CA", "none")
-            .env("CUDA_SMOKE_TOKEN_FILE", self.folder.join("token"))
-            .env("CUDA_SMOKE_REGISTRATION_DIR", &self.folder)
-            .env("CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS", "1")
-            .env("CUDA_SMOKE_TERMINATION_LOG", &log)
-            .env("CUDA_SMOKE_PREFLIGHT", self.wanted.to_string())
+            .env(gate::REGISTRAR_URL, format!("https://{}", refusing()))
+            .env(gate::REGISTRAR_CA, "none")
+            .env(gate::TOKEN_FILE, self.folder.join("token"))
+            .env(gate::REGISTRATION_DIR, &self.folder)
+            .env(gate::REGISTRATION_TIMEOUT_SECONDS, "1")
+            .env(gate::TERMINATION_LOG, &log)
+            .env(gate::PREFLIGHT, self.wanted.to_string())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarunner_crds::ManagedMemory;
-use gate_report::Report;
+use gate_report::{Report, Version};
 use jiff::Timestamp;
 
 use crate::context::Context;
@@ -13,7 +13,7 @@ use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::registrar::admit::cut;
 use crate::registrar::{
     Backend, Decision, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
-    RunnerLookup, Version,
+    RunnerLookup,
 };
 use crate::watch::Waker;
 use cuda_runner_plan::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
@@ -223,7 +223,7 @@ async fn jit_config(
 
 fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
     // The schema admits versions only; a stored object from before it is held to the least.
-    let version = |text: &str| text.parse().unwrap_or(Version { major: 0, minor: 0 });
+    let version = |text: &str| text.parse().unwrap_or(Version::new(0, 0));
     Policy {
         devices: spec.gpu.count(),
         min_compute_capability: version(&spec.gate.min_compute_capability),

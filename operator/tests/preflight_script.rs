@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use gate_report::contract::script;
 use gate_report::preflight::Facts;
 
 const SCRIPT: &str = include_str!("../plan/src/preflight.sh");
@@ -79,8 +80,8 @@ impl Image {
                 .env_clear()
                 .env("PATH", self.path("bin"))
                 .env("HOME", self.path("home"))
-                .env("CUDA_RUNNER_DIR", self.path("run"))
-                .env("CUDA_RUNNER_WORK", self.path("home/runner/_work"))
+                .env(script::DIR, self.path("run"))
+                .env(script::WORK, self.path("home/runner/_work"))
                 .envs(self.environment.iter().map(|(name, value)| (name, value)))
                 .output()
                 .unwrap();
@@ -117,7 +118,7 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 fn toolkit(image: Image) -> Option<String> {
-    let facts = image.with("CUDA_RUNNER_TOOLKIT", "1").facts();
+    let facts = image.with(script::TOOLKIT, "1").facts();
     facts.cuda_toolkit.map(|(version, _)| version)
 }
 
@@ -141,9 +142,9 @@ const VERSION_JSON: &str = r#"{
 #[test]
 fn an_image_with_nothing_in_it_is_an_answer_too() {
     let facts = Image::new()
-        .with("CUDA_RUNNER_COMMANDS", "git cc")
-        .with("CUDA_RUNNER_TOOLKIT", "1")
-        .with("CUDA_RUNNER_TOOLCHAIN", "stable")
+        .with(script::COMMANDS, "git cc")
+        .with(script::TOOLKIT, "1")
+        .with(script::TOOLCHAIN, "stable")
         .facts();
     let nothing = Facts {
         complete: true,
@@ -158,7 +159,7 @@ fn commands_on_the_path_are_found() {
         .program("bin/git", "exit 1")
         .program("bin/c++", "exit 1")
         .program("sbin/tar", "exit 1")
-        .with("CUDA_RUNNER_COMMANDS", "git c++ tar cc")
+        .with(script::COMMANDS, "git c++ tar cc")
         .facts();
     assert_eq!(facts.commands, ["git", "c++"]);
 }
@@ -215,7 +216,7 @@ fn files_that_hold_no_version_are_no_toolkit() {
 #[test]
 fn a_rust_toolchain_is_known_by_its_folder_or_by_rustup() {
     let asked = |image: Image| {
-        let image = image.with("CUDA_RUNNER_TOOLCHAIN", "nightly-2026-04-03");
+        let image = image.with(script::TOOLCHAIN, "nightly-2026-04-03");
         image.facts().rust_toolchain
     };
     let full = "nightly-2026-04-03-x86_64-unknown-linux-gnu";
@@ -258,8 +259,8 @@ fn what_the_spec_asks_for_is_data_and_never_a_command() {
     let trap = image.path("trap");
     let evil = format!("$(>{trap}) `>{trap}`;>{trap} * ../*");
     let facts = image
-        .with("CUDA_RUNNER_COMMANDS", evil.clone())
-        .with("CUDA_RUNNER_TOOLCHAIN", evil)
+        .with(script::COMMANDS, evil.clone())
+        .with(script::TOOLCHAIN, evil)
         .facts();
     assert!(facts.commands.is_empty() && !Path::new(&trap).exists());
 }

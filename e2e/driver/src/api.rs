@@ -4,9 +4,11 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
+use std::sync::LazyLock;
 
 use crate::clock::Call;
-use crate::driver::{CONFIG, current, device, driver};
+use crate::config::{self, CONFIG, Config};
+use crate::driver::{current, device, driver};
 use crate::errors::{ERROR_INVALID_VALUE, ERROR_NOT_SUPPORTED, Outcome, SUCCESS, describe};
 use crate::faults;
 
@@ -37,10 +39,18 @@ macro_rules! exports {
     };
 }
 
+/// The simulation, whose faults are all for calls that there are.
+static FAULTS: LazyLock<&Config> = LazyLock::new(|| {
+    if let Some(call) = CONFIG.unknown_call(CALLS) {
+        config::misunderstood(&format!("no such call: {call}"));
+    }
+    &CONFIG
+});
+
 /// Lets faults strike, and keeps a code with the context if it is of the kind that stays.
 fn strike(call: &str, device: Option<usize>) -> Outcome {
     let device = device.and_then(|ordinal| u32::try_from(ordinal).ok());
-    faults::strike(&CONFIG, call, device).inspect_err(|code| driver().poison(*code))
+    faults::strike(&FAULTS, call, device).inspect_err(|code| driver().poison(*code))
 }
 
 /// Writes a result where the caller wants it.

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::driver::CONFIG;
+use crate::config::CONFIG;
 
 /// Where the time goes, if anybody asked for it.
 static FILE: LazyLock<Option<File>> = LazyLock::new(|| {

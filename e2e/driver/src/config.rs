@@ -1,14 +1,23 @@
 //! What to simulate: `SIMCUDA`, read and made whole.
 
-use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::sync::LazyLock;
 
+use gate_report::Version;
 use serde::Deserialize;
 
-use crate::api::CALLS;
 use crate::profiles::{PROFILES, Profile};
+
+/// What is simulated.
+pub(crate) static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| Config::from_environment().unwrap_or_else(|error| misunderstood(&error)));
+
+/// Ends the process: a test that is misunderstood must not pass.
+pub(crate) fn misunderstood(error: &str) -> ! {
+    eprintln!("simulated driver: SIMCUDA is not understood: {error}");
+    std::process::abort();
+}
 
 /// The simulation, ready to run.
 #[derive(Debug)]
@@ -32,14 +41,6 @@ pub(crate) struct Device {
     pub(crate) managed_memory: bool,
     pub(crate) concurrent_managed_access: bool,
     pub(crate) pci_bus_id: String,
-}
-
-/// Two numbers with a dot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct Version {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
 }
 
 /// See the crate's documentation.
@@ -115,8 +116,14 @@ pub(crate) struct StoreFault {
 }
 
 impl Config {
+    /// The call of a fault that is none of these.
+    pub(crate) fn unknown_call(&self, calls: &[&str]) -> Option<&str> {
+        let mut wanted = self.faults.iter().map(|fault| fault.call.as_str());
+        wanted.find(|call| !calls.contains(call))
+    }
+
     /// From the environment.
-    pub(crate) fn from_environment() -> Result<Self, String> {
+    fn from_environment() -> Result<Self, String> {
         match std::env::var("SIMCUDA") {
             Err(_) => Self::parse("{}"),
             Ok(text) => match text.strip_prefix('@') {
@@ -132,10 +139,6 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let unknown = |fault: &&Fault| !CALLS.contains(&fault.call.as_str());
-        if let Some(fault) = raw.faults.iter().find(unknown) {
-            return Err(format!("no such call: {}", fault.call));
-        }
         let raw_devices = raw.devices.unwrap_or_else(|| vec![RawDevice::default()]);
         let mut devices = Vec::new();
         for raw in &raw_devices {
@@ -144,10 +147,7 @@ impl Config {
             }
         }
         Ok(Self {
-            cuda_version: raw.cuda_version.unwrap_or(Version {
-                major: 12,
-                minor: 9,
-            }),
+            cuda_version: raw.cuda_version.unwrap_or(Version::new(12, 9)),
             devices,
             faults: raw.faults,
             store_faults: raw.store_faults,
@@ -210,34 +210,6 @@ fn made_up_uuid(profile: &Profile, ordinal: usize) -> [u8; 16] {
     bytes
 }
 
-impl FromStr for Version {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split_once('.')
-            .map(|(major, minor)| (major.parse(), minor.parse()));
-        match parts {
-            Some((Ok(major), Ok(minor))) => Ok(Self { major, minor }),
-            _ => Err(format!("not two numbers with a dot: {text}")),
-        }
-    }
-}
-
-impl TryFrom<String> for Version {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,7 +231,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.devices.len(), 3);
         assert_eq!(config.devices[1].name, "Tesla T4");
-        assert_eq!(config.devices[1].capability, Version { major: 6, minor: 1 });
+        assert_eq!(config.devices[1].capability, Version::new(6, 1));
         assert_ne!(config.devices[0].uuid, config.devices[1].uuid);
         assert_eq!(config.devices[2].uuid[..2], [0x00, 0x11]);
     }
@@ -270,11 +242,19 @@ mod tests {
             r#"{"fault":[]}"#,
             r#"{"devices":[{"profile":"gtx480"}]}"#,
             r#"{"devices":[{"uuid":"GPU-12"}]}"#,
-            r#"{"faults":[{"call":"cuInitt","code":1}]}"#,
             r#"{"faults":[{"call":"cuInit","codes":1}]}"#,
             r#"{"cudaVersion":"12"}"#,
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_fault_for_a_call_that_is_none_is_found() {
+        let calls = ["cuInit", "cuDeviceGet"];
+        let fault =
+            |call| Config::parse(&format!(r#"{{"faults":[{{"call":"{call}"}}]}}"#)).unwrap();
+        assert_eq!(fault("cuInitt").unknown_call(&calls), Some("cuInitt"));
+        assert_eq!(fault("cuInit").unknown_call(&calls), None);
     }
 }

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::config::{Config, Device, StoreFault, Version};
+use gate_report::Version;
+
+use crate::config::{CONFIG, Device, StoreFault};
 use crate::errors::{
     ERROR_ILLEGAL_ADDRESS, ERROR_INVALID_CONTEXT, ERROR_INVALID_DEVICE, ERROR_INVALID_HANDLE,
     ERROR_INVALID_PTX, ERROR_INVALID_VALUE, ERROR_JIT_COMPILATION_DISABLED,
@@ -13,15 +15,6 @@ use crate::errors::{
 };
 use crate::memory::{Memory, Region};
 use crate::ptx::{self, Launch, Module};
-
-/// What is simulated. A test that is misunderstood must not pass.
-pub(crate) static CONFIG: LazyLock<Config> = LazyLock::new(|| match Config::from_environment() {
-    Ok(config) => config,
-    Err(error) => {
-        eprintln!("simulated driver: SIMCUDA is not understood: {error}");
-        std::process::abort();
-    }
-});
 
 static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(Mutex::default);
 

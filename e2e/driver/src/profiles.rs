@@ -1,6 +1,6 @@
 //! Properties of devices that exist, so that a test can name one.
 
-use crate::config::Version;
+use gate_report::Version;
 
 /// What a profile says of a device.
 pub(crate) struct Profile {
@@ -23,7 +23,7 @@ const fn profile(
     Profile {
         key,
         name,
-        capability: Version { major, minor },
+        capability: Version::new(major, minor),
         memory_gib,
         multiprocessors,
         concurrent_managed_access,

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gate_report::{
     Device, Driver, Outcome, Report,
+    contract::{GATE, RUNNER, gate, mark},
     wire::{AUDIENCE, PATH, Registration},
 };
 use github_simulator::control::Client as Http;
@@ -112,8 +113,8 @@ impl<'a> Player<'a> {
         let registrar = match &mut self.registrar {
             Some(known) => known,
             none => none.insert(Http::new(
-                variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?,
-                variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?,
+                variable(pod, gate::REGISTRAR_URL)?,
+                variable(pod, gate::REGISTRAR_CA)?,
             )?),
         };
         let bearer = format!("Bearer {token}");
@@ -230,17 +231,17 @@ pub(crate) fn idle(report: &str) -> Value {
     json!({
         "phase": "Running",
         "conditions": conditions(true),
-        "initContainerStatuses": [container("gate", true, &ended(report))],
-        "containerStatuses": [container("runner", true, &json!({"running": {"startedAt": Timestamp::now()}}))],
+        "initContainerStatuses": [container(GATE, true, &ended(report))],
+        "containerStatuses": [container(RUNNER, true, &json!({"running": {"startedAt": Timestamp::now()}}))],
     })
 }
 
 /// The agent has ended, with the hooks' mark of a finished job.
 pub(crate) fn finished() -> Value {
-    let mark = json!({"mark": "completed", "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
+    let mark = json!({"mark": mark::COMPLETED, "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
     json!({
         "phase": "Succeeded",
         "conditions": conditions(false),
-        "containerStatuses": [container("runner", false, &ended(&mark.to_string()))],
+        "containerStatuses": [container(RUNNER, false, &ended(&mark.to_string()))],
     })
 }

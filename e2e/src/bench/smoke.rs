@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use gate_report::{Report, wire::AUDIENCE};
+use gate_report::{Report, contract::gate, wire::AUDIENCE};
 use github_simulator::control::NewCredential;
 use http::{Method, StatusCode, header};
 use k8s_openapi::api::{
@@ -228,16 +228,16 @@ impl Driver {
         let variables = containers.flat_map(|container| container.env.iter().flatten());
         let mut environment: Vec<(&str, &str)> = variables
             // Where the driver is, is the bench's own affair.
-            .filter(|variable| variable.name.starts_with("CUDA_SMOKE_"))
+            .filter(|variable| variable.name.starts_with(gate::PREFIX))
             .filter_map(|variable| Some((variable.name.as_str(), variable.value.as_deref()?)))
             .collect();
         environment.extend([
-            ("CUDA_SMOKE_TOKEN_FILE", files[0].as_str()),
-            ("CUDA_SMOKE_REGISTRATION_DIR", files[1].as_str()),
-            ("CUDA_SMOKE_TERMINATION_LOG", files[2].as_str()),
-            ("POD_NAME", name.as_str()),
-            ("POD_NAMESPACE", namespace.as_str()),
-            ("NODE_NAME", node),
+            (gate::TOKEN_FILE, files[0].as_str()),
+            (gate::REGISTRATION_DIR, files[1].as_str()),
+            (gate::TERMINATION_LOG, files[2].as_str()),
+            (gate::POD, name.as_str()),
+            (gate::NAMESPACE, namespace.as_str()),
+            (gate::NODE, node),
         ]);
         let (output, wall) = self.timed(&["gate"], &environment)?;
         ensure!(

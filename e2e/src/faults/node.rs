@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::TryStreamExt as _;
+use gate_report::contract::{self, GATE, RUNNER, mark};
 use gate_report::wire::{PATH, Registration};
 use github_simulator::control::Client as Http;
 use http::{Method, StatusCode, header};
@@ -144,8 +145,8 @@ async fn until_gone(ctx: Ctx, pod: Pod, mut live: watch::Receiver<Live>) {
 async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
     let report = player::report(pod);
     let registrar = Http::new(
-        player::variable(pod, "CUDA_SMOKE_REGISTRAR_URL")?,
-        player::variable(pod, "CUDA_SMOKE_REGISTRAR_CA")?,
+        player::variable(pod, contract::gate::REGISTRAR_URL)?,
+        player::variable(pod, contract::gate::REGISTRAR_CA)?,
     )?;
     let token = player::Player::new(ctx).token(pod).await?;
     let bearer = format!("Bearer {token}");
@@ -161,7 +162,7 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
                 let why = String::from_utf8_lossy(&answer);
                 let failed = json!({
                     "phase": "Failed",
-                    "initContainerStatuses": [player::container("gate", false, &exit(15, &why))],
+                    "initContainerStatuses": [player::container(GATE, false, &exit(15, &why))],
                 });
                 patch(ctx, pod, &failed).await?;
                 bail!("the registrar refused: {why}");
@@ -199,7 +200,7 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
 async fn configure(ctx: &Ctx, pod: &Pod, github: &Http, token: &str) -> Result<Value> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let arguments: Vec<String> = containers
-        .filter(|container| container.name == "runner")
+        .filter(|container| container.name == RUNNER)
         .flat_map(|container| container.args.iter().flatten())
         .flat_map(|argument| argument.split(' '))
         .map(str::to_owned)
@@ -230,7 +231,7 @@ impl Agent {
         let code = match self.listen().await {
             Ok(environment) => {
                 let mark = json!({
-                    "mark": "completed", "job": environment["GITHUB_JOB"], "run": environment["GITHUB_RUN_ID"],
+                    "mark": mark::COMPLETED, "job": environment["GITHUB_JOB"], "run": environment["GITHUB_RUN_ID"],
                     "workflow": environment["GITHUB_WORKFLOW"], "repository": environment["GITHUB_REPOSITORY"],
                 });
                 return self
@@ -328,12 +329,12 @@ impl Agent {
     }
 
     async fn patch(&self, phase: &str, ready: bool, state: &Value) -> Result<()> {
-        let mut runner = player::container("runner", ready, state);
+        let mut runner = player::container(RUNNER, ready, state);
         runner["started"] = json!(phase == "Running");
         let status = json!({
             "phase": phase,
             "conditions": player::conditions(ready),
-            "initContainerStatuses": [player::container("gate", true, &exit(0, &self.summary))],
+            "initContainerStatuses": [player::container(GATE, true, &exit(0, &self.summary))],
             "containerStatuses": [runner],
         });
         patch(&self.ctx, &self.pod, &status).await

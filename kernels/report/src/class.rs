@@ -113,6 +113,19 @@ impl fmt::Display for Class {
     }
 }
 
+/// How sure a class is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum Confidence {
+    /// The code has this one meaning.
+    High,
+    /// Usually so.
+    Medium,
+    /// The best guess.
+    Low,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

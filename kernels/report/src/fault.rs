@@ -1,9 +1,7 @@
 //! From a driver's code, and the circumstances, to what it means.
 
-use serde::{Deserialize, Serialize};
-
 use crate::codes::{self, Rule};
-use crate::{Class, Step};
+use crate::{Class, Confidence, Step};
 
 /// The circumstances of a fault that change its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,19 +46,6 @@ pub struct Fault {
     pub retry: bool,
     /// Only an optional feature is missing: note it and go on.
     pub skip: bool,
-}
-
-/// How sure a class is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum Confidence {
-    /// The code has this one meaning.
-    High,
-    /// Usually so.
-    Medium,
-    /// The best guess.
-    Low,
 }
 
 /// What a driver's code means in its circumstances. Knows every code: an unlisted one makes the node suspect.

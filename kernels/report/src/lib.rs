@@ -7,6 +7,7 @@
 //!   into a class, a meaning and advice.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - `schema`, with the feature of that name: the report's JSON schema.
+//! - [`contract`]: names of containers, files and variables that all parts of a runner's pod share.
 //! - [`clean`]: text from outside, made harmless for whoever reads it.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
@@ -15,22 +16,29 @@
 mod class;
 mod clean;
 mod codes;
+pub mod contract;
+mod failure;
 mod fault;
 mod findings;
 pub mod preflight;
 mod report;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod step;
 mod summary;
 mod text;
+mod version;
 pub mod wire;
 
-pub use class::{Class, exit};
+pub use class::{Class, Confidence, exit};
 pub use clean::{clean, clean_all, is_hidden};
 pub use codes::listed;
-pub use fault::{Confidence, Context, Fault, fault};
+pub use failure::Failure;
+pub use fault::{Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use report::{
-    Device, DeviceStep, Driver, DriverModel, Failure, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Step,
-    Timings, Warning,
+    Device, DeviceStep, Driver, DriverModel, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Timings,
+    Warning,
 };
+pub use step::Step;
+pub use version::{Version, VersionError};

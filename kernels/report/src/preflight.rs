@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Confidence, Failure, Step};
+use crate::{Class, Confidence, Failure, Step, Version};
 
 /// Free space, in MiB, that the work folder must have where nothing else is said.
 pub const MIN_DISK_MIB: u64 = 512;
@@ -321,16 +321,19 @@ fn toolkit(wanted: &str, facts: &Facts) -> PreflightFinding {
 
 /// Whether a version such as `12.4.131` is what `>=12.0` or `12.4` asks for.
 fn satisfies(version: &str, wanted: &str) -> bool {
-    let two = |text: &str| {
-        let mut numbers = text.split('.').map(|part| part.parse::<u32>().ok());
-        Some((numbers.next()??, numbers.next().unwrap_or(Some(0))?))
+    let read = |text: &str| {
+        let mut numbers = text.split('.').map(|part| part.parse().ok());
+        Some(Version::new(
+            numbers.next()??,
+            numbers.next().unwrap_or(Some(0))?,
+        ))
     };
-    let Some(found) = two(version) else {
+    let Some(found) = read(version) else {
         return false;
     };
     match wanted.strip_prefix(">=") {
-        Some(least) => two(least).is_some_and(|least| found >= least),
-        None => two(wanted) == Some(found),
+        Some(least) => read(least).is_some_and(|least| found >= least),
+        None => read(wanted) == Some(found),
     }
 }
 

@@ -6,10 +6,10 @@ use gate_report::{Device, Finding, Step, Warning};
 
 use super::calls::{Buffer, Called, Driver};
 use super::functions::Handle;
-use super::milliseconds;
 use super::pattern::mix;
 use super::test::{Bench, THREADS};
 use crate::protocol::{Cause, Event, send};
+use crate::times::milliseconds;
 
 /// Words of the first stretch. Each further one is as long as all before it.
 const STRETCH: usize = 64 * 1024;

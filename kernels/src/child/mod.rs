@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::args::TestArgs;
 use crate::protocol::{Event, send};
+use crate::times::milliseconds;
 
 /// Runs the test and ends the process.
 pub(crate) fn run(args: &TestArgs) -> u8 {
@@ -31,9 +32,4 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
     // SAFETY: ends the process at once, without the exit handlers of a driver that may be broken. All output is
     // flushed.
     unsafe { libc::_exit(0) }
-}
-
-/// Time since `start`, to the microsecond.
-fn milliseconds(start: Instant) -> f64 {
-    crate::times::milliseconds(start.elapsed())
 }

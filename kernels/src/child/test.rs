@@ -3,14 +3,15 @@
 use std::ffi::{CStr, c_int};
 use std::time::Instant;
 
-use gate_report::{Device, DeviceStep, Finding, Step, Warning};
+use gate_report::{Device, DeviceStep, Finding, Step, Version, Warning};
 
 use super::calls::{Attribute, Called, Driver};
 use super::functions::Handle;
+use super::library;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
-use super::{library, milliseconds};
-use crate::args::{ManagedMemory, TestArgs, Version};
+use crate::args::{ManagedMemory, TestArgs};
 use crate::protocol::{Event, send};
+use crate::times::milliseconds;
 
 /// PTX, with the zero at its end that the driver looks for.
 macro_rules! ptx {
@@ -29,7 +30,7 @@ const MEMORY_WALK: &CStr = ptx!("memory_walk.ptx");
 const TENSOR_CORES: &CStr = ptx!("tensor_cores.ptx");
 
 /// The first compute capability with tensor cores.
-const FIRST_WITH_TENSOR_CORES: Version = Version { major: 7, minor: 0 };
+const FIRST_WITH_TENSOR_CORES: Version = Version::new(7, 0);
 
 /// Threads of a block.
 pub(super) const THREADS: u32 = 256;
@@ -128,10 +129,10 @@ fn properties(driver: Driver, ordinal: u32) -> Called<Known> {
             .attribute(attribute, handle)
             .map(|value| u32::try_from(value).unwrap_or(0))
     };
-    let capability = Version {
-        major: attribute(Attribute::ComputeCapabilityMajor)?,
-        minor: attribute(Attribute::ComputeCapabilityMinor)?,
-    };
+    let capability = Version::new(
+        attribute(Attribute::ComputeCapabilityMajor)?,
+        attribute(Attribute::ComputeCapabilityMinor)?,
+    );
     let report = Device {
         ordinal,
         uuid: uuid(driver.uuid(handle)?, &name),

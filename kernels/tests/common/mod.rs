@@ -12,12 +12,15 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use gate_report::Report;
 use jsonschema::Validator;
+use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs};
 
 /// A folder with the driver as a node has it, `libcuda.so.1`.
 static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -49,6 +52,22 @@ pub fn folder(name: &str) -> PathBuf {
         .join(format!("{}-{name}-{number}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// TLS with a certificate for this machine that nobody else knows; its PEM.
+pub fn own_authority() -> (Arc<ServerConfig>, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+    let certificate = params.self_signed(&key).unwrap();
+    let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], private)
+        .unwrap();
+    (Arc::new(config), certificate.pem())
 }
 
 /// The driver's file.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::{CudaRunner, ManagedMemory};
+use gate_report::contract::{TOKEN_FILE, TOKEN_NAME, gate};
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
@@ -178,44 +179,38 @@ fn protections() -> BTreeMap<String, String> {
 /// What the gate is told.
 fn gate_env(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     let settings_env = [
-        ("CUDA_SMOKE_REGISTRAR_URL", settings.registrar_url.clone()),
-        ("CUDA_SMOKE_REGISTRAR_CA", settings.registrar_ca.clone()),
-        ("CUDA_SMOKE_TOKEN_FILE", format!("{TOKEN_DIR}/token")),
-        ("CUDA_SMOKE_REGISTRATION_DIR", REGISTRATION_DIR.to_owned()),
+        (gate::REGISTRAR_URL, settings.registrar_url.clone()),
+        (gate::REGISTRAR_CA, settings.registrar_ca.clone()),
+        (gate::TOKEN_FILE, TOKEN_FILE.to_owned()),
+        (gate::REGISTRATION_DIR, REGISTRATION_DIR.to_owned()),
         (
-            "CUDA_SMOKE_MIN_COMPUTE_CAPABILITY",
+            gate::MIN_COMPUTE_CAPABILITY,
             spec.gate.min_compute_capability.clone(),
         ),
+        (gate::MIN_CUDA_VERSION, spec.gate.min_cuda_version.clone()),
         (
-            "CUDA_SMOKE_MIN_CUDA_VERSION",
-            spec.gate.min_cuda_version.clone(),
-        ),
-        (
-            "CUDA_SMOKE_MANAGED_MEMORY",
+            gate::MANAGED_MEMORY,
             match spec.gate.managed_memory {
                 ManagedMemory::Report => "Report",
                 ManagedMemory::Require => "Require",
             }
             .to_owned(),
         ),
-        (
-            "CUDA_SMOKE_TIMEOUT_SECONDS",
-            spec.gate.timeout_seconds.to_string(),
-        ),
+        (gate::TIMEOUT_SECONDS, spec.gate.timeout_seconds.to_string()),
         // Where the vendor's device plugin mounts the driver without a runtime class, as on GKE.
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
     ];
     let mut env: Vec<EnvVar> = settings_env.into_iter().map(|(n, v)| value(n, v)).collect();
     if let Some(count) = spec.gpu.count() {
-        env.push(value("CUDA_SMOKE_EXPECTED_DEVICES", count.to_string()));
+        env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
     }
     env.extend(proxy(spec));
-    env.push(field("NODE_NAME", "spec.nodeName"));
-    env.push(field("POD_NAME", "metadata.name"));
-    env.push(field("POD_NAMESPACE", "metadata.namespace"));
+    env.push(field(gate::NODE, "spec.nodeName"));
+    env.push(field(gate::POD, "metadata.name"));
+    env.push(field(gate::NAMESPACE, "metadata.namespace"));
     if let Some(wanted) = &spec.preflight {
         let wanted = serde_json::to_string(wanted).unwrap_or_default();
-        env.push(value("CUDA_SMOKE_PREFLIGHT", wanted));
+        env.push(value(gate::PREFLIGHT, wanted));
     }
     env
 }
@@ -363,7 +358,7 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
                     service_account_token: Some(ServiceAccountTokenProjection {
                         audience: Some(AUDIENCE.to_owned()),
                         expiration_seconds: Some(3600),
-                        path: "token".to_owned(),
+                        path: TOKEN_NAME.to_owned(),
                         ..ServiceAccountTokenProjection::default()
                     }),
                     ..VolumeProjection::default()

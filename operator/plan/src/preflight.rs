@@ -1,9 +1,10 @@
 //! The init container that looks at the runner's image: the image's own shell, the job's own user and environment.
 
+use gate_report::contract::script;
 use gate_report::preflight::Wanted;
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, ResourceRequirements};
 
-use crate::model::pool::WORK_FOLDER;
+use crate::model::pool::{WORK_FOLDER, owned};
 use crate::model::runner::{GATE, PREFLIGHT, RUNNER};
 
 /// What runs there. It writes facts; the gate judges them.
@@ -33,15 +34,15 @@ pub(super) fn add(spec: &mut PodSpec, wanted: &Wanted, resources: ResourceRequir
 fn container(wanted: &Wanted, runner: &Container) -> Container {
     let toolkit = wanted.cuda_toolkit.as_ref().map(|_| "1".to_owned());
     let ours = [
-        ("CUDA_RUNNER_COMMANDS", wanted.commands.join(" ")),
-        ("CUDA_RUNNER_TOOLKIT", toolkit.unwrap_or_default()),
+        (script::COMMANDS, wanted.commands.join(" ")),
+        (script::TOOLKIT, toolkit.unwrap_or_default()),
         (
-            "CUDA_RUNNER_TOOLCHAIN",
+            script::TOOLCHAIN,
             wanted.rust_toolchain.clone().unwrap_or_default(),
         ),
-        ("CUDA_RUNNER_WORK", format!("{AGENT_FOLDER}/{WORK_FOLDER}")),
+        (script::WORK, format!("{AGENT_FOLDER}/{WORK_FOLDER}")),
         // A CUDA image asks for every GPU, and for a driver of its age; a look at its files needs none.
-        ("NVIDIA_VISIBLE_DEVICES", "void".to_owned()),
+        (owned::VISIBLE_DEVICES, owned::NO_DEVICES.to_owned()),
     ];
     let is_ours = |variable: &EnvVar| ours.iter().any(|(name, _)| *name == variable.name);
     // The jobs' own environment decides what they find, PATH and CUDA_HOME above all.
@@ -67,5 +68,35 @@ fn container(wanted: &Wanted, runner: &Container) -> Container {
         // Toolkits and work folders may be volumes.
         volume_mounts: runner.volume_mounts.clone(),
         ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gate_report::contract::{REGISTRATION_DIR, file};
+
+    use super::*;
+
+    /// The script cannot read the constants.
+    #[test]
+    fn the_script_writes_the_shared_names_as_everyone_does() {
+        let facts = format!(
+            "${{{}:-{REGISTRATION_DIR}}}/{}\"",
+            script::DIR,
+            file::PREFLIGHT
+        );
+        let variables = [
+            script::COMMANDS,
+            script::TOOLKIT,
+            script::TOOLCHAIN,
+            script::WORK,
+        ];
+        for text in variables
+            .map(|name| format!("${name}"))
+            .iter()
+            .chain([&facts])
+        {
+            assert!(SCRIPT.contains(text), "no {text}");
+        }
     }
 }

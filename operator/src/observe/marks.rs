@@ -1,6 +1,7 @@
 //! What the job hooks noted in the runner's termination message. Job code can write there, too: nothing of it is
 //! believed beyond what it may say, and all of it is bounded.
 
+use gate_report::contract::mark;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
@@ -61,20 +62,20 @@ impl Marks {
                 continue;
             };
             match mark.as_str() {
-                "started" => {
+                mark::STARTED => {
                     let job = job.bounded();
                     marks.began = Some(job.clone());
                     marks.started = Some(job);
                 }
-                "completed" => {
+                mark::COMPLETED => {
                     // A persistent runner's next job starts afresh.
                     marks.started = None;
                     marks.completed = Some(job.bounded());
                 }
-                "gpu-lost" => {
+                mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);
                 }
-                "session-conflict" => marks.conflict = true,
+                mark::SESSION_CONFLICT => marks.conflict = true,
                 _ => {}
             }
         }

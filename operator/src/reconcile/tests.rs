@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarunner_crds::CudaRunner;
-use gate_report::Report;
+use gate_report::{Report, Version};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -31,7 +31,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::per_pool::PerPool;
 use crate::registrar::{
-    Backend as _, CaStore, Decision, KnownRunner, PodIdentity, Policy, ServerNames, Version,
+    Backend as _, CaStore, Decision, KnownRunner, PodIdentity, Policy, ServerNames,
 };
 use crate::registration::OperatorBackend;
 use crate::specs::Specs;
@@ -485,7 +485,7 @@ async fn a_gate_that_asks_again_is_counted_once() {
         uid: uid.to_owned(),
         node: None,
     };
-    let any = Version { major: 0, minor: 0 };
+    let any = Version::new(0, 0);
     let runner = KnownRunner {
         pool: key_of(&fixture::resource()),
         policy: Policy {

@@ -1,20 +1,5 @@
 //! Whether a report is good enough for a registration. Pure.
-use gate_report::{Report, SCHEMA, clean};
-use std::{fmt, str::FromStr};
-
-/// Two numbers with a dot, as of a compute capability or a CUDA version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Version {
-    /// Before the dot.
-    pub major: u32,
-    /// After the dot.
-    pub minor: u32,
-}
-
-/// A version that is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no version; write two numbers with a dot, such as 12.0")]
-pub struct VersionError(String);
+use gate_report::{Report, SCHEMA, Version, clean};
 
 /// What a report must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,32 +161,5 @@ fn named(text: Option<&str>) -> String {
     match text {
         None | Some("") => "that it does not name".into(),
         Some(text) => cut(text),
-    }
-}
-
-impl FromStr for Version {
-    type Err = VersionError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || VersionError(text.into());
-        let (major, minor) = text.split_once('.').ok_or_else(error)?;
-        let number = |part: &str| {
-            // `u32` would take a sign, too.
-            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-            digits
-                .then(|| part.parse().ok())
-                .flatten()
-                .ok_or_else(error)
-        };
-        Ok(Self {
-            major: number(major)?,
-            minor: number(minor)?,
-        })
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
     }
 }

@@ -25,7 +25,7 @@ pub mod store;
 mod tests;
 pub mod tls;
 
-pub use admit::{Decision, Policy, Version, admit};
+pub use admit::{Decision, Policy, admit};
 pub use backend::{Backend, KnownRunner, RegisterError, Registration, RunnerLookup};
 pub use bucket::Rate;
 pub use ca::ServerNames;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
+pub use gate_report::contract::{GATE, PREFLIGHT, RUNNER};
 use gate_report::{Class, clean};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -24,12 +25,6 @@ pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
 /// The kubelet's word for an image that it could not pull and will try again.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
-/// Name of the init container that looks at the runner's image.
-pub const PREFLIGHT: &str = "preflight";
-/// Name of the init container that proves the GPU.
-pub const GATE: &str = "gate";
-/// Name of the agent's container.
-pub const RUNNER: &str = "runner";
 /// The reason of a runner whose gate failed.
 pub const GATE_FAILED: &str = "GateFailed";
 /// The reason of a runner whose job ended with it.

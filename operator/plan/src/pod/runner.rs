@@ -1,5 +1,6 @@
 //! The agent's container: how it starts, and how the kubelet sees how far it is.
 
+use gate_report::contract::file;
 use k8s_openapi::api::core::v1::{Container, ExecAction, Probe};
 
 use super::{devices, mount, proxy, value};
@@ -82,8 +83,11 @@ pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
     };
     let [(started, _), (completed, _)] = owned::HOOKS;
     let mut env = vec![
-        value(started, format!("{REGISTRATION_DIR}/job-started.sh")),
-        value(completed, format!("{REGISTRATION_DIR}/job-completed.sh")),
+        value(started, format!("{REGISTRATION_DIR}/{}", file::JOB_STARTED)),
+        value(
+            completed,
+            format!("{REGISTRATION_DIR}/{}", file::JOB_COMPLETED),
+        ),
         value(owned::DEPRECATED_EXIT_CODE, "1".to_owned()),
     ];
     env.extend(proxy(spec));
@@ -159,5 +163,33 @@ fn shell_probe(test: &str) -> Probe {
         }),
         timeout_seconds: Some(5),
         ..Probe::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gate_report::contract::{TERMINATION_LOG, mark};
+
+    use super::*;
+
+    /// The scripts cannot read the constants.
+    #[test]
+    fn the_agents_start_and_probes_write_the_shared_names_as_everyone_does() {
+        let path = |name: &str| format!("{REGISTRATION_DIR}/{name}");
+        let mark = format!(r#"{{"mark":"{}"}}"#, mark::SESSION_CONFLICT);
+        let cases = [
+            (START, vec![path(file::JIT_CONFIG), path(file::GPU)]),
+            (
+                CONFIGURE_AND_START,
+                vec![path(file::TOKEN), path(file::GPU)],
+            ),
+            (ONLINE, vec![format!(">>{TERMINATION_LOG}"), mark]),
+            (IDLE, vec![path(file::BUSY), path(file::GPU)]),
+        ];
+        for (script, texts) in cases {
+            for text in texts {
+                assert!(script.contains(&text), "no {text} in\n{script}");
+            }
+        }
     }
 }

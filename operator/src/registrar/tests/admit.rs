@@ -1,18 +1,15 @@
 //! What a report must show: a good one, changed in one way each.
 
 use gate_report::preflight::{Check, CheckOutcome, Preflight, PreflightFinding};
-use gate_report::{Device, Driver, Outcome, Report, SCHEMA};
+use gate_report::{Device, Driver, Outcome, Report, SCHEMA, Version};
 
-use crate::registrar::{Decision, Policy, Version, admit};
+use crate::registrar::{Decision, Policy, admit};
 
 pub(super) fn policy() -> Policy {
     Policy {
         devices: Some(2),
-        min_compute_capability: Version { major: 7, minor: 0 },
-        min_cuda_version: Version {
-            major: 12,
-            minor: 0,
-        },
+        min_compute_capability: Version::new(7, 0),
+        min_cuda_version: Version::new(12, 0),
         require_managed_memory: true,
         require_preflight: true,
         pod: "pool-a".to_owned(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gate_report::wire::{AUDIENCE, PATH};
-use gate_report::{Device, Driver, Outcome, Report, SCHEMA};
+use gate_report::{Device, Driver, Outcome, Report, SCHEMA, Version};
 use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
@@ -22,8 +22,7 @@ use tokio_rustls::TlsConnector;
 use super::kubernetes::{Secrets, pod_token, reviews, token, token_with};
 use crate::registrar::{
     Backend, Bounds, CaStore, Decision, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy,
-    PoolKey, Rate, RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, Version,
-    serve,
+    PoolKey, Rate, RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, serve,
 };
 
 /// Where gates ask from.
@@ -52,11 +51,8 @@ impl Backend for StubBackend {
                 },
                 policy: Policy {
                     devices: Some(1),
-                    min_compute_capability: Version { major: 7, minor: 0 },
-                    min_cuda_version: Version {
-                        major: 12,
-                        minor: 0,
-                    },
+                    min_compute_capability: Version::new(7, 0),
+                    min_cuda_version: Version::new(12, 0),
                     require_managed_memory: false,
                     require_preflight: false,
                     pod: pod.name.clone(),

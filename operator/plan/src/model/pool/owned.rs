@@ -1,19 +1,14 @@
 //! What in a runner's pod is ours, by name. A template may take none of it; [the pod](crate::pod)
 //! is built from the same names.
 
-use crate::model::runner::{GATE, PREFLIGHT};
+use gate_report::contract::{GATE, PREFLIGHT, script};
+pub use gate_report::contract::{REGISTRATION_DIR, TERMINATION_LOG, TOKEN_DIR};
 
-/// Memory-backed folder in which the gate leaves the registration and the hooks.
-pub const REGISTRATION_DIR: &str = "/run/cuda-runner";
-/// Folder of the gate's service-account token.
-pub const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
 /// Folder of the certificate authorities for GitHub.
 pub const CA_DIR: &str = "/etc/cuda-runner/github-ca";
 /// Our folders in containers, and the file of the hooks' marks.
 pub const PATHS: [&str; 4] = [REGISTRATION_DIR, TOKEN_DIR, CA_DIR, TERMINATION_LOG];
-/// Where the hooks leave their marks.
-pub const TERMINATION_LOG: &str = "/dev/termination-log";
-/// How the kubelet reads them.
+/// How the kubelet reads the hooks' marks.
 pub const TERMINATION_POLICY: &str = "FallbackToLogsOnError";
 
 /// The volume behind [`REGISTRATION_DIR`].
@@ -33,14 +28,8 @@ pub const INIT_CONTAINERS: [&str; 2] = [PREFLIGHT, GATE];
 
 /// The agent's variables for job hooks, and ours by which our hooks find the team's.
 pub const HOOKS: [(&str, &str); 2] = [
-    (
-        "ACTIONS_RUNNER_HOOK_JOB_STARTED",
-        "CUDA_RUNNER_HOOK_JOB_STARTED",
-    ),
-    (
-        "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
-        "CUDA_RUNNER_HOOK_JOB_COMPLETED",
-    ),
+    ("ACTIONS_RUNNER_HOOK_JOB_STARTED", script::TEAM_STARTED),
+    ("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", script::TEAM_COMPLETED),
 ];
 
 /// Has the agent say by its exit code that GitHub refused its version.

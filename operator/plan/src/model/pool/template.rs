@@ -2,6 +2,7 @@
 //! [the pod](crate::pod) without loss of anything of ours.
 
 use cudarunner_crds::template as why;
+use gate_report::contract::{gate, script};
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements, Volume,
@@ -389,7 +390,7 @@ fn not_a_users(name: &str, rest: Rest<'_>) -> Option<&'static str> {
         _ if name.starts_with("ACTIONS_RUNNER_INPUT_") => Some(
             "options of the agent are the operator's: remove it; spec.github, spec.labels and spec.lifetime say what it registers with",
         ),
-        _ if name.starts_with("CUDA_RUNNER_") || name.starts_with("CUDA_SMOKE_") => {
+        _ if name.starts_with(script::PREFIX) || name.starts_with(gate::PREFIX) => {
             Some("variables of this prefix are the operator's: choose another name")
         }
         _ if rest.proxy && is_proxy() => Some(
