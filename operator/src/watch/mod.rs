@@ -98,8 +98,11 @@ fn log_error(what: &'static str, error: &kube::runtime::watcher::Error) {
     tracing::warn!(%error, what, "a watch failed and is tried again");
 }
 
-/// How long a broken watch waits before it is tried again: as usual, and no longer than eight seconds. After a short outage
-/// of the API server a pool whose watch is behind would do nothing for another half minute.
+/// The longest pause after a read or a watch that failed. With a longer one a pool would do nothing for another half minute
+/// after a short outage of the API server.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// How long a broken watch, or a read that failed, waits before it is tried again: as usual, with a bound.
 #[derive(Default)]
 struct Pauses(DefaultBackoff);
 
@@ -108,7 +111,7 @@ impl Iterator for Pauses {
 
     fn next(&mut self) -> Option<Duration> {
         let pause = self.0.next()?;
-        Some(pause.min(Duration::from_secs(8)))
+        Some(pause.min(LONGEST_PAUSE))
     }
 }
 
@@ -131,7 +134,7 @@ mod tests {
     fn a_broken_watch_is_back_soon_after_an_outage() {
         let mut pauses = Pauses::default();
         let longest = pauses.by_ref().take(20).max();
-        assert_eq!(longest, Some(Duration::from_secs(8)));
+        assert_eq!(longest, Some(LONGEST_PAUSE));
         pauses.reset();
         assert!(pauses.next().unwrap() < Duration::from_secs(2));
     }

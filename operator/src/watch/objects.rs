@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use jiff::SignedDuration;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
@@ -21,14 +20,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch as flag};
 use tokio::task::AbortHandle;
 
-use super::{Events, PAGE, Pauses, Waker, log_error};
-use cuda_runner_plan::model::backoff;
+use super::{Events, LONGEST_PAUSE, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// How long the first look at an object may take.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// The first pause after a read that failed, and the longest.
-const PAUSES: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_mins(1)];
 
 /// Objects of one kind.
 pub struct Objects<K> {
@@ -304,7 +300,7 @@ where
     async fn read_when(&self, changed: &Notify) {
         let only = ListParams::default().fields(&self.selector());
         loop {
-            let mut failures = 0;
+            let mut pauses = Pauses::default();
             loop {
                 match self.api.list(&only).await {
                     Ok(list) => {
@@ -315,10 +311,7 @@ where
                         tracing::warn!(%error, name = self.name, "an object that a pool names could not be read, and is tried again");
                     }
                 }
-                failures += 1;
-                let [first, longest] = PAUSES;
-                let pause = backoff::exponential(first, longest, failures, &self.name);
-                tokio::time::sleep(pause.unsigned_abs()).await;
+                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
             }
             changed.notified().await;
         }

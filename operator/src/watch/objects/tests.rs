@@ -38,6 +38,8 @@ struct State {
     watches: Vec<(Option<String>, bool, UnboundedSender<String>)>,
     /// Reads by name.
     reads: Vec<String>,
+    /// Whether reads by name fail.
+    is_away: bool,
 }
 
 impl Cluster {
@@ -88,6 +90,14 @@ impl Cluster {
             return Response::builder()
                 .status(403)
                 .body(said(&refusal))
+                .unwrap();
+        }
+        if state.is_away && name.is_some() {
+            let trouble =
+                json!({"kind": "Status", "status": "Failure", "message": "no", "code": 503});
+            return Response::builder()
+                .status(503)
+                .body(said(&trouble))
                 .unwrap();
         }
         if query.contains("watch=true") {
@@ -305,4 +315,29 @@ async fn a_change_while_no_watch_is_open_is_seen_with_the_next_list() {
     assert_eq!(woken.next().await, "a");
     let found = objects.get(&pool("a"), "app").await;
     assert_eq!(value(&found).as_deref(), Some("second"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_is_read_soon_after_an_outage() {
+    for outage in [5, 20, 60, 600].map(Duration::from_secs) {
+        // Given an object that cannot be read while the API server is in trouble
+        let cluster = Cluster::with(["app".to_owned()]);
+        cluster.state().is_away = true;
+        let (objects, mut woken) = cluster.objects(Breadth::Namespace);
+        let found = objects.get(&pool("a"), "app").await;
+        assert!(matches!(found, Lookup::Unreadable));
+        sleep(outage).await;
+
+        // When that is over, then the pool is told soon
+        cluster.state().is_away = false;
+        let end = Instant::now();
+        assert_eq!(woken.next().await, "a");
+        assert!(
+            end.elapsed() < Duration::from_secs(10),
+            "{outage:?}, {:?}",
+            end.elapsed()
+        );
+        let found = objects.get(&pool("a"), "app").await;
+        assert_eq!(value(&found).as_deref(), Some("first"));
+    }
 }
