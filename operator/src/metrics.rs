@@ -21,9 +21,9 @@ use crate::github::budget::Usage;
 use crate::github::{Client, Fingerprint};
 use crate::registrar::Decision;
 use cuda_runner_plan::condition::kind;
-use cuda_runner_plan::conditions::BREAKER_OPEN;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::quarantine::is_active;
+use cuda_runner_plan::reason::{Reason, Stored};
 use cuda_runner_plan::{Observed, Plan};
 
 pub use page::CONTENT_TYPE;
@@ -148,7 +148,8 @@ impl PoolView {
                 })
                 .collect(),
             quarantined: quarantined.map(|_| 1).sum(),
-            breaker_open: condition(kind::GPU_HEALTHY).is_some_and(|c| c.reason == BREAKER_OPEN),
+            breaker_open: condition(kind::GPU_HEALTHY)
+                .is_some_and(|c| Stored::parse(&c.reason) == Reason::BreakerOpen),
             verified: status.verification.as_ref().and_then(last_result),
             credential: client.map(Client::credential),
         }

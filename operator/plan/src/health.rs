@@ -5,26 +5,25 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::UNSCHEDULABLE;
 use super::quarantine::Quarantine;
 use super::{Access, Observed, refusals, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{
-    ENDED_AT_ONCE, End, Failure, IMAGE_PULL_BACK_OFF, JOB_CUT_SHORT, NOT_STARTED, REJECTED, Runner,
-    unconfirmed,
+    ENDED_AT_ONCE, End, Failure, JOB_CUT_SHORT, NOT_STARTED, REJECTED, Runner, unconfirmed,
 };
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// Reasons with which the kubelet reports an image that it cannot use. See
 /// <https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff>.
-const IMAGE_TROUBLE: [&str; 6] = [
-    IMAGE_PULL_BACK_OFF,
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
+const IMAGE_TROUBLE: [Reason; 6] = [
+    Reason::ImagePullBackOff,
+    Reason::ErrImageNeverPull,
+    Reason::InvalidImageName,
+    Reason::ImageInspectError,
+    Reason::RegistryUnavailable,
+    Reason::SignatureValidationFailed,
 ];
 /// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
 const START: SignedDuration = SignedDuration::from_mins(20);
@@ -395,15 +394,15 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
 
 /// Whether a condition with this reason repeats what Kubernetes says of a pod that waits.
 #[must_use]
-pub fn is_kubernetes_word(reason: &str) -> bool {
-    [UNSCHEDULABLE, NOT_STARTED].contains(&reason) || IMAGE_TROUBLE.contains(&reason)
+pub fn is_kubernetes_word(reason: Reason) -> bool {
+    [Reason::Unschedulable, Reason::ContainerNotStarted].contains(&reason)
+        || IMAGE_TROUBLE.contains(&reason)
 }
 
 /// What keeps a runner's image away, if that is what it waits for.
 #[must_use]
-pub fn image_trouble(runner: &Runner) -> Option<&str> {
+pub fn image_trouble(runner: &Runner) -> Option<Reason> {
     let waiting = runner.waiting.as_ref()?;
-    IMAGE_TROUBLE
-        .contains(&waiting.reason.as_str())
-        .then_some(waiting.reason.as_str())
+    let mut all = IMAGE_TROUBLE.into_iter();
+    all.find(|reason| reason.word() == waiting.reason)
 }

@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod demand;
 pub mod health;
 pub mod jobs;
+pub mod kind;
 mod labels;
 pub mod left;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod pod;
 mod preflight;
 pub mod quarantine;
 pub mod queue;
+pub mod reason;
 mod refusals;
 pub mod runners;
 pub mod scale_set;
@@ -62,6 +64,8 @@ struct Case<'a> {
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
     shown::tidy(&mut plan);
+    #[cfg(test)]
+    reason::tests::all_in_their_places(&plan);
     plan
 }
 
