@@ -79,7 +79,7 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .unwrap_or_default();
         plan.notices.push(Notice {
             warning: true,
-            reason: failure.reason.clone(),
+            reason: Stored::parse(&failure.reason),
             note: format!("{}{node}: {}", failure.runner, failure.message),
             about: Some(About::Runner(failure.runner.clone())),
         });
@@ -92,17 +92,18 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .find(|c| c.type_ == condition.type_);
         let changed =
             before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
+        let reason = Stored::parse(&condition.reason);
         // What is unknown at the first visit is no news, nor is a start; and Ready only sums up the others.
         let news = changed
             && condition.type_ != kind::READY
-            && Stored::parse(&condition.reason) != Reason::Starting
+            && reason != Reason::Starting
             && !(before.is_none() && condition.status != bad_status(&condition.type_));
         // One cause shows in several conditions, and is told once.
-        let told = plan.notices.iter().any(|n| n.reason == condition.reason);
+        let told = plan.notices.iter().any(|n| n.reason == reason);
         if news && !told {
             plan.notices.push(Notice {
                 warning: condition.status == bad_status(&condition.type_),
-                reason: condition.reason.clone(),
+                reason,
                 note: format!("{}: {}", condition.type_, condition.message),
                 about: None,
             });

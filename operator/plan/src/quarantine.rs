@@ -17,6 +17,7 @@ use crate::model::node_marks::Held;
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
@@ -80,7 +81,7 @@ impl Quarantine {
                 None => self.entries.push(entry.clone()),
                 Some(why) => self.notices.push(Notice {
                     warning: false,
-                    reason: "QuarantineLifted".to_owned(),
+                    reason: Reason::QuarantineLifted.into(),
                     note: format!("{} may be used again: {why}", entry.node),
                     about: Some(About::Node(entry.node.clone())),
                 }),
@@ -106,7 +107,7 @@ impl Quarantine {
         let facts = view.observed.node(node);
         self.notices.push(Notice {
             warning: true,
-            reason: "NodeQuarantined".to_owned(),
+            reason: Reason::NodeQuarantined.into(),
             note: format!(
                 "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
                 lasts.as_mins(),

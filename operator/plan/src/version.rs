@@ -10,6 +10,7 @@ use crate::model::pool::Pool;
 use crate::model::runner::{
     Failure, RefusedVersion, Runner, VERSION_REFUSED, VERSION_REFUSED_ONCE,
 };
+use crate::reason::Reason;
 
 /// The numbers of a version, for comparing.
 fn numbers(version: &str) -> Vec<u64> {
@@ -48,7 +49,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         };
         plan.news.push(Notice {
             warning: true,
-            reason: "AgentVersionEnds".to_owned(),
+            reason: Reason::AgentVersionEnds.into(),
             note: format!(
                 "The runners' agent has the version {version}: {says}. Use an image with a newer one in spec.template."
             ),

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::github::{NewScaleSet, Repository, Ruleset, Workflow};
 use super::observed::Entry;
 use super::runner::Runner;
+use crate::reason::Stored;
 
 /// What the pods need to know of the operator.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -127,7 +128,7 @@ pub struct Notice {
     /// Whether it is a warning.
     pub warning: bool,
     /// One word.
-    pub reason: String,
+    pub reason: Stored,
     /// A sentence.
     pub note: String,
     /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's

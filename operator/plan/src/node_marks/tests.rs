@@ -75,7 +75,7 @@ fn a_node_that_is_left_alone_says_why_and_is_written_to_once() {
         node.said,
         Some(Said {
             status: "False".to_owned(),
-            reason: "DeviceFailed".to_owned(),
+            reason: Reason::DeviceFailed.into(),
             message:
                 "GPU-1: a found it broken (code 719). The CudaRunner ci/a leaves the node alone"
                     .to_owned(),

@@ -16,7 +16,7 @@ pub(crate) fn all_in_their_places(plan: &Plan) {
         assert!(may, "{reason} in {}", condition.type_);
     }
     for notice in plan.notices.iter().chain(&plan.news) {
-        let Stored::Known(reason) = Stored::parse(&notice.reason) else {
+        let Stored::Known(reason) = notice.reason else {
             continue;
         };
         assert!(
@@ -37,7 +37,9 @@ pub(crate) fn all_in_their_places(plan: &Plan) {
 }
 
 fn is_of_a_condition(notice: &Notice, conditions: &[Condition]) -> bool {
-    conditions.iter().any(|c| c.reason == notice.reason)
+    conditions
+        .iter()
+        .any(|c| c.reason == notice.reason.as_str())
 }
 
 #[test]

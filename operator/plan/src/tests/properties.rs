@@ -184,7 +184,7 @@ fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
     let cut = |note: &str| {
         let notice = Notice {
             warning: false,
-            reason: "Reason".into(),
+            reason: crate::reason::Stored::parse("Reason"),
             note: note.to_owned(),
             about: None,
         };
