@@ -169,7 +169,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
 /// What a visit has found out once and for all. It is counted when the status holds it, so that nothing is twice.
 #[derive(Debug, Default)]
 pub struct News {
-    failed: Vec<(Class, &'static str)>,
+    failed: Vec<(Class, Reason)>,
     first_online: Option<SignedDuration>,
     /// Seconds from queued to picked up.
     queued: Vec<i64>,
@@ -215,8 +215,8 @@ impl Metrics {
             return;
         }
         self.pool(pool, |series| {
-            for failed in &news.failed {
-                *series.failures.entry(*failed).or_default() += 1;
+            for (class, reason) in &news.failed {
+                *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
             for seconds in &news.queued {
                 let histogram = &mut series.queued;

@@ -169,11 +169,11 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
         );
     }
     let of_gate = [Reason::GateFailed, Reason::GateOverdue];
-    if let Some(failure) = health.current()
-        && let Some(reason) = Stored::parse(&failure.reason).known()
-        && of_gate.contains(&reason)
-    {
-        return condition_state("False", reason, failure.message.clone());
+    if let Some(failure) = health.current() {
+        let reason = Stored::parse(&failure.reason);
+        if reason.is_one_of(&of_gate) {
+            return condition_state("False", reason, failure.message.clone());
+        }
     }
     let passed = observed.runners.iter().any(|r| r.gate_passed);
     let before = previous(pool, kind::GPU_HEALTHY);

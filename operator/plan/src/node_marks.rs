@@ -166,7 +166,7 @@ fn condition(
 
 fn fault(held: &Held) -> (Reason, String) {
     let entry = &held.entry;
-    let reason = if entry.class == Class::Device.as_str() {
+    let reason = if entry.class == Class::Device {
         Reason::DeviceFailed
     } else {
         Reason::NodeFailed

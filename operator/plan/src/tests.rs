@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use super::condition::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::model::runner::{EVICTED, End, Failure, Waiting};
+use crate::model::runner::{End, Failure, Waiting};
 use crate::reason::Reason;
 
 mod properties;

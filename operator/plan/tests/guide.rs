@@ -24,6 +24,23 @@ fn the_guide_is_the_catalogue() {
     );
 }
 
+#[test]
+fn every_reason_is_said_somewhere() {
+    let mut code = String::new();
+    let plan = Path::new(env!("CARGO_MANIFEST_DIR"));
+    read(&plan.join("src"), &mut code);
+    read(&plan.join("../src"), &mut code);
+    for entry in ALL {
+        // The CRD itself says it of a resource that no operator has seen.
+        let is_said = entry.word == "NotSeen"
+            || code
+                .split(&format!("Reason::{}", entry.word))
+                .skip(1)
+                .any(ends_there);
+        assert!(is_said, "nothing says {}", entry.word);
+    }
+}
+
 /// The text with the table of one section.
 fn written(text: String, section: Section) -> String {
     let begin = format!("<!-- generated from the catalogue of reasons, {section:?}: begin -->\n");
@@ -52,4 +69,24 @@ fn table(section: Section) -> String {
     }
     text.push('\n');
     text
+}
+
+/// All that is no test, without the catalogue.
+fn read(path: &Path, code: &mut String) {
+    let skipped = ["reason.rs", "tests", "tests.rs", "fixture.rs"];
+    if skipped.iter().any(|name| path.ends_with(name)) {
+        return;
+    }
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            read(&entry.unwrap().path(), code);
+        }
+        return;
+    }
+    let text = fs::read_to_string(path).unwrap_or_default();
+    code.push_str(text.split("#[cfg(test)]").next().unwrap_or_default());
+}
+
+fn ends_there(rest: &str) -> bool {
+    !rest.starts_with(|c: char| c.is_ascii_alphanumeric())
 }

@@ -31,7 +31,7 @@ fn held(pool: &str, node: &str, class: Class, since: i64) -> Held {
         entry: QuarantineStatus {
             node: node.to_owned(),
             device: (class == Class::Device).then(|| "GPU-1".to_owned()),
-            class: class.as_str().to_owned(),
+            class: class.into(),
             code: Some(if class == Class::Device { 719 } else { 803 }),
             code_name: None,
             message: format!("{pool} found it broken."),

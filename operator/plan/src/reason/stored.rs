@@ -34,6 +34,12 @@ impl Stored {
         }
     }
 
+    /// Whether it is one of these.
+    #[must_use]
+    pub fn is_one_of(&self, reasons: &[Reason]) -> bool {
+        self.known().is_some_and(|known| reasons.contains(&known))
+    }
+
     /// The word.
     #[must_use]
     pub fn as_str(&self) -> &str {
