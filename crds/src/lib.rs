@@ -5,6 +5,7 @@
 //! refuses what can never work. `crdgen` writes it to `crds/generated/` and into the charts.
 
 mod checks;
+mod class;
 mod jobs;
 mod schema;
 #[expect(
@@ -18,6 +19,7 @@ mod values;
 mod verification;
 
 pub use checks::*;
+pub use class::FailureClass;
 pub use jobs::*;
 pub use spec::*;
 pub use status::*;

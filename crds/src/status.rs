@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{FailureClass, schema};
 
 /// Runners that [`CudaRunnerStatus::runners`] lists at most.
 pub const MAX_LISTED_RUNNERS: usize = 100;
@@ -190,7 +190,7 @@ pub struct FailureStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Class of the failure, for example `config` or `device`.
-    pub class: String,
+    pub class: FailureClass,
     /// The driver's code or a container's exit code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
@@ -216,7 +216,7 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Class of the failure.
-    pub class: String,
+    pub class: FailureClass,
     /// The driver's code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,

@@ -199,7 +199,7 @@ impl PoolMemory {
         self.waiting
             .retain(|(uid, container, _), _| troubled.contains(&(uid.clone(), container.clone())));
         for runner in runners {
-            let reason = runner.container_trouble().map(|w| w.reason.clone());
+            let reason = runner.container_trouble().map(|w| w.reason.to_string());
             let Some(((uid, container), reason)) = waits(runner).zip(reason) else {
                 continue;
             };
@@ -259,7 +259,7 @@ mod tests {
             let mut runner = fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
             runner.since = start;
             runner.waiting = reason.map(|reason| Waiting {
-                reason: reason.to_owned(),
+                reason: reason.into(),
                 message: String::new(),
                 container: Some("runner".to_owned()),
                 image: None,

@@ -21,9 +21,9 @@ use crate::github::budget::Usage;
 use crate::github::{Client, Fingerprint};
 use crate::registrar::Decision;
 use cuda_runner_plan::condition::kind;
-use cuda_runner_plan::conditions::BREAKER_OPEN;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::quarantine::is_active;
+use cuda_runner_plan::reason::{Reason, Stored};
 use cuda_runner_plan::{Observed, Plan};
 
 pub use page::CONTENT_TYPE;
@@ -148,7 +148,8 @@ impl PoolView {
                 })
                 .collect(),
             quarantined: quarantined.map(|_| 1).sum(),
-            breaker_open: condition(kind::GPU_HEALTHY).is_some_and(|c| c.reason == BREAKER_OPEN),
+            breaker_open: condition(kind::GPU_HEALTHY)
+                .is_some_and(|c| Stored::parse(&c.reason) == Reason::BreakerOpen),
             verified: status.verification.as_ref().and_then(last_result),
             credential: client.map(Client::credential),
         }
@@ -168,7 +169,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
 /// What a visit has found out once and for all. It is counted when the status holds it, so that nothing is twice.
 #[derive(Debug, Default)]
 pub struct News {
-    failed: Vec<(Class, &'static str)>,
+    failed: Vec<(Class, Reason)>,
     first_online: Option<SignedDuration>,
     /// Seconds from queued to picked up.
     queued: Vec<i64>,
@@ -214,8 +215,8 @@ impl Metrics {
             return;
         }
         self.pool(pool, |series| {
-            for failed in &news.failed {
-                *series.failures.entry(*failed).or_default() += 1;
+            for (class, reason) in &news.failed {
+                *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
             for seconds in &news.queued {
                 let histogram = &mut series.queued;

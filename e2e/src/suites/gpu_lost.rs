@@ -96,7 +96,7 @@ async fn lost(ctx: &Ctx, pool: &str, runner: &str) -> Result<FailureStatus> {
                 .find(|f| f.runner == runner && f.reason == "GpuLost"))
         })
         .await?;
-    ensure!(failure.class == "transient", "{failure:?}");
+    ensure!(failure.class.as_str() == "transient", "{failure:?}");
     ctx.wait_for("an Event of it", SOON, async || {
         let mut told = ctx.events("GpuLost").await?.into_iter();
         Ok(told.find(|event| event.note.as_ref().is_some_and(|n| n.contains(runner))))

@@ -150,7 +150,7 @@ async fn addresses(ctx: &Ctx) -> Result<()> {
             .last_failures
             .into_iter()
             .next();
-        Ok(last.filter(|f| f.reason == "PreflightFailed" && f.class == "transient"))
+        Ok(last.filter(|f| f.reason == "PreflightFailed" && f.class.as_str() == "transient"))
     })
     .await?;
     ctx.condition("shut-in", "Stalled", "False", "Progressing")

@@ -72,7 +72,7 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
     let status = ctx.status(POOL).await?;
     let entry = status.quarantine.first().context("an entry")?;
     ensure!(
-        entry.node == node::NAME && entry.class == "device" && entry.boot_id.is_some(),
+        entry.node == node::NAME && entry.class.as_str() == "device" && entry.boot_id.is_some(),
         "{entry:?}"
     );
     // And the next pod waits for another node

@@ -16,6 +16,7 @@ use crate::model::checks::{Branch, CheckFacts, Elsewhere, Word};
 use crate::model::github::{Check, Protection, Repository, Ruleset};
 use crate::model::pool::Pool;
 use crate::model::url::GitHubUrl;
+use crate::reason::Reason;
 
 mod told;
 
@@ -228,7 +229,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
 fn left_behind(left: &str) -> Notice {
     Notice {
         warning: true,
-        reason: "ChecksLeftBehind".to_owned(),
+        reason: Reason::ChecksLeftBehind.into(),
         note: format!(
             "the pool registers at another server now and has left {left} behind; remove that there by hand where it is not wanted"
         ),
@@ -252,7 +253,7 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
             // Told when the record is written: a visit before that would tell it again.
             plan.news.push(Notice {
                 warning: false,
-                reason: "ChecksRemoved".to_owned(),
+                reason: Reason::ChecksRemoved.into(),
                 note: format!(
                     "{} of {} does not require {} for this pool any more",
                     branch.name,

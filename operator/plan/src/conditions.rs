@@ -13,8 +13,9 @@ use super::{
     About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
-use crate::model::runner::{End, NOT_STARTED, Runner, Waiting};
+use crate::model::runner::{End, Runner, Waiting};
 use crate::model::time::Shift as _;
+use crate::reason::{Reason, Stored};
 
 /// How long a pod may lack a node before it is worth a word: a predecessor may still be giving its GPU back.
 const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
@@ -22,21 +23,8 @@ const UNSCHEDULED: SignedDuration = SignedDuration::from_secs(15);
 /// How long a pod may have a node and no container before it is worth a word: small images take seconds.
 const SLOW: SignedDuration = SignedDuration::from_mins(2);
 
-/// Why a pool has no runner online while nothing is wrong.
-const STARTING: &str = "Starting";
-
-/// Why a pod has no node.
-pub(super) const UNSCHEDULABLE: &str = "Unschedulable";
-
-/// Why a pool has none any more while nothing is known to be wrong.
-const NONE_ONLINE: &str = "NoneOnline";
-/// Why a pool is not ready yet whose runners are of an older spec.
-const ROLLING_OUT: &str = "RollingOut";
 /// How long a runner may take to replace another before the pool is not ready any more.
 const REPLACING: SignedDuration = SignedDuration::from_mins(2);
-
-/// The reason of [`kind::GPU_HEALTHY`] while nodes that fail are not left alone any more.
-pub const BREAKER_OPEN: &str = "BreakerOpen";
 
 /// Fills in the conditions and the notices of their changes.
 pub(super) fn plan(
@@ -91,7 +79,7 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .unwrap_or_default();
         plan.notices.push(Notice {
             warning: true,
-            reason: failure.reason.clone(),
+            reason: Stored::parse(&failure.reason),
             note: format!("{}{node}: {}", failure.runner, failure.message),
             about: Some(About::Runner(failure.runner.clone())),
         });
@@ -104,17 +92,18 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
             .find(|c| c.type_ == condition.type_);
         let changed =
             before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
+        let reason = Stored::parse(&condition.reason);
         // What is unknown at the first visit is no news, nor is a start; and Ready only sums up the others.
         let news = changed
             && condition.type_ != kind::READY
-            && condition.reason != STARTING
+            && reason != Reason::Starting
             && !(before.is_none() && condition.status != bad_status(&condition.type_));
         // One cause shows in several conditions, and is told once.
-        let told = plan.notices.iter().any(|n| n.reason == condition.reason);
+        let told = plan.notices.iter().any(|n| n.reason == reason);
         if news && !told {
             plan.notices.push(Notice {
                 warning: condition.status == bad_status(&condition.type_),
-                reason: condition.reason.clone(),
+                reason,
                 note: format!("{}: {}", condition.type_, condition.message),
                 about: None,
             });
@@ -132,27 +121,35 @@ fn stalled(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState 
         transient: false,
     } = &observed.access
     {
-        return condition_state("True", reason, message.clone());
+        return condition_state("True", *reason, message.clone());
     }
     match health.stalled() {
-        Some(failure) => condition_state("True", &failure.reason, failure.message.clone()),
-        None => condition_state("False", "Progressing", "Nothing waits for a person"),
+        Some(failure) => condition_state(
+            "True",
+            Stored::parse(&failure.reason),
+            failure.message.clone(),
+        ),
+        None => condition_state("False", Reason::Progressing, "Nothing waits for a person"),
     }
 }
 
 fn credentials(observed: &Observed) -> ConditionState {
     match &observed.access {
-        Access::Unchecked => {
-            condition_state("Unknown", "NotChecked", "GitHub has not been asked yet")
+        Access::Unchecked => condition_state(
+            "Unknown",
+            Reason::NotChecked,
+            "GitHub has not been asked yet",
+        ),
+        Access::Granted => {
+            condition_state("True", Reason::Accepted, "GitHub accepts the credentials")
         }
-        Access::Granted => condition_state("True", "Accepted", "GitHub accepts the credentials"),
         Access::Refused {
             reason,
             message,
             transient,
         } => condition_state(
             if *transient { "Unknown" } else { "False" },
-            reason,
+            *reason,
             message.clone(),
         ),
     }
@@ -161,32 +158,37 @@ fn credentials(observed: &Observed) -> ConditionState {
 fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
     // Before the nodes that are left alone: the breaker opens only when some are.
     if let Some(sentence) = &health.quarantine.breaker {
-        return condition_state("False", BREAKER_OPEN, sentence.clone());
+        return condition_state("False", Reason::BreakerOpen, sentence.clone());
     }
     let unhealthy = health.quarantine.unhealthy(observed);
     if !unhealthy.is_empty() {
         return condition_state(
             "False",
-            "NodesQuarantined",
+            Reason::NodesQuarantined,
             format!("Left alone for a while: {}", unhealthy.join("; ")),
         );
     }
-    let gate_failure = health
-        .current()
-        .filter(|f| f.reason == "GateFailed" || f.reason == "GateOverdue");
-    if let Some(failure) = gate_failure {
-        return condition_state("False", &failure.reason, failure.message.clone());
+    let of_gate = [Reason::GateFailed, Reason::GateOverdue];
+    if let Some(failure) = health.current() {
+        let reason = Stored::parse(&failure.reason);
+        if reason.is_one_of(&of_gate) {
+            return condition_state("False", reason, failure.message.clone());
+        }
     }
     let passed = observed.runners.iter().any(|r| r.gate_passed);
     let before = previous(pool, kind::GPU_HEALTHY);
     if passed || before.is_some_and(|c| c.status == "True") {
         return condition_state(
             "True",
-            "GatePassed",
+            Reason::GatePassed,
             "Every device that was tried computes correctly",
         );
     }
-    condition_state("Unknown", "NotTried", "No gate has run to its end yet")
+    condition_state(
+        "Unknown",
+        Reason::NotTried,
+        "No gate has run to its end yet",
+    )
 }
 
 /// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
@@ -200,7 +202,7 @@ fn online(
     let Ok(spec) = &pool.spec else {
         return condition_state(
             "False",
-            "NoRunners",
+            Reason::NoRunners,
             "The spec cannot be carried out; see the condition Stalled",
         );
     };
@@ -210,8 +212,8 @@ fn online(
     let before = previous(pool, kind::RUNNERS_ONLINE).filter(|c| c.status == "True");
     if plan.desired == 0 && !demand::is_known(pool, spec, observed) {
         return match before {
-            Some(c) => condition_state("True", &c.reason, c.message.clone()),
-            None => condition_state("False", STARTING, "The queue has not been read yet"),
+            Some(c) => condition_state("True", Stored::parse(&c.reason), c.message.clone()),
+            None => condition_state("False", Reason::Starting, "The queue has not been read yet"),
         };
     }
     if plan.desired == 0 {
@@ -220,7 +222,7 @@ fn online(
         } else {
             "No runner is wanted"
         };
-        return condition_state("True", "ScaledToZero", why);
+        return condition_state("True", Reason::ScaledToZero, why);
     }
     let trouble = trouble(spec, observed, health, now, plan);
     let first = observed
@@ -232,19 +234,21 @@ fn online(
     match (first, trouble) {
         (Some(_), Some((reason, message))) => condition_state(
             "True",
-            &reason,
+            reason,
             format!("Runners are online, though not all that are wanted: {message}"),
         ),
-        (Some(_), None) if before.is_some_and(|c| c.reason == "Online") => condition_state(
-            "True",
-            "Online",
-            before.map(|c| c.message.clone()).unwrap_or_default(),
-        ),
+        (Some(_), None) if before.is_some_and(|c| Stored::parse(&c.reason) == Reason::Online) => {
+            condition_state(
+                "True",
+                Reason::Online,
+                before.map(|c| c.message.clone()).unwrap_or_default(),
+            )
+        }
         (Some(first), None) => {
             plan.first_online = first_online(pool, first);
-            condition_state("True", "Online", online_message(plan.first_online))
+            condition_state("True", Reason::Online, online_message(plan.first_online))
         }
-        (None, Some((reason, message))) => condition_state("False", &reason, message),
+        (None, Some((reason, message))) => condition_state("False", reason, message),
         (None, None) => none_online(pool, observed, now, plan),
     }
 }
@@ -261,18 +265,20 @@ fn none_online(
     let until = last_change(pool, observed, now, plan).map(|at| at.after(REPLACING));
     if let (Some(c), Some(until)) = (was_online, until.filter(|until| now < *until)) {
         plan.wake_at(until, now);
-        return condition_state("True", &c.reason, c.message.clone());
+        return condition_state("True", Stored::parse(&c.reason), c.message.clone());
     }
-    if was_online.is_some() || before.is_some_and(|c| c.reason == NONE_ONLINE) {
+    if was_online.is_some()
+        || before.is_some_and(|c| Stored::parse(&c.reason) == Reason::NoneOnline)
+    {
         return condition_state(
             "False",
-            NONE_ONLINE,
+            Reason::NoneOnline,
             "No runner is online any more, and the next one takes longer than usual; status.runners says how far it is",
         );
     }
     condition_state(
         "False",
-        STARTING,
+        Reason::Starting,
         "The first runner has not come online yet",
     )
 }
@@ -310,13 +316,14 @@ fn judged(
     }
     // A change of a number alone makes no other runners. The old ones go before the first new one is online.
     let is_old = |r: &Runner| r.template != spec.template_hash;
-    let rolls = previous(pool, kind::READY).is_some_and(|c| c.reason == ROLLING_OUT);
+    let rolls =
+        previous(pool, kind::READY).is_some_and(|c| Stored::parse(&c.reason) == Reason::RollingOut);
     if !rolls && !observed.runners.iter().any(is_old) {
         return ready;
     }
     condition_state(
         "Unknown",
-        ROLLING_OUT,
+        Reason::RollingOut,
         "The spec has changed, and no runner of the new one is online yet; those of the old one go on until they are replaced",
     )
 }
@@ -325,7 +332,7 @@ fn judged(
 pub(super) fn leaving(pool: &Pool, now: Timestamp, plan: &mut Plan) {
     let said = condition_state(
         "False",
-        "Deleting",
+        Reason::Deleting,
         "The resource is being deleted: no new jobs are taken, and running ones end as spec.deletionPolicy says",
     );
     let conditions = &mut plan.status.conditions;
@@ -342,21 +349,22 @@ fn not_listening(spec: &Spec, observed: &Observed) -> Option<ConditionState> {
     {
         return Some(condition_state(
             "False",
-            "QueueNotReadable",
+            Reason::QueueNotReadable,
             message.clone(),
         ));
     }
     let trouble = scale_set::trouble(observed.scale_set.as_ref()?)?;
     Some(condition_state(
         "False",
-        &trouble.reason,
+        trouble.reason,
         trouble.message.clone(),
     ))
 }
 
 /// At the first time, how long it took from the resource's creation.
 fn first_online(pool: &Pool, first: Timestamp) -> Option<SignedDuration> {
-    let seen_before = previous(pool, kind::RUNNERS_ONLINE).is_some_and(|c| c.reason != STARTING);
+    let seen_before = previous(pool, kind::RUNNERS_ONLINE)
+        .is_some_and(|c| Stored::parse(&c.reason) != Reason::Starting);
     let took = first.duration_since(pool.created);
     (!seen_before && !took.is_negative()).then_some(took)
 }
@@ -377,19 +385,19 @@ fn trouble(
     health: &Health,
     now: Timestamp,
     plan: &mut Plan,
-) -> Option<(String, String)> {
+) -> Option<(Stored, String)> {
     if let Access::Refused {
         reason, message, ..
     } = &observed.access
     {
-        return Some((reason.clone(), message.clone()));
+        return Some(((*reason).into(), message.clone()));
     }
     if let Some(failure) = health.current().filter(|f| !health.is_behind(f)) {
-        return Some((failure.reason.clone(), failure.message.clone()));
+        return Some((Stored::parse(&failure.reason), failure.message.clone()));
     }
     if let Some(message) = &observed.pod_refused {
         return Some((
-            "PodNotCreated".to_owned(),
+            Reason::PodNotCreated.into(),
             format!("Kubernetes did not take the pod: {message}"),
         ));
     }
@@ -397,22 +405,23 @@ fn trouble(
         let waiting = runner.container_trouble()?;
         Some(held_up(runner, waiting))
     });
-    waiting
+    let (reason, message) = waiting
         .or_else(|| unscheduled(spec, observed, health, now, plan))
-        .or_else(|| slow(observed, now, plan))
+        .or_else(|| slow(observed, now, plan))?;
+    Some((reason.into(), message))
 }
 
 /// What keeps a container from being made, in Kubernetes' words.
-fn held_up(runner: &Runner, waiting: &Waiting) -> (String, String) {
+fn held_up(runner: &Runner, waiting: &Waiting) -> (Reason, String) {
     match health::image_trouble(runner) {
         Some(reason) => (
-            reason.to_owned(),
+            reason,
             format!(
                 "An image cannot be pulled ({waiting}); check its name and the imagePullSecrets in spec.template"
             ),
         ),
         None => (
-            NOT_STARTED.to_owned(),
+            Reason::ContainerNotStarted,
             format!(
                 "A container cannot be made or started ({waiting}); mend what spec.template names, or make what it lacks. The kubelet tries again"
             ),
@@ -427,7 +436,7 @@ fn unscheduled(
     health: &Health,
     now: Timestamp,
     plan: &mut Plan,
-) -> Option<(String, String)> {
+) -> Option<(Reason, String)> {
     let runners = observed.runners.iter();
     let unscheduled = runners.filter(|r| r.phase == RunnerPhase::Unscheduled);
     let first = unscheduled.min_by_key(|r| r.since)?;
@@ -447,12 +456,12 @@ fn unscheduled(
             said.trim_end_matches('.')
         );
     }
-    Some((UNSCHEDULABLE.to_owned(), message))
+    Some((Reason::Unschedulable, message))
 }
 
 /// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them. While
 /// others serve, that is no trouble: its name would change with every runner.
-fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String, String)> {
+fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(Reason, String)> {
     if observed.runners.iter().any(Runner::is_online) {
         return None;
     }
@@ -464,7 +473,7 @@ fn slow(observed: &Observed, now: Timestamp, plan: &mut Plan) -> Option<(String,
         return None;
     }
     Some((
-        "SlowStart".to_owned(),
+        Reason::SlowStart,
         format!(
             "A pod has its node and none of its containers yet: a large image is on its way, or a volume cannot be mounted because a Secret, ConfigMap or claim that spec.template names is not there. `kubectl describe pod {}` tells which",
             first.name
@@ -507,23 +516,27 @@ fn ready(
     online: &ConditionState,
 ) -> ConditionState {
     if stalled.status == "True" {
-        return condition_state("False", &stalled.reason, stalled.message.clone());
+        return condition_state("False", stalled.reason.clone(), stalled.message.clone());
     }
     if credentials.status != "True" {
-        return condition_state("False", &credentials.reason, credentials.message.clone());
+        return condition_state(
+            "False",
+            credentials.reason.clone(),
+            credentials.message.clone(),
+        );
     }
     if online.status == "True" {
-        return condition_state("True", &online.reason, online.message.clone());
+        return condition_state("True", online.reason.clone(), online.message.clone());
     }
-    condition_state("False", &online.reason, online.message.clone())
+    condition_state("False", online.reason.clone(), online.message.clone())
 }
 
 fn supported(pool: &Pool) -> ConditionState {
     match &pool.spec {
-        Err(error) if error.reason() == "NotImplemented" => {
-            condition_state("False", "NotImplemented", error.to_string())
+        Err(error) if error.reason() == Reason::NotImplemented => {
+            condition_state("False", Reason::NotImplemented, error.to_string())
         }
-        _ => condition_state("True", "AllFieldsActedOn", "Every field is acted on"),
+        _ => condition_state("True", Reason::AllFieldsActedOn, "Every field is acted on"),
     }
 }
 

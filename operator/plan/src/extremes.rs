@@ -48,7 +48,7 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
     status.quarantine = vec![QuarantineStatus {
         node: "node-1".into(),
         device: None,
-        class: Class::Node.as_str().into(),
+        class: Class::Node.into(),
         code: None,
         code_name: None,
         message: String::new(),
@@ -61,7 +61,7 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
         runner: "pool-zzzzz".into(),
         node: Some("node-1".into()),
         device: None,
-        class: Class::Node.as_str().into(),
+        class: Class::Node.into(),
         code: None,
         code_name: None,
         reason: "GateFailed".into(),

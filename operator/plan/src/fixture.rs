@@ -13,6 +13,7 @@ use super::{Access, Entry, Listing, NodeFacts, Observed};
 use crate::model::hardware::{Hardware, Product};
 use crate::model::pool::{FINALIZER, Pool};
 use crate::model::runner::{End, Failure, Job, Runner};
+use crate::reason::Reason;
 
 /// The present of all tests.
 pub const NOW: Timestamp = Timestamp::constant(1_000_000, 0);
@@ -166,6 +167,6 @@ pub fn gate_failure(class: Class) -> Failure {
     let message = "the gate failed".to_owned();
     Failure {
         code: Some(999),
-        ..Failure::new("GateFailed", class, message, ago(20), false)
+        ..Failure::new(Reason::GateFailed, class, message, ago(20), false)
     }
 }

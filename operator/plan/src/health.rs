@@ -1,30 +1,27 @@
 //! Failures: what they mean for the next attempt.
 
-use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
+use cudarunner_crds::{FailureClass, FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::UNSCHEDULABLE;
 use super::quarantine::Quarantine;
 use super::{Access, Observed, refusals, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{
-    ENDED_AT_ONCE, End, Failure, IMAGE_PULL_BACK_OFF, JOB_CUT_SHORT, NOT_STARTED, REJECTED, Runner,
-    unconfirmed,
-};
+use crate::model::runner::{End, Failure, Runner, unconfirmed};
 use crate::model::time::Shift as _;
+use crate::reason::{Reason, Stored};
 
 /// Reasons with which the kubelet reports an image that it cannot use. See
 /// <https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff>.
-const IMAGE_TROUBLE: [&str; 6] = [
-    IMAGE_PULL_BACK_OFF,
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
+const IMAGE_TROUBLE: [Reason; 6] = [
+    Reason::ImagePullBackOff,
+    Reason::ErrImageNeverPull,
+    Reason::InvalidImageName,
+    Reason::ImageInspectError,
+    Reason::RegistryUnavailable,
+    Reason::SignatureValidationFailed,
 ];
 /// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
 const START: SignedDuration = SignedDuration::from_mins(20);
@@ -55,8 +52,8 @@ pub struct Health {
     pub last_failures: Vec<FailureStatus>,
     /// Those that the status does not have yet.
     pub new: Vec<FailureStatus>,
-    /// The same, in a class and a word each.
-    pub failed: Vec<(Class, &'static str)>,
+    /// The same, in a class and a reason each.
+    pub failed: Vec<(Class, Reason)>,
     /// No runner is created before.
     pub not_before: Option<Timestamp>,
     /// Runners that have overrun the deadline of their phase.
@@ -107,10 +104,8 @@ impl Health {
 }
 
 /// Whether a class of failure goes away only when somebody changes something.
-fn needs_a_person(class: &str) -> bool {
-    [Class::Config, Class::Unsupported, Class::Refused]
-        .iter()
-        .any(|c| c.as_str() == class)
+fn needs_a_person(class: &FailureClass) -> bool {
+    class.is_one_of(&[Class::Config, Class::Unsupported, Class::Refused])
 }
 
 /// Whether the failure of a runner is in the status. A persistent runner's name may have failed before.
@@ -206,11 +201,16 @@ fn failure_of(
 fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failure {
     let mut entries = observed.listing.iter().flat_map(|l| &l.entries);
     let was_busy = entries.any(|entry| entry.busy && entry.name == runner.name);
-    let tells_no_job =
-        ["EndedWithoutJob", "AgentEnded", ENDED_AT_ONCE, REJECTED].contains(&failure.reason);
+    let tells_no_job = [
+        Reason::EndedWithoutJob,
+        Reason::AgentEnded,
+        Reason::AgentEndedAtOnce,
+        Reason::PodRejected,
+    ]
+    .contains(&failure.reason);
     if was_busy && tells_no_job {
         return Failure {
-            reason: JOB_CUT_SHORT,
+            reason: Reason::JobCutShort,
             message: format!(
                 "GitHub showed the runner busy: it had a job, which ended before its first step or in the middle; look for it at GitHub. {}",
                 failure.message
@@ -218,7 +218,7 @@ fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failur
             ..failure
         };
     }
-    if failure.reason == "RegistrarUnreachable"
+    if failure.reason == Reason::RegistrarUnreachable
         && let Access::Refused { message, .. } = &observed.access
     {
         return Failure {
@@ -234,7 +234,8 @@ fn with_github(runner: &Runner, failure: Failure, observed: &Observed) -> Failur
 /// Whether this is of an agent that did not start, or ended as soon as it did.
 #[must_use]
 pub fn hardly_started(failure: &FailureStatus) -> bool {
-    [ENDED_AT_ONCE, NOT_STARTED].contains(&&*failure.reason)
+    let started_hardly = [Reason::AgentEndedAtOnce, Reason::ContainerNotStarted];
+    Stored::parse(&failure.reason).is_one_of(&started_hardly)
 }
 
 /// Agents that do not start, or end as soon as they do, again and again in the same way: nobody but a person ends that.
@@ -250,8 +251,8 @@ fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: 
     }
     // What has run out its time has been given up as a mistake already.
     let suspects = new.iter_mut().filter(|f| is_same(f));
-    for failure in suspects.filter(|f| f.class == Class::Transient.as_str()) {
-        Class::Config.as_str().clone_into(&mut failure.class);
+    for failure in suspects.filter(|f| f.class == Class::Transient) {
+        failure.class = Class::Config.into();
         failure.message.push_str(" That has happened several times in a row: look at the image, at its user, and at what spec.template changes of the container.");
     }
 }
@@ -271,7 +272,7 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
         return failure;
     }
     Failure {
-        reason: "NodeWarmingUp",
+        reason: Reason::NodeWarmingUp,
         class: Class::Transient,
         message: format!(
             "The node is new, and its driver may still be starting; the gate tries again. It said: {}",
@@ -310,7 +311,7 @@ fn consecutive(
 }
 
 /// The pause after the first failure of a class.
-fn first_pause(class: &str) -> SignedDuration {
+fn first_pause(class: &FailureClass) -> SignedDuration {
     SignedDuration::from_secs(if needs_a_person(class) { 20 } else { 5 })
 }
 
@@ -327,10 +328,10 @@ fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
         runner: runner.name.clone(),
         node: runner.node.clone(),
         device: failure.device,
-        class: failure.class.as_str().to_owned(),
+        class: failure.class.into(),
         code: failure.code,
         code_name: failure.code_name,
-        reason: failure.reason.to_owned(),
+        reason: failure.reason.into(),
         message: failure.message,
         at: Time(failure.at),
     }
@@ -366,27 +367,27 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     let waiting = waiting.map_or_else(String::new, |waiting| format!(" ({waiting})"));
     Some(match runner.phase {
         RunnerPhase::Gated => failure(
-            "GateOverdue",
+            Reason::GateOverdue,
             Class::Node,
             "The gate neither passed nor failed within its time; the node may hang. Look at the node's kubelet and driver.".to_owned(),
         ),
         _ if image_trouble(runner).is_some() => failure(
-            "ImageNotPulled",
+            Reason::ImageNotPulled,
             Class::Config,
             format!("An image could not be pulled{waiting}; check its name and the imagePullSecrets in spec.template."),
         ),
         _ if runner.container_trouble().is_some() => failure(
-            NOT_STARTED,
+            Reason::ContainerNotStarted,
             Class::Config,
             format!("A container could not be made or started{waiting}; mend what spec.template names, or make what it lacks."),
         ),
         RunnerPhase::Starting => failure(
-            "NeverOnline",
+            Reason::NeverOnline,
             Class::Transient,
             format!("The agent was registered and did not come online{waiting}; `kubectl logs` of the pod tells more."),
         ),
         _ => failure(
-            "NeverStarted",
+            Reason::NeverStarted,
             Class::Transient,
             format!("The pod got a node and did not start there{waiting}; `kubectl describe` of the pod tells more."),
         ),
@@ -395,15 +396,15 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
 
 /// Whether a condition with this reason repeats what Kubernetes says of a pod that waits.
 #[must_use]
-pub fn is_kubernetes_word(reason: &str) -> bool {
-    [UNSCHEDULABLE, NOT_STARTED].contains(&reason) || IMAGE_TROUBLE.contains(&reason)
+pub fn is_kubernetes_word(reason: Reason) -> bool {
+    [Reason::Unschedulable, Reason::ContainerNotStarted].contains(&reason)
+        || IMAGE_TROUBLE.contains(&reason)
 }
 
 /// What keeps a runner's image away, if that is what it waits for.
 #[must_use]
-pub fn image_trouble(runner: &Runner) -> Option<&str> {
+pub fn image_trouble(runner: &Runner) -> Option<Reason> {
     let waiting = runner.waiting.as_ref()?;
-    IMAGE_TROUBLE
-        .contains(&waiting.reason.as_str())
-        .then_some(waiting.reason.as_str())
+    let mut all = IMAGE_TROUBLE.into_iter();
+    all.find(|reason| waiting.reason.is(reason.word()))
 }

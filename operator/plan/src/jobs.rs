@@ -18,6 +18,7 @@ use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{Done, End, Runner};
 use crate::model::time::Shift as _;
 use crate::model::verification::VerificationFacts;
+use crate::reason::Reason;
 
 /// How often GitHub is asked at most.
 pub const BATCH: SignedDuration = SignedDuration::from_secs(30);
@@ -86,7 +87,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     if !told.is_empty() {
         plan.news.push(Notice {
             warning: false,
-            reason: "JobCompleted".to_owned(),
+            reason: Reason::JobCompleted.into(),
             note: note(&told),
             about: told.first().map(|job| About::Runner(job.runner.clone())),
         });

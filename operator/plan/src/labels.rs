@@ -8,6 +8,7 @@ use super::{About, NodeFacts, Notice, Observed, Plan};
 use crate::model::hardware::{Hardware, Product};
 use crate::model::pool::Pool;
 use crate::model::runner::Runner;
+use crate::reason::Reason;
 
 const PRODUCT: &str = "nvidia.com/gpu.product";
 const MEMORY: &str = "nvidia.com/gpu.memory";
@@ -50,7 +51,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     if !new.is_empty() {
         plan.notices.push(Notice {
             warning: true,
-            reason: "StaleLabels".to_owned(),
+            reason: Reason::StaleLabels.into(),
             note: format!(
                 "Labels of feature discovery do not say what the gate found: {}. Restart gpu-feature-discovery there; until then, pods that select nodes by them may go to the wrong ones",
                 new.join("; ")

@@ -11,6 +11,7 @@ use super::{Action, Entry, Notice, Observed, Plan};
 use crate::model::pool::Pool;
 use crate::model::scale_set::Known;
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// How soon such an address is asked again while nothing happens there.
 pub const AGAIN: SignedDuration = SignedDuration::from_secs(60);
@@ -138,7 +139,7 @@ pub(super) fn abandoned(pool: &Pool, left: &LeftStatus, why: &str) -> Notice {
     });
     Notice {
         warning: true,
-        reason: "TeardownIncomplete".to_owned(),
+        reason: Reason::TeardownIncomplete.into(),
         note: format!(
             "{why}: {set}runners with the label {} may be left at {}, where the pool was before; remove them on its runners page.{trouble}",
             pool.ownership_label(),

@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod demand;
 pub mod health;
 pub mod jobs;
+pub mod kind;
 mod labels;
 pub mod left;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod pod;
 mod preflight;
 pub mod quarantine;
 pub mod queue;
+pub mod reason;
 mod refusals;
 pub mod runners;
 pub mod scale_set;
@@ -65,6 +67,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
     plan.wake_for_refresh(observed.ask_again, now);
     shown::tidy(&mut plan);
+    #[cfg(test)]
+    reason::tests::all_in_their_places(&plan);
     plan
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Taint, Toleration};
 use super::Passed;
 use super::quarantine::is_fact;
 use crate::model::node_marks::Held;
+use crate::reason::{Reason, Stored};
 
 /// Type of the condition.
 pub const CONDITION: &str = "CudaSmoke";
@@ -32,7 +33,7 @@ pub struct Said {
     /// `True` or `False`.
     pub status: String,
     /// One word.
-    pub reason: String,
+    pub reason: Stored,
     /// A sentence.
     pub message: String,
     /// Since when it has this status.
@@ -157,18 +158,18 @@ fn condition(
     }
     Some(Said {
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.into(),
         message,
         since: kept.map_or(now, |b| b.since),
     })
 }
 
-fn fault(held: &Held) -> (&'static str, String) {
+fn fault(held: &Held) -> (Reason, String) {
     let entry = &held.entry;
-    let reason = if entry.class == Class::Device.as_str() {
-        "DeviceFailed"
+    let reason = if entry.class == Class::Device {
+        Reason::DeviceFailed
     } else {
-        "NodeFailed"
+        Reason::NodeFailed
     };
     let device = entry.device.as_ref().map(|uuid| format!("{uuid}: "));
     let code = entry.code.map(|code| format!(" (code {code})"));
@@ -183,16 +184,16 @@ fn fault(held: &Held) -> (&'static str, String) {
 }
 
 /// Why a node that failed is well: somebody looked, or nobody did.
-fn let_go(node: &Marked, failed: Timestamp, passed: &[Passed]) -> (&'static str, String) {
+fn let_go(node: &Marked, failed: Timestamp, passed: &[Passed]) -> (Reason, String) {
     let mut here = passed.iter().filter(|p| p.node == node.name);
     if here.any(|p| p.created > failed) {
         return (
-            "Passed",
+            Reason::Passed,
             "The gate has passed here since the failure".to_owned(),
         );
     }
     (
-        "Released",
+        Reason::Released,
         "No pool leaves the node alone any more: a person, a restart or time has ended that, and no gate has passed yet"
             .to_owned(),
     )

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{FailureStatus, QuarantineStatus, RunnerPhase};
+use cudarunner_crds::{FailureClass, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -17,6 +17,7 @@ use crate::model::node_marks::Held;
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// The longest quarantine; also that of a node whose GPUs cannot do what is asked.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
@@ -80,7 +81,7 @@ impl Quarantine {
                 None => self.entries.push(entry.clone()),
                 Some(why) => self.notices.push(Notice {
                     warning: false,
-                    reason: "QuarantineLifted".to_owned(),
+                    reason: Reason::QuarantineLifted.into(),
                     note: format!("{} may be used again: {why}", entry.node),
                     about: Some(About::Node(entry.node.clone())),
                 }),
@@ -106,7 +107,7 @@ impl Quarantine {
         let facts = view.observed.node(node);
         self.notices.push(Notice {
             warning: true,
-            reason: "NodeQuarantined".to_owned(),
+            reason: Reason::NodeQuarantined.into(),
             note: format!(
                 "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
                 lasts.as_mins(),
@@ -270,7 +271,7 @@ impl Quarantine {
 
     /// The nodes of this pool that are left alone for a fault of a device or of their own, one sentence each.
     pub(super) fn unhealthy(&self, observed: &Observed) -> Vec<String> {
-        self.left_alone(observed, |entry| entry.class != Class::Unsupported.as_str())
+        self.left_alone(observed, |entry| entry.class != Class::Unsupported)
     }
 
     /// The nodes that are left alone, whatever for, one sentence each; of what another pool found it says which.
@@ -318,9 +319,7 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
         Finding::BrokenCanary,
         Finding::BadMemory,
     ];
-    let blames_hardware = [Class::Device, Class::Node]
-        .iter()
-        .any(|class| class.as_str() == entry.class);
+    let blames_hardware = entry.class.is_one_of(&[Class::Device, Class::Node]);
     let name = entry.code_name.as_deref();
     let seen = || {
         let mut names = SEEN
@@ -346,7 +345,7 @@ impl Assessment<'_> {
         {
             return Some("it was restarted");
         }
-        let unsupported = entry.class == Class::Unsupported.as_str();
+        let unsupported = entry.class == Class::Unsupported;
         if unsupported && self.pool.status.observed_generation != Some(self.pool.generation) {
             return Some("the spec has changed");
         }
@@ -400,8 +399,8 @@ impl Assessment<'_> {
     }
 
     /// How long a node is left alone that failed so often in a row.
-    fn lasts(&self, class: &str, failures: i32) -> SignedDuration {
-        if class == Class::Unsupported.as_str() {
+    fn lasts(&self, class: &FailureClass, failures: i32) -> SignedDuration {
+        if *class == Class::Unsupported {
             return LONGEST;
         }
         let doublings = u32::try_from(failures.saturating_sub(1))
@@ -437,9 +436,9 @@ impl Assessment<'_> {
 /// Whether a failure speaks against its node, or against a device in it.
 #[must_use]
 pub fn blames_node(failure: &FailureStatus) -> bool {
-    [Class::Device, Class::Node, Class::Unsupported]
-        .iter()
-        .any(|class| class.as_str() == failure.class)
+    failure
+        .class
+        .is_one_of(&[Class::Device, Class::Node, Class::Unsupported])
 }
 
 /// Whether its time is not over.

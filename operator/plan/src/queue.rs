@@ -7,6 +7,7 @@ use super::{Observed, Plan, demand, scale_set};
 use crate::model::github::QueuedJob;
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// A queue that is due is read at the next visit, which does not follow at once.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
@@ -37,7 +38,7 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
     let Ok(spec) = &pool.spec else {
         return condition_state(
             "Unknown",
-            "NotRead",
+            Reason::NotRead,
             "The queue is not read while the spec cannot be carried out",
         );
     };
@@ -45,15 +46,23 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
         return said;
     }
     if let Some(repository) = observed.queue.as_ref().and_then(|q| q.shut_out.as_ref()) {
-        return condition_state("False", "RunnerGroupShut", shut_out(spec, repository));
+        return condition_state("False", Reason::RunnerGroupShut, shut_out(spec, repository));
     }
     let jobs = match observed.queue.as_ref().map(|q| &q.jobs) {
-        None => return condition_state("Unknown", "NotRead", "The queue has not been read yet"),
-        Some(Err(message)) => return condition_state("Unknown", "NotReadable", message.clone()),
+        None => {
+            return condition_state(
+                "Unknown",
+                Reason::NotRead,
+                "The queue has not been read yet",
+            );
+        }
+        Some(Err(message)) => {
+            return condition_state("Unknown", Reason::NotReadable, message.clone());
+        }
         Some(Ok(None)) => {
             return condition_state(
                 "Unknown",
-                "NotListed",
+                Reason::NotListed,
                 "GitHub lists queued jobs for repositories only",
             );
         }
@@ -63,10 +72,10 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
         .iter()
         .find(|job| is_like_ours(spec, observed, job) && is_lost(spec, observed, job))
     {
-        Some(job) => condition_state("False", "LabelMissing", lost(spec, job)),
+        Some(job) => condition_state("False", Reason::LabelMissing, lost(spec, job)),
         None => condition_state(
             "True",
-            "EveryJobHasAPool",
+            Reason::EveryJobHasAPool,
             "Every queued job that asks for runners like these can be served",
         ),
     }

@@ -7,8 +7,8 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Passed;
-use crate::model::runner::REJECTED;
-use crate::model::runner::{GATE_FAILED, NOT_RUN};
+use crate::model::runner::NOT_RUN;
+use crate::reason::{Reason, Stored};
 
 /// After so many attempts in a row that a node refused, it is to blame.
 const IN_A_ROW: usize = 3;
@@ -29,8 +29,12 @@ pub(super) fn blame_nodes(new: &mut [FailureStatus], known: &[FailureStatus], we
             continue;
         }
         let of_node = |f: &&mut FailureStatus| f.node.as_ref() == Some(&node);
-        for failure in new.iter_mut().filter(of_node).filter(|f| is_transient(f)) {
-            Class::Node.as_str().clone_into(&mut failure.class);
+        for failure in new
+            .iter_mut()
+            .filter(of_node)
+            .filter(|f| f.class == Class::Transient)
+        {
+            failure.class = Class::Node.into();
             failure.message.push_str(
                 " The node has refused every pod for a while: look at its kubelet, its container runtime and its device plugin.",
             );
@@ -69,39 +73,37 @@ fn attempts(new: &[FailureStatus], known: &[FailureStatus], well: Well<'_>, node
 
 /// Whether a node did not take a pod, or did not start its gate, for no reason that the spec gives.
 fn is_refusal(failure: &FailureStatus) -> bool {
-    let not_run = failure.reason == GATE_FAILED && failure.code_name.as_deref() == Some(NOT_RUN);
-    (failure.reason == REJECTED || not_run)
-        && (is_transient(failure) || failure.class == Class::Node.as_str())
-}
-
-fn is_transient(failure: &FailureStatus) -> bool {
-    failure.class == Class::Transient.as_str()
+    let reason = Stored::parse(&failure.reason);
+    let not_run = reason == Reason::GateFailed && failure.code_name.as_deref() == Some(NOT_RUN);
+    (reason == Reason::PodRejected || not_run)
+        && failure.class.is_one_of(&[Class::Transient, Class::Node])
 }
 
 #[cfg(test)]
 mod tests {
+    use cudarunner_crds::FailureClass;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use proptest::prelude::*;
 
     use super::super::fixture::ago;
     use super::*;
 
-    fn failure(reason: &str, class: Class, node: &str, seconds_ago: i64) -> FailureStatus {
+    fn failure(reason: Reason, class: Class, node: &str, seconds_ago: i64) -> FailureStatus {
         FailureStatus {
             runner: format!("pool-{seconds_ago}"),
             node: Some(node.to_owned()),
             device: None,
-            class: class.as_str().to_owned(),
+            class: class.into(),
             code: None,
-            code_name: (reason == GATE_FAILED).then(|| NOT_RUN.to_owned()),
-            reason: reason.to_owned(),
+            code_name: (reason == Reason::GateFailed).then(|| NOT_RUN.to_owned()),
+            reason: reason.into(),
             message: "m".to_owned(),
             at: Time(ago(seconds_ago)),
         }
     }
 
     /// The class of the first failure, the newest, with the others known before.
-    fn class_of_last(all: &[FailureStatus], passed: &[Passed]) -> String {
+    fn class_of_last(all: &[FailureStatus], passed: &[Passed]) -> FailureClass {
         let (new, known) = all.split_at(1);
         let mut new = new.to_vec();
         blame_nodes(&mut new, known, (passed, &[]));
@@ -111,15 +113,15 @@ mod tests {
     #[test]
     #[expect(clippy::too_many_lines, reason = "one table")]
     fn a_node_that_refuses_three_attempts_in_a_row_is_to_blame() {
-        let refused = |node, ago| failure(REJECTED, Class::Transient, node, ago);
+        let refused = |node, ago| failure(Reason::PodRejected, Class::Transient, node, ago);
         let here = |ago| refused("node-1", ago);
         let passed = |node: &str, seconds: i64| Passed {
             node: node.to_owned(),
             created: ago(seconds),
             devices: vec![],
         };
-        let mistake = failure(REJECTED, Class::Config, "node-1", 60);
-        let no_gate = failure(GATE_FAILED, Class::Transient, "node-1", 60);
+        let mistake = failure(Reason::PodRejected, Class::Config, "node-1", 60);
+        let no_gate = failure(Reason::GateFailed, Class::Transient, "node-1", 60);
         for (what, all, passed, class) in [
             ("the first", vec![here(0)], vec![], Class::Transient),
             (
@@ -186,7 +188,7 @@ mod tests {
                 "again after its time alone",
                 vec![
                     here(0),
-                    failure(REJECTED, Class::Node, "node-1", 1800),
+                    failure(Reason::PodRejected, Class::Node, "node-1", 1800),
                     here(1860),
                     here(1920),
                 ],
@@ -194,13 +196,13 @@ mod tests {
                 Class::Node,
             ),
         ] {
-            assert_eq!(class_of_last(&all, &passed), class.as_str(), "{what}");
+            assert_eq!(class_of_last(&all, &passed), class, "{what}");
         }
         // Given so many at a time that the list has no place for more, then the next attempt is enough
         let crowd: Vec<_> = (0..11)
             .map(|n| here(if n == 0 { 0 } else { 60 + n }))
             .collect();
-        assert_eq!(class_of_last(&crowd, &[]), Class::Node.as_str());
+        assert_eq!(class_of_last(&crowd, &[]), Class::Node);
     }
 
     proptest! {
@@ -210,13 +212,13 @@ mod tests {
             gap in 0i64..600,
         ) {
             let all: Vec<_> = classes.iter().zip(0i64..)
-                .map(|(class, n)| failure(REJECTED, Class::ALL[*class], "node-1", n * gap))
+                .map(|(class, n)| failure(Reason::PodRejected, Class::ALL[*class], "node-1", n * gap))
                 .collect();
             let before = all[0].class.clone();
             let after = class_of_last(&all, &[]);
             let refusals = all.iter().take_while(|f| is_refusal(f)).count();
             if before != after {
-                prop_assert_eq!(before.as_str(), Class::Transient.as_str());
+                prop_assert_eq!(before, Class::Transient);
                 prop_assert!(refusals >= 3, "{}", refusals);
             }
         }

@@ -11,6 +11,7 @@ use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
 use crate::model::scale_set::{Known, Listening, ScaleSetFacts, Trouble};
+use crate::reason::Reason;
 
 /// Plans the scale set of a pool that is not being deleted.
 pub(super) fn plan(case: Case, plan: &mut Plan) {
@@ -218,28 +219,28 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Co
     if let Some(trouble) = trouble(view) {
         return Some(condition_state(
             "False",
-            &trouble.reason,
+            trouble.reason,
             trouble.message.clone(),
         ));
     }
     let Known::Present(set) = &view.known else {
         return Some(condition_state(
             "Unknown",
-            "ScaleSetMissing",
+            Reason::ScaleSetMissing,
             "The pool's scale set is not there yet",
         ));
     };
     if !has_labels(set, &spec.labels) {
         return Some(condition_state(
             "False",
-            "LabelsNotHonoured",
+            Reason::LabelsNotHonoured,
             other_labels(spec, set),
         ));
     }
     if statistics(view).is_none() {
         return Some(condition_state(
             "Unknown",
-            "NotListening",
+            Reason::NotListening,
             "Nobody listens for the scale set's jobs yet",
         ));
     }
@@ -247,7 +248,7 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Co
     (!spec.url.is_repository() || pool.deleting.is_some()).then(|| {
         condition_state(
             "True",
-            "Listening",
+            Reason::Listening,
             "Jobs that ask for these labels are assigned to the pool's scale set",
         )
     })

@@ -86,6 +86,7 @@ mod tests {
     use crate::Access;
     use crate::fixture::{NOW, gate_failure, observed, pool, runner};
     use crate::model::runner::{End, Failure};
+    use crate::reason::Reason;
 
     #[test]
     fn a_text_whose_numbers_alone_change_stays() {
@@ -139,7 +140,7 @@ mod tests {
         let mut observed = observed(vec![failed]);
         observed.pod_refused = Some(HOSTILE.to_owned());
         observed.access = Access::Refused {
-            reason: "Forbidden".to_owned(),
+            reason: Reason::Forbidden,
             message: HOSTILE.to_owned(),
             transient: false,
         };

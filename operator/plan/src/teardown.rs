@@ -7,6 +7,7 @@ use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_se
 use crate::model::pool::Pool;
 use crate::model::runner::End;
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// How soon GitHub is asked again while entries are left.
 const AGAIN: SignedDuration = SignedDuration::from_secs(5);
@@ -87,7 +88,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
         if let_go(pool, observed, now, plan) {
             plan.notices.push(Notice {
                 warning: false,
-                reason: "TornDown".to_owned(),
+                reason: Reason::TornDown.into(),
                 note: format!("No runner of {} is left on GitHub", pool.key.name),
                 about: None,
             });
@@ -134,7 +135,7 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     if let Some(left) = checks::left(pool) {
         plan.notices.push(Notice {
             warning: true,
-            reason: "TeardownIncomplete".to_owned(),
+            reason: Reason::TeardownIncomplete.into(),
             note: format!(
                 "The teardown timeout is over: {left} may be left; remove them in its settings.{why}"
             ),
@@ -144,7 +145,7 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     if let Some(set) = &pool.status.scale_set {
         plan.notices.push(Notice {
             warning: true,
-            reason: "TeardownIncomplete".to_owned(),
+            reason: Reason::TeardownIncomplete.into(),
             note: format!(
                 "The teardown timeout is over: the scale set {} may be left; remove it on the runners page of the address in spec.github.url.{why}",
                 set.name
@@ -160,7 +161,7 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         };
         plan.notices.push(Notice {
             warning: true,
-            reason: "TeardownIncomplete".to_owned(),
+            reason: Reason::TeardownIncomplete.into(),
             note: format!(
                 "The teardown timeout is over: {names} may be left at {place}; remove them on its runners page.{why}"
             ),
@@ -203,7 +204,7 @@ pub fn without_operator(pool: &Pool) -> Notice {
     };
     Notice {
         warning: !left.is_empty(),
-        reason: "OperatorUninstalled".to_owned(),
+        reason: Reason::OperatorUninstalled.into(),
         note: format!(
             "The operator was uninstalled. The pool can be deleted, and its pods go with it. {stays}"
         ),

@@ -9,7 +9,8 @@ use jiff::SignedDuration;
 use super::condition::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::model::runner::{EVICTED, End, Failure, Waiting};
+use crate::model::runner::{End, Failure, Waiting};
+use crate::reason::Reason;
 
 mod properties;
 mod room;
@@ -115,7 +116,7 @@ fn nothing_is_created_before_github_has_let_us_in() {
     for access in [
         Access::Unchecked,
         Access::Refused {
-            reason: "Unauthorized".into(),
+            reason: Reason::Unauthorized,
             message: "no".into(),
             transient: false,
         },

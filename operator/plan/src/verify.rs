@@ -19,10 +19,9 @@ use crate::model::pool::{Pool, fingerprint};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::model::verification::{Dispatch, VerificationFacts};
+use crate::reason::{Reason, Stored};
 
 mod judge;
-
-pub use judge::NOT_PICKED_UP;
 
 /// How often a run is looked at.
 pub const POLL: SignedDuration = SignedDuration::from_secs(5);
@@ -241,7 +240,7 @@ impl Verification<'_> {
             if let Some(repository) = &spec.repository {
                 status.url = Some(repository.run_page(&spec.url, id, None));
             }
-            announce(plan, false, "VerificationStarted", &status, verify);
+            announce(plan, false, Reason::VerificationStarted, &status, verify);
             return status;
         }
         if status.state == VerificationState::Requested {
@@ -263,8 +262,7 @@ impl Verification<'_> {
                 }
             }
             Dispatch::Refused { reason, message } => {
-                let (reason, message) = (reason.clone(), message.clone());
-                end(status, Some((reason, message)), self.case.now);
+                end(status, Some((*reason, message.clone())), self.case.now);
             }
             _ => {}
         }
@@ -280,7 +278,7 @@ impl Verification<'_> {
         status.jobs = judged.jobs;
         match judged.verdict {
             judge::Verdict::Open(Some((reason, message))) => {
-                status.reason = Some(reason);
+                status.reason = Some(reason.into());
                 status.message = Some(message);
                 let replaced = status.fingerprint != self.key()
                     || pool.verify_asked.is_some() && pool.verify_asked != status.asked;
@@ -296,7 +294,7 @@ impl Verification<'_> {
             }
             judge::Verdict::Open(None) => {
                 // What held it may be over; a job that came too late stays too late.
-                if status.reason.as_deref() != Some(judge::NOT_PICKED_UP) {
+                if !is_late(status) {
                     status.reason = None;
                     status.message = None;
                 }
@@ -305,15 +303,18 @@ impl Verification<'_> {
                 end(status, Some((reason, message)), now);
             }
             judge::Verdict::Succeeded => {
-                let late = status
-                    .reason
-                    .clone()
-                    .zip(status.message.clone())
-                    .filter(|(reason, _)| reason == judge::NOT_PICKED_UP);
-                end(status, late, now);
+                let late = status.message.clone().filter(|_| is_late(status));
+                end(status, late.map(|m| (Reason::JobNotPickedUp, m)), now);
             }
         }
     }
+}
+
+/// Whether a job was not picked up in time: it stays too late.
+#[must_use]
+pub fn is_late(status: &VerificationStatus) -> bool {
+    let reason = status.reason.as_deref().map(Stored::parse);
+    reason.is_some_and(|reason| reason == Reason::JobNotPickedUp)
 }
 
 /// GPU and driver of the runners that are online.
@@ -325,12 +326,12 @@ fn hardware(observed: &Observed) -> BTreeSet<String> {
 }
 
 /// Ends a verification, and puts it on record.
-fn end(status: &mut VerificationStatus, trouble: Option<(String, String)>, now: Timestamp) {
+fn end(status: &mut VerificationStatus, trouble: Option<(Reason, String)>, now: Timestamp) {
     status.state = match trouble {
         None => VerificationState::Succeeded,
         Some(_) => VerificationState::Failed,
     };
-    (status.reason, status.message) = trouble.unzip();
+    (status.reason, status.message) = trouble.map(|(r, m)| (r.into(), m)).unzip();
     status.ended = Some(Time(now));
     status.history.insert(
         0,
@@ -349,13 +350,13 @@ fn end(status: &mut VerificationStatus, trouble: Option<(String, String)>, now: 
 fn announce(
     plan: &mut Plan,
     warning: bool,
-    reason: &str,
+    reason: Reason,
     status: &VerificationStatus,
     verify: &Verify,
 ) {
     plan.notices.push(Notice {
         warning,
-        reason: reason.to_owned(),
+        reason: reason.into(),
         note: format!(
             "{} runs on {} to verify the pool: {}",
             verify.workflow,
@@ -373,34 +374,41 @@ pub(super) fn verified(
     observed: &Observed,
 ) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return condition_state("Unknown", "NotStarted", "The spec cannot be carried out");
+        return condition_state(
+            "Unknown",
+            Reason::NotStarted,
+            "The spec cannot be carried out",
+        );
     };
     let Some(verify) = &spec.verify else {
-        return condition_state("Unknown", "NotAsked", "spec.verify is not set");
+        return condition_state("Unknown", Reason::NotAsked, "spec.verify is not set");
     };
     if spec.repository.is_none() {
         return condition_state(
             "False",
-            "RepositoryMissing",
+            Reason::RepositoryMissing,
             "spec.github.url is no repository: name the one with the workflow in spec.verify.repository, as OWNER/NAME",
         );
     }
     let Some(status) = status else {
         return condition_state(
             "Unknown",
-            "WaitsForRunner",
+            Reason::WaitsForRunner,
             "The workflow is started when a runner is online",
         );
     };
     let link = status.url.as_deref().unwrap_or("no run");
     let told = status.message.clone().unwrap_or_default();
-    match (status.state, &status.reason) {
-        (VerificationState::Succeeded, _) => {
-            condition_state("True", "Verified", success_message(verify, status, link))
-        }
+    let reason = status.reason.as_deref().map(Stored::parse);
+    match (status.state, reason) {
+        (VerificationState::Succeeded, _) => condition_state(
+            "True",
+            Reason::Verified,
+            success_message(verify, status, link),
+        ),
         (VerificationState::Failed, reason) => condition_state(
             "False",
-            reason.as_deref().unwrap_or("Failed"),
+            reason.unwrap_or(Reason::Failed.into()),
             match status.run_id {
                 Some(_) => format!(
                     "{told}. Run: {link}. Annotate the resource with {}=ANYTHING_NEW to run it again",
@@ -412,20 +420,22 @@ pub(super) fn verified(
                 ),
             },
         ),
-        (VerificationState::Running, Some(reason)) if reason == judge::NOT_PICKED_UP => {
+        (VerificationState::Running, Some(reason)) if reason == Reason::JobNotPickedUp => {
             condition_state("False", reason, format!("{told}. Run: {link}"))
         }
         (VerificationState::Running, Some(reason)) => {
             condition_state("Unknown", reason, format!("{told}. Run: {link}"))
         }
-        (VerificationState::Running, None) => {
-            condition_state("Unknown", "Running", format!("The run is watched: {link}"))
-        }
+        (VerificationState::Running, None) => condition_state(
+            "Unknown",
+            Reason::Running,
+            format!("The run is watched: {link}"),
+        ),
         (VerificationState::Requested, _) => match &observed.verification.trouble {
-            Some(trouble) => condition_state("Unknown", "NotStarted", trouble.clone()),
+            Some(trouble) => condition_state("Unknown", Reason::NotStarted, trouble.clone()),
             None => condition_state(
                 "Unknown",
-                "Requested",
+                Reason::Requested,
                 "The workflow is about to be started",
             ),
         },

@@ -7,9 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Notice, Observed, Plan};
 use crate::model::pool::Pool;
-use crate::model::runner::{
-    Failure, RefusedVersion, Runner, VERSION_REFUSED, VERSION_REFUSED_ONCE,
-};
+use crate::model::runner::{Failure, RefusedVersion, Runner};
+use crate::reason::{Reason, Stored};
 
 /// The numbers of a version, for comparing.
 fn numbers(version: &str) -> Vec<u64> {
@@ -48,7 +47,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         };
         plan.news.push(Notice {
             warning: true,
-            reason: "AgentVersionEnds".to_owned(),
+            reason: Reason::AgentVersionEnds.into(),
             note: format!(
                 "The runners' agent has the version {version}: {says}. Use an image with a newer one in spec.template."
             ),
@@ -81,7 +80,7 @@ pub(super) fn believed(
         return failure;
     }
     Failure {
-        reason: VERSION_REFUSED,
+        reason: Reason::VersionRefused,
         class: Class::Config,
         message: sentence(refused, since),
         ..failure
@@ -91,10 +90,10 @@ pub(super) fn believed(
 /// Whether the last attempt but this one was refused, too.
 fn refused_before(pool: &Pool, runner: &Runner) -> bool {
     let last = pool.status.last_failures.first();
+    let refused = [Reason::VersionRefused, Reason::VersionRefusedOnce];
     pool.status.consecutive_failures > 0
         && last.is_some_and(|last| {
-            [VERSION_REFUSED, VERSION_REFUSED_ONCE].contains(&last.reason.as_str())
-                && last.at.0 < runner.created
+            Stored::parse(&last.reason).is_one_of(&refused) && last.at.0 < runner.created
         })
 }
 
@@ -128,7 +127,7 @@ mod tests {
         let mut one = runner(pool, name, RunnerPhase::Failed);
         one.created = ago(created);
         one.end = Some(End::Failed(Failure {
-            reason: VERSION_REFUSED_ONCE,
+            reason: Reason::VersionRefusedOnce,
             at: ago(created - 10),
             registered: true,
             refused: Some(RefusedVersion {
@@ -150,7 +149,7 @@ mod tests {
             NOW,
         );
         assert!(first.stalled().is_none());
-        assert_eq!(first.new[0].reason, VERSION_REFUSED_ONCE);
+        assert_eq!(first.new[0].reason, Reason::VersionRefusedOnce.word());
         pool.status.last_failures = first.last_failures;
         pool.status.consecutive_failures = first.consecutive;
         // Then one that was under way meanwhile proves nothing, and a new attempt's does
@@ -159,7 +158,7 @@ mod tests {
         let next = observed(vec![refused(&pool, "pool-ccccc", 60)]);
         let health = assess(&pool, &next, NOW);
         let failure = health.stalled().unwrap();
-        assert_eq!(failure.reason, VERSION_REFUSED);
+        assert_eq!(failure.reason, Reason::VersionRefused.word());
         assert!(failure.message.contains("2.319.1 of the agent; use"));
         assert!(failure.message.contains("at least 2.329.0"));
     }
@@ -178,7 +177,7 @@ mod tests {
         };
         let health = says(ago(86_400));
         let failure = health.stalled().unwrap();
-        assert_eq!(failure.reason, VERSION_REFUSED);
+        assert_eq!(failure.reason, Reason::VersionRefused.word());
         assert!(
             failure.message.contains("over on 1970-01-11"),
             "{failure:?}"

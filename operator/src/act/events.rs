@@ -28,7 +28,7 @@ pub fn event_of(notice: &Notice, action: &str, secondary: Option<ObjectReference
         } else {
             EventType::Normal
         },
-        reason: notice.reason.clone(),
+        reason: notice.reason.to_string(),
         note: Some(notice.cut()),
         action: action.to_owned(),
         secondary,
@@ -64,7 +64,7 @@ impl Events {
             };
             if self.0.try_send(item).is_err() {
                 tracing::warn!(
-                    reason = notice.reason,
+                    reason = %notice.reason,
                     "an Event was not published: too many wait"
                 );
             }

@@ -34,7 +34,7 @@ async fn condition(
         "status": {"conditions": [{
             "type": node_marks::CONDITION,
             "status": said.status,
-            "reason": said.reason,
+            "reason": said.reason.as_str(),
             "message": said.message,
             "lastHeartbeatTime": said.since,
             "lastTransitionTime": said.since,

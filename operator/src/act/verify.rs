@@ -2,6 +2,7 @@
 
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::{Dispatch, VerificationFacts};
+use cuda_runner_plan::reason::Reason;
 use cuda_runner_plan::verify::SLOW_POLL;
 use jiff::Timestamp;
 
@@ -26,7 +27,7 @@ pub(super) fn answered(
         }
         Err(error) => {
             watched.dispatch = Dispatch::Refused {
-                reason: refusal(&error).to_owned(),
+                reason: refusal(&error),
                 message: error.to_string(),
             };
         }
@@ -34,16 +35,20 @@ pub(super) fn answered(
 }
 
 /// Why a workflow cannot be started, in one word. GitHub tells the cases apart by its words only.
-fn refusal(error: &Error) -> &'static str {
+fn refusal(error: &Error) -> Reason {
     match error {
-        Error::Validation { message, .. } if message.contains("No ref found") => "RefNotFound",
-        Error::Validation { message, .. } if message.contains("disabled") => "WorkflowDisabled",
-        Error::Validation { message, .. } if message.contains("workflow_dispatch") => {
-            "NoDispatchTrigger"
+        Error::Validation { message, .. } if message.contains("No ref found") => {
+            Reason::RefNotFound
         }
-        Error::NotFound { .. } => "WorkflowNotFound",
-        Error::Forbidden { .. } => "MayNotStartWorkflow",
-        other => other.category(),
+        Error::Validation { message, .. } if message.contains("disabled") => {
+            Reason::WorkflowDisabled
+        }
+        Error::Validation { message, .. } if message.contains("workflow_dispatch") => {
+            Reason::NoDispatchTrigger
+        }
+        Error::NotFound { .. } => Reason::WorkflowNotFound,
+        Error::Forbidden { .. } => Reason::MayNotStartWorkflow,
+        other => other.reason(),
     }
 }
 
@@ -63,7 +68,7 @@ mod tests {
             message: message.into(),
         };
         let reason = |error| match refused(error) {
-            Dispatch::Refused { reason, .. } => reason,
+            Dispatch::Refused { reason, .. } => reason.to_string(),
             other => format!("{other:?}"),
         };
         assert_eq!(reason(validation("No ref found for: dev")), "RefNotFound");

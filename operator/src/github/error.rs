@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cuda_runner_plan::model::scale_set::Trouble;
+use cuda_runner_plan::reason::Reason;
 use jiff::{SignedDuration, Timestamp};
 
 /// Why GitHub did not do what was asked.
@@ -103,21 +104,27 @@ pub enum Error {
 }
 
 impl Error {
-    /// One word for metrics, Events and conditions. Stable.
+    /// The reason for conditions.
     #[must_use]
-    pub const fn category(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::Unauthorized { .. } => "Unauthorized",
-            Self::Forbidden { .. } => "Forbidden",
-            Self::NotFound { .. } => "NotFound",
-            Self::RateLimited { .. } => "RateLimited",
-            Self::Conflict { .. } => "Conflict",
-            Self::Busy { .. } => "Busy",
-            Self::Validation { .. } => "Validation",
-            Self::Unreachable { .. } => "Unreachable",
-            Self::Server { .. } => "Server",
-            Self::Malformed { .. } => "Malformed",
+            Self::Unauthorized { .. } => Reason::Unauthorized,
+            Self::Forbidden { .. } => Reason::Forbidden,
+            Self::NotFound { .. } => Reason::NotFound,
+            Self::RateLimited { .. } => Reason::RateLimited,
+            Self::Conflict { .. } => Reason::Conflict,
+            Self::Busy { .. } => Reason::Busy,
+            Self::Validation { .. } => Reason::Validation,
+            Self::Unreachable { .. } => Reason::Unreachable,
+            Self::Server { .. } => Reason::Server,
+            Self::Malformed { .. } => Reason::Malformed,
         }
+    }
+
+    /// Its word, for metrics and logs. Stable.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        self.reason().word()
     }
 
     /// Whether time alone may mend it. Otherwise a person has to change something first.
@@ -172,12 +179,12 @@ impl Error {
 impl From<&Error> for Trouble {
     fn from(error: &Error) -> Self {
         let reason = if error.is_transient() {
-            "ScaleSetUnavailable"
+            Reason::ScaleSetUnavailable
         } else {
-            "ScaleSetRefused"
+            Reason::ScaleSetRefused
         };
         Self {
-            reason: reason.to_owned(),
+            reason,
             message: error.to_string(),
         }
     }

@@ -13,6 +13,7 @@ use crate::github::{Error, Message, Session, Statistics};
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::runner::Job;
 use cuda_runner_plan::model::scale_set::Trouble;
+use cuda_runner_plan::reason::Reason;
 
 /// The first pause after a request that failed, or a session that somebody else has.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
@@ -360,7 +361,7 @@ impl Task {
 fn trouble_of(error: &Error) -> Trouble {
     match error {
         Error::Conflict { message } => Trouble {
-            reason: "SessionHeld".to_owned(),
+            reason: Reason::SessionHeld,
             message: format!(
                 "Another process listens for this scale set's jobs, and this one stands by ({message}); is a second operator running, or did the last one end a moment ago?"
             ),

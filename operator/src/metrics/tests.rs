@@ -72,7 +72,7 @@ fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
     QuarantineStatus {
         node: node.to_owned(),
         device: None,
-        class: "node".to_owned(),
+        class: Class::Node.into(),
         code: None,
         code_name: None,
         message: String::new(),
@@ -98,7 +98,7 @@ fn recorded() -> Metrics {
         quarantined("node-2", fixture::NOW),
     ];
     plan.status.verification = Some(verification(VerificationState::Failed));
-    plan.failed = vec![(Class::Device, "GateFailed")];
+    plan.failed = vec![(Class::Device, Reason::GateFailed)];
     let used = &pool.key;
     let mut view = PoolView::of(&pool, &observed, &plan, None, fixture::NOW);
     view.credential = Some(usage()[0].0);

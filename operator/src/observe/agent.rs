@@ -4,11 +4,9 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{OOM_KILLED, OUT_OF_MEMORY, could_not_start, last_line, out_of_memory};
-use cuda_runner_plan::model::runner::{
-    ENDED_AT_ONCE, Failure, JOB_CUT_SHORT, NOT_STARTED, RUNNER, RefusedVersion,
-    VERSION_REFUSED_ONCE,
-};
+use super::end::{OOM_KILLED, could_not_start, last_line, out_of_memory};
+use cuda_runner_plan::model::runner::{Failure, RUNNER, RefusedVersion};
+use cuda_runner_plan::reason::Reason;
 
 /// An agent that has ended sooner than this has hardly started.
 const AT_ONCE: SignedDuration = SignedDuration::from_mins(1);
@@ -40,20 +38,17 @@ impl AgentEnd<'_> {
         clippy::too_many_lines,
         reason = "one table: what each way to end means"
     )]
-    pub(super) fn failure(
-        &self,
-        failure: impl Fn(&'static str, Class, String) -> Failure,
-    ) -> Failure {
+    pub(super) fn failure(&self, failure: impl Fn(Reason, Class, String) -> Failure) -> Failure {
         let last_words = self.container.message.as_deref().unwrap_or_default();
         let cut_text = self.cut_text;
         match (self.container.reason.as_deref(), self.container.exit_code) {
             (Some(OOM_KILLED), _) => failure(
-                OUT_OF_MEMORY,
+                Reason::OutOfMemory,
                 Class::Config,
                 out_of_memory(RUNNER, self.memory.as_deref(), cut_text),
             ),
             _ if could_not_start(self.container) => failure(
-                NOT_STARTED,
+                Reason::ContainerNotStarted,
                 Class::Transient,
                 format!(
                     "The container `{RUNNER}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
@@ -65,7 +60,7 @@ impl AgentEnd<'_> {
                 version_refused(last_words, &failure)
             }
             (_, NOT_CONFIGURED) => failure(
-                "NotConfigured",
+                Reason::NotConfigured,
                 Class::Transient,
                 format!(
                     "config.sh could not register the runner ({}); `kubectl logs` of the pod tells more.",
@@ -73,19 +68,19 @@ impl AgentEnd<'_> {
                 ),
             ),
             (_, code) if !cut_text.is_empty() => failure(
-                JOB_CUT_SHORT,
+                Reason::JobCutShort,
                 Class::Transient,
                 format!("The agent ended with code {code} in the middle of a job.{cut_text}"),
             ),
             (_, code) if self.conflict || code == SESSION_CONFLICT => failure(
-                "SessionConflict",
+                Reason::SessionConflict,
                 Class::Transient,
                 "Another agent held this runner's session at GitHub, so it could not come online. It is replaced; if that happens again, look for an agent elsewhere that uses the same name.".to_owned(),
             ),
             (_, code) if self.ended_at_once() => Failure {
                 code: Some(code),
                 ..failure(
-                    ENDED_AT_ONCE,
+                    Reason::AgentEndedAtOnce,
                     Class::Transient,
                     format!(
                         "The agent in the container `{RUNNER}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
@@ -94,14 +89,14 @@ impl AgentEnd<'_> {
                 )
             },
             (_, code) if self.persistent => failure(
-                "AgentEnded",
+                Reason::AgentEnded,
                 Class::Transient,
                 format!(
                     "The persistent runner's agent ended with code {code}, without a job; its entry on GitHub may have been removed, or its container was killed. It is replaced under the same name."
                 ),
             ),
             (_, code) => failure(
-                "EndedWithoutJob",
+                Reason::EndedWithoutJob,
                 Class::Transient,
                 format!(
                     "The agent ended with code {code} and ran no job; its registration may have been removed. `kubectl logs` of the pod tells more."
@@ -122,10 +117,7 @@ impl AgentEnd<'_> {
 }
 
 /// Not more than a suspicion: the plan says when it is believed.
-fn version_refused(
-    words: &str,
-    failure: impl Fn(&'static str, Class, String) -> Failure,
-) -> Failure {
+fn version_refused(words: &str, failure: impl Fn(Reason, Class, String) -> Failure) -> Failure {
     let refused = RefusedVersion {
         version: refused_version(words).map(str::to_owned),
         minimum: minimum_version(words).map(str::to_owned),
@@ -137,7 +129,7 @@ fn version_refused(
     );
     Failure {
         refused: Some(refused),
-        ..failure(VERSION_REFUSED_ONCE, Class::Transient, message)
+        ..failure(Reason::VersionRefusedOnce, Class::Transient, message)
     }
 }
 

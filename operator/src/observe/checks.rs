@@ -98,7 +98,7 @@ fn pause(pool: &Pool) -> SignedDuration {
 /// Notes what GitHub did not do, and waits.
 pub(crate) fn note_failure(watched: &mut CheckFacts, error: &Error, now: Timestamp) {
     watched.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
-    watched.trouble = Some((error.category().to_owned(), error.to_string()));
+    watched.trouble = Some((error.reason(), error.to_string()));
 }
 
 /// A look that is under way.

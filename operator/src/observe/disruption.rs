@@ -5,10 +5,13 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::pod::{condition, container, ended, words};
 use super::refusal::{self, Verdict};
-use cuda_runner_plan::model::runner::{Disruption, EVICTED, NODE_LOST, REJECTED, RUNNER, lost};
+use cuda_runner_plan::model::runner::{Disruption, RUNNER, lost};
+use cuda_runner_plan::reason::Reason;
 
 /// The kubelet's word for a pod that ran into its own limit of time.
 const DEADLINE: &str = "DeadlineExceeded";
+/// The word of the controller of nodes for a pod whose node does not answer.
+const NODE_LOST: &str = "NodeLost";
 /// Why the garbage collector removes a pod: its node does not exist any more.
 const NODE_IS_GONE: &str = "DeletionByPodGC";
 
@@ -16,7 +19,7 @@ const NODE_IS_GONE: &str = "DeletionByPodGC";
 pub(super) fn target(pod: &Pod) -> Option<Disruption> {
     let target = condition(pod, "DisruptionTarget").filter(|c| c.status == "True")?;
     Some(Disruption {
-        reason: target.reason.clone().unwrap_or_default(),
+        reason: target.reason.as_deref().unwrap_or_default().into(),
         message: target.message.clone().unwrap_or_default(),
     })
 }
@@ -26,18 +29,18 @@ pub(super) fn of_ended(
     pod: &Pod,
     status: &PodStatus,
     cut_text: &str,
-) -> Option<(&'static str, Class, String)> {
+) -> Option<(Reason, Class, String)> {
     let (reason, message) = match (status.reason.as_deref(), target(pod)) {
-        (Some(reason), _) => (reason.to_owned(), words(status.message.as_deref())),
+        (Some(reason), _) => (reason.into(), words(status.message.as_deref())),
         (None, Some(disruption)) => (disruption.reason, words(Some(&disruption.message))),
-        (None, None) if is_past_deadline(pod) => (DEADLINE.to_owned(), String::new()),
+        (None, None) if is_past_deadline(pod) => (DEADLINE.into(), String::new()),
         (None, None) => return None,
     };
-    if reason == DEADLINE {
+    if reason.is(DEADLINE) {
         return Some(deadline(pod, cut_text));
     }
     Some(match reason.as_str() {
-        NODE_LOST | NODE_IS_GONE => (NODE_LOST, Class::Node, lost(&message, cut_text)),
+        NODE_LOST | NODE_IS_GONE => (Reason::NodeLost, Class::Node, lost(&message, cut_text)),
         "Evicted"
         | "Preempting"
         | "Shutdown"
@@ -47,7 +50,7 @@ pub(super) fn of_ended(
         | "EvictionByEvictionAPI"
         | "PreemptionByScheduler"
         | "TerminationByKubelet" => (
-            EVICTED,
+            Reason::Evicted,
             Class::Transient,
             format!("Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"),
         ),
@@ -56,7 +59,7 @@ pub(super) fn of_ended(
             let Verdict { class, advice } = refusal::judge(&reason, &message);
             let sentence =
                 format!("The node refused the pod ({reason}: {message}); {advice}.{cut_text}");
-            (REJECTED, class, sentence)
+            (Reason::PodRejected, class, sentence)
         }
     })
 }
@@ -72,7 +75,7 @@ fn is_past_deadline(pod: &Pod) -> bool {
 }
 
 /// A limit that the template sets is nobody's fault, unless no agent can start within it.
-fn deadline(pod: &Pod, cut_text: &str) -> (&'static str, Class, String) {
+fn deadline(pod: &Pod, cut_text: &str) -> (Reason, Class, String) {
     let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
     let limit = limit.map_or_else(String::new, |limit| format!(" of {limit} s"));
     let (class, when) = if ended(container(pod, RUNNER)).is_some() {
@@ -83,5 +86,5 @@ fn deadline(pod: &Pod, cut_text: &str) -> (&'static str, Class, String) {
     let message = format!(
         "The limit{limit} that activeDeadlineSeconds in spec.template sets ended the pod{when}. It counts while a runner waits for a job, too: remove it, and limit jobs with timeout-minutes in the workflow.{cut_text}"
     );
-    (DEADLINE, class, message)
+    (Reason::DeadlineExceeded, class, message)
 }

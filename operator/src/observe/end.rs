@@ -12,26 +12,17 @@ use super::pod::{
     all_ready, container, ended, failed_init, init_container, terminated, transition,
 };
 use cuda_runner_plan::model::runner::{
-    End, Failure, GATE, GATE_FAILED, Job, LIFETIME_ANNOTATION, NOT_RUN, PERSISTENT, PREFLIGHT,
-    RUNNER,
+    End, Failure, GATE, Job, LIFETIME_ANNOTATION, NOT_RUN, PERSISTENT, PREFLIGHT, RUNNER,
 };
+use cuda_runner_plan::reason::Reason;
 
 /// `CUDA_ERROR_NO_DEVICE`: also what a driver says that has not found its devices yet.
 const NO_DEVICE: i32 = 100;
 /// A container's exit code where the container runtime could not start it.
 const NO_START: i32 = 128;
-/// The reason of a runner whose own init container failed.
-const INIT_FAILED: &str = "InitContainerFailed";
-/// The reason of a runner whose image or network lacks something.
-const PREFLIGHT_FAILED: &str = "PreflightFailed";
 
-/// The reason of a runner that was killed at its limit of memory.
-pub(super) const OUT_OF_MEMORY: &str = "OutOfMemory";
 /// The kubelet's word for a container that was killed at its limit of memory.
 pub(super) const OOM_KILLED: &str = "OOMKilled";
-
-/// The reason of a runner whose container could not open its GPU any more.
-const GPU_LOST: &str = "GpuLost";
 
 /// Whether the runner is over. Its pod says so some seconds after the container, and not at all while another container
 /// of it goes on.
@@ -62,7 +53,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         !persistent && marks.completed.is_some() && runner.is_some_and(|r| r.exit_code == 0);
     if let Some(when) = marks.lost.as_ref().filter(|_| !ended_well) {
         let job = marks.started.as_ref().or(marks.completed.as_ref());
-        return failed(GPU_LOST, Class::Transient, gpu_lost(when, job));
+        return failed(Reason::GpuLost, Class::Transient, gpu_lost(when, job));
     }
     // A persistent runner's job is not its end.
     if let Some(job) = marks.completed.as_ref().filter(|_| !persistent) {
@@ -82,7 +73,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     }
     let Some(runner) = runner else {
         return failed(
-            "PodLost",
+            Reason::PodLost,
             Class::Transient,
             "The pod ended before its containers did.".to_owned(),
         );
@@ -111,11 +102,15 @@ fn was_online(pod: &Pod, runner: &ContainerStateTerminated) -> bool {
 fn init_failure(
     pod: &Pod,
     init: &ContainerStatus,
-    failure: impl Fn(&'static str, Class, String) -> Failure,
+    failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let name = init.name.as_str();
     let Some(ended) = terminated(Some(init)) else {
-        return failure(INIT_FAILED, Class::Transient, format!("{name} has failed."));
+        return failure(
+            Reason::InitContainerFailed,
+            Class::Transient,
+            format!("{name} has failed."),
+        );
     };
     let (code, why) = (
         ended.exit_code,
@@ -123,11 +118,11 @@ fn init_failure(
     );
     if ended.reason.as_deref() == Some(OOM_KILLED) {
         let message = out_of_memory(name, memory_limit(pod, name).as_deref(), "");
-        return failure(OUT_OF_MEMORY, Class::Config, message);
+        return failure(Reason::OutOfMemory, Class::Config, message);
     }
     match name {
         PREFLIGHT => failure(
-            PREFLIGHT_FAILED,
+            Reason::PreflightFailed,
             Class::Config,
             format!(
                 "The runner's image could not be looked at: its container preflight ended with code {code} ({why}). The image needs a POSIX shell at /bin/sh; `kubectl logs -c {PREFLIGHT}` of the pod tells more."
@@ -137,7 +132,7 @@ fn init_failure(
         _ => Failure {
             code: Some(code),
             ..failure(
-                INIT_FAILED,
+                Reason::InitContainerFailed,
                 Class::Config,
                 format!(
                     "The init container {name} of spec.template ended with code {code} ({why}): {}. `kubectl logs -c {name}` of the pod may tell more.",
@@ -152,7 +147,7 @@ fn init_failure(
 fn gate_failure(
     pod: &Pod,
     ended: &ContainerStateTerminated,
-    failure: impl Fn(&'static str, Class, String) -> Failure,
+    failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let report = ended.message.as_deref();
     let report = report.and_then(|m| Report::read(m.as_bytes()).ok());
@@ -169,11 +164,13 @@ fn gate_failure(
             .as_ref()
             .is_some_and(|f| f.code_name == preflight::FAILED) =>
         {
-            PREFLIGHT_FAILED
+            Reason::PreflightFailed
         }
-        Class::Refused => "RegistrationRefused",
-        _ if ended.exit_code == i32::from(gate_report::exit::UNREACHABLE) => "RegistrarUnreachable",
-        _ => GATE_FAILED,
+        Class::Refused => Reason::RegistrationRefused,
+        _ if ended.exit_code == i32::from(gate_report::exit::UNREACHABLE) => {
+            Reason::RegistrarUnreachable
+        }
+        _ => Reason::GateFailed,
     };
     let message = match &found {
         Some(failure) if failure.advice.is_empty() => failure.message.clone(),
@@ -208,13 +205,13 @@ pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
 fn not_run(
     pod: &Pod,
     ended: &ContainerStateTerminated,
-    failure: impl Fn(&'static str, Class, String) -> Failure,
+    failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let words = ended.message.as_deref().unwrap_or_default();
     // The runtime says so where the limit is too low for the container's very first process.
     if words.contains("OOM-killed") {
         let message = out_of_memory(GATE, memory_limit(pod, GATE).as_deref(), "");
-        return failure(OUT_OF_MEMORY, Class::Config, message);
+        return failure(Reason::OutOfMemory, Class::Config, message);
     }
     let message = format!(
         "The node could not start the gate: {}. Another attempt follows. If it happens again, look at the node's container runtime and its NVIDIA toolkit.",
@@ -224,7 +221,7 @@ fn not_run(
         code_name: Some(NOT_RUN.to_owned()),
         // A node that has just come may still get its toolkit.
         at_start: true,
-        ..failure(GATE_FAILED, Class::Transient, message)
+        ..failure(Reason::GateFailed, Class::Transient, message)
     }
 }
 
@@ -239,17 +236,17 @@ fn was_killed(found: &gate_report::Failure) -> bool {
 fn killed_failure(
     limit: Option<&str>,
     found: &gate_report::Failure,
-    failure: impl Fn(&'static str, Class, String) -> Failure,
+    failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let Some(limit) = limit else {
         let message = format!(
             "{} Something killed it, most likely for want of memory on the node; the gate tries again.",
             found.message
         );
-        return failure(GATE_FAILED, Class::Transient, message);
+        return failure(Reason::GateFailed, Class::Transient, message);
     };
     failure(
-        OUT_OF_MEMORY,
+        Reason::OutOfMemory,
         Class::Config,
         out_of_memory(GATE, Some(limit), ""),
     )

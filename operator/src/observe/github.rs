@@ -16,6 +16,7 @@ use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::{Pool, Spec};
 use cuda_runner_plan::model::scale_set::Known;
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::reason::Reason;
 use cuda_runner_plan::runners::SWEEP;
 use cuda_runner_plan::{Access, Entry, Listing, Queue};
 
@@ -30,7 +31,7 @@ const SHARED: Duration = Duration::from_secs(5);
 /// Why there is no client.
 #[derive(Clone, Debug)]
 struct NoClient {
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
@@ -139,7 +140,7 @@ fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
     ctx.memory.with(pool, |memory| {
         memory.github = GitHubMemory {
             access: Access::Refused {
-                reason: none.reason.to_owned(),
+                reason: none.reason,
                 message: none.message,
                 transient: false,
             },
@@ -179,7 +180,7 @@ async fn find_at(
         .clients
         .client(url, &credentials, ca.as_ref(), spec.proxy.as_ref())
         .map_err(|e| NoClient {
-            reason: e.category(),
+            reason: e.reason(),
             message: e.to_string(),
         })?;
     Ok(Found {
@@ -198,7 +199,7 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
         Lookup::Found(secret) => secret_data(&secret),
         Lookup::Missing => {
             return Err(NoClient {
-                reason: "SecretNotFound",
+                reason: Reason::SecretNotFound,
                 message: format!(
                     "The Secret {name} does not exist in the namespace {}; create it with the keys app-id, installation-id and private-key, or token",
                     pool.key.namespace
@@ -207,7 +208,7 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
         }
         Lookup::Unreadable => {
             return Err(NoClient {
-                reason: "SecretNotReadable",
+                reason: Reason::SecretNotReadable,
                 message: format!(
                     "The Secret {name} could not be read; may the operator list and watch it in the namespace {}?",
                     pool.key.namespace
@@ -216,7 +217,7 @@ async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credenti
         }
     };
     ctx.clients.credentials(&data).map_err(|e| NoClient {
-        reason: "SecretInvalid",
+        reason: Reason::SecretInvalid,
         message: format!("Secret {name}: {e}"),
     })
 }
@@ -237,14 +238,14 @@ async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaB
         Lookup::Missing | Lookup::Unreadable => None,
     };
     let pem = found.ok_or_else(|| NoClient {
-        reason: "CaBundleNotFound",
+        reason: Reason::CaBundleNotFound,
         message: format!(
             "There is no {place} in the namespace {}; create it with the certificates as PEM",
             pool.key.namespace
         ),
     })?;
     let bundle = CaBundle::from_pem(&pem).map_err(|e| NoClient {
-        reason: "CaBundleInvalid",
+        reason: Reason::CaBundleInvalid,
         message: format!("The {place} cannot be used: {e}"),
     })?;
     Ok(Some(bundle))
@@ -410,7 +411,7 @@ pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timesta
         .unwrap_or_else(|| backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, github.failures, key));
     github.not_before = Some(now.after(pause));
     github.access = Access::Refused {
-        reason: error.category().to_owned(),
+        reason: error.reason(),
         message: error.to_string(),
         transient: error.is_transient(),
     };

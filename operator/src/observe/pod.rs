@@ -268,7 +268,7 @@ pub(super) fn terminated(
 
 fn waiting_of_condition(condition: &PodCondition) -> Waiting {
     Waiting {
-        reason: condition.reason.clone().unwrap_or_default(),
+        reason: condition.reason.as_deref().unwrap_or_default().into(),
         message: words(condition.message.as_deref()),
         container: None,
         image: None,
@@ -302,7 +302,7 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
         message => (reason, message.unwrap_or_default()),
     };
     Some(Waiting {
-        reason: reason.to_owned(),
+        reason: reason.into(),
         message: words(Some(message)),
         container: Some(status.name.clone()),
         image: Some(words(Some(&status.image))),

@@ -4,6 +4,7 @@
 //! <https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/lifecycle/predicate.go> and of the kubelet's other
 //! admission handlers. A word that is not in the table speaks against nobody: it is tried again, with a pause.
 
+use cuda_runner_plan::model::runner::KubernetesWord;
 use gate_report::Class;
 
 /// Who has to act, and how.
@@ -58,7 +59,8 @@ const OF_THE_POD: [(&str, &str); 9] = [
 const UNHEALTHY: &str = "no healthy devices present";
 
 /// Judges a refusal.
-pub(super) fn judge(reason: &str, message: &str) -> Verdict {
+pub(super) fn judge(word: &KubernetesWord, message: &str) -> Verdict {
+    let reason = word.as_str();
     let of_the_pod = OF_THE_POD.iter().find(|(word, _)| reason.starts_with(word));
     if let Some((_, advice)) = of_the_pod {
         return Verdict {
@@ -155,7 +157,11 @@ mod tests {
             ),
             ("SomethingNew", "", Class::Transient),
         ] {
-            assert_eq!(judge(reason, message).class, class, "{reason}: {message}");
+            assert_eq!(
+                judge(&reason.into(), message).class,
+                class,
+                "{reason}: {message}"
+            );
         }
     }
 }

@@ -296,7 +296,7 @@ fn a_gpu_that_vanished_is_the_reason_unless_the_agent_ended_well_after_its_job()
         for runner in [ended(143, "Error", &marks), persistent(0, &marks)] {
             let failure = failure(&runner);
             assert_eq!(
-                (failure.reason, failure.class),
+                (failure.reason.word(), failure.class),
                 ("GpuLost", Class::Transient)
             );
             assert!(failure.message.contains(says), "{}", failure.message);
@@ -341,7 +341,7 @@ fn a_refused_version_is_named_with_the_one_to_use_and_not_believed_at_once() {
         let runner = ended(code, "Error", words);
         let failure = failure(&runner);
         assert_eq!(
-            (failure.reason, failure.class),
+            (failure.reason.word(), failure.class),
             ("VersionRefusedOnce", Class::Transient)
         );
         assert!(failure.message.contains("2.319.1"));
@@ -414,7 +414,11 @@ fn a_gate_without_a_report_is_judged_by_its_code() {
             "initContainerStatuses": gate(&json!({"terminated": {"exitCode": code, "reason": "Error"}}))
         }));
         let failure = failure(&runner);
-        assert_eq!((failure.class, failure.reason), (class, reason), "{code}");
+        assert_eq!(
+            (failure.class, failure.reason.word()),
+            (class, reason),
+            "{code}"
+        );
     }
 }
 
@@ -476,7 +480,7 @@ fn a_node_that_never_confirms_is_lost_once_the_time_for_it_is_over() {
     let at = |time: &str| unconfirmed(&runner, time.parse().unwrap());
     assert!(at("2026-01-01T00:01:59Z").is_none());
     let lost = at("2026-01-01T00:02:00Z").unwrap();
-    assert_eq!((lost.reason, lost.class), ("NodeLost", Class::Node));
+    assert_eq!((lost.reason.word(), lost.class), ("NodeLost", Class::Node));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use cuda_runner_plan::Access;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::{Dispatch, VerificationFacts};
-use cuda_runner_plan::verify::{NOT_PICKED_UP, POLL, SLOW_POLL, SURELY_LISTED, workflow};
+use cuda_runner_plan::verify::{POLL, SLOW_POLL, SURELY_LISTED, is_late, workflow};
 
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
@@ -66,8 +66,7 @@ pub async fn look(
         }
         (None, _) => return watched,
     };
-    let late = status.reason.as_deref() == Some(NOT_PICKED_UP);
-    let pause = if late { SLOW_POLL } else { POLL };
+    let pause = if is_late(status) { SLOW_POLL } else { POLL };
     watched.next_look = Some(now.after(pause));
     watched.trouble = None;
     if let Err(error) = asked {

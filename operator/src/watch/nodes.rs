@@ -18,6 +18,7 @@ use super::pools::key_of;
 use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::NodeFacts;
 use cuda_runner_plan::node_marks::{self, Marked, Said};
+use cuda_runner_plan::reason::Stored;
 
 /// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
 const PRESENT: &str = "nvidia.com/gpu.present";
@@ -129,7 +130,7 @@ fn said(status: &NodeStatus) -> Option<Said> {
     let since = ours.last_transition_time.as_ref();
     Some(Said {
         status: ours.status.clone(),
-        reason: ours.reason.clone().unwrap_or_default(),
+        reason: Stored::parse(ours.reason.as_deref().unwrap_or_default()),
         message: ours.message.clone().unwrap_or_default(),
         since: since.map_or(Timestamp::UNIX_EPOCH, |t| t.0),
     })

@@ -5,6 +5,7 @@ use super::*;
 use crate::condition::kind;
 use crate::fixture::{NOW, ago, listing, observed, resource};
 use crate::model::github::{BranchRule, Triggers};
+use crate::reason::Reason;
 
 const APP: Option<i64> = Some(15368);
 
@@ -486,11 +487,11 @@ fn a_word_is_worth_what_github_says_of_the_pool() {
         ..CheckFacts::default()
     };
     let troubled = CheckFacts {
-        trouble: Some(("NotFound".to_owned(), "no".to_owned())),
+        trouble: Some((Reason::NotFound, "no".to_owned())),
         ..read.clone()
     };
     let refused = Access::Refused {
-        reason: "Unauthorized".to_owned(),
+        reason: Reason::Unauthorized,
         message: "no".to_owned(),
         transient: true,
     };

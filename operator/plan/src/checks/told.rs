@@ -7,6 +7,7 @@ use crate::Observed;
 use crate::condition::{ConditionState, condition_state};
 use crate::model::github::{Protection, Repository};
 use crate::model::pool::{Pool, Spec};
+use crate::reason::Reason;
 
 /// What the condition `ChecksRequired` says.
 pub(crate) fn required(
@@ -15,20 +16,28 @@ pub(crate) fn required(
     observed: &Observed,
 ) -> ConditionState {
     let Ok(spec) = &pool.spec else {
-        return condition_state("Unknown", "NotStarted", "The spec cannot be carried out");
+        return condition_state(
+            "Unknown",
+            Reason::NotStarted,
+            "The spec cannot be carried out",
+        );
     };
     let watched = &observed.checks;
     if let Some((reason, message)) = &watched.trouble {
-        return condition_state("False", reason, message.clone());
+        return condition_state("False", *reason, message.clone());
     }
     let Some(asked) = &spec.required_checks else {
         return match record {
             Some(_) => condition_state(
                 "Unknown",
-                "Removing",
+                Reason::Removing,
                 "What was required for this pool is being removed",
             ),
-            None => condition_state("Unknown", "NotAsked", "spec.requiredChecks is not set"),
+            None => condition_state(
+                "Unknown",
+                Reason::NotAsked,
+                "spec.requiredChecks is not set",
+            ),
         };
     };
     if let (Some(record), Some(green)) = (record, green(pool))
@@ -40,7 +49,7 @@ pub(crate) fn required(
     {
         return condition_state(
             "False",
-            "CheckNotReported",
+            Reason::CheckNotReported,
             format!(
                 "The green run has reported no check named {}: {}",
                 missing.name,
@@ -51,12 +60,16 @@ pub(crate) fn required(
     let Some(record) = record.filter(|record| !record.checks.is_empty()) else {
         return condition_state(
             "Unknown",
-            "WaitsForVerification",
+            Reason::WaitsForVerification,
             "Checks are required when the verification was green",
         );
     };
     if watched.read.is_none() {
-        return condition_state("Unknown", "Reading", "GitHub is asked what is required");
+        return condition_state(
+            "Unknown",
+            Reason::Reading,
+            "GitHub is asked what is required",
+        );
     }
     let unseen: Vec<&str> = record
         .checks
@@ -65,7 +78,11 @@ pub(crate) fn required(
         .map(|check| check.context.as_str())
         .collect();
     if !unseen.is_empty() {
-        return condition_state("False", "NotSeenOnPullRequest", not_seen(&unseen, watched));
+        return condition_state(
+            "False",
+            Reason::NotSeenOnPullRequest,
+            not_seen(&unseen, watched),
+        );
     }
     judge(spec, asked, record, watched)
 }
@@ -132,7 +149,7 @@ fn judge(
             names.join(", "),
             open.join(", ")
         );
-        return condition_state("Unknown", "Adding", message);
+        return condition_state("Unknown", Reason::Adding, message);
     }
     let mut parts = if done.is_empty() {
         vec!["No branch is protected, and each is to be left alone then".to_owned()]
@@ -150,7 +167,7 @@ fn judge(
         ));
     }
     parts.extend(warnings(&names, &done, watched));
-    condition_state("True", "Required", parts.join(". "))
+    condition_state("True", Reason::Required, parts.join(". "))
 }
 
 /// What will make required checks a nuisance, though they are required.
@@ -206,20 +223,15 @@ impl Branch {
     }
 
     /// What keeps a check from being required there.
-    fn obstacle(
-        &self,
-        name: &str,
-        mode: ChecksMode,
-        spec: &Spec,
-    ) -> Option<(&'static str, String)> {
+    fn obstacle(&self, name: &str, mode: ChecksMode, spec: &Spec) -> Option<(Reason, String)> {
         let place = spec.repository.as_ref().map_or("", Repository::full_name);
         match (&self.protection, mode) {
             (Protection::NoBranch, _) => Some((
-                "BranchNotFound",
+                Reason::BranchNotFound,
                 format!("{place} has no branch {name}; correct spec.requiredChecks.branches"),
             )),
             (Protection::NotInPlan(words), _) => Some((
-                "NotInPlan",
+                Reason::NotInPlan,
                 format!("GitHub has no branch protection for {place}: {words}"),
             )),
             (Protection::Unprotected, ChecksMode::BranchProtection) => {
@@ -229,14 +241,14 @@ impl Branch {
                     " (only rulesets hold for it)"
                 };
                 Some((
-                    "BranchNotProtected",
+                    Reason::BranchNotProtected,
                     format!(
                         "{name} of {place} has no branch protection{ruled}, and none is made for you: protect it, set ifProtected to leave it alone, or use the mode Ruleset"
                     ),
                 ))
             }
             (Protection::WithoutChecks, ChecksMode::BranchProtection) => Some((
-                "StatusChecksNotEnabled",
+                Reason::StatusChecksNotEnabled,
                 format!(
                     "{name} of {place} is protected without required status checks, and that part of a protection can only be switched on by you: tick \"Require status checks to pass before merging\", or use the mode Ruleset"
                 ),

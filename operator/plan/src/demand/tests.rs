@@ -11,6 +11,7 @@ use crate::fixture::{NOW, ago, first_node, gate_failure, observed, resource, run
 use crate::model::github::{QueuedJob, Statistics};
 use crate::model::runner::{Done, Job};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
+use crate::reason::Reason;
 use crate::{Action, Plan, Queue, health, plan};
 
 fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
@@ -195,7 +196,7 @@ fn what_was_heard_before_the_line_went_dead_is_no_guide() {
     let mut view = heard(8, 0, 4);
     if let Some(listening) = &mut view.listening {
         listening.heard.trouble = Some(Trouble {
-            reason: "ScaleSetUnavailable".to_owned(),
+            reason: Reason::ScaleSetUnavailable,
             message: "down".to_owned(),
         });
     }
@@ -348,7 +349,7 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
     refused.queue = Some(queue(2, ago(300)));
     refused.ask_again = Some(NOW + SignedDuration::from_secs(40));
     refused.access = Access::Refused {
-        reason: "Server".to_owned(),
+        reason: Reason::Server,
         message: "down".to_owned(),
         transient: true,
     };

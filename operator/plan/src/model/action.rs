@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::github::{NewScaleSet, Repository, Ruleset, Workflow};
 use super::observed::Entry;
 use super::runner::Runner;
+use crate::reason::{Reason, Stored};
 
 /// What the pods need to know of the operator.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -127,7 +128,7 @@ pub struct Notice {
     /// Whether it is a warning.
     pub warning: bool,
     /// One word.
-    pub reason: String,
+    pub reason: Stored,
     /// A sentence.
     pub note: String,
     /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's
@@ -182,8 +183,8 @@ pub struct Plan {
     pub desired: usize,
     /// The scale set, and up to which number what was heard of it is acted on with this.
     pub acted_on: Option<(u64, u64)>,
-    /// The failures that the status did not have yet, in a class and a word each.
-    pub failed: Vec<(Class, &'static str)>,
+    /// The failures that the status did not have yet, in a class and a reason each.
+    pub failed: Vec<(Class, Reason)>,
     /// How long the pool's first runner took to come online, at the visit that sees it.
     pub first_online: Option<SignedDuration>,
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::github::{BranchRule, Check, Protection, Ruleset, Triggers};
+use crate::reason::Reason;
 
 /// What GitHub says of the checks, as far as it was read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,7 +31,7 @@ pub struct CheckFacts {
     /// Not looked at before.
     pub next_look: Option<Timestamp>,
     /// What GitHub did not do: one word, and a sentence.
-    pub trouble: Option<(String, String)>,
+    pub trouble: Option<(Reason, String)>,
 }
 
 /// A branch, as GitHub shows it.

@@ -13,6 +13,7 @@ use super::node_marks::Held;
 use super::runner::Runner;
 use super::scale_set::ScaleSetFacts;
 use super::verification::VerificationFacts;
+use crate::reason::Reason;
 
 /// Everything that a decision depends on beside the pool itself.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +116,7 @@ pub enum Access {
     /// It cannot work, or does not now.
     Refused {
         /// The condition's reason.
-        reason: String,
+        reason: Reason,
         /// What happened, and what to do.
         message: String,
         /// Whether time alone may mend it.

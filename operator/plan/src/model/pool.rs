@@ -32,6 +32,7 @@ pub use super::key::PoolKey;
 use super::proxy::{Proxy, ProxyError};
 use super::time::duration;
 use super::url::{GitHubUrl, Scope, UrlError};
+use crate::reason::Reason;
 
 /// A pool as the steps of a reconcile see it.
 #[derive(Clone, Debug)]
@@ -237,13 +238,13 @@ pub enum SpecError {
 impl SpecError {
     /// The condition's reason.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Url(_) => "InvalidUrl",
-            Self::Proxy(_) => "InvalidProxy",
-            Self::Template(_) => "InvalidTemplate",
-            Self::NoQueue(_) => "NoQueue",
-            Self::NotImplemented(_) => "NotImplemented",
+            Self::Url(_) => Reason::InvalidUrl,
+            Self::Proxy(_) => Reason::InvalidProxy,
+            Self::Template(_) => Reason::InvalidTemplate,
+            Self::NoQueue(_) => Reason::NoQueue,
+            Self::NotImplemented(_) => Reason::NotImplemented,
         }
     }
 }

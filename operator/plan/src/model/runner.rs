@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::github::JobOf;
 use super::hardware::Hardware;
 use super::pool::Spec;
+use crate::reason::Reason;
 
 /// Annotation: fingerprint of the spec that the pod was made from.
 pub const TEMPLATE_ANNOTATION: &str = "cudarunner.dev/template";
@@ -25,31 +26,10 @@ pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
 /// The kubelet's word for an image that it could not pull and will try again.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
-/// The reason of a runner whose gate failed.
-pub const GATE_FAILED: &str = "GateFailed";
-/// The reason of a runner whose job ended with it.
-pub const JOB_CUT_SHORT: &str = "JobCutShort";
 /// The word for a gate that the node could not start, in the place of a code's name.
 pub const NOT_RUN: &str = "StartError";
-/// The reason of a runner whose pod somebody deleted before it was of use.
-pub const POD_DELETED: &str = "PodDeleted";
-/// The reason of a runner whose agent GitHub finds too old.
-pub const VERSION_REFUSED: &str = "VersionRefused";
-/// The reason of the first such runner: an outage has looked the same.
-pub const VERSION_REFUSED_ONCE: &str = "VersionRefusedOnce";
-/// The reason of a runner one of whose containers could not be made or started.
-pub const NOT_STARTED: &str = "ContainerNotStarted";
-/// The reason of an agent that has hardly started. If that goes on, its image or its template is to blame.
-pub const ENDED_AT_ONCE: &str = "AgentEndedAtOnce";
-/// The reason of a runner whose pod the kubelet did not take.
-pub const REJECTED: &str = "PodRejected";
 /// The longest name that is kept of a job, a workflow or a repository.
 const LONGEST_NAME: usize = 140;
-
-/// The reason of a runner whose pod was taken off its node.
-pub const EVICTED: &str = "Evicted";
-/// The reason of a runner whose node stopped answering.
-pub const NODE_LOST: &str = "NodeLost";
 
 /// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,11 +84,41 @@ pub struct Runner {
     pub disruption: Option<Disruption>,
 }
 
+/// A word of Kubernetes' own, of the scheduler or a kubelet: none of our reasons, and tomorrow there may be others.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct KubernetesWord(String);
+
+impl KubernetesWord {
+    /// The word.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is this one.
+    #[must_use]
+    pub fn is(&self, word: &str) -> bool {
+        self.0 == word
+    }
+}
+
+impl From<&str> for KubernetesWord {
+    fn from(word: &str) -> Self {
+        Self(word.to_owned())
+    }
+}
+
+impl fmt::Display for KubernetesWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What a pod waits for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Waiting {
     /// Kubernetes' word, for example `Unschedulable` or `ImagePullBackOff`.
-    pub reason: String,
+    pub reason: KubernetesWord,
     /// Kubernetes' sentence.
     pub message: String,
     /// The container, where one waits.
@@ -126,7 +136,7 @@ impl fmt::Display for Waiting {
             }
             f.write_str(": ")?;
         }
-        f.write_str(&self.reason)?;
+        write!(f, "{}", self.reason)?;
         if self.message.is_empty() {
             return Ok(());
         }
@@ -188,7 +198,7 @@ pub enum End {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// One word, as in Events.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// Who has to act.
     pub class: Class,
     /// The driver's code, or a container's exit code.
@@ -213,7 +223,7 @@ impl Failure {
     /// One that is no device's and no version's.
     #[must_use]
     pub fn new(
-        reason: &'static str,
+        reason: Reason,
         class: Class,
         message: String,
         at: Timestamp,
@@ -239,11 +249,11 @@ impl Failure {
         let (reason, what) = match runner.reached {
             RunnerPhase::Idle | RunnerPhase::Finished | RunnerPhase::Failed => return None,
             RunnerPhase::Busy => (
-                JOB_CUT_SHORT,
+                Reason::JobCutShort,
                 "in the middle of a job; GitHub fails that after a while",
             ),
             _ => (
-                POD_DELETED,
+                Reason::PodDeleted,
                 "before its agent was online. If that goes on, look for who deletes pods here: a descheduler, a preemption, a clean-up of the namespace",
             ),
         };
@@ -258,7 +268,14 @@ impl Failure {
     /// Whether it is worth a word even of a runner that is leaving: nobody here asked for it.
     #[must_use]
     pub fn is_unasked(&self) -> bool {
-        [JOB_CUT_SHORT, EVICTED, NODE_LOST, POD_DELETED, REJECTED].contains(&self.reason)
+        matches!(
+            self.reason,
+            Reason::JobCutShort
+                | Reason::Evicted
+                | Reason::NodeLost
+                | Reason::PodDeleted
+                | Reason::PodRejected
+        )
     }
 }
 
@@ -354,7 +371,7 @@ pub struct Done {
 pub struct Disruption {
     /// Kubernetes' word, see
     /// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>.
-    pub reason: String,
+    pub reason: KubernetesWord,
     /// Kubernetes' sentence.
     pub message: String,
 }
@@ -368,7 +385,13 @@ pub fn unconfirmed(runner: &Runner, now: Timestamp) -> Option<Failure> {
         &format!("{}: {}", disruption.reason, disruption.message),
         " If its runner had a job, GitHub fails that after a while.",
     );
-    Some(Failure::new(NODE_LOST, Class::Node, message, at, true))
+    Some(Failure::new(
+        Reason::NodeLost,
+        Class::Node,
+        message,
+        at,
+        true,
+    ))
 }
 
 /// The sentence of a runner whose node stopped answering.

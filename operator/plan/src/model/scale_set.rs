@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use super::github::{NewScaleSet, ScaleSet, Statistics};
+use crate::reason::Reason;
 
 /// What is known of the scale set of a pool that has one, or should.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,7 +48,7 @@ pub enum Known {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trouble {
     /// One word.
-    pub reason: String,
+    pub reason: Reason,
     /// What happened, and what to do.
     pub message: String,
 }

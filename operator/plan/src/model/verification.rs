@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::github::{Run, RunJob, TestSum};
+use crate::reason::Reason;
 
 /// What GitHub says of the run of a verification.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,7 +49,7 @@ pub enum Dispatch {
     /// GitHub refused it.
     Refused {
         /// One word.
-        reason: String,
+        reason: Reason,
         /// What happened, and what to do.
         message: String,
     },

@@ -31,7 +31,7 @@ fn held(pool: &str, node: &str, class: Class, since: i64) -> Held {
         entry: QuarantineStatus {
             node: node.to_owned(),
             device: (class == Class::Device).then(|| "GPU-1".to_owned()),
-            class: class.as_str().to_owned(),
+            class: class.into(),
             code: Some(if class == Class::Device { 719 } else { 803 }),
             code_name: None,
             message: format!("{pool} found it broken."),
@@ -75,7 +75,7 @@ fn a_node_that_is_left_alone_says_why_and_is_written_to_once() {
         node.said,
         Some(Said {
             status: "False".to_owned(),
-            reason: "DeviceFailed".to_owned(),
+            reason: Reason::DeviceFailed.into(),
             message:
                 "GPU-1: a found it broken (code 719). The CudaRunner ci/a leaves the node alone"
                     .to_owned(),

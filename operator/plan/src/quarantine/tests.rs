@@ -173,7 +173,7 @@ fn what_a_pools_author_can_cause_binds_that_pool_alone() {
     let by = |class: Class, code: Option<i32>, name: &str| {
         let (_, plan) = after(Class::Node, 4);
         let mut entry = plan.status.quarantine[0].clone();
-        class.as_str().clone_into(&mut entry.class);
+        entry.class = class.into();
         entry.code = code;
         entry.code_name = Some(name.to_owned());
         let mut observed = observed(vec![]);

@@ -233,7 +233,7 @@ fn while_nothing_can_register_only_what_runs_is_offered() {
     let pool = pool();
     let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
     seen.access = Access::Refused {
-        reason: "RateLimited".to_owned(),
+        reason: Reason::RateLimited,
         message: "later".to_owned(),
         transient: true,
     };
@@ -270,7 +270,7 @@ fn a_pool_that_never_got_into_github_goes_at_once() {
     pool.deleting = Some(NOW);
     let mut seen = seen(Known::Unknown);
     seen.access = Access::Refused {
-        reason: "SecretNotFound".to_owned(),
+        reason: Reason::SecretNotFound,
         message: "create it".to_owned(),
         transient: false,
     };
@@ -361,7 +361,7 @@ fn what_keeps_it_from_working_is_said_and_waited_for() {
     let mut seen = seen(Known::Unknown);
     if let Some(view) = &mut seen.scale_set {
         view.trouble = Some(Trouble {
-            reason: "ScaleSetRefused".to_owned(),
+            reason: Reason::ScaleSetRefused,
             message: "the credentials may not".to_owned(),
         });
         view.not_before = Some(NOW + SignedDuration::from_secs(7));

@@ -1,6 +1,7 @@
 use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
 use super::super::tests::removed;
 use super::*;
+use crate::reason::Reason;
 
 #[test]
 fn deletion_waits_for_jobs_or_does_not_as_told() {
@@ -47,7 +48,7 @@ fn a_pool_that_never_registered_anything_goes_without_github() {
     let mut observed = observed(vec![]);
     observed.listing = None;
     observed.access = Access::Refused {
-        reason: "SecretNotFound".into(),
+        reason: Reason::SecretNotFound,
         message: "no Secret".into(),
         transient: false,
     };
@@ -81,7 +82,7 @@ fn deletion_never_hangs_and_names_what_it_left() {
     pool.deleting = Some(NOW - pool.teardown_timeout);
     let mut observed = observed(vec![]);
     observed.access = Access::Refused {
-        reason: "Unauthorized".into(),
+        reason: Reason::Unauthorized,
         message: "bad credentials".into(),
         transient: false,
     };

@@ -106,11 +106,22 @@ fn a_runner_that_was_taken_away_is_told_once_though_nothing_of_it_is_left() {
     let mut pool = pool(1);
     let mut seen = observed(vec![]);
     let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
-    let failure = Failure::new(EVICTED, Class::Transient, "Drained.".to_owned(), NOW, true);
+    let failure = Failure::new(
+        Reason::Evicted,
+        Class::Transient,
+        "Drained.".to_owned(),
+        NOW,
+        true,
+    );
     gone.end = Some(End::Failed(failure));
     seen.vanished = vec![gone];
     let first = plan(&pool, &seen, NOW);
-    let told = |plan: &Plan| plan.notices.iter().filter(|n| n.reason == EVICTED).count();
+    let told = |plan: &Plan| {
+        plan.notices
+            .iter()
+            .filter(|n| n.reason == Reason::Evicted)
+            .count()
+    };
     assert_eq!(first.status.last_failures[0].runner, "pool-aaaaa");
     assert_eq!((told(&first), first.status.replicas), (1, 0));
     assert_eq!(removed(&first), Vec::<&str>::new());
@@ -166,9 +177,9 @@ proptest! {
 fn a_runner_that_was_asked_to_go_has_not_failed_unless_it_had_a_job() {
     let pool = pool(1);
     for (reason, failures) in [
-        ("GateFailed", 0),
-        ("EndedWithoutJob", 0),
-        ("JobCutShort", 1),
+        (Reason::GateFailed, 0),
+        (Reason::EndedWithoutJob, 0),
+        (Reason::JobCutShort, 1),
     ] {
         let mut gone = runner(&pool, "pool-aaaaa", RunnerPhase::Terminating);
         let mut failure = gate_failure(Class::Transient);
@@ -184,7 +195,7 @@ fn a_note_is_cut_to_the_bytes_that_the_api_server_takes() {
     let cut = |note: &str| {
         let notice = Notice {
             warning: false,
-            reason: "Reason".into(),
+            reason: crate::reason::Stored::parse("Reason"),
             note: note.to_owned(),
             about: None,
         };

@@ -11,9 +11,9 @@ use super::super::fixture::{NOW, ago, observed, pool, runner};
 use super::super::{Action, Plan, plan};
 use super::{created, removed};
 use crate::model::pool::Pool;
-use crate::model::runner::{ENDED_AT_ONCE, NOT_STARTED};
 use crate::model::runner::{End, Failure};
 use crate::model::runner::{Runner, Waiting};
+use crate::reason::Reason;
 
 #[test]
 fn a_runner_that_is_taken_out_keeps_its_place_until_it_is_gone() {
@@ -50,7 +50,7 @@ proptest! {
             runner.since = ago(*age);
             runner.is_over = *is_over;
             runner.waiting = waits.then(|| Waiting {
-                reason: "CreateContainerError".to_owned(),
+                reason: "CreateContainerError".into(),
                 message: String::new(),
                 container: Some("runner".to_owned()),
                 image: None,
@@ -66,20 +66,20 @@ proptest! {
 }
 
 /// A runner whose agent hardly started.
-fn hardly_started(pool: &Pool, name: &str, reason: &'static str, seconds_ago: i64) -> Runner {
+fn hardly_started(pool: &Pool, name: &str, reason: Reason, seconds_ago: i64) -> Runner {
     let mut failed = runner(pool, name, RunnerPhase::Failed);
     failed.since = ago(seconds_ago);
     failed.created = ago(seconds_ago);
     let at = ago(seconds_ago);
     failed.end = Some(End::Failed(Failure {
-        code: (reason == ENDED_AT_ONCE).then_some(1),
+        code: (reason == Reason::AgentEndedAtOnce).then_some(1),
         ..Failure::new(reason, Class::Transient, "m".to_owned(), at, true)
     }));
     failed
 }
 
 /// The pool and the last plan, after runners whose agents hardly started, one after the other, each gone before the next.
-fn after_failures(mut pool: Pool, times: i64, reason: &'static str) -> (Pool, Plan, Runner) {
+fn after_failures(mut pool: Pool, times: i64, reason: Reason) -> (Pool, Plan, Runner) {
     let mut last = Plan::default();
     let mut failed = runner(&pool, "pool-0", RunnerPhase::Failed);
     for n in 1..=times {
@@ -101,7 +101,7 @@ fn entries_removed(plan: &Plan) -> Vec<&str> {
 
 #[test]
 fn the_pod_of_an_agent_that_stalls_the_pool_is_kept_and_its_entry_is_not() {
-    for reason in [ENDED_AT_ONCE, NOT_STARTED] {
+    for reason in [Reason::AgentEndedAtOnce, Reason::ContainerNotStarted] {
         // Given a first failure, then pod and entry go
         let (_, visit, _) = after_failures(pool(1), 1, reason);
         assert_eq!(removed(&visit), ["pool-1"]);
@@ -146,7 +146,7 @@ fn failed_pods_are_kept_in_nobodys_way() {
         // When a pod of it has failed at the gate, or in a way that stalls the pool
         let mut at_gate = runner(&pool, "pool-0", RunnerPhase::Failed);
         at_gate.url = url.map(str::to_owned);
-        let (_, _, mut stalled) = after_failures(pool.clone(), 3, ENDED_AT_ONCE);
+        let (_, _, mut stalled) = after_failures(pool.clone(), 3, Reason::AgentEndedAtOnce);
         stalled.url.clone_from(&at_gate.url);
         for failed in [at_gate, stalled] {
             pool.status = plan(&pool, &observed(vec![failed.clone()]), NOW).status;

@@ -9,7 +9,8 @@ use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};
 use crate::model::pool::Pool;
-use crate::model::runner::{ENDED_AT_ONCE, End, Failure, NOT_STARTED, REJECTED, Waiting};
+use crate::model::runner::{End, Failure, Waiting};
+use crate::reason::Reason;
 
 #[test]
 fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
@@ -110,8 +111,8 @@ fn an_agent_that_hardly_starts_three_times_in_the_same_way_stalls_the_pool() {
         code,
         ..Failure::new(reason, Class::Transient, "m".to_owned(), at, true)
     };
-    let ended = |code| (ENDED_AT_ONCE, Some(code));
-    let not_started = (NOT_STARTED, None);
+    let ended = |code| (Reason::AgentEndedAtOnce, Some(code));
+    let not_started = (Reason::ContainerNotStarted, None);
     for (ends, stalls) in [
         ([ended(1), ended(1), ended(1)], "True"),
         ([ended(1), ended(2), ended(1)], "False"),
@@ -134,7 +135,13 @@ fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere(
     let mut pool = pool(1);
     for n in 1..=3_i64 {
         let at = NOW + SignedDuration::from_mins(n);
-        let refused = Failure::new(REJECTED, Class::Transient, "no".to_owned(), at, false);
+        let refused = Failure::new(
+            Reason::PodRejected,
+            Class::Transient,
+            "no".to_owned(),
+            at,
+            false,
+        );
         let mut runner = runner(&pool, &format!("pool-{n}"), RunnerPhase::Failed);
         runner.created = at;
         runner.end = Some(End::Failed(refused));
@@ -149,7 +156,7 @@ fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere(
 
 #[test]
 fn after_any_failure_there_is_a_pause_and_it_grows() {
-    let rejected = |class, at| Failure::new("PodRejected", class, "no".to_owned(), at, false);
+    let rejected = |class, at| Failure::new(Reason::PodRejected, class, "no".to_owned(), at, false);
     for class in Class::ALL {
         let mut pool = pool(1);
         let mut at = NOW;
@@ -177,7 +184,7 @@ fn after_any_failure_there_is_a_pause_and_it_grows() {
 #[test]
 fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
     let pool = pool(1);
-    for reason in ["EndedWithoutJob", REJECTED] {
+    for reason in [Reason::EndedWithoutJob, Reason::PodRejected] {
         let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
         let without = Failure::new(reason, Class::Transient, "m".to_owned(), ago(20), true);
         failed.end = Some(End::Failed(without));

@@ -6,9 +6,7 @@ use super::{LOG, Verification, VerifiedJob, VerifiedJobStatus, named};
 use crate::model::github::RunJob;
 use crate::model::time::Shift as _;
 use crate::queue;
-
-/// The reason of a job that nobody picked up in time.
-pub const NOT_PICKED_UP: &str = "JobNotPickedUp";
+use crate::reason::Reason;
 
 /// What a run has shown so far.
 pub(super) struct Judged {
@@ -21,8 +19,8 @@ pub(super) struct Judged {
 /// What follows.
 pub(super) enum Verdict {
     /// It goes on; with a reason and a sentence where something holds it up.
-    Open(Option<(String, String)>),
-    Failed(String, String),
+    Open(Option<(Reason, String)>),
+    Failed(Reason, String),
     Succeeded,
 }
 
@@ -40,12 +38,12 @@ pub(super) fn judge(verification: &Verification<'_>) -> Judged {
         overdue: false,
     };
     if watched.is_gone {
-        judged.verdict = Verdict::Failed("RunGone".into(), "The run was deleted on GitHub".into());
+        judged.verdict = Verdict::Failed(Reason::RunGone, "The run was deleted on GitHub".into());
         return judged;
     }
     let mut open = false;
     let mut hold = None;
-    let mut failed: Option<(String, String)> = None;
+    let mut failed: Option<(Reason, String)> = None;
     for wanted in &verification.verify.jobs {
         let found = named(&wanted.name, &watched.jobs);
         if found.is_empty() {
@@ -70,7 +68,7 @@ pub(super) fn judge(verification: &Verification<'_>) -> Judged {
                 State::Late(message) => {
                     open = true;
                     judged.overdue = true;
-                    hold = Some((NOT_PICKED_UP.to_owned(), message));
+                    hold = Some((Reason::JobNotPickedUp, message));
                 }
             }
         }
@@ -86,7 +84,7 @@ pub(super) fn judge(verification: &Verification<'_>) -> Judged {
 
 enum State {
     Good,
-    Bad(String, String),
+    Bad(Reason, String),
     Open,
     Held,
     Late(String),
@@ -147,14 +145,14 @@ impl Verification<'_> {
                 }
                 _ => "; its log says why",
             };
-            return bad(
-                "JobFailed",
+            return State::Bad(
+                Reason::JobFailed,
                 format!("The job {} ended with {conclusion}{advice}", job.name),
             );
         }
         let Some(runner) = taken.filter(|name| is_ours(name, &self.case.pool.key.name)) else {
-            return bad(
-                "ForeignRunner",
+            return State::Bad(
+                Reason::ForeignRunner,
                 format!(
                     "The job {} ran on {}, which is not of this pool: other runners have the labels [{}], too; give this pool a label of its own",
                     job.name,
@@ -166,8 +164,8 @@ impl Verification<'_> {
         if let Some(at) = started
             && self.waited(job, at) > limit
         {
-            return bad(
-                NOT_PICKED_UP,
+            return State::Bad(
+                Reason::JobNotPickedUp,
                 format!(
                     "{runner} picked up the job {} after {} seconds, {} are allowed; more replicas, or a larger spec.verify.pickupSeconds",
                     job.name,
@@ -190,8 +188,8 @@ impl Verification<'_> {
             {
                 State::Open
             }
-            None => bad(
-                "LogNotReadable",
+            None => State::Bad(
+                Reason::LogNotReadable,
                 format!(
                     "The log of the job {} cannot be read, so its tests cannot be counted{}",
                     job.name,
@@ -207,8 +205,8 @@ impl Verification<'_> {
             Some(sum) if i64::try_from(sum.passed).ok() == Some(i64::from(expected.passed)) => {
                 State::Good
             }
-            Some(sum) => bad(
-                "TestsMissing",
+            Some(sum) => State::Bad(
+                Reason::TestsMissing,
                 format!(
                     "The log of the job {} reports {} of {} passed tests, in {} lines `test result:`",
                     job.name, sum.passed, expected.passed, sum.results
@@ -306,29 +304,29 @@ impl Verification<'_> {
     }
 
     /// What holds the run back as a whole.
-    fn held(&self) -> Option<(String, String)> {
+    fn held(&self) -> Option<(Reason, String)> {
         let watched = &self.case.observed.verification;
         let status = watched.run.as_ref().map_or("", |run| run.status.as_str());
         let any = |word: &str| status == word || watched.jobs.iter().any(|job| job.status == word);
         if any("pending") {
             return Some((
-                "HeldByConcurrencyGroup".to_owned(),
+                Reason::HeldByConcurrencyGroup,
                 "The workflow's concurrency group holds the run until another run of the same ref is over; more runners do not help".to_owned(),
             ));
         }
         any("waiting").then(|| {
             (
-                "WaitsForApproval".to_owned(),
+                Reason::WaitsForApproval,
                 "A protection rule of the workflow's environment holds a job; approve it on the page of the run".to_owned(),
             )
         })
     }
 
-    fn unknown(&self, wanted: &VerifiedJob) -> (String, String) {
+    fn unknown(&self, wanted: &VerifiedJob) -> (Reason, String) {
         let jobs = &self.case.observed.verification.jobs;
         let names: Vec<&str> = jobs.iter().take(20).map(|job| job.name.as_str()).collect();
         (
-            "JobNotFound".to_owned(),
+            Reason::JobNotFound,
             format!(
                 "{} has no job {}; it has {}",
                 self.verify.workflow,
@@ -337,10 +335,6 @@ impl Verification<'_> {
             ),
         )
     }
-}
-
-fn bad(reason: &str, message: String) -> State {
-    State::Bad(reason.to_owned(), message)
 }
 
 /// Whether a runner's name is one that the pool gives: its own, a hyphen, and a suffix without one.

@@ -308,7 +308,7 @@ fn a_refusal_is_told_and_takes_no_runner_away() {
     pool.status = at_work(&pool, &observed).status;
     observed.verification.since = Some(NOW);
     observed.verification.dispatch = Dispatch::Refused {
-        reason: "RefNotFound".into(),
+        reason: Reason::RefNotFound,
         message: "No ref found for: dev".into(),
     };
     let plan = at_work(&pool, &observed);

@@ -159,7 +159,7 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
         rows.push([
             entry.node.clone(),
             or_dash(entry.device.as_deref().map(device)),
-            entry.class.clone(),
+            entry.class.to_string(),
             or_dash(entry.code),
             or_dash(until),
         ]);

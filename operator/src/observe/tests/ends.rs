@@ -201,7 +201,7 @@ fn an_init_container_of_the_template_that_fails_is_named_with_its_last_words() {
     let runner = starting(&json!({"containers": []}), &states);
     let failure = failure(&runner);
     assert_eq!(
-        (failure.reason, failure.class),
+        (failure.reason.word(), failure.class),
         ("InitContainerFailed", Class::Config)
     );
     for word in ["externals", "code 1", "cp: no such file"] {
@@ -257,7 +257,7 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
     ] {
         let runner = starting(spec, &[("gate", state)]);
         let failure = failure(&runner);
-        assert_eq!((failure.reason, failure.class), expected);
+        assert_eq!((failure.reason.word(), failure.class), expected);
         assert_eq!(
             failure.message.contains("64Mi"),
             spec == &limited,
@@ -287,7 +287,7 @@ fn a_gate_that_the_node_could_not_start_is_told_in_the_runtimes_words() {
         let states = [("gate", done(code, reason, words))];
         let runner = starting(&json!({"containers": []}), &states);
         let failure = failure(&runner);
-        assert_eq!((failure.reason, failure.class), expected, "{words}");
+        assert_eq!((failure.reason.word(), failure.class), expected, "{words}");
         let is_the_nodes = expected.1 == Class::Transient;
         assert_eq!(failure.message.contains(hook), is_the_nodes);
         // No other pool is bound by what a runtime says of this one's pods.
@@ -311,7 +311,7 @@ fn a_pod_at_its_own_deadline_is_nobodys_fault() {
         let runner = read(&spec, &status);
         let failure = failure(&runner);
         assert_eq!(
-            (failure.reason, failure.class),
+            (failure.reason.word(), failure.class),
             ("DeadlineExceeded", Class::Transient)
         );
         assert!(failure.message.contains("45 s"), "{}", failure.message);
@@ -328,7 +328,7 @@ fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
     );
     let failure = failure(&runner);
     assert_eq!(
-        (failure.reason, failure.code),
+        (failure.reason.word(), failure.code),
         ("AgentEndedAtOnce", Some(1))
     );
     assert!(failure.message.contains(words), "{}", failure.message);
@@ -346,7 +346,7 @@ fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
         }),
     );
     let failure = failure(&runner);
-    assert_eq!(failure.reason, "PodRejected");
+    assert_eq!(failure.reason.word(), "PodRejected");
     assert!(
         failure.message.contains("build of run 7"),
         "{}",
@@ -364,7 +364,7 @@ fn an_agent_that_could_not_be_started_is_tried_again_first() {
     );
     let failure = failure(&runner);
     let expected = ("ContainerNotStarted", Class::Transient);
-    assert_eq!((failure.reason, failure.class), expected);
+    assert_eq!((failure.reason.word(), failure.class), expected);
     assert!(!failure.message.contains("command"), "{}", failure.message);
 }
 
@@ -383,7 +383,7 @@ fn a_pod_that_was_deleted_by_force_is_told_unless_its_runner_was_idle() {
         let mut pod = been_online(0, ready_at);
         pod["conditions"][1]["status"] = json!(status);
         pod["containerStatuses"][0]["ready"] = json!(status == "True");
-        Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason)
+        Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason.word())
     };
     assert_eq!(gone("False", 30), Some("JobCutShort"));
     assert_eq!(gone("True", 30), None);
