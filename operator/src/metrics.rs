@@ -68,7 +68,7 @@ impl Default for State {
 /// What is counted of one pool; it goes with the pool.
 #[derive(Debug, Default)]
 struct PoolSeries {
-    view: Option<PoolView>,
+    gauges: Option<PoolGauges>,
     /// By class, code and product.
     gates: BTreeMap<(&'static str, &'static str, String), u64>,
     gate_seconds: Option<Histogram>,
@@ -105,7 +105,7 @@ impl PoolSeries {
 
 /// A pool as a visit has seen it.
 #[derive(Debug)]
-pub struct PoolView {
+pub struct PoolGauges {
     phases: BTreeMap<RunnerPhase, u64>,
     wanted: Option<u64>,
     conditions: Vec<(&'static str, bool)>,
@@ -115,7 +115,7 @@ pub struct PoolView {
     credential: Option<Fingerprint>,
 }
 
-impl PoolView {
+impl PoolGauges {
     /// Reads what a visit has observed and planned.
     #[must_use]
     pub fn of(
@@ -201,8 +201,8 @@ impl News {
 
 impl Metrics {
     /// Takes in how a visit has seen a pool.
-    pub fn saw(&self, pool: &PoolKey, view: PoolView) {
-        self.pool(pool, |series| series.view = Some(view));
+    pub fn saw(&self, pool: &PoolKey, gauges: PoolGauges) {
+        self.pool(pool, |series| series.gauges = Some(gauges));
     }
 
     /// Counts what a visit has found out.

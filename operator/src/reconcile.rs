@@ -12,7 +12,7 @@ use crate::act::{Outcome, act, status};
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::guard;
-use crate::metrics::PoolView;
+use crate::metrics::PoolGauges;
 use crate::observe::observe;
 use crate::watch::pools;
 use cuda_runner_plan::model::backoff;
@@ -52,8 +52,8 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
         .instrument(info_span!("observe"))
         .await;
     let mut plan = cuda_runner_plan::plan(&pool, &observed, now);
-    let view = PoolView::of(&pool, &observed, &plan, client.as_deref(), now);
-    ctx.metrics.saw(&pool.key, view);
+    let gauges = PoolGauges::of(&pool, &observed, &plan, client.as_deref(), now);
+    ctx.metrics.saw(&pool.key, gauges);
     // A thousand visits may wait for the API server at a time.
     drop(observed);
     let outcome = act(ctx, &pool, client, &mut plan)

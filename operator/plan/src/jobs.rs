@@ -15,7 +15,7 @@ use super::{About, NOTE, Notice, Observed, Plan};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{Done, End, Runner};
+use crate::model::runner::{End, EndedJob, Runner};
 use crate::model::time::Shift as _;
 use crate::model::verification::VerificationFacts;
 use crate::reason::Reason;
@@ -106,7 +106,7 @@ fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
 
 /// Whether the status has a runner's job, or has had it: older ones than a full list has have left it.
 #[must_use]
-pub fn is_noted(known: &[JobStatus], runner: &str, done: &Done) -> bool {
+pub fn is_noted(known: &[JobStatus], runner: &str, done: &EndedJob) -> bool {
     let oldest = known.get(MAX_LAST_JOBS - 1);
     oldest.is_some_and(|job| done.finished <= job.finished_at.0)
         || known
@@ -128,9 +128,9 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
 }
 
 /// The job that has ended on a runner: by its own marks, or by GitHub's word where it failed before it left any.
-fn done(runner: &Runner) -> Option<Done> {
+fn done(runner: &Runner) -> Option<EndedJob> {
     let heard = || match (&runner.heard, &runner.end) {
-        (Some(job), Some(End::Failed(failure))) => Some(Done {
+        (Some(job), Some(End::Failed(failure))) => Some(EndedJob {
             job: job.clone(),
             started: None,
             finished: failure.at,
@@ -141,7 +141,7 @@ fn done(runner: &Runner) -> Option<Done> {
 }
 
 /// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.
-fn entry(spec: &Spec, runner: &Runner, done: &Done) -> JobStatus {
+fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
     let job = &done.job;
     let repository = Repository::within(&spec.url, &job.repository);
     let run = job.run.parse::<u64>().ok();

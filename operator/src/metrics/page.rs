@@ -121,46 +121,46 @@ type Labelled<'a> = ([&'a str; 2], &'a PoolSeries);
 
 /// How the last visits have seen the pools.
 fn seen(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let viewed = || {
+    let with_gauges = || {
         pools
             .iter()
-            .filter_map(|(pool, series)| Some((*pool, series.view.as_ref()?)))
+            .filter_map(|(pool, series)| Some((*pool, series.gauges.as_ref()?)))
     };
     let mut samples = metric::POOL.open(encoder)?;
-    for ([namespace, pool], view) in viewed() {
-        if let Some(credential) = view.credential {
+    for ([namespace, pool], gauges) in with_gauges() {
+        if let Some(credential) = gauges.credential {
             samples.info([namespace, pool, &credential.to_string()])?;
         }
     }
     let mut samples = metric::RUNNERS.open(encoder)?;
-    for ([namespace, pool], view) in viewed() {
-        for (phase, count) in &view.phases {
+    for ([namespace, pool], gauges) in with_gauges() {
+        for (phase, count) in &gauges.phases {
             samples.gauge([namespace, pool, super::word(*phase)], *count)?;
         }
     }
     let mut samples = metric::WANTED.open(encoder)?;
-    for (pool, view) in viewed() {
-        if let Some(wanted) = view.wanted {
+    for (pool, gauges) in with_gauges() {
+        if let Some(wanted) = gauges.wanted {
             samples.gauge(pool, wanted)?;
         }
     }
     let mut samples = metric::CONDITION.open(encoder)?;
-    for ([namespace, pool], view) in viewed() {
-        for (condition, holds) in &view.conditions {
+    for ([namespace, pool], gauges) in with_gauges() {
+        for (condition, holds) in &gauges.conditions {
             samples.gauge([namespace, pool, condition], u64::from(*holds))?;
         }
     }
     let mut samples = metric::QUARANTINED.open(encoder)?;
-    for (pool, view) in viewed() {
-        samples.gauge(pool, view.quarantined)?;
+    for (pool, gauges) in with_gauges() {
+        samples.gauge(pool, gauges.quarantined)?;
     }
     let mut samples = metric::BREAKER.open(encoder)?;
-    for (pool, view) in viewed() {
-        samples.gauge(pool, u64::from(view.breaker_open))?;
+    for (pool, gauges) in with_gauges() {
+        samples.gauge(pool, u64::from(gauges.breaker_open))?;
     }
     let mut samples = metric::VERIFIED.open(encoder)?;
-    for (pool, view) in viewed() {
-        if let Some(passed) = view.verified {
+    for (pool, gauges) in with_gauges() {
+        if let Some(passed) = gauges.verified {
             samples.gauge(pool, u64::from(passed))?;
         }
     }

@@ -100,9 +100,9 @@ fn recorded() -> Metrics {
     plan.status.verification = Some(verification(VerificationState::Failed));
     plan.failed = vec![(Class::Device, Reason::GateFailed)];
     let used = &pool.key;
-    let mut view = PoolView::of(&pool, &observed, &plan, None, fixture::NOW);
-    view.credential = Some(usage()[0].0);
-    metrics.saw(used, view);
+    let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);
+    gauges.credential = Some(usage()[0].0);
+    metrics.saw(used, gauges);
     metrics.learned(used, &News::of(&pool, &plan));
     metrics.visited(used, Duration::from_millis(4), None);
     metrics.visited(used, Duration::from_millis(32), Some("Kubernetes"));

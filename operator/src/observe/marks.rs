@@ -7,17 +7,17 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
 
 use super::pod::{container, ended};
-use cuda_runner_plan::model::runner::{Done, Job, RUNNER};
+use cuda_runner_plan::model::runner::{EndedJob, Job, RUNNER};
 
 /// The last job that has ended on the runner of this pod; known once its container has ended.
-pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<Done> {
+pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
     let runner = ended(container(pod, RUNNER))?;
     let marks = Marks::of(Some(runner));
     let end = runner.finished_at.as_ref().map_or(created, |t| t.0);
     let job = marks.completed?;
     let finished = job.time(created, end).unwrap_or(end);
     let started = marks.began.and_then(|began| began.time(created, finished));
-    Some(Done {
+    Some(EndedJob {
         job,
         started,
         finished,

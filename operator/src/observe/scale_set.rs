@@ -202,12 +202,12 @@ impl ScaleSetMemory {
 mod tests {
     use super::*;
     use cuda_runner_plan::fixture::{NOW, ago, pool, runner};
-    use cuda_runner_plan::model::runner::{Done, Job};
+    use cuda_runner_plan::model::runner::{EndedJob, Job};
     use cuda_runner_plan::model::scale_set::Heard;
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
-        runner.done = Some(Done {
+        runner.done = Some(EndedJob {
             job: Job::default(),
             started: None,
             finished,

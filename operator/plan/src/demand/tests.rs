@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::{NOW, ago, first_node, gate_failure, observed, resource, runner};
 use crate::model::github::{QueuedJob, Statistics};
-use crate::model::runner::{Done, Job};
+use crate::model::runner::{EndedJob, Job};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
 use crate::reason::Reason;
 use crate::{Action, Plan, Queue, health, plan};
@@ -362,7 +362,7 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
 
     // And one of them is over
     let mut over = runner(&pool, "pool-bbbbb", Finished);
-    over.done = Some(Done {
+    over.done = Some(EndedJob {
         job: Job::default(),
         started: Some(ago(15)),
         finished: ago(5),

@@ -11,7 +11,7 @@ type Change = fn(&mut Observed);
 /// A runner that has run `job` of the run 17, and ended so many seconds ago.
 fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
     let mut runner = runner(pool, name, RunnerPhase::Finished);
-    runner.done = Some(Done {
+    runner.done = Some(EndedJob {
         job: Job {
             job: job.to_owned(),
             run: "17".to_owned(),

@@ -77,7 +77,7 @@ pub struct Runner {
     /// The extended resources that it holds, as its pod asks for them.
     pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
-    pub done: Option<Done>,
+    pub done: Option<EndedJob>,
     /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
     pub heard: Option<Job>,
     /// What Kubernetes says where it takes the pod away by itself.
@@ -357,7 +357,7 @@ fn bounded(text: &str) -> String {
 
 /// A job that has ended on a runner, whatever became of either.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Done {
+pub struct EndedJob {
     /// The job.
     pub job: Job,
     /// When it began.
