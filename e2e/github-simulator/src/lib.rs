@@ -26,6 +26,7 @@ mod scale_sets;
 mod server;
 mod shared;
 pub mod state;
+pub mod testing;
 pub mod text;
 
 pub use server::{Config, serve};
