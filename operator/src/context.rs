@@ -17,12 +17,11 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::registrar::{CaStore, Ledger};
 use crate::specs::Specs;
-use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
-use crate::watch::pools;
 use crate::watch::pools::key_of;
+use crate::watch::{self, Waker};
 use cuda_runner_plan::checks;
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
 use cuda_runner_plan::model::node_marks::Held;
@@ -98,7 +97,7 @@ impl Context {
     /// The resource of a pool.
     #[must_use]
     pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
-        let reference = pools::reference(key);
+        let reference = watch::reference(key);
         self.pools.iter().find_map(|store| store.get(&reference))
     }
 

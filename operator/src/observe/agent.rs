@@ -4,7 +4,7 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{OOM_KILLED, OUT_OF_MEMORY, could_not_start, last_line, out_of_memory};
+use super::status::{OOM_KILLED, OUT_OF_MEMORY, could_not_start, last_line, out_of_memory};
 use cuda_runner_plan::model::runner::{
     ENDED_AT_ONCE, Failure, JOB_CUT_SHORT, NOT_STARTED, RUNNER, RefusedVersion,
     VERSION_REFUSED_ONCE,

@@ -11,6 +11,7 @@ pub mod marks;
 pub mod pod;
 pub mod refusal;
 pub mod scale_set;
+mod status;
 #[cfg(test)]
 mod tests;
 pub mod verify;
