@@ -19,11 +19,10 @@ use crate::metrics::Metrics;
 use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::specs::Specs;
-use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
-use crate::watch::pools;
+use crate::watch::{self, Waker};
 use cuda_runner_plan::PodSettings;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::node_marks::Marking;
@@ -89,7 +88,7 @@ impl Context {
     /// The resource of a pool.
     #[must_use]
     pub fn resource(&self, key: &PoolKey) -> Option<Arc<CudaRunner>> {
-        let reference = pools::reference(key);
+        let reference = watch::reference(key);
         self.pools.iter().find_map(|store| store.get(&reference))
     }
 

@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
-    use crate::watch::pools::reference;
+    use crate::watch::reference;
 
     #[tokio::test]
     async fn what_is_known_of_a_pool_goes_with_it() {

@@ -29,20 +29,13 @@ pub(crate) fn add(root: &Path, options: &Configure) -> Result<u8> {
         Some(name) => name.clone(),
         None => hostname()?,
     };
-    let labels = options
-        .labels
-        .as_deref()
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|label| !label.is_empty())
-        .collect();
+    let labels = options.labels.as_deref().unwrap_or_default().split(',');
     let server = Server::new(&format!("{}/_agent", site(url)?), "")?;
     let registration = Registration {
         url,
         token,
         name: &name,
-        labels,
+        labels: labels.map(str::trim).filter(|l| !l.is_empty()).collect(),
         group: options.runnergroup.as_deref(),
         work: &options.work,
         version: settings::version(),

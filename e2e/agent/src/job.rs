@@ -4,18 +4,18 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, RecvTimeoutError, Sender},
+        mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
 
 use crate::{
+    control::{Cancel, Log},
     server::{Job, Server},
     settings::Settings,
     terminal,
@@ -48,41 +48,6 @@ impl Conclusion {
             Self::Failure => "Failed",
             Self::Cancelled => "Canceled",
         }
-    }
-}
-
-/// Tells a running job to stop, and why.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Cancel(Arc<Mutex<Option<String>>>);
-
-impl Cancel {
-    /// Stop.
-    pub(crate) fn set(&self, reason: &str) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert_with(|| reason.to_owned());
-    }
-
-    /// Why it has to stop, if it has to.
-    pub(crate) fn reason(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-/// Where the lines of a job go.
-#[derive(Debug, Clone)]
-pub(crate) struct Log(Sender<String>);
-
-impl Log {
-    /// One line, with the time before it as in the logs of GitHub.
-    pub(crate) fn line(&self, text: &str) {
-        let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%7fZ");
-        // Nobody reads any more only when the job is over.
-        let _ = self.0.send(format!("{at} {text}\n"));
     }
 }
 

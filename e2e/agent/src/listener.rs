@@ -12,8 +12,9 @@ use anyhow::Result;
 use crate::{
     cli::Run,
     code,
-    job::{self, Cancel, Conclusion},
-    server::{Answered, Refusal, Server},
+    control::Cancel,
+    job::{self, Conclusion},
+    server::{Answered, Job, Refusal, Server},
     settings::{self, Settings},
     signals, terminal,
 };
@@ -65,15 +66,7 @@ pub(crate) fn run(root: &Path, options: &Run) -> Result<u8> {
         Ok(session) => session,
         Err(code) => return Ok(code),
     };
-    // From here on signals come in order with everything else.
-    let forward = sender.clone();
-    thread::spawn(move || {
-        while signal.recv().is_ok() {
-            if forward.send(Event::Signal).is_err() {
-                return;
-            }
-        }
-    });
+    forward(signal, sender.clone());
     terminal::line("");
     terminal::line("√ Connected to GitHub");
     terminal::line("");
@@ -101,6 +94,17 @@ pub(crate) fn run(root: &Path, options: &Run) -> Result<u8> {
         settings::delete(root);
     }
     Ok(code)
+}
+
+/// From here on signals come in order with everything else.
+fn forward(signal: Receiver<()>, events: Sender<Event>) {
+    thread::spawn(move || {
+        while signal.recv().is_ok() {
+            if events.send(Event::Signal).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// An ephemeral entry that did its job is gone; one that was only stopped is not.
@@ -230,6 +234,16 @@ fn on_message(listener: &Listener<'_>, message: Result<Answered<Option<u64>>>) -
             return Next::Listen;
         }
     };
+    let stopping = run_job(listener, job);
+    if listener.once || stopping {
+        Next::Exit(code::SUCCESS)
+    } else {
+        Next::Listen
+    }
+}
+
+/// Runs a job to its end; says whether a signal asked the agent to end meanwhile.
+fn run_job(listener: &Listener<'_>, job: Job) -> bool {
     let name = job.name().to_owned();
     terminal::event(&format!("Running job: {name}"));
     let cancel = Cancel::default();
@@ -266,9 +280,5 @@ fn on_message(listener: &Listener<'_>, message: Result<Answered<Option<u64>>>) -
         "Job {name} completed with result: {}",
         conclusion.result()
     ));
-    if listener.once || stopping {
-        Next::Exit(code::SUCCESS)
-    } else {
-        Next::Listen
-    }
+    stopping
 }

@@ -5,7 +5,9 @@
 //! simulator. Jobs really run, with bash, in the work folder.
 
 mod cli;
+mod code;
 mod configure;
+mod control;
 mod job;
 mod listener;
 mod server;
@@ -20,18 +22,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use cli::{Cli, Command};
-
-/// Exit codes of the real agent's listener.
-mod code {
-    /// All well.
-    pub(crate) const SUCCESS: u8 = 0;
-    /// Not worth another try.
-    pub(crate) const TERMINATED: u8 = 1;
-    /// Another agent uses the registration.
-    pub(crate) const SESSION_CONFLICT: u8 = 5;
-    /// The server takes no agent of this version any more.
-    pub(crate) const VERSION_DEPRECATED: u8 = 7;
-}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{
-    job::{Cancel, Log},
+    control::{Cancel, Log},
     server::Job,
     settings::Settings,
 };

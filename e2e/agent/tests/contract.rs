@@ -7,73 +7,48 @@
 )]
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use github_simulator::control::{Client, JobView, NewCredential, NewJob};
-use github_simulator::state::{Conclusion, Settings, StepTemplate};
-use github_simulator::{Config, fixtures::TENSOR_WASM, openapi, serve};
+use github_simulator::control::{JobView, NewCredential, NewJob};
+use github_simulator::fixtures::TENSOR_WASM;
+use github_simulator::state::{Conclusion, StepTemplate};
+use github_simulator::testing::Simulator;
 use http::Method;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
 
 /// Long enough for everything here.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A GitHub of the test's own.
+/// A GitHub of the test's own, and a token of its administrator.
 struct GitHub {
-    url: String,
-    ca: String,
-    control: Client,
+    simulator: Simulator,
     token: String,
-    server: JoinHandle<()>,
 }
 
-impl Drop for GitHub {
-    fn drop(&mut self) {
-        self.server.abort();
+impl Deref for GitHub {
+    type Target = Simulator;
+
+    fn deref(&self) -> &Self::Target {
+        &self.simulator
     }
 }
 
 impl GitHub {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let ca = certified.cert.pem();
-        let config = Config {
-            public_url: url.clone(),
-            certificate_chain_pem: ca.clone(),
-            private_key_pem: certified.signing_key.serialize_pem(),
-            openapi: openapi::ensure().unwrap(),
-            dump_file: None,
-            settings: Settings::default(),
-            fixtures: true,
-        };
-        let server = tokio::spawn(async move { serve(listener, config).await.unwrap() });
-        let control = Client::new(&url, &ca).unwrap();
-        until("the simulator", async || {
-            control.ready().await.then_some(())
-        })
-        .await;
+        let simulator = Simulator::start().await.unwrap();
         let new = NewCredential {
             name: "admin".to_owned(),
             scopes: Some(["repo".to_owned()].into()),
             admin: true,
             ..NewCredential::default()
         };
-        let token = control.create_token(&new).await.unwrap();
-        Self {
-            url,
-            ca,
-            control,
-            token,
-            server,
-        }
+        let token = simulator.control.create_token(&new).await.unwrap();
+        Self { simulator, token }
     }
 
     async fn rest(&self, method: Method, path: &str, body: Option<Value>) -> Value {

@@ -3,7 +3,7 @@
 //! A private protocol in JSON below `/_agent/`. It stands for GitHub's undocumented one, and keeps
 //! what can be seen of that from outside: sessions, offers that have to be picked up, refusals.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -20,15 +20,15 @@ use crate::{
     engine::{self, NotAcquired},
     registration,
     rest::runners,
-    server::Shared,
+    shared::Shared,
     state::{JobPhase, Scope, Session, World},
     text,
 };
 
-/// A long poll ends after this time, whatever the agent asks for.
-const LONGEST_WAIT: Duration = Duration::from_secs(50);
-
 mod jobs;
+mod wire;
+
+use wire::{Server, Wait, authenticate, gone, refuse, wait_for};
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
@@ -44,41 +44,6 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/_agent/jobs/{id}/complete", post(jobs::complete))
         .route("/_logs/{id}", get(jobs::job_log))
         .with_state(shared)
-}
-
-type Server = State<Arc<Shared>>;
-
-/// A refusal: the kind is what the agent's exit code depends on.
-fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
-    (status, Json(json!({"kind": kind, "message": message}))).into_response()
-}
-
-fn gone() -> Response {
-    refuse(
-        StatusCode::NOT_FOUND,
-        "runnerNotFound",
-        "The runner registration has been deleted from the server",
-    )
-}
-
-/// The runner whose secret the request carries.
-fn authenticate(world: &World, headers: &HeaderMap) -> Result<u64, Response> {
-    let secret = headers
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .unwrap_or_default();
-    let id: u64 = secret
-        .split('.')
-        .next()
-        .and_then(|id| id.parse().ok())
-        .ok_or_else(gone)?;
-    world
-        .runners
-        .get(&id)
-        .filter(|runner| runner.secret == secret)
-        .map(|runner| runner.id)
-        .ok_or_else(gone)
 }
 
 /// Numbers of a version, for comparing.
@@ -334,65 +299,6 @@ async fn close(
     engine::pump(&mut world, now);
     shared.notify();
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// Keeps a runner online while one of its calls is open, also when the caller hangs up.
-struct Presence {
-    shared: Arc<Shared>,
-    runner: u64,
-}
-
-impl Presence {
-    fn begin(shared: &Arc<Shared>, world: &mut World, runner: u64) -> Self {
-        if let Some(session) = world
-            .runners
-            .get_mut(&runner)
-            .and_then(|runner| runner.session.as_mut())
-        {
-            session.open_calls += 1;
-        }
-        Self {
-            shared: Arc::clone(shared),
-            runner,
-        }
-    }
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        let mut world = self.shared.world();
-        let now = world.now();
-        if let Some(session) = world
-            .runners
-            .get_mut(&self.runner)
-            .and_then(|runner| runner.session.as_mut())
-        {
-            session.open_calls = session.open_calls.saturating_sub(1);
-            session.last_seen = now;
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Wait {
-    wait: Option<u64>,
-}
-
-impl Wait {
-    fn duration(&self) -> Duration {
-        Duration::from_secs(self.wait.unwrap_or(0)).min(LONGEST_WAIT)
-    }
-}
-
-/// Asks `look` after each change until it has an answer or the time is over.
-async fn wait_for<F>(shared: &Arc<Shared>, runner: u64, wait: &Wait, look: F) -> Response
-where
-    F: FnMut(&mut World) -> Option<Response> + Send,
-{
-    let presence = Presence::begin(shared, &mut shared.world(), runner);
-    let answer = shared.wait(wait.duration(), look).await;
-    drop(presence);
-    answer.unwrap_or_else(|| StatusCode::NO_CONTENT.into_response())
 }
 
 async fn message(

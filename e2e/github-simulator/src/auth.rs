@@ -8,36 +8,10 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
 
 use crate::{
-    operations::Need,
-    rest::{Answer, Call},
-    state::{Credential, CredentialKind, InstallationToken, Level, Repository, World},
+    answer::Answer,
+    call::{Call, Principal},
+    state::{Credential, CredentialKind, Level, Repository, World},
 };
-
-/// Who asks.
-#[derive(Debug, Clone)]
-pub enum Principal {
-    /// Nobody in particular.
-    Anonymous,
-    /// A GitHub App, by its JWT.
-    App(u64),
-    /// An installation, by its token.
-    Installation(InstallationToken),
-    /// A person, by a token.
-    User(Credential),
-}
-
-impl Principal {
-    /// The name in the request log, which is also the key of the budget; never a secret.
-    #[must_use]
-    pub fn label(&self) -> String {
-        match self {
-            Self::Anonymous => "anonymous".to_owned(),
-            Self::App(id) => format!("app:{id}"),
-            Self::Installation(token) => format!("installation:{}", token.installation),
-            Self::User(credential) => format!("token:{}", credential.name),
-        }
-    }
-}
 
 /// Reads the `Authorization` header.
 pub fn identify(world: &World, header: Option<&str>, now: Timestamp) -> Result<Principal, Answer> {
@@ -106,7 +80,7 @@ fn app(world: &World, jwt: &str, now: Timestamp) -> Result<u64, Answer> {
         .find(|app| app.id.to_string() == issuer || app.client_id == issuer)
         .ok_or_else(|| Answer::error(404, "Integration not found"))?;
     let mut validation = Validation::new(Algorithm::RS256);
-    // The times are judged below, with GitHub's own words.
+    // `in_time` judges the times.
     validation.validate_exp = false;
     validation.required_spec_claims.clear();
     let genuine = app.public_keys.iter().any(|pem| {
@@ -116,7 +90,12 @@ fn app(world: &World, jwt: &str, now: Timestamp) -> Result<u64, Answer> {
     if !genuine {
         return Err(undecodable());
     }
-    let now = now.as_second();
+    in_time(&claims, now.as_second())?;
+    Ok(app.id)
+}
+
+/// The times in a JWT, judged with GitHub's own words.
+fn in_time(claims: &Value, now: i64) -> Result<(), Answer> {
     let issued = claims.get("iat").and_then(Value::as_i64).ok_or_else(|| {
         Answer::error(
             401,
@@ -148,7 +127,22 @@ fn app(world: &World, jwt: &str, now: Timestamp) -> Result<u64, Answer> {
              assertion was issued",
         ));
     }
-    Ok(app.id)
+    Ok(())
+}
+
+/// What a caller needs.
+#[derive(Debug, Clone, Copy)]
+pub enum Need {
+    /// Nothing.
+    Anyone,
+    /// An App's JWT.
+    App,
+    /// A permission on the repository of the path.
+    Repository(&'static str, Level),
+    /// A permission on the organization of the path.
+    Organization(&'static str, Level),
+    /// A classic token of an administrator of the enterprise of the path.
+    Enterprise,
 }
 
 /// Whether the caller may do what the operation needs.
@@ -157,83 +151,92 @@ pub fn authorize(world: &World, call: &Call, need: Need) -> Result<(), Answer> {
         Need::Anyone => Ok(()),
         Need::App => match call.principal {
             Principal::App(_) => Ok(()),
-            Principal::Anonymous => Err(Answer::error(401, "Requires authentication")),
+            Principal::Anonymous => Err(unauthenticated()),
             _ => Err(Answer::error(401, "A JSON web token could not be decoded")),
         },
-        Need::Repository(permission, level) => {
-            let name = call.repository_name();
-            let repository = world.repository(&name).ok_or_else(Answer::not_found)?;
-            if let Principal::App(_) = call.principal {
-                // Only /app and what is below it takes a JWT.
-                return Err(bad_credentials());
-            }
-            if matches!(call.principal, Principal::Anonymous) {
-                return Err(if repository.private {
-                    Answer::not_found()
-                } else {
-                    Answer::error(401, "Requires authentication")
-                });
-            }
-            let granted = if sees(world, &call.principal, repository) {
-                repository_level(world, &call.principal, permission)
-            } else if repository.private {
-                return Err(Answer::not_found());
+        Need::Repository(permission, level) => on_repository(world, call, permission, level),
+        Need::Organization(permission, level) => on_organization(world, call, permission, level),
+        Need::Enterprise => on_enterprise(world, call),
+    }
+}
+
+fn unauthenticated() -> Answer {
+    Answer::error(401, "Requires authentication")
+}
+
+fn on_repository(world: &World, call: &Call, permission: &str, level: Level) -> Result<(), Answer> {
+    let name = call.repository_name();
+    let repository = world.repository(&name).ok_or_else(Answer::not_found)?;
+    if let Principal::App(_) = call.principal {
+        // Only /app and what is below it takes a JWT.
+        return Err(bad_credentials());
+    }
+    if matches!(call.principal, Principal::Anonymous) {
+        return Err(if repository.private {
+            Answer::not_found()
+        } else {
+            unauthenticated()
+        });
+    }
+    let granted = if sees(world, &call.principal, repository) {
+        repository_level(world, &call.principal, permission)
+    } else if repository.private {
+        return Err(Answer::not_found());
+    } else {
+        // Everybody may look at what is public.
+        ["metadata", "contents", "actions", "checks"]
+            .contains(&permission)
+            .then_some(Level::Read)
+    };
+    if granted >= Some(level) {
+        return Ok(());
+    }
+    Err(refused(&call.principal))
+}
+
+fn on_organization(
+    world: &World,
+    call: &Call,
+    permission: &str,
+    level: Level,
+) -> Result<(), Answer> {
+    let login = call.parameter("org").to_lowercase();
+    if !world.organizations.contains_key(&login) {
+        return Err(Answer::not_found());
+    }
+    match &call.principal {
+        Principal::Anonymous => Err(unauthenticated()),
+        Principal::App(_) => Err(bad_credentials()),
+        Principal::Installation(token) => {
+            let own = world
+                .installations
+                .get(&token.installation)
+                .is_some_and(|installation| installation.account.to_lowercase() == login);
+            if !own {
+                Err(Answer::not_found())
+            } else if token.permissions.get(permission).copied() >= Some(level) {
+                Ok(())
             } else {
-                // Everybody may look at what is public.
-                ["metadata", "contents", "actions", "checks"]
-                    .contains(&permission)
-                    .then_some(Level::Read)
-            };
-            if granted >= Some(level) {
-                return Ok(());
-            }
-            Err(refused(&call.principal))
-        }
-        Need::Organization(permission, level) => {
-            let login = call.parameter("org").to_lowercase();
-            if !world.organizations.contains_key(&login) {
-                return Err(Answer::not_found());
-            }
-            match &call.principal {
-                Principal::Anonymous => Err(Answer::error(401, "Requires authentication")),
-                Principal::App(_) => Err(bad_credentials()),
-                Principal::Installation(token) => {
-                    let own = world
-                        .installations
-                        .get(&token.installation)
-                        .is_some_and(|installation| installation.account.to_lowercase() == login);
-                    if !own {
-                        Err(Answer::not_found())
-                    } else if token.permissions.get(permission).copied() >= Some(level) {
-                        Ok(())
-                    } else {
-                        Err(refused(&call.principal))
-                    }
-                }
-                Principal::User(credential) => organization_user(credential, permission, level)
-                    .then_some(())
-                    .ok_or_else(|| refused(&call.principal)),
+                Err(refused(&call.principal))
             }
         }
-        Need::Enterprise => {
-            let slug = call.parameter("enterprise").to_lowercase();
-            if !world.enterprises.contains_key(&slug) {
-                return Err(Answer::not_found());
-            }
-            match &call.principal {
-                Principal::Anonymous => Err(Answer::error(401, "Requires authentication")),
-                Principal::User(credential)
-                    if scope(
-                        credential,
-                        &["manage_runners:enterprise", "admin:enterprise"],
-                    ) =>
-                {
-                    Ok(())
-                }
-                // An enterprise hides from whoever may not administer it.
-                _ => Err(Answer::not_found()),
-            }
-        }
+        Principal::User(credential) => organization_user(credential, permission, level)
+            .then_some(())
+            .ok_or_else(|| refused(&call.principal)),
+    }
+}
+
+fn on_enterprise(world: &World, call: &Call) -> Result<(), Answer> {
+    let slug = call.parameter("enterprise").to_lowercase();
+    if !world.enterprises.contains_key(&slug) {
+        return Err(Answer::not_found());
+    }
+    let wanted = ["manage_runners:enterprise", "admin:enterprise"];
+    match &call.principal {
+        Principal::Anonymous => Err(unauthenticated()),
+        Principal::User(credential) if scope(credential, &wanted) => Ok(()),
+        // An enterprise hides from whoever may not administer it.
+        _ => Err(Answer::not_found()),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     engine,
-    rest::protection,
+    rest::render,
     state::{Conclusion, Job, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, World},
     text,
 };
@@ -140,10 +140,9 @@ fn show_repository(world: &World, name: &str, repository: &Repository) -> Value 
 }
 
 fn show_protection(protection: &Protection) -> Value {
-    let required = protection
-        .required_status_checks
-        .as_ref()
-        .map(|required| json!({"strict": required.strict, "checks": protection::checks(required)}));
+    let required = protection.required_status_checks.as_ref().map(
+        |required| json!({"strict": required.strict, "checks": render::required_checks(required)}),
+    );
     json!({"requiredStatusChecks": required, "rest": protection.rest})
 }
 

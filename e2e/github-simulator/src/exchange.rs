@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
+    answer::Answer,
     faults::{Action, Fault},
     openapi::Body,
-    rest::Answer,
-    server::{Dropped, Shared},
+    shared::Shared,
     state::Seen,
     text,
 };
@@ -42,6 +42,18 @@ impl Arrived {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
+
+/// A connection that is closed on purpose, by an injected fault.
+#[derive(Debug)]
+pub(crate) struct Dropped;
+
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an injected fault closed the connection")
+    }
+}
+
+impl std::error::Error for Dropped {}
 
 /// What the log says of a request, whatever its answer.
 pub(crate) struct Notice {

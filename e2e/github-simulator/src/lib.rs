@@ -6,7 +6,9 @@
 //! service of runner scale sets, which GitHub does not describe, is below `/tenant/1/`.
 
 pub mod agent;
+pub mod answer;
 pub mod auth;
+pub mod call;
 pub mod control;
 pub mod dump;
 pub mod engine;
@@ -22,7 +24,9 @@ mod registration;
 pub mod rest;
 mod scale_sets;
 mod server;
+mod shared;
 pub mod state;
+pub mod testing;
 pub mod text;
 
 pub use server::{Config, serve};

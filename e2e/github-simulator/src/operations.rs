@@ -1,28 +1,16 @@
 //! Which operations of GitHub's description are simulated, by what, and who may call them.
 
 use crate::{
+    answer::Answer,
+    auth::Need,
+    call::Call,
     openapi::{ENTERPRISE_CLOUD, GITHUB_COM},
     rest::{
-        Answer, Call, apps, checks, contents, protection, rate_limit, repos, rules, rulesets,
-        runners, runs, workflows,
+        apps, checks, contents, protection, rate_limit, repos, rules, rulesets, runners, runs,
+        workflows,
     },
     state::{Level, World},
 };
-
-/// What a caller needs.
-#[derive(Debug, Clone, Copy)]
-pub enum Need {
-    /// Nothing.
-    Anyone,
-    /// An App's JWT.
-    App,
-    /// A permission on the repository of the path.
-    Repository(&'static str, Level),
-    /// A permission on the organization of the path.
-    Organization(&'static str, Level),
-    /// A classic token of an administrator of the enterprise of the path.
-    Enterprise,
-}
 
 /// What carries out an operation.
 pub type Handler = fn(&mut World, &Call) -> Result<Answer, Answer>;

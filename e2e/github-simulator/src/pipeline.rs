@@ -8,15 +8,16 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::{
-    auth::{self, Principal},
+    answer::Answer,
+    auth,
+    call::{Call, Principal},
     engine, etag,
-    exchange::{self, Arrived, ENTERPRISE_PREFIX, Notice, Outcome},
+    exchange::{self, Arrived, Dropped, ENTERPRISE_PREFIX, Notice, Outcome},
     faults::{self, Target},
     limits,
     openapi::{Body, Match},
     operations,
-    rest::{Answer, Call},
-    server::{Dropped, Shared},
+    shared::Shared,
     state::{Side, Violation, World},
 };
 

@@ -9,26 +9,24 @@ mod connection;
 mod queue;
 mod sessions;
 mod sets;
+mod wire;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::body::Body as HttpBody;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use jiff::Timestamp;
 
 use crate::{
+    answer::Answer,
     engine,
-    exchange::{self, Arrived, ENTERPRISE_PREFIX, Notice, Outcome},
+    exchange::{self, Arrived, Dropped, ENTERPRISE_PREFIX, Notice, Outcome},
     faults::{self, Target},
-    openapi::Body,
-    rest::Answer,
-    server::{Dropped, Shared},
-    state::{Scope, World},
-    text,
+    shared::Shared,
+    state::World,
 };
+use wire::{authorize, secret};
 
 /// Where clients ask for the service, with a registration token.
 const REGISTRATION: &str = "/actions/runner-registration";
@@ -225,39 +223,6 @@ fn credential(world: &World, incoming: &Arrived) -> String {
     }
 }
 
-/// What comes after the scheme in the `Authorization` header.
-fn secret(incoming: &Arrived) -> &str {
-    incoming
-        .header("authorization")
-        .and_then(|header| header.split_once(' '))
-        .map(|(_, secret)| secret.trim())
-        .unwrap_or_default()
-}
-
-/// A request whose sender may do what it asks for.
-struct Call<'a> {
-    incoming: &'a Arrived,
-    scope: Scope,
-    now: Timestamp,
-}
-
-impl Call<'_> {
-    fn query(&self, name: &str) -> Option<&str> {
-        self.incoming.query.get(name).map(String::as_str)
-    }
-
-    fn body(&self) -> Result<&Value, Answer> {
-        document(self.incoming)
-    }
-}
-
-fn document(incoming: &Arrived) -> Result<&Value, Answer> {
-    match &incoming.body {
-        Body::Json(value) => Ok(value),
-        _ => Err(invalid("The body of the request is not JSON.")),
-    }
-}
-
 fn carry_out(shared: &Shared, incoming: &Arrived, operation: &Operation) -> Answer {
     let mut world = shared.world();
     let world = &mut *world;
@@ -297,78 +262,4 @@ fn decide(
         Operation::AcquirableJobs(id) => queue::acquirable(world, &call, *id),
         _ => Err(Answer::not_found()),
     }
-}
-
-/// The request must name a version and carry the token of a scope.
-fn authorize<'a>(world: &World, incoming: &'a Arrived, now: Timestamp) -> Result<Call<'a>, Answer> {
-    let scope = world
-        .admin_tokens
-        .get(secret(incoming))
-        .filter(|token| token.expires_at > now)
-        .map(|token| token.scope.clone())
-        .ok_or_else(unauthorized)?;
-    versioned(incoming)?;
-    Ok(Call {
-        incoming,
-        scope,
-        now,
-    })
-}
-
-fn versioned(incoming: &Arrived) -> Result<(), Answer> {
-    let named = incoming.query.contains_key("api-version")
-        || incoming
-            .header("accept")
-            .is_some_and(|accept| accept.contains("api-version="));
-    if named {
-        return Ok(());
-    }
-    let message = format!(
-        "No api-version was supplied for the \"{}\" request.",
-        incoming.method
-    );
-    Err(error(400, "VssVersionNotSpecified", &message))
-}
-
-/// The service's form of an error.
-fn error(status: u16, name: &str, message: &str) -> Answer {
-    let kind =
-        format!("GitHub.Actions.Runtime.WebApi.{name}Exception, GitHub.Actions.Runtime.WebApi");
-    Answer::json(status, json!({"typeName": kind, "message": message}))
-}
-
-fn invalid(message: &str) -> Answer {
-    error(400, "InvalidRequest", message)
-}
-
-fn unauthorized() -> Answer {
-    error(401, "Unauthorized", "The token is invalid or has expired.")
-}
-
-fn no_such_set(id: u64) -> Answer {
-    let message = format!("No runner scale set found with identifier {id}.");
-    error(404, "RunnerScaleSetNotFound", &message)
-}
-
-/// A list as the service gives it.
-fn list(values: &[Value]) -> Value {
-    json!({"count": values.len(), "value": values})
-}
-
-/// A token with its end, which clients read from its middle part.
-fn access_token(now: Timestamp, seconds: u32) -> (String, Timestamp) {
-    let expires_at = now
-        .checked_add(SignedDuration::from_secs(i64::from(seconds)))
-        .unwrap_or(now);
-    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let head = part(json!({"typ": "JWT", "alg": "RS256"}));
-    let claims = part(json!({
-        "iat": now.as_second(),
-        "nbf": now.as_second(),
-        "exp": expires_at.as_second(),
-        "jti": text::random_hex(16),
-    }));
-    // Nobody but us can check the signature, and we know our tokens.
-    let signature = URL_SAFE_NO_PAD.encode(text::random_hex(32));
-    (format!("{head}.{claims}.{signature}"), expires_at)
 }

@@ -1,12 +1,6 @@
 //! TLS, connections, and which part answers which path.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::{Router, body::Body, response::IntoResponse as _};
@@ -15,15 +9,18 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{ServerConfig, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::{
-    agent, control, dump, engine, fixtures,
+    agent, control, dump, engine,
+    exchange::Dropped,
+    fixtures,
     openapi::Description,
     operations::OPERATIONS,
     pipeline, scale_sets,
+    shared::Shared,
     state::{Settings, World},
 };
 
@@ -46,71 +43,6 @@ pub struct Config {
     pub fixtures: bool,
 }
 
-/// What every connection shares.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    world: Mutex<World>,
-    changed: watch::Sender<()>,
-    pub(crate) description: Description,
-}
-
-impl Shared {
-    /// The state, locked: never held across an await.
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        // A panic elsewhere is told elsewhere; the state stays readable for the post-mortem.
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes everybody who waits for a change.
-    pub(crate) fn notify(&self) {
-        self.changed.send_replace(());
-    }
-
-    /// Hears of changes from now on.
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
-    }
-
-    /// Asks `look` after each change until it has an answer; none when the time is over.
-    pub(crate) async fn wait<T, F>(&self, limit: Duration, mut look: F) -> Option<T>
-    where
-        F: FnMut(&mut World) -> Option<T> + Send,
-    {
-        let mut changes = self.changes();
-        let deadline = tokio::time::sleep(limit);
-        tokio::pin!(deadline);
-        loop {
-            let found = {
-                let mut world = self.world();
-                let now = world.now();
-                if engine::pump(&mut world, now) {
-                    self.notify();
-                }
-                look(&mut world)
-            };
-            if found.is_some() {
-                return found;
-            }
-            tokio::select! {
-                () = &mut deadline => return None,
-                changed = changes.changed() => changed.ok()?,
-            }
-        }
-    }
-}
-
-/// A connection that is closed on purpose, by an injected fault.
-#[derive(Debug)]
-pub(crate) struct Dropped;
-
-impl std::fmt::Display for Dropped {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("an injected fault closed the connection")
-    }
-}
-
-impl std::error::Error for Dropped {}
-
 /// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, config: Config) -> Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&config)?));
@@ -129,11 +61,7 @@ pub async fn serve(listener: TcpListener, config: Config) -> Result<()> {
     if config.fixtures {
         fixtures::tensor_wasm(&mut world);
     }
-    let shared = Arc::new(Shared {
-        world: Mutex::new(world),
-        changed: watch::Sender::new(()),
-        description,
-    });
+    let shared = Arc::new(Shared::new(world, description));
     let routes = Arc::new(Routes {
         control: control::router(Arc::clone(&shared)),
         agent: agent::router(Arc::clone(&shared)),

@@ -1,4 +1,4 @@
-//! Connections: which addresses may be asked, and by which way.
+//! Connections: which addresses may be asked.
 //!
 //! Whoever may write a pool names the server, a proxy, and by the server's answers further addresses. The operator's
 //! place in the network is another than theirs, so what only the operator reaches is not asked for them: this is decided
@@ -13,7 +13,6 @@ use std::{
 };
 
 use http::Uri;
-use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{
         self,
@@ -22,16 +21,11 @@ use hyper_util::{
             dns::{GaiResolver, Name},
         },
     },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::TokioIo,
 };
 use ipnet::IpNet;
-use octocrab::OctoBody;
-use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
-
-use super::Proxy;
-use super::proxy::Way;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Where clouds tell machines who they are, beside the link-local addresses.
@@ -134,7 +128,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    fn new(reach: Arc<Reach>) -> Self {
+    pub(super) fn new(reach: Arc<Reach>) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver {
             reach: Arc::clone(&reach),
         });
@@ -165,26 +159,6 @@ impl Service<Uri> for Guarded {
         let connecting = self.tcp.call(server);
         Box::pin(async move { connecting.await.map_err(Into::into) })
     }
-}
-
-pub(super) type HttpClient = legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody>;
-
-pub(super) fn http_client(
-    tls: ClientConfig,
-    server: &Uri,
-    proxy: Option<&Proxy>,
-    reach: Arc<Reach>,
-) -> HttpClient {
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        // Plain http was refused when the address was parsed, unless it is allowed.
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(Way::to(server, proxy, Guarded::new(reach)));
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_mins(1))
-        .build(connector)
 }
 
 /// Whether the server certainly never saw the request.

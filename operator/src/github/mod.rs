@@ -11,6 +11,7 @@
 
 mod access;
 mod ask;
+mod barred;
 mod body;
 pub mod budget;
 mod ca;

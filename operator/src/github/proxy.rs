@@ -2,19 +2,27 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::Uri;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
-    client::{legacy::connect::proxy::Tunnel, proxy::matcher::Matcher},
-    rt::TokioIo,
+    client::{
+        legacy::{self, connect::proxy::Tunnel},
+        proxy::matcher::Matcher,
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use octocrab::OctoBody;
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
 
 use super::Proxy;
-use super::connect::{BoxError, Guarded};
+use super::connect::{BoxError, Guarded, Reach};
 
 /// Whether this server is reached through the proxy.
 fn is_for(proxy: &Proxy, server: &Uri) -> bool {
@@ -35,7 +43,7 @@ pub(super) enum Way {
 
 impl Way {
     /// The way to `server`.
-    pub(super) fn to(server: &Uri, proxy: Option<&Proxy>, tcp: Guarded) -> Self {
+    fn to(server: &Uri, proxy: Option<&Proxy>, tcp: Guarded) -> Self {
         match proxy.filter(|proxy| is_for(proxy, server)) {
             Some(proxy) => Self::Through(Tunnel::new(proxy.uri().clone(), tcp)),
             None => Self::Straight(tcp),
@@ -68,6 +76,27 @@ impl Service<Uri> for Way {
             }
         }
     }
+}
+
+/// A client of one server, by the way to it.
+pub(super) type HttpClient = legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody>;
+
+pub(super) fn http_client(
+    tls: ClientConfig,
+    server: &Uri,
+    proxy: Option<&Proxy>,
+    reach: Arc<Reach>,
+) -> HttpClient {
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        // Plain http was refused when the address was parsed, unless it is allowed.
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(Way::to(server, proxy, Guarded::new(reach)));
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_mins(1))
+        .build(connector)
 }
 
 #[cfg(test)]

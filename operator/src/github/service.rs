@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use super::{
     Client, Error,
     ask::{Answer, Ask},
+    barred::barred_by,
     body::{LONGEST_ANSWER, LONGEST_LIST},
     budget::{LONGEST_PAUSE, Signs},
-    client::barred_by,
 };
 use cuda_runner_plan::model::url::encode;
 

@@ -15,9 +15,8 @@ use tokio::time::Instant;
 use super::{
     Error,
     ask::{Answer, Ask},
-    client::barred,
+    barred::barred,
     single::Single,
-    transport::Transport,
 };
 
 /// A token is renewed so long before it expires.
@@ -59,15 +58,33 @@ impl Tokens {
         }
     }
 
-    /// The token at hand, or a new one where it is about to expire. However many ask, one is minted.
-    pub(super) async fn current(&self, transport: &Transport) -> Result<Minted, Error> {
+    /// The token at hand, or a new one where it is about to expire. However many ask, one is minted: only then `app`, who
+    /// signs as the App, has `ask` answered.
+    pub(super) async fn current(
+        &self,
+        app: &Octocrab,
+        ask: &Ask,
+        answer: impl Future<Output = Result<Answer, Error>>,
+    ) -> Result<Minted, Error> {
         let now = Timestamp::now();
         self.single
             .get(
                 |minted| now + MARGIN < minted.value.expires_at,
-                |_| self.mint(transport),
+                |_| self.mint(app, ask, answer),
             )
             .await
+    }
+
+    /// The request for a token.
+    pub(super) fn ask(&self) -> Ask {
+        Ask::write(
+            Method::POST,
+            format!("/app/installations/{}/access_tokens", self.installation),
+            format!(
+                "mint a token for installation {} of App {}",
+                self.installation, self.app
+            ),
+        )
     }
 
     /// Forgets a token that was refused. False where the next one would be no better.
@@ -80,23 +97,25 @@ impl Tokens {
         true
     }
 
-    async fn mint(&self, transport: &Transport) -> Result<Minted, Error> {
-        let ask = Ask::write(
-            Method::POST,
-            format!("/app/installations/{}/access_tokens", self.installation),
-            format!(
-                "mint a token for installation {} of App {}",
-                self.installation, self.app
-            ),
-        );
+    async fn mint(
+        &self,
+        app: &Octocrab,
+        ask: &Ask,
+        answer: impl Future<Output = Result<Answer, Error>>,
+    ) -> Result<Minted, Error> {
         let at = Instant::now();
-        let answer = transport.send_as_app(&ask).await?;
+        let answer = answer.await?;
         if answer.status != StatusCode::CREATED {
-            return Err(self.refusal(&answer, &ask));
+            return Err(self.refusal(&answer, ask));
         }
-        let wire: Wire = answer.json(&ask)?;
+        let wire: Wire = answer.json(ask)?;
+        // The same connections, signing with another token.
+        let signed = app.user_access_token(wire.token);
         Ok(Minted {
-            octocrab: transport.signing_with(wire.token.into())?,
+            octocrab: signed.map_err(|_| Error::Malformed {
+                action: "mint an installation token".into(),
+                message: "the token cannot be used".into(),
+            })?,
             permissions: Arc::new(wire.permissions.unwrap_or_default()),
             expires_at: wire.expires_at,
             at,

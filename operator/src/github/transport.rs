@@ -17,7 +17,6 @@ use octocrab::{
     service::middleware::{base_uri::BaseUriLayer, extra_headers::ExtraHeadersLayer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use secrecy::SecretString;
 use tokio::time::Instant;
 use tracing::{Instrument as _, field::Empty, info_span};
 
@@ -26,8 +25,9 @@ use super::{
     ask::{Answer, Ask},
     body::{Broken, LONGEST_ANSWER, LONGEST_REFUSAL, Room, Whole},
     budget::{Budget, Signs},
-    connect::{HttpClient, Reach, connect_failed, explain, http_client},
+    connect::{Reach, connect_failed, explain},
     credentials::Kind,
+    proxy::{HttpClient, http_client},
     token::{Minted, Tokens},
 };
 
@@ -161,7 +161,7 @@ impl Transport {
     pub(super) async fn minted(&self) -> Result<Option<Minted>, Error> {
         match &self.tokens {
             None => Ok(None),
-            Some(tokens) => tokens.current(self).await.map(Some),
+            Some(tokens) => self.token_of(tokens).await.map(Some),
         }
     }
 
@@ -170,13 +170,13 @@ impl Transport {
         let answer = match &self.tokens {
             None => self.exchange(&self.octocrab, ask, None).await?,
             Some(tokens) => {
-                let minted = tokens.current(self).await?;
+                let minted = self.token_of(tokens).await?;
                 let answer = self
                     .exchange(&minted.octocrab, ask, Some(minted.at))
                     .await?;
                 // A 401 did nothing, so it is safe to ask again, even for a POST.
                 if answer.status == StatusCode::UNAUTHORIZED && tokens.discard(&minted).await {
-                    let minted = tokens.current(self).await?;
+                    let minted = self.token_of(tokens).await?;
                     self.exchange(&minted.octocrab, ask, Some(minted.at))
                         .await?
                 } else {
@@ -447,19 +447,11 @@ impl Transport {
         })
     }
 
-    /// Sends a request as the App itself.
-    pub(super) async fn send_as_app(&self, ask: &Ask) -> Result<Answer, Error> {
-        self.exchange(&self.octocrab, ask, None).await
-    }
-
-    /// The same connections, signing with another token.
-    pub(super) fn signing_with(&self, token: SecretString) -> Result<Octocrab, Error> {
-        self.octocrab
-            .user_access_token(token)
-            .map_err(|_| Error::Malformed {
-                action: "mint an installation token".into(),
-                message: "the token cannot be used".into(),
-            })
+    /// The installation's token. What signs here is the App itself.
+    async fn token_of(&self, tokens: &Tokens) -> Result<Minted, Error> {
+        let ask = tokens.ask();
+        let answer = self.exchange(&self.octocrab, &ask, None);
+        tokens.current(&self.octocrab, &ask, answer).await
     }
 
     fn unreachable(&self, ask: &Ask, message: String, undelivered: bool) -> Error {

@@ -4,7 +4,7 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
-use super::end::{OOM_KILLED, could_not_start, last_line, out_of_memory};
+use super::status::{OOM_KILLED, could_not_start, last_line, out_of_memory};
 use cuda_runner_plan::model::runner::{Failure, RUNNER, RefusedVersion};
 use cuda_runner_plan::reason::Reason;
 

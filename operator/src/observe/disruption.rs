@@ -3,8 +3,8 @@
 use gate_report::Class;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::pod::{condition, container, ended, words};
 use super::refusal::{self, Verdict};
+use super::status::{condition, container, ended, ended_at, words};
 use cuda_runner_plan::model::runner::{Disruption, RUNNER, lost};
 use cuda_runner_plan::reason::Reason;
 
@@ -68,7 +68,7 @@ pub(super) fn of_ended(
 fn is_past_deadline(pod: &Pod) -> bool {
     let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
     let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
-    let (Some(limit), Some(started), Some(at)) = (limit, started, super::end::ended_at(pod)) else {
+    let (Some(limit), Some(started), Some(at)) = (limit, started, ended_at(pod)) else {
         return false;
     };
     at.duration_since(started.0).as_secs() >= limit

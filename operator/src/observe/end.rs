@@ -8,8 +8,9 @@ use kube::ResourceExt as _;
 use super::agent::AgentEnd;
 use super::disruption;
 use super::marks::Marks;
-use super::pod::{
-    all_ready, container, ended, failed_init, init_container, terminated, transition,
+use super::status::{
+    OOM_KILLED, all_ready, container, could_not_start, ended, ended_at, failed_init,
+    init_container, last_line, out_of_memory, terminated, transition,
 };
 use cuda_runner_plan::model::runner::{
     End, Failure, GATE, Job, LIFETIME_ANNOTATION, NOT_RUN, PERSISTENT, PREFLIGHT, RUNNER,
@@ -20,9 +21,6 @@ use cuda_runner_plan::reason::Reason;
 const NO_DEVICE: i32 = 100;
 /// A container's exit code where the container runtime could not start it.
 const NO_START: i32 = 128;
-
-/// The kubelet's word for a container that was killed at its limit of memory.
-pub(super) const OOM_KILLED: &str = "OOMKilled";
 
 /// Whether the runner is over. Its pod says so some seconds after the container, and not at all while another container
 /// of it goes on.
@@ -192,14 +190,6 @@ fn gate_failure(
     }
 }
 
-/// Whether the container runtime could not start a container.
-pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
-    matches!(
-        ended.reason.as_deref(),
-        Some("StartError" | "ContainerCannotRun")
-    )
-}
-
 /// A gate that the node could not start: the runtime's hooks for GPUs mostly. Which node's fault that is, the plan sees
 /// when it happens again.
 fn not_run(
@@ -252,14 +242,6 @@ fn killed_failure(
     )
 }
 
-/// What became of a container at its limit, and where the limit comes from.
-pub(super) fn out_of_memory(container: &str, limit: Option<&str>, cut_text: &str) -> String {
-    let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
-    format!(
-        "The container {container} was killed at its memory limit{limit}. Raise resources.limits.memory of the container `{container}` in spec.template; where it names none, a LimitRange of the namespace sets it.{cut_text}"
-    )
-}
-
 /// The memory limit of a container, also one that a `LimitRange` has set.
 fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
     let spec = pod.spec.as_ref()?;
@@ -286,29 +268,4 @@ fn gpu_lost(when: &str, job: Option<&Job>) -> String {
 /// Whether a failure is of the driver's start.
 fn is_at_start(failure: &gate_report::Failure) -> bool {
     matches!(failure.step, Step::Load | Step::Init) || failure.code == Some(NO_DEVICE)
-}
-
-/// When the pod's last container ended; of a pod none of whose containers ran, when it was last heard of.
-pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
-    ended(container(pod, RUNNER))
-        .or_else(|| terminated(failed_init(pod)))
-        .or_else(|| terminated(init_container(pod, GATE)))
-        .and_then(|t| t.finished_at.as_ref())
-        .map(|t| t.0)
-        .or_else(|| last_heard(pod))
-}
-
-/// The newest of the times in a pod's status: a pod may have waited for days before a node refused it.
-fn last_heard(pod: &Pod) -> Option<Timestamp> {
-    let status = pod.status.as_ref()?;
-    let started = status.start_time.as_ref().map(|t| t.0);
-    let conditions = status.conditions.iter().flatten();
-    conditions.filter_map(transition).chain(started).max()
-}
-
-/// The last line that says anything and is no mark of ours, cut to a sentence's length.
-pub(super) fn last_line(words: &str) -> String {
-    let mut lines = words.lines().rev().map(str::trim);
-    let line = lines.find(|l| !l.is_empty() && !l.starts_with("{\"mark\""));
-    gate_report::clean(line.unwrap_or("it left no message"), 300)
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
 
-use super::pod::{container, ended};
+use super::status::{container, ended};
 use cuda_runner_plan::model::runner::{EndedJob, Job, RUNNER};
 
 /// The last job that has ended on the runner of this pod; known once its container has ended.

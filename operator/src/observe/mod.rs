@@ -13,6 +13,7 @@ pub mod pod;
 pub mod refusal;
 pub mod runners;
 pub mod scale_set;
+mod status;
 #[cfg(test)]
 mod tests;
 pub mod verify;

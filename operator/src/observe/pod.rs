@@ -9,8 +9,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
 
 use super::disruption;
-use super::end::{end_of, ended_at};
+use super::end::end_of;
 use super::marks::done;
+use super::status::{
+    all_ready, condition, container, ended_at, init_container, terminated, transition, words,
+};
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, GATE, IMAGE_PULL_BACK_OFF, RUNNER, Runner, TEMPLATE_ANNOTATION,
@@ -180,11 +183,6 @@ fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp
     Some(running.started_at.as_ref().map_or(bound, |t| t.0))
 }
 
-/// Whether all containers are ready. The pod's own word waits for its readiness gates, too, which say nothing of the agent.
-pub(super) fn all_ready(pod: &Pod) -> Option<&PodCondition> {
-    condition(pod, "ContainersReady").or_else(|| condition(pod, "Ready"))
-}
-
 /// Since when all containers are ready, if they are.
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let ready = all_ready(pod).filter(|c| c.status == "True");
@@ -214,56 +212,6 @@ fn agent_running(pod: &Pod) -> bool {
 fn gate_report(pod: &Pod) -> Option<Report> {
     let message = terminated(init_container(pod, GATE))?.message.as_deref()?;
     Report::read(message.as_bytes()).ok()
-}
-
-pub(super) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|c| c.type_ == type_)
-}
-
-pub(super) fn transition(condition: &PodCondition) -> Option<Timestamp> {
-    condition.last_transition_time.as_ref().map(|t| t.0)
-}
-
-pub(super) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|c| c.name == name)
-}
-
-pub(super) fn init_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
-    statuses.iter().find(|c| c.name == name)
-}
-
-/// The end of a container, also where something starts it again: what it was made for is over.
-pub(super) fn ended(
-    status: Option<&ContainerStatus>,
-) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
-    let before = || status?.last_state.as_ref()?.terminated.as_ref();
-    terminated(status).or_else(before)
-}
-
-/// The first init container that has failed: the pod goes no further. One that is restarted with the pod is none.
-pub(super) fn failed_init(pod: &Pod) -> Option<&ContainerStatus> {
-    let spec = pod.spec.as_ref();
-    let plain = |status: &&ContainerStatus| {
-        let mut all = spec
-            .and_then(|s| s.init_containers.as_ref())
-            .into_iter()
-            .flatten();
-        !all.any(|c| c.name == status.name && c.restart_policy.is_some())
-    };
-    let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
-    let mut failed = statuses
-        .iter()
-        .filter(|status| terminated(Some(status)).is_some_and(|t| t.exit_code != 0));
-    failed.find(plain)
-}
-
-pub(super) fn terminated(
-    status: Option<&ContainerStatus>,
-) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
-    status?.state.as_ref()?.terminated.as_ref()
 }
 
 fn waiting_of_condition(condition: &PodCondition) -> Waiting {
@@ -318,11 +266,4 @@ fn is_over(pod: &Pod) -> bool {
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     let text = pod.annotations().get(name)?;
     (text.len() <= LONGEST_ANNOTATION).then_some(text)
-}
-
-/// Kubernetes' own words, in one line and of a sentence's length: parts of them come from registries and from specs.
-pub(super) fn words(text: Option<&str>) -> String {
-    const LONGEST: usize = 400;
-    let line = text.unwrap_or_default().split_whitespace();
-    gate_report::clean(&line.collect::<Vec<_>>().join(" "), LONGEST)
 }

@@ -1,5 +1,6 @@
 //! The log, whose filter and form can change while the operator runs, and traces on request.
 
+mod error;
 mod traces;
 
 use std::io::{IsTerminal as _, stderr};
@@ -9,14 +10,15 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::{Deserialize, Serialize};
 use tracing::{Level, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, ParseError, Targets};
+use tracing_subscriber::filter::{EnvFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload::{self, Handle};
-use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt};
 
 use crate::config::LogFormat;
+pub use error::TelemetryError;
 
 /// What is traced, whatever is logged: the visits, by kube's controller; our own steps in them and the requests to
 /// GitHub; the requests to Kubernetes, by kube's client.
@@ -27,37 +29,6 @@ const TRACED: [(&str, Level); 3] = [
 ];
 
 type Lines = Box<dyn Layer<Registry> + Send + Sync>;
-
-/// Why the log or the traces did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum TelemetryError {
-    /// The filter makes no sense.
-    #[error(
-        "the log filter {filter:?} is none ({source}); write a level, or pairs such as info,cuda_runner_operator=debug"
-    )]
-    Filter {
-        /// As it was given.
-        filter: String,
-        /// What is wrong with it.
-        source: ParseError,
-    },
-    /// Traces cannot be sent.
-    #[error(
-        "traces cannot be sent to {endpoint}: {why}; give --otlp-endpoint a URL such as http://collector:4318"
-    )]
-    Traces {
-        /// As it was given.
-        endpoint: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The process has a subscriber already.
-    #[error("the log was started twice")]
-    Twice(#[from] TryInitError),
-    /// The subscriber is gone, which it never is while the process runs.
-    #[error("the log cannot be changed any more: {0}")]
-    Gone(#[from] reload::Error),
-}
 
 /// How the log is written: what `GET /log` answers.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]

@@ -15,7 +15,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use rustls::crypto::aws_lc_rs;
 use tokio::runtime::Handle;
 
-use super::TelemetryError;
+use super::error::TelemetryError;
 
 /// From the first byte of a batch to the last one of its answer.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -25,6 +25,12 @@ use cuda_runner_plan::model::pool::PoolKey;
 /// stay in the process's memory.
 const PAGE: u32 = 50;
 
+/// A pool, as the stores of `kube` name it.
+#[must_use]
+pub fn reference(pool: &PoolKey) -> ObjectRef<CudaRunner> {
+    ObjectRef::new(&pool.name).within(&pool.namespace)
+}
+
 /// Wakes pools. Calls cost nothing while no controller listens, as on a replica that stands by.
 #[derive(Debug)]
 pub struct Waker {
@@ -56,7 +62,7 @@ impl Waker {
     pub fn wake(&self, pool: &PoolKey) {
         if self.listening.load(Ordering::Acquire) {
             // The receiver lives as long as the process: a failure means that the process ends.
-            let _ = self.sender.unbounded_send(pools::reference(pool));
+            let _ = self.sender.unbounded_send(reference(pool));
         }
     }
 }

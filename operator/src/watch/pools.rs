@@ -7,7 +7,6 @@ use cudarunner_crds::{CudaRunner, CudaRunnerSpec};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -15,12 +14,6 @@ use kube::{Client, Resource as _, ResourceExt as _};
 
 use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
-
-/// A pool, as the stores of `kube` name it.
-#[must_use]
-pub fn reference(pool: &PoolKey) -> ObjectRef<CudaRunner> {
-    ObjectRef::new(&pool.name).within(&pool.namespace)
-}
 
 /// What of a resource makes a visit worthwhile: not its status, which we write ourselves.
 #[derive(Eq, PartialEq)]

@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Server, Wait, authenticate, refuse, wait_for};
+use super::wire::{Server, Wait, authenticate, refuse, wait_for};
 use crate::{
     engine,
     rest::runs,

@@ -26,7 +26,7 @@ use crate::{
     faults::Fault,
     limits,
     rest::runners,
-    server::Shared,
+    shared::Shared,
     state::{JobTemplate, Scope, Seen, Settings, Violation, World},
 };
 

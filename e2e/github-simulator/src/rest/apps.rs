@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::{
-    auth::Principal,
-    rest::{Answer, Call, render, runners::hour_from},
+    answer::Answer,
+    call::{Call, Principal},
+    rest::{render, runners::hour_from},
     state::{App, Installation, InstallationToken, Level, World},
     text,
 };

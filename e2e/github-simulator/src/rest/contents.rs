@@ -3,11 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use crate::{
-    rest::{Answer, Call, repos},
-    state::World,
-    text,
-};
+use crate::{answer::Answer, call::Call, rest::repos, state::World, text};
 
 /// `GET …/contents/{path}`
 pub fn get(world: &mut World, call: &Call) -> Result<Answer, Answer> {

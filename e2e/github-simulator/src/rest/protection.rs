@@ -3,20 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    rest::{Answer, Call, repos},
-    state::{Branch, Check, Protection, Repository, RequiredStatusChecks, World},
+    answer::Answer,
+    call::Call,
+    rest::{render, repos},
+    state::{Branch, Check, Protection, RequiredStatusChecks, World},
     text,
 };
-
-/// The checks as GitHub shows them.
-#[must_use]
-pub fn checks(required: &RequiredStatusChecks) -> Vec<Value> {
-    required
-        .checks
-        .iter()
-        .map(|check| json!({"context": check.context, "app_id": check.app_id}))
-        .collect()
-}
 
 fn contexts(required: &RequiredStatusChecks) -> Vec<&str> {
     required
@@ -26,19 +18,8 @@ fn contexts(required: &RequiredStatusChecks) -> Vec<&str> {
         .collect()
 }
 
-/// A private repository of a free plan has no protection at all.
-fn paid(repository: &Repository) -> Result<(), Answer> {
-    if repository.private && !repository.paid_plan {
-        return Err(Answer::error(
-            403,
-            "Upgrade to GitHub Pro or make this repository public to enable this feature.",
-        ));
-    }
-    Ok(())
-}
-
 fn branch_of<'a>(world: &'a World, call: &Call) -> Result<&'a Branch, Answer> {
-    paid(repos::named(world, call)?)?;
+    repos::paid(repos::named(world, call)?)?;
     repos::branch(world, call).map(|(_, branch)| branch)
 }
 
@@ -91,7 +72,7 @@ fn show_required(call: &Call, required: &RequiredStatusChecks) -> Value {
         "url": url,
         "strict": required.strict,
         "contexts": contexts(required),
-        "checks": checks(required),
+        "checks": render::required_checks(required),
         "contexts_url": format!("{url}/contexts"),
     })
 }

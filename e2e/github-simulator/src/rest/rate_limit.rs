@@ -2,11 +2,7 @@
 
 use serde_json::json;
 
-use crate::{
-    limits,
-    rest::{Answer, Call},
-    state::World,
-};
+use crate::{answer::Answer, call::Call, limits, state::World};
 
 /// `GET /rate_limit`
 pub fn get(world: &mut World, call: &Call) -> Result<Answer, Answer> {

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    rest::Call,
-    state::{Repository, World},
+    call::Call,
+    state::{Repository, RequiredStatusChecks, World},
     text,
 };
 
@@ -229,4 +229,14 @@ pub fn pull_request(
         "head": end(branch),
         "base": end(&repository.default_branch),
     })
+}
+
+/// The checks as GitHub shows them.
+#[must_use]
+pub fn required_checks(required: &RequiredStatusChecks) -> Vec<Value> {
+    required
+        .checks
+        .iter()
+        .map(|check| json!({"context": check.context, "app_id": check.app_id}))
+        .collect()
 }

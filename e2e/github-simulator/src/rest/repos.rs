@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::{
-    auth::Principal,
-    rest::{Answer, Call, protection, render},
+    answer::Answer,
+    call::{Call, Principal},
+    rest::render,
     state::{Branch, CredentialKind, Repository, World},
     text,
 };
@@ -14,6 +15,17 @@ pub(crate) fn named<'a>(world: &'a World, call: &Call) -> Result<&'a Repository,
     world
         .repository(&call.repository_name())
         .ok_or_else(Answer::not_found)
+}
+
+/// A private repository of a free plan has no protection at all.
+pub(crate) fn paid(repository: &Repository) -> Result<(), Answer> {
+    if repository.private && !repository.paid_plan {
+        return Err(Answer::error(
+            403,
+            "Upgrade to GitHub Pro or make this repository public to enable this feature.",
+        ));
+    }
+    Ok(())
 }
 
 /// `GET /repos/{owner}/{repo}`
@@ -128,7 +140,7 @@ pub fn get_branch(world: &mut World, call: &Call) -> Result<Answer, Answer> {
         .protection
         .as_ref()
         .and_then(|protection| protection.required_status_checks.as_ref())
-        .map(protection::checks)
+        .map(render::required_checks)
         .unwrap_or_default();
     let contexts: Vec<&Value> = checks
         .iter()

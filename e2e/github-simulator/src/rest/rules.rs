@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::{
-    rest::{Answer, Call, repos},
+    answer::Answer,
+    call::Call,
+    rest::repos,
     state::{Repository, World},
 };
 

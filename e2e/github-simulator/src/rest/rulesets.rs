@@ -3,25 +3,17 @@
 use serde_json::{Value, json};
 
 use crate::{
-    rest::{Answer, Call, repos},
+    answer::Answer,
+    call::Call,
+    rest::repos,
     state::{Repository, World},
     text,
 };
 
-fn paid(repository: &Repository) -> Result<(), Answer> {
-    if repository.private && !repository.paid_plan {
-        return Err(Answer::error(
-            403,
-            "Upgrade to GitHub Pro or make this repository public to enable this feature.",
-        ));
-    }
-    Ok(())
-}
-
 /// `GET …/rulesets`
 pub fn list(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let repository = repos::named(world, call)?;
-    paid(repository)?;
+    repos::paid(repository)?;
     let targets: Option<Vec<&str>> = call.query("targets").map(|list| list.split(',').collect());
     let all = repository
         .rulesets
@@ -55,7 +47,7 @@ pub fn list(world: &mut World, call: &Call) -> Result<Answer, Answer> {
 
 fn find<'a>(world: &'a World, call: &Call) -> Result<(u64, &'a Value), Answer> {
     let repository = repos::named(world, call)?;
-    paid(repository)?;
+    repos::paid(repository)?;
     let id = call.number("ruleset_id")?;
     let ruleset = repository.rulesets.get(&id).ok_or_else(Answer::not_found)?;
     Ok((id, ruleset))
@@ -77,7 +69,7 @@ fn name_taken(repository: &Repository, name: &str, except: Option<u64>) -> bool 
 /// `POST …/rulesets`
 pub fn create(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let repository = repos::named(world, call)?;
-    paid(repository)?;
+    repos::paid(repository)?;
     let name = call.text("name").unwrap_or_default().to_owned();
     if name_taken(repository, &name, None) {
         return Err(Answer::invalid(

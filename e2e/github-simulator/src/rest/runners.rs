@@ -5,8 +5,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
+    answer::Answer,
+    call::Call,
     engine,
-    rest::{Answer, Call},
     state::{Label, RegistrationToken, Runner, RunnerGroup, Scope, World},
     text,
 };

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::{
+    answer::Answer,
+    call::Call,
     engine,
-    rest::{Answer, Call, render, repos},
+    rest::{render, repos},
     state::{Conclusion, Job, Repository, Run, World},
     text,
 };

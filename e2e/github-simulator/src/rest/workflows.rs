@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::{
+    answer::Answer,
+    call::Call,
     engine::{self, NewRun},
-    rest::{Answer, Call, repos},
+    rest::repos,
     state::{Repository, Workflow, World},
     text,
 };

@@ -3,10 +3,14 @@
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::{Call, error, invalid, list as values, sets};
+use super::{
+    sets,
+    wire::{Call, error, invalid, list as values},
+};
 use crate::{
+    answer::Answer,
     engine,
-    rest::{Answer, runners},
+    rest::runners,
     state::{Runner, World},
 };
 

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{access_token, document};
+use super::wire::{access_token, document};
 use crate::{
+    answer::Answer,
     exchange::Arrived,
     registration::{self, Refusal},
-    rest::Answer,
     state::{AdminToken, World},
 };
 

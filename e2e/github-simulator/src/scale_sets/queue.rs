@@ -6,14 +6,14 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Call, document, error, invalid, list, no_such_set, secret, sessions, sets, unauthorized,
-    versioned,
+    sessions, sets,
+    wire::{Call, document, error, invalid, list, no_such_set, secret, unauthorized, versioned},
 };
 use crate::{
+    answer::Answer,
     engine::scale_sets::{self, Message},
     exchange::Arrived,
-    rest::Answer,
-    server::Shared,
+    shared::Shared,
     state::{MessageSession, World},
 };
 

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Call, access_token, error, no_such_set, sets};
+use super::{
+    sets,
+    wire::{Call, access_token, error, no_such_set},
+};
 use crate::{
+    answer::Answer,
     engine,
-    rest::Answer,
     state::{MessageSession, World},
     text,
 };

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Call, error, invalid, list as values, no_such_set};
+use super::wire::{Call, error, invalid, list as values, no_such_set};
 use crate::{
+    answer::Answer,
     engine,
-    rest::{Answer, runners},
+    rest::runners,
     state::{RunnerGroup, ScaleSet, ScaleSetLabel, Scope, World},
     text,
 };

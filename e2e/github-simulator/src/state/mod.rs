@@ -1,6 +1,7 @@
 //! Everything that the simulated GitHub knows, behind one lock.
 
 mod accounts;
+mod budget;
 mod jobs;
 mod runners;
 mod scale_sets;
@@ -17,13 +18,14 @@ pub use accounts::{
     App, Branch, Check, Credential, CredentialKind, Enterprise, Installation, InstallationToken,
     Level, Organization, Protection, Repository, RequiredStatusChecks, RunnerGroup, Workflow,
 };
+pub use budget::Budget;
 pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Run, Step, StepTemplate};
 pub use runners::{Label, RegistrationToken, Runner, Scope, Session};
 pub use scale_sets::{
     AdminToken, ChangeKind, JobChange, MessageSession, ScaleSet, ScaleSetLabel, Statistics,
 };
 
-use crate::{faults::Fault, limits::Budget};
+use crate::faults::Fault;
 
 /// What a test may turn; all of it can be changed while the simulator runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]

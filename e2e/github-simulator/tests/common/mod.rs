@@ -5,31 +5,27 @@
     reason = "a part of tests, of which each uses its own"
 )]
 
+use std::ops::Deref;
+
 use github_simulator::{
-    Config,
-    control::{Client, NewApp, NewCredential, PublishedApp},
-    openapi, serve,
-    state::Settings,
+    control::{NewApp, NewCredential, PublishedApp},
+    testing,
 };
 use http::{HeaderMap, Method};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
 
 /// The repository of the fixtures.
 pub(crate) const REPO: &str = "/repos/craton-co/craton-tensor-wasm";
 
-/// A running simulator; it ends with the test.
-pub(crate) struct Simulator {
-    pub(crate) url: String,
-    pub(crate) ca: String,
-    pub(crate) control: Client,
-    server: JoinHandle<()>,
-}
+/// A running simulator, with a client of the REST API; it ends with the test.
+pub(crate) struct Simulator(testing::Simulator);
 
-impl Drop for Simulator {
-    fn drop(&mut self) {
-        self.server.abort();
+impl Deref for Simulator {
+    type Target = testing::Simulator;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }
 
@@ -57,30 +53,7 @@ impl Reply {
 
 impl Simulator {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let ca = certified.cert.pem();
-        let config = Config {
-            public_url: url.clone(),
-            certificate_chain_pem: ca.clone(),
-            private_key_pem: certified.signing_key.serialize_pem(),
-            openapi: openapi::ensure().unwrap(),
-            dump_file: None,
-            settings: Settings::default(),
-            fixtures: true,
-        };
-        let server = tokio::spawn(async move { serve(listener, config).await.unwrap() });
-        let control = Client::new(&url, &ca).unwrap();
-        while !control.ready().await {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        Self {
-            url,
-            ca,
-            control,
-            server,
-        }
+        Self(testing::Simulator::start().await.unwrap())
     }
 
     /// One request, with a credential or without.
