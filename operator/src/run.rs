@@ -1,7 +1,7 @@
 //! Starts the parts and ends with the first of them that ends.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cudarunner_crds::CudaRunner;
@@ -18,7 +18,6 @@ use kube::runtime::{Controller, reflector::Store};
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch as flag};
-use tower::BoxError;
 use tower::limit::ConcurrencyLimitLayer;
 
 use crate::act::events::Events;
@@ -26,19 +25,20 @@ use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context};
 use crate::github::Clients;
 use crate::insist::{insist, passes};
-use crate::lease::Fence;
+use crate::lease::{Election, Fence};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::reconcile::{on_error, reconcile};
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer, ServerNames};
 use crate::registration::OperatorBackend;
+use crate::server::{Started, Waits};
 use crate::specs::Specs;
 use crate::telemetry::Telemetry;
 use crate::watch::nodes::{self, Nodes};
 use crate::watch::objects::{Breadth, Objects};
 use crate::watch::pods::{self, Pods};
 use crate::watch::{Scope, Waker, pools};
-use crate::{lease, node_marks, server};
+use crate::{node_marks, server};
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::node_marks::Marking;
 
@@ -105,9 +105,6 @@ pub enum RunError {
     /// The certificate authority cannot be had.
     #[error("the registrar's certificate authority: {0}")]
     Ca(#[from] registrar::store::StoreError),
-    /// The leader election failed.
-    #[error("leader election: {0}")]
-    Lease(#[from] kube_lease_manager::LeaseManagerError),
     /// The lease was lost: another replica acts now.
     #[error("this replica does not lead any more")]
     LeaseLost,
@@ -118,18 +115,43 @@ pub enum RunError {
 
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
-    let fence = if config.leader_elect {
-        Fence::closed()
-    } else {
-        Fence::default()
+    let mut election = None;
+    if config.leader_elect {
+        let (client, namespace) = (renewing().await?, &config.operator_namespace);
+        election = Some(Election::new(client, namespace, &config.identity));
+    }
+    // First of all: a process that waits for what must be there lives.
+    let health = listen(config.health_listen).await?;
+    let started = Arc::default();
+    let ended = tokio::select! {
+        _ = server::serve(health, Arc::clone(&started)) => Err(RunError::Ended("the health endpoint")),
+        ended = operate(&config, telemetry, election.as_mut(), &started) => ended,
+        () = signal() => {
+            tracing::info!("a signal asks for the end");
+            Ok(())
+        }
     };
+    if let Some(election) = &mut election {
+        election.release().await;
+    }
+    ended
+}
+
+/// Starts the parts, and ends with the first of them that ends.
+async fn operate(
+    config: &Config,
+    telemetry: Arc<Telemetry>,
+    election: Option<&mut Election>,
+    started: &OnceLock<Started>,
+) -> Result<(), RunError> {
     let client = kubernetes().await?;
-    let (registrar_url, names) = registrar_address(&config, &client).await?;
+    let (registrar_url, names) = registrar_address(config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
 
     let (waker, woken) = Waker::new();
     let waker = Arc::new(waker);
-    let watched = watch_all(&config, &client, &waker);
+    let watched = watch_all(config, &client, &waker);
+    let fence = election.as_ref().map_or_else(Fence::default, |e| e.fence());
     let acting = fenced(&client, &fence);
     // In namespaces that are named the chart grants no more than named objects.
     let breadth = if config.watch_namespace.is_empty() {
@@ -142,7 +164,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         pools: watched.pools,
         pods: watched.pods,
         nodes: watched.nodes,
-        marking: marking(&config),
+        marking: marking(config),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), breadth),
         config_maps: Objects::new(client.clone(), Arc::clone(&waker), breadth),
         specs: Specs::new(config.insecure_github),
@@ -158,7 +180,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         waker: Arc::clone(&waker),
         creations: Semaphore::new(CREATIONS),
         ca: Arc::clone(&ca),
-        ledger: Arc::new(books(&config)),
+        ledger: Arc::new(books(config)),
         registrar_url,
         gate_image: config.gate_image.clone(),
         image_pull_policy: config.image_pull_policy.clone(),
@@ -167,7 +189,11 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         fence,
     });
 
-    let health = listen(config.health_listen).await?;
+    // It is set once.
+    let _ = started.set(Started {
+        waits: watched.ready.clone(),
+        ctx: Arc::clone(&ctx),
+    });
     let endpoint = listen(config.registrar_listen).await?;
     let admin = match config.admin_listen {
         Some(address) => Some(listen(address).await?),
@@ -187,14 +213,9 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     );
     tokio::select! {
         () = registrar => Err(RunError::Ended("the registrar")),
-        _ = server::serve(health, server::Readiness(watched.ready.clone()), Arc::clone(&ctx)) => Err(RunError::Ended("the health endpoint")),
         _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
-        ended = control(&config, ctx, waker, woken, watched.ready) => ended,
-        () = signal() => {
-            tracing::info!("a signal asks for the end");
-            Ok(())
-        }
+        ended = control(election, ctx, waker, woken, watched.ready) => ended,
     }
 }
 
@@ -206,13 +227,12 @@ pub async fn kubernetes() -> Result<Client, RunError> {
 }
 
 /// The client that renews the lease: with a connection of its own, so that it waits for no other request.
-async fn renewing(fence: &Fence) -> Result<Client, RunError> {
+async fn renewing() -> Result<Client, RunError> {
     let mut config = cluster().await?;
     // A renewal that hangs is tried again while the lease lasts.
     config.read_timeout = Some(RENEWAL);
     config.connect_timeout = Some(RENEWAL);
-    let builder = ClientBuilder::try_from(config).map_err(RunError::Kubeconfig)?;
-    Ok(builder.with_layer(&fence.renewals()).build())
+    Client::try_from(config).map_err(RunError::Kubeconfig)
 }
 
 /// The way to the API server.
@@ -229,10 +249,7 @@ fn fenced(client: &Client, fence: &Fence) -> Client {
     let (inner, fence) = (client.clone(), fence.clone());
     let checked = tower::service_fn(move |request: Request<Body>| {
         let (inner, fence) = (inner.clone(), fence.clone());
-        async move {
-            let request = fence.refuse(request)?;
-            Ok::<_, BoxError>(inner.send(request).await?)
-        }
+        async move { fence.send(inner, request).await }
     });
     Client::new(checked, client.default_namespace())
 }
@@ -258,7 +275,7 @@ struct Stores {
     pools: Vec<Store<CudaRunner>>,
     pods: Arc<Pods>,
     nodes: Option<Arc<Nodes>>,
-    ready: Vec<(&'static str, flag::Receiver<bool>)>,
+    ready: Waits,
 }
 
 /// Each of several replicas answers gates: none of them knows of all registrations.
@@ -327,53 +344,48 @@ fn watch_all(config: &Config, client: &Client, waker: &Arc<Waker>) -> Stores {
     watched
 }
 
-/// Acts, as soon as this replica leads and has seen the cluster.
+/// Acts, for as long as this replica leads.
 async fn control(
-    config: &Config,
+    election: Option<&mut Election>,
     ctx: Arc<Context>,
     waker: Arc<Waker>,
     woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
-    ready: Vec<(&'static str, flag::Receiver<bool>)>,
+    ready: Waits,
 ) -> Result<(), RunError> {
-    let mut leading = None;
-    if config.leader_elect {
-        tracing::info!("standing by for the lease");
-        let client = renewing(&ctx.fence).await?;
-        let lead = lease::lead(client, &config.operator_namespace, &config.identity);
-        leading = Some(lead.await?);
+    let Some(election) = election else {
+        return act(ctx, waker, woken, ready).await;
+    };
+    tracing::info!("standing by for the lease");
+    election.win().await;
+    tokio::select! {
+        ended = act(ctx, waker, woken, ready) => ended,
+        () = election.keep() => Err(RunError::LeaseLost),
     }
+}
+
+/// Acts, as soon as the cluster has been seen.
+async fn act(
+    ctx: Arc<Context>,
+    waker: Arc<Waker>,
+    woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
+    ready: Waits,
+) -> Result<(), RunError> {
     for (name, mut filled) in ready {
         if filled.wait_for(|done| *done).await.is_err() {
             return Err(RunError::Ended(name));
         }
     }
     tracing::info!("acting");
-    let fence = ctx.fence.clone();
     waker.listen();
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    let acting = async {
-        // Marking nodes never ends.
-        tokio::select! {
-            () = controllers(Arc::clone(&ctx), woken) => {}
-            () = node_marks::follow(&ctx, &waker) => {}
-        }
-    };
-    let Some(mut leading) = leading else {
-        acting.await;
-        return Err(RunError::Ended("the controller"));
-    };
-    // A lease that was ours before this start is ours at once: nothing may be written until it is renewed.
+    // Marking nodes never ends.
     tokio::select! {
-        () = fence.opens() => {}
-        _ = leading.wait_for(|leads| !leads) => return Err(RunError::LeaseLost),
+        () = controllers(Arc::clone(&ctx), woken) => {}
+        () = node_marks::follow(&ctx, &waker) => {}
     }
-    tokio::select! {
-        () = acting => Err(RunError::Ended("the controller")),
-        _ = leading.wait_for(|leads| !leads) => Err(RunError::LeaseLost),
-        () = fence.closes() => Err(RunError::LeaseLost),
-    }
+    Err(RunError::Ended("the controller"))
 }
 
 /// One controller for each scope, fed by the wakes of its own resources.
@@ -412,10 +424,12 @@ async fn controller(
         .run(reconcile, on_error, Arc::clone(&ctx))
         .for_each(|result| {
             match result {
-                Err(ControllerError::ObjectNotFound(gone)) => ctx.forget(&PoolKey {
-                    namespace: gone.namespace.unwrap_or_default(),
-                    name: gone.name,
-                }),
+                Err(ControllerError::ObjectNotFound(gone)) => {
+                    ctx.forget(&PoolKey {
+                        namespace: gone.namespace.unwrap_or_default(),
+                        name: gone.name,
+                    });
+                }
                 Err(ControllerError::QueueError(error)) => {
                     tracing::warn!(%error, "the controller's queue");
                 }
