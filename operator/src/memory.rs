@@ -218,6 +218,14 @@ impl PoolMemory {
         }
     }
 
+    /// Whether a pod's gate has brought its report for the first time. Of pods that are not `there` any more nothing is kept:
+    /// a replica that stands by reconciles nothing that would forget them.
+    pub fn is_first_report(&mut self, uid: &str, there: &BTreeSet<String>) -> bool {
+        self.reported
+            .retain(|known| known == uid || there.contains(known));
+        self.reported.insert(uid.to_owned())
+    }
+
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> Vec<String> {
@@ -373,6 +381,20 @@ mod tests {
             memory.waiting.is_empty(),
             "nothing is kept of pods that are gone"
         );
+    }
+
+    #[test]
+    fn reports_of_pods_that_are_gone_are_not_kept_where_nothing_is_reconciled() {
+        // Given a replica that stands by, to which the gates of ten thousand pods come, two at a time
+        let mut memory = PoolMemory::new("uid");
+        for number in 0..10_000 {
+            let there = BTreeSet::from([number, number + 1].map(|n: i32| n.to_string()));
+            // Then each report is new once
+            assert!(memory.is_first_report(&(number + 1).to_string(), &there));
+            assert!(!memory.is_first_report(&(number + 1).to_string(), &there));
+            // ... and no more is kept than there are pods
+            assert!(memory.reported.len() <= 2);
+        }
     }
 
     #[test]

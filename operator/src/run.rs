@@ -349,14 +349,18 @@ async fn control(
     election: Option<&mut Election>,
     ctx: Arc<Context>,
     waker: Arc<Waker>,
-    woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
+    mut woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
     ready: Waits,
 ) -> Result<(), RunError> {
     let Some(election) = election else {
         return act(ctx, waker, woken, ready).await;
     };
     tracing::info!("standing by for the lease");
-    election.win().await;
+    waker.listen();
+    tokio::select! {
+        () = election.win() => {}
+        () = forget_gone(&ctx, &mut woken) => return Err(RunError::Ended("the waker")),
+    }
     tokio::select! {
         ended = act(ctx, waker, woken, ready) => ended,
         () = election.keep() => Err(RunError::LeaseLost),
@@ -386,6 +390,22 @@ async fn act(
         () = node_marks::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))
+}
+
+/// What is known of a pool goes with it, also while another replica leads: gates bring their reports to this one, too.
+async fn forget_gone(ctx: &Context, woken: &mut UnboundedReceiver<ObjectRef<CudaRunner>>) {
+    while let Some(pool) = woken.next().await {
+        if ctx.pools.iter().all(|store| store.get(&pool).is_none()) {
+            ctx.forget(&key(pool.namespace, pool.name));
+        }
+    }
+}
+
+fn key(namespace: Option<String>, name: String) -> PoolKey {
+    PoolKey {
+        namespace: namespace.unwrap_or_default(),
+        name,
+    }
 }
 
 /// One controller for each scope, fed by the wakes of its own resources.
@@ -425,10 +445,7 @@ async fn controller(
         .for_each(|result| {
             match result {
                 Err(ControllerError::ObjectNotFound(gone)) => {
-                    ctx.forget(&PoolKey {
-                        namespace: gone.namespace.unwrap_or_default(),
-                        name: gone.name,
-                    });
+                    ctx.forget(&key(gone.namespace, gone.name));
                 }
                 Err(ControllerError::QueueError(error)) => {
                     tracing::warn!(%error, "the controller's queue");
@@ -525,29 +542,39 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_known_of_a_pool_goes_with_it() {
-        // Given a pool that the operator has counted something of, and that is in no store
-        let ctx = context(&Cluster::default()).await;
-        let gone = PoolKey {
-            namespace: "ci".to_owned(),
-            name: "gone".to_owned(),
-        };
-        ctx.metrics.registered(&gone, "ok");
-        let is_known = || ctx.metrics.page(|_| true, vec![]).contains("gone");
-        assert!(is_known());
+        for leads in [true, false] {
+            // Given a pool that the operator has counted something of, and that is in no store
+            let ctx = context(&Cluster::default()).await;
+            let gone = PoolKey {
+                namespace: "ci".to_owned(),
+                name: "gone".to_owned(),
+            };
+            ctx.metrics.registered(&gone, "ok");
+            let is_known = || ctx.metrics.page(|_| true, vec![]).contains("gone");
+            assert!(is_known());
 
-        // When it is woken
-        let (sender, woken) = futures::channel::mpsc::unbounded();
-        sender.unbounded_send(reference(&gone)).unwrap();
+            // When it is woken, on the replica that leads or on another
+            let (sender, mut woken) = futures::channel::mpsc::unbounded();
+            sender.unbounded_send(reference(&gone)).unwrap();
+            let ctx = &ctx;
+            let woken = async {
+                if leads {
+                    controller(ctx.pools[0].clone(), woken, Arc::clone(ctx)).await;
+                } else {
+                    forget_gone(ctx, &mut woken).await;
+                }
+            };
 
-        // Then nothing is left of it
-        let forgotten = async {
-            while is_known() {
-                tokio::task::yield_now().await;
+            // Then nothing is left of it
+            let forgotten = async {
+                while is_known() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                () = woken => panic!("it ended"),
+                done = tokio::time::timeout(Duration::from_secs(10), forgotten) => done.unwrap(),
             }
-        };
-        tokio::select! {
-            () = controller(ctx.pools[0].clone(), woken, Arc::clone(&ctx)) => panic!("it ended"),
-            done = tokio::time::timeout(Duration::from_secs(10), forgotten) => done.unwrap(),
         }
     }
 }
