@@ -27,6 +27,9 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
 /// after a minute.
 const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(90);
 
+/// Names of pods that have gone are kept until GitHub's list is read. What is beyond them GitHub itself removes.
+const MOST_GONE: usize = 1000;
+
 /// A pod that was created and that the watch does not show yet. It counts until the watch shows it, or until the API server
 /// itself says that it is not there: a watch that is silent proves nothing, and neither does time.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -141,6 +144,8 @@ pub struct GitHubMemory {
     pub not_before: Option<Timestamp>,
     /// Our entries, as last listed.
     pub listing: Option<Listing>,
+    /// Names of pods that have gone since then though nobody here asked for it.
+    pub gone: BTreeSet<String>,
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
@@ -184,6 +189,7 @@ impl Default for GitHubMemory {
             failures: 0,
             not_before: None,
             listing: None,
+            gone: BTreeSet::new(),
             queue: None,
             jobs: JobFacts::default(),
             scale_set: ScaleSetMemory::default(),
@@ -271,13 +277,20 @@ impl PoolMemory {
                 expectation.answer == Answer::Absent && expectation.created.after(IN_FLIGHT) <= now;
             !seen.contains_key(name) && !is_over
         });
-        let gone_unasked = self
+        let gone_unasked: Vec<&String> = self
             .known
             .iter()
-            .any(|(name, uid)| !seen.contains_key(name) && !self.removed.contains(uid));
-        if gone_unasked {
+            .filter(|(name, uid)| !seen.contains_key(*name) && !self.removed.contains(*uid))
+            .map(|(name, _)| name)
+            .collect();
+        if !gone_unasked.is_empty() {
             self.refresh = true;
             self.last_change = Some(now);
+        }
+        let gone = &mut self.github.gone;
+        gone.extend(gone_unasked.into_iter().cloned());
+        while gone.len() > MOST_GONE {
+            gone.pop_first();
         }
         // Of a pod that has gone since, an older list says nothing: GitHub has mostly removed the entry by itself.
         if let Some(listing) = &mut self.github.listing {
