@@ -9,65 +9,78 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 
-use crate::config::Config;
 use crate::context::Context;
 use crate::error::RunError;
-use crate::kubernetes::renewing;
+use crate::lease::Election;
+use crate::node_marks;
 use crate::reconcile::{on_error, reconcile};
 use crate::watch::pools;
 use crate::watch::stores::Filled;
-use crate::{lease, node_marks};
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// What the controller takes for no bound.
 const UNBOUNDED: u16 = 0;
 
-/// Acts, as soon as this replica leads and has seen the cluster.
+/// Acts, for as long as this replica leads.
 pub async fn control(
-    config: &Config,
+    election: Option<&mut Election>,
+    ctx: Arc<Context>,
+    mut woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
+    ready: Vec<Filled>,
+) -> Result<(), RunError> {
+    let Some(election) = election else {
+        return act(ctx, woken, ready).await;
+    };
+    tracing::info!("standing by for the lease");
+    ctx.waker.listen();
+    tokio::select! {
+        () = election.win() => {}
+        () = forget_gone(&ctx, &mut woken) => return Err(RunError::Ended("the waker")),
+    }
+    tokio::select! {
+        ended = act(ctx, woken, ready) => ended,
+        () = election.keep() => Err(RunError::LeaseLost),
+    }
+}
+
+/// Acts, as soon as the cluster has been seen.
+async fn act(
     ctx: Arc<Context>,
     woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
     ready: Vec<Filled>,
 ) -> Result<(), RunError> {
-    let mut leading = None;
-    if config.leader_elect {
-        tracing::info!("standing by for the lease");
-        let client = renewing(&ctx.fence).await?;
-        let lead = lease::lead(client, &config.operator_namespace, &config.identity);
-        leading = Some(lead.await?);
-    }
     for (name, mut filled) in ready {
         if filled.wait_for(|done| *done).await.is_err() {
             return Err(RunError::Ended(name));
         }
     }
     tracing::info!("acting");
-    let fence = ctx.fence.clone();
     let waker = Arc::clone(&ctx.waker);
     waker.listen();
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    let acting = async {
-        // Marking nodes never ends.
-        tokio::select! {
-            () = controllers(Arc::clone(&ctx), woken) => {}
-            () = node_marks::follow(&ctx, &waker) => {}
-        }
-    };
-    let Some(mut leading) = leading else {
-        acting.await;
-        return Err(RunError::Ended("the controller"));
-    };
-    // A lease that was ours before this start is ours at once: nothing may be written until it is renewed.
+    // Marking nodes never ends.
     tokio::select! {
-        () = fence.opens() => {}
-        _ = leading.wait_for(|leads| !leads) => return Err(RunError::LeaseLost),
+        () = controllers(Arc::clone(&ctx), woken) => {}
+        () = node_marks::follow(&ctx, &waker) => {}
     }
-    tokio::select! {
-        () = acting => Err(RunError::Ended("the controller")),
-        _ = leading.wait_for(|leads| !leads) => Err(RunError::LeaseLost),
-        () = fence.closes() => Err(RunError::LeaseLost),
+    Err(RunError::Ended("the controller"))
+}
+
+/// What is known of a pool goes with it, also while another replica leads: gates bring their reports to this one, too.
+async fn forget_gone(ctx: &Context, woken: &mut UnboundedReceiver<ObjectRef<CudaRunner>>) {
+    while let Some(pool) = woken.next().await {
+        if ctx.pools.iter().all(|store| store.get(&pool).is_none()) {
+            ctx.forget(&key(pool.namespace, pool.name));
+        }
+    }
+}
+
+fn key(namespace: Option<String>, name: String) -> PoolKey {
+    PoolKey {
+        namespace: namespace.unwrap_or_default(),
+        name,
     }
 }
 
@@ -107,10 +120,9 @@ async fn controller(
         .run(reconcile, on_error, Arc::clone(&ctx))
         .for_each(|result| {
             match result {
-                Err(ControllerError::ObjectNotFound(gone)) => ctx.forget(&PoolKey {
-                    namespace: gone.namespace.unwrap_or_default(),
-                    name: gone.name,
-                }),
+                Err(ControllerError::ObjectNotFound(gone)) => {
+                    ctx.forget(&key(gone.namespace, gone.name));
+                }
                 Err(ControllerError::QueueError(error)) => {
                     tracing::warn!(%error, "the controller's queue");
                 }
@@ -131,29 +143,39 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_known_of_a_pool_goes_with_it() {
-        // Given a pool that the operator has counted something of, and that is in no store
-        let ctx = context(&Cluster::default()).await;
-        let gone = PoolKey {
-            namespace: "ci".to_owned(),
-            name: "gone".to_owned(),
-        };
-        ctx.metrics.registered(&gone, "ok");
-        let is_known = || ctx.metrics.page(|_| true, vec![]).contains("gone");
-        assert!(is_known());
+        for leads in [true, false] {
+            // Given a pool that the operator has counted something of, and that is in no store
+            let ctx = context(&Cluster::default()).await;
+            let gone = PoolKey {
+                namespace: "ci".to_owned(),
+                name: "gone".to_owned(),
+            };
+            ctx.metrics.registered(&gone, "ok");
+            let is_known = || ctx.metrics.page(|_| true, vec![]).contains("gone");
+            assert!(is_known());
 
-        // When it is woken
-        let (sender, woken) = futures::channel::mpsc::unbounded();
-        sender.unbounded_send(reference(&gone)).unwrap();
+            // When it is woken, on the replica that leads or on another
+            let (sender, mut woken) = futures::channel::mpsc::unbounded();
+            sender.unbounded_send(reference(&gone)).unwrap();
+            let ctx = &ctx;
+            let woken = async {
+                if leads {
+                    controller(ctx.pools[0].clone(), woken, Arc::clone(ctx)).await;
+                } else {
+                    forget_gone(ctx, &mut woken).await;
+                }
+            };
 
-        // Then nothing is left of it
-        let forgotten = async {
-            while is_known() {
-                tokio::task::yield_now().await;
+            // Then nothing is left of it
+            let forgotten = async {
+                while is_known() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                () = woken => panic!("it ended"),
+                done = tokio::time::timeout(Duration::from_secs(10), forgotten) => done.unwrap(),
             }
-        };
-        tokio::select! {
-            () = controller(ctx.pools[0].clone(), woken, Arc::clone(&ctx)) => panic!("it ended"),
-            done = tokio::time::timeout(Duration::from_secs(10), forgotten) => done.unwrap(),
         }
     }
 }

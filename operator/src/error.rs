@@ -94,9 +94,6 @@ pub enum RunError {
     /// The certificate authority cannot be had.
     #[error("the registrar's certificate authority: {0}")]
     Ca(#[from] StoreError),
-    /// The leader election failed.
-    #[error("leader election: {0}")]
-    Lease(#[from] kube_lease_manager::LeaseManagerError),
     /// The lease was lost: another replica acts now.
     #[error("this replica does not lead any more")]
     LeaseLost,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use http::Request;
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
-use tower::BoxError;
 use tower::limit::ConcurrencyLimitLayer;
 
 use crate::error::RunError;
@@ -29,13 +28,12 @@ pub async fn client() -> Result<Client, RunError> {
 }
 
 /// The client that renews the lease: with a connection of its own, so that it waits for no other request.
-pub async fn renewing(fence: &Fence) -> Result<Client, RunError> {
+pub async fn renewing() -> Result<Client, RunError> {
     let mut config = cluster().await?;
     // A renewal that hangs is tried again while the lease lasts.
     config.read_timeout = Some(RENEWAL);
     config.connect_timeout = Some(RENEWAL);
-    let builder = ClientBuilder::try_from(config).map_err(RunError::Kubeconfig)?;
-    Ok(builder.with_layer(&fence.renewals()).build())
+    Client::try_from(config).map_err(RunError::Kubeconfig)
 }
 
 /// The way to the API server.
@@ -53,10 +51,7 @@ pub fn fenced(client: &Client, fence: &Fence) -> Client {
     let (inner, fence) = (client.clone(), fence.clone());
     let checked = tower::service_fn(move |request: Request<Body>| {
         let (inner, fence) = (inner.clone(), fence.clone());
-        async move {
-            let request = fence.refuse(request)?;
-            Ok::<_, BoxError>(inner.send(request).await?)
-        }
+        async move { fence.send(inner, request).await }
     });
     Client::new(checked, client.default_namespace())
 }

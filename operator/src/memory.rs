@@ -25,6 +25,9 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
 /// after a minute.
 const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(90);
 
+/// Names of pods that have gone are kept until GitHub's list is read. What is beyond them GitHub itself removes.
+const MOST_GONE: usize = 1000;
+
 /// A pod that was created and that the watch does not show yet. It counts until the watch shows it, or until the API server
 /// itself says that it is not there: a watch that is silent proves nothing, and neither does time.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -138,6 +141,8 @@ pub struct GitHubMemory {
     pub not_before: Option<Timestamp>,
     /// Our entries, as last listed.
     pub listing: Option<Listing>,
+    /// Names of pods that have gone since then though nobody here asked for it.
+    pub gone: BTreeSet<String>,
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// How jobs ended, as last read.
@@ -170,6 +175,14 @@ pub struct ScaleSetMemory {
 }
 
 impl PoolMemory {
+    /// Whether a pod's gate has brought its report for the first time. Of pods that are not `there` any more nothing is kept:
+    /// a replica that stands by reconciles nothing that would forget them.
+    pub fn is_first_report(&mut self, uid: &str, there: &BTreeSet<String>) -> bool {
+        self.reported
+            .retain(|known| known == uid || there.contains(known));
+        self.reported.insert(uid.to_owned())
+    }
+
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> Vec<String> {
@@ -215,13 +228,20 @@ impl PoolMemory {
                 expectation.answer == Answer::Absent && expectation.created.after(IN_FLIGHT) <= now;
             !seen.contains_key(name) && !is_over
         });
-        let gone_unasked = self
+        let gone_unasked: Vec<&String> = self
             .known
             .iter()
-            .any(|(name, uid)| !seen.contains_key(name) && !self.removed.contains(uid));
-        if gone_unasked {
+            .filter(|(name, uid)| !seen.contains_key(*name) && !self.removed.contains(*uid))
+            .map(|(name, _)| name)
+            .collect();
+        if !gone_unasked.is_empty() {
             self.refresh = true;
             self.last_change = Some(now);
+        }
+        let gone = &mut self.github.gone;
+        gone.extend(gone_unasked.into_iter().cloned());
+        while gone.len() > MOST_GONE {
+            gone.pop_first();
         }
         // Of a pod that has gone since, an older list says nothing: GitHub has mostly removed the entry by itself.
         if let Some(listing) = &mut self.github.listing {
@@ -284,6 +304,20 @@ mod tests {
             memory.waiting.is_empty(),
             "nothing is kept of pods that are gone"
         );
+    }
+
+    #[test]
+    fn reports_of_pods_that_are_gone_are_not_kept_where_nothing_is_reconciled() {
+        // Given a replica that stands by, to which the gates of ten thousand pods come, two at a time
+        let mut memory = PoolMemory::default();
+        for number in 0..10_000 {
+            let there = BTreeSet::from([number, number + 1].map(|n: i32| n.to_string()));
+            // Then each report is new once
+            assert!(memory.is_first_report(&(number + 1).to_string(), &there));
+            assert!(!memory.is_first_report(&(number + 1).to_string(), &there));
+            // ... and no more is kept than there are pods
+            assert!(memory.reported.len() <= 2);
+        }
     }
 
     #[test]

@@ -149,8 +149,9 @@ impl Backend for OperatorBackend {
     ) {
         // A gate that has to ask again brings the same report again.
         let is_first = self.pool(&runner.pool).is_some_and(|pool| {
+            let there = self.ctx.pods.uids(&runner.pool);
             let memory = &self.ctx.memory;
-            memory.with(&pool, |memory| memory.reported.insert(pod.uid.clone()))
+            memory.with(&pool, |memory| memory.is_first_report(&pod.uid, &there))
         });
         if is_first {
             self.ctx.metrics.gate(&runner.pool, report, decision);

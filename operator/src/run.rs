@@ -1,6 +1,6 @@
 //! Starts the parts and ends with the first of them that ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use crate::controllers::control;
 use crate::error::RunError;
 use crate::github::Clients;
 use crate::kubernetes::{self, api_server, fenced};
-use crate::lease::Fence;
+use crate::lease::{Election, Fence};
 use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
@@ -24,7 +24,7 @@ use crate::per_pool::PerPool;
 use crate::registrar::address::registrar_address;
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer};
 use crate::registration::OperatorBackend;
-use crate::server;
+use crate::server::{self, Started};
 use crate::specs::Specs;
 use crate::telemetry::Telemetry;
 use crate::watch::Waker;
@@ -54,14 +54,44 @@ const LIMITS: Limits = Limits {
     },
     request_timeout: Duration::from_secs(30),
 };
+
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
+    let mut election = None;
+    if config.leader_elect {
+        let (client, namespace) = (kubernetes::renewing().await?, &config.operator_namespace);
+        election = Some(Election::new(client, namespace, &config.identity));
+    }
+    // First of all: a process that waits for what must be there lives.
+    let health = listen(config.health_listen).await?;
+    let started = Arc::default();
+    let ended = tokio::select! {
+        _ = server::serve(health, Arc::clone(&started)) => Err(RunError::Ended("the health endpoint")),
+        ended = operate(&config, telemetry, election.as_mut(), &started) => ended,
+        () = signal() => {
+            tracing::info!("a signal asks for the end");
+            Ok(())
+        }
+    };
+    if let Some(election) = &mut election {
+        election.release().await;
+    }
+    ended
+}
+
+/// Starts the parts, and ends with the first of them that ends.
+async fn operate(
+    config: &Config,
+    telemetry: Arc<Telemetry>,
+    election: Option<&mut Election>,
+    started: &OnceLock<Started>,
+) -> Result<(), RunError> {
     let client = kubernetes::client().await?;
-    let (registrar_url, names) = registrar_address(&config, &client).await?;
+    let (registrar_url, names) = registrar_address(config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
     let (waker, woken) = Waker::new();
     let waker = Arc::new(waker);
-    let stores = Stores::watch(&config, &client, &waker);
+    let stores = Stores::watch(config, &client, &waker);
     let filled = stores.filled.clone();
     let beginning = Beginning {
         client: client.clone(),
@@ -69,10 +99,15 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
         ca: Arc::clone(&ca),
         waker: Arc::clone(&waker),
         stores,
+        fence: election.as_ref().map_or_else(Fence::default, |e| e.fence()),
     };
-    let ctx = Arc::new(beginning.context(&config).await);
+    let ctx = Arc::new(beginning.context(config).await);
 
-    let health = listen(config.health_listen).await?;
+    // It is set once.
+    let _ = started.set(Started {
+        waits: filled.clone(),
+        ctx: Arc::clone(&ctx),
+    });
     let endpoint = listen(config.registrar_listen).await?;
     let admin = match config.admin_listen {
         Some(address) => Some(listen(address).await?),
@@ -91,14 +126,9 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     );
     tokio::select! {
         () = registrar => Err(RunError::Ended("the registrar")),
-        _ = server::serve(health, server::Readiness(filled.clone()), Arc::clone(&ctx)) => Err(RunError::Ended("the health endpoint")),
         _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
-        ended = control(&config, ctx, woken, filled) => ended,
-        () = signal() => {
-            tracing::info!("a signal asks for the end");
-            Ok(())
-        }
+        ended = control(election, ctx, woken, filled) => ended,
     }
 }
 
@@ -109,17 +139,18 @@ struct Beginning {
     ca: Arc<CaStore>,
     waker: Arc<Waker>,
     stores: Stores,
+    fence: Fence,
 }
 
 impl Beginning {
     /// What all reconciles share.
     async fn context(self, config: &Config) -> Context {
-        let Self { client, waker, .. } = self;
-        let fence = if config.leader_elect {
-            Fence::closed()
-        } else {
-            Fence::default()
-        };
+        let Self {
+            client,
+            waker,
+            fence,
+            ..
+        } = self;
         let acting = fenced(&client, &fence);
         // In namespaces that are named the chart grants no more than named objects.
         let breadth = if config.watch_namespace.is_empty() {

@@ -1,7 +1,7 @@
 //! The operator's own state: `/livez` while the process works, `/readyz` once it has seen the cluster, `/metrics`; and,
 //! on an address of its own, `/log`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
@@ -10,34 +10,46 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::context::Context;
 use crate::metrics::CONTENT_TYPE;
 use crate::telemetry::{LogSettings, Telemetry};
+use crate::watch::stores::Filled;
 
+/// What the operator asks the cluster for before anything else.
+const STARTS: &str = "the registrar's Service and certificate authority";
 /// Bytes of a change of the log.
 const LONGEST_CHANGE: usize = 4096;
 
 /// What must have happened before the operator is ready, each with its name.
-#[derive(Clone)]
-pub struct Readiness(pub Vec<(&'static str, watch::Receiver<bool>)>);
+pub type Waits = Vec<Filled>;
 
-/// Answers until the process ends.
-pub async fn serve(
-    listener: TcpListener,
-    readiness: Readiness,
-    ctx: Arc<Context>,
-) -> std::io::Result<()> {
+/// The operator once it has started.
+pub struct Started {
+    /// What it waits for to be ready.
+    pub waits: Waits,
+    /// What its metrics are about.
+    pub ctx: Arc<Context>,
+}
+
+/// Answers until the process ends, also before the operator has started.
+pub async fn serve(listener: TcpListener, started: Arc<OnceLock<Started>>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(async || "ok"))
-        .route("/readyz", get(ready).with_state(readiness))
-        .route("/metrics", get(metrics).with_state(ctx));
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(started);
     axum::serve(listener, router).await
 }
 
-async fn metrics(State(ctx): State<Arc<Context>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], ctx.metrics_page())
+async fn metrics(State(started): State<Arc<OnceLock<Started>>>) -> Response {
+    match started.get() {
+        Some(started) => {
+            let page = started.ctx.metrics_page();
+            ([(header::CONTENT_TYPE, CONTENT_TYPE)], page).into_response()
+        }
+        None => waiting(STARTS).into_response(),
+    }
 }
 
 /// Shows and changes the log, until the process ends; without a listener it does nothing until then.
@@ -76,14 +88,21 @@ async fn change_log(State(telemetry): State<Arc<Telemetry>>, body: Bytes) -> Res
 }
 
 /// Names what is waited for.
-async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    let waits = readiness.0.iter().filter(|(_, done)| !*done.borrow());
+async fn ready(State(started): State<Arc<OnceLock<Started>>>) -> Response {
+    let Some(started) = started.get() else {
+        return waiting(STARTS).into_response();
+    };
+    let waits = started.waits.iter().filter(|(_, done)| !*done.borrow());
     let names: Vec<&str> = waits.map(|(name, _)| *name).collect();
     if names.is_empty() {
-        return (StatusCode::OK, "ok".to_owned());
+        return "ok".into_response();
     }
+    waiting(&names.join(", ")).into_response()
+}
+
+fn waiting(what: &str) -> (StatusCode, String) {
     (
         StatusCode::SERVICE_UNAVAILABLE,
-        format!("waiting for {}", names.join(", ")),
+        format!("waiting for {what}"),
     )
 }

@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(of("event:pods"), ["stall", "cut", "rewind", "gone"]);
         let two = |what: &str, fault: Fault| fault.fits(&kind(what), 2);
         assert!(two("create:pods", Fault::Hang) && two("list:pods", Fault::Isolated));
-        assert!(two("patch:leases", Fault::Lost) && !two("create:pods", Fault::Lost));
+        assert!(two("update:leases", Fault::Lost) && !two("create:pods", Fault::Lost));
         assert!(of("watch:pods").contains(&"gone".to_owned()));
     }
 }

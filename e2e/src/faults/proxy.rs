@@ -327,7 +327,7 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
     let query = request.uri().query().unwrap_or_default();
     let kind = kind(door.server, request.method(), request.uri().path(), query);
     if let Some(replica) = door.replica
-        && kind.what == "patch:leases"
+        && kind.what == "update:leases"
     {
         shared.leader.store(replica, Ordering::SeqCst);
     }

@@ -15,7 +15,7 @@ use super::{About, NOTE, Notice, Observed, Plan};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{End, EndedJob, Runner};
+use crate::model::runner::{End, EndedJob, Job, Runner};
 use crate::model::time::Shift as _;
 use crate::model::verification::VerificationFacts;
 use crate::reason::Reason;
@@ -101,17 +101,61 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
 }
 
 fn is_same(one: &JobStatus, other: &JobStatus) -> bool {
-    one.runner == other.runner && one.finished_at == other.finished_at
+    Identity::of(one).is(Identity::of(other))
+}
+
+/// What tells a job from others.
+#[derive(Clone, Copy)]
+struct Identity<'a> {
+    runner: &'a str,
+    run: Option<i64>,
+    finished: Timestamp,
+    /// It left no marks: GitHub's word is all that is known. Its end is its runner's, so that time may be another at the
+    /// next look, or the marks' own where they come late.
+    is_by_word: bool,
+}
+
+impl<'a> Identity<'a> {
+    fn of(job: &'a JobStatus) -> Self {
+        Self {
+            runner: &job.runner,
+            run: job.run_id,
+            finished: job.finished_at.0,
+            is_by_word: job.started_at.is_none() && job.attempt.is_none(),
+        }
+    }
+
+    /// A runner to which GitHub itself gives jobs has one of them.
+    fn is(self, other: Self) -> bool {
+        let same_run = self.run.is_some() && self.run == other.run;
+        self.runner == other.runner
+            && (self.finished == other.finished
+                || same_run && (self.is_by_word || other.is_by_word))
+    }
 }
 
 /// Whether the status has a runner's job, or has had it: older ones than a full list has have left it.
 #[must_use]
 pub fn is_noted(known: &[JobStatus], runner: &str, done: &EndedJob) -> bool {
     let oldest = known.get(MAX_LAST_JOBS - 1);
+    let (run, attempt) = numbers(&done.job);
+    let job = Identity {
+        runner,
+        run,
+        finished: done.finished,
+        is_by_word: done.started.is_none() && attempt.is_none(),
+    };
     oldest.is_some_and(|job| done.finished <= job.finished_at.0)
-        || known
-            .iter()
-            .any(|job| job.runner == runner && job.finished_at.0 == done.finished)
+        || known.iter().any(|known| Identity::of(known).is(job))
+}
+
+/// The run of a job, and which attempt of it.
+fn numbers(job: &Job) -> (Option<i64>, Option<i32>) {
+    let run = job.run.parse().ok().filter(|run| *run > 0);
+    (
+        run,
+        job.attempt.parse().ok().filter(|attempt| *attempt >= 0),
+    )
 }
 
 /// The jobs that the status does not have.
@@ -144,11 +188,11 @@ fn done(runner: &Runner) -> Option<EndedJob> {
 fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
     let job = &done.job;
     let repository = Repository::within(&spec.url, &job.repository);
-    let run = job.run.parse::<u64>().ok();
-    let run = run.filter(|run| *run > 0 && i64::try_from(*run).is_ok());
-    let attempt = job.attempt.parse::<u32>().ok();
+    let (run_id, attempt) = numbers(job);
+    let run = run_id.and_then(|run| u64::try_from(run).ok());
+    let number = attempt.and_then(|attempt| u32::try_from(attempt).ok());
     let page = repository.as_ref().zip(run);
-    let page = page.map(|(repository, run)| repository.run_page(&spec.url, run, attempt));
+    let page = page.map(|(repository, run)| repository.run_page(&spec.url, run, number));
     JobStatus {
         job: job.job.clone(),
         conclusion: None,
@@ -157,8 +201,8 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         started_at: done.started.map(Time),
         finished_at: Time(done.finished),
         workflow: job.workflow.clone(),
-        run_id: run.and_then(|run| i64::try_from(run).ok()),
-        attempt: attempt.and_then(|attempt| i32::try_from(attempt).ok()),
+        run_id,
+        attempt,
         awaits_conclusion: page.is_some(),
         url: page,
         repository: repository.map(|r| r.full_name().to_owned()),

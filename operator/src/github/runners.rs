@@ -2,9 +2,14 @@
 //!
 //! The endpoints are documented at <https://docs.github.com/en/rest/actions/self-hosted-runners?apiVersion=2022-11-28>.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -20,9 +25,10 @@ use super::{
 use cuda_runner_plan::model::observed::Entry;
 use cuda_runner_plan::model::url::encode;
 
-/// A group has at most 10,000 runners, and this is room for two: a list that goes on is that of a server that never comes
-/// to an end, and would use up a whole minute's requests.
+/// A list of more pages would use up a whole minute's requests: of such a scope runners are asked for by name.
 const MOST_PAGES: usize = 200;
+/// Names that are asked for at a time.
+const AT_ONCE: usize = 8;
 
 /// One runner's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,13 +47,15 @@ pub struct ListedRunner {
     pub version: Option<String>,
 }
 
-/// All runners of a scope, at one time. Listing lags: absence is no proof.
+/// The runners of a scope, at one time. Listing lags: absence is no proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunnerList {
     /// In GitHub's order.
     pub runners: Vec<ListedRunner>,
     /// When the listing was begun.
     pub at: Timestamp,
+    /// Whether these are all. A scope that has too many shows none here: see [`Client::list_runners_of`].
+    pub is_whole: bool,
 }
 
 impl From<ListedRunner> for Entry {
@@ -140,12 +148,44 @@ impl Client {
         Ok(pages.listing.clone())
     }
 
+    /// All runners of the scope, or, where those are too many to be read, the ones of these names.
+    pub async fn list_runners_of(
+        &self,
+        names: &BTreeSet<String>,
+        max_age: Duration,
+    ) -> Result<Arc<RunnerList>, Error> {
+        let all = self.list_runners(max_age).await?;
+        if all.is_whole {
+            return Ok(all);
+        }
+        let found: Vec<_> = stream::iter(names.clone())
+            .map(|name| async move { self.find_runner(&name).await })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        Ok(Arc::new(RunnerList {
+            runners: found.into_iter().flatten().collect(),
+            at: all.at,
+            is_whole: false,
+        }))
+    }
+
     /// The runner of this name, asked afresh.
     pub async fn find_runner(&self, name: &str) -> Result<Option<ListedRunner>, Error> {
         // A server that does not know the filter answers with everything: still right, in more pages.
         let query = format!("name={}&", encode(name));
         for number in 1..=MOST_PAGES {
             let page = self.read_page(&query, number, None).await?;
+            if page.is_of_too_many() {
+                return Err(Error::Malformed {
+                    action: format!("find the runner {name} of {}", self.url().scope()),
+                    message: format!(
+                        "the server names {} of them, and more than {} cannot be read",
+                        page.total,
+                        MOST_PAGES * PER_PAGE
+                    ),
+                });
+            }
             let last = page.is_last(number);
             if let Some(runner) = page.runners.iter().find(|runner| runner.name == name) {
                 return Ok(Some(runner.clone()));
@@ -171,8 +211,8 @@ impl Client {
             StatusCode::NOT_FOUND => {
                 let listing = self.list_runners(Duration::ZERO).await?;
                 match listing.runners.iter().find(|runner| runner.id == id) {
-                    None => Ok(Deletion::Gone),
-                    Some(_) => Err(self.refusal(&answer, &ask)),
+                    None if listing.is_whole => Ok(Deletion::Gone),
+                    _ => Err(self.refusal(&answer, &ask)),
                 }
             }
             // Its message is "Runner … is currently running a job and cannot be deleted", or near that; nothing else
@@ -304,15 +344,21 @@ impl Client {
         let mut pages: Vec<Arc<Page>> = Vec::new();
         loop {
             let number = pages.len() + 1;
-            if number > MOST_PAGES {
-                return Err(Error::Malformed {
-                    action: format!("list the runners of {}", self.url().scope()),
-                    message: format!("it has more than {} items", MOST_PAGES * PER_PAGE),
-                });
-            }
             let page = self.read_page("", number, known.get(number - 1)).await?;
-            let is_last = page.is_last(number);
+            let (is_last, is_of_too_many) = (page.is_last(number), page.is_of_too_many());
             pages.push(page);
+            if is_of_too_many {
+                let runners = vec![];
+                let is_whole = false;
+                return Ok(Arc::new(Pages {
+                    listing: Arc::new(RunnerList {
+                        runners,
+                        at,
+                        is_whole,
+                    }),
+                    pages,
+                }));
+            }
             if is_last {
                 break;
             }
@@ -325,7 +371,11 @@ impl Client {
             .cloned()
             .collect();
         Ok(Arc::new(Pages {
-            listing: Arc::new(RunnerList { runners, at }),
+            listing: Arc::new(RunnerList {
+                runners,
+                at,
+                is_whole: true,
+            }),
             pages,
         }))
     }
@@ -373,6 +423,11 @@ impl Page {
                 malformed("the lists of all servers together are too long to be kept")
             })?,
         })
+    }
+
+    /// Whether the list that it begins has more pages than are read.
+    fn is_of_too_many(&self) -> bool {
+        self.total > MOST_PAGES * PER_PAGE
     }
 
     fn is_last(&self, number: usize) -> bool {

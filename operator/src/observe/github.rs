@@ -1,6 +1,6 @@
 //! The way to GitHub: credentials from the cluster, and what GitHub says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +75,8 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         let first = ctx
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
-        let answer = ask(&found.client, spec, first, max_age).await;
+        let names = names(ctx, pool);
+        let answer = ask(&found.client, spec, &names, first, max_age).await;
         let agents = match (&answer, scale_set_of(ctx, pool)) {
             (Ok(_), Some(set)) => Some(found.client.agents_of(set, max_age).await),
             _ => None,
@@ -321,6 +322,10 @@ async fn read_queue(
     if queue.has_jobs() {
         queue.registered = listing.runners.iter().map(|r| r.labels.clone()).collect();
     }
+    if let (Ok(Some(jobs)), false) = (&queue.jobs, listing.is_whole) {
+        // Nobody has looked at all runners: any job may have one.
+        queue.registered = jobs.iter().map(|job| job.labels.clone()).collect();
+    }
     queue
 }
 
@@ -334,10 +339,25 @@ async fn shut_out(client: &Client, spec: &Spec) -> Option<String> {
     is_out.then(|| repository.full_name().to_owned())
 }
 
+/// The names that the pool's runners have, or had when they were last listed; and its own, by which a server shows that it
+/// finds runners by name.
+fn names(ctx: &Context, pool: &Pool) -> BTreeSet<String> {
+    let pods = ctx.pods.of(&pool.key);
+    let mut names: BTreeSet<String> = pods.into_iter().map(|runner| runner.name).collect();
+    names.insert(pool.key.name.clone());
+    ctx.memory.with(pool, |memory| {
+        let listed = memory.github.listing.iter().flat_map(|last| &last.entries);
+        names.extend(listed.map(|entry| entry.name.clone()));
+        names.extend(memory.github.gone.iter().cloned());
+    });
+    names
+}
+
 /// Asks who we are and what we have there.
 async fn ask(
     client: &Client,
     spec: &Spec,
+    names: &BTreeSet<String>,
     first: bool,
     max_age: Duration,
 ) -> Result<Arc<crate::github::RunnerList>, Error> {
@@ -345,9 +365,9 @@ async fn ask(
         client.check_access(max_age).await?;
         client.runner_group_id(spec.runner_group.as_deref()).await?;
         // What the check has just read.
-        return client.list_runners(SHARED).await;
+        return client.list_runners_of(names, SHARED).await;
     }
-    client.list_runners(max_age).await
+    client.list_runners_of(names, max_age).await
 }
 
 fn take_in(
@@ -367,6 +387,7 @@ fn take_in(
                 at: listing.at,
                 entries,
             });
+            github.gone.clear();
             github.access = Access::Granted;
             github.failures = 0;
             github.not_before = None;
@@ -423,6 +444,49 @@ mod tests {
     use crate::github::tests::stub::{Stub, raw};
     use crate::reconcile::tests::{Cluster, context};
     use cuda_runner_plan::fixture;
+
+    #[tokio::test]
+    async fn runners_that_have_gone_are_asked_for_by_name_until_the_list_is_read() {
+        // Given a pool in a scope whose list is too long, and a pod that went by itself
+        let ctx = context(&Cluster::default()).await;
+        let pool = fixture::pool(1);
+        let pods = |names: &[&str]| {
+            let pods = names
+                .iter()
+                .map(|name| ((*name).to_owned(), (*name).to_owned()));
+            ctx.memory
+                .with(&pool, |memory| memory.settle(&pods.collect(), fixture::NOW));
+        };
+        pods(&["pool-a", "pool-b"]);
+        pods(&["pool-b"]);
+        // Then its entry is asked for, and the pool's own name
+        assert_eq!(
+            names(&ctx, &pool),
+            BTreeSet::from(["pool", "pool-a"].map(str::to_owned))
+        );
+
+        // When that has been read, then what was found is asked for
+        let found = |name: &str| crate::github::ListedRunner {
+            id: 1,
+            name: name.to_owned(),
+            online: false,
+            busy: false,
+            labels: vec![pool.ownership_label()],
+            version: None,
+        };
+        let list = Arc::new(crate::github::RunnerList {
+            runners: vec![found("pool-c")],
+            at: fixture::NOW,
+            is_whole: false,
+        });
+        ctx.memory.with(&pool, |memory| {
+            take_in(&mut memory.github, &pool, Ok(list), None, fixture::NOW);
+        });
+        assert_eq!(
+            names(&ctx, &pool),
+            BTreeSet::from(["pool", "pool-c"].map(str::to_owned))
+        );
+    }
 
     #[tokio::test]
     async fn a_deletion_goes_on_at_each_address_with_the_client_that_last_worked_there() {

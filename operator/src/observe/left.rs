@@ -1,6 +1,6 @@
 //! What is there at addresses that the pool has left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cudarunner_crds::LeftStatus;
@@ -40,7 +40,12 @@ pub(super) async fn look(
         let is_old =
             !has_pods && read_at.is_some_and(|at| at.after(SOON) <= now && changed > Some(at));
         if is_old || before.ask_again.is_none_or(|at| at <= now) {
-            *before = read(ctx, pool, left, now).await;
+            let listed = before.listing.iter().flat_map(|listing| &listing.entries);
+            let listed = listed.map(|entry| entry.name.clone());
+            let pods = runners.iter().map(|runner| runner.name.clone());
+            let mut names: BTreeSet<String> = listed.chain(pods).collect();
+            names.insert(pool.key.name.clone());
+            *before = read(ctx, pool, left, &names, now).await;
         }
     }
     ctx.memory
@@ -48,10 +53,16 @@ pub(super) async fn look(
     seen
 }
 
-async fn read(ctx: &Context, pool: &Pool, left: &LeftStatus, now: Timestamp) -> Left {
+async fn read(
+    ctx: &Context,
+    pool: &Pool,
+    left: &LeftStatus,
+    names: &BTreeSet<String>,
+    now: Timestamp,
+) -> Left {
     let read = match client_at(ctx, pool, &left.url).await {
         Ok(client) => {
-            let answer = ask(&client, pool, left).await;
+            let answer = ask(&client, pool, left, names).await;
             if answer.is_ok() {
                 let url = left.url.clone();
                 ctx.clients.last.worked(pool, url, client);
@@ -83,8 +94,9 @@ async fn ask(
     client: &Client,
     pool: &Pool,
     left: &LeftStatus,
+    names: &BTreeSet<String>,
 ) -> Result<(Listing, Option<u64>), Error> {
-    let listing = client.list_runners(Duration::ZERO).await?;
+    let listing = client.list_runners_of(names, Duration::ZERO).await?;
     let label = pool.ownership_label();
     let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
     let mut entries: Vec<Entry> = own.cloned().map(Entry::from).collect();

@@ -1,8 +1,8 @@
 //! Secrets and ConfigMaps that pools name.
 //!
 //! Where the operator may, one watch of each namespace tells which of its objects have changed, without what is in them, and
-//! those that pools name are read by name: many pools then need no more connections than one. Where it may not, each object
-//! that a pool names has a watch of its own, so that no right to list the others is needed.
+//! those that pools name are read by name: many pools then need no more connections than one. Where it may not, or where
+//! that fails again and again, each object that a pool names has a watch of its own: no right to list the others is needed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -19,12 +19,19 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch as flag};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::{Events, LONGEST_PAUSE, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// How long the first look at an object may take.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// A watch of a namespace that fails so often in a row is given up: three times in some seconds, well within the first look.
+const TRIES: u32 = 3;
+/// Failures that lie further apart are not in a row.
+const IN_A_ROW: Duration = Duration::from_mins(1);
+/// After such a time it is tried again.
+const AGAIN: Duration = Duration::from_mins(5);
 
 /// Objects of one kind.
 pub struct Objects<K> {
@@ -203,14 +210,22 @@ where
         };
         let told = Arc::clone(&changed);
         let task = tokio::spawn(async move {
-            // A look before the watch has begun could miss a change in between.
-            let known = breadth
-                .wait_for(Option::is_some)
-                .await
-                .map(|breadth| *breadth);
-            match known {
-                Ok(Some(Breadth::Namespace)) => keeper.read_when(&told).await,
-                _ => keeper.follow().await,
+            loop {
+                let known = *breadth.borrow_and_update();
+                let keep = async {
+                    match known {
+                        Some(Breadth::Namespace) => keeper.read_when(&told).await,
+                        Some(Breadth::Object) => keeper.follow().await,
+                        // A look before the watch has begun could miss a change in between.
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = keep => {}
+                    changed = breadth.changed() => if changed.is_err() {
+                        return;
+                    },
+                }
             }
         });
         Named {
@@ -222,7 +237,8 @@ where
     }
 }
 
-/// Tells the named objects of a namespace that they have changed; or that there is no right to watch the namespace.
+/// Tells the named objects of a namespace that they have changed; or, while the namespace cannot be watched, that each is to
+/// be watched by itself.
 async fn tell_of_changes<K>(
     api: Api<PartialObjectMeta<K>>,
     named: Arc<Mutex<HashMap<String, Named<K>>>>,
@@ -230,31 +246,55 @@ async fn tell_of_changes<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    loop {
+        tell_while_watched(&api, &named, &breadth).await;
+        breadth.send_replace(Some(Breadth::Object));
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Ends when there is no right to watch the namespace, or when that has failed again and again.
+async fn tell_while_watched<K>(
+    api: &Api<PartialObjectMeta<K>>,
+    named: &Mutex<HashMap<String, Named<K>>>,
+    breadth: &flag::Sender<Option<Breadth>>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     let config = watcher::Config::default().page_size(PAGE);
-    let mut events = watch(api, config).backoff(Pauses::default()).boxed();
+    let mut events = watch(api.clone(), config)
+        .backoff(Pauses::default())
+        .boxed();
+    let (mut failures, mut last) = (0, Instant::now());
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Apply(object) | Event::Delete(object)) => {
-                if let Some(object) = lock(&named).get(&object.name_any()) {
+                if let Some(object) = lock(named).get(&object.name_any()) {
                     object.changed.notify_one();
                 }
             }
             Ok(Event::InitDone) => {
-                // What has changed before a later list is not told one by one.
-                let was_known = breadth.send_replace(Some(Breadth::Namespace)).is_some();
-                for object in lock(&named).values().filter(|_| was_known) {
-                    object.changed.notify_one();
-                }
+                failures = 0;
+                // All begin anew with a read: what has changed before a later list is not told one by one.
+                breadth.send_replace(Some(Breadth::Namespace));
             }
             Ok(Event::Init | Event::InitApply(_)) => {}
-            Err(error) if is_forbidden(&error) && breadth.borrow().is_none() => {
-                breadth.send_replace(Some(Breadth::Object));
-                breadth.closed().await;
+            Err(error) if is_forbidden(&error) => return,
+            Err(error) => {
+                log_error(
+                    "the objects of a namespace in which pools name some",
+                    &error,
+                );
+                failures = if last.elapsed() < IN_A_ROW {
+                    failures + 1
+                } else {
+                    1
+                };
+                last = Instant::now();
+                if failures >= TRIES {
+                    return;
+                }
             }
-            Err(error) => log_error(
-                "the objects of a namespace in which pools name some",
-                &error,
-            ),
         }
     }
 }

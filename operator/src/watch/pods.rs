@@ -1,6 +1,6 @@
 //! The runner pods, by pool.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarunner_crds::MAX_LAST_FAILURES;
@@ -35,6 +35,14 @@ impl Pods {
             .get(pool)
             .map(|runners| runners.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// Uids of the pods of a pool.
+    #[must_use]
+    pub fn uids(&self, pool: &PoolKey) -> BTreeSet<String> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
+        runners.map(|runner| runner.uid.clone()).collect()
     }
 
     /// Runners that ended or had no time to, and whose pods were gone within milliseconds because somebody else took them away. Kept until

@@ -309,6 +309,29 @@ fn a_job_that_left_no_mark_is_told_by_what_github_said_of_it() {
     let again = plan(&pool, &observed(vec![failed.clone()]), NOW);
     assert_eq!(again.status.last_jobs.len(), 1);
 
+    // ... also when its end is seen at another time, by the API server's word or by marks that come late
+    let Some(End::Failed(failure)) = &mut failed.end else {
+        panic!("{:?}", failed.end)
+    };
+    failure.at = failure.at.after(SignedDuration::from_secs(7));
+    let mut late = ended(&pool, "pool-aaaaa", "test", 2);
+    late.done.as_mut().unwrap().job.repository = "acme/widgets".to_owned();
+    for seen in [failed.clone(), late] {
+        let again = plan(&pool, &observed(vec![seen]), NOW);
+        assert_eq!(again.status.last_jobs.len(), 1);
+        assert!(again.unrecorded.is_empty(), "{:?}", again.unrecorded);
+        assert!(!again.news.iter().any(|news| news.reason == "JobCompleted"));
+    }
+    // ... and two jobs of one run that left their marks are two
+    let mut two = vec![];
+    for seconds in [40, 2] {
+        let seen = observed(vec![ended(&pool, "pool-bbbbb", "test", seconds)]);
+        let next = plan(&pool, &seen, NOW);
+        pool = after(&pool, &next);
+        two.push(pool.status.last_jobs.len());
+    }
+    assert_eq!(two, [2, 3]);
+
     // And where nothing was heard, nothing is said
     let mut pool = super::super::fixture::pool(1);
     pool.status.observed_generation = Some(1);

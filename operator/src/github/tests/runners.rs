@@ -1,5 +1,6 @@
 //! Listing, finding, removing.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::Method;
@@ -57,16 +58,55 @@ async fn a_young_listing_is_not_asked_for_and_pools_of_one_place_share_it() {
 
 #[tokio::test]
 async fn a_list_of_runners_without_an_end_is_given_up() {
-    // Given a server whose pages never end
+    // Given a server that always has one more page, and says so page by page
     let stub = Stub::start(|_, before| {
         let id = u64::try_from(before).unwrap();
-        reply(200, &page(1_000_000, &[runner(id, "a", "offline", false)]))
+        let total = (before + 1) * 100 + 1;
+        reply(200, &page(total, &[runner(id, "a", "offline", false)]))
     })
     .await;
     // When its runners are listed, then that is no list, and most of the minute's requests are left
-    let failed = stub.client("o/r").list_runners(NOW).await.unwrap_err();
-    assert_eq!(failed.category(), "Malformed");
+    let listed = stub.client("o/r").list_runners(NOW).await.unwrap();
+    assert!(!listed.is_whole && listed.runners.is_empty());
     assert_eq!(stub.seen().len(), 200);
+}
+
+#[tokio::test]
+async fn of_a_scope_with_too_many_runners_only_those_that_are_named_are_read() {
+    // Given an enterprise with 50,000 runners, two of them a pool's
+    let stub = Stub::start(|seen, _| {
+        let named = |id, name| page(1, &[runner(id, name, "online", false)]);
+        let query = seen.path.split_once('?').unwrap().1;
+        match query.split('&').next().unwrap() {
+            "name=pool-a" => reply(200, &named(1, "pool-a")),
+            "name=pool-b" => reply(200, &named(2, "pool-b")),
+            "per_page=100" => reply(200, &page(50_000, &[runner(9, "other", "online", false)])),
+            _ => reply(200, &page(0, &[])),
+        }
+    })
+    .await;
+    let client = stub.client("o");
+
+    // When they are listed, then each is found by its name
+    let names = BTreeSet::from(["pool-a", "pool-b", "pool-gone"].map(str::to_owned));
+    let listed = client.list_runners_of(&names, NOW).await.unwrap();
+    let ids: Vec<u64> = listed.runners.iter().map(|runner| runner.id).collect();
+    assert_eq!((ids.as_slice(), listed.is_whole), (&[1, 2][..], false));
+    assert_eq!(stub.seen().len(), 1 + names.len());
+
+    // And an entry that is not found is not known to be gone
+    let failed = client.delete_runner(7).await;
+    assert!(failed.is_err(), "{failed:?}");
+}
+
+#[tokio::test]
+async fn a_server_with_too_many_runners_that_finds_none_by_name_is_refused_at_once() {
+    let many = page(1_000_000, &[runner(1, "a", "offline", false)]);
+    let stub = Stub::start(move |_, _| reply(200, &many)).await;
+    let names = BTreeSet::from(["a".to_owned()]);
+    let failed = stub.client("o").list_runners_of(&names, NOW).await;
+    assert_eq!(failed.unwrap_err().category(), "Malformed");
+    assert_eq!(stub.seen().len(), 2);
 }
 
 #[tokio::test]

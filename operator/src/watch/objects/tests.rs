@@ -31,6 +31,8 @@ struct Cluster(Arc<Mutex<State>>);
 struct State {
     /// Whether only what is named may be listed and watched.
     is_narrow: bool,
+    /// What a list or watch of all is answered with, if not with what there is.
+    trouble: Option<u16>,
     /// Value and version of each Secret.
     secrets: BTreeMap<String, (String, u64)>,
     version: u64,
@@ -97,6 +99,13 @@ impl Cluster {
                 json!({"kind": "Status", "status": "Failure", "message": "no", "code": 503});
             return Response::builder()
                 .status(503)
+                .body(said(&trouble))
+                .unwrap();
+        }
+        if let Some(code) = state.trouble.filter(|_| name.is_none()) {
+            let trouble = json!({"kind": "Status", "status": "Failure", "reason": "InternalError", "message": "no", "code": code});
+            return Response::builder()
+                .status(code)
                 .body(said(&trouble))
                 .unwrap();
         }
@@ -339,5 +348,68 @@ async fn an_object_is_read_soon_after_an_outage() {
         );
         let found = objects.get(&pool("a"), "app").await;
         assert_eq!(value(&found).as_deref(), Some("first"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_named_is_read_where_the_namespace_cannot_be_listed() {
+    for code in [500, 503, 504, 410, 429] {
+        // Given a namespace whose list fails, though not for want of a right
+        let cluster = Cluster::with(["app".to_owned()]);
+        cluster.state().trouble = Some(code);
+        let (objects, mut woken) = cluster.objects(Breadth::Namespace);
+
+        // Then what a pool names is read by its name, and watched
+        let now = async || value(&objects.get(&pool("a"), "app").await);
+        assert_eq!(now().await.as_deref(), Some("first"), "{code}");
+        sleep(Duration::from_secs(1)).await;
+        woken.none();
+        cluster.put("app", "second");
+        assert_eq!(woken.next().await, "a");
+        assert_eq!(now().await.as_deref(), Some("second"), "{code}");
+
+        // When the list works again, then one watch of the namespace is enough
+        cluster.state().trouble = None;
+        sleep(AGAIN).await;
+        assert_eq!(cluster.watches(), 1);
+        assert!(
+            cluster
+                .state()
+                .watches
+                .iter()
+                .all(|(name, ..)| name.is_none())
+        );
+        woken.none();
+        cluster.put("app", "third");
+        assert_eq!(woken.next().await, "a");
+        assert_eq!(now().await.as_deref(), Some("third"), "{code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_that_is_taken_away_later_leaves_what_is_named() {
+    type Loss = fn(&mut State);
+    let losses: [Loss; 2] = [
+        |state| state.is_narrow = true,
+        |state| state.trouble = Some(500),
+    ];
+    for loss in losses {
+        // Given a good start
+        let cluster = Cluster::with(["app".to_owned()]);
+        let (objects, mut woken) = cluster.objects(Breadth::Namespace);
+        objects.get(&pool("a"), "app").await;
+        sleep(Duration::from_secs(1)).await;
+
+        // When the namespace may not, or cannot, be watched any more, and the watch ends
+        loss(&mut cluster.state());
+        cluster.state().watches.clear();
+        sleep(Duration::from_mins(1)).await;
+        woken.none();
+
+        // Then changes of what is named are still seen
+        cluster.put("app", "second");
+        assert_eq!(woken.next().await, "a");
+        let found = objects.get(&pool("a"), "app").await;
+        assert_eq!(value(&found).as_deref(), Some("second"));
     }
 }
