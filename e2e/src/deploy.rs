@@ -137,7 +137,8 @@ pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
     .await
 }
 
-fn is_ready(pod: &Pod) -> bool {
+/// Whether a pod is ready, and stays for now.
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod
         .status
         .iter()

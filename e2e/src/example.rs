@@ -92,17 +92,18 @@ pub async fn credentials(
 ) -> Result<()> {
     let data = app(github, namespace, repository).await?;
     secret(client, namespace, SECRET, &data).await?;
+    let pem = simulator::authority(&cluster.dir)?;
+    authority(client, namespace, AUTHORITY, &pem).await
+}
+
+/// Makes or changes a ConfigMap with authorities, key `ca.crt`.
+pub async fn authority(client: &Client, namespace: &str, name: &str, pem: &str) -> Result<()> {
     let authority = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": AUTHORITY},
-        "data": {"ca.crt": simulator::authority(&cluster.dir)?},
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": pem},
     });
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    maps.patch(
-        AUTHORITY,
-        &PatchParams::apply("cargo-e2e"),
-        &Patch::Apply(authority),
-    )
-    .await?;
+    let params = PatchParams::apply("cargo-e2e");
+    maps.patch(name, &params, &Patch::Apply(authority)).await?;
     Ok(())
 }
 

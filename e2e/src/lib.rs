@@ -17,6 +17,7 @@ pub mod device_plugin;
 pub mod example;
 pub mod faults;
 pub mod helm;
+mod ill_server;
 pub mod images;
 pub mod interrupt;
 pub mod kwok;

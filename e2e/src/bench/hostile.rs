@@ -1,27 +1,11 @@
 //! A server that answers with whatever it likes costs its own pools their runners, and no others anything.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
-use axum::body::Body;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
-use http::{Request, Response, header};
-use hyper::{
-    body::{Bytes, Incoming},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::{Api, api::PostParams};
-use rustls::{ServerConfig, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    task::{AbortHandle, JoinSet},
-    time::sleep,
-};
-use tokio_rustls::TlsAcceptor;
+use futures::{TryStreamExt as _, future::try_join_all, stream};
+use serde_json::json;
+use tokio::time::sleep;
 
 use super::{
     Bed, Run,
@@ -29,20 +13,20 @@ use super::{
     figure::{Budget, Figure},
     slow_github::{RUNNERS, scale_out},
 };
-use crate::{certs::Certificates, suites::Ctx};
+use crate::{
+    example,
+    ill_server::{self, Ill, IllServer},
+    suites::Ctx,
+};
 
-/// Pools at that server, a quarter for each of its ways.
+/// Pools, a quarter for each of the ways in which such a server answers.
 const POOLS: usize = 100;
 /// Well-behaved pools that are made, one after the other, without those and beside them.
 const ROUNDS: usize = 5;
-/// For so long the operator has asked that server, and asked again, before its memory is read.
+/// For so long the operator has asked these servers, and asked again, before its memory is read.
 const WHILE: Duration = Duration::from_mins(1);
 /// What the names of the Secret and of the ConfigMap of its pools begin with.
 const NAME: &str = "hostile";
-/// A long body.
-const LONG: usize = 16 * 1024 * 1024;
-/// Runners of the page that has too many.
-const TINY: usize = 883_000;
 
 /// The operator's memory at its peak, and what a well-behaved pool has to wait. The floors are the memory with the
 /// well-behaved pools alone, and what they wait then.
@@ -60,12 +44,12 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
             floor.extend(rounds(bed, "alone").await?);
             before.push(bed.memory()?.1);
             let hostile = bed.ctx(NAME).await?;
-            let server = Server::start(&hostile).await?;
-            apply_all(&hostile, &server.origin).await?;
+            let servers = start(&hostile).await?;
+            apply_all(&hostile, &servers).await?;
             ours.extend(rounds(bed, "beside").await?);
             sleep(WHILE).await;
             peak.push(bed.memory()?.1);
-            drop(server);
+            drop(servers);
             Ok(())
         })
         .await?;
@@ -99,14 +83,14 @@ async fn rounds(bed: &Bed, name: &str) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Makes the pools of that server.
-async fn apply_all(ctx: &Ctx, origin: &str) -> Result<()> {
+/// Makes the pools of these servers.
+async fn apply_all(ctx: &Ctx, servers: &[IllServer]) -> Result<()> {
     stream::iter((0..POOLS).map(anyhow::Ok))
         .try_for_each_concurrent(16, async |number| {
-            let (way, _) = WAYS[number % WAYS.len()];
+            let server = &servers[number % servers.len()];
             let mut spec = pool(1);
             spec["github"] = json!({
-                "url": format!("{origin}/{NAME}/{way}-{number}"),
+                "url": format!("{}/{NAME}/{number}", server.url),
                 "credentialsRef": {"name": NAME},
                 "caBundleRef": {"name": NAME},
             });
@@ -116,123 +100,14 @@ async fn apply_all(ctx: &Ctx, origin: &str) -> Result<()> {
         .await
 }
 
-/// Makes an answer's body.
-type Answer = fn(&Bodies) -> Body;
-
-/// What it answers, by a part of the repository's name.
-const WAYS: [(&str, Answer); 4] = [
-    // Each page is good, and there is always another one.
-    ("endless", |bodies| bodies.page.clone().into()),
-    ("long", |bodies| bodies.long.clone().into()),
-    ("tiny", |bodies| bodies.tiny.clone().into()),
-    ("trickle", |_| {
-        let drops = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(b" ")));
-        Body::from_stream(drops.then(|drop| async {
-            sleep(Duration::from_millis(500)).await;
-            drop
-        }))
-    }),
-];
-
-/// Made once: the server is not to cost more than its answers do.
-struct Bodies {
-    page: Bytes,
-    long: Bytes,
-    tiny: Bytes,
-}
-
-impl Bodies {
-    fn new() -> Self {
-        let runner = |id: usize| json!({"id": id, "name": format!("runner-{id}"), "os": "linux", "status": "online", "busy": false, "labels": []});
-        let runners: Vec<Value> = (1..=100).map(runner).collect();
-        let page = json!({"total_count": u32::MAX, "runners": runners}).to_string();
-        let long = format!(
-            "{{\"total_count\": 1, \"runners\": [], \"x\": \"{}\"}}",
-            "x".repeat(LONG)
-        );
-        let tiny = vec![r#"{"id":1,"name":""}"#; TINY].join(",");
-        Self {
-            page: page.into(),
-            long: long.into(),
-            tiny: format!("{{\"total_count\": {TINY}, \"runners\": [{tiny}]}}").into(),
-        }
-    }
-
-    fn answer(&self, path: &str) -> Response<Body> {
-        let way = WAYS.iter().find(|(name, _)| path.contains(name));
-        let (_, body) = way.unwrap_or(&WAYS[0]);
-        let mut answer = Response::new(body(self));
-        let json = header::HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(header::CONTENT_TYPE, json);
-        answer
-    }
-}
-
-/// The server. It ends with this.
-struct Server {
-    origin: String,
-    task: AbortHandle,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Server {
-    /// Starts it, beside the simulated GitHub; what its pools need to ask it lies in the namespace.
-    async fn start(ctx: &Ctx) -> Result<Self> {
-        let github = ctx.cluster.github.trim_start_matches("https://");
-        let address = github.parse::<SocketAddr>().context("GitHub's address")?;
-        let certs = Certificates::create(&ctx.cluster.dir.join(NAME), "A server")?;
-        certs.server(NAME, &[], &[address.ip()])?;
-        let read = |file: &str| std::fs::read_to_string(certs.path(file)).context("a certificate");
-        let secret = json!({"metadata": {"name": NAME}, "stringData": {"token": "token"}});
-        let authority = json!({"metadata": {"name": NAME}, "data": {"ca.crt": read("ca.crt")?}});
-        let (secrets, maps): (Api<Secret>, Api<ConfigMap>) = (ctx.api(), ctx.api());
-        secrets
-            .create(&PostParams::default(), &serde_json::from_value(secret)?)
-            .await?;
-        maps.create(&PostParams::default(), &serde_json::from_value(authority)?)
-            .await?;
-
-        let certificate = read(&format!("{NAME}.crt"))?;
-        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
-            .collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(read(&format!("{NAME}.key"))?.as_bytes())?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
-        let listener = TcpListener::bind((address.ip(), 0)).await?;
-        let origin = format!("https://{}", listener.local_addr()?);
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let task = tokio::spawn(serve(listener, acceptor, Arc::new(Bodies::new())));
-        Ok(Self {
-            origin,
-            task: task.abort_handle(),
-        })
-    }
-}
-
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, bodies: Arc<Bodies>) {
-    // They end with the one that accepted them.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let (acceptor, bodies) = (acceptor.clone(), Arc::clone(&bodies));
-        connections.spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else {
-                return;
-            };
-            let service = service_fn(|request: Request<Incoming>| {
-                std::future::ready(Ok::<_, Infallible>(bodies.answer(request.uri().path())))
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-        while connections.try_join_next().is_some() {}
-    }
+/// Starts one server for each way, beside the simulated GitHub; what pools need to ask them lies in the namespace.
+async fn start(ctx: &Ctx) -> Result<Vec<IllServer>> {
+    let github = ctx.cluster.github.trim_start_matches("https://");
+    let address = github.parse::<SocketAddr>().context("GitHub's address")?;
+    let (keys, authority) = ill_server::keys(&ctx.cluster.dir.join(NAME), address.ip())?;
+    let (client, namespace) = (&ctx.client, &ctx.namespace);
+    example::secret(client, namespace, NAME, &json!({"token": "token"})).await?;
+    example::authority(client, namespace, NAME, &authority).await?;
+    let ways = [Ill::Endless, Ill::Long, Ill::Crowd, Ill::Trickle];
+    try_join_all(ways.map(|ill| IllServer::start(address.ip(), &keys, ill))).await
 }

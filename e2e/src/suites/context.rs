@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, POOL_LABEL};
 use github_simulator::{
     control::{
         Client as GitHub, JobView, NewJob, NewRepository, NewRunner, NewWorkflow, ScaleSetView,
@@ -20,13 +20,14 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Options},
+    deploy::is_ready,
     device_plugin::state::{self, Device},
     example,
     process::output,
@@ -424,6 +425,20 @@ impl Ctx {
                 Ok(other.map(|runner| runner.name))
             },
         )
+        .await
+    }
+
+    /// Waits until a pod of the pool other than this one is ready, and so its runner idle; gives its name. The status says
+    /// so up to half a minute later: while jobs end, changes of mere counts are gathered.
+    pub async fn other_ready(&self, pool: &str, than: &str) -> Result<String> {
+        let pods: Api<Pod> = self.api();
+        let of = ListParams::default().labels(&format!("{POOL_LABEL}={pool}"));
+        let what = format!("a runner of {pool} that is ready, other than {than:?}");
+        self.wait_for(&what, SOON, async || {
+            let mut all = pods.list(&of).await?.items.into_iter();
+            let other = all.find(|pod| is_ready(pod) && pod.name_any() != than);
+            Ok(other.map(|pod| pod.name_any()))
+        })
         .await
     }
 

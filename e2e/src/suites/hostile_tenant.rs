@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
@@ -43,9 +43,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             thresholds(&tenant),
             pretenders(&tenant, other),
             required_checks(&tenant, other),
+            other.is_unharmed(),
         )?;
-        other.is_unharmed().await.context("beside what is ill")?;
-        crowd(&tenant, other).await
+        crowd(&tenant).await?;
+        // Which an operator that starts has to read as well
+        other.restart().await
     };
     Box::pin(neighbour::beside(ctx, ill)).await
 }
@@ -378,8 +380,8 @@ async fn required(theirs: &Ctx) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Pods with annotations as long as they may be, which an operator that starts has to read as well.
-async fn crowd(tenant: &Ctx, other: &Neighbour) -> Result<()> {
+/// Pods with annotations as long as they may be.
+async fn crowd(tenant: &Ctx) -> Result<()> {
     let mut nodes = String::new();
     for number in 0..24_000 {
         // Writing to a string cannot fail.
@@ -408,16 +410,8 @@ async fn crowd(tenant: &Ctx, other: &Neighbour) -> Result<()> {
         })
         .buffer_unordered(8)
         .try_collect::<Vec<()>>()
-        .await?;
-    other
-        .restart()
         .await
-        .context("after a restart beside them")?;
-    // Those who come after this suite have enough to do.
-    let all = ListParams::default().labels("cudarunner.dev/pool");
-    let now = DeleteParams::default().grace_period(0);
-    pods.delete_collection(&now, &all).await?;
-    Ok(())
+        .map(drop)
 }
 
 /// Waits until a condition of the pool says this; gives the whole sentence.

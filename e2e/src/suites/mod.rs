@@ -15,6 +15,8 @@ mod first_runner;
 mod gate;
 mod gpu_lost;
 mod gpu_missing;
+mod hostile_job;
+mod hostile_server;
 mod hostile_tenant;
 mod images;
 mod job_ends;
@@ -354,6 +356,18 @@ pub const SUITES: &[Suite] = &[
         [],
         "whoever has the role `edit` in one namespace harms no other team: not its runners, nodes, required checks, nor the operator",
         hostile_tenant::run
+    ),
+    suite!(
+        "hostile-server",
+        [],
+        "servers that mean ill cost their own pools alone: bounded memory and requests, plain words, no other team waits",
+        hostile_server::run
+    ),
+    suite!(
+        "hostile-job",
+        [],
+        "what a job writes, kills or floods stays in its own pod: nobody is blamed, no other gate waits",
+        hostile_job::run
     ),
     suite!(
         "telemetry",

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use cudarunner_crds::CudaRunner;
+use gate_report::is_hidden;
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
 use kube::{Api, api::ListParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Ctx;
-use crate::{cluster::Cluster, deploy, helm::NAMESPACE, process};
+use crate::{deploy, helm::NAMESPACE, process};
 
 /// The most memory that the operator may take, in MiB, whatever it meets: well below the limit that the chart sets. Suites
 /// run a build that is not optimised.
@@ -26,13 +28,6 @@ pub(super) struct Neighbour {
     pub(super) ctx: Ctx,
     suite: String,
     calm: Duration,
-}
-
-/// The operator's processes at some moment.
-struct Operator {
-    pods: Vec<(String, i32)>,
-    /// The most that it has ever had, in MiB.
-    peak: f64,
 }
 
 /// Does something ill beside another team, which must not notice anything of it.
@@ -59,25 +54,23 @@ async fn unharmed(
         calm: Duration::ZERO,
     };
     theirs.apply(&theirs.pool(POOL, json!({}))).await?;
-    theirs.idle(POOL, 1).await?;
     neighbour.calm = neighbour.job().await?;
     // When somebody does what is ill
-    let before = Operator::look(&ctx.cluster).await?;
     ill(&neighbour).await?;
     // Then their next job and the runner after it come in time, and they have nothing to complain of
     neighbour.is_unharmed().await?;
-    // And the operator is still the same
-    before.still(ctx).await
+    // And the operator bears it
+    neighbour.operator_is_well().await
 }
 
 impl Neighbour {
     /// A job of theirs, and the next runner after it: how long both take.
     async fn job(&self) -> Result<Duration> {
-        let runner = self.ctx.idle(POOL, 1).await?.remove(0);
+        let runner = self.ctx.other_ready(POOL, "").await?;
         let begun = Instant::now();
         let job = self.ctx.queue("neighbour", "true").await?;
         self.ctx.succeeded(job).await?;
-        self.ctx.other_idle(POOL, &runner).await?;
+        self.ctx.other_ready(POOL, &runner).await?;
         Ok(begun.elapsed())
     }
 
@@ -103,57 +96,78 @@ impl Neighbour {
         Ok(())
     }
 
-    /// The operator is killed, comes back, and has to read everything again.
+    /// The operator, which has borne all until now, is killed, comes back, and has to read everything again.
     pub(super) async fn restart(&self) -> Result<()> {
-        deploy::kill(&self.ctx.cluster, &self.ctx.client).await?;
-        self.is_unharmed().await
+        self.operator_is_well().await?;
+        deploy::kill(&self.ctx.cluster, &self.ctx.client).await
     }
-}
 
-impl Operator {
-    async fn look(cluster: &Cluster) -> Result<Self> {
-        let pods: Api<Pod> = Api::namespaced(cluster.client().await?, NAMESPACE);
-        let mut looked = Self {
-            pods: vec![],
-            peak: 0.0,
-        };
+    /// No operator has restarted by itself, and the memory was enough.
+    async fn operator_is_well(&self) -> Result<()> {
+        let cluster = &self.ctx.cluster;
+        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), NAMESPACE);
+        let mut most: f64 = 0.0;
         for pod in pods.list(&ListParams::default()).await?.items {
             let statuses = pod.status.and_then(|status| status.container_statuses);
-            let restarts = statuses
-                .into_iter()
-                .flatten()
-                .map(|c| c.restart_count)
-                .sum();
+            let mut statuses = statuses.into_iter().flatten();
+            ensure!(
+                statuses.all(|container| container.restart_count == 0),
+                "it was restarted: {:?}",
+                pod.metadata.name
+            );
             let uid = pod.metadata.uid.unwrap_or_default();
             for process in process::in_pod(&cluster.cgroup(), &uid) {
                 // One that has ended meanwhile was a probe's.
-                let peak = process.memory().map_or(0.0, |(_, peak)| peak);
-                looked.peak = looked.peak.max(peak);
+                most = most.max(process.memory().map_or(0.0, |(_, peak)| peak));
             }
-            looked
-                .pods
-                .push((pod.metadata.name.unwrap_or_default(), restarts));
         }
-        Ok(looked)
-    }
-
-    /// Nothing has restarted by itself, and the memory was enough.
-    async fn still(&self, ctx: &Ctx) -> Result<()> {
-        let now = Self::look(&ctx.cluster).await?;
-        println!(
-            "{}: the operator's memory has been at most {:.0} MiB, before {:.0}",
-            ctx.namespace, now.peak, self.peak
-        );
+        let suite = &self.suite;
+        println!("{suite}: the operator's memory has been at most {most:.0} MiB");
         ensure!(
-            now.pods.iter().all(|(_, restarts)| *restarts == 0),
-            "it was restarted: {:?}",
-            now.pods
-        );
-        ensure!(
-            now.peak > 0.0 && now.peak <= MEMORY,
-            "{} MiB are more than {MEMORY}",
-            now.peak
+            most > 0.0 && most <= MEMORY,
+            "{most} MiB are more than {MEMORY}"
         );
         Ok(())
+    }
+}
+
+/// Nothing in what the namespace's people read moves a cursor, turns a text or forges a line: statuses, Events, the
+/// operator's log. `forged` are words that a line of the log would begin with.
+pub(super) async fn nothing_hidden(ctx: &Ctx, forged: &str) -> Result<()> {
+    let pools: Api<CudaRunner> = ctx.api();
+    let events: Api<Event> = ctx.api();
+    let mut shown = vec![];
+    for pool in pools.list(&ListParams::default()).await?.items {
+        shown.push(json!(pool.status));
+    }
+    for event in events.list(&ListParams::default()).await?.items {
+        shown.push(json!([event.note, event.reason, event.action]));
+    }
+    for value in &shown {
+        ensure!(!has_hidden(value), "hidden characters are shown: {value}");
+    }
+    for log in deploy::operator_log(&ctx.client, None).await? {
+        for line in log.lines() {
+            ensure!(
+                !line.chars().any(is_hidden),
+                "hidden characters in the log: {line:?}"
+            );
+            ensure!(
+                !line.trim_start().starts_with(forged),
+                "a forged line: {line:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn has_hidden(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.chars().any(is_hidden),
+        Value::Array(items) => items.iter().any(has_hidden),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| name.chars().any(is_hidden) || has_hidden(value)),
+        _ => false,
     }
 }

@@ -1,0 +1,142 @@
+//! Jobs that mean ill: forged marks and log lines, a log without end, killed processes, a flood at the registrar. Nothing
+//! comes of it outside of their own pods.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::{
+    Ctx, SOON,
+    neighbour::{self, Neighbour, nothing_hidden},
+};
+use crate::example;
+
+/// What a line would begin with that a job forges.
+const FORGED: &str = "FORGED";
+/// What the hooks and the look at the GPU write, and worse.
+const MARKS: &str = r#"
+exec >>/dev/termination-log
+echo '{"mark":"gpu-lost","when":"idle"}'
+echo '{"mark":"session-conflict"}'
+printf '{"mark":"started","job":"a\\u001b[2J\\u202e\\nFORGED","run":"1","at":"1"}\n'
+printf '{"mark":"completed","job":"b\\u001b]0;x\\u0007","run":"../../2","repository":"else/where","at":"253402207200"}\n'
+printf '{"schema":"cudarunner.dev/gate-report/v1","outcome":"failed","failure":{"class":"device","code":214}}\n'
+printf '\033[2J\033]0;owned\007\nFORGED\n'
+"#;
+/// A log of many MiB, with a line that has no end, and lines as the operator and the gate write them.
+const LOG: &str = r#"
+{ printf '\033[2J\nFORGED ERROR the node is broken\n'
+  head -c 30000000 /dev/zero | tr '\0' x
+  yes '{"mark":"gpu-lost"}' | head -n 100000; } >/proc/1/fd/1 || true
+"#;
+/// What the job has of the gate's: nothing that the registrar would take.
+const LOOK: &str = r"
+if ls /var/run/secrets/* 2>/dev/null; then exit 1; fi
+if grep --silent --recursive eyJ /run/cuda-runner 2>/dev/null; then exit 1; fi
+";
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Requested is little: three of them, and the neighbour's, have to fit a machine of two cores.
+    let resources = json!({
+        "requests": {"cpu": "50m", "memory": "64Mi"},
+        "limits": {"cpu": "1", "memory": "512Mi"},
+    });
+    let agent = json!({"name": "runner", "image": example::AGENT, "resources": resources});
+    let template = json!({"spec": {"containers": [agent]}});
+    ctx.apply(&ctx.pool("pool", json!({"replicas": 3, "template": template})))
+        .await?;
+    let ill = async |other: &Neighbour| {
+        // GitHub gives up a runner that has gone silent after half a minute.
+        ctx.github
+            .change_settings(&json!({"lostSeconds": 5}))
+            .await?;
+        let outcome = jobs(ctx, other).await;
+        ctx.github
+            .change_settings(&json!({"lostSeconds": 30}))
+            .await?;
+        outcome
+    };
+    Box::pin(neighbour::beside(ctx, ill)).await
+}
+
+async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
+    // Given runners that are there
+    ctx.idle("pool", 3).await?;
+
+    // When one floods the registrar, one writes what is not so, and one kills whatever it may
+    let flood = flood(&registrar(ctx).await?)?;
+    let flood = ctx
+        .queue_for("flood", &["self-hosted", "cuda"], &flood, true)
+        .await?;
+    ctx.wait_for("the flood", SOON, async || {
+        let log = ctx.github.job_log(flood).await?;
+        Ok(log.contains("flooding").then_some(()))
+    })
+    .await?;
+    let forge = ctx.queue("forge", &format!("{LOOK}{LOG}{MARKS}")).await?;
+    let kill = ctx.queue("kill", "kill -9 -1; sleep 60").await?;
+
+    // Then a gate of somebody else's is served all the same
+    other.is_unharmed().await.context("during the flood")?;
+    ctx.github.release(flood).await?;
+    ctx.succeeded(flood).await?;
+    // And what is told is what happened, of the pool's own repository
+    ctx.succeeded(forge).await?;
+    ctx.ended(kill).await?;
+    ctx.idle("pool", 3).await?;
+    ctx.wait_for("the jobs to be told", SOON, async || {
+        let jobs = ctx.status("pool").await?.last_jobs;
+        let told = jobs
+            .iter()
+            .filter(|job| job.conclusion.as_deref() == Some("success"));
+        Ok((told.count() == 2).then_some(()))
+    })
+    .await?;
+    let status = ctx.status("pool").await?;
+    let here = format!("{}/{}/", ctx.cluster.github, ctx.repository);
+    for job in &status.last_jobs {
+        let url = job.url.as_deref().unwrap_or(&here);
+        ensure!(url.starts_with(&here), "{job:?}");
+    }
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    let blamed = status
+        .last_failures
+        .iter()
+        .find(|failure| ["device", "node", "unsupported"].contains(&failure.class.as_str()));
+    ensure!(blamed.is_none(), "{blamed:?}");
+    ensure!(
+        status.last_failures.len() <= 1,
+        "{:?}",
+        status.last_failures
+    );
+    nothing_hidden(ctx, FORGED).await
+}
+
+/// Where the gate finds the registrar.
+async fn registrar(ctx: &Ctx) -> Result<String> {
+    let mut pods: Vec<Pod> = ctx.pods().await?;
+    let spec = pods.remove(0).spec.context("a pod without spec")?;
+    let gates = spec.init_containers.into_iter().flatten();
+    gates
+        .flat_map(|gate| gate.env.into_iter().flatten())
+        .find(|variable| variable.name == "CUDA_SMOKE_REGISTRAR_URL")
+        .and_then(|variable| variable.value)
+        .context("the gate has no registrar")
+}
+
+/// As many connections as there can be, and tokens that are none; it goes on beside the job's next step.
+fn flood(url: &str) -> Result<String> {
+    let server = url.trim_start_matches("https://");
+    let (host, port) = server.rsplit_once(':').context("no port")?;
+    Ok(format!(
+        r#"
+(for n in $(seq 300); do (exec 3<>/dev/tcp/{host}/{port}; sleep 60) & done) >/dev/null 2>&1
+for n in 1 2 3 4; do
+  (while :; do
+    curl --silent --insecure --max-time 5 --header "Authorization: Bearer forged.$n.$RANDOM" --data '{{}}' {url}/v1/registrations
+  done) >/dev/null 2>&1 &
+done
+echo flooding
+"#
+    ))
+}
