@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Observed, refusals, version};
+use super::{Access, Case, Observed, refusals, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
@@ -154,10 +154,6 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);
 
-    let quarantine = pool.spec.as_ref().map_or_else(
-        |_| Quarantine::default(),
-        |spec| Quarantine::assess(pool, spec, observed, &new, now),
-    );
     let mut health = Health {
         consecutive,
         last_failures,
@@ -165,8 +161,18 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         failed,
         not_before: None,
         overdue,
-        quarantine,
+        quarantine: Quarantine::default(),
     };
+    if let Ok(spec) = &pool.spec {
+        let case = Case {
+            pool,
+            spec,
+            observed,
+            health: &health,
+            now,
+        };
+        health.quarantine = Quarantine::assess(case);
+    }
     health.not_before = health.next_attempt(pool, now);
     health
 }

@@ -12,9 +12,9 @@ use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{About, NodeFacts, Notice, Observed, Passed};
+use super::{About, Case, NodeFacts, Notice, Observed, Passed};
 use crate::model::node_marks::Held;
-use crate::model::pool::{GpuRequest, Pool, Spec};
+use crate::model::pool::GpuRequest;
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
@@ -41,43 +41,23 @@ pub struct Quarantine {
     probation: BTreeSet<String>,
 }
 
-/// What an assessment looks at.
-struct Assessment<'a> {
-    pool: &'a Pool,
-    spec: &'a Spec,
-    observed: &'a Observed,
-    now: Timestamp,
-}
-
 impl Quarantine {
-    /// Reads the old entries and the new failures.
-    pub(super) fn assess(
-        pool: &Pool,
-        spec: &Spec,
-        observed: &Observed,
-        new: &[FailureStatus],
-        now: Timestamp,
-    ) -> Self {
-        let view = Assessment {
-            pool,
-            spec,
-            observed,
-            now,
-        };
+    /// Reads the old entries and the new failures; the case's health has no quarantine yet.
+    pub(super) fn assess(case: Case) -> Self {
         let mut quarantine = Self::default();
-        quarantine.keep(&view);
-        for failure in new.iter().rev() {
-            quarantine.add(&view, failure);
+        quarantine.keep(case);
+        for failure in case.health.new.iter().rev() {
+            quarantine.add(case, failure);
         }
-        quarantine.draw_conclusions(&view);
-        quarantine.breaker = quarantine.spared(&view, new);
+        quarantine.draw_conclusions(case);
+        quarantine.breaker = quarantine.spared(case);
         quarantine
     }
 
     /// Takes over the entries that are not lifted.
-    fn keep(&mut self, view: &Assessment) {
-        for entry in &view.pool.status.quarantine {
-            match view.lifted(entry) {
+    fn keep(&mut self, case: Case) {
+        for entry in &case.pool.status.quarantine {
+            match case.lifted(entry) {
                 None => self.entries.push(entry.clone()),
                 Some(why) => self.notices.push(Notice {
                     warning: false,
@@ -90,21 +70,21 @@ impl Quarantine {
     }
 
     /// Puts the node of a failure into quarantine, unless too many would be.
-    fn add(&mut self, view: &Assessment, failure: &FailureStatus) {
+    fn add(&mut self, case: Case, failure: &FailureStatus) {
         let Some(node) = failure.node.as_deref().filter(|_| blames_node(failure)) else {
             return;
         };
         let before = self.entries.iter().position(|e| e.node == node);
-        if before.is_some_and(|i| is_active(&self.entries[i], view.now)) {
+        if before.is_some_and(|i| is_active(&self.entries[i], case.now)) {
             return;
         }
-        if self.too_many_with(view, node) {
+        if self.too_many_with(case, node) {
             return;
         }
         let failures = before.map_or(0, |i| self.entries.remove(i).failures);
         let failures = failures.saturating_add(1);
-        let lasts = view.lasts(&failure.class, failures);
-        let facts = view.observed.node(node);
+        let lasts = case.lasts(&failure.class, failures);
+        let facts = case.observed.node(node);
         self.notices.push(Notice {
             warning: true,
             reason: Reason::NodeQuarantined.into(),
@@ -112,7 +92,7 @@ impl Quarantine {
                 "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
                 lasts.as_mins(),
                 failure.message.trim_end_matches('.'),
-                view.pool.key.name,
+                case.pool.key.name,
                 cudarunner_crds::RELEASE,
             ),
             about: Some(About::Node(node.to_owned())),
@@ -127,25 +107,25 @@ impl Quarantine {
             failures,
             boot_id: facts.and_then(|n| n.boot_id.clone()),
             since: failure.at.clone(),
-            until: Some(Time(view.now.after(lasts))),
+            until: Some(Time(case.now.after(lasts))),
         });
     }
 
     /// Whether more than half of the pool's nodes would be out within the breaker's time, or for as long as no gate
     /// passes: what all nodes share may take its time to go through them, too.
-    fn too_many_with(&self, view: &Assessment, node: &str) -> bool {
-        let nodes = view.nodes();
-        let last_passed = view.last_passed(&self.still_in(&nodes, node));
+    fn too_many_with(&self, case: Case, node: &str) -> bool {
+        let nodes = case.nodes();
+        let last_passed = case.last_passed(&self.still_in(&nodes, node));
         let counts = |entry: &QuarantineStatus| {
-            view.now < entry.since.0.after(BREAKER_WINDOW)
+            case.now < entry.since.0.after(BREAKER_WINDOW)
                 || last_passed.is_none_or(|passed| passed <= entry.since.0)
         };
-        let others = facts(view.observed).map(|held| &held.entry);
+        let others = facts(case.observed).map(|held| &held.entry);
         let mut out: BTreeSet<&str> = self
             .entries
             .iter()
             .chain(others)
-            .filter(|e| is_active(e, view.now) && counts(e))
+            .filter(|e| is_active(e, case.now) && counts(e))
             .map(|e| e.node.as_str())
             .filter(|name| nodes.contains(name))
             .collect();
@@ -159,17 +139,17 @@ impl Quarantine {
         nodes.iter().copied().filter(|name| !is_out(name)).collect()
     }
 
-    fn draw_conclusions(&mut self, view: &Assessment) {
-        let now = view.now;
+    fn draw_conclusions(&mut self, case: Case) {
+        let now = case.now;
         for entry in &self.entries {
             if is_active(entry, now) {
                 self.avoided.insert(entry.node.clone());
-            } else if view.passed_since(entry).is_none() {
+            } else if case.passed_since(entry).is_none() {
                 self.probation.insert(entry.node.clone());
             }
         }
         // What another pool has found is its to try again; what both have found, either's when both times are over.
-        for Held { entry, .. } in facts(view.observed) {
+        for Held { entry, .. } in facts(case.observed) {
             let avoid = if self.probation.contains(&entry.node) {
                 is_active(entry, now)
             } else {
@@ -181,7 +161,7 @@ impl Quarantine {
         }
         let avoided = &self.avoided;
         self.probation.retain(|node| !avoided.contains(node));
-        let others = facts(view.observed).map(|held| &held.entry);
+        let others = facts(case.observed).map(|held| &held.entry);
         let all = self.entries.iter().chain(others);
         self.wake = all
             .flat_map(|e| {
@@ -195,27 +175,29 @@ impl Quarantine {
     }
 
     /// The breaker's sentence, while a node that just failed was spared. A pool of one node has nowhere else to go.
-    fn spared(&self, view: &Assessment, new: &[FailureStatus]) -> Option<String> {
-        let mut recent = new
+    fn spared(&self, case: Case) -> Option<String> {
+        let mut recent = case
+            .health
+            .new
             .iter()
-            .chain(&view.pool.status.last_failures)
+            .chain(&case.pool.status.last_failures)
             .filter(|f| blames_node(f))
             .peekable();
         recent.peek()?;
-        let nodes = view.nodes();
+        let nodes = case.nodes();
         let last_failed = recent.peek().and_then(|f| f.node.as_deref());
         let still_in = self.still_in(&nodes, last_failed.unwrap_or_default());
-        let last_passed = view.last_passed(&still_in);
+        let last_passed = case.last_passed(&still_in);
         // Pauses grow longer than the breaker's time: it stays open for as long as nothing but failures is seen.
-        let still_failing = view.pool.status.consecutive_failures > 0;
+        let still_failing = case.pool.status.consecutive_failures > 0;
         let counts = |failure: &FailureStatus| {
-            view.now < failure.at.0.after(BREAKER_WINDOW)
+            case.now < failure.at.0.after(BREAKER_WINDOW)
                 || still_failing && last_passed.is_none_or(|passed| passed <= failure.at.0)
         };
         let spared = recent
             .filter(|f| counts(f))
             .filter_map(|f| f.node.as_deref())
-            .any(|node| !self.is_avoided(node) && self.too_many_with(view, node));
+            .any(|node| !self.is_avoided(node) && self.too_many_with(case, node));
         let total = nodes.len();
         if total < 2 || !spared {
             return None;
@@ -330,9 +312,9 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
     blames_hardware && (entry.code.is_some() || seen())
 }
 
-impl Assessment<'_> {
+impl<'a> Case<'a> {
     /// Why an entry goes before its time, or at the end of it.
-    fn lifted(&self, entry: &QuarantineStatus) -> Option<&'static str> {
+    fn lifted(self, entry: &QuarantineStatus) -> Option<&'static str> {
         if self.is_released(&entry.node) {
             return Some("an annotation on the resource says so");
         }
@@ -357,7 +339,7 @@ impl Assessment<'_> {
         (self.now >= ends_by_itself(entry)).then_some("it was left alone for long enough")
     }
 
-    fn is_released(&self, node: &str) -> bool {
+    fn is_released(self, node: &str) -> bool {
         let asked = self.pool.release.as_ref();
         asked
             .filter(|_| self.pool.status.released != self.pool.release)
@@ -366,14 +348,14 @@ impl Assessment<'_> {
     }
 
     /// A gate that passed on the node, in a pod made after the failure.
-    fn passed_since(&self, entry: &QuarantineStatus) -> Option<&Passed> {
+    fn passed_since(self, entry: &QuarantineStatus) -> Option<&'a Passed> {
         let all = self.observed.passed.iter();
         all.filter(|p| p.node == entry.node && p.created > entry.since.0)
             .max_by_key(|p| p.created)
     }
 
     /// When the newest pod was made that passed the gate on one of these nodes.
-    fn last_passed(&self, nodes: &BTreeSet<&str>) -> Option<Timestamp> {
+    fn last_passed(self, nodes: &BTreeSet<&str>) -> Option<Timestamp> {
         let passed = self.observed.passed.iter();
         passed
             .filter(|p| nodes.contains(p.node.as_str()))
@@ -382,7 +364,7 @@ impl Assessment<'_> {
     }
 
     /// Whether a pass speaks for the device that failed: it was among those that passed, or it is not in the node any more.
-    fn settles(&self, entry: &QuarantineStatus, passed: &Passed) -> bool {
+    fn settles(self, entry: &QuarantineStatus, passed: &Passed) -> bool {
         let Some(device) = &entry.device else {
             return true;
         };
@@ -399,7 +381,7 @@ impl Assessment<'_> {
     }
 
     /// How long a node is left alone that failed so often in a row.
-    fn lasts(&self, class: &FailureClass, failures: i32) -> SignedDuration {
+    fn lasts(self, class: &FailureClass, failures: i32) -> SignedDuration {
         if *class == Class::Unsupported {
             return LONGEST;
         }
@@ -413,7 +395,7 @@ impl Assessment<'_> {
     }
 
     /// The nodes that the pool's pods may go to; where nodes are not watched, those that are known from its pods.
-    fn nodes(&self) -> BTreeSet<&str> {
+    fn nodes(self) -> BTreeSet<&'a str> {
         let Some(nodes) = &self.observed.nodes else {
             let runners = self.observed.runners.iter();
             let failures = self.pool.status.last_failures.iter();

@@ -110,99 +110,70 @@ mod tests {
         new[0].class.clone()
     }
 
-    #[test]
-    #[expect(clippy::too_many_lines, reason = "one table")]
-    fn a_node_that_refuses_three_attempts_in_a_row_is_to_blame() {
-        let refused = |node, ago| failure(Reason::PodRejected, Class::Transient, node, ago);
-        let here = |ago| refused("node-1", ago);
-        let passed = |node: &str, seconds: i64| Passed {
+    fn refused(node: &str, seconds_ago: i64) -> FailureStatus {
+        failure(Reason::PodRejected, Class::Transient, node, seconds_ago)
+    }
+
+    fn here(seconds_ago: i64) -> FailureStatus {
+        refused("node-1", seconds_ago)
+    }
+
+    fn passed(node: &str, seconds_ago: i64) -> Passed {
+        Passed {
             node: node.to_owned(),
-            created: ago(seconds),
+            created: ago(seconds_ago),
             devices: vec![],
-        };
-        let mistake = failure(Reason::PodRejected, Class::Config, "node-1", 60);
-        let no_gate = failure(Reason::GateFailed, Class::Transient, "node-1", 60);
-        for (what, all, passed, class) in [
-            ("the first", vec![here(0)], vec![], Class::Transient),
-            (
-                "the second",
-                vec![here(0), here(60)],
-                vec![],
-                Class::Transient,
-            ),
-            (
-                "the third",
-                vec![here(0), here(60), here(120)],
-                vec![],
-                Class::Node,
-            ),
-            (
-                "one that could not start the gate",
-                vec![here(0), no_gate, here(120)],
-                vec![],
-                Class::Node,
-            ),
-            (
-                "many at once",
-                vec![here(0), here(1), here(2), here(3)],
-                vec![],
-                Class::Transient,
-            ),
-            (
-                "another node's in between",
-                vec![here(0), refused("node-2", 30), here(60), here(120)],
-                vec![],
-                Class::Node,
-            ),
-            (
-                "three nodes",
-                vec![here(0), refused("node-2", 60), refused("node-3", 120)],
-                vec![],
-                Class::Transient,
-            ),
-            (
-                "a mistake of the spec in between",
-                vec![here(0), mistake, here(120)],
-                vec![],
-                Class::Transient,
-            ),
-            (
-                "a pod that it took in between",
-                vec![here(0), here(60), here(120)],
-                vec![passed("node-1", 90)],
-                Class::Transient,
-            ),
-            (
-                "a pod of an earlier time, or of another node",
-                vec![here(0), here(60), here(120)],
-                vec![passed("node-1", 900), passed("node-2", 1)],
-                Class::Node,
-            ),
-            (
-                "long ago",
-                vec![here(0), here(60), here(7200)],
-                vec![],
-                Class::Transient,
-            ),
-            (
-                "again after its time alone",
-                vec![
-                    here(0),
-                    failure(Reason::PodRejected, Class::Node, "node-1", 1800),
-                    here(1860),
-                    here(1920),
-                ],
-                vec![],
-                Class::Node,
-            ),
-        ] {
-            assert_eq!(class_of_last(&all, &passed), class, "{what}");
         }
+    }
+
+    #[test]
+    fn a_node_that_refuses_three_attempts_in_a_row_is_to_blame() {
+        let no_gate = failure(Reason::GateFailed, Class::Transient, "node-1", 60);
+        let blamed = failure(Reason::PodRejected, Class::Node, "node-1", 1800);
+        let elsewhere = refused("node-2", 30);
+        let long_ago_or_elsewhere = vec![passed("node-1", 900), passed("node-2", 1)];
         // Given so many at a time that the list has no place for more, then the next attempt is enough
-        let crowd: Vec<_> = (0..11)
-            .map(|n| here(if n == 0 { 0 } else { 60 + n }))
-            .collect();
-        assert_eq!(class_of_last(&crowd, &[]), Class::Node);
+        let crowd = (61..71).map(here);
+        let crowd = std::iter::once(here(0)).chain(crowd).collect();
+        let three = vec![here(0), here(60), here(120)];
+        let without_gate = vec![here(0), no_gate, here(120)];
+        let with_another = vec![here(0), elsewhere, here(60), here(120)];
+        let again = vec![here(0), blamed, here(1860), here(1920)];
+        for (what, all, passed) in [
+            ("the third", three.clone(), vec![]),
+            ("one that could not start the gate", without_gate, vec![]),
+            ("another node's in between", with_another, vec![]),
+            ("it took a pod long before", three, long_ago_or_elsewhere),
+            ("again after its time alone", again, vec![]),
+            ("a crowd before", crowd, vec![]),
+        ] {
+            assert_eq!(class_of_last(&all, &passed), Class::Node, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_has_refused_less_is_not() {
+        let mistake = failure(Reason::PodRejected, Class::Config, "node-1", 60);
+        let at_once = vec![here(0), here(1), here(2), here(3)];
+        let three_nodes = vec![here(0), refused("node-2", 60), refused("node-3", 120)];
+        let with_mistake = vec![here(0), mistake, here(120)];
+        let three = vec![here(0), here(60), here(120)];
+        let long_ago = vec![here(0), here(60), here(7200)];
+        for (what, all, passed) in [
+            ("the first", vec![here(0)], vec![]),
+            ("the second", vec![here(0), here(60)], vec![]),
+            ("many at once", at_once, vec![]),
+            ("three nodes", three_nodes, vec![]),
+            ("a mistake of the spec in between", with_mistake, vec![]),
+            (
+                "it took a pod in between",
+                three,
+                vec![passed("node-1", 90)],
+            ),
+            ("long ago", long_ago, vec![]),
+        ] {
+            assert_eq!(class_of_last(&all, &passed), Class::Transient, "{what}");
+        }
     }
 
     proptest! {

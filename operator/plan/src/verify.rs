@@ -397,6 +397,11 @@ pub(super) fn verified(
             "The workflow is started when a runner is online",
         );
     };
+    come_to(verify, status, observed)
+}
+
+/// What a verification has come to.
+fn come_to(verify: &Verify, status: &VerificationStatus, observed: &Observed) -> ConditionState {
     let link = status.url.as_deref().unwrap_or("no run");
     let told = status.message.clone().unwrap_or_default();
     let reason = status.reason.as_deref().map(Stored::parse);

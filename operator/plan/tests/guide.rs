@@ -13,7 +13,9 @@ const END: &str = "<!-- generated: end -->\n";
 fn the_guide_is_the_catalogue() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides/troubleshooting.md");
     let text = fs::read_to_string(&path).unwrap();
-    let now = Section::ALL.into_iter().fold(text.clone(), written);
+    let now = Section::ALL
+        .into_iter()
+        .fold(text.clone(), |text, section| written(&text, section));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, now).unwrap();
         return;
@@ -42,7 +44,7 @@ fn every_reason_is_said_somewhere() {
 }
 
 /// The text with the table of one section.
-fn written(text: String, section: Section) -> String {
+fn written(text: &str, section: Section) -> String {
     let begin = format!("<!-- generated from the catalogue of reasons, {section:?}: begin -->\n");
     let (head, rest) = text.split_once(&begin).unwrap();
     let (_, tail) = rest.split_once(END).unwrap();

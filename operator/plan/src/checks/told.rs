@@ -27,35 +27,17 @@ pub(crate) fn required(
         return condition_state("False", *reason, message.clone());
     }
     let Some(asked) = &spec.required_checks else {
-        return match record {
-            Some(_) => condition_state(
-                "Unknown",
+        let (reason, message) = match record {
+            Some(_) => (
                 Reason::Removing,
                 "What was required for this pool is being removed",
             ),
-            None => condition_state(
-                "Unknown",
-                Reason::NotAsked,
-                "spec.requiredChecks is not set",
-            ),
+            None => (Reason::NotAsked, "spec.requiredChecks is not set"),
         };
+        return condition_state("Unknown", reason, message);
     };
-    if let (Some(record), Some(green)) = (record, green(pool))
-        && record.run_id == green.run_id
-        && let Some(missing) = green
-            .jobs
-            .iter()
-            .find(|job| record.checks.iter().all(|c| c.context != job.name))
-    {
-        return condition_state(
-            "False",
-            Reason::CheckNotReported,
-            format!(
-                "The green run has reported no check named {}: {}",
-                missing.name,
-                green.url.as_deref().unwrap_or_default()
-            ),
-        );
+    if let Some(missing) = record.and_then(|record| not_reported(pool, record)) {
+        return condition_state("False", Reason::CheckNotReported, missing);
     }
     let Some(record) = record.filter(|record| !record.checks.is_empty()) else {
         return condition_state(
@@ -85,6 +67,18 @@ pub(crate) fn required(
         );
     }
     judge(spec, asked, record, watched)
+}
+
+/// The job of the green run whose check the run has not reported.
+fn not_reported(pool: &Pool, record: &RequiredChecksStatus) -> Option<String> {
+    let green = green(pool).filter(|green| record.run_id == green.run_id)?;
+    let is_missing = |name: &str| record.checks.iter().all(|c| c.context != name);
+    let missing = green.jobs.iter().find(|job| is_missing(&job.name))?;
+    Some(format!(
+        "The green run has reported no check named {}: {}",
+        missing.name,
+        green.url.as_deref().unwrap_or_default()
+    ))
 }
 
 fn not_seen(unseen: &[&str], watched: &CheckFacts) -> String {
@@ -137,7 +131,7 @@ fn judge(
         if let Some((reason, message)) = branch.obstacle(name, asked.mode, spec) {
             return condition_state("False", reason, message);
         }
-        if branch.requires(name, &names, asked.mode, watched) {
+        if watched.requires(branch, name, &names, asked.mode) {
             done.push(name.as_str());
         } else {
             open.push(name.as_str());
@@ -151,6 +145,12 @@ fn judge(
         );
         return condition_state("Unknown", Reason::Adding, message);
     }
+    let parts = in_place(&names, &done, &skipped, watched);
+    condition_state("True", Reason::Required, parts.join(". "))
+}
+
+/// What is required where, what is left alone, and what will be a nuisance.
+fn in_place(names: &[&str], done: &[&str], skipped: &[&str], watched: &CheckFacts) -> Vec<String> {
     let mut parts = if done.is_empty() {
         vec!["No branch is protected, and each is to be left alone then".to_owned()]
     } else {
@@ -166,8 +166,24 @@ fn judge(
             skipped.join(", ")
         ));
     }
-    parts.extend(warnings(&names, &done, watched));
-    condition_state("True", Reason::Required, parts.join(". "))
+    parts.extend(warnings(names, done, watched));
+    parts
+}
+
+impl CheckFacts {
+    /// Whether all these checks are required on the branch of that name.
+    fn requires(&self, branch: &Branch, name: &str, names: &[&str], mode: ChecksMode) -> bool {
+        match (&branch.protection, mode) {
+            (Protection::Requires(there), ChecksMode::BranchProtection) => {
+                names.iter().all(|n| there.iter().any(|t| t == n))
+            }
+            (_, ChecksMode::Ruleset) => self.ruleset.as_ref().is_some_and(|(_, ruleset)| {
+                let there = |name: &&str| ruleset.checks.iter().any(|c| &c.context == name);
+                ruleset.branches.contains(name) && names.iter().all(there)
+            }),
+            _ => false,
+        }
+    }
 }
 
 /// What will make required checks a nuisance, though they are required.
@@ -202,26 +218,6 @@ fn warnings(names: &[&str], done: &[&str], watched: &CheckFacts) -> Vec<String> 
 }
 
 impl Branch {
-    /// Whether these checks are required there, in this way.
-    fn requires(
-        &self,
-        name: &String,
-        checks: &[&str],
-        mode: ChecksMode,
-        watched: &CheckFacts,
-    ) -> bool {
-        match (&self.protection, mode) {
-            (Protection::Requires(there), ChecksMode::BranchProtection) => {
-                checks.iter().all(|n| there.iter().any(|t| t == n))
-            }
-            (_, ChecksMode::Ruleset) => watched.ruleset.as_ref().is_some_and(|(_, ruleset)| {
-                let there = |name: &&str| ruleset.checks.iter().any(|c| &c.context == name);
-                ruleset.branches.contains(name) && checks.iter().all(there)
-            }),
-            _ => false,
-        }
-    }
-
     /// What keeps a check from being required there.
     fn obstacle(&self, name: &str, mode: ChecksMode, spec: &Spec) -> Option<(Reason, String)> {
         let place = spec.repository.as_ref().map_or("", Repository::full_name);

@@ -96,22 +96,16 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
     let [job] = first.status.last_jobs.as_slice() else {
         panic!("{:?}", first.status.last_jobs)
     };
-    assert_eq!(
-        job.url.as_deref(),
-        Some("https://github.com/Acme/widgets/actions/runs/17")
-    );
+    let page = "https://github.com/Acme/widgets/actions/runs/17";
+    assert_eq!(job.url.as_deref(), Some(page));
     assert_eq!(job.node.as_deref(), Some("node-1"));
     assert!(job.awaits_conclusion && job.conclusion.is_none());
     assert!(first.unrecorded.contains("pool-aaaaa"));
     assert!(deleted(&first).is_empty(), "{:?}", first.actions);
     assert!(first.news.is_empty(), "{:?}", first.news);
-    assert!(
-        first
-            .actions
-            .iter()
-            .any(|a| matches!(a, Action::CreatePod(_))),
-        "its successor does not wait"
-    );
+    let creates = |a: &Action| matches!(a, Action::CreatePod(_));
+    let is_made = first.actions.iter().any(creates);
+    assert!(is_made, "its successor does not wait");
 
     // When that is done, it goes, and GitHub is to be asked for the run once
     let pool = after(&pool, &first);
@@ -123,10 +117,8 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
         to_ask(&pool.status.last_jobs, &seen.verification),
         BTreeSet::from([run17()])
     );
-    assert_eq!(
-        next_look(&pool.status.last_jobs, &seen.jobs),
-        Some(ago(4) + SETTLE)
-    );
+    let look = next_look(&pool.status.last_jobs, &seen.jobs);
+    assert_eq!(look, Some(ago(4) + SETTLE));
 
     // When it has answered, the job is told with its name
     let jobs = vec![

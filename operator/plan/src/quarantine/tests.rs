@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
+use crate::model::pool::Pool;
 use crate::model::pool::{PoolKey, Size};
 use crate::model::runner::{End, Failure};
 use crate::{Action, NodeFacts, Plan, plan};

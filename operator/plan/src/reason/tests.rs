@@ -58,8 +58,8 @@ fn what_is_trouble_says_what_to_do_and_is_explained_apart_from_the_rest() {
         let is_well = entry.section == Section::Well;
         assert_eq!(entry.advice.is_none(), is_well, "{}", entry.word);
         for text in [Some(entry.means), entry.advice].into_iter().flatten() {
-            let is_cell = !text.contains(['|', '\n']) && text.ends_with(['.', '?']);
-            assert!(is_cell, "{}: {text}", entry.word);
+            let fits = !text.contains(['|', '\n']) && text.ends_with(['.', '?']);
+            assert!(fits, "{}: {text}", entry.word);
         }
     }
 }

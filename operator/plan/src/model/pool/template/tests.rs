@@ -138,9 +138,8 @@ fn what_the_pod_may_not_be_is_named_with_what_to_write_instead() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_the_runner_may_not_have_is_named_with_what_to_write_instead() {
-    let table = [
+    assert_runner_refused([
         (
             json!({"command": ["/home/runner/run.sh"]}),
             "command",
@@ -177,6 +176,12 @@ fn what_the_runner_may_not_have_is_named_with_what_to_write_instead() {
             "terminationMessagePolicy",
             "remove",
         ),
+    ]);
+}
+
+#[test]
+fn devices_and_mounts_that_are_not_the_runners_are_named_with_what_to_write_instead() {
+    assert_runner_refused([
         (
             json!({"resources": {"limits": {"nvidia.com/gpu": 2}}}),
             r#"resources.limits["nvidia.com/gpu"]"#,
@@ -217,13 +222,15 @@ fn what_the_runner_may_not_have_is_named_with_what_to_write_instead() {
             "volumeMounts[own].mountPath",
             "choose another path",
         ),
-    ];
+    ]);
+}
+
+/// Given these fields of the container `runner`, then the one that is named is refused with these words.
+#[track_caller]
+fn assert_runner_refused<const N: usize>(table: [(Value, &str, &str); N]) {
     for (fields, field, words) in table {
-        assert_refused(
-            runner_with(fields),
-            &format!(".spec.containers[runner].{field}"),
-            words,
-        );
+        let field = format!(".spec.containers[runner].{field}");
+        assert_refused(runner_with(fields), &field, words);
     }
 }
 
@@ -281,8 +288,7 @@ fn variables_that_are_the_operators_are_named() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
-fn other_containers_are_init_containers_and_have_no_gpu() {
+fn other_containers_are_init_containers() {
     for containers in [
         json!([{"name": "main"}]),
         json!([{"name": "main"}, {"name": "runner"}]),
@@ -306,6 +312,10 @@ fn other_containers_are_init_containers_and_have_no_gpu() {
             "choose another",
         );
     }
+}
+
+#[test]
+fn other_containers_have_no_gpu() {
     let table = [
         (
             json!({"resources": {"limits": {"nvidia.com/gpu": 1}}}),
