@@ -25,6 +25,7 @@ pub mod node;
 pub mod paths;
 pub mod process;
 pub mod proxy;
+pub mod removal;
 pub mod report;
 pub mod simulator;
 pub mod suites;
