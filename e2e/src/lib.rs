@@ -30,5 +30,6 @@ pub mod report;
 pub mod simulator;
 pub mod suites;
 pub mod supervisor;
+mod tls;
 pub mod tools;
 pub mod wait;

@@ -5,23 +5,12 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use axum::body::Body;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use http::{Request, Response, header};
-use hyper::{
-    body::{Bytes, Incoming},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
+use http::{Response, header};
+use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, api::PostParams};
-use rustls::{ServerConfig, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    task::{AbortHandle, JoinSet},
-    time::sleep,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::{net::TcpListener, task::AbortHandle, time::sleep};
 
 use super::{
     Bed, Run,
@@ -29,7 +18,7 @@ use super::{
     figure::{Budget, Figure},
     slow_github::{RUNNERS, scale_out},
 };
-use crate::{certs::Certificates, suites::Ctx};
+use crate::{certs::Certificates, suites::Ctx, tls};
 
 /// Pools at that server, a quarter for each of its ways.
 const POOLS: usize = 100;
@@ -198,41 +187,19 @@ impl Server {
             .await?;
 
         let certificate = read(&format!("{NAME}.crt"))?;
-        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
-            .collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(read(&format!("{NAME}.key"))?.as_bytes())?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+        let acceptor = tls::acceptor(&certificate, &read(&format!("{NAME}.key"))?)?;
         let listener = TcpListener::bind((address.ip(), 0)).await?;
         let origin = format!("https://{}", listener.local_addr()?);
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let task = tokio::spawn(serve(listener, acceptor, Arc::new(Bodies::new())));
+        let bodies = Arc::new(Bodies::new());
+        let task = tokio::spawn(tls::serve(listener, move |stream| {
+            let bodies = Arc::clone(&bodies);
+            tls::converse(acceptor.clone(), stream, move |request| {
+                std::future::ready(Ok::<_, Infallible>(bodies.answer(request.uri().path())))
+            })
+        }));
         Ok(Self {
             origin,
             task: task.abort_handle(),
         })
-    }
-}
-
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, bodies: Arc<Bodies>) {
-    // They end with the one that accepted them.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let (acceptor, bodies) = (acceptor.clone(), Arc::clone(&bodies));
-        connections.spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else {
-                return;
-            };
-            let service = service_fn(|request: Request<Incoming>| {
-                std::future::ready(Ok::<_, Infallible>(bodies.answer(request.uri().path())))
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-        while connections.try_join_next().is_some() {}
     }
 }
