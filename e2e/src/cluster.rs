@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -16,7 +16,6 @@ use kube::{
     config::KubeConfigOptions,
 };
 use rustix::process::Signal;
-use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -28,6 +27,7 @@ use crate::{
     node::{self, Machine},
     paths,
     process::{self, Identity},
+    removal,
     report::Story,
     simulator,
     supervisor::{Program, Supervisor},
@@ -58,9 +58,6 @@ impl Default for Options {
         }
     }
 }
-
-/// The file in a cluster's folder that holds its link to the machine.
-pub const LINK: &str = "link.json";
 
 /// A running cluster.
 #[derive(Clone, Debug)]
@@ -125,7 +122,7 @@ impl Cluster {
         } else {
             None
         };
-        remove(&dir)?; // A killed run may have left something under this name.
+        removal::remove(&dir)?; // A killed run may have left something under this name.
         fs::create_dir_all(&dir)?;
         fs::write(
             dir.join("owner.json"),
@@ -137,7 +134,7 @@ impl Cluster {
             Ok(cluster) => Ok(cluster),
             Err(error) => {
                 // Logs go with the folder, so what matters of them is in the error already.
-                remove(&dir).context("and it could not be taken down either")?;
+                removal::remove(&dir).context("and it could not be taken down either")?;
                 Err(error)
             }
         }
@@ -155,12 +152,10 @@ impl Cluster {
         let inside = supervisor
             .identity()
             .context("the supervisor did not write who it is")?;
-        let link = if real {
-            Some(Link::connect(inside, &cgroup(dir))?)
-        } else {
-            None
-        };
-        fs::write(dir.join(LINK), serde_json::to_vec(&link)?)?;
+        let link = real
+            .then(|| Link::connect(inside, &node::cgroup(dir)))
+            .transpose()?;
+        fs::write(dir.join(removal::LINK), serde_json::to_vec(&link)?)?;
         let listen = match &link {
             Some(link) => Listen::private(link.node),
             None => Listen::loopback()?,
@@ -169,16 +164,12 @@ impl Cluster {
             control_plane::credentials(dir, &listen, &[Machine::first(dir), Machine::second(dir)])?;
         control_plane::start(dir, &supervisor, &tools, &certs, &listen, real)?;
         story.step("control plane started");
-        let address = listen.address;
-        let github = SocketAddr::from((
-            address,
-            if real {
-                GITHUB_PORT
-            } else {
-                free_port(address)?
-            },
-        ));
-        let github = simulator::start(dir, &supervisor, github).await?;
+        let port = if real {
+            GITHUB_PORT
+        } else {
+            free_port(listen.address)?
+        };
+        let github = simulator::start(dir, &supervisor, (listen.address, port).into()).await?;
         story.step(&format!("simulated GitHub at {github}"));
         let cluster = Self {
             dir: dir.to_path_buf(),
@@ -221,7 +212,7 @@ impl Cluster {
 
     /// Takes it down. Nothing of it is left.
     pub fn down(&self) -> Result<()> {
-        remove(&self.dir)?;
+        removal::remove(&self.dir)?;
         interrupt::disown(&self.dir);
         Ok(())
     }
@@ -310,7 +301,7 @@ impl Cluster {
 
     /// The name of the cgroup of its pods.
     pub fn cgroup(&self) -> String {
-        cgroup(&self.dir)
+        node::cgroup(&self.dir)
     }
 
     fn start_device_plugin(&self, machine: &Machine) -> Result<()> {
@@ -376,75 +367,4 @@ fn import_images(
         }
         machine.import(&archive)
     })
-}
-
-/// The cgroup of the cluster in this folder. Names may repeat between users, folders do not.
-pub fn cgroup(dir: &Path) -> String {
-    let digest = Sha256::digest(dir.to_string_lossy().as_bytes());
-    format!(
-        "cuda-runner-e2e-{:02x}{:02x}{:02x}{:02x}",
-        digest[0], digest[1], digest[2], digest[3]
-    )
-}
-
-/// Takes away whatever there is of the cluster in this folder: running, half made, or left by a killed run.
-pub fn remove(dir: &Path) -> Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    let supervisor = Supervisor::at(dir).identity();
-    let link: Option<Link> = fs::read(dir.join(LINK))
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .flatten();
-    // First the one that starts others.
-    if let Some(supervisor) = supervisor {
-        supervisor.signal(Signal::KILL);
-    }
-    process::poll(
-        "the cluster's processes to end",
-        Duration::from_secs(20),
-        || {
-            let left = process::marked(dir);
-            for process in &left {
-                process.signal(Signal::KILL);
-            }
-            left.is_empty() && !supervisor.is_some_and(Identity::alive)
-        },
-    )?;
-    if let Some(link) = link {
-        link.disconnect();
-    }
-    node::remove_cgroup(&cgroup(dir))?;
-    process::remove_dir(dir)
-}
-
-/// The names of all clusters that have a folder.
-pub fn names() -> Result<Vec<String>> {
-    let Ok(entries) = fs::read_dir(paths::clusters()?) else {
-        return Ok(Vec::new());
-    };
-    let mut names: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-/// Takes away clusters whose run was killed: those that belong to a process that is gone.
-pub fn remove_orphans() -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    for name in names()? {
-        let dir = paths::clusters()?.join(&name);
-        let owner: Option<Identity> = fs::read(dir.join("owner.json"))
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .flatten();
-        if owner.is_some_and(|owner| !owner.alive()) {
-            remove(&dir)?;
-            removed.push(name);
-        }
-    }
-    Ok(removed)
 }

@@ -117,10 +117,6 @@ pub fn credentials(dir: &Path, listen: &Listen, nodes: &[Machine]) -> Result<Cer
 }
 
 /// Starts the four programs; does not wait.
-#[expect(
-    clippy::too_many_lines,
-    reason = "flags of four programs, one after the other"
-)]
 pub fn start(
     dir: &Path,
     supervisor: &Supervisor,
@@ -129,89 +125,92 @@ pub fn start(
     listen: &Listen,
     pods_reach_it: bool,
 ) -> Result<()> {
-    let config = dir.join("config");
-    let file = |name: &str| config.join(name).to_string_lossy().into_owned();
-    let etcd = format!("http://127.0.0.1:{}", listen.etcd);
-    let peer = format!("http://127.0.0.1:{}", listen.etcd_peer);
-    supervisor.start(
-        Program::new("etcd", tools.etcd())
-            .arg(format!("--data-dir={}", dir.join("etcd").display()))
-            // The data lives as long as the processes: nothing to save over a power cut.
-            .arg("--unsafe-no-fsync")
-            .arg(format!("--listen-client-urls={etcd}"))
-            .arg(format!("--advertise-client-urls={etcd}"))
-            .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=default={peer}"))
-            .arg("--log-level=warn"),
-    )?;
+    supervisor.start(etcd(dir, tools, listen))?;
+    supervisor.start(api_server(dir, tools, certs, listen, pods_reach_it)?)?;
+    supervisor.start(controller_manager(dir, tools, certs))?;
+    supervisor.start(scheduler(dir, tools)?)
+}
 
+fn etcd(dir: &Path, tools: &Tools, listen: &Listen) -> Program {
+    let etcd = etcd_url(listen);
+    let peer = format!("http://127.0.0.1:{}", listen.etcd_peer);
+    Program::new("etcd", tools.etcd())
+        .arg(format!("--data-dir={}", dir.join("etcd").display()))
+        // The data lives as long as the processes: nothing to save over a power cut.
+        .arg("--unsafe-no-fsync")
+        .arg(format!("--listen-client-urls={etcd}"))
+        .arg(format!("--advertise-client-urls={etcd}"))
+        .arg(format!("--listen-peer-urls={peer}"))
+        .arg(format!("--initial-advertise-peer-urls={peer}"))
+        .arg(format!("--initial-cluster=default={peer}"))
+        .arg("--log-level=warn")
+}
+
+fn etcd_url(listen: &Listen) -> String {
+    format!("http://127.0.0.1:{}", listen.etcd)
+}
+
+/// A file among the settings.
+fn config(dir: &Path, name: &str) -> String {
+    dir.join("config").join(name).to_string_lossy().into_owned()
+}
+
+fn api_server(
+    dir: &Path,
+    tools: &Tools,
+    certs: &Certificates,
+    listen: &Listen,
+    pods_reach_it: bool,
+) -> Result<Program> {
+    let audit = config(dir, "audit.json");
     // Every request in the audit log once, when it is answered: suites count them.
     fs::write(
-        config.join("audit.json"),
+        &audit,
         r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStages":["RequestReceived"],"rules":[{"level":"Metadata"}]}"#,
     )?;
-    let mut api = Program::new("kube-apiserver", tools.kubernetes("kube-apiserver"))
-        .arg(format!("--etcd-servers={etcd}"))
-        .arg(format!(
-            "--bind-address={}",
-            if pods_reach_it {
-                Ipv4Addr::UNSPECIFIED
-            } else {
-                listen.address
-            }
-        ))
+    let file = |flag: &str, name: &str| format!("--{flag}={}", certs.path(name));
+    let address = if pods_reach_it {
+        Ipv4Addr::UNSPECIFIED
+    } else {
+        listen.address
+    };
+    let api = Program::new("kube-apiserver", tools.kubernetes("kube-apiserver"))
+        .arg(format!("--etcd-servers={}", etcd_url(listen)))
+        .arg(format!("--bind-address={address}"))
         .arg(format!("--secure-port={}", listen.api))
-        .arg(format!("--tls-cert-file={}", certs.path("apiserver.crt")))
-        .arg(format!(
-            "--tls-private-key-file={}",
-            certs.path("apiserver.key")
-        ))
-        .arg(format!("--client-ca-file={}", certs.path("ca.crt")))
-        .arg(format!(
-            "--kubelet-client-certificate={}",
-            certs.path("apiserver-kubelet.crt")
-        ))
-        .arg(format!(
-            "--kubelet-client-key={}",
-            certs.path("apiserver-kubelet.key")
-        ))
+        .arg(file("tls-cert-file", "apiserver.crt"))
+        .arg(file("tls-private-key-file", "apiserver.key"))
+        .arg(file("client-ca-file", "ca.crt"))
+        .arg(file("kubelet-client-certificate", "apiserver-kubelet.crt"))
+        .arg(file("kubelet-client-key", "apiserver-kubelet.key"))
         .arg("--kubelet-preferred-address-types=InternalIP")
         .arg("--authorization-mode=Node,RBAC")
         .arg("--enable-admission-plugins=NodeRestriction")
         .arg("--allow-privileged=true")
         .arg("--service-account-issuer=https://kubernetes.default.svc")
-        .arg(format!(
-            "--service-account-key-file={}",
-            certs.path("sa.pub")
-        ))
-        .arg(format!(
-            "--service-account-signing-key-file={}",
-            certs.path("sa.key")
-        ))
+        .arg(file("service-account-key-file", "sa.pub"))
+        .arg(file("service-account-signing-key-file", "sa.key"))
         .arg(format!("--service-cluster-ip-range={SERVICE_RANGE}"))
-        .arg(format!("--audit-policy-file={}", file("audit.json")))
+        .arg(format!("--audit-policy-file={audit}"))
         .arg(format!(
             "--audit-log-path={}",
             dir.join("logs/audit.log").display()
         ))
         .arg(format!("--cert-dir={}", dir.join("pki").display()));
-    api = if pods_reach_it {
+    Ok(if pods_reach_it {
         api.arg(format!("--advertise-address={}", listen.address))
     } else {
         // A loopback address cannot be an endpoint of the `kubernetes` service.
         api.arg("--endpoint-reconciler-type=none")
-    };
-    supervisor.start(api)?;
+    })
+}
 
-    supervisor.start(
-        Program::new(
-            "kube-controller-manager",
-            tools.kubernetes("kube-controller-manager"),
-        )
+fn controller_manager(dir: &Path, tools: &Tools, certs: &Certificates) -> Program {
+    const NAME: &str = "kube-controller-manager";
+    Program::new(NAME, tools.kubernetes(NAME))
         .arg(format!(
             "--kubeconfig={}",
-            file("controller-manager.kubeconfig")
+            config(dir, "controller-manager.kubeconfig")
         ))
         .arg(format!("--root-ca-file={}", certs.path("ca.crt")))
         .arg(format!(
@@ -223,22 +222,24 @@ pub fn start(
         .arg("--secure-port=0")
         .args(["--kube-api-qps=1000", "--kube-api-burst=2000"])
         // Simulated nodes beat seldom.
-        .arg("--node-monitor-grace-period=120s"),
-    )?;
+        .arg("--node-monitor-grace-period=120s")
+}
 
+fn scheduler(dir: &Path, tools: &Tools) -> Result<Program> {
+    let file = config(dir, "scheduler.json");
     fs::write(
-        config.join("scheduler.json"),
+        &file,
         serde_json::to_vec(&serde_json::json!({
             "apiVersion": "kubescheduler.config.k8s.io/v1",
             "kind": "KubeSchedulerConfiguration",
             "leaderElection": {"leaderElect": false},
             // The default of 50 holds hundreds of pods to many seconds, whoever made them.
-            "clientConnection": {"kubeconfig": file("scheduler.kubeconfig"), "qps": 1000, "burst": 2000},
+            "clientConnection": {"kubeconfig": config(dir, "scheduler.kubeconfig"), "qps": 1000, "burst": 2000},
         }))?,
     )?;
-    supervisor.start(
+    Ok(
         Program::new("kube-scheduler", tools.kubernetes("kube-scheduler"))
-            .arg(format!("--config={}", file("scheduler.json")))
+            .arg(format!("--config={file}"))
             .arg("--secure-port=0"),
     )
 }

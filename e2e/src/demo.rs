@@ -105,12 +105,7 @@ impl Stage<'_> {
     async fn broken_gpu(&self) -> Result<()> {
         let machine = self.cluster.add_second_node(1).await?;
         Cluster::cordon(&self.client, machine.name, true).await?;
-        for number in 0..DEVICES {
-            let mut device = Device::healthy(number, 0);
-            let wrong = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
-            device.store_faults.push(wrong);
-            state::write(&self.cluster.devices(), number, &device)?;
-        }
+        self.flip_bits()?;
         self.story.step(&format!(
             "every GPU of {} flips one bit; a second node, {}, is not ready for pods yet",
             node::NAME,
@@ -165,6 +160,16 @@ impl Stage<'_> {
         state::reset(&self.cluster.devices(), DEVICES)?;
         self.story
             .step("the GPUs are mended, the second node is gone");
+        Ok(())
+    }
+
+    fn flip_bits(&self) -> Result<()> {
+        for number in 0..DEVICES {
+            let mut device = Device::healthy(number, 0);
+            let wrong = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
+            device.store_faults.push(wrong);
+            state::write(&self.cluster.devices(), number, &device)?;
+        }
         Ok(())
     }
 

@@ -16,21 +16,15 @@ use futures::stream;
 use github_simulator::control::Client as GitHub;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::{
-    body::{Bytes, Incoming},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::{ServerConfig, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use hyper::body::{Bytes, Incoming};
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::certs::Certificates;
+use crate::{certs::Certificates, tls};
 
 /// What a line would begin with that a server forges.
 pub(crate) const FORGED: &str = "FORGED";
@@ -100,7 +94,10 @@ impl IllServer {
             ill,
             asked: AtomicUsize::default(),
         });
-        let serving = serve(listener, keys.clone(), Arc::clone(&does));
+        let (keys, serves) = (keys.clone(), Arc::clone(&does));
+        let serving = tls::serve(listener, move |stream| {
+            connection(stream, keys.clone(), Arc::clone(&serves))
+        });
         Ok(Self {
             url,
             does,
@@ -118,25 +115,11 @@ impl IllServer {
 pub(crate) fn keys(dir: &Path, address: IpAddr) -> Result<(TlsAcceptor, String)> {
     let certs = Certificates::create(dir, "Servers that mean ill")?;
     certs.server("server", &[], &[address])?;
-    let read =
-        |file: &str| std::fs::read(dir.join(file)).with_context(|| format!("cannot read {file}"));
-    let chain = CertificateDer::pem_slice_iter(&read("server.crt")?).collect::<Result<_, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(&read("server.key")?)?;
-    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    let authority = String::from_utf8(read("ca.crt")?)?;
-    Ok((TlsAcceptor::from(Arc::new(config)), authority))
-}
-
-async fn serve(listener: TcpListener, keys: TlsAcceptor, does: Arc<Does>) {
-    // They end with the one that accepted them.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(connection(stream, keys.clone(), Arc::clone(&does)));
-        while connections.try_join_next().is_some() {}
-    }
+    let read = |file: &str| {
+        std::fs::read_to_string(dir.join(file)).with_context(|| format!("cannot read {file}"))
+    };
+    let keys = tls::acceptor(&read("server.crt")?, &read("server.key")?)?;
+    Ok((keys, read("ca.crt")?))
 }
 
 async fn connection(stream: TcpStream, keys: TlsAcceptor, does: Arc<Does>) {
@@ -144,19 +127,13 @@ async fn connection(stream: TcpStream, keys: TlsAcceptor, does: Arc<Does>) {
         does.asked.fetch_add(1, Ordering::Relaxed);
         let () = std::future::pending().await;
     }
-    let Ok(stream) = keys.accept(stream).await else {
-        return;
-    };
-    let service = service_fn(|request| {
+    // Whoever asks hangs up on most of them.
+    tls::converse(keys, stream, |request| {
         does.asked.fetch_add(1, Ordering::Relaxed);
         let does = Arc::clone(&does);
         async move { does.answer(request).await }
-    });
-    // Whoever asks hangs up on most of them.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    })
+    .await;
 }
 
 impl Ill {

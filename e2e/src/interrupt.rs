@@ -10,7 +10,7 @@ use anyhow::Result;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{cluster, process::Identity};
+use crate::{process::Identity, removal};
 
 /// Clusters and programs that end with this process.
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ pub fn watch() -> Result<()> {
             program.signal(Signal::TERM);
         }
         for dir in &all.clusters {
-            if let Err(error) = cluster::remove(dir) {
+            if let Err(error) = removal::remove(dir) {
                 eprintln!("error: {error:#}; `cargo e2e down --all` tries again");
             }
         }

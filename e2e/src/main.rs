@@ -9,10 +9,10 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use e2e::{
     bench, book, check,
-    cluster::{self, Cluster, Options},
+    cluster::{Cluster, Options},
     demo, deploy, device_plugin, example, faults,
     images::Profile,
-    interrupt, paths,
+    interrupt, paths, removal,
     report::Story,
     simulator, suites, supervisor,
 };
@@ -272,16 +272,16 @@ async fn up(name: &str, options: Options) -> Result<()> {
 }
 
 fn down(name: &str, all: bool) -> Result<()> {
-    for orphan in cluster::remove_orphans()? {
+    for orphan in removal::remove_orphans()? {
         println!("removed what a killed run had left: {orphan}");
     }
     let names = if all {
-        cluster::names()?
+        removal::names()?
     } else {
         vec![name.to_owned()]
     };
     for name in names {
-        cluster::remove(&paths::cluster(&name)?)?;
+        removal::remove(&paths::cluster(&name)?)?;
     }
     Ok(())
 }

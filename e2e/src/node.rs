@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     process::{find, output, poll, remove_dir},
@@ -53,7 +54,7 @@ impl Machine {
             name: NAME,
             dir: cluster.to_path_buf(),
             supervisor: Supervisor::at(cluster),
-            cgroup: crate::cluster::cgroup(cluster),
+            cgroup: cgroup(cluster),
             pods: "10.244.0.0/20",
             kubelet_port: 10250,
             authority: cluster.join("pki/ca.crt"),
@@ -67,7 +68,7 @@ impl Machine {
             name: SECOND,
             supervisor: Supervisor::at(&dir),
             dir,
-            cgroup: format!("{}/node-2", crate::cluster::cgroup(cluster)),
+            cgroup: format!("{}/node-2", cgroup(cluster)),
             pods: "10.244.16.0/20",
             kubelet_port: 10260,
             authority: cluster.join("pki/ca.crt"),
@@ -339,6 +340,15 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
         }
     }
     fs::remove_dir(dir)
+}
+
+/// The cgroup of the cluster in this folder. Names may repeat between users, folders do not.
+pub fn cgroup(dir: &Path) -> String {
+    let digest = Sha256::digest(dir.to_string_lossy().as_bytes());
+    format!(
+        "cuda-runner-e2e-{:02x}{:02x}{:02x}{:02x}",
+        digest[0], digest[1], digest[2], digest[3]
+    )
 }
 
 /// Whether anything of a cluster's cgroup is left.

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::state::{
-    ChangeKind, Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, World,
+    ChangeKind, Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, StepTemplate,
+    World,
 };
 
 /// What a new run is made of.
@@ -50,48 +51,20 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
     let id = world.next_id();
     let check_suite = world.next_id();
     let mut jobs = BTreeSet::new();
+    let phase = match new.conclusion {
+        Some(conclusion) => JobPhase::Completed(conclusion),
+        None if workflow.concurrency.is_some() => JobPhase::Pending,
+        None => JobPhase::Queued,
+    };
     for template in new.jobs.unwrap_or_else(|| workflow.jobs.clone()) {
-        let job_id = world.next_id();
-        let phase = match new.conclusion {
-            Some(conclusion) => JobPhase::Completed(conclusion),
-            None if workflow.concurrency.is_some() => JobPhase::Pending,
-            None => JobPhase::Queued,
+        let job = Job {
+            id: world.next_id(),
+            run: id,
+            repository: key.clone(),
+            ..new_job(template, phase.clone(), now)
         };
-        let ended = new.conclusion.map(|_| now);
-        world.jobs.insert(
-            job_id,
-            Job {
-                id: job_id,
-                run: id,
-                repository: key.clone(),
-                steps: template
-                    .steps
-                    .iter()
-                    .map(|step| Step {
-                        template: step.clone(),
-                        started_at: ended,
-                        completed_at: ended,
-                        conclusion: new.conclusion,
-                    })
-                    .collect(),
-                template,
-                phase,
-                scale_set: None,
-                scale_set_assigned_at: None,
-                taken_back: 0,
-                not_before: None,
-                runner: None,
-                assignments: 0,
-                created_at: now,
-                queued_at: now,
-                started_at: ended,
-                completed_at: ended,
-                cancel: false,
-                released: false,
-                log: String::new(),
-            },
-        );
-        jobs.insert(job_id);
+        jobs.insert(job.id);
+        world.jobs.insert(job.id, job);
     }
     let number = count_run(world, &key, new.workflow);
     world.runs.insert(
@@ -123,6 +96,42 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
     }
     pump(world, now);
     Some(id)
+}
+
+/// A job that belongs to no run yet; one that is over has been so from its beginning.
+fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
+    let conclusion = match phase {
+        JobPhase::Completed(conclusion) => Some(conclusion),
+        _ => None,
+    };
+    let ended = conclusion.map(|_| now);
+    let step = |step: &StepTemplate| Step {
+        template: step.clone(),
+        started_at: ended,
+        completed_at: ended,
+        conclusion,
+    };
+    Job {
+        id: 0,
+        run: 0,
+        repository: String::new(),
+        steps: template.steps.iter().map(step).collect(),
+        template,
+        phase,
+        scale_set: None,
+        scale_set_assigned_at: None,
+        taken_back: 0,
+        not_before: None,
+        runner: None,
+        assignments: 0,
+        created_at: now,
+        queued_at: now,
+        started_at: ended,
+        completed_at: ended,
+        cancel: false,
+        released: false,
+        log: String::new(),
+    }
 }
 
 fn count_run(world: &mut World, repository: &str, workflow: u64) -> u64 {

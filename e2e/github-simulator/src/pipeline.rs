@@ -129,21 +129,8 @@ fn carry_out(shared: &Shared, incoming: &Arrived, judged: &Judged<'_>) -> Outcom
     counted &= id != Some("rate-limit/get");
     let mut tag = None;
     if incoming.method == "GET" && answer.status == 200 && id != Some("rate-limit/get") {
-        let body = answer
-            .body
-            .as_ref()
-            .map(Value::to_string)
-            .unwrap_or_default();
-        let fresh = etag::of(body.as_bytes(), &judged.notice.credential);
-        let known = incoming
-            .header("if-none-match")
-            .is_some_and(|header| etag::matches(header, &fresh));
-        if known {
-            answer.status = 304;
-            answer.body = None;
-            counted = false;
-        }
-        tag = Some(fresh);
+        tag = Some(tagged(incoming, judged, &mut answer));
+        counted &= answer.status != 304;
     }
     if let Some(found) = &judged.found {
         let body = answer.body.clone().map_or(Body::Empty, Body::Json);
@@ -175,6 +162,24 @@ fn carry_out(shared: &Shared, incoming: &Arrived, judged: &Judged<'_>) -> Outcom
         tag,
         counted,
     }
+}
+
+/// The answer's tag. Whoever has the same answer already gets no body.
+fn tagged(incoming: &Arrived, judged: &Judged<'_>, answer: &mut Answer) -> String {
+    let body = answer
+        .body
+        .as_ref()
+        .map(Value::to_string)
+        .unwrap_or_default();
+    let fresh = etag::of(body.as_bytes(), &judged.notice.credential);
+    let known = incoming
+        .header("if-none-match")
+        .is_some_and(|header| etag::matches(header, &fresh));
+    if known {
+        answer.status = 304;
+        answer.body = None;
+    }
+    fresh
 }
 
 fn decide(world: &mut World, incoming: &Arrived, judged: &Judged<'_>) -> Result<Answer, Answer> {

@@ -31,6 +31,14 @@ const GPUS: usize = 8;
 /// How much of the operator's log an error shows.
 const LOG: usize = 15;
 
+/// How to measure.
+pub struct Run {
+    /// How often, where a row is not counted in other ways.
+    pub runs: usize,
+    /// What is said meanwhile.
+    pub story: Story,
+}
+
 /// A cluster, and an operator that a row starts and kills.
 pub(super) struct Bed {
     /// The cluster.

@@ -26,20 +26,13 @@ use anyhow::{Context as _, Result, bail};
 use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
-use crate::{check, images, paths, process, report::Story, tools::Tools};
+use crate::{check, images, paths, process, tools::Tools};
+pub use bed::Run;
 pub(crate) use bed::gated_pool;
 use bed::{Bed, PROFILE};
 use figure::Figure;
 use fleet::Size;
 use requests::Pace;
-
-/// How to measure.
-pub struct Run {
-    /// How often, where a row is not counted in other ways.
-    pub runs: usize,
-    /// What is said meanwhile.
-    pub story: Story,
-}
 
 /// A row of the bench; some give several figures.
 struct Row {

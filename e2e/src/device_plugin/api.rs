@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -15,10 +15,18 @@ use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
-use super::{
-    Config,
-    state::{self, Device},
-};
+use super::state::{self, Device};
+
+/// What the plugin serves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder with the devices' state files.
+    pub devices: PathBuf,
+    /// The folder with the driver, mounted into every container that gets a device.
+    pub driver: PathBuf,
+    /// The resource's name, such as `nvidia.com/gpu`.
+    pub resource: String,
+}
 
 /// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
 const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";

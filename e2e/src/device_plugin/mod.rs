@@ -4,32 +4,19 @@
 mod api;
 pub mod state;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, stream};
 use tokio::{net::UnixListener, sync::watch};
 
+pub use api::Config;
 use state::Device;
 
 /// The kubelet's folder for plugins; its path is fixed.
 const PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 /// How often device files are looked at.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// What the plugin serves.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The folder with the devices' state files.
-    pub devices: PathBuf,
-    /// The folder with the driver, mounted into every container that gets a device.
-    pub driver: PathBuf,
-    /// The resource's name, such as `nvidia.com/gpu`.
-    pub resource: String,
-}
 
 /// The hidden subcommand: serves, registers with the kubelet, and does both again when the kubelet restarts (it empties
 /// its folder then).

@@ -14,22 +14,19 @@ use anyhow::{Context as _, Result};
 use axum::body::Body;
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{
-    body::{Bytes, Incoming},
-    service::service_fn,
-};
+use hyper::body::{Bytes, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::TokioExecutor,
 };
 use rustix::process::Signal;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::watch,
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -38,6 +35,7 @@ use super::{
     fault::{DELAY, Fault, OUTAGE, PAST_THE_LEASE},
     request::{Kind, Server, kind},
 };
+use crate::tls;
 
 /// The longest body that is read as a whole.
 const LONGEST: usize = 64 * 1024 * 1024;
@@ -89,25 +87,19 @@ impl Keys {
         kubernetes: String,
         github: String,
     ) -> Result<Self> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
-            .collect::<Result<Vec<_>, _>>()?;
-        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?;
         let mut roots = RootCertStore::empty();
         for authority in authorities {
             for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
                 roots.add(certificate?)?;
             }
         }
-        let client = ClientConfig::builder_with_provider(provider)
+        let provider = aws_lc_rs::default_provider();
+        let client = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self {
-            acceptor: TlsAcceptor::from(Arc::new(server)),
+            acceptor: tls::acceptor(certificate, key)?,
             client,
             kubernetes,
             github,
@@ -197,7 +189,9 @@ impl Proxy {
         let serve = |listener, server, replica| {
             let (acceptor, shared) = (keys.acceptor.clone(), Arc::clone(&shared));
             let door = Door { server, replica };
-            tokio::spawn(accept(listener, acceptor, shared, door)).abort_handle()
+            let converse =
+                move |stream| Arc::clone(&shared).converse(door, acceptor.clone(), stream);
+            tokio::spawn(tls::serve(listener, converse)).abort_handle()
         };
         let mut tasks = vec![serve(github, Server::GitHub, None)];
         let mut kubernetes = vec![];
@@ -231,6 +225,17 @@ impl Door {
 }
 
 impl Shared {
+    async fn converse(self: Arc<Self>, door: Door, acceptor: TlsAcceptor, stream: TcpStream) {
+        if door.is_shut(*self.away.borrow()) {
+            return;
+        }
+        let answer = |request| answer(Arc::clone(&self), door, request);
+        tokio::select! {
+            () = tls::converse(acceptor, stream, answer) => (),
+            () = self.away(door) => (),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -294,32 +299,6 @@ impl Shared {
             Ok(text) if text.contains(from.as_str()) => text.replace(from.as_str(), to).into(),
             _ => body,
         }
-    }
-}
-
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>, door: Door) {
-    // They end with the one that accepted them.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        if door.is_shut(*shared.away.borrow()) {
-            continue;
-        }
-        let _ = stream.set_nodelay(true);
-        let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
-        connections.spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else {
-                return;
-            };
-            let service = service_fn(|request| answer(Arc::clone(&shared), door, request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::select! {
-                _ = connection => (),
-                () = shared.away(door) => (),
-            }
-        });
-        while connections.try_join_next().is_some() {}
     }
 }
 

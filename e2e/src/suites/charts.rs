@@ -71,35 +71,7 @@ async fn fleet(ctx: &Ctx) -> Result<()> {
     // And nothing that was asked for differs from what is there
     let manifest = helm(ctx, &["template", FLEET], &values).await?;
     no_difference(ctx, &manifest).await?;
-
-    // When a pool without `replicas` is scaled by hand, and the fleet is upgraded
-    ctx.kubectl(&["scale", "cudarunner", "train", "--replicas=0"])
-        .await?;
-    let generations = generations(ctx).await?;
-    helm(ctx, &INSTALL, &values).await?;
-
-    // Then the upgrade changes nothing, and there is still no difference
-    ensure!(
-        pools.get("train").await?.spec.replicas == Some(0),
-        "the upgrade scaled it back"
-    );
-    ensure!(
-        self::generations(ctx).await? == generations,
-        "the upgrade wrote what was there"
-    );
-    no_difference(ctx, &manifest).await?;
-
-    // When one with `replicas` is scaled by hand, then the upgrade is refused and names the field
-    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=1"])
-        .await?;
-    let conflict = helm(ctx, &INSTALL, &values).await.err();
-    let conflict = conflict.map(|error| error.to_string()).unwrap_or_default();
-    ensure!(
-        conflict.contains("conflict with") && conflict.contains(".spec.replicas"),
-        "no conflict: {conflict}"
-    );
-    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=2"])
-        .await?;
+    scaled_by_hand(ctx, &values, &manifest).await?;
 
     // When a pool gets credentials that do not exist
     let mut broken = values.clone();
@@ -120,8 +92,46 @@ async fn fleet(ctx: &Ctx) -> Result<()> {
     // And with the old values all is well again
     helm(ctx, &INSTALL, &values).await?;
     definition_stays(ctx).await?;
+    removed(ctx).await
+}
 
-    // When the release is removed, its pools and runners go with it
+/// What somebody has scaled by hand, an upgrade leaves, or it says that it would change it.
+async fn scaled_by_hand(ctx: &Ctx, values: &Value, manifest: &str) -> Result<()> {
+    let pools: Api<CudaRunner> = ctx.api();
+    // When a pool without `replicas` is scaled by hand, and the fleet is upgraded
+    ctx.kubectl(&["scale", "cudarunner", "train", "--replicas=0"])
+        .await?;
+    let generations = generations(ctx).await?;
+    helm(ctx, &INSTALL, values).await?;
+
+    // Then the upgrade changes nothing, and there is still no difference
+    ensure!(
+        pools.get("train").await?.spec.replicas == Some(0),
+        "the upgrade scaled it back"
+    );
+    ensure!(
+        self::generations(ctx).await? == generations,
+        "the upgrade wrote what was there"
+    );
+    no_difference(ctx, manifest).await?;
+
+    // When one with `replicas` is scaled by hand, then the upgrade is refused and names the field
+    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=1"])
+        .await?;
+    let conflict = helm(ctx, &INSTALL, values).await.err();
+    let conflict = conflict.map(|error| error.to_string()).unwrap_or_default();
+    ensure!(
+        conflict.contains("conflict with") && conflict.contains(".spec.replicas"),
+        "no conflict: {conflict}"
+    );
+    ctx.kubectl(&["scale", "cudarunner", "build", "--replicas=2"])
+        .await?;
+    Ok(())
+}
+
+/// When the release is removed, its pools and runners go with it.
+async fn removed(ctx: &Ctx) -> Result<()> {
+    let pools: Api<CudaRunner> = ctx.api();
     let (cluster, namespace) = (ctx.cluster.clone(), ctx.namespace.clone());
     let uninstall = tokio::task::spawn_blocking(move || {
         Helm::new(&cluster.tools, &cluster.dir).uninstall(FLEET, &namespace)

@@ -59,6 +59,36 @@ async fn with_devices(ctx: &Ctx) -> Result<()> {
     });
     let pod = serde_json::to_value(pod.await?)?;
     ensure!(pod["spec"]["nodeName"] == kwok::name(0), "{pod:#}");
+    holds_its_claim(ctx, &pod).await?;
+
+    // And the resource says what the other one waits for
+    let message = ctx
+        .condition("pool", "RunnersOnline", "True", "Unschedulable")
+        .await?;
+    ensure!(message.contains(TEMPLATE), "{message}");
+    let status = ctx.status("pool").await?;
+    ensure!(status.gpu == format!("claim {TEMPLATE}"), "{}", status.gpu);
+    ensure!(
+        !status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "SpecSupported" && c.status != "True"),
+        "{:?}",
+        status.conditions
+    );
+
+    // And the claims go with the pods
+    ctx.delete("pool").await?;
+    let claims: Api<ResourceClaim> = ctx.api();
+    ctx.wait_for("the claims to be gone", SOON, async || {
+        let left = claims.list(&ListParams::default()).await?;
+        Ok(left.items.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// The pod's claim is allocated, reserved for it, and listed by both of its containers.
+async fn holds_its_claim(ctx: &Ctx, pod: &Value) -> Result<()> {
     let claims: Api<ResourceClaim> = ctx.api();
     let name = pod["status"]["resourceClaimStatuses"][0]["resourceClaimName"]
         .as_str()
@@ -82,30 +112,7 @@ async fn with_devices(ctx: &Ctx) -> Result<()> {
             "{container} has {resources}"
         );
     }
-
-    // And the resource says what the other one waits for
-    let message = ctx
-        .condition("pool", "RunnersOnline", "True", "Unschedulable")
-        .await?;
-    ensure!(message.contains(TEMPLATE), "{message}");
-    let status = ctx.status("pool").await?;
-    ensure!(status.gpu == format!("claim {TEMPLATE}"), "{}", status.gpu);
-    ensure!(
-        !status
-            .conditions
-            .iter()
-            .any(|c| c.type_ == "SpecSupported" && c.status != "True"),
-        "{:?}",
-        status.conditions
-    );
-
-    // And the claims go with the pods
-    ctx.delete("pool").await?;
-    ctx.wait_for("the claims to be gone", SOON, async || {
-        let left = claims.list(&ListParams::default()).await?;
-        Ok(left.items.is_empty().then_some(()))
-    })
-    .await
+    Ok(())
 }
 
 fn from<K: serde::de::DeserializeOwned>(value: Value) -> Result<K> {

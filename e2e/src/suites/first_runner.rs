@@ -22,29 +22,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.condition("pool", "Ready", "True", "Online").await?;
 
     // And the gate has proven the devices of this very pod: what nvidia-smi would say is in its report
-    let report = ctx.report(&first).await?;
-    ensure!(
-        report["driver"]["cudaVersion"].is_string(),
-        "no CUDA version in {report:#}"
-    );
-    let device = &report["devices"][0];
-    let uuid = device["uuid"]
-        .as_str()
-        .context("the report names no device")?;
-    ensure!(
-        device["concurrentManagedAccess"] == true,
-        "no memory tier in {device:#}"
-    );
-    ensure!(
-        device["computeCapability"].is_string(),
-        "no compute capability in {device:#}"
-    );
-    let listed = ctx.status("pool").await?.runners;
-    ensure!(
-        listed[0].devices == [uuid],
-        "the status lists {:?}, the gate saw {uuid}",
-        listed[0].devices
-    );
+    let uuid = &proven(ctx, &first).await?;
 
     // And exactly one registration was fetched, and it is in no object
     ensure!(
@@ -89,6 +67,34 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         status.last_failures
     );
     Ok(())
+}
+
+/// The one device that the report and the status name.
+async fn proven(ctx: &Ctx, runner: &str) -> Result<String> {
+    let report = ctx.report(runner).await?;
+    ensure!(
+        report["driver"]["cudaVersion"].is_string(),
+        "no CUDA version in {report:#}"
+    );
+    let device = &report["devices"][0];
+    let uuid = device["uuid"]
+        .as_str()
+        .context("the report names no device")?;
+    ensure!(
+        device["concurrentManagedAccess"] == true,
+        "no memory tier in {device:#}"
+    );
+    ensure!(
+        device["computeCapability"].is_string(),
+        "no compute capability in {device:#}"
+    );
+    let listed = ctx.status("pool").await?.runners;
+    ensure!(
+        listed[0].devices == [uuid],
+        "the status lists {:?}, the gate saw {uuid}",
+        listed[0].devices
+    );
+    Ok(uuid.to_owned())
 }
 
 /// Every field of the example manifest is taken and acted on; one that is not built yet stalls the pool.

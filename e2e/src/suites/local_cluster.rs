@@ -13,11 +13,12 @@ use serde_json::json;
 
 use super::Ctx;
 use crate::{
-    cluster::{Cluster, LINK, Options, cgroup as cgroup_name},
+    cluster::{Cluster, Options},
     network::Link,
-    node::cgroup_exists,
+    node::{cgroup as cgroup_name, cgroup_exists},
     paths,
     process::{Identity, marked, output},
+    removal,
     report::Story,
 };
 
@@ -173,7 +174,7 @@ async fn what_is_left_of_another_does_no_harm(ctx: &Ctx) -> Result<()> {
         cluster: cgroup_name(&dir),
         ..link
     };
-    std::fs::write(dir.join(LINK), serde_json::to_vec(&link)?)?;
+    std::fs::write(dir.join(removal::LINK), serde_json::to_vec(&link)?)?;
     // Nobody is older than the machine
     let owner = Identity {
         start: 0,

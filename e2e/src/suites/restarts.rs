@@ -57,7 +57,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
-    let pods: Api<Pod> = ctx.api();
+    while_runners_come(ctx).await?;
+    while_a_job_runs(ctx).await?;
+    most.at_most(1)?;
+    while_the_pool_changes(ctx, most).await
+}
+
+async fn while_runners_come(ctx: &Ctx) -> Result<()> {
     let some_pod = async |what: &str, seen: &dyn Fn(&Pod) -> bool| {
         ctx.wait_for(what, SOON, async || {
             Ok(ctx.pods().await?.iter().any(seen).then_some(()))
@@ -118,7 +124,11 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
         .delete_runner(leftover)
         .await
         .context("another's runner was swept, too")?;
-    // 6: it has a job
+    Ok(())
+}
+
+async fn while_a_job_runs(ctx: &Ctx) -> Result<()> {
+    // 6: the runner has a job
     let job = ctx.hold("sixth").await?;
     ctx.picked_up(job).await?;
     kill(ctx).await?;
@@ -131,8 +141,11 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     ctx.succeeded(job).await?;
     kill(ctx).await?;
     ctx.idle("pool", 1).await?;
-    most.at_most(1)?;
+    Ok(())
+}
 
+async fn while_the_pool_changes(ctx: &Ctx, most: &Most) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
     // 8: some of the further runners exist
     ctx.scale("pool", 3).await?;
     ctx.wait_for("further pods", SOON, async || {

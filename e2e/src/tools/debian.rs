@@ -44,7 +44,7 @@ pub fn ensure(story: &Story) -> Result<()> {
         return Ok(());
     }
     let cache = paths::cache()?;
-    let _lock = super::lock(&cache, "packages", story)?;
+    let _lock = super::once::lock(&cache, "packages", story)?;
     let missing = missing();
     if missing.is_empty() {
         return Ok(());

@@ -6,10 +6,12 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::KUBERNETES;
 use crate::process::{find, logged, output};
+
+/// The version of everything from Kubernetes.
+const KUBERNETES: &str = "1.37.2";
 
 /// One module, and the programs of it that we want.
 #[derive(Debug)]
@@ -117,15 +119,16 @@ pub(super) fn tools() -> [GoTool; 4] {
     ]
 }
 
+fn compiler() -> Result<PathBuf> {
+    let usual = || Some(PathBuf::from("/usr/local/go/bin/go")).filter(|path| path.is_file());
+    find("go").or_else(usual).context(
+        "Go is missing: install Go 1.26 or newer (https://go.dev/dl), so that `go` is on the PATH",
+    )
+}
+
 /// Builds the programs into the folder.
 pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
-    let Some(go) =
-        find("go").or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|p| p.is_file()))
-    else {
-        bail!(
-            "Go is missing: install Go 1.26 or newer (https://go.dev/dl), so that `go` is on the PATH"
-        );
-    };
+    let go = compiler()?;
     let work = into.join("module");
     fs::create_dir_all(&work)?;
     let log = into.join("build.log");
@@ -153,30 +156,13 @@ pub(super) fn build(tool: &GoTool, into: &Path) -> Result<()> {
                 .to_owned()
         })
         .collect();
-    logged(
-        go(&["get", "-tool"]).args(
-            packages
-                .iter()
-                .map(|package| format!("{package}@{version}")),
-        ),
-        &log,
-    )?;
+    let wanted = packages.iter().map(|p| format!("{p}@{version}"));
+    logged(go(&["get", "-tool"]).args(wanted), &log)?;
     for (package, (_, program)) in packages.iter().zip(tool.programs) {
+        let mut build = go(&["build", "-trimpath", "-ldflags", &flags]);
         let target = into.join(program);
-        logged(
-            go(&[
-                "build",
-                "-trimpath",
-                "-ldflags",
-                &flags,
-                "-tags",
-                tool.tags,
-                "-o",
-            ])
-            .arg(target)
-            .arg(package),
-            &log,
-        )?;
+        build.args(["-tags", tool.tags, "-o"]).arg(target);
+        logged(build.arg(package), &log)?;
     }
     if let Some((folder, name)) = tool.keep {
         let module = download(tool, &go)?;

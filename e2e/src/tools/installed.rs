@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use super::{folder, once};
+use super::once::{folder, once};
 use crate::{
     process::{logged, remove_dir},
     report::Story,

@@ -310,19 +310,6 @@ fn read_operation(
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned();
-    let template = path
-        .trim_start_matches('/')
-        .split('/')
-        .map(|part| {
-            match part
-                .strip_prefix('{')
-                .and_then(|name| name.strip_suffix('}'))
-            {
-                Some(name) => Segment::Parameter(name.to_owned()),
-                None => Segment::Literal(part.to_owned()),
-            }
-        })
-        .collect();
     let mut parameters = Vec::new();
     for parameter in array(operation.get("parameters")) {
         let parameter = resolve(document, parameter)?;
@@ -345,13 +332,38 @@ fn read_operation(
         None => None,
         Some(body) => read_body(resolve(document, body)?, components),
     };
+    Ok(Operation {
+        id,
+        method: method.to_uppercase(),
+        template: read_template(path),
+        parameters,
+        body,
+        answers: read_answers(document, operation, components)?,
+    })
+}
+
+fn read_template(path: &str) -> Vec<Segment> {
+    let segment = |part: &str| {
+        let name = part.strip_prefix('{').and_then(|n| n.strip_suffix('}'));
+        name.map_or_else(
+            || Segment::Literal(part.to_owned()),
+            |name| Segment::Parameter(name.to_owned()),
+        )
+    };
+    path.trim_start_matches('/')
+        .split('/')
+        .map(segment)
+        .collect()
+}
+
+fn read_answers(
+    document: &Value,
+    operation: &Value,
+    components: &Arc<Map<String, Value>>,
+) -> Result<BTreeMap<u16, Option<Schema>>> {
     let mut answers = BTreeMap::new();
-    for (status, answer) in operation
-        .get("responses")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    let responses = operation.get("responses").and_then(Value::as_object);
+    for (status, answer) in responses.into_iter().flatten() {
         let answer = resolve(document, answer)?;
         let schema = answer
             .pointer("/content/application~1json/schema")
@@ -360,14 +372,7 @@ fn read_operation(
             answers.insert(status, schema);
         }
     }
-    Ok(Operation {
-        id,
-        method: method.to_uppercase(),
-        template,
-        parameters,
-        body,
-        answers,
-    })
+    Ok(answers)
 }
 
 fn read_body(body: &Value, components: &Arc<Map<String, Value>>) -> Option<RequestBody> {
