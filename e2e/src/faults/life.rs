@@ -365,7 +365,8 @@ impl Life<'_> {
                 );
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(400));
+            // Dozens of lives wait at a time: looking is what they would mostly do.
+            pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
 }
