@@ -27,6 +27,7 @@ use super::{
     life::{Life, Scenario},
     node::Node,
     operator::{Operator, Start, Victim},
+    pace::Pace,
     proxy::{Keys, Phase, Plan, Proxy},
     request::Kind,
 };
@@ -50,6 +51,8 @@ const TRIES: (usize, usize) = (3, 60);
 pub(super) struct Ground {
     pub(super) cluster: Cluster,
     pub(super) keys: Keys,
+    /// The clock by which something is late.
+    pub(super) pace: Pace,
     /// The authority of the proxies.
     pub(super) authority: String,
 }
@@ -85,12 +88,13 @@ impl Ground {
         let victims: Vec<_> = (0..replicas).map(|_| Arc::new(Victim::default())).collect();
         let all = victims.clone();
         let kill = move |replica: usize, signal| all[replica].signal(signal);
-        let proxy = Proxy::start(&self.keys, plan, replicas, Arc::new(kill)).await?;
+        let proxy = Proxy::start(&self.keys, plan, replicas, Arc::new(kill), &self.pace).await?;
         let node = Node::start(&ctx);
         let life = Life {
             ctx: &ctx,
             proxy: &proxy,
             node: &node,
+            pace: &self.pace,
             soon: scenario.soon(),
             recovery: Cell::new(None),
         };
@@ -210,9 +214,9 @@ impl Ground {
 
 /// GitHub is as before, and no job was cancelled. A fault that lasts is waited for.
 async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
-    let end = Instant::now();
+    let end = life.pace.now();
     while life.proxy.shared.phase() == Phase::During {
-        if end.elapsed() > 3 * OUTAGE {
+        if life.pace.since(end) > 3 * OUTAGE {
             bail!("the fault has no end");
         }
         tokio::time::sleep(Duration::from_millis(200)).await;

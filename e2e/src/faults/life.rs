@@ -1,9 +1,6 @@
 //! The lives of pools, step by step. Each step is a condition that must hold in time: soon, or soon after the fault.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
@@ -18,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     node::Node,
+    pace::Pace,
     proxy::{Phase, Proxy},
 };
 use crate::{
@@ -87,6 +85,7 @@ pub(super) struct Life<'a> {
     pub(super) ctx: &'a Ctx,
     pub(super) proxy: &'a Proxy,
     pub(super) node: &'a Node,
+    pub(super) pace: &'a Pace,
     /// How long a step may take.
     pub(super) soon: Duration,
     /// From the fault's end to the end of the step that it fell into.
@@ -324,7 +323,7 @@ impl Life<'_> {
         what: &str,
         mut condition: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        let start = Instant::now();
+        let start = self.pace.now();
         let mut pause = Duration::from_millis(50);
         loop {
             let found = condition()
@@ -333,14 +332,14 @@ impl Life<'_> {
             let phase = self.proxy.shared.phase();
             if let Some(found) = found {
                 if let (Phase::After(end), None) = (phase, self.recovery.get()) {
-                    self.recovery.set(Some(end.elapsed()));
+                    self.recovery.set(Some(self.pace.since(end)));
                 }
                 return Ok(found);
             }
             let late = match phase {
-                Phase::Before => start.elapsed() > limit,
-                Phase::During => start.elapsed() > LONGEST.max(limit),
-                Phase::After(end) => end.elapsed().min(start.elapsed()) > limit,
+                Phase::Before => self.pace.since(start) > limit,
+                Phase::During => self.pace.since(start) > LONGEST.max(limit),
+                Phase::After(end) => self.pace.since(end.max(start)) > limit,
             };
             if late {
                 let status = self.ctx.status(POOL).await.unwrap_or_default();
@@ -351,7 +350,7 @@ impl Life<'_> {
                     .collect();
                 bail!(
                     "waited {} s in vain for {what}; the pool says {}, its runners are {:?}, its jobs {:?}",
-                    start.elapsed().as_secs(),
+                    self.pace.since(start).as_secs(),
                     said.join(", "),
                     status
                         .runners
@@ -366,7 +365,8 @@ impl Life<'_> {
                 );
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(400));
+            // Dozens of lives wait at a time: looking is what they would mostly do.
+            pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
 }

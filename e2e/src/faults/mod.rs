@@ -9,6 +9,7 @@ mod fault;
 mod life;
 mod node;
 mod operator;
+mod pace;
 mod proxy;
 mod request;
 
@@ -37,6 +38,7 @@ use crate::{
 use case::{Ground, Outcome, command, plans};
 pub use fault::Fault;
 pub use life::Scenario;
+use pace::Pace;
 use proxy::{Keys, Plan};
 
 /// Cases at a time, where nothing else is said: most of them wait most of the time.
@@ -137,11 +139,12 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
     let tried = async {
         let ground = furnish(&cluster).await?;
         story.step("cluster ready");
-        Box::pin(on(&ground, run, seed, begun, story)).await
+        let tried = Box::pin(on(&ground, run, seed, begun, story)).await?;
+        anyhow::Ok((tried, ground.pace.percent()))
     }
     .await;
     cluster.down()?;
-    let tried = tried?;
+    let (tried, pace) = tried?;
     if let Some(file) = &run.json {
         write(file, seed, &tried)?;
     }
@@ -154,7 +157,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
         .collect();
     let met = tried.iter().filter(|one| one.outcome.met).count();
     println!(
-        "{} cases with seed {seed}: in {met} of them the fault came to pass, {} are red",
+        "{} cases with seed {seed}: in {met} of them the fault came to pass, {} are red; the clock went at {pace:.0} % of its speed",
         tried.len(),
         red.len()
     );
@@ -197,6 +200,7 @@ async fn furnish(cluster: &Cluster) -> Result<Ground> {
     Ok(Ground {
         cluster: cluster.clone(),
         keys,
+        pace: Pace::of(&cluster.dir),
         authority,
     })
 }

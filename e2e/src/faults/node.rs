@@ -27,7 +27,7 @@ use crate::{bench::player, simulator, suites::Ctx};
 /// A version that the simulated GitHub takes.
 const VERSION: &str = "2.338.0";
 /// How long a message is waited for.
-const POLL: u32 = 5;
+const POLL: u32 = 20;
 
 /// The pods that are there, by uid: name, and whether it has not ended.
 type Live = BTreeMap<String, (String, bool)>;

@@ -163,6 +163,7 @@ async fn keep(
             command.env("POD_NAME", format!("{identity}-{start}"));
         }
         let file = process::append(&log)?;
+        let begun = usize::try_from(file.metadata()?.len())?;
         let mut child = command
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -174,23 +175,28 @@ async fn keep(
         }
         let how = child.wait().await?;
         victim.is(None);
-        let lost_the_lease = || {
-            let log = std::fs::read_to_string(&log).unwrap_or_default();
-            process::tail(&log, 2).contains(LEASE_LOST)
-        };
-        if identity.is_some() && lost_the_lease() {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let said = last_words(text.get(begun..).unwrap_or_default());
+        if identity.is_some() && said.contains(LEASE_LOST) {
             continue;
         }
         if !victim.killed.load(Ordering::SeqCst) {
             ended
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(format!("the operator ended by itself: {how}"));
+                .push(format!("the operator ended by itself: {how}; {said}"));
             // As a kubelet would.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
     Ok(())
+}
+
+/// Why it says that it ended. Its other threads may have logged something since.
+fn last_words(log: &str) -> &str {
+    let mut lines = log.lines().rev();
+    let found = lines.find_map(|line| line.strip_prefix("cuda-runner-operator: "));
+    found.unwrap_or("it does not say why")
 }
 
 /// The same kubeconfig, by way of the proxy.
@@ -202,4 +208,28 @@ fn through(start: &Start<'_>, to: &Path) -> Result<()> {
         "certificate-authority-data": STANDARD.encode(start.authority),
     });
     certs::secret(to, &config.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_found_among_what_is_logged_meanwhile() {
+        let ended = "cuda-runner-operator: this replica does not lead any more\n";
+        for (log, words) in [
+            (ended.to_owned(), LEASE_LOST),
+            (
+                format!("INFO a\n{ended}DEBUG b\nWARN c\nWARN d\n"),
+                LEASE_LOST,
+            ),
+            (
+                format!("{ended}INFO a\ncuda-runner-operator: no threads\n"),
+                "no threads",
+            ),
+            ("INFO a\n".to_owned(), "it does not say why"),
+        ] {
+            assert_eq!(last_words(&log), words, "{log}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     events,
     fault::{DELAY, Fault, OUTAGE, PAST_THE_LEASE},
+    pace::Pace,
     request::{Kind, Server, kind},
 };
 use crate::tls;
@@ -55,8 +56,8 @@ pub(super) enum Phase {
     Before,
     /// It lasts.
     During,
-    /// It is over, since then.
-    After(Instant),
+    /// It is over, since the clock of the run showed this.
+    After(Duration),
 }
 
 /// Sends a signal to one of the replicas.
@@ -136,6 +137,7 @@ pub(super) struct Shared {
     /// GitHub's real base, and the one that the operator sees.
     github: (String, String),
     state: Mutex<State>,
+    pace: Pace,
     phase: watch::Sender<Phase>,
     away: watch::Sender<Option<Door>>,
     kill: Kill,
@@ -160,6 +162,7 @@ impl Proxy {
         plan: Option<Plan>,
         replicas: usize,
         kill: Kill,
+        pace: &Pace,
     ) -> Result<Self> {
         let listen = async || {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -181,6 +184,7 @@ impl Proxy {
                 seen: vec![],
                 plan,
             }),
+            pace: pace.clone(),
             phase: watch::Sender::new(Phase::Before),
             away: watch::Sender::new(None),
             kill,
@@ -256,7 +260,7 @@ impl Shared {
 
     /// The fault is over.
     pub(super) fn over(&self) {
-        self.phase.send_replace(Phase::After(Instant::now()));
+        self.phase.send_replace(Phase::After(self.pace.now()));
     }
 
     /// Counts it; gives the fault that it is to meet.
