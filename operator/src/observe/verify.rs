@@ -59,8 +59,7 @@ pub async fn look(
     }
     let asked = match (watched.run_id, status.state) {
         (Some(run), _) => {
-            // It keeps a log's lines for a while: too much for the stack of every reconcile.
-            Box::pin(read_run(client, pool, &workflow.repository, run, &mut watched, now)).await
+            read_run(client, pool, &workflow.repository, run, &mut watched, now).await
         }
         (None, VerificationState::Requested) if watched.is_to_be_found() => {
             find(client, &workflow, status, &mut watched, now).await
