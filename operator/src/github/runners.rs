@@ -17,7 +17,7 @@ use super::{
     body::{self, AtMost, MOST_LABELS, PER_PAGE, Room, short, short_or_none},
     budget::Cost,
 };
-use cuda_runner_plan::model::observed::Entry;
+use cuda_runner_plan::model::github::Entry;
 use cuda_runner_plan::model::url::encode;
 
 /// A group has at most 10,000 runners, and this is room for two: a list that goes on is that of a server that never comes
