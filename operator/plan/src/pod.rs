@@ -57,7 +57,8 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     }
     run_gate_as_the_job(&mut pod_spec);
     if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
-        preflight::add(&mut pod_spec, wanted, gate_resources(spec));
+        let user = job_user(&pod_spec);
+        preflight::add(&mut pod_spec, wanted, gate_resources(spec), user);
     }
     placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
 
@@ -387,7 +388,7 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
 }
 
 /// The user that the template chooses for the job.
-pub(super) fn job_user(spec: &PodSpec) -> Option<i64> {
+fn job_user(spec: &PodSpec) -> Option<i64> {
     let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
     let runner = spec.containers.iter().find(|c| c.name == RUNNER);
     let of_runner = runner.and_then(|c| c.security_context.as_ref()?.run_as_user);

@@ -13,8 +13,12 @@ const SCRIPT: &str = include_str!("preflight.sh");
 const AGENT_FOLDER: &str = "/home/runner";
 
 /// Puts the container before all others. The pod is complete otherwise: it copies from the runner and from the gate.
-pub(super) fn add(spec: &mut PodSpec, wanted: &Wanted, resources: ResourceRequirements) {
-    let user = super::pod::job_user(spec);
+pub(super) fn add(
+    spec: &mut PodSpec,
+    wanted: &Wanted,
+    resources: ResourceRequirements,
+    user: Option<i64>,
+) {
     let Some(runner) = spec.containers.iter().find(|c| c.name == RUNNER) else {
         return;
     };

@@ -22,7 +22,7 @@ use super::{
     body::{self, AtMost, MOST_LABELS, PER_PAGE, Room, short, short_or_none},
     budget::Cost,
 };
-use cuda_runner_plan::model::observed::Entry;
+use cuda_runner_plan::model::github::Entry;
 use cuda_runner_plan::model::url::encode;
 
 /// A list of more pages would use up a whole minute's requests: of such a scope runners are asked for by name.

@@ -4,7 +4,7 @@
 //! <https://docs.github.com/en/rest/apps/apps?apiVersion=2022-11-28#create-an-installation-access-token-for-an-app>.
 //! The token may do what the App was granted, lives for an hour, and is never written anywhere.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
@@ -64,7 +64,7 @@ impl Tokens {
         &self,
         app: &Octocrab,
         ask: &Ask,
-        answer: impl Future<Output = Result<Answer, Error>>,
+        answer: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
     ) -> Result<Minted, Error> {
         let now = Timestamp::now();
         self.single
@@ -101,7 +101,7 @@ impl Tokens {
         &self,
         app: &Octocrab,
         ask: &Ask,
-        answer: impl Future<Output = Result<Answer, Error>>,
+        answer: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
     ) -> Result<Minted, Error> {
         let at = Instant::now();
         let answer = answer.await?;

@@ -4,7 +4,7 @@
 //! again), it follows no link and no redirect, it mints no token (concurrent first calls mint several), and its models
 //! and its cache have no part.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::{
     HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
@@ -450,7 +450,7 @@ impl Transport {
     /// The installation's token. What signs here is the App itself.
     async fn token_of(&self, tokens: &Tokens) -> Result<Minted, Error> {
         let ask = tokens.ask();
-        let answer = self.exchange(&self.octocrab, &ask, None);
+        let answer = pin!(self.exchange(&self.octocrab, &ask, None));
         tokens.current(&self.octocrab, &ask, answer).await
     }
 

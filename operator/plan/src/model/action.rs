@@ -6,8 +6,7 @@ use cudarunner_crds::CudaRunnerStatus;
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
-use super::github::{NewScaleSet, Repository, Ruleset, Workflow};
-use super::observed::Entry;
+use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
 use super::runner::Runner;
 use crate::reason::{Reason, Stored};
 

@@ -266,3 +266,41 @@ pub struct JobOf {
     /// `OWNER/NAME` of its repository.
     pub repository: String,
 }
+
+/// GitHub's list of the entries that bear our ownership label.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// When it was read.
+    pub at: Timestamp,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
+
+/// A runner's entry on GitHub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// GitHub's id.
+    pub id: u64,
+    /// The runner's name.
+    pub name: String,
+    /// Whether it runs a job.
+    pub busy: bool,
+    /// Version of its agent, once one has connected.
+    pub version: Option<String>,
+    /// Whether it is of the pool's scale set.
+    pub of_scale_set: bool,
+}
+
+impl Entry {
+    /// A runner of the pool's scale set. Whether it is busy shows when it is to go.
+    #[must_use]
+    pub fn of_scale_set(agent: Agent) -> Self {
+        Self {
+            id: agent.id,
+            name: agent.name,
+            busy: false,
+            version: None,
+            of_scale_set: true,
+        }
+    }
+}

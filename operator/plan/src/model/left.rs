@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::observed::Listing;
+use super::github::Listing;
 
 /// What was seen at an address that the pool has left.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,7 +2,7 @@
 //! [the pod](crate::pod) without loss of anything of ours.
 
 use cudarunner_crds::template as why;
-use gate_report::contract::{gate, script};
+use gate_report::contract::{RUNNER, gate, script};
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements, Volume,
@@ -11,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::{GpuRequest, owned};
-use crate::model::runner::RUNNER;
 
 /// The most bytes that a template may have, as JSON.
 const LARGEST: usize = 64 * 1024;
