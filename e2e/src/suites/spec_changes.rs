@@ -1,10 +1,11 @@
-//! Each field of the spec: what it may not be is refused; from one value to another and back it leaves a pool as a fresh
-//! one is, and an operator with nothing left to do.
+//! Each field of the spec: what it may not be is refused, or told where only the operator can know it; from one value to
+//! another and back it leaves a pool as a fresh one is, and an operator with nothing left to do.
 //!
 //! The rows are held against the definition's own schema: a new field needs a row. A run of all suites takes a sample,
 //! `SPEC_CHANGES=all` takes all, and `SPEC_CHANGES=SEED` the sample of that seed.
 
 mod rows;
+mod told;
 
 use std::time::Duration;
 
@@ -31,7 +32,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let all = rows(&ctx.cluster.github, &ctx.repository);
     refused(ctx, &all).await?;
     furnish(ctx).await?;
-    let outcome = changed(ctx, &sample(all)).await;
+    let outcome = async {
+        changed(ctx, &sample(all)).await?;
+        told_of(ctx).await
+    }
+    .await;
     let other = format!("{}-other", ctx.repository);
     ctx.github.delete_repository(&other).await?;
     outcome
@@ -111,6 +116,26 @@ async fn refused(ctx: &Ctx, rows: &[Row]) -> Result<()> {
         }))
         .await?;
     }
+    Ok(())
+}
+
+/// What leads nowhere, and what the API server cannot know, is in a condition; and no pod comes of it that has a node.
+async fn told_of(ctx: &Ctx) -> Result<()> {
+    let all = told::told(&ctx.cluster.github, &ctx.repository);
+    try_join_all(all.iter().enumerate().map(async |(number, told)| {
+        let name = format!("told-{number:02}");
+        ctx.apply(&ctx.pool(&name, told.spec())).await?;
+        let mut last = vec![];
+        let said = ctx
+            .wait_for("a condition that says so", SOON, async || {
+                last = ctx.status(&name).await?.conditions;
+                let has_reason = last.iter().any(|condition| condition.reason == told.reason);
+                Ok(has_reason.then_some(()))
+            })
+            .await;
+        said.with_context(|| format!("{}, {}: {last:#?}", told.path, told.reason))
+    }))
+    .await?;
     Ok(())
 }
 

@@ -1,0 +1,183 @@
+//! Values that the API server accepts and that lead nowhere: the operator must say so, with a reason.
+
+use serde_json::{Value, json};
+
+use super::rows::set;
+use crate::suites::context::merge;
+
+/// A value that is told.
+pub(super) struct Told {
+    /// The field's path in the spec.
+    pub(super) path: &'static str,
+    value: Value,
+    base: Value,
+    /// The reason of a condition.
+    pub(super) reason: &'static str,
+}
+
+impl Told {
+    /// A spec with this value.
+    pub(super) fn spec(&self) -> Value {
+        let mut spec = json!({});
+        merge(&mut spec, self.base.clone());
+        set(&mut spec, self.path, &self.value);
+        spec
+    }
+}
+
+/// All of them. None makes a pod that gets a node.
+pub(super) fn told(github: &str, repository: &str) -> Vec<Told> {
+    let organization = repository.split('/').next().unwrap_or_default();
+    let queue = json!({
+        "github": {"url": format!("{github}/{organization}")},
+        "scaling": {"minRunners": 1, "maxRunners": 2},
+    });
+    let nowhere = json!({"spec": {"nodeSelector": {"example.com/nowhere": "true"}}});
+    let nobody = json!({"spec": {"serviceAccountName": "absent"}});
+    let named = json!({"metadata": {"name": "mine"}});
+    let told = |path, value, reason| Told {
+        path,
+        value,
+        base: json!({}),
+        reason,
+    };
+    vec![
+        told(
+            "github.url",
+            json!(format!("{github}/{repository}-nowhere")),
+            "NotFound",
+        ),
+        told(
+            "github.url",
+            json!("https://nowhere.invalid/a/b"),
+            "Unreachable",
+        ),
+        told(
+            "github.credentialsRef.name",
+            json!("absent"),
+            "SecretNotFound",
+        ),
+        told(
+            "github.caBundleRef.name",
+            json!("absent"),
+            "CaBundleNotFound",
+        ),
+        told(
+            "github.caBundleRef.key",
+            json!("absent"),
+            "CaBundleNotFound",
+        ),
+        told(
+            "github.proxy.url",
+            json!("http://127.0.0.1:1"),
+            "Unreachable",
+        ),
+        told("gpu.resource", json!("example.com/none"), "Unschedulable"),
+        told("gpu.count", json!(16), "Unschedulable"),
+        told("template", nowhere, "Unschedulable"),
+        told("template", nobody, "PodNotCreated"),
+        told("template", named, "InvalidTemplate"),
+        Told {
+            base: json!({"smoke": {"resources": {"limits": {"cpu": "1"}}}}),
+            ..told("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
+        },
+        Told {
+            base: queue,
+            ..told("scaling.source", json!("Poll"), "NoQueue")
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use cudarunner_crds::CudaRunner;
+    use kube::CustomResourceExt as _;
+
+    use super::super::rows::leaves;
+    use super::*;
+
+    /// Whatever the definition admits can be carried out.
+    const ALL_GOOD: &[&str] = &[
+        "deletionPolicy",
+        "github.proxy.noProxy",
+        "labels",
+        "lifetime",
+        "registration",
+        "replicas",
+        "requiredChecks.allowUnseen",
+        "requiredChecks.branches[].ifProtected",
+        "requiredChecks.mode",
+        "scaling.maxRunners",
+        "scaling.minRunners",
+        "smoke.managedMemory",
+        "smoke.quarantineMinutes",
+        "smoke.timeoutSeconds",
+        "teardownTimeout",
+        "verify.every",
+        "verify.pickupSeconds",
+    ];
+    /// What is wrong shows with a node, a run or a group: other suites and tests have it.
+    const ELSEWHERE: &[(&str, &[&str])] = &[
+        ("suite claims", &["gpu.claimTemplate"]),
+        (
+            "test each_demand_of_the_pool_is_held_up_to_the_report",
+            &["gpu.minComputeCapability", "gpu.minCudaVersion"],
+        ),
+        (
+            "test runner_groups_are_found_by_name_and_remembered",
+            &["github.runnerGroup"],
+        ),
+        (
+            "suite preflight",
+            &[
+                "preflight.commands",
+                "preflight.cudaToolkit",
+                "preflight.egress",
+                "preflight.minDiskMiB",
+                "preflight.rustToolchain",
+            ],
+        ),
+        (
+            "as smoke.resources.requests.cpu",
+            &[
+                "smoke.resources.limits.cpu",
+                "smoke.resources.limits.ephemeral-storage",
+                "smoke.resources.limits.memory",
+                "smoke.resources.requests.ephemeral-storage",
+                "smoke.resources.requests.memory",
+            ],
+        ),
+        ("suite required-checks", &["requiredChecks.branches[].name"]),
+        (
+            "suite verification",
+            &[
+                "verify.jobs[].name",
+                "verify.jobs[].tests.passed",
+                "verify.ref",
+                "verify.repository",
+                "verify.workflow",
+            ],
+        ),
+    ];
+
+    #[test]
+    fn of_every_field_it_is_known_what_tells_a_value_that_leads_nowhere() {
+        let definition = json!(CudaRunner::crd());
+        let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let fields: BTreeSet<String> = leaves(&schema["properties"]["spec"])
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
+        let here: BTreeSet<&str> = told("https://github.test", "o/r")
+            .iter()
+            .map(|told| told.path)
+            .collect();
+        let elsewhere = ELSEWHERE.iter().flat_map(|(_, fields)| fields.iter());
+        let others: Vec<&str> = ALL_GOOD.iter().chain(elsewhere).copied().collect();
+        assert!(others.iter().all(|field| !here.contains(field)));
+        let all = here.iter().chain(&others).map(|field| (*field).to_owned());
+        assert_eq!(all.collect::<BTreeSet<String>>(), fields);
+    }
+}
