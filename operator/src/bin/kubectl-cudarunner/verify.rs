@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use cuda_runner_plan::reason::{Reason, Stored};
 use cudarunner_crds::{
     CudaRunner, VERIFY, VerificationState, VerificationStatus, VerifiedJobStatus,
 };
@@ -133,7 +134,8 @@ impl Progress {
         let status = pool.status.clone().unwrap_or_default();
         let troubles = held(&status);
         let find = |type_: &str| troubles.iter().find(|c| c.type_ == type_);
-        let has_no_repository = |c: &&Condition| c.reason == "RepositoryMissing";
+        let has_no_repository =
+            |c: &&Condition| Stored::parse(&c.reason) == Reason::RepositoryMissing;
         let is_vain = find("CredentialsValid").is_some()
             || find("WorkflowVerified").is_some_and(has_no_repository)
             || find("Stalled").is_some() && status.online == 0;
