@@ -32,6 +32,12 @@ impl Listener {
             task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
         }
     }
+
+    /// The same, whose scale set was then found to have vanished.
+    pub(crate) fn with_vanished(self, at: Timestamp) -> Self {
+        lock(&self.received).gone = Some(at);
+        self
+    }
 }
 
 /// An Actions service that says what it is asked, and answers by `script`.

@@ -201,9 +201,13 @@ impl ScaleSetMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listen::Listener;
+    use crate::memory::PoolMemory;
+    use crate::reconcile::tests::{Cluster, context};
     use cuda_runner_plan::fixture::{NOW, ago, pool, runner};
     use cuda_runner_plan::model::runner::{EndedJob, Job};
     use cuda_runner_plan::model::scale_set::Heard;
+    use cudarunner_crds::ScaleSetStatus;
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
@@ -281,6 +285,25 @@ mod tests {
         let heard = Some(heard(&["pool-bbbbb"]));
         let found = facts(&mut memory, heard, [].iter(), &unseen, NOW);
         assert!(found.finishing.contains("pool-bbbbb"));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_set_is_noted_once_however_long_its_listener_is_kept() {
+        // Given a pool whose scale set was found to have vanished by its listener
+        let ctx = context(&Cluster::default()).await;
+        let mut pool = pool(1);
+        pool.status.scale_set = Some(ScaleSetStatus::default());
+        let listener = Listener::of(ago(100), &[]).with_vanished(ago(60));
+        ctx.listeners.with(&pool, |kept| *kept = Some(listener));
+
+        // When the pool looks, and looks again before there is another one, then it is no second one that has vanished
+        for _ in 0..2 {
+            let found = look(&ctx, &pool, [].iter(), None, NOW).await.unwrap();
+            assert_eq!(found.listening, None);
+            assert_eq!(found.not_before, None);
+        }
+        let noted = |memory: &mut PoolMemory| memory.github.scale_set.vanished;
+        assert_eq!(ctx.memory.with(&pool, noted), Some(ago(60)));
     }
 
     #[test]
