@@ -84,17 +84,6 @@ pub struct Run {
     pub json: Option<PathBuf>,
 }
 
-impl Run {
-    /// What `cargo e2e test` tries: fewer at a time, so that a build that is not optimised leaves two cores some time.
-    pub fn sample() -> Self {
-        Self {
-            minutes: 3,
-            at_once: AT_ONCE / 2,
-            ..Self::default()
-        }
-    }
-}
-
 /// A part of all cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
