@@ -75,6 +75,9 @@ impl Expectation {
     }
 }
 
+/// A request that got no answer does not arrive later than this after it was sent: proxies and kernels have given up.
+const ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+
 /// What is remembered of all pools.
 pub type Memory = PerPool<PoolMemory>;
 
@@ -98,6 +101,8 @@ pub struct PoolMemory {
     pub refresh: bool,
     /// When something that GitHub's list would show was last made or removed.
     pub last_change: Option<Timestamp>,
+    /// Until when a request for a registration may arrive at GitHub that has got no answer, by the pod's uid.
+    pub in_flight: BTreeMap<String, Timestamp>,
     /// The way to GitHub.
     pub github: GitHubMemory,
     /// What was seen at addresses that the pool has left.
@@ -183,6 +188,27 @@ impl PoolMemory {
         self.reported.insert(uid.to_owned())
     }
 
+    /// Registers a pod's runner from now on. Whoever asks may be gone before the answer is there.
+    pub fn registers(&mut self, uid: &str, now: Timestamp) {
+        let until = now.after(ARRIVES_WITHIN);
+        self.in_flight.insert(uid.to_owned(), until);
+    }
+
+    /// A pod's registration has its answer; `in_doubt` where one of its requests has none.
+    pub fn registered(&mut self, uid: &str, in_doubt: bool, now: Timestamp) {
+        if !in_doubt {
+            self.in_flight.remove(uid);
+        }
+        self.last_change = Some(now);
+    }
+
+    /// The moment from which on GitHub's list shows all that we did: it may lie ahead.
+    #[must_use]
+    pub fn settled_at(&self) -> Option<Timestamp> {
+        let in_flight = self.in_flight.values().copied();
+        in_flight.chain(self.last_change).max()
+    }
+
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> Vec<String> {
@@ -223,6 +249,7 @@ impl PoolMemory {
 
     /// Forgets expectations that were met, removals that were done, and what GitHub said of pods that have gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
+        self.in_flight.retain(|_, until| now < *until);
         self.expected.retain(|name, expectation| {
             let is_over =
                 expectation.answer == Answer::Absent && expectation.created.after(IN_FLIGHT) <= now;
@@ -351,5 +378,23 @@ mod tests {
         let names = memory.github.listing.iter().flat_map(|l| &l.entries);
         let names: Vec<&str> = names.map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["b", "leftover"]);
+    }
+
+    #[test]
+    fn a_registration_without_an_answer_may_arrive_for_a_minute() {
+        // Given two registrations, of which one gets its answer
+        let now = Timestamp::constant(1_000, 0);
+        let mut memory = PoolMemory::default();
+        memory.registers("one", now);
+        memory.registers("other", now);
+        memory.registered("one", false, now);
+        // Then GitHub's list is whole when the other must have arrived
+        let arrived = now + SignedDuration::from_secs(60);
+        assert_eq!(memory.settled_at(), Some(arrived));
+        // Also where a later request of it was answered
+        memory.registered("other", true, now);
+        assert_eq!(memory.settled_at(), Some(arrived));
+        memory.settle(&BTreeMap::new(), arrived);
+        assert_eq!(memory.settled_at(), Some(now));
     }
 }

@@ -8,7 +8,7 @@ use gate_report::{Report, Version};
 use jiff::Timestamp;
 
 use crate::context::Context;
-use crate::github::{Client, Error, JitRequest};
+use crate::github::{Client, Error, JitConfig, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::registrar::admit::cut;
 use crate::registrar::{
@@ -102,13 +102,18 @@ impl Backend for OperatorBackend {
                 "the pool has no usable credentials at the moment",
             ));
         };
+        self.ctx.memory.with(&pool, |memory| {
+            memory.registers(&pod.uid, Timestamp::now());
+        });
         let made = match spec.registration {
-            RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name).await,
+            RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name)
+                .await
+                .map(|config| (config.lost_one, Registration::JitConfig(config.encoded))),
             RegistrationKind::ScaleSet => match scale_set_of(&self.ctx, &pool) {
                 Some(set) => client
                     .scale_set_runner(set, &pod.name, WORK_FOLDER)
                     .await
-                    .map(|config| Registration::JitConfig(config.encoded)),
+                    .map(|config| (config.lost_one, Registration::JitConfig(config.encoded))),
                 None => {
                     return Err(retry(
                         "NoScaleSet",
@@ -119,15 +124,19 @@ impl Backend for OperatorBackend {
             RegistrationKind::Token => client
                 .registration_token()
                 .await
-                .map(Registration::RegistrationToken),
+                .map(|token| (false, Registration::RegistrationToken(token))),
+        };
+        let in_doubt = match &made {
+            Ok((lost_one, _)) => *lost_one,
+            Err(error) => error.leaves_doubt(),
         };
         self.ctx.memory.with(&pool, |memory| {
-            memory.last_change = Some(Timestamp::now());
+            memory.registered(&pod.uid, in_doubt, Timestamp::now());
         });
         let result = made.as_ref().map_or_else(Error::category, |_| "ok");
         self.ctx.metrics.registered(&pool.key, result);
         match made {
-            Ok(registration) => {
+            Ok((_, registration)) => {
                 tracing::info!(pool = %pool.key, runner = %pod.name, "registered");
                 Ok(registration)
             }
@@ -210,7 +219,7 @@ async fn jit_config(
     pool: &Pool,
     spec: &Spec,
     name: &str,
-) -> Result<Registration, Error> {
+) -> Result<JitConfig, Error> {
     let group_id = client.runner_group_id(spec.runner_group.as_deref()).await?;
     let request = JitRequest {
         name: name.to_owned(),
@@ -218,8 +227,7 @@ async fn jit_config(
         group_id,
         work_folder: WORK_FOLDER.to_owned(),
     };
-    let config = client.generate_jit_config(&request).await?;
-    Ok(Registration::JitConfig(config.encoded))
+    client.generate_jit_config(&request).await
 }
 
 fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {

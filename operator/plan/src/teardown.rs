@@ -75,6 +75,10 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
         plan.wake_in(AGAIN);
         return;
     }
+    if let Some(arrives) = observed.last_change.filter(|change| *change > now) {
+        plan.wake_at(arrives, now);
+        return;
+    }
     let fresh = observed
         .listing
         .as_ref()

@@ -101,6 +101,8 @@ pub struct JitConfig {
     pub runner_id: u64,
     /// The agent's configuration, base64, as GitHub gave it.
     pub encoded: SecretString,
+    /// Whether a request before this one got no answer. It may still arrive, and register the name anew.
+    pub lost_one: bool,
 }
 
 impl JitConfig {
@@ -116,6 +118,7 @@ impl JitConfig {
         Ok(Self {
             runner_id,
             encoded: encoded.into(),
+            lost_one: false,
         })
     }
 }
@@ -232,7 +235,7 @@ impl Client {
         // At most: an answer is lost, the name turns out to be taken, and the third request works.
         loop {
             let error = match self.post_jit(request).await {
-                Ok(config) => return Ok(config),
+                Ok(config) => return Ok(JitConfig { lost_one, ..config }),
                 Err(error) => error,
             };
             if error.leaves_doubt() && !lost_one {

@@ -145,7 +145,11 @@ impl Client {
                 ),
             });
         }
-        self.post_runner(set, name, work_folder).await
+        let config = self.post_runner(set, name, work_folder).await?;
+        Ok(JitConfig {
+            lost_one: error.leaves_doubt(),
+            ..config
+        })
     }
 
     async fn post_runner(

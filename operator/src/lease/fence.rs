@@ -44,7 +44,7 @@ impl Fence {
     }
 
     /// Sends a request of whoever acts. One that writes is refused when the fence is closed, and goes on to its answer when
-    /// nobody waits for that any more: [`Fence::close`] must know of it.
+    /// nobody waits for that any more: `close` must know of it.
     pub async fn send(
         &self,
         client: Client,

@@ -30,7 +30,7 @@ pub(super) async fn look(
     let is_left = |url: &String| status.left_at.iter().any(|left| left.url == *url);
     let (mut seen, changed) = ctx
         .memory
-        .with(pool, |memory| (memory.left.clone(), memory.last_change));
+        .with(pool, |memory| (memory.left.clone(), memory.settled_at()));
     seen.retain(|url, _| is_left(url));
     for left in &pool.status.left_at {
         let before = seen.entry(left.url.clone()).or_default();

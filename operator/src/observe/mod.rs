@@ -94,7 +94,7 @@ fn remembered(memory: &PoolMemory) -> Observed {
         ask_again: memory.github.not_before,
         listing: memory.github.listing.clone(),
         queue: memory.github.queue.clone(),
-        last_change: memory.last_change,
+        last_change: memory.settled_at(),
         pod_refused: memory.pod_refused.clone(),
         ..Observed::default()
     }

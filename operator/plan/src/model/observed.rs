@@ -52,7 +52,8 @@ pub struct Observed {
     pub scale_set: Option<ScaleSetFacts>,
     /// Labels of the other pools of the same address; empty where no job waits.
     pub other_pools: Vec<Vec<String>>,
-    /// When we last created or removed anything that such a list would show.
+    /// When we last created or removed anything that such a list would show; ahead of now while a registration that got no
+    /// answer may still arrive.
     pub last_change: Option<Timestamp>,
     /// The nodes with GPUs for the pool; `None` where nodes are not watched.
     pub nodes: Option<Vec<Arc<NodeFacts>>>,

@@ -42,6 +42,21 @@ fn deletion_ends_only_after_a_fresh_list_is_empty() {
 }
 
 #[test]
+fn deletion_waits_for_a_registration_that_may_still_arrive() {
+    // Given a pool that holds nothing, and a registration without an answer
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(5));
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let mut observed = observed(vec![]);
+    observed.listing = Some(listing(&[]));
+    observed.last_change = Some(ago(-40));
+    // Then GitHub is asked when it can have arrived, and not before
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert!(!plan.refresh && plan.actions.is_empty());
+    assert_eq!(plan.wake, Some(SignedDuration::from_secs(40)));
+}
+
+#[test]
 fn a_pool_that_never_registered_anything_goes_without_github() {
     let mut pool = pool(1);
     pool.deleting = Some(ago(0));
