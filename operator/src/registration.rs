@@ -105,34 +105,21 @@ impl Backend for OperatorBackend {
         self.ctx.memory.with(&pool, |memory| {
             memory.registers(&pod.uid, Timestamp::now());
         });
-        let made = match spec.registration {
-            RegistrationKind::JitConfig => jit_config(&client, &pool, spec, &pod.name)
-                .await
-                .map(|config| (config.lost_one, Registration::JitConfig(config.encoded))),
-            RegistrationKind::ScaleSet => match scale_set_of(&self.ctx, &pool) {
-                Some(set) => client
-                    .scale_set_runner(set, &pod.name, WORK_FOLDER)
-                    .await
-                    .map(|config| (config.lost_one, Registration::JitConfig(config.encoded))),
-                None => {
-                    return Err(retry(
-                        "NoScaleSet",
-                        "the pool's scale set is not there at the moment",
-                    ));
-                }
-            },
-            RegistrationKind::Token => client
-                .registration_token()
-                .await
-                .map(|token| (false, Registration::RegistrationToken(token))),
-        };
+        let made = self.ask(&client, &pool, spec, &pod.name).await;
         let in_doubt = match &made {
-            Ok((lost_one, _)) => *lost_one,
-            Err(error) => error.leaves_doubt(),
+            Some(Ok((lost_one, _))) => *lost_one,
+            Some(Err(error)) => error.is_unanswered(),
+            None => false,
         };
         self.ctx.memory.with(&pool, |memory| {
             memory.registered(&pod.uid, in_doubt, Timestamp::now());
         });
+        let Some(made) = made else {
+            return Err(retry(
+                "NoScaleSet",
+                "the pool's scale set is not there at the moment",
+            ));
+        };
         let result = made.as_ref().map_or_else(Error::category, |_| "ok");
         self.ctx.metrics.registered(&pool.key, result);
         match made {
@@ -181,6 +168,29 @@ impl Backend for OperatorBackend {
 }
 
 impl OperatorBackend {
+    /// Asks GitHub for a registration, and whether a request before got no answer; `None` where the pool's scale set is
+    /// missing.
+    async fn ask(
+        &self,
+        client: &Client,
+        pool: &Pool,
+        spec: &Spec,
+        name: &str,
+    ) -> Option<Result<(bool, Registration), Error>> {
+        let config = match spec.registration {
+            RegistrationKind::JitConfig => jit_config(client, pool, spec, name).await,
+            RegistrationKind::ScaleSet => {
+                let set = scale_set_of(&self.ctx, pool)?;
+                client.scale_set_runner(set, name, WORK_FOLDER).await
+            }
+            RegistrationKind::Token => {
+                let token = client.registration_token().await;
+                return Some(token.map(|token| (false, Registration::RegistrationToken(token))));
+            }
+        };
+        Some(config.map(|config| (config.lost_one, Registration::JitConfig(config.encoded))))
+    }
+
     /// Somebody has removed the scale set: the pool looks for it, and makes another.
     fn lost_scale_set(&self, pool: &Pool, message: &str) -> RegisterError {
         self.ctx.memory.with(pool, |memory| {

@@ -164,6 +164,12 @@ impl Error {
         self.pause(now).map_or(own, |pause| pause.max(own))
     }
 
+    /// Whether no answer came at all: the request may still arrive.
+    #[must_use]
+    pub const fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Unreachable { undelivered, .. } if !*undelivered)
+    }
+
     /// Whether the server may have done what was asked, although no good answer came.
     #[must_use]
     pub const fn leaves_doubt(&self) -> bool {
@@ -216,7 +222,8 @@ mod tests {
             message: String::new(),
             undelivered,
         };
-        assert!(unreachable(false).leaves_doubt());
+        assert!(unreachable(false).leaves_doubt() && unreachable(false).is_unanswered());
+        assert!(!unreachable(true).is_unanswered());
         assert!(!unreachable(true).leaves_doubt());
     }
 }

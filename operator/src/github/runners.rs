@@ -231,6 +231,7 @@ impl Client {
     /// An entry of this name that is online or busy is an [`Error::Conflict`].
     pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig, Error> {
         let mut lost_one = false;
+        let mut in_doubt = false;
         let mut made_room = false;
         // At most: an answer is lost, the name turns out to be taken, and the third request works.
         loop {
@@ -238,9 +239,10 @@ impl Client {
                 Ok(config) => return Ok(JitConfig { lost_one, ..config }),
                 Err(error) => error,
             };
-            if error.leaves_doubt() && !lost_one {
+            lost_one |= error.is_unanswered();
+            if error.leaves_doubt() && !in_doubt {
                 // Names are unique: even where the entry is not listed yet, asking again makes no second one.
-                lost_one = true;
+                in_doubt = true;
                 made_room |= self.make_room(&request.name).await?;
             } else if matches!(error, Error::Conflict { .. }) && !made_room {
                 made_room = self.make_room(&request.name).await?;

@@ -147,7 +147,7 @@ impl Client {
         }
         let config = self.post_runner(set, name, work_folder).await?;
         Ok(JitConfig {
-            lost_one: error.leaves_doubt(),
+            lost_one: error.is_unanswered(),
             ..config
         })
     }
