@@ -2,6 +2,8 @@
 //! comes of it outside of their own pods.
 
 use anyhow::{Context as _, Result, ensure};
+use gate_report::wire::PATH;
+use github_simulator::state::Conclusion;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
@@ -9,7 +11,7 @@ use super::{
     Ctx, SOON,
     neighbour::{self, Neighbour, nothing_hidden},
 };
-use crate::example;
+use crate::{deploy, example};
 
 /// What a line would begin with that a job forges.
 const FORGED: &str = "FORGED";
@@ -78,11 +80,17 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
 
     // Then a gate of somebody else's is served all the same
     other.is_unharmed().await.context("during the flood")?;
+    let log = deploy::operator_log(&ctx.client, None).await?.concat();
+    ensure!(
+        log.contains("the registrar does not know who asks"),
+        "the flood did not reach the registrar"
+    );
     ctx.github.release(flood).await?;
     ctx.succeeded(flood).await?;
     // And what is told is what happened, of the pool's own repository
     ctx.succeeded(forge).await?;
-    ctx.ended(kill).await?;
+    let killed = ctx.ended(kill).await?;
+    ensure!(killed.conclusion != Some(Conclusion::Success), "{killed:?}");
     ctx.idle("pool", 3).await?;
     ctx.wait_for("the jobs to be told", SOON, async || {
         let jobs = ctx.status("pool").await?.last_jobs;
@@ -124,7 +132,7 @@ async fn registrar(ctx: &Ctx) -> Result<String> {
         .context("the gate has no registrar")
 }
 
-/// As many connections as there can be, and tokens that are none; it goes on beside the job's next step.
+/// As many connections as there can be, and tokens that are none; it goes on beside the job's next step, whoever hangs up.
 fn flood(url: &str) -> Result<String> {
     let server = url.trim_start_matches("https://");
     let (host, port) = server.rsplit_once(':').context("no port")?;
@@ -133,7 +141,7 @@ fn flood(url: &str) -> Result<String> {
 (for n in $(seq 300); do (exec 3<>/dev/tcp/{host}/{port}; sleep 60) & done) >/dev/null 2>&1
 for n in 1 2 3 4; do
   (while :; do
-    curl --silent --insecure --max-time 5 --header "Authorization: Bearer forged.$n.$RANDOM" --data '{{}}' {url}/v1/registrations
+    curl --silent --insecure --max-time 5 --header "Authorization: Bearer forged.$n.$RANDOM" --data '{{}}' {url}{PATH} || sleep 0.1
   done) >/dev/null 2>&1 &
 done
 echo flooding
