@@ -34,7 +34,6 @@ pub(super) fn told(github: &str, repository: &str) -> Vec<Told> {
     });
     let nowhere = json!({"spec": {"nodeSelector": {"example.com/nowhere": "true"}}});
     let nobody = json!({"spec": {"serviceAccountName": "absent"}});
-    let named = json!({"metadata": {"name": "mine"}});
     let told = |path, value, reason| Told {
         path,
         value,
@@ -76,7 +75,6 @@ pub(super) fn told(github: &str, repository: &str) -> Vec<Told> {
         told("gpu.count", json!(16), "Unschedulable"),
         told("template", nowhere, "Unschedulable"),
         told("template", nobody, "PodNotCreated"),
-        told("template", named, "InvalidTemplate"),
         Told {
             base: json!({"smoke": {"resources": {"limits": {"cpu": "1"}}}}),
             ..told("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
