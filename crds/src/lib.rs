@@ -74,7 +74,7 @@ pub fn crd() -> CustomResourceDefinition {
     crd
 }
 
-/// The definition as YAML with the heading under which it is kept in the repository.
+/// The CRD as YAML with the heading under which it is kept in the repository.
 pub fn crd_yaml() -> Result<String, serde_saphyr::ser::Error> {
     let yaml = serde_saphyr::to_string(&crd())?;
     Ok(format!(

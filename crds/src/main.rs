@@ -7,8 +7,7 @@ use cudarunner_crds::{crd_yaml, values_schema};
 
 /// The kept files, relative to the workspace, with what belongs in them.
 fn copies() -> Result<[(&'static str, String); 3], String> {
-    let yaml =
-        crd_yaml().map_err(|error| format!("the definition cannot be written as YAML: {error}"))?;
+    let yaml = crd_yaml().map_err(|error| format!("the CRD cannot be written as YAML: {error}"))?;
     Ok([
         ("crds/generated/cudarunners.yaml", yaml.clone()),
         (

@@ -9,7 +9,7 @@ use crate::template;
 pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "description": "What is true of the pool now. Every type is present from the first visit on.",
+        "description": "What is true of the pool now. Every type is present from the first reconcile on.",
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
         "items": {

@@ -279,7 +279,7 @@ pub struct Smoke {
     #[serde(default)]
     pub managed_memory: ManagedMemory,
 
-    /// Minutes for which a node that failed is left alone; doubled each time it fails again, up to a day.
+    /// Minutes for which a node that failed is quarantined; doubled each time it fails again, up to a day.
     #[serde(default = "default_quarantine")]
     #[schemars(range(min = 1, max = 1440))]
     pub quarantine_minutes: i32,

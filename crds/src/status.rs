@@ -53,7 +53,7 @@ pub struct CudaRunnerStatus {
     pub last_jobs: Vec<crate::JobStatus>,
     /// Failures in a row since a runner last came online: what the pause before the next attempt grows with.
     pub consecutive_failures: i32,
-    /// Nodes and devices that are left alone for a while.
+    /// Nodes and devices that are quarantined for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
     /// Labels of feature discovery that say something else than the gate found, at most 20. A warning: nothing follows
@@ -206,7 +206,7 @@ pub struct FailureStatus {
     pub at: Time,
 }
 
-/// A node or device that is left alone for a while.
+/// A node or device that is quarantined for a while.
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct QuarantineStatus {

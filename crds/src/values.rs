@@ -44,7 +44,7 @@ pub fn values_schema() -> String {
     format!("{schema:#}\n")
 }
 
-/// One part of the definition's schema. What is merged may lack required fields; what lies in a list is never merged.
+/// One part of the CRD's schema. What is merged may lack required fields; what lies in a list is never merged.
 fn part(of: &JSONSchemaProps, merged: bool) -> Value {
     let mut schema = Map::new();
     let mut keep = |keyword: &str, value: Option<Value>| {

@@ -159,7 +159,7 @@ impl Stage<'_> {
         self.cluster.remove_second_node(&self.client).await?;
         state::reset(&self.cluster.devices(), DEVICES)?;
         self.story
-            .step("the GPUs are mended, the second node is gone");
+            .step("the GPUs are fixed, the second node is gone");
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use crate::{
     wait::wait_for,
 };
 
-/// The chart with the definition of `CudaRunner`.
+/// The chart with the CRD of `CudaRunner`.
 pub const CRDS: &str = "cuda-runner-operator-crds";
 
 /// Installs the charts and waits until the operator is ready.
@@ -76,7 +76,7 @@ pub async fn upgrade_from(cluster: &Cluster, charts: &Path, changes: &[&str]) ->
     ready(&cluster.client().await?, Duration::from_secs(90)).await
 }
 
-/// Installs or upgrades charts of a folder; the definition's has no values of ours.
+/// Installs or upgrades charts of a folder; the CRD's has no values of ours.
 async fn helm(
     cluster: &Cluster,
     charts: &Path,

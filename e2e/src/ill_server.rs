@@ -220,10 +220,10 @@ async fn forge(github: &GitHub, request: Request<Incoming>) -> Result<Response<B
         .await?;
     let mut body = body;
     if path.contains("/actions/runs")
-        && let Ok(mut told) = serde_json::from_slice(&body)
+        && let Ok(mut reported) = serde_json::from_slice(&body)
     {
-        distort(&mut told);
-        body = told.to_string().into();
+        distort(&mut reported);
+        body = reported.to_string().into();
     }
     for name in [
         header::CONTENT_LENGTH,

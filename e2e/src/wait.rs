@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Asks again and again until there is an answer, at most until the deadline. An error of the condition does not end
-/// the wait, since servers restart under us, but it is told when the time is up. A condition that hangs is one that does
-/// not hold.
+/// the wait, since servers restart under us, but it is reported when the time is up. A condition that hangs is one that
+/// does not hold.
 pub async fn wait_for<T>(
     what: &str,
     limit: Duration,

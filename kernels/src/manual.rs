@@ -24,8 +24,8 @@ DESCRIPTION
   results: a vector addition, a walk through memory, copies, matrix products on the tensor cores,
   and managed memory where the platform has it.
 
-  The test runs in a child process under a deadline, so a driver that crashes or hangs is told as
-  well. It needs NVIDIA's driver, R525 or newer: no CUDA toolkit and no root. It changes nothing.
+  The test runs in a child process under a deadline, so a driver that crashes or hangs is reported
+  as well. It needs NVIDIA's driver, R525 or newer: no CUDA toolkit and no root. It changes nothing.
 
   check is for people and scripts, on any host. gate is the init container of a runner's pod: it
   runs the same test, brings the report to the operator, and leaves the registration that it gets

@@ -29,7 +29,7 @@ pub(crate) fn start(wanted: &Wanted) -> UnderWay<'_> {
 }
 
 impl UnderWay<'_> {
-    /// Adds the findings to a report. The GPU's failure decides; the preflight's is told with it.
+    /// Adds the findings to a report. The GPU's failure decides; the preflight's is reported with it.
     pub(crate) fn finish(self, folder: &Path, report: &mut Report) {
         let mut preflight = Preflight::of_image(self.wanted, &facts(&folder.join(file::PREFLIGHT)));
         preflight.findings.extend(self.trials.findings());

@@ -13,7 +13,7 @@ pub(crate) enum Event {
     Calling(Place),
     /// The driver's library was loaded.
     Library { path: Option<String> },
-    /// The driver told its version.
+    /// The driver reported its version.
     CudaVersion { version: String },
     /// How long `cuInit` took.
     Initialised { ms: f64 },

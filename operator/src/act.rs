@@ -172,7 +172,7 @@ impl Executor<'_> {
         self.client.as_deref().ok_or(ActError::NoClient)
     }
 
-    /// Starts a workflow. Whatever comes of it is the plan's to judge, at the next visit.
+    /// Starts a workflow. Whatever comes of it is the plan's to judge, at the next reconcile.
     async fn dispatch(&self, workflow: &Workflow) -> Result<Done, ActError> {
         let answer = self.github()?.dispatch(workflow).await;
         self.ctx.memory.with(self.pool, |memory| {
@@ -184,11 +184,11 @@ impl Executor<'_> {
     /// Notes what came of a change of the required checks. The next look shows it; a refusal is the condition's to tell.
     fn required(&self, outcome: Result<(), crate::github::Error>) -> Done {
         self.ctx.memory.with(self.pool, |memory| {
-            let watched = &mut memory.checks.watched;
-            watched.read = None;
+            let facts = &mut memory.checks.facts;
+            facts.read = None;
             match outcome {
-                Ok(()) => watched.next_look = None,
-                Err(error) => note_failure(watched, &error, Timestamp::now()),
+                Ok(()) => facts.next_look = None,
+                Err(error) => note_failure(facts, &error, Timestamp::now()),
             }
         });
         Done::Yes
@@ -348,7 +348,7 @@ impl Executor<'_> {
             Some(url) => {
                 let client = client_at(self.ctx, self.pool, url).await;
                 let mut sets = status.left_at.iter().filter(|left| left.url == url);
-                // At the visit that sees the change the status does not say it yet.
+                // At the reconcile that sees the change the status does not say it yet.
                 let has_scale_set = status.registered_at.as_deref() == Some(url)
                     && status.scale_set.is_some()
                     || sets.any(|left| left.scale_set.is_some());

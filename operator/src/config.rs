@@ -133,7 +133,7 @@ pub struct NodeMarks {
     #[arg(long, env)]
     pub node_condition: bool,
 
-    /// Give nodes that are left alone the taint `cudarunner.dev/cuda-smoke-failed`. Needs the right to patch `nodes`.
+    /// Give quarantined nodes the taint `cudarunner.dev/cuda-smoke-failed`. Needs the right to patch `nodes`.
     #[arg(long, env)]
     pub node_taint: bool,
 }

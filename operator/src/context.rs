@@ -1,4 +1,4 @@
-//! What every visit shares.
+//! What every reconcile shares.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub struct Context {
     pub config_maps: Objects<ConfigMap>,
     /// The specs, as last read.
     pub specs: Specs,
-    /// What is remembered between visits.
+    /// What is remembered between reconciles.
     pub memory: Memory,
     /// Who listens for the jobs of pools.
     pub listeners: Listeners,

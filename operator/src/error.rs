@@ -97,7 +97,7 @@ pub enum RunError {
     /// The lease was lost: another replica acts now.
     #[error("this replica does not lead any more")]
     LeaseLost,
-    /// A part that runs for good ended.
+    /// A part that runs permanently ended.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
 }

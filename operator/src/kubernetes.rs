@@ -11,8 +11,8 @@ use tower::limit::ConcurrencyLimitLayer;
 use crate::error::RunError;
 use crate::lease::Fence;
 
-/// Requests to Kubernetes in flight, of all pools together. Visits are not bounded: most of them wait for GitHub, and
-/// where that is slow its pools must not take the turns of others.
+/// Requests to Kubernetes in flight, of all pools together. Reconciles are not bounded: most of them wait for GitHub,
+/// and where that is slow its pools must not take the turns of others.
 const REQUESTS: usize = 128;
 /// A renewal of the lease is answered within this time.
 const RENEWAL: Duration = Duration::from_secs(5);

@@ -1,7 +1,7 @@
 //! Listens for the jobs of a scale set: one task for each pool, with one long poll at a time.
 //!
-//! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a visit has
-//! acted on it, so that a crash in between has it come again.
+//! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a
+//! reconcile has acted on it, so that a crash in between has it come again.
 
 mod task;
 
@@ -127,7 +127,7 @@ impl Listener {
         lock(&self.received).gone
     }
 
-    /// The job that GitHub has given a runner, where it has told.
+    /// The job that GitHub has given a runner, where it has reported.
     #[must_use]
     pub fn job_of(&self, runner: &str) -> Option<Job> {
         lock(&self.received).jobs.get(runner).cloned()

@@ -23,9 +23,7 @@ fn crd() -> ExitCode {
             print!("{yaml}");
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&format!(
-            "the definition cannot be written as YAML: {error}"
-        )),
+        Err(error) => fail(&format!("the CRD cannot be written as YAML: {error}")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the process remembers of each pool between two visits.
+//! What the process remembers of each pool between two reconciles.
 //!
 //! All of it can be lost at any moment: after a restart what is needed of it is read again, from the stores and from GitHub.
 
@@ -95,7 +95,7 @@ pub struct PoolMemory {
     /// When it was first seen that a container waits for something, by the pod's uid, the container and the reason. A
     /// container that goes on in between is a new beginning.
     pub waiting: BTreeMap<(String, String, String), Timestamp>,
-    /// Names and uids of the pods seen at the last visit.
+    /// Names and uids of the pods seen at the last reconcile.
     pub known: BTreeMap<String, String>,
     /// Whether GitHub's list is to be read again.
     pub refresh: bool,
@@ -128,7 +128,7 @@ pub struct PoolMemory {
 #[derive(Clone, Default)]
 pub struct ChecksMemory {
     /// What GitHub says.
-    pub watched: CheckFacts,
+    pub facts: CheckFacts,
     /// The generation, and the request by annotation, for which everything was read.
     pub asked: Option<(i64, Option<String>)>,
 }
@@ -188,7 +188,7 @@ impl PoolMemory {
         self.reported.insert(uid.to_owned())
     }
 
-    /// Registers a pod's runner from now on. Whoever asks may be gone before the answer is there.
+    /// Registers a pod's runner from now on. Whoever asks may be gone before the answer is there, and ask once more.
     pub fn registers(&mut self, uid: &str, now: Timestamp) {
         let until = now.after(ARRIVES_WITHIN);
         self.in_flight.insert(uid.to_owned(), until);
@@ -302,7 +302,7 @@ mod tests {
         // Given a runner whose image takes a quarter of an hour to pull
         let (pool, start) = (fixture::pool(1), fixture::NOW);
         let mut memory = PoolMemory::default();
-        let mut visit = |minute: i64, reason: Option<&str>| {
+        let mut reconcile = |minute: i64, reason: Option<&str>| {
             let mut runner = fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Preparing);
             runner.since = start;
             runner.waiting = reason.map(|reason| Waiting {
@@ -316,16 +316,16 @@ mod tests {
             let by = health::deadline(&runners[0], pool.spec.as_ref().unwrap()).unwrap();
             by.duration_since(start).as_mins()
         };
-        // When a fault shows, then it has five minutes from then on, at each visit the same
-        assert_eq!(visit(1, None), 20);
-        assert_eq!(visit(15, Some("RegistryUnavailable")), 20);
-        assert_eq!(visit(16, Some("RegistryUnavailable")), 20);
+        // When a fault shows, then it has five minutes from then on, at each reconcile the same
+        assert_eq!(reconcile(1, None), 20);
+        assert_eq!(reconcile(15, Some("RegistryUnavailable")), 20);
+        assert_eq!(reconcile(16, Some("RegistryUnavailable")), 20);
         // ... whatever the kubelet calls it in between; another fault has its own
-        assert_eq!(visit(17, Some("ImagePullBackOff")), 22);
-        assert_eq!(visit(18, Some("RegistryUnavailable")), 20);
+        assert_eq!(reconcile(17, Some("ImagePullBackOff")), 22);
+        assert_eq!(reconcile(18, Some("RegistryUnavailable")), 20);
         // ... and one that comes again has them once more
-        assert_eq!(visit(19, None), 20);
-        assert_eq!(visit(19, Some("RegistryUnavailable")), 24);
+        assert_eq!(reconcile(19, None), 20);
+        assert_eq!(reconcile(19, Some("RegistryUnavailable")), 24);
         memory.wait(&mut [], start);
         assert!(
             memory.waiting.is_empty(),

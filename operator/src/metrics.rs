@@ -40,7 +40,7 @@ const GATE_BUCKETS: [f64; 11] = [
 const WAIT_BUCKETS: [f64; 11] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
 ];
-const VISIT_BUCKETS: [f64; 11] = [
+const RECONCILE_BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
 ];
 
@@ -52,7 +52,7 @@ pub struct Metrics(Arc<Mutex<State>>);
 struct State {
     pools: BTreeMap<PoolKey, PoolSeries>,
     first_online: Histogram,
-    visits: Histogram,
+    reconciles: Histogram,
 }
 
 impl Default for State {
@@ -60,7 +60,7 @@ impl Default for State {
         Self {
             pools: BTreeMap::new(),
             first_online: Histogram::new(WAIT_BUCKETS),
-            visits: Histogram::new(VISIT_BUCKETS),
+            reconciles: Histogram::new(RECONCILE_BUCKETS),
         }
     }
 }
@@ -103,7 +103,7 @@ impl PoolSeries {
     }
 }
 
-/// A pool as a visit has seen it.
+/// A pool as a reconcile has seen it.
 #[derive(Debug)]
 pub struct PoolGauges {
     phases: BTreeMap<RunnerPhase, u64>,
@@ -116,7 +116,7 @@ pub struct PoolGauges {
 }
 
 impl PoolGauges {
-    /// Reads what a visit has observed and planned.
+    /// Reads what a reconcile has observed and planned.
     #[must_use]
     pub fn of(
         pool: &Pool,
@@ -166,7 +166,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
     Some(state == VerificationState::Succeeded)
 }
 
-/// What a visit has found out once and for all. It is counted when the status holds it, so that nothing is twice.
+/// What a reconcile has found out once and for all. It is counted when the status holds it, so that nothing is twice.
 #[derive(Debug, Default)]
 pub struct News {
     failed: Vec<(Class, Reason)>,
@@ -200,12 +200,12 @@ impl News {
 }
 
 impl Metrics {
-    /// Takes in how a visit has seen a pool.
+    /// Takes in how a reconcile has seen a pool.
     pub fn saw(&self, pool: &PoolKey, gauges: PoolGauges) {
         self.pool(pool, |series| series.gauges = Some(gauges));
     }
 
-    /// Counts what a visit has found out.
+    /// Counts what a reconcile has found out.
     #[expect(clippy::cast_precision_loss, reason = "seconds, not nanoseconds")]
     pub fn learned(&self, pool: &PoolKey, news: &News) {
         if let Some(took) = news.first_online {
@@ -226,9 +226,9 @@ impl Metrics {
         });
     }
 
-    /// Counts a visit; with the category of its error, where it did not come to its end.
-    pub fn visited(&self, pool: &PoolKey, took: Duration, error: Option<&'static str>) {
-        self.lock().visits.observe(took.as_secs_f64());
+    /// Counts a reconcile; with the category of its error, where it did not come to its end.
+    pub fn reconciled(&self, pool: &PoolKey, took: Duration, error: Option<&'static str>) {
+        self.lock().reconciles.observe(took.as_secs_f64());
         if let Some(category) = error {
             self.pool(pool, |series| {
                 *series.errors.entry(category).or_default() += 1;

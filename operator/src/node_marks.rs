@@ -10,14 +10,14 @@ use crate::observe::others::{held_by, passed};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use cuda_runner_plan::model::backoff;
-use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::node_marks;
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 const AGAIN_AT_MOST: SignedDuration = SignedDuration::from_mins(2);
 
-/// Marks nodes for good, and rests for good where none are to be marked.
+/// Marks nodes permanently, and rests permanently where none are to be marked.
 pub async fn follow(ctx: &Context, waker: &Waker) {
     let marking = ctx.marking;
     let Some(nodes) = ctx
@@ -29,7 +29,7 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
     };
     let mut failures = 0_i32;
     loop {
-        let done = guard::caught(visit(ctx, nodes)).await;
+        let done = guard::caught(reconcile(ctx, nodes)).await;
         if let Err(panicked) = &done {
             tracing::error!(%panicked, "the marks of nodes are tried again");
         }
@@ -45,7 +45,7 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
 }
 
 /// Makes the marks what they should be; whether all could be written.
-async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
+async fn reconcile(ctx: &Context, nodes: &Nodes) -> bool {
     let mut all = true;
     let marks = node_marks::plan(
         ctx.marking,
@@ -72,7 +72,7 @@ async fn visit(ctx: &Context, nodes: &Nodes) -> bool {
 }
 
 /// What all pools leave alone, as their statuses say.
-fn held(ctx: &Context) -> Vec<Held> {
+fn held(ctx: &Context) -> Vec<Quarantined> {
     let pools = ctx.pools.iter().flat_map(Store::state);
     pools.flat_map(|pool| held_by(&pool)).collect()
 }

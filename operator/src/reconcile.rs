@@ -18,30 +18,30 @@ use crate::watch::pools;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::Pool;
 
-/// Visits a pool, and takes the time.
+/// Reconciles a pool, and takes the time.
 pub async fn reconcile(
     resource: Arc<CudaRunner>,
     ctx: Arc<Context>,
 ) -> Result<Next, ReconcileError> {
-    guarded(&resource, &ctx, Box::pin(visit(&resource, &ctx))).await
+    guarded(&resource, &ctx, Box::pin(reconcile_pool(&resource, &ctx))).await
 }
 
-/// A visit that panics is a failed one of its pool, and of no other.
+/// A reconcile that panics is a failed one of its pool, and of no other.
 async fn guarded(
     resource: &CudaRunner,
     ctx: &Context,
-    visit: impl Future<Output = Result<Next, ReconcileError>>,
+    reconcile: impl Future<Output = Result<Next, ReconcileError>>,
 ) -> Result<Next, ReconcileError> {
     let started = Instant::now();
-    let done = guard::caught(visit).await;
+    let done = guard::caught(reconcile).await;
     let done = done.unwrap_or_else(|panicked| Err(panicked.into()));
     let error = done.as_ref().err().map(ReconcileError::category);
     let key = pools::key_of(resource);
-    ctx.metrics.visited(&key, started.elapsed(), error);
+    ctx.metrics.reconciled(&key, started.elapsed(), error);
     done
 }
 
-async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileError> {
+async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileError> {
     let now = Timestamp::now();
     let pool = watched(resource, ctx);
     if pool.deleting.is_some() && !pool.finalizer {
@@ -54,7 +54,7 @@ async fn visit(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileEr
     let mut plan = cuda_runner_plan::plan(&pool, &observed, now);
     let gauges = PoolGauges::of(&pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, gauges);
-    // A thousand visits may wait for the API server at a time.
+    // A thousand reconciles may wait for the API server at a time.
     drop(observed);
     let outcome = act(ctx, &pool, client, &mut plan)
         .instrument(info_span!("act"))
@@ -104,7 +104,7 @@ pub fn on_error(resource: Arc<CudaRunner>, error: &ReconcileError, ctx: Arc<Cont
     let uid = resource.metadata.uid.as_deref().unwrap_or_default();
     let first = SignedDuration::from_millis(500);
     let wait = backoff::exponential(first, SignedDuration::from_mins(2), errors, uid);
-    tracing::warn!(pool = %key, category = error.category(), %error, ?wait, "a visit failed and is tried again");
+    tracing::warn!(pool = %key, category = error.category(), %error, ?wait, "a reconcile failed and is tried again");
     Next::requeue(wait.unsigned_abs())
 }
 

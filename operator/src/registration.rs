@@ -200,7 +200,7 @@ impl OperatorBackend {
         retry("NoScaleSet", message)
     }
 
-    /// What time alone will not mend, or not soon, concerns the whole pool: it hears of it now, not with its next look
+    /// What time alone will not fix, or not soon, concerns the whole pool: it hears of it now, not with its next look
     /// at GitHub.
     fn failed(&self, pool: &Pool, error: &Error) -> RegisterError {
         let now = Timestamp::now();
@@ -328,13 +328,19 @@ mod tests {
         };
 
         // Given a limit that a gate waits out, then the pool goes on as it was
-        let told = backend.failed(&pool, &limit(20));
-        assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
+        let reported = backend.failed(&pool, &limit(20));
+        assert!(
+            matches!(reported, RegisterError::Retry { .. }),
+            "{reported:?}"
+        );
         assert_eq!(access(), Access::Unchecked);
 
         // Given one that lasts, then no further pod is made for it
-        let told = backend.failed(&pool, &limit(1800));
-        assert!(matches!(told, RegisterError::Retry { .. }), "{told:?}");
+        let reported = backend.failed(&pool, &limit(1800));
+        assert!(
+            matches!(reported, RegisterError::Retry { .. }),
+            "{reported:?}"
+        );
         let Access::Refused {
             reason,
             message,

@@ -1,4 +1,4 @@
-//! Specs as they were last read: a template is parsed when it has changed, and not at each visit.
+//! Specs as they were last read: a template is parsed when it has changed, and not at each reconcile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_spec_is_read_once_for_each_generation_of_a_resource() {
         let specs = Specs::new(false);
-        let visits = [
+        let reconciles = [
             (resource("a", "1", 1, 10), 1, "it is new"),
             (resource("a", "1", 1, 10), 0, "nothing has changed"),
             (resource("a", "1", 2, 20), 1, "it has changed"),
@@ -166,7 +166,7 @@ mod tests {
             (resource("c", "4", 1, 1_200_000), 1, "it is too long"),
             (resource("c", "4", 1, 1_200_000), 0, "it still is"),
         ];
-        for (resource, count, why) in visits {
+        for (resource, count, why) in reconciles {
             assert_eq!(reads(&specs, &[resource]), count, "{why}");
         }
         specs.forget(&key_of(&resource("a", "2", 2, 30)));

@@ -222,7 +222,7 @@ fn watch(server: &Server, job: u64, cancel: &Cancel, place: &Place, over: &Arc<A
                     if control.released && fs::write(&released, "").is_err() {
                         cancel.set("The job could not be released.");
                     }
-                    // Told once; the same answer comes again until the job is over.
+                    // Reported once; the same answer comes again until the job is over.
                     thread::sleep(Duration::from_millis(500));
                 }
                 Ok(Ok(None)) => {}
@@ -237,7 +237,7 @@ fn watch(server: &Server, job: u64, cancel: &Cancel, place: &Place, over: &Arc<A
     });
 }
 
-/// So often the end of a job is told before the agent gives up.
+/// So often the end of a job is reported before the agent gives up.
 const REPORTS: u32 = 10;
 
 fn report(server: &Server, job: u64, conclusion: Conclusion) {

@@ -28,7 +28,7 @@ impl Shared {
 
     /// The state, locked: never held across an await.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        // A panic elsewhere is told elsewhere; the state stays readable for the post-mortem.
+        // A panic elsewhere is reported elsewhere; the state stays readable for the post-mortem.
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

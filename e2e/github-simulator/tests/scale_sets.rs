@@ -216,11 +216,11 @@ async fn a_scale_set_lives() {
     assert_eq!(listener.opened["statistics"]["totalAvailableJobs"], 2);
     assert_eq!(listener.opened["runnerScaleSet"]["name"], "gpu-set");
     let message = service.poll(&listener, 0, 1).await;
-    let told = changes(&message);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0]["messageType"], "JobAssigned");
-    assert_eq!(told[0]["runnerRequestId"], first);
-    assert_eq!(told[0]["requestLabels"], json!(["self-hosted", "cuda"]));
+    let reported = changes(&message);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert_eq!(reported[0]["messageType"], "JobAssigned");
+    assert_eq!(reported[0]["runnerRequestId"], first);
+    assert_eq!(reported[0]["requestLabels"], json!(["self-hosted", "cuda"]));
     assert_eq!(message.body["statistics"]["totalAssignedJobs"], 1);
     assert_eq!(message.body["statistics"]["totalAvailableJobs"], 1);
     let id = message.body["messageId"].as_u64().unwrap();
@@ -237,9 +237,9 @@ async fn a_scale_set_lives() {
     );
     let secret = secret(&jit);
     assert_eq!(start(&github, &secret).await, first);
-    let told = changes(&service.poll(&listener, id, 1).await);
-    assert_eq!(told[0]["messageType"], "JobStarted");
-    assert_eq!(told[0]["runnerName"], "gpu-set-a");
+    let reported = changes(&service.poll(&listener, id, 1).await);
+    assert_eq!(reported[0]["messageType"], "JobStarted");
+    assert_eq!(reported[0]["runnerName"], "gpu-set-a");
 
     let agent = format!("{AGENTS}/{}", jit.body["runner"]["id"]);
     let refused = service.send("DELETE", &agent, None).await;
@@ -250,10 +250,13 @@ async fn a_scale_set_lives() {
     assert_eq!(done.status, 204, "{done:?}");
     let gone = service.send("GET", &agent, None).await;
     assert_error(&gone, 404, "AgentNotFoundException");
-    let told = changes(&service.poll(&listener, 2, 1).await);
-    assert_eq!(told[0]["messageType"], "JobCompleted");
-    assert_eq!(told[0]["result"], "succeeded");
-    assert_eq!(told[1]["messageType"], "JobAssigned", "there is room again");
+    let reported = changes(&service.poll(&listener, 2, 1).await);
+    assert_eq!(reported[0]["messageType"], "JobCompleted");
+    assert_eq!(reported[0]["result"], "succeeded");
+    assert_eq!(
+        reported[1]["messageType"], "JobAssigned",
+        "there is room again"
+    );
 
     let view = &github.control.scale_sets().await.unwrap()[0];
     assert_eq!((view.id, view.capacity, view.unacknowledged), (set, 1, 2));
@@ -478,9 +481,9 @@ async fn offered_jobs_are_acquired_with_the_token_of_the_queue() {
     let job = queue(&github, &["gpu"]).await;
     let listed = service.send("GET", &acquirable, None).await;
     assert_eq!(listed.body["value"][0]["runnerRequestId"], job);
-    let told = changes(&service.poll(&listener, 0, 1).await);
-    assert_eq!(told[0]["messageType"], "JobAvailable");
-    let url = path_of(&github, told[0]["acquireJobUrl"].as_str().unwrap());
+    let reported = changes(&service.poll(&listener, 0, 1).await);
+    assert_eq!(reported[0]["messageType"], "JobAvailable");
+    let url = path_of(&github, reported[0]["acquireJobUrl"].as_str().unwrap());
     let asked = Some(json!([job, 1]));
     let refused = github
         .send("POST", &url, &service.token, asked.clone())
@@ -488,8 +491,8 @@ async fn offered_jobs_are_acquired_with_the_token_of_the_queue() {
     assert_eq!(refused.status, 401);
     let acquired = github.send("POST", &url, &listener.token, asked).await;
     assert_eq!(acquired.body, json!({"count": 1, "value": [job]}));
-    let told = changes(&service.poll(&listener, 1, 1).await);
-    assert_eq!(told[0]["messageType"], "JobAssigned");
+    let reported = changes(&service.poll(&listener, 1, 1).await);
+    assert_eq!(reported[0]["messageType"], "JobAssigned");
 }
 
 #[tokio::test]

@@ -174,10 +174,10 @@ impl<'a> AtRest<'a> {
     /// Waits until there is nothing left to do; gives the requests until then.
     async fn settled(&mut self) -> Result<Vec<Request>> {
         let ctx = self.ctx;
-        let told = async || {
+        let reported = async || {
             let jobs = ctx.status("pool").await?.last_jobs;
             Ok(jobs.iter().all(|job| !job.awaits_conclusion))
         };
-        self.audit.settled(LIMIT, told).await
+        self.audit.settled(LIMIT, reported).await
     }
 }

@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_mins(5);
 /// How much longer than the bare client it may take.
 const BUDGET: Budget = Budget::TimesFloor(1.25);
 
-/// The programs whose share of the processor is told.
+/// The programs whose share of the processor is reported.
 const PROGRAMS: [&str; 7] = [
     "cuda-runner-operator",
     "kube-apiserver",

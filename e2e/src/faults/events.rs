@@ -47,7 +47,7 @@ pub(super) fn watch(shared: Arc<Shared>, kind: Kind, events: Incoming) -> Body {
 async fn relay(shared: &Shared, kind: &Kind, mut events: Incoming, to: &Sender<Piece>) {
     let mut rest = Vec::new();
     // What was told so far, for telling it again.
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     while let Some(Ok(frame)) = events.frame().await {
         let Ok(data) = frame.into_data() else {
             continue;
@@ -55,16 +55,22 @@ async fn relay(shared: &Shared, kind: &Kind, mut events: Incoming, to: &Sender<P
         rest.extend_from_slice(&data);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
-            if !one(shared, kind, &line, &told, to).await {
+            if !one(shared, kind, &line, &reported, to).await {
                 return;
             }
-            told.extend_from_slice(&line);
+            reported.extend_from_slice(&line);
         }
     }
 }
 
 /// Passes one event on; whether the watch goes on after it.
-async fn one(shared: &Shared, kind: &Kind, line: &[u8], told: &[u8], to: &Sender<Piece>) -> bool {
+async fn one(
+    shared: &Shared,
+    kind: &Kind,
+    line: &[u8],
+    reported: &[u8],
+    to: &Sender<Piece>,
+) -> bool {
     // Bookmarks come when the server likes.
     let counts = !line.starts_with(br#"{"type":"BOOKMARK""#);
     let send = async |piece: Piece| to.send(piece).await.is_ok();
@@ -75,7 +81,7 @@ async fn one(shared: &Shared, kind: &Kind, line: &[u8], told: &[u8], to: &Sender
         }
         Some(Fault::Rewind) => {
             shared.over();
-            if !send(Ok(Bytes::copy_from_slice(told))).await {
+            if !send(Ok(Bytes::copy_from_slice(reported))).await {
                 return false;
             }
         }

@@ -173,7 +173,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
     Ok(())
 }
 
-/// The charts for the definition and the rights, a token of the operator's account, and the keys of the proxies.
+/// The charts for the CRD and the rights, a token of the operator's account, and the keys of the proxies.
 async fn furnish(cluster: &Cluster) -> Result<Ground> {
     deploy::charts(cluster, &["leaderElection.enabled=true"]).await?;
     let client = cluster.client().await?;

@@ -268,17 +268,17 @@ impl Agent {
             let Some(job) = offer["jobId"].as_u64() else {
                 continue;
             };
-            let told = self
+            let reported = self
                 .ask(Method::POST, &format!("/jobs/{job}/acquire"), None)
                 .await?;
             *locked(&self.job) = Some(job);
             self.listens(false).await?;
-            let cancelled = told["hold"] == true && self.held(job).await?;
+            let cancelled = reported["hold"] == true && self.held(job).await?;
             self.complete(job, if cancelled { "cancelled" } else { "success" })
                 .await?;
             *locked(&self.job) = None;
             if !persistent {
-                return Ok(told["environment"].clone());
+                return Ok(reported["environment"].clone());
             }
             self.listens(true).await?;
         }

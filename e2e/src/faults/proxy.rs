@@ -319,7 +319,7 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
     };
     if let Some((code, body)) = fault.answer(door.server) {
         shared.over();
-        return Ok(told(code, body));
+        return Ok(reported(code, body));
     }
     let signal = |signal| (shared.kill)(shared.replica(door), signal);
     match fault {
@@ -387,7 +387,7 @@ fn outage(shared: &Arc<Shared>, door: Door, lasts: Duration) {
     });
 }
 
-fn told(code: u16, body: String) -> Response<Body> {
+fn reported(code: u16, body: String) -> Response<Body> {
     let mut answer = Response::new(Body::from(body));
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let json = header::HeaderValue::from_static("application/json");
@@ -437,8 +437,8 @@ async fn pass(
         .into_parts();
     parts.headers.remove(header::TRANSFER_ENCODING);
     if kind.is_watch() && parts.status.is_success() {
-        let told = events::watch(Arc::clone(shared), kind.events(), body);
-        return Ok(Response::from_parts(parts, told));
+        let reported = events::watch(Arc::clone(shared), kind.events(), body);
+        return Ok(Response::from_parts(parts, reported));
     }
     let body = Limited::new(body, LONGEST).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();

@@ -148,7 +148,7 @@ async fn removed(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// The chart of the definition may be uninstalled by mistake: definition and pools stay, and it can be installed again.
+/// The chart of the CRD may be uninstalled by mistake: CRD and pools stay, and it can be installed again.
 async fn definition_stays(ctx: &Ctx) -> Result<()> {
     let cluster = ctx.cluster.clone();
     let definitions: Api<CustomResourceDefinition> = Api::all(ctx.client.clone());
@@ -162,7 +162,7 @@ async fn definition_stays(ctx: &Ctx) -> Result<()> {
     let after = definitions.get("cudarunners.cudarunner.dev").await?;
     ensure!(
         after.uid() == definition.uid(),
-        "the definition went, and all pools with it"
+        "the CRD went, and all pools with it"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Credentials that do not work: a condition that says what to do, no pod, no storm, and recovery once they are mended.
+//! Credentials that do not work: a condition that says what to do, no pod, no storm, and recovery once they are fixed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::Ctx;
 use super::context::merge;
 use crate::{example, simulator};
 
-/// A pool with this fault makes at most so many calls until it is mended.
+/// A pool with this fault makes at most so many calls until it is fixed.
 const STORM: usize = 12;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -77,8 +77,8 @@ async fn secrets(ctx: &Ctx, good: &Value) -> Result<()> {
             ctx.calls(mark).await?.is_empty(),
             "{name}: GitHub was asked without credentials"
         );
-        // And when the Secret is mended, the runner comes at once
-        mended(ctx, name, good).await?;
+        // And when the Secret is fixed, the runner comes at once
+        fixed(ctx, name, good).await?;
     }
     Ok(())
 }
@@ -122,7 +122,7 @@ async fn refusals(ctx: &Ctx) -> Result<()> {
         ensure!(calls <= STORM, "{name}: {calls} calls for one refusal");
         ctx.github.clear_faults().await?;
         // Time alone brings it back, at the latest; a change of the Secret does at once.
-        mended(ctx, name, &good).await?;
+        fixed(ctx, name, &good).await?;
     }
     // A repository that does not exist, and one whose owner has not installed the App
     for (name, repository, reason) in [
@@ -133,7 +133,7 @@ async fn refusals(ctx: &Ctx) -> Result<()> {
         ctx.apply(&ctx.pool(name, json!({"github": {"url": url}})))
             .await?;
         says(ctx, name, reason, &[&repository]).await?;
-        // The spec is mended instead
+        // The spec is fixed instead
         ctx.apply(&ctx.pool(name, json!({}))).await?;
         ctx.idle(name, 1).await?;
         ctx.delete(name).await?;
@@ -318,7 +318,7 @@ async fn says(ctx: &Ctx, pool: &str, reason: &str, words: &[&str]) -> Result<()>
 }
 
 /// Once the Secret is right the pool works, without a restart; then it is removed.
-async fn mended(ctx: &Ctx, pool: &str, good: &Value) -> Result<()> {
+async fn fixed(ctx: &Ctx, pool: &str, good: &Value) -> Result<()> {
     example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
     ctx.condition(pool, "CredentialsValid", "True", "Accepted")
         .await?;

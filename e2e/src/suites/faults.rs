@@ -131,7 +131,7 @@ async fn a_bad_day(ctx: &Ctx, name: &str, troubles: Vec<Trouble>) -> Result<()> 
     Ok(())
 }
 
-/// What GitHub will not register is told in GitHub's words; when it does, the pool goes on by itself.
+/// What GitHub will not register is reported in GitHub's words; when it does, the pool goes on by itself.
 async fn invalid(ctx: &Ctx) -> Result<()> {
     const WORDS: &str = "Labels is too long (maximum is 256 characters)";
     let ctx = &with_repository(ctx, "invalid").await?;
@@ -140,7 +140,7 @@ async fn invalid(ctx: &Ctx) -> Result<()> {
         "errors": [{"message": WORDS}],
         "documentation_url": "https://docs.github.com/rest",
     });
-    ctx.inject(JIT, 1, told(422, Some(body), BTreeMap::new()))
+    ctx.inject(JIT, 1, reported(422, Some(body), BTreeMap::new()))
         .await?;
     ctx.apply(&ctx.pool("invalid", json!({}))).await?;
     let said = ctx
@@ -155,7 +155,7 @@ async fn invalid(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// A workflow that is disabled is told; when it is enabled, a start whose answer is lost is found and not repeated.
+/// A workflow that is disabled is reported; when it is enabled, a start whose answer is lost is found and not repeated.
 async fn a_workflow_that_does_not_start(ctx: &Ctx) -> Result<()> {
     let ctx = &with_repository(ctx, "workflow").await?;
     let workflow = NewWorkflow {
@@ -198,7 +198,7 @@ async fn a_workflow_that_does_not_start(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Credentials whose hour is used up: that is told, there is no pod meanwhile, and no further question.
+/// Credentials whose hour is used up: that is reported, there is no pod meanwhile, and no further question.
 async fn a_budget_used_up(ctx: &Ctx) -> Result<()> {
     let keys = example::app(&ctx.github, "used-up", &ctx.repository).await?;
     let credential = format!(
@@ -266,15 +266,15 @@ fn is_a(call: &Seen, operation: &str) -> bool {
 }
 
 fn answer(status: u16) -> Action {
-    told(status, None, BTreeMap::new())
+    reported(status, None, BTreeMap::new())
 }
 
 fn limited(status: u16, message: &str) -> Action {
     let headers = BTreeMap::from([("retry-after".to_owned(), "2".to_owned())]);
-    told(status, Some(json!({"message": message})), headers)
+    reported(status, Some(json!({"message": message})), headers)
 }
 
-fn told(status: u16, body: Option<Value>, headers: BTreeMap<String, String>) -> Action {
+fn reported(status: u16, body: Option<Value>, headers: BTreeMap<String, String>) -> Action {
     Action::Answer {
         status,
         body,

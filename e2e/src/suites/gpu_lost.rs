@@ -98,8 +98,8 @@ async fn lost(ctx: &Ctx, pool: &str, runner: &str) -> Result<FailureStatus> {
         .await?;
     ensure!(failure.class.as_str() == "transient", "{failure:?}");
     ctx.wait_for("an Event of it", SOON, async || {
-        let mut told = ctx.events("GpuLost").await?.into_iter();
-        Ok(told.find(|event| event.note.as_ref().is_some_and(|n| n.contains(runner))))
+        let mut reported = ctx.events("GpuLost").await?.into_iter();
+        Ok(reported.find(|event| event.note.as_ref().is_some_and(|n| n.contains(runner))))
     })
     .await
     .context(runner.to_owned())?;

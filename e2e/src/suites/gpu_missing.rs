@@ -25,7 +25,7 @@ async fn no_node_offers_it(ctx: &Ctx) -> Result<()> {
     ensure!(message.contains("nvidia.com/mig-1g.10gb"), "{message}");
     ctx.condition("absent", "Ready", "False", "Unschedulable")
         .await?;
-    // And a mended resource takes the place of the pod that could never run
+    // And a fixed resource takes the place of the pod that could never run
     ctx.apply(&pool("nvidia.com/gpu")).await?;
     ctx.idle("absent", 1).await?;
     ctx.delete("absent").await

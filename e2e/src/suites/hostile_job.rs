@@ -92,12 +92,12 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
     let killed = ctx.ended(kill).await?;
     ensure!(killed.conclusion != Some(Conclusion::Success), "{killed:?}");
     ctx.idle("pool", 3).await?;
-    ctx.wait_for("the jobs to be told", SOON, async || {
+    ctx.wait_for("the jobs to be reported", SOON, async || {
         let jobs = ctx.status("pool").await?.last_jobs;
-        let told = jobs
+        let reported = jobs
             .iter()
             .filter(|job| job.conclusion.as_deref() == Some("success"));
-        Ok((told.count() == 2).then_some(()))
+        Ok((reported.count() == 2).then_some(()))
     })
     .await?;
     let status = ctx.status("pool").await?;

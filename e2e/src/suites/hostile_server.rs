@@ -105,7 +105,7 @@ async fn meet(ctx: &Ctx, servers: &[(&str, IllServer)]) -> Result<()> {
         )
         .await
     });
-    let told = try_join_all(all).await?;
+    let reported = try_join_all(all).await?;
     for (name, server) in servers {
         println!("hostile-server: {name} was asked {} times", server.asked());
         ensure!(server.asked() > 0, "{name} was not asked");
@@ -117,7 +117,7 @@ async fn meet(ctx: &Ctx, servers: &[(&str, IllServer)]) -> Result<()> {
             server.asked()
         );
     }
-    for condition in told.iter().step_by(POOLS) {
+    for condition in reported.iter().step_by(POOLS) {
         println!(
             "hostile-server: {}: {}",
             condition.reason, condition.message

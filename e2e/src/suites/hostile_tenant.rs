@@ -224,7 +224,7 @@ async fn addresses(tenant: &Ctx) -> Result<()> {
         "169.254.169.254",
         "10.96.0.1",
     ];
-    let told = hosts.iter().enumerate().map(async |(number, host)| {
+    let reported = hosts.iter().enumerate().map(async |(number, host)| {
         let name = format!("address-{number}");
         let github =
             json!({"url": format!("https://{host}/o/r"), "credentialsRef": {"name": "token"}});
@@ -233,7 +233,7 @@ async fn addresses(tenant: &Ctx) -> Result<()> {
         let message = says(tenant, &name, "does not ask this address").await;
         message.map(drop).with_context(|| (*host).to_owned())
     });
-    try_join_all(told).await.map(drop)
+    try_join_all(reported).await.map(drop)
 }
 
 /// A threshold that no GPU reaches is this pool's alone; what the neighbour has of it is looked at in the end.

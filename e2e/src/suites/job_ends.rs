@@ -31,7 +31,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     one_run_is_read_for_all_its_jobs(ctx).await?;
     // And the next run, soon after, has Events of its own
     start(ctx).await?;
-    told(ctx, &ctx.concluded("pool", 4).await?).await?;
+    reported(ctx, &ctx.concluded("pool", 4).await?).await?;
     a_restart_loses_and_doubles_nothing(ctx).await?;
     ctx.delete("pool").await?;
 
@@ -70,8 +70,8 @@ async fn one_run_is_read_for_all_its_jobs(ctx: &Ctx) -> Result<()> {
     // And neither is a failure of its runner
     ensure!(ctx.status("pool").await?.last_failures.is_empty());
 
-    // And each is told once
-    told(ctx, &jobs).await?;
+    // And each is reported once
+    reported(ctx, &jobs).await?;
 
     // And that has cost one read of the run, or two where one of its jobs ended much later
     let calls = ctx.calls(mark).await?;
@@ -93,13 +93,13 @@ async fn a_restart_loses_and_doubles_nothing(ctx: &Ctx) -> Result<()> {
     ensure!(noted == 4, "{noted} jobs are in the status already");
     // When the operator is killed
     deploy::kill(&ctx.cluster, &ctx.client).await?;
-    // Then they are concluded all the same, and told once
+    // Then they are concluded all the same, and reported once
     let jobs = ctx.concluded("pool", 6).await?;
     let mut runners: Vec<_> = jobs.iter().map(|job| &job.runner).collect();
     runners.sort_unstable();
     runners.dedup();
     ensure!(runners.len() == 6, "{jobs:#?}");
-    told(ctx, &jobs).await
+    reported(ctx, &jobs).await
 }
 
 async fn start(ctx: &Ctx) -> Result<StartedRun> {
@@ -113,15 +113,19 @@ async fn start(ctx: &Ctx) -> Result<StartedRun> {
 }
 
 /// Waits until each of these jobs is in one Event, once.
-async fn told(ctx: &Ctx, jobs: &[JobStatus]) -> Result<()> {
-    ctx.wait_for("every job to be told", SOON, async || {
-        let told = ctx.events("JobCompleted").await?;
+async fn reported(ctx: &Ctx, jobs: &[JobStatus]) -> Result<()> {
+    ctx.wait_for("every job to be reported", SOON, async || {
+        let reported = ctx.events("JobCompleted").await?;
         ensure!(
-            told.iter()
+            reported
+                .iter()
                 .all(|event| event.type_.as_deref() == Some("Normal")),
-            "a job that has ended is no warning: {told:#?}"
+            "a job that has ended is no warning: {reported:#?}"
         );
-        let notes: Vec<String> = told.into_iter().filter_map(|event| event.note).collect();
+        let notes: Vec<String> = reported
+            .into_iter()
+            .filter_map(|event| event.note)
+            .collect();
         let times = |job: &JobStatus| {
             let end = job.conclusion.as_deref().unwrap_or_default();
             let whole = notes.join("\n");
@@ -131,7 +135,7 @@ async fn told(ctx: &Ctx, jobs: &[JobStatus]) -> Result<()> {
         let counts: Vec<_> = jobs.iter().map(times).collect();
         ensure!(
             counts.iter().all(|(times, _)| *times <= 1),
-            "told twice: {notes:#?}"
+            "reported twice: {notes:#?}"
         );
         Ok(counts.iter().all(|count| *count == (1, true)).then_some(()))
     })

@@ -95,7 +95,7 @@ fn value(page: &str, series: &str) -> Option<u64> {
     lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
-/// Waits until a series has such a value: a visit may yet have to see what happened.
+/// Waits until a series has such a value: a reconcile may yet have to see what happened.
 async fn shown(ctx: &Ctx, series: &str, is_right: impl Fn(u64) -> bool) -> Result<()> {
     let mut last = None;
     let found = ctx

@@ -222,7 +222,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "quarantine",
         [],
-        "a broken GPU costs its node and no job: all pools keep off, the node says so, the healthy one takes over, an annotation ends it; stale labels are told",
+        "a broken GPU costs its node and no job: all pools keep off, the node says so, the healthy one takes over, an annotation ends it; stale labels are reported",
         quarantine::run
     ),
     suite!(
@@ -258,7 +258,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "charts",
         [],
-        "a fleet from the chart and from Kustomize: health by kstatus, no drift, a definition that stays",
+        "a fleet from the chart and from Kustomize: health by kstatus, no drift, a CRD that stays",
         charts::run
     ),
     suite!(
@@ -276,7 +276,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "reasons",
         [],
-        "what Kubernetes will not do for a pod is told in its own words, and blames no node",
+        "what Kubernetes will not do for a pod is reported in its own words, and blames no node",
         reasons::run
     ),
     suite!(
@@ -372,7 +372,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "telemetry",
         [],
-        "traces reach a collector, from a visit to its requests; the log's filter and form change while it runs",
+        "traces reach a collector, from a reconcile to its requests; the log's filter and form change while it runs",
         telemetry::run
     ),
     suite!(

@@ -1,4 +1,4 @@
-//! What the cluster sees of a node that is left alone, beside what others have on it.
+//! What the cluster sees of a quarantined node, beside what others have on it.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};

@@ -57,7 +57,7 @@ async fn images_that_have_it(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Toolkit 11.8 and no C compiler: both are said at once, GitHub hears nothing, and another image mends it.
+/// Toolkit 11.8 and no C compiler: both are said at once, GitHub hears nothing, and another image fixes it.
 async fn an_image_that_lacks_much(ctx: &Ctx) -> Result<()> {
     let mark = ctx.last_call().await?;
     ctx.apply(&pool(ctx, "old", "-cuda-11.8", &wanted()))

@@ -1,4 +1,4 @@
-//! A broken GPU costs its node, not the jobs: they wait for a healthy one, and the node comes back when it is mended.
+//! A broken GPU costs its node, not the jobs: they wait for a healthy one, and the node comes back when it is fixed.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{audit::Audit, cluster::Cluster, deploy, node};
 
-/// The pool that meets the broken GPU, one that comes later, and one that is deleted while it leaves the node alone.
+/// The pool that meets the broken GPU, one that comes later, and one that is deleted while it quarantines the node.
 const POOL: &str = "sick";
 const LATER: &str = "later";
 const DELETED: &str = "deleted";
@@ -61,7 +61,7 @@ async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
     let job = ctx.queue("patient", script).await?;
     ctx.apply(&ctx.pool(POOL, json!({}))).await?;
 
-    // Then the node is left alone, under the name of its device
+    // Then the node is quarantined, under the name of its device
     let message = ctx
         .condition(POOL, "GpuHealthy", "False", "NodesQuarantined")
         .await?;
@@ -176,10 +176,10 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
         "{stale:?}"
     );
     ensure!(status.quarantine.len() == 1, "{:?}", status.quarantine);
-    let told = ctx.events("StaleLabels").await?;
+    let reported = ctx.events("StaleLabels").await?;
     ensure!(
-        told.len() == 1 && told[0].series.is_none(),
-        "the label was told so: {told:?}"
+        reported.len() == 1 && reported[0].series.is_none(),
+        "the label was reported so: {reported:?}"
     );
     let shown = plugin(ctx, 0, &["status", POOL]).await?;
     ensure!(
@@ -190,13 +190,13 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
 }
 
 async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
-    // When the device is mended and somebody says so
+    // When the device is fixed and somebody says so
     for number in 0..4 {
         ctx.device(number, |_| {})?;
     }
-    let told = plugin(ctx, 0, &["release", POOL, node::NAME]).await?;
+    let reported = plugin(ctx, 0, &["release", POOL, node::NAME]).await?;
     // Then the node may be used again
-    ensure!(told.contains("lets"), "{told}");
+    ensure!(reported.contains("lets"), "{reported}");
     let left = ctx.status(POOL).await?.quarantine;
     ensure!(left.is_empty(), "{left:?}");
     ctx.condition(POOL, "GpuHealthy", "True", "GatePassed")
@@ -206,7 +206,7 @@ async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
 }
 
 async fn a_deletion_ends_it(ctx: &Ctx) -> Result<()> {
-    // Given a pool that leaves the node alone
+    // Given a pool that quarantines the node
     break_devices(ctx)?;
     Cluster::cordon(&ctx.client, node::SECOND, true).await?;
     ctx.apply(&ctx.pool(DELETED, json!({}))).await?;

@@ -1,5 +1,5 @@
 //! What Kubernetes will not do for a pod: its own words are on the resource within seconds, nobody else is blamed, and a
-//! mended resource works at once.
+//! fixed resource works at once.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ async fn hardly_starts(ctx: &Ctx) -> Result<()> {
 async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
     // Given a pool whose template has a mistake
     ctx.apply(&ctx.pool(case.name, case.spec.clone())).await?;
-    // Then the resource says which, in Kubernetes' words, and no node is left alone
+    // Then the resource says which, in Kubernetes' words, and no node is quarantined
     let message = ctx
         .condition(case.name, "Ready", "False", case.reason)
         .await?;
@@ -112,7 +112,7 @@ async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
     // And there is no storm of attempts
     let tried = status.last_failures.len();
     ensure!(tried <= 2, "{}: {tried} attempts", case.name);
-    // When it is mended, then a runner comes
+    // When it is fixed, then a runner comes
     ctx.apply(&ctx.pool(case.name, json!({}))).await?;
     ctx.idle(case.name, 1).await?;
     ctx.delete(case.name).await

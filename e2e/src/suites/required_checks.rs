@@ -46,10 +46,10 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
         .await?;
     ctx.condition("one", "WorkflowVerified", "True", "Verified")
         .await?;
-    let told = ctx
+    let reported = ctx
         .condition("one", "ChecksRequired", "False", "NotSeenOnPullRequest")
         .await?;
-    ensure!(told.contains("gpu, build"), "{told}");
+    ensure!(reported.contains("gpu, build"), "{reported}");
     ensure!(required(ctx, "main").await? == [OWN], "required unseen");
 
     // When a pull request has run the workflow, and GitHub's answer to the first change is lost
@@ -70,13 +70,13 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
     })
     .await?;
     // Then they are required where there is protection, and the other branch is left alone
-    let told = ctx
+    let reported = ctx
         .condition("one", "ChecksRequired", "True", "Required")
         .await?;
     ensure!(
-        told.contains("Required on main, release/1: gpu, build")
-            && told.contains("left alone: dev"),
-        "{told}"
+        reported.contains("Required on main, release/1: gpu, build")
+            && reported.contains("left alone: dev"),
+        "{reported}"
     );
     ensure!(required(ctx, "main").await? == [OWN, "gpu", "build"]);
     ensure!(required(ctx, "release/1").await? == JOBS);
@@ -133,10 +133,10 @@ async fn a_branch_in_the_way_is_named(ctx: &Ctx) -> Result<()> {
     ] {
         let wanted = json!({"branches": [{"name": branch}], "allowUnseen": true});
         ctx.apply(&pool(ctx, "three", &wanted)).await?;
-        let told = ctx
+        let reported = ctx
             .condition("three", "ChecksRequired", "False", reason)
             .await?;
-        ensure!(told.contains(branch), "{told}");
+        ensure!(reported.contains(branch), "{reported}");
     }
     ctx.delete("three").await?;
     let update = UpdateRepository {

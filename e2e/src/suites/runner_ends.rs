@@ -77,7 +77,7 @@ async fn no_image(ctx: &Ctx) -> Result<()> {
             Ok(missed.map(|c| c.reason))
         })
         .await?;
-    told(ctx, &word, "imagePullSecrets").await?;
+    reported(ctx, &word, "imagePullSecrets").await?;
     ensure!(ctx.status("absent").await?.quarantine.is_empty());
 
     // When it is another one, then the runner comes
@@ -102,19 +102,19 @@ pub(super) async fn failed(
             Ok(failures.into_iter().find(|f| f.reason == reason))
         })
         .await?;
-    told(ctx, reason, &failure.runner).await?;
+    reported(ctx, reason, &failure.runner).await?;
     Ok(failure)
 }
 
 /// Waits for a warning with this reason and these words.
-async fn told(ctx: &Ctx, reason: &str, words: &str) -> Result<()> {
+async fn reported(ctx: &Ctx, reason: &str, words: &str) -> Result<()> {
     ctx.wait_for(&format!("an Event {reason}"), SOON, async || {
-        let told = ctx.events(reason).await?;
-        let told = told.iter().any(|event| {
+        let reported = ctx.events(reason).await?;
+        let reported = reported.iter().any(|event| {
             event.type_.as_deref() == Some("Warning")
                 && event.note.as_deref().is_some_and(|n| n.contains(words))
         });
-        Ok(told.then_some(()))
+        Ok(reported.then_some(()))
     })
     .await
 }

@@ -1,11 +1,11 @@
-//! Each field of the spec: what it may not be is refused, or told where only the operator can know it; from one value to
-//! another and back it leaves a pool as a fresh one is, and an operator with nothing left to do.
+//! Each field of the spec: what it may not be is refused, or reported where only the operator can know it; from one
+//! value to another and back it leaves a pool as a fresh one is, and an operator with nothing left to do.
 //!
-//! The rows are held against the definition's own schema: a new field needs a row. A run of all suites takes a sample,
+//! The rows are held against the CRD's own schema: a new field needs a row. A run of all suites takes a sample,
 //! `SPEC_CHANGES=all` takes all, and `SPEC_CHANGES=SEED` the sample of that seed.
 
+mod reported;
 mod rows;
-mod told;
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ async fn refused(ctx: &Ctx, rows: &[Row]) -> Result<()> {
         let (_, field) = fields
             .iter()
             .find(|(path, _)| *path == row.path)
-            .with_context(|| format!("the definition has no {}", row.path))?;
+            .with_context(|| format!("the CRD has no {}", row.path))?;
         let tries = invalid(field).into_iter().map(|value| {
             let mut pool = ctx.pool("refused", row.spec(&row.one));
             rows::set(&mut pool["spec"], &row.path, &value);
@@ -121,19 +121,21 @@ async fn refused(ctx: &Ctx, rows: &[Row]) -> Result<()> {
 
 /// What leads nowhere, and what the API server cannot know, is in a condition; and no pod comes of it that has a node.
 async fn told_of(ctx: &Ctx) -> Result<()> {
-    let all = told::told(&ctx.cluster.github, &ctx.repository);
-    try_join_all(all.iter().enumerate().map(async |(number, told)| {
-        let name = format!("told-{number:02}");
-        ctx.apply(&ctx.pool(&name, told.spec())).await?;
+    let all = reported::reported(&ctx.cluster.github, &ctx.repository);
+    try_join_all(all.iter().enumerate().map(async |(number, reported)| {
+        let name = format!("reported-{number:02}");
+        ctx.apply(&ctx.pool(&name, reported.spec())).await?;
         let mut last = vec![];
         let said = ctx
             .wait_for("a condition that says so", SOON, async || {
                 last = ctx.status(&name).await?.conditions;
-                let has_reason = last.iter().any(|condition| condition.reason == told.reason);
+                let has_reason = last
+                    .iter()
+                    .any(|condition| condition.reason == reported.reason);
                 Ok(has_reason.then_some(()))
             })
             .await;
-        said.with_context(|| format!("{}, {}: {last:#?}", told.path, told.reason))
+        said.with_context(|| format!("{}, {}: {last:#?}", reported.path, reported.reason))
     }))
     .await?;
     Ok(())
@@ -226,12 +228,12 @@ async fn shown(ctx: &Ctx, name: &str) -> Result<Value> {
 fn without_names(pod: &Pod) -> Value {
     let spec = json!([pod.spec, pod.metadata.annotations, pod.metadata.labels]);
     let gone = pod.metadata.deletion_timestamp.is_some();
-    let mut told =
+    let mut reported =
         serde_json::from_str(&spec.to_string().replace(&pod.name_any(), "POD")).unwrap_or_default();
     if gone {
-        told = json!("on its way out");
+        reported = json!("on its way out");
     }
-    told
+    reported
 }
 
 /// A runner that is there is replaced for what concerns it, comes back as it was, and works.

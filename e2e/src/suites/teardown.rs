@@ -46,14 +46,14 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     })
     .await?;
 
-    // And how the last job ended was told
-    let told = ctx.events("JobCompleted").await?;
+    // And how the last job ended was reported
+    let reported = ctx.events("JobCompleted").await?;
     ensure!(
-        told.iter().any(|event| {
+        reported.iter().any(|event| {
             let note = event.note.as_deref().unwrap_or_default();
             note.contains("long")
         }),
-        "the last job was not told: {told:#?}"
+        "the last job was not reported: {reported:#?}"
     );
 
     // And everything is as before, the user's own runner included

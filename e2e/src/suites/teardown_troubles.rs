@@ -94,12 +94,15 @@ async fn the_namespace_goes(ctx: &Ctx) -> Result<()> {
 
 /// An Event names what may be left, and where.
 async fn told_what_is_left(ctx: &Ctx, pool: &str) -> Result<()> {
-    let mut told = ctx.events("TeardownIncomplete").await?;
-    told.retain(|event| {
+    let mut reported = ctx.events("TeardownIncomplete").await?;
+    reported.retain(|event| {
         let regarding = event.regarding.as_ref();
         regarding.is_some_and(|r| r.name.as_deref() == Some(pool))
     });
-    let notes: Vec<_> = told.into_iter().filter_map(|event| event.note).collect();
+    let notes: Vec<_> = reported
+        .into_iter()
+        .filter_map(|event| event.note)
+        .collect();
     ensure!(
         notes
             .iter()

@@ -26,7 +26,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let collector = Collector::start(ctx).await?;
     let endpoint = format!("tracing.endpoint={}", collector.address);
     let on = [endpoint.as_str()];
-    let work = async || told(ctx, &collector).await;
+    let work = async || reported(ctx, &collector).await;
     let outcome = deploy::with_values(&ctx.cluster, &on, work).await;
     // For the search for secrets.
     let record = recorder::folder(&ctx.cluster).join("traces");
@@ -35,14 +35,14 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     outcome.with_context(|| format!("the collector was given {:#?}", ways(&spans)))
 }
 
-async fn told(ctx: &Ctx, collector: &Collector) -> Result<()> {
+async fn reported(ctx: &Ctx, collector: &Collector) -> Result<()> {
     // When a runner comes up
     ctx.apply(&ctx.pool("pool", json!({}))).await?;
     let runner = ctx.idle("pool", 1).await?.remove(0);
 
-    // Then the trace of a visit leads from the pool to the pod that was made
+    // Then the trace of a reconcile leads from the pool to the pod that was made
     let pool = format!("CudaRunner.v1alpha1.cudarunner.dev/pool.{}", ctx.namespace);
-    ctx.wait_for("the trace of a visit", SOON, async || {
+    ctx.wait_for("the trace of a reconcile", SOON, async || {
         let spans = collector.spans();
         let made = spans.values().find(|span| {
             let way = way(&spans, span);

@@ -182,7 +182,7 @@ async fn works(ctx: &Ctx) -> Result<()> {
         ensure!(log.contains(words), "{words:?} is not in {log}");
     }
 
-    // And the pod ends with the job, its sidecar with it, and the job is told as what it was
+    // And the pod ends with the job, its sidecar with it, and the job is reported as what it was
     ctx.gone(&first).await?;
     let jobs = ctx.concluded("team", 1).await?;
     ensure!(jobs[0].conclusion.as_deref() == Some("success"), "{jobs:?}");

@@ -50,14 +50,14 @@ async fn without_an_operator(ctx: &Ctx) -> Result<()> {
     for name in ["kept", "gone"] {
         ensure!(finalizers(ctx, name).await?.is_empty(), "{name} is held");
     }
-    let told = ctx.events("OperatorUninstalled").await?;
+    let reported = ctx.events("OperatorUninstalled").await?;
     ensure!(
-        told.len() == 2
-            && told.iter().all(|event| {
+        reported.len() == 2
+            && reported.iter().all(|event| {
                 let note = event.note.as_deref().unwrap_or_default();
                 note.contains(&ctx.repository) && note.contains("by hand")
             }),
-        "{told:#?}"
+        "{reported:#?}"
     );
     let pools: Api<CudaRunner> = ctx.api();
     pools.delete("gone", &DeleteParams::default()).await?;

@@ -19,7 +19,7 @@ use crate::{
 
 const VERSION: &str = "0.1.0";
 const NEXT: &str = "0.2.0";
-/// What is different in the next version's definition.
+/// What is different in the next version's CRD.
 const SAID: &str = "What the operator says of a pool.";
 const SAID_NEXT: &str = "What the next operator says of a pool.";
 
@@ -101,7 +101,7 @@ async fn runners(ctx: &Ctx) -> Result<BTreeMap<String, (String, i32)>> {
     Ok(runners.collect())
 }
 
-/// The operator and the definition are of this version.
+/// The operator and the CRD are of this version.
 async fn is_at_work(ctx: &Ctx, tag: &str, said: &str) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), NAMESPACE);
     for pod in pods.list(&ListParams::default()).await? {
@@ -115,7 +115,7 @@ async fn is_at_work(ctx: &Ctx, tag: &str, said: &str) -> Result<()> {
     let definitions: Api<CustomResourceDefinition> = Api::all(ctx.client.clone());
     let definition = definitions.get("cudarunners.cudarunner.dev").await?;
     let text = serde_json::to_string(&definition)?;
-    ensure!(text.contains(said), "the definition is another version's");
+    ensure!(text.contains(said), "the CRD is another version's");
     Ok(())
 }
 

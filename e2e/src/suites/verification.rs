@@ -21,10 +21,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.apply(&pool(ctx)).await?;
 
     // Then one run is started, both jobs are picked up here, and all tests are counted
-    let told = ctx
+    let reported = ctx
         .condition("pool", "WorkflowVerified", "True", "Verified")
         .await?;
-    ensure!(told.contains("unified-memory (46 tests)"), "{told}");
+    ensure!(reported.contains("unified-memory (46 tests)"), "{reported}");
     let verification = verification(ctx).await?;
     ensure!(verification.jobs.len() == 2, "{verification:?}");
     for job in &verification.jobs {
@@ -48,20 +48,20 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         "{followed}"
     );
     shown_in(ctx, "guides/verification.md", "pool", &followed)?;
-    let told = ctx
+    let reported = ctx
         .condition("pool", "WorkflowVerified", "False", "TestsMissing")
         .await?;
-    ensure!(told.contains("45 of 46"), "{told}");
+    ensure!(reported.contains("45 of 46"), "{reported}");
     ctx.idle("pool", 1).await?;
 
     // When a job asks for a label that nobody has
     workflow(ctx, 46, &["self-hosted", "cuda", "a100"]).await?;
     plugin(ctx, 0, &["verify", "pool"]).await?;
     // Then it is the cause
-    let told = ctx
+    let reported = ctx
         .condition("pool", "WorkflowVerified", "False", "JobNotPickedUp")
         .await?;
-    ensure!(told.contains("lacks a100"), "{told}");
+    ensure!(reported.contains("lacks a100"), "{reported}");
 
     a_run_without_a_name(ctx).await?;
     its_own_concurrency_group(ctx).await?;
@@ -120,7 +120,7 @@ async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
     ctx.picked_up(first).await?;
     ctx.write_workflow(free).await?;
     plugin(ctx, 0, &["verify", "pool"]).await?;
-    let told = ctx
+    let reported = ctx
         .condition(
             "pool",
             "WorkflowVerified",
@@ -128,7 +128,7 @@ async fn its_own_concurrency_group(ctx: &Ctx) -> Result<()> {
             "HeldByConcurrencyGroup",
         )
         .await?;
-    ensure!(told.contains("more runners do not help"), "{told}");
+    ensure!(reported.contains("more runners do not help"), "{reported}");
 
     // When the other run is over
     for job in other.jobs {

@@ -30,14 +30,14 @@ fn what_runs_after_the_operator_is_a_hook_that_no_selector_takes() {
             restricted(&pod, &pod.containers[0]);
             // The Job looks for the operator's pods by the Deployment's own selector.
             let words: Vec<_> = selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            let told = pod.containers[0].args.as_ref().unwrap();
-            let told = told
+            let reported = pod.containers[0].args.as_ref().unwrap();
+            let reported = reported
                 .iter()
                 .find_map(|a| a.strip_prefix("--operator-selector="))
                 .unwrap();
-            let mut told: Vec<_> = told.split(',').collect();
-            told.sort_unstable();
-            assert_eq!(told, words);
+            let mut reported: Vec<_> = reported.split(',').collect();
+            reported.sort_unstable();
+            assert_eq!(reported, words);
             let args = pod.containers[0].args.as_ref().unwrap();
             let served = args
                 .iter()

@@ -18,9 +18,9 @@ use crate::model::pool::Pool;
 use crate::model::url::GitHubUrl;
 use crate::reason::Reason;
 
-mod told;
+mod reported;
 
-pub(super) use told::required;
+pub(super) use reported::required;
 
 /// How soon it is looked again whether GitHub accepts another pool.
 const UNPROVEN: SignedDuration = SignedDuration::from_secs(5);
@@ -182,8 +182,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         plan.status.required_checks = None;
         return;
     }
-    let watched = &observed.checks;
-    if let Some(at) = watched.next_look {
+    let facts = &observed.checks;
+    if let Some(at) = facts.next_look {
         plan.wake_at(at, now);
     }
     let Some(repository) = repository(pool) else {
@@ -203,11 +203,11 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     }
     let is_here = spec.is_some_and(|spec| spec.repository.as_ref() == Some(&repository));
     let asked = asked_of(pool).filter(|_| is_here && pool.deleting.is_none());
-    prove(&mut record, green(pool), watched);
-    if watched.read.is_some() && watched.trouble.is_none() {
+    prove(&mut record, green(pool), facts);
+    if facts.read.is_some() && facts.trouble.is_none() {
         let view = Decision {
             asked,
-            watched,
+            facts,
             repository: &repository,
             origin: record.origin.clone(),
             elsewhere: &observed.required_elsewhere,
@@ -250,7 +250,7 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
             .map(String::as_str)
             .collect();
         if !gone.is_empty() {
-            // Told when the record is written: a visit before that would tell it again.
+            // Reported when the record is written: a reconcile before that would tell it again.
             plan.news.push(Notice {
                 warning: false,
                 reason: Reason::ChecksRemoved.into(),
@@ -270,9 +270,9 @@ fn announce(pool: &Pool, record: &RequiredChecksStatus, plan: &mut Plan) {
 fn prove(
     record: &mut RequiredChecksStatus,
     green: Option<&VerificationStatus>,
-    watched: &CheckFacts,
+    facts: &CheckFacts,
 ) {
-    if let (Some(green), Some((run, reported))) = (green, &watched.proven)
+    if let (Some(green), Some((run, reported))) = (green, &facts.proven)
         && green.run_id == Some(*run)
         && record.run_id != Some(*run)
     {
@@ -291,14 +291,14 @@ fn prove(
         record.run_id = Some(*run);
     }
     for check in &mut record.checks {
-        check.seen |= watched.reported.contains(&check.context);
+        check.seen |= facts.reported.contains(&check.context);
     }
 }
 
 /// What a decision on checks depends on.
 struct Decision<'a> {
     asked: Option<&'a RequiredChecks>,
-    watched: &'a CheckFacts,
+    facts: &'a CheckFacts,
     repository: &'a Repository,
     origin: Option<String>,
     elsewhere: &'a BTreeSet<Elsewhere>,
@@ -326,10 +326,10 @@ impl Decision<'_> {
             .map(|check| check.context.clone())
             .collect();
         // One that was not looked at stays on record.
-        let unread = |b: &BranchChecks| !self.watched.branches.contains_key(&b.name);
+        let unread = |b: &BranchChecks| !self.facts.branches.contains_key(&b.name);
         let mut branches: Vec<BranchChecks> = record.branches.clone();
         branches.retain(unread);
-        for (name, branch) in &self.watched.branches {
+        for (name, branch) in &self.facts.branches {
             let recorded = record.branches.iter().find(|b| &b.name == name);
             let there = match &branch.protection {
                 Protection::Requires(there) => there,
@@ -398,7 +398,7 @@ impl Decision<'_> {
         let name = ruleset_name(pool);
         let wanted = self.wanted_ruleset(&name, record);
         let repository = self.repository.clone();
-        match (wanted, &self.watched.ruleset) {
+        match (wanted, &self.facts.ruleset) {
             (Some(_), None) if record.ruleset.is_none() => record.ruleset = Some(name),
             (Some(wanted), None) => {
                 plan.actions.push(Action::CreateRuleset(repository, wanted));
@@ -421,9 +421,9 @@ impl Decision<'_> {
         let asked = self
             .asked
             .filter(|asked| asked.mode == ChecksMode::Ruleset)?;
-        let own = self.watched.ruleset.as_ref().map(|(id, _)| *id);
+        let own = self.facts.ruleset.as_ref().map(|(id, _)| *id);
         let is_included = |name: &str, if_protected: bool| {
-            let branch = self.watched.branches.get(name)?;
+            let branch = self.facts.branches.get(name)?;
             let exists = branch.protection != Protection::NoBranch;
             Some(exists && (!if_protected || branch.is_protected(own)))
         };

@@ -93,14 +93,14 @@ fn announce(pool: &Pool, health: &Health, plan: &mut Plan) {
         let changed =
             before.is_none_or(|b| b.status != condition.status || b.reason != condition.reason);
         let reason = Stored::parse(&condition.reason);
-        // What is unknown at the first visit is no news, nor is a start; and Ready only sums up the others.
+        // What is unknown at the first reconcile is no news, nor is a start; and Ready only sums up the others.
         let news = changed
             && condition.type_ != kind::READY
             && reason != Reason::Starting
             && !(before.is_none() && condition.status != bad_status(&condition.type_));
-        // One cause shows in several conditions, and is told once.
-        let told = plan.notices.iter().any(|n| n.reason == reason);
-        if news && !told {
+        // One cause shows in several conditions, and is reported once.
+        let reported = plan.notices.iter().any(|n| n.reason == reason);
+        if news && !reported {
             plan.notices.push(Notice {
                 warning: condition.status == bad_status(&condition.type_),
                 reason,
@@ -156,7 +156,7 @@ fn credentials(observed: &Observed) -> ConditionState {
 }
 
 fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
-    // Before the nodes that are left alone: the breaker opens only when some are.
+    // Before the quarantined nodes: the breaker opens only when some are.
     if let Some(sentence) = &health.quarantine.breaker {
         return condition_state("False", Reason::BreakerOpen, sentence.clone());
     }
@@ -165,7 +165,7 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
         return condition_state(
             "False",
             Reason::NodesQuarantined,
-            format!("Left alone for a while: {}", unhealthy.join("; ")),
+            format!("Quarantined: {}", unhealthy.join("; ")),
         );
     }
     let of_gate = [Reason::GateFailed, Reason::GateOverdue];
@@ -423,7 +423,7 @@ fn held_up(runner: &Runner, waiting: &Waiting) -> (Reason, String) {
         None => (
             Reason::ContainerNotStarted,
             format!(
-                "A container cannot be made or started ({waiting}); mend what spec.template names, or make what it lacks. The kubelet tries again"
+                "A container cannot be made or started ({waiting}); fix what spec.template names, or make what it lacks. The kubelet tries again"
             ),
         ),
     }
@@ -489,7 +489,7 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
     });
     if all_left_alone {
         return format!(
-            "Every node that is known to have such GPUs is left alone after a failure: {}. The runner waits",
+            "Every node that is known to have such GPUs is quarantined after a failure: {}. The runner waits",
             health.quarantine.reasons(observed).join("; ")
         );
     }

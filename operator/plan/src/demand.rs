@@ -37,14 +37,14 @@ pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize
 /// Runners that are not online yet, and will be wanted: an image may take longer than GitHub waits for a runner. Then the
 /// job is taken back, and is available, or is assigned again a while later.
 fn on_their_way(spec: &Spec, observed: &Observed) -> usize {
-    let view = observed.scale_set.as_ref();
-    let Some(view) = view.filter(|_| spec.registration == RegistrationKind::ScaleSet) else {
+    let facts = observed.scale_set.as_ref();
+    let Some(facts) = facts.filter(|_| spec.registration == RegistrationKind::ScaleSet) else {
         return 0;
     };
-    let heard = view.listening.as_ref().map(|listening| &listening.heard);
+    let heard = facts.listening.as_ref().map(|listening| &listening.heard);
     let waiting = heard.and_then(|heard| heard.statistics);
     let waiting = waiting.is_some_and(|statistics| statistics.available > 0);
-    if !waiting && view.awaited_until.is_none() {
+    if !waiting && facts.awaited_until.is_none() {
         return 0;
     }
     let is_coming = |r: &&Runner| {
@@ -86,12 +86,12 @@ fn is_settled(spec: &Spec, observed: &Observed) -> bool {
 /// Jobs that are assigned to the scale set; and, where it may not be assigned what it could take, those that wait for
 /// more GPUs: their pods ask a cluster autoscaler for nodes.
 fn assigned(spec: &Spec, observed: &Observed) -> Option<usize> {
-    let view = observed.scale_set.as_ref()?;
-    let listening = view.listening.as_ref()?;
+    let facts = observed.scale_set.as_ref()?;
+    let listening = facts.listening.as_ref()?;
     // What was heard before nothing could be heard any more is no guide.
     let is_current = listening.heard.trouble.is_none();
     let statistics = listening.heard.statistics.filter(|_| is_current)?;
-    let assigned = statistics.assigned.saturating_sub(view.ended);
+    let assigned = statistics.assigned.saturating_sub(facts.ended);
     let is_full = assigned >= listening.capacity && listening.capacity < spec.size.max;
     let waiting = if is_full { statistics.available } else { 0 };
     // Jobs at an address that the pool has left are of another set, and their runners count all the same.

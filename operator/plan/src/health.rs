@@ -26,7 +26,7 @@ const IMAGE_TROUBLE: [Reason; 6] = [
 /// How long a start may take while nothing is wrong with it: CUDA images are tens of gigabytes.
 const START: SignedDuration = SignedDuration::from_mins(20);
 /// How long a container is waited for whose image cannot be pulled, or that cannot be made, from when that was first seen.
-const MENDED: SignedDuration = SignedDuration::from_mins(5);
+const FIXED: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
 /// then says so.
 const ONLINE: SignedDuration = SignedDuration::from_mins(5);
@@ -36,7 +36,7 @@ const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 const FLOOR: SignedDuration = SignedDuration::from_secs(2);
 /// The longest pause.
 const LONGEST: SignedDuration = SignedDuration::from_mins(10);
-/// The longest pause where the failure's node is left alone, so that the next attempt meets another one.
+/// The longest pause where the failure's node is quarantined, so that the next attempt meets another one.
 const BEHIND: SignedDuration = SignedDuration::from_mins(1);
 /// After so many agents in a row that ended at once with the same code, their image or template is to blame.
 const IN_A_ROW: usize = 3;
@@ -58,7 +58,7 @@ pub struct Health {
     pub not_before: Option<Timestamp>,
     /// Runners that have overrun the deadline of their phase.
     pub overdue: Vec<String>,
-    /// The nodes that are left alone.
+    /// The quarantined nodes.
     pub quarantine: Quarantine,
 }
 
@@ -71,14 +71,14 @@ impl Health {
             .flatten()
     }
 
-    /// The failure that a person has to mend, if that is what the pool suffers from.
+    /// The failure that a person has to fix, if that is what the pool suffers from.
     #[must_use]
     pub fn stalled(&self) -> Option<&FailureStatus> {
         self.current()
             .filter(|failure| needs_a_person(&failure.class) && !self.is_behind(failure))
     }
 
-    /// Whether a failure's node is left alone, so that the next attempt meets another one.
+    /// Whether a failure's node is quarantined, so that the next attempt meets another one.
     #[must_use]
     pub fn is_behind(&self, failure: &FailureStatus) -> bool {
         let node = failure.node.as_deref();
@@ -350,7 +350,7 @@ pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
     let may_take = match runner.phase {
         RunnerPhase::Preparing | RunnerPhase::Starting if runner.container_trouble().is_some() => {
             let since = runner.waiting_since.unwrap_or(runner.since);
-            return Some(since.after(MENDED));
+            return Some(since.after(FIXED));
         }
         RunnerPhase::Starting if runner.agent_running => ONLINE,
         RunnerPhase::Preparing | RunnerPhase::Starting => START,
@@ -385,7 +385,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
         _ if runner.container_trouble().is_some() => failure(
             Reason::ContainerNotStarted,
             Class::Config,
-            format!("A container could not be made or started{waiting}; mend what spec.template names, or make what it lacks."),
+            format!("A container could not be made or started{waiting}; fix what spec.template names, or make what it lacks."),
         ),
         RunnerPhase::Starting => failure(
             Reason::NeverOnline,

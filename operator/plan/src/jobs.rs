@@ -1,4 +1,4 @@
-//! Jobs that have ended: noted when their runner's end is seen, told when GitHub has said how they ended.
+//! Jobs that have ended: noted when their runner's end is seen, reported when GitHub has said how they ended.
 //!
 //! What is awaited is in the status, so that a restart loses nothing and tells nothing twice.
 
@@ -26,17 +26,17 @@ pub const BATCH: SignedDuration = SignedDuration::from_secs(30);
 const SETTLE: SignedDuration = SignedDuration::from_secs(10);
 /// How long after a job's end its conclusion is waited for.
 const GIVE_UP: SignedDuration = SignedDuration::from_mins(5);
-/// A visit that comes too early to ask looks again no sooner.
+/// A reconcile that comes too early to ask looks again no sooner.
 const AGAIN: SignedDuration = SignedDuration::from_secs(2);
 /// The longest word or name of GitHub's that is kept.
 const LONGEST: usize = 200;
 
 /// When GitHub is to be asked next, if it is.
 #[must_use]
-pub fn next_look(jobs: &[JobStatus], watched: &JobFacts) -> Option<Timestamp> {
+pub fn next_look(jobs: &[JobStatus], facts: &JobFacts) -> Option<Timestamp> {
     let awaiting = jobs.iter().filter(|job| job.awaits_conclusion);
     let first = awaiting.map(|job| job.finished_at.0.after(SETTLE)).min()?;
-    Some(watched.next_look.map_or(first, |at| at.max(first)))
+    Some(facts.next_look.map_or(first, |at| at.max(first)))
 }
 
 /// The runs to ask for: those of jobs whose conclusion nobody has read.
@@ -83,13 +83,15 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     };
     let settled = jobs.iter().filter(|job| !job.awaits_conclusion);
     // What leaves the list is asked for no more.
-    let told: Vec<&JobStatus> = settled.chain(&beyond).filter(is_untold).collect();
-    if !told.is_empty() {
+    let reported: Vec<&JobStatus> = settled.chain(&beyond).filter(is_untold).collect();
+    if !reported.is_empty() {
         plan.news.push(Notice {
             warning: false,
             reason: Reason::JobCompleted.into(),
-            note: note(&told),
-            about: told.first().map(|job| About::Runner(job.runner.clone())),
+            note: note(&reported),
+            about: reported
+                .first()
+                .map(|job| About::Runner(job.runner.clone())),
         });
     }
     if let Some(at) = next_look(&jobs, &observed.jobs) {
@@ -222,7 +224,7 @@ fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
     }
     let denied = observed.jobs.denied_until.is_some_and(|until| now < until);
     let is_gone = answer.is_some_and(Option::is_none);
-    // No sooner than an answer would have come: jobs are told in batches.
+    // No sooner than an answer would have come: jobs are reported in batches.
     let looked = observed.jobs.looked;
     let had_its_look = looked.is_some_and(|at| at >= job.finished_at.0.after(SETTLE));
     if had_its_look && (denied || is_gone) || now >= job.finished_at.0.after(GIVE_UP) {

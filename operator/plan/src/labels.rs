@@ -1,5 +1,5 @@
 //! Labels of GPU feature discovery, compared with what the gate found: they go stale when a GPU is partitioned anew or a
-//! driver is updated. A stale label is told once, and nothing else follows from it. See
+//! driver is updated. A stale label is reported once, and nothing else follows from it. See
 //! <https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md>.
 
 use cudarunner_crds::{MAX_STALE_LABELS, StaleLabelStatus};
@@ -282,7 +282,7 @@ mod tests {
                 .any(|a| matches!(a, Action::Drain(_) | Action::DeletePod(_)))
         );
 
-        // Nor is it told again, by this runner, by another one of the pool, or by none
+        // Nor is it reported again, by this runner, by another one of the pool, or by none
         pool.status = first.status;
         let another = Runner {
             name: "pool-bbbbb".to_owned(),

@@ -122,7 +122,7 @@ fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usi
 
 /// Whether a set that was left is the one that the pool has now.
 fn is_the_pools(id: u64, observed: &Observed, now_has: Option<&ScaleSetStatus>) -> bool {
-    let known = observed.scale_set.as_ref().map(|view| &view.known);
+    let known = observed.scale_set.as_ref().map(|facts| &facts.known);
     let is_known = matches!(known, Some(Known::Present(there)) if there.id == id);
     is_known || now_has.is_some_and(|now| u64::try_from(now.id) == Ok(id))
 }

@@ -80,7 +80,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     };
     let moments = [observed.ask_again, observed.ask_for_pods];
     for moment in moments.into_iter().flatten() {
-        // One that is over woke this visit, or belongs to a spec that cannot be read any more.
+        // One that is over woke this reconcile, or belongs to a spec that cannot be read any more.
         if moment > now {
             plan.wake_at(moment, now);
         }

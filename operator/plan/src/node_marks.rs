@@ -1,6 +1,7 @@
-//! What the rest of the cluster sees of a node that is left alone: a condition and a taint, where that is switched on.
+//! What the rest of the cluster sees of a quarantined node: a condition and a taint, where that is switched on.
 //!
-//! A node is no pool's own, so this is decided for all pools at once: a node is marked while any of them leaves it alone.
+//! A node is no pool's own, so this is decided for all pools at once: a node is marked while any of them quarantines
+//! it.
 
 use gate_report::Class;
 use jiff::Timestamp;
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::Passed;
 use super::quarantine::is_fact;
-use crate::model::node_marks::Held;
+use crate::model::node_marks::Quarantined;
 use crate::reason::{Reason, Stored};
 
 /// Type of the condition.
@@ -29,7 +30,7 @@ pub struct Marking {
 
 /// What the condition of a node says.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Said {
+pub struct NodeCondition {
     /// `True` or `False`.
     pub status: String,
     /// One word.
@@ -48,7 +49,7 @@ pub struct Marked {
     /// Its uid: a namesake is another node.
     pub uid: String,
     /// Our condition.
-    pub said: Option<Said>,
+    pub said: Option<NodeCondition>,
     /// Whether it has our taint.
     pub tainted: bool,
 }
@@ -68,7 +69,7 @@ pub struct MarkNode {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {
     /// Our condition.
-    Condition(Said),
+    Condition(NodeCondition),
     /// Our taint: whether it is to be there.
     Taint(bool),
 }
@@ -103,7 +104,7 @@ pub(super) fn toleration() -> Toleration {
 #[must_use]
 pub fn plan(
     marking: Marking,
-    held: &[Held],
+    held: &[Quarantined],
     nodes: &[Marked],
     passed: &[Passed],
     now: Timestamp,
@@ -130,8 +131,8 @@ pub fn plan(
     changes
 }
 
-/// The first that leaves the node alone for a fault that no pool's author can make: a mark is seen by the whole cluster.
-fn holder<'a>(held: &'a [Held], node: &str) -> Option<&'a Held> {
+/// The first that quarantines the node for a fault that no pool's author can make: a mark is seen by the whole cluster.
+fn holder<'a>(held: &'a [Quarantined], node: &str) -> Option<&'a Quarantined> {
     held.iter()
         .filter(|h| h.entry.node == node && is_fact(&h.entry))
         .min_by_key(|h| (h.entry.since.0, &h.pool))
@@ -140,10 +141,10 @@ fn holder<'a>(held: &'a [Held], node: &str) -> Option<&'a Held> {
 /// What the condition has to say, if that is not what it says. A node that never failed has none.
 fn condition(
     node: &Marked,
-    holder: Option<&Held>,
+    holder: Option<&Quarantined>,
     passed: &[Passed],
     now: Timestamp,
-) -> Option<Said> {
+) -> Option<NodeCondition> {
     let before = node.said.as_ref();
     let (status, (reason, message)) = match (holder, before) {
         (Some(held), _) => ("False", fault(held)),
@@ -156,7 +157,7 @@ fn condition(
     if kept.is_some_and(|b| b.reason == reason && b.message == message) {
         return None;
     }
-    Some(Said {
+    Some(NodeCondition {
         status: status.to_owned(),
         reason: reason.into(),
         message,
@@ -164,7 +165,7 @@ fn condition(
     })
 }
 
-fn fault(held: &Held) -> (Reason, String) {
+fn fault(held: &Quarantined) -> (Reason, String) {
     let entry = &held.entry;
     let reason = if entry.class == Class::Device {
         Reason::DeviceFailed
@@ -174,7 +175,7 @@ fn fault(held: &Held) -> (Reason, String) {
     let device = entry.device.as_ref().map(|uuid| format!("{uuid}: "));
     let code = entry.code.map(|code| format!(" (code {code})"));
     let message = format!(
-        "{}{}{}. The CudaRunner {} leaves the node alone",
+        "{}{}{}. The CudaRunner {} quarantines the node",
         device.unwrap_or_default(),
         entry.message.trim_end_matches('.'),
         code.unwrap_or_default(),
@@ -194,7 +195,7 @@ fn let_go(node: &Marked, failed: Timestamp, passed: &[Passed]) -> (Reason, Strin
     }
     (
         Reason::Released,
-        "No pool leaves the node alone any more: a person, a restart or time has ended that, and no gate has passed yet"
+        "No pool quarantines the node any more: a person, a restart or time has ended that, and no gate has passed yet"
             .to_owned(),
     )
 }

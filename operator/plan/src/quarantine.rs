@@ -1,6 +1,6 @@
 //! Nodes that failed the gate and are left alone for a while.
 //!
-//! A device of an extended resource cannot be excluded by itself, so it is its node that is left alone; the entry names
+//! A device of an extended resource cannot be excluded by itself, so its node is quarantined; the entry names
 //! the device all the same. Entries live in the status of the pool that made them, and all pools of the process keep
 //! off the nodes of all entries: a restart loses nothing.
 
@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, Case, NodeFacts, Notice, Observed, Passed};
-use crate::model::node_marks::Held;
+use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
@@ -89,7 +89,7 @@ impl Quarantine {
             warning: true,
             reason: Reason::NodeQuarantined.into(),
             note: format!(
-                "{node} is left alone for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
+                "{node} is quarantined for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
                 lasts.as_mins(),
                 failure.message.trim_end_matches('.'),
                 case.pool.key.name,
@@ -149,7 +149,7 @@ impl Quarantine {
             }
         }
         // What another pool has found is its to try again; what both have found, either's when both times are over.
-        for Held { entry, .. } in facts(case.observed) {
+        for Quarantined { entry, .. } in facts(case.observed) {
             let avoid = if self.probation.contains(&entry.node) {
                 is_active(entry, now)
             } else {
@@ -203,7 +203,7 @@ impl Quarantine {
             return None;
         }
         Some(format!(
-            "More than half of the pool's {total} nodes failed the gate, so no further node is left alone: what they share is more likely to blame than each of them. One runner at a time is tried"
+            "More than half of the pool's {total} nodes failed the gate, so no further node is quarantined: what they share is more likely to blame than each of them. One runner at a time is tried"
         ))
     }
 
@@ -251,12 +251,12 @@ impl Quarantine {
             || runner.avoids.iter().any(|node| untried(&node))
     }
 
-    /// The nodes of this pool that are left alone for a fault of a device or of their own, one sentence each.
+    /// The nodes of this pool that are quarantined for a fault of a device or of their own, one sentence each.
     pub(super) fn unhealthy(&self, observed: &Observed) -> Vec<String> {
         self.left_alone(observed, |entry| entry.class != Class::Unsupported)
     }
 
-    /// The nodes that are left alone, whatever for, one sentence each; of what another pool found it says which.
+    /// The quarantined nodes, whatever for, one sentence each; of what another pool found it says which.
     pub(super) fn reasons(&self, observed: &Observed) -> Vec<String> {
         self.left_alone(observed, |_| true)
     }
@@ -284,7 +284,7 @@ impl Quarantine {
 }
 
 /// What other pools found that binds this one, too.
-fn facts(observed: &Observed) -> impl Iterator<Item = &Held> {
+fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
     observed
         .quarantined
         .iter()
@@ -336,7 +336,7 @@ impl<'a> Case<'a> {
         {
             return Some("the gate has passed there");
         }
-        (self.now >= ends_by_itself(entry)).then_some("it was left alone for long enough")
+        (self.now >= ends_by_itself(entry)).then_some("it was quarantined for long enough")
     }
 
     fn is_released(self, node: &str) -> bool {
@@ -380,7 +380,7 @@ impl<'a> Case<'a> {
             || offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| passed.devices.len() >= n))
     }
 
-    /// How long a node is left alone that failed so often in a row.
+    /// How long a node is quarantined that failed so often in a row.
     fn lasts(self, class: &FailureClass, failures: i32) -> SignedDuration {
         if *class == Class::Unsupported {
             return LONGEST;

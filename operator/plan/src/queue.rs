@@ -9,7 +9,7 @@ use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
 
-/// A queue that is due is read at the next visit, which does not follow at once.
+/// A queue that is due is read at the next reconcile, which does not follow at once.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// Counts the jobs that wait for this pool.

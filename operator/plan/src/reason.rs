@@ -217,7 +217,7 @@ catalogue! {
             => "Wait.";
         NodeQuarantined [EVENT]
             "A node that failed is quarantined: no pod goes there for a while."
-            => "Fix the node; `kubectl cudarunner release` ends it at once. [More](gpu-faults.md#nodes-that-are-left-alone).";
+            => "Fix the node; `kubectl cudarunner release` ends it at once. [More](gpu-faults.md#quarantined-nodes).";
         NodesQuarantined [GPU]
             "Nodes are quarantined; the message names each with what it failed of."
             => "As for `NodeQuarantined`.";

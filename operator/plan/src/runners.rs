@@ -41,7 +41,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         .collect();
     let (unseen, unseen_ending) = unseen(observed);
     let have = active.len().saturating_add(unseen);
-    // Those that are about to end hold their GPUs all the same, and so do those that are removed at this visit.
+    // Those that are about to end hold their GPUs all the same, and so do those that are removed at this reconcile.
     let is_leaving = |r: &Runner| is_finishing(r) || removed.contains(&r.name);
     let ending = observed.runners.iter();
     let ending = ending
@@ -90,8 +90,8 @@ fn unseen(observed: &Observed) -> (usize, usize) {
 
 /// Whether GitHub tells that a runner's job has ended, while its pod is still there.
 fn is_finishing(observed: &Observed, name: &str) -> bool {
-    let view = observed.scale_set.as_ref();
-    view.is_some_and(|view| view.finishing.contains(name))
+    let facts = observed.scale_set.as_ref();
+    facts.is_some_and(|facts| facts.finishing.contains(name))
 }
 
 /// Pods that have ended go. Of those that failed a few are kept for a look, once the status has their reason: those that

@@ -22,15 +22,15 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         health,
         now,
     } = case;
-    let Some(view) = &observed.scale_set else {
+    let Some(facts) = &observed.scale_set else {
         return;
     };
     if spec.registration != RegistrationKind::ScaleSet {
         retire(pool, spec, observed, now, plan);
         return;
     }
-    wait(view, now, plan);
-    let moments = [view.recount, view.awaited_until, health.not_before];
+    wait(facts, now, plan);
+    let moments = [facts.recount, facts.awaited_until, health.not_before];
     for moment in moments.into_iter().flatten().filter(|at| *at > now) {
         plan.wake_at(moment, now);
     }
@@ -38,10 +38,10 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         // What others take or give back wakes nobody.
         plan.wake_in(demand::POLL);
     }
-    plan.acted_on = view.listening.as_ref().map(|l| (l.set, l.heard.number));
+    plan.acted_on = facts.listening.as_ref().map(|l| (l.set, l.heard.number));
     let capacity = demand::capacity(spec, observed, health, now);
     let may_write = observed.access == Access::Granted && pool.finalizer;
-    match &view.known {
+    match &facts.known {
         Known::Absent if may_write => {
             let here = Some(spec.url.to_string());
             plan.status.scale_set = None;
@@ -53,55 +53,55 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             plan.status.registered_at = here;
             plan.wake_in(SignedDuration::ZERO);
         }
-        Known::Present(set) if may_write && is_lost(view, set, observed) => {
+        Known::Present(set) if may_write && is_lost(facts, set, observed) => {
             // Made anew it has no session, and nothing is lost with it.
             plan.actions.push(Action::DeleteUnusedScaleSet(set.id));
             plan.wake_in(SignedDuration::from_secs(1));
         }
-        Known::Present(set) if may_write => maintain(case, view, set, capacity, plan),
+        Known::Present(set) if may_write => maintain(case, facts, set, capacity, plan),
         // Nothing can be changed now. What runs, or can, is still told to GitHub: further jobs would wait.
         _ => {
-            if let Some(listening) = &view.listening {
-                advertise(listening.set, capacity, None, view, plan);
+            if let Some(listening) = &facts.listening {
+                advertise(listening.set, capacity, None, facts, plan);
             }
         }
     }
-    if let Some(statistics) = statistics(view).filter(|_| may_write) {
+    if let Some(statistics) = statistics(facts).filter(|_| may_write) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
         let queued = i32::try_from(waiting.saturating_add(statistics.available));
         plan.status.queued = queued.unwrap_or(i32::MAX);
     }
 }
 
-fn statistics(view: &ScaleSetFacts) -> Option<Statistics> {
-    view.listening.as_ref()?.heard.statistics
+fn statistics(facts: &ScaleSetFacts) -> Option<Statistics> {
+    facts.listening.as_ref()?.heard.statistics
 }
 
 /// Whether nobody can listen to a scale set for minutes, and it has nothing to do meanwhile.
-fn is_lost(view: &ScaleSetFacts, set: &ScaleSet, observed: &Observed) -> bool {
-    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+fn is_lost(facts: &ScaleSetFacts, set: &ScaleSet, observed: &Observed) -> bool {
+    let listening = facts.listening.as_ref().filter(|l| l.set == set.id);
     // GitHub may not show yet what the registrar has registered a moment ago.
     let may_be_registered = |r: &Runner| r.end.is_none() && r.reached >= RunnerPhase::Gated;
     listening.is_some_and(|l| l.heard.is_lost) && !observed.runners.iter().any(may_be_registered)
 }
 
 /// Has the scale set as it should be, and somebody who listens.
-fn maintain(case: Case, view: &ScaleSetFacts, set: &ScaleSet, capacity: usize, plan: &mut Plan) {
+fn maintain(case: Case, facts: &ScaleSetFacts, set: &ScaleSet, capacity: usize, plan: &mut Plan) {
     let Case { pool, spec, .. } = case;
-    let listening = view.listening.as_ref().filter(|l| l.set == set.id);
+    let listening = facts.listening.as_ref().filter(|l| l.set == set.id);
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
     let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
-    let is_asked = view.asked.as_ref() == Some(&new);
+    let is_asked = facts.asked.as_ref() == Some(&new);
     let has_group = before.is_none_or(|before| before.runner_group == new.group);
     let is_as_wanted = has_group && has_labels(set, &new.labels);
-    if view.is_unwritten || !is_asked && !is_as_wanted {
+    if facts.is_unwritten || !is_asked && !is_as_wanted {
         plan.actions
             .push(Action::UpdateScaleSet(set.id, new.clone()));
         plan.wake_in(SignedDuration::ZERO);
     }
     let session = before.and_then(|before| before.session.clone());
-    advertise(set.id, capacity, session.clone(), view, plan);
+    advertise(set.id, capacity, session.clone(), facts, plan);
     let heard = listening.and_then(|listening| listening.heard.session.clone());
     let group = if is_asked || before.is_none() {
         new.group
@@ -124,11 +124,11 @@ fn advertise(
     set: u64,
     capacity: usize,
     session: Option<String>,
-    view: &ScaleSetFacts,
+    facts: &ScaleSetFacts,
     plan: &mut Plan,
 ) {
     let is_told = |l: &Listening| l.set == set && l.capacity == capacity;
-    if !view.listening.as_ref().is_some_and(is_told) {
+    if !facts.listening.as_ref().is_some_and(is_told) {
         plan.actions.push(Action::Listen {
             set,
             capacity,
@@ -139,8 +139,8 @@ fn advertise(
 
 /// Nobody listens any more, where anybody does: no further job is assigned.
 pub(super) fn stop_listening(observed: &Observed, plan: &mut Plan) {
-    let view = observed.scale_set.as_ref();
-    if view.is_some_and(|view| view.listening.is_some()) {
+    let facts = observed.scale_set.as_ref();
+    if facts.is_some_and(|facts| facts.listening.is_some()) {
         plan.actions.push(Action::StopListening);
     }
 }
@@ -174,19 +174,19 @@ fn retire(pool: &Pool, spec: &Spec, observed: &Observed, now: Timestamp, plan: &
 }
 
 /// Looks again when a failed attempt may be repeated.
-fn wait(view: &ScaleSetFacts, now: Timestamp, plan: &mut Plan) {
-    if let Some(at) = view.not_before.filter(|at| *at > now) {
+fn wait(facts: &ScaleSetFacts, now: Timestamp, plan: &mut Plan) {
+    if let Some(at) = facts.not_before.filter(|at| *at > now) {
         plan.wake_at(at, now);
     }
 }
 
 /// Removes the scale set; true when there is none.
 pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
-    let Some(view) = &observed.scale_set else {
+    let Some(facts) = &observed.scale_set else {
         return pool.status.scale_set.is_none();
     };
-    wait(view, now, plan);
-    match &view.known {
+    wait(facts, now, plan);
+    match &facts.known {
         Known::Present(set) => {
             plan.actions.push(Action::DeleteScaleSet(set.id));
             plan.wake_in(SignedDuration::ZERO);
@@ -201,7 +201,7 @@ pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mu
                     ..
                 }
             );
-            is_refused && pool.status.scale_set.is_none() && !view.is_unwritten
+            is_refused && pool.status.scale_set.is_none() && !facts.is_unwritten
         }
         Known::Absent => {
             plan.status.scale_set = None;
@@ -212,18 +212,18 @@ pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mu
 
 /// What the scale set says of the queue; `None` where that is not known better than by reading the queue.
 pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<ConditionState> {
-    let view = observed.scale_set.as_ref()?;
+    let facts = observed.scale_set.as_ref()?;
     if spec.registration != RegistrationKind::ScaleSet {
         return None;
     }
-    if let Some(trouble) = trouble(view) {
+    if let Some(trouble) = trouble(facts) {
         return Some(condition_state(
             "False",
             trouble.reason,
             trouble.message.clone(),
         ));
     }
-    let Known::Present(set) = &view.known else {
+    let Known::Present(set) = &facts.known else {
         return Some(condition_state(
             "Unknown",
             Reason::ScaleSetMissing,
@@ -237,7 +237,7 @@ pub(super) fn served(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<Co
             other_labels(spec, set),
         ));
     }
-    if statistics(view).is_none() {
+    if statistics(facts).is_none() {
         return Some(condition_state(
             "Unknown",
             Reason::NotListening,
@@ -273,9 +273,10 @@ fn other_labels(spec: &Spec, set: &ScaleSet) -> String {
 }
 
 /// What keeps the pool from hearing of its jobs.
-pub(super) fn trouble(view: &ScaleSetFacts) -> Option<&Trouble> {
-    let heard = view.listening.as_ref().map(|listening| &listening.heard);
-    view.trouble
+pub(super) fn trouble(facts: &ScaleSetFacts) -> Option<&Trouble> {
+    let heard = facts.listening.as_ref().map(|listening| &listening.heard);
+    facts
+        .trouble
         .as_ref()
         .or_else(|| heard.and_then(|heard| heard.trouble.as_ref()))
 }

@@ -118,7 +118,7 @@ mod tests {
                 "secret \"token-2\" not found",
                 false,
             ),
-            ("node-1 is left alone", "node-2 is left alone", false),
+            ("node-1 is quarantined", "node-2 is quarantined", false),
         ] {
             let shown = steady(Some(before), new.to_owned());
             assert_eq!(shown, if stays { before } else { new });

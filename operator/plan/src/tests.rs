@@ -13,8 +13,8 @@ use crate::model::runner::{End, Failure, Waiting};
 use crate::reason::Reason;
 
 mod properties;
+mod reported;
 mod room;
-mod told;
 
 fn minutes(minutes: i64) -> SignedDuration {
     SignedDuration::from_mins(minutes)
@@ -229,7 +229,7 @@ fn a_failure_is_told_and_the_next_attempt_waits() {
             .any(|n| n.warning && n.reason == "GateFailed")
     );
 
-    // Later, with the failure recorded, the next attempt is made and the failure is not told twice.
+    // Later, with the failure recorded, the next attempt is made and the failure is not reported twice.
     let mut pool = pool;
     pool.status = plan.status;
     let later = NOW + SignedDuration::from_secs(10);
@@ -395,7 +395,7 @@ fn an_idle_runner_that_github_lost_is_replaced_only_after_a_second_look() {
 }
 
 #[test]
-fn every_condition_is_there_from_the_first_visit() {
+fn every_condition_is_there_from_the_first_reconcile() {
     let mut pool = pool(1);
     pool.status = cudarunner_crds::CudaRunnerStatus::default();
     let mut observed = observed(vec![]);

@@ -48,15 +48,15 @@ pub fn workflow(pool: &Pool) -> Option<Workflow> {
 
 /// Jobs that have ended and whose log has yet to be read.
 #[must_use]
-pub fn logs_wanted(pool: &Pool, watched: &VerificationFacts) -> Vec<u64> {
+pub fn logs_wanted(pool: &Pool, facts: &VerificationFacts) -> Vec<u64> {
     let verify = pool.spec.as_ref().ok().and_then(|s| s.verify.as_ref());
     let wanted = verify.iter().flat_map(|verify| &verify.jobs);
     let wanted = wanted.filter(|job| job.tests.is_some());
-    let jobs = wanted.flat_map(|job| named(&job.name, &watched.jobs));
+    let jobs = wanted.flat_map(|job| named(&job.name, &facts.jobs));
     let ids: BTreeSet<u64> = jobs
         .filter(|job| job.conclusion.as_deref() == Some("success"))
         .map(|job| job.id)
-        .filter(|id| !watched.sums.contains_key(id))
+        .filter(|id| !facts.sums.contains_key(id))
         .collect();
     ids.into_iter().collect()
 }
@@ -223,18 +223,16 @@ impl Verification<'_> {
             ..
         } = self.case;
         let verify = self.verify;
-        let watched = &observed.verification;
-        if watched.since != Some(status.since.0) {
+        let facts = &observed.verification;
+        if facts.since != Some(status.since.0) {
             plan.wake_in(SignedDuration::ZERO);
             return status;
         }
-        let wait = watched
-            .next_look
-            .map_or(SignedDuration::from_secs(1), |at| {
-                at.duration_since(now).max(SignedDuration::from_millis(500))
-            });
+        let wait = facts.next_look.map_or(SignedDuration::from_secs(1), |at| {
+            at.duration_since(now).max(SignedDuration::from_millis(500))
+        });
         plan.wake_in(wait);
-        if let (Some(id), VerificationState::Requested) = (watched.run_id, status.state) {
+        if let (Some(id), VerificationState::Requested) = (facts.run_id, status.state) {
             status.state = VerificationState::Running;
             status.run_id = i64::try_from(id).ok();
             if let Some(repository) = &spec.repository {
@@ -245,7 +243,7 @@ impl Verification<'_> {
         }
         if status.state == VerificationState::Requested {
             self.start(&mut status, plan);
-        } else if watched.run.is_some() || watched.is_gone {
+        } else if facts.run.is_some() || facts.is_gone {
             self.judge_run(&mut status, plan);
         }
         status
@@ -253,9 +251,9 @@ impl Verification<'_> {
 
     /// Starts the workflow of one that was asked for, or ends it where GitHub has refused to.
     fn start(&self, status: &mut VerificationStatus, plan: &mut Plan) {
-        let watched = &self.case.observed.verification;
-        match &watched.dispatch {
-            Dispatch::Open if watched.next_look.is_none_or(|at| self.case.now >= at) => {
+        let facts = &self.case.observed.verification;
+        match &facts.dispatch {
+            Dispatch::Open if facts.next_look.is_none_or(|at| self.case.now >= at) => {
                 if let Some(workflow) = workflow(self.case.pool) {
                     plan.actions.push(Action::DispatchWorkflow(workflow));
                     plan.wake_in(SignedDuration::from_millis(500));
@@ -273,7 +271,7 @@ impl Verification<'_> {
         let Case {
             pool, spec, now, ..
         } = self.case;
-        let watched = &self.case.observed.verification;
+        let facts = &self.case.observed.verification;
         let judged = judge::judge(self);
         status.jobs = judged.jobs;
         match judged.verdict {
@@ -282,11 +280,11 @@ impl Verification<'_> {
                 status.message = Some(message);
                 let replaced = status.fingerprint != self.key()
                     || pool.verify_asked.is_some() && pool.verify_asked != status.asked;
-                let started = watched.jobs.iter().any(|job| job.status == "in_progress");
+                let started = facts.jobs.iter().any(|job| job.status == "in_progress");
                 if replaced
                     && judged.overdue
                     && !started
-                    && let (Some(repository), Some(id)) = (&spec.repository, watched.run_id)
+                    && let (Some(repository), Some(id)) = (&spec.repository, facts.run_id)
                 {
                     // Nobody takes its jobs, and another one is to follow.
                     plan.actions.push(Action::CancelRun(repository.clone(), id));
@@ -403,7 +401,7 @@ pub(super) fn verified(
 /// What a verification has come to.
 fn come_to(verify: &Verify, status: &VerificationStatus, observed: &Observed) -> ConditionState {
     let link = status.url.as_deref().unwrap_or("no run");
-    let told = status.message.clone().unwrap_or_default();
+    let reported = status.message.clone().unwrap_or_default();
     let reason = status.reason.as_deref().map(Stored::parse);
     match (status.state, reason) {
         (VerificationState::Succeeded, _) => condition_state(
@@ -416,20 +414,20 @@ fn come_to(verify: &Verify, status: &VerificationStatus, observed: &Observed) ->
             reason.unwrap_or(Reason::Failed.into()),
             match status.run_id {
                 Some(_) => format!(
-                    "{told}. Run: {link}. Annotate the resource with {}=ANYTHING_NEW to run it again",
+                    "{reported}. Run: {link}. Annotate the resource with {}=ANYTHING_NEW to run it again",
                     cudarunner_crds::VERIFY
                 ),
                 None => format!(
-                    "{told}. It is tried again every {} minutes",
+                    "{reported}. It is tried again every {} minutes",
                     START_AGAIN.as_mins()
                 ),
             },
         ),
         (VerificationState::Running, Some(reason)) if reason == Reason::JobNotPickedUp => {
-            condition_state("False", reason, format!("{told}. Run: {link}"))
+            condition_state("False", reason, format!("{reported}. Run: {link}"))
         }
         (VerificationState::Running, Some(reason)) => {
-            condition_state("Unknown", reason, format!("{told}. Run: {link}"))
+            condition_state("Unknown", reason, format!("{reported}. Run: {link}"))
         }
         (VerificationState::Running, None) => condition_state(
             "Unknown",

@@ -213,7 +213,7 @@ mod tests {
             panic!("{:?}", plan.news)
         };
         assert!(news.warning && news.note.contains("1970-01-13"), "{news:?}");
-        // A restart that knows nothing yet keeps what is known, and nothing is told twice.
+        // A restart that knows nothing yet keeps what is known, and nothing is reported twice.
         pool.status = plan.status;
         observed.lifecycles.clear();
         let plan = super::super::plan(&pool, &observed, NOW);

@@ -1,4 +1,4 @@
-//! Events: published beside the visits, so that one which is answered late holds up nothing else.
+//! Events: published beside the reconciles, so that one which is answered late holds up nothing else.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl Events {
         Self(sender)
     }
 
-    /// Has these published, and waits for none. One that is lost is not worth a failed visit.
+    /// Has these published, and waits for none. One that is lost is not worth a failed reconcile.
     pub fn publish(&self, pool: &Pool, notices: &[Notice]) {
         for notice in notices {
             let secondary = notice.about.as_ref();

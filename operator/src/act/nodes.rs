@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::is_status;
 use crate::context::CONTROLLER;
-use cuda_runner_plan::node_marks::{self, Change, MarkNode, Said};
+use cuda_runner_plan::node_marks::{self, Change, MarkNode, NodeCondition};
 
 /// How often a list of taints is written that somebody else has changed meanwhile.
 const ATTEMPTS: u32 = 5;
@@ -25,7 +25,7 @@ pub async fn mark(client: &Client, mark: &MarkNode) -> Result<Option<Node>, kube
 async fn condition(
     api: &Api<Node>,
     mark: &MarkNode,
-    said: &Said,
+    said: &NodeCondition,
 ) -> Result<Option<Node>, kube::Error> {
     let patch = json!({
         "apiVersion": "v1",

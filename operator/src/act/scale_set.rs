@@ -1,4 +1,4 @@
-//! Changes of a pool's scale set. What came of one is the pool's to tell, at its next visit.
+//! Changes of a pool's scale set. What came of one is the pool's to tell, at its next reconcile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The status: written when its meaning changed, never on time alone.
 //!
-//! What later visits act upon is written before the visit ends. What is only shown is written beside the visits, so that
-//! an answer that comes late holds up none.
+//! What later reconciles act upon is written before the reconcile ends. What is only shown is written beside the
+//! reconciles, so that an answer that comes late holds up none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -81,8 +81,8 @@ pub fn decide(
     }
 }
 
-/// Whether what differs is only shown: no later visit depends on its being stored, and after a restart it is found out
-/// again. A field that is not named here must be stored before anything is done because of it.
+/// Whether what differs is only shown: no later reconcile depends on its being stored, and after a restart it is found
+/// out again. A field that is not named here must be stored before anything is done because of it.
 fn is_only_shown(old: &CudaRunnerStatus, new: &CudaRunnerStatus) -> bool {
     let shown = CudaRunnerStatus {
         replicas: new.replicas,
@@ -107,7 +107,8 @@ pub struct Writes {
     turn: Arc<Mutex<()>>,
     /// The API server may not have the last status.
     is_behind: AtomicBool,
-    /// The last write beside the visits was not carried out: the next one is a visit's own, and its error counts.
+    /// The last write beside the reconciles was not carried out: the next one is a reconcile's own, and its error
+    /// counts.
     has_failed: AtomicBool,
 }
 
@@ -124,7 +125,7 @@ impl Writes {
         self.is_behind.store(false, Ordering::SeqCst);
     }
 
-    /// The turn for a write beside the visits; `None` while one is on its way, which then wakes the pool.
+    /// The turn for a write beside the reconciles; `None` while one is on its way, which then wakes the pool.
     fn begin(&self) -> Option<OwnedMutexGuard<()>> {
         // Before the turn is asked for: whoever holds it looks here once it is given back.
         self.is_behind.store(true, Ordering::SeqCst);
@@ -202,7 +203,7 @@ async fn write(
     Ok(None)
 }
 
-/// Writes what is only shown. The pool is visited again where that fails, or where there is a newer status by then.
+/// Writes what is only shown. The pool is reconciled again where that fails, or where there is a newer status by then.
 async fn write_beside(
     target: Target,
     status: CudaRunnerStatus,

@@ -70,7 +70,7 @@ pub async fn uninstall(client: &Client, args: &Uninstall) -> Result<(), Uninstal
         },
     );
     let deadline = Instant::now() + LIMIT;
-    let mut told = HashSet::new();
+    let mut reported = HashSet::new();
     let mut let_go = HashSet::new();
     loop {
         let held = held(client, args).await?;
@@ -80,7 +80,7 @@ pub async fn uninstall(client: &Client, args: &Uninstall) -> Result<(), Uninstal
             if let_go.contains(&pool.uid) {
                 return Err(UninstallError::ComesBack(pool.key.to_string()));
             }
-            if told.insert(pool.uid.clone()) {
+            if reported.insert(pool.uid.clone()) {
                 say(&recorder, resource, &pool).await;
             }
             match put_finalizers(client, &pool, false).await {
@@ -140,7 +140,7 @@ async fn held(client: &Client, args: &Uninstall) -> Result<Vec<CudaRunner>, Unin
         let pools: Api<CudaRunner> = scope.api(client);
         match pools.list(&ListParams::default()).await {
             Ok(list) => held.extend(list.items),
-            // The definition is gone already, and every pool with it.
+            // The CRD is gone already, and every pool with it.
             Err(error) if is_status(&error, 404) => {}
             Err(source) => {
                 return Err(UninstallError::List {

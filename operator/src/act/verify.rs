@@ -10,23 +10,23 @@ use crate::github::Error;
 
 /// Takes in what came of a dispatch.
 pub(super) fn answered(
-    watched: &mut VerificationFacts,
+    facts: &mut VerificationFacts,
     answer: Result<Option<u64>, Error>,
     now: Timestamp,
 ) {
-    watched.sent = Some(now);
+    facts.sent = Some(now);
     match answer {
         Ok(run) => {
-            watched.run_id = run;
-            watched.dispatch = Dispatch::Sent;
+            facts.run_id = run;
+            facts.dispatch = Dispatch::Sent;
         }
-        Err(error) if error.leaves_doubt() => watched.dispatch = Dispatch::Sent,
+        Err(error) if error.leaves_doubt() => facts.dispatch = Dispatch::Sent,
         Err(error) if error.is_transient() => {
-            watched.trouble = Some(error.to_string());
-            watched.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
+            facts.trouble = Some(error.to_string());
+            facts.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
         }
         Err(error) => {
-            watched.dispatch = Dispatch::Refused {
+            facts.dispatch = Dispatch::Refused {
                 reason: refusal(&error),
                 message: error.to_string(),
             };
@@ -59,9 +59,9 @@ mod tests {
     #[test]
     fn refusals_are_told_apart() {
         let refused = |error: Error| {
-            let mut watched = VerificationFacts::default();
-            answered(&mut watched, Err(error), Timestamp::UNIX_EPOCH);
-            watched.dispatch
+            let mut facts = VerificationFacts::default();
+            answered(&mut facts, Err(error), Timestamp::UNIX_EPOCH);
+            facts.dispatch
         };
         let validation = |message: &str| Error::Validation {
             action: "start".into(),

@@ -15,7 +15,7 @@ impl Client {
     /// Whether the credentials are accepted, reach the scope and may manage its runners.
     ///
     /// Costs what [`Client::list_runners`] costs, and a token for an App that has none yet. What a token may write is
-    /// not told before it is tried.
+    /// not reported before it is tried.
     pub async fn check_access(&self, max_age: Duration) -> Result<AccessCheck, Error> {
         let permissions = match self.transport.minted().await? {
             None => BTreeMap::new(),

@@ -220,7 +220,7 @@ impl Ledger {
         } else if answer.remaining != Some(0) {
             return None;
         }
-        let limit = answer.told(now);
+        let limit = answer.reported(now);
         if self
             .pause
             .as_ref()
@@ -295,10 +295,10 @@ impl Signs {
     /// The limit that the answer is, if it is one.
     #[must_use]
     pub fn limit(&self, now: Timestamp) -> Option<Limit> {
-        self.is_limit().then(|| self.told(now))
+        self.is_limit().then(|| self.reported(now))
     }
 
-    fn told(&self, now: Timestamp) -> Limit {
+    fn reported(&self, now: Timestamp) -> Limit {
         Limit {
             until: now + self.pause(now).clamp(SignedDuration::ZERO, LONGEST_PAUSE),
             reason: match (self.remaining == Some(0), self.limit) {
@@ -346,7 +346,7 @@ impl Default for Budget {
 impl Budget {
     /// Waits for a free slot, and books the request. Hold the permit until the answer is read.
     pub async fn enter(&self, cost: Cost) -> Result<SemaphorePermit<'_>, Error> {
-        // A pause is told at once, not after waiting.
+        // A pause is reported at once, not after waiting.
         if let Some(limit) = self.paused() {
             return Err(limit.into());
         }

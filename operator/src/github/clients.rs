@@ -77,7 +77,7 @@ impl Clients {
     }
 
     /// The credentials in a Secret's data, see [`Credentials::from_secret_data`]. The same data is read once: a private key
-    /// is tried with a signature, and a thousand pools are visited when the operator starts.
+    /// is tried with a signature, and a thousand pools are reconciled when the operator starts.
     pub fn credentials(
         &self,
         data: &BTreeMap<String, Vec<u8>>,

@@ -127,7 +127,7 @@ impl Error {
         self.reason().word()
     }
 
-    /// Whether time alone may mend it. Otherwise a person has to change something first.
+    /// Whether time alone may fix it. Otherwise a person has to change something first.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(

@@ -283,10 +283,10 @@ struct WireJob {
 impl WireJob {
     /// Whose job it is, where it says so.
     fn of_runner(&self) -> Option<JobOf> {
-        let told = matches!(self.message_type.as_str(), "JobStarted" | "JobCompleted");
+        let reported = matches!(self.message_type.as_str(), "JobStarted" | "JobCompleted");
         let of = |name| self.name(name).unwrap_or_default();
         Some(JobOf {
-            runner: self.name("runnerName").filter(|_| told)?.to_owned(),
+            runner: self.name("runnerName").filter(|_| reported)?.to_owned(),
             name: self.name("jobDisplayName")?.to_owned(),
             run: self
                 .names

@@ -16,7 +16,7 @@ use super::{
     logs::Reader,
     pages::What,
 };
-use cuda_runner_plan::model::time::{perhaps_told, told};
+use cuda_runner_plan::model::time::{perhaps_reported, reported};
 use cuda_runner_plan::model::url::encode;
 
 /// What it takes to start a workflow, in GitHub's words.
@@ -226,7 +226,7 @@ struct RunForm {
     status: String,
     conclusion: Option<String>,
     html_url: String,
-    #[serde(deserialize_with = "told")]
+    #[serde(deserialize_with = "reported")]
     created_at: Timestamp,
     check_suite_id: Option<u64>,
     head_sha: Option<String>,
@@ -248,11 +248,11 @@ struct RunJobForm {
     status: String,
     #[serde(default, deserialize_with = "short_or_none")]
     conclusion: Option<String>,
-    #[serde(default, deserialize_with = "perhaps_told")]
+    #[serde(default, deserialize_with = "perhaps_reported")]
     created_at: Option<Timestamp>,
-    #[serde(default, deserialize_with = "perhaps_told")]
+    #[serde(default, deserialize_with = "perhaps_reported")]
     started_at: Option<Timestamp>,
-    #[serde(default, deserialize_with = "perhaps_told")]
+    #[serde(default, deserialize_with = "perhaps_reported")]
     completed_at: Option<Timestamp>,
     #[serde(default, deserialize_with = "short_or_none")]
     runner_name: Option<String>,

@@ -257,13 +257,13 @@ async fn a_lease_is_given_back_when_the_writes_under_way_are_answered() {
         let (mut election, fence) = server.election("one", GOOD);
         election.win().await;
         let answered = Arc::new(Notify::new());
-        let told = Arc::clone(&answered);
+        let reported = Arc::clone(&answered);
         let slow = Duration::from_secs(slow);
         let service = tower::service_fn(move |_: Request<Body>| {
-            let told = Arc::clone(&told);
+            let reported = Arc::clone(&reported);
             async move {
                 sleep(slow).await;
-                told.notify_one();
+                reported.notify_one();
                 Ok::<_, BoxError>(said(200, &json!({})))
             }
         });

@@ -21,13 +21,13 @@ const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 /// After so many failures in a row the pool says so.
 const WORTH_A_WORD: i32 = 3;
-/// A visit that takes longer did not act on a message: it is heard again.
-const VISIT: Duration = Duration::from_secs(30);
+/// A reconcile that takes longer did not act on a message: it is heard again.
+const RECONCILE: Duration = Duration::from_secs(30);
 /// A poll that was cut off after such a time has heard nothing. The service ends one itself after about 50 seconds.
 const CUT_OFF: Range<Duration> = Duration::from_secs(10)..Duration::from_mins(1);
 /// An answer without news within this time came at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// Ends of jobs that are remembered: more than any pool's runners that end between two visits.
+/// Ends of jobs that are remembered: more than any pool's runners that end between two reconciles.
 const REMEMBERED: usize = 20_000;
 
 /// What came of a poll.
@@ -275,7 +275,7 @@ impl Task {
         }
         self.wake();
         let acted = self.acts.wait_for(|acted| *acted >= number);
-        if !matches!(tokio::time::timeout(VISIT, acted).await, Ok(Ok(_))) {
+        if !matches!(tokio::time::timeout(RECONCILE, acted).await, Ok(Ok(_))) {
             return Ok(last);
         }
         self.acknowledge(session, message.id).await?;

@@ -142,7 +142,10 @@ async fn a_message_is_acknowledged_once_it_was_acted_on() {
     assert_eq!(assigned(&listener), Some(2));
     assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
     assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
-    assert!(asks.try_recv().is_err(), "nothing before a visit has acted");
+    assert!(
+        asks.try_recv().is_err(),
+        "nothing before a reconcile has acted"
+    );
 
     listener.acted_on(1);
     tokio::task::yield_now().await;

@@ -204,13 +204,13 @@ pub(super) static QUARANTINED: Metric<2> = metric(
     Gauge,
     "nodes_quarantined",
     ["namespace", "pool"],
-    "Nodes that are left alone because they failed this pool's gate",
+    "Nodes that are quarantined because they failed this pool's gate",
 );
 pub(super) static BREAKER: Metric<2> = metric(
     Gauge,
     "breaker_open",
     ["namespace", "pool"],
-    "1 while so many nodes fail the gate that no further one is left alone",
+    "1 while so many nodes fail the gate that no further one is quarantined",
 );
 pub(super) static VERIFIED: Metric<2> = metric(
     Gauge,
@@ -254,17 +254,17 @@ pub(super) static QUEUED: Metric<2> = metric(
     ["namespace", "pool"],
     "Time from queued to picked up, of the jobs of verifications",
 );
-pub(super) static VISITS: Metric<0> = metric(
+pub(super) static RECONCILES: Metric<0> = metric(
     Buckets,
     "reconcile_duration_seconds",
     [],
-    "Time that the operator takes for one visit of a pool, GitHub's answers included",
+    "Time that the operator takes for one reconcile of a pool, GitHub's answers included",
 );
 pub(super) static ERRORS: Metric<3> = metric(
     Counter,
     "reconcile_errors",
     ["namespace", "pool", "category"],
-    "Visits that did not come to their end and are tried again",
+    "Reconciles that did not come to their end and are tried again",
 );
 pub(super) static REQUESTS: Metric<3> = metric(
     Counter,
@@ -313,7 +313,7 @@ pub static ALL: [Entry; 21] = [
     FAILURES.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),
-    VISITS.entry(),
+    RECONCILES.entry(),
     ERRORS.entry(),
     REQUESTS.entry(),
     HELD_BACK.entry(),

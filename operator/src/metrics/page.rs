@@ -75,7 +75,9 @@ impl Page {
 
     fn operator(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let state = self.metrics.lock();
-        metric::VISITS.open(encoder)?.histogram([], &state.visits)?;
+        metric::RECONCILES
+            .open(encoder)?
+            .histogram([], &state.reconciles)?;
         let mut samples = metric::ERRORS.open(encoder)?;
         for (pool, series) in &state.pools {
             for (category, count) in &series.errors {
@@ -119,7 +121,7 @@ impl Page {
 /// A pool's namespace and name, and what is counted of it.
 type Labelled<'a> = ([&'a str; 2], &'a PoolSeries);
 
-/// How the last visits have seen the pools.
+/// How the last reconciles have seen the pools.
 fn seen(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
     let with_gauges = || {
         pools

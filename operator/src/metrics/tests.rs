@@ -104,8 +104,8 @@ fn recorded() -> Metrics {
     gauges.credential = Some(usage()[0].0);
     metrics.saw(used, gauges);
     metrics.learned(used, &News::of(&pool, &plan));
-    metrics.visited(used, Duration::from_millis(4), None);
-    metrics.visited(used, Duration::from_millis(32), Some("Kubernetes"));
+    metrics.reconciled(used, Duration::from_millis(4), None);
+    metrics.reconciled(used, Duration::from_millis(32), Some("Kubernetes"));
     let passed = Report {
         outcome: Outcome::Passed,
         ..failed(Class::Device, None, "")

@@ -42,47 +42,47 @@ pub async fn look(
     });
     let asked = (pool.generation, pool.look_again.clone());
     let changed = memory.asked.as_ref() != Some(&asked);
-    let proven = memory.watched.proven.as_ref().map(|(run, _)| *run);
+    let proven = memory.facts.proven.as_ref().map(|(run, _)| *run);
     let is_new = |green: &&VerificationStatus| green.run_id.is_some() && green.run_id != proven;
     // With the pool its checks go: there is nothing more to prove.
     let to_prove = green(pool)
         .filter(|_| pool.deleting.is_none())
         .filter(is_new);
-    let is_sought = to_prove.is_some_and(|green| green.run_id != memory.watched.sought);
-    let due = memory.watched.next_look.is_none_or(|at| now >= at);
-    let failed = memory.watched.trouble.is_some();
+    let is_sought = to_prove.is_some_and(|green| green.run_id != memory.facts.sought);
+    let due = memory.facts.next_look.is_none_or(|at| now >= at);
+    let failed = memory.facts.trouble.is_some();
     let (Some(client), Some(repository), true) = (client, repository(pool), access) else {
-        return memory.watched;
+        return memory.facts;
     };
-    if !due && (failed || !changed && !is_sought && memory.watched.read.is_some()) {
-        return memory.watched;
+    if !due && (failed || !changed && !is_sought && memory.facts.read.is_some()) {
+        return memory.facts;
     }
     let mut look = Look {
         client,
         pool,
         repository: &repository,
-        watched: CheckFacts {
+        facts: CheckFacts {
             trouble: None,
-            ..memory.watched
+            ..memory.facts
         },
         everything: changed,
         now,
     };
     let outcome = look.all(to_prove).await;
-    let mut watched = look.watched;
+    let mut facts = look.facts;
     match outcome {
         Ok(()) => {
-            watched.read = Some(now);
-            watched.next_look = Some(now.after(pause(pool)));
+            facts.read = Some(now);
+            facts.next_look = Some(now.after(pause(pool)));
             memory.asked = Some(asked);
         }
-        Err(error) => note_failure(&mut watched, &error, now),
+        Err(error) => note_failure(&mut facts, &error, now),
     }
     ctx.memory.with(pool, |m| {
-        m.checks.watched = watched.clone();
+        m.checks.facts = facts.clone();
         m.checks.asked = memory.asked;
     });
-    watched
+    facts
 }
 
 /// How long a look is good for.
@@ -96,9 +96,9 @@ fn pause(pool: &Pool) -> SignedDuration {
 }
 
 /// Notes what GitHub did not do, and waits.
-pub(crate) fn note_failure(watched: &mut CheckFacts, error: &Error, now: Timestamp) {
-    watched.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
-    watched.trouble = Some((error.reason(), error.to_string()));
+pub(crate) fn note_failure(facts: &mut CheckFacts, error: &Error, now: Timestamp) {
+    facts.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
+    facts.trouble = Some((error.reason(), error.to_string()));
 }
 
 /// A look that is under way.
@@ -106,7 +106,7 @@ struct Look<'a> {
     client: &'a Client,
     pool: &'a Pool,
     repository: &'a Repository,
-    watched: CheckFacts,
+    facts: CheckFacts,
     /// Branches without protection, too, however lately they were read.
     everything: bool,
     now: Timestamp,
@@ -122,12 +122,12 @@ impl Look<'_> {
             && let Some(workflow) = workflow(self.pool)
         {
             let reported = self.client.pull_request_jobs(&workflow).await?;
-            self.watched.reported = reported.ran;
-            self.watched.skipped = reported.skipped;
+            self.facts.reported = reported.ran;
+            self.facts.skipped = reported.skipped;
         }
         self.branches().await?;
         let name = ruleset_name(self.pool);
-        self.watched.ruleset = if self.needs_ruleset() {
+        self.facts.ruleset = if self.needs_ruleset() {
             self.client.find_ruleset(self.repository, &name).await?
         } else {
             None
@@ -141,29 +141,29 @@ impl Look<'_> {
             return Ok(());
         };
         let (client, repository) = (self.client, self.repository);
-        self.watched.sought = Some(run);
+        self.facts.sought = Some(run);
         // One that is not found was deleted, or is not found at the moment: what was proven before stays.
         let Some(found) = client.run(repository, number).await? else {
             return Ok(());
         };
         let checks = client.checks_of_run(repository, &found).await?;
-        self.watched.elsewhere = client.jobs_of_other_workflows(repository, &found).await?;
+        self.facts.elsewhere = client.jobs_of_other_workflows(repository, &found).await?;
         if let Some(workflow) = workflow(self.pool) {
             let branch = workflow.git_ref.clone();
-            self.watched.triggers = self.client.triggers(&workflow, &branch).await?;
+            self.facts.triggers = self.client.triggers(&workflow, &branch).await?;
         }
-        self.watched.proven = Some((run, checks));
+        self.facts.proven = Some((run, checks));
         Ok(())
     }
 
     async fn branches(&mut self) -> Result<(), Error> {
         let mut known = BTreeMap::new();
         for name in branches(self.pool) {
-            let last = self.watched.branches.get(&name);
+            let last = self.facts.branches.get(&name);
             let lately = |at: Timestamp| self.now < at.after(UNPROTECTED);
             let bare = last.filter(|branch| {
                 !self.everything
-                    && self.watched.read.is_some()
+                    && self.facts.read.is_some()
                     && !matches!(branch.protection, Protection::Requires(_))
                     && lately(branch.read)
             });
@@ -177,7 +177,7 @@ impl Look<'_> {
             };
             known.insert(name, branch);
         }
-        self.watched.branches = known;
+        self.facts.branches = known;
         Ok(())
     }
 

@@ -32,36 +32,36 @@ pub async fn look(
     // Also of jobs that the status does not have yet: then one write tells that a job has ended, and how.
     let noted = noted(pool, runners);
     let listed: BTreeSet<RunKey> = noted.iter().filter_map(run_of).collect();
-    let (mut watched, access) = ctx.memory.with(pool, |memory| {
+    let (mut facts, access) = ctx.memory.with(pool, |memory| {
         let jobs = &mut memory.github.jobs;
         jobs.runs.retain(|run, _| listed.contains(run));
         jobs.missed.retain(|run, _| listed.contains(run));
         (jobs.clone(), memory.github.access == Access::Granted)
     });
-    let due = next_look(&noted, &watched).is_some_and(|at| now >= at);
+    let due = next_look(&noted, &facts).is_some_and(|at| now >= at);
     let mut wanted = to_ask(&noted, verification);
     if !due || wanted.is_empty() || pool.deleting.is_some() {
-        return watched;
+        return facts;
     }
-    watched.looked = Some(now);
-    watched.next_look = Some(now.after(BATCH));
+    facts.looked = Some(now);
+    facts.next_look = Some(now.after(BATCH));
     // A run that was looked for often enough and is not there does not come back.
-    wanted.retain(|run| !matches!(watched.runs.get(run), Some(None)));
-    let denied = watched.denied_until.is_some_and(|until| now < until);
+    wanted.retain(|run| !matches!(facts.runs.get(run), Some(None)));
+    let denied = facts.denied_until.is_some_and(|until| now < until);
     // Runners need the credential's requests more than this does.
     if let Some(client) = client.filter(|client| access && !denied && !client.is_short()) {
-        ask(client, &noted, wanted, &mut watched, now).await;
+        ask(client, &noted, wanted, &mut facts, now).await;
     }
     ctx.memory
-        .with(pool, |memory| memory.github.jobs = watched.clone());
-    watched
+        .with(pool, |memory| memory.github.jobs = facts.clone());
+    facts
 }
 
 async fn ask(
     client: &Client,
     noted: &[JobStatus],
     wanted: BTreeSet<RunKey>,
-    watched: &mut JobFacts,
+    facts: &mut JobFacts,
     now: Timestamp,
 ) {
     let answers = wanted.into_iter().map(|run| async move {
@@ -73,24 +73,24 @@ async fn ask(
     });
     for (run, read) in futures::future::join_all(answers).await {
         match read {
-            Ok(None) if is_missed(watched, &run) => {}
+            Ok(None) if is_missed(facts, &run) => {}
             Ok(jobs) => {
-                watched.missed.remove(&run);
-                watched.runs.insert(run, jobs.map(|jobs| ours(noted, jobs)));
+                facts.missed.remove(&run);
+                facts.runs.insert(run, jobs.map(|jobs| ours(noted, jobs)));
             }
-            Err(Error::Forbidden { .. }) => watched.denied_until = Some(now.after(DENIED)),
+            Err(Error::Forbidden { .. }) => facts.denied_until = Some(now.after(DENIED)),
             Err(error) => {
                 tracing::debug!(%error, "how jobs ended could not be read");
                 let pause = error.pause(now).unwrap_or(BATCH).max(BATCH);
-                watched.next_look = Some(now.after(pause));
+                facts.next_look = Some(now.after(pause));
             }
         }
     }
 }
 
 /// Whether a run that was not found is looked for again: one answer of that kind may be another server's, or come too early.
-fn is_missed(watched: &mut JobFacts, run: &RunKey) -> bool {
-    let times = watched.missed.entry(run.clone()).or_default();
+fn is_missed(facts: &mut JobFacts, run: &RunKey) -> bool {
+    let times = facts.missed.entry(run.clone()).or_default();
     *times = times.saturating_add(1);
     *times < LOOKS
 }
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn a_run_is_not_given_up_at_the_first_look() {
         let run = ("acme/widgets".to_owned(), 7);
-        let mut watched = JobFacts::default();
-        let looks: Vec<bool> = (0..3).map(|_| is_missed(&mut watched, &run)).collect();
+        let mut facts = JobFacts::default();
+        let looks: Vec<bool> = (0..3).map(|_| is_missed(&mut facts, &run)).collect();
         assert_eq!(looks, [true, true, false]);
     }
 }

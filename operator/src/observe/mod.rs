@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use crate::context::Context;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
-use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool};
 use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::quarantine::blames_node;
@@ -123,7 +123,7 @@ fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<Arc<NodeF
 }
 
 /// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.
-fn has_failed(status: &CudaRunnerStatus, runners: &[Runner], quarantined: &[Held]) -> bool {
+fn has_failed(status: &CudaRunnerStatus, runners: &[Runner], quarantined: &[Quarantined]) -> bool {
     !status.quarantine.is_empty()
         || status.last_failures.iter().any(blames_node)
         || !quarantined.is_empty()

@@ -11,7 +11,7 @@ use crate::watch::pools::key_of;
 use cuda_runner_plan::Passed;
 use cuda_runner_plan::checks;
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
-use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool};
 use cuda_runner_plan::model::url::GitHubUrl;
 
@@ -55,7 +55,7 @@ pub fn passed(ctx: &Context) -> Vec<Passed> {
 }
 
 /// What the other pools have in quarantine.
-pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Held> {
+pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Quarantined> {
     others(ctx, pool)
         .flat_map(|other| held_by(&other))
         .collect()
@@ -63,9 +63,9 @@ pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Held> {
 
 /// What a pool has in quarantine, as its status says.
 #[must_use]
-pub fn held_by(pool: &CudaRunner) -> Vec<Held> {
+pub fn held_by(pool: &CudaRunner) -> Vec<Quarantined> {
     let entries = pool.status.iter().flat_map(|s| &s.quarantine);
-    let held = entries.map(|entry| Held {
+    let held = entries.map(|entry| Quarantined {
         pool: key_of(pool),
         entry: entry.clone(),
     });
@@ -91,7 +91,7 @@ pub(super) fn required(ctx: &Context, pool: &Pool) -> BTreeSet<Elsewhere> {
 fn required_by(ctx: &Context, other: &CudaRunner) -> Vec<Elsewhere> {
     let uid = other.metadata.uid.as_deref().unwrap_or_default();
     let known = ctx.memory.of(&key_of(other), uid, |memory| {
-        let word = Word::of(&memory.github.access, &memory.checks.watched);
+        let word = Word::of(&memory.github.access, &memory.checks.facts);
         (word, memory.status.clone())
     });
     let (word, written) = known.unwrap_or((Some(Word::Unproven), None));

@@ -14,7 +14,7 @@ use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::{health, jobs as ended_jobs};
 
-/// Pods that the API server is asked for at one visit.
+/// Pods that the API server is asked for at one reconcile.
 const ASKED_FOR: usize = 32;
 
 /// The runners whose pods are there, and those that have vanished untold.
@@ -35,8 +35,8 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
     (runners, vanished)
 }
 
-/// Whether nothing is left to tell of a runner whose pod is gone. A job is told even where we have removed the pod: the
-/// watch is behind at times, and shows a runner as idle that has run its job meanwhile.
+/// Whether nothing is left to tell of a runner whose pod is gone. A job is reported even where we have removed the pod:
+/// the watch is behind at times, and shows a runner as idle that has run its job meanwhile.
 pub(super) fn is_told(
     status: &CudaRunnerStatus,
     removed: &BTreeSet<String>,

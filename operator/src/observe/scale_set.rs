@@ -109,7 +109,7 @@ fn facts<'a>(
     now: Timestamp,
 ) -> ScaleSetFacts {
     let (mut listening, completed) = heard.unzip();
-    // Whatever keeps sessions from being opened, a set that was just made anew does not mend it.
+    // Whatever keeps sessions from being opened, a set that was just made anew does not fix it.
     if let (Some(listening), Some(remade)) = (&mut listening, memory.remade) {
         listening.heard.is_lost &= remade.after(REMADE_AGAIN) < now;
     }

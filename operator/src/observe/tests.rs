@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::has_failed;
 use super::pod::read;
 use super::runners::is_told;
-use cuda_runner_plan::model::node_marks::Held;
+use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, Failure, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION,
@@ -86,7 +86,7 @@ fn a_job_is_told_even_where_we_have_removed_its_runner() {
     let ours = BTreeSet::from(["u".to_owned()]);
     let mut status = CudaRunnerStatus::default();
 
-    // Then the job is still to be told, until the status has it; and what became of the runner is not
+    // Then the job is still to be reported, until the status has it; and what became of the runner is not
     assert!(!is_told(&status, &ours, &done));
     assert!(!is_told(&status, &BTreeSet::new(), &done));
     assert!(is_told(&status, &ours, &failed));
@@ -121,7 +121,7 @@ fn gates_that_passed_are_gathered_only_where_something_failed() {
         "node": "node-1", "class": "device", "message": "m", "failures": 1, "since": "2026-01-01T00:00:00Z"
     }))
     .unwrap();
-    let held = Held {
+    let held = Quarantined {
         pool: PoolKey {
             namespace: "ci".to_owned(),
             name: "other".to_owned(),

@@ -32,7 +32,7 @@ pub async fn look(
     else {
         return VerificationFacts::default();
     };
-    let (mut watched, access) = ctx.memory.with(pool, |memory| {
+    let (mut facts, access) = ctx.memory.with(pool, |memory| {
         if memory.verification.since != Some(status.since.0) {
             memory.verification = VerificationFacts {
                 since: Some(status.since.0),
@@ -50,32 +50,30 @@ pub async fn look(
             memory.github.access == Access::Granted,
         )
     });
-    let due = watched.next_look.is_none_or(|at| now >= at);
+    let due = facts.next_look.is_none_or(|at| now >= at);
     let (Some(client), Some(workflow), true, true) = (client, workflow(pool), due, access) else {
-        return watched;
+        return facts;
     };
-    if watched.run_id.is_none() {
-        watched.run_id = status.run_id.and_then(|id| u64::try_from(id).ok());
+    if facts.run_id.is_none() {
+        facts.run_id = status.run_id.and_then(|id| u64::try_from(id).ok());
     }
-    let asked = match (watched.run_id, status.state) {
-        (Some(run), _) => {
-            read_run(client, pool, &workflow.repository, run, &mut watched, now).await
+    let asked = match (facts.run_id, status.state) {
+        (Some(run), _) => read_run(client, pool, &workflow.repository, run, &mut facts, now).await,
+        (None, VerificationState::Requested) if facts.is_to_be_found() => {
+            find(client, &workflow, status, &mut facts, now).await
         }
-        (None, VerificationState::Requested) if watched.is_to_be_found() => {
-            find(client, &workflow, status, &mut watched, now).await
-        }
-        (None, _) => return watched,
+        (None, _) => return facts,
     };
     let pause = if is_late(status) { SLOW_POLL } else { POLL };
-    watched.next_look = Some(now.after(pause));
-    watched.trouble = None;
+    facts.next_look = Some(now.after(pause));
+    facts.trouble = None;
     if let Err(error) = asked {
-        watched.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL).max(pause)));
-        watched.trouble = Some(error.to_string());
+        facts.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL).max(pause)));
+        facts.trouble = Some(error.to_string());
     }
     ctx.memory
-        .with(pool, |memory| memory.verification = watched.clone());
-    watched
+        .with(pool, |memory| memory.verification = facts.clone());
+    facts
 }
 
 /// Looks for the run of a dispatch whose answer did not name it, or was lost.
@@ -83,7 +81,7 @@ async fn find(
     client: &Client,
     workflow: &crate::github::Workflow,
     status: &VerificationStatus,
-    watched: &mut VerificationFacts,
+    facts: &mut VerificationFacts,
     now: Timestamp,
 ) -> Result<(), Error> {
     let since = status.since.0;
@@ -91,11 +89,11 @@ async fn find(
     let earlier = status.history.iter().filter_map(|past| past.run_id).max();
     let found = client.find_dispatched(workflow, since.before(SKEW)).await?;
     match found.filter(|run| i64::try_from(run.id).ok() > earlier) {
-        Some(run) => watched.run_id = Some(run.id),
+        Some(run) => facts.run_id = Some(run.id),
         // A list lags: only one that was read late enough proves that nothing was started.
-        None if now >= watched.sent.unwrap_or(since).after(SURELY_LISTED) => {
-            watched.dispatch = Dispatch::Open;
-            watched.sent = None;
+        None if now >= facts.sent.unwrap_or(since).after(SURELY_LISTED) => {
+            facts.dispatch = Dispatch::Open;
+            facts.sent = None;
         }
         None => {}
     }
@@ -103,9 +101,9 @@ async fn find(
 }
 
 /// Notes that GitHub does not show the run. It may do so for a moment of one that is there.
-fn is_missing(watched: &mut VerificationFacts, now: Timestamp) {
-    let since = *watched.missing_since.get_or_insert(now);
-    watched.is_gone = now >= since.after(SURELY_GONE);
+fn is_missing(facts: &mut VerificationFacts, now: Timestamp) {
+    let since = *facts.missing_since.get_or_insert(now);
+    facts.is_gone = now >= since.after(SURELY_GONE);
 }
 
 async fn read_run(
@@ -113,24 +111,24 @@ async fn read_run(
     pool: &Pool,
     repository: &crate::github::Repository,
     id: u64,
-    watched: &mut VerificationFacts,
+    facts: &mut VerificationFacts,
     now: Timestamp,
 ) -> Result<(), Error> {
     let (run, jobs) =
         futures::try_join!(client.run(repository, id), client.run_jobs(repository, id))?;
     let (Some(run), Some(jobs)) = (run, jobs) else {
-        is_missing(watched, now);
+        is_missing(facts, now);
         return Ok(());
     };
-    watched.missing_since = None;
-    if watched.run.is_none() || run.status == "pending" || run.status == "waiting" {
-        watched.held_until = (run.status == "pending" || run.status == "waiting").then_some(now);
+    facts.missing_since = None;
+    if facts.run.is_none() || run.status == "pending" || run.status == "waiting" {
+        facts.held_until = (run.status == "pending" || run.status == "waiting").then_some(now);
     }
-    watched.run = Some(run);
-    watched.jobs = jobs;
-    for job in cuda_runner_plan::verify::logs_wanted(pool, watched) {
+    facts.run = Some(run);
+    facts.jobs = jobs;
+    for job in cuda_runner_plan::verify::logs_wanted(pool, facts) {
         if let Some(sum) = client.test_sum(repository, job).await? {
-            watched.sums.insert(job, sum);
+            facts.sums.insert(job, sum);
         }
     }
     Ok(())
@@ -143,10 +141,10 @@ mod tests {
     #[test]
     fn a_run_that_is_not_found_once_is_not_gone() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let mut watched = VerificationFacts::default();
+        let mut facts = VerificationFacts::default();
         for (second, is_gone) in [(0, false), (5, false), (59, false), (60, true)] {
-            is_missing(&mut watched, at(second));
-            assert_eq!(watched.is_gone, is_gone, "{second}");
+            is_missing(&mut facts, at(second));
+            assert_eq!(facts.is_gone, is_gone, "{second}");
         }
     }
 }

@@ -196,7 +196,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     })
 }
 
-/// A visit, and the Events that it has published: they are sent beside it.
+/// A planned, and the Events that it has published: they are sent beside it.
 async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<Next, ReconcileError> {
     let done = super::reconcile(resource, ctx).await;
     // Nothing here waits for a clock or a network: every task gets as many turns as it needs.
@@ -233,18 +233,18 @@ async fn a_pool_without_its_secret_says_so_once_and_makes_nothing() {
             .all(|write| write == "POST events" || write == "PATCH status"),
         "{writes:?}"
     );
-    // The second visit finds nothing changed
+    // The second reconcile finds nothing changed
     reconcile(resource, ctx).await.unwrap();
     assert_eq!(cluster.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn a_visit_that_panics_is_a_failed_visit_of_its_pool_alone() {
+async fn a_reconcile_that_panics_is_a_failed_reconcile_of_its_pool_alone() {
     let cluster = Cluster::default();
     let ctx = context(&cluster).await;
     let resource = resource(|_| {});
 
-    // Given visits that panic
+    // Given reconciles that panic
     let panicking = async { panic!("odd") };
     let error = guarded(&resource, &ctx, panicking).await.unwrap_err();
 
@@ -269,9 +269,9 @@ async fn an_event_that_gets_no_answer_holds_up_nothing() {
     cluster.2.store(true, Ordering::Relaxed);
     let ctx = context(&cluster).await;
     // When a pool has something to tell, then its status is written all the same
-    let visit = reconcile(resource(|_| {}), ctx);
+    let planned = reconcile(resource(|_| {}), ctx);
     let limit = std::time::Duration::from_secs(10);
-    tokio::time::timeout(limit, visit).await.unwrap().unwrap();
+    tokio::time::timeout(limit, planned).await.unwrap().unwrap();
     let writes = cluster.writes();
     for write in ["POST events", "PATCH status"] {
         assert!(writes.contains(&write.to_owned()), "{writes:?}");
@@ -368,15 +368,16 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
     assert!(before.contains(&"PATCH status".to_owned()), "{before:?}");
     assert!(!before.iter().any(|write| write.starts_with("DELETE")));
 
-    // When it can be written, then the job is told after that, and the pod goes at the next visit, which is at once
+    // When it can be written, then the job is reported after that, and the pod goes at the next planned, which is at
+    // once
     cluster.1.store(false, Ordering::Relaxed);
     let next = reconcile(Arc::clone(&resource), Arc::clone(&ctx))
         .await
         .unwrap();
     assert_eq!(next, Next::requeue(std::time::Duration::ZERO));
-    let told = cluster.0.lock().unwrap().last().unwrap().2.clone();
+    let reported = cluster.0.lock().unwrap().last().unwrap().2.clone();
     assert_eq!(
-        (&told["reason"], &told["note"]),
+        (&reported["reason"], &reported["note"]),
         (&json!("JobCompleted"), &json!("build: ended on pool-aaaaa"))
     );
     let writes = cluster.writes();
@@ -453,7 +454,7 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
     shows(&ctx, error).unwrap();
     shows(&ctx, counted).unwrap_err();
 
-    // When it can, then the failure is counted, and not again at the next visit
+    // When it can, then the failure is counted, and not again at the next reconcile
     cluster.1.store(false, Ordering::Relaxed);
     for _ in 0..2 {
         reconcile(Arc::clone(&resource), Arc::clone(&ctx))

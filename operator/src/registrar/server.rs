@@ -79,7 +79,7 @@ pub struct Parts<D> {
 struct Shared<D> {
     parts: Parts<D>,
     reviews: Semaphore,
-    told: Quiet,
+    reported: Quiet,
 }
 
 /// Answers until `shutdown` is ready, then finishes what was begun.
@@ -94,7 +94,7 @@ pub async fn serve<D: Backend>(
     let acceptor = TlsAcceptor::from(tls);
     let shared = Arc::new(Shared {
         reviews: Semaphore::new(parts.limits.reviews),
-        told: Quiet::new(TOLD),
+        reported: Quiet::new(TOLD),
         parts,
     });
     let longest = shared.parts.limits.request_timeout + PATIENCE;
@@ -263,7 +263,7 @@ async fn identify<D: Backend>(
 
 fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
     let message = sentence(&error.to_string());
-    if let Some(held_back) = shared.told.lets_through() {
+    if let Some(held_back) = shared.reported.lets_through() {
         tracing::info!(
             error = message,
             held_back,
@@ -428,7 +428,7 @@ fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
         .into_response()
 }
 
-/// A refusal that time may mend.
+/// A refusal that time may fix.
 fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Response {
     let mut response = refuse(status, reason, message.to_owned());
     // Whole seconds, and never none: a client would ask again at once.

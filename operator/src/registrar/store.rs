@@ -115,7 +115,7 @@ impl CaStore {
         Arc::clone(&self.tls)
     }
 
-    /// Rotates and renews, for good.
+    /// Rotates and renews, permanently.
     pub async fn maintain(self: Arc<Self>) {
         let mut pause = UPKEEP;
         loop {
@@ -294,7 +294,7 @@ mod tests {
             let store = CaStore::open(secrets.client(), "system", NAMES()).await;
             assert!(store.is_ok(), "{failures:?}: {:?}", store.err());
         }
-        // But a right that is missing is told at once
+        // But a right that is missing is reported at once
         let secrets = Secrets::default();
         secrets.fail(&[(0, 403)]);
         let error = CaStore::open(secrets.client(), "system", NAMES())

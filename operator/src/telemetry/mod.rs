@@ -20,7 +20,7 @@ use tracing_subscriber::{Registry, fmt};
 use crate::config::LogFormat;
 pub use error::TelemetryError;
 
-/// What is traced, whatever is logged: the visits, by kube's controller; our own steps in them and the requests to
+/// What is traced, whatever is logged: the reconciles, by kube's controller; our own steps in them and the requests to
 /// GitHub; the requests to Kubernetes, by kube's client.
 const TRACED: [(&str, Level); 3] = [
     ("kube_runtime::controller", Level::INFO),

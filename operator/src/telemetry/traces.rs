@@ -117,7 +117,7 @@ mod tests {
 
         // When a span ends, and the process with it
         let provider = provider(&format!("http://{address}/")).unwrap();
-        provider.tracer("test").start("a-visit");
+        provider.tracer("test").start("a-reconcile");
         tokio::task::spawn_blocking(move || provider.shutdown())
             .await
             .unwrap()
@@ -130,6 +130,6 @@ mod tests {
                 .windows(text.len())
                 .any(|part| part == text.as_bytes())
         };
-        assert!(has("a-visit") && has("cuda-runner-operator"));
+        assert!(has("a-reconcile") && has("cuda-runner-operator"));
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::watch as flag;
 use super::pools::key_of;
 use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::NodeFacts;
-use cuda_runner_plan::node_marks::{self, Marked, Said};
+use cuda_runner_plan::node_marks::{self, Marked, NodeCondition};
 use cuda_runner_plan::reason::Stored;
 
 /// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
@@ -26,10 +26,10 @@ const PRESENT: &str = "nvidia.com/gpu.present";
 /// What is kept of each node.
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
-    /// Shared with every visit: there may be a thousand nodes, and as many visits at a time.
+    /// Shared with every reconcile: there may be a thousand nodes, and as many reconciles at a time.
     facts: Arc<NodeFacts>,
     uid: String,
-    said: Option<Said>,
+    said: Option<NodeCondition>,
     tainted: bool,
 }
 
@@ -124,11 +124,11 @@ impl Kept {
 }
 
 /// What our condition says.
-fn said(status: &NodeStatus) -> Option<Said> {
+fn said(status: &NodeStatus) -> Option<NodeCondition> {
     let mut conditions = status.conditions.iter().flatten();
     let ours = conditions.find(|c| c.type_ == node_marks::CONDITION)?;
     let since = ours.last_transition_time.as_ref();
-    Some(Said {
+    Some(NodeCondition {
         status: ours.status.clone(),
         reason: Stored::parse(ours.reason.as_deref().unwrap_or_default()),
         message: ours.message.clone().unwrap_or_default(),
@@ -152,8 +152,8 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// Follows the nodes for good. A change wakes the pools that left nodes alone: it may end that; those that tell GitHub how
-/// many jobs can run; and whoever marks nodes.
+/// Follows the nodes permanently. A change wakes the pools that quarantined nodes: it may end that; those that tell
+/// GitHub how many jobs can run; and whoever marks nodes.
 pub async fn follow(
     client: Client,
     nodes: Arc<Nodes>,

@@ -208,13 +208,13 @@ where
             users: Arc::clone(&users),
             waker: Arc::clone(&self.waker),
         };
-        let told = Arc::clone(&changed);
+        let reported = Arc::clone(&changed);
         let task = tokio::spawn(async move {
             loop {
                 let known = *breadth.borrow_and_update();
                 let keep = async {
                     match known {
-                        Some(Breadth::Namespace) => keeper.read_when(&told).await,
+                        Some(Breadth::Namespace) => keeper.read_when(&reported).await,
                         Some(Breadth::Object) => keeper.follow().await,
                         // A look before the watch has begun could miss a change in between.
                         None => std::future::pending().await,
@@ -275,7 +275,7 @@ async fn tell_while_watched<K>(
             }
             Ok(Event::InitDone) => {
                 failures = 0;
-                // All begin anew with a read: what has changed before a later list is not told one by one.
+                // All begin anew with a read: what has changed before a later list is not reported one by one.
                 breadth.send_replace(Some(Breadth::Namespace));
             }
             Ok(Event::Init | Event::InitApply(_)) => {}

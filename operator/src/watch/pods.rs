@@ -203,7 +203,7 @@ fn said<T>(done: Result<T, Panicked>, pod: &Pod) -> Option<T> {
     .ok()
 }
 
-/// Follows the pods of a scope for good; `ready` turns true after the first list.
+/// Follows the pods of a scope permanently; `ready` turns true after the first list.
 pub async fn follow(
     client: Client,
     scope: Scope,
@@ -285,9 +285,9 @@ mod tests {
             pods.remove(&key, &serde_json::from_value(pod).unwrap());
         }
 
-        // Then the first is still shown, and gone when it has been told
-        let names = |told: bool| -> Vec<String> {
-            let vanished = pods.vanished(&key, |_| told).into_iter();
+        // Then the first is still shown, and gone when it has been reported
+        let names = |reported: bool| -> Vec<String> {
+            let vanished = pods.vanished(&key, |_| reported).into_iter();
             vanished.map(|runner| runner.name).collect()
         };
         assert_eq!(names(false), ["pool-aaaaa"]);

@@ -15,7 +15,7 @@ use kube::{Client, Resource as _, ResourceExt as _};
 use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
 
-/// What of a resource makes a visit worthwhile: not its status, which we write ourselves.
+/// What of a resource makes a reconcile worthwhile: not its status, which we write ourselves.
 #[derive(Eq, PartialEq)]
 struct Trigger {
     uid: Option<String>,
@@ -58,7 +58,7 @@ fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
     waker.marks.notify_one();
 }
 
-/// What an event says of a resource that can be read. One that cannot, because an operator or a definition of another
+/// What an event says of a resource that can be read. One that cannot, because an operator or a CRD of another
 /// version has stored it, must not take the others out of sight.
 fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunner>> {
     let read = |guarded: DeserializeGuard<CudaRunner>| match guarded.0 {
@@ -84,7 +84,7 @@ fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunn
     })
 }
 
-/// Follows the resources of a scope for good.
+/// Follows the resources of a scope permanently.
 pub async fn follow(
     client: Client,
     scope: Scope,
@@ -129,7 +129,7 @@ pub async fn follow(
             Event::Delete(resource) => {
                 let key = key_of(&resource);
                 seen.remove(&key);
-                // Nobody visits it, and what it leaves is let go.
+                // Nobody reconciles it, and what it leaves is let go.
                 waker.wake(&key);
                 if quarantined.remove(&key).is_some() {
                     wake_others(&seen, &key, &waker);

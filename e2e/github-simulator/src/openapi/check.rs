@@ -20,7 +20,7 @@ pub enum Body {
     Other,
 }
 
-/// At most this many faults of one document are told: one is usually the cause of the rest.
+/// At most this many faults of one document are reported: one is usually the cause of the rest.
 const TOLD: usize = 5;
 
 impl Operation {

@@ -206,7 +206,7 @@ pub(super) fn invalid(field: &Value) -> Vec<Value> {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "bounds of the definition are small"
+    reason = "bounds of the CRD are small"
 )]
 fn whole(bound: &Value) -> Option<i64> {
     bound.as_f64().map(|bound| bound as i64)

@@ -149,8 +149,8 @@ impl World {
     }
 }
 
-/// One visit: the plan, carried out.
-fn visit(resource: &mut CudaRunner, world: &mut World) -> Plan {
+/// One reconcile: the plan, carried out.
+fn reconcile(resource: &mut CudaRunner, world: &mut World) -> Plan {
     let pool = read(resource);
     let plan = crate::plan(&pool, &world.observed(&pool), NOW);
     for action in &plan.actions {
@@ -163,11 +163,11 @@ fn visit(resource: &mut CudaRunner, world: &mut World) -> Plan {
     plan
 }
 
-/// Visits until nothing is to be done.
+/// Reconciles until nothing is to be done.
 fn settle(resource: &mut CudaRunner, world: &mut World) -> Plan {
     for _ in 0..8 {
         let before = resource.status.clone().unwrap_or_default().required_checks;
-        let plan = visit(resource, world);
+        let plan = reconcile(resource, world);
         if plan.actions.iter().all(is_unrelated) && before == plan.status.required_checks {
             return plan;
         }
@@ -213,7 +213,7 @@ fn what_was_green_is_required_beside_what_the_user_had_and_goes_with_the_pool() 
     );
     let mut pool = pool("a", asked);
     // The names are on record before they are at GitHub
-    let first = visit(&mut pool, &mut world);
+    let first = reconcile(&mut pool, &mut world);
     assert!(first.actions.iter().all(is_unrelated));
     let record = first.status.required_checks.unwrap();
     assert_eq!(record.branches[0].contexts, ["gpu", "build"]);
@@ -228,10 +228,10 @@ fn what_was_green_is_required_beside_what_the_user_had_and_goes_with_the_pool() 
     );
     // Deleted, it keeps its finalizer until they are gone
     delete(&mut pool);
-    let going = visit(&mut pool, &mut world);
+    let going = reconcile(&mut pool, &mut world);
     assert!(!going.actions.contains(&Action::RemoveFinalizer));
     assert_eq!(world.required("main"), &["fmt"]);
-    let gone = visit(&mut pool, &mut world);
+    let gone = reconcile(&mut pool, &mut world);
     assert!(gone.actions.contains(&Action::RemoveFinalizer));
     assert!(gone.news.iter().any(|n| n.reason == "ChecksRemoved"));
     assert!(gone.notices.iter().all(|n| n.reason != "ChecksRemoved"));
@@ -352,7 +352,7 @@ fn a_ruleset_of_its_own_is_made_kept_and_removed() {
     ]);
     let asked = checks(ChecksMode::Ruleset, &[("main", false), ("dev", true)]);
     let mut pool = pool("a", asked);
-    let first = visit(&mut pool, &mut world);
+    let first = reconcile(&mut pool, &mut world);
     assert!(first.actions.iter().all(is_unrelated));
     let plan = settle(&mut pool, &mut world);
     assert_eq!(condition(&plan).1, "Required");

@@ -387,7 +387,7 @@ proptest! {
         let mut view = ScaleSetFacts { ended, ..heard(capacity, available, assigned) };
         view.finishing = (0..)
             .zip(&pods)
-            .filter(|(_, (phase, told))| *told && phases[*phase] == Busy)
+            .filter(|(_, (phase, reported))| *reported && phases[*phase] == Busy)
             .map(|(n, _)| name(n))
             .collect();
         if let Some(listening) = &mut view.listening {

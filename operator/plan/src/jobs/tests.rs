@@ -5,7 +5,7 @@ use crate::fixture::{NOW, ago, observed, pool, runner};
 use crate::model::runner::Job;
 use crate::{Action, plan};
 
-/// What GitHub says at a visit.
+/// What GitHub says at a planned.
 type Change = fn(&mut Observed);
 
 /// A runner that has run `job` of the run 17, and ended so many seconds ago.
@@ -45,7 +45,7 @@ fn run17() -> RunKey {
     ("Acme/widgets".to_owned(), 17)
 }
 
-/// The pool as the next visit finds it.
+/// The pool as the next reconcile finds it.
 fn after(pool: &Pool, plan: &Plan) -> Pool {
     let mut pool = pool.clone();
     pool.status = plan.status.clone();
@@ -79,7 +79,7 @@ fn a_job_that_the_status_lacks_is_asked_for_and_told_by_the_write_that_notes_it(
     seen.jobs.runs.insert(run17(), Some(jobs));
     let plan = plan(&pool, &seen, NOW);
 
-    // Then the status that is written has it, and it is told
+    // Then the status that is written has it, and it is reported
     let job = &plan.status.last_jobs[0];
     assert_eq!(job.conclusion.as_deref(), Some("success"));
     assert!(!job.awaits_conclusion && plan.unrecorded.contains("pool-aaaaa"));
@@ -120,7 +120,7 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
     let look = next_look(&pool.status.last_jobs, &seen.jobs);
     assert_eq!(look, Some(ago(4) + SETTLE));
 
-    // When it has answered, the job is told with its name
+    // When it has answered, the job is reported with its name
     let jobs = vec![
         answer("pool-zzzzz", "other", Some("success")),
         answer("pool-aaaaa", "build (12.4)", Some("failure")),
@@ -163,7 +163,7 @@ fn a_job_without_an_answer_is_given_up_and_told_without_one() {
     for (now, change) in cases {
         let mut seen = observed(vec![]);
         change(&mut seen);
-        // Before there was a batch, nothing is told one by one
+        // Before there was a batch, nothing is reported one by one
         let early = crate::plan(&pool, &seen, NOW);
         assert!(early.status.last_jobs[0].awaits_conclusion && early.news.is_empty());
         seen.jobs.looked = Some(now);
@@ -212,7 +212,7 @@ fn marks_lead_to_the_pools_own_github_only() {
         let plan = plan(&pool, &observed(vec![runner]), NOW);
         let job = &plan.status.last_jobs[0];
         assert_eq!((&job.url, job.awaits_conclusion), (&None, false), "{run}");
-        assert_eq!(plan.news.len(), 1, "told at once");
+        assert_eq!(plan.news.len(), 1, "reported at once");
     }
 }
 
@@ -231,7 +231,7 @@ fn the_list_is_bounded_and_what_leaves_it_is_told() {
     let pool = after(&first, &ten);
     // When two more end
     let twelve = plan(&pool, &observed(at(0..12)), NOW);
-    // Then the two oldest have left, and are told though nobody knows how they ended
+    // Then the two oldest have left, and are reported though nobody knows how they ended
     let runners: Vec<&str> = twelve
         .status
         .last_jobs
@@ -269,8 +269,8 @@ fn the_jobs_of_a_pool_that_is_deleted_are_told_before_their_pods_go() {
     pool.deleting = Some(ago(10));
     let seen = observed(vec![ended(&pool, "pool-aaaaa", "build", 4)]);
     let first = plan(&pool, &seen, NOW);
-    let told: Vec<_> = first.news.iter().map(|n| n.reason.as_str()).collect();
-    assert_eq!(told, ["JobCompleted"]);
+    let reported: Vec<_> = first.news.iter().map(|n| n.reason.as_str()).collect();
+    assert_eq!(reported, ["JobCompleted"]);
     assert!(deleted(&first).is_empty(), "{:?}", first.actions);
     let second = plan(&after(&pool, &first), &seen, NOW);
     assert!(second.news.is_empty(), "{:?}", second.news);

@@ -20,7 +20,7 @@ fn moved() -> Pool {
     pool
 }
 
-/// The same one visit later, when the status has the old address.
+/// The same one reconcile later, when the status has the old address.
 fn noted() -> Pool {
     let mut pool = moved();
     pool.status = plan(&pool, &observed(vec![]), NOW).status;
@@ -138,11 +138,14 @@ fn a_deletion_waits_for_the_old_address_and_says_what_stays_when_its_time_is_ove
     observed.left.insert(BEFORE.to_owned(), refused);
     let plan = plan(&pool, &observed, NOW);
     assert!(plan.actions.contains(&Action::RemoveFinalizer));
-    let told = plan
+    let reported = plan
         .notices
         .iter()
         .find(|notice| notice.note.contains(BEFORE));
-    assert!(told.unwrap().note.contains("not accepted"), "{told:?}");
+    assert!(
+        reported.unwrap().note.contains("not accepted"),
+        "{reported:?}"
+    );
 }
 
 #[test]
@@ -180,9 +183,9 @@ fn an_address_is_given_up_where_there_are_too_many_and_never_one_with_pods() {
     assert!(urls.contains(&oldest.as_str()), "{urls:?}");
     assert!(!urls.contains(&old(MOST - 1).url.as_str()), "{urls:?}");
     assert_eq!(urls.len(), MOST + 1);
-    let told = planned
+    let reported = planned
         .notices
         .iter()
         .filter(|n| n.reason == "TeardownIncomplete");
-    assert_eq!(told.count(), 1);
+    assert_eq!(reported.count(), 1);
 }

@@ -176,7 +176,7 @@ pub struct Plan {
     pub wake: Option<SignedDuration>,
     /// Whether GitHub's list should be read again soon.
     pub refresh: bool,
-    /// The verification that is decided on at this visit.
+    /// The verification that is decided on at this reconcile.
     pub intent: Option<Timestamp>,
     /// Runners that the pool should have.
     pub desired: usize,
@@ -184,7 +184,7 @@ pub struct Plan {
     pub acted_on: Option<(u64, u64)>,
     /// The failures that the status did not have yet, in a class and a reason each.
     pub failed: Vec<(Class, Reason)>,
-    /// How long the pool's first runner took to come online, at the visit that sees it.
+    /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }
 

@@ -4,9 +4,9 @@ use cudarunner_crds::QuarantineStatus;
 
 use super::key::PoolKey;
 
-/// A pool that leaves a node alone.
+/// A pool that quarantines a node.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Held {
+pub struct Quarantined {
     /// The pool.
     pub pool: PoolKey,
     /// Why.

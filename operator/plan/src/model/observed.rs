@@ -9,7 +9,7 @@ use super::checks::{CheckFacts, Elsewhere};
 use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
 use super::left::Left;
-use super::node_marks::Held;
+use super::node_marks::Quarantined;
 use super::runner::Runner;
 use super::scale_set::ScaleSetFacts;
 use super::verification::VerificationFacts;
@@ -60,7 +60,7 @@ pub struct Observed {
     /// How many of the pool's extended resource the runners of other pools hold, by node; `None` where no other pool uses it.
     pub taken: Option<BTreeMap<String, u32>>,
     /// What the other pools have in quarantine.
-    pub quarantined: Vec<Held>,
+    pub quarantined: Vec<Quarantined>,
     /// Gates of all pools that passed; empty where no node is blamed.
     pub passed: Vec<Passed>,
     /// Why Kubernetes refused the last pod.
@@ -120,7 +120,7 @@ pub enum Access {
         reason: Reason,
         /// What happened, and what to do.
         message: String,
-        /// Whether time alone may mend it.
+        /// Whether time alone may fix it.
         transient: bool,
     },
 }

@@ -98,7 +98,7 @@ pub struct Spec {
     pub preflight: Option<Wanted>,
     /// What the gate may use, where it is not the operator's own numbers.
     pub gate_resources: Option<GateResources>,
-    /// How long a node that failed is left alone, the first time.
+    /// How long a node that failed is quarantined, the first time.
     pub quarantine: SignedDuration,
     /// The user's template.
     pub template: PodTemplateSpec,

@@ -22,7 +22,7 @@ pub struct ScaleSetFacts {
     pub not_before: Option<Timestamp>,
     /// Who listens for its jobs.
     pub listening: Option<Listening>,
-    /// Jobs that have ended here, and of whose end GitHub has not told yet: it still counts them.
+    /// Jobs that have ended here, and of whose end GitHub has not reported yet: it still counts them.
     pub ended: usize,
     /// When the first of them is not waited for any more.
     pub recount: Option<Timestamp>,

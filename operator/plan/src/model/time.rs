@@ -40,12 +40,12 @@ impl Shift for Timestamp {
 }
 
 /// A moment that a server tells: one before 1970 or after 2200 becomes the nearest within.
-pub fn told<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+pub fn reported<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     Ok(Timestamp::deserialize(deserializer)?.clamp(EARLIEST, LATEST))
 }
 
 /// The same, of a moment that may be absent.
-pub fn perhaps_told<'de, D: Deserializer<'de>>(
+pub fn perhaps_reported<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Timestamp>, D::Error> {
     let moment = Option::<Timestamp>::deserialize(deserializer)?;
@@ -116,9 +116,9 @@ mod tests {
     fn what_a_server_tells_stays_within_a_few_centuries() {
         #[derive(Deserialize)]
         struct Job {
-            #[serde(deserialize_with = "told")]
+            #[serde(deserialize_with = "reported")]
             created: Timestamp,
-            #[serde(default, deserialize_with = "perhaps_told")]
+            #[serde(default, deserialize_with = "perhaps_reported")]
             completed: Option<Timestamp>,
         }
         let job = r#"{"created": "-009000-01-02T00:00:00Z", "completed": "9999-12-30T22:00:00Z"}"#;

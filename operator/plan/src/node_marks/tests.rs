@@ -22,8 +22,8 @@ fn node(name: &str) -> Marked {
     }
 }
 
-fn held(pool: &str, node: &str, class: Class, since: i64) -> Held {
-    Held {
+fn held(pool: &str, node: &str, class: Class, since: i64) -> Quarantined {
+    Quarantined {
         pool: PoolKey {
             namespace: "ci".to_owned(),
             name: pool.to_owned(),
@@ -73,11 +73,11 @@ fn a_node_that_is_left_alone_says_why_and_is_written_to_once() {
     assert!(node.tainted);
     assert_eq!(
         node.said,
-        Some(Said {
+        Some(NodeCondition {
             status: "False".to_owned(),
             reason: Reason::DeviceFailed.into(),
             message:
-                "GPU-1: a found it broken (code 719). The CudaRunner ci/a leaves the node alone"
+                "GPU-1: a found it broken (code 719). The CudaRunner ci/a quarantines the node"
                     .to_owned(),
             since: NOW,
         })

@@ -1,4 +1,4 @@
-//! Given what the gates found, then these nodes are left alone.
+//! Given what the gates found, then these nodes are quarantined.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ fn nodes(count: usize) -> Vec<Arc<NodeFacts>> {
     (1..=count).map(|n| node(&format!("node-{n}"))).collect()
 }
 
-/// One visit to a pool of one runner on `count` nodes, with one failure of this class on node-1.
+/// One reconcile to a pool of one runner on `count` nodes, with one failure of this class on node-1.
 fn after(class: Class, count: usize) -> (Pool, Plan) {
     let pool = pool(1);
     let mut failure = gate_failure(class);
@@ -61,7 +61,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// The pool with the status that a visit left, and with nothing of that visit to be seen any more.
+/// The pool with the status that a reconcile left, and with nothing of that reconcile to be seen any more.
 fn next(mut pool: Pool, plan: &Plan) -> Pool {
     pool.status = plan.status.clone();
     pool
@@ -161,12 +161,12 @@ fn what_another_pool_found_counts_too() {
 }
 
 /// What a pool of another namespace has in quarantine.
-fn held(entry: QuarantineStatus) -> Held {
+fn held(entry: QuarantineStatus) -> Quarantined {
     let pool = PoolKey {
         namespace: "theirs".to_owned(),
         name: "other".to_owned(),
     };
-    Held { pool, entry }
+    Quarantined { pool, entry }
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn the_breaker_does_not_forget_in_steps() {
         }];
         pool.status = plan(&pool, &world, now).status;
     }
-    // Then half of them are left alone, and no more
+    // Then half of them are quarantined, and no more
     assert_eq!(pool.status.quarantine.len(), 2);
 }
 
@@ -337,9 +337,9 @@ fn at_its_end_one_pod_tries_and_another_failure_doubles_the_time() {
     let over = NOW + SignedDuration::from_mins(31);
     let mut observed = observed(vec![]);
     observed.nodes = Some(nodes(4));
-    let visit = plan(&pool, &observed, over);
+    let planned = plan(&pool, &observed, over);
     assert_eq!(
-        avoided(&visit),
+        avoided(&planned),
         [set(&[]), set(&["node-1"]), set(&["node-1"])],
         "one pod may go there"
     );
@@ -348,8 +348,8 @@ fn at_its_end_one_pod_tries_and_another_failure_doubles_the_time() {
     let mut failure = gate_failure(Class::Node);
     failure.at = over;
     observed.runners = vec![failed(&pool, "pool-bbbbb", "node-1", failure)];
-    let visit = plan(&pool, &observed, over);
-    let entry = &visit.status.quarantine[0];
+    let planned = plan(&pool, &observed, over);
+    let entry = &planned.status.quarantine[0];
     assert_eq!(entry.failures, 2);
     let until = entry.until.as_ref().unwrap().0;
     assert_eq!(until, over + SignedDuration::from_mins(60));
@@ -415,25 +415,25 @@ fn what_all_nodes_share_does_not_empty_a_cluster_slowly_either() {
     let mut pool = pool(1);
     let mut world = observed(vec![]);
     world.nodes = Some(nodes(4));
-    for visit in 0..12 {
-        let now = NOW + SignedDuration::from_mins(visit * 4);
+    for reconcile in 0..12 {
+        let now = NOW + SignedDuration::from_mins(reconcile * 4);
         let mut failure = gate_failure(Class::Device);
         failure.at = now;
-        let on = format!("node-{}", visit % 4 + 1);
-        world.runners = vec![failed(&pool, &format!("pool-{visit:05}"), &on, failure)];
+        let on = format!("node-{}", reconcile % 4 + 1);
+        world.runners = vec![failed(&pool, &format!("pool-{reconcile:05}"), &on, failure)];
         pool.status = plan(&pool, &world, now).status;
         let active = pool.status.quarantine.iter();
         let active = active.filter(|e| is_active(e, now)).count();
-        assert!(active <= 2, "{active} of 4 at visit {visit}");
+        assert!(active <= 2, "{active} of 4 at reconcile {reconcile}");
     }
 
     // The pauses have become longer than the breaker's time: it is still one runner that is tried.
     pool.spec_mut().size = Size { min: 4, max: 4 };
     world.runners.clear();
     let later = NOW + SignedDuration::from_mins(44 + 12);
-    let visit = plan(&pool, &world, later);
-    assert_eq!(avoided(&visit).len(), 1);
-    let mut conditions = visit.status.conditions.iter();
+    let planned = plan(&pool, &world, later);
+    assert_eq!(avoided(&planned).len(), 1);
+    let mut conditions = planned.status.conditions.iter();
     let gpu = conditions.find(|c| c.type_ == "GpuHealthy");
     assert_eq!(gpu.unwrap().reason, "BreakerOpen");
 }
@@ -474,11 +474,11 @@ fn a_node_that_two_pools_found_is_tried_when_the_time_of_both_is_over() {
     observed.quarantined = vec![held(other)];
     for (minutes, tried) in [(31, false), (41, true)] {
         let now = NOW + SignedDuration::from_mins(minutes);
-        let visit = plan(&pool, &observed, now);
-        let avoids = avoided(&visit).remove(0);
+        let planned = plan(&pool, &observed, now);
+        let avoids = avoided(&planned).remove(0);
         assert_eq!(!avoids.contains("node-1"), tried, "after {minutes} minutes");
 
-        // A pod made now is not made anew at the next visit.
+        // A pod made now is not made anew at the next planned.
         let mut waiting = runner(&pool, "pool-bbbbb", RunnerPhase::Unscheduled);
         waiting.avoids = avoids;
         let mut next = observed.clone();

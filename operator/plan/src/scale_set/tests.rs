@@ -97,8 +97,8 @@ fn one_that_is_there_is_listened_to_once() {
         statistics: Some(Statistics::default()),
         trouble: None,
     };
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = Some(Listening {
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = Some(Listening {
             set: 7,
             capacity: 1,
             heard,
@@ -115,8 +115,8 @@ fn one_that_is_there_is_listened_to_once() {
 
     // A process that comes after it ends that session
     pool.status.scale_set = Some(status);
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = None;
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = None;
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [&listen(1, Some("session"))]);
@@ -135,8 +135,8 @@ fn one_whose_session_nobody_can_end_is_made_anew_where_nothing_is_lost_by_it() {
             is_lost: true,
             ..Heard::default()
         };
-        if let Some(view) = &mut seen.scale_set {
-            view.listening = Some(Listening {
+        if let Some(facts) = &mut seen.scale_set {
+            facts.listening = Some(Listening {
                 set: 7,
                 capacity: 1,
                 heard,
@@ -187,8 +187,8 @@ fn labels_are_asked_for_once_and_what_came_of_it_is_said() {
 }
 
 fn asked(seen: &mut Observed, asked: NewScaleSet) {
-    if let Some(view) = &mut seen.scale_set {
-        view.asked = Some(asked);
+    if let Some(facts) = &mut seen.scale_set {
+        facts.asked = Some(asked);
     }
 }
 
@@ -222,8 +222,8 @@ fn a_change_that_failed_is_tried_again_and_not_taken_for_done() {
 
     asked(&mut seen, wanted_set());
     assert_eq!(group(&plan(&pool, &seen, NOW)), None);
-    if let Some(view) = &mut seen.scale_set {
-        view.is_unwritten = true;
+    if let Some(facts) = &mut seen.scale_set {
+        facts.is_unwritten = true;
     }
     assert!(of_set(&plan(&pool, &seen, NOW)).contains(&&update));
 }
@@ -238,8 +238,8 @@ fn while_nothing_can_register_only_what_runs_is_offered() {
         transient: true,
     };
     assert_eq!(of_set(&plan(&pool, &seen, NOW)), [] as [&Action; 0]);
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = Some(Listening {
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = Some(Listening {
             set: 7,
             capacity: 1,
             ..Listening::default()
@@ -258,8 +258,8 @@ fn a_spec_that_cannot_be_carried_out_takes_no_jobs() {
     let mut pool = pool();
     pool.spec = Err(crate::model::pool::SpecError::Template("no".to_owned()));
     let mut seen = seen(Known::Present(set(&[])));
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = Some(Listening::default());
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = Some(Listening::default());
     }
     assert_eq!(of_set(&plan(&pool, &seen, NOW)), [&Action::StopListening]);
 }
@@ -289,8 +289,8 @@ fn a_pool_that_registers_otherwise_gives_its_scale_set_up_after_its_runners() {
     let mut pool = crate::fixture::pool(1);
     pool.status.scale_set = Some(ScaleSetStatus::default());
     let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = Some(Listening::default());
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = Some(Listening::default());
     }
     seen.runners = vec![runner(
         &before,
@@ -313,8 +313,8 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
     pool.status.scale_set = Some(ScaleSetStatus::default());
     pool.status.registered_at = Some("https://github.com/acme/widgets".to_owned());
     let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = Some(Listening::default());
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = Some(Listening::default());
     }
 
     // First nobody listens any more, and entries without a pod go
@@ -342,13 +342,13 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
         at: NOW,
         entries: vec![],
     });
-    if let Some(view) = &mut seen.scale_set {
-        view.listening = None;
+    if let Some(facts) = &mut seen.scale_set {
+        facts.listening = None;
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(planned.actions, [Action::DeleteScaleSet(7)]);
-    if let Some(view) = &mut seen.scale_set {
-        view.known = Known::Absent;
+    if let Some(facts) = &mut seen.scale_set {
+        facts.known = Known::Absent;
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(planned.actions, [Action::RemoveFinalizer]);
@@ -359,12 +359,12 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
 fn what_keeps_it_from_working_is_said_and_waited_for() {
     let pool = pool();
     let mut seen = seen(Known::Unknown);
-    if let Some(view) = &mut seen.scale_set {
-        view.trouble = Some(Trouble {
+    if let Some(facts) = &mut seen.scale_set {
+        facts.trouble = Some(Trouble {
             reason: Reason::ScaleSetRefused,
             message: "the credentials may not".to_owned(),
         });
-        view.not_before = Some(NOW + SignedDuration::from_secs(7));
+        facts.not_before = Some(NOW + SignedDuration::from_secs(7));
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [] as [&Action; 0]);

@@ -116,19 +116,22 @@ fn a_runner_that_was_taken_away_is_told_once_though_nothing_of_it_is_left() {
     gone.end = Some(End::Failed(failure));
     seen.vanished = vec![gone];
     let first = plan(&pool, &seen, NOW);
-    let told = |plan: &Plan| {
+    let reported = |plan: &Plan| {
         plan.notices
             .iter()
             .filter(|n| n.reason == Reason::Evicted)
             .count()
     };
     assert_eq!(first.status.last_failures[0].runner, "pool-aaaaa");
-    assert_eq!((told(&first), first.status.replicas), (1, 0));
+    assert_eq!((reported(&first), first.status.replicas), (1, 0));
     assert_eq!(removed(&first), Vec::<&str>::new());
 
     pool.status = first.status;
     let second = plan(&pool, &seen, NOW);
-    assert_eq!((told(&second), second.status.last_failures.len()), (0, 1));
+    assert_eq!(
+        (reported(&second), second.status.last_failures.len()),
+        (0, 1)
+    );
 }
 
 proptest! {

@@ -23,9 +23,9 @@ fn a_runner_that_is_taken_out_keeps_its_place_until_it_is_gone() {
     let mut outdated = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
     outdated.avoids = BTreeSet::from(["node-9".to_owned()]);
     for leaving in [hung, outdated] {
-        let visit = plan(&pool, &observed(vec![leaving]), NOW);
-        assert_eq!(removed(&visit), ["pool-aaaaa"]);
-        assert_eq!(created(&visit), 0);
+        let planned = plan(&pool, &observed(vec![leaving]), NOW);
+        assert_eq!(removed(&planned), ["pool-aaaaa"]);
+        assert_eq!(created(&planned), 0);
     }
 }
 
@@ -59,9 +59,9 @@ proptest! {
             runner
         }).collect();
         let there = runners.iter().filter(|r| is_there(r)).count();
-        let visit = plan(&pool, &observed(runners), NOW);
+        let planned = plan(&pool, &observed(runners), NOW);
         let most = usize::try_from(replicas).unwrap().max(there);
-        prop_assert!(there + created(&visit) <= most, "{there} and {} more", created(&visit));
+        prop_assert!(there + created(&planned) <= most, "{there} and {} more", created(&planned));
     }
 }
 
@@ -103,12 +103,12 @@ fn entries_removed(plan: &Plan) -> Vec<&str> {
 fn the_pod_of_an_agent_that_stalls_the_pool_is_kept_and_its_entry_is_not() {
     for reason in [Reason::AgentEndedAtOnce, Reason::ContainerNotStarted] {
         // Given a first failure, then pod and entry go
-        let (_, visit, _) = after_failures(pool(1), 1, reason);
-        assert_eq!(removed(&visit), ["pool-1"]);
+        let (_, planned, _) = after_failures(pool(1), 1, reason);
+        assert_eq!(removed(&planned), ["pool-1"]);
         // Given a third one of the kind, then the entry goes, and the pod stays
-        let (pool, visit, mut failed) = after_failures(pool(1), 3, reason);
-        assert_eq!(entries_removed(&visit), ["pool-3"], "{reason}");
-        assert_eq!(removed(&visit), Vec::<&str>::new());
+        let (pool, planned, mut failed) = after_failures(pool(1), 3, reason);
+        assert_eq!(entries_removed(&planned), ["pool-3"], "{reason}");
+        assert_eq!(removed(&planned), Vec::<&str>::new());
         // When the entry is gone, then nothing more is asked of GitHub, and the next attempt has its place
         if let Some(End::Failed(failure)) = &mut failed.end {
             failure.registered = false;
@@ -151,8 +151,8 @@ fn failed_pods_are_kept_in_nobodys_way() {
         for failed in [at_gate, stalled] {
             pool.status = plan(&pool, &observed(vec![failed.clone()]), NOW).status;
             // Then it goes as soon as the status has its reason
-            let visit = plan(&pool, &observed(vec![failed.clone()]), NOW);
-            assert_eq!(removed(&visit), [failed.name.as_str()], "{url:?}");
+            let planned = plan(&pool, &observed(vec![failed.clone()]), NOW);
+            assert_eq!(removed(&planned), [failed.name.as_str()], "{url:?}");
         }
     }
 }
@@ -167,9 +167,9 @@ fn the_pod_of_a_failed_gate_is_kept_though_the_kubelet_says_later_that_it_is_ove
     let seen = observed(vec![failed.clone()]);
     pool.status = plan(&pool, &seen, NOW).status;
     // Then it stays for a look, and is looked at again when it should be over
-    let visit = plan(&pool, &seen, NOW);
-    assert_eq!(removed(&visit), Vec::<&str>::new());
-    assert_eq!(visit.wake, Some(SignedDuration::from_secs(29)));
+    let planned = plan(&pool, &seen, NOW);
+    assert_eq!(removed(&planned), Vec::<&str>::new());
+    assert_eq!(planned.wake, Some(SignedDuration::from_secs(29)));
     // And where another container goes on, then it goes, and its GPUs with it
     let later = plan(&pool, &seen, NOW + SignedDuration::from_secs(29));
     assert_eq!(removed(&later), ["pool-0"]);

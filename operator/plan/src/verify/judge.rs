@@ -26,18 +26,14 @@ pub(super) enum Verdict {
 
 /// Judges the run as it was last read.
 pub(super) fn judge(verification: &Verification<'_>) -> Judged {
-    let watched = &verification.case.observed.verification;
-    let run_over = watched.is_gone
-        || watched
-            .run
-            .as_ref()
-            .is_some_and(|r| r.status == "completed");
+    let facts = &verification.case.observed.verification;
+    let run_over = facts.is_gone || facts.run.as_ref().is_some_and(|r| r.status == "completed");
     let mut judged = Judged {
         jobs: vec![],
         verdict: Verdict::Succeeded,
         overdue: false,
     };
-    if watched.is_gone {
+    if facts.is_gone {
         judged.verdict = Verdict::Failed(Reason::RunGone, "The run was deleted on GitHub".into());
         return judged;
     }
@@ -45,7 +41,7 @@ pub(super) fn judge(verification: &Verification<'_>) -> Judged {
     let mut hold = None;
     let mut failed: Option<(Reason, String)> = None;
     for wanted in &verification.verify.jobs {
-        let found = named(&wanted.name, &watched.jobs);
+        let found = named(&wanted.name, &facts.jobs);
         if found.is_empty() {
             if run_over {
                 failed = failed.or_else(|| Some(verification.unknown(wanted)));
@@ -305,9 +301,9 @@ impl Verification<'_> {
 
     /// What holds the run back as a whole.
     fn held(&self) -> Option<(Reason, String)> {
-        let watched = &self.case.observed.verification;
-        let status = watched.run.as_ref().map_or("", |run| run.status.as_str());
-        let any = |word: &str| status == word || watched.jobs.iter().any(|job| job.status == word);
+        let facts = &self.case.observed.verification;
+        let status = facts.run.as_ref().map_or("", |run| run.status.as_str());
+        let any = |word: &str| status == word || facts.jobs.iter().any(|job| job.status == word);
         if any("pending") {
             return Some((
                 Reason::HeldByConcurrencyGroup,

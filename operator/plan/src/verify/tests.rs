@@ -106,7 +106,7 @@ fn at_work(pool: &Pool, observed: &Observed) -> Plan {
 
 #[test]
 fn the_intent_is_written_before_anything_is_sent() {
-    // Given a pool with a runner online, when it is first visited
+    // Given a pool with a runner online, when it is first reconciled
     let mut pool = verified_pool(1, &[("unit", None)]);
     let mut observed = idle(&pool);
     let plan = at_work(&pool, &observed);

@@ -15,7 +15,7 @@ use cuda_runner_plan::fixture;
 /// What a pool does when its finalizer is taken off.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
-    /// It is gone for good.
+    /// It is gone permanently.
     LetsGo,
     /// Somebody puts it back.
     ComesBack,

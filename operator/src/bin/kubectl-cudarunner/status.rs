@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::text::{count, device, or_dash, span, table, wrap};
 use crate::why::held;
 
-/// How many failures are told with their message.
+/// How many failures are reported with their message.
 const FAILURES: usize = 3;
 /// How many jobs are shown.
 const JOBS: usize = 5;

@@ -64,7 +64,7 @@ pub(crate) async fn follow(
 ) -> Result<Verdict, String> {
     let look = async {
         tell("asked for\n");
-        let mut told = vec![];
+        let mut reported = vec![];
         let mut stream = pin!(watch_object(pools.api(), name).default_backoff());
         while let Some(seen) = stream.next().await {
             let pool = match seen {
@@ -86,12 +86,12 @@ pub(crate) async fn follow(
                 return Err(not_set(pools, name));
             }
             let Progress { lines, verdict } = Progress::of(&pool, asked);
-            for line in lines.iter().filter(|line| !told.contains(*line)) {
+            for line in lines.iter().filter(|line| !reported.contains(*line)) {
                 let mut text = String::new();
                 wrap(&mut text, "", 2, line);
                 tell(&text);
             }
-            told = lines;
+            reported = lines;
             if let Some(verdict) = verdict {
                 return Ok(verdict);
             }

@@ -271,9 +271,9 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
         {"messageType": "JobCompleted", "runnerName": "", "result": "canceled"},
         {"messageType": "SomethingNew"}
     ]);
-    let (tell, told) = std::sync::mpsc::channel::<String>();
+    let (tell, reported) = std::sync::mpsc::channel::<String>();
     let stub = service(move |line, asked| match (line, asked) {
-        ("POST /runtime/runnerscalesets/7/sessions?", _) => reply(200, &session(&told.recv().unwrap())),
+        ("POST /runtime/runnerscalesets/7/sessions?", _) => reply(200, &session(&reported.recv().unwrap())),
         ("GET /tenant/1/message?sessionId=5e551014", 1) => reply(
             200,
             &json!({

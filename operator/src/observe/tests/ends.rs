@@ -1,4 +1,4 @@
-//! Given a pod in some moment of its life, then it is told how far it has come, and why it ended.
+//! Given a pod in some moment of its life, then it is reported how far it has come, and why it ended.
 
 use cudarunner_crds::RunnerPhase;
 use gate_report::{Class, Report};
@@ -169,9 +169,9 @@ fn what_a_container_waits_for_is_told_whichever_it_is() {
             ("fetch", waiting("CreateContainerConfigError", missing)),
         ],
     );
-    let told = runner.waiting.unwrap().to_string();
+    let reported = runner.waiting.unwrap().to_string();
     assert_eq!(
-        told,
+        reported,
         r#"container fetch, image registry/image:1: CreateContainerConfigError: secret "hf-token" not found"#
     );
 }
@@ -184,10 +184,10 @@ fn an_image_that_is_not_there_is_told_in_the_same_words_at_each_attempt_and_betw
         starting(&json!({"containers": []}), &states).waiting
     };
     let between = format!("Back-off pulling image \"x\": ErrImagePull: {cause}");
-    let told = words("ImagePullBackOff", &between).unwrap();
-    assert_eq!(Some(&told), words("ErrImagePull", cause).as_ref());
+    let reported = words("ImagePullBackOff", &between).unwrap();
+    assert_eq!(Some(&reported), words("ErrImagePull", cause).as_ref());
     assert_eq!(
-        (told.reason.as_str(), told.message.as_str()),
+        (reported.reason.as_str(), reported.message.as_str()),
         ("ImagePullBackOff", cause)
     );
 }

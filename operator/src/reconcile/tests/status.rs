@@ -1,4 +1,4 @@
-//! When a status is written: beside the visits, or before one ends.
+//! When a status is written: beside the reconciles, or before one ends.
 
 use super::*;
 use cuda_runner_plan::model::pool::Pool;
@@ -6,8 +6,8 @@ use cuda_runner_plan::model::runner::{TEMPLATE_ANNOTATION, URL_ANNOTATION};
 
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A pool that was visited, and whose counts are not gathered any more.
-async fn visited(cluster: &Cluster) -> (Arc<CudaRunner>, Arc<Context>) {
+/// A pool that was reconciled, and whose counts are not gathered any more.
+async fn reconciled(cluster: &Cluster) -> (Arc<CudaRunner>, Arc<Context>) {
     let ctx = context(cluster).await;
     let resource = two();
     reconcile(Arc::clone(&resource), Arc::clone(&ctx))
@@ -55,24 +55,27 @@ fn failed_gate(ctx: &Context) {
 }
 
 #[tokio::test]
-async fn a_count_that_is_not_written_yet_holds_up_no_visit() {
+async fn a_count_that_is_not_written_yet_holds_up_no_reconcile() {
     let cluster = Cluster::default();
-    let (resource, ctx) = visited(&cluster).await;
+    let (resource, ctx) = reconciled(&cluster).await;
     let pool = Pool::read(&resource, false);
-    let visit = async || {
-        let visit = reconcile(Arc::clone(&resource), Arc::clone(&ctx));
-        tokio::time::timeout(LIMIT, visit).await.unwrap().unwrap();
+    let reconcile = async || {
+        let reconcile = reconcile(Arc::clone(&resource), Arc::clone(&ctx));
+        tokio::time::timeout(LIMIT, reconcile)
+            .await
+            .unwrap()
+            .unwrap();
     };
 
     // Given an API server that takes its time with a status that has other counts
     let silence = Arc::clone(&cluster.3).write_owned().await;
     another_pod(&ctx, "pool-aaaaa");
-    visit().await;
+    reconcile().await;
     assert_eq!(cluster.writes(), ["PATCH status"]);
 
-    // When the pool is visited meanwhile, then the visit ends, and no second write overtakes the first
+    // When the pool is reconciled meanwhile, then the reconcile ends, and no second write overtakes the first
     another_pod(&ctx, "pool-bbbbb");
-    visit().await;
+    reconcile().await;
     assert_eq!(cluster.writes(), Vec::<String>::new());
 
     // When there is an answer, then the newest status is written, once
@@ -83,11 +86,11 @@ async fn a_count_that_is_not_written_yet_holds_up_no_visit() {
     {
         tokio::task::yield_now().await;
     }
-    visit().await;
+    reconcile().await;
     let newest = cluster.0.lock().unwrap().last().unwrap().2.clone();
     assert_eq!(newest["status"]["replicas"], 2);
     assert_eq!(cluster.writes(), ["PATCH status"]);
-    visit().await;
+    reconcile().await;
     assert_eq!(cluster.writes(), Vec::<String>::new());
 }
 
@@ -98,53 +101,53 @@ async fn the_pool_is_woken_for_a_status_that_came_while_another_was_on_its_way()
     waker.listen();
     let mut ctx = context(&cluster).await;
     Arc::get_mut(&mut ctx).unwrap().waker = Arc::new(waker);
-    let visit = async || {
+    let reconcile = async || {
         reconcile(two(), Arc::clone(&ctx)).await.unwrap();
     };
-    visit().await;
+    reconcile().await;
 
     // Given a status on its way, and a newer one
     let silence = Arc::clone(&cluster.3).write_owned().await;
     for name in ["pool-aaaaa", "pool-bbbbb"] {
         another_pod(&ctx, name);
-        visit().await;
+        reconcile().await;
     }
     assert!(woken.try_recv().is_err(), "nothing is to be done yet");
 
-    // When the first is answered, then the pool is visited again
+    // When the first is answered, then the pool is reconciled again
     drop(silence);
     let pool = tokio::time::timeout(LIMIT, futures::StreamExt::next(&mut woken));
     assert_eq!(pool.await.unwrap().unwrap().name, "pool");
 }
 
 #[tokio::test]
-async fn a_count_that_could_not_be_written_is_written_by_the_next_visit() {
+async fn a_count_that_could_not_be_written_is_written_by_the_next_reconcile() {
     let cluster = Cluster::default();
-    let (resource, ctx) = visited(&cluster).await;
-    let visit = async || reconcile(Arc::clone(&resource), Arc::clone(&ctx)).await;
+    let (resource, ctx) = reconciled(&cluster).await;
+    let reconcile = async || reconcile(Arc::clone(&resource), Arc::clone(&ctx)).await;
 
     // Given an API server that refuses a status that has other counts
     cluster.1.store(true, Ordering::Relaxed);
     another_pod(&ctx, "pool-aaaaa");
-    visit().await.unwrap();
+    reconcile().await.unwrap();
 
-    // Then the next visit is a failed one, which is counted and tried again later each time
-    let error = visit().await.unwrap_err();
+    // Then the next reconcile is a failed one, which is counted and tried again later each time
+    let error = reconcile().await.unwrap_err();
     assert_eq!(error.category(), "Status");
     assert_eq!(cluster.writes(), ["PATCH status", "PATCH status"]);
 
     // When it is taken, then nothing is left to do
     cluster.1.store(false, Ordering::Relaxed);
-    visit().await.unwrap();
+    reconcile().await.unwrap();
     assert_eq!(cluster.writes(), ["PATCH status"]);
-    visit().await.unwrap();
+    reconcile().await.unwrap();
     assert_eq!(cluster.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn what_later_visits_act_upon_is_stored_before_the_visit_ends() {
+async fn what_later_reconciles_act_upon_is_stored_before_the_reconcile_ends() {
     let cluster = Cluster::default();
-    let (resource, ctx) = visited(&cluster).await;
+    let (resource, ctx) = reconciled(&cluster).await;
 
     // Given counts on their way, and then a failure
     let silence = Arc::clone(&cluster.3).write_owned().await;
@@ -153,18 +156,21 @@ async fn what_later_visits_act_upon_is_stored_before_the_visit_ends() {
         .await
         .unwrap();
     failed_gate(&ctx);
-    let mut visit = std::pin::pin!(reconcile(Arc::clone(&resource), Arc::clone(&ctx)));
+    let mut reconcile = std::pin::pin!(reconcile(Arc::clone(&resource), Arc::clone(&ctx)));
 
-    // Then the visit waits for the counts, so that the older status is not carried out last
+    // Then the reconcile waits for the counts, so that the older status is not carried out last
     let soon = std::time::Duration::from_millis(100);
-    assert!(tokio::time::timeout(soon, &mut visit).await.is_err());
+    assert!(tokio::time::timeout(soon, &mut reconcile).await.is_err());
     let writes = cluster.writes();
     let statuses = writes.iter().filter(|write| *write == "PATCH status");
     assert_eq!(statuses.count(), 1, "{writes:?}");
 
     // And ends when its own is stored
     drop(silence);
-    tokio::time::timeout(LIMIT, visit).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, reconcile)
+        .await
+        .unwrap()
+        .unwrap();
     let stored = cluster.0.lock().unwrap().last().unwrap().2.clone();
     assert_eq!(stored["status"]["lastFailures"][0]["runner"], "pool-failed");
 }

@@ -143,8 +143,8 @@ async fn no_token_and_no_registration_is_logged() {
     registrar.ask("unsigned").await;
     let log = String::from_utf8_lossy(&written.0.lock().unwrap()).into_owned();
     // Those who are sent away are told of, now and then, and in short
-    let told = log.matches("the registrar does not know who asks").count();
-    assert!((1..25).contains(&told), "told {told} times");
+    let reported = log.matches("the registrar does not know who asks").count();
+    assert!((1..25).contains(&reported), "reported {reported} times");
     for secret in [JIT, "forged-token", "Bearer good", &known_as("good")] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }

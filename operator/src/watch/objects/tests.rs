@@ -217,13 +217,13 @@ async fn look(
     objects: &Arc<Objects<Secret>>,
     wanted: Vec<(PoolKey, String)>,
 ) -> Vec<Lookup<Secret>> {
-    // Each with a waker of its own, as visits have them.
-    let mut visits = JoinSet::new();
+    // Each with a waker of its own, as reconciles have them.
+    let mut reconciles = JoinSet::new();
     for (pool, name) in wanted {
         let objects = Arc::clone(objects);
-        visits.spawn(async move { objects.get(&pool, &name).await });
+        reconciles.spawn(async move { objects.get(&pool, &name).await });
     }
-    visits.join_all().await
+    reconciles.join_all().await
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,7 +290,7 @@ async fn a_change_of_an_object_wakes_the_pools_that_name_it() {
         sleep(Duration::from_secs(1)).await;
         assert!(woken.0.try_recv().is_err() && cluster.reads().is_empty());
 
-        // When it changes, goes and comes, then the pool is told each time
+        // When it changes, goes and comes, then the pool is reported each time
         let changes: [(Change, Option<&str>); 3] = [
             (|cluster| cluster.put("app", "second"), Some("second")),
             (|cluster| cluster.remove("app"), None),
@@ -320,7 +320,7 @@ async fn a_change_while_no_watch_is_open_is_seen_with_the_next_list() {
     sender.unbounded_send(format!("{gone}\n")).unwrap();
     drop(sender);
 
-    // Then the pool is told all the same
+    // Then the pool is reported all the same
     assert_eq!(woken.next().await, "a");
     let found = objects.get(&pool("a"), "app").await;
     assert_eq!(value(&found).as_deref(), Some("second"));
@@ -337,7 +337,7 @@ async fn an_object_is_read_soon_after_an_outage() {
         assert!(matches!(found, Lookup::Unreadable));
         sleep(outage).await;
 
-        // When that is over, then the pool is told soon
+        // When that is over, then the pool is reported soon
         cluster.state().is_away = false;
         let end = Instant::now();
         assert_eq!(woken.next().await, "a");

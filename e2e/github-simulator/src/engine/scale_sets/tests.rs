@@ -276,11 +276,11 @@ fn jobs_of_an_ended_session_are_queued_again() {
         (numbers.total_assigned_jobs, numbers.total_available_jobs),
         (1, 2)
     );
-    let (_, told) = stage.next(set, 0).unwrap();
+    let (_, reported) = stage.next(set, 0).unwrap();
     assert_eq!(
-        kinds(&told),
+        kinds(&reported),
         ["JobStarted"],
-        "what was taken back is not told"
+        "what was taken back is not reported"
     );
     stage.listen(set, 3);
     assert_eq!(stage.assigned(set), 3);
@@ -320,11 +320,11 @@ fn messages_come_in_batches_and_again_until_they_are_acknowledged() {
     let mut stage = Stage::new();
     let set = stage.set("gpu", 60);
     stage.queue(60);
-    let (first, told) = stage.next(set, 0).unwrap();
-    assert_eq!((first, told.len()), (1, 50));
-    assert_eq!(stage.next(set, 0).unwrap(), (1, told), "the same again");
-    let (second, told) = stage.next(set, 1).unwrap();
-    assert_eq!((second, told.len()), (2, 10));
+    let (first, reported) = stage.next(set, 0).unwrap();
+    assert_eq!((first, reported.len()), (1, 50));
+    assert_eq!(stage.next(set, 0).unwrap(), (1, reported), "the same again");
+    let (second, reported) = stage.next(set, 1).unwrap();
+    assert_eq!((second, reported.len()), (2, 10));
     assert!(stage.next(set, 2).is_none());
     let entry = stage.world.scale_sets.get_mut(&set).unwrap();
     entry.messages.remove(&1);
@@ -353,22 +353,22 @@ fn a_job_tells_its_life() {
     let mut stage = Stage::new();
     let set = stage.set("gpu", 1);
     let jobs = stage.queue(1);
-    let (_, told) = stage.next(set, 0).unwrap();
-    assert_eq!(kinds(&told), ["JobAssigned"]);
-    assert_eq!(told[0]["runnerRequestId"], jobs[0]);
-    assert_eq!(told[0]["repositoryName"], "craton-tensor-wasm");
-    assert_eq!(told[0]["ownerName"], "craton-co");
-    assert_eq!(told[0]["finishTime"], NO_TIME);
-    assert_ne!(told[0]["scaleSetAssignTime"], NO_TIME);
+    let (_, reported) = stage.next(set, 0).unwrap();
+    assert_eq!(kinds(&reported), ["JobAssigned"]);
+    assert_eq!(reported[0]["runnerRequestId"], jobs[0]);
+    assert_eq!(reported[0]["repositoryName"], "craton-tensor-wasm");
+    assert_eq!(reported[0]["ownerName"], "craton-co");
+    assert_eq!(reported[0]["finishTime"], NO_TIME);
+    assert_ne!(reported[0]["scaleSetAssignTime"], NO_TIME);
     let runner = stage.runner("one", Some(set));
     engine::acquire(&mut stage.world, jobs[0], runner, stage.now).unwrap();
     engine::complete(&mut stage.world, jobs[0], Conclusion::Failure, stage.now);
-    let (_, told) = stage.next(set, 1).unwrap();
-    assert_eq!(kinds(&told), ["JobStarted", "JobCompleted"]);
-    assert_eq!(told[0]["runnerName"], "one");
-    assert_eq!(told[1]["runnerId"], runner);
-    assert_eq!(told[1]["result"], "failed");
-    assert_ne!(told[1]["finishTime"], NO_TIME);
+    let (_, reported) = stage.next(set, 1).unwrap();
+    assert_eq!(kinds(&reported), ["JobStarted", "JobCompleted"]);
+    assert_eq!(reported[0]["runnerName"], "one");
+    assert_eq!(reported[1]["runnerId"], runner);
+    assert_eq!(reported[1]["result"], "failed");
+    assert_ne!(reported[1]["finishTime"], NO_TIME);
 }
 
 #[test]
@@ -378,11 +378,11 @@ fn a_job_that_is_cancelled_before_it_ran_has_no_runner() {
     let jobs = stage.queue(1);
     let run = stage.world.jobs[&jobs[0]].run;
     assert!(engine::cancel_run(&mut stage.world, run, stage.now));
-    let (_, told) = stage.next(set, 0).unwrap();
-    assert_eq!(kinds(&told), ["JobAssigned", "JobCompleted"]);
-    assert_eq!(told[1]["result"], "canceled");
-    assert_eq!(told[1]["runnerId"], 0);
-    assert_eq!(told[1]["runnerName"], "");
+    let (_, reported) = stage.next(set, 0).unwrap();
+    assert_eq!(kinds(&reported), ["JobAssigned", "JobCompleted"]);
+    assert_eq!(reported[1]["result"], "canceled");
+    assert_eq!(reported[1]["runnerId"], 0);
+    assert_eq!(reported[1]["runnerName"], "");
     assert_eq!(stage.assigned(set), 0);
 }
 
@@ -393,13 +393,13 @@ fn offered_jobs_have_to_be_acquired() {
     let one = stage.set("one", 1);
     let other = stage.set("other", 5);
     let jobs = stage.queue(2);
-    let (_, told) = stage.next(one, 0).unwrap();
+    let (_, reported) = stage.next(one, 0).unwrap();
     assert_eq!(
-        kinds(&told),
+        kinds(&reported),
         ["JobAvailable"],
         "as far as the capacity goes"
     );
-    let url = told[0]["acquireJobUrl"].as_str().unwrap();
+    let url = reported[0]["acquireJobUrl"].as_str().unwrap();
     assert!(url.contains(&format!("/{one}/acquirejobs")), "{url}");
     assert_eq!(stage.next(other, 0).unwrap().1.len(), 2, "to both");
     assert_eq!((stage.assigned(one), stage.assigned(other)), (0, 0));

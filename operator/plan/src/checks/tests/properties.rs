@@ -1,13 +1,13 @@
-//! Two pools that require checks of one repository, whatever happens between and during their visits.
+//! Two pools that require checks of one repository, whatever happens between and during their reconciles.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What may happen between and during visits.
+/// What may happen between and during reconciles.
 #[derive(Clone, Debug)]
 enum Event {
-    Visit(usize),
+    Reconcile(usize),
     /// The process dies when it has written the status, or when it has changed GitHub.
     Crash(usize, bool),
     UserAdds(&'static str),
@@ -19,7 +19,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let name = prop_oneof![Just("fmt"), Just("gpu"), Just("build")];
     prop_oneof![
-        4 => (0..2usize).prop_map(Event::Visit),
+        4 => (0..2usize).prop_map(Event::Reconcile),
         1 => (0..2usize, any::<bool>()).prop_map(|(pool, wrote)| Event::Crash(pool, wrote)),
         2 => name.clone().prop_map(Event::UserAdds),
         2 => name.prop_map(Event::UserRemoves),
@@ -37,7 +37,7 @@ proptest! {
         let mut theirs = vec!["fmt".to_owned()];
         for event in events {
             match event {
-                Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
+                Event::Reconcile(number) => act(&mut world, &mut pools, number, true, true),
                 Event::Crash(number, wrote) => act(&mut world, &mut pools, number, wrote, !wrote),
                 Event::UserAdds(name) => {
                     let ours = pools.iter().any(|pool| recorded(pool, name));
@@ -75,7 +75,7 @@ proptest! {
         let (mut world, mut pools) = two_pools();
         for event in events {
             match event {
-                Event::Visit(number) => act(&mut world, &mut pools, number, true, true),
+                Event::Reconcile(number) => act(&mut world, &mut pools, number, true, true),
                 Event::Crash(number, wrote) => act(&mut world, &mut pools, number, wrote, !wrote),
                 Event::UserRemoves(name) => world.required("main").retain(|t| t != name),
                 Event::UserAdds(_) | Event::Delete(_) | Event::Ask(..) => {}

@@ -30,11 +30,11 @@ fn letting_go(namespace: &str, name: &str) -> Vec<Step> {
 
 async fn run(node: &str, script: Vec<Step>) -> (Result<(), String>, String, Vec<Value>) {
     let (pools, server) = play(script);
-    let mut told = String::new();
-    let tell = &mut |text: &str| told.push_str(text);
+    let mut reported = String::new();
+    let tell = &mut |text: &str| reported.push_str(text);
     let result = release(&pools, "my-pool", node, "now", tell).await;
     drop(pools);
-    (result, told, server.await.unwrap())
+    (result, reported, server.await.unwrap())
 }
 
 #[tokio::test]
@@ -44,9 +44,9 @@ async fn the_pool_that_holds_the_node_is_asked_whichever_it_is() {
         vec![pool("ci", "my-pool", false), pool("other", "big", true)],
     )];
     script.extend(letting_go("other", "big"));
-    let (result, told, sent) = run("gpu-node-2", script).await;
+    let (result, reported, sent) = run("gpu-node-2", script).await;
     assert_eq!(result, Ok(()));
-    assert_eq!(told, "other/big lets gpu-node-2 go\n");
+    assert_eq!(reported, "other/big lets gpu-node-2 go\n");
     assert_eq!(
         sent,
         [json!({"metadata": {"annotations": {RELEASE: "gpu-node-2 now"}}})]
@@ -60,9 +60,9 @@ async fn who_may_see_one_namespace_releases_there() {
         Step::List(pools_of("ci"), vec![pool("ci", "my-pool", true)]),
     ];
     script.extend(letting_go("ci", "my-pool"));
-    let (result, told, _) = run("gpu-node-2", script).await;
+    let (result, reported, _) = run("gpu-node-2", script).await;
     assert_eq!(result, Ok(()));
-    assert_eq!(told, "ci/my-pool lets gpu-node-2 go\n");
+    assert_eq!(reported, "ci/my-pool lets gpu-node-2 go\n");
 }
 
 #[tokio::test]
@@ -75,8 +75,8 @@ async fn a_holder_that_may_not_be_asked_is_named_and_the_others_let_go() {
         Step::Refused(format!("PATCH {}/big", pools_of("other")), 403),
     ];
     script.extend(letting_go("ci", "my-pool"));
-    let (result, told, _) = run("gpu-node-2", script).await;
-    assert_eq!(told, "ci/my-pool lets gpu-node-2 go\n");
+    let (result, reported, _) = run("gpu-node-2", script).await;
+    assert_eq!(reported, "ci/my-pool lets gpu-node-2 go\n");
     let message = result.unwrap_err();
     assert!(
         message.contains("other/big cannot be asked: you may not"),
@@ -117,13 +117,13 @@ async fn an_operator_that_does_not_answer_is_not_waited_for_for_ever() {
     asking.truncate(2);
     script.extend(asking);
     script.push(Step::Silence(pools_of("ci")));
-    let (result, told, _) = run("gpu-node-2", script).await;
+    let (result, reported, _) = run("gpu-node-2", script).await;
     assert!(
         result
             .unwrap_err()
             .contains("still holds gpu-node-2 after 30 seconds")
     );
-    assert!(told.is_empty());
+    assert!(reported.is_empty());
 }
 
 #[test]

@@ -41,16 +41,16 @@ fn script(seen: Vec<Value>) -> Vec<Step> {
 
 async fn verify(script: Vec<Step>) -> (Result<Verdict, String>, String, Vec<Value>) {
     let (pools, server) = play(script);
-    let mut told = String::new();
+    let mut reported = String::new();
     let verdict = match ask(&pools, "my-pool", ASKED).await {
         Ok(()) => {
-            let tell = &mut |text: &str| told.push_str(text);
+            let tell = &mut |text: &str| reported.push_str(text);
             follow(&pools, "my-pool", ASKED, Duration::from_mins(1), tell).await
         }
         Err(message) => Err(message),
     };
     drop(pools);
-    (verdict, told, server.await.unwrap())
+    (verdict, reported, server.await.unwrap())
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_green_run_is_asked_for_and_each_change_told_once() {
         vec![job]
     };
     let done = job(json!({"conclusion": "success", "passed": 46}));
-    let (verdict, told, sent) = verify(script(vec![
+    let (verdict, reported, sent) = verify(script(vec![
         // The operator has not seen the annotation: the run before it ended red.
         pool(|_| {}),
         verifies(&json!({"state": "Requested", "url": null, "runId": null})),
@@ -79,34 +79,34 @@ async fn a_green_run_is_asked_for_and_each_change_told_once() {
         sent,
         [json!({"metadata": {"annotations": {VERIFY: ASKED}}})]
     );
-    fixture::fits(&told);
-    insta::assert_snapshot!(told);
-    fixture::in_the_reference(&told);
+    fixture::fits(&reported);
+    insta::assert_snapshot!(reported);
+    fixture::in_the_reference(&reported);
 }
 
 #[tokio::test]
 async fn a_red_run_says_why() {
-    let (verdict, told, _) = verify(script(vec![verifies(&json!({
+    let (verdict, reported, _) = verify(script(vec![verifies(&json!({
         "state": "Failed", "reason": "TestsMissing", "message": "45 tests passed, and 46 should", "ended": ASKED,
     }))]))
     .await;
     assert_eq!(verdict, Ok(Verdict::Red));
     assert!(
-        told.ends_with("red (TestsMissing): 45 tests passed, and 46 should\n"),
-        "{told}"
+        reported.ends_with("red (TestsMissing): 45 tests passed, and 46 should\n"),
+        "{reported}"
     );
 }
 
 #[tokio::test]
 async fn a_workflow_that_cannot_be_started_is_neither_green_nor_red() {
-    let (verdict, told, _) = verify(script(vec![verifies(&json!({
+    let (verdict, reported, _) = verify(script(vec![verifies(&json!({
         "state": "Failed", "reason": "WorkflowNotFound", "message": "no cuda.yml", "runId": null, "url": null, "ended": ASKED,
     }))]))
     .await;
     assert_eq!(verdict, Ok(Verdict::NotRun));
     assert!(
-        told.ends_with("not run (WorkflowNotFound): no cuda.yml\n"),
-        "{told}"
+        reported.ends_with("not run (WorkflowNotFound): no cuda.yml\n"),
+        "{reported}"
     );
 }
 
@@ -124,39 +124,42 @@ async fn a_pool_without_a_runner_says_what_it_waits_for_and_goes_on_when_one_com
         pools_of("ci"),
         vec![verifies(&json!({"state": "Succeeded"}))],
     ));
-    let (verdict, told, _) = verify(script).await;
+    let (verdict, reported, _) = verify(script).await;
     assert_eq!(verdict, Ok(Verdict::Green));
     assert_eq!(
-        told.matches("waits for a runner to be online").count(),
+        reported.matches("waits for a runner to be online").count(),
         1,
-        "{told}"
+        "{reported}"
     );
-    assert!(told.contains("RunnersOnline (Unschedulable)"), "{told}");
     assert!(
-        !told.contains("WorkflowVerified"),
-        "an earlier run's verdict: {told}"
+        reported.contains("RunnersOnline (Unschedulable)"),
+        "{reported}"
+    );
+    assert!(
+        !reported.contains("WorkflowVerified"),
+        "an earlier run's verdict: {reported}"
     );
 }
 
 #[tokio::test]
 async fn a_pool_that_github_refuses_is_not_waited_for() {
     let refused = pool(|status| status["conditions"][2]["status"] = json!("False"));
-    let (verdict, told, _) = verify(script(vec![refused])).await;
+    let (verdict, reported, _) = verify(script(vec![refused])).await;
     assert_eq!(verdict, Ok(Verdict::NotRun));
-    assert!(told.contains("CredentialsValid"), "{told}");
+    assert!(reported.contains("CredentialsValid"), "{reported}");
 }
 
 #[tokio::test]
 async fn another_verification_is_waited_for() {
     let other = pool(|status| status["verification"]["state"] = json!("Running"));
-    let (_, told, _) = verify(script(vec![
+    let (_, reported, _) = verify(script(vec![
         other,
         verifies(&json!({"state": "Succeeded"})),
     ]))
     .await;
     assert!(
-        told.contains("waits for the verification before it:"),
-        "{told}"
+        reported.contains("waits for the verification before it:"),
+        "{reported}"
     );
 }
 

@@ -22,8 +22,8 @@ pub(crate) fn required(
             "The spec cannot be carried out",
         );
     };
-    let watched = &observed.checks;
-    if let Some((reason, message)) = &watched.trouble {
+    let facts = &observed.checks;
+    if let Some((reason, message)) = &facts.trouble {
         return condition_state("False", *reason, message.clone());
     }
     let Some(asked) = &spec.required_checks else {
@@ -46,7 +46,7 @@ pub(crate) fn required(
             "Checks are required when the verification was green",
         );
     };
-    if watched.read.is_none() {
+    if facts.read.is_none() {
         return condition_state(
             "Unknown",
             Reason::Reading,
@@ -63,10 +63,10 @@ pub(crate) fn required(
         return condition_state(
             "False",
             Reason::NotSeenOnPullRequest,
-            not_seen(&unseen, watched),
+            not_seen(&unseen, facts),
         );
     }
-    judge(spec, asked, record, watched)
+    judge(spec, asked, record, facts)
 }
 
 /// The job of the green run whose check the run has not reported.
@@ -81,10 +81,10 @@ fn not_reported(pool: &Pool, record: &RequiredChecksStatus) -> Option<String> {
     ))
 }
 
-fn not_seen(unseen: &[&str], watched: &CheckFacts) -> String {
+fn not_seen(unseen: &[&str], facts: &CheckFacts) -> String {
     let skipped = unseen.iter().copied();
     let skipped: Vec<&str> = skipped
-        .filter(|name| watched.skipped.contains(*name))
+        .filter(|name| facts.skipped.contains(*name))
         .collect();
     if !skipped.is_empty() {
         return format!(
@@ -92,14 +92,14 @@ fn not_seen(unseen: &[&str], watched: &CheckFacts) -> String {
             skipped.join(", ")
         );
     }
-    let filtered = watched.triggers.as_ref().is_some_and(|t| t.is_filtered);
+    let filtered = facts.triggers.as_ref().is_some_and(|t| t.is_filtered);
     let why = if filtered {
         "its trigger pull_request has filters for paths or branches; "
     } else {
         ""
     };
     format!(
-        "No recent pull request has reported {}: {why}a required check that never reports blocks every pull request for good. Open a pull request that runs the workflow, or set spec.requiredChecks.allowUnseen",
+        "No recent pull request has reported {}: {why}a required check that never reports blocks every pull request permanently. Open a pull request that runs the workflow, or set spec.requiredChecks.allowUnseen",
         unseen.join(", ")
     )
 }
@@ -109,14 +109,14 @@ fn judge(
     spec: &Spec,
     asked: &RequiredChecks,
     record: &RequiredChecksStatus,
-    watched: &CheckFacts,
+    facts: &CheckFacts,
 ) -> ConditionState {
     let names: Vec<&str> = record.checks.iter().map(|c| c.context.as_str()).collect();
-    let own = watched.ruleset.as_ref().map(|(id, _)| *id);
+    let own = facts.ruleset.as_ref().map(|(id, _)| *id);
     let (mut done, mut skipped, mut open) = (vec![], vec![], vec![]);
     for wanted in &asked.branches {
         let name = &wanted.name;
-        let Some(branch) = watched.branches.get(name) else {
+        let Some(branch) = facts.branches.get(name) else {
             open.push(name.as_str());
             continue;
         };
@@ -131,7 +131,7 @@ fn judge(
         if let Some((reason, message)) = branch.obstacle(name, asked.mode, spec) {
             return condition_state("False", reason, message);
         }
-        if watched.requires(branch, name, &names, asked.mode) {
+        if facts.requires(branch, name, &names, asked.mode) {
             done.push(name.as_str());
         } else {
             open.push(name.as_str());
@@ -145,12 +145,12 @@ fn judge(
         );
         return condition_state("Unknown", Reason::Adding, message);
     }
-    let parts = in_place(&names, &done, &skipped, watched);
+    let parts = in_place(&names, &done, &skipped, facts);
     condition_state("True", Reason::Required, parts.join(". "))
 }
 
 /// What is required where, what is left alone, and what will be a nuisance.
-fn in_place(names: &[&str], done: &[&str], skipped: &[&str], watched: &CheckFacts) -> Vec<String> {
+fn in_place(names: &[&str], done: &[&str], skipped: &[&str], facts: &CheckFacts) -> Vec<String> {
     let mut parts = if done.is_empty() {
         vec!["No branch is protected, and each is to be left alone then".to_owned()]
     } else {
@@ -166,7 +166,7 @@ fn in_place(names: &[&str], done: &[&str], skipped: &[&str], watched: &CheckFact
             skipped.join(", ")
         ));
     }
-    parts.extend(warnings(names, done, watched));
+    parts.extend(warnings(names, done, facts));
     parts
 }
 
@@ -187,9 +187,9 @@ impl CheckFacts {
 }
 
 /// What will make required checks a nuisance, though they are required.
-fn warnings(names: &[&str], done: &[&str], watched: &CheckFacts) -> Vec<String> {
+fn warnings(names: &[&str], done: &[&str], facts: &CheckFacts) -> Vec<String> {
     let mut warnings = vec![];
-    let is_twice = |name: &&str| watched.elsewhere.contains(*name);
+    let is_twice = |name: &&str| facts.elsewhere.contains(*name);
     let twice: Vec<&str> = names.iter().copied().filter(is_twice).collect();
     if !twice.is_empty() {
         warnings.push(format!(
@@ -197,20 +197,20 @@ fn warnings(names: &[&str], done: &[&str], watched: &CheckFacts) -> Vec<String> 
             twice.join(", ")
         ));
     }
-    let Some(triggers) = &watched.triggers else {
+    let Some(triggers) = &facts.triggers else {
         return warnings;
     };
     if triggers.is_filtered {
-        warnings.push("Warning: the workflow's trigger pull_request has filters; a pull request that they leave out waits for these checks for good".to_owned());
+        warnings.push("Warning: the workflow's trigger pull_request has filters; a pull request that they leave out waits for these checks permanently".to_owned());
     }
     let has_queue = |name: &&str| {
-        let rules = watched.branches.get(*name).map(|b| &b.rules);
+        let rules = facts.branches.get(*name).map(|b| &b.rules);
         rules.into_iter().flatten().any(|r| r.kind == "merge_queue")
     };
     let queued: Vec<&str> = done.iter().copied().filter(has_queue).collect();
     if !triggers.merge_group && !queued.is_empty() {
         warnings.push(format!(
-            "Warning: {} has a merge queue, and the workflow has no trigger merge_group: the queue waits for these checks for good",
+            "Warning: {} has a merge queue, and the workflow has no trigger merge_group: the queue waits for these checks permanently",
             queued.join(", ")
         ));
     }

@@ -22,8 +22,8 @@ fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
         container: Some("runner".into()),
         image: None,
     });
-    let visit = plan(&pool, &observed(vec![waiting.clone()]), NOW);
-    let (status, reason, message) = condition(&visit, kind::READY);
+    let planned = plan(&pool, &observed(vec![waiting.clone()]), NOW);
+    let (status, reason, message) = condition(&planned, kind::READY);
     assert_eq!((status, reason), ("False", "ContainerNotStarted"));
     assert!(
         message.contains("secret \"hf-token\" not found"),
@@ -31,8 +31,8 @@ fn a_container_that_cannot_be_made_is_told_at_once_in_the_kubelets_words() {
     );
 
     waiting.waiting_since = Some(ago(301));
-    let visit = plan(&pool, &observed(vec![waiting]), NOW);
-    assert_eq!(condition(&visit, kind::STALLED).1, "ContainerNotStarted");
+    let planned = plan(&pool, &observed(vec![waiting]), NOW);
+    assert_eq!(condition(&planned, kind::STALLED).1, "ContainerNotStarted");
 }
 
 #[test]
@@ -46,8 +46,8 @@ fn the_schedulers_sentence_is_told() {
         container: None,
         image: None,
     });
-    let visit = plan(&pool, &observed(vec![waiting]), NOW);
-    let message = condition(&visit, kind::RUNNERS_ONLINE).2;
+    let planned = plan(&pool, &observed(vec![waiting]), NOW);
+    let message = condition(&planned, kind::RUNNERS_ONLINE).2;
     assert!(message.ends_with("had untolerated taint"), "{message}");
 }
 
@@ -72,8 +72,8 @@ fn a_sentence_of_kubernetes_that_only_counts_anew_is_not_written() {
     assert_ne!(plan(&pool, &other, NOW).status, pool.status);
     // Of a spec that has changed it is said as it is now.
     pool.generation += 1;
-    let visit = plan(&pool, &counted, NOW);
-    let message = condition(&visit, kind::RUNNERS_ONLINE).2;
+    let planned = plan(&pool, &counted, NOW);
+    let message = condition(&planned, kind::RUNNERS_ONLINE).2;
     assert!(message.contains("1 Insufficient"), "{message}");
 }
 
@@ -84,10 +84,10 @@ fn a_pod_that_stays_without_containers_points_at_kubectl() {
     waiting.since = ago(130);
     // While another runner serves, that is no trouble.
     let online = runner(&pool, "pool-bbbbb", RunnerPhase::Idle);
-    let visit = plan(&pool, &observed(vec![waiting.clone(), online]), NOW);
-    assert_eq!(condition(&visit, kind::RUNNERS_ONLINE).1, "Online");
-    let visit = plan(&pool, &observed(vec![waiting]), NOW);
-    let (_, reason, message) = condition(&visit, kind::RUNNERS_ONLINE);
+    let planned = plan(&pool, &observed(vec![waiting.clone(), online]), NOW);
+    assert_eq!(condition(&planned, kind::RUNNERS_ONLINE).1, "Online");
+    let planned = plan(&pool, &observed(vec![waiting]), NOW);
+    let (_, reason, message) = condition(&planned, kind::RUNNERS_ONLINE);
     assert_eq!(reason, "SlowStart");
     assert!(
         message.contains("kubectl describe pod pool-aaaaa"),
@@ -100,9 +100,9 @@ fn fail_once_more(mut pool: Pool, name: &str, failure: &Failure) -> (Pool, Plan)
     let mut failed = runner(&pool, name, RunnerPhase::Failed);
     failed.created = failure.at;
     failed.end = Some(End::Failed(failure.clone()));
-    let visit = plan(&pool, &observed(vec![failed]), failure.at);
-    pool.status = visit.status.clone();
-    (pool, visit)
+    let planned = plan(&pool, &observed(vec![failed]), failure.at);
+    pool.status = planned.status.clone();
+    (pool, planned)
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere(
         let mut seen = observed(vec![runner]);
         seen.nodes = Some(vec![node("node-1"), node("node-2")]);
         pool.status = plan(&pool, &seen, at).status;
-        // Then it is left alone after the third, and not before
+        // Then it is quarantined after the third, and not before
         assert_eq!(pool.status.quarantine.len(), usize::from(n == 3), "{n}");
     }
     assert_eq!(pool.status.quarantine[0].node, "node-1");
@@ -162,9 +162,9 @@ fn after_any_failure_there_is_a_pause_and_it_grows() {
         let mut at = NOW;
         let mut pauses = vec![];
         for n in 0..8 {
-            let visit;
-            (pool, visit) = fail_once_more(pool, &format!("pool-{n}"), &rejected(class, at));
-            assert_eq!(created(&visit), 0, "{class}");
+            let planned;
+            (pool, planned) = fail_once_more(pool, &format!("pool-{n}"), &rejected(class, at));
+            assert_eq!(created(&planned), 0, "{class}");
             let health = health::assess(&pool, &observed(vec![]), at);
             let next = health.not_before.unwrap();
             pauses.push(next.duration_since(at));
@@ -192,9 +192,9 @@ fn a_job_that_left_no_word_is_told_where_github_showed_the_runner_busy() {
         let mut entries = listing(&["pool-aaaaa"]);
         entries.entries[0].busy = true;
         observed.listing = Some(entries);
-        let visit = plan(&pool, &observed, NOW);
-        let told = &visit.status.last_failures[0];
-        assert_eq!(told.reason, "JobCutShort", "{reason}");
+        let planned = plan(&pool, &observed, NOW);
+        let reported = &planned.status.last_failures[0];
+        assert_eq!(reported.reason, "JobCutShort", "{reason}");
     }
 }
 
@@ -203,14 +203,14 @@ fn pods_that_vanish_at_once_are_told_and_not_made_anew_without_a_pause() {
     let pool = pool(1);
     let mut observed = observed(vec![]);
     observed.vanished = vec![runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled)];
-    let visit = plan(&pool, &observed, NOW);
-    assert_eq!(visit.status.last_failures[0].reason, "PodDeleted");
-    assert_eq!(created(&visit), 0);
+    let planned = plan(&pool, &observed, NOW);
+    assert_eq!(planned.status.last_failures[0].reason, "PodDeleted");
+    assert_eq!(created(&planned), 0);
 }
 
-/// The pool after a visit, at its next generation.
-fn changed(mut pool: Pool, visit: &Plan) -> Pool {
-    pool.status = visit.status.clone();
+/// The pool after a planned, at its next generation.
+fn changed(mut pool: Pool, planned: &Plan) -> Pool {
+    pool.status = planned.status.clone();
     pool.generation += 1;
     pool.spec_mut().template_hash = "new".to_owned();
     pool
@@ -246,8 +246,8 @@ fn a_changed_number_of_runners_rolls_nothing_out() {
     let coming = observed(vec![runner(&pool, "pool-bbbbb", RunnerPhase::Gated)]);
     // When it is to have another number of runners, and nothing else has changed, then it stays ready
     pool.generation += 1;
-    let visit = plan(&pool, &coming, NOW);
-    assert_eq!(condition(&visit, kind::READY).0, "True");
+    let planned = plan(&pool, &coming, NOW);
+    assert_eq!(condition(&planned, kind::READY).0, "True");
 }
 
 #[test]
@@ -260,8 +260,8 @@ fn a_pool_without_a_runner_online_is_not_ready_for_long() {
     let world = observed(vec![next.clone()]);
     // Then it is ready while that takes no longer than usual, and not after
     for (seconds, status, reason) in [(30, "True", "Online"), (90, "False", "NoneOnline")] {
-        let visit = plan(&pool, &world, NOW + SignedDuration::from_secs(seconds));
-        let (found, why, _) = condition(&visit, kind::READY);
+        let planned = plan(&pool, &world, NOW + SignedDuration::from_secs(seconds));
+        let (found, why, _) = condition(&planned, kind::READY);
         assert_eq!((found, why), (status, reason), "{seconds}");
     }
 }
@@ -272,6 +272,6 @@ fn a_pool_in_deletion_is_not_ready_while_a_job_runs() {
     let busy = runner(&pool, "pool-aaaaa", RunnerPhase::Busy);
     pool.status = plan(&pool, &observed(vec![busy.clone()]), NOW).status;
     pool.deleting = Some(NOW);
-    let visit = plan(&pool, &observed(vec![busy]), NOW);
-    assert_eq!(condition(&visit, kind::READY).1, "Deleting");
+    let planned = plan(&pool, &observed(vec![busy]), NOW);
+    assert_eq!(condition(&planned, kind::READY).1, "Deleting");
 }

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::rows::set;
 use crate::suites::context::merge;
 
-/// A value that is told.
-pub(super) struct Told {
+/// A value that is reported.
+pub(super) struct Reported {
     /// The field's path in the spec.
     pub(super) path: &'static str,
     value: Value,
@@ -15,7 +15,7 @@ pub(super) struct Told {
     pub(super) reason: &'static str,
 }
 
-impl Told {
+impl Reported {
     /// A spec with this value.
     pub(super) fn spec(&self) -> Value {
         let mut spec = json!({});
@@ -26,7 +26,7 @@ impl Told {
 }
 
 /// All of them. None makes a pod that gets a node.
-pub(super) fn told(github: &str, repository: &str) -> Vec<Told> {
+pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
     let organization = repository.split('/').next().unwrap_or_default();
     let queue = json!({
         "github": {"url": format!("{github}/{organization}")},
@@ -34,54 +34,54 @@ pub(super) fn told(github: &str, repository: &str) -> Vec<Told> {
     });
     let nowhere = json!({"spec": {"nodeSelector": {"example.com/nowhere": "true"}}});
     let nobody = json!({"spec": {"serviceAccountName": "absent"}});
-    let told = |path, value, reason| Told {
+    let reported = |path, value, reason| Reported {
         path,
         value,
         base: json!({}),
         reason,
     };
     vec![
-        told(
+        reported(
             "github.url",
             json!(format!("{github}/{repository}-nowhere")),
             "NotFound",
         ),
-        told(
+        reported(
             "github.url",
             json!("https://nowhere.invalid/a/b"),
             "Unreachable",
         ),
-        told(
+        reported(
             "github.credentialsRef.name",
             json!("absent"),
             "SecretNotFound",
         ),
-        told(
+        reported(
             "github.caBundleRef.name",
             json!("absent"),
             "CaBundleNotFound",
         ),
-        told(
+        reported(
             "github.caBundleRef.key",
             json!("absent"),
             "CaBundleNotFound",
         ),
-        told(
+        reported(
             "github.proxy.url",
             json!("http://127.0.0.1:1"),
             "Unreachable",
         ),
-        told("gpu.resource", json!("example.com/none"), "Unschedulable"),
-        told("gpu.count", json!(16), "Unschedulable"),
-        told("template", nowhere, "Unschedulable"),
-        told("template", nobody, "PodNotCreated"),
-        Told {
+        reported("gpu.resource", json!("example.com/none"), "Unschedulable"),
+        reported("gpu.count", json!(16), "Unschedulable"),
+        reported("template", nowhere, "Unschedulable"),
+        reported("template", nobody, "PodNotCreated"),
+        Reported {
             base: json!({"smoke": {"resources": {"limits": {"cpu": "1"}}}}),
-            ..told("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
+            ..reported("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
         },
-        Told {
+        Reported {
             base: queue,
-            ..told("scaling.source", json!("Poll"), "NoQueue")
+            ..reported("scaling.source", json!("Poll"), "NoQueue")
         },
     ]
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::super::rows::tests::fields;
     use super::*;
 
-    /// Whatever the definition admits can be carried out.
+    /// Whatever the CRD admits can be carried out.
     const ALL_GOOD: &[&str] = &[
         "deletionPolicy",
         "github.proxy.noProxy",
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn of_every_field_it_is_known_what_tells_a_value_that_leads_nowhere() {
-        let here: BTreeSet<&str> = told("https://github.test", "o/r")
+        let here: BTreeSet<&str> = reported("https://github.test", "o/r")
             .iter()
-            .map(|told| told.path)
+            .map(|reported| reported.path)
             .collect();
         let elsewhere = ELSEWHERE.iter().flat_map(|(_, paths)| paths.iter());
         let others: Vec<&str> = ALL_GOOD.iter().chain(elsewhere).copied().collect();
