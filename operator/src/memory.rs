@@ -101,8 +101,8 @@ pub struct PoolMemory {
     pub refresh: bool,
     /// When something that GitHub's list would show was last made or removed.
     pub last_change: Option<Timestamp>,
-    /// Until when a request for a registration may arrive at GitHub that has got no answer, by the pod's uid.
-    pub in_flight: BTreeMap<String, Timestamp>,
+    /// Registrations without an answer, which may yet arrive at GitHub: when each began, and the pod's uid.
+    pub in_flight: BTreeSet<(Timestamp, String)>,
     /// The way to GitHub.
     pub github: GitHubMemory,
     /// What was seen at addresses that the pool has left.
@@ -190,14 +190,13 @@ impl PoolMemory {
 
     /// Registers a pod's runner from now on. Whoever asks may be gone before the answer is there, and ask once more.
     pub fn registers(&mut self, uid: &str, now: Timestamp) {
-        let until = now.after(ARRIVES_WITHIN);
-        self.in_flight.insert(uid.to_owned(), until);
+        self.in_flight.insert((now, uid.to_owned()));
     }
 
-    /// A pod's registration has its answer; `in_doubt` where one of its requests has none.
-    pub fn registered(&mut self, uid: &str, in_doubt: bool, now: Timestamp) {
+    /// The registration that `begun` then has its answer; `in_doubt` where one of its requests has none.
+    pub fn registered(&mut self, uid: &str, begun: Timestamp, in_doubt: bool, now: Timestamp) {
         if !in_doubt {
-            self.in_flight.remove(uid);
+            self.in_flight.remove(&(begun, uid.to_owned()));
         }
         self.last_change = Some(now);
     }
@@ -205,8 +204,9 @@ impl PoolMemory {
     /// The moment from which on GitHub's list shows all that we did: it may lie ahead.
     #[must_use]
     pub fn settled_at(&self) -> Option<Timestamp> {
-        let in_flight = self.in_flight.values().copied();
-        in_flight.chain(self.last_change).max()
+        let latest = self.in_flight.last();
+        let arrived = latest.map(|(begun, _)| begun.after(ARRIVES_WITHIN));
+        arrived.max(self.last_change)
     }
 
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
@@ -249,7 +249,8 @@ impl PoolMemory {
 
     /// Forgets expectations that were met, removals that were done, and what GitHub said of pods that have gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
-        self.in_flight.retain(|_, until| now < *until);
+        self.in_flight
+            .retain(|(begun, _)| now < begun.after(ARRIVES_WITHIN));
         self.expected.retain(|name, expectation| {
             let is_over =
                 expectation.answer == Answer::Absent && expectation.created.after(IN_FLIGHT) <= now;
@@ -387,12 +388,17 @@ mod tests {
         let mut memory = PoolMemory::default();
         memory.registers("one", now);
         memory.registers("other", now);
-        memory.registered("one", false, now);
+        memory.registered("one", now, false, now);
         // Then GitHub's list is whole when the other must have arrived
         let arrived = now + SignedDuration::from_secs(60);
         assert_eq!(memory.settled_at(), Some(arrived));
         // Also where a later request of it was answered
-        memory.registered("other", true, now);
+        memory.registered("other", now, true, now);
+        assert_eq!(memory.settled_at(), Some(arrived));
+        // And where its gate hung up, asked once more, and that was answered
+        let again = now + SignedDuration::from_secs(30);
+        memory.registers("other", again);
+        memory.registered("other", again, false, now);
         assert_eq!(memory.settled_at(), Some(arrived));
         memory.settle(&BTreeMap::new(), arrived);
         assert_eq!(memory.settled_at(), Some(now));

@@ -102,9 +102,13 @@ impl Backend for OperatorBackend {
                 "the pool has no usable credentials at the moment",
             ));
         };
-        self.ctx.memory.with(&pool, |memory| {
-            memory.registers(&pod.uid, Timestamp::now());
-        });
+        let begun = Timestamp::now();
+        // A registration token by itself makes no entry.
+        if spec.registration != RegistrationKind::Token {
+            self.ctx
+                .memory
+                .with(&pool, |memory| memory.registers(&pod.uid, begun));
+        }
         let made = self.ask(&client, &pool, spec, &pod.name).await;
         let in_doubt = match &made {
             Some(Ok((lost_one, _))) => *lost_one,
@@ -112,7 +116,7 @@ impl Backend for OperatorBackend {
             None => false,
         };
         self.ctx.memory.with(&pool, |memory| {
-            memory.registered(&pod.uid, in_doubt, Timestamp::now());
+            memory.registered(&pod.uid, begun, in_doubt, Timestamp::now());
         });
         let Some(made) = made else {
             return Err(retry(
