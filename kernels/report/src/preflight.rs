@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Class, Confidence, Failure, Step, Version};
 
+/// Looks at the runner's image, for its shell. It writes [`Facts`].
+pub const SCRIPT: &str = include_str!("preflight.sh");
+
 /// Free space, in MiB, that the work folder must have where nothing else is said.
 pub const MIN_DISK_MIB: u64 = 512;
 

@@ -1,14 +1,12 @@
 //! The init container that looks at the runner's image: the image's own shell, the job's own user and environment.
 
 use gate_report::contract::script;
-use gate_report::preflight::Wanted;
+use gate_report::preflight::{SCRIPT, Wanted};
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, ResourceRequirements};
 
 use crate::model::pool::{WORK_FOLDER, owned};
 use crate::model::runner::{GATE, PREFLIGHT, RUNNER};
 
-/// What runs there. It writes facts; the gate judges them.
-const SCRIPT: &str = include_str!("preflight.sh");
 /// The agent's folder in GitHub's runner image.
 const AGENT_FOLDER: &str = "/home/runner";
 
