@@ -1,6 +1,7 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
 pub mod events;
+pub mod image;
 pub mod nodes;
 mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]

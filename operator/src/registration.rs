@@ -7,10 +7,11 @@ use cudarunner_crds::ManagedMemory;
 use gate_report::{Report, Version};
 use jiff::Timestamp;
 
+use crate::act::image;
 use crate::context::Context;
 use crate::github::{Client, Error, JitConfig, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
-use crate::registrar::admit::cut;
+use crate::registrar::admit::{cut, sentence};
 use crate::registrar::{
     Backend, Decision, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup,
@@ -23,6 +24,8 @@ use cuda_runner_plan::model::scale_set::Known;
 const AGAIN: Duration = Duration::from_secs(3);
 /// A limit that ends later is not for a gate to wait out, which holds its devices meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The API server's words that are more than a moment's: the pod is gone, or may not be changed so.
+const FINAL: [u16; 4] = [403, 404, 409, 422];
 /// So many devices of a report are named in the log.
 const LONGEST_LIST: usize = 16;
 
@@ -30,13 +33,14 @@ const LONGEST_LIST: usize = 16;
 pub struct OperatorBackend {
     ctx: Arc<Context>,
     waker: Arc<Waker>,
+    client: kube::Client,
 }
 
 impl OperatorBackend {
-    /// one on these stores.
+    /// One on these stores. The client changes images, whether this replica leads or not.
     #[must_use]
-    pub fn new(ctx: Arc<Context>, waker: Arc<Waker>) -> Self {
-        Self { ctx, waker }
+    pub fn new(ctx: Arc<Context>, waker: Arc<Waker>, client: kube::Client) -> Self {
+        Self { ctx, waker, client }
     }
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
@@ -60,7 +64,7 @@ impl Backend for OperatorBackend {
             return RunnerLookup::Closing;
         }
         // The books are empty after a restart: this is what the cluster still shows of them.
-        if runner.gate_passed {
+        if runner.is_online() {
             return RunnerLookup::Served;
         }
         let leaving = self
@@ -73,10 +77,39 @@ impl Backend for OperatorBackend {
                 RunnerLookup::Known(KnownRunner {
                     pool: key,
                     policy: policy(spec, pod, runner.node),
+                    let_in: runner.gate_passed,
+                    image: runner.image,
                 })
             }
             _ => RunnerLookup::Closing,
         }
+    }
+
+    async fn let_in(&self, pod: &PodIdentity, runner: &KnownRunner) -> Result<(), RegisterError> {
+        if runner.let_in {
+            return Ok(());
+        }
+        let Some(agents) = &runner.image else {
+            return Err(refusal(
+                "NoImage",
+                "the pod does not name its runner's image: somebody has removed its annotation",
+            ));
+        };
+        let changed = image::change(self.client.clone(), pod, agents).await;
+        let Err(error) = changed else {
+            tracing::info!(pool = %runner.pool, runner = %pod.name, "the gate passed: the runner's image is on");
+            return Ok(());
+        };
+        tracing::warn!(pool = %runner.pool, runner = %pod.name, %error, "the runner's image could not be put on");
+        let message = sentence(&format!(
+            "the pod's image could not be changed to the runner's: {error}"
+        ));
+        Err(match &error {
+            kube::Error::Api(said) if FINAL.contains(&said.code) => {
+                refusal("ImageNotChanged", &message)
+            }
+            _ => retry("ImageNotChanged", &message),
+        })
     }
 
     async fn register(
@@ -153,9 +186,10 @@ impl Backend for OperatorBackend {
             let memory = &self.ctx.memory;
             memory.with(&pool, |memory| memory.is_first_report(&pod.uid, &there))
         });
-        if is_first {
-            self.ctx.metrics.gate(&runner.pool, report, decision);
+        if !is_first {
+            return;
         }
+        self.ctx.metrics.gate(&runner.pool, report, decision);
         let devices: Vec<String> = report
             .devices
             .iter()
@@ -275,6 +309,8 @@ fn refusal(reason: &str, message: &str) -> RegisterError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use jiff::SignedDuration;
     use serde_json::json;
 
@@ -282,45 +318,194 @@ mod tests {
     use crate::reconcile::tests::{Cluster, context};
     use cuda_runner_plan::{Access, fixture};
 
-    #[tokio::test]
-    async fn a_restart_gives_no_pod_a_second_registration() {
-        // Given an operator that has just started: its books are empty, and its stores show the cluster
-        let ctx = context(&Cluster::default()).await;
-        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
-        let pod = PodIdentity {
+    fn pod() -> PodIdentity {
+        PodIdentity {
             namespace: "ci".to_owned(),
             name: "pool-aaaaa".to_owned(),
             uid: "u".to_owned(),
             node: None,
-        };
-        let gates = [
-            (json!({"running": {}}), "Known"),
-            (json!({"waiting": {"reason": "PodInitializing"}}), "Known"),
-            (json!({"terminated": {"exitCode": 0}}), "Served"),
-        ];
-        for (gate, wanted) in gates {
-            // When the pod shows how far its gate has come
+        }
+    }
+
+    fn backend(ctx: &Arc<Context>) -> OperatorBackend {
+        let client = ctx.client.clone();
+        OperatorBackend::new(Arc::clone(ctx), Arc::new(Waker::new().0), client)
+    }
+
+    #[tokio::test]
+    async fn a_restart_gives_no_pod_a_second_registration() {
+        // Given an operator that has just started: its books are empty, and its stores show the cluster
+        let ctx = context(&Cluster::default()).await;
+        let backend = backend(&ctx);
+        let pod = pod();
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:06Z"}});
+        for (gpu, image, ready, wanted) in [
+            (
+                json!({"state": running, "restartCount": 0}),
+                "gate:1",
+                false,
+                "Known(false)",
+            ),
+            // The image is being changed, is pulled, and then the agent comes up: it may ask again for a lost answer
+            (
+                json!({"state": running, "restartCount": 0}),
+                "runner:1",
+                false,
+                "Known(true)",
+            ),
+            (
+                json!({"state": {"waiting": {"reason": "ErrImagePull"}}, "restartCount": 0}),
+                "runner:1",
+                false,
+                "Known(true)",
+            ),
+            (
+                json!({"state": running, "restartCount": 1}),
+                "runner:1",
+                false,
+                "Known(true)",
+            ),
+            // It has come up: nobody who asks now means well
+            (
+                json!({"state": running, "restartCount": 1}),
+                "runner:1",
+                true,
+                "Served",
+            ),
+            (
+                json!({"state": {"terminated": {"exitCode": 0}}, "restartCount": 1}),
+                "runner:1",
+                false,
+                "Closing",
+            ),
+            (
+                json!({"state": {"terminated": {"exitCode": 12}}, "restartCount": 0}),
+                "gate:1",
+                false,
+                "Closing",
+            ),
+        ] {
+            // When the pod shows how far it has come
+            let mut status = gpu.clone();
+            status["name"] = json!("gpu");
+            status["image"] = json!("");
+            status["imageID"] = json!("");
+            status["ready"] = json!(ready);
             let shown = json!({
                 "metadata": {
                     "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
                     "labels": {"cudarunner.dev/pool": "pool"},
                     "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "p"}],
                 },
-                "status": {"phase": "Pending", "initContainerStatuses": [
-                    {"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": gate},
-                ]},
+                "spec": {
+                    "initContainers": [{"name": "gpu", "image": image}],
+                    "containers": [{"name": "main", "image": "gate:1"}],
+                },
+                "status": {
+                    "phase": "Pending", "initContainerStatuses": [status],
+                    "conditions": [{"type": "PodScheduled", "status": "True"}],
+                },
             });
             ctx.pods.apply(&serde_json::from_value(shown).unwrap());
-            // Then it is served for as long as the gate has not ended well
-            let found = format!("{:?}", backend.runner(&pod).await);
-            assert!(found.starts_with(wanted), "{gate}: {found}");
+            // Then it is served until it has been online
+            let found = match backend.runner(&pod).await {
+                RunnerLookup::Known(runner) => format!("Known({})", runner.let_in),
+                other => format!("{other:?}"),
+            };
+            assert_eq!(found, wanted, "{gpu} {image}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_is_put_on_once_and_a_refusal_is_told_in_the_api_servers_words() {
+        let ctx = context(&Cluster::default()).await;
+        let any = Version::new(0, 0);
+        let runner = |image: Option<&str>, let_in| KnownRunner {
+            pool: PoolKey {
+                namespace: "ci".to_owned(),
+                name: "pool".to_owned(),
+            },
+            policy: Policy {
+                devices: Some(1),
+                min_compute_capability: any,
+                min_cuda_version: any,
+                require_managed_memory: false,
+                require_preflight: false,
+                pod: "pool-aaaaa".to_owned(),
+                node: None,
+            },
+            image: image.map(str::to_owned),
+            let_in,
+        };
+        for (code, runner, requests, expected) in [
+            (200, runner(Some("runner:1"), false), 1, "Ok"),
+            // The watch shows it already
+            (200, runner(Some("runner:1"), true), 0, "Ok"),
+            (200, runner(None, false), 0, "Refused NoImage"),
+            (
+                404,
+                runner(Some("runner:1"), false),
+                1,
+                "Refused ImageNotChanged",
+            ),
+            (
+                403,
+                runner(Some("runner:1"), false),
+                1,
+                "Refused ImageNotChanged",
+            ),
+            (422, runner(Some(" "), false), 1, "Refused ImageNotChanged"),
+            (
+                500,
+                runner(Some("runner:1"), false),
+                1,
+                "Retry ImageNotChanged",
+            ),
+            (
+                429,
+                runner(Some("runner:1"), false),
+                1,
+                "Retry ImageNotChanged",
+            ),
+        ] {
+            // Given an API server that answers so
+            let asked = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&asked);
+            let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+                count.fetch_add(1, Ordering::SeqCst);
+                let body = if code == 200 {
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {}})
+                } else {
+                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "its own words", "reason": "x", "code": code})
+                };
+                let answer = http::Response::builder().status(code);
+                let answer = answer.body(kube::client::Body::from(body.to_string().into_bytes()));
+                async { Ok::<_, std::convert::Infallible>(answer.unwrap()) }
+            });
+            let client = kube::Client::new(service, "default");
+            let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0), client);
+            // When a runner is let in
+            let outcome = match backend.let_in(&pod(), &runner).await {
+                Ok(()) => "Ok".to_owned(),
+                Err(RegisterError::Refused { reason, message }) => {
+                    assert!(
+                        requests == 0 || message.contains("its own words"),
+                        "{message}"
+                    );
+                    format!("Refused {reason}")
+                }
+                Err(RegisterError::Retry { reason, .. }) => format!("Retry {reason}"),
+            };
+            // Then that is what its gate hears, and no more was asked
+            assert_eq!(outcome, expected, "{code}");
+            assert_eq!(asked.load(Ordering::SeqCst), requests, "{code}");
         }
     }
 
     #[tokio::test]
     async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
         let ctx = context(&Cluster::default()).await;
-        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+        let backend = backend(&ctx);
         let pool = Pool::read(&fixture::resource(), false);
         let access = || {
             ctx.memory

@@ -20,7 +20,26 @@ use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 
 mod ends;
 
+/// A pod in whose container the gate runs, or one that was let in.
+fn spec(let_in: bool) -> Value {
+    let image = if let_in { "runner:1" } else { "gate:1" };
+    json!({
+        "nodeName": "node-1",
+        "initContainers": [
+            {"name": "prepare", "image": "gate:1"},
+            {"name": "gpu", "image": image, "restartPolicy": "Always"}
+        ],
+        "containers": [{"name": "main", "image": "gate:1"}]
+    })
+}
+
+/// A pod whose spec is as its container of the GPUs shows it: one that was started again has the agent's image.
 fn pod(status: &Value) -> Runner {
+    let gpu = &status["initContainerStatuses"][0];
+    pod_of(&spec(gpu["restartCount"].as_i64() > Some(0)), status)
+}
+
+fn pod_of(spec: &Value, status: &Value) -> Runner {
     let pod = json!({
         "metadata": {
             "name": "pool-aaaaa",
@@ -28,7 +47,7 @@ fn pod(status: &Value) -> Runner {
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "annotations": {TEMPLATE_ANNOTATION: "t"}
         },
-        "spec": {"containers": [], "nodeName": "node-1"},
+        "spec": spec,
         "status": status
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -38,12 +57,28 @@ fn bound() -> Value {
     json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"})
 }
 
-fn gate(state: &Value) -> Value {
-    json!([{"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
+/// The container of the GPUs in one of its starts: the gate is number 0.
+fn gpu(number: i32, state: &Value, before: &Value, ready: bool) -> Value {
+    json!([{
+        "name": "gpu", "image": "", "imageID": "", "ready": ready, "restartCount": number,
+        "state": state, "lastState": before
+    }])
 }
 
-fn agent(state: &Value, started: bool, ready: bool) -> Value {
-    json!([{"name": "runner", "image": "", "imageID": "", "ready": ready, "started": started, "restartCount": 0, "state": state}])
+fn gate(state: &Value) -> Value {
+    gpu(0, state, &json!({}), false)
+}
+
+fn agent(state: &Value, ready: bool) -> Value {
+    gpu(1, state, &passed(), ready)
+}
+
+/// The main container, which is started once the agent has been online.
+fn main(started: bool) -> Value {
+    json!([{
+        "name": "main", "image": "", "imageID": "", "ready": started, "started": started, "restartCount": 0,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:02Z"}}
+    }])
 }
 
 fn passed() -> Value {
@@ -63,10 +98,9 @@ fn ended(code: i32, reason: &str, message: &str) -> Runner {
     pod(&json!({
         "phase": if code == 0 { "Succeeded" } else { "Failed" },
         "conditions": [bound()],
-        "initContainerStatuses": gate(&passed()),
-        "containerStatuses": agent(&json!({"terminated": {
+        "initContainerStatuses": agent(&json!({"terminated": {
             "exitCode": code, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:01:00Z"
-        }}), true, false)
+        }}), false)
     }))
 }
 
@@ -158,34 +192,224 @@ fn a_pod_without_a_node_says_what_the_scheduler_said() {
     assert_eq!(runner.waiting.unwrap().message, "no GPU");
 }
 
+/// A running pod in this moment: how far its runner has come, and what is wrong with it.
+fn moment(let_in: bool, gpu: &Value, online: bool, unready_since: &str) -> Runner {
+    let ready = gpu[0]["ready"] == true && online;
+    let ready = json!({
+        "type": "ContainersReady", "status": if ready { "True" } else { "False" },
+        "lastTransitionTime": unready_since
+    });
+    let status = json!({
+        "phase": "Running", "conditions": [bound(), ready],
+        "initContainerStatuses": gpu, "containerStatuses": main(online)
+    });
+    pod_of(&spec(let_in), &status)
+}
+
 #[test]
 fn each_step_on_the_node_is_a_phase() {
-    let at = |gate_state: &Value, runner: &Value, ready: &str| {
-        pod(&json!({
-            "phase": "Pending",
-            "conditions": [bound(), {"type": "Ready", "status": ready}],
-            "initContainerStatuses": gate(gate_state),
-            "containerStatuses": runner
-        }))
-        .phase
-    };
     let waiting = json!({"waiting": {"reason": "PodInitializing"}});
-    let idle_agent = agent(&waiting, false, false);
-    assert_eq!(at(&waiting, &idle_agent, "False"), RunnerPhase::Preparing);
-    assert_eq!(at(&running(), &idle_agent, "False"), RunnerPhase::Gated);
-    assert_eq!(at(&passed(), &idle_agent, "False"), RunnerPhase::Starting);
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    let pulled = json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}});
+    let none = json!({});
+    let (begin, later) = ("2026-01-01T00:00:01Z", "2026-01-01T00:10:00Z");
+    for (let_in, gpu, online, unready, phase) in [
+        (false, gate(&waiting), false, begin, RunnerPhase::Preparing),
+        (false, gate(&running()), false, begin, RunnerPhase::Gated),
+        // The image is being changed: the gate is still there, or its end, or its container waits
+        (true, gate(&running()), false, begin, RunnerPhase::Starting),
+        (true, gate(&passed()), false, begin, RunnerPhase::Starting),
+        (
+            true,
+            gpu(0, &creating, &passed(), false),
+            false,
+            begin,
+            RunnerPhase::Starting,
+        ),
+        (
+            true,
+            gpu(0, &pulled, &passed(), false),
+            false,
+            begin,
+            RunnerPhase::Starting,
+        ),
+        // Killed, because it did not end in time
+        (
+            true,
+            gpu(
+                0,
+                &creating,
+                &json!({"terminated": {"exitCode": 137}}),
+                false,
+            ),
+            false,
+            begin,
+            RunnerPhase::Starting,
+        ),
+        (
+            true,
+            gpu(1, &running(), &passed(), false),
+            false,
+            begin,
+            RunnerPhase::Starting,
+        ),
+        // A container that is there while the kubelet has forgotten the one before
+        (
+            true,
+            gpu(1, &running(), &none, false),
+            false,
+            begin,
+            RunnerPhase::Starting,
+        ),
+        (
+            true,
+            agent(&running(), true),
+            false,
+            begin,
+            RunnerPhase::Idle,
+        ),
+        (
+            true,
+            agent(&running(), true),
+            true,
+            begin,
+            RunnerPhase::Idle,
+        ),
+        (
+            true,
+            agent(&running(), false),
+            true,
+            later,
+            RunnerPhase::Busy,
+        ),
+        // A job came before anybody had seen it ready
+        (
+            true,
+            agent(&running(), false),
+            true,
+            begin,
+            RunnerPhase::Busy,
+        ),
+        // A kubelet that was restarted has forgotten that the main container is started
+        (
+            true,
+            agent(&running(), false),
+            false,
+            later,
+            RunnerPhase::Busy,
+        ),
+    ] {
+        let runner = moment(let_in, &gpu, online, unready);
+        assert_eq!(runner.phase, phase, "{gpu:#}");
+        assert_eq!(runner.end, None, "{gpu:#}");
+        assert_eq!(runner.gate_passed, let_in);
+        let runs = let_in && gpu[0]["restartCount"] == 1;
+        assert_eq!(runner.agent_running, runs, "{gpu:#}");
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_after_the_gate_is_the_agents() {
+    let pulled = json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}});
+    let gpu = gpu(0, &pulled, &passed(), false);
+    let runner = moment(true, &gpu, false, "2026-01-01T00:00:01Z");
+    let waiting = runner.waiting.unwrap().to_string();
     assert_eq!(
-        at(&passed(), &agent(&running(), false, false), "False"),
-        RunnerPhase::Starting
+        waiting,
+        "container gpu, image runner:1: ImagePullBackOff: not found"
     );
-    assert_eq!(
-        at(&passed(), &agent(&running(), true, true), "True"),
-        RunnerPhase::Idle
-    );
-    assert_eq!(
-        at(&passed(), &agent(&running(), true, false), "False"),
-        RunnerPhase::Busy
-    );
+    assert_eq!(runner.since.to_string(), "2026-01-01T00:00:05Z");
+    assert_eq!(runner.devices, ["GPU-1"], "the gate's report is there");
+}
+
+#[test]
+fn what_is_started_again_without_another_image_is_over() {
+    // Given what the kubelet starts again though it ended: its main container has not ended yet
+    let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:05Z"}});
+    let failed = json!({"terminated": {"exitCode": 12, "finishedAt": "2026-01-01T00:00:05Z"}});
+    let done = r#"{"mark":"completed","job":"build","run":"7","repository":"a/b"}"#;
+    let done = json!({"terminated": {"exitCode": 0, "message": done, "finishedAt": "2026-01-01T00:00:05Z"}});
+    let pause = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let again = json!({"terminated": {"exitCode": 137, "finishedAt": "2026-01-01T00:00:09Z"}});
+    for state in [&running(), &pause, &again] {
+        let waits = usize::from(state == &pause);
+        for (let_in, first, reason) in [
+            (false, &killed, Some("OutOfMemory")),
+            (false, &failed, Some("GateFailed")),
+            (true, &killed, Some("OutOfMemory")),
+            (true, &done, None),
+        ] {
+            let number = i32::from(let_in) + 1 - i32::try_from(waits).unwrap();
+            // Then its first end counts
+            let gpu = gpu(number, state, first, false);
+            let runner = moment(let_in, &gpu, false, "2026-01-01T00:00:01Z");
+            let found = match &runner.end {
+                Some(End::JobDone(_)) => None,
+                Some(End::Failed(failure)) => Some(failure.reason.word()),
+                None => panic!("it goes on: {gpu:#}"),
+            };
+            assert_eq!(found, reason, "{gpu:#}");
+            assert_eq!(runner.since.to_string(), "2026-01-01T00:00:05Z");
+        }
+    }
+}
+
+#[test]
+fn what_kept_the_agent_from_starting_is_told_in_our_programs_words_and_blames_no_device() {
+    let said = |class: Class, name: &str| {
+        Report {
+            failure: Some(gate_report::Failure {
+                class,
+                step: gate_report::Step::Preflight,
+                code: None,
+                code_name: name.into(),
+                call: None,
+                device: None,
+                uuid: None,
+                message: "The image has no nvcc.".into(),
+                advice: "Add it.".into(),
+                confidence: gate_report::Confidence::High,
+            }),
+            ..Report::new("1")
+        }
+        .summary()
+    };
+    let preflight = gate_report::preflight::FAILED;
+    for (code, name, expected) in [
+        (10, preflight, ("PreflightFailed", Class::Config)),
+        (15, "", ("RegistrationRefused", Class::Refused)),
+        (16, "", ("RegistrarUnreachable", Class::Transient)),
+        (70, "", ("GateFailed", Class::Internal)),
+        // What only a gate may say is the agent's own end here
+        (12, "", ("EndedWithoutJob", Class::Transient)),
+        (13, "", ("EndedWithoutJob", Class::Transient)),
+        (1, preflight, ("EndedWithoutJob", Class::Transient)),
+    ] {
+        let class = Class::from_exit_code(code).unwrap_or(Class::Config);
+        let runner = ended(code, "Error", &said(class, name));
+        let told = failure(&runner);
+        assert_eq!((told.reason.word(), told.class), expected, "{code}");
+        assert_eq!((told.code, &told.device), (None, &None));
+        let ours = expected.0 != "EndedWithoutJob";
+        assert_eq!(told.message == "The image has no nvcc. Add it.", ours);
+    }
+    // Nor is it believed of one that was online: a job can write the same
+    let words = said(Class::Config, preflight);
+    let end = json!({"terminated": {"exitCode": 10, "message": words, "finishedAt": "2026-01-01T00:20:00Z"}});
+    let runner = moment(true, &agent(&end, false), true, "2026-01-01T00:00:01Z");
+    assert_eq!(failure(&runner).reason, "EndedWithoutJob");
+}
+
+#[test]
+fn a_pod_that_is_deleted_while_its_image_is_changed_is_nobodys_fault() {
+    let stopped = json!({"terminated": {"exitCode": 143, "finishedAt": "2026-01-01T00:00:05Z"}});
+    let status = json!({
+        "phase": "Failed", "conditions": [bound()],
+        "initContainerStatuses": gate(&stopped), "containerStatuses": main(false)
+    });
+    let runner = pod_of(&spec(true), &status);
+    assert_eq!(failure(&runner).reason, "PodLost");
+    assert!(failure(&runner).registered, "nobody knows better");
 }
 
 #[test]
@@ -238,11 +462,10 @@ fn ends_have_their_reason() {
 fn persistent(code: i32, message: &str) -> Runner {
     let pod = json!({
         "metadata": {"name": "pool-0", "uid": "u", "annotations": {LIFETIME_ANNOTATION: PERSISTENT}},
-        "spec": {"containers": []},
+        "spec": spec(true),
         "status": {
             "phase": if code == 0 { "Succeeded" } else { "Failed" },
-            "initContainerStatuses": gate(&passed()),
-            "containerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), true, false)
+            "initContainerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), false)
         }
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -446,12 +669,11 @@ fn disrupted(reason: &str, phase: &str) -> Runner {
             "name": "pool-aaaaa", "creationTimestamp": "2026-01-01T00:00:00Z",
             "deletionTimestamp": "2026-01-01T00:02:00Z"
         },
-        "spec": {"containers": [], "nodeName": "node-1"},
+        "spec": spec(true),
         "status": {
             "phase": phase,
             "conditions": [bound(), {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "m"}],
-            "initContainerStatuses": gate(&passed()),
-            "containerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), true, false)
+            "initContainerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), false)
         }
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -520,15 +742,14 @@ fn a_job_that_has_ended_is_read_with_its_times_and_no_mark_is_believed_beyond_it
 fn a_pod_that_is_being_removed_keeps_its_end() {
     let mut done = serde_json::to_value(json!({
         "metadata": {"name": "pool-aaaaa", "deletionTimestamp": "2026-01-01T00:02:00Z"},
-        "spec": {"containers": []},
-        "status": {"phase": "Succeeded", "containerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false, false)}
+        "spec": spec(true),
+        "status": {"phase": "Succeeded", "initContainerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false)}
     }))
     .unwrap();
     let runner = read(&serde_json::from_value(done.clone()).unwrap());
     assert_eq!(runner.phase, RunnerPhase::Terminating);
     assert!(!runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
-    done["status"] =
-        json!({"phase": "Running", "containerStatuses": agent(&running(), true, false)});
+    done["status"] = json!({"phase": "Running", "initContainerStatuses": agent(&running(), false)});
     let runner = read(&serde_json::from_value(done).unwrap());
     assert!(runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
     assert!(!runner.is_active("2026-01-01T00:03:00Z".parse().unwrap()));

@@ -55,6 +55,16 @@ impl Secrets {
         self.lock().secret = None;
     }
 
+    /// Somebody takes a key out of the Secret.
+    pub(in crate::registrar) fn take_out(&self, key: &str) {
+        let mut kept = self.lock();
+        kept.version += 1;
+        let version = kept.version.to_string();
+        let secret = kept.secret.as_mut().unwrap();
+        secret.data.as_mut().unwrap().remove(key).unwrap();
+        secret.metadata.resource_version = Some(version);
+    }
+
     pub(in crate::registrar) fn put(&self, secret: Secret) {
         self.lock().secret = Some(secret);
     }

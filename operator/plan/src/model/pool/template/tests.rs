@@ -218,11 +218,123 @@ fn devices_and_mounts_that_are_not_the_runners_are_named_with_what_to_write_inst
             "choose another path",
         ),
         (
+            json!({"volumeMounts": [{"name": "own", "mountPath": "/var/run/../run/cuda-runner"}]}),
+            "volumeMounts[own].mountPath",
+            "choose another path",
+        ),
+        (
             json!({"volumeMounts": [{"name": "own", "mountPath": "/dev/termination-log"}]}),
             "volumeMounts[own].mountPath",
             "choose another path",
         ),
     ]);
+}
+
+#[test]
+fn no_mount_of_the_runner_hides_what_the_gate_runs_from() {
+    for (path, is_refused) in [
+        ("/", true),
+        ("//", true),
+        ("/usr", true),
+        ("/usr/lib", true),
+        ("/usr/lib64", true),
+        ("/usr/lib/x86_64-linux-gnu/libcuda.so.1", true),
+        ("/usr/bin/nvidia-smi", true),
+        ("/usr/local", true),
+        ("/usr/local/lib", true),
+        ("/usr/local/nvidia", true),
+        ("/usr/local/nvidia/lib64", true),
+        ("/lib", true),
+        ("/lib64", true),
+        ("/lib/x86_64-linux-gnu", true),
+        ("/bin", true),
+        ("/sbin", true),
+        ("/etc", true),
+        ("/etc/ld.so.preload", true),
+        ("/etc/ld.so.conf.d", true),
+        ("/proc", true),
+        ("/proc/driver/nvidia", true),
+        ("/sys", true),
+        ("/sys/module", true),
+        ("/dev", true),
+        ("/dev/nvidia0", true),
+        ("/dev/nvidia-caps", true),
+        ("/cuda-smoke", true),
+        ("/runner-init", true),
+        // Written otherwise
+        ("usr/lib", true),
+        ("/opt/../lib", true),
+        ("/usr/./lib/", true),
+        ("/../proc", true),
+        // What templates mount, and nobody misses
+        ("/data", false),
+        ("/home/runner/_work", false),
+        ("/usr/local/cuda", false),
+        ("/usr/local/bin/tool", false),
+        ("/usr/share/data", false),
+        ("/etc/ssl/certs", false),
+        ("/etc/docker/config.json", false),
+        ("/dev/shm", false),
+        ("/dev/infiniband", false),
+        ("/run/docker", false),
+        ("/var/lib/docker", false),
+        ("/process", false),
+        ("/binaries", false),
+    ] {
+        let mount = json!({"volumeMounts": [{"name": "own", "mountPath": path}]});
+        let device = json!({"volumeDevices": [{"name": "own", "devicePath": path}]});
+        // Given such a mount of the agent's container, in which the gate runs first, then it is refused or taken
+        if is_refused {
+            let field = ".spec.containers[runner]";
+            let words = "the gate runs in this container";
+            assert_refused(
+                runner_with(mount.clone()),
+                &format!("{field}.volumeMounts[own].mountPath"),
+                words,
+            );
+            assert_refused(
+                runner_with(device),
+                &format!("{field}.volumeDevices[own].devicePath"),
+                words,
+            );
+        } else {
+            let taken = read_pool(runner_with(mount.clone()), |_| {});
+            assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+        }
+        // And the gate runs in no other container
+        let taken = read_pool(beside_with(mount), |_| {});
+        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+    }
+}
+
+#[test]
+fn hooks_and_probes_of_the_runner_that_ask_over_the_network_are_refused() {
+    for (field, fields) in [
+        (
+            "lifecycle.postStart",
+            json!({"lifecycle": {"postStart": {"httpGet": {"port": 80}}}}),
+        ),
+        (
+            "lifecycle.preStop",
+            json!({"lifecycle": {"preStop": {"tcpSocket": {"port": 80}}}}),
+        ),
+        (
+            "livenessProbe",
+            json!({"livenessProbe": {"grpc": {"port": 80}}}),
+        ),
+        (
+            "livenessProbe",
+            json!({"livenessProbe": {"httpGet": {"port": 80}}}),
+        ),
+    ] {
+        assert_refused(
+            runner_with(fields),
+            &format!(".spec.containers[runner].{field}"),
+            "write it as exec",
+        );
+    }
+    let own = json!({"livenessProbe": {"exec": {"command": ["true"]}}, "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}}});
+    assert!(read_pool(runner_with(own), |_| {}).is_ok());
 }
 
 /// Given these fields of the container `runner`, then the one that is named is refused with these words.
@@ -245,6 +357,7 @@ fn variables_that_are_the_operators_are_named() {
             "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE",
             "remove it",
         ),
+        ("RUNNER_MANUALLY_TRAP_SIG", "remove it"),
         ("CUDA_RUNNER_HOOK_JOB_STARTED", "choose another name"),
     ];
     for (name, words) in table {
@@ -305,7 +418,7 @@ fn other_containers_are_init_containers() {
         ".spec.containers[runner].name",
         "two containers",
     );
-    for name in ["gate", "preflight", "runner"] {
+    for name in ["prepare", "gpu", "main", "runner"] {
         assert_refused(
             beside_with(json!({"name": name})),
             &format!(".spec.initContainers[{name}].name"),
