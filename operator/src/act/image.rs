@@ -40,14 +40,14 @@ mod tests {
     #[tokio::test]
     async fn the_image_of_one_container_of_this_very_pod_is_changed_and_nothing_else() {
         // Given an API server
-        let (heard, mut asked) = tokio::sync::mpsc::channel(1);
+        let (tell, mut asked) = tokio::sync::mpsc::channel(1);
         let service = tower::service_fn(move |request: Request<Body>| {
-            let heard = heard.clone();
+            let tell = tell.clone();
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect().await.unwrap().to_bytes();
                 let body: Value = serde_json::from_slice(&body).unwrap();
-                heard.send((head, body)).await.unwrap();
+                tell.send((head, body)).await.unwrap();
                 let answer = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {}});
                 Ok::<_, Infallible>(Response::new(Body::from(answer.to_string().into_bytes())))
             }

@@ -34,7 +34,7 @@ pub(super) async fn ticket<D: Backend>(
     guest: &Guest,
     request: Request,
 ) -> Result<Response, Response> {
-    let token = bearer(request.headers())?;
+    let token = bearer(request.headers()).ok_or_else(no_token)?;
     let pod = identify(shared, guest, &token).await?;
     admitted_at_the_door(shared, &pod).await?;
     let ticket = shared.parts.ca.ticket_key().issue(&pod, Timestamp::now());
@@ -49,7 +49,7 @@ pub(super) async fn report<D: Backend>(
     shared: &Shared<D>,
     request: Request,
 ) -> Result<Response, Response> {
-    let (pod, _) = holder(shared, request.headers())?;
+    let (pod, _) = holder(shared, request.headers()).map_err(|refusal| *refusal)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
     let report = read(request.into_body()).await?;
     let decision = admit(&report, &runner.policy);
@@ -78,7 +78,7 @@ pub(super) async fn registration<D: Backend>(
     shared: &Shared<D>,
     request: Request,
 ) -> Result<Response, Response> {
-    let (pod, ticket) = holder(shared, request.headers())?;
+    let (pod, ticket) = holder(shared, request.headers()).map_err(|refusal| *refusal)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
     if !runner.let_in && !shared.parts.ledger.was_admitted(&pod.uid) {
         return Err(retry(
@@ -95,14 +95,11 @@ pub(super) async fn registration<D: Backend>(
 fn holder<D: Backend>(
     shared: &Shared<D>,
     headers: &HeaderMap,
-) -> Result<(PodIdentity, Digest), Response> {
-    let ticket = bearer(headers)?;
+) -> Result<(PodIdentity, Digest), Box<Response>> {
+    let ticket = bearer(headers).ok_or_else(no_token)?;
     let ticket = ticket.expose_secret();
-    let pod = shared
-        .parts
-        .ca
-        .ticket_key()
-        .pod_of(ticket, Timestamp::now());
+    let key = shared.parts.ca.ticket_key();
+    let pod = key.pod_of(ticket, Timestamp::now());
     let pod = pod.map_err(|error| not_known(shared, &error))?;
     Ok((pod, Digest::of(ticket.as_bytes())))
 }
@@ -129,18 +126,16 @@ async fn admitted_at_the_door<D: Backend>(
     Ok(runner)
 }
 
-fn bearer(headers: &HeaderMap) -> Result<SecretString, Response> {
-    let token = || {
-        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, token) = value.split_once(' ')?;
-        let token = token.trim();
-        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
-            .then(|| token.to_owned().into())
-    };
-    token().ok_or_else(|| {
-        let message = "the request has no bearer token".to_owned();
-        refuse(StatusCode::UNAUTHORIZED, "NoToken", message)
-    })
+fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned().into())
+}
+
+fn no_token() -> Response {
+    let message = "the request has no bearer token".to_owned();
+    refuse(StatusCode::UNAUTHORIZED, "NoToken", message)
 }
 
 /// Which pod asks. The API server is asked of a token only where it says of itself that it is a runner's.

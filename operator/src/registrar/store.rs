@@ -169,36 +169,36 @@ async fn agree(
     known: Option<Shared>,
     now: Timestamp,
 ) -> Result<Shared, StoreError> {
-    let known_key = || known.as_ref().map(|known| known.tickets.clone());
-    let key = || known_key().or_else(TicketKey::make);
+    let new_key = || TicketKey::make().ok_or(StoreError::NoRandom);
+    let key = || {
+        known
+            .as_ref()
+            .map_or_else(new_key, |known| Ok(known.tickets.clone()))
+    };
     for _ in 0..ATTEMPTS {
         let stored = api.get_opt(SECRET).await.map_err(StoreError::Kubernetes)?;
-        let (shared, version) = match &stored {
-            Some(secret) => {
-                let (authorities, tickets) = read(secret)?;
-                let rotated = authorities.rotate(now, Authority::make)?;
-                let is_due = rotated.is_some() || tickets.is_none();
-                let shared = Shared {
-                    authorities: rotated.unwrap_or(authorities),
-                    tickets: tickets.or_else(key).ok_or(StoreError::NoRandom)?,
-                };
-                if !is_due {
-                    return Ok(shared);
-                }
-                (shared, secret.metadata.resource_version.clone())
+        let shared = if let Some(secret) = &stored {
+            let (authorities, tickets) = read(secret)?;
+            let rotated = authorities.rotate(now, Authority::make)?;
+            let is_due = rotated.is_some() || tickets.is_none();
+            let shared = Shared {
+                authorities: rotated.unwrap_or(authorities),
+                tickets: tickets.map_or_else(key, Ok)?,
+            };
+            if !is_due {
+                return Ok(shared);
             }
-            None => {
-                let first = || {
-                    let authorities = Authorities::first(now)?;
-                    let tickets = key().ok_or(StoreError::NoRandom)?;
-                    Ok::<_, StoreError>(Shared {
-                        authorities,
-                        tickets,
-                    })
-                };
-                (known.clone().map_or_else(first, Ok)?, None)
+            shared
+        } else {
+            let authorities = known.as_ref().map(|known| known.authorities.clone());
+            Shared {
+                authorities: authorities.map_or_else(|| Authorities::first(now), Ok)?,
+                tickets: key()?,
             }
         };
+        let version = stored
+            .as_ref()
+            .and_then(|s| s.metadata.resource_version.clone());
         let secret = write(&shared, version);
         let params = PostParams::default();
         let written = match stored {

@@ -125,9 +125,7 @@ impl Found {
         for line in self.report.text().lines() {
             wrap(&mut out, "", HANG, line);
         }
-        out.push_str(
-            "\nThe whole report is in the log of the gate, while the pod exists:\n",
-        );
+        out.push_str("\nThe whole report is in the log of the gate, while the pod exists:\n");
         out.push_str(&self.log);
         out.push('\n');
         out
