@@ -49,6 +49,8 @@ pub mod file {
     /// The gate's summary: every device passed. Written before the registrar is told, because the change of the image
     /// may come before its answer.
     pub const PASSED: &str = "passed";
+    /// The agent has been online. The readiness probe of [`GPU`](super::GPU) writes it.
+    pub const ONLINE: &str = "online";
     /// The agent was started. Who finds it at its own start was cut off.
     pub const STARTED: &str = "started";
     /// The exit code of the gate that failed, or of the agent, as text. [`MAIN`](super::MAIN) ends with it.
