@@ -3,27 +3,37 @@
 //! The registrar changes its image in between. The kubelet starts it again with that, and in no other case without an end:
 //! so the container that was made first is the gate, and the one after the change is the agent.
 
-use cuda_runner_plan::model::runner::{GPU, MAIN};
+use cuda_runner_plan::model::runner::{GPU, MAIN, RUNNER};
 use gate_report::Report;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod};
 
-use super::status::init_container;
+use super::status::{container, init_container};
 
 /// The container of the GPUs, as its pod shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Gpu<'a> {
     status: Option<&'a ContainerStatus>,
     let_in: bool,
+    /// The number of the first start that is the agent's.
+    agents: i32,
 }
 
 impl<'a> Gpu<'a> {
     /// That of this pod.
     #[must_use]
     pub fn of(pod: &'a Pod) -> Self {
+        if let Some(agent) = started_of_an_older_version(pod) {
+            return Self {
+                status: Some(agent),
+                let_in: true,
+                agents: 0,
+            };
+        }
         Self {
             status: init_container(pod, GPU),
             let_in: is_let_in(pod),
+            agents: 1,
         }
     }
 
@@ -35,12 +45,14 @@ impl<'a> Gpu<'a> {
 
     /// What the kubelet shows of the agent's container, once that was made.
     pub(super) fn agent(&self) -> Option<&'a ContainerStatus> {
-        self.status.filter(|s| self.let_in && s.restart_count > 0)
+        self.status
+            .filter(|s| self.let_in && s.restart_count >= self.agents)
     }
 
     /// How the agent ended.
     pub(super) fn agent_end(&self) -> Option<&'a ContainerStateTerminated> {
-        let ends = self.ends().filter(|(number, _)| self.let_in && *number > 0);
+        let ends = self.ends();
+        let ends = ends.filter(|(number, _)| self.let_in && *number >= self.agents);
         first(ends)
     }
 
@@ -48,7 +60,7 @@ impl<'a> Gpu<'a> {
     #[must_use]
     pub fn gate_end(&self) -> Option<&'a ContainerStateTerminated> {
         let ends = self.ends();
-        first(ends.filter(|(number, _)| !self.let_in || *number == 0))
+        first(ends.filter(|(number, _)| !self.let_in || *number < self.agents))
     }
 
     /// The end of a gate that did not pass.
@@ -97,6 +109,18 @@ fn first<'a>(
 pub(super) fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp> {
     let running = status.state.as_ref()?.running.as_ref()?;
     Some(running.started_at.as_ref().map_or(bound, |t| t.0))
+}
+
+/// The agent's container in a pod that an operator before this version made, once it was started: its job goes on, and its
+/// gate had a container of its own.
+fn started_of_an_older_version(pod: &Pod) -> Option<&ContainerStatus> {
+    let agent = container(pod, RUNNER)?;
+    let waits = agent.state.as_ref().is_none_or(|s| s.waiting.is_some());
+    let before = agent
+        .last_state
+        .as_ref()
+        .and_then(|s| s.terminated.as_ref());
+    (!waits || before.is_some()).then_some(agent)
 }
 
 /// The main container's image is the gate's for ever, whatever name a mirror gives it.

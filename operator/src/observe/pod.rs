@@ -14,7 +14,7 @@ use super::marks::done;
 use super::status::{all_ready, condition, container, ended_at, spec_of, transition, words};
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, Runner,
+    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RUNNER, Runner,
     TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
 };
 
@@ -193,7 +193,9 @@ fn ready_since(pod: &Pod) -> Option<Timestamp> {
 fn online_before(pod: &Pod, started: Timestamp) -> Option<Timestamp> {
     let unready = all_ready(pod).and_then(transition);
     let unready = unready.filter(|at| *at > started);
-    let was_online = || container(pod, MAIN)?.started.filter(|started| *started);
+    // In a pod that an operator before this version made, the agent's own container says it.
+    let says = container(pod, MAIN).or_else(|| container(pod, RUNNER));
+    let was_online = || says?.started.filter(|started| *started);
     unready.or_else(|| was_online().map(|_| started))
 }
 

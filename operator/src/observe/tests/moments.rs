@@ -197,3 +197,29 @@ fn a_pod_that_is_deleted_while_its_image_is_changed_is_nobodys_fault() {
     assert_eq!(failure(&runner).reason, "PodLost");
     assert!(failure(&runner).registered, "nobody knows better");
 }
+
+#[test]
+fn a_runner_of_an_older_version_keeps_its_job_over_an_upgrade() {
+    // Given a pod that an older operator made: its gate was a container of its own, and its agent the main one
+    let read = |state: Value, ready: bool| {
+        let status = json!({
+            "phase": "Running", "conditions": [bound()],
+            "initContainerStatuses": [{"name": "gate", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": passed()}],
+            "containerStatuses": [{
+                "name": "runner", "image": "", "imageID": "", "ready": ready, "started": true, "restartCount": 0,
+                "state": state
+            }]
+        });
+        let spec = json!({"nodeName": "node-1", "initContainers": [{"name": "gate"}], "containers": [{"name": "runner"}]});
+        pod_of(&spec, &status)
+    };
+    // Then what it does is read as ever
+    assert_eq!(read(running(), true).phase, RunnerPhase::Idle);
+    assert_eq!(read(running(), false).phase, RunnerPhase::Busy);
+    let done = r#"{"mark":"completed","job":"build","run":"7","repository":"a/b"}"#;
+    let ended = json!({"terminated": {"exitCode": 0, "message": done}});
+    assert_eq!(read(ended, false).phase, RunnerPhase::Finished);
+    // And one whose agent has not begun is replaced: nobody registers it any more
+    let waits = json!({"waiting": {"reason": "PodInitializing"}});
+    assert_eq!(read(waits, false).phase, RunnerPhase::Preparing);
+}
