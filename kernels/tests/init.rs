@@ -578,6 +578,50 @@ fn a_job_cannot_keep_the_end_from_being_written() {
     assert_eq!((pod.exit().as_str(), pod.main().code()), ("3", 3));
 }
 
+/// As in a container: the first process of a namespace. `None` where this machine lets nobody make one.
+fn as_the_first_process(pod: &Pod, agent: &str) -> Option<i32> {
+    let namespace = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ];
+    let unshare = |line: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(namespace).args(line);
+        unshare
+    };
+    if !unshare(&["true"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        eprintln!("left out: no namespace can be made here");
+        return None;
+    }
+    let init = pod.run(file::RUNNER_INIT);
+    let mut gpu = unshare(&[init.to_str().unwrap(), GPU, "/bin/sh", "-c", agent]);
+    Some(Running(gpu.env("RUN", pod.dir.join("run")).spawn().unwrap()).code())
+}
+
+#[test]
+fn the_first_process_hands_on_what_comes_from_inside() {
+    let pod = Pod::passed(&giving());
+    let script = "trap 'exit 5' TERM; kill -TERM 1; while :; do sleep 0.05; done";
+    if let Some(code) = as_the_first_process(&pod, script) {
+        assert_eq!((code, pod.exit().as_str()), (5, "5"));
+    }
+}
+
+#[test]
+fn what_a_job_left_running_is_gone_before_the_end_is_written() {
+    let pod = Pod::passed(&giving());
+    let script = r#"(while :; do mkdir -p "$RUN/exit/a" "$RUN/exit.partial/b"; done) 2>/dev/null & sleep 0.2; exit 3"#;
+    if let Some(code) = as_the_first_process(&pod, script) {
+        assert_eq!((code, pod.exit().as_str()), (3, "3"));
+    }
+}
+
 #[test]
 fn settings_that_cannot_be_read_are_told() {
     let pod = Pod::passed(&giving());
