@@ -463,14 +463,14 @@ fn an_image_that_lacks_something_gets_no_registration() {
         failure.message
     );
     assert!(!pod.has("agent") && registrar.asked(REGISTRATIONS).is_empty());
-    // One that has it all does
-    let wanted = r#"{"image":true,"commands":["sh"]}"#;
-    assert_eq!(
-        Pod::passed(&registrar)
-            .with(gate::PREFLIGHT, wanted)
-            .gpu("exit 8")
-            .code(),
-        8
+    // One that lacks nothing but what a job can fetch is told of it
+    let wanted = r#"{"image":true,"commands":["sh"],"rustToolchain":"nightly-none"}"#;
+    let pod = Pod::passed(&registrar).with(gate::PREFLIGHT, wanted);
+    assert_eq!(pod.gpu("exit 8").code(), 8);
+    let printed = fs::read_to_string(pod.dir.join("output")).unwrap();
+    assert!(
+        printed.contains("nightly-none is not installed"),
+        "{printed}"
     );
 }
 
