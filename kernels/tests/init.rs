@@ -367,23 +367,25 @@ fn the_main_container_ends_at_sigterm_but_as_the_agent_did_where_that_is_known()
 }
 
 #[test]
-fn orphans_are_reaped() {
+fn orphans_are_ours_and_are_reaped() {
+    // Given an agent that leaves processes behind
     let pod = Pod::passed(&giving());
     let script =
-        agent("for i in 1 2 3 4 5; do (sleep 0.1 & echo $! >>\"$RUN/orphans\"); done; sleep 60");
+        agent("for i in 1 2 3 4 5; do (sleep 1 & echo $! >>\"$RUN/orphans\"); done; exec sleep 60");
     let gpu = pod.gpu(&script);
     let orphans = || fs::read_to_string(pod.run("orphans")).unwrap_or_default();
-    until("five orphans", || orphans().lines().count() == 5);
-    until("reaped", || {
-        orphans()
-            .lines()
-            .all(|pid| !PathBuf::from(format!("/proc/{pid}")).exists())
+    let children =
+        || fs::read_to_string(format!("/proc/{0}/task/{0}/children", gpu.0.id())).unwrap();
+    // When they are nobody else's
+    until("five orphans", || {
+        orphans().lines().count() == 5 && children().split_whitespace().count() == 6
     });
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", gpu.0.id())).unwrap();
-    assert_eq!(children.split_whitespace().count(), 1, "{children}");
+    // Then they are gone as soon as they have ended
+    until("reaped", || children().split_whitespace().count() == 1);
+    let still = |pid: &str| PathBuf::from(format!("/proc/{pid}")).exists();
+    assert!(!orphans().lines().any(still), "{}", orphans());
     // In a container the kernel ends the agent with its first process.
-    let agent: u32 = children.trim().parse().unwrap();
-    signal(agent, "TERM");
+    signal(children().trim().parse().unwrap(), "TERM");
 }
 
 #[test]
@@ -461,14 +463,14 @@ fn an_image_that_lacks_something_gets_no_registration() {
         failure.message
     );
     assert!(!pod.has("agent") && registrar.asked(REGISTRATIONS).is_empty());
-    // One that has it all does
-    let wanted = r#"{"image":true,"commands":["sh"]}"#;
-    assert_eq!(
-        Pod::passed(&registrar)
-            .with(gate::PREFLIGHT, wanted)
-            .gpu("exit 8")
-            .code(),
-        8
+    // One that lacks nothing but what a job can fetch is told of it
+    let wanted = r#"{"image":true,"commands":["sh"],"rustToolchain":"nightly-none"}"#;
+    let pod = Pod::passed(&registrar).with(gate::PREFLIGHT, wanted);
+    assert_eq!(pod.gpu("exit 8").code(), 8);
+    let printed = fs::read_to_string(pod.dir.join("output")).unwrap();
+    assert!(
+        printed.contains("nightly-none is not installed"),
+        "{printed}"
     );
 }
 

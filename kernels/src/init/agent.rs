@@ -9,7 +9,7 @@ use cuda_smoke::files::{self, OPEN, READABLE};
 use cuda_smoke::registrar::{Error, Registrar};
 use gate_report::Report;
 use gate_report::contract::{WORK_DIR, file, gate, script};
-use gate_report::preflight::{Facts, Preflight, SCRIPT, Wanted};
+use gate_report::preflight::{CheckOutcome, Facts, Preflight, SCRIPT, Wanted};
 use gate_report::wire::Registration;
 
 use crate::gpu::{Failed, Settings};
@@ -69,6 +69,14 @@ pub(crate) fn look(
     let facts = files::read(&found, LIMIT).unwrap_or_default();
     let facts = Facts::read(&String::from_utf8_lossy(&facts));
     let mut preflight = Preflight::of_image(&wanted, &facts);
+    for warning in &preflight.findings {
+        if warning.outcome == CheckOutcome::Warning {
+            eprintln!(
+                "{}: {} {}",
+                warning.subject, warning.message, warning.advice
+            );
+        }
+    }
     let failure = preflight.failure();
     let of_the_network = report.preflight.take().unwrap_or_default();
     preflight.findings.extend(of_the_network.findings);

@@ -248,3 +248,41 @@ fn settings(dir: &Path) -> Result<Settings, Error> {
             ))
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_start_knows_from_the_files_how_far_the_pod_is() {
+        const GATE: &str = "cuda-smoke";
+        const ALL: [&str; 5] = [GATE, file::TICKET, file::PASSED, file::STARTED, file::EXIT];
+        let dir = std::env::temp_dir().join(format!("runner-init-find-{}", std::process::id()));
+        for (files, expected) in [
+            (&[GATE, file::TICKET][..], Found::Gate),
+            // The container was restarted before its image was changed.
+            (&[GATE, file::TICKET, file::PASSED], Found::Gate),
+            (&[file::TICKET, file::PASSED], Found::Runner),
+            (&[file::TICKET], Found::Unproven),
+            (&[file::PASSED], Found::CutOff),
+            (&[file::PASSED, file::STARTED], Found::CutOff),
+            // A ticket that came from somewhere, and an image that was changed back, start nothing again.
+            (&[file::TICKET, file::PASSED, file::STARTED], Found::CutOff),
+            (
+                &[GATE, file::TICKET, file::PASSED, file::STARTED],
+                Found::CutOff,
+            ),
+            (&ALL, Found::End(7)),
+            (&[file::EXIT], Found::End(7)),
+        ] {
+            fs::create_dir_all(&dir).unwrap();
+            for name in files {
+                fs::write(dir.join(name), "7").unwrap();
+            }
+            assert_eq!(find(&dir, &dir.join(GATE)), expected, "{files:?}");
+            fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+}
