@@ -40,7 +40,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     if let Some(theirs) = std::mem::take(&mut template.containers).into_iter().next() {
         runner::merge(&mut gpu, theirs);
     }
-    let image = runner::begin_as_the_gate(&mut gpu, &settings.gate_image);
+    let image = runner::begin_as_the_gate(&mut gpu, settings);
     let user = job_user(&template, &gpu);
     // Kubernetes starts these in their order, and ends those that go on in reverse: what the template has beside the
     // agent is there before it, and for as long as it.

@@ -6,6 +6,7 @@ use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{Container, ExecAction, Lifecycle, LifecycleHandler, Probe};
 
 use super::{devices, mount, proxy, value};
+use crate::PodSettings;
 use crate::model::pool::owned::{self, CA_DIR, REGISTRATION_DIR};
 use crate::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use crate::model::runner::{GPU, RUNNER};
@@ -162,12 +163,20 @@ fn hold_back(handler: &mut LifecycleHandler) {
 }
 
 /// Lets the container begin in the gate's image. The runner's own, for which it is changed later, is returned.
-pub(super) fn begin_as_the_gate(gpu: &mut Container, gate_image: &str) -> String {
-    let image = gpu.image.replace(gate_image.to_owned());
+///
+/// Of the container only the image can be changed later: both are pulled by one policy. The template's own word counts. Else
+/// it is what Kubernetes would take for the runner's image, and not for the gate's: a node would keep an old `latest` for
+/// ever, and GitHub gives no job to an agent that is a month behind. The gate's image is then looked up at its registry for each runner,
+/// and nothing is pulled that the node has. Where the installation says that its image is never pulled, as one that was
+/// loaded into the nodes by hand, there may be no registry that has it: the lookup would fail each gate.
+pub(super) fn begin_as_the_gate(gpu: &mut Container, settings: &PodSettings) -> String {
+    let image = gpu.image.replace(settings.gate_image.clone());
     let image = image.unwrap_or_default();
-    // Nothing but the image can be changed later, and Kubernetes would choose by the gate's.
-    gpu.image_pull_policy
-        .get_or_insert_with(|| usual_policy(&image).to_owned());
+    let has_registry = settings.image_pull_policy != "Never";
+    gpu.image_pull_policy.get_or_insert_with(|| {
+        let policy = if has_registry { usual_policy(&image) } else { "IfNotPresent" };
+        policy.to_owned()
+    });
     image
 }
 

@@ -110,6 +110,44 @@ fn the_template_is_merged_by_name_and_devices_stay() {
 }
 
 #[test]
+fn both_images_of_the_gpus_container_are_pulled_by_one_policy() {
+    let (latest, fixed) = ("example/runner:latest", "example/runner:1");
+    let table = [
+        // How the installation pulls the gate's image, what the template says of the runner's, and what counts.
+        ("IfNotPresent", latest, None, "Always"),
+        ("IfNotPresent", fixed, None, "IfNotPresent"),
+        ("Always", fixed, None, "IfNotPresent"),
+        // No registry has the gate's image
+        ("Never", latest, None, "IfNotPresent"),
+        ("Never", fixed, None, "IfNotPresent"),
+        // The template's own word
+        ("IfNotPresent", latest, Some("IfNotPresent"), "IfNotPresent"),
+        ("IfNotPresent", fixed, Some("Never"), "Never"),
+        ("Never", latest, Some("Always"), "Always"),
+    ];
+    for (of_the_gate, image, own, expected) in table {
+        let mut resource = fixture::resource();
+        let runner = json!({"name": "runner", "image": image, "imagePullPolicy": own});
+        resource.spec.template = Some(json!({"spec": {"containers": [runner]}}));
+        let pool = Pool::read(&resource, false);
+        let settings = PodSettings {
+            image_pull_policy: of_the_gate.into(),
+            ..settings()
+        };
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings, &new("pool-aaaaa"));
+        let given = init(&pod, GPU).image_pull_policy;
+        assert_eq!(
+            given.as_deref(),
+            Some(expected),
+            "{of_the_gate}, {image}, {own:?}"
+        );
+        let ours = init(&pod, PREPARE).image_pull_policy;
+        assert_eq!(ours.as_deref(), Some(of_the_gate));
+    }
+}
+
+#[test]
 fn tolerations_are_added_to_ours_each_once() {
     let own = json!([
         {"key": "example.com/donor", "operator": "Exists"},
