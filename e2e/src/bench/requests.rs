@@ -52,7 +52,8 @@ impl Pace {
     }
 }
 
-/// Requests and calls for each runner. The floor is a pod that is created and deleted.
+/// Requests and calls for each runner: create, review, change of the image, delete, and a share of the status. The floor is
+/// a pod that is created and deleted.
 pub(super) async fn run(run: &Run, pace: Pace) -> Result<Vec<Figure>> {
     let words = pace.words();
     run.story.step(&format!("requests for a runner, {words}"));
@@ -74,7 +75,7 @@ pub(super) async fn run(run: &Run, pace: Pace) -> Result<Vec<Figure>> {
             unit: "requests",
             ours: requests,
             floor: vec![2.0],
-            budget: Some(Budget::AtMost(4.0)),
+            budget: Some(Budget::AtMost(5.0)),
         },
         Figure {
             name: format!("calls to GitHub for a runner, {words}"),

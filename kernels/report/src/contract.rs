@@ -5,11 +5,7 @@
 //! constants. Tests beside them compare. Names of the agent's own, such as `ACTIONS_RUNNER_HOOK_JOB_STARTED`, are
 //! GitHub's and not here: the simulated agent has them a second time, so that a wrong one is noticed.
 
-/// The init container that looks at the runner's image, before all others.
-pub const PREFLIGHT: &str = "preflight";
-/// The init container that proves the GPUs.
-pub const GATE: &str = "gate";
-/// The agent's container. A template names it so, too.
+/// The container of a template that describes the agent's: what it says goes to [`GPU`].
 pub const RUNNER: &str = "runner";
 
 /// The init container that has the pod's token and no GPU: it brings what the others need.
@@ -28,11 +24,11 @@ pub const WORK_DIR: &str = "/home/runner/_work";
 
 /// Memory-backed folder that these containers share. The pod's mount; the hooks have it as their default.
 pub const REGISTRATION_DIR: &str = "/run/cuda-runner";
-/// Folder of the gate's service-account token.
+/// Folder of the pod's service-account token, in [`PREPARE`] alone.
 pub const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
 /// The token's name in [`TOKEN_DIR`].
 pub const TOKEN_NAME: &str = "token";
-/// Both together. The kubelet writes and renews it, the gate reads it for each request.
+/// Both together. The kubelet writes and renews it, [`PREPARE`] reads it for each request.
 pub const TOKEN_FILE: &str = "/var/run/secrets/cudarunner.dev/token";
 /// The container's termination message, by Kubernetes' default. The gate and the hooks write it, the operator reads it.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -57,15 +53,15 @@ pub mod file {
     pub const EXIT: &str = "exit";
     /// The termination message that went with [`EXIT`]: a container that is restarted before the pod ends says it again.
     pub const MESSAGE: &str = "message";
-    /// What the preflight container found. The gate reads it.
+    /// What the look at the runner's image found.
     pub const PREFLIGHT: &str = "preflight";
-    /// A just-in-time configuration. The gate writes it, the agent's start reads and removes it.
+    /// A just-in-time configuration. Our program writes it, the agent's start reads and removes it.
     pub const JIT_CONFIG: &str = "jitconfig";
     /// A registration token; as [`JIT_CONFIG`].
     pub const TOKEN: &str = "token";
     /// There for as long as a job runs. The hooks make and remove it, the readiness probe looks.
     pub const BUSY: &str = "busy";
-    /// The hook before a job. The gate writes this and the other scripts.
+    /// The hook before a job. [`PREPARE`](super::PREPARE) brings this and the other scripts.
     pub const JOB_STARTED: &str = "job-started.sh";
     /// The hook after a job.
     pub const JOB_COMPLETED: &str = "job-completed.sh";

@@ -28,8 +28,6 @@ pub const TICKETS: &str = "/v1/tickets";
 pub const REPORTS: &str = "/v1/reports";
 /// Gives the registration.
 pub const REGISTRATIONS: &str = "/v1/registrations";
-/// The registrar's path, where the report is exchanged for a registration at once.
-pub const PATH: &str = "/v1/registrations";
 /// The audience that the pod's projected service-account token must have.
 pub const AUDIENCE: &str = "cudarunner.dev/registrar";
 /// The longest report, in bytes, that the registrar reads.
