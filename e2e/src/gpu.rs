@@ -40,9 +40,10 @@ pub fn restarts(pod: &Pod) -> i32 {
 /// What the gate has left: it was ended by the change of the image, or by itself.
 pub fn report(pod: &Pod) -> Option<&str> {
     let status = status(pod)?;
-    let state = match is_let_in(pod) {
-        true => status.last_state.as_ref(),
-        false => status.state.as_ref(),
+    let state = if is_let_in(pod) {
+        status.last_state.as_ref()
+    } else {
+        status.state.as_ref()
     };
     state?.terminated.as_ref()?.message.as_deref()
 }

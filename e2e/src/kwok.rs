@@ -88,7 +88,8 @@ spec:
       startTime: {{ $now | Quote }}
 "#;
 /// What KWOK does with all other runners' pods: the gate has passed, the image is the runner's, and the agent is idle, at
-/// once. It plays the registrar, too, since nobody else would change the image.
+/// once. It plays the registrar, too, since nobody else would change the image: last, since a pod that has an address already is not
+/// looked at again in between.
 const LET_IN: &str = r#"
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
@@ -105,12 +106,6 @@ spec:
   weight: 1
   next:
     patches:
-    - root: spec
-      type: strategic
-      template: |
-        initContainers:
-        - name: gpu
-          image: {{ index .metadata.annotations "cudarunner.dev/runner-image" | Quote }}
     - subresource: status
       root: status
       type: strategic
@@ -161,6 +156,12 @@ spec:
         podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
         phase: Running
         startTime: {{ $now | Quote }}
+    - root: spec
+      type: strategic
+      template: |
+        initContainers:
+        - name: gpu
+          image: {{ index .metadata.annotations "cudarunner.dev/runner-image" | Quote }}
 "#;
 /// GPUs of one simulated node.
 const GPUS: &str = "8";

@@ -174,8 +174,8 @@ impl Registrar {
     }
 }
 
-/// The value of a variable of the gate.
-pub(crate) fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
+/// The value of a variable that the gate is told.
+fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
     let init = pod
         .spec
         .iter()
