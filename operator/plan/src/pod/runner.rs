@@ -174,7 +174,11 @@ pub(super) fn begin_as_the_gate(gpu: &mut Container, settings: &PodSettings) -> 
     let image = image.unwrap_or_default();
     let has_registry = settings.image_pull_policy != "Never";
     gpu.image_pull_policy.get_or_insert_with(|| {
-        let policy = if has_registry { usual_policy(&image) } else { "IfNotPresent" };
+        let policy = if has_registry {
+            usual_policy(&image)
+        } else {
+            "IfNotPresent"
+        };
         policy.to_owned()
     });
     image
