@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{
     Ctx, SOON,
+    late_registration::nobody_is_blamed,
     neighbour::{self, Neighbour, nothing_hidden},
 };
 use crate::{deploy, example};
@@ -107,12 +108,7 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
         let url = job.url.as_deref().unwrap_or(&here);
         ensure!(url.starts_with(&here), "{job:?}");
     }
-    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
-    let blamed = status
-        .last_failures
-        .iter()
-        .find(|failure| ["device", "node", "unsupported"].contains(&failure.class.as_str()));
-    ensure!(blamed.is_none(), "{blamed:?}");
+    nobody_is_blamed(ctx, "pool").await?;
     ensure!(
         status.last_failures.len() <= 1,
         "{:?}",
