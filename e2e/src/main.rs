@@ -2,10 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{self, ExitCode},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use e2e::{
     bench, book, check,
@@ -158,7 +158,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run(&Story::default())?,
         Command::Bench { list: true, .. } => print!("{}", bench::list()),
         // A slow client would be an easy floor.
-        Command::Bench { .. } if cfg!(debug_assertions) => return bench::optimised(),
+        Command::Bench { .. } if cfg!(debug_assertions) => return optimised(),
         Command::Bench {
             json, runs, only, ..
         } => {
@@ -171,6 +171,8 @@ fn run(command: Command) -> Result<ExitCode> {
                 bench::run(&run, &only, json.as_deref()).await
             })?;
         }
+        // Half of its time would go into code of ours that is not optimised. A few cases are not worth the build.
+        Command::Faults(faults) if faults.all && cfg!(debug_assertions) => return optimised(),
         Command::Faults(faults) => runtime.block_on(async {
             interrupt::watch()?;
             faults::run(&faults, &Story::default()).await
@@ -204,6 +206,22 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Supervise { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds this program with optimisation, and runs it with the same arguments.
+fn optimised() -> Result<ExitCode> {
+    let mut cargo =
+        process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["run", "--quiet", "--profile=measure", "--package=e2e", "--"])
+        .args(std::env::args_os().skip(1))
+        .current_dir(paths::repository());
+    let status = check::foreground(&mut cargo).context("cannot start cargo")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode> {

@@ -41,6 +41,12 @@ pub use life::Scenario;
 use pace::Pace;
 use proxy::{Keys, Plan};
 
+/// The operator is built as this program is.
+const PROFILE: Profile = if cfg!(debug_assertions) {
+    Profile::Dev
+} else {
+    Profile::Measure
+};
 /// Cases at a time, where nothing else is said: most of them wait most of the time.
 const AT_ONCE: usize = 32;
 /// No case is begun that would hardly end in time.
@@ -126,7 +132,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
         now.map_or(1, |now| u64::from(now.subsec_nanos()))
     });
-    tokio::task::spawn_blocking(|| images::build_packages(Profile::Dev, &["cuda-runner-operator"]))
+    tokio::task::spawn_blocking(|| images::build_packages(PROFILE, &["cuda-runner-operator"]))
         .await??;
     let options = Options {
         node: false,
@@ -178,7 +184,7 @@ async fn furnish(cluster: &Cluster) -> Result<Ground> {
     deploy::charts(cluster, &["leaderElection.enabled=true"]).await?;
     let client = cluster.client().await?;
     // For its kubeconfig.
-    deploy::beside(cluster, &client, Profile::Dev, "info").await?;
+    deploy::beside(cluster, &client, PROFILE, "info").await?;
     let certs = Certificates::create(&cluster.dir.join("faults"), "Proxy of faults")?;
     certs.server("proxy", &["localhost"], &[[127, 0, 0, 1].into()])?;
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));

@@ -16,10 +16,9 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::{process::Command, task::AbortHandle};
 
-use super::proxy::Shared;
+use super::{PROFILE, proxy::Shared};
 use crate::{
-    certs,
-    images::{self, Profile},
+    certs, images,
     process::{self, Identity, MARKER},
 };
 
@@ -97,7 +96,7 @@ impl Operator {
         through(start, &config)?;
         let log = start.dir.join(format!("logs/{name}.log"));
         let registrar = format!("127.0.0.1:{}", port()?);
-        let mut command = Command::new(images::artifact(Profile::Dev, "cuda-runner-operator"));
+        let mut command = Command::new(images::artifact(PROFILE, "cuda-runner-operator"));
         command
             .arg("run")
             .arg("--gate-image=localhost/cuda-smoke:dev")
