@@ -36,7 +36,6 @@ use crate::{
     deploy::Beside,
     example,
     helm::{NAMESPACE, RELEASE},
-    process,
     suites::Ctx,
     wait::wait_for,
 };
@@ -100,19 +99,7 @@ impl Ground {
         };
         life.prepare().await?;
         let before = life.repository().await?;
-        let kubeconfig = Beside::kubeconfig(&self.cluster);
-        let mut operators = vec![];
-        for (number, victim) in victims.into_iter().enumerate() {
-            let start = Start {
-                dir: &self.cluster.dir,
-                namespace: name,
-                kubeconfig: &kubeconfig,
-                authority: &self.authority,
-                server: &proxy.kubernetes[number],
-                replica: (replicas > 1).then_some(number),
-            };
-            operators.push(Operator::start(&start, victim, Arc::clone(&proxy.shared))?);
-        }
+        let operators = self.operators(name, victims, &proxy)?;
         let mut wrongs = vec![];
         if let Err(error) = life.live(scenario).await {
             wrongs.push(format!("{error:#}"));
@@ -137,11 +124,7 @@ impl Ground {
         }
         let tells = !wrongs.is_empty() && std::env::var_os("FAULTS_LOG").is_some();
         for operator in operators {
-            if tells {
-                let log = fs::read_to_string(&operator.log).unwrap_or_default();
-                let last = process::tail(&log, 60);
-                wrongs.push(format!("the operator's last words:\n{last}"));
-            }
+            wrongs.extend(tells.then(|| operator.last_words()));
             let _ = fs::remove_file(&operator.log);
         }
         let outcome = Outcome {
@@ -154,6 +137,29 @@ impl Ground {
         };
         self.forget(&ctx).await;
         Ok(outcome)
+    }
+
+    /// One for each victim, each with a way of its own to the API server.
+    fn operators(
+        &self,
+        namespace: &str,
+        victims: Vec<Arc<Victim>>,
+        proxy: &Proxy,
+    ) -> Result<Vec<Operator>> {
+        let kubeconfig = Beside::kubeconfig(&self.cluster);
+        let has_others = victims.len() > 1;
+        let all = victims.into_iter().enumerate().map(|(number, victim)| {
+            let start = Start {
+                dir: &self.cluster.dir,
+                namespace,
+                kubeconfig: &kubeconfig,
+                authority: &self.authority,
+                server: &proxy.kubernetes[number],
+                replica: has_others.then_some(number),
+            };
+            Operator::start(&start, victim, Arc::clone(&proxy.shared))
+        });
+        all.collect()
     }
 
     /// The authority of the proxy beside GitHub's own, and the operator's rights in its own namespace.

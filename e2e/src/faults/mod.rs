@@ -220,7 +220,50 @@ async fn on(
 ) -> Result<Vec<Tried>> {
     let named = run.cases.iter().map(|text| case::named(text));
     let named = named.collect::<Result<Vec<_>>>()?;
-    let scenarios = match &*named {
+    let lives = lives(ground, run, &named, story).await?;
+    if run.list {
+        return Ok(vec![]);
+    }
+    let mut cases = cases(run, named, &lives)?;
+    shuffle(&mut cases, seed);
+    spread(&mut cases);
+    story.step(&format!("{} cases, seed {seed}", cases.len()));
+    let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
+    let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
+    stream::iter(cases.into_iter().enumerate())
+        .take_while(in_time)
+        .map(async |(number, (scenario, plan))| {
+            if number > 0 && number.is_multiple_of(50) {
+                story.step(&format!("{number} cases"));
+            }
+            let usual = lives.get(&scenario).map(|life| life.seen.len());
+            let name = format!("case-{number}");
+            let outcome = ground.run(&name, scenario, Some(plan.clone()), usual).await;
+            let outcome = outcome.with_context(|| command(scenario, &plan))?;
+            let tried = Tried {
+                scenario,
+                plan,
+                outcome,
+            };
+            if !tried.outcome.wrongs.is_empty() {
+                let seconds = tried.outcome.seconds;
+                story.step(&format!("red after {seconds:.0} s: {}", tell(&tried)));
+            }
+            anyhow::Ok(tried)
+        })
+        .buffer_unordered(run.at_once)
+        .try_collect()
+        .await
+}
+
+/// Lives without a fault: they say which requests there are.
+async fn lives(
+    ground: &Ground,
+    run: &Run,
+    named: &[(Scenario, Plan)],
+    story: &Story,
+) -> Result<BTreeMap<Scenario, Outcome>> {
+    let scenarios = match named {
         [] => chosen(&run.scenarios),
         named => {
             let all: BTreeSet<Scenario> = named.iter().map(|(scenario, _)| *scenario).collect();
@@ -258,9 +301,15 @@ async fn on(
                 .for_each(|(at, name)| println!("{:4} {name}", at + 1));
         }
     }
-    if run.list {
-        return Ok(vec![]);
-    }
+    Ok(lives)
+}
+
+/// Those that were named, or each fault at each request of these lives.
+fn cases(
+    run: &Run,
+    named: Vec<(Scenario, Plan)>,
+    lives: &BTreeMap<Scenario, Outcome>,
+) -> Result<Vec<(Scenario, Plan)>> {
     let mut cases = named;
     for (scenario, outcome) in lives.iter().filter(|_| run.cases.is_empty()) {
         let mut of_life = plans(&outcome.counts, &chosen(&run.faults), scenario.replicas());
@@ -273,38 +322,7 @@ async fn on(
     if let Some(part) = run.part {
         cases.retain(|(scenario, plan)| part.has(&case::name(*scenario, plan)));
     }
-    shuffle(&mut cases, seed);
-    spread(&mut cases);
-    story.step(&format!("{} cases, seed {seed}", cases.len()));
-    let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
-    let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
-    stream::iter(cases.into_iter().enumerate())
-        .take_while(in_time)
-        .map(async |(number, (scenario, plan))| {
-            let usual = lives.get(&scenario).map(|life| life.seen.len());
-            let name = format!("case-{number}");
-            let outcome = ground.run(&name, scenario, Some(plan.clone()), usual).await;
-            let outcome = outcome.with_context(|| command(scenario, &plan))?;
-            let tried = Tried {
-                scenario,
-                plan,
-                outcome,
-            };
-            if number > 0 && number.is_multiple_of(50) {
-                story.step(&format!("{number} cases"));
-            }
-            if !tried.outcome.wrongs.is_empty() {
-                story.step(&format!(
-                    "red after {:.0} s: {}",
-                    tried.outcome.seconds,
-                    tell(&tried)
-                ));
-            }
-            anyhow::Ok(tried)
-        })
-        .buffer_unordered(run.at_once)
-        .try_collect()
-        .await
+    Ok(cases)
 }
 
 /// Those that were named, or all.

@@ -140,6 +140,12 @@ impl Operator {
         wrongs.extend(panic.map(|line| format!("it panicked: {line}")));
         wrongs
     }
+
+    pub(super) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = process::tail(&log, 60);
+        format!("the operator's last words:\n{last}")
+    }
 }
 
 impl Drop for Operator {
