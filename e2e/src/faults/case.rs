@@ -28,7 +28,8 @@ use super::{
     node::Node,
     operator::{Operator, Start, Victim},
     pace::Pace,
-    proxy::{Keys, Phase, Plan, Proxy},
+    progress::{Phase, Plan},
+    proxy::{Keys, Proxy},
     request::Kind,
 };
 use crate::{
@@ -111,7 +112,7 @@ impl Ground {
         if most.len() > scenario.most() {
             wrongs.push(format!("more pods than {}: {most:?}", scenario.most()));
         }
-        let counts = proxy.shared.counts();
+        let counts = proxy.shared.progress.counts();
         let total: usize = counts
             .iter()
             .filter(|(kind, _)| !kind.is_event())
@@ -129,8 +130,8 @@ impl Ground {
         }
         let outcome = Outcome {
             counts,
-            seen: proxy.shared.seen(),
-            met: proxy.shared.phase() != Phase::Before,
+            seen: proxy.shared.progress.seen(),
+            met: proxy.shared.progress.phase() != Phase::Before,
             recovery: life.recovery.get(),
             seconds: begun.elapsed().as_secs_f64(),
             wrongs,
@@ -157,7 +158,7 @@ impl Ground {
                 server: &proxy.kubernetes[number],
                 replica: has_others.then_some(number),
             };
-            Operator::start(&start, victim, Arc::clone(&proxy.shared))
+            Operator::start(&start, victim, Arc::clone(&proxy.shared.progress))
         });
         all.collect()
     }
@@ -221,7 +222,7 @@ impl Ground {
 /// GitHub is as before, and no job was cancelled. A fault that lasts is waited for.
 async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     let end = life.pace.now();
-    while life.proxy.shared.phase() == Phase::During {
+    while life.proxy.shared.progress.phase() == Phase::During {
         if life.pace.since(end) > 3 * OUTAGE {
             bail!("the fault has no end");
         }

@@ -10,6 +10,7 @@ mod life;
 mod node;
 mod operator;
 mod pace;
+mod progress;
 mod proxy;
 mod request;
 
@@ -39,7 +40,8 @@ use case::{Ground, Outcome, command, plans};
 pub use fault::Fault;
 pub use life::Scenario;
 use pace::Pace;
-use proxy::{Keys, Plan};
+use progress::Plan;
+use proxy::Keys;
 
 /// The operator is built as this program is.
 const PROFILE: Profile = if cfg!(debug_assertions) {

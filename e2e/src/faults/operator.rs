@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::{process::Command, task::AbortHandle};
 
-use super::{PROFILE, proxy::Shared};
+use super::{PROFILE, progress::Progress};
 use crate::{
     certs, images,
     process::{self, Identity, MARKER},
@@ -86,7 +86,7 @@ impl Operator {
     pub(super) fn start(
         start: &Start<'_>,
         victim: Arc<Victim>,
-        shared: Arc<Shared>,
+        progress: Arc<Progress>,
     ) -> Result<Self> {
         let name = match start.replica {
             Some(replica) => format!("{}-{replica}", start.namespace),
@@ -120,7 +120,7 @@ impl Operator {
             command,
             log.clone(),
             victim,
-            shared,
+            progress,
             Arc::clone(&ended),
             identity,
         ))
@@ -158,7 +158,7 @@ async fn keep(
     mut command: Command,
     log: PathBuf,
     victim: Arc<Victim>,
-    shared: Arc<Shared>,
+    progress: Arc<Progress>,
     ended: Arc<Mutex<Vec<String>>>,
     identity: Option<String>,
 ) -> Result<()> {
@@ -176,7 +176,7 @@ async fn keep(
             .context("cannot start the operator")?;
         victim.is(child.id().and_then(Identity::of));
         if victim.killed.swap(false, Ordering::SeqCst) {
-            shared.over();
+            progress.over();
         }
         let how = child.wait().await?;
         victim.is(None);
