@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource as _};
 use serde_json::json;
 use tokio::sync::OwnedMutexGuard;
 
-use super::Outcome;
+use super::{Outcome, scale_set};
 use crate::context::{CONTROLLER, Context};
 use crate::error::ReconcileError;
 use crate::metrics::News;
@@ -119,8 +119,15 @@ pub async fn record(
     }
     let news = News::of(pool, plan);
     let status = std::mem::take(&mut plan.status);
+    let set = status.scale_set.as_ref();
+    let session = set.and_then(|set| set.session.clone());
     let later = write(ctx, pool, status, now).await;
-    if let Some(wait) = later.map_err(ReconcileError::Status)? {
+    let later = later.map_err(ReconcileError::Status)?;
+    // Only counts are ever written later.
+    if let Some(session) = session {
+        scale_set::stored(ctx, pool, &session);
+    }
+    if let Some(wait) = later {
         return Ok(Recorded::In(wait));
     }
     ctx.metrics.learned(&pool.key, &news);
