@@ -71,13 +71,13 @@ impl Listener {
     pub fn start(config: ListenerConfig, capacity: usize, left_over: Option<String>) -> Self {
         let (capacity, capacities) = watch::channel(capacity);
         let (acted_on, acts) = watch::channel(0);
-        let (stored, stores) = watch::channel(None);
+        let (stored, sessions) = watch::channel(None);
         let received = Arc::new(Mutex::new(Received::default()));
         let (set, identity) = (config.set, config.identity.clone());
         let orders = Orders {
             capacities,
             acts,
-            stores,
+            sessions,
         };
         let task = Task::new(config, orders, Arc::clone(&received), left_over);
         Self {

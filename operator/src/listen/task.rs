@@ -58,7 +58,7 @@ pub(super) struct Orders {
     /// The number of the last news that was acted on.
     pub(super) acts: watch::Receiver<u64>,
     /// The session that the status names.
-    pub(super) stores: watch::Receiver<Option<String>>,
+    pub(super) sessions: watch::Receiver<Option<String>>,
 }
 
 /// It ends by itself where its scale set has vanished.
@@ -187,8 +187,8 @@ impl Task {
     /// Waits until the status names the session. The first poll has jobs assigned, and with those a session that nobody
     /// can name would be in the way for minutes.
     async fn until_stored(&mut self, session: &str) {
-        let stores = &mut self.orders.stores;
-        let is_stored = stores.wait_for(|stored| stored.as_deref() == Some(session));
+        let sessions = &mut self.orders.sessions;
+        let is_stored = sessions.wait_for(|stored| stored.as_deref() == Some(session));
         // Where no status can be written for so long, jobs are worth more.
         let _ = tokio::time::timeout(RECONCILE, is_stored).await;
     }
