@@ -36,8 +36,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, and the suites on two
-    /// clusters.
+    /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, the suites on two
+    /// clusters, and a sample of the faults.
     Test {
         #[command(flatten)]
         build: Build,
@@ -236,7 +236,7 @@ fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Named suites are run without the checks; without a name everything is.
+/// Named suites are run without the checks and the faults; without a name everything is.
 fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
     let story = Story::default();
     runtime.block_on(async { interrupt::watch() })?;
@@ -244,6 +244,11 @@ fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
         check::run(&story)?;
     }
     let conclusion = suites::run(runtime.handle(), names, build.options(), &story)?;
+    if names.is_empty() && !conclusion.has_failed() {
+        // Alone on the machine, when no suite's cluster runs any more.
+        story.step("a sample of the faults");
+        runtime.block_on(faults::run(&faults::Run::sample(), &story))?;
+    }
     story.step("done");
     Ok(conclusion.exit_code())
 }

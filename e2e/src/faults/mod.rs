@@ -50,7 +50,7 @@ const PROFILE: Profile = if cfg!(debug_assertions) {
     Profile::Measure
 };
 /// Cases at a time, where nothing else is said: most of them wait most of the time.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = if cfg!(debug_assertions) { 32 } else { 64 };
 /// No case is begun that would hardly end in time.
 const LAST: Duration = Duration::from_secs(45);
 
@@ -90,6 +90,17 @@ pub struct Run {
     /// Also write what came of each case as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+impl Run {
+    /// What `cargo e2e test` tries: fewer at a time, so that a build that is not optimised leaves two cores some time.
+    pub fn sample() -> Self {
+        Self {
+            minutes: 3,
+            at_once: AT_ONCE / 2,
+            ..Self::default()
+        }
+    }
 }
 
 /// A part of all cases.
