@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     paths,
-    process::{find, logged, output, remove_dir},
+    process::{self, find, logged, output, remove_dir},
     report::Story,
     tools,
 };
@@ -112,11 +112,7 @@ pub fn build_binaries(profile: Profile) -> Result<()> {
 
 /// Builds the binaries of some packages with cargo.
 pub fn build_packages(profile: Profile, packages: &[&str]) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .arg("build")
-        .arg("--quiet")
-        .current_dir(paths::repository());
+    let mut cargo = process::cargo(&["build", "--quiet"]);
     for package in packages {
         cargo.args(["--package", package]);
     }

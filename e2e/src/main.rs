@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{self, ExitCode},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
@@ -12,7 +12,7 @@ use e2e::{
     cluster::{Cluster, Options},
     demo, deploy, device_plugin, example, faults,
     images::Profile,
-    interrupt, paths, removal,
+    interrupt, paths, process, removal,
     report::Story,
     simulator, suites, supervisor,
 };
@@ -210,12 +210,8 @@ fn run(command: Command) -> Result<ExitCode> {
 
 /// Builds this program with optimisation, and runs it with the same arguments.
 fn optimised() -> Result<ExitCode> {
-    let mut cargo =
-        process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["run", "--quiet", "--profile=measure", "--package=e2e", "--"])
-        .args(std::env::args_os().skip(1))
-        .current_dir(paths::repository());
+    let mut cargo = process::cargo(&["run", "--quiet", "--profile=measure", "--package=e2e", "--"]);
+    cargo.args(std::env::args_os().skip(1));
     let status = check::foreground(&mut cargo).context("cannot start cargo")?;
     Ok(if status.success() {
         ExitCode::SUCCESS

@@ -250,7 +250,7 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
     };
     if let Some((code, body)) = fault.answer(door.server) {
         shared.progress.over();
-        return Ok(reported(code, body));
+        return Ok(response(code, body));
     }
     let signal = |signal| (shared.kill)(shared.replica(door), signal);
     match fault {
@@ -318,7 +318,7 @@ fn outage(shared: &Arc<Shared>, door: Door, lasts: Duration) {
     });
 }
 
-fn reported(code: u16, body: String) -> Response<Body> {
+fn response(code: u16, body: String) -> Response<Body> {
     let mut answer = Response::new(Body::from(body));
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let json = header::HeaderValue::from_static("application/json");
