@@ -236,17 +236,19 @@ fn checks_need_a_verification() {
     );
 }
 
-#[test]
-fn a_template_that_takes_what_is_the_operators_is_refused() {
-    let runner = |change: Value| {
-        let mut container = json!({"name": "runner", "image": "example/runner:1"});
-        container
-            .as_object_mut()
-            .unwrap()
-            .extend(change.as_object().unwrap().clone());
-        json!({"spec": {"containers": [container]}})
-    };
-    let refused = [
+/// A template that changes the runner's container.
+fn runner(change: &Value) -> Value {
+    let mut container = json!({"name": "runner", "image": "example/runner:1"});
+    container
+        .as_object_mut()
+        .unwrap()
+        .extend(change.as_object().unwrap().clone());
+    json!({"spec": {"containers": [container]}})
+}
+
+/// Templates that take what is the operator's, and what is said of them.
+fn templates_that_take() -> Vec<(Value, &'static str)> {
+    vec![
         (json!({"metadata": {"name": "x"}}), template::METADATA),
         (
             json!({"metadata": {"generateName": "x-"}}),
@@ -286,20 +288,24 @@ fn a_template_that_takes_what_is_the_operators_is_refused() {
             template::OTHER_CONTAINER,
         ),
         (
-            runner(json!({"command": ["/home/runner/run.sh"]})),
+            runner(&json!({"command": ["/home/runner/run.sh"]})),
             template::COMMAND,
         ),
-        (runner(json!({"args": ["--once"]})), template::COMMAND),
+        (runner(&json!({"args": ["--once"]})), template::COMMAND),
         (
-            runner(json!({"readinessProbe": {"exec": {"command": ["true"]}}})),
+            runner(&json!({"readinessProbe": {"exec": {"command": ["true"]}}})),
             template::PROBE,
         ),
         (
-            runner(json!({"startupProbe": {"exec": {"command": ["true"]}}})),
+            runner(&json!({"startupProbe": {"exec": {"command": ["true"]}}})),
             template::PROBE,
         ),
-    ];
-    for (given, words) in refused {
+    ]
+}
+
+#[test]
+fn a_template_that_takes_what_is_the_operators_is_refused() {
+    for (given, words) in templates_that_take() {
         assert_refused(|m| m["spec"]["template"] = given.clone(), words);
     }
     let taken = [
@@ -307,7 +313,7 @@ fn a_template_that_takes_what_is_the_operators_is_refused() {
         json!({"metadata": {"labels": {"team": "ml"}, "annotations": {}}}),
         json!({"spec": {"restartPolicy": "Never", "automountServiceAccountToken": false, "hostNetwork": true}}),
         runner(
-            json!({"env": [{"name": "A", "value": "1"}], "livenessProbe": {"exec": {"command": ["true"]}}}),
+            &json!({"env": [{"name": "A", "value": "1"}], "livenessProbe": {"exec": {"command": ["true"]}}}),
         ),
     ];
     for given in taken {

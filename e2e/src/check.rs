@@ -7,7 +7,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{book, interrupt, paths, process::Identity, report::Story, tools};
+use crate::{
+    book, interrupt, paths,
+    process::{Identity, cargo},
+    report::Story,
+    tools,
+};
 
 /// Runs all of it; the first failure ends it.
 pub fn run(story: &Story) -> Result<()> {
@@ -147,12 +152,6 @@ fn dashboard(story: &Story) -> Result<()> {
         "the dashboard by Grafana's types",
         python.current_dir(paths::repository()),
     )
-}
-
-fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(paths::repository());
-    command
 }
 
 fn stage(story: &Story, name: &str, command: &mut Command) -> Result<()> {

@@ -164,11 +164,8 @@ impl Cluster {
             control_plane::credentials(dir, &listen, &[Machine::first(dir), Machine::second(dir)])?;
         control_plane::start(dir, &supervisor, &tools, &certs, &listen, real)?;
         story.step("control plane started");
-        let port = if real {
-            GITHUB_PORT
-        } else {
-            free_port(listen.address)?
-        };
+        let port = real.then_some(GITHUB_PORT);
+        let port = port.map_or_else(|| free_port(listen.address), Ok)?;
         let github = simulator::start(dir, &supervisor, (listen.address, port).into()).await?;
         story.step(&format!("simulated GitHub at {github}"));
         let cluster = Self {
@@ -182,8 +179,7 @@ impl Cluster {
         if let Some(link) = &cluster.link {
             let machine = Machine::first(dir);
             state::reset(&machine.devices(), options.devices)?;
-            let driver = cluster.driver();
-            images::install_driver(options.profile, &driver)?;
+            images::install_driver(options.profile, &cluster.driver())?;
             machine.start_containerd()?;
             let import = import_images(&machine, archive(dir), images);
             control_plane::ready(&cluster.supervisor, &client).await?;

@@ -5,14 +5,14 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use e2e::{
     bench, book, check,
     cluster::{Cluster, Options},
     demo, deploy, device_plugin, example, faults,
     images::Profile,
-    interrupt, paths, removal,
+    interrupt, paths, process, removal,
     report::Story,
     simulator, suites, supervisor,
 };
@@ -36,8 +36,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, and the suites on two
-    /// clusters.
+    /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, the suites on two
+    /// clusters, and a sample of the faults.
     Test {
         #[command(flatten)]
         build: Build,
@@ -158,7 +158,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run(&Story::default())?,
         Command::Bench { list: true, .. } => print!("{}", bench::list()),
         // A slow client would be an easy floor.
-        Command::Bench { .. } if cfg!(debug_assertions) => return bench::optimised(),
+        Command::Bench { .. } if cfg!(debug_assertions) => return optimised(),
         Command::Bench {
             json, runs, only, ..
         } => {
@@ -171,6 +171,8 @@ fn run(command: Command) -> Result<ExitCode> {
                 bench::run(&run, &only, json.as_deref()).await
             })?;
         }
+        // Half of its time would go into code of ours that is not optimised. A few cases are not worth the build.
+        Command::Faults(faults) if faults.all && cfg!(debug_assertions) => return optimised(),
         Command::Faults(faults) => runtime.block_on(async {
             interrupt::watch()?;
             faults::run(&faults, &Story::default()).await
@@ -206,6 +208,18 @@ fn run(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds this program with optimisation, and runs it with the same arguments.
+fn optimised() -> Result<ExitCode> {
+    let mut cargo = process::cargo(&["run", "--quiet", "--profile=measure", "--package=e2e", "--"]);
+    cargo.args(std::env::args_os().skip(1));
+    let status = check::foreground(&mut cargo).context("cannot start cargo")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode> {
     let story = Story::default();
     runtime.block_on(async {
@@ -218,7 +232,7 @@ fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Named suites are run without the checks; without a name everything is.
+/// Named suites are run without the checks and the faults; without a name everything is.
 fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
     let story = Story::default();
     runtime.block_on(async { interrupt::watch() })?;
@@ -226,6 +240,11 @@ fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
         check::run(&story)?;
     }
     let conclusion = suites::run(runtime.handle(), names, build.options(), &story)?;
+    if names.is_empty() && !conclusion.has_failed() {
+        // Alone on the machine, when no suite's cluster runs any more.
+        story.step("a sample of the faults");
+        runtime.block_on(faults::run(&faults::Run::sample(), &story))?;
+    }
     story.step("done");
     Ok(conclusion.exit_code())
 }

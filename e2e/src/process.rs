@@ -11,9 +11,18 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use crate::paths;
+
 /// The environment variable that every process of a cluster carries, with the cluster's folder as its value. `down`
 /// finds by it what a killed run left before it could write anything down.
 pub const MARKER: &str = "CUDA_RUNNER_E2E_CLUSTER";
+
+/// The cargo that runs us, in the repository.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(paths::repository());
+    command
+}
 
 /// A process, told apart from later ones with the same pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

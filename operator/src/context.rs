@@ -10,7 +10,7 @@ use kube::runtime::reflector::Store;
 use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
-use crate::act::status::Writes;
+use crate::act::status::writes::Writes;
 use crate::github::Clients;
 use crate::lease::Fence;
 use crate::listen::Listeners;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use self::task::Task;
+use self::task::{Orders, Task};
 use crate::github::Client;
 use crate::per_pool::PerPool;
 use crate::watch::Waker;
@@ -42,6 +42,7 @@ pub struct Listener {
     identity: String,
     capacity: watch::Sender<usize>,
     acted_on: watch::Sender<u64>,
+    stored: watch::Sender<Option<String>>,
     received: Arc<Mutex<Received>>,
     task: AbortHandle,
 }
@@ -70,14 +71,21 @@ impl Listener {
     pub fn start(config: ListenerConfig, capacity: usize, left_over: Option<String>) -> Self {
         let (capacity, capacities) = watch::channel(capacity);
         let (acted_on, acts) = watch::channel(0);
+        let (stored, sessions) = watch::channel(None);
         let received = Arc::new(Mutex::new(Received::default()));
         let (set, identity) = (config.set, config.identity.clone());
-        let task = Task::new(config, capacities, acts, Arc::clone(&received), left_over);
+        let orders = Orders {
+            capacities,
+            acts,
+            sessions,
+        };
+        let task = Task::new(config, orders, Arc::clone(&received), left_over);
         Self {
             set,
             identity,
             capacity,
             acted_on,
+            stored,
             received,
             task: tokio::spawn(task.run()).abort_handle(),
         }
@@ -101,6 +109,11 @@ impl Listener {
     /// What was heard up to this number was acted on.
     pub fn acted_on(&self, number: u64) {
         self.acted_on.send_replace(number);
+    }
+
+    /// This session's name is in the status, so that a successor can end it: jobs may be assigned in it.
+    pub fn stored(&self, session: &str) {
+        self.stored.send_replace(Some(session.to_owned()));
     }
 
     /// The scale set.

@@ -59,14 +59,7 @@ pub fn tensor_wasm(world: &mut World) {
         ),
     ]);
     let id = world.next_id();
-    let workflow = world.next_id();
-    let events: BTreeSet<String> = ["workflow_dispatch", "pull_request", "push"]
-        .map(str::to_owned)
-        .into();
-    let jobs: Vec<JobTemplate> = JOBS
-        .iter()
-        .map(|(name, tests, managed)| job(name, *tests, *managed))
-        .collect();
+    let workflow = cuda_workflow(world);
     world.repositories.insert(
         TENSOR_WASM.to_owned(),
         Repository {
@@ -76,27 +69,35 @@ pub fn tensor_wasm(world: &mut World) {
             paid_plan: true,
             default_branch: "main".to_owned(),
             branches,
-            workflows: BTreeMap::from([(
-                workflow,
-                Workflow {
-                    id: workflow,
-                    name: "cuda".to_owned(),
-                    path: ".github/workflows/cuda.yml".to_owned(),
-                    content: workflow_file("cuda", &events, Some(GROUP), &jobs),
-                    state: "active".to_owned(),
-                    events,
-                    branches: BTreeSet::new(),
-                    concurrency: Some(GROUP.to_owned()),
-                    jobs,
-                    runs: 0,
-                    created_at: now,
-                },
-            )]),
+            workflows: BTreeMap::from([(workflow.id, workflow)]),
             rulesets: BTreeMap::new(),
             reported: BTreeSet::new(),
             created_at: now,
         },
     );
+}
+
+fn cuda_workflow(world: &mut World) -> Workflow {
+    let events: BTreeSet<String> = ["workflow_dispatch", "pull_request", "push"]
+        .map(str::to_owned)
+        .into();
+    let jobs: Vec<JobTemplate> = JOBS
+        .iter()
+        .map(|(name, tests, managed)| job(name, *tests, *managed))
+        .collect();
+    Workflow {
+        id: world.next_id(),
+        name: "cuda".to_owned(),
+        path: ".github/workflows/cuda.yml".to_owned(),
+        content: workflow_file("cuda", &events, Some(GROUP), &jobs),
+        state: "active".to_owned(),
+        events,
+        branches: BTreeSet::new(),
+        concurrency: Some(GROUP.to_owned()),
+        jobs,
+        runs: 0,
+        created_at: world.now(),
+    }
 }
 
 /// Protection as a user would have set it, with these required checks.

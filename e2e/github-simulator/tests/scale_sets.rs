@@ -191,6 +191,32 @@ async fn start(github: &Simulator, secret: &str) -> u64 {
     job
 }
 
+async fn assert_found(service: &Service<'_>, set: u64, name: &str) {
+    let path = format!("{SETS}?runnerGroupId=1&name={name}");
+    let found = service.send("GET", &path, None).await;
+    let text = found.text.strip_prefix('\u{feff}').unwrap();
+    let found: Value = serde_json::from_str(text).unwrap();
+    assert_eq!(found["count"], 1);
+    assert_eq!(found["value"][0]["id"], set);
+    assert_eq!(found["value"][0]["RunnerSetting"]["disableUpdate"], true);
+    assert_eq!(
+        found["value"][0]["labels"][2],
+        json!({"type": "System", "name": "cuda"})
+    );
+}
+
+/// The session goes once, then the set.
+async fn remove(service: &Service<'_>, set: u64, session: &str) {
+    let session = format!("{SETS}/{set}/sessions/{session}");
+    assert_eq!(service.send("DELETE", &session, None).await.status, 204);
+    let again = service.send("DELETE", &session, None).await;
+    assert_error(&again, 400, "RunnerScaleSetSessionExpiredException");
+    let one = format!("{SETS}/{set}");
+    assert_eq!(service.send("DELETE", &one, None).await.status, 204);
+    let gone = service.send("GET", &one, None).await;
+    assert_error(&gone, 404, "RunnerScaleSetNotFoundException");
+}
+
 #[tokio::test]
 async fn a_scale_set_lives() {
     let github = Simulator::start().await;
@@ -200,17 +226,7 @@ async fn a_scale_set_lives() {
     let before = github.control.state().await.unwrap().lasting;
     let labels = ["gpu-set", "self-hosted", "cuda"];
     let set = service.create("gpu-set", &labels).await;
-    let path = format!("{SETS}?runnerGroupId=1&name=gpu-set");
-    let found = service.send("GET", &path, None).await;
-    let text = found.text.strip_prefix('\u{feff}').expect("a mark");
-    let found: Value = serde_json::from_str(text).unwrap();
-    assert_eq!(found["count"], 1);
-    assert_eq!(found["value"][0]["id"], set);
-    assert_eq!(found["value"][0]["RunnerSetting"]["disableUpdate"], true);
-    assert_eq!(
-        found["value"][0]["labels"][2],
-        json!({"type": "System", "name": "cuda"})
-    );
+    assert_found(&service, set, "gpu-set").await;
 
     let listener = service.listen(set).await;
     assert_eq!(listener.opened["statistics"]["totalAvailableJobs"], 2);
@@ -262,14 +278,7 @@ async fn a_scale_set_lives() {
     assert_eq!((view.id, view.capacity, view.unacknowledged), (set, 1, 2));
     assert_eq!(view.session.as_ref(), Some(&listener.id));
     assert_ne!(github.control.state().await.unwrap().lasting, before);
-    let session = format!("{SETS}/{set}/sessions/{}", listener.id);
-    assert_eq!(service.send("DELETE", &session, None).await.status, 204);
-    let again = service.send("DELETE", &session, None).await;
-    assert_error(&again, 400, "RunnerScaleSetSessionExpiredException");
-    let one = format!("{SETS}/{set}");
-    assert_eq!(service.send("DELETE", &one, None).await.status, 204);
-    let gone = service.send("GET", &one, None).await;
-    assert_error(&gone, 404, "RunnerScaleSetNotFoundException");
+    remove(&service, set, &listener.id).await;
     assert_eq!(github.control.state().await.unwrap().lasting, before);
     github.assert_clean().await;
 }

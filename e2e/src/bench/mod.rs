@@ -14,19 +14,13 @@ mod slow_github;
 mod smoke;
 mod steady;
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::Path,
-    process::{Command, ExitCode},
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
-use crate::{check, images, paths, process, tools::Tools};
+use crate::{images, paths, process, tools::Tools};
 pub use bed::Run;
 pub(crate) use bed::gated_pool;
 use bed::{Bed, PROFILE};
@@ -118,21 +112,6 @@ pub fn list() -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{:16} {}{long}", row.name, row.about);
         text
-    })
-}
-
-/// Builds this program with optimisation, and runs it with the same arguments.
-pub fn optimised() -> Result<ExitCode> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["run", "--quiet", "--profile=measure", "--package=e2e", "--"])
-        .args(std::env::args_os().skip(1))
-        .current_dir(paths::repository());
-    let status = check::foreground(&mut cargo).context("cannot start cargo")?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
     })
 }
 

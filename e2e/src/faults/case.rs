@@ -28,7 +28,8 @@ use super::{
     node::Node,
     operator::{Operator, Start, Victim},
     pace::Pace,
-    proxy::{Keys, Phase, Plan, Proxy},
+    progress::{Phase, Plan},
+    proxy::{Keys, Proxy},
     request::Kind,
 };
 use crate::{
@@ -36,7 +37,6 @@ use crate::{
     deploy::Beside,
     example,
     helm::{NAMESPACE, RELEASE},
-    process,
     suites::Ctx,
     wait::wait_for,
 };
@@ -100,19 +100,7 @@ impl Ground {
         };
         life.prepare().await?;
         let before = life.repository().await?;
-        let kubeconfig = Beside::kubeconfig(&self.cluster);
-        let mut operators = vec![];
-        for (number, victim) in victims.into_iter().enumerate() {
-            let start = Start {
-                dir: &self.cluster.dir,
-                namespace: name,
-                kubeconfig: &kubeconfig,
-                authority: &self.authority,
-                server: &proxy.kubernetes[number],
-                replica: (replicas > 1).then_some(number),
-            };
-            operators.push(Operator::start(&start, victim, Arc::clone(&proxy.shared))?);
-        }
+        let operators = self.operators(name, victims, &proxy)?;
         let mut wrongs = vec![];
         if let Err(error) = life.live(scenario).await {
             wrongs.push(format!("{error:#}"));
@@ -124,7 +112,7 @@ impl Ground {
         if most.len() > scenario.most() {
             wrongs.push(format!("more pods than {}: {most:?}", scenario.most()));
         }
-        let counts = proxy.shared.counts();
+        let counts = proxy.shared.progress.counts();
         let total: usize = counts
             .iter()
             .filter(|(kind, _)| !kind.is_event())
@@ -137,23 +125,42 @@ impl Ground {
         }
         let tells = !wrongs.is_empty() && std::env::var_os("FAULTS_LOG").is_some();
         for operator in operators {
-            if tells {
-                let log = fs::read_to_string(&operator.log).unwrap_or_default();
-                let last = process::tail(&log, 60);
-                wrongs.push(format!("the operator's last words:\n{last}"));
-            }
+            wrongs.extend(tells.then(|| operator.last_words()));
             let _ = fs::remove_file(&operator.log);
         }
         let outcome = Outcome {
             counts,
-            seen: proxy.shared.seen(),
-            met: proxy.shared.phase() != Phase::Before,
+            seen: proxy.shared.progress.seen(),
+            met: proxy.shared.progress.phase() != Phase::Before,
             recovery: life.recovery.get(),
             seconds: begun.elapsed().as_secs_f64(),
             wrongs,
         };
         self.forget(&ctx).await;
         Ok(outcome)
+    }
+
+    /// One for each victim, each with a way of its own to the API server.
+    fn operators(
+        &self,
+        namespace: &str,
+        victims: Vec<Arc<Victim>>,
+        proxy: &Proxy,
+    ) -> Result<Vec<Operator>> {
+        let kubeconfig = Beside::kubeconfig(&self.cluster);
+        let has_others = victims.len() > 1;
+        let all = victims.into_iter().enumerate().map(|(number, victim)| {
+            let start = Start {
+                dir: &self.cluster.dir,
+                namespace,
+                kubeconfig: &kubeconfig,
+                authority: &self.authority,
+                server: &proxy.kubernetes[number],
+                replica: has_others.then_some(number),
+            };
+            Operator::start(&start, victim, Arc::clone(&proxy.shared.progress))
+        });
+        all.collect()
     }
 
     /// The authority of the proxy beside GitHub's own, and the operator's rights in its own namespace.
@@ -215,7 +222,7 @@ impl Ground {
 /// GitHub is as before, and no job was cancelled. A fault that lasts is waited for.
 async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     let end = life.pace.now();
-    while life.proxy.shared.phase() == Phase::During {
+    while life.proxy.shared.progress.phase() == Phase::During {
         if life.pace.since(end) > 3 * OUTAGE {
             bail!("the fault has no end");
         }

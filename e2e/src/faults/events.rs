@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{self, Sender};
 
 use super::{
     fault::{Fault, STALL},
-    proxy::Shared,
+    progress::Progress,
     request::Kind,
 };
 
@@ -29,12 +29,12 @@ impl std::error::Error for Cut {}
 type Piece = Result<Bytes, Cut>;
 
 /// The body that the operator gets.
-pub(super) fn watch(shared: Arc<Shared>, kind: Kind, events: Incoming) -> Body {
+pub(super) fn watch(progress: Arc<Progress>, kind: Kind, events: Incoming) -> Body {
     let (sender, receiver) = mpsc::channel::<Piece>(64);
     tokio::spawn(async move {
         let hangs_up = sender.clone();
         tokio::select! {
-            () = relay(&shared, &kind, events, &sender) => (),
+            () = relay(&progress, &kind, events, &sender) => (),
             () = hangs_up.closed() => (),
         }
     });
@@ -44,7 +44,7 @@ pub(super) fn watch(shared: Arc<Shared>, kind: Kind, events: Incoming) -> Body {
     Body::from_stream(pieces)
 }
 
-async fn relay(shared: &Shared, kind: &Kind, mut events: Incoming, to: &Sender<Piece>) {
+async fn relay(progress: &Progress, kind: &Kind, mut events: Incoming, to: &Sender<Piece>) {
     let mut rest = Vec::new();
     // What was told so far, for telling it again.
     let mut reported = Vec::new();
@@ -55,7 +55,7 @@ async fn relay(shared: &Shared, kind: &Kind, mut events: Incoming, to: &Sender<P
         rest.extend_from_slice(&data);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
-            if !one(shared, kind, &line, &reported, to).await {
+            if !one(progress, kind, &line, &reported, to).await {
                 return;
             }
             reported.extend_from_slice(&line);
@@ -65,7 +65,7 @@ async fn relay(shared: &Shared, kind: &Kind, mut events: Incoming, to: &Sender<P
 
 /// Passes one event on; whether the watch goes on after it.
 async fn one(
-    shared: &Shared,
+    progress: &Progress,
     kind: &Kind,
     line: &[u8],
     reported: &[u8],
@@ -74,19 +74,19 @@ async fn one(
     // Bookmarks come when the server likes.
     let counts = !line.starts_with(br#"{"type":"BOOKMARK""#);
     let send = async |piece: Piece| to.send(piece).await.is_ok();
-    match counts.then(|| shared.meet(kind)).flatten() {
+    match counts.then(|| progress.meet(kind)).flatten() {
         Some(Fault::Stall) => {
             tokio::time::sleep(STALL).await;
-            shared.over();
+            progress.over();
         }
         Some(Fault::Rewind) => {
-            shared.over();
+            progress.over();
             if !send(Ok(Bytes::copy_from_slice(reported))).await {
                 return false;
             }
         }
         Some(Fault::Gone) => {
-            shared.over();
+            progress.over();
             if let Some((_, status)) = Fault::Gone.answer(kind.server) {
                 let error = format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n");
                 send(Ok(error.into())).await;
@@ -94,7 +94,7 @@ async fn one(
             return false;
         }
         Some(_) => {
-            shared.over();
+            progress.over();
             send(Err(Cut)).await;
             return false;
         }

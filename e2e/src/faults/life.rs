@@ -13,11 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 
-use super::{
-    node::Node,
-    pace::Pace,
-    proxy::{Phase, Proxy},
-};
+use super::{node::Node, pace::Pace, progress::Phase, proxy::Proxy};
 use crate::{
     bench::gated_pool,
     suites::{
@@ -329,7 +325,7 @@ impl Life<'_> {
             let found = condition()
                 .await
                 .with_context(|| format!("waiting for {what}"))?;
-            let phase = self.proxy.shared.phase();
+            let phase = self.proxy.shared.progress.phase();
             if let Some(found) = found {
                 if let (Phase::After(end), None) = (phase, self.recovery.get()) {
                     self.recovery.set(Some(self.pace.since(end)));

@@ -10,6 +10,7 @@ mod life;
 mod node;
 mod operator;
 mod pace;
+mod progress;
 mod proxy;
 mod request;
 
@@ -39,10 +40,17 @@ use case::{Ground, Outcome, command, plans};
 pub use fault::Fault;
 pub use life::Scenario;
 use pace::Pace;
-use proxy::{Keys, Plan};
+use progress::Plan;
+use proxy::Keys;
 
+/// The operator is built as this program is.
+const PROFILE: Profile = if cfg!(debug_assertions) {
+    Profile::Dev
+} else {
+    Profile::Measure
+};
 /// Cases at a time, where nothing else is said: most of them wait most of the time.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = if cfg!(debug_assertions) { 32 } else { 64 };
 /// No case is begun that would hardly end in time.
 const LAST: Duration = Duration::from_secs(45);
 
@@ -82,6 +90,17 @@ pub struct Run {
     /// Also write what came of each case as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+impl Run {
+    /// What `cargo e2e test` tries: fewer at a time, so that a build that is not optimised leaves two cores some time.
+    pub fn sample() -> Self {
+        Self {
+            minutes: 3,
+            at_once: AT_ONCE / 2,
+            ..Self::default()
+        }
+    }
 }
 
 /// A part of all cases.
@@ -126,7 +145,7 @@ pub async fn run(run: &Run, story: &Story) -> Result<()> {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
         now.map_or(1, |now| u64::from(now.subsec_nanos()))
     });
-    tokio::task::spawn_blocking(|| images::build_packages(Profile::Dev, &["cuda-runner-operator"]))
+    tokio::task::spawn_blocking(|| images::build_packages(PROFILE, &["cuda-runner-operator"]))
         .await??;
     let options = Options {
         node: false,
@@ -178,7 +197,7 @@ async fn furnish(cluster: &Cluster) -> Result<Ground> {
     deploy::charts(cluster, &["leaderElection.enabled=true"]).await?;
     let client = cluster.client().await?;
     // For its kubeconfig.
-    deploy::beside(cluster, &client, Profile::Dev, "info").await?;
+    deploy::beside(cluster, &client, PROFILE, "info").await?;
     let certs = Certificates::create(&cluster.dir.join("faults"), "Proxy of faults")?;
     certs.server("proxy", &["localhost"], &[[127, 0, 0, 1].into()])?;
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
@@ -214,7 +233,50 @@ async fn on(
 ) -> Result<Vec<Tried>> {
     let named = run.cases.iter().map(|text| case::named(text));
     let named = named.collect::<Result<Vec<_>>>()?;
-    let scenarios = match &*named {
+    let lives = lives(ground, run, &named, story).await?;
+    if run.list {
+        return Ok(vec![]);
+    }
+    let mut cases = cases(run, named, &lives)?;
+    shuffle(&mut cases, seed);
+    spread(&mut cases);
+    story.step(&format!("{} cases, seed {seed}", cases.len()));
+    let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
+    let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
+    stream::iter(cases.into_iter().enumerate())
+        .take_while(in_time)
+        .map(async |(number, (scenario, plan))| {
+            if number > 0 && number.is_multiple_of(50) {
+                story.step(&format!("{number} cases"));
+            }
+            let usual = lives.get(&scenario).map(|life| life.seen.len());
+            let name = format!("case-{number}");
+            let outcome = ground.run(&name, scenario, Some(plan.clone()), usual).await;
+            let outcome = outcome.with_context(|| command(scenario, &plan))?;
+            let tried = Tried {
+                scenario,
+                plan,
+                outcome,
+            };
+            if !tried.outcome.wrongs.is_empty() {
+                let seconds = tried.outcome.seconds;
+                story.step(&format!("red after {seconds:.0} s: {}", tell(&tried)));
+            }
+            anyhow::Ok(tried)
+        })
+        .buffer_unordered(run.at_once)
+        .try_collect()
+        .await
+}
+
+/// Lives without a fault: they say which requests there are.
+async fn lives(
+    ground: &Ground,
+    run: &Run,
+    named: &[(Scenario, Plan)],
+    story: &Story,
+) -> Result<BTreeMap<Scenario, Outcome>> {
+    let scenarios = match named {
         [] => chosen(&run.scenarios),
         named => {
             let all: BTreeSet<Scenario> = named.iter().map(|(scenario, _)| *scenario).collect();
@@ -252,9 +314,15 @@ async fn on(
                 .for_each(|(at, name)| println!("{:4} {name}", at + 1));
         }
     }
-    if run.list {
-        return Ok(vec![]);
-    }
+    Ok(lives)
+}
+
+/// Those that were named, or each fault at each request of these lives.
+fn cases(
+    run: &Run,
+    named: Vec<(Scenario, Plan)>,
+    lives: &BTreeMap<Scenario, Outcome>,
+) -> Result<Vec<(Scenario, Plan)>> {
     let mut cases = named;
     for (scenario, outcome) in lives.iter().filter(|_| run.cases.is_empty()) {
         let mut of_life = plans(&outcome.counts, &chosen(&run.faults), scenario.replicas());
@@ -267,38 +335,7 @@ async fn on(
     if let Some(part) = run.part {
         cases.retain(|(scenario, plan)| part.has(&case::name(*scenario, plan)));
     }
-    shuffle(&mut cases, seed);
-    spread(&mut cases);
-    story.step(&format!("{} cases, seed {seed}", cases.len()));
-    let limit = (!run.all).then(|| Duration::from_mins(run.minutes).saturating_sub(LAST));
-    let in_time = |_: &_| std::future::ready(limit.is_none_or(|limit| begun.elapsed() < limit));
-    stream::iter(cases.into_iter().enumerate())
-        .take_while(in_time)
-        .map(async |(number, (scenario, plan))| {
-            let usual = lives.get(&scenario).map(|life| life.seen.len());
-            let name = format!("case-{number}");
-            let outcome = ground.run(&name, scenario, Some(plan.clone()), usual).await;
-            let outcome = outcome.with_context(|| command(scenario, &plan))?;
-            let tried = Tried {
-                scenario,
-                plan,
-                outcome,
-            };
-            if number > 0 && number.is_multiple_of(50) {
-                story.step(&format!("{number} cases"));
-            }
-            if !tried.outcome.wrongs.is_empty() {
-                story.step(&format!(
-                    "red after {:.0} s: {}",
-                    tried.outcome.seconds,
-                    tell(&tried)
-                ));
-            }
-            anyhow::Ok(tried)
-        })
-        .buffer_unordered(run.at_once)
-        .try_collect()
-        .await
+    Ok(cases)
 }
 
 /// Those that were named, or all.

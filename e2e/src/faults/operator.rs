@@ -16,10 +16,9 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::{process::Command, task::AbortHandle};
 
-use super::proxy::Shared;
+use super::{PROFILE, progress::Progress};
 use crate::{
-    certs,
-    images::{self, Profile},
+    certs, images,
     process::{self, Identity, MARKER},
 };
 
@@ -87,7 +86,7 @@ impl Operator {
     pub(super) fn start(
         start: &Start<'_>,
         victim: Arc<Victim>,
-        shared: Arc<Shared>,
+        progress: Arc<Progress>,
     ) -> Result<Self> {
         let name = match start.replica {
             Some(replica) => format!("{}-{replica}", start.namespace),
@@ -97,7 +96,7 @@ impl Operator {
         through(start, &config)?;
         let log = start.dir.join(format!("logs/{name}.log"));
         let registrar = format!("127.0.0.1:{}", port()?);
-        let mut command = Command::new(images::artifact(Profile::Dev, "cuda-runner-operator"));
+        let mut command = Command::new(images::artifact(PROFILE, "cuda-runner-operator"));
         command
             .arg("run")
             .arg("--gate-image=localhost/cuda-smoke:dev")
@@ -121,7 +120,7 @@ impl Operator {
             command,
             log.clone(),
             victim,
-            shared,
+            progress,
             Arc::clone(&ended),
             identity,
         ))
@@ -141,6 +140,12 @@ impl Operator {
         wrongs.extend(panic.map(|line| format!("it panicked: {line}")));
         wrongs
     }
+
+    pub(super) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = process::tail(&log, 60);
+        format!("the operator's last words:\n{last}")
+    }
 }
 
 impl Drop for Operator {
@@ -153,7 +158,7 @@ async fn keep(
     mut command: Command,
     log: PathBuf,
     victim: Arc<Victim>,
-    shared: Arc<Shared>,
+    progress: Arc<Progress>,
     ended: Arc<Mutex<Vec<String>>>,
     identity: Option<String>,
 ) -> Result<()> {
@@ -171,7 +176,7 @@ async fn keep(
             .context("cannot start the operator")?;
         victim.is(child.id().and_then(Identity::of));
         if victim.killed.swap(false, Ordering::SeqCst) {
-            shared.over();
+            progress.over();
         }
         let how = child.wait().await?;
         victim.is(None);

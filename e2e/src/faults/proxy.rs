@@ -1,10 +1,9 @@
 //! Stands between one operator and both servers: names and counts every request, and does harm to one of them.
 
 use std::{
-    collections::BTreeMap,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -34,31 +33,15 @@ use super::{
     events,
     fault::{DELAY, Fault, OUTAGE, PAST_THE_LEASE},
     pace::Pace,
+    progress::{Plan, Progress},
     request::{Kind, Server, kind},
 };
 use crate::tls;
 
 /// The longest body that is read as a whole.
 const LONGEST: usize = 64 * 1024 * 1024;
-
-/// What is to happen, and to the how-manieth of its kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
-    pub(super) kind: Kind,
-    pub(super) number: usize,
-    pub(super) fault: Fault,
-}
-
-/// How far the fault is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// It has not happened.
-    Before,
-    /// It lasts.
-    During,
-    /// It is over, since the clock of the run showed this.
-    After(Duration),
-}
+/// A connection that was idle for longer is not used again: servers close theirs after 30 s or more, perhaps just now.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Sends a signal to one of the replicas.
 pub(super) type Kill = Arc<dyn Fn(usize, Signal) + Send + Sync>;
@@ -122,13 +105,6 @@ impl std::error::Error for Closed {}
 
 type Answer = Result<Response<Body>, Closed>;
 
-/// What has been counted, and what is to come.
-struct State {
-    counts: BTreeMap<Kind, usize>,
-    seen: Vec<String>,
-    plan: Option<Plan>,
-}
-
 /// What all connections of a proxy share.
 pub(super) struct Shared {
     http: Http<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -136,9 +112,7 @@ pub(super) struct Shared {
     kubernetes: String,
     /// GitHub's real base, and the one that the operator sees.
     github: (String, String),
-    state: Mutex<State>,
-    pace: Pace,
-    phase: watch::Sender<Phase>,
+    pub(super) progress: Arc<Progress>,
     away: watch::Sender<Option<Door>>,
     kill: Kill,
     /// The replica that has last renewed its lease.
@@ -176,16 +150,12 @@ impl Proxy {
             .enable_http1()
             .build();
         let shared = Arc::new(Shared {
-            http: Http::builder(TokioExecutor::new()).build(connector),
+            http: Http::builder(TokioExecutor::new())
+                .pool_idle_timeout(IDLE)
+                .build(connector),
             kubernetes: keys.kubernetes.clone(),
             github: (keys.github.clone(), github_url.clone()),
-            state: Mutex::new(State {
-                counts: BTreeMap::new(),
-                seen: vec![],
-                plan,
-            }),
-            pace: pace.clone(),
-            phase: watch::Sender::new(Phase::Before),
+            progress: Arc::new(Progress::new(plan, pace)),
             away: watch::Sender::new(None),
             kill,
             leader: AtomicUsize::new(0),
@@ -240,45 +210,6 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How often each kind has come.
-    pub(super) fn counts(&self) -> BTreeMap<Kind, usize> {
-        self.state().counts.clone()
-    }
-
-    /// All requests, in their order.
-    pub(super) fn seen(&self) -> Vec<String> {
-        self.state().seen.clone()
-    }
-
-    pub(super) fn phase(&self) -> Phase {
-        *self.phase.borrow()
-    }
-
-    /// The fault is over.
-    pub(super) fn over(&self) {
-        self.phase.send_replace(Phase::After(self.pace.now()));
-    }
-
-    /// Counts it; gives the fault that it is to meet.
-    pub(super) fn meet(&self, kind: &Kind) -> Option<Fault> {
-        let mut state = self.state();
-        let count = state.counts.entry(kind.clone()).or_default();
-        *count += 1;
-        let number = *count;
-        if !kind.is_event() {
-            state.seen.push(format!("{kind}#{number}"));
-        }
-        let hit = state
-            .plan
-            .take_if(|plan| plan.kind == *kind && plan.number == number)?;
-        self.phase.send_replace(Phase::During);
-        Some(hit.fault)
-    }
-
     /// Waits until what is behind this door is away.
     async fn away(&self, door: Door) {
         let mut away = self.away.subscribe();
@@ -314,12 +245,12 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
     {
         shared.leader.store(replica, Ordering::SeqCst);
     }
-    let Some(fault) = shared.meet(&kind) else {
+    let Some(fault) = shared.progress.meet(&kind) else {
         return forward(shared, kind, request).await;
     };
     if let Some((code, body)) = fault.answer(door.server) {
-        shared.over();
-        return Ok(reported(code, body));
+        shared.progress.over();
+        return Ok(response(code, body));
     }
     let signal = |signal| (shared.kill)(shared.replica(door), signal);
     match fault {
@@ -337,7 +268,7 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
             tokio::spawn(async move {
                 tokio::time::sleep(PAST_THE_LEASE).await;
                 (shared.kill)(replica, Signal::CONT);
-                shared.over();
+                shared.progress.over();
             });
             return answer;
         }
@@ -355,7 +286,7 @@ async fn answer(shared: Arc<Shared>, door: Door, request: Request<Incoming>) -> 
             let late = tokio::spawn(async move {
                 tokio::time::sleep(DELAY).await;
                 let answer = forward(Arc::clone(&shared), kind, request).await;
-                shared.over();
+                shared.progress.over();
                 answer
             });
             return late.await.unwrap_or(Err(Closed));
@@ -373,7 +304,7 @@ struct Unheard<'a>(&'a Shared);
 
 impl Drop for Unheard<'_> {
     fn drop(&mut self) {
-        self.0.over();
+        self.0.progress.over();
     }
 }
 
@@ -383,11 +314,11 @@ fn outage(shared: &Arc<Shared>, door: Door, lasts: Duration) {
     tokio::spawn(async move {
         tokio::time::sleep(lasts).await;
         shared.away.send_replace(None);
-        shared.over();
+        shared.progress.over();
     });
 }
 
-fn reported(code: u16, body: String) -> Response<Body> {
+fn response(code: u16, body: String) -> Response<Body> {
     let mut answer = Response::new(Body::from(body));
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let json = header::HeaderValue::from_static("application/json");
@@ -437,7 +368,7 @@ async fn pass(
         .into_parts();
     parts.headers.remove(header::TRANSFER_ENCODING);
     if kind.is_watch() && parts.status.is_success() {
-        let reported = events::watch(Arc::clone(shared), kind.events(), body);
+        let reported = events::watch(Arc::clone(&shared.progress), kind.events(), body);
         return Ok(Response::from_parts(parts, reported));
     }
     let body = Limited::new(body, LONGEST).collect().await;

@@ -140,7 +140,7 @@ async fn invalid(ctx: &Ctx) -> Result<()> {
         "errors": [{"message": WORDS}],
         "documentation_url": "https://docs.github.com/rest",
     });
-    ctx.inject(JIT, 1, reported(422, Some(body), BTreeMap::new()))
+    ctx.inject(JIT, 1, answer_with(422, Some(body), BTreeMap::new()))
         .await?;
     ctx.apply(&ctx.pool("invalid", json!({}))).await?;
     let said = ctx
@@ -266,15 +266,15 @@ fn is_a(call: &Seen, operation: &str) -> bool {
 }
 
 fn answer(status: u16) -> Action {
-    reported(status, None, BTreeMap::new())
+    answer_with(status, None, BTreeMap::new())
 }
 
 fn limited(status: u16, message: &str) -> Action {
     let headers = BTreeMap::from([("retry-after".to_owned(), "2".to_owned())]);
-    reported(status, Some(json!({"message": message})), headers)
+    answer_with(status, Some(json!({"message": message})), headers)
 }
 
-fn reported(status: u16, body: Option<Value>, headers: BTreeMap<String, String>) -> Action {
+fn answer_with(status: u16, body: Option<Value>, headers: BTreeMap<String, String>) -> Action {
     Action::Answer {
         status,
         body,

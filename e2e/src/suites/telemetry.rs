@@ -36,6 +36,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 async fn reported(ctx: &Ctx, collector: &Collector) -> Result<()> {
+    traces(ctx, collector).await?;
+    log(ctx).await
+}
+
+async fn traces(ctx: &Ctx, collector: &Collector) -> Result<()> {
     // When a runner comes up
     ctx.apply(&ctx.pool("pool", json!({}))).await?;
     let runner = ctx.idle("pool", 1).await?.remove(0);
@@ -68,8 +73,10 @@ async fn reported(ctx: &Ctx, collector: &Collector) -> Result<()> {
         });
         Ok(registered.map(drop))
     })
-    .await?;
+    .await
+}
 
+async fn log(ctx: &Ctx) -> Result<()> {
     // When the log is asked for more, as JSON
     let admin = PortForward::start(ctx).await?;
     let before = admin.log(None).await?;

@@ -6,7 +6,7 @@ use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::Health;
-use super::{Access, NodeFacts, Observed, jobs::noted, queue};
+use super::{Access, NodeFacts, Observed, jobs::noted};
 use crate::model::pool::{GpuRequest, Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
@@ -110,7 +110,7 @@ fn queued(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
     };
     let waiting = waiting
         .iter()
-        .filter(|job| queue::serves(&spec.labels, job))
+        .filter(|job| job.is_served_by(&spec.labels))
         .count();
     let busy: Vec<&Runner> = observed
         .runners

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
 use super::{Observed, Plan, demand, scale_set};
-use crate::model::github::QueuedJob;
+use crate::model::github::{QueuedJob, has_label};
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
@@ -28,7 +28,10 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     plan.status.looked_again.clone_from(&queue.asked);
     let by_scale_set = observed.scale_set.is_some();
     if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {
-        let ours = jobs.iter().filter(|job| serves(&spec.labels, job)).count();
+        let ours = jobs
+            .iter()
+            .filter(|job| job.is_served_by(&spec.labels))
+            .count();
         plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
     }
 }
@@ -81,16 +84,6 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
     }
 }
 
-/// A job comes to a runner that has every label it asks for; case does not matter, in whichever script.
-pub(super) fn serves(labels: &[String], job: &QueuedJob) -> bool {
-    job.labels.iter().all(|wanted| has(labels, wanted))
-}
-
-fn has(labels: &[String], wanted: &str) -> bool {
-    let wanted = wanted.to_lowercase();
-    labels.iter().any(|label| label.to_lowercase() == wanted)
-}
-
 /// Labels that say nothing of whose job it is: every runner of the kind has them.
 const COMMON: [&str; 9] = [
     "self-hosted",
@@ -110,7 +103,7 @@ fn compared(labels: &[String], job: &QueuedJob) -> (usize, usize) {
         .labels
         .iter()
         .filter(|l| !COMMON.contains(&l.to_lowercase().as_str()));
-    let (shared, lacking): (Vec<_>, Vec<_>) = own.partition(|wanted| has(labels, wanted));
+    let (shared, lacking): (Vec<_>, Vec<_>) = own.partition(|wanted| has_label(labels, wanted));
     (shared.len(), lacking.len())
 }
 
@@ -127,7 +120,7 @@ fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
     let mut all = std::iter::once(&spec.labels)
         .chain(&observed.other_pools)
         .chain(registered);
-    !all.any(|labels| serves(labels, job))
+    !all.any(|labels| job.is_served_by(labels))
 }
 
 /// Why no job of a repository comes to the pool, and what to do.
@@ -142,7 +135,7 @@ fn lost(spec: &Spec, job: &QueuedJob) -> String {
     let missing: Vec<&str> = job
         .labels
         .iter()
-        .filter(|wanted| !has(&spec.labels, wanted))
+        .filter(|wanted| !has_label(&spec.labels, wanted))
         .map(String::as_str)
         .collect();
     format!(
@@ -227,8 +220,8 @@ mod tests {
     #[test]
     fn letters_of_every_script_are_compared_without_case() {
         let labels = ["ГПУ-Ä".to_owned()];
-        assert!(has(&labels, "гпу-ä"));
-        assert!(!has(&labels, "гпу-a"));
+        assert!(has_label(&labels, "гпу-ä"));
+        assert!(!has_label(&labels, "гпу-a"));
     }
 
     #[test]

@@ -30,6 +30,15 @@ pub(super) fn acknowledge(ctx: &Context, pool: &Pool, set: u64, number: u64) {
     });
 }
 
+/// Tells the listener that the status names this session.
+pub(super) fn stored(ctx: &Context, pool: &Pool, session: &str) {
+    ctx.listeners.with(pool, |listener| {
+        if let Some(listener) = listener {
+            listener.stored(session);
+        }
+    });
+}
+
 impl Executor<'_> {
     pub(super) async fn create_scale_set(&self, new: &NewScaleSet) -> Result<Done, ActError> {
         let made = self.github()?.create_scale_set(new).await;

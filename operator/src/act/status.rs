@@ -4,16 +4,16 @@
 //! reconciles, so that an answer that comes late holds up none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
 use serde_json::json;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::OwnedMutexGuard;
 
-use super::Outcome;
+use super::{Outcome, scale_set};
 use crate::context::{CONTROLLER, Context};
 use crate::error::ReconcileError;
 use crate::metrics::News;
@@ -22,6 +22,9 @@ use cuda_runner_plan::model::key::PoolKey;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::{Plan, Recorded};
+
+pub mod writes;
+use writes::Writes;
 
 /// Changes of mere counts are gathered for this long, so that runners that come and go cost a pool one write and not
 /// one each.
@@ -100,42 +103,6 @@ fn is_only_shown(old: &CudaRunnerStatus, new: &CudaRunnerStatus) -> bool {
     shown == *new
 }
 
-/// The writes of one pool's status.
-#[derive(Debug, Default)]
-pub struct Writes {
-    /// Held while one is on its way: of two, the API server could carry out the older one last.
-    turn: Arc<Mutex<()>>,
-    /// The API server may not have the last status.
-    is_behind: AtomicBool,
-    /// The last write beside the reconciles was not carried out: the next one is a reconcile's own, and its error
-    /// counts.
-    has_failed: AtomicBool,
-}
-
-impl Writes {
-    /// Whether one is on its way.
-    #[cfg(test)]
-    pub(crate) fn are_under_way(&self) -> bool {
-        self.turn.try_lock().is_err()
-    }
-
-    /// The API server has the last status.
-    fn are_done(&self) {
-        self.has_failed.store(false, Ordering::SeqCst);
-        self.is_behind.store(false, Ordering::SeqCst);
-    }
-
-    /// The turn for a write beside the reconciles; `None` while one is on its way, which then wakes the pool.
-    fn begin(&self) -> Option<OwnedMutexGuard<()>> {
-        // Before the turn is asked for: whoever holds it looks here once it is given back.
-        self.is_behind.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        let turn = Arc::clone(&self.turn).try_lock_owned().ok()?;
-        self.is_behind.store(false, Ordering::SeqCst);
-        Some(turn)
-    }
-}
-
 /// Writes a plan's status, and then tells what it holds for the first time.
 pub async fn record(
     ctx: &Context,
@@ -152,8 +119,15 @@ pub async fn record(
     }
     let news = News::of(pool, plan);
     let status = std::mem::take(&mut plan.status);
+    let set = status.scale_set.as_ref();
+    let session = set.and_then(|set| set.session.clone());
     let later = write(ctx, pool, status, now).await;
-    if let Some(wait) = later.map_err(ReconcileError::Status)? {
+    let later = later.map_err(ReconcileError::Status)?;
+    // Only counts are ever written later.
+    if let Some(session) = session {
+        scale_set::stored(ctx, pool, &session);
+    }
+    if let Some(wait) = later {
         return Ok(Recorded::In(wait));
     }
     ctx.metrics.learned(&pool.key, &news);

@@ -51,11 +51,20 @@ fn may_pass(error: &Error) -> bool {
     )
 }
 
+/// What the task is told by the reconciles.
+pub(super) struct Orders {
+    /// How many jobs may be assigned at a time.
+    pub(super) capacities: watch::Receiver<usize>,
+    /// The number of the last news that was acted on.
+    pub(super) acts: watch::Receiver<u64>,
+    /// The session that the status names.
+    pub(super) sessions: watch::Receiver<Option<String>>,
+}
+
 /// It ends by itself where its scale set has vanished.
 pub(super) struct Task {
     config: ListenerConfig,
-    capacities: watch::Receiver<usize>,
-    acts: watch::Receiver<u64>,
+    orders: Orders,
     received: Arc<Mutex<Received>>,
     left_over: Option<String>,
     /// The last message of this session.
@@ -66,18 +75,15 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// One that hears of capacities and of what was acted on.
     pub(super) fn new(
         config: ListenerConfig,
-        capacities: watch::Receiver<usize>,
-        acts: watch::Receiver<u64>,
+        orders: Orders,
         received: Arc<Mutex<Received>>,
         left_over: Option<String>,
     ) -> Self {
         Self {
             config,
-            capacities,
-            acts,
+            orders,
             received,
             left_over,
             heard: None,
@@ -149,6 +155,7 @@ impl Task {
             received.heard.is_lost = false;
         }
         self.stand(session.statistics);
+        self.until_stored(&session.id).await;
         self.heard = None;
         let mut last = 0;
         loop {
@@ -177,6 +184,15 @@ impl Task {
         }
     }
 
+    /// Waits until the status names the session. The first poll has jobs assigned, and with those a session that nobody
+    /// can name would be in the way for minutes.
+    async fn until_stored(&mut self, session: &str) {
+        let sessions = &mut self.orders.sessions;
+        let is_stored = sessions.wait_for(|stored| stored.as_deref() == Some(session));
+        // Where no status can be written for so long, jobs are worth more.
+        let _ = tokio::time::timeout(RECONCILE, is_stored).await;
+    }
+
     /// Notes where the scale set stands, as a session says it; where it does not, what was heard last holds.
     fn stand(&self, statistics: Option<Statistics>) {
         let mut received = lock(&self.received);
@@ -202,11 +218,11 @@ impl Task {
     /// What comes between us and GitHub may end a poll early: one that has waited for a while has heard nothing.
     async fn hear(&mut self, session: &mut Session, last: u64) -> Result<Poll, Error> {
         let client = Arc::clone(&self.config.client);
-        let capacity = *self.capacities.borrow_and_update();
+        let capacity = *self.orders.capacities.borrow_and_update();
         let start = Instant::now();
         let answer = tokio::select! {
             answer = client.next_message(session, last, capacity) => answer,
-            changed = self.capacities.changed() => {
+            changed = self.orders.capacities.changed() => {
                 if changed.is_err() {
                     // The listener is gone, and this task with it.
                     std::future::pending::<()>().await;
@@ -236,7 +252,7 @@ impl Task {
         tokio::select! {
             () = tokio::time::sleep_until(moment) => {}
             // The sender lives as long as this task.
-            _ = self.capacities.changed() => {}
+            _ = self.orders.capacities.changed() => {}
         }
     }
 
@@ -274,7 +290,7 @@ impl Task {
             self.acquire(session, &message.available).await?;
         }
         self.wake();
-        let acted = self.acts.wait_for(|acted| *acted >= number);
+        let acted = self.orders.acts.wait_for(|acted| *acted >= number);
         if !matches!(tokio::time::timeout(RECONCILE, acted).await, Ok(Ok(_))) {
             return Ok(last);
         }

@@ -28,6 +28,7 @@ impl Listener {
             identity: String::new(),
             capacity: watch::Sender::new(1),
             acted_on: watch::Sender::new(0),
+            stored: watch::Sender::new(None),
             received: Arc::new(Mutex::new(received)),
             task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
         }
@@ -118,9 +119,37 @@ fn config(
     (config, woken)
 }
 
+/// One whose session's name is in the status as soon as there is one.
+fn start(config: ListenerConfig, capacity: usize, left_over: Option<String>) -> Listener {
+    let listener = Listener::start(config, capacity, left_over);
+    listener.stored("mine");
+    listener
+}
+
 fn assigned(listener: &Listener) -> Option<usize> {
     let (listening, _) = listener.snapshot();
     listening.heard.statistics.map(|s: Statistics| s.assigned)
+}
+
+#[tokio::test]
+async fn no_job_is_assigned_in_a_session_that_the_status_does_not_name() {
+    let (stub, mut asks) = service(|line, host| match line {
+        "POST set 7/sessions" => session(host),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (config, mut woken) = config(&stub);
+    // Given a session that has been opened, and another one in the status
+    let listener = Listener::start(config, 4, None);
+    listener.stored("old");
+    woken.next().await.unwrap();
+    assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
+    // Then nothing is polled
+    let soon = Duration::from_millis(300);
+    assert!(tokio::time::timeout(soon, asks.recv()).await.is_err());
+    // Until the status names it
+    listener.stored("mine");
+    assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
 }
 
 #[tokio::test]
@@ -134,7 +163,7 @@ async fn a_message_is_acknowledged_once_it_was_acted_on() {
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
 
     // What the session says when it is opened is news, and the message is
     woken.next().await.unwrap();
@@ -172,7 +201,7 @@ async fn a_session_that_a_process_before_left_open_is_ended() {
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, Some("old".to_owned()));
+    let listener = start(config, 4, Some("old".to_owned()));
     woken.next().await.unwrap();
     assert_eq!(assigned(&listener), Some(1));
     for line in [
@@ -188,7 +217,7 @@ async fn a_session_that_a_process_before_left_open_is_ended() {
 async fn a_session_of_somebody_else_is_stood_by_for_and_said() {
     let (stub, mut asks) = service(|_, _| conflict()).await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     woken.next().await.unwrap();
     let (listening, _) = listener.snapshot();
     assert_eq!(listening.heard.trouble.unwrap().reason, "SessionHeld");
@@ -216,7 +245,7 @@ async fn a_scale_set_that_has_vanished_ends_the_listening() {
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     while listener.gone().is_none() {
         woken.next().await.unwrap();
     }
@@ -245,7 +274,7 @@ async fn what_passes_is_waited_for_in_the_same_session() {
     })
     .await;
     let (config, _woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     assert_eq!(asks.recv().await.unwrap(), "POST set 7/sessions");
     for _ in 0..4 {
         assert_eq!(asks.recv().await.unwrap(), "GET /q?s=mine 4");
@@ -278,7 +307,7 @@ async fn asked_after_an_offer(mut answer: impl FnMut() -> Reply + Send + 'static
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     let mut asked = vec![];
     loop {
         tokio::select! {
@@ -327,7 +356,7 @@ async fn a_session_whose_queue_is_not_named_is_closed() {
     })
     .await;
     let (config, _woken) = config(&stub);
-    let _listener = Listener::start(config, 4, None);
+    let _listener = start(config, 4, None);
     for line in [
         "POST set 7/sessions",
         "DELETE set 7/sessions/bad",
@@ -369,7 +398,7 @@ async fn where_a_set_stands_is_what_it_or_a_renewed_session_says() {
         })
         .await;
         let (config, _woken) = config(&stub);
-        let listener = Listener::start(config, 4, None);
+        let listener = start(config, 4, None);
         for _ in 0..4 {
             asks.recv().await.unwrap();
         }
@@ -385,7 +414,7 @@ async fn a_change_of_the_capacity_is_told_at_once() {
     })
     .await;
     let (config, _woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     let mut until = async |wanted: &str| {
         while asks.recv().await.unwrap() != wanted {}
     };
@@ -408,7 +437,7 @@ async fn a_token_that_has_run_out_is_renewed() {
     })
     .await;
     let (config, _woken) = config(&stub);
-    let _listener = Listener::start(config, 4, None);
+    let _listener = start(config, 4, None);
     for line in [
         "POST set 7/sessions",
         "GET /q?s=mine 4",
@@ -429,7 +458,7 @@ async fn what_fails_after_each_message_is_said_and_not_hammered() {
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     let trouble = async {
         loop {
             woken.next().await.unwrap();
@@ -469,7 +498,7 @@ async fn when_a_session_is_lost(first: fn() -> Reply, stands: Value) -> (bool, V
     })
     .await;
     let (config, mut woken) = config(&stub);
-    let listener = Listener::start(config, 4, None);
+    let listener = start(config, 4, None);
     let first_word = tokio::time::timeout(Duration::from_secs(20), woken.next());
     first_word.await.unwrap().unwrap();
     let mut asked = vec![];

@@ -319,6 +319,7 @@ impl Given<'_> {
     }
 
     /// Only f16 in, f32 out, 16 × 16 × 16, `a` by rows and `b` by columns for the product.
+    #[expect(clippy::too_many_lines, reason = "one table, of three forms")]
     fn wmma(&self, parts: &[&str]) -> Decoded {
         let by_rows = |layout: &str| match layout {
             "row" => Some(true),

@@ -122,6 +122,7 @@ impl Warp<'_> {
         active
     }
 
+    #[expect(clippy::too_many_lines, reason = "one table, of all instructions")]
     fn execute<M: Global>(&mut self, op: &Op, active: u32, memory: &mut M) -> Result<(), M::Error> {
         let lanes = Lanes(active);
         match *op {

@@ -28,6 +28,8 @@ use crate::{
 /// Longer than any answer takes, slowed ones included. Without an end, a machine that is gone is waited for until TCP
 /// gives up, a quarter of an hour.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A connection that was idle for longer is not used again: the server closes it after 30 s, perhaps just now.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Why a call to the control API failed.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,9 @@ impl Client {
             .build();
         Ok(Self {
             base: base.trim_end_matches('/').to_owned(),
-            http: Http::builder(TokioExecutor::new()).build(connector),
+            http: Http::builder(TokioExecutor::new())
+                .pool_idle_timeout(IDLE)
+                .build(connector),
         })
     }
 

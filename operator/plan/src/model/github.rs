@@ -183,6 +183,21 @@ pub struct QueuedJob {
     pub labels: Vec<String>,
 }
 
+impl QueuedJob {
+    /// Whether it may come to a runner with these labels: to one that has every label it asks for.
+    #[must_use]
+    pub fn is_served_by(&self, labels: &[String]) -> bool {
+        self.labels.iter().all(|wanted| has_label(labels, wanted))
+    }
+}
+
+/// Whether a label is among these; case does not matter, in whichever script.
+#[must_use]
+pub fn has_label(labels: &[String], wanted: &str) -> bool {
+    let wanted = wanted.to_lowercase();
+    labels.iter().any(|label| label.to_lowercase() == wanted)
+}
+
 /// When GitHub stops to serve a version of the agent.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Lifecycle {

@@ -1,0 +1,42 @@
+//! Which writes of a pool's status are on their way, and whether the API server may lack one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// The writes of one pool's status.
+#[derive(Debug, Default)]
+pub struct Writes {
+    /// Held while one is on its way: of two, the API server could carry out the older one last.
+    pub(super) turn: Arc<Mutex<()>>,
+    /// The API server may not have the last status.
+    pub(super) is_behind: AtomicBool,
+    /// The last write beside the reconciles was not carried out: the next one is a reconcile's own, and its error
+    /// counts.
+    pub(super) has_failed: AtomicBool,
+}
+
+impl Writes {
+    /// Whether one is on its way.
+    #[cfg(test)]
+    pub(crate) fn are_under_way(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
+    /// The API server has the last status.
+    pub(super) fn are_done(&self) {
+        self.has_failed.store(false, Ordering::SeqCst);
+        self.is_behind.store(false, Ordering::SeqCst);
+    }
+
+    /// The turn for a write beside the reconciles; `None` while one is on its way, which then wakes the pool.
+    pub(super) fn begin(&self) -> Option<OwnedMutexGuard<()>> {
+        // Before the turn is asked for: whoever holds it looks here once it is given back.
+        self.is_behind.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let turn = Arc::clone(&self.turn).try_lock_owned().ok()?;
+        self.is_behind.store(false, Ordering::SeqCst);
+        Some(turn)
+    }
+}
