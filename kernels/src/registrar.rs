@@ -1,4 +1,4 @@
-//! The registrar's client: asks for the ticket, hands the report in, asks for the registration.
+//! The registrar's client: asks for the ticket, hands the report in, asks for the registration and for a job's container.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gate_report::wire::{MAX_BODY, REGISTRATIONS, REPORTS, Refusal, Registration, TICKETS, Ticket};
+use gate_report::wire::{
+    JOB_CONTAINER, JobContainer, JobContainerState, MAX_BODY, REGISTRATIONS, REPORTS, Refusal,
+    Registration, TICKETS, Ticket,
+};
 use gate_report::{Context, Failure, Finding, Report, Step, exit, finding};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use ureq::config::Config;
@@ -135,7 +138,14 @@ impl Given for IgnoredAny {
 
 impl Given for Ticket {
     fn is_plain(&self) -> bool {
-        is_word(&self.ticket)
+        is_word(&self.ticket) && self.job.as_deref().is_none_or(is_word)
+    }
+}
+
+/// What Kubernetes says in it is cleaned by whoever shows it.
+impl Given for JobContainerState {
+    fn is_plain(&self) -> bool {
+        true
     }
 }
 
@@ -210,7 +220,8 @@ impl Registrar {
         token: impl Fn() -> Result<String, Error>,
         deadline: Instant,
     ) -> Result<Ticket, Error> {
-        self.ask(TICKETS, &token, b"", deadline).and_then(given)
+        self.ask(TICKETS, &token, Some(b""), deadline)
+            .and_then(given)
     }
 
     /// Hands the report in.
@@ -221,8 +232,8 @@ impl Registrar {
         deadline: Instant,
     ) -> Result<Verdict, Error> {
         let body = body(report)?;
-        let answer: Option<IgnoredAny> =
-            self.ask(REPORTS, &|| Ok(ticket.to_owned()), &body, deadline)?;
+        let bearer = || Ok(ticket.to_owned());
+        let answer: Option<IgnoredAny> = self.ask(REPORTS, &bearer, Some(&body), deadline)?;
         Ok(match answer {
             Some(_) => Verdict::Admitted,
             None => Verdict::Noted,
@@ -231,16 +242,40 @@ impl Registrar {
 
     /// The registration of the pod whose ticket this is.
     pub fn registration(&self, ticket: &str, deadline: Instant) -> Result<Registration, Error> {
-        self.ask(REGISTRATIONS, &|| Ok(ticket.to_owned()), b"{}", deadline)
+        let bearer = || Ok(ticket.to_owned());
+        self.ask(REGISTRATIONS, &bearer, Some(b"{}"), deadline)
             .and_then(given)
     }
 
-    /// Asks again and again until there is an answer or the deadline has passed.
+    /// Asks for a job's container, whose ticket for that this is.
+    pub fn job_container(
+        &self,
+        ticket: &str,
+        wanted: &JobContainer,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let body = serde_json::to_vec(wanted).unwrap_or_default();
+        let bearer = || Ok(ticket.to_owned());
+        let answer: Option<IgnoredAny> = self.ask(JOB_CONTAINER, &bearer, Some(&body), deadline)?;
+        given(answer).map(|_| ())
+    }
+
+    /// How far the job's container is.
+    pub fn job_container_state(
+        &self,
+        ticket: &str,
+        deadline: Instant,
+    ) -> Result<JobContainerState, Error> {
+        self.ask(JOB_CONTAINER, &|| Ok(ticket.to_owned()), None, deadline)
+            .and_then(given)
+    }
+
+    /// Asks again and again until there is an answer or the deadline has passed. Without a body it is a `GET`.
     fn ask<T: Given>(
         &self,
         path: &str,
         bearer: &dyn Fn() -> Result<String, Error>,
-        body: &[u8],
+        body: Option<&[u8]>,
         deadline: Instant,
     ) -> Result<Option<T>, Error> {
         let url = format!("{}{path}", self.url);
@@ -263,16 +298,34 @@ impl Registrar {
         }
     }
 
-    fn once<T: Given>(&self, url: &str, bearer: &str, body: &[u8], left: Duration) -> Try<T> {
-        let answer = self
-            .agent
-            .post(url)
-            .config()
-            .timeout_global(Some(left.min(REQUEST)))
-            .build()
-            .header(header::AUTHORIZATION, format!("Bearer {}", bearer.trim()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .send(body);
+    fn once<T: Given>(
+        &self,
+        url: &str,
+        bearer: &str,
+        body: Option<&[u8]>,
+        left: Duration,
+    ) -> Try<T> {
+        let limit = Some(left.min(REQUEST));
+        let bearer = format!("Bearer {}", bearer.trim());
+        let answer = match body {
+            Some(body) => self
+                .agent
+                .post(url)
+                .header(header::AUTHORIZATION, bearer)
+                .header(header::CONTENT_TYPE, "application/json")
+                .config()
+                .timeout_global(limit)
+                .build()
+                .send(body),
+            None => self
+                .agent
+                .get(url)
+                .header(header::AUTHORIZATION, bearer)
+                .config()
+                .timeout_global(limit)
+                .build()
+                .call(),
+        };
         match answer {
             Ok(answer) => understand(answer),
             Err(error) => Try::Again(error.to_string(), None),

@@ -79,7 +79,7 @@ impl<'a> Player<'a> {
             Some(known) => known,
             none => none.insert(Registrar::of(&pod)?),
         };
-        let Ticket { ticket } = registrar.asked(TICKETS, &token, None).await?;
+        let Ticket { ticket, .. } = registrar.asked(TICKETS, &token, None).await?;
         let body = serde_json::to_value(&report)?;
         let _: Value = registrar.asked(REPORTS, &ticket, Some(&body)).await?;
         let nothing = json!({});

@@ -155,7 +155,7 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
         registrar: Registrar::of(pod)?,
     };
     let token = player::Player::new(ctx).token(pod).await?;
-    let Ticket { ticket } = asks.until_answered(TICKETS, &token, None).await?;
+    let Ticket { ticket, .. } = asks.until_answered(TICKETS, &token, None).await?;
     let body = serde_json::to_value(&report)?;
     // The kubelet starts the agent where the image has been changed, whatever the registrar has answered by then.
     tokio::select! {

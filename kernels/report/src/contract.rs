@@ -24,6 +24,11 @@ pub const WORK_DIR: &str = "/home/runner/_work";
 
 /// Memory-backed folder that these containers share. The pod's mount; the hooks have it as their default.
 pub const REGISTRATION_DIR: &str = "/run/cuda-runner";
+/// Memory-backed folder in [`PREPARE`] and [`MAIN`] alone, of a pod whose jobs name their own image: what the agent runs and
+/// knows is here, where no code of a job comes.
+pub const AGENT_DIR: &str = "/run/cuda-runner-agent";
+/// In [`MAIN`] of such a pod, the volume that is `/__e` in [`GPU`]: the hook copies there what actions need of the agent's.
+pub const EXTERNALS_DIR: &str = "/run/cuda-runner-externals";
 /// Folder of the pod's service-account token, in [`PREPARE`] alone.
 pub const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
 /// The token's name in [`TOKEN_DIR`].
@@ -33,7 +38,7 @@ pub const TOKEN_FILE: &str = "/var/run/secrets/cudarunner.dev/token";
 /// The container's termination message, by Kubernetes' default. The gate and the hooks write it, the operator reads it.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// Files in [`REGISTRATION_DIR`].
+/// Files in [`REGISTRATION_DIR`] and, where there is one, in [`AGENT_DIR`].
 pub mod file {
     /// The first process of [`GPU`](super::GPU) and [`MAIN`](super::MAIN). [`PREPARE`](super::PREPARE) brings it.
     pub const RUNNER_INIT: &str = "bin/runner-init";
@@ -67,6 +72,12 @@ pub mod file {
     pub const JOB_COMPLETED: &str = "job-completed.sh";
     /// Runs the team's own hook, for ours.
     pub const TEAM_HOOK: &str = "team-hook.sh";
+    /// What the agent calls for jobs with a container of their own, in [`AGENT_DIR`](super::AGENT_DIR).
+    pub const CONTAINERS: &str = "containers.sh";
+    /// With which that hook asks for the job's container, in [`AGENT_DIR`](super::AGENT_DIR).
+    pub const JOB_TICKET: &str = "job-ticket";
+    /// Where the job's container takes steps, in [`REGISTRATION_DIR`](super::REGISTRATION_DIR).
+    pub const JOB_SOCKET: &str = "job.sock";
     /// Looks at the GPU, for the agent's start, the readiness probe and the hooks.
     pub const GPU: &str = "gpu.sh";
 }
@@ -91,6 +102,14 @@ pub mod gate {
     pub const RUNNER_INIT: &str = "CUDA_SMOKE_RUNNER_INIT";
     /// Seconds for which the registrar is asked. Set by tests.
     pub const REGISTRATION_TIMEOUT_SECONDS: &str = "CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS";
+    /// The pod has an [`AGENT_DIR`](super::AGENT_DIR), and this is it: its jobs name their own image.
+    pub const AGENT_DIR: &str = "CUDA_SMOKE_AGENT_DIR";
+    /// Paths of the template's volumes in [`GPU`](super::GPU), with a colon between: a job may name them.
+    pub const JOB_VOLUMES: &str = "CUDA_SMOKE_JOB_VOLUMES";
+    /// Size of `/dev/shm` in [`GPU`](super::GPU), in bytes.
+    pub const JOB_SHM_BYTES: &str = "CUDA_SMOKE_JOB_SHM_BYTES";
+    /// Another [`EXTERNALS_DIR`](super::EXTERNALS_DIR). Set by tests.
+    pub const EXTERNALS_DIR: &str = "CUDA_SMOKE_EXTERNALS_DIR";
     /// [`Wanted`](crate::preflight::Wanted) as JSON.
     pub const PREFLIGHT: &str = "CUDA_SMOKE_PREFLIGHT";
     /// How many devices the pod has.
@@ -145,6 +164,10 @@ pub mod script {
     pub const TEAM_STARTED: &str = "CUDA_RUNNER_HOOK_JOB_STARTED";
     /// The team's own hook after a job.
     pub const TEAM_COMPLETED: &str = "CUDA_RUNNER_HOOK_JOB_COMPLETED";
+    /// Another device file than `/dev/nvidiactl`. Set by tests.
+    pub const GPU_FILE: &str = "CUDA_RUNNER_GPU_FILE";
+    /// Another file than `/etc/hosts`. Set by tests.
+    pub const HOSTS_FILE: &str = "CUDA_RUNNER_HOSTS_FILE";
     /// Preflight: commands to look for, with spaces between. The operator sets this and the following ones.
     pub const COMMANDS: &str = "CUDA_RUNNER_COMMANDS";
     /// Preflight: set where a CUDA toolkit is to be looked for.

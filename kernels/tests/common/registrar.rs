@@ -18,11 +18,12 @@ pub struct Registrar {
 }
 
 impl Registrar {
-    /// The same answers for all paths.
+    /// The same answers for all `POST`s.
     pub fn start(answers: &[String]) -> Self {
         Self::with_paths(vec![("/", answers.to_vec())])
     }
 
+    /// Answers by path; a path is one of a `POST`, unless it has its own method before it.
     pub fn with_paths(answers: Vec<(&'static str, Vec<String>)>) -> Self {
         let (config, ca) = super::own_authority();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -36,7 +37,7 @@ impl Registrar {
                 let Some(request) = read(&mut tls) else {
                     continue;
                 };
-                let is_of = |request: &str, path| request.starts_with(&format!("POST {path}"));
+                let is_of = |request: &str, path| request.starts_with(&with_method(path));
                 let known = answers.iter().find(|(path, _)| is_of(&request, path));
                 let (path, answers) = known.unwrap_or_else(|| panic!("{request}"));
                 let mut seen = seen.lock().unwrap();
@@ -66,12 +67,20 @@ impl Registrar {
         let requests = self.requests.lock().unwrap();
         requests
             .iter()
-            .filter(|request| request.starts_with(&format!("POST {path} HTTP/1.1")))
+            .filter(|request| request.starts_with(&format!("{} HTTP/1.1", with_method(path))))
             .map(|request| {
                 let (head, body) = request.split_once("\r\n\r\n").unwrap();
                 (head.to_lowercase(), body.to_owned())
             })
             .collect()
+    }
+}
+
+fn with_method(path: &str) -> String {
+    if path.starts_with('/') {
+        format!("POST {path}")
+    } else {
+        path.to_owned()
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) async fn ticket<D: Backend>(
     let ticket = shared.parts.ca.ticket_key().issue(&pod, Timestamp::now());
     let ticket = wire::Ticket {
         ticket: ticket.expose_secret().to_owned(),
+        job: None,
     };
     Ok(axum::Json(ticket).into_response())
 }
