@@ -163,6 +163,9 @@ pub(crate) struct PodArgs {
         value_name = "DIR"
     )]
     pub(crate) registration_dir: PathBuf,
+    /// Folder for the agent alone, where jobs run in a container of their own.
+    #[arg(long, env = gate::AGENT_DIR, value_name = "DIR")]
+    pub(crate) agent_dir: Option<PathBuf>,
     /// The container's termination message.
     #[arg(long, env = gate::TERMINATION_LOG, default_value = contract::TERMINATION_LOG, value_name = "FILE")]
     pub(crate) termination_log: PathBuf,

@@ -67,14 +67,21 @@ fn hold(args: &PodArgs, report: &Report) -> Result<std::convert::Infallible, Err
     // The image may be changed before the registrar's answer is here.
     files::write(&passed, report.summary().as_bytes(), READABLE)
         .map_err(|error| not_written(&passed, &error))?;
+    // In a pod whose jobs name their own image, the image stays until a job comes. Then the agent, in another container,
+    // takes the ticket away when it has registered, and nobody needs the report any more.
+    let registered = || args.agent_dir.is_some() && !has_ticket(args);
     let mut admitted = false;
     loop {
+        while registered() {
+            thread::park();
+        }
         match submit(args, report, args.registration_timeout) {
             Ok(Verdict::Admitted) if admitted => {}
             Ok(Verdict::Admitted) => {
                 admitted = true;
-                println!("The registrar has taken the report; the runner's image follows.");
+                println!("The registrar has taken the report.");
             }
+            Err(_) if registered() => {}
             // It knows the report already, and is being restarted, say.
             Err(Error::Unreachable(why)) if admitted => eprintln!("{why}"),
             Ok(Verdict::Noted) => {
@@ -86,6 +93,11 @@ fn hold(args: &PodArgs, report: &Report) -> Result<std::convert::Infallible, Err
         }
         thread::sleep(REPEAT);
     }
+}
+
+fn has_ticket(args: &PodArgs) -> bool {
+    let ticket = files::read(&args.registration_dir.join(file::TICKET), 1);
+    ticket.is_ok_and(|ticket| !ticket.is_empty())
 }
 
 fn submit(args: &PodArgs, report: &Report, limit: Duration) -> Result<Verdict, Error> {

@@ -15,7 +15,8 @@ use crate::args::PrepareArgs;
 use crate::gate::{end_on_signal, not_written, write_summary};
 
 /// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 5] = [
+    (file::CONTAINERS, include_str!("../hooks/containers.sh")),
     (file::GPU, include_str!("../hooks/gpu.sh")),
     (file::TEAM_HOOK, include_str!("../hooks/team-hook.sh")),
     (file::JOB_STARTED, include_str!("../hooks/job-started.sh")),
@@ -47,7 +48,6 @@ pub(crate) fn run(args: &PrepareArgs) -> u8 {
 
 /// Our program, the gate's settings, and the hooks.
 fn bring(args: &PrepareArgs) -> Result<(), Error> {
-    let dir = &args.pod.registration_dir;
     let program = fs::read(&args.runner_init).map_err(|error| {
         Error::Internal(format!(
             "{} could not be read: {error}; check that operator and gate image have the same version",
@@ -65,7 +65,13 @@ fn bring(args: &PrepareArgs) -> Result<(), Error> {
         (file::RUNNER_INIT, program.as_slice(), PROGRAM),
         (file::SETTINGS, settings.as_slice(), READABLE),
     ];
-    for (name, bytes, mode) in ours.into_iter().chain(scripts) {
+    let dir = &args.pod.registration_dir;
+    // What the agent calls must not be where a job in another container could replace it.
+    let agent = args.pod.agent_dir.as_ref();
+    let beside = agent.into_iter().flat_map(|_| ours.map(|file| (dir, file)));
+    let scripts = ours.into_iter().chain(scripts);
+    for (dir, (name, bytes, mode)) in beside.chain(scripts.map(|file| (agent.unwrap_or(dir), file)))
+    {
         let path = dir.join(name);
         in_its_folder(&path)
             .and_then(|()| files::write(&path, bytes, mode))
@@ -96,8 +102,24 @@ fn ticket(args: &PrepareArgs) -> Result<(), Error> {
     let pod = &args.pod;
     let deadline = Instant::now() + pod.registration_timeout;
     let given = Registrar::new(&pod.registrar_url, &pod.registrar_ca)?.ticket(token, deadline)?;
-    let path = pod.registration_dir.join(file::TICKET);
-    files::write(&path, given.ticket.as_bytes(), OPEN).map_err(|error| not_written(&path, &error))
+    let mut tickets = vec![(&pod.registration_dir, file::TICKET, &given.ticket)];
+    if let Some(agent) = &pod.agent_dir {
+        let job = given.job.as_ref().ok_or_else(|| {
+            Error::Internal(
+                "the registrar gave no ticket for jobs; check that operator and gate have the same version"
+                    .into(),
+            )
+        })?;
+        tickets.extend([
+            (agent, file::TICKET, &given.ticket),
+            (agent, file::JOB_TICKET, job),
+        ]);
+    }
+    for (dir, name, ticket) in tickets {
+        let path = dir.join(name);
+        files::write(&path, ticket.as_bytes(), OPEN).map_err(|error| not_written(&path, &error))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
