@@ -1,27 +1,102 @@
-//! What comes before the agent, in the runner's image: the look at the image, and the registration.
+//! The agent in the runner's image, and what comes before it: the look at the image, and the registration.
 
+use std::ffi::OsString;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cuda_smoke::files::{self, OPEN, READABLE};
 use cuda_smoke::registrar::{Error, Registrar};
-use gate_report::Report;
-use gate_report::contract::{WORK_DIR, file, gate, script};
+use gate_report::contract::{REGISTRATION_DIR, WORK_DIR, file, gate, script};
 use gate_report::preflight::{CheckOutcome, Facts, Preflight, SCRIPT, Wanted};
 use gate_report::wire::Registration;
+use gate_report::{Report, exit};
 
-use crate::gpu::{Failed, Settings};
-use crate::process::{self, Signals};
+use crate::ending::{self, Ending};
+use crate::gpu::{self, Failed, Settings, Start};
+use crate::process::{self, KILLED, Signals, TERMINATED};
 
 /// Longest file that is read.
-const LIMIT: u64 = 128 * 1024;
+const LIMIT: u64 = 256 * 1024;
+/// How often the main container looks whether the gate has passed.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long the registrar is asked where the settings do not say it.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
+/// The agent in the main container, where jobs run in the container with the GPU in an image of their own. Its files are in
+/// a folder where no job comes; the gate's are in the one that both containers have.
+pub(crate) fn run(dir: PathBuf, line: &[OsString]) -> u8 {
+    let Start {
+        ending,
+        mut signals,
+        settings,
+    } = match gpu::begin(dir) {
+        Ok(start) => start,
+        Err(code) => return code,
+    };
+    if ending.dir.join(file::STARTED).exists() {
+        eprintln!("This runner was cut off: its first process was killed.");
+        return ending.write(KILLED);
+    }
+    let shared = settings
+        .get(gate::REGISTRATION_DIR)
+        .map_or(REGISTRATION_DIR, String::as_str);
+    let shared = Path::new(shared);
+    loop {
+        if let Some(code) = ending::code(shared) {
+            return ending.write(code);
+        }
+        if signals.is_told_to_end() {
+            return TERMINATED;
+        }
+        if shared.join(file::PASSED).exists() {
+            break;
+        }
+        thread::sleep(LOOK);
+    }
+    let worked = work(&ending, shared, &mut signals, &settings, line);
+    let (ControlFlow::Continue(code) | ControlFlow::Break(code)) = worked;
+    let had_agent = ending.dir.join(file::STARTED).exists();
+    // A gate that passed and was refused then says why the agent got no registration.
+    let of_the_gate = ending::code(shared).filter(|_| !had_agent);
+    of_the_gate.map_or(code, |code| ending.write(code))
+}
+
+/// The preflight, the registration, and the agent. `Break` where a signal came before it.
+pub(crate) fn work(
+    ending: &Ending,
+    shared: &Path,
+    signals: &mut Signals,
+    settings: &Settings,
+    line: &[OsString],
+) -> ControlFlow<u8, u8> {
+    let passed = files::read(&shared.join(file::PASSED), LIMIT)
+        .ok()
+        .and_then(|json| Report::read(&json).ok());
+    let mut report = passed.unwrap_or_else(gpu::none);
+    let ready = match look(&ending.dir, signals, settings, &mut report)? {
+        Ok(()) => register(&ending.dir, shared, signals, settings)?,
+        failed => failed,
+    };
+    if let Err(failed) = ready {
+        return ControlFlow::Continue(gpu::fail(ending, report, failed));
+    }
+    let [program, arguments @ ..] = line else {
+        return ControlFlow::Continue(exit::USAGE);
+    };
+    let agent = match process::start(Command::new(program).args(arguments)) {
+        Ok(agent) => agent,
+        Err(code) => return ControlFlow::Continue(ending.write(code)),
+    };
+    let code = signals.supervise(agent, |signal| process::forward(agent, signal))?;
+    process::kill_all_others();
+    ControlFlow::Continue(ending.write(code))
+}
+
 /// Looks at the image with its own shell and the job's own environment, and adds what was found to the gate's report.
-pub(crate) fn look(
+fn look(
     dir: &Path,
     signals: &mut Signals,
     settings: &Settings,
@@ -91,8 +166,9 @@ pub(crate) fn look(
 }
 
 /// Exchanges the ticket for the registration, and leaves that to the agent's start. Nothing is left of the ticket then.
-pub(crate) fn register(
+fn register(
     dir: &Path,
+    shared: &Path,
     signals: &mut Signals,
     settings: &Settings,
 ) -> ControlFlow<u8, Result<(), Failed>> {
@@ -109,7 +185,7 @@ pub(crate) fn register(
     })?;
     let panicked = || Err(Error::Internal("the registrar's client panicked".into()));
     let stored = given.unwrap_or_else(panicked).and_then(|registration| {
-        store(dir, &ticket, &registration).map_err(|error| {
+        store(dir, shared, &registration).map_err(|error| {
             let dir = dir.display();
             Error::Internal(format!(
                 "the registration could not be written to {dir}: {error}"
@@ -119,13 +195,15 @@ pub(crate) fn register(
     ControlFlow::Continue(stored.map_err(Failed::from))
 }
 
-fn store(dir: &Path, ticket: &Path, registration: &Registration) -> std::io::Result<()> {
+fn store(dir: &Path, shared: &Path, registration: &Registration) -> std::io::Result<()> {
     let (name, secret) = match registration {
         Registration::JitConfig { encoded_jit_config } => (file::JIT_CONFIG, encoded_jit_config),
         Registration::RegistrationToken { token } => (file::TOKEN, token),
     };
     files::write(&dir.join(name), secret.as_bytes(), OPEN)?;
     // No job is to find it, nor is a job to run before it is known that one may.
-    files::forget(ticket)?;
+    for dir in [dir, shared] {
+        files::forget(&dir.join(file::TICKET))?;
+    }
     files::write(&dir.join(file::STARTED), b"", READABLE)
 }

@@ -6,13 +6,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cuda_smoke::files;
+use cuda_smoke::files::{self, READABLE};
 use cuda_smoke::registrar::Error;
 use gate_report::contract::{self, file, gate};
 use gate_report::{Class, Confidence, Failure, Outcome, Report, Step, exit};
 
 use crate::agent;
 use crate::ending::{self, Ending};
+use crate::job;
 use crate::process::{self, KILLED, Signals, TERMINATED};
 
 /// Longest file that is read.
@@ -47,12 +48,28 @@ enum Found {
     Gate,
     /// This is another image, and no gate has passed.
     Unproven,
-    /// This is the runner's image.
-    Runner,
+    /// This is the image that follows the gate's: the runner's, or a job's.
+    Next,
 }
 
-/// Returns the container's exit code.
-pub(crate) fn run(dir: PathBuf, agent: &[OsString]) -> u8 {
+/// What the container is for, in the image that follows the gate's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose<'a> {
+    /// For the agent, and this is its command.
+    Agent(&'a [OsString]),
+    /// For the steps of a job that names its own image.
+    Job,
+}
+
+/// What every container begins with.
+pub(crate) struct Start {
+    pub(crate) ending: Ending,
+    pub(crate) signals: Signals,
+    pub(crate) settings: Settings,
+}
+
+/// Reads the settings and takes over the signals; the exit code where that fails.
+pub(crate) fn begin(dir: PathBuf) -> Result<Start, u8> {
     let (settings, broken) = match settings(&dir) {
         Ok(settings) => (settings, None),
         Err(error) => (Settings::new(), Some(error)),
@@ -64,27 +81,56 @@ pub(crate) fn run(dir: PathBuf, agent: &[OsString]) -> u8 {
         log: log.into(),
         dir,
     };
-    let mut signals = match (Signals::new(), broken) {
-        (Ok(signals), None) => signals,
-        (Ok(_), Some(error)) => return fail(&ending, none(), error.into()),
-        (Err(error), _) => {
-            let error = Error::Internal(format!("signals could not be taken over: {error}"));
-            return fail(&ending, none(), error.into());
+    let error = match (Signals::new(), broken) {
+        (Ok(signals), None) => {
+            return Ok(Start {
+                ending,
+                signals,
+                settings,
+            });
         }
+        (Ok(_), Some(error)) => error,
+        (Err(error), _) => Error::Internal(format!("signals could not be taken over: {error}")),
+    };
+    Err(fail(&ending, none(), error.into()))
+}
+
+/// Returns the container's exit code.
+pub(crate) fn run(dir: PathBuf, purpose: Purpose<'_>) -> u8 {
+    let Start {
+        ending,
+        mut signals,
+        settings,
+    } = match begin(dir) {
+        Ok(start) => start,
+        Err(code) => return code,
     };
     let program = gate_program(&settings);
-    match find(&ending.dir, Path::new(program)) {
-        Found::End(code) => again(&ending, &mut signals, code),
-        Found::CutOff => {
+    match (find(&ending.dir, Path::new(program), purpose), purpose) {
+        (Found::End(code), _) => again(&ending, &mut signals, code),
+        (Found::CutOff, Purpose::Agent(_)) => {
             eprintln!("This runner was cut off: its first process was killed.");
             let code = ending.write(KILLED);
             again(&ending, &mut signals, code)
         }
-        Found::Gate => test(&ending, &mut signals, &settings, program),
-        Found::Unproven => fail(&ending, none(), unproven()),
-        Found::Runner => match work(&ending, &mut signals, &settings, agent) {
-            ControlFlow::Continue(code) | ControlFlow::Break(code) => code,
-        },
+        // The agent lives in another container, and hears of it from its next step.
+        (Found::CutOff, Purpose::Job) => job::serve(&ending.dir, &mut signals, true),
+        (Found::Gate, _) => test(&ending, &mut signals, &settings, program),
+        (Found::Unproven, _) => fail(&ending, none(), unproven()),
+        (Found::Next, Purpose::Agent(line)) => {
+            let worked = agent::work(&ending, &ending.dir, &mut signals, &settings, line);
+            let (ControlFlow::Continue(code) | ControlFlow::Break(code)) = worked;
+            code
+        }
+        (Found::Next, Purpose::Job) => {
+            let started = ending.dir.join(file::STARTED);
+            if let Err(error) = files::write(&started, b"", READABLE) {
+                let started = started.display();
+                let error = Error::Internal(format!("{started} could not be written: {error}"));
+                return fail(&ending, none(), error.into());
+            }
+            job::serve(&ending.dir, &mut signals, false)
+        }
     }
 }
 
@@ -109,16 +155,19 @@ fn gate_program(settings: &Settings) -> &str {
 }
 
 /// How far the pod is.
-fn find(dir: &Path, gate: &Path) -> Found {
+fn find(dir: &Path, gate: &Path, purpose: Purpose<'_>) -> Found {
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let has_ticket = || files::read(&dir.join(file::TICKET), 1).is_ok_and(|t| !t.is_empty());
+    let is_for_the_agent = matches!(purpose, Purpose::Agent(_));
     match ending::code(dir) {
-        Some(code) => Found::End(code),
+        // Only a gate's end is this container's, where the agent is in another one. A job can write what it likes.
         None if has(file::STARTED) => Found::CutOff,
+        Some(_) if has(file::STARTED) && !is_for_the_agent => Found::CutOff,
+        Some(code) => Found::End(code),
         None if gate.exists() => Found::Gate,
         None if !has(file::PASSED) => Found::Unproven,
-        None if !has_ticket() => Found::CutOff,
-        None => Found::Runner,
+        None if is_for_the_agent && !has_ticket() => Found::CutOff,
+        None => Found::Next,
     }
 }
 
@@ -166,38 +215,8 @@ fn test(ending: &Ending, signals: &mut Signals, settings: &Settings, program: &s
     }
 }
 
-/// The runner's image: what comes before the agent, and the agent. `Break` where a signal came before it.
-fn work(
-    ending: &Ending,
-    signals: &mut Signals,
-    settings: &Settings,
-    line: &[OsString],
-) -> ControlFlow<u8, u8> {
-    let passed = files::read(&ending.dir.join(file::PASSED), LIMIT)
-        .ok()
-        .and_then(|json| Report::read(&json).ok());
-    let mut report = passed.unwrap_or_else(none);
-    let ready = match agent::look(&ending.dir, signals, settings, &mut report)? {
-        Ok(()) => agent::register(&ending.dir, signals, settings)?,
-        failed => failed,
-    };
-    if let Err(failed) = ready {
-        return ControlFlow::Continue(fail(ending, report, failed));
-    }
-    let [program, arguments @ ..] = line else {
-        return ControlFlow::Continue(exit::USAGE);
-    };
-    let agent = match process::start(Command::new(program).args(arguments)) {
-        Ok(agent) => agent,
-        Err(code) => return ControlFlow::Continue(ending.write(code)),
-    };
-    let code = signals.supervise(agent, |signal| process::forward(agent, signal))?;
-    process::kill_all_others();
-    ControlFlow::Continue(ending.write(code))
-}
-
 /// A report of no gate.
-fn none() -> Report {
+pub(crate) fn none() -> Report {
     Report::new(env!("CARGO_PKG_VERSION"))
 }
 
@@ -221,7 +240,7 @@ fn unproven() -> Failed {
 }
 
 /// Ends with a failure that the operator can read.
-fn fail(ending: &Ending, report: Report, failed: Failed) -> u8 {
+pub(crate) fn fail(ending: &Ending, report: Report, failed: Failed) -> u8 {
     let Failed { failure, code } = failed;
     eprintln!("{} {}", failure.message, failure.advice);
     let report = Report {
@@ -236,7 +255,7 @@ fn fail(ending: &Ending, report: Report, failed: Failed) -> u8 {
     ending.write(code)
 }
 
-fn settings(dir: &Path) -> Result<Settings, Error> {
+pub(crate) fn settings(dir: &Path) -> Result<Settings, Error> {
     let path = dir.join(file::SETTINGS);
     let bytes = files::read(&path, LIMIT).map_err(|error| error.to_string());
     bytes
@@ -260,28 +279,45 @@ mod tests {
         const GATE: &str = "cuda-smoke";
         const ALL: [&str; 5] = [GATE, file::TICKET, file::PASSED, file::STARTED, file::EXIT];
         let dir = std::env::temp_dir().join(format!("runner-init-find-{}", std::process::id()));
-        for (files, expected) in [
-            (&[GATE, file::TICKET][..], Found::Gate),
+        for (files, for_the_agent, for_a_job) in [
+            (&[GATE, file::TICKET][..], Found::Gate, Found::Gate),
             // The container was restarted before its image was changed.
-            (&[GATE, file::TICKET, file::PASSED], Found::Gate),
-            (&[file::TICKET, file::PASSED], Found::Runner),
-            (&[file::TICKET], Found::Unproven),
-            (&[file::PASSED], Found::CutOff),
-            (&[file::PASSED, file::STARTED], Found::CutOff),
+            (
+                &[GATE, file::TICKET, file::PASSED],
+                Found::Gate,
+                Found::Gate,
+            ),
+            (&[file::TICKET, file::PASSED], Found::Next, Found::Next),
+            (&[file::TICKET], Found::Unproven, Found::Unproven),
+            // The agent of a pod for jobs has taken the ticket away
+            (&[file::PASSED], Found::CutOff, Found::Next),
+            (&[file::PASSED, file::STARTED], Found::CutOff, Found::CutOff),
             // A ticket that came from somewhere, and an image that was changed back, start nothing again.
-            (&[file::TICKET, file::PASSED, file::STARTED], Found::CutOff),
+            (
+                &[file::TICKET, file::PASSED, file::STARTED],
+                Found::CutOff,
+                Found::CutOff,
+            ),
             (
                 &[GATE, file::TICKET, file::PASSED, file::STARTED],
                 Found::CutOff,
+                Found::CutOff,
             ),
-            (&ALL, Found::End(7)),
-            (&[file::EXIT], Found::End(7)),
+            (&ALL, Found::End(7), Found::CutOff),
+            (&[file::EXIT], Found::End(7), Found::End(7)),
+            (
+                &[GATE, file::TICKET, file::EXIT],
+                Found::End(7),
+                Found::End(7),
+            ),
         ] {
             fs::create_dir_all(&dir).unwrap();
             for name in files {
                 fs::write(dir.join(name), "7").unwrap();
             }
-            assert_eq!(find(&dir, &dir.join(GATE)), expected, "{files:?}");
+            let found = |purpose| find(&dir, &dir.join(GATE), purpose);
+            assert_eq!(found(Purpose::Agent(&[])), for_the_agent, "{files:?}");
+            assert_eq!(found(Purpose::Job), for_a_job, "{files:?}");
             fs::remove_dir_all(&dir).unwrap();
         }
     }

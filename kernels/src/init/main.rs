@@ -3,6 +3,9 @@
 //! - `runner-init gpu PROGRAM [ARGUMENT...]`: the gate in the gate's image; in the runner's image the preflight, the
 //!   registration, and then the program, which is the agent.
 //! - `runner-init main`: ends as the agent did.
+//! - `runner-init job`, in `gpu` of a pod whose jobs name their own image: the gate, and then the steps of a job.
+//! - `runner-init agent PROGRAM [ARGUMENT...]`, in `main` of such a pod: the preflight, the registration, and the agent.
+//! - `runner-init container-hook`, in `main` of such a pod: what the agent calls for such a job.
 //! - `runner-init hook PROGRAM [ARGUMENT...]`, in `gpu`: a hook or a probe of the template's, which is for its image only.
 //! - `runner-init online`, in `main`: the startup probe; whether the agent has been online.
 //!
@@ -12,6 +15,8 @@
 mod agent;
 mod ending;
 mod gpu;
+mod hook;
+mod job;
 mod process;
 
 use std::ffi::OsString;
@@ -21,19 +26,24 @@ use std::process::ExitCode;
 use gate_report::contract::{GPU, MAIN, REGISTRATION_DIR, file};
 use gate_report::exit;
 
+use self::gpu::Purpose;
+
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let dir = folder(words.next());
     let which = words.next();
     let line: Vec<OsString> = words.collect();
     let code = match (which.as_ref().and_then(|word| word.to_str()), &line[..]) {
-        (Some(GPU), [_, ..]) => gpu::run(dir, &line),
+        (Some(GPU), [_, ..]) => gpu::run(dir, Purpose::Agent(&line)),
+        (Some("job"), []) => gpu::run(dir, Purpose::Job),
+        (Some("agent"), [_, ..]) => agent::run(dir, &line),
+        (Some("container-hook"), []) => hook::run(&dir),
         (Some(MAIN), []) => ending::wait(&dir),
         (Some("hook"), [_, ..]) => gpu::hook(&dir, &line),
         (Some("online"), []) => u8::from(!dir.join(file::ONLINE).exists()),
         _ => {
             eprintln!(
-                "usage: runner-init {GPU}|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|online"
+                "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|container-hook|online"
             );
             exit::USAGE
         }

@@ -81,7 +81,20 @@ impl Signals {
 
     /// Waits for SIGTERM or SIGINT.
     pub(crate) fn wait_for_end(&mut self) {
-        while !self.0.wait().any(ends) {}
+        self.wait_with(|| {});
+    }
+
+    /// Waits for SIGTERM or SIGINT. Meanwhile children end, which is for somebody else.
+    pub(crate) fn wait_with(&mut self, mut child_ended: impl FnMut()) {
+        loop {
+            let signals: Vec<i32> = self.0.wait().collect();
+            if signals.contains(&SIGCHLD) {
+                child_ended();
+            }
+            if signals.into_iter().any(ends) {
+                return;
+            }
+        }
     }
 }
 
@@ -107,6 +120,14 @@ pub(crate) fn forward(child: Pid, signal: i32) -> ControlFlow<u8> {
     ControlFlow::Continue(())
 }
 
+/// Sends a signal to a process and all that belong to it.
+pub(crate) fn forward_to_group(leader: Pid, signal: i32) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        // Refused only where they are gone already.
+        let _ = rustix::process::kill_process_group(leader, signal);
+    }
+}
+
 /// Starts a program; the exit code of a shell where that fails.
 pub(crate) fn start(command: &mut Command) -> Result<Pid, u8> {
     match command.spawn() {
@@ -130,9 +151,14 @@ fn not_started(command: &Command, error: &io::Error) -> u8 {
     }
 }
 
+/// Whether the container has processes of its own, and we are the first of them.
+pub(crate) fn is_first() -> bool {
+    rustix::process::getpid() == Pid::INIT
+}
+
 /// Kills whatever else runs in the container, if the container has processes of its own.
 pub(crate) fn kill_all_others() {
-    if rustix::process::getpid() == Pid::INIT {
+    if is_first() {
         // The group of process 1 is, by definition of kill(2), all processes but the first.
         let _ = rustix::process::kill_process_group(Pid::INIT, Signal::KILL);
     }
@@ -140,13 +166,17 @@ pub(crate) fn kill_all_others() {
 
 /// Reaps all that have ended. The exit code, where this child is among them.
 fn reap(child: Pid) -> Option<u8> {
-    let mut code = None;
-    while let Ok(Some((ended, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-        if ended == child {
-            code = Some(code_of(status));
-        }
-    }
-    code
+    reaped()
+        .filter_map(|(ended, code)| (ended == child).then_some(code))
+        .last()
+}
+
+/// Reaps all that have ended: who, and with which exit code.
+pub(crate) fn reaped() -> impl Iterator<Item = (Pid, u8)> {
+    std::iter::from_fn(|| {
+        let ended = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
+        ended.map(|(child, status)| (child, code_of(status)))
+    })
 }
 
 /// As shells write it: 128 and the number of the signal.

@@ -9,6 +9,7 @@
     reason = "a part of tests, of which each uses its own"
 )]
 
+pub mod job;
 pub mod registrar;
 
 use std::env;
