@@ -60,6 +60,16 @@ pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// The size of a job's shared memory: a volume in memory.
+pub(crate) fn shm_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "pattern": r"^[1-9][0-9]{0,15}(k|Ki|M|Mi|G|Gi|T|Ti)?$",
+        "description": "What a job's container has at `/dev/shm`, for example `8Gi`: `--shm-size` in a workflow is honored up to this. It counts as the container's memory.",
+        "default": "64Mi",
+    })
+}
+
 /// A pod template: open, because the API server checks the pod itself. Only what CEL is to see is declared.
 pub(crate) fn pod_template(_: &mut SchemaGenerator) -> Schema {
     let schema = open(

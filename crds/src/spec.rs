@@ -41,6 +41,8 @@ use crate::schema;
 #[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source == 'ScaleSet' && self.registration == 'RegistrationToken')").message("spec.scaling.source ScaleSet takes its runners from a scale set: set spec.registration to ScaleSet or leave it out, or set scaling.source to Poll"))]
 #[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source != 'ScaleSet' && self.registration == 'ScaleSet')").message("a scale set says itself how long its queue is: set spec.scaling.source to ScaleSet or leave it out"))]
 #[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral, or register persistent runners by RegistrationToken"))]
+#[x_kube(validation = Rule::new("!(has(self.jobContainers) && self.lifetime == 'Persistent')").message("the container of a job is not cleared for the next job: set spec.lifetime to Ephemeral, or remove spec.jobContainers"))]
+#[x_kube(validation = Rule::new("!has(self.jobContainers) || !has(self.preflight) || !has(self.preflight.cudaToolkit) && !has(self.preflight.rustToolchain)").message("jobs with containers bring their toolkits in their own images, and spec.preflight looks at the runner's: remove its cudaToolkit and rustToolchain, or spec.jobContainers"))]
 #[x_kube(validation = Rule::new("!has(self.requiredChecks) || has(self.verify)").message("spec.requiredChecks acts only after a green verification: add spec.verify with the workflow and its jobs"))]
 pub struct CudaRunnerSpec {
     /// Where the runners register, and with which credentials.
@@ -78,6 +80,11 @@ pub struct CudaRunnerSpec {
     /// The test that a runner's GPUs pass before it registers.
     #[serde(default)]
     pub smoke: Smoke,
+
+    /// Has jobs with `container:` run in their own images, on the proven GPU. Where it is absent, jobs run in the runner's
+    /// image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_containers: Option<JobContainers>,
 
     /// What the runner's image and network must offer, tried before the GPU is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,12 +295,45 @@ pub struct Smoke {
     /// takes the limits alone. For namespaces whose quota or policy has its own idea. The gate has what
     /// `spec.template` gives the container `runner`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<GateResources>,
+    pub resources: Option<ContainerResources>,
 }
 
-/// What the operator's own containers may use.
+/// The containers that jobs bring.
+#[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobContainers {
+    /// What a job's container has at `/dev/shm`, for example `8Gi`: `--shm-size` in a workflow is honored up to this. It
+    /// counts as the container's memory.
+    #[serde(default = "default_shm_size")]
+    #[schemars(schema_with = "schema::shm_size")]
+    pub shm_size: Quantity,
+
+    /// Whether the node asks the registry each time for the images of jobs and services, or takes what it has.
+    #[serde(default)]
+    pub image_pull_policy: JobImagePullPolicy,
+
+    /// Whether jobs may have `services:`. Each is a container without a GPU in the runner's pod.
+    #[serde(default = "default_services")]
+    pub services: bool,
+
+    /// What a job's container may use beside the GPUs. What `spec.template` gives the container `runner` is the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ContainerResources>,
+}
+
+/// Whether the node asks the registry for an image that it has.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum JobImagePullPolicy {
+    /// It takes what it has, also of a tag that has moved since.
+    #[default]
+    IfNotPresent,
+    /// It asks each time.
+    Always,
+}
+
+/// What a container may use beside devices.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct GateResources {
+pub struct ContainerResources {
     /// What the scheduler sets aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::quantities")]
@@ -489,6 +529,17 @@ impl Default for Smoke {
     }
 }
 
+impl Default for JobContainers {
+    fn default() -> Self {
+        Self {
+            shm_size: default_shm_size(),
+            image_pull_policy: JobImagePullPolicy::default(),
+            services: default_services(),
+            resources: None,
+        }
+    }
+}
+
 impl Default for CudaRunnerSpec {
     /// The defaults of every field, with an empty address and no credentials: a start for tests and tools.
     fn default() -> Self {
@@ -509,6 +560,7 @@ impl Default for CudaRunnerSpec {
             scaling: None,
             gpu: Gpu::default(),
             smoke: Smoke::default(),
+            job_containers: None,
             preflight: None,
             verify: None,
             required_checks: None,
@@ -553,6 +605,15 @@ fn default_smoke_timeout() -> i32 {
 
 fn default_quarantine() -> i32 {
     30
+}
+
+/// As Docker has it.
+fn default_shm_size() -> Quantity {
+    Quantity("64Mi".to_owned())
+}
+
+fn default_services() -> bool {
+    true
 }
 
 fn default_pickup() -> i32 {

@@ -94,6 +94,61 @@ fn count_and_claim_exclude_each_other() {
 }
 
 #[test]
+fn the_containers_of_jobs_are_not_combined_with_what_they_would_undo() {
+    let accepted = |containers: Value| {
+        let mut changed = manifest();
+        changed["spec"]["jobContainers"] = containers;
+        changed["spec"]["preflight"] = json!({"commands": ["git"], "egress": ["https://ghcr.io"]});
+        refusals(&changed)
+    };
+    for good in [
+        json!({}),
+        json!({"shmSize": "8Gi", "imagePullPolicy": "Always", "services": false}),
+        json!({"resources": {"requests": {"cpu": 8}, "limits": {"memory": "64Gi"}}}),
+    ] {
+        assert_eq!(accepted(good.clone()), Vec::<String>::new(), "{good}");
+    }
+    for bad in [
+        json!({"shmSize": "0"}),
+        json!({"shmSize": "-1Gi"}),
+        json!({"shmSize": "much"}),
+    ] {
+        assert!(!accepted(bad.clone()).is_empty(), "{bad}");
+    }
+    assert_refused(
+        |m| {
+            m["spec"]["jobContainers"] = json!({});
+            m["spec"]["lifetime"] = json!("Persistent");
+        },
+        "is not cleared for the next job",
+    );
+    for preflight in [
+        json!({"cudaToolkit": ">=12.0"}),
+        json!({"rustToolchain": "1.90"}),
+    ] {
+        assert_refused(
+            |m| {
+                m["spec"]["jobContainers"] = json!({});
+                m["spec"]["preflight"] = preflight;
+            },
+            "bring their toolkits",
+        );
+    }
+    let pool: CudaRunner = serde_json::from_value(json!({
+        "apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "metadata": {"name": "pool"},
+        "spec": {
+            "github": {"url": "https://github.com/acme/widgets", "credentialsRef": {"name": "github"}},
+            "jobContainers": {},
+        }
+    }))
+    .unwrap();
+    assert_eq!(
+        pool.spec.job_containers,
+        Some(cudarunner_crds::JobContainers::default())
+    );
+}
+
+#[test]
 fn labels_are_not_empty_and_have_no_blanks() {
     assert_refused(|m| m["spec"]["labels"] = json!([]), "at least one label");
     assert_refused(|m| m["spec"]["labels"] = json!(["a b"]), "no spaces");

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarunner_crds::{
-    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, GateResources, Gpu, KeyReference,
-    Lifetime, ManagedMemory, Preflight, RegistrationMode, RequiredChecks, Scaling, ScalingSource,
-    Verify,
+    ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu,
+    JobContainers, KeyReference, Lifetime, ManagedMemory, Preflight, RegistrationMode,
+    RequiredChecks, Scaling, ScalingSource, Verify,
 };
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
@@ -96,8 +96,10 @@ pub struct Spec {
     pub gate: GateSettings,
     /// What the runner's image and network must offer.
     pub preflight: Option<Wanted>,
+    /// The containers that jobs bring, where they may.
+    pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
-    pub gate_resources: Option<GateResources>,
+    pub gate_resources: Option<ContainerResources>,
     /// How long a node that failed is quarantined, the first time.
     pub quarantine: SignedDuration,
     /// The user's template.
@@ -350,6 +352,7 @@ impl Spec {
             gpu: &gpu,
             proxy: proxy.is_some(),
             authorities: spec.github.ca_bundle_ref.is_some(),
+            job_containers: spec.job_containers.is_some(),
         };
         let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
         let persistent = spec.lifetime == Lifetime::Persistent;
@@ -379,6 +382,7 @@ impl Spec {
             gpu,
             gate,
             gate_resources: spec.smoke.resources.clone(),
+            job_containers: spec.job_containers.clone(),
             preflight,
             template,
         };
@@ -410,6 +414,9 @@ impl Spec {
         let mut shape = serde_json::to_string(&shape).unwrap_or_default();
         if let Some(resources) = &spec.smoke.resources {
             shape += &serde_json::to_string(resources).unwrap_or_default();
+        }
+        if let Some(containers) = &spec.job_containers {
+            shape += &serde_json::to_string(containers).unwrap_or_default();
         }
         shape
     }

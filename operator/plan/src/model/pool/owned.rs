@@ -1,8 +1,10 @@
 //! What in a runner's pod is ours, by name. A template may take none of it; [the pod](crate::pod)
 //! is built from the same names.
 
+pub use gate_report::contract::{
+    AGENT_DIR, EXTERNALS_DIR, REGISTRATION_DIR, TERMINATION_LOG, TOKEN_DIR, WORK_DIR,
+};
 use gate_report::contract::{GATE_PROGRAM, GPU, MAIN, PREPARE, RUNNER_INIT_PROGRAM, script};
-pub use gate_report::contract::{REGISTRATION_DIR, TERMINATION_LOG, TOKEN_DIR};
 
 /// Folder of the certificate authorities for GitHub.
 pub const CA_DIR: &str = "/etc/cuda-runner/github-ca";
@@ -41,8 +43,45 @@ pub const GITHUB_CA: &str = "github-ca";
 /// Our volumes.
 pub const VOLUMES: [&str; 3] = [REGISTRATION, REGISTRAR_TOKEN, GITHUB_CA];
 
+/// Where a job's container has the agent's [`WORK_DIR`], as on GitHub's own machines.
+pub const JOB_WORK_DIR: &str = "/__w";
+/// Where it has what actions need of the agent.
+pub const JOB_EXTERNALS_DIR: &str = "/__e";
+/// Where it has its shared memory.
+pub const SHM_DIR: &str = "/dev/shm";
+/// Folders that are ours as well where jobs bring their containers: the agent's or the job's, or common to both.
+pub const JOB_PATHS: [&str; 8] = [
+    AGENT_DIR,
+    EXTERNALS_DIR,
+    WORK_DIR,
+    JOB_WORK_DIR,
+    JOB_EXTERNALS_DIR,
+    "/__t",
+    "/github",
+    SHM_DIR,
+];
+
+/// The volume behind [`AGENT_DIR`].
+pub const AGENT_FILES: &str = "agent-files";
+/// The volume behind [`WORK_DIR`].
+pub const JOB_WORK: &str = "job-work";
+/// The volume behind [`EXTERNALS_DIR`].
+pub const JOB_EXTERNALS: &str = "job-externals";
+/// The volume behind [`SHM_DIR`].
+pub const JOB_SHM: &str = "job-shm";
+/// Our volumes beside [`VOLUMES`], where jobs bring their containers.
+pub const JOB_VOLUMES: [&str; 4] = [AGENT_FILES, JOB_WORK, JOB_EXTERNALS, JOB_SHM];
+
 /// The pod's name for its claim of GPUs.
 pub const CLAIM: &str = "gpu";
+
+/// What our program is told to be in the main container, where that is the agent's: by this its pod is known.
+pub const AGENT_COMMAND: &str = "agent";
+/// What it is told to be in the container of the GPUs of such a pod.
+pub const JOB_COMMAND: &str = "job";
+/// What the name of a runner's pod is followed by in that of the Secret with what its job's containers need. Only a job
+/// makes one.
+pub const JOB_SECRET: &str = "-job";
 
 /// Our containers, by the names that they have in a pod.
 pub const CONTAINERS: [&str; 3] = [PREPARE, GPU, MAIN];
@@ -57,6 +96,10 @@ pub const HOOKS: [(&str, &str); 2] = [
 pub const DEPRECATED_EXIT_CODE: &str = "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE";
 /// Has `run.sh` pass a signal on to the agent. GitHub's own image sets it.
 pub const TRAP_SIGNALS: &str = "RUNNER_MANUALLY_TRAP_SIG";
+/// What the agent calls for a job's containers, instead of Docker.
+pub const CONTAINER_HOOKS: &str = "ACTIONS_RUNNER_CONTAINER_HOOKS";
+/// Has the agent fail a job without `container:` while it is set up.
+pub const REQUIRE_JOB_CONTAINER: &str = "ACTIONS_RUNNER_REQUIRE_JOB_CONTAINER";
 /// Variables by which other images register a runner. Here the operator does, and no job sees them: one is a token.
 pub const WITHOUT_EFFECT: [&str; 7] = [
     "RUNNER_NAME",

@@ -24,6 +24,8 @@ pub(super) struct Rest<'a> {
     pub proxy: bool,
     /// Whether the pool has certificate authorities.
     pub authorities: bool,
+    /// Whether jobs bring their containers.
+    pub job_containers: bool,
 }
 
 /// A template that can be merged, or what is wrong, beginning with the path of the field below `spec.template`.
@@ -43,7 +45,7 @@ pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateS
     if let Some(spec) = &parsed.spec {
         pod(spec)?;
         for volume in spec.volumes.iter().flatten() {
-            of_volume(volume)?;
+            of_volume(volume, rest)?;
         }
         containers(spec, rest)?;
     }
@@ -170,14 +172,19 @@ fn pod(spec: &PodSpec) -> Result<(), String> {
     first(&table, |field| format!(".spec.{field}"))
 }
 
-fn of_volume(volume: &Volume) -> Result<(), String> {
+/// Whether a volume of this name is the operator's.
+fn is_our_volume(name: &str, rest: Rest<'_>) -> bool {
+    owned::VOLUMES.contains(&name) || rest.job_containers && owned::JOB_VOLUMES.contains(&name)
+}
+
+fn of_volume(volume: &Volume, rest: Rest<'_>) -> Result<(), String> {
     let sources = volume.projected.iter().filter_map(|p| p.sources.as_ref());
     let tokens = sources
         .flatten()
         .filter_map(|s| s.service_account_token.as_ref());
     let table = [
         (
-            owned::VOLUMES.contains(&volume.name.as_str()),
+            is_our_volume(&volume.name, rest),
             "name",
             "a volume of the operator's has this name: choose another one",
         ),
@@ -208,7 +215,7 @@ fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
             return Err(place.says("name", "two containers have this name: choose another one"));
         }
         names.push(&container.name);
-        mounts(place)?;
+        mounts(place, rest)?;
         if list == "containers" {
             spares_the_gate(place)?;
             runner(place, rest)?;
@@ -333,19 +340,32 @@ fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
 }
 
 /// No container has our volumes, or something else in their place.
-fn mounts(place: Place<'_>) -> Result<(), String> {
+fn mounts(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
+    // What is beside the runner has no part in its jobs.
+    let shared = rest.job_containers && place.list == "containers";
     for mount in place.container.volume_mounts.iter().flatten() {
         let path = normal(&mount.mount_path);
+        let has = |ours: &[&str]| ours.iter().any(|ours| is_in(&path, &normal(ours)));
         let table = [
             (
-                owned::VOLUMES.contains(&mount.name.as_str()),
+                is_our_volume(&mount.name, rest),
                 "name",
                 "this volume is the operator's: remove the mount",
             ),
             (
-                owned::PATHS.iter().any(|ours| is_in(&path, &normal(ours))),
+                has(&owned::PATHS),
                 "mountPath",
                 "the operator has its own files there: choose another path",
+            ),
+            (
+                shared && has(&[owned::SHM_DIR]),
+                "mountPath",
+                "spec.jobContainers.shmSize says what a job's container has there: remove the mount",
+            ),
+            (
+                shared && has(&owned::JOB_PATHS),
+                "mountPath",
+                "with spec.jobContainers the agent and the job's container share folders there: choose another path",
             ),
         ];
         first(&table, |field| {
@@ -465,6 +485,9 @@ fn not_a_users(name: &str, rest: Rest<'_>) -> Option<&'static str> {
         ),
         _ if name.starts_with(script::PREFIX) || name.starts_with(gate::PREFIX) => {
             Some("variables of this prefix are the operator's: choose another name")
+        }
+        owned::CONTAINER_HOOKS | owned::REQUIRE_JOB_CONTAINER if rest.job_containers => {
+            Some("spec.jobContainers sets it: remove it")
         }
         _ if rest.proxy && is_proxy() => Some(
             "spec.github.proxy sets it: remove it, and write exceptions into spec.github.proxy.noProxy",

@@ -149,3 +149,24 @@ fn durations_are_read_as_kubernetes_writes_them() {
     assert_eq!(teardown_timeout("1h30m"), SignedDuration::from_mins(90));
     assert_eq!(teardown_timeout("5s"), SignedDuration::from_secs(5));
 }
+
+#[test]
+fn the_containers_of_jobs_change_the_fingerprint_and_their_absence_does_not() {
+    let hash = |containers: serde_json::Value| {
+        let mut resource = fixture::resource();
+        resource.spec.job_containers = serde_json::from_value(containers).unwrap();
+        Pool::read(&resource, false)
+            .spec
+            .unwrap()
+            .template_hash
+            .clone()
+    };
+    let all = [
+        json!(null),
+        json!({}),
+        json!({"shmSize": "1Gi"}),
+        json!({"services": false}),
+    ];
+    let hashes: std::collections::BTreeSet<String> = all.into_iter().map(hash).collect();
+    assert_eq!(hashes.len(), 4);
+}

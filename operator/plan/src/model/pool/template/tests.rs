@@ -534,3 +534,43 @@ fn a_template_has_a_largest_size() {
         "70037 bytes as JSON, and 65536 are the most",
     );
 }
+
+#[test]
+fn where_jobs_bring_their_containers_their_folders_and_variables_are_the_operators() {
+    let read = |template: &Value, with_containers: bool| {
+        read_pool(template.clone(), |spec| {
+            spec.job_containers = with_containers.then(Default::default);
+        })
+    };
+    let mount = |name: &str, path: &str| {
+        let mut template =
+            runner_with(json!({"volumeMounts": [{"name": name, "mountPath": path}]}));
+        template["spec"]["volumes"] = json!([{"name": name, "emptyDir": {}}]);
+        template
+    };
+    for (template, words) in [
+        (mount("fast", "/home/runner/_work"), "share folders"),
+        (mount("fast", "/home/runner/_work/_tool"), "share folders"),
+        (mount("shm", "/dev/shm"), "shmSize"),
+        (mount("x", "/__w"), "share folders"),
+        (mount("x", "/github/home"), "share folders"),
+        (mount("x", "/run/cuda-runner-agent"), "share folders"),
+        (mount("job-work", "/data"), "has this name"),
+        (
+            runner_with(
+                json!({"env": [{"name": "ACTIONS_RUNNER_CONTAINER_HOOKS", "value": "/x.sh"}]}),
+            ),
+            "spec.jobContainers sets it",
+        ),
+    ] {
+        let refused = read(&template, true).unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+        assert!(read(&template, false).is_ok(), "{template}");
+    }
+    // A sidecar has nothing of the job's, and may have shared memory of its own
+    let beside = json!({"spec": {
+        "initContainers": [{"name": "vpn", "image": "v", "restartPolicy": "Always", "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}],
+        "volumes": [{"name": "shm", "emptyDir": {}}],
+    }});
+    assert!(read(&beside, true).is_ok());
+}
