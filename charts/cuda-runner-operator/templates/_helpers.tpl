@@ -120,8 +120,18 @@ tolerations:
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  # When a gate has passed, its container gets the runner's image: that is the patch.
+  # When a gate has passed, its container gets the runner's image, or its job's: that is the patch.
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.rbac.jobContainers }}
+# The services of jobs with containers.
+- apiGroups: [""]
+  resources: [pods/ephemeralcontainers]
+  verbs: [patch]
+# Their credentials and their services' environment, in a Secret of the runner's pod. A creation cannot be limited to a name.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -44,6 +44,7 @@ pub(super) fn everything() -> Value {
             "create": true,
             "secretNames": ["github-app"],
             "configMapNames": ["authority"],
+            "jobContainers": false,
             "aggregateToUserRoles": false,
         },
         "serviceAccount": {"create": true, "name": "account", "annotations": {"a": "b"}},
@@ -269,6 +270,32 @@ fn pods_are_patched_where_pools_are_and_nowhere_else() {
         .filter_map(|r| r.metadata.namespace.as_deref())
         .collect();
     assert_eq!(of, ["ci", "ml"]);
+}
+
+#[test]
+fn what_jobs_bring_beside_their_image_is_a_right_that_can_be_left_out() {
+    let namespaces = json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}});
+    for base in [json!({}), namespaces] {
+        for allowed in [true, false] {
+            let mut values = with(&base);
+            values["rbac"]["jobContainers"] = json!(allowed);
+            let rules = rules(&render(CHART, &values));
+            let may = |verb: &str, resource: &str| {
+                let rules = rules
+                    .iter()
+                    .filter(|rule| rule.verbs.iter().any(|v| v == verb));
+                rules
+                    .filter(|rule| rule.resources.iter().flatten().any(|r| r == resource))
+                    .count()
+            };
+            assert_eq!(
+                may("patch", "pods/ephemeralcontainers"),
+                usize::from(allowed)
+            );
+            // One is for the registrar's own, in the operator's namespace
+            assert_eq!(may("create", "secrets"), 1 + usize::from(allowed));
+        }
+    }
 }
 
 #[test]
