@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod image;
+pub mod job;
 pub mod nodes;
 mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]

@@ -4,21 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarunner_crds::ManagedMemory;
+use gate_report::wire::JobContainer;
 use gate_report::{Report, Version};
 use jiff::Timestamp;
 
-use crate::act::image;
+use crate::act::{image, job};
 use crate::context::Context;
 use crate::github::{Client, Error, JitConfig, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
 use crate::registrar::admit::{cut, sentence};
 use crate::registrar::{
-    Backend, Decision, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
-    RunnerLookup,
+    Backend, Decision, JobRunner, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError,
+    Registration, RunnerLookup,
 };
 use crate::watch::Waker;
 use cuda_runner_plan::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
+use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::Known;
+use cuda_runner_plan::pod::jobs::rights;
 
 /// How soon a gate asks again when GitHub gave no hint.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -47,47 +50,75 @@ impl OperatorBackend {
         let resource = self.ctx.resource(key)?;
         Some(self.ctx.specs.pool(&resource))
     }
+
+    /// The pod as the watch shows it, and its pool, while nobody has asked it to go.
+    fn find(&self, pod: &PodIdentity) -> RunnerLookup<(Pool, Runner)> {
+        let found = self.ctx.pods.find(&pod.namespace, &pod.name);
+        let found = found.filter(|(_, runner)| runner.uid == pod.uid);
+        let Some((key, runner)) = found else {
+            return RunnerLookup::NotYetKnown;
+        };
+        let Some(pool) = self.pool(&key) else {
+            return RunnerLookup::NotYetKnown;
+        };
+        let leaves = || {
+            let memory = &self.ctx.memory;
+            memory.with(&pool, |memory| memory.removed.contains(&runner.uid))
+        };
+        if runner.gone_by.is_some() || runner.end.is_some() || leaves() {
+            return RunnerLookup::Closing;
+        }
+        RunnerLookup::Known((pool, runner))
+    }
 }
 
 impl Backend for OperatorBackend {
     async fn runner(&self, pod: &PodIdentity) -> RunnerLookup {
-        let Some((key, runner)) = self.ctx.pods.find(&pod.namespace, &pod.name) else {
-            return RunnerLookup::NotYetKnown;
-        };
-        if runner.uid != pod.uid {
-            return RunnerLookup::NotYetKnown;
-        }
-        let Some(pool) = self.pool(&key) else {
-            return RunnerLookup::NotYetKnown;
-        };
-        if runner.gone_by.is_some() || runner.end.is_some() || pool.deleting.is_some() {
-            return RunnerLookup::Closing;
-        }
-        // The books are empty after a restart: this is what the cluster still shows of them.
-        if runner.is_online() {
-            return RunnerLookup::Served;
-        }
-        let leaving = self
-            .ctx
-            .memory
-            .with(&pool, |memory| memory.removed.contains(&runner.uid));
-        match &pool.spec {
-            // One that was made for an address which the pool has left is on its way out.
-            Ok(spec) if !leaving && !runner.is_elsewhere(spec) => {
-                RunnerLookup::Known(KnownRunner {
-                    pool: key,
+        self.find(pod).and_then(|(pool, runner)| {
+            if pool.deleting.is_some() {
+                return RunnerLookup::Closing;
+            }
+            // The books are empty after a restart: this is what the cluster still shows of them.
+            if runner.is_online() {
+                return RunnerLookup::Served;
+            }
+            match &pool.spec {
+                // One that was made for an address which the pool has left is on its way out.
+                Ok(spec) if !runner.is_elsewhere(spec) => RunnerLookup::Known(KnownRunner {
                     policy: policy(spec, pod, runner.node),
+                    pool: pool.key,
                     let_in: runner.gate_passed,
                     image: runner.image,
-                })
+                    takes_containers: runner.job_pod.is_some(),
+                }),
+                _ => RunnerLookup::Closing,
             }
-            _ => RunnerLookup::Closing,
-        }
+        })
     }
 
-    async fn let_in(&self, pod: &PodIdentity, runner: &KnownRunner) -> Result<(), RegisterError> {
+    async fn let_in(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+        summary: &str,
+    ) -> Result<(), RegisterError> {
         if runner.let_in {
             return Ok(());
+        }
+        let client = self.client.clone();
+        if runner.takes_containers {
+            let noted = image::note_passed(client, pod, summary, Timestamp::now()).await;
+            let Err(error) = noted else {
+                tracing::info!(pool = %runner.pool, runner = %pod.name, "the gate passed: its container waits for a job");
+                return Ok(());
+            };
+            return Err(not_done(
+                &runner.pool,
+                pod,
+                "PassNotNoted",
+                "that the gate has passed could not be noted on the pod",
+                &error,
+            ));
         }
         let Some(agents) = &runner.image else {
             return Err(refusal(
@@ -95,21 +126,50 @@ impl Backend for OperatorBackend {
                 "the pod does not name its runner's image: somebody has removed its annotation",
             ));
         };
-        let changed = image::change(self.client.clone(), pod, agents).await;
-        let Err(error) = changed else {
+        let Err(error) = image::change(client, pod, agents).await else {
             tracing::info!(pool = %runner.pool, runner = %pod.name, "the gate passed: the runner's image is on");
             return Ok(());
         };
-        tracing::warn!(pool = %runner.pool, runner = %pod.name, %error, "the runner's image could not be put on");
-        let message = sentence(&format!(
-            "the pod's image could not be changed to the runner's: {error}"
-        ));
-        Err(match &error {
-            kube::Error::Api(said) if FINAL.contains(&said.code) => {
-                refusal("ImageNotChanged", &message)
-            }
-            _ => retry("ImageNotChanged", &message),
+        let what = "the pod's image could not be changed to the runner's";
+        Err(not_done(&runner.pool, pod, "ImageNotChanged", what, &error))
+    }
+
+    async fn job_runner(&self, pod: &PodIdentity) -> RunnerLookup<JobRunner> {
+        self.find(pod).and_then(|(pool, runner)| {
+            let Some(job_pod) = runner.job_pod else {
+                return RunnerLookup::Unknown;
+            };
+            // A pool that is being deleted, or whose spec has changed, lets its jobs finish.
+            let spec = pool.spec.as_ref().ok();
+            let containers = spec.and_then(|spec| spec.job_containers.clone());
+            RunnerLookup::Known(JobRunner {
+                let_in: runner.gate_passed,
+                pod: job_pod,
+                containers: containers.unwrap_or_default(),
+                rights: spec.and_then(|spec| rights(spec)),
+                pool: pool.key,
+            })
         })
+    }
+
+    async fn bring(
+        &self,
+        pod: &PodIdentity,
+        runner: &JobRunner,
+        wanted: &JobContainer,
+    ) -> Result<(), RegisterError> {
+        let brought = job::bring(self.client.clone(), pod, runner, wanted).await;
+        let Err(failed) = brought else {
+            tracing::info!(pool = %runner.pool, runner = %pod.name, services = wanted.services.len(), "a job's container is on");
+            return Ok(());
+        };
+        Err(not_done(
+            &runner.pool,
+            pod,
+            failed.reason,
+            &failed.what(),
+            &failed.error,
+        ))
     }
 
     async fn register(
@@ -289,6 +349,22 @@ fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
         require_preflight: spec.preflight.is_some(),
         pod: pod.name.clone(),
         node: node.or_else(|| pod.node.clone()),
+    }
+}
+
+/// A write to a pod that the API server has not carried out, in its own words.
+fn not_done(
+    pool: &PoolKey,
+    pod: &PodIdentity,
+    reason: &str,
+    what: &str,
+    error: &kube::Error,
+) -> RegisterError {
+    tracing::warn!(%pool, runner = %pod.name, reason, %error, "{what}");
+    let message = sentence(&format!("{what}: {error}"));
+    match error {
+        kube::Error::Api(said) if FINAL.contains(&said.code) => refusal(reason, &message),
+        _ => retry(reason, &message),
     }
 }
 

@@ -52,6 +52,11 @@ const LIMITS: Limits = Limits {
         burst: 3000,
         per_minute: 3600,
     },
+    // The agent's hook asks each second.
+    looks: Rate {
+        burst: 10,
+        per_minute: 120,
+    },
     request_timeout: Duration::from_secs(30),
 };
 

@@ -118,6 +118,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         url: None,
         is_over: true,
         heard: None,
+        job_pod: None,
         devices_held: BTreeMap::new(),
         name: name.to_owned(),
         uid: format!("uid-{name}"),

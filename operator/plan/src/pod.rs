@@ -7,9 +7,10 @@ use gate_report::contract::TOKEN_NAME;
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, KeyToPath, Pod,
-    PodResourceClaim, PodSpec, ProjectedVolumeSource, ResourceClaim, ResourceRequirements,
-    ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, KeyToPath,
+    LocalObjectReference, Pod, PodResourceClaim, PodSpec, ProjectedVolumeSource, ResourceClaim,
+    ResourceRequirements, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -19,10 +20,11 @@ use super::{NewRunner, PodSettings, node_marks, placement};
 use crate::model::pool::owned::{self, CLAIM};
 use crate::model::pool::{GpuRequest, Pool, Spec, labels_of};
 use crate::model::runner::{
-    AVOIDS_ANNOTATION, GPU, IMAGE_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, TEMPLATE_ANNOTATION,
+    AVOIDS_ANNOTATION, IMAGE_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, TEMPLATE_ANNOTATION,
     URL_ANNOTATION,
 };
 
+pub mod jobs;
 mod ours;
 mod runner;
 
@@ -36,24 +38,35 @@ const SHARED_MEMORY: &str = "16Mi";
 pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) -> Pod {
     let NewRunner { name, avoids } = new;
     let mut template = spec.template.spec.clone().unwrap_or_default();
-    let mut gpu = runner::container(pool, spec, name);
-    if let Some(theirs) = std::mem::take(&mut template.containers).into_iter().next() {
-        runner::merge(&mut gpu, theirs);
-    }
-    let image = runner::begin_as_the_gate(&mut gpu, settings);
-    let user = job_user(&template, &gpu);
+    let theirs = std::mem::take(&mut template.containers).into_iter().next();
+    let agent = runner::container(pool, spec, name);
+    let Containers {
+        gpu,
+        main,
+        image,
+        user,
+    } = match &spec.job_containers {
+        None => plain(agent, theirs, &template, spec, settings),
+        Some(containers) => jobs::containers(agent, theirs, &template, spec, containers, settings),
+    };
     // Kubernetes starts these in their order, and ends those that go on in reverse: what the template has beside the
     // agent is there before it, and for as long as it.
     let mut init = vec![ours::prepare(spec, settings, user)];
     init.extend(beside(&mut template));
     init.push(gpu);
+    let jobs_secret = spec.job_containers.as_ref().map(|_| {
+        vec![LocalObjectReference {
+            name: job_secret(name),
+        }]
+    });
     let mut pod_spec = PodSpec {
         restart_policy: Some("Never".to_owned()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         init_containers: Some(init),
-        containers: vec![ours::main(spec, settings, user)],
+        containers: vec![main],
         volumes: Some(volumes(spec)),
+        image_pull_secrets: jobs_secret,
         resource_claims: claims(&spec.gpu),
         tolerations: Some(tolerations(spec)),
         ..PodSpec::default()
@@ -63,7 +76,8 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
 
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();
-    annotations.insert(DEFAULT_CONTAINER.to_owned(), GPU.to_owned());
+    let agents = runner::Place::of(spec).name;
+    annotations.insert(DEFAULT_CONTAINER.to_owned(), agents.to_owned());
     annotations.extend(user.annotations.unwrap_or_default());
     annotations.insert(IMAGE_ANNOTATION.to_owned(), image);
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
@@ -89,6 +103,44 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         spec: Some(pod_spec),
         status: None,
     }
+}
+
+/// The containers of a pod that depend on where jobs run.
+struct Containers {
+    gpu: Container,
+    main: Container,
+    /// The agent's image.
+    image: String,
+    /// The user that the template chooses.
+    user: Option<i64>,
+}
+
+/// Jobs run in the agent's container, which is that of the GPUs.
+fn plain(
+    agent: Container,
+    theirs: Option<Container>,
+    template: &PodSpec,
+    spec: &Spec,
+    settings: &PodSettings,
+) -> Containers {
+    let mut gpu = runner::with_gpu(agent, spec);
+    if let Some(theirs) = theirs {
+        runner::merge(&mut gpu, theirs, runner::Place::of(spec));
+    }
+    let image = runner::begin_as_the_gate(&mut gpu, settings);
+    let user = chosen_user(template, &gpu);
+    Containers {
+        main: ours::main(spec, settings, user),
+        gpu,
+        image,
+        user,
+    }
+}
+
+/// The Secret with what the job's container of a pod needs, once a job has made it.
+#[must_use]
+pub fn job_secret(pod: &str) -> String {
+    format!("{pod}{}", owned::JOB_SECRET)
 }
 
 /// Merges what is left of a template that [`crate::model::pool`] has found to take nothing of ours.
@@ -209,15 +261,7 @@ fn claims(gpu: &GpuRequest) -> Option<Vec<PodResourceClaim>> {
 
 fn volumes(spec: &Spec) -> Vec<Volume> {
     let mut volumes = vec![
-        Volume {
-            name: owned::REGISTRATION.to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource {
-                medium: Some("Memory".to_owned()),
-                size_limit: Some(Quantity(SHARED_MEMORY.to_owned())),
-                ..EmptyDirVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
+        in_memory(owned::REGISTRATION, SHARED_MEMORY),
         Volume {
             name: owned::REGISTRAR_TOKEN.to_owned(),
             projected: Some(ProjectedVolumeSource {
@@ -252,14 +296,30 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
             ..Volume::default()
         });
     }
+    if let Some(containers) = &spec.job_containers {
+        volumes.extend(jobs::volumes(containers));
+    }
     volumes
 }
 
-/// The user that the template chooses for the job.
-fn job_user(template: &PodSpec, gpu: &Container) -> Option<i64> {
+/// A volume in memory, of this size at most.
+fn in_memory(name: &str, size: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".to_owned()),
+            size_limit: Some(Quantity(size.to_owned())),
+            ..EmptyDirVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// The user that the template chooses for the agent.
+fn chosen_user(template: &PodSpec, agent: &Container) -> Option<i64> {
     let of_pod = template.security_context.as_ref();
-    let of_gpu = gpu.security_context.as_ref().and_then(|c| c.run_as_user);
-    of_gpu.or_else(|| of_pod?.run_as_user)
+    let of_agent = agent.security_context.as_ref().and_then(|c| c.run_as_user);
+    of_agent.or_else(|| of_pod?.run_as_user)
 }
 
 fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {

@@ -1,23 +1,53 @@
-//! The change of a runner's container from the gate's image to the agent's: the one write that does not come from a plan. The
-//! registrar asks for it when it has admitted a gate's report, on whichever replica that came to.
+//! The change of a runner's container from the gate's image to the agent's, or to its job's: with [`job`](super::job) the
+//! writes that do not come from a plan. The registrar asks for them when it has admitted a gate's report, or when a job
+//! wants a container, on whichever replica that came to.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::registrar::PodIdentity;
-use cuda_runner_plan::model::runner::GPU;
+use cuda_runner_plan::model::runner::{GPU, JOB_ANNOTATION, PASSED_ANNOTATION, REPORT_ANNOTATION};
 
 /// Has the kubelet start the container again, with this image and the same devices. Safe to repeat.
 ///
 /// The client is not held back where another replica leads: that one plans, and this one has the pod's word.
 pub async fn change(client: Client, pod: &PodIdentity, image: &str) -> Result<(), kube::Error> {
-    let patch = json!({
-        // Names come back with other pods in them: of another uid the API server refuses this.
-        "metadata": {"uid": pod.uid},
+    let spec = json!({"initContainers": [{"name": GPU, "image": image}]});
+    patch(client, pod, json!({"spec": spec})).await
+}
+
+/// The same for a job. From which start on the container is the job's is noted with it.
+pub async fn change_for_job(
+    client: Client,
+    pod: &PodIdentity,
+    image: &str,
+    starts: i32,
+) -> Result<(), kube::Error> {
+    let first = starts.saturating_add(1).to_string();
+    let change = json!({
+        "metadata": {"annotations": {JOB_ANNOTATION: first}},
         "spec": {"initContainers": [{"name": GPU, "image": image}]},
     });
+    patch(client, pod, change).await
+}
+
+/// Notes on a pod that its gate has passed: where jobs bring their containers, no image says it. Safe to repeat.
+pub async fn note_passed(
+    client: Client,
+    pod: &PodIdentity,
+    summary: &str,
+    now: Timestamp,
+) -> Result<(), kube::Error> {
+    let notes = json!({PASSED_ANNOTATION: now.to_string(), REPORT_ANNOTATION: summary});
+    patch(client, pod, json!({"metadata": {"annotations": notes}})).await
+}
+
+async fn patch(client: Client, pod: &PodIdentity, mut patch: Value) -> Result<(), kube::Error> {
+    // Names come back with other pods in them: of another uid the API server refuses this.
+    patch["metadata"]["uid"] = json!(pod.uid);
     let api = Api::<Pod>::namespaced(client, &pod.namespace);
     let params = PatchParams::default();
     // By the names of containers, which a merge patch does not know; of the answer nothing is needed.
@@ -33,7 +63,6 @@ mod tests {
     use http::{Method, Request, Response};
     use http_body_util::BodyExt as _;
     use kube::client::Body;
-    use serde_json::Value;
 
     use super::*;
 

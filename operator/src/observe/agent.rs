@@ -2,10 +2,10 @@
 
 use gate_report::Class;
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::ContainerStateTerminated;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 
 use super::status::{OOM_KILLED, could_not_start, last_line, out_of_memory};
-use cuda_runner_plan::model::runner::{Failure, GPU, RefusedVersion};
+use cuda_runner_plan::model::runner::{Failure, RefusedVersion};
 use cuda_runner_plan::reason::Reason;
 
 /// An agent that has ended sooner than this has hardly started.
@@ -28,8 +28,10 @@ pub(super) struct AgentEnd<'a> {
     pub(super) conflict: bool,
     /// Whether it was connected to GitHub.
     pub(super) was_online: bool,
-    /// Its container's limit of memory.
-    pub(super) memory: Option<String>,
+    /// Its pod.
+    pub(super) pod: &'a Pod,
+    /// The name of its container.
+    pub(super) name: &'static str,
 }
 
 impl AgentEnd<'_> {
@@ -40,18 +42,18 @@ impl AgentEnd<'_> {
     )]
     pub(super) fn failure(&self, failure: impl Fn(Reason, Class, String) -> Failure) -> Failure {
         let last_words = self.container.message.as_deref().unwrap_or_default();
-        let cut_text = self.cut_text;
+        let (cut_text, name) = (self.cut_text, self.name);
         match (self.container.reason.as_deref(), self.container.exit_code) {
             (Some(OOM_KILLED), _) => failure(
                 Reason::OutOfMemory,
                 Class::Config,
-                out_of_memory(GPU, self.memory.as_deref(), cut_text),
+                out_of_memory(self.pod, name, cut_text),
             ),
             _ if could_not_start(self.container) => failure(
                 Reason::ContainerNotStarted,
                 Class::Transient,
                 format!(
-                    "The agent's container `{GPU}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
+                    "The agent's container `{name}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
                     last_line(last_words).trim_end_matches('.')
                 ),
             ),
@@ -83,7 +85,7 @@ impl AgentEnd<'_> {
                     Reason::AgentEndedAtOnce,
                     Class::Transient,
                     format!(
-                        "The agent in the container `{GPU}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
+                        "The agent in the container `{name}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
                         last_line(last_words)
                     ),
                 )

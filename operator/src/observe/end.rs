@@ -10,8 +10,8 @@ use super::disruption;
 use super::gpu::Gpu;
 use super::marks::Marks;
 use super::status::{
-    OOM_KILLED, all_ready, container, could_not_start, ended_at, failed_init, last_line,
-    out_of_memory, spec_of, terminated, transition,
+    self, OOM_KILLED, all_ready, container, could_not_start, ended_at, failed_init, last_line,
+    memory_limit, out_of_memory, terminated, transition,
 };
 use cuda_runner_plan::model::runner::{
     End, Failure, GPU, Job, LIFETIME_ANNOTATION, MAIN, NOT_RUN, PERSISTENT, PREPARE,
@@ -24,10 +24,9 @@ const NO_DEVICE: i32 = 100;
 const NO_START: i32 = 128;
 
 /// Whether the runner is over. Its pod says so some seconds after the container.
-fn is_over(pod: &Pod) -> bool {
+fn has_ended(pod: &Pod) -> bool {
     let gpu = Gpu::of(pod);
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    status::is_over(pod)
         || gpu.agent_end().is_some()
         || gpu.gate_failure().is_some()
         || failed_init(pod).is_some()
@@ -35,7 +34,7 @@ fn is_over(pod: &Pod) -> bool {
 
 /// How a pod ended; `None` while it has not.
 pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
-    let status = pod.status.as_ref().filter(|_| is_over(pod))?;
+    let status = pod.status.as_ref().filter(|_| has_ended(pod))?;
     let gpu = Gpu::of(pod);
     let agent = gpu.agent_end();
     let at = ended_at(pod).unwrap_or(created);
@@ -92,7 +91,8 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         persistent,
         conflict: marks.conflict,
         was_online,
-        memory: memory_limit(pod, GPU),
+        pod,
+        name: gpu.agents_name(),
     };
     Some(End::Failed(agent.failure(failure)))
 }
@@ -137,7 +137,7 @@ fn init_failure(
         return gate_failure(pod, PREPARE, ended, failure);
     }
     if ended.reason.as_deref() == Some(OOM_KILLED) {
-        let message = out_of_memory(name, memory_limit(pod, name).as_deref(), "");
+        let message = out_of_memory(pod, name, "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
     let (code, why) = (ended.exit_code, why(ended));
@@ -162,19 +162,18 @@ fn gate_failure(
     ended: &ContainerStateTerminated,
     failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
-    let limit = memory_limit(pod, name);
     if ended.reason.as_deref() == Some(OOM_KILLED) {
-        let message = out_of_memory(name, limit.as_deref(), "");
+        let message = out_of_memory(pod, name, "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
     let report = ended.message.as_deref();
     let report = report.and_then(|m| Report::read(m.as_bytes()).ok());
     let found = report.and_then(|r| r.failure);
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
-        return killed_failure(limit.as_deref(), killed, failure);
+        return killed_failure(pod, killed, failure);
     }
     if found.is_none() && (could_not_start(ended) || ended.exit_code == NO_START) {
-        return not_run(name, limit.as_deref(), ended, failure);
+        return not_run(pod, name, ended, failure);
     }
     let class = class_of(ended.exit_code);
     let reason = reason_of(found.as_ref(), class, ended);
@@ -231,15 +230,15 @@ fn why(ended: &ContainerStateTerminated) -> &str {
 /// A gate that the node could not start: the runtime's hooks for GPUs mostly. Which node's fault that is, the plan sees
 /// when it happens again.
 fn not_run(
+    pod: &Pod,
     name: &str,
-    limit: Option<&str>,
     ended: &ContainerStateTerminated,
     failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let words = ended.message.as_deref().unwrap_or_default();
     // The runtime says so where the limit is too low for the container's very first process.
     if words.contains("OOM-killed") {
-        let message = out_of_memory(name, limit, "");
+        let message = out_of_memory(pod, name, "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
     let message = format!(
@@ -263,29 +262,22 @@ fn was_killed(found: &gate_report::Failure) -> bool {
 
 /// The gate's test process was killed: at the limit of its container, or because the node was short of memory.
 fn killed_failure(
-    limit: Option<&str>,
+    pod: &Pod,
     found: &gate_report::Failure,
     failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
-    let Some(limit) = limit else {
+    if memory_limit(pod, GPU).is_none() {
         let message = format!(
             "{} Something killed it, most likely for want of memory on the node; the gate tries again.",
             found.message
         );
         return failure(Reason::GateFailed, Class::Transient, message);
-    };
+    }
     failure(
         Reason::OutOfMemory,
         Class::Config,
-        out_of_memory(GPU, Some(limit), ""),
+        out_of_memory(pod, GPU, ""),
     )
-}
-
-/// The memory limit of a container, also one that a `LimitRange` has set.
-fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
-    let resources = spec_of(pod, name)?.resources.as_ref()?;
-    let limit = resources.limits.as_ref()?.get("memory")?;
-    Some(limit.0.clone())
 }
 
 /// What became of a runner whose GPU vanished, and of its job. The node is not blamed: the next runner's gate tells.

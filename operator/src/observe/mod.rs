@@ -6,6 +6,7 @@ pub mod disruption;
 pub mod end;
 pub mod github;
 pub mod gpu;
+mod job;
 pub mod jobs;
 mod left;
 pub mod marks;

@@ -10,16 +10,17 @@ use kube::ResourceExt as _;
 use super::disruption;
 use super::end::end_of;
 use super::gpu::{Gpu, running_since};
+use super::job;
 use super::marks::done;
-use super::status::{all_ready, condition, container, ended_at, spec_of, transition, words};
+use super::status::{
+    all_ready, annotation, condition, container, ended_at, is_over, spec_of, transition, words,
+};
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RUNNER, Runner,
     TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
 };
 
-/// The longest annotation that is kept, in bytes: names of a thousand nodes.
-const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// The most nodes that a pod can be known to keep off.
 const MOST_AVOIDED: usize = 1024;
 
@@ -86,6 +87,7 @@ pub fn read(pod: &Pod) -> Runner {
         done: done(pod, created),
         heard: None,
         disruption: disruption::target(pod),
+        job_pod: job::of(pod),
     }
 }
 
@@ -152,6 +154,10 @@ impl State {
         if let Some(agent) = gpu.agent()
             && let Some(started) = running_since(agent, bound)
         {
+            // The agent's container may be there before its gate has passed.
+            let started = gpu
+                .passed_at()
+                .map_or(started, |passed| started.max(passed));
             // The agent's own word: the pod's takes in every sidecar.
             if agent.ready {
                 return at(RunnerPhase::Idle, ready_since(pod).unwrap_or(started));
@@ -165,7 +171,8 @@ impl State {
         if gpu.is_let_in() {
             // The image is being changed: the gate may still be there, or its end may be, or nothing while one is pulled.
             let ended = gpu.gate_end().and_then(|end| end.finished_at.as_ref());
-            let since = ended.map(|t| t.0).or_else(|| gpu.gate_runs_since(bound));
+            let ended = gpu.passed_at().or(ended.map(|t| t.0));
+            let since = ended.or_else(|| gpu.gate_runs_since(bound));
             return Self {
                 waiting,
                 ..at(RunnerPhase::Starting, since.unwrap_or(bound))
@@ -223,7 +230,7 @@ fn first_waiting(pod: &Pod) -> Option<Waiting> {
 }
 
 /// Why a container waits; the ordinary steps of a start are no reason.
-fn waiting_of_container(pod: &Pod, status: &ContainerStatus) -> Option<Waiting> {
+pub(super) fn waiting_of_container(pod: &Pod, status: &ContainerStatus) -> Option<Waiting> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
     if reason == "PodInitializing" || reason == "ContainerCreating" {
@@ -251,15 +258,4 @@ fn waiting_of_container(pod: &Pod, status: &ContainerStatus) -> Option<Waiting> 
                 .unwrap_or(&status.image),
         ))),
     })
-}
-
-fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// An annotation of ours. Whoever may write pods can write it, too: one that is longer than ours ever are is none.
-fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
-    let text = pod.annotations().get(name)?;
-    (text.len() <= LONGEST_ANNOTATION).then_some(text)
 }

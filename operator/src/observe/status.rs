@@ -4,9 +4,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStateTerminated, ContainerStatus, Pod, PodCondition,
 };
+use kube::ResourceExt as _;
 
-use super::gpu::Gpu;
-use cuda_runner_plan::model::runner::{GPU, PREPARE, RUNNER};
+use super::gpu::{Gpu, is_for_containers};
+use cuda_runner_plan::model::runner::{GPU, MAIN, PREPARE, RUNNER};
 
 /// The kubelet's word for a container that was killed at its limit of memory.
 pub(super) const OOM_KILLED: &str = "OOMKilled";
@@ -95,6 +96,21 @@ pub(super) fn last_line(words: &str) -> String {
     gate_report::clean(line.unwrap_or("it left no message"), 300)
 }
 
+/// The longest annotation that is kept, in bytes: names of a thousand nodes.
+const LONGEST_ANNOTATION: usize = 64 * 1024;
+
+/// An annotation of ours. Whoever may write pods can write it, too: one that is longer than ours ever are is none.
+pub(super) fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let text = pod.annotations().get(name)?;
+    (text.len() <= LONGEST_ANNOTATION).then_some(text)
+}
+
+/// Whether Kubernetes says that the pod has ended.
+pub(super) fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Whether the container runtime could not start a container.
 pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
     matches!(
@@ -103,13 +119,23 @@ pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
     )
 }
 
+/// The memory limit of a container, also one that a `LimitRange` has set.
+pub(super) fn memory_limit<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let resources = spec_of(pod, name)?.resources.as_ref()?;
+    Some(resources.limits.as_ref()?.get("memory")?.0.as_str())
+}
+
 /// What became of a container at its limit, and where the limit comes from.
-pub(super) fn out_of_memory(container: &str, limit: Option<&str>, cut_text: &str) -> String {
+pub(super) fn out_of_memory(pod: &Pod, container: &str, cut_text: &str) -> String {
+    let limit = memory_limit(pod, container);
     let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    let has_job = is_for_containers(pod);
     let place = match container {
         PREPARE => "limits.memory in spec.smoke.resources".to_owned(),
+        GPU if has_job => "limits.memory in spec.jobContainers.resources".to_owned(),
         // The template's name for it.
         GPU => of_the_template(RUNNER),
+        MAIN if has_job => of_the_template(RUNNER),
         other => of_the_template(other),
     };
     format!(

@@ -19,6 +19,7 @@ use cuda_runner_plan::pod::build;
 use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 
 mod ends;
+mod jobs;
 mod moments;
 
 /// A pod in whose container the gate runs, or one that was let in.

@@ -512,6 +512,7 @@ async fn a_gate_that_asks_again_is_counted_once() {
         },
         image: None,
         let_in: false,
+        takes_containers: false,
     };
     let line = |count| {
         format!(

@@ -2,11 +2,15 @@
 
 use std::{future::Future, time::Duration};
 
+use cudarunner_crds::JobContainers;
 use gate_report::Report;
+use gate_report::wire::JobContainer;
+use k8s_openapi::api::core::v1::SecurityContext;
 use secrecy::SecretString;
 
 use super::{Decision, PodIdentity, Policy};
 use cuda_runner_plan::model::key::PoolKey;
+use cuda_runner_plan::model::runner::JobPod;
 
 /// What the registrar asks the rest of the operator.
 ///
@@ -18,11 +22,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Names come back with other pods in them: compare [`PodIdentity::uid`], too.
     fn runner(&self, pod: &PodIdentity) -> impl Future<Output = RunnerLookup> + Send;
 
-    /// Lets the runner in: its container goes on with the agent's image. Where it does already, nothing is done.
+    /// Lets the runner in, of whose report this is the summary: its container goes on with the agent's image or, where jobs
+    /// bring their containers, its pod says that the gate has passed. Where it does already, nothing is done.
     fn let_in(
         &self,
         pod: &PodIdentity,
         runner: &KnownRunner,
+        summary: &str,
     ) -> impl Future<Output = Result<(), RegisterError>> + Send;
 
     /// Registers the runner with GitHub.
@@ -31,6 +37,18 @@ pub trait Backend: Send + Sync + 'static {
         pod: &PodIdentity,
         runner: &KnownRunner,
     ) -> impl Future<Output = Result<Registration, RegisterError>> + Send;
+
+    /// Whose pod asks for a job's container. Answered from stores; a runner that is online is no less known for that.
+    fn job_runner(&self, pod: &PodIdentity)
+    -> impl Future<Output = RunnerLookup<JobRunner>> + Send;
+
+    /// Brings a job's container into its runner's pod, and the job's services. Safe to repeat.
+    fn bring(
+        &self,
+        pod: &PodIdentity,
+        runner: &JobRunner,
+        wanted: &JobContainer,
+    ) -> impl Future<Output = Result<(), RegisterError>> + Send;
 
     /// Takes notice of a report, good or bad, and of what was decided on it. Comes before anything else is done.
     fn note_report(
@@ -51,13 +69,30 @@ pub struct KnownRunner {
     pub policy: Policy,
     /// The agent's image, as its pod names it.
     pub image: Option<String>,
-    /// Whether its container has that image.
+    /// Whether its container has that image, or its pod says that the gate has passed.
     pub let_in: bool,
+    /// Whether jobs bring their containers.
+    pub takes_containers: bool,
+}
+
+/// A pod into which a job may bring its container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRunner {
+    /// Its pool.
+    pub pool: PoolKey,
+    /// Whether its gate has passed.
+    pub let_in: bool,
+    /// How far its job's containers are.
+    pub pod: JobPod,
+    /// What the pool says of such containers.
+    pub containers: JobContainers,
+    /// Their rights, where the pool's template says some.
+    pub rights: Option<SecurityContext>,
 }
 
 /// Whose runner a pod is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RunnerLookup {
+pub enum RunnerLookup<T = KnownRunner> {
     /// The stores have not caught up: ask again soon.
     NotYetKnown,
     /// No pod of ours.
@@ -67,7 +102,20 @@ pub enum RunnerLookup {
     /// A runner of ours that has been online: it had its registration, whatever the books say.
     Served,
     /// A runner of ours.
-    Known(KnownRunner),
+    Known(T),
+}
+
+impl<T> RunnerLookup<T> {
+    /// The same of something else, where the pod is known.
+    pub fn and_then<U>(self, next: impl FnOnce(T) -> RunnerLookup<U>) -> RunnerLookup<U> {
+        match self {
+            Self::Known(found) => next(found),
+            Self::NotYetKnown => RunnerLookup::NotYetKnown,
+            Self::Unknown => RunnerLookup::Unknown,
+            Self::Closing => RunnerLookup::Closing,
+            Self::Served => RunnerLookup::Served,
+        }
+    }
 }
 
 /// What makes a pod a runner on GitHub.

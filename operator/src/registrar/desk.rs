@@ -19,8 +19,8 @@ use super::door::Guest;
 use super::ledger::{Claim, Digest, Granted};
 use super::server::Shared;
 use super::{
-    Backend, Decision, IdentityError, KnownRunner, PodIdentity, RegisterError, Registration,
-    RunnerLookup, admit, claims,
+    Backend, Decision, IdentityError, KnownRunner, PodIdentity, PoolKey, Purpose, RegisterError,
+    Registration, RunnerLookup, admit, claims,
 };
 
 /// When a pod asks again that the stores do not show yet as it is, or whose other request is under way.
@@ -36,11 +36,15 @@ pub(super) async fn ticket<D: Backend>(
 ) -> Result<Response, Response> {
     let token = bearer(request.headers()).ok_or_else(no_token)?;
     let pod = identify(shared, guest, &token).await?;
-    admitted_at_the_door(shared, &pod).await?;
-    let ticket = shared.parts.ca.ticket_key().issue(&pod, Timestamp::now());
+    let runner = admitted_at_the_door(shared, &pod).await?;
+    let key = shared.parts.ca.ticket_key();
+    let issue = |purpose| {
+        let ticket = key.issue(&pod, purpose, Timestamp::now());
+        ticket.expose_secret().to_owned()
+    };
     let ticket = wire::Ticket {
-        ticket: ticket.expose_secret().to_owned(),
-        job: None,
+        ticket: issue(Purpose::Runner),
+        job: runner.takes_containers.then(|| issue(Purpose::Job)),
     };
     Ok(axum::Json(ticket).into_response())
 }
@@ -50,7 +54,8 @@ pub(super) async fn report<D: Backend>(
     shared: &Shared<D>,
     request: Request,
 ) -> Result<Response, Response> {
-    let (pod, _) = holder(shared, request.headers()).map_err(|refusal| *refusal)?;
+    let (pod, _) =
+        holder(shared, request.headers(), Purpose::Runner).map_err(|refusal| *refusal)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
     let report = read(request.into_body()).await?;
     let decision = admit(&report, &runner.policy);
@@ -60,6 +65,7 @@ pub(super) async fn report<D: Backend>(
         .note_report(&pod, &runner, &report, &decision)
         .await;
     // It may be large, and what follows may take long.
+    let summary = report.summary();
     drop(report);
     match decision {
         Decision::Failed => Ok(StatusCode::ACCEPTED.into_response()),
@@ -67,7 +73,7 @@ pub(super) async fn report<D: Backend>(
         Decision::Admit if shared.parts.ledger.is_closed(&pod.uid) => Err(closing(&pod)),
         Decision::Admit => {
             shared.parts.ledger.admit(&pod.uid);
-            let let_in = shared.parts.backend.let_in(&pod, &runner).await;
+            let let_in = shared.parts.backend.let_in(&pod, &runner, &summary).await;
             let_in.map_err(not_registered)?;
             Ok(axum::Json(json!({})).into_response())
         }
@@ -79,28 +85,40 @@ pub(super) async fn registration<D: Backend>(
     shared: &Shared<D>,
     request: Request,
 ) -> Result<Response, Response> {
-    let (pod, ticket) = holder(shared, request.headers()).map_err(|refusal| *refusal)?;
+    let (pod, ticket) =
+        holder(shared, request.headers(), Purpose::Runner).map_err(|refusal| *refusal)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
-    if !runner.let_in && !shared.parts.ledger.was_admitted(&pod.uid) {
-        return Err(retry(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "NotAdmitted",
-            "no report of this pod has been admitted, as far as this replica knows yet",
-            SOON,
-        ));
-    }
+    was_admitted(shared, &pod, runner.let_in).map_err(|refusal| *refusal)?;
     register(shared, pod, runner, ticket).await
 }
 
-/// The pod whose ticket is shown, and the ticket in short.
-fn holder<D: Backend>(
+/// Whether a pod's report was admitted, by this process or by the word of the watch.
+pub(super) fn was_admitted<D>(
+    shared: &Shared<D>,
+    pod: &PodIdentity,
+    shown: bool,
+) -> Result<(), Box<Response>> {
+    if shown || shared.parts.ledger.was_admitted(&pod.uid) {
+        return Ok(());
+    }
+    Err(Box::new(retry(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "NotAdmitted",
+        "no report of this pod has been admitted, as far as this replica knows yet",
+        SOON,
+    )))
+}
+
+/// The pod whose ticket for this purpose is shown, and the ticket in short.
+pub(super) fn holder<D>(
     shared: &Shared<D>,
     headers: &HeaderMap,
+    purpose: Purpose,
 ) -> Result<(PodIdentity, Digest), Box<Response>> {
     let ticket = bearer(headers).ok_or_else(no_token)?;
     let ticket = ticket.expose_secret();
     let key = shared.parts.ca.ticket_key();
-    let pod = key.pod_of(ticket, Timestamp::now());
+    let pod = key.pod_of(ticket, purpose, Timestamp::now());
     let pod = pod.map_err(|error| not_known(shared, &error))?;
     Ok((pod, Digest::of(ticket.as_bytes())))
 }
@@ -112,19 +130,23 @@ async fn admitted_at_the_door<D: Backend>(
 ) -> Result<KnownRunner, Response> {
     Span::current().record("k8s.pod.name", &pod.name);
     let runner = find(shared, pod).await?;
-    let taken = shared
-        .parts
-        .ledger
-        .take(&runner.pool, shared.parts.limits.pool);
-    taken.map_err(|wait| {
-        retry(
-            StatusCode::TOO_MANY_REQUESTS,
-            "TooManyRequests",
-            "the pool's runners ask too often",
-            wait,
-        )
-    })?;
+    take(shared, &runner.pool).map_err(|refusal| *refusal)?;
     Ok(runner)
+}
+
+/// Takes one request from what a pool may ask.
+pub(super) fn take<D>(shared: &Shared<D>, pool: &PoolKey) -> Result<(), Box<Response>> {
+    let taken = shared.parts.ledger.take(pool, shared.parts.limits.pool);
+    taken.map_err(|wait| Box::new(too_often("the pool's runners ask too often", wait)))
+}
+
+pub(super) fn too_often(message: &str, wait: Duration) -> Response {
+    retry(
+        StatusCode::TOO_MANY_REQUESTS,
+        "TooManyRequests",
+        message,
+        wait,
+    )
 }
 
 fn bearer(headers: &HeaderMap) -> Option<SecretString> {
@@ -151,14 +173,9 @@ async fn identify<D: Backend>(
     let claimed = claims::pod_of(token.expose_secret(), Timestamp::now())
         .map_err(|error| not_known(shared, &error))?;
     find(shared, &claimed).await?;
-    guest.may_show_a_token().map_err(|wait| {
-        retry(
-            StatusCode::TOO_MANY_REQUESTS,
-            "TooManyRequests",
-            "too many tokens from this address were refused",
-            wait,
-        )
-    })?;
+    guest
+        .may_show_a_token()
+        .map_err(|wait| too_often("too many tokens from this address were refused", wait))?;
     let _turn = shared.reviews.acquire().await;
     let reviewed = shared.parts.reviewer.pod_of(token).await;
     reviewed.map_err(|error| {
@@ -193,22 +210,28 @@ fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
 }
 
 async fn find<D: Backend>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
-    match shared.parts.backend.runner(pod).await {
-        RunnerLookup::Known(runner) => Ok(runner),
-        RunnerLookup::NotYetKnown => Err(retry(
+    let found = shared.parts.backend.runner(pod).await;
+    known(found, pod).map_err(|refusal| *refusal)
+}
+
+/// What is known of a pod that may ask.
+pub(super) fn known<T>(found: RunnerLookup<T>, pod: &PodIdentity) -> Result<T, Box<Response>> {
+    Err(Box::new(match found {
+        RunnerLookup::Known(runner) => return Ok(runner),
+        RunnerLookup::NotYetKnown => retry(
             StatusCode::SERVICE_UNAVAILABLE,
             "NotYetKnown",
             "the operator has not seen this pod yet",
             SOON,
-        )),
-        RunnerLookup::Unknown => Err(refuse(
+        ),
+        RunnerLookup::Unknown => refuse(
             StatusCode::FORBIDDEN,
             "NoRunner",
             format!("the pod {} is no runner of this operator", pod.name),
-        )),
-        RunnerLookup::Served => Err(already_registered(pod)),
-        RunnerLookup::Closing => Err(closing(pod)),
-    }
+        ),
+        RunnerLookup::Served => already_registered(pod),
+        RunnerLookup::Closing => closing(pod),
+    }))
 }
 
 fn closing(pod: &PodIdentity) -> Response {
@@ -220,7 +243,6 @@ fn closing(pod: &PodIdentity) -> Response {
 }
 
 async fn read(body: Body) -> Result<Report, Response> {
-    let bad = |reason, message| refuse(StatusCode::BAD_REQUEST, reason, message);
     let bytes: Bytes = axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| {
         bad(
             "ReportNotRead",
@@ -233,6 +255,10 @@ async fn read(body: Body) -> Result<Report, Response> {
             format!("the report cannot be understood: {error}"),
         )
     })
+}
+
+pub(super) fn bad(reason: &str, message: String) -> Response {
+    refuse(StatusCode::BAD_REQUEST, reason, message)
 }
 
 async fn register<D: Backend>(
@@ -303,7 +329,7 @@ fn hand_over(registration: &Registration) -> Response {
     axum::Json(registration).into_response()
 }
 
-fn not_registered(error: RegisterError) -> Response {
+pub(super) fn not_registered(error: RegisterError) -> Response {
     match error {
         RegisterError::Retry {
             after,
@@ -325,7 +351,7 @@ pub(super) fn timeout() -> Response {
     )
 }
 
-fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
+pub(super) fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
     (
         status,
         axum::Json(Refusal {
@@ -337,7 +363,7 @@ fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
 }
 
 /// A refusal that time may fix.
-fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Response {
+pub(super) fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Response {
     let mut response = refuse(status, reason, message.to_owned());
     // Whole seconds, and never none: a client would ask again at once.
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

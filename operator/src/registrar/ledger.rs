@@ -34,6 +34,10 @@ struct Entries {
     pods: HashMap<String, Entry>,
     /// Pods whose report was admitted.
     admitted: HashMap<String, Instant>,
+    /// What the jobs of pods have asked for, in short.
+    jobs: HashMap<String, (Digest, Instant)>,
+    /// How often the pods with jobs ask.
+    looks: HashMap<String, Bucket>,
     /// Pods on their way out: they get none, whatever became of earlier attempts.
     closed: HashMap<String, Instant>,
     answers: VecDeque<Answer>,
@@ -181,6 +185,20 @@ impl Ledger {
         self.lock().admitted.contains_key(uid)
     }
 
+    /// Notes what a pod's job asks for. A pod has one job: whether this is its first wish, or the same again.
+    pub(super) fn choose(&self, uid: &str, wanted: Digest) -> bool {
+        let mut entries = self.lock();
+        let entry = entries.jobs.entry(uid.to_owned());
+        entry.or_insert((wanted, Instant::now())).0 == wanted
+    }
+
+    /// Takes one look from what a pod may ask. `Err` says when the next is free.
+    pub(super) fn look(&self, uid: &str, rate: Rate) -> Result<(), Duration> {
+        let mut entries = self.lock();
+        let looks = entries.looks.entry(uid.to_owned());
+        looks.or_insert_with(|| Bucket::new(rate)).take(rate)
+    }
+
     /// Whether a pod gets no registration any more.
     pub(crate) fn is_closed(&self, uid: &str) -> bool {
         self.lock().closed.contains_key(uid)
@@ -257,6 +275,9 @@ impl Entries {
         self.tidied = Some(now);
         self.closed.retain(|_, at| now - *at < REMEMBERED);
         self.admitted.retain(|_, at| now - *at < REMEMBERED);
+        self.jobs.retain(|_, (_, at)| now - *at < REMEMBERED);
+        self.looks
+            .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
             Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,

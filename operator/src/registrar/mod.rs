@@ -1,5 +1,5 @@
 //! The operator's HTTPS endpoint: a pod's token in, a ticket out; its report in, the agent's image on; its ticket in, the
-//! registration out.
+//! registration out. And where jobs bring their containers: a job's image in, and how far that is out.
 //!
 //! - [`ca`]: our own certificate authority, and its rotation, as values; [`store`] keeps it in a Secret.
 //! - [`address`]: where pods reach it.
@@ -10,7 +10,7 @@
 //! - [`ledger`]: one registration for each pod, and so many requests for each pool.
 //! - [`admit`](mod@admit): whether its report is good enough.
 //! - [`backend`]: the seam to the rest of the operator.
-//! - [`server`]: the endpoint itself; `desk`: what is done on each request.
+//! - [`server`]: the endpoint itself; `desk`: what is done on each request of a runner's, `job`: on those of its job.
 
 pub mod address;
 pub mod admit;
@@ -21,6 +21,7 @@ mod claims;
 mod desk;
 pub mod door;
 pub mod identity;
+mod job;
 pub mod ledger;
 pub mod server;
 pub mod store;
@@ -30,7 +31,7 @@ pub mod ticket;
 pub mod tls;
 
 pub use admit::{Decision, Policy, admit};
-pub use backend::{Backend, KnownRunner, RegisterError, Registration, RunnerLookup};
+pub use backend::{Backend, JobRunner, KnownRunner, RegisterError, Registration, RunnerLookup};
 pub use bucket::Rate;
 pub use ca::ServerNames;
 pub use cuda_runner_plan::model::key::PoolKey;
@@ -39,4 +40,4 @@ pub use identity::{IdentityError, PodIdentity, Reviewer};
 pub use ledger::Ledger;
 pub use server::{Limits, Parts, serve};
 pub use store::CaStore;
-pub use ticket::TicketKey;
+pub use ticket::{Purpose, TicketKey};

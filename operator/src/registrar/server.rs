@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use gate_report::wire;
 use hyper::server::conn::http1;
@@ -21,6 +21,7 @@ use tracing::{Instrument as _, field::Empty, info_span};
 use super::bucket::{Quiet, Rate};
 use super::desk::{self, SOON};
 use super::door::{Bounds, Door, Guest};
+use super::job;
 use super::ledger::Ledger;
 use super::{Backend, CaStore, Reviewer, claims};
 
@@ -47,6 +48,8 @@ pub struct Limits {
     pub reviews: usize,
     /// Requests of one pool.
     pub pool: Rate,
+    /// How often one pod may ask how far its job's containers are.
+    pub looks: Rate,
     /// From the first byte of a request to the last of its answer.
     pub request_timeout: Duration,
 }
@@ -92,6 +95,10 @@ pub async fn serve<D: Backend>(
         .route(wire::TICKETS, post(ticket::<D>))
         .route(wire::REPORTS, post(report::<D>))
         .route(wire::REGISTRATIONS, post(registration::<D>))
+        .route(
+            wire::JOB_CONTAINER,
+            get(look_at_job::<D>).post(bring_job::<D>),
+        )
         .with_state(shared);
     let mut connections = JoinSet::new();
     let mut tidy = tokio::time::interval(TIDY);
@@ -171,6 +178,19 @@ async fn registration<D: Backend>(
 ) -> Response {
     let limit = shared.parts.limits.request_timeout;
     in_time("registration", limit, desk::registration(&shared, request)).await
+}
+
+async fn bring_job<D: Backend>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
+    let limit = shared.parts.limits.request_timeout;
+    in_time("job-container", limit, job::bring(&shared, request)).await
+}
+
+async fn look_at_job<D: Backend>(
+    State(shared): State<Arc<Shared<D>>>,
+    request: Request,
+) -> Response {
+    let limit = shared.parts.limits.request_timeout;
+    in_time("job-container-state", limit, job::look(&shared, request)).await
 }
 
 async fn in_time(

@@ -30,9 +30,21 @@ impl fmt::Debug for TicketKey {
     }
 }
 
+/// What a ticket is good for. At the paths of the other it is none.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub enum Purpose {
+    /// To become a runner.
+    #[default]
+    Runner,
+    /// To bring a job's container into the pod, for as long as that is there.
+    Job,
+}
+
 /// Whose a ticket is.
 #[derive(Deserialize, Serialize)]
 struct Claims {
+    #[serde(default)]
+    purpose: Purpose,
     namespace: String,
     name: String,
     uid: String,
@@ -67,13 +79,19 @@ impl TicketKey {
 
     /// A ticket of this pod.
     #[must_use]
-    pub fn issue(&self, pod: &PodIdentity, now: Timestamp) -> SecretString {
+    pub fn issue(&self, pod: &PodIdentity, purpose: Purpose, now: Timestamp) -> SecretString {
+        let until = match purpose {
+            Purpose::Runner => now.saturating_add(LIFE).map_or(0, Timestamp::as_second),
+            // The pod's end is its end: the watch says when.
+            Purpose::Job => i64::MAX,
+        };
         let claims = Claims {
+            purpose,
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             uid: pod.uid.clone(),
             node: pod.node.clone(),
-            until: now.saturating_add(LIFE).map_or(0, Timestamp::as_second),
+            until,
         };
         let claims = serde_json::to_vec(&claims).unwrap_or_default();
         let tag = hmac::sign(&self.key, &claims);
@@ -84,8 +102,13 @@ impl TicketKey {
         format!("{claims}.{tag}").into()
     }
 
-    /// The pod that a ticket is of. Nothing of it is read before it is known to be ours.
-    pub fn pod_of(&self, ticket: &str, now: Timestamp) -> Result<PodIdentity, IdentityError> {
+    /// The pod that a ticket for this purpose is of. Nothing of it is read before it is known to be ours.
+    pub fn pod_of(
+        &self,
+        ticket: &str,
+        purpose: Purpose,
+        now: Timestamp,
+    ) -> Result<PodIdentity, IdentityError> {
         let no = |why: &str| IdentityError::NotAccepted(why.to_owned());
         if ticket.len() > claims::LONGEST {
             return Err(no("it is longer than a ticket"));
@@ -94,6 +117,9 @@ impl TicketKey {
             .signed(ticket)
             .and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok())
             .ok_or_else(|| no("it is no ticket of this operator"))?;
+        if claims.purpose != purpose {
+            return Err(no("the ticket is good for other requests"));
+        }
         if claims.until <= now.as_second() {
             return Err(no("the ticket has expired"));
         }
@@ -136,11 +162,11 @@ mod tests {
     fn a_ticket_is_good_for_its_pod_for_an_hour_wherever_the_key_is() {
         // Given a ticket, and a replica that has read the key
         let key = TicketKey::make().unwrap();
-        let ticket = key.issue(&pod(), NOW);
+        let ticket = key.issue(&pod(), Purpose::Runner, NOW);
         let replica = TicketKey::read(key.text().clone()).unwrap();
         let read = |seconds| {
             let now = NOW + SignedDuration::from_secs(seconds);
-            replica.pod_of(ticket.expose_secret(), now)
+            replica.pod_of(ticket.expose_secret(), Purpose::Runner, now)
         };
         // Then it tells the pod, and no longer than an hour
         assert_eq!(read(0), Ok(pod()));
@@ -148,9 +174,43 @@ mod tests {
         assert!(read(3600).unwrap_err().to_string().contains("expired"));
         // And another key knows nothing of it
         let other = TicketKey::make().unwrap();
-        let refused = other.pod_of(ticket.expose_secret(), NOW).unwrap_err();
+        let refused = other
+            .pod_of(ticket.expose_secret(), Purpose::Runner, NOW)
+            .unwrap_err();
         assert!(refused.to_string().contains("no ticket"), "{refused}");
         assert!(!format!("{key:?}").contains(key.text().expose_secret()));
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_one_purpose_and_a_jobs_for_its_pods_life() {
+        let key = TicketKey::make().unwrap();
+        let late = NOW + SignedDuration::from_hours(9000);
+        for (issued, shown, now, says) in [
+            (Purpose::Runner, Purpose::Runner, NOW, None),
+            (Purpose::Runner, Purpose::Job, NOW, Some("other requests")),
+            (Purpose::Runner, Purpose::Runner, late, Some("expired")),
+            (Purpose::Job, Purpose::Job, NOW, None),
+            (Purpose::Job, Purpose::Job, late, None),
+            (Purpose::Job, Purpose::Runner, NOW, Some("other requests")),
+        ] {
+            let ticket = key.issue(&pod(), issued, NOW);
+            let read = key.pod_of(ticket.expose_secret(), shown, now);
+            match says {
+                None => assert_eq!(read, Ok(pod()), "{issued:?} {shown:?}"),
+                Some(words) => assert!(read.unwrap_err().to_string().contains(words)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_ticket_of_an_operator_before_this_version_is_a_runners() {
+        let key = TicketKey::make().unwrap();
+        let claims =
+            br#"{"namespace":"ci","name":"pool-aaaaa","uid":"u","node":"node-1","until":1000001}"#;
+        let tag = hmac::sign(&key.key, claims);
+        let encoded = [claims.as_slice(), tag.as_ref()].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let read = key.pod_of(&encoded.join("."), Purpose::Runner, NOW);
+        assert_eq!(read, Ok(pod()));
     }
 
     #[test]
@@ -164,19 +224,19 @@ mod tests {
         #[test]
         fn a_ticket_that_was_changed_is_refused(at in 0..400_usize, with in "[A-Za-z0-9_.-]") {
             let key = TicketKey::make().unwrap();
-            let good = key.issue(&pod(), NOW);
+            let good = key.issue(&pod(), Purpose::Runner, NOW);
             let good = good.expose_secret();
             let at = at % good.len();
             let changed = format!("{}{with}{}", &good[..at], &good[at + 1..]);
             // The last characters of base64 hold bits that mean nothing: those are refused, too.
-            prop_assert_eq!(key.pod_of(&changed, NOW).is_ok(), changed == good);
+            prop_assert_eq!(key.pod_of(&changed, Purpose::Runner, NOW).is_ok(), changed == good);
         }
 
         #[test]
         fn whatever_is_shown_is_read_or_refused(text in "\\PC{0,200}", times in 1..2000_usize) {
             let key = TicketKey::make().unwrap();
-            prop_assert!(key.pod_of(&text, NOW).is_err());
-            prop_assert!(key.pod_of(&text.repeat(times), NOW).is_err());
+            prop_assert!(key.pod_of(&text, Purpose::Runner, NOW).is_err());
+            prop_assert!(key.pod_of(&text.repeat(times), Purpose::Job, NOW).is_err());
         }
     }
 }

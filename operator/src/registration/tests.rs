@@ -94,6 +94,15 @@ fn known(image: Option<&str>, let_in: bool) -> KnownRunner {
         },
         image: image.map(str::to_owned),
         let_in,
+        takes_containers: false,
+    }
+}
+
+/// The same where jobs bring their containers.
+fn of_containers(let_in: bool) -> KnownRunner {
+    KnownRunner {
+        takes_containers: true,
+        ..known(None, let_in)
     }
 }
 
@@ -129,12 +138,17 @@ async fn an_image_is_put_on_once_and_a_refusal_is_told_in_the_api_servers_words(
         (422, known(Some(" "), false), 1, "Refused ImageNotChanged"),
         (500, agents(), 1, "Retry ImageNotChanged"),
         (429, agents(), 1, "Retry ImageNotChanged"),
+        // Where jobs bring their containers, the pass is noted on the pod
+        (200, of_containers(false), 1, "Ok"),
+        (200, of_containers(true), 0, "Ok"),
+        (403, of_containers(false), 1, "Refused PassNotNoted"),
+        (500, of_containers(false), 1, "Retry PassNotNoted"),
     ] {
         // Given an API server that answers so
         let (client, asked) = answering(code);
         let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0), client);
         // When a runner is let in
-        let outcome = match backend.let_in(&pod(), &runner).await {
+        let outcome = match backend.let_in(&pod(), &runner, "{}").await {
             Ok(()) => "Ok".to_owned(),
             Err(RegisterError::Refused { reason, message }) => {
                 assert!(
@@ -192,4 +206,49 @@ async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
         message.contains("requests an hour are used up"),
         "{message}"
     );
+}
+
+/// A pod whose jobs bring their containers, as the watch shows it: with these annotations, and its agent ready or not.
+fn shown_for_containers(annotations: &serde_json::Value, ready: bool) -> serde_json::Value {
+    let running = json!({"running": {"startedAt": "2026-01-01T00:00:06Z"}});
+    let mut pod = shown("gate:1", &running, 0, true);
+    pod["metadata"]["annotations"] = annotations.clone();
+    pod["spec"]["containers"][0]["command"] = json!(["/run/x/bin/runner-init", "agent"]);
+    pod["status"]["containerStatuses"] = json!([{
+        "name": "main", "image": "", "imageID": "", "ready": ready, "restartCount": 0, "state": running,
+    }]);
+    pod
+}
+
+#[tokio::test]
+async fn a_restarted_operator_knows_from_the_pod_that_its_gate_has_passed() {
+    // Given an operator that has just started, and pods whose jobs bring their containers
+    let ctx = context(&Cluster::default()).await;
+    let backend = backend(&ctx);
+    let passed = json!({"cudarunner.dev/gate-passed": "2026-01-01T00:00:09Z"});
+    for (annotations, ready, registers, takes_job) in [
+        (json!({}), false, "Known(false, true)", "Known(false)"),
+        (passed.clone(), false, "Known(true, true)", "Known(true)"),
+        // It is online: nobody who asks for a registration now means well, and its job may come
+        (passed, true, "Served", "Known(true)"),
+    ] {
+        let pod_shown = shown_for_containers(&annotations, ready);
+        ctx.pods.apply(&serde_json::from_value(pod_shown).unwrap());
+        let found = match backend.runner(&pod()).await {
+            RunnerLookup::Known(known) => {
+                format!("Known({}, {})", known.let_in, known.takes_containers)
+            }
+            other => format!("{other:?}"),
+        };
+        assert_eq!(found, registers);
+        let found = match backend.job_runner(&pod()).await {
+            RunnerLookup::Known(known) => format!("Known({})", known.let_in),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(found, takes_job);
+    }
+    // And no job brings a container into the agent's own
+    let plain = shown("runner:1", &json!({"running": {}}), 1, true);
+    ctx.pods.apply(&serde_json::from_value(plain).unwrap());
+    assert_eq!(backend.job_runner(&pod()).await, RunnerLookup::Unknown);
 }

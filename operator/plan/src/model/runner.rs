@@ -5,6 +5,7 @@ use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
 pub use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
+use gate_report::wire::ContainerState;
 use gate_report::{Class, clean};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -26,6 +27,14 @@ pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
 /// Annotation: the image of the pod's agent. Its container begins in the gate's.
 pub const IMAGE_ANNOTATION: &str = "cudarunner.dev/runner-image";
+/// Annotation: when the gate has passed, in a pod whose jobs bring their containers. There no image tells it.
+pub const PASSED_ANNOTATION: &str = "cudarunner.dev/gate-passed";
+/// Annotation: the summary of that gate's report.
+pub const REPORT_ANNOTATION: &str = "cudarunner.dev/gate-report";
+/// Annotation: which start of the container of the GPUs is the first in its job's image.
+pub const JOB_ANNOTATION: &str = "cudarunner.dev/job-start";
+/// What the names of a job's services begin with; a number follows.
+pub const SERVICE_PREFIX: &str = "svc-";
 /// The kubelet's word for an image that it could not pull and will try again.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
 /// The word for a gate that the node could not start, in the place of a code's name.
@@ -86,6 +95,21 @@ pub struct Runner {
     pub heard: Option<Job>,
     /// What Kubernetes says where it takes the pod away by itself.
     pub disruption: Option<Disruption>,
+    /// How far its job's containers are, where jobs bring their own.
+    pub job_pod: Option<JobPod>,
+}
+
+/// The containers that a job brings into its runner's pod.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct JobPod {
+    /// The image that the container of the GPUs was given for the job.
+    pub image: Option<String>,
+    /// How often that container was started again, in whichever image.
+    pub starts: i32,
+    /// The names of its services, in the job's order, and how far each is.
+    pub services: Vec<(String, ContainerState)>,
+    /// How far the job's own container is.
+    pub container: Option<ContainerState>,
 }
 
 /// A word of Kubernetes' own, of the scheduler or a kubelet: none of our reasons, and tomorrow there may be others.

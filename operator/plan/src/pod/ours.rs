@@ -11,10 +11,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::runner::probe;
-use super::{mount, proxy, value};
+use super::{jobs, mount, proxy, value};
 use crate::PodSettings;
 use crate::model::pool::Spec;
-use crate::model::pool::owned::{self, CA_DIR, REGISTRATION_DIR, TOKEN_DIR};
+use crate::model::pool::owned::{self, AGENT_DIR, CA_DIR, REGISTRATION_DIR, TOKEN_DIR};
 use crate::model::runner::{MAIN, PREPARE};
 
 /// The user of GitHub's own runner image.
@@ -26,14 +26,18 @@ const MOST: [(&str, &str); 2] = [("cpu", "1"), ("memory", "128Mi")];
 
 /// Brings what the container of the GPUs needs: the only one with the pod's token, and without a GPU.
 pub(super) fn prepare(spec: &Spec, settings: &PodSettings, user: Option<i64>) -> Container {
+    let mut mounts = vec![
+        mount(owned::REGISTRATION, REGISTRATION_DIR, false),
+        mount(owned::REGISTRAR_TOKEN, TOKEN_DIR, true),
+    ];
+    if spec.job_containers.is_some() {
+        mounts.push(mount(owned::AGENT_FILES, AGENT_DIR, false));
+    }
     Container {
         name: PREPARE.to_owned(),
         args: Some(vec!["prepare".to_owned()]),
         env: Some(settings_of_the_gate(spec, settings)),
-        volume_mounts: Some(vec![
-            mount(owned::REGISTRATION, REGISTRATION_DIR, false),
-            mount(owned::REGISTRAR_TOKEN, TOKEN_DIR, true),
-        ]),
+        volume_mounts: Some(mounts),
         ..plain(spec, settings, user)
     }
 }
@@ -117,6 +121,9 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
     ];
     let mut env: Vec<EnvVar> = of_the_gate.into_iter().map(|(n, v)| value(n, v)).collect();
+    if let Some(containers) = &spec.job_containers {
+        env.extend(jobs::settings(spec, containers));
+    }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
     }

@@ -1,15 +1,17 @@
-//! The container of the GPUs, first the gate's and then the agent's: how the agent starts there, and how the kubelet sees
-//! how far it is.
+//! The agent's container: how it starts, and how the kubelet sees how far it is. It is that of the GPUs, first the gate's,
+//! unless jobs bring their own: then it is the main one.
 
 use gate_report::contract::file;
 use k8s_openapi::DeepMerge as _;
-use k8s_openapi::api::core::v1::{Container, ExecAction, Lifecycle, LifecycleHandler, Probe};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, ExecAction, Lifecycle, LifecycleHandler, Probe,
+};
 
 use super::{devices, mount, proxy, value};
 use crate::PodSettings;
-use crate::model::pool::owned::{self, CA_DIR, REGISTRATION_DIR};
+use crate::model::pool::owned::{self, AGENT_DIR, CA_DIR, REGISTRATION_DIR};
 use crate::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
-use crate::model::runner::{GPU, RUNNER};
+use crate::model::runner::{GPU, MAIN, RUNNER};
 use crate::model::url::Scope;
 
 /// The image that runs where the template names none.
@@ -70,21 +72,80 @@ exit 1"#;
 /// A probe of the template's, once the agent is online: it may take its time to come up.
 const WHILE_ONLINE: &str = r#"[ ! -e /run/cuda-runner/online ] || exec "$@""#;
 
+/// Which container is the agent's.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// The folder with our program and the agent's files.
+    dir: &'static str,
+    /// What our program is told to be.
+    command: &'static str,
+}
+
+impl Place {
+    /// That of the pool's pods.
+    pub(super) fn of(spec: &Spec) -> Self {
+        if spec.job_containers.is_some() {
+            return Self {
+                name: MAIN,
+                dir: AGENT_DIR,
+                command: owned::AGENT_COMMAND,
+            };
+        }
+        Self {
+            name: GPU,
+            dir: REGISTRATION_DIR,
+            command: GPU,
+        }
+    }
+
+    /// Our program with this command; what follows is its argument.
+    pub(super) fn init<const N: usize>(self, command: [&str; N]) -> Vec<String> {
+        let program = format!("{}/{}", self.dir, file::RUNNER_INIT);
+        [program.as_str()]
+            .into_iter()
+            .chain(command)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// A script of ours, with the agent's files where they are here.
+    pub(super) fn shell(self, script: &str) -> Vec<String> {
+        shell(&script.replace(REGISTRATION_DIR, self.dir))
+    }
+
+    /// Whether the agent is idle.
+    fn is_idle(self) -> Probe {
+        Probe {
+            period_seconds: Some(2),
+            failure_threshold: Some(1),
+            ..probe(self.shell(IDLE))
+        }
+    }
+
+    /// Whether the agent is idle, or has been. Before it is started there may be logs of an earlier one.
+    pub(super) fn has_been_online(self) -> Vec<String> {
+        let online = format!("{REGISTRATION_DIR}/{}", file::ONLINE);
+        self.shell(&format!(
+            "[ -e {REGISTRATION_DIR}/earlier ] || exit 1\n({IDLE}\n) || [ -e {online} ]"
+        ))
+    }
+}
+
 /// The container, as the template's `runner` is merged over it.
 pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
+    let place = Place::of(spec);
     let (start, arguments) = match spec.registration {
         RegistrationKind::JitConfig | RegistrationKind::ScaleSet => (START, vec![]),
         RegistrationKind::Token => (CONFIGURE_AND_START, config_arguments(pool, spec, name)),
     };
     // What the script calls itself, before its arguments.
-    let agent = [shell(start), vec![RUNNER.to_owned()], arguments].concat();
+    let agent = [place.shell(start), vec![RUNNER.to_owned()], arguments].concat();
     let [(started, _), (completed, _)] = owned::HOOKS;
     let mut env = vec![
-        value(started, format!("{REGISTRATION_DIR}/{}", file::JOB_STARTED)),
-        value(
-            completed,
-            format!("{REGISTRATION_DIR}/{}", file::JOB_COMPLETED),
-        ),
+        value(started, format!("{}/{}", place.dir, file::JOB_STARTED)),
+        value(completed, format!("{}/{}", place.dir, file::JOB_COMPLETED)),
         value(owned::DEPRECATED_EXIT_CODE, "1".to_owned()),
         // run.sh is not the first process here, and a signal would end it without this, and its job.
         value(owned::TRAP_SIGNALS, "1".to_owned()),
@@ -93,35 +154,42 @@ pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
     let mut mounts = vec![mount(owned::REGISTRATION, REGISTRATION_DIR, false)];
     if spec.ca_bundle.is_some() {
         mounts.push(mount(owned::GITHUB_CA, CA_DIR, true));
-        let file = format!("{CA_DIR}/ca.crt");
-        env.extend(owned::AUTHORITIES.map(|name| value(name, file.clone())));
+        env.extend(authorities());
     }
     Container {
-        name: GPU.to_owned(),
+        name: place.name.to_owned(),
         image: Some(DEFAULT_IMAGE.to_owned()),
-        command: Some(init(["gpu"])),
+        command: Some(place.init([place.command])),
         args: Some(agent),
-        // Beside the main container, and ended with it.
-        restart_policy: Some("Always".to_owned()),
         // An agent that fails says why in its log only.
         termination_message_policy: Some(owned::TERMINATION_POLICY.to_owned()),
         env: Some(env),
-        resources: Some(devices(&spec.gpu)),
-        readiness_probe: Some(Probe {
-            period_seconds: Some(2),
-            failure_threshold: Some(1),
-            ..probe(shell(IDLE))
-        }),
+        readiness_probe: Some(place.is_idle()),
         volume_mounts: Some(mounts),
         ..Container::default()
     }
 }
 
+/// What tells programs of the pool's certificate authorities.
+pub(super) fn authorities() -> [EnvVar; 2] {
+    owned::AUTHORITIES.map(|name| value(name, format!("{CA_DIR}/ca.crt")))
+}
+
+/// Lets the agent's container be that of the GPUs.
+pub(super) fn with_gpu(agent: Container, spec: &Spec) -> Container {
+    Container {
+        // Beside the main container, and ended with it.
+        restart_policy: Some("Always".to_owned()),
+        resources: Some(devices(&spec.gpu)),
+        ..agent
+    }
+}
+
 /// Merges the template's container `runner`, which [`crate::model::pool`] has found to take nothing of ours.
-pub(super) fn merge(gpu: &mut Container, mut theirs: Container) {
-    GPU.clone_into(&mut theirs.name);
+pub(super) fn merge(agent: &mut Container, mut theirs: Container, place: Place) {
+    place.name.clone_into(&mut theirs.name);
     // Ports are told apart by number alone, and two protocols may share one.
-    gpu.ports = theirs.ports.take();
+    agent.ports = theirs.ports.take();
     for variable in theirs.env.iter_mut().flatten() {
         // The agent knows one hook for each event: ours, which calls theirs.
         if let Some((_, ours)) = owned::HOOKS
@@ -137,14 +205,16 @@ pub(super) fn merge(gpu: &mut Container, mut theirs: Container) {
         ..
     }) = &mut theirs.lifecycle
     {
-        post_start.iter_mut().chain(pre_stop).for_each(hold_back);
+        let handlers = post_start.iter_mut().chain(pre_stop);
+        handlers.for_each(|handler| hold_back(handler, place));
     }
     if let Some(command) = exec_of(theirs.liveness_probe.as_mut()) {
         let theirs = std::mem::take(command);
         let name = vec!["live".to_owned()];
-        *command = [init(["hook"]), shell(WHILE_ONLINE), name, theirs].concat();
+        let online = place.shell(WHILE_ONLINE);
+        *command = [place.init(["hook"]), online, name, theirs].concat();
     }
-    gpu.merge_from(theirs);
+    agent.merge_from(theirs);
 }
 
 fn exec_of(probe: Option<&mut Probe>) -> Option<&mut Vec<String>> {
@@ -152,13 +222,13 @@ fn exec_of(probe: Option<&mut Probe>) -> Option<&mut Vec<String>> {
 }
 
 /// What the template wants done at the agent's start and end is not for the gate's image.
-fn hold_back(handler: &mut LifecycleHandler) {
+fn hold_back(handler: &mut LifecycleHandler, place: Place) {
     let command = match (handler.sleep.take(), handler.exec.take()) {
         (Some(sleep), _) => Some(shell(&format!("sleep {}", sleep.seconds))),
         (None, exec) => exec.and_then(|exec| exec.command),
     };
     handler.exec = Some(ExecAction {
-        command: Some([init(["hook"]), command.unwrap_or_default()].concat()),
+        command: Some([place.init(["hook"]), command.unwrap_or_default()].concat()),
     });
 }
 
@@ -190,16 +260,6 @@ fn usual_policy(image: &str) -> &'static str {
     let name = image.rsplit('/').next().unwrap_or(image);
     let moves = !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest");
     if moves { "Always" } else { "IfNotPresent" }
-}
-
-/// Our program with this command; what follows is its argument.
-pub(super) fn init<const N: usize>(command: [&str; N]) -> Vec<String> {
-    let program = format!("{REGISTRATION_DIR}/{}", file::RUNNER_INIT);
-    [program.as_str()]
-        .into_iter()
-        .chain(command)
-        .map(str::to_owned)
-        .collect()
 }
 
 fn shell(script: &str) -> Vec<String> {

@@ -4,13 +4,13 @@ use super::ours::RUNNER_USER;
 use super::runner::IDLE;
 use super::*;
 use crate::fixture;
-use crate::model::runner::{MAIN, PREPARE};
+use crate::model::runner::{GPU, MAIN, PREPARE};
 use cudarunner_crds::{Lifetime, RegistrationMode};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use serde_json::{Value, json};
 
-fn settings() -> PodSettings {
+pub(super) fn settings() -> PodSettings {
     PodSettings {
         gate_image: "example/cuda-smoke:1".into(),
         image_pull_policy: "IfNotPresent".into(),
@@ -19,7 +19,7 @@ fn settings() -> PodSettings {
     }
 }
 
-fn new(name: &str) -> NewRunner {
+pub(super) fn new(name: &str) -> NewRunner {
     NewRunner {
         name: name.to_owned(),
         avoids: BTreeSet::new(),
@@ -35,7 +35,7 @@ fn built(template: serde_json::Value) -> Pod {
 }
 
 /// The init container of this name.
-fn init(pod: &Pod, name: &str) -> Container {
+pub(super) fn init(pod: &Pod, name: &str) -> Container {
     let all = pod.spec.iter().flat_map(|spec| &spec.init_containers);
     let mut all = all.flatten().filter(|c| c.name == name);
     let found = all.next().unwrap_or_else(|| panic!("no {name}")).clone();
@@ -44,7 +44,7 @@ fn init(pod: &Pod, name: &str) -> Container {
 }
 
 /// The value of a variable, which is there once at most.
-fn variable(container: &Container, name: &str) -> Option<String> {
+pub(super) fn variable(container: &Container, name: &str) -> Option<String> {
     let mut all = container.env.iter().flatten().filter(|e| e.name == name);
     let found = all.next().and_then(|e| e.value.clone());
     assert!(all.next().is_none(), "{name} is there twice");

@@ -14,7 +14,9 @@ use tokio::sync::Notify;
 
 use super::kubernetes::Secrets;
 use super::stub::{HONEST, JIT, body, known_as, limits, outcome, registrar, report};
-use crate::registrar::{CaStore, Decision, Limits, PodIdentity, Rate, RegisterError, ServerNames};
+use crate::registrar::{
+    CaStore, Decision, Limits, PodIdentity, Purpose, Rate, RegisterError, ServerNames,
+};
 
 #[tokio::test]
 async fn a_pod_that_passed_gets_its_image_and_then_one_registration() {
@@ -48,7 +50,10 @@ async fn a_pod_that_passed_gets_its_image_and_then_one_registration() {
         uid: "u-a".into(),
         node: None,
     };
-    let other = registrar.ca.ticket_key().issue(&pod, until);
+    let other = registrar
+        .ca
+        .ticket_key()
+        .issue(&pod, Purpose::Runner, until);
     let other = Some(other.expose_secret());
     let answer = registrar.post(REGISTRATIONS, other, "{}").await;
     assert_eq!(outcome(&answer), (403, "AlreadyRegistered".to_owned()));

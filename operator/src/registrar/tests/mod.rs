@@ -3,5 +3,6 @@
 mod admit;
 mod endpoint;
 mod hostile;
+mod job;
 pub(in crate::registrar) mod kubernetes;
 mod stub;

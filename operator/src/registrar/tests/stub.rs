@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gate_report::wire::{AUDIENCE, REGISTRATIONS, REPORTS, TICKETS, Ticket};
+use cuda_runner_plan::model::runner::JobPod;
+use cudarunner_crds::JobContainers;
+use gate_report::wire::{AUDIENCE, JobContainer, REGISTRATIONS, REPORTS, TICKETS, Ticket};
 use gate_report::{Device, Driver, Outcome, Report, SCHEMA, Version};
-use http::{Request, Response, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -22,8 +24,9 @@ use tokio_rustls::TlsConnector;
 
 use super::kubernetes::{Secrets, pod_token, reviews, token, token_with};
 use crate::registrar::{
-    Backend, Bounds, CaStore, Decision, KnownRunner, Ledger, Limits, Parts, PodIdentity, Policy,
-    PoolKey, Rate, RegisterError, Registration, Reviewer, RunnerLookup, ServerNames, serve,
+    Backend, Bounds, CaStore, Decision, JobRunner, KnownRunner, Ledger, Limits, Parts, PodIdentity,
+    Policy, PoolKey, Purpose, Rate, RegisterError, Registration, Reviewer, RunnerLookup,
+    ServerNames, serve,
 };
 
 /// Where gates ask from.
@@ -39,6 +42,10 @@ pub(super) struct StubBackend {
     pub(super) shown: AtomicBool,
     pub(super) notes: Mutex<Vec<Decision>>,
     pub(super) fails: Mutex<Option<RegisterError>>,
+    /// The job's containers of the pods that take some, as the watch shows them; `None`: jobs run in the agent's.
+    pub(super) job: Mutex<Option<JobPod>>,
+    /// What was brought for a job.
+    pub(super) brought: Mutex<Vec<JobContainer>>,
     slow: Option<Arc<Notify>>,
 }
 
@@ -65,11 +72,55 @@ impl Backend for StubBackend {
                 },
                 image: Some("example/runner:1".into()),
                 let_in: self.shown.load(Ordering::SeqCst),
+                takes_containers: self.job.lock().unwrap().is_some(),
             }),
         }
     }
 
-    async fn let_in(&self, _: &PodIdentity, _: &KnownRunner) -> Result<(), RegisterError> {
+    async fn job_runner(&self, pod: &PodIdentity) -> RunnerLookup<JobRunner> {
+        // One that is online is known all the same.
+        let asked = match pod.name.as_str() {
+            "served" => "pool-a",
+            other => other,
+        };
+        let asked = PodIdentity {
+            name: asked.to_owned(),
+            ..pod.clone()
+        };
+        self.runner(&asked).await.and_then(|known| {
+            let Some(pod) = self.job.lock().unwrap().clone() else {
+                return RunnerLookup::Unknown;
+            };
+            RunnerLookup::Known(JobRunner {
+                pool: known.pool,
+                let_in: known.let_in,
+                pod,
+                containers: JobContainers {
+                    services: asked.name != "pool-b",
+                    ..JobContainers::default()
+                },
+                rights: None,
+            })
+        })
+    }
+
+    async fn bring(
+        &self,
+        _: &PodIdentity,
+        _: &JobRunner,
+        wanted: &JobContainer,
+    ) -> Result<(), RegisterError> {
+        self.brought.lock().unwrap().push(wanted.clone());
+        self.fails.lock().unwrap().take().map_or(Ok(()), Err)
+    }
+
+    async fn let_in(
+        &self,
+        _: &PodIdentity,
+        _: &KnownRunner,
+        summary: &str,
+    ) -> Result<(), RegisterError> {
+        assert!(Report::read(summary.as_bytes()).unwrap().passed());
         self.let_in.fetch_add(1, Ordering::SeqCst);
         self.fails.lock().unwrap().take().map_or(Ok(()), Err)
     }
@@ -123,6 +174,10 @@ pub(super) fn limits() -> Limits {
             burst: 15,
             per_minute: 60,
         },
+        looks: Rate {
+            burst: 3,
+            per_minute: 1,
+        },
         request_timeout: Duration::from_secs(5),
     }
 }
@@ -151,6 +206,8 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
         shown: AtomicBool::new(false),
         notes: Mutex::default(),
         fails: Mutex::default(),
+        job: Mutex::default(),
+        brought: Mutex::default(),
         slow,
     });
     let (stop, stopped) = oneshot::channel::<()>();
@@ -223,11 +280,23 @@ impl Registrar {
         bearer: Option<&str>,
         body: impl Into<Bytes>,
     ) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
+        self.send(from, Method::POST, path, bearer, body).await
+    }
+
+    async fn send(
+        &self,
+        from: [u8; 4],
+        method: Method,
+        path: &str,
+        bearer: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = self.connect(&self.ca.bundle(), from).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut request = Request::post(path).header(header::HOST, "registrar");
+        let request = Request::builder().method(method).uri(path);
+        let mut request = request.header(header::HOST, "registrar");
         if let Some(bearer) = bearer {
             request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
         }
@@ -239,27 +308,47 @@ impl Registrar {
         ))
     }
 
+    /// A look of an honest pod.
+    pub(super) async fn get(&self, path: &str, bearer: Option<&str>) -> Response<Bytes> {
+        let sent = self.send(HONEST, Method::GET, path, bearer, "");
+        sent.await.unwrap()
+    }
+
     /// Status and reason of the answer to who shows the token that the tests call so.
     pub(super) async fn show(&self, token: &str) -> (u16, String) {
         outcome(&self.post(TICKETS, Some(&known_as(token)), "").await)
     }
 
+    /// What the registrar gives for a token.
+    pub(super) async fn fetch_tickets(&self, token: &str) -> Ticket {
+        let answer = self.post(TICKETS, Some(&known_as(token)), "").await;
+        serde_json::from_slice(answer.body()).unwrap()
+    }
+
     /// A ticket as the registrar gives it for a token.
     pub(super) async fn fetch_ticket(&self, token: &str) -> String {
-        let answer = self.post(TICKETS, Some(&known_as(token)), "").await;
-        let ticket: Ticket = serde_json::from_slice(answer.body()).unwrap();
-        ticket.ticket
+        self.fetch_tickets(token).await.ticket
     }
 
     /// A ticket of this pod, without the registrar's help.
     pub(super) fn ticket_of(&self, pod: &str) -> String {
+        self.ticket_for(pod, Purpose::Runner)
+    }
+
+    /// The same of a job's.
+    pub(super) fn job_ticket_of(&self, pod: &str) -> String {
+        self.ticket_for(pod, Purpose::Job)
+    }
+
+    fn ticket_for(&self, pod: &str, purpose: Purpose) -> String {
         let identity = PodIdentity {
             namespace: "ci".into(),
             name: pod.into(),
             uid: pod.replace("pool", "u"),
             node: Some("node-a".into()),
         };
-        let ticket = self.ca.ticket_key().issue(&identity, Timestamp::now());
+        let key = self.ca.ticket_key();
+        let ticket = key.issue(&identity, purpose, Timestamp::now());
         ticket.expose_secret().to_owned()
     }
 
