@@ -83,9 +83,10 @@ fn what_a_step_cannot_be_is_said() {
     assert_eq!(code, Some(1));
     assert!(said.contains("has not been prepared"), "{said}");
     pod.prepared();
-    let (code, said, _) = pod.prepare(&container("cuda:1", ""), &json!([]));
+    let (code, said, _) = pod.prepare(&container("cuda:1", ""), &json!([container("redis", "")]));
     assert_eq!(code, Some(1));
     assert!(said.contains("prepared already"), "{said}");
+    assert!(!pod.read("hosts").contains("redis"));
     let refused = |field: &str, value: serde_json::Value, words: &str| {
         let mut asked = step("exit 0");
         asked["args"][field] = value;
