@@ -67,21 +67,17 @@ fn hold(args: &PodArgs, report: &Report) -> Result<std::convert::Infallible, Err
     // The image may be changed before the registrar's answer is here.
     files::write(&passed, report.summary().as_bytes(), READABLE)
         .map_err(|error| not_written(&passed, &error))?;
-    // In a pod whose jobs name their own image, the image stays until a job comes. Then the agent, in another container,
-    // takes the ticket away when it has registered, and nobody needs the report any more.
-    let registered = || args.agent_dir.is_some() && !has_ticket(args);
     let mut admitted = false;
     loop {
-        while registered() {
-            thread::park();
-        }
         match submit(args, report, args.registration_timeout) {
             Ok(Verdict::Admitted) if admitted => {}
             Ok(Verdict::Admitted) => {
                 admitted = true;
                 println!("The registrar has taken the report.");
             }
-            Err(_) if registered() => {}
+            // The image stays until a job names one. The agent, in another container, takes the ticket away when it has
+            // registered, and nobody needs the report any more.
+            Err(_) if args.agent_dir.is_some() && ticket(args).is_err() => {}
             // It knows the report already, and is being restarted, say.
             Err(Error::Unreachable(why)) if admitted => eprintln!("{why}"),
             Ok(Verdict::Noted) => {
@@ -95,24 +91,31 @@ fn hold(args: &PodArgs, report: &Report) -> Result<std::convert::Infallible, Err
     }
 }
 
-fn has_ticket(args: &PodArgs) -> bool {
-    let ticket = files::read(&args.registration_dir.join(file::TICKET), 1);
-    ticket.is_ok_and(|ticket| !ticket.is_empty())
-}
-
 fn submit(args: &PodArgs, report: &Report, limit: Duration) -> Result<Verdict, Error> {
-    let path = args.registration_dir.join(file::TICKET);
-    let ticket = files::read(&path, LONGEST_TICKET).map_err(|error| {
-        Error::Internal(format!(
-            "the ticket {} could not be read: {error}",
-            path.display()
-        ))
-    })?;
     Registrar::new(&args.registrar_url, &args.registrar_ca)?.report(
-        &String::from_utf8_lossy(&ticket),
+        &ticket(args)?,
         report,
         Instant::now() + limit,
     )
+}
+
+fn ticket(args: &PodArgs) -> Result<String, Error> {
+    let path = args.registration_dir.join(file::TICKET);
+    let ticket = files::read(&path, LONGEST_TICKET).and_then(|ticket| {
+        // Another user's file is emptied where it cannot be removed.
+        let is_there = !ticket.is_empty();
+        is_there
+            .then_some(ticket)
+            .ok_or(io::ErrorKind::NotFound.into())
+    });
+    ticket
+        .map(|ticket| String::from_utf8_lossy(&ticket).into_owned())
+        .map_err(|error| {
+            Error::Internal(format!(
+                "the ticket {} could not be read: {error}",
+                path.display()
+            ))
+        })
 }
 
 /// A file of the shared folder could not be written.

@@ -266,6 +266,9 @@ fn user_and_limits_are_the_steps_own() {
         "99\n100\n"
     };
     assert!(said.starts_with(expected), "{said}");
+    // Its output can be opened by name
+    let (code, said) = pod.step("echo out >/dev/stdout; echo err >/dev/stderr");
+    assert_eq!((code, said.as_str()), (Some(0), "out\nerr\n"));
 }
 
 #[test]

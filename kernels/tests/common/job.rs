@@ -116,7 +116,8 @@ impl Pod {
     /// The container `gpu`.
     pub fn gpu_command(&self) -> Command {
         let mut init = Command::new(self.run(file::RUNNER_INIT));
-        init.arg("job");
+        // An input that is open as long as the container lives: no step is to read it.
+        init.arg("job").stdin(Stdio::piped());
         self.in_the_image(&mut init);
         init
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter, Write as _};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
@@ -15,13 +15,13 @@ pub(super) struct Children(Mutex<HashMap<Pid, PipeWriter>>);
 
 impl Children {
     /// Starts a process. Its exit code, one byte, comes from the pipe.
-    pub(super) fn start(&self, command: &mut Command) -> io::Result<(Child, PipeReader)> {
+    pub(super) fn start(&self, command: &mut Command) -> io::Result<(Pid, PipeReader)> {
         let (ended, tell) = io::pipe()?;
         // Nobody reaps before it is known whom this pipe is for. Nor does anybody reap a process that could not become
         // the program: the standard library does, and must find it.
         let mut running = self.lock();
-        let child = command.spawn()?;
-        running.insert(Pid::from_child(&child), tell);
+        let child = Pid::from_child(&command.spawn()?);
+        running.insert(child, tell);
         Ok((child, ended))
     }
 

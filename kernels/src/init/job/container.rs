@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, PipeWriter, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -104,6 +104,13 @@ impl Container {
             }
         }
         Ok(command)
+    }
+
+    /// Lets a step's user open its own output by name (`>/dev/stderr`).
+    pub(super) fn give(&self, output: &PipeWriter) -> io::Result<()> {
+        self.user.as_ref().map_or(Ok(()), |User { uid, gid }| {
+            std::os::unix::fs::fchown(output, Some(*uid), Some(*gid))
+        })
     }
 }
 

@@ -1,10 +1,10 @@
 //! One step: its process, and what goes back and forth while it runs.
 
-use std::io::{self, ErrorKind, PipeReader, Read, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, PipeReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{ChildStderr, ChildStdout, Stdio};
+use std::process::Stdio;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
@@ -20,8 +20,8 @@ const PIPE: usize = 1024 * 1024;
 pub(super) struct Step {
     process: Pid,
     ended: PipeReader,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
+    stdout: Option<PipeReader>,
+    stderr: Option<PipeReader>,
 }
 
 /// Starts a step in a process group of its own, with nothing to read.
@@ -34,20 +34,28 @@ pub(super) fn start(job: &Job, run: &Run) -> Result<Step, String> {
         .get()
         .ok_or("The job's container has not been prepared.")?;
     let mut command = container.command(run)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    let (mut child, ended) = job.children.start(&mut command).map_err(|error| {
-        let program = command.get_program().display();
-        format!("{program} could not be started in the job's container: {error}.")
-    })?;
-    Ok(Step {
-        process: Pid::from_child(&child),
-        ended,
-        stdout: child.stdout.take(),
-        stderr: child.stderr.take(),
+    let mut start = || {
+        let ((stdout, of_stdout), (stderr, of_stderr)) = (io::pipe()?, io::pipe()?);
+        container.give(&of_stdout)?;
+        container.give(&of_stderr)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(of_stdout)
+            .stderr(of_stderr)
+            .process_group(0);
+        let (process, ended) = job.children.start(&mut command)?;
+        Ok(Step {
+            process,
+            ended,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        })
+    };
+    start().map_err(|error: io::Error| {
+        format!(
+            "{} could not be started in the job's container: {error}.",
+            run.argv.first().map_or("", String::as_str)
+        )
     })
 }
 
@@ -211,9 +219,9 @@ impl Client {
     }
 
     /// What is in a pipe now.
-    fn take<T: AsFd + Read>(
+    fn take(
         &mut self,
-        pipe: &mut Option<T>,
+        pipe: &mut Option<PipeReader>,
         frame: fn(Vec<u8>) -> Frame,
     ) -> Result<(), Gone> {
         let mut left = PIPE;
@@ -227,18 +235,18 @@ impl Client {
     }
 }
 
-fn readable<T: AsFd>(pipe: &T) -> (BorrowedFd<'_>, PollFlags) {
+fn readable(pipe: &PipeReader) -> (BorrowedFd<'_>, PollFlags) {
     (pipe.as_fd(), PollFlags::IN)
 }
 
-fn has_something<T: AsFd>(pipe: &T) -> bool {
+fn has_something(pipe: &PipeReader) -> bool {
     let (fd, flags) = readable(pipe);
     let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
     poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// A piece of output; at the end of it, nothing, and the pipe is closed.
-fn read<T: Read>(pipe: &mut Option<T>) -> Vec<u8> {
+fn read(pipe: &mut Option<PipeReader>) -> Vec<u8> {
     let mut bytes = vec![0; PIECE];
     let count = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read(&mut bytes));
     bytes.truncate(*count.as_ref().unwrap_or(&0));
