@@ -54,11 +54,6 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     let mut init = vec![ours::prepare(spec, settings, user)];
     init.extend(beside(&mut template));
     init.push(gpu);
-    let jobs_secret = spec.job_containers.as_ref().map(|_| {
-        vec![LocalObjectReference {
-            name: job_secret(name),
-        }]
-    });
     let mut pod_spec = PodSpec {
         restart_policy: Some("Never".to_owned()),
         automount_service_account_token: Some(false),
@@ -66,7 +61,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         init_containers: Some(init),
         containers: vec![main],
         volumes: Some(volumes(spec)),
-        image_pull_secrets: jobs_secret,
+        image_pull_secrets: pull_secrets(spec, name),
         resource_claims: claims(&spec.gpu),
         tolerations: Some(tolerations(spec)),
         ..PodSpec::default()
@@ -135,6 +130,13 @@ fn plain(
         image,
         user,
     }
+}
+
+/// Named before it is there: later the pod cannot name it.
+fn pull_secrets(spec: &Spec, pod: &str) -> Option<Vec<LocalObjectReference>> {
+    spec.job_containers.as_ref()?;
+    let name = job_secret(pod);
+    Some(vec![LocalObjectReference { name }])
 }
 
 /// The Secret with what the job's container of a pod needs, once a job has made it.
