@@ -266,11 +266,13 @@ fn registry_of(image: &str) -> &str {
     }
 }
 
+/// What the real agent says where it finds nothing: the words are .NET's.
+pub(crate) const NULL: &str = "Object reference not set to an instance of an object.";
+
 /// What `job.container` and `job.services` become, or why the answer cannot be used. The agent finds a service by its
 /// position.
 pub(crate) fn job_context(context: &Context, names: &[&str]) -> Result<(Value, Value), String> {
-    // The words are those of .NET, which the real agent shows.
-    let null = || "Object reference not set to an instance of an object.".to_owned();
+    let null = || NULL.to_owned();
     let mut container = Map::new();
     if let Some(made) = &context.container {
         for (key, value) in [("id", &made.id), ("network", &made.network)] {

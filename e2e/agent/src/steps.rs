@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     action::{self, Action, Stage},
-    container::{Container, Input, Mount, Paths, Response, job_context},
+    container::{Container, Input, Mount, NULL, Paths, Response, job_context},
     context::{self, render, render_all},
     control::{Stop, Stopped},
     process::{End, Process},
@@ -294,13 +294,9 @@ impl Run<'_> {
             .map(|(_, container)| container)
             .collect();
         let args = json!({"container": self.container, "services": services});
-        let response = self.call("prepare_job", &args, own)?.unwrap_or_default();
-        if self.container.is_some() {
-            self.alpine = response
-                .is_alpine
-                // It is looked at where the answer is read, so that its error is that of the hook.
-                .unwrap_or_default();
-        }
+        // A job without a container may leave `isAlpine` out, and still has to answer.
+        let response = self.call("prepare_job", &args, own)?.context(NULL)?;
+        self.alpine = response.is_alpine == Some(true);
         if let Some(made) = response.context {
             let names: Vec<&str> = self
                 .services

@@ -254,16 +254,16 @@ fn services_are_found_by_their_position_and_need_no_container() {
     assert_eq!(seen.calls[0]["args"]["container"], Value::Null);
     assert!(seen.log.contains("Z port 8080 of 2\n"), "{}", seen.log);
     assert_eq!(seen.conclusion, Conclusion::Success);
-    // Ports must be there once anything of the services is
-    home.answers(
-        "prepare_job",
-        r#"echo '{"context":{"services":[{"id":"1","network":"n"}]}}' > "$response""#,
-    );
-    let seen = home.run(job);
-    assert!(
-        seen.log.contains("##[error]Object reference not set"),
-        "{}",
-        seen.log
-    );
-    assert_eq!(seen.conclusion, Conclusion::Failure);
+    // Without any answer it fails, and without ports
+    for answer in ["", r#"{"context":{"services":[{"id":"1","network":"n"}]}}"#] {
+        let home = Home::with_hook("services-null");
+        home.answers("prepare_job", &format!("echo '{answer}' > \"$response\""));
+        let seen = home.run(job);
+        assert!(
+            seen.log.contains("##[error]Object reference not set"),
+            "{}",
+            seen.log
+        );
+        assert_eq!(seen.conclusion, Conclusion::Failure);
+    }
 }
