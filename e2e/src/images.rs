@@ -76,14 +76,18 @@ const IMAGES: [Image; 3] = [
         folder: "kernels",
         binaries: &[
             ("cuda-smoke", Some("BINARY")),
-            (STATIC, Some("RUNNER_INIT")),
+            ("runner-init", Some("RUNNER_INIT")),
         ],
         files: &[],
     },
     Image {
         name: "simulated-agent",
         folder: "e2e/agent",
-        binaries: &[("simulated-agent", None), ("cuda-smoke", None)],
+        binaries: &[
+            ("simulated-agent", None),
+            ("simulated-node", None),
+            ("cuda-smoke", None),
+        ],
         files: &["config.sh", "run.sh"],
     },
 ];
@@ -108,13 +112,18 @@ const ARTIFACTS: [&str; 4] = [
     "simulated-driver",
 ];
 
-/// The program that runs in foreign images, and so needs nothing of them.
-const STATIC: &str = "runner-init";
+/// The programs that run in foreign images, and so need nothing of them, with their packages.
+const STATIC: [(&str, &str); 2] = [
+    ("cuda-smoke", "runner-init"),
+    ("simulated-agent", "simulated-node"),
+];
 
 /// Builds the binaries and the driver with cargo.
 pub fn build_binaries(profile: Profile) -> Result<()> {
     build_packages(profile, &ARTIFACTS)?;
-    build_static(profile)
+    STATIC
+        .iter()
+        .try_for_each(|(package, binary)| build_static(profile, package, binary))
 }
 
 /// Builds the binaries of some packages with cargo.
@@ -126,20 +135,22 @@ pub fn build_packages(profile: Profile, packages: &[&str]) -> Result<()> {
     build(cargo)
 }
 
-/// Builds the one that is static: it alone is linked in another way, and what it is made of is compiled once.
-fn build_static(profile: Profile) -> Result<()> {
+/// Builds one that is static: it alone is linked in another way, and what it is made of is compiled once.
+fn build_static(profile: Profile, package: &str, binary: &str) -> Result<()> {
     let mut cargo = cargo("rustc", profile);
-    cargo
-        .args(["--package", "cuda-smoke", "--bin", STATIC])
-        .args(["--", "-C", "target-feature=+crt-static"]);
+    cargo.args(["--package", package, "--bin", binary]).args([
+        "--",
+        "-C",
+        "target-feature=+crt-static",
+    ]);
     build(cargo)?;
     let headers = output(
         Command::new("readelf")
             .args(["--wide", "--program-headers"])
-            .arg(artifact(profile, STATIC)),
+            .arg(artifact(profile, binary)),
     )?;
     // Who has an interpreter wants the image's libraries.
-    anyhow::ensure!(!headers.contains("INTERP"), "{STATIC} is not static");
+    anyhow::ensure!(!headers.contains("INTERP"), "{binary} is not static");
     Ok(())
 }
 

@@ -1,6 +1,8 @@
-//! One job: hooks, steps, its log, and what stops it.
+//! One job: its log, what stops it, and how its end is reported.
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     path::Path,
     sync::{
@@ -12,11 +14,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
-
 use crate::{
     control::{Cancel, Log},
-    server::{Job, Server},
+    run::Run,
+    server::{Job, Reported, Server},
     settings::Settings,
     terminal,
     work::{self, Place},
@@ -60,15 +61,20 @@ pub(crate) fn run(
     cancel: &Cancel,
 ) -> Conclusion {
     let _worker = Worker::start(root);
-    let (log, sent) = stream(server, job.job_id);
+    let (log, sent) = stream(server, job);
     let over = Arc::new(AtomicBool::new(false));
-    let conclusion = match Place::prepare(root, settings, job) {
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    let own = env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect();
+    let conclusion = match Place::prepare(root, settings, job, &own) {
         Ok(place) => {
+            let place = Arc::new(place);
             watch(server, job.job_id, cancel, &place, &over);
-            attempt(&place, server, job, cancel, &log)
+            attempt(place, server, job, cancel, &log)
         }
         Err(error) => {
-            log.line(&format!("##[error]{error:#}"));
+            log.error(&format!("{error:#}"));
             Conclusion::Failure
         }
     };
@@ -80,107 +86,35 @@ pub(crate) fn run(
     conclusion
 }
 
-fn attempt(place: &Place, server: &Server, job: &Job, cancel: &Cancel, log: &Log) -> Conclusion {
-    log.line(&format!("Runner name: '{}'", place.runner()));
-    log.line(&format!("Job name: {}", job.name()));
-    let mut conclusion = hook(
-        "ACTIONS_RUNNER_HOOK_JOB_STARTED",
-        "started",
-        place,
-        cancel,
-        log,
-    );
-    if conclusion == Conclusion::Success {
-        conclusion = steps(place, server, job, cancel, log);
-    }
-    // The last hook runs whatever happened, and nothing stops it.
-    let last = hook(
-        "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
-        "completed",
-        place,
-        &Cancel::default(),
-        log,
-    );
-    if conclusion == Conclusion::Success {
-        conclusion = last;
-    }
-    conclusion
-}
-
-fn steps(place: &Place, server: &Server, job: &Job, cancel: &Cancel, log: &Log) -> Conclusion {
-    for (index, step) in job.steps.iter().enumerate() {
-        log.line(&format!("##[group]Run {}", step.name));
-        for line in step.run.lines() {
-            log.line(line);
-        }
-        log.line("##[endgroup]");
-        let number = index + 1;
-        // The report of a step is worth no second try: the job's end says it again.
-        let _ = server.step(job.job_id, number, None);
-        let conclusion = script(place, &format!("step-{number}.sh"), &step.run, cancel, log);
-        let _ = server.step(job.job_id, number, Some(conclusion.as_str()));
-        if conclusion != Conclusion::Success {
-            return conclusion;
-        }
-    }
-    if job.hold {
-        return script(place, "hold.sh", work::HOLD, cancel, log);
-    }
-    Conclusion::Success
-}
-
-fn hook(variable: &str, event: &str, place: &Place, cancel: &Cancel, log: &Log) -> Conclusion {
-    let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) else {
-        return Conclusion::Success;
+fn attempt(
+    place: Arc<Place>,
+    server: &Server,
+    job: &Job,
+    cancel: &Cancel,
+    log: &Log,
+) -> Conclusion {
+    log.line(&format!("Runner name: '{}'", place.runner));
+    let steps = Reported {
+        server,
+        job: job.job_id,
     };
-    let path = Path::new(&path);
-    log.line(&format!(
-        "A job {event} hook has been configured by the self-hosted runner administrator"
-    ));
-    log.line(&format!("##[group]Run '{}'", path.display()));
-    log.line("##[endgroup]");
-    if !path.is_file() {
-        log.line(&format!("##[error]File doesn't exist: {}", path.display()));
-        return Conclusion::Failure;
-    }
-    conclude(place.bash(path, cancel, log), cancel, log)
-}
-
-fn script(place: &Place, name: &str, text: &str, cancel: &Cancel, log: &Log) -> Conclusion {
-    let path = place.temp().join(name);
-    let written = fs::write(&path, text).with_context(|| format!("writing {}", path.display()));
-    conclude(
-        written.and_then(|()| place.bash(&path, cancel, log)),
-        cancel,
-        log,
-    )
-}
-
-fn conclude(exit: Result<i32>, cancel: &Cancel, log: &Log) -> Conclusion {
-    if let Some(reason) = cancel.reason() {
-        log.line(&format!("##[error]{reason}"));
-        log.line("##[error]The operation was canceled.");
-        return Conclusion::Cancelled;
-    }
-    match exit {
-        Ok(0) => Conclusion::Success,
-        Ok(code) => {
-            log.line(&format!(
-                "##[error]Process completed with exit code {code}."
-            ));
-            Conclusion::Failure
-        }
+    let mut run = match Run::set_up(place, job, &steps, cancel, log) {
+        Ok(run) => run,
         Err(error) => {
-            log.line(&format!("##[error]{error:#}"));
-            Conclusion::Failure
+            log.error(&format!("{error:#}"));
+            return Conclusion::Failure;
         }
-    }
+    };
+    log.line(&format!("Complete job name: {}", job.name()));
+    run.finish_all()
 }
 
 /// Sends lines in small batches, so that a log can be followed.
-fn stream(server: &Server, job: u64) -> (Log, thread::JoinHandle<()>) {
+fn stream(server: &Server, job: &Job) -> (Log, thread::JoinHandle<()>) {
     let (sender, lines) = mpsc::channel::<String>();
+    let log = Log::new(sender, job.secrets.values());
     let server = server.clone();
+    let job = job.job_id;
     let sent = thread::spawn(move || {
         let mut batch = String::new();
         loop {
@@ -203,7 +137,7 @@ fn stream(server: &Server, job: u64) -> (Log, thread::JoinHandle<()>) {
             }
         }
     });
-    (Log(sender), sent)
+    (log, sent)
 }
 
 /// Listens for what the server wants of the job, which also keeps the runner online.
@@ -211,13 +145,13 @@ fn watch(server: &Server, job: u64, cancel: &Cancel, place: &Place, over: &Arc<A
     let server = server.clone();
     let cancel = cancel.clone();
     let over = Arc::clone(over);
-    let released = place.temp().join(work::RELEASED);
+    let released = place.temp.join(work::RELEASED);
     thread::spawn(move || {
         while !over.load(Ordering::Relaxed) {
             match server.control(job) {
                 Ok(Ok(Some(control))) => {
-                    if control.cancel {
-                        cancel.set("The run was canceled.");
+                    if let Some(reason) = &control.cancel {
+                        cancel.set(reason);
                     }
                     if control.released && fs::write(&released, "").is_err() {
                         cancel.set("The job could not be released.");

@@ -265,7 +265,7 @@ fn run_job(listener: &Listener<'_>, job: Job) -> bool {
             Ok(Event::Signal) => {
                 terminal::line("Exiting...");
                 stopping = true;
-                cancel.set(
+                cancel.shut_down(
                     "The runner has received a shutdown signal. This can happen when the runner \
                      service is stopped, or a manually started runner is canceled.",
                 );

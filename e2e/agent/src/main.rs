@@ -2,17 +2,26 @@
 //!
 //! What can be seen from outside is the real agent's: flags and their environment, files, lines of
 //! its log, exit codes, what signals do, hooks, names of processes. What it speaks to the server is private to the
-//! simulator. Jobs really run, with bash, in the work folder.
+//! simulator. Jobs really run: in the work folder, or where the container hook takes them.
 
+mod action;
 mod cli;
 mod code;
+mod commands;
 mod configure;
+mod container;
+mod context;
 mod control;
+mod files;
 mod job;
 mod listener;
+mod process;
+mod run;
 mod server;
 mod settings;
+mod shell;
 mod signals;
+mod steps;
 mod terminal;
 mod work;
 mod worker;

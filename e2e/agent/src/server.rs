@@ -44,33 +44,63 @@ pub(crate) type Answered<T> = Result<T, Refusal>;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Job {
     pub(crate) job_id: u64,
-    pub(crate) steps: Vec<Step>,
+    /// What its file says.
+    pub(crate) job: workflow_file::Job,
     /// Runs until the server releases it.
     pub(crate) hold: bool,
-    pub(crate) environment: BTreeMap<String, String>,
+    /// Whether the server lets it use container hooks.
+    pub(crate) container_hooks: bool,
+    /// The context `secrets`; all of it is masked.
+    pub(crate) secrets: BTreeMap<String, String>,
+    /// The context `github`, as far as the server fills it.
+    pub(crate) github: BTreeMap<String, String>,
+    /// What started the run.
+    pub(crate) event: Value,
 }
 
 impl Job {
-    /// What it is called in the workflow.
+    /// What it is called.
     pub(crate) fn name(&self) -> &str {
-        self.environment
-            .get("GITHUB_JOB")
-            .map_or("job", String::as_str)
+        if self.job.name.is_empty() {
+            &self.job.key
+        } else {
+            &self.job.name
+        }
     }
 }
 
-/// One command of a job.
+/// What the server wants of a running job.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Step {
-    pub(crate) name: String,
-    pub(crate) run: String,
+pub(crate) struct Control {
+    /// Stop, and why.
+    pub(crate) cancel: Option<String>,
+    pub(crate) released: bool,
 }
 
-/// What the server wants of a running job.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Control {
-    pub(crate) cancel: bool,
-    pub(crate) released: bool,
+/// Who hears of the steps of a job.
+pub(crate) trait Steps {
+    /// The step with this number, from 1, begins.
+    fn begins(&self, number: usize);
+    /// It ended so, with this in its summary.
+    fn ended(&self, number: usize, conclusion: &str, summary: &str);
+}
+
+/// The steps of a job, told to the server.
+#[derive(Debug)]
+pub(crate) struct Reported<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) job: u64,
+}
+
+impl Steps for Reported<'_> {
+    fn begins(&self, number: usize) {
+        self.server.step(self.job, number, &json!({}));
+    }
+
+    fn ended(&self, number: usize, conclusion: &str, summary: &str) {
+        let report = json!({"conclusion": conclusion, "summary": summary});
+        self.server.step(self.job, number, &report);
+    }
 }
 
 /// What registering sends.
@@ -229,11 +259,10 @@ impl Server {
             .map(drop)
     }
 
-    /// Says that a step begins, or how it ended.
-    pub(crate) fn step(&self, job: u64, number: usize, conclusion: Option<&str>) -> Result<()> {
-        let body = json!({"conclusion": conclusion}).to_string();
-        self.call(&Method::POST, &format!("/jobs/{job}/steps/{number}"), &body)
-            .map(drop)
+    /// Reports a step. It is worth no second try: the job's end says it again.
+    fn step(&self, job: u64, number: usize, report: &Value) {
+        let path = format!("/jobs/{job}/steps/{number}");
+        let _ = self.call(&Method::POST, &path, &report.to_string());
     }
 
     /// Says how a job ended.

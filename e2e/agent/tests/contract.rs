@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use github_simulator::control::{JobView, NewCredential, NewJob};
+use github_simulator::control::{
+    JobView, NewCredential, NewJob, NewRun, NewWorkflow, UpdateRepository,
+};
 use github_simulator::fixtures::TENSOR_WASM;
 use github_simulator::state::{Conclusion, StepTemplate};
 use github_simulator::testing::Simulator;
@@ -117,6 +119,29 @@ impl GitHub {
         self.control.queue(&job).await.unwrap().jobs[0]
     }
 
+    /// Writes a workflow file and starts it; gives its jobs.
+    async fn start_file(&self, content: &str) -> Vec<u64> {
+        let update = UpdateRepository {
+            workflows: vec![NewWorkflow {
+                file: "jobs.yml".to_owned(),
+                content: Some(content.to_owned()),
+                ..NewWorkflow::default()
+            }],
+            secrets: [("PASSWORD".to_owned(), "s3cret".to_owned())].into(),
+            ..UpdateRepository::default()
+        };
+        self.control
+            .update_repository(TENSOR_WASM, &update)
+            .await
+            .unwrap();
+        let run = NewRun {
+            repository: TENSOR_WASM.to_owned(),
+            workflow: "jobs.yml".to_owned(),
+            ..NewRun::default()
+        };
+        self.control.start_run(&run).await.unwrap().jobs
+    }
+
     async fn ended(&self, job: u64) -> JobView {
         until("the job to end", async || {
             let view = self.control.job(job).await.unwrap();
@@ -165,6 +190,10 @@ impl Home {
             .unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
+        let node = dir.join("externals/node20/bin");
+        fs::create_dir_all(&node).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_simulated-node"), node.join("node")).unwrap();
+        fs::write(dir.join("containers.sh"), HOOK).unwrap();
         Self(dir)
     }
 
@@ -410,4 +439,144 @@ async fn a_signal_cancels_the_job_and_ends_an_idle_agent() {
             );
         }
     }
+}
+
+/// A container hook whose container is this machine.
+const HOOK: &str = r#"input=$(cat)
+field() { printf '%s' "$input" | sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
+work=${RUNNER_TEMP%/_temp}
+case $(field command) in
+prepare_job)
+  echo "pulling $(field image)"
+  printf '{"isAlpine":false}' > "$(field responseFile)"
+  ;;
+run_script_step)
+  arguments=$(printf '%s' "$input" | sed 's/.*"entryPointArgs":\[\([^]]*\)\].*/\1/; s/[",]/ /g')
+  program=$(field entryPoint)
+  "${program/#\/__e/${work%/_work}/externals}" ${arguments//\/__w/$work}
+  ;;
+esac
+"#;
+
+/// A matrix of images, an action, a secret, a summary, a step that fails and one that runs all the same.
+const CONTAINERS: &str = r#"
+name: Containers
+on: workflow_dispatch
+jobs:
+  test:
+    name: test on ${{ matrix.image }}
+    runs-on: [self-hosted, cuda]
+    strategy: {matrix: {image: [cuda-12.4, cuda-13.1]}}
+    container:
+      image: nvcr.io/acme/${{ matrix.image }}
+      credentials: {username: acme, password: '${{ secrets.PASSWORD }}'}
+    steps:
+      - {uses: actions/checkout@v4, id: checkout}
+      - run: |
+          cat README.md
+          echo "of ${{ steps.checkout.outputs.commit }} with ${{ secrets.PASSWORD }}"
+          echo "passed on ${{ matrix.image }}" >> "$GITHUB_STEP_SUMMARY"
+      - run: exit 3
+      - {name: Clean up, run: echo cleaned, if: always()}"#;
+
+#[tokio::test]
+async fn a_workflow_file_whose_jobs_have_containers() {
+    let github = GitHub::start().await;
+    // Given a job for each row of the matrix
+    let jobs = github.start_file(CONTAINERS).await;
+    assert_eq!(jobs.len(), 2);
+    for (job, image) in jobs.into_iter().zip(["cuda-12.4", "cuda-13.1"]) {
+        // When a runner with a container hook takes the job
+        let home = Home::new(image, &github);
+        let config = github.jit_config(image).await;
+        let run = home
+            .with_jit(&config)
+            .env(
+                "ACTIONS_RUNNER_CONTAINER_HOOKS",
+                home.0.join("containers.sh"),
+            )
+            .env("ACTIONS_RUNNER_REQUIRE_JOB_CONTAINER", "true")
+            .spawn()
+            .unwrap();
+        let view = github.ended(job).await;
+        assert_eq!(code(run).await, 0);
+        // Then its steps have run in order, with all that they were given
+        let log = github.control.job_log(job).await.unwrap();
+        assert_eq!(view.name, format!("test on {image}"));
+        assert_eq!(view.conclusion, Some(Conclusion::Failure), "{log}");
+        let ends: Vec<_> = view
+            .steps
+            .iter()
+            .map(|step| step.conclusion.unwrap().as_str())
+            .collect();
+        assert_eq!(ends, ["success", "success", "failure", "success"], "{log}");
+        assert_eq!(view.steps[1].summary, format!("passed on {image}\n"));
+        let order = [
+            &format!("pulling nvcr.io/acme/{image}"),
+            "Syncing repository: craton-co/craton-tensor-wasm",
+            "craton-co/craton-tensor-wasm at ",
+            "Z of ",
+            "##[error]Process completed with exit code 3.",
+            "##[error]Executing the custom container implementation failed.",
+            "Z cleaned",
+            "Post job cleanup.",
+            "A job completed hook",
+        ];
+        let places: Vec<_> = order.iter().map(|words| log.find(words)).collect();
+        assert!(
+            places.iter().all(Option::is_some) && places.is_sorted(),
+            "{places:?}\n{log}"
+        );
+        assert!(!log.contains("s3cret"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_takes_longer_than_it_may_is_cancelled() {
+    let github = GitHub::start().await;
+    let jobs = github
+        .start_file(
+            "
+on: push
+jobs:
+  long: {runs-on: cuda, timeout-minutes: 5, steps: [{run: sleep 60}, {run: echo in time, if: always()}]}
+",
+        )
+        .await;
+    let config = github.jit_config("long").await;
+    let run = Home::new("long", &github)
+        .with_jit(&config)
+        .spawn()
+        .unwrap();
+    until("the job to start", async || {
+        let view = github.control.job(jobs[0]).await.unwrap();
+        let log = github.control.job_log(jobs[0]).await.unwrap();
+        (view.started_at.is_some() && log.contains("##[endgroup]")).then_some(())
+    })
+    .await;
+    github.control.advance(301).await.unwrap();
+    let view = github.ended(jobs[0]).await;
+    let log = github.control.job_log(jobs[0]).await.unwrap();
+    assert_eq!(view.conclusion, Some(Conclusion::Cancelled), "{log}");
+    let words = "has exceeded the maximum execution time of 5 minutes.";
+    assert!(log.contains(words) && log.contains("Z in time"), "{log}");
+    assert_eq!(code(run).await, 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_understood_is_refused_with_the_reason() {
+    let github = GitHub::start().await;
+    let update = UpdateRepository {
+        workflows: vec![NewWorkflow {
+            file: "bad.yml".to_owned(),
+            content: Some(
+                "on: push\njobs: {a: {runs-on: x, needs: b, steps: [{run: y}]}}".to_owned(),
+            ),
+            ..NewWorkflow::default()
+        }],
+        ..UpdateRepository::default()
+    };
+    let refused = github.control.update_repository(TENSOR_WASM, &update).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("needs"), "{refused}");
 }

@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use crate::{
     engine,
     rest::render,
-    state::{Conclusion, Job, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, World},
+    state::{
+        Conclusion, Job, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, Step, World,
+    },
     text,
 };
 
@@ -224,6 +226,7 @@ pub fn scale_sets(world: &World) -> Vec<Value> {
 #[must_use]
 pub fn job(job: &Job) -> Value {
     let time = |at: Option<jiff::Timestamp>| at.map(|at| at.to_string());
+    let step = |step: &Step| json!({"name": step.template.name, "conclusion": step.conclusion, "summary": step.summary});
     json!({
         "id": job.id,
         "run": job.run,
@@ -241,5 +244,6 @@ pub fn job(job: &Job) -> Value {
         "queuedAt": job.queued_at.to_string(),
         "startedAt": time(job.started_at),
         "completedAt": time(job.completed_at),
+        "steps": job.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }

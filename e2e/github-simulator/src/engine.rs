@@ -110,6 +110,7 @@ fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
         started_at: ended,
         completed_at: ended,
         conclusion,
+        summary: String::new(),
     };
     Job {
         id: 0,
@@ -128,7 +129,7 @@ fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
         queued_at: now,
         started_at: ended,
         completed_at: ended,
-        cancel: false,
+        cancel: None,
         released: false,
         log: String::new(),
     }
@@ -179,6 +180,7 @@ pub fn run_state(world: &World, run: &Run) -> (&'static str, Option<Conclusion>)
 /// Does everything that is due; says whether anything changed.
 pub fn pump(world: &mut World, now: Timestamp) -> bool {
     let mut changed = lose_silent_runners(world, now);
+    changed |= stop_overdue(world, now);
     changed |= scale_sets::end_silent_sessions(world, now);
     changed |= take_back_unclaimed(world, now);
     changed |= scale_sets::take_back(world, now);
@@ -213,6 +215,26 @@ fn lose_silent_runners(world: &mut World, now: Timestamp) -> bool {
         complete(world, *id, Conclusion::Failure, now);
     }
     !lost.is_empty()
+}
+
+/// A job that takes longer than its `timeout-minutes` is cancelled.
+fn stop_overdue(world: &mut World, now: Timestamp) -> bool {
+    let mut changed = false;
+    for job in world.jobs.values_mut().filter(|job| job.cancel.is_none()) {
+        let (JobPhase::InProgress { .. }, Some(limit)) = (&job.phase, job.timeout()) else {
+            continue;
+        };
+        let begun = job.started_at.unwrap_or(now);
+        if now.duration_since(begun) >= limit {
+            let runner = job.runner.as_ref().map_or("", |(_, name, _)| name);
+            job.cancel = Some(format!(
+                "The job running on runner {runner} has exceeded the maximum execution time of {} minutes.",
+                limit.as_mins(),
+            ));
+            changed = true;
+        }
+    }
+    changed
 }
 
 fn take_back_unclaimed(world: &mut World, now: Timestamp) -> bool {
@@ -482,7 +504,10 @@ pub fn cancel_run(world: &mut World, run: u64, now: Timestamp) -> bool {
         };
         match job.phase {
             JobPhase::Completed(_) => continue,
-            JobPhase::InProgress { .. } => job.cancel = true,
+            JobPhase::InProgress { .. } => {
+                job.cancel
+                    .get_or_insert_with(|| "The run was canceled.".to_owned());
+            }
             _ => complete(world, id, Conclusion::Cancelled, now),
         }
         any = true;

@@ -72,6 +72,7 @@ pub fn tensor_wasm(world: &mut World) {
             workflows: BTreeMap::from([(workflow.id, workflow)]),
             rulesets: BTreeMap::new(),
             reported: BTreeSet::new(),
+            secrets: BTreeMap::new(),
             created_at: now,
         },
     );
@@ -148,6 +149,7 @@ fn job(name: &str, tests: u32, managed: u32) -> JobTemplate {
         labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
         steps: vec![step("Device", DEVICE), main],
         hold: false,
+        written: None,
     }
 }
 

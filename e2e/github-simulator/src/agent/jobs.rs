@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::wire::{Server, Wait, authenticate, refuse, wait_for};
 use crate::{
@@ -21,31 +21,41 @@ pub(super) fn describe(world: &World, id: u64) -> Option<Response> {
     let job = world.jobs.get(&id)?;
     let run = world.runs.get(&job.run)?;
     let repository = world.repository(&job.repository)?;
-    let steps: Vec<Value> = job
-        .steps
-        .iter()
-        .map(|step| json!({"name": step.template.name, "run": step.template.run}))
-        .collect();
+    let mut secrets = repository.secrets.clone();
+    // Each job has a token of its own. Nothing here takes it.
+    secrets.insert(
+        "GITHUB_TOKEN".to_owned(),
+        format!("ghs_{}_{}", run.id, job.id),
+    );
+    let reference = format!("refs/heads/{}", run.branch);
     Some(
         Json(json!({
             "jobId": job.id,
-            "steps": steps,
+            "job": job.template.job(),
             "hold": job.template.hold,
-            "environment": {
-                "GITHUB_JOB": job.template.key,
-                "GITHUB_RUN_ID": run.id.to_string(),
-                "GITHUB_RUN_NUMBER": run.number.to_string(),
-                "GITHUB_RUN_ATTEMPT": "1",
-                "GITHUB_WORKFLOW": run.workflow_name,
-                "GITHUB_REPOSITORY": repository.full_name,
-                "GITHUB_REPOSITORY_OWNER": repository.owner(),
-                "GITHUB_REF": format!("refs/heads/{}", run.branch),
-                "GITHUB_REF_NAME": run.branch,
-                "GITHUB_SHA": run.sha,
-                "GITHUB_EVENT_NAME": run.event,
-                "GITHUB_ACTOR": "octocat",
-                "GITHUB_SERVER_URL": world.public_url,
-                "GITHUB_API_URL": format!("{}/api/v3", world.public_url),
+            "containerHooks": world.settings.allow_container_hooks,
+            "secrets": secrets,
+            "github": {
+                "job": job.template.key,
+                "run_id": run.id.to_string(),
+                "run_number": run.number.to_string(),
+                "run_attempt": "1",
+                "workflow": run.workflow_name,
+                "repository": repository.full_name,
+                "repository_owner": repository.owner(),
+                "ref": reference,
+                "ref_name": run.branch,
+                "ref_type": "branch",
+                "sha": run.sha,
+                "event_name": run.event,
+                "actor": "octocat",
+                "server_url": world.public_url,
+                "api_url": format!("{}/api/v3", world.public_url),
+            },
+            "event": {
+                "ref": reference,
+                "after": run.sha,
+                "repository": {"full_name": repository.full_name, "private": repository.private},
             },
         }))
         .into_response(),
@@ -72,19 +82,17 @@ pub(super) async fn control(
     Query(wait): Query<Wait>,
 ) -> Result<Response, Response> {
     let id = own_job(&shared.world(), &headers, job)?;
-    let mut told_release = false;
+    let mut told = false;
     let answer = wait_for(&shared, id, &wait, |world| {
         if let Err(refused) = own_job(world, &headers, job) {
             return Some(refused);
         }
         let entry = world.jobs.get(&job)?;
-        if (entry.cancel || entry.released) && !told_release {
-            told_release = true;
-            return Some(
-                Json(json!({"cancel": entry.cancel, "released": entry.released})).into_response(),
-            );
+        if (entry.cancel.is_none() && !entry.released) || std::mem::replace(&mut told, true) {
+            return None;
         }
-        None
+        let said = json!({"cancel": entry.cancel, "released": entry.released});
+        Some(Json(said).into_response())
     })
     .await;
     Ok(answer)
@@ -108,6 +116,8 @@ pub(super) async fn log(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct StepReport {
     conclusion: Option<Conclusion>,
+    #[serde(default)]
+    summary: String,
 }
 
 pub(super) async fn step(
@@ -129,6 +139,7 @@ pub(super) async fn step(
             Some(conclusion) => {
                 step.conclusion = Some(conclusion);
                 step.completed_at = Some(now);
+                step.summary = report.summary;
             }
         }
     }

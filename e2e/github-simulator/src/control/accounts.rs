@@ -117,11 +117,8 @@ pub(super) fn repository(world: &mut World, new: NewRepository) -> Result<(), St
     let workflows = new
         .workflows
         .into_iter()
-        .map(|workflow| {
-            let workflow = make_workflow(world, workflow);
-            (workflow.id, workflow)
-        })
-        .collect();
+        .map(|workflow| make_workflow(world, workflow).map(|made| (made.id, made)))
+        .collect::<Result<_, _>>()?;
     let created_at = world.now();
     world.repositories.insert(
         key,
@@ -135,6 +132,7 @@ pub(super) fn repository(world: &mut World, new: NewRepository) -> Result<(), St
             workflows,
             rulesets: BTreeMap::new(),
             reported: BTreeSet::new(),
+            secrets: BTreeMap::new(),
             created_at,
         },
     );
@@ -151,7 +149,7 @@ pub(super) fn update_repository(
         .workflows
         .into_iter()
         .map(|workflow| make_workflow(world, workflow))
-        .collect();
+        .collect::<Result<_, _>>()?;
     let repository = world
         .repository_mut(name)
         .ok_or_else(|| format!("no repository {name}"))?;
@@ -165,6 +163,7 @@ pub(super) fn update_repository(
     for name in &update.remove_branches {
         repository.branches.remove(name);
     }
+    repository.secrets.extend(update.secrets);
     for workflow in workflows {
         repository
             .workflows
@@ -193,7 +192,25 @@ fn make_branch(new: NewBranch) -> (String, Branch) {
     (new.name, branch)
 }
 
-fn make_workflow(world: &mut World, new: NewWorkflow) -> Workflow {
+/// What the text of a file says.
+fn read_workflow(new: &mut NewWorkflow) -> Result<(), String> {
+    let Some(content) = new.content.as_ref().filter(|_| new.jobs.is_empty()) else {
+        return Ok(());
+    };
+    let file = workflow_file::File::parse(content).map_err(|error| error.to_string())?;
+    new.name = if file.name.is_empty() {
+        format!(".github/workflows/{}", new.file)
+    } else {
+        file.name
+    };
+    new.events = file.events.into_iter().collect();
+    new.concurrency = file.concurrency;
+    new.jobs = file.jobs.into_iter().map(Into::into).collect();
+    Ok(())
+}
+
+fn make_workflow(world: &mut World, mut new: NewWorkflow) -> Result<Workflow, String> {
+    read_workflow(&mut new)?;
     let id = world.next_id();
     let mut events = new.events;
     if events.is_empty() {
@@ -202,7 +219,7 @@ fn make_workflow(world: &mut World, new: NewWorkflow) -> Workflow {
     let content = new.content.unwrap_or_else(|| {
         fixtures::workflow_file(&new.name, &events, new.concurrency.as_deref(), &new.jobs)
     });
-    Workflow {
+    Ok(Workflow {
         id,
         path: format!(".github/workflows/{}", new.file),
         name: new.name,
@@ -214,7 +231,7 @@ fn make_workflow(world: &mut World, new: NewWorkflow) -> Workflow {
         jobs: new.jobs,
         runs: 0,
         created_at: world.now(),
-    }
+    })
 }
 
 /// Makes an App with a fresh key, and installs it where that is wanted.
@@ -342,7 +359,7 @@ pub(super) fn ad_hoc_workflow(
             file: file.to_owned(),
             ..NewWorkflow::default()
         },
-    );
+    )?;
     let id = workflow.id;
     world
         .repository_mut(repository)

@@ -10,6 +10,6 @@ pub(crate) use routes::router;
 pub use types::{
     Budget, Clock, JobView, Log, NewApp, NewBranch, NewCredential, NewEnterprise, NewJob,
     NewOrganization, NewRepository, NewRun, NewRunner, NewRunnerGroup, NewWorkflow, Problem,
-    PublishedApp, PublishedInstallation, PublishedToken, ScaleSetView, StartedRun, State,
+    PublishedApp, PublishedInstallation, PublishedToken, ScaleSetView, StartedRun, State, StepView,
     UpdateInstallation, UpdateRepository, UpdateWorkflow,
 };

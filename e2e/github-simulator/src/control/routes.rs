@@ -312,6 +312,7 @@ fn queue_job(world: &mut World, new: NewJob) -> Answer<StartedRun> {
         labels: new.labels,
         steps: new.steps,
         hold: new.hold,
+        written: None,
     };
     let now = world.now();
     let run = engine::create_run(

@@ -68,7 +68,8 @@ pub struct NewWorkflow {
     pub concurrency: Option<String>,
     /// Its jobs.
     pub jobs: Vec<JobTemplate>,
-    /// The text of the file; made from the rest where it is absent.
+    /// The text of the file; made from the rest where it is absent. Without `jobs` it is read: its name, events,
+    /// concurrency group and jobs are the workflow's.
     pub content: Option<String>,
 }
 
@@ -259,6 +260,20 @@ pub struct JobView {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+    /// The steps of its file.
+    pub steps: Vec<StepView>,
+}
+
+/// A step of a job, as suites see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepView {
+    /// Its name.
+    pub name: String,
+    /// How it ended.
+    pub conclusion: Option<Conclusion>,
+    /// What it wrote into its summary.
+    pub summary: String,
 }
 
 /// A runner scale set, as suites see it.
@@ -318,6 +333,8 @@ pub struct UpdateRepository {
     pub remove_branches: Vec<String>,
     /// Workflows to add, or to replace by their file.
     pub workflows: Vec<NewWorkflow>,
+    /// Secrets to set.
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// What may change about a workflow; what is absent stays.

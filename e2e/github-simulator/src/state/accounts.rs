@@ -39,6 +39,8 @@ pub struct Repository {
     pub rulesets: BTreeMap<u64, Value>,
     /// Contexts that some App reported before.
     pub reported: BTreeSet<String>,
+    /// Secrets of its workflows.
+    pub secrets: BTreeMap<String, String>,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use workflow_file::Text;
 
 /// A job as its workflow describes it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,6 +20,44 @@ pub struct JobTemplate {
     pub steps: Vec<StepTemplate>,
     /// Runs until it is released by the control API.
     pub hold: bool,
+    /// The job as its file has it; the rest is made from this then.
+    pub written: Option<workflow_file::Job>,
+}
+
+impl From<workflow_file::Job> for JobTemplate {
+    fn from(job: workflow_file::Job) -> Self {
+        let step = |step: &workflow_file::Step| StepTemplate {
+            name: step.title(),
+            run: step.run.clone().unwrap_or_default(),
+        };
+        Self {
+            key: job.key.clone(),
+            name: job.name.clone(),
+            labels: job.runs_on.clone(),
+            steps: job.steps.iter().map(step).collect(),
+            hold: false,
+            written: Some(job),
+        }
+    }
+}
+
+impl JobTemplate {
+    /// What its agent gets.
+    #[must_use]
+    pub fn job(&self) -> workflow_file::Job {
+        let step = |step: &StepTemplate| workflow_file::Step {
+            name: Some(Text(step.name.clone())),
+            run: Some(step.run.clone()),
+            ..workflow_file::Step::default()
+        };
+        self.written.clone().unwrap_or_else(|| workflow_file::Job {
+            key: self.key.clone(),
+            name: self.name.clone(),
+            runs_on: self.labels.clone(),
+            steps: self.steps.iter().map(step).collect(),
+            ..workflow_file::Job::default()
+        })
+    }
 }
 
 /// One command of a job.
@@ -92,6 +131,8 @@ pub struct Step {
     pub completed_at: Option<Timestamp>,
     /// How it ended.
     pub conclusion: Option<Conclusion>,
+    /// What it wrote into its summary.
+    pub summary: String,
 }
 
 /// A job.
@@ -129,8 +170,8 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
-    /// Somebody wants it stopped.
-    pub cancel: bool,
+    /// It has to stop, and why.
+    pub cancel: Option<String>,
     /// A held job may end.
     pub released: bool,
     /// What it printed.
@@ -146,6 +187,12 @@ impl Job {
         } else {
             &self.template.name
         }
+    }
+
+    /// Its `timeout-minutes`.
+    pub(crate) fn timeout(&self) -> Option<SignedDuration> {
+        let minutes = self.template.written.as_ref()?.timeout_minutes.as_ref()?;
+        minutes.0.parse().ok().map(SignedDuration::from_mins)
     }
 
     /// GitHub's word for where it stands.

@@ -75,6 +75,8 @@ pub struct Settings {
     pub honour_labels: bool,
     /// Jobs are offered to scale sets, which have to acquire them, as in former times.
     pub scale_sets_offer: bool,
+    /// Whether agents may use container hooks: without the server's consent they ask Docker.
+    pub allow_container_hooks: bool,
 }
 
 /// When GitHub stops to accept a version of the agent.
@@ -109,6 +111,7 @@ impl Default for Settings {
             session_seconds: 120,
             honour_labels: true,
             scale_sets_offer: false,
+            allow_container_hooks: true,
         }
     }
 }
