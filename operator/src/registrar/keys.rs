@@ -26,6 +26,8 @@ const GOOD_FOR: Duration = Duration::from_hours(1);
 /// How soon it is read again for a token whose key is not among them, and after it could not be read: the keys may
 /// have been changed a moment ago, and a token may name whatever it likes.
 const AGAIN: Duration = Duration::from_mins(1);
+/// How long a pod waits for them before its token is reviewed instead.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What an API server signs with: nothing symmetric, whose key would be a secret.
 const ALGORITHMS: [Algorithm; 5] = [
     Algorithm::RS256,
@@ -92,17 +94,21 @@ impl PublishedKeys {
     }
 
     async fn read(&self) -> LastRead {
-        let keys = async {
+        let read = async {
             let Discovery { issuer } = self.get(DISCOVERY).await?;
             let keys = self.get(KEYS).await?;
             Ok::<_, kube::Error>(Keys { issuer, keys })
         };
-        let keys = keys.await.inspect_err(|error| {
+        let keys = match tokio::time::timeout(PATIENCE, read).await {
+            Ok(read) => read.map_err(|error| error.to_string()),
+            Err(late) => Err(late.to_string()),
+        };
+        if let Err(error) = &keys {
             tracing::info!(
-                %error,
+                error,
                 "the keys of service accounts' tokens cannot be read; the API server is asked of each token instead"
             );
-        });
+        }
         LastRead {
             at: Instant::now(),
             keys: keys.ok(),
