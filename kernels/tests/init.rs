@@ -256,6 +256,36 @@ fn who_lost_the_ticket_before_the_agent_was_cut_off_too() {
 }
 
 #[test]
+fn an_end_tells_whether_the_agent_was_online_and_keeps_what_its_log_says() {
+    let mark = "{\"mark\":\"online\"}\n";
+    for (agent, code, log, printed) in [
+        ("exit 0", 0, "", ""),
+        ("true >\"$RUN/online\"; exit 0", 0, mark, ""),
+        (
+            "true >\"$RUN/online\"; echo why; exit 3",
+            3,
+            "",
+            "why\n{\"mark\":\"online\"}\n",
+        ),
+        (
+            "true >\"$RUN/online\"; echo said >>\"$RUN/../log\"; exit 3",
+            3,
+            "said\n{\"mark\":\"online\"}\n",
+            "",
+        ),
+    ] {
+        let pod = Pod::passed(&giving());
+        // As the kubelet makes it.
+        fs::write(pod.dir.join("log"), "").unwrap();
+        assert_eq!(pod.gpu(agent).code(), code, "{agent}");
+        assert_eq!(pod.log(), log, "{agent}");
+        let output = fs::read_to_string(pod.dir.join("output")).unwrap();
+        assert!(output.ends_with(printed), "{agent}: {output}");
+        assert_eq!(output.contains("mark"), !printed.is_empty(), "{agent}");
+    }
+}
+
+#[test]
 fn a_start_after_the_end_says_the_end_again() {
     // Given a runner that has ended and left marks
     let pod = Pod::passed(&giving());
@@ -296,7 +326,8 @@ fn before_the_agent_sigterm_ends_all_at_once_and_writes_no_end() {
     let asking = Pod::passed(&busy).with(gate::REGISTRATION_TIMEOUT_SECONDS, "60");
     for (what, pod, mark, code) in [
         ("testing", &testing, "mark", 143),
-        ("passed", &passed, file::PASSED, 0),
+        // With 0 the kubelet would say nothing of an image that it cannot pull.
+        ("passed", &passed, file::PASSED, 143),
         ("looking at the image", &looking, "mark", 143),
         ("asking", &asking, file::PASSED, 143),
     ] {
@@ -676,7 +707,7 @@ fn the_whole_way_of_a_runner() {
             let reports = registrar.asked(REPORTS).len();
             until("reported", || registrar.asked(REPORTS).len() > reports);
             signal(gpu.0.id(), "TERM");
-            assert_eq!(gpu.code(), 0);
+            assert_eq!(gpu.code(), 143);
             assert!(report(&pod.log()).passed());
             fs::remove_file(pod.gate_program()).unwrap();
             gpu = pod.gpu("exit 3");

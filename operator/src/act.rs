@@ -321,6 +321,8 @@ impl Executor<'_> {
         }
         let place = self.place_of(target.url.as_deref()).await?;
         let Some(entry) = place.find_entry(&target.name).await? else {
+            let memory = &self.ctx.memory;
+            memory.with(self.pool, |memory| memory.not_listed(Timestamp::now()));
             return Ok(Deletion::Gone);
         };
         if entry.busy {

@@ -34,6 +34,10 @@ pub const CONTROLLER: &str = "cuda-runner-operator";
 /// at once would otherwise hold all of theirs in memory, and wait with them for the API server.
 pub const CREATIONS: usize = 64;
 
+/// Statuses that are written at a time, of all pools together. Each becomes JSON when its turn comes: a thousand pools
+/// that have found their scale sets all write theirs at once.
+pub const STATUS_WRITES: usize = 64;
+
 /// Clients, stores and settings.
 pub struct Context {
     /// Kubernetes. It writes as long as this replica leads.
@@ -62,6 +66,8 @@ pub struct Context {
     pub listeners: Listeners,
     /// The writes of statuses that are under way.
     pub status_writes: PerPool<Arc<Writes>>,
+    /// A permit for each status that is being written, of all pools together.
+    pub status_turns: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Metrics,
     /// Publishes Events.

@@ -5,9 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 
-/// A value for each pool.
+/// A value for each pool. They are boxed: up to half of a table's places are empty.
 #[derive(Default)]
-pub struct PerPool<T>(Mutex<HashMap<PoolKey, OfUid<T>>>);
+pub struct PerPool<T>(Mutex<HashMap<PoolKey, Box<OfUid<T>>>>);
 
 /// The value of the resource with this uid.
 struct OfUid<T> {
@@ -19,9 +19,11 @@ impl<T: Default> PerPool<T> {
     /// Works on a pool's value. `work` must be short: others wait.
     pub fn with<R>(&self, pool: &Pool, work: impl FnOnce(&mut T) -> R) -> R {
         let mut pools = self.lock();
-        let fresh = || OfUid {
-            uid: pool.uid.clone(),
-            value: T::default(),
+        let fresh = || {
+            Box::new(OfUid {
+                uid: pool.uid.clone(),
+                value: T::default(),
+            })
         };
         let kept = pools.entry(pool.key.clone()).or_insert_with(fresh);
         if kept.uid != pool.uid {
@@ -42,7 +44,7 @@ impl<T: Default> PerPool<T> {
         self.lock().remove(key);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, OfUid<T>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, Box<OfUid<T>>>> {
         // A panic elsewhere leaves whole values behind, none of them half-written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

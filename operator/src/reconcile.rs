@@ -48,18 +48,18 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let (observed, client) = observe(ctx, &pool, now)
+    // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
+    let (observed, client) = Box::pin(observe(ctx, &pool, now))
         .instrument(info_span!("observe"))
         .await;
     let mut plan = cuda_runner_plan::plan(&pool, &observed, now);
     let gauges = PoolGauges::of(&pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, gauges);
-    // A thousand reconciles may wait for the API server at a time.
     drop(observed);
-    let outcome = act(ctx, &pool, client, &mut plan)
+    let outcome = Box::pin(act(ctx, &pool, client, &mut plan))
         .instrument(info_span!("act"))
         .await;
-    let status = status::record(ctx, &pool, &mut plan, &outcome, now)
+    let status = Box::pin(status::record(ctx, &pool, &mut plan, &outcome, now))
         .instrument(info_span!("status"))
         .await?;
     let next = plan.next(outcome.busy, status);

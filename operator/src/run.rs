@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::config::Config;
-use crate::context::{CONTROLLER, CREATIONS, Context};
+use crate::context::{CONTROLLER, CREATIONS, Context, STATUS_WRITES};
 use crate::controllers::control;
 use crate::error::RunError;
 use crate::github::Clients;
@@ -176,14 +176,15 @@ impl Beginning {
             memory: Memory::default(),
             listeners: Listeners::default(),
             status_writes: PerPool::default(),
+            status_turns: Arc::new(Semaphore::new(STATUS_WRITES)),
             metrics: Metrics::default(),
-            events: Events::start(Recorder::new(
+            events: Events::start(
                 acting.clone(),
                 Reporter {
                     controller: CONTROLLER.to_owned(),
                     instance: Some(config.identity.clone()),
                 },
-            )),
+            ),
             waker,
             creations: Semaphore::new(CREATIONS),
             ca: self.ca,

@@ -250,7 +250,9 @@ pub(crate) fn ended(message: &str) -> Value {
 pub(crate) fn agent(report: &str, ready: bool, state: &Value) -> Value {
     let mut agent = container(GPU, ready, state);
     agent["restartCount"] = json!(1);
+    // The change of the image ended the gate.
     agent["lastState"] = ended(report);
+    agent["lastState"]["terminated"]["exitCode"] = json!(143);
     agent
 }
 

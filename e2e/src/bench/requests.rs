@@ -160,8 +160,8 @@ impl<'a> AtRest<'a> {
         }
         self.ctx.idle("pool", RUNNERS).await?;
         let requests = self.settled().await?;
-        let reviews = requests.iter().filter(|r| r.is_review()).count();
-        ensure!(reviews == lives, "{reviews} reviews for {lives} runners");
+        let changes = requests.iter().filter(|r| r.is_image_change()).count();
+        ensure!(changes == lives, "{changes} changes for {lives} runners");
         let calls = self.ctx.calls(mark).await?;
         // How jobs ended costs a call for each run, not for each runner; the played jobs name one run, which GitHub
         // does not have.

@@ -186,19 +186,26 @@ async fn templates(tenant: &Ctx) -> Result<()> {
         json!({"spec": {"nodeName": "node"}}),
     ];
     ill.extend(vec![huge; 5]);
+    make_no_pod(tenant, &ill).await
+}
+
+async fn make_no_pod(tenant: &Ctx, templates: &[Value]) -> Result<()> {
     let pools: Api<CudaRunner> = tenant.api();
-    let made = ill.iter().enumerate().map(async |(number, template)| {
-        let name = format!("template-{number}");
-        let mut pool = tenant.pool(&name, json!({"labels": ["nobody"], "replicas": 20}));
-        pool["spec"]["template"] = template.clone();
-        // Created, not applied: who owns which field would take as much room again.
-        let pool = serde_json::from_value(pool)?;
-        match pools.create(&PostParams::default(), &pool).await {
-            Ok(_) => Ok(Some(name)),
-            Err(kube::Error::Api(refusal)) if refusal.code == 422 => Ok(None),
-            Err(error) => Err(anyhow::Error::from(error).context(name)),
-        }
-    });
+    let made = templates
+        .iter()
+        .enumerate()
+        .map(async |(number, template)| {
+            let name = format!("template-{number}");
+            let mut pool = tenant.pool(&name, json!({"labels": ["nobody"], "replicas": 20}));
+            pool["spec"]["template"] = template.clone();
+            // Created, not applied: who owns which field would take as much room again.
+            let pool = serde_json::from_value(pool)?;
+            match pools.create(&PostParams::default(), &pool).await {
+                Ok(_) => Ok(Some(name)),
+                Err(kube::Error::Api(refusal)) if refusal.code == 422 => Ok(None),
+                Err(error) => Err(anyhow::Error::from(error).context(name)),
+            }
+        });
     for name in try_join_all(made).await?.into_iter().flatten() {
         tenant
             .condition(&name, "Stalled", "True", "InvalidTemplate")

@@ -186,6 +186,8 @@ pub mod mark {
     pub const COMPLETED: &str = "completed";
     /// The GPU was found gone.
     pub const GPU_LOST: &str = "gpu-lost";
+    /// The agent was online.
+    pub const ONLINE: &str = "online";
     /// Another agent holds the runner's session.
     pub const SESSION_CONFLICT: &str = "session-conflict";
 }

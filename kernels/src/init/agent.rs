@@ -92,6 +92,7 @@ pub(crate) fn work(
     };
     let code = signals.supervise(agent, |signal| process::forward(agent, signal))?;
     process::kill_all_others();
+    ending.tell_online(code);
     ControlFlow::Continue(ending.write(code))
 }
 

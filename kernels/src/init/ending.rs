@@ -1,13 +1,13 @@
 //! How the container with the GPU ended: one container writes it, the other one reads it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use cuda_smoke::files::{self, READABLE};
-use gate_report::contract::file;
+use gate_report::contract::{file, mark};
 use gate_report::{SUMMARY_LIMIT, exit};
 
 use crate::process::{Signals, TERMINATED};
@@ -43,6 +43,24 @@ impl Ending {
             eprintln!("{} could not be written: {error}", path.display());
         }
         code
+    }
+
+    /// Leaves a mark where the agent was online: what the kubelet finds out of it comes later, and may come too late.
+    pub(crate) fn tell_online(&self, code: u8) {
+        if !self.dir.join(file::ONLINE).exists() {
+            return;
+        }
+        let line = format!("{{\"mark\":\"{}\"}}\n", mark::ONLINE);
+        // An agent that fails says why in its log, which the kubelet shows where there is no message.
+        if code != 0 && message(&self.log).is_ok_and(|message| message.is_empty()) {
+            print!("{line}");
+            return;
+        }
+        let log = fs::OpenOptions::new().append(true).open(&self.log);
+        if let Err(error) = log.and_then(|mut log| log.write_all(line.as_bytes())) {
+            let log = self.log.display();
+            eprintln!("The termination message {log} could not be written: {error}");
+        }
     }
 
     /// Says the kept termination message again, in the container's new one.

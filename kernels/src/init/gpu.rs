@@ -200,9 +200,9 @@ fn test(ending: &Ending, signals: &mut Signals, settings: &Settings, program: &s
         if !process::ends(signal) {
             return ControlFlow::Continue(());
         }
-        let passed = ending.dir.join(file::PASSED).exists();
-        // The image is being changed, or the pod is being deleted: nobody waits for a code in a file.
-        ControlFlow::Break(if passed { exit::PASSED } else { TERMINATED })
+        // The image is being changed, or the pod is being deleted: nobody waits for a code in a file. With 0 the kubelet would
+        // take an init container for done, and not say what the next image waits for.
+        ControlFlow::Break(TERMINATED)
     });
     match ended {
         ControlFlow::Break(code) => code,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Resource as _;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
@@ -16,6 +16,9 @@ use cuda_runner_plan::{About, Notice};
 const WAITING: usize = 4096;
 /// Events that are published at a time.
 const AT_ONCE: usize = 16;
+/// Events that are remembered, so that the next of the same kind is counted instead of made anew. Those of a thousand
+/// pools would take megabytes.
+const REMEMBERED: usize = 128;
 /// One that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -47,9 +50,9 @@ pub struct Events(Sender<Item>);
 impl Events {
     /// Starts to publish. The task ends with what is returned.
     #[must_use]
-    pub fn start(recorder: Recorder) -> Self {
+    pub fn start(client: Client, reporter: Reporter) -> Self {
         let (sender, receiver) = channel(WAITING);
-        tokio::spawn(publish_all(receiver, recorder));
+        tokio::spawn(publish_all(receiver, client, reporter));
         Self(sender)
     }
 
@@ -72,19 +75,29 @@ impl Events {
     }
 }
 
-async fn publish_all(mut items: Receiver<Item>, recorder: Recorder) {
-    let recorder = &recorder;
+async fn publish_all(mut items: Receiver<Item>, client: Client, reporter: Reporter) {
+    let fresh = || Recorder::new(client.clone(), reporter.clone());
+    let (mut recorder, mut remembered) = (fresh(), 0);
     futures::stream::poll_fn(|context| items.poll_recv(context))
-        .for_each_concurrent(AT_ONCE, async |Item { event, pool }| {
-            let reason = &event.reason;
-            let published = recorder.publish(&event, &pool);
-            match tokio::time::timeout(DEADLINE, published).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, reason, "an Event was not published"),
-                Err(_) => tracing::warn!(reason, "an Event was not published: no answer"),
+        .for_each_concurrent(AT_ONCE, |item| {
+            // A recorder keeps each for minutes, however many there are.
+            if remembered == REMEMBERED {
+                (recorder, remembered) = (fresh(), 0);
             }
+            remembered += 1;
+            publish(recorder.clone(), item)
         })
         .await;
+}
+
+async fn publish(recorder: Recorder, Item { event, pool }: Item) {
+    let reason = &event.reason;
+    let published = recorder.publish(&event, &pool);
+    match tokio::time::timeout(DEADLINE, published).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, reason, "an Event was not published"),
+        Err(_) => tracing::warn!(reason, "an Event was not published: no answer"),
+    }
 }
 
 /// The resource of a pool.
@@ -111,5 +124,51 @@ fn reference(pool: &PoolKey, about: &About) -> ObjectReference {
         name: Some(name.clone()),
         namespace,
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cuda_runner_plan::fixture;
+    use cuda_runner_plan::reason::Stored;
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+    use std::convert::Infallible;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    #[tokio::test]
+    async fn events_of_many_pools_are_not_all_remembered() {
+        // Given an API server that carries out everything
+        let (sender, mut sent) = unbounded_channel();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            sender.send(request.method().clone()).unwrap();
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from(
+                b"{}".to_vec(),
+            ))))
+        });
+        let events = Events::start(Client::new(service, "default"), Reporter::from("test"));
+        let notice = Notice {
+            warning: false,
+            reason: Stored::parse("Reason"),
+            note: String::new(),
+            about: None,
+        };
+        let mut publish = async |name: &str| {
+            let mut pool = fixture::pool(1);
+            pool.key.name = name.to_owned();
+            events.publish(&pool, std::slice::from_ref(&notice));
+            sent.recv().await.unwrap()
+        };
+
+        // When one comes again soon, then it is counted
+        assert_eq!(publish("first").await, Method::POST);
+        assert_eq!(publish("first").await, Method::PATCH);
+
+        // When those of many others come in between, then it is made anew
+        for number in 0..REMEMBERED {
+            assert_eq!(publish(&format!("pool-{number}")).await, Method::POST);
+        }
+        assert_eq!(publish("first").await, Method::POST);
     }
 }

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
 use serde_json::json;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use super::{Outcome, scale_set};
 use crate::context::{CONTROLLER, Context};
@@ -156,6 +156,7 @@ async fn write(
         client: ctx.client.clone(),
         key: pool.key.clone(),
         uid: pool.uid.clone(),
+        turns: Arc::clone(&ctx.status_turns),
     };
     if pool.deleting.is_some()
         || writes.has_failed.load(Ordering::SeqCst)
@@ -202,11 +203,14 @@ struct Target {
     client: Client,
     key: PoolKey,
     uid: String,
+    turns: Arc<Semaphore>,
 }
 
 impl Target {
     /// Writes it, unless a namesake has taken the resource's place.
     async fn put(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
+        // The semaphore is never closed.
+        let _turn = self.turns.acquire().await;
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
         let patch = Patch::Apply(json!({
             "apiVersion": CudaRunner::api_version(&()),
@@ -223,9 +227,47 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cuda_runner_plan::fixture;
+    use kube::client::Body;
     use serde_json::Value;
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::sync::atomic::AtomicUsize;
 
     const NOW: Timestamp = Timestamp::constant(1_000, 0);
+
+    #[tokio::test]
+    async fn a_status_becomes_a_request_when_its_turn_comes() {
+        // Given an API server that does not answer, and one turn
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<Result<http::Response<Body>, Infallible>>()
+        });
+        let target = Target {
+            client: Client::new(service, "default"),
+            key: fixture::pool(1).key,
+            uid: String::new(),
+            turns: Arc::new(Semaphore::new(1)),
+        };
+        let status = CudaRunnerStatus::default();
+
+        // When two are written
+        let mut first = Box::pin(target.put(&status));
+        let mut second = Box::pin(target.put(&status));
+        let sent = async |write: &mut Pin<Box<_>>| {
+            assert!(futures::poll!(write).is_pending());
+            tokio::task::yield_now().await;
+            asked.load(Ordering::SeqCst)
+        };
+        assert_eq!(sent(&mut first).await, 1);
+        assert_eq!(sent(&mut second).await, 1);
+
+        // Then the second waits for the end of the first
+        drop(first);
+        assert_eq!(sent(&mut second).await, 2);
+    }
 
     #[test]
     fn an_equal_status_is_not_written() {

@@ -182,7 +182,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::{
-        super::credentials::tests::{data, pem},
+        super::{
+            credentials::tests::{data, pem},
+            transport::SERVICE_AT_ONCE,
+        },
         *,
     };
 
@@ -228,6 +231,26 @@ mod tests {
         let ids = [&one, &stranger, &elsewhere].map(|client| client.credential());
         assert_eq!(used, BTreeSet::from(ids), "one entry for each budget");
         assert_eq!(used.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_fills_the_turns_of_the_service_holds_up_his_own_credential_alone() {
+        // Given two credentials, one of which has all its requests to the service under way
+        let clients = Clients::new(Reach::default());
+        let address = url("https://github.com/o/a");
+        let get = |text: &str| clients.client(&address, &token(text), None, None).unwrap();
+        let (busy, other) = (get("busy"), get("other"));
+        let mut turns = vec![];
+        for _ in 0..SERVICE_AT_ONCE {
+            turns.push(busy.transport.service_turn().await);
+        }
+
+        // Then the next one waits for the end of another, and who has the other credential does not
+        let mut next = Box::pin(busy.transport.service_turn());
+        assert!(futures::poll!(&mut next).is_pending());
+        assert!(other.transport.service_turn().await.is_some());
+        turns.pop();
+        assert!(futures::poll!(&mut next).is_ready());
     }
 
     #[tokio::test(start_paused = true)]

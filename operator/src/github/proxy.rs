@@ -78,6 +78,10 @@ impl Service<Uri> for Way {
     }
 }
 
+/// Connections without a request that are kept, of a client to one server. Whatever a burst of requests has opened beyond
+/// them is closed: each costs some 40 KiB.
+const IDLE: usize = 4;
+
 /// A client of one server, by the way to it.
 pub(super) type HttpClient = legacy::Client<hyper_rustls::HttpsConnector<Way>, OctoBody>;
 
@@ -96,6 +100,7 @@ pub(super) fn http_client(
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_mins(1))
+        .pool_max_idle_per_host(IDLE)
         .build(connector)
 }
 

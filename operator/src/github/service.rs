@@ -212,6 +212,11 @@ impl Client {
             None => request.body(OctoBody::empty()),
         };
         let request = request.map_err(|_| malformed("it names an address that is none"))?;
+        // A poll waits for news, and nobody waits for it.
+        let _turn = match ask.capacity {
+            Some(_) => None,
+            None => self.transport.service_turn().await,
+        };
         self.transport
             .call(request, &ask.action, ask.deadline, LONGEST_LIST)
             .await
@@ -220,7 +225,11 @@ impl Client {
     async fn connection(&self) -> Result<Arc<Connection>, Error> {
         let good = |expires: Timestamp| Timestamp::now() + MARGIN < expires;
         self.service
-            .get(|last| good(last.value.expires), |_| self.connect())
+            // It is much larger than what a listener needs while it polls.
+            .get(
+                |last| good(last.value.expires),
+                |_| Box::pin(self.connect()),
+            )
             .await
     }
 

@@ -17,7 +17,10 @@ use octocrab::{
     service::middleware::{base_uri::BaseUriLayer, extra_headers::ExtraHeadersLayer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{
@@ -38,6 +41,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// As much of a log as is read.
 const LONGEST_LOG: usize = 64 * 1024 * 1024;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Requests to the Actions service in flight, of all pools with one credential, beside their polls. Each has a connection
+/// of its own: an operator that finds a thousand scale sets at its start would open a thousand connections at once.
+pub(super) const SERVICE_AT_ONCE: usize = 32;
 /// A renamed repository redirects once.
 const REDIRECTS: usize = 3;
 
@@ -63,6 +69,7 @@ pub(super) struct Transport {
     origin: String,
     prefix: &'static str,
     budget: Budget,
+    service_turns: Semaphore,
     pub(super) room: Room,
     /// Tells budgets apart without a word of the credential.
     id: Fingerprint,
@@ -144,6 +151,7 @@ impl Transport {
             origin,
             prefix: url.api_prefix(),
             budget: Budget::default(),
+            service_turns: Semaphore::new(SERVICE_AT_ONCE),
             room: shared.room.clone(),
             id,
         })
@@ -328,6 +336,12 @@ impl Transport {
     /// Whether an address that the server gave has TLS, where the server itself has it.
     pub(super) fn is_as_secure(&self, address: &str) -> bool {
         !self.origin.starts_with("https:") || address.starts_with("https://")
+    }
+
+    /// The turn of a request to the Actions service that is answered at once.
+    pub(super) async fn service_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.service_turns.acquire().await.ok()
     }
 
     /// Sends a request that carries what it needs, to whichever server, beside the budget of the REST API.

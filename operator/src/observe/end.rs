@@ -80,7 +80,7 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
             "The pod ended before its containers did.".to_owned(),
         );
     };
-    let was_online = was_online(pod, agent);
+    let was_online = marks.online || was_online(pod, agent);
     if let Some(found) = not_started(agent).filter(|_| !was_online) {
         let class = class_of(agent.exit_code);
         return failed(reason_of(Some(&found), class, agent), class, told(&found));

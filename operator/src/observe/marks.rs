@@ -35,6 +35,8 @@ pub(super) struct Marks {
     pub(super) completed: Option<Job>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
+    /// The agent was online.
+    pub(super) online: bool,
     /// Another agent held the runner's session while this one came up.
     pub(super) conflict: bool,
 }
@@ -75,6 +77,7 @@ impl Marks {
                 mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);
                 }
+                mark::ONLINE => marks.online = true,
                 mark::SESSION_CONFLICT => marks.conflict = true,
                 _ => {}
             }

@@ -42,15 +42,24 @@ pub async fn observe(
     pool: &Pool,
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
-    let (mut runners, vanished) = runners::look(ctx, pool, now).await;
-    let client = github::look(ctx, pool, now).await;
+    // Each look has its memory while it runs: a thousand may wait for GitHub at a time.
+    let (mut runners, vanished) = Box::pin(runners::look(ctx, pool, now)).await;
+    let client = Box::pin(github::look(ctx, pool, now)).await;
     let asked = client.as_deref();
-    let left = left::look(ctx, pool, &runners, now).await;
-    let verification = verify::look(ctx, pool, asked, now).await;
-    let checks = checks::look(ctx, pool, asked, now).await;
+    let left = Box::pin(left::look(ctx, pool, &runners, now)).await;
+    let verification = Box::pin(verify::look(ctx, pool, asked, now)).await;
+    let checks = Box::pin(checks::look(ctx, pool, asked, now)).await;
     let all = runners.iter().chain(&vanished);
-    let jobs = jobs::look(ctx, pool, all.clone(), asked, &verification, now).await;
-    let scale_set = scale_set::look(ctx, pool, all, asked, now).await;
+    let jobs = Box::pin(jobs::look(
+        ctx,
+        pool,
+        all.clone(),
+        asked,
+        &verification,
+        now,
+    ))
+    .await;
+    let scale_set = Box::pin(scale_set::look(ctx, pool, all, asked, now)).await;
     let known = ctx.memory.with(pool, |memory| {
         runners::amend(memory, &mut runners, now);
         remembered(memory)
@@ -81,7 +90,7 @@ pub async fn observe(
     };
     let is_in_use = observed.access == Access::Granted && pool.deleting.is_none();
     if let Some(client) = client.as_deref().filter(|_| is_in_use) {
-        observed.lifecycles = versions::look(&observed, client).await;
+        observed.lifecycles = Box::pin(versions::look(&observed, client)).await;
     }
     (observed, client)
 }

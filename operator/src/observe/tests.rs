@@ -85,7 +85,8 @@ fn main(started: bool) -> Value {
 
 fn passed() -> Value {
     json!({"terminated": {
-        "exitCode": 0,
+        // The change of the image ended it.
+        "exitCode": 143,
         "finishedAt": "2026-01-01T00:00:05Z",
         "message": r#"{"schema":"cudarunner.dev/gate-report/v1","outcome":"passed","devices":[{"uuid":"GPU-1"}]}"#
     }})

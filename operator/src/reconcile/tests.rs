@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::client::Body;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use kube::runtime::controller::Action as Next;
 
 use super::{guarded, on_error};
 use crate::act::events::Events;
-use crate::context::{CREATIONS, Context};
+use crate::context::{CREATIONS, Context, STATUS_WRITES};
 use crate::error::ReconcileError;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
@@ -182,8 +182,9 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         memory: Memory::default(),
         listeners: Listeners::default(),
         status_writes: PerPool::default(),
+        status_turns: Arc::new(Semaphore::new(STATUS_WRITES)),
         metrics: Metrics::default(),
-        events: Events::start(Recorder::new(client.clone(), Reporter::from("test"))),
+        events: Events::start(client.clone(), Reporter::from("test")),
         creations: Semaphore::new(CREATIONS),
         ca,
         ledger: Arc::default(),

@@ -5,7 +5,7 @@
 //! - [`address`]: where pods reach it.
 //! - [`tls`]: the server's certificate, renewed while it runs.
 //! - [`door`]: how many connections there may be, and how many from one address.
-//! - [`identity`]: which pod is asking; `claims`: whether it is worth a question.
+//! - [`identity`]: which pod is asking; `claims`: whether it is worth a question; `keys`: whether the cluster signed it.
 //! - [`ticket`]: what a pod shows after that.
 //! - [`ledger`]: one registration for each pod, and so many requests for each pool.
 //! - [`admit`](mod@admit): whether its report is good enough.
@@ -22,6 +22,7 @@ mod desk;
 pub mod door;
 pub mod identity;
 mod job;
+mod keys;
 pub mod ledger;
 pub mod server;
 pub mod store;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{IdentityError, PodIdentity, claims};
 
-/// How long a ticket is good: for a gate, and for the pull of a large image after it.
-const LIFE: SignedDuration = SignedDuration::from_hours(1);
+/// How long a ticket is good: longer than a pod may take from its node to its agent, with the pulls of both images and the gate.
+const LIFE: SignedDuration = SignedDuration::from_hours(2);
 /// Bytes of a key.
 const KEY: usize = 32;
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_good_for_its_pod_for_an_hour_wherever_the_key_is() {
+    fn a_ticket_is_good_for_its_pod_for_two_hours_wherever_the_key_is() {
         // Given a ticket, and a replica that has read the key
         let key = TicketKey::make().unwrap();
         let ticket = key.issue(&pod(), Purpose::Runner, NOW);
@@ -170,8 +170,8 @@ mod tests {
         };
         // Then it tells the pod, and no longer than an hour
         assert_eq!(read(0), Ok(pod()));
-        assert_eq!(read(3599), Ok(pod()));
-        assert!(read(3600).unwrap_err().to_string().contains("expired"));
+        assert_eq!(read(7199), Ok(pod()));
+        assert!(read(7200).unwrap_err().to_string().contains("expired"));
         // And another key knows nothing of it
         let other = TicketKey::make().unwrap();
         let refused = other

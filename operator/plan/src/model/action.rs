@@ -131,7 +131,7 @@ pub struct Notice {
     /// A sentence.
     pub note: String,
     /// Whom it is about, beside the pool. Events of one reason are told apart by it: of others, only the first one's
-    /// sentence is kept for some minutes, with a count.
+    /// sentence is kept for some minutes, with a count, as long as not too many others come in between.
     pub about: Option<About>,
 }
 

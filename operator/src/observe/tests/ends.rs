@@ -368,6 +368,25 @@ fn a_pod_at_its_own_deadline_is_nobodys_fault() {
 }
 
 #[test]
+fn an_agent_that_ended_as_soon_as_it_was_online_has_a_mark_of_it() {
+    // Given an end that the kubelet shows without a sign of the moment before
+    for (code, words) in [
+        (0, "{\"mark\":\"online\"}"),
+        (1, "GitHub said no\n{\"mark\":\"online\"}"),
+    ] {
+        let agent = agent(&done(code, "Error", words));
+        let runner = read(
+            &spec(true),
+            &json!({"phase": "Running", "initContainerStatuses": [agent], "containerStatuses": super::main(false)}),
+        );
+        // Then it did not end at once
+        let failure = failure(&runner);
+        assert_ne!(failure.reason.word(), "AgentEndedAtOnce");
+        assert!(!failure.message.contains("mark"), "{}", failure.message);
+    }
+}
+
+#[test]
 fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
     let words = "cat: /run/cuda-runner/jitconfig: Permission denied";
     let agent = agent(&done(1, "Error", words));

@@ -204,7 +204,7 @@ fn a_runner_of_an_older_version_keeps_its_job_over_an_upgrade() {
     let read = |state: Value, ready: bool| {
         let status = json!({
             "phase": "Running", "conditions": [bound()],
-            "initContainerStatuses": [{"name": "gate", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": passed()}],
+            "initContainerStatuses": [{"name": "gate", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}],
             "containerStatuses": [{
                 "name": "runner", "image": "", "imageID": "", "ready": ready, "started": true, "restartCount": 0,
                 "state": state

@@ -4,5 +4,6 @@ mod admit;
 mod endpoint;
 mod hostile;
 mod job;
+mod keys;
 pub(in crate::registrar) mod kubernetes;
 mod stub;
