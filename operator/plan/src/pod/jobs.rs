@@ -116,7 +116,7 @@ fn prepare_for_jobs(main: &mut Container, place: Place) {
     ]);
     // What the kubelet shows as started here has been online, whatever became of the agent since.
     main.startup_probe = Some(Probe {
-        period_seconds: Some(1),
+        period_seconds: Some(5),
         failure_threshold: Some(i32::MAX),
         ..probe(place.has_been_online())
     });
