@@ -47,9 +47,10 @@ pub(super) fn main(spec: &Spec, settings: &PodSettings, user: Option<i64>) -> Co
     Container {
         name: MAIN.to_owned(),
         command: Some(init("main")),
-        // What the kubelet shows as started here has been online, whatever became of the agent since.
+        // What the kubelet shows as started here has been online, whatever became of the agent since. An agent that ends
+        // before this is asked says so itself.
         startup_probe: Some(Probe {
-            period_seconds: Some(1),
+            period_seconds: Some(5),
             // No time is too long: the operator has its own deadlines, and the end needs no probe.
             failure_threshold: Some(i32::MAX),
             ..probe(init("online"))
