@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
+use cudarunner_crds::JobContainers;
 use gate_report::Report;
 use github_simulator::{
-    control::{Client as GitHub, JobView, NewJob, NewRun},
+    control::{Client as GitHub, JobView, NewJob, NewRun, NewWorkflow, UpdateRepository},
     state::{Conclusion, StepTemplate},
 };
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -24,7 +25,8 @@ use crate::{
     cluster::{Cluster, Options, may_have_node},
     deploy,
     device_plugin::state::{self, Device},
-    example, gpu, node,
+    example, gpu,
+    node::{self, Machine},
     process::output,
     report::Story,
     simulator,
@@ -38,6 +40,21 @@ const POOL: &str = "tensor-wasm";
 const DEVICES: usize = 4;
 /// Jobs of the workflow.
 const JOBS: usize = 4;
+/// A workflow whose job brings its image, and the image of ours that stands for it.
+const CONTAINER_JOB: &str = r"
+name: CUDA image
+on: workflow_dispatch
+jobs:
+  cuda-image:
+    runs-on: [self-hosted, cuda]
+    container:
+      image: nvidia/cuda:12.4.1-devel-ubuntu22.04
+      options: --gpus all
+    steps:
+      - run: nvcc --version
+      - run: nvidia-smi -L
+";
+const CUDA_IMAGE: &str = "docker.io/nvidia/cuda:12.4.1-devel-ubuntu22.04";
 /// Longest wait for one thing.
 const SOON: Duration = Duration::from_mins(2);
 
@@ -81,7 +98,8 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
         stage.first_runner(&manifest).await?;
         stage.verification().await?;
         stage.required_checks().await?;
-        stage.deletion(&before).await
+        stage.deletion(&before).await?;
+        stage.container_job().await
     }
     .await;
     events.abort();
@@ -336,11 +354,65 @@ impl Stage<'_> {
     }
 }
 
+impl Stage<'_> {
+    /// A job in an image of its own, on the device that the gate has proven.
+    async fn container_job(&self) -> Result<()> {
+        Machine::first(&self.cluster.dir).tag(example::JOB_CUDA, CUDA_IMAGE)?;
+        let mut manifest = example::manifest(&self.cluster.github)?;
+        manifest.spec.verify = None;
+        manifest.spec.required_checks = None;
+        // The job's image has the toolkit; the runner's is looked at for the agent alone.
+        manifest.spec.preflight = None;
+        manifest.spec.job_containers = Some(JobContainers::default());
+        let path = self.cluster.dir.join("container-jobs.yaml");
+        std::fs::write(&path, serde_saphyr::to_string(&manifest)?)?;
+        self.kubectl(&["apply", "--filename", &path.to_string_lossy()])?;
+        self.story
+            .step("kubectl apply: the same pool with spec.jobContainers, for jobs that bring their images");
+        let idle = self.idle().await?;
+        let workflow = NewWorkflow {
+            file: "cuda-image.yml".to_owned(),
+            content: Some(CONTAINER_JOB.to_owned()),
+            ..NewWorkflow::default()
+        };
+        let update = UpdateRepository {
+            workflows: vec![workflow],
+            ..UpdateRepository::default()
+        };
+        let repository = simulator::REPOSITORY.to_owned();
+        self.github.update_repository(&repository, &update).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let proven = read(&pods.get(&idle).await?)?;
+        let proven = proven.devices.first().context("no device was proven")?;
+        let proven = proven.uuid.to_string();
+        let run = NewRun {
+            repository,
+            workflow: "cuda-image.yml".to_owned(),
+            event: "workflow_dispatch".to_owned(),
+            ..NewRun::default()
+        };
+        let run = self.github.start_run(&run).await?;
+        let done = wait_for("the job to end", SOON, async || {
+            let job = self.github.job(run.jobs[0]).await?;
+            Ok(job.conclusion.is_some().then_some(job))
+        })
+        .await?;
+        self.finished(&done).await?;
+        let log = self.github.job_log(done.id).await?;
+        let seen = log.lines().find_map(|line| line.split_once("UUID: "));
+        let (_, seen) = seen.context("the job saw no device")?;
+        let seen = seen.trim_end_matches(')');
+        self.story.step(&format!("  the gate has proven {proven}"));
+        self.story.step(&format!("  the job computes on {seen}"));
+        ensure!(seen == proven, "these are two devices");
+        self.kubectl(&["delete", "cudarunner", POOL, "--timeout=120s"])?;
+        Ok(())
+    }
+}
+
 /// The gate's verdict in a few lines, from the pod's termination message.
 fn report(pod: &Pod) -> Result<Vec<String>> {
-    let message = gpu::report(pod).context("the gate left no report in the pod")?;
-    let report: Report = serde_json::from_str(message)
-        .with_context(|| format!("the gate's report is no JSON: {message}"))?;
+    let report = read(pod)?;
     let driver = report.driver.unwrap_or_default();
     let unknown = || "unknown".to_owned();
     let mut lines = vec![format!(
@@ -368,6 +440,12 @@ fn report(pod: &Pod) -> Result<Vec<String>> {
         report.outcome, report.timings.total_ms
     ));
     Ok(lines)
+}
+
+fn read(pod: &Pod) -> Result<Report> {
+    let message = gpu::report(pod).context("the gate left no report in the pod")?;
+    serde_json::from_str(message)
+        .with_context(|| format!("the gate's report is no JSON: {message}"))
 }
 
 /// Tells the Events of the namespace as they come, until it is stopped.

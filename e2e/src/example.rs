@@ -24,6 +24,8 @@ pub const AGENT: &str = "localhost/simulated-agent:dev";
 pub const UID_1000_AGENT: &str = "localhost/simulated-agent-uid-1000:dev";
 /// The same on an image for CUDA projects: toolkit 12.4 and the example's Rust toolchain.
 pub const CUDA_AGENT: &str = "localhost/simulated-agent-cuda-12.4:dev";
+/// What a job for CUDA brings with it.
+pub const JOB_CUDA: &str = "localhost/job-cuda:dev";
 
 /// The example: from the documentation, with this cluster's GitHub, image and sizes.
 pub fn manifest(github: &str) -> Result<CudaRunner> {

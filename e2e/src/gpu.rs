@@ -3,6 +3,12 @@
 use gate_report::contract::{GPU, MAIN};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 
+/// With what it begins where jobs bring their containers.
+const JOB_COMMAND: &str = "job";
+/// What the operator notes on such a pod: when its gate has passed, and the short form of its report.
+const PASSED_ANNOTATION: &str = "cudarunner.dev/gate-passed";
+const REPORT_ANNOTATION: &str = "cudarunner.dev/gate-report";
+
 /// What the kubelet shows of it.
 pub fn status(pod: &Pod) -> Option<&ContainerStatus> {
     let all = pod.status.as_ref()?.init_container_statuses.as_ref()?;
@@ -15,8 +21,12 @@ pub fn container(pod: &Pod) -> Option<&Container> {
     all.iter().find(|container| container.name == GPU)
 }
 
-/// Whether its image is the runner's by now: the main container's is the gate's for ever.
+/// Whether its image is the runner's by now: the main container's is the gate's for ever. Where jobs bring their containers,
+/// the agent is in the main container, and the operator notes the pass.
 pub fn is_let_in(pod: &Pod) -> bool {
+    if is_for_containers(pod) {
+        return annotation(pod, PASSED_ANNOTATION).is_some();
+    }
     let main = pod.spec.iter().flat_map(|spec| &spec.containers);
     let main = main
         .filter(|container| container.name == MAIN)
@@ -37,8 +47,11 @@ pub fn restarts(pod: &Pod) -> i32 {
     all - i32::from(is_let_in(pod))
 }
 
-/// What the gate has left: it was ended by the change of the image, or by itself.
+/// What the gate has left: it was ended by the change of the image, or by itself. One that waits for a job has told it.
 pub fn report(pod: &Pod) -> Option<&str> {
+    if is_for_containers(pod) && is_let_in(pod) {
+        return annotation(pod, REPORT_ANNOTATION);
+    }
     let status = status(pod)?;
     let state = if is_let_in(pod) {
         status.last_state.as_ref()
@@ -46,4 +59,14 @@ pub fn report(pod: &Pod) -> Option<&str> {
         status.state.as_ref()
     };
     state?.terminated.as_ref()?.message.as_deref()
+}
+
+fn is_for_containers(pod: &Pod) -> bool {
+    let arguments = container(pod).and_then(|gpu| gpu.command.as_ref());
+    arguments.is_some_and(|command| command.iter().any(|word| word == JOB_COMMAND))
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let all = pod.metadata.annotations.as_ref()?;
+    all.get(name).map(String::as_str)
 }

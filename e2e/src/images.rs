@@ -112,10 +112,14 @@ const ARTIFACTS: [&str; 4] = [
     "simulated-driver",
 ];
 
+/// The tool that a driver brings.
+pub const SMI: &str = "nvidia-smi";
+
 /// The programs that run in foreign images, and so need nothing of them, with their packages.
-const STATIC: [(&str, &str); 2] = [
+const STATIC: [(&str, &str); 3] = [
     ("cuda-smoke", "runner-init"),
     ("simulated-agent", "simulated-node"),
+    ("simulated-driver", SMI),
 ];
 
 /// Builds the binaries and the driver with cargo.
@@ -181,9 +185,11 @@ pub fn artifact(profile: Profile, file: &str) -> PathBuf {
     target.join(profile.folder()).join(file)
 }
 
-/// Puts the simulated driver into a folder, under the name that the real one has: cargo cannot give it.
+/// Puts the simulated driver into a folder, under the name that the real one has: cargo cannot give it. The tool that comes
+/// with a driver is beside it.
 pub fn install_driver(profile: Profile, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
+    fs::copy(artifact(profile, SMI), folder.join(SMI)).context("cannot copy nvidia-smi")?;
     fs::copy(artifact(profile, "libcuda.so"), folder.join("libcuda.so.1"))
         .context("cannot copy the simulated driver")?;
     Ok(())

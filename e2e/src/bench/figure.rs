@@ -59,10 +59,15 @@ impl Figure {
         (floor.median > 0.0).then(|| ours.median / floor.median)
     }
 
+    /// `None` without a budget, and where the floor alone is over it: a machine that slow cannot show it.
     fn is_met(&self) -> Option<bool> {
         match self.budget? {
             Budget::TimesFloor(times) => Some(self.ratio()? <= times),
-            Budget::AtMost(most) => Some(Spread::of(&self.ours)?.median <= most),
+            Budget::AtMost(most) => {
+                let is_met = Spread::of(&self.ours)?.median <= most;
+                let can_be_met = Spread::of(&self.floor).is_none_or(|floor| floor.median <= most);
+                (is_met || can_be_met).then_some(is_met)
+            }
         }
     }
 
@@ -223,6 +228,7 @@ mod tests {
         let most = Some(Budget::AtMost(0.0));
         assert_eq!(figure(&[0.0], &[], most).is_met(), Some(true));
         assert_eq!(figure(&[1.0], &[0.0], most).is_met(), Some(false));
+        assert_eq!(figure(&[1.0], &[0.5], most).is_met(), None, "slow machine");
         assert_eq!(figure(&[1.0], &[], None).is_met(), None);
     }
 

@@ -4,6 +4,7 @@ mod bed;
 mod figure;
 mod fleet;
 mod hostile;
+mod node;
 pub(crate) mod player;
 mod pods;
 mod queue;
@@ -93,6 +94,10 @@ const ROWS: &[Row] = &[
         run => smoke::gate(run)),
     row!("size", "what the images add to their bases",
         run => std::future::ready(size::run(run))),
+    row!("first-runner", "`kubectl apply` of a plain pool to its idle runner, on a real node",
+        run => node::idle(run)),
+    row!("container-job", "a container job: from the agent's call of the hook to the first step, beside the pull",
+        run => node::container_job(run)),
     row!(long "steady", "500 runners, one job a second for five minutes: from its end to the next pod",
         run => steady::run(run, WIDE, Duration::from_mins(5))),
     row!(long "churn", "the same for an hour, with 50 runners: does memory grow?",

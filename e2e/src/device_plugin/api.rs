@@ -16,6 +16,7 @@ use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::state::{self, Device};
+use crate::images::SMI;
 
 /// What the plugin serves.
 #[derive(Clone, Debug)]
@@ -30,6 +31,9 @@ pub struct Config {
 
 /// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
 const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
+
+/// Where they find its tool.
+const SMI_PATH: &str = "/usr/bin/nvidia-smi";
 
 /// Where the simulated driver reads what to simulate. Not in the environment: the gate has a cleared one.
 const SETTINGS: &str = "/usr/local/nvidia/simcuda.json";
@@ -174,6 +178,7 @@ impl DevicePlugin {
         let settings = state::new_settings_file(folder, devices).map_err(failed)?;
         Ok(vec![
             driver,
+            mount(SMI_PATH, &self.config.driver.join(SMI)),
             mount(CONTROL, &control),
             mount(SETTINGS, &settings),
         ])

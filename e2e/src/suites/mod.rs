@@ -6,6 +6,8 @@ mod budgets;
 mod by_hand;
 mod charts;
 mod claims;
+mod container_faults;
+mod container_jobs;
 pub mod context;
 mod credentials;
 mod diagnosis;
@@ -208,6 +210,18 @@ pub const SUITES: &[Suite] = &[
         [],
         "GPUs by dynamic resource allocation: one claim for each runner, allocated, for gate and runner alike",
         claims::run
+    ),
+    suite!(
+        "container-jobs",
+        [],
+        "jobs with `container:` and `services:` run on the proven device, by workflow files as people have them; what cannot be is refused in a sentence",
+        container_jobs::run
+    ),
+    suite!(
+        "container-faults",
+        [],
+        "jobs with containers that meet trouble: a step that was cut off is never green, the log says why, the runner is replaced",
+        container_faults::run
     ),
     suite!(
         "second-node",

@@ -1,0 +1,200 @@
+//! What only a real node shows: how long until a runner is idle, and until a job's own container takes its steps.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use github_simulator::{
+    control::{NewRun, NewWorkflow},
+    state::Conclusion,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{
+    Run,
+    bed::PROFILE,
+    figure::{Budget, Figure},
+};
+use crate::{
+    cluster::{Cluster, Options},
+    deploy, example, gpu,
+    node::PAUSE,
+    report::Story,
+    suites::Ctx,
+    wait::wait_for,
+};
+
+/// Longest wait for one thing.
+const LIMIT: Duration = Duration::from_mins(1);
+/// What the way to the first step may take beside the pull, in seconds.
+const BUDGET: Budget = Budget::AtMost(2.0);
+/// Ends at the first signal, as ours does.
+const SLEEP: &str = "trap 'exit 143' TERM; sleep infinity & wait";
+/// The workflow, whose image is on the node.
+const WORKFLOW: &str = "
+on: workflow_dispatch
+jobs:
+  job:
+    runs-on: [self-hosted, cuda]
+    container:
+      image: localhost/job-cuda:dev
+      options: --gpus all
+    steps:
+      - run: echo \"first step\"
+";
+/// The hook's first line, and the step's.
+const MOMENTS: [&str; 2] = ["options: --gpus", "first step"];
+
+/// From `kubectl apply` of a plain pool to its idle runner. The floor is a pod of the same containers that nobody looks at:
+/// to the moment at which its second image runs.
+pub(super) async fn idle(run: &Run) -> Result<Vec<Figure>> {
+    let figure = on_a_node(async |ctx| {
+        let mut figure = figure("apply → idle runner", None);
+        for number in 0..run.runs {
+            let name = format!("pool-{number}");
+            let start = Instant::now();
+            ctx.apply(&ctx.pool(&name, json!({}))).await?;
+            ctx.idle(&name, 1).await?;
+            figure.ours.push(start.elapsed().as_secs_f64());
+            ctx.delete(&name).await?;
+            let start = Instant::now();
+            let (pod, _) = changed(ctx, example::AGENT).await?;
+            figure.floor.push(start.elapsed().as_secs_f64());
+            gone(ctx, &pod).await?;
+        }
+        Ok(figure)
+    })
+    .await?;
+    Ok(vec![figure])
+}
+
+/// From the first line of the agent's hook to that of the job's first step, with an image that is there: what a pull takes
+/// comes on top, and is the node's. The floor is the change of a bare container's image, to the moment at which it runs.
+pub(super) async fn container_job(run: &Run) -> Result<Vec<Figure>> {
+    let figure = on_a_node(async |ctx| {
+        let mut figure = figure("hook's call → first step of a container job", Some(BUDGET));
+        ctx.write_workflow(NewWorkflow {
+            file: "job.yml".to_owned(),
+            content: Some(WORKFLOW.to_owned()),
+            ..NewWorkflow::default()
+        })
+        .await?;
+        ctx.apply(&ctx.pool("pool", json!({"jobContainers": {}})))
+            .await?;
+        for _ in 0..run.runs {
+            ctx.idle("pool", 1).await?;
+            figure.ours.push(first_step(ctx).await?);
+            let (pod, took) = changed(ctx, example::JOB_CUDA).await?;
+            figure.floor.push(took.as_secs_f64());
+            gone(ctx, &pod).await?;
+        }
+        Ok(figure)
+    })
+    .await?;
+    Ok(vec![figure])
+}
+
+/// Works on a cluster with a real node and the operator.
+async fn on_a_node(work: impl AsyncFnOnce(&Ctx) -> Result<Figure>) -> Result<Figure> {
+    let options = Options {
+        profile: PROFILE,
+        ..Options::default()
+    };
+    let name = format!("bench-{}", std::process::id());
+    let cluster = Cluster::up(&name, options, &Story::silent()).await?;
+    let outcome = async {
+        deploy::install(&cluster, PROFILE).await?;
+        work(&Ctx::new(&cluster, "bench").await?).await
+    }
+    .await;
+    cluster.down()?;
+    outcome
+}
+
+fn figure(name: &str, budget: Option<Budget>) -> Figure {
+    Figure {
+        name: name.to_owned(),
+        unit: "s",
+        ours: vec![],
+        floor: vec![],
+        budget,
+    }
+}
+
+async fn first_step(ctx: &Ctx) -> Result<f64> {
+    let run = NewRun {
+        repository: ctx.repository.clone(),
+        workflow: "job.yml".to_owned(),
+        event: "workflow_dispatch".to_owned(),
+        ..NewRun::default()
+    };
+    let job = ctx.github.start_run(&run).await?.jobs[0];
+    let ended = wait_for("the job to end", LIMIT, async || {
+        Ok(ctx.github.job(job).await?.conclusion)
+    })
+    .await?;
+    let log = ctx.github.job_log(job).await?;
+    ensure!(ended == Conclusion::Success, "{log}");
+    let [called, ran] = MOMENTS.map(|words| at(&log, words));
+    Ok(ran?.duration_since(called?).as_secs_f64())
+}
+
+/// When a line of a log was written that has these words, and is no command line.
+fn at(log: &str, words: &str) -> Result<Timestamp> {
+    let line = log
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(_, text)| text.trim_start().starts_with(words));
+    let (time, _) = line.with_context(|| format!("the log does not say `{words}`: {log}"))?;
+    Ok(time.parse()?)
+}
+
+/// Makes a bare pod in the gate's image, and changes that; gives its name, and how long the change took.
+async fn changed(ctx: &Ctx, image: &str) -> Result<(String, Duration)> {
+    let pods: Api<Pod> = ctx.api();
+    let name = "bare".to_owned();
+    let container = |name: &str, image: &str| {
+        json!({"name": name, "image": image, "imagePullPolicy": "Never", "command": ["sh", "-c", SLEEP]})
+    };
+    let mut gpu = container("gpu", PAUSE);
+    gpu["restartPolicy"] = json!("Always");
+    let pod = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "initContainers": [gpu],
+            "containers": [container("main", PAUSE)],
+        },
+    }))?;
+    pods.create(&PostParams::default(), &pod).await?;
+    let runs = async |restarts: i32| {
+        wait_for("the bare pod's container to run", LIMIT, async || {
+            let pod = pods.get(&name).await?;
+            let status = gpu::status(&pod);
+            let runs = status.is_some_and(|status| {
+                let state = status.state.as_ref();
+                status.restart_count == restarts && state.is_some_and(|s| s.running.is_some())
+            });
+            Ok(runs.then_some(()))
+        })
+        .await
+    };
+    runs(0).await?;
+    let start = Instant::now();
+    let patch = json!({"spec": {"initContainers": [{"name": "gpu", "image": image}]}});
+    pods.patch(&name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
+    runs(1).await?;
+    Ok((name, start.elapsed()))
+}
+
+async fn gone(ctx: &Ctx, pod: &str) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    pods.delete(pod, &DeleteParams::default()).await?;
+    ctx.gone(pod).await
+}

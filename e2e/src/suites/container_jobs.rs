@@ -1,0 +1,216 @@
+//! Jobs that bring their containers, by workflow files as people have them: each would run on GitHub as it stands, with the
+//! same outcome. The node has images of the names in them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use github_simulator::{
+    control::{JobView, NewRun, NewWorkflow, StartedRun, UpdateRepository},
+    state::Conclusion::{self, Failure, Success},
+};
+use serde_json::{Value, json};
+
+use super::Ctx;
+use crate::node::Machine;
+
+/// Images of the workflows, and which of ours stands for each.
+const IMAGES: [(&str, &str); 9] = [
+    ("docker.io/nvidia/cuda:12.4.1-devel-ubuntu22.04", "job-cuda"),
+    (
+        "docker.io/nvidia/cuda:11.8.0-devel-ubuntu22.04",
+        "simulated-agent-cuda-11.8",
+    ),
+    (
+        "docker.io/pytorch/pytorch:2.4.1-cuda12.4-cudnn9-runtime",
+        "job-cuda",
+    ),
+    ("docker.io/rapidsai/ci-conda:latest", "job-cuda"),
+    ("docker.io/library/postgres:16", "service-db"),
+    ("docker.io/library/alpine:3.20", "job-alpine"),
+    ("docker.io/vllm/vllm-openai:v0.6.3", "job-entrypoint"),
+    ("gcr.io/distroless/static-debian12:latest", "job-static"),
+    (
+        "quay.io/jupyter/pytorch-notebook:cuda12-latest",
+        "job-user",
+    ),
+];
+/// Runners of the pool: the node's devices.
+const RUNNERS: usize = 4;
+/// How long all jobs of a workflow may take.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// A workflow file, and what becomes of each of its jobs: the words of its log, and words that are not in it.
+struct Case {
+    file: &'static str,
+    text: &'static str,
+    jobs: &'static [Job],
+}
+
+struct Job {
+    name: &'static str,
+    ends: Conclusion,
+    says: &'static [&'static str],
+}
+
+macro_rules! case {
+    ($file:literal, $($name:literal $ends:ident $says:expr),+) => {
+        Case {
+            file: $file,
+            text: include_str!(concat!("container_jobs/", $file)),
+            jobs: &[$(Job { name: $name, ends: $ends, says: &$says }),+],
+        }
+    };
+}
+
+/// What no log has: what is not to run, and what is not to be read.
+const NEVER: [&str; 3] = ["this must not run", "this is a hidden-word", PASSWORD];
+const PASSWORD: &str = "correct-horse-battery";
+
+const CASES: &[Case] = &[
+    case!("cuda-devel.yml", "build" Success
+        ["Syncing repository", "release 12.4", "UUID: ", "in /__w/", "options: --gpus"]),
+    case!("pytorch-shm.yml", "test" Success
+        ["options: --ipc", "options: --shm-size", "greeting=good day"]),
+    case!("rapids.yml", "conda-python-tests" Success
+        ["UUID: ", "build type pull-request"]),
+    case!("postgres.yml", "test" Success
+        ["the database takes connections", "and at localhost"]),
+    case!("alpine.yml", "lint" Success
+        ["Syncing repository", "3.20", "shell /bin/sh"]),
+    case!("matrix.yml",
+        "test (11.8.0)" Success ["release 11.8", "for CUDA 11.8.0"],
+        "test (12.4.1)" Success ["release 12.4", "for CUDA 12.4.1"]),
+    case!("user.yml",
+        "as-the-image-says" Success ["user 1234"],
+        "as-root" Success ["user 0, home /github/home"]),
+    case!("entrypoint.yml", "test" Success ["UUID: "]),
+    case!("commands.yml", "tell" Success
+        ["tool runs", "this is a ***", "level job in tools", "a warning of the compiler"]),
+    case!("fails.yml", "test" Failure
+        ["Process completed with exit code 7", "the report is written"]),
+    case!("static.yml", "scan" Success ["Syncing repository"]),
+    case!("refused.yml",
+        "privileged" Failure ["--privileged: ", "--cap-add: "],
+        "host-folder" Failure ["volumes: /var/run: "],
+        "same-port" Failure ["have the same port 6379"],
+        "no-container" Failure ["Jobs without a job container are forbidden"],
+        "docker-action" Failure ["Actions that bring their own container"]),
+];
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // Given a pool for jobs with containers, and a repository with the workflows
+    images(ctx)?;
+    let secrets = [("DATABASE_PASSWORD".to_owned(), PASSWORD.to_owned())];
+    let workflows = CASES.iter().map(|case| workflow(case.file, case.text));
+    let update = UpdateRepository {
+        workflows: workflows.collect(),
+        secrets: secrets.into(),
+        ..UpdateRepository::default()
+    };
+    ctx.github
+        .update_repository(&ctx.repository, &update)
+        .await?;
+    ctx.apply(&pool(ctx, "containers", RUNNERS)).await?;
+    the_proven_device_is_the_jobs(ctx).await?;
+
+    // When all are started
+    let mut started = vec![];
+    for case in CASES {
+        started.push((case, start(ctx, case.file).await?));
+    }
+
+    // Then each job ends as it should, and its log says what it should
+    for (case, run) in started {
+        for id in run.jobs {
+            let view = ended(ctx, id).await?;
+            as_expected(ctx, case, &view)
+                .await
+                .with_context(|| format!("{}, job {}", case.file, view.name))?;
+        }
+    }
+    // And nobody is blamed
+    let status = ctx.status("containers").await?;
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    ctx.delete("containers").await
+}
+
+/// The job sees the device that the gate has proven, and no other.
+async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
+    ctx.write_workflow(workflow(
+        "device.yml",
+        include_str!("container_jobs/device.yml"),
+    ))
+    .await?;
+    let job = start(ctx, "device.yml").await?.jobs[0];
+    let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
+    let report = ctx.report(&runner).await?;
+    let proven = report["devices"][0]["uuid"]
+        .as_str()
+        .context("the gate's report names no device")?;
+    ctx.github.release(job).await?;
+    let view = ended(ctx, job).await?;
+    let log = ctx.github.job_log(job).await?;
+    let seen = log.matches("UUID: ").count();
+    ensure!(
+        view.conclusion == Some(Success) && seen == 1 && log.contains(proven),
+        "the gate has proven {proven}, and the job says: {log}"
+    );
+    Ok(())
+}
+
+async fn as_expected(ctx: &Ctx, case: &Case, view: &JobView) -> Result<()> {
+    let log = ctx.github.job_log(view.id).await?;
+    let job = case.jobs.iter().find(|job| job.name == view.name);
+    let job = job.context("the suite does not know this job")?;
+    let missing = job.says.iter().filter(|words| !log.contains(**words));
+    let missing: Vec<_> = missing.collect();
+    let found: Vec<_> = NEVER.iter().filter(|words| log.contains(**words)).collect();
+    ensure!(
+        view.conclusion == Some(job.ends) && missing.is_empty() && found.is_empty(),
+        "it ended with {:?}; its log lacks {missing:?} and has {found:?}: {log}",
+        view.conclusion
+    );
+    Ok(())
+}
+
+/// A pool whose jobs bring their containers.
+pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
+    ctx.pool(name, json!({"replicas": replicas, "jobContainers": {}}))
+}
+
+/// A workflow of the suite's repository.
+pub(super) fn workflow(file: &str, text: &str) -> NewWorkflow {
+    NewWorkflow {
+        file: file.to_owned(),
+        content: Some(text.to_owned()),
+        ..NewWorkflow::default()
+    }
+}
+
+/// `gh workflow run`.
+pub(super) async fn start(ctx: &Ctx, file: &str) -> Result<StartedRun> {
+    let run = NewRun {
+        repository: ctx.repository.clone(),
+        workflow: file.to_owned(),
+        event: "workflow_dispatch".to_owned(),
+        ..NewRun::default()
+    };
+    Ok(ctx.github.start_run(&run).await?)
+}
+
+/// Waits until a job has ended, in whatever way.
+pub(super) async fn ended(ctx: &Ctx, job: u64) -> Result<JobView> {
+    ctx.wait_for(&format!("job {job} to end"), LIMIT, async || {
+        let view = ctx.github.job(job).await?;
+        Ok(view.conclusion.is_some().then_some(view))
+    })
+    .await
+}
+
+/// The node has the images of the workflows from now on.
+pub(super) fn images(ctx: &Ctx) -> Result<()> {
+    let node = Machine::first(&ctx.cluster.dir);
+    IMAGES
+        .iter()
+        .try_for_each(|(name, ours)| node.tag(&format!("localhost/{ours}:dev"), name))
+}
