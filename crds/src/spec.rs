@@ -284,13 +284,14 @@ pub struct Smoke {
     #[schemars(range(min = 1, max = 1440))]
     pub quarantine_minutes: i32,
 
-    /// What the gate may use, and the look at the runner's image before it: instead of the operator's own numbers, as a
-    /// whole. For namespaces whose quota or policy has its own idea.
+    /// What the containers `prepare` and `main` may use, instead of the operator's own numbers; `main`, which only waits,
+    /// takes the limits alone. For namespaces whose quota or policy has its own idea. The gate has what
+    /// `spec.template` gives the container `runner`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<GateResources>,
 }
 
-/// What the gate may use.
+/// What the operator's own containers may use.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct GateResources {
     /// What the scheduler sets aside.

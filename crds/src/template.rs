@@ -29,4 +29,4 @@ pub const OTHER_CONTAINER: &str = "the agent's container is named runner, and it
 pub const COMMAND: &str = "the operator starts the agent itself, with the registration that the gate has fetched: remove command and args; the image needs /home/runner/run.sh";
 
 /// Probes of the runner.
-pub const PROBE: &str = "by its own startup and readiness probes the operator sees whether a runner is online and idle, and policies that ask for probes are content with them: remove yours; livenessProbe is free";
+pub const PROBE: &str = "by its own readiness probe the operator sees whether a runner is idle, and a startup probe would keep Kubernetes from changing the gate's image for the runner's: remove yours; livenessProbe is free, as exec";

@@ -41,6 +41,16 @@ impl Request {
     pub fn is_review(&self) -> bool {
         self.resource == "tokenreviews"
     }
+
+    /// Whether it changes the image of a runner's container.
+    pub fn is_image_change(&self) -> bool {
+        self.verb == "patch" && self.resource == "pods"
+    }
+
+    /// Whether it reads the keys that tokens are signed with, or whose they are.
+    pub fn is_of_keys(&self) -> bool {
+        self.uri.starts_with("/openid/") || self.uri.starts_with("/.well-known/")
+    }
 }
 
 /// Reads the log from some moment on.

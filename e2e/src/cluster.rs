@@ -280,6 +280,34 @@ impl Cluster {
         .await
     }
 
+    /// Kills the kubelet of the first node and starts it anew, as an upgrade does; waits until the device plugin has found
+    /// it. Containers run on.
+    pub async fn restart_kubelet(&self) -> Result<()> {
+        let link = self.link.as_ref().context("there is no real node")?;
+        let machine = Machine::first(&self.dir);
+        let log = machine.supervisor.log("device-plugin");
+        // The kubelet empties the folder of plugins when it starts, and the plugin registers again.
+        let registered = || {
+            let said = fs::read_to_string(&log).context("the device plugin has no log")?;
+            anyhow::Ok(said.matches("registered ").count())
+        };
+        let before = registered()?;
+        machine.supervisor.signal("kubelet", Signal::KILL)?;
+        let limit = Duration::from_mins(1);
+        wait_for("the kubelet to end", limit, async || {
+            Ok(machine.supervisor.check("kubelet").is_err().then_some(()))
+        })
+        .await?;
+        machine.start(&self.tools, link.node)?;
+        wait_for("the device plugin to register again", limit, async || {
+            Ok((registered()? > before).then_some(()))
+        })
+        .await?;
+        let devices = state::read_all(&machine.devices())?.len();
+        let client = self.client().await?;
+        self.wait_for_node(&client, &machine, devices).await
+    }
+
     /// `kubectl cordon`, or `uncordon`.
     pub async fn cordon(client: &Client, name: &str, closed: bool) -> Result<()> {
         let nodes: Api<Node> = Api::all(client.clone());

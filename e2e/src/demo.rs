@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
-use gate_report::{Report, contract::GATE};
+use gate_report::Report;
 use github_simulator::{
     control::{Client as GitHub, JobView, NewJob, NewRun},
     state::{Conclusion, StepTemplate},
@@ -24,7 +24,7 @@ use crate::{
     cluster::{Cluster, Options, may_have_node},
     deploy,
     device_plugin::state::{self, Device},
-    example, node,
+    example, gpu, node,
     process::output,
     report::Story,
     simulator,
@@ -338,15 +338,8 @@ impl Stage<'_> {
 
 /// The gate's verdict in a few lines, from the pod's termination message.
 fn report(pod: &Pod) -> Result<Vec<String>> {
-    let gates = pod
-        .status
-        .iter()
-        .flat_map(|status| status.init_container_statuses.iter().flatten());
-    let message = gates
-        .filter(|status| status.name == GATE)
-        .find_map(|status| status.state.as_ref()?.terminated.as_ref()?.message.clone())
-        .context("the gate left no report in the pod")?;
-    let report: Report = serde_json::from_str(&message)
+    let message = gpu::report(pod).context("the gate left no report in the pod")?;
+    let report: Report = serde_json::from_str(message)
         .with_context(|| format!("the gate's report is no JSON: {message}"))?;
     let driver = report.driver.unwrap_or_default();
     let unknown = || "unknown".to_owned();

@@ -58,8 +58,8 @@ struct Image {
     name: &'static str,
     /// Its folder in the repository, with the Containerfile.
     folder: &'static str,
-    /// The binaries that go into it; the first is the build argument `BINARY`, all are in `bin/` of the context.
-    binaries: &'static [&'static str],
+    /// The binaries that go into it, in `bin/` of the context, each with the build argument that names it there.
+    binaries: &'static [(&'static str, Option<&'static str>)],
     /// Other files of the folder that it copies.
     files: &'static [&'static str],
 }
@@ -68,19 +68,22 @@ const IMAGES: [Image; 3] = [
     Image {
         name: "cuda-runner-operator",
         folder: "operator",
-        binaries: &["cuda-runner-operator"],
+        binaries: &[("cuda-runner-operator", Some("BINARY"))],
         files: &[],
     },
     Image {
         name: "cuda-smoke",
         folder: "kernels",
-        binaries: &["cuda-smoke"],
+        binaries: &[
+            ("cuda-smoke", Some("BINARY")),
+            (STATIC, Some("RUNNER_INIT")),
+        ],
         files: &[],
     },
     Image {
         name: "simulated-agent",
         folder: "e2e/agent",
-        binaries: &["simulated-agent", "cuda-smoke"],
+        binaries: &[("simulated-agent", None), ("cuda-smoke", None)],
         files: &["config.sh", "run.sh"],
     },
 ];
@@ -105,22 +108,52 @@ const ARTIFACTS: [&str; 4] = [
     "simulated-driver",
 ];
 
+/// The program that runs in foreign images, and so needs nothing of them.
+const STATIC: &str = "runner-init";
+
 /// Builds the binaries and the driver with cargo.
 pub fn build_binaries(profile: Profile) -> Result<()> {
-    build_packages(profile, &ARTIFACTS)
+    build_packages(profile, &ARTIFACTS)?;
+    build_static(profile)
 }
 
 /// Builds the binaries of some packages with cargo.
 pub fn build_packages(profile: Profile, packages: &[&str]) -> Result<()> {
-    let mut cargo = process::cargo(&["build", "--quiet"]);
+    let mut cargo = cargo("build", profile);
     for package in packages {
         cargo.args(["--package", package]);
     }
+    build(cargo)
+}
+
+/// Builds the one that is static: it alone is linked in another way, and what it is made of is compiled once.
+fn build_static(profile: Profile) -> Result<()> {
+    let mut cargo = cargo("rustc", profile);
+    cargo
+        .args(["--package", "cuda-smoke", "--bin", STATIC])
+        .args(["--", "-C", "target-feature=+crt-static"]);
+    build(cargo)?;
+    let headers = output(
+        Command::new("readelf")
+            .args(["--wide", "--program-headers"])
+            .arg(artifact(profile, STATIC)),
+    )?;
+    // Who has an interpreter wants the image's libraries.
+    anyhow::ensure!(!headers.contains("INTERP"), "{STATIC} is not static");
+    Ok(())
+}
+
+fn cargo(subcommand: &str, profile: Profile) -> Command {
+    let mut cargo = process::cargo(&[subcommand, "--quiet"]);
     match profile {
         Profile::Dev => {}
         Profile::Release => drop(cargo.arg("--release")),
         Profile::Measure => drop(cargo.arg("--profile=measure")),
     }
+    cargo
+}
+
+fn build(mut cargo: Command) -> Result<()> {
     // Compiler messages go to the terminal: they are for the person who runs this.
     let status = cargo.status().context("cannot start cargo")?;
     anyhow::ensure!(
@@ -177,7 +210,10 @@ impl Images {
         for image in &IMAGES {
             self.once(image.name, &base, story, |context| {
                 stage(image, profile, context)?;
-                Ok(vec![format!("BINARY=bin/{}", image.binaries[0])])
+                let named = |(binary, argument): &(&str, Option<&str>)| {
+                    argument.map(|argument| format!("{argument}=bin/{binary}"))
+                };
+                Ok(image.binaries.iter().filter_map(named).collect())
             })?;
         }
         let agent = (
@@ -370,7 +406,7 @@ fn stage(image: &Image, profile: Profile, context: &Path) -> Result<()> {
     }
     let binaries = context.join("bin");
     fs::create_dir_all(&binaries)?;
-    for binary in image.binaries {
+    for (binary, _) in image.binaries {
         output(
             Command::new("strip")
                 .arg("-o")

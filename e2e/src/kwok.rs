@@ -18,7 +18,7 @@ use crate::{
 
 /// The annotation by which KWOK knows its nodes.
 const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
-/// The annotation of pods whose gate is played by hand: their init containers run until somebody says otherwise.
+/// The annotation of pods whose gate is played by hand: it runs until somebody says otherwise.
 pub const GATE_BY_HAND: (&str, &str) = ("e2e.example.com/gate", "by-hand");
 /// What KWOK does with them. The weight puts it before the stage that makes every other pod ready at once.
 const GATED: &str = r#"
@@ -39,6 +39,12 @@ spec:
       {{ $now := Now }}
       conditions:
       - type: Initialized
+        status: "True"
+        lastTransitionTime: {{ $now | Quote }}
+      - type: Ready
+        status: "False"
+        lastTransitionTime: {{ $now | Quote }}
+      - type: ContainersReady
         status: "False"
         lastTransitionTime: {{ $now | Quote }}
       initContainerStatuses:
@@ -46,17 +52,116 @@ spec:
       - image: {{ .image | Quote }}
         imageID: ""
         name: {{ .name | Quote }}
+        restartCount: 0
+        {{ if eq .name "gpu" }}
+        ready: false
+        started: true
+        state:
+          running:
+            startedAt: {{ $now | Quote }}
+        {{ else }}
+        ready: true
+        started: false
+        state:
+          terminated:
+            exitCode: 0
+            finishedAt: {{ $now | Quote }}
+            reason: Completed
+            startedAt: {{ $now | Quote }}
+        {{ end }}
+      {{ end }}
+      containerStatuses:
+      {{ range .spec.containers }}
+      - image: {{ .image | Quote }}
+        imageID: ""
+        name: {{ .name | Quote }}
         ready: false
         restartCount: 0
-        started: true
+        started: false
         state:
           running:
             startedAt: {{ $now | Quote }}
       {{ end }}
       hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
       podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
-      phase: Pending
+      phase: Running
       startTime: {{ $now | Quote }}
+"#;
+/// What KWOK does with all other runners' pods: the gate has passed, the image is the runner's, and the agent is idle, at
+/// once. It plays the registrar, too, since nobody else would change the image: last, since a pod that has an address already is not
+/// looked at again in between.
+const LET_IN: &str = r#"
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata:
+  name: pod-let-in
+spec:
+  resourceRef: {apiGroup: v1, kind: Pod}
+  selector:
+    matchExpressions:
+    - {key: '.metadata.annotations["cudarunner.dev/runner-image"]', operator: Exists}
+    - {key: '.metadata.annotations["e2e.example.com/gate"]', operator: DoesNotExist}
+    - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
+    - {key: .status.podIP, operator: DoesNotExist}
+  weight: 1
+  next:
+    patches:
+    - subresource: status
+      root: status
+      type: strategic
+      template: |
+        {{ $now := Now }}
+        conditions:
+        {{ range $type := list "Initialized" "Ready" "ContainersReady" }}
+        - type: {{ $type | Quote }}
+          status: "True"
+          lastTransitionTime: {{ $now | Quote }}
+        {{ end }}
+        initContainerStatuses:
+        {{ range .spec.initContainers }}
+        - image: {{ .image | Quote }}
+          imageID: ""
+          name: {{ .name | Quote }}
+          ready: true
+          {{ if eq .name "gpu" }}
+          restartCount: 1
+          started: true
+          state:
+            running:
+              startedAt: {{ $now | Quote }}
+          {{ else }}
+          restartCount: 0
+          started: false
+          state:
+            terminated:
+              exitCode: 0
+              finishedAt: {{ $now | Quote }}
+              reason: Completed
+              startedAt: {{ $now | Quote }}
+          {{ end }}
+        {{ end }}
+        containerStatuses:
+        {{ range .spec.containers }}
+        - image: {{ .image | Quote }}
+          imageID: ""
+          name: {{ .name | Quote }}
+          ready: true
+          restartCount: 0
+          started: true
+          state:
+            running:
+              startedAt: {{ $now | Quote }}
+        {{ end }}
+        hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
+        podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
+        phase: Running
+        startTime: {{ $now | Quote }}
+    - root: spec
+      type: strategic
+      template: |
+        initContainers:
+        - name: gpu
+          image: {{ index .metadata.annotations "cudarunner.dev/runner-image" | Quote }}
 "#;
 /// GPUs of one simulated node.
 const GPUS: &str = "8";
@@ -85,9 +190,12 @@ pub fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
     ] {
         program = program.arg(format!("--config={}", tools.kwok_stage(stage).display()));
     }
-    let gated = dir.join("config/pod-gated.yaml");
-    fs::write(&gated, GATED)?;
-    supervisor.start(program.arg(format!("--config={}", gated.display())))
+    for (name, stage) in [("pod-gated", GATED), ("pod-let-in", LET_IN)] {
+        let file = dir.join(format!("config/{name}.yaml"));
+        fs::write(&file, stage)?;
+        program = program.arg(format!("--config={}", file.display()));
+    }
+    supervisor.start(program)
 }
 
 /// Adds simulated nodes and waits until they are ready.

@@ -16,6 +16,7 @@ pub mod deploy;
 pub mod device_plugin;
 pub mod example;
 pub mod faults;
+pub mod gpu;
 pub mod helm;
 mod ill_server;
 pub mod images;

@@ -31,7 +31,9 @@ struct Cli {
 pub(crate) enum Command {
     /// Test the GPUs of this host or container and print the report.
     Check(CheckArgs),
-    /// Test the GPUs of this pod and obtain the runner's registration: the entry of the init container.
+    /// Bring what the pod's other containers need, and exchange the pod's token for a ticket.
+    Prepare(PrepareArgs),
+    /// Test the GPUs of this pod, and report to the registrar until the image is changed.
     Gate(Box<GateArgs>),
     /// The test itself, in the supervisor's child process.
     #[command(hide = true)]
@@ -139,10 +141,10 @@ impl Limits {
 /// A cold device needs some seconds, and a node that has just started a driver many more.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// `gate`.
+/// Where the pod's files are, and whom it asks.
 #[derive(Debug, Args)]
-pub(crate) struct GateArgs {
-    /// Base URL of the registrar, https.
+pub(crate) struct PodArgs {
+    /// The registrar, https://ADDRESS:PORT.
     #[arg(long, env = gate::REGISTRAR_URL, value_name = "URL")]
     pub(crate) registrar_url: String,
     /// Certificates (PEM text, not a path) of the authorities that alone may vouch for the registrar.
@@ -153,15 +155,7 @@ pub(crate) struct GateArgs {
         value_name = "PEM"
     )]
     pub(crate) registrar_ca: String,
-    /// File with the service-account token; read anew for every request.
-    #[arg(
-        long,
-        env = gate::TOKEN_FILE,
-        default_value = contract::TOKEN_FILE,
-        value_name = "FILE"
-    )]
-    pub(crate) token_file: PathBuf,
-    /// Memory-backed folder for the registration and the hooks.
+    /// Memory-backed folder that the pod's containers share.
     #[arg(
         long,
         env = gate::REGISTRATION_DIR,
@@ -172,12 +166,9 @@ pub(crate) struct GateArgs {
     /// The container's termination message.
     #[arg(long, env = gate::TERMINATION_LOG, default_value = contract::TERMINATION_LOG, value_name = "FILE")]
     pub(crate) termination_log: PathBuf,
-    /// Longest time to wait for a registration, in seconds.
+    /// Longest time to wait for the registrar, in seconds.
     #[arg(long, env = gate::REGISTRATION_TIMEOUT_SECONDS, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) registration_timeout: Duration,
-    /// What the runner's image and network must offer, as JSON.
-    #[arg(long, env = gate::PREFLIGHT, value_name = "JSON", value_parser = wanted)]
-    pub(crate) preflight: Option<Wanted>,
     /// Node of this pod, for the report.
     #[arg(long, env = gate::NODE, hide = true)]
     pub(crate) node: Option<String>,
@@ -187,6 +178,34 @@ pub(crate) struct GateArgs {
     /// Namespace of this pod, for the report.
     #[arg(long, env = gate::NAMESPACE, hide = true)]
     pub(crate) namespace: Option<String>,
+}
+
+/// `prepare`.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    /// File with the service-account token; read anew for every request.
+    #[arg(
+        long,
+        env = gate::TOKEN_FILE,
+        default_value = contract::TOKEN_FILE,
+        value_name = "FILE"
+    )]
+    pub(crate) token_file: PathBuf,
+    /// The program that becomes the first process of the pod's other containers.
+    #[arg(long, env = gate::RUNNER_INIT, default_value = contract::RUNNER_INIT_PROGRAM, hide = true)]
+    pub(crate) runner_init: PathBuf,
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+}
+
+/// `gate`.
+#[derive(Debug, Args)]
+pub(crate) struct GateArgs {
+    /// What the runner's image and network must offer, as JSON.
+    #[arg(long, env = gate::PREFLIGHT, value_name = "JSON", value_parser = wanted)]
+    pub(crate) preflight: Option<Wanted>,
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }

@@ -1,108 +1,122 @@
-//! `gate`: the init container's entry. Test, report, registration.
+//! `gate`: the first life of the container that has the GPU. Test, report, and then the runner's image.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use gate_report::wire::Registration;
-use gate_report::{Class, Confidence, Failure, Outcome, Report, Step, contract, exit};
+use cuda_smoke::files::{self, READABLE};
+use cuda_smoke::registrar::{Error, Registrar, Verdict};
+use gate_report::contract::{self, file};
+use gate_report::{Class, Confidence, Failure, Outcome, Report, Step, exit};
 
-use crate::args::GateArgs;
-use crate::registrar::{Answer, Error, Registrar};
-use crate::{preflight, registration, supervisor};
+use crate::args::{GateArgs, PodArgs};
+use crate::{preflight, supervisor};
 
 /// How long a failing report is offered to the registrar. It is in the termination message anyway.
 const FAILING_REPORT: Duration = Duration::from_secs(10);
+/// How often a passing report is repeated until the image is changed: an operator that was restarted must hear it again.
+const REPEAT: Duration = Duration::from_secs(5);
+/// Longest ticket that is read.
+const LONGEST_TICKET: u64 = 128 * 1024;
 
-/// Tests, reports, stores the registration, and returns the exit code.
+/// Tests and reports. Returns the exit code of a gate that failed; one that passed waits for its end.
 pub(crate) fn run(args: &GateArgs) -> u8 {
     end_on_signal();
     let preflight = args.preflight.as_ref().map(preflight::start);
     let mut report = Report {
-        node: args.node.clone(),
-        namespace: args.namespace.clone(),
-        pod: args.pod.clone(),
+        node: args.pod.node.clone(),
+        namespace: args.pod.namespace.clone(),
+        pod: args.pod.pod.clone(),
         ..supervisor::test(&args.test)
     };
     if let Some(preflight) = preflight {
-        preflight.finish(&args.registration_dir, &mut report);
+        preflight.finish(&mut report);
     }
     // Written before the registrar is asked, in case we do not live to hear its answer.
-    write_summary(&args.termination_log, &report);
+    write_summary(&args.pod.termination_log, &report);
     print!("{}", report.text());
-    let code = if report.passed() {
-        register(args, &mut report)
-    } else {
-        hand_in(args, &report);
-        report.exit_code()
-    };
-    if code != exit::PASSED {
-        write_summary(&args.termination_log, &report);
+    if !report.passed() {
+        hand_in(&args.pod, &report);
+        return report.exit_code();
     }
-    code
+    let Err(error) = hold(&args.pod, &report);
+    eprintln!("No runner: {error}");
+    report.outcome = Outcome::Failed;
+    report.failure = Some(error.failure());
+    write_summary(&args.pod.termination_log, &report);
+    error.exit_code()
 }
 
 /// Reports the failure. Whatever comes back, the class of the failure stands.
-fn hand_in(args: &GateArgs, report: &Report) {
-    let deadline = Instant::now() + args.registration_timeout.min(FAILING_REPORT);
-    match Registrar::new(args).and_then(|registrar| registrar.submit(report, deadline)) {
-        Ok(Answer::Noted) => {}
-        Ok(Answer::Registered(_)) => {
-            eprintln!("The registrar gave a registration for a failing report; it is not used.");
+fn hand_in(args: &PodArgs, report: &Report) {
+    let limit = args.registration_timeout.min(FAILING_REPORT);
+    match submit(args, report, limit) {
+        Ok(Verdict::Noted) => {}
+        Ok(Verdict::Admitted) => {
+            eprintln!("The registrar took a failing report for one that passed.");
         }
-        Ok(Answer::Refused(refusal)) => eprintln!(
-            "The registrar answered: {}: {}",
-            refusal.reason, refusal.message
-        ),
         Err(error) => eprintln!("The registrar did not take the report: {error}"),
     }
 }
 
-/// Exchanges a passing report for a registration.
-fn register(args: &GateArgs, report: &mut Report) -> u8 {
-    let deadline = Instant::now() + args.registration_timeout;
-    let result = Registrar::new(args)
-        .and_then(|registrar| registrar.submit(report, deadline))
-        .and_then(|answer| match answer {
-            Answer::Registered(registration) => store(args, &registration),
-            Answer::Refused(refusal) => Err(Error::Refused {
-                reason: refusal.reason,
-                message: refusal.message,
-            }),
-            Answer::Noted => Err(Error::Internal(
-                "the registrar noted a passing report as failing".into(),
-            )),
-        });
-    match result {
-        Ok(()) => {
-            println!("registered");
-            exit::PASSED
+/// Reports that every device passed, again and again until the change of the image ends this process.
+fn hold(args: &PodArgs, report: &Report) -> Result<std::convert::Infallible, Error> {
+    let passed = args.registration_dir.join(file::PASSED);
+    // The image may be changed before the registrar's answer is here.
+    files::write(&passed, report.summary().as_bytes(), READABLE)
+        .map_err(|error| not_written(&passed, &error))?;
+    let mut admitted = false;
+    loop {
+        match submit(args, report, args.registration_timeout) {
+            Ok(Verdict::Admitted) if admitted => {}
+            Ok(Verdict::Admitted) => {
+                admitted = true;
+                println!("The registrar has taken the report; the runner's image follows.");
+            }
+            // It knows the report already, and is being restarted, say.
+            Err(Error::Unreachable(why)) if admitted => eprintln!("{why}"),
+            Ok(Verdict::Noted) => {
+                return Err(Error::Internal(
+                    "the registrar noted a passing report as failing".into(),
+                ));
+            }
+            Err(error) => return Err(error),
         }
-        Err(error) => {
-            eprintln!("No registration: {error}");
-            report.outcome = Outcome::Failed;
-            report.failure = Some(error.failure());
-            error.exit_code()
-        }
+        thread::sleep(REPEAT);
     }
 }
 
-fn store(args: &GateArgs, registration: &Registration) -> Result<(), Error> {
-    registration::store(&args.registration_dir, registration).map_err(|error| {
+fn submit(args: &PodArgs, report: &Report, limit: Duration) -> Result<Verdict, Error> {
+    let path = args.registration_dir.join(file::TICKET);
+    let ticket = files::read(&path, LONGEST_TICKET).map_err(|error| {
         Error::Internal(format!(
-            "the registration could not be written to {}: {error}",
-            args.registration_dir.display()
+            "the ticket {} could not be read: {error}",
+            path.display()
         ))
-    })
+    })?;
+    Registrar::new(&args.registrar_url, &args.registrar_ca)?.report(
+        &String::from_utf8_lossy(&ticket),
+        report,
+        Instant::now() + limit,
+    )
+}
+
+/// A file of the shared folder could not be written.
+pub(crate) fn not_written(path: &Path, error: &io::Error) -> Error {
+    Error::Internal(format!("{} could not be written: {error}", path.display()))
 }
 
 /// The command line was not understood: says so where the operator looks, too.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // Help and version come this way as well; a failure to print them has no one to be told to.
     let _ = error.print();
-    if error.use_stderr() && std::env::args().nth(1).as_deref() == Some("gate") {
+    if error.use_stderr()
+        && std::env::args()
+            .nth(1)
+            .is_some_and(|c| c == "gate" || c == "prepare")
+    {
         let report = Report {
             failure: Some(Failure {
                 class: Class::Internal,
@@ -129,15 +143,9 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     })
 }
 
-/// Replaces the termination message. In place: it is a mount and cannot be renamed over.
-fn write_summary(path: &Path, report: &Report) {
-    let result = OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .create(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(report.summary().as_bytes()));
-    if let Err(error) = result {
+/// Replaces the termination message.
+pub(crate) fn write_summary(path: &Path, report: &Report) {
+    if let Err(error) = files::replace(path, report.summary().as_bytes()) {
         eprintln!(
             "The termination message {} could not be written: {error}",
             path.display()
@@ -147,7 +155,7 @@ fn write_summary(path: &Path, report: &Report) {
 
 /// The first process of a container ignores SIGTERM unless it asks for it, and the pod would take its whole grace
 /// period to end.
-fn end_on_signal() {
+pub(crate) fn end_on_signal() {
     extern "C" fn end(signal: libc::c_int) {
         // SAFETY: allowed in a signal handler. The kernel ends the container's other processes with its first.
         unsafe { libc::_exit(128 + signal) }

@@ -1,9 +1,10 @@
 //! `cuda-smoke`: proves that the GPUs of this pod compute, before a job may have them.
 //!
 //! - `check`: by hand, on any host.
-//! - `gate`: the init container of a runner pod; obtains the runner's registration when every device passes.
+//! - `prepare`: the first init container of a runner pod; brings what the others need, and a ticket for the registrar.
+//! - `gate`: the first life of the container with the GPU; when every device passes, the runner's image is the second.
 //!
-//! Both run the test in a child process ([`child`]), because a broken driver may crash or hang whoever calls it;
+//! Check and gate run the test in a child process ([`child`]), because a broken driver may crash or hang whoever calls it;
 //! [`supervisor`] survives that and makes the report.
 
 mod args;
@@ -15,9 +16,8 @@ mod gate;
 mod host;
 mod manual;
 mod preflight;
+mod prepare;
 mod protocol;
-mod registrar;
-mod registration;
 mod supervisor;
 mod times;
 
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     };
     let code = match command {
         args::Command::Check(check) => check::run(&check),
+        args::Command::Prepare(prepare) => prepare::run(&prepare),
         args::Command::Gate(gate) => gate::run(&gate),
         args::Command::Child(test) => child::run(&test),
     };

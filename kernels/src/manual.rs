@@ -7,6 +7,7 @@ NAME
 
 SYNOPSIS
   cuda-smoke check [--json] [OPTIONS]
+  cuda-smoke prepare [OPTIONS]
   cuda-smoke gate [OPTIONS]
   cuda-smoke help [COMMAND]
 
@@ -27,21 +28,21 @@ DESCRIPTION
   The test runs in a child process under a deadline, so a driver that crashes or hangs is reported
   as well. It needs NVIDIA's driver, R525 or newer: no CUDA toolkit and no root. It changes nothing.
 
-  check is for people and scripts, on any host. gate is the init container of a runner's pod: it
-  runs the same test, brings the report to the operator, and leaves the registration that it gets
-  in return for the runner.";
+  check is for people and scripts, on any host. prepare and gate are for a runner's pod: prepare
+  exchanges the pod's token for a ticket, and gate runs the same test, brings the report to the
+  operator, and waits until the operator changes its container's image to the runner's.";
 
 /// Exit codes, the end of `-h`.
 pub(crate) const EXIT_CODES: &str = "\
 EXIT CODES
-   0               every device passed (gate: and the runner is registered)
+   0               every device passed (prepare: the ticket is there)
    2  internal     the command line was not understood
   10  config       the pod, image or cluster is set up so that this cannot work
   11  transient    it may work in a moment
   12  device       a device is broken
   13  node         the node's driver or service is broken
   14  unsupported  the device is healthy but cannot do what is asked
-  15  refused      the registrar gave no registration
+  15  refused      the registrar said no
   16  transient    the registrar did not answer in time
   70  internal     a fault of cuda-smoke itself";
 
@@ -52,7 +53,7 @@ pub(crate) fn end() -> String {
 
 const ENVIRONMENT: &str = "\
 ENVIRONMENT
-  Every option of check and gate but --json has a variable, CUDA_SMOKE_..., which the help of the
+  Every option but --json has a variable, CUDA_SMOKE_..., which the help of the
   command names. The command line wins.
 
   LD_LIBRARY_PATH            where the driver's library is looked for first
@@ -60,7 +61,7 @@ ENVIRONMENT
   HTTPS_PROXY, NO_PROXY      gate: for the addresses that a runner must be able to reach
   SSL_CERT_FILE              gate: further authorities for those addresses
   NODE_NAME, POD_NAMESPACE, POD_NAME
-                             gate: named in the report";
+                             named in the report";
 
 const FILES: &str = "\
 FILES
@@ -70,9 +71,9 @@ FILES
   /proc/driver/nvidia/version
                              the version of the kernel module, for the report
   /var/run/secrets/cudarunner.dev/token
-                             gate: the pod's token for the registrar
-  /run/cuda-runner           gate: where the runner finds its registration
-  /dev/termination-log       gate: the report in short, at most 4096 bytes";
+                             prepare: the pod's token for the registrar
+  /run/cuda-runner           prepare, gate: what the pod's containers share
+  /dev/termination-log       prepare, gate: the report in short, at most 4096 bytes";
 
 const EXAMPLES: &str = "\
 EXAMPLES

@@ -1,38 +1,25 @@
-//! The preflight's part of the report: what its container left in the volume, and what the network answers.
+//! The preflight's part of the gate's report: what the network answers. The image is looked at in the image.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-
-use gate_report::contract::file;
-use gate_report::preflight::{Facts, Preflight, Wanted};
+use gate_report::preflight::{Preflight, Wanted};
 use gate_report::{Outcome, Report};
 
 use crate::egress::{self, Trials};
 
-/// The longest that is read of it.
-const LIMIT: u64 = 64 * 1024;
-
 /// A preflight that is under way.
-pub(crate) struct UnderWay<'a> {
-    wanted: &'a Wanted,
-    trials: Trials,
-}
+pub(crate) struct UnderWay(Trials);
 
 /// Begins to try the network; the GPU test goes on meanwhile.
-pub(crate) fn start(wanted: &Wanted) -> UnderWay<'_> {
-    UnderWay {
-        wanted,
-        trials: egress::start(&wanted.egress),
-    }
+pub(crate) fn start(wanted: &Wanted) -> UnderWay {
+    UnderWay(egress::start(&wanted.egress))
 }
 
-impl UnderWay<'_> {
+impl UnderWay {
     /// Adds the findings to a report. The GPU's failure decides; the preflight's is reported with it.
-    pub(crate) fn finish(self, folder: &Path, report: &mut Report) {
-        let mut preflight = Preflight::of_image(self.wanted, &facts(&folder.join(file::PREFLIGHT)));
-        preflight.findings.extend(self.trials.findings());
+    pub(crate) fn finish(self, report: &mut Report) {
+        let Self(trials) = self;
+        let preflight = Preflight {
+            findings: trials.findings(),
+        };
         match (&mut report.failure, preflight.failure()) {
             (_, None) => {}
             (Some(failure), Some(also)) => {
@@ -46,23 +33,4 @@ impl UnderWay<'_> {
         }
         report.preflight = Some(preflight);
     }
-}
-
-/// What the container wrote. It ran in an image that is not ours: a file that is none is not waited for.
-fn facts(path: &Path) -> Facts {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path);
-    let mut text = vec![];
-    let whole = opened.and_then(|file| {
-        if file.metadata()?.is_file() {
-            file.take(LIMIT).read_to_end(&mut text)?;
-        }
-        Ok(())
-    });
-    if let Err(error) = whole {
-        eprintln!("{} could not be read: {error}", path.display());
-    }
-    Facts::read(&String::from_utf8_lossy(&text))
 }

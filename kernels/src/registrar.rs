@@ -1,19 +1,21 @@
-//! The registrar's client: hands the report in and asks for the registration.
+//! The registrar's client: asks for the ticket, hands the report in, asks for the registration.
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gate_report::wire::{MAX_BODY, PATH, Refusal, Registration};
+use gate_report::wire::{MAX_BODY, REGISTRATIONS, REPORTS, Refusal, Registration, TICKETS, Ticket};
 use gate_report::{Context, Failure, Finding, Report, Step, exit, finding};
-use ureq::http::{Response, StatusCode, header};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use ureq::config::Config;
+use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
-
-use crate::args::GateArgs;
 
 /// Longest time for one request, answer included: the registrar calls GitHub meanwhile.
 const REQUEST: Duration = Duration::from_secs(20);
@@ -23,27 +25,30 @@ const CONNECT: Duration = Duration::from_secs(5);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Longest answer that is read.
 const MAX_ANSWER: u64 = 256 * 1024;
-/// Longest registration: Linux takes no longer variable into an environment.
-const LONGEST_REGISTRATION: usize = 128 * 1024 - 64;
+/// Longest ticket or registration: Linux takes no longer variable into an environment.
+const LONGEST_WORD: usize = 128 * 1024 - 64;
 /// Longest message of the registrar's that is repeated, in characters.
 const LONGEST_MESSAGE: usize = 2500;
 
-/// What the registrar decided.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    /// Here is the registration.
-    Registered(Registration),
+/// What became of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passed: the runner's image follows.
+    Admitted,
     /// The failing report was noted.
     Noted,
-    /// No, and asking again will not help.
-    Refused(Refusal),
 }
 
-/// Why there is no registration.
+/// Why the registrar gives nothing.
 #[derive(Debug)]
-pub(crate) enum Error {
-    /// The registrar said no.
-    Refused { reason: String, message: String },
+pub enum Error {
+    /// The registrar said no, and asking again will not help.
+    Refused {
+        /// One word.
+        reason: String,
+        /// One sentence.
+        message: String,
+    },
     /// It did not say anything in time; with what was heard last.
     Unreachable(String),
     /// A fault of ours.
@@ -60,7 +65,9 @@ impl std::fmt::Display for Error {
 }
 
 impl Error {
-    pub(crate) fn exit_code(&self) -> u8 {
+    /// With which a container ends.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused { .. } => exit::REFUSED,
             Self::Unreachable(_) => exit::UNREACHABLE,
@@ -68,7 +75,9 @@ impl Error {
         }
     }
 
-    pub(crate) fn failure(&self) -> Failure {
+    /// As a report has it.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
         let context = Context::at(Step::Registration);
         let fault = match self {
             Self::Refused { .. } => finding(Finding::Refused, context),
@@ -96,38 +105,91 @@ impl Error {
     }
 }
 
-/// A registrar, and how to prove to it who we are.
-pub(crate) struct Registrar<'a> {
+/// A registrar.
+#[derive(Debug)]
+pub struct Registrar {
     agent: Agent,
     url: String,
-    args: &'a GateArgs,
 }
 
 /// What became of one request.
-enum Try {
-    Done(Answer),
+enum Try<T> {
+    /// `None` where it was noted and nothing is given.
+    Done(Option<T>),
     Failed(Error),
     /// Worth another, after a pause if the registrar named one.
     Again(String, Option<Duration>),
 }
 
-impl<'a> Registrar<'a> {
-    /// A client that trusts the given authorities and no others, speaks through no proxy and follows no redirect:
+/// What the registrar gives. The rest of the answer's text may hold a secret, so no error repeats it.
+trait Given: DeserializeOwned {
+    /// Whether who takes it can use it.
+    fn is_plain(&self) -> bool;
+}
+
+impl Given for IgnoredAny {
+    fn is_plain(&self) -> bool {
+        true
+    }
+}
+
+impl Given for Ticket {
+    fn is_plain(&self) -> bool {
+        is_word(&self.ticket)
+    }
+}
+
+impl Given for Registration {
+    /// The agent's start reads it as one word, and takes it into its environment.
+    fn is_plain(&self) -> bool {
+        let (Self::JitConfig {
+            encoded_jit_config: word,
+        }
+        | Self::RegistrationToken { token: word }) = self;
+        is_word(word)
+    }
+}
+
+/// The registrar has an address: no name is looked up, which a static program could not do with the image's own
+/// libraries.
+#[derive(Debug)]
+struct AddressOnly;
+
+impl Resolver for AddressOnly {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let address: IpAddr = host.parse().map_err(|_| ureq::Error::HostNotFound)?;
+        let mut addresses = self.empty();
+        addresses.push(SocketAddr::new(address, uri.port_u16().unwrap_or(443)));
+        Ok(addresses)
+    }
+}
+
+impl Registrar {
+    /// A client that trusts the given authorities (PEM) and no others, speaks through no proxy and follows no redirect:
     /// each would carry the token to someone else.
-    pub(crate) fn new(args: &'a GateArgs) -> Result<Self, Error> {
-        if !args.registrar_url.starts_with("https://") {
-            return Err(Error::Internal(format!(
-                "the registrar's URL {} is not https",
-                args.registrar_url
-            )));
+    pub fn new(url: &str, ca: &str) -> Result<Self, Error> {
+        let wrong = |what| Err(Error::Internal(format!("the registrar's URL {url} {what}")));
+        if !url.starts_with("https://") {
+            return wrong("is not https");
+        }
+        let uri = url.parse::<Uri>().ok();
+        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+        if host.trim_matches(['[', ']']).parse::<IpAddr>().is_err() {
+            return wrong("has a name where an IP address is needed");
         }
         let tls = TlsConfig::builder()
-            .root_certs(RootCerts::from(authorities(&args.registrar_ca)?))
+            .root_certs(RootCerts::from(authorities(ca)?))
             .unversioned_rustls_crypto_provider(Arc::new(
                 rustls::crypto::aws_lc_rs::default_provider(),
             ))
             .build();
-        let agent = Agent::config_builder()
+        let config = Agent::config_builder()
             .tls_config(tls)
             .https_only(true)
             .proxy(None)
@@ -135,22 +197,57 @@ impl<'a> Registrar<'a> {
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT))
             .user_agent(concat!("cuda-smoke/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
+            .build();
         Ok(Self {
-            agent,
-            url: format!("{}{PATH}", args.registrar_url.trim_end_matches('/')),
-            args,
+            agent: Agent::with_parts(config, DefaultConnector::new(), AddressOnly),
+            url: url.trim_end_matches('/').to_owned(),
         })
     }
 
-    /// Hands the report in, again and again until there is an answer or the deadline has passed.
-    pub(crate) fn submit(&self, report: &Report, deadline: Instant) -> Result<Answer, Error> {
+    /// A ticket for the pod's token. The token is read for each request: the kubelet renews it.
+    pub fn ticket(
+        &self,
+        token: impl Fn() -> Result<String, Error>,
+        deadline: Instant,
+    ) -> Result<Ticket, Error> {
+        self.ask(TICKETS, &token, b"", deadline).and_then(given)
+    }
+
+    /// Hands the report in.
+    pub fn report(
+        &self,
+        ticket: &str,
+        report: &Report,
+        deadline: Instant,
+    ) -> Result<Verdict, Error> {
         let body = body(report)?;
+        let answer: Option<IgnoredAny> =
+            self.ask(REPORTS, &|| Ok(ticket.to_owned()), &body, deadline)?;
+        Ok(match answer {
+            Some(_) => Verdict::Admitted,
+            None => Verdict::Noted,
+        })
+    }
+
+    /// The registration of the pod whose ticket this is.
+    pub fn registration(&self, ticket: &str, deadline: Instant) -> Result<Registration, Error> {
+        self.ask(REGISTRATIONS, &|| Ok(ticket.to_owned()), b"{}", deadline)
+            .and_then(given)
+    }
+
+    /// Asks again and again until there is an answer or the deadline has passed.
+    fn ask<T: Given>(
+        &self,
+        path: &str,
+        bearer: &dyn Fn() -> Result<String, Error>,
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Option<T>, Error> {
+        let url = format!("{}{path}", self.url);
         let mut pause = PAUSE.0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let (heard, wished) = match self.once(&body, left) {
+            let (heard, wished) = match self.once(&url, &bearer()?, body, left) {
                 Try::Done(answer) => return Ok(answer),
                 Try::Failed(error) => return Err(error),
                 Try::Again(heard, wished) => (heard, wished),
@@ -159,32 +256,21 @@ impl<'a> Registrar<'a> {
             pause = (pause * 2).min(PAUSE.1);
             if deadline.saturating_duration_since(Instant::now()) <= wait {
                 return Err(Error::Unreachable(format!(
-                    "No registration from {} in time: {heard}",
-                    self.url
+                    "No answer of use from {url} in time: {heard}"
                 )));
             }
             thread::sleep(wait);
         }
     }
 
-    fn once(&self, body: &[u8], left: Duration) -> Try {
-        // Read every time: the kubelet renews it.
-        let token = match fs::read_to_string(&self.args.token_file) {
-            Ok(token) => token,
-            Err(error) => {
-                return Try::Failed(Error::Internal(format!(
-                    "the service-account token {} could not be read: {error}",
-                    self.args.token_file.display()
-                )));
-            }
-        };
+    fn once<T: Given>(&self, url: &str, bearer: &str, body: &[u8], left: Duration) -> Try<T> {
         let answer = self
             .agent
-            .post(&self.url)
+            .post(url)
             .config()
             .timeout_global(Some(left.min(REQUEST)))
             .build()
-            .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
+            .header(header::AUTHORIZATION, format!("Bearer {}", bearer.trim()))
             .header(header::CONTENT_TYPE, "application/json")
             .send(body);
         match answer {
@@ -194,8 +280,12 @@ impl<'a> Registrar<'a> {
     }
 }
 
+fn given<T>(answer: Option<T>) -> Result<T, Error> {
+    answer.ok_or_else(|| Error::Internal("the registrar noted a request that is no report".into()))
+}
+
 /// What an answer means.
-fn understand(mut answer: Response<Body>) -> Try {
+fn understand<T: Given>(mut answer: Response<Body>) -> Try<T> {
     let status = answer.status();
     let wished = answer
         .headers()
@@ -214,26 +304,25 @@ fn understand(mut answer: Response<Body>) -> Try {
         }
     };
     match status {
-        StatusCode::OK => match serde_json::from_slice(&text) {
-            Ok(registration) if is_plain(&registration) => {
-                Try::Done(Answer::Registered(registration))
-            }
+        StatusCode::OK => match serde_json::from_slice::<T>(&text) {
+            Ok(given) if given.is_plain() => Try::Done(Some(given)),
             Ok(_) => Try::Failed(Error::Internal(
-                "the registrar's answer holds no registration that the agent could read".into(),
+                "the registrar's answer holds nothing that could be used".into(),
             )),
-            // The parser's words may quote the registration; where it stopped says enough.
+            // The parser's words may quote a secret; where it stopped says enough.
             Err(error) => Try::Failed(Error::Internal(format!(
                 "the registrar's answer was not understood at column {}; check that operator and gate have the same version",
                 error.column()
             ))),
         },
-        StatusCode::ACCEPTED => Try::Done(Answer::Noted),
+        StatusCode::ACCEPTED => Try::Done(None),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Try::Done(Answer::Refused(refusal(status, &text)))
+            let Refusal { reason, message } = refusal(status, &text);
+            Try::Failed(Error::Refused { reason, message })
         }
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
             Try::Failed(Error::Internal(format!(
-                "the registrar could not read the report: {}",
+                "the registrar could not read the request: {}",
                 refusal(status, &text).message
             )))
         }
@@ -266,13 +355,8 @@ fn refusal(status: StatusCode, text: &[u8]) -> Refusal {
     }
 }
 
-/// Whether it is one word, as both kinds are: the agent's start reads it as such, and takes it into its environment.
-fn is_plain(registration: &Registration) -> bool {
-    let (Registration::JitConfig {
-        encoded_jit_config: word,
-    }
-    | Registration::RegistrationToken { token: word }) = registration;
-    (1..=LONGEST_REGISTRATION).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_graphic())
+fn is_word(word: &str) -> bool {
+    (1..=LONGEST_WORD).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// The whole report, or its summary where the whole is longer than the registrar reads.
@@ -314,7 +398,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(status: u16, retry_after: &[u8], body: Vec<u8>) -> Try {
+    fn answer(status: u16, retry_after: &[u8], body: Vec<u8>) -> Try<Registration> {
         let mut answer = Response::builder().status(status);
         if let Ok(value) = header::HeaderValue::from_bytes(retry_after) {
             answer = answer.header(header::RETRY_AFTER, value);
@@ -328,10 +412,7 @@ mod tests {
             let body = serde_json::json!({"kind": "JitConfig", "encodedJitConfig": word});
             answer(200, b"", body.to_string().into_bytes())
         };
-        assert!(matches!(
-            given("c2VjcmV0"),
-            Try::Done(Answer::Registered(_))
-        ));
+        assert!(matches!(given("c2VjcmV0"), Try::Done(Some(_))));
         for word in ["", "two words", "a\nb", "\u{0}", &"x".repeat(140_000)] {
             assert!(
                 matches!(given(word), Try::Failed(_)),
@@ -353,7 +434,6 @@ mod tests {
             let refusal = serde_json::json!({"reason": text.repeat(times), "message": text.repeat(times)});
             for body in [bytes, refusal.to_string().into_bytes()] {
                 let said = match answer(status, &retry_after, body) {
-                    Try::Done(Answer::Refused(refusal)) => refusal.reason + &refusal.message,
                     Try::Done(_) => continue,
                     Try::Failed(error) => error.to_string(),
                     Try::Again(heard, _) => heard,
@@ -361,6 +441,22 @@ mod tests {
                 prop_assert!(said.chars().count() <= 3000);
                 prop_assert!(!said.contains(char::is_control), "{:?}", said);
             }
+        }
+    }
+
+    #[test]
+    fn a_registrar_has_an_address_and_no_name() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::default().self_signed(&key);
+        let ca = ca.unwrap().pem();
+        for (url, good) in [
+            ("https://10.0.0.1:8443", true),
+            ("https://[fd00::1]:8443/", true),
+            ("https://registrar.svc:8443", false),
+            ("http://10.0.0.1:8443", false),
+            ("https://", false),
+        ] {
+            assert_eq!(Registrar::new(url, &ca).is_ok(), good, "{url}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! `cuda-smoke gate` with a registrar that answers as it is told, over real TLS.
+//! `cuda-smoke prepare` and `cuda-smoke gate` with a registrar that answers as it is told.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,121 +10,22 @@
 mod common;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use common::{faulty, folder, report, smoke};
+use common::registrar::{Registrar, TICKET, admitted, answer, refusal, ticket};
+use common::{Running, faulty, folder, report, signal, smoke, until};
 use gate_report::Report;
-use gate_report::contract::gate;
+use gate_report::contract::{file, gate};
+use gate_report::wire::{REPORTS, TICKETS};
 use serde_json::{Value, json};
-use tokio_rustls::rustls::{ServerConnection, StreamOwned};
 
 const TOKEN: &str = "service-account-token-of-the-pod";
-const JIT: &str = "c2VjcmV0LWNvbmZpZw==";
 
-/// A registrar that gives these answers, one for each request, the last one again and again.
-struct Registrar {
-    address: SocketAddr,
-    ca: String,
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-impl Registrar {
-    fn start(answers: &[String]) -> Self {
-        let (config, ca) = common::own_authority();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (seen, answers) = (Arc::clone(&requests), answers.to_vec());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let number = seen.lock().unwrap().len();
-                let answer = answers
-                    .get(number)
-                    .or(answers.last())
-                    .cloned()
-                    .unwrap_or_default();
-                let mut tls =
-                    StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
-                let Some(request) = read(&mut tls) else {
-                    continue;
-                };
-                seen.lock().unwrap().push(request);
-                // A client that has gone away is the test's own matter.
-                let _ = tls.write_all(answer.as_bytes());
-                tls.conn.send_close_notify();
-                let _ = tls.flush();
-            }
-        });
-        Self {
-            address,
-            ca,
-            requests,
-        }
-    }
-
-    fn bodies(&self) -> Vec<Report> {
-        let requests = self.requests.lock().unwrap();
-        requests
-            .iter()
-            .map(|request| report(request.split_once("\r\n\r\n").unwrap().1))
-            .collect()
-    }
-}
-
-/// One request, head and body; `None` where the client did not get so far.
-fn read(stream: &mut impl std::io::Read) -> Option<String> {
-    let mut text = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let count = stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
-        text.extend_from_slice(&buffer[..count]);
-        let so_far = String::from_utf8_lossy(&text).into_owned();
-        let Some((head, body)) = so_far.split_once("\r\n\r\n") else {
-            continue;
-        };
-        let length = head.lines().find_map(|line| {
-            line.to_lowercase()
-                .strip_prefix("content-length: ")?
-                .parse()
-                .ok()
-        });
-        if body.len() >= length.unwrap_or(0_usize) {
-            return Some(so_far);
-        }
-    }
-}
-
-fn answer(status: u16, headers: &str, body: &Value) -> String {
-    let body = body.to_string();
-    format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n{body}",
-        body.len()
-    )
-}
-
-fn given() -> String {
-    answer(
-        200,
-        "",
-        &json!({"kind": "JitConfig", "encodedJitConfig": JIT}),
-    )
-}
-
-fn refusal(status: u16, headers: &str, reason: &str) -> String {
-    answer(
-        status,
-        headers,
-        &json!({"reason": reason, "message": format!("because of {reason}")}),
-    )
-}
-
-/// A pod's files, and the gate in it.
+/// A pod's files, and our programs in it.
 struct Pod {
     dir: PathBuf,
 }
@@ -134,48 +35,71 @@ impl Pod {
         let dir = folder("pod");
         fs::write(dir.join("token"), TOKEN).unwrap();
         fs::create_dir(dir.join("run")).unwrap();
+        fs::write(dir.join("init"), "a program").unwrap();
         Self { dir }
     }
 
-    fn gate(&self, simulated: &Value, registrar: &Registrar) -> Command {
-        let mut gate = smoke(simulated);
-        gate.arg("gate")
-            .env(
-                gate::REGISTRAR_URL,
-                format!("https://{}", registrar.address),
-            )
+    /// A pod with a ticket.
+    fn prepared() -> Self {
+        let pod = Self::new();
+        fs::write(pod.dir.join("run").join(file::TICKET), TICKET).unwrap();
+        pod
+    }
+
+    fn command(&self, command: &str, simulated: &Value, registrar: &Registrar) -> Command {
+        let mut smoke = smoke(simulated);
+        smoke
+            .arg(command)
+            .env(gate::REGISTRAR_URL, registrar.url())
             .env(gate::REGISTRAR_CA, &registrar.ca)
-            .env(gate::TOKEN_FILE, self.dir.join("token"))
             .env(gate::REGISTRATION_DIR, self.dir.join("run"))
             .env(gate::TERMINATION_LOG, self.dir.join("log"))
-            .env(gate::EXPECTED_DEVICES, "1")
             .env(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
             .env(gate::POD, "pool-abcde")
             .env(gate::NODE, "node-a")
             .env(gate::NAMESPACE, "ci");
+        smoke
+    }
+
+    fn gate(&self, simulated: &Value, registrar: &Registrar) -> Command {
+        let mut gate = self.command("gate", simulated, registrar);
+        gate.env(gate::EXPECTED_DEVICES, "1");
         gate
     }
 
-    fn run(&self, simulated: &Value, registrar: &Registrar) -> (i32, Report) {
-        let output = self.gate(simulated, registrar).output().unwrap();
+    fn prepare(&self, registrar: &Registrar) -> Command {
+        let mut prepare = self.command("prepare", &json!({}), registrar);
+        prepare
+            .env(gate::TOKEN_FILE, self.dir.join("token"))
+            .env(gate::RUNNER_INIT, self.dir.join("init"));
+        prepare
+    }
+
+    /// The exit code and the report of a program that ends.
+    fn ended(&self, command: &mut Command) -> (i32, Report) {
+        let output = command.output().unwrap();
         let log = fs::read_to_string(self.dir.join("log")).unwrap();
         no_secret_in(&output, &log);
         (output.status.code().unwrap(), report(&log))
     }
 
-    fn left(&self) -> Vec<String> {
-        let mut left: Vec<_> = fs::read_dir(self.dir.join("run"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        left
+    fn run(&self, simulated: &Value, registrar: &Registrar) -> (i32, Report) {
+        self.ended(&mut self.gate(simulated, registrar))
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join("run").join(name)).unwrap()
+    }
+
+    fn mode(&self, name: &str) -> u32 {
+        let metadata = fs::metadata(self.dir.join("run").join(name)).unwrap();
+        metadata.permissions().mode() & 0o777
     }
 }
 
 fn no_secret_in(output: &Output, log: &str) {
     let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    for secret in [TOKEN, JIT] {
+    for secret in [TOKEN, TICKET] {
         assert!(
             !printed.contains(secret) && !log.contains(secret),
             "{secret} was written: {printed}{log}"
@@ -183,104 +107,163 @@ fn no_secret_in(output: &Output, log: &str) {
     }
 }
 
-#[test]
-fn a_registration_token_is_left_in_a_file_of_its_own() {
-    let token = "AABBCCDDEEFF";
-    let given = answer(
-        200,
-        "",
-        &json!({"kind": "RegistrationToken", "token": token}),
-    );
-    let registrar = Registrar::start(&[given]);
-    let pod = Pod::new();
-    let (code, _) = pod.run(&json!({}), &registrar);
-    assert_eq!(code, 0);
-    assert_eq!(
-        pod.left(),
-        [
-            "gpu.sh",
-            "job-completed.sh",
-            "job-started.sh",
-            "team-hook.sh",
-            "token"
-        ]
-    );
-    let file = pod.dir.join("run/token");
-    assert_eq!(fs::read_to_string(&file).unwrap(), token);
-    assert_eq!(
-        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o666,
-        "an image may have any user"
-    );
+/// A registrar at whose address nobody is.
+fn nobody() -> Registrar {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    Registrar {
+        address: free.local_addr().unwrap(),
+        ..Registrar::start(&[])
+    }
+}
+
+/// One that has another's authority.
+fn impostor(answer: String) -> Registrar {
+    Registrar {
+        ca: Registrar::start(&[]).ca,
+        ..Registrar::start(&[answer])
+    }
 }
 
 #[test]
-fn who_passes_gets_a_registration_and_the_hooks() {
-    let registrar = Registrar::start(&[given()]);
+fn prepare_brings_the_programs_the_settings_and_the_ticket() {
+    // Given a pod whose other variables are no business of the gate's
+    let registrar = Registrar::with_paths(vec![(TICKETS, vec![ticket()])]);
     let pod = Pod::new();
-    let (code, report) = pod.run(&json!({}), &registrar);
-    assert_eq!((code, report.passed()), (0, true));
-    assert_eq!(
-        pod.left(),
-        [
-            "gpu.sh",
-            "jitconfig",
-            "job-completed.sh",
-            "job-started.sh",
-            "team-hook.sh"
-        ]
-    );
-    let file = pod.dir.join("run/jitconfig");
-    assert_eq!(fs::read_to_string(&file).unwrap(), JIT);
-    assert_eq!(
-        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o666,
-        "an image may have any user"
-    );
-    let request = registrar.requests.lock().unwrap()[0].clone();
-    assert!(
-        request.starts_with("POST /v1/registrations HTTP/1.1"),
-        "{request}"
-    );
-    assert!(
-        request
-            .to_lowercase()
-            .contains(&format!("authorization: bearer {TOKEN}")),
-        "{request}"
-    );
-    let sent = &registrar.bodies()[0];
-    assert_eq!(
+    let mut prepare = pod.prepare(&registrar);
+    prepare
+        .env("LD_PRELOAD", "")
+        .env("https_proxy", "http://proxy:3128")
+        .env(gate::MIN_CUDA_VERSION, "12.4");
+    // When
+    let output = prepare.output().unwrap();
+    // Then
+    no_secret_in(&output, "");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(pod.text(file::RUNNER_INIT), "a program");
+    let hooks = [
+        file::GPU,
+        file::TEAM_HOOK,
+        file::JOB_STARTED,
+        file::JOB_COMPLETED,
+    ];
+    for program in hooks.into_iter().chain([file::RUNNER_INIT]) {
+        assert_eq!(pod.mode(program), 0o755, "{program}");
+    }
+    assert_eq!(pod.text(file::TICKET), TICKET);
+    assert_eq!(pod.mode(file::TICKET), 0o666, "an image may have any user");
+    let settings: serde_json::Map<String, Value> =
+        serde_json::from_str(&pod.text(file::SETTINGS)).unwrap();
+    let expected = [
+        (gate::REGISTRAR_URL, registrar.url()),
+        (gate::MIN_CUDA_VERSION, "12.4".to_owned()),
+        (gate::NODE, "node-a".to_owned()),
+        ("https_proxy", "http://proxy:3128".to_owned()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(settings.get(name), Some(&json!(value)), "{name}");
+    }
+    for name in ["PATH", "HOME", "LD_PRELOAD", "SIMCUDA"] {
+        assert!(!settings.contains_key(name), "{name}");
+    }
+    let asked = registrar.asked(TICKETS);
+    let [(head, body)] = &asked[..] else {
+        panic!("{asked:?}")
+    };
+    assert!(head.contains(&format!("authorization: bearer {TOKEN}")));
+    assert_eq!(body, "");
+}
+
+#[test]
+fn without_a_ticket_the_pod_ends_and_says_why() {
+    for (registrar, code, words) in [
         (
-            sent.pod.as_deref(),
-            sent.node.as_deref(),
-            sent.devices.len()
+            Registrar::start(&[refusal(403, "", "NoRunner")]),
+            15,
+            "because of NoRunner",
         ),
-        (Some("pool-abcde"), Some("node-a"), 1)
-    );
+        (
+            Registrar::start(&[refusal(503, "", "NotYetKnown")]),
+            16,
+            "because of NotYetKnown",
+        ),
+        (nobody(), 16, "refused"),
+        (impostor(ticket()), 16, "certificate"),
+        (
+            Registrar::start(&[answer(200, "", &json!({"ticket": "two words"}))]),
+            70,
+            "used",
+        ),
+    ] {
+        let pod = Pod::new();
+        let (ended, report) = pod.ended(&mut pod.prepare(&registrar));
+        let message = report.failure.unwrap().message;
+        assert_eq!(ended, code, "{message}");
+        assert!(
+            message.to_lowercase().contains(&words.to_lowercase()),
+            "{message}"
+        );
+        assert!(!pod.dir.join("run").join(file::TICKET).exists());
+    }
 }
 
 #[test]
-fn who_fails_reports_and_gets_nothing() {
+fn who_passes_reports_and_waits_for_its_end() {
+    // Given a registrar that is restarted after its first answer
+    let answers = vec![admitted(), refusal(503, "", "NotYetKnown"), admitted()];
+    let registrar = Registrar::with_paths(vec![(REPORTS, answers)]);
+    let pod = Pod::prepared();
+    // When
+    let mut gate = pod.gate(&json!({}), &registrar);
+    let mut gate = Running(
+        gate.stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    // Then the report comes again
+    until("asked three times", || registrar.asked(REPORTS).len() >= 3);
+    assert!(gate.0.try_wait().unwrap().is_none());
+    for (head, body) in registrar.asked(REPORTS) {
+        assert!(
+            head.contains(&format!("authorization: bearer {TICKET}")),
+            "{head}"
+        );
+        let sent = report(&body);
+        assert_eq!(
+            (
+                sent.pod.as_deref(),
+                sent.node.as_deref(),
+                sent.devices.len()
+            ),
+            (Some("pool-abcde"), Some("node-a"), 1)
+        );
+    }
+    assert!(report(&pod.text(file::PASSED)).passed());
+    assert!(report(&fs::read_to_string(pod.dir.join("log")).unwrap()).passed());
+    // And when the image is changed, it goes
+    signal(gate.0.id(), "TERM");
+    assert_eq!(gate.code(), 143);
+}
+
+#[test]
+fn who_fails_reports_and_ends() {
     let registrar = Registrar::start(&[answer(202, "", &json!(null))]);
-    let pod = Pod::new();
-    let (code, report) = pod.run(
+    let pod = Pod::prepared();
+    let (code, ended) = pod.run(
         &faulty(json!({"call": "cuMemcpyDtoH_v2", "code": 214})),
         &registrar,
     );
-    assert_eq!((code, report.failure.unwrap().code), (12, Some(214)));
-    assert!(pod.left().is_empty());
-    assert_eq!(
-        registrar.bodies()[0].failure.as_ref().unwrap().code,
-        Some(214)
-    );
+    assert_eq!((code, ended.failure.unwrap().code), (12, Some(214)));
+    assert!(!pod.dir.join("run").join(file::PASSED).exists());
+    let (_, body) = &registrar.asked(REPORTS)[0];
+    assert_eq!(report(body).failure.unwrap().code, Some(214));
 }
 
 #[test]
 fn a_refusal_is_final_and_its_words_are_kept() {
     for status in [401, 403] {
         let registrar = Registrar::start(&[refusal(status, "", "OtherNode")]);
-        let pod = Pod::new();
-        let (code, report) = pod.run(&json!({}), &registrar);
+        let (code, report) = Pod::prepared().run(&json!({}), &registrar);
         let failure = report.failure.unwrap();
         assert_eq!((code, failure.code_name.as_str()), (15, "OtherNode"));
         assert!(
@@ -288,73 +271,45 @@ fn a_refusal_is_final_and_its_words_are_kept() {
             "{}",
             failure.message
         );
-        assert_eq!(
-            registrar.requests.lock().unwrap().len(),
-            1,
-            "a refusal was asked for twice"
-        );
-        assert!(pod.left().is_empty());
+        let asked = registrar.asked(REPORTS).len();
+        assert_eq!(asked, 1, "a refusal was asked for twice");
     }
 }
 
 #[test]
 fn a_busy_registrar_is_asked_again() {
     let later = refusal(429, "Retry-After: 1\r\n", "TooManyRequests");
-    let registrar = Registrar::start(&[refusal(503, "", "NotYetKnown"), later, given()]);
-    let pod = Pod::new();
+    let no = refusal(403, "", "OtherNode");
+    let registrar = Registrar::start(&[refusal(503, "", "NotYetKnown"), later, no]);
+    let pod = Pod::prepared();
     let mut gate = pod.gate(&json!({}), &registrar);
-    let status = gate
-        .env(gate::REGISTRATION_TIMEOUT_SECONDS, "30")
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    assert_eq!(status.code(), Some(0));
-    assert_eq!(registrar.requests.lock().unwrap().len(), 3);
+    let (code, _) = pod.ended(gate.env(gate::REGISTRATION_TIMEOUT_SECONDS, "30"));
+    assert_eq!(code, 15);
+    assert_eq!(registrar.asked(REPORTS).len(), 3);
 }
 
 #[test]
 fn one_who_does_not_answer_well_in_time_is_unreachable() {
-    let nobody = {
-        let registrar = Registrar::start(&[]);
-        let free = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        Registrar {
-            address: free,
-            ..registrar
-        }
-    };
     let busy = Registrar::start(&[refusal(503, "", "NotYetKnown")]);
-    let impostor = Registrar {
-        ca: Registrar::start(&[]).ca,
-        ..Registrar::start(&[given()])
-    };
     for (registrar, words) in [
-        (nobody, "refused"),
+        (nobody(), "refused"),
         (busy, "because of NotYetKnown"),
-        (impostor, "certificate"),
+        (impostor(admitted()), "certificate"),
     ] {
-        let pod = Pod::new();
-        let (code, report) = pod.run(&json!({}), &registrar);
-        let failure = report.failure.unwrap();
-        assert_eq!(code, 16, "{}", failure.message);
+        let (code, report) = Pod::prepared().run(&json!({}), &registrar);
+        let message = report.failure.unwrap().message.to_lowercase();
+        assert_eq!(code, 16, "{message}");
         assert!(
-            failure
-                .message
-                .to_lowercase()
-                .contains(&words.to_lowercase()),
-            "{words}: {}",
-            failure.message
+            message.contains(&words.to_lowercase()),
+            "{words}: {message}"
         );
-        assert!(pod.left().is_empty());
     }
 }
 
 #[test]
 fn a_signal_ends_the_gate_at_once() {
-    let registrar = Registrar::start(&[given()]);
-    let pod = Pod::new();
+    let registrar = Registrar::start(&[admitted()]);
+    let pod = Pod::prepared();
     let hang = faulty(json!({"call": "cuInit", "hang": true}));
     let mut gate = pod
         .gate(&hang, &registrar)
@@ -363,22 +318,11 @@ fn a_signal_ends_the_gate_at_once() {
         .unwrap();
     // The child has begun when the parent has one.
     let children = format!("/proc/{0}/task/{0}/children", gate.id());
-    let start = Instant::now();
-    while fs::read_to_string(&children).unwrap_or_default().is_empty() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "the test process was not started"
-        );
-        std::thread::yield_now();
-    }
+    until("started", || {
+        !fs::read_to_string(&children).unwrap_or_default().is_empty()
+    });
     let child = fs::read_to_string(&children).unwrap();
-    assert!(
-        Command::new("kill")
-            .arg(gate.id().to_string())
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal(gate.id(), "TERM");
     let status = gate.wait().unwrap();
     assert_eq!(status.code(), Some(143));
     // In a container the kernel ends it with the first process; here that is ours to do.

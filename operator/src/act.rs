@@ -1,6 +1,7 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
 pub mod events;
+pub mod image;
 pub mod nodes;
 mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
@@ -319,6 +320,8 @@ impl Executor<'_> {
         }
         let place = self.place_of(target.url.as_deref()).await?;
         let Some(entry) = place.find_entry(&target.name).await? else {
+            let memory = &self.ctx.memory;
+            memory.with(self.pool, |memory| memory.not_listed(Timestamp::now()));
             return Ok(Deletion::Gone);
         };
         if entry.busy {

@@ -77,6 +77,8 @@ impl Expectation {
 
 /// A request that got no answer does not arrive later than this after it was sent: proxies and kernels have given up.
 const ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+/// GitHub's lists show what was made a moment ago within this time.
+const LISTED_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// What is remembered of all pools.
 pub type Memory = PerPool<PoolMemory>;
@@ -101,6 +103,8 @@ pub struct PoolMemory {
     pub refresh: bool,
     /// When something that GitHub's list would show was last made or removed.
     pub last_change: Option<Timestamp>,
+    /// Until when GitHub's list may not show an entry that was looked for in vain.
+    pub unlisted: Option<Timestamp>,
     /// Registrations without an answer, which may yet arrive at GitHub: when each began, and the pod's uid.
     pub in_flight: BTreeSet<(Timestamp, String)>,
     /// The way to GitHub.
@@ -206,7 +210,12 @@ impl PoolMemory {
     pub fn settled_at(&self) -> Option<Timestamp> {
         let latest = self.in_flight.last();
         let arrived = latest.map(|(begun, _)| begun.after(ARRIVES_WITHIN));
-        arrived.max(self.last_change)
+        arrived.max(self.last_change).max(self.unlisted)
+    }
+
+    /// An entry was not found of a runner that may have been registered a moment ago: GitHub's lists are behind.
+    pub fn not_listed(&mut self, now: Timestamp) {
+        self.unlisted = Some(now.after(LISTED_WITHIN));
     }
 
     /// The pods that the API server is to be asked for, because the watch shows nothing of them.
@@ -297,6 +306,17 @@ mod tests {
     use cuda_runner_plan::model::runner::Waiting;
     use cuda_runner_plan::{Entry, fixture, health};
     use cudarunner_crds::RunnerPhase;
+
+    #[test]
+    fn who_was_looked_for_in_vain_may_be_in_a_list_soon() {
+        // Given a runner that is removed, and that GitHub's list does not show
+        let now = fixture::NOW;
+        let mut memory = PoolMemory::default();
+        memory.not_listed(now);
+        memory.last_change = Some(now);
+        // Then no list of before some seconds later proves that it has no entry
+        assert_eq!(memory.settled_at(), Some(now.after(LISTED_WITHIN)));
+    }
 
     #[test]
     fn a_container_is_waited_for_from_when_its_trouble_was_first_seen() {

@@ -7,10 +7,11 @@ use cudarunner_crds::ManagedMemory;
 use gate_report::{Report, Version};
 use jiff::Timestamp;
 
+use crate::act::image;
 use crate::context::Context;
 use crate::github::{Client, Error, JitConfig, JitRequest};
 use crate::observe::github::{client_of, refused, scale_set_of};
-use crate::registrar::admit::cut;
+use crate::registrar::admit::{cut, sentence};
 use crate::registrar::{
     Backend, Decision, KnownRunner, PodIdentity, Policy, PoolKey, RegisterError, Registration,
     RunnerLookup,
@@ -23,6 +24,8 @@ use cuda_runner_plan::model::scale_set::Known;
 const AGAIN: Duration = Duration::from_secs(3);
 /// A limit that ends later is not for a gate to wait out, which holds its devices meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The API server's words that are more than a moment's: the pod is gone, or may not be changed so.
+const FINAL: [u16; 4] = [403, 404, 409, 422];
 /// So many devices of a report are named in the log.
 const LONGEST_LIST: usize = 16;
 
@@ -30,13 +33,14 @@ const LONGEST_LIST: usize = 16;
 pub struct OperatorBackend {
     ctx: Arc<Context>,
     waker: Arc<Waker>,
+    client: kube::Client,
 }
 
 impl OperatorBackend {
-    /// one on these stores.
+    /// One on these stores. The client changes images, whether this replica leads or not.
     #[must_use]
-    pub fn new(ctx: Arc<Context>, waker: Arc<Waker>) -> Self {
-        Self { ctx, waker }
+    pub fn new(ctx: Arc<Context>, waker: Arc<Waker>, client: kube::Client) -> Self {
+        Self { ctx, waker, client }
     }
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
@@ -60,7 +64,7 @@ impl Backend for OperatorBackend {
             return RunnerLookup::Closing;
         }
         // The books are empty after a restart: this is what the cluster still shows of them.
-        if runner.gate_passed {
+        if runner.is_online() {
             return RunnerLookup::Served;
         }
         let leaving = self
@@ -73,10 +77,39 @@ impl Backend for OperatorBackend {
                 RunnerLookup::Known(KnownRunner {
                     pool: key,
                     policy: policy(spec, pod, runner.node),
+                    let_in: runner.gate_passed,
+                    image: runner.image,
                 })
             }
             _ => RunnerLookup::Closing,
         }
+    }
+
+    async fn let_in(&self, pod: &PodIdentity, runner: &KnownRunner) -> Result<(), RegisterError> {
+        if runner.let_in {
+            return Ok(());
+        }
+        let Some(agents) = &runner.image else {
+            return Err(refusal(
+                "NoImage",
+                "the pod does not name its runner's image: somebody has removed its annotation",
+            ));
+        };
+        let changed = image::change(self.client.clone(), pod, agents).await;
+        let Err(error) = changed else {
+            tracing::info!(pool = %runner.pool, runner = %pod.name, "the gate passed: the runner's image is on");
+            return Ok(());
+        };
+        tracing::warn!(pool = %runner.pool, runner = %pod.name, %error, "the runner's image could not be put on");
+        let message = sentence(&format!(
+            "the pod's image could not be changed to the runner's: {error}"
+        ));
+        Err(match &error {
+            kube::Error::Api(said) if FINAL.contains(&said.code) => {
+                refusal("ImageNotChanged", &message)
+            }
+            _ => retry("ImageNotChanged", &message),
+        })
     }
 
     async fn register(
@@ -153,9 +186,10 @@ impl Backend for OperatorBackend {
             let memory = &self.ctx.memory;
             memory.with(&pool, |memory| memory.is_first_report(&pod.uid, &there))
         });
-        if is_first {
-            self.ctx.metrics.gate(&runner.pool, report, decision);
+        if !is_first {
+            return;
         }
+        self.ctx.metrics.gate(&runner.pool, report, decision);
         let devices: Vec<String> = report
             .devices
             .iter()
@@ -274,89 +308,4 @@ fn refusal(reason: &str, message: &str) -> RegisterError {
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::SignedDuration;
-    use serde_json::json;
-
-    use super::*;
-    use crate::reconcile::tests::{Cluster, context};
-    use cuda_runner_plan::{Access, fixture};
-
-    #[tokio::test]
-    async fn a_restart_gives_no_pod_a_second_registration() {
-        // Given an operator that has just started: its books are empty, and its stores show the cluster
-        let ctx = context(&Cluster::default()).await;
-        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
-        let pod = PodIdentity {
-            namespace: "ci".to_owned(),
-            name: "pool-aaaaa".to_owned(),
-            uid: "u".to_owned(),
-            node: None,
-        };
-        let gates = [
-            (json!({"running": {}}), "Known"),
-            (json!({"waiting": {"reason": "PodInitializing"}}), "Known"),
-            (json!({"terminated": {"exitCode": 0}}), "Served"),
-        ];
-        for (gate, wanted) in gates {
-            // When the pod shows how far its gate has come
-            let shown = json!({
-                "metadata": {
-                    "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
-                    "labels": {"cudarunner.dev/pool": "pool"},
-                    "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "p"}],
-                },
-                "status": {"phase": "Pending", "initContainerStatuses": [
-                    {"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": gate},
-                ]},
-            });
-            ctx.pods.apply(&serde_json::from_value(shown).unwrap());
-            // Then it is served for as long as the gate has not ended well
-            let found = format!("{:?}", backend.runner(&pod).await);
-            assert!(found.starts_with(wanted), "{gate}: {found}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
-        let ctx = context(&Cluster::default()).await;
-        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
-        let pool = Pool::read(&fixture::resource(), false);
-        let access = || {
-            ctx.memory
-                .with(&pool, |memory| memory.github.access.clone())
-        };
-        let limit = |seconds| Error::RateLimited {
-            until: Timestamp::now() + SignedDuration::from_secs(seconds),
-            reason: "the credentials' 5000 requests an hour are used up".to_owned(),
-        };
-
-        // Given a limit that a gate waits out, then the pool goes on as it was
-        let reported = backend.failed(&pool, &limit(20));
-        assert!(
-            matches!(reported, RegisterError::Retry { .. }),
-            "{reported:?}"
-        );
-        assert_eq!(access(), Access::Unchecked);
-
-        // Given one that lasts, then no further pod is made for it
-        let reported = backend.failed(&pool, &limit(1800));
-        assert!(
-            matches!(reported, RegisterError::Retry { .. }),
-            "{reported:?}"
-        );
-        let Access::Refused {
-            reason,
-            message,
-            transient: true,
-        } = access()
-        else {
-            panic!("{:?}", access())
-        };
-        assert_eq!(reason, "RateLimited");
-        assert!(
-            message.contains("requests an hour are used up"),
-            "{message}"
-        );
-    }
-}
+mod tests;

@@ -31,7 +31,7 @@ use crate::watch::Waker;
 use crate::watch::objects::{Breadth, Objects};
 use crate::watch::stores::Stores;
 
-/// Bounds of the registrar: what a thousand runners that start at once need, and not much more.
+/// Bounds of the registrar: what a thousand runners that start at once need, with three requests each, and not much more.
 const LIMITS: Limits = Limits {
     // An address may be a whole cluster's, where the operator is outside of it.
     door: Bounds {
@@ -39,8 +39,8 @@ const LIMITS: Limits = Limits {
         per_address: 128,
         handshakes_per_address: 32,
         arrivals: Rate {
-            burst: 256,
-            per_minute: 3000,
+            burst: 768,
+            per_minute: 9000,
         },
         refusals: Rate {
             burst: 16,
@@ -49,8 +49,8 @@ const LIMITS: Limits = Limits {
     },
     reviews: 64,
     pool: Rate {
-        burst: 1000,
-        per_minute: 1200,
+        burst: 3000,
+        per_minute: 3600,
     },
     request_timeout: Duration::from_secs(30),
 };
@@ -117,8 +117,9 @@ async fn operate(
         endpoint,
         ca.server_config(),
         Parts {
-            reviewer: Reviewer::new(client),
-            backend: Arc::new(OperatorBackend::new(Arc::clone(&ctx), waker)),
+            reviewer: Reviewer::new(client.clone()),
+            ca: Arc::clone(&ca),
+            backend: Arc::new(OperatorBackend::new(Arc::clone(&ctx), waker, client)),
             ledger: Arc::clone(&ctx.ledger),
             limits: LIMITS,
         },

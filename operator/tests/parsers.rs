@@ -8,7 +8,7 @@
 use cuda_runner_operator::github::{GitHubUrl, Proxy, Repository};
 use cuda_runner_operator::observe::pod::read;
 use cuda_runner_plan::model::pool::Pool;
-use cuda_runner_plan::model::runner::{End, GATE, RUNNER};
+use cuda_runner_plan::model::runner::{End, GPU, MAIN};
 use cudarunner_crds::CudaRunner;
 use gate_report::{Report, is_hidden};
 use proptest::prelude::*;
@@ -51,17 +51,26 @@ fn report() -> impl Strategy<Value = String> {
 }
 
 fn pod(gate: &str, runner: &str, annotation: &str, code: i32) -> k8s_openapi::api::core::v1::Pod {
-    let ended = |name: &str, message: &str, code: i32| json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": code, "message": message}}});
+    // Of a pod that was let in, and of one that was not
+    let let_in = code % 2 == 0;
+    let ended = |message: &str| json!({"terminated": {"exitCode": code, "message": message}});
+    let gpu = json!({
+        "name": GPU, "image": "", "imageID": "", "ready": false, "restartCount": i32::from(let_in),
+        "state": ended(if let_in { runner } else { gate }), "lastState": ended(gate),
+    });
     let annotations: serde_json::Map<_, _> = ["avoids", "template", "devices", "lifetime"]
         .iter()
         .map(|name| (format!("cudarunner.dev/{name}"), json!(annotation)))
         .collect();
     serde_json::from_value(json!({
         "metadata": {"name": "pool-aaaaa", "namespace": "ci", "annotations": annotations},
+        "spec": {
+            "initContainers": [{"name": GPU, "image": if let_in { "runner:1" } else { "gate:1" }}],
+            "containers": [{"name": MAIN, "image": "gate:1"}],
+        },
         "status": {
             "phase": "Failed",
-            "initContainerStatuses": [ended(GATE, gate, code)],
-            "containerStatuses": [ended(RUNNER, runner, code)],
+            "initContainerStatuses": [gpu],
         },
     }))
     .unwrap()

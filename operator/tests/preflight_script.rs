@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gate_report::contract::script;
 use gate_report::preflight::Facts;
-
-const SCRIPT: &str = include_str!("../plan/src/preflight.sh");
+use gate_report::preflight::SCRIPT;
 
 /// Shells of images: Debian's, Alpine's and others. The first is on every machine, the others are tried where they are.
 const SHELLS: [&[&str]; 3] = [&["sh"], &["busybox", "sh"], &["bash", "--posix"]];

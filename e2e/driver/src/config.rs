@@ -1,4 +1,4 @@
-//! What to simulate: `SIMCUDA`, read and made whole.
+//! What to simulate: `SIMCUDA` or its file, read and made whole.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,6 +12,9 @@ use crate::profiles::{PROFILES, Profile};
 /// What is simulated.
 pub(crate) static CONFIG: LazyLock<Config> =
     LazyLock::new(|| Config::from_environment().unwrap_or_else(|error| misunderstood(&error)));
+
+/// What to simulate in a container: a program may have a cleared environment, as the gate has.
+const FILE: &str = "/usr/local/nvidia/simcuda.json";
 
 /// Ends the process: a test that is misunderstood must not pass.
 pub(crate) fn misunderstood(error: &str) -> ! {
@@ -122,19 +125,18 @@ impl Config {
         wanted.find(|call| !calls.contains(call))
     }
 
-    /// From the environment.
+    /// From the environment, else from the container's file.
     fn from_environment() -> Result<Self, String> {
-        match std::env::var("SIMCUDA") {
-            Err(_) => Self::parse("{}"),
+        let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+        let text = match std::env::var("SIMCUDA") {
             Ok(text) => match text.strip_prefix('@') {
-                None => Self::parse(&text),
-                Some(path) => {
-                    let text =
-                        fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
-                    Self::parse(&text)
-                }
+                None => text,
+                Some(path) => read(path)?,
             },
-        }
+            Err(_) if fs::exists(FILE).unwrap_or_default() => read(FILE)?,
+            Err(_) => "{}".to_owned(),
+        };
+        Self::parse(&text)
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -8,7 +8,9 @@
 //! # `SIMCUDA`
 //!
 //! The environment variable `SIMCUDA` says what to simulate: JSON, or `@` and the path of a file with JSON, which
-//! every process reads when it starts. Unset, there is one healthy A100. What is not understood aborts the process.
+//! every process reads when it starts. Unset, it is the content of `/usr/local/nvidia/simcuda.json`, which the device
+//! plugin puts beside the driver's folder: a container's first program may clear the environment of others. Without that
+//! file, there is one healthy A100. What is not understood aborts the process.
 //!
 //! ```json
 //! {

@@ -89,7 +89,7 @@ const ROWS: &[Row] = &[
         run => hostile::run(run)),
     row!("smoke", "`cuda-smoke check` without the driver's own time",
         run => smoke::run(run)),
-    row!("gate", "a whole `cuda-smoke gate`, registration included, without the driver's own time",
+    row!("gate", "a whole `cuda-smoke gate`, its preparation included, without the driver's own time",
         run => smoke::gate(run)),
     row!("size", "what the images add to their bases",
         run => std::future::ready(size::run(run))),

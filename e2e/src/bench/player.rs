@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gate_report::{
     Device, Driver, Outcome, Report,
-    contract::{GATE, RUNNER, gate, mark},
-    wire::{AUDIENCE, PATH, Registration},
+    contract::{GPU, MAIN, gate, mark},
+    wire::{AUDIENCE, REGISTRATIONS, REPORTS, Registration, TICKETS, Ticket},
 };
 use github_simulator::control::Client as Http;
 use http::{Method, StatusCode, header};
@@ -23,9 +23,10 @@ use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::suites::Ctx;
+use crate::{gpu, suites::Ctx};
 
 /// Long enough for what a pod does by itself.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -40,8 +41,8 @@ pub(crate) struct Runner {
 /// The namespace in which it plays.
 pub(crate) struct Player<'a> {
     ctx: &'a Ctx,
-    /// Its address and its authority are in the pods.
-    registrar: Option<Http>,
+    /// It is the same for all pods.
+    registrar: Option<Registrar>,
 }
 
 impl<'a> Player<'a> {
@@ -60,7 +61,7 @@ impl<'a> Player<'a> {
         ctx.wait_for(&what, LIMIT, async || {
             for pod in ctx.pods().await? {
                 let is_known = known.iter().chain(&new).any(|r| r.pod.uid() == pod.uid());
-                if !is_known && gate_runs(&pod) {
+                if !is_known && gpu::gate_runs(&pod) {
                     new.push(self.pass(pod).await?);
                 }
             }
@@ -74,9 +75,17 @@ impl<'a> Player<'a> {
     async fn pass(&mut self, pod: Pod) -> Result<Runner> {
         let report = report(&pod);
         let token = self.token(&pod).await?;
-        let answer = self.register(&pod, &token, &report).await?;
+        let registrar = match &mut self.registrar {
+            Some(known) => known,
+            none => none.insert(Registrar::of(&pod)?),
+        };
+        let Ticket { ticket } = registrar.asked(TICKETS, &token, None).await?;
+        let body = serde_json::to_value(&report)?;
+        let _: Value = registrar.asked(REPORTS, &ticket, Some(&body)).await?;
+        let nothing = json!({});
+        let answer = registrar.asked(REGISTRATIONS, &ticket, Some(&nothing));
         let runner = Runner {
-            entry: entry(&answer)?,
+            entry: entry(&answer.await?)?,
             pod,
         };
         self.patch(&runner, idle(&report.summary())).await?;
@@ -108,30 +117,6 @@ impl<'a> Player<'a> {
             .context("the API server gave no token")
     }
 
-    /// The gate's request.
-    async fn register(&mut self, pod: &Pod, token: &str, report: &Report) -> Result<Registration> {
-        let registrar = match &mut self.registrar {
-            Some(known) => known,
-            none => none.insert(Http::new(
-                variable(pod, gate::REGISTRAR_URL)?,
-                variable(pod, gate::REGISTRAR_CA)?,
-            )?),
-        };
-        let bearer = format!("Bearer {token}");
-        let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
-        let body = serde_json::to_value(report)?;
-        let (status, _, answer) = registrar
-            .send(Method::POST, PATH, &headers, Some(&body))
-            .await?;
-        // A gate would ask again; here that would be counted as the product's.
-        ensure!(
-            status == StatusCode::OK,
-            "the registrar answered {status}: {}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(serde_json::from_slice(&answer)?)
-    }
-
     /// The runner's job ends, and the runner with it: first for GitHub, then for the kubelet.
     pub(crate) async fn finish(&self, runner: &Runner) -> Result<()> {
         self.ctx.github.delete_runner(runner.entry).await?;
@@ -147,15 +132,50 @@ impl<'a> Player<'a> {
     }
 }
 
-pub(crate) fn gate_runs(pod: &Pod) -> bool {
-    let status = pod.status.as_ref();
-    let gate = status.and_then(|s| s.init_container_statuses.as_ref()?.first());
-    gate.and_then(|gate| gate.state.as_ref()?.running.as_ref())
-        .is_some()
+/// The registrar, as a pod finds it.
+pub(crate) struct Registrar(Http);
+
+impl Registrar {
+    /// Its address and its authority are in the pod.
+    pub(crate) fn of(pod: &Pod) -> Result<Self> {
+        let (url, authority) = (gate::REGISTRAR_URL, gate::REGISTRAR_CA);
+        let http = Http::new(variable(pod, url)?, variable(pod, authority)?)?;
+        Ok(Self(http))
+    }
+
+    /// What it answers, whatever that is.
+    pub(crate) async fn ask(
+        &self,
+        path: &str,
+        bearer: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Vec<u8>)> {
+        let bearer = format!("Bearer {bearer}");
+        let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
+        let sent = self.0.send(Method::POST, path, &headers, body);
+        let (status, _, answer) = sent.await?;
+        Ok((status, answer.to_vec()))
+    }
+
+    /// Its answer where it agrees at once. A pod would ask again; here that would be counted as the product's.
+    async fn asked<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bearer: &str,
+        body: Option<&Value>,
+    ) -> Result<T> {
+        let (status, answer) = self.ask(path, bearer, body).await?;
+        ensure!(
+            status == StatusCode::OK,
+            "the registrar answered {status} at {path}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+        Ok(serde_json::from_slice(&answer)?)
+    }
 }
 
-/// The value of a variable of the gate.
-pub(crate) fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
+/// The value of a variable that the gate is told.
+fn variable<'a>(pod: &'a Pod, name: &str) -> Result<&'a str> {
     let init = pod
         .spec
         .iter()
@@ -226,22 +246,40 @@ pub(crate) fn ended(message: &str) -> Value {
     json!({"terminated": {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}})
 }
 
+/// The agent in the container of the GPUs, after the gate that left this.
+pub(crate) fn agent(report: &str, ready: bool, state: &Value) -> Value {
+    let mut agent = container(GPU, ready, state);
+    agent["restartCount"] = json!(1);
+    // The change of the image ended the gate.
+    agent["lastState"] = ended(report);
+    agent["lastState"]["terminated"]["exitCode"] = json!(143);
+    agent
+}
+
+/// A state of a container.
+pub(crate) fn running() -> Value {
+    json!({"running": {"startedAt": Timestamp::now()}})
+}
+
 /// The gate has passed; the agent listens for jobs.
 pub(crate) fn idle(report: &str) -> Value {
     json!({
         "phase": "Running",
         "conditions": conditions(true),
-        "initContainerStatuses": [container(GATE, true, &ended(report))],
-        "containerStatuses": [container(RUNNER, true, &json!({"running": {"startedAt": Timestamp::now()}}))],
+        "initContainerStatuses": [agent(report, true, &running())],
+        "containerStatuses": [container(MAIN, true, &running())],
     })
 }
 
 /// The agent has ended, with the hooks' mark of a finished job.
 pub(crate) fn finished() -> Value {
     let mark = json!({"mark": mark::COMPLETED, "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
+    let mut agent = container(GPU, false, &ended(&mark.to_string()));
+    agent["restartCount"] = json!(1);
     json!({
         "phase": "Succeeded",
         "conditions": conditions(false),
-        "containerStatuses": [container(RUNNER, false, &ended(&mark.to_string()))],
+        "initContainerStatuses": [agent],
+        "containerStatuses": [container(MAIN, false, &ended(""))],
     })
 }

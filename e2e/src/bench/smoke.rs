@@ -1,32 +1,32 @@
 //! What the gate costs beside the driver: its wall clock less the time in the driver, by hand (`cuda-smoke check`) and as
-//! a whole (`cuda-smoke gate`, with a registration from a real operator). The whole waits for two others as well, the API
-//! server and GitHub: what a bare client waits for them is taken off, too.
+//! a whole (`cuda-smoke prepare` and `gate`, admitted by a real operator). The whole waits for the API server as well: what
+//! a bare client waits for it is taken off, too.
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use gate_report::{Report, contract::gate, wire::AUDIENCE};
-use github_simulator::control::NewCredential;
-use http::{Method, StatusCode, header};
-use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec},
-    core::v1::Pod,
+use gate_report::{Report, contract::gate};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
 };
-use kube::{Api, ResourceExt as _, api::PostParams};
 use serde_json::json;
 
 use super::{
     Bed, Run,
     bed::{PROFILE, gated_pool},
     figure::{Budget, Figure},
-    player::{Player, gate_runs},
+    player::Player,
 };
 use crate::{
+    gpu,
     images::{artifact, install_driver},
     process::remove_dir,
     suites::Ctx,
@@ -45,7 +45,7 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
     tokio::task::spawn_blocking(move || checks(&Driver::install()?, count)).await?
 }
 
-/// The whole gate, as in a pod: with the pod's own environment and token, until it has its registration.
+/// The whole gate, as in a pod: with the pod's own environment and token, until its report is admitted.
 pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
     let count = run.runs * PROCESSES;
     run.story.step(&format!("cuda-smoke gate: {count} pods"));
@@ -58,16 +58,16 @@ pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
         let what = format!("{count} pods whose gate runs");
         let pods = ctx.wait_for(&what, LIMIT, async || {
             let pods = ctx.pods().await?;
-            let all = pods.len() == count && pods.iter().all(gate_runs);
+            let all = pods.len() == count && pods.iter().all(gpu::gate_runs);
             Ok(all.then_some(pods))
         });
         let player = Player::new(&ctx);
-        let others = Others::new(&ctx).await?;
         for pod in pods.await? {
-            start.push(driver.timed(&["--version"], &[])?.1);
+            let bare = || anyhow::Ok(driver.timed(&["--version"], &[])?.1);
+            start.push(bare()? + bare()?);
             let token = player.token(&pod).await?;
             let wall = driver.gate(&pod, &token)?;
-            let waits = others.wait(&pod.name_any(), &token).await?;
+            let waits = change(&ctx, &pod.name_any()).await?;
             own.push(wall - waits);
             waited.push(waits);
         }
@@ -76,13 +76,13 @@ pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
     .await?;
     Ok(vec![
         figure(
-            "cuda-smoke gate, without the driver, the API server and GitHub; floor: --version",
+            "cuda-smoke prepare and gate, without the driver and the API server; floor: --version twice",
             own,
             start,
             Some(Budget::AtMost(30.0)),
         ),
         figure(
-            "what the API server and GitHub take for a registration",
+            "what the API server takes for a change of the pod",
             waited,
             vec![],
             None,
@@ -90,63 +90,15 @@ pub(super) async fn gate(run: &Run) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Whom a registration waits for, asked by a bare client that has its connections.
-struct Others<'a> {
-    ctx: &'a Ctx,
-    /// GitHub's token.
-    token: String,
-}
-
-impl<'a> Others<'a> {
-    async fn new(ctx: &'a Ctx) -> Result<Self> {
-        let new = NewCredential {
-            name: "bare".to_owned(),
-            scopes: Some(["repo".to_owned()].into()),
-            admin: true,
-            ..NewCredential::default()
-        };
-        Ok(Self {
-            ctx,
-            token: ctx.github.create_token(&new).await?,
-        })
-    }
-
-    /// Whose token this is, and a registration like that of this pod: how long both take, in milliseconds.
-    async fn wait(&self, pod: &str, token: &str) -> Result<f64> {
-        let reviews: Api<TokenReview> = Api::all(self.ctx.client.clone());
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                audiences: Some(vec![AUDIENCE.to_owned()]),
-                token: token.to_owned(),
-            },
-            ..TokenReview::default()
-        };
-        let path = format!(
-            "/api/v3/repos/{}/actions/runners/generate-jitconfig",
-            self.ctx.repository
-        );
-        let bearer = format!("Bearer {}", self.token);
-        let headers = [
-            (header::AUTHORIZATION.as_str(), bearer.as_str()),
-            (header::USER_AGENT.as_str(), "bench"),
-        ];
-        let runner =
-            json!({"name": format!("{pod}-bare"), "runner_group_id": 1, "labels": ["cuda"]});
-        let start = Instant::now();
-        reviews.create(&PostParams::default(), &review).await?;
-        let sent = self
-            .ctx
-            .github
-            .send(Method::POST, &path, &headers, Some(&runner));
-        let (status, _, answer) = sent.await?;
-        let waited = start.elapsed().as_secs_f64() * 1000.0;
-        ensure!(
-            status == StatusCode::CREATED,
-            "GitHub answered {status}: {}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(waited)
-    }
+/// A change of this pod: how long the API server takes for it, in milliseconds. A gate waits for that, and here a bare
+/// client asks, which has its connections.
+async fn change(ctx: &Ctx, pod: &str) -> Result<f64> {
+    let pods: Api<Pod> = ctx.api();
+    let patch = Patch::Strategic(json!({"metadata": {"annotations": {"bench": "changed"}}}));
+    let start = Instant::now();
+    pods.patch_metadata(pod, &PatchParams::default(), &patch)
+        .await?;
+    Ok(start.elapsed().as_secs_f64() * 1000.0)
 }
 
 fn figure(name: &str, ours: Vec<f64>, floor: Vec<f64>, budget: Option<Budget>) -> Figure {
@@ -199,25 +151,53 @@ impl Driver {
     /// Runs `cuda-smoke`; the output and how long it took, in milliseconds.
     fn timed(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(Output, f64)> {
         let start = Instant::now();
-        let output = Command::new(artifact(PROFILE, "cuda-smoke"))
-            .args(arguments)
-            .env("LD_LIBRARY_PATH", &self.0)
-            .env("SIMCUDA", json!({"clock": self.clock()}).to_string())
-            .envs(environment.iter().copied())
+        let output = self
+            .command(arguments, environment)
             .output()
             .context("cannot start cuda-smoke")?;
         Ok((output, start.elapsed().as_secs_f64() * 1000.0))
     }
 
-    /// Runs the gate of a pod; its own time in milliseconds, the registrar's answer included.
+    fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(artifact(PROFILE, "cuda-smoke"));
+        command
+            .args(arguments)
+            .env("LD_LIBRARY_PATH", &self.0)
+            .env("SIMCUDA", json!({"clock": self.clock()}).to_string())
+            .envs(environment.iter().copied());
+        command
+    }
+
+    /// Runs a gate until it is admitted: then it waits for its end. Gives the milliseconds until there.
+    fn until_admitted(&self, environment: &[(&str, &str)]) -> Result<f64> {
+        let start = Instant::now();
+        let mut gate = self
+            .command(&["gate"], environment)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start cuda-smoke")?;
+        let said = BufReader::new(gate.stdout.take().context("no output")?).lines();
+        let mut said = said.map_while(Result::ok);
+        let is_admitted = said.any(|line| line.starts_with("The registrar has taken the report"));
+        let wall = start.elapsed().as_secs_f64() * 1000.0;
+        gate.kill()?;
+        let ended = gate.wait()?;
+        ensure!(is_admitted, "the gate failed: {ended}");
+        Ok(wall)
+    }
+
+    /// Prepares a pod and runs its gate; their own time in milliseconds, the registrar's answers included.
     fn gate(&self, pod: &Pod, token: &str) -> Result<f64> {
-        let file = |name: &str| self.0.join(name).to_string_lossy().into_owned();
-        fs::write(file("token"), token)?;
-        fs::create_dir_all(file("registration"))?;
-        let (files, name) = (
-            ["token", "registration", "message"].map(file),
-            pod.name_any(),
-        );
+        let name = pod.name_any();
+        let file = |kind: &str| {
+            let path = self.0.join(format!("{kind}-{name}"));
+            path.to_string_lossy().into_owned()
+        };
+        let files = ["token", "registration", "message"].map(file);
+        fs::write(&files[0], token)?;
+        fs::create_dir_all(&files[1])?;
+        let init = artifact(PROFILE, "runner-init");
+        let init = init.to_string_lossy();
         let namespace = pod.namespace().unwrap_or_default();
         let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
         let node = node.unwrap_or_default();
@@ -235,16 +215,18 @@ impl Driver {
             (gate::TOKEN_FILE, files[0].as_str()),
             (gate::REGISTRATION_DIR, files[1].as_str()),
             (gate::TERMINATION_LOG, files[2].as_str()),
+            (gate::RUNNER_INIT, &*init),
             (gate::POD, name.as_str()),
             (gate::NAMESPACE, namespace.as_str()),
             (gate::NODE, node),
         ]);
-        let (output, wall) = self.timed(&["gate"], &environment)?;
+        let (output, prepared) = self.timed(&["prepare"], &environment)?;
         ensure!(
             output.status.success(),
-            "the gate failed: {}",
+            "the pod was not prepared: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        let wall = prepared + self.until_admitted(&environment)?;
         Ok(wall - self.spent()?)
     }
 

@@ -31,6 +31,9 @@ pub struct Config {
 /// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
 const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
 
+/// Where the simulated driver reads what to simulate. Not in the environment: the gate has a cleared one.
+const SETTINGS: &str = "/usr/local/nvidia/simcuda.json";
+
 /// The driver's control device.
 const CONTROL: &str = "/dev/nvidiactl";
 
@@ -159,15 +162,21 @@ impl DevicePlugin {
         })
     }
 
-    /// The driver, and a plain file in the place of its control device.
-    fn mounts(&self, devices: &[String]) -> Result<Vec<Mount>, Status> {
+    /// The driver, what it simulates, and a plain file in the place of its control device.
+    fn mounts(&self, devices: &[&Device]) -> Result<Vec<Mount>, Status> {
         let driver = mount(DRIVER_PATH, &self.config.driver);
         let Some(first) = devices.first() else {
             return Ok(vec![driver]);
         };
-        let file = state::new_control_file(&self.config.devices, first)
-            .map_err(|error| Status::internal(format!("{error:#}")))?;
-        Ok(vec![driver, mount(CONTROL, &file)])
+        let failed = |error| Status::internal(format!("{error:#}"));
+        let folder = &self.config.devices;
+        let control = state::new_control_file(folder, &first.uuid).map_err(failed)?;
+        let settings = state::new_settings_file(folder, devices).map_err(failed)?;
+        Ok(vec![
+            driver,
+            mount(CONTROL, &control),
+            mount(SETTINGS, &settings),
+        ])
     }
 
     /// What each container is given.
@@ -190,14 +199,11 @@ impl DevicePlugin {
                     })
                     .collect::<Result<_, _>>()?;
                 Ok(ContainerAllocateResponse {
-                    envs: HashMap::from([
-                        (
-                            "NVIDIA_VISIBLE_DEVICES".to_owned(),
-                            container.devices_ids.join(","),
-                        ),
-                        ("SIMCUDA".to_owned(), state::simcuda(&devices).to_string()),
-                    ]),
-                    mounts: self.mounts(&container.devices_ids)?,
+                    envs: HashMap::from([(
+                        "NVIDIA_VISIBLE_DEVICES".to_owned(),
+                        container.devices_ids.join(","),
+                    )]),
+                    mounts: self.mounts(&devices)?,
                 })
             })
             .collect::<Result<_, Status>>()?;

@@ -18,10 +18,10 @@ pub struct Device {
     pub uuid: String,
     /// What the plugin tells the kubelet. An unhealthy device is not given out.
     pub healthy: bool,
-    /// Further fields of the device in the simulated driver's `SIMCUDA`, such as `profile`.
+    /// Further fields of the device in the simulated driver's settings, such as `profile`.
     #[serde(default)]
     pub properties: Map<String, Value>,
-    /// Entries for `faults` of `SIMCUDA`, for every container that gets this device. A field `device`, whatever its
+    /// Entries for `faults` in these settings, for every container that gets this device. A field `device`, whatever its
     /// value, becomes this device's number in the container.
     #[serde(default)]
     pub faults: Vec<Value>,
@@ -124,8 +124,20 @@ fn control_files(devices: &Path) -> PathBuf {
 
 /// Makes the file that stands for `/dev/nvidiactl` in one container, whose first device has this UUID.
 pub fn new_control_file(devices: &Path, uuid: &str) -> Result<PathBuf> {
-    let folder = control_files(devices);
-    fs::create_dir_all(&folder)?;
+    new_file(&control_files(devices), uuid)
+}
+
+/// Makes the file that tells the simulated driver in one container which devices it has.
+pub fn new_settings_file(folder: &Path, devices: &[&Device]) -> Result<PathBuf> {
+    let first = devices.first().context("no device")?;
+    let file = new_file(&folder.with_extension("settings"), &first.uuid)?;
+    fs::write(&file, simcuda(devices).to_string())?;
+    Ok(file)
+}
+
+/// Makes a file for one container that nothing else writes.
+fn new_file(folder: &Path, uuid: &str) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
     let mut number = 0;
     loop {
         let file = folder.join(format!("{uuid}.{number}"));
@@ -197,6 +209,23 @@ mod tests {
         let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&mine), 0);
         assert!(mode(&other) != 0 && mode(&later) != 0);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn each_container_has_settings_of_its_own_which_stay_when_the_device_is_taken() {
+        let folder = std::env::temp_dir().join(format!("e2e-settings-{}", std::process::id()));
+        let devices = folder.join("devices");
+        let (one, two) = (Device::healthy(0, 0), Device::healthy(1, 0));
+        let first = new_settings_file(&devices, &[&one]).unwrap();
+        let second = new_settings_file(&devices, &[&one, &two]).unwrap();
+        new_control_file(&devices, &one.uuid).unwrap();
+        take(&devices, &one.uuid).unwrap();
+        let read = |file: &Path| serde_json::from_slice::<Value>(&fs::read(file).unwrap()).unwrap();
+        assert_eq!(read(&first), simcuda(&[&one]));
+        assert_eq!(read(&second), simcuda(&[&one, &two]));
+        let mode = fs::metadata(&first).unwrap().permissions().mode() & 0o777;
+        assert_ne!(mode, 0);
         fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -9,20 +9,25 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::TryStreamExt as _;
-use gate_report::contract::{self, GATE, RUNNER, mark};
-use gate_report::wire::{PATH, Registration};
+use gate_report::contract::{GPU, MAIN, PREPARE, mark};
+use gate_report::wire::{REGISTRATIONS, REPORTS, Registration, TICKETS, Ticket};
 use github_simulator::control::Client as Http;
 use http::{Method, StatusCode, header};
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams},
     runtime::watcher::{self, Event, watcher},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::AbortHandle};
 
-use crate::{bench::player, simulator, suites::Ctx};
+use crate::{
+    bench::player::{self, Registrar},
+    gpu, simulator,
+    suites::Ctx,
+};
 
 /// A version that the simulated GitHub takes.
 const VERSION: &str = "2.338.0";
@@ -80,7 +85,7 @@ async fn follow(ctx: Ctx, live: watch::Sender<Live>, most: Arc<Mutex<Vec<String>
                 let uid = pod.uid().unwrap_or_default();
                 let entry = (pod.name_any(), !has_ended(&pod));
                 live.send_modify(|live| drop(live.insert(uid.clone(), entry)));
-                if player::gate_runs(&pod) && !has_ended(&pod) && played.insert(uid) {
+                if gpu::gate_runs(&pod) && !has_ended(&pod) && played.insert(uid) {
                     plays.spawn(until_gone(ctx.clone(), pod, live.subscribe()));
                 }
             }
@@ -144,32 +149,26 @@ async fn until_gone(ctx: Ctx, pod: Pod, mut live: watch::Receiver<Live>) {
 /// The gate passes, and asks for the registration until it has it.
 async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
     let report = player::report(pod);
-    let registrar = Http::new(
-        player::variable(pod, contract::gate::REGISTRAR_URL)?,
-        player::variable(pod, contract::gate::REGISTRAR_CA)?,
-    )?;
-    let token = player::Player::new(ctx).token(pod).await?;
-    let bearer = format!("Bearer {token}");
-    let headers = [(header::AUTHORIZATION.as_str(), bearer.as_str())];
-    let body = serde_json::to_value(&report)?;
-    let registration: Registration = loop {
-        match registrar
-            .send(Method::POST, PATH, &headers, Some(&body))
-            .await
-        {
-            Ok((StatusCode::OK, _, answer)) => break serde_json::from_slice(&answer)?,
-            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _, answer)) => {
-                let why = String::from_utf8_lossy(&answer);
-                let failed = json!({
-                    "phase": "Failed",
-                    "initContainerStatuses": [player::container(GATE, false, &exit(15, &why))],
-                });
-                patch(ctx, pod, &failed).await?;
-                bail!("the registrar refused: {why}");
-            }
-            _ => tokio::time::sleep(Duration::from_millis(300)).await,
-        }
+    let asks = Asks {
+        ctx,
+        pod,
+        registrar: Registrar::of(pod)?,
     };
+    let token = player::Player::new(ctx).token(pod).await?;
+    let Ticket { ticket } = asks.until_answered(TICKETS, &token, None).await?;
+    let body = serde_json::to_value(&report)?;
+    // The kubelet starts the agent where the image has been changed, whatever the registrar has answered by then.
+    tokio::select! {
+        let_in = asks.let_in() => let_in?,
+        refused = asks.reports(&ticket, &body) => refused?,
+    }
+    let changed = player::agent(&report.summary(), false, &player::running());
+    let starting = json!({"phase": "Running", "initContainerStatuses": [changed]});
+    patch(ctx, pod, &starting).await?;
+    let nothing = json!({});
+    let registration: Registration = asks
+        .until_answered(REGISTRATIONS, &ticket, Some(&nothing))
+        .await?;
     let github = Http::new(
         &ctx.cluster.github,
         &simulator::authority(&ctx.cluster.dir)?,
@@ -196,11 +195,75 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
     Ok(agent)
 }
 
+/// The requests of a pod to the registrar.
+struct Asks<'a> {
+    ctx: &'a Ctx,
+    pod: &'a Pod,
+    registrar: Registrar,
+}
+
+impl Asks<'_> {
+    /// Asks again until there is an answer; a refusal is the pod's end.
+    async fn until_answered<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bearer: &str,
+        body: Option<&Value>,
+    ) -> Result<T> {
+        loop {
+            if let Some(answer) = self.once(path, bearer, body).await? {
+                return Ok(answer);
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Reports again and again, as the gate does until it is ended. Returns where it is refused.
+    async fn reports(&self, ticket: &str, report: &Value) -> Result<()> {
+        loop {
+            let _: Option<Value> = self.once(REPORTS, ticket, Some(report)).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// An answer that agrees, if there is one.
+    async fn once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bearer: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<T>> {
+        match self.registrar.ask(path, bearer, body).await {
+            Ok((StatusCode::OK, answer)) => Ok(Some(serde_json::from_slice(&answer)?)),
+            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, answer)) => {
+                let why = String::from_utf8_lossy(&answer);
+                let name = if path == TICKETS { PREPARE } else { GPU };
+                let mut refused = player::container(name, false, &exit(15, &why));
+                refused["restartCount"] = json!(i32::from(path == REGISTRATIONS));
+                let failed = json!({"phase": "Failed", "initContainerStatuses": [refused]});
+                patch(self.ctx, self.pod, &failed).await?;
+                bail!("the registrar refused: {why}")
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits until the pod has the runner's image.
+    async fn let_in(&self) -> Result<()> {
+        let pods: Api<Pod> = self.ctx.api();
+        loop {
+            if gpu::is_let_in(&pods.get(&self.pod.name_any()).await?) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
 /// `config.sh`, with the arguments of the pod; gives the file with the key.
 async fn configure(ctx: &Ctx, pod: &Pod, github: &Http, token: &str) -> Result<Value> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let arguments: Vec<String> = containers
-        .filter(|container| container.name == RUNNER)
+    let arguments: Vec<String> = gpu::container(pod)
+        .into_iter()
         .flat_map(|container| container.args.iter().flatten())
         .flat_map(|argument| argument.split(' '))
         .map(str::to_owned)
@@ -324,18 +387,22 @@ impl Agent {
 
     /// Started, and ready for as long as it has no job.
     async fn listens(&self, idle: bool) -> Result<()> {
-        let running = json!({"running": {"startedAt": Timestamp::now()}});
-        self.patch("Running", idle, &running).await
+        self.patch("Running", idle, &player::running()).await
     }
 
     async fn patch(&self, phase: &str, ready: bool, state: &Value) -> Result<()> {
-        let mut runner = player::container(RUNNER, ready, state);
-        runner["started"] = json!(phase == "Running");
+        let mut agent = player::agent(&self.summary, ready, state);
+        agent["started"] = json!(phase == "Running");
+        // The main container ends as the agent did. Until then it has been started by the agent's having been online.
+        let main = match phase {
+            "Running" => player::container(MAIN, true, &player::running()),
+            _ => player::container(MAIN, false, state),
+        };
         let status = json!({
             "phase": phase,
             "conditions": player::conditions(ready),
-            "initContainerStatuses": [player::container(GATE, true, &exit(0, &self.summary))],
-            "containerStatuses": [runner],
+            "initContainerStatuses": [agent],
+            "containerStatuses": [main],
         });
         patch(&self.ctx, &self.pod, &status).await
     }

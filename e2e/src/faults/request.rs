@@ -93,7 +93,12 @@ pub(super) fn kind(server: Server, method: &Method, path: &str, query: &str) -> 
 fn kubernetes(method: &Method, path: &str, query: &str) -> String {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     // The group and its version: `api/v1`, `apis/GROUP/VERSION`.
-    let skipped = if parts.next() == Some("apis") { 2 } else { 1 };
+    let skipped = match parts.next() {
+        Some("apis") => 2,
+        Some("api") => 1,
+        // No resource, as the version and the keys of tokens.
+        _ => return format!("{}:{path}", method.as_str().to_lowercase()),
+    };
     let mut parts: Vec<_> = parts.skip(skipped).collect();
     if parts.len() > 2 && parts[0] == "namespaces" {
         parts.drain(..2);
@@ -112,7 +117,7 @@ fn kubernetes(method: &Method, path: &str, query: &str) -> String {
         Method::DELETE => "delete",
         _ => method.as_str(),
     };
-    let resource = parts.first().copied().unwrap_or("version");
+    let resource = parts.first().copied().unwrap_or_default();
     match parts.get(2) {
         Some(sub) => format!("{verb}:{resource}/{sub}"),
         None => format!("{verb}:{resource}"),
@@ -173,6 +178,12 @@ mod tests {
                 "/apis/authentication.k8s.io/v1/tokenreviews".to_owned(),
                 "",
                 "create:tokenreviews",
+            ),
+            (
+                Method::GET,
+                "/openid/v1/jwks".to_owned(),
+                "",
+                "get:/openid/v1/jwks",
             ),
         ] {
             assert_eq!(

@@ -1,8 +1,10 @@
-//! GPUs that are claimed: the scheduler gives each runner devices of its own, for the gate and the runner alike.
+//! GPUs that are claimed: the scheduler gives each runner devices of its own, in the one container that is the gate's first
+//! and the agent's then.
 //!
 //! The node is a simulated one, and no container runs there: what is shown is what Kubernetes makes of the pod.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use gate_report::contract::GPU;
 use k8s_openapi::api::{
     core::v1::Pod,
     resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
@@ -51,7 +53,7 @@ async fn with_devices(ctx: &Ctx) -> Result<()> {
     });
     ctx.apply(&ctx.pool("pool", spec)).await?;
 
-    // Then one of them has the node, and a claim that is allocated, reserved for it, and listed by both containers
+    // Then one of them has the node, and a claim that is allocated, reserved for it, and listed by one container
     let pod = ctx.wait_for("a runner with a node", SOON, async || {
         let pods = ctx.pods().await?;
         let bound = |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
@@ -87,7 +89,7 @@ async fn with_devices(ctx: &Ctx) -> Result<()> {
     .await
 }
 
-/// The pod's claim is allocated, reserved for it, and listed by both of its containers.
+/// The pod's claim is allocated, reserved for it, and listed by the container of the GPUs alone.
 async fn holds_its_claim(ctx: &Ctx, pod: &Value) -> Result<()> {
     let claims: Api<ResourceClaim> = ctx.api();
     let name = pod["status"]["resourceClaimStatuses"][0]["resourceClaimName"]
@@ -104,14 +106,22 @@ async fn holds_its_claim(ctx: &Ctx, pod: &Value) -> Result<()> {
         "{claim:#}"
     );
     let of_pod = &pod["spec"]["resourceClaims"][0]["name"];
-    for container in ["/spec/initContainers/0", "/spec/containers/0"] {
-        let resources = &pod.pointer(container).context("no such container")?["resources"];
-        ensure!(
-            resources["claims"] == json!([{"name": of_pod}])
-                && resources["limits"]["nvidia.com/gpu"].is_null(),
-            "{container} has {resources}"
-        );
-    }
+    let containers = ["/spec/initContainers", "/spec/containers"].map(|list| pod.pointer(list));
+    let containers = containers.into_iter().flatten();
+    let claiming: Vec<&Value> = containers
+        .filter_map(Value::as_array)
+        .flatten()
+        .filter(|container| !container["resources"]["claims"].is_null())
+        .collect();
+    let [gpu] = claiming.as_slice() else {
+        bail!("not one container has the claim: {claiming:#?}");
+    };
+    ensure!(
+        gpu["name"] == GPU
+            && gpu["resources"]["claims"] == json!([{"name": of_pod}])
+            && gpu["resources"]["limits"]["nvidia.com/gpu"].is_null(),
+        "{gpu:#}"
+    );
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use crate::{
     cluster::{Cluster, Options},
     deploy::is_ready,
     device_plugin::state::{self, Device},
-    example,
+    example, gpu,
     process::output,
     simulator,
     wait::wait_for,
@@ -454,14 +454,10 @@ impl Ctx {
     /// The gate's report in a pod's termination message.
     pub async fn report(&self, pod: &str) -> Result<Value> {
         let pods: Api<Pod> = self.api();
-        let status = pods.get(pod).await?.status.unwrap_or_default();
-        let message = status
-            .init_container_statuses
-            .into_iter()
-            .flatten()
-            .find_map(|container| container.state?.terminated?.message)
-            .with_context(|| format!("the gate of {pod} left no report"))?;
-        Ok(serde_json::from_str(&message)?)
+        let shown = pods.get(pod).await?;
+        let message =
+            gpu::report(&shown).with_context(|| format!("the gate of {pod} left no report"))?;
+        Ok(serde_json::from_str(message)?)
     }
 
     /// Changes a device of the node; the next container that gets it sees the change.

@@ -23,7 +23,7 @@ use crate::{
 /// Programs that are not ours to ask, or that take no `--help`: their lines are taken as they are.
 const OTHERS: [&str; 6] = ["buildah", "cosign", "curl", "date", "install", "stat"];
 /// Of cargo only our own subcommand is asked.
-const CARGO: &str = "build|deny|run|test";
+const CARGO: &str = "build|deny|run|rustc|test";
 /// A piece of text in backticks is a command when it begins with one of these, and goes on.
 const PROGRAMS: [&str; 6] = [
     "cargo",

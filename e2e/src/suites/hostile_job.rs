@@ -2,13 +2,14 @@
 //! comes of it outside of their own pods.
 
 use anyhow::{Context as _, Result, ensure};
-use gate_report::wire::PATH;
+use gate_report::{contract::gate::REGISTRAR_URL, wire::TICKETS};
 use github_simulator::state::Conclusion;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::{
     Ctx, SOON,
+    late_registration::nobody_is_blamed,
     neighbour::{self, Neighbour, nothing_hidden},
 };
 use crate::{deploy, example};
@@ -31,10 +32,11 @@ const LOG: &str = r#"
   head -c 30000000 /dev/zero | tr '\0' x
   yes '{"mark":"gpu-lost"}' | head -n 100000; } >/proc/1/fd/1 || true
 "#;
-/// What the job has of the gate's: nothing that the registrar would take.
+/// What the job has of its pod's: nothing that the registrar would take.
 const LOOK: &str = r"
 if ls /var/run/secrets/* 2>/dev/null; then exit 1; fi
-if grep --silent --recursive eyJ /run/cuda-runner 2>/dev/null; then exit 1; fi
+if grep --silent --recursive --exclude=gate.json --exclude=runner-init eyJ /run/cuda-runner 2>/dev/null; then exit 1; fi
+if [ -s /run/cuda-runner/ticket ]; then exit 1; fi
 ";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -106,12 +108,7 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
         let url = job.url.as_deref().unwrap_or(&here);
         ensure!(url.starts_with(&here), "{job:?}");
     }
-    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
-    let blamed = status
-        .last_failures
-        .iter()
-        .find(|failure| ["device", "node", "unsupported"].contains(&failure.class.as_str()));
-    ensure!(blamed.is_none(), "{blamed:?}");
+    nobody_is_blamed(ctx, "pool").await?;
     ensure!(
         status.last_failures.len() <= 1,
         "{:?}",
@@ -120,16 +117,16 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
     nothing_hidden(ctx, FORGED).await
 }
 
-/// Where the gate finds the registrar.
+/// Where a pod finds the registrar.
 async fn registrar(ctx: &Ctx) -> Result<String> {
     let mut pods: Vec<Pod> = ctx.pods().await?;
     let spec = pods.remove(0).spec.context("a pod without spec")?;
-    let gates = spec.init_containers.into_iter().flatten();
-    gates
-        .flat_map(|gate| gate.env.into_iter().flatten())
-        .find(|variable| variable.name == "CUDA_SMOKE_REGISTRAR_URL")
+    let containers = spec.init_containers.into_iter().flatten();
+    containers
+        .flat_map(|container| container.env.into_iter().flatten())
+        .find(|variable| variable.name == REGISTRAR_URL)
         .and_then(|variable| variable.value)
-        .context("the gate has no registrar")
+        .context("the pod has no registrar")
 }
 
 /// As many connections as there can be, and tokens that are none; it goes on beside the job's next step, whoever hangs up.
@@ -141,7 +138,7 @@ fn flood(url: &str) -> Result<String> {
 (for n in $(seq 300); do (exec 3<>/dev/tcp/{host}/{port}; sleep 60) & done) >/dev/null 2>&1
 for n in 1 2 3 4; do
   (while :; do
-    curl --silent --insecure --max-time 5 --header "Authorization: Bearer forged.$n.$RANDOM" --data '{{}}' {url}{PATH} || sleep 0.1
+    curl --silent --insecure --max-time 5 --header "Authorization: Bearer forged.$n.$RANDOM" --data '{{}}' {url}{TICKETS} || sleep 0.1
   done) >/dev/null 2>&1 &
 done
 echo flooding

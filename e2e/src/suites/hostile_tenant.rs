@@ -163,9 +163,10 @@ async fn templates(tenant: &Ctx) -> Result<()> {
     let huge = agent(json!({"env": [{"name": "A", "value": "x".repeat(1_200_000)}]}));
     let env = |name: &str, value: &str| agent(json!({"env": [{"name": name, "value": value}]}));
     let mut ill = vec![
-        before("gate"),
-        before("preflight"),
-        json!({"spec": {"containers": [{"name": "runner"}, {"name": "gate", "image": example::AGENT}]}}),
+        before("prepare"),
+        before("gpu"),
+        before("main"),
+        json!({"spec": {"containers": [{"name": "runner"}, {"name": "gpu", "image": example::AGENT}]}}),
         agent(json!({"command": ["sleep", "1000"]})),
         agent(json!({"terminationMessagePath": "/tmp/other"})),
         env("CUDA_RUNNER_DIR", "/tmp"),
@@ -174,6 +175,7 @@ async fn templates(tenant: &Ctx) -> Result<()> {
         mount("registrar-token", "/t"),
         mount("registration", "/r"),
         mount("own", "/run/cuda-runner/hooks"),
+        mount("own", "/cuda-smoke"),
         mount("own", "/dev/termination-log"),
         json!({"spec": {"volumes": [{"name": "registration", "emptyDir": {}}]}}),
         json!({"spec": {"volumes": [volume]}}),
@@ -184,19 +186,26 @@ async fn templates(tenant: &Ctx) -> Result<()> {
         json!({"spec": {"nodeName": "node"}}),
     ];
     ill.extend(vec![huge; 5]);
+    make_no_pod(tenant, &ill).await
+}
+
+async fn make_no_pod(tenant: &Ctx, templates: &[Value]) -> Result<()> {
     let pools: Api<CudaRunner> = tenant.api();
-    let made = ill.iter().enumerate().map(async |(number, template)| {
-        let name = format!("template-{number}");
-        let mut pool = tenant.pool(&name, json!({"labels": ["nobody"], "replicas": 20}));
-        pool["spec"]["template"] = template.clone();
-        // Created, not applied: who owns which field would take as much room again.
-        let pool = serde_json::from_value(pool)?;
-        match pools.create(&PostParams::default(), &pool).await {
-            Ok(_) => Ok(Some(name)),
-            Err(kube::Error::Api(refusal)) if refusal.code == 422 => Ok(None),
-            Err(error) => Err(anyhow::Error::from(error).context(name)),
-        }
-    });
+    let made = templates
+        .iter()
+        .enumerate()
+        .map(async |(number, template)| {
+            let name = format!("template-{number}");
+            let mut pool = tenant.pool(&name, json!({"labels": ["nobody"], "replicas": 20}));
+            pool["spec"]["template"] = template.clone();
+            // Created, not applied: who owns which field would take as much room again.
+            let pool = serde_json::from_value(pool)?;
+            match pools.create(&PostParams::default(), &pool).await {
+                Ok(_) => Ok(Some(name)),
+                Err(kube::Error::Api(refusal)) if refusal.code == 422 => Ok(None),
+                Err(error) => Err(anyhow::Error::from(error).context(name)),
+            }
+        });
     for name in try_join_all(made).await?.into_iter().flatten() {
         tenant
             .condition(&name, "Stalled", "True", "InvalidTemplate")
@@ -267,12 +276,12 @@ async fn pretenders(tenant: &Ctx, other: &Neighbour) -> Result<()> {
         pod["spec"] = json!({
             "restartPolicy": "Never",
             "initContainers": [{
-                "name": "gate",
+                "name": "gpu",
                 "image": example::AGENT,
                 "command": ["sh", "-c", forge],
                 "env": [{"name": "REPORT", "value": FORGED}],
             }],
-            "containers": [{"name": "runner", "image": example::AGENT}],
+            "containers": [{"name": "main", "image": example::AGENT}],
         });
         let pod: Pod = serde_json::from_value(pod)?;
         pods.create(&PostParams::default(), &pod).await?;
@@ -399,7 +408,7 @@ async fn crowd(tenant: &Ctx) -> Result<()> {
             // The scheduler has nothing to do with it either.
             pod["spec"] = json!({
                 "schedulingGates": [{"name": "example.com/never"}],
-                "containers": [{"name": "runner", "image": example::AGENT}],
+                "containers": [{"name": "main", "image": example::AGENT}],
             });
             let pods = &pods;
             async move {

@@ -1,4 +1,4 @@
-//! What is in the images that are shipped: our binary, and nothing that simulates.
+//! What is in the images that are shipped: our binaries, and nothing that simulates.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -24,9 +24,12 @@ fn look() -> Result<()> {
         contains(&driver, SIMULATED),
         "the simulated driver does not hold the word by which it is known"
     );
-    for (name, binary) in [
-        ("cuda-runner-operator", "usr/bin/cuda-runner-operator"),
-        ("cuda-smoke", "usr/bin/cuda-smoke"),
+    for (name, binaries) in [
+        (
+            "cuda-runner-operator",
+            &["usr/bin/cuda-runner-operator"][..],
+        ),
+        ("cuda-smoke", &["cuda-smoke", "runner-init"]),
     ] {
         let layers = images.layers_over_base(name)?;
         let files: Vec<_> = layers
@@ -34,7 +37,7 @@ fn look() -> Result<()> {
             .flat_map(|layer| &layer.files)
             .filter(|file| !file.ends_with('/'))
             .collect();
-        ensure!(files == [binary], "the image {name} adds {files:?}");
+        ensure!(files == binaries, "the image {name} adds {files:?}");
         for layer in &layers {
             ensure!(
                 !contains(&layer.content, SIMULATED),

@@ -31,8 +31,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 async fn a_pod_gets_a_device_and_its_driver(ctx: &Ctx) -> Result<()> {
     // Given a pod whose init container and container both ask for a GPU
-    let look =
-        "ls -L /usr/local/nvidia/lib64/libcuda.so.1 && echo \"$SIMCUDA\" > /dev/termination-log";
+    let look = "ls -L /usr/local/nvidia/lib64/libcuda.so.1 && cat /usr/local/nvidia/simcuda.json > /dev/termination-log";
     let container = |name: &str| {
         json!({
             "name": name, "image": "localhost/pause:dev", "imagePullPolicy": "Never", "command": ["sh", "-c", look],

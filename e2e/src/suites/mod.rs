@@ -20,6 +20,8 @@ mod hostile_server;
 mod hostile_tenant;
 mod images;
 mod job_ends;
+mod kubelet_restart;
+mod late_registration;
 mod local_cluster;
 mod long_job;
 mod metrics;
@@ -326,6 +328,18 @@ pub const SUITES: &[Suite] = &[
         [],
         "the operator is killed at ten moments, and nothing is doubled, lost or left",
         restarts::run
+    ),
+    suite!(
+        "kubelet-restart",
+        [],
+        "the kubelet is restarted beside an idle and a busy runner and while an image is changed: no job is lost, no node blamed",
+        kubelet_restart::run
+    ),
+    suite!(
+        "late-registration",
+        [],
+        "an image that takes its time: the gate passes meanwhile, and GitHub hears nothing before the agent can start",
+        late_registration::run
     ),
     suite!(
         "two-replicas",

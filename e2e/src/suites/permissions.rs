@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
 use k8s_openapi::api::{
     core::v1::Secret,
-    rbac::v1::{ClusterRole, PolicyRule, Role},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role},
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 
 use super::{Ctx, SOON, context::labels};
 use crate::{
     audit::{Audit, Request},
-    example, helm,
+    deploy, example, helm,
 };
 
 /// Granted, and not to be seen here.
@@ -27,6 +27,9 @@ const UNSEEN: [(bool, &str, &str); 2] = [
     // The registrar's authority is rotated after months.
     (true, "update", "secrets"),
 ];
+
+/// What lets every service account read the keys that tokens are signed with.
+const KEYS: &str = "system:service-account-issuer-discovery";
 
 /// Whether it is about the operator's own namespace, the verb, and the resource.
 type Right = (bool, String, String);
@@ -41,8 +44,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         requests.extend(Audit::whole(cluster).new_requests()?);
     }
     let mut forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
-    // A suite switches the leader election off while the last leader still renews its lease.
-    forbidden.retain(|request| request.resource != "leases");
+    // A suite switches the leader election off while the last leader still renews its lease. The keys of tokens are granted to
+    // every service account by Kubernetes, and here they are hidden for a while.
+    forbidden.retain(|request| request.resource != "leases" && !request.is_of_keys());
     ensure!(forbidden.is_empty(), "not allowed: {forbidden:#?}");
 
     // And it has used each right that the chart gives it
@@ -75,7 +79,38 @@ async fn a_life(ctx: &Ctx) -> Result<()> {
         ctx.condition("pool", "CredentialsValid", "True", "Accepted")
             .await?;
     }
+    without_keys(ctx).await?;
     ctx.delete("pool").await
+}
+
+/// A runner where service accounts may not read the keys that their tokens are signed with: its token is reviewed.
+async fn without_keys(ctx: &Ctx) -> Result<()> {
+    let bindings: Api<ClusterRoleBinding> = Api::all(ctx.client.clone());
+    let mut binding = bindings.get(KEYS).await?;
+    bindings.delete(KEYS, &DeleteParams::default()).await?;
+    let outcome = reviewed(ctx).await;
+    binding.metadata.resource_version = None;
+    bindings.create(&PostParams::default(), &binding).await?;
+    outcome
+}
+
+async fn reviewed(ctx: &Ctx) -> Result<()> {
+    // What an operator has read it uses for an hour.
+    deploy::kill(&ctx.cluster, &ctx.client).await?;
+    let mut audit = Audit::from_now(&ctx.cluster)?;
+    let job = ctx.queue("reviewed", "true").await?;
+    ctx.succeeded(job).await?;
+    ctx.idle("pool", 1).await?;
+    let requests = audit.new_calls()?;
+    ensure!(
+        requests.iter().any(Request::is_of_keys),
+        "the keys were not asked for"
+    );
+    ensure!(
+        requests.iter().any(Request::is_review),
+        "no token was reviewed"
+    );
+    Ok(())
 }
 
 /// The pool's own entry, without a pod, is swept.

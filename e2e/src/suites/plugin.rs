@@ -62,9 +62,10 @@ fn without_particulars(screen: &str) -> Result<String> {
     let mut text = screen.to_owned();
     for (pattern, general) in [
         (r"\d{4}-\d\d-\d\dT[\d:.]+Z|\d\d:\d\dZ", "TIME"),
-        (r"\b\d+(\.\d+)? ?(ms|s|seconds?|m|h|GiB/s|MiB)\b", "AMOUNT"),
         (r"\bmy-pool\b", "pool"),
+        // Its end may look like an amount.
         (r"\bpool-[a-z0-9]{5}\b", "RUNNER"),
+        (r"\b\d+(\.\d+)? ?(ms|s|seconds?|m|h|GiB/s|MiB)\b", "AMOUNT"),
         (r"\bruns?[ /]\d+", "RUN"),
         (r"GPU-[0-9a-f-]+", "DEVICE"),
         (r"\s+", " "),
@@ -87,6 +88,8 @@ mod tests {
             general("ci/my-pool-b7n3q on\n  gpu-node, 8m ago"),
             general("ci/pool-x4c6v on gpu-node, 12s ago")
         );
+        // Not an amount, though it ends as one
+        assert_eq!(general("pool-4372s"), general("pool-x4c6v"));
         assert_ne!(general("FAILED: device"), general("FAILED: node"));
     }
 }

@@ -3,19 +3,19 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
-use gate_report::Report;
-use gate_report::preflight::{Check, CheckOutcome, PreflightFinding};
 use serde_json::{Value, json};
 
 use super::Ctx;
 use super::context::SOON;
+
+const TOOLCHAIN: &str = "nightly-2026-04-03";
 
 /// What the pools of this suite ask of the image.
 fn wanted() -> Value {
     json!({
         "commands": ["git", "curl", "tar", "cc"],
         "cudaToolkit": ">=12.0",
-        "rustToolchain": "nightly-2026-04-03",
+        "rustToolchain": TOOLCHAIN,
     })
 }
 
@@ -37,21 +37,17 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 /// 12.4 with its compiler and the Rust toolchain; 13.1 as libraries only, without the toolchain.
 async fn images_that_have_it(ctx: &Ctx) -> Result<()> {
-    for (name, toolkit, version, rust) in [
-        ("cuda-12-4", "-cuda-12.4", "12.4", CheckOutcome::Ok),
-        ("cuda-13-1", "-cuda-13.1", "13.1.0", CheckOutcome::Warning),
+    for (name, toolkit, is_warned) in [
+        ("cuda-12-4", "-cuda-12.4", false),
+        ("cuda-13-1", "-cuda-13.1", true),
     ] {
         // When a pool asks for a toolkit, and its image has one that is new enough
         ctx.apply(&pool(ctx, name, toolkit, &wanted())).await?;
 
-        // Then the runner comes, and the report says what was found; a missing toolchain is a warning
+        // Then the runner comes; of a missing toolchain its log warns
         let runner = ctx.idle(name, 1).await?.remove(0);
-        let findings = findings(ctx, &runner).await?;
-        let found = finding(&findings, Check::CudaToolkit)?;
-        ensure!(found.found.as_deref() == Some(version), "{found:?}");
-        ensure!(finding(&findings, Check::RustToolchain)?.outcome == rust);
-        let commands = findings.iter().filter(|f| f.check == Check::Command);
-        ensure!(commands.count() == 4, "{findings:?}");
+        let log = ctx.kubectl(&["logs", &runner]).await?;
+        ensure!(log.contains(TOOLCHAIN) == is_warned, "{name}: {log}");
         ctx.delete(name).await?;
     }
     Ok(())
@@ -172,18 +168,4 @@ fn knows_no_name(address: Ipv4Addr) -> Result<tokio::task::JoinHandle<()>> {
             let _ = socket.send_to(&packet[..length], from).await;
         }
     }))
-}
-
-/// What the gate of a pod found in image and network.
-async fn findings(ctx: &Ctx, pod: &str) -> Result<Vec<PreflightFinding>> {
-    let report: Report = serde_json::from_value(ctx.report(pod).await?)?;
-    let preflight = report.preflight.context("the report has no preflight")?;
-    Ok(preflight.findings)
-}
-
-fn finding(findings: &[PreflightFinding], check: Check) -> Result<&PreflightFinding> {
-    findings
-        .iter()
-        .find(|finding| finding.check == check)
-        .with_context(|| format!("no {check:?} in {findings:?}"))
 }

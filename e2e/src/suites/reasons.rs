@@ -44,7 +44,7 @@ fn cases() -> Vec<Case> {
             name: "secret",
             spec: json!({"template": {"spec": {"containers": [agent(from_secret)]}}}),
             reason: "ContainerNotStarted",
-            words: &["container runner", r#"secret "hf-token" not found"#],
+            words: &["container gpu", r#"secret "hf-token" not found"#],
         },
         Case {
             name: "init",
@@ -83,7 +83,7 @@ async fn hardly_starts(ctx: &Ctx) -> Result<()> {
     ensure!(message.contains("Must not run"), "{message}");
     let failed = ctx.status("root").await?.last_failures[0].runner.clone();
     // And its pod is there for a look, with its log, and GitHub has no entry of it
-    let log = ctx.kubectl(&["logs", &failed, "-c", "runner"]).await?;
+    let log = ctx.kubectl(&["logs", &failed]).await?;
     ensure!(log.contains("Must not run"), "{log}");
     let limit = Duration::from_secs(30);
     ctx.wait_for("GitHub to have no entry of it", limit, async || {
@@ -118,7 +118,8 @@ async fn mistake(ctx: &Ctx, case: &Case) -> Result<()> {
     ctx.delete(case.name).await
 }
 
-/// A namespace whose default limit is less than the gate needs: the gate has limits of its own.
+/// A namespace whose default limit is less than a gate needs: what the template says of the runner counts for the gate, which
+/// is in its container, and our other containers have limits of their own.
 async fn limit_range(ctx: &Ctx) -> Result<()> {
     let ranges: Api<LimitRange> = ctx.api();
     let range = json!({
@@ -130,7 +131,12 @@ async fn limit_range(ctx: &Ctx) -> Result<()> {
     });
     let range = serde_json::from_value(range)?;
     ranges.create(&PostParams::default(), &range).await?;
-    ctx.apply(&ctx.pool("small", json!({}))).await?;
+    let agent = json!({
+        "name": "runner", "image": example::AGENT, "resources": {"limits": {"memory": "512Mi"}},
+    });
+    let template = json!({"spec": {"containers": [agent]}});
+    ctx.apply(&ctx.pool("small", json!({"template": template})))
+        .await?;
     // Then the gate passes all the same
     ctx.idle("small", 1).await?;
     ranges.delete("small", &DeleteParams::default()).await?;

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::{Ctx, SOON, context::agent_with};
+use crate::gpu;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a server that takes each token once
@@ -30,8 +31,8 @@ async fn runners_come_and_go(ctx: &Ctx) -> Result<()> {
         .into_iter()
         .find(|pod| pod.metadata.name.as_deref() == Some(&first))
         .context("the runner has no pod")?;
-    let containers = pod.spec.context("a pod without spec")?.containers;
-    let arguments = containers[0].args.clone().unwrap_or_default().join(" ");
+    let gpu = gpu::container(&pod).context("a pod without the container")?;
+    let arguments = gpu.args.clone().unwrap_or_default().join(" ");
     let url = format!("{}/{}", ctx.cluster.github, ctx.repository);
     for part in [
         &format!("--url {url} --name {first} --labels self-hosted,cuda"),

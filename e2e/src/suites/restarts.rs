@@ -18,7 +18,7 @@ use kube::{
 use serde_json::json;
 
 use super::{Ctx, SOON, context::labels};
-use crate::deploy;
+use crate::{deploy, gpu};
 
 /// The largest crowd of pods that were there at the same time and had not ended, by name.
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ async fn while_runners_come(ctx: &Ctx) -> Result<()> {
     let job = ctx.queue("third", "true").await?;
     ctx.succeeded(job).await?;
     some_pod("a gate at work", &|pod| {
-        !used.contains(&name(pod)) && gate_runs(pod)
+        !used.contains(&name(pod)) && gpu::gate_runs(pod)
     })
     .await?;
     kill(ctx).await?;
@@ -200,16 +200,6 @@ async fn kill(ctx: &Ctx) -> Result<()> {
 
 fn name(pod: &Pod) -> String {
     pod.metadata.name.clone().unwrap_or_default()
-}
-
-fn gate_runs(pod: &Pod) -> bool {
-    let gates = pod
-        .status
-        .iter()
-        .flat_map(|status| status.init_container_statuses.iter().flatten());
-    gates
-        .flat_map(|gate| &gate.state)
-        .any(|state| state.running.is_some())
 }
 
 /// Keeps the largest crowd of pods.

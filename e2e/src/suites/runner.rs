@@ -139,8 +139,14 @@ impl Shared {
         };
         let failure = match outcome {
             Ok(()) => None,
-            // Before anything is tidied away.
-            Err(error) => Some(failed(&format!("{error:#}"), &ctx).await),
+            Err(error) => {
+                let why = format!("{error:#}");
+                // The whole is shown when all suites are done.
+                self.story
+                    .step(&format!("suite {} failed: {why}", suite.name));
+                // Before anything is tidied away.
+                Some(failed(&why, &ctx).await)
+            }
         };
         let tidied = ctx.tidy().await;
         let took = started.elapsed().as_secs();

@@ -64,8 +64,9 @@ fn in_record(cluster: &Cluster, shapes: &[Regex]) -> Result<Vec<String>> {
         "objects.jsonl",
         "arguments",
         "kubelet.log",
-        "_gate_",
-        "_runner_",
+        "_prepare_",
+        "_gpu_",
+        "_main_",
         "_operator_",
     ] {
         ensure!(has(part), "nothing of {part} was recorded: {files:?}");

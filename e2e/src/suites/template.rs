@@ -99,8 +99,8 @@ async fn stalled(ctx: &Ctx) -> Result<()> {
             "remove the mount",
         ),
         (
-            "gate",
-            json!({"spec": {"initContainers": [{"name": "gate", "image": "example/gate:1"}]}}),
+            "own-gpu",
+            json!({"spec": {"initContainers": [{"name": "gpu", "image": "example/gate:1"}]}}),
             "choose another one",
         ),
         (

@@ -41,8 +41,8 @@ async fn with_two(ctx: &Ctx) -> Result<()> {
             audit
                 .new_requests()?
                 .into_iter()
-                .filter(audit::Request::is_review)
-                .filter_map(|review| review.pod),
+                .filter(audit::Request::is_image_change)
+                .filter_map(|change| change.pod),
         );
     }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Ctx;
 use crate::{
-    deploy,
+    deploy, gpu,
     helm::{self, NAMESPACE, RELEASE},
     node::Machine,
 };
@@ -66,12 +66,11 @@ async fn upgraded(
     let names = ctx.idle("pool", 3).await?;
     let new = names.iter().find(|&name| !before.contains_key(name));
     let new: Pod = ctx.api().get(new.context("no new runner")?).await?;
-    let gates = new.spec.and_then(|spec| spec.init_containers);
-    let gates = gates.into_iter().flatten();
-    let gates: Vec<_> = gates.filter_map(|gate| gate.image).collect();
+    let ours = new.spec.into_iter().flat_map(|spec| spec.containers);
+    let ours: Vec<_> = ours.filter_map(|container| container.image).collect();
     ensure!(
-        gates.iter().any(|image| image.ends_with(NEXT)),
-        "its gate is not of the next version: {gates:?}"
+        ours.iter().all(|image| image.ends_with(NEXT)),
+        "its gate is not of the next version: {ours:?}"
     );
     let job = ctx.hold("over-the-downgrade").await?;
     let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
@@ -90,13 +89,14 @@ async fn ends_well(ctx: &Ctx, job: u64, runner: &str) -> Result<()> {
 }
 
 /// The uid and the restarts of each runner's pod.
-async fn runners(ctx: &Ctx) -> Result<BTreeMap<String, (String, i32)>> {
+pub(super) async fn runners(ctx: &Ctx) -> Result<BTreeMap<String, (String, i32)>> {
     let pods = ctx.pods().await?.into_iter();
     let runners = pods.map(|pod| {
         let status = pod.status.iter();
-        let containers = status.flat_map(|s| s.container_statuses.iter().flatten());
-        let restarts = containers.map(|container| container.restart_count).sum();
-        (pod.name_any(), (pod.uid().unwrap_or_default(), restarts))
+        let main = status.flat_map(|s| s.container_statuses.iter().flatten());
+        let restarts: i32 = main.map(|container| container.restart_count).sum();
+        let all = restarts + gpu::restarts(&pod);
+        (pod.name_any(), (pod.uid().unwrap_or_default(), all))
     });
     Ok(runners.collect())
 }

@@ -246,6 +246,32 @@ fn limited_to_namespaces_it_reads_named_secrets_alone() {
 }
 
 #[test]
+fn pods_are_patched_where_pools_are_and_nowhere_else() {
+    let patches = |role: &Option<Vec<PolicyRule>>| {
+        role.iter().flatten().any(|rule| {
+            let of_pods = rule.resources.iter().flatten().any(|r| r == "pods");
+            of_pods && rule.verbs.iter().any(|verb| verb == "patch")
+        })
+    };
+    // Given a whole cluster, then it is a right of the cluster's
+    let objects = render(CHART, &with(&json!({})));
+    let everywhere = of_kind::<ClusterRole>("ClusterRole", &objects);
+    assert!(everywhere.iter().any(|role| patches(&role.rules)));
+    // Given namespaces, then it is one of theirs alone
+    let namespaces =
+        json!({"watchNamespaces": ["ci", "ml"], "rbac": {"secretNames": ["github-app"]}});
+    let objects = render(CHART, &with(&namespaces));
+    let everywhere = of_kind::<ClusterRole>("ClusterRole", &objects);
+    assert!(!everywhere.iter().any(|role| patches(&role.rules)));
+    let roles = of_kind::<Role>("Role", &objects);
+    let roles = roles.iter().filter(|role| patches(&role.rules));
+    let of: Vec<_> = roles
+        .filter_map(|r| r.metadata.namespace.as_deref())
+        .collect();
+    assert_eq!(of, ["ci", "ml"]);
+}
+
+#[test]
 fn the_operator_tolerates_its_own_taint_beside_what_its_values_say() {
     for (taint, own) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut values = with(&json!({"nodeTaint": {"enabled": taint}}));

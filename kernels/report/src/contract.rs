@@ -1,39 +1,67 @@
 //! The names that all who meet in a runner's pod must write alike: the operator, which makes the pod; the gate; the hooks
 //! of the agent; and whoever plays one of them in a test or a benchmark.
 //!
-//! The scripts (`kernels/hooks`, `operator/plan/src/preflight.sh`, the agent's start and its probes) cannot read these
+//! The scripts (`kernels/hooks`, `kernels/report/src/preflight.sh`, the agent's start and its probes) cannot read these
 //! constants. Tests beside them compare. Names of the agent's own, such as `ACTIONS_RUNNER_HOOK_JOB_STARTED`, are
 //! GitHub's and not here: the simulated agent has them a second time, so that a wrong one is noticed.
 
-/// The init container that looks at the runner's image, before all others.
-pub const PREFLIGHT: &str = "preflight";
-/// The init container that proves the GPUs.
-pub const GATE: &str = "gate";
-/// The agent's container. A template names it so, too.
+/// The container of a template that describes the agent's: what it says goes to [`GPU`].
 pub const RUNNER: &str = "runner";
 
-/// Memory-backed folder that these three containers share. The pod's mount; the hooks have it as their default.
+/// The init container that has the pod's token and no GPU: it brings what the others need.
+pub const PREPARE: &str = "prepare";
+/// The restartable init container that has the GPU: first the gate's image, then the runner's.
+pub const GPU: &str = "gpu";
+/// The main container: it ends as the agent did.
+pub const MAIN: &str = "main";
+
+/// The gate's program in its own image. No other image has a file there: by that [`GPU`] knows which one it is in.
+pub const GATE_PROGRAM: &str = "/cuda-smoke";
+/// In the gate's image, what becomes [`file::RUNNER_INIT`].
+pub const RUNNER_INIT_PROGRAM: &str = "/runner-init";
+/// Folder of the agent's jobs; its disk is asked for free space.
+pub const WORK_DIR: &str = "/home/runner/_work";
+
+/// Memory-backed folder that these containers share. The pod's mount; the hooks have it as their default.
 pub const REGISTRATION_DIR: &str = "/run/cuda-runner";
-/// Folder of the gate's service-account token.
+/// Folder of the pod's service-account token, in [`PREPARE`] alone.
 pub const TOKEN_DIR: &str = "/var/run/secrets/cudarunner.dev";
 /// The token's name in [`TOKEN_DIR`].
 pub const TOKEN_NAME: &str = "token";
-/// Both together. The kubelet writes and renews it, the gate reads it for each request.
+/// Both together. The kubelet writes and renews it, [`PREPARE`] reads it for each request.
 pub const TOKEN_FILE: &str = "/var/run/secrets/cudarunner.dev/token";
 /// The container's termination message, by Kubernetes' default. The gate and the hooks write it, the operator reads it.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Files in [`REGISTRATION_DIR`].
 pub mod file {
-    /// What the preflight container found. The gate reads it.
+    /// The first process of [`GPU`](super::GPU) and [`MAIN`](super::MAIN). [`PREPARE`](super::PREPARE) brings it.
+    pub const RUNNER_INIT: &str = "bin/runner-init";
+    /// The gate's environment, a JSON object, from [`PREPARE`](super::PREPARE): the gate has this and nothing else, so
+    /// that nothing in a template's reaches it.
+    pub const SETTINGS: &str = "gate.json";
+    /// What [`PREPARE`](super::PREPARE) got for the pod's token. Gone before the agent starts.
+    pub const TICKET: &str = "ticket";
+    /// The gate's summary: every device passed. Written before the registrar is told, because the change of the image
+    /// may come before its answer.
+    pub const PASSED: &str = "passed";
+    /// The agent has been online. The readiness probe of [`GPU`](super::GPU) writes it.
+    pub const ONLINE: &str = "online";
+    /// The agent was started. Who finds it at its own start was cut off.
+    pub const STARTED: &str = "started";
+    /// The exit code of the gate that failed, or of the agent, as text. [`MAIN`](super::MAIN) ends with it.
+    pub const EXIT: &str = "exit";
+    /// The termination message that went with [`EXIT`]: a container that is restarted before the pod ends says it again.
+    pub const MESSAGE: &str = "message";
+    /// What the look at the runner's image found.
     pub const PREFLIGHT: &str = "preflight";
-    /// A just-in-time configuration. The gate writes it, the agent's start reads and removes it.
+    /// A just-in-time configuration. Our program writes it, the agent's start reads and removes it.
     pub const JIT_CONFIG: &str = "jitconfig";
     /// A registration token; as [`JIT_CONFIG`].
     pub const TOKEN: &str = "token";
     /// There for as long as a job runs. The hooks make and remove it, the readiness probe looks.
     pub const BUSY: &str = "busy";
-    /// The hook before a job. The gate writes this and the other scripts.
+    /// The hook before a job. [`PREPARE`](super::PREPARE) brings this and the other scripts.
     pub const JOB_STARTED: &str = "job-started.sh";
     /// The hook after a job.
     pub const JOB_COMPLETED: &str = "job-completed.sh";
@@ -57,6 +85,10 @@ pub mod gate {
     pub const REGISTRATION_DIR: &str = "CUDA_SMOKE_REGISTRATION_DIR";
     /// Another [`TERMINATION_LOG`](super::TERMINATION_LOG). Set by tests and benchmarks.
     pub const TERMINATION_LOG: &str = "CUDA_SMOKE_TERMINATION_LOG";
+    /// Another [`GATE_PROGRAM`](super::GATE_PROGRAM). Set by tests.
+    pub const PROGRAM: &str = "CUDA_SMOKE_PROGRAM";
+    /// Another [`RUNNER_INIT_PROGRAM`](super::RUNNER_INIT_PROGRAM). Set by tests.
+    pub const RUNNER_INIT: &str = "CUDA_SMOKE_RUNNER_INIT";
     /// Seconds for which the registrar is asked. Set by tests.
     pub const REGISTRATION_TIMEOUT_SECONDS: &str = "CUDA_SMOKE_REGISTRATION_TIMEOUT_SECONDS";
     /// [`Wanted`](crate::preflight::Wanted) as JSON.
@@ -77,6 +109,30 @@ pub mod gate {
     pub const POD: &str = "POD_NAME";
     /// The pod's namespace, from the downward API.
     pub const NAMESPACE: &str = "POD_NAMESPACE";
+
+    /// What the gate is told by variables that are not its own: they and all with [`PREFIX`] are in
+    /// [`SETTINGS`](super::file::SETTINGS).
+    pub const OTHERS: [&str; 11] = [
+        NODE,
+        POD,
+        NAMESPACE,
+        "LD_LIBRARY_PATH",
+        "SSL_CERT_FILE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+    ];
+    /// What device plugins and drivers of claims tell programs of a GPU that is shared by MPS. They set it in
+    /// [`GPU`](super::GPU) alone, so the gate has it from there.
+    pub const OF_THE_DEVICE: [&str; 4] = [
+        "CUDA_MPS_PIPE_DIRECTORY",
+        "CUDA_MPS_LOG_DIRECTORY",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
+    ];
 }
 
 /// Variables of our scripts in the runner's image.
@@ -107,6 +163,8 @@ pub mod mark {
     pub const COMPLETED: &str = "completed";
     /// The GPU was found gone.
     pub const GPU_LOST: &str = "gpu-lost";
+    /// The agent was online.
+    pub const ONLINE: &str = "online";
     /// Another agent holds the runner's session.
     pub const SESSION_CONFLICT: &str = "session-conflict";
 }

@@ -101,7 +101,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             Node,
             Medium,
             "The driver shows fewer devices than the pod was given: one is lost, or hidden by the environment.",
-            "Look for XID 79 in the node's kernel log, and for CUDA_VISIBLE_DEVICES in the image or template.",
+            "Look for XID 79 in the node's kernel log, and at what the device plugin says of the node.",
         ),
         Finding::TooManyDevices => (
             "TooManyDevices",
@@ -171,7 +171,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             Transient,
             High,
             "The host was so busy that the test got no CPU for most of its time. The GPU is not to blame.",
-            "Give the gate more CPU (spec.smoke.resources), look what else runs on the node, or raise smoke.timeoutSeconds.",
+            "Give the runner more CPU (spec.template; the gate has the same), look what else runs on the node, or raise smoke.timeoutSeconds.",
         ),
         Finding::Crash => (
             "Crash",
@@ -185,7 +185,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             if context.retried { Node } else { Transient },
             Low,
             "The test process ended in the middle of a call, without a signal and without a verdict.",
-            "Look for preloaded libraries (LD_PRELOAD) in the image, then at the driver on the node.",
+            "Look at the kernel log, then at the driver on the node.",
         ),
         Finding::Refused => (
             "Refused",

@@ -1,11 +1,14 @@
 //! What the runner's image and network must offer, what was seen of it, and what that means.
 //!
-//! The preflight container runs in the runner's image and has its shell only: it writes down [`Facts`]. The gate knows
-//! what is [`Wanted`], judges the facts, adds what it has tried itself on the network, and reports everything at once.
+//! The gate tries the network. In the runner's image [`SCRIPT`] has the image's shell only: it writes down [`Facts`].
+//! `runner-init` knows what is [`Wanted`], judges the facts, and adds them to the gate's report.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Class, Confidence, Failure, Step, Version};
+
+/// Looks at the runner's image, for its shell. It writes [`Facts`].
+pub const SCRIPT: &str = include_str!("preflight.sh");
 
 /// Free space, in MiB, that the work folder must have where nothing else is said.
 pub const MIN_DISK_MIB: u64 = 512;
@@ -17,7 +20,7 @@ pub const FAILED: &str = "PreflightFailed";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Wanted {
-    /// Whether a preflight container looks at the image.
+    /// Whether the image is looked at.
     pub image: bool,
     /// Commands on the `PATH`.
     pub commands: Vec<String>,
@@ -31,7 +34,7 @@ pub struct Wanted {
     pub egress: Vec<String>,
 }
 
-/// What the preflight container saw.
+/// What [`SCRIPT`] saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Commands that are on the `PATH`.
@@ -42,12 +45,12 @@ pub struct Facts {
     pub rust_toolchain: bool,
     /// Free space in KiB, and the folder that was asked.
     pub disk: Option<(u64, String)>,
-    /// Whether the container came to the end of its list.
+    /// Whether it came to the end of its list.
     pub complete: bool,
 }
 
 impl Facts {
-    /// Reads the container's lines: words with tabs between. Lines that say nothing known are passed over.
+    /// Reads the script's lines: words with tabs between. Lines that say nothing known are passed over.
     #[must_use]
     pub fn read(text: &str) -> Self {
         let mut facts = Self::default();
@@ -114,7 +117,7 @@ pub struct PreflightFinding {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = crate::schema::open))]
 #[serde(rename_all = "camelCase")]
 pub enum Check {
-    /// The preflight container itself.
+    /// The look at the image itself.
     Image,
     /// A command on the `PATH`.
     Command,
@@ -191,8 +194,8 @@ impl Preflight {
                 findings: vec![PreflightFinding::failed(
                     Check::Image,
                     "preflight",
-                    "the preflight container did not come to its end".into(),
-                    "Look at the log of the pod's container preflight; the runner's image needs a POSIX shell at /bin/sh.",
+                    "the look at the runner's image did not come to its end".into(),
+                    "Look at the log of the pod's container gpu; the runner's image needs a POSIX shell at /bin/sh.",
                 )],
             };
         }

@@ -1,12 +1,19 @@
-//! What the gate and the registrar say to each other.
+//! What a runner's pod and the registrar say to each other.
 //!
-//! `POST {url}`[`PATH`] with `Authorization: Bearer <service-account token for` [`AUDIENCE`]`>` and the whole
-//! [`Report`](crate::Report) as the body, at most [`MAX_BODY`] bytes. The answers:
+//! Three requests, each a `POST` with `Authorization: Bearer`, each body at most [`MAX_BODY`] bytes:
 //!
-//! | status | body | the gate |
+//! | path | by | bearer | body | 200 |
+//! |---|---|---|---|---|
+//! | [`TICKETS`] | `prepare` | the pod's token for [`AUDIENCE`] | none | [`Ticket`] |
+//! | [`REPORTS`] | `gpu`, the gate | ticket | the whole [`Report`](crate::Report) | `{}`: the image is changed |
+//! | [`REGISTRATIONS`] | `gpu`, in the runner's image | ticket | `{}` | [`Registration`] |
+//!
+//! Each may come again: an answer can be lost, and a gate that passed repeats its report until its image is changed.
+//! The other answers:
+//!
+//! | status | body | who asked |
 //! |---|---|---|
-//! | 200 | [`Registration`] | stores it and ends with 0 |
-//! | 202 | none | its failing report was noted: ends with the report's class |
+//! | 202 | none | the failing report was noted: ends with the report's class |
 //! | 400 | [`Refusal`] | fault of ours: 70 |
 //! | 401, 403 | [`Refusal`] | final: 15 |
 //! | 429, 503 | [`Refusal`], `Retry-After` | tries again until its deadline, then 16 |
@@ -15,8 +22,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The registrar's path.
-pub const PATH: &str = "/v1/registrations";
+/// Exchanges the pod's token for a [`Ticket`].
+pub const TICKETS: &str = "/v1/tickets";
+/// Takes the gate's report.
+pub const REPORTS: &str = "/v1/reports";
+/// Gives the registration.
+pub const REGISTRATIONS: &str = "/v1/registrations";
 /// The audience that the pod's projected service-account token must have.
 pub const AUDIENCE: &str = "cudarunner.dev/registrar";
 /// The longest report, in bytes, that the registrar reads.
@@ -48,7 +59,20 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// Why the registrar gives no registration.
+/// Stands for one pod at the registrar, for an hour. A secret: `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// One word.
+    pub ticket: String,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket(…)")
+    }
+}
+
+/// Why the registrar says no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
@@ -87,6 +111,14 @@ mod tests {
         let json = serde_json::to_string(&registration).unwrap();
         assert_eq!(json, r#"{"kind":"RegistrationToken","token":"AABBCC"}"#);
         assert!(!format!("{registration:?}").contains("AABBCC"));
+    }
+
+    #[test]
+    fn a_ticket_is_never_printed() {
+        let json = r#"{"ticket":"AABBCC"}"#;
+        let ticket: Ticket = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&ticket).unwrap(), json);
+        assert!(!format!("{ticket:?}").contains("AABBCC"));
     }
 
     #[test]

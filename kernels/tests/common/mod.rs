@@ -9,11 +9,14 @@
     reason = "a part of tests, of which each uses its own"
 )]
 
+pub mod registrar;
+
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use gate_report::Report;
 use jsonschema::Validator;
@@ -124,4 +127,38 @@ pub fn report(text: &str) -> Report {
 /// One healthy device with this fault.
 pub fn faulty(fault: Value) -> Value {
     json!({"devices": [{"profile": "a100"}], "faults": [fault]})
+}
+
+/// Waits until something holds, and says what it waited for.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(30), "not {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(process: u32, name: &str) {
+    let mut kill = Command::new("kill");
+    let sent = kill.args(["-s", name, &process.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+/// A process that does not outlive its test.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Waits for its end; its exit code, which it must have.
+    pub fn code(&mut self) -> i32 {
+        until("ended", || self.0.try_wait().unwrap().is_some());
+        self.0.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -132,6 +132,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         waiting: None,
         waiting_since: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
+        image: Some("ghcr.io/actions/actions-runner:latest".to_owned()),
         gate_passed: matches!(
             phase,
             RunnerPhase::Starting | RunnerPhase::Idle | RunnerPhase::Busy | RunnerPhase::Finished

@@ -367,7 +367,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     if deadline(runner, spec)? > now {
         return None;
     }
-    let registered = runner.phase == RunnerPhase::Starting;
+    let registered = runner.agent_running;
     let failure = |reason, class, message| Failure::new(reason, class, message, now, registered);
     let waiting = runner.waiting.as_ref();
     let waiting = waiting.map_or_else(String::new, |waiting| format!(" ({waiting})"));
@@ -387,7 +387,7 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
             Class::Config,
             format!("A container could not be made or started{waiting}; fix what spec.template names, or make what it lacks."),
         ),
-        RunnerPhase::Starting => failure(
+        RunnerPhase::Starting if registered => failure(
             Reason::NeverOnline,
             Class::Transient,
             format!("The agent was registered and did not come online{waiting}; `kubectl logs` of the pod tells more."),

@@ -20,7 +20,6 @@ pub mod model;
 pub mod node_marks;
 mod placement;
 pub mod pod;
-mod preflight;
 pub mod quarantine;
 pub mod queue;
 pub mod reason;

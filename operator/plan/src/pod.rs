@@ -2,69 +2,70 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::{CudaRunner, ManagedMemory};
-use gate_report::contract::{TOKEN_FILE, TOKEN_NAME, gate};
+use cudarunner_crds::CudaRunner;
+use gate_report::contract::TOKEN_NAME;
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    KeyToPath, ObjectFieldSelector, Pod, PodResourceClaim, PodSpec, ProjectedVolumeSource,
-    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, KeyToPath, Pod,
+    PodResourceClaim, PodSpec, ProjectedVolumeSource, ResourceClaim, ResourceRequirements,
     ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::{NewRunner, PodSettings, node_marks, placement, preflight};
-use crate::model::pool::owned::{self, CA_DIR, CLAIM, REGISTRATION_DIR, TOKEN_DIR};
+use super::{NewRunner, PodSettings, node_marks, placement};
+use crate::model::pool::owned::{self, CLAIM};
 use crate::model::pool::{GpuRequest, Pool, Spec, labels_of};
 use crate::model::runner::{
-    AVOIDS_ANNOTATION, GATE, LIFETIME_ANNOTATION, PERSISTENT, RUNNER, TEMPLATE_ANNOTATION,
+    AVOIDS_ANNOTATION, GPU, IMAGE_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, TEMPLATE_ANNOTATION,
     URL_ANNOTATION,
 };
 
+mod ours;
 mod runner;
 
-/// The user of GitHub's own runner image.
-const RUNNER_USER: i64 = 1001;
-/// What the scheduler sets aside for our containers: hardly anything, since they are over when the job begins.
-const REQUESTED: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "64Mi")];
-/// The most processor time that they get.
-const MOST_CPU: &str = "2";
-/// MiB of memory for the programs, and again for what the driver keeps in the process for each device.
-const MEMORY_STEP: u32 = 512;
-/// Devices to reckon with where only a claim knows their number.
-const MANY_DEVICES: u32 = 8;
+/// The container whose log `kubectl logs` shows.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+/// Our program and a few small files.
+const SHARED_MEMORY: &str = "16Mi";
 
 /// Makes the pod of a new runner.
 #[must_use]
 pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) -> Pod {
     let NewRunner { name, avoids } = new;
+    let mut template = spec.template.spec.clone().unwrap_or_default();
+    let mut gpu = runner::container(pool, spec, name);
+    if let Some(theirs) = std::mem::take(&mut template.containers).into_iter().next() {
+        runner::merge(&mut gpu, theirs);
+    }
+    let image = runner::begin_as_the_gate(&mut gpu, settings);
+    let user = job_user(&template, &gpu);
+    // Kubernetes starts these in their order, and ends those that go on in reverse: what the template has beside the
+    // agent is there before it, and for as long as it.
+    let mut init = vec![ours::prepare(spec, settings, user)];
+    init.extend(beside(&mut template));
+    init.push(gpu);
     let mut pod_spec = PodSpec {
         restart_policy: Some("Never".to_owned()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        init_containers: Some(vec![gate(spec, settings)]),
-        containers: vec![runner::container(pool, spec, name)],
+        init_containers: Some(init),
+        containers: vec![ours::main(spec, settings, user)],
         volumes: Some(volumes(spec)),
         resource_claims: claims(&spec.gpu),
+        tolerations: Some(tolerations(spec)),
         ..PodSpec::default()
     };
-    pod_spec.tolerations = Some(tolerations(spec));
-    if let Some(template) = spec.template.spec.clone() {
-        merge(&mut pod_spec, template);
-    }
-    run_gate_as_the_job(&mut pod_spec);
-    if let Some(wanted) = spec.preflight.as_ref().filter(|wanted| wanted.image) {
-        let user = job_user(&pod_spec);
-        preflight::add(&mut pod_spec, wanted, gate_resources(spec), user);
-    }
+    merge(&mut pod_spec, template);
     placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
 
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();
+    annotations.insert(DEFAULT_CONTAINER.to_owned(), GPU.to_owned());
     annotations.extend(user.annotations.unwrap_or_default());
+    annotations.insert(IMAGE_ANNOTATION.to_owned(), image);
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), spec.template_hash.clone());
     annotations.insert(URL_ANNOTATION.to_owned(), spec.url.to_string());
     if spec.persistent {
@@ -90,50 +91,27 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     }
 }
 
-/// Merges a template that [`crate::model::pool`] has found to take nothing of ours.
+/// Merges what is left of a template that [`crate::model::pool`] has found to take nothing of ours.
 fn merge(spec: &mut PodSpec, mut template: PodSpec) {
     // A list of the template's would replace ours.
     let tolerations = template.tolerations.take();
     spec.tolerations
         .get_or_insert_default()
         .extend(tolerations.into_iter().flatten());
-    // Ports are told apart by number alone, and two protocols may share one.
-    let ports = template.containers.first_mut().and_then(|c| c.ports.take());
-    for variable in template
-        .containers
-        .iter_mut()
-        .flat_map(|c| c.env.iter_mut().flatten())
-    {
-        // The agent knows one hook for each event: ours, which calls theirs.
-        if let Some((_, ours)) = owned::HOOKS
-            .iter()
-            .find(|(agents, _)| *agents == variable.name)
-        {
-            (*ours).clone_into(&mut variable.name);
-        }
-    }
-    for container in template.init_containers.iter_mut().flatten() {
+    spec.merge_from(template);
+}
+
+/// The template's init containers and sidecars.
+fn beside(template: &mut PodSpec) -> Vec<Container> {
+    let mut all = template.init_containers.take().unwrap_or_default();
+    for container in &mut all {
         // An image may ask for every device of the node.
         let env = container.env.get_or_insert_default();
         if !env.iter().any(|v| v.name == owned::VISIBLE_DEVICES) {
             env.push(value(owned::VISIBLE_DEVICES, owned::NO_DEVICES.to_owned()));
         }
     }
-    spec.merge_from(template);
-    let Some(runner) = spec.containers.first_mut() else {
-        return;
-    };
-    runner.ports = ports;
-    // What the job can reach through its claims, the gate has to see as well.
-    let claims = runner.resources.as_ref().and_then(|r| r.claims.clone());
-    let gate = spec
-        .init_containers
-        .iter_mut()
-        .flatten()
-        .find(|c| c.name == GATE);
-    if let Some(resources) = gate.and_then(|g| g.resources.as_mut()) {
-        resources.claims = claims;
-    }
+    all
 }
 
 /// Ours: of nodes with GPUs, and of those that were marked because of a fault.
@@ -177,88 +155,6 @@ fn protections() -> BTreeMap<String, String> {
     ])
 }
 
-/// What the gate is told.
-fn gate_env(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
-    let settings_env = [
-        (gate::REGISTRAR_URL, settings.registrar_url.clone()),
-        (gate::REGISTRAR_CA, settings.registrar_ca.clone()),
-        (gate::TOKEN_FILE, TOKEN_FILE.to_owned()),
-        (gate::REGISTRATION_DIR, REGISTRATION_DIR.to_owned()),
-        (
-            gate::MIN_COMPUTE_CAPABILITY,
-            spec.gate.min_compute_capability.clone(),
-        ),
-        (gate::MIN_CUDA_VERSION, spec.gate.min_cuda_version.clone()),
-        (
-            gate::MANAGED_MEMORY,
-            match spec.gate.managed_memory {
-                ManagedMemory::Report => "Report",
-                ManagedMemory::Require => "Require",
-            }
-            .to_owned(),
-        ),
-        (gate::TIMEOUT_SECONDS, spec.gate.timeout_seconds.to_string()),
-        // Where the vendor's device plugin mounts the driver without a runtime class, as on GKE.
-        ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
-    ];
-    let mut env: Vec<EnvVar> = settings_env.into_iter().map(|(n, v)| value(n, v)).collect();
-    if let Some(count) = spec.gpu.count() {
-        env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
-    }
-    env.extend(proxy(spec));
-    env.push(field(gate::NODE, "spec.nodeName"));
-    env.push(field(gate::POD, "metadata.name"));
-    env.push(field(gate::NAMESPACE, "metadata.namespace"));
-    if let Some(wanted) = &spec.preflight {
-        let wanted = serde_json::to_string(wanted).unwrap_or_default();
-        env.push(value(gate::PREFLIGHT, wanted));
-    }
-    env
-}
-
-/// The init container: the same devices as the job, the least rights.
-fn gate(spec: &Spec, settings: &PodSettings) -> Container {
-    let mut env = gate_env(spec, settings);
-    let mut mounts = vec![
-        mount(owned::REGISTRATION, REGISTRATION_DIR, false),
-        mount(owned::REGISTRAR_TOKEN, TOKEN_DIR, true),
-    ];
-    if spec.preflight.is_some() && spec.ca_bundle.is_some() {
-        mounts.push(mount(owned::GITHUB_CA, CA_DIR, true));
-        env.push(value("SSL_CERT_FILE", format!("{CA_DIR}/ca.crt")));
-    }
-    let devices = devices(&spec.gpu);
-    let mut resources = gate_resources(spec);
-    let limits = resources.limits.get_or_insert_default();
-    limits.extend(devices.limits.unwrap_or_default());
-    resources.claims = devices.claims;
-    Container {
-        name: GATE.to_owned(),
-        image: Some(settings.gate_image.clone()),
-        image_pull_policy: Some(settings.image_pull_policy.clone()),
-        args: Some(vec!["gate".to_owned()]),
-        env: Some(env),
-        resources: Some(resources),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                add: None,
-            }),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            run_as_user: Some(RUNNER_USER),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                localhost_profile: None,
-            }),
-            ..SecurityContext::default()
-        }),
-        volume_mounts: Some(mounts),
-        ..Container::default()
-    }
-}
-
 /// The proxy, under every name that some program looks for. The gate speaks with the registrar without it.
 fn proxy(spec: &Spec) -> Vec<EnvVar> {
     let Some(proxy) = &spec.proxy else {
@@ -279,35 +175,7 @@ fn proxy(spec: &Spec) -> Vec<EnvVar> {
     .collect()
 }
 
-/// What our containers may use beside devices. A namespace's quota may demand that every container says it.
-fn gate_resources(spec: &Spec) -> ResourceRequirements {
-    let (requests, limits) = if let Some(own) = &spec.gate_resources {
-        (own.requests.clone(), own.limits.clone())
-    } else {
-        let devices = spec.gpu.count().unwrap_or(MANY_DEVICES);
-        let memory = format!(
-            "{}Mi",
-            MEMORY_STEP.saturating_mul(devices.saturating_add(1))
-        );
-        (
-            quantities(REQUESTED),
-            quantities([("cpu", MOST_CPU), ("memory", &memory)]),
-        )
-    };
-    ResourceRequirements {
-        requests: Some(requests),
-        limits: Some(limits),
-        claims: None,
-    }
-}
-
-fn quantities(of: [(&str, &str); 2]) -> BTreeMap<String, Quantity> {
-    of.into_iter()
-        .map(|(name, quantity)| (name.to_owned(), Quantity(quantity.to_owned())))
-        .collect()
-}
-
-/// The same devices for every container that has this.
+/// The devices of a runner, proven first and used then, in one container.
 fn devices(gpu: &GpuRequest) -> ResourceRequirements {
     match gpu {
         GpuRequest::Resource { name, count } => ResourceRequirements {
@@ -345,7 +213,7 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
             name: owned::REGISTRATION.to_owned(),
             empty_dir: Some(EmptyDirVolumeSource {
                 medium: Some("Memory".to_owned()),
-                size_limit: Some(Quantity("1Mi".to_owned())),
+                size_limit: Some(Quantity(SHARED_MEMORY.to_owned())),
                 ..EmptyDirVolumeSource::default()
             }),
             ..Volume::default()
@@ -388,27 +256,10 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
 }
 
 /// The user that the template chooses for the job.
-fn job_user(spec: &PodSpec) -> Option<i64> {
-    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
-    let runner = spec.containers.iter().find(|c| c.name == RUNNER);
-    let of_runner = runner.and_then(|c| c.security_context.as_ref()?.run_as_user);
-    of_runner.or(of_pod)
-}
-
-/// What the gate leaves can be read and removed by whatever user the image has. Where the template chooses one, the gate
-/// is that one, for a policy may allow no other; but it is never root.
-fn run_gate_as_the_job(spec: &mut PodSpec) {
-    let Some(user) = job_user(spec).filter(|user| *user != 0) else {
-        return;
-    };
-    let gate = spec
-        .init_containers
-        .iter_mut()
-        .flatten()
-        .find(|c| c.name == GATE);
-    if let Some(context) = gate.and_then(|g| g.security_context.as_mut()) {
-        context.run_as_user = Some(user);
-    }
+fn job_user(template: &PodSpec, gpu: &Container) -> Option<i64> {
+    let of_pod = template.security_context.as_ref();
+    let of_gpu = gpu.security_context.as_ref().and_then(|c| c.run_as_user);
+    of_gpu.or_else(|| of_pod?.run_as_user)
 }
 
 fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
@@ -425,20 +276,6 @@ fn value(name: &str, value: String) -> EnvVar {
         name: name.to_owned(),
         value: Some(value),
         value_from: None,
-    }
-}
-
-fn field(name: &str, path: &str) -> EnvVar {
-    EnvVar {
-        name: name.to_owned(),
-        value: None,
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                api_version: None,
-                field_path: path.to_owned(),
-            }),
-            ..EnvVarSource::default()
-        }),
     }
 }
 

@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 
 use super::status::{OOM_KILLED, could_not_start, last_line, out_of_memory};
-use cuda_runner_plan::model::runner::{Failure, RUNNER, RefusedVersion};
+use cuda_runner_plan::model::runner::{Failure, GPU, RefusedVersion};
 use cuda_runner_plan::reason::Reason;
 
 /// An agent that has ended sooner than this has hardly started.
@@ -45,13 +45,13 @@ impl AgentEnd<'_> {
             (Some(OOM_KILLED), _) => failure(
                 Reason::OutOfMemory,
                 Class::Config,
-                out_of_memory(RUNNER, self.memory.as_deref(), cut_text),
+                out_of_memory(GPU, self.memory.as_deref(), cut_text),
             ),
             _ if could_not_start(self.container) => failure(
                 Reason::ContainerNotStarted,
                 Class::Transient,
                 format!(
-                    "The container `{RUNNER}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
+                    "The agent's container `{GPU}` could not be started: {}. Another attempt follows. If it happens again, look at its image and at what spec.template mounts there.",
                     last_line(last_words).trim_end_matches('.')
                 ),
             ),
@@ -83,7 +83,7 @@ impl AgentEnd<'_> {
                     Reason::AgentEndedAtOnce,
                     Class::Transient,
                     format!(
-                        "The agent in the container `{RUNNER}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
+                        "The agent in the container `{GPU}` ended with code {code} within a minute of its start and was not online: {}. `kubectl logs` of the pod may tell more.",
                         last_line(last_words)
                     ),
                 )

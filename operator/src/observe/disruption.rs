@@ -3,9 +3,10 @@
 use gate_report::Class;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
+use super::gpu::Gpu;
 use super::refusal::{self, Verdict};
-use super::status::{condition, container, ended, ended_at, words};
-use cuda_runner_plan::model::runner::{Disruption, RUNNER, lost};
+use super::status::{condition, ended_at, words};
+use cuda_runner_plan::model::runner::{Disruption, lost};
 use cuda_runner_plan::reason::Reason;
 
 /// The kubelet's word for a pod that ran into its own limit of time.
@@ -78,7 +79,7 @@ fn is_past_deadline(pod: &Pod) -> bool {
 fn deadline(pod: &Pod, cut_text: &str) -> (Reason, Class, String) {
     let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
     let limit = limit.map_or_else(String::new, |limit| format!(" of {limit} s"));
-    let (class, when) = if ended(container(pod, RUNNER)).is_some() {
+    let (class, when) = if Gpu::of(pod).agent_end().is_some() {
         (Class::Transient, "")
     } else {
         (Class::Config, " before its agent had started")

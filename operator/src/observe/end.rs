@@ -7,13 +7,14 @@ use kube::ResourceExt as _;
 
 use super::agent::AgentEnd;
 use super::disruption;
+use super::gpu::Gpu;
 use super::marks::Marks;
 use super::status::{
-    OOM_KILLED, all_ready, container, could_not_start, ended, ended_at, failed_init,
-    init_container, last_line, out_of_memory, terminated, transition,
+    OOM_KILLED, all_ready, container, could_not_start, ended_at, failed_init, last_line,
+    out_of_memory, spec_of, terminated, transition,
 };
 use cuda_runner_plan::model::runner::{
-    End, Failure, GATE, Job, LIFETIME_ANNOTATION, NOT_RUN, PERSISTENT, PREFLIGHT, RUNNER,
+    End, Failure, GPU, Job, LIFETIME_ANNOTATION, MAIN, NOT_RUN, PERSISTENT, PREPARE,
 };
 use cuda_runner_plan::reason::Reason;
 
@@ -22,33 +23,34 @@ const NO_DEVICE: i32 = 100;
 /// A container's exit code where the container runtime could not start it.
 const NO_START: i32 = 128;
 
-/// Whether the runner is over. Its pod says so some seconds after the container, and not at all while another container
-/// of it goes on.
+/// Whether the runner is over. Its pod says so some seconds after the container.
 fn is_over(pod: &Pod) -> bool {
+    let gpu = Gpu::of(pod);
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-        || ended(container(pod, RUNNER)).is_some()
+        || gpu.agent_end().is_some()
+        || gpu.gate_failure().is_some()
         || failed_init(pod).is_some()
 }
 
 /// How a pod ended; `None` while it has not.
 pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     let status = pod.status.as_ref().filter(|_| is_over(pod))?;
-    let gate = terminated(init_container(pod, GATE));
-    let runner = ended(container(pod, RUNNER));
+    let gpu = Gpu::of(pod);
+    let agent = gpu.agent_end();
     let at = ended_at(pod).unwrap_or(created);
-    let registered = gate.is_some_and(|g| g.exit_code == 0);
+    let registered = gpu.is_let_in();
     let failure = |reason, class, message| Failure::new(reason, class, message, at, registered);
     let failed = |reason, class, message| Some(End::Failed(failure(reason, class, message)));
 
-    let marks = Marks::of(runner);
+    let marks = Marks::of(agent);
     let persistent = pod
         .annotations()
         .get(LIFETIME_ANNOTATION)
         .is_some_and(|lifetime| lifetime == PERSISTENT);
     // A job can write this mark, too: where the agent ended well after its job, the job is what is told.
     let ended_well =
-        !persistent && marks.completed.is_some() && runner.is_some_and(|r| r.exit_code == 0);
+        !persistent && marks.completed.is_some() && agent.is_some_and(|a| a.exit_code == 0);
     if let Some(when) = marks.lost.as_ref().filter(|_| !ended_well) {
         let job = marks.started.as_ref().or(marks.completed.as_ref());
         return failed(Reason::GpuLost, Class::Transient, gpu_lost(when, job));
@@ -69,34 +71,55 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
     if let Some(init) = failed_init(pod) {
         return Some(End::Failed(init_failure(pod, init, failure)));
     }
-    let Some(runner) = runner else {
+    if let Some(gate) = gpu.gate_failure() {
+        return Some(End::Failed(gate_failure(pod, GPU, gate, failure)));
+    }
+    let Some(agent) = agent else {
         return failed(
             Reason::PodLost,
             Class::Transient,
             "The pod ended before its containers did.".to_owned(),
         );
     };
+    let was_online = marks.online || was_online(pod, agent);
+    if let Some(found) = not_started(agent).filter(|_| !was_online) {
+        let class = class_of(agent.exit_code);
+        return failed(reason_of(Some(&found), class, agent), class, told(&found));
+    }
     let agent = AgentEnd {
-        container: runner,
+        container: agent,
         cut_text: &cut_text,
         persistent,
         conflict: marks.conflict,
-        was_online: was_online(pod, runner),
-        memory: memory_limit(pod, RUNNER),
+        was_online,
+        memory: memory_limit(pod, GPU),
     };
     Some(End::Failed(agent.failure(failure)))
 }
 
-/// Whether an agent was ever ready: a pod that became unready after the agent's start was so in between.
-fn was_online(pod: &Pod, runner: &ContainerStateTerminated) -> bool {
+/// Why the agent was not started, as our own program says it in the agent's container: the image lacks something, or there
+/// was no registration. An image can write the same: so neither a node nor a device is ever at fault.
+fn not_started(agent: &ContainerStateTerminated) -> Option<gate_report::Failure> {
+    let report = Report::read(agent.message.as_deref()?.as_bytes()).ok()?;
+    let is_ours = matches!(
+        Class::from_exit_code(agent.exit_code)?,
+        Class::Config | Class::Refused | Class::Transient | Class::Internal
+    );
+    report.failure.filter(|_| is_ours)
+}
+
+/// Whether an agent was ever online: a pod that became unready after the agent's start was ready in between, and the main
+/// container is started by it.
+fn was_online(pod: &Pod, agent: &ContainerStateTerminated) -> bool {
     let unready = all_ready(pod).and_then(transition);
-    let started = runner.started_at.as_ref().map(|t| t.0);
+    let started = agent.started_at.as_ref().map(|t| t.0);
     unready
         .zip(started)
         .is_some_and(|(unready, started)| unready > started)
+        || container(pod, MAIN).is_some_and(|main| main.started == Some(true))
 }
 
-/// An init container that failed: the gate's own words, or who it was, and what it said last.
+/// An init container that failed: what ours says by itself, or who it was, and what it said last.
 fn init_failure(
     pod: &Pod,
     init: &ContainerStatus,
@@ -110,73 +133,57 @@ fn init_failure(
             format!("{name} has failed."),
         );
     };
-    let (code, why) = (
-        ended.exit_code,
-        ended.reason.as_deref().unwrap_or("no reason given"),
-    );
+    if name == PREPARE {
+        return gate_failure(pod, PREPARE, ended, failure);
+    }
     if ended.reason.as_deref() == Some(OOM_KILLED) {
         let message = out_of_memory(name, memory_limit(pod, name).as_deref(), "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
-    match name {
-        PREFLIGHT => failure(
-            Reason::PreflightFailed,
+    let (code, why) = (ended.exit_code, why(ended));
+    Failure {
+        code: Some(code),
+        ..failure(
+            Reason::InitContainerFailed,
             Class::Config,
             format!(
-                "The runner's image could not be looked at: its container preflight ended with code {code} ({why}). The image needs a POSIX shell at /bin/sh; `kubectl logs -c {PREFLIGHT}` of the pod tells more."
+                "The init container {name} of spec.template ended with code {code} ({why}): {}. `kubectl logs -c {name}` of the pod may tell more.",
+                last_line(ended.message.as_deref().unwrap_or_default())
             ),
-        ),
-        GATE => gate_failure(pod, ended, failure),
-        _ => Failure {
-            code: Some(code),
-            ..failure(
-                Reason::InitContainerFailed,
-                Class::Config,
-                format!(
-                    "The init container {name} of spec.template ended with code {code} ({why}): {}. `kubectl logs -c {name}` of the pod may tell more.",
-                    last_line(ended.message.as_deref().unwrap_or_default())
-                ),
-            )
-        },
+        )
     }
 }
 
-/// A gate that ended with another code than 0: the report in the termination message says why, the code at least who must act.
+/// A gate that did not pass, or what prepares for it: the report in the termination message says why, the code at least who
+/// must act.
 fn gate_failure(
     pod: &Pod,
+    name: &str,
     ended: &ContainerStateTerminated,
     failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
+    let limit = memory_limit(pod, name);
+    if ended.reason.as_deref() == Some(OOM_KILLED) {
+        let message = out_of_memory(name, limit.as_deref(), "");
+        return failure(Reason::OutOfMemory, Class::Config, message);
+    }
     let report = ended.message.as_deref();
     let report = report.and_then(|m| Report::read(m.as_bytes()).ok());
     let found = report.and_then(|r| r.failure);
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
-        return killed_failure(memory_limit(pod, GATE).as_deref(), killed, failure);
+        return killed_failure(limit.as_deref(), killed, failure);
     }
     if found.is_none() && (could_not_start(ended) || ended.exit_code == NO_START) {
-        return not_run(pod, ended, failure);
+        return not_run(name, limit.as_deref(), ended, failure);
     }
-    let class = Class::from_exit_code(ended.exit_code).unwrap_or(Class::Transient);
-    let reason_word = match class {
-        _ if found
-            .as_ref()
-            .is_some_and(|f| f.code_name == preflight::FAILED) =>
-        {
-            Reason::PreflightFailed
-        }
-        Class::Refused => Reason::RegistrationRefused,
-        _ if ended.exit_code == i32::from(gate_report::exit::UNREACHABLE) => {
-            Reason::RegistrarUnreachable
-        }
-        _ => Reason::GateFailed,
-    };
+    let class = class_of(ended.exit_code);
+    let reason = reason_of(found.as_ref(), class, ended);
     let message = match &found {
-        Some(failure) if failure.advice.is_empty() => failure.message.clone(),
-        Some(failure) => format!("{} {}", failure.message, failure.advice),
+        Some(failure) => told(failure),
         None => format!(
-            "The gate ended with code {} ({}) and left no report: {}. `kubectl logs -c {GATE}` of the pod may tell more.",
+            "The gate ended with code {} ({}) and left no report: {}. `kubectl logs -c {name}` of the pod may tell more.",
             ended.exit_code,
-            ended.reason.as_deref().unwrap_or("no reason given"),
+            why(ended),
             last_line(ended.message.as_deref().unwrap_or_default())
         ),
     };
@@ -186,21 +193,53 @@ fn gate_failure(
         at_start: found.as_ref().is_some_and(is_at_start),
         device: found.and_then(|f| f.uuid),
         registered: false,
-        ..failure(reason_word, class, message)
+        ..failure(reason, class, message)
     }
+}
+
+/// Who must act, by the exit code of a program of ours.
+fn class_of(code: i32) -> Class {
+    Class::from_exit_code(code).unwrap_or(Class::Transient)
+}
+
+fn reason_of(
+    found: Option<&gate_report::Failure>,
+    class: Class,
+    ended: &ContainerStateTerminated,
+) -> Reason {
+    match class {
+        _ if found.is_some_and(|f| f.code_name == preflight::FAILED) => Reason::PreflightFailed,
+        Class::Refused => Reason::RegistrationRefused,
+        _ if ended.exit_code == i32::from(gate_report::exit::UNREACHABLE) => {
+            Reason::RegistrarUnreachable
+        }
+        _ => Reason::GateFailed,
+    }
+}
+
+/// What a report says of a failure, and what to do.
+fn told(failure: &gate_report::Failure) -> String {
+    let advice = failure.advice.as_str();
+    let space = if advice.is_empty() { "" } else { " " };
+    format!("{}{space}{advice}", failure.message)
+}
+
+fn why(ended: &ContainerStateTerminated) -> &str {
+    ended.reason.as_deref().unwrap_or("no reason given")
 }
 
 /// A gate that the node could not start: the runtime's hooks for GPUs mostly. Which node's fault that is, the plan sees
 /// when it happens again.
 fn not_run(
-    pod: &Pod,
+    name: &str,
+    limit: Option<&str>,
     ended: &ContainerStateTerminated,
     failure: impl Fn(Reason, Class, String) -> Failure,
 ) -> Failure {
     let words = ended.message.as_deref().unwrap_or_default();
     // The runtime says so where the limit is too low for the container's very first process.
     if words.contains("OOM-killed") {
-        let message = out_of_memory(GATE, memory_limit(pod, GATE).as_deref(), "");
+        let message = out_of_memory(name, limit, "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
     let message = format!(
@@ -238,16 +277,13 @@ fn killed_failure(
     failure(
         Reason::OutOfMemory,
         Class::Config,
-        out_of_memory(GATE, Some(limit), ""),
+        out_of_memory(GPU, Some(limit), ""),
     )
 }
 
 /// The memory limit of a container, also one that a `LimitRange` has set.
 fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    let init = spec.init_containers.iter().flatten();
-    let mut all = init.chain(&spec.containers);
-    let resources = all.find(|c| c.name == name)?.resources.as_ref()?;
+    let resources = spec_of(pod, name)?.resources.as_ref()?;
     let limit = resources.limits.as_ref()?.get("memory")?;
     Some(limit.0.clone())
 }

@@ -6,14 +6,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
 
-use super::status::{container, ended};
-use cuda_runner_plan::model::runner::{EndedJob, Job, RUNNER};
+use super::gpu::Gpu;
+use cuda_runner_plan::model::runner::{EndedJob, Job};
 
 /// The last job that has ended on the runner of this pod; known once its container has ended.
 pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
-    let runner = ended(container(pod, RUNNER))?;
-    let marks = Marks::of(Some(runner));
-    let end = runner.finished_at.as_ref().map_or(created, |t| t.0);
+    let agent = Gpu::of(pod).agent_end()?;
+    let marks = Marks::of(Some(agent));
+    let end = agent.finished_at.as_ref().map_or(created, |t| t.0);
     let job = marks.completed?;
     let finished = job.time(created, end).unwrap_or(end);
     let started = marks.began.and_then(|began| began.time(created, finished));
@@ -35,14 +35,16 @@ pub(super) struct Marks {
     pub(super) completed: Option<Job>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
+    /// The agent was online.
+    pub(super) online: bool,
     /// Another agent held the runner's session while this one came up.
     pub(super) conflict: bool,
 }
 
 impl Marks {
     /// The marks of a container that has ended.
-    pub(super) fn of(runner: Option<&ContainerStateTerminated>) -> Self {
-        let message = runner.and_then(|r| r.message.as_deref());
+    pub(super) fn of(agent: Option<&ContainerStateTerminated>) -> Self {
+        let message = agent.and_then(|a| a.message.as_deref());
         message.map_or_else(Self::default, Self::read)
     }
 
@@ -75,6 +77,7 @@ impl Marks {
                 mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);
                 }
+                mark::ONLINE => marks.online = true,
                 mark::SESSION_CONFLICT => marks.conflict = true,
                 _ => {}
             }

@@ -5,6 +5,7 @@ pub mod checks;
 pub mod disruption;
 pub mod end;
 pub mod github;
+pub mod gpu;
 pub mod jobs;
 mod left;
 pub mod marks;

@@ -3,21 +3,19 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::RunnerPhase;
-use gate_report::Report;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
 
 use super::disruption;
 use super::end::end_of;
+use super::gpu::{Gpu, running_since};
 use super::marks::done;
-use super::status::{
-    all_ready, condition, container, ended_at, init_container, terminated, transition, words,
-};
+use super::status::{all_ready, condition, container, ended_at, spec_of, transition, words};
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, End, GATE, IMAGE_PULL_BACK_OFF, RUNNER, Runner, TEMPLATE_ANNOTATION,
-    URL_ANNOTATION, Waiting,
+    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RUNNER, Runner,
+    TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
 };
 
 /// The longest annotation that is kept, in bytes: names of a thousand nodes.
@@ -25,7 +23,7 @@ const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// The most nodes that a pod can be known to keep off.
 const MOST_AVOIDED: usize = 1024;
 
-/// The most that any container asks for: the gate and the agent have the same devices.
+/// The most that any container asks for: one has them all.
 fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
     let mut held = BTreeMap::new();
     let Some(spec) = &pod.spec else { return held };
@@ -51,7 +49,8 @@ pub fn read(pod: &Pod) -> Runner {
     let reached = State::of(pod, created);
     let reached_phase = reached.phase;
     let state = reached.leaving(pod);
-    let report = gate_report(pod);
+    let gpu = Gpu::of(pod);
+    let report = gpu.report();
     Runner {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
@@ -66,8 +65,11 @@ pub fn read(pod: &Pod) -> Runner {
             .map(|names| names.map(str::to_owned).collect())
             .unwrap_or_default(),
         url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
-        agent_running: agent_running(pod),
-        gate_passed: terminated(init_container(pod, GATE)).is_some_and(|t| t.exit_code == 0),
+        agent_running: gpu
+            .agent()
+            .is_some_and(|agent| running_since(agent, created).is_some()),
+        gate_passed: gpu.is_let_in(),
+        image: annotation(pod, IMAGE_ANNOTATION).map(str::to_owned),
         hardware: report.as_ref().map(Hardware::of),
         devices: report
             .map(|r| r.devices.into_iter().map(|d| d.uuid).collect())
@@ -146,28 +148,30 @@ impl State {
             waiting: None,
             end: None,
         };
-        if let Some(runner) = container(pod, RUNNER)
-            && let Some(started) = running_since(runner, bound)
+        let gpu = Gpu::of(pod);
+        if let Some(agent) = gpu.agent()
+            && let Some(started) = running_since(agent, bound)
         {
             // The agent's own word: the pod's takes in every sidecar.
-            if runner.ready {
+            if agent.ready {
                 return at(RunnerPhase::Idle, ready_since(pod).unwrap_or(started));
             }
-            return match online_before(pod, runner, started) {
+            return match online_before(pod, started) {
                 Some(since) => at(RunnerPhase::Busy, since),
                 None => at(RunnerPhase::Starting, started),
             };
         }
         let waiting = first_waiting(pod);
-        let gate = init_container(pod, GATE);
-        if let Some(done) = terminated(gate) {
-            let finished = done.finished_at.as_ref().map_or(bound, |t| t.0);
+        if gpu.is_let_in() {
+            // The image is being changed: the gate may still be there, or its end may be, or nothing while one is pulled.
+            let ended = gpu.gate_end().and_then(|end| end.finished_at.as_ref());
+            let since = ended.map(|t| t.0).or_else(|| gpu.gate_runs_since(bound));
             return Self {
                 waiting,
-                ..at(RunnerPhase::Starting, finished)
+                ..at(RunnerPhase::Starting, since.unwrap_or(bound))
             };
         }
-        if let Some(started) = gate.and_then(|gate| running_since(gate, bound)) {
+        if let Some(started) = gpu.gate_runs_since(bound) {
             return at(RunnerPhase::Gated, started);
         }
         Self {
@@ -177,12 +181,6 @@ impl State {
     }
 }
 
-/// Since when a container runs, if it does.
-fn running_since(status: &ContainerStatus, bound: Timestamp) -> Option<Timestamp> {
-    let running = status.state.as_ref()?.running.as_ref()?;
-    Some(running.started_at.as_ref().map_or(bound, |t| t.0))
-}
-
 /// Since when all containers are ready, if they are.
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let ready = all_ready(pod).filter(|c| c.status == "True");
@@ -190,28 +188,21 @@ fn ready_since(pod: &Pod) -> Option<Timestamp> {
 }
 
 /// Since when a running agent that is not ready has been so, if it was online before. A kubelet that was restarted shows
-/// a container as not started for a moment; but a pod that became unready after the agent's start was ready in between.
-fn online_before(pod: &Pod, runner: &ContainerStatus, started: Timestamp) -> Option<Timestamp> {
+/// the main container, which is started by that, as not started for a moment; but a pod that became unready after the
+/// agent's start was ready in between.
+fn online_before(pod: &Pod, started: Timestamp) -> Option<Timestamp> {
     let unready = all_ready(pod).and_then(transition);
     let unready = unready.filter(|at| *at > started);
-    unready.or_else(|| (runner.started == Some(true)).then_some(started))
+    // In a pod that an operator before this version made, the agent's own container says it.
+    let says = container(pod, MAIN).or_else(|| container(pod, RUNNER));
+    let was_online = || says?.started.filter(|started| *started);
+    unready.or_else(|| was_online().map(|_| started))
 }
 
 fn owner(pod: &Pod) -> String {
     let mut owners = pod.owner_references().iter();
     let pool = owners.find(|owner| owner.kind == "CudaRunner");
     pool.map(|owner| owner.uid.clone()).unwrap_or_default()
-}
-
-fn agent_running(pod: &Pod) -> bool {
-    let state = container(pod, RUNNER).and_then(|c| c.state.as_ref());
-    state.is_some_and(|s| s.running.is_some())
-}
-
-/// The report of a gate that has ended.
-fn gate_report(pod: &Pod) -> Option<Report> {
-    let message = terminated(init_container(pod, GATE))?.message.as_deref()?;
-    Report::read(message.as_bytes()).ok()
 }
 
 fn waiting_of_condition(condition: &PodCondition) -> Waiting {
@@ -228,11 +219,11 @@ fn first_waiting(pod: &Pod) -> Option<Waiting> {
     let status = pod.status.as_ref()?;
     let init = status.init_container_statuses.iter().flatten();
     let mut all = init.chain(status.container_statuses.iter().flatten());
-    all.find_map(waiting_of_container)
+    all.find_map(|status| waiting_of_container(pod, status))
 }
 
 /// Why a container waits; the ordinary steps of a start are no reason.
-fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
+fn waiting_of_container(pod: &Pod, status: &ContainerStatus) -> Option<Waiting> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
     if reason == "PodInitializing" || reason == "ContainerCreating" {
@@ -253,7 +244,12 @@ fn waiting_of_container(status: &ContainerStatus) -> Option<Waiting> {
         reason: reason.into(),
         message: words(Some(message)),
         container: Some(status.name.clone()),
-        image: Some(words(Some(&status.image))),
+        // While a changed image is pulled, the status shows the one before.
+        image: Some(words(Some(
+            spec_of(pod, &status.name)
+                .and_then(|c| c.image.as_ref())
+                .unwrap_or(&status.image),
+        ))),
     })
 }
 

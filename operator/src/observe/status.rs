@@ -1,9 +1,12 @@
 //! The parts of a pod's status, and what is said of them in the same words everywhere.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStateTerminated, ContainerStatus, Pod, PodCondition,
+};
 
-use cuda_runner_plan::model::runner::{GATE, RUNNER};
+use super::gpu::Gpu;
+use cuda_runner_plan::model::runner::{GPU, PREPARE, RUNNER};
 
 /// The kubelet's word for a container that was killed at its limit of memory.
 pub(super) const OOM_KILLED: &str = "OOMKilled";
@@ -32,21 +35,21 @@ pub(super) fn init_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Contain
     statuses.iter().find(|c| c.name == name)
 }
 
-/// The end of a container, also where something starts it again: what it was made for is over.
-pub(super) fn ended(status: Option<&ContainerStatus>) -> Option<&ContainerStateTerminated> {
-    let before = || status?.last_state.as_ref()?.terminated.as_ref();
-    terminated(status).or_else(before)
+/// A container as the pod's spec has it.
+pub(super) fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    let mut all = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
+    all.find(|c| c.name == name)
 }
 
 /// The first init container that has failed: the pod goes no further. One that is restarted with the pod is none.
 pub(super) fn failed_init(pod: &Pod) -> Option<&ContainerStatus> {
-    let spec = pod.spec.as_ref();
     let plain = |status: &&ContainerStatus| {
-        let mut all = spec
-            .and_then(|s| s.init_containers.as_ref())
-            .into_iter()
-            .flatten();
-        !all.any(|c| c.name == status.name && c.restart_policy.is_some())
+        spec_of(pod, &status.name).is_none_or(|c| c.restart_policy.is_none()) && status.name != GPU
     };
     let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
     let mut failed = statuses
@@ -68,9 +71,10 @@ pub(super) fn words(text: Option<&str>) -> String {
 
 /// When the pod's last container ended; of a pod none of whose containers ran, when it was last heard of.
 pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
-    ended(container(pod, RUNNER))
+    let gpu = Gpu::of(pod);
+    gpu.agent_end()
         .or_else(|| terminated(failed_init(pod)))
-        .or_else(|| terminated(init_container(pod, GATE)))
+        .or_else(|| gpu.gate_end())
         .and_then(|t| t.finished_at.as_ref())
         .map(|t| t.0)
         .or_else(|| last_heard(pod))
@@ -102,7 +106,17 @@ pub(super) fn could_not_start(ended: &ContainerStateTerminated) -> bool {
 /// What became of a container at its limit, and where the limit comes from.
 pub(super) fn out_of_memory(container: &str, limit: Option<&str>, cut_text: &str) -> String {
     let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    let place = match container {
+        PREPARE => "limits.memory in spec.smoke.resources".to_owned(),
+        // The template's name for it.
+        GPU => of_the_template(RUNNER),
+        other => of_the_template(other),
+    };
     format!(
-        "The container {container} was killed at its memory limit{limit}. Raise resources.limits.memory of the container `{container}` in spec.template; where it names none, a LimitRange of the namespace sets it.{cut_text}"
+        "The container {container} was killed at its memory limit{limit}. Raise {place}; where it names none, a LimitRange of the namespace sets it.{cut_text}"
     )
+}
+
+fn of_the_template(container: &str) -> String {
+    format!("resources.limits.memory of the container `{container}` in spec.template")
 }

@@ -19,8 +19,28 @@ use cuda_runner_plan::pod::build;
 use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 
 mod ends;
+mod moments;
 
+/// A pod in whose container the gate runs, or one that was let in.
+fn spec(let_in: bool) -> Value {
+    let image = if let_in { "runner:1" } else { "gate:1" };
+    json!({
+        "nodeName": "node-1",
+        "initContainers": [
+            {"name": "prepare", "image": "gate:1"},
+            {"name": "gpu", "image": image, "restartPolicy": "Always"}
+        ],
+        "containers": [{"name": "main", "image": "gate:1"}]
+    })
+}
+
+/// A pod whose spec is as its container of the GPUs shows it: one that was started again has the agent's image.
 fn pod(status: &Value) -> Runner {
+    let gpu = &status["initContainerStatuses"][0];
+    pod_of(&spec(gpu["restartCount"].as_i64() > Some(0)), status)
+}
+
+fn pod_of(spec: &Value, status: &Value) -> Runner {
     let pod = json!({
         "metadata": {
             "name": "pool-aaaaa",
@@ -28,7 +48,7 @@ fn pod(status: &Value) -> Runner {
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "annotations": {TEMPLATE_ANNOTATION: "t"}
         },
-        "spec": {"containers": [], "nodeName": "node-1"},
+        "spec": spec,
         "status": status
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -38,17 +58,34 @@ fn bound() -> Value {
     json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"})
 }
 
-fn gate(state: &Value) -> Value {
-    json!([{"name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
+/// The container of the GPUs in one of its starts: the gate is number 0.
+fn gpu(number: i32, state: &Value, before: &Value, ready: bool) -> Value {
+    json!([{
+        "name": "gpu", "image": "", "imageID": "", "ready": ready, "restartCount": number,
+        "state": state, "lastState": before
+    }])
 }
 
-fn agent(state: &Value, started: bool, ready: bool) -> Value {
-    json!([{"name": "runner", "image": "", "imageID": "", "ready": ready, "started": started, "restartCount": 0, "state": state}])
+fn gate(state: &Value) -> Value {
+    gpu(0, state, &json!({}), false)
+}
+
+fn agent(state: &Value, ready: bool) -> Value {
+    gpu(1, state, &passed(), ready)
+}
+
+/// The main container, which is started once the agent has been online.
+fn main(started: bool) -> Value {
+    json!([{
+        "name": "main", "image": "", "imageID": "", "ready": started, "started": started, "restartCount": 0,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:02Z"}}
+    }])
 }
 
 fn passed() -> Value {
     json!({"terminated": {
-        "exitCode": 0,
+        // The change of the image ended it.
+        "exitCode": 143,
         "finishedAt": "2026-01-01T00:00:05Z",
         "message": r#"{"schema":"cudarunner.dev/gate-report/v1","outcome":"passed","devices":[{"uuid":"GPU-1"}]}"#
     }})
@@ -63,10 +100,9 @@ fn ended(code: i32, reason: &str, message: &str) -> Runner {
     pod(&json!({
         "phase": if code == 0 { "Succeeded" } else { "Failed" },
         "conditions": [bound()],
-        "initContainerStatuses": gate(&passed()),
-        "containerStatuses": agent(&json!({"terminated": {
+        "initContainerStatuses": agent(&json!({"terminated": {
             "exitCode": code, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:01:00Z"
-        }}), true, false)
+        }}), false)
     }))
 }
 
@@ -159,36 +195,6 @@ fn a_pod_without_a_node_says_what_the_scheduler_said() {
 }
 
 #[test]
-fn each_step_on_the_node_is_a_phase() {
-    let at = |gate_state: &Value, runner: &Value, ready: &str| {
-        pod(&json!({
-            "phase": "Pending",
-            "conditions": [bound(), {"type": "Ready", "status": ready}],
-            "initContainerStatuses": gate(gate_state),
-            "containerStatuses": runner
-        }))
-        .phase
-    };
-    let waiting = json!({"waiting": {"reason": "PodInitializing"}});
-    let idle_agent = agent(&waiting, false, false);
-    assert_eq!(at(&waiting, &idle_agent, "False"), RunnerPhase::Preparing);
-    assert_eq!(at(&running(), &idle_agent, "False"), RunnerPhase::Gated);
-    assert_eq!(at(&passed(), &idle_agent, "False"), RunnerPhase::Starting);
-    assert_eq!(
-        at(&passed(), &agent(&running(), false, false), "False"),
-        RunnerPhase::Starting
-    );
-    assert_eq!(
-        at(&passed(), &agent(&running(), true, true), "True"),
-        RunnerPhase::Idle
-    );
-    assert_eq!(
-        at(&passed(), &agent(&running(), true, false), "False"),
-        RunnerPhase::Busy
-    );
-}
-
-#[test]
 fn the_gates_report_gives_the_devices() {
     let runner = ended(0, "Completed", "");
     assert_eq!(runner.devices, ["GPU-1"]);
@@ -238,11 +244,10 @@ fn ends_have_their_reason() {
 fn persistent(code: i32, message: &str) -> Runner {
     let pod = json!({
         "metadata": {"name": "pool-0", "uid": "u", "annotations": {LIFETIME_ANNOTATION: PERSISTENT}},
-        "spec": {"containers": []},
+        "spec": spec(true),
         "status": {
             "phase": if code == 0 { "Succeeded" } else { "Failed" },
-            "initContainerStatuses": gate(&passed()),
-            "containerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), true, false)
+            "initContainerStatuses": agent(&json!({"terminated": {"exitCode": code, "message": message}}), false)
         }
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -446,12 +451,11 @@ fn disrupted(reason: &str, phase: &str) -> Runner {
             "name": "pool-aaaaa", "creationTimestamp": "2026-01-01T00:00:00Z",
             "deletionTimestamp": "2026-01-01T00:02:00Z"
         },
-        "spec": {"containers": [], "nodeName": "node-1"},
+        "spec": spec(true),
         "status": {
             "phase": phase,
             "conditions": [bound(), {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "m"}],
-            "initContainerStatuses": gate(&passed()),
-            "containerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), true, false)
+            "initContainerStatuses": agent(&json!({"terminated": {"exitCode": 143, "reason": "Error"}}), false)
         }
     });
     read(&serde_json::from_value(pod).unwrap())
@@ -520,15 +524,14 @@ fn a_job_that_has_ended_is_read_with_its_times_and_no_mark_is_believed_beyond_it
 fn a_pod_that_is_being_removed_keeps_its_end() {
     let mut done = serde_json::to_value(json!({
         "metadata": {"name": "pool-aaaaa", "deletionTimestamp": "2026-01-01T00:02:00Z"},
-        "spec": {"containers": []},
-        "status": {"phase": "Succeeded", "containerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false, false)}
+        "spec": spec(true),
+        "status": {"phase": "Succeeded", "initContainerStatuses": agent(&json!({"terminated": {"exitCode": 0}}), false)}
     }))
     .unwrap();
     let runner = read(&serde_json::from_value(done.clone()).unwrap());
     assert_eq!(runner.phase, RunnerPhase::Terminating);
     assert!(!runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
-    done["status"] =
-        json!({"phase": "Running", "containerStatuses": agent(&running(), true, false)});
+    done["status"] = json!({"phase": "Running", "initContainerStatuses": agent(&running(), false)});
     let runner = read(&serde_json::from_value(done).unwrap());
     assert!(runner.is_active("2026-01-01T00:01:00Z".parse().unwrap()));
     assert!(!runner.is_active("2026-01-01T00:03:00Z".parse().unwrap()));

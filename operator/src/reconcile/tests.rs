@@ -339,6 +339,14 @@ fn show_pod(ctx: &Context, name: &str, status: &Value) {
             "labels": {"cudarunner.dev/pool": "pool"},
             "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
         },
+        // One whose container was started a second time was let in.
+        "spec": {
+            "initContainers": [{
+                "name": "gpu",
+                "image": if status["initContainerStatuses"][0]["restartCount"] == 1 { "runner:1" } else { "gate:1" },
+            }],
+            "containers": [{"name": "main", "image": "gate:1"}],
+        },
         "status": status,
     });
     ctx.pods
@@ -355,8 +363,8 @@ async fn a_runners_pod_goes_when_the_status_has_its_job_and_no_sooner() {
     show_pod(
         &ctx,
         "pool-aaaaa",
-        &json!({"phase": "Succeeded", "containerStatuses": [{
-            "name": "runner", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        &json!({"phase": "Succeeded", "initContainerStatuses": [{
+            "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1,
             "state": {"terminated": {"exitCode": 0, "message": mark.to_string()}},
         }]}),
     );
@@ -402,7 +410,7 @@ async fn each_runner_that_fails_has_an_event_of_its_own() {
             &ctx,
             name,
             &json!({"phase": "Failed", "initContainerStatuses": [{
-                "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"terminated": {"exitCode": code}},
             }]}),
         );
@@ -439,7 +447,7 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
         &ctx,
         "pool-aaaaa",
         &json!({"phase": "Failed", "initContainerStatuses": [{
-            "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 12}},
         }]}),
     );
@@ -480,7 +488,11 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
 async fn a_gate_that_asks_again_is_counted_once() {
     let cluster = Cluster::default();
     let ctx = context(&cluster).await;
-    let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0));
+    let backend = OperatorBackend::new(
+        Arc::clone(&ctx),
+        Arc::new(Waker::new().0),
+        ctx.client.clone(),
+    );
     let pod = |uid: &str| PodIdentity {
         namespace: "ci".to_owned(),
         name: "pool-aaaaa".to_owned(),
@@ -499,6 +511,8 @@ async fn a_gate_that_asks_again_is_counted_once() {
             pod: "pool-aaaaa".to_owned(),
             node: None,
         },
+        image: None,
+        let_in: false,
     };
     let line = |count| {
         format!(

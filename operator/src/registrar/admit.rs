@@ -23,7 +23,7 @@ pub struct Policy {
 /// What is decided on a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The pod gets its registration.
+    /// The pod gets the agent's image, and then its registration.
     Admit,
     /// The gate itself found a fault: noted, nothing more.
     Failed,
@@ -153,7 +153,7 @@ pub(crate) fn cut(text: &str) -> String {
 }
 
 /// Words of somebody else's, of a length for a refusal and for the log.
-pub(super) fn sentence(text: &str) -> String {
+pub(crate) fn sentence(text: &str) -> String {
     clean(text, 2000)
 }
 

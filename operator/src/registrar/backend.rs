@@ -18,6 +18,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Names come back with other pods in them: compare [`PodIdentity::uid`], too.
     fn runner(&self, pod: &PodIdentity) -> impl Future<Output = RunnerLookup> + Send;
 
+    /// Lets the runner in: its container goes on with the agent's image. Where it does already, nothing is done.
+    fn let_in(
+        &self,
+        pod: &PodIdentity,
+        runner: &KnownRunner,
+    ) -> impl Future<Output = Result<(), RegisterError>> + Send;
+
     /// Registers the runner with GitHub.
     fn register(
         &self,
@@ -25,7 +32,7 @@ pub trait Backend: Send + Sync + 'static {
         runner: &KnownRunner,
     ) -> impl Future<Output = Result<Registration, RegisterError>> + Send;
 
-    /// Takes notice of a report, good or bad, and of what was decided on it. Comes before the registration.
+    /// Takes notice of a report, good or bad, and of what was decided on it. Comes before anything else is done.
     fn note_report(
         &self,
         pod: &PodIdentity,
@@ -42,6 +49,10 @@ pub struct KnownRunner {
     pub pool: PoolKey,
     /// What its report must show.
     pub policy: Policy,
+    /// The agent's image, as its pod names it.
+    pub image: Option<String>,
+    /// Whether its container has that image.
+    pub let_in: bool,
 }
 
 /// Whose runner a pod is.
@@ -53,7 +64,7 @@ pub enum RunnerLookup {
     Unknown,
     /// The pod, or its pool, is being removed.
     Closing,
-    /// A runner of ours whose gate has ended well: it had its registration, whatever the books say.
+    /// A runner of ours that has been online: it had its registration, whatever the books say.
     Served,
     /// A runner of ours.
     Known(KnownRunner),
@@ -68,7 +79,7 @@ pub enum Registration {
     RegistrationToken(SecretString),
 }
 
-/// Why there is no registration. The words go to the gate, and so into the pod's status: no secrets.
+/// Why there is no registration, or no image for it. The words go to the gate, and so into the pod's status: no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
     /// Not now.

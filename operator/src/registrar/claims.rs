@@ -1,4 +1,6 @@
-//! What a token says of itself. Nobody has vouched for it: it is good for a refusal, and for nothing else.
+//! What a token says of itself. Before somebody has vouched for it, it is good for a refusal, and for nothing else.
+
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,12 +13,12 @@ use super::{IdentityError, PodIdentity};
 /// The longest token, in bytes. A pod's is about a thousand.
 pub(super) const LONGEST: usize = 8 * 1024;
 /// The clocks of this machine and of the API server, which issues tokens, may differ by so many seconds.
-const CLOCKS: f64 = 60.0;
+pub(super) const CLOCKS: u64 = 60;
 
 /// The claims in use. See
 /// <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#schema-for-service-account-private-claims>.
 #[derive(Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     aud: Audience,
     exp: f64,
     #[serde(rename = "kubernetes.io")]
@@ -34,12 +36,30 @@ enum Audience {
 struct Bound {
     namespace: String,
     pod: Option<Object>,
+    node: Option<Object>,
 }
 
 #[derive(Deserialize)]
 struct Object {
     name: String,
     uid: String,
+}
+
+impl Claims {
+    /// The pod that the token is bound to.
+    pub(super) fn pod(self) -> Result<PodIdentity, IdentityError> {
+        let bound = self.bound;
+        let bound = bound.and_then(|bound| Some((bound.namespace, bound.pod?, bound.node)));
+        let Some((namespace, pod, node)) = bound else {
+            return Err(IdentityError::NoPod("a service account".to_owned()));
+        };
+        Ok(PodIdentity {
+            namespace,
+            name: pod.name,
+            uid: pod.uid,
+            node: node.map(|node| node.name),
+        })
+    }
 }
 
 /// The pod that a token claims to be bound to; or why the API server need not be asked.
@@ -49,29 +69,19 @@ pub(super) fn pod_of(token: &str, now: Timestamp) -> Result<PodIdentity, Identit
         return Err(no("it is longer than a pod's token"));
     }
     let claims = claims(token).ok_or_else(|| no("it is no service-account token"))?;
-    let is_for_us = match claims.aud {
+    let is_for_us = match &claims.aud {
         Audience::One(audience) => audience == AUDIENCE,
         Audience::Several(audiences) => audiences.iter().any(|audience| audience == AUDIENCE),
     };
     if !is_for_us {
         return Err(no("it is not for the registrar"));
     }
-    let lasts = claims.exp + CLOCKS > now.as_duration().as_secs_f64();
+    let clocks = Duration::from_secs(CLOCKS).as_secs_f64();
+    let lasts = claims.exp + clocks > now.as_duration().as_secs_f64();
     if !lasts {
         return Err(no("it has expired"));
     }
-    let pod = claims
-        .bound
-        .and_then(|bound| Some((bound.namespace, bound.pod?)));
-    match pod {
-        Some((namespace, pod)) => Ok(PodIdentity {
-            namespace,
-            name: pod.name,
-            uid: pod.uid,
-            node: None,
-        }),
-        None => Err(IdentityError::NoPod("a service account".to_owned())),
-    }
+    claims.pod()
 }
 
 /// The middle of its three parts.
@@ -99,7 +109,7 @@ mod tests {
     fn good() -> Value {
         json!({
             "aud": [AUDIENCE], "exp": 1_000_600, "sub": "system:serviceaccount:ci:default",
-            "kubernetes.io": {"namespace": "ci", "pod": {"name": "pool-a", "uid": "u"}, "node": {"name": "n"}},
+            "kubernetes.io": {"namespace": "ci", "pod": {"name": "pool-a", "uid": "u"}, "node": {"name": "n", "uid": "m"}},
         })
     }
 

@@ -11,6 +11,7 @@ use kube::api::PostParams;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::Instant;
 
+use super::keys::PublishedKeys;
 use super::ledger::Digest;
 
 /// A gate that has to ask again is not reviewed again for this long. Whether its pod is still there, the stores say.
@@ -18,7 +19,7 @@ const KNOWN: Duration = Duration::from_mins(1);
 /// So many reviews are kept: those of a thousand runners that start at once.
 const MOST_KNOWN: usize = 1024;
 
-/// A pod, as the API server vouches for it.
+/// A pod, as a token vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodIdentity {
     /// Namespace of the pod.
@@ -45,15 +46,16 @@ pub enum IdentityError {
     Unavailable(String),
 }
 
-/// Asks the API server whose token it is, with a `TokenReview`.
+/// Tells whose token it is: by the keys that the cluster publishes, and where these do not decide it, by a `TokenReview`.
 /// See <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>.
 #[derive(Clone)]
 pub struct Reviewer {
+    keys: Arc<PublishedKeys>,
     api: Api<TokenReview>,
     known: Arc<Mutex<VecDeque<Known>>>,
 }
 
-/// What the API server said a moment ago. Of the token only its digest is kept.
+/// What was found a moment ago. Of the token only its digest is kept.
 struct Known {
     token: Digest,
     pod: PodIdentity,
@@ -65,12 +67,13 @@ impl Reviewer {
     #[must_use]
     pub fn new(client: kube::Client) -> Self {
         Self {
+            keys: Arc::new(PublishedKeys::new(client.clone())),
             api: Api::all(client),
             known: Arc::default(),
         }
     }
 
-    /// The pod that a token is bound to, where the API server has said so a moment ago.
+    /// The pod that a token is bound to, where this was found a moment ago.
     pub(super) fn known(&self, token: &SecretString) -> Option<PodIdentity> {
         let token = Digest::of(token.expose_secret().as_bytes());
         let mut known = self.lock();
@@ -81,8 +84,25 @@ impl Reviewer {
         found.map(|known| known.pod.clone())
     }
 
-    /// The pod that a token is bound to, asked of the API server.
+    /// The pod that a token is bound to. Whether it is still there, the stores say.
     pub async fn pod_of(&self, token: &SecretString) -> Result<PodIdentity, IdentityError> {
+        let pod = match self.keys.pod_of(token.expose_secret()).await? {
+            Some(pod) => pod,
+            None => self.review(token).await?,
+        };
+        let mut known = self.lock();
+        if known.len() >= MOST_KNOWN {
+            known.pop_front();
+        }
+        known.push_back(Known {
+            token: Digest::of(token.expose_secret().as_bytes()),
+            pod: pod.clone(),
+            at: Instant::now(),
+        });
+        Ok(pod)
+    }
+
+    async fn review(&self, token: &SecretString) -> Result<PodIdentity, IdentityError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: token.expose_secret().to_owned(),
@@ -114,17 +134,7 @@ impl Reviewer {
                 "it is not for the audience {AUDIENCE}"
             )));
         }
-        let pod = pod_of(&status.user.unwrap_or_default())?;
-        let mut known = self.lock();
-        if known.len() >= MOST_KNOWN {
-            known.pop_front();
-        }
-        known.push_back(Known {
-            token: Digest::of(token.expose_secret().as_bytes()),
-            pod: pod.clone(),
-            at: Instant::now(),
-        });
-        Ok(pod)
+        pod_of(&status.user.unwrap_or_default())
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Known>> {

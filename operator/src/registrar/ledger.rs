@@ -32,6 +32,8 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Entries {
     pods: HashMap<String, Entry>,
+    /// Pods whose report was admitted.
+    admitted: HashMap<String, Instant>,
     /// Pods on their way out: they get none, whatever became of earlier attempts.
     closed: HashMap<String, Instant>,
     answers: VecDeque<Answer>,
@@ -51,12 +53,12 @@ enum Entry {
 #[derive(Debug)]
 struct Answer {
     uid: String,
-    report: Digest,
+    ticket: Digest,
     registration: Registration,
     at: Instant,
 }
 
-/// A report in short, as it came: two that differ in anything differ here.
+/// A token or a ticket in short: two that differ in anything differ here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Digest([u8; digest::SHA256_OUTPUT_LEN]);
 
@@ -76,7 +78,7 @@ pub(super) enum Claim {
     Granted(Granted),
     /// Another request of this pod is being answered.
     UnderWay,
-    /// It was registered a moment ago, for this same report: here is the answer again.
+    /// It was registered a moment ago, for this same ticket: here is the answer again.
     Again(Registration),
     /// It has had its registration.
     Done,
@@ -89,7 +91,7 @@ pub(super) enum Claim {
 pub(super) struct Granted {
     ledger: Arc<Ledger>,
     uid: String,
-    report: Digest,
+    ticket: Digest,
     done: Option<Registration>,
 }
 
@@ -115,7 +117,7 @@ impl Drop for Granted {
         }
         entries.answers.push_back(Answer {
             uid,
-            report: self.report,
+            ticket: self.ticket,
             registration,
             at,
         });
@@ -168,8 +170,18 @@ impl Ledger {
         self.lock().closed.remove(uid);
     }
 
+    /// Notes that a pod's report was admitted.
+    pub(super) fn admit(&self, uid: &str) {
+        let now = Instant::now();
+        self.lock().admitted.insert(uid.to_owned(), now);
+    }
+
+    /// Whether a pod's report was admitted, by this process.
+    pub(super) fn was_admitted(&self, uid: &str) -> bool {
+        self.lock().admitted.contains_key(uid)
+    }
+
     /// Whether a pod gets no registration any more.
-    #[cfg(test)]
     pub(crate) fn is_closed(&self, uid: &str) -> bool {
         self.lock().closed.contains_key(uid)
     }
@@ -180,8 +192,8 @@ impl Ledger {
         matches!(self.lock().pods.get(uid), Some(Entry::UnderWay))
     }
 
-    /// Asks to register the pod with this uid, which has brought this report.
-    pub(super) fn claim(self: &Arc<Self>, uid: &str, report: Digest) -> Claim {
+    /// Asks to register the pod with this uid, which has shown this ticket.
+    pub(super) fn claim(self: &Arc<Self>, uid: &str, ticket: Digest) -> Claim {
         self.tidy();
         let mut entries = self.lock();
         let is_closed = entries.closed.contains_key(uid);
@@ -190,7 +202,7 @@ impl Ledger {
             Some(Entry::Done(_)) => {
                 let mut answers = entries.answers.iter();
                 answers
-                    .find(|answer| answer.uid == uid && answer.report == report)
+                    .find(|answer| answer.uid == uid && answer.ticket == ticket)
                     .map_or(Claim::Done, |answer| {
                         Claim::Again(answer.registration.clone())
                     })
@@ -201,7 +213,7 @@ impl Ledger {
                 Claim::Granted(Granted {
                     ledger: Arc::clone(self),
                     uid: uid.to_owned(),
-                    report,
+                    ticket,
                     done: None,
                 })
             }
@@ -244,6 +256,7 @@ impl Entries {
         }
         self.tidied = Some(now);
         self.closed.retain(|_, at| now - *at < REMEMBERED);
+        self.admitted.retain(|_, at| now - *at < REMEMBERED);
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
             Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
@@ -263,12 +276,12 @@ mod tests {
         Registration::JitConfig(SecretString::from(text.to_owned()))
     }
 
-    fn report() -> Digest {
-        Digest::of(b"report")
+    fn ticket() -> Digest {
+        Digest::of(b"ticket")
     }
 
     fn granted(ledger: &Arc<Ledger>, uid: &str) -> Granted {
-        match ledger.claim(uid, report()) {
+        match ledger.claim(uid, ticket()) {
             Claim::Granted(granted) => granted,
             other => panic!("not granted: {other:?}"),
         }
@@ -278,15 +291,15 @@ mod tests {
     async fn a_pod_is_registered_once() {
         let ledger = Arc::new(Ledger::default());
         let first = granted(&ledger, "u");
-        assert!(matches!(ledger.claim("u", report()), Claim::UnderWay));
+        assert!(matches!(ledger.claim("u", ticket()), Claim::UnderWay));
         // A failed attempt is given back
         drop(first);
         granted(&ledger, "u").done(registration("secret"));
-        let other = Digest::of(b"another report");
+        let other = Digest::of(b"another ticket");
         assert!(matches!(ledger.claim("u", other), Claim::Done));
         tokio::time::advance(REMEMBERED + Duration::from_hours(2)).await;
         assert!(
-            matches!(ledger.claim("u", report()), Claim::Granted(_)),
+            matches!(ledger.claim("u", ticket()), Claim::Granted(_)),
             "it is remembered for ever"
         );
     }
@@ -295,21 +308,21 @@ mod tests {
     async fn an_answer_that_got_lost_is_given_again_for_a_minute() {
         let ledger = Arc::new(Ledger::default());
         granted(&ledger, "u").done(registration("secret"));
-        // Given the same pod with the same report, within the minute, then the same answer, as often as it is lost
+        // Given the same pod with the same ticket, within the minute, then the same answer, as often as it is lost
         for _ in 0..2 {
-            let again = ledger.claim("u", report());
+            let again = ledger.claim("u", ticket());
             assert!(
                 matches!(&again, Claim::Again(Registration::JitConfig(jit)) if jit.expose_secret() == "secret"),
                 "{again:?}"
             );
         }
         // And nobody else's
-        assert!(matches!(ledger.claim("v", report()), Claim::Granted(_)));
+        assert!(matches!(ledger.claim("v", ticket()), Claim::Granted(_)));
         // When the minute is over, then it is erased
         tokio::time::advance(KEPT).await;
         ledger.tidy();
         assert!(ledger.lock().answers.is_empty(), "it is kept");
-        assert!(matches!(ledger.claim("u", report()), Claim::Done));
+        assert!(matches!(ledger.claim("u", ticket()), Claim::Done));
     }
 
     #[tokio::test(start_paused = true)]
@@ -319,8 +332,8 @@ mod tests {
             granted(&ledger, &number.to_string()).done(registration("secret"));
         }
         assert_eq!(ledger.lock().answers.len(), MOST_KEPT);
-        assert!(matches!(ledger.claim("0", report()), Claim::Done));
-        assert!(matches!(ledger.claim("1", report()), Claim::Again(_)));
+        assert!(matches!(ledger.claim("0", ticket()), Claim::Done));
+        assert!(matches!(ledger.claim("1", ticket()), Claim::Again(_)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -360,7 +373,7 @@ mod tests {
 
         // Given a pod that was never registered, when it is closed, then it never will be
         assert_eq!(ledger.close("u", after, after), Some(false));
-        assert!(matches!(ledger.claim("u", report()), Claim::Closed));
+        assert!(matches!(ledger.claim("u", ticket()), Claim::Closed));
         assert_eq!(ledger.close("u", after, after), Some(false), "asked twice");
 
         // Given one that is being registered, or was, then it is known as such
@@ -377,7 +390,7 @@ mod tests {
         // Given one whose attempt failed, then GitHub may have it, and it gets no other
         drop(granted(&ledger, "w"));
         assert_eq!(ledger.close("w", after, after), None);
-        assert!(matches!(ledger.claim("w", report()), Claim::Closed));
+        assert!(matches!(ledger.claim("w", ticket()), Claim::Closed));
     }
 
     #[tokio::test(start_paused = true)]

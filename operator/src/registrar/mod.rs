@@ -1,14 +1,16 @@
-//! The operator's HTTPS endpoint: report in, registration out.
+//! The operator's HTTPS endpoint: a pod's token in, a ticket out; its report in, the agent's image on; its ticket in, the
+//! registration out.
 //!
 //! - [`ca`]: our own certificate authority, and its rotation, as values; [`store`] keeps it in a Secret.
 //! - [`address`]: where pods reach it.
 //! - [`tls`]: the server's certificate, renewed while it runs.
 //! - [`door`]: how many connections there may be, and how many from one address.
-//! - [`identity`]: which pod is asking; `claims`: whether it is worth a question.
+//! - [`identity`]: which pod is asking; `claims`: whether it is worth a question; `keys`: whether the cluster signed it.
+//! - [`ticket`]: what a pod shows after that.
 //! - [`ledger`]: one registration for each pod, and so many requests for each pool.
 //! - [`admit`](mod@admit): whether its report is good enough.
 //! - [`backend`]: the seam to the rest of the operator.
-//! - [`server`]: the endpoint itself.
+//! - [`server`]: the endpoint itself; `desk`: what is done on each request.
 
 pub mod address;
 pub mod admit;
@@ -16,13 +18,16 @@ pub mod backend;
 mod bucket;
 pub mod ca;
 mod claims;
+mod desk;
 pub mod door;
 pub mod identity;
+mod keys;
 pub mod ledger;
 pub mod server;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod ticket;
 pub mod tls;
 
 pub use admit::{Decision, Policy, admit};
@@ -35,3 +40,4 @@ pub use identity::{IdentityError, PodIdentity, Reviewer};
 pub use ledger::Ledger;
 pub use server::{Limits, Parts, serve};
 pub use store::CaStore;
+pub use ticket::TicketKey;

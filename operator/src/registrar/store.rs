@@ -1,4 +1,4 @@
-//! The authorities' Secret: all replicas of the operator have the same.
+//! The Secret of the authorities and of the tickets' key: all replicas of the operator have the same.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,9 @@ use kube::Api;
 use kube::api::PostParams;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::ServerNames;
 use super::ca::{Authorities, Authority, CaError};
 use super::tls::{self, Served, TlsError};
+use super::{ServerNames, TicketKey};
 use crate::insist::{insist, passes};
 
 /// Name of the Secret.
@@ -26,7 +26,10 @@ const AGAIN: Duration = Duration::from_mins(1);
 /// Replicas that write at the same time get out of each other's way after so many attempts.
 const ATTEMPTS: usize = 10;
 
-/// Keeps the authorities in a Secret, and serves a certificate of theirs.
+/// The Secret's key for [`TicketKey`].
+const TICKET_KEY: &str = "tickets.key";
+
+/// Keeps the authorities and the tickets' key in a Secret, and serves a certificate of theirs.
 pub struct CaStore {
     api: Api<Secret>,
     names: ServerNames,
@@ -35,9 +38,16 @@ pub struct CaStore {
     now: Mutex<Now>,
 }
 
+/// What replicas share.
+#[derive(Clone, Debug)]
+struct Shared {
+    authorities: Authorities,
+    tickets: TicketKey,
+}
+
 /// What is known at the moment.
 struct Now {
-    authorities: Authorities,
+    shared: Shared,
     bundle: Arc<str>,
 }
 
@@ -60,6 +70,9 @@ pub enum StoreError {
     /// A certificate cannot be made.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// There is no key for tickets.
+    #[error("a key for tickets cannot be made: the system has no random numbers")]
+    NoRandom,
     /// A certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -70,7 +83,7 @@ impl StoreError {
         match self {
             Self::Kubernetes(error) => passes(error),
             Self::Contended => true,
-            Self::Corrupt(_) | Self::Ca(_) | Self::Tls(_) => false,
+            Self::Corrupt(_) | Self::Ca(_) | Self::NoRandom | Self::Tls(_) => false,
         }
     }
 }
@@ -85,15 +98,12 @@ impl CaStore {
         let api = Api::namespaced(client, namespace);
         let now = Timestamp::now();
         let what = "the registrar's certificate authority";
-        let authorities = insist(what, StoreError::passes, || agree(&api, None, now)).await?;
-        let (certificate, key) = authorities.current.issue(&names, now)?;
+        let shared = insist(what, StoreError::passes, || agree(&api, None, now)).await?;
+        let (certificate, key) = shared.authorities.current.issue(&names, now)?;
         let served = Arc::new(Served::new(&certificate, &key)?);
         let tls = Arc::new(tls::config(Arc::clone(&served))?);
-        let bundle = authorities.bundle().into();
-        let now = Mutex::new(Now {
-            authorities,
-            bundle,
-        });
+        let bundle = shared.authorities.bundle().into();
+        let now = Mutex::new(Now { shared, bundle });
         Ok(Arc::new(Self {
             api,
             names,
@@ -107,6 +117,12 @@ impl CaStore {
     #[must_use]
     pub fn bundle(&self) -> Arc<str> {
         Arc::clone(&self.lock().bundle)
+    }
+
+    /// The key of tickets.
+    #[must_use]
+    pub fn ticket_key(&self) -> TicketKey {
+        self.lock().shared.tickets.clone()
     }
 
     /// For the server: its certificate follows every rotation and renewal.
@@ -132,15 +148,12 @@ impl CaStore {
 
     /// Reads what other replicas have done, rotates what is due, and issues a fresh certificate.
     async fn look_after(&self, now: Timestamp) -> Result<(), StoreError> {
-        let known = self.lock().authorities.clone();
-        let authorities = agree(&self.api, Some(known), now).await?;
-        let (certificate, key) = authorities.current.issue(&self.names, now)?;
+        let known = self.lock().shared.clone();
+        let shared = agree(&self.api, Some(known), now).await?;
+        let (certificate, key) = shared.authorities.current.issue(&self.names, now)?;
         self.served.renew(&certificate, &key)?;
-        let bundle = authorities.bundle().into();
-        *self.lock() = Now {
-            authorities,
-            bundle,
-        };
+        let bundle = shared.authorities.bundle().into();
+        *self.lock() = Now { shared, bundle };
         Ok(())
     }
 
@@ -149,29 +162,44 @@ impl CaStore {
     }
 }
 
-/// Comes to the authorities that all replicas have: those of the Secret, rotated where that is due. Where there is no
-/// Secret, `known` is written into it, or a first authority.
+/// Comes to what all replicas have: the authorities of the Secret, rotated where that is due, and its key of tickets. Where
+/// there is no Secret, or no key in it, `known` is written, or a new one.
 async fn agree(
     api: &Api<Secret>,
-    known: Option<Authorities>,
+    known: Option<Shared>,
     now: Timestamp,
-) -> Result<Authorities, StoreError> {
+) -> Result<Shared, StoreError> {
+    let new_key = || TicketKey::make().ok_or(StoreError::NoRandom);
+    let key = || {
+        known
+            .as_ref()
+            .map_or_else(new_key, |known| Ok(known.tickets.clone()))
+    };
     for _ in 0..ATTEMPTS {
         let stored = api.get_opt(SECRET).await.map_err(StoreError::Kubernetes)?;
-        let (authorities, version) = match &stored {
-            Some(secret) => {
-                let read = read(secret)?;
-                match read.rotate(now, Authority::make)? {
-                    None => return Ok(read),
-                    Some(rotated) => (rotated, secret.metadata.resource_version.clone()),
-                }
+        let shared = if let Some(secret) = &stored {
+            let (authorities, tickets) = read(secret)?;
+            let rotated = authorities.rotate(now, Authority::make)?;
+            let is_due = rotated.is_some() || tickets.is_none();
+            let shared = Shared {
+                authorities: rotated.unwrap_or(authorities),
+                tickets: tickets.map_or_else(key, Ok)?,
+            };
+            if !is_due {
+                return Ok(shared);
             }
-            None => (
-                known.clone().map_or_else(|| Authorities::first(now), Ok)?,
-                None,
-            ),
+            shared
+        } else {
+            let authorities = known.as_ref().map(|known| known.authorities.clone());
+            Shared {
+                authorities: authorities.map_or_else(|| Authorities::first(now), Ok)?,
+                tickets: key()?,
+            }
         };
-        let secret = write(&authorities, version);
+        let version = stored
+            .as_ref()
+            .and_then(|s| s.metadata.resource_version.clone());
+        let secret = write(&shared, version);
         let params = PostParams::default();
         let written = match stored {
             Some(_) => api.replace(SECRET, &params, &secret).await,
@@ -179,8 +207,10 @@ async fn agree(
         };
         match written {
             Ok(_) => {
-                tracing::info!("the registrar's authorities were written to the Secret {SECRET}");
-                return Ok(authorities);
+                tracing::info!(
+                    "the registrar's authorities and its key of tickets were written to the Secret {SECRET}"
+                );
+                return Ok(shared);
             }
             // Another replica was faster, or the Secret is gone: look again.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
@@ -190,10 +220,12 @@ async fn agree(
     Err(StoreError::Contended)
 }
 
-fn write(authorities: &Authorities, resource_version: Option<String>) -> Secret {
+fn write(shared: &Shared, resource_version: Option<String>) -> Secret {
+    let authorities = &shared.authorities;
     let mut data = BTreeMap::new();
     let mut put =
         |name: &str, text: &str| data.insert(name.to_owned(), ByteString(text.as_bytes().to_vec()));
+    put(TICKET_KEY, shared.tickets.text().expose_secret());
     put("current.crt", &authorities.current.certificate);
     put("current.key", authorities.current.key.expose_secret());
     if let Some(next) = &authorities.next {
@@ -214,7 +246,8 @@ fn write(authorities: &Authorities, resource_version: Option<String>) -> Secret 
     }
 }
 
-fn read(secret: &Secret) -> Result<Authorities, StoreError> {
+/// A Secret of an older version has no key of tickets.
+fn read(secret: &Secret) -> Result<(Authorities, Option<TicketKey>), StoreError> {
     let text = |key: &str| -> Result<Option<String>, StoreError> {
         let bytes = secret.data.as_ref().and_then(|data| data.get(key));
         let text = bytes.map(|bytes| String::from_utf8(bytes.0.clone()));
@@ -232,11 +265,16 @@ fn read(secret: &Secret) -> Result<Authorities, StoreError> {
     };
     let current = authority("current")?
         .ok_or_else(|| StoreError::Corrupt("current.crt or current.key is missing".to_owned()))?;
-    Ok(Authorities {
+    let tickets = text(TICKET_KEY)?.map(|key| {
+        let corrupt = || StoreError::Corrupt(format!("{TICKET_KEY} is no key"));
+        TicketKey::read(SecretString::from(key)).ok_or_else(corrupt)
+    });
+    let authorities = Authorities {
         current,
         next: authority("next")?,
         previous: text("previous.crt")?,
-    })
+    };
+    Ok((authorities, tickets.transpose()?))
 }
 
 #[cfg(test)]
@@ -278,6 +316,50 @@ mod tests {
                 .bundle(),
             first
         );
+    }
+
+    /// What every replica must have alike.
+    fn key(store: &CaStore) -> String {
+        store.ticket_key().text().expose_secret().to_owned()
+    }
+
+    #[tokio::test]
+    async fn the_key_of_tickets_is_shared_and_outlives_a_restart_and_the_secret() {
+        let secrets = Secrets::default();
+        secrets.hide_from_first(2);
+        let open = || CaStore::open(secrets.client(), "system", NAMES());
+        // Given two replicas that start together, and one that starts later: one key
+        let (one, other) = tokio::join!(open(), open());
+        let (one, other) = (one.unwrap(), other.unwrap());
+        let first = key(&one);
+        assert_eq!(key(&other), first);
+        assert_eq!(key(&open().await.unwrap()), first);
+        // When the Secret is gone, then it is written again, with the same
+        secrets.clear();
+        one.look_after(Timestamp::now()).await.unwrap();
+        assert_eq!(key(&open().await.unwrap()), first);
+    }
+
+    #[tokio::test]
+    async fn a_secret_of_an_older_version_gets_a_key_and_keeps_its_authority() {
+        // Given a Secret without a key, as an older operator wrote it, or writes it beside this one
+        let secrets = Secrets::default();
+        let before = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap();
+        let had = key(&before);
+        secrets.take_out(TICKET_KEY);
+        let store = CaStore::open(secrets.client(), "system", NAMES())
+            .await
+            .unwrap();
+        assert_eq!(store.bundle(), before.bundle());
+        assert_ne!(key(&store), had);
+        // Then every replica has the new one, and puts it back when it is taken out
+        before.look_after(Timestamp::now()).await.unwrap();
+        assert_eq!(key(&before), key(&store));
+        secrets.take_out(TICKET_KEY);
+        before.look_after(Timestamp::now()).await.unwrap();
+        assert_eq!(key(&before), key(&store));
     }
 
     #[tokio::test(start_paused = true)]

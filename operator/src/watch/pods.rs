@@ -277,8 +277,12 @@ mod tests {
             };
             let pod = json!({
                 "metadata": {"name": name, "namespace": "ci"},
-                "status": {"phase": phase, "conditions": conditions, "containerStatuses": [{
-                    "name": "runner", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "spec": {
+                    "initContainers": [{"name": "gpu", "image": "runner:1"}],
+                    "containers": [{"name": "main", "image": "gate:1"}],
+                },
+                "status": {"phase": phase, "conditions": conditions, "initContainerStatuses": [{
+                    "name": "gpu", "image": "", "imageID": "", "ready": true, "restartCount": 1,
                     "state": {"running": {}},
                 }]},
             });

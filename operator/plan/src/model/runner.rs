@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
-pub use gate_report::contract::{GATE, PREFLIGHT, RUNNER};
+pub use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
 use gate_report::{Class, clean};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -24,6 +24,8 @@ pub const PERSISTENT: &str = "Persistent";
 pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 /// Annotation: names of the nodes that the pod was told to keep off, with commas between.
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
+/// Annotation: the image of the pod's agent. Its container begins in the gate's.
+pub const IMAGE_ANNOTATION: &str = "cudarunner.dev/runner-image";
 /// The kubelet's word for an image that it could not pull and will try again.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
 /// The word for a gate that the node could not start, in the place of a code's name.
@@ -64,8 +66,10 @@ pub struct Runner {
     pub waiting_since: Option<Timestamp>,
     /// Whether the agent's process runs, online or not.
     pub agent_running: bool,
-    /// Whether the gate has passed.
+    /// Whether the gate has passed, and the registrar has changed the image for the agent's.
     pub gate_passed: bool,
+    /// The agent's image, as the pod names it.
+    pub image: Option<String>,
     /// UUIDs of the devices, as the gate saw them.
     pub devices: Vec<String>,
     /// Products and driver, as the gate saw them.

@@ -1,12 +1,15 @@
-//! The agent's container: how it starts, and how the kubelet sees how far it is.
+//! The container of the GPUs, first the gate's and then the agent's: how the agent starts there, and how the kubelet sees
+//! how far it is.
 
 use gate_report::contract::file;
-use k8s_openapi::api::core::v1::{Container, ExecAction, Probe};
+use k8s_openapi::DeepMerge as _;
+use k8s_openapi::api::core::v1::{Container, ExecAction, Lifecycle, LifecycleHandler, Probe};
 
 use super::{devices, mount, proxy, value};
+use crate::PodSettings;
 use crate::model::pool::owned::{self, CA_DIR, REGISTRATION_DIR};
 use crate::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
-use crate::model::runner::RUNNER;
+use crate::model::runner::{GPU, RUNNER};
 use crate::model::url::Scope;
 
 /// The image that runs where the template names none.
@@ -14,7 +17,7 @@ const DEFAULT_IMAGE: &str = "ghcr.io/actions/actions-runner:latest";
 
 /// Reads the registration, removes it, and becomes the agent: the secret is in no argument list and in no object. Logs of
 /// earlier agents, in the image or on a volume, are noted first, by name: the clock of a volume may be another.
-/// A volume in memory has the sticky bit: a file of the gate's can be emptied by another user, not removed.
+/// A volume in memory has the sticky bit: a file of another user's can be emptied, not removed.
 const START: &str = r#"set -eu
 printf '%s\n' /home/runner/_diag/Runner_*.log >/run/cuda-runner/earlier
 registration=/run/cuda-runner/jitconfig
@@ -37,50 +40,44 @@ unset ACTIONS_RUNNER_INPUT_TOKEN
 [ ! -e /run/cuda-runner/gpu.sh ] || /bin/sh /run/cuda-runner/gpu.sh remember
 exec /home/runner/run.sh"#;
 
-/// Whether the agent of this container has said it in its diagnostic log.
-macro_rules! said {
-    () => {
-        r#"said() {
+/// Whether the agent is ready to take a job: its session with GitHub is open, no job runs, and the GPU is still there.
+/// Without it the gate's script ends the agent.
+///
+/// The agent writes `Listening` to its diagnostic log as soon as its session is open, and the other line while another agent
+/// holds that session. The latter leaves a mark for as long as it holds: `run.sh` ends with 0 then. That the agent has been
+/// online is left as a file for the main container: a job may come before this is asked for the first time.
+pub(super) const IDLE: &str = r#"said() {
   for log in /home/runner/_diag/Runner_*.log; do
     grep -qsxF "$log" /run/cuda-runner/earlier || { grep -qs "$1" "$log" && return; }
   done
   return 1
 }
-"#
-    };
-}
-
-/// The agent writes the first line to its diagnostic log as soon as its session with GitHub is open, and the second one
-/// while another agent holds that session. The latter leaves a mark for as long as it holds: `run.sh` ends with 0 then.
-pub(super) const ONLINE: &str = concat!(
-    said!(),
-    r#"conflict=/run/cuda-runner/conflict
+conflict=/run/cuda-runner/conflict
+online=/run/cuda-runner/online
+[ ! -e /run/cuda-runner/busy ] || [ ! -e "$online" ] || exit 1
 if said "Listening for Jobs"; then
   [ ! -e "$conflict" ] || { rm -f "$conflict"; true >/dev/termination-log; } 2>/dev/null
+  true >"$online"
+  [ ! -e /run/cuda-runner/busy ] || exit 1
+  [ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle
   exit 0
 fi
 if [ ! -e "$conflict" ] && said "session for this runner already exists"; then
   { true >"$conflict" && echo '{"mark":"session-conflict"}' >>/dev/termination-log; } 2>/dev/null
 fi
-exit 1"#
-);
-/// Ready to take a job: online, the hooks' mark of a running job is absent, and the GPU is still there. Without it the
-/// gate's script ends the agent.
-pub(super) const IDLE: &str = concat!(
-    said!(),
-    r#"[ ! -e /run/cuda-runner/busy ] && said "Listening for Jobs" || exit 1
-[ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle"#
-);
+exit 1"#;
 
-/// The agent's container.
+/// A probe of the template's, once the agent is online: it may take its time to come up.
+const WHILE_ONLINE: &str = r#"[ ! -e /run/cuda-runner/online ] || exec "$@""#;
+
+/// The container, as the template's `runner` is merged over it.
 pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
-    let (start, args) = match spec.registration {
-        RegistrationKind::JitConfig | RegistrationKind::ScaleSet => (START, None),
-        RegistrationKind::Token => (
-            CONFIGURE_AND_START,
-            Some(config_arguments(pool, spec, name)),
-        ),
+    let (start, arguments) = match spec.registration {
+        RegistrationKind::JitConfig | RegistrationKind::ScaleSet => (START, vec![]),
+        RegistrationKind::Token => (CONFIGURE_AND_START, config_arguments(pool, spec, name)),
     };
+    // What the script calls itself, before its arguments.
+    let agent = [shell(start), vec![RUNNER.to_owned()], arguments].concat();
     let [(started, _), (completed, _)] = owned::HOOKS;
     let mut env = vec![
         value(started, format!("{REGISTRATION_DIR}/{}", file::JOB_STARTED)),
@@ -89,6 +86,8 @@ pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
             format!("{REGISTRATION_DIR}/{}", file::JOB_COMPLETED),
         ),
         value(owned::DEPRECATED_EXIT_CODE, "1".to_owned()),
+        // run.sh is not the first process here, and a signal would end it without this, and its job.
+        value(owned::TRAP_SIGNALS, "1".to_owned()),
     ];
     env.extend(proxy(spec));
     let mut mounts = vec![mount(owned::REGISTRATION, REGISTRATION_DIR, false)];
@@ -98,34 +97,113 @@ pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
         env.extend(owned::AUTHORITIES.map(|name| value(name, file.clone())));
     }
     Container {
-        name: RUNNER.to_owned(),
+        name: GPU.to_owned(),
         image: Some(DEFAULT_IMAGE.to_owned()),
-        command: Some(vec![
-            "/bin/sh".to_owned(),
-            "-c".to_owned(),
-            start.to_owned(),
-            // What the script calls itself; the arguments follow.
-            "runner".to_owned(),
-        ]),
-        args,
+        command: Some(init(["gpu"])),
+        args: Some(agent),
+        // Beside the main container, and ended with it.
+        restart_policy: Some("Always".to_owned()),
         // An agent that fails says why in its log only.
         termination_message_policy: Some(owned::TERMINATION_POLICY.to_owned()),
         env: Some(env),
         resources: Some(devices(&spec.gpu)),
-        startup_probe: Some(Probe {
-            period_seconds: Some(1),
-            // The operator's own deadline comes first; it removes the registration, which the kubelet cannot.
-            failure_threshold: Some(3600),
-            ..shell_probe(ONLINE)
-        }),
         readiness_probe: Some(Probe {
             period_seconds: Some(2),
             failure_threshold: Some(1),
-            ..shell_probe(IDLE)
+            ..probe(shell(IDLE))
         }),
         volume_mounts: Some(mounts),
         ..Container::default()
     }
+}
+
+/// Merges the template's container `runner`, which [`crate::model::pool`] has found to take nothing of ours.
+pub(super) fn merge(gpu: &mut Container, mut theirs: Container) {
+    GPU.clone_into(&mut theirs.name);
+    // Ports are told apart by number alone, and two protocols may share one.
+    gpu.ports = theirs.ports.take();
+    for variable in theirs.env.iter_mut().flatten() {
+        // The agent knows one hook for each event: ours, which calls theirs.
+        if let Some((_, ours)) = owned::HOOKS
+            .iter()
+            .find(|(agents, _)| *agents == variable.name)
+        {
+            (*ours).clone_into(&mut variable.name);
+        }
+    }
+    if let Some(Lifecycle {
+        post_start,
+        pre_stop,
+        ..
+    }) = &mut theirs.lifecycle
+    {
+        post_start.iter_mut().chain(pre_stop).for_each(hold_back);
+    }
+    if let Some(command) = exec_of(theirs.liveness_probe.as_mut()) {
+        let theirs = std::mem::take(command);
+        let name = vec!["live".to_owned()];
+        *command = [init(["hook"]), shell(WHILE_ONLINE), name, theirs].concat();
+    }
+    gpu.merge_from(theirs);
+}
+
+fn exec_of(probe: Option<&mut Probe>) -> Option<&mut Vec<String>> {
+    probe?.exec.as_mut()?.command.as_mut()
+}
+
+/// What the template wants done at the agent's start and end is not for the gate's image.
+fn hold_back(handler: &mut LifecycleHandler) {
+    let command = match (handler.sleep.take(), handler.exec.take()) {
+        (Some(sleep), _) => Some(shell(&format!("sleep {}", sleep.seconds))),
+        (None, exec) => exec.and_then(|exec| exec.command),
+    };
+    handler.exec = Some(ExecAction {
+        command: Some([init(["hook"]), command.unwrap_or_default()].concat()),
+    });
+}
+
+/// Lets the container begin in the gate's image. The runner's own, for which it is changed later, is returned.
+///
+/// Of the container only the image can be changed later: both are pulled by one policy. The template's own word counts. Else
+/// it is what Kubernetes would take for the runner's image, and not for the gate's: a node would keep an old `latest` for
+/// ever, and GitHub gives no job to an agent that is a month behind. The gate's image is then looked up at its registry for each runner,
+/// and nothing is pulled that the node has. Where the installation says that its image is never pulled, as one that was
+/// loaded into the nodes by hand, there may be no registry that has it: the lookup would fail each gate.
+pub(super) fn begin_as_the_gate(gpu: &mut Container, settings: &PodSettings) -> String {
+    let image = gpu.image.replace(settings.gate_image.clone());
+    let image = image.unwrap_or_default();
+    let has_registry = settings.image_pull_policy != "Never";
+    gpu.image_pull_policy.get_or_insert_with(|| {
+        let policy = if has_registry {
+            usual_policy(&image)
+        } else {
+            "IfNotPresent"
+        };
+        policy.to_owned()
+    });
+    image
+}
+
+/// What Kubernetes takes for an image where nothing is said. See
+/// <https://kubernetes.io/docs/concepts/containers/images/#imagepullpolicy-defaulting>.
+fn usual_policy(image: &str) -> &'static str {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    let moves = !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+    if moves { "Always" } else { "IfNotPresent" }
+}
+
+/// Our program with this command; what follows is its argument.
+pub(super) fn init<const N: usize>(command: [&str; N]) -> Vec<String> {
+    let program = format!("{REGISTRATION_DIR}/{}", file::RUNNER_INIT);
+    [program.as_str()]
+        .into_iter()
+        .chain(command)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn shell(script: &str) -> Vec<String> {
+    ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
 }
 
 /// What `config.sh` gets, beside the token.
@@ -156,10 +234,10 @@ fn config_arguments(pool: &Pool, spec: &Spec, name: &str) -> Vec<String> {
     arguments
 }
 
-fn shell_probe(test: &str) -> Probe {
+pub(super) fn probe(command: Vec<String>) -> Probe {
     Probe {
         exec: Some(ExecAction {
-            command: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), test.to_owned()]),
+            command: Some(command),
         }),
         timeout_seconds: Some(5),
         ..Probe::default()
@@ -172,6 +250,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn an_image_is_pulled_as_kubernetes_would_by_its_own_name() {
+        for (image, policy) in [
+            ("ghcr.io/actions/actions-runner:latest", "Always"),
+            ("ghcr.io/actions/actions-runner", "Always"),
+            ("registry:5000/runner", "Always"),
+            ("registry:5000/runner:1", "IfNotPresent"),
+            ("runner:latest@sha256:00", "IfNotPresent"),
+        ] {
+            assert_eq!(usual_policy(image), policy, "{image}");
+        }
+    }
+
     /// The scripts cannot read the constants.
     #[test]
     fn the_agents_start_and_probes_write_the_shared_names_as_everyone_does() {
@@ -183,8 +274,15 @@ mod tests {
                 CONFIGURE_AND_START,
                 vec![path(file::TOKEN), path(file::GPU)],
             ),
-            (ONLINE, vec![format!(">>{TERMINATION_LOG}"), mark]),
-            (IDLE, vec![path(file::BUSY), path(file::GPU)]),
+            (
+                IDLE,
+                vec![
+                    path(file::BUSY),
+                    path(file::GPU),
+                    format!(">>{TERMINATION_LOG}"),
+                    mark,
+                ],
+            ),
         ];
         for (script, texts) in cases {
             for text in texts {

@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 
-use super::runner::ONLINE;
+use super::ours::RUNNER_USER;
+use super::runner::IDLE;
 use super::*;
 use crate::fixture;
+use crate::model::runner::{MAIN, PREPARE};
 use cudarunner_crds::{Lifetime, RegistrationMode};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -32,6 +34,23 @@ fn built(template: serde_json::Value) -> Pod {
     build(&pool, &spec, &settings(), &new("pool-aaaaa"))
 }
 
+/// The init container of this name.
+fn init(pod: &Pod, name: &str) -> Container {
+    let all = pod.spec.iter().flat_map(|spec| &spec.init_containers);
+    let mut all = all.flatten().filter(|c| c.name == name);
+    let found = all.next().unwrap_or_else(|| panic!("no {name}")).clone();
+    assert!(all.next().is_none(), "{name} is there twice");
+    found
+}
+
+/// The value of a variable, which is there once at most.
+fn variable(container: &Container, name: &str) -> Option<String> {
+    let mut all = container.env.iter().flatten().filter(|e| e.name == name);
+    let found = all.next().and_then(|e| e.value.clone());
+    assert!(all.next().is_none(), "{name} is there twice");
+    found
+}
+
 #[test]
 fn the_pod_is_as_documented() {
     insta::assert_json_snapshot!(built(json!({})), {".metadata.annotations[\"cudarunner.dev/template\"]" => "[hash]"});
@@ -52,37 +71,31 @@ fn the_template_is_merged_by_name_and_devices_stay() {
             "initContainers": [{"name": "vpn", "image": "example/vpn:1", "restartPolicy": "Always"}]
         }
     }));
-    let spec = pod.spec.unwrap();
-    let init = spec.init_containers.unwrap();
-    let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
+    let all = pod.spec.as_ref().unwrap().init_containers.clone().unwrap();
+    let names: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
+    // What is beside the agent begins before it and ends after it
+    assert_eq!(names, [PREPARE, "vpn", GPU]);
     assert_eq!(
-        names,
-        ["gate", "vpn"],
-        "the gate fails before anything else is done"
-    );
-    let sees = init[1]
-        .env
-        .iter()
-        .flatten()
-        .find(|v| v.name == "NVIDIA_VISIBLE_DEVICES");
-    assert_eq!(
-        sees.unwrap().value.as_deref(),
+        variable(&all[1], "NVIDIA_VISIBLE_DEVICES").as_deref(),
         Some("void"),
         "whatever its image says"
     );
-    let runner = &spec.containers[0];
-    assert_eq!(runner.image.as_deref(), Some("example/runner:1"));
-    assert_eq!(runner.ports.as_ref().unwrap().len(), 2);
-    let resources = runner.resources.as_ref().unwrap();
+    let gpu = &all[2];
+    assert_eq!(gpu.image.as_deref(), Some("example/cuda-smoke:1"));
+    assert_eq!(gpu.image_pull_policy.as_deref(), Some("IfNotPresent"));
+    assert_eq!(gpu.ports.as_ref().unwrap().len(), 2);
+    let resources = gpu.resources.as_ref().unwrap();
     assert_eq!(resources.requests.as_ref().unwrap()["cpu"].0, "4");
     assert_eq!(resources.limits.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
-    let names: Vec<&str> = runner
-        .env
+    assert_eq!(variable(gpu, "A").as_deref(), Some("1"));
+    assert!(variable(gpu, "ACTIONS_RUNNER_HOOK_JOB_STARTED").is_some());
+    let main: Vec<String> = pod
+        .spec
         .iter()
-        .flatten()
-        .map(|e| e.name.as_str())
+        .flat_map(|s| &s.containers)
+        .map(|c| c.name.clone())
         .collect();
-    assert!(names.contains(&"A") && names.contains(&"ACTIONS_RUNNER_HOOK_JOB_STARTED"));
+    assert_eq!(main, [MAIN]);
     let labels = pod.metadata.labels.unwrap();
     assert_eq!(
         (
@@ -91,10 +104,47 @@ fn the_template_is_merged_by_name_and_devices_stay() {
         ),
         ("ml", "pool")
     );
-    assert_eq!(
-        pod.metadata.annotations.unwrap()["karpenter.sh/do-not-disrupt"],
-        "false"
-    );
+    let annotations = pod.metadata.annotations.unwrap();
+    assert_eq!(annotations["karpenter.sh/do-not-disrupt"], "false");
+    assert_eq!(annotations[IMAGE_ANNOTATION], "example/runner:1");
+}
+
+#[test]
+fn both_images_of_the_gpus_container_are_pulled_by_one_policy() {
+    let (latest, fixed) = ("example/runner:latest", "example/runner:1");
+    let table = [
+        // How the installation pulls the gate's image, what the template says of the runner's, and what counts.
+        ("IfNotPresent", latest, None, "Always"),
+        ("IfNotPresent", fixed, None, "IfNotPresent"),
+        ("Always", fixed, None, "IfNotPresent"),
+        // No registry has the gate's image
+        ("Never", latest, None, "IfNotPresent"),
+        ("Never", fixed, None, "IfNotPresent"),
+        // The template's own word
+        ("IfNotPresent", latest, Some("IfNotPresent"), "IfNotPresent"),
+        ("IfNotPresent", fixed, Some("Never"), "Never"),
+        ("Never", latest, Some("Always"), "Always"),
+    ];
+    for (of_the_gate, image, own, expected) in table {
+        let mut resource = fixture::resource();
+        let runner = json!({"name": "runner", "image": image, "imagePullPolicy": own});
+        resource.spec.template = Some(json!({"spec": {"containers": [runner]}}));
+        let pool = Pool::read(&resource, false);
+        let settings = PodSettings {
+            image_pull_policy: of_the_gate.into(),
+            ..settings()
+        };
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings, &new("pool-aaaaa"));
+        let given = init(&pod, GPU).image_pull_policy;
+        assert_eq!(
+            given.as_deref(),
+            Some(expected),
+            "{of_the_gate}, {image}, {own:?}"
+        );
+        let ours = init(&pod, PREPARE).image_pull_policy;
+        assert_eq!(ours.as_deref(), Some(of_the_gate));
+    }
 }
 
 #[test]
@@ -121,8 +171,8 @@ fn the_teams_hooks_are_handed_to_ours() {
         {"name": "ACTIONS_RUNNER_HOOK_JOB_STARTED", "value": "/hooks/started.sh"},
         {"name": "ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "value": "/hooks/completed.sh"},
     ]}]}}));
-    let runner = &pod.spec.unwrap().containers[0];
-    let found: Vec<(&str, &str)> = runner
+    let gpu = init(&pod, GPU);
+    let found: Vec<(&str, &str)> = gpu
         .env
         .iter()
         .flatten()
@@ -147,64 +197,81 @@ fn the_teams_hooks_are_handed_to_ours() {
 }
 
 #[test]
+fn what_the_template_does_at_the_agents_start_and_end_is_not_done_to_the_gate() {
+    let pod = built(
+        json!({"spec": {"containers": [{"name": "runner", "lifecycle": {
+            "postStart": {"exec": {"command": ["/warm-up", "cache"]}}, "preStop": {"sleep": {"seconds": 7}}
+        }, "livenessProbe": {"exec": {"command": ["/alive", "1"]}, "periodSeconds": 30}}]}}),
+    );
+    let lifecycle = serde_json::to_value(init(&pod, GPU).lifecycle).unwrap();
+    let hook = ["/run/cuda-runner/bin/runner-init", "hook"];
+    assert_eq!(
+        lifecycle,
+        json!({
+            "postStart": {"exec": {"command": [hook[0], hook[1], "/warm-up", "cache"]}},
+            "preStop": {"exec": {"command": [hook[0], hook[1], "/bin/sh", "-c", "sleep 7"]}},
+        })
+    );
+    let probe = init(&pod, GPU).liveness_probe.unwrap();
+    assert_eq!(probe.period_seconds, Some(30));
+    let mut command = probe.exec.unwrap().command.unwrap();
+    assert_eq!(command.split_off(5), ["live", "/alive", "1"]);
+    assert_eq!(command[..2], hook);
+}
+
+#[test]
 fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
     let resources = |change: fn(&mut cudarunner_crds::CudaRunnerSpec)| {
         let mut resource = fixture::resource();
-        resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
         change(&mut resource.spec);
         let pool = Pool::read(&resource, false);
         let spec = pool.spec.clone().unwrap();
-        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
-            .spec
-            .unwrap();
-        let init = pod.init_containers.unwrap();
-        let found = init
-            .into_iter()
-            .map(|c| serde_json::to_value(c.resources).unwrap());
-        found.collect::<Vec<_>>()
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let main = pod.spec.as_ref().unwrap().containers[0].clone();
+        [init(&pod, PREPARE), init(&pod, GPU), main]
+            .map(|c| serde_json::to_value(c.resources).unwrap())
     };
-    let requests = json!({"cpu": "10m", "memory": "64Mi"});
+    let few = json!({"cpu": "10m", "memory": "16Mi"});
+    let ours = json!({"requests": few, "limits": {"cpu": "1", "memory": "128Mi"}});
+    // The gate has what the agent has later: the template says it
+    let devices = json!({"limits": {"nvidia.com/gpu": "8"}});
     assert_eq!(
         resources(|spec| spec.gpu.count = Some(8)),
-        [
-            json!({"requests": requests, "limits": {"cpu": "2", "memory": "4608Mi"}}),
-            json!({"requests": requests, "limits": {"cpu": "2", "memory": "4608Mi", "nvidia.com/gpu": "8"}}),
-        ]
+        [ours.clone(), devices, ours]
     );
     let own = resources(|spec| {
-        let own = json!({"limits": {"cpu": 1, "memory": "2Gi"}});
+        let own = json!({"requests": {"cpu": 1}, "limits": {"cpu": 1, "memory": "2Gi"}});
         spec.smoke.resources = serde_json::from_value(own).ok();
     });
+    let limits = json!({"cpu": "1", "memory": "2Gi"});
     assert_eq!(
         own,
         [
-            json!({"requests": {}, "limits": {"cpu": "1", "memory": "2Gi"}}),
-            json!({"requests": {}, "limits": {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": "1"}}),
+            json!({"requests": {"cpu": "1"}, "limits": limits}),
+            json!({"limits": {"nvidia.com/gpu": "1"}}),
+            // It is there for as long as the pod, and sets nothing aside
+            json!({"requests": few, "limits": limits}),
         ]
     );
 }
 
 #[test]
-fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
+fn one_container_has_the_claims_and_asks_for_no_resource() {
     let mut resource = fixture::resource();
     resource.spec.gpu.claim_template = Some("a100".to_owned());
-    resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
     resource.spec.template = Some(json!({"spec": {
         "containers": [{"name": "runner", "resources": {"requests": {"cpu": "4"}, "claims": [{"name": "nic"}]}}],
         "resourceClaims": [{"name": "nic", "resourceClaimName": "nic-0"}]
     }}));
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
-        .spec
-        .unwrap();
-    let of_pod: Vec<_> = pod.resource_claims.iter().flatten().collect();
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+    let of_pod = pod.spec.as_ref().unwrap().resource_claims.clone().unwrap();
     assert_eq!(of_pod.len(), 2);
     assert_eq!(
         of_pod[0].resource_claim_template_name.as_deref(),
         Some("a100")
     );
-    let init = pod.init_containers.unwrap();
     let claimed = |container: &Container| {
         let resources = container.resources.clone().unwrap_or_default();
         let limits = resources.limits.unwrap_or_default();
@@ -212,18 +279,13 @@ fn gate_and_runner_share_one_claim_and_ask_for_no_resource() {
         let claims = resources.claims.unwrap_or_default();
         claims.into_iter().map(|c| c.name).collect::<Vec<_>>()
     };
-    assert_eq!(claimed(&init[0]), [] as [&str; 0], "the look at the image");
-    assert_eq!(
-        claimed(&init[1]),
-        ["gpu", "nic"],
-        "the gate sees what the job gets"
-    );
-    assert_eq!(claimed(&pod.containers[0]), ["gpu", "nic"]);
-    let env = init[1].env.iter().flatten();
-    assert!(
-        !env.into_iter()
-            .any(|e| e.name == "CUDA_SMOKE_EXPECTED_DEVICES")
-    );
+    let main = pod.spec.as_ref().unwrap().containers[0].clone();
+    assert_eq!(claimed(&init(&pod, GPU)), ["gpu", "nic"]);
+    for ours in [init(&pod, PREPARE), main] {
+        assert_eq!(claimed(&ours), [] as [&str; 0], "{}", ours.name);
+    }
+    let prepare = init(&pod, PREPARE);
+    assert_eq!(variable(&prepare, "CUDA_SMOKE_EXPECTED_DEVICES"), None);
 }
 
 #[test]
@@ -237,7 +299,18 @@ fn a_token_comes_with_the_arguments_of_config_sh_and_in_none_of_them() {
         let pool = Pool::read(&resource, false);
         let spec = pool.spec.clone().unwrap();
         let pod = build(&pool, &spec, &settings(), &new("pool-0"));
-        pod.spec.unwrap().containers[0].args.clone().unwrap()
+        let gpu = init(&pod, GPU);
+        assert_eq!(
+            gpu.command.unwrap(),
+            ["/run/cuda-runner/bin/runner-init", "gpu"]
+        );
+        let mut agent = gpu.args.unwrap();
+        let arguments = agent.split_off(4);
+        assert_eq!(
+            (agent[0].as_str(), agent[1].as_str(), agent[3].as_str()),
+            ("/bin/sh", "-c", "runner")
+        );
+        arguments
     };
     let own = "cudarunner-1b4e28ba";
     assert_eq!(
@@ -263,15 +336,10 @@ fn a_proxy_is_known_to_gate_and_agent() {
     });
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
-        .spec
-        .unwrap();
-    let gate = &pod.init_containers.unwrap()[0];
-    for container in [gate, &pod.containers[0]] {
-        let get = |name: &str| {
-            let variable = container.env.iter().flatten().find(|e| e.name == name);
-            variable.and_then(|e| e.value.clone()).unwrap_or_default()
-        };
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+    for name in [PREPARE, GPU] {
+        let container = init(&pod, name);
+        let get = |name: &str| variable(&container, name).unwrap_or_default();
         assert_eq!(get("https_proxy"), "http://proxy:3128");
         assert_eq!(get("HTTP_PROXY"), "http://proxy:3128");
         assert_eq!(get("no_proxy"), ".internal,localhost,127.0.0.1,::1");
@@ -279,58 +347,48 @@ fn a_proxy_is_known_to_gate_and_agent() {
 }
 
 #[test]
-fn the_runners_image_is_looked_at_as_the_job_will_see_it_and_without_a_gpu() {
+fn what_the_gate_is_told_comes_from_a_container_that_no_template_reaches() {
     let mut resource = fixture::resource();
     resource.spec.preflight = serde_json::from_value(json!({"cudaToolkit": ">=12.0"})).ok();
     resource.spec.template = Some(json!({"spec": {"containers": [{
         "name": "runner", "image": "example/runner:1", "workingDir": "/work",
-        "env": [{"name": "CUDA_HOME", "value": "/opt/cuda"}],
+        "env": [{"name": "LD_PRELOAD", "value": "/opt/mine.so"}],
         "volumeMounts": [{"name": "cuda", "mountPath": "/opt/cuda"}],
     }]}}));
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
     let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
-    let pod = pod.spec.unwrap();
-    let init = pod.init_containers.unwrap();
-    let names: Vec<&str> = init.iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(names, ["preflight", "gate"]);
-    let (preflight, gate) = (&init[0], &init[1]);
-    assert_eq!(preflight.image.as_deref(), Some("example/runner:1"));
-    assert_eq!(preflight.working_dir.as_deref(), Some("/work"));
-    let limits = preflight.resources.as_ref().and_then(|r| r.limits.as_ref());
-    assert!(!limits.unwrap().contains_key("nvidia.com/gpu"));
-    assert_eq!(preflight.security_context, gate.security_context);
-    let get = |container: &Container, name: &str| {
-        let mut all = container.env.iter().flatten().filter(|e| e.name == name);
-        let found = all.next().and_then(|e| e.value.clone());
-        assert!(all.next().is_none(), "{name} is there twice");
-        found
-    };
-    assert_eq!(get(preflight, "CUDA_HOME").unwrap(), "/opt/cuda");
-    assert_eq!(get(preflight, "NVIDIA_VISIBLE_DEVICES").unwrap(), "void");
-    let mounts = preflight.volume_mounts.iter().flatten();
-    assert_eq!(mounts.filter(|m| m.mount_path == "/opt/cuda").count(), 1);
-    let wanted = get(gate, "CUDA_SMOKE_PREFLIGHT").unwrap();
+    let (prepare, gpu) = (init(&pod, PREPARE), init(&pod, GPU));
+    let wanted = variable(&prepare, "CUDA_SMOKE_PREFLIGHT").unwrap();
     assert!(wanted.contains(r#""cudaToolkit":">=12.0""#), "{wanted}");
+    let bare = init(&built(json!(null)), PREPARE);
+    let settings_alone = |container: &Container| {
+        let all = container.env.clone().unwrap_or_default();
+        let all = all.into_iter().filter(|v| v.name != "CUDA_SMOKE_PREFLIGHT");
+        all.collect::<Vec<_>>()
+    };
+    assert_eq!(settings_alone(&prepare), settings_alone(&bare));
+    assert_eq!(prepare.image.as_deref(), Some("example/cuda-smoke:1"));
+    assert_eq!(prepare.volume_mounts, bare.volume_mounts);
+    // The token is in no other container, and none of the gate's variables
+    for container in [gpu, pod.spec.as_ref().unwrap().containers[0].clone()] {
+        let mounts = container.volume_mounts.iter().flatten();
+        let names: Vec<&str> = mounts.map(|m| m.name.as_str()).collect();
+        assert!(!names.contains(&owned::REGISTRAR_TOKEN), "{names:?}");
+        let env = container.env.iter().flatten();
+        assert!(!env.into_iter().any(|v| v.name.starts_with("CUDA_SMOKE_")));
+    }
 }
 
 #[test]
-fn addresses_alone_need_no_look_at_the_image() {
-    let mut resource = fixture::resource();
-    resource.spec.preflight =
-        serde_json::from_value(json!({"egress": ["https://github.com"]})).ok();
-    let pool = Pool::read(&resource, false);
-    let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
-    assert_eq!(pod.spec.unwrap().init_containers.unwrap().len(), 1);
-}
-
-#[test]
-fn the_gate_is_the_jobs_user_and_never_root() {
+fn ours_are_the_jobs_user_and_never_root() {
     let user = |template| {
-        let spec = built(template).spec.unwrap();
-        let gate = spec.init_containers.unwrap().remove(0);
-        gate.security_context.unwrap().run_as_user
+        let pod = built(template);
+        let main = pod.spec.as_ref().unwrap().containers[0].clone();
+        let users = [init(&pod, PREPARE), main]
+            .map(|c| c.security_context.and_then(|context| context.run_as_user));
+        assert_eq!(users[0], users[1]);
+        users[0]
     };
     assert_eq!(user(json!({})), Some(1001));
     assert_eq!(
@@ -349,10 +407,10 @@ fn the_gate_is_the_jobs_user_and_never_root() {
     assert_eq!(user(root), Some(1001));
 }
 
-/// The startup probe with its files elsewhere: whether it passes, and the marks that are there then.
+/// The readiness probe with its files elsewhere: whether it passes, and the marks that are there then.
 fn probe(folder: &std::path::Path) -> (bool, String) {
     let here = |path: &str| folder.join(path).to_string_lossy().into_owned();
-    let script = ONLINE
+    let script = IDLE
         .replace("/run/cuda-runner", &here("run"))
         .replace("/home/runner/_diag", &here("diag"))
         .replace("/dev/termination-log", &here("marks"));
@@ -367,7 +425,7 @@ fn probe(folder: &std::path::Path) -> (bool, String) {
 
 #[test]
 fn a_session_that_another_agent_holds_leaves_one_mark_for_as_long_as_it_is_held() {
-    let folder = std::env::temp_dir().join(format!("startup-probe-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("readiness-probe-{}", std::process::id()));
     for name in ["run", "diag"] {
         std::fs::create_dir_all(folder.join(name)).unwrap();
     }
@@ -391,7 +449,17 @@ fn a_session_that_another_agent_holds_leaves_one_mark_for_as_long_as_it_is_held(
     )
     .unwrap();
     assert_eq!(probe(&folder), (false, String::new()));
+    let online = folder.join("run/online");
+    std::fs::remove_file(&online).unwrap();
+    // A job that comes before anybody has looked: the agent has been online all the same, and is busy
+    let busy = folder.join("run/busy");
+    std::fs::write(&busy, "").unwrap();
+    assert_eq!(probe(&folder), (false, String::new()));
+    assert!(!online.exists(), "the earlier log is not its own");
     std::fs::write(folder.join("diag/Runner_2.log"), "Listening for Jobs\n").unwrap();
+    assert_eq!(probe(&folder), (false, String::new()));
+    assert!(online.exists());
+    std::fs::remove_file(busy).unwrap();
     assert_eq!(probe(&folder), (true, String::new()));
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -480,20 +548,26 @@ proptest! {
         let Ok(spec) = pool.spec.clone() else { return Ok(()) };
         let built = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
         let pod = built.spec.clone().unwrap();
-        let mut gate = pod.init_containers.clone().unwrap().remove(0);
-        let context = gate.security_context.as_mut().unwrap();
-        prop_assert!(context.run_as_user.is_some_and(|user| user != 0));
-        context.run_as_user = Some(RUNNER_USER);
         let mut merged = serde_json::to_value(&pod).unwrap();
-        prop_assert_eq!(serde_json::to_value(&gate).unwrap(), bare["initContainers"][0].clone());
-        merged["initContainers"][0] = bare["initContainers"][0].clone();
-        // What is the user's to choose
         let mut ours = bare;
-        ours["containers"][0]["image"] = json!(pod.containers[0].image);
+        // Two containers have nothing of the template's but the user, who is never root
+        let last = merged["initContainers"].as_array().unwrap().len() - 1;
+        for container in [&mut merged["initContainers"][0], &mut ours["initContainers"][0]] {
+            prop_assert!(container["securityContext"]["runAsUser"].as_i64().is_some_and(|user| user != 0));
+            container["securityContext"]["runAsUser"] = json!(RUNNER_USER);
+        }
+        let user = merged["containers"][0]["securityContext"].as_object_mut().unwrap();
+        user.insert("runAsUser".to_owned(), json!(RUNNER_USER));
+        prop_assert_eq!(&merged["initContainers"][0], &ours["initContainers"][0]);
+        prop_assert_eq!(&merged["containers"], &ours["containers"]);
+        // What is the user's to choose
+        ours["initContainers"][1].as_object_mut().unwrap().remove("imagePullPolicy");
         ours.as_object_mut().unwrap().remove("affinity");
         prop_assert!(holds(&merged, &ours), "{merged:#} lacks something of {ours:#}");
-        for list in ["command", "args", "startupProbe", "readinessProbe"] {
-            prop_assert_eq!(&merged["containers"][0][list], &ours["containers"][0][list]);
+        let gpu = &merged["initContainers"][last];
+        prop_assert_eq!(&gpu["name"], "gpu");
+        for field in ["image", "command", "args", "readinessProbe", "restartPolicy"] {
+            prop_assert_eq!(&gpu[field], &ours["initContainers"][1][field]);
         }
         prop_assert_eq!(built.metadata.labels.unwrap()["cudarunner.dev/pool"].clone(), "pool");
         prop_assert_eq!(built.metadata.annotations.unwrap()[TEMPLATE_ANNOTATION].clone(), spec.template_hash.clone());
@@ -501,7 +575,7 @@ proptest! {
             c.resources.as_ref().and_then(|r| r.limits.as_ref()).is_some_and(|l| l.contains_key("nvidia.com/gpu"))
         });
         let with_gpu: Vec<&str> = with_gpu.map(|c| c.name.as_str()).collect();
-        prop_assert_eq!(with_gpu, ["gate", "runner"]);
+        prop_assert_eq!(with_gpu, ["gpu"]);
         let names: BTreeSet<&str> = pod.init_containers.iter().flatten().chain(&pod.containers).map(|c| c.name.as_str()).collect();
         prop_assert_eq!(names.len(), pod.init_containers.iter().flatten().count() + pod.containers.len());
     }
@@ -510,15 +584,11 @@ proptest! {
 /// The rules of the level *restricted* that are about containers.
 #[test]
 fn what_is_ours_passes_pod_security_restricted() {
-    let mut resource = fixture::resource();
-    resource.spec.preflight = serde_json::from_value(json!({"commands": ["git"]})).ok();
-    let pool = Pool::read(&resource, false);
-    let spec = pool.spec.clone().unwrap();
-    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"))
-        .spec
-        .unwrap();
-    for container in pod.init_containers.unwrap() {
-        let context = container.security_context.unwrap();
+    let pod = built(json!({})).spec.unwrap();
+    let init = pod.init_containers.iter().flatten();
+    // What the agent's may do, the template says.
+    for container in init.chain(&pod.containers).filter(|c| c.name != GPU) {
+        let context = container.security_context.clone().unwrap();
         assert_eq!(context.allow_privilege_escalation, Some(false));
         assert_eq!(context.run_as_non_root, Some(true));
         assert_eq!(context.capabilities.unwrap().drop.unwrap(), ["ALL"]);

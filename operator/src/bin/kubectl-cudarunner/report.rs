@@ -1,6 +1,7 @@
 //! `report`: what a gate found.
 
-use cuda_runner_plan::model::runner::GATE;
+use cuda_runner_operator::observe::gpu::Gpu;
+use cuda_runner_plan::model::runner::GPU;
 use cudarunner_crds::POOL_LABEL;
 use gate_report::{Report, clean_all};
 use jiff::Timestamp;
@@ -19,6 +20,8 @@ pub(crate) struct Found {
     pod: String,
     node: String,
     ended: Option<Timestamp>,
+    /// The command that shows the gate's log.
+    log: String,
     report: Report,
     /// As the gate wrote it.
     pub(crate) json: Value,
@@ -57,14 +60,15 @@ fn newest(pods: &[Pod]) -> Option<Found> {
 fn read(pod: &Pod) -> Result<Found, String> {
     let namespace = pod.namespace().unwrap_or_default();
     let name = pod.name_any();
-    let statuses = pod
+    let init = pod
         .status
         .as_ref()
         .and_then(|s| s.init_container_statuses.as_ref());
-    let Some(gate) = statuses.into_iter().flatten().find(|c| c.name == GATE) else {
+    let Some(gpu) = init.into_iter().flatten().find(|c| c.name == GPU) else {
         return Err(format!("no gate has started in the pod {namespace}/{name}"));
     };
-    let Some(ended) = gate.state.as_ref().and_then(|s| s.terminated.as_ref()) else {
+    let log = log(&namespace, &name, gpu.restart_count > 0);
+    let Some(ended) = Gpu::of(pod).gate_end() else {
         return Err(format!("the gate of {namespace}/{name} has not ended"));
     };
     let Some((json, report)) = parse(ended) else {
@@ -72,7 +76,7 @@ fn read(pod: &Pod) -> Result<Found, String> {
             "the gate of {namespace}/{name} ended with code {} ({}) and left no report; its log may tell more: {}",
             ended.exit_code,
             ended.reason.as_deref().unwrap_or("no reason given"),
-            log(&namespace, &name)
+            log
         ));
     };
     let spec = pod.spec.as_ref();
@@ -81,6 +85,7 @@ fn read(pod: &Pod) -> Result<Found, String> {
         namespace,
         pod: name,
         ended: ended.finished_at.as_ref().map(|t| t.0),
+        log,
         report,
         json,
     })
@@ -93,8 +98,10 @@ fn parse(ended: &ContainerStateTerminated) -> Option<(Value, Report)> {
     Some((json, report))
 }
 
-fn log(namespace: &str, pod: &str) -> String {
-    format!("kubectl logs --namespace {namespace} {pod} --container {GATE}")
+/// What followed in the gate's container has a log of its own.
+fn log(namespace: &str, pod: &str, is_before: bool) -> String {
+    let previous = if is_before { " --previous" } else { "" };
+    format!("kubectl logs --namespace {namespace} {pod} --container {GPU}{previous}")
 }
 
 impl Found {
@@ -119,7 +126,7 @@ impl Found {
             wrap(&mut out, "", HANG, line);
         }
         out.push_str("\nThe whole report is in the log of the gate, while the pod exists:\n");
-        out.push_str(&log(&self.namespace, &self.pod));
+        out.push_str(&self.log);
         out.push('\n');
         out
     }
@@ -132,13 +139,13 @@ mod tests {
     use crate::played::{Step, play};
     use serde_json::json;
 
-    /// A runner's pod with a gate in this state.
+    /// A runner's pod whose gate has not passed, in this state.
     fn pod(name: &str, state: &Value) -> Pod {
         serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": "ci", "labels": {POOL_LABEL: "my-pool"}},
             "spec": {"nodeName": "gpu-node-2", "containers": []},
             "status": {"initContainerStatuses": [{
-                "name": GATE, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+                "name": GPU, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
             }]},
         }))
         .unwrap()

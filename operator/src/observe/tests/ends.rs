@@ -49,13 +49,34 @@ fn failure(runner: &Runner) -> &Failure {
     }
 }
 
-/// A pod whose init containers are in these states, and whose agent waits for them.
+/// The images of a pod's containers: whether it was let in.
+fn spec(let_in: bool) -> Value {
+    let image = if let_in {
+        "registry/runner:1"
+    } else {
+        "registry/gate:1"
+    };
+    json!({
+        "initContainers": [{"name": "gpu", "image": image, "restartPolicy": "Always"}],
+        "containers": [{"name": "main", "image": "registry/gate:1"}],
+    })
+}
+
+/// The container of the GPUs as the agent's, after a gate that passed.
+fn agent(state: &Value) -> Value {
+    let mut agent = container("gpu", state);
+    agent["restartCount"] = json!(1);
+    agent["lastState"] = done(0, "Completed", "{}");
+    agent
+}
+
+/// A pod whose init containers are in these states, and whose main container waits for them.
 fn starting(spec: &Value, init: &[(&str, Value)]) -> Runner {
     let init: Vec<Value> = init
         .iter()
         .map(|(name, state)| container(name, state))
         .collect();
-    let idle = container("runner", &waiting("PodInitializing", ""));
+    let idle = container("main", &waiting("PodInitializing", ""));
     read(
         spec,
         &json!({
@@ -69,41 +90,45 @@ const COMPLETED: &str = r#"{"mark":"completed","job":"build","run":"7","reposito
 
 /// A runner that came online 6 s after its pod was made, in a moment of its later life.
 fn been_online(moment: usize, unready: i64) -> Value {
-    let gate = container("gate", &done(0, "Completed", "{}"));
     let running = json!({"running": {"startedAt": at(6)}});
     let ended = |code, message: &str| json!({"terminated": {"exitCode": code, "message": message, "startedAt": at(6), "finishedAt": at(unready)}});
-    let (state, last, started) = match moment {
-        0 => (running, json!({}), true),
+    let before = done(0, "Completed", "{}");
+    let (number, state, last, started) = match moment {
+        0 => (1, running, before, true),
         // For a moment after a restart of a kubelet before 1.35.
-        1 => (running, json!({}), false),
-        2 => (ended(0, COMPLETED), json!({}), false),
-        3 => (ended(1, ""), json!({}), false),
+        1 => (1, running, before, false),
+        2 => (1, ended(0, COMPLETED), before, true),
+        3 => (1, ended(1, ""), before, true),
         4 => (
+            1,
             waiting("CrashLoopBackOff", "back-off"),
             ended(0, COMPLETED),
             false,
         ),
-        _ => (ended(137, ""), json!({}), true),
+        5 => (2, running, ended(0, COMPLETED), true),
+        _ => (1, ended(137, ""), before, false),
     };
-    let mut agent = container("runner", &state);
-    agent["started"] = json!(started);
-    agent["lastState"] = last;
+    let mut gpu = container("gpu", &state);
+    gpu["restartCount"] = json!(number);
+    gpu["lastState"] = last;
+    let mut main = container("main", &json!({"running": {"startedAt": at(2)}}));
+    main["started"] = json!(started);
     let ready = json!({"type": "Ready", "status": "False", "lastTransitionTime": at(unready)});
     json!({
         "phase": "Running", "conditions": [bound(), ready],
-        "initContainerStatuses": [gate], "containerStatuses": [agent]
+        "initContainerStatuses": [gpu], "containerStatuses": [main]
     })
 }
 
 proptest! {
     #[test]
     fn a_runner_that_was_online_never_goes_back_and_is_never_overdue(
-        moment in 0usize..6,
+        moment in 0usize..7,
         unready in 7i64..40_000,
         hours in 0i64..2_000,
     ) {
         let pool = pool(1);
-        let runner = read(&json!({"containers": []}), &been_online(moment, unready));
+        let runner = read(&spec(true), &been_online(moment, unready));
         prop_assert!(
             !matches!(
                 runner.phase,
@@ -128,8 +153,8 @@ fn whether_a_runner_is_idle_is_for_its_own_container_to_say() {
             .unwrap()
             .push(sidecar);
         // When the agent's container says whether it has a job, then that is what the runner is
-        status["containerStatuses"][0]["ready"] = json!(is_ready);
-        let runner = read(&json!({"containers": []}), &status);
+        status["initContainerStatuses"][0]["ready"] = json!(is_ready);
+        let runner = read(&spec(true), &status);
         assert_eq!(runner.phase, phase);
     }
 }
@@ -141,7 +166,7 @@ fn a_readiness_gate_says_nothing_of_the_agent() {
     status["conditions"][1]["type"] = json!("ContainersReady");
     let never = json!({"type": "Ready", "status": "False", "lastTransitionTime": at(1)});
     status["conditions"].as_array_mut().unwrap().push(never);
-    let runner = read(&json!({"containers": []}), &status);
+    let runner = read(&spec(true), &status);
     // Then it is known to have been
     assert_eq!(runner.phase, RunnerPhase::Busy);
 }
@@ -152,8 +177,9 @@ fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
         (2, RunnerPhase::Finished),
         (3, RunnerPhase::Failed),
         (4, RunnerPhase::Finished),
+        (5, RunnerPhase::Finished),
     ] {
-        let runner = read(&json!({"containers": []}), &been_online(moment, 1800));
+        let runner = read(&spec(true), &been_online(moment, 1800));
         assert_eq!(runner.phase, phase, "{moment}");
         assert_eq!(runner.since.to_string(), at(1800), "{moment}");
     }
@@ -163,9 +189,9 @@ fn a_container_that_has_ended_is_the_runners_end_before_its_pod_says_so() {
 fn what_a_container_waits_for_is_told_whichever_it_is() {
     let missing = r#"secret "hf-token" not found"#;
     let runner = starting(
-        &json!({"containers": []}),
+        &spec(false),
         &[
-            ("gate", done(0, "Completed", "{}")),
+            ("prepare", done(0, "Completed", "")),
             ("fetch", waiting("CreateContainerConfigError", missing)),
         ],
     );
@@ -180,8 +206,8 @@ fn what_a_container_waits_for_is_told_whichever_it_is() {
 fn an_image_that_is_not_there_is_told_in_the_same_words_at_each_attempt_and_between() {
     let cause = "pull access denied, repository does not exist";
     let words = |reason: &str, message: &str| {
-        let states = [("gate", waiting(reason, message))];
-        starting(&json!({"containers": []}), &states).waiting
+        let states = [("prepare", waiting(reason, message))];
+        starting(&spec(false), &states).waiting
     };
     let between = format!("Back-off pulling image \"x\": ErrImagePull: {cause}");
     let reported = words("ImagePullBackOff", &between).unwrap();
@@ -195,10 +221,10 @@ fn an_image_that_is_not_there_is_told_in_the_same_words_at_each_attempt_and_betw
 #[test]
 fn an_init_container_of_the_template_that_fails_is_named_with_its_last_words() {
     let states = [
-        ("gate", done(0, "Completed", "{}")),
+        ("prepare", done(0, "Completed", "")),
         ("externals", done(1, "Error", "copying\ncp: no such file\n")),
     ];
-    let runner = starting(&json!({"containers": []}), &states);
+    let runner = starting(&spec(false), &states);
     let failure = failure(&runner);
     assert_eq!(
         (failure.reason.word(), failure.class),
@@ -217,7 +243,7 @@ fn an_init_container_of_the_template_that_fails_is_named_with_its_last_words() {
 #[test]
 fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
     let limited = json!({"containers": [], "initContainers": [
-        {"name": "gate", "resources": {"limits": {"memory": "64Mi"}}}
+        {"name": "gpu", "resources": {"limits": {"memory": "64Mi"}}}
     ]});
     let unlimited = json!({"containers": []});
     let report = Report {
@@ -255,7 +281,7 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
             ("GateFailed", Class::Transient),
         ),
     ] {
-        let runner = starting(spec, &[("gate", state)]);
+        let runner = starting(spec, &[("gpu", state)]);
         let failure = failure(&runner);
         assert_eq!((failure.reason.word(), failure.class), expected);
         assert_eq!(
@@ -264,6 +290,28 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
             "{}",
             failure.message
         );
+        let is_named = failure
+            .message
+            .contains("container `runner` in spec.template");
+        assert_eq!(is_named, spec == &limited, "{}", failure.message);
+    }
+}
+
+#[test]
+fn what_prepares_speaks_for_itself() {
+    for (code, reason, expected) in [
+        (15, "Error", ("RegistrationRefused", Class::Refused)),
+        (16, "Error", ("RegistrarUnreachable", Class::Transient)),
+        (70, "Error", ("GateFailed", Class::Internal)),
+        (128, "StartError", ("GateFailed", Class::Transient)),
+        (137, "OOMKilled", ("OutOfMemory", Class::Config)),
+    ] {
+        let runner = starting(&spec(false), &[("prepare", done(code, reason, "x"))]);
+        let failure = failure(&runner);
+        assert_eq!((failure.reason.word(), failure.class), expected, "{code}");
+        assert!(!failure.registered);
+        let is_ours = failure.message.contains("spec.smoke.resources");
+        assert_eq!(is_ours, reason == "OOMKilled", "{}", failure.message);
     }
 }
 
@@ -284,8 +332,8 @@ fn a_gate_that_the_node_could_not_start_is_told_in_the_runtimes_words() {
         // That is the spec's.
         (128, "StartError", low, ("OutOfMemory", Class::Config)),
     ] {
-        let states = [("gate", done(code, reason, words))];
-        let runner = starting(&json!({"containers": []}), &states);
+        let states = [("gpu", done(code, reason, words))];
+        let runner = starting(&spec(false), &states);
         let failure = failure(&runner);
         assert_eq!((failure.reason.word(), failure.class), expected, "{words}");
         let is_the_nodes = expected.1 == Class::Transient;
@@ -298,14 +346,15 @@ fn a_gate_that_the_node_could_not_start_is_told_in_the_runtimes_words() {
 
 #[test]
 fn a_pod_at_its_own_deadline_is_nobodys_fault() {
-    let spec = json!({"containers": [], "activeDeadlineSeconds": 45});
+    let mut spec = spec(true);
+    spec["activeDeadlineSeconds"] = json!(45);
     let end = json!({"terminated": {"exitCode": 137, "startedAt": at(6), "finishedAt": at(47)}});
     for status in [
         // The kubelet's words come some seconds later.
-        json!({"phase": "Running", "startTime": at(1), "containerStatuses": [container("runner", &end)]}),
+        json!({"phase": "Running", "startTime": at(1), "initContainerStatuses": [agent(&end)]}),
         json!({
             "phase": "Failed", "reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline",
-            "startTime": at(1), "containerStatuses": [container("runner", &end)]
+            "startTime": at(1), "initContainerStatuses": [agent(&end)]
         }),
     ] {
         let runner = read(&spec, &status);
@@ -319,12 +368,31 @@ fn a_pod_at_its_own_deadline_is_nobodys_fault() {
 }
 
 #[test]
+fn an_agent_that_ended_as_soon_as_it_was_online_has_a_mark_of_it() {
+    // Given an end that the kubelet shows without a sign of the moment before
+    for (code, words) in [
+        (0, "{\"mark\":\"online\"}"),
+        (1, "GitHub said no\n{\"mark\":\"online\"}"),
+    ] {
+        let agent = agent(&done(code, "Error", words));
+        let runner = read(
+            &spec(true),
+            &json!({"phase": "Running", "initContainerStatuses": [agent], "containerStatuses": super::main(false)}),
+        );
+        // Then it did not end at once
+        let failure = failure(&runner);
+        assert_ne!(failure.reason.word(), "AgentEndedAtOnce");
+        assert!(!failure.message.contains("mark"), "{}", failure.message);
+    }
+}
+
+#[test]
 fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
     let words = "cat: /run/cuda-runner/jitconfig: Permission denied";
-    let agent = container("runner", &done(1, "Error", words));
+    let agent = agent(&done(1, "Error", words));
     let runner = read(
-        &json!({"containers": []}),
-        &json!({"phase": "Failed", "containerStatuses": [agent]}),
+        &spec(true),
+        &json!({"phase": "Failed", "initContainerStatuses": [agent]}),
     );
     let failure = failure(&runner);
     assert_eq!(
@@ -337,12 +405,12 @@ fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
 #[test]
 fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
     let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
-    let agent = container("runner", &done(137, "Error", started));
+    let agent = agent(&done(137, "Error", started));
     let runner = read(
-        &json!({"containers": []}),
+        &spec(true),
         &json!({
             "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed",
-            "containerStatuses": [agent]
+            "initContainerStatuses": [agent]
         }),
     );
     let failure = failure(&runner);
@@ -357,10 +425,10 @@ fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
 
 #[test]
 fn an_agent_that_could_not_be_started_is_tried_again_first() {
-    let agent = container("runner", &done(128, "StartError", "exec: not found"));
+    let agent = agent(&done(128, "StartError", "exec: not found"));
     let runner = read(
-        &json!({"containers": []}),
-        &json!({"phase": "Failed", "containerStatuses": [agent]}),
+        &spec(true),
+        &json!({"phase": "Failed", "initContainerStatuses": [agent]}),
     );
     let failure = failure(&runner);
     let expected = ("ContainerNotStarted", Class::Transient);
@@ -382,8 +450,8 @@ fn a_pod_that_was_deleted_by_force_is_told_unless_its_runner_was_idle() {
     let gone = |status: &str, ready_at: i64| {
         let mut pod = been_online(0, ready_at);
         pod["conditions"][1]["status"] = json!(status);
-        pod["containerStatuses"][0]["ready"] = json!(status == "True");
-        Failure::deleted(&read(&json!({"containers": []}), &pod), MADE).map(|f| f.reason.word())
+        pod["initContainerStatuses"][0]["ready"] = json!(status == "True");
+        Failure::deleted(&read(&spec(true), &pod), MADE).map(|f| f.reason.word())
     };
     assert_eq!(gone("False", 30), Some("JobCutShort"));
     assert_eq!(gone("True", 30), None);

@@ -48,7 +48,7 @@ fn failed_gate(ctx: &Context) {
         ctx,
         "pool-failed",
         &json!({"phase": "Failed", "initContainerStatuses": [{
-            "name": "gate", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 12}},
         }]}),
     );

@@ -5,22 +5,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gate_report::Report;
-use gate_report::wire::PATH;
+use gate_report::wire::{REGISTRATIONS, REPORTS, TICKETS};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::kubernetes::token;
-use super::stub::{HONEST, JIT, known_as, limits, registrar};
+use super::stub::{HONEST, JIT, body, known_as, limits, registrar, report};
 use crate::registrar::{Decision, admit};
 
 #[tokio::test]
-async fn a_gate_that_waits_is_reviewed_once() {
+async fn a_pod_is_reviewed_once() {
     let registrar = registrar(limits(), None).await;
-    for _ in 0..4 {
-        assert_eq!(registrar.ask("good").await.0, 200);
+    // Given a pod that asks for its ticket again and again, and then goes on with it
+    for _ in 0..2 {
+        assert_eq!(registrar.show("good").await.0, 200);
     }
+    assert_eq!(registrar.ask("good").await.0, 200);
     assert_eq!(registrar.reviews.load(Ordering::SeqCst), 1);
 }
 
@@ -49,7 +52,7 @@ async fn who_says_nothing_is_hung_up_on() {
     let bundle = registrar.ca.bundle();
     let mut after = registrar.connect(&bundle, HONEST).await.unwrap();
     let mut long = registrar.connect(&bundle, HONEST).await.unwrap();
-    let head = format!("POST {PATH} HTTP/1.1\r\nx: {}", "x".repeat(100_000));
+    let head = format!("POST {REPORTS} HTTP/1.1\r\nx: {}", "x".repeat(100_000));
     let _ = long.write_all(head.as_bytes()).await;
     // Then each is hung up on
     tokio::join!(ends(&mut before), ends(&mut after), ends(&mut long));
@@ -79,7 +82,7 @@ async fn hostile_neighbours_do_not_hold_a_gate_up() {
         tokio::spawn(async move {
             for number in 0.. {
                 let token = token(&format!("guess-{number}"), "pool-a", "u-a");
-                let _ = registrar.send_from(from, Some(&token), "{}").await;
+                let _ = registrar.post_from(from, TICKETS, Some(&token), "").await;
             }
         })
     };
@@ -91,12 +94,14 @@ async fn hostile_neighbours_do_not_hold_a_gate_up() {
     };
     let begun = tokio::time::timeout(Duration::from_secs(20), begun);
     begun.await.expect("nobody comes in");
-    // When a gate asks, again and again for a while
+    // When a pod comes for its ticket, and its gate, again and again for a while
     let started = Instant::now();
+    assert_eq!(registrar.show("good").await.0, 200);
     let mut slowest = Duration::ZERO;
-    for _ in 0..5 {
+    for _ in 0..4 {
         let asked = Instant::now();
-        assert_eq!(registrar.ask("good").await.0, 200);
+        let passed = body(&report("pool-a"));
+        assert_eq!(registrar.bring("pool-a", passed).await.status(), 200);
         slowest = slowest.max(asked.elapsed());
     }
     // Then it is served at once
@@ -127,7 +132,7 @@ impl std::io::Write for Written {
 }
 
 #[tokio::test]
-async fn no_token_and_no_registration_is_logged() {
+async fn no_token_no_ticket_and_no_registration_is_logged() {
     let written = Written::default();
     let writer = written.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -140,14 +145,16 @@ async fn no_token_and_no_registration_is_logged() {
     // A test beside this one may have met the line when nobody wanted it, and registered it after this subscriber.
     tracing::callsite::rebuild_interest_cache();
     for _ in 0..30 {
-        registrar.ask("forged-token").await;
+        registrar.show("forged-token").await;
     }
-    registrar.ask("unsigned").await;
+    registrar.show("unsigned").await;
+    let (key, ticket) = (registrar.ca.ticket_key(), registrar.ticket_of("pool-a"));
     let log = String::from_utf8_lossy(&written.0.lock().unwrap()).into_owned();
     // Those who are sent away are told of, now and then, and in short
     let reported = log.matches("the registrar does not know who asks").count();
     assert!((1..25).contains(&reported), "reported {reported} times");
-    for secret in [JIT, "forged-token", "Bearer good", &known_as("good")] {
+    let (key, token) = (key.text().expose_secret(), known_as("good"));
+    for secret in [JIT, "forged-token", &token, &ticket, key] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
 }
@@ -155,7 +162,9 @@ async fn no_token_and_no_registration_is_logged() {
 #[tokio::test]
 async fn words_of_others_are_cut_before_they_are_passed_on() {
     let registrar = registrar(limits(), None).await;
-    let answer = registrar.send(Some("unsigned"), "{}").await;
+    let answer = registrar
+        .post(TICKETS, Some(&known_as("unsigned")), "")
+        .await;
     let said: Value = serde_json::from_slice(answer.body()).unwrap();
     let message = said["message"].as_str().unwrap();
     assert!(
@@ -171,7 +180,7 @@ fn line() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec(any::<u8>(), 0..200),
         "(Content-Length|Transfer-Encoding|Expect|Authorization|Host): \\PC{0,40}\r\n"
             .prop_map(String::into_bytes),
-        Just(format!("POST {PATH} HTTP/1.1\r\n").into_bytes()),
+        Just(format!("POST {REGISTRATIONS} HTTP/1.1\r\n").into_bytes()),
         Just(b"\r\n\r\n".to_vec()),
         Just(format!("Authorization: Bearer {}\r\n", known_as("good")).into_bytes()),
     ]
@@ -182,22 +191,24 @@ proptest! {
 
     #[test]
     fn whatever_a_request_is_it_ends_and_the_next_is_answered(
-        requests in proptest::collection::vec(proptest::collection::vec(line(), 0..6), 6),
+        requests in proptest::collection::vec((0..3_usize, proptest::collection::vec(line(), 0..6)), 6),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let registrar = registrar(limits(), None).await;
             let bundle = registrar.ca.bundle();
-            for request in requests {
+            for (path, request) in requests {
+                let path = [TICKETS, REPORTS, REGISTRATIONS][path];
                 let mut stream = registrar.connect(&bundle, HONEST).await?;
-                let mut bytes = format!("POST {PATH} HTTP/1.1\r\n").into_bytes();
+                let mut bytes = format!("POST {path} HTTP/1.1\r\n").into_bytes();
                 bytes.extend(request.concat());
                 // It may be hung up on in the middle.
                 let _ = stream.write_all(&bytes).await;
                 let _ = stream.shutdown().await;
                 ends(&mut stream).await;
             }
-            prop_assert_eq!(registrar.ask("good").await.0, 200);
+            let passed = body(&report("pool-a"));
+            prop_assert_eq!(registrar.bring("pool-a", passed).await.status(), 200);
             Ok::<(), TestCaseError>(())
         })?;
     }

@@ -55,6 +55,16 @@ impl Secrets {
         self.lock().secret = None;
     }
 
+    /// Somebody takes a key out of the Secret.
+    pub(in crate::registrar) fn take_out(&self, key: &str) {
+        let mut kept = self.lock();
+        kept.version += 1;
+        let version = kept.version.to_string();
+        let secret = kept.secret.as_mut().unwrap();
+        secret.data.as_mut().unwrap().remove(key).unwrap();
+        secret.metadata.resource_version = Some(version);
+    }
+
     pub(in crate::registrar) fn put(&self, secret: Secret) {
         self.lock().secret = Some(secret);
     }
@@ -168,7 +178,7 @@ pub(super) fn pod_token(pod: &str, uid: &str, audience: &str) -> TokenReviewStat
     }
 }
 
-fn client(
+pub(super) fn client(
     answer: impl Fn(Method, String, Vec<u8>) -> Response<Body> + Clone + Send + Sync + 'static,
 ) -> Client {
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -184,11 +194,11 @@ fn client(
     Client::new(service, "default")
 }
 
-fn ok<T: serde::Serialize>(object: &T) -> Response<Body> {
+pub(super) fn ok<T: serde::Serialize>(object: &T) -> Response<Body> {
     Response::new(Body::from(serde_json::to_vec(object).unwrap()))
 }
 
-fn status(code: StatusCode) -> Response<Body> {
+pub(super) fn status(code: StatusCode) -> Response<Body> {
     let reason = code.canonical_reason().unwrap().replace(' ', "");
     let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": reason, "code": code.as_u16()});
     let mut response = Response::new(Body::from(body.to_string().into_bytes()));

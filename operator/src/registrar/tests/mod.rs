@@ -3,5 +3,6 @@
 mod admit;
 mod endpoint;
 mod hostile;
+mod keys;
 pub(in crate::registrar) mod kubernetes;
 mod stub;

@@ -1,19 +1,20 @@
 //! A registrar over real TLS, and those who ask it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gate_report::wire::{AUDIENCE, PATH};
+use gate_report::wire::{AUDIENCE, REGISTRATIONS, REPORTS, TICKETS, Ticket};
 use gate_report::{Device, Driver, Outcome, Report, SCHEMA, Version};
 use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot};
@@ -32,6 +33,10 @@ pub(super) const JIT: &str = "c2VjcmV0LWppdC1jb25maWc=";
 /// A backend that knows pods by their names, and registers as it is told.
 pub(super) struct StubBackend {
     pub(super) registered: AtomicUsize,
+    /// How often an image was to be changed.
+    pub(super) let_in: AtomicUsize,
+    /// Whether the pods' images were changed, as the watch shows it.
+    pub(super) shown: AtomicBool,
     pub(super) notes: Mutex<Vec<Decision>>,
     pub(super) fails: Mutex<Option<RegisterError>>,
     slow: Option<Arc<Notify>>,
@@ -58,8 +63,15 @@ impl Backend for StubBackend {
                     pod: pod.name.clone(),
                     node: pod.node.clone(),
                 },
+                image: Some("example/runner:1".into()),
+                let_in: self.shown.load(Ordering::SeqCst),
             }),
         }
+    }
+
+    async fn let_in(&self, _: &PodIdentity, _: &KnownRunner) -> Result<(), RegisterError> {
+        self.let_in.fetch_add(1, Ordering::SeqCst);
+        self.fails.lock().unwrap().take().map_or(Ok(()), Err)
     }
 
     async fn register(
@@ -108,7 +120,7 @@ pub(super) fn limits() -> Limits {
         },
         reviews: 4,
         pool: Rate {
-            burst: 5,
+            burst: 15,
             per_minute: 60,
         },
         request_timeout: Duration::from_secs(5),
@@ -135,6 +147,8 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
     ]);
     let backend = Arc::new(StubBackend {
         registered: AtomicUsize::new(0),
+        let_in: AtomicUsize::new(0),
+        shown: AtomicBool::new(false),
         notes: Mutex::default(),
         fails: Mutex::default(),
         slow,
@@ -145,6 +159,7 @@ pub(super) async fn registrar(limits: Limits, slow: Option<Arc<Notify>>) -> Regi
         ca.server_config(),
         Parts {
             reviewer: Reviewer::new(client),
+            ca: Arc::clone(&ca),
             backend: Arc::clone(&backend),
             ledger: Arc::new(Ledger::default()),
             limits,
@@ -191,29 +206,30 @@ impl Registrar {
             .await
     }
 
-    pub(super) async fn send(
+    /// A request of an honest pod.
+    pub(super) async fn post(
         &self,
-        token: Option<&str>,
+        path: &str,
+        bearer: Option<&str>,
         body: impl Into<Bytes>,
     ) -> Response<Bytes> {
-        let token = token.map(known_as);
-        let sent = self.send_from(HONEST, token.as_deref(), body).await;
-        sent.unwrap()
+        self.post_from(HONEST, path, bearer, body).await.unwrap()
     }
 
-    pub(super) async fn send_from(
+    pub(super) async fn post_from(
         &self,
         from: [u8; 4],
-        token: Option<&str>,
+        path: &str,
+        bearer: Option<&str>,
         body: impl Into<Bytes>,
     ) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = self.connect(&self.ca.bundle(), from).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut request = Request::post(PATH).header(header::HOST, "registrar");
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let mut request = Request::post(path).header(header::HOST, "registrar");
+        if let Some(bearer) = bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
         }
         let request = request.body(Full::new(body.into()))?;
         let (parts, body) = sender.send_request(request).await?.into_parts();
@@ -223,9 +239,51 @@ impl Registrar {
         ))
     }
 
-    /// Status and reason of the answer to a passing report of pool-a.
+    /// Status and reason of the answer to who shows the token that the tests call so.
+    pub(super) async fn show(&self, token: &str) -> (u16, String) {
+        outcome(&self.post(TICKETS, Some(&known_as(token)), "").await)
+    }
+
+    /// A ticket as the registrar gives it for a token.
+    pub(super) async fn fetch_ticket(&self, token: &str) -> String {
+        let answer = self.post(TICKETS, Some(&known_as(token)), "").await;
+        let ticket: Ticket = serde_json::from_slice(answer.body()).unwrap();
+        ticket.ticket
+    }
+
+    /// A ticket of this pod, without the registrar's help.
+    pub(super) fn ticket_of(&self, pod: &str) -> String {
+        let identity = PodIdentity {
+            namespace: "ci".into(),
+            name: pod.into(),
+            uid: pod.replace("pool", "u"),
+            node: Some("node-a".into()),
+        };
+        let ticket = self.ca.ticket_key().issue(&identity, Timestamp::now());
+        ticket.expose_secret().to_owned()
+    }
+
+    /// Brings a report for this pod's ticket.
+    pub(super) async fn bring(&self, pod: &str, body: impl Into<Bytes>) -> Response<Bytes> {
+        let ticket = self.ticket_of(pod);
+        self.post(REPORTS, Some(&ticket), body).await
+    }
+
+    /// Asks for the registration for this pod's ticket.
+    pub(super) async fn register(&self, pod: &str) -> Response<Bytes> {
+        let ticket = self.ticket_of(pod);
+        self.post(REGISTRATIONS, Some(&ticket), "{}").await
+    }
+
+    /// The whole way of an honest pod: status and reason of the last answer.
     pub(super) async fn ask(&self, token: &str) -> (u16, String) {
-        outcome(&self.send(Some(token), body(&report("pool-a"))).await)
+        let ticket = self.fetch_ticket(token).await;
+        let passed = body(&report("pool-a"));
+        let answer = self.post(REPORTS, Some(&ticket), passed).await;
+        if answer.status() != 200 {
+            return outcome(&answer);
+        }
+        outcome(&self.post(REGISTRATIONS, Some(&ticket), "{}").await)
     }
 
     /// Waits until somebody is being registered.

@@ -1,13 +1,34 @@
 //! What in a runner's pod is ours, by name. A template may take none of it; [the pod](crate::pod)
 //! is built from the same names.
 
-use gate_report::contract::{GATE, PREFLIGHT, script};
+use gate_report::contract::{GATE_PROGRAM, GPU, MAIN, PREPARE, RUNNER_INIT_PROGRAM, script};
 pub use gate_report::contract::{REGISTRATION_DIR, TERMINATION_LOG, TOKEN_DIR};
 
 /// Folder of the certificate authorities for GitHub.
 pub const CA_DIR: &str = "/etc/cuda-runner/github-ca";
 /// Our folders in containers, and the file of the hooks' marks.
 pub const PATHS: [&str; 4] = [REGISTRATION_DIR, TOKEN_DIR, CA_DIR, TERMINATION_LOG];
+/// What the gate runs from, in the container that is the agent's later: programs and libraries of its image, and what the
+/// node shows of itself and of the driver. A star stands for the rest of a name. Nothing of a template's is mounted there,
+/// beneath, or over it; toolkits, caches and certificates have other places.
+pub const OF_THE_GATE: [&str; 15] = [
+    GATE_PROGRAM,
+    RUNNER_INIT_PROGRAM,
+    "/bin",
+    "/dev/null",
+    "/dev/nvidia*",
+    "/etc/ld.so*",
+    "/lib*",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr/bin",
+    "/usr/lib*",
+    "/usr/local/lib*",
+    "/usr/local/nvidia",
+    "/usr/sbin",
+];
+
 /// How the kubelet reads the hooks' marks.
 pub const TERMINATION_POLICY: &str = "FallbackToLogsOnError";
 
@@ -23,8 +44,8 @@ pub const VOLUMES: [&str; 3] = [REGISTRATION, REGISTRAR_TOKEN, GITHUB_CA];
 /// The pod's name for its claim of GPUs.
 pub const CLAIM: &str = "gpu";
 
-/// Our init containers.
-pub const INIT_CONTAINERS: [&str; 2] = [PREFLIGHT, GATE];
+/// Our containers, by the names that they have in a pod.
+pub const CONTAINERS: [&str; 3] = [PREPARE, GPU, MAIN];
 
 /// The agent's variables for job hooks, and ours by which our hooks find the team's.
 pub const HOOKS: [(&str, &str); 2] = [
@@ -34,6 +55,8 @@ pub const HOOKS: [(&str, &str); 2] = [
 
 /// Has the agent say by its exit code that GitHub refused its version.
 pub const DEPRECATED_EXIT_CODE: &str = "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE";
+/// Has `run.sh` pass a signal on to the agent. GitHub's own image sets it.
+pub const TRAP_SIGNALS: &str = "RUNNER_MANUALLY_TRAP_SIG";
 /// Variables by which other images register a runner. Here the operator does, and no job sees them: one is a token.
 pub const WITHOUT_EFFECT: [&str; 7] = [
     "RUNNER_NAME",

@@ -5,7 +5,7 @@ use cudarunner_crds::template as why;
 use gate_report::contract::{RUNNER, gate, script};
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements, Volume,
+    Container, EnvVar, LifecycleHandler, PodSpec, PodTemplateSpec, ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -210,6 +210,7 @@ fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
         names.push(&container.name);
         mounts(place)?;
         if list == "containers" {
+            spares_the_gate(place)?;
             runner(place, rest)?;
         } else {
             beside(place, rest)?;
@@ -307,9 +308,9 @@ fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
     let no_gpu = "the devices are the runner's, after the gate has proven them: no other container gets one, so remove it here";
     let table = [
         (
-            owned::INIT_CONTAINERS.contains(&c.name.as_str()),
+            owned::CONTAINERS.contains(&c.name.as_str()),
             "name",
-            "a container of the operator's has this name, and a template cannot change it: choose another one; what the gate may use is spec.smoke.resources",
+            "a container of the operator's has this name, and a template cannot change it: choose another one",
         ),
         (
             c.name == RUNNER,
@@ -334,8 +335,7 @@ fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
 /// No container has our volumes, or something else in their place.
 fn mounts(place: Place<'_>) -> Result<(), String> {
     for mount in place.container.volume_mounts.iter().flatten() {
-        let path = mount.mount_path.trim_end_matches('/');
-        let is_ours = |ours: &str| path == ours || path.starts_with(&format!("{ours}/"));
+        let path = normal(&mount.mount_path);
         let table = [
             (
                 owned::VOLUMES.contains(&mount.name.as_str()),
@@ -343,7 +343,7 @@ fn mounts(place: Place<'_>) -> Result<(), String> {
                 "this volume is the operator's: remove the mount",
             ),
             (
-                owned::PATHS.iter().any(|ours| is_ours(ours)),
+                owned::PATHS.iter().any(|ours| is_in(&path, &normal(ours))),
                 "mountPath",
                 "the operator has its own files there: choose another path",
             ),
@@ -353,6 +353,78 @@ fn mounts(place: Place<'_>) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+/// The gate runs in the agent's container, before it: nothing there hides what it runs from, or is done to it.
+fn spares_the_gate(place: Place<'_>) -> Result<(), String> {
+    let c = place.container;
+    let mounts = c.volume_mounts.iter().flatten();
+    let mounts = mounts.map(|m| ("volumeMounts", &m.name, "mountPath", &m.mount_path));
+    let devices = c.volume_devices.iter().flatten();
+    let devices = devices.map(|d| ("volumeDevices", &d.name, "devicePath", &d.device_path));
+    for (list, name, field, path) in mounts.chain(devices) {
+        if hides_the_gate(path) {
+            return Err(place.says(
+                &format!("{list}[{name}].{field}"),
+                "the gate runs in this container before the agent does, and needs what its image and the driver have there: choose another path",
+            ));
+        }
+    }
+    let hooks = c.lifecycle.iter().flat_map(|l| {
+        [
+            ("lifecycle.postStart", &l.post_start),
+            ("lifecycle.preStop", &l.pre_stop),
+        ]
+    });
+    let hooks = hooks.map(|(field, handler)| {
+        let asks = |h: &LifecycleHandler| h.http_get.is_some() || h.tcp_socket.is_some();
+        (field, handler.as_ref().is_some_and(asks))
+    });
+    let probe = c.liveness_probe.as_ref().is_some_and(|p| p.exec.is_none());
+    for (field, asks) in hooks.chain([("livenessProbe", probe)]) {
+        if asks {
+            return Err(place.says(
+                field,
+                "the gate runs in this container before the agent does, and answers nobody: write it as exec",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a mount at this path is in, beneath or over what the gate runs from.
+fn hides_the_gate(path: &str) -> bool {
+    let path = normal(path);
+    owned::OF_THE_GATE
+        .iter()
+        .any(|place| match place.strip_suffix('*') {
+            Some(beginning) => path.starts_with(beginning) || is_in(beginning, &path),
+            None => is_in(&path, place) || is_in(place, &path),
+        })
+}
+
+/// Whether a path is this folder, or in it.
+fn is_in(path: &str, folder: &str) -> bool {
+    let rest = path.strip_prefix(folder.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A path as a container runtime takes it. Images have their `/var/run` at `/run`.
+fn normal(path: &str) -> String {
+    let mut parts = vec![];
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if let ["var", "run", ..] = parts.as_slice() {
+        parts.remove(0);
+    }
+    format!("/{}", parts.join("/"))
 }
 
 /// What a container asks for that is a GPU: field, name and quantity.
@@ -385,7 +457,9 @@ fn not_a_users(name: &str, rest: Rest<'_>) -> Option<&'static str> {
         owned::VISIBLE_DEVICES => Some(
             "the device plugin or the claim decides which devices a container has, and the gate proves those: remove it, and set spec.gpu.count",
         ),
-        owned::DEPRECATED_EXIT_CODE => Some("the operator sets it: remove it"),
+        owned::DEPRECATED_EXIT_CODE | owned::TRAP_SIGNALS => {
+            Some("the operator sets it: remove it")
+        }
         _ if name.starts_with("ACTIONS_RUNNER_INPUT_") => Some(
             "options of the agent are the operator's: remove it; spec.github, spec.labels and spec.lifetime say what it registers with",
         ),

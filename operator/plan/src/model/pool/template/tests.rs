@@ -218,11 +218,129 @@ fn devices_and_mounts_that_are_not_the_runners_are_named_with_what_to_write_inst
             "choose another path",
         ),
         (
+            json!({"volumeMounts": [{"name": "own", "mountPath": "/var/run/../run/cuda-runner"}]}),
+            "volumeMounts[own].mountPath",
+            "choose another path",
+        ),
+        (
             json!({"volumeMounts": [{"name": "own", "mountPath": "/dev/termination-log"}]}),
             "volumeMounts[own].mountPath",
             "choose another path",
         ),
     ]);
+}
+
+/// Where a mount hides what the gate runs from.
+const HIDES_THE_GATE: [&str; 32] = [
+    "/",
+    "//",
+    "/usr",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+    "/usr/bin/nvidia-smi",
+    "/usr/local",
+    "/usr/local/lib",
+    "/usr/local/nvidia",
+    "/usr/local/nvidia/lib64",
+    "/lib",
+    "/lib64",
+    "/lib/x86_64-linux-gnu",
+    "/bin",
+    "/sbin",
+    "/etc",
+    "/etc/ld.so.preload",
+    "/etc/ld.so.conf.d",
+    "/proc",
+    "/proc/driver/nvidia",
+    "/sys",
+    "/sys/module",
+    "/dev",
+    "/dev/nvidia0",
+    "/dev/nvidia-caps",
+    "/cuda-smoke",
+    "/runner-init",
+    // Written otherwise
+    "usr/lib",
+    "/opt/../lib",
+    "/usr/./lib/",
+    "/../proc",
+];
+
+/// What templates mount, and the gate does not miss.
+const SPARES_THE_GATE: [&str; 13] = [
+    "/data",
+    "/home/runner/_work",
+    "/usr/local/cuda",
+    "/usr/local/bin/tool",
+    "/usr/share/data",
+    "/etc/ssl/certs",
+    "/etc/docker/config.json",
+    "/dev/shm",
+    "/dev/infiniband",
+    "/run/docker",
+    "/var/lib/docker",
+    "/process",
+    "/binaries",
+];
+
+/// Given a mount of the agent's container there, in which the gate runs first, then it is refused.
+#[test]
+fn no_mount_of_the_runner_hides_what_the_gate_runs_from() {
+    let own = |field: &str, path: &str| json!({"name": "own", field: path});
+    for path in HIDES_THE_GATE {
+        for (list, field) in [
+            ("volumeMounts", "mountPath"),
+            ("volumeDevices", "devicePath"),
+        ] {
+            assert_refused(
+                runner_with(json!({list: [own(field, path)]})),
+                &format!(".spec.containers[runner].{list}[own].{field}"),
+                "the gate runs in this container",
+            );
+        }
+    }
+    for path in SPARES_THE_GATE {
+        let mount = json!({"volumeMounts": [own("mountPath", path)]});
+        let taken = read_pool(runner_with(mount), |_| {});
+        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+    }
+    // And the gate runs in no other container
+    for path in HIDES_THE_GATE.iter().chain(&SPARES_THE_GATE) {
+        let mount = json!({"volumeMounts": [own("mountPath", path)]});
+        let taken = read_pool(beside_with(mount), |_| {});
+        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+    }
+}
+
+#[test]
+fn hooks_and_probes_of_the_runner_that_ask_over_the_network_are_refused() {
+    for (field, fields) in [
+        (
+            "lifecycle.postStart",
+            json!({"lifecycle": {"postStart": {"httpGet": {"port": 80}}}}),
+        ),
+        (
+            "lifecycle.preStop",
+            json!({"lifecycle": {"preStop": {"tcpSocket": {"port": 80}}}}),
+        ),
+        (
+            "livenessProbe",
+            json!({"livenessProbe": {"grpc": {"port": 80}}}),
+        ),
+        (
+            "livenessProbe",
+            json!({"livenessProbe": {"httpGet": {"port": 80}}}),
+        ),
+    ] {
+        assert_refused(
+            runner_with(fields),
+            &format!(".spec.containers[runner].{field}"),
+            "write it as exec",
+        );
+    }
+    let own = json!({"livenessProbe": {"exec": {"command": ["true"]}}, "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}}});
+    assert!(read_pool(runner_with(own), |_| {}).is_ok());
 }
 
 /// Given these fields of the container `runner`, then the one that is named is refused with these words.
@@ -245,6 +363,7 @@ fn variables_that_are_the_operators_are_named() {
             "ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE",
             "remove it",
         ),
+        ("RUNNER_MANUALLY_TRAP_SIG", "remove it"),
         ("CUDA_RUNNER_HOOK_JOB_STARTED", "choose another name"),
     ];
     for (name, words) in table {
@@ -305,7 +424,7 @@ fn other_containers_are_init_containers() {
         ".spec.containers[runner].name",
         "two containers",
     );
-    for name in ["gate", "preflight", "runner"] {
+    for name in ["prepare", "gpu", "main", "runner"] {
         assert_refused(
             beside_with(json!({"name": name})),
             &format!(".spec.initContainers[{name}].name"),

@@ -1,0 +1,131 @@
+//! What comes before the agent, in the runner's image: the look at the image, and the registration.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cuda_smoke::files::{self, OPEN, READABLE};
+use cuda_smoke::registrar::{Error, Registrar};
+use gate_report::Report;
+use gate_report::contract::{WORK_DIR, file, gate, script};
+use gate_report::preflight::{CheckOutcome, Facts, Preflight, SCRIPT, Wanted};
+use gate_report::wire::Registration;
+
+use crate::gpu::{Failed, Settings};
+use crate::process::{self, Signals};
+
+/// Longest file that is read.
+const LIMIT: u64 = 128 * 1024;
+/// How long the registrar is asked where the settings do not say it.
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Looks at the image with its own shell and the job's own environment, and adds what was found to the gate's report.
+pub(crate) fn look(
+    dir: &Path,
+    signals: &mut Signals,
+    settings: &Settings,
+    report: &mut Report,
+) -> ControlFlow<u8, Result<(), Failed>> {
+    let Some(wanted) = settings.get(gate::PREFLIGHT) else {
+        return ControlFlow::Continue(Ok(()));
+    };
+    let wanted: Wanted = match serde_json::from_str(wanted) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let error = Error::Internal(format!("{} is not understood: {error}", gate::PREFLIGHT));
+            return ControlFlow::Continue(Err(error.into()));
+        }
+    };
+    if !wanted.image {
+        return ControlFlow::Continue(Ok(()));
+    }
+    let found = dir.join(file::PREFLIGHT);
+    // Of an earlier start.
+    let _ = files::forget(&found);
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args(["-c", SCRIPT, file::PREFLIGHT])
+        .env(script::DIR, dir)
+        .env(script::COMMANDS, wanted.commands.join(" "))
+        .env(
+            script::TOOLKIT,
+            if wanted.cuda_toolkit.is_some() {
+                "1"
+            } else {
+                ""
+            },
+        )
+        .env(
+            script::TOOLCHAIN,
+            wanted.rust_toolchain.as_deref().unwrap_or_default(),
+        )
+        .env(script::WORK, WORK_DIR)
+        .stdin(Stdio::null());
+    // Without a shell nothing is found, and that is said.
+    if let Ok(shell) = process::start(&mut shell) {
+        signals.supervise(shell, process::end_at_once)?;
+    }
+    let facts = files::read(&found, LIMIT).unwrap_or_default();
+    let facts = Facts::read(&String::from_utf8_lossy(&facts));
+    let mut preflight = Preflight::of_image(&wanted, &facts);
+    for warning in &preflight.findings {
+        if warning.outcome == CheckOutcome::Warning {
+            eprintln!(
+                "{}: {} {}",
+                warning.subject, warning.message, warning.advice
+            );
+        }
+    }
+    let failure = preflight.failure();
+    let of_the_network = report.preflight.take().unwrap_or_default();
+    preflight.findings.extend(of_the_network.findings);
+    report.preflight = Some(preflight);
+    ControlFlow::Continue(match failure {
+        Some(failure) => Err(Failed {
+            code: failure.class.exit_code(),
+            failure,
+        }),
+        None => Ok(()),
+    })
+}
+
+/// Exchanges the ticket for the registration, and leaves that to the agent's start. Nothing is left of the ticket then.
+pub(crate) fn register(
+    dir: &Path,
+    signals: &mut Signals,
+    settings: &Settings,
+) -> ControlFlow<u8, Result<(), Failed>> {
+    let ticket = dir.join(file::TICKET);
+    let (bearer, own) = (files::read(&ticket, LIMIT), settings.clone());
+    let given = signals.during(move || {
+        let bearer = bearer
+            .map_err(|error| Error::Internal(format!("the ticket could not be read: {error}")))?;
+        let setting = |name| own.get(name).map_or("", String::as_str);
+        let seconds = setting(gate::REGISTRATION_TIMEOUT_SECONDS).parse();
+        let timeout = seconds.map_or(TIMEOUT, Duration::from_secs);
+        Registrar::new(setting(gate::REGISTRAR_URL), setting(gate::REGISTRAR_CA))?
+            .registration(&String::from_utf8_lossy(&bearer), Instant::now() + timeout)
+    })?;
+    let panicked = || Err(Error::Internal("the registrar's client panicked".into()));
+    let stored = given.unwrap_or_else(panicked).and_then(|registration| {
+        store(dir, &ticket, &registration).map_err(|error| {
+            let dir = dir.display();
+            Error::Internal(format!(
+                "the registration could not be written to {dir}: {error}"
+            ))
+        })
+    });
+    ControlFlow::Continue(stored.map_err(Failed::from))
+}
+
+fn store(dir: &Path, ticket: &Path, registration: &Registration) -> std::io::Result<()> {
+    let (name, secret) = match registration {
+        Registration::JitConfig { encoded_jit_config } => (file::JIT_CONFIG, encoded_jit_config),
+        Registration::RegistrationToken { token } => (file::TOKEN, token),
+    };
+    files::write(&dir.join(name), secret.as_bytes(), OPEN)?;
+    // No job is to find it, nor is a job to run before it is known that one may.
+    files::forget(ticket)?;
+    files::write(&dir.join(file::STARTED), b"", READABLE)
+}

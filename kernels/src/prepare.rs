@@ -1,0 +1,136 @@
+//! `prepare`: the only container with the pod's token, and the first. It brings what the others need.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use cuda_smoke::files::{self, OPEN, PROGRAM, READABLE};
+use cuda_smoke::registrar::{Error, Registrar};
+use gate_report::contract::{file, gate};
+use gate_report::{Report, exit};
+
+use crate::args::PrepareArgs;
+use crate::gate::{end_on_signal, not_written, write_summary};
+
+/// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
+const SCRIPTS: [(&str, &str); 4] = [
+    (file::GPU, include_str!("../hooks/gpu.sh")),
+    (file::TEAM_HOOK, include_str!("../hooks/team-hook.sh")),
+    (file::JOB_STARTED, include_str!("../hooks/job-started.sh")),
+    (
+        file::JOB_COMPLETED,
+        include_str!("../hooks/job-completed.sh"),
+    ),
+];
+
+/// Writes the files, the ticket last, and returns the exit code.
+pub(crate) fn run(args: &PrepareArgs) -> u8 {
+    end_on_signal();
+    let result = bring(args).and_then(|()| ticket(args));
+    let Err(error) = result else {
+        println!("prepared");
+        return exit::PASSED;
+    };
+    eprintln!("Not prepared: {error}");
+    let report = Report {
+        node: args.pod.node.clone(),
+        namespace: args.pod.namespace.clone(),
+        pod: args.pod.pod.clone(),
+        failure: Some(error.failure()),
+        ..Report::new(env!("CARGO_PKG_VERSION"))
+    };
+    write_summary(&args.pod.termination_log, &report);
+    error.exit_code()
+}
+
+/// Our program, the gate's settings, and the hooks.
+fn bring(args: &PrepareArgs) -> Result<(), Error> {
+    let dir = &args.pod.registration_dir;
+    let program = fs::read(&args.runner_init).map_err(|error| {
+        Error::Internal(format!(
+            "{} could not be read: {error}; check that operator and gate image have the same version",
+            args.runner_init.display()
+        ))
+    })?;
+    let settings: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| is_setting(name))
+        .collect();
+    let settings = serde_json::to_vec(&settings)
+        .map_err(|error| Error::Internal(format!("the settings could not be written: {error}")))?;
+    let scripts = SCRIPTS.map(|(name, script)| (name, script.as_bytes(), PROGRAM));
+    let ours = [
+        (file::RUNNER_INIT, program.as_slice(), PROGRAM),
+        (file::SETTINGS, settings.as_slice(), READABLE),
+    ];
+    for (name, bytes, mode) in ours.into_iter().chain(scripts) {
+        let path = dir.join(name);
+        in_its_folder(&path)
+            .and_then(|()| files::write(&path, bytes, mode))
+            .map_err(|error| not_written(&path, &error))?;
+    }
+    Ok(())
+}
+
+fn in_its_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// What the gate's environment is made of.
+fn is_setting(name: &str) -> bool {
+    name.starts_with(gate::PREFIX) || gate::OTHERS.contains(&name)
+}
+
+/// Exchanges the pod's token.
+fn ticket(args: &PrepareArgs) -> Result<(), Error> {
+    let token = || {
+        fs::read_to_string(&args.token_file).map_err(|error| {
+            Error::Internal(format!(
+                "the service-account token {} could not be read: {error}",
+                args.token_file.display()
+            ))
+        })
+    };
+    let pod = &args.pod;
+    let deadline = Instant::now() + pod.registration_timeout;
+    let given = Registrar::new(&pod.registrar_url, &pod.registrar_ca)?.ticket(token, deadline)?;
+    let path = pod.registration_dir.join(file::TICKET);
+    files::write(&path, given.ticket.as_bytes(), OPEN).map_err(|error| not_written(&path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use gate_report::contract::{REGISTRATION_DIR, TERMINATION_LOG, file, mark, script};
+
+    use super::SCRIPTS;
+
+    /// The scripts cannot read the constants.
+    #[test]
+    fn the_hooks_write_the_shared_names_as_everyone_does() {
+        let folder = format!("dir=${{{}:-{REGISTRATION_DIR}}}\n", script::DIR);
+        let log = format!(">{TERMINATION_LOG}");
+        let mark = |mark: &str| format!(r#"{{"mark":"{mark}","#);
+        let path = |name: &str| format!(r#""$dir/{name}""#);
+        let given = |name: &str| format!(r#" "${name}""#);
+        let hook = |word: &str, team: &str| {
+            let all = [file::BUSY, file::GPU, file::TEAM_HOOK].map(path);
+            [all.as_slice(), &[mark(word), given(team)]].concat()
+        };
+        let cases = [
+            (file::GPU, vec![mark(mark::GPU_LOST)]),
+            (file::JOB_STARTED, hook(mark::STARTED, script::TEAM_STARTED)),
+            (
+                file::JOB_COMPLETED,
+                hook(mark::COMPLETED, script::TEAM_COMPLETED),
+            ),
+        ];
+        for (name, texts) in cases {
+            let (_, script) = SCRIPTS.iter().find(|(n, _)| *n == name).unwrap();
+            for text in [&folder, &log].into_iter().chain(&texts) {
+                assert!(script.contains(text), "{name} has no {text}");
+            }
+        }
+    }
+}

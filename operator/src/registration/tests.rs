@@ -1,0 +1,195 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jiff::SignedDuration;
+use serde_json::json;
+
+use super::*;
+use crate::reconcile::tests::{Cluster, context};
+use cuda_runner_plan::{Access, fixture};
+
+fn pod() -> PodIdentity {
+    PodIdentity {
+        namespace: "ci".to_owned(),
+        name: "pool-aaaaa".to_owned(),
+        uid: "u".to_owned(),
+        node: None,
+    }
+}
+
+fn backend(ctx: &Arc<Context>) -> OperatorBackend {
+    let client = ctx.client.clone();
+    OperatorBackend::new(Arc::clone(ctx), Arc::new(Waker::new().0), client)
+}
+
+/// The pod as the watch shows it: its container of the GPUs in this image and state, after so many starts.
+fn shown(image: &str, state: &serde_json::Value, starts: i32, ready: bool) -> serde_json::Value {
+    let pod = pod();
+    json!({
+        "metadata": {
+            "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
+            "labels": {"cudarunner.dev/pool": "pool"},
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "p"}],
+        },
+        "spec": {
+            "initContainers": [{"name": "gpu", "image": image}],
+            "containers": [{"name": "main", "image": "gate:1"}],
+        },
+        "status": {
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "initContainerStatuses": [{
+                "name": "gpu", "image": "", "imageID": "", "ready": ready, "restartCount": starts, "state": state,
+            }],
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_restart_gives_no_pod_a_second_registration() {
+    // Given an operator that has just started: its books are empty, and its stores show the cluster
+    let ctx = context(&Cluster::default()).await;
+    let backend = backend(&ctx);
+    let running = json!({"running": {"startedAt": "2026-01-01T00:00:06Z"}});
+    let pull = json!({"waiting": {"reason": "ErrImagePull"}});
+    let ended = |code: i32| json!({"terminated": {"exitCode": code}});
+    for (pod_shown, wanted) in [
+        (shown("gate:1", &running, 0, false), "Known(false)"),
+        // The image is being changed, is pulled, and then the agent comes up: it may ask again for a lost answer
+        (shown("runner:1", &running, 0, false), "Known(true)"),
+        (shown("runner:1", &pull, 0, false), "Known(true)"),
+        (shown("runner:1", &running, 1, false), "Known(true)"),
+        // It has come up: nobody who asks now means well
+        (shown("runner:1", &running, 1, true), "Served"),
+        (shown("runner:1", &ended(0), 1, false), "Closing"),
+        (shown("gate:1", &ended(12), 0, false), "Closing"),
+    ] {
+        // When the pod shows how far it has come
+        ctx.pods
+            .apply(&serde_json::from_value(pod_shown.clone()).unwrap());
+        // Then it is served until it has been online
+        let found = match backend.runner(&pod()).await {
+            RunnerLookup::Known(runner) => format!("Known({})", runner.let_in),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(found, wanted, "{pod_shown:#}");
+    }
+}
+
+/// A runner whose pod names this image.
+fn known(image: Option<&str>, let_in: bool) -> KnownRunner {
+    let any = Version::new(0, 0);
+    KnownRunner {
+        pool: PoolKey {
+            namespace: "ci".to_owned(),
+            name: "pool".to_owned(),
+        },
+        policy: Policy {
+            devices: Some(1),
+            min_compute_capability: any,
+            min_cuda_version: any,
+            require_managed_memory: false,
+            require_preflight: false,
+            pod: "pool-aaaaa".to_owned(),
+            node: None,
+        },
+        image: image.map(str::to_owned),
+        let_in,
+    }
+}
+
+/// An API server that answers every request so, and how often it was asked.
+fn answering(code: u16) -> (kube::Client, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let body = if code == 200 {
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {}})
+    } else {
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "its own words", "reason": "x", "code": code})
+    };
+    let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let body = kube::client::Body::from(body.to_string().into_bytes());
+        let answer = http::Response::builder().status(code).body(body);
+        async { Ok::<_, std::convert::Infallible>(answer.unwrap()) }
+    });
+    (kube::Client::new(service, "default"), asked)
+}
+
+#[tokio::test]
+async fn an_image_is_put_on_once_and_a_refusal_is_told_in_the_api_servers_words() {
+    let ctx = context(&Cluster::default()).await;
+    let agents = || known(Some("runner:1"), false);
+    for (code, runner, requests, expected) in [
+        (200, agents(), 1, "Ok"),
+        // The watch shows it already
+        (200, known(Some("runner:1"), true), 0, "Ok"),
+        (200, known(None, false), 0, "Refused NoImage"),
+        (404, agents(), 1, "Refused ImageNotChanged"),
+        (403, agents(), 1, "Refused ImageNotChanged"),
+        (422, known(Some(" "), false), 1, "Refused ImageNotChanged"),
+        (500, agents(), 1, "Retry ImageNotChanged"),
+        (429, agents(), 1, "Retry ImageNotChanged"),
+    ] {
+        // Given an API server that answers so
+        let (client, asked) = answering(code);
+        let backend = OperatorBackend::new(Arc::clone(&ctx), Arc::new(Waker::new().0), client);
+        // When a runner is let in
+        let outcome = match backend.let_in(&pod(), &runner).await {
+            Ok(()) => "Ok".to_owned(),
+            Err(RegisterError::Refused { reason, message }) => {
+                assert!(
+                    requests == 0 || message.contains("its own words"),
+                    "{message}"
+                );
+                format!("Refused {reason}")
+            }
+            Err(RegisterError::Retry { reason, .. }) => format!("Retry {reason}"),
+        };
+        // Then that is what its gate hears, and no more was asked
+        assert_eq!(outcome, expected, "{code}");
+        assert_eq!(asked.load(Ordering::SeqCst), requests, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
+    let ctx = context(&Cluster::default()).await;
+    let backend = backend(&ctx);
+    let pool = Pool::read(&fixture::resource(), false);
+    let access = || {
+        ctx.memory
+            .with(&pool, |memory| memory.github.access.clone())
+    };
+    let limit = |seconds| Error::RateLimited {
+        until: Timestamp::now() + SignedDuration::from_secs(seconds),
+        reason: "the credentials' 5000 requests an hour are used up".to_owned(),
+    };
+
+    // Given a limit that a gate waits out, then the pool goes on as it was
+    let reported = backend.failed(&pool, &limit(20));
+    assert!(
+        matches!(reported, RegisterError::Retry { .. }),
+        "{reported:?}"
+    );
+    assert_eq!(access(), Access::Unchecked);
+
+    // Given one that lasts, then no further pod is made for it
+    let reported = backend.failed(&pool, &limit(1800));
+    assert!(
+        matches!(reported, RegisterError::Retry { .. }),
+        "{reported:?}"
+    );
+    let Access::Refused {
+        reason,
+        message,
+        transient: true,
+    } = access()
+    else {
+        panic!("{:?}", access())
+    };
+    assert_eq!(reason, "RateLimited");
+    assert!(
+        message.contains("requests an hour are used up"),
+        "{message}"
+    );
+}
