@@ -36,7 +36,7 @@ pub const CREATIONS: usize = 64;
 
 /// Statuses that are written at a time, of all pools together. Each becomes JSON when its turn comes: a thousand pools
 /// that have found their scale sets all write theirs at once.
-pub const STATUS_WRITES: usize = 64;
+pub const STATUS_WRITES: usize = 16;
 
 /// Clients, stores and settings.
 pub struct Context {

@@ -11,10 +11,12 @@ use tracing::{Instrument as _, info_span};
 use crate::act::{Outcome, act, status};
 use crate::context::Context;
 use crate::error::ReconcileError;
+use crate::github::Client;
 use crate::guard;
 use crate::metrics::PoolGauges;
 use crate::observe::observe;
 use crate::watch::pools;
+use cuda_runner_plan::Plan;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::Pool;
 
@@ -49,13 +51,7 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         return Ok(Next::await_change());
     }
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
-    let (observed, client) = Box::pin(observe(ctx, &pool, now))
-        .instrument(info_span!("observe"))
-        .await;
-    let mut plan = cuda_runner_plan::plan(&pool, &observed, now);
-    let gauges = PoolGauges::of(&pool, &observed, &plan, client.as_deref(), now);
-    ctx.metrics.saw(&pool.key, gauges);
-    drop(observed);
+    let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
     let outcome = Box::pin(act(ctx, &pool, client, &mut plan))
         .instrument(info_span!("act"))
         .await;
@@ -67,6 +63,17 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
     Ok(next.map_or_else(Next::await_change, |wait| {
         Next::requeue(wait.unsigned_abs())
     }))
+}
+
+/// What is to be done. What was observed for that is gone when it is carried out.
+async fn planned(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Arc<Client>>) {
+    let (observed, client) = Box::pin(observe(ctx, pool, now))
+        .instrument(info_span!("observe"))
+        .await;
+    let plan = cuda_runner_plan::plan(pool, &observed, now);
+    let gauges = PoolGauges::of(pool, &observed, &plan, client.as_deref(), now);
+    ctx.metrics.saw(&pool.key, gauges);
+    (plan, client)
 }
 
 /// The pool as the watch shows it. Our own last word on the status is ahead of that.

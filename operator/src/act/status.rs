@@ -211,6 +211,11 @@ impl Target {
     async fn put(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
         // The semaphore is never closed.
         let _turn = self.turns.acquire().await;
+        // The request is much larger than what waits for its turn.
+        Box::pin(self.send(status)).await
+    }
+
+    async fn send(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
         let patch = Patch::Apply(json!({
             "apiVersion": CudaRunner::api_version(&()),

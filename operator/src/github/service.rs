@@ -217,9 +217,11 @@ impl Client {
             Some(_) => None,
             None => self.transport.service_turn().await,
         };
-        self.transport
-            .call(request, &ask.action, ask.deadline, LONGEST_LIST)
-            .await
+        // What is needed to send it is not needed before its turn.
+        let answer = self
+            .transport
+            .call(request, &ask.action, ask.deadline, LONGEST_LIST);
+        Box::pin(answer).await
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, Error> {
