@@ -108,13 +108,6 @@ fn the_containers_of_jobs_are_not_combined_with_what_they_would_undo() {
     ] {
         assert_eq!(accepted(good.clone()), Vec::<String>::new(), "{good}");
     }
-    for bad in [
-        json!({"shmSize": "0"}),
-        json!({"shmSize": "-1Gi"}),
-        json!({"shmSize": "much"}),
-    ] {
-        assert!(!accepted(bad.clone()).is_empty(), "{bad}");
-    }
     assert_refused(
         |m| {
             m["spec"]["jobContainers"] = json!({});

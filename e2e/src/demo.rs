@@ -7,8 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures::{StreamExt as _, TryStreamExt as _};
 use cudarunner_crds::JobContainers;
+use futures::{StreamExt as _, TryStreamExt as _};
 use gate_report::Report;
 use github_simulator::{
     control::{Client as GitHub, JobView, NewJob, NewRun, NewWorkflow, UpdateRepository},
@@ -384,7 +384,7 @@ impl Stage<'_> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let proven = read(&pods.get(&idle).await?)?;
         let proven = proven.devices.first().context("no device was proven")?;
-        let proven = proven.uuid.to_string();
+        let proven = proven.uuid.clone();
         let run = NewRun {
             repository,
             workflow: "cuda-image.yml".to_owned(),

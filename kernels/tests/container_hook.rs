@@ -485,7 +485,7 @@ fn the_whole_way_of_a_job() {
     let hook = pod.start_hook(&asked);
     until("asked", || !registrar.asked(JOB_CONTAINER).is_empty());
     signal(gpu.0.id(), "TERM");
-    assert_eq!(gpu.code(), 0);
+    assert_eq!(gpu.code(), 143);
     fs::remove_file(pod.dir.join("image/cuda-smoke")).unwrap();
     let mut gpu = pod.gpu();
     // Then it has its container, and the steps their codes

@@ -158,9 +158,7 @@ fn at(log: &str, words: &str) -> Result<Timestamp> {
 async fn changed(ctx: &Ctx, image: &str) -> Result<(String, Duration)> {
     let pods: Api<Pod> = ctx.api();
     let name = "bare".to_owned();
-    let container = |name: &str, image: &str| {
-        json!({"name": name, "image": image, "imagePullPolicy": "Never", "command": ["sh", "-c", SLEEP]})
-    };
+    let container = |name: &str, image: &str| json!({"name": name, "image": image, "imagePullPolicy": "Never", "command": ["sh", "-c", SLEEP]});
     let mut gpu = container("gpu", PAUSE);
     gpu["restartPolicy"] = json!("Always");
     let pod = serde_json::from_value(json!({

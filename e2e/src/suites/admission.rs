@@ -48,6 +48,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             json!({"requiredChecks": {"branches": [{"name": "main"}]}}),
             "spec.verify",
         ),
+        (
+            json!({"jobContainers": {}, "lifetime": "Persistent"}),
+            "is not cleared for the next job",
+        ),
+        (json!({"jobContainers": {"shmSize": "0"}}), "shmSize"),
+        (json!({"jobContainers": {"shmSize": "-1Gi"}}), "shmSize"),
+        (json!({"jobContainers": {"shmSize": "much"}}), "shmSize"),
         (json!({"replicas": -1}), "replicas"),
         (json!({"replica": 1}), "replica"),
     ];

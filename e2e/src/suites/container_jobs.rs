@@ -29,10 +29,7 @@ const IMAGES: [(&str, &str); 9] = [
     ("docker.io/library/alpine:3.20", "job-alpine"),
     ("docker.io/vllm/vllm-openai:v0.6.3", "job-entrypoint"),
     ("gcr.io/distroless/static-debian12:latest", "job-static"),
-    (
-        "quay.io/jupyter/pytorch-notebook:cuda12-latest",
-        "job-user",
-    ),
+    ("quay.io/jupyter/pytorch-notebook:cuda12-latest", "job-user"),
 ];
 /// Runners of the pool: the node's devices.
 const RUNNERS: usize = 4;
