@@ -5,6 +5,7 @@
 //! the base. An image is built again when its inputs change, and only then.
 
 mod layout;
+mod table;
 
 use std::{
     fs,
@@ -22,6 +23,7 @@ use crate::{
     report::Story,
     tools,
 };
+use table::{Base, IMAGES, Image};
 
 /// The base of all local images. What a GitHub runner's image needs is in it.
 const BASE: &str = "localhost/debian:bookworm";
@@ -51,59 +53,6 @@ impl Profile {
     }
 }
 
-/// An image of ours.
-#[derive(Debug)]
-struct Image {
-    /// Its name; the local tag is `localhost/NAME:dev`.
-    name: &'static str,
-    /// Its folder in the repository, with the Containerfile.
-    folder: &'static str,
-    /// The binaries that go into it, in `bin/` of the context, each with the build argument that names it there.
-    binaries: &'static [(&'static str, Option<&'static str>)],
-    /// Other files of the folder that it copies.
-    files: &'static [&'static str],
-}
-
-const IMAGES: [Image; 3] = [
-    Image {
-        name: "cuda-runner-operator",
-        folder: "operator",
-        binaries: &[("cuda-runner-operator", Some("BINARY"))],
-        files: &[],
-    },
-    Image {
-        name: "cuda-smoke",
-        folder: "kernels",
-        binaries: &[
-            ("cuda-smoke", Some("BINARY")),
-            ("runner-init", Some("RUNNER_INIT")),
-        ],
-        files: &[],
-    },
-    Image {
-        name: "simulated-agent",
-        folder: "e2e/agent",
-        binaries: &[
-            ("simulated-agent", None),
-            ("simulated-node", None),
-            ("cuda-smoke", None),
-        ],
-        files: &["config.sh", "run.sh"],
-    },
-];
-
-/// Images on top of the simulated agent's, as users build them: their files. The name is the folder's, after
-/// `simulated-agent-`.
-const USERS: [(&str, &[&str]); 4] = [
-    ("simulated-agent-cuda-11.8", &["Containerfile", "nvcc"]),
-    ("simulated-agent-cuda-12.4", &["Containerfile", "nvcc"]),
-    (
-        "simulated-agent-cuda-13.1",
-        &["Containerfile", "version.json"],
-    ),
-    ("simulated-agent-uid-1000", &["Containerfile"]),
-];
-
 /// The packages whose artifacts a cluster uses.
 const ARTIFACTS: [&str; 4] = [
     "cuda-runner-operator",
@@ -116,10 +65,11 @@ const ARTIFACTS: [&str; 4] = [
 pub const SMI: &str = "nvidia-smi";
 
 /// The programs that run in foreign images, and so need nothing of them, with their packages.
-const STATIC: [(&str, &str); 3] = [
+const STATIC: [(&str, &str); 4] = [
     ("cuda-smoke", "runner-init"),
     ("simulated-agent", "simulated-node"),
     ("simulated-driver", SMI),
+    ("simulated-agent", "simulated-service"),
 ];
 
 /// Builds the binaries and the driver with cargo.
@@ -216,8 +166,8 @@ impl Images {
 
     /// Builds what changed: the base, the pause image, and the images of the project.
     pub fn build(&self, profile: Profile, story: &Story) -> Result<()> {
-        let base = (BASE, self.base(story)?);
-        self.once("pause", &base, story, |context| {
+        let base = self.base(story)?;
+        self.once("pause", Some((BASE, &base)), story, |context| {
             fs::write(
                 context.join("Containerfile"),
                 "ARG BASE\nFROM ${BASE}\nENTRYPOINT [\"/bin/sleep\", \"infinity\"]\n",
@@ -225,26 +175,18 @@ impl Images {
             Ok(Vec::new())
         })?;
         for image in &IMAGES {
-            self.once(image.name, &base, story, |context| {
-                stage(image, profile, context)?;
+            let agent = self.recorded("simulated-agent");
+            let base = match image.base {
+                Base::Debian => Some((BASE, base.as_str())),
+                Base::Agent => Some(("localhost/simulated-agent:dev", agent.as_str())),
+                Base::Scratch => None,
+            };
+            self.once(image.name, base, story, |context| {
+                stage(image, profile, context, story)?;
                 let named = |(binary, argument): &(&str, Option<&str>)| {
                     argument.map(|argument| format!("{argument}=bin/{binary}"))
                 };
                 Ok(image.binaries.iter().filter_map(named).collect())
-            })?;
-        }
-        let agent = (
-            "localhost/simulated-agent:dev",
-            self.recorded("simulated-agent"),
-        );
-        for (name, files) in USERS {
-            self.once(name, &agent, story, |context| {
-                let folder = name.trim_start_matches("simulated-agent-");
-                let folder = paths::repository().join("e2e/agent/images").join(folder);
-                for file in files {
-                    fs::copy(folder.join(file), context.join(file))?;
-                }
-                Ok(Vec::new())
             })?;
         }
         layout::prune(&self.layout())?;
@@ -255,7 +197,6 @@ impl Images {
     pub fn archive(&self, to: &Path) -> Result<()> {
         let names: Vec<_> = std::iter::once("pause")
             .chain(IMAGES.iter().map(|image| image.name))
-            .chain(USERS.iter().map(|(name, _)| *name))
             .collect();
         layout::archive(&self.layout(), &names, to)
     }
@@ -327,11 +268,11 @@ impl Images {
     }
 
     /// Builds an image unless its inputs are those of the last time: the context that `fill` stages, and the base,
-    /// which is a tag and what it was made from.
+    /// which is a tag and what it was made from, where there is one.
     fn once(
         &self,
         name: &str,
-        (base, base_id): &(&str, String),
+        base: Option<(&str, &str)>,
         story: &Story,
         fill: impl FnOnce(&Path) -> Result<Vec<String>>,
     ) -> Result<()> {
@@ -341,7 +282,7 @@ impl Images {
         let arguments = fill(&context)
             .with_context(|| format!("cannot gather the files of the image {name}"))?;
         let mut hash = Sha256::new();
-        hash.update(base_id);
+        hash.update(base.map_or("", |(_, id)| id));
         hash.update(arguments.join(" "));
         hash_tree(&context, &context, &mut hash)?;
         let id = hex(hash.finalize().as_slice());
@@ -350,16 +291,9 @@ impl Images {
             let log = self.dir.join(format!("{name}.log"));
             let tag = format!("localhost/{name}:dev");
             let mut build = self.buildah();
-            build.args([
-                "bud",
-                "--isolation=chroot",
-                "--pull-never",
-                "--tag",
-                &tag,
-                "--build-arg",
-                &format!("BASE={base}"),
-            ]);
-            for argument in &arguments {
+            build.args(["bud", "--isolation=chroot", "--pull-never", "--tag", &tag]);
+            let base = base.map(|(tag, _)| format!("BASE={tag}"));
+            for argument in base.iter().chain(&arguments) {
                 build.args(["--build-arg", argument]);
             }
             logged(build.arg(self.policy()).arg(&context), &log)?;
@@ -413,8 +347,9 @@ fn private(program: &std::ffi::OsStr) -> Command {
     command
 }
 
-/// Gathers an image's build context: its Containerfile, its files, and the binaries without debug information.
-fn stage(image: &Image, profile: Profile, context: &Path) -> Result<()> {
+/// Gathers an image's build context: its Containerfile, its files, its programs, and the binaries without debug
+/// information.
+fn stage(image: &Image, profile: Profile, context: &Path, story: &Story) -> Result<()> {
     let folder = paths::repository().join(image.folder);
     for file in ["Containerfile"].iter().chain(image.files) {
         let from = folder.join(file);
@@ -430,6 +365,12 @@ fn stage(image: &Image, profile: Profile, context: &Path) -> Result<()> {
                 .arg(binaries.join(binary))
                 .arg(artifact(profile, binary)),
         )?;
+    }
+    for (package, file) in image.programs {
+        let from = tools::unpacked(package, story)?.join(file);
+        let name = from.file_name().context("a program has a name")?;
+        fs::copy(&from, binaries.join(name))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! What is in the images that are shipped: our binaries, and nothing that simulates.
+//! What is in the images that are shipped: our binaries, and nothing that simulates. And what the images of jobs are for.
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Ctx;
 use crate::{images::Images, report::Story};
@@ -53,6 +53,39 @@ fn look() -> Result<()> {
             "{name} runs as {user:?}"
         );
         labelled(name, &config["Labels"])?;
+    }
+    for_jobs(&images)
+}
+
+/// Suites of jobs with containers rely on these, and would else show something that they do not mean.
+fn for_jobs(images: &Images) -> Result<()> {
+    for (name, key, value) in [
+        ("job-cuda", "Env", json!("NVIDIA_VISIBLE_DEVICES=all")),
+        ("job-user", "User", json!("app")),
+        ("job-entrypoint", "Entrypoint", json!(["/bin/false"])),
+        ("job-command", "Cmd", json!(["/bin/false"])),
+    ] {
+        let config = images.config(name)?;
+        let has = config[key]
+            .as_array()
+            .is_some_and(|all| all.contains(&value));
+        ensure!(has || config[key] == value, "{name} has the {key} {config}");
+    }
+    let files = |name| -> Result<Vec<String>> {
+        let layers = images.layers_over_base(name)?.into_iter();
+        Ok(layers.flat_map(|layer| layer.files).collect())
+    };
+    ensure!(files("job-static")? == ["program"], "job-static has more");
+    let alpine = files("job-alpine")?;
+    let has = |file: &str| alpine.iter().any(|one| one.trim_end_matches('/') == file);
+    for (file, there) in [
+        ("bin/sh", true),
+        ("usr/bin/env", true),
+        ("etc/alpine-release", true),
+        ("bin/bash", false),
+        ("lib", false),
+    ] {
+        ensure!(has(file) == there, "{file} in job-alpine: {}", !there);
     }
     Ok(())
 }

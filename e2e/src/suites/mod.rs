@@ -114,7 +114,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "images",
         [],
-        "the images that are shipped hold one binary and no simulated driver",
+        "the images that are shipped hold one binary and no simulated driver; those of jobs are what their names say",
         images::run
     ),
     suite!(bare "docs",

@@ -1,12 +1,16 @@
 //! Programs of the distribution: installed where we may, named where we may not.
 
-use std::{path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     paths,
-    process::{find, logged},
+    process::{find, logged, remove_dir},
     report::Story,
 };
 
@@ -57,15 +61,6 @@ pub fn ensure(story: &Story) -> Result<()> {
     }
     story.step(&format!("installing Debian packages: {list}"));
     let log = cache.join("packages.log");
-    let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        // Another apt on the machine is waited for.
-        command
-            .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
     logged(&mut apt(&["update"]), &log)?;
     logged(
         apt(&["install", "-y", "--no-install-recommends"]).args(&missing),
@@ -80,4 +75,39 @@ pub fn ensure(story: &Story) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn apt(args: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    // Another apt on the machine is waited for.
+    command
+        .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// The folder with the files of a package that is not installed: it is for an image, or would start as a service of this
+/// machine.
+pub fn unpacked(package: &str, story: &Story) -> Result<PathBuf> {
+    let dir = super::folder()?;
+    let name = format!("debian-{package}");
+    super::once(&dir, &name, story, |partial| {
+        let log = partial.join("package.log");
+        logged(&mut apt(&["update"]), &log)?;
+        let fetched = partial.join("fetched");
+        fs::create_dir(&fetched)?;
+        logged(apt(&["download", package]).current_dir(&fetched), &log)?;
+        let archive = fs::read_dir(&fetched)?.next();
+        let archive = archive.context("apt-get download brought no file")??.path();
+        logged(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(archive)
+                .arg(partial),
+            &log,
+        )?;
+        remove_dir(&fetched)
+    })?;
+    Ok(dir.join(name))
 }

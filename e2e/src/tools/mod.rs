@@ -16,7 +16,7 @@ use anyhow::Result;
 use crate::report::Story;
 use once::{folder, once};
 
-pub use debian::ensure as ensure_packages;
+pub use debian::{ensure as ensure_packages, unpacked};
 pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
 pub use once::lock;
 
