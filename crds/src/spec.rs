@@ -316,6 +316,12 @@ pub struct JobContainers {
     #[serde(default = "default_services")]
     pub services: bool,
 
+    /// As which user jobs' containers start, whatever their images say: with 0, `--user` in a workflow can be any. Without
+    /// it, the image's own user counts, and `--user` works where that is root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    pub run_as_user: Option<i64>,
+
     /// What a job's container may use beside the GPUs. What `spec.template` gives the container `runner` is the agent's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ContainerResources>,
@@ -535,6 +541,7 @@ impl Default for JobContainers {
             shm_size: default_shm_size(),
             image_pull_policy: JobImagePullPolicy::default(),
             services: default_services(),
+            run_as_user: None,
             resources: None,
         }
     }

@@ -108,9 +108,9 @@ async fn no_image(ctx: &Ctx) -> Result<()> {
 }
 
 async fn no_memory(ctx: &Ctx) -> Result<()> {
-    // Given a pool whose jobs may have 64 MiB
+    // Given a pool whose jobs may have 400 MiB, as the gate before them
     let mut small = pool(ctx, "small", 1);
-    small["spec"]["jobContainers"] = json!({"resources": {"limits": {"memory": "64Mi"}}});
+    small["spec"]["jobContainers"] = json!({"resources": {"limits": {"memory": "400Mi"}}});
     small["spec"]["labels"] = json!(["small"]);
     ctx.apply(&small).await?;
     // When a step takes more

@@ -158,7 +158,7 @@ fn wanted_user(root: &Path, wanted: &str) -> Result<Option<User>, String> {
     }
     if !own.is_root() {
         return Err(format!(
-            "options: --user: the image's own user is {}, and only root may become another.",
+            "options: --user: the image's own user is {}, and only root may become another. A pool can start all jobs as root (spec.jobContainers.runAsUser: 0).",
             own.as_raw()
         ));
     }

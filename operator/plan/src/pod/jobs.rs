@@ -91,7 +91,7 @@ fn of_the_job(
         restart_policy: Some("Always".to_owned()),
         env: Some(env).filter(|all| !all.is_empty()),
         resources: Some(resources(theirs, spec, jobs)),
-        security_context: theirs.security_context.clone().map(without_user),
+        security_context: as_user(theirs.security_context.clone(), jobs.run_as_user),
         volume_mounts: Some(mounts),
         volume_devices: theirs.volume_devices.clone(),
         ..Container::default()
@@ -139,6 +139,18 @@ pub fn rights(spec: &Spec) -> Option<SecurityContext> {
 
 fn runner_of(spec: &Spec) -> Option<&Container> {
     spec.template.spec.as_ref()?.containers.first()
+}
+
+/// The user of a job's container is its image's, unless the pool says another.
+fn as_user(rights: Option<SecurityContext>, user: Option<i64>) -> Option<SecurityContext> {
+    let rights = rights.map(without_user);
+    if user.is_none() {
+        return rights;
+    }
+    Some(SecurityContext {
+        run_as_user: user,
+        ..rights.unwrap_or_default()
+    })
 }
 
 fn without_user(rights: SecurityContext) -> SecurityContext {

@@ -140,6 +140,15 @@ fn the_jobs_container_has_the_rights_of_the_template_and_its_own_user() {
     }
     assert_eq!(of(init(&pod, GPU)), own);
     assert_eq!(of(init(&pod, PREPARE))["runAsUser"], 1234);
+    // The pool can start all jobs as root
+    let pod = built(
+        runner(json!({"securityContext": rights})),
+        json!({"runAsUser": 0}),
+        |_| {},
+    );
+    own["runAsUser"] = json!(0);
+    assert_eq!(of(init(&pod, GPU)), own);
+    assert_eq!(of(main(&pod)), rights);
     // What is not the template's is allowed at the level baseline: no privileges, no path of the node
     let bare = built(json!({}), json!({}), |_| {}).spec.unwrap();
     assert_eq!(bare.containers[0].security_context, None);
