@@ -311,3 +311,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_guide_names_every_option() {
+    let guide = include_str!("../../../../../docs/guides/container-jobs.md");
+    let is_missing = |name: &&str| {
+        let wanted = format!("`--{name}");
+        let named = guide
+            .match_indices(&wanted)
+            .map(|(at, _)| at + wanted.len());
+        let mut named = named.map(|end| guide[end..].starts_with(['`', ' ', '=']));
+        !named.any(|is_whole| is_whole)
+    };
+    let missing: Vec<_> = OPTIONS.iter().map(|row| row.0).filter(is_missing).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
