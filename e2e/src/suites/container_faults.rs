@@ -111,7 +111,7 @@ async fn no_memory(ctx: &Ctx) -> Result<()> {
     // Given a pool whose jobs may have 400 MiB, as the gate before them
     let mut small = pool(ctx, "small", 1);
     small["spec"]["jobContainers"] = json!({"resources": {"limits": {"memory": "400Mi"}}});
-    small["spec"]["labels"] = json!(["small"]);
+    small["spec"]["labels"] = json!(["self-hosted", "small"]);
     ctx.apply(&small).await?;
     // When a step takes more
     let text = include_str!("container_faults/workflow.yml")
