@@ -4,6 +4,7 @@
 //! are pushed with their layers shared and uncompressed, so that importing them all into a cluster costs one copy of
 //! the base. An image is built again when its inputs change, and only then.
 
+mod large;
 mod layout;
 mod table;
 
@@ -23,6 +24,7 @@ use crate::{
     report::Story,
     tools,
 };
+pub use layout::Parts;
 use table::{Base, IMAGES, Image};
 
 /// The base of all local images. What a GitHub runner's image needs is in it.
@@ -30,6 +32,10 @@ const BASE: &str = "localhost/debian:bookworm";
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = "ca-certificates,curl,gcc,git,libc6-dev,tar";
 const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// An image of 3 GiB over `job-cuda`. It is for registries alone: no cluster has it from the start.
+pub const LARGE: &str = "job-3gib";
+const LARGE_BASE: &str = "job-cuda";
 
 /// With which profile the binaries are built that go into the images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,6 +215,15 @@ impl Images {
     /// What an image says of its containers: user, labels and so on.
     pub fn config(&self, name: &str) -> Result<serde_json::Value> {
         layout::config(&self.layout(), name)
+    }
+
+    /// What a registry takes of an image.
+    pub fn parts(&self, name: &str, story: &Story) -> Result<Parts> {
+        if name == LARGE {
+            let base = layout::parts(&self.layout(), LARGE_BASE)?;
+            return large::with_filler(base, &self.dir, story);
+        }
+        layout::parts(&self.layout(), name)
     }
 
     fn layout(&self) -> PathBuf {

@@ -27,6 +27,7 @@ pub mod node;
 pub mod paths;
 pub mod process;
 pub mod proxy;
+pub mod registry;
 pub mod removal;
 pub mod report;
 pub mod simulator;

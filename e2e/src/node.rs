@@ -45,6 +45,8 @@ pub struct Machine {
     kubelet_port: u16,
     /// The certificate of the cluster's authority.
     authority: PathBuf,
+    /// The folder with the registries that it trusts.
+    registries: PathBuf,
 }
 
 impl Machine {
@@ -58,6 +60,7 @@ impl Machine {
             pods: "10.244.0.0/20",
             kubelet_port: 10250,
             authority: cluster.join("pki/ca.crt"),
+            registries: registries(cluster),
         }
     }
 
@@ -72,6 +75,7 @@ impl Machine {
             pods: "10.244.16.0/20",
             kubelet_port: 10260,
             authority: cluster.join("pki/ca.crt"),
+            registries: registries(cluster),
         }
     }
 
@@ -140,11 +144,14 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{}"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 "#,
             self.containerd().display(),
-            cni.display()
+            cni.display(),
+            self.registries.display()
         );
         let file = self.config("containerd.toml");
         fs::write(&file, config)?;
@@ -243,6 +250,23 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
                 .env("PATH", path()),
         )
     }
+}
+
+/// The folder with the registries that the nodes of a cluster trust. containerd reads it at each pull.
+fn registries(cluster: &Path) -> PathBuf {
+    cluster.join("config/registries")
+}
+
+/// Has the nodes of a cluster trust the registry `ADDRESS:PORT`, whose certificate is of this authority.
+pub fn trust(cluster: &Path, registry: &str, authority: &Path) -> Result<()> {
+    let dir = registries(cluster).join(registry);
+    fs::create_dir_all(&dir)?;
+    let url = format!("https://{registry}");
+    let hosts = format!(
+        "server = \"{url}\"\n[host.\"{url}\"]\nca = \"{}\"\n",
+        authority.display()
+    );
+    Ok(fs::write(dir.join("hosts.toml"), hosts)?)
 }
 
 /// Starts kube-proxy, whose rules serve every pod of the cluster's network namespace.

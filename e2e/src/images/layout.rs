@@ -98,6 +98,34 @@ pub(super) fn archive(layout: &Path, names: &[&str], to: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(head)?)
 }
 
+/// What a registry takes of an image.
+#[derive(Debug)]
+pub struct Parts {
+    /// The manifest, as it is.
+    pub manifest: Vec<u8>,
+    /// The manifest's type.
+    pub media_type: String,
+    /// Digests and files of what the manifest refers to.
+    pub blobs: Vec<(String, PathBuf)>,
+}
+
+/// Takes an image apart.
+pub(super) fn parts(layout: &Path, name: &str) -> Result<Parts> {
+    let descriptor = descriptor(layout, name)?;
+    let own = blob(&descriptor)?;
+    let blobs = blobs(layout, &descriptor)?.into_iter();
+    let others = blobs.filter(|path| *path != own).map(|path| {
+        let hash = path.file_name().unwrap_or_default().to_string_lossy();
+        (format!("sha256:{hash}"), layout.join(&path))
+    });
+    let media_type = descriptor["mediaType"].as_str();
+    Ok(Parts {
+        blobs: others.collect(),
+        manifest: fs::read(layout.join(own))?,
+        media_type: media_type.context("a manifest without type")?.to_owned(),
+    })
+}
+
 /// A layer of an image.
 #[derive(Debug)]
 pub struct Layer {
@@ -132,15 +160,16 @@ pub(super) fn config(layout: &Path, name: &str) -> Result<Value> {
     Ok(config["config"].clone())
 }
 
-fn manifest(layout: &Path, name: &str) -> Result<Value> {
+fn descriptor(layout: &Path, name: &str) -> Result<Value> {
     let named = |descriptor: &Value| descriptor["annotations"][NAME] == name;
-    let descriptor = index(layout)?
-        .into_iter()
-        .find(named)
-        .with_context(|| format!("there is no image {name}"))?;
-    Ok(serde_json::from_slice(&fs::read(
-        layout.join(blob(&descriptor)?),
-    )?)?)
+    let mut all = index(layout)?.into_iter();
+    all.find(named)
+        .with_context(|| format!("there is no image {name}"))
+}
+
+fn manifest(layout: &Path, name: &str) -> Result<Value> {
+    let manifest = layout.join(blob(&descriptor(layout, name)?)?);
+    Ok(serde_json::from_slice(&fs::read(manifest)?)?)
 }
 
 fn layers(layout: &Path, name: &str) -> Result<Vec<PathBuf>> {

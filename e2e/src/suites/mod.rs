@@ -34,6 +34,7 @@ mod permissions;
 mod persistent;
 mod plugin;
 mod preflight;
+mod private_registry;
 mod proxy;
 mod quarantine;
 mod reasons;
@@ -402,6 +403,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "traces reach a collector, from a reconcile to its requests; the log's filter and form change while it runs",
         telemetry::run
+    ),
+    suite!(
+        "private-registry",
+        [],
+        "the cluster's own registry: nodes pull with its password and not without; it can be held, and says who asked",
+        private_registry::run
     ),
     suite!(
         "local-cluster",

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::report::Story;
-use once::{folder, once};
+use once::folder;
 
 pub use debian::{ensure as ensure_packages, unpacked};
 pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
-pub use once::lock;
+pub use once::{lock, once};
 
 /// The built Go programs.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ pub(super) fn folder() -> Result<PathBuf> {
 
 /// Fills the folder `dir/name` with `build`, unless it exists. It is filled under another name and then renamed, so a
 /// killed build leaves nothing that looks finished.
-pub(super) fn once(
+pub fn once(
     dir: &Path,
     name: &str,
     story: &Story,

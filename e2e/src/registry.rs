@@ -1,0 +1,292 @@
+//! A private registry in a cluster: the real program, with TLS and a password, from which the nodes pull.
+//!
+//! It is started by the suite that needs it, and ends with its cluster. It listens on the node's address, so that it has
+//! one name for nodes, pods and the machine; the nodes trust its authority, pods do not.
+
+use std::{
+    fs::{self, File},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, api::PostParams};
+use rustix::process::Signal;
+use rustls::crypto::aws_lc_rs;
+use serde_json::{Value, json};
+use ureq::{
+    Agent,
+    tls::{Certificate, RootCerts, TlsConfig},
+};
+
+use crate::{
+    certs::{Certificates, secret},
+    cluster::Cluster,
+    images::{Images, Parts},
+    node,
+    report::Story,
+    supervisor::{Program, Supervisor},
+    tools,
+    wait::wait_for,
+};
+
+/// Its name among the cluster's programs, and in its log.
+const NAME: &str = "docker-registry";
+const PORT: u16 = 5000;
+
+/// Its one user.
+pub const USER: &str = "puller";
+/// The password of the user.
+pub const PASSWORD: &str = "not-for-everyone";
+/// The password's hash, as `htpasswd -B` makes it, and as cheap as can be.
+const HASH: &str = "$2b$04$cudaRunnerRegistry123u0Xi0RvuU1JayBHpSpgcYl0xNfcUiPf2";
+
+/// A running registry.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    /// `ADDRESS:PORT`, the first part of the names of its images.
+    pub host: String,
+    dir: PathBuf,
+    supervisor: Supervisor,
+}
+
+/// A request that it has answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// `GET`, `HEAD` and so on.
+    pub method: String,
+    /// Such as `/v2/job-cuda/manifests/dev`.
+    pub path: String,
+    /// The status; 401 where user or password were wrong or missing.
+    pub status: u64,
+    /// The program that asked, such as `containerd/1.6.20`.
+    pub agent: String,
+}
+
+impl Registry {
+    /// Starts the cluster's registry, which is empty, or gives the one that runs.
+    pub async fn start(cluster: &Cluster) -> Result<Self> {
+        let link = cluster.link.as_ref();
+        let address = link.context("only a real node pulls images")?.node;
+        let registry = Self {
+            host: format!("{address}:{PORT}"),
+            dir: cluster.dir.join("registry"),
+            supervisor: cluster.supervisor.clone(),
+        };
+        if registry.supervisor.check(NAME).is_err() {
+            let unpacked =
+                tokio::task::spawn_blocking(|| tools::unpacked(NAME, &Story::silent())).await??;
+            let program = Program::new(NAME, unpacked.join("usr/bin").join(NAME));
+            let settings = registry.configure(address)?;
+            node::trust(&cluster.dir, &registry.host, &registry.authority())?;
+            registry.supervisor.start(
+                program
+                    .arg("serve")
+                    .arg(settings.to_string_lossy().into_owned()),
+            )?;
+        }
+        let what = "the registry to answer";
+        wait_for(what, Duration::from_secs(20), async || {
+            registry.supervisor.check(NAME)?;
+            let asked = registry.clone();
+            tokio::task::spawn_blocking(move || Session::open(&asked, "")?.ready()).await?
+        })
+        .await?;
+        Ok(registry)
+    }
+
+    /// Puts one of our images into it, under the same name; gives the name by which nodes pull it. [`images::LARGE`] has
+    /// 3 GiB, which take a node their time.
+    ///
+    /// [`images::LARGE`]: crate::images::LARGE
+    pub async fn push(&self, image: &str) -> Result<String> {
+        let (registry, name) = (self.clone(), image.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let story = Story::silent();
+            // Held until all is sent: another tree may build others.
+            let images = Images::open(&story)?;
+            Session::open(&registry, &name)?.push(&images.parts(&name, &story)?)
+        })
+        .await?
+        .with_context(|| format!("cannot push {image}"))?;
+        Ok(self.image(image))
+    }
+
+    /// The name by which nodes pull an image.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}:dev", self.host)
+    }
+
+    /// Makes a Secret for `imagePullSecrets`, with this password.
+    pub async fn pull_secret(
+        &self,
+        client: &Client,
+        namespace: &str,
+        name: &str,
+        password: &str,
+    ) -> Result<()> {
+        let logins = json!({"auths": {&self.host: {"username": USER, "password": password}}});
+        let secret = json!({
+            "metadata": {"name": name},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": logins.to_string()},
+        });
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        secrets
+            .create(&PostParams::default(), &serde_json::from_value(secret)?)
+            .await?;
+        Ok(())
+    }
+
+    /// From now on it takes connections and says nothing. A node gives up a pull after some 10 seconds, and tries again.
+    pub fn hold(&self) -> Result<()> {
+        self.supervisor.signal(NAME, Signal::STOP)
+    }
+
+    /// From now on it answers again, what was asked meanwhile too.
+    pub fn release(&self) -> Result<()> {
+        self.supervisor.signal(NAME, Signal::CONT)
+    }
+
+    /// What it has answered so far, refusals too, in this order.
+    pub fn answered(&self) -> Result<Vec<Answered>> {
+        let log = fs::read_to_string(self.supervisor.log(NAME))?;
+        Ok(log.lines().filter_map(answered).collect())
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.dir.join("ca.crt")
+    }
+
+    /// Writes keys, password and settings; gives the file of the settings.
+    fn configure(&self, address: Ipv4Addr) -> Result<PathBuf> {
+        let certs = Certificates::create(&self.dir, "Registry")?;
+        certs.server("server", &[], &[address.into()])?;
+        secret(&self.dir.join("users"), &format!("{USER}:{HASH}\n"))?;
+        // YAML, of which JSON is a part.
+        let settings = json!({
+            "version": "0.1",
+            "log": {"level": "info", "formatter": "json", "accesslog": {"disabled": true}},
+            "storage": {"filesystem": {"rootdirectory": self.dir.join("images")}},
+            "auth": {"htpasswd": {"realm": "cluster", "path": self.dir.join("users")}},
+            "http": {
+                "addr": self.host,
+                "tls": {"certificate": certs.path("server.crt"), "key": certs.path("server.key")},
+            },
+        });
+        let file = self.dir.join("settings.json");
+        fs::write(&file, serde_json::to_vec_pretty(&settings)?)?;
+        Ok(file)
+    }
+}
+
+/// A line of its log, where that is about an answer. A refusal has a line of another kind, without a status.
+fn answered(line: &str) -> Option<Answered> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let text = |field: &str| line[field].as_str().unwrap_or_default();
+    let status = match text("msg") {
+        "response completed" => line["http.response.status"].as_u64()?,
+        refused if refused.starts_with("error authorizing context") => 401,
+        _ => return None,
+    };
+    Some(Answered {
+        method: text("http.request.method").to_owned(),
+        path: text("http.request.uri").to_owned(),
+        status,
+        agent: text("http.request.useragent").to_owned(),
+    })
+}
+
+/// What its user asks it, about one image.
+struct Session {
+    http: Agent,
+    url: String,
+    authorization: String,
+    name: String,
+}
+
+impl Session {
+    fn open(registry: &Registry, name: &str) -> Result<Self> {
+        let authority = Certificate::from_pem(&fs::read(registry.authority())?)?;
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(aws_lc_rs::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&[authority]))
+            .build();
+        let http = Agent::config_builder().tls_config(tls).build().new_agent();
+        Ok(Self {
+            http,
+            url: format!("https://{}/v2/", registry.host),
+            authorization: format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}"))),
+            name: name.to_owned(),
+        })
+    }
+
+    fn ready(&self) -> Result<Option<()>> {
+        let ask = self.http.get(&self.url);
+        ask.header("authorization", &self.authorization).call()?;
+        Ok(Some(()))
+    }
+
+    fn push(&self, image: &Parts) -> Result<()> {
+        for (digest, file) in &image.blobs {
+            self.blob(digest, file)?;
+        }
+        let url = format!("{}{}/manifests/dev", self.url, self.name);
+        self.http
+            .put(url)
+            .header("authorization", &self.authorization)
+            .header("content-type", &image.media_type)
+            .send(&image.manifest)?;
+        Ok(())
+    }
+
+    fn blob(&self, digest: &str, file: &Path) -> Result<()> {
+        let own = format!("{}{}/blobs/", self.url, self.name);
+        let begun = self
+            .http
+            .post(format!("{own}uploads/"))
+            .header("authorization", &self.authorization)
+            .send_empty()?;
+        let location = begun.headers().get("location");
+        let location = location.context("the registry names no place for a blob")?;
+        let content =
+            File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let answer = self
+            .http
+            .put(format!("{}&digest={digest}", location.to_str()?))
+            .header("authorization", &self.authorization)
+            .send(content)?;
+        ensure!(answer.status() == 201, "{digest}: {}", answer.status());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_pulled_is_read_from_its_log() {
+        // Given its words for an answer, for a refusal, and for what is neither
+        let request = r#""http.request.method":"HEAD","http.request.uri":"/v2/a/manifests/dev","http.request.useragent":"containerd/1.6.20""#;
+        let end = r#""http.response.status":200,"level":"info","msg":"response completed""#;
+        let no = r#""msg":"error authorizing context: basic authentication challenge for realm \"cluster\": invalid authorization credential""#;
+        let begin = r#""level":"info","msg":"authorized request""#;
+
+        // Then each request is read once
+        let read = |rest: &str| answered(&format!("{{{request},{rest}}}"));
+        let good = read(end).unwrap();
+        assert_eq!(
+            (good.method.as_str(), good.path.as_str(), good.status),
+            ("HEAD", "/v2/a/manifests/dev", 200)
+        );
+        assert_eq!(good.agent, "containerd/1.6.20");
+        assert_eq!(read(no).unwrap().status, 401);
+        assert_eq!(read(begin), None);
+        assert_eq!(answered("not JSON"), None);
+    }
+}
