@@ -11,7 +11,10 @@ use github_simulator::{
 use serde_json::{Value, json};
 
 use super::Ctx;
-use crate::node::Machine;
+use crate::{
+    node::Machine,
+    registry::{self, Registry},
+};
 
 /// Images of the workflows, and which of ours stands for each.
 const IMAGES: [(&str, &str); 9] = [
@@ -129,6 +132,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    a_private_image(ctx).await?;
     // And nobody is blamed
     let status = ctx.status("containers").await?;
     ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
@@ -155,6 +159,46 @@ async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
     ensure!(
         view.conclusion == Some(Success) && seen == 1 && log.contains(proven),
         "the gate has proven {proven}, and the job says: {log}"
+    );
+    Ok(())
+}
+
+/// An image that its registry gives to nobody without a password: the job's own.
+async fn a_private_image(ctx: &Ctx) -> Result<()> {
+    let registry = Registry::start(&ctx.cluster).await?;
+    let image = registry.push("job-cuda").await?;
+    let pulled = async |file: &str, password: &str| {
+        let text = include_str!("container_jobs/registry.yml").replace("IMAGE", &image);
+        let secrets = [
+            ("REGISTRY_USER", registry::USER),
+            ("REGISTRY_PASSWORD", password),
+        ];
+        let update = UpdateRepository {
+            workflows: vec![workflow(file, &text)],
+            secrets: secrets
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ..UpdateRepository::default()
+        };
+        ctx.github
+            .update_repository(&ctx.repository, &update)
+            .await?;
+        let job = start(ctx, file).await?.jobs[0];
+        let view = ended(ctx, job).await?;
+        let log = ctx.github.job_log(job).await?;
+        ensure!(!log.contains(password), "the password is in the log: {log}");
+        anyhow::Ok((view, log))
+    };
+    // With another one the job says what the registry said
+    let (view, log) = pulled("wrong-password.yml", "not-the-password").await?;
+    ensure!(
+        view.conclusion == Some(Failure) && log.contains("401") && log.contains(&image),
+        "{log}"
+    );
+    let (view, log) = pulled("private.yml", registry::PASSWORD).await?;
+    ensure!(
+        view.conclusion == Some(Success) && log.contains("UUID: "),
+        "{log}"
     );
     Ok(())
 }

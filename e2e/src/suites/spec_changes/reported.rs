@@ -97,6 +97,10 @@ mod tests {
     const ALL_GOOD: &[&str] = &[
         "deletionPolicy",
         "github.proxy.noProxy",
+        "jobContainers.imagePullPolicy",
+        "jobContainers.runAsUser",
+        "jobContainers.services",
+        "jobContainers.shmSize",
         "labels",
         "lifetime",
         "registration",
@@ -137,6 +141,12 @@ mod tests {
         (
             "as smoke.resources.requests.cpu",
             &[
+                "jobContainers.resources.limits.cpu",
+                "jobContainers.resources.limits.ephemeral-storage",
+                "jobContainers.resources.limits.memory",
+                "jobContainers.resources.requests.cpu",
+                "jobContainers.resources.requests.ephemeral-storage",
+                "jobContainers.resources.requests.memory",
                 "smoke.resources.limits.cpu",
                 "smoke.resources.limits.ephemeral-storage",
                 "smoke.resources.limits.memory",

@@ -64,6 +64,7 @@ pub(super) fn rows(github: &str, repository: &str) -> Vec<Row> {
     let groups = [
         (json!({}), of_a_pool(github, repository)),
         (json!({}), of_the_gate()),
+        (json!({"jobContainers": {}}), of_jobs_with_containers()),
         (
             organization,
             json!({"github.runnerGroup": [null, "Default"]}),
@@ -130,6 +131,21 @@ fn of_the_gate() -> Value {
         "preflight.rustToolchain": ["stable", "nightly-2026-04-03"],
         "preflight.minDiskMiB": [512, 1],
         "preflight.egress": [["https://example.com"], []],
+    })
+}
+
+fn of_jobs_with_containers() -> Value {
+    json!({
+        "jobContainers.imagePullPolicy": ["IfNotPresent", "Always"],
+        "jobContainers.runAsUser": [null, 0],
+        "jobContainers.services": [true, false],
+        "jobContainers.shmSize": ["64Mi", "1Gi"],
+        "jobContainers.resources.requests.cpu": [null, "20m"],
+        "jobContainers.resources.requests.memory": [null, "65Mi"],
+        "jobContainers.resources.requests.ephemeral-storage": [null, "1Mi"],
+        "jobContainers.resources.limits.cpu": [null, 2],
+        "jobContainers.resources.limits.memory": [null, "1Gi"],
+        "jobContainers.resources.limits.ephemeral-storage": [null, "1Gi"],
     })
 }
 
