@@ -48,17 +48,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             json!({"requiredChecks": {"branches": [{"name": "main"}]}}),
             "spec.verify",
         ),
-        (
-            json!({"jobContainers": {}, "lifetime": "Persistent"}),
-            "is not cleared for the next job",
-        ),
-        (json!({"jobContainers": {"shmSize": "0"}}), "shmSize"),
-        (json!({"jobContainers": {"shmSize": "-1Gi"}}), "shmSize"),
-        (json!({"jobContainers": {"shmSize": "much"}}), "shmSize"),
         (json!({"replicas": -1}), "replicas"),
         (json!({"replica": 1}), "replica"),
     ];
-    for (spec, words) in refused {
+    for (spec, words) in refused.iter().chain(&of_job_containers()) {
         match ctx.apply(&ctx.pool("refused", spec.clone())).await {
             Ok(()) => bail!("{spec} was taken"),
             Err(error) => ensure!(
@@ -73,6 +66,18 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         "a refused resource exists"
     );
     explained(ctx).await
+}
+
+fn of_job_containers() -> [(Value, &'static str); 4] {
+    [
+        (
+            json!({"jobContainers": {}, "lifetime": "Persistent"}),
+            "is not cleared for the next job",
+        ),
+        (json!({"jobContainers": {"shmSize": "0"}}), "shmSize"),
+        (json!({"jobContainers": {"shmSize": "-1Gi"}}), "shmSize"),
+        (json!({"jobContainers": {"shmSize": "much"}}), "shmSize"),
+    ]
 }
 
 /// Every field has a description, for `kubectl explain`.

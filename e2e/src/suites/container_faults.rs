@@ -181,10 +181,23 @@ async fn kubelet_restarted(ctx: &Ctx) -> Result<()> {
 }
 
 async fn container_ended(ctx: &Ctx) -> Result<()> {
-    // When all that runs in the job's container is killed, then its step is red
-    let script = "kill -9 -1; echo \"this must not run\"";
+    // When a step's shell is killed, then its code says so
+    let script = "kill -9 $$; echo \"this must not run\"";
     let (_, id) = job(ctx, "killed", IMAGE, script).await?;
     red(ctx, id, &["it has begun", "exit code 137"]).await?;
+    // When the job ends its container, then the step is red, and so is each that would come after it
+    let script = "kill 1; sleep 30; echo \"this must not run\"";
+    let (_, id) = job(ctx, "init", IMAGE, script).await?;
+    red(ctx, id, &["it has begun", "The job's container"]).await?;
+    let log = ctx.github.job_log(id).await?;
+    // The script's own line is in the log, as GitHub shows it.
+    let ran = log
+        .lines()
+        .any(|line| line.ends_with("Z this must not run"));
+    let reported = log
+        .lines()
+        .any(|line| line.ends_with("Z the report is written"));
+    ensure!(!ran && !reported, "{log}");
     Ok(())
 }
 
