@@ -153,20 +153,17 @@ mod tests {
     fn a_spec_is_read_once_for_each_generation_of_a_resource() {
         let specs = Specs::new(false);
         let reconciles = [
-            (resource("a", "1", 1, 10), 1, "it is new"),
-            (resource("a", "1", 1, 10), 0, "nothing has changed"),
-            (resource("a", "1", 2, 20), 1, "it has changed"),
-            (
-                resource("a", "2", 2, 30),
-                1,
-                "a namesake has taken its place",
-            ),
-            (resource("b", "3", 2, 10), 1, "it is another pool's"),
-            (resource("a", "2", 2, 30), 0, "the other changes nothing"),
-            (resource("c", "4", 1, 1_200_000), 1, "it is too long"),
-            (resource("c", "4", 1, 1_200_000), 0, "it still is"),
+            ("a", "1", 1, 10, 1, "it is new"),
+            ("a", "1", 1, 10, 0, "nothing has changed"),
+            ("a", "1", 2, 20, 1, "it has changed"),
+            ("a", "2", 2, 30, 1, "a namesake has taken its place"),
+            ("b", "3", 2, 10, 1, "it is another pool's"),
+            ("a", "2", 2, 30, 0, "the other changes nothing"),
+            ("c", "4", 1, 1_200_000, 1, "it is too long"),
+            ("c", "4", 1, 1_200_000, 0, "it still is"),
         ];
-        for (resource, count, why) in reconciles {
+        for (name, uid, generation, size, count, why) in reconciles {
+            let resource = resource(name, uid, generation, size);
             assert_eq!(reads(&specs, &[resource]), count, "{why}");
         }
         specs.forget(&key_of(&resource("a", "2", 2, 30)));

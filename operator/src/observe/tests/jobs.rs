@@ -71,250 +71,187 @@ fn waiting(reason: &str, message: &str) -> Value {
     json!({"waiting": {"reason": reason, "message": message}})
 }
 
+/// The gate's image is on, and these annotations.
+fn in_the_gates(annotations: &Value, gpu: &Value, main: &Value) -> Runner {
+    at(annotations, "gate:1", &status(gpu, main))
+}
+
+/// The image of the first job is on, and its agent is busy.
+fn for_job(gpu: &Value) -> Runner {
+    let busy = agent(&running(), false, true);
+    at(&with_job("1"), "cuda:13", &status(gpu, &busy))
+}
+
+/// A runner that has not ended, and of which nothing is said but what its agent's container says.
+#[track_caller]
+fn is(moment: &str, runner: &Runner, phase: RunnerPhase, since: &str) {
+    assert_eq!(runner.phase, phase, "{moment}");
+    assert_eq!(runner.since.to_string(), since, "{moment}");
+    assert_eq!(runner.end, None, "{moment}");
+    // And no trouble of a job's image is the pool's
+    let is_agents = runner
+        .container_trouble()
+        .is_none_or(|w| w.container.as_deref() == Some("main"));
+    assert!(is_agents, "{moment}: {:?}", runner.waiting);
+    let is_noted = since == PASSED;
+    assert_eq!(runner.gate_passed, is_noted, "{moment}");
+    assert_eq!(runner.devices.len(), usize::from(is_noted), "{moment}");
+}
+
 #[test]
-fn a_runner_is_as_far_as_its_agent_and_the_change_of_the_image_is_no_fault() {
-    let (gate, none) = (gate(&running()), json!({}));
+fn a_runner_is_as_far_as_its_agent() {
+    let (at_work, none) = (gate(&running()), json!({}));
     let up = |ready, started| agent(&running(), ready, started);
-    let pull = waiting("ErrImagePull", "not found");
-    let in_the_gates = |annotations: &Value, gpu: &Value, main: &Value| {
-        at(annotations, "gate:1", &status(gpu, main))
-    };
-    let for_job = |gpu: &Value, main: &Value| at(&with_job("1"), "cuda:13", &status(gpu, main));
-    let changed = |state: &Value| gpu(0, state, &none, false);
-    let job = gpu(1, &running(), &passed(), true);
-    for (moment, runner, phase, since) in [
-        (
-            "nothing runs yet",
-            in_the_gates(
-                &none,
-                &super::gate(&none),
-                &agent(&waiting("PodInitializing", ""), false, false),
-            ),
-            RunnerPhase::Preparing,
-            "2026-01-01T00:00:01Z",
-        ),
-        (
-            "the agent's container is there and waits for the gate",
-            in_the_gates(&none, &gate, &up(false, false)),
-            RunnerPhase::Gated,
-            "2026-01-01T00:00:06Z",
-        ),
-        (
-            "the agent's image is pulled, and the gate has passed",
-            in_the_gates(&noted(), &gate, &agent(&pull, false, false)),
-            RunnerPhase::Starting,
-            PASSED,
-        ),
+    let to_come = agent(&waiting("PodInitializing", ""), false, false);
+    let pulled = agent(&waiting("ErrImagePull", "not found"), false, false);
+    is(
+        "nothing runs yet",
+        &in_the_gates(&none, &gate(&none), &to_come),
+        RunnerPhase::Preparing,
+        "2026-01-01T00:00:01Z",
+    );
+    is(
+        "the agent's container is there and waits for the gate",
+        &in_the_gates(&none, &at_work, &up(false, false)),
+        RunnerPhase::Gated,
+        "2026-01-01T00:00:06Z",
+    );
+    for (moment, main, phase) in [
+        ("the agent's image is pulled", pulled, RunnerPhase::Starting),
         (
             "the agent connects",
-            in_the_gates(&noted(), &gate, &up(false, false)),
+            up(false, false),
             RunnerPhase::Starting,
-            PASSED,
         ),
-        (
-            "it waits for a job",
-            in_the_gates(&noted(), &gate, &up(true, true)),
-            RunnerPhase::Idle,
-            PASSED,
-        ),
+        ("it waits for a job", up(true, true), RunnerPhase::Idle),
         (
             "it has one, and the image is still the gate's",
-            in_the_gates(&noted(), &gate, &up(false, true)),
+            up(false, true),
             RunnerPhase::Busy,
-            PASSED,
-        ),
-        (
-            "the gate is still there",
-            for_job(&changed(&running()), &up(false, true)),
-            RunnerPhase::Busy,
-            PASSED,
-        ),
-        (
-            "the image is pulled",
-            for_job(
-                &changed(&waiting("ContainerCreating", "")),
-                &up(false, true),
-            ),
-            RunnerPhase::Busy,
-            PASSED,
-        ),
-        (
-            "the image is not there",
-            for_job(&changed(&pull), &up(false, true)),
-            RunnerPhase::Busy,
-            PASSED,
-        ),
-        (
-            "the job runs",
-            for_job(&job, &up(false, true)),
-            RunnerPhase::Busy,
-            PASSED,
-        ),
-        (
-            "the job's container was killed",
-            for_job(
-                &gpu(2, &running(), &terminated(137, "OOMKilled", ""), true),
-                &up(false, true),
-            ),
-            RunnerPhase::Busy,
-            PASSED,
         ),
     ] {
-        assert_eq!(runner.phase, phase, "{moment}");
-        assert_eq!(runner.since.to_string(), since, "{moment}");
-        assert_eq!(runner.end, None, "{moment}");
-        // And no trouble of a job's image is the pool's
-        let is_agents = runner
-            .container_trouble()
-            .is_none_or(|w| w.container.as_deref() == Some("main"));
-        assert!(is_agents, "{moment}: {:?}", runner.waiting);
-        let is_noted = since == PASSED;
-        assert_eq!(runner.gate_passed, is_noted, "{moment}");
-        assert_eq!(runner.devices.len(), usize::from(is_noted), "{moment}");
+        let runner = in_the_gates(&noted(), &at_work, &main);
+        is(moment, &runner, phase, PASSED);
     }
 }
 
 #[test]
-fn the_jobs_container_is_shown_in_the_kubelets_words() {
-    let none = json!({});
-    let failed = |reason: &str, message: &str| ContainerState::Failed {
+fn the_change_of_a_jobs_image_and_what_becomes_of_it_is_no_fault_of_the_runner() {
+    let changed = |state: &Value| gpu(0, state, &json!({}), false);
+    let killed = terminated(137, "OOMKilled", "");
+    for (moment, gpu) in [
+        ("the gate is still there", changed(&running())),
+        (
+            "the image is pulled",
+            changed(&waiting("ContainerCreating", "")),
+        ),
+        (
+            "the image is not there",
+            changed(&waiting("ErrImagePull", "not found")),
+        ),
+        ("the job runs", gpu(1, &running(), &passed(), true)),
+        ("it was killed", gpu(2, &running(), &killed, true)),
+    ] {
+        is(moment, &for_job(&gpu), RunnerPhase::Busy, PASSED);
+    }
+}
+
+/// What is said of a job's container that was on from this start of the container of the GPUs.
+fn said(first: &str, gpu: &Value) -> ContainerState {
+    let main = agent(&running(), false, true);
+    let runner = at(&with_job(first), "cuda:13", &status(gpu, &main));
+    let job = runner.job_pod.unwrap();
+    assert_eq!(job.image.as_deref(), Some("cuda:13"));
+    job.container.unwrap()
+}
+
+fn failed(reason: &str, message: &str) -> ContainerState {
+    ContainerState::Failed {
         reason: reason.to_owned(),
         message: message.to_owned(),
-    };
-    let oom = "The container gpu was killed at its memory limit of 8Gi. Raise limits.memory in spec.jobContainers.resources; where it names none, a LimitRange of the namespace sets it.";
-    let table = [
+    }
+}
+
+#[test]
+fn a_jobs_image_is_pulled_until_it_runs() {
+    let waits = |reason: &str, message: &str| gpu(0, &waiting(reason, message), &passed(), false);
+    let ended = terminated(143, "Error", "");
+    for (moment, first, gpu) in [
         (
             "the gate is still there",
             "1",
-            gpu(0, &running(), &none, true),
-            ContainerState::Pulling,
+            gpu(0, &running(), &json!({}), true),
         ),
-        (
-            "its end is shown",
-            "1",
-            gpu(0, &terminated(0, "Completed", ""), &none, false),
-            ContainerState::Pulling,
-        ),
-        (
-            "it is pulled",
-            "1",
-            gpu(0, &waiting("ContainerCreating", ""), &passed(), false),
-            ContainerState::Pulling,
-        ),
+        ("its end is shown", "1", gpu(0, &ended, &json!({}), false)),
+        ("it is pulled", "1", waits("ContainerCreating", "")),
         (
             "the kubelet has too much to do",
             "1",
-            gpu(
-                0,
-                &waiting("ErrImagePull", "pull QPS exceeded"),
-                &passed(),
-                false,
-            ),
-            ContainerState::Pulling,
+            waits("ErrImagePull", "pull QPS exceeded"),
         ),
         (
-            "it is not there",
-            "1",
-            gpu(
-                0,
-                &waiting("ErrImagePull", "manifest unknown"),
-                &passed(),
-                false,
-            ),
-            failed("ImagePullBackOff", "manifest unknown"),
-        ),
-        (
-            "the same in the pause after it",
-            "1",
-            gpu(
-                0,
-                &waiting(
-                    "ImagePullBackOff",
-                    "Back-off pulling image \"x\": ErrImagePull: manifest unknown",
-                ),
-                &passed(),
-                false,
-            ),
-            failed("ImagePullBackOff", "manifest unknown"),
-        ),
-        (
-            "it cannot be made",
-            "1",
-            gpu(
-                0,
-                &waiting("CreateContainerConfigError", "image will run as root"),
-                &passed(),
-                false,
-            ),
-            failed("CreateContainerConfigError", "image will run as root"),
-        ),
-        (
-            "it cannot be started",
-            "1",
-            gpu(
-                1,
-                &waiting("CrashLoopBackOff", "back-off 10s"),
-                &terminated(128, "StartError", "unsatisfied condition: cuda>=13"),
-                false,
-            ),
-            failed("StartError", "unsatisfied condition: cuda>=13"),
-        ),
-        (
-            "it runs",
-            "1",
-            gpu(1, &running(), &passed(), true),
-            ContainerState::Running,
-        ),
-        (
-            "it was killed",
-            "1",
-            gpu(1, &terminated(137, "OOMKilled", ""), &passed(), false),
-            failed("OOMKilled", oom),
-        ),
-        (
-            "and started again",
-            "1",
-            gpu(2, &running(), &terminated(137, "OOMKilled", ""), true),
-            failed("OOMKilled", oom),
-        ),
-        (
-            "it ended by itself",
-            "1",
-            gpu(
-                2,
-                &waiting("CrashLoopBackOff", ""),
-                &terminated(1, "Error", "whatever a job wrote"),
-                false,
-            ),
-            failed("Error", "The container gpu ended with code 1."),
-        ),
-        // Its container was started again in the gate's image, before the job
-        (
-            "the gate is there for the second time",
+            "the gate's container was started twice before the job",
             "2",
             gpu(1, &running(), &terminated(137, "Error", ""), true),
-            ContainerState::Pulling,
+        ),
+    ] {
+        assert_eq!(said(first, &gpu), ContainerState::Pulling, "{moment}");
+    }
+    let first = gpu(1, &running(), &passed(), true);
+    assert_eq!(said("1", &first), ContainerState::Running);
+    let second = gpu(2, &running(), &ended, true);
+    assert_eq!(said("2", &second), ContainerState::Running);
+}
+
+#[test]
+fn a_jobs_image_that_does_not_start_is_told_in_the_kubelets_words() {
+    let back_off = "Back-off pulling image \"x\": ErrImagePull: manifest unknown";
+    for (reason, message, expected) in [
+        (
+            "ErrImagePull",
+            "manifest unknown",
+            failed("ImagePullBackOff", "manifest unknown"),
         ),
         (
-            "the job after it",
-            "2",
-            gpu(2, &running(), &terminated(0, "Completed", ""), true),
-            ContainerState::Running,
+            "ImagePullBackOff",
+            back_off,
+            failed("ImagePullBackOff", "manifest unknown"),
         ),
-    ];
-    for (moment, first, gpu, expected) in table {
-        let main = agent(&running(), false, true);
-        let runner = at(&with_job(first), "cuda:13", &status(&gpu, &main));
-        let job = runner.job_pod.unwrap();
-        assert_eq!(job.container, Some(expected), "{moment}");
-        assert_eq!(job.image.as_deref(), Some("cuda:13"));
+        (
+            "CreateContainerConfigError",
+            "image will run as root",
+            failed("CreateContainerConfigError", "image will run as root"),
+        ),
+    ] {
+        let gpu = gpu(0, &waiting(reason, message), &passed(), false);
+        assert_eq!(said("1", &gpu), expected, "{reason}");
     }
-    // Before a job has asked for one, and in a pod whose jobs run in the agent's container
-    let idle = at(
-        &noted(),
-        "gate:1",
-        &status(&gate(&running()), &agent(&running(), true, true)),
+    let refused = terminated(128, "StartError", "unsatisfied condition: cuda>=13");
+    let gpu = gpu(1, &waiting("CrashLoopBackOff", ""), &refused, false);
+    let expected = failed("StartError", "unsatisfied condition: cuda>=13");
+    assert_eq!(said("1", &gpu), expected);
+}
+
+#[test]
+fn a_jobs_container_that_has_ended_has_failed_whatever_came_after_it() {
+    let killed = terminated(137, "OOMKilled", "");
+    let oom = failed(
+        "OOMKilled",
+        "The container gpu was killed at its memory limit of 8Gi. Raise limits.memory in spec.jobContainers.resources; where it names none, a LimitRange of the namespace sets it.",
     );
+    assert_eq!(said("1", &gpu(1, &killed, &passed(), false)), oom);
+    assert_eq!(said("1", &gpu(2, &running(), &killed, true)), oom);
+    let ended = terminated(1, "Error", "whatever a job wrote");
+    let gpu = gpu(2, &waiting("CrashLoopBackOff", ""), &ended, false);
+    let expected = failed("Error", "The container gpu ended with code 1.");
+    assert_eq!(said("1", &gpu), expected);
+}
+
+#[test]
+fn without_a_job_there_is_no_container_of_one() {
+    // Before a job has asked for one, and in a pod whose jobs run in the agent's container
+    let waits = agent(&running(), true, true);
+    let idle = in_the_gates(&noted(), &gate(&running()), &waits);
     let job = idle.job_pod.unwrap();
     assert_eq!((job.image, job.container, job.starts), (None, None, 0));
     assert_eq!(pod(&json!({"phase": "Pending"})).job_pod, None::<JobPod>);

@@ -27,7 +27,7 @@ fn main(pod: &Pod) -> Container {
     all[0].clone()
 }
 
-fn runner(fields: Value) -> Value {
+fn runner(fields: &Value) -> Value {
     let mut runner = json!({"name": "runner", "image": "example/runner:1"});
     runner
         .as_object_mut()
@@ -46,7 +46,7 @@ fn the_pod_is_as_documented() {
 fn the_template_describes_the_agents_container_and_devices_go_where_the_job_is() {
     let nic = json!({"cpu": "2", "memory": "1Gi", "rdma/hca": "1"});
     let pod = built(
-        runner(json!({
+        runner(&json!({
             "env": [{"name": "A", "value": "1"}],
             "resources": {"requests": nic, "limits": nic, "claims": [{"name": "net"}]},
             "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "cache", "mountPath": "/cache", "readOnly": true}],
@@ -87,11 +87,11 @@ fn the_template_describes_the_agents_container_and_devices_go_where_the_job_is()
 #[test]
 fn what_an_agent_knows_is_where_no_code_of_a_job_comes() {
     let pod = built(
-        runner(json!({"lifecycle": {"postStart": {"exec": {"command": ["/warm-up"]}}}})),
+        runner(&json!({"lifecycle": {"postStart": {"exec": {"command": ["/warm-up"]}}}})),
         json!({}),
         |spec| {
             spec.github.ca_bundle_ref =
-                serde_json::from_value(json!({"name": "ca", "key": "ca"})).ok()
+                serde_json::from_value(json!({"name": "ca", "key": "ca"})).ok();
         },
     );
     let has = |container: &Container| -> Vec<(String, String)> {
@@ -128,7 +128,7 @@ fn the_jobs_container_has_the_rights_of_the_template_and_its_own_user() {
         "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
     });
     let pod = built(
-        runner(json!({"securityContext": rights})),
+        runner(&json!({"securityContext": rights})),
         json!({}),
         |_| {},
     );
@@ -142,7 +142,7 @@ fn the_jobs_container_has_the_rights_of_the_template_and_its_own_user() {
     assert_eq!(of(init(&pod, PREPARE))["runAsUser"], 1234);
     // The pool can start all jobs as root
     let pod = built(
-        runner(json!({"securityContext": rights})),
+        runner(&json!({"securityContext": rights})),
         json!({"runAsUser": 0}),
         |_| {},
     );
@@ -184,7 +184,7 @@ fn the_pool_says_how_images_are_pulled_and_how_much_memory_is_shared() {
 #[test]
 fn a_claim_is_the_jobs_alone() {
     let pod = built(json!({}), json!({}), |spec| {
-        spec.gpu.claim_template = Some("a100".into())
+        spec.gpu.claim_template = Some("a100".into());
     });
     let claims = |container: &Container| {
         let claims = container.resources.as_ref().and_then(|r| r.claims.clone());
