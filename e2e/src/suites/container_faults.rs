@@ -38,6 +38,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     no_image(ctx).await?;
     no_memory(ctx).await?;
     cancelled(ctx).await?;
+    out_of_time(ctx).await?;
     no_operator(ctx).await?;
     kubelet_restarted(ctx).await?;
     container_ended(ctx).await?;
@@ -144,6 +145,29 @@ async fn cancelled(ctx: &Ctx) -> Result<()> {
         "{:?}: {log}",
         view.conclusion
     );
+    Ok(())
+}
+
+async fn out_of_time(ctx: &Ctx) -> Result<()> {
+    // When a step takes longer than it may
+    let text = include_str!("container_faults/workflow.yml")
+        .replace("JOB", "out-of-time")
+        .replace("IMAGE", IMAGE)
+        .replace(
+            "- name: Work\n",
+            "- name: Work\n        timeout-minutes: 0.1\n",
+        )
+        .replace("SCRIPT", "sleep 300");
+    ctx.write_workflow(workflow("out-of-time.yml", &text))
+        .await?;
+    let run = start(ctx, "out-of-time.yml").await?;
+    // Then it is ended, what always runs does, and the job is red
+    red(
+        ctx,
+        run.jobs[0],
+        &["has timed out", "Z the report is written"],
+    )
+    .await?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::Ctx;
 use crate::{
+    images::LARGE,
     node::Machine,
     registry::{self, Registry},
 };
@@ -166,9 +167,11 @@ async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
 /// An image that its registry gives to nobody without a password: the job's own.
 async fn a_private_image(ctx: &Ctx) -> Result<()> {
     let registry = Registry::start(&ctx.cluster).await?;
-    let image = registry.push("job-cuda").await?;
-    let pulled = async |file: &str, password: &str| {
-        let text = include_str!("container_jobs/registry.yml").replace("IMAGE", &image);
+    let small = registry.push("job-cuda").await?;
+    // 3 GiB, which are zeros: the registry has little to send, and the node much to unpack.
+    let large = registry.push(LARGE).await?;
+    let pulled = async |file: &str, image: &str, password: &str| {
+        let text = include_str!("container_jobs/registry.yml").replace("IMAGE", image);
         let secrets = [
             ("REGISTRY_USER", registry::USER),
             ("REGISTRY_PASSWORD", password),
@@ -190,12 +193,12 @@ async fn a_private_image(ctx: &Ctx) -> Result<()> {
         anyhow::Ok((view, log))
     };
     // With another one the job says what the registry said
-    let (view, log) = pulled("wrong-password.yml", "not-the-password").await?;
+    let (view, log) = pulled("wrong-password.yml", &small, "not-the-password").await?;
     ensure!(
-        view.conclusion == Some(Failure) && log.contains("401") && log.contains(&image),
+        view.conclusion == Some(Failure) && log.contains("401") && log.contains(&small),
         "{log}"
     );
-    let (view, log) = pulled("private.yml", registry::PASSWORD).await?;
+    let (view, log) = pulled("private.yml", &large, registry::PASSWORD).await?;
     ensure!(
         view.conclusion == Some(Success) && log.contains("UUID: "),
         "{log}"
