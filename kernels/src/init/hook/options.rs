@@ -46,7 +46,8 @@ use Rule::{
 /// An option without dashes, its letter, whether it has a value, and what becomes of it.
 type Row = (&'static str, Option<char>, bool, Rule);
 
-const LIMITS: Rule = Say("ignored: the pool's template sets the limits.");
+const LIMITS: Rule =
+    Say("ignored: the pool limits the job's container (spec.jobContainers.resources).");
 const NETWORK: Rule = Say("ignored: the containers of a job share the pod's network.");
 const PODS: Rule = Say("ignored: the pod has one for all its containers.");
 const LABELS: Rule = Say("ignored: nothing here reads it.");
@@ -140,7 +141,7 @@ const OPTIONS: &[Row] = &[
         true,
         Only(
             &["", "host", "private", "shareable"],
-            "satisfied: /dev/shm has the size that the pool gives it (spec.jobContainers.shmSize).",
+            "satisfied: the pod's containers share it, and the job's /dev/shm is as large as spec.jobContainers.shmSize.",
             NAMESPACE,
         ),
     ),
@@ -437,14 +438,12 @@ fn is_own_platform(value: &str) -> bool {
 
 fn of_a_job(rule: Rule, value: &str, pool: &Pool, wishes: &mut Wishes) -> Done {
     match rule {
-        Gpus => Done::Said(
-            "satisfied: the container has the GPUs of the pool's template, which the gate has tested.",
-        ),
+        Gpus => {
+            Done::Said("satisfied: the container has the pool's GPUs, which the gate has tested.")
+        }
         Runtime if value == "nvidia" => Done::Said("satisfied."),
         Device if value.starts_with("/dev/nvidia") || value.starts_with("nvidia.com/gpu") => {
-            Done::Said(
-                "satisfied: the container has the GPUs of the pool's template, which the gate has tested.",
-            )
+            Done::Said("satisfied: the container has the pool's GPUs, which the gate has tested.")
         }
         Device => Done::Refused("a job's container has the pool's GPUs and no other device."),
         EntryPoint => {

@@ -173,7 +173,9 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("-u 1000", "honoured", "refused"),
     ("--user ci:video", "honoured", "refused"),
     ("--userns host", "refused", "refused"),
+    ("--userns private", "satisfied", "satisfied"),
     ("--uts host", "refused", "refused"),
+    ("--uts private", "satisfied", "satisfied"),
     ("-v cache:/cache", "honoured", "honoured"),
     ("--volume /cache", "honoured", "honoured"),
     ("--volume-driver x", "refused", "refused"),
@@ -312,17 +314,94 @@ proptest! {
     }
 }
 
+const BEGIN: &str = "<!-- generated from the table of options: begin -->\n";
+const END: &str = "<!-- generated: end -->\n";
+
+/// `UPDATE_DOCS=1` writes the guide's table anew.
 #[test]
-fn the_guide_names_every_option() {
-    let guide = include_str!("../../../../../docs/guides/container-jobs.md");
-    let is_missing = |name: &&str| {
-        let wanted = format!("`--{name}");
-        let named = guide
-            .match_indices(&wanted)
-            .map(|(at, _)| at + wanted.len());
-        let mut named = named.map(|end| guide[end..].starts_with(['`', ' ', '=']));
-        !named.any(|is_whole| is_whole)
+fn the_guide_has_the_table_of_options() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/guides/container-jobs.md"
+    );
+    let text = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = text.split_once(BEGIN).unwrap();
+    let (_, tail) = rest.split_once(END).unwrap();
+    let now = format!("{head}{BEGIN}\n{}\n{END}{tail}", guide());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        return std::fs::write(path, now).unwrap();
+    }
+    assert!(
+        text == now,
+        "docs/guides/container-jobs.md is stale: UPDATE_DOCS=1 cargo test -p cuda-smoke options"
+    );
+}
+
+/// What becomes of an option in a job's container, and in a service.
+type Fates = (String, String);
+
+/// A row for each pair of fates, in the words of the log, with all options that share it.
+fn guide() -> String {
+    let mut rows: Vec<(Fates, Vec<String>)> = vec![];
+    let tried = tried();
+    for (option, text, fates) in &tried {
+        let of_it = || tried.iter().filter(|(other, ..)| other == option);
+        // A letter says nothing new beside its long name.
+        let is_known = of_it().any(|(_, other, same)| other.starts_with("--") && same == fates);
+        if !text.starts_with("--") && is_known {
+            continue;
+        }
+        let shown = if of_it().all(|(.., other)| other == fates) {
+            format!("`--{option}`")
+        } else {
+            // It depends on the value.
+            format!("`{text}`")
+        };
+        match rows.iter_mut().find(|row| row.0 == *fates) {
+            Some(row) if row.1.contains(&shown) => {}
+            Some(row) => row.1.push(shown),
+            None => rows.push((fates.clone(), vec![shown])),
+        }
+    }
+    let rank = |fate: &str| {
+        let mut words = ["honored", "satisfied", "approximated", "ignored"].iter();
+        words.position(|word| fate.starts_with(word)).unwrap_or(9)
     };
-    let missing: Vec<_> = OPTIONS.iter().map(|row| row.0).filter(is_missing).collect();
-    assert!(missing.is_empty(), "{missing:?}");
+    rows.sort_by_key(|((job, service), _)| (rank(job), rank(service)));
+    let rows = rows.iter().map(|((job, service), shown)| {
+        let service = if service == job { "the same" } else { service };
+        format!("| {} | {job} | {service} |\n", shown.join(", "))
+    });
+    let head = "| `options:` | in `container:` | in `services:` |\n|---|---|---|\n";
+    head.to_owned() + &rows.collect::<Vec<_>>().concat()
+}
+
+/// The rows of our table that are options, by name.
+fn tried() -> Vec<(&'static str, &'static str, Fates)> {
+    let all = TABLE.iter().filter_map(|(text, job, service)| {
+        let written = text.split([' ', '=']).next()?.trim_start_matches('-');
+        let row = OPTIONS.iter().find(|(name, letter, ..)| {
+            *name == written || letter.is_some_and(|letter| written == letter.to_string())
+        })?;
+        let fates = (
+            fate(text, job, Role::Job)?,
+            fate(text, service, Role::Service)?,
+        );
+        Some((row.0, *text, fates))
+    });
+    all.collect()
+}
+
+/// What becomes of an option, and what the log says of it; `None` where it is written wrongly.
+fn fate(text: &str, became: &str, role: Role) -> Option<String> {
+    let wishes = judged(text, role);
+    let Some(said) = wishes.refused.first().or(wishes.said.first()) else {
+        return Some("honored".into());
+    };
+    let (_, said) = said.strip_prefix("options: --")?.split_once(": ")?;
+    let said = said.trim_end_matches('.');
+    Some(match became {
+        "refused" => format!("refused: {said}"),
+        _ => said.into(),
+    })
 }
