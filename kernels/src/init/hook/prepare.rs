@@ -151,7 +151,7 @@ fn alive(image: &str, state: &ContainerState) -> Result<(), Refusals> {
 /// Waits until a service runs and its ports take connections.
 fn ready(states: &mut States<'_>, number: usize, service: &Awaited) -> Result<(), Refusals> {
     let Awaited { image, ports, .. } = service;
-    let mut running = None;
+    let (asked, mut running) = (Instant::now(), None);
     loop {
         if let Some(state) = states.look()? {
             let state = state.services.get(number);
@@ -174,6 +174,11 @@ fn ready(states: &mut States<'_>, number: usize, service: &Awaited) -> Result<()
                 }
                 say(&sentence);
                 return Ok(());
+            }
+            (None, _) if asked.elapsed() > PULL => {
+                return Err(vec![format!(
+                    "Image {image}: it was not there within an hour."
+                )]);
             }
             _ => thread::sleep(LOOK),
         }

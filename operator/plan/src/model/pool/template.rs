@@ -43,7 +43,7 @@ pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateS
         .map_err(|error| format!(": {error}; compare it with `kubectl explain pod.spec`"))?;
     metadata(given.get("metadata"), parsed.metadata.as_ref())?;
     if let Some(spec) = &parsed.spec {
-        pod(spec)?;
+        pod(spec, rest)?;
         for volume in spec.volumes.iter().flatten() {
             of_volume(volume, rest)?;
         }
@@ -134,7 +134,7 @@ fn metadata(given: Option<&Value>, parsed: Option<&ObjectMeta>) -> Result<(), St
     Ok(())
 }
 
-fn pod(spec: &PodSpec) -> Result<(), String> {
+fn pod(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
     let claims = spec.resource_claims.iter().flatten();
     let restarts = spec.restart_policy.as_deref().is_some_and(|p| p != "Never");
     let mounts_token = spec.automount_service_account_token == Some(true);
@@ -150,6 +150,11 @@ fn pod(spec: &PodSpec) -> Result<(), String> {
             spec.share_process_namespace == Some(true),
             "shareProcessNamespace",
             why::SHARED_PROCESSES,
+        ),
+        (
+            rest.job_containers && spec.host_pid == Some(true),
+            "hostPID",
+            "a job with root in its own container would read what the agent knows: remove it, or spec.jobContainers",
         ),
         (
             mounts_token,

@@ -548,7 +548,10 @@ fn where_jobs_bring_their_containers_their_folders_and_variables_are_the_operato
         template["spec"]["volumes"] = json!([{"name": name, "emptyDir": {}}]);
         template
     };
+    let mut sees_all = runner_with(json!({}));
+    sees_all["spec"]["hostPID"] = json!(true);
     for (template, words) in [
+        (sees_all, "what the agent knows"),
         (mount("fast", "/home/runner/_work"), "share folders"),
         (mount("fast", "/home/runner/_work/_tool"), "share folders"),
         (mount("shm", "/dev/shm"), "shmSize"),
