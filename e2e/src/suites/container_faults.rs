@@ -4,29 +4,36 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use gate_report::contract::GPU;
 use github_simulator::{
     control::JobView,
     state::Conclusion::{Cancelled, Failure, Success},
 };
-use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::{
-    Api,
-    api::{EvictParams, ListParams},
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    core::v1::{Pod, Secret},
 };
-use serde_json::json;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
 
 use super::{
     Ctx, SOON,
     container_jobs::{ended, images, pool, start, workflow},
     late_registration::{arrives, nobody_is_blamed},
 };
-use crate::deploy;
+use crate::deploy::{self, is_ready};
 
 /// An image that every node here has.
 const IMAGE: &str = "nvidia/cuda:12.4.1-devel-ubuntu22.04";
 /// One that comes late, and one that never does.
 const LATE: &str = "localhost/late-job:dev";
 const ABSENT: &str = "localhost/absent-job:dev";
+/// A policy, and its words.
+const POLICY: &str = "fixed-images";
+const RULE: &str = "images of running pods are fixed here";
 /// How long a step may go on after its end was asked for.
 const CANCELLED: Duration = Duration::from_secs(30);
 /// A step that lasts until it is released.
@@ -43,6 +50,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     kubelet_restarted(ctx).await?;
     container_ended(ctx).await?;
     service_failed(ctx).await?;
+    forbidden(ctx).await?;
     evicted(ctx).await?;
     nobody_is_blamed(ctx, "faults").await?;
     // What jobs needed went with their pods.
@@ -238,6 +246,89 @@ async fn service_failed(ctx: &Ctx) -> Result<()> {
     let run = start(ctx, "service.yml").await?;
     red(ctx, run.jobs[0], &["Image postgres:16: Error"]).await?;
     Ok(())
+}
+
+async fn forbidden(ctx: &Ctx) -> Result<()> {
+    // Given a policy of the cluster by which images of running pods are fixed
+    ctx.idle("faults", 2).await?;
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(ctx.client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(ctx.client.clone());
+    let params = PostParams::default();
+    policies
+        .create(&params, &serde_json::from_value(policy(&ctx.namespace))?)
+        .await?;
+    let binding = json!({
+        "metadata": {"name": POLICY},
+        "spec": {"policyName": POLICY, "validationActions": ["Deny"]},
+    });
+    bindings
+        .create(&params, &serde_json::from_value(binding)?)
+        .await?;
+    in_force(ctx).await?;
+    // When a job names its image, then its log has the policy's words
+    let (_, id) = job(ctx, "forbidden", IMAGE, "true").await?;
+    red(ctx, id, &["could not be changed to the job's", RULE]).await?;
+    // And so has the status of a pool whose agent's image cannot come
+    let mut plain = ctx.pool("plain", json!({}));
+    plain["spec"]["labels"] = json!(["plain"]);
+    ctx.apply(&plain).await?;
+    ctx.wait_for("the pool to say what forbids its image", SOON, async || {
+        let failures = ctx.status("plain").await?.last_failures;
+        let said = failures
+            .iter()
+            .any(|failure| failure.message.contains(RULE));
+        Ok(said.then_some(()))
+    })
+    .await?;
+    nobody_is_blamed(ctx, "plain").await?;
+    ctx.delete("plain").await?;
+    let gone = DeleteParams::default();
+    bindings.delete(POLICY, &gone).await?;
+    policies.delete(POLICY, &gone).await?;
+    Ok(())
+}
+
+/// Waits until the API server refuses a change of an image.
+async fn in_force(ctx: &Ctx) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let params = PatchParams {
+        dry_run: true,
+        ..PatchParams::default()
+    };
+    let patch =
+        json!({"spec": {"initContainers": [{"name": GPU, "image": "localhost/another:dev"}]}});
+    ctx.wait_for("the policy to be in force", SOON, async || {
+        let Some(pod) = ctx.pods().await?.into_iter().find(is_ready) else {
+            return Ok(None);
+        };
+        let answer = pods
+            .patch(&pod.name_any(), &params, &Patch::Strategic(&patch))
+            .await;
+        Ok(answer
+            .is_err_and(|error| error.to_string().contains(RULE))
+            .then_some(()))
+    })
+    .await
+}
+
+fn policy(namespace: &str) -> Value {
+    let same = "object.spec.initContainers.all(c, oldObject.spec.initContainers.exists(o, o.name == c.name && o.image == c.image))";
+    json!({
+        "metadata": {"name": POLICY},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"],
+                }],
+            },
+            "validations": [{
+                "expression": format!("!has(oldObject.spec.initContainers) || {same}"),
+                "message": RULE,
+            }],
+        },
+    })
 }
 
 async fn evicted(ctx: &Ctx) -> Result<()> {
