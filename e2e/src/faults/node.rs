@@ -292,10 +292,10 @@ impl Agent {
     /// Listens for jobs; the container ends with it.
     async fn run(&self) -> Result<()> {
         let code = match self.listen().await {
-            Ok(environment) => {
+            Ok(github) => {
                 let mark = json!({
-                    "mark": mark::COMPLETED, "job": environment["GITHUB_JOB"], "run": environment["GITHUB_RUN_ID"],
-                    "workflow": environment["GITHUB_WORKFLOW"], "repository": environment["GITHUB_REPOSITORY"],
+                    "mark": mark::COMPLETED, "job": github["job"], "run": github["run_id"],
+                    "workflow": github["workflow"], "repository": github["repository"],
                 });
                 return self
                     .patch("Succeeded", false, &exit(0, &mark.to_string()))
@@ -341,7 +341,7 @@ impl Agent {
                 .await?;
             *locked(&self.job) = None;
             if !persistent {
-                return Ok(reported["environment"].clone());
+                return Ok(reported["github"].clone());
             }
             self.listens(true).await?;
         }
@@ -357,8 +357,10 @@ impl Agent {
                     None,
                 )
                 .await?;
-            if control["cancel"] == true || control["released"] == true {
-                return Ok(control["cancel"] == true);
+            // It says why.
+            let cancelled = control["cancel"].is_string();
+            if cancelled || control["released"] == true {
+                return Ok(cancelled);
             }
         }
     }
