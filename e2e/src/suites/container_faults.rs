@@ -259,7 +259,7 @@ async fn forbidden(ctx: &Ctx) -> Result<()> {
     bindings
         .create(&params, &serde_json::from_value(binding)?)
         .await?;
-    in_force(ctx).await?;
+    in_force(ctx, true).await?;
     // When a job names its image, then its log has the policy's words
     let (_, id) = job(ctx, "forbidden", IMAGE, "true").await?;
     red(ctx, id, &["could not be changed to the job's", RULE]).await?;
@@ -280,11 +280,11 @@ async fn forbidden(ctx: &Ctx) -> Result<()> {
     let gone = DeleteParams::default();
     bindings.delete(POLICY, &gone).await?;
     policies.delete(POLICY, &gone).await?;
-    Ok(())
+    in_force(ctx, false).await
 }
 
-/// Waits until the API server refuses a change of an image.
-async fn in_force(ctx: &Ctx) -> Result<()> {
+/// Waits until the API server refuses a change of an image, or does not any more.
+async fn in_force(ctx: &Ctx, wanted: bool) -> Result<()> {
     let pods: Api<Pod> = ctx.api();
     let params = PatchParams {
         dry_run: true,
@@ -292,16 +292,16 @@ async fn in_force(ctx: &Ctx) -> Result<()> {
     };
     let patch =
         json!({"spec": {"initContainers": [{"name": GPU, "image": "localhost/another:dev"}]}});
-    ctx.wait_for("the policy to be in force", SOON, async || {
+    let what = format!("that the policy is in force: {wanted}");
+    ctx.wait_for(&what, SOON, async || {
         let Some(pod) = ctx.pods().await?.into_iter().find(is_ready) else {
             return Ok(None);
         };
         let answer = pods
             .patch(&pod.name_any(), &params, &Patch::Strategic(&patch))
             .await;
-        Ok(answer
-            .is_err_and(|error| error.to_string().contains(RULE))
-            .then_some(()))
+        let refused = answer.is_err_and(|error| error.to_string().contains(RULE));
+        Ok((refused == wanted).then_some(()))
     })
     .await
 }
