@@ -75,7 +75,7 @@ pub(super) async fn run(run: &Run, pace: Pace) -> Result<Vec<Figure>> {
             unit: "requests",
             ours: requests,
             floor: vec![2.0],
-            budget: Some(Budget::AtMost(5.0)),
+            budget: Some(Budget::AtMost(4.0)),
         },
         Figure {
             name: format!("calls to GitHub for a runner, {words}"),
