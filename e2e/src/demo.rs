@@ -11,7 +11,7 @@ use cudarunner_crds::JobContainers;
 use futures::{StreamExt as _, TryStreamExt as _};
 use gate_report::Report;
 use github_simulator::{
-    control::{Client as GitHub, JobView, NewJob, NewRun, NewWorkflow, UpdateRepository},
+    control::{Client as GitHub, JobView, NewJob, NewRun, UpdateRepository},
     state::{Conclusion, StepTemplate},
 };
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -30,6 +30,7 @@ use crate::{
     process::output,
     report::Story,
     simulator,
+    suites::context::workflow,
     wait::wait_for,
 };
 
@@ -370,13 +371,9 @@ impl Stage<'_> {
         self.story
             .step("kubectl apply: the same pool with spec.jobContainers, for jobs that bring their images");
         let idle = self.idle().await?;
-        let workflow = NewWorkflow {
-            file: "cuda-image.yml".to_owned(),
-            content: Some(CONTAINER_JOB.to_owned()),
-            ..NewWorkflow::default()
-        };
+        let file = "cuda-image.yml";
         let update = UpdateRepository {
-            workflows: vec![workflow],
+            workflows: vec![workflow(file, CONTAINER_JOB)],
             ..UpdateRepository::default()
         };
         let repository = simulator::REPOSITORY.to_owned();
@@ -387,7 +384,7 @@ impl Stage<'_> {
         let proven = proven.uuid.clone();
         let run = NewRun {
             repository,
-            workflow: "cuda-image.yml".to_owned(),
+            workflow: file.to_owned(),
             event: "workflow_dispatch".to_owned(),
             ..NewRun::default()
         };

@@ -1,10 +1,8 @@
 //! The container of the GPUs in a runner's pod, as suites and players read it: first the gate's, then the agent's.
 
-use gate_report::contract::{GPU, MAIN};
+use gate_report::contract::{GPU, MAIN, command};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 
-/// With what it begins where jobs bring their containers.
-const JOB_COMMAND: &str = "job";
 /// What the operator notes on such a pod: when its gate has passed, and the short form of its report.
 const PASSED_ANNOTATION: &str = "cudarunner.dev/gate-passed";
 const REPORT_ANNOTATION: &str = "cudarunner.dev/gate-report";
@@ -63,7 +61,7 @@ pub fn report(pod: &Pod) -> Option<&str> {
 
 fn is_for_containers(pod: &Pod) -> bool {
     let arguments = container(pod).and_then(|gpu| gpu.command.as_ref());
-    arguments.is_some_and(|command| command.iter().any(|word| word == JOB_COMMAND))
+    arguments.is_some_and(|command| command.iter().any(|word| word == command::JOB))
 }
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {

@@ -3,10 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use github_simulator::{
-    control::{NewRun, NewWorkflow},
-    state::Conclusion,
-};
+use github_simulator::state::Conclusion;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -25,7 +22,7 @@ use crate::{
     deploy, example, gpu,
     node::PAUSE,
     report::Story,
-    suites::Ctx,
+    suites::{Ctx, context::workflow},
     wait::wait_for,
 };
 
@@ -36,6 +33,7 @@ const BUDGET: Budget = Budget::AtMost(2.0);
 /// Ends at the first signal, as ours does.
 const SLEEP: &str = "trap 'exit 143' TERM; sleep infinity & wait";
 /// The workflow, whose image is on the node.
+const FILE: &str = "job.yml";
 const WORKFLOW: &str = "
 on: workflow_dispatch
 jobs:
@@ -78,12 +76,7 @@ pub(super) async fn idle(run: &Run) -> Result<Vec<Figure>> {
 pub(super) async fn container_job(run: &Run) -> Result<Vec<Figure>> {
     let figure = on_a_node(async |ctx| {
         let mut figure = figure("hook's call → first step of a container job", Some(BUDGET));
-        ctx.write_workflow(NewWorkflow {
-            file: "job.yml".to_owned(),
-            content: Some(WORKFLOW.to_owned()),
-            ..NewWorkflow::default()
-        })
-        .await?;
+        ctx.write_workflow(workflow(FILE, WORKFLOW)).await?;
         ctx.apply(&ctx.pool("pool", json!({"jobContainers": {}})))
             .await?;
         for _ in 0..run.runs {
@@ -127,19 +120,10 @@ fn figure(name: &str, budget: Option<Budget>) -> Figure {
 }
 
 async fn first_step(ctx: &Ctx) -> Result<f64> {
-    let run = NewRun {
-        repository: ctx.repository.clone(),
-        workflow: "job.yml".to_owned(),
-        event: "workflow_dispatch".to_owned(),
-        ..NewRun::default()
-    };
-    let job = ctx.github.start_run(&run).await?.jobs[0];
-    let ended = wait_for("the job to end", LIMIT, async || {
-        Ok(ctx.github.job(job).await?.conclusion)
-    })
-    .await?;
+    let job = ctx.dispatch(FILE).await?.jobs[0];
+    let ended = ctx.ended(job).await?;
     let log = ctx.github.job_log(job).await?;
-    ensure!(ended == Conclusion::Success, "{log}");
+    ensure!(ended.conclusion == Some(Conclusion::Success), "{log}");
     let [called, ran] = MOMENTS.map(|words| at(&log, words));
     Ok(ran?.duration_since(called?).as_secs_f64())
 }

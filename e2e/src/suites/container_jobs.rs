@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use github_simulator::{
-    control::{JobView, NewRun, NewWorkflow, StartedRun, UpdateRepository},
+    control::{JobView, UpdateRepository},
     state::Conclusion::{self, Failure, Success},
 };
 use serde_json::{Value, json};
 
-use super::Ctx;
+use super::{Ctx, context::workflow};
 use crate::{
     images::LARGE,
     node::Machine,
@@ -34,10 +34,10 @@ const IMAGES: [(&str, &str); 9] = [
 ];
 /// Runners of the pool. The node's last device is for the one whose jobs start as root.
 const RUNNERS: usize = 3;
-/// How long all jobs of a workflow may take.
-const LIMIT: Duration = Duration::from_mins(3);
+/// How long a job may take, with all that are before it.
+pub(super) const LIMIT: Duration = Duration::from_mins(3);
 
-/// A workflow file, and what becomes of each of its jobs: the words of its log, and words that are not in it.
+/// A workflow file, and what becomes of each of its jobs: its end, and words of its log.
 struct Case {
     file: &'static str,
     text: &'static str,
@@ -119,14 +119,14 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // When all are started
     let mut started = vec![];
     for case in CASES {
-        started.push((case, start(ctx, case.file).await?));
+        started.push((case, ctx.dispatch(case.file).await?));
     }
 
     // Then each job ends as it should, and its log says what it should
     let mut wrong = vec![];
     for (case, run) in started {
         for id in run.jobs {
-            let view = ended(ctx, id).await?;
+            let view = ctx.ended_within(id, LIMIT).await?;
             if let Err(error) = as_expected(ctx, case, &view).await {
                 wrong.push(format!("{}, job {}: {error:#}", case.file, view.name));
             }
@@ -147,14 +147,14 @@ async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
         include_str!("container_jobs/device.yml"),
     ))
     .await?;
-    let job = start(ctx, "device.yml").await?.jobs[0];
+    let job = ctx.dispatch("device.yml").await?.jobs[0];
     let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
     let report = ctx.report(&runner).await?;
     let proven = report["devices"][0]["uuid"]
         .as_str()
         .context("the gate's report names no device")?;
     ctx.github.release(job).await?;
-    let view = ended(ctx, job).await?;
+    let view = ctx.ended_within(job, LIMIT).await?;
     let log = ctx.github.job_log(job).await?;
     let seen = log.matches("UUID: ").count();
     ensure!(
@@ -186,8 +186,8 @@ async fn a_private_image(ctx: &Ctx) -> Result<()> {
         ctx.github
             .update_repository(&ctx.repository, &update)
             .await?;
-        let job = start(ctx, file).await?.jobs[0];
-        let view = ended(ctx, job).await?;
+        let job = ctx.dispatch(file).await?.jobs[0];
+        let view = ctx.ended_within(job, LIMIT).await?;
         let log = ctx.github.job_log(job).await?;
         ensure!(!log.contains(password), "the password is in the log: {log}");
         anyhow::Ok((view, log))
@@ -224,35 +224,6 @@ async fn as_expected(ctx: &Ctx, case: &Case, view: &JobView) -> Result<()> {
 /// A pool whose jobs bring their containers.
 pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
     ctx.pool(name, json!({"replicas": replicas, "jobContainers": {}}))
-}
-
-/// A workflow of the suite's repository.
-pub(super) fn workflow(file: &str, text: &str) -> NewWorkflow {
-    NewWorkflow {
-        file: file.to_owned(),
-        content: Some(text.to_owned()),
-        ..NewWorkflow::default()
-    }
-}
-
-/// `gh workflow run`.
-pub(super) async fn start(ctx: &Ctx, file: &str) -> Result<StartedRun> {
-    let run = NewRun {
-        repository: ctx.repository.clone(),
-        workflow: file.to_owned(),
-        event: "workflow_dispatch".to_owned(),
-        ..NewRun::default()
-    };
-    Ok(ctx.github.start_run(&run).await?)
-}
-
-/// Waits until a job has ended, in whatever way.
-pub(super) async fn ended(ctx: &Ctx, job: u64) -> Result<JobView> {
-    ctx.wait_for(&format!("job {job} to end"), LIMIT, async || {
-        let view = ctx.github.job(job).await?;
-        Ok(view.conclusion.is_some().then_some(view))
-    })
-    .await
 }
 
 /// The node has the images of the workflows from now on.

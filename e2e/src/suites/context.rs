@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, POOL_LABEL};
 use github_simulator::{
     control::{
-        Client as GitHub, JobView, NewJob, NewRepository, NewRunner, NewWorkflow, ScaleSetView,
-        UpdateRepository,
+        Client as GitHub, JobView, NewJob, NewRepository, NewRun, NewRunner, NewWorkflow,
+        ScaleSetView, StartedRun, UpdateRepository,
     },
     faults::{Action, Fault},
     state::{JobTemplate, Seen, StepTemplate},
@@ -324,9 +324,25 @@ impl Ctx {
         .await
     }
 
+    /// `gh workflow run`, on the default branch.
+    pub async fn dispatch(&self, file: &str) -> Result<StartedRun> {
+        let run = NewRun {
+            repository: self.repository.clone(),
+            workflow: file.to_owned(),
+            event: "workflow_dispatch".to_owned(),
+            ..NewRun::default()
+        };
+        Ok(self.github.start_run(&run).await?)
+    }
+
     /// Waits until the job has ended, in whatever way.
     pub async fn ended(&self, job: u64) -> Result<JobView> {
-        self.wait_for(&format!("job {job} to end"), SOON, async || {
+        self.ended_within(job, SOON).await
+    }
+
+    /// The same with another limit.
+    pub async fn ended_within(&self, job: u64, limit: Duration) -> Result<JobView> {
+        self.wait_for(&format!("job {job} to end"), limit, async || {
             let view = self.github.job(job).await?;
             Ok(view.conclusion.is_some().then_some(view))
         })
@@ -552,6 +568,15 @@ pub(super) fn agent_with(name: &str, value: &str) -> Value {
         "env": [{"name": name, "value": value}],
     });
     json!({"spec": {"containers": [container]}})
+}
+
+/// A workflow by the text of its file.
+pub(crate) fn workflow(file: &str, text: &str) -> NewWorkflow {
+    NewWorkflow {
+        file: file.to_owned(),
+        content: Some(text.to_owned()),
+        ..NewWorkflow::default()
+    }
 }
 
 /// A job of a workflow, with one step.

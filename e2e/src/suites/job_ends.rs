@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{JobStatus, LOOK_AGAIN};
-use github_simulator::control::{NewRun, NewWorkflow, StartedRun};
+use github_simulator::control::NewWorkflow;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
     one_run_is_read_for_all_its_jobs(ctx).await?;
     // And the next run, soon after, has Events of its own
-    start(ctx).await?;
+    ctx.dispatch(FILE).await?;
     reported(ctx, &ctx.concluded("pool", 4).await?).await?;
     a_restart_loses_and_doubles_nothing(ctx).await?;
     ctx.delete("pool").await?;
@@ -46,7 +46,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 async fn one_run_is_read_for_all_its_jobs(ctx: &Ctx) -> Result<()> {
     // When a run has a job that succeeds and one that fails
     let mark = ctx.last_call().await?;
-    let run = start(ctx).await?.run;
+    let run = ctx.dispatch(FILE).await?.run;
 
     // Then the status says so of each, with its runner and its run
     let jobs = ctx.concluded("pool", 2).await?;
@@ -86,7 +86,7 @@ async fn one_run_is_read_for_all_its_jobs(ctx: &Ctx) -> Result<()> {
 
 async fn a_restart_loses_and_doubles_nothing(ctx: &Ctx) -> Result<()> {
     // Given two more jobs that have ended, and which the status does not have yet
-    for job in start(ctx).await?.jobs {
+    for job in ctx.dispatch(FILE).await?.jobs {
         ctx.ended(job).await?;
     }
     let noted = ctx.status("pool").await?.last_jobs.len();
@@ -100,16 +100,6 @@ async fn a_restart_loses_and_doubles_nothing(ctx: &Ctx) -> Result<()> {
     runners.dedup();
     ensure!(runners.len() == 6, "{jobs:#?}");
     reported(ctx, &jobs).await
-}
-
-async fn start(ctx: &Ctx) -> Result<StartedRun> {
-    let run = NewRun {
-        repository: ctx.repository.clone(),
-        workflow: FILE.to_owned(),
-        event: "workflow_dispatch".to_owned(),
-        ..NewRun::default()
-    };
-    Ok(ctx.github.start_run(&run).await?)
 }
 
 /// Waits until each of these jobs is in one Event, once.

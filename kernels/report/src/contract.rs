@@ -178,6 +178,20 @@ pub mod script {
     pub const WORK: &str = "CUDA_RUNNER_WORK";
 }
 
+/// What `runner-init` is told to be or to do. [`GPU`] and [`MAIN`] are such words as well.
+pub mod command {
+    /// In [`MAIN`](super::MAIN) of a pod whose jobs name their own image: the agent's first process.
+    pub const AGENT: &str = "agent";
+    /// In [`GPU`](super::GPU) of such a pod: the gate, and then the job's first process.
+    pub const JOB: &str = "job";
+    /// In [`MAIN`](super::MAIN) of such a pod: what the agent calls for a job. The script `containers.sh` has it, too.
+    pub const CONTAINER_HOOK: &str = "container-hook";
+    /// A hook or a probe of the template's, for its image only.
+    pub const HOOK: &str = "hook";
+    /// Whether the agent has been online.
+    pub const ONLINE: &str = "online";
+}
+
 /// Values of `mark` in the lines of the runner's termination message. Hooks and probes write them, the operator reads them.
 pub mod mark {
     /// A job has begun.

@@ -23,7 +23,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use gate_report::contract::{GPU, MAIN, REGISTRATION_DIR, file};
+use gate_report::contract::{GPU, MAIN, REGISTRATION_DIR, command, file};
 use gate_report::exit;
 
 use self::gpu::Purpose;
@@ -35,12 +35,12 @@ fn main() -> ExitCode {
     let line: Vec<OsString> = words.collect();
     let code = match (which.as_ref().and_then(|word| word.to_str()), &line[..]) {
         (Some(GPU), [_, ..]) => gpu::run(dir, Purpose::Agent(&line)),
-        (Some("job"), []) => gpu::run(dir, Purpose::Job),
-        (Some("agent"), [_, ..]) => agent::run(dir, &line),
-        (Some("container-hook"), []) => hook::run(&dir),
+        (Some(command::JOB), []) => gpu::run(dir, Purpose::Job),
+        (Some(command::AGENT), [_, ..]) => agent::run(dir, &line),
+        (Some(command::CONTAINER_HOOK), []) => hook::run(&dir),
         (Some(MAIN), []) => ending::wait(&dir),
-        (Some("hook"), [_, ..]) => gpu::hook(&dir, &line),
-        (Some("online"), []) => u8::from(!dir.join(file::ONLINE).exists()),
+        (Some(command::HOOK), [_, ..]) => gpu::hook(&dir, &line),
+        (Some(command::ONLINE), []) => u8::from(!dir.join(file::ONLINE).exists()),
         _ => {
             eprintln!(
                 "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|container-hook|online"

@@ -5,11 +5,11 @@
 //!
 //! Where jobs bring their containers, the agent is in the main one, and the pod's annotations tell that the gate has passed.
 
-use cuda_runner_plan::model::pool::owned::AGENT_COMMAND;
 use cuda_runner_plan::model::runner::{
     GPU, JOB_ANNOTATION, MAIN, PASSED_ANNOTATION, REPORT_ANNOTATION, RUNNER,
 };
 use gate_report::Report;
+use gate_report::contract::command;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod};
 
@@ -164,7 +164,7 @@ pub(super) fn is_for_containers(pod: &Pod) -> bool {
     let main = pod.spec.iter().flat_map(|spec| &spec.containers);
     let mut main = main.filter(|c| c.name == MAIN);
     let command = main.next().and_then(|main| main.command.as_ref());
-    command.is_some_and(|command| command.get(1).is_some_and(|word| word == AGENT_COMMAND))
+    command.is_some_and(|command| command.get(1).is_some_and(|word| word == command::AGENT))
 }
 
 /// The image that the container of the GPUs was given for a job.

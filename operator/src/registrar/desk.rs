@@ -23,6 +23,9 @@ use super::{
     Registration, RunnerLookup, admit, claims,
 };
 
+/// An answer other than the one that was asked for. It is large, and most requests have none.
+pub(super) type Refused = Box<Response>;
+
 /// When a pod asks again that the stores do not show yet as it is, or whose other request is under way.
 pub(super) const SOON: Duration = Duration::from_secs(1);
 /// When it asks again after a failure of ours.
@@ -33,7 +36,7 @@ pub(super) async fn ticket<D: Backend>(
     shared: &Shared<D>,
     guest: &Guest,
     request: Request,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let token = bearer(request.headers()).ok_or_else(no_token)?;
     let pod = identify(shared, guest, &token).await?;
     let runner = admitted_at_the_door(shared, &pod).await?;
@@ -53,9 +56,8 @@ pub(super) async fn ticket<D: Backend>(
 pub(super) async fn report<D: Backend>(
     shared: &Shared<D>,
     request: Request,
-) -> Result<Response, Response> {
-    let (pod, _) =
-        holder(shared, request.headers(), Purpose::Runner).map_err(|refusal| *refusal)?;
+) -> Result<Response, Refused> {
+    let (pod, _) = holder(shared, request.headers(), Purpose::Runner)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
     let report = read(request.into_body()).await?;
     let decision = admit(&report, &runner.policy);
@@ -84,11 +86,10 @@ pub(super) async fn report<D: Backend>(
 pub(super) async fn registration<D: Backend>(
     shared: &Shared<D>,
     request: Request,
-) -> Result<Response, Response> {
-    let (pod, ticket) =
-        holder(shared, request.headers(), Purpose::Runner).map_err(|refusal| *refusal)?;
+) -> Result<Response, Refused> {
+    let (pod, ticket) = holder(shared, request.headers(), Purpose::Runner)?;
     let runner = admitted_at_the_door(shared, &pod).await?;
-    was_admitted(shared, &pod, runner.let_in).map_err(|refusal| *refusal)?;
+    was_admitted(shared, &pod, runner.let_in)?;
     register(shared, pod, runner, ticket).await
 }
 
@@ -97,16 +98,16 @@ pub(super) fn was_admitted<D>(
     shared: &Shared<D>,
     pod: &PodIdentity,
     shown: bool,
-) -> Result<(), Box<Response>> {
+) -> Result<(), Refused> {
     if shown || shared.parts.ledger.was_admitted(&pod.uid) {
         return Ok(());
     }
-    Err(Box::new(retry(
+    Err(retry(
         StatusCode::SERVICE_UNAVAILABLE,
         "NotAdmitted",
         "no report of this pod has been admitted, as far as this replica knows yet",
         SOON,
-    )))
+    ))
 }
 
 /// The pod whose ticket for this purpose is shown, and the ticket in short.
@@ -114,7 +115,7 @@ pub(super) fn holder<D>(
     shared: &Shared<D>,
     headers: &HeaderMap,
     purpose: Purpose,
-) -> Result<(PodIdentity, Digest), Box<Response>> {
+) -> Result<(PodIdentity, Digest), Refused> {
     let ticket = bearer(headers).ok_or_else(no_token)?;
     let ticket = ticket.expose_secret();
     let key = shared.parts.ca.ticket_key();
@@ -127,20 +128,20 @@ pub(super) fn holder<D>(
 async fn admitted_at_the_door<D: Backend>(
     shared: &Shared<D>,
     pod: &PodIdentity,
-) -> Result<KnownRunner, Response> {
+) -> Result<KnownRunner, Refused> {
     Span::current().record("k8s.pod.name", &pod.name);
     let runner = find(shared, pod).await?;
-    take(shared, &runner.pool).map_err(|refusal| *refusal)?;
+    take(shared, &runner.pool)?;
     Ok(runner)
 }
 
 /// Takes one request from what a pool may ask.
-pub(super) fn take<D>(shared: &Shared<D>, pool: &PoolKey) -> Result<(), Box<Response>> {
+pub(super) fn take<D>(shared: &Shared<D>, pool: &PoolKey) -> Result<(), Refused> {
     let taken = shared.parts.ledger.take(pool, shared.parts.limits.pool);
-    taken.map_err(|wait| Box::new(too_often("the pool's runners ask too often", wait)))
+    taken.map_err(|wait| too_often("the pool's runners ask too often", wait))
 }
 
-pub(super) fn too_often(message: &str, wait: Duration) -> Response {
+pub(super) fn too_often(message: &str, wait: Duration) -> Refused {
     retry(
         StatusCode::TOO_MANY_REQUESTS,
         "TooManyRequests",
@@ -156,7 +157,7 @@ fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned().into())
 }
 
-fn no_token() -> Response {
+fn no_token() -> Refused {
     let message = "the request has no bearer token".to_owned();
     refuse(StatusCode::UNAUTHORIZED, "NoToken", message)
 }
@@ -166,7 +167,7 @@ async fn identify<D: Backend>(
     shared: &Shared<D>,
     guest: &Guest,
     token: &SecretString,
-) -> Result<PodIdentity, Response> {
+) -> Result<PodIdentity, Refused> {
     if let Some(known) = shared.parts.reviewer.known(token) {
         return Ok(known);
     }
@@ -186,7 +187,7 @@ async fn identify<D: Backend>(
     })
 }
 
-fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
+fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Refused {
     let message = sentence(&error.to_string());
     if let Some(held_back) = shared.reported.lets_through() {
         tracing::info!(
@@ -209,14 +210,14 @@ fn not_known<D>(shared: &Shared<D>, error: &IdentityError) -> Response {
     }
 }
 
-async fn find<D: Backend>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Response> {
+async fn find<D: Backend>(shared: &Shared<D>, pod: &PodIdentity) -> Result<KnownRunner, Refused> {
     let found = shared.parts.backend.runner(pod).await;
-    known(found, pod).map_err(|refusal| *refusal)
+    known(found, pod)
 }
 
 /// What is known of a pod that may ask.
-pub(super) fn known<T>(found: RunnerLookup<T>, pod: &PodIdentity) -> Result<T, Box<Response>> {
-    Err(Box::new(match found {
+pub(super) fn known<T>(found: RunnerLookup<T>, pod: &PodIdentity) -> Result<T, Refused> {
+    Err(match found {
         RunnerLookup::Known(runner) => return Ok(runner),
         RunnerLookup::NotYetKnown => retry(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -231,10 +232,10 @@ pub(super) fn known<T>(found: RunnerLookup<T>, pod: &PodIdentity) -> Result<T, B
         ),
         RunnerLookup::Served => already_registered(pod),
         RunnerLookup::Closing => closing(pod),
-    }))
+    })
 }
 
-fn closing(pod: &PodIdentity) -> Response {
+fn closing(pod: &PodIdentity) -> Refused {
     refuse(
         StatusCode::FORBIDDEN,
         "Closing",
@@ -242,7 +243,7 @@ fn closing(pod: &PodIdentity) -> Response {
     )
 }
 
-async fn read(body: Body) -> Result<Report, Response> {
+async fn read(body: Body) -> Result<Report, Refused> {
     let bytes: Bytes = axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| {
         bad(
             "ReportNotRead",
@@ -257,7 +258,7 @@ async fn read(body: Body) -> Result<Report, Response> {
     })
 }
 
-pub(super) fn bad(reason: &str, message: String) -> Response {
+pub(super) fn bad(reason: &str, message: String) -> Refused {
     refuse(StatusCode::BAD_REQUEST, reason, message)
 }
 
@@ -266,7 +267,7 @@ async fn register<D: Backend>(
     pod: PodIdentity,
     runner: KnownRunner,
     ticket: Digest,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     match shared.parts.ledger.claim(&pod.uid, ticket) {
         Claim::Granted(granted) => attempt(shared, pod, runner, granted).await,
         Claim::UnderWay => Err(retry(
@@ -284,7 +285,7 @@ async fn register<D: Backend>(
     }
 }
 
-fn already_registered(pod: &PodIdentity) -> Response {
+fn already_registered(pod: &PodIdentity) -> Refused {
     let message = format!(
         "the pod {} has had its registration; each pod gets one",
         pod.name
@@ -298,7 +299,7 @@ async fn attempt<D: Backend>(
     pod: PodIdentity,
     runner: KnownRunner,
     granted: Granted,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let (backend, limit) = (
         Arc::clone(&shared.parts.backend),
         shared.parts.limits.request_timeout,
@@ -329,7 +330,7 @@ fn hand_over(registration: &Registration) -> Response {
     axum::Json(registration).into_response()
 }
 
-pub(super) fn not_registered(error: RegisterError) -> Response {
+pub(super) fn not_registered(error: RegisterError) -> Refused {
     match error {
         RegisterError::Retry {
             after,
@@ -342,7 +343,7 @@ pub(super) fn not_registered(error: RegisterError) -> Response {
     }
 }
 
-pub(super) fn timeout() -> Response {
+pub(super) fn timeout() -> Refused {
     retry(
         StatusCode::SERVICE_UNAVAILABLE,
         "Timeout",
@@ -351,19 +352,16 @@ pub(super) fn timeout() -> Response {
     )
 }
 
-pub(super) fn refuse(status: StatusCode, reason: &str, message: String) -> Response {
-    (
-        status,
-        axum::Json(Refusal {
-            reason: reason.to_owned(),
-            message,
-        }),
-    )
-        .into_response()
+pub(super) fn refuse(status: StatusCode, reason: &str, message: String) -> Refused {
+    let refusal = Refusal {
+        reason: reason.to_owned(),
+        message,
+    };
+    Box::new((status, axum::Json(refusal)).into_response())
 }
 
 /// A refusal that time may fix.
-pub(super) fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Response {
+pub(super) fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Refused {
     let mut response = refuse(status, reason, message.to_owned());
     // Whole seconds, and never none: a client would ask again at once.
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

@@ -7,7 +7,9 @@ use http::StatusCode;
 use serde_json::json;
 use tracing::Span;
 
-use super::desk::{bad, holder, known, not_registered, refuse, take, too_often, was_admitted};
+use super::desk::{
+    Refused, bad, holder, known, not_registered, refuse, take, too_often, was_admitted,
+};
 use super::ledger::Digest;
 use super::server::Shared;
 use super::{Backend, PodIdentity, Purpose};
@@ -16,13 +18,13 @@ use super::{Backend, PodIdentity, Purpose};
 pub(super) async fn bring<D: Backend>(
     shared: &Shared<D>,
     request: Request,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let pod = asks(shared, &request)?;
     let backend = &shared.parts.backend;
-    let runner = known(backend.job_runner(&pod).await, &pod).map_err(|refusal| *refusal)?;
-    take(shared, &runner.pool).map_err(|refusal| *refusal)?;
+    let runner = known(backend.job_runner(&pod).await, &pod)?;
+    take(shared, &runner.pool)?;
     let wanted = read(request).await?;
-    was_admitted(shared, &pod, runner.let_in).map_err(|refusal| *refusal)?;
+    was_admitted(shared, &pod, runner.let_in)?;
     if !wanted.services.is_empty() && !runner.containers.services {
         let message = "this pool's jobs may have no services (spec.jobContainers.services): remove them from the job, or let it run elsewhere";
         return Err(refuse(
@@ -53,10 +55,10 @@ pub(super) async fn bring<D: Backend>(
 pub(super) async fn look<D: Backend>(
     shared: &Shared<D>,
     request: Request,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let pod = asks(shared, &request)?;
     let found = shared.parts.backend.job_runner(&pod).await;
-    let runner = known(found, &pod).map_err(|refusal| *refusal)?;
+    let runner = known(found, &pod)?;
     let looked = shared
         .parts
         .ledger
@@ -70,15 +72,14 @@ pub(super) async fn look<D: Backend>(
 }
 
 /// The pod whose job asks.
-#[expect(clippy::result_large_err, reason = "the answer itself")]
-fn asks<D>(shared: &Shared<D>, request: &Request) -> Result<PodIdentity, Response> {
+fn asks<D>(shared: &Shared<D>, request: &Request) -> Result<PodIdentity, Refused> {
     let shown = holder(shared, request.headers(), Purpose::Job);
-    let (pod, _) = shown.map_err(|refusal| *refusal)?;
+    let (pod, _) = shown?;
     Span::current().record("k8s.pod.name", &pod.name);
     Ok(pod)
 }
 
-async fn read(request: Request) -> Result<JobContainer, Response> {
+async fn read(request: Request) -> Result<JobContainer, Refused> {
     let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY)
         .await
         .map_err(|_| {

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::bucket::{Quiet, Rate};
-use super::desk::{self, SOON};
+use super::desk::{self, Refused, SOON};
 use super::door::{Bounds, Door, Guest};
 use super::job;
 use super::ledger::Ledger;
@@ -163,40 +163,40 @@ async fn ticket<D: Backend>(
     Extension(guest): Extension<Arc<Guest>>,
     request: Request,
 ) -> Response {
-    let limit = shared.parts.limits.request_timeout;
-    in_time("ticket", limit, desk::ticket(&shared, &guest, request)).await
+    in_time("ticket", &shared, desk::ticket(&shared, &guest, request)).await
 }
 
 async fn report<D: Backend>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
-    let limit = shared.parts.limits.request_timeout;
-    in_time("report", limit, desk::report(&shared, request)).await
+    in_time("report", &shared, desk::report(&shared, request)).await
 }
 
 async fn registration<D: Backend>(
     State(shared): State<Arc<Shared<D>>>,
     request: Request,
 ) -> Response {
-    let limit = shared.parts.limits.request_timeout;
-    in_time("registration", limit, desk::registration(&shared, request)).await
+    in_time(
+        "registration",
+        &shared,
+        desk::registration(&shared, request),
+    )
+    .await
 }
 
 async fn bring_job<D: Backend>(State(shared): State<Arc<Shared<D>>>, request: Request) -> Response {
-    let limit = shared.parts.limits.request_timeout;
-    in_time("job-container", limit, job::bring(&shared, request)).await
+    in_time("job-container", &shared, job::bring(&shared, request)).await
 }
 
 async fn look_at_job<D: Backend>(
     State(shared): State<Arc<Shared<D>>>,
     request: Request,
 ) -> Response {
-    let limit = shared.parts.limits.request_timeout;
-    in_time("job-container-state", limit, job::look(&shared, request)).await
+    in_time("job-container-state", &shared, job::look(&shared, request)).await
 }
 
-async fn in_time(
+async fn in_time<D>(
     what: &'static str,
-    limit: Duration,
-    answer: impl Future<Output = Result<Response, Response>>,
+    shared: &Shared<D>,
+    answer: impl Future<Output = Result<Response, Refused>>,
 ) -> Response {
     let span = info_span!(
         "registrar",
@@ -205,10 +205,12 @@ async fn in_time(
         k8s.pod.name = Empty,
         http.response.status_code = Empty
     );
+    let limit = shared.parts.limits.request_timeout;
     let answer = tokio::time::timeout(limit, answer.instrument(span.clone()));
     let response = match answer.await {
-        Ok(Ok(response) | Err(response)) => response,
-        Err(_) => desk::timeout(),
+        Ok(Ok(response)) => response,
+        Ok(Err(refused)) => *refused,
+        Err(_) => *desk::timeout(),
     };
     span.record("http.response.status_code", response.status().as_u16());
     response

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::{JobContainers, JobImagePullPolicy};
-use gate_report::contract::{file, gate, script};
+use gate_report::contract::{command, file, gate, script};
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, EnvVar, PodSpec, Probe, ResourceRequirements, SecurityContext,
     Volume, VolumeMount,
@@ -86,7 +86,7 @@ fn of_the_job(
         name: GPU.to_owned(),
         image: Some(settings.gate_image.clone()),
         image_pull_policy: Some(pull_policy(jobs).to_owned()),
-        command: Some(vec![program, owned::JOB_COMMAND.to_owned()]),
+        command: Some(vec![program, command::JOB.to_owned()]),
         // Beside the main container, and ended with it.
         restart_policy: Some("Always".to_owned()),
         env: Some(env).filter(|all| !all.is_empty()),

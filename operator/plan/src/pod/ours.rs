@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::ManagedMemory;
-use gate_report::contract::{RUNNER_INIT_PROGRAM, TOKEN_FILE, gate};
+use gate_report::contract::{RUNNER_INIT_PROGRAM, TOKEN_FILE, command, gate};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ObjectFieldSelector, Probe,
     ResourceRequirements, SeccompProfile, SecurityContext,
@@ -46,14 +46,14 @@ pub(super) fn prepare(spec: &Spec, settings: &PodSettings, user: Option<i64>) ->
 pub(super) fn main(spec: &Spec, settings: &PodSettings, user: Option<i64>) -> Container {
     Container {
         name: MAIN.to_owned(),
-        command: Some(init("main")),
+        command: Some(init(MAIN)),
         // What the kubelet shows as started here has been online, whatever became of the agent since. An agent that ends
         // before this is asked says so itself.
         startup_probe: Some(Probe {
             period_seconds: Some(5),
             // No time is too long: the operator has its own deadlines, and the end needs no probe.
             failure_threshold: Some(i32::MAX),
-            ..probe(init("online"))
+            ..probe(init(command::ONLINE))
         }),
         volume_mounts: Some(vec![mount(owned::REGISTRATION, REGISTRATION_DIR, false)]),
         resources: Some(ResourceRequirements {

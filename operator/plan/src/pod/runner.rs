@@ -1,7 +1,7 @@
 //! The agent's container: how it starts, and how the kubelet sees how far it is. It is that of the GPUs, first the gate's,
 //! unless jobs bring their own: then it is the main one.
 
-use gate_report::contract::file;
+use gate_report::contract::{command, file};
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, ExecAction, Lifecycle, LifecycleHandler, Probe,
@@ -90,7 +90,7 @@ impl Place {
             return Self {
                 name: MAIN,
                 dir: AGENT_DIR,
-                command: owned::AGENT_COMMAND,
+                command: command::AGENT,
             };
         }
         Self {
@@ -212,7 +212,7 @@ pub(super) fn merge(agent: &mut Container, mut theirs: Container, place: Place) 
         let theirs = std::mem::take(command);
         let name = vec!["live".to_owned()];
         let online = place.shell(WHILE_ONLINE);
-        *command = [place.init(["hook"]), online, name, theirs].concat();
+        *command = [place.init([command::HOOK]), online, name, theirs].concat();
     }
     agent.merge_from(theirs);
 }
@@ -228,7 +228,7 @@ fn hold_back(handler: &mut LifecycleHandler, place: Place) {
         (None, exec) => exec.and_then(|exec| exec.command),
     };
     handler.exec = Some(ExecAction {
-        command: Some([place.init(["hook"]), command.unwrap_or_default()].concat()),
+        command: Some([place.init([command::HOOK]), command.unwrap_or_default()].concat()),
     });
 }
 

@@ -75,10 +75,6 @@ pub const JOB_VOLUMES: [&str; 4] = [AGENT_FILES, JOB_WORK, JOB_EXTERNALS, JOB_SH
 /// The pod's name for its claim of GPUs.
 pub const CLAIM: &str = "gpu";
 
-/// What our program is told to be in the main container, where that is the agent's: by this its pod is known.
-pub const AGENT_COMMAND: &str = "agent";
-/// What it is told to be in the container of the GPUs of such a pod.
-pub const JOB_COMMAND: &str = "job";
 /// What the name of a runner's pod is followed by in that of the Secret with what its job's containers need. Only a job
 /// makes one.
 pub const JOB_SECRET: &str = "-job";
