@@ -6,6 +6,7 @@
 
 mod checks;
 mod class;
+mod containers;
 mod jobs;
 mod schema;
 #[expect(
@@ -20,6 +21,7 @@ mod verification;
 
 pub use checks::*;
 pub use class::FailureClass;
+pub use containers::*;
 pub use jobs::*;
 pub use spec::*;
 pub use status::*;

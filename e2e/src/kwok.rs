@@ -21,7 +21,7 @@ const ANNOTATION: (&str, &str) = ("kwok.x-k8s.io/node", "fake");
 /// The annotation of pods whose gate is played by hand: it runs until somebody says otherwise.
 pub const GATE_BY_HAND: (&str, &str) = ("e2e.example.com/gate", "by-hand");
 /// What KWOK does with them. The weight puts it before the stage that makes every other pod ready at once.
-const GATED: &str = r#"
+const GATED: &str = r"
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
 metadata:
@@ -35,61 +35,11 @@ spec:
     - {key: .status.podIP, operator: DoesNotExist}
   weight: 1
   next:
-    statusTemplate: |
-      {{ $now := Now }}
-      conditions:
-      - type: Initialized
-        status: "True"
-        lastTransitionTime: {{ $now | Quote }}
-      - type: Ready
-        status: "False"
-        lastTransitionTime: {{ $now | Quote }}
-      - type: ContainersReady
-        status: "False"
-        lastTransitionTime: {{ $now | Quote }}
-      initContainerStatuses:
-      {{ range .spec.initContainers }}
-      - image: {{ .image | Quote }}
-        imageID: ""
-        name: {{ .name | Quote }}
-        restartCount: 0
-        {{ if eq .name "gpu" }}
-        ready: false
-        started: true
-        state:
-          running:
-            startedAt: {{ $now | Quote }}
-        {{ else }}
-        ready: true
-        started: false
-        state:
-          terminated:
-            exitCode: 0
-            finishedAt: {{ $now | Quote }}
-            reason: Completed
-            startedAt: {{ $now | Quote }}
-        {{ end }}
-      {{ end }}
-      containerStatuses:
-      {{ range .spec.containers }}
-      - image: {{ .image | Quote }}
-        imageID: ""
-        name: {{ .name | Quote }}
-        ready: false
-        restartCount: 0
-        started: false
-        state:
-          running:
-            startedAt: {{ $now | Quote }}
-      {{ end }}
-      hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
-      podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
-      phase: Running
-      startTime: {{ $now | Quote }}
-"#;
+    patches:
+";
 /// What KWOK does with all other runners' pods: the gate has passed, the image is the runner's, and the agent is idle, at
-/// once. It plays the registrar, too, since nobody else would change the image: last, since a pod that has an address already is not
-/// looked at again in between.
+/// once. It plays the registrar, too, since nobody else would change the image: last, since a pod that has an address already
+/// is not looked at again in between.
 const LET_IN: &str = r#"
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
@@ -106,15 +56,29 @@ spec:
   weight: 1
   next:
     patches:
+"#;
+const CHANGE_OF_THE_IMAGE: &str = r#"
+    - root: spec
+      type: strategic
+      template: |
+        initContainers:
+        - name: gpu
+          image: {{ index .metadata.annotations "cudarunner.dev/runner-image" | Quote }}
+"#;
+/// What both say of the containers. `READY` is whether the agent is, `RESTARTS` how often its container was started anew.
+const STATUS: &str = r#"
     - subresource: status
       root: status
       type: strategic
       template: |
         {{ $now := Now }}
         conditions:
-        {{ range $type := list "Initialized" "Ready" "ContainersReady" }}
-        - type: {{ $type | Quote }}
+        - type: Initialized
           status: "True"
+          lastTransitionTime: {{ $now | Quote }}
+        {{ range $type := list "Ready" "ContainersReady" }}
+        - type: {{ $type | Quote }}
+          status: {{ if READY }}"True"{{ else }}"False"{{ end }}
           lastTransitionTime: {{ $now | Quote }}
         {{ end }}
         initContainerStatuses:
@@ -122,14 +86,15 @@ spec:
         - image: {{ .image | Quote }}
           imageID: ""
           name: {{ .name | Quote }}
-          ready: true
           {{ if eq .name "gpu" }}
-          restartCount: 1
+          ready: READY
+          restartCount: RESTARTS
           started: true
           state:
             running:
               startedAt: {{ $now | Quote }}
           {{ else }}
+          ready: true
           restartCount: 0
           started: false
           state:
@@ -145,9 +110,9 @@ spec:
         - image: {{ .image | Quote }}
           imageID: ""
           name: {{ .name | Quote }}
-          ready: true
+          ready: READY
           restartCount: 0
-          started: true
+          started: READY
           state:
             running:
               startedAt: {{ $now | Quote }}
@@ -156,12 +121,6 @@ spec:
         podIP: {{ PodIPWith .spec.nodeName false ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
         phase: Running
         startTime: {{ $now | Quote }}
-    - root: spec
-      type: strategic
-      template: |
-        initContainers:
-        - name: gpu
-          image: {{ index .metadata.annotations "cudarunner.dev/runner-image" | Quote }}
 "#;
 /// GPUs of one simulated node.
 const GPUS: &str = "8";
@@ -190,7 +149,15 @@ pub fn start(dir: &Path, supervisor: &Supervisor, tools: &Tools) -> Result<()> {
     ] {
         program = program.arg(format!("--config={}", tools.kwok_stage(stage).display()));
     }
-    for (name, stage) in [("pod-gated", GATED), ("pod-let-in", LET_IN)] {
+    let status = |ready: &str, restarts: &str| {
+        let status = STATUS.replace("READY", ready);
+        status.replace("RESTARTS", restarts)
+    };
+    let let_in = [LET_IN, &status("true", "1"), CHANGE_OF_THE_IMAGE].concat();
+    for (name, stage) in [
+        ("pod-gated", [GATED, &status("false", "0")].concat()),
+        ("pod-let-in", let_in),
+    ] {
         let file = dir.join(format!("config/{name}.yaml"));
         fs::write(&file, stage)?;
         program = program.arg(format!("--config={}", file.display()));

@@ -11,6 +11,7 @@
 
 pub mod job;
 pub mod registrar;
+pub mod runner;
 
 use std::env;
 use std::path::{Path, PathBuf};

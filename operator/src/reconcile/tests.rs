@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarunner_crds::CudaRunner;
-use gate_report::{Report, Version};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -30,15 +29,11 @@ use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::per_pool::PerPool;
-use crate::registrar::{
-    Backend as _, CaStore, Decision, KnownRunner, PodIdentity, Policy, ServerNames,
-};
-use crate::registration::OperatorBackend;
+use crate::registrar::{CaStore, ServerNames};
 use crate::specs::Specs;
 use crate::watch::Waker;
 use crate::watch::objects::{Breadth, Objects};
 use crate::watch::pods::Pods;
-use crate::watch::pools::key_of;
 use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
@@ -324,7 +319,7 @@ async fn a_pool_that_never_registered_is_let_go_at_once() {
 }
 
 /// Whether the metrics have this line; all of them if not.
-fn shows(ctx: &Context, line: &str) -> Result<(), String> {
+pub(crate) fn shows(ctx: &Context, line: &str) -> Result<(), String> {
     let page = ctx.metrics_page();
     let found = page.lines().any(|l| l == line);
     found.then_some(()).ok_or(page)
@@ -482,53 +477,4 @@ async fn a_failure_is_counted_once_when_the_status_holds_it() {
         r#"cudarunner_pool_condition{namespace="ci",pool="pool",condition="Stalled"} 1"#,
     )
     .unwrap();
-}
-
-#[tokio::test]
-async fn a_gate_that_asks_again_is_counted_once() {
-    let cluster = Cluster::default();
-    let ctx = context(&cluster).await;
-    let backend = OperatorBackend::new(
-        Arc::clone(&ctx),
-        Arc::new(Waker::new().0),
-        ctx.client.clone(),
-    );
-    let pod = |uid: &str| PodIdentity {
-        namespace: "ci".to_owned(),
-        name: "pool-aaaaa".to_owned(),
-        uid: uid.to_owned(),
-        node: None,
-    };
-    let any = Version::new(0, 0);
-    let runner = KnownRunner {
-        pool: key_of(&fixture::resource()),
-        policy: Policy {
-            devices: Some(1),
-            min_compute_capability: any,
-            min_cuda_version: any,
-            require_managed_memory: false,
-            require_preflight: false,
-            pod: "pool-aaaaa".to_owned(),
-            node: None,
-        },
-        image: None,
-        let_in: false,
-        takes_containers: false,
-    };
-    let line = |count| {
-        format!(
-            r#"cudarunner_gate_outcomes_total{{namespace="ci",pool="pool",class="",code="",product=""}} {count}"#
-        )
-    };
-    let report = Report::new("0");
-    for _ in 0..2 {
-        backend
-            .note_report(&pod("1"), &runner, &report, &Decision::Admit)
-            .await;
-        shows(&ctx, &line(1)).unwrap();
-    }
-    backend
-        .note_report(&pod("2"), &runner, &report, &Decision::Admit)
-        .await;
-    shows(&ctx, &line(2)).unwrap();
 }

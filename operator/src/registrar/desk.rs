@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use gate_report::Report;
 use gate_report::wire::{self, MAX_BODY, Refusal};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -24,7 +24,13 @@ use super::{
 };
 
 /// An answer other than the one that was asked for. It is large, and most requests have none.
-pub(super) type Refused = Box<Response>;
+pub(super) struct Refused(Box<Response>);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        *self.0
+    }
+}
 
 /// When a pod asks again that the stores do not show yet as it is, or whose other request is under way.
 pub(super) const SOON: Duration = Duration::from_secs(1);
@@ -357,16 +363,15 @@ pub(super) fn refuse(status: StatusCode, reason: &str, message: String) -> Refus
         reason: reason.to_owned(),
         message,
     };
-    Box::new((status, axum::Json(refusal)).into_response())
+    Refused(Box::new((status, axum::Json(refusal)).into_response()))
 }
 
 /// A refusal that time may fix.
 pub(super) fn retry(status: StatusCode, reason: &str, message: &str, after: Duration) -> Refused {
-    let mut response = refuse(status, reason, message.to_owned());
+    let mut refused = refuse(status, reason, message.to_owned());
     // Whole seconds, and never none: a client would ask again at once.
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
-    response
+    let headers = refused.0.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    refused
 }

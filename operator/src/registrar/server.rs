@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use gate_report::wire;
@@ -209,8 +209,8 @@ async fn in_time<D>(
     let answer = tokio::time::timeout(limit, answer.instrument(span.clone()));
     let response = match answer.await {
         Ok(Ok(response)) => response,
-        Ok(Err(refused)) => *refused,
-        Err(_) => *desk::timeout(),
+        Ok(Err(refused)) => refused.into_response(),
+        Err(_) => desk::timeout().into_response(),
     };
     span.record("http.response.status_code", response.status().as_u16());
     response

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::*;
-use crate::reconcile::tests::{Cluster, context};
+use crate::reconcile::tests::{Cluster, context, shows};
 use cuda_runner_plan::{Access, fixture};
 
 fn pod() -> PodIdentity {
@@ -251,4 +251,32 @@ async fn a_restarted_operator_knows_from_the_pod_that_its_gate_has_passed() {
     let plain = shown("runner:1", &json!({"running": {}}), 1, true);
     ctx.pods.apply(&serde_json::from_value(plain).unwrap());
     assert_eq!(backend.job_runner(&pod()).await, RunnerLookup::Unknown);
+}
+
+#[tokio::test]
+async fn a_gate_that_asks_again_is_counted_once() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let backend = backend(&ctx);
+    let asks = |uid: &str| PodIdentity {
+        uid: uid.to_owned(),
+        ..pod()
+    };
+    let runner = known(None, false);
+    let line = |count| {
+        format!(
+            r#"cudarunner_gate_outcomes_total{{namespace="ci",pool="pool",class="",code="",product=""}} {count}"#
+        )
+    };
+    let report = Report::new("0");
+    for _ in 0..2 {
+        backend
+            .note_report(&asks("1"), &runner, &report, &Decision::Admit)
+            .await;
+        shows(&ctx, &line(1)).unwrap();
+    }
+    backend
+        .note_report(&asks("2"), &runner, &report, &Decision::Admit)
+        .await;
+    shows(&ctx, &line(2)).unwrap();
 }
