@@ -118,8 +118,6 @@ pub const AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
 
 /// Label: who manages a pod, by Kubernetes' convention.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// The value of [`MANAGED_BY`].
-pub const MANAGER: &str = "cuda-runner-operator";
 
 /// Whether a label or an annotation is the project's own.
 #[must_use]
