@@ -24,7 +24,8 @@ use crate::{
     cluster::Cluster,
     helm::{self, Helm, NAMESPACE, RELEASE},
     images::{self, Profile},
-    node, process,
+    node,
+    process::{self, Identity},
     supervisor::Program,
     wait::wait_for,
 };
@@ -103,21 +104,7 @@ async fn helm(
 
 /// Kills the operator's processes where they stand, and its pods with them; waits until as many others are ready.
 pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let names = async || {
-        let ready = pods
-            .list(&ListParams::default())
-            .await?
-            .items
-            .into_iter()
-            .filter(is_ready);
-        anyhow::Ok(
-            ready
-                .filter_map(|pod| pod.metadata.name)
-                .collect::<Vec<_>>(),
-        )
-    };
-    let killed = names().await?;
+    let killed = ready_pods(client).await?;
     for pod in &killed {
         kill_pod(cluster, client, pod).await?;
     }
@@ -126,7 +113,7 @@ pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
         "another operator to be ready",
         Duration::from_secs(90),
         async || {
-            let others = names()
+            let others = ready_pods(client)
                 .await?
                 .iter()
                 .filter(|name| !killed.contains(name))
@@ -149,16 +136,41 @@ pub fn is_ready(pod: &Pod) -> bool {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// Stops the operator's processes where they stand: they answer nobody, until [`kill`] ends them.
+pub async fn freeze(cluster: &Cluster, client: &Client) -> Result<()> {
+    for pod in ready_pods(client).await? {
+        for process in processes(cluster, client, &pod).await?.1 {
+            process.signal(Signal::STOP);
+        }
+    }
+    Ok(())
+}
+
+/// The names of the operator's pods that are ready.
+async fn ready_pods(client: &Client) -> Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let all = pods.list(&ListParams::default()).await?.items;
+    let ready = all.into_iter().filter(is_ready);
+    Ok(ready.filter_map(|pod| pod.metadata.name).collect())
+}
+
+/// The uid of one of the operator's pods, and its processes.
+async fn processes(
+    cluster: &Cluster,
+    client: &Client,
+    pod: &str,
+) -> Result<(String, Vec<Identity>)> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let uid = pods.get(pod).await?.metadata.uid;
+    let uid = uid.context("a pod without uid")?;
+    let processes = process::in_pod(&cluster.cgroup(), &uid);
+    Ok((uid, processes))
+}
+
 /// Kills one of the operator's processes, and its pod: a container that is started again would wait ever longer.
 pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let uid = pods
-        .get(pod)
-        .await?
-        .metadata
-        .uid
-        .context("a pod without uid")?;
-    let processes = process::in_pod(&cluster.cgroup(), &uid);
+    let (uid, processes) = processes(cluster, client, pod).await?;
     pods.delete(pod, &DeleteParams::default().grace_period(0))
         .await?;
     for process in processes {
