@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gate_report::Version;
 use gate_report::contract::{self, gate};
 use gate_report::preflight::Wanted;
+use gate_report::{Version, time};
 
-use crate::manual;
+use crate::{host, manual};
 
 /// Proves that GPUs compute.
 #[derive(Debug, Parser)]
@@ -38,6 +38,12 @@ pub(crate) enum Command {
     /// The test itself, in the supervisor's child process.
     #[command(hide = true)]
     Child(TestArgs),
+    /// Opens a device file, in another child; the exit code is the error's number.
+    #[command(hide = true)]
+    Open {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// `check`.
@@ -102,44 +108,75 @@ pub(crate) struct TestArgs {
     /// Folder of the device files.
     #[arg(long, env = "CUDA_SMOKE_DEV_DIR", default_value = "/dev", hide = true)]
     pub(crate) dev_dir: PathBuf,
+    /// Folder of the control group.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_CGROUP_DIR",
+        default_value = "/sys/fs/cgroup",
+        hide = true
+    )]
+    pub(crate) cgroup_dir: PathBuf,
+    /// What stands before the folders in which the driver's library is looked for.
+    #[arg(
+        long,
+        env = "CUDA_SMOKE_LIBRARY_ROOT",
+        default_value = "/",
+        hide = true
+    )]
+    pub(crate) library_root: PathBuf,
 }
 
-/// Deadlines of one try; a second try has as much again.
+/// Deadlines of one try; whatever is tried again may take as much again.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Limits {
-    /// Longest time until the driver is up, in seconds [default: --timeout where it is given, otherwise 30]
+    /// Longest time until the driver is up, in seconds [default: that of --timeout]
     #[arg(long, env = "CUDA_SMOKE_STARTUP_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) startup_timeout: Option<Duration>,
-    /// Longest time for the test of one device, in seconds.
-    #[arg(long, env = "CUDA_SMOKE_TEST_TIMEOUT_SECONDS", default_value = "10", value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) test_timeout: Duration,
-    /// Longest time for all of it, start-up included, in seconds [default: no limit of its own]
+    /// Longest time for the test of one device, in seconds [default: a third of --timeout, at least 10]
+    #[arg(long, env = "CUDA_SMOKE_TEST_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) test_timeout: Option<Duration>,
+    /// Longest time for all of it on one device, in seconds; each further device adds the time of one test [default: 30, and
+    /// more on a busy host]
     #[arg(long, env = gate::TIMEOUT_SECONDS, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
+    /// How long a busy device, or a service that starts, is waited for and tried again, in seconds, within --timeout.
+    #[arg(long, env = "CUDA_SMOKE_WAIT_SECONDS", default_value = "15", value_name = "SECONDS", value_parser = pause)]
+    pub(crate) wait: Duration,
+}
+
+/// The limits for a number of devices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Times {
+    /// Until the driver is up.
+    pub(crate) startup: Duration,
+    /// For the test of one device.
+    pub(crate) test: Duration,
+    /// For one try at all of it, where that was set.
+    pub(crate) whole: Option<Duration>,
+    /// From the first start on, for new tries at what may be over in a moment.
+    pub(crate) patience: Duration,
 }
 
 impl Limits {
-    /// Until the driver is up.
-    pub(crate) fn startup(&self) -> Duration {
-        self.within(
-            self.startup_timeout
-                .or(self.timeout)
-                .unwrap_or(STARTUP_TIMEOUT),
-        )
-    }
-
-    /// For the test of one device.
-    pub(crate) fn test(&self) -> Duration {
-        self.within(self.test_timeout)
-    }
-
-    fn within(&self, limit: Duration) -> Duration {
-        self.timeout.map_or(limit, |whole| whole.min(limit))
+    fn times(&self, devices: u32) -> Times {
+        let seconds = self
+            .timeout
+            .map_or(time::DEFAULT_SECONDS, |limit| limit.as_secs());
+        let of_a_try = Duration::from_secs(time::of_a_try(seconds, devices));
+        let of_a_test = Duration::from_secs(time::of_a_test(seconds));
+        let whole = self.timeout.map(|_| of_a_try);
+        let within = |limit: Duration| whole.map_or(limit, |whole| whole.min(limit));
+        Times {
+            startup: within(self.startup_timeout.unwrap_or(of_a_try)),
+            test: within(self.test_timeout.unwrap_or(of_a_test)),
+            whole,
+            patience: within(self.wait),
+        }
     }
 }
 
-/// A cold device needs some seconds, and a node that has just started a driver many more.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// More devices than a node has: what is asked for must not become a time that no clock can count.
+const MOST_DEVICES: u32 = 256;
 
 /// Where the pod's files are, and whom it asks.
 #[derive(Debug, Args)]
@@ -242,16 +279,34 @@ impl TestArgs {
         .into_iter()
         .flat_map(|(name, value)| [name.into(), value.into()])
         .collect();
+        for (name, folder) in [
+            ("--dev-dir", &self.dev_dir),
+            ("--library-root", &self.library_root),
+        ] {
+            line.extend([name.into(), folder.into()]);
+        }
         if let Some(count) = self.expected_devices {
             line.extend(["--expected-devices".into(), count.to_string().into()]);
         }
         if let Some(floor) = self.min_copy_gib_per_second {
             line.extend(["--min-copy-gib-per-second".into(), floor.to_string().into()]);
         }
-        if self.shared {
+        if self.is_shared() {
             line.push("--shared".into());
         }
         line
+    }
+
+    /// Whether others use the GPUs too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared || host::has_mps()
+    }
+
+    /// The limits, for as many devices as the container was given.
+    pub(crate) fn times(&self) -> Times {
+        let files = u32::try_from(host::device_files(&self.dev_dir).len()).unwrap_or(u32::MAX);
+        let devices = files.max(self.expected_devices.unwrap_or(1));
+        self.limits.times(devices.min(MOST_DEVICES))
     }
 }
 
@@ -263,11 +318,23 @@ fn version(text: &str) -> Result<Version, &'static str> {
         .map_err(|_| "write it as two numbers with a dot, such as 7.0")
 }
 
+/// Longer than anybody waits for a GPU.
+const LONGEST: u64 = 24 * 60 * 60;
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err("write a whole number of seconds, at least 1".into()),
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Ok(seconds @ 1..=LONGEST) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!(
+            "write a whole number of seconds from 1 to {LONGEST}"
+        )),
     }
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    seconds(text)
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -304,26 +371,41 @@ mod tests {
     }
 
     #[test]
-    fn start_up_and_test_have_limits_of_their_own_within_the_whole() {
-        let limits = |line: &[&str]| {
-            let line = ["cuda-smoke", "check"].iter().chain(line);
+    fn the_limits_follow_from_one_figure_and_the_number_of_devices() {
+        let times = |line: &str, devices| {
+            let line = ["cuda-smoke", "check"]
+                .into_iter()
+                .chain(line.split_whitespace());
             let Command::Check(check) = Cli::try_parse_from(line).unwrap().command else {
                 panic!("not a check")
             };
-            let limits = check.test.limits;
-            (limits.startup().as_secs(), limits.test().as_secs())
+            let times = check.test.limits.times(devices);
+            let whole = times.whole.map(|whole| whole.as_secs());
+            let [startup, test, patience] =
+                [times.startup, times.test, times.patience].map(|limit| limit.as_secs());
+            (startup, test, whole, patience)
         };
-        assert_eq!(limits(&[]), (30, 10));
-        assert_eq!(limits(&["--timeout", "120"]), (120, 10));
-        assert_eq!(limits(&["--timeout", "5"]), (5, 5));
+        assert_eq!(times("", 1), (30, 10, None, 15));
+        assert_eq!(times("", 8), (100, 10, None, 15));
+        assert_eq!(times("--timeout 30", 8), (100, 10, Some(100), 15));
+        assert_eq!(times("--timeout 120", 1), (120, 40, Some(120), 15));
+        assert_eq!(times("--timeout 5", 1), (5, 5, Some(5), 5));
         assert_eq!(
-            limits(&["--startup-timeout", "60", "--test-timeout", "20"]),
-            (60, 20)
+            times("--startup-timeout 60 --test-timeout 20 --wait 0", 2),
+            (60, 20, None, 0)
         );
         assert_eq!(
-            limits(&["--startup-timeout", "60", "--timeout", "40"]),
-            (40, 10)
+            times("--startup-timeout 60 --timeout 40", 1),
+            (40, 14, Some(40), 15)
         );
+    }
+
+    #[test]
+    fn no_limit_is_too_long_for_a_clock() {
+        for wrong in ["0", "-1", "86401", "18446744073709551615", "soon"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(pause("0"), Ok(Duration::ZERO));
     }
 
     #[test]
@@ -344,6 +426,10 @@ mod tests {
             "8",
             "--min-copy-gib-per-second",
             "2.5",
+            "--dev-dir",
+            "/elsewhere/dev",
+            "--library-root",
+            "/elsewhere",
         ];
         let Command::Check(check) = Cli::try_parse_from(line).unwrap().command else {
             panic!("not a check")
@@ -358,6 +444,8 @@ mod tests {
         assert_eq!(test.managed_memory, ManagedMemory::Require);
         assert!(test.shared);
         assert_eq!(test.memory_walk_mib, 8);
+        assert_eq!(test.dev_dir, PathBuf::from("/elsewhere/dev"));
+        assert_eq!(test.library_root, PathBuf::from("/elsewhere"));
         assert_eq!(test.min_copy_gib_per_second, Some(2.5));
         assert_eq!(test.min_compute_capability.to_string(), "8.0");
         assert_eq!(test.min_cuda_version.to_string(), "12.4");

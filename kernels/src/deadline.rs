@@ -16,7 +16,7 @@ pub(crate) struct Deadline {
     /// What each thread of the process had waited for a CPU when the step began.
     waited: HashMap<OsString, Duration>,
     /// How long the step may take.
-    pub(crate) limit: Duration,
+    limit: Duration,
     /// How long the process has waited for a CPU in this step, when one last looked.
     pub(crate) starved: Duration,
     end: Instant,
@@ -51,6 +51,11 @@ impl Deadline {
             .map(|(thread, all)| all.saturating_sub(before(thread)));
         self.starved = waits.max().unwrap_or_default().max(self.starved);
         self.left().is_zero()
+    }
+
+    /// How long one has waited for the end of the step.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// Whether the process waited for a CPU for most of the step.

@@ -1,8 +1,9 @@
 //! What the container shows of the driver outside its library.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use gate_report::contract::gate;
 use gate_report::{Driver, DriverModel};
 
 /// Looks at the device files and at the kernel module's version.
@@ -27,19 +28,50 @@ fn driver_model(dev: &Path) -> Option<DriverModel> {
     }
 }
 
-/// `/dev/nvidia0` and so on, or WSL2's `/dev/dxg`. `nvidiactl` alone is no device.
+/// `/dev/nvidia0` and so on, or WSL2's `/dev/dxg`.
 fn has_device_files(dev: &Path) -> bool {
-    let is_device = |name: &str| {
-        name == "dxg"
-            || name.strip_prefix("nvidia").is_some_and(|number| {
-                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-            })
-    };
-    fs::read_dir(dev).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.file_name().to_str().is_some_and(is_device))
-    })
+    dev.join("dxg").exists() || !device_files(dev).is_empty()
+}
+
+/// `/dev/nvidia0` and so on, by their numbers: one for each GPU that the container was given. `nvidiactl` is no device.
+pub(crate) fn device_files(dev: &Path) -> Vec<PathBuf> {
+    let number = |name: &str| name.strip_prefix("nvidia")?.parse::<u32>().ok();
+    let entries = fs::read_dir(dev).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries
+        .filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path())))
+        .collect();
+    files.sort_unstable();
+    files.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Whether the environment hides devices from every program of CUDA's.
+pub(crate) fn hides_devices() -> bool {
+    std::env::var_os("CUDA_VISIBLE_DEVICES").is_some()
+}
+
+/// Whether the device plugin says that the GPU is shared by MPS.
+pub(crate) fn has_mps() -> bool {
+    gate::OF_THE_DEVICE
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+}
+
+/// How often the kernel has killed a process of this container because it was out of memory; `None` where it does not count.
+///
+/// Control groups v2: `memory.events`; v1: `memory.oom_control` (`Documentation/admin-guide/cgroup-v2.rst`, `cgroup-v1/memory.rst`).
+pub(crate) fn memory_kills(cgroup: &Path) -> Option<u64> {
+    let text = fs::read_to_string(cgroup.join("memory.events"))
+        .or_else(|_| fs::read_to_string(cgroup.join("memory/memory.oom_control")));
+    let text = text.ok()?;
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count?.trim().parse().ok()
+}
+
+/// The container's memory limit in bytes, where it has one of its own.
+pub(crate) fn memory_limit(cgroup: &Path) -> Option<u64> {
+    let text = fs::read_to_string(cgroup.join("memory.max"))
+        .or_else(|_| fs::read_to_string(cgroup.join("memory/memory.limit_in_bytes")));
+    text.ok()?.trim().parse().ok()
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue …` → `580.95.05`.
@@ -76,7 +108,13 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("nvidiactl"), "").unwrap();
         assert!(!has_device_files(&dir));
-        fs::write(dir.join("nvidia0"), "").unwrap();
+        for name in ["nvidia10", "nvidia2", "nvidia-uvm", "nvidia2a"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
+        assert_eq!(
+            device_files(&dir),
+            [dir.join("nvidia2"), dir.join("nvidia10")]
+        );
         assert!(has_device_files(&dir));
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -11,6 +11,7 @@ mod args;
 mod check;
 mod child;
 mod deadline;
+mod device_files;
 mod egress;
 mod gate;
 mod host;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         args::Command::Prepare(prepare) => prepare::run(&prepare),
         args::Command::Gate(gate) => gate::run(&gate),
         args::Command::Child(test) => child::run(&test),
+        args::Command::Open { path } => device_files::open(&path),
     };
     ExitCode::from(code)
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+pub(crate) use gate_report::Cause;
 use gate_report::{Device, Finding, Step, Warning};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,11 @@ pub(crate) enum Event {
     /// A call into the driver begins. If no other line follows, this is the call that never came back.
     Calling(Place),
     /// The driver's library was loaded.
-    Library { path: Option<String> },
+    Library {
+        path: Option<String>,
+        /// Others that are there and were not loaded.
+        others: Vec<String>,
+    },
     /// The driver reported its version.
     CudaVersion { version: String },
     /// How long `cuInit` took.
@@ -60,18 +65,11 @@ impl Stop {
     }
 }
 
-/// The driver's code, or what the gate saw itself.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Cause {
-    Code(i32),
-    Finding(Finding),
-}
-
 /// Sends events to the supervisor.
 pub(crate) fn send(event: &Event) {
-    if let Ok(mut line) = serde_json::to_vec(event) {
-        line.push(b'\n');
+    if let Ok(json) = serde_json::to_vec(event) {
+        // A library may have printed something without an end of its line.
+        let line = [b"\n", json.as_slice(), b"\n"].concat();
         // One write for each line. Without a reader there is nobody left to tell.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(&line).and_then(|()| out.flush());

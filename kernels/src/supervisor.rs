@@ -1,5 +1,6 @@
 //! Runs the test in a child process, survives whatever happens to it, and makes the report.
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,14 +9,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gate_report::{
-    Class, Context, Driver, Failure, Fault, Finding, Outcome, Report, Step, Warning, fault, finding,
+    Again, Cause, Class, Context, Device, Driver, Failure, Fault, Finding, Next, Outcome, Report,
+    Step, Tries, Warning, Which,
 };
 
-use crate::args::TestArgs;
+use crate::args::{TestArgs, Times};
 use crate::deadline::Deadline;
-use crate::host;
-use crate::protocol::{Cause, Event, Place, Stop};
+use crate::protocol::{Event, Place, Stop};
 use crate::times::milliseconds;
+use crate::{device_files, host};
 
 /// How long a killed child may take to vanish. One that is stuck in the kernel never does; it is left behind.
 const REAP: Duration = Duration::from_secs(2);
@@ -28,14 +30,7 @@ pub(crate) fn test(args: &TestArgs) -> Report {
         driver: Some(host::driver(&args.dev_dir)),
         ..Report::new(env!("CARGO_PKG_VERSION"))
     };
-    if let Err(first) = attempt(args, &mut report) {
-        let fault = first.meaning(args, &report, false);
-        if fault.retry {
-            retry(args, &mut report, &first, fault);
-        } else {
-            report.failure = Some(first.failure(fault, &report));
-        }
-    }
+    report.failure = until_verdict(args, &mut report, started);
     report.outcome = match report.failure {
         None => Outcome::Passed,
         Some(_) => Outcome::Failed,
@@ -44,35 +39,90 @@ pub(crate) fn test(args: &TestArgs) -> Report {
     report
 }
 
-/// Looks a second time, in a new process: an error after a launch poisons the first one, and a fault that does not
-/// come back blames nobody.
-fn retry(args: &TestArgs, report: &mut Report, first: &Stop, fault: Fault) {
-    report.attempts = 2;
-    report.devices.clear();
-    report.warnings.clear();
-    match attempt(args, report) {
-        Ok(()) => report.warnings.push(Warning {
-            reason: "PassedOnRetry".into(),
-            message: format!(
-                "The first try failed ({}: {}). {} A second try in a new process passed.",
-                first.place.step, first.detail, fault.meaning
-            ),
-            device: first.place.device,
-        }),
-        Err(second) => {
-            let fault = second.meaning(args, report, true);
-            report.failure = Some(second.failure(fault, report));
+/// A try that failed, and was followed by another.
+struct Earlier {
+    stop: Box<Stop>,
+    meaning: &'static str,
+    /// What was known of the devices.
+    devices: Vec<Device>,
+}
+
+/// Tries until the devices pass or a failure stands: each time in a new process, because an error after a launch poisons
+/// its own.
+fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Option<Failure> {
+    let times = args.times();
+    let mut tries = Tries::new(times.patience);
+    let mut earlier: Option<Earlier> = None;
+    loop {
+        let Err(mut stop) = attempt(args, times, report, started) else {
+            report.warnings.extend(earlier.map(passed_on_retry));
+            return None;
+        };
+        device_files::explain(&mut stop, &args.dev_dir);
+        let context = stop.context(args, report);
+        match tries.failed(stop.cause, context, started.elapsed()) {
+            Next::Again(pause) => {
+                thread::sleep(pause);
+                report.attempts += 1;
+                report.warnings.clear();
+                earlier = Some(Earlier {
+                    meaning: stop.cause.meaning(context).meaning,
+                    stop,
+                    devices: std::mem::take(&mut report.devices),
+                });
+            }
+            Next::Stands(Which::Last, fault) => {
+                let mut failure = stop.failure(fault, report);
+                if fault.again == Again::Wait && earlier.is_some() {
+                    let patience = times.patience.as_secs();
+                    // A string takes everything.
+                    let _ = write!(
+                        failure.message,
+                        " It was so for all of the {patience} s that the gate waits."
+                    );
+                }
+                return Some(failure);
+            }
+            Next::Stands(Which::First, fault) => {
+                let first = earlier?;
+                report.devices = first.devices;
+                let mut failure = first.stop.failure(fault, report);
+                let second = &stop.detail;
+                let _ = write!(
+                    failure.message,
+                    " A second try in a new process failed as well: {second}."
+                );
+                return Some(failure);
+            }
         }
     }
 }
 
+fn passed_on_retry(earlier: Earlier) -> Warning {
+    let Earlier { stop, meaning, .. } = earlier;
+    Warning {
+        reason: "PassedOnRetry".into(),
+        message: format!(
+            "A try failed ({}: {}). {meaning} The next one, in a new process, passed.",
+            stop.place.step, stop.detail
+        ),
+        device: stop.place.device,
+    }
+}
+
 /// One child, from start to end.
-fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
+fn attempt(
+    args: &TestArgs,
+    times: Times,
+    report: &mut Report,
+    started: Instant,
+) -> Result<(), Box<Stop>> {
     let mut last = Place {
         step: Step::Start,
         call: None,
         device: None,
     };
+    let kills = host::memory_kills(&args.cgroup_dir);
     let mut child = start(args).map_err(|error| {
         Stop::found(
             last.clone(),
@@ -81,16 +131,19 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
         )
     })?;
     let events = listen(&mut child);
-    let whole = args.limits.timeout.map(|limit| Instant::now() + limit);
+    // All tries together take no longer than two.
+    let whole = times
+        .whole
+        .map(|limit| (Instant::now() + limit).min(started + limit * 2));
     let within = |limit| Deadline::new(child.id(), limit, whole);
     // Start-up first; then anew for each device.
-    let mut deadline = within(args.limits.startup());
+    let mut deadline = within(times.startup);
     let mut verdict = None;
     let ended = loop {
         match events.recv_timeout(deadline.left()) {
             Ok(Event::Calling(place)) => {
                 if place.device != last.device {
-                    deadline = within(args.limits.test());
+                    deadline = within(times.test);
                 }
                 last = place;
             }
@@ -101,7 +154,7 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
             }
             Ok(event) => {
                 if matches!(event, Event::Initialised { .. }) {
-                    deadline = within(args.limits.test());
+                    deadline = within(times.test);
                 }
                 note(event, report);
             }
@@ -110,17 +163,19 @@ fn attempt(args: &TestArgs, report: &mut Report) -> Result<(), Box<Stop>> {
             Err(RecvTimeoutError::Timeout) => {}
         }
     };
-    let status = if ended {
-        reap(&mut child, Instant::now() + deadline.left())
-    } else {
-        None
-    };
+    let status = ended
+        .then(|| reap(&mut child, Instant::now() + deadline.left()))
+        .flatten();
     if status.is_none() {
         // Refused only when it is gone already.
         let _ = child.kill();
         reap(&mut child, Instant::now() + REAP);
     }
-    verdict.unwrap_or_else(|| Err(without_verdict(&last, status, &deadline).into()))
+    verdict.unwrap_or_else(|| {
+        let killed = host::memory_kills(&args.cgroup_dir) > kills;
+        let limit = killed.then(|| host::memory_limit(&args.cgroup_dir));
+        Err(without_verdict(&last, status, &deadline, limit).into())
+    })
 }
 
 fn start(args: &TestArgs) -> std::io::Result<Child> {
@@ -168,7 +223,10 @@ fn reap(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
 fn note(event: Event, report: &mut Report) {
     let driver = report.driver.get_or_insert_with(Driver::default);
     match event {
-        Event::Library { path } => driver.library = path,
+        Event::Library { path, others } => {
+            driver.library = path;
+            driver.other_libraries = others;
+        }
         Event::CudaVersion { version } => driver.cuda_version = Some(version),
         Event::Initialised { ms } => report.timings.init_ms = ms,
         Event::Device(device) => match report
@@ -184,52 +242,73 @@ fn note(event: Event, report: &mut Report) {
     }
 }
 
-/// The child is gone, or had to be killed, and said nothing of why.
-fn without_verdict(last: &Place, status: Option<ExitStatus>, deadline: &Deadline) -> Stop {
+/// The child is gone, or had to be killed, and said nothing of why. `limit` is the container's memory limit, where the
+/// kernel killed for it.
+#[expect(
+    clippy::option_option,
+    reason = "killed for memory, and with a limit that can be read"
+)]
+fn without_verdict(
+    last: &Place,
+    status: Option<ExitStatus>,
+    deadline: &Deadline,
+    limit: Option<Option<u64>>,
+) -> Stop {
     /// Rust's exit code for a panic.
     const PANICKED: i32 = 101;
     let doing = match &last.call {
         Some(call) => format!("in {call}"),
         None => format!("at the step \"{}\"", last.step),
     };
-    match status {
-        None if deadline.was_starved() => Stop::found(
-            last.clone(),
-            Finding::Starved,
+    let found = |finding, text| Stop::found(last.clone(), finding, text);
+    let Some(status) = status else {
+        return no_answer(last, &doing, deadline);
+    };
+    match (status.signal(), status.code(), limit) {
+        (Some(libc::SIGKILL), _, Some(limit)) => {
+            let limit = limit.map_or_else(
+                || "the container's memory limit".to_owned(),
+                |bytes| format!("the container's memory limit of {} MiB", bytes >> 20),
+            );
+            found(
+                Finding::OutOfMemoryKill,
+                format!("the kernel killed the test process {doing}, at {limit}"),
+            )
+        }
+        (Some(signal), ..) => found(
+            Finding::Crash,
             format!(
-                "no answer {doing}, and for {} s of the time there was no CPU for the test",
-                deadline.starved.as_secs()
+                "the test process died of signal {signal} ({}) {doing}",
+                signal_name(signal)
             ),
         ),
-        None => Stop::found(
-            last.clone(),
-            Finding::Hang,
-            format!("no answer {doing} within {} s", deadline.limit.as_secs()),
+        (None, Some(PANICKED), _) => found(
+            Finding::Internal,
+            format!("the test process panicked {doing}"),
         ),
-        Some(status) => match (status.signal(), status.code()) {
-            (Some(signal), _) => Stop::found(
-                last.clone(),
-                Finding::Crash,
-                format!(
-                    "the test process died of signal {signal} ({}) {doing}",
-                    signal_name(signal)
-                ),
+        (None, code, _) => found(
+            Finding::UnexpectedExit,
+            format!(
+                "the test process exited with code {} {doing}",
+                code.unwrap_or_default()
             ),
-            (None, Some(PANICKED)) => Stop::found(
-                last.clone(),
-                Finding::Internal,
-                format!("the test process panicked {doing}"),
-            ),
-            (None, code) => Stop::found(
-                last.clone(),
-                Finding::UnexpectedExit,
-                format!(
-                    "the test process exited with code {} {doing}",
-                    code.unwrap_or_default()
-                ),
-            ),
-        },
+        ),
     }
+}
+
+/// The child had to be killed.
+fn no_answer(last: &Place, doing: &str, deadline: &Deadline) -> Stop {
+    // The true wait: a limit is longer where there was no CPU, and shorter where the whole was over.
+    let waited = deadline.elapsed().as_secs_f64().round().max(1.0);
+    if deadline.was_starved() {
+        let starved = deadline.starved.as_secs();
+        let text = format!(
+            "no answer {doing} within {waited} s, and for {starved} s of them there was no CPU for the test"
+        );
+        return Stop::found(last.clone(), Finding::Starved, text);
+    }
+    let text = format!("no answer {doing} within {waited} s");
+    Stop::found(last.clone(), Finding::Hang, text)
 }
 
 fn signal_name(signal: i32) -> &'static str {
@@ -245,21 +324,18 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
+/// Codes that may be about the library that was loaded: another may be the right one.
+const OF_LIBRARIES: [i32; 7] = [34, 36, 227, 302, 303, 803, 804];
+
 impl Stop {
-    /// What this means, by the table.
-    fn meaning(&self, args: &TestArgs, report: &Report, retried: bool) -> Fault {
-        let context = Context {
-            step: self.place.step,
-            shared: args.shared || self.is_of_slice(report),
-            device_files: report
-                .driver
-                .as_ref()
-                .is_some_and(|driver| driver.device_files),
-            retried,
-        };
-        match self.cause {
-            Cause::Code(code) => fault(code, context),
-            Cause::Finding(what) => finding(what, context),
+    /// What changes its meaning.
+    fn context(&self, args: &TestArgs, report: &Report) -> Context {
+        let driver = report.driver.as_ref();
+        Context {
+            shared: args.is_shared() || self.is_of_slice(report),
+            mps: host::has_mps(),
+            device_files: driver.is_some_and(|driver| driver.device_files),
+            ..Context::at(self.place.step)
         }
     }
 
@@ -279,6 +355,13 @@ impl Stop {
             && !driver.uvm_file
         {
             message.push_str(" /dev/nvidia-uvm is not in the container.");
+        }
+        if let (Cause::Code(code), Some(driver)) = (self.cause, &report.driver)
+            && OF_LIBRARIES.contains(&code)
+            && !driver.other_libraries.is_empty()
+        {
+            let others = driver.other_libraries.join(", ");
+            let _ = write!(message, " Also there, and not used: {others}.");
         }
         Failure {
             class: fault.class,
@@ -328,6 +411,7 @@ mod tests {
             &place(),
             status.map(ExitStatus::from_raw),
             &Deadline::new(std::process::id(), Duration::from_secs(30), None),
+            None,
         )
         .cause
     }
@@ -343,6 +427,10 @@ mod tests {
         assert_eq!(
             finding_of(Some(3 << 8)),
             Cause::Finding(Finding::UnexpectedExit)
+        );
+        assert_eq!(
+            finding_of(Some(libc::SIGKILL)),
+            Cause::Finding(Finding::Crash)
         );
         assert_eq!(
             finding_of(Some(101 << 8)),
@@ -366,8 +454,8 @@ mod tests {
             detail: "cuInit returned 999".into(),
         };
         let message = |report: &Report| {
-            stop.failure(fault(999, Context::at(Step::Init)), report)
-                .message
+            let fault = stop.cause.meaning(Context::at(Step::Init));
+            stop.failure(fault, report).message
         };
         assert!(message(&report).contains("/dev/nvidia-uvm is not"));
         report.driver = Some(Driver {

@@ -9,7 +9,7 @@ use std::sync::{LazyLock, Mutex};
 use std::thread;
 
 use common::{check, folder};
-use gate_report::exit::{CONFIG, DEVICE, NODE, TRANSIENT, UNSUPPORTED};
+use gate_report::exit::{CONFIG, DEVICE, INTERNAL, NODE, TRANSIENT, UNKNOWN, UNSUPPORTED};
 use gate_report::{Class, Failure, Report, Step, listed};
 use serde_json::{Value, json};
 
@@ -19,12 +19,17 @@ type Code = (i32, &'static str, u8, u32);
 /// All codes that have a meaning of their own, and some that have none.
 #[rustfmt::skip]
 const CODES: &[Code] = &[
+    (1, "CUDA_ERROR_INVALID_VALUE", INTERNAL, 1),
     (2, "CUDA_ERROR_OUT_OF_MEMORY", NODE, 1),
     (3, "CUDA_ERROR_NOT_INITIALIZED", NODE, 2),
     (34, "CUDA_ERROR_STUB_LIBRARY", CONFIG, 1),
+    (36, "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", CONFIG, 1),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", TRANSIENT, 1),
     (100, "CUDA_ERROR_NO_DEVICE", NODE, 1),
     (101, "CUDA_ERROR_INVALID_DEVICE", CONFIG, 1),
+    (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", CONFIG, 1),
+    (200, "CUDA_ERROR_INVALID_IMAGE", INTERNAL, 1),
+    (201, "CUDA_ERROR_INVALID_CONTEXT", INTERNAL, 1),
     (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", UNSUPPORTED, 1),
     (214, "CUDA_ERROR_ECC_UNCORRECTABLE", DEVICE, 1),
     (218, "CUDA_ERROR_INVALID_PTX", UNSUPPORTED, 1),
@@ -33,10 +38,23 @@ const CODES: &[Code] = &[
     (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", CONFIG, 1),
     (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", CONFIG, 1),
     (226, "CUDA_ERROR_CONTAINED", DEVICE, 2),
+    (227, "CUDA_ERROR_INSUFFICIENT_LOADER_VERSION", CONFIG, 1),
     (300, "CUDA_ERROR_INVALID_SOURCE", UNSUPPORTED, 1),
+    (302, "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND", CONFIG, 1),
+    (303, "CUDA_ERROR_SHARED_OBJECT_INIT_FAILED", CONFIG, 1),
+    (304, "CUDA_ERROR_OPERATING_SYSTEM", CONFIG, 1),
+    (400, "CUDA_ERROR_INVALID_HANDLE", INTERNAL, 1),
+    (401, "CUDA_ERROR_ILLEGAL_STATE", INTERNAL, 1),
+    (500, "CUDA_ERROR_NOT_FOUND", INTERNAL, 1),
+    (600, "CUDA_ERROR_NOT_READY", INTERNAL, 1),
     (700, "CUDA_ERROR_ILLEGAL_ADDRESS", DEVICE, 2),
     (702, "CUDA_ERROR_LAUNCH_TIMEOUT", DEVICE, 2),
+    (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", INTERNAL, 1),
+    (710, "CUDA_ERROR_ASSERT", DEVICE, 2),
+    (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", DEVICE, 2),
+    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", DEVICE, 2),
     (716, "CUDA_ERROR_MISALIGNED_ADDRESS", DEVICE, 2),
+    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", DEVICE, 2),
     (718, "CUDA_ERROR_INVALID_PC", DEVICE, 2),
     (719, "CUDA_ERROR_LAUNCH_FAILED", DEVICE, 2),
     (800, "CUDA_ERROR_NOT_PERMITTED", CONFIG, 1),
@@ -49,14 +67,17 @@ const CODES: &[Code] = &[
     (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", TRANSIENT, 1),
     (808, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", TRANSIENT, 1),
     (809, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", TRANSIENT, 1),
+    (810, "CUDA_ERROR_MPS_CLIENT_TERMINATED", TRANSIENT, 1),
+    (916, "CUDA_ERROR_KEY_ROTATION", TRANSIENT, 1),
+    (919, "CUDA_ERROR_FABRIC_NOT_READY", TRANSIENT, 1),
     (999, "CUDA_ERROR_UNKNOWN", NODE, 2),
     // Named by the driver, not by us.
-    (1, "CUDA_ERROR_INVALID_VALUE", NODE, 1),
-    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", NODE, 1),
+    (301, "CUDA_ERROR_FILE_NOT_FOUND", UNKNOWN, 2),
+    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", UNKNOWN, 2),
     // Named by nobody.
-    (4711, "CUDA_ERROR_UNLISTED", NODE, 1),
-    (-1, "CUDA_ERROR_UNLISTED", NODE, 1),
-    (i32::MIN, "CUDA_ERROR_UNLISTED", NODE, 1),
+    (4711, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
+    (-1, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
+    (i32::MIN, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
 ];
 
 /// A call: its step, its name, which of the process's calls of that name, and the memory walk in MiB.
@@ -121,6 +142,9 @@ fn run(devices: &Value, dev: &Path, walk: u32, arguments: &[&str]) -> (i32, Repo
         dev.to_str().unwrap(),
         "--memory-walk-mib",
         &walk,
+        // What a moment may fix is waited for in `verdicts.rs`.
+        "--wait",
+        "0",
     ];
     line.extend(arguments);
     check(devices, &line)
@@ -304,7 +328,7 @@ fn a_code_that_is_worth_a_second_process_and_does_not_come_back_blames_nobody() 
         .iter()
         .filter(|(.., attempts)| *attempts == 2)
         .collect();
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 17);
     each(&cases, |(code, ..)| {
         let once = folder("once").join("struck");
         let fault = json!({"call": "cuMemGetInfo_v2", "code": code, "once": once});

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use gate_report::Version;
 use serde::Deserialize;
@@ -30,6 +31,12 @@ pub(crate) struct Config {
     pub(crate) faults: Vec<Fault>,
     pub(crate) store_faults: Vec<StoreFault>,
     pub(crate) clock: Option<PathBuf>,
+    pub(crate) broken_clock: bool,
+    pub(crate) device_files: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) memory_events: Option<PathBuf>,
+    /// What bringing all devices up takes, hidden ones too.
+    pub(crate) startup: Duration,
 }
 
 /// A device with all its properties.
@@ -44,6 +51,9 @@ pub(crate) struct Device {
     pub(crate) managed_memory: bool,
     pub(crate) concurrent_managed_access: bool,
     pub(crate) pci_bus_id: String,
+    /// The number of its device file. Slices of one GPU have the same.
+    pub(crate) minor: usize,
+    pub(crate) startup_ms: u64,
 }
 
 /// See the crate's documentation.
@@ -55,6 +65,10 @@ struct Raw {
     faults: Vec<Fault>,
     store_faults: Vec<StoreFault>,
     clock: Option<PathBuf>,
+    broken_clock: bool,
+    device_files: Option<PathBuf>,
+    state: Option<PathBuf>,
+    memory_events: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -71,6 +85,8 @@ struct RawDevice {
     managed_memory: Option<bool>,
     concurrent_managed_access: Option<bool>,
     pci_bus_id: Option<String>,
+    minor: Option<usize>,
+    startup_ms: u64,
 }
 
 /// What goes wrong at a call.
@@ -84,6 +100,15 @@ pub(crate) struct Fault {
     pub(crate) device: Option<u32>,
     #[serde(default)]
     pub(crate) once: Option<PathBuf>,
+    /// The first and the last process that it strikes, as the state counts them from 1.
+    #[serde(default)]
+    pub(crate) processes: Option<(u64, u64)>,
+    /// What later processes get when they make a context on the device that it struck.
+    #[serde(default)]
+    pub(crate) leaves: Option<i32>,
+    /// Printed on standard output, without an end of the line.
+    #[serde(default)]
+    pub(crate) says: Option<String>,
     #[serde(default)]
     pub(crate) delay_ms: u64,
     #[serde(default)]
@@ -102,6 +127,8 @@ pub(crate) struct Fault {
 pub(crate) enum Crash {
     Abort,
     Segv,
+    /// As the kernel does where there is no memory left, and counts it.
+    Oom,
 }
 
 /// What goes wrong when a kernel stores.
@@ -136,24 +163,35 @@ impl Config {
             Err(_) if fs::exists(FILE).unwrap_or_default() => read(FILE)?,
             Err(_) => "{}".to_owned(),
         };
-        Self::parse(&text)
+        Self::parse(&text)?.in_this_process()
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let raw_devices = raw.devices.unwrap_or_else(|| vec![RawDevice::default()]);
-        let mut devices = Vec::new();
+        let mut devices: Vec<Device> = Vec::new();
         for raw in &raw_devices {
-            for _ in 0..raw.count.unwrap_or(1) {
-                devices.push(raw.device(devices.len())?);
+            let first = devices.len();
+            for ordinal in first..first + raw.count.unwrap_or(1) as usize {
+                let mut device = raw.device(ordinal)?;
+                if device.is_slice() && ordinal > first {
+                    device.minor = devices[first].minor;
+                    device.pci_bus_id.clone_from(&devices[first].pci_bus_id);
+                }
+                devices.push(device);
             }
         }
         Ok(Self {
             cuda_version: raw.cuda_version.unwrap_or(Version::new(12, 9)),
+            startup: Duration::from_millis(devices.iter().map(|device| device.startup_ms).sum()),
             devices,
             faults: raw.faults,
             store_faults: raw.store_faults,
             clock: raw.clock,
+            broken_clock: raw.broken_clock,
+            device_files: raw.device_files,
+            state: raw.state,
+            memory_events: raw.memory_events,
         })
     }
 }
@@ -187,6 +225,8 @@ impl RawDevice {
                 .pci_bus_id
                 .clone()
                 .unwrap_or_else(|| format!("0000:{:02X}:00.0", 0x3b + ordinal)),
+            minor: self.minor.unwrap_or(ordinal),
+            startup_ms: self.startup_ms,
         })
     }
 }

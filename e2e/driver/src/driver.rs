@@ -89,6 +89,7 @@ impl Driver {
         if CONFIG.devices.is_empty() {
             return Err(ERROR_NO_DEVICE);
         }
+        std::thread::sleep(CONFIG.startup);
         self.initialised = true;
         self.poison.resize(CONFIG.devices.len(), None);
         self.retained.resize(CONFIG.devices.len(), false);
@@ -337,7 +338,12 @@ impl Driver {
                 .flatten()
                 .ok_or(ERROR_INVALID_HANDLE)
         };
-        Ok(at(end)?.duration_since(at(start)?).as_secs_f32())
+        let seconds = at(end)?.duration_since(at(start)?).as_secs_f32();
+        Ok(if CONFIG.broken_clock {
+            f32::NAN
+        } else {
+            seconds
+        })
     }
 }
 

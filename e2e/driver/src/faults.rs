@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub(crate) fn strike(config: &Config, call: &str, device: Option<u32>) -> Outcom
             *seen
         };
         if fault.nth.is_none_or(|nth| nth == seen) && is_first(fault) {
-            happen(fault)?;
+            happen(config, fault, device)?;
         }
     }
     Ok(())
@@ -42,7 +43,12 @@ fn is_first(fault: &Fault) -> bool {
     })
 }
 
-fn happen(fault: &Fault) -> Outcome {
+fn happen(config: &Config, fault: &Fault, device: Option<u32>) -> Outcome {
+    if let Some(text) = &fault.says {
+        print!("{text}");
+        let _ = std::io::stdout().flush();
+    }
+    config.leave_behind(fault, device);
     thread::sleep(Duration::from_millis(fault.delay_ms));
     if fault.hang {
         loop {
@@ -53,6 +59,7 @@ fn happen(fault: &Fault) -> Outcome {
         Some(Crash::Abort) => std::process::abort(),
         // SAFETY: that it is not safe is the point: the process dies here.
         Some(Crash::Segv) => unsafe { std::ptr::null_mut::<u32>().write_volatile(0) },
+        Some(Crash::Oom) => config.run_out_of_memory(),
         None => {}
     }
     if let Some(code) = fault.exit {

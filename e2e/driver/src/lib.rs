@@ -35,16 +35,24 @@
 //! | `faults` | what goes wrong at a call | none |
 //! | `storeFaults` | what goes wrong when a kernel stores | none |
 //! | `clock` | file that gets the nanoseconds which the process has spent in the driver's calls | none |
+//! | `brokenClock` | the time between two events is no number | false |
+//! | `deviceFiles` | folder of device files: a device whose `nvidia<minor>` cannot be opened is not shown | none are opened |
+//! | `state` | folder where processes are counted and faults outlive them | none |
+//! | `memoryEvents` | file in which a kill for want of memory is counted, as in a control group | none |
 //!
 //! Fields of a device: `profile` (`p100`, `v100`, `t4`, `rtx2060`, `rtx2060-wddm`, `a100`, `mig-1g`, `l4`, `h100`,
 //! `b200`, `rtx5090`) gives all the others, which are `name`, `computeCapability`, `memoryBytes`, `freeBytes`,
 //! `multiprocessors`, `managedMemory`, `concurrentManagedAccess`, `pciBusId`, and `uuid` (made from profile and
-//! ordinal). `count` repeats the device; each repetition has its own made-up UUID.
+//! ordinal). `count` repeats the device; each repetition has its own made-up UUID. `minor` is the number of its device file,
+//! by default the ordinal, and `startupMs` what `cuInit` takes for it. Of a MIG profile, `count` makes slices of one GPU, of
+//! which a program sees the first. `CUDA_VISIBLE_DEVICES` is honoured, and faults are for devices as they are shown.
 //!
 //! Fields of a fault: `call` is the exported name. It strikes at every call, or only at the `nth` (from 1, for each
-//! process), only on `device`, only in the first process that can create the file `once`. What it does, in this
-//! order: `delayMs` waits; `hang` waits for ever; `crash` is `abort` or `segv`; `exit` ends the process with this
-//! code; `code` is returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
+//! process), only on `device`, only in the first process that can create the file `once`, only in `processes` `[from, to]`
+//! as `state` counts them from 1. What it does, in this order: `says` prints a text without an end of its line; `leaves` has
+//! later processes get that code when they make a context on the device; `delayMs` waits; `hang` waits for ever; `crash` is
+//! `abort`, `segv` or `oom`, which counts in `memoryEvents` and kills; `exit` ends the process with this code; `code` is
+//! returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
 //! context, as the real one does.
 //!
 //! Fields of a store fault: at the `nth` store (from 0, in the order of threads) of `kernel`, on `device` or on all,
@@ -59,6 +67,7 @@ mod driver;
 mod errors;
 mod faults;
 mod memory;
+mod process;
 mod profiles;
 pub mod ptx;
 

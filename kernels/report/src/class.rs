@@ -98,6 +98,12 @@ impl Class {
         }
     }
 
+    /// Whether it takes a device or a node out of use.
+    #[must_use]
+    pub const fn blames_hardware(self) -> bool {
+        matches!(self, Self::Device | Self::Node)
+    }
+
     /// The name as in JSON, metrics and documents.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -5,11 +5,17 @@ use crate::{Class, Confidence, Step};
 
 /// The circumstances of a fault that change its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 pub struct Context {
     /// Where it happened.
     pub step: Step,
     /// The GPU is shared with other pods (time slicing, MPS).
     pub shared: bool,
+    /// It is shared by MPS: what others run on it is waited for.
+    pub mps: bool,
     /// Any `/dev/nvidia<N>` is in the container.
     pub device_files: bool,
     /// The fault was met before, in an earlier process or on an earlier try: what may pass by itself did not.
@@ -23,10 +29,22 @@ impl Context {
         Self {
             step,
             shared: false,
+            mps: false,
             device_files: true,
             retried: false,
         }
     }
+}
+
+/// Whether a fault is worth another try, in a new process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// No: it stands.
+    No,
+    /// One more at once, before anything is blamed.
+    Once,
+    /// As long as the gate is patient, after a pause: a moment may fix it.
+    Wait,
 }
 
 /// What a fault means, and what to do.
@@ -42,55 +60,44 @@ pub struct Fault {
     pub advice: &'static str,
     /// How sure the class is.
     pub confidence: Confidence,
-    /// Worth one more try in a new process before anything is blamed.
-    pub retry: bool,
+    /// Whether another try may tell more.
+    pub again: Again,
     /// Only an optional feature is missing: note it and go on.
     pub skip: bool,
 }
 
-/// What a driver's code means in its circumstances. Knows every code: an unlisted one makes the node suspect.
+/// What a driver's code means in its circumstances. Knows every code: an unlisted one blames nothing.
 #[must_use]
 pub fn fault(code: i32, context: Context) -> Fault {
     let entry = codes::entry(code);
     let mut fault = Fault {
-        class: Class::Node,
+        class: Class::Transient,
         name: entry.name,
         meaning: entry.meaning,
         advice: entry.advice,
         confidence: entry.confidence,
-        retry: false,
+        again: Again::No,
         skip: false,
     };
     match entry.rule {
         Rule::Always(class) => fault.class = class,
-        Rule::TransientThen(class) => {
-            fault.class = if context.retried {
-                class
-            } else {
-                Class::Transient
-            }
-        }
-        Rule::OnceMoreThen(class) => {
-            fault.class = if context.retried {
-                class
-            } else {
-                Class::Transient
-            };
-            fault.retry = !context.retried;
-        }
+        Rule::Wait => fault.again = Again::Wait,
+        Rule::OnceMoreThen(class) if context.retried => fault.class = class,
+        Rule::OnceMoreThen(_) => fault.again = Again::Once,
         Rule::OutOfMemory => {
+            fault.again = Again::Wait;
             if context.shared {
-                fault.class = Class::Transient;
                 fault.meaning = "The GPU is shared, and its other users hold its memory.";
                 fault.advice = "Nothing to do if it passes; otherwise put fewer pods on one GPU.";
+            } else {
+                fault.class = Class::Node;
             }
         }
+        Rule::NoDevice if context.device_files => fault.class = Class::Node,
         Rule::NoDevice => {
-            if !context.device_files {
-                fault.class = Class::Config;
-                fault.meaning = "The driver is there, but no GPU was given to this container.";
-                fault.advice = "Set runtimeClassName: nvidia, request the GPU as a resource limit, and leave NVIDIA_VISIBLE_DEVICES out of the image.";
-            }
+            fault.class = Class::Config;
+            fault.meaning = "The driver is there, but no GPU was given to this container.";
+            fault.advice = "Set runtimeClassName: nvidia, request the GPU as a resource limit, and leave NVIDIA_VISIBLE_DEVICES out of the image.";
         }
         Rule::Feature => {
             fault.class = Class::Config;
@@ -108,7 +115,7 @@ pub fn fault(code: i32, context: Context) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Class::{Config, Device, Node, Transient, Unsupported};
+    use Class::{Config, Device, Internal, Node, Transient, Unknown, Unsupported};
 
     fn class(code: i32, context: Context) -> Class {
         fault(code, context).class
@@ -117,11 +124,20 @@ mod tests {
     #[test]
     fn codes_with_one_class() {
         let table = [
-            (Config, &[34, 101, 221, 222, 223, 800, 801, 804][..]),
+            (
+                Config,
+                &[
+                    34, 36, 101, 102, 221, 222, 223, 227, 302, 303, 304, 800, 801, 804,
+                ][..],
+            ),
             (Unsupported, &[209, 218, 300][..]),
             (Device, &[214, 220][..]),
-            (Node, &[803][..]),
-            (Transient, &[46][..]),
+            (Node, &[2, 803][..]),
+            (
+                Transient,
+                &[46, 802, 805, 806, 807, 808, 809, 810, 916, 919][..],
+            ),
+            (Internal, &[1, 200, 201, 400, 401, 500, 600, 709][..]),
         ];
         for (expected, codes) in table {
             for code in codes {
@@ -141,42 +157,33 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_may_pass_are_transient_first() {
-        let table = [
-            (3, Node),
-            (226, Device),
-            (802, Node),
-            (805, Node),
-            (806, Node),
-            (807, Node),
-            (808, Node),
-            (809, Node),
-            (999, Node),
-        ];
-        for (code, then) in table {
-            let first = Context::at(Step::Init);
+    fn what_may_be_over_at_once_is_tried_again_before_anything_is_blamed() {
+        let kernel = [700, 702, 710, 714, 715, 716, 717, 718, 719, 226];
+        let kernel = kernel.map(|code| (code, Device));
+        let others = [(3, Node), (999, Node), (4711, Unknown), (-1, Unknown)];
+        for (code, then) in kernel.into_iter().chain(others) {
+            let first = Context::at(Step::Synchronize);
+            assert_eq!(fault(code, first).again, Again::Once, "code {code}");
             assert_eq!(class(code, first), Transient, "code {code}");
             let again = Context {
                 retried: true,
                 ..first
             };
-            assert_eq!(class(code, again), then, "code {code}");
+            let found = fault(code, again);
+            assert_eq!((found.class, found.again), (then, Again::No), "code {code}");
         }
     }
 
     #[test]
-    fn a_kernel_fault_is_tried_again_before_the_device_is_blamed() {
-        for code in [700, 702, 716, 718, 719] {
-            let first = fault(code, Context::at(Step::Synchronize));
-            assert!(first.retry, "code {code}");
-            let again = fault(
-                code,
-                Context {
-                    retried: true,
-                    ..Context::at(Step::Synchronize)
-                },
-            );
-            assert_eq!((again.class, again.retry), (Device, false), "code {code}");
+    fn what_a_moment_may_fix_is_waited_for() {
+        for code in [2, 46, 802, 805, 806, 807, 808, 809, 810, 916, 919] {
+            for retried in [false, true] {
+                let context = Context {
+                    retried,
+                    ..Context::at(Step::Init)
+                };
+                assert_eq!(fault(code, context).again, Again::Wait, "code {code}");
+            }
         }
     }
 
@@ -230,7 +237,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(fault(4711, Context::at(Step::Launch)).class, Node);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Class::{self, Config, Device, Node, Transient, Unsupported};
 use crate::Confidence::{self, High, Low, Medium};
-use crate::{Context, Fault};
+use crate::{Again, Context, Fault};
 
 /// A fault that no code of the driver stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,6 +20,16 @@ pub enum Finding {
     TooFewDevices,
     /// More devices than requested.
     TooManyDevices,
+    /// As many devices as device files, and fewer than requested: several slices or shares of one GPU show as one.
+    SliceHidden,
+    /// `CUDA_VISIBLE_DEVICES` hides devices.
+    HiddenDevices,
+    /// The driver cannot open a device: it is off the bus, or the driver does not give it out.
+    LostDevice,
+    /// The kernel forbids to open a device: the device cgroup, or the driver's list of excluded GPUs.
+    ExcludedDevice,
+    /// The mode of a device file forbids to open it.
+    DeviceFileMode,
     /// Below the minimum compute capability.
     ComputeCapability,
     /// Below the minimum CUDA version.
@@ -40,6 +50,8 @@ pub enum Finding {
     Starved,
     /// The test process died of a signal.
     Crash,
+    /// The kernel killed the test process, because the container was out of memory.
+    OutOfMemoryKill,
     /// The test process ended without a verdict.
     UnexpectedExit,
     /// The registrar refused.
@@ -52,12 +64,17 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
         Self::TooFewDevices,
         Self::TooManyDevices,
+        Self::SliceHidden,
+        Self::HiddenDevices,
+        Self::LostDevice,
+        Self::ExcludedDevice,
+        Self::DeviceFileMode,
         Self::ComputeCapability,
         Self::CudaVersion,
         Self::ManagedMemory,
@@ -68,6 +85,7 @@ impl Finding {
         Self::Hang,
         Self::Starved,
         Self::Crash,
+        Self::OutOfMemoryKill,
         Self::UnexpectedExit,
         Self::Refused,
         Self::Unreachable,
@@ -100,7 +118,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "TooFewDevices",
             Node,
             Medium,
-            "The driver shows fewer devices than the pod was given: one is lost, or hidden by the environment.",
+            "The driver shows fewer devices than the pod was given: one is lost.",
             "Look for XID 79 in the node's kernel log, and at what the device plugin says of the node.",
         ),
         Finding::TooManyDevices => (
@@ -109,6 +127,41 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             High,
             "The driver shows more devices than the pod was given: the container sees GPUs of other pods.",
             "Remove NVIDIA_VISIBLE_DEVICES from the image, run unprivileged, and set accept-nvidia-visible-devices-envvar-when-unprivileged = false in the container toolkit.",
+        ),
+        Finding::SliceHidden => (
+            "SliceHidden",
+            Config,
+            Medium,
+            "A program sees one MIG slice of a GPU, and several shares of one GPU as one device, however many the pod has. The hardware is not to blame.",
+            "Ask for one slice or share for each runner (gpu.count: 1), or for whole GPUs.",
+        ),
+        Finding::HiddenDevices => (
+            "HiddenDevices",
+            Config,
+            High,
+            "CUDA_VISIBLE_DEVICES in the environment hides devices from every program, the test included.",
+            "Remove CUDA_VISIBLE_DEVICES from the environment, or name in it what the driver has (nvidia-smi -L).",
+        ),
+        Finding::LostDevice => (
+            "LostDevice",
+            Node,
+            High,
+            "The driver does not open the device: it has fallen off the bus, cannot be started, or is held back for a reset.",
+            "Look for XID 79 or 119 in the node's kernel log; restart the node, then check seating, power and cooling.",
+        ),
+        Finding::ExcludedDevice => (
+            "ExcludedDevice",
+            Config,
+            High,
+            "This container may not open the device: its device cgroup does not list it, or the driver was told to leave the GPU out.",
+            "Request the GPU as a resource limit and leave device files out of the template; on the node, check that systemd's daemon-reload does not take devices away from running containers (container toolkit with CDI), and NVreg_ExcludedGpus.",
+        ),
+        Finding::DeviceFileMode => (
+            "DeviceFileMode",
+            Config,
+            High,
+            "The user of this container may not open the device's file.",
+            "Give /dev/nvidia* the mode 0666 on the node (NVreg_DeviceFileMode), or run the pod as a user or in a group that may open them.",
         ),
         Finding::ComputeCapability => (
             "ComputeCapability",
@@ -159,6 +212,13 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "Copies between host and device are slower than the floor that was set: a PCIe link with fewer lanes or of an older generation than it should have, or a host that is very busy.",
             "Compare nvidia-smi -q -d PCIE (link width and generation) with the maximum it shows, and reseat or replace the device or riser; lower CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND if the link is as it should be.",
         ),
+        Finding::Hang if context.mps => (
+            "Hang",
+            Transient,
+            Medium,
+            "The driver did not come back within the deadline. The GPU is shared by MPS, where a program waits for those of others.",
+            "Look at what else runs on the GPU (nvidia-smi), and at the MPS control daemon if nothing does.",
+        ),
         Finding::Hang => (
             "Hang",
             if launched { Device } else { Node },
@@ -179,6 +239,13 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             Medium,
             "The driver's library crashed the process that called it.",
             "Look at the kernel log, then reinstall the driver on the node.",
+        ),
+        Finding::OutOfMemoryKill => (
+            "OutOfMemoryKill",
+            Config,
+            High,
+            "The kernel killed the test process, because the container has too little memory. Neither the driver nor the GPU is to blame.",
+            "Raise the memory limit of the gate (spec.smoke.resources); the driver alone takes some hundred MiB for each GPU.",
         ),
         Finding::UnexpectedExit => (
             "UnexpectedExit",
@@ -209,18 +276,22 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "Please send us this report.",
         ),
     };
-    let retry = !context.retried
-        && matches!(
-            finding,
-            Finding::Crash | Finding::UnexpectedExit | Finding::SlowCopy
-        );
+    let is_once_more = matches!(
+        finding,
+        Finding::Crash | Finding::UnexpectedExit | Finding::SlowCopy
+    );
+    let again = if is_once_more && !context.retried {
+        Again::Once
+    } else {
+        Again::No
+    };
     Fault {
         class,
         name,
         meaning,
         advice,
         confidence,
-        retry,
+        again,
         skip: false,
     }
 }
@@ -253,6 +324,12 @@ mod tests {
             (Finding::MissingSymbol, Step::Load, Config),
             (Finding::TooFewDevices, Step::DeviceCount, Node),
             (Finding::TooManyDevices, Step::DeviceCount, Config),
+            (Finding::SliceHidden, Step::DeviceCount, Config),
+            (Finding::HiddenDevices, Step::DeviceCount, Config),
+            (Finding::LostDevice, Step::Init, Node),
+            (Finding::ExcludedDevice, Step::Init, Config),
+            (Finding::DeviceFileMode, Step::Init, Config),
+            (Finding::OutOfMemoryKill, Step::Synchronize, Config),
             (Finding::ComputeCapability, Step::Properties, Unsupported),
             (Finding::CudaVersion, Step::DriverVersion, Config),
             (Finding::ManagedMemory, Step::Properties, Unsupported),
@@ -275,7 +352,7 @@ mod tests {
     fn a_crash_is_tried_again_before_the_node_is_blamed() {
         for what in [Finding::Crash, Finding::UnexpectedExit] {
             let first = finding(what, Context::at(Step::Init));
-            assert_eq!((first.class, first.retry), (Transient, true));
+            assert_eq!((first.class, first.again), (Transient, Again::Once));
             let again = finding(
                 what,
                 Context {
@@ -283,7 +360,19 @@ mod tests {
                     ..Context::at(Step::Init)
                 },
             );
-            assert_eq!((again.class, again.retry), (Node, false));
+            assert_eq!((again.class, again.again), (Node, Again::No));
+        }
+    }
+
+    #[test]
+    fn under_mps_a_hang_may_be_another_programs() {
+        for step in [Step::Init, Step::Synchronize] {
+            let context = Context {
+                shared: true,
+                mps: true,
+                ..Context::at(step)
+            };
+            assert_eq!(finding(Finding::Hang, context).class, Transient);
         }
     }
 

@@ -5,6 +5,8 @@
 //! - [`Class`]: what kind of failure it was, with stable exit codes.
 //! - [`fault()`] and [`finding()`]: the one table that turns a driver's code, or something that the gate saw itself,
 //!   into a class, a meaning and advice.
+//! - [`Tries`]: which failed try is followed by another, and which failure stands in the end.
+//! - [`time`]: how long the gate may take.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - `schema`, with the feature of that name: the report's JSON schema.
 //! - [`contract`]: names of containers, files and variables that all parts of a runner's pod share.
@@ -27,6 +29,8 @@ pub mod schema;
 mod step;
 mod summary;
 mod text;
+pub mod time;
+mod tries;
 mod version;
 pub mod wire;
 
@@ -34,11 +38,12 @@ pub use class::{Class, Confidence, exit};
 pub use clean::{clean, clean_all, is_hidden};
 pub use codes::listed;
 pub use failure::Failure;
-pub use fault::{Context, Fault, fault};
+pub use fault::{Again, Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use report::{
     Device, DeviceStep, Driver, DriverModel, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Timings,
     Warning,
 };
 pub use step::Step;
+pub use tries::{Cause, Next, Tries, Which};
 pub use version::{Version, VersionError};

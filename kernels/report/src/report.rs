@@ -77,6 +77,9 @@ pub struct Driver {
     /// The file that was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<String>,
+    /// Other files of that name that are there and were not loaded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_libraries: Vec<String>,
     /// Newest CUDA version that the driver supports, such as `12.9`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cuda_version: Option<String>,

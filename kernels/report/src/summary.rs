@@ -67,6 +67,7 @@ impl Report {
             cut(text, limit.max(253));
         }
         if let Some(driver) = &mut self.driver {
+            driver.other_libraries.clear();
             for text in [
                 &mut driver.library,
                 &mut driver.cuda_version,

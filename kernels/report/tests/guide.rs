@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use gate_report::{Class, Confidence, Context, Fault, Finding, Step, fault, finding, listed};
+use gate_report::{Again, Cause, Class, Confidence, Context, Fault, Finding, Step, listed};
 
 const BEGIN: &str = "<!-- generated from the table of codes: begin -->\n";
 const END: &str = "<!-- generated: end -->\n";
@@ -51,27 +51,26 @@ fn the_reference_has_the_exit_codes() {
 
 fn table() -> String {
     let mut text = String::from("\n## Codes of the driver\n\n");
-    text += "| what you see | what it is | class | what to do |\n|---|---|---|---|\n";
+    text += HEAD;
     for code in listed() {
-        let first = fault(code, Context::at(Step::Synchronize));
-        let again = fault(
-            code,
-            Context {
-                retried: true,
-                ..Context::at(Step::Synchronize)
-            },
-        );
+        let name = Cause::Code(code)
+            .meaning(Context::at(Step::Synchronize))
+            .name;
         row(
             &mut text,
-            &format!("{code} `{}`", first.name),
-            &first,
-            again.class,
+            &format!("{code} `{name}`"),
+            Cause::Code(code),
+            Step::Synchronize,
         );
     }
-    let unlisted = fault(-1, Context::at(Step::Synchronize));
-    row(&mut text, "any other code", &unlisted, unlisted.class);
+    row(
+        &mut text,
+        "any other code",
+        Cause::Code(-1),
+        Step::Synchronize,
+    );
     text += "\n## What the gate sees itself\n\n";
-    text += "| what you see | what it is | class | what to do |\n|---|---|---|---|\n";
+    text += HEAD;
     for found in Finding::ALL {
         let step = if matches!(
             found,
@@ -81,35 +80,43 @@ fn table() -> String {
         } else {
             Step::Properties
         };
-        let first = finding(found, Context::at(step));
-        let again = finding(
-            found,
-            Context {
-                retried: true,
-                ..Context::at(step)
-            },
-        );
-        row(&mut text, &format!("`{}`", first.name), &first, again.class);
+        let cause = Cause::Finding(found);
+        let name = cause.meaning(Context::at(step)).name;
+        row(&mut text, &format!("`{name}`"), cause, step);
     }
     text.push('\n');
     text
 }
 
-fn row(text: &mut String, seen: &str, fault: &Fault, again: Class) {
-    let class = match (fault.retry, again) {
-        _ if fault.class == again => format!("`{again}`"),
-        (true, _) => format!("tried again in a new process, then `{again}`"),
-        (false, _) => format!("`{}`, then `{again}`", fault.class),
+const HEAD: &str = "| what you see | what it is | class | what to do |\n|---|---|---|---|\n";
+
+fn row(text: &mut String, seen: &str, cause: Cause, step: Step) {
+    let first = cause.meaning(Context::at(step));
+    let retried = Context {
+        retried: true,
+        ..Context::at(step)
     };
-    let sure = match fault.confidence {
+    let stands = cause.meaning(retried);
+    // A string takes everything.
+    let _ = writeln!(
+        text,
+        "| {seen} | {} | {} | {} |",
+        first.meaning,
+        class(&first, &stands),
+        first.advice
+    );
+}
+
+fn class(first: &Fault, stands: &Fault) -> String {
+    let again = match first.again {
+        Again::No => "",
+        Again::Once => "tried again in a new process, then ",
+        Again::Wait => "waited for, then ",
+    };
+    let sure = match first.confidence {
         Confidence::High => "",
         Confidence::Medium => ", most likely",
         Confidence::Low => ", a guess",
     };
-    // A string takes everything.
-    let _ = writeln!(
-        text,
-        "| {seen} | {} | {class}{sure} | {} |",
-        fault.meaning, fault.advice
-    );
+    format!("{again}`{}`{sure}", stands.class)
 }

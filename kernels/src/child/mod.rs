@@ -5,6 +5,7 @@
 
 mod calls;
 mod copies;
+mod count;
 mod functions;
 mod library;
 mod memory_walk;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use gate_report::{Device, DeviceStep, Finding, Step, Version, Warning};
 
 use super::calls::{Attribute, Called, Driver};
+use super::count;
 use super::functions::Handle;
 use super::library;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
@@ -40,7 +41,7 @@ const MANAGED_ELEMENTS: usize = 16 * 1024 + 3;
 
 /// Tests everything that the driver shows.
 pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
-    let functions = library::load()?;
+    let functions = library::load(&args.library_root)?;
     let driver = Driver::new(&functions);
     let started = Instant::now();
     driver.init()?;
@@ -48,7 +49,7 @@ pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
         ms: milliseconds(started),
     });
     check_version(driver.at(Step::DriverVersion), args)?;
-    let count = count(driver.at(Step::DeviceCount), args)?;
+    let count = count::check(driver.at(Step::DeviceCount), args)?;
     // All properties first: a report shows every device, whichever fails.
     let mut devices = (0..count)
         .map(|ordinal| properties(driver.at(Step::Properties).on(ordinal), ordinal))
@@ -92,26 +93,6 @@ fn check_version(driver: Driver, args: &TestArgs) -> Called<()> {
             .into());
     }
     Ok(())
-}
-
-fn count(driver: Driver, args: &TestArgs) -> Called<u32> {
-    let count = driver.device_count()?;
-    let stop = |finding, wanted: &str| {
-        let text = format!("the driver shows {count} devices, {wanted}");
-        Err(driver.stop(finding, text).into())
-    };
-    match args.expected_devices {
-        Some(expected) if count < expected => stop(
-            Finding::TooFewDevices,
-            &format!("and {expected} were requested"),
-        ),
-        Some(expected) if count > expected => stop(
-            Finding::TooManyDevices,
-            &format!("and only {expected} requested"),
-        ),
-        None if count == 0 => stop(Finding::TooFewDevices, "so there is nothing to test"),
-        _ => Ok(count),
-    }
 }
 
 /// A device: what the report says of it, and the driver's handle.

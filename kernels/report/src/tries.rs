@@ -1,0 +1,298 @@
+//! After a failed try: another one, or the verdict.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Again, Context, Fault, Finding, fault, finding};
+
+/// The first pause before a device or a service that was not ready is tried again. Each pause is twice as long as the one
+/// before.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// The driver's code, or what the gate saw itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Cause {
+    /// A code that one of the driver's functions returned.
+    Code(i32),
+    /// Anything else.
+    Finding(Finding),
+}
+
+impl Cause {
+    /// What it means in its circumstances.
+    #[must_use]
+    pub fn meaning(self, context: Context) -> Fault {
+        match self {
+            Self::Code(code) => fault(code, context),
+            Self::Finding(found) => finding(found, context),
+        }
+    }
+}
+
+/// Whose failure it is that stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The one that asked for a second try.
+    First,
+    /// The last one.
+    Last,
+}
+
+/// What follows a failed try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another try in a new process, after a pause.
+    Again(Duration),
+    /// A verdict.
+    Stands(Which, Fault),
+}
+
+/// The failed tries of one gate.
+///
+/// A fault that may be over with its process is met in a second one before it blames anything, and one that a moment may
+/// fix is waited for. What a device was seen to do is not forgotten because the next try fails in another way: after a
+/// launch failed on it, a device that needs a reset is called busy by the driver.
+#[derive(Debug)]
+pub struct Tries {
+    patience: Duration,
+    waited: Duration,
+    pause: Duration,
+    first: Option<(Cause, Context)>,
+}
+
+impl Tries {
+    /// None yet. What a moment may fix is waited for as long as `patience`, counted from the gate's start.
+    #[must_use]
+    pub const fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            waited: Duration::ZERO,
+            pause: FIRST_PAUSE,
+            first: None,
+        }
+    }
+
+    /// One more has failed; `elapsed` is the time since the gate's start. `context.retried` is known here.
+    pub fn failed(&mut self, cause: Cause, context: Context, elapsed: Duration) -> Next {
+        if let Some((first, at)) = self.first {
+            let fault = first.meaning(retried(at));
+            if outlasts(first, at, fault) {
+                return Next::Stands(Which::First, fault);
+            }
+        }
+        let context = Context {
+            retried: self.first.is_some(),
+            ..context
+        };
+        let fault = cause.meaning(context);
+        match fault.again {
+            Again::Once => {
+                self.first = Some((cause, context));
+                Next::Again(Duration::ZERO)
+            }
+            Again::Wait if self.waited.max(elapsed).saturating_add(self.pause) <= self.patience => {
+                let pause = self.pause;
+                self.waited = self.waited.saturating_add(pause);
+                self.pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+                Next::Again(pause)
+            }
+            Again::Wait | Again::No => Next::Stands(Which::Last, fault),
+        }
+    }
+}
+
+const fn retried(context: Context) -> Context {
+    Context {
+        retried: true,
+        ..context
+    }
+}
+
+/// Whether a fault stands, whatever the second try fails of. A slow copy does not: it says nothing unless it is met twice.
+fn outlasts(cause: Cause, at: Context, fault: Fault) -> bool {
+    match cause {
+        Cause::Finding(Finding::SlowCopy) => false,
+        Cause::Code(_) if fault.class == crate::Class::Device => true,
+        _ => at.step.is_after_launch() && fault.class.blames_hardware(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Class, Step, listed};
+
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    fn on(step: Step) -> Context {
+        Context::at(step)
+    }
+
+    /// What stands after these failures, one for each try, and how many tries there were.
+    fn verdict(patience: Duration, failures: &[(Cause, Context)]) -> (Which, Cause, Fault, usize) {
+        let mut tries = Tries::new(patience);
+        let mut first = None;
+        for (index, (cause, context)) in failures.iter().enumerate() {
+            match tries.failed(*cause, *context, Duration::ZERO) {
+                Next::Again(_) => {
+                    if first.is_none() && tries.first.is_some() {
+                        first = Some(*cause);
+                    }
+                }
+                Next::Stands(which, fault) => {
+                    let cause = match which {
+                        Which::First => first.unwrap(),
+                        Which::Last => *cause,
+                    };
+                    return (which, cause, fault, index + 1);
+                }
+            }
+        }
+        panic!("{failures:?} came to no end")
+    }
+
+    #[test]
+    fn a_fault_after_a_launch_stands_whatever_comes_second() {
+        let first = (Cause::Code(719), on(Step::Synchronize));
+        for second in [
+            (Cause::Code(46), on(Step::Context)),
+            (Cause::Code(802), on(Step::Init)),
+            (Cause::Code(999), on(Step::Init)),
+            (Cause::Code(4711), on(Step::Init)),
+            (Cause::Finding(Finding::Hang), on(Step::Init)),
+            (Cause::Finding(Finding::Starved), on(Step::Init)),
+            (Cause::Finding(Finding::OutOfMemoryKill), on(Step::Init)),
+        ] {
+            let (which, cause, fault, tries) = verdict(PATIENCE, &[first, second]);
+            assert_eq!(
+                (which, cause, fault.class, tries),
+                (Which::First, Cause::Code(719), Class::Device, 2),
+                "{second:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn before_a_launch_the_second_try_is_believed() {
+        for (first, second, class) in [
+            (999, 34, Class::Config),
+            (3, 803, Class::Node),
+            (4711, 4711, Class::Unknown),
+        ] {
+            let failures = [first, second].map(|code| (Cause::Code(code), on(Step::Init)));
+            let (which, cause, fault, _) = verdict(PATIENCE, &failures);
+            assert_eq!(
+                (which, cause, fault.class),
+                (Which::Last, Cause::Code(second), class)
+            );
+        }
+        let slow = (Cause::Finding(Finding::SlowCopy), on(Step::CopyToHost));
+        let other = (Cause::Code(34), on(Step::Init));
+        assert_eq!(verdict(PATIENCE, &[slow, other]).2.class, Class::Config);
+        assert_eq!(verdict(PATIENCE, &[slow, slow]).2.class, Class::Device);
+    }
+
+    #[test]
+    fn the_gate_waits_with_growing_pauses_as_long_as_it_is_patient() {
+        let mut tries = Tries::new(PATIENCE);
+        let mut pauses = vec![];
+        loop {
+            match tries.failed(Cause::Code(46), on(Step::Context), Duration::ZERO) {
+                Next::Again(pause) => pauses.push(pause.as_millis()),
+                Next::Stands(_, fault) => {
+                    assert_eq!(fault.class, Class::Transient);
+                    break;
+                }
+            }
+        }
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 4000]);
+    }
+
+    #[test]
+    fn time_that_the_tries_took_counts() {
+        let mut tries = Tries::new(PATIENCE);
+        let late = PATIENCE.saturating_sub(Duration::from_millis(100));
+        let next = tries.failed(Cause::Code(802), on(Step::Init), late);
+        assert!(matches!(next, Next::Stands(Which::Last, _)), "{next:?}");
+    }
+
+    fn cause() -> impl Strategy<Value = Cause> {
+        let listed: Vec<i32> = listed().collect();
+        prop_oneof![
+            4 => proptest::sample::select(listed).prop_map(Cause::Code),
+            1 => any::<i32>().prop_map(Cause::Code),
+            3 => proptest::sample::select(Finding::ALL.to_vec()).prop_map(Cause::Finding),
+        ]
+    }
+
+    fn context() -> impl Strategy<Value = Context> {
+        let step = proptest::sample::select(vec![
+            Step::Init,
+            Step::Context,
+            Step::Allocate,
+            Step::Synchronize,
+            Step::MemoryWalk,
+        ]);
+        (step, any::<[bool; 3]>()).prop_map(|(step, [shared, mps, device_files])| Context {
+            shared,
+            mps,
+            device_files,
+            ..Context::at(step)
+        })
+    }
+
+    /// No cause among these is a fault of hardware.
+    fn harmless() -> impl Strategy<Value = Cause> {
+        let codes = [
+            1, 34, 36, 46, 101, 102, 200, 201, 221, 222, 223, 227, 302, 303, 304, 400, 401, 500,
+            600, 709, 800, 801, 802, 804, 805, 806, 807, 808, 809, 810, 916, 919,
+        ];
+        let findings = [
+            Finding::NoDriver,
+            Finding::BrokenDriver,
+            Finding::MissingSymbol,
+            Finding::SliceHidden,
+            Finding::HiddenDevices,
+            Finding::ExcludedDevice,
+            Finding::DeviceFileMode,
+            Finding::OutOfMemoryKill,
+            Finding::Starved,
+            Finding::Internal,
+        ];
+        let is_listed = |code: &i32| listed().any(|listed| listed == *code);
+        let unlisted = any::<i32>().prop_filter("listed", move |code| !is_listed(code));
+        prop_oneof![
+            proptest::sample::select(codes.to_vec()).prop_map(Cause::Code),
+            unlisted.prop_map(Cause::Code),
+            proptest::sample::select(findings.to_vec()).prop_map(Cause::Finding),
+        ]
+    }
+
+    proptest! {
+        /// Whatever fails, and however often: there is a verdict, after no more tries than patience allows.
+        #[test]
+        fn there_is_always_a_verdict(
+            failures in proptest::collection::vec((cause(), context()), 12),
+            seconds in 0..20_u64,
+        ) {
+            let (.., tries) = verdict(Duration::from_secs(seconds), &failures);
+            // Seven pauses fit into twenty seconds, and one try may ask for another at once.
+            prop_assert!(tries <= 9, "{}", tries);
+        }
+
+        /// What is the pod's, ours, nobody's or of a moment blames no hardware, in whatever order it is met.
+        #[test]
+        fn what_is_not_the_hardwares_never_becomes_it(
+            failures in proptest::collection::vec((harmless(), context()), 12),
+        ) {
+            let (.., fault, _) = verdict(PATIENCE, &failures);
+            prop_assert!(!fault.class.blames_hardware(), "{:?}", fault);
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! What is tried again, waited for, or looked at more closely before anything is blamed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test, with its helpers"
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{driver, faulty, folder, read, smoke, without_driver};
+use gate_report::{Class, Failure, Report, Step};
+use serde_json::json;
+
+/// Exit code and report of a command with these arguments.
+fn run(mut command: Command, arguments: &[&str]) -> (i32, Report) {
+    command.args(["check", "--json", "--memory-walk-mib", "0"]);
+    read(&command.args(arguments).output().unwrap())
+}
+
+fn failure(report: &Report) -> &Failure {
+    let failure = report.failure.as_ref();
+    failure.unwrap_or_else(|| panic!("passed: {report:?}"))
+}
+
+/// A folder of device files with these numbers.
+fn device_files(numbers: &[u32]) -> PathBuf {
+    let dev = folder("dev");
+    for number in numbers {
+        fs::write(dev.join(format!("nvidia{number}")), "").unwrap();
+    }
+    fs::write(dev.join("nvidiactl"), "").unwrap();
+    dev
+}
+
+/// What the kernel answers with EIO: the other end of a terminal that is locked.
+fn locked_terminal() -> (fs::File, PathBuf) {
+    use std::os::fd::AsRawFd as _;
+    let terminal = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/ptmx")
+        .unwrap();
+    let mut number = 0_u32;
+    // SAFETY: writes one number.
+    let told = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGPTN, &raw mut number) };
+    assert_eq!(told, 0);
+    (terminal, PathBuf::from(format!("/dev/pts/{number}")))
+}
+
+#[test]
+fn what_a_device_did_after_a_launch_stands_whatever_the_second_try_says() {
+    // Given a device that fails a kernel, and that later processes find in need of a reset
+    let state = folder("state");
+    let fault = json!({"call": "cuStreamSynchronize", "code": 719, "device": 2, "processes": [1, 1], "leaves": 46});
+    let devices =
+        json!({"devices": [{"profile": "a100", "count": 3}], "faults": [fault], "state": state});
+    // When
+    let (exit, report) = run(smoke(&devices), &[]);
+    // Then it is to blame, by its first fault
+    let failure = failure(&report);
+    assert_eq!(
+        (exit, failure.class, failure.device, failure.code),
+        (12, Class::Device, Some(2), Some(719)),
+        "{failure:?}"
+    );
+    assert_eq!((failure.step, report.attempts), (Step::Synchronize, 2));
+    assert_eq!(failure.uuid.as_ref(), Some(&report.devices[2].uuid));
+    assert!(
+        failure.message.contains("second try") && failure.message.contains("returned 46"),
+        "{}",
+        failure.message
+    );
+    // And the next gate finds it busy, which a moment may fix
+    let (exit, report) = run(smoke(&devices), &["--wait", "0"]);
+    assert_eq!((exit, failure_code(&report)), (11, Some(46)));
+}
+
+fn failure_code(report: &Report) -> Option<i32> {
+    failure(report).code
+}
+
+#[test]
+fn what_a_moment_fixes_is_waited_for() {
+    for (call, code) in [
+        ("cuInit", 802),
+        ("cuInit", 919),
+        ("cuDevicePrimaryCtxRetain", 46),
+        ("cuDevicePrimaryCtxRetain", 807),
+        ("cuMemAlloc_v2", 2),
+    ] {
+        let fault = json!({"call": call, "code": code, "processes": [1, 2]});
+        let devices = json!({"faults": [fault], "state": folder("state")});
+        let (exit, report) = run(smoke(&devices), &[]);
+        assert_eq!((exit, report.attempts), (0, 3), "{code}: {report:?}");
+        let [warning] = &report.warnings[..] else {
+            panic!("{code}: {:?}", report.warnings)
+        };
+        assert_eq!(warning.reason, "PassedOnRetry");
+        assert!(
+            warning.message.contains(&code.to_string()),
+            "{}",
+            warning.message
+        );
+    }
+}
+
+#[test]
+fn what_lasts_longer_than_the_gate_waits_is_told_with_its_code() {
+    for (call, code, class) in [
+        ("cuDevicePrimaryCtxRetain", 46, Class::Transient),
+        ("cuInit", 802, Class::Transient),
+        ("cuMemAlloc_v2", 2, Class::Node),
+    ] {
+        let devices = faulty(json!({"call": call, "code": code}));
+        let (_, report) = run(smoke(&devices), &["--wait", "1"]);
+        let failure = failure(&report);
+        assert_eq!((failure.class, failure.code), (class, Some(code)));
+        assert!((2..=3).contains(&report.attempts), "{}", report.attempts);
+        assert!(
+            failure.message.contains("for all of the 1 s"),
+            "{}",
+            failure.message
+        );
+    }
+}
+
+#[test]
+fn a_code_that_nobody_has_listed_is_tried_again_and_blames_nothing() {
+    for (processes, exit) in [([1, 1], 0), ([1, 9], 17)] {
+        let fault = json!({"call": "cuStreamSynchronize", "code": 4711, "processes": processes});
+        let devices = json!({"faults": [fault], "state": folder("state")});
+        let (found, report) = run(smoke(&devices), &[]);
+        assert_eq!((found, report.attempts), (exit, 2), "{report:?}");
+    }
+}
+
+#[test]
+fn slices_shares_and_hidden_devices_are_told_from_lost_ones() {
+    let a100 = |count: u32| json!({"devices": [{"profile": "a100", "count": count}]});
+    let slices = |count: u32| json!({"devices": [{"profile": "mig-1g", "count": count}]});
+    // Devices, requested, device files, CUDA_VISIBLE_DEVICES; exit code, name.
+    for (devices, expected, files, visible, exit, name) in [
+        (slices(2), "2", &[0][..], None, 10, "SliceHidden"),
+        (a100(1), "2", &[0], None, 10, "SliceHidden"),
+        (a100(1), "2", &[0, 1], None, 13, "TooFewDevices"),
+        (a100(1), "", &[0, 1], None, 13, "TooFewDevices"),
+        (a100(2), "2", &[3, 5], None, 0, ""),
+        (a100(2), "", &[3, 5], None, 0, ""),
+        (slices(2), "", &[0], None, 0, ""),
+        (a100(2), "2", &[0, 1], Some("0"), 10, "HiddenDevices"),
+        (a100(2), "", &[0, 1], Some("0"), 0, ""),
+        (a100(2), "", &[0, 1], Some("7"), 10, "HiddenDevices"),
+    ] {
+        let dev = device_files(files);
+        let mut arguments = vec!["--dev-dir", dev.to_str().unwrap()];
+        if !expected.is_empty() {
+            arguments.extend(["--expected-devices", expected]);
+        }
+        let mut command = smoke(&devices);
+        if let Some(visible) = visible {
+            command.env("CUDA_VISIBLE_DEVICES", visible);
+        }
+        let (found, report) = run(command, &arguments);
+        let named = report
+            .failure
+            .map_or(String::new(), |failure| failure.code_name);
+        assert_eq!(
+            (found, named.as_str()),
+            (exit, name),
+            "{devices}, {expected:?}, {files:?}, {visible:?}"
+        );
+    }
+}
+
+#[test]
+fn why_a_device_file_cannot_be_opened_is_told() {
+    let (_terminal, eio) = locked_terminal();
+    let enxio = folder("socket").join("s");
+    let _socket = UnixListener::bind(&enxio).unwrap();
+    // Nobody may write there, root neither.
+    let eacces = PathBuf::from("/sys/devices/system/cpu/online");
+    for (file, exit, name, words) in [
+        (&eio, 13, "LostDevice", "Input/output error"),
+        (&enxio, 13, "LostDevice", "No such device"),
+        (&eacces, 10, "DeviceFileMode", "Permission denied"),
+    ] {
+        // Alone, so that the driver has no device, and beside one that is well.
+        for (numbers, call) in [(&[][..], "cuInit"), (&[0][..], "cuDeviceGetCount")] {
+            let dev = device_files(numbers);
+            let file_of_it = dev.join(format!("nvidia{}", numbers.len()));
+            symlink(file, &file_of_it).unwrap();
+            let count = numbers.len() + 1;
+            let devices =
+                json!({"devices": [{"profile": "a100", "count": count}], "deviceFiles": dev});
+            let arguments = ["--dev-dir", dev.to_str().unwrap()];
+            let (found, report) = run(smoke(&devices), &arguments);
+            let failure = failure(&report);
+            assert_eq!(
+                (found, failure.code_name.as_str()),
+                (exit, name),
+                "{call}: {failure:?}"
+            );
+            assert!(
+                failure.message.contains(words)
+                    && failure.message.contains(file_of_it.to_str().unwrap()),
+                "{}",
+                failure.message
+            );
+        }
+    }
+}
+
+#[test]
+fn who_runs_out_of_memory_is_told_the_limit() {
+    let cgroup = folder("cgroup");
+    let events = cgroup.join("memory.events");
+    fs::write(&events, "oom 0\noom_kill 0\n").unwrap();
+    fs::write(cgroup.join("memory.max"), "268435456\n").unwrap();
+    let killed = json!({"call": "cuStreamSynchronize", "crash": "oom"});
+    let devices = json!({"faults": [killed], "memoryEvents": events});
+    let (exit, report) = run(smoke(&devices), &["--cgroup-dir", cgroup.to_str().unwrap()]);
+    let failure = failure(&report);
+    assert_eq!(
+        (exit, failure.code_name.as_str(), report.attempts),
+        (10, "OutOfMemoryKill", 1)
+    );
+    assert!(failure.message.contains("256 MiB"), "{}", failure.message);
+    // Killed by somebody else, it is another matter.
+    let (exit, report) = run(
+        smoke(&json!({"faults": [killed]})),
+        &["--cgroup-dir", "/nowhere"],
+    );
+    assert_eq!(
+        (exit, self::failure(&report).code_name.as_str()),
+        (13, "Crash")
+    );
+}
+
+#[test]
+fn a_library_that_prints_without_an_end_of_line_hides_no_verdict() {
+    let fault = json!({"call": "cuMemcpyDtoH_v2", "says": "{\"event\": oops", "code": 214});
+    let (exit, report) = run(smoke(&faulty(fault)), &[]);
+    assert_eq!((exit, failure_code(&report)), (12, Some(214)), "{report:?}");
+}
+
+#[test]
+fn a_device_whose_clock_is_broken_is_in_the_report() {
+    let (exit, report) = run(smoke(&json!({"brokenClock": true})), &[]);
+    assert_eq!((exit, report.devices.len()), (0, 1));
+    let is_timed = |step| report.devices[0].steps.iter().any(|ran| ran.step == step);
+    assert!(is_timed(Step::Synchronize) && is_timed(Step::CopyToHost));
+}
+
+#[test]
+fn several_devices_have_several_times_as_long_and_a_hang_tells_its_true_wait() {
+    let devices = json!({
+        "devices": [{"profile": "a100", "count": 3}],
+        "faults": [{"call": "cuInit", "hang": true}],
+    });
+    let arguments = ["--timeout", "1", "--expected-devices", "3"];
+    let (exit, report) = run(smoke(&devices), &arguments);
+    let failure = failure(&report);
+    assert_eq!((exit, failure.code_name.as_str()), (13, "Hang"));
+    assert!(
+        failure.message.contains("within 3 s"),
+        "{}",
+        failure.message
+    );
+}
+
+#[test]
+fn a_hang_under_mps_may_be_anothers() {
+    let hang = faulty(json!({"call": "cuStreamSynchronize", "hang": true}));
+    for (mps, exit) in [(true, 11), (false, 12)] {
+        let mut command = smoke(&hang);
+        if mps {
+            command.env("CUDA_MPS_PIPE_DIRECTORY", "/mps");
+        }
+        let (found, report) = run(command, &["--timeout", "1"]);
+        assert_eq!((found, failure(&report).code_name.as_str()), (exit, "Hang"));
+    }
+}
+
+/// A root folder with the driver at these places.
+fn root(places: &[&str]) -> PathBuf {
+    let root = folder("root");
+    for place in places {
+        let file = root.join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::copy(driver(), file).unwrap();
+    }
+    root
+}
+
+fn with_root(root: &Path, path: Option<&Path>) -> (i32, Report) {
+    let mut command = without_driver();
+    if let Some(path) = path {
+        command.env("LD_LIBRARY_PATH", path);
+    }
+    run(command, &["--library-root", root.to_str().unwrap()])
+}
+
+#[test]
+fn the_driver_is_found_where_drivers_are() {
+    for place in ["usr/local/nvidia/lib64", "usr/lib64", "usr/lib/wsl/lib"] {
+        let file = format!("{place}/libcuda.so.1");
+        let root = root(&[&file]);
+        let (exit, report) = with_root(&root, None);
+        assert_eq!(exit, 0, "{place}: {:?}", report.failure);
+        let library = report.driver.unwrap().library.unwrap();
+        assert_eq!(Path::new(&library), root.join(file));
+    }
+}
+
+#[test]
+fn a_toolkits_stub_comes_last_and_is_named() {
+    // Given the stub on the loader's path, as a toolkit's image has it
+    let root = root(&["usr/lib64/libcuda.so.1", "stubs/libcuda.so"]);
+    let stubs = root.join("stubs");
+    // When
+    let (exit, report) = with_root(&root, Some(&stubs));
+    // Then the driver is used
+    assert_eq!(exit, 0, "{:?}", report.failure);
+    let driver = report.driver.unwrap();
+    assert!(driver.library.unwrap().ends_with("usr/lib64/libcuda.so.1"));
+    assert_eq!(
+        driver.other_libraries,
+        [stubs.join("libcuda.so").display().to_string()]
+    );
+    // And where there is no other, what the loader finds
+    fs::remove_dir_all(root.join("usr")).unwrap();
+    let (exit, _) = with_root(&root, Some(&stubs));
+    assert_eq!(exit, 0);
+}
+
+#[test]
+fn a_library_that_is_there_and_not_the_driver_is_named() {
+    let compat = "usr/local/cuda/compat/libcuda.so.1";
+    let root = root(&[compat]);
+    let (exit, report) = with_root(&root, None);
+    let failure = failure(&report);
+    assert_eq!((exit, failure.code_name.as_str()), (10, "NoDriver"));
+    assert!(
+        failure
+            .message
+            .contains(root.join(compat).to_str().unwrap()),
+        "{}",
+        failure.message
+    );
+}
