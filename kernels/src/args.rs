@@ -89,10 +89,24 @@ pub(crate) struct TestArgs {
         ignore_case = true
     )]
     pub(crate) managed_memory: ManagedMemory,
+    /// Part of each device's memory that must be free, in percent: what is not free is held outside of this pod. 0 asks for
+    /// none. Not asked of shared GPUs and slices, nor where host and device have one memory.
+    #[arg(long, env = gate::MIN_FREE_MEMORY_PERCENT, default_value = "90", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) min_free_memory_percent: u8,
+    /// What to make of devices that cannot reach one another's memory.
+    #[arg(
+        long,
+        env = gate::PEER_ACCESS,
+        value_enum,
+        default_value_t,
+        ignore_case = true
+    )]
+    pub(crate) peer_access: PeerAccess,
     /// The GPUs are shared with other pods (time slicing, MPS).
     #[arg(long, env = "CUDA_SMOKE_SHARED")]
     pub(crate) shared: bool,
-    /// Memory of each device to write and read back, in MiB; less where little is free, and at most for a moment.
+    /// Memory of each device to write and read back, in MiB, and at least four times its L2 cache; less where little is free,
+    /// and at most for a moment. 0 writes none.
     #[arg(
         long,
         env = "CUDA_SMOKE_MEMORY_WALK_MIB",
@@ -260,12 +274,26 @@ pub(crate) enum ManagedMemory {
     Require,
 }
 
+/// What to make of devices that cannot reach one another's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerAccess {
+    /// Say so in the report.
+    #[default]
+    Report,
+    /// Fail.
+    Require,
+}
+
 impl TestArgs {
     /// The arguments that make a child see the same.
     pub(crate) fn to_command_line(&self) -> Vec<OsString> {
         let managed = match self.managed_memory {
             ManagedMemory::Report => "report",
             ManagedMemory::Require => "require",
+        };
+        let peers = match self.peer_access {
+            PeerAccess::Report => "report",
+            PeerAccess::Require => "require",
         };
         let mut line: Vec<OsString> = [
             (
@@ -275,6 +303,11 @@ impl TestArgs {
             ("--min-cuda-version", self.min_cuda_version.to_string()),
             ("--managed-memory", managed.to_owned()),
             ("--memory-walk-mib", self.memory_walk_mib.to_string()),
+            (
+                "--min-free-memory-percent",
+                self.min_free_memory_percent.to_string(),
+            ),
+            ("--peer-access", peers.to_owned()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.into(), value.into()])
@@ -424,6 +457,10 @@ mod tests {
             "12.4",
             "--memory-walk-mib",
             "8",
+            "--min-free-memory-percent",
+            "75",
+            "--peer-access",
+            "Require",
             "--min-copy-gib-per-second",
             "2.5",
             "--dev-dir",
@@ -444,6 +481,8 @@ mod tests {
         assert_eq!(test.managed_memory, ManagedMemory::Require);
         assert!(test.shared);
         assert_eq!(test.memory_walk_mib, 8);
+        assert_eq!(test.min_free_memory_percent, 75);
+        assert_eq!(test.peer_access, PeerAccess::Require);
         assert_eq!(test.dev_dir, PathBuf::from("/elsewhere/dev"));
         assert_eq!(test.library_root, PathBuf::from("/elsewhere"));
         assert_eq!(test.min_copy_gib_per_second, Some(2.5));

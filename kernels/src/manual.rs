@@ -23,7 +23,7 @@ pub(crate) const DESCRIPTION: &str = "\
 DESCRIPTION
   Loads kernels on every GPU that the driver shows, runs them, and compares every word of their
   results: a vector addition, a walk through memory, copies, matrix products on the tensor cores,
-  and managed memory where the platform has it.
+  managed memory where the platform has it, and what devices send to one another.
 
   The test runs in a child process under a deadline, so a driver that crashes or hangs is reported
   as well. It needs NVIDIA's driver, R525 or newer: no CUDA toolkit and no root. It changes nothing.

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 pub(crate) use gate_report::Cause;
-use gate_report::{Device, Finding, Step, Warning};
+use gate_report::{Device, Finding, Peers, Step, Warning};
 use serde::{Deserialize, Serialize};
 
 /// One line.
@@ -24,6 +24,8 @@ pub(crate) enum Event {
     Initialised { ms: f64 },
     /// What is known of a device; replaces what was said of it before.
     Device(Device),
+    /// How the devices reach one another.
+    Peers(Peers),
     /// Worth knowing.
     Warning(Warning),
     /// The test failed.

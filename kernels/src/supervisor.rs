@@ -65,6 +65,7 @@ fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Opti
                 thread::sleep(pause);
                 report.attempts += 1;
                 report.warnings.clear();
+                report.peers = None;
                 earlier = Some(Earlier {
                     meaning: stop.cause.meaning(context).meaning,
                     stop,
@@ -237,6 +238,7 @@ fn note(event: Event, report: &mut Report) {
             Some(known) => *known = device,
             None => report.devices.push(device),
         },
+        Event::Peers(peers) => report.peers = Some(peers),
         Event::Warning(warning) => report.warnings.push(warning),
         Event::Calling(_) | Event::Stopped(_) | Event::Passed { .. } => {}
     }

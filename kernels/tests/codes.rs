@@ -119,7 +119,8 @@ const OTHERS: &[Place] = &[
     (Step::TensorCores, "cuStreamSynchronize", 2, 0),
     (Step::ManagedMemory, "cuMemAllocManaged", 1, 0),
     (Step::ManagedMemory, "cuMemPrefetchAsync", 1, 0),
-    (Step::ManagedMemory, "cuStreamSynchronize", 3, 0),
+    (Step::TensorCores, "cuStreamSynchronize", 3, 0),
+    (Step::ManagedMemory, "cuStreamSynchronize", 4, 0),
 ];
 
 /// One code for each way to be judged; 801 is another matter for managed memory than elsewhere.

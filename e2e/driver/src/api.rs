@@ -11,11 +11,31 @@ use crate::config::{self, CONFIG, Config};
 use crate::driver::{current, device, driver};
 use crate::errors::{ERROR_INVALID_VALUE, ERROR_NOT_SUPPORTED, Outcome, SUCCESS, describe};
 use crate::faults;
+use crate::peers;
 
 /// A device pointer.
 type Address = u64;
 /// An opaque handle.
 type Handle = usize;
+
+/// `CUmemLocation`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Location {
+    kind: c_int,
+    id: c_int,
+}
+
+impl Location {
+    /// The device, as the first version of these calls names it.
+    fn device(self) -> Outcome<c_int> {
+        match self.kind {
+            1 => Ok(self.id),
+            2 => Ok(-1),
+            _ => Err(ERROR_INVALID_VALUE),
+        }
+    }
+}
 
 macro_rules! exports {
     ($($(#[doc = $doc:literal])* fn $name:ident($($argument:ident: $ty:ty),*) on $device:expr => $body:block)*) => {
@@ -103,10 +123,17 @@ fn attribute(number: c_int, device: c_int) -> Outcome<c_int> {
         1 => 1024,
         10 => 32,
         16 => device.multiprocessors,
+        18 => u32::from(device.integrated),
+        // Compute mode: the default one.
+        20 => 0,
+        38 => device.l2_bytes,
         75 => device.capability.major,
         76 => device.capability.minor,
         83 => u32::from(device.managed_memory),
+        // Pageable memory access, and that by the host's own page tables.
+        88 | 100 => u32::from(device.host_page_tables),
         89 => u32::from(device.concurrent_managed_access),
+        115 => u32::from(device.memory_pools),
         _ => return Err(ERROR_INVALID_VALUE),
     };
     c_int::try_from(value).map_err(|_| ERROR_INVALID_VALUE)
@@ -185,7 +212,7 @@ mod exports {
         }
 
         fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) on current() => {
-            let (free_bytes, total_bytes) = driver().memory_info()?;
+            let (free_bytes, total_bytes) = driver().ask_memory()?;
             unsafe {
                 put(free, usize::try_from(free_bytes).unwrap_or(usize::MAX))?;
                 put(total, usize::try_from(total_bytes).unwrap_or(usize::MAX))
@@ -229,6 +256,34 @@ mod exports {
             unsafe { put(address, allocated) }
         }
 
+        fn cuMemAllocAsync(address: *mut Address, bytes: usize, stream: Handle) on current() => {
+            let allocated = driver().allocate_async(bytes as u64, stream)?;
+            unsafe { put(address, allocated) }
+        }
+
+        fn cuMemFreeAsync(address: Address, stream: Handle) on current() => {
+            driver().check_stream(stream)?;
+            driver().memory()?.free(address)
+        }
+
+        fn cuDeviceCanAccessPeer(can: *mut c_int, handle: c_int, peer: c_int) on ordinal(handle) => {
+            let ((from, _), (to, _)) = (device(handle)?, device(peer)?);
+            unsafe { put(can, c_int::from(peers::can_access(from, to))) }
+        }
+
+        fn cuCtxEnablePeerAccess(peer: Handle, flags: c_uint) on current() => {
+            if flags != 0 {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            driver().enable_peer(peer)
+        }
+
+        fn cuMemcpyPeer(
+            to: Address, to_context: Handle, from: Address, from_context: Handle, bytes: usize
+        ) on current() => {
+            driver().copy_between((to, to_context), (from, from_context), bytes as u64)
+        }
+
         fn cuMemFree_v2(address: Address) on current() => {
             driver().memory()?.free(address)
         }
@@ -250,13 +305,28 @@ mod exports {
             driver().check_hint(address, bytes as u64, target)
         }
 
+        fn cuMemAdvise_v2(address: Address, bytes: usize, _advice: c_int, target: Location) on current() => {
+            driver().check_hint(address, bytes as u64, target.device()?)
+        }
+
+        fn cuMemPrefetchAsync_v2(
+            address: Address, bytes: usize, target: Location, flags: c_uint, stream: Handle
+        ) on current() => {
+            if flags != 0 {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            driver().check_stream(stream)?;
+            driver().check_hint(address, bytes as u64, target.device()?)
+        }
+
         fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) on current() => {
             let created = driver().stream()?;
             unsafe { put(stream, created) }
         }
 
         fn cuStreamSynchronize(stream: Handle) on current() => {
-            driver().check_stream(stream)
+            driver().check_stream(stream)?;
+            driver().idle().map(|_| ())
         }
 
         fn cuStreamDestroy_v2(stream: Handle) on current() => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gate_report::Version;
 use serde::Deserialize;
 
-use crate::profiles::{PROFILES, Profile};
+use crate::profiles::{Memory, PROFILES, Profile};
 
 /// What is simulated.
 pub(crate) static CONFIG: LazyLock<Config> =
@@ -30,6 +30,9 @@ pub(crate) struct Config {
     pub(crate) devices: Vec<Device>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) store_faults: Vec<StoreFault>,
+    pub(crate) product_faults: Vec<ProductFault>,
+    pub(crate) peer_faults: Vec<PeerFault>,
+    pub(crate) stuck_cells: Vec<StuckCell>,
     pub(crate) clock: Option<PathBuf>,
     pub(crate) broken_clock: bool,
     pub(crate) device_files: Option<PathBuf>,
@@ -41,6 +44,10 @@ pub(crate) struct Config {
 
 /// A device with all its properties.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an attribute of the driver's"
+)]
 pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) uuid: [u8; 16],
@@ -51,6 +58,13 @@ pub(crate) struct Device {
     pub(crate) managed_memory: bool,
     pub(crate) concurrent_managed_access: bool,
     pub(crate) pci_bus_id: String,
+    pub(crate) l2_bytes: u32,
+    pub(crate) integrated: bool,
+    pub(crate) host_page_tables: bool,
+    pub(crate) memory_pools: bool,
+    pub(crate) peers: bool,
+    /// All of its memory is free when this is asked for so often.
+    pub(crate) freed_at: Option<u32>,
     /// The number of its device file. Slices of one GPU have the same.
     pub(crate) minor: usize,
     pub(crate) startup_ms: u64,
@@ -64,6 +78,9 @@ struct Raw {
     devices: Option<Vec<RawDevice>>,
     faults: Vec<Fault>,
     store_faults: Vec<StoreFault>,
+    product_faults: Vec<ProductFault>,
+    peer_faults: Vec<PeerFault>,
+    stuck_cells: Vec<StuckCell>,
     clock: Option<PathBuf>,
     broken_clock: bool,
     device_files: Option<PathBuf>,
@@ -85,6 +102,12 @@ struct RawDevice {
     managed_memory: Option<bool>,
     concurrent_managed_access: Option<bool>,
     pci_bus_id: Option<String>,
+    l2_bytes: Option<u32>,
+    integrated: Option<bool>,
+    host_page_tables: Option<bool>,
+    memory_pools: Option<bool>,
+    peers: Option<bool>,
+    freed_at: Option<u32>,
     minor: Option<usize>,
     startup_ms: u64,
 }
@@ -136,13 +159,62 @@ pub(crate) enum Crash {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct StoreFault {
     pub(crate) kernel: String,
-    pub(crate) nth: u64,
+    #[serde(default)]
+    pub(crate) nth: Option<u64>,
+    #[serde(default)]
+    pub(crate) value: Option<u64>,
     #[serde(default)]
     pub(crate) device: Option<u32>,
     #[serde(default)]
     pub(crate) flip_bit: Option<u32>,
     #[serde(default)]
     pub(crate) move_bytes: i64,
+}
+
+/// What goes wrong in a product of the tensor cores.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ProductFault {
+    pub(crate) kernel: String,
+    pub(crate) nth: u64,
+    #[serde(default)]
+    pub(crate) device: Option<u32>,
+    pub(crate) flip_bit: u32,
+}
+
+/// What goes wrong on the way from one device into another's memory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PeerFault {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    #[serde(default)]
+    pub(crate) flip_bit: Option<u64>,
+    #[serde(default)]
+    pub(crate) lose_copies: bool,
+    #[serde(default)]
+    pub(crate) lose_stores: bool,
+    #[serde(default)]
+    pub(crate) no_access: bool,
+}
+
+impl PeerFault {
+    /// Whether it is about this way.
+    pub(crate) fn is_on(&self, from: usize, to: usize) -> bool {
+        (self.from, self.to) == (from, to)
+    }
+}
+
+/// A bit of a device's memory that has its value whatever is written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct StuckCell {
+    pub(crate) device: usize,
+    /// Bytes from where device memory starts.
+    pub(crate) offset: u64,
+    /// Of that byte, from 0.
+    pub(crate) bit: u32,
+    pub(crate) value: bool,
 }
 
 impl Config {
@@ -187,6 +259,9 @@ impl Config {
             devices,
             faults: raw.faults,
             store_faults: raw.store_faults,
+            product_faults: raw.product_faults,
+            peer_faults: raw.peer_faults,
+            stuck_cells: raw.stuck_cells,
             clock: raw.clock,
             broken_clock: raw.broken_clock,
             device_files: raw.device_files,
@@ -225,6 +300,16 @@ impl RawDevice {
                 .pci_bus_id
                 .clone()
                 .unwrap_or_else(|| format!("0000:{:02X}:00.0", 0x3b + ordinal)),
+            l2_bytes: self.l2_bytes.unwrap_or(profile.l2_mib << 20),
+            integrated: self
+                .integrated
+                .unwrap_or(profile.memory == Memory::Integrated),
+            host_page_tables: self
+                .host_page_tables
+                .unwrap_or(profile.memory != Memory::Own),
+            memory_pools: self.memory_pools.unwrap_or(true),
+            peers: self.peers.unwrap_or(profile.peers),
+            freed_at: self.freed_at,
             minor: self.minor.unwrap_or(ordinal),
             startup_ms: self.startup_ms,
         })

@@ -1,20 +1,22 @@
 //! The driver behind the exported functions: devices, contexts, modules, memory.
 
 use std::cell::Cell;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use gate_report::Version;
 
-use crate::config::{CONFIG, Device, StoreFault};
+use crate::config::{CONFIG, Device};
 use crate::errors::{
-    ERROR_ILLEGAL_ADDRESS, ERROR_INVALID_CONTEXT, ERROR_INVALID_DEVICE, ERROR_INVALID_HANDLE,
-    ERROR_INVALID_PTX, ERROR_INVALID_VALUE, ERROR_JIT_COMPILATION_DISABLED,
-    ERROR_NO_BINARY_FOR_GPU, ERROR_NO_DEVICE, ERROR_NOT_FOUND, ERROR_NOT_INITIALIZED,
-    ERROR_NOT_SUPPORTED, ERROR_OUT_OF_MEMORY, ERROR_UNSUPPORTED_PTX_VERSION, Outcome, is_sticky,
+    ERROR_INVALID_CONTEXT, ERROR_INVALID_DEVICE, ERROR_INVALID_HANDLE, ERROR_INVALID_PTX,
+    ERROR_INVALID_VALUE, ERROR_JIT_COMPILATION_DISABLED, ERROR_NO_BINARY_FOR_GPU, ERROR_NO_DEVICE,
+    ERROR_NOT_FOUND, ERROR_NOT_INITIALIZED, ERROR_NOT_SUPPORTED, ERROR_OUT_OF_MEMORY,
+    ERROR_UNKNOWN, ERROR_UNSUPPORTED_PTX_VERSION, Outcome, is_sticky,
 };
 use crate::memory::{Memory, Region};
 use crate::ptx::{self, Launch, Module};
+use crate::view::View;
 
 static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(Mutex::default);
 
@@ -38,7 +40,7 @@ impl Kind {
         (self as usize) << 32 | index
     }
 
-    fn index(self, handle: usize) -> Outcome<usize> {
+    pub(crate) fn index(self, handle: usize) -> Outcome<usize> {
         if handle >> 32 == self as usize {
             Ok(handle & 0xffff_ffff)
         } else {
@@ -53,9 +55,15 @@ pub(crate) struct Driver {
     initialised: bool,
     /// The code that a context answers since a fault, by device.
     poison: Vec<Option<i32>>,
-    retained: Vec<bool>,
-    memory: Memory,
-    modules: Vec<(usize, Module)>,
+    pub(crate) retained: Vec<bool>,
+    /// Whose memory each device reaches besides its own.
+    pub(crate) peers: Vec<Vec<usize>>,
+    /// A kernel on each device that waits for another one, and so runs beside this thread.
+    running: Vec<Option<JoinHandle<Outcome>>>,
+    pub(crate) memory: Memory,
+    /// How often each device's free memory was asked for.
+    asked_for_free: Vec<u32>,
+    modules: Vec<(usize, Arc<Module>)>,
     /// Module and kernel.
     functions: Vec<(usize, usize)>,
     /// Device of each.
@@ -93,6 +101,9 @@ impl Driver {
         self.initialised = true;
         self.poison.resize(CONFIG.devices.len(), None);
         self.retained.resize(CONFIG.devices.len(), false);
+        self.peers.resize(CONFIG.devices.len(), Vec::new());
+        self.running.resize_with(CONFIG.devices.len(), || None);
+        self.asked_for_free.resize(CONFIG.devices.len(), 0);
         Ok(())
     }
 
@@ -141,21 +152,65 @@ impl Driver {
 
     /// Keeps a kernel's fault with the context.
     pub(crate) fn poison(&mut self, code: i32) {
-        if let Some(poison) = CURRENT
-            .get()
-            .and_then(|ordinal| self.poison.get_mut(ordinal))
+        if let Some(ordinal) = CURRENT.get() {
+            self.poison_device(ordinal, code);
+        }
+    }
+
+    fn poison_device(&mut self, ordinal: usize, code: i32) {
+        if let Some(poison) = self.poison.get_mut(ordinal)
             && is_sticky(code)
         {
             *poison = Some(code);
         }
     }
 
-    /// Free and total bytes.
-    pub(crate) fn memory_info(&self) -> Outcome<(u64, u64)> {
+    /// Waits until a device has done what it was given; the code of a kernel that failed.
+    pub(crate) fn finish(&mut self, ordinal: usize) -> Outcome {
+        if let Some(running) = self.running.get_mut(ordinal).and_then(Option::take)
+            && let Err(code) = running.join().unwrap_or(Err(ERROR_UNKNOWN))
+        {
+            self.poison_device(ordinal, code);
+            return Err(code);
+        }
+        Ok(())
+    }
+
+    /// The current device, when it has done what it was given, if its context still answers.
+    pub(crate) fn idle(&mut self) -> Outcome<usize> {
+        let ordinal = self.context()?;
+        self.finish(ordinal)?;
+        Ok(ordinal)
+    }
+
+    /// Free and total bytes, for whoever asks.
+    pub(crate) fn ask_memory(&mut self) -> Outcome<(u64, u64)> {
+        let ordinal = self.context()?;
+        self.asked_for_free[ordinal] = self.asked_for_free[ordinal].saturating_add(1);
+        self.memory_info()
+    }
+
+    fn memory_info(&self) -> Outcome<(u64, u64)> {
         let ordinal = self.context()?;
         let device = &CONFIG.devices[ordinal];
-        let free = device.free_bytes.saturating_sub(self.memory.used(ordinal));
+        let is_freed = |at| self.asked_for_free[ordinal] >= at;
+        let free = if device.freed_at.is_some_and(is_freed) {
+            device.memory_bytes
+        } else {
+            device.free_bytes
+        };
+        let free = free.saturating_sub(self.memory.used(ordinal));
         Ok((free, device.memory_bytes))
+    }
+
+    /// Allocates in the order of a stream, which here is at once.
+    pub(crate) fn allocate_async(&mut self, bytes: u64, stream: usize) -> Outcome<u64> {
+        self.check_stream(stream)?;
+        let ordinal = self.idle()?;
+        if !CONFIG.devices[ordinal].memory_pools {
+            return Err(ERROR_NOT_SUPPORTED);
+        }
+        self.allocate(bytes)
     }
 
     pub(crate) fn allocate(&mut self, bytes: u64) -> Outcome<u64> {
@@ -180,7 +235,7 @@ impl Driver {
     }
 
     pub(crate) fn memory(&mut self) -> Outcome<&mut Memory> {
-        self.context()?;
+        self.idle()?;
         Ok(&mut self.memory)
     }
 
@@ -190,6 +245,7 @@ impl Driver {
         self.context()?;
         self.memory
             .region(address, bytes)
+            .filter(Region::is_managed)
             .ok_or(ERROR_INVALID_VALUE)?;
         if target == HOST {
             return Ok(());
@@ -222,7 +278,7 @@ impl Driver {
         if !runs_on(&module, CONFIG.devices[ordinal].capability) {
             return Err((ERROR_NO_BINARY_FOR_GPU, String::new()));
         }
-        self.modules.push((ordinal, module));
+        self.modules.push((ordinal, Arc::new(module)));
         Ok(Kind::Module.handle(self.modules.len() - 1))
     }
 
@@ -256,7 +312,8 @@ impl Driver {
         Ok((*owner, &module.kernels[kernel]))
     }
 
-    /// Runs a kernel to its end. A fault of its own shows at the next call, as with the real one.
+    /// Runs a kernel to its end, or starts it where it waits for another one: both have to run at once. A fault of its own
+    /// shows at the next call, as with the real one. What the device was given before is over by then.
     pub(crate) fn launch(
         &mut self,
         function: usize,
@@ -264,9 +321,11 @@ impl Driver {
         block: [u32; 3],
         params: &[u8],
     ) -> Outcome {
-        let ordinal = self.context()?;
-        let (owner, kernel) = self.kernel(function)?;
-        if owner != ordinal {
+        let ordinal = self.idle()?;
+        let index = Kind::Function.index(function)?;
+        let (module, kernel) = *self.functions.get(index).ok_or(ERROR_INVALID_HANDLE)?;
+        let (owner, module) = &self.modules[module];
+        if *owner != ordinal {
             return Err(ERROR_INVALID_HANDLE);
         }
         let threads = block
@@ -275,18 +334,25 @@ impl Driver {
         if grid.contains(&0) || !threads.is_some_and(|threads| (1..=1024).contains(&threads)) {
             return Err(ERROR_INVALID_VALUE);
         }
-        let is_meant = |fault: &&StoreFault| {
-            fault.kernel == kernel.name
-                && fault.device.is_none_or(|device| device as usize == ordinal)
-        };
-        let mut view = View {
-            memory: &self.memory,
-            device: ordinal,
-            recent: [None; 4],
-            next: 0,
-            stores: 0,
-            faults: CONFIG.store_faults.iter().filter(is_meant).collect(),
-        };
+        let peers = self.peers[ordinal].clone();
+        if module.kernels[kernel].waits() {
+            // A copy: that kernel meets no memory that comes after it.
+            let (module, memory, params) = (module.clone(), self.memory.clone(), params.to_vec());
+            self.running[ordinal] = Some(thread::spawn(move || {
+                let kernel = &module.kernels[kernel];
+                let mut view = View::new(&memory, ordinal, &peers, &kernel.name);
+                let launch = Launch {
+                    kernel,
+                    grid,
+                    block,
+                    params: &params,
+                };
+                ptx::run(&launch, &mut view)
+            }));
+            return Ok(());
+        }
+        let kernel = &module.kernels[kernel];
+        let mut view = View::new(&self.memory, ordinal, &peers, &kernel.name);
         let launch = Launch {
             kernel,
             grid,
@@ -321,6 +387,7 @@ impl Driver {
     }
 
     pub(crate) fn record(&mut self, event: usize) -> Outcome {
+        self.idle()?;
         let index = Kind::Event.index(event)?;
         let event = self.events.get_mut(index).ok_or(ERROR_INVALID_HANDLE)?;
         *event = Some(Instant::now());
@@ -366,58 +433,6 @@ fn runs_on(module: &Module, capability: Version) -> bool {
         Some('a') => module.target == device,
         Some(_) => module.target / 10 == capability.major && module.target <= device,
         None => module.target <= device,
-    }
-}
-
-/// Memory as a kernel on one device sees it, with what goes wrong there.
-struct View<'a> {
-    memory: &'a Memory,
-    device: usize,
-    /// Regions that were met lately: a kernel goes back and forth between few.
-    recent: [Option<Region>; 4],
-    next: usize,
-    stores: u64,
-    faults: Vec<&'a StoreFault>,
-}
-
-impl View<'_> {
-    fn region(&mut self, address: u64, bytes: u32) -> Outcome<Region> {
-        let bytes = u64::from(bytes);
-        let recent = self
-            .recent
-            .iter()
-            .flatten()
-            .find(|region| region.holds(address, bytes));
-        if let Some(region) = recent {
-            return Ok(*region);
-        }
-        let found = self
-            .memory
-            .region(address, bytes)
-            .filter(|region| region.device == self.device);
-        let region = found.ok_or(ERROR_ILLEGAL_ADDRESS)?;
-        self.recent[self.next] = Some(region);
-        self.next = (self.next + 1) % self.recent.len();
-        Ok(region)
-    }
-}
-
-impl ptx::Global for View<'_> {
-    type Error = i32;
-
-    fn load(&mut self, address: u64, bytes: u32) -> Outcome<u64> {
-        self.region(address, bytes)?.load(address, bytes)
-    }
-
-    fn store(&mut self, mut address: u64, bytes: u32, mut value: u64) -> Outcome {
-        for fault in self.faults.iter().filter(|fault| fault.nth == self.stores) {
-            address = address.wrapping_add_signed(fault.move_bytes);
-            value ^= fault
-                .flip_bit
-                .map_or(0, |bit| 1_u64.checked_shl(bit).unwrap_or(0));
-        }
-        self.stores += 1;
-        self.region(address, bytes)?.store(address, bytes, value)
     }
 }
 

@@ -44,6 +44,7 @@ codes! {
     ERROR_ECC_UNCORRECTABLE = 214: "uncorrectable ECC error encountered";
     ERROR_INVALID_PTX = 218: "a PTX JIT compilation failed";
     ERROR_NVLINK_UNCORRECTABLE = 220: "uncorrectable NVLink error detected during the execution";
+    ERROR_PEER_ACCESS_UNSUPPORTED = 217: "peer access is not supported between these two devices";
     ERROR_JIT_COMPILER_NOT_FOUND = 221: "PTX JIT compiler library not found";
     ERROR_UNSUPPORTED_PTX_VERSION = 222: "the provided PTX was compiled with an unsupported toolchain.";
     ERROR_JIT_COMPILATION_DISABLED = 223: "PTX JIT compilation was disabled";
@@ -61,6 +62,8 @@ codes! {
     ERROR_ILLEGAL_ADDRESS = 700: "an illegal memory access was encountered";
     ERROR_LAUNCH_OUT_OF_RESOURCES = 701: "too many resources requested for launch";
     ERROR_LAUNCH_TIMEOUT = 702: "the launch timed out and was terminated";
+    ERROR_PEER_ACCESS_ALREADY_ENABLED = 704: "peer access is already enabled";
+    ERROR_PEER_ACCESS_NOT_ENABLED = 705: "peer access has not been enabled";
     ERROR_CONTEXT_IS_DESTROYED = 709: "context is destroyed";
     ERROR_ASSERT = 710: "device-side assert triggered";
     ERROR_HARDWARE_STACK_ERROR = 714: "hardware stack error";

@@ -34,6 +34,9 @@
 //! | `devices` | in the driver's order; `[]` is a machine that lost its GPUs (`cuInit` returns 100) | one `a100` |
 //! | `faults` | what goes wrong at a call | none |
 //! | `storeFaults` | what goes wrong when a kernel stores | none |
+//! | `productFaults` | what goes wrong when the tensor cores multiply | none |
+//! | `peerFaults` | what goes wrong between devices | none |
+//! | `stuckCells` | bits of memory that have their value whatever is written | none |
 //! | `clock` | file that gets the nanoseconds which the process has spent in the driver's calls | none |
 //! | `brokenClock` | the time between two events is no number | false |
 //! | `deviceFiles` | folder of device files: a device whose `nvidia<minor>` cannot be opened is not shown | none are opened |
@@ -41,9 +44,11 @@
 //! | `memoryEvents` | file in which a kill for want of memory is counted, as in a control group | none |
 //!
 //! Fields of a device: `profile` (`p100`, `v100`, `t4`, `rtx2060`, `rtx2060-wddm`, `a100`, `mig-1g`, `l4`, `h100`,
-//! `b200`, `rtx5090`) gives all the others, which are `name`, `computeCapability`, `memoryBytes`, `freeBytes`,
-//! `multiprocessors`, `managedMemory`, `concurrentManagedAccess`, `pciBusId`, and `uuid` (made from profile and
-//! ordinal). `count` repeats the device; each repetition has its own made-up UUID. `minor` is the number of its device file,
+//! `gh200`, `b200`, `gb200`, `gb10`, `rtx5090`) gives all the others, which are `name`, `computeCapability`, `memoryBytes`,
+//! `freeBytes`, `freedAt` (all of the memory is free from so many questions on), `multiprocessors`, `l2Bytes`,
+//! `integrated`, `hostPageTables`, `managedMemory`, `concurrentManagedAccess`, `memoryPools`, `peers` (both of a pair need
+//! it for peer access), `pciBusId`, and `uuid` (made from profile and ordinal). `count` repeats the device; each repetition
+//! has its own made-up UUID. `minor` is the number of its device file,
 //! by default the ordinal, and `startupMs` what `cuInit` takes for it. Of a MIG profile, `count` makes slices of one GPU, of
 //! which a program sees the first. `CUDA_VISIBLE_DEVICES` is honoured, and faults are for devices as they are shown.
 //!
@@ -55,8 +60,22 @@
 //! returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
 //! context, as the real one does.
 //!
-//! Fields of a store fault: at the `nth` store (from 0, in the order of threads) of `kernel`, on `device` or on all,
-//! `flipBit` inverts a bit of the value, and `moveBytes` stores it so far from where it belongs.
+//! Fields of a store fault: at the `nth` store (from 0, in the order of threads) of `kernel`, or at each of this `value`, on
+//! `device` or on all, `flipBit` inverts a bit of the value, and `moveBytes` stores it so far from where it belongs.
+//!
+//! Fields of a product fault: in the `nth` product (from 0, in the order of warps) of a launch of `kernel`, on `device` or on
+//! all, `flipBit` inverts a bit of the first element.
+//!
+//! Fields of a peer fault, which is about writing `from` one device `to` another: `flipBit` inverts that bit of each copy,
+//! `loseCopies` and `loseStores` let copies and kernels' stores vanish without an error, `noAccess` refuses access.
+//!
+//! Fields of a stuck cell: the `bit` of the byte at `offset` from where memory starts has its `value` on `device`.
+//!
+//! # Time
+//!
+//! A launch is over when `cuLaunchKernel` returns, unless the kernel looks at what others write meanwhile
+//! (`ld.acquire.sys`, `ld.relaxed.sys`): such a one runs in a thread until the device is next waited for, so that two of
+//! them can wait for one another.
 //!
 //! A missing function is made with [`without_symbol`], a truncated library by cutting the file.
 
@@ -67,9 +86,11 @@ mod driver;
 mod errors;
 mod faults;
 mod memory;
+mod peers;
 mod process;
 mod profiles;
 pub mod ptx;
+mod view;
 
 /// The bytes of a shared library whose dynamic symbol `name` nobody can find any more, or `None` where it has none.
 ///

@@ -3,7 +3,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::config::CONFIG;
 use crate::errors::{
     ERROR_ILLEGAL_ADDRESS, ERROR_INVALID_VALUE, ERROR_MISALIGNED_ADDRESS, ERROR_OUT_OF_MEMORY,
     Outcome,
@@ -29,8 +31,8 @@ pub(crate) struct Region {
 // in managed memory, which then answers for it as it does with a real device.
 unsafe impl Send for Region {}
 
-/// All memory of all devices.
-#[derive(Debug, Default)]
+/// All memory of all devices. A copy of it knows the same places.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
     regions: BTreeMap<u64, Region>,
     next: u64,
@@ -43,6 +45,7 @@ impl Memory {
         let start = BASE + self.next;
         self.next = (self.next + bytes + GAP).next_multiple_of(ALIGN);
         self.insert(device, start, bytes, host);
+        self.stick(start, bytes);
         Ok(start)
     }
 
@@ -96,7 +99,39 @@ impl Memory {
         let region = self.region(address, bytes).ok_or(ERROR_INVALID_VALUE)?;
         // SAFETY: the region holds so many bytes from there, and the caller answers for the other side.
         unsafe { region.at(address).copy_from(from, size(bytes)?) };
+        self.stick(address, bytes);
         Ok(())
+    }
+
+    /// Copies within device memory, from anywhere to anywhere.
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64) -> Outcome {
+        let source = self.region(from, bytes).ok_or(ERROR_INVALID_VALUE)?;
+        let target = self.region(to, bytes).ok_or(ERROR_INVALID_VALUE)?;
+        // SAFETY: both regions hold so many bytes from there.
+        unsafe { target.at(to).copy_from(source.at(from), size(bytes)?) };
+        self.stick(to, bytes);
+        Ok(())
+    }
+
+    /// Gives stuck cells among these bytes, which were just written, the value that they have.
+    pub(crate) fn stick(&self, address: u64, bytes: u64) {
+        for cell in &CONFIG.stuck_cells {
+            let place = BASE + cell.offset;
+            if (address..address.saturating_add(bytes)).contains(&place)
+                && let Some(region) = self.region(place, 1)
+                && region.device == cell.device
+                && let Ok(held) = region.load(place, 1)
+            {
+                let mask = 1_u64.checked_shl(cell.bit).unwrap_or(0);
+                let stuck = if cell.value {
+                    held | mask
+                } else {
+                    held & !mask
+                };
+                // Inside, as it was loaded from there.
+                let _ = region.store(place, 1, stuck);
+            }
+        }
     }
 
     /// Copies to the host.
@@ -144,6 +179,39 @@ impl Region {
         // SAFETY: checked to be inside.
         unsafe { self.at(address).copy_from(word.as_ptr(), bytes as usize) };
         Ok(())
+    }
+
+    /// As [`load`](Self::load), of what another thread may write meanwhile. 4 or 8 bytes.
+    pub(crate) fn load_shared(&self, address: u64, bytes: u32) -> Outcome<u64> {
+        self.check(address, bytes)?;
+        // SAFETY: checked to be inside and aligned, and whoever else is there uses atomics as well.
+        Ok(unsafe {
+            match bytes {
+                4 => AtomicU32::from_ptr(self.at(address).cast())
+                    .load(Ordering::SeqCst)
+                    .into(),
+                _ => AtomicU64::from_ptr(self.at(address).cast()).load(Ordering::SeqCst),
+            }
+        })
+    }
+
+    /// As [`store`](Self::store), for another thread to see. 4 or 8 bytes.
+    pub(crate) fn store_shared(&self, address: u64, bytes: u32, value: u64) -> Outcome {
+        self.check(address, bytes)?;
+        let low = u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0);
+        // SAFETY: as above.
+        unsafe {
+            match bytes {
+                4 => AtomicU32::from_ptr(self.at(address).cast()).store(low, Ordering::SeqCst),
+                _ => AtomicU64::from_ptr(self.at(address).cast()).store(value, Ordering::SeqCst),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the host knows it by the same address.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.host.as_ptr().addr() as u64 == self.start
     }
 
     fn check(&self, address: u64, bytes: u32) -> Outcome {

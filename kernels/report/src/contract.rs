@@ -120,6 +120,10 @@ pub mod gate {
     pub const MIN_CUDA_VERSION: &str = "CUDA_SMOKE_MIN_CUDA_VERSION";
     /// `Report` or `Require`.
     pub const MANAGED_MEMORY: &str = "CUDA_SMOKE_MANAGED_MEMORY";
+    /// Percent of an exclusive device's memory that must be free; 0 asks for none.
+    pub const MIN_FREE_MEMORY_PERCENT: &str = "CUDA_SMOKE_MIN_FREE_MEMORY_PERCENT";
+    /// `Report` or `Require`.
+    pub const PEER_ACCESS: &str = "CUDA_SMOKE_PEER_ACCESS";
     /// Seconds for the whole test.
     pub const TIMEOUT_SECONDS: &str = "CUDA_SMOKE_TIMEOUT_SECONDS";
     /// The pod's node, from the downward API.

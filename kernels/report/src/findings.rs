@@ -44,6 +44,14 @@ pub enum Finding {
     BadMemory,
     /// A copy between host and device is slower than the floor that was set.
     SlowCopy,
+    /// Something outside of the pod holds the device's memory.
+    MemoryTaken,
+    /// What one device copied to another is not what arrived.
+    PeerCopy,
+    /// A kernel on one device waited for one on another, and nothing came.
+    PeerHang,
+    /// Peer access is required, and two devices have none.
+    NoPeerAccess,
     /// A call did not come back within the deadline.
     Hang,
     /// There was no CPU for the test within the deadline.
@@ -64,7 +72,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -82,6 +90,10 @@ impl Finding {
         Self::BrokenCanary,
         Self::BadMemory,
         Self::SlowCopy,
+        Self::MemoryTaken,
+        Self::PeerCopy,
+        Self::PeerHang,
+        Self::NoPeerAccess,
         Self::Hang,
         Self::Starved,
         Self::Crash,
@@ -92,6 +104,8 @@ impl Finding {
         Self::Internal,
     ];
 }
+
+const PEER_ADVICE: &str = "Look for XID 74 and for IOMMU faults in the node's kernel log, check the links (nvidia-smi nvlink -s, nvidia-smi topo -p2p w), and switch ACS off where PCIe switches forward peer traffic; one device that is in every bad pair is to be replaced.";
 
 /// What a finding means in its circumstances.
 #[must_use]
@@ -212,6 +226,34 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "Copies between host and device are slower than the floor that was set: a PCIe link with fewer lanes or of an older generation than it should have, or a host that is very busy.",
             "Compare nvidia-smi -q -d PCIE (link width and generation) with the maximum it shows, and reseat or replace the device or riser; lower CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND if the link is as it should be.",
         ),
+        Finding::MemoryTaken => (
+            "MemoryTaken",
+            Node,
+            Medium,
+            "The GPU is this pod's alone, and another process holds its memory: one that the node's administrator or another scheduler started, or one that an earlier pod left behind.",
+            "Find the process on the node (nvidia-smi shows it) and end it, or reset the GPU where none is shown. Where memory is taken on purpose, as by a desktop, lower smoke.minFreeMemoryPercent (cuda-smoke check: --min-free-memory-percent).",
+        ),
+        Finding::PeerCopy => (
+            "PeerCopy",
+            if context.retried { Node } else { Transient },
+            Medium,
+            "What one device copied to another by peer access is not what arrived. The link between them loses or changes data: NVLink, a PCIe switch, or ACS and IOMMU settings that send peer traffic astray.",
+            PEER_ADVICE,
+        ),
+        Finding::PeerHang => (
+            "PeerHang",
+            if context.retried { Node } else { Transient },
+            Medium,
+            "Kernels on two devices wait for one another through peer memory, and what one writes does not reach the other: collectives such as NCCL's would hang.",
+            PEER_ADVICE,
+        ),
+        Finding::NoPeerAccess => (
+            "NoPeerAccess",
+            Unsupported,
+            High,
+            "The devices of this pod cannot reach one another's memory, and the pool requires it.",
+            "Set gpu.peerAccess: Report, or keep the pool to nodes whose GPUs have it (nvidia-smi topo -p2p r shows them).",
+        ),
         Finding::Hang if context.mps => (
             "Hang",
             Transient,
@@ -278,7 +320,11 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
     };
     let is_once_more = matches!(
         finding,
-        Finding::Crash | Finding::UnexpectedExit | Finding::SlowCopy
+        Finding::Crash
+            | Finding::UnexpectedExit
+            | Finding::SlowCopy
+            | Finding::PeerCopy
+            | Finding::PeerHang
     );
     let again = if is_once_more && !context.retried {
         Again::Once
@@ -337,6 +383,9 @@ mod tests {
             (Finding::BrokenCanary, Step::Compare, Device),
             (Finding::BadMemory, Step::MemoryWalk, Device),
             (Finding::SlowCopy, Step::CopyToDevice, Transient),
+            (Finding::MemoryTaken, Step::Context, Node),
+            (Finding::NoPeerAccess, Step::Peers, Unsupported),
+            (Finding::Hang, Step::Peers, Node),
             (Finding::Hang, Step::Init, Node),
             (Finding::Hang, Step::Synchronize, Device),
             (Finding::Starved, Step::Synchronize, Transient),
@@ -349,8 +398,13 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_is_tried_again_before_the_node_is_blamed() {
-        for what in [Finding::Crash, Finding::UnexpectedExit] {
+    fn a_crash_and_a_pairs_fault_are_tried_again_before_the_node_is_blamed() {
+        for what in [
+            Finding::Crash,
+            Finding::UnexpectedExit,
+            Finding::PeerCopy,
+            Finding::PeerHang,
+        ] {
             let first = finding(what, Context::at(Step::Init));
             assert_eq!((first.class, first.again), (Transient, Again::Once));
             let again = finding(

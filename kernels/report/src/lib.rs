@@ -41,8 +41,8 @@ pub use failure::Failure;
 pub use fault::{Again, Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use report::{
-    Device, DeviceStep, Driver, DriverModel, Outcome, Report, SCHEMA, SUMMARY_LIMIT, Timings,
-    Warning,
+    Device, DeviceStep, Driver, DriverModel, Outcome, Peers, Report, SCHEMA, SUMMARY_LIMIT,
+    Timings, Warning,
 };
 pub use step::Step;
 pub use tries::{Cause, Next, Tries, Which};

@@ -45,6 +45,9 @@ pub struct Report {
     pub driver: Option<Driver>,
     /// Every device that was reached, in the driver's order.
     pub devices: Vec<Device>,
+    /// How the devices reach one another, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
     /// What the runner's image and network offer, where the pool asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preflight: Option<Preflight>,
@@ -140,6 +143,15 @@ pub struct Device {
     /// How much of its memory was written and read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_walk_bytes: Option<u64>,
+    /// Attribute 38: its cache between the multiprocessors and memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l2_cache_bytes: Option<u64>,
+    /// Attribute 115: `cuMemAllocAsync` works; where it is true, it was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_pools: Option<bool>,
+    /// How long all tensor cores computed and compared, in milliseconds by the device's own events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_load_ms: Option<f64>,
     /// Speed of a copy from pageable host memory to the device, in GiB (2³⁰ bytes) per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_to_device_gib_per_second: Option<f64>,
@@ -149,6 +161,21 @@ pub struct Device {
     /// What ran on it, with the time of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<DeviceStep>,
+}
+
+/// How the devices of a pod reach one another's memory. A pair has a direction: two devices are two pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Peers {
+    /// All pairs.
+    pub pairs: u32,
+    /// Pairs with peer access: each was tried.
+    pub with_access: u32,
+    /// How much each of them copied and compared.
+    pub copied_bytes: u64,
+    /// How often a kernel on each device of a pair answered one on the other.
+    pub round_trips: u32,
 }
 
 /// A step that went well on a device.

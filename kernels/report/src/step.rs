@@ -43,6 +43,8 @@ pub enum Step {
     TensorCores,
     /// Managed memory: advise, prefetch, round trip.
     ManagedMemory,
+    /// Devices copy to one another, and kernels on two of them talk.
+    Peers,
     /// The runner's image and network are looked at.
     Preflight,
     /// The registrar is asked.
@@ -89,6 +91,7 @@ impl Step {
             Self::MemoryWalk => "memory walk",
             Self::TensorCores => "tensor cores",
             Self::ManagedMemory => "managed memory",
+            Self::Peers => "copy between devices",
             Self::Preflight => "preflight",
             Self::Registration => "register",
             Self::Unknown => "unknown step",

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::preflight::{CheckOutcome, PreflightFinding};
-use crate::{Device, Report, Step, Warning};
+use crate::{Device, Peers, Report, Step, Warning};
 
 impl Report {
     /// The report as text, with a line break at its end.
@@ -32,6 +32,9 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     }
     for device in &report.devices {
         write_device(out, device, &report.warnings)?;
+    }
+    if let Some(peers) = &report.peers {
+        write_peers(out, peers)?;
     }
     for warning in &report.warnings {
         writeln!(out, "\nwarning: {}", warning.message)?;
@@ -83,6 +86,22 @@ fn write_finding(out: &mut String, finding: &PreflightFinding) -> fmt::Result {
     writeln!(out, ": {}", finding.message)
 }
 
+fn write_peers(out: &mut String, peers: &Peers) -> fmt::Result {
+    let Peers {
+        pairs, with_access, ..
+    } = peers;
+    write!(out, "peers     {with_access} of {pairs} pairs have access")?;
+    if *with_access > 0 {
+        write!(
+            out,
+            ": {} copied by each, {} round trips between kernels",
+            size(peers.copied_bytes),
+            peers.round_trips
+        )?;
+    }
+    writeln!(out)
+}
+
 fn write_device(out: &mut String, device: &Device, warnings: &[Warning]) -> fmt::Result {
     write!(
         out,
@@ -100,8 +119,10 @@ fn write_device(out: &mut String, device: &Device, warnings: &[Warning]) -> fmt:
         _ => {}
     }
     if let Some(bytes) = device.memory_walk_bytes {
+        let cache = device.l2_cache_bytes;
+        let cache = cache.map_or(String::new(), |cache| format!(", L2 cache {}", size(cache)));
         line(format!(
-            "memory walk: {} written and read back",
+            "memory walk: {} written and read back{cache}",
             size(bytes)
         ))?;
     }
@@ -118,7 +139,11 @@ fn write_device(out: &mut String, device: &Device, warnings: &[Warning]) -> fmt:
         .iter()
         .any(|step| step.step == Step::TensorCores)
     {
-        line("tensor cores: f16 matrix products are right".into())?;
+        let load = device.tensor_load_ms;
+        let load = load.map_or(String::new(), |ms| {
+            format!(", for {ms:.0} ms on all of them")
+        });
+        line(format!("tensor cores: f16 matrix products are right{load}"))?;
     }
     line(format!(
         "managed memory (UVM): {}",
@@ -184,7 +209,9 @@ mod tests {
             managed_memory: true,
             concurrent_managed_access: true,
             multiprocessors: Some(108),
-            memory_walk_bytes: Some(64 << 20),
+            memory_walk_bytes: Some(160 << 20),
+            l2_cache_bytes: Some(40 << 20),
+            tensor_load_ms: Some(74.6),
             host_to_device_gib_per_second: Some(11.213),
             device_to_host_gib_per_second: Some(9.5),
             steps: steps.map(|(step, ms)| DeviceStep { step, ms }).into(),
@@ -226,6 +253,8 @@ mod tests {
             uuid: "MIG-00112233-4455-6677-8899-aabbccddeeff".into(),
             multiprocessors: Some(14),
             memory_walk_bytes: Some(256 << 10),
+            l2_cache_bytes: Some(5 << 20),
+            tensor_load_ms: None,
             host_to_device_gib_per_second: None,
             device_to_host_gib_per_second: None,
             ..a100()
@@ -243,6 +272,12 @@ mod tests {
         };
         let report = Report {
             outcome: Outcome::Passed,
+            peers: Some(Peers {
+                pairs: 12,
+                with_access: 2,
+                copied_bytes: 4 << 20,
+                round_trips: 64,
+            }),
             warnings: vec![
                 warning("ManagedMemorySkipped", 1),
                 warning("NoConcurrentManagedAccess", 2),

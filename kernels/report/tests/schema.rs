@@ -10,8 +10,8 @@ use std::path::Path;
 
 use gate_report::preflight::{Check, Preflight, PreflightFinding};
 use gate_report::{
-    Class, Confidence, Device, DeviceStep, Driver, DriverModel, Failure, Report, Step, Warning,
-    schema::schema,
+    Class, Confidence, Device, DeviceStep, Driver, DriverModel, Failure, Peers, Report, Step,
+    Warning, schema::schema,
 };
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -46,6 +46,9 @@ fn whole() -> Value {
         pci_bus_id: text(),
         free_memory_bytes: Some(u64::MAX),
         multiprocessors: Some(1),
+        l2_cache_bytes: Some(1),
+        memory_pools: Some(true),
+        tensor_load_ms: Some(0.5),
         memory_walk_bytes: Some(1),
         host_to_device_gib_per_second: Some(1.5),
         device_to_host_gib_per_second: Some(1.5),
@@ -68,6 +71,7 @@ fn whole() -> Value {
             ..Driver::default()
         }),
         devices: vec![device],
+        peers: Some(Peers::default()),
         preflight: Some(preflight),
         failure: Some(Failure {
             class: Class::Device,
@@ -120,6 +124,7 @@ fn what_would_break_a_reader_is_not() {
         ("/devices/0/ordinal", json!(-1)),
         ("/devices/0/memoryWalkBytes", json!(null)),
         ("/devices/0/steps/0/ms", json!(null)),
+        ("/peers/pairs", json!(-1)),
         ("/preflight/findings/0/check", json!(1)),
         ("/driver", json!(null)),
     ] {

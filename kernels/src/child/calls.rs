@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use gate_report::{Context as Circumstances, Step, fault};
+use gate_report::{Context as Circumstances, Finding, Step, fault};
 
 use super::functions::{Address, Functions, Handle};
 use crate::protocol::{Cause, Event, Place, Stop, send};
@@ -17,7 +17,7 @@ pub(super) type Called<T> = Result<T, Box<Stop>>;
 /// The driver, at a step of the test, on a device.
 #[derive(Clone, Copy)]
 pub(super) struct Driver<'a> {
-    functions: &'a Functions,
+    pub(super) functions: &'a Functions,
     step: Step,
     device: Option<u32>,
 }
@@ -26,7 +26,7 @@ pub(super) struct Driver<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Buffer {
     pub(super) address: Address,
-    words: usize,
+    pub(super) words: usize,
 }
 
 impl Buffer {
@@ -49,30 +49,22 @@ impl Buffer {
     }
 }
 
-/// Memory that host and device share.
-pub(super) struct Managed {
-    pub(super) buffer: Buffer,
-}
-
-impl Managed {
-    /// The host's view. Only while no kernel runs: the borrow says so for `self`, the caller for the device.
-    pub(super) fn as_mut_slice(&mut self) -> &mut [u32] {
-        // SAFETY: the driver gave so many bytes at this address, aligned to 256, to host and device alike.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.buffer.address as *mut u32, self.buffer.words)
-        }
-    }
-}
-
 /// A device attribute, by its number in cuda.h.
 #[derive(Clone, Copy)]
 #[repr(i32)]
 pub(super) enum Attribute {
     Multiprocessors = 16,
+    /// Its memory is the host's.
+    Integrated = 18,
+    L2CacheSize = 38,
     ComputeCapabilityMajor = 75,
     ComputeCapabilityMinor = 76,
     ManagedMemory = 83,
     ConcurrentManagedAccess = 89,
+    /// It goes by the host's page tables, as coherent devices do: the host uses its memory as well.
+    HostPageTables = 100,
+    /// `cuMemAllocAsync`.
+    MemoryPools = 115,
 }
 
 impl<'a> Driver<'a> {
@@ -104,13 +96,17 @@ impl<'a> Driver<'a> {
     }
 
     /// A fault that the test found without the driver's help.
-    pub(super) fn stop(self, finding: gate_report::Finding, detail: String) -> Stop {
+    pub(super) fn stop(self, finding: Finding, detail: String) -> Stop {
         Stop::found(self.place(None), finding, detail)
     }
 
-    /// Whether the platform lacks an optional feature, going by how a call to it failed.
+    /// Whether the platform or the driver lacks an optional feature, going by how a call to it failed.
     pub(super) fn is_skip(self, stop: &Stop) -> bool {
-        matches!(stop.cause, Cause::Code(code) if fault(code, Circumstances::at(self.step)).skip)
+        match stop.cause {
+            Cause::Code(code) => fault(code, Circumstances::at(self.step)).skip,
+            // Of those that a driver may lack: without the others nothing was loaded.
+            Cause::Finding(finding) => finding == Finding::MissingSymbol,
+        }
     }
 
     fn place(self, call: Option<&str>) -> Place {
@@ -121,7 +117,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn call(self, name: &'static str, call: impl FnOnce(&Functions) -> c_int) -> Called<()> {
+    pub(super) fn call(
+        self,
+        name: &'static str,
+        call: impl FnOnce(&Functions) -> c_int,
+    ) -> Called<()> {
         send(&Event::Calling(self.place(Some(name))));
         let code = call(self.functions);
         if code == 0 {
@@ -156,9 +156,10 @@ impl<'a> Driver<'a> {
         Some(text.to_string_lossy().into_owned())
     }
 
-    fn function<T>(self, name: &'static str, function: Option<T>) -> Called<T> {
+    /// A function that a driver may lack.
+    pub(super) fn function<T>(self, name: &'static str, function: Option<T>) -> Called<T> {
         let missing = || format!("the driver has no function {name}");
-        Ok(function.ok_or_else(|| self.stop(gate_report::Finding::MissingSymbol, missing()))?)
+        Ok(function.ok_or_else(|| self.stop(Finding::MissingSymbol, missing()))?)
     }
 
     pub(super) fn init(self) -> Called<()> {
@@ -239,13 +240,19 @@ impl<'a> Driver<'a> {
     }
 
     /// Makes the device's primary context current: the one that the job's programs will use.
-    pub(super) fn make_context(self, device: c_int) -> Called<()> {
+    pub(super) fn make_context(self, device: c_int) -> Called<Handle> {
         let mut context = 0;
         self.call("cuDevicePrimaryCtxRetain", |f| {
             // SAFETY: writes one handle.
             unsafe { (f.cuDevicePrimaryCtxRetain)(&raw mut context, device) }
         })?;
-        // SAFETY: takes the handle that was just given.
+        self.use_context(context)?;
+        Ok(context)
+    }
+
+    /// Makes a context current, for what follows.
+    pub(super) fn use_context(self, context: Handle) -> Called<()> {
+        // SAFETY: takes a handle that the driver gave.
         self.call("cuCtxSetCurrent", |f| unsafe {
             (f.cuCtxSetCurrent)(context)
         })
@@ -411,40 +418,6 @@ impl<'a> Driver<'a> {
                     ptr::null_mut(),
                 )
             }
-        })
-    }
-
-    pub(super) fn allocate_managed(self, words: usize) -> Called<Managed> {
-        const ATTACH_GLOBAL: u32 = 1;
-        let allocate = self.function("cuMemAllocManaged", self.functions.cuMemAllocManaged)?;
-        let mut address = 0;
-        // SAFETY: writes one address.
-        self.call("cuMemAllocManaged", |_| unsafe {
-            allocate(&raw mut address, 4 * words, ATTACH_GLOBAL)
-        })?;
-        Ok(Managed {
-            buffer: Buffer { address, words },
-        })
-    }
-
-    /// Says that the memory had best live on the device.
-    pub(super) fn prefer(self, memory: &Managed, device: c_int) -> Called<()> {
-        const SET_PREFERRED_LOCATION: c_int = 3;
-        let advise = self.function("cuMemAdvise", self.functions.cuMemAdvise)?;
-        let Buffer { address, words } = memory.buffer;
-        // SAFETY: a hint on memory that is allocated.
-        self.call("cuMemAdvise", |_| unsafe {
-            advise(address, 4 * words, SET_PREFERRED_LOCATION, device)
-        })
-    }
-
-    /// Moves the memory to the device.
-    pub(super) fn prefetch(self, memory: &Managed, device: c_int, stream: Handle) -> Called<()> {
-        let prefetch = self.function("cuMemPrefetchAsync", self.functions.cuMemPrefetchAsync)?;
-        let Buffer { address, words } = memory.buffer;
-        // SAFETY: moves memory that is allocated; its contents stay.
-        self.call("cuMemPrefetchAsync", |_| unsafe {
-            prefetch(address, 4 * words, device, stream)
         })
     }
 }

@@ -10,6 +10,14 @@ pub(super) type Address = u64;
 /// Any of the driver's opaque handles.
 pub(super) type Handle = usize;
 
+/// `CUmemLocation`: a kind of place, and which of that kind.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Location {
+    pub(super) kind: c_int,
+    pub(super) id: c_int,
+}
+
 macro_rules! functions {
     (
         required { $($required:ident($($argument:ty),*);)* }
@@ -75,7 +83,14 @@ functions! {
     optional {
         cuMemAllocManaged(*mut Address, usize, c_uint);
         cuMemAdvise(Address, usize, c_int, c_int);
+        cuMemAdvise_v2(Address, usize, c_int, Location);
         cuMemPrefetchAsync(Address, usize, c_int, Handle);
+        cuMemPrefetchAsync_v2(Address, usize, Location, c_uint, Handle);
+        cuMemAllocAsync(*mut Address, usize, Handle);
+        cuMemFreeAsync(Address, Handle);
+        cuDeviceCanAccessPeer(*mut c_int, c_int, c_int);
+        cuCtxEnablePeerAccess(Handle, c_uint);
+        cuMemcpyPeer(Address, Handle, Address, Handle, usize);
         cuGetErrorName(c_int, *mut *const c_char);
     }
 }

@@ -8,8 +8,11 @@ mod copies;
 mod count;
 mod functions;
 mod library;
+mod memory_room;
 mod memory_walk;
+mod optional_calls;
 mod pattern;
+mod peers;
 mod tensor_cores;
 mod test;
 

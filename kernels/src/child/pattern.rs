@@ -10,8 +10,14 @@ pub(super) const CANARY: usize = 1024;
 pub(super) const ELEMENTS: usize = 320 * 1024 + 7;
 
 /// Mixes all bits of the position into all bits of the word (the finaliser of Murmur hash 3).
-pub(super) fn mix(position: u32) -> u32 {
-    let mut word = position.wrapping_add(0x9e37_79b9);
+///
+/// The low half of a position is mixed; the high half is in its seed. The kernels do the same.
+pub(super) fn mix(position: impl Into<u64>) -> u32 {
+    const SEED: u32 = 0x9e37_79b9;
+    let position = position.into();
+    #[expect(clippy::cast_possible_truncation, reason = "a half each")]
+    let [low, high] = [position, position >> 32].map(|half| half as u32);
+    let mut word = low.wrapping_add(high.wrapping_add(1).wrapping_mul(SEED));
     word = (word ^ (word >> 16)).wrapping_mul(0x85eb_ca6b);
     word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);
     word ^ (word >> 16)

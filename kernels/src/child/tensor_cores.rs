@@ -1,10 +1,13 @@
-//! f16 matrix products on the tensor cores, one for each multiprocessor, compared in full.
+//! f16 matrix products on all tensor cores, compared in full, then a load of them that compares itself.
 //!
-//! Elements are small integers, so sums are exact whatever the order in which the hardware adds.
+//! Elements are small integers, so sums are exact whatever the order in which the hardware adds. A zero may have either
+//! sign: IEEE 754 counts both as equal, and nothing says which one a tensor core gives.
 
-use gate_report::Step;
+use std::time::{Duration, Instant};
 
-use super::calls::Called;
+use gate_report::{Finding, Step};
+
+use super::calls::{Buffer, Called, Driver};
 use super::functions::Handle;
 use super::pattern::{CANARY, mix};
 use super::test::{Bench, judge};
@@ -15,26 +18,159 @@ const SIZE: usize = 16;
 const TILE: usize = SIZE * SIZE;
 /// Lanes of a warp: one makes a tile.
 const WARP: u32 = 32;
+/// Warps of a block, of which each multiprocessor has one: two for each of the four tensor cores, so that one computes
+/// while another waits.
+const WARPS: u32 = 8;
+/// The load is at an end after so many milliseconds of the device's time.
+const ENOUGH: f64 = 50.0;
+/// What it aims at, so that it is not short of that.
+const AIM: f64 = 75.0;
+/// A GPU has done the first round in a fraction of these milliseconds. Who has not is simulated, or does something else
+/// besides: one round is enough for it.
+const SLOW: f64 = 0.5;
+/// No more than this of our own time, whatever the device's clock says.
+const LIMIT: Duration = Duration::from_millis(250);
+/// How many times as long as a launch the next one may be: its time is foretold from that one's.
+const GROWTH: f64 = 32.0;
 
 impl Bench<'_> {
     /// Multiplies, waits and compares.
     pub(super) fn tensor_cores(&mut self, kernel: Handle, stream: Handle) -> Called<()> {
-        let tiles = self.report().multiprocessors.unwrap_or(1).clamp(1, 1024);
-        let products = Products::new(tiles);
-        self.step(Step::TensorCores, |driver| {
+        let multiprocessors = self.report().multiprocessors.unwrap_or(1).clamp(1, 1024);
+        let products = Products::new(multiprocessors * WARPS);
+        let with_load = !self.args.shared;
+        let load = self.step(Step::TensorCores, |driver| {
             let a = driver.allocate(products.a.len())?;
             let b = driver.allocate(products.b.len())?;
             let out = driver.allocate(products.before.len())?;
+            let found = driver.allocate(1)?;
             driver.copy_to_device(a, &products.a)?;
             driver.copy_to_device(b, &products.b)?;
             driver.copy_to_device(out, &products.before)?;
-            let mut parameters = [out.word(CANARY), a.address, b.address];
-            driver.launch(kernel, tiles, WARP, stream, &mut parameters)?;
-            driver.synchronize(stream)?;
-            let mut found = vec![0; products.after.len()];
-            driver.copy_to_host(&mut found, out)?;
-            judge(driver, "tensor cores", &found, &products.after)
-        })
+            driver.copy_to_device(found, &[0])?;
+            let cores = Cores {
+                driver,
+                kernel,
+                stream,
+                blocks: multiprocessors,
+                matrices: [out.word(CANARY), a.address, b.address],
+                found,
+                events: [driver.event()?, driver.event()?],
+            };
+            cores.multiply(0)?;
+            cores.judge(out, &products)?;
+            if !with_load {
+                return Ok(None);
+            }
+            let ms = cores.load()?;
+            cores.judge_load(ms)?;
+            cores.judge(out, &products)?;
+            Ok(Some(ms))
+        })?;
+        self.report().tensor_load_ms = load.map(crate::times::rounded);
+        Ok(())
+    }
+}
+
+/// All tensor cores of a device, with something to multiply.
+struct Cores<'a> {
+    driver: Driver<'a>,
+    kernel: Handle,
+    stream: Handle,
+    blocks: u32,
+    /// Addresses of the product and of both factors.
+    matrices: [u64; 3],
+    /// How many lanes saw a sum change.
+    found: Buffer,
+    /// Start and end of a launch.
+    events: [Handle; 2],
+}
+
+impl Cores<'_> {
+    /// Multiplies once, and for each round four times more; milliseconds by the device's clock.
+    fn multiply(&self, rounds: u32) -> Called<f64> {
+        let [out, a, b] = self.matrices;
+        let [start, end] = self.events;
+        let mut parameters = [out, a, b, rounds.into(), self.found.address];
+        self.driver.record(start, self.stream)?;
+        self.driver.launch(
+            self.kernel,
+            self.blocks,
+            WARPS * WARP,
+            self.stream,
+            &mut parameters,
+        )?;
+        self.driver.record(end, self.stream)?;
+        self.driver.synchronize(self.stream)?;
+        self.driver.elapsed(start, end)
+    }
+
+    /// Keeps all cores busy for a while; milliseconds by the device's clock.
+    fn load(&self) -> Called<f64> {
+        let began = Instant::now();
+        let mut rounds = 1;
+        let mut spent = 0.0;
+        loop {
+            let started = Instant::now();
+            let ms = self.multiply(rounds)?;
+            spent += sane(ms);
+            let is_slow = rounds == 1 && ms > SLOW;
+            if is_slow || spent >= ENOUGH || began.elapsed() >= LIMIT {
+                return Ok(spent);
+            }
+            // Ours is the longer time, unless the device's clock is wrong.
+            let taken = sane(ms).max(1e3 * started.elapsed().as_secs_f64());
+            rounds = next_rounds(rounds, taken, AIM - spent);
+        }
+    }
+
+    fn judge_load(&self, ms: f64) -> Called<()> {
+        let mut found = [0];
+        self.driver.copy_to_host(&mut found, self.found)?;
+        match found {
+            [0] => Ok(()),
+            [lanes] => {
+                let text = format!(
+                    "tensor cores: {lanes} lanes saw a sum of small integers change in {ms:.0} ms of load"
+                );
+                Err(self.driver.stop(Finding::WrongResult, text).into())
+            }
+        }
+    }
+
+    fn judge(&self, out: Buffer, products: &Products) -> Called<()> {
+        let mut found = vec![0; products.after.len()];
+        self.driver.copy_to_host(&mut found, out)?;
+        without_negative_zeros(&mut found, &products.after);
+        judge(self.driver, "tensor cores", &found, &products.after)
+    }
+}
+
+/// A time that may be anything, as a number of milliseconds.
+fn sane(ms: f64) -> f64 {
+    // A NaN is not above 0.
+    if ms > 0.0 { ms.min(1e6) } else { 0.0 }
+}
+
+/// How many rounds fill what is left, after some took so many milliseconds.
+fn next_rounds(rounds: u32, took_ms: f64, left_ms: f64) -> u32 {
+    let factor = (left_ms / took_ms.max(1e-3)).clamp(1.0, GROWTH);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "positive, and what does not fit becomes the largest"
+    )]
+    let next = (f64::from(rounds) * factor) as u32;
+    next
+}
+
+/// Takes the sign off zeros that may have either.
+fn without_negative_zeros(found: &mut [u32], expected: &[u32]) {
+    let negative_zero = (-0.0_f32).to_bits();
+    for (word, must) in found.iter_mut().zip(expected) {
+        if *must == 0 && *word == negative_zero {
+            *word = 0;
+        }
     }
 }
 
@@ -55,7 +191,10 @@ impl Products {
         let elements = tiles as usize * TILE;
         let a: Vec<i16> = (0..).take(elements).map(|i| element(2 * i)).collect();
         let b: Vec<i16> = (0..).take(elements).map(|i| element(2 * i + 1)).collect();
-        let before: Vec<u32> = (0..).take(elements + 2 * CANARY).map(|i| !mix(i)).collect();
+        let before: Vec<u32> = (0_u32..)
+            .take(elements + 2 * CANARY)
+            .map(|i| !mix(i))
+            .collect();
         let mut after = before.clone();
         let products = a.chunks(TILE).zip(b.chunks(TILE)).flat_map(|(a, b)| {
             a.chunks(SIZE)
@@ -109,6 +248,28 @@ fn half(value: i16) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_zero_may_have_either_sign() {
+        let bits = f32::to_bits;
+        let expected = [bits(0.0), bits(1.0), bits(0.0), bits(-0.0)];
+        let mut found = [bits(-0.0), bits(-1.0), bits(0.0), bits(-0.0)];
+        without_negative_zeros(&mut found, &expected);
+        assert_eq!(found, [bits(0.0), bits(-1.0), bits(0.0), bits(-0.0)]);
+    }
+
+    #[test]
+    fn the_load_fills_its_time_whatever_the_clock_says() {
+        assert_eq!(next_rounds(1, 0.01, 75.0), 32, "step by step");
+        assert_eq!(next_rounds(1000, 10.0, 65.0), 6500);
+        assert_eq!(next_rounds(1000, 100.0, 5.0), 1000, "and never less");
+        for odd in [0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
+            assert!(sane(odd).abs() < f64::EPSILON, "{odd}");
+            assert_eq!(next_rounds(10, sane(odd), 75.0), 320, "{odd}");
+        }
+        assert_eq!(next_rounds(u32::MAX, 1.0, 75.0), u32::MAX);
+        assert!(sane(f64::INFINITY) <= 1e6);
+    }
 
     #[test]
     fn halves_are_packed_low_first() {

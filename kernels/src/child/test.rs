@@ -9,7 +9,9 @@ use super::calls::{Attribute, Called, Driver};
 use super::count;
 use super::functions::Handle;
 use super::library;
+use super::memory_walk::WalkKernels;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
+use super::peers::{self, Tested};
 use crate::args::{ManagedMemory, TestArgs};
 use crate::protocol::{Event, send};
 use crate::times::milliseconds;
@@ -27,8 +29,9 @@ macro_rules! ptx {
 }
 
 const VECTOR_ADD: &CStr = ptx!("vector_add.ptx");
-const MEMORY_WALK: &CStr = ptx!("memory_walk.ptx");
+pub(super) const MEMORY_WALK: &CStr = ptx!("memory_walk.ptx");
 const TENSOR_CORES: &CStr = ptx!("tensor_cores.ptx");
+const PING_PONG: &CStr = ptx!("ping_pong.ptx");
 
 /// The first compute capability with tensor cores.
 const FIRST_WITH_TENSOR_CORES: Version = Version::new(7, 0);
@@ -62,6 +65,7 @@ pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
         )?;
     }
     let vectors = Vectors::new(ELEMENTS);
+    let mut tested = Vec::new();
     for device in &mut devices {
         let driver = driver.on(device.report.ordinal);
         let result = Bench {
@@ -71,9 +75,9 @@ pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
         }
         .run(&vectors);
         send(&Event::Device(device.report.clone()));
-        result?;
+        tested.push(result?);
     }
-    Ok(())
+    peers::talk(driver.at(Step::Peers), &tested, args)
 }
 
 fn check_version(driver: Driver, args: &TestArgs) -> Called<()> {
@@ -99,6 +103,8 @@ fn check_version(driver: Driver, args: &TestArgs) -> Called<()> {
 struct Known {
     handle: c_int,
     capability: Version,
+    /// Its memory is the host's as well.
+    is_hosts_too: bool,
     report: Device,
 }
 
@@ -122,13 +128,18 @@ fn properties(driver: Driver, ordinal: u32) -> Called<Known> {
         managed_memory: attribute(Attribute::ManagedMemory)? != 0,
         concurrent_managed_access: attribute(Attribute::ConcurrentManagedAccess)? != 0,
         multiprocessors: Some(attribute(Attribute::Multiprocessors)?),
+        l2_cache_bytes: Some(attribute(Attribute::L2CacheSize)?.into()),
+        memory_pools: Some(attribute(Attribute::MemoryPools)? != 0),
         name,
         ..Device::default()
     };
+    let is_hosts_too =
+        attribute(Attribute::Integrated)? != 0 || attribute(Attribute::HostPageTables)? != 0;
     send(&Event::Device(report.clone()));
     Ok(Known {
         handle,
         capability,
+        is_hosts_too,
         report,
     })
 }
@@ -185,26 +196,21 @@ pub(super) struct Bench<'a> {
 /// The kernels, loaded.
 struct Kernels {
     vector_add: Handle,
-    memory_fill: Handle,
-    memory_check: Handle,
+    walk: WalkKernels,
+    ping_pong: Handle,
     /// Where there are tensor cores.
     tensor_multiply: Option<Handle>,
 }
 
 impl Bench<'_> {
-    fn run(&mut self, vectors: &Vectors) -> Called<()> {
+    fn run(&mut self, vectors: &Vectors) -> Called<Tested> {
         let handle = self.device.handle;
-        let (free, total) = self.step(Step::Context, |driver| {
-            driver.make_context(handle)?;
-            driver.memory()
-        })?;
-        self.device.report.free_memory_bytes = Some(free);
-        self.device.report.memory_bytes = total;
+        let context = self.step(Step::Context, |driver| driver.make_context(handle))?;
+        let free = self.room()?;
         let kernels = self.load()?;
         let stream = self.driver.at(Step::Context).stream()?;
         self.vector_add(vectors, kernels.vector_add, stream)?;
-        if let Some(room) =
-            self.memory_walk(free, kernels.memory_fill, kernels.memory_check, stream)?
+        if let Some(room) = self.memory_walk(free, kernels.walk, stream)?
             && !self.is_shared()
         {
             self.copies(room, vectors)?;
@@ -215,7 +221,16 @@ impl Bench<'_> {
         if self.device.report.concurrent_managed_access {
             self.managed_memory(kernels.vector_add, stream)?;
         }
-        Ok(())
+        self.memory_pool(kernels.walk, stream)?;
+        Ok(Tested {
+            ordinal: self.device.report.ordinal,
+            uuid: self.device.report.uuid.clone(),
+            handle,
+            context,
+            stream,
+            walk: kernels.walk,
+            ping_pong: kernels.ping_pong,
+        })
     }
 
     fn load(&mut self) -> Called<Kernels> {
@@ -224,8 +239,12 @@ impl Bench<'_> {
             let module = driver.load_module(VECTOR_ADD)?;
             let vector_add = driver.kernel(module, c"vector_add")?;
             let module = driver.load_module(MEMORY_WALK)?;
-            let memory_fill = driver.kernel(module, c"memory_fill")?;
-            let memory_check = driver.kernel(module, c"memory_check")?;
+            let walk = WalkKernels {
+                fill: driver.kernel(module, c"memory_fill")?,
+                check: driver.kernel(module, c"memory_check")?,
+            };
+            let module = driver.load_module(PING_PONG)?;
+            let ping_pong = driver.kernel(module, c"ping_pong")?;
             let tensor_multiply = if has_tensor_cores {
                 let module = driver.load_module(TENSOR_CORES)?;
                 Some(driver.kernel(module, c"tensor_multiply")?)
@@ -234,8 +253,8 @@ impl Bench<'_> {
             };
             Ok(Kernels {
                 vector_add,
-                memory_fill,
-                memory_check,
+                walk,
+                ping_pong,
                 tensor_multiply,
             })
         })
@@ -244,6 +263,16 @@ impl Bench<'_> {
     /// Whether others use the GPU too, or it is a slice: then it is not for us to fill its memory or its link.
     pub(super) fn is_shared(&self) -> bool {
         self.args.shared || self.device.report.uuid.starts_with("MIG-")
+    }
+
+    /// Whether the device's memory is the host's as well.
+    pub(super) fn is_hosts_too(&self) -> bool {
+        self.device.is_hosts_too
+    }
+
+    /// Bytes of the cache between multiprocessors and memory.
+    pub(super) fn l2_bytes(&self) -> u64 {
+        self.device.report.l2_cache_bytes.unwrap_or(0)
     }
 
     /// What the report says of the device.
@@ -390,7 +419,7 @@ mod tests {
 
     #[test]
     fn the_kernels_are_embedded_whole() {
-        for ptx in [VECTOR_ADD, MEMORY_WALK, TENSOR_CORES] {
+        for ptx in [VECTOR_ADD, MEMORY_WALK, TENSOR_CORES, PING_PONG] {
             let text = ptx.to_str().unwrap();
             assert!(
                 text.contains(".version 8.0")

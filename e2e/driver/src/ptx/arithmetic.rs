@@ -139,9 +139,10 @@ pub(super) fn compare(op: Comparison, ty: Type, a: u64, b: u64) -> bool {
         _ => Some(a.cmp(&b)),
     };
     // Without an order (NaN), nothing holds: not even "not equal", which PTX calls neu.
-    order.is_some_and(|order| match op {
+    let without_order = op == Comparison::Neu;
+    order.map_or(without_order, |order| match op {
         Comparison::Eq => order.is_eq(),
-        Comparison::Ne => order.is_ne(),
+        Comparison::Ne | Comparison::Neu => order.is_ne(),
         Comparison::Lt => order.is_lt(),
         Comparison::Le => order.is_le(),
         Comparison::Gt => order.is_gt(),
@@ -261,6 +262,13 @@ mod tests {
             bits(f32::NAN),
             bits(1.0)
         ));
+        assert!(compare(
+            Comparison::Neu,
+            ty("f32"),
+            bits(f32::NAN),
+            bits(1.0)
+        ));
+        assert!(!compare(Comparison::Neu, ty("f32"), bits(-0.0), bits(0.0)));
         assert_eq!(unary(Unary::Neg, ty("f32"), bits(1.5)), bits(-1.5));
     }
 

@@ -35,7 +35,9 @@ pub(super) fn op(body: &Body, opcode: &str, operands: &[Operand], line: u32) -> 
     let op = match parts.as_slice() {
         ["ld", "param", ty] => given.load(Space::Param, typed(ty)),
         ["ld", "global", ty] | ["ld", "global", "nc", ty] => given.load(Space::Global, typed(ty)),
-        ["st", "global", ty] => given.store(typed(ty)),
+        ["ld", "acquire" | "relaxed", "sys", "global", ty] => given.load(Space::System, word(ty)),
+        ["st", "global", ty] => given.store(Space::Global, typed(ty)),
+        ["st", "release" | "relaxed", "sys", "global", ty] => given.store(Space::System, word(ty)),
         ["cvta", "to", "global", "u64"] | ["cvta", "global", "u64"] => {
             given.unary(Unary::Move, Some(U64))
         }
@@ -56,7 +58,8 @@ pub(super) fn op(body: &Body, opcode: &str, operands: &[Operand], line: u32) -> 
         ["mad", "wide", ty] => given.wide(integer(ty), true),
         ["mad", "lo", ty] => given.mul_add(integer(ty)),
         ["fma", "rn", ty] => given.mul_add(float(ty)),
-        ["setp", comparison, ty] => given.compare(comparison, typed(ty)),
+        ["setp", comparison, ty] => given.compare(comparison, typed(ty), false),
+        ["setp", comparison, "or", ty] => given.compare(comparison, typed(ty), true),
         ["selp", ty] => given.select(typed(ty)),
         ["cvt", to, from] => given.convert(None, to, from),
         ["cvt", rounding, to, from] => given.convert(Some(rounding), to, from),
@@ -79,6 +82,11 @@ pub(super) fn op(body: &Body, opcode: &str, operands: &[Operand], line: u32) -> 
 
 fn typed(name: &str) -> Option<Type> {
     Type::parse(name)
+}
+
+/// A type that is read and written at once.
+fn word(name: &str) -> Option<Type> {
+    typed(name).filter(|ty| matches!(ty.bytes, 4 | 8) && ty.kind != Kind::Float)
 }
 
 fn integer(name: &str) -> Option<Type> {
@@ -130,7 +138,7 @@ impl Given<'_> {
         };
         let to = self.body.wide_register(to, ty, self.line)?;
         let from = match space {
-            Space::Global => self.address(base, *offset)?,
+            Space::Global | Space::System => self.address(base, *offset)?,
             Space::Param => {
                 let param = self.body.params.iter().find(|param| param.name == *base);
                 let param = param
@@ -152,7 +160,7 @@ impl Given<'_> {
         }))
     }
 
-    fn store(&self, ty: Option<Type>) -> Decoded {
+    fn store(&self, space: Space, ty: Option<Type>) -> Decoded {
         let (Some(ty), [Operand::Address(base, offset), from]) = (ty, self.operands) else {
             return Ok(None);
         };
@@ -163,7 +171,12 @@ impl Given<'_> {
             }
             other => self.source(other, ty)?,
         };
-        Ok(Some(Op::Store { ty, to, from }))
+        Ok(Some(Op::Store {
+            space,
+            ty,
+            to,
+            from,
+        }))
     }
 
     fn unary(&self, op: Unary, ty: Option<Type>) -> Decoded {
@@ -233,14 +246,20 @@ impl Given<'_> {
         Ok(Some(Op::MulAdd { ty, to, a, b, c }))
     }
 
-    fn compare(&self, name: &str, ty: Option<Type>) -> Decoded {
-        let (Some(ty), [to, a, b]) = (ty, self.operands) else {
+    fn compare(&self, name: &str, ty: Option<Type>, with_other: bool) -> Decoded {
+        let (Some(ty), [to, a, b, rest @ ..]) = (ty, self.operands) else {
             return Ok(None);
+        };
+        let or = match (rest, with_other) {
+            ([], false) => None,
+            ([other], true) => Some(self.register(other, PREDICATE)?),
+            _ => return Ok(None),
         };
         let is_unsigned = ty.kind == Kind::Unsigned;
         let op = match name {
             "eq" => Comparison::Eq,
             "ne" => Comparison::Ne,
+            "neu" if ty.kind == Kind::Float => Comparison::Neu,
             _ if ty.kind == Kind::Bits => return Ok(None),
             "lt" => Comparison::Lt,
             "le" => Comparison::Le,
@@ -257,7 +276,14 @@ impl Given<'_> {
             self.source(a, ty)?,
             self.source(b, ty)?,
         );
-        Ok(Some(Op::Compare { op, ty, to, a, b }))
+        Ok(Some(Op::Compare {
+            op,
+            ty,
+            to,
+            a,
+            b,
+            or,
+        }))
     }
 
     fn select(&self, ty: Option<Type>) -> Decoded {
@@ -430,8 +456,10 @@ impl Given<'_> {
         let is_float = ty.kind == Kind::Float;
         match operand {
             Operand::Name(name) => match special(name) {
-                Some(special) if ty.bytes == 4 && !is_float => Ok(Source::Special(special)),
-                Some(_) => Err(self.wrong("a type of 32 bits")),
+                Some(special) if ty.bytes == special.bytes() && !is_float => {
+                    Ok(Source::Special(special))
+                }
+                Some(_) => Err(self.wrong("a type of the register's width")),
                 None => Ok(Source::Register(self.body.register(name, ty, self.line)?)),
             },
             Operand::Int(value) if !is_float && ty.kind != Kind::Predicate => {
@@ -454,8 +482,10 @@ impl Given<'_> {
 }
 
 fn special(name: &str) -> Option<Special> {
-    if name == "%laneid" {
-        return Some(Special::Lane);
+    match name {
+        "%laneid" => return Some(Special::Lane),
+        "%clock64" => return Some(Special::Clock),
+        _ => {}
     }
     let (name, dimension) = name.split_once('.')?;
     let dimension = ["x", "y", "z"]

@@ -2,7 +2,11 @@
 //!
 //! The 32 lanes of a warp go in lockstep: at each step the lanes that are furthest behind execute their instruction
 //! together, so they meet again behind a branch. Blocks and warps run one after the other, in order; there is no
-//! shared memory and no barrier, so no kernel can tell.
+//! shared memory and no barrier, so no kernel can tell. One that waits for another kernel can ([`Kernel::waits`]):
+//! whoever runs it runs the other one beside it.
+
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use super::arithmetic::{binary, compare, convert, cut, mul_add, unary, wide};
 use super::instruction::{Address, Instruction, Op, Source, Space, Special, Type};
@@ -19,6 +23,18 @@ pub trait Global {
     fn load(&mut self, address: u64, bytes: u32) -> Result<u64, Self::Error>;
     /// Writes a little-endian number of so many bytes.
     fn store(&mut self, address: u64, bytes: u32, value: u64) -> Result<(), Self::Error>;
+    /// The tensor cores have multiplied: bits of the product's first element that come out inverted.
+    fn multiplied(&mut self) -> u32 {
+        0
+    }
+    /// As [`load`](Self::load), of what others write meanwhile.
+    fn load_system(&mut self, address: u64, bytes: u32) -> Result<u64, Self::Error> {
+        self.load(address, bytes)
+    }
+    /// As [`store`](Self::store), for others to see at once.
+    fn store_system(&mut self, address: u64, bytes: u32, value: u64) -> Result<(), Self::Error> {
+        self.store(address, bytes, value)
+    }
 }
 
 /// What `cuLaunchKernel` says.
@@ -137,16 +153,23 @@ impl Warp<'_> {
                     self.registers[to][lane] = match space {
                         Space::Param => self.param(address, ty),
                         Space::Global => memory.load(address, ty.bytes)?,
+                        Space::System => memory.load_system(address, ty.bytes)?,
                     };
                 }
             }
-            Op::Store { ty, to, from } => {
+            Op::Store {
+                space,
+                ty,
+                to,
+                from,
+            } => {
                 for lane in lanes {
-                    memory.store(
-                        self.address(to, lane),
-                        ty.bytes,
-                        cut(self.value(from, lane), ty),
-                    )?;
+                    let address = self.address(to, lane);
+                    let value = cut(self.value(from, lane), ty);
+                    match space {
+                        Space::System => memory.store_system(address, ty.bytes, value)?,
+                        _ => memory.store(address, ty.bytes, value)?,
+                    }
                 }
             }
             Op::Unary { op, ty, to, a } => {
@@ -173,9 +196,17 @@ impl Warp<'_> {
                     self.registers[to][lane] = mul_add(ty, a, b, c);
                 }
             }
-            Op::Compare { op, ty, to, a, b } => {
+            Op::Compare {
+                op,
+                ty,
+                to,
+                a,
+                b,
+                or,
+            } => {
                 for lane in lanes {
-                    let holds = compare(op, ty, self.value(a, lane), self.value(b, lane));
+                    let holds = compare(op, ty, self.value(a, lane), self.value(b, lane))
+                        || or.is_some_and(|other| self.registers[other][lane] != 0);
                     self.registers[to][lane] = u64::from(holds);
                 }
             }
@@ -229,12 +260,15 @@ impl Warp<'_> {
         match source {
             Source::Register(register) => self.registers[register][lane],
             Source::Immediate(value) => value,
+            Source::Special(Special::Clock) => clock(),
             Source::Special(special) => u64::from(match special {
                 Special::ThreadIndex(dimension) => self.threads[lane][dimension],
                 Special::ThreadCount(dimension) => self.launch.block[dimension],
                 Special::BlockIndex(dimension) => self.block[dimension],
                 Special::BlockCount(dimension) => self.launch.grid[dimension],
                 Special::Lane => lane_number(lane),
+                // Of 64 bits, above.
+                Special::Clock => 0,
             }),
         }
     }
@@ -254,6 +288,12 @@ impl Warp<'_> {
         }
         u64::from_le_bytes(word)
     }
+}
+
+/// Nanoseconds since somebody first asked.
+fn clock() -> u64 {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The lanes whose bits are set, in order.

@@ -70,6 +70,15 @@ pub(super) enum Special {
     BlockIndex(usize),
     BlockCount(usize),
     Lane,
+    /// Of 64 bits. A cycle is a nanosecond here.
+    Clock,
+}
+
+impl Special {
+    /// How wide it is.
+    pub(super) fn bytes(self) -> u32 {
+        if self == Self::Clock { 8 } else { 4 }
+    }
 }
 
 /// A place in memory.
@@ -84,6 +93,8 @@ pub(super) struct Address {
 pub(super) enum Space {
     Param,
     Global,
+    /// Global, and seen at once by whoever else runs: on another device, or on the host.
+    System,
 }
 
 /// Operations with two operands and a result of the same type.
@@ -118,6 +129,8 @@ pub(super) enum Unary {
 pub(super) enum Comparison {
     Eq,
     Ne,
+    /// Not equal, or without an order: NaN.
+    Neu,
     Lt,
     Le,
     Gt,
@@ -134,6 +147,7 @@ pub(super) enum Op {
         from: Address,
     },
     Store {
+        space: Space,
         ty: Type,
         to: Address,
         from: Source,
@@ -173,6 +187,8 @@ pub(super) enum Op {
         to: Register,
         a: Source,
         b: Source,
+        /// Another predicate, with which the result is one that either holds.
+        or: Option<Register>,
     },
     Select {
         to: Register,
@@ -231,4 +247,17 @@ pub(super) struct Instruction {
     /// The register, and whether it must be false.
     pub(super) guard: Option<(Register, bool)>,
     pub(super) op: Op,
+}
+
+impl Instruction {
+    /// Whether it reads what another kernel may write meanwhile.
+    pub(super) fn is_look_at_others(&self) -> bool {
+        matches!(
+            self.op,
+            Op::Load {
+                space: Space::System,
+                ..
+            }
+        )
+    }
 }

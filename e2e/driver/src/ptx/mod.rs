@@ -82,6 +82,12 @@ impl std::fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Kernel {
+    /// Whether it looks at what another kernel writes meanwhile, so that both have to run at once.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.code.iter().any(Instruction::is_look_at_others)
+    }
+
     /// How many bytes all its parameters take.
     #[must_use]
     pub fn param_bytes(&self) -> usize {
