@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
+use cudarc::driver::sys::{CUdevice_attribute, CUjit_option};
 use gate_report::{Context as Circumstances, Finding, Step, fault};
 
 use super::functions::{Address, Functions, Handle};
@@ -49,22 +50,27 @@ impl Buffer {
     }
 }
 
-/// A device attribute, by its number in cuda.h.
+/// A device attribute.
 #[derive(Clone, Copy)]
 #[repr(i32)]
 pub(super) enum Attribute {
-    Multiprocessors = 16,
+    Multiprocessors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int,
     /// Its memory is the host's.
-    Integrated = 18,
-    L2CacheSize = 38,
-    ComputeCapabilityMajor = 75,
-    ComputeCapabilityMinor = 76,
-    ManagedMemory = 83,
-    ConcurrentManagedAccess = 89,
+    Integrated = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED as c_int,
+    L2CacheSize = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as c_int,
+    ComputeCapabilityMajor =
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int,
+    ComputeCapabilityMinor =
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int,
+    ManagedMemory = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY as c_int,
+    ConcurrentManagedAccess =
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS as c_int,
     /// It goes by the host's page tables, as coherent devices do: the host uses its memory as well.
-    HostPageTables = 100,
+    HostPageTables =
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES
+            as c_int,
     /// `cuMemAllocAsync`.
-    MemoryPools = 115,
+    MemoryPools = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED as c_int,
 }
 
 impl<'a> Driver<'a> {
@@ -270,16 +276,21 @@ impl<'a> Driver<'a> {
 
     /// Loads PTX. When the driver's compiler has something to say about a failure, it is in the error.
     pub(super) fn load_module(self, ptx: &CStr) -> Called<Handle> {
-        // Numbers in cuda.h: log buffers and their sizes.
-        const INFO_LOG: c_int = 3;
-        const INFO_LOG_BYTES: c_int = 4;
-        const ERROR_LOG: c_int = 5;
-        const ERROR_LOG_BYTES: c_int = 6;
+        use CUjit_option::{
+            CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, CU_JIT_INFO_LOG_BUFFER,
+            CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        };
         let mut module = 0;
         let (mut info, mut errors) = ([0_u8; JIT_LOG], [0_u8; JIT_LOG]);
         // One byte stays ours, so that the text always ends. Sizes are passed by value, in the pointer.
         let size = ptr::without_provenance_mut::<c_void>(JIT_LOG - 1);
-        let mut options = [INFO_LOG, INFO_LOG_BYTES, ERROR_LOG, ERROR_LOG_BYTES];
+        let mut options = [
+            CU_JIT_INFO_LOG_BUFFER,
+            CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+            CU_JIT_ERROR_LOG_BUFFER,
+            CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ]
+        .map(|option| option as c_int);
         let mut values = [
             info.as_mut_ptr().cast(),
             size,

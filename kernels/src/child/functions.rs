@@ -1,5 +1,6 @@
 //! The driver's functions, with raw integers for results: a Rust enum would be undefined behaviour for a code that
-//! it does not list, and new drivers have new codes.
+//! it does not list, and new drivers have new codes. The driver's numbers are cudarc's; its loader is not used, because it
+//! prefers a toolkit's stub.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 

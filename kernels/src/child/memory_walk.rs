@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cudarc::driver::sys::CUresult;
 use gate_report::{Device, Finding, Step, Warning};
 
 use super::calls::{Buffer, Called, Driver};
@@ -25,8 +26,7 @@ const POOL_WORDS: usize = 1024;
 const TIME: Duration = Duration::from_millis(100);
 /// Everything is written and looked through twice, the second time inverted.
 const FLIPS: [u32; 2] = [0, !0];
-/// `CUDA_ERROR_OUT_OF_MEMORY`.
-const OUT_OF_MEMORY: i32 = 2;
+const OUT_OF_MEMORY: i32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as i32;
 /// `CUDA_ERROR_NOT_PERMITTED`.
 const NOT_PERMITTED: i32 = 800;
 /// `CUDA_ERROR_NOT_SUPPORTED`.

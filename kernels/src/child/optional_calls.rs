@@ -2,6 +2,8 @@
 
 use std::ffi::c_int;
 
+use cudarc::driver::sys::{CUmem_advise, CUmemAttach_flags, CUmemLocationType, CUresult};
+
 use super::calls::{Buffer, Called, Driver};
 use super::functions::{Handle, Location};
 use crate::protocol::Cause;
@@ -21,17 +23,16 @@ impl Managed {
     }
 }
 
-/// `CU_MEM_LOCATION_TYPE_DEVICE`.
 fn on_device(device: c_int) -> Location {
     Location {
-        kind: 1,
+        kind: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as c_int,
         id: device,
     }
 }
 
 impl Driver<'_> {
     pub(super) fn allocate_managed(self, words: usize) -> Called<Managed> {
-        const ATTACH_GLOBAL: u32 = 1;
+        const ATTACH_GLOBAL: u32 = CUmemAttach_flags::CU_MEM_ATTACH_GLOBAL as u32;
         let allocate = self.function("cuMemAllocManaged", self.functions.cuMemAllocManaged)?;
         let mut address = 0;
         // SAFETY: writes one address.
@@ -45,7 +46,8 @@ impl Driver<'_> {
 
     /// Says that the memory had best live on the device. A driver may have the first form of the call or the second.
     pub(super) fn prefer(self, memory: &Managed, device: c_int) -> Called<()> {
-        const SET_PREFERRED_LOCATION: c_int = 3;
+        const SET_PREFERRED_LOCATION: c_int =
+            CUmem_advise::CU_MEM_ADVISE_SET_PREFERRED_LOCATION as c_int;
         let Buffer { address, words } = memory.buffer;
         if let Some(advise) = self.functions.cuMemAdvise {
             // SAFETY: a hint on memory that is allocated.
@@ -117,9 +119,9 @@ impl Driver<'_> {
 
     /// Gives the current context access to the memory of another; false where there is none to give after all.
     pub(super) fn enable_peer(self, context: Handle) -> Called<bool> {
-        const UNSUPPORTED: c_int = 217;
-        const ALREADY: c_int = 704;
-        const TOO_MANY_PEERS: c_int = 711;
+        const UNSUPPORTED: c_int = CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED as c_int;
+        const ALREADY: c_int = CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED as c_int;
+        const TOO_MANY_PEERS: c_int = CUresult::CUDA_ERROR_TOO_MANY_PEERS as c_int;
         let enable = self.function(
             "cuCtxEnablePeerAccess",
             self.functions.cuCtxEnablePeerAccess,
