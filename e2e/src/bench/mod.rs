@@ -88,7 +88,7 @@ const ROWS: &[Row] = &[
         run => slow_github::run(run)),
     row!("hostile", "0 → 100 runners, and memory, beside 100 pools at a server that answers with whatever it likes",
         run => hostile::run(run)),
-    row!("smoke", "`cuda-smoke check` without the driver's own time",
+    row!("smoke", "`cuda-smoke check` of one and of eight devices, without the driver's own time",
         run => smoke::run(run)),
     row!("gate", "a whole `cuda-smoke gate`, its preparation included, without the driver's own time",
         run => smoke::gate(run)),

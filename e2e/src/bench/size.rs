@@ -30,6 +30,6 @@ pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     Ok(vec![
         figure("cuda-runner-operator", 25.0)?,
         // The binary itself is held to less than the image's 5 MiB.
-        figure("cuda-smoke", 3.0)?,
+        figure("cuda-smoke", 3.5)?,
     ])
 }
