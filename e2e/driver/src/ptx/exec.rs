@@ -5,9 +5,6 @@
 //! shared memory and no barrier, so no kernel can tell. One that waits for another kernel can ([`Kernel::waits`]):
 //! whoever runs it runs the other one beside it.
 
-use std::sync::LazyLock;
-use std::time::Instant;
-
 use super::arithmetic::{binary, compare, convert, cut, mul_add, unary, wide};
 use super::instruction::{Address, Instruction, Op, Source, Space, Special, Type};
 use super::{Kernel, wmma};
@@ -290,10 +287,17 @@ impl Warp<'_> {
     }
 }
 
-/// Nanoseconds since somebody first asked.
+/// Nanoseconds in which this thread had a processor: a kernel that gets none does not grow impatient, as on a device.
 fn clock() -> u64 {
-    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one time.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let [seconds, nanoseconds] =
+        [time.tv_sec, time.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds * 1_000_000_000 + nanoseconds
 }
 
 /// The lanes whose bits are set, in order.

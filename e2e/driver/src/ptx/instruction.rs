@@ -70,7 +70,7 @@ pub(super) enum Special {
     BlockIndex(usize),
     BlockCount(usize),
     Lane,
-    /// Of 64 bits. A cycle is a nanosecond here.
+    /// Of 64 bits. A cycle is a nanosecond of a processor here.
     Clock,
 }
 

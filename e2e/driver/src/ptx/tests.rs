@@ -289,3 +289,37 @@ fn headers_are_checked() {
         ((8, 7), 100, Some('a'))
     );
 }
+
+#[test]
+fn kernels_that_wait_are_known_and_look_at_the_time() {
+    let waits = |statements: &str| parse(&around(statements)).unwrap().kernels[0].waits();
+    assert!(waits("ld.acquire.sys.global.u32 %r0, [%out];"));
+    assert!(waits("ld.relaxed.sys.global.u32 %r0, [%out];"));
+    assert!(!waits("ld.global.u32 %r0, [%out];"));
+    assert!(!waits("st.release.sys.global.u32 [%out], %i;"));
+
+    // Until the clock has moved; then 1 in every word.
+    let found = words(
+        "mov.u64 %d0, %clock64;\n\
+         again: mov.u64 %d1, %clock64;\n\
+         setp.eq.u64 %p0, %d0, %d1;\n\
+         @%p0 bra again;\n\
+         st.release.sys.global.u32 [%out], 1;",
+    );
+    assert_eq!(found, [1; 64]);
+}
+
+#[test]
+fn differences_are_gathered_with_or() {
+    let found = words(
+        "setp.ne.u32 %p0, %i, %i;\n\
+         cvt.rn.f32.u32 %f0, %i;\n\
+         setp.neu.or.f32 %p0, %f0, 0f40000000, %p0;\n\
+         setp.neu.or.f32 %p0, %f0, %f0, %p0;\n\
+         selp.b32 %r0, 1, 0, %p0;\n\
+         st.global.u32 [%out], %r0;",
+    );
+    for (i, word) in (0..).zip(found) {
+        assert_eq!(word, u32::from(i != 2), "{i}");
+    }
+}
