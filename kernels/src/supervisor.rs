@@ -58,6 +58,7 @@ fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Opti
             report.warnings.extend(earlier.map(passed_on_retry));
             return None;
         };
+        let said = stop.code();
         device_files::explain(&mut stop, &args.dev_dir);
         let context = stop.context(args, report);
         match tries.failed(stop.cause, context, started.elapsed()) {
@@ -74,6 +75,8 @@ fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Opti
             }
             Next::Stands(Which::Last, fault) => {
                 let mut failure = stop.failure(fault, report);
+                // What the driver said stays a fact, whatever the device files add.
+                failure.code = said;
                 if fault.again == Again::Wait && earlier.is_some() {
                     let patience = times.patience.as_secs();
                     // A string takes everything.
@@ -330,6 +333,14 @@ fn signal_name(signal: i32) -> &'static str {
 const OF_LIBRARIES: [i32; 7] = [34, 36, 227, 302, 303, 803, 804];
 
 impl Stop {
+    /// The driver's code, where it is about one.
+    fn code(&self) -> Option<i32> {
+        match self.cause {
+            Cause::Code(code) => Some(code),
+            Cause::Finding(_) => None,
+        }
+    }
+
     /// What changes its meaning.
     fn context(&self, args: &TestArgs, report: &Report) -> Context {
         let driver = report.driver.as_ref();
@@ -368,10 +379,7 @@ impl Stop {
         Failure {
             class: fault.class,
             step: self.place.step,
-            code: match self.cause {
-                Cause::Code(code) => Some(code),
-                Cause::Finding(_) => None,
-            },
+            code: self.code(),
             code_name: self.code_name.clone().unwrap_or_else(|| fault.name.into()),
             call: self.place.call.clone(),
             device,

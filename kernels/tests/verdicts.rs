@@ -207,6 +207,7 @@ fn why_a_device_file_cannot_be_opened_is_told() {
                 (exit, name),
                 "{call}: {failure:?}"
             );
+            assert_eq!(failure.code, numbers.is_empty().then_some(100), "{call}");
             assert!(
                 failure.message.contains(words)
                     && failure.message.contains(file_of_it.to_str().unwrap()),
