@@ -287,7 +287,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             Config,
             High,
             "The kernel killed the test process, because the container has too little memory. Neither the driver nor the GPU is to blame.",
-            "Raise the memory limit of the gate (spec.smoke.resources); the driver alone takes some hundred MiB for each GPU.",
+            "Raise the memory limit of the container runner in spec.template: the gate has the same. The driver takes more for each further GPU.",
         ),
         Finding::UnexpectedExit => (
             "UnexpectedExit",

@@ -256,8 +256,9 @@ fn not_run(
 /// Whether the gate saw its test process die of a signal that nobody but the kernel, for memory, sends it. Where a
 /// container's processes are killed one by one (cgroup v1), the container itself lives on.
 fn was_killed(found: &gate_report::Failure) -> bool {
-    found.code_name == gate_report::finding(Finding::Crash, Context::at(found.step)).name
-        && found.message.contains("died of signal 9 ")
+    let is = |what| found.code_name == gate_report::finding(what, Context::at(found.step)).name;
+    is(Finding::OutOfMemoryKill)
+        || is(Finding::Crash) && found.message.contains("died of signal 9 ")
 }
 
 /// The gate's test process was killed: at the limit of its container, or because the node was short of memory.

@@ -262,6 +262,7 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
         ..Report::new("1")
     }
     .summary();
+    let counted = report.replace("Crash", "OutOfMemoryKill");
     for (spec, state, expected) in [
         // The whole container is killed, as with cgroup v2.
         (
@@ -275,9 +276,20 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
             done(13, "Error", &report),
             ("OutOfMemory", Class::Config),
         ),
+        // The same, where the kernel's count was seen.
+        (
+            &limited,
+            done(10, "Error", &counted),
+            ("OutOfMemory", Class::Config),
+        ),
         (
             &unlimited,
             done(13, "Error", &report),
+            ("GateFailed", Class::Transient),
+        ),
+        (
+            &unlimited,
+            done(10, "Error", &counted),
             ("GateFailed", Class::Transient),
         ),
     ] {
