@@ -146,8 +146,10 @@ pub fn artifact(profile: Profile, file: &str) -> PathBuf {
 pub fn install_driver(profile: Profile, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::copy(artifact(profile, SMI), folder.join(SMI)).context("cannot copy nvidia-smi")?;
-    fs::copy(artifact(profile, "libcuda.so"), folder.join("libcuda.so.1"))
-        .context("cannot copy the simulated driver")?;
+    for name in ["libcuda.so.1", "libnvidia-ml.so.1"] {
+        fs::copy(artifact(profile, "libcuda.so"), folder.join(name))
+            .context("cannot copy the simulated driver")?;
+    }
     Ok(())
 }
 

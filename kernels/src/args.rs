@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// The test itself, in the supervisor's child process.
     #[command(hide = true)]
     Child(TestArgs),
+    /// Asks the driver's management library, in another child.
+    #[command(hide = true)]
+    Nvml(TestArgs),
     /// Opens a device file, in another child; the exit code is the error's number.
     #[command(hide = true)]
     Open {

@@ -16,6 +16,7 @@ mod egress;
 mod gate;
 mod host;
 mod manual;
+mod nvml;
 mod preflight;
 mod prepare;
 mod protocol;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         args::Command::Prepare(prepare) => prepare::run(&prepare),
         args::Command::Gate(gate) => gate::run(&gate),
         args::Command::Child(test) => child::run(&test),
+        args::Command::Nvml(test) => nvml::run(&test),
         args::Command::Open { path } => device_files::open(&path),
     };
     ExitCode::from(code)

@@ -67,6 +67,7 @@ ENVIRONMENT
 const FILES: &str = "\
 FILES
   libcuda.so.1               the driver's library, on the loader's path or where drivers are put
+  libnvidia-ml.so.1          the driver's management library, beside it; the report has what it says
   /dev/nvidia0, ...          the GPUs; in WSL2 /dev/dxg
   /dev/nvidia-uvm            unified memory; the report says where it is missing
   /proc/driver/nvidia/version

@@ -15,6 +15,7 @@ use gate_report::{
 
 use crate::args::{TestArgs, Times};
 use crate::deadline::Deadline;
+use crate::nvml::Beside;
 use crate::protocol::{Event, Place, Stop};
 use crate::times::milliseconds;
 use crate::{device_files, host};
@@ -30,7 +31,11 @@ pub(crate) fn test(args: &TestArgs) -> Report {
         driver: Some(host::driver(&args.dev_dir)),
         ..Report::new(env!("CARGO_PKG_VERSION"))
     };
+    let nvml = Beside::start(args);
     report.failure = until_verdict(args, &mut report, started);
+    if let Some(nvml) = nvml {
+        nvml.finish(&mut report);
+    }
     report.outcome = match report.failure {
         None => Outcome::Passed,
         Some(_) => Outcome::Failed,

@@ -61,7 +61,8 @@ macro_rules! exports {
 
 /// The simulation, whose faults are all for calls that there are.
 static FAULTS: LazyLock<&Config> = LazyLock::new(|| {
-    if let Some(call) = CONFIG.unknown_call(CALLS) {
+    let calls = [CALLS, crate::nvml::CALLS].concat();
+    if let Some(call) = CONFIG.unknown_call(&calls) {
         config::misunderstood(&format!("no such call: {call}"));
     }
     &CONFIG

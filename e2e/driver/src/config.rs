@@ -11,8 +11,10 @@ use serde::Deserialize;
 use crate::profiles::{Memory, PROFILES, Profile};
 
 /// What is simulated.
-pub(crate) static CONFIG: LazyLock<Config> =
-    LazyLock::new(|| Config::from_environment().unwrap_or_else(|error| misunderstood(&error)));
+pub(crate) static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    let config = Config::from_environment().and_then(Config::in_this_process);
+    config.unwrap_or_else(|error| misunderstood(&error))
+});
 
 /// What to simulate in a container: a program may have a cleared environment, as the gate has.
 const FILE: &str = "/usr/local/nvidia/simcuda.json";
@@ -68,6 +70,7 @@ pub(crate) struct Device {
     /// The number of its device file. Slices of one GPU have the same.
     pub(crate) minor: usize,
     pub(crate) startup_ms: u64,
+    pub(crate) health: Health,
 }
 
 /// See the crate's documentation.
@@ -110,6 +113,50 @@ struct RawDevice {
     freed_at: Option<u32>,
     minor: Option<usize>,
     startup_ms: u64,
+    health: Health,
+}
+
+/// What NVML says of the device. `null` is not supported.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Health {
+    pub(crate) recovery_action: Option<u32>,
+    pub(crate) remap_pending: Option<bool>,
+    pub(crate) remap_failed: Option<bool>,
+    pub(crate) ecc_errors: Option<u64>,
+    pub(crate) sram_threshold: Option<bool>,
+    /// State, status, health.
+    pub(crate) fabric: Option<(u8, u32, u8)>,
+    /// A fabric that is in progress is complete after so many looks.
+    pub(crate) fabric_after: Option<u32>,
+    /// How many there are, and how many are up.
+    pub(crate) links: Option<(u32, u32)>,
+    /// Current and pending.
+    pub(crate) mig: Option<(bool, bool)>,
+    pub(crate) clock_reasons: Option<u64>,
+    /// Current and at most.
+    pub(crate) pcie: Option<(u32, u32)>,
+    pub(crate) xids: Vec<u64>,
+}
+
+impl Default for Health {
+    /// A healthy device that is in no fabric.
+    fn default() -> Self {
+        Self {
+            recovery_action: Some(0),
+            remap_pending: Some(false),
+            remap_failed: Some(false),
+            ecc_errors: Some(0),
+            sram_threshold: Some(false),
+            fabric: None,
+            fabric_after: None,
+            links: None,
+            mig: None,
+            clock_reasons: Some(0),
+            pcie: Some((16, 16)),
+            xids: vec![],
+        }
+    }
 }
 
 /// What goes wrong at a call.
@@ -225,7 +272,7 @@ impl Config {
     }
 
     /// From the environment, else from the container's file.
-    fn from_environment() -> Result<Self, String> {
+    pub(crate) fn from_environment() -> Result<Self, String> {
         let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
         let text = match std::env::var("SIMCUDA") {
             Ok(text) => match text.strip_prefix('@') {
@@ -235,7 +282,7 @@ impl Config {
             Err(_) if fs::exists(FILE).unwrap_or_default() => read(FILE)?,
             Err(_) => "{}".to_owned(),
         };
-        Self::parse(&text)?.in_this_process()
+        Self::parse(&text)
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
@@ -312,6 +359,7 @@ impl RawDevice {
             freed_at: self.freed_at,
             minor: self.minor.unwrap_or(ordinal),
             startup_ms: self.startup_ms,
+            health: self.health.clone(),
         })
     }
 }

@@ -77,6 +77,12 @@
 //! (`ld.acquire.sys`, `ld.relaxed.sys`): such a one runs in a thread until the device is next waited for, so that two of
 //! them can wait for one another.
 //!
+//! The same file, as `libnvidia-ml.so.1`, is the driver's management library (NVML) for the same devices; all of them,
+//! whatever CUDA shows. What it says of a device is in its field `health`: `recoveryAction`, `remapPending`, `remapFailed`,
+//! `eccErrors`, `sramThreshold`, `fabric` (state, status, health) and `fabricAfter` (looks until one in progress is
+//! complete), `links` and `mig` and `pcie` (two values each), `clockReasons`, `xids` (told to who has registered). `null` is
+//! not supported, and so are fabric, links and MIG by default. Faults strike its functions as the driver's.
+//!
 //! A missing function is made with [`without_symbol`], a truncated library by cutting the file.
 
 mod api;
@@ -86,6 +92,7 @@ mod driver;
 mod errors;
 mod faults;
 mod memory;
+mod nvml;
 mod peers;
 mod process;
 mod profiles;

@@ -62,6 +62,20 @@ pub enum Finding {
     OutOfMemoryKill,
     /// The test process ended without a verdict.
     UnexpectedExit,
+    /// NVML: only a restart of the node helps.
+    NeedsReboot,
+    /// NVML: only a reset of the GPU helps.
+    NeedsReset,
+    /// NVML: a row of memory could not be replaced.
+    RemapFailed,
+    /// NVML: too many uncorrectable errors in SRAM.
+    SramThreshold,
+    /// NVML: the `NVLink` fabric is broken.
+    FabricFailed,
+    /// NVML: the `NVLink` fabric is not up yet.
+    FabricNotReady,
+    /// NVML: fewer `NVLinks` than another GPU of the fabric.
+    NvLinkDown,
     /// The registrar refused.
     Refused,
     /// The registrar did not answer in time.
@@ -72,7 +86,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 36] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -99,6 +113,13 @@ impl Finding {
         Self::Crash,
         Self::OutOfMemoryKill,
         Self::UnexpectedExit,
+        Self::NeedsReboot,
+        Self::NeedsReset,
+        Self::RemapFailed,
+        Self::SramThreshold,
+        Self::FabricFailed,
+        Self::FabricNotReady,
+        Self::NvLinkDown,
         Self::Refused,
         Self::Unreachable,
         Self::Internal,
@@ -296,6 +317,55 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "The test process ended in the middle of a call, without a signal and without a verdict.",
             "Look at the kernel log, then at the driver on the node.",
         ),
+        Finding::NeedsReboot => (
+            "NeedsReboot",
+            Node,
+            High,
+            "The driver itself says that only a restart of the node brings this GPU back.",
+            "Drain the node and restart it.",
+        ),
+        Finding::NeedsReset => (
+            "NeedsReset",
+            Device,
+            High,
+            "The driver itself says that only a reset brings this GPU back.",
+            "Drain the node and reset the GPU (nvidia-smi -r), or restart the node.",
+        ),
+        Finding::RemapFailed => (
+            "RemapFailed",
+            Device,
+            High,
+            "The device's memory is worn: there are no spare rows left for a broken one.",
+            "Take the device out of use and have it replaced; nvidia-smi -q -d ROW_REMAPPER shows the rows.",
+        ),
+        Finding::SramThreshold => (
+            "SramThreshold",
+            Device,
+            High,
+            "The device's caches and registers err too often; NVIDIA's threshold for a replacement is exceeded.",
+            "Take the device out of use and have it replaced; nvidia-smi -q -d ECC shows the counts.",
+        ),
+        Finding::FabricFailed => (
+            "FabricFailed",
+            Node,
+            High,
+            "The NVLink fabric of the node is broken.",
+            "Look at the log of nvidia-fabricmanager on the node, which must have the driver's very version, and at IMEX where there are several nodes.",
+        ),
+        Finding::FabricNotReady => (
+            "FabricNotReady",
+            Transient,
+            Medium,
+            "The NVLink fabric that joins the pod's GPUs is not up yet.",
+            "Wait while the node warms up; if it stays, start nvidia-fabricmanager and look at its log.",
+        ),
+        Finding::NvLinkDown => (
+            "NvLinkDown",
+            Device,
+            Medium,
+            "A link of the device to the fabric is down.",
+            "Look for XID 74 in the node's kernel log, check the links with nvidia-smi nvlink -s, and reset the GPU.",
+        ),
         Finding::Refused => (
             "Refused",
             Class::Refused,
@@ -389,6 +459,13 @@ mod tests {
             (Finding::Hang, Step::Init, Node),
             (Finding::Hang, Step::Synchronize, Device),
             (Finding::Starved, Step::Synchronize, Transient),
+            (Finding::NeedsReboot, Step::Health, Node),
+            (Finding::NeedsReset, Step::Health, Device),
+            (Finding::RemapFailed, Step::Health, Device),
+            (Finding::SramThreshold, Step::Health, Device),
+            (Finding::FabricFailed, Step::Health, Node),
+            (Finding::FabricNotReady, Step::Health, Transient),
+            (Finding::NvLinkDown, Step::Health, Device),
             (Finding::Refused, Step::Registration, Class::Refused),
             (Finding::Unreachable, Step::Registration, Transient),
         ];

@@ -22,6 +22,7 @@ pub mod contract;
 mod failure;
 mod fault;
 mod findings;
+mod health;
 pub mod preflight;
 mod report;
 #[cfg(feature = "schema")]
@@ -40,6 +41,7 @@ pub use codes::listed;
 pub use failure::Failure;
 pub use fault::{Again, Context, Fault, fault};
 pub use findings::{Finding, finding};
+pub use health::{DeviceHealth, Fabric, Health, SYMPTOMS, Symptom, Verdict, XIDS};
 pub use report::{
     Device, DeviceStep, Driver, DriverModel, Outcome, Peers, Report, SCHEMA, SUMMARY_LIMIT,
     Timings, Warning,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::preflight::Preflight;
-use crate::{Failure, Step};
+use crate::{Failure, Health, Step};
 
 /// Value of [`Report::schema`]. Fields may be added under the same value; a reader ignores what it does not know.
 pub const SCHEMA: &str = "cudarunner.dev/gate-report/v1";
@@ -48,6 +48,9 @@ pub struct Report {
     /// How the devices reach one another, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
+    /// What the driver's management library says of the devices, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// What the runner's image and network offer, where the pool asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preflight: Option<Preflight>,

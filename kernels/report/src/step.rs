@@ -45,6 +45,8 @@ pub enum Step {
     ManagedMemory,
     /// Devices copy to one another, and kernels on two of them talk.
     Peers,
+    /// The driver's management library is asked.
+    Health,
     /// The runner's image and network are looked at.
     Preflight,
     /// The registrar is asked.
@@ -92,6 +94,7 @@ impl Step {
             Self::TensorCores => "tensor cores",
             Self::ManagedMemory => "managed memory",
             Self::Peers => "copy between devices",
+            Self::Health => "ask the management library",
             Self::Preflight => "preflight",
             Self::Registration => "register",
             Self::Unknown => "unknown step",

@@ -15,6 +15,11 @@ impl Report {
         if let Some(text) = short.fitting() {
             return text;
         }
+        // What of it matters is in the failure and the warnings.
+        short.health = None;
+        if let Some(text) = short.fitting() {
+            return text;
+        }
         if let Some(preflight) = &mut short.preflight {
             shorten(preflight);
         }

@@ -33,6 +33,9 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     for device in &report.devices {
         write_device(out, device, &report.warnings)?;
     }
+    for health in report.health.iter().flat_map(|health| &health.devices) {
+        writeln!(out, "health    {}: {}", health.uuid, health.facts())?;
+    }
     if let Some(peers) = &report.peers {
         write_peers(out, peers)?;
     }

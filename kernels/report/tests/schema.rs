@@ -10,8 +10,8 @@ use std::path::Path;
 
 use gate_report::preflight::{Check, Preflight, PreflightFinding};
 use gate_report::{
-    Class, Confidence, Device, DeviceStep, Driver, DriverModel, Failure, Peers, Report, Step,
-    Warning, schema::schema,
+    Class, Confidence, Device, DeviceHealth, DeviceStep, Driver, DriverModel, Fabric, Failure,
+    Health, Peers, Report, Step, Warning, schema::schema,
 };
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -31,17 +31,50 @@ fn the_document_is_the_schema() {
     );
 }
 
-/// A report with every field that there is.
-fn whole() -> Value {
+fn preflight() -> Preflight {
     let text = || Some("text".to_owned());
-    let preflight = Preflight {
+    Preflight {
         findings: vec![PreflightFinding {
             found: text(),
             wanted: text(),
             transient: true,
             ..PreflightFinding::failed(Check::Disk, "/tmp", "is full".into(), "Empty it.")
         }],
-    };
+    }
+}
+
+fn health() -> Health {
+    let yes = Some(true);
+    Health {
+        library: Some("text".into()),
+        devices: vec![DeviceHealth {
+            uuid: "GPU-0".into(),
+            error: Some(15),
+            recovery_action: Some(1),
+            remap_pending: yes,
+            remap_failed: yes,
+            uncorrected_ecc_errors: Some(u64::MAX),
+            sram_threshold_exceeded: yes,
+            fabric: Some(Fabric {
+                state: 3,
+                status: 0,
+                health: Some(1),
+            }),
+            nv_links: Some(18),
+            nv_links_up: Some(17),
+            mig: yes,
+            mig_pending: yes,
+            clock_reasons: Some(u64::MAX),
+            pcie_width: Some(8),
+            pcie_max_width: Some(16),
+            xids: vec![79],
+        }],
+    }
+}
+
+/// A report with every field that there is.
+fn whole() -> Value {
+    let text = || Some("text".to_owned());
     let device = Device {
         pci_bus_id: text(),
         free_memory_bytes: Some(u64::MAX),
@@ -72,7 +105,8 @@ fn whole() -> Value {
         }),
         devices: vec![device],
         peers: Some(Peers::default()),
-        preflight: Some(preflight),
+        health: Some(health()),
+        preflight: Some(preflight()),
         failure: Some(Failure {
             class: Class::Device,
             step: Step::Launch,
@@ -127,6 +161,7 @@ fn what_would_break_a_reader_is_not() {
         ("/peers/pairs", json!(-1)),
         ("/preflight/findings/0/check", json!(1)),
         ("/driver", json!(null)),
+        ("/health/devices/0/remapFailed", json!(0)),
     ] {
         let mut report = whole();
         *report.pointer_mut(place).unwrap() = value;

@@ -25,7 +25,7 @@ const LINK_NAME: &str = "libcuda.so";
 /// Where a library is looked for first.
 const PATH: &str = "LD_LIBRARY_PATH";
 /// Where drivers are: of GKE's device plugin and of the GPU operator, of distributions, of WSL2.
-const FOLDERS: [&str; 4] = [
+pub(crate) const FOLDERS: [&str; 4] = [
     "/usr/local/nvidia/lib64",
     if cfg!(target_arch = "aarch64") {
         "/usr/lib/aarch64-linux-gnu"
@@ -129,7 +129,7 @@ fn start_again(folder: &Path) -> (Finding, String) {
 }
 
 /// A folder of the container, below another root in tests.
-fn under(root: &Path, folder: &str) -> PathBuf {
+pub(crate) fn under(root: &Path, folder: &str) -> PathBuf {
     root.join(folder.trim_start_matches('/'))
 }
 
@@ -159,12 +159,12 @@ fn with_others(text: String, root: &Path) -> String {
 }
 
 /// Whether the loader's words say that the file itself is not there (and not one that it depends on).
-fn is_absent(name: &str, text: &str) -> bool {
+pub(crate) fn is_absent(name: &str, text: &str) -> bool {
     text.starts_with(&format!("{name}: ")) && text.contains("No such file or directory")
 }
 
 /// The file that is mapped at `address`, or else any that is named like the driver's library.
-fn path_of_mapping(address: Option<usize>) -> Option<String> {
+pub(crate) fn path_of_mapping(address: Option<usize>) -> Option<String> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;

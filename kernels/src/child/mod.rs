@@ -18,6 +18,8 @@ mod test;
 
 use std::time::Instant;
 
+pub(crate) use library::{FOLDERS, is_absent, path_of_mapping, under};
+
 use crate::args::TestArgs;
 use crate::protocol::{Event, send};
 use crate::times::milliseconds;

@@ -39,7 +39,9 @@ static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
         .parent()
         .unwrap();
     let folder = folder("driver");
-    std::fs::copy(debug.join("libcuda.so"), folder.join("libcuda.so.1")).unwrap();
+    for name in ["libcuda.so.1", "libnvidia-ml.so.1"] {
+        std::fs::copy(debug.join("libcuda.so"), folder.join(name)).unwrap();
+    }
     folder
 });
 
