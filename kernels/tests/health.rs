@@ -83,7 +83,8 @@ fn rows() -> Vec<(&'static str, Value, i32)> {
         ("FabricFailed", json!({"fabric": [3, 999, 0]}), 13),
         ("FabricFailed", json!({"fabric": [3, 0, 2]}), 13),
         ("FabricFailed", json!({"recoveryAction": 5}), 13),
-        ("FabricNotReady", json!({"fabric": [1, 0, 0]}), 11),
+        // Status and health mean nothing yet.
+        ("FabricNotReady", json!({"fabric": [1, 999, 2]}), 11),
         ("FabricNotReady", json!({"fabric": [2, 0, 0]}), 11),
         ("FabricLimited", json!({"fabric": [3, 0, 3]}), 0),
         ("RemapPending", json!({"remapPending": true}), 0),
@@ -264,8 +265,10 @@ fn a_call_that_hangs_or_kills_costs_its_field_and_a_little_time() {
 fn one_field_lost_leaves_the_others() {
     let fault = json!({"call": "nvmlDeviceGetMigMode", "hang": true});
     let health = json!({"mig": [false, false], "remapFailed": true});
-    let devices = json!({"devices": [{"profile": "a100", "health": health}], "faults": [fault]});
+    let device = json!({"profile": "a100", "count": 3, "health": health});
+    let devices = json!({"devices": [device], "faults": [fault]});
     let (_, report) = check(&devices, SHORT);
+    assert_eq!(reasons(&report), ["HealthUnknown"], "it is asked once");
     let device = of(&report, 0);
     assert_eq!((device.mig, device.pcie_width), (None, Some(16)));
     assert_eq!(report.failure.unwrap().code_name, "RemapFailed");
