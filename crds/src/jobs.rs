@@ -45,6 +45,9 @@ pub struct JobStatus {
     /// Address of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// Why `spec.jobs.allow` refused it before its first step; absent where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// Whether GitHub is still to be asked for the conclusion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_conclusion: bool,

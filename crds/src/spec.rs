@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{JobContainers, schema};
+use crate::{JobContainers, JobsSpec, schema};
 
 /// A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -43,6 +43,7 @@ use crate::{JobContainers, schema};
 #[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral, or register persistent runners by RegistrationToken"))]
 #[x_kube(validation = Rule::new("!(has(self.jobContainers) && self.lifetime == 'Persistent')").message("the container of a job is not cleared for the next job: set spec.lifetime to Ephemeral, or remove spec.jobContainers"))]
 #[x_kube(validation = Rule::new("!has(self.jobContainers) || !has(self.preflight) || !has(self.preflight.cudaToolkit) && !has(self.preflight.rustToolchain)").message("jobs with containers bring their toolkits in their own images, and spec.preflight looks at the runner's: remove its cudaToolkit and rustToolchain, or spec.jobContainers"))]
+#[x_kube(validation = Rule::new("!(has(self.jobs) && has(self.jobs.allow) && self.lifetime == 'Persistent')").message("on a persistent runner an earlier job can change what later ones are asked by: set spec.lifetime to Ephemeral, or remove spec.jobs.allow"))]
 #[x_kube(validation = Rule::new("!has(self.requiredChecks) || has(self.verify)").message("spec.requiredChecks acts only after a green verification: add spec.verify with the workflow and its jobs"))]
 pub struct CudaRunnerSpec {
     /// Where the runners register, and with which credentials.
@@ -80,6 +81,10 @@ pub struct CudaRunnerSpec {
     /// The test that a runner's GPUs pass before it registers.
     #[serde(default)]
     pub smoke: Smoke,
+
+    /// The jobs that the pool takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<JobsSpec>,
 
     /// Has jobs with `container:` run in their own images, on the proven GPU. Where it is absent, jobs run in the runner's
     /// image.
@@ -516,6 +521,7 @@ impl Default for CudaRunnerSpec {
             scaling: None,
             gpu: Gpu::default(),
             smoke: Smoke::default(),
+            jobs: None,
             job_containers: None,
             preflight: None,
             verify: None,

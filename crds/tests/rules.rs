@@ -425,3 +425,53 @@ fn the_schema_is_described_throughout() {
         "kubectl explain would be silent on {found:?}"
     );
 }
+
+#[test]
+fn who_may_use_the_gpu_is_written_so_that_it_can_come_true() {
+    let with = |allow: Value| {
+        let mut changed = manifest();
+        changed["spec"]["jobs"] = json!({"allow": allow});
+        refusals(&changed)
+    };
+    for good in [
+        json!({}),
+        json!({"forks": true}),
+        json!({"events": ["push", "merge_group", "pull_request_target"], "forks": false}),
+        json!({"refs": ["refs/heads/main", "refs/heads/release/**", "refs/tags/v*", "refs/pull/*/merge"]}),
+    ] {
+        assert_eq!(with(good.clone()), Vec::<String>::new(), "{good}");
+    }
+    for (bad, part) in [
+        (json!({"events": []}), "name at least one event"),
+        (
+            json!({"events": ["Push"]}),
+            "write an event as a workflow's on: has it",
+        ),
+        (
+            json!({"events": ["pull-request"]}),
+            "write an event as a workflow's on: has it",
+        ),
+        (
+            json!({"events": ["workflow_call"]}),
+            "the event of its caller",
+        ),
+        (json!({"refs": []}), "name at least one ref"),
+        (json!({"refs": ["main"]}), "write a whole ref"),
+        (
+            json!({"refs": ["refs/heads/v[0-9]"]}),
+            "knows * and ** alone",
+        ),
+        (json!({"refs": ["refs/heads/a b"]}), "knows * and ** alone"),
+        (json!({"refs": ["refs/heads/\\"]}), "knows * and ** alone"),
+    ] {
+        let said = with(bad.clone());
+        assert!(said.iter().any(|m| m.contains(part)), "{bad}: {said:?}");
+    }
+    assert_refused(
+        |m| {
+            m["spec"]["lifetime"] = json!("Persistent");
+            m["spec"]["jobs"] = json!({"allow": {}});
+        },
+        "an earlier job can change",
+    );
+}

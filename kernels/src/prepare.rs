@@ -15,7 +15,8 @@ use crate::args::PrepareArgs;
 use crate::gate::{end_on_signal, not_written, write_summary};
 
 /// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
-const SCRIPTS: [(&str, &str); 5] = [
+const SCRIPTS: [(&str, &str); 6] = [
+    (file::ALLOW, include_str!("../hooks/allow.sh")),
     (file::CONTAINERS, include_str!("../hooks/containers.sh")),
     (file::GPU, include_str!("../hooks/gpu.sh")),
     (file::TEAM_HOOK, include_str!("../hooks/team-hook.sh")),

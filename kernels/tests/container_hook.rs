@@ -437,6 +437,7 @@ fn prepare(pod: &Pod) {
     for name in [
         file::JOB_TICKET,
         file::CONTAINERS,
+        file::ALLOW,
         file::JOB_STARTED,
         file::TICKET,
     ] {

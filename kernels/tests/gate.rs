@@ -143,6 +143,7 @@ fn prepare_brings_the_programs_the_settings_and_the_ticket() {
     let hooks = [
         file::GPU,
         file::TEAM_HOOK,
+        file::ALLOW,
         file::JOB_STARTED,
         file::JOB_COMPLETED,
     ];

@@ -74,6 +74,7 @@ struct PoolSeries {
     gate_seconds: Option<Histogram>,
     registrations: BTreeMap<&'static str, u64>,
     failures: BTreeMap<(Class, &'static str), u64>,
+    refused_jobs: u64,
     queued: Option<Histogram>,
     errors: BTreeMap<&'static str, u64>,
 }
@@ -170,6 +171,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
 #[derive(Debug, Default)]
 pub struct News {
     failed: Vec<(Class, Reason)>,
+    refused_jobs: usize,
     first_online: Option<SignedDuration>,
     /// Seconds from queued to picked up.
     queued: Vec<i64>,
@@ -190,6 +192,7 @@ impl News {
             .filter(|now| now.state.has_ended() && !counted(now));
         Self {
             failed: plan.failed.clone(),
+            refused_jobs: plan.refused_jobs,
             first_online: plan.first_online,
             queued: ended
                 .flat_map(|verification| &verification.jobs)
@@ -211,13 +214,14 @@ impl Metrics {
         if let Some(took) = news.first_online {
             self.lock().first_online.observe(took.as_secs_f64());
         }
-        if news.failed.is_empty() && news.queued.is_empty() {
+        if news.failed.is_empty() && news.queued.is_empty() && news.refused_jobs == 0 {
             return;
         }
         self.pool(pool, |series| {
             for (class, reason) in &news.failed {
                 *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
+            series.refused_jobs += news.refused_jobs as u64;
             for seconds in &news.queued {
                 let histogram = &mut series.queued;
                 let histogram = histogram.get_or_insert_with(|| Histogram::new(WAIT_BUCKETS));

@@ -23,7 +23,7 @@ pub(crate) enum Command {
     Remove(Remove),
     /// Wait for jobs and run them.
     Run(Run),
-    /// Be there while a job runs, until standard input ends.
+    /// Run the job that comes by standard input.
     #[command(hide = true)]
     Worker,
 }

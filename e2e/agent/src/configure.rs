@@ -13,7 +13,7 @@ use crate::{
 
 /// Registers the runner.
 pub(crate) fn add(root: &Path, options: &Configure) -> Result<u8> {
-    terminal::open_log(root)?;
+    terminal::open_log(root, "Runner")?;
     if settings::present(root) {
         bail!(
             "Cannot configure the runner because it is already configured. To reconfigure the \
@@ -72,7 +72,7 @@ pub(crate) fn add(root: &Path, options: &Configure) -> Result<u8> {
 
 /// Takes the registration back.
 pub(crate) fn remove(root: &Path, options: &Remove) -> Result<u8> {
-    terminal::open_log(root)?;
+    terminal::open_log(root, "Runner")?;
     if !options.local && settings::present(root) {
         let token = required(options.token.as_deref(), "token")?;
         let (settings, _) = settings::load(root)?;

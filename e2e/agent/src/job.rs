@@ -21,7 +21,6 @@ use crate::{
     settings::Settings,
     terminal,
     work::{self, Place},
-    worker::Worker,
 };
 
 /// How a job ended.
@@ -39,6 +38,15 @@ impl Conclusion {
             Self::Success => "success",
             Self::Failure => "failure",
             Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The exit code of the process that ran the job.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Success => 100,
+            Self::Failure => 102,
+            Self::Cancelled => 103,
         }
     }
 
@@ -60,7 +68,6 @@ pub(crate) fn run(
     job: &Job,
     cancel: &Cancel,
 ) -> Conclusion {
-    let _worker = Worker::start(root);
     let (log, sent) = stream(server, job);
     let over = Arc::new(AtomicBool::new(false));
     let text = |text: OsString| text.to_string_lossy().into_owned();
@@ -82,8 +89,15 @@ pub(crate) fn run(
     drop(log);
     // The log must be there before the job is over.
     let _ = sent.join();
-    report(server, job.job_id, conclusion);
+    report(server, job.job_id, conclusion, &[]);
     conclusion
+}
+
+/// Reports a job whose process ended otherwise than it should, with what that printed.
+pub(crate) fn force_fail(server: &Server, job: u64, output: &str) -> Conclusion {
+    let annotation = Some(output).filter(|output| !output.trim().is_empty());
+    report(server, job, Conclusion::Failure, annotation.as_slice());
+    Conclusion::Failure
 }
 
 fn attempt(
@@ -174,9 +188,9 @@ fn watch(server: &Server, job: u64, cancel: &Cancel, place: &Place, over: &Arc<A
 /// So often the end of a job is reported before the agent gives up.
 const REPORTS: u32 = 10;
 
-fn report(server: &Server, job: u64, conclusion: Conclusion) {
+fn report(server: &Server, job: u64, conclusion: Conclusion, annotations: &[&str]) {
     for _ in 0..REPORTS {
-        match server.complete(job, conclusion.as_str()) {
+        match server.complete(job, conclusion.as_str(), annotations) {
             Ok(_) => return,
             Err(error) => {
                 terminal::trace("ERR ", "JobDispatcher", &format!("{error:#}"));

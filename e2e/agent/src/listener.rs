@@ -12,11 +12,11 @@ use anyhow::Result;
 use crate::{
     cli::Run,
     code,
-    control::Cancel,
     job::{self, Conclusion},
     server::{Answered, Job, Refusal, Server},
     settings::{self, Settings},
     signals, terminal,
+    worker::{self, End, Worker},
 };
 
 /// What the main thread waits for.
@@ -38,7 +38,7 @@ const CONFLICT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs until there is a reason to end; gives the real agent's exit code.
 pub(crate) fn run(root: &Path, options: &Run) -> Result<u8> {
-    terminal::open_log(root)?;
+    terminal::open_log(root, "Runner")?;
     if let Some(startup) = &options.startuptype {
         terminal::trace(
             "INFO",
@@ -234,7 +234,7 @@ fn on_message(listener: &Listener<'_>, message: Result<Answered<Option<u64>>>) -
             return Next::Listen;
         }
     };
-    let stopping = run_job(listener, job);
+    let stopping = run_job(listener, &job);
     if listener.once || stopping {
         Next::Exit(code::SUCCESS)
     } else {
@@ -243,18 +243,25 @@ fn on_message(listener: &Listener<'_>, message: Result<Answered<Option<u64>>>) -
 }
 
 /// Runs a job to its end; says whether a signal asked the agent to end meanwhile.
-fn run_job(listener: &Listener<'_>, job: Job) -> bool {
+fn run_job(listener: &Listener<'_>, job: &Job) -> bool {
     let name = job.name().to_owned();
     terminal::event(&format!("Running job: {name}"));
-    let cancel = Cancel::default();
-    let worker = {
-        let cancel = cancel.clone();
+    let (worker, mut orders) = match Worker::start(listener.root, job) {
+        Ok(started) => started,
+        Err(error) => {
+            job::force_fail(listener.server, job.job_id, &format!("{error:#}"));
+            return false;
+        }
+    };
+    let waiting = {
         let server = listener.server.clone();
-        let settings = listener.settings.clone();
-        let root = listener.root.to_path_buf();
         let sender = listener.sender.clone();
+        let id = job.job_id;
         thread::spawn(move || {
-            let conclusion = job::run(&root, &settings, &server, &job, &cancel);
+            let conclusion = match worker.wait() {
+                End::Told(conclusion) => conclusion,
+                End::Crashed(output) => job::force_fail(&server, id, &output),
+            };
             let _ = sender.send(Event::JobEnded(conclusion));
         })
     };
@@ -265,17 +272,14 @@ fn run_job(listener: &Listener<'_>, job: Job) -> bool {
             Ok(Event::Signal) => {
                 terminal::line("Exiting...");
                 stopping = true;
-                cancel.shut_down(
-                    "The runner has received a shutdown signal. This can happen when the runner \
-                     service is stopped, or a manually started runner is canceled.",
-                );
+                worker::shut_down(&mut orders);
             }
             Ok(Event::Message(_)) => {}
             Err(_) => break Conclusion::Cancelled,
         }
     };
     // It sent its last word already.
-    let _ = worker.join();
+    let _ = waiting.join();
     terminal::event(&format!(
         "Job {name} completed with result: {}",
         conclusion.result()

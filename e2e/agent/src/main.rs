@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Command::Configure(options) => configure::add(&cli.root, &options),
         Command::Remove(options) => configure::remove(&cli.root, &options),
         Command::Run(options) => listener::run(&cli.root, &options),
-        Command::Worker => worker::wait(),
+        Command::Worker => worker::run(&cli.root),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

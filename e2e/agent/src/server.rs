@@ -40,7 +40,7 @@ pub(crate) type Answered<T> = Result<T, Refusal>;
 
 /// A job that was picked up.
 #[expect(clippy::struct_field_names, reason = "the server calls it jobId")]
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Job {
     pub(crate) job_id: u64,
@@ -266,8 +266,13 @@ impl Server {
     }
 
     /// Says how a job ended.
-    pub(crate) fn complete(&self, job: u64, conclusion: &str) -> Result<Answered<()>> {
-        let body = json!({"conclusion": conclusion}).to_string();
+    pub(crate) fn complete(
+        &self,
+        job: u64,
+        conclusion: &str,
+        annotations: &[&str],
+    ) -> Result<Answered<()>> {
+        let body = json!({"conclusion": conclusion, "annotations": annotations}).to_string();
         let path = format!("/jobs/{job}/complete");
         Ok(self.ask::<()>(&Method::POST, &path, &body)?.map(drop))
     }

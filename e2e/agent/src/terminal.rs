@@ -12,14 +12,12 @@ use jiff::Timestamp;
 
 static LOG: Mutex<Option<File>> = Mutex::new(None);
 
-/// Opens `_diag/Runner_YYYYMMDD-HHMMSS-utc.log`.
-pub(crate) fn open_log(root: &Path) -> Result<()> {
+/// Opens `_diag/Runner_YYYYMMDD-HHMMSS-utc.log`, or that of another process.
+pub(crate) fn open_log(root: &Path, process: &str) -> Result<()> {
     let folder = root.join("_diag");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let name = Timestamp::now()
-        .strftime("Runner_%Y%m%d-%H%M%S-utc.log")
-        .to_string();
-    let path = folder.join(name);
+    let now = Timestamp::now().strftime("%Y%m%d-%H%M%S-utc.log");
+    let path = folder.join(format!("{process}_{now}"));
     let file = File::options()
         .create(true)
         .append(true)

@@ -21,7 +21,7 @@ echo "Released"
 "#;
 
 /// Options of the agent come by variables with this prefix; jobs must not see them.
-const INPUT: &str = "ACTIONS_RUNNER_INPUT_";
+pub(crate) const INPUT: &str = "ACTIONS_RUNNER_INPUT_";
 
 /// The agent's own environment.
 pub(crate) type Environment = BTreeMap<String, String>;

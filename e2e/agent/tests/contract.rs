@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::ops::Deref;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -193,6 +193,9 @@ impl Home {
         let node = dir.join("externals/node20/bin");
         fs::create_dir_all(&node).unwrap();
         fs::copy(env!("CARGO_BIN_EXE_simulated-node"), node.join("node")).unwrap();
+        fs::create_dir_all(dir.join("bin")).unwrap();
+        let agent = env!("CARGO_BIN_EXE_simulated-agent");
+        symlink(agent, dir.join("bin/Runner.Worker")).unwrap();
         fs::write(dir.join("containers.sh"), HOOK).unwrap();
         Self(dir)
     }
@@ -406,6 +409,35 @@ async fn a_failing_step_fails_the_job_and_not_the_agent() {
         Some(Conclusion::Failure)
     );
     assert_eq!(code(run).await, 0);
+}
+
+#[tokio::test]
+async fn a_job_whose_process_is_killed_fails_with_what_that_wrote_and_no_step_follows() {
+    let github = GitHub::start().await;
+    let home = Home::new("killed", &github);
+    // Given a hook that writes for the listener, and kills the process that called it
+    let hook = "echo refused >/proc/$PPID/fd/2; kill -9 $PPID; sleep 60\n";
+    fs::write(home.0.join("started.sh"), hook).unwrap();
+    let config = github.jit_config("killed").await;
+    let run = home.with_jit(&config).spawn().unwrap();
+    // When it takes a job with a step that runs always
+    let jobs = github
+        .start_file("on: push\njobs: {a: {runs-on: cuda, steps: [{run: echo one}, {run: echo two, if: always()}]}}")
+        .await;
+    let view = github.ended(jobs[0]).await;
+    // Then
+    assert_eq!(view.conclusion, Some(Conclusion::Failure));
+    assert_eq!(view.annotations, ["refused"]);
+    assert!(
+        view.steps.iter().all(|step| step.conclusion.is_none()),
+        "{view:?}"
+    );
+    assert_eq!(code(run).await, 0);
+    assert!(
+        !home.0.join("hooks").exists(),
+        "the last hook is not called"
+    );
+    assert!(github.runners().await.is_empty());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use crate::{
     text,
 };
 
+mod event;
 mod jobs;
 mod wire;
 

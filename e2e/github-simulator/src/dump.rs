@@ -245,5 +245,6 @@ pub fn job(job: &Job) -> Value {
         "startedAt": time(job.started_at),
         "completedAt": time(job.completed_at),
         "steps": job.steps.iter().map(step).collect::<Vec<_>>(),
+        "annotations": job.annotations,
     })
 }

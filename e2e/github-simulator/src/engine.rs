@@ -85,6 +85,7 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
             check_suite,
             jobs: jobs.clone(),
             pull_request: new.pull_request,
+            fork: None,
             created_at: now,
             updated_at: now,
         },
@@ -132,6 +133,7 @@ fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
         cancel: None,
         released: false,
         log: String::new(),
+        annotations: Vec::new(),
     }
 }
 

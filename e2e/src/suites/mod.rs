@@ -22,6 +22,7 @@ mod hostile_server;
 mod hostile_tenant;
 mod images;
 mod job_ends;
+mod job_policy;
 mod kubelet_restart;
 mod late_registration;
 mod local_cluster;
@@ -307,6 +308,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "how each job ended is on the resource and in an Event, once; an agent's version is named with its end",
         job_ends::run
+    ),
+    suite!(
+        "job-policy",
+        [],
+        "a job that may not use the GPU ends before its first step, in a plain pool and in one for containers; it is told, and nobody is blamed",
+        job_policy::run
     ),
     suite!(
         "address-change",

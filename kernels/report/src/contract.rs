@@ -68,6 +68,8 @@ pub mod file {
     pub const BUSY: &str = "busy";
     /// The hook before a job. [`PREPARE`](super::PREPARE) brings this and the other scripts.
     pub const JOB_STARTED: &str = "job-started.sh";
+    /// The hook before a job of a pool that does not take every job: it asks, and goes on with [`JOB_STARTED`].
+    pub const ALLOW: &str = "allow.sh";
     /// The hook after a job.
     pub const JOB_COMPLETED: &str = "job-completed.sh";
     /// Runs the team's own hook, for ours.
@@ -112,6 +114,8 @@ pub mod gate {
     pub const EXTERNALS_DIR: &str = "CUDA_SMOKE_EXTERNALS_DIR";
     /// [`Wanted`](crate::preflight::Wanted) as JSON.
     pub const PREFLIGHT: &str = "CUDA_SMOKE_PREFLIGHT";
+    /// [`Policy`](crate::allow::Policy) as JSON.
+    pub const ALLOW: &str = "CUDA_SMOKE_ALLOW";
     /// How many devices the pod has.
     pub const EXPECTED_DEVICES: &str = "CUDA_SMOKE_EXPECTED_DEVICES";
     /// The lowest compute capability, a [`Version`](crate::Version).
@@ -190,6 +194,8 @@ pub mod command {
     pub const JOB: &str = "job";
     /// In [`MAIN`](super::MAIN) of such a pod: what the agent calls for a job. The script `containers.sh` has it, too.
     pub const CONTAINER_HOOK: &str = "container-hook";
+    /// What the agent calls before a job of a pool that does not take every job. The script `allow.sh` has it, too.
+    pub const ALLOW: &str = "allow";
     /// A hook or a probe of the template's, for its image only.
     pub const HOOK: &str = "hook";
     /// Whether the agent has been online.
@@ -200,6 +206,8 @@ pub mod command {
 pub mod mark {
     /// A job has begun.
     pub const STARTED: &str = "started";
+    /// A job was refused before its first step.
+    pub const REFUSED: &str = "refused";
     /// A job has ended.
     pub const COMPLETED: &str = "completed";
     /// The GPU was found gone.

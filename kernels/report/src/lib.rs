@@ -9,12 +9,14 @@
 //! - [`time`]: how long the gate may take.
 //! - [`preflight`]: what the runner's image and network must offer, and what was found.
 //! - `schema`, with the feature of that name: the report's JSON schema.
+//! - [`allow`]: which jobs a pool takes.
 //! - [`contract`]: names of containers, files and variables that all parts of a runner's pod share.
 //! - [`clean`]: text from outside, made harmless for whoever reads it.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
 //! Pure values: no I/O, no clock.
 
+pub mod allow;
 mod class;
 mod clean;
 mod codes;

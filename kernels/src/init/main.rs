@@ -6,6 +6,7 @@
 //! - `runner-init job`, in `gpu` of a pod whose jobs name their own image: the gate, and then the steps of a job.
 //! - `runner-init agent PROGRAM [ARGUMENT...]`, in `main` of such a pod: the preflight, the registration, and the agent.
 //! - `runner-init container-hook`, in `main` of such a pod: what the agent calls for such a job.
+//! - `runner-init allow`, beside the agent: what it calls before a job of a pool that does not take every job.
 //! - `runner-init hook PROGRAM [ARGUMENT...]`, in `gpu`: a hook or a probe of the template's, which is for its image only.
 //! - `runner-init online`, in `main`: the startup probe; whether the agent has been online.
 //!
@@ -13,6 +14,7 @@
 //! name service. It carries exit codes and never guesses one.
 
 mod agent;
+mod allow;
 mod ending;
 mod gpu;
 mod hook;
@@ -38,12 +40,13 @@ fn main() -> ExitCode {
         (Some(command::JOB), []) => gpu::run(dir, Purpose::Job),
         (Some(command::AGENT), [_, ..]) => agent::run(dir, &line),
         (Some(command::CONTAINER_HOOK), []) => hook::run(&dir),
+        (Some(command::ALLOW), []) => allow::run(&dir),
         (Some(MAIN), []) => ending::wait(&dir),
         (Some(command::HOOK), [_, ..]) => gpu::hook(&dir, &line),
         (Some(command::ONLINE), []) => u8::from(!dir.join(file::ONLINE).exists()),
         _ => {
             eprintln!(
-                "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|container-hook|online"
+                "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|allow|container-hook|online"
             );
             exit::USAGE
         }

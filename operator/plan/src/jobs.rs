@@ -69,8 +69,11 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     let known = &pool.status.last_jobs;
     let mut jobs = noted(pool, observed.runners.iter().chain(&observed.vanished));
     let is_new = |job: &&JobStatus| !known.iter().any(|k| is_same(k, job));
-    let new = jobs.iter().filter(is_new);
-    let names: BTreeSet<String> = new.map(|job| job.runner.clone()).collect();
+    let new: Vec<&JobStatus> = jobs.iter().filter(is_new).collect();
+    let names: BTreeSet<String> = new.iter().map(|job| job.runner.clone()).collect();
+    let refused: Vec<Notice> = new.into_iter().filter_map(not_allowed).collect();
+    plan.refused_jobs = refused.len();
+    plan.news.extend(refused);
     for job in jobs.iter_mut().filter(|job| job.awaits_conclusion) {
         settle(job, observed, now);
         // Nobody is there any more to be told later.
@@ -180,6 +183,7 @@ fn done(runner: &Runner) -> Option<EndedJob> {
             job: job.clone(),
             started: None,
             finished: failure.at,
+            refused: None,
         }),
         _ => None,
     };
@@ -203,6 +207,7 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         started_at: done.started.map(Time),
         finished_at: Time(done.finished),
         workflow: job.workflow.clone(),
+        refused: done.refused.clone(),
         run_id,
         attempt,
         awaits_conclusion: page.is_some(),
@@ -250,6 +255,24 @@ fn found<'a>(job: &JobStatus, jobs: &'a [RunJob]) -> Option<&'a RunJob> {
 
 fn short(text: &str) -> String {
     clean(text, LONGEST)
+}
+
+/// A job that the pool did not take.
+fn not_allowed(job: &JobStatus) -> Option<Notice> {
+    let why = job.refused.as_ref()?;
+    let run = job
+        .run_id
+        .map_or_else(String::new, |run| format!(" of run {run}"));
+    let repository = job.repository.as_deref().unwrap_or("an unknown repository");
+    Some(Notice {
+        warning: true,
+        reason: Reason::JobNotAllowed.into(),
+        note: format!(
+            "Job {}{run} of the workflow {} in {repository} was ended on {} before its first step: {why}.",
+            job.job, job.workflow, job.runner
+        ),
+        about: Some(About::Runner(job.runner.clone())),
+    })
 }
 
 /// All of the jobs in one note, as far as there is room.

@@ -274,6 +274,9 @@ catalogue! {
         OutOfMemory [FAILURE]
             "A container was killed at its memory limit; the message names both. The gate counts, too."
             => "Raise `resources.limits.memory` of that container, or the default of the namespace's LimitRange.";
+        JobNotAllowed [EVENT]
+            "A job was ended before its first step, because `spec.jobs.allow` does not let it use the GPUs. The message has job, event, ref and why. Its runner is replaced; nobody is blamed."
+            => "Nothing, where that is what the policy is for. Else change the policy, or the workflow: [who may use the GPU](who-may-use-the-gpu.md).";
         JobCutShort [FAILURE]
             "The runner ended in the middle of a job; the message names the job, where the runner or GitHub showed one."
             => "Run the job again; `kubectl logs POD`.";

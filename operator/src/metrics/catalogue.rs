@@ -242,6 +242,12 @@ pub(super) static FAILURES: Metric<4> = metric(
     ["namespace", "pool", "class", "reason"],
     "Runners that ended without a job done, as in status.lastFailures",
 );
+pub(super) static REFUSED_JOBS: Metric<2> = metric(
+    Counter,
+    "refused_jobs",
+    ["namespace", "pool"],
+    "Jobs that were ended before their first step, because spec.jobs.allow does not let them use the GPUs",
+);
 pub(super) static FIRST_ONLINE: Metric<0> = metric(
     Buckets,
     "first_online_seconds",
@@ -298,7 +304,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 21] = [
+pub static ALL: [Entry; 22] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -311,6 +317,7 @@ pub static ALL: [Entry; 21] = [
     GATE_SECONDS.entry(),
     REGISTRATIONS.entry(),
     FAILURES.entry(),
+    REFUSED_JOBS.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),
     RECONCILES.entry(),

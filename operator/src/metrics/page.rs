@@ -195,5 +195,11 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter([namespace, pool, class.as_str(), reason], *count)?;
         }
     }
+    let mut samples = metric::REFUSED_JOBS.open(encoder)?;
+    for (pool, series) in pools {
+        if series.refused_jobs > 0 {
+            samples.counter(*pool, series.refused_jobs)?;
+        }
+    }
     Ok(())
 }

@@ -99,6 +99,7 @@ fn recorded() -> Metrics {
     ];
     plan.status.verification = Some(verification(VerificationState::Failed));
     plan.failed = vec![(Class::Device, Reason::GateFailed)];
+    plan.refused_jobs = 2;
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);
     gauges.credential = Some(usage()[0].0);

@@ -1,6 +1,7 @@
 //! What the job hooks noted in the runner's termination message. Job code can write there, too: nothing of it is
 //! believed beyond what it may say, and all of it is bounded.
 
+use gate_report::clean;
 use gate_report::contract::mark;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
@@ -8,6 +9,9 @@ use serde::Deserialize;
 
 use super::gpu::Gpu;
 use cuda_runner_plan::model::runner::{EndedJob, Job};
+
+/// The longest reason that is kept, in characters.
+const LONGEST_WHY: usize = 400;
 
 /// The last job that has ended on the runner of this pod; known once its container has ended.
 pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
@@ -21,6 +25,7 @@ pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
         job,
         started,
         finished,
+        refused: marks.refused,
     })
 }
 
@@ -33,6 +38,8 @@ pub(super) struct Marks {
     began: Option<Job>,
     /// The last job that has ended.
     pub(super) completed: Option<Job>,
+    /// Why it was ended before its first step.
+    pub(super) refused: Option<String>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
     /// The agent was online.
@@ -55,12 +62,20 @@ impl Marks {
             mark: String,
             #[serde(default)]
             when: String,
+            #[serde(default)]
+            why: String,
             #[serde(flatten)]
             job: Job,
         }
         let mut marks = Self::default();
         for line in message.lines() {
-            let Ok(Line { mark, when, job }) = serde_json::from_str(line) else {
+            let Ok(Line {
+                mark,
+                when,
+                why,
+                job,
+            }) = serde_json::from_str(line)
+            else {
                 continue;
             };
             match mark.as_str() {
@@ -68,6 +83,11 @@ impl Marks {
                     let job = job.bounded();
                     marks.began = Some(job.clone());
                     marks.started = Some(job);
+                }
+                // A job that has begun was let in: that is no word of ours.
+                mark::REFUSED if marks.began.is_none() => {
+                    marks.refused = Some(clean(&why, LONGEST_WHY));
+                    marks.completed = Some(job.bounded());
                 }
                 mark::COMPLETED => {
                     // A persistent runner's next job starts afresh.

@@ -215,6 +215,7 @@ mod tests {
             job: Job::default(),
             started: None,
             finished,
+            refused: None,
         });
         runner
     }

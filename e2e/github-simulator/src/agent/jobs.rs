@@ -9,6 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
+use super::event;
 use super::wire::{Server, Wait, authenticate, refuse, wait_for};
 use crate::{
     engine,
@@ -27,7 +28,23 @@ pub(super) fn describe(world: &World, id: u64) -> Option<Response> {
         "GITHUB_TOKEN".to_owned(),
         format!("ghs_{}_{}", run.id, job.id),
     );
-    let reference = format!("refs/heads/{}", run.branch);
+    let mut github = json!({
+        "job": job.template.key,
+        "run_id": run.id.to_string(),
+        "run_number": run.number.to_string(),
+        "run_attempt": "1",
+        "workflow": run.workflow_name,
+        "repository": repository.full_name,
+        "repository_owner": repository.owner(),
+        "sha": run.sha,
+        "event_name": run.event,
+        "actor": "octocat",
+        "server_url": world.public_url,
+        "api_url": format!("{}/api/v3", world.public_url),
+    });
+    for (name, value) in event::refs(run, repository) {
+        github[name] = value.into();
+    }
     Some(
         Json(json!({
             "jobId": job.id,
@@ -35,28 +52,8 @@ pub(super) fn describe(world: &World, id: u64) -> Option<Response> {
             "hold": job.template.hold,
             "containerHooks": world.settings.allow_container_hooks,
             "secrets": secrets,
-            "github": {
-                "job": job.template.key,
-                "run_id": run.id.to_string(),
-                "run_number": run.number.to_string(),
-                "run_attempt": "1",
-                "workflow": run.workflow_name,
-                "repository": repository.full_name,
-                "repository_owner": repository.owner(),
-                "ref": reference,
-                "ref_name": run.branch,
-                "ref_type": "branch",
-                "sha": run.sha,
-                "event_name": run.event,
-                "actor": "octocat",
-                "server_url": world.public_url,
-                "api_url": format!("{}/api/v3", world.public_url),
-            },
-            "event": {
-                "ref": reference,
-                "after": run.sha,
-                "repository": {"full_name": repository.full_name, "private": repository.private},
-            },
+            "github": github,
+            "event": event::payload(run, repository),
         }))
         .into_response(),
     )
@@ -151,6 +148,9 @@ pub(super) async fn step(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Complete {
     conclusion: Conclusion,
+    /// What is shown at the job's head.
+    #[serde(default)]
+    annotations: Vec<String>,
 }
 
 pub(super) async fn complete(
@@ -162,6 +162,9 @@ pub(super) async fn complete(
     let mut world = shared.world();
     let now = world.now();
     own_job(&world, &headers, job)?;
+    if let Some(job) = world.jobs.get_mut(&job) {
+        job.annotations = report.annotations;
+    }
     engine::complete(&mut world, job, report.conclusion, now);
     engine::pump(&mut world, now);
     shared.notify();

@@ -355,6 +355,7 @@ async fn run(State(shared): Server, Json(new): Json<NewRun>) -> Answer<Response>
             .clone()
             .unwrap_or_else(|| repository.default_branch.clone());
         let now = world.now();
+        let fork = new.fork;
         let new = engine::NewRun {
             repository: new.repository,
             workflow,
@@ -369,6 +370,9 @@ async fn run(State(shared): Server, Json(new): Json<NewRun>) -> Answer<Response>
             conclusion: new.conclusion,
         };
         let run = engine::create_run(world, new, now).ok_or_else(|| missing("such branch"))?;
+        if let Some(run) = world.runs.get_mut(&run) {
+            run.fork = fork;
+        }
         Ok(started(world, run))
     })?;
     Ok((StatusCode::CREATED, Json(started)).into_response())

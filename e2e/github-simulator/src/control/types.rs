@@ -211,6 +211,8 @@ pub struct NewRun {
     pub event: String,
     /// The pull request that started it.
     pub pull_request: Option<u64>,
+    /// The fork that its code is from, `owner/name`.
+    pub fork: Option<String>,
     /// It is over at once, without a runner.
     pub conclusion: Option<Conclusion>,
 }
@@ -262,6 +264,8 @@ pub struct JobView {
     pub completed_at: Option<Timestamp>,
     /// The steps of its file.
     pub steps: Vec<StepView>,
+    /// What is shown at its head.
+    pub annotations: Vec<String>,
 }
 
 /// A step of a job, as suites see it.

@@ -176,6 +176,8 @@ pub struct Job {
     pub released: bool,
     /// What it printed.
     pub log: String,
+    /// What is shown at its head.
+    pub annotations: Vec<String>,
 }
 
 impl Job {
@@ -245,6 +247,8 @@ pub struct Run {
     pub concurrency: Option<String>,
     /// The pull request it belongs to.
     pub pull_request: Option<u64>,
+    /// The fork that its code is from, `owner/name`.
+    pub fork: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it last changed.

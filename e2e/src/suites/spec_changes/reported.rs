@@ -121,6 +121,10 @@ mod tests {
     const ELSEWHERE: &[(&str, &[&str])] = &[
         ("suite claims", &["gpu.claimTemplate"]),
         (
+            "suite job-policy",
+            &["jobs.allow.events", "jobs.allow.forks", "jobs.allow.refs"],
+        ),
+        (
             "test each_demand_of_the_pool_is_held_up_to_the_report",
             &["gpu.minComputeCapability", "gpu.minCudaVersion"],
         ),

@@ -22,6 +22,7 @@ fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
         },
         started: Some(ago(seconds + 34)),
         finished: ago(seconds),
+        refused: None,
     });
     runner
 }
@@ -330,4 +331,36 @@ fn a_job_that_left_no_mark_is_told_by_what_github_said_of_it() {
     failed.heard = None;
     let planned = plan(&pool, &observed(vec![failed]), NOW);
     assert!(planned.status.last_jobs.is_empty());
+}
+
+#[test]
+fn a_job_that_the_pool_does_not_take_is_told_once_with_its_reason_and_blames_nobody() {
+    let why = "it was started by schedule on refs/heads/main, and spec.jobs.allow.events has push";
+    let pool = pool(1);
+    let mut refused = ended(&pool, "pool-aaaaa", "cuda", 20);
+    if let Some(done) = &mut refused.done {
+        (done.refused, done.started) = (Some(why.to_owned()), None);
+    }
+    let seen = observed(vec![refused]);
+    // When
+    let planned = plan(&pool, &seen, NOW);
+    // Then
+    let told = |planned: &Plan| -> Vec<String> {
+        let told = planned.news.iter();
+        told.filter(|n| n.warning && n.reason == Reason::JobNotAllowed)
+            .map(|notice| notice.note.clone())
+            .collect()
+    };
+    assert_eq!(
+        told(&planned),
+        [format!(
+            "Job cuda of run 17 of the workflow cuda in Acme/widgets was ended on pool-aaaaa before its first step: {why}."
+        )]
+    );
+    assert_eq!(planned.refused_jobs, 1);
+    assert_eq!(planned.status.last_jobs[0].refused.as_deref(), Some(why));
+    assert!(planned.failed.is_empty() && planned.status.last_failures.is_empty());
+    // And once it is in the status, it is told no more
+    let again = plan(&after(&pool, &planned), &seen, NOW);
+    assert_eq!((told(&again), again.refused_jobs), (vec![], 0));
 }

@@ -184,6 +184,8 @@ pub struct Plan {
     pub acted_on: Option<(u64, u64)>,
     /// The failures that the status did not have yet, in a class and a reason each.
     pub failed: Vec<(Class, Reason)>,
+    /// Jobs that the pool did not take, and that the status did not have yet.
+    pub refused_jobs: usize,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }

@@ -9,6 +9,7 @@ use cudarunner_crds::{
     JobContainers, KeyReference, Lifetime, ManagedMemory, Preflight, RegistrationMode,
     RequiredChecks, Scaling, ScalingSource, Verify,
 };
+use gate_report::allow::Policy;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -96,6 +97,8 @@ pub struct Spec {
     pub gate: GateSettings,
     /// What the runner's image and network must offer.
     pub preflight: Option<Wanted>,
+    /// Which jobs it takes, where not all.
+    pub allow: Option<Policy>,
     /// The containers that jobs bring, where they may.
     pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
@@ -382,6 +385,7 @@ impl Spec {
             gpu,
             gate,
             gate_resources: spec.smoke.resources.clone(),
+            allow: read_allow(spec),
             job_containers: spec.job_containers.clone(),
             preflight,
             template,
@@ -417,6 +421,9 @@ impl Spec {
         }
         if let Some(containers) = &spec.job_containers {
             shape += &serde_json::to_string(containers).unwrap_or_default();
+        }
+        if let Some(allow) = &self.allow {
+            shape += &serde_json::to_string(allow).unwrap_or_default();
         }
         shape
     }
@@ -490,6 +497,15 @@ fn read_preflight(preflight: &Preflight) -> Wanted {
         min_disk_mib: image.then_some(least),
         egress: preflight.egress.clone(),
     }
+}
+
+fn read_allow(spec: &CudaRunnerSpec) -> Option<Policy> {
+    let allow = spec.jobs.as_ref()?.allow.as_ref()?;
+    Some(Policy {
+        events: allow.events.clone(),
+        refs: allow.refs.clone(),
+        forks: allow.forks,
+    })
 }
 
 /// What the schema admits; one of a resource that is older than its bounds becomes the nearest within them, and what is no

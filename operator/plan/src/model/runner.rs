@@ -392,6 +392,8 @@ pub struct EndedJob {
     pub started: Option<Timestamp>,
     /// When it ended.
     pub finished: Timestamp,
+    /// Why the pool did not take it, where it was ended before its first step.
+    pub refused: Option<String>,
 }
 
 /// What Kubernetes says of a pod that it takes away.

@@ -125,6 +125,10 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     if let Some(containers) = &spec.job_containers {
         env.extend(jobs::settings(spec, containers));
     }
+    if let Some(policy) = &spec.allow {
+        let policy = serde_json::to_string(policy).unwrap_or_default();
+        env.push(value(gate::ALLOW, policy));
+    }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
     }

@@ -143,8 +143,13 @@ pub(super) fn container(pool: &Pool, spec: &Spec, name: &str) -> Container {
     // What the script calls itself, before its arguments.
     let agent = [place.shell(start), vec![RUNNER.to_owned()], arguments].concat();
     let [(started, _), (completed, _)] = owned::HOOKS;
+    let first_hook = if spec.allow.is_some() {
+        file::ALLOW
+    } else {
+        file::JOB_STARTED
+    };
     let mut env = vec![
-        value(started, format!("{}/{}", place.dir, file::JOB_STARTED)),
+        value(started, format!("{}/{first_hook}", place.dir)),
         value(completed, format!("{}/{}", place.dir, file::JOB_COMPLETED)),
         value(owned::DEPRECATED_EXIT_CODE, "1".to_owned()),
         // run.sh is not the first process here, and a signal would end it without this, and its job.

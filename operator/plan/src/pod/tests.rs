@@ -5,7 +5,9 @@ use super::runner::IDLE;
 use super::*;
 use crate::fixture;
 use crate::model::runner::{GPU, MAIN, PREPARE};
-use cudarunner_crds::{Lifetime, RegistrationMode};
+use cudarunner_crds::{JobContainers, Lifetime, RegistrationMode};
+use gate_report::allow::Policy;
+use gate_report::contract::{file, gate};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use serde_json::{Value, json};
@@ -194,6 +196,38 @@ fn the_teams_hooks_are_handed_to_ours() {
             ("CUDA_RUNNER_HOOK_JOB_COMPLETED", "/hooks/completed.sh"),
         ]
     );
+}
+
+#[test]
+fn where_not_every_job_is_taken_the_agent_asks_first_and_the_answer_is_in_no_template() {
+    let policy = Policy {
+        events: vec!["push".to_owned()],
+        ..Policy::default()
+    };
+    for (containers, place, dir) in [
+        (None, GPU, "/run/cuda-runner"),
+        (
+            Some(JobContainers::default()),
+            MAIN,
+            "/run/cuda-runner-agent",
+        ),
+    ] {
+        let mut pool = fixture::pool(1);
+        let spec = pool.spec_mut();
+        (spec.allow, spec.job_containers) = (Some(policy.clone()), containers);
+        let spec = spec.clone();
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let agent = if place == GPU {
+            init(&pod, GPU)
+        } else {
+            pod.spec.as_ref().unwrap().containers[0].clone()
+        };
+        let hook = variable(&agent, "ACTIONS_RUNNER_HOOK_JOB_STARTED");
+        assert_eq!(hook, Some(format!("{dir}/{}", file::ALLOW)));
+        assert_eq!(variable(&agent, gate::ALLOW), None);
+        let told = variable(&init(&pod, PREPARE), gate::ALLOW).unwrap();
+        assert_eq!(serde_json::from_str::<Policy>(&told).unwrap(), policy);
+    }
 }
 
 #[test]

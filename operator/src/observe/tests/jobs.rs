@@ -290,6 +290,30 @@ fn services_are_told_in_their_order_and_a_debugger_is_none() {
 }
 
 #[test]
+fn a_job_that_was_refused_is_done_with_its_reason_unless_one_had_begun() {
+    let mark = |mark: &str| {
+        format!(
+            r#"{{"mark":"{mark}","job":"build","run":"7","repository":"a/b","why":"it was started\u0007 by push"}}"#
+        )
+    };
+    for (marks, refused) in [
+        (mark("refused"), Some("it was started by push")),
+        // A job can write what it likes, and has been let in.
+        (
+            [mark("started"), mark("refused"), mark("completed")].join("\n"),
+            None,
+        ),
+    ] {
+        let main = agent(&terminated(0, "Completed", &marks), false, false);
+        let status = status(&gpu(1, &running(), &passed(), true), &main);
+        let runner = at(&with_job("1"), "cuda:13", &status);
+        assert_eq!(runner.phase, RunnerPhase::Finished);
+        assert!(matches!(&runner.end, Some(End::JobDone(job)) if job.run == "7"));
+        assert_eq!(runner.done.unwrap().refused.as_deref(), refused);
+    }
+}
+
+#[test]
 fn a_runner_ends_as_its_agent_and_no_node_is_blamed_for_a_job() {
     let mark =
         |mark: &str| format!(r#"{{"mark":"{mark}","job":"build","run":"7","repository":"a/b"}}"#);
