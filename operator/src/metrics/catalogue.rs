@@ -242,6 +242,12 @@ pub(super) static FAILURES: Metric<4> = metric(
     ["namespace", "pool", "class", "reason"],
     "Runners that ended without a job done, as in status.lastFailures",
 );
+pub(super) static RERUNS: Metric<4> = metric(
+    Counter,
+    "reruns",
+    ["namespace", "pool", "cause", "result"],
+    "Jobs that a GPU or a node ended, as in status.reruns: Started where GitHub runs them again, Skipped where it does not",
+);
 pub(super) static FIRST_ONLINE: Metric<0> = metric(
     Buckets,
     "first_online_seconds",
@@ -298,7 +304,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 21] = [
+pub static ALL: [Entry; 22] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -311,6 +317,7 @@ pub static ALL: [Entry; 21] = [
     GATE_SECONDS.entry(),
     REGISTRATIONS.entry(),
     FAILURES.entry(),
+    RERUNS.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),
     RECONCILES.entry(),

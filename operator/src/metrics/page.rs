@@ -195,5 +195,11 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter([namespace, pool, class.as_str(), reason], *count)?;
         }
     }
+    let mut samples = metric::RERUNS.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for ((cause, result), count) in &series.reruns {
+            samples.counter([namespace, pool, cause, result], *count)?;
+        }
+    }
     Ok(())
 }
