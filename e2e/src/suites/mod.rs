@@ -41,6 +41,7 @@ mod reasons;
 mod recorder;
 mod registration_token;
 mod required_checks;
+mod rerun;
 mod restarts;
 mod runner;
 mod runner_ends;
@@ -307,6 +308,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "how each job ended is on the resource and in an Event, once; an agent's version is named with its end",
         job_ends::run
+    ),
+    suite!(
+        "rerun",
+        [],
+        "a job that a broken GPU or an evicted pod ended is run again, once; one that is red by itself, or cancelled, is not",
+        rerun::run
     ),
     suite!(
         "address-change",
