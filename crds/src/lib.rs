@@ -13,6 +13,11 @@ mod checks;
 mod class;
 mod containers;
 mod jobs;
+#[expect(
+    unreachable_pub,
+    reason = "the derive of KubeSchema repeats each struct inside a function"
+)]
+mod rerun;
 mod schema;
 #[expect(
     unreachable_pub,
@@ -29,6 +34,7 @@ pub use checks::*;
 pub use class::FailureClass;
 pub use containers::*;
 pub use jobs::*;
+pub use rerun::*;
 pub use spec::*;
 pub use status::*;
 pub use values::values_schema;

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{JobContainers, JobsSpec, schema};
+use crate::{JobContainers, JobsSpec, Rerun, schema};
 
 /// A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -102,6 +102,10 @@ pub struct CudaRunnerSpec {
     /// Makes the verified jobs required status checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required_checks: Option<RequiredChecks>,
+
+    /// Runs jobs again that a GPU or a node ended. Where it is absent, none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Rerun>,
 
     /// What happens to running jobs when this resource is deleted.
     #[serde(default)]
@@ -526,6 +530,7 @@ impl Default for CudaRunnerSpec {
             preflight: None,
             verify: None,
             required_checks: None,
+            rerun: None,
             deletion_policy: DeletionPolicy::default(),
             teardown_timeout: default_teardown_timeout(),
             template: None,

@@ -51,6 +51,9 @@ pub struct CudaRunnerStatus {
     /// The last jobs that have ended, newest first, at most 10.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub last_jobs: Vec<crate::JobStatus>,
+    /// Jobs that a GPU or a node ended, newest first, at most 20. Only with `spec.rerun`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reruns: Vec<crate::RerunStatus>,
     /// Failures in a row since a runner last came online: what the pause before the next attempt grows with.
     pub consecutive_failures: i32,
     /// Nodes and devices that are quarantined for a while.

@@ -86,6 +86,22 @@ fn a_range_is_not_upside_down() {
 }
 
 #[test]
+fn who_wants_jobs_run_again_says_which() {
+    let rerun = |gpu: bool, node: bool| json!({"onGpuFault": gpu, "onNodeLoss": node});
+    assert_refused(
+        |m| m["spec"]["rerun"] = rerun(false, false),
+        "or remove spec.rerun",
+    );
+    for wanted in [rerun(true, false), rerun(false, true), rerun(true, true)] {
+        let mut changed = manifest();
+        changed["spec"]["rerun"] = wanted;
+        assert_eq!(refusals(&changed), Vec::<String>::new());
+        let pool: CudaRunner = serde_json::from_value(changed).unwrap();
+        assert_eq!(pool.spec.rerun.map(|rerun| rerun.limit), Some(1));
+    }
+}
+
+#[test]
 fn count_and_claim_exclude_each_other() {
     assert_refused(
         |m| m["spec"]["gpu"] = json!({"count": 1, "claimTemplate": "one-gpu"}),

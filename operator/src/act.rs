@@ -4,6 +4,7 @@ pub mod events;
 pub mod image;
 pub mod job;
 pub mod nodes;
+mod rerun;
 mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod status;
@@ -145,6 +146,7 @@ impl Executor<'_> {
                 self.github()?.cancel_run(&repository, run).await?;
                 Ok(Done::Yes)
             }
+            Action::RunAgain(new) => self.run_again(&new).await,
             Action::RequireChecks(repository, branch, contexts) => {
                 let github = self.github()?;
                 let done = github.require_checks(&repository, &branch, &contexts);

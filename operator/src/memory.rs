@@ -13,6 +13,7 @@ use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::github::NewScaleSet;
 use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
+use cuda_runner_plan::model::rerun::RerunFacts;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
@@ -126,6 +127,17 @@ pub struct PoolMemory {
     pub verification: VerificationFacts,
     /// The required checks, as last read.
     pub checks: ChecksMemory,
+    /// Jobs that a GPU or a node may have ended.
+    pub reruns: RerunMemory,
+}
+
+/// What is remembered of jobs that are run again.
+#[derive(Clone, Default)]
+pub struct RerunMemory {
+    /// What is known of them.
+    pub facts: RerunFacts,
+    /// The credentials may not write checks; not tried again before.
+    pub untold_until: Option<Timestamp>,
 }
 
 /// What is remembered of the required checks.

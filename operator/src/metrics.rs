@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cudarunner_crds::{RunnerPhase, VerificationState, VerificationStatus};
+use cudarunner_crds::{RerunCause, RerunState, RunnerPhase, VerificationState, VerificationStatus};
 use gate_report::{Class, Context as Circumstances, Failure, Finding, Report, Step};
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::metrics::histogram::Histogram;
@@ -24,6 +24,7 @@ use cuda_runner_plan::condition::kind;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::quarantine::is_active;
 use cuda_runner_plan::reason::{Reason, Stored};
+use cuda_runner_plan::rerun;
 use cuda_runner_plan::{Observed, Plan};
 
 pub use page::CONTENT_TYPE;
@@ -75,6 +76,7 @@ struct PoolSeries {
     registrations: BTreeMap<&'static str, u64>,
     failures: BTreeMap<(Class, &'static str), u64>,
     refused_jobs: u64,
+    reruns: BTreeMap<(&'static str, &'static str), u64>,
     queued: Option<Histogram>,
     errors: BTreeMap<&'static str, u64>,
 }
@@ -173,6 +175,7 @@ pub struct News {
     failed: Vec<(Class, Reason)>,
     refused_jobs: usize,
     first_online: Option<SignedDuration>,
+    reruns: Vec<(RerunCause, RerunState)>,
     /// Seconds from queued to picked up.
     queued: Vec<i64>,
 }
@@ -194,6 +197,7 @@ impl News {
             failed: plan.failed.clone(),
             refused_jobs: plan.refused_jobs,
             first_online: plan.first_online,
+            reruns: rerun::ended_since(&pool.status.reruns, &plan.status.reruns),
             queued: ended
                 .flat_map(|verification| &verification.jobs)
                 .filter_map(|job| job.queued_seconds)
@@ -214,7 +218,11 @@ impl Metrics {
         if let Some(took) = news.first_online {
             self.lock().first_online.observe(took.as_secs_f64());
         }
-        if news.failed.is_empty() && news.queued.is_empty() && news.refused_jobs == 0 {
+        if news.failed.is_empty()
+            && news.queued.is_empty()
+            && news.refused_jobs == 0
+            && news.reruns.is_empty()
+        {
             return;
         }
         self.pool(pool, |series| {
@@ -222,6 +230,10 @@ impl Metrics {
                 *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
             series.refused_jobs += news.refused_jobs as u64;
+            for (cause, state) in &news.reruns {
+                let labels = (cause.as_str(), state.as_str());
+                *series.reruns.entry(labels).or_default() += 1;
+            }
             for seconds in &news.queued {
                 let histogram = &mut series.queued;
                 let histogram = histogram.get_or_insert_with(|| Histogram::new(WAIT_BUCKETS));

@@ -11,7 +11,8 @@ use crate::{
     engine,
     rest::render,
     state::{
-        Conclusion, Job, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, Step, World,
+        Conclusion, Job, Note, Protection, Repository, Runner, RunnerGroup, ScaleSet, Scope, Step,
+        World,
     },
     text,
 };
@@ -190,6 +191,7 @@ pub fn passing(world: &World) -> Value {
     json!({
         "runs": runs,
         "jobs": jobs,
+        "notes": world.notes.values().map(note).collect::<Vec<_>>(),
         "runners": states,
         "scaleSets": scale_sets(world),
         "registrationTokens": world.registration_tokens.len(),
@@ -222,6 +224,16 @@ pub fn scale_sets(world: &World) -> Vec<Value> {
         .collect()
 }
 
+fn note(note: &Note) -> Value {
+    json!({
+        "repository": note.repository,
+        "sha": note.sha,
+        "conclusion": note.conclusion,
+        "title": note.title,
+        "summary": note.summary,
+    })
+}
+
 /// A job with everything a suite asks of it, but its log.
 #[must_use]
 pub fn job(job: &Job) -> Value {
@@ -230,6 +242,7 @@ pub fn job(job: &Job) -> Value {
     json!({
         "id": job.id,
         "run": job.run,
+        "attempt": job.attempt,
         "repository": job.repository,
         "key": job.template.key,
         "name": job.name(),

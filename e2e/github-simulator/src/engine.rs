@@ -3,6 +3,7 @@
 //! Nothing here waits or looks at a clock: callers pass the time and call [`pump`] after a change
 //! and every now and then.
 
+pub mod reruns;
 pub mod scale_sets;
 
 use std::collections::BTreeSet;
@@ -84,6 +85,7 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
             sha,
             check_suite,
             jobs: jobs.clone(),
+            attempt: 1,
             pull_request: new.pull_request,
             fork: None,
             created_at: now,
@@ -116,6 +118,7 @@ fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
     Job {
         id: 0,
         run: 0,
+        attempt: 1,
         repository: String::new(),
         steps: template.steps.iter().map(step).collect(),
         template,

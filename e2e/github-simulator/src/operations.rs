@@ -6,8 +6,8 @@ use crate::{
     call::Call,
     openapi::{ENTERPRISE_CLOUD, GITHUB_COM},
     rest::{
-        apps, checks, contents, protection, rate_limit, repos, rules, rulesets, runners, runs,
-        workflows,
+        apps, checks, contents, notes, protection, rate_limit, repos, rules, rulesets, runners,
+        runs, workflows,
     },
     state::{Level, World},
 };
@@ -52,6 +52,7 @@ const ACTIONS_WRITE: Need = Need::Repository("actions", Level::Write);
 const ADMIN: Need = Need::Repository("administration", Level::Read);
 const ADMIN_WRITE: Need = Need::Repository("administration", Level::Write);
 const CHECKS: Need = Need::Repository("checks", Level::Read);
+const CHECKS_WRITE: Need = Need::Repository("checks", Level::Write);
 const CONTENTS: Need = Need::Repository("contents", Level::Read);
 const ORG: Need = Need::Organization("organization_self_hosted_runners", Level::Read);
 const ORG_WRITE: Need = Need::Organization("organization_self_hosted_runners", Level::Write);
@@ -111,6 +112,8 @@ pub const OPERATIONS: &[Operation] = &[
     api("actions/list-workflow-runs", ACTIONS, runs::list_of_workflow),
     api("actions/get-workflow-run", ACTIONS, runs::get),
     api("actions/cancel-workflow-run", ACTIONS_WRITE, runs::cancel),
+    api("actions/re-run-job-for-workflow-run", ACTIONS_WRITE, runs::rerun_job),
+    api("actions/re-run-workflow-failed-jobs", ACTIONS_WRITE, runs::rerun_failed_jobs),
     api("actions/list-jobs-for-workflow-run", ACTIONS, runs::jobs),
     api("actions/get-job-for-workflow-run", ACTIONS, runs::job),
     api("actions/download-job-logs-for-workflow-run", ACTIONS, runs::logs),
@@ -120,6 +123,7 @@ pub const OPERATIONS: &[Operation] = &[
     api("checks/list-for-ref", CHECKS, checks::of_commit),
     api("checks/list-suites-for-ref", CHECKS, checks::suites_of_commit),
     api("checks/get", CHECKS, checks::get),
+    api("checks/create", CHECKS_WRITE, notes::create),
     // Branch protection.
     api("repos/get-branch-protection", ADMIN, protection::get),
     api("repos/update-branch-protection", ADMIN_WRITE, protection::put),

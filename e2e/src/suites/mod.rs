@@ -42,6 +42,7 @@ mod reasons;
 mod recorder;
 mod registration_token;
 mod required_checks;
+mod rerun;
 mod restarts;
 mod runner;
 mod runner_ends;
@@ -314,6 +315,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a job that may not use the GPU ends before its first step, in a plain pool and in one for containers; it is told, and nobody is blamed",
         job_policy::run
+    ),
+    suite!(
+        "rerun",
+        [],
+        "a job that a broken GPU or an evicted pod ended is run again, once; one that is red by itself, or cancelled, is not",
+        rerun::run
     ),
     suite!(
         "address-change",

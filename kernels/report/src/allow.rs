@@ -174,7 +174,7 @@ mod tests {
     }
 
     /// The payload of an event of a pull request.
-    fn pull(head: Value) -> Value {
+    fn pull(head: &Value) -> Value {
         json!({
             "action": "opened",
             "repository": repository(HOME),
@@ -182,7 +182,7 @@ mod tests {
         })
     }
 
-    fn run(head: Value) -> Value {
+    fn run(head: &Value) -> Value {
         json!({"repository": repository(HOME), "workflow_run": {"id": 7, "head_repository": head}})
     }
 
@@ -216,7 +216,7 @@ mod tests {
             (&["pull_request_target"], "pull_request", false),
             (&["workflow_dispatch"], "workflow_run", false),
         ] {
-            let asked = asking(event, "refs/heads/main", pull(repository(HOME)));
+            let asked = asking(event, "refs/heads/main", pull(&repository(HOME)));
             let refused = policy(events, &[], true).refusal(&asked);
             assert_eq!(refused.is_none(), taken, "{events:?} {event}: {refused:?}");
         }
@@ -279,7 +279,7 @@ mod tests {
         let fork = asking(
             "pull_request_target",
             "refs/heads/main",
-            pull(repository(FORK)),
+            pull(&repository(FORK)),
         );
         for (policy, job, sentence) in [
             (
@@ -357,7 +357,7 @@ mod tests {
             event in "[a-z_]{1,20}",
             git_ref in "refs/[a-z/]{1,20}",
         ) {
-            let asked = asking(&event, &git_ref, pull(repository(HOME)));
+            let asked = asking(&event, &git_ref, pull(&repository(HOME)));
             prop_assert_eq!(policy(&[], &[], false).refusal(&asked), None);
         }
     }

@@ -1,7 +1,8 @@
 //! Whatever moments and durations others give, the plan comes to an end.
 
 use cudarunner_crds::{
-    FailureStatus, JobStatus, QuarantineStatus, RunnerPhase, VerificationStatus, Verify,
+    FailureStatus, JobStatus, QuarantineStatus, Rerun, RerunStatus, RunnerPhase,
+    VerificationStatus, Verify,
 };
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
@@ -75,6 +76,9 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
         finished_at: at(3),
         ..job
     }];
+    let rerun = serde_json::json!({"job": "a", "repository": "acme/widgets", "runId": count, "runner": "pool-xxxxx", "cause": "NodeLoss", "evidence": "", "at": epoch, "state": "Waiting"});
+    let rerun: RerunStatus = serde_json::from_value(rerun).unwrap();
+    status.reruns = vec![RerunStatus { at: at(6), ..rerun }];
     let verification = serde_json::json!({"state": "Succeeded", "since": epoch, "fingerprint": "", "workflow": "w.yml", "ref": "main", "repository": "acme/widgets"});
     let verification: VerificationStatus = serde_json::from_value(verification).unwrap();
     status.verification = Some(VerificationStatus {
@@ -98,6 +102,7 @@ proptest! {
         (pool.teardown_timeout, pool.deleting) = (teardown, deleting);
         let spec = pool.spec_mut();
         (spec.verify, spec.verify_every) = (Some(verify()), Some(every));
+        spec.rerun = Some(Rerun { on_gpu_fault: true, on_node_loss: true, limit: count });
         remember(&mut pool, &moments, count);
         let phases = [
             RunnerPhase::Unscheduled, RunnerPhase::Preparing, RunnerPhase::Gated, RunnerPhase::Starting,

@@ -63,6 +63,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         verification: crate::model::verification::VerificationFacts::default(),
         checks: crate::model::checks::CheckFacts::default(),
         jobs: crate::model::jobs::JobFacts::default(),
+        reruns: crate::model::rerun::RerunFacts::default(),
         lifecycles: BTreeMap::new(),
         required_elsewhere: BTreeSet::new(),
         scale_set: None,
@@ -147,6 +148,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
             _ => None,
         },
         done: None,
+        under_way: None,
         disruption: None,
     }
 }

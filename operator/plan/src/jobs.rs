@@ -155,7 +155,7 @@ pub fn is_noted(known: &[JobStatus], runner: &str, done: &EndedJob) -> bool {
 }
 
 /// The run of a job, and which attempt of it.
-fn numbers(job: &Job) -> (Option<i64>, Option<i32>) {
+pub(crate) fn numbers(job: &Job) -> (Option<i64>, Option<i32>) {
     let run = job.run.parse().ok().filter(|run| *run > 0);
     (
         run,
@@ -204,6 +204,7 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         conclusion: None,
         runner: runner.name.clone(),
         node: runner.node.clone(),
+        devices: runner.devices.clone(),
         started_at: done.started.map(Time),
         finished_at: Time(done.finished),
         workflow: job.workflow.clone(),

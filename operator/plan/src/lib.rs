@@ -24,6 +24,7 @@ pub mod quarantine;
 pub mod queue;
 pub mod reason;
 mod refusals;
+pub mod rerun;
 pub mod runners;
 pub mod scale_set;
 mod shown;
@@ -111,6 +112,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         runners::plan(case, &mut plan);
         verify::plan(case, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
+        rerun::plan(case, &mut plan);
     } else {
         scale_set::stop_listening(observed, &mut plan);
     }

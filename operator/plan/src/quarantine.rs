@@ -284,7 +284,7 @@ impl Quarantine {
 }
 
 /// What other pools found that binds this one, too.
-fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
+pub(crate) fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
     observed
         .quarantined
         .iter()
@@ -296,20 +296,24 @@ fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
 /// the environment of its containers, what the kubelet says of its pods.
 #[must_use]
 pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
+    is_proof(&entry.class, entry.code, entry.code_name.as_deref())
+}
+
+/// The same of what a gate found.
+pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&str>) -> bool {
     const SEEN: [Finding; 3] = [
         Finding::WrongResult,
         Finding::BrokenCanary,
         Finding::BadMemory,
     ];
-    let blames_hardware = entry.class.is_one_of(&[Class::Device, Class::Node]);
-    let name = entry.code_name.as_deref();
+    let blames_hardware = class.is_one_of(&[Class::Device, Class::Node]);
     let seen = || {
         let mut names = SEEN
             .iter()
             .map(|f| finding(*f, Context::at(Step::Compare)).name);
         names.any(|seen| Some(seen) == name)
     };
-    blames_hardware && (entry.code.is_some() || seen())
+    blames_hardware && (code.is_some() || seen())
 }
 
 impl<'a> Case<'a> {

@@ -325,6 +325,20 @@ catalogue! {
             "The server gave the scale set other labels than `spec.labels`."
             => "What the message says: another `runs-on`, or the pool applied anew. [More](scaling.md#scale-sets).";
     }
+    Rerun {
+        RerunsPaused [EVENT]
+            "A job that a GPU or a node ended is not run again, because too many were within an hour, or because more than half of the pool's nodes fail the gate."
+            => "Fix the GPUs or nodes that `status.reruns` names, then run the job again by hand.";
+        RerunLimit [EVENT]
+            "A job that a GPU or a node ended is not run again, because the attempt of its run is beyond `spec.rerun.limit`."
+            => "Look at the device and the node, then run the job again by hand.";
+        RerunNotAllowed [EVENT]
+            "The credentials lack *Actions: write*, by which jobs are run again."
+            => "[Grant it](rerun.md#what-it-needs).";
+        RerunRefused [EVENT]
+            "GitHub does not run the job again; the message has its words: the run is gone, too old, or was run again fifty times."
+            => "Push a new commit, or start the workflow again.";
+    }
     Verification {
         JobNotPickedUp [VERIFIED]
             "No runner of the pool took the job in time; the message has the likely cause."
@@ -421,6 +435,8 @@ catalogue! {
         NotListed [QUEUE] "GitHub lists no queues for organizations and enterprises. The job's own page on GitHub names the labels that it waits for.";
         EveryJobHasAPool [QUEUE] "Every queued job that asks for runners like these can be served.";
         Listening [QUEUE] "Jobs that ask for these labels are assigned to the pool's scale set.";
+        JobRunAgain [EVENT] "A job that a GPU or a node ended is run again; the note says what was found. [More](rerun.md).";
+        RerunNotNeeded [EVENT] "A job that a GPU or a node ended is not run again, because it did not fail, or because somebody has run it again, cancelled it, or pushed a newer commit.";
         JobCompleted [EVENT] "A runner has run its job, whatever became of that.";
         NotAsked [VERIFIED, CHECKS] "The spec does not ask for it.";
         NotStarted [VERIFIED, CHECKS] "The workflow has not been started, because of the spec or of what the message says.";

@@ -19,6 +19,9 @@ pub(super) fn tidy(plan: &mut Plan) {
     for condition in &mut status.conditions {
         tidied(&mut condition.message, SENTENCE);
     }
+    for job in &mut status.last_jobs {
+        job.devices.iter_mut().for_each(|uuid| tidied(uuid, NAME));
+    }
     for failure in &mut status.last_failures {
         tidied(&mut failure.message, SENTENCE);
         failure
@@ -29,6 +32,12 @@ pub(super) fn tidy(plan: &mut Plan) {
     for entry in &mut status.quarantine {
         tidied(&mut entry.message, SENTENCE);
         entry.device.iter_mut().for_each(|uuid| tidied(uuid, NAME));
+    }
+    for entry in &mut status.reruns {
+        tidied(&mut entry.evidence, SENTENCE);
+        entry.device.iter_mut().for_each(|uuid| tidied(uuid, NAME));
+        let said = entry.message.iter_mut();
+        said.for_each(|message| tidied(message, SENTENCE));
     }
     for label in &mut status.stale_labels {
         tidied(&mut label.value, NAME);

@@ -65,6 +65,7 @@ pub fn decide(
         || old.released != new.released
         || old.scale_set != new.scale_set
         || old.verification != new.verification
+        || old.reruns != new.reruns
         || old.required_checks != new.required_checks
         || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;

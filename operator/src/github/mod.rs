@@ -4,7 +4,7 @@
 //! - [`GitHubUrl`]: whose runners, on which server.
 //! - [`Credentials`]: how the operator shows who it is; [`CaBundle`]: what else it trusts.
 //! - [`Clients`]: gives one [`Client`] for each address, credential and bundle.
-//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `checks`,
+//! - [`Client`]: what can be asked. One file per subject: `runners`, `groups`, `queue`, `runs`, `reruns`, `checks`,
 //!   `versions`, `access`; `scale_sets` and `messages` by way of `service`.
 //! - [`Error`]: what can go wrong, sorted by who has to act.
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
@@ -28,6 +28,7 @@ mod messages;
 mod pages;
 mod proxy;
 mod queue;
+mod reruns;
 mod runners;
 mod runs;
 mod scale_sets;

@@ -20,7 +20,7 @@ use cuda_runner_plan::model::time::{perhaps_reported, reported};
 use cuda_runner_plan::model::url::encode;
 
 /// What it takes to start a workflow, in GitHub's words.
-const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
+pub(super) const ACTIONS_WRITE: &str = "the repository permission \"Actions: write\"";
 /// What it takes to read runs, jobs and logs.
 pub(super) const ACTIONS_READ: &str = "the repository permission \"Actions: read\"";
 
@@ -231,6 +231,10 @@ struct RunForm {
     check_suite_id: Option<u64>,
     head_sha: Option<String>,
     workflow_id: Option<u64>,
+    #[serde(default, deserialize_with = "short_or_none")]
+    head_branch: Option<String>,
+    #[serde(rename = "run_attempt", default = "first")]
+    attempt: u32,
 }
 
 /// A job in GitHub's form.
@@ -260,4 +264,11 @@ struct RunJobForm {
     labels: Vec<String>,
     #[serde(default, deserialize_with = "short_or_none")]
     html_url: Option<String>,
+    #[serde(rename = "run_attempt", default = "first")]
+    attempt: u32,
+}
+
+/// Servers that count no attempts have one.
+const fn first() -> u32 {
+    1
 }

@@ -248,6 +248,12 @@ pub(super) static REFUSED_JOBS: Metric<2> = metric(
     ["namespace", "pool"],
     "Jobs that were ended before their first step, because spec.jobs.allow does not let them use the GPUs",
 );
+pub(super) static RERUNS: Metric<4> = metric(
+    Counter,
+    "reruns",
+    ["namespace", "pool", "cause", "result"],
+    "Jobs that a GPU or a node ended, as in status.reruns: Started where GitHub runs them again, Skipped where it does not",
+);
 pub(super) static FIRST_ONLINE: Metric<0> = metric(
     Buckets,
     "first_online_seconds",
@@ -304,7 +310,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 22] = [
+pub static ALL: [Entry; 23] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -318,6 +324,7 @@ pub static ALL: [Entry; 22] = [
     REGISTRATIONS.entry(),
     FAILURES.entry(),
     REFUSED_JOBS.entry(),
+    RERUNS.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),
     RECONCILES.entry(),

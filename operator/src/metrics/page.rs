@@ -201,5 +201,11 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter(*pool, series.refused_jobs)?;
         }
     }
+    let mut samples = metric::RERUNS.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for ((cause, result), count) in &series.reruns {
+            samples.counter([namespace, pool, cause, result], *count)?;
+        }
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::{QuarantineStatus, VerificationRecord, VerifiedJobStatus};
+use cudarunner_crds::{QuarantineStatus, RerunStatus, VerificationRecord, VerifiedJobStatus};
 use gate_report::{Confidence, Device, Outcome, Timings};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -83,6 +83,14 @@ fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
     }
 }
 
+fn rerun(state: RerunState) -> RerunStatus {
+    let rerun = serde_json::json!({
+        "job": "train", "repository": "acme/widgets", "runId": 17, "runner": "pool-aaaaa",
+        "cause": "GpuFault", "evidence": "", "at": fixture::NOW, "state": state,
+    });
+    serde_json::from_value(rerun).unwrap()
+}
+
 /// A pool that is used, with one fact of each kind.
 fn recorded() -> Metrics {
     let metrics = Metrics::default();
@@ -100,6 +108,7 @@ fn recorded() -> Metrics {
     plan.status.verification = Some(verification(VerificationState::Failed));
     plan.failed = vec![(Class::Device, Reason::GateFailed)];
     plan.refused_jobs = 2;
+    plan.status.reruns = vec![rerun(RerunState::Started), rerun(RerunState::Waiting)];
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);
     gauges.credential = Some(usage()[0].0);

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::gpu::Gpu;
 use super::refusal::{self, Verdict};
-use super::status::{condition, ended_at, words};
+use super::status::{condition, ended_at, transition, words};
 use cuda_runner_plan::model::runner::{Disruption, lost};
 use cuda_runner_plan::reason::Reason;
 
@@ -13,6 +13,8 @@ use cuda_runner_plan::reason::Reason;
 const DEADLINE: &str = "DeadlineExceeded";
 /// The word of the controller of nodes for a pod whose node does not answer.
 const NODE_LOST: &str = "NodeLost";
+/// The kubelet's word for a pod that it evicts because the node is short of something, or the pod beyond a limit of its own.
+const EVICTED: &str = "Evicted";
 /// Why the garbage collector removes a pod: its node does not exist any more.
 const NODE_IS_GONE: &str = "DeletionByPodGC";
 
@@ -22,7 +24,13 @@ pub(super) fn target(pod: &Pod) -> Option<Disruption> {
     Some(Disruption {
         reason: target.reason.as_deref().unwrap_or_default().into(),
         message: target.message.clone().unwrap_or_default(),
+        at: transition(target),
+        by_own_use: status_reason(pod) == Some(EVICTED),
     })
+}
+
+fn status_reason(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.reason.as_deref()
 }
 
 /// Reason, class and sentence of a pod that ended because somebody else than its containers wanted it.
@@ -42,7 +50,7 @@ pub(super) fn of_ended(
     }
     Some(match reason.as_str() {
         NODE_LOST | NODE_IS_GONE => (Reason::NodeLost, Class::Node, lost(&message, cut_text)),
-        "Evicted"
+        EVICTED
         | "Preempting"
         | "Shutdown"
         | "NodeShutdown"

@@ -29,6 +29,11 @@ pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
     })
 }
 
+/// The job that was under way when the runner's container ended.
+pub(super) fn under_way(pod: &Pod) -> Option<Job> {
+    Marks::of(Gpu::of(pod).agent_end()).started
+}
+
 /// What the hooks, and the look at the GPU, noted.
 #[derive(Default)]
 pub(super) struct Marks {

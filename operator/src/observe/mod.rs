@@ -13,6 +13,7 @@ pub mod marks;
 pub mod others;
 pub mod pod;
 pub mod refusal;
+mod rerun;
 pub mod runners;
 pub mod scale_set;
 mod status;
@@ -59,6 +60,7 @@ pub async fn observe(
         now,
     ))
     .await;
+    let reruns = Box::pin(rerun::look(ctx, pool, all.clone(), asked, now)).await;
     let scale_set = Box::pin(scale_set::look(ctx, pool, all, asked, now)).await;
     let known = ctx.memory.with(pool, |memory| {
         runners::amend(memory, &mut runners, now);
@@ -84,6 +86,7 @@ pub async fn observe(
         verification,
         checks,
         jobs,
+        reruns,
         scale_set,
         quarantined,
         ..known

@@ -11,7 +11,7 @@ use super::disruption;
 use super::end::end_of;
 use super::gpu::{Gpu, running_since};
 use super::job;
-use super::marks::done;
+use super::marks::{done, under_way};
 use super::status::{
     all_ready, annotation, condition, container, ended_at, is_over, spec_of, transition, words,
 };
@@ -85,6 +85,7 @@ pub fn read(pod: &Pod) -> Runner {
         is_over: is_over(pod),
         devices_held: devices_held(pod),
         done: done(pod, created),
+        under_way: under_way(pod),
         heard: None,
         disruption: disruption::target(pod),
         job_pod: job::of(pod),

@@ -446,6 +446,21 @@ fn evictions_and_refusals_of_the_node_are_told_apart() {
     assert_eq!(failure(&with("NodeLost")).reason, "NodeLost");
 }
 
+#[test]
+fn a_pod_that_may_have_used_up_its_node_is_told_from_one_that_had_to_go() {
+    let target = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:01:00Z",
+    });
+    for (reason, by_own_use) in [("Evicted", true), ("Terminated", false)] {
+        let gone =
+            pod(&json!({"phase": "Failed", "reason": reason, "conditions": [bound(), target]}));
+        let disruption = gone.disruption.unwrap();
+        assert_eq!(disruption.by_own_use, by_own_use, "{reason}");
+        assert_eq!(disruption.at.unwrap().to_string(), "2026-01-01T00:01:00Z");
+    }
+}
+
 /// A pod that Kubernetes takes away, for this reason.
 fn disrupted(reason: &str, phase: &str) -> Runner {
     let pod = json!({

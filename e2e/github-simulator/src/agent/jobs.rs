@@ -32,7 +32,7 @@ pub(super) fn describe(world: &World, id: u64) -> Option<Response> {
         "job": job.template.key,
         "run_id": run.id.to_string(),
         "run_number": run.number.to_string(),
-        "run_attempt": "1",
+        "run_attempt": run.attempt.to_string(),
         "workflow": run.workflow_name,
         "repository": repository.full_name,
         "repository_owner": repository.owner(),

@@ -22,7 +22,7 @@ use crate::{
 const WANTED: [(&str, Level); 6] = [
     ("actions", Level::Write),
     ("administration", Level::Write),
-    ("checks", Level::Read),
+    ("checks", Level::Write),
     ("contents", Level::Read),
     ("metadata", Level::Read),
     ("organization_self_hosted_runners", Level::Write),

@@ -234,6 +234,8 @@ pub struct JobView {
     pub id: u64,
     /// Its run.
     pub run: u64,
+    /// The attempt of the run that it is of.
+    pub attempt: u32,
     /// `owner/name`, lower case.
     pub repository: String,
     /// Its key in the workflow.

@@ -6,7 +6,7 @@ use crate::{
     answer::Answer,
     call::Call,
     engine,
-    rest::{render, repos},
+    rest::{notes, render, repos},
     state::{Conclusion, Job, Repository, Run, World},
     text,
 };
@@ -98,21 +98,24 @@ pub fn suite(world: &mut World, call: &Call) -> Result<Answer, Answer> {
 /// `GET …/check-suites/{check_suite_id}/check-runs`
 pub fn of_suite(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let (repository, run) = find_suite(world, call)?;
-    Ok(list(world, call, repository, &[run]))
+    Ok(list(world, call, repository, &[run], vec![]))
 }
 
-/// Runs on the commit that the path names by sha, branch or `heads/branch`.
-fn runs_on<'a>(world: &'a World, call: &Call, repository: &Repository) -> Vec<&'a Run> {
+/// The commit that the path names by sha, branch or `heads/branch`.
+fn commit(call: &Call, repository: &Repository) -> String {
     let reference = call.parameter("ref");
     let branch = reference
         .strip_prefix("refs/")
         .unwrap_or(reference)
         .strip_prefix("heads/")
         .unwrap_or(reference);
-    let sha = repository
-        .branches
-        .get(branch)
-        .map_or(reference, |branch| branch.sha.as_str());
+    let branch = repository.branches.get(branch);
+    branch.map_or(reference, |branch| &branch.sha).to_owned()
+}
+
+/// Runs on the commit that the path names.
+fn runs_on<'a>(world: &'a World, call: &Call, repository: &Repository) -> Vec<&'a Run> {
+    let sha = commit(call, repository);
     world
         .runs
         .values()
@@ -124,7 +127,8 @@ fn runs_on<'a>(world: &'a World, call: &Call, repository: &Repository) -> Vec<&'
 pub fn of_commit(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let repository = repos::named(world, call)?;
     let runs = runs_on(world, call, repository);
-    Ok(list(world, call, repository, &runs))
+    let notes = notes::on_commit(world, call, &commit(call, repository));
+    Ok(list(world, call, repository, &runs, notes))
 }
 
 /// `GET …/commits/{ref}/check-suites`
@@ -137,7 +141,13 @@ pub fn suites_of_commit(world: &mut World, call: &Call) -> Result<Answer, Answer
     Ok(Answer::page(Some("check_suites"), call.page(all)))
 }
 
-fn list(world: &World, call: &Call, repository: &Repository, runs: &[&Run]) -> Answer {
+fn list(
+    world: &World,
+    call: &Call,
+    repository: &Repository,
+    runs: &[&Run],
+    notes: Vec<Value>,
+) -> Answer {
     let app = world.settings.actions_app_id.to_string();
     let mut found: Vec<(&Run, &Job)> = runs
         .iter()
@@ -162,10 +172,11 @@ fn list(world: &World, call: &Call, repository: &Repository, runs: &[&Run]) -> A
             found.iter().map(|(_, job)| (job.name(), job.id)).collect();
         found.retain(|(_, job)| newest.get(job.name()) == Some(&job.id));
     }
-    let shown = found
+    let mut shown: Vec<Value> = found
         .into_iter()
         .map(|(run, job)| show_run(world, call, repository, run, job))
         .collect();
+    shown.extend(notes);
     Answer::page(Some("check_runs"), call.page(shown))
 }
 

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use crate::{
     answer::Answer,
     call::Call,
-    engine,
+    engine::{
+        self,
+        reruns::{self, NotRerun},
+    },
     rest::{render, repos},
     state::{Conclusion, Job, Repository, Run, World},
     text,
@@ -32,7 +35,7 @@ fn show(world: &World, call: &Call, repository: &Repository, run: &Run) -> Value
         "head_sha": run.sha,
         "path": run.path,
         "run_number": run.number,
-        "run_attempt": 1,
+        "run_attempt": run.attempt,
         "event": run.event,
         "display_title": run.workflow_name,
         "status": status,
@@ -50,7 +53,7 @@ fn show(world: &World, call: &Call, repository: &Repository, run: &Run) -> Value
         "artifacts_url": format!("{url}/artifacts"),
         "cancel_url": format!("{url}/cancel"),
         "rerun_url": format!("{url}/rerun"),
-        "previous_attempt_url": null,
+        "previous_attempt_url": (run.attempt > 1).then(|| format!("{url}/attempts/{}", run.attempt - 1)),
         "workflow_url": format!("{api}/actions/workflows/{}", run.workflow),
         "head_commit": render::simple_commit(&run.sha, run.created_at),
         "repository": short,
@@ -160,6 +163,39 @@ pub fn cancel(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     }
 }
 
+/// `POST …/actions/jobs/{job_id}/rerun`
+pub fn rerun_job(world: &mut World, call: &Call) -> Result<Answer, Answer> {
+    let job = find_job(world, call)?.1;
+    let (run, job) = (job.run, job.id);
+    rerun(world, call, run, Some(job))
+}
+
+/// `POST …/actions/runs/{run_id}/rerun-failed-jobs`
+pub fn rerun_failed_jobs(world: &mut World, call: &Call) -> Result<Answer, Answer> {
+    let run = find(world, call)?.1.id;
+    rerun(world, call, run, None)
+}
+
+fn rerun(world: &mut World, call: &Call, run: u64, job: Option<u64>) -> Result<Answer, Answer> {
+    let refused = match reruns::rerun(world, run, job, call.now) {
+        Ok(()) => return Ok(Answer::json(201, json!({}))),
+        Err(refused) => refused,
+    };
+    Err(Answer::error(
+        403,
+        match refused {
+            NotRerun::Running if job.is_some() => {
+                "The workflow run containing this job is already running"
+            }
+            NotRerun::Running => "This workflow is already running",
+            NotRerun::TooOld => {
+                "Unable to retry this workflow run because it was created over a month ago"
+            }
+            NotRerun::TooOften | NotRerun::Nothing => "This workflow run cannot be retried",
+        },
+    ))
+}
+
 fn show_job(world: &World, call: &Call, repository: &Repository, job: &Job) -> Value {
     let run = world.runs.get(&job.run);
     let api = format!("{}/repos/{}", call.api, repository.full_name);
@@ -191,7 +227,7 @@ fn show_job(world: &World, call: &Call, repository: &Repository, job: &Job) -> V
         "id": job.id,
         "run_id": job.run,
         "run_url": format!("{api}/actions/runs/{}", job.run),
-        "run_attempt": 1,
+        "run_attempt": job.attempt,
         "node_id": format!("CR_{}", job.id),
         "head_sha": run.map(|run| run.sha.as_str()).unwrap_or_default(),
         "head_branch": run.map(|run| run.branch.as_str()),

@@ -142,6 +142,8 @@ pub struct Job {
     pub id: u64,
     /// Its run.
     pub run: u64,
+    /// The attempt of the run that it is of.
+    pub attempt: u32,
     /// `owner/name`, lower case.
     pub repository: String,
     /// What it is.
@@ -218,6 +220,33 @@ impl Job {
     }
 }
 
+/// A check run that an App has made.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// Its number.
+    pub id: u64,
+    /// `owner/name`, lower case.
+    pub repository: String,
+    /// The App.
+    pub app: u64,
+    /// The check suite: of this App and commit.
+    pub check_suite: u64,
+    /// The commit.
+    pub sha: String,
+    /// Its name.
+    pub name: String,
+    /// How it ended, in GitHub's word.
+    pub conclusion: String,
+    /// Its heading.
+    pub title: String,
+    /// Its text.
+    pub summary: String,
+    /// Where more is to be read.
+    pub details_url: Option<String>,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
 /// A run of a workflow.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -241,8 +270,10 @@ pub struct Run {
     pub sha: String,
     /// Number of the check suite.
     pub check_suite: u64,
-    /// Its jobs.
+    /// The jobs of its last attempt; those that were not run again are of an earlier one.
     pub jobs: BTreeSet<u64>,
+    /// Its last attempt.
+    pub attempt: u32,
     /// The concurrency group, expanded.
     pub concurrency: Option<String>,
     /// The pull request it belongs to.

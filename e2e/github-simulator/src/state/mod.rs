@@ -19,7 +19,7 @@ pub use accounts::{
     Level, Organization, Protection, Repository, RequiredStatusChecks, RunnerGroup, Workflow,
 };
 pub use budget::Budget;
-pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Run, Step, StepTemplate};
+pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Note, Run, Step, StepTemplate};
 pub use runners::{Label, RegistrationToken, Runner, Scope, Session};
 pub use scale_sets::{
     AdminToken, ChangeKind, JobChange, MessageSession, ScaleSet, ScaleSetLabel, Statistics,
@@ -218,6 +218,8 @@ pub struct World {
     pub runs: BTreeMap<u64, Run>,
     /// Jobs by number.
     pub jobs: BTreeMap<u64, Job>,
+    /// Check runs of Apps by number.
+    pub notes: BTreeMap<u64, Note>,
     /// Faults that wait for their request.
     pub faults: Vec<Fault>,
     /// Hourly budgets by credential.
@@ -255,6 +257,7 @@ impl World {
             message_sessions: BTreeMap::new(),
             runs: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            notes: BTreeMap::new(),
             faults: Vec::new(),
             budgets: BTreeMap::new(),
             seen: VecDeque::new(),

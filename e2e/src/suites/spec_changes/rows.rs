@@ -77,6 +77,14 @@ pub(super) fn rows(github: &str, repository: &str) -> Vec<Row> {
         (scaled("ScaleSet"), json!({"scaling.maxRunners": [3, 1]})),
         (verify, of_verification(repository)),
         (checks, of_required_checks()),
+        (
+            json!({"rerun": {"onGpuFault": true, "onNodeLoss": true}}),
+            json!({
+                "rerun.onGpuFault": [true, false],
+                "rerun.onNodeLoss": [true, false],
+                "rerun.limit": [1, 2],
+            }),
+        ),
     ];
     let mut all = vec![];
     for (base, fields) in groups {

@@ -39,6 +39,7 @@ fn answer(runner: &str, name: &str, conclusion: Option<&str>) -> RunJob {
         runner_name: Some(runner.to_owned()),
         labels: vec![],
         html_url: None,
+        attempt: 1,
     }
 }
 

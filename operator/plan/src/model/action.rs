@@ -7,6 +7,7 @@ use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
 use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
+use super::rerun::NewAttempt;
 use super::runner::Runner;
 use crate::reason::{Reason, Stored};
 
@@ -72,6 +73,8 @@ pub enum Action {
     DispatchWorkflow(Workflow),
     /// Stop a run of ours that nobody takes.
     CancelRun(Repository, u64),
+    /// Run jobs again that a GPU or a node ended.
+    RunAgain(NewAttempt),
     /// Add contexts to what a branch requires.
     RequireChecks(Repository, String, Vec<String>),
     /// Take contexts off what a branch requires.

@@ -92,6 +92,10 @@ pub struct Run {
     pub head_sha: Option<String>,
     /// The workflow's number.
     pub workflow_id: Option<u64>,
+    /// The branch or tag of the commit.
+    pub head_branch: Option<String>,
+    /// Its last attempt, counted from 1.
+    pub attempt: u32,
 }
 
 /// A job of a run.
@@ -117,6 +121,8 @@ pub struct RunJob {
     pub labels: Vec<String>,
     /// Its page.
     pub html_url: Option<String>,
+    /// The attempt of the run that it is of.
+    pub attempt: u32,
 }
 
 /// The results that a log reports, in cargo's form `test result: ok. N passed; …`.

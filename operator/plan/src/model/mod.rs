@@ -12,6 +12,7 @@ pub mod node_marks;
 pub mod observed;
 pub mod pool;
 pub mod proxy;
+pub mod rerun;
 pub mod runner;
 pub mod scale_set;
 pub mod time;

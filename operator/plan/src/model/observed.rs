@@ -10,6 +10,7 @@ use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
 use super::left::Left;
 use super::node_marks::Quarantined;
+use super::rerun::RerunFacts;
 use super::runner::Runner;
 use super::scale_set::ScaleSetFacts;
 use super::verification::VerificationFacts;
@@ -44,6 +45,8 @@ pub struct Observed {
     pub checks: CheckFacts,
     /// What GitHub says of jobs that have ended.
     pub jobs: JobFacts,
+    /// Jobs that a GPU or a node may have ended.
+    pub reruns: RerunFacts,
     /// What GitHub says of the versions of agents, where it says anything.
     pub lifecycles: BTreeMap<String, Lifecycle>,
     /// What other pools require.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarunner_crds::{
     ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu,
     JobContainers, KeyReference, Lifetime, ManagedMemory, Preflight, RegistrationMode,
-    RequiredChecks, Scaling, ScalingSource, Verify,
+    RequiredChecks, Rerun, Scaling, ScalingSource, Verify,
 };
 use gate_report::allow::Policy;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
@@ -117,6 +117,8 @@ pub struct Spec {
     pub repository: Option<Repository>,
     /// Where its jobs become required.
     pub required_checks: Option<RequiredChecks>,
+    /// Which jobs are run again.
+    pub rerun: Option<Rerun>,
 }
 
 /// How a runner of the pool becomes known to GitHub.
@@ -380,6 +382,7 @@ impl Spec {
             verify: spec.verify.clone(),
             verify_every: verify_every(spec.verify.as_ref()),
             required_checks: spec.required_checks.clone(),
+            rerun: spec.rerun.clone(),
             template_hash: String::new(),
             url,
             gpu,

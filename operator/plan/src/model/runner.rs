@@ -91,6 +91,8 @@ pub struct Runner {
     pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
     pub done: Option<EndedJob>,
+    /// The job that was under way when its container ended, as its marks name it.
+    pub under_way: Option<Job>,
     /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
     pub heard: Option<Job>,
     /// What Kubernetes says where it takes the pod away by itself.
@@ -404,6 +406,10 @@ pub struct Disruption {
     pub reason: KubernetesWord,
     /// Kubernetes' sentence.
     pub message: String,
+    /// Since when.
+    pub at: Option<Timestamp>,
+    /// Whether what the pod itself has used may be the cause: a node that is short of something evicts whoever has most.
+    pub by_own_use: bool,
 }
 
 /// The failure of a runner whose node never confirmed that the pod is gone, once its time for that is over.

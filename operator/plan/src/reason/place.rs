@@ -37,6 +37,8 @@ pub enum Section {
     Agent,
     /// The queue, and the scale set.
     Queue,
+    /// Jobs that are run again.
+    Rerun,
     /// Verification and required checks.
     Verification,
     /// Deletion.
@@ -64,7 +66,7 @@ pub struct Entry {
 
 impl Section {
     /// All sections, in the order of the guide.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unseen,
         Self::Spec,
         Self::GitHub,
@@ -73,6 +75,7 @@ impl Section {
         Self::Gate,
         Self::Agent,
         Self::Queue,
+        Self::Rerun,
         Self::Verification,
         Self::Deletion,
         Self::Well,

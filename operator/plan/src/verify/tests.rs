@@ -48,6 +48,7 @@ fn job(id: u64, name: &str, status: &str) -> RunJob {
         runner_name: (status != "queued").then(|| format!("pool-{id:05}")),
         labels: vec!["self-hosted".into(), "cuda".into()],
         html_url: None,
+        attempt: 1,
     }
 }
 
@@ -74,6 +75,8 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
             check_suite_id: None,
             head_sha: None,
             workflow_id: None,
+            head_branch: None,
+            attempt: 1,
         }),
         jobs,
         sums: sums

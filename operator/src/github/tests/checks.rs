@@ -192,6 +192,8 @@ async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
         check_suite_id: Some(8),
         head_sha: None,
         workflow_id: None,
+        head_branch: None,
+        attempt: 1,
     };
     let checks = client.checks_of_run(&repository(), &run).await.unwrap();
     assert_eq!(checks.len(), 120);

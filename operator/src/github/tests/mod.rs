@@ -5,6 +5,7 @@ mod checks;
 mod proxy;
 mod refusals;
 mod registering;
+mod reruns;
 mod runners;
 mod runs;
 mod scale_sets;

@@ -433,6 +433,7 @@ fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
         failure.message
     );
     assert!(failure.is_unasked(), "nobody here asked for it");
+    assert_eq!(runner.under_way.unwrap().run, "7");
 }
 
 #[test]

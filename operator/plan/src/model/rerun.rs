@@ -1,0 +1,103 @@
+//! Jobs that ended here, and what GitHub says of the runs of those that are to be run again.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::github::{Repository, Run, RunJob};
+use super::jobs::RunKey;
+use crate::reason::Reason;
+
+/// A job that ended on a runner with GPUs, by itself or with its runner.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ended {
+    /// The runner.
+    pub runner: String,
+    /// Node that the runner was on.
+    pub node: String,
+    /// UUIDs of its devices, as its gate saw them.
+    pub devices: Vec<String>,
+    /// The job, as its runner names it.
+    pub job: NamedJob,
+    /// When it ended.
+    pub at: Timestamp,
+}
+
+/// A job as its runner's marks name it, or GitHub's message: which one it was, and no more.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedJob {
+    /// Its id in the workflow.
+    pub name: String,
+    /// Its run: of the pool's own GitHub, whatever a mark says.
+    pub run: RunKey,
+    /// Which attempt of the run.
+    pub attempt: Option<i32>,
+}
+
+/// What is known of jobs that are to be run again, or may be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RerunFacts {
+    /// Jobs that ended a short while ago.
+    pub ended: Vec<Ended>,
+    /// The runs of jobs that are to be run again, as last read.
+    pub runs: BTreeMap<RunKey, RunFacts>,
+    /// What GitHub said when it was asked to run jobs again, by run.
+    pub answers: BTreeMap<RunKey, Answer>,
+    /// Why the runs cannot be read, where a person has to change something first.
+    pub denied: Option<String>,
+    /// When runs are read next.
+    pub next_look: Option<Timestamp>,
+}
+
+/// A run, as GitHub shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunFacts {
+    /// When it was read.
+    pub read: Timestamp,
+    /// The run; `None` where GitHub shows none.
+    pub run: Option<Run>,
+    /// The jobs of its last attempt, as far as runners here ran them; read when it is over.
+    pub jobs: Vec<RunJob>,
+    /// The newest run of the same workflow on the same branch; read when it is over.
+    pub newest: Option<Run>,
+}
+
+/// What GitHub said.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Answer {
+    /// They are run again.
+    Started,
+    /// They are not, and will not be.
+    Refused {
+        /// One word.
+        reason: Reason,
+        /// What happened, and what to do.
+        message: String,
+    },
+}
+
+/// Jobs of one run that are to be run again.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NewAttempt {
+    /// Where.
+    pub repository: Repository,
+    /// The run.
+    pub run: u64,
+    /// The job, where it is one; several are run again with all that failed.
+    pub job: Option<u64>,
+    /// What is said of it on the commit.
+    pub note: CheckNote,
+}
+
+/// A check run that tells something and requires nothing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CheckNote {
+    /// The commit.
+    pub sha: String,
+    /// Its heading.
+    pub title: String,
+    /// What happened, as Markdown.
+    pub summary: String,
+    /// Where more is to be read.
+    pub url: Option<String>,
+}

@@ -1,0 +1,296 @@
+//! What shows that a job did not end by itself: only what the kubelet, the API server or another pod's gate says. A job can
+//! write into its own pod's termination message, and nowhere else; what stands there names it, and proves nothing.
+
+use std::cmp::Reverse;
+
+use cudarunner_crds::{Rerun, RerunCause, RerunState, RerunStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::model::github::Repository;
+use crate::model::pool::{GpuRequest, Pool, Spec};
+use crate::model::rerun::{Ended, NamedJob};
+use crate::model::runner::{End, Job, Runner, unconfirmed};
+use crate::model::time::Shift as _;
+use crate::quarantine::{facts, is_proof};
+use crate::reason::Reason;
+use crate::{Case, jobs};
+
+/// A gate that finds a device broken speaks of the job that ended on it so long before at most.
+const WITHIN: SignedDuration = SignedDuration::from_mins(10);
+/// What is older was seen by an operator before this one, or too late to be of use.
+const RECENT: SignedDuration = SignedDuration::from_mins(30);
+/// How far the clocks of a node and of the API server may differ.
+const SKEW: SignedDuration = SignedDuration::from_secs(1);
+/// Jobs that are remembered of a pool.
+const MOST: usize = 512;
+
+/// A job, and what ended it.
+pub(super) struct Blamed {
+    pub(super) runner: String,
+    pub(super) job: NamedJob,
+    node: Option<String>,
+    device: Option<String>,
+    cause: RerunCause,
+    code: Option<i32>,
+    code_name: Option<String>,
+    evidence: String,
+    at: Timestamp,
+}
+
+impl Blamed {
+    /// The same in the status.
+    pub(super) fn entry(self, case: Case) -> RerunStatus {
+        let (repository, run) = self.job.run;
+        let attempt = self.job.attempt.and_then(|n| u32::try_from(n).ok());
+        let page = Repository::new(&repository);
+        let page = page.map(|page| page.run_page(&case.spec.url, run, attempt));
+        RerunStatus {
+            job: self.job.name,
+            repository,
+            run_id: i64::try_from(run).unwrap_or_default(),
+            attempt: self.job.attempt,
+            job_id: None,
+            url: page,
+            runner: self.runner,
+            node: self.node,
+            device: self.device,
+            cause: self.cause,
+            code: self.code,
+            code_name: self.code_name,
+            evidence: self.evidence,
+            // A clock of another machine may be ahead of ours.
+            at: Time(self.at.min(case.now)),
+            state: RerunState::Waiting,
+            reason: None,
+            message: None,
+            ended: None,
+        }
+    }
+}
+
+/// All jobs that something else ended than themselves, as far as the pool is to run such jobs again.
+pub(super) fn blamed(case: Case, wish: &Rerun) -> Vec<Blamed> {
+    let mut all = vec![];
+    if wish.on_node_loss {
+        let runners = case.observed.runners.iter();
+        let runners = runners.chain(&case.observed.vanished);
+        all.extend(runners.filter_map(|runner| by_node(case, runner)));
+    }
+    if wish.on_gpu_fault {
+        let found = faults(case);
+        all.extend(found.iter().flat_map(|fault| by_device(case, fault)));
+    }
+    all.retain(|blamed| case.now < blamed.at.after(RECENT));
+    all
+}
+
+/// A runner's job that its node took with it.
+fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
+    let (word, evidence, at) = loss(runner, case.now)?;
+    let job = runner.under_way.as_ref();
+    let job = job.or(runner.done.as_ref().map(|done| &done.job));
+    Some(Blamed {
+        runner: runner.name.clone(),
+        job: named(case.spec, job.or(runner.heard.as_ref())?)?,
+        node: runner.node.clone(),
+        device: None,
+        cause: RerunCause::NodeLoss,
+        code: None,
+        code_name: Some(word.word().to_owned()),
+        evidence,
+        at,
+    })
+}
+
+/// How Kubernetes took a runner away, and when. A job can have its own pod evicted, by what it uses: that proves nothing.
+fn loss(runner: &Runner, now: Timestamp) -> Option<(Reason, String, Timestamp)> {
+    let disruption = runner.disruption.as_ref().filter(|d| !d.by_own_use);
+    match (&runner.end, disruption) {
+        (None, Some(_)) => {
+            let failure = unconfirmed(runner, now)?;
+            Some((failure.reason, failure.message, failure.at))
+        }
+        (Some(End::Failed(failure)), disruption) => {
+            let is_loss = match failure.reason {
+                Reason::NodeLost | Reason::PodRejected => true,
+                Reason::Evicted => disruption.is_some(),
+                _ => false,
+            };
+            is_loss.then(|| (failure.reason, failure.message.clone(), failure.at))
+        }
+        // The agent was told to end, and ended its job first.
+        (Some(End::JobDone(_)), Some(disruption)) => {
+            let (at, done) = (disruption.at?, runner.done.as_ref()?);
+            let message = format!(
+                "Kubernetes removed the pod from its node ({}: {}).",
+                disruption.reason, disruption.message
+            );
+            (at <= done.finished.after(SKEW)).then_some((Reason::Evicted, message, at))
+        }
+        _ => None,
+    }
+}
+
+/// A job by its name, of the pool's own GitHub.
+fn named(spec: &Spec, job: &Job) -> Option<NamedJob> {
+    let repository = Repository::within(&spec.url, &job.repository)?;
+    let (run, attempt) = jobs::numbers(job);
+    let run = u64::try_from(run?).ok()?;
+    Some(NamedJob {
+        name: job.job.clone(),
+        run: (repository.full_name().to_owned(), run),
+        attempt,
+    })
+}
+
+/// A gate that found a device, or a whole node, broken.
+struct Fault<'a> {
+    /// The gate's runner, where it was one of this pool's.
+    runner: Option<&'a str>,
+    node: &'a str,
+    device: Option<&'a str>,
+    code: Option<i32>,
+    code_name: Option<&'a str>,
+    message: &'a str,
+    at: Timestamp,
+}
+
+/// What gates found, of this pool and of others: facts alone, which no pool's settings can cause.
+fn faults(case: Case) -> Vec<Fault> {
+    let own = case.health.last_failures.iter().filter_map(|failure| {
+        let is_fact = is_proof(&failure.class, failure.code, failure.code_name.as_deref());
+        is_fact.then_some(())?;
+        Some(Fault {
+            runner: Some(&failure.runner),
+            node: failure.node.as_deref()?,
+            device: failure.device.as_deref(),
+            code: failure.code,
+            code_name: failure.code_name.as_deref(),
+            message: &failure.message,
+            at: failure.at.0,
+        })
+    });
+    let others = facts(case.observed).map(|held| Fault {
+        runner: None,
+        node: &held.entry.node,
+        device: held.entry.device.as_deref(),
+        code: held.entry.code,
+        code_name: held.entry.code_name.as_deref(),
+        message: &held.entry.message,
+        at: held.entry.since.0,
+    });
+    own.chain(others).collect()
+}
+
+/// The jobs that a broken device speaks of: the last ones that ended on it, a short while before.
+fn by_device(case: Case, fault: &Fault) -> Vec<Blamed> {
+    let ended = &case.observed.reruns.ended;
+    let is_meant = |job: &&Ended| {
+        job.node == fault.node
+            && fault.runner != Some(job.runner.as_str())
+            && job.at < fault.at
+            && fault.at <= job.at.after(WITHIN)
+            && covers(case, job, fault)
+            && !is_cleared(case, job, fault)
+    };
+    let blamed = |job: &Ended| Blamed {
+        runner: job.runner.clone(),
+        job: job.job.clone(),
+        node: Some(job.node.clone()),
+        device: fault.device.map(str::to_owned),
+        cause: RerunCause::GpuFault,
+        code: fault.code,
+        code_name: fault.code_name.map(str::to_owned),
+        evidence: format!(
+            "The next gate on the job's device failed: {}",
+            fault.message
+        ),
+        at: fault.at,
+    };
+    ended.iter().filter(is_meant).map(blamed).collect()
+}
+
+/// Whether a fault is of the job's own device. One that names no device is, where the job had all that the node offers.
+fn covers(case: Case, job: &Ended, fault: &Fault) -> bool {
+    if let Some(device) = fault.device {
+        return job.devices.iter().any(|d| d == device);
+    }
+    let GpuRequest::Resource { name, .. } = &case.spec.gpu else {
+        return false;
+    };
+    let node = case.observed.node(&job.node);
+    let offers = node.and_then(|node| node.offers.get(name).copied());
+    offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| n <= job.devices.len()))
+}
+
+/// Whether a device computed well between a job's end and the fault: a gate passed there, or another job had it.
+fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
+    let shares = |devices: &[String]| match fault.device {
+        Some(device) => devices.iter().any(|d| d == device),
+        None => devices.iter().any(|d| job.devices.contains(d)),
+    };
+    let is_between = |at: Timestamp| job.at < at && at < fault.at;
+    let passed = case.observed.passed.iter();
+    let mut passed = passed.filter(|p| p.node == job.node && shares(&p.devices));
+    let later = case.observed.reruns.ended.iter();
+    let mut later = later.filter(|other| other.node == job.node && shares(&other.devices));
+    passed.any(|p| is_between(p.created)) || later.any(|other| is_between(other.at))
+}
+
+/// The jobs that ended on the pool's runners lately, for a gate that may yet fail: those that were known, and those whose
+/// end is new. After a restart, those that the status has.
+#[must_use]
+pub fn remember<'a>(
+    pool: &Pool,
+    runners: impl Iterator<Item = &'a Runner>,
+    mut known: Vec<Ended>,
+    now: Timestamp,
+) -> Vec<Ended> {
+    let Ok(spec) = &pool.spec else {
+        return vec![];
+    };
+    let listed = pool.status.last_jobs.iter().filter_map(|job| {
+        let attempt = job.attempt;
+        let name = job.job.clone();
+        let run = jobs::run_of(job)?;
+        Some(Ended {
+            runner: job.runner.clone(),
+            node: job.node.clone()?,
+            devices: job.devices.clone(),
+            job: NamedJob { name, run, attempt },
+            at: job.finished_at.0,
+        })
+    });
+    let seen = runners.filter_map(|runner| ended(spec, runner));
+    for job in listed.chain(seen) {
+        let is_it = |k: &Ended| k.runner == job.runner && k.job.run == job.job.run;
+        if !job.devices.is_empty() && !known.iter().any(is_it) {
+            known.push(job);
+        }
+    }
+    known.retain(|job| now < job.at.after(RECENT));
+    known.sort_by_key(|job| Reverse(job.at));
+    known.truncate(MOST);
+    known
+}
+
+/// The job that ended on a runner, or with it.
+fn ended(spec: &Spec, runner: &Runner) -> Option<Ended> {
+    let done = runner.done.as_ref().map(|done| (&done.job, done.finished));
+    let cut = || match &runner.end {
+        Some(End::Failed(failure)) => {
+            let job = runner.under_way.as_ref().or(runner.heard.as_ref());
+            job.map(|job| (job, failure.at))
+        }
+        _ => None,
+    };
+    let (job, at) = done.or_else(cut)?;
+    Some(Ended {
+        runner: runner.name.clone(),
+        node: runner.node.clone()?,
+        devices: runner.devices.clone(),
+        job: named(spec, job)?,
+        at,
+    })
+}

@@ -1,0 +1,77 @@
+//! What is said of a job that is run again, or is not.
+
+use std::fmt::Write as _;
+
+use cudarunner_crds::{RerunCause, RerunState, RerunStatus};
+
+use crate::model::github::Run;
+use crate::model::rerun::CheckNote;
+
+/// The longest text of a check run is some bytes longer, see
+/// <https://docs.github.com/en/rest/checks/runs?apiVersion=2022-11-28#create-a-check-run>.
+const LONGEST: usize = 60_000;
+
+/// The note of an Event.
+pub(super) fn event(entry: &RerunStatus) -> String {
+    let fate = match (entry.state, &entry.message) {
+        (RerunState::Skipped, Some(why)) => format!("is not run again: {why}"),
+        _ => "is run again.".to_owned(),
+    };
+    let page = entry.url.as_ref();
+    let page = page.map_or_else(String::new, |page| format!(" {page}"));
+    format!(
+        "Job {} of run {} in {}, on {}, {fate} {}{page}",
+        entry.job, entry.run_id, entry.repository, entry.runner, entry.evidence
+    )
+}
+
+/// The check run on the commit.
+pub(super) fn check(first: &RerunStatus, others: &[&RerunStatus], run: &Run) -> CheckNote {
+    let title = match first.cause {
+        RerunCause::GpuFault => "GPU fault, job run again",
+        RerunCause::NodeLoss => "Node lost, job run again",
+    };
+    let mut summary = String::new();
+    for entry in std::iter::once(first).chain(others.iter().copied()) {
+        // A string takes everything.
+        let _ = writeln!(
+            summary,
+            "**{}**, attempt {}\n",
+            escaped(&entry.job),
+            run.attempt
+        );
+        let code = entry.code.map(|code| code.to_string());
+        for (what, said) in [
+            ("Runner", Some(&entry.runner)),
+            ("Node", entry.node.as_ref()),
+            ("Device", entry.device.as_ref()),
+            ("Code", code.as_ref()),
+            ("Found", entry.code_name.as_ref()),
+            ("Report", Some(&entry.evidence)),
+        ] {
+            if let Some(said) = said {
+                let _ = writeln!(summary, "- {what}: {}", escaped(said));
+            }
+        }
+        summary.push('\n');
+    }
+    summary.truncate(summary.floor_char_boundary(LONGEST));
+    CheckNote {
+        sha: run.head_sha.clone().unwrap_or_default(),
+        title: title.to_owned(),
+        summary,
+        url: first.url.clone(),
+    }
+}
+
+/// A text that is shown as it is where Markdown is read.
+fn escaped(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        if "\\`*_{}[]<>()#|!~@".contains(c) {
+            shown.push('\\');
+        }
+        shown.push(c);
+    }
+    shown
+}

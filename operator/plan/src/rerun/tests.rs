@@ -1,0 +1,348 @@
+//! Given what ended a job, and who says so, then it is run again, or not.
+
+use cudarunner_crds::RunnerPhase;
+use gate_report::Class;
+
+use super::*;
+use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
+use crate::model::github::{Run, RunJob};
+use crate::model::node_marks::Quarantined;
+use crate::model::pool::{Pool, PoolKey};
+use crate::model::rerun::{Ended, NamedJob, RerunFacts};
+use crate::model::runner::{Disruption, End, EndedJob, Failure, Job, Runner};
+use crate::{Observed, Plan};
+
+mod evidence;
+mod properties;
+mod verdicts;
+
+const JOB: &str = "pool-aaaaa";
+
+/// A pool that runs first attempts again.
+fn wishing(limit: i32) -> Pool {
+    let mut pool = pool(1);
+    pool.spec_mut().rerun = Some(Rerun {
+        on_gpu_fault: true,
+        on_node_loss: true,
+        limit,
+    });
+    pool
+}
+
+fn key() -> RunKey {
+    ("acme/widgets".to_owned(), 17)
+}
+
+/// A job that ended a minute ago on the first device of node-1.
+fn ended() -> Ended {
+    Ended {
+        runner: JOB.to_owned(),
+        node: "node-1".to_owned(),
+        devices: vec!["GPU-1".to_owned()],
+        job: NamedJob {
+            name: "train".to_owned(),
+            run: key(),
+            attempt: Some(1),
+        },
+        at: ago(60),
+    }
+}
+
+/// A gate that found a wrong result on that device.
+fn broken() -> Failure {
+    Failure {
+        code: None,
+        code_name: Some("WrongResult".to_owned()),
+        device: Some("GPU-1".to_owned()),
+        ..gate_failure(Class::Device)
+    }
+}
+
+fn failed(pool: &Pool, name: &str, failure: Failure) -> Runner {
+    let mut failed = runner(pool, name, RunnerPhase::Failed);
+    failed.end = Some(End::Failed(failure));
+    failed
+}
+
+/// The job has ended, and the next gate failed.
+fn world(pool: &Pool, gate: Failure) -> Observed {
+    let mut observed = observed(vec![failed(pool, "pool-bbbbb", gate)]);
+    observed.reruns.ended = vec![ended()];
+    observed
+}
+
+fn run(status: &str, attempt: u32) -> Run {
+    Run {
+        id: 17,
+        status: status.to_owned(),
+        conclusion: None,
+        html_url: String::new(),
+        created_at: ago(600),
+        check_suite_id: None,
+        head_sha: Some("5ca1ab1e".to_owned()),
+        workflow_id: Some(3),
+        head_branch: Some("main".to_owned()),
+        attempt,
+    }
+}
+
+fn job(id: u64, on: &str, conclusion: &str) -> RunJob {
+    RunJob {
+        id,
+        name: "train (cuda)".to_owned(),
+        status: "completed".to_owned(),
+        conclusion: Some(conclusion.to_owned()),
+        created_at: None,
+        started_at: None,
+        completed_at: Some(ago(59)),
+        runner_name: Some(on.to_owned()),
+        labels: vec![],
+        html_url: None,
+        attempt: 1,
+    }
+}
+
+/// What GitHub says of a run that is over, with these jobs.
+fn over(jobs: Vec<RunJob>) -> RunFacts {
+    RunFacts {
+        read: NOW,
+        run: Some(run("completed", 1)),
+        jobs,
+        newest: Some(run("completed", 1)),
+    }
+}
+
+/// One reconcile, whose status is stored.
+fn step(pool: &mut Pool, observed: &Observed) -> Plan {
+    let plan = crate::plan(pool, observed, NOW);
+    pool.status = plan.status.clone();
+    plan
+}
+
+fn asked(plan: &Plan) -> Vec<NewAttempt> {
+    let actions = plan.actions.iter();
+    let asked = actions.filter_map(|action| match action {
+        Action::RunAgain(new) => Some(new.clone()),
+        _ => None,
+    });
+    asked.collect()
+}
+
+fn state(pool: &Pool) -> Vec<(RerunState, Option<&str>)> {
+    let reruns = pool.status.reruns.iter();
+    reruns.map(|e| (e.state, e.reason.as_deref())).collect()
+}
+
+fn told(plan: &Plan, reason: Reason) -> Vec<&str> {
+    let news = plan.news.iter().filter(|n| n.reason == reason);
+    news.map(|n| n.note.as_str()).collect()
+}
+
+/// A runner that Kubernetes took away so many seconds ago, in the middle of the job.
+fn taken(pool: &Pool, name: &str, reason: Reason, seconds: i64) -> Runner {
+    let at = ago(seconds);
+    let failure = Failure::new(reason, Class::Transient, String::new(), at, true);
+    Runner {
+        under_way: Some(named()),
+        disruption: Some(evicted(seconds)),
+        ..failed(pool, name, failure)
+    }
+}
+
+fn evicted(seconds: i64) -> Disruption {
+    Disruption {
+        reason: "EvictionByEvictionAPI".into(),
+        message: String::new(),
+        at: Some(ago(seconds)),
+        by_own_use: false,
+    }
+}
+
+fn named() -> Job {
+    Job {
+        job: "train".to_owned(),
+        run: "17".to_owned(),
+        attempt: "1".to_owned(),
+        repository: "acme/widgets".to_owned(),
+        ..Job::default()
+    }
+}
+
+#[test]
+fn a_job_whose_device_the_next_gate_finds_broken_is_run_again_once() {
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    // Given a job and a gate: the wish is in the status, and nothing is asked
+    assert_eq!(asked(&step(&mut pool, &observed)), []);
+    assert_eq!(state(&pool), [(RerunState::Waiting, None)]);
+    let entry = &pool.status.reruns[0];
+    assert_eq!(entry.device.as_deref(), Some("GPU-1"));
+    assert_eq!(entry.code_name.as_deref(), Some("WrongResult"));
+
+    // When the run goes on, then it is waited for
+    let going_on = RunFacts {
+        run: Some(run("in_progress", 1)),
+        ..over(vec![])
+    };
+    observed.reruns.runs.insert(key(), going_on);
+    assert_eq!(asked(&step(&mut pool, &observed)), []);
+    assert_eq!(state(&pool), [(RerunState::Waiting, None)]);
+
+    // When it is over, then the request is in the status before it is sent
+    observed
+        .reruns
+        .runs
+        .insert(key(), over(vec![job(5, JOB, "failure")]));
+    assert_eq!(asked(&step(&mut pool, &observed)), []);
+    assert_eq!(state(&pool), [(RerunState::Requested, None)]);
+    let sent = asked(&step(&mut pool, &observed));
+    assert_eq!((sent.len(), sent[0].job, sent[0].run), (1, Some(5), 17));
+    assert_eq!(sent[0].note.sha, "5ca1ab1e");
+    for part in ["train \\(cuda\\)", "GPU-1", "WrongResult", "node-1"] {
+        assert!(sent[0].note.summary.contains(part), "{:?}", sent[0].note);
+    }
+
+    // When GitHub runs it again, then that is reported once
+    observed.reruns.answers.insert(key(), Answer::Started);
+    observed.reruns.runs.clear();
+    let plan = step(&mut pool, &observed);
+    let notes = told(&plan, Reason::JobRunAgain);
+    assert!(
+        notes.len() == 1 && notes[0].contains("train (cuda)"),
+        "{notes:?}"
+    );
+    assert_eq!(
+        (asked(&plan), state(&pool)),
+        (vec![], vec![(RerunState::Started, None)])
+    );
+
+    // And whatever is seen of it afterwards changes nothing
+    observed.reruns.answers.clear();
+    observed
+        .reruns
+        .runs
+        .insert(key(), over(vec![job(5, JOB, "failure")]));
+    let plan = step(&mut pool, &observed);
+    assert_eq!((asked(&plan), plan.news), (vec![], vec![]));
+}
+
+#[test]
+fn several_jobs_of_a_run_are_run_again_by_one_request() {
+    // Given a node that takes two jobs of one run with it
+    let mut pool = wishing(1);
+    let runners = [JOB, "pool-ccccc"].map(|name| taken(&pool, name, Reason::NodeLost, 60));
+    let mut observed = observed(runners.into());
+    step(&mut pool, &observed);
+    let jobs = vec![job(5, JOB, "failure"), job(6, "pool-ccccc", "failure")];
+    observed.reruns.runs.insert(key(), over(jobs));
+    step(&mut pool, &observed);
+    let sent = asked(&step(&mut pool, &observed));
+    assert_eq!((sent.len(), sent[0].job), (1, None));
+    observed.reruns.answers.insert(key(), Answer::Started);
+    let plan = step(&mut pool, &observed);
+    assert_eq!(told(&plan, Reason::JobRunAgain).len(), 2);
+}
+
+#[test]
+fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
+    // Given twenty nodes that each take a job with them
+    let mut pool = wishing(1);
+    let gone = (0..30_u32).map(|n| {
+        let mut gone = taken(&pool, &format!("pool-{n:05}"), Reason::Evicted, 60);
+        gone.under_way = Some(Job {
+            run: (100 + n).to_string(),
+            ..named()
+        });
+        gone
+    });
+    let observed_ = observed(gone.collect());
+    let plan = step(&mut pool, &observed_);
+    let count = |pool: &Pool, wanted| state(pool).iter().filter(|(s, _)| *s == wanted).count();
+    assert_eq!(count(&pool, RerunState::Waiting), MOST_AN_HOUR);
+    let paused = told(&plan, Reason::RerunsPaused).len();
+    assert_eq!(paused, MAX_RERUNS - MOST_AN_HOUR);
+    // Then nothing is said twice, and no list grows
+    let plan = step(&mut pool, &observed_);
+    assert_eq!(
+        (
+            told(&plan, Reason::RerunsPaused).len(),
+            pool.status.reruns.len()
+        ),
+        (0, MAX_RERUNS)
+    );
+
+    // Given a pool most of whose nodes fail the gate
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    observed.nodes = Some(vec![node("node-1"), node("node-2")]);
+    let mut second = failed(&pool, "pool-ddddd", broken());
+    second.node = Some("node-2".to_owned());
+    observed.runners.push(second);
+    step(&mut pool, &observed);
+    assert_eq!(state(&pool), [(RerunState::Skipped, Some("RerunsPaused"))]);
+}
+
+#[test]
+fn a_crash_between_request_and_answer_repeats_nothing() {
+    // Given a request that was sent by an operator that is gone
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    step(&mut pool, &observed);
+    observed
+        .reruns
+        .runs
+        .insert(key(), over(vec![job(5, JOB, "failure")]));
+    step(&mut pool, &observed);
+    assert_eq!(asked(&step(&mut pool, &observed)).len(), 1);
+    observed.reruns = RerunFacts::default();
+    // Then nothing is sent before the run is read
+    assert_eq!(asked(&step(&mut pool, &observed)), []);
+    // ... and nothing where it shows that the request came through
+    let mut read = over(vec![]);
+    read.run = Some(run("queued", 2));
+    observed.reruns.runs.insert(key(), read);
+    let plan = step(&mut pool, &observed);
+    assert_eq!(
+        (asked(&plan), state(&pool)),
+        (vec![], vec![(RerunState::Started, None)])
+    );
+    assert_eq!(told(&plan, Reason::JobRunAgain).len(), 1);
+}
+
+#[test]
+fn a_refusal_is_told_once_and_ends_it() {
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    step(&mut pool, &observed);
+    let message = "the credentials may not run the job 5 again".to_owned();
+    let reason = Reason::RerunNotAllowed;
+    observed
+        .reruns
+        .answers
+        .insert(key(), Answer::Refused { reason, message });
+    let plan = step(&mut pool, &observed);
+    assert_eq!(told(&plan, reason).len(), 1);
+    assert!(step(&mut pool, &observed).news.is_empty());
+    assert_eq!(
+        state(&pool),
+        [(RerunState::Skipped, Some("RerunNotAllowed"))]
+    );
+}
+
+#[test]
+fn without_the_wish_nothing_is_run_again_and_nothing_is_kept() {
+    for (gpu, node, expected) in [(true, false, 1), (false, true, 0)] {
+        let mut pool = wishing(1);
+        pool.spec_mut().rerun = Some(Rerun {
+            on_gpu_fault: gpu,
+            on_node_loss: node,
+            limit: 1,
+        });
+        let observed = world(&pool, broken());
+        step(&mut pool, &observed);
+        assert_eq!(pool.status.reruns.len(), expected);
+        pool.spec_mut().rerun = None;
+        step(&mut pool, &observed);
+        assert!(pool.status.reruns.is_empty());
+    }
+}

@@ -1,0 +1,233 @@
+//! What shows that something else ended a job.
+
+use super::*;
+use crate::Passed;
+
+/// Whether the job is blamed on its device.
+fn is_blamed(change: impl FnOnce(&mut Observed), gate: Failure) -> bool {
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, gate);
+    change(&mut observed);
+    step(&mut pool, &observed);
+    !pool.status.reruns.is_empty()
+}
+
+#[test]
+fn a_gate_speaks_of_the_job_that_ended_on_its_device_just_before_and_of_no_other() {
+    let same = |_: &mut Observed| {};
+    let at = |seconds| Failure {
+        at: ago(seconds),
+        ..broken()
+    };
+    assert!(is_blamed(same, broken()));
+    assert!(
+        !is_blamed(|o| o.runners.clear(), broken()),
+        "a plain red job"
+    );
+    assert!(!is_blamed(same, at(61)), "the gate failed before");
+    let long_ago = |o: &mut Observed| o.reruns.ended[0].at = ago(20 + 601);
+    assert!(!is_blamed(long_ago, broken()), "too long before");
+    let other = |o: &mut Observed| o.reruns.ended[0].devices = vec!["GPU-2".to_owned()];
+    assert!(!is_blamed(other, broken()), "another device");
+    let elsewhere = |o: &mut Observed| o.reruns.ended[0].node = "node-2".to_owned();
+    assert!(!is_blamed(elsewhere, broken()), "another node");
+    let own = |o: &mut Observed| o.runners[0].name = JOB.to_owned();
+    assert!(!is_blamed(own, broken()), "the job's own pod says so");
+
+    // A gate passed there meanwhile, or another job had the device
+    let pass = |seconds, device: &str| Passed {
+        node: "node-1".to_owned(),
+        created: ago(seconds),
+        devices: vec![device.to_owned()],
+    };
+    for (seconds, device, clears) in [
+        (40, "GPU-1", true),
+        (40, "GPU-2", false),
+        (70, "GPU-1", false),
+    ] {
+        let passed = |o: &mut Observed| o.passed = vec![pass(seconds, device)];
+        assert_eq!(is_blamed(passed, broken()), !clears, "{device} {seconds}");
+    }
+    let later = |o: &mut Observed| {
+        let mut other = ended();
+        (other.runner, other.job.run.1, other.at) = ("pool-ccccc".to_owned(), 18, ago(30));
+        o.reruns.ended.push(other);
+    };
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    later(&mut observed);
+    step(&mut pool, &observed);
+    let blamed: Vec<i64> = pool.status.reruns.iter().map(|e| e.run_id).collect();
+    assert_eq!(
+        blamed,
+        [18],
+        "the last job on the device, and not the one before it"
+    );
+}
+
+#[test]
+fn what_a_pools_settings_can_cause_proves_nothing() {
+    let found = |class, code, name: &str| Failure {
+        code,
+        code_name: Some(name.to_owned()),
+        ..Failure { class, ..broken() }
+    };
+    for (failure, proves) in [
+        (
+            found(Class::Device, Some(700), "CUDA_ERROR_ILLEGAL_ADDRESS"),
+            true,
+        ),
+        (found(Class::Node, Some(999), "CUDA_ERROR_UNKNOWN"), true),
+        (found(Class::Device, None, "Timeout"), false),
+        (
+            found(Class::Unsupported, Some(801), "CUDA_ERROR_NOT_SUPPORTED"),
+            false,
+        ),
+        (
+            found(Class::Config, Some(100), "CUDA_ERROR_NO_DEVICE"),
+            false,
+        ),
+        (
+            found(Class::Transient, Some(2), "CUDA_ERROR_OUT_OF_MEMORY"),
+            false,
+        ),
+    ] {
+        assert_eq!(is_blamed(|_| {}, failure.clone()), proves, "{failure:?}");
+    }
+    // Nor does the mark of a GPU that vanished: the job can write it
+    let lost = Failure {
+        reason: Reason::GpuLost,
+        class: Class::Transient,
+        ..broken()
+    };
+    assert!(!is_blamed(|_| {}, lost));
+}
+
+#[test]
+fn a_fault_without_a_device_is_of_a_job_that_had_all_of_the_node() {
+    for (offers, blamed) in [(1, true), (8, false)] {
+        let only = |o: &mut Observed| {
+            let offers = ("nvidia.com/gpu".to_owned(), offers);
+            first_node(o).offers = [offers].into();
+        };
+        let failure = Failure {
+            device: None,
+            code: Some(999),
+            ..gate_failure(Class::Node)
+        };
+        assert_eq!(is_blamed(only, failure), blamed, "{offers}");
+    }
+}
+
+#[test]
+fn what_another_pools_gate_found_counts_where_it_is_a_fact() {
+    for (code, blamed) in [(Some(700), true), (None, false)] {
+        let held = |o: &mut Observed| {
+            o.runners.clear();
+            let entry = serde_json::json!({
+                "node": "node-1", "device": "GPU-1", "class": "device", "code": code, "failures": 1,
+                "since": ago(20).to_string(),
+            });
+            o.quarantined = vec![Quarantined {
+                pool: PoolKey {
+                    namespace: "other".to_owned(),
+                    name: "other".to_owned(),
+                },
+                entry: serde_json::from_value(entry).unwrap(),
+            }];
+        };
+        assert_eq!(is_blamed(held, broken()), blamed, "{code:?}");
+    }
+}
+
+/// What the status says of a runner's job.
+fn lost(gone: Runner) -> Vec<String> {
+    let mut pool = wishing(1);
+    step(&mut pool, &observed(vec![gone]));
+    let reruns = pool.status.reruns.iter();
+    reruns.filter_map(|e| e.code_name.clone()).collect()
+}
+
+#[test]
+fn a_job_goes_with_its_node_where_kubernetes_says_so() {
+    let by = |reason: Reason| taken(&wishing(1), JOB, reason, 20);
+    for (reason, is_lost) in [
+        (Reason::Evicted, true),
+        (Reason::NodeLost, true),
+        (Reason::PodRejected, true),
+        // Its container ended, or somebody deleted its pod
+        (Reason::JobCutShort, false),
+        (Reason::OutOfMemory, false),
+        (Reason::GpuLost, false),
+        (Reason::DeadlineExceeded, false),
+    ] {
+        let found = lost(by(reason));
+        assert_eq!(
+            found,
+            is_lost.then(|| reason.word().to_owned()).as_slice(),
+            "{reason}"
+        );
+    }
+    let nameless = Runner {
+        under_way: None,
+        ..by(Reason::Evicted)
+    };
+    let heard = Runner {
+        heard: Some(named()),
+        ..nameless.clone()
+    };
+    assert!(lost(nameless).is_empty(), "nobody says which job it was");
+    assert_eq!(lost(heard), ["Evicted"], "GitHub says which job it was");
+    // A job can fill its node's disk
+    let mut by_use = by(Reason::Evicted);
+    by_use.disruption = Some(Disruption {
+        by_own_use: true,
+        ..evicted(20)
+    });
+    assert!(lost(by_use).is_empty());
+}
+
+#[test]
+fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
+    let done = |seconds: Option<i64>| {
+        let done = EndedJob {
+            job: named(),
+            started: None,
+            finished: ago(30),
+        };
+        Runner {
+            end: Some(End::JobDone(named())),
+            done: Some(done),
+            under_way: None,
+            disruption: seconds.map(evicted),
+            ..taken(&wishing(1), JOB, Reason::Evicted, 20)
+        }
+    };
+    assert_eq!(lost(done(Some(32))), ["Evicted"]);
+    assert!(lost(done(Some(28))).is_empty(), "it had ended before");
+    assert!(lost(done(None)).is_empty(), "a plain end");
+}
+
+#[test]
+fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
+    let pool = wishing(1);
+    let mut done = runner(&pool, JOB, RunnerPhase::Finished);
+    done.devices = vec!["GPU-1".to_owned()];
+    done.done = Some(EndedJob {
+        job: named(),
+        started: None,
+        finished: ago(60),
+    });
+    let known = remember(&pool, [&done].into_iter(), vec![], NOW);
+    assert_eq!(known, [ended()]);
+    // Though its pod has gone
+    let known = remember(&pool, [].into_iter(), known, NOW);
+    assert_eq!(known, [ended()]);
+    assert_eq!(remember(&pool, [].into_iter(), known, NOW.after(HOUR)), []);
+    // And after a restart, those that are in the status
+    let mut observed = observed(vec![done]);
+    observed.reruns.ended = vec![];
+    let mut pool = pool;
+    step(&mut pool, &observed);
+    assert_eq!(remember(&pool, [].into_iter(), vec![], NOW), [ended()]);
+}

@@ -1,0 +1,123 @@
+//! What GitHub's word on the run means.
+
+use super::*;
+
+/// What becomes of a wish when GitHub says this of the run.
+fn judged(cause: RerunCause, limit: i32, read: RunFacts) -> Vec<(RerunState, Option<String>)> {
+    let mut pool = wishing(limit);
+    let mut observed = match cause {
+        RerunCause::GpuFault => world(&pool, broken()),
+        RerunCause::NodeLoss => observed(vec![taken(&pool, JOB, Reason::Evicted, 60)]),
+    };
+    step(&mut pool, &observed);
+    assert_eq!(pool.status.reruns.len(), 1);
+    observed.reruns.runs.insert(key(), read);
+    step(&mut pool, &observed);
+    let said = state(&pool).into_iter();
+    said.map(|(state, reason)| (state, reason.map(str::to_owned)))
+        .collect()
+}
+
+/// The job ended red.
+fn red() -> RunFacts {
+    over(vec![job(5, JOB, "failure")])
+}
+
+fn cancelled(seconds: i64) -> RunFacts {
+    let job = job(5, JOB, "cancelled");
+    over(vec![RunJob {
+        completed_at: Some(ago(seconds)),
+        ..job
+    }])
+}
+
+/// It ended red, and the newest run of the branch is this one.
+fn newest(id: u64, sha: &str) -> RunFacts {
+    let newest = Run {
+        id,
+        head_sha: Some(sha.to_owned()),
+        ..run("queued", 1)
+    };
+    RunFacts {
+        newest: Some(newest),
+        ..red()
+    }
+}
+
+#[test]
+fn a_job_that_something_else_ended_is_run_again() {
+    use RerunCause::{GpuFault, NodeLoss};
+    for (what, cause, read) in [
+        ("it failed", GpuFault, red()),
+        ("it failed", NodeLoss, red()),
+        ("the same commit runs", GpuFault, newest(18, "5ca1ab1e")),
+        ("an older commit ran", GpuFault, newest(16, "0ddba11")),
+        ("cancelled by the loss", NodeLoss, cancelled(58)),
+    ] {
+        let expected = [(RerunState::Requested, None)];
+        assert_eq!(judged(cause, 1, read), expected, "{what}, {cause:?}");
+    }
+}
+
+#[test]
+fn a_job_is_left_as_it_is_where_another_attempt_would_be_of_no_use() {
+    use RerunCause::{GpuFault, NodeLoss};
+    let gone = RunFacts {
+        run: None,
+        ..over(vec![])
+    };
+    let mut anew = red();
+    (anew.run, anew.jobs[0].attempt) = (Some(run("completed", 2)), 2);
+    let mut before = red();
+    before.jobs[0].completed_at = Some(ago(60 + 16 * 60));
+    let well = over(vec![job(5, JOB, "success")]);
+    let elsewhere = over(vec![job(5, "pool-x", "failure")]);
+    for (what, cause, read, reason) in [
+        ("it went well", GpuFault, well, Reason::RerunNotNeeded),
+        ("another's job", GpuFault, elsewhere, Reason::RerunNotNeeded),
+        ("the run is gone", GpuFault, gone, Reason::RerunRefused),
+        ("it was run again", GpuFault, anew, Reason::RerunNotNeeded),
+        (
+            "a newer commit runs",
+            GpuFault,
+            newest(18, "0ddba11"),
+            Reason::RerunNotNeeded,
+        ),
+        (
+            "somebody cancelled it",
+            GpuFault,
+            cancelled(59),
+            Reason::RerunNotNeeded,
+        ),
+        (
+            "cancelled before the loss",
+            NodeLoss,
+            cancelled(70),
+            Reason::RerunNotNeeded,
+        ),
+        ("red long before", NodeLoss, before, Reason::RerunNotNeeded),
+    ] {
+        let expected = [(RerunState::Skipped, Some(reason.word().to_owned()))];
+        assert_eq!(judged(cause, 1, read), expected, "{what}, {cause:?}");
+    }
+}
+
+#[test]
+fn an_attempt_beyond_the_limit_is_not_run_again() {
+    for (limit, attempt, expected) in [
+        (1, 1, (RerunState::Requested, None)),
+        (1, 2, (RerunState::Skipped, Some("RerunLimit"))),
+        (2, 2, (RerunState::Requested, None)),
+        (2, 3, (RerunState::Skipped, Some("RerunLimit"))),
+    ] {
+        let mut pool = wishing(limit);
+        let mut observed = world(&pool, broken());
+        observed.reruns.ended[0].job.attempt = i32::try_from(attempt).ok();
+        step(&mut pool, &observed);
+        let mut read = over(vec![job(5, JOB, "failure")]);
+        (read.run, read.jobs[0].attempt) = (Some(run("completed", attempt)), attempt);
+        observed.reruns.runs.insert(key(), read);
+        step(&mut pool, &observed);
+        assert_eq!(state(&pool), [expected], "{limit} {attempt}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Jobs that are run again, and what is said of that on the commit.
+//!
+//! The endpoints are documented at <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
+//! <https://docs.github.com/en/rest/checks/runs?apiVersion=2022-11-28>.
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::{
+    Client, Error, Repository, Run,
+    ask::Ask,
+    pages::What,
+    runs::{ACTIONS_READ, ACTIONS_WRITE, ApiPath as _, Runs},
+};
+use cuda_runner_plan::model::rerun::{CheckNote, NewAttempt};
+use cuda_runner_plan::model::url::encode;
+
+/// What it takes to write checks.
+const CHECKS_WRITE: &str = "the App's repository permission \"Checks: write\"";
+/// The name of the check run. Nothing requires it.
+const CHECK: &str = "cuda-runner-operator";
+
+impl Client {
+    /// The newest run of a run's workflow on its branch; `None` where that is not known.
+    pub async fn newest_run(
+        &self,
+        repository: &Repository,
+        run: &Run,
+    ) -> Result<Option<Run>, Error> {
+        let (Some(workflow), Some(branch)) = (run.workflow_id, &run.head_branch) else {
+            return Ok(None);
+        };
+        let path = format!(
+            "{}/actions/workflows/{workflow}/runs?branch={}&per_page=1",
+            repository.path(),
+            encode(branch),
+        );
+        let what = What {
+            action: &format!("read the newest run of the workflow {workflow}"),
+            permission: ACTIONS_READ,
+        };
+        let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
+        let mut runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
+        Ok(runs.next().map(|run| run.0))
+    }
+
+    /// Runs a job again, and those that need it; or all jobs of a run that failed.
+    pub async fn run_again(&self, new: &NewAttempt) -> Result<(), Error> {
+        let actions = format!("{}/actions", new.repository.path());
+        let (path, action) = match new.job {
+            Some(job) => (
+                format!("{actions}/jobs/{job}/rerun"),
+                format!("run the job {job} again"),
+            ),
+            None => (
+                format!("{actions}/runs/{}/rerun-failed-jobs", new.run),
+                format!("run the failed jobs of the run {} again", new.run),
+            ),
+        };
+        let ask = Ask::write(Method::POST, path, action);
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::CREATED => Ok(()),
+            _ => Err(self.judged(&answer, &ask, ACTIONS_WRITE)),
+        }
+    }
+
+    /// Tells something on a commit, by a check run that requires nothing. Apps alone may.
+    pub async fn tell(&self, repository: &Repository, note: &CheckNote) -> Result<(), Error> {
+        let mut body = json!({
+            "name": CHECK,
+            "head_sha": note.sha,
+            "status": "completed",
+            "conclusion": "neutral",
+            "output": {"title": note.title, "summary": note.summary},
+        });
+        if let Some(url) = &note.url {
+            body["details_url"] = json!(url);
+        }
+        let ask = Ask {
+            body: Some(body.to_string().into_bytes()),
+            ..Ask::write(
+                Method::POST,
+                format!("{}/check-runs", repository.path()),
+                format!("tell of a re-run on the commit {}", note.sha),
+            )
+        };
+        let answer = self.transport.send(&ask).await?;
+        match answer.status {
+            StatusCode::CREATED => Ok(()),
+            _ => Err(self.judged(&answer, &ask, CHECKS_WRITE)),
+        }
+    }
+}

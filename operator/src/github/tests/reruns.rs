@@ -1,0 +1,105 @@
+//! Jobs that are run again, and what is said of that on the commit.
+
+use http::Method;
+use serde_json::json;
+
+use super::stub::{Stub, error, reply};
+use crate::github::{Error, Repository, Run};
+use cuda_runner_plan::model::rerun::{CheckNote, NewAttempt};
+
+fn repository() -> Repository {
+    Repository::new("acme/widgets").unwrap()
+}
+
+fn attempt(job: Option<u64>) -> NewAttempt {
+    NewAttempt {
+        repository: repository(),
+        run: 7,
+        job,
+        note: CheckNote {
+            sha: "5ca1ab1e".into(),
+            title: "GPU fault, job run again".into(),
+            summary: "what was found".into(),
+            url: None,
+        },
+    }
+}
+
+fn run(workflow: Option<u64>, branch: &str) -> Run {
+    Run {
+        id: 7,
+        status: "completed".into(),
+        conclusion: None,
+        html_url: String::new(),
+        created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        check_suite_id: None,
+        head_sha: Some("5ca1ab1e".into()),
+        workflow_id: workflow,
+        head_branch: Some(branch.into()),
+        attempt: 1,
+    }
+}
+
+#[tokio::test]
+async fn one_job_is_run_again_by_its_number_and_several_by_their_runs() {
+    let running = "The workflow run containing this job is already running";
+    let stub = Stub::start(move |_, before| match before {
+        0 | 1 => reply(201, &json!({})),
+        _ => error(403, running),
+    })
+    .await;
+    let client = stub.client("acme/widgets");
+    client.run_again(&attempt(Some(5))).await.unwrap();
+    client.run_again(&attempt(None)).await.unwrap();
+    let refused = client.run_again(&attempt(Some(5))).await.unwrap_err();
+    let is_said = matches!(&refused, Error::Forbidden { message, .. } if message == running);
+    assert!(is_said, "{refused:?}");
+    let seen: Vec<(Method, String)> = stub
+        .seen()
+        .into_iter()
+        .take(2)
+        .map(|seen| (seen.method, seen.path))
+        .collect();
+    let path = |rest: &str| format!("/api/v3/repos/acme/widgets/actions/{rest}");
+    assert_eq!(
+        seen,
+        [
+            (Method::POST, path("jobs/5/rerun")),
+            (Method::POST, path("runs/7/rerun-failed-jobs")),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_commit_is_told_by_a_check_that_requires_nothing() {
+    let stub = Stub::start(|_, _| reply(201, &json!({}))).await;
+    let client = stub.client("acme/widgets");
+    let note = attempt(None).note;
+    client.tell(&repository(), &note).await.unwrap();
+    let seen = &stub.seen()[0];
+    assert!(seen.path.ends_with("/repos/acme/widgets/check-runs"));
+    assert_eq!(seen.body["head_sha"], "5ca1ab1e");
+    assert_eq!(seen.body["conclusion"], "neutral");
+    assert_eq!(seen.body["output"]["summary"], "what was found");
+}
+
+#[tokio::test]
+async fn the_newest_run_is_that_of_the_same_workflow_on_the_same_branch() {
+    let newest = json!({
+        "id": 9, "status": "queued", "conclusion": null, "html_url": "", "head_sha": "0ddba11",
+        "created_at": "2026-01-01T00:00:00Z", "run_attempt": 2,
+    });
+    let body = json!({"total_count": 1, "workflow_runs": [newest]});
+    let stub = Stub::start(move |_, _| reply(200, &body)).await;
+    let client = stub.client("acme/widgets");
+    let older = run(Some(3), "fix/a&b");
+    let found = client.newest_run(&repository(), &older).await;
+    let found = found.unwrap().unwrap();
+    assert_eq!((found.id, found.attempt), (9, 2));
+    let path = &stub.seen()[0].path;
+    let wanted = "/actions/workflows/3/runs?branch=fix%2Fa%26b&per_page=1";
+    assert!(path.ends_with(wanted), "{path}");
+    // Where the workflow is not known, nothing is asked
+    let found = client.newest_run(&repository(), &run(None, "main")).await;
+    assert_eq!((found.unwrap(), stub.seen().len()), (None, 1));
+}
