@@ -14,8 +14,7 @@ use crate::{
     code,
     job::{self, Conclusion},
     server::{Answered, Job, Refusal, Server},
-    settings::{self, Settings},
-    signals, terminal,
+    settings, signals, terminal,
     worker::{self, End, Worker},
 };
 
@@ -77,7 +76,6 @@ pub(crate) fn run(root: &Path, options: &Run) -> Result<u8> {
     terminal::event("Listening for Jobs");
     let code = listen(&Listener {
         root,
-        settings: &settings,
         server: &server,
         session: &session,
         once: options.once || settings.ephemeral(),
@@ -158,7 +156,6 @@ fn patience() -> Duration {
 
 struct Listener<'a> {
     root: &'a Path,
-    settings: &'a Settings,
     server: &'a Server,
     session: &'a str,
     once: bool,

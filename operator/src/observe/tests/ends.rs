@@ -240,13 +240,9 @@ fn an_init_container_of_the_template_that_fails_is_named_with_its_last_words() {
     assert_eq!(starting(&sidecar, &states).end, None);
 }
 
-#[test]
-fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
-    let limited = json!({"containers": [], "initContainers": [
-        {"name": "gpu", "resources": {"limits": {"memory": "64Mi"}}}
-    ]});
-    let unlimited = json!({"containers": []});
-    let report = Report {
+/// The summary of a gate whose test process was killed.
+fn killed() -> String {
+    Report {
         failure: Some(gate_report::Failure {
             class: Class::Node,
             step: gate_report::Step::Init,
@@ -261,7 +257,16 @@ fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
         }),
         ..Report::new("1")
     }
-    .summary();
+    .summary()
+}
+
+#[test]
+fn a_gate_without_memory_is_configuration_and_the_limit_is_named() {
+    let limited = json!({"containers": [], "initContainers": [
+        {"name": "gpu", "resources": {"limits": {"memory": "64Mi"}}}
+    ]});
+    let unlimited = json!({"containers": []});
+    let report = killed();
     let counted = report.replace("Crash", "OutOfMemoryKill");
     for (spec, state, expected) in [
         // The whole container is killed, as with cgroup v2.
