@@ -3,7 +3,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{RerunCause, RerunState, RerunStatus};
-use github_simulator::{control::JobView, state::Conclusion};
+use github_simulator::{
+    control::JobView,
+    state::{Conclusion, Seen},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::EvictParams};
 use serde_json::{Value, json};
@@ -61,13 +64,17 @@ async fn entry(ctx: &Ctx, pool: &str, runner: &str, state: RerunState) -> Result
     .await
 }
 
+/// Whether a call asks GitHub to run jobs again.
+fn is_rerun(call: &Seen) -> bool {
+    call.path.ends_with("/rerun") || call.path.ends_with("/rerun-failed-jobs")
+}
+
 /// Nothing was asked of GitHub, and nothing is in the status.
 async fn nothing_is_run_again(ctx: &Ctx, mark: u64, job: u64) -> Result<()> {
     let reruns = ctx.status(POOL).await?.reruns;
     ensure!(reruns.is_empty(), "{reruns:#?}");
     let calls = ctx.own_calls(mark).await?;
-    let asked = calls.iter().any(|call| call.path.contains("rerun"));
-    ensure!(!asked, "{calls:#?}");
+    ensure!(!calls.iter().any(is_rerun), "{calls:#?}");
     ensure!(last_attempt(ctx, job).await?.attempt == 1);
     Ok(())
 }
@@ -132,7 +139,7 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     ensure!(second.runner.is_some_and(|other| other != runner));
     // ... by one request
     let calls = ctx.own_calls(mark).await?;
-    let asked = calls.iter().filter(|call| call.path.contains("rerun"));
+    let asked = calls.iter().filter(|call| is_rerun(call));
     ensure!(asked.count() == 1, "{calls:#?}");
     told(ctx, &uuid).await
 }

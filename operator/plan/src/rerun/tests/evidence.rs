@@ -194,6 +194,7 @@ fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
             job: named(),
             started: None,
             finished: ago(30),
+            refused: None,
         };
         Runner {
             end: Some(End::JobDone(named())),
@@ -217,6 +218,7 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
         job: named(),
         started: None,
         finished: ago(60),
+        refused: None,
     });
     let known = remember(&pool, [&done].into_iter(), vec![], NOW);
     assert_eq!(known, [ended()]);
