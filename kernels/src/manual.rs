@@ -44,6 +44,7 @@ EXIT CODES
   14  unsupported  the device is healthy but cannot do what is asked
   15  refused      the registrar said no
   16  transient    the registrar did not answer in time
+  17  unknown      the driver gave a code that is not listed; it blames nothing
   70  internal     a fault of cuda-smoke itself";
 
 /// The end of `--help`: exit codes and what follows them.

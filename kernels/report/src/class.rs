@@ -24,6 +24,8 @@ pub mod exit {
     pub const REFUSED: u8 = 15;
     /// The GPUs are fine, but the registrar did not answer within its deadline.
     pub const UNREACHABLE: u8 = 16;
+    /// [`Class::Unknown`](super::Class::Unknown).
+    pub const UNKNOWN: u8 = 17;
     /// [`Class::Internal`](super::Class::Internal).
     pub const INTERNAL: u8 = 70;
 }
@@ -45,19 +47,22 @@ pub enum Class {
     Unsupported,
     /// The registrar refused the registration.
     Refused,
+    /// The driver gave a code that nobody has listed. It blames nothing by itself.
+    Unknown,
     /// A fault of ours.
     Internal,
 }
 
 impl Class {
     /// All classes, in the order of their exit codes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Config,
         Self::Transient,
         Self::Device,
         Self::Node,
         Self::Unsupported,
         Self::Refused,
+        Self::Unknown,
         Self::Internal,
     ];
 
@@ -71,6 +76,7 @@ impl Class {
             Self::Node => exit::NODE,
             Self::Unsupported => exit::UNSUPPORTED,
             Self::Refused => exit::REFUSED,
+            Self::Unknown => exit::UNKNOWN,
             Self::Internal => exit::INTERNAL,
         }
     }
@@ -102,6 +108,7 @@ impl Class {
             Self::Node => "node",
             Self::Unsupported => "unsupported",
             Self::Refused => "refused",
+            Self::Unknown => "unknown",
             Self::Internal => "internal",
         }
     }

@@ -43,7 +43,7 @@ fn the_reference_has_the_exit_codes() {
             Some((code, class))
         })
         .collect();
-    let all: Vec<_> = [0, 2, 10, 11, 12, 13, 14, 15, 16, 70]
+    let all: Vec<_> = [0, 2, 10, 11, 12, 13, 14, 15, 16, 17, 70]
         .map(|code| (code, Class::from_exit_code(code)))
         .into();
     assert_eq!(rows, all);

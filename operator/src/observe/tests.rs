@@ -410,6 +410,7 @@ fn a_gate_without_a_report_is_judged_by_its_code() {
         (14, Class::Unsupported, "GateFailed"),
         (15, Class::Refused, "RegistrationRefused"),
         (16, Class::Transient, "RegistrarUnreachable"),
+        (17, Class::Unknown, "GateFailed"),
         (70, Class::Internal, "GateFailed"),
         // Killed from outside.
         (137, Class::Transient, "GateFailed"),

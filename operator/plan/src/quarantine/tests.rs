@@ -102,6 +102,7 @@ fn each_class_has_its_consequence() {
         (Class::Node, true, false),
         (Class::Unsupported, true, false),
         (Class::Refused, false, true),
+        (Class::Unknown, false, false),
         (Class::Internal, false, false),
     ] {
         let (pool, plan) = after(class, 4);
