@@ -1,12 +1,14 @@
 //! Failures: what they mean for the next attempt.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use cudarunner_crds::{FailureClass, FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Case, Observed, refusals, version};
+use super::{Access, Case, Observed, lasting, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
@@ -31,7 +33,7 @@ const FIXED: SignedDuration = SignedDuration::from_mins(5);
 /// then says so.
 const ONLINE: SignedDuration = SignedDuration::from_mins(5);
 /// For how long a new node's driver may be starting: a driver container compiles its kernel module.
-const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
+pub(super) const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 /// The least pause after any failure, whatever is known of it: no loop goes faster.
 const FLOOR: SignedDuration = SignedDuration::from_secs(2);
 /// The longest pause.
@@ -40,6 +42,8 @@ const LONGEST: SignedDuration = SignedDuration::from_mins(10);
 const BEHIND: SignedDuration = SignedDuration::from_mins(1);
 /// After so many agents in a row that ended at once with the same code, their image or template is to blame.
 const IN_A_ROW: usize = 3;
+/// What a person hears of a fault that nobody has judged yet.
+const UNJUDGED: &str = " Nobody is blamed for it and no node is quarantined; the pool tries again, less often each time.";
 /// What the gate may take beside its two attempts at the test: registration and its own start.
 const GATE_MARGIN: SignedDuration = SignedDuration::from_secs(120);
 
@@ -60,6 +64,8 @@ pub struct Health {
     pub overdue: Vec<String>,
     /// The quarantined nodes.
     pub quarantine: Quarantine,
+    /// Nodes that failed lately in a way that may pass: new pods go elsewhere while there is room.
+    pub suspects: BTreeSet<String>,
 }
 
 impl Health {
@@ -127,6 +133,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     };
     let mut new: Vec<FailureStatus> = vec![];
     let (mut failed, mut overdue) = (vec![], vec![]);
+    let mut made = BTreeMap::new();
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
     for (runner, has_vanished) in runners.chain(vanished) {
@@ -141,6 +148,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
             let failure = warming(runner, failure, observed, now);
             let failure = with_github(runner, failure, observed);
             failed.push((failure.class, failure.reason));
+            made.insert(runner.name.clone(), runner.created);
             new.push(noted(runner, failure));
         }
     }
@@ -148,11 +156,16 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
-    let well = (&observed.passed[..], &pool.status.last_jobs[..]);
-    refusals::blame_nodes(&mut new, known, well);
+    let of_nodes = lasting::Known {
+        pool,
+        observed,
+        made: &made,
+    };
+    lasting::blame_nodes(&mut new, known, of_nodes);
     let mut last_failures = new.clone();
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);
+    let suspects = lasting::suspects(&last_failures, of_nodes, now);
 
     let mut health = Health {
         consecutive,
@@ -162,6 +175,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         not_before: None,
         overdue,
         quarantine: Quarantine::default(),
+        suspects,
     };
     if let Ok(spec) = &pool.spec {
         let case = Case {
@@ -329,6 +343,9 @@ fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
         .filter(|job| !failure.message.contains(&format!("of run {} in", job.run)))
     {
         failure.message = format!("{} GitHub had given it the {job}.", failure.message);
+    }
+    if failure.class == Class::Unknown {
+        failure.message.push_str(UNJUDGED);
     }
     FailureStatus {
         runner: runner.name.clone(),

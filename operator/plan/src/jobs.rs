@@ -200,6 +200,7 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         conclusion: None,
         runner: runner.name.clone(),
         node: runner.node.clone(),
+        devices: runner.devices.clone(),
         started_at: done.started.map(Time),
         finished_at: Time(done.finished),
         workflow: job.workflow.clone(),

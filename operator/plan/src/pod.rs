@@ -36,7 +36,11 @@ const SHARED_MEMORY: &str = "16Mi";
 /// Makes the pod of a new runner.
 #[must_use]
 pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) -> Pod {
-    let NewRunner { name, avoids } = new;
+    let NewRunner {
+        name,
+        avoids,
+        shuns,
+    } = new;
     let mut template = spec.template.spec.clone().unwrap_or_default();
     let theirs = std::mem::take(&mut template.containers).into_iter().next();
     let agent = runner::container(pool, spec, name);
@@ -68,6 +72,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     };
     merge(&mut pod_spec, template);
     placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
+    placement::prefer_others(&mut pod_spec, shuns);
 
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();

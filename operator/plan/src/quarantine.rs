@@ -12,6 +12,7 @@ use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::lasting::OF_OTHERS;
 use super::{About, Case, NodeFacts, Notice, Observed, Passed};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
@@ -293,7 +294,7 @@ fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
 
 /// Whether an entry rests on a fact that no pool's author can make: a wrong result, or a code of the driver's that speaks
 /// against a device or its node. What a pool's own settings can cause binds that pool alone: thresholds, time limits,
-/// the environment of its containers, what the kubelet says of its pods.
+/// the environment and the memory of its containers, what the kubelet says of its pods.
 #[must_use]
 pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
     const SEEN: [Finding; 3] = [
@@ -309,7 +310,8 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
             .map(|f| finding(*f, Context::at(Step::Compare)).name);
         names.any(|seen| Some(seen) == name)
     };
-    blames_hardware && (entry.code.is_some() || seen())
+    let is_of_driver = || entry.code.is_some_and(|code| !OF_OTHERS.contains(&code));
+    blames_hardware && (is_of_driver() || seen())
 }
 
 impl<'a> Case<'a> {

@@ -552,6 +552,7 @@ fn what_a_runner_keeps_off_is_read_back() {
     let runner = NewRunner {
         name: "pool-aaaaa".into(),
         avoids: ["node-1", "node-2"].map(str::to_owned).into(),
+        shuns: ["node-3"].map(str::to_owned).into(),
     };
     let pod = build(&pool, &spec, &settings, &runner);
     assert_eq!(read(&pod).avoids, runner.avoids);
