@@ -84,7 +84,7 @@ pub(crate) struct TestArgs {
     )]
     pub(crate) managed_memory: ManagedMemory,
     /// The GPUs are shared with other pods (time slicing, MPS).
-    #[arg(long, env = "CUDA_SMOKE_SHARED")]
+    #[arg(long, env = gate::SHARED)]
     pub(crate) shared: bool,
     /// Memory of each device to write and read back, in MiB; less where little is free, and at most for a moment.
     #[arg(

@@ -120,8 +120,14 @@ pub mod gate {
     pub const MIN_CUDA_VERSION: &str = "CUDA_SMOKE_MIN_CUDA_VERSION";
     /// `Report` or `Require`.
     pub const MANAGED_MEMORY: &str = "CUDA_SMOKE_MANAGED_MEMORY";
+    /// Percent of an exclusive device's memory that must be free; 0 asks for none.
+    pub const MIN_FREE_MEMORY_PERCENT: &str = "CUDA_SMOKE_MIN_FREE_MEMORY_PERCENT";
+    /// `Report` or `Require`.
+    pub const PEER_ACCESS: &str = "CUDA_SMOKE_PEER_ACCESS";
     /// Seconds for the whole test.
     pub const TIMEOUT_SECONDS: &str = "CUDA_SMOKE_TIMEOUT_SECONDS";
+    /// `true` where the GPUs are shared with other pods. `prepare` sets it, as the registrar says of the pod's node.
+    pub const SHARED: &str = "CUDA_SMOKE_SHARED";
     /// The pod's node, from the downward API.
     pub const NODE: &str = "NODE_NAME";
     /// The pod's name, from the downward API.

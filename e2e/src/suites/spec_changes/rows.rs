@@ -109,6 +109,7 @@ fn of_a_pool(github: &str, repository: &str) -> Value {
         "gpu.claimTemplate": [null, "absent"],
         "gpu.minComputeCapability": ["7.0", "9.0"],
         "gpu.minCudaVersion": ["12.0", "12.9"],
+        "gpu.peerAccess": ["Report", "Require"],
         "deletionPolicy": ["WaitForJobs", "Now"],
         "teardownTimeout": ["10m", "30s"],
         "template": [agent_with("A", "one"), agent_with("A", "other")],
@@ -119,6 +120,7 @@ fn of_the_gate() -> Value {
     json!({
         "smoke.timeoutSeconds": [30, 60],
         "smoke.managedMemory": ["Report", "Require"],
+        "smoke.minFreeMemoryPercent": [90, 50],
         "smoke.quarantineMinutes": [30, 1],
         "smoke.resources.requests.cpu": ["10m", "20m"],
         "smoke.resources.requests.memory": ["64Mi", "65Mi"],

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarunner_crds::{
     ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu,
-    JobContainers, KeyReference, Lifetime, ManagedMemory, Preflight, RegistrationMode,
+    JobContainers, KeyReference, Lifetime, ManagedMemory, PeerAccess, Preflight, RegistrationMode,
     RequiredChecks, Scaling, ScalingSource, Verify,
 };
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
@@ -20,6 +20,9 @@ const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
 const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 /// The longest.
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
+
+/// The default of `spec.smoke.minFreeMemoryPercent`.
+const FREE_MEMORY_PERCENT: u32 = 90;
 
 pub mod owned;
 mod template;
@@ -209,6 +212,10 @@ pub struct GateSettings {
     pub min_cuda_version: String,
     /// Whether concurrent managed access is demanded.
     pub managed_memory: ManagedMemory,
+    /// Percent of a device's memory that must be free.
+    pub min_free_memory_percent: u32,
+    /// Whether the devices must reach one another's memory.
+    pub peer_access: PeerAccess,
     /// Seconds for the whole test.
     pub timeout_seconds: u32,
 }
@@ -345,6 +352,12 @@ impl Spec {
             min_compute_capability: spec.gpu.min_compute_capability.clone(),
             min_cuda_version: spec.gpu.min_cuda_version.clone(),
             managed_memory: spec.smoke.managed_memory,
+            min_free_memory_percent: spec
+                .smoke
+                .min_free_memory_percent
+                .clamp(0, 100)
+                .unsigned_abs(),
+            peer_access: spec.gpu.peer_access,
             timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
         };
         let gpu = read_gpu(&spec.gpu);
@@ -412,6 +425,11 @@ impl Spec {
             &self.preflight,
         );
         let mut shape = serde_json::to_string(&shape).unwrap_or_default();
+        // Fields that older versions did not have: with their defaults no pod is made anew.
+        let demands = (gate.min_free_memory_percent, gate.peer_access);
+        if demands != (FREE_MEMORY_PERCENT, PeerAccess::Report) {
+            shape += &serde_json::to_string(&demands).unwrap_or_default();
+        }
         if let Some(resources) = &spec.smoke.resources {
             shape += &serde_json::to_string(resources).unwrap_or_default();
         }
