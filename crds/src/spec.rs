@@ -280,13 +280,28 @@ pub struct Gpu {
     #[serde(default = "default_cuda_version")]
     #[schemars(length(max = 8), regex(pattern = r"^[0-9]{1,2}\.[0-9]{1,2}$"))]
     pub min_cuda_version: String,
+
+    /// Whether the GPUs of a runner with several must reach one another's memory.
+    #[serde(default)]
+    pub peer_access: PeerAccess,
+}
+
+/// Whether GPUs must reach one another's memory.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum PeerAccess {
+    /// Say in the report which pairs do.
+    #[default]
+    Report,
+    /// A pair without peer access fails the gate.
+    Require,
 }
 
 /// The test that a runner's GPUs pass before it registers.
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Smoke {
-    /// Seconds that the whole test may take, the driver's start included.
+    /// Seconds that the test of one device may take, the driver's start included. Each further device adds a third of it, and
+    /// not less than ten.
     #[serde(default = "default_smoke_timeout")]
     #[schemars(range(min = 1, max = 600))]
     pub timeout_seconds: i32,
@@ -294,6 +309,12 @@ pub struct Smoke {
     /// Whether a device must offer concurrent access to managed memory.
     #[serde(default)]
     pub managed_memory: ManagedMemory,
+
+    /// Percent of a device's memory that must be free, 0 for any. Shared devices, slices, and GPUs that share the host's
+    /// memory are not held to it.
+    #[serde(default = "default_free_memory")]
+    #[schemars(range(min = 0, max = 100))]
+    pub min_free_memory_percent: i32,
 
     /// Minutes for which a node that failed is quarantined; doubled each time it fails again, up to a day.
     #[serde(default = "default_quarantine")]
@@ -490,6 +511,7 @@ impl Default for Gpu {
             claim_template: None,
             min_compute_capability: default_compute_capability(),
             min_cuda_version: default_cuda_version(),
+            peer_access: PeerAccess::default(),
         }
     }
 }
@@ -499,6 +521,7 @@ impl Default for Smoke {
         Self {
             timeout_seconds: default_smoke_timeout(),
             managed_memory: ManagedMemory::default(),
+            min_free_memory_percent: default_free_memory(),
             quarantine_minutes: default_quarantine(),
             resources: None,
         }
@@ -568,6 +591,10 @@ fn default_cuda_version() -> String {
 
 fn default_smoke_timeout() -> i32 {
     30
+}
+
+fn default_free_memory() -> i32 {
+    90
 }
 
 fn default_quarantine() -> i32 {

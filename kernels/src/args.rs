@@ -106,7 +106,7 @@ pub(crate) struct TestArgs {
     )]
     pub(crate) peer_access: PeerAccess,
     /// The GPUs are shared with other pods (time slicing, MPS).
-    #[arg(long, env = "CUDA_SMOKE_SHARED")]
+    #[arg(long, env = gate::SHARED)]
     pub(crate) shared: bool,
     /// Memory of each device to write and read back, in MiB, and at least four times its L2 cache; less where little is free,
     /// and at most for a moment. 0 writes none.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use cuda_smoke::files::{self, OPEN, PROGRAM, READABLE};
 use cuda_smoke::registrar::{Error, Registrar};
 use gate_report::contract::{file, gate};
+use gate_report::wire::Ticket;
 use gate_report::{Report, exit};
 
 use crate::args::PrepareArgs;
@@ -30,7 +31,10 @@ const SCRIPTS: [(&str, &str); 6] = [
 /// Writes the files, the ticket last, and returns the exit code.
 pub(crate) fn run(args: &PrepareArgs) -> u8 {
     end_on_signal();
-    let result = bring(args).and_then(|()| ticket(args));
+    let result = ticket(args).and_then(|given| {
+        bring(args, given.shared)?;
+        leave(args, &given)
+    });
     let Err(error) = result else {
         println!("prepared");
         return exit::PASSED;
@@ -48,7 +52,7 @@ pub(crate) fn run(args: &PrepareArgs) -> u8 {
 }
 
 /// Our program, the gate's settings, and the hooks.
-fn bring(args: &PrepareArgs) -> Result<(), Error> {
+fn bring(args: &PrepareArgs, shared: bool) -> Result<(), Error> {
     let program = fs::read(&args.runner_init).map_err(|error| {
         Error::Internal(format!(
             "{} could not be read: {error}; check that operator and gate image have the same version",
@@ -58,6 +62,7 @@ fn bring(args: &PrepareArgs) -> Result<(), Error> {
     let settings: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| is_setting(name))
+        .chain(shared.then(|| (gate::SHARED.to_owned(), "true".to_owned())))
         .collect();
     let settings = serde_json::to_vec(&settings)
         .map_err(|error| Error::Internal(format!("the settings could not be written: {error}")))?;
@@ -91,7 +96,7 @@ fn is_setting(name: &str) -> bool {
 }
 
 /// Exchanges the pod's token.
-fn ticket(args: &PrepareArgs) -> Result<(), Error> {
+fn ticket(args: &PrepareArgs) -> Result<Ticket, Error> {
     let token = || {
         fs::read_to_string(&args.token_file).map_err(|error| {
             Error::Internal(format!(
@@ -102,7 +107,12 @@ fn ticket(args: &PrepareArgs) -> Result<(), Error> {
     };
     let pod = &args.pod;
     let deadline = Instant::now() + pod.registration_timeout;
-    let given = Registrar::new(&pod.registrar_url, &pod.registrar_ca)?.ticket(token, deadline)?;
+    Registrar::new(&pod.registrar_url, &pod.registrar_ca)?.ticket(token, deadline)
+}
+
+/// Leaves the tickets for those who need them.
+fn leave(args: &PrepareArgs, given: &Ticket) -> Result<(), Error> {
+    let pod = &args.pod;
     let mut tickets = vec![(&pod.registration_dir, file::TICKET, &given.ticket)];
     if let Some(agent) = &pod.agent_dir {
         let job = given.job.as_ref().ok_or_else(|| {

@@ -22,6 +22,7 @@ use cuda_runner_plan::model::pool::{Pool, RegistrationKind, Spec, WORK_FOLDER};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::Known;
 use cuda_runner_plan::pod::jobs::rights;
+use cuda_runner_plan::sharing;
 
 /// How soon a gate asks again when GitHub gave no hint.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -49,6 +50,13 @@ impl OperatorBackend {
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
         let resource = self.ctx.resource(key)?;
         Some(self.ctx.specs.pool(&resource))
+    }
+
+    /// Whether the GPUs that a pod has on its node are shared, as far as nodes are watched.
+    fn is_shared(&self, spec: &Spec, node: Option<&str>) -> bool {
+        let nodes = self.ctx.nodes.as_ref();
+        let node = nodes.zip(node).and_then(|(nodes, name)| nodes.named(name));
+        sharing::is_shared(&spec.gpu, node.as_deref())
     }
 
     /// The pod as the watch shows it, and its pool, while nobody has asked it to go.
@@ -85,6 +93,7 @@ impl Backend for OperatorBackend {
             match &pool.spec {
                 // One that was made for an address which the pool has left is on its way out.
                 Ok(spec) if !runner.is_elsewhere(spec) => RunnerLookup::Known(KnownRunner {
+                    shared: self.is_shared(spec, runner.node.as_deref()),
                     policy: policy(spec, pod, runner.node),
                     pool: pool.key,
                     let_in: runner.gate_passed,

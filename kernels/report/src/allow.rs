@@ -231,16 +231,16 @@ mod tests {
             "pull_request_review_comment",
         ];
         let cases = of_pulls
-            .map(|event| (event, pull as fn(Value) -> Value))
+            .map(|event| (event, pull as fn(&Value) -> Value))
             .into_iter()
-            .chain([("workflow_run", run as fn(Value) -> Value)]);
+            .chain([("workflow_run", run as fn(&Value) -> Value)]);
         for (event, payload) in cases {
             for (head, taken) in [
                 (repository(HOME), true),
                 (repository(FORK), false),
                 (Value::Null, false),
             ] {
-                let asked = asking(event, "refs/heads/main", payload(head.clone()));
+                let asked = asking(event, "refs/heads/main", payload(&head));
                 for forks in [false, true] {
                     let refused = policy(&[], &[], forks).refusal(&asked);
                     assert_eq!(refused.is_none(), forks || taken, "{event} {head}");

@@ -130,6 +130,8 @@ pub mod gate {
     pub const PEER_ACCESS: &str = "CUDA_SMOKE_PEER_ACCESS";
     /// Seconds for the whole test.
     pub const TIMEOUT_SECONDS: &str = "CUDA_SMOKE_TIMEOUT_SECONDS";
+    /// `true` where the GPUs are shared with other pods. `prepare` sets it, as the registrar says of the pod's node.
+    pub const SHARED: &str = "CUDA_SMOKE_SHARED";
     /// The pod's node, from the downward API.
     pub const NODE: &str = "NODE_NAME";
     /// The pod's name, from the downward API.

@@ -79,6 +79,9 @@ pub struct Ticket {
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Whether the GPUs of the pod's node are shared with other pods, as far as the operator knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 impl fmt::Debug for Ticket {

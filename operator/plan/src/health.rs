@@ -1,12 +1,14 @@
 //! Failures: what they mean for the next attempt.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use cudarunner_crds::{FailureClass, FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
-use gate_report::Class;
+use gate_report::{Class, time::of_a_try};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Case, Observed, refusals, version};
+use super::{Access, Case, Observed, lasting, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
@@ -31,7 +33,7 @@ const FIXED: SignedDuration = SignedDuration::from_mins(5);
 /// then says so.
 const ONLINE: SignedDuration = SignedDuration::from_mins(5);
 /// For how long a new node's driver may be starting: a driver container compiles its kernel module.
-const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
+pub(super) const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 /// The least pause after any failure, whatever is known of it: no loop goes faster.
 const FLOOR: SignedDuration = SignedDuration::from_secs(2);
 /// The longest pause.
@@ -40,8 +42,12 @@ const LONGEST: SignedDuration = SignedDuration::from_mins(10);
 const BEHIND: SignedDuration = SignedDuration::from_mins(1);
 /// After so many agents in a row that ended at once with the same code, their image or template is to blame.
 const IN_A_ROW: usize = 3;
+/// What a person hears of a fault that nobody has judged yet.
+const UNJUDGED: &str = " Nobody is blamed for it and no node is quarantined; the pool tries again, less often each time.";
 /// What the gate may take beside its two attempts at the test: registration and its own start.
 const GATE_MARGIN: SignedDuration = SignedDuration::from_secs(120);
+/// As many devices as the largest machines have: how many a claim gives, nobody but its driver knows.
+const MOST_CLAIMED: u32 = 16;
 
 /// What the failures so far mean.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +66,8 @@ pub struct Health {
     pub overdue: Vec<String>,
     /// The quarantined nodes.
     pub quarantine: Quarantine,
+    /// Nodes that failed lately in a way that may pass: new pods go elsewhere while there is room.
+    pub suspects: BTreeSet<String>,
 }
 
 impl Health {
@@ -115,18 +123,19 @@ pub fn is_known(known: &[FailureStatus], runner: &Runner) -> bool {
     of_name.any(|f| f.at.0 >= runner.created)
 }
 
+/// Whether the status does not have this failure.
+fn is_new(known: &[FailureStatus], runner: &Runner, failure: &Failure) -> bool {
+    let mut of_name = known.iter().filter(|f| f.runner == runner.name);
+    !is_known(known, runner) && !of_name.any(|f| f.at.0 == failure.at)
+}
+
 /// Reads the failures out of the pods and of the status.
 #[must_use]
 pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let known = &pool.status.last_failures;
-    let is_new = |runner: &Runner, failure: &Failure| {
-        !is_known(known, runner)
-            && !known
-                .iter()
-                .any(|f| f.runner == runner.name && f.at.0 == failure.at)
-    };
     let mut new: Vec<FailureStatus> = vec![];
     let (mut failed, mut overdue) = (vec![], vec![]);
+    let mut made = BTreeMap::new();
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
     for (runner, has_vanished) in runners.chain(vanished) {
@@ -136,11 +145,12 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         if is_late {
             overdue.push(runner.name.clone());
         }
-        if is_new(runner, &failure) {
+        if is_new(known, runner, &failure) {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
             let failure = with_github(runner, failure, observed);
             failed.push((failure.class, failure.reason));
+            made.insert(runner.name.clone(), runner.created);
             new.push(noted(runner, failure));
         }
     }
@@ -148,11 +158,16 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
-    let well = (&observed.passed[..], &pool.status.last_jobs[..]);
-    refusals::blame_nodes(&mut new, known, well);
+    let of_nodes = lasting::Known {
+        pool,
+        observed,
+        made: &made,
+    };
+    lasting::blame_nodes(&mut new, known, of_nodes);
     let mut last_failures = new.clone();
     last_failures.extend(known.iter().cloned());
     last_failures.truncate(MAX_LAST_FAILURES);
+    let suspects = lasting::suspects(&last_failures, of_nodes, now);
 
     let mut health = Health {
         consecutive,
@@ -162,6 +177,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         not_before: None,
         overdue,
         quarantine: Quarantine::default(),
+        suspects,
     };
     if let Ok(spec) = &pool.spec {
         let case = Case {
@@ -330,6 +346,9 @@ fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
     {
         failure.message = format!("{} GitHub had given it the {job}.", failure.message);
     }
+    if failure.class == Class::Unknown {
+        failure.message.push_str(UNJUDGED);
+    }
     FailureStatus {
         runner: runner.name.clone(),
         node: runner.node.clone(),
@@ -346,7 +365,9 @@ fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
 /// When the phase of a runner is over at the latest; `None` where it may wait for ever.
 #[must_use]
 pub fn deadline(runner: &Runner, spec: &Spec) -> Option<Timestamp> {
-    let gate = i64::from(spec.gate.timeout_seconds);
+    let devices = spec.gpu.count().unwrap_or(MOST_CLAIMED);
+    let gate = of_a_try(spec.gate.timeout_seconds.into(), devices);
+    let gate = i64::try_from(gate).unwrap_or(i64::MAX);
     let may_take = match runner.phase {
         RunnerPhase::Preparing | RunnerPhase::Starting if runner.container_trouble().is_some() => {
             let since = runner.waiting_since.unwrap_or(runner.since);

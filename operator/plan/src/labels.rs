@@ -12,8 +12,10 @@ use crate::reason::Reason;
 
 const PRODUCT: &str = "nvidia.com/gpu.product";
 const MEMORY: &str = "nvidia.com/gpu.memory";
+/// What a resource's label of the product has after the resource's name.
+pub(super) const OF_PRODUCT: &str = ".product";
 /// So ends the product's name where several containers share a GPU.
-const SHARED: &str = "-SHARED";
+pub(super) const SHARED: &str = "-SHARED";
 const MIG_STRATEGY: &str = "nvidia.com/mig.strategy";
 /// The gate sees some percent less memory than the label says: the driver keeps some for itself.
 const MEMORY_TOLERANCE_PERCENT: u64 = 10;

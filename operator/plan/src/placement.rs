@@ -2,12 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+};
 
 /// Labels by which GPU feature discovery names a node's compute capability. See
 /// <https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md>.
 const MAJOR: &str = "nvidia.com/gpu.compute.major";
 const MINOR: &str = "nvidia.com/gpu.compute.minor";
+
+/// The most that a preference may weigh.
+const HEAVIEST: i32 = 100;
 
 /// Keeps a pod off the nodes in `avoid`, and off those whose labels say that their GPUs are too old. A node without
 /// such labels is tried: the gate decides there.
@@ -40,6 +45,26 @@ pub(super) fn restrict(spec: &mut PodSpec, avoid: &BTreeSet<String>, min_capabil
             required.node_selector_terms.push(term);
         }
     }
+}
+
+/// Has the scheduler choose another node than these where one has room.
+pub(super) fn prefer_others(spec: &mut PodSpec, shun: &BTreeSet<String>) {
+    if shun.is_empty() {
+        return;
+    }
+    spec.affinity
+        .get_or_insert_default()
+        .node_affinity
+        .get_or_insert_default()
+        .preferred_during_scheduling_ignored_during_execution
+        .get_or_insert_default()
+        .push(PreferredSchedulingTerm {
+            weight: HEAVIEST,
+            preference: NodeSelectorTerm {
+                match_fields: Some(shun.iter().map(|node| not_on(node)).collect()),
+                ..NodeSelectorTerm::default()
+            },
+        });
 }
 
 /// The alternatives under which a node's labels allow a compute capability.

@@ -36,7 +36,11 @@ const SHARED_MEMORY: &str = "16Mi";
 /// Makes the pod of a new runner.
 #[must_use]
 pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) -> Pod {
-    let NewRunner { name, avoids } = new;
+    let NewRunner {
+        name,
+        avoids,
+        shuns,
+    } = new;
     let mut template = spec.template.spec.clone().unwrap_or_default();
     let theirs = std::mem::take(&mut template.containers).into_iter().next();
     let agent = runner::container(pool, spec, name);
@@ -68,7 +72,17 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     };
     merge(&mut pod_spec, template);
     placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
+    placement::prefer_others(&mut pod_spec, shuns);
 
+    Pod {
+        metadata: metadata(pool, spec, new, image),
+        spec: Some(pod_spec),
+        status: None,
+    }
+}
+
+/// Name, owner, labels, and what the operator will read of it; `image` is the agent's.
+fn metadata(pool: &Pool, spec: &Spec, new: &NewRunner, image: String) -> ObjectMeta {
     let user = spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = protections();
     let agents = runner::Place::of(spec).name;
@@ -80,23 +94,19 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     if spec.persistent {
         annotations.insert(LIFETIME_ANNOTATION.to_owned(), PERSISTENT.to_owned());
     }
-    if !avoids.is_empty() {
-        let names: Vec<&str> = avoids.iter().map(String::as_str).collect();
+    if !new.avoids.is_empty() {
+        let names: Vec<&str> = new.avoids.iter().map(String::as_str).collect();
         annotations.insert(AVOIDS_ANNOTATION.to_owned(), names.join(","));
     }
     let mut labels = user.labels.unwrap_or_default();
     labels.extend(labels_of(&pool.key));
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(name.clone()),
-            namespace: Some(pool.key.namespace.clone()),
-            labels: Some(labels),
-            annotations: Some(annotations),
-            owner_references: Some(vec![owner(pool)]),
-            ..ObjectMeta::default()
-        },
-        spec: Some(pod_spec),
-        status: None,
+    ObjectMeta {
+        name: Some(new.name.clone()),
+        namespace: Some(pool.key.namespace.clone()),
+        labels: Some(labels),
+        annotations: Some(annotations),
+        owner_references: Some(vec![owner(pool)]),
+        ..ObjectMeta::default()
     }
 }
 

@@ -12,6 +12,7 @@ use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::lasting::OF_OTHERS;
 use super::{About, Case, NodeFacts, Notice, Observed, Passed};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
@@ -291,9 +292,9 @@ pub(crate) fn facts(observed: &Observed) -> impl Iterator<Item = &Quarantined> {
         .filter(|held| is_fact(&held.entry))
 }
 
-/// Whether an entry rests on a fact that no pool's author can make: a wrong result, or a code of the driver's that speaks
-/// against a device or its node. What a pool's own settings can cause binds that pool alone: thresholds, time limits,
-/// the environment of its containers, what the kubelet says of its pods.
+/// Whether an entry rests on a fact that no pool's author can make: a wrong result, a code of the driver's or a word of its
+/// management library's that speaks against a device or its node. What a pool's own settings can cause binds that pool
+/// alone: thresholds, time limits, the environment and the memory of its containers, what the kubelet says of its pods.
 #[must_use]
 pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
     is_proof(&entry.class, entry.code, entry.code_name.as_deref())
@@ -301,10 +302,15 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
 
 /// The same of what a gate found.
 pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&str>) -> bool {
-    const SEEN: [Finding; 3] = [
+    const SEEN: [Finding; 8] = [
         Finding::WrongResult,
         Finding::BrokenCanary,
         Finding::BadMemory,
+        Finding::NeedsReset,
+        Finding::NeedsReboot,
+        Finding::RemapFailed,
+        Finding::SramThreshold,
+        Finding::FabricFailed,
     ];
     let blames_hardware = class.is_one_of(&[Class::Device, Class::Node]);
     let seen = || {
@@ -313,7 +319,8 @@ pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&st
             .map(|f| finding(*f, Context::at(Step::Compare)).name);
         names.any(|seen| Some(seen) == name)
     };
-    blames_hardware && (code.is_some() || seen())
+    let is_of_driver = code.is_some_and(|code| !OF_OTHERS.contains(&code));
+    blames_hardware && (is_of_driver || seen())
 }
 
 impl<'a> Case<'a> {

@@ -188,7 +188,7 @@ catalogue! {
             "The pod got a node and did not start there within 20 minutes."
             => "`kubectl describe pod`: volumes, the container runtime, `runtimeClassName`.";
         PodRejected [FAILURE]
-            "The node's kubelet refused the pod; the message has its word and what follows. What no node of the kind can do (a sysctl, a profile, more devices than there are) stalls this pool. A node is quarantined where its device plugin has no healthy device, or where it has refused the pool's pods three times in a row within an hour and its gate has not passed since. Everything else is tried again. A job that the pod had is named."
+            "The node's kubelet refused the pod; the message has its word and what follows. What no node of the kind can do (a sysctl, a profile, more devices than there are) stalls this pool. A node is quarantined only for what its device plugin caused: where the plugin answered with an error twice in a row, or had no device to give three times in a row with half a minute between, within an hour and without a gate that passed. A kubelet that was restarted looks like the latter for a moment. Everything else is tried again. A job that the pod had is named."
             => "Correct `spec.template`, or look at the kubelet and the device plugin on that node.";
         DeadlineExceeded [FAILURE]
             "`activeDeadlineSeconds` in `spec.template` ended the pod. It counts while a runner waits, too."
@@ -207,7 +207,7 @@ catalogue! {
     }
     Gate {
         GateFailed [FAILURE, GPU]
-            "A device, its driver or its set-up did not pass."
+            "A device, its driver or its set-up did not pass. A fault that may pass is tried again, elsewhere while there is room; the same one twice in a row on one node is the node's, once that has been ready for ten minutes."
             => "[Each code has its sentence](gpu-faults.md); `kubectl cudarunner report POD` has the details.";
         GateOverdue [FAILURE, GPU]
             "The gate neither passed nor failed in time: the node may hang."

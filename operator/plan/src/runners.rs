@@ -237,8 +237,13 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
     };
     let avoided = health.quarantine.avoided_by_new(&observed.runners);
     let new = names.into_iter().zip(avoided);
-    plan.actions
-        .extend(new.map(|(name, avoids)| Action::CreatePod(NewRunner { name, avoids })));
+    plan.actions.extend(new.map(|(name, avoids)| {
+        Action::CreatePod(NewRunner {
+            name,
+            avoids,
+            shuns: health.suspects.clone(),
+        })
+    }));
 }
 
 /// So many names that no pod has; first those of pods that may still come.

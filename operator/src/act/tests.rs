@@ -112,6 +112,7 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
         Action::CreatePod(NewRunner {
             name: name.to_owned(),
             avoids: BTreeSet::new(),
+            shuns: BTreeSet::new(),
         })
     };
 

@@ -33,12 +33,12 @@ fn status_reason(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.reason.as_deref()
 }
 
-/// Reason, class and sentence of a pod that ended because somebody else than its containers wanted it.
+/// Reason, class, sentence, and the name of what was found, of a pod that ended because somebody else than its containers wanted it.
 pub(super) fn of_ended(
     pod: &Pod,
     status: &PodStatus,
     cut_text: &str,
-) -> Option<(Reason, Class, String)> {
+) -> Option<(Reason, Class, String, Option<&'static str>)> {
     let (reason, message) = match (status.reason.as_deref(), target(pod)) {
         (Some(reason), _) => (reason.into(), words(status.message.as_deref())),
         (None, Some(disruption)) => (disruption.reason, words(Some(&disruption.message))),
@@ -46,10 +46,16 @@ pub(super) fn of_ended(
         (None, None) => return None,
     };
     if reason.is(DEADLINE) {
-        return Some(deadline(pod, cut_text));
+        let (reason, class, message) = deadline(pod, cut_text);
+        return Some((reason, class, message, None));
     }
     Some(match reason.as_str() {
-        NODE_LOST | NODE_IS_GONE => (Reason::NodeLost, Class::Node, lost(&message, cut_text)),
+        NODE_LOST | NODE_IS_GONE => (
+            Reason::NodeLost,
+            Class::Node,
+            lost(&message, cut_text),
+            None,
+        ),
         EVICTED
         | "Preempting"
         | "Shutdown"
@@ -62,13 +68,18 @@ pub(super) fn of_ended(
             Reason::Evicted,
             Class::Transient,
             format!("Kubernetes removed the pod from its node ({reason}: {message}).{cut_text}"),
+            None,
         ),
         _ if status.reason.is_none() => return None,
         _ => {
-            let Verdict { class, advice } = refusal::judge(&reason, &message);
+            let Verdict {
+                class,
+                advice,
+                name,
+            } = refusal::judge(&reason, &message);
             let sentence =
                 format!("The node refused the pod ({reason}: {message}); {advice}.{cut_text}");
-            (Reason::PodRejected, class, sentence)
+            (Reason::PodRejected, class, sentence, name)
         }
     })
 }

@@ -64,8 +64,11 @@ pub(super) fn end_of(pod: &Pod, created: Timestamp) -> Option<End> {
         .map(|job| format!(" Its {job} was cut short."));
     let cut_text = cut.unwrap_or_default();
     // Before the containers: they end with it, each in its own way.
-    if let Some((reason, class, message)) = disruption::of_ended(pod, status, &cut_text) {
-        return failed(reason, class, message);
+    if let Some((reason, class, message, name)) = disruption::of_ended(pod, status, &cut_text) {
+        return Some(End::Failed(Failure {
+            code_name: name.map(str::to_owned),
+            ..failure(reason, class, message)
+        }));
     }
     if let Some(init) = failed_init(pod) {
         return Some(End::Failed(init_failure(pod, init, failure)));

@@ -31,6 +31,7 @@ use jiff::Timestamp;
 use crate::context::Context;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
+use cuda_runner_plan::lasting::is_suspicious;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool};
 use cuda_runner_plan::model::runner::{End, Runner};
@@ -71,7 +72,7 @@ pub async fn observe(
     let has_jobs = known.queue.as_ref().is_some_and(|queue| queue.has_jobs());
     let other_pools = has_jobs.then(|| others::labels(ctx, pool));
     let quarantined = others::quarantined(ctx, pool);
-    let is_suspected = has_failed(&pool.status, &runners, &quarantined);
+    let is_suspected = has_failed(&pool.status, &runners, &quarantined, now);
     let passed = is_suspected.then(|| others::passed(ctx));
     let mut observed = Observed {
         nodes: nodes(ctx, pool, &runners),
@@ -137,9 +138,17 @@ fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<Arc<NodeF
 }
 
 /// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.
-fn has_failed(status: &CudaRunnerStatus, runners: &[Runner], quarantined: &[Quarantined]) -> bool {
+fn has_failed(
+    status: &CudaRunnerStatus,
+    runners: &[Runner],
+    quarantined: &[Quarantined],
+    now: Timestamp,
+) -> bool {
     !status.quarantine.is_empty()
-        || status.last_failures.iter().any(blames_node)
+        || status
+            .last_failures
+            .iter()
+            .any(|f| blames_node(f) || is_suspicious(f, now))
         || !quarantined.is_empty()
         || runners
             .iter()

@@ -4,7 +4,7 @@
 //! <https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/lifecycle/predicate.go> and of the kubelet's other
 //! admission handlers. A word that is not in the table speaks against nobody: it is tried again, with a pause.
 
-use cuda_runner_plan::model::runner::KubernetesWord;
+use cuda_runner_plan::model::runner::{KubernetesWord, NOT_ALLOCATED, NOT_OFFERED};
 use gate_report::Class;
 
 /// Who has to act, and how.
@@ -13,6 +13,18 @@ pub(super) struct Verdict {
     pub(super) class: Class,
     /// What to do, as the end of a sentence.
     pub(super) advice: &'static str,
+    /// What a device plugin has to do with it, where it has.
+    pub(super) name: Option<&'static str>,
+}
+
+impl Verdict {
+    fn of_the_pod(advice: &'static str) -> Self {
+        Self {
+            class: Class::Config,
+            advice,
+            name: None,
+        }
+    }
 }
 
 /// What of the pod the node cannot or may not do: every node of this kind says the same.
@@ -55,35 +67,64 @@ const OF_THE_POD: [(&str, &str); 9] = [
     ),
 ];
 
-/// What the device manager says of devices that its plugin has given up.
-const UNHEALTHY: &str = "no healthy devices present";
+/// What a device plugin answers that shares GPUs, to a request for more than one share. See
+/// <https://github.com/NVIDIA/k8s-device-plugin#shared-access-to-gpus>.
+const ONE_SHARE: &str = "maximum request size for shared resources is 1";
+/// With this begins what a device plugin answered, in the words of gRPC.
+const ANSWER: &str = "rpc error: code = ";
+/// Such words of a plugin that is not there, or was not in time.
+const NO_ANSWER: [&str; 3] = ["Unavailable", "Canceled", "DeadlineExceeded"];
+/// What the kubelet's device manager says of devices whose plugin has given them up, or is gone, or has not come back yet to
+/// a kubelet that was restarted. Each is the same then.
+const NOT_OFFERING: [&str; 4] = [
+    "no healthy devices present",
+    "cannot allocate unregistered device",
+    "previously allocated devices are no longer healthy",
+    "has been stopped",
+];
 
 /// Judges a refusal.
 pub(super) fn judge(word: &KubernetesWord, message: &str) -> Verdict {
     let reason = word.as_str();
     let of_the_pod = OF_THE_POD.iter().find(|(word, _)| reason.starts_with(word));
     if let Some((_, advice)) = of_the_pod {
-        return Verdict {
-            class: Class::Config,
-            advice,
-        };
+        return Verdict::of_the_pod(advice);
     }
     if reason.starts_with("OutOf") && can_never_fit(message) {
-        return Verdict {
-            class: Class::Config,
-            advice: "the node has less of it than spec.gpu and spec.template ask for: ask for less, or let the scheduler choose another node",
-        };
+        return Verdict::of_the_pod(
+            "the node has less of it than spec.gpu and spec.template ask for: ask for less, or let the scheduler choose another node",
+        );
     }
-    if reason == "UnexpectedAdmissionError" && message.contains(UNHEALTHY) {
-        return Verdict {
-            class: Class::Node,
-            advice: "look at the node's device plugin: it reports its devices as unhealthy",
-        };
+    let by_plugin = reason == "UnexpectedAdmissionError";
+    if by_plugin && message.contains(ONE_SHARE) {
+        return Verdict::of_the_pod(
+            "a runner gets one share of a GPU: set spec.gpu.count to 1, or leave it out",
+        );
     }
+    let name = by_plugin.then(|| of_plugin(message)).flatten();
     Verdict {
         class: Class::Transient,
-        advice: "another attempt follows. If it happens again, look at the kubelet's log on the node",
+        advice: match name {
+            Some(_) => {
+                "another attempt follows. If it happens again, look at the device plugin on the node, and at its GPUs"
+            }
+            None => {
+                "another attempt follows. If it happens again, look at the kubelet's log on the node"
+            }
+        },
+        name,
     }
+}
+
+/// What a device plugin has to do with a refusal, in the words of the kubelet's device manager. See
+/// <https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/cm/devicemanager/manager.go>.
+fn of_plugin(message: &str) -> Option<&'static str> {
+    if let Some((_, answer)) = message.split_once(ANSWER) {
+        let is_gone = NO_ANSWER.iter().any(|word| answer.starts_with(word));
+        return Some(if is_gone { NOT_OFFERED } else { NOT_ALLOCATED });
+    }
+    let offers_none = NOT_OFFERING.iter().any(|words| message.contains(words));
+    offers_none.then_some(NOT_OFFERED)
 }
 
 /// Whether the kubelet's figures show a request that is more than the node has at all.
@@ -103,7 +144,7 @@ mod tests {
 
     /// Given what kubelets say, then this is what it means.
     #[test]
-    fn only_a_device_plugin_that_gives_up_its_devices_speaks_against_the_node() {
+    fn no_refusal_speaks_against_the_node_by_itself() {
         let too_many =
             "Node didn't have enough resource: nvidia.com/gpu, requested: 8, used: 0, capacity: 2";
         let taken =
@@ -148,7 +189,7 @@ mod tests {
                 "Resources cannot be allocated with Topology locality",
                 Class::Transient,
             ),
-            ("UnexpectedAdmissionError", unhealthy, Class::Node),
+            ("UnexpectedAdmissionError", unhealthy, Class::Transient),
             ("UnexpectedAdmissionError", not_back, Class::Transient),
             (
                 "UnexpectedAdmissionError",
@@ -162,6 +203,27 @@ mod tests {
                 class,
                 "{reason}: {message}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_device_plugin_has_to_do_with_it_is_told_apart() {
+        let lost = "Allocate failed due to device plugin GetPreferredAllocation rpc failed with err: rpc error: code = Unknown desc = Unable to retrieve list of available devices: error creating nvml.Device 5: nvml: GPU is lost, which is unexpected";
+        let gone = "Allocate failed due to rpc error: code = Unavailable desc = transport is closing, which is unexpected";
+        let shares = "Allocate failed due to rpc error: code = Unknown desc = request for 'nvidia.com/gpu: 2' too large: maximum request size for shared resources is 1, which is unexpected";
+        let restarted = "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices nvidia.com/gpu, which is unexpected";
+        let taken = "Allocate failed due to requested number of devices unavailable for nvidia.com/gpu. Requested: 1, Available: 0, which is unexpected";
+        let unexpected = "UnexpectedAdmissionError";
+        for (reason, message, class, name) in [
+            (unexpected, lost, Class::Transient, Some(NOT_ALLOCATED)),
+            (unexpected, gone, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, restarted, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, shares, Class::Config, None),
+            (unexpected, taken, Class::Transient, None),
+            ("TopologyAffinityError", lost, Class::Transient, None),
+        ] {
+            let verdict = judge(&reason.into(), message);
+            assert_eq!((verdict.class, verdict.name), (class, name), "{message}");
         }
     }
 }

@@ -179,11 +179,23 @@ fn gates_that_passed_are_gathered_only_where_something_failed() {
         last_failures: vec![failure],
         ..status.clone()
     };
-    assert!(!has_failed(&status, &well[..1], &[]));
-    assert!(has_failed(&status, &well, &[]), "a runner has failed");
-    assert!(has_failed(&status, &[], quarantined), "another pool's node");
-    assert!(has_failed(&here, &[], &[]), "a node of its own");
-    assert!(has_failed(&before, &[], &[]), "an earlier runner");
+    assert!(!has_failed(&status, &well[..1], &[], fixture::NOW));
+    assert!(
+        has_failed(&status, &well, &[], fixture::NOW),
+        "a runner has failed"
+    );
+    assert!(
+        has_failed(&status, &[], quarantined, fixture::NOW),
+        "another pool's node"
+    );
+    assert!(
+        has_failed(&here, &[], &[], fixture::NOW),
+        "a node of its own"
+    );
+    assert!(
+        has_failed(&before, &[], &[], fixture::NOW),
+        "an earlier runner"
+    );
 }
 
 #[test]
@@ -567,6 +579,7 @@ fn what_a_runner_keeps_off_is_read_back() {
     let runner = NewRunner {
         name: "pool-aaaaa".into(),
         avoids: ["node-1", "node-2"].map(str::to_owned).into(),
+        shuns: ["node-3"].map(str::to_owned).into(),
     };
     let pod = build(&pool, &spec, &settings, &runner);
     assert_eq!(read(&pod).avoids, runner.avoids);

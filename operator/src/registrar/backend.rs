@@ -73,6 +73,8 @@ pub struct KnownRunner {
     pub let_in: bool,
     /// Whether jobs bring their containers.
     pub takes_containers: bool,
+    /// Whether the GPUs of its node are shared with other pods.
+    pub shared: bool,
 }
 
 /// A pod into which a job may bring its container.

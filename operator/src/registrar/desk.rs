@@ -54,6 +54,7 @@ pub(super) async fn ticket<D: Backend>(
     let ticket = wire::Ticket {
         ticket: issue(Purpose::Runner),
         job: runner.takes_containers.then(|| issue(Purpose::Job)),
+        shared: runner.shared,
     };
     Ok(axum::Json(ticket).into_response())
 }

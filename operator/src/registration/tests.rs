@@ -94,6 +94,7 @@ fn known(image: Option<&str>, let_in: bool) -> KnownRunner {
         },
         image: image.map(str::to_owned),
         let_in,
+        shared: false,
         takes_containers: false,
     }
 }

@@ -56,6 +56,13 @@ impl Nodes {
         })
     }
 
+    /// The node of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Arc<NodeFacts>> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(name).map(|node| Arc::clone(&node.facts))
+    }
+
     fn facts(&self, wanted: impl Fn(&NodeFacts) -> bool) -> Vec<Arc<NodeFacts>> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let facts = nodes.values().map(|node| &node.facts);

@@ -97,6 +97,7 @@ mod tests {
     const ALL_GOOD: &[&str] = &[
         "deletionPolicy",
         "github.proxy.noProxy",
+        "gpu.peerAccess",
         "jobContainers.imagePullPolicy",
         "jobContainers.runAsUser",
         "jobContainers.services",
@@ -114,6 +115,7 @@ mod tests {
         "scaling.maxRunners",
         "scaling.minRunners",
         "smoke.managedMemory",
+        "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",
         "smoke.timeoutSeconds",
         "teardownTimeout",

@@ -117,6 +117,7 @@ fn of_a_pool(github: &str, repository: &str) -> Value {
         "gpu.claimTemplate": [null, "absent"],
         "gpu.minComputeCapability": ["7.0", "9.0"],
         "gpu.minCudaVersion": ["12.0", "12.9"],
+        "gpu.peerAccess": ["Report", "Require"],
         "jobs.allow.events": [["push"], ["push", "schedule"]],
         "jobs.allow.refs": [null, ["refs/heads/main"]],
         "jobs.allow.forks": [false, true],
@@ -130,6 +131,7 @@ fn of_the_gate() -> Value {
     json!({
         "smoke.timeoutSeconds": [30, 60],
         "smoke.managedMemory": ["Report", "Require"],
+        "smoke.minFreeMemoryPercent": [90, 50],
         "smoke.quarantineMinutes": [30, 1],
         "smoke.resources.requests.cpu": ["10m", "20m"],
         "smoke.resources.requests.memory": ["64Mi", "65Mi"],

@@ -95,6 +95,8 @@ pub struct NewRunner {
     pub name: String,
     /// Nodes that the pod keeps off.
     pub avoids: BTreeSet<String>,
+    /// Nodes where it goes only if no other has room.
+    pub shuns: BTreeSet<String>,
 }
 
 /// A pod to remove: by uid, so that a namesake is never hit.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarunner_crds::{
     ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu,
-    JobContainers, KeyReference, Lifetime, ManagedMemory, Preflight, RegistrationMode,
+    JobContainers, KeyReference, Lifetime, ManagedMemory, PeerAccess, Preflight, RegistrationMode,
     RequiredChecks, Rerun, Scaling, ScalingSource, Verify,
 };
 use gate_report::allow::Policy;
@@ -21,6 +21,9 @@ const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
 const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 /// The longest.
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
+
+/// The default of `spec.smoke.minFreeMemoryPercent`.
+const FREE_MEMORY_PERCENT: u32 = 90;
 
 pub mod owned;
 mod template;
@@ -214,6 +217,10 @@ pub struct GateSettings {
     pub min_cuda_version: String,
     /// Whether concurrent managed access is demanded.
     pub managed_memory: ManagedMemory,
+    /// Percent of a device's memory that must be free.
+    pub min_free_memory_percent: u32,
+    /// Whether the devices must reach one another's memory.
+    pub peer_access: PeerAccess,
     /// Seconds for the whole test.
     pub timeout_seconds: u32,
 }
@@ -346,12 +353,6 @@ impl Spec {
         let proxy = proxy
             .map(|proxy| Proxy::parse(&proxy.url, &proxy.no_proxy))
             .transpose()?;
-        let gate = GateSettings {
-            min_compute_capability: spec.gpu.min_compute_capability.clone(),
-            min_cuda_version: spec.gpu.min_cuda_version.clone(),
-            managed_memory: spec.smoke.managed_memory,
-            timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
-        };
         let gpu = read_gpu(&spec.gpu);
         let rest = template::Rest {
             gpu: &gpu,
@@ -386,7 +387,7 @@ impl Spec {
             template_hash: String::new(),
             url,
             gpu,
-            gate,
+            gate: gate_settings(spec),
             gate_resources: spec.smoke.resources.clone(),
             allow: read_allow(spec),
             job_containers: spec.job_containers.clone(),
@@ -419,6 +420,11 @@ impl Spec {
             &self.preflight,
         );
         let mut shape = serde_json::to_string(&shape).unwrap_or_default();
+        // Fields that older versions did not have: with their defaults no pod is made anew.
+        let demands = (gate.min_free_memory_percent, gate.peer_access);
+        if demands != (FREE_MEMORY_PERCENT, PeerAccess::Report) {
+            shape += &serde_json::to_string(&demands).unwrap_or_default();
+        }
         if let Some(resources) = &spec.smoke.resources {
             shape += &serde_json::to_string(resources).unwrap_or_default();
         }
@@ -429,6 +435,19 @@ impl Spec {
             shape += &serde_json::to_string(allow).unwrap_or_default();
         }
         shape
+    }
+}
+
+/// What the gate demands.
+fn gate_settings(spec: &CudaRunnerSpec) -> GateSettings {
+    let free_memory = spec.smoke.min_free_memory_percent.clamp(0, 100);
+    GateSettings {
+        min_compute_capability: spec.gpu.min_compute_capability.clone(),
+        min_cuda_version: spec.gpu.min_cuda_version.clone(),
+        managed_memory: spec.smoke.managed_memory,
+        min_free_memory_percent: free_memory.unsigned_abs(),
+        peer_access: spec.gpu.peer_access,
+        timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
     }
 }
 

@@ -39,6 +39,10 @@ pub const SERVICE_PREFIX: &str = "svc-";
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
 /// The word for a gate that the node could not start, in the place of a code's name.
 pub const NOT_RUN: &str = "StartError";
+/// The word for a device plugin that answered the kubelet with an error, in the same place.
+pub const NOT_ALLOCATED: &str = "AllocationFailed";
+/// The word for a device plugin that has no devices to give, as also a kubelet says before the plugin has come back to it.
+pub const NOT_OFFERED: &str = "DevicesUnavailable";
 /// The longest name that is kept of a job, a workflow or a repository.
 const LONGEST_NAME: usize = 140;
 

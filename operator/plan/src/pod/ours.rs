@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::ManagedMemory;
+use cudarunner_crds::{ManagedMemory, PeerAccess};
 use gate_report::contract::{RUNNER_INIT_PROGRAM, TOKEN_FILE, command, gate};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ObjectFieldSelector, Probe,
@@ -114,6 +114,18 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
             match spec.gate.managed_memory {
                 ManagedMemory::Report => "Report",
                 ManagedMemory::Require => "Require",
+            }
+            .to_owned(),
+        ),
+        (
+            gate::MIN_FREE_MEMORY_PERCENT,
+            spec.gate.min_free_memory_percent.to_string(),
+        ),
+        (
+            gate::PEER_ACCESS,
+            match spec.gate.peer_access {
+                PeerAccess::Report => "Report",
+                PeerAccess::Require => "Require",
             }
             .to_owned(),
         ),

@@ -25,6 +25,7 @@ pub(super) fn new(name: &str) -> NewRunner {
     NewRunner {
         name: name.to_owned(),
         avoids: BTreeSet::new(),
+        shuns: BTreeSet::new(),
     }
 }
 

@@ -72,6 +72,7 @@ impl Backend for StubBackend {
                 },
                 image: Some("example/runner:1".into()),
                 let_in: self.shown.load(Ordering::SeqCst),
+                shared: false,
                 takes_containers: self.job.lock().unwrap().is_some(),
             }),
         }

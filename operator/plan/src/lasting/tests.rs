@@ -1,0 +1,470 @@
+//! Given what failed on which node, then it is the node's, or it is not.
+
+use std::sync::Arc;
+
+use cudarunner_crds::{FailureClass, JobStatus, QuarantineStatus, RunnerPhase};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use proptest::prelude::*;
+
+use super::*;
+use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, runner};
+use crate::model::runner::{End, Failure, Runner};
+use crate::{Action, NodeFacts, Passed, Plan, plan};
+
+/// A failure with this name, in place of a code.
+fn failure(reason: Reason, class: Class, name: &str, seconds_ago: i64) -> FailureStatus {
+    FailureStatus {
+        runner: format!("pool-{seconds_ago}"),
+        node: Some("node-1".to_owned()),
+        device: None,
+        class: class.into(),
+        code: None,
+        code_name: Some(name.to_owned()),
+        reason: reason.into(),
+        message: "m".to_owned(),
+        at: Time(ago(seconds_ago)),
+    }
+}
+
+/// A kubelet whose device plugin had nothing to give.
+fn refused(seconds_ago: i64) -> FailureStatus {
+    failure(
+        Reason::PodRejected,
+        Class::Transient,
+        NOT_OFFERED,
+        seconds_ago,
+    )
+}
+
+/// A gate to which the driver gave this code, for now.
+fn gate(code: i32, seconds_ago: i64) -> FailureStatus {
+    FailureStatus {
+        code: Some(code),
+        ..failure(
+            Reason::GateFailed,
+            Class::Transient,
+            "CUDA_ERROR",
+            seconds_ago,
+        )
+    }
+}
+
+fn elsewhere(failure: FailureStatus) -> FailureStatus {
+    FailureStatus {
+        node: Some("node-2".to_owned()),
+        ..failure
+    }
+}
+
+fn passed(node: &str, seconds_ago: i64) -> Passed {
+    Passed {
+        node: node.to_owned(),
+        created: ago(seconds_ago),
+        devices: vec!["GPU-1".to_owned()],
+    }
+}
+
+/// What is known beside the failures.
+struct World {
+    pool: Pool,
+    observed: Observed,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            pool: pool(1),
+            observed: observed(vec![]),
+        };
+        first_node(&mut world.observed).ready_since = Some(ago(100_000));
+        world
+    }
+
+    fn passed(passed: &[Passed]) -> Self {
+        let mut world = Self::new();
+        world.observed.passed = passed.to_vec();
+        world
+    }
+
+    fn labelled(label: &str, value: &str) -> Self {
+        let mut world = Self::new();
+        let labels = &mut first_node(&mut world.observed).labels;
+        labels.insert(label.to_owned(), value.to_owned());
+        world
+    }
+
+    /// The class of the first failure, the newest, with the others known before. Its pod was made five seconds earlier.
+    fn class_of_last(&self, all: &[FailureStatus]) -> FailureClass {
+        let (new, earlier) = all.split_at(1);
+        let mut new = new.to_vec();
+        let made = new[0].at.0 - SignedDuration::from_secs(5);
+        let made = BTreeMap::from([(new[0].runner.clone(), made)]);
+        let known = Known {
+            pool: &self.pool,
+            observed: &self.observed,
+            made: &made,
+        };
+        blame_nodes(&mut new, earlier, known);
+        new[0].class.clone()
+    }
+}
+
+#[test]
+fn a_node_that_was_not_ready_for_three_attempts_in_a_row_is_to_blame() {
+    let no_gate = failure(Reason::GateFailed, Class::Transient, NOT_RUN, 60);
+    let blamed = failure(Reason::PodRejected, Class::Node, NOT_OFFERED, 1800);
+    let long_ago_or_elsewhere = [passed("node-1", 900), passed("node-2", 1)];
+    // Given so many at a time that the list has no place for more, then the next attempt is enough
+    let crowd = std::iter::once(0).chain(61..71).map(refused).collect();
+    let three = || vec![refused(0), refused(60), refused(120)];
+    let with_another = vec![
+        refused(0),
+        elsewhere(refused(30)),
+        refused(60),
+        refused(120),
+    ];
+    let again = vec![refused(0), blamed, refused(1860), refused(1920)];
+    for (what, all, passed) in [
+        ("the third", three(), &[][..]),
+        (
+            "one that could not start the gate",
+            vec![refused(0), no_gate, refused(120)],
+            &[],
+        ),
+        ("another node's in between", with_another, &[]),
+        ("it took a pod long before", three(), &long_ago_or_elsewhere),
+        ("again after its time alone", again, &[]),
+        ("a crowd before", crowd, &[]),
+    ] {
+        assert_eq!(
+            World::passed(passed).class_of_last(&all),
+            Class::Node,
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_was_not_ready_less_often_is_not() {
+    let mistake = failure(Reason::PodRejected, Class::Config, NOT_OFFERED, 60);
+    let restart = (0..4).map(refused).collect();
+    let three_nodes = vec![refused(0), elsewhere(refused(60)), elsewhere(refused(120))];
+    let of_the_pod = |at| failure(Reason::PodRejected, Class::Transient, "", at);
+    for (what, all, passed) in [
+        ("the first", vec![refused(0)], &[][..]),
+        ("the second", vec![refused(0), refused(60)], &[]),
+        ("a kubelet that was restarted", restart, &[]),
+        ("other nodes", three_nodes, &[]),
+        (
+            "a mistake of the spec in between",
+            vec![refused(0), mistake, refused(120)],
+            &[],
+        ),
+        (
+            "it took a pod in between",
+            vec![refused(0), refused(60), refused(120)],
+            &[passed("node-1", 90)],
+        ),
+        (
+            "long ago",
+            vec![refused(0), refused(60), refused(7200)],
+            &[],
+        ),
+        (
+            "what no device plugin has caused",
+            vec![of_the_pod(0), of_the_pod(60), of_the_pod(120)],
+            &[],
+        ),
+    ] {
+        assert_eq!(
+            World::passed(passed).class_of_last(&all),
+            Class::Transient,
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn the_same_fault_twice_in_a_row_is_the_nodes() {
+    let plugin = |at| failure(Reason::PodRejected, Class::Transient, NOT_ALLOCATED, at);
+    let blamed = FailureStatus {
+        class: Class::Node.into(),
+        ..gate(802, 3500)
+    };
+    for (what, all) in [
+        (
+            "a fabric manager that hangs",
+            vec![gate(802, 0), gate(802, 8)],
+        ),
+        (
+            "a device that needs a reset",
+            vec![gate(46, 0), gate(46, 8)],
+        ),
+        ("a plugin that gives no device", vec![plugin(0), plugin(8)]),
+        (
+            "a finding",
+            vec![
+                failure(Reason::GateFailed, Class::Transient, "Found", 0),
+                failure(Reason::GateFailed, Class::Transient, "Found", 8),
+            ],
+        ),
+        (
+            "others in between",
+            vec![gate(46, 0), elsewhere(gate(3, 8)), gate(46, 900)],
+        ),
+        ("again after its quarantine", vec![gate(802, 0), blamed]),
+    ] {
+        assert_eq!(World::new().class_of_last(&all), Class::Node, "{what}");
+    }
+}
+
+#[test]
+fn a_fault_that_was_there_once_or_passed_is_not() {
+    let none = FailureStatus {
+        code_name: None,
+        ..gate(46, 0)
+    };
+    let unnamed = |at: i64| FailureStatus {
+        code: None,
+        at: Time(ago(at)),
+        ..none.clone()
+    };
+    let unreachable = |at| failure(Reason::RegistrarUnreachable, Class::Transient, "x", at);
+    let warming = failure(Reason::NodeWarmingUp, Class::Transient, "CUDA_ERROR", 8);
+    for (what, all, passed) in [
+        ("the first", vec![gate(46, 0)], &[][..]),
+        // Both pods were there before the first failure
+        ("two at once", vec![gate(46, 0), gate(46, 4)], &[]),
+        ("another code", vec![gate(46, 0), gate(3, 8)], &[]),
+        (
+            "another code in between",
+            vec![gate(46, 0), gate(3, 8), gate(46, 20)],
+            &[],
+        ),
+        (
+            "another node",
+            vec![gate(46, 0), elsewhere(gate(46, 8))],
+            &[],
+        ),
+        ("long ago", vec![gate(46, 0), gate(46, 3700)], &[]),
+        (
+            "a pass in between",
+            vec![gate(46, 0), gate(46, 20)],
+            &[passed("node-1", 12)],
+        ),
+        ("without a name", vec![unnamed(0), unnamed(8)], &[]),
+        ("the registrar", vec![unreachable(0), unreachable(8)], &[]),
+        (
+            "a warm-up before",
+            vec![
+                gate(46, 0),
+                FailureStatus {
+                    code: Some(46),
+                    ..warming
+                },
+            ],
+            &[],
+        ),
+    ] {
+        assert_eq!(
+            World::passed(passed).class_of_last(&all),
+            Class::Transient,
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_pass_of_another_device_does_not_speak_for_the_one_that_failed() {
+    let of_device = |device: &str, at| FailureStatus {
+        device: Some(device.to_owned()),
+        ..gate(46, at)
+    };
+    let world = World::passed(&[passed("node-1", 12)]);
+    let class = |device| world.class_of_last(&[of_device(device, 0), of_device(device, 20)]);
+    assert_eq!(class("GPU-1"), Class::Transient);
+    assert_eq!(class("GPU-2"), Class::Node);
+}
+
+#[test]
+fn a_job_speaks_for_its_node_where_it_began_after_the_failure() {
+    let class = |started: i64| {
+        let job = serde_json::json!({"runner": "pool-job", "node": "node-1", "job": "j",
+            "startedAt": Time(ago(started)), "finishedAt": Time(ago(1))});
+        let mut world = World::new();
+        world.pool.status.last_jobs = vec![serde_json::from_value::<JobStatus>(job).unwrap()];
+        world.class_of_last(&[gate(46, 0), gate(46, 20)])
+    };
+    assert_eq!(class(12), Class::Transient);
+    assert_eq!(class(900), Class::Node);
+}
+
+#[test]
+fn nothing_is_the_nodes_while_it_warms_up() {
+    let class = |ready: i64, first: i64| {
+        let mut world = World::new();
+        first_node(&mut world.observed).ready_since = Some(ago(ready));
+        world.class_of_last(&[gate(46, 0), gate(46, first)])
+    };
+    assert_eq!(class(590, 60), Class::Transient);
+    assert_eq!(
+        class(650, 60),
+        Class::Transient,
+        "the first was in its warm-up"
+    );
+    assert_eq!(class(700, 60), Class::Node);
+}
+
+#[test]
+fn a_shared_gpu_may_be_busy_for_as_long_as_it_likes() {
+    let shared = World::labelled("nvidia.com/gpu.replicas", "4");
+    let hang = |at| failure(Reason::GateFailed, Class::Transient, "Hang", at);
+    for code in OF_OTHERS {
+        assert_eq!(
+            shared.class_of_last(&[gate(code, 0), gate(code, 8)]),
+            Class::Transient
+        );
+        assert_eq!(
+            World::new().class_of_last(&[gate(code, 0), gate(code, 8)]),
+            Class::Node
+        );
+    }
+    assert_eq!(shared.class_of_last(&[hang(0), hang(8)]), Class::Transient);
+    // What no neighbour can cause
+    assert_eq!(
+        shared.class_of_last(&[gate(802, 0), gate(802, 8)]),
+        Class::Node
+    );
+}
+
+#[test]
+fn after_a_long_quarantine_for_it_the_first_try_is_enough() {
+    let mut world = World::new();
+    let entry = |code| QuarantineStatus {
+        node: "node-1".to_owned(),
+        device: None,
+        class: Class::Node.into(),
+        code: Some(code),
+        code_name: Some("CUDA_ERROR".to_owned()),
+        message: String::new(),
+        failures: 3,
+        boot_id: None,
+        since: Time(ago(8000)),
+        until: Some(Time(ago(800))),
+    };
+    for (code, class) in [(802, Class::Node), (803, Class::Transient)] {
+        world.pool.status.quarantine = vec![entry(code)];
+        assert_eq!(world.class_of_last(&[gate(802, 0)]), class, "{code}");
+    }
+}
+
+/// One reconcile after this failure of a gate on node-1, at a moment; its pod was made a second before.
+fn after(pool: &Pool, failure: Failure, nodes: &[Arc<NodeFacts>], at: Timestamp) -> Plan {
+    let mut failed = runner(pool, &format!("pool-{at}"), RunnerPhase::Failed);
+    failed.created = at - SignedDuration::from_secs(1);
+    failed.end = Some(End::Failed(Failure { at, ..failure }));
+    let mut world = observed(vec![failed]);
+    world.nodes = Some(nodes.to_vec());
+    plan(pool, &world, at)
+}
+
+fn nodes(count: usize) -> Vec<Arc<NodeFacts>> {
+    (1..=count).map(|n| node(&format!("node-{n}"))).collect()
+}
+
+fn shunned(pool: &Pool, runners: Vec<Runner>, passed: &[Passed], at: Timestamp) -> Vec<String> {
+    let mut world = observed(runners);
+    world.nodes = Some(nodes(4));
+    world.passed = passed.to_vec();
+    let plan = plan(pool, &world, at);
+    let new = plan.actions.iter().find_map(|action| match action {
+        Action::CreatePod(new) => Some(new.shuns.iter().cloned().collect()),
+        _ => None,
+    });
+    new.expect("a pod is made")
+}
+
+#[test]
+fn new_pods_go_elsewhere_until_the_node_has_passed_or_an_hour_is_over() {
+    for (class, shuns) in [
+        (Class::Transient, true),
+        (Class::Unknown, true),
+        (Class::Internal, false),
+    ] {
+        let mut pool = pool(1);
+        pool.status = after(&pool, gate_failure(class), &nodes(4), NOW).status;
+        let at = |seconds| NOW + SignedDuration::from_secs(seconds);
+        let expected = if shuns {
+            vec!["node-1".to_owned()]
+        } else {
+            vec![]
+        };
+        assert_eq!(shunned(&pool, vec![], &[], at(30)), expected, "{class}");
+        let well = Passed {
+            created: at(5),
+            ..passed("node-1", 0)
+        };
+        assert_eq!(
+            shunned(&pool, vec![], &[well], at(30)),
+            Vec::<String>::new()
+        );
+        assert_eq!(shunned(&pool, vec![], &[], at(3601)), Vec::<String>::new());
+    }
+}
+
+proptest! {
+    /// Whatever the code and the pause between tries: the node of a fault that lasts is quarantined with the second or the
+    /// third of them, for as long as an end says, and longer the next time.
+    #[test]
+    fn a_fault_that_lasts_is_the_nodes_within_three_tries(
+        code in 1..1000_i32,
+        pauses in proptest::collection::vec(2..900_i64, 3),
+    ) {
+        let mut pool = pool(1);
+        let mut at = NOW;
+        let mut tries = 0;
+        for pause in pauses {
+            at += SignedDuration::from_secs(pause);
+            tries += 1;
+            let failure = Failure { code: Some(code), ..gate_failure(Class::Transient) };
+            pool.status = after(&pool, failure, &nodes(4), at).status;
+            if !pool.status.quarantine.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(tries <= 3);
+        let entry = pool.status.quarantine.first().expect("an entry");
+        prop_assert_eq!(&entry.class, &FailureClass::from(Class::Node));
+        let until = entry.until.as_ref().expect("an end").0;
+        prop_assert!(until > at);
+        // At its end the node is tried, and fails again
+        let failure = Failure { code: Some(code), ..gate_failure(Class::Transient) };
+        pool.status = after(&pool, failure, &nodes(4), until).status;
+        let entry = &pool.status.quarantine[0];
+        prop_assert_eq!(entry.failures, 2);
+        prop_assert!(entry.until.as_ref().unwrap().0.duration_since(until) > until.duration_since(at));
+    }
+
+    /// Whatever fails in which order: who has to act is changed for faults that may pass alone, and for no fault of the
+    /// spec, of ours, or of nobody known.
+    #[test]
+    fn only_what_may_pass_becomes_the_nodes(
+        events in proptest::collection::vec((0..Class::ALL.len(), 0..3_usize, 0..3_i32), 1..12),
+        gap in 0i64..600,
+    ) {
+        let names = [NOT_RUN, NOT_OFFERED, "CUDA_ERROR"];
+        let all: Vec<_> = events.iter().zip(0i64..)
+            .map(|((class, name, code), n)| FailureStatus {
+                code: (*code > 0).then_some(*code),
+                ..failure(Reason::GateFailed, Class::ALL[*class], names[*name], n * gap)
+            })
+            .collect();
+        let before = all[0].class.clone();
+        let after = World::new().class_of_last(&all);
+        if before != after {
+            prop_assert_eq!(before, Class::Transient);
+            prop_assert_eq!(after, Class::Node);
+            prop_assert!(all.len() >= 2);
+        }
+    }
+}
