@@ -25,6 +25,7 @@ fn every_test_that_is_named_exists() {
         "operator/src",
         "operator/plan/src",
         "kernels/src",
+        "kernels/tests",
         "e2e/tests",
     ];
     let code = folders

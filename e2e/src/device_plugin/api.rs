@@ -189,6 +189,11 @@ impl DevicePlugin {
         // Read again: a device broken a moment ago is broken for the container that gets it now.
         let known = state::read_all(&self.config.devices)
             .map_err(|error| Status::internal(format!("{error:#}")))?;
+        if let Some(lost) = known.iter().position(|device| device.lost) {
+            return Err(Status::unknown(format!(
+                "Unable to retrieve list of available devices: error creating nvml.Device {lost}: nvml: GPU is lost"
+            )));
+        }
         let container_responses = request
             .container_requests
             .into_iter()

@@ -31,6 +31,9 @@ pub struct Device {
     /// The driver's CUDA version, which is the container's.
     #[serde(default)]
     pub cuda_version: Option<String>,
+    /// It has fallen off the bus, and the plugin has not noticed: it answers every request for any device with an error.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 impl Device {
@@ -44,6 +47,7 @@ impl Device {
             faults: Vec::new(),
             store_faults: Vec::new(),
             cuda_version: None,
+            lost: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod address_change;
 mod admission;
+mod black_hole_node;
 mod budgets;
 mod by_hand;
 mod charts;
@@ -24,6 +25,7 @@ mod images;
 mod job_ends;
 mod job_policy;
 mod kubelet_restart;
+mod lasting_fault;
 mod late_registration;
 mod local_cluster;
 mod long_job;
@@ -50,6 +52,8 @@ mod scale;
 mod scale_set;
 mod second_node;
 mod secrets;
+mod several_gpus;
+mod shared_gpus;
 mod spec_changes;
 mod teardown;
 mod teardown_troubles;
@@ -243,6 +247,30 @@ pub const SUITES: &[Suite] = &[
         [],
         "a broken GPU costs its node and no job: all pools keep off, the node says so, the healthy one takes over, an annotation ends it; stale labels are reported",
         quarantine::run
+    ),
+    suite!(
+        "lasting-fault",
+        [],
+        "a device that needs a reset: the second gate in a row that says so is enough, and the job runs on another node",
+        lasting_fault::run
+    ),
+    suite!(
+        "black-hole-node",
+        [],
+        "one dead GPU whose device plugin refuses every pod of a Ready node: one quarantine, a few pods, no storm",
+        black_hole_node::run
+    ),
+    suite!(
+        "several-gpus",
+        [],
+        "the gate of a runner with two GPUs lets them talk; a pool may ask that they can",
+        several_gpus::run
+    ),
+    suite!(
+        "shared-gpus",
+        [],
+        "shared GPUs, by the node's labels: a busy one is nobody's fault, and the gate takes a small share",
+        shared_gpus::run
     ),
     suite!(
         "credentials",

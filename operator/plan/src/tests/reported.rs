@@ -9,7 +9,7 @@ use super::super::fixture::{NOW, ago, listing, node, observed, pool, runner};
 use super::super::{Plan, health, plan};
 use super::{condition, created};
 use crate::model::pool::Pool;
-use crate::model::runner::{End, Failure, Waiting};
+use crate::model::runner::{End, Failure, NOT_OFFERED, Waiting};
 use crate::reason::Reason;
 
 #[test]
@@ -130,18 +130,21 @@ fn an_agent_that_hardly_starts_three_times_in_the_same_way_stalls_the_pool() {
 }
 
 #[test]
-fn a_node_that_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere() {
-    // Given a pool with two nodes, one of which refuses every pod
+fn a_node_whose_plugin_keeps_refusing_pods_is_left_alone_and_the_pool_goes_on_elsewhere() {
+    // Given a pool with two nodes, one of which has no device for any pod
     let mut pool = pool(1);
     for n in 1..=3_i64 {
         let at = NOW + SignedDuration::from_mins(n);
-        let refused = Failure::new(
-            Reason::PodRejected,
-            Class::Transient,
-            "no".to_owned(),
-            at,
-            false,
-        );
+        let refused = Failure {
+            code_name: Some(NOT_OFFERED.to_owned()),
+            ..Failure::new(
+                Reason::PodRejected,
+                Class::Transient,
+                "no".to_owned(),
+                at,
+                false,
+            )
+        };
         let mut runner = runner(&pool, &format!("pool-{n}"), RunnerPhase::Failed);
         runner.created = at;
         runner.end = Some(End::Failed(refused));

@@ -1,0 +1,84 @@
+//! GPUs that several pods share, as the node's labels say: a busy one is nobody's fault, however long it is busy.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{Ctx, lasting_fault::up_for_long};
+use crate::node;
+
+/// Gates wait for memory for 15 seconds each, with a pause between them.
+const LIMIT: Duration = Duration::from_mins(3);
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: i32 = 2;
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let outcome = async {
+        label(ctx, json!("time-slicing"), json!("4")).await?;
+        busy(ctx).await
+    }
+    .await;
+    outcome.and(label(ctx, Value::Null, Value::Null).await)
+}
+
+/// What feature discovery says of a node whose device plugin shares its GPUs.
+async fn label(ctx: &Ctx, strategy: Value, replicas: Value) -> Result<()> {
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    let labels = json!({
+        "nvidia.com/gpu.sharing-strategy": strategy,
+        "nvidia.com/gpu.replicas": replicas,
+    });
+    let patch = json!({"metadata": {"labels": labels}});
+    nodes
+        .patch(node::NAME, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+async fn busy(ctx: &Ctx) -> Result<()> {
+    // Given shared GPUs whose other users hold all memory
+    up_for_long(ctx, node::NAME).await?;
+    for number in 0..4 {
+        ctx.device(number, |device| {
+            let fault = json!({"call": "cuMemAlloc_v2", "code": OUT_OF_MEMORY});
+            device.faults.push(fault);
+        })?;
+    }
+    ctx.apply(&ctx.pool("shares", json!({}))).await?;
+    // When two gates in a row find none
+    let status = ctx
+        .wait_for("two gates without memory", LIMIT, async || {
+            let status = ctx.status("shares").await?;
+            Ok((status.last_failures.len() >= 2).then_some(status))
+        })
+        .await?;
+    // Then that blames nobody, and says why
+    for failure in &status.last_failures {
+        ensure!(
+            failure.class.as_str() == "transient"
+                && failure.code == Some(OUT_OF_MEMORY)
+                && failure.message.contains("is shared"),
+            "{failure:?}"
+        );
+    }
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    // When there is memory again, then the runner comes, and its gate has left the others their share
+    for number in 0..4 {
+        ctx.device(number, |_| {})?;
+    }
+    let runner = ctx.idle("shares", 1).await?.remove(0);
+    let report = ctx.report(&runner).await?;
+    let device = &report["devices"][0];
+    let walked = device["memoryWalkBytes"].as_u64().unwrap_or_default();
+    ensure!(
+        device["hostToDeviceGibPerSecond"].is_null() && walked <= 256 * 1024,
+        "{report:#}"
+    );
+    ctx.delete("shares").await
+}
