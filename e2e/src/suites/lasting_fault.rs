@@ -64,8 +64,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         Cluster::cordon(&ctx.client, node::SECOND, false).await?;
         let view = ctx.succeeded(job).await?;
         ensure!(view.assignments == 1, "{view:?}");
-        let runners = ctx.status("lasting").await?.last_jobs;
-        let ran = runners.first().context("no job in the status")?;
+        let jobs = ctx.concluded("lasting", 1).await?;
+        let ran = jobs.first().context("no job in the status")?;
         ensure!(ran.node.as_deref() == Some(node::SECOND), "{ran:?}");
         ctx.delete("lasting").await
     })
