@@ -19,7 +19,7 @@ const LONGEST_WORD: usize = 140;
 pub struct Policy {
     /// Names of events. None means all.
     pub events: Vec<String>,
-    /// Patterns for the ref, see [`matches`]. None means all.
+    /// Patterns for the ref, see [`fn@matches`]. None means all.
     pub refs: Vec<String>,
     /// Whether code from forks may run.
     pub forks: bool,

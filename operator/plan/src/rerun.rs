@@ -1,7 +1,7 @@
 //! Jobs that a GPU or a node ended, run again.
 //!
 //! A wish is in the status before GitHub is asked, and the run's attempt is read before that: a crash in between repeats
-//! nothing. What a job can write says which job it was, and never that something else ended it: see [`evidence`].
+//! nothing. What a job can write says which job it was, and never that something else ended it: see `evidence`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
