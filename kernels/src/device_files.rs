@@ -4,16 +4,16 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use cudarc::driver::sys::CUresult;
 use gate_report::{Cause, Finding, Step};
 
 use crate::host;
 use crate::protocol::Stop;
+use crate::supervisor::reap;
 
-/// `CUDA_ERROR_NO_DEVICE`.
-const NO_DEVICE: i32 = 100;
+const NO_DEVICE: i32 = CUresult::CUDA_ERROR_NO_DEVICE as i32;
 /// The exit code of a child that could not open its file, and does not know why.
 const NO_REASON: u8 = 255;
 /// How long opening may take: the driver starts the device meanwhile, and without persistence that takes seconds.
@@ -129,17 +129,14 @@ fn start(path: &Path) -> io::Result<Child> {
 }
 
 fn wait(mut child: Child, end: Instant) -> Opened {
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Opened::of(status),
-            Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
-            Ok(None) => {
-                // One that is stuck in the kernel is left behind.
-                let _ = child.kill();
-                return Opened::Hangs;
-            }
-            Err(_) => return Opened::Unknown,
+    match reap(&mut child, end) {
+        Ok(Some(status)) => Opened::of(status),
+        Ok(None) => {
+            // One that is stuck in the kernel is left behind.
+            let _ = child.kill();
+            Opened::Hangs
         }
+        Err(_) => Opened::Unknown,
     }
 }
 

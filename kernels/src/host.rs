@@ -67,11 +67,13 @@ pub(crate) fn memory_kills(cgroup: &Path) -> Option<u64> {
     count?.trim().parse().ok()
 }
 
-/// The container's memory limit in bytes, where it has one of its own.
-pub(crate) fn memory_limit(cgroup: &Path) -> Option<u64> {
+/// The container's memory limit in words, with its size where it can be read.
+pub(crate) fn memory_limit(cgroup: &Path) -> String {
     let text = fs::read_to_string(cgroup.join("memory.max"))
         .or_else(|_| fs::read_to_string(cgroup.join("memory/memory.limit_in_bytes")));
-    text.ok()?.trim().parse().ok()
+    let bytes = text.ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let size = bytes.map_or_else(String::new, |bytes| format!(" of {} MiB", bytes >> 20));
+    format!("the container's memory limit{size}")
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue …` → `580.95.05`.

@@ -1,9 +1,13 @@
 //! What the child tells its supervisor: one JSON object per line on its standard output.
 
-use std::io::Write;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::ChildStdout;
+use std::sync::mpsc;
+use std::thread;
 
 pub(crate) use gate_report::Cause;
 use gate_report::{Device, Finding, Peers, Step, Warning};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// One line.
@@ -67,8 +71,8 @@ impl Stop {
     }
 }
 
-/// Sends events to the supervisor.
-pub(crate) fn send(event: &Event) {
+/// Sends a line to the supervisor.
+pub(crate) fn send(event: &impl Serialize) {
     if let Ok(json) = serde_json::to_vec(event) {
         // A library may have printed something without an end of its line.
         let line = [b"\n", json.as_slice(), b"\n"].concat();
@@ -76,4 +80,24 @@ pub(crate) fn send(event: &Event) {
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(&line).and_then(|()| out.flush());
     }
+}
+
+/// Reads a child's lines on a thread of its own, so that a deadline can pass meanwhile. The channel ends with its output.
+pub(crate) fn listen<T: DeserializeOwned + Send + 'static>(
+    output: Option<ChildStdout>,
+) -> mpsc::Receiver<T> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(output) = output {
+        thread::spawn(move || {
+            // A line that is none of ours was printed by a library; it does not matter.
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if let Ok(event) = serde_json::from_slice(&line)
+                    && sender.send(event).is_err()
+                {
+                    break;
+                }
+            }
+        });
+    }
+    receiver
 }

@@ -1,10 +1,10 @@
 //! Runs the test in a child process, survives whatever happens to it, and makes the report.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use gate_report::{
 use crate::args::{TestArgs, Times};
 use crate::deadline::Deadline;
 use crate::nvml::Beside;
-use crate::protocol::{Event, Place, Stop};
+use crate::protocol::{Event, Place, Stop, listen};
 use crate::times::milliseconds;
 use crate::{device_files, host};
 
@@ -139,7 +139,7 @@ fn attempt(
             format!("the test process could not be started: {error}"),
         )
     })?;
-    let events = listen(&mut child);
+    let events = listen(child.stdout.take());
     // All tries together take no longer than two.
     let whole = times
         .whole
@@ -174,20 +174,20 @@ fn attempt(
     };
     let status = ended
         .then(|| reap(&mut child, Instant::now() + deadline.left()))
-        .flatten();
+        .and_then(|ended| ended.ok().flatten());
     if status.is_none() {
         // Refused only when it is gone already.
         let _ = child.kill();
-        reap(&mut child, Instant::now() + REAP);
+        let _ = reap(&mut child, Instant::now() + REAP);
     }
     verdict.unwrap_or_else(|| {
         let killed = host::memory_kills(&args.cgroup_dir) > kills;
         let limit = killed.then(|| host::memory_limit(&args.cgroup_dir));
-        Err(without_verdict(&last, status, &deadline, limit).into())
+        Err(without_verdict(&last, status, &deadline, limit.as_deref()).into())
     })
 }
 
-fn start(args: &TestArgs) -> std::io::Result<Child> {
+fn start(args: &TestArgs) -> io::Result<Child> {
     Command::new(std::env::current_exe()?)
         .arg("child")
         .args(args.to_command_line())
@@ -200,31 +200,13 @@ fn start(args: &TestArgs) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Reads the child's lines on a thread of its own, so that a deadline can pass meanwhile.
-fn listen(child: &mut Child) -> mpsc::Receiver<Event> {
-    let (sender, receiver) = mpsc::channel();
-    if let Some(stdout) = child.stdout.take() {
-        thread::spawn(move || {
-            // A line that is none of ours was printed by a library; it does not matter.
-            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                if let Ok(event) = serde_json::from_slice(&line)
-                    && sender.send(event).is_err()
-                {
-                    break;
-                }
-            }
-        });
-    }
-    receiver
-}
-
-/// Waits for the child's end, until the deadline.
-fn reap(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+/// Waits for a child's end, until the deadline; `None` where it has not ended by then.
+pub(crate) fn reap(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
     loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            Ok(None) | Err(_) => return None,
+        match child.try_wait()? {
+            Some(status) => return Ok(Some(status)),
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            None => return Ok(None),
         }
     }
 }
@@ -252,17 +234,13 @@ fn note(event: Event, report: &mut Report) {
     }
 }
 
-/// The child is gone, or had to be killed, and said nothing of why. `limit` is the container's memory limit, where the
-/// kernel killed for it.
-#[expect(
-    clippy::option_option,
-    reason = "killed for memory, and with a limit that can be read"
-)]
+/// The child is gone, or had to be killed, and said nothing of why. `limit` is the container's memory limit in words, where
+/// the kernel killed for it.
 fn without_verdict(
     last: &Place,
     status: Option<ExitStatus>,
     deadline: &Deadline,
-    limit: Option<Option<u64>>,
+    limit: Option<&str>,
 ) -> Stop {
     /// Rust's exit code for a panic.
     const PANICKED: i32 = 101;
@@ -275,16 +253,10 @@ fn without_verdict(
         return no_answer(last, &doing, deadline);
     };
     match (status.signal(), status.code(), limit) {
-        (Some(libc::SIGKILL), _, Some(limit)) => {
-            let limit = limit.map_or_else(
-                || "the container's memory limit".to_owned(),
-                |bytes| format!("the container's memory limit of {} MiB", bytes >> 20),
-            );
-            found(
-                Finding::OutOfMemoryKill,
-                format!("the kernel killed the test process {doing}, at {limit}"),
-            )
-        }
+        (Some(libc::SIGKILL), _, Some(limit)) => found(
+            Finding::OutOfMemoryKill,
+            format!("the kernel killed the test process {doing}, at {limit}"),
+        ),
         (Some(signal), ..) => found(
             Finding::Crash,
             format!(

@@ -274,6 +274,16 @@ fn one_field_lost_leaves_the_others() {
     assert_eq!(report.failure.unwrap().code_name, "RemapFailed");
 }
 
+#[test]
+fn a_library_that_prints_without_an_end_of_line_hides_nothing() {
+    // What is told of the device is the very next line.
+    let fault = json!({"call": "nvmlEventSetWait_v2", "says": "{\"event\": oops"});
+    let health = json!({"xids": [79]});
+    let devices = json!({"devices": [{"profile": "h100", "health": health}], "faults": [fault]});
+    let (_, report) = check(&devices, SHORT);
+    assert_eq!(of(&report, 0).xids, [79]);
+}
+
 /// The driver's folder with this management library.
 fn with_library(library: Option<&[u8]>) -> Report {
     let folder = folder("nvml");

@@ -68,32 +68,36 @@ pub(super) fn load(root: &Path) -> Result<Functions, Box<Stop>> {
 
 /// The driver's library by its name on the loader's path, then in the folders of drivers, then by its other name.
 fn find(root: &Path) -> Result<Library, (Finding, String)> {
-    if let Some(library) = open(NAME, root)? {
+    let by_name = |name: &str| {
+        open(Path::new(name)).map_err(|text| (Finding::BrokenDriver, with_others(text, root)))
+    };
+    if let Some(library) = by_name(NAME)? {
         return Ok(library);
     }
     if let Some(folder) = outside(root) {
         return Err(start_again(&folder));
     }
-    if let Some(library) = open(LINK_NAME, root)? {
+    if let Some(library) = by_name(LINK_NAME)? {
         return Ok(library);
     }
     let text = format!("no {NAME} on the loader's path or where drivers are");
     Err((Finding::NoDriver, with_others(text, root)))
 }
 
-/// Loads a library by its name; `None` where the loader finds none. One that is there and cannot be loaded says more.
-fn open(name: &str, root: &Path) -> Result<Option<Library>, (Finding, String)> {
-    // SAFETY: loading the driver's library runs its own initialisers, which is what it is for.
+/// Loads a library by its name, or from a file; `None` where the loader finds none. One that is there and cannot be loaded
+/// says more.
+pub(crate) fn open(name: &Path) -> Result<Option<Library>, String> {
+    // SAFETY: loading a library of the driver's runs its own initialisers, which is what it is for.
     match unsafe { Library::new(name) } {
         Ok(library) => Ok(Some(library)),
         Err(error) => {
             let text = error
                 .source()
                 .map_or_else(|| error.to_string(), ToString::to_string);
-            if is_absent(name, &text) {
+            if is_absent(&name.to_string_lossy(), &text) {
                 return Ok(None);
             }
-            Err((Finding::BrokenDriver, with_others(text, root)))
+            Err(text)
         }
     }
 }
@@ -159,7 +163,7 @@ fn with_others(text: String, root: &Path) -> String {
 }
 
 /// Whether the loader's words say that the file itself is not there (and not one that it depends on).
-pub(crate) fn is_absent(name: &str, text: &str) -> bool {
+fn is_absent(name: &str, text: &str) -> bool {
     text.starts_with(&format!("{name}: ")) && text.contains("No such file or directory")
 }
 

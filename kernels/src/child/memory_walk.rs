@@ -27,10 +27,8 @@ const TIME: Duration = Duration::from_millis(100);
 /// Everything is written and looked through twice, the second time inverted.
 const FLIPS: [u32; 2] = [0, !0];
 const OUT_OF_MEMORY: i32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as i32;
-/// `CUDA_ERROR_NOT_PERMITTED`.
-const NOT_PERMITTED: i32 = 800;
-/// `CUDA_ERROR_NOT_SUPPORTED`.
-const NOT_SUPPORTED: i32 = 801;
+const NOT_PERMITTED: i32 = CUresult::CUDA_ERROR_NOT_PERMITTED as i32;
+const NOT_SUPPORTED: i32 = CUresult::CUDA_ERROR_NOT_SUPPORTED as i32;
 
 impl Bench<'_> {
     /// Walks, and returns the memory that it walked through; `None` where there was none to spare.

@@ -18,7 +18,7 @@ mod test;
 
 use std::time::Instant;
 
-pub(crate) use library::{FOLDERS, is_absent, path_of_mapping, under};
+pub(crate) use library::{FOLDERS, open, path_of_mapping, under};
 
 use crate::args::TestArgs;
 use crate::protocol::{Event, send};

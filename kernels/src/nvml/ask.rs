@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use gate_report::{DeviceHealth, Fabric};
 
+use super::Told;
 use super::calls::{No, Nvml};
 use super::layout::{EventData, FabricInfo, FieldValue, Handle, SramErrors};
-use super::{Told, tell};
+use crate::protocol::send;
 
 /// `nvmlEventTypeXidCriticalError`.
 const XID: u64 = 8;
@@ -54,7 +55,7 @@ struct Gpu {
 
 impl Gpu {
     fn tell(&self) {
-        tell(&Told::Device(self.health.clone()));
+        send(&Told::Device(self.health.clone()));
     }
 
     /// Keeps a code that speaks against the GPU: lost, or in need of a reset.
@@ -291,7 +292,7 @@ impl Gpus {
         let Ok(parent) = parent else { return };
         let of = |gpu: &&Gpu| gpu.handle == Some(parent);
         if let Some(gpu) = self.known.iter().find(of) {
-            tell(&Told::Device(DeviceHealth {
+            send(&Told::Device(DeviceHealth {
                 uuid: uuid.to_owned(),
                 ..gpu.health.clone()
             }));

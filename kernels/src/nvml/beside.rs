@@ -1,6 +1,6 @@
 //! The supervisor's side: starts the child, and adds to the report what it has said by the end of the test.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,6 +12,7 @@ use gate_report::{Health, Report};
 use super::{Over, Told};
 use crate::args::TestArgs;
 use crate::deadline::Deadline;
+use crate::protocol::listen;
 
 /// After the test, the longest time without a word, and for all of it.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -34,20 +35,10 @@ impl Beside {
             .stdout(Stdio::piped())
             .spawn()
             .ok()?;
-        let (sender, told) = mpsc::channel();
-        let stdout = child.stdout.take()?;
-        thread::spawn(move || {
-            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-            for told in lines.filter_map(|line| serde_json::from_str(&line).ok()) {
-                if sender.send(told).is_err() {
-                    break;
-                }
-            }
-        });
         Some(Self {
             orders: child.stdin.take(),
+            told: listen(child.stdout.take()),
             child,
-            told,
         })
     }
 
@@ -70,7 +61,8 @@ impl Beside {
 
     fn collect(&mut self, report: &mut Report) {
         let end = Instant::now() + ALL;
-        let within = || Deadline::new(self.child.id(), SILENCE, Some(end));
+        let child = self.child.id();
+        let within = || Deadline::new(child, SILENCE, Some(end));
         let mut deadline = within();
         let (mut health, mut calling) = (None, None);
         loop {
@@ -99,7 +91,7 @@ impl Beside {
                     break;
                 }
             }
-            deadline = Deadline::new(self.child.id(), SILENCE, Some(end));
+            deadline = within();
         }
         if let Some(health) = health {
             report.add_health(health);

@@ -1,7 +1,6 @@
 //! Calls into NVML, each on a thread of its own and under a deadline.
 
-use std::error::Error as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -9,9 +8,10 @@ use std::{ffi::c_uint, process};
 
 use libloading::Library;
 
-use super::{Told, tell};
-use crate::child::{FOLDERS, is_absent, path_of_mapping, under};
+use super::Told;
+use crate::child::{FOLDERS, open, path_of_mapping, under};
 use crate::deadline::Deadline;
+use crate::protocol::send;
 
 /// The library.
 const NAME: &str = "libnvidia-ml.so.1";
@@ -43,13 +43,13 @@ pub(super) enum No {
 /// Loads and initialises. `None` where there is nothing to ask; why is told.
 pub(super) fn load(root: &Path) -> Option<Nvml> {
     let unknown = |why| {
-        tell(&Told::Unknown { why });
+        send(&Told::Unknown { why });
         None
     };
     let library = match find(root) {
         Ok(Some(library)) => library,
         Ok(None) => {
-            tell(&Told::Absent);
+            send(&Told::Absent);
             return None;
         }
         Err(why) => return unknown(why),
@@ -60,10 +60,10 @@ pub(super) fn load(root: &Path) -> Option<Nvml> {
     let Ok(init) = (unsafe { library.get::<Init>("nvmlInit_v2") }) else {
         return unknown(format!("{NAME} has no function nvmlInit_v2"));
     };
-    tell(&Told::Library {
+    send(&Told::Library {
         path: path_of_mapping(Some(*init as usize)),
     });
-    tell(&Told::Calling {
+    send(&Told::Calling {
         name: "nvmlInit_v2".into(),
     });
     // As long as the driver's own start-up, which runs beside it; the supervisor ends it.
@@ -80,19 +80,10 @@ pub(super) fn load(root: &Path) -> Option<Nvml> {
 /// By its name on the loader's path, then in the folders of drivers, as the test finds libcuda: so both come from one folder.
 fn find(root: &Path) -> Result<Option<Library>, String> {
     let folders = FOLDERS.iter().map(|folder| under(root, folder).join(NAME));
-    let names = std::iter::once(NAME.into()).chain(folders.filter(|file| file.exists()));
+    let names = std::iter::once(PathBuf::from(NAME)).chain(folders.filter(|file| file.exists()));
     for name in names {
-        // SAFETY: loading the library runs its own initialisers, which is what it is for.
-        match unsafe { Library::new(&name) } {
-            Ok(library) => return Ok(Some(library)),
-            Err(error) => {
-                let text = error
-                    .source()
-                    .map_or_else(|| error.to_string(), ToString::to_string);
-                if !is_absent(&name.to_string_lossy(), &text) {
-                    return Err(text);
-                }
-            }
+        if let Some(library) = open(&name)? {
+            return Ok(Some(library));
         }
     }
     Ok(None)
@@ -118,14 +109,14 @@ impl Nvml {
         if self.hung.contains(&name) || self.hung.len() >= MOST_HUNG {
             return Err(No::Answer);
         }
-        tell(&Told::Calling { name: name.into() });
+        send(&Told::Calling { name: name.into() });
         let (code, answer) = within(CALL, move || {
             let mut answer = T::default();
             (call(function, &mut answer), answer)
         })
         .ok_or_else(|| {
             self.hung.push(name);
-            tell(&Told::Unknown {
+            send(&Told::Unknown {
                 why: format!("{name} did not come back"),
             });
             No::Answer

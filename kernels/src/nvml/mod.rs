@@ -9,7 +9,7 @@ mod beside;
 mod calls;
 mod layout;
 
-use std::io::{BufRead as _, Write as _};
+use std::io::BufRead as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use beside::Beside;
 
 use crate::args::TestArgs;
+use crate::protocol::send;
 
 /// How often the clocks are looked at.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -50,14 +51,6 @@ struct Over {
     failed: bool,
 }
 
-fn tell(told: &Told) {
-    if let Ok(mut line) = serde_json::to_vec(told) {
-        line.push(b'\n');
-        // Without a reader there is nobody left to tell.
-        let _ = std::io::stdout().lock().write_all(&line);
-    }
-}
-
 /// The child: asks, and ends the process.
 pub(crate) fn run(args: &TestArgs) -> u8 {
     // SAFETY: plain system call; this process must not outlive a supervisor that was killed.
@@ -74,7 +67,7 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
         };
         gpus.finish(&over.uuids, over.failed);
     }
-    tell(&Told::Done);
+    send(&Told::Done);
     // SAFETY: ends the process at once, without the exit handlers of a library that may hang.
     unsafe { libc::_exit(0) }
 }
