@@ -91,7 +91,7 @@ pub(crate) struct TestArgs {
         default_value_t,
         ignore_case = true
     )]
-    pub(crate) managed_memory: ManagedMemory,
+    pub(crate) managed_memory: Enforcement,
     /// Part of each device's memory that must be free, in percent: what is not free is held outside of this pod. 0 asks for
     /// none. Not asked of shared GPUs and slices, nor where host and device have one memory.
     #[arg(long, env = gate::MIN_FREE_MEMORY_PERCENT, default_value = "90", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -104,7 +104,7 @@ pub(crate) struct TestArgs {
         default_value_t,
         ignore_case = true
     )]
-    pub(crate) peer_access: PeerAccess,
+    pub(crate) peer_access: Enforcement,
     /// The GPUs are shared with other pods (time slicing, MPS).
     #[arg(long, env = gate::SHARED)]
     pub(crate) shared: bool,
@@ -267,9 +267,9 @@ pub(crate) struct GateArgs {
     pub(crate) test: TestArgs,
 }
 
-/// What to make of a device without concurrent managed access.
+/// What to make of devices that lack something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ManagedMemory {
+pub(crate) enum Enforcement {
     /// Say so in the report.
     #[default]
     Report,
@@ -277,40 +277,31 @@ pub(crate) enum ManagedMemory {
     Require,
 }
 
-/// What to make of devices that cannot reach one another's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PeerAccess {
-    /// Say so in the report.
-    #[default]
-    Report,
-    /// Fail.
-    Require,
+impl Enforcement {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Require => "require",
+        }
+    }
 }
 
 impl TestArgs {
     /// The arguments that make a child see the same.
     pub(crate) fn to_command_line(&self) -> Vec<OsString> {
-        let managed = match self.managed_memory {
-            ManagedMemory::Report => "report",
-            ManagedMemory::Require => "require",
-        };
-        let peers = match self.peer_access {
-            PeerAccess::Report => "report",
-            PeerAccess::Require => "require",
-        };
         let mut line: Vec<OsString> = [
             (
                 "--min-compute-capability",
                 self.min_compute_capability.to_string(),
             ),
             ("--min-cuda-version", self.min_cuda_version.to_string()),
-            ("--managed-memory", managed.to_owned()),
+            ("--managed-memory", self.managed_memory.as_str().to_owned()),
             ("--memory-walk-mib", self.memory_walk_mib.to_string()),
             (
                 "--min-free-memory-percent",
                 self.min_free_memory_percent.to_string(),
             ),
-            ("--peer-access", peers.to_owned()),
+            ("--peer-access", self.peer_access.as_str().to_owned()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.into(), value.into()])
@@ -481,11 +472,11 @@ mod tests {
             panic!("not a child")
         };
         assert_eq!(test.expected_devices, Some(2));
-        assert_eq!(test.managed_memory, ManagedMemory::Require);
+        assert_eq!(test.managed_memory, Enforcement::Require);
         assert!(test.shared);
         assert_eq!(test.memory_walk_mib, 8);
         assert_eq!(test.min_free_memory_percent, 75);
-        assert_eq!(test.peer_access, PeerAccess::Require);
+        assert_eq!(test.peer_access, Enforcement::Require);
         assert_eq!(test.dev_dir, PathBuf::from("/elsewhere/dev"));
         assert_eq!(test.library_root, PathBuf::from("/elsewhere"));
         assert_eq!(test.min_copy_gib_per_second, Some(2.5));

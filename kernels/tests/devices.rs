@@ -11,18 +11,12 @@ mod common;
 use std::fs::{self, File};
 use std::process::Command;
 
-use common::{Running, check, driver, folder, read, without_driver};
-use gate_report::{Class, Failure, Outcome, Report, Step};
+use common::{Running, check, driver, failure, folder, read, without_driver};
+use gate_report::{Class, Outcome, Step};
 use serde_json::{Value, json};
 
 fn healthy(profile: &str, count: u32) -> Value {
     json!({"devices": [{"profile": profile, "count": count}]})
-}
-
-fn failure(report: Report) -> Failure {
-    report
-        .failure
-        .unwrap_or_else(|| panic!("it passed: {:?}", report.devices))
 }
 
 #[test]
@@ -41,7 +35,7 @@ fn memory_that_somebody_else_holds_is_the_nodes_fault() {
         assert_eq!(found, code, "{free} {arguments:?}: {:?}", report.failure);
         assert_eq!(report.devices[0].free_memory_bytes, Some(free << 20));
         if code != 0 {
-            let failure = failure(report);
+            let failure = failure(&report);
             assert_eq!(
                 (failure.class, failure.code_name.as_str()),
                 (Class::Node, "MemoryTaken")
@@ -87,7 +81,7 @@ fn a_process_of_this_pod_that_holds_memory_is_named() {
     let holder = Running(hold(File::open(&device).unwrap()));
     let devices = json!({"devices": [{"profile": "a100", "freeBytes": 1 << 30}]});
     let (_, report) = check(&devices, &["--dev-dir", dev.to_str().unwrap()]);
-    let failure = failure(report);
+    let failure = failure(&report);
     let named = format!("process {} (sleep)", holder.0.id());
     assert!(failure.message.contains(&named), "{}", failure.message);
 }
@@ -99,7 +93,7 @@ fn a_cell_that_is_stuck_is_found_where_it_is() {
         |device: u32| json!({"device": device, "offset": 7_200_000, "bit": 5, "value": true});
     let devices = |cell: Value| json!({"devices": [{"profile": "t4"}], "stuckCells": [cell]});
     let (code, report) = check(&devices(cell(0)), &[]);
-    let failure = failure(report);
+    let failure = failure(&report);
     assert_eq!(
         (code, failure.code_name.as_str()),
         (12, "BadMemory"),
@@ -171,7 +165,7 @@ fn a_zero_of_either_sign_is_right() {
     // But not what is nearly zero, nor another number with the wrong sign.
     for (value, bit) in [(0, 0), (1.0_f32.to_bits(), 31)] {
         let (code, report) = flip(value, bit);
-        let failure = failure(report);
+        let failure = failure(&report);
         assert_eq!(
             (code, failure.code_name.as_str(), failure.step),
             (12, "WrongResult", Step::TensorCores)
@@ -188,7 +182,7 @@ fn every_tensor_core_of_every_multiprocessor_is_tried() {
         &json!({"devices": [{"profile": "t4"}], "storeFaults": [fault]}),
         &[],
     );
-    let failure = failure(report);
+    let failure = failure(&report);
     assert_eq!((code, failure.step), (12, Step::TensorCores));
     assert!(
         failure.message.contains(&format!("element {last}")),
@@ -212,7 +206,7 @@ fn a_tensor_core_that_errs_under_load_is_found() {
         &json!({"devices": [{"profile": "t4"}], "productFaults": [fault]}),
         &[],
     );
-    let failure = failure(report);
+    let failure = failure(&report);
     assert_eq!((code, failure.code_name.as_str()), (12, "WrongResult"));
     assert!(failure.message.contains("of load"), "{}", failure.message);
 }
@@ -257,7 +251,7 @@ fn hints_for_managed_memory_may_have_either_form_or_none() {
     }
     let (code, report) = without(&all, &["--managed-memory", "Require"]);
     assert_eq!(
-        (code, failure(report).code_name.as_str()),
+        (code, failure(&report).code_name.as_str()),
         (14, "ManagedMemory")
     );
 
@@ -315,7 +309,7 @@ fn missing_access_is_told_and_fails_where_it_is_required() {
     );
     for devices in [none, some] {
         let (code, report) = check(&devices, &["--peer-access", "Require"]);
-        let failure = failure(report);
+        let failure = failure(&report);
         assert_eq!(
             (code, failure.class, failure.code_name.as_str()),
             (14, Class::Unsupported, "NoPeerAccess")
@@ -348,7 +342,7 @@ fn what_arrives_changed_or_not_at_all_is_a_pairs_fault() {
         let (code, report) = check(&devices, &[]);
         let attempts = report.attempts;
         let uuid = report.devices[1].uuid.clone();
-        let failure = failure(report);
+        let failure = failure(&report);
         assert_eq!(
             (code, failure.code_name.as_str(), attempts),
             (13, name, 2),
@@ -378,9 +372,9 @@ fn the_device_in_all_bad_pairs_is_the_suspect() {
     let devices = json!({"devices": [{"profile": "t4", "count": 3}], "peerFaults": faults});
     let (code, report) = check(&devices, &[]);
     let uuid = report.devices[2].uuid.clone();
-    let failure = failure(report);
+    let failure = failure(&report);
     assert_eq!(
-        (code, failure.device, failure.uuid),
+        (code, failure.device, failure.uuid.clone()),
         (13, Some(2), Some(uuid)),
         "{}",
         failure.message

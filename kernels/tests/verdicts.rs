@@ -14,19 +14,14 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{driver, faulty, folder, read, smoke, without_driver};
-use gate_report::{Class, Failure, Report, Step};
+use common::{driver, failure, faulty, folder, read, smoke, without_driver};
+use gate_report::{Class, Report, Step};
 use serde_json::json;
 
 /// Exit code and report of a command with these arguments.
 fn run(mut command: Command, arguments: &[&str]) -> (i32, Report) {
     command.args(["check", "--json", "--memory-walk-mib", "0"]);
     read(&command.args(arguments).output().unwrap())
-}
-
-fn failure(report: &Report) -> &Failure {
-    let failure = report.failure.as_ref();
-    failure.unwrap_or_else(|| panic!("passed: {report:?}"))
 }
 
 /// A folder of device files with these numbers.

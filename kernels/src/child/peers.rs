@@ -13,7 +13,7 @@ use super::calls::{Buffer, Called, Driver};
 use super::functions::Handle;
 use super::memory_walk::{Walk, WalkKernels};
 use super::pattern::mix;
-use crate::args::{PeerAccess, TestArgs};
+use crate::args::{Enforcement, TestArgs};
 use crate::protocol::{Event, send};
 
 /// Words of a copy, from pass to pass: 4 KiB to 4 MiB.
@@ -128,7 +128,7 @@ impl<'a> Talk<'a> {
         Ok(pairs)
     }
 
-    fn judge_access(&self, all: &[Pair], pairs: &[Pair], wanted: PeerAccess) -> Called<()> {
+    fn judge_access(&self, all: &[Pair], pairs: &[Pair], wanted: Enforcement) -> Called<()> {
         let mut missing = all.iter().filter(|pair| !pairs.contains(pair));
         let Some(first) = missing.next() else {
             return Ok(());
@@ -139,7 +139,7 @@ impl<'a> Talk<'a> {
             all.len(),
             self.name(*first)
         );
-        if wanted == PeerAccess::Require {
+        if wanted == Enforcement::Require {
             return Err(self.driver.stop(Finding::NoPeerAccess, text).into());
         }
         // Where none has it, that is how such devices are.

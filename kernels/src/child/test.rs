@@ -12,7 +12,7 @@ use super::library;
 use super::memory_walk::WalkKernels;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
 use super::peers::{self, Tested};
-use crate::args::{ManagedMemory, TestArgs};
+use crate::args::{Enforcement, TestArgs};
 use crate::protocol::{Event, send};
 use crate::times::milliseconds;
 
@@ -166,7 +166,7 @@ fn check_properties(driver: Driver, device: &Known, args: &TestArgs) -> Called<(
             .into());
     }
     if !device.report.concurrent_managed_access {
-        if args.managed_memory == ManagedMemory::Require {
+        if args.managed_memory == Enforcement::Require {
             return Err(driver
                 .stop(
                     Finding::ManagedMemory,
@@ -365,7 +365,7 @@ impl Bench<'_> {
         });
         match result {
             Err(stop) if self.driver.at(Step::ManagedMemory).is_skip(&stop) => {
-                if self.args.managed_memory == ManagedMemory::Require {
+                if self.args.managed_memory == Enforcement::Require {
                     let driver = self.driver.at(Step::ManagedMemory);
                     return Err(driver.stop(Finding::ManagedMemory, stop.detail).into());
                 }

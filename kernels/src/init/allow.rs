@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use cuda_smoke::files;
 use gate_report::allow::{Asking, LONGEST_EVENT, Payload, Policy};
 use gate_report::clean;
-use gate_report::contract::{TERMINATION_LOG, file, gate, mark, script};
+use gate_report::contract::{file, gate, mark, script};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 
@@ -52,10 +52,7 @@ pub(crate) fn run(dir: &Path) -> u8 {
             .env(script::DIR, dir);
         return process::become_program(&mut hook);
     };
-    let log = settings
-        .ok()
-        .and_then(|s| s.get(gate::TERMINATION_LOG).cloned());
-    refuse(&why, Path::new(log.as_deref().unwrap_or(TERMINATION_LOG)));
+    refuse(&why, gpu::termination_log(&settings.unwrap_or_default()));
     FAILED
 }
 

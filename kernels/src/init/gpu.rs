@@ -68,17 +68,20 @@ pub(crate) struct Start {
     pub(crate) settings: Settings,
 }
 
+/// Where the container's termination message is.
+pub(crate) fn termination_log(settings: &Settings) -> &Path {
+    let log = settings.get(gate::TERMINATION_LOG);
+    Path::new(log.map_or(contract::TERMINATION_LOG, String::as_str))
+}
+
 /// Reads the settings and takes over the signals; the exit code where that fails.
 pub(crate) fn begin(dir: PathBuf) -> Result<Start, u8> {
     let (settings, broken) = match settings(&dir) {
         Ok(settings) => (settings, None),
         Err(error) => (Settings::new(), Some(error)),
     };
-    let log = settings
-        .get(gate::TERMINATION_LOG)
-        .map_or(contract::TERMINATION_LOG, String::as_str);
     let ending = Ending {
-        log: log.into(),
+        log: termination_log(&settings).into(),
         dir,
     };
     let error = match (Signals::new(), broken) {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use gate_report::Report;
+use gate_report::{Failure, Report};
 use jsonschema::Validator;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -126,6 +126,12 @@ pub fn report(text: &str) -> Report {
         .collect();
     assert!(errors.is_empty(), "{errors:?} in {text}");
     serde_json::from_value(json).unwrap()
+}
+
+/// Why a gate failed.
+pub fn failure(report: &Report) -> &Failure {
+    let failure = report.failure.as_ref();
+    failure.unwrap_or_else(|| panic!("passed: {report:?}"))
 }
 
 /// One healthy device with this fault.
