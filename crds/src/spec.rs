@@ -283,17 +283,7 @@ pub struct Gpu {
 
     /// Whether the GPUs of a runner with several must reach one another's memory.
     #[serde(default)]
-    pub peer_access: PeerAccess,
-}
-
-/// Whether GPUs must reach one another's memory.
-#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub enum PeerAccess {
-    /// Say in the report which pairs do.
-    #[default]
-    Report,
-    /// A pair without peer access fails the gate.
-    Require,
+    pub peer_access: Enforcement,
 }
 
 /// The test that a runner's GPUs pass before it registers.
@@ -308,7 +298,7 @@ pub struct Smoke {
 
     /// Whether a device must offer concurrent access to managed memory.
     #[serde(default)]
-    pub managed_memory: ManagedMemory,
+    pub managed_memory: Enforcement,
 
     /// Percent of a device's memory that must be free, 0 for any. Shared devices, slices, and GPUs that share the host's
     /// memory are not held to it.
@@ -341,14 +331,25 @@ pub struct ContainerResources {
     pub limits: BTreeMap<String, Quantity>,
 }
 
-/// Whether a device must offer concurrent access to managed memory.
+/// What becomes of a device that lacks something.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub enum ManagedMemory {
-    /// Say in the report what the device offers.
+pub enum Enforcement {
+    /// The report says so.
     #[default]
     Report,
-    /// A device without concurrent managed access fails the gate.
+    /// It fails the gate.
     Require,
+}
+
+impl Enforcement {
+    /// The word, as in the spec.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Report => "Report",
+            Self::Require => "Require",
+        }
+    }
 }
 
 /// What the runner's image and network must offer.
@@ -511,7 +512,7 @@ impl Default for Gpu {
             claim_template: None,
             min_compute_capability: default_compute_capability(),
             min_cuda_version: default_cuda_version(),
-            peer_access: PeerAccess::default(),
+            peer_access: Enforcement::default(),
         }
     }
 }
@@ -520,7 +521,7 @@ impl Default for Smoke {
     fn default() -> Self {
         Self {
             timeout_seconds: default_smoke_timeout(),
-            managed_memory: ManagedMemory::default(),
+            managed_memory: Enforcement::default(),
             min_free_memory_percent: default_free_memory(),
             quarantine_minutes: default_quarantine(),
             resources: None,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarunner_crds::ManagedMemory;
+use cudarunner_crds::Enforcement;
 use gate_report::wire::JobContainer;
 use gate_report::{Report, Version};
 use jiff::Timestamp;
@@ -354,7 +354,7 @@ fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
         devices: spec.gpu.count(),
         min_compute_capability: version(&spec.gate.min_compute_capability),
         min_cuda_version: version(&spec.gate.min_cuda_version),
-        require_managed_memory: spec.gate.managed_memory == ManagedMemory::Require,
+        require_managed_memory: spec.gate.managed_memory == Enforcement::Require,
         require_preflight: spec.preflight.is_some(),
         pod: pod.name.clone(),
         node: node.or_else(|| pod.node.clone()),

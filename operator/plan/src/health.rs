@@ -32,8 +32,6 @@ const FIXED: SignedDuration = SignedDuration::from_mins(5);
 /// How long a running agent may take until it is online. One that finds another in its place tries for four minutes, and
 /// then says so.
 const ONLINE: SignedDuration = SignedDuration::from_mins(5);
-/// For how long a new node's driver may be starting: a driver container compiles its kernel module.
-pub(super) const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 /// The least pause after any failure, whatever is known of it: no loop goes faster.
 const FLOOR: SignedDuration = SignedDuration::from_secs(2);
 /// The longest pause.
@@ -282,8 +280,7 @@ fn blame_image(new: &mut [FailureStatus], known: &[FailureStatus], consecutive: 
 /// A driver that cannot be started on a node which has just come is not to blame yet: it may still be starting.
 fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestamp) -> Failure {
     let node = runner.node.as_deref().and_then(|name| observed.node(name));
-    let ready_since = node.and_then(|node| node.ready_since);
-    let young = ready_since.is_some_and(|since| now < since.after(WARM_UP));
+    let young = node.is_some_and(|node| node.is_warming_up(now));
     if !young
         || !failure.at_start
         || !matches!(

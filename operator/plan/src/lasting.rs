@@ -6,8 +6,7 @@ use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
-use super::health::WARM_UP;
-use super::{Observed, sharing};
+use super::{NodeFacts, Observed, sharing};
 use crate::model::pool::Pool;
 use crate::model::runner::{NOT_ALLOCATED, NOT_OFFERED, NOT_RUN};
 use crate::model::time::Shift as _;
@@ -159,20 +158,21 @@ impl Known<'_> {
             })
     }
 
+    /// The failure's node, as far as nodes are watched.
+    fn node(&self, failure: &FailureStatus) -> Option<&NodeFacts> {
+        self.observed.node(failure.node.as_deref()?)
+    }
+
     /// Whether the failure's node was new then, as far as is known.
     fn was_warming(self, failure: &FailureStatus) -> bool {
-        let node = failure.node.as_deref();
-        let node = node.and_then(|node| self.observed.node(node));
-        let since = node.and_then(|node| node.ready_since);
-        since.is_some_and(|since| failure.at.0 < since.after(WARM_UP))
+        self.node(failure)
+            .is_some_and(|node| node.is_warming_up(failure.at.0))
     }
 
     /// Whether the failure may be the doing of others with whom its GPU is shared: a busy device, or time that ran out.
     fn is_of_others(self, failure: &FailureStatus) -> bool {
-        let node = failure.node.as_deref();
-        let node = node.and_then(|node| self.observed.node(node));
         let spec = self.pool.spec.as_ref();
-        spec.is_ok_and(|spec| sharing::is_shared(&spec.gpu, node))
+        spec.is_ok_and(|spec| sharing::is_shared(&spec.gpu, self.node(failure)))
             && Stored::parse(&failure.reason) == Reason::GateFailed
             && failure.code.is_none_or(|code| OF_OTHERS.contains(&code))
     }

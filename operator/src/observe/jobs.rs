@@ -81,8 +81,7 @@ async fn ask(
             Err(Error::Forbidden { .. }) => facts.denied_until = Some(now.after(DENIED)),
             Err(error) => {
                 tracing::debug!(%error, "how jobs ended could not be read");
-                let pause = error.pause(now).unwrap_or(BATCH).max(BATCH);
-                facts.next_look = Some(now.after(pause));
+                facts.next_look = Some(now.after(error.pause_of_at_least(BATCH, now)));
             }
         }
     }

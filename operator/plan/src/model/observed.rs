@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::checks::{CheckFacts, Elsewhere};
 use super::github::{Lifecycle, Listing, QueuedJob};
@@ -13,6 +13,7 @@ use super::node_marks::Quarantined;
 use super::rerun::RerunFacts;
 use super::runner::Runner;
 use super::scale_set::ScaleSetFacts;
+use super::time::Shift as _;
 use super::verification::VerificationFacts;
 use crate::reason::Reason;
 
@@ -81,6 +82,9 @@ impl Observed {
     }
 }
 
+/// For how long a new node's driver may be starting: a driver container compiles its kernel module.
+const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
+
 /// A node with GPUs for the pool.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeFacts {
@@ -96,6 +100,15 @@ pub struct NodeFacts {
     pub ready_since: Option<Timestamp>,
     /// Whether it takes no new pods: it is cordoned.
     pub is_cordoned: bool,
+}
+
+impl NodeFacts {
+    /// Whether the node was new at a moment: a driver may still be starting there.
+    #[must_use]
+    pub fn is_warming_up(&self, at: Timestamp) -> bool {
+        self.ready_since
+            .is_some_and(|since| at < since.after(WARM_UP))
+    }
 }
 
 /// A gate that passed.

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarunner_crds::{
-    ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Gpu,
-    JobContainers, KeyReference, Lifetime, ManagedMemory, PeerAccess, Preflight, RegistrationMode,
-    RequiredChecks, Rerun, Scaling, ScalingSource, Verify,
+    ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Enforcement,
+    Gpu, JobContainers, KeyReference, Lifetime, Preflight, RegistrationMode, RequiredChecks, Rerun,
+    Scaling, ScalingSource, Smoke, Verify,
 };
 use gate_report::allow::Policy;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
@@ -21,9 +21,6 @@ const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
 const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 /// The longest.
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
-
-/// The default of `spec.smoke.minFreeMemoryPercent`.
-const FREE_MEMORY_PERCENT: u32 = 90;
 
 pub mod owned;
 mod template;
@@ -216,11 +213,11 @@ pub struct GateSettings {
     /// `MAJOR.MINOR`.
     pub min_cuda_version: String,
     /// Whether concurrent managed access is demanded.
-    pub managed_memory: ManagedMemory,
+    pub managed_memory: Enforcement,
     /// Percent of a device's memory that must be free.
     pub min_free_memory_percent: u32,
     /// Whether the devices must reach one another's memory.
-    pub peer_access: PeerAccess,
+    pub peer_access: Enforcement,
     /// Seconds for the whole test.
     pub timeout_seconds: u32,
 }
@@ -387,7 +384,7 @@ impl Spec {
             template_hash: String::new(),
             url,
             gpu,
-            gate: gate_settings(spec),
+            gate: gate_settings(&spec.gpu, &spec.smoke),
             gate_resources: spec.smoke.resources.clone(),
             allow: read_allow(spec),
             job_containers: spec.job_containers.clone(),
@@ -412,7 +409,7 @@ impl Spec {
             (
                 &gate.min_compute_capability,
                 &gate.min_cuda_version,
-                gate.managed_memory == ManagedMemory::Require,
+                gate.managed_memory == Enforcement::Require,
                 gate.timeout_seconds,
             ),
             &spec.template,
@@ -422,7 +419,8 @@ impl Spec {
         let mut shape = serde_json::to_string(&shape).unwrap_or_default();
         // Fields that older versions did not have: with their defaults no pod is made anew.
         let demands = (gate.min_free_memory_percent, gate.peer_access);
-        if demands != (FREE_MEMORY_PERCENT, PeerAccess::Report) {
+        let default = gate_settings(&Gpu::default(), &Smoke::default());
+        if demands != (default.min_free_memory_percent, default.peer_access) {
             shape += &serde_json::to_string(&demands).unwrap_or_default();
         }
         if let Some(resources) = &spec.smoke.resources {
@@ -439,15 +437,15 @@ impl Spec {
 }
 
 /// What the gate demands.
-fn gate_settings(spec: &CudaRunnerSpec) -> GateSettings {
-    let free_memory = spec.smoke.min_free_memory_percent.clamp(0, 100);
+fn gate_settings(gpu: &Gpu, smoke: &Smoke) -> GateSettings {
+    let free_memory = smoke.min_free_memory_percent.clamp(0, 100);
     GateSettings {
-        min_compute_capability: spec.gpu.min_compute_capability.clone(),
-        min_cuda_version: spec.gpu.min_cuda_version.clone(),
-        managed_memory: spec.smoke.managed_memory,
+        min_compute_capability: gpu.min_compute_capability.clone(),
+        min_cuda_version: gpu.min_cuda_version.clone(),
+        managed_memory: smoke.managed_memory,
         min_free_memory_percent: free_memory.unsigned_abs(),
-        peer_access: spec.gpu.peer_access,
-        timeout_seconds: spec.smoke.timeout_seconds.max(1).unsigned_abs(),
+        peer_access: gpu.peer_access,
+        timeout_seconds: smoke.timeout_seconds.max(1).unsigned_abs(),
     }
 }
 

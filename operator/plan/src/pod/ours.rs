@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::{ManagedMemory, PeerAccess};
 use gate_report::contract::{RUNNER_INIT_PROGRAM, TOKEN_FILE, command, gate};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ObjectFieldSelector, Probe,
@@ -111,24 +110,13 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
         (gate::MIN_CUDA_VERSION, spec.gate.min_cuda_version.clone()),
         (
             gate::MANAGED_MEMORY,
-            match spec.gate.managed_memory {
-                ManagedMemory::Report => "Report",
-                ManagedMemory::Require => "Require",
-            }
-            .to_owned(),
+            spec.gate.managed_memory.as_str().to_owned(),
         ),
         (
             gate::MIN_FREE_MEMORY_PERCENT,
             spec.gate.min_free_memory_percent.to_string(),
         ),
-        (
-            gate::PEER_ACCESS,
-            match spec.gate.peer_access {
-                PeerAccess::Report => "Report",
-                PeerAccess::Require => "Require",
-            }
-            .to_owned(),
-        ),
+        (gate::PEER_ACCESS, spec.gate.peer_access.as_str().to_owned()),
         (gate::TIMEOUT_SECONDS, spec.gate.timeout_seconds.to_string()),
         // Where the vendor's device plugin mounts the driver without a runtime class, as on GKE.
         ("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64".to_owned()),
