@@ -4,10 +4,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{Ctx, lasting_fault::up_for_long, second_node::with_second_node};
+use super::{
+    Ctx,
+    lasting_fault::{one_quarantine, up_for_long},
+    second_node::with_second_node,
+};
 use crate::{
     cluster::Cluster,
     device_plugin::state::{self, Device},
@@ -34,15 +38,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ctx.apply(&ctx.pool("hole", json!({"replicas": 2}))).await?;
 
         // Then the node is quarantined, in the kubelet's and the plugin's words, after a few pods
-        let status = ctx
-            .wait_for("a quarantine", LIMIT, async || {
-                let status = ctx.status("hole").await?;
-                Ok((!status.quarantine.is_empty()).then_some(status))
-            })
-            .await?;
-        let [entry] = &status.quarantine[..] else {
-            bail!("{:?}", status.quarantine);
-        };
+        let (entry, _) = one_quarantine(ctx, "hole", LIMIT).await?;
         ensure!(
             entry.node == node::SECOND
                 && entry.class.as_str() == "node"

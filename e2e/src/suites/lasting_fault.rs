@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use cudarunner_crds::{CudaRunnerStatus, QuarantineStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -37,15 +38,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ctx.apply(&ctx.pool("lasting", json!({}))).await?;
 
         // Then the second gate in a row that says so is enough: the node is quarantined, and no third is tried
-        let status = ctx
-            .wait_for("a quarantine", LIMIT, async || {
-                let status = ctx.status("lasting").await?;
-                Ok((!status.quarantine.is_empty()).then_some(status))
-            })
-            .await?;
-        let [entry] = &status.quarantine[..] else {
-            anyhow::bail!("{:?}", status.quarantine);
-        };
+        let (entry, status) = one_quarantine(ctx, "lasting", LIMIT).await?;
         ensure!(
             entry.node == node::NAME
                 && entry.class.as_str() == "node"
@@ -70,6 +63,24 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ctx.delete("lasting").await
     })
     .await
+}
+
+/// Waits until a pool has quarantined a node, and one alone.
+pub(super) async fn one_quarantine(
+    ctx: &Ctx,
+    pool: &str,
+    limit: Duration,
+) -> Result<(QuarantineStatus, CudaRunnerStatus)> {
+    let status = ctx
+        .wait_for("a quarantine", limit, async || {
+            let status = ctx.status(pool).await?;
+            Ok((!status.quarantine.is_empty()).then_some(status))
+        })
+        .await?;
+    let [entry] = &status.quarantine[..] else {
+        bail!("{:?}", status.quarantine);
+    };
+    Ok((entry.clone(), status))
 }
 
 /// Lets a node have been ready for an hour: what new nodes say of their drivers blames nobody.

@@ -1,29 +1,18 @@
 //! `docs/guides/gpu-faults.md` holds what the table of codes holds (`UPDATE_DOCS=1` writes it anew), and
 //! `docs/reference/gate.md` the exit codes.
 
+mod common;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
 use gate_report::{Again, Cause, Class, Confidence, Context, Fault, Finding, Step, listed};
 
 const BEGIN: &str = "<!-- generated from the table of codes: begin -->\n";
-const END: &str = "<!-- generated: end -->\n";
 
 #[test]
 fn the_guide_is_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides/gpu-faults.md");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (head, rest) = text.split_once(BEGIN).unwrap();
-    let (_, tail) = rest.split_once(END).unwrap();
-    let now = format!("{head}{BEGIN}{}{END}{tail}", table());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, now).unwrap();
-        return;
-    }
-    assert!(
-        text == now,
-        "docs/guides/gpu-faults.md is stale: UPDATE_DOCS=1 cargo test -p gate-report"
-    );
+    common::holds("guides/gpu-faults.md", BEGIN, &table());
 }
 
 #[test]

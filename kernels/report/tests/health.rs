@@ -2,29 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test, with its helpers")]
 
+mod common;
+
 use std::fmt::Write as _;
-use std::path::Path;
 
 use gate_report::{Context, SYMPTOMS, Step, Verdict, XIDS, finding};
 
 const BEGIN: &str = "<!-- generated from the table of symptoms: begin -->\n";
-const END: &str = "<!-- generated: end -->\n";
 
 #[test]
 fn the_page_is_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/gpu-health.md");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (head, rest) = text.split_once(BEGIN).unwrap();
-    let (_, tail) = rest.split_once(END).unwrap();
-    let now = format!("{head}{BEGIN}{}{END}{tail}", table());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, now).unwrap();
-        return;
-    }
-    assert!(
-        text == now,
-        "docs/reference/gpu-health.md is stale: UPDATE_DOCS=1 cargo test -p gate-report"
-    );
+    common::holds("reference/gpu-health.md", BEGIN, &table());
 }
 
 fn table() -> String {

@@ -109,6 +109,15 @@ impl World {
     }
 }
 
+/// What a case is, its failures, newest first, and the gates that passed.
+type Case<'a> = (&'a str, Vec<FailureStatus>, &'a [Passed]);
+
+fn all_are(class: Class, cases: &[Case]) {
+    for (what, all, passed) in cases {
+        assert_eq!(World::passed(passed).class_of_last(all), class, "{what}");
+    }
+}
+
 #[test]
 fn a_node_that_was_not_ready_for_three_attempts_in_a_row_is_to_blame() {
     let no_gate = failure(Reason::GateFailed, Class::Transient, NOT_RUN, 60);
@@ -124,24 +133,21 @@ fn a_node_that_was_not_ready_for_three_attempts_in_a_row_is_to_blame() {
         refused(120),
     ];
     let again = vec![refused(0), blamed, refused(1860), refused(1920)];
-    for (what, all, passed) in [
-        ("the third", three(), &[][..]),
-        (
-            "one that could not start the gate",
-            vec![refused(0), no_gate, refused(120)],
-            &[],
-        ),
-        ("another node's in between", with_another, &[]),
-        ("it took a pod long before", three(), &long_ago_or_elsewhere),
-        ("again after its time alone", again, &[]),
-        ("a crowd before", crowd, &[]),
-    ] {
-        assert_eq!(
-            World::passed(passed).class_of_last(&all),
-            Class::Node,
-            "{what}"
-        );
-    }
+    all_are(
+        Class::Node,
+        &[
+            ("the third", three(), &[]),
+            (
+                "one that could not start the gate",
+                vec![refused(0), no_gate, refused(120)],
+                &[],
+            ),
+            ("another node's in between", with_another, &[]),
+            ("it took a pod long before", three(), &long_ago_or_elsewhere),
+            ("again after its time alone", again, &[]),
+            ("a crowd before", crowd, &[]),
+        ],
+    );
 }
 
 #[test]
@@ -150,38 +156,35 @@ fn a_node_that_was_not_ready_less_often_is_not() {
     let restart = (0..4).map(refused).collect();
     let three_nodes = vec![refused(0), elsewhere(refused(60)), elsewhere(refused(120))];
     let of_the_pod = |at| failure(Reason::PodRejected, Class::Transient, "", at);
-    for (what, all, passed) in [
-        ("the first", vec![refused(0)], &[][..]),
-        ("the second", vec![refused(0), refused(60)], &[]),
-        ("a kubelet that was restarted", restart, &[]),
-        ("other nodes", three_nodes, &[]),
-        (
-            "a mistake of the spec in between",
-            vec![refused(0), mistake, refused(120)],
-            &[],
-        ),
-        (
-            "it took a pod in between",
-            vec![refused(0), refused(60), refused(120)],
-            &[passed("node-1", 90)],
-        ),
-        (
-            "long ago",
-            vec![refused(0), refused(60), refused(7200)],
-            &[],
-        ),
-        (
-            "what no device plugin has caused",
-            vec![of_the_pod(0), of_the_pod(60), of_the_pod(120)],
-            &[],
-        ),
-    ] {
-        assert_eq!(
-            World::passed(passed).class_of_last(&all),
-            Class::Transient,
-            "{what}"
-        );
-    }
+    all_are(
+        Class::Transient,
+        &[
+            ("the first", vec![refused(0)], &[]),
+            ("the second", vec![refused(0), refused(60)], &[]),
+            ("a kubelet that was restarted", restart, &[]),
+            ("other nodes", three_nodes, &[]),
+            (
+                "a mistake of the spec in between",
+                vec![refused(0), mistake, refused(120)],
+                &[],
+            ),
+            (
+                "it took a pod in between",
+                vec![refused(0), refused(60), refused(120)],
+                &[passed("node-1", 90)],
+            ),
+            (
+                "long ago",
+                vec![refused(0), refused(60), refused(7200)],
+                &[],
+            ),
+            (
+                "what no device plugin has caused",
+                vec![of_the_pod(0), of_the_pod(60), of_the_pod(120)],
+                &[],
+            ),
+        ],
+    );
 }
 
 #[test]
@@ -231,47 +234,44 @@ fn a_fault_that_was_there_once_or_passed_is_not() {
     };
     let unreachable = |at| failure(Reason::RegistrarUnreachable, Class::Transient, "x", at);
     let warming = failure(Reason::NodeWarmingUp, Class::Transient, "CUDA_ERROR", 8);
-    for (what, all, passed) in [
-        ("the first", vec![gate(46, 0)], &[][..]),
-        // Both pods were there before the first failure
-        ("two at once", vec![gate(46, 0), gate(46, 4)], &[]),
-        ("another code", vec![gate(46, 0), gate(3, 8)], &[]),
-        (
-            "another code in between",
-            vec![gate(46, 0), gate(3, 8), gate(46, 20)],
-            &[],
-        ),
-        (
-            "another node",
-            vec![gate(46, 0), elsewhere(gate(46, 8))],
-            &[],
-        ),
-        ("long ago", vec![gate(46, 0), gate(46, 3700)], &[]),
-        (
-            "a pass in between",
-            vec![gate(46, 0), gate(46, 20)],
-            &[passed("node-1", 12)],
-        ),
-        ("without a name", vec![unnamed(0), unnamed(8)], &[]),
-        ("the registrar", vec![unreachable(0), unreachable(8)], &[]),
-        (
-            "a warm-up before",
-            vec![
-                gate(46, 0),
-                FailureStatus {
-                    code: Some(46),
-                    ..warming
-                },
-            ],
-            &[],
-        ),
-    ] {
-        assert_eq!(
-            World::passed(passed).class_of_last(&all),
-            Class::Transient,
-            "{what}"
-        );
-    }
+    all_are(
+        Class::Transient,
+        &[
+            ("the first", vec![gate(46, 0)], &[]),
+            // Both pods were there before the first failure
+            ("two at once", vec![gate(46, 0), gate(46, 4)], &[]),
+            ("another code", vec![gate(46, 0), gate(3, 8)], &[]),
+            (
+                "another code in between",
+                vec![gate(46, 0), gate(3, 8), gate(46, 20)],
+                &[],
+            ),
+            (
+                "another node",
+                vec![gate(46, 0), elsewhere(gate(46, 8))],
+                &[],
+            ),
+            ("long ago", vec![gate(46, 0), gate(46, 3700)], &[]),
+            (
+                "a pass in between",
+                vec![gate(46, 0), gate(46, 20)],
+                &[passed("node-1", 12)],
+            ),
+            ("without a name", vec![unnamed(0), unnamed(8)], &[]),
+            ("the registrar", vec![unreachable(0), unreachable(8)], &[]),
+            (
+                "a warm-up before",
+                vec![
+                    gate(46, 0),
+                    FailureStatus {
+                        code: Some(46),
+                        ..warming
+                    },
+                ],
+                &[],
+            ),
+        ],
+    );
 }
 
 #[test]
