@@ -204,7 +204,7 @@ impl Stage<'_> {
             "GitHub has the runner {idle} as idle, with the labels self-hosted and cuda"
         ));
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
-        for line in report(&pods.get(&idle).await?)? {
+        for line in told(&report(&pods, &idle).await?) {
             self.story.step(&format!("  gate: {line}"));
         }
         let resource = format!("cudarunner/{POOL}");
@@ -379,7 +379,7 @@ impl Stage<'_> {
         let repository = simulator::REPOSITORY.to_owned();
         self.github.update_repository(&repository, &update).await?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let proven = read(&pods.get(&idle).await?)?;
+        let proven = report(&pods, &idle).await?;
         let proven = proven.devices.first().context("no device was proven")?;
         let proven = proven.uuid.clone();
         let run = NewRun {
@@ -407,10 +407,9 @@ impl Stage<'_> {
     }
 }
 
-/// The gate's verdict in a few lines, from the pod's termination message.
-fn report(pod: &Pod) -> Result<Vec<String>> {
-    let report = read(pod)?;
-    let driver = report.driver.unwrap_or_default();
+/// The gate's verdict in a few lines.
+fn told(report: &Report) -> Vec<String> {
+    let driver = report.driver.clone().unwrap_or_default();
     let unknown = || "unknown".to_owned();
     let mut lines = vec![format!(
         "driver for CUDA {}, {}",
@@ -436,13 +435,17 @@ fn report(pod: &Pod) -> Result<Vec<String>> {
         "{:?} in {:.0} ms",
         report.outcome, report.timings.total_ms
     ));
-    Ok(lines)
+    lines
 }
 
-fn read(pod: &Pod) -> Result<Report> {
-    let message = gpu::report(pod).context("the gate left no report in the pod")?;
-    serde_json::from_str(message)
-        .with_context(|| format!("the gate's report is no JSON: {message}"))
+/// The gate's report in a pod's termination message. The kubelet writes it to the API a moment after the gate has ended, and a
+/// runner can be idle by then.
+async fn report(pods: &Api<Pod>, pod: &str) -> Result<Report> {
+    wait_for("the gate's report in the pod", SOON, async || {
+        let shown = pods.get(pod).await?;
+        Ok(gpu::report(&shown).map(serde_json::from_str).transpose()?)
+    })
+    .await
 }
 
 /// Tells the Events of the namespace as they come, until it is stopped.

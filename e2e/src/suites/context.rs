@@ -467,13 +467,16 @@ impl Ctx {
         .await
     }
 
-    /// The gate's report in a pod's termination message.
+    /// The gate's report in a pod's termination message. The kubelet writes it to the API a moment after the gate has ended, and
+    /// a runner can be idle by then.
     pub async fn report(&self, pod: &str) -> Result<Value> {
         let pods: Api<Pod> = self.api();
-        let shown = pods.get(pod).await?;
-        let message =
-            gpu::report(&shown).with_context(|| format!("the gate of {pod} left no report"))?;
-        Ok(serde_json::from_str(message)?)
+        let what = format!("the report that the gate of {pod} left");
+        self.wait_for(&what, SOON, async || {
+            let shown = pods.get(pod).await?;
+            Ok(gpu::report(&shown).map(serde_json::from_str).transpose()?)
+        })
+        .await
     }
 
     /// Changes a device of the node; the next container that gets it sees the change.
