@@ -30,6 +30,7 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
     conditions(&mut out, status);
     runners(&mut out, status, now);
     quarantine(&mut out, status, now);
+    suspects(&mut out, status);
     stale_labels(&mut out, status);
     if let Some(verification) = &status.verification {
         self::verification(&mut out, verification, now);
@@ -166,6 +167,24 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     }
     out.push_str("\nQUARANTINE\n");
     table(out, &rows, 0);
+}
+
+/// Only those that are told: the others are in the status.
+fn suspects(out: &mut String, status: &CudaRunnerStatus) {
+    let mut rows = vec![["NODE", "DEVICE", "JOBS", "FAILED"].map(str::to_owned)];
+    let suspect = status.devices.iter().filter(|device| device.suspect);
+    rows.extend(suspect.map(|found| {
+        [
+            or_dash(found.node.as_ref()),
+            device(&found.uuid),
+            found.jobs.to_string(),
+            found.failed.to_string(),
+        ]
+    }));
+    if rows.len() > 1 {
+        out.push_str("\nSUSPECT DEVICES\n");
+        table(out, &rows, 1);
+    }
 }
 
 fn stale_labels(out: &mut String, status: &CudaRunnerStatus) {
