@@ -55,6 +55,7 @@ mod secrets;
 mod several_gpus;
 mod shared_gpus;
 mod spec_changes;
+mod suspect_device;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
@@ -271,6 +272,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "shared GPUs, by the node's labels: a busy one is nobody's fault, and the gate takes a small share",
         shared_gpus::run
+    ),
+    suite!(
+        "suspect-device",
+        [],
+        "a device on which far more jobs fail than on the others is named, and used as before",
+        suspect_device::run
     ),
     suite!(
         "credentials",
