@@ -509,7 +509,7 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
     }
     match &spec.gpu {
         GpuRequest::Resource { name, count: 1 } if nodes.is_some_and(Vec::is_empty) => format!(
-            "No node offers {name}; is there a node with a GPU, and does its device plugin run?"
+            "No node offers {name}: add a node with a GPU, or look whether the device plugin runs on those that have one"
         ),
         GpuRequest::Resource { name, count } if nodes.is_some_and(Vec::is_empty) => format!(
             "No node offers {count} of {name} at a time; ask for fewer in spec.gpu.count, or add a node that has as many"

@@ -34,6 +34,7 @@ mod stable;
 pub mod teardown;
 pub mod verify;
 pub mod version;
+pub mod why;
 
 #[cfg(test)]
 mod extremes;
