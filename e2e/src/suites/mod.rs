@@ -64,6 +64,7 @@ mod two_replicas;
 mod uninstall;
 mod upgrade;
 mod verification;
+mod why;
 mod workflow;
 
 use futures::future::LocalBoxFuture;
@@ -182,6 +183,12 @@ pub const SUITES: &[Suite] = &[
         [1],
         "a job that no pool can serve is named, with the missing label",
         missing_label::run
+    ),
+    suite!(
+        "why",
+        [],
+        "`kubectl cudarunner why` names what holds a pool, at once and once: a number, GPUs, GitHub, a deletion, a missing Secret",
+        why::run
     ),
     suite!(
         "gate",

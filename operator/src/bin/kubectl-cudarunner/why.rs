@@ -83,9 +83,9 @@ async fn doubt(pools: &Pools) -> String {
         }
         Some((lease, at)) => {
             let namespace = lease.namespace().unwrap_or_default();
-            let since = at.map_or_else(String::new, |at| format!(" since {at}"));
+            let seen = at.map_or_else(String::new, |at| format!(", and was last seen at {at}"));
             format!(
-                "No operator has run{since}, so all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
+                "No operator runs: it has given up its lease{seen}. So all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
             )
         }
         None => "No operator runs in this cluster: there is no lease of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
@@ -115,12 +115,22 @@ pub(crate) fn text(answer: &Answer) -> String {
     );
     let is_said = |words: &str| causes.iter().any(|cause| cause.message.contains(words));
     for (runner, waiting) in waiting(&status) {
-        if !is_said(waiting) {
+        if !is_said(core(waiting)) {
             wrap(&mut text, &format!("{runner} waits: "), 2, waiting);
         }
     }
     failures(&mut text, &status, is_said);
     text
+}
+
+/// What a runner waits for, without Kubernetes' word for it and what a preemption would bring: the part that a condition
+/// repeats.
+fn core(waiting: &str) -> &str {
+    let said = waiting.split_once(": ").map_or(waiting, |(_, said)| said);
+    let said = said
+        .split_once(" preemption: ")
+        .map_or(said, |(said, _)| said);
+    said.trim_end_matches('.')
 }
 
 /// The last failures, newest first; those in a row that say the same are one paragraph, and one that is said above is short.
@@ -335,7 +345,7 @@ mod tests {
             ),
             (
                 Step::List(path(), lease("op-1", now - Duration::from_mins(5))),
-                "No operator has run since",
+                "and was last seen at",
             ),
             (
                 Step::List(path(), lease("", now)),
