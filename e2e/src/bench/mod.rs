@@ -14,6 +14,7 @@ mod size;
 mod slow_github;
 mod smoke;
 mod steady;
+mod why;
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
 
@@ -92,6 +93,8 @@ const ROWS: &[Row] = &[
         run => smoke::run(run)),
     row!("gate", "a whole `cuda-smoke gate`, its preparation included, without the driver's own time",
         run => smoke::gate(run)),
+    row!("why", "`kubectl cudarunner why` about a pool of 500 runners",
+        run => why::run(run)),
     row!("size", "what the images add to their bases",
         run => std::future::ready(size::run(run))),
     row!("first-runner", "`kubectl apply` of a plain pool to its idle runner, on a real node",
