@@ -24,6 +24,7 @@ mod hostile_tenant;
 mod images;
 mod job_ends;
 mod job_policy;
+mod krew;
 mod kubelet_restart;
 mod lasting_fault;
 mod late_registration;
@@ -119,6 +120,11 @@ pub const SUITES: &[Suite] = &[
         [25],
         "`cuda-smoke check` on a machine without a GPU says so",
         by_hand::run
+    ),
+    suite!(bare "krew",
+        [],
+        "krew installs the plugin from what a release carries",
+        krew::run
     ),
     suite!(
         "images",

@@ -75,6 +75,17 @@ pub(super) const ACTIONLINT: GoTool = tool(
     &[("cmd/actionlint", "actionlint")],
 );
 
+/// The package manager of kubectl's plugins.
+pub(super) const KREW: GoTool = tool(
+    "krew",
+    "0.4.3",
+    "sigs.k8s.io/krew",
+    &[
+        ("cmd/krew", "krew"),
+        ("cmd/validate-krew-manifest", "validate-krew-manifest"),
+    ],
+);
+
 /// The checker of Prometheus' rules, without the clients of every cloud.
 pub(super) const PROMTOOL: GoTool = GoTool {
     tags: "remove_all_sd",

@@ -90,6 +90,13 @@ pub fn promtool(story: &Story) -> Result<PathBuf> {
     alone(&golang::PROMTOOL, story)
 }
 
+/// The folder with krew, and with what checks its manifests.
+pub fn krew(story: &Story) -> Result<PathBuf> {
+    let dir = folder()?;
+    ensure(&dir, &golang::KREW, story)?;
+    Ok(dir.join(golang::KREW.folder()))
+}
+
 /// The one program of a tool that no cluster needs.
 fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
     let dir = folder()?;
