@@ -125,7 +125,10 @@ pub(super) fn migrate(text: &str, given: &Given) -> Result<Migrated, String> {
 
 /// The documents of a file, lists taken apart.
 fn documents(text: &str) -> Result<Vec<Fields>, String> {
-    let read: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| {
+    // As Kubernetes and Helm read it: modes of files are octal numbers there.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let read = serde_saphyr::from_multiple_with_options::<Value>(text, options);
+    let read = read.map_err(|error| {
         let hint = if text.contains("{{") {
             "; this looks like a template of Helm: give what `helm template` makes of it, or the values"
         } else {
