@@ -49,10 +49,11 @@ pub struct CudaRunnerSpec {
     /// Where the runners register, and with which credentials.
     pub github: GitHubSpec,
 
-    /// The labels that a job asks for with `runs-on`. A job comes here when every label it asks for is among these.
-    #[serde(default = "default_labels")]
+    /// The labels that a job asks for with `runs-on`. A job comes here when every label it asks for is among these. Where
+    /// absent: the pool's name, `self-hosted`, `Linux`, `X64` and `cuda`. Case does not matter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 90), inner(length(min = 1, max = 256)))]
-    #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for [self-hosted, cuda]"))]
+    #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for the pool's name and [self-hosted, Linux, X64, cuda]"))]
     #[x_kube(validation = Rule::new("self.all(l, l.matches('^[^,\\\\s\\\\p{Cc}\\\\p{Cf}]+$'))").message("a label has no spaces, no commas and no invisible characters"))]
     pub labels: Vec<String>,
 
@@ -137,7 +138,8 @@ pub struct GitHubSpec {
     #[x_kube(validation = Rule::new(r"self.matches('^https?://[^/@\\s?#]+/[^/\\s?#]+(/[^/\\s?#]+)?/?$')").message("give the address of a repository (https://github.com/OWNER/REPO), an organization (https://github.com/ORG) or an enterprise (https://github.com/enterprises/NAME), without user, query or further path"))]
     pub url: String,
 
-    /// The Secret, in this namespace, with the keys `app-id`, `installation-id` and `private-key` of a GitHub App, or `token`.
+    /// The Secret, in this namespace, with the keys `app-id`, `private-key` and, where GitHub is not to be asked for it,
+    /// `installation-id` of a GitHub App, or with `token`. Secrets of Actions Runner Controller are read as they are.
     pub credentials_ref: SecretReference,
 
     /// The runner group, for organizations and enterprises. The default group where absent.
@@ -183,9 +185,12 @@ pub struct KeyReference {
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proxy {
-    /// Address of the proxy, `http://HOST:PORT`. It must let the cluster in without a password.
-    #[schemars(length(max = 512), regex(pattern = r"^http://[^/@\s]+/?$"))]
+    /// Address of the proxy, `http://HOST:PORT` or `https://HOST:PORT`, without user and password.
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/@\s]+/?$"))]
     pub url: String,
+    /// The Secret, in this namespace, with the keys `username` and `password` that the proxy asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_ref: Option<SecretReference>,
     /// Hosts and domain suffixes that are reached directly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), inner(length(max = 253)))]
@@ -542,7 +547,7 @@ impl Default for CudaRunnerSpec {
                 proxy: None,
                 ca_bundle_ref: None,
             },
-            labels: default_labels(),
+            labels: vec![],
             lifetime: Lifetime::default(),
             registration: RegistrationMode::default(),
             replicas: None,
@@ -562,6 +567,24 @@ impl Default for CudaRunnerSpec {
     }
 }
 
+/// What the labels of a pool begin with where its spec names none: those that GitHub gives to each self-hosted runner of
+/// this kind, and ours.
+const DEFAULT_LABELS: [&str; 4] = ["self-hosted", "Linux", "X64", "cuda"];
+
+impl CudaRunner {
+    /// The labels by which jobs ask for the pool's runners: those of the spec as they are, or the default ones and the
+    /// pool's name.
+    #[must_use]
+    pub fn runner_labels(&self) -> Vec<String> {
+        if !self.spec.labels.is_empty() {
+            return self.spec.labels.clone();
+        }
+        let name = self.metadata.name.clone();
+        let labels = DEFAULT_LABELS.map(str::to_owned).into_iter().chain(name);
+        labels.collect()
+    }
+}
+
 /// The labels of a [`CudaRunner`] as a Kubernetes label selector's match, `cudarunner.dev/pool=NAME`.
 #[must_use]
 pub fn pod_labels(pool: &str) -> BTreeMap<String, String> {
@@ -572,10 +595,6 @@ pub fn pod_labels(pool: &str) -> BTreeMap<String, String> {
             "cuda-runner-operator".to_owned(),
         ),
     ])
-}
-
-fn default_labels() -> Vec<String> {
-    vec!["self-hosted".to_owned(), "cuda".to_owned()]
 }
 
 fn default_resource() -> String {

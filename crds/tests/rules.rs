@@ -59,7 +59,11 @@ fn smallest_manifest_is_accepted_and_gets_the_defaults() {
         "spec": {"github": {"url": "https://github.com/acme/widgets", "credentialsRef": {"name": "github"}}}
     }))
     .unwrap();
-    assert_eq!(pool.spec.labels, ["self-hosted", "cuda"]);
+    assert!(pool.spec.labels.is_empty());
+    assert_eq!(
+        pool.runner_labels(),
+        ["self-hosted", "Linux", "X64", "cuda", "pool"]
+    );
     assert_eq!(pool.spec.gpu.resource, "nvidia.com/gpu");
     assert_eq!(pool.spec.gpu.min_compute_capability, "7.0");
     assert_eq!(pool.spec.smoke.timeout_seconds, 30);
@@ -490,4 +494,23 @@ fn who_may_use_the_gpu_is_written_so_that_it_can_come_true() {
         },
         "an earlier job can change",
     );
+}
+
+#[test]
+fn what_kubectl_cudarunner_migrate_writes_is_accepted() {
+    let folder = "../operator/src/bin/kubectl-cudarunner/migrate/snapshots";
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        // A heading of insta's, and the screen.
+        let written = text.splitn(3, "---\n").nth(2).unwrap();
+        let resources: Vec<Value> = serde_saphyr::from_multiple(written).unwrap();
+        for resource in resources {
+            assert_eq!(refusals(&resource), Vec::<String>::new(), "{path:?}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 10, "{seen} resources");
 }

@@ -26,6 +26,7 @@ use crate::watch::pods::Pods;
 use crate::watch::{self, Waker};
 use cuda_runner_plan::PodSettings;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::proxy::Proxy;
 use cuda_runner_plan::node_marks::Marking;
 
 /// Name under which we own fields and publish Events.
@@ -128,9 +129,13 @@ impl Context {
     /// Lets go of the Secret and the ConfigMap that a pool named before.
     pub fn release_objects(&self, pool: &Pool) {
         let Ok(spec) = &pool.spec else { return };
-        self.secrets.release(&pool.key, Some(&spec.secret));
+        let of_proxy = spec.proxy.as_ref().and_then(Proxy::secret);
+        let secrets: Vec<&str> = std::iter::once(spec.secret.as_str())
+            .chain(of_proxy)
+            .collect();
+        self.secrets.release(&pool.key, &secrets);
         let bundle = spec.ca_bundle.as_ref().map(|r| r.name.as_str());
-        self.config_maps.release(&pool.key, bundle);
+        self.config_maps.release(&pool.key, bundle.as_slice());
     }
 
     /// Lets go of everything that belongs to a pool.
@@ -143,7 +148,7 @@ impl Context {
         self.specs.forget(key);
         self.pods.forget(key);
         self.metrics.forget(key);
-        self.secrets.release(key, None);
-        self.config_maps.release(key, None);
+        self.secrets.release(key, &[]);
+        self.config_maps.release(key, &[]);
     }
 }

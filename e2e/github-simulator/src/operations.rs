@@ -68,6 +68,8 @@ pub const OPERATIONS: &[Operation] = &[
     api("apps/list-installations", Need::App, apps::installations),
     api("apps/get-installation", Need::App, apps::installation),
     api("apps/get-repo-installation", Need::App, apps::of_repository),
+    api("apps/get-org-installation", Need::App, apps::of_organization),
+    api("apps/get-user-installation", Need::App, apps::of_user),
     api("apps/create-installation-access-token", Need::App, apps::access_token),
     api("apps/revoke-installation-access-token", Need::Anyone, apps::revoke),
     // Repositories, organizations, branches.

@@ -15,6 +15,7 @@ mod diagnosis;
 mod docs;
 mod faults;
 mod first_runner;
+mod from_arc;
 mod gate;
 mod gpu_lost;
 mod gpu_missing;
@@ -212,7 +213,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "proxy",
         [],
-        "operator, gate and agent reach GitHub through the pool's proxy, or past it where it is told so",
+        "operator, gate and agent reach GitHub through the pool's proxy, by TLS and as its user where it asks for that, or past it",
         proxy::run
     ),
     suite!(
@@ -292,6 +293,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "shared GPUs, by the node's labels: a busy one is nobody's fault, and the gate takes a small share",
         shared_gpus::run
+    ),
+    suite!(
+        "from-arc",
+        [],
+        "Secrets and files of Actions Runner Controller: read as they are, and a pool answers to its name and to GitHub's labels",
+        from_arc::run
     ),
     suite!(
         "suspect-device",

@@ -35,7 +35,7 @@ async fn runners_come_and_go(ctx: &Ctx) -> Result<()> {
     let arguments = gpu.args.clone().unwrap_or_default().join(" ");
     let url = format!("{}/{}", ctx.cluster.github, ctx.repository);
     for part in [
-        &format!("--url {url} --name {first} --labels self-hosted,cuda"),
+        &format!("--url {url} --name {first} --labels self-hosted,Linux,X64,cuda,"),
         "--work _work --unattended --replace --ephemeral --disableupdate",
     ] {
         ensure!(arguments.contains(part), "{part} is not in {arguments}");

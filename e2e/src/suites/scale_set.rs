@@ -17,7 +17,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.condition("pool", "Ready", "True", "ScaledToZero")
         .await?;
     let set = listened(ctx, 4).await?;
-    ensure!(set.labels == ["self-hosted", "cuda"], "{set:?}");
+    ensure!(
+        set.labels == ["self-hosted", "Linux", "X64", "cuda", "pool"],
+        "{set:?}"
+    );
     ensure!(
         ctx.pods().await?.is_empty(),
         "a runner is there for nothing"

@@ -26,7 +26,10 @@ pub fn ago(seconds: i64) -> Timestamp {
 
 /// A resource with the defaults, its finalizer set.
 pub fn resource() -> CudaRunner {
-    let mut spec = CudaRunnerSpec::default();
+    let mut spec = CudaRunnerSpec {
+        labels: ["self-hosted", "cuda"].map(str::to_owned).to_vec(),
+        ..CudaRunnerSpec::default()
+    };
     spec.github.url = "https://github.com/acme/widgets".to_owned();
     spec.github.credentials_ref.name = "github".to_owned();
     let mut resource = CudaRunner::new("pool", spec);

@@ -7,10 +7,10 @@ use gate_report::contract::TOKEN_NAME;
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, KeyToPath,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, KeyToPath,
     LocalObjectReference, Pod, PodResourceClaim, PodSpec, ProjectedVolumeSource, ResourceClaim,
-    ResourceRequirements, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
-    VolumeProjection,
+    ResourceRequirements, SecretKeySelector, ServiceAccountTokenProjection, Toleration, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -229,14 +229,42 @@ fn proxy(spec: &Spec) -> Vec<EnvVar> {
         .into_iter()
         .filter(|part| !part.is_empty())
         .collect();
-    [
-        ("http_proxy", proxy.to_string()),
-        ("https_proxy", proxy.to_string()),
+    // The kubelet puts the Secret's words into the address, so that no object has them.
+    let [name, password] = owned::PROXY_USER;
+    let words = |secret: &str| {
+        let of = [(name, "username"), (password, "password")];
+        of.map(|(variable, key)| from_secret(variable, secret, key))
+    };
+    let address = match proxy.secret() {
+        Some(_) => proxy.as_user(&format!("$({name})"), &format!("$({password})")),
+        None => proxy.to_string(),
+    };
+    let variables = [
+        ("http_proxy", address.clone()),
+        ("https_proxy", address),
         ("no_proxy", without.join(",")),
-    ]
-    .into_iter()
-    .flat_map(|(name, text)| [value(name, text.clone()), value(&name.to_uppercase(), text)])
-    .collect()
+    ];
+    let variables = variables
+        .into_iter()
+        .flat_map(|(name, text)| [value(name, text.clone()), value(&name.to_uppercase(), text)]);
+    let words = proxy.secret().map(words).into_iter().flatten();
+    words.chain(variables).collect()
+}
+
+/// A variable whose value is in a Secret.
+fn from_secret(name: &str, secret: &str, key: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            secret_key_ref: Some(SecretKeySelector {
+                name: secret.to_owned(),
+                key: key.to_owned(),
+                optional: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    }
 }
 
 /// The devices of a runner, proven first and used then, in one container.

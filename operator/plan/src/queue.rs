@@ -93,10 +93,10 @@ pub(super) fn served(pool: &Pool, observed: &Observed) -> ConditionState {
         }
         Some(Ok(Some(jobs))) => jobs,
     };
-    match jobs
-        .iter()
-        .find(|job| is_like_ours(spec, observed, job) && is_lost(spec, observed, job))
-    {
+    match jobs.iter().find(|job| {
+        let is_meant = has_label(&job.labels, &pool.key.name);
+        (is_meant || is_like_ours(spec, observed, job)) && is_lost(spec, observed, job)
+    }) {
         Some(job) => condition_state("False", Reason::LabelMissing, lost(spec, job)),
         None => condition_state(
             "True",
@@ -220,6 +220,54 @@ mod tests {
             "{message}"
         );
         assert_eq!(plan.status.queued, 0);
+    }
+
+    #[test]
+    fn a_job_that_asks_for_the_pool_by_name_is_meant_for_it() {
+        // Given a pool whose labels are written down, without its name
+        let plan = with(&[("train", &["Pool"])], &[], &[]);
+        let (status, message) = queue_served(&plan);
+        assert_eq!(status, "False");
+        assert!(message.contains("this pool lacks Pool"), "{message}");
+        // Unless another runner has that label
+        let plan = with(&[("train", &["pool"])], &[], &[&["pool"]]);
+        assert_eq!(queue_served(&plan).0, "True");
+    }
+
+    #[test]
+    fn a_pool_without_labels_of_its_own_serves_its_name_and_what_github_adds() {
+        let resource: cudarunner_crds::CudaRunner = serde_json::from_value(serde_json::json!({
+            "apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner",
+            "metadata": {"name": "a100"},
+            "spec": {"github": {"url": "https://github.com/acme/widgets", "credentialsRef": {"name": "app"}}},
+        }))
+        .unwrap();
+        let served = |pool: &Pool, wanted: &[&str]| {
+            let job = QueuedJob {
+                run: 17,
+                name: "train".to_owned(),
+                labels: wanted.iter().map(|l| (*l).to_owned()).collect(),
+            };
+            job.is_served_by(&pool.spec.as_ref().unwrap().labels)
+        };
+        let by_default = Pool::read(&resource, false);
+        for wanted in [
+            &["a100"][..],
+            &["A100", "cuda"],
+            &["self-hosted", "cuda"],
+            &["self-hosted", "linux", "x64", "cuda"],
+            &["self-hosted", "Linux", "X64"],
+        ] {
+            assert!(served(&by_default, wanted), "{wanted:?}");
+        }
+        assert!(!served(&by_default, &["self-hosted", "linux", "arm64"]));
+        assert!(!served(&by_default, &["ubuntu-latest"]));
+        // What is written down stays as it is
+        let mut explicit = resource;
+        explicit.spec.labels = vec!["self-hosted".to_owned(), "cuda".to_owned()];
+        let explicit = Pool::read(&explicit, false);
+        assert!(served(&explicit, &["self-hosted", "cuda"]));
+        assert!(!served(&explicit, &["a100"]) && !served(&explicit, &["self-hosted", "linux"]));
     }
 
     #[test]

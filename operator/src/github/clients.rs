@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, LastClients,
-    Proxy,
+    ProxyWay, app,
     body::Room,
     budget::Usage,
     connect::Reach,
@@ -48,18 +48,21 @@ struct Kept {
 struct TransportKey {
     origin: String,
     credentials: Fingerprint,
+    /// Whose installation it works as, where the credentials do not say.
+    account: Option<String>,
     ca: Option<Fingerprint>,
-    proxy: Option<Proxy>,
+    through: Option<ProxyWay>,
 }
 
 impl TransportKey {
     /// Another one for another key, and no word of what is in it.
     fn id(&self) -> Fingerprint {
         let ca = self.ca.as_ref().map_or(&[][..], Fingerprint::as_bytes);
-        let proxy = format!("{:?}", self.proxy);
+        let proxy = format!("{:?}", self.through);
         Fingerprint::of(&[
             self.origin.as_bytes(),
             self.credentials.as_bytes(),
+            self.account.as_deref().unwrap_or_default().as_bytes(),
             ca,
             proxy.as_bytes(),
         ])
@@ -100,13 +103,16 @@ impl Clients {
         url: &GitHubUrl,
         credentials: &Credentials,
         ca: Option<&CaBundle>,
-        proxy: Option<&Proxy>,
+        through: Option<&ProxyWay>,
     ) -> Result<Arc<Client>, Error> {
         let key = TransportKey {
             origin: url.api_origin(),
             credentials: credentials.fingerprint(),
+            account: credentials
+                .is_unlocated()
+                .then(|| app::account(url.scope())),
             ca: ca.map(CaBundle::fingerprint),
-            proxy: proxy.cloned(),
+            through: through.cloned(),
         };
         let mut kept = self.kept();
         let client_key = (key.clone(), url.clone());
@@ -121,7 +127,7 @@ impl Clients {
             transport
         } else {
             let (shared, id) = (self.shared(), key.id());
-            let transport = Transport::new(url, credentials, ca, proxy, shared, id)?;
+            let transport = Transport::new(url, credentials, ca, through, shared, id)?;
             let transport = Arc::new(transport);
             kept.transports
                 .insert(key, (transport.clone(), Instant::now()));

@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use aws_lc_rs::digest;
-use octocrab::{auth, auth::AppAuth, models::AppId};
+use jiff::Timestamp;
+use jsonwebtoken::EncodingKey;
 use secrecy::SecretString;
 
-/// Key of the App's number in the Secret.
+use super::app::{App, Issuer};
+
+/// Key of the App's number or client id in the Secret.
 pub const APP_ID: &str = "app-id";
 /// Key of the installation's number in the Secret.
 pub const INSTALLATION_ID: &str = "installation-id";
@@ -14,6 +17,14 @@ pub const INSTALLATION_ID: &str = "installation-id";
 pub const PRIVATE_KEY: &str = "private-key";
 /// Key of a token in the Secret.
 pub const TOKEN: &str = "token";
+
+/// The names that Actions Runner Controller has for them, whose Secrets are read as they are.
+const ALIASES: [(&str, &str); 4] = [
+    (APP_ID, "github_app_id"),
+    (INSTALLATION_ID, "github_app_installation_id"),
+    (PRIVATE_KEY, "github_app_private_key"),
+    (TOKEN, "github_token"),
+];
 
 /// How the operator shows GitHub who it is. `Debug` shows no secret.
 #[derive(Clone)]
@@ -24,7 +35,7 @@ pub struct Credentials {
 
 #[derive(Clone)]
 pub(super) enum Kind {
-    App { app: AppAuth, installation: u64 },
+    App(App),
     Token(SecretString),
 }
 
@@ -47,15 +58,27 @@ pub enum CredentialsError {
     },
     /// Both are there.
     #[error(
-        "the Secret has both {TOKEN} and {app_keys}; remove one, so that it is clear which credentials are meant"
+        "the Secret has both {token} and {app_keys}; remove one, so that it is clear which credentials are meant"
     )]
     Both {
+        /// The token's key.
+        token: String,
         /// The App's keys that it has.
         app_keys: String,
     },
+    /// Two keys for one thing say different things.
+    #[error(
+        "the Secret has both {first} and {second}, and they differ; remove one, so that it is clear which is meant"
+    )]
+    Contradiction {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// A part of the App is missing.
     #[error(
-        "the Secret has {present} but no {missing}; a GitHub App needs {APP_ID}, {INSTALLATION_ID} and {PRIVATE_KEY}"
+        "the Secret has {present} but no {missing}; a GitHub App needs {APP_ID} and {PRIVATE_KEY}, and {INSTALLATION_ID} where it is not to be looked up"
     )]
     Missing {
         /// Keys that are there.
@@ -70,7 +93,7 @@ pub enum CredentialsError {
         key: &'static str,
     },
     /// A number is none.
-    #[error("the Secret's key {key} is no number; {hint}")]
+    #[error("the Secret's key {key} cannot be used: {hint}")]
     Number {
         /// Which.
         key: &'static str,
@@ -79,44 +102,55 @@ pub enum CredentialsError {
     },
     /// The private key cannot be used.
     #[error(
-        "the Secret's key {PRIVATE_KEY} is no RSA private key in PEM form ({reason}); store the .pem file that GitHub gave you, unchanged"
+        "the Secret's key {key} is no RSA private key in PEM form ({reason}); store the .pem file that GitHub gave you, unchanged"
     )]
     PrivateKey {
+        /// Which.
+        key: &'static str,
         /// Why not. No part of the key.
         reason: String,
     },
     /// The token contains bytes that no token has.
-    #[error(
-        "the Secret's key {TOKEN} is no token ({reason}); store the token alone, without quotes"
-    )]
+    #[error("the Secret's key {key} is no token ({reason}); store the token alone, without quotes")]
     Token {
+        /// Which.
+        key: &'static str,
         /// Why not. No part of the token.
         reason: &'static str,
     },
 }
 
 impl Credentials {
-    /// Reads a Secret's data: `app-id`, `installation-id` and `private-key`, or `token`. Other keys do not matter.
+    /// Reads a Secret's data: `app-id`, `private-key` and perhaps `installation-id`, or `token`; each under the name that
+    /// Actions Runner Controller has for it, too. Other keys do not matter.
     ///
     /// The private key is tried once, so that one that cannot sign is named here and not at the first request.
     pub fn from_secret_data(data: &BTreeMap<String, Vec<u8>>) -> Result<Self, CredentialsError> {
-        let app_keys = [APP_ID, INSTALLATION_ID, PRIVATE_KEY];
-        let (present, missing): (Vec<_>, Vec<_>) = app_keys
+        let mut found = BTreeMap::new();
+        for (key, alias) in ALIASES {
+            if let Some(value) = either(data, key, alias)? {
+                found.insert(key, value);
+            }
+        }
+        let named = |keys: &[&str]| -> Vec<&str> {
+            let named = keys.iter().filter_map(|key| found.get(key));
+            named.map(|value| value.key).collect()
+        };
+        let app = named(&[APP_ID, INSTALLATION_ID, PRIVATE_KEY]);
+        let missing: Vec<_> = [APP_ID, PRIVATE_KEY]
             .into_iter()
-            .partition(|key| data.contains_key(*key));
-        match (data.get(TOKEN), present.as_slice(), missing.as_slice()) {
-            (Some(_), [], _) => token(text(data, TOKEN)?),
-            (Some(_), _, _) => Err(CredentialsError::Both {
-                app_keys: present.join(", "),
+            .filter(|key| !found.contains_key(key))
+            .collect();
+        match (found.get(TOKEN), app.as_slice(), missing.as_slice()) {
+            (Some(value), [], _) => token(*value),
+            (Some(value), ..) => Err(CredentialsError::Both {
+                token: value.key.into(),
+                app_keys: app.join(", "),
             }),
             (None, [], _) => Err(CredentialsError::Empty { found: keys(data) }),
-            (None, _, []) => app(
-                text(data, APP_ID)?,
-                text(data, INSTALLATION_ID)?,
-                text(data, PRIVATE_KEY)?,
-            ),
+            (None, _, []) => read_app(&found),
             (None, ..) => Err(CredentialsError::Missing {
-                present: present.join(", "),
+                present: app.join(", "),
                 missing: missing.join(", "),
             }),
         }
@@ -131,7 +165,18 @@ impl Credentials {
     /// Whether they are a GitHub App's.
     #[must_use]
     pub const fn is_app(&self) -> bool {
-        matches!(self.kind, Kind::App { .. })
+        matches!(self.kind, Kind::App(_))
+    }
+
+    /// Whether GitHub is to be asked for the App's installation.
+    pub(super) const fn is_unlocated(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::App(App {
+                installation: None,
+                ..
+            })
+        )
     }
 
     pub(super) const fn kind(&self) -> &Kind {
@@ -180,43 +225,78 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-fn app(id: &str, installation: &str, pem: &str) -> Result<Credentials, CredentialsError> {
-    let number = |key, value: &str, hint| {
-        value
-            .parse::<u64>()
-            .map_err(|_| CredentialsError::Number { key, hint })
+/// A value, and the key under which it is.
+#[derive(Clone, Copy)]
+struct Value<'data> {
+    key: &'static str,
+    text: &'data str,
+}
+
+/// The value of a key under either of its names.
+fn either<'data>(
+    data: &'data BTreeMap<String, Vec<u8>>,
+    key: &'static str,
+    alias: &'static str,
+) -> Result<Option<Value<'data>>, CredentialsError> {
+    let read = |name: &'static str| {
+        let bytes = data.get(name);
+        bytes.map(|bytes| text(bytes, key, name)).transpose()
     };
-    let app_id = number(
-        APP_ID,
-        id,
-        "it is the \"App ID\" on the App's settings page, not its client ID or its name",
-    )?;
-    let installation_id = number(
-        INSTALLATION_ID,
+    match (read(key)?, read(alias)?) {
+        (Some(first), Some(second)) if first.text != second.text => {
+            Err(CredentialsError::Contradiction {
+                first: key,
+                second: alias,
+            })
+        }
+        (first, second) => Ok(first.or(second)),
+    }
+}
+
+fn read_app(found: &BTreeMap<&str, Value<'_>>) -> Result<Credentials, CredentialsError> {
+    let get = |key: &'static str| {
+        let value = found.get(key).copied();
+        value.ok_or(CredentialsError::Blank { key })
+    };
+    let (id, pem) = (get(APP_ID)?, get(PRIVATE_KEY)?);
+    let issuer = Issuer::parse(id.text).ok_or(CredentialsError::Number {
+        key: id.key,
+        hint: "it is neither the \"App ID\" nor the \"Client ID\" on the App's settings page",
+    })?;
+    let installation = found.get(INSTALLATION_ID).map(|value| {
+        value.text.parse::<u64>().map_err(|_| CredentialsError::Number {
+            key: value.key,
+            hint: "it is no number; it is the last part of the address of the installation's page, …/settings/installations/NUMBER, and may be left out",
+        })
+    });
+    let installation = installation.transpose()?;
+    let app = App {
+        key: signing_key(pem)?,
+        issuer,
         installation,
-        "it is the last part of the address of the installation's page, …/settings/installations/NUMBER",
-    )?;
-    let key = signing_key(pem)?;
+    };
+    app.jwt(Timestamp::UNIX_EPOCH)
+        .map_err(|error| CredentialsError::PrivateKey {
+            key: pem.key,
+            reason: error.to_string(),
+        })?;
+    let at = installation.map(u64::to_be_bytes);
     let fingerprint = Fingerprint::of(&[
         b"app",
-        &app_id.to_be_bytes(),
-        &installation_id.to_be_bytes(),
-        pem.as_bytes(),
+        app.issuer.to_string().as_bytes(),
+        at.as_ref().map_or(&[][..], <[u8; 8]>::as_slice),
+        pem.text.as_bytes(),
     ]);
     Ok(Credentials {
-        kind: Kind::App {
-            app: AppAuth {
-                app_id: AppId(app_id),
-                key,
-            },
-            installation: installation_id,
-        },
+        kind: Kind::App(app),
         fingerprint,
     })
 }
 
-fn signing_key(pem: &str) -> Result<auth::EncodingKey, CredentialsError> {
+fn signing_key(value: Value<'_>) -> Result<EncodingKey, CredentialsError> {
+    let pem = value.text;
     let refuse = |reason: &str| CredentialsError::PrivateKey {
+        key: value.key,
         reason: reason.into(),
     };
     if !pem.contains("-----BEGIN") {
@@ -236,14 +316,12 @@ fn signing_key(pem: &str) -> Result<auth::EncodingKey, CredentialsError> {
         return Err(refuse("it is protected by a passphrase"));
     }
     // jsonwebtoken's errors name the kind of fault and repeat nothing of the key.
-    let key = auth::EncodingKey::from_rsa_pem(pem.as_bytes())
-        .map_err(|error| refuse(&error.to_string()))?;
-    auth::create_jwt(AppId(0), &key).map_err(|error| refuse(&error.to_string()))?;
-    Ok(key)
+    EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(|error| refuse(&error.to_string()))
 }
 
-fn token(token: &str) -> Result<Credentials, CredentialsError> {
-    let refuse = |reason| Err(CredentialsError::Token { reason });
+fn token(value: Value<'_>) -> Result<Credentials, CredentialsError> {
+    let (key, token) = (value.key, value.text);
+    let refuse = |reason| Err(CredentialsError::Token { key, reason });
     if token.contains(char::is_whitespace) {
         return refuse("it contains a space or a line break");
     }
@@ -259,27 +337,29 @@ fn token(token: &str) -> Result<Credentials, CredentialsError> {
     })
 }
 
-/// Secrets made from files end in a line break more often than not.
+/// Reads what `key` means from under `name`. Secrets made from files end in a line break more often than not.
 fn text<'data>(
-    data: &'data BTreeMap<String, Vec<u8>>,
+    bytes: &'data [u8],
     key: &'static str,
-) -> Result<&'data str, CredentialsError> {
-    let bytes = data.get(key).map(Vec::as_slice).unwrap_or_default();
+    name: &'static str,
+) -> Result<Value<'data>, CredentialsError> {
     let text = std::str::from_utf8(bytes).map_err(|_| match key {
         PRIVATE_KEY => CredentialsError::PrivateKey {
+            key: name,
             reason: "it is binary; perhaps it was base64-encoded twice or is in DER form".into(),
         },
         TOKEN => CredentialsError::Token {
+            key: name,
             reason: "it is binary",
         },
-        key => CredentialsError::Number {
-            key,
+        _ => CredentialsError::Number {
+            key: name,
             hint: "it is binary",
         },
     })?;
     match text.trim() {
-        "" => Err(CredentialsError::Blank { key }),
-        text => Ok(text),
+        "" => Err(CredentialsError::Blank { key: name }),
+        text => Ok(Value { key: name, text }),
     }
 }
 
@@ -343,7 +423,8 @@ pub(super) mod tests {
     fn what_is_missing_is_named() {
         assert!(refused(&[]).contains("no key at all"));
         assert!(refused(&[("password", "x")]).contains("it has password"));
-        assert!(refused(&[(APP_ID, "1")]).contains("no installation-id, private-key"));
+        assert!(refused(&[(APP_ID, "1")]).contains("has app-id but no private-key"));
+        assert!(refused(&[(INSTALLATION_ID, "1")]).contains("no app-id, private-key"));
         assert!(refused(&[(TOKEN, "x"), (APP_ID, "1")]).contains("both token and app-id"));
         assert!(refused(&[(TOKEN, " \n")]).contains("token is empty"));
     }
@@ -357,7 +438,7 @@ pub(super) mod tests {
                 (PRIVATE_KEY, key),
             ])
         };
-        assert!(with("Iv23abc", "2", "x").contains("not its client ID"));
+        assert!(with("my-app", "2", "x").contains("Client ID"));
         assert!(with("1", "x", "x").contains("settings/installations"));
         for (key, reason) in [
             ("hunter2", "does not begin with"),
@@ -391,6 +472,87 @@ pub(super) mod tests {
         }
         assert!(refused(&[(TOKEN, "\"ghp_hunter2\"")]).contains("quotes"));
         assert!(refused(&[(TOKEN, "ghp_a ghp_hunter2")]).contains("space"));
+    }
+
+    #[test]
+    fn secrets_of_actions_runner_controller_are_read_as_they_are() {
+        let pem = pem();
+        let theirs = [
+            ("github_app_id", "12"),
+            ("github_app_installation_id", "34"),
+            ("github_app_private_key", pem.as_str()),
+        ];
+        let ours = [
+            (APP_ID, "12"),
+            (INSTALLATION_ID, "34"),
+            (PRIVATE_KEY, pem.as_str()),
+        ];
+        let read =
+            |entries: &[(&str, &str)]| Credentials::from_secret_data(&data(entries)).unwrap();
+        // The same App, whichever names its keys have, and in any mixture
+        let mixed = [ours[0], theirs[1], theirs[2]];
+        let both = [&ours[..], &theirs[..]].concat();
+        for entries in [&ours[..], &mixed, &both] {
+            assert_eq!(read(entries).fingerprint(), read(&theirs).fingerprint());
+        }
+        let token = read(&[("github_token", "ghp_x")]);
+        assert_eq!(token.fingerprint(), read(&[(TOKEN, "ghp_x")]).fingerprint());
+    }
+
+    #[test]
+    fn two_names_of_one_thing_may_not_contradict_each_other() {
+        let pem = pem();
+        let all = [
+            (APP_ID, "12", "github_app_id", "13"),
+            (INSTALLATION_ID, "34", "github_app_installation_id", "35"),
+            (
+                PRIVATE_KEY,
+                pem.as_str(),
+                "github_app_private_key",
+                "hunter2",
+            ),
+            (TOKEN, "ghp_hunter2", "github_token", "ghp_hunter3"),
+        ];
+        for (key, value, alias, other) in all {
+            let message = refused(&[(key, value), (alias, other)]);
+            let named = format!("both {key} and {alias}");
+            assert!(
+                message.contains(&named) && message.contains("differ"),
+                "{message}"
+            );
+            assert!(!message.contains("hunter"), "{message}");
+        }
+        // And a token is no App, whatever the keys are called
+        let message = refused(&[("github_token", "x"), (APP_ID, "1")]);
+        assert!(
+            message.contains("both github_token and app-id"),
+            "{message}"
+        );
+        let message = refused(&[("github_app_id", "1")]);
+        assert!(
+            message.contains("github_app_id but no private-key"),
+            "{message}"
+        );
+        let message = refused(&[("github_app_id", "x"), ("github_app_private_key", &pem)]);
+        assert!(
+            message.contains("key github_app_id cannot be used"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn the_installation_may_be_left_out_and_a_client_id_serves() {
+        let pem = pem();
+        let of = |entries: &[(&str, &str)]| {
+            Credentials::from_secret_data(&data(&[entries, &[(PRIVATE_KEY, &pem)]].concat()))
+                .unwrap()
+        };
+        let unlocated = of(&[(APP_ID, "12")]);
+        assert!(unlocated.is_unlocated());
+        let located = of(&[(APP_ID, "12"), (INSTALLATION_ID, "34")]);
+        assert!(!located.is_unlocated());
+        assert_ne!(unlocated.fingerprint(), located.fingerprint());
+        assert!(of(&[(APP_ID, "Iv23liAbCdEfGh012345")]).is_app());
     }
 
     #[test]

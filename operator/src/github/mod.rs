@@ -10,6 +10,7 @@
 //! - [`budget`]: keeps all pools of one credential within GitHub's limits.
 
 mod access;
+mod app;
 mod ask;
 mod barred;
 mod body;
@@ -59,4 +60,5 @@ pub use credentials::{
 pub use error::Error;
 pub use last::LastClients;
 pub use messages::{Message, Session};
+pub use proxy::{ProxyUser, ProxyUserError, ProxyWay};
 pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};

@@ -4,7 +4,12 @@
 //! <https://docs.github.com/en/rest/apps/apps?apiVersion=2022-11-28#create-an-installation-access-token-for-an-app>.
 //! The token may do what the App was granted, lives for an hour, and is never written anywhere.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     Error,
+    app::App,
     ask::{Answer, Ask},
     barred::barred,
     single::Single,
@@ -26,8 +32,9 @@ const YOUNG: Duration = Duration::from_secs(30);
 
 /// The tokens of one installation, one at a time.
 pub(super) struct Tokens {
-    app: u64,
-    installation: u64,
+    pub(super) app: App,
+    /// The installation, where the credentials name none and it was found.
+    found: Mutex<Option<u64>>,
     single: Single<Minted>,
 }
 
@@ -50,39 +57,58 @@ struct Wire {
 }
 
 impl Tokens {
-    pub(super) fn new(app: u64, installation: u64) -> Self {
+    pub(super) fn new(app: App) -> Self {
         Self {
             app,
-            installation,
+            found: Mutex::default(),
             single: Single::default(),
         }
     }
 
-    /// The token at hand, or a new one where it is about to expire. However many ask, one is minted: only then `app`, who
-    /// signs as the App, has `ask` answered.
+    /// The token at hand, or a new one where it is about to expire. However many ask, one is minted: only then `mint` is
+    /// carried out.
     pub(super) async fn current(
         &self,
-        app: &Octocrab,
-        ask: &Ask,
-        answer: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
+        mint: Pin<&mut impl Future<Output = Result<Minted, Error>>>,
     ) -> Result<Minted, Error> {
         let now = Timestamp::now();
         self.single
-            .get(
-                |minted| now + MARGIN < minted.value.expires_at,
-                |_| self.mint(app, ask, answer),
-            )
+            .get(|minted| now + MARGIN < minted.value.expires_at, |_| mint)
             .await
     }
 
+    /// The App's installation, where it is known.
+    pub(super) fn installation(&self) -> Option<u64> {
+        self.app.installation.or(*self.found())
+    }
+
+    /// Keeps the installation that was found.
+    pub(super) fn keep(&self, installation: u64) {
+        *self.found() = Some(installation);
+    }
+
+    fn found(&self) -> MutexGuard<'_, Option<u64>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Signs as the App itself, over the same connections.
+    pub(super) fn as_app(&self, unsigned: &Octocrab) -> Result<Octocrab, Error> {
+        let signed = self.app.jwt(Timestamp::now()).ok();
+        let signed = signed.and_then(|jwt| unsigned.user_access_token(jwt).ok());
+        signed.ok_or_else(|| Error::Unauthorized {
+            message: "the App's key does not sign".into(),
+            advice: "replace private-key in the Secret of spec.github.credentialsRef".into(),
+        })
+    }
+
     /// The request for a token.
-    pub(super) fn ask(&self) -> Ask {
+    pub(super) fn ask(&self, installation: u64) -> Ask {
         Ask::write(
             Method::POST,
-            format!("/app/installations/{}/access_tokens", self.installation),
+            format!("/app/installations/{installation}/access_tokens"),
             format!(
-                "mint a token for installation {} of App {}",
-                self.installation, self.app
+                "mint a token for installation {installation} of App {}",
+                self.app.issuer
             ),
         )
     }
@@ -97,20 +123,20 @@ impl Tokens {
         true
     }
 
-    async fn mint(
+    /// Reads the token from the answer to [`Tokens::ask`], which was put at `at`.
+    pub(super) fn read(
         &self,
-        app: &Octocrab,
+        unsigned: &Octocrab,
+        answer: &Answer,
         ask: &Ask,
-        answer: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
+        at: Instant,
     ) -> Result<Minted, Error> {
-        let at = Instant::now();
-        let answer = answer.await?;
         if answer.status != StatusCode::CREATED {
-            return Err(self.refusal(&answer, ask));
+            return Err(self.refusal(answer, ask));
         }
         let wire: Wire = answer.json(ask)?;
         // The same connections, signing with another token.
-        let signed = app.user_access_token(wire.token);
+        let signed = unsigned.user_access_token(wire.token);
         Ok(Minted {
             octocrab: signed.map_err(|_| Error::Malformed {
                 action: "mint an installation token".into(),
@@ -122,25 +148,36 @@ impl Tokens {
         })
     }
 
+    /// Why the App itself is not accepted.
+    pub(super) fn unauthorized(&self, answer: &Answer) -> Error {
+        let message = answer.message();
+        Error::Unauthorized {
+            advice: if message.contains("'Expiration time'") || message.contains("'Issued at'") {
+                "set the clock of the operator's node".into()
+            } else {
+                format!(
+                    "check that private-key is a key of App {}, and that this key was not deleted",
+                    self.app.issuer
+                )
+            },
+            message,
+        }
+    }
+
     fn refusal(&self, answer: &Answer, ask: &Ask) -> Error {
-        let Self {
-            app, installation, ..
-        } = self;
         let message = answer.message();
         match answer.status {
-            StatusCode::UNAUTHORIZED => Error::Unauthorized {
-                advice: if message.contains("'Expiration time'") || message.contains("'Issued at'") {
-                    "set the clock of the operator's node".into()
-                } else {
-                    format!("check that private-key is a key of App {app}, and that this key was not deleted")
-                },
-                message,
-            },
-            StatusCode::NOT_FOUND => Error::NotFound {
-                what: format!("installation {installation} of App {app}"),
-                message,
-                advice: "check installation-id and app-id in the Secret, and that the App is still installed".into(),
-            },
+            StatusCode::UNAUTHORIZED => self.unauthorized(answer),
+            StatusCode::NOT_FOUND => {
+                let installation = self.installation().unwrap_or_default();
+                // It may have been installed anew, under another number.
+                *self.found() = None;
+                Error::NotFound {
+                    what: format!("installation {installation} of App {}", self.app.issuer),
+                    message,
+                    advice: "check installation-id and app-id in the Secret, and that the App is still installed".into(),
+                }
+            }
             StatusCode::FORBIDDEN => Error::Forbidden {
                 action: ask.action.clone(),
                 advice: barred(answer).unwrap_or(

@@ -24,7 +24,7 @@ use tokio::{
 use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{
-    CaBundle, Credentials, Error, Fingerprint, GitHubUrl, Proxy,
+    CaBundle, Credentials, Error, Fingerprint, GitHubUrl, ProxyWay, Scope, app,
     ask::{Answer, Ask},
     body::{Broken, LONGEST_ANSWER, LONGEST_REFUSAL, Room, Whole},
     budget::{Budget, Signs},
@@ -59,10 +59,12 @@ pub(super) struct Shared {
 
 /// Sends requests to one server as one credential.
 pub(super) struct Transport {
-    /// Signs as the token, or as the App itself.
+    /// Signs as the token; of an App, as nobody.
     octocrab: Octocrab,
     /// An App does its work as one of its installations.
     tokens: Option<Tokens>,
+    /// Where an App's installation is looked for: at an address of its account.
+    scope: Scope,
     /// Signs as nobody: for addresses that carry their own signature.
     unsigned: HttpClient,
     /// Scheme and authority.
@@ -111,7 +113,7 @@ impl Transport {
         url: &GitHubUrl,
         credentials: &Credentials,
         ca: Option<&CaBundle>,
-        proxy: Option<&Proxy>,
+        through: Option<&ProxyWay>,
         shared: &Shared,
         id: Fingerprint,
     ) -> Result<Self, Error> {
@@ -126,7 +128,7 @@ impl Transport {
         let base: Uri = origin
             .parse()
             .map_err(|_| unusable("its address is no URI".into()))?;
-        let http = http_client(tls, &base, proxy, Arc::clone(&shared.reach));
+        let http = http_client(tls, &base, through, Arc::clone(&shared.reach));
         let builder = OctocrabBuilder::new_empty()
             .with_service(http.clone())
             .with_layer(&BaseUriLayer::new(base))
@@ -138,15 +140,13 @@ impl Transport {
                 },
                 None,
             ),
-            Kind::App { app, installation } => (
-                AuthState::App(app.clone()),
-                Some(Tokens::new(app.app_id.0, *installation)),
-            ),
+            Kind::App(app) => (AuthState::None, Some(Tokens::new(app.clone()))),
         };
         let Ok(octocrab) = builder.with_auth(auth).build();
         Ok(Self {
             octocrab,
             tokens,
+            scope: url.scope().clone(),
             unsigned: http,
             origin,
             prefix: url.api_prefix(),
@@ -461,11 +461,44 @@ impl Transport {
         })
     }
 
-    /// The installation's token. What signs here is the App itself.
+    /// The installation's token.
     async fn token_of(&self, tokens: &Tokens) -> Result<Minted, Error> {
-        let ask = tokens.ask();
-        let answer = pin!(self.exchange(&self.octocrab, &ask, None));
-        tokens.current(&self.octocrab, &ask, answer).await
+        tokens.current(pin!(self.mint(tokens))).await
+    }
+
+    /// Asks for a token as the App itself.
+    async fn mint(&self, tokens: &Tokens) -> Result<Minted, Error> {
+        let signed = tokens.as_app(&self.octocrab)?;
+        let installation = match tokens.installation() {
+            Some(installation) => installation,
+            None => self.find_installation(&signed, tokens).await?,
+        };
+        let (ask, at) = (tokens.ask(installation), Instant::now());
+        let answer = self.exchange(&signed, &ask, None).await?;
+        tokens.read(&self.octocrab, &answer, &ask, at)
+    }
+
+    /// Asks which installation of the App is at our address, and keeps it.
+    async fn find_installation(&self, signed: &Octocrab, tokens: &Tokens) -> Result<u64, Error> {
+        for ask in tokens.app.lookups(&self.scope) {
+            let answer = self.exchange(signed, &ask, None).await?;
+            match answer.status {
+                StatusCode::NOT_FOUND => {}
+                StatusCode::UNAUTHORIZED => return Err(tokens.unauthorized(&answer)),
+                StatusCode::OK => {
+                    let installation = app::found(&answer, &ask)?;
+                    tokens.keep(installation);
+                    return Ok(installation);
+                }
+                _ => {
+                    return Err(Error::Validation {
+                        action: ask.action,
+                        message: answer.message(),
+                    });
+                }
+            }
+        }
+        Err(tokens.app.nowhere(&self.scope))
     }
 
     fn unreachable(&self, ask: &Ask, message: String, undelivered: bool) -> Error {

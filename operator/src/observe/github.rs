@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::context::Context;
-use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl};
+use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl, ProxyUser, ProxyWay};
 use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
 use cuda_runner_plan::demand::POLL;
@@ -177,50 +177,71 @@ async fn find_at(
 ) -> Result<Found, NoClient> {
     let credentials = credentials(ctx, pool, spec).await?;
     let ca = ca_bundle(ctx, pool, spec).await?;
+    let through = proxy_way(ctx, pool, spec).await?;
     let client = ctx
         .clients
-        .client(url, &credentials, ca.as_ref(), spec.proxy.as_ref())
+        .client(url, &credentials, ca.as_ref(), through.as_ref())
         .map_err(|e| NoClient {
             reason: e.reason(),
             message: e.to_string(),
         })?;
     Ok(Found {
         client,
-        identity: format!(
-            "{url} {:?} {ca:?} {:?}",
-            credentials.fingerprint(),
-            spec.proxy
-        ),
+        identity: format!("{url} {:?} {ca:?} {through:?}", credentials.fingerprint()),
     })
 }
 
 async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credentials, NoClient> {
     let name = &spec.secret;
-    let data = match ctx.secrets.get(&pool.key, name).await {
-        Lookup::Found(secret) => secret_data(&secret),
-        Lookup::Missing => {
-            return Err(NoClient {
-                reason: Reason::SecretNotFound,
-                message: format!(
-                    "The Secret {name} does not exist in the namespace {}; create it with the keys app-id, installation-id and private-key, or token",
-                    pool.key.namespace
-                ),
-            });
-        }
-        Lookup::Unreadable => {
-            return Err(NoClient {
-                reason: Reason::SecretNotReadable,
-                message: format!(
-                    "The Secret {name} could not be read; may the operator list and watch it in the namespace {}?",
-                    pool.key.namespace
-                ),
-            });
-        }
-    };
+    let data = secret(ctx, pool, name, "app-id and private-key, or token").await?;
     ctx.clients.credentials(&data).map_err(|e| NoClient {
         reason: Reason::SecretInvalid,
         message: format!("Secret {name}: {e}"),
     })
+}
+
+/// The proxy, with the user that it asks for.
+async fn proxy_way(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<ProxyWay>, NoClient> {
+    let Some(proxy) = spec.proxy.clone() else {
+        return Ok(None);
+    };
+    let Some(name) = proxy.secret() else {
+        return Ok(Some(ProxyWay { proxy, user: None }));
+    };
+    let data = secret(ctx, pool, name, "username and password").await?;
+    let user = ProxyUser::from_secret_data(&data).map_err(|e| NoClient {
+        reason: Reason::SecretInvalid,
+        message: format!("Secret {name} of spec.github.proxy: {e}"),
+    })?;
+    Ok(Some(ProxyWay {
+        user: Some(user),
+        proxy,
+    }))
+}
+
+/// The data of a Secret that should have these keys.
+async fn secret(
+    ctx: &Context,
+    pool: &Pool,
+    name: &str,
+    keys: &str,
+) -> Result<BTreeMap<String, Vec<u8>>, NoClient> {
+    let namespace = &pool.key.namespace;
+    match ctx.secrets.get(&pool.key, name).await {
+        Lookup::Found(secret) => Ok(secret_data(&secret)),
+        Lookup::Missing => Err(NoClient {
+            reason: Reason::SecretNotFound,
+            message: format!(
+                "The Secret {name} does not exist in the namespace {namespace}; create it with the keys {keys}"
+            ),
+        }),
+        Lookup::Unreadable => Err(NoClient {
+            reason: Reason::SecretNotReadable,
+            message: format!(
+                "The Secret {name} could not be read; may the operator list and watch it in the namespace {namespace}?"
+            ),
+        }),
+    }
 }
 
 fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {

@@ -30,7 +30,7 @@ pub(super) fn labels(ctx: &Context, pool: &Pool) -> Vec<Vec<String>> {
     };
     others(ctx, pool)
         .filter(is_there)
-        .map(|other| other.spec.labels.clone())
+        .map(|other| other.runner_labels())
         .collect()
 }
 

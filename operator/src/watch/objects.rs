@@ -137,15 +137,15 @@ where
         }
     }
 
-    /// The pool does not need this kind of object any more, or now another one than `keep`.
-    pub fn release(&self, pool: &PoolKey, keep: Option<&str>) {
+    /// The pool does not need this kind of object any more, or now others than `keep`.
+    pub fn release(&self, pool: &PoolKey, keep: &[&str]) {
         let mut namespaces = lock(&self.namespaces);
         let Some(namespace) = namespaces.get_mut(&pool.namespace) else {
             return;
         };
         let mut named = lock(&namespace.named);
         named.retain(|name, object| {
-            if keep == Some(name.as_str()) {
+            if keep.contains(&name.as_str()) {
                 return true;
             }
             let mut users = lock(&object.users);

@@ -110,6 +110,33 @@ pub fn of_repository(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     Ok(Answer::json(200, show(world, call, app, installation)))
 }
 
+/// `GET /orgs/{org}/installation`
+pub fn of_organization(world: &mut World, call: &Call) -> Result<Answer, Answer> {
+    let login = call.parameter("org").to_lowercase();
+    if !world.organizations.contains_key(&login) {
+        return Err(Answer::not_found());
+    }
+    of_account(world, call, &login)
+}
+
+/// `GET /users/{username}/installation`
+pub fn of_user(world: &mut World, call: &Call) -> Result<Answer, Answer> {
+    let login = call.parameter("username").to_lowercase();
+    if world.organizations.contains_key(&login) {
+        return Err(Answer::not_found());
+    }
+    of_account(world, call, &login)
+}
+
+fn of_account(world: &World, call: &Call, login: &str) -> Result<Answer, Answer> {
+    let app = caller(world, call)?;
+    let mut all = world.installations.values();
+    let installation = all
+        .find(|found| found.app_id == app.id && found.account.eq_ignore_ascii_case(login))
+        .ok_or_else(Answer::not_found)?;
+    Ok(Answer::json(200, show(world, call, app, installation)))
+}
+
 /// `POST /app/installations/{installation_id}/access_tokens`
 pub fn access_token(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let (_, installation) = own(world, call)?;

@@ -71,6 +71,14 @@ pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
             json!("http://127.0.0.1:1"),
             "Unreachable",
         ),
+        Reported {
+            base: json!({"github": {"proxy": {"url": "http://127.0.0.1:1"}}}),
+            ..reported(
+                "github.proxy.credentialsRef.name",
+                json!("absent"),
+                "SecretNotFound",
+            )
+        },
         reported("gpu.resource", json!("example.com/none"), "Unschedulable"),
         reported("gpu.count", json!(16), "Unschedulable"),
         reported("template", nowhere, "Unschedulable"),

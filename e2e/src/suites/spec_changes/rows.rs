@@ -165,7 +165,10 @@ fn of_jobs_with_containers() -> Value {
 fn through_a_proxy(github: &str) -> Value {
     let server = github.trim_start_matches("https://");
     let host = server.split(':').next().unwrap_or_default();
-    json!({"github.proxy.noProxy": [[host], [host, "example.com"]]})
+    json!({
+        "github.proxy.noProxy": [[host], [host, "example.com"]],
+        "github.proxy.credentialsRef.name": [null, "other"],
+    })
 }
 
 fn of_verification(repository: &str) -> Value {

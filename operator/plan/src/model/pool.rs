@@ -348,7 +348,10 @@ impl Spec {
         }
         let proxy = spec.github.proxy.as_ref();
         let proxy = proxy
-            .map(|proxy| Proxy::parse(&proxy.url, &proxy.no_proxy))
+            .map(|proxy| {
+                let secret = proxy.credentials_ref.as_ref().map(|r| r.name.as_str());
+                Proxy::parse(&proxy.url, &proxy.no_proxy).map(|read| read.with_secret(secret))
+            })
             .transpose()?;
         let gpu = read_gpu(&spec.gpu);
         let rest = template::Rest {
@@ -371,7 +374,7 @@ impl Spec {
             ca_bundle: spec.github.ca_bundle_ref.clone(),
             proxy,
             runner_group: spec.github.runner_group.clone(),
-            labels: spec.labels.clone(),
+            labels: resource.runner_labels(),
             registration,
             persistent,
             size,

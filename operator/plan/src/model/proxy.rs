@@ -8,18 +8,19 @@ use http::Uri;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proxy {
     url: Uri,
-    no_proxy: Vec<String>,
+    exceptions: Vec<String>,
+    secret: Option<String>,
 }
 
 /// Why a proxy cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
     /// It does not parse, or has another scheme.
-    #[error("the proxy's address is none; write http://HOST:PORT")]
+    #[error("the proxy's address is none; write http://HOST:PORT or https://HOST:PORT")]
     Address,
     /// It holds a user or a password, which would stand in every pod.
     #[error(
-        "the proxy's address holds a user or a password, which everybody who may see pods could read; use a proxy that lets the cluster in without"
+        "the proxy's address holds a user or a password, which everybody who may see pods could read; put them into a Secret, and name that in spec.github.proxy.credentialsRef"
     )]
     Credentials,
 }
@@ -36,19 +37,46 @@ impl Proxy {
             after.contains(':')
         });
         let is_absurd = has_port && url.port_u16().is_none_or(|port| port == 0);
-        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) || is_absurd {
+        if !matches!(url.scheme_str(), Some("http" | "https"))
+            || url.host().is_none_or(str::is_empty)
+            || is_absurd
+        {
             return Err(ProxyError::Address);
         }
         Ok(Self {
             url,
-            no_proxy: no_proxy.to_vec(),
+            exceptions: no_proxy.to_vec(),
+            secret: None,
         })
+    }
+
+    /// The same for a user whose name and password are in this Secret.
+    #[must_use]
+    pub fn with_secret(self, secret: Option<&str>) -> Self {
+        Self {
+            secret: secret.map(str::to_owned),
+            ..self
+        }
+    }
+
+    /// The Secret with the user's name and password, where the proxy asks for them.
+    #[must_use]
+    pub fn secret(&self) -> Option<&str> {
+        self.secret.as_deref()
+    }
+
+    /// The proxy's address with these two words, of which each stands for what is in the Secret, before the host.
+    #[must_use]
+    pub fn as_user(&self, name: &str, password: &str) -> String {
+        let text = self.to_string();
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", &text));
+        format!("{scheme}://{name}:{password}@{rest}")
     }
 
     /// The exceptions, in the form of the variable `no_proxy`.
     #[must_use]
     pub fn exceptions(&self) -> String {
-        self.no_proxy.join(",")
+        self.exceptions.join(",")
     }
 
     /// The proxy's own address.
@@ -76,7 +104,7 @@ mod tests {
         for bad in [
             "proxy:3128",
             "socks5://proxy:1080",
-            "https://proxy:3128",
+            "https://",
             "http://proxy:99999",
         ] {
             assert_eq!(

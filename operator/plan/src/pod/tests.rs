@@ -368,6 +368,7 @@ fn a_proxy_is_known_to_gate_and_agent() {
     resource.spec.github.proxy = Some(cudarunner_crds::Proxy {
         url: "http://proxy:3128/".to_owned(),
         no_proxy: vec![".internal".to_owned()],
+        credentials_ref: None,
     });
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
@@ -378,6 +379,41 @@ fn a_proxy_is_known_to_gate_and_agent() {
         assert_eq!(get("https_proxy"), "http://proxy:3128");
         assert_eq!(get("HTTP_PROXY"), "http://proxy:3128");
         assert_eq!(get("no_proxy"), ".internal,localhost,127.0.0.1,::1");
+    }
+}
+
+#[test]
+fn the_user_of_a_proxy_is_put_together_by_the_kubelet() {
+    let mut resource = fixture::resource();
+    resource.spec.github.proxy = Some(cudarunner_crds::Proxy {
+        url: "https://proxy:3128".to_owned(),
+        no_proxy: vec![],
+        credentials_ref: Some(cudarunner_crds::SecretReference {
+            name: "proxy-auth".to_owned(),
+        }),
+    });
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+    for name in [PREPARE, GPU] {
+        let env = init(&pod, name).env.unwrap();
+        let at = |name: &str| env.iter().position(|v| v.name == name).unwrap();
+        for (variable, key) in owned::PROXY_USER.into_iter().zip(["username", "password"]) {
+            let source = env[at(variable)].value_from.clone().unwrap();
+            let reference = source.secret_key_ref.unwrap();
+            assert_eq!(
+                (reference.name.as_str(), reference.key.as_str()),
+                ("proxy-auth", key)
+            );
+            assert!(
+                at(variable) < at("http_proxy"),
+                "the kubelet knows what comes before"
+            );
+        }
+        assert_eq!(
+            env[at("https_proxy")].value.as_deref(),
+            Some("https://$(CUDA_RUNNER_PROXY_USERNAME):$(CUDA_RUNNER_PROXY_PASSWORD)@proxy:3128")
+        );
     }
 }
 

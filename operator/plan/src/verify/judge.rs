@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{LOG, Verification, VerifiedJob, VerifiedJobStatus, named};
-use crate::model::github::RunJob;
+use crate::model::github::{RunJob, has_label};
 use crate::model::time::Shift as _;
 use crate::queue;
 use crate::reason::Reason;
@@ -253,14 +253,7 @@ impl Verification<'_> {
         let missing: Vec<&str> = job
             .labels
             .iter()
-            .filter(|wanted| {
-                !self
-                    .case
-                    .spec
-                    .labels
-                    .iter()
-                    .any(|l| l.eq_ignore_ascii_case(wanted))
-            })
+            .filter(|wanted| !has_label(&self.case.spec.labels, wanted))
             .map(String::as_str)
             .collect();
         if !missing.is_empty() {

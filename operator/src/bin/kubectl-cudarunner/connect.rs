@@ -18,7 +18,7 @@ use serde_json::json;
 pub(crate) struct Flags {
     /// Namespace; the kubeconfig's where absent.
     #[arg(short, long, global = true)]
-    namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Context of the kubeconfig; the current one where absent.
     #[arg(long, global = true)]
     context: Option<String>,

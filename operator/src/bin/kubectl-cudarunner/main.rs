@@ -3,6 +3,7 @@
 mod connect;
 #[cfg(test)]
 mod fixture;
+mod migrate;
 #[cfg(test)]
 mod played;
 mod release;
@@ -13,6 +14,7 @@ mod verify;
 mod why;
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,6 +43,15 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Ask(Question),
+    /// Writes the CudaRunner for what a file says to Actions Runner Controller, and says what it could not take over.
+    Migrate {
+        /// An AutoscalingRunnerSet, the values of a gha-runner-scale-set, or a RunnerDeployment or RunnerSet with its
+        /// HorizontalRunnerAutoscaler; `-` for standard input.
+        file: PathBuf,
+        /// The pool's name, where the file names no scale set: that of the Helm release.
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// Prints a script with which a shell completes the arguments of kubectl-cudarunner.
     Completion {
         /// The shell.
@@ -134,6 +145,7 @@ async fn main() -> ExitCode {
     let Cli { flags, command } = Cli::parse();
     let question = match command {
         Command::Ask(question) => question,
+        Command::Migrate { file, name } => return migrate_file(&flags, &file, name),
         Command::Completion { shell } => {
             // Ours, tabs and all.
             let _ = std::io::stdout()
@@ -149,6 +161,27 @@ async fn main() -> ExitCode {
         Err(message) => {
             eprintln!("error: {}", clean(&message, 4_096));
             ExitCode::from(if verifies { 2 } else { 1 })
+        }
+    }
+}
+
+/// The resource goes to standard output, and what is said of it beside that.
+fn migrate_file(flags: &Flags, file: &Path, name: Option<String>) -> ExitCode {
+    let given = migrate::Given {
+        name,
+        namespace: flags.namespace.clone(),
+    };
+    match migrate::read(file).and_then(|text| migrate::migrate(&text, &given)) {
+        Ok(migrated) => {
+            print(&migrated.yaml);
+            for note in migrated.notes {
+                eprintln!("{note}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("error: {}", clean(&message, 4_096));
+            ExitCode::from(1)
         }
     }
 }

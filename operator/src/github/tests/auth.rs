@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Reply, Seen, Stub, error, page, reply};
-use crate::github::{Credentials, Error, credentials::tests::data};
+use crate::github::{APP_ID, Credentials, Error, credentials::tests::data};
 
 fn minted(token: &str, minutes: i64) -> Reply {
     let expires_at = Timestamp::now() + SignedDuration::from_mins(minutes);
@@ -15,6 +15,14 @@ fn minted(token: &str, minutes: i64) -> Reply {
         201,
         &json!({"token": token, "expires_at": expires_at.to_string(), "permissions": {"administration": "write"}}),
     )
+}
+
+/// The header, 0, or the claims, 1, of the JWT with which this was asked.
+fn jwt_part(seen: &Seen, n: usize) -> Value {
+    let header = seen.header("authorization").unwrap();
+    let jwt = header.strip_prefix("Bearer ").unwrap();
+    let part = jwt.split('.').nth(n).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }
 
 fn is_mint(seen: &Seen) -> bool {
@@ -57,19 +65,7 @@ async fn an_app_signs_as_github_wants_it_and_works_with_the_token_it_gets() {
         (mint.method.as_str(), mint.path.as_str()),
         ("POST", "/api/v3/app/installations/34/access_tokens")
     );
-    let jwt = mint
-        .header("authorization")
-        .unwrap()
-        .strip_prefix("Bearer ")
-        .unwrap();
-    let part = |n: usize| -> Value {
-        serde_json::from_slice(
-            &URL_SAFE_NO_PAD
-                .decode(jwt.split('.').nth(n).unwrap())
-                .unwrap(),
-        )
-        .unwrap()
-    };
+    let part = |n| jwt_part(&mint, n);
     assert_eq!(part(0)["alg"], "RS256");
     let claims = part(1);
     let now = Timestamp::now().as_second();
@@ -87,6 +83,85 @@ async fn an_app_signs_as_github_wants_it_and_works_with_the_token_it_gets() {
         list.header("authorization"),
         Some("Bearer ghs_installation")
     );
+}
+
+/// Installations are found at these paths, with these numbers; tokens are minted for all.
+async fn installed_at(paths: &'static [(&'static str, u64)]) -> Stub {
+    Stub::start(move |seen, _| {
+        if is_mint(seen) {
+            return minted("ghs", 60);
+        }
+        if !seen.path.ends_with("/installation") {
+            return reply(200, &page(0, &[]));
+        }
+        let found = paths.iter().find(|(path, _)| seen.path.ends_with(path));
+        found.map_or_else(
+            || error(404, "Not Found"),
+            |(_, id)| reply(200, &json!({"id": id, "app_id": 12})),
+        )
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_installation_that_is_not_named_is_looked_up_once_as_the_app() {
+    let stub = installed_at(&[("/repos/o/r/installation", 77)]).await;
+    let client = stub.app_client_with("o/r", &[(APP_ID, "Iv23liAbCdEfGh012345")]);
+    client.list_runners(NOW).await.unwrap();
+    // Another repository of the account is of the same installation
+    let neighbour = stub.app_client_with("O/other", &[(APP_ID, "Iv23liAbCdEfGh012345")]);
+    neighbour.list_runners(NOW).await.unwrap();
+
+    let seen = stub.seen();
+    let [lookup, mint, list, other] = seen.as_slice() else {
+        panic!("{seen:?}");
+    };
+    assert_eq!(lookup.path, "/api/v3/repos/o/r/installation");
+    for asked in [lookup, mint] {
+        assert_eq!(jwt_part(asked, 1)["iss"], "Iv23liAbCdEfGh012345");
+    }
+    assert_eq!(mint.path, "/api/v3/app/installations/77/access_tokens");
+    for asked in [list, other] {
+        assert_eq!(asked.header("authorization"), Some("Bearer ghs"));
+    }
+    assert_eq!(client.usage().sent, 4, "all of it within the budget");
+}
+
+#[tokio::test]
+async fn an_account_is_asked_where_the_app_does_not_have_the_repository() {
+    const OF_ORGANIZATION: &[(&str, u64)] = &[("/orgs/o/installation", 77)];
+    const OF_USER: &[(&str, u64)] = &[("/users/o/installation", 77)];
+    for (owner, paths) in [
+        ("o/r", OF_ORGANIZATION),
+        ("o/r", OF_USER),
+        ("o", OF_ORGANIZATION),
+    ] {
+        let stub = installed_at(paths).await;
+        let client = stub.app_client_with(owner, &[(APP_ID, "12")]);
+        client.list_runners(NOW).await.unwrap();
+        let mints: Vec<_> = stub.seen().into_iter().filter(is_mint).collect();
+        assert!(mints[0].path.contains("/77/"), "{owner} {paths:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_installed_there_is_named() {
+    let stub = installed_at(&[]).await;
+    for (owner, category, words) in [
+        (
+            "o/r",
+            "NotFound",
+            "installation of App 12 at repository o/r",
+        ),
+        ("o", "NotFound", "install the App there"),
+        ("enterprises/e", "Forbidden", "manage_runners:enterprise"),
+    ] {
+        let client = stub.app_client_with(owner, &[(APP_ID, "12")]);
+        let error = client.list_runners(NOW).await.unwrap_err();
+        assert_eq!(error.category(), category);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert!(!stub.seen().iter().any(is_mint));
 }
 
 #[tokio::test]

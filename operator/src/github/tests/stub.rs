@@ -19,8 +19,8 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::github::{
-    APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY, Proxy,
-    Reach, TOKEN,
+    APP_ID, CaBundle, Client, Clients, Credentials, GitHubUrl, INSTALLATION_ID, PRIVATE_KEY,
+    ProxyWay, Reach, TOKEN,
     credentials::tests::{data, pem},
 };
 
@@ -135,6 +135,20 @@ impl Reply {
     }
 }
 
+/// TLS for servers of this machine, and the certificate that says so.
+pub(crate) fn here_by_tls() -> (Arc<rustls::ServerConfig>, String) {
+    let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key.unwrap())
+        .unwrap();
+    (Arc::new(tls), certificate.cert.pem())
+}
+
 /// The server.
 pub(crate) struct Stub {
     address: String,
@@ -147,18 +161,7 @@ pub(crate) struct Stub {
 impl Stub {
     /// Starts one that answers with `script`, which is told how many requests came before.
     pub(crate) async fn start(script: impl FnMut(&Seen, usize) -> Reply + Send + 'static) -> Self {
-        let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let key =
-            rustls_pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der())
-                .unwrap();
-        let tls = rustls::ServerConfig::builder_with_provider(Arc::new(
-            rustls::crypto::aws_lc_rs::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.cert.der().clone()], key)
-        .unwrap();
+        let (tls, authority) = here_by_tls();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
@@ -166,7 +169,7 @@ impl Stub {
         tokio::spawn({
             let seen = seen.clone();
             async move {
-                let acceptor = TlsAcceptor::from(Arc::new(tls));
+                let acceptor = TlsAcceptor::from(tls);
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
                     let (acceptor, seen, script) = (acceptor.clone(), seen.clone(), script.clone());
@@ -196,8 +199,8 @@ impl Stub {
         });
         Self {
             address,
-            authority: certificate.cert.pem(),
-            ca: CaBundle::from_pem(certificate.cert.pem().as_bytes()).unwrap(),
+            ca: CaBundle::from_pem(authority.as_bytes()).unwrap(),
+            authority,
             seen,
             clients: Clients::new(here()),
         }
@@ -224,11 +227,12 @@ impl Stub {
 
     /// A client for a repository, as installation 34 of App 12.
     pub(crate) fn app_client(&self, owner: &str) -> Arc<Client> {
-        let data = data(&[
-            (APP_ID, "12"),
-            (INSTALLATION_ID, "34"),
-            (PRIVATE_KEY, &pem()),
-        ]);
+        self.app_client_with(owner, &[(APP_ID, "12"), (INSTALLATION_ID, "34")])
+    }
+
+    /// A client of the App that these keys name, with the tests' private key.
+    pub(crate) fn app_client_with(&self, owner: &str, keys: &[(&str, &str)]) -> Arc<Client> {
+        let data = data(&[keys, &[(PRIVATE_KEY, &pem())]].concat());
         self.client_as(owner, &Credentials::from_secret_data(&data).unwrap())
     }
 
@@ -239,12 +243,19 @@ impl Stub {
             .unwrap()
     }
 
-    /// A client that goes through a proxy.
-    pub(crate) fn client_through(&self, owner: &str, proxy: &Proxy) -> Arc<Client> {
+    /// A client that goes through a proxy, whose authority it trusts, too.
+    pub(crate) fn client_through(
+        &self,
+        owner: &str,
+        through: &ProxyWay,
+        authority: &str,
+    ) -> Arc<Client> {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         let token = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap();
+        let both = format!("{}{authority}", self.authority);
+        let bundle = CaBundle::from_pem(both.as_bytes()).unwrap();
         self.clients
-            .client(&url, &token, Some(&self.ca), Some(proxy))
+            .client(&url, &token, Some(&bundle), Some(through))
             .unwrap()
     }
 

@@ -260,7 +260,7 @@ async fn three_hundred_pools_with_a_secret_each_need_one_watch() {
 
     // When the pools are gone, then nothing is watched
     for name in &names {
-        objects.release(&pool(name), None);
+        objects.release(&pool(name), &[]);
     }
     sleep(Duration::from_secs(1)).await;
     cluster.put("secret-0", "second");

@@ -113,6 +113,8 @@ pub const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 pub const NO_DEVICES: &str = "void";
 /// Where programs look for the proxy; each in capitals, too.
 pub const PROXY: [&str; 3] = ["http_proxy", "https_proxy", "no_proxy"];
+/// What the name and the password of the proxy's user are called, from which the kubelet makes the values of [`PROXY`].
+pub const PROXY_USER: [&str; 2] = ["CUDA_RUNNER_PROXY_USERNAME", "CUDA_RUNNER_PROXY_PASSWORD"];
 /// Where programs look for certificate authorities.
 pub const AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
 

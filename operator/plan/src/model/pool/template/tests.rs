@@ -386,6 +386,7 @@ fn variables_that_are_the_operators_are_named() {
     let proxy = cudarunner_crds::Proxy {
         url: "http://proxy:3128".to_owned(),
         no_proxy: vec![],
+        credentials_ref: None,
     };
     let error = read_pool(env("NO_PROXY"), |spec| spec.github.proxy = Some(proxy)).unwrap_err();
     assert!(

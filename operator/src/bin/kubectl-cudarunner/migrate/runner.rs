@@ -1,0 +1,231 @@
+//! The agent's container.
+
+use cudarunner_crds::template as why;
+use serde_json::{Map, Value, json};
+
+use super::Draft;
+use super::fields::{Fields, Notes};
+use super::pod::NO_DOCKER;
+
+/// What starts the agent in GitHub's image, in each way that is seen.
+const STARTS: [&str; 3] = ["/home/runner/run.sh", "./run.sh", "run.sh"];
+/// Images of ARC's first generation, which start by a script of their own.
+const OLD_IMAGE: &str = "summerwind/actions-runner";
+/// Where a container has its shared memory.
+const SHM: &str = "/dev/shm";
+/// Where the agent has the files of jobs.
+const WORK: &str = "/home/runner/_work";
+
+/// Variables that are left out, with what is said of them; nothing of those that only ARC's own parts read.
+const VARIABLES: [(&str, Option<&str>); 14] = [
+    ("DOCKER_HOST", Some(NO_DOCKER)),
+    ("DOCKER_TLS_VERIFY", None),
+    ("DOCKER_CERT_PATH", None),
+    ("DOCKERD_IN_RUNNER", Some(NO_DOCKER)),
+    ("RUNNER_WAIT_FOR_DOCKER_IN_SECONDS", None),
+    ("ACTIONS_RUNNER_POD_NAME", None),
+    ("ACTIONS_RUNNER_IMAGE", None),
+    ("ACTIONS_RUNNER_CONTAINER_HOOKS", None),
+    (
+        "ACTIONS_RUNNER_CONTAINER_HOOK_TEMPLATE",
+        Some(
+            "the job's container is in the runner's own pod, scheduled once: what its hook template said goes into spec.template and spec.jobContainers",
+        ),
+    ),
+    ("ACTIONS_RUNNER_USE_KUBE_SCHEDULER", None),
+    ("ACTIONS_RUNNER_PREPARE_JOB_TIMEOUT_SECONDS", None),
+    (
+        "NVIDIA_VISIBLE_DEVICES",
+        Some(
+            "the device plugin decides which devices a container has: spec.gpu.count says how many",
+        ),
+    ),
+    ("RUNNER_MANUALLY_TRAP_SIG", None),
+    ("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", None),
+];
+/// Decides in ARC whether a job may be without a container.
+const REQUIRE: &str = "ACTIONS_RUNNER_REQUIRE_JOB_CONTAINER";
+/// By these the hooks for containers are found.
+const HOOKS: [&str; 2] = [
+    "ACTIONS_RUNNER_CONTAINER_HOOKS",
+    "ACTIONS_RUNNER_CONTAINER_HOOK_TEMPLATE",
+];
+
+/// The runner's container as a CudaRunner's template has it. Its GPUs go to `spec.gpu`.
+pub(super) fn take_over(
+    mut given: Fields,
+    draft: &mut Draft,
+    notes: &mut Notes,
+) -> Map<String, Value> {
+    starts(&mut given, notes);
+    given.leave(
+        &[("startupProbe", why::PROBE), ("readinessProbe", why::PROBE)],
+        notes,
+    );
+    given.skip(&[
+        "terminationMessagePath",
+        "terminationMessagePolicy",
+        "tty",
+        "stdin",
+    ]);
+    if given
+        .get("image")
+        .and_then(Value::as_str)
+        .is_some_and(|image| image.contains(OLD_IMAGE))
+    {
+        given.skip(&["image"]);
+        notes.say(
+            &given.path("image"),
+            "this image starts and registers by a script of its own: the operator's default, GitHub's image, is taken; an image of yours needs /home/runner/run.sh",
+        );
+    }
+    variables(&mut given, draft, notes);
+    devices(&mut given, draft, notes);
+    mounts(&mut given, draft, notes);
+    given.into_rest()
+}
+
+/// What the container starts: the agent, or something around it.
+fn starts(given: &mut Fields, notes: &mut Notes) {
+    let command = [given.texts("command"), given.texts("args")].concat();
+    let is_agent = command.iter().all(|word| STARTS.contains(&word.as_str()));
+    if !is_agent {
+        notes.say(&given.path("command"), why::COMMAND);
+    }
+}
+
+fn variables(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
+    let all = given.objects("env");
+    let mut kept = vec![];
+    for variable in all {
+        let name = variable
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let path = given.path(&format!("env[{name}]"));
+        if HOOKS.contains(&name) {
+            draft.job_containers.get_or_insert_default();
+        }
+        if name == REQUIRE {
+            if variable.get("value") == Some(&json!("false")) {
+                notes.say(&path, "with spec.jobContainers every job needs a container:, which is where the proven GPU is");
+            }
+        } else if let Some((_, why)) = VARIABLES.iter().find(|(known, _)| *known == name) {
+            if let Some(why) = why {
+                notes.say(&path, why);
+            }
+        } else if name.starts_with("ACTIONS_RUNNER_INPUT_") {
+            notes.say(&path, "options of the agent are the operator's: spec.github and spec.labels say what it registers with");
+        } else if draft.github.contains_key("proxy") && is_proxy(name) {
+            notes.say(&path, "spec.github.proxy sets it");
+        } else if kept
+            .iter()
+            .any(|other: &Map<String, Value>| other.get("name") == variable.get("name"))
+        {
+            notes.say(&path, "it is there twice: the first is taken");
+        } else {
+            kept.push(variable);
+        }
+    }
+    if !kept.is_empty() {
+        given.put("env", json!(kept));
+    }
+}
+
+fn is_proxy(name: &str) -> bool {
+    ["http_proxy", "https_proxy", "no_proxy"].contains(&name.to_lowercase().as_str())
+}
+
+/// GPUs go to `spec.gpu`: the gate proves what is said there.
+fn devices(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
+    let path = given.path("resources");
+    let mut resources = given.object("resources");
+    let mut found: Vec<(String, String)> = vec![];
+    for list in ["limits", "requests"] {
+        let Some(Value::Object(quantities)) = resources.take(list) else {
+            continue;
+        };
+        let (devices, others): (Map<_, _>, Map<_, _>) =
+            quantities.into_iter().partition(|(name, _)| is_gpu(name));
+        for (name, quantity) in devices {
+            let quantity = quantity
+                .as_str()
+                .map_or_else(|| quantity.to_string(), str::to_owned);
+            if !found.iter().any(|(other, _)| *other == name) {
+                found.push((name, quantity));
+            }
+        }
+        if !others.is_empty() {
+            resources.put(list, Value::Object(others));
+        }
+    }
+    let mut found = found.into_iter().filter(|(_, quantity)| quantity != "0");
+    if let Some((resource, quantity)) = found.next() {
+        if resource.starts_with("amd.com") || resource.starts_with("gpu.intel.com") {
+            notes.say(
+                &path,
+                "the gate proves NVIDIA's GPUs by CUDA, and no others",
+            );
+        }
+        let count: Option<i64> = quantity
+            .parse()
+            .ok()
+            .filter(|count| (1..=64).contains(count));
+        if count.is_none() {
+            notes.say(&path, "a runner has 1 to 64 GPUs: spec.gpu.count is 1");
+        }
+        draft.gpu.insert("resource".to_owned(), json!(resource));
+        draft
+            .gpu
+            .insert("count".to_owned(), json!(count.unwrap_or(1)));
+    } else if let [claim] = resources.objects("claims").as_slice() {
+        if let Some(name) = claim.get("name") {
+            draft.gpu.insert("claim".to_owned(), name.clone());
+        }
+    }
+    for (other, _) in found {
+        notes.say(
+            &path,
+            &format!("a runner has GPUs of one resource: {other} is left out"),
+        );
+    }
+    let rest = resources.into_rest();
+    if !rest.is_empty() {
+        given.put("resources", Value::Object(rest));
+    }
+}
+
+fn is_gpu(name: &str) -> bool {
+    let Some((vendor, device)) = name.split_once('/') else {
+        return false;
+    };
+    let is_named = device == "gpu" || device.starts_with("gpu.") || device.starts_with("mig-");
+    (vendor == "nvidia.com" || vendor == "amd.com" || vendor == "gpu.intel.com") && is_named
+}
+
+/// Mounts of what is not there any more go, and those of places that are the operator's.
+fn mounts(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
+    let mut kept = vec![];
+    for mount in given.objects("volumeMounts") {
+        let text = |field: &str| mount.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (name, place) = (text("name"), text("mountPath").trim_end_matches('/'));
+        let path = given.path(&format!("volumeMounts[{name}]"));
+        if name.starts_with("dind-") {
+            // Gone with Docker, of which enough is said.
+        } else if draft.job_containers.is_some() && place == SHM {
+            notes.say(&path, "spec.jobContainers.shmSize says what a job's container has there: set it to the volume's size");
+            draft.dropped_volumes.push(name.to_owned());
+        } else if draft.job_containers.is_some() && place == WORK {
+            notes.say(
+                &path,
+                "the operator has a volume of its own there, which agent and job share",
+            );
+            draft.dropped_volumes.push(name.to_owned());
+        } else {
+            kept.push(mount);
+        }
+    }
+    if !kept.is_empty() {
+        given.put("volumeMounts", json!(kept));
+    }
+}
