@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::Path,
     process::{Command, Stdio},
 };
@@ -30,11 +29,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 fn installed(place: &Path) -> Result<()> {
     let krew = tools::krew(&Story::silent())?;
     // Given what the release's step makes of the program
-    fs::create_dir_all(place.join("dist"))?;
+    for folder in ["dist", "operator"] {
+        fs::create_dir_all(place.join(folder))?;
+    }
     let program = place.join("dist/kubectl-cudarunner");
     fs::copy(artifact(Profile::Dev, "kubectl-cudarunner"), program)?;
-    for needed in ["LICENSE", "operator"] {
-        symlink(paths::repository().join(needed), place.join(needed))?;
+    for needed in ["LICENSE", "operator/krew.yaml"] {
+        fs::copy(paths::repository().join(needed), place.join(needed))?;
     }
     let mut step = Command::new("bash");
     step.args(["-e", "-o", "pipefail", "-c", &script()?])
