@@ -59,6 +59,6 @@ pub use credentials::{
 };
 pub use error::Error;
 pub use last::LastClients;
-pub use messages::{Message, Session};
+pub use messages::{Message, Queued, Session};
 pub use proxy::{ProxyUser, ProxyUserError, ProxyWay};
 pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};
