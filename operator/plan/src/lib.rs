@@ -31,6 +31,7 @@ pub mod sharing;
 mod shown;
 mod stable;
 pub mod teardown;
+pub mod usage;
 pub mod verify;
 pub mod version;
 

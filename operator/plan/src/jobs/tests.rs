@@ -23,6 +23,7 @@ fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
         started: Some(ago(seconds + 34)),
         finished: ago(seconds),
         refused: None,
+        gpus: vec![],
     });
     runner
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::CudaRunnerStatus;
+use cudarunner_crds::{CudaRunnerStatus, JobStatus};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
@@ -191,6 +191,8 @@ pub struct Plan {
     pub failed: Vec<(Class, Reason)>,
     /// Jobs that the pool did not take, and that the status did not have yet.
     pub refused_jobs: usize,
+    /// Jobs whose GPUs were watched, and that the status did not have yet.
+    pub watched_jobs: Vec<JobStatus>,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }
