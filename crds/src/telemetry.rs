@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub enum Telemetry {
     /// It is, where the driver and the job's image let it.
     #[default]
-    On,
+    Enabled,
     /// It is not.
-    Off,
+    Disabled,
 }
 
 /// What one GPU did during a job, as a program beside the job saw it by the driver's management library. Information, and no

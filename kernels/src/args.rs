@@ -269,9 +269,9 @@ pub(crate) struct PrepareArgs {
 pub(crate) enum Telemetry {
     /// They are.
     #[default]
-    On,
+    Enabled,
     /// They are not.
-    Off,
+    Disabled,
 }
 
 /// `gate`.

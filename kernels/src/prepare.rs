@@ -89,7 +89,7 @@ fn bring(args: &PrepareArgs, shared: bool) -> Result<(), Error> {
 
 /// What watches the GPUs during jobs, for the container that has them. Without it nothing is told of a job, and no more.
 fn bring_sampler(args: &PrepareArgs) {
-    if args.telemetry == Telemetry::Off {
+    if args.telemetry == Telemetry::Disabled {
         return;
     }
     let path = args.pod.registration_dir.join(file::SAMPLER);

@@ -81,7 +81,7 @@ pub mod file {
     /// Where the job's container takes steps, in [`REGISTRATION_DIR`](super::REGISTRATION_DIR).
     pub const JOB_SOCKET: &str = "job.sock";
     /// Watches the GPUs while a job runs: the gate's own program, which [`PREPARE`](super::PREPARE) copies. Not there where
-    /// `spec.jobs.telemetry` is `Off`.
+    /// `spec.jobs.telemetry` is `Disabled`.
     pub const SAMPLER: &str = "bin/cuda-smoke";
     /// Where it says what it saw, in [`REGISTRATION_DIR`](super::REGISTRATION_DIR).
     pub const SAMPLER_SOCKET: &str = "sampler.sock";
@@ -123,7 +123,7 @@ pub mod gate {
     pub const PREFLIGHT: &str = "CUDA_SMOKE_PREFLIGHT";
     /// [`Policy`](crate::allow::Policy) as JSON.
     pub const ALLOW: &str = "CUDA_SMOKE_ALLOW";
-    /// `Off` where nobody is to watch the GPUs during jobs.
+    /// `Disabled` where nobody is to watch the GPUs during jobs.
     pub const TELEMETRY: &str = "CUDA_SMOKE_TELEMETRY";
     /// How many devices the pod has.
     pub const EXPECTED_DEVICES: &str = "CUDA_SMOKE_EXPECTED_DEVICES";

@@ -70,10 +70,9 @@ pub(crate) fn tell(dir: &Path) -> u8 {
         } else {
             "notice"
         };
-        println!(
-            "::{level} title=GPU::{}",
-            command_data(&gpu.sentence(false))
-        );
+        let said = command_data(&gpu.sentence(false));
+        // Without a reader there are the summary and the mark.
+        let _ = writeln!(io::stdout(), "::{level} title=GPU::{said}");
         summary.push_str("- ");
         summary.push_str(&markdown(&gpu.sentence(true)));
         summary.push('\n');

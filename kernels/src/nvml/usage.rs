@@ -356,3 +356,61 @@ impl Gpu {
         more.is_some_and(|(most, first)| most.saturating_sub(first) >= CONTEXT_MIB)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_was_not_used_where_nothing_ran_and_nothing_was_put_into_its_memory() {
+        let minute = Duration::from_mins(1);
+        let gpu = |busy: &[u32], first, most| {
+            let mut gpu = Gpu::new(1, "GPU-1".into(), String::new());
+            busy.iter().for_each(|percent| gpu.busy.add(*percent));
+            (gpu.first_memory, gpu.most_memory) = (first, most);
+            gpu
+        };
+        for (gpu, watched, unused) in [
+            (gpu(&[0, 0], Some(4), Some(4)), minute, true),
+            (gpu(&[0, 0], None, None), minute, true),
+            (gpu(&[0, 1], Some(4), Some(4)), minute, false),
+            // A context, and no kernel at a look.
+            (gpu(&[0, 0], Some(4), Some(400)), minute, false),
+            // Nobody knows how busy it was.
+            (gpu(&[], Some(4), Some(4)), minute, false),
+            (gpu(&[0], Some(4), Some(4)), Duration::from_secs(9), false),
+        ] {
+            assert_eq!(gpu.told(watched, false).unused, unused, "{:?}", gpu.busy);
+        }
+    }
+
+    #[test]
+    fn counts_are_of_the_job_and_time_is_rounded() {
+        let mut gpu = Gpu::new(1, "GPU-1".into(), String::new());
+        gpu.first = Counters {
+            millijoules: Some(1_000_000),
+            corrected: Some(7),
+            uncorrected: None,
+            replays: Some(9),
+        };
+        gpu.last = Counters {
+            millijoules: Some(1_002_999),
+            corrected: Some(9),
+            uncorrected: Some(5),
+            // A counter that began anew.
+            replays: Some(1),
+        };
+        gpu.throttled = Some([1499, 0, 1500, 0, 499].into());
+        let told = gpu.told(Duration::from_millis(61_500), false);
+        assert_eq!((told.seconds, told.energy_joules), (62, Some(2)));
+        assert_eq!(
+            (
+                told.corrected_errors,
+                told.uncorrected_errors,
+                told.pcie_replays
+            ),
+            (Some(2), None, Some(0))
+        );
+        assert_eq!(told.throttled, Some([1, 0, 2, 0, 0].into()));
+    }
+}

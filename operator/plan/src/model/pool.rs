@@ -440,7 +440,7 @@ impl Spec {
         if let Some(allow) = &self.allow {
             shape += &serde_json::to_string(allow).unwrap_or_default();
         }
-        if self.telemetry == Telemetry::Off {
+        if self.telemetry == Telemetry::Disabled {
             shape += gate::TELEMETRY;
         }
         shape

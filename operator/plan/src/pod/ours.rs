@@ -130,8 +130,8 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
         let policy = serde_json::to_string(policy).unwrap_or_default();
         env.push(value(gate::ALLOW, policy));
     }
-    if spec.telemetry == Telemetry::Off {
-        env.push(value(gate::TELEMETRY, "Off".to_owned()));
+    if spec.telemetry == Telemetry::Disabled {
+        env.push(value(gate::TELEMETRY, "Disabled".to_owned()));
     }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
