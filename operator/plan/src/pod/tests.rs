@@ -240,7 +240,7 @@ fn a_pool_that_wants_no_job_watched_has_pods_of_its_own_and_one_that_says_nothin
         let spec = pool.spec.clone().unwrap();
         let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
         let variable = variable(&init(&pod, PREPARE), gate::TELEMETRY);
-        (variable, spec.template_hash)
+        (variable, spec.template_hash.clone())
     };
     let (nothing, usual) = told(serde_json::Value::Null);
     assert_eq!(nothing, None);
