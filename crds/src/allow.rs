@@ -12,6 +12,11 @@ pub struct JobsSpec {
     /// first step. Code from forks may not as soon as this is there, unless `forks` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedJobs>,
+
+    /// Whether a program beside each job looks at what its GPUs do, and tells it on the job's own page, in
+    /// `status.lastJobs` and in metrics.
+    #[serde(default)]
+    pub telemetry: crate::Telemetry,
 }
 
 /// Which jobs may use the GPUs: those that fit all that is said here.

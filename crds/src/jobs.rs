@@ -51,6 +51,9 @@ pub struct JobStatus {
     /// Why `spec.jobs.allow` refused it before its first step; absent where it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What each of its GPUs did meanwhile, where that was seen. Information, and no evidence: the job could have written it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu: Vec<crate::JobGpuStatus>,
     /// Whether GitHub is still to be asked for the conclusion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_conclusion: bool,

@@ -25,6 +25,7 @@ mod schema;
 )]
 mod spec;
 mod status;
+mod telemetry;
 pub mod template;
 mod values;
 mod verification;
@@ -37,6 +38,7 @@ pub use jobs::*;
 pub use rerun::*;
 pub use spec::*;
 pub use status::*;
+pub use telemetry::*;
 pub use values::values_schema;
 pub use verification::*;
 

@@ -10,5 +10,6 @@ json() { printf %s "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
 { printf '{"mark":"completed","job":"%s","run":"%s","attempt":"%s","at":"%s","workflow":"%s","repository":"%s"}\n' \
   "$(json "$GITHUB_JOB")" "$(json "$GITHUB_RUN_ID")" "$(json "$GITHUB_RUN_ATTEMPT")" "$(date +%s)" \
   "$(json "$GITHUB_WORKFLOW")" "$(json "$GITHUB_REPOSITORY")" >>/dev/termination-log; } 2>/dev/null || :
+[ ! -x "$dir/bin/runner-init" ] || "$dir/bin/runner-init" telemetry || :
 [ ! -e "$dir/gpu.sh" ] || /bin/sh "$dir/gpu.sh" completed || :
 exit "$code"

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     /// Asks the driver's management library, in another child.
     #[command(hide = true)]
     Nvml(TestArgs),
+    /// Watches the GPUs while jobs run, beside the agent.
+    #[command(hide = true)]
+    Sample(SampleArgs),
     /// Opens a device file, in another child; the exit code is the error's number.
     #[command(hide = true)]
     Open {
@@ -251,8 +254,24 @@ pub(crate) struct PrepareArgs {
     /// The program that becomes the first process of the pod's other containers.
     #[arg(long, env = gate::RUNNER_INIT, default_value = contract::RUNNER_INIT_PROGRAM, hide = true)]
     pub(crate) runner_init: PathBuf,
+    /// This program, which also watches the GPUs during jobs.
+    #[arg(long, env = gate::PROGRAM, default_value = contract::GATE_PROGRAM, hide = true)]
+    pub(crate) program: PathBuf,
+    /// Whether the GPUs are watched during jobs.
+    #[arg(long, env = gate::TELEMETRY, value_enum, default_value_t, ignore_case = true, hide = true)]
+    pub(crate) telemetry: Telemetry,
     #[command(flatten)]
     pub(crate) pod: PodArgs,
+}
+
+/// Whether the GPUs are watched during jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Telemetry {
+    /// They are.
+    #[default]
+    Enabled,
+    /// They are not.
+    Disabled,
 }
 
 /// `gate`.
@@ -265,6 +284,23 @@ pub(crate) struct GateArgs {
     pub(crate) pod: PodArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
+}
+
+/// `sample`.
+#[derive(Debug, Args)]
+pub(crate) struct SampleArgs {
+    /// Memory-backed folder that the pod's containers share.
+    #[arg(long, env = gate::REGISTRATION_DIR, default_value = contract::REGISTRATION_DIR, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// A job runs, whatever the folder says.
+    #[arg(long)]
+    pub(crate) now: bool,
+    /// The GPUs are shared with other pods.
+    #[arg(long, env = gate::SHARED)]
+    pub(crate) shared: bool,
+    /// Folder below which the driver's libraries are looked for.
+    #[arg(long, default_value = "/", hide = true)]
+    pub(crate) library_root: PathBuf,
 }
 
 /// What to make of devices that lack something.

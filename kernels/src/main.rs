@@ -2,6 +2,7 @@
 //!
 //! - `check`: by hand, on any host.
 //! - `prepare`: the first init container of a runner pod; brings what the others need, and a ticket for the registrar.
+//! - `sample`: while a job runs, in whichever image: watches the GPUs.
 //! - `gate`: the first life of the container with the GPU; when every device passes, the runner's image is the second.
 //!
 //! Check and gate run the test in a child process ([`child`]), because a broken driver may crash or hang whoever calls it;
@@ -20,6 +21,7 @@ mod nvml;
 mod preflight;
 mod prepare;
 mod protocol;
+mod sample;
 mod supervisor;
 mod times;
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         args::Command::Gate(gate) => gate::run(&gate),
         args::Command::Child(test) => child::run(&test),
         args::Command::Nvml(test) => nvml::run(&test),
+        args::Command::Sample(sample) => sample::run(&sample),
         args::Command::Open { path } => device_files::open(&path),
     };
     ExitCode::from(code)

@@ -12,7 +12,7 @@ use gate_report::contract::{file, gate};
 use gate_report::wire::Ticket;
 use gate_report::{Report, exit};
 
-use crate::args::PrepareArgs;
+use crate::args::{PrepareArgs, Telemetry};
 use crate::gate::{end_on_signal, not_written, write_summary};
 
 /// The agent's hooks, and the look at the GPU that they share with the readiness probe, by name.
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &PrepareArgs) -> u8 {
     end_on_signal();
     let result = ticket(args).and_then(|given| {
         bring(args, given.shared)?;
+        bring_sampler(args);
         leave(args, &given)
     });
     let Err(error) = result else {
@@ -84,6 +85,22 @@ fn bring(args: &PrepareArgs, shared: bool) -> Result<(), Error> {
             .map_err(|error| not_written(&path, &error))?;
     }
     Ok(())
+}
+
+/// What watches the GPUs during jobs, for the container that has them. Without it nothing is told of a job, and no more.
+fn bring_sampler(args: &PrepareArgs) {
+    if args.telemetry == Telemetry::Disabled {
+        return;
+    }
+    let path = args.pod.registration_dir.join(file::SAMPLER);
+    let brought =
+        fs::read(&args.program).and_then(|program| files::write(&path, &program, PROGRAM));
+    if let Err(error) = brought {
+        // Nothing else is to want for room.
+        let _ = fs::remove_file(path.with_extension("partial"));
+        let path = path.display();
+        eprintln!("{path} could not be written, and no job is told what its GPUs did: {error}");
+    }
 }
 
 fn in_its_folder(path: &Path) -> io::Result<()> {

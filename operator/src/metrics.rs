@@ -29,6 +29,7 @@ use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::quarantine::is_active;
 use cuda_runner_plan::reason::{Reason, Stored};
 use cuda_runner_plan::rerun;
+use cuda_runner_plan::usage::JobsUsage;
 use cuda_runner_plan::{Observed, Plan};
 
 pub use page::CONTENT_TYPE;
@@ -82,6 +83,7 @@ struct PoolSeries {
     registrations: BTreeMap<&'static str, u64>,
     failures: BTreeMap<(Class, &'static str), u64>,
     refused_jobs: u64,
+    usage: JobsUsage,
     reruns: BTreeMap<(&'static str, &'static str), u64>,
     queued: Option<Histogram>,
     hours: hours::HoursSeries,
@@ -195,6 +197,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
 pub struct News {
     failed: Vec<(Class, Reason)>,
     refused_jobs: usize,
+    usage: JobsUsage,
     first_online: Option<SignedDuration>,
     reruns: Vec<(RerunCause, RerunState)>,
     /// Seconds from queued to picked up.
@@ -217,6 +220,7 @@ impl News {
         Self {
             failed: plan.failed.clone(),
             refused_jobs: plan.refused_jobs,
+            usage: JobsUsage::of(&plan.watched_jobs),
             first_online: plan.first_online,
             reruns: rerun::ended_since(&pool.status.reruns, &plan.status.reruns),
             queued: ended
@@ -259,6 +263,7 @@ impl Metrics {
         if news.failed.is_empty()
             && news.queued.is_empty()
             && news.refused_jobs == 0
+            && news.usage == JobsUsage::default()
             && news.reruns.is_empty()
         {
             return;
@@ -268,6 +273,7 @@ impl Metrics {
                 *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
             series.refused_jobs += news.refused_jobs as u64;
+            series.usage.add(news.usage);
             for (cause, state) in &news.reruns {
                 let labels = (cause.as_str(), state.as_str());
                 *series.reruns.entry(labels).or_default() += 1;

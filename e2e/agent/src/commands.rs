@@ -78,7 +78,12 @@ impl Commands {
                 );
             }
             "add-mask" => log.mask(data),
-            "error" | "warning" | "notice" | "group" => log.line(&format!("##[{name}]{data}")),
+            "error" | "warning" | "notice" => {
+                let title = command.properties.get("title").map_or("", String::as_str);
+                log.annotate(&name, title, data);
+                log.line(&format!("##[{name}]{data}"));
+            }
+            "group" => log.line(&format!("##[{name}]{data}")),
             "endgroup" => log.line("##[endgroup]"),
             "stop-commands" => {
                 self.paused = Some(data.to_owned());
@@ -207,6 +212,24 @@ mod tests {
             assert_eq!(printed, expected);
             assert!(!commands.failed);
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_job_stands_beside_it_with_its_title() {
+        let (sender, _log) = mpsc::channel();
+        let sink = Log::new(sender, [&"secret".to_owned()].into_iter());
+        let mut commands = Commands::default();
+        for line in [
+            "::notice title=A%3A B::71 %25%0Amore",
+            "::error::a secret",
+            "::debug::d",
+        ] {
+            commands.line(line, &sink);
+        }
+        assert_eq!(
+            sink.annotations(),
+            ["notice A: B: 71 %\nmore", "error: a ***"]
+        );
     }
 
     #[test]

@@ -86,7 +86,11 @@ impl Stop {
 pub(crate) struct Log {
     lines: Sender<String>,
     masks: Arc<Mutex<Vec<String>>>,
+    annotations: Arc<Mutex<Vec<String>>>,
 }
+
+/// Annotations of a job that are kept. GitHub shows ten of a kind for each step.
+const ANNOTATIONS: usize = 50;
 
 impl Log {
     /// A log that hides these texts.
@@ -97,6 +101,7 @@ impl Log {
         let log = Self {
             lines,
             masks: Arc::default(),
+            annotations: Arc::default(),
         };
         secrets.for_each(|secret| log.mask(secret));
         log
@@ -130,6 +135,25 @@ impl Log {
         let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%7fZ");
         // Nobody reads any more only when the job is over.
         let _ = self.lines.send(format!("{at} {}\n", self.masked(text)));
+    }
+
+    /// What a workflow command puts beside the job: `notice TITLE: TEXT`.
+    pub(crate) fn annotate(&self, kind: &str, title: &str, text: &str) {
+        let space = if title.is_empty() { "" } else { " " };
+        let annotation = self.masked(&format!("{kind}{space}{title}: {text}"));
+        let mut all = self
+            .annotations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if all.len() < ANNOTATIONS {
+            all.push(annotation);
+        }
+    }
+
+    /// All annotations so far.
+    pub(crate) fn annotations(&self) -> Vec<String> {
+        let all = self.annotations.lock();
+        all.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A fault.

@@ -86,10 +86,12 @@ pub(crate) fn run(
         }
     };
     over.store(true, Ordering::Relaxed);
+    let annotations = log.annotations();
     drop(log);
     // The log must be there before the job is over.
     let _ = sent.join();
-    report(server, job.job_id, conclusion, &[]);
+    let annotations: Vec<&str> = annotations.iter().map(String::as_str).collect();
+    report(server, job.job_id, conclusion, &annotations);
     conclusion
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use gate_report::Version;
 use serde::Deserialize;
 
+use crate::activity::Activity;
 use crate::profiles::{Memory, PROFILES, Profile};
 
 /// What is simulated.
@@ -71,6 +72,7 @@ pub(crate) struct Device {
     pub(crate) minor: usize,
     pub(crate) startup_ms: u64,
     pub(crate) health: Health,
+    pub(crate) activity: Activity,
 }
 
 /// See the crate's documentation.
@@ -114,6 +116,7 @@ struct RawDevice {
     minor: Option<usize>,
     startup_ms: u64,
     health: Health,
+    activity: Activity,
 }
 
 /// What NVML says of the device. `null` is not supported.
@@ -360,6 +363,7 @@ impl RawDevice {
             minor: self.minor.unwrap_or(ordinal),
             startup_ms: self.startup_ms,
             health: self.health.clone(),
+            activity: self.activity.clone(),
         })
     }
 }

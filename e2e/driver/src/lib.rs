@@ -81,10 +81,15 @@
 //! whatever CUDA shows. What it says of a device is in its field `health`: `recoveryAction`, `remapPending`, `remapFailed`,
 //! `eccErrors`, `sramThreshold`, `fabric` (state, status, health) and `fabricAfter` (looks until one in progress is
 //! complete), `links` and `mig` and `pcie` (two values each), `clockReasons`, `xids` (told to who has registered). `null` is
-//! not supported, and so are fabric, links and MIG by default. Faults strike its functions as the driver's.
+//! not supported, and so are fabric, links and MIG by default. What it says of the use of a device is in its field
+//! `activity`, whatever programs do: `utilization` (percents, one for each question; the last one stays) and `samples` (whether
+//! the driver keeps them), `memoryUsed`, `clockMhz`, `celsius`, `watts`, `correctedErrors` and `uncorrectedErrors` and
+//! `pcieReplays` (the first answer, and what each question adds), `xids` (told after the second question for the utilisation).
+//! Faults strike its functions as the driver's.
 //!
 //! A missing function is made with [`without_symbol`], a truncated library by cutting the file.
 
+mod activity;
 mod api;
 mod clock;
 mod config;

@@ -1,4 +1,4 @@
-//! The functions of NVML that the gate asks. A handle is a device's number and one more; with [`SLICE`] on top, a slice of it.
+//! The functions of NVML that the gate asks, and what watches a job's GPUs. A handle is a device's number and one more; with [`SLICE`] on top, a slice of it.
 
 #![allow(non_snake_case, reason = "the names are NVML's")]
 
@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use crate::activity::{Question, sample_time};
 use crate::config::{Config, Device, misunderstood};
 use crate::faults;
 
@@ -98,6 +99,30 @@ struct EventData {
     compute_instance: c_uint,
 }
 
+/// `nvmlMemory_v2_t`.
+#[repr(C)]
+struct Memory {
+    version: c_uint,
+    total: u64,
+    reserved: u64,
+    free: u64,
+    used: u64,
+}
+
+/// `nvmlUtilization_t`.
+#[repr(C)]
+struct Utilization {
+    gpu: c_uint,
+    memory: c_uint,
+}
+
+/// `nvmlSample_t`.
+#[repr(C)]
+struct Sample {
+    time: u64,
+    value: u64,
+}
+
 fn number(handle: usize) -> Option<usize> {
     (handle & !SLICE).checked_sub(1)
 }
@@ -136,6 +161,23 @@ fn field(device: &Device, id: c_uint) -> Option<u64> {
         230 => health.recovery_action.map(u64::from),
         _ => None,
     }
+}
+
+/// A count of the device's, as its use makes it grow.
+fn count(handle: usize, question: Question) -> Outcome<u64> {
+    let number = number(handle).ok_or(INVALID_ARGUMENT)?;
+    let counted = device(handle)?.activity.count(number, question);
+    counted.ok_or(NOT_SUPPORTED)
+}
+
+/// How busy it is now. A slice does not know.
+fn utilization(handle: usize) -> Outcome<u32> {
+    let number = number(handle).ok_or(INVALID_ARGUMENT)?;
+    if handle & SLICE != 0 {
+        return Err(NOT_SUPPORTED);
+    }
+    let now = device(handle)?.activity.utilization(number);
+    now.ok_or(NOT_SUPPORTED)
 }
 
 fn fabric(device: &Device) -> Outcome<(u8, u32, u8)> {
@@ -301,9 +343,77 @@ mod exports {
                 return Err(INVALID_ARGUMENT);
             }
             let mut events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
+            for (number, device) in CONFIG.devices.iter().enumerate() {
+                events.extend(device.activity.new_xids(number).iter().map(|xid| (number + 1, *xid)));
+            }
             let (device, data_of) = events.pop().ok_or(TIMEOUT)?;
             let event = EventData { device, kind: 8, data: data_of, gpu_instance: u32::MAX, compute_instance: u32::MAX };
             unsafe { put(data, event) }
+        }
+
+        fn nvmlDeviceGetUtilizationRates(handle: usize, now: *mut Utilization) on number(handle) => {
+            let gpu = utilization(handle)?;
+            unsafe { put(now, Utilization { gpu, memory: 0 }) }
+        }
+
+        fn nvmlDeviceGetSamples(handle: usize, kind: c_uint, _since: u64, value_kind: *mut c_uint, count: *mut c_uint, samples: *mut Sample) on number(handle) => {
+            let activity = &device(handle)?.activity;
+            if kind != 1 || !activity.samples || activity.utilization.is_none() || handle & SLICE != 0 {
+                return Err(NOT_SUPPORTED);
+            }
+            unsafe {
+                put(value_kind, 1)?;
+                put(count, 1)?;
+            }
+            if samples.is_null() {
+                return Ok(());
+            }
+            // What is beside the value is whatever was there.
+            let value = u64::from(utilization(handle)?) | 0xdead_beef << 32;
+            unsafe { put(samples, Sample { time: sample_time(), value }) }
+        }
+
+        fn nvmlDeviceGetMemoryInfo_v2(handle: usize, memory: *mut Memory) on number(handle) => {
+            let device = device(handle)?;
+            let memory = unsafe { memory.as_mut() }.ok_or(INVALID_ARGUMENT)?;
+            if memory.version != 0x0200_0028 {
+                return Err(VERSION_MISMATCH);
+            }
+            let taken = device.memory_bytes - device.free_bytes;
+            memory.used = device.activity.memory_used.unwrap_or(taken);
+            Ok(())
+        }
+
+        fn nvmlDeviceGetClockInfo(handle: usize, kind: c_uint, clock: *mut c_uint) on number(handle) => {
+            let found = device(handle)?.activity.clock_mhz.filter(|_| kind == 1);
+            unsafe { put(clock, found.ok_or(NOT_SUPPORTED)?) }
+        }
+
+        fn nvmlDeviceGetTemperature(handle: usize, sensor: c_uint, celsius: *mut c_uint) on number(handle) => {
+            let found = device(handle)?.activity.celsius.filter(|_| sensor == 0);
+            unsafe { put(celsius, found.ok_or(NOT_SUPPORTED)?) }
+        }
+
+        fn nvmlDeviceGetTotalEnergyConsumption(handle: usize, energy: *mut u64) on number(handle) => {
+            if handle & SLICE != 0 {
+                return Err(NOT_SUPPORTED);
+            }
+            let found = device(handle)?.activity.energy().ok_or(NOT_SUPPORTED)?;
+            unsafe { put(energy, found) }
+        }
+
+        fn nvmlDeviceGetPcieReplayCounter(handle: usize, replays: *mut c_uint) on number(handle) => {
+            let found = count(handle, Question::Replays)?;
+            unsafe { put(replays, c_uint::try_from(found).unwrap_or(c_uint::MAX)) }
+        }
+
+        fn nvmlDeviceGetTotalEccErrors(handle: usize, kind: c_uint, counter: c_uint, errors: *mut u64) on number(handle) => {
+            let question = match (kind, counter) {
+                (0, 0) => Question::Corrected,
+                (1, 0) => Question::Uncorrected,
+                _ => return Err(INVALID_ARGUMENT),
+            };
+            unsafe { put(errors, count(handle, question)?) }
         }
     }
 }

@@ -35,7 +35,7 @@ const LOG: &str = r#"
 /// What the job has of its pod's: nothing that the registrar would take.
 const LOOK: &str = r"
 if ls /var/run/secrets/* 2>/dev/null; then exit 1; fi
-if grep --silent --recursive --exclude=gate.json --exclude=runner-init eyJ /run/cuda-runner 2>/dev/null; then exit 1; fi
+if grep --silent --recursive --exclude=gate.json --exclude=runner-init --exclude=cuda-smoke eyJ /run/cuda-runner 2>/dev/null; then exit 1; fi
 if [ -s /run/cuda-runner/ticket ]; then exit 1; fi
 ";
 

@@ -62,6 +62,7 @@ mod suspect_device;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
+mod telemetry_of_jobs;
 mod template;
 mod two_replicas;
 mod uninstall;
@@ -377,6 +378,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a job that may not use the GPU ends before its first step, in a plain pool and in one for containers; it is told, and nobody is blamed",
         job_policy::run
+    ),
+    suite!(
+        "telemetry-of-jobs",
+        [],
+        "what a job's GPU did is on the job's page, in the status and the metrics; a driver that hangs or dies costs the job nothing",
+        telemetry_of_jobs::run
     ),
     suite!(
         "rerun",

@@ -80,6 +80,13 @@ pub mod file {
     pub const JOB_TICKET: &str = "job-ticket";
     /// Where the job's container takes steps, in [`REGISTRATION_DIR`](super::REGISTRATION_DIR).
     pub const JOB_SOCKET: &str = "job.sock";
+    /// Watches the GPUs while a job runs: the gate's own program, which [`PREPARE`](super::PREPARE) copies. Not there where
+    /// `spec.jobs.telemetry` is `Disabled`.
+    pub const SAMPLER: &str = "bin/cuda-smoke";
+    /// Where it says what it saw, in [`REGISTRATION_DIR`](super::REGISTRATION_DIR).
+    pub const SAMPLER_SOCKET: &str = "sampler.sock";
+    /// What it said before the job's container was cleaned, in [`AGENT_DIR`](super::AGENT_DIR).
+    pub const USAGE: &str = "gpu-usage";
     /// Looks at the GPU, for the agent's start, the readiness probe and the hooks.
     pub const GPU: &str = "gpu.sh";
 }
@@ -116,6 +123,8 @@ pub mod gate {
     pub const PREFLIGHT: &str = "CUDA_SMOKE_PREFLIGHT";
     /// [`Policy`](crate::allow::Policy) as JSON.
     pub const ALLOW: &str = "CUDA_SMOKE_ALLOW";
+    /// `Disabled` where nobody is to watch the GPUs during jobs.
+    pub const TELEMETRY: &str = "CUDA_SMOKE_TELEMETRY";
     /// How many devices the pod has.
     pub const EXPECTED_DEVICES: &str = "CUDA_SMOKE_EXPECTED_DEVICES";
     /// The lowest compute capability, a [`Version`](crate::Version).
@@ -198,6 +207,8 @@ pub mod command {
     pub const CONTAINER_HOOK: &str = "container-hook";
     /// What the agent calls before a job of a pool that does not take every job. The script `allow.sh` has it, too.
     pub const ALLOW: &str = "allow";
+    /// Beside the agent, after a job: tells what its GPUs did. The script `job-completed.sh` has it, too.
+    pub const TELEMETRY: &str = "telemetry";
     /// A hook or a probe of the template's, for its image only.
     pub const HOOK: &str = "hook";
     /// Whether the agent has been online.
@@ -212,6 +223,8 @@ pub mod mark {
     pub const REFUSED: &str = "refused";
     /// A job has ended.
     pub const COMPLETED: &str = "completed";
+    /// What a GPU did during the job that ended last: one line for each, see [`GpuUsage`](crate::usage::GpuUsage).
+    pub const GPU: &str = "gpu";
     /// The GPU was found gone.
     pub const GPU_LOST: &str = "gpu-lost";
     /// The agent was online.

@@ -320,7 +320,7 @@ pub static XIDS: [(u64, &str); 15] = [
 ];
 
 /// `XID 79 (the GPU has fallen off the bus)`.
-fn xid(number: u64) -> String {
+pub(crate) fn xid(number: u64) -> String {
     match XIDS.iter().find(|(known, _)| *known == number) {
         Some((_, words)) => format!("XID {number} ({words})"),
         None => format!("XID {number}"),

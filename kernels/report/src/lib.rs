@@ -12,6 +12,7 @@
 //! - [`allow`]: which jobs a pool takes.
 //! - [`contract`]: names of containers, files and variables that all parts of a runner's pod share.
 //! - [`clean`]: text from outside, made harmless for whoever reads it.
+//! - [`usage`]: what a GPU did during a job.
 //! - [`wire`]: what the gate and the registrar say to each other.
 //!
 //! Pure values: no I/O, no clock.
@@ -34,6 +35,7 @@ mod summary;
 mod text;
 pub mod time;
 mod tries;
+pub mod usage;
 mod version;
 pub mod wire;
 

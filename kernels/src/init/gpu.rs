@@ -15,6 +15,7 @@ use crate::agent;
 use crate::ending::{self, Ending};
 use crate::job;
 use crate::process::{self, KILLED, Signals, TERMINATED};
+use crate::telemetry;
 
 /// Longest file that is read.
 const LIMIT: u64 = 256 * 1024;
@@ -121,6 +122,7 @@ pub(crate) fn run(dir: PathBuf, purpose: Purpose<'_>) -> u8 {
         (Found::Gate, _) => test(&ending, &mut signals, &settings, program),
         (Found::Unproven, _) => fail(&ending, none(), unproven()),
         (Found::Next, Purpose::Agent(line)) => {
+            telemetry::start(&ending.dir, &settings, false);
             let worked = agent::work(&ending, &ending.dir, &mut signals, &settings, line);
             let (ControlFlow::Continue(code) | ControlFlow::Break(code)) = worked;
             code
@@ -132,6 +134,7 @@ pub(crate) fn run(dir: PathBuf, purpose: Purpose<'_>) -> u8 {
                 let error = Error::Internal(format!("{started} could not be written: {error}"));
                 return fail(&ending, none(), error.into());
             }
+            telemetry::start(&ending.dir, &settings, true);
             job::serve(&ending.dir, &mut signals, false)
         }
     }

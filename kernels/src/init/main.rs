@@ -7,6 +7,7 @@
 //! - `runner-init agent PROGRAM [ARGUMENT...]`, in `main` of such a pod: the preflight, the registration, and the agent.
 //! - `runner-init container-hook`, in `main` of such a pod: what the agent calls for such a job.
 //! - `runner-init allow`, beside the agent: what it calls before a job of a pool that does not take every job.
+//! - `runner-init telemetry`, beside the agent: what it calls after a job, to tell what the job's GPUs did.
 //! - `runner-init hook PROGRAM [ARGUMENT...]`, in `gpu`: a hook or a probe of the template's, which is for its image only.
 //! - `runner-init online`, in `main`: the startup probe; whether the agent has been online.
 //!
@@ -20,6 +21,7 @@ mod gpu;
 mod hook;
 mod job;
 mod process;
+mod telemetry;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -41,12 +43,13 @@ fn main() -> ExitCode {
         (Some(command::AGENT), [_, ..]) => agent::run(dir, &line),
         (Some(command::CONTAINER_HOOK), []) => hook::run(&dir),
         (Some(command::ALLOW), []) => allow::run(&dir),
+        (Some(command::TELEMETRY), []) => telemetry::tell(&dir),
         (Some(MAIN), []) => ending::wait(&dir),
         (Some(command::HOOK), [_, ..]) => gpu::hook(&dir, &line),
         (Some(command::ONLINE), []) => u8::from(!dir.join(file::ONLINE).exists()),
         _ => {
             eprintln!(
-                "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|allow|container-hook|online"
+                "usage: runner-init {GPU}|agent|hook PROGRAM [ARGUMENT...] | runner-init {MAIN}|job|allow|container-hook|telemetry|online"
             );
             exit::USAGE
         }

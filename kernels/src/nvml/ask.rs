@@ -3,7 +3,7 @@
 // SAFETY, of all calls here: types are those of nvml.h, and every pointer is to a place of its type that outlives the call.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,10 @@ use gate_report::{DeviceHealth, Fabric};
 
 use super::Told;
 use super::calls::{No, Nvml};
-use super::layout::{EventData, FabricInfo, FieldValue, Handle, SramErrors};
+use super::devices;
+use super::layout::{FabricInfo, FieldValue, Handle, SramErrors};
 use crate::protocol::send;
 
-/// `nvmlEventTypeXidCriticalError`.
-const XID: u64 = 8;
 /// `NVML_FI_DEV_ECC_DBE_VOL_TOTAL`, `_REMAPPED_PENDING`, `_REMAPPED_FAILURE`, `_GET_GPU_RECOVERY_ACTION`.
 const FIELDS: [c_uint; 4] = [4, 144, 145, 230];
 /// `NVML_NVLINK_MAX_LINKS`.
@@ -31,12 +30,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LATE_XID: c_uint = 100;
 
 type Get32 = unsafe extern "C" fn(Handle, *mut c_uint) -> c_uint;
-type Get64 = unsafe extern "C" fn(Handle, *mut u64) -> c_uint;
-type GetHandle = unsafe extern "C" fn(*mut Handle) -> c_uint;
 type GetText = unsafe extern "C" fn(Handle, *mut c_char, c_uint) -> c_uint;
 type GetFields = unsafe extern "C" fn(Handle, c_int, *mut FieldValue) -> c_uint;
-type Wait = unsafe extern "C" fn(Handle, *mut EventData, c_uint) -> c_uint;
-type ByUuid = unsafe extern "C" fn(*const c_char, *mut Handle) -> c_uint;
 type Parent = unsafe extern "C" fn(Handle, *mut Handle) -> c_uint;
 type GetFabric = unsafe extern "C" fn(Handle, *mut FabricInfo) -> c_uint;
 type GetLink = unsafe extern "C" fn(Handle, c_uint, *mut c_uint) -> c_uint;
@@ -74,11 +69,7 @@ impl Gpu {
 impl Gpus {
     /// Finds them, has their XIDs kept, and asks all of each.
     pub(super) fn list(mut nvml: Nvml) -> Self {
-        let events = nvml
-            .call(&["nvmlEventSetCreate"], |f: GetHandle, set| unsafe {
-                f(set)
-            })
-            .ok();
+        let events = devices::event_set(&mut nvml);
         let count = nvml
             .call(
                 &["nvmlDeviceGetCount_v2"],
@@ -116,9 +107,7 @@ impl Gpus {
         if let Some(handle) = gpu.handle {
             gpu.health.uuid = self.uuid(handle).unwrap_or_default();
             if let Some(set) = self.events {
-                type Register = unsafe extern "C" fn(Handle, u64, Handle) -> c_uint;
-                let register = move |f: Register, (): &mut ()| unsafe { f(handle, XID, set) };
-                let _ = self.nvml.call(&["nvmlDeviceRegisterEvents"], register);
+                devices::register(&mut self.nvml, set, handle);
             }
         }
         if gpu.handle.is_some() || gpu.health.error.is_some() {
@@ -210,14 +199,9 @@ impl Gpus {
 
     /// While the test runs: what holds the clocks back.
     pub(super) fn sample(&mut self) {
-        const NAMES: [&str; 2] = [
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            "nvmlDeviceGetCurrentClocksThrottleReasons",
-        ];
         for gpu in &mut self.known {
             let Some(handle) = gpu.handle else { continue };
-            let get = move |f: Get64, reasons: &mut u64| unsafe { f(handle, reasons) };
-            if let Ok(reasons) = self.nvml.call(&NAMES, get) {
+            if let Some(reasons) = devices::clock_reasons(&mut self.nvml, handle) {
                 *gpu.health.clock_reasons.get_or_insert(0) |= reasons;
             }
         }
@@ -244,18 +228,15 @@ impl Gpus {
     fn read_xids(&mut self, mut milliseconds: c_uint) {
         let Some(set) = self.events else { return };
         for _ in 0..MOST {
-            let wait = move |f: Wait, event: &mut EventData| unsafe { f(set, event, milliseconds) };
-            // A timeout is a code, too: there are no more.
-            let Ok(event) = self.nvml.call(&["nvmlEventSetWait_v2"], wait) else {
+            let Some((device, xid)) = devices::next_xid(&mut self.nvml, set, milliseconds) else {
                 return;
             };
             milliseconds = 0;
-            let of = |gpu: &&mut Gpu| gpu.handle == Some(event.device);
-            if event.kind == XID
-                && let Some(gpu) = self.known.iter_mut().find(of)
-                && !gpu.health.xids.contains(&event.data)
+            let of = |gpu: &&mut Gpu| gpu.handle == Some(device);
+            if let Some(gpu) = self.known.iter_mut().find(of)
+                && !gpu.health.xids.contains(&xid)
             {
-                gpu.health.xids.push(event.data);
+                gpu.health.xids.push(xid);
             }
         }
     }
@@ -279,12 +260,9 @@ impl Gpus {
         if !uuid.starts_with("MIG-") {
             return;
         }
-        let Ok(text) = CString::new(uuid) else { return };
-        let slice = self.nvml.call(
-            &["nvmlDeviceGetHandleByUUID"],
-            move |f: ByUuid, handle| unsafe { f(text.as_ptr(), handle) },
-        );
-        let Ok(slice) = slice else { return };
+        let Some(slice) = devices::by_uuid(&mut self.nvml, uuid) else {
+            return;
+        };
         let parent = self.nvml.call(
             &["nvmlDeviceGetDeviceHandleFromMigDeviceHandle"],
             move |f: Parent, handle| unsafe { f(slice, handle) },

@@ -11,7 +11,6 @@ use libloading::Library;
 use super::Told;
 use crate::child::{FOLDERS, open, path_of_mapping, under};
 use crate::deadline::Deadline;
-use crate::protocol::send;
 
 /// The library.
 const NAME: &str = "libnvidia-ml.so.1";
@@ -27,7 +26,11 @@ pub(super) struct Nvml {
     library: &'static Library,
     /// Functions that did not come back.
     hung: Vec<&'static str>,
+    tell: Tell,
 }
+
+/// Who hears what is called, and what is not there.
+pub(super) type Tell = fn(&Told);
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +44,15 @@ pub(super) enum No {
 }
 
 /// Loads and initialises. `None` where there is nothing to ask; why is told.
-pub(super) fn load(root: &Path) -> Option<Nvml> {
+pub(super) fn load(root: &Path, tell: Tell) -> Option<Nvml> {
     let unknown = |why| {
-        send(&Told::Unknown { why });
+        tell(&Told::Unknown { why });
         None
     };
     let library = match find(root) {
         Ok(Some(library)) => library,
         Ok(None) => {
-            send(&Told::Absent);
+            tell(&Told::Absent);
             return None;
         }
         Err(why) => return unknown(why),
@@ -60,18 +63,19 @@ pub(super) fn load(root: &Path) -> Option<Nvml> {
     let Ok(init) = (unsafe { library.get::<Init>("nvmlInit_v2") }) else {
         return unknown(format!("{NAME} has no function nvmlInit_v2"));
     };
-    send(&Told::Library {
+    tell(&Told::Library {
         path: path_of_mapping(Some(*init as usize)),
     });
-    send(&Told::Calling {
+    tell(&Told::Calling {
         name: "nvmlInit_v2".into(),
     });
-    // As long as the driver's own start-up, which runs beside it; the supervisor ends it.
+    // As long as the driver's own start-up, which runs beside it; whoever has called us has a deadline.
     // SAFETY: takes nothing.
     match unsafe { init() } {
         0 => Some(Nvml {
             library,
             hung: vec![],
+            tell,
         }),
         code => unknown(format!("nvmlInit_v2 returned {code}")),
     }
@@ -109,14 +113,14 @@ impl Nvml {
         if self.hung.contains(&name) || self.hung.len() >= MOST_HUNG {
             return Err(No::Answer);
         }
-        send(&Told::Calling { name: name.into() });
+        (self.tell)(&Told::Calling { name: name.into() });
         let (code, answer) = within(CALL, move || {
             let mut answer = T::default();
             (call(function, &mut answer), answer)
         })
         .ok_or_else(|| {
             self.hung.push(name);
-            send(&Told::Unknown {
+            (self.tell)(&Told::Unknown {
                 why: format!("{name} did not come back"),
             });
             No::Answer
@@ -129,7 +133,7 @@ impl Nvml {
 }
 
 /// What comes of it, unless it hangs. Its thread is left behind then.
-fn within<T: Send + 'static>(
+pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {

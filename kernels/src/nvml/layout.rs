@@ -124,6 +124,58 @@ pub(super) struct EventData {
     compute_instance: c_uint,
 }
 
+/// `nvmlMemory_v2_t`, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    version: c_uint,
+    total: u64,
+    reserved: u64,
+    free: u64,
+    pub(super) used: u64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            version: version(size_of::<Self>(), 2),
+            total: 0,
+            reserved: 0,
+            free: 0,
+            used: 0,
+        }
+    }
+}
+
+/// `nvmlUtilization_t`, in percent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Utilization {
+    pub(super) gpu: c_uint,
+    memory: c_uint,
+}
+
+/// `nvmlSample_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sample {
+    /// In microseconds.
+    pub(super) time: u64,
+    /// A union, little-endian.
+    value: u64,
+}
+
+impl Sample {
+    /// The value, where it is a whole number of this kind: 1 fills four bytes of the union, 2 and 3 eight.
+    pub(super) fn value(self, kind: c_uint) -> Option<u32> {
+        match kind {
+            1 => u32::try_from(self.value & 0xffff_ffff).ok(),
+            2 | 3 => u32::try_from(self.value).ok(),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +187,19 @@ mod tests {
         assert_eq!(SramErrors::default().version, 0x0100_0068);
         assert_eq!(FabricInfo::v2().version, 0x0200_0024);
         assert_eq!(FabricInfo::v3().version, 0x0300_0028);
+        assert_eq!(Memory::default().version, 0x0200_0028);
+        assert_eq!((size_of::<Utilization>(), size_of::<Sample>()), (8, 16));
+    }
+
+    #[test]
+    fn a_sample_of_another_kind_is_not_0() {
+        let sample = Sample {
+            time: 1,
+            value: 0xdead_0000_0000_0047,
+        };
+        assert_eq!(sample.value(1), Some(0x47));
+        assert_eq!(sample.value(3), None);
+        assert_eq!(sample.value(0), None);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What the driver's management library says, beside the test and in a process of its own: one that crashes or hangs costs
 //! nothing but what it would have said.
 //!
-//! It starts with the test, asks all GPUs that NVML shows while the test runs, and once more at its end, when it is told
-//! which devices the test had.
+//! During a job it is asked by [`crate::sample`], in a process of its own as well, which nobody waits for: [`usage`].
+//!
+//! Beside the test it starts with that, asks all GPUs that NVML shows while the test runs, and once more at its end, when it
+//! is told which devices the test had.
 
 mod ask;
 mod beside;
 mod calls;
+mod devices;
 mod layout;
+mod usage;
 
 use std::io::BufRead as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -18,6 +22,7 @@ use gate_report::DeviceHealth;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use beside::Beside;
+pub(crate) use usage::Usage;
 
 use crate::args::TestArgs;
 use crate::protocol::send;
@@ -56,7 +61,7 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
     // SAFETY: plain system call; this process must not outlive a supervisor that was killed.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let over = orders();
-    if let Some(nvml) = calls::load(&args.library_root) {
+    if let Some(nvml) = calls::load(&args.library_root, send) {
         let mut gpus = ask::Gpus::list(nvml);
         let over = loop {
             match over.recv_timeout(SAMPLE) {

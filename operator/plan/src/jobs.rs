@@ -11,7 +11,7 @@ use gate_report::clean;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{About, NOTE, Notice, Observed, Plan, devices};
+use super::{About, NOTE, Notice, Observed, Plan, devices, usage};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
@@ -71,6 +71,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     let is_new = |job: &&JobStatus| !known.iter().any(|k| is_same(k, job));
     let new: Vec<&JobStatus> = jobs.iter().filter(is_new).collect();
     let names: BTreeSet<String> = new.iter().map(|job| job.runner.clone()).collect();
+    let watched = new.iter().filter(|job| !job.gpu.is_empty());
+    plan.watched_jobs = watched.map(|job| (*job).clone()).collect();
     let refused: Vec<Notice> = new.into_iter().filter_map(not_allowed).collect();
     plan.refused_jobs = refused.len();
     plan.news.extend(refused);
@@ -186,6 +188,7 @@ fn done(runner: &Runner) -> Option<EndedJob> {
             started: None,
             finished: failure.at,
             refused: None,
+            gpus: vec![],
         }),
         _ => None,
     };
@@ -234,6 +237,7 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         finished_at: Time(done.finished),
         workflow: job.workflow.clone(),
         refused: done.refused.clone(),
+        gpu: usage::shown(&done.gpus, &runner.devices),
         run_id,
         attempt,
         awaits_conclusion: page.is_some(),

@@ -33,6 +33,7 @@ pub mod sharing;
 mod shown;
 mod stable;
 pub mod teardown;
+pub mod usage;
 pub mod verify;
 pub mod version;
 pub mod why;

@@ -30,8 +30,8 @@ mod runner;
 
 /// The container whose log `kubectl logs` shows.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-/// Our program and a few small files.
-const SHARED_MEMORY: &str = "16Mi";
+/// Our programs and a few small files.
+const SHARED_MEMORY: &str = "32Mi";
 
 /// Makes the pod of a new runner.
 #[must_use]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
@@ -153,8 +153,25 @@ pub async fn record(
         return Ok(Recorded::In(wait));
     }
     ctx.metrics.learned(&pool.key, &news);
+    plan.watched_jobs
+        .iter()
+        .for_each(|job| log_usage(pool, job));
     ctx.events.publish(pool, &plan.news);
     Ok(Recorded::Now)
+}
+
+/// What a job's GPUs did, once.
+fn log_usage(pool: &Pool, job: &JobStatus) {
+    tracing::info!(
+        pool = %pool.key,
+        runner = job.runner,
+        job = job.job,
+        workflow = job.workflow,
+        repository = job.repository,
+        run = job.run_id,
+        gpu = %serde_json::to_string(&job.gpu).unwrap_or_default(),
+        "what the GPUs did during a job"
+    );
 }
 
 /// Writes the status if it is due; otherwise says when it will be.

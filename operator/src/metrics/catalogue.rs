@@ -258,6 +258,18 @@ pub(super) static REFUSED_JOBS: Metric<2> = metric(
     ["namespace", "pool"],
     "Jobs that were ended before their first step, because spec.jobs.allow does not let them use the GPUs",
 );
+pub(super) static JOB_ENERGY: Metric<2> = metric(
+    Counter,
+    "job_gpu_energy_joules",
+    ["namespace", "pool"],
+    "Energy that GPUs took during jobs, as the jobs' pods say it: information, and no evidence",
+);
+pub(super) static UNUSED: Metric<2> = metric(
+    Counter,
+    "jobs_without_gpu_use",
+    ["namespace", "pool"],
+    "Jobs that used none of their GPUs, as the jobs' pods say it",
+);
 pub(super) static RERUNS: Metric<4> = metric(
     Counter,
     "reruns",
@@ -368,7 +380,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 31] = [
+pub static ALL: [Entry; 33] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -386,6 +398,8 @@ pub static ALL: [Entry; 31] = [
     REGISTRATIONS.entry(),
     FAILURES.entry(),
     REFUSED_JOBS.entry(),
+    JOB_ENERGY.entry(),
+    UNUSED.entry(),
     RERUNS.entry(),
     GPU_SECONDS.entry(),
     JOBS.entry(),

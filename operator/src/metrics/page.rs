@@ -237,6 +237,18 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter(*pool, series.refused_jobs)?;
         }
     }
+    let mut samples = metric::JOB_ENERGY.open(encoder)?;
+    for (pool, series) in pools {
+        if series.usage.joules > 0 {
+            samples.counter(*pool, series.usage.joules)?;
+        }
+    }
+    let mut samples = metric::UNUSED.open(encoder)?;
+    for (pool, series) in pools {
+        if series.usage.unused > 0 {
+            samples.counter(*pool, series.usage.unused)?;
+        }
+    }
     let mut samples = metric::RERUNS.open(encoder)?;
     for ([namespace, pool], series) in pools {
         for ((cause, result), count) in &series.reruns {

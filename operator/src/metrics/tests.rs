@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cudarunner_crds::{QuarantineStatus, RerunStatus, VerificationRecord, VerifiedJobStatus};
+use cudarunner_crds::{
+    JobStatus, QuarantineStatus, RerunStatus, VerificationRecord, VerifiedJobStatus,
+};
 use gate_report::{Confidence, Device, Outcome, Timings};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -41,6 +43,13 @@ fn failed(class: Class, code: Option<i32>, code_name: &str) -> Report {
         },
         ..Report::default()
     }
+}
+
+/// A job whose GPU took so much.
+fn watched(unused: bool) -> JobStatus {
+    let gpu = serde_json::json!([{"uuid": "GPU-1", "energyJoules": 900, "unused": unused}]);
+    let job = serde_json::json!({"job": "a", "runner": "r", "finishedAt": "2026-01-01T00:00:00Z", "gpu": gpu});
+    serde_json::from_value(job).unwrap()
 }
 
 fn verification(state: VerificationState) -> VerificationStatus {
@@ -189,6 +198,7 @@ fn recorded() -> Metrics {
         jobs: 3,
         oldest: None,
     });
+    plan.watched_jobs = vec![watched(true), watched(false)];
     plan.status.reruns = vec![rerun(RerunState::Started), rerun(RerunState::Waiting)];
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);

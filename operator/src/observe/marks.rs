@@ -3,6 +3,7 @@
 
 use gate_report::clean;
 use gate_report::contract::mark;
+use gate_report::usage::{GpuUsage, MOST_GPUS};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use serde::Deserialize;
@@ -26,6 +27,7 @@ pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
         started,
         finished,
         refused: marks.refused,
+        gpus: marks.gpus,
     })
 }
 
@@ -45,6 +47,8 @@ pub(super) struct Marks {
     pub(super) completed: Option<Job>,
     /// Why it was ended before its first step.
     pub(super) refused: Option<String>,
+    /// What its GPUs did.
+    gpus: Vec<GpuUsage>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
     /// The agent was online.
@@ -86,6 +90,7 @@ impl Marks {
             match mark.as_str() {
                 mark::STARTED => {
                     let job = job.bounded();
+                    marks.gpus.clear();
                     marks.began = Some(job.clone());
                     marks.started = Some(job);
                 }
@@ -98,6 +103,10 @@ impl Marks {
                     // A persistent runner's next job starts afresh.
                     marks.started = None;
                     marks.completed = Some(job.bounded());
+                }
+                mark::GPU if marks.gpus.len() < MOST_GPUS => {
+                    let usage = serde_json::from_str::<GpuUsage>(line).ok();
+                    marks.gpus.extend(usage.map(GpuUsage::bounded));
                 }
                 mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);

@@ -216,6 +216,7 @@ mod tests {
             started: None,
             finished,
             refused: None,
+            gpus: vec![],
         });
         runner
     }

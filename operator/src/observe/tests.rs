@@ -551,6 +551,30 @@ fn a_job_that_has_ended_is_read_with_its_times_and_no_mark_is_believed_beyond_it
 }
 
 #[test]
+fn what_a_jobs_gpus_did_is_read_bounded_and_of_the_last_job_alone() {
+    let gpu = |number: usize, busy: u8| {
+        let long = "A".repeat(90);
+        format!(
+            r#"{{"mark":"gpu","uuid":"GPU-{number}\u001b[2J{long}","s":4294967295,"busy":{busy}}}"#
+        )
+    };
+    let read = |lines: &[String]| ended(0, "Completed", &lines.join("\n")).done.unwrap().gpus;
+    let mark = |mark: &str| format!(r#"{{"mark":"{mark}","job":"a","run":"7"}}"#);
+    let (started, completed) = (mark("started"), mark("completed"));
+    let many: Vec<String> = (0..100).map(|number| gpu(number, 200)).collect();
+    let own = [&[completed.clone()][..], &many].concat();
+    let gpus = read(&own);
+    assert_eq!(gpus.len(), 16);
+    let bounded = |gpu: &gate_report::usage::GpuUsage| {
+        gpu.uuid.len() == 40 && gpu.seconds < 1_000_000 && gpu.busy_percent == Some(100)
+    };
+    assert!(gpus.iter().all(bounded), "{gpus:?}");
+    // What is no mark of a GPU, and what an earlier job's were, is not there.
+    let noise = r#"{"mark":"gpu","uuid":7}"#.to_owned();
+    assert!(read(&[gpu(1, 5), noise, started, completed]).is_empty());
+}
+
+#[test]
 fn a_pod_that_is_being_removed_keeps_its_end() {
     let mut done = serde_json::to_value(json!({
         "metadata": {"name": "pool-aaaaa", "deletionTimestamp": "2026-01-01T00:02:00Z"},

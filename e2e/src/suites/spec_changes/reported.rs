@@ -137,6 +137,7 @@ mod tests {
             "suite job-policy",
             &["jobs.allow.events", "jobs.allow.forks", "jobs.allow.refs"],
         ),
+        ("suite telemetry-of-jobs", &["jobs.telemetry"]),
         (
             "test each_demand_of_the_pool_is_held_up_to_the_report",
             &["gpu.minComputeCapability", "gpu.minCudaVersion"],

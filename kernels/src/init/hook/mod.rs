@@ -32,6 +32,7 @@ use self::input::{Command, Input};
 use crate::gpu::{self, Settings};
 use crate::job::frames::{Frame, Frames, REQUEST};
 use crate::job::request::Request;
+use crate::telemetry;
 
 /// Longest input: an environment is in it.
 const LONGEST_INPUT: u64 = 8 * 1024 * 1024;
@@ -121,6 +122,7 @@ impl Hook {
 
     /// Without a job's container there is nothing to clean.
     fn clean(&self) {
+        telemetry::keep(&self.dir, &self.settings);
         if let Ok(stream) = UnixStream::connect(&self.socket)
             && let Err(sentence) = ask::<Value>(stream, &Request::Clean)
         {

@@ -1,4 +1,5 @@
 use cudarunner_crds::{DeviceStatus, RunnerPhase};
+use gate_report::usage::GpuUsage;
 
 use super::*;
 use crate::fixture::{NOW, ago, observed, pool, runner};
@@ -23,6 +24,7 @@ fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
         started: Some(ago(seconds + 34)),
         finished: ago(seconds),
         refused: None,
+        gpus: vec![],
     });
     runner
 }
@@ -332,6 +334,34 @@ fn a_job_that_left_no_mark_is_told_by_what_github_said_of_it() {
     failed.heard = None;
     let planned = plan(&pool, &observed(vec![failed]), NOW);
     assert!(planned.status.last_jobs.is_empty());
+}
+
+#[test]
+fn what_a_jobs_gpus_did_is_noted_once_and_stays() {
+    // Given a job whose pod speaks of its own device and of another
+    let pool = pool(1);
+    let mut done = ended(&pool, "pool-aaaaa", "cuda", 20);
+    done.devices = vec!["GPU-1".to_owned()];
+    let usage = |uuid: &str| GpuUsage {
+        uuid: uuid.to_owned(),
+        energy_joules: Some(900),
+        ..GpuUsage::default()
+    };
+    if let Some(done) = &mut done.done {
+        done.gpus = vec![usage("GPU-1"), usage("GPU-2")];
+    }
+    let seen = observed(vec![done]);
+    // When
+    let planned = plan(&pool, &seen, NOW);
+    // Then
+    let noted = &planned.status.last_jobs[0].gpu;
+    let uuids: Vec<&str> = noted.iter().map(|gpu| gpu.uuid.as_str()).collect();
+    assert_eq!(uuids, ["GPU-1"]);
+    assert_eq!(planned.watched_jobs.len(), 1);
+    // And once it is in the status, it is counted no more
+    let again = plan(&after(&pool, &planned), &seen, NOW);
+    assert_eq!(again.status.last_jobs[0].gpu, *noted);
+    assert!(again.watched_jobs.is_empty());
 }
 
 #[test]

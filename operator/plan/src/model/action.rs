@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::CudaRunnerStatus;
+use cudarunner_crds::{CudaRunnerStatus, JobStatus};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
@@ -200,6 +200,8 @@ pub struct Plan {
     pub refused_jobs: usize,
     /// The hours of runners whose pods are gone.
     pub ended: Vec<Ended>,
+    /// Jobs whose GPUs were watched, and that the status did not have yet.
+    pub watched_jobs: Vec<JobStatus>,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }

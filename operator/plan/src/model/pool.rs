@@ -7,9 +7,10 @@ use std::sync::Arc;
 use cudarunner_crds::{
     ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Enforcement,
     Gpu, JobContainers, KeyReference, Lifetime, Preflight, RegistrationMode, RequiredChecks, Rerun,
-    Scaling, ScalingSource, Smoke, Verify,
+    Scaling, ScalingSource, Smoke, Telemetry, Verify,
 };
 use gate_report::allow::Policy;
+use gate_report::contract::gate;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -99,6 +100,8 @@ pub struct Spec {
     pub preflight: Option<Wanted>,
     /// Which jobs it takes, where not all.
     pub allow: Option<Policy>,
+    /// Whether it is looked at what GPUs do during jobs.
+    pub telemetry: Telemetry,
     /// The containers that jobs bring, where they may.
     pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
@@ -390,6 +393,11 @@ impl Spec {
             gate: gate_settings(&spec.gpu, &spec.smoke),
             gate_resources: spec.smoke.resources.clone(),
             allow: read_allow(spec),
+            telemetry: spec
+                .jobs
+                .as_ref()
+                .map(|jobs| jobs.telemetry)
+                .unwrap_or_default(),
             job_containers: spec.job_containers.clone(),
             preflight,
             template,
@@ -434,6 +442,9 @@ impl Spec {
         }
         if let Some(allow) = &self.allow {
             shape += &serde_json::to_string(allow).unwrap_or_default();
+        }
+        if self.telemetry == Telemetry::Disabled {
+            shape += gate::TELEMETRY;
         }
         shape
     }

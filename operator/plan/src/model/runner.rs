@@ -5,6 +5,7 @@ use std::fmt;
 
 use cudarunner_crds::RunnerPhase;
 pub use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
+use gate_report::usage::GpuUsage;
 use gate_report::wire::ContainerState;
 use gate_report::{Class, clean};
 use jiff::Timestamp;
@@ -412,6 +413,8 @@ pub struct EndedJob {
     pub finished: Timestamp,
     /// Why the pool did not take it, where it was ended before its first step.
     pub refused: Option<String>,
+    /// What its GPUs did, as the pod says it.
+    pub gpus: Vec<GpuUsage>,
 }
 
 /// What Kubernetes says of a pod that it takes away.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cudarunner_crds::Telemetry;
 use gate_report::contract::{RUNNER_INIT_PROGRAM, TOKEN_FILE, command, gate};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ObjectFieldSelector, Probe,
@@ -128,6 +129,9 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     if let Some(policy) = &spec.allow {
         let policy = serde_json::to_string(policy).unwrap_or_default();
         env.push(value(gate::ALLOW, policy));
+    }
+    if spec.telemetry == Telemetry::Disabled {
+        env.push(value(gate::TELEMETRY, "Disabled".to_owned()));
     }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));

@@ -232,6 +232,25 @@ fn where_not_every_job_is_taken_the_agent_asks_first_and_the_answer_is_in_no_tem
 }
 
 #[test]
+fn a_pool_that_wants_no_job_watched_has_pods_of_its_own_and_one_that_says_nothing_has_not() {
+    let told = |jobs: serde_json::Value| {
+        let mut resource = fixture::resource();
+        resource.spec.jobs = serde_json::from_value(jobs).unwrap();
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let variable = variable(&init(&pod, PREPARE), gate::TELEMETRY);
+        (variable, spec.template_hash.clone())
+    };
+    let (nothing, usual) = told(serde_json::Value::Null);
+    assert_eq!(nothing, None);
+    assert_eq!(told(json!({"telemetry": "Enabled"})), (None, usual.clone()));
+    let (disabled, other) = told(json!({"telemetry": "Disabled"}));
+    assert_eq!(disabled.as_deref(), Some("Disabled"));
+    assert_ne!(other, usual);
+}
+
+#[test]
 fn what_the_template_does_at_the_agents_start_and_end_is_not_done_to_the_gate() {
     let pod = built(
         json!({"spec": {"containers": [{"name": "runner", "lifecycle": {

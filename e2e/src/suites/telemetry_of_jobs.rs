@@ -1,0 +1,256 @@
+//! What a job's GPU did stands on the job's own page, in the status and in the metrics; and whatever the driver does, the job
+//! goes on.
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::{JobGpuStatus, JobStatus};
+use github_simulator::{control::JobView, state::Conclusion::Success};
+use serde_json::{Value, json};
+
+use super::{Ctx, SOON, container_jobs, context::workflow};
+use crate::deploy;
+
+/// The devices of the node.
+const DEVICES: usize = 4;
+/// A job that is long enough to be said to have left its GPU alone.
+const LONG: &str = "sleep 12";
+/// Nobody watches where the pool says so.
+const UNWATCHED: &str = "[ ! -e /run/cuda-runner/bin/cuda-smoke ]";
+/// A job that ends what watches it: that costs what would be told.
+const ENDS_IT: &str = "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in *'cuda-smoke sample'*) kill -9 ${p#/proc/};; esac; done";
+const CONTAINER: &str = r"
+on: workflow_dispatch
+jobs:
+  test:
+    runs-on: [self-hosted, cuda-containers]
+    container: docker.io/nvidia/cuda:12.4.1-devel-ubuntu22.04
+    steps: [{run: sleep 2}]
+";
+
+/// A device as the driver shows it, what goes wrong in the driver, and what is told of a job then.
+struct Case {
+    name: &'static str,
+    properties: Value,
+    faults: Value,
+    script: &'static str,
+    /// How the job's annotation begins, and what is in it; `None` where there is none.
+    told: Option<(&'static str, &'static str)>,
+}
+
+fn cases() -> Vec<Case> {
+    let used =
+        json!({"activity": {"utilization": [0, 80], "memoryUsed": 41_u64 << 30, "watts": 700}});
+    let case = |name, properties, faults, script, told| Case {
+        name,
+        properties,
+        faults,
+        script,
+        told,
+    };
+    let none = || json!([]);
+    let fault = |call: &str, what: &str, value: Value| json!([{"call": call, what: value}]);
+    vec![
+        case(
+            "used",
+            used,
+            none(),
+            "sleep 2",
+            Some(("notice", "busy 80 % (max 80 %), 41 GiB, ")),
+        ),
+        case(
+            "unused",
+            json!({}),
+            none(),
+            LONG,
+            Some(("warning", "this job never used its GPU")),
+        ),
+        case(
+            "throttled",
+            json!({"health": {"clockReasons": 0x40}}),
+            none(),
+            "sleep 2",
+            Some(("warning", "(heat ")),
+        ),
+        case(
+            "ecc",
+            json!({"activity": {"uncorrectedErrors": [3, 1]}}),
+            none(),
+            "sleep 2",
+            Some(("warning", " uncorrected ECC errors")),
+        ),
+        case(
+            "absent",
+            json!({}),
+            fault("nvmlInit_v2", "code", json!(9)),
+            "true",
+            None,
+        ),
+        case(
+            "hangs",
+            json!({}),
+            fault("nvmlDeviceGetHandleByUUID", "hang", json!(true)),
+            "sleep 2",
+            None,
+        ),
+        case(
+            "hangs-later",
+            json!({}),
+            fault("nvmlDeviceGetTotalEnergyConsumption", "hang", json!(true)),
+            "sleep 2",
+            Some(("notice", "no errors")),
+        ),
+        case(
+            "crashes",
+            json!({}),
+            fault(
+                "nvmlDeviceGetTotalEnergyConsumption",
+                "crash",
+                json!("segv"),
+            ),
+            "sleep 2",
+            None,
+        ),
+        case("ended", json!({}), none(), ENDS_IT, None),
+    ]
+}
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    for case in cases() {
+        told(ctx, &case).await.context(case.name)?;
+    }
+    switched_off(ctx).await?;
+    in_a_container(ctx).await
+}
+
+async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
+    // Given a runner on such a device
+    for number in 0..DEVICES {
+        ctx.device(number, |device| {
+            device.properties = case.properties.as_object().cloned().unwrap_or_default();
+            device.faults = case.faults.as_array().cloned().unwrap_or_default();
+        })?;
+    }
+    ctx.apply(&ctx.pool(case.name, json!({}))).await?;
+    ctx.idle(case.name, 1).await?;
+    // When it runs a job
+    let job = ctx.queue(case.name, case.script).await?;
+    let view = ctx.succeeded(job).await?;
+    // Then the job's own page says what there is to say, in one line
+    let line = annotation(&view)?;
+    let expected = case
+        .told
+        .map(|(level, _)| format!("{level} GPU: NVIDIA A100"));
+    match (&line, &expected, case.told) {
+        (Some(line), Some(begin), Some((_, text))) => {
+            ensure!(line.starts_with(begin) && line.contains(text), "{line}");
+        }
+        (None, None, _) => {}
+        _ => anyhow::bail!("{line:?}, not {:?}", case.told),
+    }
+    // And so does the status, of the runner's own device
+    let noted = noted(ctx, case.name, view.runner.as_deref()).await?;
+    ensure!(noted.gpu.len() == usize::from(line.is_some()), "{noted:?}");
+    if let [gpu] = &noted.gpu[..] {
+        ensure!(noted.devices == [gpu.uuid.clone()], "{noted:?}");
+        is_as_told(case.name, gpu)?;
+    }
+    if noted.gpu.iter().any(|gpu| gpu.unused) {
+        counted(ctx, case.name).await?;
+    }
+    // And nobody is blamed
+    let status = ctx.status(case.name).await?;
+    ensure!(
+        status.last_failures.is_empty() && status.quarantine.is_empty(),
+        "{status:?}"
+    );
+    ctx.delete(case.name).await
+}
+
+/// What the status says of each case, in figures.
+fn is_as_told(case: &str, gpu: &JobGpuStatus) -> Result<()> {
+    let throttled = gpu.throttled.map_or(0, |all| all.hardware_thermal_seconds);
+    let well = match case {
+        "used" => {
+            gpu.busy_percent == Some(80)
+                && gpu.peak_memory_mib == Some(41 << 10)
+                && gpu.energy_joules.is_some_and(|joules| joules > 0)
+                && !gpu.unused
+        }
+        "unused" => gpu.unused && gpu.watched_seconds >= 10,
+        "throttled" => throttled > 0,
+        "ecc" => gpu.uncorrected_ecc_errors.is_some_and(|errors| errors > 0),
+        "hangs-later" => gpu.energy_joules.is_none(),
+        _ => false,
+    };
+    ensure!(well, "{case}: {gpu:?}");
+    Ok(())
+}
+
+/// What the job's page says of its GPU.
+fn annotation(view: &JobView) -> Result<Option<String>> {
+    let about = |line: &&String| line.contains(" GPU: ");
+    let mut lines = view.annotations.iter().filter(about).cloned();
+    let line = lines.next();
+    ensure!(lines.next().is_none(), "{:?}", view.annotations);
+    Ok(line)
+}
+
+/// The job that has ended on this runner, as the status has it.
+async fn noted(ctx: &Ctx, pool: &str, runner: Option<&str>) -> Result<JobStatus> {
+    ctx.wait_for("the job to be noted", SOON, async || {
+        let jobs = ctx.status(pool).await?.last_jobs;
+        let ours = |job: &JobStatus| Some(job.runner.as_str()) == runner;
+        Ok(jobs.into_iter().find(ours))
+    })
+    .await
+}
+
+/// The metrics have what the job's GPU took, and that it was not used.
+async fn counted(ctx: &Ctx, pool: &str) -> Result<()> {
+    let count = |page: &str, name: &str| {
+        let begin = format!("{name}{{namespace=\"{}\",pool=\"{pool}\"}} ", ctx.namespace);
+        let line = page.lines().find_map(|line| line.strip_prefix(&begin));
+        line.and_then(|number| number.parse::<u64>().ok())
+    };
+    ctx.wait_for("the job to be counted", SOON, async || {
+        let page = deploy::metrics(&ctx.client).await?.concat();
+        let joules = count(&page, "cudarunner_job_gpu_energy_joules_total");
+        let unused = count(&page, "cudarunner_jobs_without_gpu_use_total");
+        Ok((joules.is_some_and(|joules| joules > 0) && unused == Some(1)).then_some(()))
+    })
+    .await
+}
+
+async fn switched_off(ctx: &Ctx) -> Result<()> {
+    // Given a pool whose jobs are not watched
+    let off = json!({"jobs": {"telemetry": "Disabled"}});
+    ctx.apply(&ctx.pool("off", off)).await?;
+    ctx.idle("off", 1).await?;
+    // Then nothing is there that could, and nothing is told
+    let job = ctx.queue("off", UNWATCHED).await?;
+    let view = ctx.succeeded(job).await?;
+    ensure!(annotation(&view)?.is_none(), "{view:?}");
+    let noted = noted(ctx, "off", view.runner.as_deref()).await?;
+    ensure!(noted.gpu.is_empty(), "{noted:?}");
+    ctx.delete("off").await
+}
+
+async fn in_a_container(ctx: &Ctx) -> Result<()> {
+    // Given a pool whose jobs bring their containers
+    container_jobs::images(ctx)?;
+    let spec = json!({"jobContainers": {}, "labels": ["self-hosted", "cuda-containers"]});
+    ctx.apply(&ctx.pool("containers", spec)).await?;
+    ctx.idle("containers", 1).await?;
+    // When a job runs in its own image
+    ctx.write_workflow(workflow("container.yml", CONTAINER))
+        .await?;
+    let started = ctx.dispatch("container.yml").await?;
+    let job = *started.jobs.first().context("the run has no job")?;
+    let view = ctx.ended_within(job, container_jobs::LIMIT).await?;
+    ensure!(view.conclusion == Some(Success), "{view:?}");
+    // Then it is told all the same
+    let line = annotation(&view)?.context("nothing was told")?;
+    ensure!(line.starts_with("notice GPU: NVIDIA A100"), "{line}");
+    let noted = noted(ctx, "containers", view.runner.as_deref()).await?;
+    ensure!(noted.gpu.len() == 1, "{noted:?}");
+    ctx.delete("containers").await
+}
