@@ -116,6 +116,8 @@ pub mod gate {
     pub const PREFLIGHT: &str = "CUDA_SMOKE_PREFLIGHT";
     /// [`Policy`](crate::allow::Policy) as JSON.
     pub const ALLOW: &str = "CUDA_SMOKE_ALLOW";
+    /// How many seconds a job may take.
+    pub const MAX_JOB_SECONDS: &str = "CUDA_SMOKE_MAX_JOB_SECONDS";
     /// How many devices the pod has.
     pub const EXPECTED_DEVICES: &str = "CUDA_SMOKE_EXPECTED_DEVICES";
     /// The lowest compute capability, a [`Version`](crate::Version).
@@ -210,6 +212,8 @@ pub mod mark {
     pub const STARTED: &str = "started";
     /// A job was refused before its first step.
     pub const REFUSED: &str = "refused";
+    /// A job was ended because it took too long.
+    pub const TIMED_OUT: &str = "timed-out";
     /// A job has ended.
     pub const COMPLETED: &str = "completed";
     /// The GPU was found gone.

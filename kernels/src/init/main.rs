@@ -19,7 +19,9 @@ mod ending;
 mod gpu;
 mod hook;
 mod job;
+mod limit;
 mod process;
+mod worker;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
