@@ -1,10 +1,10 @@
-//! `spec.jobs`: the jobs that a pool takes.
+//! `spec.jobs`: the jobs that a pool takes, and how long they may take.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The jobs that a pool takes.
+/// The jobs that a pool takes, and for how long.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobsSpec {
@@ -12,6 +12,13 @@ pub struct JobsSpec {
     /// first step. Code from forks may not as soon as this is there, unless `forks` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedJobs>,
+
+    /// Minutes that a job may take, from when its runner has taken it. At the limit the job is ended, and GitHub shows it as
+    /// failed; a runner without a job has no limit. Without it jobs have the `timeout-minutes` of their workflow alone. GitHub
+    /// lets no job take longer than five days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 7200))]
+    pub max_minutes: Option<i32>,
 }
 
 /// Which jobs may use the GPUs: those that fit all that is said here.

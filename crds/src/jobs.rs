@@ -51,6 +51,9 @@ pub struct JobStatus {
     /// Why `spec.jobs.allow` refused it before its first step; absent where it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// The minutes that `spec.jobs.maxMinutes` allowed it, where it was ended because it took longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exceeded_minutes: Option<i32>,
     /// Whether GitHub is still to be asked for the conclusion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_conclusion: bool,

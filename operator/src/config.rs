@@ -101,6 +101,10 @@ pub struct Config {
     #[command(flatten)]
     pub marks: NodeMarks,
 
+    /// End a runner whose agent hangs: one of which GitHub and its pod have not said the same for so many seconds.
+    #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=86_400))]
+    pub hung_after_seconds: u32,
+
     /// Allow GitHub servers by plain http, which sends credentials unencrypted.
     #[arg(long, env)]
     pub insecure_github: bool,

@@ -76,6 +76,7 @@ struct PoolSeries {
     registrations: BTreeMap<&'static str, u64>,
     failures: BTreeMap<(Class, &'static str), u64>,
     refused_jobs: u64,
+    timed_out_jobs: u64,
     reruns: BTreeMap<(&'static str, &'static str), u64>,
     queued: Option<Histogram>,
     errors: BTreeMap<&'static str, u64>,
@@ -174,6 +175,7 @@ fn last_result(verification: &VerificationStatus) -> Option<bool> {
 pub struct News {
     failed: Vec<(Class, Reason)>,
     refused_jobs: usize,
+    timed_out_jobs: usize,
     first_online: Option<SignedDuration>,
     reruns: Vec<(RerunCause, RerunState)>,
     /// Seconds from queued to picked up.
@@ -196,6 +198,7 @@ impl News {
         Self {
             failed: plan.failed.clone(),
             refused_jobs: plan.refused_jobs,
+            timed_out_jobs: plan.timed_out_jobs,
             first_online: plan.first_online,
             reruns: rerun::ended_since(&pool.status.reruns, &plan.status.reruns),
             queued: ended
@@ -221,6 +224,7 @@ impl Metrics {
         if news.failed.is_empty()
             && news.queued.is_empty()
             && news.refused_jobs == 0
+            && news.timed_out_jobs == 0
             && news.reruns.is_empty()
         {
             return;
@@ -230,6 +234,7 @@ impl Metrics {
                 *series.failures.entry((*class, reason.word())).or_default() += 1;
             }
             series.refused_jobs += news.refused_jobs as u64;
+            series.timed_out_jobs += news.timed_out_jobs as u64;
             for (cause, state) in &news.reruns {
                 let labels = (cause.as_str(), state.as_str());
                 *series.reruns.entry(labels).or_default() += 1;

@@ -57,6 +57,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         ask_for_pods: None,
         access: Access::Granted,
         left: BTreeMap::new(),
+        hung_after: SignedDuration::from_mins(10),
         ask_again: None,
         listing: Some(listing(&[])),
         queue: None,
@@ -106,6 +107,7 @@ pub fn listing(names: &[&str]) -> Listing {
                 id,
                 name: (*name).to_owned(),
                 busy: false,
+                online: Some(true),
                 version: None,
                 of_scale_set: false,
             })
@@ -133,6 +135,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         since: ago(20),
         waiting: None,
         waiting_since: None,
+        doubt: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
         image: Some("ghcr.io/actions/actions-runner:latest".to_owned()),
         gate_passed: matches!(

@@ -12,6 +12,7 @@ pub mod condition;
 pub mod conditions;
 pub mod demand;
 pub mod health;
+pub mod hung;
 pub mod jobs;
 pub mod kind;
 mod labels;
@@ -111,6 +112,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         };
         scale_set::plan(case, &mut plan);
         runners::plan(case, &mut plan);
+        hung::plan(case, &mut plan);
         verify::plan(case, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
         rerun::plan(case, &mut plan);

@@ -248,6 +248,12 @@ pub(super) static REFUSED_JOBS: Metric<2> = metric(
     ["namespace", "pool"],
     "Jobs that were ended before their first step, because spec.jobs.allow does not let them use the GPUs",
 );
+pub(super) static TIMED_OUT_JOBS: Metric<2> = metric(
+    Counter,
+    "timed_out_jobs",
+    ["namespace", "pool"],
+    "Jobs that were ended because they took longer than spec.jobs.maxMinutes",
+);
 pub(super) static RERUNS: Metric<4> = metric(
     Counter,
     "reruns",
@@ -310,7 +316,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 23] = [
+pub static ALL: [Entry; 24] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -324,6 +330,7 @@ pub static ALL: [Entry; 23] = [
     REGISTRATIONS.entry(),
     FAILURES.entry(),
     REFUSED_JOBS.entry(),
+    TIMED_OUT_JOBS.entry(),
     RERUNS.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),

@@ -108,6 +108,7 @@ fn recorded() -> Metrics {
     plan.status.verification = Some(verification(VerificationState::Failed));
     plan.failed = vec![(Class::Device, Reason::GateFailed)];
     plan.refused_jobs = 2;
+    plan.timed_out_jobs = 1;
     plan.status.reruns = vec![rerun(RerunState::Started), rerun(RerunState::Waiting)];
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);

@@ -13,6 +13,9 @@ use cuda_runner_plan::model::runner::{EndedJob, Job};
 /// The longest reason that is kept, in characters.
 const LONGEST_WHY: usize = 400;
 
+/// The longest limit of a job, in minutes.
+const LONGEST_LIMIT: i32 = 7200;
+
 /// The last job that has ended on the runner of this pod; known once its container has ended.
 pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
     let agent = Gpu::of(pod).agent_end()?;
@@ -26,6 +29,7 @@ pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
         started,
         finished,
         refused: marks.refused,
+        exceeded_minutes: marks.exceeded_minutes,
     })
 }
 
@@ -45,6 +49,8 @@ pub(super) struct Marks {
     pub(super) completed: Option<Job>,
     /// Why it was ended before its first step.
     pub(super) refused: Option<String>,
+    /// The minutes that it was allowed, where it was ended because it took longer.
+    pub(super) exceeded_minutes: Option<i32>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
     /// The agent was online.
@@ -69,6 +75,8 @@ impl Marks {
             when: String,
             #[serde(default)]
             why: String,
+            #[serde(default)]
+            minutes: i32,
             #[serde(flatten)]
             job: Job,
         }
@@ -78,6 +86,7 @@ impl Marks {
                 mark,
                 when,
                 why,
+                minutes,
                 job,
             }) = serde_json::from_str(line)
             else {
@@ -86,6 +95,7 @@ impl Marks {
             match mark.as_str() {
                 mark::STARTED => {
                     let job = job.bounded();
+                    marks.exceeded_minutes = None;
                     marks.began = Some(job.clone());
                     marks.started = Some(job);
                 }
@@ -98,6 +108,13 @@ impl Marks {
                     // A persistent runner's next job starts afresh.
                     marks.started = None;
                     marks.completed = Some(job.bounded());
+                }
+                // Of a job that was not begun yet nobody knows the name.
+                mark::TIMED_OUT => {
+                    let began = marks.started.take().unwrap_or_default();
+                    let at = job.bounded().at;
+                    marks.completed = Some(Job { at, ..began });
+                    marks.exceeded_minutes = Some(minutes.clamp(1, LONGEST_LIMIT));
                 }
                 mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);

@@ -42,6 +42,9 @@ pub enum Action {
     DeleteEntryOf(Target),
     /// The same as [`Action::Drain`], but a busy runner's pod goes too: its job is cancelled.
     Evict(Target),
+    /// Remove a runner that GitHub calls busy though no job has begun in its pod: the entry, if GitHub lets us, and then the
+    /// pod, if the API server still shows it without a job. What was begun meanwhile stays.
+    EndUnstarted(Target),
     /// Remove an idle pod if GitHub knows no runner of its name.
     ReplaceUnregistered(Target),
     /// Remove an entry on GitHub that has no pod.
@@ -191,6 +194,8 @@ pub struct Plan {
     pub failed: Vec<(Class, Reason)>,
     /// Jobs that the pool did not take, and that the status did not have yet.
     pub refused_jobs: usize,
+    /// Jobs that took longer than the pool lets them, and that the status did not have yet.
+    pub timed_out_jobs: usize,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }

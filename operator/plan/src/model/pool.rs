@@ -99,6 +99,8 @@ pub struct Spec {
     pub preflight: Option<Wanted>,
     /// Which jobs it takes, where not all.
     pub allow: Option<Policy>,
+    /// How many minutes a job may take, where there is a limit.
+    pub max_job_minutes: Option<u32>,
     /// The containers that jobs bring, where they may.
     pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
@@ -387,6 +389,7 @@ impl Spec {
             gate: gate_settings(&spec.gpu, &spec.smoke),
             gate_resources: spec.smoke.resources.clone(),
             allow: read_allow(spec),
+            max_job_minutes: max_job_minutes(spec),
             job_containers: spec.job_containers.clone(),
             preflight,
             template,
@@ -431,6 +434,10 @@ impl Spec {
         }
         if let Some(allow) = &self.allow {
             shape += &serde_json::to_string(allow).unwrap_or_default();
+        }
+        if let Some(minutes) = self.max_job_minutes {
+            shape += " minutes of a job: ";
+            shape += &minutes.to_string();
         }
         shape
     }
@@ -526,6 +533,11 @@ fn read_allow(spec: &CudaRunnerSpec) -> Option<Policy> {
         refs: allow.refs.clone(),
         forks: allow.forks,
     })
+}
+
+fn max_job_minutes(spec: &CudaRunnerSpec) -> Option<u32> {
+    let minutes = spec.jobs.as_ref()?.max_minutes?;
+    Some(minutes.max(1).unsigned_abs())
 }
 
 /// What the schema admits; one of a resource that is older than its bounds becomes the nearest within them, and what is no

@@ -129,6 +129,10 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
         let policy = serde_json::to_string(policy).unwrap_or_default();
         env.push(value(gate::ALLOW, policy));
     }
+    if let Some(minutes) = spec.max_job_minutes {
+        let seconds = minutes.saturating_mul(60);
+        env.push(value(gate::MAX_JOB_SECONDS, seconds.to_string()));
+    }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
     }

@@ -195,6 +195,7 @@ fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
             started: None,
             finished: ago(30),
             refused: None,
+            exceeded_minutes: None,
         };
         Runner {
             end: Some(End::JobDone(named())),
@@ -219,6 +220,7 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
         started: None,
         finished: ago(60),
         refused: None,
+        exceeded_minutes: None,
     });
     let known = remember(&pool, [&done].into_iter(), vec![], NOW);
     assert_eq!(known, [ended()]);
