@@ -21,6 +21,7 @@ mod gpu_missing;
 mod hostile_job;
 mod hostile_server;
 mod hostile_tenant;
+mod hung_agents;
 mod images;
 mod job_ends;
 mod job_policy;
@@ -343,6 +344,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a job that may not use the GPU ends before its first step, in a plain pool and in one for containers; it is told, and nobody is blamed",
         job_policy::run
+    ),
+    suite!(
+        "hung-agents",
+        [],
+        "an agent that hangs is ended and told, as is a job beyond the pool's time limit; an idle runner lives on past that",
+        hung_agents::run
     ),
     suite!(
         "rerun",

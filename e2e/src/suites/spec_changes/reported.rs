@@ -102,6 +102,7 @@ mod tests {
         "jobContainers.runAsUser",
         "jobContainers.services",
         "jobContainers.shmSize",
+        "jobs.maxMinutes",
         "labels",
         "lifetime",
         "registration",
