@@ -83,6 +83,23 @@ fn each_pair_of_words_that_exclude_one_another_is_a_hung_agent_after_the_limit_a
 }
 
 #[test]
+fn a_list_that_was_not_read_again_and_one_from_before_the_pod_changed_prove_nothing() {
+    let pool = pool(1);
+    let mut before = BTreeMap::new();
+    let mut look = |since: Timestamp, at: Timestamp, now: Timestamp| {
+        let mut seen = seen(&pool, RunnerPhase::Idle, since, list(Word::HasJob, at));
+        looked(&pool, &mut seen, &mut before, now)
+    };
+    let late = NOW + LIMIT;
+    assert_eq!(look(ago(60), NOW, NOW), None);
+    assert_eq!(look(ago(60), NOW, late), None, "not read again");
+    assert_eq!(look(late, NOW, late), None, "idle anew, and read before");
+    assert_eq!(look(late, late, late), None, "from now on it is doubted");
+    let doubt = before.values().next().map(|doubt| doubt.since);
+    assert_eq!(doubt, Some(late));
+}
+
+#[test]
 fn a_scale_sets_messages_tell_it_without_a_list() {
     use RunnerPhase::{Busy, Idle};
     let pool = pool(1);
