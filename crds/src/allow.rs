@@ -1,10 +1,10 @@
-//! `spec.jobs`: the jobs that a pool takes.
+//! `spec.jobs`: the jobs that a pool takes, and how long they may take.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The jobs that a pool takes.
+/// The jobs that a pool takes, and for how long.
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobsSpec {
@@ -17,6 +17,12 @@ pub struct JobsSpec {
     /// `status.lastJobs` and in metrics.
     #[serde(default)]
     pub telemetry: crate::Telemetry,
+    /// Minutes that a job may take, from when its runner has taken it. At the limit the job is ended, and GitHub shows it as
+    /// failed; a runner without a job has no limit. Without it jobs have the `timeout-minutes` of their workflow alone. GitHub
+    /// lets no job take longer than five days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 7200))]
+    pub max_minutes: Option<i32>,
 }
 
 /// Which jobs may use the GPUs: those that fit all that is said here.

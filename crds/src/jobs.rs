@@ -54,6 +54,9 @@ pub struct JobStatus {
     /// What each of its GPUs did meanwhile, where that was seen. Information, and no evidence: the job could have written it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpu: Vec<crate::JobGpuStatus>,
+    /// The minutes that `spec.jobs.maxMinutes` allowed it, where it was ended because it took longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exceeded_minutes: Option<i32>,
     /// Whether GitHub is still to be asked for the conclusion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_conclusion: bool,

@@ -14,7 +14,7 @@ pub const RESTART_POLICY: &str = "a runner ends with its pod, and the operator m
 pub const NODE_NAME: &str = "nodeName goes around the scheduler, which counts the GPUs: remove it, and write nodeSelector: {kubernetes.io/hostname: NODE}";
 
 /// `activeDeadlineSeconds`.
-pub const DEADLINE: &str = "activeDeadlineSeconds ends idle runners and running jobs alike: remove it, and limit jobs by timeout-minutes in the workflow";
+pub const DEADLINE: &str = "activeDeadlineSeconds ends idle runners and running jobs alike: remove it, and limit jobs by spec.jobs.maxMinutes, or by timeout-minutes in the workflow";
 
 /// `shareProcessNamespace`.
 pub const SHARED_PROCESSES: &str = "with shareProcessNamespace the agent is not process 1 of its container, and sees no signal: remove it";

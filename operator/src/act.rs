@@ -15,7 +15,7 @@ mod verify;
 
 use std::sync::Arc;
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, RunnerPhase};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -28,6 +28,7 @@ use crate::context::Context;
 use crate::error::ActError;
 use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
+use crate::observe;
 use crate::observe::checks::note_failure;
 use crate::observe::github::client_at;
 use crate::observe::runners::is_of;
@@ -127,10 +128,11 @@ impl Executor<'_> {
             Action::AddFinalizer => self.set_finalizer(true).await,
             Action::RemoveFinalizer => self.set_finalizer(false).await,
             Action::CreatePod(new) => self.create(new).await,
-            Action::DeletePod(target) => self.delete_pod(&target).await,
+            Action::DeletePod(target) => self.delete_pod(&target, None).await,
             Action::Drain(target) => self.remove(&target, false).await,
             Action::DeleteEntryOf(target) => self.unregister(target).await,
             Action::Evict(target) => self.remove(&target, true).await,
+            Action::EndUnstarted(target) => self.end_unstarted(&target).await,
             Action::ReplaceUnregistered(target) => self.replace_unregistered(&target).await,
             Action::DeleteEntry(entry) => self.delete_orphan(&entry, None).await,
             Action::DeleteEntryAt(url, entry) => self.delete_orphan(&entry, Some(&url)).await,
@@ -249,11 +251,16 @@ impl Executor<'_> {
         created.map(|()| Done::Yes).map_err(ActError::Kubernetes)
     }
 
-    async fn delete_pod(&self, target: &Target) -> Result<Done, ActError> {
+    /// Removes a pod; with a version, only if it has not changed since.
+    async fn delete_pod(
+        &self,
+        target: &Target,
+        resource_version: Option<String>,
+    ) -> Result<Done, ActError> {
         let params = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: Some(target.uid.clone()),
-                resource_version: None,
+                resource_version,
             }),
             ..DeleteParams::default()
         };
@@ -280,7 +287,7 @@ impl Executor<'_> {
     async fn remove(&self, target: &Target, by_force: bool) -> Result<Done, ActError> {
         let outcome = match self.delete_entry_of(target).await {
             Ok(Deletion::Busy) if !by_force => Ok(Done::Busy),
-            Ok(_) => self.delete_pod(target).await,
+            Ok(_) => self.delete_pod(target, None).await,
             Err(error) => Err(error),
         };
         let stays = match &outcome {
@@ -290,9 +297,32 @@ impl Executor<'_> {
             Ok(Done::Busy) | Err(_) => true,
         };
         if stays {
-            self.ctx.ledger.reopen(&target.uid);
+            self.stays(target);
         }
         outcome
+    }
+
+    /// Removes a runner whose agent never began its job. GitHub calls it busy, and so keeps the entry until it gives the job
+    /// up. The watch may be behind: the pod is read once more, and goes only as it was read.
+    async fn end_unstarted(&self, target: &Target) -> Result<Done, ActError> {
+        self.delete_entry_of(target).await?;
+        let Some(pod) = self.pods.get_opt(&target.name).await? else {
+            return Ok(Done::Yes);
+        };
+        let read = observe::pod::read(&pod);
+        if read.uid == target.uid && read.phase != RunnerPhase::Idle {
+            self.stays(target);
+            return Ok(Done::Busy);
+        }
+        self.delete_pod(target, pod.resource_version()).await
+    }
+
+    /// Notes that a runner goes on: it may be registered again, and is doubted anew where there is reason to.
+    fn stays(&self, target: &Target) {
+        self.ctx.ledger.reopen(&target.uid);
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.doubts.remove(&target.uid);
+        });
     }
 
     /// Removes the entry of a pod that stays.
@@ -312,7 +342,7 @@ impl Executor<'_> {
         let place = self.place_of(target.url.as_deref()).await?;
         match place.find_entry(&target.name).await? {
             Some(_) => Ok(Done::Yes),
-            None => self.delete_pod(target).await,
+            None => self.delete_pod(target, None).await,
         }
     }
 

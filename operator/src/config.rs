@@ -104,6 +104,9 @@ pub struct Config {
     /// Count GPU seconds by repository, too. Whoever reads the metrics sees the repositories' names then.
     #[arg(long, env)]
     pub metrics_by_repository: bool,
+    /// End a runner whose agent hangs: one of which GitHub and its pod have not said the same for so many seconds.
+    #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=86_400))]
+    pub hung_after_seconds: u32,
 
     /// Allow GitHub servers by plain http, which sends credentials unencrypted.
     #[arg(long, env)]

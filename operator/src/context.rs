@@ -4,6 +4,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
 use cudarunner_crds::CudaRunner;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
 use kube::runtime::reflector::Store;
@@ -90,6 +91,8 @@ pub struct Context {
     pub gate_image: String,
     /// Pull policy of that image.
     pub image_pull_policy: String,
+    /// For how long GitHub and a runner's pod may contradict one another.
+    pub hung_after: SignedDuration,
     /// Whether plain http to GitHub is allowed.
     pub insecure_github: bool,
 }

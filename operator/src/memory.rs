@@ -11,14 +11,16 @@ use jiff::{SignedDuration, Timestamp};
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::github::NewScaleSet;
+use cuda_runner_plan::model::hung::Doubt;
 use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
+use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::rerun::RerunFacts;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
-use cuda_runner_plan::{Access, Listing, Queue};
+use cuda_runner_plan::{Access, Listing, Observed, Queue, hung};
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
@@ -98,6 +100,8 @@ pub struct PoolMemory {
     /// When it was first seen that a container waits for something, by the pod's uid, the container and the reason. A
     /// container that goes on in between is a new beginning.
     pub waiting: BTreeMap<(String, String, String), Timestamp>,
+    /// Where GitHub and a pod contradict one another, by the pod's uid.
+    pub doubts: BTreeMap<String, Doubt>,
     /// Names and uids of the pods seen at the last reconcile.
     pub known: BTreeMap<String, String>,
     /// Whether GitHub's list is to be read again.
@@ -268,6 +272,14 @@ impl PoolMemory {
         }
     }
 
+    /// Notes where GitHub and the pods contradict one another, and tells the runners.
+    pub fn doubt(&mut self, pool: &Pool, observed: &mut Observed, now: Timestamp) {
+        self.doubts = hung::doubts(pool, observed, &self.doubts, now);
+        for runner in &mut observed.runners {
+            runner.doubt = self.doubts.get(&runner.uid).copied();
+        }
+    }
+
     /// Forgets expectations that were met, removals that were done, and what GitHub said of pods that have gone since.
     pub fn settle(&mut self, seen: &BTreeMap<String, String>, now: Timestamp) {
         self.in_flight
@@ -395,6 +407,7 @@ mod tests {
                     id,
                     name: name.to_owned(),
                     busy: false,
+                    online: Some(true),
                     version: None,
                     of_scale_set: false,
                 })

@@ -84,6 +84,7 @@ struct PoolSeries {
     failures: BTreeMap<(Class, &'static str), u64>,
     refused_jobs: u64,
     usage: JobsUsage,
+    timed_out_jobs: u64,
     reruns: BTreeMap<(&'static str, &'static str), u64>,
     queued: Option<Histogram>,
     hours: hours::HoursSeries,
@@ -198,6 +199,7 @@ pub struct News {
     failed: Vec<(Class, Reason)>,
     refused_jobs: usize,
     usage: JobsUsage,
+    timed_out_jobs: usize,
     first_online: Option<SignedDuration>,
     reruns: Vec<(RerunCause, RerunState)>,
     /// Seconds from queued to picked up.
@@ -221,6 +223,7 @@ impl News {
             failed: plan.failed.clone(),
             refused_jobs: plan.refused_jobs,
             usage: JobsUsage::of(&plan.watched_jobs),
+            timed_out_jobs: plan.timed_out_jobs,
             first_online: plan.first_online,
             reruns: rerun::ended_since(&pool.status.reruns, &plan.status.reruns),
             queued: ended
@@ -264,6 +267,7 @@ impl Metrics {
             && news.queued.is_empty()
             && news.refused_jobs == 0
             && news.usage == JobsUsage::default()
+            && news.timed_out_jobs == 0
             && news.reruns.is_empty()
         {
             return;
@@ -274,6 +278,7 @@ impl Metrics {
             }
             series.refused_jobs += news.refused_jobs as u64;
             series.usage.add(news.usage);
+            series.timed_out_jobs += news.timed_out_jobs as u64;
             for (cause, state) in &news.reruns {
                 let labels = (cause.as_str(), state.as_str());
                 *series.reruns.entry(labels).or_default() += 1;

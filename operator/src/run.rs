@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::runtime::events::Reporter;
 use tokio::net::TcpListener;
@@ -198,6 +198,7 @@ impl Beginning {
             registrar_url: self.registrar_url,
             gate_image: config.gate_image.clone(),
             image_pull_policy: config.image_pull_policy.clone(),
+            hung_after: SignedDuration::from_secs(config.hung_after_seconds.into()),
             insecure_github: config.insecure_github,
             client: acting,
             fence,

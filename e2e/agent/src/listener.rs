@@ -13,7 +13,7 @@ use crate::{
     cli::Run,
     code,
     job::{self, Conclusion},
-    server::{Answered, Job, Refusal, Server},
+    server::{Answered, Job, Message, Refusal, Server},
     settings, signals, terminal,
     worker::{self, End, Worker},
 };
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 enum Event {
     Signal,
-    Message(Result<Answered<Option<u64>>>),
+    Message(Result<Answered<Option<Message>>>),
     JobEnded(Conclusion),
 }
 
@@ -74,9 +74,10 @@ pub(crate) fn run(root: &Path, options: &Run) -> Result<u8> {
         settings::version()
     ));
     terminal::event("Listening for Jobs");
-    let code = listen(&Listener {
+    let code = listen(Listener {
         root,
         server: &server,
+        broker: server.clone(),
         session: &session,
         once: options.once || settings.ephemeral(),
         sender,
@@ -157,23 +158,25 @@ fn patience() -> Duration {
 struct Listener<'a> {
     root: &'a Path,
     server: &'a Server,
+    /// Where it asks for jobs.
+    broker: Server,
     session: &'a str,
     once: bool,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
 
-fn listen(listener: &Listener<'_>) -> u8 {
+fn listen(mut listener: Listener<'_>) -> u8 {
     let mut polling = false;
     loop {
         if !polling {
-            poll(listener);
+            poll(&listener);
             polling = true;
         }
         let next = match listener.events.recv() {
             Ok(Event::Message(message)) => {
                 polling = false;
-                on_message(listener, message)
+                on_message(&mut listener, message)
             }
             Ok(Event::JobEnded(_)) => Next::Listen,
             Ok(Event::Signal) | Err(_) => {
@@ -189,7 +192,7 @@ fn listen(listener: &Listener<'_>) -> u8 {
 
 /// Asks for one message, on a thread of its own: a signal must not wait for it.
 fn poll(listener: &Listener<'_>) {
-    let server = listener.server.clone();
+    let server = listener.broker.clone();
     let session = listener.session.to_owned();
     let sender = listener.sender.clone();
     thread::spawn(move || {
@@ -203,9 +206,15 @@ fn poll(listener: &Listener<'_>) {
     });
 }
 
-fn on_message(listener: &Listener<'_>, message: Result<Answered<Option<u64>>>) -> Next {
+fn on_message(listener: &mut Listener<'_>, message: Result<Answered<Option<Message>>>) -> Next {
     let offer = match message {
-        Ok(Ok(Some(offer))) => offer,
+        Ok(Ok(Some(Message::Job { job_id }))) => job_id,
+        Ok(Ok(Some(Message::Migration { broker_base_url }))) => {
+            let moved = format!("Migrating to the broker {broker_base_url}");
+            terminal::trace("INFO", "BrokerMessageListener", &moved);
+            listener.broker = listener.server.moved(&broker_base_url);
+            return Next::Listen;
+        }
         Ok(Ok(None)) => return Next::Listen,
         Ok(Err(refusal)) => {
             terminal::error(&refusal.message);

@@ -69,6 +69,16 @@ impl Job {
     }
 }
 
+/// What an agent that waits is told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", untagged, rename_all_fields = "camelCase")]
+pub(crate) enum Message {
+    /// There is a job of this number.
+    Job { job_id: u64 },
+    /// Ask at this address from now on.
+    Migration { broker_base_url: String },
+}
+
 /// What the server wants of a running job.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Control {
@@ -231,11 +241,18 @@ impl Server {
         let _ = self.call(&Method::DELETE, &format!("/sessions/{session}"), "");
     }
 
-    /// Waits for a job; gives its number.
-    pub(crate) fn message(&self, session: &str) -> Result<Answered<Option<u64>>> {
+    /// The same server at another address.
+    pub(crate) fn moved(&self, base: &str) -> Self {
+        Self {
+            base: base.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// Waits for a job.
+    pub(crate) fn message(&self, session: &str) -> Result<Answered<Option<Message>>> {
         let path = format!("/sessions/{session}/message?wait={}", POLL.as_secs());
-        let answered = self.ask::<Value>(&Method::GET, &path, "")?;
-        Ok(answered.map(|offer| offer.and_then(|offer| offer.get("jobId")?.as_u64())))
+        self.ask(&Method::GET, &path, "")
     }
 
     /// Picks a job up.

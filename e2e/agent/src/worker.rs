@@ -23,6 +23,9 @@ use crate::{
 /// What ends a job when the agent ends.
 const SHUTDOWN: &str = "The runner has received a shutdown signal. This can happen when the runner service is stopped, or a manually started runner is canceled.";
 
+/// Set where it is not to end after its job, as one whose last step left something that it waits for.
+const HANGS: &str = "SIMULATED_AGENT_HANGS_AFTER_JOB";
+
 /// The process, as the listener has it.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -119,5 +122,9 @@ pub(crate) fn run(root: &Path) -> Result<u8> {
         // Without a listener there is nobody to work for.
         std::process::exit(i32::from(code::TERMINATED));
     });
-    Ok(job::run(root, &settings, &server, &job, &cancel).code())
+    let conclusion = job::run(root, &settings, &server, &job, &cancel);
+    while env::var_os(HANGS).is_some() {
+        thread::park();
+    }
+    Ok(conclusion.code())
 }

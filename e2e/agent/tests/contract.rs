@@ -614,3 +614,75 @@ async fn a_file_that_is_not_understood_is_refused_with_the_reason() {
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("needs"), "{refused}");
 }
+
+/// An agent of this name with a configuration of its own, for tests in which it does not end by itself.
+async fn hangs(github: &GitHub, name: &str, variable: Option<&str>) -> Child {
+    let home = Home::new(name, github);
+    let mut run = home.with_jit(&github.jit_config(name).await);
+    run.process_group(0);
+    if let Some(variable) = variable {
+        run.env(variable, "1");
+    }
+    run.spawn().unwrap()
+}
+
+/// It is there, and ends now.
+async fn kill(mut agent: Child) {
+    assert!(agent.try_wait().unwrap().is_none(), "it has ended");
+    let group = format!("-{}", agent.id().unwrap());
+    let kill = std::process::Command::new("kill")
+        .args(["-KILL", "--", &group])
+        .status();
+    assert!(kill.unwrap().success());
+    agent.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_hangs_where_it_is_to() {
+    // Given an agent whose acquired job never arrives, then GitHub calls it busy, and it begins nothing
+    let github = GitHub::start().await;
+    let set = async |settings: Value| github.control.change_settings(&settings).await.unwrap();
+    set(json!({"acquireHangs": true})).await;
+    let agent = hangs(&github, "unstarted", None).await;
+    github.online("unstarted").await;
+    let job = github.queue(&["cuda"], "true", false).await;
+    until("the runner to be busy", async || {
+        let runners = github.runners().await;
+        runners.iter().any(|r| r["busy"] == true).then_some(())
+    })
+    .await;
+    let view = github.control.job(job).await.unwrap();
+    assert_eq!(
+        (view.conclusion, view.runner.as_deref()),
+        (None, Some("unstarted"))
+    );
+    kill(agent).await;
+    set(json!({"acquireHangs": false, "lostSeconds": 0})).await;
+    github.ended(job).await;
+    set(json!({"lostSeconds": 30})).await;
+
+    // Given one that does not end after its job, then GitHub does not know it any more, and it is there
+    let agent = hangs(&github, "stays", Some("SIMULATED_AGENT_HANGS_AFTER_JOB")).await;
+    github.online("stays").await;
+    let job = github.queue(&["cuda"], "true", false).await;
+    assert_eq!(
+        github.ended(job).await.conclusion,
+        Some(Conclusion::Success)
+    );
+    assert_eq!(github.runners().await, Vec::<Value>::new());
+    kill(agent).await;
+
+    // Given one that is sent to where nobody is, then GitHub calls it offline, and it is there
+    set(json!({"brokerMigrations": {"moved": "http://127.0.0.1:1"}, "offlineSeconds": 0})).await;
+    let agent = hangs(&github, "moved", None).await;
+    until(
+        "the runner to have been online, and to be offline",
+        async || {
+            let runners = github.runners().await;
+            let moved = |r: &Value| r["status"] == "offline" && r["version"].is_string();
+            runners.iter().any(moved).then_some(())
+        },
+    )
+    .await;
+    kill(agent).await;
+}

@@ -313,7 +313,11 @@ async fn message(
         if let Err(refused) = own_session(world, &headers, &session) {
             return Some(refused);
         }
-        let job = world.runners.get(&id)?.job?;
+        let runner = world.runners.get(&id)?;
+        if let Some(elsewhere) = world.settings.broker_migrations.get(&runner.name) {
+            return Some(Json(json!({"brokerBaseUrl": elsewhere})).into_response());
+        }
+        let job = runner.job?;
         let assigned = matches!(world.jobs.get(&job)?.phase, JobPhase::Assigned { runner, .. } if runner == id);
         assigned.then(|| Json(json!({"jobId": job})).into_response())
     })
@@ -326,18 +330,25 @@ async fn acquire(
     headers: HeaderMap,
     Path(job): Path<u64>,
 ) -> Result<Response, Response> {
-    let mut world = shared.world();
-    let world = &mut *world;
-    let now = world.now();
-    let runner = authenticate(world, &headers)?;
-    engine::acquire(world, job, runner, now).map_err(|reason| match reason {
-        NotAcquired::Unknown => refuse(StatusCode::NOT_FOUND, "jobNotFound", "No such job"),
-        NotAcquired::Taken => refuse(
-            StatusCode::CONFLICT,
-            "jobTaken",
-            "The job was given to another runner",
-        ),
-    })?;
+    let (runner, answer) = {
+        let mut world = shared.world();
+        let world = &mut *world;
+        let now = world.now();
+        let runner = authenticate(world, &headers)?;
+        engine::acquire(world, job, runner, now).map_err(|reason| match reason {
+            NotAcquired::Unknown => refuse(StatusCode::NOT_FOUND, "jobNotFound", "No such job"),
+            NotAcquired::Taken => refuse(
+                StatusCode::CONFLICT,
+                "jobTaken",
+                "The job was given to another runner",
+            ),
+        })?;
+        let answer = Some(jobs::describe(world, job).ok_or_else(gone)?);
+        (runner, answer.filter(|_| !world.settings.acquire_hangs))
+    };
     shared.notify();
-    jobs::describe(world, job).ok_or_else(gone)
+    match answer {
+        Some(answer) => Ok(answer),
+        None => Ok(wait_for(&shared, runner, &Wait::longest(), |_| None).await),
+    }
 }

@@ -23,6 +23,7 @@ mod hostile_job;
 mod hostile_server;
 mod hostile_tenant;
 mod hours;
+mod hung_agents;
 mod images;
 mod job_ends;
 mod job_policy;
@@ -384,6 +385,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "what a job's GPU did is on the job's page, in the status and the metrics; a driver that hangs or dies costs the job nothing",
         telemetry_of_jobs::run
+    ),
+    suite!(
+        "hung-agents",
+        [],
+        "an agent that hangs is ended and told, as is a job beyond the pool's time limit; an idle runner lives on past that",
+        hung_agents::run
     ),
     suite!(
         "rerun",

@@ -125,6 +125,8 @@ pub mod gate {
     pub const ALLOW: &str = "CUDA_SMOKE_ALLOW";
     /// `Disabled` where nobody is to watch the GPUs during jobs.
     pub const TELEMETRY: &str = "CUDA_SMOKE_TELEMETRY";
+    /// How many seconds a job may take.
+    pub const MAX_JOB_SECONDS: &str = "CUDA_SMOKE_MAX_JOB_SECONDS";
     /// How many devices the pod has.
     pub const EXPECTED_DEVICES: &str = "CUDA_SMOKE_EXPECTED_DEVICES";
     /// The lowest compute capability, a [`Version`](crate::Version).
@@ -221,6 +223,8 @@ pub mod mark {
     pub const STARTED: &str = "started";
     /// A job was refused before its first step.
     pub const REFUSED: &str = "refused";
+    /// A job was ended because it took too long.
+    pub const TIMED_OUT: &str = "timed-out";
     /// A job has ended.
     pub const COMPLETED: &str = "completed";
     /// What a GPU did during the job that ended last: one line for each, see [`GpuUsage`](crate::usage::GpuUsage).

@@ -16,6 +16,7 @@ use gate_report::{Report, exit};
 
 use crate::ending::{self, Ending};
 use crate::gpu::{self, Failed, Settings, Start};
+use crate::limit;
 use crate::process::{self, KILLED, Signals, TERMINATED};
 
 /// Longest file that is read.
@@ -90,6 +91,7 @@ pub(crate) fn work(
         Ok(agent) => agent,
         Err(code) => return ControlFlow::Continue(ending.write(code)),
     };
+    limit::keep(agent, &ending.dir, &ending.log, settings);
     let code = signals.supervise(agent, |signal| process::forward(agent, signal))?;
     process::kill_all_others();
     ending.tell_online(code);

@@ -20,8 +20,10 @@ mod ending;
 mod gpu;
 mod hook;
 mod job;
+mod limit;
 mod process;
 mod telemetry;
+mod worker;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -62,6 +62,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         ask_for_pods: None,
         access: Access::Granted,
         left: BTreeMap::new(),
+        hung_after: SignedDuration::from_mins(10),
         ask_again: None,
         listing: Some(listing(&[])),
         queue: None,
@@ -111,6 +112,7 @@ pub fn listing(names: &[&str]) -> Listing {
                 id,
                 name: (*name).to_owned(),
                 busy: false,
+                online: Some(true),
                 version: None,
                 of_scale_set: false,
             })
@@ -139,6 +141,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         since: ago(20),
         waiting: None,
         waiting_since: None,
+        doubt: None,
         agent_running: matches!(phase, RunnerPhase::Idle | RunnerPhase::Busy),
         image: Some("ghcr.io/actions/actions-runner:latest".to_owned()),
         gate_passed: matches!(

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Case, Observed, lasting, version};
+use super::{Access, Case, Observed, hung, lasting, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
@@ -134,10 +134,13 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let mut new: Vec<FailureStatus> = vec![];
     let (mut failed, mut overdue) = (vec![], vec![]);
     let mut made = BTreeMap::new();
+    let mut hung = hung::overdue(pool, observed, now);
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
     for (runner, has_vanished) in runners.chain(vanished) {
-        let Some((failure, is_late)) = failure_of(pool, runner, has_vanished, now) else {
+        let failure = failure_of(pool, runner, has_vanished, now);
+        let hangs = || hung.remove(&runner.name).map(|hung| (hung, true));
+        let Some((failure, is_late)) = failure.or_else(hangs) else {
             continue;
         };
         if is_late {

@@ -73,9 +73,10 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     let names: BTreeSet<String> = new.iter().map(|job| job.runner.clone()).collect();
     let watched = new.iter().filter(|job| !job.gpu.is_empty());
     plan.watched_jobs = watched.map(|job| (*job).clone()).collect();
-    let refused: Vec<Notice> = new.into_iter().filter_map(not_allowed).collect();
-    plan.refused_jobs = refused.len();
-    plan.news.extend(refused);
+    let refused: Vec<Notice> = new.iter().filter_map(|job| not_allowed(job)).collect();
+    let timed_out: Vec<Notice> = new.iter().filter_map(|job| timed_out(job)).collect();
+    (plan.refused_jobs, plan.timed_out_jobs) = (refused.len(), timed_out.len());
+    plan.news.extend(refused.into_iter().chain(timed_out));
     for job in jobs.iter_mut().filter(|job| job.awaits_conclusion) {
         settle(job, observed, now);
         // Nobody is there any more to be told later.
@@ -189,6 +190,7 @@ fn done(runner: &Runner) -> Option<EndedJob> {
             finished: failure.at,
             refused: None,
             gpus: vec![],
+            exceeded_minutes: None,
         }),
         _ => None,
     };
@@ -207,6 +209,8 @@ pub(super) fn of_runner(pool: &Pool, runner: &Runner) -> Option<JobStatus> {
             started: job.time(runner.created, finished),
             finished,
             refused: None,
+            gpus: vec![],
+            exceeded_minutes: None,
         })
     };
     Some(entry(spec, runner, &done(runner).or_else(cut)?))
@@ -238,6 +242,7 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         workflow: job.workflow.clone(),
         refused: done.refused.clone(),
         gpu: usage::shown(&done.gpus, &runner.devices),
+        exceeded_minutes: done.exceeded_minutes,
         run_id,
         attempt,
         awaits_conclusion: page.is_some(),
@@ -288,19 +293,32 @@ fn short(text: &str) -> String {
 /// A job that the pool did not take.
 fn not_allowed(job: &JobStatus) -> Option<Notice> {
     let why = job.refused.as_ref()?;
+    let how = format!("before its first step: {why}");
+    Some(ended_by_us(job, Reason::JobNotAllowed, &how))
+}
+
+/// A job that took longer than the pool lets it.
+fn timed_out(job: &JobStatus) -> Option<Notice> {
+    let minutes = job.exceeded_minutes?;
+    let how = format!("because it took longer than the {minutes} minutes of spec.jobs.maxMinutes");
+    Some(ended_by_us(job, Reason::JobTimedOut, &how))
+}
+
+/// A job that was ended in its runner's pod.
+fn ended_by_us(job: &JobStatus, reason: Reason, how: &str) -> Notice {
     let run = job
         .run_id
         .map_or_else(String::new, |run| format!(" of run {run}"));
     let repository = job.repository.as_deref().unwrap_or("an unknown repository");
-    Some(Notice {
+    Notice {
         warning: true,
-        reason: Reason::JobNotAllowed.into(),
+        reason: reason.into(),
         note: format!(
-            "Job {}{run} of the workflow {} in {repository} was ended on {} before its first step: {why}.",
+            "Job {}{run} of the workflow {} in {repository} was ended on {} {how}.",
             job.job, job.workflow, job.runner
         ),
         about: Some(About::Runner(job.runner.clone())),
-    })
+    }
 }
 
 /// All of the jobs in one note, as far as there is room.

@@ -14,6 +14,7 @@ pub mod demand;
 mod devices;
 pub mod health;
 pub mod hours;
+pub mod hung;
 pub mod jobs;
 pub mod kind;
 mod labels;
@@ -118,6 +119,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         plan.capacity = Some(demand::capacity(spec, observed, &health, now));
         scale_set::plan(case, &mut plan);
         runners::plan(case, &mut plan);
+        hung::plan(case, &mut plan);
         verify::plan(case, &mut plan);
         checks::plan(pool, observed, now, &mut plan);
         rerun::plan(case, &mut plan);

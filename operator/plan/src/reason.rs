@@ -192,7 +192,7 @@ catalogue! {
             => "Correct `spec.template`, or look at the kubelet and the device plugin on that node.";
         DeadlineExceeded [FAILURE]
             "`activeDeadlineSeconds` in `spec.template` ended the pod. It counts while a runner waits, too."
-            => "Remove it; limit jobs with `timeout-minutes` in the workflow.";
+            => "Remove it; limit jobs by [`spec.jobs.maxMinutes`](hung-agents.md#a-time-limit-for-jobs), or by `timeout-minutes` in the workflow.";
     }
     Pool {
         NoneOnline [ONLINE]
@@ -250,6 +250,15 @@ catalogue! {
         NeverOnline [FAILURE]
             "The agent was started with a registration and did not connect within five minutes."
             => "`kubectl logs POD`: the way to GitHub from this node, the proxy.";
+        JobNeverStarted [FAILURE]
+            "GitHub gave the runner a job, and in its pod none began for ten minutes: the agent hangs. The runner was ended, and with it the job, of which no step had run."
+            => "Run the job again. Where it returns, a newer agent: [agents that hang](hung-agents.md).";
+        JobOverAgentRunning [FAILURE]
+            "The job was over at GitHub, and for ten minutes more the agent did not end: it hangs, or what the job left behind does. The runner was ended."
+            => "Nothing for the pool. Where it returns, look at what the job leaves running: [agents that hang](hung-agents.md).";
+        AgentOffline [FAILURE]
+            "The agent listened for jobs, and GitHub called it offline for ten minutes: it lost its way there, as after a move to an address that cannot be reached. The runner was ended."
+            => "Let runner pods reach `*.actions.githubusercontent.com`, by network policy, firewall and proxy: [agents that hang](hung-agents.md#an-agent-that-github-does-not-hear).";
         NotConfigured [FAILURE]
             "`config.sh` failed."
             => "`kubectl logs POD`.";
@@ -280,6 +289,9 @@ catalogue! {
         JobNotAllowed [EVENT]
             "A job was ended before its first step, because `spec.jobs.allow` does not let it use the GPUs. The message has job, event, ref and why. Its runner is replaced; nobody is blamed."
             => "Nothing, where that is what the policy is for. Else change the policy, or the workflow: [who may use the GPU](who-may-use-the-gpu.md).";
+        JobTimedOut [EVENT]
+            "A job was ended because it took longer than `spec.jobs.maxMinutes`. Its runner is replaced; nobody is blamed."
+            => "Make the job faster, or raise the limit: [a time limit for jobs](hung-agents.md#a-time-limit-for-jobs).";
         JobCutShort [FAILURE]
             "The runner ended in the middle of a job; the message names the job, where the runner or GitHub showed one."
             => "Run the job again; `kubectl logs POD`.";

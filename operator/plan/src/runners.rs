@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
 use super::{Access, Action, Case, NewRunner, Observed, Plan, Target, demand, stable};
+use crate::model::hung::Contradiction;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner};
 use crate::model::time::Shift as _;
@@ -144,13 +145,18 @@ fn clear_ended(case: Case, plan: &mut Plan) {
     }
 }
 
-/// Runners that have overrun a deadline are taken out.
+/// Runners that have overrun a deadline are taken out. GitHub would keep the entry of one that it calls busy, and so its pod
+/// and its GPUs, for as long as the agent hangs.
 fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
-    for runner in &observed.runners {
-        if health.overdue.contains(&runner.name) {
-            plan.actions.push(Action::Drain(runner.into()));
+    let overdue = observed.runners.iter();
+    let overdue = overdue.filter(|runner| health.overdue.contains(&runner.name));
+    plan.actions.extend(overdue.map(|runner| {
+        let doubt = runner.doubt.map(|doubt| doubt.about);
+        match doubt {
+            Some(Contradiction::JobNotBegun) => Action::EndUnstarted(runner.into()),
+            _ => Action::Drain(runner.into()),
         }
-    }
+    }));
 }
 
 /// Pods that wait for a node with an old idea of which nodes are well are made anew.
@@ -169,7 +175,9 @@ fn removed_names(plan: &Plan) -> BTreeSet<String> {
     plan.actions
         .iter()
         .filter_map(|action| match action {
-            Action::Drain(t) | Action::DeletePod(t) => Some(t.name.clone()),
+            Action::Drain(t) | Action::DeletePod(t) | Action::EndUnstarted(t) => {
+                Some(t.name.clone())
+            }
             _ => None,
         })
         .collect()

@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use super::*;
 use crate::listen::Listener;
 use crate::observe::observe;
-use crate::reconcile::tests::{Cluster, HELD, LOST, THERE, context};
+use crate::reconcile::tests::{BUSY, Cluster, HELD, IDLE, LOST, THERE, context};
 use crate::registrar::Ledger;
 use cuda_runner_plan::fixture;
 
@@ -71,6 +71,37 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
     let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
     assert!(outcome.errors.is_empty());
     assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
+}
+
+#[tokio::test]
+async fn who_never_began_its_job_goes_as_it_was_read_and_who_has_begun_it_stays() {
+    let cluster = Cluster::default();
+    let mut ctx = context(&cluster).await;
+    let now = Timestamp::now();
+    let begin = now - SignedDuration::from_hours(1);
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
+    let target = |name: &str| Target {
+        name: name.to_owned(),
+        uid: name.to_owned(),
+        created: now,
+        url: None,
+    };
+    // Given a pod in which a job has begun since the watch showed it
+    let outcome = carry_out(&ctx, Action::EndUnstarted(target(BUSY))).await;
+    assert!(outcome.busy && outcome.errors.is_empty());
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+    assert!(!ctx.ledger.is_closed(BUSY));
+
+    // Given one in which none has, then it is removed if nothing of it has changed since
+    let outcome = carry_out(&ctx, Action::EndUnstarted(target(IDLE))).await;
+    assert!(!outcome.busy && outcome.errors.is_empty());
+    assert_eq!(cluster.last_sent()["preconditions"]["resourceVersion"], "7");
+    assert_eq!(cluster.writes(), [format!("DELETE {IDLE}")]);
+
+    // Given one that is gone
+    let outcome = carry_out(&ctx, Action::EndUnstarted(target("pool-gone"))).await;
+    assert!(!outcome.busy && outcome.errors.is_empty());
+    assert_eq!(cluster.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]

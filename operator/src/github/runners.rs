@@ -64,6 +64,7 @@ impl From<ListedRunner> for Entry {
             id: runner.id,
             name: runner.name,
             busy: runner.busy,
+            online: Some(runner.online),
             version: runner.version,
             of_scale_set: false,
         }

@@ -270,6 +270,12 @@ pub(super) static UNUSED: Metric<2> = metric(
     ["namespace", "pool"],
     "Jobs that used none of their GPUs, as the jobs' pods say it",
 );
+pub(super) static TIMED_OUT_JOBS: Metric<2> = metric(
+    Counter,
+    "timed_out_jobs",
+    ["namespace", "pool"],
+    "Jobs that were ended because they took longer than spec.jobs.maxMinutes",
+);
 pub(super) static RERUNS: Metric<4> = metric(
     Counter,
     "reruns",
@@ -380,7 +386,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 33] = [
+pub static ALL: [Entry; 34] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -400,6 +406,7 @@ pub static ALL: [Entry; 33] = [
     REFUSED_JOBS.entry(),
     JOB_ENERGY.entry(),
     UNUSED.entry(),
+    TIMED_OUT_JOBS.entry(),
     RERUNS.entry(),
     GPU_SECONDS.entry(),
     JOBS.entry(),

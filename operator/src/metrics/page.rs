@@ -249,6 +249,12 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter(*pool, series.usage.unused)?;
         }
     }
+    let mut samples = metric::TIMED_OUT_JOBS.open(encoder)?;
+    for (pool, series) in pools {
+        if series.timed_out_jobs > 0 {
+            samples.counter(*pool, series.timed_out_jobs)?;
+        }
+    }
     let mut samples = metric::RERUNS.open(encoder)?;
     for ([namespace, pool], series) in pools {
         for ((cause, result), count) in &series.reruns {

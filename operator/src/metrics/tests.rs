@@ -199,6 +199,7 @@ fn recorded() -> Metrics {
         oldest: None,
     });
     plan.watched_jobs = vec![watched(true), watched(false)];
+    plan.timed_out_jobs = 1;
     plan.status.reruns = vec![rerun(RerunState::Started), rerun(RerunState::Waiting)];
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);

@@ -104,7 +104,7 @@ fn deadline(pod: &Pod, cut_text: &str) -> (Reason, Class, String) {
         (Class::Config, " before its agent had started")
     };
     let message = format!(
-        "The limit{limit} that activeDeadlineSeconds in spec.template sets ended the pod{when}. It counts while a runner waits for a job, too: remove it, and limit jobs with timeout-minutes in the workflow.{cut_text}"
+        "The limit{limit} that activeDeadlineSeconds in spec.template sets ended the pod{when}. It counts while a runner waits for a job, too: remove it, and limit jobs by spec.jobs.maxMinutes, or by timeout-minutes in the workflow.{cut_text}"
     );
     (Reason::DeadlineExceeded, class, message)
 }

@@ -439,6 +439,7 @@ fn of_scale_set(
     for entry in &mut entries {
         if let Some(shown) = listing.runners.iter().find(|r| r.name == entry.name) {
             entry.busy = shown.busy;
+            entry.online = Some(shown.online);
             entry.version.clone_from(&shown.version);
         }
     }

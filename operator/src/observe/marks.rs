@@ -14,6 +14,9 @@ use cuda_runner_plan::model::runner::{EndedJob, Job};
 /// The longest reason that is kept, in characters.
 const LONGEST_WHY: usize = 400;
 
+/// The longest limit of a job, in minutes.
+const LONGEST_LIMIT: i32 = 7200;
+
 /// The last job that has ended on the runner of this pod; known once its container has ended.
 pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
     let agent = Gpu::of(pod).agent_end()?;
@@ -28,6 +31,7 @@ pub(super) fn done(pod: &Pod, created: Timestamp) -> Option<EndedJob> {
         finished,
         refused: marks.refused,
         gpus: marks.gpus,
+        exceeded_minutes: marks.exceeded_minutes,
     })
 }
 
@@ -49,6 +53,8 @@ pub(super) struct Marks {
     pub(super) refused: Option<String>,
     /// What its GPUs did.
     gpus: Vec<GpuUsage>,
+    /// The minutes that it was allowed, where it was ended because it took longer.
+    pub(super) exceeded_minutes: Option<i32>,
     /// When the GPU was first found gone since the last job began.
     pub(super) lost: Option<String>,
     /// The agent was online.
@@ -73,6 +79,8 @@ impl Marks {
             when: String,
             #[serde(default)]
             why: String,
+            #[serde(default)]
+            minutes: i32,
             #[serde(flatten)]
             job: Job,
         }
@@ -82,6 +90,7 @@ impl Marks {
                 mark,
                 when,
                 why,
+                minutes,
                 job,
             }) = serde_json::from_str(line)
             else {
@@ -91,6 +100,7 @@ impl Marks {
                 mark::STARTED => {
                     let job = job.bounded();
                     marks.gpus.clear();
+                    marks.exceeded_minutes = None;
                     marks.began = Some(job.clone());
                     marks.started = Some(job);
                 }
@@ -107,6 +117,13 @@ impl Marks {
                 mark::GPU if marks.gpus.len() < MOST_GPUS => {
                     let usage = serde_json::from_str::<GpuUsage>(line).ok();
                     marks.gpus.extend(usage.map(GpuUsage::bounded));
+                }
+                // Of a job that was not begun yet nobody knows the name.
+                mark::TIMED_OUT => {
+                    let began = marks.started.take().unwrap_or_default();
+                    let at = job.bounded().at;
+                    marks.completed = Some(Job { at, ..began });
+                    marks.exceeded_minutes = Some(minutes.clamp(1, LONGEST_LIMIT));
                 }
                 mark::GPU_LOST => {
                     marks.lost.get_or_insert(when);

@@ -92,8 +92,11 @@ pub async fn observe(
         scale_set,
         quarantined,
         gone: ctx.pods.gone(&pool.key),
+        hung_after: ctx.hung_after,
         ..known
     };
+    ctx.memory
+        .with(pool, |memory| memory.doubt(pool, &mut observed, now));
     let is_in_use = observed.access == Access::Granted && pool.deleting.is_none();
     if let Some(client) = client.as_deref().filter(|_| is_in_use) {
         observed.lifecycles = Box::pin(versions::look(&observed, client)).await;

@@ -83,6 +83,7 @@ pub fn read(pod: &Pod) -> Runner {
         since: state.since,
         waiting: state.waiting,
         waiting_since: None,
+        doubt: None,
         end: state.end,
         is_over: is_over(pod),
         devices_held: devices_held(pod),

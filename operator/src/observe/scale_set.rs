@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
@@ -125,7 +124,8 @@ fn facts<'a>(
         if finished.is_some() && finished >= opened && !is_told {
             memory.ended.entry(runner.name.clone()).or_insert(now);
         }
-        if is_told && runner.phase == RunnerPhase::Busy {
+        // Idle, where the watch is behind, or the agent hangs.
+        if is_told && runner.is_online() {
             finishing.insert(runner.name.clone());
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     use cuda_runner_plan::fixture::{NOW, ago, pool, runner};
     use cuda_runner_plan::model::runner::{EndedJob, Job};
     use cuda_runner_plan::model::scale_set::Heard;
-    use cudarunner_crds::ScaleSetStatus;
+    use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
@@ -217,6 +217,7 @@ mod tests {
             finished,
             refused: None,
             gpus: vec![],
+            exceeded_minutes: None,
         });
         runner
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use cudarunner_crds::CudaRunner;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::client::Body;
@@ -47,6 +47,9 @@ const STALE: &str = "stale";
 pub(crate) const HELD: &str = "pool-held";
 /// Name of a pod whose creation gets no good answer.
 pub(crate) const LOST: &str = "pool-lost";
+/// Names of pods with an idle agent, and with one that has a job.
+pub(crate) const IDLE: &str = "pool-idle";
+pub(crate) const BUSY: &str = "pool-busy";
 /// Name of a pod that is there already.
 pub(crate) const THERE: &str = "pool-there";
 
@@ -110,6 +113,8 @@ impl Cluster {
             (&Method::GET, path) if path.ends_with(HELD) => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": HELD, "uid": HELD}})
             }
+            (&Method::GET, path) if path.ends_with(IDLE) => running(IDLE, true),
+            (&Method::GET, path) if path.ends_with(BUSY) => running(BUSY, false),
             (&Method::GET, path) if path.ends_with("/secrets") => {
                 json!({"kind": "SecretList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
             }
@@ -120,6 +125,12 @@ impl Cluster {
             _ => sent,
         };
         Response::new(Body::from(answer.to_string().into_bytes()))
+    }
+
+    /// What the last write sent.
+    pub(crate) fn last_sent(&self) -> Value {
+        let all = self.0.lock().unwrap();
+        all.last().map(|(_, _, sent)| sent.clone()).unwrap()
     }
 
     /// Method and last part of the path of each write since the last time.
@@ -143,6 +154,23 @@ impl Cluster {
             .find(|condition| condition["type"] == type_)
             .unwrap()
     }
+}
+
+/// A pod whose agent has been online, of the uid that is its name.
+fn running(name: &str, is_idle: bool) -> Value {
+    let agent = json!({
+        "name": "runner", "image": "", "imageID": "", "ready": is_idle, "started": true, "restartCount": 0,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:06Z"}}
+    });
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": name, "uid": name, "resourceVersion": "7"},
+        "spec": {"containers": [{"name": "runner"}]},
+        "status": {
+            "phase": "Running", "containerStatuses": [agent],
+            "conditions": [{"type": "PodScheduled", "status": "True"}]
+        }
+    })
 }
 
 fn refusal(code: u16, reason: &str) -> Response<Body> {
@@ -188,6 +216,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         registrar_url: "https://10.96.0.7:8443".to_owned(),
         gate_image: "example/cuda-smoke:1".to_owned(),
         image_pull_policy: "IfNotPresent".to_owned(),
+        hung_after: SignedDuration::from_mins(10),
         insecure_github: false,
         client,
         fence: Fence::default(),

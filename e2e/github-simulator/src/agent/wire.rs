@@ -94,6 +94,12 @@ pub(super) struct Wait {
 }
 
 impl Wait {
+    pub(super) fn longest() -> Self {
+        Self {
+            wait: Some(LONGEST_WAIT.as_secs()),
+        }
+    }
+
     fn duration(&self) -> Duration {
         Duration::from_secs(self.wait.unwrap_or(0)).min(LONGEST_WAIT)
     }

@@ -77,6 +77,10 @@ pub struct Settings {
     pub scale_sets_offer: bool,
     /// Whether agents may use container hooks: without the server's consent they ask Docker.
     pub allow_container_hooks: bool,
+    /// A job that an agent acquires is that agent's, which never gets it: the answer is kept back, and has nothing in it.
+    pub acquire_hangs: bool,
+    /// The addresses at which runners are to ask for jobs from now on, by their names.
+    pub broker_migrations: BTreeMap<String, String>,
 }
 
 /// When GitHub stops to accept a version of the agent.
@@ -112,6 +116,8 @@ impl Default for Settings {
             honour_labels: true,
             scale_sets_offer: false,
             allow_container_hooks: true,
+            acquire_hangs: false,
+            broker_migrations: BTreeMap::new(),
         }
     }
 }

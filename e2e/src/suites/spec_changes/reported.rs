@@ -110,6 +110,7 @@ mod tests {
         "jobContainers.runAsUser",
         "jobContainers.services",
         "jobContainers.shmSize",
+        "jobs.maxMinutes",
         "labels",
         "lifetime",
         "registration",

@@ -122,6 +122,7 @@ fn of_a_pool(github: &str, repository: &str) -> Value {
         "jobs.allow.refs": [null, ["refs/heads/main"]],
         "jobs.allow.forks": [false, true],
         "jobs.telemetry": ["Enabled", "Disabled"],
+        "jobs.maxMinutes": [null, 30],
         "deletionPolicy": ["WaitForJobs", "Now"],
         "teardownTimeout": ["10m", "30s"],
         "template": [agent_with("A", "one"), agent_with("A", "other")],

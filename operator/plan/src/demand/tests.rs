@@ -370,6 +370,7 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
         finished: ago(5),
         refused: None,
         gpus: vec![],
+        exceeded_minutes: None,
     });
     seen.runners.push(over);
     assert_eq!(names(&plan(&pool, &seen, NOW)).0, 0);

@@ -25,6 +25,7 @@ fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
         finished: ago(seconds),
         refused: None,
         gpus: vec![],
+        exceeded_minutes: None,
     });
     runner
 }
@@ -439,4 +440,32 @@ fn a_device_that_is_named_is_used_as_before() {
     });
     let new = new.expect("a pod is made");
     assert!(new.avoids.is_empty() && new.shuns.is_empty());
+}
+
+#[test]
+fn a_job_that_took_too_long_is_told_once_with_its_limit_and_blames_nobody() {
+    let pool = pool(1);
+    let mut late = ended(&pool, "pool-aaaaa", "cuda", 20);
+    if let Some(done) = &mut late.done {
+        done.exceeded_minutes = Some(30);
+    }
+    let seen = observed(vec![late]);
+    let planned = plan(&pool, &seen, NOW);
+    let told = |planned: &Plan| -> Vec<String> {
+        let told = planned.news.iter();
+        told.filter(|n| n.warning && n.reason == Reason::JobTimedOut)
+            .map(|notice| notice.note.clone())
+            .collect()
+    };
+    assert_eq!(
+        told(&planned),
+        [
+            "Job cuda of run 17 of the workflow cuda in Acme/widgets was ended on pool-aaaaa because it took longer than the 30 minutes of spec.jobs.maxMinutes."
+        ]
+    );
+    assert_eq!((planned.timed_out_jobs, planned.refused_jobs), (1, 0));
+    assert_eq!(planned.status.last_jobs[0].exceeded_minutes, Some(30));
+    assert!(planned.failed.is_empty() && planned.status.last_failures.is_empty());
+    let again = plan(&after(&pool, &planned), &seen, NOW);
+    assert_eq!((told(&again), again.timed_out_jobs), (vec![], 0));
 }

@@ -45,6 +45,9 @@ pub enum Action {
     DeleteEntryOf(Target),
     /// The same as [`Action::Drain`], but a busy runner's pod goes too: its job is cancelled.
     Evict(Target),
+    /// Remove a runner that GitHub calls busy though no job has begun in its pod: the entry, if GitHub lets us, and then the
+    /// pod, if the API server still shows it without a job. What was begun meanwhile stays.
+    EndUnstarted(Target),
     /// Remove an idle pod if GitHub knows no runner of its name.
     ReplaceUnregistered(Target),
     /// Remove an entry on GitHub that has no pod.
@@ -202,6 +205,8 @@ pub struct Plan {
     pub ended: Vec<Ended>,
     /// Jobs whose GPUs were watched, and that the status did not have yet.
     pub watched_jobs: Vec<JobStatus>,
+    /// Jobs that took longer than the pool lets them, and that the status did not have yet.
+    pub timed_out_jobs: usize,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }

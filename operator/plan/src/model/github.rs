@@ -308,6 +308,8 @@ pub struct Entry {
     pub name: String,
     /// Whether it runs a job.
     pub busy: bool,
+    /// Whether its agent is connected; unknown of a runner of a scale set that is not on the runners page.
+    pub online: Option<bool>,
     /// Version of its agent, once one has connected.
     pub version: Option<String>,
     /// Whether it is of the pool's scale set.
@@ -322,6 +324,7 @@ impl Entry {
             id: agent.id,
             name: agent.name,
             busy: false,
+            online: None,
             version: None,
             of_scale_set: true,
         }

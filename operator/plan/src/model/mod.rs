@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod checks;
 pub mod github;
 pub mod hardware;
+pub mod hung;
 pub mod jobs;
 pub mod key;
 pub mod left;

@@ -36,6 +36,8 @@ pub struct Observed {
     pub access: Access,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
+    /// For how long GitHub and a runner's pod may contradict one another.
+    pub hung_after: SignedDuration,
     /// When GitHub may be asked again, after an attempt that failed.
     pub ask_again: Option<Timestamp>,
     /// GitHub's own list of our entries, as last read.

@@ -102,6 +102,8 @@ pub struct Spec {
     pub allow: Option<Policy>,
     /// Whether it is looked at what GPUs do during jobs.
     pub telemetry: Telemetry,
+    /// How many minutes a job may take, where there is a limit.
+    pub max_job_minutes: Option<u32>,
     /// The containers that jobs bring, where they may.
     pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
@@ -393,11 +395,8 @@ impl Spec {
             gate: gate_settings(&spec.gpu, &spec.smoke),
             gate_resources: spec.smoke.resources.clone(),
             allow: read_allow(spec),
-            telemetry: spec
-                .jobs
-                .as_ref()
-                .map(|jobs| jobs.telemetry)
-                .unwrap_or_default(),
+            telemetry: telemetry(spec),
+            max_job_minutes: max_job_minutes(spec),
             job_containers: spec.job_containers.clone(),
             preflight,
             template,
@@ -445,6 +444,10 @@ impl Spec {
         }
         if self.telemetry == Telemetry::Disabled {
             shape += gate::TELEMETRY;
+        }
+        if let Some(minutes) = self.max_job_minutes {
+            shape += " minutes of a job: ";
+            shape += &minutes.to_string();
         }
         shape
     }
@@ -540,6 +543,16 @@ fn read_allow(spec: &CudaRunnerSpec) -> Option<Policy> {
         refs: allow.refs.clone(),
         forks: allow.forks,
     })
+}
+
+fn telemetry(spec: &CudaRunnerSpec) -> Telemetry {
+    let jobs = spec.jobs.as_ref();
+    jobs.map(|jobs| jobs.telemetry).unwrap_or_default()
+}
+
+fn max_job_minutes(spec: &CudaRunnerSpec) -> Option<u32> {
+    let minutes = spec.jobs.as_ref()?.max_minutes?;
+    Some(minutes.max(1).unsigned_abs())
 }
 
 /// What the schema admits; one of a resource that is older than its bounds becomes the nearest within them, and what is no

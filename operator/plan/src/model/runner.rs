@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::github::JobOf;
 use super::hardware::Hardware;
+use super::hung::Doubt;
 use super::life::Life;
 use super::pool::Spec;
 use crate::reason::Reason;
@@ -79,6 +80,8 @@ pub struct Runner {
     pub waiting: Option<Waiting>,
     /// Since when its container is known to wait for that. The watch does not tell; the memory does.
     pub waiting_since: Option<Timestamp>,
+    /// Where GitHub says something else of it than its pod, for how long. The watch does not tell; the memory does.
+    pub doubt: Option<Doubt>,
     /// Whether the agent's process runs, online or not.
     pub agent_running: bool,
     /// Whether the gate has passed, and the registrar has changed the image for the agent's.
@@ -415,6 +418,8 @@ pub struct EndedJob {
     pub refused: Option<String>,
     /// What its GPUs did, as the pod says it.
     pub gpus: Vec<GpuUsage>,
+    /// The minutes that it was allowed, where it was ended because it took longer.
+    pub exceeded_minutes: Option<i32>,
 }
 
 /// What Kubernetes says of a pod that it takes away.

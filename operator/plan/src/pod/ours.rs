@@ -133,6 +133,10 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     if spec.telemetry == Telemetry::Disabled {
         env.push(value(gate::TELEMETRY, "Disabled".to_owned()));
     }
+    if let Some(minutes) = spec.max_job_minutes {
+        let seconds = minutes.saturating_mul(60);
+        env.push(value(gate::MAX_JOB_SECONDS, seconds.to_string()));
+    }
     if let Some(count) = spec.gpu.count() {
         env.push(value(gate::EXPECTED_DEVICES, count.to_string()));
     }

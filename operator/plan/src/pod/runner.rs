@@ -45,6 +45,9 @@ exec /home/runner/run.sh"#;
 /// Whether the agent is ready to take a job: its session with GitHub is open, no job runs, and the GPU is still there.
 /// Without it the gate's script ends the agent.
 ///
+/// A job runs from the start of the agent's process for it, some time before the first hook, to that process' end. It is
+/// looked for where the container's processes are its own; with `hostPID`, the hooks' word alone counts.
+///
 /// The agent writes `Listening` to its diagnostic log as soon as its session is open, and the other line while another agent
 /// holds that session. The latter leaves a mark for as long as it holds: `run.sh` ends with 0 then. That the agent has been
 /// online is left as a file for the main container: a job may come before this is asked for the first time.
@@ -54,6 +57,13 @@ pub(super) const IDLE: &str = r#"said() {
   done
   return 1
 }
+working() {
+  { read -r first </proc/1/comm; } 2>/dev/null && [ "$first" = runner-init ] || return
+  for comm in /proc/[0-9]*/comm; do
+    if read -r name <"$comm" && [ "$name" = Runner.Worker ]; then return; fi
+  done 2>/dev/null
+  return 1
+}
 conflict=/run/cuda-runner/conflict
 online=/run/cuda-runner/online
 [ ! -e /run/cuda-runner/busy ] || [ ! -e "$online" ] || exit 1
@@ -61,6 +71,7 @@ if said "Listening for Jobs"; then
   [ ! -e "$conflict" ] || { rm -f "$conflict"; true >/dev/termination-log; } 2>/dev/null
   true >"$online"
   [ ! -e /run/cuda-runner/busy ] || exit 1
+  ! working || exit 1
   [ ! -e /run/cuda-runner/gpu.sh ] || exec /bin/sh /run/cuda-runner/gpu.sh idle
   exit 0
 fi

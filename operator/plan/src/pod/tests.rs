@@ -503,7 +503,8 @@ fn probe(folder: &std::path::Path) -> (bool, String) {
     let script = IDLE
         .replace("/run/cuda-runner", &here("run"))
         .replace("/home/runner/_diag", &here("diag"))
-        .replace("/dev/termination-log", &here("marks"));
+        .replace("/dev/termination-log", &here("marks"))
+        .replace("/proc", &here("proc"));
     let done = std::process::Command::new("/bin/sh")
         .args(["-c", &script])
         .output()
@@ -511,6 +512,27 @@ fn probe(folder: &std::path::Path) -> (bool, String) {
     assert!(done.stderr.is_empty(), "{done:?}");
     let marks = std::fs::read_to_string(folder.join("marks")).unwrap_or_default();
     (done.status.success(), marks)
+}
+
+#[test]
+fn a_runner_is_busy_from_the_start_of_its_agents_process_for_the_job_to_that_ones_end() {
+    let folder = std::env::temp_dir().join(format!("working-probe-{}", std::process::id()));
+    for name in ["run", "diag", "proc/1", "proc/17", "proc/gone"] {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    write("diag/Runner_1.log", "Listening for Jobs\n");
+    for (first, other, is_idle) in [
+        ("runner-init", "Runner.Listener", true),
+        ("runner-init", "Runner.Worker", false),
+        // Processes of the whole node tell nothing of this runner.
+        ("systemd", "Runner.Worker", true),
+    ] {
+        write("proc/1/comm", &format!("{first}\n"));
+        write("proc/17/comm", &format!("{other}\n"));
+        assert_eq!(probe(&folder).0, is_idle, "{first} {other}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

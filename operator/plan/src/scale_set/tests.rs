@@ -325,6 +325,7 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
             id: 9,
             name: "pool-aaaaa".to_owned(),
             busy: false,
+            online: Some(true),
             version: None,
             of_scale_set: true,
         }],

@@ -314,6 +314,33 @@ fn a_job_that_was_refused_is_done_with_its_reason_unless_one_had_begun() {
 }
 
 #[test]
+fn a_job_that_took_too_long_is_done_with_its_limit() {
+    let began = r#"{"mark":"started","job":"build","run":"7","repository":"a/b","at":"100"}"#;
+    let ended = |minutes: &str| format!(r#"{{"mark":"timed-out","minutes":{minutes},"at":"160"}}"#);
+    for (marks, job, limit) in [
+        (format!("{began}\n{}", ended("30")), "7", Some(30)),
+        // A job can write what it likes.
+        (format!("{began}\n{}", ended("2147483647")), "7", Some(7200)),
+        // It hung before the hook.
+        (ended("30"), "", Some(30)),
+        // One that has begun since is another.
+        (format!("{}\n{began}", ended("30")), "", None),
+    ] {
+        let main = agent(&terminated(0, "Completed", &marks), false, false);
+        let status = status(&gpu(1, &running(), &passed(), true), &main);
+        let runner = at(&with_job("1"), "cuda:13", &status);
+        let done = runner.done.unwrap();
+        assert_eq!(
+            (done.job.run.as_str(), done.exceeded_minutes),
+            (job, limit),
+            "{marks}"
+        );
+        assert_eq!(done.job.at, "160");
+        assert!(runner.under_way.is_none() || limit.is_none());
+    }
+}
+
+#[test]
 fn a_runner_ends_as_its_agent_and_no_node_is_blamed_for_a_job() {
     let mark =
         |mark: &str| format!(r#"{{"mark":"{mark}","job":"build","run":"7","repository":"a/b"}}"#);

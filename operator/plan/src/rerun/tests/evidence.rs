@@ -196,6 +196,7 @@ fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
             finished: ago(30),
             refused: None,
             gpus: vec![],
+            exceeded_minutes: None,
         };
         Runner {
             end: Some(End::JobDone(named())),
@@ -221,6 +222,7 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
         finished: ago(60),
         refused: None,
         gpus: vec![],
+        exceeded_minutes: None,
     });
     let known = remember(&pool, [&done].into_iter(), vec![], NOW);
     assert_eq!(known, [ended()]);
