@@ -1,7 +1,7 @@
 //! Who comes from Actions Runner Controller: its Secrets are read as they are, its files become pools, and jobs find them
 //! by name.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
@@ -14,6 +14,7 @@ use crate::{
     example,
     images::{Profile, artifact},
     paths,
+    process::output,
 };
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -113,18 +114,7 @@ async fn files(ctx: &Ctx) -> Result<()> {
     let mut seen = 0;
     for file in fs::read_dir(&folder)? {
         let path = file?.path();
-        let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-        command
-            .arg("migrate")
-            .arg(&path)
-            .args(["--name", "of-the-release"]);
-        let done = tokio::task::spawn_blocking(move || command.output()).await??;
-        let (yaml, notes) = (
-            done.stdout,
-            String::from_utf8_lossy(&done.stderr).into_owned(),
-        );
-        ensure!(done.status.success(), "{}: {notes}", path.display());
-        let yaml = String::from_utf8(yaml)?;
+        let yaml = migrated(&path, &["--name", "of-the-release"]).await?;
         for mut pool in serde_saphyr::from_multiple::<CudaRunner>(&yaml)? {
             pool.metadata.namespace = Some(ctx.namespace.clone());
             pools
@@ -135,7 +125,18 @@ async fn files(ctx: &Ctx) -> Result<()> {
         }
     }
     ensure!(seen >= 10, "{seen} pools of {}", folder.display());
-    // And what is applied becomes a runner
+    a_runner_of_a_file(ctx).await
+}
+
+/// What `kubectl cudarunner migrate` prints.
+async fn migrated(file: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
+    command.arg("migrate").arg(file).args(arguments);
+    tokio::task::spawn_blocking(move || output(&mut command)).await?
+}
+
+/// What is applied becomes a runner.
+async fn a_runner_of_a_file(ctx: &Ctx) -> Result<()> {
     let values = json!({
         "githubConfigUrl": format!("{}/{}", ctx.cluster.github, ctx.repository),
         "githubConfigSecret": example::SECRET,
@@ -149,20 +150,13 @@ async fn files(ctx: &Ctx) -> Result<()> {
     });
     let path = ctx.cluster.dir.join("arc-values.yaml");
     fs::write(&path, serde_saphyr::to_string(&values)?)?;
-    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-    command
-        .arg("migrate")
-        .arg(&path)
-        .args(["--namespace", &ctx.namespace]);
-    let done = tokio::task::spawn_blocking(move || command.output()).await??;
-    let pool: Value = serde_saphyr::from_str(std::str::from_utf8(&done.stdout)?)?;
+    let yaml = migrated(&path, &["--namespace", &ctx.namespace]).await?;
+    let pool: Value = serde_saphyr::from_str(&yaml)?;
     ctx.apply(&pool).await?;
     ctx.wait_for("a scale set", SOON, async || {
         let sets = ctx.scale_sets().await?;
-        Ok(sets
-            .iter()
-            .any(|set| set.labels == ["scaled"])
-            .then_some(()))
+        let is_there = sets.iter().any(|set| set.labels == ["scaled"]);
+        Ok(is_there.then_some(()))
     })
     .await?;
     let job = ctx.queue_for("scaled", &["scaled"], "true", false).await?;

@@ -36,6 +36,7 @@ struct Case {
     told: Option<(&'static str, &'static str)>,
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     let used =
         json!({"activity": {"utilization": [0, 80], "memoryUsed": 41_u64 << 30, "watts": 700}});
