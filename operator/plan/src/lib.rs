@@ -11,6 +11,7 @@ pub mod checks;
 pub mod condition;
 pub mod conditions;
 pub mod demand;
+pub mod fleet;
 pub mod health;
 pub mod jobs;
 pub mod kind;

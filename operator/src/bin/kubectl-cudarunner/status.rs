@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
+use cuda_runner_plan::condition::held;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RequiredChecksStatus, VerificationStatus};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::text::{count, device, or_dash, span, table, wrap};
-use crate::why::held;
 
 /// How many failures are reported with their message.
 const FAILURES: usize = 3;

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cuda_runner_plan::condition::bad_status;
+use cuda_runner_plan::condition::held;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::wait::{self, await_condition};
 use serde_json::{Value, json};
 
@@ -32,17 +31,6 @@ fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
         let status = resource.and_then(|r| r.status.as_ref());
         status.is_some_and(|s| s.looked_again.as_deref() == Some(&asked))
     }
-}
-
-/// The conditions that are not as wished, most urgent first. `Ready` sums up the others, and speaks where none does.
-pub(crate) fn held(status: &CudaRunnerStatus) -> Vec<&Condition> {
-    let is_held = |c: &&Condition| c.status == bad_status(&c.type_);
-    let (ready, others): (Vec<_>, Vec<_>) = status
-        .conditions
-        .iter()
-        .filter(is_held)
-        .partition(|c| c.type_ == "Ready");
-    if others.is_empty() { ready } else { others }
 }
 
 /// What holds the pool or its jobs, the figures, and the last failures.

@@ -1,0 +1,179 @@
+//! The last gates and jobs, as far as statuses and runners tell.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cudarunner_crds::{CudaRunnerStatus, FailureStatus, JobStatus};
+use gate_report::clean;
+
+use super::{Event, EventKind, Job, LONGEST, MAX_HISTORY};
+use crate::model::runner::Runner;
+
+/// What happened, in the order in which it was found.
+#[derive(Default)]
+pub(super) struct History {
+    events: Vec<Event>,
+}
+
+/// Devices by node, each with what is said of it.
+pub(super) type ByNode<T> = BTreeMap<String, BTreeMap<String, T>>;
+
+impl History {
+    /// Adds what a pool's status has kept.
+    pub(super) fn pool(&mut self, pool: &str, status: &CudaRunnerStatus) {
+        let jobs = status.last_jobs.iter().map(|job| Event::of_job(pool, job));
+        self.events.extend(jobs);
+        let failures = status.last_failures.iter();
+        self.events
+            .extend(failures.map(|failure| Event::of_failure(pool, failure)));
+        self.bound();
+    }
+
+    /// Adds the gate of a runner that is there.
+    pub(super) fn runner(&mut self, pool: &str, runner: &Runner) {
+        if !runner.gate_passed || runner.devices.is_empty() {
+            return;
+        }
+        self.events.push(Event {
+            at: runner.created,
+            kind: EventKind::Gate,
+            result: "passed".to_owned(),
+            failed: false,
+            pool: pool.to_owned(),
+            runner: runner.name.clone(),
+            node: runner.node.clone(),
+            devices: runner.devices.clone(),
+            job: None,
+            message: None,
+        });
+        self.bound();
+    }
+
+    /// So many pools and runners there may be that not all is kept until the end.
+    fn bound(&mut self) {
+        if self.events.len() >= MAX_HISTORY.saturating_mul(2) {
+            self.sort();
+        }
+    }
+
+    fn sort(&mut self) {
+        self.events.sort_by_key(|event| Reverse(event.at));
+        self.events.truncate(MAX_HISTORY);
+    }
+
+    /// Devices of which the last thing known is a gate that failed, and why.
+    pub(super) fn failed_last(&self) -> ByNode<String> {
+        let mut last: BTreeMap<(&str, &str), &Event> = BTreeMap::new();
+        for event in &self.events {
+            for device in &event.devices {
+                let known = last.entry((event.node.as_deref().unwrap_or_default(), device));
+                let known = known.or_insert(event);
+                if known.at < event.at {
+                    *known = event;
+                }
+            }
+        }
+        let mut failed = ByNode::<String>::new();
+        for ((node, device), event) in last {
+            if event.failed && event.kind == EventKind::Gate {
+                let said = event.message.clone().unwrap_or_default();
+                let devices = failed.entry(node.to_owned()).or_default();
+                devices.insert(device.to_owned(), said);
+            }
+        }
+        failed
+    }
+
+    /// The devices that gates have seen, by node.
+    pub(super) fn seen(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut seen = BTreeMap::<String, BTreeSet<String>>::new();
+        for event in &self.events {
+            if let Some(node) = &event.node {
+                let devices = seen.entry(node.clone()).or_default();
+                devices.extend(event.devices.iter().cloned());
+            }
+        }
+        seen
+    }
+
+    /// The newest of it, newest first.
+    pub(super) fn finish(mut self) -> Vec<Event> {
+        self.sort();
+        self.events
+    }
+}
+
+impl Event {
+    fn of_job(pool: &str, job: &JobStatus) -> Self {
+        let conclusion = job.conclusion.as_deref();
+        Self {
+            at: job.finished_at.0,
+            kind: EventKind::Job,
+            result: clean(conclusion.unwrap_or("unknown"), LONGEST),
+            failed: matches!(conclusion, Some("failure" | "timed_out")),
+            pool: pool.to_owned(),
+            runner: job.runner.clone(),
+            node: job.node.clone(),
+            devices: job.devices.clone(),
+            message: job.refused.as_deref().map(|why| clean(why, LONGEST)),
+            job: Some(Job {
+                name: clean(&job.job, LONGEST),
+                repository: job.repository.clone(),
+                workflow: Some(job.workflow.clone()).filter(|name| !name.is_empty()),
+                run_id: job.run_id,
+                url: job.url.clone(),
+            }),
+        }
+    }
+
+    fn of_failure(pool: &str, failure: &FailureStatus) -> Self {
+        Self {
+            at: failure.at.0,
+            kind: EventKind::Gate,
+            result: failure.reason.clone(),
+            failed: true,
+            pool: pool.to_owned(),
+            runner: failure.runner.clone(),
+            node: failure.node.clone(),
+            devices: failure.device.iter().cloned().collect(),
+            job: None,
+            message: Some(clean(&failure.message, LONGEST)),
+        }
+    }
+}
+
+/// How often jobs and gates failed on one device, and on the others of its pools.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tally {
+    /// Gates and jobs whose end is known.
+    pub total: u32,
+    /// Those of them that failed.
+    pub failed: u32,
+}
+
+impl Tally {
+    fn add(&mut self, event: &Event) {
+        self.total = self.total.saturating_add(1);
+        self.failed = self.failed.saturating_add(u32::from(event.failed));
+    }
+}
+
+/// The tally of a device, and that of all other devices of the pools that were on it.
+#[must_use]
+pub fn compared(history: &[Event], uuid: &str) -> (Tally, Tally) {
+    let is_on = |event: &&Event| event.devices.iter().any(|device| device == uuid);
+    let pools: BTreeSet<&str> = history
+        .iter()
+        .filter(is_on)
+        .map(|event| event.pool.as_str())
+        .collect();
+    let (mut own, mut others) = (Tally::default(), Tally::default());
+    for event in history.iter().filter(|e| e.result != "unknown") {
+        if is_on(&event) {
+            own.add(event);
+        } else if pools.contains(event.pool.as_str()) {
+            others.add(event);
+        }
+    }
+    (own, others)
+}
