@@ -9,6 +9,7 @@ mod release;
 mod report;
 mod status;
 mod text;
+mod top;
 mod verify;
 mod why;
 
@@ -55,6 +56,11 @@ enum Question {
     Status {
         /// Name of the CudaRunner.
         name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The fleet at a glance, over every namespace: nodes, devices by use, pools, queues.
+    Top {
         #[command(flatten)]
         output: Output,
     },
@@ -163,6 +169,11 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             let pool = pools.get(&name).await?;
             let now = Timestamp::now();
             Ok(output.print(|| status::text(&pool, now), || status::json(&pool)))
+        }
+        Question::Top { output } => {
+            let (fleet, instead) = top::fleet(&pools, Timestamp::now()).await?;
+            let json = || serde_json::to_value(&fleet).unwrap_or_default();
+            Ok(output.print(|| top::text(&fleet, instead.as_deref()), json))
         }
         Question::Why { name, output } => {
             let (pool, looked) = why::ask(&pools, &name).await?;

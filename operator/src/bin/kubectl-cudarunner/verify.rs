@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use cuda_runner_plan::condition::held;
 use cuda_runner_plan::reason::{Reason, Stored};
 use cudarunner_crds::{
     CudaRunner, VERIFY, VerificationState, VerificationStatus, VerifiedJobStatus,
@@ -14,7 +15,6 @@ use kube::runtime::watcher::{Error, watch_object};
 
 use crate::connect::{Pools, is_forbidden, said, shown};
 use crate::text::{count, wrap};
-use crate::why::held;
 
 /// How a verification ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
