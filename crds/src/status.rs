@@ -11,6 +11,9 @@ pub const MAX_LISTED_RUNNERS: usize = 100;
 /// Failures that [`CudaRunnerStatus::last_failures`] keeps at most.
 pub const MAX_LAST_FAILURES: usize = 10;
 
+/// Devices that [`CudaRunnerStatus::devices`] lists at most.
+pub const MAX_DEVICES: usize = 50;
+
 /// Labels that [`CudaRunnerStatus::stale_labels`] lists at most.
 pub const MAX_STALE_LABELS: usize = 20;
 
@@ -51,6 +54,10 @@ pub struct CudaRunnerStatus {
     /// The last jobs that have ended, newest first, at most 10.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub last_jobs: Vec<crate::JobStatus>,
+    /// How jobs ended on each device, the one of the last job last, at most 50. Nothing follows from it: whoever may run a
+    /// job decides how it ends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStatus>,
     /// Jobs that a GPU or a node ended, newest first, at most 20. Only with `spec.rerun`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reruns: Vec<crate::RerunStatus>,
@@ -242,6 +249,28 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,
+}
+
+/// How jobs ended on a device.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// UUID of the device.
+    pub uuid: String,
+    /// Node that it was last seen on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Jobs that ended well or failed there. At 100 this and `failed` are halved, so that old jobs weigh less.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub jobs: i32,
+    /// Those of them that failed, or ran out of time.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i32,
+    /// Whether that is more than chance explains, by the pool's other devices.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspect: bool,
 }
 
 /// A label of a node that says something else than the gate found.

@@ -355,6 +355,7 @@ fn policy(spec: &Spec, pod: &PodIdentity, node: Option<String>) -> Policy {
         min_compute_capability: version(&spec.gate.min_compute_capability),
         min_cuda_version: version(&spec.gate.min_cuda_version),
         require_managed_memory: spec.gate.managed_memory == Enforcement::Require,
+        require_peer_access: spec.gate.peer_access == Enforcement::Require,
         require_preflight: spec.preflight.is_some(),
         pod: pod.name.clone(),
         node: node.or_else(|| pod.node.clone()),

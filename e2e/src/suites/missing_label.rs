@@ -18,7 +18,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // When a job is queued that also wants a100, and somebody asks why it waits
     ctx.queue_for("train", &["self-hosted", "cuda", "a100"], "true", false)
         .await?;
-    let why = plugin(ctx, 0, &["why", "pool"]).await?;
+    let why = plugin(ctx, 0, &["why", "pool", "--wait", "30"]).await?;
 
     // Then the answer and the condition name the label and the job
     let message = ctx
@@ -47,7 +47,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         Ok(done.then_some(()))
     })
     .await?;
-    plugin(ctx, 0, &["why", "pool"]).await?;
+    plugin(ctx, 0, &["why", "pool", "--wait", "30"]).await?;
     ctx.condition("pool", "QueueServed", "True", "EveryJobHasAPool")
         .await?;
     Ok(())

@@ -57,6 +57,7 @@ mod secrets;
 mod several_gpus;
 mod shared_gpus;
 mod spec_changes;
+mod suspect_device;
 mod teardown;
 mod teardown_troubles;
 mod telemetry;
@@ -65,6 +66,7 @@ mod two_replicas;
 mod uninstall;
 mod upgrade;
 mod verification;
+mod why;
 mod workflow;
 
 use futures::future::LocalBoxFuture;
@@ -185,6 +187,12 @@ pub const SUITES: &[Suite] = &[
         missing_label::run
     ),
     suite!(
+        "why",
+        [],
+        "`kubectl cudarunner why` names what holds a pool, at once and once: a number, GPUs, GitHub, a deletion, a missing Secret",
+        why::run
+    ),
+    suite!(
         "gate",
         [5, 18, 20],
         "a GPU that does not compute gets no job; the pool says why and recovers",
@@ -273,6 +281,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "shared GPUs, by the node's labels: a busy one is nobody's fault, and the gate takes a small share",
         shared_gpus::run
+    ),
+    suite!(
+        "suspect-device",
+        [],
+        "a device on which far more jobs fail than on the others is named, and used as before",
+        suspect_device::run
     ),
     suite!(
         "credentials",

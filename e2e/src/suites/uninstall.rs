@@ -5,7 +5,7 @@ use cudarunner_crds::CudaRunner;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use serde_json::json;
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, plugin::plugin};
 use crate::{
     deploy,
     helm::{self, Helm, NAMESPACE, RELEASE},
@@ -59,6 +59,8 @@ async fn without_an_operator(ctx: &Ctx) -> Result<()> {
             }),
         "{reported:#?}"
     );
+    let why = plugin(ctx, 0, &["why", "kept"]).await?;
+    ensure!(why.starts_with("No operator runs"), "{why}");
     let pools: Api<CudaRunner> = ctx.api();
     pools.delete("gone", &DeleteParams::default()).await?;
     ensure!(pools.get_opt("gone").await?.is_none(), "the pool hangs");

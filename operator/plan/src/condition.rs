@@ -1,6 +1,5 @@
 //! One condition: what it says, and how it is set.
 
-use cudarunner_crds::CudaRunnerStatus;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -37,15 +36,6 @@ pub fn bad_status(type_: &str) -> &'static str {
     } else {
         "False"
     }
-}
-
-/// The conditions that are not as wished, most urgent first. `Ready` sums up the others, and speaks where none does.
-#[must_use]
-pub fn held(status: &CudaRunnerStatus) -> Vec<&Condition> {
-    let is_held = |c: &&Condition| c.status == bad_status(&c.type_);
-    let all = status.conditions.iter().filter(is_held);
-    let (ready, others): (Vec<_>, Vec<_>) = all.partition(|c| c.type_ == kind::READY);
-    if others.is_empty() { ready } else { others }
 }
 
 /// Sets a condition; the transition time moves only with the status. Where the sentence is Kubernetes' own, its counts

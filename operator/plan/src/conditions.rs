@@ -10,7 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::condition::{ConditionState, bad_status, condition_state, kind, set};
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Notice, Observed, Plan, checks, demand, queue, scale_set, verify,
+    About, Access, Action, Notice, Observed, Plan, checks, demand, devices, queue, scale_set,
+    verify,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::{End, Runner, Waiting};
@@ -37,7 +38,7 @@ pub(super) fn plan(
     let stalled = stalled(pool, observed, health);
     let credentials = credentials(observed);
     let online = online(pool, observed, health, now, plan);
-    let gpu = gpu(pool, observed, health);
+    let gpu = with_suspects(gpu(pool, observed, health), plan);
     let ready = ready(&stalled, &credentials, &online);
     let ready = judged(pool, observed, plan.desired, ready);
     let all = [
@@ -189,6 +190,19 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
         Reason::NotTried,
         "No gate has run to its end yet",
     )
+}
+
+/// The same with the devices whose jobs fail more often than chance explains. Their gates pass, so they are healthy.
+fn with_suspects(mut gpu: ConditionState, plan: &Plan) -> ConditionState {
+    let suspects = devices::suspects(&plan.status.devices);
+    if gpu.status == "True" && !suspects.is_empty() {
+        gpu.message = format!(
+            "{}. Jobs fail more often on {} than on the pool's other devices; status.devices has the counts",
+            gpu.message,
+            suspects.join(", ")
+        );
+    }
+    gpu
 }
 
 /// Whether runners are connected. A pool that replaces its only runner after a job stays online: only trouble ends it.
@@ -495,7 +509,7 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
     }
     match &spec.gpu {
         GpuRequest::Resource { name, count: 1 } if nodes.is_some_and(Vec::is_empty) => format!(
-            "No node offers {name}; is there a node with a GPU, and does its device plugin run?"
+            "No node offers {name}: add a node with a GPU, or look whether the device plugin runs on those that have one"
         ),
         GpuRequest::Resource { name, count } if nodes.is_some_and(Vec::is_empty) => format!(
             "No node offers {count} of {name} at a time; ask for fewer in spec.gpu.count, or add a node that has as many"

@@ -13,20 +13,19 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus};
 use gate_report::clean;
 use jiff::Timestamp;
 
-use crate::condition::held;
 use crate::model::github::Repository;
 use crate::model::key::PoolKey;
 use crate::model::runner::Runner;
 use crate::model::url::GitHubUrl;
+use crate::why::troubles;
 use crate::{NodeFacts, Queue};
 
 pub use document::*;
 use history::History;
-pub use history::{Tally, compared};
 use nodes::Nodes;
 
 /// The longest text of a condition, a failure or a quarantine that is repeated, in characters.
@@ -90,7 +89,8 @@ impl Builder {
         }
         self.nodes.quarantine(&key.to_string(), &status.quarantine);
         self.history.pool(&key.to_string(), status);
-        let troubles = held(status);
+        let devices = status.devices.iter().map(DeviceJobs::of);
+        let troubles = troubles(status);
         let is = |type_: &str| {
             let mut all = status.conditions.iter();
             all.any(|c| c.type_ == type_ && c.status == "True")
@@ -105,8 +105,9 @@ impl Builder {
             gated: status.gated,
             online: status.online,
             busy: status.busy,
+            devices: devices.collect(),
             quarantined: u32::try_from(status.quarantine.len()).unwrap_or(u32::MAX),
-            queue: queue::of(resource, status, &troubles, url.as_ref().zip(waiting)),
+            queue: queue::of(resource, url.as_ref().zip(waiting)),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         });
@@ -172,6 +173,51 @@ impl Held {
             reason: condition.reason.clone(),
             message: clean(&condition.message, LONGEST),
         }
+    }
+}
+
+impl DeviceJobs {
+    fn of(device: &DeviceStatus) -> Self {
+        Self {
+            uuid: device.uuid.clone(),
+            node: device.node.clone(),
+            jobs: device.jobs,
+            failed: device.failed,
+            suspect: device.suspect,
+        }
+    }
+}
+
+/// How jobs ended on one device.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tally {
+    /// Jobs that ended well or failed.
+    pub jobs: i32,
+    /// Those of them that failed.
+    pub failed: i32,
+    /// Whether that is more than chance explains.
+    pub suspect: bool,
+}
+
+impl Fleet {
+    /// How jobs ended on a device, and on all others of the pools that were on it; `None` where no job has ended there.
+    #[must_use]
+    pub fn compared(&self, uuid: &str) -> Option<(Tally, Tally)> {
+        let of = |pool: &&Pool| pool.devices.iter().any(|device| device.uuid == uuid);
+        let mut pools = self.pools.iter().filter(of).peekable();
+        pools.peek()?;
+        let (mut own, mut others) = (Tally::default(), Tally::default());
+        for device in pools.flat_map(|pool| &pool.devices) {
+            let tally = if device.uuid == uuid {
+                &mut own
+            } else {
+                &mut others
+            };
+            tally.jobs = tally.jobs.saturating_add(device.jobs);
+            tally.failed = tally.failed.saturating_add(device.failed);
+            tally.suspect |= device.suspect;
+        }
+        Some((own, others))
     }
 }
 

@@ -11,7 +11,7 @@ use gate_report::clean;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{About, NOTE, Notice, Observed, Plan};
+use super::{About, NOTE, Notice, Observed, Plan, devices};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
@@ -97,6 +97,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
                 .map(|job| About::Runner(job.runner.clone())),
         });
     }
+    let suspect = devices::count(&mut plan.status.devices, &reported);
+    plan.news.extend(suspect);
     if let Some(at) = next_look(&jobs, &observed.jobs) {
         plan.wake_at(at.max(now.after(AGAIN)), now);
     }

@@ -11,6 +11,7 @@ pub mod checks;
 pub mod condition;
 pub mod conditions;
 pub mod demand;
+mod devices;
 pub mod fleet;
 pub mod health;
 pub mod jobs;
@@ -34,6 +35,7 @@ mod stable;
 pub mod teardown;
 pub mod verify;
 pub mod version;
+pub mod why;
 
 #[cfg(test)]
 mod extremes;

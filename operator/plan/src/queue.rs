@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
-use super::{Observed, Plan, demand, scale_set};
+use super::{Access, Observed, Plan, demand, scale_set};
 use crate::model::github::{QueuedJob, has_label};
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
@@ -14,6 +14,9 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// Counts the jobs that wait for this pool.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    if is_out_of_reach(pool, observed, now) {
+        plan.status.looked_again.clone_from(&pool.look_again);
+    }
     let Some(queue) = &observed.queue else { return };
     if let Ok(spec) = &pool.spec
         && spec.reads_queue()
@@ -25,7 +28,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             .max(observed.ask_again.unwrap_or(Timestamp::MIN));
         plan.wake_at(due.max(now.after(AGAIN)), now);
     }
-    plan.status.looked_again.clone_from(&queue.asked);
+    if !is_out_of_reach(pool, observed, now) {
+        plan.status.looked_again.clone_from(&queue.asked);
+    }
     let by_scale_set = observed.scale_set.is_some();
     if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {
         let ours = jobs
@@ -34,6 +39,12 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             .count();
         plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
     }
+}
+
+/// Whether GitHub cannot be asked now. Whoever wants it asked again hears of that at once, and the conditions say why.
+fn is_out_of_reach(pool: &Pool, observed: &Observed, now: Timestamp) -> bool {
+    let pauses = observed.ask_again.is_some_and(|moment| now < moment);
+    pool.spec.is_err() || pauses || matches!(observed.access, Access::Refused { .. })
 }
 
 /// Whether every queued job that looks for runners like ours finds some; the first that does not is named.

@@ -230,6 +230,9 @@ catalogue! {
         StaleLabels [EVENT]
             "Labels of a node say something else than the gate found there. The pool works."
             => "Restart feature discovery on the node. [More](gpu-faults.md#labels-that-are-out-of-date).";
+        DeviceSuspect [EVENT]
+            "On one device far more jobs fail than on the pool's others, and its gates pass. Nothing else follows."
+            => "Look at the jobs, and at the device's error counters. [More](gpu-faults.md#a-device-whose-jobs-fail).";
         BreakerOpen [GPU]
             "So many nodes fail that what they share is more likely to blame."
             => "A new driver, a new image of the gate, a new `spec.template`?";

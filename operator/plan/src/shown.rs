@@ -49,6 +49,9 @@ pub(super) fn tidy(plan: &mut Plan) {
             .iter_mut()
             .for_each(|uuid| tidied(uuid, NAME));
     }
+    for job in &mut status.last_jobs {
+        job.devices.iter_mut().for_each(|uuid| tidied(uuid, NAME));
+    }
     if let Some(verification) = &mut status.verification {
         let said = verification.message.iter_mut();
         said.for_each(|message| tidied(message, SENTENCE));

@@ -338,6 +338,7 @@ mod tests {
             "lastFailures": [{"runner": "a", "class": "node", "reason": "A", "message": "a", "at": NOW}],
             "lastJobs": [{"job": "a", "runner": "a", "finishedAt": NOW}],
             "quarantine": [{"node": "a", "class": "node", "message": "a", "failures": 1, "since": NOW}],
+            "devices": [{"uuid": "a", "jobs": 1, "failed": 0}],
             "staleLabels": [{"node": "a", "label": "a", "value": "a", "found": "b"}],
             "leftAt": [{"url": "a"}],
             "scaleSet": {"id": 1, "name": "a"},

@@ -12,6 +12,8 @@ pub struct Policy {
     pub min_cuda_version: Version,
     /// Every device has concurrent managed access.
     pub require_managed_memory: bool,
+    /// Every device reaches the memory of every other.
+    pub require_peer_access: bool,
     /// What the runner's image and network offer was looked at, and is in order.
     pub require_preflight: bool,
     /// Name of the pod that the report must be from.
@@ -44,6 +46,19 @@ fn wrong_count(count: usize, wanted: Option<u32>) -> Option<String> {
     };
     (!is_right)
         .then(|| format!("the report is over {count} devices, the pool's runners have {wanted}"))
+}
+
+/// Which of the ordered pairs of devices do not reach one another's memory, as far as counts tell.
+fn missing_access(report: &Report) -> Option<String> {
+    let devices = report.devices.len();
+    let pairs = devices.saturating_mul(devices.saturating_sub(1));
+    let with_access = report.peers.as_ref().map_or(0, |peers| peers.with_access);
+    let with_access = usize::try_from(with_access).unwrap_or_default();
+    (with_access < pairs).then(|| {
+        format!(
+            "{with_access} of the {pairs} ordered pairs of devices have peer access, the pool requires all (spec.gpu.peerAccess)"
+        )
+    })
 }
 
 /// Decides on a report.
@@ -137,6 +152,11 @@ pub fn admit(report: &Report, policy: &Policy) -> Decision {
                 ),
             );
         }
+    }
+    if policy.require_peer_access
+        && let Some(message) = missing_access(report)
+    {
+        return refuse("PeerAccess", message);
     }
     Decision::Admit
 }

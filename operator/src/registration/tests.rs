@@ -88,6 +88,7 @@ fn known(image: Option<&str>, let_in: bool) -> KnownRunner {
             min_compute_capability: any,
             min_cuda_version: any,
             require_managed_memory: false,
+            require_peer_access: false,
             require_preflight: false,
             pod: "pool-aaaaa".to_owned(),
             node: None,

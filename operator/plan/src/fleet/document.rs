@@ -243,6 +243,9 @@ pub struct Pool {
     pub online: i32,
     /// Runners that run a job.
     pub busy: i32,
+    /// How jobs ended on its devices, as far as its status keeps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceJobs>,
     /// Entries in its quarantine.
     pub quarantined: u32,
     /// The jobs that wait for it.
@@ -268,6 +271,23 @@ pub struct Held {
     pub reason: String,
     /// What is the matter, and what to do.
     pub message: String,
+}
+
+/// How the jobs of a pool ended on one device.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceJobs {
+    /// UUID of the device.
+    pub uuid: String,
+    /// Node that it was last seen on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Jobs that ended well or failed there; at 100 this and `failed` are halved.
+    pub jobs: i32,
+    /// Those of them that failed, or ran out of time.
+    pub failed: i32,
+    /// Whether that is more than chance explains, by the pool's other devices.
+    pub suspect: bool,
 }
 
 /// The jobs that wait for a pool.

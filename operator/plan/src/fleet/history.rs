@@ -141,39 +141,3 @@ impl Event {
         }
     }
 }
-
-/// How often jobs and gates failed on one device, and on the others of its pools.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Tally {
-    /// Gates and jobs whose end is known.
-    pub total: u32,
-    /// Those of them that failed.
-    pub failed: u32,
-}
-
-impl Tally {
-    fn add(&mut self, event: &Event) {
-        self.total = self.total.saturating_add(1);
-        self.failed = self.failed.saturating_add(u32::from(event.failed));
-    }
-}
-
-/// The tally of a device, and that of all other devices of the pools that were on it.
-#[must_use]
-pub fn compared(history: &[Event], uuid: &str) -> (Tally, Tally) {
-    let is_on = |event: &&Event| event.devices.iter().any(|device| device == uuid);
-    let pools: BTreeSet<&str> = history
-        .iter()
-        .filter(is_on)
-        .map(|event| event.pool.as_str())
-        .collect();
-    let (mut own, mut others) = (Tally::default(), Tally::default());
-    for event in history.iter().filter(|e| e.result != "unknown") {
-        if is_on(&event) {
-            own.add(event);
-        } else if pools.contains(event.pool.as_str()) {
-            others.add(event);
-        }
-    }
-    (own, others)
-}

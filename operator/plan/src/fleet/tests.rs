@@ -225,41 +225,22 @@ fn the_oldest_job_and_why_it_waits_are_said() {
 }
 
 #[test]
-fn a_runner_that_waits_is_the_reason_where_nothing_else_holds() {
-    let why = |status: &CudaRunnerStatus| queue::of(&resource(), status, &[], None).why;
-    let mut status = CudaRunnerStatus::default();
-    assert_eq!(why(&status), None);
-    status.queued = 1;
-    status.busy = 3;
-    assert!(why(&status).unwrap().contains("3 busy"));
-    status.runners = vec![cudarunner_crds::RunnerStatus {
-        name: "pool-aaaaa".to_owned(),
-        node: None,
-        devices: vec![],
-        phase: RunnerPhase::Unscheduled,
-        waiting: Some("Unschedulable: 0/1 nodes".to_owned()),
-        since: Time(NOW),
-    }];
-    assert_eq!(
-        why(&status).as_deref(),
-        Some("pool-aaaaa waits: Unschedulable: 0/1 nodes")
-    );
-}
-
-#[test]
 fn a_device_is_compared_with_the_others_of_its_pools() {
+    let on = |uuid: &str, jobs, failed| cudarunner_crds::DeviceStatus {
+        uuid: uuid.to_owned(),
+        node: Some("node-1".to_owned()),
+        jobs,
+        failed,
+        suspect: failed > 2,
+    };
     let resource = said(|status| {
-        status.last_jobs = vec![
-            job("a", "GPU-a", "failure"),
-            job("b", "GPU-a", "success"),
-            job("c", "GPU-b", "success"),
-            job("d", "GPU-b", "success"),
-        ];
+        status.devices = vec![on("GPU-a", 5, 3), on("GPU-b", 40, 1), on("GPU-c", 20, 0)];
     });
     let fleet = fleet(&resource, &[], None);
-    let (own, others) = compared(&fleet.history, "GPU-a");
-    assert_eq!((own.failed, own.total), (1, 2));
-    assert_eq!((others.failed, others.total), (0, 2));
+    let (own, others) = fleet.compared("GPU-a").unwrap();
+    assert_eq!((own.failed, own.jobs, own.suspect), (3, 5, true));
+    assert_eq!((others.failed, others.jobs, others.suspect), (1, 60, false));
+    assert_eq!(fleet.compared("GPU-x"), None);
 }
 
 #[test]

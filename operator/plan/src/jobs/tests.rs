@@ -1,4 +1,4 @@
-use cudarunner_crds::RunnerPhase;
+use cudarunner_crds::{DeviceStatus, RunnerPhase};
 
 use super::*;
 use crate::fixture::{NOW, ago, observed, pool, runner};
@@ -364,4 +364,49 @@ fn a_job_that_the_pool_does_not_take_is_told_once_with_its_reason_and_blames_nob
     // And once it is in the status, it is told no more
     let again = plan(&after(&pool, &planned), &seen, NOW);
     assert_eq!((told(&again), again.refused_jobs), (vec![], 0));
+}
+
+#[test]
+fn a_device_that_is_named_is_used_as_before() {
+    // Given a pool whose jobs end well on one device, and one job that has just failed on another
+    let mut pool = pool(1);
+    let device = |uuid: &str, jobs, failed| DeviceStatus {
+        uuid: uuid.to_owned(),
+        node: Some("node-1".to_owned()),
+        jobs,
+        failed,
+        suspect: false,
+    };
+    pool.status.devices = vec![device("GPU-1", 60, 2), device("GPU-2", 9, 8)];
+    let mut runner = ended(&pool, "pool-aaaaa", "cuda", 20);
+    runner.devices = vec!["GPU-2".to_owned()];
+    let mut seen = observed(vec![runner]);
+    let failed = answer("pool-aaaaa", "cuda", Some("failure"));
+    seen.jobs.runs = [(run17(), Some(vec![failed]))].into();
+
+    // When its end is known
+    let first = plan(&pool, &seen, NOW);
+
+    // Then the device is named, once, and the next pod may get it
+    let told = |plan: &Plan| {
+        plan.news
+            .iter()
+            .filter(|n| n.reason == "DeviceSuspect")
+            .count()
+    };
+    assert_eq!(told(&first), 1);
+    let named = &first.status.devices[1];
+    assert_eq!((named.jobs, named.failed, named.suspect), (10, 9, true));
+    assert_eq!(first.status.quarantine, []);
+    let second = plan(&after(&pool, &first), &seen, NOW);
+    assert_eq!(told(&second), 0);
+    assert_eq!(second.status.devices, first.status.devices);
+    seen.runners.clear();
+    let third = plan(&after(&pool, &first), &seen, NOW);
+    let new = third.actions.iter().find_map(|action| match action {
+        Action::CreatePod(new) => Some(new),
+        _ => None,
+    });
+    let new = new.expect("a pod is made");
+    assert!(new.avoids.is_empty() && new.shuns.is_empty());
 }

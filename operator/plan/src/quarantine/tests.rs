@@ -565,4 +565,65 @@ proptest! {
         prop_assert!(quarantined(&last).is_empty());
         prop_assert!(avoided(&last).iter().all(BTreeSet::is_empty));
     }
+
+    /// Whatever another pool's thresholds, time limits, template and environment made of its gates, and whatever it finds
+    /// unsupported: this pool goes on as if the other were not there.
+    #[test]
+    fn what_another_pools_settings_cause_changes_nothing_here(
+        entries in proptest::collection::vec((1..5_usize, of_settings(), any::<bool>()), 1..10),
+    ) {
+        let (_, plan) = after(Class::Node, 4);
+        let entry = plan.status.quarantine[0].clone();
+        let mut world = observed(vec![]);
+        world.nodes = Some(nodes(4));
+        let alone = super::super::plan(&pool(2), &world, NOW);
+        world.quarantined = entries
+            .into_iter()
+            .map(|(on, (class, code, name), of_a_device)| held(QuarantineStatus {
+                node: format!("node-{on}"),
+                device: of_a_device.then(|| "GPU-1".to_owned()),
+                class: class.into(),
+                code,
+                code_name: Some(name),
+                ..entry.clone()
+            }))
+            .collect();
+        let beside = super::super::plan(&pool(2), &world, NOW);
+        prop_assert_eq!(&alone.status, &beside.status);
+        prop_assert_eq!(avoided(&alone), avoided(&beside));
+    }
+}
+
+/// What a pool's own settings can make its gates find: its floors and demands, its time and memory limits, its template's
+/// environment (`CUDA_VISIBLE_DEVICES`, the variables of MPS), and all that is unsupported.
+fn of_settings() -> impl Strategy<Value = (Class, Option<i32>, String)> {
+    let found = proptest::sample::select(vec![
+        Finding::SlowCopy,
+        Finding::MemoryTaken,
+        Finding::Hang,
+        Finding::Starved,
+        Finding::Crash,
+        Finding::OutOfMemoryKill,
+        Finding::HiddenDevices,
+        Finding::TooFewDevices,
+        Finding::UnexpectedExit,
+    ])
+    .prop_map(|finding| (None, name_of(finding)));
+    let of_mps = proptest::sample::select(OF_OTHERS.to_vec())
+        .prop_map(|code| (Some(code), "CUDA_ERROR".to_owned()));
+    let blamed = proptest::sample::select(vec![Class::Device, Class::Node]);
+    prop_oneof![
+        (blamed, prop_oneof![found, of_mps]).prop_map(|(class, (code, name))| (class, code, name)),
+        (1..1000_i32).prop_map(|code| (Class::Unsupported, Some(code), "CUDA_ERROR".to_owned())),
+        Just((Class::Unsupported, None, name_of(Finding::NoPeerAccess))),
+        Just((
+            Class::Unsupported,
+            None,
+            name_of(Finding::ComputeCapability)
+        )),
+    ]
+}
+
+fn name_of(found: Finding) -> String {
+    finding(found, Context::at(Step::Compare)).name.to_owned()
 }

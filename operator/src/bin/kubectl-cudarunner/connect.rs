@@ -9,7 +9,7 @@ use gate_report::clean_all;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, Error, Resource};
+use kube::{Api, Client, Config, Error, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -80,6 +80,13 @@ impl Pools {
                 said(&e)
             )
         })
+    }
+
+    /// The pools of all namespaces, or of this one where no more may be listed; by namespace and name.
+    pub(crate) async fn all(&self) -> Result<Vec<CudaRunner>, String> {
+        let (mut all, _) = self.list::<CudaRunner>(&ListParams::default()).await?;
+        all.sort_by_key(|pool| (pool.namespace(), pool.name_any()));
+        Ok(all.into_iter().map(shown).collect())
     }
 
     /// Gives a pool of some namespace an annotation.

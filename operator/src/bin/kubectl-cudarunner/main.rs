@@ -52,10 +52,10 @@ enum Command {
 /// What a cluster has the answer to.
 #[derive(Subcommand)]
 enum Question {
-    /// A pool at a glance: what is not as wished, runners, quarantine, verification, failures.
+    /// A pool at a glance: what is not as wished, runners, quarantine, verification, failures. Without a name, all pools.
     Status {
-        /// Name of the CudaRunner.
-        name: String,
+        /// Name of the CudaRunner; where absent, all of them, a line each.
+        name: Option<String>,
         #[command(flatten)]
         output: Output,
     },
@@ -66,8 +66,11 @@ enum Question {
     },
     /// Why is this job still queued? Has the operator look at GitHub, and says what holds the pool or its jobs.
     Why {
-        /// Name of the CudaRunner.
-        name: String,
+        /// Name of the CudaRunner; where absent, all of them as they were last seen.
+        name: Option<String>,
+        /// How long the operator may take to look at GitHub, in seconds; half a second where absent.
+        #[arg(long, value_name = "SECONDS", requires = "name")]
+        wait: Option<u64>,
         #[command(flatten)]
         output: Output,
     },
@@ -165,7 +168,10 @@ fn completion(shell: Shell) -> String {
 async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
     let pools = flags.connect().await?;
     match question {
-        Question::Status { name, output } => {
+        Question::Status {
+            name: Some(name),
+            output,
+        } => {
             let pool = pools.get(&name).await?;
             let now = Timestamp::now();
             Ok(output.print(|| status::text(&pool, now), || status::json(&pool)))
@@ -175,10 +181,28 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             let json = || serde_json::to_value(&fleet).unwrap_or_default();
             Ok(output.print(|| top::text(&fleet, instead.as_deref()), json))
         }
-        Question::Why { name, output } => {
-            let (pool, looked) = why::ask(&pools, &name).await?;
-            let status = pool.status.unwrap_or_default();
-            Ok(output.print(|| why::text(&status, looked), || why::json(&status, looked)))
+        Question::Status { name: None, output } => {
+            let all = pools.all().await?;
+            let now = Timestamp::now();
+            Ok(output.print(
+                || status::text_of_all(&all, now),
+                || status::json_of_all(&all),
+            ))
+        }
+        Question::Why {
+            name: Some(name),
+            wait,
+            output,
+        } => {
+            let limit = wait.map_or(why::LOOK, Duration::from_secs);
+            let answer = why::ask(&pools, &name, limit).await?;
+            Ok(output.print(|| why::text(&answer), || why::json(&answer)))
+        }
+        Question::Why {
+            name: None, output, ..
+        } => {
+            let all = pools.all().await?;
+            Ok(output.print(|| why::text_of_all(&all), || why::json_of_all(&all)))
         }
         Question::Report { name, output } => {
             let found = report::find(&pools, &name).await?;
@@ -189,23 +213,29 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             name,
             follow,
             timeout,
-        } => {
-            let asked = Timestamp::now().to_string();
-            verify::ask(&pools, &name, &asked).await?;
-            if !follow {
-                print("asked for; `kubectl cudarunner status` shows how far it is\n");
-                return Ok(ExitCode::SUCCESS);
-            }
-            let limit = Duration::from_secs(timeout);
-            let verdict = verify::follow(&pools, &name, &asked, limit, &mut print).await?;
-            Ok(ExitCode::from(verdict.exit_code()))
-        }
+        } => run_verification(&pools, &name, follow.then(|| Duration::from_secs(timeout))).await,
         Question::Release { name, node } => {
             let moment = Timestamp::now().to_string();
             release::release(&pools, &name, &node, &moment, &mut print).await?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Has the workflow run again, and follows it for as long as is said.
+async fn run_verification(
+    pools: &connect::Pools,
+    name: &str,
+    follow: Option<Duration>,
+) -> Result<ExitCode, String> {
+    let asked = Timestamp::now().to_string();
+    verify::ask(pools, name, &asked).await?;
+    let Some(limit) = follow else {
+        print("asked for; `kubectl cudarunner status` shows how far it is\n");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let verdict = verify::follow(pools, name, &asked, limit, &mut print).await?;
+    Ok(ExitCode::from(verdict.exit_code()))
 }
 
 #[cfg(test)]
@@ -240,7 +270,7 @@ mod tests {
             let args = std::iter::once(PROGRAM).chain(args.split(' '));
             let cli = Cli::try_parse_from(args).unwrap();
             assert!(
-                matches!(cli.command, Command::Ask(Question::Status { name, .. }) if name == "my-pool")
+                matches!(cli.command, Command::Ask(Question::Status { name: Some(name), .. }) if name == "my-pool")
             );
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cuda_runner_plan::condition::held;
+use cuda_runner_plan::why::causes;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RequiredChecksStatus, VerificationStatus};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -27,9 +27,10 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
         return out;
     };
     heading(&mut out, pool, status);
-    conditions(&mut out, status);
+    not_as_wished(&mut out, pool);
     runners(&mut out, status, now);
     quarantine(&mut out, status, now);
+    suspects(&mut out, status);
     stale_labels(&mut out, status);
     if let Some(verification) = &status.verification {
         self::verification(&mut out, verification, now);
@@ -49,9 +50,40 @@ pub(crate) fn json(pool: &CudaRunner) -> Value {
         "namespace": pool.namespace(),
         "name": pool.name_any(),
         "ready": is_ready(&status),
-        "held": held(&status),
+        "causes": causes(pool),
         "status": status,
     })
+}
+
+/// All pools, a line each.
+pub(crate) fn text_of_all(pools: &[CudaRunner], now: Timestamp) -> String {
+    if pools.is_empty() {
+        return "There is no CudaRunner.\n".to_owned();
+    }
+    let heading = ["POOL", "READY", "ONLINE", "BUSY", "QUEUED", "AGE", "WHY"];
+    let mut rows = vec![heading.map(str::to_owned)];
+    for pool in pools {
+        let status = pool.status.clone().unwrap_or_default();
+        let created = pool.metadata.creation_timestamp.as_ref();
+        let why = causes(pool).into_iter().next();
+        rows.push([
+            title(pool, "").trim_end().to_owned(),
+            if is_ready(&status) { "yes" } else { "no" }.to_owned(),
+            status.online.to_string(),
+            status.busy.to_string(),
+            status.queued.to_string(),
+            or_dash(created.map(|at| span(at.0, now))),
+            or_dash(why.map(|cause| cause.about)),
+        ]);
+    }
+    let mut out = String::new();
+    table(&mut out, &rows, 6);
+    out
+}
+
+/// The same for programs.
+pub(crate) fn json_of_all(pools: &[CudaRunner]) -> Value {
+    json!({"pools": pools.iter().map(json).collect::<Vec<_>>()})
 }
 
 fn is_ready(status: &CudaRunnerStatus) -> bool {
@@ -99,20 +131,16 @@ fn heading(out: &mut String, pool: &CudaRunner, status: &CudaRunnerStatus) {
         facts.push(format!("agent {version}{}", ends.unwrap_or_default()));
     }
     wrap(out, "", 0, &facts.join(", "));
-    if status.observed_generation != pool.metadata.generation {
-        out.push_str("The operator has not seen the newest spec yet.\n");
-    }
 }
 
-fn conditions(out: &mut String, status: &CudaRunnerStatus) {
-    let troubles = held(status);
-    if troubles.is_empty() {
+fn not_as_wished(out: &mut String, pool: &CudaRunner) {
+    let causes = causes(pool);
+    if causes.is_empty() {
         return;
     }
     out.push_str("\nNOT AS WISHED\n");
-    for condition in troubles {
-        let head = format!("  {} ({}): ", condition.type_, condition.reason);
-        wrap(out, &head, 4, &condition.message);
+    for cause in causes {
+        wrap(out, &format!("  {}: ", cause.about), 4, &cause.message);
     }
 }
 
@@ -166,6 +194,24 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     }
     out.push_str("\nQUARANTINE\n");
     table(out, &rows, 0);
+}
+
+/// Only those that are told: the others are in the status.
+fn suspects(out: &mut String, status: &CudaRunnerStatus) {
+    let mut rows = vec![["NODE", "DEVICE", "JOBS", "FAILED"].map(str::to_owned)];
+    let suspect = status.devices.iter().filter(|device| device.suspect);
+    rows.extend(suspect.map(|found| {
+        [
+            or_dash(found.node.as_ref()),
+            device(&found.uuid),
+            found.jobs.to_string(),
+            found.failed.to_string(),
+        ]
+    }));
+    if rows.len() > 1 {
+        out.push_str("\nSUSPECT DEVICES\n");
+        table(out, &rows, 1);
+    }
 }
 
 fn stale_labels(out: &mut String, status: &CudaRunnerStatus) {
@@ -347,12 +393,22 @@ mod tests {
     fn a_pool_that_the_operator_has_not_seen() {
         let mut pool = fixture::pool("spare");
         pool.metadata.generation = Some(8);
-        assert!(text(&pool, NOW).contains("has not seen the newest spec"));
+        assert!(text(&pool, NOW).contains("not read the last change"));
         pool.status = None;
         assert_eq!(
             text(&pool, NOW),
             "ci/spare has no status yet: does the operator run?\n"
         );
+    }
+
+    #[test]
+    fn all_pools_are_a_line_each() {
+        let all = [fixture::pool("my-pool"), fixture::pool("spare")];
+        let text = text_of_all(&all, NOW);
+        fixture::fits(&text);
+        insta::assert_snapshot!(text);
+        fixture::in_the_reference(&text);
+        assert_eq!(json_of_all(&all)["pools"].as_array().unwrap().len(), 2);
     }
 
     #[test]
@@ -362,7 +418,7 @@ mod tests {
             (&json["ready"], &json["name"]),
             (&json!(true), &json!("my-pool"))
         );
-        assert_eq!(json["held"].as_array().unwrap().len(), 3);
+        assert_eq!(json["causes"].as_array().unwrap().len(), 3);
         assert_eq!(json["status"]["runners"].as_array().unwrap().len(), 4);
     }
 }

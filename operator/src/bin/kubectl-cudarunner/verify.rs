@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use cuda_runner_plan::condition::held;
 use cuda_runner_plan::reason::{Reason, Stored};
+use cuda_runner_plan::why::troubles;
 use cudarunner_crds::{
     CudaRunner, VERIFY, VerificationState, VerificationStatus, VerifiedJobStatus,
 };
@@ -132,7 +132,7 @@ impl Progress {
             };
         }
         let status = pool.status.clone().unwrap_or_default();
-        let troubles = held(&status);
+        let troubles = troubles(&status);
         let find = |type_: &str| troubles.iter().find(|c| c.type_ == type_);
         let has_no_repository =
             |c: &&Condition| Stored::parse(&c.reason) == Reason::RepositoryMissing;

@@ -1,47 +1,111 @@
-//! `why`: what holds the pool or its jobs.
+//! `why`: what stands in the way of jobs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cuda_runner_plan::condition::held;
+use cuda_runner_plan::why::causes;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::ListParams;
 use kube::runtime::wait::{self, await_condition};
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use crate::connect::Pools;
 use crate::text::wrap;
 
-/// How long the operator may take to look at GitHub.
-const LOOK: Duration = Duration::from_secs(30);
+/// How long the operator may take to look at GitHub where nobody says: a person waits for the answer.
+pub(crate) const LOOK: Duration = Duration::from_millis(500);
+/// How long the operator's lease may take to be read.
+const ASK: Duration = Duration::from_millis(300);
+/// The operator's lease, in the namespace of its installation.
+const LEASE: &str = "cuda-runner-operator";
+/// A lease that was not renewed for so long has no holder: clocks differ by less.
+const STALE: Duration = Duration::from_mins(1);
 
-/// Has the operator look at GitHub, and reads the pool: also whether it has looked.
-pub(crate) async fn ask(pools: &Pools, name: &str) -> Result<(CudaRunner, bool), String> {
-    let asked = jiff::Timestamp::now().to_string();
+/// What is known of a pool, and how surely.
+pub(crate) struct Answer {
+    /// The pool, as it is after that.
+    pub(crate) pool: CudaRunner,
+    /// Why what it says of GitHub may be old; `None` where the operator has just looked.
+    pub(crate) doubt: Option<String>,
+}
+
+/// Has the operator look at GitHub, and reads the pool.
+pub(crate) async fn ask(pools: &Pools, name: &str, limit: Duration) -> Result<Answer, String> {
+    let asked = Timestamp::now().to_string();
     pools
         .annotate(&pools.namespace, name, LOOK_AGAIN, &asked)
         .await?;
     let looking = await_condition(pools.api(), name, has_looked(asked));
-    let looked = matches!(tokio::time::timeout(LOOK, looking).await, Ok(Ok(_)));
-    Ok((pools.get(name).await?, looked))
+    let has_looked = matches!(tokio::time::timeout(limit, looking).await, Ok(Ok(_)));
+    let doubt = if has_looked {
+        None
+    } else {
+        Some(doubt(pools).await)
+    };
+    Ok(Answer {
+        pool: pools.get(name).await?,
+        doubt,
+    })
 }
 
 fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
     move |resource: Option<&CudaRunner>| {
         let status = resource.and_then(|r| r.status.as_ref());
-        status.is_some_and(|s| s.looked_again.as_deref() == Some(&asked))
+        // In deletion the queue is of no use to anybody.
+        let goes = resource.is_some_and(|r| r.metadata.deletion_timestamp.is_some());
+        goes || status.is_some_and(|s| s.looked_again.as_deref() == Some(&asked))
     }
 }
 
-/// What holds the pool or its jobs, the figures, and the last failures.
-pub(crate) fn text(status: &CudaRunnerStatus, looked: bool) -> String {
-    let mut text = String::new();
-    let troubles = held(status);
-    for condition in &troubles {
-        let head = format!("{} ({}): ", condition.type_, condition.reason);
-        wrap(&mut text, &head, 2, &condition.message);
+/// Why the operator has not answered, as far as its lease tells.
+async fn doubt(pools: &Pools) -> String {
+    let which = ListParams::default().fields(&format!("metadata.name={LEASE}"));
+    let leases = Api::<Lease>::all(pools.client.clone());
+    let read = tokio::time::timeout(ASK, leases.list(&which)).await;
+    let Ok(Ok(leases)) = read else {
+        return "The operator has not looked at GitHub since you asked, so what is said of GitHub may be old. Does the operator run? --wait 30 gives it more time".to_owned();
+    };
+    let renewed = |lease: &Lease| {
+        let spec = lease.spec.as_ref()?;
+        spec.holder_identity
+            .as_ref()
+            .filter(|holder| !holder.is_empty())?;
+        Some(spec.renew_time.as_ref()?.0)
+    };
+    let newest = leases.items.iter().max_by_key(|lease| renewed(lease));
+    match newest.map(|lease| (lease, renewed(lease))) {
+        Some((_, Some(at))) if Timestamp::now().duration_since(at).unsigned_abs() < STALE => {
+            "The operator runs and has not looked at GitHub since you asked, so what is said of GitHub may be old. --wait 30 gives it more time".to_owned()
+        }
+        Some((lease, at)) => {
+            let namespace = lease.namespace().unwrap_or_default();
+            let seen = at.map_or_else(String::new, |at| format!(", and was last seen at {at}"));
+            format!(
+                "No operator runs: it has given up its lease{seen}. So all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
+            )
+        }
+        None => "No operator runs in this cluster: there is no lease of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
     }
-    if troubles.is_empty() {
+}
+
+/// What stands in the way of the pool's jobs, the figures, and the last failures.
+pub(crate) fn text(answer: &Answer) -> String {
+    let Answer { pool, doubt } = answer;
+    let status = pool.status.clone().unwrap_or_default();
+    let causes = causes(pool);
+    let mut text = String::new();
+    // It comes first where it says that all the rest is old.
+    if let Some(doubt) = doubt {
+        wrap(&mut text, "", 0, doubt);
+    }
+    for cause in &causes {
+        wrap(&mut text, &format!("{}: ", cause.about), 2, &cause.message);
+    }
+    if causes.is_empty() {
         text.push_str("Nothing holds this pool.\n");
     }
     let _ = writeln!(
@@ -49,36 +113,61 @@ pub(crate) fn text(status: &CudaRunnerStatus, looked: bool) -> String {
         "{} queued, {} online, {} busy, {} at the gate, {} pending",
         status.queued, status.online, status.busy, status.gated, status.pending
     );
-    for (runner, waiting) in waiting(status) {
-        wrap(&mut text, &format!("{runner} waits: "), 2, waiting);
+    let is_said = |words: &str| causes.iter().any(|cause| cause.message.contains(words));
+    for (runner, waiting) in waiting(&status) {
+        if !is_said(core(waiting)) {
+            wrap(&mut text, &format!("{runner} waits: "), 2, waiting);
+        }
     }
-    for failure in &status.last_failures {
-        let head = format!("{} {} ({}): ", failure.at.0, failure.runner, failure.reason);
-        wrap(&mut text, &head, 2, &failure.message);
-    }
-    if !looked {
-        wrap(
-            &mut text,
-            "",
-            0,
-            "The operator has not looked at GitHub in time; this may be old. Does it run, and are the credentials valid?",
-        );
-    }
+    failures(&mut text, &status, is_said);
     text
 }
 
+/// What a runner waits for, without Kubernetes' word for it and what a preemption would bring: the part that a condition
+/// repeats.
+fn core(waiting: &str) -> &str {
+    let said = waiting.split_once(": ").map_or(waiting, |(_, said)| said);
+    let said = said
+        .split_once(" preemption: ")
+        .map_or(said, |(said, _)| said);
+    said.trim_end_matches('.')
+}
+
+/// The last failures, newest first; those in a row that say the same are one paragraph, and one that is said above is short.
+fn failures(text: &mut String, status: &CudaRunnerStatus, is_said: impl Fn(&str) -> bool) {
+    let same = |a: &cudarunner_crds::FailureStatus, b: &cudarunner_crds::FailureStatus| {
+        a.message == b.message && a.reason == b.reason
+    };
+    for run in status.last_failures.chunk_by(same) {
+        let [first, others @ ..] = run else { continue };
+        let more = match others.len() {
+            0 => String::new(),
+            more => format!(" and {more} before"),
+        };
+        let head = format!("{} {}{more} ({}): ", first.at.0, first.runner, first.reason);
+        let message = if is_said(&first.message) {
+            "as above"
+        } else {
+            &first.message
+        };
+        wrap(text, &head, 2, message);
+    }
+}
+
 /// The same for programs.
-pub(crate) fn json(status: &CudaRunnerStatus, looked: bool) -> Value {
+pub(crate) fn json(answer: &Answer) -> Value {
+    let status = answer.pool.status.clone().unwrap_or_default();
     json!({
-        "held": held(status),
+        "causes": causes(&answer.pool),
         "queued": status.queued,
         "online": status.online,
         "busy": status.busy,
         "gated": status.gated,
         "pending": status.pending,
-        "waiting": waiting(status),
+        "waiting": waiting(&status),
         "lastFailures": status.last_failures,
-        "looked": looked,
+        "looked": answer.doubt.is_none(),
+        "doubt": answer.doubt,
     })
 }
 
@@ -91,15 +180,60 @@ fn waiting(status: &CudaRunnerStatus) -> BTreeMap<&str, &str> {
     waiting.collect()
 }
 
+/// Pools that something holds, each with what it is; the others are counted.
+pub(crate) fn text_of_all(pools: &[CudaRunner]) -> String {
+    let mut text = String::new();
+    let mut free = 0_u32;
+    for pool in pools {
+        let causes = causes(pool);
+        if causes.is_empty() {
+            free = free.saturating_add(1);
+            continue;
+        }
+        let namespace = pool.namespace().unwrap_or_default();
+        let _ = writeln!(text, "{namespace}/{}", pool.name_any());
+        for cause in &causes {
+            wrap(
+                &mut text,
+                &format!("  {}: ", cause.about),
+                4,
+                &cause.message,
+            );
+        }
+    }
+    let held = pools.len().saturating_sub(free as usize);
+    let _ = match (held, free) {
+        (0, 0) => writeln!(text, "There is no CudaRunner."),
+        (0, _) => writeln!(text, "Nothing holds any of the {free} pools."),
+        (_, 0) => Ok(()),
+        _ => writeln!(
+            text,
+            "Nothing holds the other pools, {free} of {}.",
+            pools.len()
+        ),
+    };
+    text
+}
+
+/// The same for programs.
+pub(crate) fn json_of_all(pools: &[CudaRunner]) -> Value {
+    let of = |pool: &CudaRunner| json!({"namespace": pool.namespace(), "name": pool.name_any(), "causes": causes(pool)});
+    json!({"pools": pools.iter().map(of).collect::<Vec<_>>()})
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture;
+    use crate::played::{Step, play};
+
+    fn answer(pool: CudaRunner) -> Answer {
+        Answer { pool, doubt: None }
+    }
 
     #[test]
     fn what_holds_is_said_and_what_does_not_is_left_out() {
-        let status = fixture::pool("my-pool").status.unwrap();
-        let text = text(&status, true);
+        let text = text(&answer(fixture::pool("my-pool")));
         fixture::fits(&text);
         insta::assert_snapshot!(text);
         fixture::in_the_reference(&text);
@@ -108,41 +242,126 @@ mod tests {
 
     #[test]
     fn a_pool_that_nothing_holds_says_so() {
-        let status = CudaRunnerStatus::default();
-        assert!(super::text(&status, true).starts_with("Nothing holds"));
-        assert!(super::text(&status, false).contains("not looked"));
+        let text = text(&answer(fixture::pool("spare")));
+        assert!(text.starts_with("Nothing holds"), "{text}");
     }
 
     #[test]
     fn a_pool_that_is_not_ready_for_a_reason_that_may_pass_says_it() {
-        let mut status = fixture::pool("my-pool").status.unwrap();
+        let mut pool = fixture::pool("my-pool");
+        let status = pool.status.as_mut().unwrap();
         status.conditions.retain(|c| c.type_ == "Ready");
         status.conditions[0].status = "False".to_owned();
-        assert!(super::text(&status, true).starts_with("Ready ("));
+        assert!(text(&answer(pool)).starts_with("Ready ("));
     }
 
     #[test]
     fn what_a_runner_waits_for_is_said_though_others_are_online() {
-        let mut status = fixture::pool("spare").status.unwrap();
+        let mut pool = fixture::pool("spare");
+        let status = pool.status.as_mut().unwrap();
         let word = "container runner, image a/b:1: ImagePullBackOff: not found";
         status.runners.truncate(1);
         status.runners[0].waiting = Some(word.to_owned());
-        let text = super::text(&status, true);
+        let text = text(&answer(pool.clone()));
         assert!(
             text.replace('\n', " ").contains("waits: container runner"),
             "{text}"
         );
-        assert_eq!(json(&status, true)["waiting"].as_object().unwrap().len(), 1);
+        assert_eq!(json(&answer(pool))["waiting"].as_object().unwrap().len(), 1);
     }
 
     #[test]
-    fn programs_get_the_conditions_too() {
-        let status = fixture::pool("my-pool").status.unwrap();
-        let json = json(&status, false);
-        assert_eq!(json["held"][0]["type"], "GpuHealthy");
+    fn each_thing_is_said_once() {
+        // Given three failures in a row for the same reason, which a condition tells too
+        let mut pool = fixture::pool("my-pool");
+        let status = pool.status.as_mut().unwrap();
+        let failure = status.last_failures[0].clone();
+        status.last_failures = vec![failure.clone(), failure.clone(), failure.clone()];
+        // Then its words are there once, and one line tells of all three
+        let text = text(&answer(pool)).replace("\n  ", " ");
+        assert_eq!(text.matches(&failure.message).count(), 1, "{text}");
+        assert!(
+            text.contains("and 2 before (GateFailed): as above"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn programs_get_the_causes_too() {
+        let doubted = Answer {
+            pool: fixture::pool("my-pool"),
+            doubt: Some("old".to_owned()),
+        };
+        let json = json(&doubted);
+        assert_eq!(json["causes"][0]["about"], "GpuHealthy (NodesQuarantined)");
         assert_eq!(
             (&json["queued"], &json["looked"]),
             (&json!(2), &json!(false))
         );
+    }
+
+    #[test]
+    fn of_all_pools_those_are_told_that_something_holds() {
+        let (held, free) = (fixture::pool("my-pool"), fixture::pool("spare"));
+        let text = text_of_all(&[free.clone(), held]);
+        fixture::fits(&text);
+        assert!(text.starts_with("ci/my-pool\n  GpuHealthy ("), "{text}");
+        assert!(
+            text.ends_with("Nothing holds the other pools, 1 of 2.\n"),
+            "{text}"
+        );
+        assert_eq!(text_of_all(&[free]), "Nothing holds any of the 1 pools.\n");
+        assert_eq!(text_of_all(&[]), "There is no CudaRunner.\n");
+    }
+
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+
+    /// What is said of an operator that does not look, whose lease is like this.
+    async fn doubted(leases: Step) -> String {
+        let (pools, server) = play(vec![leases]);
+        let doubt = doubt(&pools).await;
+        drop(pools);
+        server.await.unwrap();
+        doubt
+    }
+
+    fn lease(holder: &str, renewed: Timestamp) -> Vec<Value> {
+        let renewed = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(renewed);
+        vec![json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": LEASE, "namespace": "gpu-ci"},
+            "spec": {"holderIdentity": holder, "renewTime": renewed},
+        })]
+    }
+
+    #[tokio::test]
+    async fn an_operator_that_does_not_look_is_told_from_one_that_is_not_there() {
+        let now = Timestamp::now();
+        let path = || LEASES.to_owned();
+        for (leases, words) in [
+            (
+                Step::List(path(), lease("op-1", now)),
+                "The operator runs and has not looked",
+            ),
+            (
+                Step::List(path(), lease("op-1", now - Duration::from_mins(5))),
+                "and was last seen at",
+            ),
+            (
+                Step::List(path(), lease("", now)),
+                "kubectl get pods --namespace gpu-ci",
+            ),
+            (
+                Step::List(path(), vec![]),
+                "No operator runs in this cluster",
+            ),
+            (
+                Step::Refused(format!("GET {LEASES}"), 403),
+                "Does the operator run?",
+            ),
+        ] {
+            let said = doubted(leases).await;
+            assert!(said.contains(words), "{said}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{device_page, job, pool_link, says, time, whole};
-use cuda_runner_plan::fleet::{Device, Event, EventKind, Fleet, Node, Tally, compared};
+use cuda_runner_plan::fleet::{Device, Event, EventKind, Fleet, Node, Tally};
 
 /// One device, by its UUID; `None` where nothing is known of it.
 #[must_use]
@@ -20,10 +20,10 @@ pub fn device(fleet: &Fleet, uuid: &str) -> Option<String> {
         .iter()
         .filter(|event| event.devices.iter().any(|device| device == uuid))
         .collect();
-    if now.is_empty() && events.is_empty() {
+    let compared = fleet.compared(uuid);
+    if now.is_empty() && events.is_empty() && compared.is_none() {
         return None;
     }
-    let (own, others) = compared(&fleet.history, uuid);
     let body = html! {
         h1 { (uuid) }
         dl {
@@ -34,10 +34,11 @@ pub fn device(fleet: &Fleet, uuid: &str) -> Option<String> {
                 @if device.job.is_some() { dt { "Job" } dd { (job(device.job.as_ref())) } }
             }
             @if now.is_empty() { dt { "Now" } dd { "no runner holds it" } }
-            dt { "Failed" } dd {
-                (tally(own)) " gates and jobs on this device; "
-                (tally(others)) " on the other devices of its pools"
-                @if stands_out(own, others) { " " span.bad { "It fails more often than they do." } }
+            @if let Some((own, others)) = compared {
+                dt { "Failed jobs" } dd {
+                    (tally(own)) " on this device, " (tally(others)) " on the other devices of its pools."
+                    @if own.suspect { " " span.bad { "More than chance explains." } }
+                }
             }
         }
         h2 { "Gates and jobs" }
@@ -48,14 +49,7 @@ pub fn device(fleet: &Fleet, uuid: &str) -> Option<String> {
 
 /// `3 of 5`.
 fn tally(tally: Tally) -> String {
-    format!("{} of {}", tally.failed, tally.total)
-}
-
-/// Whether a device has failed more than once, and at more than twice the rate of the others.
-fn stands_out(own: Tally, others: Tally) -> bool {
-    let own_rate = u64::from(own.failed).saturating_mul(u64::from(others.total.max(1)));
-    let others_rate = u64::from(others.failed).saturating_mul(u64::from(own.total));
-    own.failed > 1 && own_rate > others_rate.saturating_mul(2)
+    format!("{} of {}", tally.failed, tally.jobs)
 }
 
 /// One pool; `None` where there is none of this name.

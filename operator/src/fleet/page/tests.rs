@@ -1,4 +1,6 @@
-use cuda_runner_plan::fleet::{API_VERSION, Event, EventKind, Hours, HoursRow, Waiting};
+use cuda_runner_plan::fleet::{
+    API_VERSION, DeviceJobs, Event, EventKind, Hours, HoursRow, Waiting,
+};
 
 use super::*;
 
@@ -57,6 +59,13 @@ pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
             gated: 1,
             online: 2,
             busy: 1,
+            devices: vec![DeviceJobs {
+                uuid: "GPU-00000000".to_owned(),
+                node: Some("node-000".to_owned()),
+                jobs: 5,
+                failed: 3,
+                suspect: true,
+            }],
             quarantined: 1,
             queue: Waiting {
                 jobs: 3,
@@ -120,6 +129,16 @@ fn every_device_is_a_square_and_leads_to_its_page() {
     let page = fleet(&sample(3));
     assert_eq!(page.matches("href=\"device?uuid=").count(), 24);
     assert!(page.contains("not ready") && page.contains("cordoned"));
+}
+
+#[test]
+fn a_device_that_fails_more_than_the_others_is_named() {
+    let page = device(&sample(1), "GPU-00000000").unwrap();
+    assert!(
+        page.contains("3 of 5 on this device, 0 of 0 on the other"),
+        "{page}"
+    );
+    assert!(page.contains("More than chance explains."));
 }
 
 #[test]

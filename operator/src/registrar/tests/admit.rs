@@ -1,7 +1,7 @@
 //! What a report must show: a good one, changed in one way each.
 
 use gate_report::preflight::{Check, CheckOutcome, Preflight, PreflightFinding};
-use gate_report::{Device, Driver, Outcome, Report, SCHEMA, Version};
+use gate_report::{Device, Driver, Outcome, Peers, Report, SCHEMA, Version};
 
 use crate::registrar::{Decision, Policy, admit};
 
@@ -11,6 +11,7 @@ pub(super) fn policy() -> Policy {
         min_compute_capability: Version::new(7, 0),
         min_cuda_version: Version::new(12, 0),
         require_managed_memory: true,
+        require_peer_access: true,
         require_preflight: true,
         pod: "pool-a".to_owned(),
         node: Some("node-a".to_owned()),
@@ -41,6 +42,11 @@ pub(super) fn report() -> Report {
             ..Driver::default()
         }),
         devices: vec![device.clone(), device],
+        peers: Some(Peers {
+            pairs: 2,
+            with_access: 2,
+            ..Peers::default()
+        }),
         preflight: Some(Preflight {
             findings: vec![finding(CheckOutcome::Ok), warning],
         }),
@@ -84,6 +90,25 @@ fn each_demand_of_the_pool_is_held_up_to_the_report() {
     }
     let without = |r: &mut Report| r.devices[1].concurrent_managed_access = false;
     assert_eq!(verdict(without), "ManagedMemory");
+    // The pairs are counted by the devices, not by what the report says of them
+    let fewer = |r: &mut Report| {
+        let peers = r.peers.as_mut().unwrap();
+        (peers.pairs, peers.with_access) = (1, 1);
+    };
+    assert_eq!(verdict(fewer), "PeerAccess");
+    assert_eq!(verdict(|r| r.peers = None), "PeerAccess");
+}
+
+#[test]
+fn one_device_has_no_peer_to_reach() {
+    let mut report = report();
+    report.devices.truncate(1);
+    report.peers = None;
+    let single = Policy {
+        devices: Some(1),
+        ..policy()
+    };
+    assert_eq!(admit(&report, &single), Decision::Admit);
 }
 
 #[test]

@@ -66,6 +66,7 @@ impl Backend for StubBackend {
                     min_compute_capability: Version::new(7, 0),
                     min_cuda_version: Version::new(12, 0),
                     require_managed_memory: false,
+                    require_peer_access: false,
                     require_preflight: false,
                     pod: pod.name.clone(),
                     node: pod.node.clone(),

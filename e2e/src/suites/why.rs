@@ -1,0 +1,135 @@
+//! `kubectl cudarunner why` on a cluster: true, and at once, also where no runner can come. The words of each situation are
+//! tested beside the operator's plan; here are those that more than the plan takes part in.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use cudarunner_crds::CudaRunner;
+use github_simulator::faults::Action;
+use kube::{Api, api::DeleteParams};
+use serde_json::json;
+
+use super::{Ctx, SOON, plugin::plugin};
+
+const LIST: &str = "actions/list-self-hosted-runners-for-repo";
+/// An answer that did not wait for anything: the plugin gives the operator half a second. How long it takes on a quiet
+/// machine is the benchmark's to say.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    a_stalled_pool(ctx).await?;
+    no_runner_is_wanted(ctx).await?;
+    more_runners_than_gpus(ctx).await?;
+    github_does_not_answer(ctx).await?;
+    in_deletion_around_a_job(ctx).await
+}
+
+/// What is said of a pool; the lines of a paragraph are one.
+async fn why(ctx: &Ctx, arguments: &[&str]) -> Result<String> {
+    let start = Instant::now();
+    let arguments = [&["why"], arguments].concat();
+    let said = plugin(ctx, 0, &arguments).await?.replace("\n  ", " ");
+    let took = start.elapsed();
+    ensure!(
+        arguments.contains(&"--wait") || took < AT_ONCE,
+        "after {took:?}: {said}"
+    );
+    Ok(said)
+}
+
+/// Waits until these words are said of a pool.
+async fn says(ctx: &Ctx, pool: &str, words: &str) -> Result<String> {
+    ctx.wait_for(&format!("{words:?} of {pool}"), SOON, async || {
+        let said = why(ctx, &[pool, "--wait", "30"]).await?;
+        Ok(said.contains(words).then_some(said))
+    })
+    .await
+}
+
+async fn a_stalled_pool(ctx: &Ctx) -> Result<()> {
+    let credentials = json!({"github": {"credentialsRef": {"name": "nowhere"}}});
+    ctx.apply(&ctx.pool("stalled", credentials)).await?;
+    ctx.condition("stalled", "Stalled", "True", "SecretNotFound")
+        .await?;
+    // Nobody is waited for, and the operator is not blamed
+    let said = says(ctx, "stalled", "Stalled (SecretNotFound): ").await?;
+    ensure!(
+        said.matches("nowhere").count() == 1 && !said.contains("operator"),
+        "{said}"
+    );
+    // Nor among all pools
+    let said = why(ctx, &[]).await?;
+    let heading = format!("{}/stalled", ctx.namespace);
+    ensure!(said.contains(&heading), "{said}");
+    ctx.delete("stalled").await
+}
+
+async fn no_runner_is_wanted(ctx: &Ctx) -> Result<()> {
+    let labels = ["self-hosted", "none"];
+    ctx.apply(&ctx.pool("none", json!({"replicas": 0, "labels": labels})))
+        .await?;
+    ctx.queue_for("in-vain", &labels, "true", false).await?;
+    let said = says(ctx, "none", "1 job waits, and spec.replicas is 0").await?;
+    // What it says helps
+    let command = said.split('`').nth(1).unwrap_or_default();
+    let words: Vec<&str> = command.split(' ').skip(1).collect();
+    ctx.kubectl(&words).await?;
+    ctx.wait_for("the job to be done", SOON, async || {
+        let jobs = ctx.github.jobs().await?;
+        let done = jobs
+            .iter()
+            .any(|job| job.name == "in-vain" && job.conclusion.is_some());
+        Ok(done.then_some(()))
+    })
+    .await?;
+    ctx.delete("none").await
+}
+
+async fn more_runners_than_gpus(ctx: &Ctx) -> Result<()> {
+    ctx.apply(&ctx.pool("many", json!({"replicas": 5}))).await?;
+    let said = says(ctx, "many", "Runners are online, though not all").await?;
+    ensure!(
+        said.contains("RunnersOnline (Unschedulable)") && said.contains("nvidia.com/gpu"),
+        "{said}"
+    );
+    ensure!(said.matches("Insufficient").count() == 1, "{said}");
+    ctx.delete("many").await
+}
+
+async fn github_does_not_answer(ctx: &Ctx) -> Result<()> {
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    ctx.idle("pool", 1).await?;
+    let outage = Action::Answer {
+        status: 503,
+        body: None,
+        headers: [].into(),
+        after_handling: false,
+    };
+    ctx.inject(LIST, 2, outage).await?;
+    let said = says(ctx, "pool", "503").await?;
+    ensure!(said.starts_with("CredentialsValid ("), "{said}");
+    ensure!(said.matches("503").count() == 1, "{said}");
+    says(ctx, "pool", "Nothing holds this pool.").await?;
+    Ok(())
+}
+
+async fn in_deletion_around_a_job(ctx: &Ctx) -> Result<()> {
+    let job = ctx.hold("long").await?;
+    let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
+    ctx.wait_for("the runner to be busy", SOON, async || {
+        Ok((ctx.status("pool").await?.busy == 1).then_some(()))
+    })
+    .await?;
+    let pools: Api<CudaRunner> = ctx.api();
+    pools.delete("pool", &DeleteParams::default()).await?;
+    let said = why(ctx, &["pool"]).await?;
+    ensure!(
+        said.starts_with("Deletion: ") && said.contains(&format!("The jobs on {runner} are")),
+        "{said}"
+    );
+    ctx.github.release(job).await?;
+    ctx.wait_for("the pool to be gone", SOON, async || {
+        Ok(pools.get_opt("pool").await?.is_none().then_some(()))
+    })
+    .await
+}
