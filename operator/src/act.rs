@@ -1,6 +1,7 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
 pub mod events;
+pub mod hours;
 pub mod image;
 pub mod job;
 pub mod nodes;
@@ -62,6 +63,9 @@ pub async fn act(
     plan: &mut Plan,
 ) -> Outcome {
     ctx.events.publish(pool, &plan.notices);
+    if ctx.fence.check().is_ok() {
+        hours::report(ctx, std::mem::take(&mut plan.ended));
+    }
     unused::let_go(ctx, pool);
     let actions = std::mem::take(&mut plan.actions);
     let lets_go = actions.contains(&Action::RemoveFinalizer);

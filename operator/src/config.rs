@@ -101,6 +101,10 @@ pub struct Config {
     #[command(flatten)]
     pub marks: NodeMarks,
 
+    /// Count GPU seconds by repository, too. Whoever reads the metrics sees the repositories' names then.
+    #[arg(long, env)]
+    pub metrics_by_repository: bool,
+
     /// Allow GitHub servers by plain http, which sends credentials unencrypted.
     #[arg(long, env)]
     pub insecure_github: bool,

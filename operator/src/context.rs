@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::status::writes::Writes;
+use crate::ended::EndedRunners;
 use crate::github::Clients;
 use crate::lease::Fence;
 use crate::listen::Listeners;
@@ -62,6 +63,8 @@ pub struct Context {
     pub specs: Specs,
     /// What is remembered between reconciles.
     pub memory: Memory,
+    /// Runners that have ended.
+    pub ended: EndedRunners,
     /// Who listens for the jobs of pools.
     pub listeners: Listeners,
     /// The writes of statuses that are under way.
@@ -133,6 +136,7 @@ impl Context {
     /// Lets go of everything that belongs to a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.memory.forget(key);
+        self.ended.forget(key);
         self.listeners.forget(key);
         self.clients.last.forget(key);
         self.status_writes.forget(key);

@@ -88,6 +88,12 @@ impl Knows for Source {
                 builder.runner(runner, running.as_ref());
             });
         }
+        if ctx.fence.check().is_ok() {
+            builder.counts_hours();
+        }
+        for runner in ctx.ended.last() {
+            builder.ended(&runner);
+        }
         builder.finish()
     }
 }

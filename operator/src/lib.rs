@@ -10,6 +10,7 @@ pub mod act;
 pub mod config;
 pub mod context;
 pub mod controllers;
+pub mod ended;
 pub mod error;
 pub mod fleet;
 pub mod github;

@@ -2,8 +2,10 @@
 //!
 //! - [`catalogue`]: which metrics there are.
 //! - `page`: how they are written.
+//! - `hours`: what runners that have ended come to.
 
 pub mod catalogue;
+mod hours;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,8 @@ use crate::github::budget::Usage;
 use crate::github::{Client, Fingerprint};
 use crate::registrar::Decision;
 use cuda_runner_plan::condition::kind;
+use cuda_runner_plan::demand::Capacity;
+use cuda_runner_plan::hours::RunnerHours;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::quarantine::is_active;
 use cuda_runner_plan::reason::{Reason, Stored};
@@ -54,6 +58,7 @@ struct State {
     pools: BTreeMap<PoolKey, PoolSeries>,
     first_online: Histogram,
     reconciles: Histogram,
+    by_repository: bool,
 }
 
 impl Default for State {
@@ -62,6 +67,7 @@ impl Default for State {
             pools: BTreeMap::new(),
             first_online: Histogram::new(WAIT_BUCKETS),
             reconciles: Histogram::new(RECONCILE_BUCKETS),
+            by_repository: false,
         }
     }
 }
@@ -78,6 +84,7 @@ struct PoolSeries {
     refused_jobs: u64,
     reruns: BTreeMap<(&'static str, &'static str), u64>,
     queued: Option<Histogram>,
+    hours: hours::HoursSeries,
     errors: BTreeMap<&'static str, u64>,
 }
 
@@ -116,6 +123,10 @@ pub struct PoolGauges {
     breaker_open: bool,
     verified: Option<bool>,
     credential: Option<Fingerprint>,
+    address: Option<Fingerprint>,
+    queued: Option<u64>,
+    oldest_queued: Option<Timestamp>,
+    capacity: Option<Capacity>,
 }
 
 impl PoolGauges {
@@ -155,8 +166,18 @@ impl PoolGauges {
                 .is_some_and(|c| Stored::parse(&c.reason) == Reason::BreakerOpen),
             verified: status.verification.as_ref().and_then(last_result),
             credential: client.map(Client::credential),
+            address: address(pool),
+            queued: plan.queue.and_then(|queue| u64::try_from(queue.jobs).ok()),
+            oldest_queued: plan.queue.and_then(|queue| queue.oldest),
+            capacity: plan.capacity,
         }
     }
+}
+
+/// A hash of the address at which a pool registers: pools of one repository have the same.
+fn address(pool: &Pool) -> Option<Fingerprint> {
+    let url = pool.spec.as_ref().ok()?.url.to_string();
+    Some(Fingerprint::of(&[url.as_bytes()]))
 }
 
 /// Whether the last verification that has ended was green.
@@ -207,6 +228,23 @@ impl News {
 }
 
 impl Metrics {
+    /// Tells repositories apart from now on.
+    #[must_use]
+    pub fn by_repository(self, by_repository: bool) -> Self {
+        self.lock().by_repository = by_repository;
+        self
+    }
+
+    /// Counts a runner that has ended.
+    pub fn ended(&self, hours: &RunnerHours) {
+        let key = PoolKey {
+            namespace: hours.namespace.clone(),
+            name: hours.pool.clone(),
+        };
+        let by_repository = self.lock().by_repository;
+        self.pool(&key, |series| series.hours.add(hours, by_repository));
+    }
+
     /// Takes in how a reconcile has seen a pool.
     pub fn saw(&self, pool: &PoolKey, gauges: PoolGauges) {
         self.pool(pool, |series| series.gauges = Some(gauges));

@@ -10,9 +10,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
+use crate::act::hours;
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context, STATUS_WRITES};
 use crate::controllers::control;
+use crate::ended::EndedRunners;
 use crate::error::RunError;
 use crate::fleet::{self, Source};
 use crate::github::Clients;
@@ -70,7 +72,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     }
     // First of all: a process that waits for what must be there lives.
     let health = listen(config.health_listen).await?;
-    let started = Arc::default();
+    let started: Arc<OnceLock<Started>> = Arc::default();
     let ended = tokio::select! {
         _ = server::serve(health, Arc::clone(&started)) => Err(RunError::Ended("the health endpoint")),
         ended = operate(&config, telemetry, election.as_mut(), &started) => ended,
@@ -79,6 +81,9 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
             Ok(())
         }
     };
+    if let Some(started) = started.get() {
+        hours::report_waiting(&started.ctx);
+    }
     if let Some(election) = &mut election {
         election.release().await;
     }
@@ -183,10 +188,11 @@ impl Beginning {
             config_maps: Objects::new(client, Arc::clone(&waker), breadth),
             specs: Specs::new(config.insecure_github),
             memory: Memory::default(),
+            ended: EndedRunners::default(),
             listeners: Listeners::default(),
             status_writes: PerPool::default(),
             status_turns: Arc::new(Semaphore::new(STATUS_WRITES)),
-            metrics: Metrics::default(),
+            metrics: Metrics::default().by_repository(config.metrics_by_repository),
             events: Events::start(
                 acting.clone(),
                 Reporter {

@@ -54,6 +54,7 @@ pub(super) fn everything() -> Value {
             "egressPorts": [443, 3128],
         },
         "metrics": {
+            "byRepository": true,
             "serviceMonitor": {"enabled": true, "labels": {"release": "p"}, "interval": "15s"},
             "prometheusRule": {"enabled": true, "labels": {"release": "p"}},
             "dashboard": {"enabled": true, "labels": {"grafana": "yes"}},

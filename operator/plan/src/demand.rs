@@ -131,31 +131,102 @@ fn queued(pool: &Pool, spec: &Spec, observed: &Observed) -> Option<usize> {
     )
 }
 
+/// How many jobs can run at a time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Capacity {
+    /// How many.
+    pub jobs: usize,
+    /// Why no more.
+    pub limit: Limit,
+}
+
+impl Capacity {
+    fn bound(&mut self, jobs: usize, limit: Limit) {
+        if jobs < self.jobs {
+            *self = Self { jobs, limit };
+        }
+    }
+}
+
+/// What limits how many jobs can run at a time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Limit {
+    /// What the spec says.
+    MaxRunners,
+    /// The GPUs of the nodes that are there and well.
+    Gpus,
+    /// A pod finds no room.
+    Unscheduled,
+    /// The pause after a failure.
+    Backoff,
+    /// Too many nodes fail.
+    Breaker,
+    /// GitHub does not let us in.
+    GitHub,
+}
+
+impl Limit {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::MaxRunners => "MaxRunners",
+            Self::Gpus => "GPUs",
+            Self::Unscheduled => "Unscheduled",
+            Self::Backoff => "Backoff",
+            Self::Breaker => "Breaker",
+            Self::GitHub => "GitHub",
+        }
+    }
+}
+
 /// Jobs that GitHub may assign to the pool at a time: what can run, so that others wait where another pool finds them.
-pub(super) fn capacity(spec: &Spec, observed: &Observed, health: &Health, now: Timestamp) -> usize {
+pub(super) fn capacity(
+    spec: &Spec,
+    observed: &Observed,
+    health: &Health,
+    now: Timestamp,
+) -> Capacity {
     let max = spec.size.max;
     let count =
         |wanted: &dyn Fn(&Runner) -> bool| observed.runners.iter().filter(|r| wanted(r)).count();
-    let pauses = health.not_before.is_some_and(|moment| now < moment);
-    let is_held = observed.access != Access::Granted || health.quarantine.breaker.is_some();
-    if pauses || is_held {
-        return count(&Runner::is_online).min(max);
+    if let Some(limit) = held(observed, health, now) {
+        let jobs = count(&Runner::is_online).min(max);
+        return Capacity { jobs, limit };
     }
     // A pod that waits shows that GPUs are in use by others than runners, too.
     let placed = count(&|r| r.is_active(now) && r.node.is_some());
     let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
-    let max = if stuck > 0 { placed.min(max) } else { max };
+    let mut capacity = Capacity {
+        jobs: max,
+        limit: Limit::MaxRunners,
+    };
+    if stuck > 0 {
+        capacity.bound(placed, Limit::Unscheduled);
+    }
     if let Some(rooms) = rooms(spec, observed, health) {
         let on_others = |r: &Runner| {
             let node = r.node.as_deref();
             r.phase == RunnerPhase::Busy && node.is_none_or(|node| !rooms.contains_key(node))
         };
-        return rooms
+        let fit = rooms
             .values()
-            .fold(count(&on_others), |all, room| all.saturating_add(*room))
-            .min(max);
+            .fold(count(&on_others), |all, room| all.saturating_add(*room));
+        capacity.bound(fit, Limit::Gpus);
     }
-    max
+    capacity
+}
+
+/// What keeps the pool from new runners, whatever there is.
+fn held(observed: &Observed, health: &Health, now: Timestamp) -> Option<Limit> {
+    if observed.access != Access::Granted {
+        return Some(Limit::GitHub);
+    }
+    if health.quarantine.breaker.is_some() {
+        return Some(Limit::Breaker);
+    }
+    let pauses = health.not_before.is_some_and(|moment| now < moment);
+    pauses.then_some(Limit::Backoff)
 }
 
 /// How many runners fit on each node that is there and well, beside those of other pools; `None` where that is not known, and where there is no such

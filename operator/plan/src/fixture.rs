@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Access, Entry, Listing, NodeFacts, Observed};
 use crate::model::hardware::{Hardware, Product};
+use crate::model::life::Life;
 use crate::model::pool::{FINALIZER, Pool};
 use crate::model::runner::{End, Failure, Job, Runner};
 use crate::reason::Reason;
@@ -52,6 +53,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
     Observed {
         runners,
         vanished: vec![],
+        gone: vec![],
         expected: BTreeSet::new(),
         unanswered: BTreeSet::new(),
         ask_for_pods: None,
@@ -120,6 +122,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         is_over: true,
         heard: None,
         job_pod: None,
+        life: Life::default(),
         devices_held: BTreeMap::new(),
         name: name.to_owned(),
         uid: format!("uid-{name}"),

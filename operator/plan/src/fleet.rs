@@ -5,6 +5,7 @@
 
 mod document;
 mod history;
+mod hours;
 mod nodes;
 mod queue;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus};
 use gate_report::clean;
 use jiff::Timestamp;
 
+use crate::hours::RunnerHours;
 use crate::model::github::Repository;
 use crate::model::key::PoolKey;
 use crate::model::runner::Runner;
@@ -41,7 +43,7 @@ pub struct Builder {
     nodes: Nodes,
     pools: Vec<Pool>,
     history: History,
-    hours: Option<Hours>,
+    hours: Option<hours::Sums>,
     /// The pool that runners are of.
     current: Option<Current>,
 }
@@ -129,17 +131,26 @@ impl Builder {
         self.history.runner(&pool.key, runner);
     }
 
-    /// Adds the hours.
-    pub fn hours(&mut self, hours: Hours) {
-        self.hours = Some(hours);
+    /// Begins to count hours: from now on their absence means that nothing has ended.
+    pub fn counts_hours(&mut self) {
+        self.hours.get_or_insert_default();
+    }
+
+    /// Adds a runner that has ended.
+    pub fn ended(&mut self, runner: &RunnerHours) {
+        hours::add(self.hours.get_or_insert_default(), runner);
+        self.history.ended(runner);
     }
 
     /// The document.
     #[must_use]
     pub fn finish(self) -> Fleet {
         let Self {
-            mut pools, history, ..
+            mut pools,
+            mut history,
+            ..
         } = self;
+        history.merge();
         let failed = history.failed_last();
         let seen = history.seen();
         let (nodes_visible, others_visible) = self.nodes.visible();
@@ -161,7 +172,7 @@ impl Builder {
             pools,
             pools_not_listed,
             history: history.finish(),
-            hours: self.hours,
+            hours: self.hours.map(hours::Sums::finish),
         }
     }
 }

@@ -192,6 +192,29 @@ fn done(runner: &Runner) -> Option<EndedJob> {
     runner.done.clone().or_else(heard)
 }
 
+/// The job of a runner that is over, whether the status has it or not: the last one that has ended, or one that was cut
+/// short.
+pub(super) fn of_runner(pool: &Pool, runner: &Runner) -> Option<JobStatus> {
+    let spec = pool.spec.as_ref().ok()?;
+    let cut = || {
+        let job = runner.under_way.as_ref().or(runner.heard.as_ref())?;
+        let finished = runner.life.over.unwrap_or(runner.since);
+        Some(EndedJob {
+            job: job.clone(),
+            started: job.time(runner.created, finished),
+            finished,
+            refused: None,
+        })
+    };
+    Some(entry(spec, runner, &done(runner).or_else(cut)?))
+}
+
+/// What GitHub says of a job, where it was asked.
+pub(super) fn read<'a>(job: &JobStatus, observed: &'a Observed) -> Option<&'a RunJob> {
+    let answer = || observed.jobs.runs.get(&run_of(job)?)?.as_deref();
+    among(job, &observed.verification).or_else(|| found(job, answer()?))
+}
+
 /// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.
 fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
     let job = &done.job;
@@ -221,15 +244,13 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
 
 /// Takes in what GitHub says, or sees that it will not.
 fn settle(job: &mut JobStatus, observed: &Observed, now: Timestamp) {
-    let runs = &observed.jobs.runs;
-    let answer = run_of(job).and_then(|run| runs.get(&run));
-    let read = answer.and_then(Option::as_deref).unwrap_or_default();
-    if let Some(found) = among(job, &observed.verification).or_else(|| found(job, read)) {
+    if let Some(found) = read(job, observed) {
         job.conclusion = found.conclusion.as_deref().map(short);
         job.job = short(&found.name);
         job.awaits_conclusion = false;
         return;
     }
+    let answer = run_of(job).and_then(|run| observed.jobs.runs.get(&run));
     let denied = observed.jobs.denied_until.is_some_and(|until| now < until);
     let is_gone = answer.is_some_and(Option::is_none);
     // No sooner than an answer would have come: jobs are reported in batches.

@@ -14,6 +14,7 @@ pub mod demand;
 mod devices;
 pub mod fleet;
 pub mod health;
+pub mod hours;
 pub mod jobs;
 pub mod kind;
 mod labels;
@@ -96,6 +97,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
             conditions::leaving(pool, now, &mut plan);
         }
         teardown::plan(pool, observed, since, now, &mut plan);
+        hours::plan(pool, observed, now, &mut plan);
         return plan;
     }
     if !pool.finalizer {
@@ -104,6 +106,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let health = health::assess(pool, observed, now);
     version::plan(pool, observed, now, &mut plan);
     jobs::plan(pool, observed, now, &mut plan);
+    hours::plan(pool, observed, now, &mut plan);
     if let Ok(spec) = &pool.spec {
         let case = Case {
             pool,
@@ -112,6 +115,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
             health: &health,
             now,
         };
+        plan.capacity = Some(demand::capacity(spec, observed, &health, now));
         scale_set::plan(case, &mut plan);
         runners::plan(case, &mut plan);
         verify::plan(case, &mut plan);

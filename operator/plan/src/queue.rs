@@ -12,6 +12,15 @@ use crate::reason::Reason;
 /// A queue that is due is read at the next reconcile, which does not follow at once.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
+/// The jobs that wait for a pool.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Waiting {
+    /// How many.
+    pub jobs: i32,
+    /// Since when the first of them waits, where GitHub says it.
+    pub oldest: Option<Timestamp>,
+}
+
 /// Counts the jobs that wait for this pool.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if is_out_of_reach(pool, observed, now) {
@@ -33,11 +42,13 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     }
     let by_scale_set = observed.scale_set.is_some();
     if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {
-        let ours = jobs
-            .iter()
-            .filter(|job| job.is_served_by(&spec.labels))
-            .count();
-        plan.status.queued = i32::try_from(ours).unwrap_or(i32::MAX);
+        let ours = jobs.iter().filter(|job| job.is_served_by(&spec.labels));
+        let length = i32::try_from(ours.clone().count()).unwrap_or(i32::MAX);
+        plan.status.queued = length;
+        plan.queue = Some(Waiting {
+            jobs: length,
+            oldest: ours.filter_map(|job| job.created_at).min(),
+        });
     }
 }
 
@@ -179,6 +190,7 @@ mod tests {
                     .map(|(name, labels)| QueuedJob {
                         run: 17,
                         name: (*name).to_owned(),
+                        created_at: Some(ago(90)),
                         labels: strings(labels),
                     })
                     .collect(),
@@ -274,5 +286,7 @@ mod tests {
         );
         assert_eq!(queue_served(&plan).0, "True");
         assert_eq!(plan.status.queued, 1);
+        let oldest = Some(ago(90));
+        assert_eq!(plan.queue, Some(Waiting { jobs: 1, oldest }));
     }
 }

@@ -6,6 +6,7 @@ use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
+use super::queue::Waiting;
 use super::{Access, Action, Case, Observed, Plan, demand};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
@@ -39,7 +40,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         plan.wake_in(demand::POLL);
     }
     plan.acted_on = facts.listening.as_ref().map(|l| (l.set, l.heard.number));
-    let capacity = demand::capacity(spec, observed, health, now);
+    let capacity = plan.capacity.map_or(0, |capacity| capacity.jobs);
     let may_write = observed.access == Access::Granted && pool.finalizer;
     match &facts.known {
         Known::Absent if may_write => {
@@ -70,6 +71,11 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
         let queued = i32::try_from(waiting.saturating_add(statistics.available));
         plan.status.queued = queued.unwrap_or(i32::MAX);
+        // Messages tell how many wait, and not since when.
+        plan.queue = Some(Waiting {
+            jobs: plan.status.queued,
+            oldest: None,
+        });
     }
 }
 

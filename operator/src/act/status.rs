@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
@@ -31,6 +31,8 @@ use writes::Writes;
 const GATHER: SignedDuration = SignedDuration::from_secs(5);
 /// The same while jobs end one after another: then each runner has its share of the writes and of their cost.
 const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(30);
+/// The same where jobs are few: who is busy is shown almost at once.
+const GATHER_BUSY: SignedDuration = SignedDuration::from_secs(2);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
 
@@ -69,20 +71,39 @@ pub fn decide(
         || old.required_checks != new.required_checks
         || old.stale_labels != new.stale_labels
         || old.quarantine != new.quarantine;
-    let last_job = new.last_jobs.first().map(|job| job.finished_at.0);
-    let gather = if last_job.is_some_and(|end| now < end.after(JOBS)) {
-        GATHER_JOBS
-    } else {
-        GATHER
-    };
     let wait = written.map_or(SignedDuration::ZERO, |at| {
-        at.after(gather).duration_since(now)
+        at.after(gather(old, new, now)).duration_since(now)
     });
     if meaning_changed || !wait.is_positive() {
         Write::Now
     } else {
         Write::In(wait)
     }
+}
+
+/// For how long changes of mere counts are gathered.
+fn gather(old: &CudaRunnerStatus, new: &CudaRunnerStatus, now: Timestamp) -> SignedDuration {
+    let has_jobs = |status: &CudaRunnerStatus| {
+        let last = status.last_jobs.first().map(|job| job.finished_at.0);
+        last.is_some_and(|end| now < end.after(JOBS))
+    };
+    // The job that ends after a quiet time is no sign of others.
+    if has_jobs(old) {
+        GATHER_JOBS
+    } else if old.busy != new.busy || !busy(old).eq(busy(new)) {
+        GATHER_BUSY
+    } else if has_jobs(new) {
+        GATHER_JOBS
+    } else {
+        GATHER
+    }
+}
+
+/// The runners that are shown as busy.
+fn busy(status: &CudaRunnerStatus) -> impl Iterator<Item = &str> {
+    let runners = status.runners.iter();
+    let busy = runners.filter(|runner| runner.phase == RunnerPhase::Busy);
+    busy.map(|runner| runner.name.as_str())
 }
 
 /// Whether what differs is only shown: no later reconcile depends on its being stored, and after a restart it is found
@@ -325,6 +346,65 @@ mod tests {
             ..old.clone()
         };
         assert_eq!(decide(&old, &recorded, just_now, NOW), Write::Now);
+    }
+
+    #[test]
+    fn who_is_busy_is_shown_at_once_where_jobs_are_few() {
+        let seconds = SignedDuration::from_secs;
+        let status = |phase: &str, ended: Option<i64>| CudaRunnerStatus {
+            runners: vec![
+                serde_json::from_value(json!({"name": "a", "phase": phase, "since": NOW})).unwrap(),
+            ],
+            last_jobs: ended
+                .map(|ago| {
+                    let at = NOW - seconds(ago);
+                    let job = json!({"job": "build", "runner": "a", "finishedAt": at});
+                    serde_json::from_value(job).unwrap()
+                })
+                .into_iter()
+                .collect(),
+            ..CudaRunnerStatus::default()
+        };
+        for (what, old, new, wait) in [
+            ("a job begins", ("Idle", None), ("Busy", None), 2),
+            ("a job ends", ("Busy", None), ("Finished", Some(0)), 2),
+            (
+                "a job begins a minute later",
+                ("Idle", Some(61)),
+                ("Busy", Some(61)),
+                2,
+            ),
+            (
+                "another begins soon",
+                ("Idle", Some(9)),
+                ("Busy", Some(9)),
+                30,
+            ),
+            (
+                "another ends soon",
+                ("Busy", Some(9)),
+                ("Finished", Some(0)),
+                30,
+            ),
+            (
+                "the next runner comes up",
+                ("Finished", Some(9)),
+                ("Idle", Some(9)),
+                30,
+            ),
+            ("a runner comes up", ("Gated", None), ("Idle", None), 5),
+        ] {
+            let (old, new) = (status(old.0, old.1), status(new.0, new.1));
+            let written = NOW - SignedDuration::from_millis(500);
+            let wait = seconds(wait) - SignedDuration::from_millis(500);
+            assert_eq!(
+                decide(&old, &new, Some(written), NOW),
+                Write::In(wait),
+                "{what}"
+            );
+            let written = NOW - seconds(30);
+            assert_eq!(decide(&old, &new, Some(written), NOW), Write::Now, "{what}");
+        }
     }
 
     #[test]

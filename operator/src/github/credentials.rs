@@ -148,7 +148,7 @@ impl fmt::Debug for Credentials {
 
 impl Fingerprint {
     /// Each part goes in with its length, so that no two lists of parts look alike.
-    pub(super) fn of(parts: &[&[u8]]) -> Self {
+    pub(crate) fn of(parts: &[&[u8]]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         for part in parts {
             context.update(&(part.len() as u64).to_be_bytes());

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     pages::What,
     single::Single,
 };
+use cuda_runner_plan::model::time::perhaps_reported;
 
 /// Pages of runs of each state that are looked into: the newest. A longer queue is as long for the pool.
 const PAGES: usize = 2;
@@ -63,6 +65,7 @@ impl Client {
                 waiting.extend(queued.map(|job| QueuedJob {
                     run: run.id,
                     name: job.name.0,
+                    created_at: job.created_at,
                     labels: job.labels.0.into_iter().map(|label| label.0).collect(),
                 }));
             }
@@ -80,6 +83,8 @@ struct Run {
 struct Job {
     name: Short,
     status: Short,
+    #[serde(default, deserialize_with = "perhaps_reported")]
+    created_at: Option<Timestamp>,
     #[serde(default)]
     labels: AtMost<Short, MOST_LABELS>,
 }

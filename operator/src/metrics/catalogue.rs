@@ -1,7 +1,7 @@
 //! Which metrics there are: name, type, labels and help of each.
 //!
 //! A label holds a namespace, the name of a pool, a word of ours, an opaque hash, or one of a few names of products: no
-//! runner, node, device or message.
+//! runner, node, device or message. Repositories are named only where that is switched on.
 
 use std::fmt;
 
@@ -153,6 +153,16 @@ impl<const N: usize> Series<'_, N> {
             .encode_counter(&value, none)
     }
 
+    /// A counter of which labels without a value are left out.
+    pub(super) fn counter_without_empty(&mut self, values: [&str; N], value: u64) -> fmt::Result {
+        let labels = self.labelled(values).into_iter();
+        let labels: Vec<_> = labels.filter(|(_, value)| !value.is_empty()).collect();
+        let none: Option<&Exemplar<NoLabelSet, u64>> = None;
+        self.encoder
+            .encode_family(&labels)?
+            .encode_counter(&value, none)
+    }
+
     pub(super) fn histogram(&mut self, values: [&str; N], value: &Histogram) -> fmt::Result {
         let labels = self.labelled(values);
         value.encode(self.encoder.encode_family(&labels)?)
@@ -176,11 +186,11 @@ const fn metric<const N: usize>(
 use Kind::{Counter, Gauge, Histogram as Buckets, Info};
 
 pub(super) static BUILD: Metric<1> = metric(Info, "build", ["version"], "The operator's version");
-pub(super) static POOL: Metric<3> = metric(
+pub(super) static POOL: Metric<4> = metric(
     Info,
     "pool",
-    ["namespace", "pool", "credential"],
-    "The credential that a pool uses, as an opaque hash",
+    ["namespace", "pool", "credential", "address"],
+    "The credential that a pool uses, and its address on GitHub, each as an opaque hash",
 );
 pub(super) static RUNNERS: Metric<3> = metric(
     Gauge,
@@ -254,6 +264,54 @@ pub(super) static RERUNS: Metric<4> = metric(
     ["namespace", "pool", "cause", "result"],
     "Jobs that a GPU or a node ended, as in status.reruns: Started where GitHub runs them again, Skipped where it does not",
 );
+pub(super) static GPU_SECONDS: Metric<4> = metric(
+    Counter,
+    "gpu_seconds",
+    ["namespace", "pool", "use", "repository"],
+    "Seconds for which GPUs were held by runners that have ended, times their GPUs, by use: gate, idle, job, lost; repository only with --metrics-by-repository",
+);
+pub(super) static JOBS: Metric<3> = metric(
+    Counter,
+    "jobs",
+    ["namespace", "pool", "conclusion"],
+    "Jobs of runners that have ended, by GitHub's word for how the job ended; unknown where GitHub has not said it",
+);
+pub(super) static JOB_QUEUED: Metric<2> = metric(
+    Buckets,
+    "job_queued_seconds",
+    ["namespace", "pool"],
+    "Time from queued to started, of jobs of runners that have ended",
+);
+pub(super) static JOB_RUN: Metric<2> = metric(
+    Buckets,
+    "job_duration_seconds",
+    ["namespace", "pool"],
+    "Time from started to ended, of jobs of runners that have ended",
+);
+pub(super) static QUEUED_JOBS: Metric<2> = metric(
+    Gauge,
+    "queued_jobs",
+    ["namespace", "pool"],
+    "Jobs known to wait for a pool, as in the resource's status; pools with the same labels count the same jobs",
+);
+pub(super) static OLDEST_QUEUED: Metric<2> = metric(
+    Gauge,
+    "oldest_queued_job_seconds",
+    ["namespace", "pool"],
+    "Age of the oldest of these jobs, where GitHub lists them; absent where none waits",
+);
+pub(super) static CAPACITY: Metric<2> = metric(
+    Gauge,
+    "job_capacity",
+    ["namespace", "pool"],
+    "Jobs that can run at a time on what is there and well",
+);
+pub(super) static CAPACITY_LIMIT: Metric<3> = metric(
+    Gauge,
+    "job_capacity_limit",
+    ["namespace", "pool", "limit"],
+    "1 for what limits that: MaxRunners is the spec, GPUs are those of the nodes, Unscheduled is a pod without room, Backoff the pause after a failure, Breaker too many bad nodes, GitHub no access",
+);
 pub(super) static FIRST_ONLINE: Metric<0> = metric(
     Buckets,
     "first_online_seconds",
@@ -310,7 +368,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 23] = [
+pub static ALL: [Entry; 31] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -319,12 +377,20 @@ pub static ALL: [Entry; 23] = [
     QUARANTINED.entry(),
     BREAKER.entry(),
     VERIFIED.entry(),
+    QUEUED_JOBS.entry(),
+    OLDEST_QUEUED.entry(),
+    CAPACITY.entry(),
+    CAPACITY_LIMIT.entry(),
     GATES.entry(),
     GATE_SECONDS.entry(),
     REGISTRATIONS.entry(),
     FAILURES.entry(),
     REFUSED_JOBS.entry(),
     RERUNS.entry(),
+    GPU_SECONDS.entry(),
+    JOBS.entry(),
+    JOB_QUEUED.entry(),
+    JOB_RUN.entry(),
     FIRST_ONLINE.entry(),
     QUEUED.entry(),
     RECONCILES.entry(),

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry;
 
 use super::catalogue as metric;
-use super::{Metrics, PoolSeries};
+use super::{Metrics, PoolGauges, PoolSeries, hours};
 use crate::github::Fingerprint;
 use crate::github::budget::Usage;
+use cuda_runner_plan::model::life::seconds;
 
 /// The type of the page.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -130,8 +132,9 @@ fn seen(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
     };
     let mut samples = metric::POOL.open(encoder)?;
     for ([namespace, pool], gauges) in with_gauges() {
-        if let Some(credential) = gauges.credential {
-            samples.info([namespace, pool, &credential.to_string()])?;
+        if let Some((credential, address)) = gauges.credential.zip(gauges.address) {
+            let hashes = [credential, address].map(|hash| hash.to_string());
+            samples.info([namespace, pool, &hashes[0], &hashes[1]])?;
         }
     }
     let mut samples = metric::RUNNERS.open(encoder)?;
@@ -164,6 +167,39 @@ fn seen(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
     for (pool, gauges) in with_gauges() {
         if let Some(passed) = gauges.verified {
             samples.gauge(pool, u64::from(passed))?;
+        }
+    }
+    queues(with_gauges, encoder)
+}
+
+/// How many jobs wait, and how many can run.
+fn queues<'a, I>(pools: impl Fn() -> I, encoder: &mut DescriptorEncoder) -> fmt::Result
+where
+    I: Iterator<Item = ([&'a str; 2], &'a PoolGauges)>,
+{
+    let mut samples = metric::QUEUED_JOBS.open(encoder)?;
+    for (pool, gauges) in pools() {
+        if let Some(queued) = gauges.queued {
+            samples.gauge(pool, queued)?;
+        }
+    }
+    let now = Timestamp::now();
+    let mut samples = metric::OLDEST_QUEUED.open(encoder)?;
+    for (pool, gauges) in pools() {
+        if let Some(oldest) = gauges.oldest_queued {
+            samples.gauge(pool, seconds(oldest, now))?;
+        }
+    }
+    let mut samples = metric::CAPACITY.open(encoder)?;
+    for (pool, gauges) in pools() {
+        if let Some(capacity) = gauges.capacity {
+            samples.gauge(pool, capacity.jobs as u64)?;
+        }
+    }
+    let mut samples = metric::CAPACITY_LIMIT.open(encoder)?;
+    for ([namespace, pool], gauges) in pools() {
+        if let Some(capacity) = gauges.capacity {
+            samples.gauge([namespace, pool, capacity.limit.word()], 1)?;
         }
     }
     Ok(())
@@ -207,5 +243,6 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter([namespace, pool, cause, result], *count)?;
         }
     }
-    Ok(())
+    let ended: Vec<_> = pools.iter().map(|(p, s)| (*p, &s.hours)).collect();
+    hours::write(&ended, encoder)
 }

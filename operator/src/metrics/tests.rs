@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::github::budget::{Cost, Ending};
 use crate::github::{Credentials, TOKEN};
+use cuda_runner_plan::hours::{JobOfRunner, Seconds};
+use cuda_runner_plan::queue::Waiting;
 use cuda_runner_plan::{self, fixture};
 
 fn key(name: &str) -> PoolKey {
@@ -91,9 +93,84 @@ fn rerun(state: RerunState) -> RerunStatus {
     serde_json::from_value(rerun).unwrap()
 }
 
+/// A runner of two GPUs that has ended after a job of this repository.
+fn hours(repository: &str, conclusion: Option<&str>) -> RunnerHours {
+    RunnerHours {
+        namespace: "ci".to_owned(),
+        pool: "pool".to_owned(),
+        runner: "pool-aaaaa".to_owned(),
+        uid: "u".to_owned(),
+        node: None,
+        gpus: 2,
+        devices: vec![],
+        product: None,
+        held_from: Some(fixture::ago(100)),
+        held_until: fixture::NOW,
+        seconds: Seconds {
+            gate: 10,
+            idle: 50,
+            job: 40,
+            lost: 0,
+        },
+        reason: None,
+        job: Some(JobOfRunner {
+            repository: Some(repository.to_owned()),
+            workflow: String::new(),
+            run_id: None,
+            attempt: None,
+            job: "train".to_owned(),
+            conclusion: conclusion.map(str::to_owned),
+            queued_seconds: Some(30),
+            run_seconds: Some(38),
+        }),
+    }
+}
+
+/// The series of a metric on the page.
+fn series(metrics: &Metrics, name: &str) -> Vec<String> {
+    let page = metrics.page(|_| true, vec![]);
+    let of_name = page.lines().filter(|line| line.starts_with(name));
+    of_name.map(str::to_owned).collect()
+}
+
+#[test]
+fn repositories_are_told_apart_only_where_that_is_asked_for_and_not_without_bound() {
+    let metrics = Metrics::default();
+    metrics.ended(&hours("acme/widgets", None));
+    let gpu = "cudarunner_gpu_seconds_total";
+    assert_eq!(
+        series(&metrics, gpu),
+        [("gate", 20), ("idle", 100), ("job", 80), ("lost", 0)].map(|(used, seconds)| format!(
+            r#"{gpu}{{namespace="ci",pool="pool",use="{used}"}} {seconds}"#
+        ))
+    );
+    let metrics = Metrics::default().by_repository(true);
+    for number in 0..150 {
+        metrics.ended(&hours(&format!("acme/r{number}"), None));
+    }
+    // A hundred of them, and the others together
+    assert_eq!(series(&metrics, gpu).len(), 101 * 4);
+    let others =
+        format!(r#"{gpu}{{namespace="ci",pool="pool",use="job",repository="other"}} 4000"#);
+    assert!(series(&metrics, gpu).contains(&others));
+}
+
+#[test]
+fn conclusions_are_githubs_words_or_ours() {
+    let metrics = Metrics::default();
+    for said in [Some("failure"), Some("failure"), Some("a new word"), None] {
+        metrics.ended(&hours("acme/widgets", said));
+    }
+    let jobs = "cudarunner_jobs_total";
+    let expected = [("failure", 2), ("other", 1), ("unknown", 1)].map(|(word, count)| {
+        format!(r#"{jobs}{{namespace="ci",pool="pool",conclusion="{word}"}} {count}"#)
+    });
+    assert_eq!(series(&metrics, jobs), expected);
+}
+
 /// A pool that is used, with one fact of each kind.
 fn recorded() -> Metrics {
-    let metrics = Metrics::default();
+    let metrics = Metrics::default().by_repository(true);
     let pool = fixture::pool(2);
     let observed = fixture::observed(vec![
         fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Idle),
@@ -108,6 +185,10 @@ fn recorded() -> Metrics {
     plan.status.verification = Some(verification(VerificationState::Failed));
     plan.failed = vec![(Class::Device, Reason::GateFailed)];
     plan.refused_jobs = 2;
+    plan.queue = Some(Waiting {
+        jobs: 3,
+        oldest: None,
+    });
     plan.status.reruns = vec![rerun(RerunState::Started), rerun(RerunState::Waiting)];
     let used = &pool.key;
     let mut gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);
@@ -137,6 +218,7 @@ fn recorded() -> Metrics {
         let report = failed(Class::Device, code, name);
         metrics.gate(used, &report, &Decision::Failed);
     }
+    metrics.ended(&hours("acme/widgets", Some("success")));
     metrics.registered(used, "ok");
     metrics.registered(used, "RateLimited");
     metrics

@@ -9,6 +9,7 @@ pub mod gpu;
 mod job;
 pub mod jobs;
 mod left;
+mod life;
 pub mod marks;
 pub mod others;
 pub mod pod;
@@ -90,6 +91,7 @@ pub async fn observe(
         reruns,
         scale_set,
         quarantined,
+        gone: ctx.pods.gone(&pool.key),
         ..known
     };
     let is_in_use = observed.access == Access::Granted && pool.deleting.is_none();

@@ -11,6 +11,7 @@ use super::disruption;
 use super::end::end_of;
 use super::gpu::{Gpu, running_since};
 use super::job;
+use super::life;
 use super::marks::{done, under_way};
 use super::status::{
     all_ready, annotation, condition, container, ended_at, is_over, spec_of, transition, words,
@@ -49,6 +50,7 @@ pub fn read(pod: &Pod) -> Runner {
         .map_or(Timestamp::UNIX_EPOCH, |t| t.0);
     let reached = State::of(pod, created);
     let reached_phase = reached.phase;
+    let life = life::of(pod, reached.phase, reached.since);
     let state = reached.leaving(pod);
     let gpu = Gpu::of(pod);
     let report = gpu.report();
@@ -89,6 +91,7 @@ pub fn read(pod: &Pod) -> Runner {
         heard: None,
         disruption: disruption::target(pod),
         job_pod: job::of(pod),
+        life,
     }
 }
 

@@ -20,6 +20,7 @@ use cuda_runner_plan::{NewRunner, PodSettings, fixture};
 
 mod ends;
 mod jobs;
+mod lives;
 mod moments;
 
 /// A pod in whose container the gate runs, or one that was let in.

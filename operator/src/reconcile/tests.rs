@@ -22,6 +22,7 @@ use kube::runtime::controller::Action as Next;
 use super::{guarded, on_error};
 use crate::act::events::Events;
 use crate::context::{CREATIONS, Context, STATUS_WRITES};
+use crate::ended::EndedRunners;
 use crate::error::ReconcileError;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
@@ -175,6 +176,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),
         specs: Specs::new(false),
         memory: Memory::default(),
+        ended: EndedRunners::default(),
         listeners: Listeners::default(),
         status_writes: PerPool::default(),
         status_turns: Arc::new(Semaphore::new(STATUS_WRITES)),

@@ -59,9 +59,15 @@ impl Waker {
         self.listening.store(true, Ordering::Release);
     }
 
+    /// Whether there is a controller: this replica leads.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Acquire)
+    }
+
     /// Has the pool looked at.
     pub fn wake(&self, pool: &PoolKey) {
-        if self.listening.load(Ordering::Acquire) {
+        if self.is_listening() {
             // The receiver lives as long as the process: a failure means that the process ends.
             let _ = self.sender.unbounded_send(reference(pool));
         }

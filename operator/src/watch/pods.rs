@@ -1,7 +1,7 @@
 //! The runner pods, by pool.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cudarunner_crds::MAX_LAST_FAILURES;
 use futures::StreamExt as _;
@@ -17,14 +17,19 @@ use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
 use cuda_runner_plan::model::pool::PoolKey;
-use cuda_runner_plan::model::runner::{End, Failure, Runner};
+use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
 
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]
 pub struct Pods {
     pools: RwLock<HashMap<PoolKey, BTreeMap<String, Runner>>>,
     vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
+    gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
 }
+
+/// Runners whose pods are gone and that nobody has told of yet: so many are kept, of all pools together. They wait for a
+/// job's conclusion some minutes at most.
+const MOST_GONE: usize = 10_000;
 
 impl Pods {
     /// The runners of a pool.
@@ -71,6 +76,36 @@ impl Pods {
     pub fn forget(&self, pool: &PoolKey) {
         let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(pool);
+        self.gone_ones().retain(|(of, _)| of != pool);
+    }
+
+    /// Runners of a pool whose pods are gone, in the order in which they went; kept until [`Self::told`].
+    pub fn gone(&self, pool: &PoolKey) -> Vec<Arc<Gone>> {
+        let gone = self.gone_ones();
+        let of_pool = gone.iter().filter(|(of, _)| of == pool);
+        of_pool.map(|(_, gone)| Arc::clone(gone)).collect()
+    }
+
+    /// Whether a runner whose pod is gone, by its uid, had not been told of until now.
+    pub fn told(&self, uid: &str) -> bool {
+        let mut gone = self.gone_ones();
+        let place = gone.iter().position(|(_, gone)| gone.runner.uid == uid);
+        place.and_then(|place| gone.remove(place)).is_some()
+    }
+
+    fn gone_ones(&self) -> MutexGuard<'_, VecDeque<(PoolKey, Arc<Gone>)>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a runner whose pod is gone.
+    fn note_gone(&self, key: &PoolKey, runner: Runner, at: Timestamp) {
+        let mut gone = self.gone_ones();
+        if gone.len() >= MOST_GONE
+            && let Some((pool, lost)) = gone.pop_front()
+        {
+            tracing::warn!(%pool, runner = lost.runner.name, "the hours of a runner are lost: too many have ended at once");
+        }
+        gone.push_back((key.clone(), Arc::new(Gone { runner, at })));
     }
 
     /// The pool and the runner of a pod.
@@ -129,24 +164,36 @@ impl Pods {
     /// Takes in a pod; the pool that it belongs to if anything that we read has changed.
     pub(crate) fn apply(&self, pod: &Pod) -> Option<PoolKey> {
         let key = pool_of(pod)?;
-        let runner = read(pod);
+        let mut runner = read(pod);
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let runners = pools.entry(key.clone()).or_default();
+        if let Some(before) = runners.get(&runner.name) {
+            runner.follow(before);
+        }
         let changed = runners.get(&runner.name) != Some(&runner);
         runners.insert(runner.name.clone(), runner);
         changed.then_some(key)
     }
 
-    fn remove(&self, key: &PoolKey, pod: &Pod) {
-        let runner = read(pod);
+    /// Takes a pod away; `leads` where this replica tells of it.
+    fn remove(&self, key: &PoolKey, pod: &Pod, leads: bool) {
+        let mut runner = read(pod);
         let name = &runner.name;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(runners) = pools.get_mut(key) {
-            runners.remove(name);
+            let before = runners.remove(name);
+            if let Some(before) = before {
+                runner.follow(&before);
+            }
             if runners.is_empty() {
                 pools.remove(key);
             }
         }
+        // Before the runners are shown without it: in between it would be in neither.
+        if leads {
+            self.note_gone(key, runner.clone(), Timestamp::now());
+        }
+        drop(pools);
         let is_news = match &runner.end {
             Some(End::JobDone(_)) => true,
             Some(End::Failed(failure)) => failure.is_unasked(),
@@ -163,7 +210,12 @@ impl Pods {
     }
 
     /// Removes what a new list of `scope` does not hold; the pools concerned.
-    fn retain(&self, scope: &Scope, listed: &HashSet<(PoolKey, String)>) -> Vec<PoolKey> {
+    fn retain(
+        &self,
+        scope: &Scope,
+        listed: &HashSet<(PoolKey, String)>,
+        leads: bool,
+    ) -> Vec<PoolKey> {
         let mut changed = vec![];
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         for (key, runners) in pools.iter_mut() {
@@ -171,10 +223,13 @@ impl Pods {
                 Scope::Cluster => true,
                 Scope::Namespace(namespace) => key.namespace == *namespace,
             };
-            let before = runners.len();
-            runners.retain(|name, _| !covered || listed.contains(&(key.clone(), name.clone())));
-            if runners.len() != before {
+            let is_gone = |name: &str| covered && !listed.contains(&(key.clone(), name.to_owned()));
+            let mut gone = runners.extract_if(.., |name, _| is_gone(name)).peekable();
+            if gone.peek().is_some() {
                 changed.push(key.clone());
+            }
+            for (_, runner) in gone.filter(|_| leads) {
+                self.note_gone(key, runner, Timestamp::now());
             }
         }
         pools.retain(|_, runners| !runners.is_empty());
@@ -235,7 +290,7 @@ pub async fn follow(
                 take(&pods, &pod, &waker);
             }
             Ok(Event::InitDone) => {
-                for pool in pods.retain(&scope, &listed) {
+                for pool in pods.retain(&scope, &listed, waker.is_listening()) {
                     waker.wake(&pool);
                 }
                 listed = HashSet::new();
@@ -244,7 +299,10 @@ pub async fn follow(
             Ok(Event::Apply(pod)) => take(&pods, &pod, &waker),
             Ok(Event::Delete(pod)) => {
                 if let Some(pool) = pool_of(&pod) {
-                    said(guard::step(|| pods.remove(&pool, &pod)), &pod);
+                    said(
+                        guard::step(|| pods.remove(&pool, &pod, waker.is_listening())),
+                        &pod,
+                    );
                     waker.wake(&pool);
                 }
             }
@@ -262,10 +320,7 @@ mod tests {
     fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
         // Given pods of which one was evicted, and two deleted, one of them idle, in the state in which they vanish
         let pods = Pods::default();
-        let key = PoolKey {
-            namespace: "ci".to_owned(),
-            name: "pool".to_owned(),
-        };
+        let key = fixture_key();
         for (name, conditions) in [
             (
                 "pool-aaaaa",
@@ -293,7 +348,7 @@ mod tests {
                     "state": {"running": {}},
                 }]},
             });
-            pods.remove(&key, &serde_json::from_value(pod).unwrap());
+            pods.remove(&key, &serde_json::from_value(pod).unwrap(), false);
         }
 
         // Then the first is still shown, and gone when it has been reported
@@ -304,6 +359,65 @@ mod tests {
         assert_eq!(names(false), ["pool-aaaaa"]);
         assert_eq!(names(true), Vec::<String>::new());
         assert_eq!(names(false), Vec::<String>::new());
+    }
+
+    /// A pod of this name, that is ready.
+    fn idle(name: &str) -> Pod {
+        let pod = json!({
+            "metadata": {
+                "name": name, "namespace": "ci", "uid": name, "labels": {cudarunner_crds::POOL_LABEL: "pool"},
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "CudaRunner", "name": "pool", "uid": "u"}
+                ],
+            },
+            "status": {"conditions": [{"type": "PodScheduled", "status": "True"}]},
+        });
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn each_pod_that_goes_is_kept_until_it_is_told_of() {
+        // Given three pods, of which one goes while the watch looks, and one while it does not
+        let (pods, key) = (Pods::default(), fixture_key());
+        for name in ["pool-aaaaa", "pool-bbbbb", "pool-ccccc"] {
+            pods.apply(&idle(name));
+        }
+        pods.remove(&key, &idle("pool-aaaaa"), true);
+        let listed = HashSet::from([(key.clone(), "pool-ccccc".to_owned())]);
+        assert_eq!(pods.retain(&Scope::Cluster, &listed, true).len(), 1);
+
+        // Then both are kept, and each is told of once
+        let names = || -> Vec<String> {
+            let gone = pods.gone(&key).into_iter();
+            gone.map(|gone| gone.runner.name.clone()).collect()
+        };
+        assert_eq!(names(), ["pool-aaaaa", "pool-bbbbb"]);
+        assert!(pods.told("pool-aaaaa"));
+        assert!(!pods.told("pool-aaaaa"));
+        assert_eq!(names(), ["pool-bbbbb"]);
+
+        // And where another replica leads, nothing is kept
+        pods.remove(&key, &idle("pool-ccccc"), false);
+        assert_eq!(names(), ["pool-bbbbb"]);
+        pods.forget(&key);
+        assert_eq!(names(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn of_those_that_nobody_tells_of_the_oldest_are_dropped() {
+        let (pods, key) = (Pods::default(), fixture_key());
+        let one = read(&idle("pool-aaaaa"));
+        for _ in 0..=MOST_GONE {
+            pods.note_gone(&key, one.clone(), Timestamp::UNIX_EPOCH);
+        }
+        assert_eq!(pods.gone(&key).len(), MOST_GONE);
+    }
+
+    fn fixture_key() -> PoolKey {
+        PoolKey {
+            namespace: "ci".to_owned(),
+            name: "pool".to_owned(),
+        }
     }
 
     use http::{Request, Response};

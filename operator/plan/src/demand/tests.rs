@@ -221,7 +221,7 @@ fn jobs_that_wait_for_more_gpus_have_pods_that_wait_for_nodes() {
 
 fn capacity_of(pool: &Pool, seen: &Observed) -> usize {
     let spec = pool.spec.as_ref().unwrap();
-    capacity(spec, seen, &health::assess(pool, seen, NOW), NOW)
+    capacity(spec, seen, &health::assess(pool, seen, NOW), NOW).jobs
 }
 
 #[test]
@@ -317,6 +317,7 @@ fn queue(jobs: usize, at: Timestamp) -> Arc<Queue> {
     let job = QueuedJob {
         run: 1,
         name: "train".to_owned(),
+        created_at: Some(ago(60)),
         labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
     };
     let other = QueuedJob {

@@ -336,7 +336,7 @@ pub struct Event {
 }
 
 /// What ended.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum EventKind {
     /// A gate, or a runner before its job.
     Gate,

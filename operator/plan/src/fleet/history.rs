@@ -1,19 +1,25 @@
 //! The last gates and jobs, as far as statuses and runners tell.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use cudarunner_crds::{CudaRunnerStatus, FailureStatus, JobStatus};
 use gate_report::clean;
 
 use super::{Event, EventKind, Job, LONGEST, MAX_HISTORY};
+use crate::hours::RunnerHours;
 use crate::model::runner::Runner;
 
 /// What happened, in the order in which it was found.
 #[derive(Default)]
 pub(super) struct History {
     events: Vec<Event>,
+    /// What the operator remembers of runners that have ended. Statuses have some of it, too.
+    remembered: Vec<Event>,
 }
+
+/// The word for the end of a job of which GitHub has not said it.
+const UNKNOWN: &str = "unknown";
 
 /// Devices by node, each with what is said of it.
 pub(super) type ByNode<T> = BTreeMap<String, BTreeMap<String, T>>;
@@ -47,6 +53,62 @@ impl History {
             message: None,
         });
         self.bound();
+    }
+
+    /// Adds the gate and the job of a runner that has ended.
+    pub(super) fn ended(&mut self, runner: &RunnerHours) {
+        let event = |kind, at, result: &str, failed| Event {
+            at,
+            kind,
+            result: clean(result, LONGEST),
+            failed,
+            pool: format!("{}/{}", runner.namespace, runner.pool),
+            runner: runner.runner.clone(),
+            node: runner.node.clone(),
+            devices: runner.devices.clone(),
+            job: None,
+            message: None,
+        };
+        let was_online = runner.seconds.idle > 0 || runner.job.is_some();
+        if was_online && let Some(from) = runner.held_from {
+            self.remembered
+                .push(event(EventKind::Gate, from, "passed", false));
+        }
+        if let Some(job) = &runner.job {
+            let conclusion = job.conclusion.as_deref();
+            let ended = event(
+                EventKind::Job,
+                runner.held_until,
+                conclusion.unwrap_or(UNKNOWN),
+                is_failure(conclusion),
+            );
+            self.remembered.push(Event {
+                job: Some(Job {
+                    name: clean(&job.job, LONGEST),
+                    repository: job.repository.clone(),
+                    workflow: Some(job.workflow.clone()).filter(|name| !name.is_empty()),
+                    run_id: job.run_id,
+                    url: None,
+                }),
+                ..ended
+            });
+        } else if let Some(reason) = runner.reason {
+            self.remembered
+                .push(event(EventKind::Gate, runner.held_until, reason, true));
+        }
+    }
+
+    /// Takes in what is remembered and no status says.
+    pub(super) fn merge(&mut self) {
+        let remembered = std::mem::take(&mut self.remembered);
+        let new: Vec<Event> = {
+            let known: HashSet<_> = self.events.iter().map(identity).collect();
+            let new = remembered
+                .into_iter()
+                .filter(|event| !known.contains(&identity(event)));
+            new.collect()
+        };
+        self.events.extend(new);
     }
 
     /// So many pools and runners there may be that not all is kept until the end.
@@ -103,14 +165,31 @@ impl History {
     }
 }
 
+/// What makes two events the same: one status tells of it, and the operator remembers it.
+fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
+    let run = event.job.as_ref().and_then(|job| job.run_id);
+    (
+        &event.pool,
+        &event.runner,
+        event.kind,
+        event.kind == EventKind::Gate && event.failed,
+        run,
+    )
+}
+
+/// Whether a job's conclusion is a failure.
+fn is_failure(conclusion: Option<&str>) -> bool {
+    matches!(conclusion, Some("failure" | "timed_out"))
+}
+
 impl Event {
     fn of_job(pool: &str, job: &JobStatus) -> Self {
         let conclusion = job.conclusion.as_deref();
         Self {
             at: job.finished_at.0,
             kind: EventKind::Job,
-            result: clean(conclusion.unwrap_or("unknown"), LONGEST),
-            failed: matches!(conclusion, Some("failure" | "timed_out")),
+            result: clean(conclusion.unwrap_or(UNKNOWN), LONGEST),
+            failed: is_failure(conclusion),
             pool: pool.to_owned(),
             runner: job.runner.clone(),
             node: job.node.clone(),

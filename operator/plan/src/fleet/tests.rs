@@ -3,6 +3,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::*;
 use crate::fixture::{NOW, ago, gate_failure, hardware, node, pool, resource, runner};
+use crate::hours::{JobOfRunner, Seconds};
 use crate::model::github::QueuedJob;
 
 /// A resource with a status that says something.
@@ -180,9 +181,11 @@ fn the_oldest_job_and_why_it_waits_are_said() {
         run,
         name: name.to_owned(),
         labels: vec![label.to_owned()],
+        created_at: None,
     };
     let mut resource = said(|status| {
         status.queued = 2;
+        status.observed_generation = Some(1);
         status.conditions = vec![Condition {
             type_: "GpuHealthy".to_owned(),
             status: "False".to_owned(),
@@ -241,6 +244,53 @@ fn a_device_is_compared_with_the_others_of_its_pools() {
     assert_eq!((own.failed, own.jobs, own.suspect), (3, 5, true));
     assert_eq!((others.failed, others.jobs, others.suspect), (1, 60, false));
     assert_eq!(fleet.compared("GPU-x"), None);
+}
+
+#[test]
+fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
+    // Given two runners of two GPUs that ended, of which the status has one's job
+    let ended = |name: &str, run| RunnerHours {
+        namespace: "ci".to_owned(),
+        pool: "pool".to_owned(),
+        runner: name.to_owned(),
+        uid: name.to_owned(),
+        node: Some("node-1".to_owned()),
+        gpus: 2,
+        devices: vec!["GPU-a".to_owned(), "GPU-b".to_owned()],
+        product: None,
+        held_from: Some(ago(100)),
+        held_until: ago(30),
+        seconds: Seconds {
+            gate: 10,
+            idle: 20,
+            job: 40,
+            lost: 0,
+        },
+        reason: None,
+        job: Some(JobOfRunner {
+            repository: Some("acme/widgets".to_owned()),
+            workflow: "ci".to_owned(),
+            run_id: Some(run),
+            attempt: Some(1),
+            job: "train".to_owned(),
+            conclusion: Some("failure".to_owned()),
+            queued_seconds: None,
+            run_seconds: None,
+        }),
+    };
+    let resource = said(|status| status.last_jobs = vec![job("train", "GPU-a", "success")]);
+    let mut builder = Builder::new(NOW, None, None, None);
+    builder.pool(&resource, None);
+    builder.ended(&ended("pool-jjjjj", 7));
+    builder.ended(&ended("pool-kkkkk", 8));
+    let fleet = builder.finish();
+    let jobs = fleet.history.iter().filter(|e| e.kind == EventKind::Job);
+    let jobs: Vec<_> = jobs.map(|e| (e.runner.as_str(), e.failed)).collect();
+    assert_eq!(jobs, [("pool-jjjjj", false), ("pool-kkkkk", true)]);
+    let hours = fleet.hours.unwrap();
+    assert_eq!((hours.runners, hours.rows.len()), (2, 1));
+    assert_eq!(hours.rows[0].job_seconds, 2 * 2 * 40);
+    assert_eq!(hours.from, Some(ago(30)));
 }
 
 #[test]

@@ -9,6 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
 use super::rerun::NewAttempt;
 use super::runner::Runner;
+use crate::demand::Capacity;
+use crate::hours::Ended;
+use crate::queue::Waiting;
 use crate::reason::{Reason, Stored};
 
 /// What the pods need to know of the operator.
@@ -185,12 +188,18 @@ pub struct Plan {
     pub intent: Option<Timestamp>,
     /// Runners that the pool should have.
     pub desired: usize,
+    /// Jobs that wait for the pool, where that is known.
+    pub queue: Option<Waiting>,
+    /// Jobs that can run at a time.
+    pub capacity: Option<Capacity>,
     /// The scale set, and up to which number what was heard of it is acted on with this.
     pub acted_on: Option<(u64, u64)>,
     /// The failures that the status did not have yet, in a class and a reason each.
     pub failed: Vec<(Class, Reason)>,
     /// Jobs that the pool did not take, and that the status did not have yet.
     pub refused_jobs: usize,
+    /// The hours of runners whose pods are gone.
+    pub ended: Vec<Ended>,
     /// How long the pool's first runner took to come online, at the reconcile that sees it.
     pub first_online: Option<SignedDuration>,
 }

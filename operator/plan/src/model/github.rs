@@ -187,6 +187,8 @@ pub struct QueuedJob {
     pub name: String,
     /// The labels that its `runs-on` asks for.
     pub labels: Vec<String>,
+    /// When it was queued; servers of old do not say.
+    pub created_at: Option<Timestamp>,
 }
 
 impl QueuedJob {

@@ -8,6 +8,7 @@ pub mod hardware;
 pub mod jobs;
 pub mod key;
 pub mod left;
+pub mod life;
 pub mod node_marks;
 pub mod observed;
 pub mod pool;

@@ -11,7 +11,7 @@ use super::jobs::JobFacts;
 use super::left::Left;
 use super::node_marks::Quarantined;
 use super::rerun::RerunFacts;
-use super::runner::Runner;
+use super::runner::{Gone, Runner};
 use super::scale_set::ScaleSetFacts;
 use super::time::Shift as _;
 use super::verification::VerificationFacts;
@@ -24,6 +24,8 @@ pub struct Observed {
     pub runners: Vec<Runner>,
     /// Runners that ended and whose pods somebody else took away at once; the status does not tell of them yet.
     pub vanished: Vec<Runner>,
+    /// Runners whose pods are gone, and whose hours nobody has heard yet.
+    pub gone: Vec<Arc<Gone>>,
     /// Names of pods that were created and that the watch does not show yet.
     pub expected: BTreeSet<String>,
     /// Names of pods whose creation got no answer and which are not there: they may still come.

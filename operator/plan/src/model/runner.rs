@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::github::JobOf;
 use super::hardware::Hardware;
+use super::life::Life;
 use super::pool::Spec;
 use crate::reason::Reason;
 
@@ -103,6 +104,17 @@ pub struct Runner {
     pub disruption: Option<Disruption>,
     /// How far its job's containers are, where jobs bring their own.
     pub job_pod: Option<JobPod>,
+    /// The moments of its life, from which its hours are counted.
+    pub life: Life,
+}
+
+/// A runner whose pod is gone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gone {
+    /// The runner, as it was last seen.
+    pub runner: Runner,
+    /// When its pod was found to be gone.
+    pub at: Timestamp,
 }
 
 /// The containers that a job brings into its runner's pod.
