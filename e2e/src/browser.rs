@@ -165,7 +165,10 @@ impl Browser {
             let text = entry["message"].as_str().unwrap_or_default();
             let event: Value = serde_json::from_str(text)?;
             let message = &event["message"];
-            if message["method"] == "Network.requestWillBeSent" {
+            // The browser's own first tab asks for much.
+            let of_page = message["params"]["documentURL"].as_str();
+            let of_page = of_page.is_some_and(|url| url.starts_with("http"));
+            if of_page && message["method"] == "Network.requestWillBeSent" {
                 let url = message["params"]["request"]["url"].as_str();
                 urls.extend(url.map(str::to_owned));
             }

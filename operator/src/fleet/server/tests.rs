@@ -164,12 +164,3 @@ async fn connections_are_bounded() {
     let answer = ask(address, "GET /api/fleet HTTP/1.1\r\nhost: localhost").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
-
-#[tokio::test]
-async fn adhoc_serve() {
-    let listener = TcpListener::bind("127.0.0.1:18082").await.unwrap();
-    let played = Played { nodes: Arc::new(AtomicU32::new(200)), is_missing: false };
-    let nodes = Arc::clone(&played.nodes);
-    tokio::spawn(serve(Some((listener, played)), vec![]));
-    for n in 0..600 { tokio::time::sleep(Duration::from_secs(1)).await; if std::path::Path::new("/tmp/fleet-chrome/more").exists() { nodes.store(201 , Ordering::Relaxed); } let _ = n; }
-}
