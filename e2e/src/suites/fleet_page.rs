@@ -1,6 +1,6 @@
 //! The page of the fleet, in a real browser, and `kubectl cudarunner top`.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
@@ -296,7 +296,7 @@ impl Page {
 
     /// Waits until a person reads this.
     async fn shows(&self, what: &str, words: &str) -> Result<()> {
-        crate::wait::wait_for(what, Duration::from_secs(60), async || {
+        crate::wait::wait_for(what, SOON, async || {
             Ok(self.text().await?.contains(words).then_some(()))
         })
         .await

@@ -113,7 +113,8 @@ pub(crate) fn text(fleet: &Fleet, instead: Option<&str>) -> String {
         Some(format!("{count} {}", state.label()))
     });
     let states: Vec<String> = states.collect();
-    let nodes = fleet.nodes.len() as i64 + i64::from(fleet.nodes_not_listed);
+    let listed = u32::try_from(fleet.nodes.len()).unwrap_or(u32::MAX);
+    let nodes = listed.saturating_add(fleet.nodes_not_listed);
     let mut head = format!("{}, {}", count(nodes, "node"), count(all, "device"));
     if !states.is_empty() {
         let _ = write!(head, ": {}", states.join(", "));

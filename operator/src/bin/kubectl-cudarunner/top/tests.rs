@@ -22,7 +22,7 @@ fn node() -> Value {
     })
 }
 
-fn pod(name: &str, labels: Value, gpus: &str) -> Value {
+fn pod(name: &str, labels: &Value, gpus: &str) -> Value {
     let owner = json!({
         "apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "my-pool",
         "uid": "1b4e28ba-2fa1-11d2-883f-0016d3cca427", "controller": true,
@@ -78,12 +78,12 @@ async fn without_the_page_the_resources_are_read() {
         ),
         Step::List(
             "/api/v1/pods".to_owned(),
-            vec![pod("my-pool-aaaaa", json!({POOL_LABEL: "my-pool"}), "1")],
+            vec![pod("my-pool-aaaaa", &json!({POOL_LABEL: "my-pool"}), "1")],
         ),
         Step::List("/api/v1/nodes".to_owned(), vec![node()]),
         Step::List(
             "/api/v1/pods".to_owned(),
-            vec![pod("train", json!({}), "2")],
+            vec![pod("train", &json!({}), "2")],
         ),
     ]);
     let (fleet, instead) = fleet(&pools, fixture::NOW).await.unwrap();
