@@ -16,6 +16,53 @@ fn job_named(name: &str, url: &str) -> Job {
     }
 }
 
+fn pool_in_trouble() -> Pool {
+    Pool {
+        namespace: "ci".to_owned(),
+        name: "pool".to_owned(),
+        url: "https://github.com/acme/widgets".to_owned(),
+        ready: false,
+        held: vec![],
+        gpu: "1 x nvidia.com/gpu".to_owned(),
+        runners: 4,
+        pending: 1,
+        gated: 1,
+        online: 2,
+        busy: 1,
+        devices: vec![DeviceJobs {
+            uuid: "GPU-00000000".to_owned(),
+            node: Some("node-000".to_owned()),
+            jobs: 5,
+            failed: 3,
+            suspect: true,
+        }],
+        quarantined: 1,
+        queue: Waiting {
+            jobs: 3,
+            oldest: Some(job_named(HOSTILE, "javascript:alert(1)")),
+            why: Some(HOSTILE.to_owned()),
+        },
+    }
+}
+
+fn job_that_failed() -> Event {
+    Event {
+        at: Timestamp::UNIX_EPOCH,
+        kind: EventKind::Job,
+        result: HOSTILE.to_owned(),
+        failed: true,
+        pool: "ci/pool".to_owned(),
+        runner: "pool-aaaaa".to_owned(),
+        node: Some("node-000".to_owned()),
+        devices: vec!["GPU-00000000".to_owned()],
+        job: Some(job_named(
+            HOSTILE,
+            "https://github.com/acme/widgets/actions/runs/1",
+        )),
+        message: Some(HOSTILE.to_owned()),
+    }
+}
+
 /// A fleet with one of everything, so many nodes with eight devices, and the same foreign text in every place for one.
 pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
     let device = |number: u32| Device {
@@ -47,48 +94,9 @@ pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
             })
             .collect(),
         nodes_not_listed: 0,
-        pools: vec![Pool {
-            namespace: "ci".to_owned(),
-            name: "pool".to_owned(),
-            url: "https://github.com/acme/widgets".to_owned(),
-            ready: false,
-            held: vec![],
-            gpu: "1 x nvidia.com/gpu".to_owned(),
-            runners: 4,
-            pending: 1,
-            gated: 1,
-            online: 2,
-            busy: 1,
-            devices: vec![DeviceJobs {
-                uuid: "GPU-00000000".to_owned(),
-                node: Some("node-000".to_owned()),
-                jobs: 5,
-                failed: 3,
-                suspect: true,
-            }],
-            quarantined: 1,
-            queue: Waiting {
-                jobs: 3,
-                oldest: Some(job_named(HOSTILE, "javascript:alert(1)")),
-                why: Some(HOSTILE.to_owned()),
-            },
-        }],
+        pools: vec![pool_in_trouble()],
         pools_not_listed: 0,
-        history: vec![Event {
-            at: Timestamp::UNIX_EPOCH,
-            kind: EventKind::Job,
-            result: HOSTILE.to_owned(),
-            failed: true,
-            pool: "ci/pool".to_owned(),
-            runner: "pool-aaaaa".to_owned(),
-            node: Some("node-000".to_owned()),
-            devices: vec!["GPU-00000000".to_owned()],
-            job: Some(job_named(
-                HOSTILE,
-                "https://github.com/acme/widgets/actions/runs/1",
-            )),
-            message: Some(HOSTILE.to_owned()),
-        }],
+        history: vec![job_that_failed()],
         hours: Some(Hours {
             from: Some(Timestamp::UNIX_EPOCH),
             runners: 1,
