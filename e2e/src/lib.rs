@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod bench;
 pub mod book;
+pub mod browser;
 pub mod certs;
 pub mod check;
 pub mod cluster;

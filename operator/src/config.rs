@@ -128,9 +128,27 @@ pub struct Config {
     #[arg(long, env)]
     pub admin_listen: Option<SocketAddr>,
 
+    /// The page of the fleet.
+    #[command(flatten)]
+    pub fleet: FleetPage,
+
     /// OTLP collector that is sent traces, by protobuf over HTTP, as in `http://collector:4318`.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+}
+
+/// The page of the fleet.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FleetPage {
+    /// Address on which the page of the fleet and /api/fleet answer. Whoever reaches it may read it: names of nodes,
+    /// repositories and jobs.
+    #[arg(long, env)]
+    pub fleet_listen: Option<SocketAddr>,
+
+    /// Names by which browsers may ask for the page, separated by commas, besides addresses, localhost and names within the
+    /// cluster: those of a proxy before it.
+    #[arg(long, env, value_delimiter = ',', value_name = "NAME")]
+    pub fleet_host: Vec<String>,
 }
 
 /// What the rest of the cluster sees of nodes.

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`watch`] → [`observe`] → [`cuda_runner_plan`] (pure, a crate of its own) → [`act`], the one
 //! writer; [`reconcile`] calls them in this order, for the [`controllers`]. [`listen`] hears of a scale set's jobs. The [`registrar`] answers the
-//! gates; [`registration`] is the only other caller of GitHub's write side.
+//! gates; [`registration`] is the only other caller of GitHub's write side. [`fleet`] only reads.
 //!
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
@@ -12,6 +12,7 @@ pub mod context;
 pub mod controllers;
 pub mod ended;
 pub mod error;
+pub mod fleet;
 pub mod github;
 pub mod guard;
 pub mod insist;

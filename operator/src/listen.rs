@@ -217,6 +217,15 @@ impl Listeners {
         })
     }
 
+    /// The job that GitHub has given a runner of a pool, where somebody listens for it.
+    #[must_use]
+    pub fn job_of(&self, pool: &PoolKey, uid: &str, runner: &str) -> Option<Job> {
+        let heard = self
+            .0
+            .of(pool, uid, |listener| listener.as_ref()?.job_of(runner));
+        heard.flatten()
+    }
+
     /// Works on a pool's listener.
     pub fn with<R>(&self, pool: &Pool, work: impl FnOnce(&mut Option<Listener>) -> R) -> R {
         self.0.with(pool, work)

@@ -16,6 +16,7 @@ use crate::context::{CONTROLLER, CREATIONS, Context, STATUS_WRITES};
 use crate::controllers::control;
 use crate::ended::EndedRunners;
 use crate::error::RunError;
+use crate::fleet::{self, Source};
 use crate::github::Clients;
 use crate::kubernetes::{self, api_server, fenced};
 use crate::lease::{Election, Fence};
@@ -123,6 +124,13 @@ async fn operate(
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    let page = match config.fleet.fleet_listen {
+        Some(address) => {
+            let source = Source::start(config, client.clone(), &ctx, filled.clone());
+            Some((listen(address).await?, source))
+        }
+        None => None,
+    };
     let registrar = registrar::serve(
         endpoint,
         ca.server_config(),
@@ -138,6 +146,7 @@ async fn operate(
     tokio::select! {
         () = registrar => Err(RunError::Ended("the registrar")),
         _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
+        () = fleet::server::serve(page, config.fleet.fleet_host.clone()) => Err(RunError::Ended("the fleet page")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
         ended = control(election, ctx, woken, filled) => ended,
     }

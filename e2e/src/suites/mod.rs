@@ -15,6 +15,7 @@ mod diagnosis;
 mod docs;
 mod faults;
 mod first_runner;
+mod fleet_page;
 mod from_arc;
 mod gate;
 mod gpu_lost;
@@ -40,6 +41,7 @@ mod node_marks;
 mod permissions;
 mod persistent;
 mod plugin;
+mod port_forward;
 mod preflight;
 mod private_registry;
 mod proxy;
@@ -487,6 +489,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "what a job writes, kills or floods stays in its own pod: nobody is blamed, no other gate waits",
         hostile_job::run
+    ),
+    suite!(
+        "fleet-page",
+        [],
+        "the page of the fleet in a real browser: foreign text stays text, nothing comes from elsewhere, by keyboard, narrow, dark, without scripts; `kubectl cudarunner top` says the same",
+        fleet_page::run
     ),
     suite!(
         "telemetry",

@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{BufRead as _, BufReader},
-    process::{Child, ChildStdout, Stdio},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,11 +13,8 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, recorder};
-use crate::{
-    deploy,
-    helm::{NAMESPACE, RELEASE},
-};
+use super::{Ctx, SOON, port_forward::PortForward, recorder};
+use crate::{deploy, helm::RELEASE};
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a collector, and an operator that is told of it
@@ -78,8 +73,8 @@ async fn traces(ctx: &Ctx, collector: &Collector) -> Result<()> {
 
 async fn log(ctx: &Ctx) -> Result<()> {
     // When the log is asked for more, as JSON
-    let admin = PortForward::start(ctx).await?;
-    let before = admin.log(None).await?;
+    let admin = PortForward::start(ctx, &format!("deployment/{RELEASE}"), 8081).await?;
+    let before = asked(&admin, None).await?;
     ensure!(
         before
             == (
@@ -88,10 +83,10 @@ async fn log(ctx: &Ctx) -> Result<()> {
             ),
         "the log is {before:?}"
     );
-    let refused = admin.log(Some(json!({"filter": "a=b=c"}))).await?;
+    let refused = asked(&admin, Some(json!({"filter": "a=b=c"}))).await?;
     ensure!(refused.0 == 400, "it took nonsense: {refused:?}");
     let wanted = json!({"filter": "warn,kube_client=debug", "format": "json"});
-    let after = admin.log(Some(wanted.clone())).await?;
+    let after = asked(&admin, Some(wanted.clone())).await?;
     ensure!(after == (200, wanted), "the log is {after:?}");
 
     // Then it says so
@@ -182,62 +177,21 @@ async fn take(State(kept): State<Spans>, body: Bytes) -> StatusCode {
     StatusCode::OK
 }
 
-/// `kubectl port-forward` to the operator's admin port, until it is dropped.
-struct PortForward {
-    process: Child,
-    /// It ends when nobody takes what it says.
-    _output: BufReader<ChildStdout>,
-    url: String,
-}
-
-impl PortForward {
-    async fn start(ctx: &Ctx) -> Result<Self> {
-        let mut command = ctx.cluster.kubectl(NAMESPACE);
-        command
-            .args(["port-forward", &format!("deployment/{RELEASE}"), ":8081"])
-            .stdout(Stdio::piped());
-        tokio::task::spawn_blocking(move || {
-            let mut process = command.spawn()?;
-            let mut line = String::new();
-            let output = process.stdout.take().context("no output")?;
-            let mut output = BufReader::new(output);
-            output.read_line(&mut line)?;
-            // "Forwarding from 127.0.0.1:PORT -> 8081"
-            let local = line.split_whitespace().nth(2).unwrap_or_default();
-            let url = format!("http://{local}/log");
-            Ok(Self {
-                process,
-                _output: output,
-                url,
-            })
-        })
-        .await?
-    }
-
-    /// Asks how the log is written, or changes that; gives the status and the answer.
-    async fn log(&self, change: Option<Value>) -> Result<(u16, Value)> {
-        let url = self.url.clone();
-        let answer = tokio::task::spawn_blocking(move || {
-            let agent = ureq::Agent::config_builder()
-                .http_status_as_error(false)
-                .build();
-            let agent = ureq::Agent::new_with_config(agent);
-            let mut answer = match change {
-                None => agent.get(&url).call()?,
-                Some(change) => agent.put(&url).send(change.to_string())?,
-            };
-            let text = answer.body_mut().read_to_string()?;
-            anyhow::Ok((answer.status().as_u16(), text))
-        });
-        let (status, text) = answer.await??;
-        Ok((status, serde_json::from_str(&text).unwrap_or(json!(text))))
-    }
-}
-
-impl Drop for PortForward {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Asks how the log is written, or changes that; gives the status and the answer.
+async fn asked(admin: &PortForward, change: Option<Value>) -> Result<(u16, Value)> {
+    let url = format!("http://{}/log", admin.local);
+    let answer = tokio::task::spawn_blocking(move || {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build();
+        let agent = ureq::Agent::new_with_config(agent);
+        let mut answer = match change {
+            None => agent.get(&url).call()?,
+            Some(change) => agent.put(&url).send(change.to_string())?,
+        };
+        let text = answer.body_mut().read_to_string()?;
+        anyhow::Ok((answer.status().as_u16(), text))
+    });
+    let (status, text) = answer.await??;
+    Ok((status, serde_json::from_str(&text).unwrap_or(json!(text))))
 }

@@ -28,8 +28,21 @@ const NEEDED: [(&str, &str); 10] = [
     ("strip", "binutils"),
 ];
 
-fn missing() -> Vec<&'static str> {
-    NEEDED
+/// What the browser tests need. The fonts are for what they show.
+const BROWSER: [(&str, &str); 3] = [
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+    (
+        "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
+        "fonts-dejavu-core",
+    ),
+];
+
+/// A file or program, and the package that brings it.
+type Needed = [(&'static str, &'static str)];
+
+fn missing(needed: &Needed) -> Vec<&'static str> {
+    needed
         .iter()
         .filter(|(what, _)| {
             !(if what.starts_with('/') {
@@ -42,14 +55,23 @@ fn missing() -> Vec<&'static str> {
         .collect()
 }
 
-/// Installs what is missing. Only root calls this: without root there is no node.
+/// Installs what is missing for a node. Only root calls this: without root there is no node.
 pub fn ensure(story: &Story) -> Result<()> {
-    if missing().is_empty() {
+    install(&NEEDED, story)
+}
+
+/// Installs a browser, and the program that drives it, where they are missing.
+pub fn ensure_browser(story: &Story) -> Result<()> {
+    install(&BROWSER, story)
+}
+
+fn install(needed: &Needed, story: &Story) -> Result<()> {
+    if missing(needed).is_empty() {
         return Ok(());
     }
     let cache = paths::cache()?;
     let _lock = super::once::lock(&cache, "packages", story)?;
-    let missing = missing();
+    let missing = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
@@ -66,7 +88,7 @@ pub fn ensure(story: &Story) -> Result<()> {
         apt(&["install", "-y", "--no-install-recommends"]).args(&missing),
         &log,
     )?;
-    let still = self::missing();
+    let still = self::missing(needed);
     if !still.is_empty() {
         bail!(
             "apt-get installed everything, yet these are missing: {}; see {}",

@@ -16,7 +16,7 @@ use anyhow::Result;
 use crate::report::Story;
 use once::folder;
 
-pub use debian::{ensure as ensure_packages, unpacked};
+pub use debian::{ensure as ensure_packages, ensure_browser, unpacked};
 pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
 pub use once::{lock, once};
 

@@ -59,6 +59,11 @@ pub(super) fn everything() -> Value {
             "prometheusRule": {"enabled": true, "labels": {"release": "p"}},
             "dashboard": {"enabled": true, "labels": {"grafana": "yes"}},
         },
+        "fleetPage": {
+            "enabled": true,
+            "hosts": ["gpus.example.com"],
+            "from": [{"namespaceSelector": {}}],
+        },
         "uninstallHook": {"enabled": false},
         "nodeCondition": {"enabled": true},
         "nodeTaint": {"enabled": true},
@@ -104,6 +109,7 @@ pub(super) fn installations() -> Vec<Value> {
         with(&json!({"replicas": 2, "leaderElection": {"enabled": true}})),
         with(&json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}})),
         with(&json!({"nodeTaint": {"enabled": true}})),
+        with(&json!({"fleetPage": {"enabled": true}})),
         everything(),
         everything_and_its_end(),
         own_account,
@@ -400,6 +406,36 @@ fn the_network_policy_is_for_the_operators_pods_and_lets_in_what_they_listen_for
 }
 
 #[test]
+fn the_fleet_page_is_served_when_asked_for_and_reached_by_whom_the_policy_names() {
+    let has_page = |values: &Value| {
+        let objects = render(CHART, values);
+        let services = of_kind::<Service>("Service", &objects);
+        let component = |service: &Service| {
+            let labels = service.metadata.labels.as_ref();
+            labels.and_then(|l| l.get("app.kubernetes.io/component").cloned())
+        };
+        services
+            .iter()
+            .any(|s| component(s).as_deref() == Some("fleet-page"))
+    };
+    assert!(!has_page(&images()));
+    let mut values = with(&json!({
+        "fleetPage": {"enabled": true}, "networkPolicy": {"enabled": true},
+    }));
+    assert!(has_page(&values));
+    let opened = |values: &Value| {
+        let policy = of_kind::<NetworkPolicy>("NetworkPolicy", &render(CHART, values)).remove(0);
+        let rules = policy.spec.unwrap().ingress.unwrap();
+        let mut rules = rules.into_iter();
+        rules.find(|rule| numbers(rule.ports.as_ref()) == [8082])
+    };
+    // Without a word on who may, nobody may
+    assert!(opened(&values).is_none());
+    values["fleetPage"]["from"] = json!([{"podSelector": {"matchLabels": {"app": "proxy"}}}]);
+    assert_eq!(opened(&values).unwrap().from.unwrap().len(), 1);
+}
+
+#[test]
 fn only_runner_pods_reach_the_registrar() {
     for values in [
         with(&json!({"networkPolicy": {"enabled": true}})),
@@ -531,6 +567,7 @@ fn values_that_nobody_reads_are_refused() {
         "/leaderElection/",
         "/tracing/",
         "/uninstallHook/",
+        "/fleetPage/",
         "/nodeCondition/",
         "/nodeTaint/",
         "/resources/",

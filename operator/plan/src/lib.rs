@@ -12,6 +12,7 @@ pub mod condition;
 pub mod conditions;
 pub mod demand;
 mod devices;
+pub mod fleet;
 pub mod health;
 pub mod hours;
 pub mod hung;

@@ -2,6 +2,7 @@
 
 pub mod nodes;
 pub mod objects;
+pub mod others;
 pub mod pods;
 pub mod pools;
 pub mod stores;

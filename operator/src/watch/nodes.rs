@@ -56,6 +56,12 @@ impl Nodes {
         })
     }
 
+    /// All nodes.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<NodeFacts>> {
+        self.facts(|_| true)
+    }
+
     /// The node of this name.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<Arc<NodeFacts>> {
@@ -100,31 +106,37 @@ impl Nodes {
     }
 }
 
+/// What is read of a node.
+#[must_use]
+pub fn facts(node: &Node) -> NodeFacts {
+    let status = node.status.as_ref();
+    let info = status.and_then(|s| s.node_info.as_ref());
+    let conditions = status.and_then(|s| s.conditions.as_ref());
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .find(|c| c.type_ == "Ready" && c.status == "True");
+    NodeFacts {
+        name: node.name_any(),
+        boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
+        labels: node.labels().clone(),
+        offers: extended_resources(node),
+        is_cordoned: node
+            .spec
+            .as_ref()
+            .is_some_and(|s| s.unschedulable == Some(true)),
+        ready_since: ready
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map(|t| t.0),
+    }
+}
+
 impl Kept {
     fn of(node: &Node) -> Self {
-        let status = node.status.as_ref();
-        let info = status.and_then(|s| s.node_info.as_ref());
-        let conditions = status.and_then(|s| s.conditions.as_ref());
-        let ready = conditions
-            .into_iter()
-            .flatten()
-            .find(|c| c.type_ == "Ready" && c.status == "True");
         Self {
-            facts: Arc::new(NodeFacts {
-                name: node.name_any(),
-                boot_id: info.map(|i| i.boot_id.clone()).filter(|id| !id.is_empty()),
-                labels: node.labels().clone(),
-                offers: extended_resources(node),
-                is_cordoned: node
-                    .spec
-                    .as_ref()
-                    .is_some_and(|s| s.unschedulable == Some(true)),
-                ready_since: ready
-                    .and_then(|c| c.last_transition_time.as_ref())
-                    .map(|t| t.0),
-            }),
+            facts: Arc::new(facts(node)),
             uid: node.uid().unwrap_or_default(),
-            said: status.and_then(said),
+            said: node.status.as_ref().and_then(said),
             tainted: has_taint(node),
         }
     }

@@ -42,6 +42,13 @@ impl Pods {
             .unwrap_or_default()
     }
 
+    /// Shows the runners of a pool, one by one. `look` must be short: the watch waits.
+    pub fn each(&self, pool: &PoolKey, look: impl FnMut(&Runner)) {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
+        runners.for_each(look);
+    }
+
     /// Uids of the pods of a pool.
     #[must_use]
     pub fn uids(&self, pool: &PoolKey) -> BTreeSet<String> {

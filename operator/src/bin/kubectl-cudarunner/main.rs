@@ -10,6 +10,7 @@ mod release;
 mod report;
 mod status;
 mod text;
+mod top;
 mod verify;
 mod why;
 
@@ -66,6 +67,11 @@ enum Question {
     Status {
         /// Name of the CudaRunner; where absent, all of them, a line each.
         name: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The fleet at a glance, over every namespace: nodes, devices by use, pools, queues.
+    Top {
         #[command(flatten)]
         output: Output,
     },
@@ -202,6 +208,11 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             let pool = pools.get(&name).await?;
             let now = Timestamp::now();
             Ok(output.print(|| status::text(&pool, now), || status::json(&pool)))
+        }
+        Question::Top { output } => {
+            let (fleet, instead) = top::fleet(&pools, Timestamp::now()).await?;
+            let json = || serde_json::to_value(&fleet).unwrap_or_default();
+            Ok(output.print(|| top::text(&fleet, instead.as_deref()), json))
         }
         Question::Status { name: None, output } => {
             let all = pools.all().await?;

@@ -1,0 +1,317 @@
+//! The page of the fleet, in a real browser, and `kubectl cudarunner top`.
+
+use std::{fs, sync::Arc};
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::LOOK_AGAIN;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{Ctx, SOON, plugin::plugin, port_forward::PortForward};
+use crate::{browser::Browser, deploy, helm::RELEASE, kwok, paths, report::Story, tools};
+
+/// What a job may be called by whoever may push a workflow.
+const HOSTILE: &str = "<script>document.title='owned'</script>";
+/// So many nodes, of eight devices each.
+const NODES: usize = 200;
+/// By then a page of so many is there.
+const RENDERED: f64 = 1000.0;
+/// The standard's code points of keys.
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    // A browser is installed where there is none.
+    tokio::task::spawn_blocking(|| tools::ensure_browser(&Story::default())).await??;
+    without_the_page(ctx).await?;
+    let on = ["fleetPage.enabled=true"];
+    deploy::with_values(&ctx.cluster, &on, async || with_the_page(ctx).await).await
+}
+
+async fn without_the_page(ctx: &Ctx) -> Result<()> {
+    let screen = plugin(ctx, 0, &["top"]).await?;
+    ensure!(screen.contains("From the resources alone"), "{screen}");
+    Ok(())
+}
+
+async fn with_the_page(ctx: &Ctx) -> Result<()> {
+    // Given a runner that is busy, and a job of a hostile name that waits for it
+    ctx.apply(&ctx.pool("pool", json!({}))).await?;
+    let runner = ctx.idle("pool", 1).await?.remove(0);
+    let held = ctx.hold("train").await?;
+    ctx.picked_up(held).await?;
+    let waits = ctx.queue(HOSTILE, "true").await?;
+    ctx.annotate("pool", LOOK_AGAIN, "now").await?;
+
+    let forward = PortForward::start(ctx, &format!("service/{RELEASE}-fleet"), 8082).await?;
+    let origin = format!("http://{}/", forward.local);
+    let page = Page::open(ctx, &origin).await?;
+    page.shows("the job that waits", HOSTILE).await?;
+    page.ask(|browser| {
+        let title = browser.look("document.title")?;
+        ensure!(title == "Fleet", "a job's name has run: {title}");
+        let scripts = browser.look("document.querySelectorAll('script').length")?;
+        ensure!(scripts == 1, "{scripts} scripts are on the page");
+        Ok(())
+    })
+    .await?;
+    says_the_same(ctx, &runner).await?;
+    keyboard(&page, &origin).await?;
+
+    // When the runner is free, then the open page says so by itself, and the waiting job has its turn
+    page.open_at(&origin).await?;
+    page.shows("that it is live", "live").await?;
+    page.ask(|browser| browser.look("window.same = true").map(drop))
+        .await?;
+    ctx.github.release(held).await?;
+    ctx.succeeded(held).await?;
+    ctx.succeeded(waits).await?;
+    page.shows("that no job waits", "No job waits.").await?;
+    page.ask(|browser| {
+        let same = browser.look("window.same === true")?;
+        ensure!(same == true, "the page was loaded anew");
+        Ok(())
+    })
+    .await?;
+
+    // And its history has the job, as text
+    let pool = format!("{origin}pool?namespace={}&name=pool", ctx.namespace);
+    ctx.wait_for("the job's end on its pool's page", SOON, async || {
+        page.open_at(&pool).await?;
+        let text = page.text().await?;
+        Ok(text.contains(HOSTILE).then_some(()))
+    })
+    .await?;
+    page.is_clean(&origin).await?;
+    many(ctx, &page, &origin).await?;
+    page.is_clean(&origin).await?;
+    drop(page);
+    ctx.delete("pool").await
+}
+
+/// `kubectl cudarunner top` and the document say what the page says.
+async fn says_the_same(ctx: &Ctx, runner: &str) -> Result<()> {
+    let screen = plugin(ctx, 0, &["top"]).await?;
+    ensure!(screen.contains("From the operator"), "{screen}");
+    let key = format!("{}/pool: 1 job", ctx.namespace);
+    ensure!(screen.contains(&key), "{screen}");
+    // The kubelet tells of a busy runner a moment later.
+    let found = ctx.wait_for("the runner's device to run a job", SOON, async || {
+        let document = document(ctx).await?;
+        let nodes = document["nodes"].as_array().into_iter().flatten();
+        let mut devices = nodes.flat_map(|node| node["devices"].as_array().into_iter().flatten());
+        let held = devices.find(|device| device["runner"] == runner);
+        Ok(held.filter(|device| device["state"] == "Job").cloned())
+    });
+    let held = found.await?;
+    ensure!(held["uuid"].is_string(), "{held:#}");
+    Ok(())
+}
+
+async fn document(ctx: &Ctx) -> Result<Value> {
+    let screen = plugin(ctx, 0, &["top", "-o", "json"]).await?;
+    let document: Value = serde_json::from_str(&screen)?;
+    ensure!(
+        document["apiVersion"] == "cudarunner.dev/fleet/v1",
+        "{document:#}"
+    );
+    ensure!(document["operator"]["leads"] == true, "{document:#}");
+    Ok(document)
+}
+
+/// By keyboard alone: past the head, to a device, and to its page.
+async fn keyboard(page: &Page, origin: &str) -> Result<()> {
+    page.open_at(origin).await?;
+    page.ask(|browser| {
+        browser.press(TAB)?;
+        let first = browser.look("document.activeElement.className")?;
+        ensure!(first == "skip", "the first key leads to {first}");
+        browser.press(ENTER)?;
+        let main = browser.look("document.activeElement.id")?;
+        ensure!(main == "content", "the content is not reached: {main}");
+        let is_device = "document.activeElement.matches('.devices a')";
+        for _ in 0..50 {
+            browser.press(TAB)?;
+            if browser.look(is_device)? == true {
+                let outline =
+                    browser.look("getComputedStyle(document.activeElement).outlineStyle")?;
+                ensure!(
+                    outline == "solid",
+                    "where the keyboard is is not seen: {outline}"
+                );
+                return browser.press(ENTER);
+            }
+        }
+        anyhow::bail!("no device is reached by keyboard")
+    })
+    .await?;
+    page.shows("the device's page", "Gates and jobs").await
+}
+
+/// Many nodes: in time, on a narrow screen, in the dark, without scripts.
+async fn many(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
+    kwok::add_nodes(&ctx.client, NODES).await?;
+    let others = holds(ctx, 3).await;
+    let outcome = match others {
+        Ok(()) => shown(page, origin, ctx).await,
+        Err(error) => Err(error),
+    };
+    let pods: Api<Pod> = ctx.api();
+    let _ = pods
+        .delete("train", &DeleteParams::default().grace_period(0))
+        .await;
+    for number in 0..NODES {
+        kwok::remove_node(&ctx.client, number).await?;
+    }
+    outcome
+}
+
+/// A pod of somebody else holds so many GPUs of a node.
+async fn holds(ctx: &Ctx, gpus: u32) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let pod = json!({
+        "metadata": {"name": "train"},
+        "spec": {
+            "nodeName": kwok::name(0),
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{
+                "name": "train", "image": "train",
+                "resources": {"limits": {"nvidia.com/gpu": gpus.to_string()}},
+            }],
+        },
+    });
+    let pod = serde_json::from_value(pod)?;
+    pods.create(&PostParams::default(), &pod).await?;
+    Ok(())
+}
+
+async fn shown(page: &Page, origin: &str, ctx: &Ctx) -> Result<()> {
+    ctx.wait_for("what others hold to be known", SOON, async || {
+        let document = document(ctx).await?;
+        Ok((document["devices"]["NotOurs"] == 3).then_some(()))
+    })
+    .await?;
+    page.open_at(origin).await?;
+    let pictures = pictures(ctx)?;
+    page.ask(move |browser| {
+        let squares = browser.look("document.querySelectorAll('.devices .d').length")?;
+        let least = NODES * 8;
+        ensure!(
+            squares.as_u64() >= u64::try_from(least).ok(),
+            "{squares} squares"
+        );
+        let took = browser.look("performance.getEntriesByType('navigation')[0].loadEventEnd")?;
+        let took = took.as_f64().context("no time")?;
+        println!("{least} devices: the page is there after {took:.0} ms");
+        ensure!(took > 0.0 && took < RENDERED, "the page took {took} ms");
+
+        browser.size(1200, 800)?;
+        fs::write(pictures.join("fleet.png"), browser.picture()?)?;
+        let light = browser.look("getComputedStyle(document.body).backgroundColor")?;
+        browser.dark(true)?;
+        let dark = browser.look("getComputedStyle(document.body).backgroundColor")?;
+        ensure!(light != dark, "{light} by day and by night");
+        fs::write(pictures.join("fleet-dark.png"), browser.picture()?)?;
+        browser.dark(false)?;
+
+        browser.size(360, 700)?;
+        let wide = browser.look("document.documentElement.scrollWidth")?;
+        ensure!(
+            wide.as_u64() <= Some(360),
+            "a narrow screen shows {wide} pixels"
+        );
+        fs::write(pictures.join("fleet-narrow.png"), browser.picture()?)?;
+        browser.size(1200, 800)
+    })
+    .await?;
+    without_scripts(page, origin).await
+}
+
+/// All is there, and links lead on.
+async fn without_scripts(page: &Page, origin: &str) -> Result<()> {
+    page.ask(|browser| browser.scripts(false)).await?;
+    page.open_at(origin).await?;
+    page.ask(|browser| {
+        let squares = browser.look("document.querySelectorAll('.devices .d').length")?;
+        ensure!(
+            squares.as_u64() > Some(1000),
+            "{squares} squares without scripts"
+        );
+        let live = browser.look("document.getElementById('live').textContent")?;
+        ensure!(live == "", "a script has run: {live}");
+        Ok(())
+    })
+    .await?;
+    page.open_at(&format!("{origin}hours")).await?;
+    page.shows("the hours", "GPU-hours").await?;
+    page.ask(|browser| browser.scripts(true)).await
+}
+
+/// Where pictures go: into the guide where it is to be written anew.
+fn pictures(ctx: &Ctx) -> Result<std::path::PathBuf> {
+    let folder = if std::env::var_os("UPDATE_DOCS").is_some() {
+        paths::repository().join("docs/guides/fleet-page")
+    } else {
+        ctx.cluster.dir.join("pictures")
+    };
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// A page in a browser.
+struct Page(Arc<Browser>);
+
+impl Page {
+    async fn open(ctx: &Ctx, url: &str) -> Result<Self> {
+        let dir = ctx.cluster.dir.clone();
+        let browser = tokio::task::spawn_blocking(move || Browser::start(&dir)).await??;
+        let page = Self(Arc::new(browser));
+        page.open_at(url).await?;
+        Ok(page)
+    }
+
+    /// Works with the browser, which blocks.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Browser) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let browser = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || work(&browser)).await?
+    }
+
+    async fn open_at(&self, url: &str) -> Result<()> {
+        let url = url.to_owned();
+        self.ask(move |browser| browser.open(&url)).await
+    }
+
+    /// What a person reads.
+    async fn text(&self) -> Result<String> {
+        let text = self.ask(|browser| browser.look("document.body.innerText"));
+        Ok(text.await?.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a person reads this.
+    async fn shows(&self, what: &str, words: &str) -> Result<()> {
+        crate::wait::wait_for(what, SOON, async || {
+            Ok(self.text().await?.contains(words).then_some(()))
+        })
+        .await
+    }
+
+    /// Nothing went wrong in the browser, and nothing came from elsewhere.
+    async fn is_clean(&self, origin: &str) -> Result<()> {
+        let (console, requests) = self
+            .ask(|browser| Ok((browser.console()?, browser.requests()?)))
+            .await?;
+        ensure!(console.is_empty(), "the console says {console:#?}");
+        ensure!(requests.len() > 3, "only {requests:?} were asked for");
+        let mut elsewhere = requests.iter().filter(|url| !url.starts_with(origin));
+        let elsewhere = elsewhere.find(|url| !url.starts_with("data:"));
+        ensure!(elsewhere.is_none(), "a page asked for {elsewhere:?}");
+        Ok(())
+    }
+}

@@ -1,0 +1,53 @@
+//! `kubectl port-forward` to the operator.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, ChildStdout, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::Ctx;
+use crate::helm::NAMESPACE;
+
+/// It runs until it is dropped.
+pub(super) struct PortForward {
+    process: Child,
+    /// It ends when nobody takes what it says.
+    _output: BufReader<ChildStdout>,
+    /// Address and port on this machine.
+    pub(super) local: String,
+}
+
+impl PortForward {
+    /// To a port of something in the operator's namespace, such as `deployment/NAME`.
+    pub(super) async fn start(ctx: &Ctx, to: &str, port: u16) -> Result<Self> {
+        let mut command = ctx.cluster.kubectl(NAMESPACE);
+        command
+            .args(["port-forward", to, &format!(":{port}")])
+            .stdout(Stdio::piped());
+        tokio::task::spawn_blocking(move || {
+            let mut process = command.spawn()?;
+            let mut line = String::new();
+            let output = process.stdout.take().context("no output")?;
+            let mut output = BufReader::new(output);
+            output.read_line(&mut line)?;
+            // "Forwarding from 127.0.0.1:PORT -> 8081"
+            let local = line.split_whitespace().nth(2).unwrap_or_default();
+            Ok(Self {
+                process,
+                _output: output,
+                local: local.to_owned(),
+            })
+        })
+        .await?
+    }
+}
+
+impl Drop for PortForward {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

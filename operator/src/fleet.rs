@@ -1,0 +1,109 @@
+//! The fleet page: what the operator knows, as [one document](cuda_runner_plan::fleet) and as pages for people.
+//!
+//! Everything is put together when somebody asks, and forgotten when it is told.
+
+pub mod host;
+pub mod page;
+pub mod server;
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::Client;
+use kube::runtime::reflector::Store;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::server::Waits;
+use crate::watch::others::{self, Held};
+use crate::watch::pools::key_of;
+use cuda_runner_plan::fleet::{Builder, Fleet, Operator};
+
+/// Who knows the fleet.
+pub trait Knows: Send + Sync + 'static {
+    /// What is not read yet.
+    fn missing(&self) -> Vec<&'static str>;
+    /// The fleet now.
+    fn fleet(&self, now: Timestamp) -> Fleet;
+}
+
+/// The operator's own caches and what it remembers.
+pub struct Source {
+    ctx: Arc<Context>,
+    /// What pods of others hold, where the operator may see them.
+    others: Option<Arc<Held>>,
+    identity: String,
+    /// Since when this process knows anything.
+    since: Timestamp,
+    /// What must have been read before anything can be said.
+    waits: Waits,
+}
+
+impl Source {
+    /// Starts to look at the pods of others, in an installation for the whole cluster.
+    #[must_use]
+    pub fn start(config: &Config, client: Client, ctx: &Arc<Context>, waits: Waits) -> Self {
+        let others = config.watch_namespace.is_empty().then(|| {
+            let held = Arc::new(Held::default());
+            tokio::spawn(others::follow(client, Arc::clone(&held)));
+            held
+        });
+        Self {
+            ctx: Arc::clone(ctx),
+            others,
+            identity: config.identity.clone(),
+            since: Timestamp::now(),
+            waits,
+        }
+    }
+}
+
+impl Knows for Source {
+    fn missing(&self) -> Vec<&'static str> {
+        let waits = self.waits.iter().filter(|(_, done)| !*done.borrow());
+        waits.map(|(name, _)| *name).collect()
+    }
+
+    fn fleet(&self, now: Timestamp) -> Fleet {
+        let ctx = &self.ctx;
+        let operator = Operator {
+            name: self.identity.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            leads: ctx.fence.check().is_ok(),
+        };
+        let nodes = ctx.nodes.as_ref().map(|nodes| nodes.all());
+        let held = self.others.as_ref().and_then(|others| others.by_node());
+        let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());
+        for resource in ctx.pools.iter().flat_map(Store::state) {
+            let key = key_of(&resource);
+            let uid = resource.metadata.uid.as_deref().unwrap_or_default();
+            let queue = ctx
+                .memory
+                .of(&key, uid, |memory| memory.github.queue.clone());
+            builder.pool(&resource, queue.flatten().as_deref());
+            ctx.pods.each(&key, |runner| {
+                let running = ctx.listeners.job_of(&key, uid, &runner.name);
+                builder.runner(runner, running.as_ref());
+            });
+        }
+        if ctx.fence.check().is_ok() {
+            builder.counts_hours();
+        }
+        for runner in ctx.ended.last() {
+            builder.ended(&runner);
+        }
+        builder.finish()
+    }
+}
+
+/// What changes with the fleet, and not with the time alone.
+fn fingerprint(mut fleet: Fleet) -> u64 {
+    fleet.generated_at = Timestamp::UNIX_EPOCH;
+    let mut hasher = DefaultHasher::new();
+    // It has string keys, and no numbers that JSON does not know.
+    let json = serde_json::to_vec(&fleet).unwrap_or_default();
+    json.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,181 @@
+//! What pods that are no runners hold of a node's GPUs. Only followed where somebody wants to see it: it takes a watch on every
+//! pod of the cluster.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Api, Client, ResourceExt as _};
+
+use super::{Events, PAGE, Pauses, log_error};
+use cuda_runner_plan::fleet::Others;
+
+/// Pods that have not ended, as a field selector.
+pub const ALIVE: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
+/// Extended resources, by name.
+type Counts = BTreeMap<String, u32>;
+
+/// The pods of others that hold extended resources: node and counts, by uid. Of other pods nothing is kept.
+#[derive(Debug, Default)]
+pub struct Held(Mutex<Inside>);
+
+#[derive(Debug, Default)]
+struct Inside {
+    pods: HashMap<String, (String, Counts)>,
+    /// Whether all have been read.
+    is_whole: bool,
+}
+
+impl Held {
+    /// What is held on each node; `None` until all pods have been read.
+    #[must_use]
+    pub fn by_node(&self) -> Option<Others> {
+        let inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.is_whole.then(|| by_node(inside.pods.values()))
+    }
+
+    fn with(&self, work: impl FnOnce(&mut Inside)) {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// What pods hold on each node.
+fn by_node<'a>(pods: impl Iterator<Item = &'a (String, Counts)>) -> Others {
+    let mut others = Others::new();
+    for (node, held) in pods {
+        let node = others.entry(node.clone()).or_default();
+        add(node, held);
+    }
+    others
+}
+
+/// What these pods hold on each node, runners not among them.
+#[must_use]
+pub fn held_by(pods: &[Pod]) -> Others {
+    let held: Vec<_> = pods.iter().filter(|pod| !is_runner(pod)).collect();
+    let held: Vec<_> = held.into_iter().filter_map(held_of).collect();
+    by_node(held.iter())
+}
+
+fn is_runner(pod: &Pod) -> bool {
+    pod.labels().contains_key(cudarunner_crds::POOL_LABEL)
+}
+
+fn add(sum: &mut Counts, more: &Counts) {
+    for (name, count) in more {
+        let all = sum.entry(name.clone()).or_default();
+        *all = all.saturating_add(*count);
+    }
+}
+
+/// The node of a pod, and the extended resources that it holds there, if it does: what its containers ask for together, or
+/// one that runs before them, if that is more. See
+/// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
+fn held_of(pod: &Pod) -> Option<(String, Counts)> {
+    let spec = pod.spec.as_ref()?;
+    let node = spec.node_name.clone()?;
+    let mut held = Counts::new();
+    let init = spec.init_containers.iter().flatten();
+    let (beside, before): (Vec<_>, Vec<_>) =
+        init.partition(|c| c.restart_policy.as_deref() == Some("Always"));
+    for container in spec.containers.iter().chain(beside) {
+        add(&mut held, &limits(container));
+    }
+    for container in before {
+        for (name, count) in limits(container) {
+            let most = held.entry(name).or_default();
+            *most = count.max(*most);
+        }
+    }
+    (!held.is_empty()).then_some((node, held))
+}
+
+/// The extended resources of a container: those with a domain in their name.
+fn limits(container: &Container) -> Counts {
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    limits
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.contains('/'))
+        .filter_map(|(name, quantity)| Some((name.clone(), quantity.0.parse().ok()?)))
+        .collect()
+}
+
+/// Follows the pods of the cluster that are no runners, permanently.
+pub async fn follow(client: Client, held: Arc<Held>) {
+    let config = watcher::Config::default()
+        .labels(&format!("!{}", cudarunner_crds::POOL_LABEL))
+        .fields(ALIVE)
+        .page_size(PAGE);
+    let mut events: Events<Pod> = watch(Api::<Pod>::all(client), config)
+        .backoff(Pauses::default())
+        .boxed();
+    let mut listed = HashMap::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => {
+                listed.extend(pod.uid().zip(held_of(&pod)));
+            }
+            Ok(Event::InitDone) => {
+                let pods = std::mem::take(&mut listed);
+                held.with(|inside| {
+                    *inside = Inside {
+                        pods,
+                        is_whole: true,
+                    };
+                });
+            }
+            Ok(Event::Apply(pod)) => held.with(|inside| {
+                let uid = pod.uid().unwrap_or_default();
+                match held_of(&pod) {
+                    Some(has) => inside.pods.insert(uid, has),
+                    None => inside.pods.remove(&uid),
+                };
+            }),
+            Ok(Event::Delete(pod)) => held.with(|inside| {
+                inside.pods.remove(&pod.uid().unwrap_or_default());
+            }),
+            Err(error) => log_error("pods of others", &error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_holds_what_its_containers_ask_for_together() {
+        let gpus = |n: u32| json!({"limits": {"nvidia.com/gpu": n.to_string(), "cpu": "1"}});
+        let pod = |labels: serde_json::Value, node: Option<&str>| -> Pod {
+            let spec = json!({
+                "nodeName": node,
+                "initContainers": [
+                    {"name": "warm-up", "resources": gpus(2)},
+                    {"name": "sidecar", "restartPolicy": "Always", "resources": gpus(1)},
+                ],
+                "containers": [{"name": "a", "resources": gpus(1)}, {"name": "b", "resources": gpus(1)}],
+            });
+            let pod = json!({"metadata": {"name": "a", "labels": labels}, "spec": spec});
+            serde_json::from_value(pod).unwrap()
+        };
+        // Given a pod with a node, one that waits, and a runner
+        let pods = [
+            pod(json!({}), Some("node-1")),
+            pod(json!({}), None),
+            pod(json!({cudarunner_crds::POOL_LABEL: "pool"}), Some("node-1")),
+        ];
+        let others = held_by(&pods);
+        assert_eq!(others.len(), 1);
+        assert_eq!(
+            others["node-1"],
+            Counts::from([("nvidia.com/gpu".to_owned(), 3)])
+        );
+    }
+}
