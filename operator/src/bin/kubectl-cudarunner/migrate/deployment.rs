@@ -266,7 +266,7 @@ fn as_pod(mut template: Fields, runner: &mut Fields) -> Fields {
     Fields::new("spec.template".to_owned(), whole)
 }
 
-/// The pod of a RunnerSet, whose image may be beside it.
+/// The pod of a `RunnerSet`, whose image may be beside it.
 fn with_image(mut template: Fields, runner: &mut Fields) -> Fields {
     let image = runner.take("image");
     let mut pod = template.object("spec");

@@ -43,7 +43,7 @@ pub(super) struct Given {
 /// What came out.
 #[derive(Debug)]
 pub(super) struct Migrated {
-    /// The CudaRunners.
+    /// The `CudaRunner`s.
     pub(super) yaml: String,
     /// What was not taken over, and why; and what to do.
     pub(super) notes: Vec<String>,
@@ -71,7 +71,7 @@ pub(super) fn read(file: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// The CudaRunners for the documents of a file.
+/// The `CudaRunner`s for the documents of a file.
 pub(super) fn migrate(text: &str, given: &Given) -> Result<Migrated, String> {
     let documents = documents(text)?;
     let mut notes = Notes::default();

@@ -178,10 +178,10 @@ fn devices(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
         draft
             .gpu
             .insert("count".to_owned(), json!(count.unwrap_or(1)));
-    } else if let [claim] = resources.objects("claims").as_slice() {
-        if let Some(name) = claim.get("name") {
-            draft.gpu.insert("claim".to_owned(), name.clone());
-        }
+    } else if let [claim] = resources.objects("claims").as_slice()
+        && let Some(name) = claim.get("name")
+    {
+        draft.gpu.insert("claim".to_owned(), name.clone());
     }
     for (other, _) in found {
         notes.say(

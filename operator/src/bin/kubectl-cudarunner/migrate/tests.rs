@@ -1,5 +1,7 @@
 //! Files as people have them, each with what comes of it.
 
+use std::fmt::Write as _;
+
 use cuda_runner_plan::model::pool::Pool;
 use cudarunner_crds::CudaRunner;
 
@@ -83,11 +85,10 @@ fn given(name: Option<&str>) -> Given {
 fn each_file_becomes_what_is_written_down_here() {
     for (file, text, name) in FILES {
         let migrated = migrate(text, &given(name)).unwrap();
-        let notes: String = migrated
-            .notes
-            .iter()
-            .map(|note| format!("# {note}\n"))
-            .collect();
+        let notes = migrated.notes.iter().fold(String::new(), |mut text, note| {
+            let _ = writeln!(text, "# {note}");
+            text
+        });
         insta::assert_snapshot!(file, format!("{notes}{}", migrated.yaml));
     }
 }
@@ -150,7 +151,8 @@ fn a_hostile_file_ends_in_an_error_or_in_text_that_does_nothing() {
     // An alias for each line, doubled each time
     let mut bomb = String::from("a0: &a0 [x, x]\n");
     for n in 1..40 {
-        bomb += &format!("a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1);
+        let before = n - 1;
+        let _ = writeln!(bomb, "a{n}: &a{n} [*a{before}, *a{before}]");
     }
     assert!(migrate(&bomb, &Given::default()).is_err());
     assert!(migrate(&"[".repeat(100_000), &Given::default()).is_err());
