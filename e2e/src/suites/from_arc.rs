@@ -1,7 +1,7 @@
 //! Who comes from Actions Runner Controller: its Secrets are read as they are, its files become pools, and jobs find them
 //! by name.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
@@ -19,7 +19,8 @@ use crate::{
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     secrets(ctx).await?;
     labels(ctx).await?;
-    files(ctx).await
+    files(ctx).await?;
+    values(ctx).await
 }
 
 async fn app(ctx: &Ctx, slug: &str, install_on: &str) -> Result<PublishedApp> {
@@ -113,18 +114,7 @@ async fn files(ctx: &Ctx) -> Result<()> {
     let mut seen = 0;
     for file in fs::read_dir(&folder)? {
         let path = file?.path();
-        let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-        command
-            .arg("migrate")
-            .arg(&path)
-            .args(["--name", "of-the-release"]);
-        let done = tokio::task::spawn_blocking(move || command.output()).await??;
-        let (yaml, notes) = (
-            done.stdout,
-            String::from_utf8_lossy(&done.stderr).into_owned(),
-        );
-        ensure!(done.status.success(), "{}: {notes}", path.display());
-        let yaml = String::from_utf8(yaml)?;
+        let yaml = migrate(&path, &["--name", "of-the-release"]).await?;
         for mut pool in serde_saphyr::from_multiple::<CudaRunner>(&yaml)? {
             pool.metadata.namespace = Some(ctx.namespace.clone());
             pools
@@ -135,11 +125,16 @@ async fn files(ctx: &Ctx) -> Result<()> {
         }
     }
     ensure!(seen >= 10, "{seen} pools of {}", folder.display());
-    // And what is applied becomes a runner
+    Ok(())
+}
+
+/// What is migrated and applied takes the jobs of the scale set.
+async fn values(ctx: &Ctx) -> Result<()> {
+    let authority = json!({"configMapKeyRef": {"name": example::AUTHORITY, "key": "ca.crt"}});
     let values = json!({
         "githubConfigUrl": format!("{}/{}", ctx.cluster.github, ctx.repository),
         "githubConfigSecret": example::SECRET,
-        "githubServerTLS": {"certificateFrom": {"configMapKeyRef": {"name": example::AUTHORITY, "key": "ca.crt"}}},
+        "githubServerTLS": {"certificateFrom": authority},
         "runnerScaleSetName": "scaled",
         "maxRunners": 1,
         "template": {"spec": {"containers": [{
@@ -149,23 +144,25 @@ async fn files(ctx: &Ctx) -> Result<()> {
     });
     let path = ctx.cluster.dir.join("arc-values.yaml");
     fs::write(&path, serde_saphyr::to_string(&values)?)?;
-    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-    command
-        .arg("migrate")
-        .arg(&path)
-        .args(["--namespace", &ctx.namespace]);
-    let done = tokio::task::spawn_blocking(move || command.output()).await??;
-    let pool: Value = serde_saphyr::from_str(std::str::from_utf8(&done.stdout)?)?;
-    ctx.apply(&pool).await?;
+    let yaml = migrate(&path, &["--namespace", &ctx.namespace]).await?;
+    ctx.apply(&serde_saphyr::from_str(&yaml)?).await?;
     ctx.wait_for("a scale set", SOON, async || {
         let sets = ctx.scale_sets().await?;
-        Ok(sets
-            .iter()
-            .any(|set| set.labels == ["scaled"])
-            .then_some(()))
+        let is_there = sets.iter().any(|set| set.labels == ["scaled"]);
+        Ok(is_there.then_some(()))
     })
     .await?;
     let job = ctx.queue_for("scaled", &["scaled"], "true", false).await?;
     ctx.succeeded(job).await?;
     ctx.delete("scaled").await
+}
+
+/// The resources that the plugin makes of a file.
+async fn migrate(file: &Path, more: &[&str]) -> Result<String> {
+    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
+    command.arg("migrate").arg(file).args(more);
+    let done = tokio::task::spawn_blocking(move || command.output()).await??;
+    let notes = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.success(), "{}: {notes}", file.display());
+    Ok(String::from_utf8(done.stdout)?)
 }
