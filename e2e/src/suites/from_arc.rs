@@ -14,13 +14,13 @@ use crate::{
     example,
     images::{Profile, artifact},
     paths,
-    process::output,
 };
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     secrets(ctx).await?;
     labels(ctx).await?;
-    files(ctx).await
+    files(ctx).await?;
+    values(ctx).await
 }
 
 async fn app(ctx: &Ctx, slug: &str, install_on: &str) -> Result<PublishedApp> {
@@ -114,7 +114,7 @@ async fn files(ctx: &Ctx) -> Result<()> {
     let mut seen = 0;
     for file in fs::read_dir(&folder)? {
         let path = file?.path();
-        let yaml = migrated(&path, &["--name", "of-the-release"]).await?;
+        let yaml = migrate(&path, &["--name", "of-the-release"]).await?;
         for mut pool in serde_saphyr::from_multiple::<CudaRunner>(&yaml)? {
             pool.metadata.namespace = Some(ctx.namespace.clone());
             pools
@@ -125,22 +125,16 @@ async fn files(ctx: &Ctx) -> Result<()> {
         }
     }
     ensure!(seen >= 10, "{seen} pools of {}", folder.display());
-    a_runner_of_a_file(ctx).await
+    Ok(())
 }
 
-/// What `kubectl cudarunner migrate` prints.
-async fn migrated(file: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
-    command.arg("migrate").arg(file).args(arguments);
-    tokio::task::spawn_blocking(move || output(&mut command)).await?
-}
-
-/// What is applied becomes a runner.
-async fn a_runner_of_a_file(ctx: &Ctx) -> Result<()> {
+/// What is migrated and applied takes the jobs of the scale set.
+async fn values(ctx: &Ctx) -> Result<()> {
+    let authority = json!({"configMapKeyRef": {"name": example::AUTHORITY, "key": "ca.crt"}});
     let values = json!({
         "githubConfigUrl": format!("{}/{}", ctx.cluster.github, ctx.repository),
         "githubConfigSecret": example::SECRET,
-        "githubServerTLS": {"certificateFrom": {"configMapKeyRef": {"name": example::AUTHORITY, "key": "ca.crt"}}},
+        "githubServerTLS": {"certificateFrom": authority},
         "runnerScaleSetName": "scaled",
         "maxRunners": 1,
         "template": {"spec": {"containers": [{
@@ -150,9 +144,8 @@ async fn a_runner_of_a_file(ctx: &Ctx) -> Result<()> {
     });
     let path = ctx.cluster.dir.join("arc-values.yaml");
     fs::write(&path, serde_saphyr::to_string(&values)?)?;
-    let yaml = migrated(&path, &["--namespace", &ctx.namespace]).await?;
-    let pool: Value = serde_saphyr::from_str(&yaml)?;
-    ctx.apply(&pool).await?;
+    let yaml = migrate(&path, &["--namespace", &ctx.namespace]).await?;
+    ctx.apply(&serde_saphyr::from_str(&yaml)?).await?;
     ctx.wait_for("a scale set", SOON, async || {
         let sets = ctx.scale_sets().await?;
         let is_there = sets.iter().any(|set| set.labels == ["scaled"]);
@@ -162,4 +155,14 @@ async fn a_runner_of_a_file(ctx: &Ctx) -> Result<()> {
     let job = ctx.queue_for("scaled", &["scaled"], "true", false).await?;
     ctx.succeeded(job).await?;
     ctx.delete("scaled").await
+}
+
+/// The resources that the plugin makes of a file.
+async fn migrate(file: &Path, more: &[&str]) -> Result<String> {
+    let mut command = Command::new(artifact(Profile::Dev, "kubectl-cudarunner"));
+    command.arg("migrate").arg(file).args(more);
+    let done = tokio::task::spawn_blocking(move || command.output()).await??;
+    let notes = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.success(), "{}: {notes}", file.display());
+    Ok(String::from_utf8(done.stdout)?)
 }

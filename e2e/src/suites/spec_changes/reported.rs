@@ -35,64 +35,76 @@ pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
     });
     let nowhere = json!({"spec": {"nodeSelector": {"example.com/nowhere": "true"}}});
     let nobody = json!({"spec": {"serviceAccountName": "absent"}});
-    let reported = |path, value, reason| Reported {
-        path,
-        value,
-        base: json!({}),
-        reason,
-    };
+    let mut all = of_github(github, repository);
+    all.extend([
+        value("gpu.resource", json!("example.com/none"), "Unschedulable"),
+        value("gpu.count", json!(16), "Unschedulable"),
+        value("template", nowhere, "Unschedulable"),
+        value("template", nobody, "PodNotCreated"),
+        Reported {
+            base: json!({"smoke": {"resources": {"limits": {"cpu": "1"}}}}),
+            ..value("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
+        },
+        Reported {
+            base: queue,
+            ..value("scaling.source", json!("Poll"), "NoQueue")
+        },
+    ]);
+    all
+}
+
+/// The way to GitHub.
+fn of_github(github: &str, repository: &str) -> Vec<Reported> {
     vec![
-        reported(
+        value(
             "github.url",
             json!(format!("{github}/{repository}-nowhere")),
             "NotFound",
         ),
-        reported(
+        value(
             "github.url",
             json!("https://nowhere.invalid/a/b"),
             "Unreachable",
         ),
-        reported(
+        value(
             "github.credentialsRef.name",
             json!("absent"),
             "SecretNotFound",
         ),
-        reported(
+        value(
             "github.caBundleRef.name",
             json!("absent"),
             "CaBundleNotFound",
         ),
-        reported(
+        value(
             "github.caBundleRef.key",
             json!("absent"),
             "CaBundleNotFound",
         ),
-        reported(
+        value(
             "github.proxy.url",
             json!("http://127.0.0.1:1"),
             "Unreachable",
         ),
         Reported {
             base: json!({"github": {"proxy": {"url": "http://127.0.0.1:1"}}}),
-            ..reported(
+            ..value(
                 "github.proxy.credentialsRef.name",
                 json!("absent"),
                 "SecretNotFound",
             )
         },
-        reported("gpu.resource", json!("example.com/none"), "Unschedulable"),
-        reported("gpu.count", json!(16), "Unschedulable"),
-        reported("template", nowhere, "Unschedulable"),
-        reported("template", nobody, "PodNotCreated"),
-        Reported {
-            base: json!({"smoke": {"resources": {"limits": {"cpu": "1"}}}}),
-            ..reported("smoke.resources.requests.cpu", json!("2"), "PodNotCreated")
-        },
-        Reported {
-            base: queue,
-            ..reported("scaling.source", json!("Poll"), "NoQueue")
-        },
     ]
+}
+
+/// A value at this path, which this reason is to follow.
+fn value(path: &'static str, value: Value, reason: &'static str) -> Reported {
+    Reported {
+        path,
+        value,
+        base: json!({}),
+        reason,
+    }
 }
 
 #[cfg(test)]
