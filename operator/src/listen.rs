@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::task::{Orders, Task};
-use crate::github::Client;
+use crate::github::{Client, Queued};
 use crate::per_pool::PerPool;
 use crate::watch::Waker;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
@@ -55,8 +55,37 @@ struct Received {
     completed: BTreeSet<String>,
     /// What runners have or had to do, by their names.
     jobs: BTreeMap<String, Job>,
+    /// Jobs that wait for a runner, by their numbers.
+    queued: BTreeMap<i64, Queued>,
     /// When the scale set was found to have vanished.
     gone: Option<Timestamp>,
+}
+
+impl Received {
+    /// Takes in which jobs wait, of which no more than `most` are remembered. What a message has missed is corrected by the
+    /// numbers that each one repeats.
+    fn queue(&mut self, news: Vec<(i64, Queued)>, most: usize) {
+        for (job, queued) in news {
+            if queued == Queued::Over {
+                self.queued.remove(&job);
+            } else if self.queued.len() < most || self.queued.contains_key(&job) {
+                self.queued.insert(job, queued);
+            }
+        }
+        if let Some(statistics) = self.heard.statistics {
+            let all_run = statistics.assigned <= statistics.running;
+            self.queued.retain(|_, queued| match queued {
+                Queued::Available(_) => statistics.available > 0,
+                Queued::Assigned(_) => !all_run,
+                Queued::Over => false,
+            });
+        }
+        let since = self.queued.values().filter_map(|queued| match queued {
+            Queued::Available(since) | Queued::Assigned(since) => Some(*since),
+            Queued::Over => None,
+        });
+        self.heard.oldest = since.min();
+    }
 }
 
 impl Drop for Listener {

@@ -22,6 +22,7 @@ mod gpu_missing;
 mod hostile_job;
 mod hostile_server;
 mod hostile_tenant;
+mod hours;
 mod images;
 mod job_ends;
 mod job_policy;
@@ -251,6 +252,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "what has happened is counted for Prometheus, as GitHub has seen it; a deleted pool leaves no series",
         metrics::run
+    ),
+    suite!(
+        "hours",
+        [],
+        "each runner that has ended is one line of the log, once, and its seconds add up to its pod's life",
+        hours::run
     ),
     suite!(
         "quarantine",

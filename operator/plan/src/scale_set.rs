@@ -71,10 +71,10 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         let waiting = statistics.assigned.saturating_sub(statistics.running);
         let queued = i32::try_from(waiting.saturating_add(statistics.available));
         plan.status.queued = queued.unwrap_or(i32::MAX);
-        // Messages tell how many wait, and not since when.
+        let listening = facts.listening.as_ref();
         plan.queue = Some(Waiting {
             jobs: plan.status.queued,
-            oldest: None,
+            oldest: listening.and_then(|listening| listening.heard.oldest),
         });
     }
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
@@ -52,6 +53,19 @@ pub struct Message {
     pub completed: Vec<String>,
     /// Jobs that runners have taken or ended, as GitHub names them.
     pub jobs: Vec<JobOf>,
+    /// Jobs that wait for a runner, and those that do no more, by their numbers.
+    pub queued: Vec<(i64, Queued)>,
+}
+
+/// What a message says of the wait of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// It waits since then, and is nobody's yet.
+    Available(Timestamp),
+    /// It waits since then for a runner of this scale set.
+    Assigned(Timestamp),
+    /// It waits no more.
+    Over,
 }
 
 impl Client {
@@ -297,6 +311,21 @@ impl WireJob {
         })
     }
 
+    /// Since when it waits, or that it does no more, where it says so.
+    fn queued(&self) -> Option<Queued> {
+        let since = || {
+            let since: Timestamp = self.name("queueTime")?.parse().ok()?;
+            // A time that is not there is the year 1.
+            Some(since).filter(|since| *since > Timestamp::UNIX_EPOCH)
+        };
+        match self.message_type.as_str() {
+            "JobAvailable" => since().map(Queued::Available),
+            "JobAssigned" => since().map(Queued::Assigned),
+            "JobStarted" | "JobCompleted" => Some(Queued::Over),
+            _ => None,
+        }
+    }
+
     /// A name of it, where it has one.
     fn name(&self, of: &str) -> Option<&str> {
         let name = self.names.get(of)?.as_str()?;
@@ -320,6 +349,10 @@ impl From<WireMessage> for Message {
         for job in jobs.0 {
             let job: WireJob = serde_json::from_value(job).unwrap_or_default();
             message.jobs.extend(job.of_runner());
+            let queued = job.queued();
+            message
+                .queued
+                .extend(queued.map(|queued| (job.runner_request_id, queued)));
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
                 "JobCompleted" => {

@@ -58,5 +58,5 @@ pub use credentials::{
 };
 pub use error::Error;
 pub use last::LastClients;
-pub use messages::{Message, Session};
+pub use messages::{Message, Queued, Session};
 pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};

@@ -283,6 +283,7 @@ impl Task {
                     .jobs
                     .extend(jobs.map(|job| (job.runner.clone(), Job::heard(&job))));
             }
+            received.queue(message.queued, REMEMBERED);
             received.heard.number
         };
         self.heard = Some(message.id);

@@ -21,6 +21,7 @@ impl Listener {
             },
             completed: completed.iter().map(|name| (*name).to_owned()).collect(),
             jobs: BTreeMap::new(),
+            queued: BTreeMap::new(),
             gone: None,
         };
         Self {
@@ -537,4 +538,44 @@ async fn a_session_of_ours_whose_name_never_arrived_is_known_by_its_owner() {
         assert!(!is_lost, "{number}");
     });
     futures::future::join_all(cases).await;
+}
+
+#[test]
+fn the_oldest_job_that_waits_is_known_as_long_as_it_waits() {
+    let at = |second| Timestamp::constant(second, 0);
+    let mut received = Received::default();
+    let mut hears = |(available, assigned, running), news: &[(i64, Queued)]| {
+        received.heard.statistics = Some(Statistics {
+            available,
+            assigned,
+            running,
+        });
+        received.queue(news.to_vec(), 3);
+        assert!(received.queued.len() <= 3);
+        received.heard.oldest
+    };
+    let first = hears(
+        (2, 0, 0),
+        &[
+            (1, Queued::Available(at(10))),
+            (2, Queued::Available(at(20))),
+        ],
+    );
+    assert_eq!(first, Some(at(10)));
+    // The first is ours, then runs; the other one is somebody else's
+    assert_eq!(
+        hears((1, 1, 0), &[(1, Queued::Assigned(at(10)))]),
+        Some(at(10))
+    );
+    assert_eq!(hears((1, 1, 1), &[(1, Queued::Over)]), Some(at(20)));
+    assert_eq!(hears((0, 1, 1), &[]), None);
+    // Where a message was missed, the numbers say that nobody waits
+    assert_eq!(
+        hears((0, 2, 1), &[(3, Queued::Assigned(at(30)))]),
+        Some(at(30))
+    );
+    assert_eq!(hears((0, 2, 2), &[]), None);
+    // And of many only some are remembered
+    let many: Vec<_> = (0..10).map(|id| (id, Queued::Available(at(id)))).collect();
+    assert_eq!(hears((10, 0, 0), &many), Some(at(0)));
 }

@@ -44,6 +44,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> ScaleSetFacts {
                     running: 0,
                 }),
                 trouble: None,
+                oldest: None,
                 taken_back: None,
             },
         }),

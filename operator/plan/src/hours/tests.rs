@@ -18,9 +18,9 @@ fn life() -> Life {
     }
 }
 
-fn failed(reason: Reason) -> Option<End> {
+fn failed(reason: Reason) -> End {
     let failure = Failure::new(reason, Class::Transient, String::new(), NOW, false);
-    Some(End::Failed(failure))
+    End::Failed(failure)
 }
 
 fn done(started: i64) -> EndedJob {
@@ -63,131 +63,102 @@ fn seconds_of(runner: Runner) -> (u64, u64, u64, u64) {
     (gate, idle, job, lost)
 }
 
-#[test]
-fn each_second_of_a_runner_has_its_use() {
-    let never_online = Life {
-        online: None,
-        ..life()
-    };
-    let asked = |life: Life| Life {
+/// The same, of which nobody saw its containers end.
+fn deleted(life: Life, reached: RunnerPhase) -> Runner {
+    Runner {
+        reached,
+        ..ended(life, None)
+    }
+}
+
+fn asked(life: Life) -> Life {
+    Life {
         asked: true,
         ..life
-    };
-    let busy = |life: Life| Life {
-        busy: Some(ago(60)),
-        ..life
-    };
-    let with_job = |life: Life, end: Option<End>| Runner {
-        done: Some(done(40)),
-        ..ended(life, end)
-    };
-    let in_a_job = |life: Life, end: Option<End>| Runner {
-        under_way: Some(job(40)),
-        ..ended(life, end)
-    };
-    let job_done = || Some(End::JobDone(job(40)));
-    let persistent = Life {
+    }
+}
+
+fn never_online() -> Life {
+    Life {
+        online: None,
+        ..life()
+    }
+}
+
+fn busy(since: i64) -> Life {
+    Life {
+        busy: Some(ago(since)),
+        ..life()
+    }
+}
+
+fn persistent() -> Life {
+    Life {
         is_persistent: true,
         was_busy: 30,
         ..life()
-    };
-    let cases = [
-        ("a job", with_job(life(), job_done()), (10, 50, 40, 0)),
-        (
-            "a job without a time of its start",
-            Runner {
-                done: Some(EndedJob {
-                    started: None,
-                    ..done(40)
-                }),
-                ..ended(busy(life()), job_done())
-            },
-            (10, 30, 60, 0),
-        ),
-        (
-            "removed while idle",
-            ended(asked(life()), failed(Reason::EndedWithoutJob)),
-            (10, 90, 0, 0),
-        ),
-        (
-            "drained while idle",
-            ended(asked(life()), failed(Reason::Evicted)),
-            (10, 90, 0, 0),
-        ),
-        (
-            "removed in its gate",
-            ended(asked(never_online), failed(Reason::GateFailed)),
-            (100, 0, 0, 0),
-        ),
-        (
-            "a gate that failed",
-            ended(never_online, failed(Reason::GateFailed)),
-            (0, 0, 0, 100),
-        ),
-        (
-            "deleted by force in its gate",
-            Runner {
-                reached: RunnerPhase::Gated,
-                ..ended(never_online, None)
-            },
-            (0, 0, 0, 100),
-        ),
-        (
-            "deleted by force while idle",
-            Runner {
-                reached: RunnerPhase::Idle,
-                ..ended(life(), None)
-            },
-            (10, 90, 0, 0),
-        ),
-        (
-            "deleted by force in a job",
-            Runner {
-                reached: RunnerPhase::Busy,
-                ..ended(busy(life()), None)
-            },
-            (10, 30, 0, 60),
-        ),
-        (
-            "killed in a job",
-            in_a_job(life(), failed(Reason::JobCutShort)),
-            (10, 50, 0, 40),
-        ),
-        (
-            "killed in a job on a drain",
-            in_a_job(asked(life()), failed(Reason::Evicted)),
-            (10, 50, 0, 40),
-        ),
-        (
-            "an agent that broke",
-            ended(life(), failed(Reason::GpuLost)),
-            (10, 0, 0, 90),
-        ),
-        (
-            "persistent, removed",
-            ended(asked(persistent), failed(Reason::EndedWithoutJob)),
-            (10, 60, 30, 0),
-        ),
-        (
-            "persistent, killed in a job",
-            ended(
-                Life {
-                    busy: Some(ago(20)),
-                    ..persistent
-                },
-                failed(Reason::JobCutShort),
-            ),
-            (10, 40, 30, 20),
-        ),
-        (
-            "without a node",
-            ended(Life::default(), failed(Reason::PodDeleted)),
-            (0, 0, 0, 0),
-        ),
-    ];
-    for (what, runner, expected) in cases {
-        assert_eq!(seconds_of(runner), expected, "{what}");
     }
+}
+
+#[track_caller]
+fn assert_used(what: &str, runner: Runner, expected: (u64, u64, u64, u64)) {
+    assert_eq!(seconds_of(runner), expected, "{what}");
+}
+
+#[test]
+fn each_second_of_a_runner_has_its_use() {
+    let with_job = |life: Life, done: EndedJob| Runner {
+        done: Some(done),
+        ..ended(life, Some(End::JobDone(job(40))))
+    };
+    let no_start = EndedJob {
+        started: None,
+        ..done(40)
+    };
+    let removed = |life: Life, reason| ended(asked(life), Some(failed(reason)));
+
+    assert_used("a job", with_job(life(), done(40)), (10, 50, 40, 0));
+    let job = with_job(busy(60), no_start);
+    assert_used("a job without a start", job, (10, 30, 60, 0));
+    let idle = removed(life(), Reason::EndedWithoutJob);
+    assert_used("removed while idle", idle, (10, 90, 0, 0));
+    let idle = removed(life(), Reason::Evicted);
+    assert_used("drained while idle", idle, (10, 90, 0, 0));
+    let gate = removed(never_online(), Reason::GateFailed);
+    assert_used("removed in its gate", gate, (100, 0, 0, 0));
+    let idle = deleted(life(), RunnerPhase::Idle);
+    assert_used("deleted by force while idle", idle, (10, 90, 0, 0));
+    let many = removed(persistent(), Reason::EndedWithoutJob);
+    assert_used("persistent", many, (10, 60, 30, 0));
+    assert_used("without a node", ended(Life::default(), None), (0, 0, 0, 0));
+}
+
+#[test]
+fn what_a_runner_was_in_when_it_failed_is_lost() {
+    let in_a_job = |life: Life, reason| Runner {
+        under_way: Some(job(40)),
+        ..ended(life, Some(failed(reason)))
+    };
+    let broke = |life: Life, reason| ended(life, Some(failed(reason)));
+
+    let gate = broke(never_online(), Reason::GateFailed);
+    assert_used("a gate that failed", gate, (0, 0, 0, 100));
+    let gate = deleted(never_online(), RunnerPhase::Gated);
+    assert_used("deleted by force in its gate", gate, (0, 0, 0, 100));
+    let job = deleted(busy(60), RunnerPhase::Busy);
+    assert_used("deleted by force in a job", job, (10, 30, 0, 60));
+    let job = in_a_job(life(), Reason::JobCutShort);
+    assert_used("killed in a job", job, (10, 50, 0, 40));
+    let job = in_a_job(asked(life()), Reason::Evicted);
+    assert_used("drained in a job", job, (10, 50, 0, 40));
+    let agent = broke(life(), Reason::GpuLost);
+    assert_used("an agent that broke", agent, (10, 0, 0, 90));
+    let many = Life {
+        busy: Some(ago(20)),
+        ..persistent()
+    };
+    let many = broke(many, Reason::JobCutShort);
+    assert_used("persistent, killed in a job", many, (10, 40, 30, 20));
 }
 
 proptest! {
@@ -204,9 +175,9 @@ proptest! {
         let ends = [
             None,
             Some(End::JobDone(job(10))),
-            failed(Reason::GateFailed),
-            failed(Reason::JobCutShort),
-            failed(Reason::EndedWithoutJob),
+            Some(failed(Reason::GateFailed)),
+            Some(failed(Reason::JobCutShort)),
+            Some(failed(Reason::EndedWithoutJob)),
         ];
         let mut runner = ended(life, ends[how].clone());
         runner.under_way = marks.filter(|_| !has_done).map(job);
@@ -259,7 +230,7 @@ fn what_a_later_look_does_not_show_any_more_is_kept() {
         (10, Some(ago(60)), false)
     );
     let life = look(RunnerPhase::Terminating, &|r| {
-        r.end = failed(Reason::JobCutShort);
+        r.end = Some(failed(Reason::JobCutShort));
         r.life.asked = true;
     });
     assert!(!life.asked, "it had ended before");

@@ -75,6 +75,8 @@ pub struct Heard {
     pub opened: Option<Timestamp>,
     /// Where the scale set stands; unknown until there is a session.
     pub statistics: Option<Statistics>,
+    /// Since when the oldest job waits of those whose messages were heard.
+    pub oldest: Option<Timestamp>,
     /// When jobs were last taken back that no runner had begun: GitHub assigns them again.
     pub taken_back: Option<Timestamp>,
     /// Whether a poll was answered since the session was opened.

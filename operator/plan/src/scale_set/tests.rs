@@ -92,6 +92,7 @@ fn one_that_is_there_is_listened_to_once() {
         is_settled: true,
         is_lost: false,
         session: Some("session".to_owned()),
+        oldest: None,
         taken_back: None,
         opened: Some(NOW),
         statistics: Some(Statistics::default()),

@@ -1,11 +1,12 @@
 //! Scale sets, their runners and their queues, by way of the Actions service.
 
 use http::Method;
+use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Reply, Seen, Stub, error, hang_up, raw, reply};
-use crate::github::{Deletion, Error, JobOf, Message, NewScaleSet, Statistics};
+use crate::github::{Deletion, Error, JobOf, Message, NewScaleSet, Queued, Statistics};
 
 const TOKEN: &str = "POST /registration-token";
 const CONNECT: &str = "POST /actions/runner-registration";
@@ -263,10 +264,10 @@ fn session(host: &str) -> Value {
 )]
 async fn messages_are_numbers_and_names_and_are_acknowledged() {
     let jobs = json!([
-        {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": ""},
+        {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": "2026-03-02T08:00:00Z"},
         {"messageType": "JobCompleted", "runnerName": "pool-aaaaa", "result": "succeeded"},
-        {"messageType": "JobAssigned", "runnerName": null, "jobDisplayName": "test", "workflowRunId": 17},
-        {"messageType": "JobStarted", "runnerName": "pool-bbbbb", "jobDisplayName": "test", "workflowRunId": 17,
+        {"messageType": "JobAssigned", "runnerRequestId": 42, "queueTime": "0001-01-01T00:00:00", "runnerName": null, "jobDisplayName": "test", "workflowRunId": 17},
+        {"messageType": "JobStarted", "runnerRequestId": 43, "runnerName": "pool-bbbbb", "jobDisplayName": "test", "workflowRunId": 17,
             "ownerName": "o", "repositoryName": "r"},
         {"messageType": "JobCompleted", "runnerName": "", "result": "canceled"},
         {"messageType": "SomethingNew"}
@@ -315,6 +316,12 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
             run: 17,
             repository: "o/r".to_owned(),
         }],
+        queued: vec![
+            (41, Queued::Available(Timestamp::constant(1_772_438_400, 0))),
+            (0, Queued::Over),
+            (43, Queued::Over),
+            (0, Queued::Over),
+        ],
     };
     assert_eq!(message, expected);
     let poll = stub.seen().pop().unwrap();
