@@ -43,7 +43,6 @@ fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
         run: 17,
         name: "train".to_owned(),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-        created_at: None,
     };
     observed.queue = Some(Arc::new(Queue {
         at: ago(1),
