@@ -366,7 +366,9 @@ mod tests {
         let minute = Duration::from_mins(1);
         let gpu = |busy: &[u32], first, most| {
             let mut gpu = Gpu::new(1, "GPU-1".into(), String::new());
-            busy.iter().for_each(|percent| gpu.busy.add(*percent));
+            for percent in busy {
+                gpu.busy.add(*percent);
+            }
             (gpu.first_memory, gpu.most_memory) = (first, most);
             gpu
         };

@@ -26,7 +26,6 @@ impl Reported {
 }
 
 /// All of them. None makes a pod that gets a node.
-#[expect(clippy::too_many_lines, reason = "a table")]
 pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
     let organization = repository.split('/').next().unwrap_or_default();
     let queue = json!({
