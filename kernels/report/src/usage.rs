@@ -476,12 +476,13 @@ mod tests {
 
     #[test]
     fn a_warning_is_for_what_somebody_should_look_at() {
-        let is_warning = |change: fn(&mut GpuUsage)| {
+        type Change = fn(&mut GpuUsage);
+        let is_warning = |change: Change| {
             let mut usage = usual();
             change(&mut usage);
             usage.is_warning()
         };
-        let cases: [(fn(&mut GpuUsage), bool); 8] = [
+        let cases: [(Change, bool); 8] = [
             (|_| {}, false),
             // A twentieth of an hour, and a second more.
             (|usage| usage.throttled = Some([180; 5].into()), false),

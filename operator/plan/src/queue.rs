@@ -247,6 +247,7 @@ mod tests {
                 run: 17,
                 name: "train".to_owned(),
                 labels: wanted.iter().map(|l| (*l).to_owned()).collect(),
+                created_at: None,
             };
             job.is_served_by(&pool.spec.as_ref().unwrap().labels)
         };

@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    fn usage(uuid: &str, more: serde_json::Value) -> GpuUsage {
+    fn usage(uuid: &str, more: &serde_json::Value) -> GpuUsage {
         let mut usage = json!({"uuid": uuid, "s": 60});
         for (name, value) in more.as_object().unwrap() {
             usage[name] = value.clone();
@@ -98,9 +98,9 @@ mod tests {
     fn only_the_runners_own_devices_are_shown_and_each_once() {
         let devices = ["GPU-1".to_owned(), "GPU-2".to_owned()];
         let gpus = [
-            usage("GPU-2", json!({"busy": 5, "slow": [3, 0, 2, 1, 9]})),
-            usage("GPU-9", json!({"busy": 100})),
-            usage("GPU-2", json!({"busy": 100})),
+            usage("GPU-2", &json!({"busy": 5, "slow": [3, 0, 2, 1, 9]})),
+            usage("GPU-9", &json!({"busy": 100})),
+            usage("GPU-2", &json!({"busy": 100})),
         ];
         let shown = shown(&gpus, &devices);
         let [one] = &shown[..] else {

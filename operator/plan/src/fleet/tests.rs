@@ -53,6 +53,8 @@ fn job(name: &str, device: &str, conclusion: &str) -> JobStatus {
         attempt: None,
         url: None,
         refused: None,
+        gpu: vec![],
+        exceeded_minutes: None,
         awaits_conclusion: false,
     }
 }

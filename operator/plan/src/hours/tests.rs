@@ -29,6 +29,8 @@ fn done(started: i64) -> EndedJob {
         started: Some(ago(started)),
         finished: NOW,
         refused: None,
+        gpus: vec![],
+        exceeded_minutes: None,
     }
 }
 

@@ -97,6 +97,7 @@ fn failed(pool: &Pool, observed: &mut Observed, failure: Failure) {
 const CUDA: &[&str] = &["self-hosted", "cuda"];
 
 /// The situations, what is said in each, and the words that must be among it.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn situations() -> Vec<(&'static str, String, &'static str)> {
     let idle: &[RunnerPhase] = &[RunnerPhase::Idle, RunnerPhase::Idle];
     let busy: &[RunnerPhase] = &[RunnerPhase::Busy, RunnerPhase::Busy];
@@ -272,14 +273,14 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
         (
             "a device fails its gate",
             said(as_it_is, |pool, seen| {
-                failed(pool, seen, gate_failure(Class::Device))
+                failed(pool, seen, gate_failure(Class::Device));
             }),
             "GpuHealthy (NodesQuarantined): Quarantined: node-1",
         ),
         (
             "every gate fails by a setting of the pool",
             said(as_it_is, |pool, seen| {
-                failed(pool, seen, gate_failure(Class::Config))
+                failed(pool, seen, gate_failure(Class::Config));
             }),
             "Stalled (GateFailed): the gate failed",
         ),
@@ -354,7 +355,7 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
                                 statistics: Some(Statistics {
                                     available: 3,
                                     assigned: 1,
-                                    ..Statistics::default()
+                                    running: 1,
                                 }),
                                 is_settled: true,
                                 ..Heard::default()
