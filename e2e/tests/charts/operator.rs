@@ -53,6 +53,7 @@ pub(super) fn everything() -> Value {
             "registrarFrom": [{"ipBlock": {"cidr": "10.0.0.0/16"}}],
             "egressPorts": [443, 3128],
         },
+        "hungAfterSeconds": 900,
         "metrics": {
             "byRepository": true,
             "serviceMonitor": {"enabled": true, "labels": {"release": "p"}, "interval": "15s"},

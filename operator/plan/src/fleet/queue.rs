@@ -29,9 +29,8 @@ fn why(resource: &CudaRunner) -> Option<String> {
 /// The job of the oldest run: GitHub numbers runs in the order in which they are made.
 fn oldest(resource: &CudaRunner, url: &GitHubUrl, queue: &crate::Queue) -> Option<Job> {
     let jobs = queue.jobs.as_ref().ok()?.as_ref()?;
-    let ours = jobs
-        .iter()
-        .filter(|job| job.is_served_by(&resource.spec.labels));
+    let labels = resource.runner_labels();
+    let ours = jobs.iter().filter(|job| job.is_served_by(&labels));
     let job = ours.min_by_key(|job| job.run)?;
     let Scope::Repository { owner, name } = url.scope() else {
         return None;

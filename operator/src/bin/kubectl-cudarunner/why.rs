@@ -83,9 +83,9 @@ async fn doubt(pools: &Pools) -> String {
         }
         Some((lease, at)) => {
             let namespace = lease.namespace().unwrap_or_default();
-            let seen = at.map_or_else(String::new, |at| format!(", and was last seen at {at}"));
+            let seen = at.map_or_else(String::new, |at| format!(", the last one was seen at {at}"));
             format!(
-                "No operator runs: it has given up its lease{seen}. So all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
+                "No operator runs{seen}. So all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
             )
         }
         None => "No operator runs in this cluster: there is no lease of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
@@ -345,7 +345,7 @@ mod tests {
             ),
             (
                 Step::List(path(), lease("op-1", now - Duration::from_mins(5))),
-                "and was last seen at",
+                "the last one was seen at",
             ),
             (
                 Step::List(path(), lease("", now)),
