@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 /// For whatever user the job's image has: the folder is in no container of other pods, and what has this mode goes as
@@ -32,6 +33,17 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // The mode of creation is cut by the umask.
     file.set_permissions(Permissions::from_mode(mode))?;
     fs::rename(&partial, path)
+}
+
+/// Listens on a socket in that folder, for whatever user the other container has. One of an earlier start is replaced.
+pub fn listen(socket: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, Permissions::from_mode(OPEN))?;
+    Ok(listener)
 }
 
 /// What a file holds, at most `limit` bytes of it. What is no file, such as a pipe or a link, is not waited for.

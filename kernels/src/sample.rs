@@ -4,9 +4,9 @@
 //! Nobody waits for it and nothing rests on it: it can crash, hang, or not start at all. It is the job's own user's, who may
 //! end it or answer in its place.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &SampleArgs) -> u8 {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::setpriority(libc::PRIO_PROCESS, 0, 19);
     }
-    let Ok(listener) = listen(&args.dir.join(file::SAMPLER_SOCKET)) else {
+    let Ok(listener) = files::listen(&args.dir.join(file::SAMPLER_SOCKET)) else {
         return exit::INTERNAL;
     };
     let (sender, questions) = mpsc::sync_channel(1);
@@ -57,18 +57,6 @@ pub(crate) fn run(args: &SampleArgs) -> u8 {
     thread::spawn(move || answer_all(&listener, &sender, &shared));
     Sampler::new(args, seen).work(&questions);
     exit::PASSED
-}
-
-fn listen(socket: &Path) -> io::Result<UnixListener> {
-    // Of an earlier start.
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)?;
-    // The agent may have another user.
-    fs::set_permissions(socket, Permissions::from_mode(0o666))?;
-    Ok(listener)
 }
 
 /// One after the other: an agent asks once for each job.

@@ -16,7 +16,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{
+    Ctx, SOON,
+    metrics::{page, value},
+};
 use crate::deploy;
 
 /// Seconds for which a job runs at least.
@@ -244,15 +247,4 @@ async fn counted(ctx: &Ctx, pool: &str) -> Result<()> {
 fn series(ctx: &Ctx, metric: &str, pool: &str, label: &str, is: &str) -> String {
     let namespace = &ctx.namespace;
     format!(r#"cudarunner_{metric}{{namespace="{namespace}",pool="{pool}",{label}="{is}"}}"#)
-}
-
-/// The metrics of the only operator there is.
-async fn page(ctx: &Ctx) -> Result<String> {
-    let pages = deploy::metrics(&ctx.client).await?;
-    pages.into_iter().next().context("no operator is ready")
-}
-
-fn value(page: &str, series: &str) -> Option<u64> {
-    let mut lines = page.lines();
-    lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }

@@ -88,12 +88,12 @@ fn series(ctx: &Ctx, metric: &str, pool: &str, labels: &str) -> String {
 }
 
 /// The metrics of the only operator there is.
-async fn page(ctx: &Ctx) -> Result<String> {
+pub(super) async fn page(ctx: &Ctx) -> Result<String> {
     let pages = deploy::metrics(&ctx.client).await?;
     pages.into_iter().next().context("no operator is ready")
 }
 
-fn value(page: &str, series: &str) -> Option<u64> {
+pub(super) fn value(page: &str, series: &str) -> Option<u64> {
     let mut lines = page.lines();
     lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }

@@ -11,10 +11,8 @@ pub(crate) mod frames;
 pub(crate) mod request;
 mod step;
 
-use std::fs::{self, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cuda_smoke::files;
 use gate_report::contract::file;
 use gate_report::exit;
 
@@ -81,7 +80,7 @@ impl Drop for Place {
 /// Serves until SIGTERM, and returns the container's exit code.
 pub(crate) fn serve(dir: &Path, signals: &mut Signals, cut_off: bool) -> u8 {
     let socket = dir.join(file::JOB_SOCKET);
-    let listener = match bind(&socket) {
+    let listener = match files::listen(&socket) {
         Ok(listener) => listener,
         Err(error) => {
             eprintln!("{} could not be listened at: {error}", socket.display());
@@ -100,18 +99,6 @@ pub(crate) fn serve(dir: &Path, signals: &mut Signals, cut_off: bool) -> u8 {
     // The main container has ended, or the pod is being deleted: no step has anybody to be told of.
     job.children.kill();
     exit::PASSED
-}
-
-fn bind(socket: &Path) -> io::Result<UnixListener> {
-    // Of an earlier start.
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)?;
-    // The agent may have another user.
-    fs::set_permissions(socket, Permissions::from_mode(0o666))?;
-    Ok(listener)
 }
 
 fn accept(listener: &UnixListener, job: &Arc<Job>) {
