@@ -13,6 +13,7 @@ mod checks;
 mod class;
 mod containers;
 mod jobs;
+mod labels;
 #[expect(
     unreachable_pub,
     reason = "the derive of KubeSchema repeats each struct inside a function"
@@ -35,6 +36,7 @@ pub use checks::*;
 pub use class::FailureClass;
 pub use containers::*;
 pub use jobs::*;
+pub use labels::GITHUB_LABELS;
 pub use rerun::*;
 pub use spec::*;
 pub use status::*;

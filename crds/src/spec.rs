@@ -567,24 +567,6 @@ impl Default for CudaRunnerSpec {
     }
 }
 
-/// What the labels of a pool begin with where its spec names none: those that GitHub gives to each self-hosted runner of
-/// this kind, and ours.
-const DEFAULT_LABELS: [&str; 4] = ["self-hosted", "Linux", "X64", "cuda"];
-
-impl CudaRunner {
-    /// The labels by which jobs ask for the pool's runners: those of the spec as they are, or the default ones and the
-    /// pool's name.
-    #[must_use]
-    pub fn runner_labels(&self) -> Vec<String> {
-        if !self.spec.labels.is_empty() {
-            return self.spec.labels.clone();
-        }
-        let name = self.metadata.name.clone();
-        let labels = DEFAULT_LABELS.map(str::to_owned).into_iter().chain(name);
-        labels.collect()
-    }
-}
-
 /// The labels of a [`CudaRunner`] as a Kubernetes label selector's match, `cudarunner.dev/pool=NAME`.
 #[must_use]
 pub fn pod_labels(pool: &str) -> BTreeMap<String, String> {

@@ -71,8 +71,8 @@ impl EndedRunners {
 
     /// Forgets who waits of a pool that is gone: nobody asks how their jobs ended.
     pub(crate) fn forget(&self, pool: &PoolKey) {
-        let is_other = |of: &RunnerHours| of.namespace != pool.namespace || of.pool != pool.name;
-        self.lock().waiting.retain(|_, hours| is_other(hours));
+        let mut state = self.lock();
+        state.waiting.retain(|_, hours| hours.pool_key() != *pool);
     }
 
     /// Those that wait, and do no more.

@@ -34,8 +34,6 @@ pub struct Source {
     /// What pods of others hold, where the operator may see them.
     others: Option<Arc<Held>>,
     identity: String,
-    /// Since when this process knows anything.
-    since: Timestamp,
     /// What must have been read before anything can be said.
     waits: Waits,
 }
@@ -53,7 +51,6 @@ impl Source {
             ctx: Arc::clone(ctx),
             others,
             identity: config.identity.clone(),
-            since: Timestamp::now(),
             waits,
         }
     }
@@ -67,11 +64,12 @@ impl Knows for Source {
 
     fn fleet(&self, now: Timestamp) -> Fleet {
         let ctx = &self.ctx;
+        let leads = ctx.fence.check().is_ok();
         let operator = Operator {
             name: self.identity.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            since: self.since,
-            leads: ctx.fence.check().is_ok(),
+            since: ctx.ended.since(),
+            leads,
         };
         let nodes = ctx.nodes.as_ref().map(|nodes| nodes.all());
         let held = self.others.as_ref().and_then(|others| others.by_node());
@@ -88,7 +86,7 @@ impl Knows for Source {
                 builder.runner(runner, running.as_ref());
             });
         }
-        if ctx.fence.check().is_ok() {
+        if leads {
             builder.counts_hours();
         }
         for runner in ctx.ended.last() {

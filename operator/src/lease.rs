@@ -20,7 +20,7 @@ mod fence;
 pub use fence::{Fence, NotLeading};
 
 /// Name of the Lease, in the operator's namespace.
-const LEASE: &str = "cuda-runner-operator";
+pub const LEASE: &str = "cuda-runner-operator";
 /// For so long the lease is its holder's after each renewal.
 const DURATION: Duration = Duration::from_secs(30);
 /// The same, as the Lease has it.

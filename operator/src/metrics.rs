@@ -244,12 +244,10 @@ impl Metrics {
 
     /// Counts a runner that has ended.
     pub fn ended(&self, hours: &RunnerHours) {
-        let key = PoolKey {
-            namespace: hours.namespace.clone(),
-            name: hours.pool.clone(),
-        };
         let by_repository = self.lock().by_repository;
-        self.pool(&key, |series| series.hours.add(hours, by_repository));
+        self.pool(&hours.pool_key(), |series| {
+            series.hours.add(hours, by_repository);
+        });
     }
 
     /// Takes in how a reconcile has seen a pool.

@@ -7,8 +7,6 @@ use gate_report::clean;
 use super::{About, Notice};
 use crate::reason::Reason;
 
-/// Conclusions of a job that speak against its device, in GitHub's words. Others than these and success say nothing.
-const FAILED: [&str; 2] = ["failure", "timed_out"];
 /// With fewer jobs a device is not judged, nor does it say what is usual.
 const LEAST: i32 = 8;
 /// So many jobs are counted; then both counts are halved, so that old jobs weigh less and a repaired device is let go.
@@ -24,16 +22,22 @@ const NAME: usize = 256;
 /// Counts jobs that have ended, and tells which devices are suspect now and were not.
 pub(super) fn count(devices: &mut Vec<DeviceStatus>, jobs: &[&JobStatus]) -> Vec<Notice> {
     for job in jobs {
-        let failed = match job.conclusion.as_deref() {
-            Some("success") => false,
-            Some(word) if FAILED.contains(&word) => true,
-            _ => continue,
-        };
+        let conclusion = job.conclusion.as_deref();
+        let failed = is_failure(conclusion);
+        // Others than these and success say nothing.
+        if !failed && conclusion != Some("success") {
+            continue;
+        }
         for uuid in &job.devices {
             add(devices, job, &clean(uuid, NAME), failed);
         }
     }
     judge(devices)
+}
+
+/// Whether a job's conclusion, in GitHub's word, is a failure, and so may be its device's.
+pub(super) fn is_failure(conclusion: Option<&str>) -> bool {
+    matches!(conclusion, Some("failure" | "timed_out"))
 }
 
 /// The suspect devices, one phrase each.

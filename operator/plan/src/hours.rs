@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{Observed, Plan, jobs};
+use crate::model::key::PoolKey;
 use crate::model::life::seconds;
 use crate::model::pool::{GpuRequest, Pool};
 use crate::model::runner::{End, Failure, Gone, Runner};
@@ -59,6 +60,17 @@ pub struct RunnerHours {
     /// Its job, or its last one.
     #[serde(flatten)]
     pub job: Option<JobOfRunner>,
+}
+
+impl RunnerHours {
+    /// The pool that it was of.
+    #[must_use]
+    pub fn pool_key(&self) -> PoolKey {
+        PoolKey {
+            namespace: self.namespace.clone(),
+            name: self.pool.clone(),
+        }
+    }
 }
 
 /// What the seconds of a runner were used for. Their sum is the time for which it held its GPUs.

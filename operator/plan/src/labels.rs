@@ -10,7 +10,8 @@ use crate::model::pool::Pool;
 use crate::model::runner::Runner;
 use crate::reason::Reason;
 
-const PRODUCT: &str = "nvidia.com/gpu.product";
+/// Which GPUs a node has, as GPU feature discovery says it.
+pub(super) const PRODUCT: &str = "nvidia.com/gpu.product";
 const MEMORY: &str = "nvidia.com/gpu.memory";
 /// What a resource's label of the product has after the resource's name.
 pub(super) const OF_PRODUCT: &str = ".product";

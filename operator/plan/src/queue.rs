@@ -23,10 +23,13 @@ pub struct Waiting {
 
 /// Counts the jobs that wait for this pool.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let read = observed.queue.as_ref();
     if is_out_of_reach(pool, observed, now) {
         plan.status.looked_again.clone_from(&pool.look_again);
+    } else if let Some(queue) = read {
+        plan.status.looked_again.clone_from(&queue.asked);
     }
-    let Some(queue) = &observed.queue else { return };
+    let Some(queue) = read else { return };
     if let Ok(spec) = &pool.spec
         && spec.reads_queue()
     {
@@ -36,9 +39,6 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
             .after(demand::POLL)
             .max(observed.ask_again.unwrap_or(Timestamp::MIN));
         plan.wake_at(due.max(now.after(AGAIN)), now);
-    }
-    if !is_out_of_reach(pool, observed, now) {
-        plan.status.looked_again.clone_from(&queue.asked);
     }
     let by_scale_set = observed.scale_set.is_some();
     if let (Ok(spec), Ok(Some(jobs)), false) = (&pool.spec, &queue.jobs, by_scale_set) {

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::{Knows, fingerprint, host, page};
 use cuda_runner_plan::fleet::Fleet;
@@ -200,13 +200,21 @@ async fn told(shared: &Shared, tell: impl FnOnce(&Fleet) -> Response + Send + 's
         );
         return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
-    let _turn = shared.builds.acquire().await;
-    let source = Arc::clone(&shared.source);
-    let built = tokio::task::spawn_blocking(move || tell(&source.fleet(Timestamp::now()))).await;
+    let built = build(shared, move |fleet| tell(&fleet)).await;
     built.unwrap_or_else(|error| {
         tracing::error!(%error, "the fleet page could not be made");
         StatusCode::INTERNAL_SERVER_ERROR.into_response()
     })
+}
+
+/// What `make` makes of the fleet as it is now, when nobody else has one made.
+async fn build<T: Send + 'static>(
+    shared: &Shared,
+    make: impl FnOnce(Fleet) -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    let _turn = shared.builds.acquire().await;
+    let source = Arc::clone(&shared.source);
+    tokio::task::spawn_blocking(move || make(source.fleet(Timestamp::now()))).await
 }
 
 async fn document(State(shared): State<Arc<Shared>>) -> Response {
@@ -309,12 +317,9 @@ async fn look(shared: &Shared) {
         if shared.changes.receiver_count() == 0 || !shared.source.missing().is_empty() {
             continue;
         }
-        let _turn = shared.builds.acquire().await;
-        let source = Arc::clone(&shared.source);
-        let looked =
-            tokio::task::spawn_blocking(move || fingerprint(source.fleet(Timestamp::UNIX_EPOCH)))
-                .await;
-        let Ok(now) = looked else { continue };
+        let Ok(now) = build(shared, fingerprint).await else {
+            continue;
+        };
         shared.changes.send_if_modified(|last| {
             let is_first = *last == 0;
             let has_changed = *last != now;

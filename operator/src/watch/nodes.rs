@@ -17,11 +17,9 @@ use tokio::sync::watch as flag;
 use super::pools::key_of;
 use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::NodeFacts;
+use cuda_runner_plan::model::observed::HAS_GPU;
 use cuda_runner_plan::node_marks::{self, Marked, NodeCondition};
 use cuda_runner_plan::reason::Stored;
-
-/// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU.
-const PRESENT: &str = "nvidia.com/gpu.present";
 
 /// What is kept of each node.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +50,7 @@ impl Nodes {
     pub fn claimable(&self, known: &BTreeSet<&str>) -> Vec<Arc<NodeFacts>> {
         self.facts(|node| {
             known.contains(node.name.as_str())
-                || node.labels.get(PRESENT).is_some_and(|v| v == "true")
+                || node.labels.get(HAS_GPU).is_some_and(|v| v == "true")
         })
     }
 
@@ -251,7 +249,7 @@ mod tests {
         let nodes = Nodes::default();
         for (name, label) in [("labelled", "true"), ("met", "false"), ("other", "false")] {
             let node = json!({
-                "metadata": {"name": name, "labels": {PRESENT: label}},
+                "metadata": {"name": name, "labels": {HAS_GPU: label}},
                 "status": {"allocatable": {"nvidia.com/gpu": "4"}}
             });
             nodes.apply(&serde_json::from_value(node).unwrap());

@@ -159,7 +159,7 @@ pub struct Device {
     pub state: DeviceState,
     /// Since when, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "optional_time")]
+    #[schemars(schema_with = "time")]
     pub since: Option<Timestamp>,
     /// The pool, `NAMESPACE/NAME`: of the runner, or of the quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -175,7 +175,7 @@ pub struct Device {
     pub message: Option<String>,
     /// Until when it is quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "optional_time")]
+    #[schemars(schema_with = "time")]
     pub until: Option<Timestamp>,
 }
 
@@ -350,7 +350,7 @@ pub enum EventKind {
 pub struct Hours {
     /// When the first of these runners ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "optional_time")]
+    #[schemars(schema_with = "time")]
     pub from: Option<Timestamp>,
     /// How many runners these are. The operator keeps the last 1,000.
     pub runners: u32,
@@ -380,10 +380,6 @@ pub struct HoursRow {
 }
 
 fn time(_: &mut schemars::SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "format": "date-time"})
-}
-
-fn optional_time(_: &mut schemars::SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "date-time"})
 }
 

@@ -7,6 +7,7 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, JobStatus};
 use gate_report::clean;
 
 use super::{Event, EventKind, Job, LONGEST, MAX_HISTORY};
+use crate::devices::is_failure;
 use crate::hours::RunnerHours;
 use crate::model::runner::Runner;
 
@@ -62,7 +63,7 @@ impl History {
             kind,
             result: clean(result, LONGEST),
             failed,
-            pool: format!("{}/{}", runner.namespace, runner.pool),
+            pool: runner.pool_key().to_string(),
             runner: runner.runner.clone(),
             node: runner.node.clone(),
             devices: runner.devices.clone(),
@@ -175,11 +176,6 @@ fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
         event.kind == EventKind::Gate && event.failed,
         run,
     )
-}
-
-/// Whether a job's conclusion is a failure.
-fn is_failure(conclusion: Option<&str>) -> bool {
-    matches!(conclusion, Some("failure" | "timed_out"))
 }
 
 impl Event {

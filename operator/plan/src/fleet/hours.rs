@@ -17,7 +17,7 @@ pub(super) struct Sums {
 
 /// Adds a runner's.
 pub(super) fn add(sums: &mut Sums, runner: &RunnerHours) {
-    let pool = format!("{}/{}", runner.namespace, runner.pool);
+    let pool = runner.pool_key().to_string();
     let repository = runner.job.as_ref().and_then(|job| job.repository.clone());
     let key = (pool.clone(), repository.clone());
     let row = sums.rows.entry(key).or_insert_with(|| HoursRow {

@@ -10,11 +10,9 @@ use jiff::Timestamp;
 use super::history::ByNode;
 use super::{Device, DeviceState, Job, LONGEST, MAX_DEVICES, Node, Others};
 use crate::NodeFacts;
+use crate::labels::PRODUCT;
+use crate::model::observed::HAS_GPU;
 use crate::model::runner::{End, Runner};
-
-/// The labels by which GPU feature discovery says which GPUs a node has, and that it has any.
-const PRODUCT: &str = "nvidia.com/gpu.product";
-const PRESENT: &str = "nvidia.com/gpu.present";
 
 /// Nodes while they are gathered.
 pub(super) struct Nodes {
@@ -176,7 +174,7 @@ impl Gathered {
         };
         let gpus = facts.map(|facts| sum(&facts.offers)).filter(|n| *n > 0);
         let label = |key: &str| facts.and_then(|facts| facts.labels.get(key));
-        let is_labelled = label(PRESENT).is_some_and(|value| value == "true");
+        let is_labelled = label(HAS_GPU).is_some_and(|value| value == "true");
         if gpus.is_none() && !is_labelled && self.ours.is_empty() && self.quarantine.is_empty() {
             return None;
         }

@@ -4,7 +4,8 @@ use cudarunner_crds::CudaRunner;
 use gate_report::clean;
 
 use super::{Job, LONGEST, Waiting};
-use crate::model::url::{GitHubUrl, Scope};
+use crate::model::github::Repository;
+use crate::model::url::GitHubUrl;
 use crate::why::causes;
 
 /// The queue of a pool; `waiting` is its address and what was read of the jobs there.
@@ -26,20 +27,18 @@ fn why(resource: &CudaRunner) -> Option<String> {
     ))
 }
 
-/// The job of the oldest run: GitHub numbers runs in the order in which they are made.
+/// The job of the oldest run at the address of a repository: GitHub numbers runs in the order in which they are made.
 fn oldest(resource: &CudaRunner, url: &GitHubUrl, queue: &crate::Queue) -> Option<Job> {
     let jobs = queue.jobs.as_ref().ok()?.as_ref()?;
     let labels = resource.runner_labels();
     let ours = jobs.iter().filter(|job| job.is_served_by(&labels));
     let job = ours.min_by_key(|job| job.run)?;
-    let Scope::Repository { owner, name } = url.scope() else {
-        return None;
-    };
+    let repository = Repository::within(url, "")?;
     Some(Job {
         name: clean(&job.name, LONGEST),
-        repository: Some(format!("{owner}/{name}")),
+        url: Some(repository.run_page(url, job.run, None)),
+        repository: Some(repository.full_name().to_owned()),
         workflow: None,
         run_id: i64::try_from(job.run).ok(),
-        url: Some(format!("{url}/actions/runs/{}", job.run)),
     })
 }

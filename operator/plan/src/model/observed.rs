@@ -89,6 +89,9 @@ impl Observed {
 /// For how long a new node's driver may be starting: a driver container compiles its kernel module.
 const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 
+/// The label by which GPU feature discovery, and NVIDIA's DRA driver, know a node with a GPU: its value is `true`.
+pub const HAS_GPU: &str = "nvidia.com/gpu.present";
+
 /// A node with GPUs for the pool.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeFacts {

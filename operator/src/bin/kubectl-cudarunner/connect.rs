@@ -143,6 +143,15 @@ pub(crate) fn shown(pool: CudaRunner) -> CudaRunner {
     cleaned.unwrap_or(pool)
 }
 
+/// A pool's `NAMESPACE/NAME`.
+pub(crate) fn key(pool: &CudaRunner) -> String {
+    format!(
+        "{}/{}",
+        pool.namespace().unwrap_or_default(),
+        pool.name_any()
+    )
+}
+
 /// What an API server says, without what the client adds.
 pub(crate) fn said(error: &Error) -> String {
     match error {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
+use crate::connect::key;
 use crate::text::{count, device, or_dash, span, table, wrap};
 
 /// How many failures are reported with their message.
@@ -67,7 +68,7 @@ pub(crate) fn text_of_all(pools: &[CudaRunner], now: Timestamp) -> String {
         let created = pool.metadata.creation_timestamp.as_ref();
         let why = causes(pool).into_iter().next();
         rows.push([
-            title(pool, "").trim_end().to_owned(),
+            key(pool),
             if is_ready(&status) { "yes" } else { "no" }.to_owned(),
             status.online.to_string(),
             status.busy.to_string(),
@@ -92,8 +93,7 @@ fn is_ready(status: &CudaRunnerStatus) -> bool {
 }
 
 fn title(pool: &CudaRunner, says: &str) -> String {
-    let namespace = pool.namespace().unwrap_or_default();
-    format!("{namespace}/{} {says}", pool.name_any())
+    format!("{} {says}", key(pool))
 }
 
 fn heading(out: &mut String, pool: &CudaRunner, status: &CudaRunnerStatus) {

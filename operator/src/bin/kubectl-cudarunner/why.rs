@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use cuda_runner_operator::lease::LEASE;
 use cuda_runner_plan::why::causes;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use jiff::Timestamp;
@@ -13,15 +14,13 @@ use kube::runtime::wait::{self, await_condition};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use crate::connect::Pools;
+use crate::connect::{Pools, key};
 use crate::text::wrap;
 
 /// How long the operator may take to look at GitHub where nobody says: a person waits for the answer.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
 /// How long the operator's lease may take to be read.
 const ASK: Duration = Duration::from_millis(300);
-/// The operator's lease, in the namespace of its installation.
-const LEASE: &str = "cuda-runner-operator";
 /// A lease that was not renewed for so long has no holder: clocks differ by less.
 const STALE: Duration = Duration::from_mins(1);
 
@@ -190,8 +189,7 @@ pub(crate) fn text_of_all(pools: &[CudaRunner]) -> String {
             free = free.saturating_add(1);
             continue;
         }
-        let namespace = pool.namespace().unwrap_or_default();
-        let _ = writeln!(text, "{namespace}/{}", pool.name_any());
+        let _ = writeln!(text, "{}", key(pool));
         for cause in &causes {
             wrap(
                 &mut text,

@@ -1,5 +1,6 @@
 //! Runners of ARC's first generation: `RunnerDeployment`, `RunnerSet`, and the `HorizontalRunnerAutoscaler` beside them.
 
+use cudarunner_crds::GITHUB_LABELS;
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Notes};
@@ -214,8 +215,7 @@ fn registration(draft: &mut Draft, runner: &mut Fields, notes: &mut Notes) -> Re
     if let Some(group) = runner.text("group", notes) {
         draft.github.insert("runnerGroup".to_owned(), json!(group));
     }
-    // What GitHub gives to every runner that registers by config.sh.
-    draft.labels = ["self-hosted", "Linux", "X64"].map(str::to_owned).to_vec();
+    draft.labels = GITHUB_LABELS.map(str::to_owned).to_vec();
     draft.labels.extend(runner.texts("labels"));
     if runner.take("ephemeral") == Some(json!(false)) {
         notes.say(
