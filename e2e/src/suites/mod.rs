@@ -54,6 +54,7 @@ mod rerun;
 mod restarts;
 mod runner;
 mod runner_ends;
+mod sample;
 mod scale;
 mod scale_set;
 mod second_node;

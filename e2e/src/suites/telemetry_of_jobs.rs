@@ -6,11 +6,13 @@ use cudarunner_crds::{JobGpuStatus, JobStatus};
 use github_simulator::{control::JobView, state::Conclusion::Success};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, container_jobs, context::workflow};
+use super::{Ctx, SOON, container_jobs, context::workflow, sample::sample};
 use crate::deploy;
 
 /// The devices of the node.
 const DEVICES: usize = 4;
+/// Cases of a sample.
+const SAMPLE: usize = 3;
 /// A job that is long enough to be said to have left its GPU alone.
 const LONG: &str = "sleep 12";
 /// Nobody watches where the pool says so.
@@ -115,7 +117,7 @@ fn cases() -> Vec<Case> {
 }
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    for case in cases() {
+    for case in sample(&ctx.namespace, cases(), SAMPLE, |case| case.name) {
         told(ctx, &case).await.context(case.name)?;
     }
     switched_off(ctx).await?;
