@@ -120,18 +120,24 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     for case in sample(&ctx.namespace, cases(), SAMPLE, |case| case.name) {
         told(ctx, &case).await.context(case.name)?;
     }
+    of_devices(ctx, &json!({}), &json!([]))?;
     switched_off(ctx).await?;
     in_a_container(ctx).await
 }
 
-async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
-    // Given a runner on such a device
+fn of_devices(ctx: &Ctx, properties: &Value, faults: &Value) -> Result<()> {
     for number in 0..DEVICES {
         ctx.device(number, |device| {
-            device.properties = case.properties.as_object().cloned().unwrap_or_default();
-            device.faults = case.faults.as_array().cloned().unwrap_or_default();
+            device.properties = properties.as_object().cloned().unwrap_or_default();
+            device.faults = faults.as_array().cloned().unwrap_or_default();
         })?;
     }
+    Ok(())
+}
+
+async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
+    // Given a runner on such a device
+    of_devices(ctx, &case.properties, &case.faults)?;
     ctx.apply(&ctx.pool(case.name, json!({}))).await?;
     ctx.idle(case.name, 1).await?;
     // When it runs a job
