@@ -316,9 +316,9 @@ pub struct Smoke {
     #[schemars(range(min = 1, max = 1440))]
     pub quarantine_minutes: i32,
 
-    /// What the containers `prepare` and `main` may use, instead of the operator's own numbers; `main`, which only waits,
-    /// takes the limits alone. For namespaces whose quota or policy has its own idea. The gate has what
-    /// `spec.template` gives the container `runner`.
+    /// What the containers `prepare` and `main` may use, each, instead of the operator's own numbers. `main` has it for as
+    /// long as the runner is there, and only waits. For namespaces whose quota, `LimitRange` or policy has its own idea. The
+    /// gate has what `spec.template` gives the container `runner`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ContainerResources>,
 }

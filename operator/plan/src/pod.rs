@@ -45,14 +45,17 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     let theirs = std::mem::take(&mut template.containers).into_iter().next();
     let agent = runner::container(pool, spec, name);
     let Containers {
-        gpu,
-        main,
+        mut gpu,
+        mut main,
         image,
         user,
     } = match &spec.job_containers {
         None => plain(agent, theirs, &template, spec, settings),
         Some(containers) => jobs::containers(agent, theirs, &template, spec, containers, settings),
     };
+    for container in [&mut gpu, &mut main] {
+        ours::ask_for_something(container);
+    }
     // Kubernetes starts these in their order, and ends those that go on in reverse: what the template has beside the
     // agent is there before it, and for as long as it.
     let mut init = vec![ours::prepare(spec, settings, user)];

@@ -287,8 +287,8 @@ fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
     };
     let few = json!({"cpu": "10m", "memory": "16Mi"});
     let ours = json!({"requests": few, "limits": {"cpu": "1", "memory": "128Mi"}});
-    // The gate has what the agent has later: the template says it
-    let devices = json!({"limits": {"nvidia.com/gpu": "8"}});
+    // The gate has what the agent has later: the template says it, and hardly anything is set aside where it does not
+    let devices = json!({"requests": few, "limits": {"nvidia.com/gpu": "8"}});
     assert_eq!(
         resources(|spec| spec.gpu.count = Some(8)),
         [ours.clone(), devices, ours]
@@ -297,16 +297,38 @@ fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
         let own = json!({"requests": {"cpu": 1}, "limits": {"cpu": 1, "memory": "2Gi"}});
         spec.smoke.resources = serde_json::from_value(own).ok();
     });
-    let limits = json!({"cpu": "1", "memory": "2Gi"});
-    assert_eq!(
-        own,
-        [
-            json!({"requests": {"cpu": "1"}, "limits": limits}),
-            json!({"limits": {"nvidia.com/gpu": "1"}}),
-            // It is there for as long as the pod, and sets nothing aside
-            json!({"requests": few, "limits": limits}),
-        ]
-    );
+    let ours = json!({
+        "requests": {"cpu": "1", "memory": "16Mi"}, "limits": {"cpu": "1", "memory": "2Gi"},
+    });
+    let devices = json!({"requests": few, "limits": {"nvidia.com/gpu": "1"}});
+    assert_eq!(own, [ours.clone(), devices, ours]);
+}
+
+#[test]
+fn every_container_asks_for_cpu_and_memory_or_has_a_limit_of_it() {
+    let asked = |resources: Value| {
+        let runner = json!({"name": "runner", "resources": resources});
+        let pod = built(json!({"spec": {"containers": [runner]}}));
+        let requests = init(&pod, GPU).resources.and_then(|r| r.requests);
+        serde_json::to_value(requests.unwrap_or_default()).unwrap()
+    };
+    let table = [
+        (json!({}), json!({"cpu": "10m", "memory": "16Mi"})),
+        (
+            json!({"requests": {"cpu": "4"}}),
+            json!({"cpu": "4", "memory": "16Mi"}),
+        ),
+        // Kubernetes asks for as much as the limit
+        (json!({"limits": {"memory": "8Gi"}}), json!({"cpu": "10m"})),
+        (json!({"limits": {"cpu": "4", "memory": "8Gi"}}), json!({})),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": "4", "memory": "8Gi"}}),
+            json!({"memory": "1Gi"}),
+        ),
+    ];
+    for (resources, expected) in table {
+        assert_eq!(asked(resources.clone()), expected, "{resources}");
+    }
 }
 
 #[test]
@@ -673,7 +695,9 @@ proptest! {
         prop_assert_eq!(&merged["initContainers"][0], &ours["initContainers"][0]);
         prop_assert_eq!(&merged["containers"], &ours["containers"]);
         // What is the user's to choose
-        ours["initContainers"][1].as_object_mut().unwrap().remove("imagePullPolicy");
+        let of_gpu = ours["initContainers"][1].as_object_mut().unwrap();
+        of_gpu.remove("imagePullPolicy");
+        of_gpu["resources"].as_object_mut().unwrap().remove("requests");
         ours.as_object_mut().unwrap().remove("affinity");
         prop_assert!(holds(&merged, &ours), "{merged:#} lacks something of {ours:#}");
         let gpu = &merged["initContainers"][last];
