@@ -180,8 +180,8 @@ impl Cluster {
             let machine = Machine::first(dir);
             state::reset(&machine.devices(), options.devices)?;
             images::install_driver(options.profile, &cluster.driver())?;
-            machine.start_containerd()?;
-            let import = import_images(&machine, archive(dir), images);
+            machine.start_containerd(&cluster.tools)?;
+            let import = cluster.import_images(&machine, images);
             control_plane::ready(&cluster.supervisor, &client).await?;
             story.step("API server ready");
             machine.start(&cluster.tools, link.node)?;
@@ -257,8 +257,8 @@ impl Cluster {
         machine.forget()?;
         state::reset(&machine.devices(), devices)?;
         self.supervisor.nest(machine.name, &machine.dir)?;
-        machine.start_containerd()?;
-        let import = import_images(&machine, archive(&self.dir), None);
+        machine.start_containerd(&self.tools)?;
+        let import = self.import_images(&machine, None);
         machine.start(&self.tools, link.node)?;
         self.start_device_plugin(&machine)?;
         import.await??;
@@ -337,6 +337,19 @@ impl Cluster {
         )
     }
 
+    /// Imports the images of all of a cluster's nodes into one, beside what else there is to do. The first node brings those
+    /// that go into the archive.
+    fn import_images(&self, machine: &Machine, images: Option<Images>) -> JoinHandle<Result<()>> {
+        let (machine, tools) = (machine.clone(), self.tools.clone());
+        let archive = self.dir.join("images.tar");
+        tokio::task::spawn_blocking(move || {
+            if let Some(images) = images {
+                images.archive(&archive)?;
+            }
+            machine.import(&tools, &archive)
+        })
+    }
+
     /// Waits until the node is ready and offers this many devices.
     async fn wait_for_node(
         &self,
@@ -371,24 +384,4 @@ impl Cluster {
             format!("the end of the kubelet's log:\n{}", process::tail(&log, 20))
         })
     }
-}
-
-/// The images of all of a cluster's nodes.
-fn archive(dir: &Path) -> PathBuf {
-    dir.join("images.tar")
-}
-
-/// Imports the archive into a node, beside what else there is to do. The first node brings the images that go into it.
-fn import_images(
-    machine: &Machine,
-    archive: PathBuf,
-    images: Option<Images>,
-) -> JoinHandle<Result<()>> {
-    let machine = machine.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Some(images) = images {
-            images.archive(&archive)?;
-        }
-        machine.import(&archive)
-    })
 }

@@ -358,7 +358,8 @@ impl Stage<'_> {
 impl Stage<'_> {
     /// A job in an image of its own, on the device that the gate has proven.
     async fn container_job(&self) -> Result<()> {
-        Machine::first(&self.cluster.dir).tag(example::JOB_CUDA, CUDA_IMAGE)?;
+        let node = Machine::first(&self.cluster.dir);
+        node.tag(&self.cluster.tools, example::JOB_CUDA, CUDA_IMAGE)?;
         let mut manifest = example::manifest(&self.cluster.github)?;
         manifest.spec.verify = None;
         manifest.spec.required_checks = None;

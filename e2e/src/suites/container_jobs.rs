@@ -228,8 +228,8 @@ pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
 
 /// The node has the images of the workflows from now on.
 pub(super) fn images(ctx: &Ctx) -> Result<()> {
-    let node = Machine::first(&ctx.cluster.dir);
+    let (node, tools) = (Machine::first(&ctx.cluster.dir), &ctx.cluster.tools);
     IMAGES
         .iter()
-        .try_for_each(|(name, ours)| node.tag(&format!("localhost/{ours}:dev"), name))
+        .try_for_each(|(name, ours)| node.tag(tools, &format!("localhost/{ours}:dev"), name))
 }
