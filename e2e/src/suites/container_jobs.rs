@@ -68,7 +68,7 @@ const CASES: &[Case] = &[
     case!("cuda-devel.yml", "build" Success
         ["Syncing repository", "release 12.4", "UUID: ", "in /__w/", "options: --gpus"]),
     case!("pytorch-shm.yml", "test" Success
-        ["options: --ipc", "options: --shm-size", "greeting=good day"]),
+        ["options: --ipc", "options: --shm-size", "greeting=good day", " 49152 "]),
     case!("rapids.yml", "conda-python-tests" Success
         ["UUID: ", "build type pull-request"]),
     case!("postgres.yml", "test" Success
@@ -223,7 +223,11 @@ async fn as_expected(ctx: &Ctx, case: &Case, view: &JobView) -> Result<()> {
 
 /// A pool whose jobs bring their containers.
 pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
-    ctx.pool(name, json!({"replicas": replicas, "jobContainers": {}}))
+    // In KiB, the size is in the log of the job that asks df.
+    ctx.pool(
+        name,
+        json!({"replicas": replicas, "jobContainers": {}, "sharedMemory": "48Mi"}),
+    )
 }
 
 /// The node has the images of the workflows from now on.

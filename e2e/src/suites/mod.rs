@@ -62,6 +62,7 @@ mod secrets;
 mod several_gpus;
 mod shared_gpus;
 mod spec_changes;
+mod strict_namespace;
 mod suspect_device;
 mod teardown;
 mod teardown_troubles;
@@ -160,6 +161,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a pod template takes nothing of the operator's, and is told what to write instead; a team's own user, hooks, sidecar and quota work",
         template::run
+    ),
+    suite!(
+        "strict-namespace",
+        [],
+        "a namespace with Pod Security restricted, a quota and a LimitRange: a runner comes up, and a refusal names what to change",
+        strict_namespace::run
     ),
     suite!(
         "first-runner",

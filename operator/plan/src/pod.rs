@@ -132,6 +132,10 @@ fn plain(
     settings: &PodSettings,
 ) -> Containers {
     let mut gpu = runner::with_gpu(agent, spec);
+    if spec.shared_memory.is_some() {
+        let mounts = gpu.volume_mounts.get_or_insert_default();
+        mounts.push(mount(owned::JOB_SHM, owned::SHM_DIR, false));
+    }
     if let Some(theirs) = theirs {
         runner::merge(&mut gpu, theirs, runner::Place::of(spec));
     }
@@ -339,8 +343,10 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
             ..Volume::default()
         });
     }
-    if let Some(containers) = &spec.job_containers {
-        volumes.extend(jobs::volumes(containers));
+    match (&spec.job_containers, &spec.shared_memory) {
+        (Some(containers), _) => volumes.extend(jobs::volumes(containers)),
+        (None, Some(size)) => volumes.push(in_memory(owned::JOB_SHM, size)),
+        (None, None) => {}
     }
     volumes
 }

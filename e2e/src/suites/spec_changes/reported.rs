@@ -135,6 +135,7 @@ mod tests {
         "rerun.onNodeLoss",
         "scaling.maxRunners",
         "scaling.minRunners",
+        "sharedMemory",
         "smoke.managedMemory",
         "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",

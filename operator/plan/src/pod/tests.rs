@@ -332,6 +332,37 @@ fn every_container_asks_for_cpu_and_memory_or_has_a_limit_of_it() {
 }
 
 #[test]
+fn shared_memory_is_where_jobs_run_and_counts_for_the_fingerprint() {
+    for containers in [None, Some(JobContainers::default())] {
+        let mut resource = fixture::resource();
+        resource.spec.job_containers = containers;
+        let before = Pool::read(&resource, false).spec.unwrap();
+        resource.spec.shared_memory = Some("8Gi".to_owned());
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        assert_ne!(spec.template_hash, before.template_hash);
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let of_pod = pod.spec.as_ref().unwrap();
+        let all = of_pod.volumes.iter().flatten();
+        let shm: Vec<_> = all.filter(|v| v.name == owned::JOB_SHM).collect();
+        assert_eq!(shm.len(), 1);
+        let volume = shm[0].empty_dir.clone().unwrap();
+        assert_eq!(volume.medium.as_deref(), Some("Memory"));
+        assert_eq!(volume.size_limit.unwrap().0, "8Gi");
+        let init = of_pod.init_containers.iter().flatten();
+        let has_it = |c: &&Container| {
+            let mounts = c.volume_mounts.iter().flatten();
+            mounts
+                .into_iter()
+                .any(|m| m.mount_path == owned::SHM_DIR && m.name == owned::JOB_SHM)
+        };
+        let found = init.chain(&of_pod.containers).filter(has_it);
+        let found: Vec<&str> = found.map(|c| c.name.as_str()).collect();
+        assert_eq!(found, [GPU]);
+    }
+}
+
+#[test]
 fn one_container_has_the_claims_and_asks_for_no_resource() {
     let mut resource = fixture::resource();
     resource.spec.gpu.claim_template = Some("a100".to_owned());
@@ -714,6 +745,23 @@ proptest! {
         prop_assert_eq!(with_gpu, ["gpu"]);
         let names: BTreeSet<&str> = pod.init_containers.iter().flatten().chain(&pod.containers).map(|c| c.name.as_str()).collect();
         prop_assert_eq!(names.len(), pod.init_containers.iter().flatten().count() + pod.containers.len());
+    }
+}
+
+/// Our programs bring what they run: of it only what the agent's start and its probe need is in the spec.
+#[test]
+fn the_look_at_the_image_is_not_in_the_pods_spec() {
+    let mut resource = fixture::resource();
+    let wanted =
+        json!({"commands": ["cc"], "cudaToolkit": ">=12.0", "egress": ["https://ghcr.io"]});
+    resource.spec.preflight = serde_json::from_value(wanted).unwrap();
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+    let text = serde_json::to_string(&pod.spec).unwrap();
+    let lines = gate_report::preflight::SCRIPT.lines();
+    for line in lines.filter(|line| line.len() > 40) {
+        assert!(!text.contains(line), "{line}");
     }
 }
 
