@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use crate::{
     control_plane::{self, Listen},
     device_plugin::state,
+    dra_plugin,
     images::{self, Images, Profile},
     interrupt, kwok,
     network::Link,
@@ -57,6 +58,15 @@ impl Default for Options {
             profile: Profile::Dev,
         }
     }
+}
+
+/// How a node offers its devices. Both ways for one resource on one node is not foreseen.
+#[derive(Clone, Copy, Debug)]
+pub enum Offer {
+    /// By a device plugin, as a number.
+    Resource,
+    /// By dynamic resource allocation, to claims.
+    Claims,
 }
 
 /// A running cluster.
@@ -247,8 +257,8 @@ impl Cluster {
         command
     }
 
-    /// Adds a second real node with this many devices.
-    pub async fn add_second_node(&self, devices: usize) -> Result<Machine> {
+    /// Adds a second real node with this many devices, which it offers in this way.
+    pub async fn add_second_node(&self, devices: usize, offer: Offer) -> Result<Machine> {
         let link = self
             .link
             .as_ref()
@@ -260,10 +270,23 @@ impl Cluster {
         machine.start_containerd(&self.tools)?;
         let import = self.import_images(&machine, None);
         machine.start(&self.tools, link.node)?;
-        self.start_device_plugin(&machine)?;
+        match offer {
+            Offer::Resource => self.start_device_plugin(&machine)?,
+            Offer::Claims => self.start_dra_plugin(&machine)?,
+        }
         import.await??;
-        self.wait_for_node(&self.client().await?, &machine, devices)
-            .await?;
+        let client = self.client().await?;
+        match offer {
+            Offer::Resource => self.wait_for_node(&client, &machine, devices).await?,
+            Offer::Claims => {
+                let published = dra_plugin::published(&client, machine.name, devices).await;
+                published.with_context(|| {
+                    let log = machine.supervisor.log("dra-plugin");
+                    let log = fs::read_to_string(log).unwrap_or_default();
+                    format!("the end of the plugin's log:\n{}", process::tail(&log, 20))
+                })?;
+            }
+        }
         Ok(machine)
     }
 
@@ -348,6 +371,17 @@ impl Cluster {
             }
             machine.import(&tools, &archive)
         })
+    }
+
+    fn start_dra_plugin(&self, machine: &Machine) -> Result<()> {
+        machine.supervisor.start(
+            Program::new("dra-plugin", self.supervisor.program())
+                .arg("dra-plugin")
+                .arg(format!("--devices={}", machine.devices().display()))
+                .arg(format!("--driver={}", self.driver().display()))
+                .arg(format!("--kubeconfig={}", machine.kubeconfig().display()))
+                .arg(format!("--node={}", machine.name)),
+        )
     }
 
     /// Waits until the node is ready and offers this many devices.

@@ -22,7 +22,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, Options, may_have_node},
+    cluster::{Cluster, Offer, Options, may_have_node},
     deploy,
     device_plugin::state::{self, Device},
     example, gpu,
@@ -122,7 +122,7 @@ impl Stage<'_> {
 
     /// A GPU that computes wrongly gets no job; a healthy one on another node does.
     async fn broken_gpu(&self) -> Result<()> {
-        let machine = self.cluster.add_second_node(1).await?;
+        let machine = self.cluster.add_second_node(1, Offer::Resource).await?;
         Cluster::cordon(&self.client, machine.name, true).await?;
         self.flip_bits()?;
         self.story.step(&format!(

@@ -141,7 +141,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 /// The job sees the device that the gate has proven, and no other.
-async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
+pub(super) async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
     ctx.write_workflow(workflow(
         "device.yml",
         include_str!("container_jobs/device.yml"),
@@ -230,9 +230,14 @@ pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
     )
 }
 
-/// The node has the images of the workflows from now on.
+/// The first node has the images of the workflows from now on.
 pub(super) fn images(ctx: &Ctx) -> Result<()> {
-    let (node, tools) = (Machine::first(&ctx.cluster.dir), &ctx.cluster.tools);
+    images_on(ctx, &Machine::first(&ctx.cluster.dir))
+}
+
+/// This node has them.
+pub(super) fn images_on(ctx: &Ctx, node: &Machine) -> Result<()> {
+    let tools = &ctx.cluster.tools;
     IMAGES
         .iter()
         .try_for_each(|(name, ours)| node.tag(tools, &format!("localhost/{ours}:dev"), name))

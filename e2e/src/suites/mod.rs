@@ -6,6 +6,7 @@ mod black_hole_node;
 mod budgets;
 mod by_hand;
 mod charts;
+mod claimed_devices;
 mod claims;
 mod container_faults;
 mod container_jobs;
@@ -245,6 +246,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "GPUs by dynamic resource allocation: one claim for each runner, allocated, for gate and runner alike",
         claims::run
+    ),
+    suite!(
+        "claimed-devices",
+        [],
+        "runners and their jobs on devices that they claimed, by a real kubelet and containerd: each its own, for jobs with containers, and by number",
+        claimed_devices::run
     ),
     suite!(
         "container-jobs",
