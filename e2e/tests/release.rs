@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn workflow() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.github/workflows/release.yml");
@@ -25,19 +25,29 @@ fn steps(workflow: &Value, job: &str) -> Vec<Value> {
     steps.cloned().unwrap_or_default()
 }
 
-/// A folder with a repository: a commit on the default branch, and one beside it.
+/// A folder, with programs of its own before all others.
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("release-{}", std::process::id()));
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("release-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("bin")).unwrap();
-        let cargo = folder.join("bin/cargo");
-        let pkgid = "#!/bin/sh\necho 'path+file:///src/operator#cuda-runner-operator@1.2.3'\n";
-        fs::write(&cargo, pkgid).unwrap();
-        fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
-        let this = Self(folder);
+        Self(folder)
+    }
+
+    /// A program that does this instead of its work.
+    fn program(&self, name: &str, script: &str) {
+        let program = self.0.join("bin").join(name);
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// With a repository: a commit on the default branch, and one beside it.
+    fn with_repository() -> Self {
+        let this = Self::new("repository");
+        let pkgid = "path+file:///src/operator#cuda-runner-operator@1.2.3";
+        this.program("cargo", &format!("echo '{pkgid}'"));
         let made = this.run(
             "git init -q . && git config user.email a@b && git config user.name a
              git commit -q --allow-empty -m one && git update-ref refs/remotes/origin/main HEAD
@@ -70,14 +80,14 @@ impl Drop for Folder {
 fn only_a_tag_on_the_default_branch_with_the_version_and_a_fixed_base_is_released() {
     let workflow = workflow();
     let lines = |name: &str| {
-        let steps = steps(&workflow, "build");
+        let steps = steps(&workflow, "checks");
         let step = steps.iter().find(|step| step["name"] == name);
         step.unwrap_or_else(|| panic!("no step {name}"))["run"]
             .as_str()
             .unwrap()
             .to_owned()
     };
-    let folder = Folder::new();
+    let folder = Folder::with_repository();
 
     let branch = lines("The tag is on the default branch");
     let main = [("BRANCH", "main"), ("GITHUB_REF_NAME", "v1.2.3")];
@@ -92,17 +102,84 @@ fn only_a_tag_on_the_default_branch_with_the_version_and_a_fixed_base_is_release
         assert!(!folder.run(&version, &[("GITHUB_REF_NAME", tag)]), "{tag}");
     }
 
-    let base = lines("The images' base is fixed");
+    let fixed = lines("The images that it rests on are fixed");
     let digest = format!("@sha256:{}", "0a".repeat(32));
-    let good = format!("gcr.io/distroless/cc-debian12:nonroot{digest}");
-    assert!(folder.run(&base, &[("BASE", &good)]));
+    let good = format!("gcr.io/distroless/cc-debian13:nonroot{digest}");
+    assert!(folder.run(&fixed, &images(&good, &good)));
     let short = good.strip_suffix('a').unwrap();
-    for bad in ["", "gcr.io/distroless/cc-debian12:nonroot", short, &digest] {
-        assert!(!folder.run(&base, &[("BASE", bad)]), "{bad}");
+    for bad in ["", "gcr.io/distroless/cc-debian13:nonroot", short, &digest] {
+        assert!(!folder.run(&fixed, &images(bad, &good)), "{bad}");
+        assert!(!folder.run(&fixed, &images(&good, bad)), "{bad}");
     }
-    let images = steps(&workflow, "images");
-    let push = images.iter().find(|step| step["id"] == "push").unwrap();
+    // And these are what is used, once that is known
+    assert_eq!(workflow["jobs"]["build"]["needs"], "checks");
+    let container = &workflow["jobs"]["build"]["container"]["image"];
+    assert_eq!(container, "${{ vars.BUILD_IMAGE }}");
+    let push = push(&workflow);
+    assert_eq!(push["env"]["BASE"], "${{ vars.BASE_IMAGE }}");
     assert!(push["run"].as_str().unwrap().contains("--build-arg BASE="));
+}
+
+fn images<'a>(base: &'a str, build: &'a str) -> [(&'a str, &'a str); 2] {
+    [("BASE_IMAGE", base), ("BUILD_IMAGE", build)]
+}
+
+fn push(workflow: &Value) -> Value {
+    let images = steps(workflow, "images");
+    let mut push = images.into_iter().filter(|step| step["id"] == "push");
+    push.next().unwrap()
+}
+
+#[test]
+fn what_goes_into_users_images_starts_with_the_glibc_that_the_guide_names() {
+    let workflow = workflow();
+    let steps = steps(&workflow, "build");
+    let floor = |step: &&Value| {
+        let name = step["name"].as_str();
+        name.is_some_and(|name| name.starts_with("The gate starts where glibc is"))
+    };
+    let step = steps.iter().find(floor).unwrap();
+    let guide = include_str!("../../docs/guides/job-telemetry.md");
+    let promised = step["name"].as_str().unwrap().rsplit(' ').next().unwrap();
+    assert!(guide.contains(&format!("older than {promised}")));
+
+    let folder = Folder::new("glibc");
+    for (asked, well) in [
+        ("GLIBC_2.4 GLIBC_2.34 GLIBC_2.3.4", true),
+        ("GLIBC_2.28", true),
+        ("GLIBC_2.34 GLIBC_2.39", false),
+        ("GLIBC_2.36", false),
+        ("GLIBC_PRIVATE", false),
+    ] {
+        folder.program("readelf", &format!("echo 'Name: {asked} Flags: none'"));
+        let script = step["run"].as_str().unwrap();
+        assert_eq!(folder.run(script, &[("ARCH", "arm64")]), well, "{asked}");
+    }
+}
+
+#[test]
+fn each_architecture_is_built_on_its_own_machine_and_all_of_them_are_published() {
+    let workflow = workflow();
+    let built = &workflow["jobs"]["build"]["strategy"]["matrix"]["include"];
+    let expected = json!([
+        {"arch": "amd64", "runner": "ubuntu-24.04"},
+        {"arch": "arm64", "runner": "ubuntu-24.04-arm"},
+    ]);
+    assert_eq!(*built, expected);
+    // Whatever goes through the architectures goes through both
+    for job in ["plugin", "images"] {
+        for step in steps(&workflow, job) {
+            let run = step["run"].as_str().unwrap_or_default();
+            let loops = run.matches("for arch in").count();
+            assert_eq!(run.matches("for arch in amd64 arm64; do").count(), loops);
+        }
+    }
+    assert!(
+        push(&workflow)["run"]
+            .as_str()
+            .unwrap()
+            .contains("for arch")
+    );
 }
 
 #[test]
@@ -110,14 +187,12 @@ fn nothing_runs_between_the_build_and_the_gathering() {
     let workflow = workflow();
     let steps = steps(&workflow, "build");
     let names: Vec<&str> = steps.iter().filter_map(|s| s["name"].as_str()).collect();
-    assert!(
-        names.ends_with(&["Build", "Gather", "The plugin for krew"]),
-        "{names:?}"
-    );
+    let build = names.iter().position(|name| *name == "Build").unwrap();
+    assert_eq!(names.get(build + 1), Some(&"Gather"), "{names:?}");
     let last = steps.last().unwrap()["uses"].as_str().unwrap();
     assert!(last.starts_with("actions/upload-artifact@"), "{last}");
     // And no other job that can publish builds or installs anything of Cargo's
-    for job in ["images", "charts", "release"] {
+    for job in ["plugin", "images", "charts", "release"] {
         for step in self::steps(&workflow, job) {
             let run = step["run"].as_str().unwrap_or_default();
             assert!(!run.contains("cargo"), "{job}: {run}");

@@ -29,7 +29,7 @@ const IMAGES: [(&str, &str); 9] = [
     ("docker.io/library/postgres:16", "service-db"),
     ("docker.io/library/alpine:3.20", "job-alpine"),
     ("docker.io/vllm/vllm-openai:v0.6.3", "job-entrypoint"),
-    ("gcr.io/distroless/static-debian12:latest", "job-static"),
+    ("gcr.io/distroless/static-debian13:latest", "job-static"),
     ("quay.io/jupyter/pytorch-notebook:cuda12-latest", "job-user"),
 ];
 /// Runners of the pool. The node's last device is for the one whose jobs start as root.

@@ -1,16 +1,144 @@
-//! What is in the images that are shipped: our binaries, and nothing that simulates. And what the images of jobs are for.
+//! What is in the images that are shipped: our binaries, and nothing that simulates; a release has them for two architectures.
+//! And what the images of jobs are for.
 
-use anyhow::{Result, ensure};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Ctx;
-use crate::{images::Images, report::Story};
+use crate::{
+    images::Images,
+    paths,
+    process::{find, output},
+    report::Story,
+};
 
 /// A word that only the simulated driver holds.
 const SIMULATED: &[u8] = b"SIMCUDA";
 
-pub(super) async fn run(_: &Ctx) -> Result<()> {
-    tokio::task::spawn_blocking(look).await?
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let place = ctx.cluster.dir.join("release");
+    tokio::task::spawn_blocking(move || {
+        look()?;
+        published(&place)
+    })
+    .await?
+}
+
+/// The release's own step makes one name of both architectures, each with its own program.
+fn published(place: &Path) -> Result<()> {
+    const IMAGE: &str = "cuda-runner-operator";
+    // Given a program for each, and a registry that is a folder
+    for folder in ["bin", "dist", "operator", ".docker"] {
+        fs::create_dir_all(place.join(folder))?;
+    }
+    let containerfile = "operator/Containerfile";
+    fs::copy(
+        paths::repository().join(containerfile),
+        place.join(containerfile),
+    )?;
+    let program = |arch: &str| format!("a program for {arch}");
+    for arch in ["amd64", "arm64"] {
+        fs::write(
+            place.join(format!("dist/{IMAGE}-linux-{arch}")),
+            program(arch),
+        )?;
+    }
+    for (file, text) in [
+        (
+            "policy.json",
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        ),
+        (".docker/config.json", "{}"),
+    ] {
+        fs::write(place.join(file), text)?;
+    }
+    shim(place, "buildah", include_str!("images/buildah.sh"))?;
+    shim(place, "git", "#!/bin/sh\necho 1700000000\n")?;
+    // When its lines are run
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut step = Command::new("bash");
+    step.args(["-e", "-o", "pipefail", "-c", &step_of_the_release()?])
+        .current_dir(place)
+        .env("PATH", format!("{}:{path}", place.join("bin").display()))
+        .env("BUILDAH", find("buildah").context("buildah is missing")?)
+        .env("PLACE", place)
+        .env("HOME", place)
+        .envs([
+            ("IMAGE", IMAGE),
+            ("FOLDER", "operator"),
+            ("BASE", "scratch"),
+        ])
+        .envs([
+            ("REGISTRY", "ghcr.io"),
+            ("GITHUB_REPOSITORY", "Acme/Runner"),
+        ])
+        .envs([("GITHUB_REF_NAME", "v1.2.3"), ("GITHUB_SHA", "0a0a")])
+        .env("GITHUB_SERVER_URL", "https://github.com")
+        .env("GITHUB_OUTPUT", place.join("output"));
+    output(&mut step)?;
+    // Then what is signed is a list of both, each with its own program
+    let said = fs::read_to_string(place.join("output"))?;
+    let digest = said.lines().find_map(|line| line.strip_prefix("digest="));
+    let list = blob(place, digest.context("no digest")?)?;
+    for (manifest, arch) in items(&list["manifests"], 2)?.iter().zip(["amd64", "arm64"]) {
+        ensure!(manifest["platform"]["architecture"] == arch, "{list}");
+        let image = blob(place, text(&manifest["digest"])?)?;
+        let layer = &items(&image["layers"], 1)?[0]["digest"];
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--to-stdout", "--file"])
+            .arg(place_of(place, text(layer)?))
+            .arg(format!("usr/bin/{IMAGE}"));
+        let found = output(&mut tar)?;
+        ensure!(found == program(arch), "for {arch} there is {found:?}");
+    }
+    Ok(())
+}
+
+/// A program that takes another's place.
+fn shim(place: &Path, name: &str, script: &str) -> Result<()> {
+    let program = place.join("bin").join(name);
+    fs::write(&program, script)?;
+    Ok(fs::set_permissions(
+        program,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// The lines that build and push, as the workflow has them.
+fn step_of_the_release() -> Result<String> {
+    let file = paths::repository().join(".github/workflows/release.yml");
+    let workflow: Value = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
+    let steps = workflow["jobs"]["images"]["steps"].as_array();
+    let mut steps = steps.into_iter().flatten();
+    let step = steps.find(|step| step["id"] == "push");
+    let step = step.context("the release pushes nothing")?;
+    Ok(text(&step["run"])?.to_owned())
+}
+
+fn place_of(place: &Path, digest: &str) -> PathBuf {
+    let hash = digest.trim_start_matches("sha256:");
+    place.join("registry/blobs/sha256").join(hash)
+}
+
+fn blob(place: &Path, digest: &str) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(place_of(place, digest))?)?)
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().context("no text")
+}
+
+/// A list that has so many.
+fn items(value: &Value, count: usize) -> Result<&Vec<Value>> {
+    let items = value.as_array().filter(|items| items.len() == count);
+    items.with_context(|| format!("not {count}: {value}"))
 }
 
 fn look() -> Result<()> {

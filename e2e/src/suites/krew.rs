@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -28,12 +29,16 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 fn installed(place: &Path) -> Result<()> {
     let krew = tools::krew(&Story::silent())?;
-    // Given what the release's step makes of the program
-    for folder in ["dist", "operator"] {
+    // Given what the release's step makes of the programs; the one for arm64 stands for any file
+    for folder in ["built", "operator"] {
         fs::create_dir_all(place.join(folder))?;
     }
-    let program = place.join("dist/kubectl-cudarunner");
-    fs::copy(artifact(Profile::Dev, "kubectl-cudarunner"), program)?;
+    for arch in ["amd64", "arm64"] {
+        let program = place.join(format!("built/kubectl-cudarunner-linux-{arch}"));
+        fs::copy(artifact(Profile::Dev, "kubectl-cudarunner"), &program)?;
+        // As an artifact comes: without the mode of a program.
+        fs::set_permissions(program, fs::Permissions::from_mode(0o644))?;
+    }
     for needed in ["LICENSE", "operator/krew.yaml"] {
         fs::copy(paths::repository().join(needed), place.join(needed))?;
     }
@@ -53,8 +58,12 @@ fn installed(place: &Path) -> Result<()> {
         .arg(&manifest);
     output(&mut validate)?;
     let text = fs::read_to_string(&manifest)?;
-    let uri = "https://github.com/acme/cuda-runner/releases/download/v1.2.3/kubectl-cudarunner-linux-amd64.tar.gz";
-    ensure!(text.contains(uri), "{text}");
+    let uri =
+        "https://github.com/acme/cuda-runner/releases/download/v1.2.3/kubectl-cudarunner-linux-";
+    for arch in ["amd64", "arm64"] {
+        ensure!(text.contains(&format!("{uri}{arch}.tar.gz")), "{text}");
+    }
+    ensure!(!text.contains("SHA256"), "a sum is missing: {text}");
     // And what it installs runs
     let root = place.join("krew");
     let mut install = Command::new(krew.join("krew"));
@@ -79,7 +88,7 @@ fn archive(place: &Path) -> std::path::PathBuf {
 fn script() -> Result<String> {
     let file = paths::repository().join(".github/workflows/release.yml");
     let workflow: Value = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
-    let steps = workflow["jobs"]["build"]["steps"].as_array();
+    let steps = workflow["jobs"]["plugin"]["steps"].as_array();
     let mut steps = steps.into_iter().flatten();
     let step = steps.find(|step| step["name"] == STEP);
     let script = step.and_then(|step| step["run"].as_str());
