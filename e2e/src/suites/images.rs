@@ -31,9 +31,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     .await?
 }
 
+/// The image that the release is watched to make.
+const IMAGE: &str = "cuda-runner-operator";
+
 /// The release's own step makes one name of both architectures, each with its own program.
 fn published(place: &Path) -> Result<()> {
-    const IMAGE: &str = "cuda-runner-operator";
     // Given a program for each, and a registry that is a folder
     for folder in ["bin", "dist", "operator", ".docker"] {
         fs::create_dir_all(place.join(folder))?;
@@ -83,7 +85,11 @@ fn published(place: &Path) -> Result<()> {
         .env("GITHUB_SERVER_URL", "https://github.com")
         .env("GITHUB_OUTPUT", place.join("output"));
     output(&mut step)?;
-    // Then what is signed is a list of both, each with its own program
+    both_are_listed(place, program)
+}
+
+/// What is signed is a list of both, each with its own program.
+fn both_are_listed(place: &Path, program: impl Fn(&str) -> String) -> Result<()> {
     let said = fs::read_to_string(place.join("output"))?;
     let digest = said.lines().find_map(|line| line.strip_prefix("digest="));
     let list = blob(place, digest.context("no digest")?)?;

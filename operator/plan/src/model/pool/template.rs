@@ -17,6 +17,10 @@ const LARGEST: usize = 64 * 1024;
 
 /// What the rest of the spec says, as far as a template has to agree with it.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field that is there or not"
+)]
 pub(super) struct Rest<'a> {
     /// The devices of one runner.
     pub gpu: &'a GpuRequest,
