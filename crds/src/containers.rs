@@ -11,7 +11,7 @@ use crate::{ContainerResources, schema};
 #[serde(rename_all = "camelCase")]
 pub struct JobContainers {
     /// What a job's container has at `/dev/shm`, for example `8Gi`: `--shm-size` in a workflow is honored up to this. It
-    /// counts as the container's memory.
+    /// counts as the container's memory. Where `spec.sharedMemory` is set, that counts instead.
     #[serde(default = "default_shm_size")]
     #[schemars(schema_with = "schema::shm_size")]
     pub shm_size: Quantity,

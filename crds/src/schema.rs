@@ -65,7 +65,7 @@ pub(crate) fn shm_size(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
         "pattern": r"^[1-9][0-9]{0,15}(k|Ki|M|Mi|G|Gi|T|Ti)?$",
-        "description": "What a job's container has at `/dev/shm`, for example `8Gi`: `--shm-size` in a workflow is honored up to this. It counts as the container's memory.",
+        "description": "What a job's container has at `/dev/shm`, for example `8Gi`: `--shm-size` in a workflow is honored up to this. It counts as the container's memory. Where `spec.sharedMemory` is set, that counts instead.",
         "default": "64Mi",
     })
 }

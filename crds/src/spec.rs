@@ -43,6 +43,7 @@ use crate::{Arch, JobContainers, JobsSpec, Rerun, schema};
 #[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral, or register persistent runners by RegistrationToken"))]
 #[x_kube(validation = Rule::new("!(has(self.jobContainers) && self.lifetime == 'Persistent')").message("the container of a job is not cleared for the next job: set spec.lifetime to Ephemeral, or remove spec.jobContainers"))]
 #[x_kube(validation = Rule::new("!has(self.jobContainers) || !has(self.preflight) || !has(self.preflight.cudaToolkit) && !has(self.preflight.rustToolchain)").message("jobs with containers bring their toolkits in their own images, and spec.preflight looks at the runner's: remove its cudaToolkit and rustToolchain, or spec.jobContainers"))]
+#[x_kube(validation = Rule::new("!has(self.sharedMemory) || !has(self.jobContainers) || !has(self.jobContainers.shmSize) || self.jobContainers.shmSize == '64Mi' || self.jobContainers.shmSize == self.sharedMemory").message("spec.sharedMemory and spec.jobContainers.shmSize both say the size of /dev/shm: remove spec.jobContainers.shmSize"))]
 #[x_kube(validation = Rule::new("!(has(self.jobs) && has(self.jobs.allow) && self.lifetime == 'Persistent')").message("on a persistent runner an earlier job can change what later ones are asked by: set spec.lifetime to Ephemeral, or remove spec.jobs.allow"))]
 #[x_kube(validation = Rule::new("!has(self.requiredChecks) || has(self.verify)").message("spec.requiredChecks acts only after a green verification: add spec.verify with the workflow and its jobs"))]
 pub struct CudaRunnerSpec {
@@ -86,6 +87,12 @@ pub struct CudaRunnerSpec {
     /// The test that a runner's GPUs pass before it registers.
     #[serde(default)]
     pub smoke: Smoke,
+
+    /// The size of `/dev/shm` where jobs run, for example `8Gi`: PyTorch's data loaders and NCCL want more than the node's 64
+    /// MiB. It is a volume in memory: what lies there counts as the container's memory, also against its limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[1-9][0-9]{0,5}(Mi|Gi|Ti|M|G|T)$"))]
+    pub shared_memory: Option<String>,
 
     /// The jobs that the pool takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -320,9 +327,9 @@ pub struct Smoke {
     #[schemars(range(min = 1, max = 1440))]
     pub quarantine_minutes: i32,
 
-    /// What the containers `prepare` and `main` may use, instead of the operator's own numbers; `main`, which only waits,
-    /// takes the limits alone. For namespaces whose quota or policy has its own idea. The gate has what
-    /// `spec.template` gives the container `runner`.
+    /// What the containers `prepare` and `main` may use, each, instead of the operator's own numbers. `main` has it for as
+    /// long as the runner is there, and only waits. For namespaces whose quota, `LimitRange` or policy has its own idea. The
+    /// gate has what `spec.template` gives the container `runner`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ContainerResources>,
 }
@@ -559,6 +566,7 @@ impl Default for CudaRunnerSpec {
             arch: Arch::default(),
             gpu: Gpu::default(),
             smoke: Smoke::default(),
+            shared_memory: None,
             jobs: None,
             job_containers: None,
             preflight: None,

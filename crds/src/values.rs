@@ -34,7 +34,7 @@ pub fn values_schema() -> String {
             "defaults": {"$ref": "#/definitions/spec"},
             "pools": {
                 "type": "object",
-                "propertyNames": {"maxLength": 57, "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"},
+                "propertyNames": {"maxLength": 57, "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"},
                 "additionalProperties": {"$ref": "#/definitions/spec"},
             },
         },

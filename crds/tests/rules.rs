@@ -120,6 +120,29 @@ fn count_and_claim_exclude_each_other() {
 }
 
 #[test]
+fn shared_memory_is_a_size_that_is_said_once() {
+    let said = |size: &str, containers: Value| {
+        let mut changed = manifest();
+        changed["spec"]["sharedMemory"] = json!(size);
+        changed["spec"]["jobContainers"] = containers;
+        refusals(&changed)
+    };
+    for (size, containers) in [
+        ("8Gi", json!({})),
+        ("512Mi", json!({"shmSize": "512Mi"})),
+        ("512Mi", json!({"shmSize": "64Mi"})),
+    ] {
+        let refused = said(size, containers.clone());
+        assert_eq!(refused, Vec::<String>::new(), "{size}, {containers}");
+    }
+    let refused = said("8Gi", json!({"shmSize": "4Gi"})).join(" ");
+    assert!(
+        refused.contains("remove spec.jobContainers.shmSize"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn the_containers_of_jobs_are_not_combined_with_what_they_would_undo() {
     let accepted = |containers: Value| {
         let mut changed = manifest();

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use crate::{
     control_plane::{self, Listen},
     device_plugin::state,
+    dra_plugin,
     images::{self, Images, Profile},
     interrupt, kwok,
     network::Link,
@@ -60,6 +61,15 @@ impl Default for Options {
             kubernetes: tools::KUBERNETES[0],
         }
     }
+}
+
+/// How a node offers its devices. Both ways for one resource on one node is not foreseen.
+#[derive(Clone, Copy, Debug)]
+pub enum Offer {
+    /// By a device plugin, as a number.
+    Resource,
+    /// By dynamic resource allocation, to claims.
+    Claims,
 }
 
 /// A running cluster.
@@ -183,8 +193,8 @@ impl Cluster {
             let machine = Machine::first(dir);
             state::reset(&machine.devices(), options.devices)?;
             images::install_driver(options.profile, &cluster.driver())?;
-            machine.start_containerd()?;
-            let import = import_images(&machine, archive(dir), images);
+            machine.start_containerd(&cluster.tools)?;
+            let import = cluster.import_images(&machine, images);
             control_plane::ready(&cluster.supervisor, &client).await?;
             story.step("API server ready");
             machine.start(&cluster.tools, link.node)?;
@@ -250,8 +260,8 @@ impl Cluster {
         command
     }
 
-    /// Adds a second real node with this many devices.
-    pub async fn add_second_node(&self, devices: usize) -> Result<Machine> {
+    /// Adds a second real node with this many devices, which it offers in this way.
+    pub async fn add_second_node(&self, devices: usize, offer: Offer) -> Result<Machine> {
         let link = self
             .link
             .as_ref()
@@ -260,13 +270,26 @@ impl Cluster {
         machine.forget()?;
         state::reset(&machine.devices(), devices)?;
         self.supervisor.nest(machine.name, &machine.dir)?;
-        machine.start_containerd()?;
-        let import = import_images(&machine, archive(&self.dir), None);
+        machine.start_containerd(&self.tools)?;
+        let import = self.import_images(&machine, None);
         machine.start(&self.tools, link.node)?;
-        self.start_device_plugin(&machine)?;
+        match offer {
+            Offer::Resource => self.start_device_plugin(&machine)?,
+            Offer::Claims => self.start_dra_plugin(&machine)?,
+        }
         import.await??;
-        self.wait_for_node(&self.client().await?, &machine, devices)
-            .await?;
+        let client = self.client().await?;
+        match offer {
+            Offer::Resource => self.wait_for_node(&client, &machine, devices).await?,
+            Offer::Claims => {
+                let published = dra_plugin::published(&client, machine.name, devices).await;
+                published.with_context(|| {
+                    let log = machine.supervisor.log("dra-plugin");
+                    let log = fs::read_to_string(log).unwrap_or_default();
+                    format!("the end of the plugin's log:\n{}", process::tail(&log, 20))
+                })?;
+            }
+        }
         Ok(machine)
     }
 
@@ -340,6 +363,30 @@ impl Cluster {
         )
     }
 
+    /// Imports the images of all of a cluster's nodes into one, beside what else there is to do. The first node brings those
+    /// that go into the archive.
+    fn import_images(&self, machine: &Machine, images: Option<Images>) -> JoinHandle<Result<()>> {
+        let (machine, tools) = (machine.clone(), self.tools.clone());
+        let archive = self.dir.join("images.tar");
+        tokio::task::spawn_blocking(move || {
+            if let Some(images) = images {
+                images.archive(&archive)?;
+            }
+            machine.import(&tools, &archive)
+        })
+    }
+
+    fn start_dra_plugin(&self, machine: &Machine) -> Result<()> {
+        machine.supervisor.start(
+            Program::new("dra-plugin", self.supervisor.program())
+                .arg("dra-plugin")
+                .arg(format!("--devices={}", machine.devices().display()))
+                .arg(format!("--driver={}", self.driver().display()))
+                .arg(format!("--kubeconfig={}", machine.kubeconfig().display()))
+                .arg(format!("--node={}", machine.name)),
+        )
+    }
+
     /// Waits until the node is ready and offers this many devices.
     async fn wait_for_node(
         &self,
@@ -374,24 +421,4 @@ impl Cluster {
             format!("the end of the kubelet's log:\n{}", process::tail(&log, 20))
         })
     }
-}
-
-/// The images of all of a cluster's nodes.
-fn archive(dir: &Path) -> PathBuf {
-    dir.join("images.tar")
-}
-
-/// Imports the archive into a node, beside what else there is to do. The first node brings the images that go into it.
-fn import_images(
-    machine: &Machine,
-    archive: PathBuf,
-    images: Option<Images>,
-) -> JoinHandle<Result<()>> {
-    let machine = machine.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Some(images) = images {
-            images.archive(&archive)?;
-        }
-        machine.import(&archive)
-    })
 }

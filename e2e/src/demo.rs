@@ -22,7 +22,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, Options, may_have_node},
+    cluster::{Cluster, Offer, Options, may_have_node},
     deploy,
     device_plugin::state::{self, Device},
     example, gpu,
@@ -122,7 +122,7 @@ impl Stage<'_> {
 
     /// A GPU that computes wrongly gets no job; a healthy one on another node does.
     async fn broken_gpu(&self) -> Result<()> {
-        let machine = self.cluster.add_second_node(1).await?;
+        let machine = self.cluster.add_second_node(1, Offer::Resource).await?;
         Cluster::cordon(&self.client, machine.name, true).await?;
         self.flip_bits()?;
         self.story.step(&format!(
@@ -358,7 +358,8 @@ impl Stage<'_> {
 impl Stage<'_> {
     /// A job in an image of its own, on the device that the gate has proven.
     async fn container_job(&self) -> Result<()> {
-        Machine::first(&self.cluster.dir).tag(example::JOB_CUDA, CUDA_IMAGE)?;
+        let node = Machine::first(&self.cluster.dir);
+        node.tag(&self.cluster.tools, example::JOB_CUDA, CUDA_IMAGE)?;
         let mut manifest = example::manifest(&self.cluster.github)?;
         manifest.spec.verify = None;
         manifest.spec.required_checks = None;

@@ -15,6 +15,7 @@ pub mod control_plane;
 pub mod demo;
 pub mod deploy;
 pub mod device_plugin;
+pub mod dra_plugin;
 pub mod example;
 pub mod faults;
 pub mod gpu;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use e2e::{
     bench, book, check,
     cluster::{Cluster, Options},
-    demo, deploy, device_plugin, example, faults,
+    demo, deploy, device_plugin, dra_plugin, example, faults,
     images::Profile,
     interrupt, paths, process, removal,
     report::Story,
@@ -107,6 +107,18 @@ enum Command {
         driver: PathBuf,
         #[arg(long, default_value = "nvidia.com/gpu")]
         resource: String,
+    },
+    /// The kubelet's plugin of dynamic resource allocation for simulated GPUs.
+    #[command(hide = true)]
+    DraPlugin {
+        #[arg(long)]
+        devices: PathBuf,
+        #[arg(long)]
+        driver: PathBuf,
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        #[arg(long)]
+        node: String,
     },
     /// The simulated GitHub.
     #[command(hide = true)]
@@ -222,6 +234,20 @@ fn run(command: Command) -> Result<ExitCode> {
                 resource,
             };
             runtime.block_on(device_plugin::run(config))?;
+        }
+        Command::DraPlugin {
+            devices,
+            driver,
+            kubeconfig,
+            node,
+        } => {
+            let config = dra_plugin::Config {
+                devices,
+                driver,
+                kubeconfig,
+                node,
+            };
+            runtime.block_on(dra_plugin::run(config))?;
         }
         Command::GithubSimulator(arguments) => runtime.block_on(simulator::run(arguments))?,
         Command::Supervise { .. } => {}

@@ -16,7 +16,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    process::{find, output, poll, remove_dir},
+    process::{output, poll, remove_dir},
     supervisor::{Program, Supervisor},
     tools::Tools,
 };
@@ -27,6 +27,8 @@ pub const NAME: &str = "gpu-node";
 pub const SECOND: &str = "gpu-node-2";
 /// The pause image, which holds a pod's namespaces.
 pub const PAUSE: &str = "localhost/pause:dev";
+/// Where drivers say what a claimed device brings into a container; inside the node's sandbox.
+pub const CDI: &str = "/var/run/cdi";
 
 /// A node, and what tells it from another one of the same cluster.
 #[derive(Clone, Debug)]
@@ -112,7 +114,7 @@ impl Machine {
     }
 
     /// Starts containerd and waits for its socket: images are imported into it before any pod starts.
-    pub fn start_containerd(&self) -> Result<()> {
+    pub fn start_containerd(&self, tools: &Tools) -> Result<()> {
         let cni = self.config("cni");
         fs::create_dir_all(&cni)?;
         // Point to point rather than a bridge: pods on one bridge answer each other directly, past the rules by which
@@ -130,37 +132,40 @@ impl Machine {
             serde_json::to_vec_pretty(&network)?,
         )?;
 
-        // Without CAP_SYS_RESOURCE, as in many containers, lowering a score fails, and with it every sandbox.
+        // Without CAP_SYS_RESOURCE, as in many containers, lowering a score fails, and with it every sandbox. The `opt`
+        // plugin would make a folder in the machine's /opt, and plugins of NRI would be the machine's.
         let config = format!(
-            r#"version = 2
+            r#"version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"]
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
 [grpc]
   address = "{}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{PAUSE}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{}"
+[plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  cdi_spec_dirs = ["{CDI}"]
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "{}"
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{}"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
 "#,
             self.containerd().display(),
+            self.registries.display(),
             cni.display(),
-            self.registries.display()
         );
         let file = self.config("containerd.toml");
         fs::write(&file, config)?;
-        let containerd = find("containerd").context("containerd is missing")?;
+        let containerd = tools.containerd("containerd");
+        let folder = containerd.parent().unwrap_or(Path::new("/"));
         self.supervisor.start(
-            Program::new("containerd", containerd)
+            Program::new("containerd", &containerd)
                 .arg("--config")
                 .arg(file.to_string_lossy())
-                .env("PATH", path()),
+                // It looks for its shim there, and the machine may have another one.
+                .env("PATH", format!("{}:{}", folder.display(), path())),
         )?;
         poll("containerd to listen", Duration::from_secs(20), || {
             self.containerd().exists() || self.supervisor.check("containerd").is_err()
@@ -169,33 +174,25 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     }
 
     /// Imports an OCI archive into containerd, for Kubernetes.
-    pub fn import(&self, archive: &Path) -> Result<()> {
-        output(
-            Command::new("ctr")
-                .arg("--address")
-                .arg(self.containerd())
-                .args([
-                    "--namespace",
-                    "k8s.io",
-                    "image",
-                    "import",
-                    "--no-unpack=false",
-                ])
-                .arg(archive),
-        )?;
-        Ok(())
+    pub fn import(&self, tools: &Tools, archive: &Path) -> Result<()> {
+        output(self.ctr(tools).args(["image", "import"]).arg(archive)).map(drop)
     }
 
     /// Gives an image of containerd's another name.
-    pub fn tag(&self, image: &str, name: &str) -> Result<()> {
+    pub fn tag(&self, tools: &Tools, image: &str, name: &str) -> Result<()> {
         output(
-            Command::new("ctr")
-                .arg("--address")
-                .arg(self.containerd())
-                .args(["--namespace", "k8s.io", "image", "tag", "--force"])
-                .args([image, name]),
+            self.ctr(tools)
+                .args(["image", "tag", "--force", image, name]),
         )
         .map(drop)
+    }
+
+    /// containerd's client, for what Kubernetes has there.
+    fn ctr(&self, tools: &Tools) -> Command {
+        let mut command = Command::new(tools.containerd("ctr"));
+        command.arg("--address").arg(self.containerd());
+        command.args(["--namespace", "k8s.io"]);
+        command
     }
 
     /// Starts the kubelet.

@@ -63,7 +63,7 @@ pub struct Answered {
     pub path: String,
     /// The status; 401 where user or password were wrong or missing.
     pub status: u64,
-    /// The program that asked, such as `containerd/1.6.20`.
+    /// The program that asked, such as `containerd/2.3.7`.
     pub agent: String,
 }
 
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn who_pulled_is_read_from_its_log() {
         // Given its words for an answer, for a refusal, and for what is neither
-        let request = r#""http.request.method":"HEAD","http.request.uri":"/v2/a/manifests/dev","http.request.useragent":"containerd/1.6.20""#;
+        let request = r#""http.request.method":"HEAD","http.request.uri":"/v2/a/manifests/dev","http.request.useragent":"containerd/2.3.7""#;
         let end = r#""http.response.status":200,"level":"info","msg":"response completed""#;
         let no = r#""msg":"error authorizing context: basic authentication challenge for realm \"cluster\": invalid authorization credential""#;
         let begin = r#""level":"info","msg":"authorized request""#;
@@ -284,7 +284,7 @@ mod tests {
             (good.method.as_str(), good.path.as_str(), good.status),
             ("HEAD", "/v2/a/manifests/dev", 200)
         );
-        assert_eq!(good.agent, "containerd/1.6.20");
+        assert_eq!(good.agent, "containerd/2.3.7");
         assert_eq!(read(no).unwrap().status, 401);
         assert_eq!(read(begin), None);
         assert_eq!(answered("not JSON"), None);

@@ -105,7 +105,7 @@ fn what_cannot_be_is_refused_before_anybody_is_asked() {
     let errors: Vec<&str> = said.lines().collect();
     assert!(
         matches!(errors[..], [a, b] if a.starts_with("::error::options: --privileged")
-            && b.contains("spec.jobContainers.shmSize")),
+            && b.contains("spec.sharedMemory")),
         "{said}"
     );
     // A job without a container

@@ -241,7 +241,7 @@ impl Executor<'_> {
             }
             // The API server has said no. Any other error leaves the expectation: the pod may be there.
             Err(kube::Error::Api(status)) => {
-                memory.pod_refused = Some(status.message.clone());
+                memory.pod_refused = Some(without_name(&status.message, &name));
                 if status.code < 500 {
                     memory.expected.remove(&name);
                 }
@@ -491,6 +491,16 @@ async fn put_finalizers(
         Err(error) if !is_status(&error, 404) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// What the API server said of an object, without its name: that is another at each attempt.
+fn without_name(said: &str, name: &str) -> String {
+    let begin = [
+        format!("pods {name:?} is forbidden: "),
+        format!("Pod {name:?} is invalid: "),
+    ];
+    let rest = begin.iter().find_map(|begin| said.strip_prefix(begin));
+    rest.unwrap_or(said).to_owned()
 }
 
 fn is_reason(error: &kube::Error, reason: &str) -> bool {

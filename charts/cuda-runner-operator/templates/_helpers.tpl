@@ -103,7 +103,11 @@ tolerations:
 {{/* An image reference: (dict "image" .Values.image "key" "image" "root" .) */}}
 {{- define "cuda-runner-operator.image" -}}
 {{- $missing := printf "%s.repository is not set: no image is published yet, so build one (see CONTRIBUTING.md), push it to a registry that your nodes reach, and name it here" .key -}}
-{{- printf "%s:%s" (required $missing .image.repository) (default .root.Chart.AppVersion .image.tag) -}}
+{{- $repository := required $missing .image.repository -}}
+{{- if regexMatch "@|:[^/]*$" $repository -}}
+{{- fail (printf "%s.repository has a tag or a digest (%s): write that into %s.tag, a digest as TAG@sha256:…" .key $repository .key) -}}
+{{- end -}}
+{{- printf "%s:%s" $repository (default .root.Chart.AppVersion .image.tag) -}}
 {{- end -}}
 
 {{/* What the operator does in a namespace that it serves. Cluster-wide it is the body of a ClusterRole. */}}

@@ -30,16 +30,16 @@ pub struct Config {
 }
 
 /// Where containers find the driver, as NVIDIA's own toolkit has it on GKE.
-const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
+pub(crate) const DRIVER_PATH: &str = "/usr/local/nvidia/lib64";
 
 /// Where they find its tool.
-const SMI_PATH: &str = "/usr/bin/nvidia-smi";
+pub(crate) const SMI_PATH: &str = "/usr/bin/nvidia-smi";
 
 /// Where the simulated driver reads what to simulate. Not in the environment: the gate has a cleared one.
-const SETTINGS: &str = "/usr/local/nvidia/simcuda.json";
+pub(crate) const SETTINGS: &str = "/usr/local/nvidia/simcuda.json";
 
 /// The driver's control device.
-const CONTROL: &str = "/dev/nvidiactl";
+pub(crate) const CONTROL: &str = "/dev/nvidiactl";
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}

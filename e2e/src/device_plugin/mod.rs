@@ -11,6 +11,7 @@ use futures::{StreamExt as _, stream};
 use tokio::{net::UnixListener, sync::watch};
 
 pub use api::Config;
+pub(crate) use api::{CONTROL, DRIVER_PATH, SETTINGS, SMI_PATH};
 use state::Device;
 
 /// The kubelet's folder for plugins; its path is fixed.

@@ -34,6 +34,9 @@ pub struct Device {
     /// It has fallen off the bus, and the plugin has not noticed: it answers every request for any device with an error.
     #[serde(default)]
     pub lost: bool,
+    /// An error of it that its DRA driver has seen in the kernel's log, by NVIDIA's number.
+    #[serde(default)]
+    pub xid: Option<u32>,
 }
 
 impl Device {
@@ -48,6 +51,7 @@ impl Device {
             store_faults: Vec::new(),
             cuda_version: None,
             lost: false,
+            xid: None,
         }
     }
 }

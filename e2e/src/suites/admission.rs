@@ -68,8 +68,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     explained(ctx).await
 }
 
-fn of_job_containers() -> [(Value, &'static str); 4] {
+fn of_job_containers() -> [(Value, &'static str); 6] {
     [
+        (json!({"sharedMemory": "8"}), "sharedMemory"),
+        (
+            json!({"sharedMemory": "8Gi", "jobContainers": {"shmSize": "4Gi"}}),
+            "remove spec.jobContainers.shmSize",
+        ),
         (
             json!({"jobContainers": {}, "lifetime": "Persistent"}),
             "is not cleared for the next job",

@@ -68,7 +68,7 @@ const CASES: &[Case] = &[
     case!("cuda-devel.yml", "build" Success
         ["Syncing repository", "release 12.4", "UUID: ", "in /__w/", "options: --gpus"]),
     case!("pytorch-shm.yml", "test" Success
-        ["options: --ipc", "options: --shm-size", "greeting=good day"]),
+        ["options: --ipc", "options: --shm-size", "greeting=good day", " 49152 "]),
     case!("rapids.yml", "conda-python-tests" Success
         ["UUID: ", "build type pull-request"]),
     case!("postgres.yml", "test" Success
@@ -141,7 +141,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 /// The job sees the device that the gate has proven, and no other.
-async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
+pub(super) async fn the_proven_device_is_the_jobs(ctx: &Ctx) -> Result<()> {
     ctx.write_workflow(workflow(
         "device.yml",
         include_str!("container_jobs/device.yml"),
@@ -223,13 +223,22 @@ async fn as_expected(ctx: &Ctx, case: &Case, view: &JobView) -> Result<()> {
 
 /// A pool whose jobs bring their containers.
 pub(super) fn pool(ctx: &Ctx, name: &str, replicas: usize) -> Value {
-    ctx.pool(name, json!({"replicas": replicas, "jobContainers": {}}))
+    // In KiB, the size is in the log of the job that asks df.
+    ctx.pool(
+        name,
+        json!({"replicas": replicas, "jobContainers": {}, "sharedMemory": "48Mi"}),
+    )
 }
 
-/// The node has the images of the workflows from now on.
+/// The first node has the images of the workflows from now on.
 pub(super) fn images(ctx: &Ctx) -> Result<()> {
-    let node = Machine::first(&ctx.cluster.dir);
+    images_on(ctx, &Machine::first(&ctx.cluster.dir))
+}
+
+/// This node has them.
+pub(super) fn images_on(ctx: &Ctx, node: &Machine) -> Result<()> {
+    let tools = &ctx.cluster.tools;
     IMAGES
         .iter()
-        .try_for_each(|(name, ours)| node.tag(&format!("localhost/{ours}:dev"), name))
+        .try_for_each(|(name, ours)| node.tag(tools, &format!("localhost/{ours}:dev"), name))
 }

@@ -18,6 +18,7 @@ use super::{
     Ctx, SOON, container_jobs,
     context::{agent_with, workflow},
     runner_ends::failed,
+    sample::sample,
 };
 use crate::deploy;
 
@@ -45,6 +46,8 @@ jobs:
 ";
 const LIMITED: &str = "limited";
 const CONTAINERS: &str = "limited-containers";
+/// Kinds of a sample.
+const SAMPLE: usize = 2;
 /// The limit of the pools above.
 const LIMIT: SignedDuration = SignedDuration::from_mins(1);
 
@@ -95,14 +98,38 @@ async fn all(ctx: &Ctx) -> Result<()> {
     the_limit(ctx).await
 }
 
-async fn each_kind(ctx: &Ctx) -> Result<()> {
-    begun_by_nobody(ctx).await?;
-    begun_by_nobody_of_a_scale_set(ctx).await?;
-    over_and_there(ctx).await?;
-    unheard(ctx).await
+/// The ways in which an agent hangs.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// It acquires a job, and never gets it.
+    BegunByNobody,
+    /// The same, as a scale set's messages tell it: GitHub is not asked for it.
+    BegunByNobodyOfAScaleSet,
+    /// Its process for the job stays when the job is over.
+    OverAndThere,
+    /// It is sent to where nobody is.
+    Unheard,
 }
 
-/// An agent acquires a job, and never gets it.
+async fn each_kind(ctx: &Ctx) -> Result<()> {
+    let all = vec![
+        ("begun-by-nobody", Kind::BegunByNobody),
+        ("of-a-scale-set", Kind::BegunByNobodyOfAScaleSet),
+        ("over-and-there", Kind::OverAndThere),
+        ("unheard", Kind::Unheard),
+    ];
+    for (name, kind) in sample(&ctx.namespace, all, SAMPLE, |(name, _)| name) {
+        let outcome = match kind {
+            Kind::BegunByNobody => begun_by_nobody(ctx).await,
+            Kind::BegunByNobodyOfAScaleSet => begun_by_nobody_of_a_scale_set(ctx).await,
+            Kind::OverAndThere => over_and_there(ctx).await,
+            Kind::Unheard => unheard(ctx).await,
+        };
+        outcome.context(name)?;
+    }
+    Ok(())
+}
+
 async fn begun_by_nobody(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("unstarted", json!({}))).await?;
     ctx.other_ready("unstarted", "").await?;
@@ -125,7 +152,6 @@ async fn begun_by_nobody(ctx: &Ctx) -> Result<()> {
     ctx.delete("unstarted").await
 }
 
-/// The same, as a scale set's messages tell it: GitHub is not asked for it.
 async fn begun_by_nobody_of_a_scale_set(ctx: &Ctx) -> Result<()> {
     let scaling = json!({"scaling": {"maxRunners": 1}});
     ctx.apply(&ctx.pool("scaled", scaling)).await?;
@@ -152,7 +178,6 @@ async fn begun_by_nobody_of_a_scale_set(ctx: &Ctx) -> Result<()> {
     ctx.delete("scaled").await
 }
 
-/// An agent's process for the job stays when the job is over.
 async fn over_and_there(ctx: &Ctx) -> Result<()> {
     let template = agent_with("SIMULATED_AGENT_HANGS_AFTER_JOB", "1");
     ctx.apply(&ctx.pool("stays", json!({"template": template})))
@@ -171,7 +196,6 @@ async fn over_and_there(ctx: &Ctx) -> Result<()> {
     ctx.delete("stays").await
 }
 
-/// An agent is sent to where nobody is.
 async fn unheard(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("moved", json!({}))).await?;
     let runner = ctx.other_ready("moved", "").await?;

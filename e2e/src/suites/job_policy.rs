@@ -1,6 +1,7 @@
 //! Jobs that may not use the GPU: none of their steps runs, whatever they say, and nobody is blamed.
 
 use anyhow::{Context as _, Result, ensure};
+use futures::try_join;
 use github_simulator::{
     control::{JobView, NewRun},
     state::Conclusion::{Failure, Skipped, Success},
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Ctx, SOON, container_jobs,
     context::{merge, workflow},
+    sample::sample,
 };
 
 /// A job that runs always, and tries to switch the look at it off.
@@ -49,34 +51,44 @@ jobs:
 ";
 
 /// How a run is started, and why it is refused.
+#[derive(Clone, Copy)]
 struct Case {
+    name: &'static str,
     event: &'static str,
     fork: bool,
     why: Option<&'static str>,
 }
 
+/// Cases of a sample of those with containers.
+const SAMPLE: usize = 2;
+
 const CASES: [Case; 5] = [
     Case {
+        name: "target",
         event: "pull_request_target",
         fork: false,
         why: Some("started by pull_request_target on refs/heads/main, and spec.jobs.allow.events"),
     },
     Case {
+        name: "fork",
         event: "pull_request",
         fork: true,
         why: Some("on refs/pull/1/merge with code from the fork stranger/cuda"),
     },
     Case {
+        name: "schedule",
         event: "schedule",
         fork: false,
         why: Some("started by schedule on refs/heads/main"),
     },
     Case {
+        name: "push",
         event: "push",
         fork: false,
         why: None,
     },
     Case {
+        name: "pull-request",
         event: "pull_request",
         fork: false,
         why: None,
@@ -88,38 +100,62 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let well = CONTAINER
         .replace("      - {run: echo the first step}\n", "")
         .replace(", if: always()", "");
-    for (pool, hostile, well, more) in [
-        ("plain", PLAIN, WELL.replace("LABEL", "cuda"), json!({})),
-        (
-            "containers",
-            CONTAINER,
-            well,
-            json!({"jobContainers": {}, "labels": ["self-hosted", "cuda-containers"]}),
-        ),
-    ] {
-        let mut spec = json!({
-            "replicas": 1,
-            "jobs": {"allow": {
-                "events": ["push", "pull_request"],
-                "refs": ["refs/heads/main", "refs/pull/*/merge"],
-            }},
-        });
-        merge(&mut spec, more);
-        ctx.write_workflow(workflow("hostile.yml", hostile)).await?;
-        ctx.write_workflow(workflow("well.yml", &well)).await?;
-        of_a_pool(ctx, pool, spec).await?;
-    }
+    let plain = Kind {
+        pool: "plain",
+        hostile: PLAIN.to_owned(),
+        well: WELL.replace("LABEL", "cuda"),
+        spec: json!({}),
+        cases: CASES.to_vec(),
+    };
+    let containers = Kind {
+        pool: "containers",
+        hostile: CONTAINER.to_owned(),
+        well,
+        spec: json!({"jobContainers": {}, "labels": ["self-hosted", "cuda-containers"]}),
+        cases: sample(&ctx.namespace, CASES.to_vec(), SAMPLE, |case| case.name),
+    };
+    try_join!(of_a_pool(ctx, &plain), of_a_pool(ctx, &containers))?;
     Ok(())
 }
 
-async fn of_a_pool(ctx: &Ctx, pool: &str, spec: Value) -> Result<()> {
+/// A kind of pool, and what comes to it.
+struct Kind {
+    pool: &'static str,
+    hostile: String,
+    well: String,
+    /// What its spec has beside the policy.
+    spec: Value,
+    cases: Vec<Case>,
+}
+
+impl Kind {
+    fn file(&self, is_hostile: bool) -> String {
+        let what = if is_hostile { "hostile" } else { "well" };
+        format!("{}-{what}.yml", self.pool)
+    }
+}
+
+async fn of_a_pool(ctx: &Ctx, kind: &Kind) -> Result<()> {
     // Given a pool that takes pushes and pull requests, but none from forks
+    let pool = kind.pool;
+    for (is_hostile, text) in [(true, &kind.hostile), (false, &kind.well)] {
+        let file = workflow(&kind.file(is_hostile), text);
+        ctx.write_workflow(file).await?;
+    }
+    let mut spec = json!({
+        "replicas": 1,
+        "jobs": {"allow": {
+            "events": ["push", "pull_request"],
+            "refs": ["refs/heads/main", "refs/pull/*/merge"],
+        }},
+    });
+    merge(&mut spec, kind.spec.clone());
     ctx.apply(&ctx.pool(pool, spec)).await?;
     let mut refused = 0;
-    for case in &CASES {
+    for case in &kind.cases {
         ctx.idle(pool, 1).await?;
         // When a job of each kind comes
-        let view = started(ctx, case).await?;
+        let view = started(ctx, kind, case).await?;
         // Then it is refused, or it runs
         match case.why {
             Some(why) => {
@@ -130,7 +166,7 @@ async fn of_a_pool(ctx: &Ctx, pool: &str, spec: Value) -> Result<()> {
         }
     }
     // And each refusal is on the resource and in an Event of its own
-    let jobs = ctx.concluded(pool, CASES.len()).await?;
+    let jobs = ctx.concluded(pool, kind.cases.len()).await?;
     let told = jobs.iter().filter(|job| job.refused.is_some());
     ensure!(told.count() == refused, "{jobs:#?}");
     ensure!(
@@ -164,15 +200,10 @@ async fn of_a_pool(ctx: &Ctx, pool: &str, spec: Value) -> Result<()> {
     ctx.delete(pool).await
 }
 
-async fn started(ctx: &Ctx, case: &Case) -> Result<JobView> {
-    let file = if case.why.is_some() {
-        "hostile.yml"
-    } else {
-        "well.yml"
-    };
+async fn started(ctx: &Ctx, kind: &Kind, case: &Case) -> Result<JobView> {
     let run = NewRun {
         repository: ctx.repository.clone(),
-        workflow: file.to_owned(),
+        workflow: kind.file(case.why.is_some()),
         event: case.event.to_owned(),
         fork: case.fork.then(|| "stranger/cuda".to_owned()),
         ..NewRun::default()

@@ -71,7 +71,7 @@ pub(super) async fn waits_for_its_image(ctx: &Ctx) -> Result<Pod> {
 
 /// The node has the agent's image by this name from now on.
 pub(super) fn arrives(ctx: &Ctx, image: &str) -> Result<()> {
-    Machine::first(&ctx.cluster.dir).tag(example::AGENT, image)
+    Machine::first(&ctx.cluster.dir).tag(&ctx.cluster.tools, example::AGENT, image)
 }
 
 /// Neither a GPU nor its node is said to be broken.

@@ -7,6 +7,7 @@ mod black_hole_node;
 mod budgets;
 mod by_hand;
 mod charts;
+mod claimed_devices;
 mod claims;
 mod container_faults;
 mod container_jobs;
@@ -55,6 +56,7 @@ mod rerun;
 mod restarts;
 mod runner;
 mod runner_ends;
+mod sample;
 mod scale;
 mod scale_set;
 mod second_node;
@@ -62,6 +64,7 @@ mod secrets;
 mod several_gpus;
 mod shared_gpus;
 mod spec_changes;
+mod strict_namespace;
 mod suspect_device;
 mod teardown;
 mod teardown_troubles;
@@ -171,6 +174,12 @@ pub const SUITES: &[Suite] = &[
         template::run
     ),
     suite!(
+        "strict-namespace",
+        [],
+        "a namespace with Pod Security restricted, a quota and a LimitRange: a runner comes up, and a refusal names what to change",
+        strict_namespace::run
+    ),
+    suite!(
         "first-runner",
         [2, 11, 14, 19],
         "one manifest: proven, idle, one job, replaced",
@@ -247,6 +256,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "GPUs by dynamic resource allocation: one claim for each runner, allocated, for gate and runner alike",
         claims::run
+    ),
+    suite!(
+        "claimed-devices",
+        [],
+        "runners and their jobs on devices that they claimed, by a real kubelet and containerd: each its own, for jobs with containers, and by number",
+        claimed_devices::run
     ),
     suite!(
         "container-jobs",

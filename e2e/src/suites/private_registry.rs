@@ -22,12 +22,19 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     }
 
     // Then the kubelet pulls with the right one alone
-    for (pod, secret) in [("asks", None), ("guesses", Some("wrong"))] {
+    for (pod, secret, says) in [
+        (
+            "asks",
+            None,
+            "authorization failed: no basic auth credentials",
+        ),
+        ("guesses", Some("wrong"), "401 Unauthorized"),
+    ] {
         start(ctx, pod, &image, secret).await?;
         ctx.wait_for("the pull to be refused", SOON, async || {
             let waiting = waiting(&pods(ctx).get(pod).await?);
             let message = waiting.and_then(|waiting| waiting.message);
-            Ok(message.filter(|message| message.contains("401 Unauthorized")))
+            Ok(message.filter(|message| message.contains(says)))
         })
         .await?;
     }

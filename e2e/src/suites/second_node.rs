@@ -13,6 +13,7 @@ use super::{
     runner_ends::{NODE_GONE, failed},
 };
 use crate::{
+    cluster::Offer,
     device_plugin::state::{self, Device},
     node::{self, Machine},
 };
@@ -37,8 +38,17 @@ pub(super) async fn with_second_node(
     ctx: &Ctx,
     work: impl AsyncFnOnce(Machine) -> Result<()>,
 ) -> Result<()> {
+    with_node_that_offers(ctx, Offer::Resource, work).await
+}
+
+/// The same with a node that offers its two devices in this way.
+pub(super) async fn with_node_that_offers(
+    ctx: &Ctx,
+    offer: Offer,
+    work: impl AsyncFnOnce(Machine) -> Result<()>,
+) -> Result<()> {
     let outcome = async {
-        let machine = ctx.cluster.add_second_node(2).await?;
+        let machine = ctx.cluster.add_second_node(2, offer).await?;
         work(machine).await
     }
     .await;

@@ -2,7 +2,7 @@
 //! value to another and back it leaves a pool as a fresh one is, and an operator with nothing left to do.
 //!
 //! The rows are held against the CRD's own schema: a new field needs a row. A run of all suites takes a sample,
-//! `SPEC_CHANGES=all` takes all, and `SPEC_CHANGES=SEED` the sample of that seed.
+//! `SAMPLE=all` takes all.
 
 mod reported;
 mod rows;
@@ -19,7 +19,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, context::agent_with};
+use super::{Ctx, SOON, context::agent_with, sample::sample};
 use crate::{audit::Audit, example};
 use rows::{Row, invalid, leaves, rows};
 
@@ -33,7 +33,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     refused(ctx, &all).await?;
     furnish(ctx).await?;
     let outcome = async {
-        changed(ctx, &sample(all)).await?;
+        let rows = sample(&ctx.namespace, all, SAMPLE, |row| &row.path);
+        changed(ctx, &rows).await?;
         told_of(ctx).await
     }
     .await;
@@ -58,31 +59,6 @@ async fn furnish(ctx: &Ctx) -> Result<()> {
     maps.create(&PostParams::default(), &serde_json::from_value(copy)?)
         .await?;
     Ok(())
-}
-
-/// The rows of this run.
-fn sample(mut all: Vec<Row>) -> Vec<Row> {
-    let wanted = std::env::var("SPEC_CHANGES").unwrap_or_default();
-    if wanted == "all" {
-        return all;
-    }
-    let seed = wanted.parse().unwrap_or_else(|_| {
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
-        now.map_or(1, |now| now.subsec_nanos())
-    });
-    println!("spec-changes: the sample of SPEC_CHANGES={seed}");
-    // Any order does that differs with the seed.
-    all.sort_by_cached_key(|row| order(seed, &row.path));
-    all.truncate(SAMPLE);
-    all
-}
-
-/// A number for a text, another one for each seed: FNV-1a.
-fn order(seed: u32, text: &str) -> u64 {
-    let bytes = seed.to_le_bytes().into_iter().chain(text.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// What the schema forbids, the API server refuses: nothing of it is made.

@@ -6,11 +6,13 @@ use cudarunner_crds::{JobGpuStatus, JobStatus};
 use github_simulator::{control::JobView, state::Conclusion::Success};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, container_jobs, context::workflow};
+use super::{Ctx, SOON, container_jobs, context::workflow, sample::sample};
 use crate::deploy;
 
 /// The devices of the node.
 const DEVICES: usize = 4;
+/// Cases of a sample.
+const SAMPLE: usize = 3;
 /// A job that is long enough to be said to have left its GPU alone.
 const LONG: &str = "sleep 12";
 /// Nobody watches where the pool says so.
@@ -115,21 +117,27 @@ fn cases() -> Vec<Case> {
 }
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    for case in cases() {
+    for case in sample(&ctx.namespace, cases(), SAMPLE, |case| case.name) {
         told(ctx, &case).await.context(case.name)?;
     }
+    of_devices(ctx, &json!({}), &json!([]))?;
     switched_off(ctx).await?;
     in_a_container(ctx).await
 }
 
-async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
-    // Given a runner on such a device
+fn of_devices(ctx: &Ctx, properties: &Value, faults: &Value) -> Result<()> {
     for number in 0..DEVICES {
         ctx.device(number, |device| {
-            device.properties = case.properties.as_object().cloned().unwrap_or_default();
-            device.faults = case.faults.as_array().cloned().unwrap_or_default();
+            device.properties = properties.as_object().cloned().unwrap_or_default();
+            device.faults = faults.as_array().cloned().unwrap_or_default();
         })?;
     }
+    Ok(())
+}
+
+async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
+    // Given a runner on such a device
+    of_devices(ctx, &case.properties, &case.faults)?;
     ctx.apply(&ctx.pool(case.name, json!({}))).await?;
     ctx.idle(case.name, 1).await?;
     // When it runs a job

@@ -124,7 +124,8 @@ fn next_version(ctx: &Ctx) -> Result<PathBuf> {
     let node = Machine::first(&ctx.cluster.dir);
     for image in ["cuda-runner-operator", "cuda-smoke"] {
         let name = format!("localhost/{image}");
-        node.tag(&format!("{name}:dev"), &format!("{name}:{NEXT}"))?;
+        let (own, next) = (format!("{name}:dev"), format!("{name}:{NEXT}"));
+        node.tag(&ctx.cluster.tools, &own, &next)?;
     }
     let folder = ctx.cluster.dir.join("next-charts");
     for chart in [deploy::CRDS, RELEASE] {

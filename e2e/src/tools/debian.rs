@@ -15,8 +15,7 @@ use crate::{
 };
 
 /// What a real node needs: a file or program, and the Debian package that brings it.
-const NEEDED: [(&str, &str); 10] = [
-    ("containerd", "containerd"),
+const NEEDED: [(&str, &str); 9] = [
     ("runc", "runc"),
     ("/usr/lib/cni/ptp", "containernetworking-plugins"),
     ("iptables", "iptables"),

@@ -98,7 +98,7 @@ pub(super) const PROMTOOL: GoTool = GoTool {
 };
 
 /// What a cluster of this version is made of, each in a module of its own: together their dependencies clash.
-pub(super) fn tools(kubernetes: &'static str) -> [GoTool; 4] {
+pub(super) fn tools(kubernetes: &'static str) -> [GoTool; 5] {
     [
         GoTool {
             kubernetes: true,
@@ -122,6 +122,20 @@ pub(super) fn tools(kubernetes: &'static str) -> [GoTool; 4] {
             "go.etcd.io/etcd/server/v3",
             &[("", "etcd")],
         ),
+        GoTool {
+            // Snapshots that need C libraries.
+            tags: "no_btrfs,no_devmapper,no_zfs",
+            ..tool(
+                "containerd",
+                "2.3.7",
+                "github.com/containerd/containerd/v2",
+                &[
+                    ("cmd/containerd", "containerd"),
+                    ("cmd/containerd-shim-runc-v2", "containerd-shim-runc-v2"),
+                    ("cmd/ctr", "ctr"),
+                ],
+            )
+        },
         HELM,
         GoTool {
             keep: Some(("kustomize/stage", "stage")),

@@ -50,6 +50,11 @@ impl Tools {
         self.program("kubernetes", program)
     }
 
+    /// One of containerd's programs. Its shim lies beside it.
+    pub fn containerd(&self, program: &str) -> PathBuf {
+        self.program("containerd", program)
+    }
+
     /// Helm.
     pub fn helm(&self) -> PathBuf {
         self.program("helm", "helm")

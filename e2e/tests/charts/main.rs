@@ -11,6 +11,7 @@ mod monitoring;
 mod objects;
 mod operator;
 mod pools;
+mod refused;
 mod uninstall;
 
 use std::{

@@ -6,6 +6,7 @@ use cudarunner_crds::POOL_LABEL;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
+        batch::v1::Job,
         core::v1::{Container, PodSpec, Service},
         networking::v1::{NetworkPolicy, NetworkPolicyPort},
         policy::v1::PodDisruptionBudget,
@@ -34,7 +35,7 @@ pub(super) fn everything() -> Value {
     json!({
         "nameOverride": "name",
         "fullnameOverride": "full-name",
-        "image": {"repository": "r/operator", "tag": "1@sha256:00", "pullPolicy": "Always"},
+        "image": {"repository": "r/operator", "tag": format!("1@sha256:{}", "0".repeat(64)), "pullPolicy": "Always"},
         "gateImage": {"repository": "r/gate", "tag": "2", "pullPolicy": "Never"},
         "imagePullSecrets": [{"name": "registry"}],
         "replicas": 3,
@@ -550,6 +551,23 @@ fn what_cannot_work_is_refused_with_the_way_out() {
     for (values, words) in cases {
         let why = refusal(CHART, &values);
         assert!(why.contains(words), "{why}");
+    }
+}
+
+#[test]
+fn every_container_says_what_it_asks_for() {
+    for values in installations() {
+        let objects = render(CHART, &values);
+        let mut pods = vec![pod(&deployment(&objects)).clone()];
+        let jobs = of_kind::<Job>("Job", &objects).into_iter();
+        pods.extend(jobs.filter_map(|job| job.spec?.template.spec));
+        for container in pods.iter().flat_map(|pod| &pod.containers) {
+            let resources = container.resources.clone().unwrap_or_default();
+            let requests = resources.requests.unwrap_or_default();
+            for name in ["cpu", "memory"] {
+                assert!(requests.contains_key(name), "{}: {values}", container.name);
+            }
+        }
     }
 }
 

@@ -147,7 +147,19 @@ fn what_the_definition_does_not_know_is_refused() {
         (json!({"pools": {"a": {"replicas": "2"}}}), "got string"),
         (json!({"pools": {"a": {"gpu": {"count": 65}}}}), "maximum"),
         (json!({"pools": {"a": null}}), "got null, want object"),
-        (json!({"pools": {"A_b": {}}}), "invalid propertyName"),
+        (
+            json!({"pools": {"a": {"sharedMemory": "8"}}}),
+            "/pools/a/sharedMemory",
+        ),
+        (json!({"pools": {"A_b": {}}}), "invalid propertyName 'A_b'"),
+        (
+            json!({"pools": {"a..b": {}}}),
+            "invalid propertyName 'a..b'",
+        ),
+        (
+            json!({"pools": {"a.-b": {}}}),
+            "invalid propertyName 'a.-b'",
+        ),
     ];
     for (values, words) in cases {
         let why = refusal(CHART, &values);

@@ -1,6 +1,7 @@
 //! The steps of the test, in their order.
 
 use std::ffi::{CStr, c_int};
+use std::thread;
 use std::time::Instant;
 
 use gate_report::{Device, DeviceStep, Finding, Step, Version, Warning};
@@ -44,6 +45,8 @@ const MANAGED_ELEMENTS: usize = 16 * 1024 + 3;
 
 /// Tests everything that the driver shows.
 pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
+    // While the driver comes up: a hundred milliseconds at least.
+    let vectors = thread::Builder::new().spawn(|| Vectors::new(ELEMENTS));
     let functions = library::load(&args.library_root)?;
     let driver = Driver::new(&functions);
     let started = Instant::now();
@@ -64,7 +67,8 @@ pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
             args,
         )?;
     }
-    let vectors = Vectors::new(ELEMENTS);
+    let made = vectors.ok().and_then(|thread| thread.join().ok());
+    let vectors = made.unwrap_or_else(|| Vectors::new(ELEMENTS));
     let mut tested = Vec::new();
     for device in &mut devices {
         let driver = driver.on(device.report.ordinal);

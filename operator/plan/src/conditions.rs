@@ -410,10 +410,7 @@ fn trouble(
         return Some((Stored::parse(&failure.reason), failure.message.clone()));
     }
     if let Some(message) = &observed.pod_refused {
-        return Some((
-            Reason::PodNotCreated.into(),
-            format!("Kubernetes did not take the pod: {message}"),
-        ));
+        return Some((Reason::PodNotCreated.into(), not_created(spec, message)));
     }
     let waiting = observed.runners.iter().find_map(|runner| {
         let waiting = runner.container_trouble()?;
@@ -423,6 +420,31 @@ fn trouble(
         .or_else(|| unscheduled(spec, observed, health, now, plan))
         .or_else(|| slow(observed, now, plan))?;
     Some((reason.into(), message))
+}
+
+/// What Kubernetes said of a pod, and what to do where its words tell: it names the pod's containers, not the spec's fields.
+fn not_created(spec: &Spec, said: &str) -> String {
+    let fields = if spec.job_containers.is_some() {
+        "those of gpu are spec.jobContainers.resources, of main the resources of runner in spec.template, of prepare spec.smoke.resources"
+    } else {
+        "those of gpu are the resources of runner in spec.template, of prepare and main spec.smoke.resources"
+    };
+    let resources = format!("set the requests and limits that it asks for: {fields}");
+    let security = "give runner in spec.template the securityContext that it asks of gpu or main";
+    let table = [
+        (
+            "exceeded quota",
+            "raise the quota, or let pools of the namespace ask for less; it is tried again",
+        ),
+        ("failed quota", &resources),
+        // Of a LimitRange, which names no container.
+        (" per Container is ", &resources),
+        ("violates PodSecurity", security),
+    ];
+    let todo = table.iter().find(|(words, _)| said.contains(words));
+    let todo = todo.map(|(_, todo)| format!("; {todo}"));
+    let todo = todo.unwrap_or_default();
+    format!("Kubernetes did not take the pod: {said}{todo}")
 }
 
 /// What keeps a container from being made, in Kubernetes' words.

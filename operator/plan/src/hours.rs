@@ -10,7 +10,7 @@ use gate_report::clean;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::{Observed, Plan, jobs};
+use super::{Observed, Plan, jobs, usage};
 use crate::model::key::PoolKey;
 use crate::model::life::seconds;
 use crate::model::pool::{GpuRequest, Pool};
@@ -135,6 +135,10 @@ pub struct JobOfRunner {
     /// Seconds from its start to its end, as the hooks noted them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_seconds: Option<u64>,
+    /// What the runner's GPUs took while the job ran, in joules; absent where no telemetry says it of each of them. The job
+    /// could have written it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<u64>,
 }
 
 /// A runner that has ended.
@@ -199,6 +203,7 @@ fn told(job: &JobStatus, observed: &Observed) -> JobOfRunner {
         conclusion: job.conclusion.clone(),
         queued_seconds: queued.zip(started).map(|(from, to)| seconds(from, to)),
         run_seconds: started.map(|from| seconds(from, job.finished_at.0)),
+        energy_joules: usage::energy(job),
     }
 }
 

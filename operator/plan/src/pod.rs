@@ -45,14 +45,17 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
     let theirs = std::mem::take(&mut template.containers).into_iter().next();
     let agent = runner::container(pool, spec, name);
     let Containers {
-        gpu,
-        main,
+        mut gpu,
+        mut main,
         image,
         user,
     } = match &spec.job_containers {
         None => plain(agent, theirs, &template, spec, settings),
         Some(containers) => jobs::containers(agent, theirs, &template, spec, containers, settings),
     };
+    for container in [&mut gpu, &mut main] {
+        ours::ask_for_something(container);
+    }
     // Kubernetes starts these in their order, and ends those that go on in reverse: what the template has beside the
     // agent is there before it, and for as long as it.
     let mut init = vec![ours::prepare(spec, settings, user)];
@@ -130,6 +133,10 @@ fn plain(
     settings: &PodSettings,
 ) -> Containers {
     let mut gpu = runner::with_gpu(agent, spec);
+    if spec.shared_memory.is_some() {
+        let mounts = gpu.volume_mounts.get_or_insert_default();
+        mounts.push(mount(owned::JOB_SHM, owned::SHM_DIR, false));
+    }
     if let Some(theirs) = theirs {
         runner::merge(&mut gpu, theirs, runner::Place::of(spec));
     }
@@ -337,8 +344,10 @@ fn volumes(spec: &Spec) -> Vec<Volume> {
             ..Volume::default()
         });
     }
-    if let Some(containers) = &spec.job_containers {
-        volumes.extend(jobs::volumes(containers));
+    match (&spec.job_containers, &spec.shared_memory) {
+        (Some(containers), _) => volumes.extend(jobs::volumes(containers)),
+        (None, Some(size)) => volumes.push(in_memory(owned::JOB_SHM, size)),
+        (None, None) => {}
     }
     volumes
 }

@@ -147,7 +147,7 @@ catalogue! {
     Pods {
         PodNotCreated [ONLINE]
             "Kubernetes refuses the pod: a quota, an admission policy, Pod Security, a service account that is not there."
-            => "The message has its words; change the namespace's rules or `spec.template`. What a quota or policy asks of the containers `prepare` and `main` is `spec.smoke.resources`.";
+            => "The message has its words, the name of the quota among them, and says which field answers them: [several teams and quotas](teams-and-quotas.md). What is asked of the container `gpu` is the template's `runner`, of `prepare` and `main` `spec.smoke.resources`.";
         Unschedulable [ONLINE]
             "No node takes the pod."
             => "The message says which it is: no node offers so many GPUs, all are taken or quarantined (and which pool found what), or the selector, tolerations and requests exclude them. The scheduler's own sentence follows; it stays as it was while only its counts change.";

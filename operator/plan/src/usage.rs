@@ -36,6 +36,17 @@ impl JobsUsage {
     }
 }
 
+/// What all GPUs of a job's runner took meanwhile, in joules. A sum that lacks one of them would be taken for the whole.
+pub(super) fn energy(job: &JobStatus) -> Option<u64> {
+    let of = |uuid: &String| {
+        let gpu = job.gpu.iter().find(|gpu| gpu.uuid == *uuid)?;
+        u64::try_from(gpu.energy_joules?).ok()
+    };
+    let mut all = job.devices.iter().map(of).peekable();
+    all.peek()?;
+    all.try_fold(0, |sum: u64, joules| Some(sum.saturating_add(joules?)))
+}
+
 /// What the status says of it: of the runner's own devices, each once. The job may have named any.
 pub(super) fn shown(gpus: &[GpuUsage], devices: &[String]) -> Vec<JobGpuStatus> {
     let mut told = BTreeSet::new();
@@ -116,6 +127,36 @@ mod tests {
         };
         assert_eq!(one.throttled, Some(expected));
         assert_eq!(one.energy_joules, None);
+    }
+
+    #[test]
+    fn the_energy_of_a_job_is_that_of_all_gpus_of_its_runner_or_it_is_not_there() {
+        let energy = |devices: &[&str], gpus: &[(&str, Option<i64>)]| {
+            let gpus = gpus.iter().map(|(uuid, joules)| {
+                let mut gpu = json!({"uuid": uuid, "watchedSeconds": 60});
+                if let Some(joules) = joules {
+                    gpu["energyJoules"] = json!(joules);
+                }
+                gpu
+            });
+            let gpus: Vec<_> = gpus.collect();
+            let job = json!({
+                "job": "a", "runner": "r", "finishedAt": "2026-01-01T00:00:00Z", "devices": devices, "gpu": gpus,
+            });
+            super::energy(&serde_json::from_value(job).unwrap())
+        };
+        let (one, two) = (("GPU-1", Some(50)), ("GPU-2", Some(9)));
+        assert_eq!(energy(&["GPU-1"], &[one]), Some(50));
+        assert_eq!(energy(&["GPU-1", "GPU-2"], &[one, two]), Some(59));
+        for gpus in [
+            &[one][..],
+            &[one, ("GPU-2", None)],
+            &[one, ("GPU-2", Some(-9))],
+            &[],
+        ] {
+            assert_eq!(energy(&["GPU-1", "GPU-2"], gpus), None, "{gpus:?}");
+        }
+        assert_eq!(energy(&[], &[]), None);
     }
 
     #[test]

@@ -99,12 +99,13 @@ mod tests {
                 conclusion: None,
                 queued_seconds: None,
                 run_seconds: Some(40),
+                energy_joules: Some(9_000),
             }),
         };
         let line = line(&hours, Timestamp::constant(200, 0));
         assert_eq!(
             line,
-            r#"{"timestamp":"1970-01-01T00:03:20Z","level":"INFO","target":"runner_ended","namespace":"ci","pool":"pool","runner":"pool-aaaaa","uid":"u","node":"node-1","gpus":1,"devices":["GPU-1"],"heldFrom":"1970-01-01T00:00:00Z","heldUntil":"1970-01-01T00:01:40Z","seconds":{"gate":10,"idle":50,"job":40,"lost":0},"repository":"acme/widgets","workflow":"a\n{\"target\":\"runner_ended\"}","runId":17,"attempt":1,"job":"\"<script>","runSeconds":40}"#
+            r#"{"timestamp":"1970-01-01T00:03:20Z","level":"INFO","target":"runner_ended","namespace":"ci","pool":"pool","runner":"pool-aaaaa","uid":"u","node":"node-1","gpus":1,"devices":["GPU-1"],"heldFrom":"1970-01-01T00:00:00Z","heldUntil":"1970-01-01T00:01:40Z","seconds":{"gate":10,"idle":50,"job":40,"lost":0},"repository":"acme/widgets","workflow":"a\n{\"target\":\"runner_ended\"}","runId":17,"attempt":1,"job":"\"<script>","runSeconds":40,"energyJoules":9000}"#
         );
     }
 }

@@ -218,3 +218,23 @@ async fn nobody_listens_with_credentials_that_are_not_the_pools_any_more() {
     act(&ctx, &pool, None, &mut Plan::default()).await;
     assert!(ctx.listeners.with(&pool, |listener| listener.is_none()));
 }
+
+#[test]
+fn what_is_said_of_a_pod_is_said_without_its_name() {
+    for (said, kept) in [
+        (
+            r#"pods "pool-aaaaa" is forbidden: exceeded quota: gpus"#,
+            "exceeded quota: gpus",
+        ),
+        (
+            r#"Pod "pool-aaaaa" is invalid: spec.priority: Invalid value"#,
+            "spec.priority: Invalid value",
+        ),
+        (
+            r#"pods "other" is forbidden: no"#,
+            r#"pods "other" is forbidden: no"#,
+        ),
+    ] {
+        assert_eq!(without_name(said, "pool-aaaaa"), kept);
+    }
+}

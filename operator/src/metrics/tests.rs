@@ -131,6 +131,7 @@ fn hours(repository: &str, conclusion: Option<&str>) -> RunnerHours {
             conclusion: conclusion.map(str::to_owned),
             queued_seconds: Some(30),
             run_seconds: Some(38),
+            energy_joules: None,
         }),
     }
 }

@@ -136,6 +136,7 @@ mod tests {
         "rerun.onNodeLoss",
         "scaling.maxRunners",
         "scaling.minRunners",
+        "sharedMemory",
         "smoke.managedMemory",
         "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",

@@ -124,6 +124,7 @@ fn of_a_pool(github: &str, repository: &str) -> Value {
         "jobs.allow.forks": [false, true],
         "jobs.telemetry": ["Enabled", "Disabled"],
         "jobs.maxMinutes": [null, 30],
+        "sharedMemory": [null, "128Mi"],
         "deletionPolicy": ["WaitForJobs", "Now"],
         "teardownTimeout": ["10m", "30s"],
         "template": [agent_with("A", "one"), agent_with("A", "other")],

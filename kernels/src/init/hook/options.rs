@@ -141,7 +141,7 @@ const OPTIONS: &[Row] = &[
         true,
         Only(
             &["", "host", "private", "shareable"],
-            "satisfied: the pod's containers share it, and the job's /dev/shm is as large as spec.jobContainers.shmSize.",
+            "satisfied: the pod's containers share it, and the job's /dev/shm is as large as spec.sharedMemory.",
             NAMESPACE,
         ),
     ),
@@ -454,7 +454,7 @@ fn of_a_job(rule: Rule, value: &str, pool: &Pool, wishes: &mut Wishes) -> Done {
         Shm => match (bytes(value), pool.shm_bytes) {
             (None, _) => Done::Refused("write it as a number with b, k, m or g."),
             (Some(wanted), Some(given)) if wanted > given => {
-                Done::Refused("the pool's /dev/shm is smaller; spec.jobContainers.shmSize sets it.")
+                Done::Refused("the pool's /dev/shm is smaller; spec.sharedMemory sets it.")
             }
             _ => Done::Said("satisfied: the pool's /dev/shm is at least as large."),
         },

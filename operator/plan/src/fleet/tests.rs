@@ -279,6 +279,7 @@ fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
             conclusion: Some("failure".to_owned()),
             queued_seconds: None,
             run_seconds: None,
+            energy_joules: None,
         }),
     };
     let resource = said(|status| status.last_jobs = vec![job("train", "GPU-a", "success")]);

@@ -14,6 +14,7 @@ use gate_report::contract::gate;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Resource as _, ResourceExt as _};
 
 /// The longest that a deletion may take: GitHub lets no job run longer.
@@ -107,6 +108,8 @@ pub struct Spec {
     pub telemetry: Telemetry,
     /// How many minutes a job may take, where there is a limit.
     pub max_job_minutes: Option<u32>,
+    /// The size of `/dev/shm` where jobs run, where it is not the node's.
+    pub shared_memory: Option<String>,
     /// The containers that jobs bring, where they may.
     pub job_containers: Option<JobContainers>,
     /// What the gate may use, where it is not the operator's own numbers.
@@ -368,6 +371,7 @@ impl Spec {
             proxy: proxy.is_some(),
             authorities: spec.github.ca_bundle_ref.is_some(),
             job_containers: spec.job_containers.is_some(),
+            shared_memory: spec.shared_memory.is_some(),
         };
         let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
         let persistent = spec.lifetime == Lifetime::Persistent;
@@ -402,7 +406,8 @@ impl Spec {
             allow: read_allow(spec),
             telemetry: telemetry(spec),
             max_job_minutes: max_job_minutes(spec),
-            job_containers: spec.job_containers.clone(),
+            job_containers: job_containers(spec),
+            shared_memory: spec.shared_memory.clone(),
             preflight,
             template,
         };
@@ -452,6 +457,10 @@ impl Spec {
         }
         if self.telemetry == Telemetry::Disabled {
             shape += gate::TELEMETRY;
+        }
+        if let Some(size) = &self.shared_memory {
+            shape += " shared memory: ";
+            shape += size;
         }
         if let Some(minutes) = self.max_job_minutes {
             shape += " minutes of a job: ";
@@ -567,6 +576,15 @@ fn read_allow(spec: &CudaRunnerSpec) -> Option<Policy> {
         refs: allow.refs.clone(),
         forks: allow.forks,
     })
+}
+
+/// The size of shared memory has one word for all pools, and an older one for those with containers.
+fn job_containers(spec: &CudaRunnerSpec) -> Option<JobContainers> {
+    let mut containers = spec.job_containers.clone()?;
+    if let Some(size) = &spec.shared_memory {
+        containers.shm_size = Quantity(size.clone());
+    }
+    Some(containers)
 }
 
 fn telemetry(spec: &CudaRunnerSpec) -> Telemetry {

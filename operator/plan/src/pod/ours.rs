@@ -19,7 +19,7 @@ use crate::model::runner::{MAIN, PREPARE};
 
 /// The user of GitHub's own runner image.
 pub(super) const RUNNER_USER: i64 = 1001;
-/// What the scheduler sets aside: hardly anything, since the one is over when the agent starts, and the other sleeps.
+/// What the scheduler sets aside where nobody says it: hardly anything.
 const REQUESTED: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "16Mi")];
 /// The most that they get where the spec says nothing else.
 const MOST: [(&str, &str); 2] = [("cpu", "1"), ("memory", "128Mi")];
@@ -58,11 +58,6 @@ pub(super) fn main(spec: &Spec, settings: &PodSettings, user: Option<i64>) -> Co
             ..probe(init(command::ONLINE))
         }),
         volume_mounts: Some(vec![mount(owned::REGISTRATION, REGISTRATION_DIR, false)]),
-        resources: Some(ResourceRequirements {
-            // It has them for as long as the pod is there, and sleeps.
-            requests: Some(quantities(REQUESTED)),
-            ..resources(spec)
-        }),
         ..plain(spec, settings, user)
     }
 }
@@ -156,16 +151,33 @@ fn settings_of_the_gate(spec: &Spec, settings: &PodSettings) -> Vec<EnvVar> {
     env
 }
 
-/// What `prepare` may use. A namespace's quota may demand that every container says it.
+/// What ours may use. A namespace's quota may demand that every container says it, and its `LimitRange` how it is said.
 fn resources(spec: &Spec) -> ResourceRequirements {
-    let (requests, limits) = match &spec.gate_resources {
-        Some(own) => (own.requests.clone(), own.limits.clone()),
-        None => (quantities(REQUESTED), quantities(MOST)),
+    let mut requests = quantities(REQUESTED);
+    let limits = match &spec.gate_resources {
+        Some(own) => {
+            requests.extend(own.requests.clone());
+            own.limits.clone()
+        }
+        None => quantities(MOST),
     };
     ResourceRequirements {
         requests: Some(requests),
         limits: Some(limits),
         claims: None,
+    }
+}
+
+/// Lets a container whose resources are the user's to say ask for something all the same: a quota on requests takes no pod
+/// with one that does not. Where there is a limit, Kubernetes takes that.
+pub(super) fn ask_for_something(container: &mut Container) {
+    let resources = container.resources.get_or_insert_default();
+    for (name, quantity) in quantities(REQUESTED) {
+        let limits = resources.limits.as_ref();
+        if !limits.is_some_and(|limits| limits.contains_key(&name)) {
+            let requests = resources.requests.get_or_insert_default();
+            requests.entry(name).or_insert(quantity);
+        }
     }
 }
 

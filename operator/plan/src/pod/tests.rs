@@ -287,8 +287,8 @@ fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
     };
     let few = json!({"cpu": "10m", "memory": "16Mi"});
     let ours = json!({"requests": few, "limits": {"cpu": "1", "memory": "128Mi"}});
-    // The gate has what the agent has later: the template says it
-    let devices = json!({"limits": {"nvidia.com/gpu": "8"}});
+    // The gate has what the agent has later: the template says it, and hardly anything is set aside where it does not
+    let devices = json!({"requests": few, "limits": {"nvidia.com/gpu": "8"}});
     assert_eq!(
         resources(|spec| spec.gpu.count = Some(8)),
         [ours.clone(), devices, ours]
@@ -297,16 +297,69 @@ fn ours_say_what_they_may_use_and_the_spec_can_say_otherwise() {
         let own = json!({"requests": {"cpu": 1}, "limits": {"cpu": 1, "memory": "2Gi"}});
         spec.smoke.resources = serde_json::from_value(own).ok();
     });
-    let limits = json!({"cpu": "1", "memory": "2Gi"});
-    assert_eq!(
-        own,
-        [
-            json!({"requests": {"cpu": "1"}, "limits": limits}),
-            json!({"limits": {"nvidia.com/gpu": "1"}}),
-            // It is there for as long as the pod, and sets nothing aside
-            json!({"requests": few, "limits": limits}),
-        ]
-    );
+    let ours = json!({
+        "requests": {"cpu": "1", "memory": "16Mi"}, "limits": {"cpu": "1", "memory": "2Gi"},
+    });
+    let devices = json!({"requests": few, "limits": {"nvidia.com/gpu": "1"}});
+    assert_eq!(own, [ours.clone(), devices, ours]);
+}
+
+#[test]
+fn every_container_asks_for_cpu_and_memory_or_has_a_limit_of_it() {
+    let asked = |resources: Value| {
+        let runner = json!({"name": "runner", "resources": resources});
+        let pod = built(json!({"spec": {"containers": [runner]}}));
+        let requests = init(&pod, GPU).resources.and_then(|r| r.requests);
+        serde_json::to_value(requests.unwrap_or_default()).unwrap()
+    };
+    let table = [
+        (json!({}), json!({"cpu": "10m", "memory": "16Mi"})),
+        (
+            json!({"requests": {"cpu": "4"}}),
+            json!({"cpu": "4", "memory": "16Mi"}),
+        ),
+        // Kubernetes asks for as much as the limit
+        (json!({"limits": {"memory": "8Gi"}}), json!({"cpu": "10m"})),
+        (json!({"limits": {"cpu": "4", "memory": "8Gi"}}), json!({})),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": "4", "memory": "8Gi"}}),
+            json!({"memory": "1Gi"}),
+        ),
+    ];
+    for (resources, expected) in table {
+        assert_eq!(asked(resources.clone()), expected, "{resources}");
+    }
+}
+
+#[test]
+fn shared_memory_is_where_jobs_run_and_counts_for_the_fingerprint() {
+    for containers in [None, Some(JobContainers::default())] {
+        let mut resource = fixture::resource();
+        resource.spec.job_containers = containers;
+        let before = Pool::read(&resource, false).spec.unwrap();
+        resource.spec.shared_memory = Some("8Gi".to_owned());
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        assert_ne!(spec.template_hash, before.template_hash);
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        let of_pod = pod.spec.as_ref().unwrap();
+        let all = of_pod.volumes.iter().flatten();
+        let shm: Vec<_> = all.filter(|v| v.name == owned::JOB_SHM).collect();
+        assert_eq!(shm.len(), 1);
+        let volume = shm[0].empty_dir.clone().unwrap();
+        assert_eq!(volume.medium.as_deref(), Some("Memory"));
+        assert_eq!(volume.size_limit.unwrap().0, "8Gi");
+        let init = of_pod.init_containers.iter().flatten();
+        let has_it = |c: &&Container| {
+            let mounts = c.volume_mounts.iter().flatten();
+            mounts
+                .into_iter()
+                .any(|m| m.mount_path == owned::SHM_DIR && m.name == owned::JOB_SHM)
+        };
+        let found = init.chain(&of_pod.containers).filter(has_it);
+        let found: Vec<&str> = found.map(|c| c.name.as_str()).collect();
+        assert_eq!(found, [GPU]);
+    }
 }
 
 #[test]
@@ -673,7 +726,9 @@ proptest! {
         prop_assert_eq!(&merged["initContainers"][0], &ours["initContainers"][0]);
         prop_assert_eq!(&merged["containers"], &ours["containers"]);
         // What is the user's to choose
-        ours["initContainers"][1].as_object_mut().unwrap().remove("imagePullPolicy");
+        let of_gpu = ours["initContainers"][1].as_object_mut().unwrap();
+        of_gpu.remove("imagePullPolicy");
+        of_gpu["resources"].as_object_mut().unwrap().remove("requests");
         ours.as_object_mut().unwrap().remove("affinity");
         prop_assert!(holds(&merged, &ours), "{merged:#} lacks something of {ours:#}");
         let gpu = &merged["initContainers"][last];
@@ -690,6 +745,23 @@ proptest! {
         prop_assert_eq!(with_gpu, ["gpu"]);
         let names: BTreeSet<&str> = pod.init_containers.iter().flatten().chain(&pod.containers).map(|c| c.name.as_str()).collect();
         prop_assert_eq!(names.len(), pod.init_containers.iter().flatten().count() + pod.containers.len());
+    }
+}
+
+/// Our programs bring what they run: of it only what the agent's start and its probe need is in the spec.
+#[test]
+fn the_look_at_the_image_is_not_in_the_pods_spec() {
+    let mut resource = fixture::resource();
+    let wanted =
+        json!({"commands": ["cc"], "cudaToolkit": ">=12.0", "egress": ["https://ghcr.io"]});
+    resource.spec.preflight = serde_json::from_value(wanted).unwrap();
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+    let text = serde_json::to_string(&pod.spec).unwrap();
+    let lines = gate_report::preflight::SCRIPT.lines();
+    for line in lines.filter(|line| line.len() > 40) {
+        assert!(!text.contains(line), "{line}");
     }
 }
 

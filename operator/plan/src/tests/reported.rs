@@ -52,6 +52,50 @@ fn the_schedulers_sentence_is_told() {
 }
 
 #[test]
+fn a_refused_pod_is_told_with_the_fields_that_can_change_it() {
+    let of_runner = "of gpu are the resources of runner in spec.template";
+    let of_jobs = "of gpu are spec.jobContainers.resources";
+    let table = [
+        (
+            "exceeded quota: gpus, requested: requests.cpu=30m, used: requests.cpu=1, limited: requests.cpu=1",
+            ["raise the quota", "raise the quota"],
+        ),
+        (
+            "failed quota: gpus: must specify limits.cpu for: gpu",
+            [of_runner, of_jobs],
+        ),
+        (
+            "minimum cpu usage per Container is 50m, but request is 10m",
+            [of_runner, of_jobs],
+        ),
+        (
+            "cpu max limit to request ratio per Container is 4, but provided ratio is 100.000000",
+            [of_runner, of_jobs],
+        ),
+        (
+            "violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false",
+            ["securityContext", "securityContext"],
+        ),
+        ("error looking up service account", ["account", "account"]),
+    ];
+    for (said, expected) in table {
+        let containers = [None, Some(cudarunner_crds::JobContainers::default())];
+        for (containers, expected) in containers.into_iter().zip(expected) {
+            let mut pool = pool(1);
+            pool.spec_mut().job_containers = containers;
+            let mut seen = observed(vec![]);
+            seen.pod_refused = Some(said.to_owned());
+            let planned = plan(&pool, &seen, NOW);
+            let message = condition(&planned, kind::RUNNERS_ONLINE).2;
+            assert!(
+                message.contains(said) && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_sentence_of_kubernetes_that_only_counts_anew_is_not_written() {
     let mut pool = pool(1);
     let waiting = |said: &str| {

@@ -47,7 +47,7 @@ pub const VOLUMES: [&str; 3] = [REGISTRATION, REGISTRAR_TOKEN, GITHUB_CA];
 pub const JOB_WORK_DIR: &str = "/__w";
 /// Where it has what actions need of the agent.
 pub const JOB_EXTERNALS_DIR: &str = "/__e";
-/// Where it has its shared memory.
+/// Where a job has its shared memory.
 pub const SHM_DIR: &str = "/dev/shm";
 /// Folders that are ours as well where jobs bring their containers: the agent's or the job's, or common to both.
 pub const JOB_PATHS: [&str; 8] = [
@@ -69,7 +69,8 @@ pub const JOB_WORK: &str = "job-work";
 pub const JOB_EXTERNALS: &str = "job-externals";
 /// The volume behind [`SHM_DIR`].
 pub const JOB_SHM: &str = "job-shm";
-/// Our volumes beside [`VOLUMES`], where jobs bring their containers.
+/// Our volumes beside [`VOLUMES`], where jobs bring their containers. Without those, the last is there for
+/// `spec.sharedMemory`.
 pub const JOB_VOLUMES: [&str; 4] = [AGENT_FILES, JOB_WORK, JOB_EXTERNALS, JOB_SHM];
 
 /// The pod's name for its claim of GPUs.

@@ -29,6 +29,8 @@ pub(super) struct Rest<'a> {
     pub authorities: bool,
     /// Whether jobs bring their containers.
     pub job_containers: bool,
+    /// Whether the pool says how much shared memory jobs have.
+    pub shared_memory: bool,
 }
 
 /// A template that can be merged, or what is wrong, beginning with the path of the field below `spec.template`.
@@ -191,7 +193,9 @@ fn pod(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
 
 /// Whether a volume of this name is the operator's.
 fn is_our_volume(name: &str, rest: Rest<'_>) -> bool {
-    owned::VOLUMES.contains(&name) || rest.job_containers && owned::JOB_VOLUMES.contains(&name)
+    owned::VOLUMES.contains(&name)
+        || rest.job_containers && owned::JOB_VOLUMES.contains(&name)
+        || rest.shared_memory && name == owned::JOB_SHM
 }
 
 fn of_volume(volume: &Volume, rest: Rest<'_>) -> Result<(), String> {
@@ -359,7 +363,9 @@ fn beside(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
 /// No container has our volumes, or something else in their place.
 fn mounts(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
     // What is beside the runner has no part in its jobs.
-    let shared = rest.job_containers && place.list == "containers";
+    let is_runner = place.list == "containers";
+    let shared = rest.job_containers && is_runner;
+    let has_shm = (rest.job_containers || rest.shared_memory) && is_runner;
     for mount in place.container.volume_mounts.iter().flatten() {
         let path = normal(&mount.mount_path);
         let has = |ours: &[&str]| ours.iter().any(|ours| is_in(&path, &normal(ours)));
@@ -375,9 +381,9 @@ fn mounts(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
                 "the operator has its own files there: choose another path",
             ),
             (
-                shared && has(&[owned::SHM_DIR]),
+                has_shm && has(&[owned::SHM_DIR]),
                 "mountPath",
-                "spec.jobContainers.shmSize says what a job's container has there: remove the mount",
+                "spec.sharedMemory says what a job has there: remove the mount",
             ),
             (
                 shared && has(&owned::JOB_PATHS),

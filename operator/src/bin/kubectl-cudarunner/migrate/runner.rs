@@ -213,7 +213,7 @@ fn mounts(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
         if name.starts_with("dind-") {
             // Gone with Docker, of which enough is said.
         } else if draft.job_containers.is_some() && place == SHM {
-            notes.say(&path, "spec.jobContainers.shmSize says what a job's container has there: set it to the volume's size");
+            notes.say(&path, "spec.sharedMemory says what a job's container has there: set it to the volume's size");
             draft.dropped_volumes.push(name.to_owned());
         } else if draft.job_containers.is_some() && place == WORK {
             notes.say(

@@ -555,7 +555,7 @@ fn where_jobs_bring_their_containers_their_folders_and_variables_are_the_operato
         (sees_all, "what the agent knows"),
         (mount("fast", "/home/runner/_work"), "share folders"),
         (mount("fast", "/home/runner/_work/_tool"), "share folders"),
-        (mount("shm", "/dev/shm"), "shmSize"),
+        (mount("shm", "/dev/shm"), "spec.sharedMemory"),
         (mount("x", "/__w"), "share folders"),
         (mount("x", "/github/home"), "share folders"),
         (mount("x", "/run/cuda-runner-agent"), "share folders"),
@@ -577,4 +577,22 @@ fn where_jobs_bring_their_containers_their_folders_and_variables_are_the_operato
         "volumes": [{"name": "shm", "emptyDir": {}}],
     }});
     assert!(read(&beside, true).is_ok());
+}
+
+#[test]
+fn where_the_pool_says_how_much_shared_memory_there_is_no_template_does() {
+    let mounted = |name: &str, size: Option<&str>| {
+        let mut template =
+            runner_with(json!({"volumeMounts": [{"name": name, "mountPath": "/dev/shm"}]}));
+        template["spec"]["volumes"] = json!([{"name": name, "emptyDir": {"medium": "Memory"}}]);
+        read_pool(template, |spec| {
+            spec.shared_memory = size.map(str::to_owned);
+        })
+    };
+    for name in ["dshm", "job-shm"] {
+        assert!(mounted(name, None).is_ok(), "{name}");
+        assert!(mounted(name, Some("8Gi")).is_err(), "{name}");
+    }
+    let refused = mounted("dshm", Some("8Gi")).unwrap_err().to_string();
+    assert!(refused.contains("spec.sharedMemory"), "{refused}");
 }

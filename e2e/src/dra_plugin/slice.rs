@@ -1,0 +1,71 @@
+//! The node's devices as its ResourceSlice shows them: with the attributes of NVIDIA's driver.
+//! <https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu> (`cmd/gpu-kubelet-plugin/deviceinfo.go`, `device_health.go`)
+
+use serde_json::{Value, json};
+
+use super::DRIVER;
+use crate::device_plugin::state::Device;
+
+/// The devices of a slice. A device keeps its name, whatever hardware is in its place.
+pub(super) fn devices(all: &[Device]) -> Vec<Value> {
+    all.iter().enumerate().map(device).collect()
+}
+
+fn device((number, device): (usize, &Device)) -> Value {
+    let mut shown = json!({
+        "name": format!("gpu-{number}"),
+        "attributes": {
+            "type": {"string": "gpu"},
+            "uuid": {"string": device.uuid},
+            "productName": {"string": "NVIDIA H100 80GB HBM3"},
+            "brand": {"string": "Nvidia"},
+            "architecture": {"string": "Hopper"},
+            "cudaComputeCapability": {"version": "9.0.0"},
+            "driverVersion": {"version": "580.95.5"},
+            "cudaDriverVersion": {"version": "13.0.0"},
+            "addressingMode": {"string": "none"},
+            "resource.kubernetes.io/pciBusID": {"string": format!("0000:{number:02x}:00.0")},
+        },
+        "capacity": {"memory": {"value": "80Gi"}},
+    });
+    let mut taints = vec![];
+    if let Some(xid) = device.xid {
+        taints.push(taint("xid", &xid.to_string()));
+    }
+    if !device.healthy {
+        taints.push(taint("gpu-lost", "true"));
+    }
+    if !taints.is_empty() {
+        shown["taints"] = taints.into();
+    }
+    shown
+}
+
+fn taint(key: &str, value: &str) -> Value {
+    json!({"key": format!("{DRIVER}/{key}"), "value": value, "effect": "NoSchedule"})
+}
+
+/// `gpu-3` → 3.
+pub(super) fn number(device: &str) -> Option<usize> {
+    device.strip_prefix("gpu-")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_keeps_its_name_and_what_is_wrong_with_it_is_a_taint() {
+        let mut bad = Device::healthy(1, 7);
+        bad.xid = Some(79);
+        let shown = devices(&[Device::healthy(0, 0), bad.clone()]);
+        assert!(shown[0]["taints"].is_null());
+        assert_eq!(shown[1]["name"], "gpu-1");
+        assert_eq!(shown[1]["attributes"]["uuid"]["string"], bad.uuid);
+        assert_eq!(
+            shown[1]["taints"],
+            json!([{"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"}])
+        );
+        assert_eq!(shown[1]["name"].as_str().and_then(number), Some(1));
+    }
+}
