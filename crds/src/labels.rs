@@ -1,9 +1,13 @@
 //! The labels by which jobs ask for a pool's runners.
 
-use crate::CudaRunner;
+use crate::{Arch, CudaRunner};
 
 /// What GitHub gives to each self-hosted runner of this kind that registers by hand.
-pub const GITHUB_LABELS: [&str; 3] = ["self-hosted", "Linux", "X64"];
+#[must_use]
+pub const fn github_labels(arch: Arch) -> [&'static str; 3] {
+    ["self-hosted", "Linux", arch.github_label()]
+}
+
 /// What a pool whose spec names no labels has beside these and its name.
 const OURS: &str = "cuda";
 
@@ -15,7 +19,8 @@ impl CudaRunner {
         if !self.spec.labels.is_empty() {
             return self.spec.labels.clone();
         }
-        let labels = GITHUB_LABELS.into_iter().chain([OURS]).map(str::to_owned);
+        let labels = github_labels(self.spec.arch).into_iter().chain([OURS]);
+        let labels = labels.map(str::to_owned);
         labels.chain(self.metadata.name.clone()).collect()
     }
 }

@@ -9,6 +9,7 @@
     reason = "the derive of KubeSchema repeats each struct inside a function"
 )]
 mod allow;
+mod arch;
 mod checks;
 mod class;
 mod containers;
@@ -32,11 +33,12 @@ mod values;
 mod verification;
 
 pub use allow::*;
+pub use arch::{ARCH_LABEL, Arch};
 pub use checks::*;
 pub use class::FailureClass;
 pub use containers::*;
 pub use jobs::*;
-pub use labels::GITHUB_LABELS;
+pub use labels::github_labels;
 pub use rerun::*;
 pub use spec::*;
 pub use status::*;

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{JobContainers, JobsSpec, Rerun, schema};
+use crate::{Arch, JobContainers, JobsSpec, Rerun, schema};
 
 /// A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -51,10 +51,10 @@ pub struct CudaRunnerSpec {
     pub github: GitHubSpec,
 
     /// The labels that a job asks for with `runs-on`. A job comes here when every label it asks for is among these. Where
-    /// absent: the pool's name, `self-hosted`, `Linux`, `X64` and `cuda`. Case does not matter.
+    /// absent: the pool's name, `self-hosted`, `Linux`, `X64` or `ARM64`, and `cuda`. Case does not matter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 90), inner(length(min = 1, max = 256)))]
-    #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for the pool's name and [self-hosted, Linux, X64, cuda]"))]
+    #[x_kube(validation = Rule::new("self.size() > 0").message("name at least one label, or leave spec.labels out for the pool's name, cuda and the labels that GitHub adds"))]
     #[x_kube(validation = Rule::new("self.all(l, l.matches('^[^,\\\\s\\\\p{Cc}\\\\p{Cf}]+$'))").message("a label has no spaces, no commas and no invisible characters"))]
     pub labels: Vec<String>,
 
@@ -75,6 +75,10 @@ pub struct CudaRunnerSpec {
     /// A range of runners that follows the queue, instead of `replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
+
+    /// The architecture of the pool's nodes, and so of the runner's image.
+    #[serde(default)]
+    pub arch: Arch,
 
     /// The GPUs that each runner gets.
     #[serde(default)]
@@ -559,6 +563,7 @@ impl Default for CudaRunnerSpec {
             registration: RegistrationMode::default(),
             replicas: None,
             scaling: None,
+            arch: Arch::default(),
             gpu: Gpu::default(),
             smoke: Smoke::default(),
             shared_memory: None,

@@ -6,7 +6,7 @@
     reason = "a test, with its helpers"
 )]
 
-use cudarunner_crds::{CudaRunner, template};
+use cudarunner_crds::{Arch, CudaRunner, template};
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
@@ -63,6 +63,12 @@ fn smallest_manifest_is_accepted_and_gets_the_defaults() {
     assert_eq!(
         pool.runner_labels(),
         ["self-hosted", "Linux", "X64", "cuda", "pool"]
+    );
+    let mut on_arm = pool.clone();
+    on_arm.spec.arch = Arch::Arm64;
+    assert_eq!(
+        on_arm.runner_labels(),
+        ["self-hosted", "Linux", "ARM64", "cuda", "pool"]
     );
     assert_eq!(pool.spec.gpu.resource, "nvidia.com/gpu");
     assert_eq!(pool.spec.gpu.min_compute_capability, "7.0");

@@ -47,6 +47,8 @@ pub struct Options {
     pub devices: usize,
     /// Profile of the binaries in the images.
     pub profile: Profile,
+    /// Version of Kubernetes.
+    pub kubernetes: &'static str,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             kwok_nodes: 0,
             devices: 4,
             profile: Profile::Dev,
+            kubernetes: tools::KUBERNETES[0],
         }
     }
 }
@@ -117,7 +120,7 @@ impl Cluster {
         } else if !may_have_node() {
             story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
-        let tools = Tools::ensure(story)?;
+        let tools = Tools::ensure(options.kubernetes, story)?;
         let images = if real {
             story.step("building what goes into the images");
             let story = story.clone();

@@ -218,7 +218,7 @@ fn node(number: usize) -> Result<Node> {
         "metadata": {
             "name": name,
             "annotations": {ANNOTATION.0: ANNOTATION.1},
-            "labels": {"type": "kwok", "kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
+            "labels": {"type": "kwok", "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
         },
         // Only pods that ask for it: the real node is for the others.
         "spec": {"taints": [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]},

@@ -15,6 +15,7 @@ use e2e::{
     interrupt, paths, process, removal,
     report::Story,
     simulator, suites, supervisor,
+    tools::KUBERNETES,
 };
 use tokio::runtime::Runtime;
 
@@ -39,11 +40,11 @@ enum Command {
     /// Test everything: format, lints, dependencies, workflows, the dashboard, the book, unit tests, the suites on two
     /// clusters, and a sample of the faults.
     Test {
-        #[command(flatten)]
-        build: Build,
         /// Only this suite; may be given more than once.
         #[arg(long = "suite", value_name = "NAME")]
         suites: Vec<String>,
+        #[command(flatten)]
+        on: On,
         /// Only say which suites there are.
         #[arg(long)]
         list: bool,
@@ -145,6 +146,26 @@ impl Build {
     }
 }
 
+#[derive(Debug, Args)]
+struct On {
+    #[command(flatten)]
+    build: Build,
+    /// On this version of Kubernetes; for suites by name.
+    #[arg(long, value_name = "VERSION", value_parser = KUBERNETES, default_value = KUBERNETES[0], requires = "suites")]
+    kubernetes: String,
+}
+
+impl On {
+    fn options(&self) -> Options {
+        let mut known = KUBERNETES.into_iter();
+        let known = known.find(|known| *known == self.kubernetes);
+        Options {
+            kubernetes: known.unwrap_or(KUBERNETES[0]),
+            ..self.build.options()
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
@@ -166,7 +187,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo { build, json } => return tell(&runtime, build, json.as_deref()),
         Command::Test { list: true, .. } => print!("{}", suites::list()),
-        Command::Test { build, suites, .. } => return test(&runtime, build, &suites),
+        Command::Test { on, suites, .. } => return test(&runtime, on.options(), &suites),
         Command::Check => check::run(&Story::default())?,
         Command::Bench { list: true, .. } => print!("{}", bench::list()),
         // A slow client would be an easy floor.
@@ -259,13 +280,13 @@ fn tell(runtime: &Runtime, build: Build, json: Option<&Path>) -> Result<ExitCode
 }
 
 /// Named suites are run without the checks and the faults; without a name everything is.
-fn test(runtime: &Runtime, build: Build, names: &[String]) -> Result<ExitCode> {
+fn test(runtime: &Runtime, options: Options, names: &[String]) -> Result<ExitCode> {
     let story = Story::default();
     runtime.block_on(async { interrupt::watch() })?;
     if names.is_empty() {
         check::run(&story)?;
     }
-    let conclusion = suites::run(runtime.handle(), names, build.options(), &story)?;
+    let conclusion = suites::run(runtime.handle(), names, options, &story)?;
     if names.is_empty() && !conclusion.has_failed() {
         // Alone on the machine, when no suite's cluster runs any more.
         story.step("a sample of the faults");

@@ -4,7 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gate_report::contract::gate;
-use gate_report::{Driver, DriverModel};
+use gate_report::{Driver, DriverModel, Host};
+
+/// The machine, as this process was built for it and runs on it.
+pub(crate) fn machine() -> Host {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Host {
+        architecture: architecture.to_owned(),
+        page_size_bytes: u64::try_from(rustix::param::page_size()).unwrap_or_default(),
+    }
+}
 
 /// Looks at the device files and at the kernel module's version.
 pub(crate) fn driver(dev: &Path) -> Driver {
@@ -100,7 +113,11 @@ mod tests {
         let open =
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build";
         assert_eq!(kernel_version(closed).as_deref(), Some("535.183.01"));
-        assert_eq!(kernel_version(open).as_deref(), Some("580.95.05"));
+        let arm =
+            "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.95.05  Release Build";
+        for open in [open, arm] {
+            assert_eq!(kernel_version(open).as_deref(), Some("580.95.05"));
+        }
         assert_eq!(kernel_version("GCC version: 12.2.0"), None);
     }
 

@@ -28,6 +28,7 @@ pub(crate) fn test(args: &TestArgs) -> Report {
     let started = Instant::now();
     let mut report = Report {
         requested_devices: args.expected_devices,
+        host: Some(host::machine()),
         driver: Some(host::driver(&args.dev_dir)),
         ..Report::new(env!("CARGO_PKG_VERSION"))
     };

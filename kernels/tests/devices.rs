@@ -112,20 +112,35 @@ fn a_cell_that_is_stuck_is_found_where_it_is() {
 }
 
 #[test]
-fn the_report_has_the_caches_and_the_pools_of_every_kind() {
-    for (profile, l2_mib) in [
-        ("t4", 4),
-        ("l4", 48),
-        ("gh200", 50),
-        ("gb200", 126),
-        ("gb10", 24),
+fn the_report_has_the_memory_the_caches_and_the_pools_of_every_kind() {
+    for (profile, l2_mib, integrated, host_page_tables) in [
+        ("t4", 4, false, false),
+        ("l4", 48, false, false),
+        ("gh200", 50, false, true),
+        ("gb200", 126, false, true),
+        ("gb10", 24, true, true),
     ] {
         let (code, report) = check(&healthy(profile, 1), &[]);
         assert_eq!(code, 0, "{profile}: {:?}", report.failure);
         let device = &report.devices[0];
         assert_eq!(device.l2_cache_bytes, Some(l2_mib << 20), "{profile}");
+        assert_eq!(device.integrated, Some(integrated), "{profile}");
+        assert_eq!(device.host_page_tables, Some(host_page_tables), "{profile}");
         assert_eq!(device.memory_pools, Some(true), "{profile}");
     }
+}
+
+#[test]
+fn the_report_has_the_machine() {
+    let (_, report) = check(&healthy("gh200", 1), &[]);
+    let host = report.host.unwrap();
+    let arch = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    assert_eq!(host.architecture, arch);
+    assert!(host.page_size_bytes.is_power_of_two() && host.page_size_bytes >= 4096);
 }
 
 #[test]

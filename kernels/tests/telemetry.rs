@@ -274,7 +274,10 @@ fn an_image_in_which_the_sampler_cannot_run_goes_without() {
         }
         let hook = "\"$RUN/bin/runner-init\" telemetry >\"$RUN/../said\" 2>&1";
         assert_eq!(pod.gpu(hook).code(), 0, "{program:?}");
-        assert_eq!(fs::read_to_string(pod.dir.join("said")).unwrap(), "");
+        // The job's says why, where there was one.
+        let said = fs::read_to_string(pod.dir.join("said")).unwrap();
+        assert_eq!(said.contains("glibc 2.34"), program.is_some(), "{said}");
+        assert_eq!(said.lines().count(), usize::from(program.is_some()));
         // The agent's own log has nothing of it.
         let printed = fs::read_to_string(pod.dir.join("output")).unwrap();
         assert_eq!(printed, "", "{program:?}");

@@ -22,7 +22,10 @@ use anyhow::{Context as _, Result, bail};
 use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
-use crate::{images, paths, process, tools::Tools};
+use crate::{
+    images, paths, process,
+    tools::{KUBERNETES, Tools},
+};
 pub use bed::Run;
 pub(crate) use bed::gated_pool;
 use bed::{Bed, PROFILE};
@@ -134,7 +137,7 @@ pub async fn run(run: &Run, only: &[String], json: Option<&Path>) -> Result<()> 
     run.story
         .step("building what is measured, as it is published");
     tokio::task::spawn_blocking(|| images::build_binaries(PROFILE)).await??;
-    Tools::ensure(&run.story)?;
+    Tools::ensure(KUBERNETES[0], &run.story)?;
     let before = load()?;
     let mut figures = vec![];
     let mut failed = vec![];

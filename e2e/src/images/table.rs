@@ -41,7 +41,7 @@ const fn image(name: &'static str, folder: &'static str, base: Base) -> Image {
 }
 
 /// All of them, each after what it is built on.
-pub(super) const IMAGES: [Image; 14] = [
+pub(super) const IMAGES: [Image; 15] = [
     Image {
         binaries: &[("cuda-runner-operator", Some("BINARY"))],
         ..image("cuda-runner-operator", "operator", Base::Debian)
@@ -92,6 +92,14 @@ pub(super) const IMAGES: [Image; 14] = [
         "e2e/agent/images/uid-1000",
         Base::Agent,
     ),
+    Image {
+        files: &["dash"],
+        ..image(
+            "simulated-agent-arm64",
+            "e2e/agent/images/arm64",
+            Base::Agent,
+        )
+    },
     // For the containers and services of jobs, as workflows name them.
     Image {
         binaries: &[("cuda-smoke", None)],

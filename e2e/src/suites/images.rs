@@ -45,7 +45,7 @@ fn published(place: &Path) -> Result<()> {
         paths::repository().join(containerfile),
         place.join(containerfile),
     )?;
-    let program = |arch: &str| format!("a program for {arch}");
+    let program: fn(&str) -> String = |arch| format!("a program for {arch}");
     for arch in ["amd64", "arm64"] {
         fs::write(
             place.join(format!("dist/{IMAGE}-linux-{arch}")),
@@ -92,15 +92,20 @@ fn published(place: &Path) -> Result<()> {
 fn both_are_listed(place: &Path, program: impl Fn(&str) -> String) -> Result<()> {
     let said = fs::read_to_string(place.join("output"))?;
     let digest = said.lines().find_map(|line| line.strip_prefix("digest="));
-    let list = blob(place, digest.context("no digest")?)?;
+    both(place, digest.context("no digest")?, IMAGE, program)
+}
+
+/// The list of this digest has an image for each architecture, with its own program.
+fn both(place: &Path, digest: &str, image: &str, program: fn(&str) -> String) -> Result<()> {
+    let list = blob(place, digest)?;
     for (manifest, arch) in items(&list["manifests"], 2)?.iter().zip(["amd64", "arm64"]) {
         ensure!(manifest["platform"]["architecture"] == arch, "{list}");
-        let image = blob(place, text(&manifest["digest"])?)?;
-        let layer = &items(&image["layers"], 1)?[0]["digest"];
+        let parts = blob(place, text(&manifest["digest"])?)?;
+        let layer = &items(&parts["layers"], 1)?[0]["digest"];
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--to-stdout", "--file"])
             .arg(place_of(place, text(layer)?))
-            .arg(format!("usr/bin/{IMAGE}"));
+            .arg(format!("usr/bin/{image}"));
         let found = output(&mut tar)?;
         ensure!(found == program(arch), "for {arch} there is {found:?}");
     }

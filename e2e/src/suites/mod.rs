@@ -2,6 +2,7 @@
 
 mod address_change;
 mod admission;
+mod arm64;
 mod black_hole_node;
 mod budgets;
 mod by_hand;
@@ -94,6 +95,8 @@ pub struct Suite {
     pub node: bool,
     /// Whether it looks at all that the others have done, on every cluster: it waits for them.
     pub last: bool,
+    /// Why it cannot be run on this machine, of one that is run by its name alone.
+    pub by_name: Option<fn() -> Option<String>>,
     /// What it shows, in one sentence.
     pub about: &'static str,
     /// The suite itself.
@@ -111,8 +114,15 @@ macro_rules! suite {
     (last $name:literal, $rows:expr, $about:literal, $run:path) => {
         suite!(@ $name, $rows, true, true, $about, $run)
     };
+    (by_name $name:literal, $about:literal, $run:path, $lacks:path) => {
+        Suite {
+            by_name: Some($lacks),
+            ..suite!(bare $name, [], $about, $run)
+        }
+    };
     (@ $name:literal, $rows:expr, $node:literal, $last:literal, $about:literal, $run:path) => {
         Suite {
+            by_name: None,
             name: $name,
             rows: &$rows,
             node: $node,
@@ -528,6 +538,11 @@ pub const SUITES: &[Suite] = &[
         [],
         "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
         local_cluster::run
+    ),
+    suite!(by_name "arm64",
+        "by its name alone: the gate for arm64 passes tests under emulation, where Debian's tools for that are to be had",
+        arm64::run,
+        arm64::lacks
     ),
     suite!(last "secrets",
         [],

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::Ctx;
 use crate::example;
 
+/// An agent's image for another architecture.
+const FOREIGN: &str = "localhost/simulated-agent-arm64:dev";
+
 /// A mistake in a template, and what is said of it.
 struct Case {
     name: &'static str,
@@ -45,6 +48,18 @@ fn cases() -> Vec<Case> {
             spec: json!({"template": {"spec": {"containers": [agent(from_secret)]}}}),
             reason: "ContainerNotStarted",
             words: &["container gpu", r#"secret "hf-token" not found"#],
+        },
+        Case {
+            name: "arm-image",
+            spec: json!({"template": {"spec": {"containers": [agent(json!({"image": FOREIGN}))]}}}),
+            reason: "WrongArchitecture",
+            words: &["`gpu`", "Exec format error", "linux/amd64"],
+        },
+        Case {
+            name: "arm-nodes",
+            spec: json!({"arch": "arm64"}),
+            reason: "Unschedulable",
+            words: &["are amd64", "to be arm64 (spec.arch)"],
         },
         Case {
             name: "init",

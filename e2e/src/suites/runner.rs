@@ -66,13 +66,20 @@ pub fn run(
     });
     let trials = SUITES
         .iter()
-        .filter(|suite| names.is_empty() || names.iter().any(|name| name == suite.name))
+        .filter(|suite| {
+            let by_default = names.is_empty() && suite.by_name.is_none();
+            by_default || names.iter().any(|name| name == suite.name)
+        })
         .map(|suite| {
+            let lacks = suite.by_name.and_then(|lacks| lacks());
+            if let Some(why) = &lacks {
+                story.step(&format!("SKIPPED: suite {}: {why}", suite.name));
+            }
             let (shared, runtime) = (Arc::clone(&shared), runtime.clone());
             Trial::test(suite.name, move || {
                 runtime.block_on(shared.run(suite)).map_err(Failed::from)
             })
-            .with_ignored_flag(suite.node && !may_have_node())
+            .with_ignored_flag(lacks.is_some() || suite.node && !may_have_node())
         })
         .collect();
     let arguments = Arguments {

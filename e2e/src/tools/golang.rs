@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 
 use crate::process::{find, logged, output};
 
-/// The version of everything from Kubernetes.
-const KUBERNETES: &str = "1.37.2";
+/// The versions of everything from Kubernetes: the one that is tested in full, and the oldest that is promised.
+pub const KUBERNETES: [&str; 2] = ["1.37.2", "1.33.13"];
 
 /// One module, and the programs of it that we want.
 #[derive(Debug)]
@@ -97,14 +97,14 @@ pub(super) const PROMTOOL: GoTool = GoTool {
     )
 };
 
-/// What a cluster is made of, each in a module of its own: together their dependencies clash.
-pub(super) fn tools() -> [GoTool; 5] {
+/// What a cluster of this version is made of, each in a module of its own: together their dependencies clash.
+pub(super) fn tools(kubernetes: &'static str) -> [GoTool; 5] {
     [
         GoTool {
             kubernetes: true,
             ..tool(
                 "kubernetes",
-                KUBERNETES,
+                kubernetes,
                 "k8s.io/kubernetes",
                 &[
                     ("cmd/kube-apiserver", "kube-apiserver"),

@@ -4,6 +4,7 @@
 //! Built programs are kept under `tools/NAME-VERSION` of the cache folder and never built twice; two runs that need
 //! the same one meet at a lock.
 
+mod arm64;
 mod debian;
 mod golang;
 mod installed;
@@ -16,7 +17,9 @@ use anyhow::Result;
 use crate::report::Story;
 use once::folder;
 
+pub use arm64::Cross;
 pub use debian::{ensure as ensure_packages, ensure_browser, unpacked};
+pub use golang::KUBERNETES;
 pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
 pub use once::{lock, once};
 
@@ -24,16 +27,17 @@ pub use once::{lock, once};
 #[derive(Clone, Debug)]
 pub struct Tools {
     dir: PathBuf,
+    kubernetes: &'static str,
 }
 
 impl Tools {
-    /// Builds what is not there yet.
-    pub fn ensure(story: &Story) -> Result<Self> {
+    /// Builds what is not there yet, with this version of Kubernetes.
+    pub fn ensure(kubernetes: &'static str, story: &Story) -> Result<Self> {
         let dir = folder()?;
-        for tool in golang::tools() {
+        for tool in golang::tools(kubernetes) {
             ensure(&dir, &tool, story)?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, kubernetes })
     }
 
     /// etcd.
@@ -67,7 +71,7 @@ impl Tools {
     }
 
     fn program(&self, name: &str, file: &str) -> PathBuf {
-        let tools = golang::tools();
+        let tools = golang::tools(self.kubernetes);
         let tool = tools.iter().find(|tool| tool.name == name);
         let folder = tool.map_or_else(String::new, golang::GoTool::folder);
         self.dir.join(folder).join(file)

@@ -47,7 +47,7 @@ pub use fault::{Again, Context, Fault, fault};
 pub use findings::{Finding, finding};
 pub use health::{DeviceHealth, Fabric, Health, SYMPTOMS, Symptom, Verdict, XIDS};
 pub use report::{
-    Device, DeviceStep, Driver, DriverModel, Outcome, Peers, Report, SCHEMA, SUMMARY_LIMIT,
+    Device, DeviceStep, Driver, DriverModel, Host, Outcome, Peers, Report, SCHEMA, SUMMARY_LIMIT,
     Timings, Warning,
 };
 pub use step::Step;

@@ -195,7 +195,7 @@ impl Preflight {
                     Check::Image,
                     "preflight",
                     "the look at the runner's image did not come to its end".into(),
-                    "Look at the log of the pod's container gpu; the runner's image needs a POSIX shell at /bin/sh.",
+                    "Look at the log of the pod's container gpu; the runner's image needs a POSIX shell at /bin/sh, built for the node's architecture.",
                 )],
             };
         }

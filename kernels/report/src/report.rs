@@ -40,6 +40,9 @@ pub struct Report {
     pub requested_devices: Option<u32>,
     /// How many processes ran the test: 2 when the first one met a fault worth a second look.
     pub attempts: u32,
+    /// The machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Host>,
     /// The driver, as far as it could be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<Driver>,
@@ -73,6 +76,17 @@ pub enum Outcome {
     /// The failure says why.
     #[default]
     Failed,
+}
+
+/// The machine under the driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Host {
+    /// Its architecture in Kubernetes' words: `amd64`, `arm64`.
+    pub architecture: String,
+    /// Size of a page of its memory: 4096, or 65536 as on many machines with Grace.
+    pub page_size_bytes: u64,
 }
 
 /// The driver's user-mode library and the device files beside it.
@@ -140,6 +154,12 @@ pub struct Device {
     pub managed_memory: bool,
     /// Attribute 89: host and device may touch managed memory at once. False under WDDM and WSL2.
     pub concurrent_managed_access: bool,
+    /// Attribute 18: its memory is the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub integrated: Option<bool>,
+    /// Attribute 100: it goes by the host's page tables, so that any memory of a process is its own as well, coherently.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_page_tables: Option<bool>,
     /// Its multiprocessors; those of the slice under MIG.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multiprocessors: Option<u32>,

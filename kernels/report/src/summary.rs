@@ -71,6 +71,9 @@ impl Report {
             // Names in Kubernetes have at most 253 bytes, and a cut one names something else.
             cut(text, limit.max(253));
         }
+        if let Some(host) = &mut self.host {
+            cut(&mut host.architecture, limit);
+        }
         if let Some(driver) = &mut self.driver {
             driver.other_libraries.clear();
             for text in [

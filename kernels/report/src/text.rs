@@ -18,18 +18,7 @@ impl Report {
 
 fn write(out: &mut String, report: &Report) -> fmt::Result {
     writeln!(out, "cuda-smoke {}", report.version)?;
-    if let Some(driver) = &report.driver
-        && let Some(library) = &driver.library
-    {
-        write!(out, "driver    {library}")?;
-        if let Some(version) = &driver.cuda_version {
-            write!(out, ", CUDA {version}")?;
-        }
-        if let Some(version) = &driver.kernel_version {
-            write!(out, ", kernel module {version}")?;
-        }
-        writeln!(out)?;
-    }
+    write_machine(out, report)?;
     for device in &report.devices {
         write_device(out, device, &report.warnings)?;
     }
@@ -76,6 +65,27 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     }
 }
 
+/// The machine and its driver.
+fn write_machine(out: &mut String, report: &Report) -> fmt::Result {
+    if let Some(host) = &report.host {
+        let (arch, page) = (&host.architecture, host.page_size_bytes >> 10);
+        writeln!(out, "host      {arch}, pages of {page} KiB")?;
+    }
+    if let Some(driver) = &report.driver
+        && let Some(library) = &driver.library
+    {
+        write!(out, "driver    {library}")?;
+        if let Some(version) = &driver.cuda_version {
+            write!(out, ", CUDA {version}")?;
+        }
+        if let Some(version) = &driver.kernel_version {
+            write!(out, ", kernel module {version}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
 fn write_finding(out: &mut String, finding: &PreflightFinding) -> fmt::Result {
     let word = match finding.outcome {
         CheckOutcome::Ok => "ok",
@@ -120,6 +130,11 @@ fn write_device(out: &mut String, device: &Device, warnings: &[Warning]) -> fmt:
         (Some(bus), Some(count)) => line(format!("{bus}, {count} multiprocessors"))?,
         (Some(bus), None) => line(bus.clone())?,
         _ => {}
+    }
+    if device.integrated == Some(true) {
+        line("its memory is the host's".to_owned())?;
+    } else if device.host_page_tables == Some(true) {
+        line("its memory and the host's are coherent".to_owned())?;
     }
     if let Some(bytes) = device.memory_walk_bytes {
         let cache = device.l2_cache_bytes;

@@ -107,8 +107,6 @@ fn check_version(driver: Driver, args: &TestArgs) -> Called<()> {
 struct Known {
     handle: c_int,
     capability: Version,
-    /// Its memory is the host's as well.
-    is_hosts_too: bool,
     report: Device,
 }
 
@@ -126,6 +124,8 @@ fn properties(driver: Driver, ordinal: u32) -> Called<Known> {
     );
     let report = Device {
         ordinal,
+        integrated: Some(attribute(Attribute::Integrated)? != 0),
+        host_page_tables: Some(attribute(Attribute::HostPageTables)? != 0),
         uuid: uuid(driver.uuid(handle)?, &name),
         pci_bus_id: Some(driver.pci_bus_id(handle)?),
         compute_capability: capability.to_string(),
@@ -137,13 +137,10 @@ fn properties(driver: Driver, ordinal: u32) -> Called<Known> {
         name,
         ..Device::default()
     };
-    let is_hosts_too =
-        attribute(Attribute::Integrated)? != 0 || attribute(Attribute::HostPageTables)? != 0;
     send(&Event::Device(report.clone()));
     Ok(Known {
         handle,
         capability,
-        is_hosts_too,
         report,
     })
 }
@@ -271,7 +268,8 @@ impl Bench<'_> {
 
     /// Whether the device's memory is the host's as well.
     pub(super) fn is_hosts_too(&self) -> bool {
-        self.device.is_hosts_too
+        let device = &self.device.report;
+        device.integrated == Some(true) || device.host_page_tables == Some(true)
     }
 
     /// Bytes of the cache between multiprocessors and memory.

@@ -25,6 +25,8 @@ use crate::gpu::{self, Settings};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest answer.
 const LONGEST: u64 = 64 * 1024;
+/// What the job's log says where the image is too old for the sampler.
+const NOT_STARTED: &str = "What the GPUs did during this job is not known: the program that watches them did not start in this image. It needs glibc 2.34 or newer.";
 /// Bytes of the termination message that are left for marks of others.
 const RESERVED: usize = 256;
 
@@ -61,6 +63,10 @@ pub(crate) fn tell(dir: &Path) -> u8 {
     let settings = gpu::settings(dir).unwrap_or_default();
     let gpus = kept(dir).unwrap_or_else(|| ask(&settings));
     if gpus.is_empty() {
+        if did_not_start(&settings) {
+            // Without a reader nobody misses it.
+            let _ = writeln!(io::stdout(), "{NOT_STARTED}");
+        }
         return exit::PASSED;
     }
     let mut summary = String::from("### GPU\n\n");
@@ -107,11 +113,21 @@ fn kept(dir: &Path) -> Option<Vec<GpuUsage>> {
     understood(&json)
 }
 
+/// The folder of the container with the GPUs.
+fn shared(settings: &Settings) -> &Path {
+    let shared = settings.get(gate::REGISTRATION_DIR);
+    Path::new(shared.map_or(REGISTRATION_DIR, String::as_str))
+}
+
+/// Whether the sampler was brought and never listened. One that has ended leaves its socket.
+fn did_not_start(settings: &Settings) -> bool {
+    let shared = shared(settings);
+    shared.join(file::SAMPLER).exists() && !shared.join(file::SAMPLER_SOCKET).exists()
+}
+
 /// What the sampler says; nothing where there is none.
 fn ask(settings: &Settings) -> Vec<GpuUsage> {
-    let shared = settings.get(gate::REGISTRATION_DIR);
-    let shared = shared.map_or(REGISTRATION_DIR, String::as_str);
-    let socket = Path::new(shared).join(file::SAMPLER_SOCKET);
+    let socket = shared(settings).join(file::SAMPLER_SOCKET);
     let (sender, answer) = mpsc::channel();
     // On a thread of its own: even to connect can take for ever.
     thread::spawn(move || sender.send(answer_of(&socket)));

@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::condition::{ConditionState, bad_status, condition_state, kind, set};
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Notice, Observed, Plan, checks, demand, devices, queue, scale_set,
-    verify,
+    About, Access, Action, Notice, Observed, Plan, architecture, checks, demand, devices, queue,
+    scale_set, verify,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::{End, Runner, Waiting};
@@ -414,7 +414,7 @@ fn trouble(
     }
     let waiting = observed.runners.iter().find_map(|runner| {
         let waiting = runner.container_trouble()?;
-        Some(held_up(runner, waiting))
+        Some(held_up(spec, runner, waiting))
     });
     let (reason, message) = waiting
         .or_else(|| unscheduled(spec, observed, health, now, plan))
@@ -448,7 +448,14 @@ fn not_created(spec: &Spec, said: &str) -> String {
 }
 
 /// What keeps a container from being made, in Kubernetes' words.
-fn held_up(runner: &Runner, waiting: &Waiting) -> (Reason, String) {
+fn held_up(spec: &Spec, runner: &Runner, waiting: &Waiting) -> (Reason, String) {
+    if architecture::is_mismatch(&waiting.message) {
+        let message = format!(
+            "An image is for another architecture ({waiting}); {}",
+            architecture::advice(spec.arch)
+        );
+        return (Reason::WrongArchitecture, message);
+    }
     match health::image_trouble(runner) {
         Some(reason) => (
             reason,
@@ -528,6 +535,9 @@ fn unschedulable(spec: &Spec, observed: &Observed, health: &Health) -> String {
             "Every node that is known to have such GPUs is quarantined after a failure: {}. The runner waits",
             health.quarantine.reasons(observed).join("; ")
         );
+    }
+    if let Some(message) = architecture::elsewhere(spec, observed) {
+        return message;
     }
     match &spec.gpu {
         GpuRequest::Resource { name, count: 1 } if nodes.is_some_and(Vec::is_empty) => format!(

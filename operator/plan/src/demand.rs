@@ -244,7 +244,7 @@ fn rooms<'a>(
         .as_ref()?
         .iter()
         .map(AsRef::as_ref)
-        .filter(|node| node.ready_since.is_some() && !node.is_cordoned && is_selected(spec, node))
+        .filter(|node| node.ready_since.is_some() && !node.is_cordoned && spec.selects(node))
         .collect();
     if nodes.is_empty() {
         return None;
@@ -262,16 +262,6 @@ fn rooms<'a>(
         well.map(|node| (node.name.as_str(), on(node) as usize))
             .collect(),
     )
-}
-
-/// Whether a node has the labels that the template's node selector asks for.
-fn is_selected(spec: &Spec, node: &NodeFacts) -> bool {
-    let pod = spec.template.spec.as_ref();
-    let selector = pod.and_then(|pod| pod.node_selector.as_ref());
-    selector
-        .into_iter()
-        .flatten()
-        .all(|(key, value)| node.labels.get(key) == Some(value))
 }
 
 #[cfg(test)]

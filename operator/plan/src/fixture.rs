@@ -89,7 +89,7 @@ pub fn node(name: &str) -> Arc<NodeFacts> {
     Arc::new(NodeFacts {
         name: name.to_owned(),
         boot_id: Some("boot-1".to_owned()),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([("kubernetes.io/arch".to_owned(), "amd64".to_owned())]),
         offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
         ready_since: Some(ago(3600)),
         is_cordoned: false,

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::quarantine::Quarantine;
-use super::{Access, Case, Observed, hung, lasting, version};
+use super::{Access, Case, Observed, architecture, hung, lasting, version};
 use crate::model::backoff;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
@@ -391,12 +391,18 @@ fn overrun(runner: &Runner, spec: &Spec, now: Timestamp) -> Option<Failure> {
     let registered = runner.agent_running;
     let failure = |reason, class, message| Failure::new(reason, class, message, now, registered);
     let waiting = runner.waiting.as_ref();
+    let is_foreign = waiting.is_some_and(|w| architecture::is_mismatch(&w.message));
     let waiting = waiting.map_or_else(String::new, |waiting| format!(" ({waiting})"));
     Some(match runner.phase {
         RunnerPhase::Gated => failure(
             Reason::GateOverdue,
             Class::Node,
             "The gate neither passed nor failed within its time; the node may hang. Look at the node's kubelet and driver.".to_owned(),
+        ),
+        _ if runner.container_trouble().is_some() && is_foreign => failure(
+            Reason::WrongArchitecture,
+            Class::Config,
+            format!("An image is for another architecture{waiting}; {}.", architecture::advice(spec.arch)),
         ),
         _ if image_trouble(runner).is_some() => failure(
             Reason::ImageNotPulled,

@@ -7,6 +7,7 @@
     warn(clippy::arithmetic_side_effects)
 )]
 
+pub mod architecture;
 pub mod checks;
 pub mod condition;
 pub mod conditions;

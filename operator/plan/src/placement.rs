@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use cudarunner_crds::{ARCH_LABEL, Arch};
 use k8s_openapi::api::core::v1::{
     NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
 };
@@ -14,10 +15,16 @@ const MINOR: &str = "nvidia.com/gpu.compute.minor";
 /// The most that a preference may weigh.
 const HEAVIEST: i32 = 100;
 
-/// Keeps a pod off the nodes in `avoid`, and off those whose labels say that their GPUs are too old. A node without
-/// such labels is tried: the gate decides there.
-pub(super) fn restrict(spec: &mut PodSpec, avoid: &BTreeSet<String>, min_capability: &str) {
+/// Keeps a pod on nodes of its architecture, off the nodes in `avoid`, and off those whose labels say that their GPUs are too
+/// old. A node without such labels of its GPUs is tried: the gate decides there. Every kubelet tells its architecture.
+pub(super) fn restrict(
+    spec: &mut PodSpec,
+    arch: Arch,
+    avoid: &BTreeSet<String>,
+    min_capability: &str,
+) {
     let capable = capable(min_capability);
+    let of_arch = requirement(ARCH_LABEL, "In", Some(arch));
     let off: Vec<NodeSelectorRequirement> = avoid.iter().map(|node| not_on(node)).collect();
     let required = spec
         .affinity
@@ -36,7 +43,7 @@ pub(super) fn restrict(spec: &mut PodSpec, avoid: &BTreeSet<String>, min_capabil
             let mut term = term.clone();
             term.match_expressions
                 .get_or_insert_default()
-                .extend(expressions.iter().cloned());
+                .extend(expressions.iter().chain([&of_arch]).cloned());
             if !off.is_empty() {
                 term.match_fields
                     .get_or_insert_default()
@@ -72,7 +79,7 @@ fn capable(minimum: &str) -> Vec<Vec<NodeSelectorRequirement>> {
     let (major, minor) = minimum.split_once('.').unwrap_or((minimum, "0"));
     let number = |text: &str| text.parse::<i64>().unwrap_or_default();
     let (major, minor) = (number(major), number(minor));
-    let unlabelled = vec![requirement(MAJOR, "DoesNotExist", None)];
+    let unlabelled = vec![requirement(MAJOR, "DoesNotExist", None::<i64>)];
     if minor == 0 {
         return vec![
             unlabelled,
@@ -89,7 +96,7 @@ fn capable(minimum: &str) -> Vec<Vec<NodeSelectorRequirement>> {
     ]
 }
 
-fn requirement(key: &str, operator: &str, value: Option<i64>) -> NodeSelectorRequirement {
+fn requirement(key: &str, operator: &str, value: Option<impl ToString>) -> NodeSelectorRequirement {
     NodeSelectorRequirement {
         key: key.to_owned(),
         operator: operator.to_owned(),
@@ -114,7 +121,7 @@ mod tests {
     fn terms(spec: serde_json::Value, avoid: &[&str], minimum: &str) -> Vec<NodeSelectorTerm> {
         let mut spec: PodSpec = serde_json::from_value(spec).unwrap();
         let avoid = avoid.iter().map(|&name| name.to_owned()).collect();
-        restrict(&mut spec, &avoid, minimum);
+        restrict(&mut spec, Arch::Arm64, &avoid, minimum);
         let affinity = spec.affinity.unwrap().node_affinity.unwrap();
         affinity
             .required_during_scheduling_ignored_during_execution
@@ -125,14 +132,16 @@ mod tests {
     #[test]
     fn a_minimum_needs_two_labels_and_spares_nodes_without() {
         let found = terms(json!({"containers": []}), &[], "7.5");
+        let arch = json!({"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]});
         assert_eq!(
             serde_json::to_value(found).unwrap(),
             json!([
-                {"matchExpressions": [{"key": MAJOR, "operator": "DoesNotExist"}]},
-                {"matchExpressions": [{"key": MAJOR, "operator": "Gt", "values": ["7"]}]},
+                {"matchExpressions": [{"key": MAJOR, "operator": "DoesNotExist"}, arch]},
+                {"matchExpressions": [{"key": MAJOR, "operator": "Gt", "values": ["7"]}, arch]},
                 {"matchExpressions": [
                     {"key": MAJOR, "operator": "In", "values": ["7"]},
-                    {"key": MINOR, "operator": "Gt", "values": ["4"]}
+                    {"key": MINOR, "operator": "Gt", "values": ["4"]},
+                    arch
                 ]},
             ])
         );

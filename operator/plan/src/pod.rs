@@ -74,7 +74,8 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         ..PodSpec::default()
     };
     merge(&mut pod_spec, template);
-    placement::restrict(&mut pod_spec, avoids, &spec.gate.min_compute_capability);
+    let capability = &spec.gate.min_compute_capability;
+    placement::restrict(&mut pod_spec, spec.arch, avoids, capability);
     placement::prefer_others(&mut pod_spec, shuns);
 
     Pod {

@@ -5,7 +5,6 @@
 //! off the nodes of all entries: a restart loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use cudarunner_crds::{FailureClass, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Context, Finding, Step, finding};
@@ -13,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::lasting::OF_OTHERS;
-use super::{About, Case, NodeFacts, Notice, Observed, Passed};
+use super::{About, Case, Notice, Observed, Passed};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
 use crate::model::runner::Runner;
@@ -415,13 +414,7 @@ impl<'a> Case<'a> {
                 .chain(failures.filter_map(|f| f.node.as_deref()))
                 .collect();
         };
-        let template = self.spec.template.spec.as_ref();
-        let selector = template.and_then(|s| s.node_selector.as_ref());
-        let selected = |node: &&Arc<NodeFacts>| {
-            let mut wanted = selector.into_iter().flatten();
-            wanted.all(|(label, value)| node.labels.get(label) == Some(value))
-        };
-        let nodes = nodes.iter().filter(selected);
+        let nodes = nodes.iter().filter(|node| self.spec.selects(node));
         nodes.map(|n| n.name.as_str()).collect()
     }
 }

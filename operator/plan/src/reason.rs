@@ -175,6 +175,9 @@ catalogue! {
         ContainerNotStarted [FAILURE, ONLINE]
             "A container cannot be made or started: a Secret or ConfigMap that is not there, a shell that the image lacks. The message has the container and the kubelet's own words. An agent that could not be started is tried again, and the third in a row stalls the pool; its pod is kept for a look. Five minutes after that was first seen the pod is given up."
             => "Make what is missing, or correct `spec.template`.";
+        WrongArchitecture [FAILURE, ONLINE]
+            "An image has nothing for the architecture of the pool's nodes: it cannot be pulled for them, or its programs do not start (`exec format error`), which stalls the pool at once. No node is blamed."
+            => "Name an image for that architecture in `spec.template`, or correct [`spec.arch`](arm64.md). The message names container and image, or the runtime's own words.";
         SlowStart [ONLINE]
             "The pod has a node, and after two minutes none of its containers: a large image, or a volume that cannot be mounted. Only Events tell which, and the operator does not read them. It is not reported while another runner is online."
             => "`kubectl describe pod`.";

@@ -4,7 +4,8 @@ use gate_report::Class;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 
-use super::status::{OOM_KILLED, could_not_start, last_line, out_of_memory};
+use super::status::{OOM_KILLED, arch_of, could_not_start, last_line, out_of_memory};
+use cuda_runner_plan::architecture;
 use cuda_runner_plan::model::runner::{Failure, RefusedVersion};
 use cuda_runner_plan::reason::Reason;
 
@@ -48,6 +49,15 @@ impl AgentEnd<'_> {
                 Reason::OutOfMemory,
                 Class::Config,
                 out_of_memory(self.pod, name, cut_text),
+            ),
+            _ if !self.was_online && cut_text.is_empty() && architecture::is_mismatch(&last_line(last_words)) => failure(
+                Reason::WrongArchitecture,
+                Class::Config,
+                format!(
+                    "The image of the container `{name}` is for another architecture ({}); {}.",
+                    last_line(last_words).trim_end_matches('.'),
+                    architecture::advice(arch_of(self.pod))
+                ),
             ),
             _ if could_not_start(self.container) => failure(
                 Reason::ContainerNotStarted,

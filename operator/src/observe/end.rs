@@ -10,9 +10,10 @@ use super::disruption;
 use super::gpu::Gpu;
 use super::marks::Marks;
 use super::status::{
-    self, OOM_KILLED, all_ready, container, could_not_start, ended_at, failed_init, last_line,
-    memory_limit, out_of_memory, terminated, transition,
+    self, OOM_KILLED, all_ready, arch_of, container, could_not_start, ended_at, failed_init,
+    last_line, memory_limit, out_of_memory, terminated, transition,
 };
+use cuda_runner_plan::architecture;
 use cuda_runner_plan::model::runner::{
     End, Failure, GPU, Job, LIFETIME_ANNOTATION, MAIN, NOT_RUN, PERSISTENT, PREPARE,
 };
@@ -169,14 +170,23 @@ fn gate_failure(
         let message = out_of_memory(pod, name, "");
         return failure(Reason::OutOfMemory, Class::Config, message);
     }
-    let report = ended.message.as_deref();
-    let report = report.and_then(|m| Report::read(m.as_bytes()).ok());
+    let words = ended.message.as_deref().unwrap_or_default();
+    let report = Report::read(words.as_bytes()).ok();
     let found = report.and_then(|r| r.failure);
     if let Some(killed) = found.as_ref().filter(|found| was_killed(found)) {
         return killed_failure(pod, killed, failure);
     }
-    if found.is_none() && (could_not_start(ended) || ended.exit_code == NO_START) {
+    let is_foreign = architecture::is_mismatch(words);
+    if found.is_none() && !is_foreign && (could_not_start(ended) || ended.exit_code == NO_START) {
         return not_run(pod, name, ended, failure);
+    }
+    if found.is_none() && is_foreign {
+        let message = format!(
+            "The image of the gate is for another architecture ({}); {}. The operator's option --gate-image names it.",
+            last_line(words).trim_end_matches('.'),
+            architecture::advice(arch_of(pod))
+        );
+        return failure(Reason::WrongArchitecture, Class::Config, message);
     }
     let class = class_of(ended.exit_code);
     let reason = reason_of(found.as_ref(), class, ended);
@@ -186,7 +196,7 @@ fn gate_failure(
             "The gate ended with code {} ({}) and left no report: {}. `kubectl logs -c {name}` of the pod may tell more.",
             ended.exit_code,
             why(ended),
-            last_line(ended.message.as_deref().unwrap_or_default())
+            last_line(words)
         ),
     };
     Failure {

@@ -1,5 +1,6 @@
 //! The parts of a pod's status, and what is said of them in the same words everywhere.
 
+use cudarunner_crds::{ARCH_LABEL, Arch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStateTerminated, ContainerStatus, Pod, PodCondition,
@@ -45,6 +46,23 @@ pub(super) fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
         .flatten()
         .chain(&spec.containers);
     all.find(|c| c.name == name)
+}
+
+/// The architecture of a pod's nodes, by the affinity that we have given it.
+pub(super) fn arch_of(pod: &Pod) -> Arch {
+    let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
+    let affinity = affinity.and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| {
+        a.required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    let terms = required.into_iter().flat_map(|r| &r.node_selector_terms);
+    let mut asked = terms.flat_map(|term| term.match_expressions.iter().flatten());
+    let is_arm = asked.any(|one| {
+        let values = one.values.iter().flatten();
+        one.key == ARCH_LABEL && values.eq([Arch::Arm64.as_str()])
+    });
+    if is_arm { Arch::Arm64 } else { Arch::Amd64 }
 }
 
 /// The first init container that has failed: the pod goes no further. One that is restarted with the pod is none.

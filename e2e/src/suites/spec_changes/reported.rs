@@ -37,6 +37,7 @@ pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
     let mut all = of_github(github, repository);
     all.extend([
         value("gpu.resource", json!("example.com/none"), "Unschedulable"),
+        value("arch", json!("arm64"), "Unschedulable"),
         value("gpu.count", json!(16), "Unschedulable"),
         value("template", nowhere, "Unschedulable"),
         value("template", nobody, "PodNotCreated"),

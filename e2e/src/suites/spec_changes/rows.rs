@@ -112,6 +112,7 @@ fn of_a_pool(github: &str, repository: &str) -> Value {
         "lifetime": ["Ephemeral", "Persistent"],
         "registration": ["JitConfig", "ScaleSet"],
         "replicas": [1, 3],
+        "arch": ["amd64", "arm64"],
         "gpu.resource": ["nvidia.com/gpu", "example.com/gpu"],
         "gpu.count": [1, 2],
         "gpu.claimTemplate": [null, "absent"],

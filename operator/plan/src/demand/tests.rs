@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarunner_crds::RunnerPhase::*;
-use cudarunner_crds::{Scaling, ScalingSource};
+use cudarunner_crds::{Arch, Scaling, ScalingSource};
 use proptest::prelude::*;
 
 use super::*;
@@ -295,6 +295,21 @@ fn a_selector_leaves_nodes_out() {
         .labels
         .insert("zone".into(), "a".into());
     assert_eq!(capacity_of(&pool, &seen), 8);
+}
+
+#[test]
+fn nodes_of_another_architecture_are_left_out() {
+    let mut both = observed(vec![]);
+    let mut arm = NodeFacts::clone(&crate::fixture::node("node-2"));
+    let arch = ("kubernetes.io/arch".to_owned(), "arm64".to_owned());
+    arm.labels.extend([arch]);
+    arm.offers.insert("nvidia.com/gpu".to_owned(), 3);
+    both.nodes.as_mut().unwrap().push(Arc::new(arm));
+    for (arch, jobs) in [(Arch::Amd64, 8), (Arch::Arm64, 3)] {
+        let mut pool = pool(ScalingSource::ScaleSet, 0, 20);
+        pool.spec_mut().arch = arch;
+        assert_eq!(capacity_of(&pool, &both), jobs, "{arch}");
+    }
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarunner_crds::{
-    ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy, Enforcement,
-    Gpu, JobContainers, KeyReference, Lifetime, Preflight, RegistrationMode, RequiredChecks, Rerun,
-    Scaling, ScalingSource, Smoke, Telemetry, Verify,
+    ARCH_LABEL, Arch, ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus,
+    DeletionPolicy, Enforcement, Gpu, JobContainers, KeyReference, Lifetime, Preflight,
+    RegistrationMode, RequiredChecks, Rerun, Scaling, ScalingSource, Smoke, Telemetry, Verify,
 };
 use gate_report::allow::Policy;
 use gate_report::contract::gate;
@@ -32,6 +32,7 @@ const OWNERSHIP_PREFIX: &str = "cudarunner-";
 
 use super::github::Repository;
 pub use super::key::PoolKey;
+use super::observed::NodeFacts;
 use super::proxy::{Proxy, ProxyError};
 use super::time::duration;
 use super::url::{GitHubUrl, Scope, UrlError};
@@ -93,6 +94,8 @@ pub struct Spec {
     pub persistent: bool,
     /// How many runners there are.
     pub size: Size,
+    /// The architecture of its nodes.
+    pub arch: Arch,
     /// GPUs of one runner.
     pub gpu: GpuRequest,
     /// What the gate demands.
@@ -363,6 +366,7 @@ impl Spec {
             .transpose()?;
         let gpu = read_gpu(&spec.gpu);
         let rest = template::Rest {
+            arch: spec.arch,
             gpu: &gpu,
             proxy: proxy.is_some(),
             authorities: spec.github.ca_bundle_ref.is_some(),
@@ -395,6 +399,7 @@ impl Spec {
             rerun: spec.rerun.clone(),
             template_hash: String::new(),
             url,
+            arch: spec.arch,
             gpu,
             gate: gate_settings(&spec.gpu, &spec.smoke),
             gate_resources: spec.smoke.resources.clone(),
@@ -447,6 +452,9 @@ impl Spec {
         if let Some(allow) = &self.allow {
             shape += &serde_json::to_string(allow).unwrap_or_default();
         }
+        if self.arch != Arch::default() {
+            shape += self.arch.as_str();
+        }
         if self.telemetry == Telemetry::Disabled {
             shape += gate::TELEMETRY;
         }
@@ -476,6 +484,22 @@ fn gate_settings(gpu: &Gpu, smoke: &Smoke) -> GateSettings {
 }
 
 impl Spec {
+    /// Whether the pool's pods may go to a node by its labels, as far as the architecture and the template's node selector say.
+    #[must_use]
+    pub fn selects(&self, node: &NodeFacts) -> bool {
+        let template = self.template.spec.as_ref();
+        let selector = template.and_then(|t| t.node_selector.as_ref());
+        let mut selector = selector.into_iter().flatten();
+        self.is_for(node) && selector.all(|(label, value)| node.labels.get(label) == Some(value))
+    }
+
+    /// Whether a node has the pool's architecture.
+    #[must_use]
+    pub fn is_for(&self, node: &NodeFacts) -> bool {
+        let arch = node.labels.get(ARCH_LABEL);
+        arch.is_some_and(|arch| arch == self.arch.as_str())
+    }
+
     /// Whether the number of runners follows the queue as it is read.
     #[must_use]
     pub fn reads_queue(&self) -> bool {

@@ -37,6 +37,8 @@ pub(super) fn prepare(spec: &Spec, settings: &PodSettings, user: Option<i64>) ->
         name: PREPARE.to_owned(),
         args: Some(vec!["prepare".to_owned()]),
         env: Some(settings_of_the_gate(spec, settings)),
+        // Where the image is for another architecture, only the log says so.
+        termination_message_policy: Some(owned::TERMINATION_POLICY.to_owned()),
         volume_mounts: Some(mounts),
         ..plain(spec, settings, user)
     }

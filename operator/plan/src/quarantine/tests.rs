@@ -1,6 +1,7 @@
 //! Given what the gates found, then these nodes are quarantined.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};

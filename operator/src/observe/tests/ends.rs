@@ -420,6 +420,44 @@ fn an_agent_that_hardly_starts_is_told_with_its_code_and_last_words() {
 }
 
 #[test]
+fn an_image_for_another_architecture_is_the_pools_mistake_and_named() {
+    // Given a pod for Arm nodes
+    let mut on_arm = spec(true);
+    let asked = json!({"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]});
+    on_arm["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+        {"nodeSelectorTerms": [{"matchExpressions": [asked]}]}}});
+    // When the kernel does not take the agent's shell, or the gate
+    let shell = "/bin/sh could not be started: Exec format error (os error 8)";
+    let agent = agent(&done(126, "Error", shell));
+    let status = json!({"phase": "Failed", "initContainerStatuses": [agent]});
+    let gate = "exec /cuda-smoke: exec format error";
+    let by_runtime = "failed to create task: exec: \"/cuda-smoke\": exec format error";
+    for (runner, of, words) in [
+        (read(&on_arm, &status), "`gpu`", shell),
+        (
+            starting(&on_arm, &[("prepare", done(255, "Error", gate))]),
+            "gate",
+            gate,
+        ),
+        (
+            starting(&on_arm, &[("prepare", done(128, "StartError", by_runtime))]),
+            "gate",
+            by_runtime,
+        ),
+    ] {
+        // Then it is configuration, in these words
+        let failure = failure(&runner);
+        assert_eq!(
+            (failure.reason.word(), failure.class),
+            ("WrongArchitecture", Class::Config)
+        );
+        for word in [of, words, "linux/arm64"] {
+            assert!(failure.message.contains(word), "{}", failure.message);
+        }
+    }
+}
+
+#[test]
 fn a_job_is_told_whose_pod_the_node_refuses_when_its_kubelet_starts_anew() {
     let started = r#"{"mark":"started","job":"build","run":"7","repository":"a/b"}"#;
     let agent = agent(&done(137, "Error", started));

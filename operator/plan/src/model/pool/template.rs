@@ -2,6 +2,7 @@
 //! [the pod](crate::pod) without loss of anything of ours.
 
 use cudarunner_crds::template as why;
+use cudarunner_crds::{ARCH_LABEL, Arch};
 use gate_report::contract::{RUNNER, gate, script};
 use gate_report::wire::AUDIENCE;
 use k8s_openapi::api::core::v1::{
@@ -22,6 +23,8 @@ const LARGEST: usize = 64 * 1024;
     reason = "each is a field that is there or not"
 )]
 pub(super) struct Rest<'a> {
+    /// The architecture of the pool's nodes.
+    pub arch: Arch,
     /// The devices of one runner.
     pub gpu: &'a GpuRequest,
     /// Whether the pool has a proxy.
@@ -144,9 +147,18 @@ fn pod(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
     let claims = spec.resource_claims.iter().flatten();
     let restarts = spec.restart_policy.as_deref().is_some_and(|p| p != "Never");
     let mounts_token = spec.automount_service_account_token == Some(true);
+    let selector = spec.node_selector.iter().flatten();
+    let other_arch = selector
+        .clone()
+        .any(|(label, value)| label == ARCH_LABEL && value != rest.arch.as_str());
     let table = [
         (restarts, "restartPolicy", why::RESTART_POLICY),
         (spec.node_name.is_some(), "nodeName", why::NODE_NAME),
+        (
+            other_arch,
+            "nodeSelector[\"kubernetes.io/arch\"]",
+            "it is another architecture than spec.arch, whose nodes the pods go to: remove it here, and write it there",
+        ),
         (
             spec.active_deadline_seconds.is_some(),
             "activeDeadlineSeconds",

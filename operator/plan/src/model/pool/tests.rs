@@ -134,6 +134,9 @@ fn the_hash_follows_the_shape_and_not_the_number() {
     other.spec.labels.push("a100".into());
     let mut scale_set = base.clone();
     scale_set.spec.registration = RegistrationMode::ScaleSet;
+    let mut on_arm = base.clone();
+    on_arm.spec.arch = Arch::Arm64;
+    assert_ne!(hash(&base), hash(&on_arm));
     assert_eq!(hash(&base), hash(&more));
     assert_ne!(hash(&base), hash(&other));
     assert_ne!(hash(&base), hash(&scale_set));
@@ -142,6 +145,28 @@ fn the_hash_follows_the_shape_and_not_the_number() {
         "01874b19dc7845ef",
         "an upgrade of the operator replaces no runner"
     );
+}
+
+#[test]
+fn a_templates_selector_agrees_with_the_architecture() {
+    for (arch, selected, well) in [
+        (Arch::Amd64, "amd64", true),
+        (Arch::Arm64, "arm64", true),
+        (Arch::Amd64, "arm64", false),
+        (Arch::Arm64, "amd64", false),
+    ] {
+        let mut resource = fixture::resource();
+        resource.spec.arch = arch;
+        resource.spec.template = Some(json!({
+            "spec": {"nodeSelector": {"kubernetes.io/arch": selected}, "containers": []}
+        }));
+        let said = Pool::read(&resource, false).spec.map(|_| ());
+        let said = said.map_err(|error| error.to_string());
+        assert_eq!(said.is_ok(), well, "{arch}, {selected}: {said:?}");
+        if let Err(said) = said {
+            assert!(said.contains("spec.template.spec.nodeSelector"), "{said}");
+        }
+    }
 }
 
 #[test]

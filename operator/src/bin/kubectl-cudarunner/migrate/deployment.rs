@@ -1,6 +1,6 @@
 //! Runners of ARC's first generation: `RunnerDeployment`, `RunnerSet`, and the `HorizontalRunnerAutoscaler` beside them.
 
-use cudarunner_crds::GITHUB_LABELS;
+use cudarunner_crds::{Arch, github_labels};
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Notes};
@@ -215,7 +215,7 @@ fn registration(draft: &mut Draft, runner: &mut Fields, notes: &mut Notes) -> Re
     if let Some(group) = runner.text("group", notes) {
         draft.github.insert("runnerGroup".to_owned(), json!(group));
     }
-    draft.labels = GITHUB_LABELS.map(str::to_owned).to_vec();
+    draft.labels = github_labels(Arch::Amd64).map(str::to_owned).to_vec();
     draft.labels.extend(runner.texts("labels"));
     if runner.take("ephemeral") == Some(json!(false)) {
         notes.say(

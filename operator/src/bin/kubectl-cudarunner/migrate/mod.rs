@@ -15,7 +15,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use cuda_runner_plan::model::pool::Pool;
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{ARCH_LABEL, Arch, CudaRunner};
 use serde_json::{Map, Value, json};
 
 use fields::{Fields, Notes};
@@ -200,8 +200,18 @@ impl Draft {
                 &format!("{:?} is no name of a CudaRunner, and {name} is", self.name),
             );
         }
-        let mut spec = json!({"github": self.github, "labels": self.labels});
+        let arch = self.arch();
+        let of_default = Arch::default().github_label();
+        let labels = self.labels.into_iter().map(|label| match arch {
+            Some(arch) if label == of_default => arch.github_label().to_owned(),
+            _ => label,
+        });
+        let labels: Vec<String> = labels.collect();
+        let mut spec = json!({"github": self.github, "labels": labels});
         let mut set = |field: &str, value: Value| spec[field] = value;
+        if let Some(arch) = arch {
+            set("arch", json!(arch));
+        }
         if let Some((min, max)) = self.scaling {
             set("scaling", json!({"minRunners": min, "maxRunners": max}));
         }
@@ -236,6 +246,13 @@ impl Draft {
             notes.say("to be changed by hand, or the pool stalls", &refused);
         }
         serde_saphyr::to_string(&resource).map_err(|error| error.to_string())
+    }
+
+    /// The architecture that the node selector asks for, where it is not the one that a pool has anyway.
+    fn arch(&self) -> Option<Arch> {
+        let selector = self.template.get("spec")?.get("nodeSelector")?;
+        let arch = serde_json::from_value(selector.get(ARCH_LABEL)?.clone()).ok()?;
+        (arch != Arch::default()).then_some(arch)
     }
 
     /// The number of runners follows the queue, within what a CudaRunner may have.

@@ -8,7 +8,7 @@ use cudarunner_crds::CudaRunner;
 use super::{Given, migrate};
 
 /// The files, by name; the pool's name where the file has none.
-const FILES: [(&str, &str, Option<&str>); 15] = [
+const FILES: [(&str, &str, Option<&str>); 16] = [
     (
         "gpu-node-selector",
         include_str!("files/gpu-node-selector.yaml"),
@@ -66,6 +66,7 @@ const FILES: [(&str, &str, Option<&str>); 15] = [
         include_str!("files/runner-deployment.yaml"),
         None,
     ),
+    ("arm64", include_str!("files/arm64.yaml"), None),
     ("runner-set", include_str!("files/runner-set.yaml"), None),
     (
         "not-for-templates",
