@@ -39,10 +39,10 @@ fn as_it_is(_: &mut CudaRunner) {}
 /// A queue with jobs that ask for these labels.
 fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
     let job = |labels: &&[&str]| QueuedJob {
-        created_at: None,
         run: 17,
         name: "train".to_owned(),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        ..QueuedJob::default()
     };
     observed.queue = Some(Arc::new(Queue {
         at: ago(1),
