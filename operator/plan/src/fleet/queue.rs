@@ -12,7 +12,7 @@ use crate::Queue;
 use crate::model::github::{QueuedJob, Repository, has_label};
 use crate::model::url::{GitHubUrl, Scope};
 use crate::queue::is_common;
-use crate::why::causes;
+use crate::why::of_waiting;
 
 /// The longest name of a job, a workflow or a label that is listed, in characters.
 const LONGEST_NAME: usize = 200;
@@ -174,7 +174,7 @@ fn jobs(read: Option<&Arc<Queue>>) -> impl Iterator<Item = &QueuedJob> {
 
 /// The most urgent of what stands in the way, in the words of `kubectl cudarunner why`.
 fn why(resource: &CudaRunner) -> Option<String> {
-    let first = causes(resource).into_iter().next()?;
+    let first = of_waiting(resource)?;
     Some(clean(
         &format!("{}: {}", first.about, first.message),
         LONGEST,

@@ -461,3 +461,18 @@ fn a_pool_that_nobody_has_looked_at_says_so() {
     resource.metadata.generation = Some(2);
     assert_eq!(only(&resource), "Old status");
 }
+
+#[test]
+fn a_job_that_waits_is_not_told_of_the_trouble_of_others() {
+    // Given a pool whose runners are busy, and a job that nobody serves beside one that waits for them
+    let mut resource = resource();
+    let pool = Pool::read(&resource, false);
+    let mut observed = observed(vec![]);
+    runners(&pool, &mut observed, &[RunnerPhase::Busy]);
+    queue_of(&mut observed, &[CUDA, &["self-hosted", "cuda", "b300"]]);
+    resource.status = Some(plan(&pool, &observed, NOW).status);
+    // Then the pool's troubles begin with that one, and what holds the other is the number of runners
+    assert_eq!(causes(&resource)[0].about, "QueueServed (LabelMissing)");
+    let why = of_waiting(&resource).unwrap();
+    assert_eq!(why.about, "spec.replicas", "{}", why.message);
+}
