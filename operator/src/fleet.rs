@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::server::Waits;
 use crate::watch::others::{self, Held};
 use crate::watch::pools::key_of;
-use cuda_runner_plan::fleet::{Builder, Fleet, Operator};
+use cuda_runner_plan::fleet::{Builder, Fleet, Known, Operator};
 
 /// Who knows the fleet.
 pub trait Knows: Send + Sync + 'static {
@@ -80,7 +80,14 @@ impl Knows for Source {
             let queue = ctx
                 .memory
                 .of(&key, uid, |memory| memory.github.queue.clone());
-            builder.pool(&resource, queue.flatten().as_deref());
+            let heard = ctx.listeners.waiting(&key, uid);
+            builder.pool(
+                &resource,
+                Known {
+                    read: queue.flatten().as_ref(),
+                    heard: heard.as_deref(),
+                },
+            );
             ctx.pods.each(&key, |runner| {
                 let running = ctx.listeners.job_of(&key, uid, &runner.name);
                 builder.runner(runner, running.as_ref());

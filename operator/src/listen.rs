@@ -13,12 +13,15 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::task::{Orders, Task};
-use crate::github::{Client, Queued};
+use crate::github::{Client, Queued, QueuedJob};
 use crate::per_pool::PerPool;
 use crate::watch::Waker;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Job;
 use cuda_runner_plan::model::scale_set::{Heard, Listening};
+
+/// Text of jobs that wait that is remembered of one scale set, in bytes: some four hundred jobs as people name them.
+const MOST_TEXT: usize = 64 << 10;
 
 /// Who listens, and for whom.
 pub struct ListenerConfig {
@@ -57,6 +60,8 @@ struct Received {
     jobs: BTreeMap<String, Job>,
     /// Jobs that wait for a runner, by their numbers.
     queued: BTreeMap<i64, Queued>,
+    /// Those of them that are known by more than a number.
+    named: BTreeMap<i64, QueuedJob>,
     /// When the scale set was found to have vanished.
     gone: Option<Timestamp>,
 }
@@ -85,6 +90,21 @@ impl Received {
             Queued::Over => None,
         });
         self.heard.oldest = since.min();
+    }
+
+    /// Takes in what the jobs that wait are called, as far as there is room.
+    fn name(&mut self, jobs: Vec<(i64, QueuedJob)>) {
+        self.named.retain(|id, _| self.queued.contains_key(id));
+        let kept = self.named.values().map(QueuedJob::text_length).sum();
+        let mut room = MOST_TEXT.saturating_sub(kept);
+        for (id, job) in jobs {
+            let length = job.text_length();
+            let is_new = self.queued.contains_key(&id) && !self.named.contains_key(&id);
+            if is_new && length <= room {
+                room = room.saturating_sub(length);
+                self.named.insert(id, job);
+            }
+        }
     }
 }
 
@@ -175,6 +195,12 @@ impl Listener {
         lock(&self.received).jobs.get(runner).cloned()
     }
 
+    /// The jobs that wait for a runner and that are known by name.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<QueuedJob> {
+        lock(&self.received).named.values().cloned().collect()
+    }
+
     /// Forgets what was heard of runners that are gone.
     pub fn keep(&self, is_there: impl Fn(&String) -> bool) {
         let mut received = lock(&self.received);
@@ -223,6 +249,15 @@ impl Listeners {
         let heard = self
             .0
             .of(pool, uid, |listener| listener.as_ref()?.job_of(runner));
+        heard.flatten()
+    }
+
+    /// The jobs that wait for a pool and that are known by name; `None` where nobody listens for it.
+    #[must_use]
+    pub fn waiting(&self, pool: &PoolKey, uid: &str) -> Option<Vec<QueuedJob>> {
+        let heard = self
+            .0
+            .of(pool, uid, |listener| Some(listener.as_ref()?.waiting()));
         heard.flatten()
     }
 

@@ -200,7 +200,7 @@ async fn lines(ctx: &Ctx) -> Result<Vec<Value>> {
 }
 
 /// Waits for the line of a runner, the only one.
-async fn line(ctx: &Ctx, runner: &str) -> Result<Value> {
+pub(super) async fn line(ctx: &Ctx, runner: &str) -> Result<Value> {
     let what = format!("the line of {runner} in the operator's log");
     let mut found = ctx
         .wait_for(&what, SOON, async || {

@@ -6,7 +6,7 @@ use cudarunner_crds::{JobGpuStatus, JobStatus};
 use github_simulator::{control::JobView, state::Conclusion::Success};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, container_jobs, context::workflow, sample::sample};
+use super::{Ctx, SOON, container_jobs, context::workflow, hours, sample::sample};
 use crate::deploy;
 
 /// The devices of the node.
@@ -162,6 +162,9 @@ async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
         ensure!(noted.devices == [gpu.uuid.clone()], "{noted:?}");
         is_as_told(case.name, gpu)?;
     }
+    if case.name == "used" {
+        billed(ctx, &noted).await?;
+    }
     if noted.gpu.iter().any(|gpu| gpu.unused) {
         counted(ctx, case.name).await?;
     }
@@ -191,6 +194,15 @@ fn is_as_told(case: &str, gpu: &JobGpuStatus) -> Result<()> {
         _ => false,
     };
     ensure!(well, "{case}: {gpu:?}");
+    Ok(())
+}
+
+/// The line of the log from which bills are made has the job's energy.
+async fn billed(ctx: &Ctx, noted: &JobStatus) -> Result<()> {
+    let line = hours::line(ctx, &noted.runner).await?;
+    let joules = noted.gpu.iter().filter_map(|gpu| gpu.energy_joules);
+    let joules: i64 = joules.sum();
+    ensure!(line["energyJoules"] == joules, "{line:#}, not {joules}");
     Ok(())
 }
 

@@ -18,20 +18,23 @@ use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus};
 use gate_report::clean;
 use jiff::Timestamp;
 
+use crate::NodeFacts;
 use crate::hours::RunnerHours;
 use crate::model::github::Repository;
 use crate::model::key::PoolKey;
 use crate::model::runner::Runner;
 use crate::model::url::GitHubUrl;
 use crate::why::troubles;
-use crate::{NodeFacts, Queue};
 
 pub use document::*;
 use history::History;
 use nodes::Nodes;
+pub use queue::Known;
 
 /// The longest text of a condition, a failure or a quarantine that is repeated, in characters.
 const LONGEST: usize = 600;
+/// Labels of one pool that are listed at most.
+const MAX_LABELS: usize = 64;
 
 /// GPUs that pods of others hold, by node and extended resource.
 pub type Others = BTreeMap<String, BTreeMap<String, u32>>;
@@ -42,6 +45,7 @@ pub struct Builder {
     operator: Option<Operator>,
     nodes: Nodes,
     pools: Vec<Pool>,
+    queues: queue::Queues,
     history: History,
     hours: Option<hours::Sums>,
     /// The pool that runners are of.
@@ -69,14 +73,15 @@ impl Builder {
             operator,
             nodes: Nodes::new(nodes, others),
             pools: vec![],
+            queues: queue::Queues::default(),
             history: History::default(),
             hours: None,
             current: None,
         }
     }
 
-    /// Adds a pool, as its resource says. `waiting` are the jobs that wait at its address, where somebody has read them.
-    pub fn pool(&mut self, resource: &CudaRunner, waiting: Option<&Queue>) {
+    /// Adds a pool, as its resource says, and what is known of the jobs that wait for it.
+    pub fn pool(&mut self, resource: &CudaRunner, waiting: Known<'_>) {
         let none = CudaRunnerStatus::default();
         let status = resource.status.as_ref().unwrap_or(&none);
         let meta = &resource.metadata;
@@ -109,7 +114,8 @@ impl Builder {
             busy: status.busy,
             devices: devices.collect(),
             quarantined: u32::try_from(status.quarantine.len()).unwrap_or(u32::MAX),
-            queue: queue::of(resource, url.as_ref().zip(waiting)),
+            labels: bounded_labels(resource),
+            queue: self.queues.of(resource, url.as_ref(), waiting, self.now),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         });
@@ -160,6 +166,7 @@ impl Builder {
         let pools_not_listed = beyond(pools.len(), MAX_POOLS);
         nodes.truncate(MAX_NODES);
         pools.truncate(MAX_POOLS);
+        let (unserved, unserved_not_listed) = self.queues.unserved();
         Fleet {
             api_version: API_VERSION.to_owned(),
             generated_at: self.now,
@@ -171,6 +178,8 @@ impl Builder {
             nodes_not_listed,
             pools,
             pools_not_listed,
+            unserved,
+            unserved_not_listed,
             history: history.finish(),
             hours: self.hours.map(hours::Sums::finish),
         }
@@ -232,6 +241,12 @@ impl Fleet {
     }
 }
 
+/// The labels of a pool's runners. Whoever may write a spec may write many.
+fn bounded_labels(resource: &CudaRunner) -> Vec<String> {
+    let labels = resource.runner_labels().into_iter().take(MAX_LABELS);
+    labels.map(|label| clean(&label, LONGEST)).collect()
+}
+
 fn beyond(count: usize, listed: usize) -> u32 {
     u32::try_from(count.saturating_sub(listed)).unwrap_or(u32::MAX)
 }
@@ -242,6 +257,7 @@ fn job_of(job: &crate::model::runner::Job, url: Option<&GitHubUrl>) -> Job {
     let repository = url.and_then(|url| Repository::within(url, &job.repository));
     let page = repository.as_ref().zip(url).zip(run);
     Job {
+        id: None,
         name: clean(&job.job, LONGEST),
         url: page.map(|((repository, url), run)| repository.run_page(url, run, None)),
         repository: repository.map(|r| r.full_name().to_owned()),

@@ -119,12 +119,14 @@ const COMMON: [&str; 9] = [
     "gpu",
 ];
 
+/// Whether a label says nothing of whose job it is.
+pub(super) fn is_common(label: &str) -> bool {
+    COMMON.contains(&label.to_lowercase().as_str())
+}
+
 /// How many labels of their own a job and a set of runners share, and how many the runners lack.
 fn compared(labels: &[String], job: &QueuedJob) -> (usize, usize) {
-    let own = job
-        .labels
-        .iter()
-        .filter(|l| !COMMON.contains(&l.to_lowercase().as_str()));
+    let own = job.labels.iter().filter(|label| !is_common(label));
     let (shared, lacking): (Vec<_>, Vec<_>) = own.partition(|wanted| has_label(labels, wanted));
     (shared.len(), lacking.len())
 }
@@ -153,19 +155,13 @@ pub(super) fn shut_out(spec: &Spec, repository: &str) -> String {
     )
 }
 
-fn lost(spec: &Spec, job: &QueuedJob) -> String {
-    let missing: Vec<&str> = job
-        .labels
-        .iter()
-        .filter(|wanted| !has_label(&spec.labels, wanted))
-        .map(String::as_str)
-        .collect();
+pub(super) fn lost(spec: &Spec, job: &QueuedJob) -> String {
     format!(
         "The job {} of run {} asks for [{}], and no runner has all of these; this pool lacks {}. Add it to spec.labels of the pool that should run the job, or change the job's runs-on",
         job.name,
         job.run,
         job.labels.join(", "),
-        missing.join(", "),
+        job.lacks(&spec.labels).join(", "),
     )
 }
 
@@ -192,6 +188,7 @@ mod tests {
                         name: (*name).to_owned(),
                         created_at: Some(ago(90)),
                         labels: strings(labels),
+                        ..QueuedJob::default()
                     })
                     .collect(),
             )),
@@ -247,7 +244,7 @@ mod tests {
                 run: 17,
                 name: "train".to_owned(),
                 labels: wanted.iter().map(|l| (*l).to_owned()).collect(),
-                created_at: None,
+                ..QueuedJob::default()
             };
             job.is_served_by(&pool.spec.as_ref().unwrap().labels)
         };

@@ -1,5 +1,7 @@
 //! Why jobs wait, as far as a resource tells: what stands in the way, the most urgent first, each thing once.
 
+pub mod job;
+
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeletionPolicy, RunnerPhase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
@@ -28,6 +30,23 @@ impl Cause {
 /// What stands in the way of a pool's jobs; nothing where they run, or could.
 #[must_use]
 pub fn causes(resource: &CudaRunner) -> Vec<Cause> {
+    causes_where(resource, |_| true)
+}
+
+/// The most urgent of what stands in the way of the jobs that wait for a pool's own runners: trouble with other jobs and with
+/// checks holds none of them.
+#[must_use]
+pub fn of_waiting(resource: &CudaRunner) -> Option<Cause> {
+    let concerns = |condition: &Condition| match condition.type_.as_str() {
+        kind::WORKFLOW_VERIFIED | kind::CHECKS_REQUIRED => false,
+        kind::QUEUE_SERVED => Stored::parse(&condition.reason) != Reason::LabelMissing,
+        _ => true,
+    };
+    causes_where(resource, concerns).into_iter().next()
+}
+
+/// The same of the conditions that concern somebody.
+fn causes_where(resource: &CudaRunner, concerns: impl Fn(&Condition) -> bool) -> Vec<Cause> {
     let status = resource.status.as_ref();
     let Some(status) = status.filter(|status| !status.conditions.is_empty()) else {
         return vec![Cause::new(
@@ -39,7 +58,7 @@ pub fn causes(resource: &CudaRunner) -> Vec<Cause> {
         return vec![leaving(resource, status, since.0)];
     }
     let mut all: Vec<Cause> = behind(resource, status).into_iter().collect();
-    for condition in speaking(status) {
+    for condition in speaking(status).into_iter().filter(|c| concerns(c)) {
         let is_known = |known: &Cause| condition.message.contains(&known.message);
         if !all.iter().any(is_known) {
             let about = format!("{} ({})", condition.type_, condition.reason);

@@ -5,12 +5,13 @@
 
 mod history;
 mod hours;
+mod queue;
 
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use cuda_runner_plan::fleet::{Device, DeviceState, Fleet, Job, Node, Pool};
+use cuda_runner_plan::fleet::{Device, DeviceState, Fleet, Job, Node};
 
 pub use history::{device, pool};
 pub use hours::{hours, hours_csv};
@@ -83,7 +84,7 @@ pub fn fleet(fleet: &Fleet) -> String {
             }
         }
         h2 { "Queue" }
-        (queue(fleet))
+        (queue::of_all(fleet))
         h2 { "Pools" }
         (pools(fleet))
         h2 #nodes { "Nodes" }
@@ -92,24 +93,6 @@ pub fn fleet(fleet: &Fleet) -> String {
         @if fleet.nodes_not_listed > 0 { p { "and " (fleet.nodes_not_listed) " more" } }
     };
     whole("Fleet", "./", fleet, &body)
-}
-
-fn queue(fleet: &Fleet) -> Markup {
-    let waiting: Vec<&Pool> = fleet.pools.iter().filter(|p| p.queue.jobs > 0).collect();
-    html! {
-        @if waiting.is_empty() { p { "No job waits." } }
-        @else {
-            div.wide { table {
-                thead { tr { th { "Pool" } th.n { "Jobs" } th { "Oldest" } th { "Why it waits" } } }
-                tbody { @for pool in waiting { tr {
-                    td { (pool_link(&pool.key())) }
-                    td.n { (pool.queue.jobs) }
-                    td { (self::job(pool.queue.oldest.as_ref())) }
-                    td.why { (pool.queue.why.as_deref().unwrap_or("–")) }
-                } } }
-            } }
-        }
-    }
 }
 
 fn pools(fleet: &Fleet) -> Markup {

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
+use gate_report::clean;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Client, Error, JobOf, Statistics,
+    Client, Error, JobOf, QueuedJob, Statistics,
     body::{AtMost, or_empty},
     service::ServiceAsk,
 };
@@ -24,6 +25,8 @@ const LONGEST_BODY: usize = 512 * 1024;
 const MOST_JOBS: usize = 100;
 /// No runner's name is longer.
 const LONGEST_NAME: usize = 256;
+/// Labels of a job that are remembered.
+const MOST_LABELS: usize = 32;
 /// What the service makes a number of its own from.
 const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -55,6 +58,8 @@ pub struct Message {
     pub jobs: Vec<JobOf>,
     /// Jobs that wait for a runner, and those that do no more, by their numbers.
     pub queued: Vec<(i64, Queued)>,
+    /// Those of them that wait and have a name, as GitHub describes them.
+    pub waiting: Vec<(i64, QueuedJob)>,
 }
 
 /// What a message says of the wait of a job.
@@ -291,7 +296,7 @@ struct WireJob {
     runner_request_id: i64,
     /// What only names the job, whatever it is: an odd value must not cost the rest.
     #[serde(flatten)]
-    names: serde_json::Map<String, serde_json::Value>,
+    names: serde_json::Map<String, Value>,
 }
 
 impl WireJob {
@@ -302,13 +307,39 @@ impl WireJob {
         Some(JobOf {
             runner: self.name("runnerName").filter(|_| reported)?.to_owned(),
             name: self.name("jobDisplayName")?.to_owned(),
-            run: self
-                .names
-                .get("workflowRunId")
-                .and_then(serde_json::Value::as_u64)
-                .unwrap_or_default(),
+            run: self.run(),
             repository: format!("{}/{}", of("ownerName"), of("repositoryName")),
         })
+    }
+
+    /// The job that waits, where it has a name.
+    fn waiting(&self) -> Option<QueuedJob> {
+        let (Queued::Available(since) | Queued::Assigned(since)) = self.queued()? else {
+            return None;
+        };
+        let text = |of| self.name(of).map(|name| clean(name, LONGEST_NAME));
+        let labels = self.names.get("requestLabels").and_then(Value::as_array);
+        let labels = labels.into_iter().flatten().filter_map(Value::as_str);
+        Some(QueuedJob {
+            id: None,
+            run: self.run(),
+            name: text("jobDisplayName")?,
+            // `OWNER/NAME/.github/workflows/FILE@REF`, and no name.
+            workflow: text("jobWorkflowRef").map(|path| file_of(&path).to_owned()),
+            repository: text("ownerName")
+                .zip(text("repositoryName"))
+                .map(|(owner, name)| format!("{owner}/{name}")),
+            labels: labels
+                .take(MOST_LABELS)
+                .map(|label| clean(label, LONGEST_NAME))
+                .collect(),
+            created_at: Some(since),
+        })
+    }
+
+    fn run(&self) -> u64 {
+        let run = self.names.get("workflowRunId").and_then(Value::as_u64);
+        run.unwrap_or_default()
     }
 
     /// Since when it waits, or that it does no more, where it says so.
@@ -333,12 +364,18 @@ impl WireJob {
     }
 }
 
+/// The file's name in the path of a workflow at some commit.
+fn file_of(path: &str) -> &str {
+    let path = path.split('@').next().unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 impl From<WireMessage> for Message {
     /// What cannot be read of the jobs is left out: the statistics are what counts, and a message that is not
     /// acknowledged would come for ever.
     fn from(wire: WireMessage) -> Self {
         let body = wire.body.filter(|body| body.len() <= LONGEST_BODY);
-        let jobs: AtMost<serde_json::Value, MOST_JOBS> = body
+        let jobs: AtMost<Value, MOST_JOBS> = body
             .and_then(|body| serde_json::from_str(&body).ok())
             .unwrap_or_default();
         let mut message = Self {
@@ -349,10 +386,11 @@ impl From<WireMessage> for Message {
         for job in jobs.0 {
             let job: WireJob = serde_json::from_value(job).unwrap_or_default();
             message.jobs.extend(job.of_runner());
-            let queued = job.queued();
+            let id = job.runner_request_id;
             message
                 .queued
-                .extend(queued.map(|queued| (job.runner_request_id, queued)));
+                .extend(job.queued().map(|queued| (id, queued)));
+            message.waiting.extend(job.waiting().map(|job| (id, job)));
             match job.message_type.as_str() {
                 "JobAvailable" => message.available.push(job.runner_request_id),
                 "JobCompleted" => {

@@ -30,14 +30,14 @@ pub(super) type Kept = Single<Arc<[QueuedJob]>>;
 impl Client {
     /// The jobs of the repository that wait for a runner, at most `max_age` old; `None` for an organization or an
     /// enterprise, whose jobs GitHub does not list. Pools of one repository share the answer.
-    pub async fn queued_jobs(&self, max_age: Duration) -> Result<Option<Vec<QueuedJob>>, Error> {
+    pub async fn queued_jobs(&self, max_age: Duration) -> Result<Option<Arc<[QueuedJob]>>, Error> {
         if !matches!(self.url().scope(), Scope::Repository { .. }) {
             return Ok(None);
         }
         let jobs = self
             .queue
             .get(|last| last.at.elapsed() < max_age, |_| self.read_queue());
-        Ok(Some(jobs.await?.to_vec()))
+        Ok(Some(jobs.await?))
     }
 
     async fn read_queue(&self) -> Result<Arc<[QueuedJob]>, Error> {
@@ -63,8 +63,11 @@ impl Client {
                 };
                 let queued = jobs.into_iter().filter(|job| job.status.0 == "queued");
                 waiting.extend(queued.map(|job| QueuedJob {
+                    id: Some(job.id),
                     run: run.id,
                     name: job.name.0,
+                    workflow: job.workflow_name.map(|name| name.0),
+                    repository: None,
                     created_at: job.created_at,
                     labels: job.labels.0.into_iter().map(|label| label.0).collect(),
                 }));
@@ -81,8 +84,11 @@ struct Run {
 
 #[derive(Deserialize)]
 struct Job {
+    id: u64,
     name: Short,
     status: Short,
+    #[serde(default)]
+    workflow_name: Option<Short>,
     #[serde(default, deserialize_with = "perhaps_reported")]
     created_at: Option<Timestamp>,
     #[serde(default)]

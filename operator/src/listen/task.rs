@@ -284,6 +284,7 @@ impl Task {
                     .extend(jobs.map(|job| (job.runner.clone(), Job::heard(&job))));
             }
             received.queue(message.queued, REMEMBERED);
+            received.name(message.waiting);
             received.heard.number
         };
         self.heard = Some(message.id);

@@ -22,6 +22,7 @@ impl Listener {
             completed: completed.iter().map(|name| (*name).to_owned()).collect(),
             jobs: BTreeMap::new(),
             queued: BTreeMap::new(),
+            named: BTreeMap::new(),
             gone: None,
         };
         Self {
@@ -578,4 +579,37 @@ fn the_oldest_job_that_waits_is_known_as_long_as_it_waits() {
     // And of many only some are remembered
     let many: Vec<_> = (0..10).map(|id| (id, Queued::Available(at(id)))).collect();
     assert_eq!(hears((10, 0, 0), &many), Some(at(0)));
+}
+
+#[test]
+fn jobs_that_wait_are_known_by_name_until_they_run_and_as_far_as_there_is_room() {
+    let waits = Queued::Available(Timestamp::constant(10, 0));
+    let named = |name: &str| QueuedJob {
+        name: name.to_owned(),
+        ..QueuedJob::default()
+    };
+    let mut received = Received::default();
+    received.queue(vec![(1, waits), (2, waits)], 20);
+    // One of which nobody said that it waits is passed over
+    received.name(vec![
+        (1, named("train")),
+        (2, named("build")),
+        (3, named("lint")),
+    ]);
+    let names = |received: &Received| {
+        let names = received.named.values().map(|job| job.name.clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&received), ["train", "build"]);
+    received.queue(vec![(1, Queued::Over)], 20);
+    received.name(vec![]);
+    assert_eq!(names(&received), ["build"]);
+    // Given texts of absurd length, no more is kept than there is room for
+    for id in 4..20 {
+        received.queue(vec![(id, waits)], 20);
+        received.name(vec![(id, named(&"x".repeat(10_000)))]);
+    }
+    let kept: usize = received.named.values().map(QueuedJob::text_length).sum();
+    assert!((60_000..=MOST_TEXT).contains(&kept), "{kept}");
+    assert_eq!(received.queued.len(), 17);
 }

@@ -335,6 +335,7 @@ fn queue(jobs: usize, at: Timestamp) -> Arc<Queue> {
         name: "train".to_owned(),
         created_at: Some(ago(60)),
         labels: vec!["self-hosted".to_owned(), "cuda".to_owned()],
+        ..QueuedJob::default()
     };
     let other = QueuedJob {
         labels: vec!["ubuntu-latest".to_owned()],
@@ -345,7 +346,7 @@ fn queue(jobs: usize, at: Timestamp) -> Arc<Queue> {
     Arc::new(Queue {
         at,
         asked: None,
-        jobs: Ok(Some(all)),
+        jobs: Ok(Some(all.into())),
         registered: vec![],
         shut_out: None,
     })

@@ -20,6 +20,10 @@ pub const MAX_DEVICES: usize = 64;
 pub const MAX_POOLS: usize = 1_000;
 /// Gates and jobs that are listed at most, of all pools together.
 pub const MAX_HISTORY: usize = 2_000;
+/// Jobs that wait for one pool that are listed at most, and those that no pool serves.
+pub const MAX_WAITING: usize = 100;
+/// Jobs that wait that are listed at most, of all pools together.
+pub const MAX_WAITING_OF_ALL: usize = 2_000;
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -47,6 +51,13 @@ pub struct Fleet {
     pub pools: Vec<Pool>,
     /// Pools beyond those listed.
     pub pools_not_listed: u32,
+    /// Jobs that wait for a runner that no pool has, the oldest first, at most 100. Of repositories alone, whose jobs GitHub
+    /// lists; a job is meant that asks for `self-hosted`, or for a label that a pool there has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unserved: Vec<WaitingJob>,
+    /// Such jobs beyond those listed.
+    #[serde(default)]
+    pub unserved_not_listed: u32,
     /// The last gates and jobs of all pools, newest first, at most 2,000.
     pub history: Vec<Event>,
     /// GPU-hours of the last runners that ended; absent where nobody has counted.
@@ -200,18 +211,21 @@ impl Device {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Job {
+    /// GitHub's number for it, where it is known: while it waits in the queue of a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<i64>,
     /// Its name, or its id in the workflow.
     pub name: String,
     /// Repository of the workflow, `OWNER/NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// Name of the workflow.
+    /// Name of the workflow, or of its file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,
     /// GitHub's number for the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<i64>,
-    /// Address of the run.
+    /// Address of the job, or of its run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
@@ -226,6 +240,9 @@ pub struct Pool {
     pub name: String,
     /// Address on GitHub of the repository, organization or enterprise.
     pub url: String,
+    /// Labels of its runners: a job comes to them that asks for none but these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// Whether it does what was asked.
     pub ready: bool,
     /// The conditions that are not as wished, most urgent first.
@@ -302,6 +319,31 @@ pub struct Waiting {
     /// Why it waits, in the words of `kubectl cudarunner why`; absent where no job waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// When these were listed; absent where nobody has listed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub as_of: Option<Timestamp>,
+    /// The jobs that are known by name, the oldest first, at most 100, and 2,000 of all pools together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<WaitingJob>,
+    /// Jobs beyond those listed.
+    #[serde(default)]
+    pub waiting_not_listed: u32,
+}
+
+/// A job that waits for a runner.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitingJob {
+    /// The job.
+    #[serde(flatten)]
+    pub job: Job,
+    /// The labels that its `runs-on` asks for.
+    pub labels: Vec<String>,
+    /// Since when it waits, where GitHub says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub since: Option<Timestamp>,
 }
 
 /// A gate or a job that has ended.

@@ -85,6 +85,7 @@ impl History {
             );
             self.remembered.push(Event {
                 job: Some(Job {
+                    id: None,
                     name: clean(&job.job, LONGEST),
                     repository: job.repository.clone(),
                     workflow: Some(job.workflow.clone()).filter(|name| !name.is_empty()),
@@ -192,6 +193,7 @@ impl Event {
             devices: job.devices.clone(),
             message: job.refused.as_deref().map(|why| clean(why, LONGEST)),
             job: Some(Job {
+                id: None,
                 name: clean(&job.job, LONGEST),
                 repository: job.repository.clone(),
                 workflow: Some(job.workflow.clone()).filter(|name| !name.is_empty()),

@@ -2,6 +2,7 @@ use cudarunner_crds::{FailureStatus, JobStatus, QuarantineStatus, RunnerPhase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::*;
+use crate::Queue;
 use crate::fixture::{NOW, ago, gate_failure, hardware, node, pool, resource, runner};
 use crate::hours::{JobOfRunner, Seconds};
 use crate::model::github::QueuedJob;
@@ -80,7 +81,7 @@ fn fleet(resource: &CudaRunner, runners: &[Runner], others: Option<u32>) -> Flee
         Others::from([("node-1".to_owned(), held)])
     });
     let mut builder = Builder::new(NOW, None, Some(&[node("node-1")]), others.as_ref());
-    builder.pool(resource, None);
+    builder.pool(resource, Known::default());
     for runner in runners {
         builder.runner(runner, None);
     }
@@ -183,7 +184,7 @@ fn the_oldest_job_and_why_it_waits_are_said() {
         run,
         name: name.to_owned(),
         labels: vec![label.to_owned()],
-        created_at: None,
+        ..QueuedJob::default()
     };
     let mut resource = said(|status| {
         status.queued = 2;
@@ -204,15 +205,15 @@ fn the_oldest_job_and_why_it_waits_are_said() {
         queued(8, "<script>alert(1)</script>\u{202e}", "pool"),
         queued(1, "lint", "ubuntu-latest"),
     ];
-    let queue = Queue {
-        at: NOW,
-        asked: None,
-        jobs: Ok(Some(jobs)),
-        registered: vec![],
-        shut_out: None,
-    };
+    let queue = read(jobs);
     let mut builder = Builder::new(NOW, None, None, None);
-    builder.pool(&resource, Some(&queue));
+    builder.pool(
+        &resource,
+        Known {
+            read: Some(&queue),
+            heard: None,
+        },
+    );
     let fleet = builder.finish();
     let queue = &fleet.pools[0].queue;
     assert_eq!(queue.jobs, 2);
@@ -228,6 +229,167 @@ fn the_oldest_job_and_why_it_waits_are_said() {
         Some("GpuHealthy (NodeQuarantined): node-1 fails the gate")
     );
     assert_eq!(fleet.pools[0].held.len(), 1);
+    let listed: Vec<_> = queue.waiting.iter().map(|w| w.job.run_id).collect();
+    assert_eq!(
+        (listed, queue.waiting_not_listed),
+        (vec![Some(8), Some(9)], 0)
+    );
+    // What GitHub's own runners take is nobody's trouble
+    assert!(fleet.unserved.is_empty());
+}
+
+/// What was read of a queue.
+fn read(jobs: Vec<QueuedJob>) -> Arc<Queue> {
+    Arc::new(Queue {
+        at: NOW,
+        asked: None,
+        jobs: Ok(Some(jobs.into())),
+        registered: vec![],
+        shut_out: None,
+    })
+}
+
+/// A job that waits.
+fn waits(run: u64, labels: &[&str]) -> QueuedJob {
+    QueuedJob {
+        id: Some(run * 10),
+        run,
+        name: "train".to_owned(),
+        workflow: Some("ci".to_owned()),
+        repository: None,
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        created_at: Some(ago(90)),
+    }
+}
+
+#[test]
+fn a_job_that_waits_is_listed_with_all_that_is_known_of_it() {
+    let queue = read(vec![waits(7, &["cuda"])]);
+    let mut builder = Builder::new(NOW, None, None, None);
+    builder.pool(
+        &resource(),
+        Known {
+            read: Some(&queue),
+            heard: None,
+        },
+    );
+    let fleet = builder.finish();
+    let job = Job {
+        id: Some(70),
+        name: "train".to_owned(),
+        repository: Some("acme/widgets".to_owned()),
+        workflow: Some("ci".to_owned()),
+        run_id: Some(7),
+        url: Some("https://github.com/acme/widgets/actions/runs/7/job/70".to_owned()),
+    };
+    let labels = vec!["cuda".to_owned()];
+    let since = Some(ago(90));
+    assert_eq!(
+        fleet.pools[0].queue.waiting,
+        [WaitingJob { job, labels, since }]
+    );
+    assert_eq!(fleet.pools[0].queue.jobs, 1);
+    assert_eq!(fleet.pools[0].labels, resource().runner_labels());
+}
+
+#[test]
+fn the_jobs_of_a_scale_set_are_those_that_were_heard_of() {
+    // Given a set that GitHub knows by its name alone, so that its jobs do not ask for the pool's labels; and 250 of them
+    let heard: Vec<_> = (0..250)
+        .map(|run| QueuedJob {
+            id: None,
+            repository: Some("acme/widgets".to_owned()),
+            ..waits(run, &["pool-1b4e28ba"])
+        })
+        .collect();
+    let queue = read(vec![waits(7, &["self-hosted"])]);
+    let mut builder = Builder::new(NOW, None, None, None);
+    let status = said(|status| status.queued = 300);
+    builder.pool(
+        &status,
+        Known {
+            read: Some(&queue),
+            heard: Some(&heard),
+        },
+    );
+    let fleet = builder.finish();
+    let queue = &fleet.pools[0].queue;
+    // Then the oldest hundred are listed, and the others counted
+    assert_eq!((queue.waiting.len(), queue.waiting_not_listed), (100, 200));
+    let first = &queue.waiting[0].job;
+    assert_eq!(
+        first.url.as_deref(),
+        Some("https://github.com/acme/widgets/actions/runs/0")
+    );
+    assert_eq!(queue.oldest.as_ref(), Some(first));
+}
+
+#[test]
+fn jobs_beyond_what_a_scale_set_may_have_are_those_that_were_read() {
+    // Given a set that was told of one job, of three that wait; all are in the list of before, with one that runs by now
+    let ours = |run| waits(run, &["self-hosted"]);
+    let heard = [QueuedJob {
+        id: None,
+        ..ours(2)
+    }];
+    let queue = Arc::new(Queue {
+        at: ago(200),
+        ..Arc::unwrap_or_clone(read(vec![ours(2), ours(3), ours(4), ours(5)]))
+    });
+    let mut builder = Builder::new(NOW, None, None, None);
+    let status = said(|status| status.queued = 3);
+    let known = Known {
+        read: Some(&queue),
+        heard: Some(&heard),
+    };
+    builder.pool(&status, known);
+    // Then no more are listed than are counted, each once, and as old as the list
+    let queue = builder.finish().pools.remove(0).queue;
+    let runs: Vec<_> = queue.waiting.iter().map(|w| w.job.run_id).collect();
+    assert_eq!(runs, [Some(2), Some(3), Some(4)]);
+    assert_eq!((queue.waiting_not_listed, queue.as_of), (0, Some(ago(200))));
+}
+
+#[test]
+fn jobs_that_no_pool_serves_are_listed_once() {
+    // Given two pools of a repository, and one of its organization
+    let pool = |name: &str, url: &str, labels: &[&str]| {
+        let mut pool = resource();
+        pool.metadata.name = Some(name.to_owned());
+        pool.spec.github.url = format!("https://github.com/{url}");
+        pool.spec.labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        pool
+    };
+    let mut read = read(vec![
+        waits(9, &["self-hosted", "cuda", "a100"]),
+        waits(8, &["self-hosted", "cuda"]),
+        waits(7, &["cuda", "h100"]),
+        waits(6, &["self-hosted", "big"]),
+        waits(5, &["ubuntu-latest"]),
+        waits(4, &["self-hosted", "arm64"]),
+    ]);
+    Arc::make_mut(&mut read).registered = vec![vec!["self-hosted".to_owned(), "arm64".to_owned()]];
+    let known = Known {
+        read: Some(&read),
+        heard: None,
+    };
+    let mut builder = Builder::new(NOW, None, None, None);
+    builder.pool(&pool("a", "acme/widgets", &["self-hosted", "cuda"]), known);
+    builder.pool(
+        &pool("b", "acme/widgets", &["self-hosted", "cuda", "b200"]),
+        known,
+    );
+    builder.pool(
+        &pool("c", "acme", &["self-hosted", "big"]),
+        Known::default(),
+    );
+    // Then those are listed that ask for what nobody has, and that are not meant for GitHub's own
+    let fleet = builder.finish();
+    let runs: Vec<_> = fleet.unserved.iter().map(|w| w.job.run_id).collect();
+    assert_eq!(
+        (runs, fleet.unserved_not_listed),
+        (vec![Some(7), Some(9)], 0)
+    );
 }
 
 #[test]
@@ -284,7 +446,7 @@ fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
     };
     let resource = said(|status| status.last_jobs = vec![job("train", "GPU-a", "success")]);
     let mut builder = Builder::new(NOW, None, None, None);
-    builder.pool(&resource, None);
+    builder.pool(&resource, Known::default());
     builder.ended(&ended("pool-jjjjj", 7));
     builder.ended(&ended("pool-kkkkk", 8));
     let fleet = builder.finish();
@@ -301,13 +463,25 @@ fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
 fn a_large_fleet_stays_bounded() {
     // Given more of everything than is listed
     let nodes: Vec<_> = (0..1_200).map(|n| node(&format!("node-{n:04}"))).collect();
+    let queue = read(
+        (0..300)
+            .map(|run| waits(run, &["cuda", "self-hosted"]))
+            .collect(),
+    );
+    let lost = read(
+        (0..300)
+            .map(|run| waits(run, &["cuda", "nowhere"]))
+            .collect(),
+    );
     let mut builder = Builder::new(NOW, None, Some(&nodes), None);
     for number in 0..1_100 {
         let mut resource = said(|status| {
             status.last_jobs = vec![job("train", "GPU-e", "success"); 10];
         });
         resource.metadata.name = Some(format!("pool-{number:04}"));
-        builder.pool(&resource, None);
+        resource.spec.github.url = format!("https://github.com/acme/widgets-{number}");
+        let read = Some(if number % 2 == 0 { &queue } else { &lost });
+        builder.pool(&resource, Known { read, heard: None });
         for name in ["a", "b", "c", "d", "e"] {
             let mut runner = holding(name, RunnerPhase::Idle, Some("GPU-a"));
             runner.node = Some(format!("node-{number:04}"));
@@ -319,6 +493,13 @@ fn a_large_fleet_stays_bounded() {
     assert_eq!((fleet.nodes.len(), fleet.nodes_not_listed), (1_000, 200));
     assert_eq!((fleet.pools.len(), fleet.pools_not_listed), (1_000, 100));
     assert_eq!(fleet.history.len(), MAX_HISTORY);
+    let waiting: usize = fleet.pools.iter().map(|p| p.queue.waiting.len()).sum();
+    assert_eq!(waiting, MAX_WAITING_OF_ALL);
+    assert_eq!(fleet.pools[998].queue.waiting_not_listed, 300);
+    assert_eq!(
+        (fleet.unserved.len(), fleet.unserved_not_listed),
+        (100, 550 * 300 - 100)
+    );
     let bytes = serde_json::to_vec(&fleet).unwrap().len();
     assert!(bytes < 4 << 20, "{bytes} bytes");
 }

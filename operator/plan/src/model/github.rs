@@ -55,6 +55,12 @@ impl Repository {
         }
     }
 
+    /// The page of a job of a run.
+    #[must_use]
+    pub fn job_page(&self, url: &GitHubUrl, run: u64, job: u64) -> String {
+        format!("{}/job/{job}", self.run_page(url, run, None))
+    }
+
     /// `OWNER` and `NAME`.
     #[must_use]
     pub fn parts(&self) -> (&str, &str) {
@@ -179,12 +185,18 @@ pub struct Statistics {
 }
 
 /// A job that waits for a runner.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueuedJob {
+    /// GitHub's number for the job; a scale set is not told it.
+    pub id: Option<u64>,
     /// GitHub's number for the workflow run.
     pub run: u64,
     /// Name of the job.
     pub name: String,
+    /// The workflow: its name, or the file where nothing tells its name.
+    pub workflow: Option<String>,
+    /// `OWNER/NAME`; `None` for the repository of the address.
+    pub repository: Option<String>,
     /// The labels that its `runs-on` asks for.
     pub labels: Vec<String>,
     /// When it was queued; servers of old do not say.
@@ -196,6 +208,28 @@ impl QueuedJob {
     #[must_use]
     pub fn is_served_by(&self, labels: &[String]) -> bool {
         self.labels.iter().all(|wanted| has_label(labels, wanted))
+    }
+
+    /// The labels that it asks for and that are not among these.
+    #[must_use]
+    pub fn lacks(&self, labels: &[String]) -> Vec<&str> {
+        let wanted = self
+            .labels
+            .iter()
+            .filter(|wanted| !has_label(labels, wanted));
+        wanted.map(String::as_str).collect()
+    }
+
+    /// Length of its texts, in bytes.
+    #[must_use]
+    pub fn text_length(&self) -> usize {
+        let texts = [
+            Some(&self.name),
+            self.workflow.as_ref(),
+            self.repository.as_ref(),
+        ];
+        let all = texts.into_iter().flatten().chain(&self.labels);
+        all.map(String::len).fold(0, usize::saturating_add)
     }
 }
 

@@ -156,7 +156,7 @@ pub struct Queue {
     /// The request, by annotation, with which it was read.
     pub asked: Option<String>,
     /// The jobs, or why they could not be read. `None` where GitHub does not list them.
-    pub jobs: Result<Option<Vec<QueuedJob>>, String>,
+    pub jobs: Result<Option<Arc<[QueuedJob]>>, String>,
     /// Labels of the runners that are registered at that address, ours and others; none where no job waits.
     pub registered: Vec<Vec<String>>,
     /// The repository of the verification, where the pool's runner group does not admit it.

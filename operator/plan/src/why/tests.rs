@@ -39,10 +39,10 @@ fn as_it_is(_: &mut CudaRunner) {}
 /// A queue with jobs that ask for these labels.
 fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
     let job = |labels: &&[&str]| QueuedJob {
-        created_at: None,
         run: 17,
         name: "train".to_owned(),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        ..QueuedJob::default()
     };
     observed.queue = Some(Arc::new(Queue {
         at: ago(1),
@@ -460,4 +460,19 @@ fn a_pool_that_nobody_has_looked_at_says_so() {
     assert_eq!(causes(&resource), vec![]);
     resource.metadata.generation = Some(2);
     assert_eq!(only(&resource), "Old status");
+}
+
+#[test]
+fn a_job_that_waits_is_not_told_of_the_trouble_of_others() {
+    // Given a pool whose runners are busy, and a job that nobody serves beside one that waits for them
+    let mut resource = resource();
+    let pool = Pool::read(&resource, false);
+    let mut observed = observed(vec![]);
+    runners(&pool, &mut observed, &[RunnerPhase::Busy]);
+    queue_of(&mut observed, &[CUDA, &["self-hosted", "cuda", "b300"]]);
+    resource.status = Some(plan(&pool, &observed, NOW).status);
+    // Then the pool's troubles begin with that one, and what holds the other is the number of runners
+    assert_eq!(causes(&resource)[0].about, "QueueServed (LabelMissing)");
+    let why = of_waiting(&resource).unwrap();
+    assert_eq!(why.about, "spec.replicas", "{}", why.message);
 }

@@ -82,6 +82,13 @@ impl Pools {
         })
     }
 
+    /// Whether there is a pool of this name in the namespace, as far as may be seen.
+    pub(crate) async fn has(&self, name: &str) -> bool {
+        let is_name =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        name.chars().all(is_name) && !matches!(self.api().get_metadata_opt(name).await, Ok(None))
+    }
+
     /// The pools of all namespaces, or of this one where no more may be listed; by namespace and name.
     pub(crate) async fn all(&self) -> Result<Vec<CudaRunner>, String> {
         let (mut all, _) = self.list::<CudaRunner>(&ListParams::default()).await?;

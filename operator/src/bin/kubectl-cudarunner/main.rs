@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use cuda_runner_plan::why::job::{Asked, is_address};
 use gate_report::{clean, is_hidden};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -75,10 +76,16 @@ enum Question {
         #[command(flatten)]
         output: Output,
     },
-    /// Why is this job still queued? Has the operator look at GitHub, and says what holds the pool or its jobs.
+    /// Why is this job still queued? Of a pool, has the operator look at GitHub, and says what holds it or its jobs. Of a job,
+    /// says where it runs or how it ended, which pool would take it, and why it waits.
     Why {
-        /// Name of the CudaRunner; where absent, all of them as they were last seen.
+        /// Name of the CudaRunner, or a job, by its address on GitHub or its name. Where absent, every CudaRunner as it
+        /// was last seen.
+        #[arg(value_name = "NAME|JOB")]
         name: Option<String>,
+        /// It is the name of a job, though a CudaRunner has it, too.
+        #[arg(long, requires = "name")]
+        job: bool,
         /// How long the operator may take to look at GitHub, in seconds; half a second where absent.
         #[arg(long, value_name = "SECONDS", requires = "name")]
         wait: Option<u64>,
@@ -223,19 +230,13 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             ))
         }
         Question::Why {
-            name: Some(name),
+            name,
+            job,
             wait,
             output,
         } => {
             let limit = wait.map_or(why::LOOK, Duration::from_secs);
-            let answer = why::ask(&pools, &name, limit).await?;
-            Ok(output.print(|| why::text(&answer), || why::json(&answer)))
-        }
-        Question::Why {
-            name: None, output, ..
-        } => {
-            let all = pools.all().await?;
-            Ok(output.print(|| why::text_of_all(&all), || why::json_of_all(&all)))
+            answer_why(&pools, name.as_deref(), job, limit, &output).await
         }
         Question::Report { name, output } => {
             let found = report::find(&pools, &name).await?;
@@ -253,6 +254,28 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Of a pool, of a job, or of all pools.
+async fn answer_why(
+    pools: &connect::Pools,
+    name: Option<&str>,
+    is_job: bool,
+    limit: Duration,
+    output: &Output,
+) -> Result<ExitCode, String> {
+    let Some(name) = name else {
+        let all = pools.all().await?;
+        return Ok(output.print(|| why::text_of_all(&all), || why::json_of_all(&all)));
+    };
+    if is_job || is_address(name) || !pools.has(name).await {
+        let asked = Asked::parse(name)?;
+        let answer = why::job::ask(pools, &asked, Timestamp::now()).await?;
+        let json = || serde_json::to_value(&answer).unwrap_or_default();
+        return Ok(output.print(|| why::job::text(&answer), json));
+    }
+    let answer = why::ask(pools, name, limit).await?;
+    Ok(output.print(|| why::text(&answer), || why::json(&answer)))
 }
 
 /// Has the workflow run again, and follows it for as long as is said.

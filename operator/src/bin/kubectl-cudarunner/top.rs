@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use cuda_runner_operator::observe::pod::read;
 use cuda_runner_operator::watch::nodes::facts;
 use cuda_runner_operator::watch::others::{ALIVE, held_by};
-use cuda_runner_plan::fleet::{API_VERSION, Builder, DeviceState, Fleet, Node};
+use cuda_runner_plan::fleet::{API_VERSION, Builder, DeviceState, Fleet, Known, Node, WaitingJob};
 use cudarunner_crds::{CudaRunner, POOL_LABEL};
 use http::Request;
 use jiff::Timestamp;
@@ -17,12 +17,14 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
 use crate::connect::{Pools, said};
-use crate::text::{count, or_dash, table, wrap};
+use crate::text::{count, or_dash, span, table, wrap};
 
 /// The label of the Service that leads to the page.
 const PAGE: &str = "app.kubernetes.io/component=fleet-page";
 /// Several replicas answer by turns, and one of them leads.
 const TRIES: usize = 4;
+/// Jobs of each queue that are shown.
+const JOBS: usize = 5;
 
 /// The fleet, and why it is not the operator's word, where it is not.
 pub(crate) async fn fleet(
@@ -36,7 +38,7 @@ pub(crate) async fn fleet(
 }
 
 /// The operator's document.
-async fn of_operator(pools: &Pools) -> Result<Fleet, String> {
+pub(crate) async fn of_operator(pools: &Pools) -> Result<Fleet, String> {
     let (services, _) = pools
         .list::<Service>(&ListParams::default().labels(PAGE))
         .await?;
@@ -91,7 +93,7 @@ async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
     }
     let mut builder = Builder::new(now, None, nodes.as_deref(), others.as_ref());
     for resource in &resources {
-        builder.pool(resource, None);
+        builder.pool(resource, Known::default());
         let namespace = resource.namespace();
         let own = runners.iter().filter(|pod| {
             pod.namespace() == namespace
@@ -123,6 +125,7 @@ pub(crate) fn text(fleet: &Fleet, instead: Option<&str>) -> String {
     self::nodes(&mut out, fleet);
     self::pools(&mut out, fleet);
     queue(&mut out, fleet);
+    unserved(&mut out, fleet);
     out.push('\n');
     source(&mut out, fleet, instead);
     out
@@ -216,17 +219,46 @@ fn queue(out: &mut String, fleet: &Fleet) {
     }
     out.push_str("\nQUEUE\n");
     for pool in waiting {
-        let mut head = format!("{}: {}", pool.key(), count(pool.queue.jobs, "job"));
-        if let Some(oldest) = &pool.queue.oldest {
-            let _ = write!(head, ", the oldest {}", oldest.name);
-            if let Some(url) = &oldest.url {
-                let _ = write!(head, " ({url})");
-            }
-        }
+        let head = format!("{}: {}", pool.key(), count(pool.queue.jobs, "job"));
         wrap(out, "  ", 4, &head);
         if let Some(why) = &pool.queue.why {
             wrap(out, "    ", 4, why);
         }
+        let more = pool.queue.waiting_not_listed;
+        jobs(out, &pool.queue.waiting, more, fleet.generated_at);
+    }
+}
+
+fn unserved(out: &mut String, fleet: &Fleet) {
+    if fleet.unserved.is_empty() {
+        return;
+    }
+    out.push_str("\nNO POOL TAKES\n");
+    let more = fleet.unserved_not_listed;
+    jobs(out, &fleet.unserved, more, fleet.generated_at);
+}
+
+/// Jobs that wait: the first of them, and how many more there are.
+fn jobs(out: &mut String, waiting: &[WaitingJob], more: u32, now: Timestamp) {
+    let Some((shown, rest)) = waiting.split_at_checked(waiting.len().min(JOBS)) else {
+        return;
+    };
+    for waiting in shown {
+        let mut line = waiting.job.name.clone();
+        if let Some(since) = waiting.since {
+            let _ = write!(line, ", for {}", span(since, now));
+        }
+        let _ = write!(line, ", asks for [{}]", waiting.labels.join(", "));
+        if let Some(url) = &waiting.job.url {
+            let _ = write!(line, " {url}");
+        }
+        wrap(out, "    ", 6, &line);
+    }
+    let rest = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+    let more = rest.saturating_add(more);
+    // Where none is known by name, the heading has counted them.
+    if more > 0 && !shown.is_empty() {
+        let _ = writeln!(out, "    and {more} more");
     }
 }
 
@@ -257,4 +289,4 @@ fn source(out: &mut String, fleet: &Fleet, instead: Option<&str>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

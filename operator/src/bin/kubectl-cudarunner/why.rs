@@ -1,5 +1,7 @@
 //! `why`: what stands in the way of jobs.
 
+pub(crate) mod job;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;

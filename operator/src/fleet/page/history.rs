@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{device_page, job, pool_link, says, time, whole};
+use super::{device_page, job, pool_link, queue, says, time, whole};
 use cuda_runner_plan::fleet::{Device, Event, EventKind, Fleet, Node, Tally};
 
 /// One device, by its UUID; `None` where nothing is known of it.
@@ -69,6 +69,7 @@ pub fn pool(fleet: &Fleet, namespace: &str, name: &str) -> Option<String> {
         dl {
             dt { "Runs jobs of" } dd { @if is_web { a href=(pool.url) rel="noreferrer" { (pool.url) } } @else { (pool.url) } }
             dt { "Ready" } dd { @if pool.ready { "yes" } @else { span.bad { "no" } } }
+            dt { "Labels" } dd { (pool.labels.join(", ")) }
             dt { "Runners" } dd {
                 (pool.runners) ", each with " (pool.gpu) ": " (pool.pending) " pending, " (pool.gated) " at the gate, "
                 (pool.online) " online, " (pool.busy) " busy"
@@ -84,6 +85,7 @@ pub fn pool(fleet: &Fleet, namespace: &str, name: &str) -> Option<String> {
             h2 { "Not as wished" }
             dl { @for held in &pool.held { dt { (held.type_) } dd { (held.reason) ": " (held.message) } } }
         }
+        (queue::of_pool(&pool.queue))
         h2 { "Gates and jobs" }
         (table(&events))
     };

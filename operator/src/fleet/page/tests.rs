@@ -1,5 +1,5 @@
 use cuda_runner_plan::fleet::{
-    API_VERSION, DeviceJobs, Event, EventKind, Hours, HoursRow, Waiting,
+    API_VERSION, DeviceJobs, Event, EventKind, Hours, HoursRow, Pool, Waiting, WaitingJob,
 };
 
 use super::*;
@@ -16,11 +16,23 @@ fn job_named(name: &str, url: &str) -> Job {
     }
 }
 
+fn waiting() -> WaitingJob {
+    WaitingJob {
+        job: Job {
+            workflow: Some(HOSTILE.to_owned()),
+            ..job_named(HOSTILE, "javascript:alert(1)")
+        },
+        labels: vec![HOSTILE.to_owned()],
+        since: Some(Timestamp::UNIX_EPOCH),
+    }
+}
+
 fn pool_in_trouble() -> Pool {
     Pool {
         namespace: "ci".to_owned(),
         name: "pool".to_owned(),
         url: "https://github.com/acme/widgets".to_owned(),
+        labels: vec![HOSTILE.to_owned()],
         ready: false,
         held: vec![],
         gpu: "1 x nvidia.com/gpu".to_owned(),
@@ -41,6 +53,9 @@ fn pool_in_trouble() -> Pool {
             jobs: 3,
             oldest: Some(job_named(HOSTILE, "javascript:alert(1)")),
             why: Some(HOSTILE.to_owned()),
+            as_of: Some(Timestamp::UNIX_EPOCH),
+            waiting: vec![waiting()],
+            waiting_not_listed: 2,
         },
     }
 }
@@ -96,6 +111,8 @@ pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
         nodes_not_listed: 0,
         pools: vec![pool_in_trouble()],
         pools_not_listed: 0,
+        unserved: vec![waiting()],
+        unserved_not_listed: 0,
         history: vec![job_that_failed()],
         hours: Some(Hours {
             from: Some(Timestamp::UNIX_EPOCH),
@@ -130,6 +147,23 @@ fn foreign_text_is_text_on_every_page() {
         assert!(!page.contains("style=") && !page.contains("<style"));
         assert!(!page.contains("src=\"http"));
     }
+}
+
+#[test]
+fn each_job_that_waits_is_there_with_what_it_asks_for() {
+    let known = sample(1);
+    let page = pool(&known, "ci", "pool").unwrap();
+    let own = page.split("Jobs that wait").nth(1).unwrap();
+    assert!(own.contains("Asks for") && own.contains("1970-01-01 00:00:00Z"));
+    assert!(
+        own.contains("and 2 more of which no more is known here"),
+        "{own}"
+    );
+    let page = fleet(&known);
+    assert!(page.contains("Jobs that no pool takes"), "{page}");
+    let mut known = known;
+    known.unserved.clear();
+    assert!(!fleet(&known).contains("no pool takes"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::stub::{NOW, Reply, Seen, Stub, error, hang_up, raw, reply};
-use crate::github::{Deletion, Error, JobOf, Message, NewScaleSet, Queued, Statistics};
+use crate::github::{Deletion, Error, JobOf, Message, NewScaleSet, Queued, QueuedJob, Statistics};
 
 const TOKEN: &str = "POST /registration-token";
 const CONNECT: &str = "POST /actions/runner-registration";
@@ -264,7 +264,9 @@ fn session(host: &str) -> Value {
 )]
 async fn messages_are_numbers_and_names_and_are_acknowledged() {
     let jobs = json!([
-        {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": "2026-03-02T08:00:00Z"},
+        {"messageType": "JobAvailable", "runnerRequestId": 41, "queueTime": "2026-03-02T08:00:00Z", "jobDisplayName": "train\u{1b}[2J",
+            "workflowRunId": 16, "ownerName": "o", "repositoryName": "r", "requestLabels": ["cuda", 7],
+            "jobWorkflowRef": "o/r/.github/workflows/ci.yml@refs/heads/main"},
         {"messageType": "JobCompleted", "runnerName": "pool-aaaaa", "result": "succeeded"},
         {"messageType": "JobAssigned", "runnerRequestId": 42, "queueTime": "0001-01-01T00:00:00", "runnerName": null, "jobDisplayName": "test", "workflowRunId": 17},
         {"messageType": "JobStarted", "runnerRequestId": 43, "runnerName": "pool-bbbbb", "jobDisplayName": "test", "workflowRunId": 17,
@@ -322,6 +324,18 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
             (43, Queued::Over),
             (0, Queued::Over),
         ],
+        waiting: vec![(
+            41,
+            QueuedJob {
+                id: None,
+                run: 16,
+                name: "train[2J".to_owned(),
+                workflow: Some("ci.yml".to_owned()),
+                repository: Some("o/r".to_owned()),
+                labels: vec!["cuda".to_owned()],
+                created_at: Some(Timestamp::constant(1_772_438_400, 0)),
+            },
+        )],
     };
     assert_eq!(message, expected);
     let poll = stub.seen().pop().unwrap();

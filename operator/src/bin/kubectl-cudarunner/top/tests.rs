@@ -3,12 +3,16 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fixture;
 use crate::played::{Step, play};
+use cuda_runner_plan::Queue;
+use cuda_runner_plan::model::github::QueuedJob;
+use jiff::SignedDuration;
+use std::sync::Arc;
 
-const SERVICES: &str = "/api/v1/services";
-const DOCUMENT: &str =
+pub(crate) const SERVICES: &str = "/api/v1/services";
+pub(crate) const DOCUMENT: &str =
     "GET /api/v1/namespaces/cuda-runner-system/services/operator-fleet:fleet/proxy/api/fleet";
 
-fn service() -> Value {
+pub(crate) fn service() -> Value {
     json!({"metadata": {"name": "operator-fleet", "namespace": "cuda-runner-system"}})
 }
 
@@ -45,7 +49,7 @@ fn of_operator(leads: bool) -> Value {
         leads,
     };
     let mut builder = Builder::new(fixture::NOW, Some(operator), None, None);
-    builder.pool(&fixture::pool("my-pool"), None);
+    builder.pool(&fixture::pool("my-pool"), Known::default());
     serde_json::to_value(builder.finish()).unwrap()
 }
 
@@ -119,4 +123,45 @@ async fn who_may_see_one_namespace_sees_that() {
     let screen = text(&fleet, instead.as_deref()).replace('\n', " ");
     assert!(screen.contains("Nodes cannot be listed"), "{screen}");
     assert!(screen.contains("you may not"), "{screen}");
+}
+
+#[test]
+fn jobs_that_wait_are_shown_and_those_that_no_pool_takes() {
+    let waits = |run: u64, labels: &[&str]| QueuedJob {
+        id: Some(run),
+        run,
+        name: "train".to_owned(),
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        created_at: Some(fixture::NOW - SignedDuration::from_mins(4)),
+        ..QueuedJob::default()
+    };
+    let mut jobs: Vec<_> = (1..9).map(|run| waits(run, &["cuda"])).collect();
+    jobs.push(waits(9, &["cuda", "b300"]));
+    let queue = Arc::new(Queue {
+        at: fixture::NOW,
+        asked: None,
+        jobs: Ok(Some(jobs.into())),
+        registered: vec![],
+        shut_out: None,
+    });
+    let mut builder = Builder::new(fixture::NOW, None, None, None);
+    let known = Known {
+        read: Some(&queue),
+        heard: None,
+    };
+    builder.pool(&fixture::pool("my-pool"), known);
+    let screen = text(&builder.finish(), None);
+    fixture::fits(&screen);
+    let page = "https://github.com/acme/widgets/actions/runs";
+    let lines = screen.replace("\n      ", " ");
+    assert!(
+        lines.contains(&format!("train, for 4m, asks for [cuda] {page}/1/job/1\n")),
+        "{screen}"
+    );
+    assert!(screen.contains("    and 3 more\n"), "{screen}");
+    let none = lines.split("NO POOL TAKES").nth(1).unwrap();
+    assert!(
+        none.contains(&format!("asks for [cuda, b300] {page}/9/job/9")),
+        "{screen}"
+    );
 }

@@ -1,0 +1,552 @@
+//! One job: which pool would take it, whether it runs or has ended, or why it waits. From [the fleet document](crate::fleet),
+//! and so without GitHub.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::fleet::{Device, DeviceState, Event, EventKind, Fleet, Job, Pool, WaitingJob};
+use crate::kind;
+use crate::model::github::has_label;
+use crate::model::url::{GitHubUrl, Scope};
+use crate::reason::{Reason, Stored};
+
+/// Jobs that are told of at most, where a name or a run has many.
+const MOST: usize = 10;
+/// A queue that was read longer ago may be another by now.
+const FRESH: SignedDuration = SignedDuration::from_secs(60);
+/// Of a job of which nobody knows why it waits.
+const IN_NO_WAY: &str =
+    "Nothing that is known stands in its way: GitHub gives a job to an idle runner within seconds";
+/// Pools that are named at most.
+const MOST_POOLS: usize = 5;
+
+/// Which job.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Asked {
+    /// By the page of the job, or of its run.
+    Page(Page),
+    /// By its name.
+    Name(String),
+}
+
+/// A page of GitHub's, or of a GitHub Enterprise Server's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Page {
+    /// Such as `https://github.com`.
+    origin: String,
+    /// `OWNER/NAME`.
+    repository: String,
+    /// The run.
+    run: i64,
+    /// The job, where the page is of one.
+    job: Option<i64>,
+}
+
+impl Asked {
+    /// A job by its address, where this is one, else by its name.
+    ///
+    /// # Errors
+    ///
+    /// The address is not one of a job or of a run, in a sentence.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if !is_address(text) {
+            return Ok(Self::Name(text.trim().to_owned()));
+        }
+        let page = Page::parse(text).ok_or_else(|| {
+            format!(
+                "{text} is not the address of a job: https://github.com/OWNER/REPOSITORY/actions/runs/NUMBER/job/NUMBER, or the same of a GitHub Enterprise Server"
+            )
+        });
+        page.map(Self::Page)
+    }
+
+    /// Whether a job of a pool may be meant, which is at this address.
+    fn is_for<'a>(&self, job: &Job, pool: impl FnOnce() -> &'a str) -> bool {
+        match self {
+            Self::Name(name) => job.name.eq_ignore_ascii_case(name),
+            Self::Page(page) => {
+                let repository = job.repository.as_deref().unwrap_or_default();
+                job.run_id == Some(page.run)
+                    && repository.eq_ignore_ascii_case(&page.repository)
+                    && (page.job.is_none() || job.id.is_none() || job.id == page.job)
+                    && GitHubUrl::parse(pool(), true).is_ok_and(|url| url.origin() == page.origin)
+            }
+        }
+    }
+
+    /// GitHub's number for the job.
+    fn number(&self) -> Option<i64> {
+        match self {
+            Self::Page(page) => page.job,
+            Self::Name(_) => None,
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Name(name) => format!("the job {name}"),
+            Self::Page(page) => format!("run {} in {}", page.run, page.repository),
+        }
+    }
+}
+
+/// Whether this is meant as an address, and not as a name.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    text.trim().starts_with("https://") || text.trim().starts_with("http://")
+}
+
+impl Page {
+    /// `ORIGIN/OWNER/REPOSITORY/actions/runs/N[/attempts/N][/job/N]`.
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().split(['?', '#']).next()?;
+        let (scheme, rest) = text.split_once("://")?;
+        let mut parts = rest.trim_end_matches('/').split('/');
+        let host = parts.next().filter(|host| !host.is_empty())?;
+        let (owner, name) = (parts.next()?, parts.next()?);
+        let mut after = |word: &str| (parts.next()? == word).then_some(());
+        after("actions")?;
+        after("runs")?;
+        let run = parts.next()?.parse().ok()?;
+        let mut job = None;
+        while let Some(word) = parts.next() {
+            let number: i64 = parts.next()?.parse().ok()?;
+            match word {
+                "job" => job = Some(number),
+                "attempts" => {}
+                _ => return None,
+            }
+        }
+        Some(Self {
+            origin: format!("{scheme}://{}", host.to_ascii_lowercase()),
+            repository: format!("{owner}/{name}"),
+            run,
+            job,
+        })
+    }
+}
+
+/// What is known of a job.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// The jobs that may be meant, those that wait first.
+    pub jobs: Vec<Told>,
+    /// What that is worth; or, where there is none, what is known instead, and what to do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// How far it is.
+    pub state: State,
+    /// The job.
+    pub job: Job,
+    /// The pools, `NAMESPACE/NAME`, that would take it, or that had it.
+    pub pools: Vec<String>,
+    /// The runner that has or had it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
+    /// Its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Since when it waits or runs, or when it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// All that in sentences, and why.
+    pub says: String,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub enum State {
+    /// It waits for a pool's runner.
+    Waiting,
+    /// It waits, and no pool takes it.
+    Unserved,
+    /// It runs.
+    Running,
+    /// It has ended.
+    Ended,
+}
+
+/// What the fleet knows of a job.
+#[must_use]
+pub fn of(fleet: &Fleet, asked: &Asked) -> Answer {
+    let over: Vec<Told> = running(fleet, asked).chain(ended(fleet, asked)).collect();
+    let mut jobs = waiting(fleet, asked);
+    jobs.extend(unserved(fleet, asked));
+    // A list may be older than the job's start. A later attempt waits since the end of the one before.
+    jobs.retain(|waits| !over.iter().any(|over| over.is_later(waits)));
+    jobs.extend(over);
+    if jobs.is_empty() {
+        jobs.extend(lost(fleet, asked));
+    }
+    if let Some(number) = asked.number()
+        && jobs.iter().any(|told| told.job.id == Some(number))
+    {
+        jobs.retain(|told| told.job.id == Some(number));
+    }
+    let notes = notes(fleet, asked, &jobs);
+    jobs.truncate(MOST);
+    Answer { jobs, notes }
+}
+
+impl Told {
+    fn is_later(&self, waits: &Self) -> bool {
+        let same = self.job.run_id == waits.job.run_id
+            && lower(self.job.repository.as_ref()) == lower(waits.job.repository.as_ref())
+            && self.job.name.eq_ignore_ascii_case(&waits.job.name);
+        same && self.at >= waits.at
+    }
+}
+
+fn lower(text: Option<&String>) -> Option<String> {
+    text.map(|text| text.to_ascii_lowercase())
+}
+
+/// A job's name with its run.
+fn words(job: &Job) -> String {
+    let run = job.run_id.map(|run| format!(" of run {run}"));
+    let place = job.repository.as_ref().map(|name| format!(" in {name}"));
+    [Some(format!("The job {}", job.name)), run, place]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn since(at: Option<Timestamp>) -> String {
+    at.map_or_else(String::new, |at| format!(" since {at}"))
+}
+
+/// The jobs that a pool would take, each once.
+fn waiting(fleet: &Fleet, asked: &Asked) -> Vec<Told> {
+    let mut all: Vec<(&WaitingJob, Vec<&Pool>)> = vec![];
+    for pool in &fleet.pools {
+        let ours = pool.queue.waiting.iter();
+        for waits in ours.filter(|waits| asked.is_for(&waits.job, || &pool.url)) {
+            match all.iter_mut().find(|(known, _)| known.job == waits.job) {
+                Some((_, pools)) => pools.push(pool),
+                None => all.push((waits, vec![pool])),
+            }
+        }
+    }
+    let tell = |(waits, pools): (&WaitingJob, Vec<&Pool>)| Told {
+        state: State::Waiting,
+        job: waits.job.clone(),
+        pools: pools.iter().map(|pool| pool.key()).collect(),
+        runner: None,
+        node: None,
+        at: waits.since,
+        says: why_it_waits(fleet, waits, &pools),
+    };
+    all.into_iter().map(tell).collect()
+}
+
+fn why_it_waits(fleet: &Fleet, waits: &WaitingJob, pools: &[&Pool]) -> String {
+    let keys: Vec<String> = pools.iter().map(|pool| pool.key()).collect();
+    let mut says = vec![
+        format!("{} waits{}", words(&waits.job), since(waits.since)),
+        format!(
+            "It asks for [{}], and {} would take it",
+            waits.labels.join(", "),
+            keys.join(" or ")
+        ),
+    ];
+    for pool in pools {
+        let mut queue = pool.queue.waiting.iter();
+        let place = queue.position(|other| other.job == waits.job);
+        let of = (pools.len() > 1).then(|| format!(" of {}", pool.key()));
+        let of = of.unwrap_or_default();
+        says.push(match place.unwrap_or(0) {
+            0 => format!("It is the oldest in the queue{of}"),
+            1 => format!("1 job in the queue{of} is older"),
+            older => format!("{older} jobs in the queue{of} are older"),
+        });
+        let why = pool.queue.why.as_ref();
+        says.push(why.map_or_else(
+            || IN_NO_WAY.to_owned(),
+            |why| format!("Why it waits: {why}"),
+        ));
+        let is_old = |as_of| fleet.generated_at.duration_since(as_of) > FRESH;
+        if let Some(as_of) = pool.queue.as_of.filter(|as_of| is_old(*as_of)) {
+            says.push(format!(
+                "The queue was read at {as_of}; `kubectl cudarunner why {} --namespace {}` has it read now",
+                pool.name, pool.namespace
+            ));
+        }
+    }
+    says.join(". ")
+}
+
+/// The jobs that no pool takes.
+fn unserved<'a>(fleet: &'a Fleet, asked: &'a Asked) -> impl Iterator<Item = Told> + 'a {
+    let all = fleet.unserved.iter().filter_map(|waits| {
+        let repository = waits.job.repository.as_deref().unwrap_or_default();
+        let near = nearest(fleet, waits, repository);
+        let url = near.map_or("", |pool| pool.url.as_str());
+        asked.is_for(&waits.job, || url).then_some((waits, near))
+    });
+    all.map(|(waits, near)| {
+        let lacks = near.map_or_else(String::new, |pool| {
+            let missing = waits.labels.iter();
+            let missing: Vec<&str> = missing
+                .filter(|label| !has_label(&pool.labels, label))
+                .map(String::as_str)
+                .collect();
+            format!(". {} comes nearest, and lacks {}", pool.key(), missing.join(", "))
+        });
+        Told {
+            state: State::Unserved,
+            job: waits.job.clone(),
+            pools: vec![],
+            runner: None,
+            node: None,
+            at: waits.since,
+            says: format!(
+                "{} waits{}, and no pool takes it: it asks for [{}]{lacks}. Add what is missing to spec.labels of the pool that should run it, or change the job's runs-on",
+                words(&waits.job),
+                since(waits.since),
+                waits.labels.join(", "),
+            ),
+        }
+    })
+}
+
+/// The pool for a repository that lacks the fewest of a job's labels.
+fn nearest<'a>(fleet: &'a Fleet, waits: &WaitingJob, repository: &str) -> Option<&'a Pool> {
+    let origin = waits.job.url.as_deref()?;
+    let there = fleet.pools.iter().filter(|pool| {
+        let url = GitHubUrl::parse(&pool.url, true);
+        url.is_ok_and(|url| origin.starts_with(&url.origin()) && covers(&url, repository))
+    });
+    there.min_by_key(|pool| {
+        let missing = waits.labels.iter();
+        missing
+            .filter(|label| !has_label(&pool.labels, label))
+            .count()
+    })
+}
+
+/// Whether pools at an address get the jobs of a repository.
+fn covers(url: &GitHubUrl, repository: &str) -> bool {
+    let of = repository.split('/').next().unwrap_or_default();
+    match url.scope() {
+        Scope::Repository { owner, name } => {
+            repository.eq_ignore_ascii_case(&format!("{owner}/{name}"))
+        }
+        Scope::Organization { name } => of.eq_ignore_ascii_case(name),
+        Scope::Enterprise { .. } => true,
+    }
+}
+
+/// The address of a pool by `NAMESPACE/NAME`.
+fn url_of<'a>(fleet: &'a Fleet, key: &str) -> &'a str {
+    let pool = fleet.pools.iter().find(|pool| pool.key() == key);
+    pool.map_or("", |pool| pool.url.as_str())
+}
+
+/// The jobs that run, each once, however many devices it has.
+fn running<'a>(fleet: &'a Fleet, asked: &'a Asked) -> impl Iterator<Item = Told> + 'a {
+    let mut told = BTreeSet::new();
+    let devices = fleet.nodes.iter().flat_map(|node| {
+        let devices = node.devices.iter();
+        devices.map(move |device| (node, device))
+    });
+    devices.filter_map(move |(node, device)| {
+        let (job, pool) = (device.job.as_ref()?, device.pool.as_deref()?);
+        let runner = device.runner.as_deref()?;
+        let is_it = device.state == DeviceState::Job && asked.is_for(job, || url_of(fleet, pool));
+        (is_it && told.insert((pool, runner))).then(|| Told {
+            state: State::Running,
+            job: job.clone(),
+            pools: vec![pool.to_owned()],
+            runner: Some(runner.to_owned()),
+            node: Some(node.name.clone()),
+            at: device.since,
+            says: format!(
+                "{} runs{}, on the runner {runner} of {pool}, on the node {}",
+                words(job),
+                since(device.since),
+                node.name
+            ),
+        })
+    })
+}
+
+/// The jobs that have ended, the newest first.
+fn ended<'a>(fleet: &'a Fleet, asked: &'a Asked) -> impl Iterator<Item = Told> + 'a {
+    let jobs = fleet.history.iter().filter(|e| e.kind == EventKind::Job);
+    jobs.filter_map(|event| {
+        let job = event.job.as_ref()?;
+        let is_it = asked.is_for(job, || url_of(fleet, &event.pool));
+        is_it.then(|| Told {
+            state: State::Ended,
+            job: job.clone(),
+            pools: vec![event.pool.clone()],
+            runner: Some(event.runner.clone()),
+            node: event.node.clone(),
+            at: Some(event.at),
+            says: how_it_ended(job, event),
+        })
+    })
+}
+
+fn how_it_ended(job: &Job, event: &Event) -> String {
+    let node = event.node.as_deref();
+    let node = node.map_or_else(String::new, |node| format!(", on the node {node}"));
+    let how = match event.result.as_str() {
+        "unknown" => "GitHub has not said how".to_owned(),
+        result => result.to_owned(),
+    };
+    let why = event.message.as_deref();
+    let why = why.map_or_else(String::new, |why| format!(". {why}"));
+    format!(
+        "{} has ended at {}, on the runner {} of {}{node}: {how}{why}",
+        words(job),
+        event.at,
+        event.runner,
+        event.pool
+    )
+}
+
+/// A job that a pool's condition tells of: the first that no pool takes.
+fn lost(fleet: &Fleet, asked: &Asked) -> Option<Told> {
+    let missing = |held: &&crate::fleet::Held| {
+        held.type_ == kind::QUEUE_SERVED && Stored::parse(&held.reason) == Reason::LabelMissing
+    };
+    let mut pools = fleet.pools.iter();
+    pools.find_map(|pool| {
+        let held = pool.held.iter().find(missing)?;
+        // As `queue::served` says it.
+        let (subject, _) = held.message.split_once(" asks for [")?;
+        let (name, run) = subject.strip_prefix("The job ")?.rsplit_once(" of run ")?;
+        let run = run.parse().ok();
+        let url = GitHubUrl::parse(&pool.url, true).ok()?;
+        let Scope::Repository { owner, name: of } = url.scope() else {
+            return None;
+        };
+        let job = Job {
+            name: name.to_owned(),
+            repository: Some(format!("{owner}/{of}")),
+            run_id: run,
+            ..Job::default()
+        };
+        asked.is_for(&job, || &pool.url).then(|| Told {
+            state: State::Unserved,
+            job,
+            pools: vec![],
+            runner: None,
+            node: None,
+            at: None,
+            says: held.message.clone(),
+        })
+    })
+}
+
+/// What the answer is worth.
+fn notes(fleet: &Fleet, asked: &Asked, jobs: &[Told]) -> Vec<String> {
+    let mut notes = vec![];
+    if let Some(more) = jobs.len().checked_sub(MOST).filter(|more| *more > 0) {
+        notes.push(format!(
+            "{more} more jobs could be meant: name one by its address"
+        ));
+    }
+    if let (Some(number), false) = (asked.number(), jobs.is_empty())
+        && jobs.iter().all(|told| told.job.id != Some(number))
+    {
+        notes.push(format!(
+            "Which of the jobs of its run has the number {number} is not known: the operator knows the numbers of jobs that wait in the queue of a repository, and no others"
+        ));
+    }
+    if jobs.is_empty() {
+        notes.extend(nothing(fleet, asked));
+    }
+    match &fleet.operator {
+        None => notes.push("This is from the statuses of the pools alone: which jobs wait and run is in the operator's fleet document, which is read where its fleet page is on (fleetPage.enabled in its chart) and you may get services/proxy".to_owned()),
+        Some(operator) if !operator.leads => notes.push(format!(
+            "{} answered, which stands by: which jobs wait and run is known to the replica that leads",
+            operator.name
+        )),
+        Some(_) => {}
+    }
+    notes
+}
+
+/// What is known where the job is not.
+fn nothing(fleet: &Fleet, asked: &Asked) -> Vec<String> {
+    let mut notes = vec![];
+    let mut pools: Vec<&Pool> = fleet.pools.iter().collect();
+    if let Asked::Page(page) = asked {
+        pools.retain(|pool| {
+            let url = GitHubUrl::parse(&pool.url, true);
+            url.is_ok_and(|url| url.origin() == page.origin && covers(&url, &page.repository))
+        });
+        if pools.is_empty() {
+            let all: BTreeSet<&str> = fleet.pools.iter().map(|pool| pool.url.as_str()).collect();
+            let some: Vec<&str> = all.iter().take(MOST_POOLS).copied().collect();
+            let rest = all.len().saturating_sub(some.len());
+            let rest = if rest > 0 {
+                format!(" and {rest} more")
+            } else {
+                String::new()
+            };
+            return vec![format!(
+                "No pool is for {} at {}, so none takes its jobs. Pools are for: {}{rest}",
+                page.repository,
+                page.origin,
+                if some.is_empty() {
+                    "nothing yet".to_owned()
+                } else {
+                    some.join(", ")
+                }
+            )];
+        }
+    }
+    let named = |pool: &&&Pool| format!("{} ([{}])", pool.key(), pool.labels.join(", "));
+    let some: Vec<String> = pools.iter().take(MOST_POOLS).map(|p| named(&p)).collect();
+    notes.push(format!(
+        "Nothing is known of {}: it is in no queue as last read, runs on no runner that is known to have it, and is not among the last jobs. Pools that could take it, each with its labels: {}",
+        asked.words(),
+        if some.is_empty() { "none".to_owned() } else { some.join("; ") }
+    ));
+    let beyond = pools.iter().map(|pool| pool.queue.waiting_not_listed);
+    let beyond = beyond.fold(fleet.unserved_not_listed, u32::saturating_add);
+    if beyond > 0 {
+        notes.push(format!(
+            "{beyond} jobs wait of which no more is known than that they do"
+        ));
+    }
+    let unnamed = unnamed(fleet, &pools);
+    if unnamed > 0 {
+        notes.push(format!(
+            "{unnamed} of their runners run jobs whose names are known when they have ended: only a scale set is told them before"
+        ));
+    }
+    if fleet.operator.is_some() {
+        notes.push("The queue of a pool with a fixed number of runners is read every few minutes: `kubectl cudarunner why POOL` has it read now".to_owned());
+    }
+    notes
+}
+
+/// How many runners of these pools are busy with a job that nobody can name.
+fn unnamed(fleet: &Fleet, pools: &[&Pool]) -> usize {
+    let busy = pools.iter().map(|pool| pool.busy);
+    let busy = usize::try_from(busy.fold(0, i32::saturating_add)).unwrap_or(0);
+    let keys: BTreeSet<String> = pools.iter().map(|pool| pool.key()).collect();
+    let devices = fleet.nodes.iter().flat_map(|node| &node.devices);
+    let is_named = |device: &&Device| {
+        let pool = device.pool.as_ref();
+        device.job.is_some() && pool.is_some_and(|pool| keys.contains(pool))
+    };
+    let named = devices.filter(is_named).map(|device| &device.runner);
+    busy.saturating_sub(named.collect::<BTreeSet<_>>().len())
+}
+
+#[cfg(test)]
+mod tests;
