@@ -19,13 +19,16 @@ use super::state::{self, Device};
 use crate::images::SMI;
 
 /// What the plugin serves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// The folder with the devices' state files.
+    #[arg(long)]
     pub devices: PathBuf,
     /// The folder with the driver, mounted into every container that gets a device.
+    #[arg(long)]
     pub driver: PathBuf,
     /// The resource's name, such as `nvidia.com/gpu`.
+    #[arg(long, default_value = "nvidia.com/gpu")]
     pub resource: String,
 }
 

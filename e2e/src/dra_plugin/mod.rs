@@ -34,15 +34,19 @@ const ENDPOINT: &str = "/var/lib/kubelet/plugins/gpu.nvidia.com/dra.sock";
 const LOOK: Duration = Duration::from_millis(300);
 
 /// What the plugin serves, and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// The folder with the devices' state files.
+    #[arg(long)]
     pub devices: PathBuf,
     /// The folder with the driver, mounted into every container that gets a device.
+    #[arg(long)]
     pub driver: PathBuf,
     /// The node's credentials.
+    #[arg(long)]
     pub kubeconfig: PathBuf,
     /// The node's name, which is also that of its pool of devices.
+    #[arg(long)]
     pub node: String,
 }
 
