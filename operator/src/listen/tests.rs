@@ -584,7 +584,7 @@ fn the_oldest_job_that_waits_is_known_as_long_as_it_waits() {
 #[test]
 fn jobs_that_wait_are_known_by_name_until_they_run_and_as_far_as_there_is_room() {
     let waits = Queued::Available(Timestamp::constant(10, 0));
-    let named = |name: &str| QueuedJob {
+    let job_of = |name: &str| QueuedJob {
         name: name.to_owned(),
         ..QueuedJob::default()
     };
@@ -592,22 +592,22 @@ fn jobs_that_wait_are_known_by_name_until_they_run_and_as_far_as_there_is_room()
     received.queue(vec![(1, waits), (2, waits)], 20);
     // One of which nobody said that it waits is passed over
     received.name(vec![
-        (1, named("train")),
-        (2, named("build")),
-        (3, named("lint")),
+        (1, job_of("train")),
+        (2, job_of("build")),
+        (3, job_of("lint")),
     ]);
-    let names = |received: &Received| {
-        let names = received.named.values().map(|job| job.name.clone());
-        names.collect::<Vec<_>>()
+    let listed = |received: &Received| {
+        let all = received.named.values().map(|job| job.name.clone());
+        all.collect::<Vec<_>>()
     };
-    assert_eq!(names(&received), ["train", "build"]);
+    assert_eq!(listed(&received), ["train", "build"]);
     received.queue(vec![(1, Queued::Over)], 20);
     received.name(vec![]);
-    assert_eq!(names(&received), ["build"]);
+    assert_eq!(listed(&received), ["build"]);
     // Given texts of absurd length, no more is kept than there is room for
     for id in 4..20 {
         received.queue(vec![(id, waits)], 20);
-        received.name(vec![(id, named(&"x".repeat(10_000)))]);
+        received.name(vec![(id, job_of(&"x".repeat(10_000)))]);
     }
     let kept: usize = received.named.values().map(QueuedJob::text_length).sum();
     assert!((60_000..=MOST_TEXT).contains(&kept), "{kept}");
