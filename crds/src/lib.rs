@@ -19,6 +19,11 @@ mod labels;
     reason = "the derive of KubeSchema repeats each struct inside a function"
 )]
 mod rerun;
+#[expect(
+    unreachable_pub,
+    reason = "the derive of KubeSchema repeats each struct inside a function"
+)]
+mod schedule;
 mod schema;
 #[expect(
     unreachable_pub,
@@ -30,6 +35,7 @@ mod telemetry;
 pub mod template;
 mod values;
 mod verification;
+mod webhook;
 
 pub use allow::*;
 pub use checks::*;
@@ -38,11 +44,13 @@ pub use containers::*;
 pub use jobs::*;
 pub use labels::GITHUB_LABELS;
 pub use rerun::*;
+pub use schedule::*;
 pub use spec::*;
 pub use status::*;
 pub use telemetry::*;
 pub use values::values_schema;
 pub use verification::*;
+pub use webhook::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON,
