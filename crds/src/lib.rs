@@ -20,6 +20,11 @@ mod labels;
     reason = "the derive of KubeSchema repeats each struct inside a function"
 )]
 mod rerun;
+#[expect(
+    unreachable_pub,
+    reason = "the derive of KubeSchema repeats each struct inside a function"
+)]
+mod schedule;
 mod schema;
 #[expect(
     unreachable_pub,
@@ -31,6 +36,7 @@ mod telemetry;
 pub mod template;
 mod values;
 mod verification;
+mod webhook;
 
 pub use allow::*;
 pub use arch::{ARCH_LABEL, Arch};
@@ -40,11 +46,13 @@ pub use containers::*;
 pub use jobs::*;
 pub use labels::github_labels;
 pub use rerun::*;
+pub use schedule::*;
 pub use spec::*;
 pub use status::*;
 pub use telemetry::*;
 pub use values::values_schema;
 pub use verification::*;
+pub use webhook::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON,

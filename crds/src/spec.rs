@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Arch, JobContainers, JobsSpec, Rerun, schema};
+use crate::{Arch, JobContainers, JobsSpec, Rerun, ScheduleWindow, Webhook, schema};
 
 /// A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -234,6 +234,8 @@ pub enum RegistrationMode {
 #[derive(KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.minRunners <= self.maxRunners").message("minRunners may not be larger than maxRunners"))]
+#[x_kube(validation = Rule::new("!has(self.schedule) || self.schedule.all(w, w.minRunners <= self.maxRunners)").message("minRunners of a window in scaling.schedule may not be larger than maxRunners"))]
+#[x_kube(validation = Rule::new("!has(self.webhook) || self.source == 'Webhook'").message("scaling.webhook is for scaling.source Webhook: set the source, or remove scaling.webhook"))]
 pub struct Scaling {
     /// Runners that wait even when nothing is queued.
     #[serde(default)]
@@ -245,6 +247,13 @@ pub struct Scaling {
     /// From where the length of the queue is known.
     #[serde(default)]
     pub source: ScalingSource,
+    /// The webhook of `source: Webhook`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
+    /// Windows of time with runners that wait. Of `minRunners` and the windows that are open the largest counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub schedule: Vec<ScheduleWindow>,
 }
 
 /// From where the length of the queue is known.
@@ -253,7 +262,7 @@ pub enum ScalingSource {
     /// GitHub's scale-set service, by long poll. Runners then register as those of a scale set, too.
     #[default]
     ScaleSet,
-    /// `workflow_job` webhooks.
+    /// Reading the queue of a repository when a `workflow_job` webhook comes.
     Webhook,
     /// Reading the queue of a repository twice a minute.
     Poll,

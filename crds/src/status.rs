@@ -93,6 +93,9 @@ pub struct CudaRunnerStatus {
     /// The pool's scale set on GitHub, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_set: Option<ScaleSetStatus>,
+    /// The webhook of `scaling.source: Webhook`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<crate::WebhookStatus>,
     /// The workflow run that proves the pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<crate::VerificationStatus>,

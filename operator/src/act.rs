@@ -12,6 +12,8 @@ pub mod status;
 pub mod uninstall;
 mod unused;
 mod verify;
+pub mod wake;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -147,6 +149,9 @@ impl Executor<'_> {
                 session,
             } => self.listen(set, capacity, session),
             Action::StopListening => self.stop_listening().await,
+            Action::CreateWebhook(url) => self.create_webhook(&url).await,
+            Action::UpdateWebhook(id, url) => self.update_webhook(id, &url).await,
+            Action::RemoveWebhook(address, url) => self.remove_webhook(&address, &url).await,
             Action::DispatchWorkflow(workflow) => self.dispatch(&workflow).await,
             Action::CancelRun(repository, run) => {
                 self.github()?.cancel_run(&repository, run).await?;

@@ -132,6 +132,10 @@ pub struct Config {
     #[command(flatten)]
     pub fleet: FleetPage,
 
+    /// The webhooks of GitHub.
+    #[command(flatten)]
+    pub webhooks: WebhookEndpoint,
+
     /// OTLP collector that is sent traces, by protobuf over HTTP, as in `http://collector:4318`.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -149,6 +153,30 @@ pub struct FleetPage {
     /// cluster: those of a proxy before it.
     #[arg(long, env, value_delimiter = ',', value_name = "NAME")]
     pub fleet_host: Vec<String>,
+}
+
+/// The webhooks of GitHub, which wake pools with `scaling.source: Webhook`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct WebhookEndpoint {
+    /// Address on which webhooks are taken. Whoever reaches it may send anything: what GitHub has not signed is refused.
+    #[arg(long, env, requires = "webhook_url")]
+    pub webhook_listen: Option<SocketAddr>,
+
+    /// Address at which GitHub reaches it, as in `https://hooks.example.com/cuda-runner`: that of an Ingress or a Gateway.
+    #[arg(long, env, value_name = "URL", value_parser = base_url)]
+    pub webhook_url: Option<String>,
+}
+
+/// An address below which there is something.
+fn base_url(text: &str) -> Result<String, String> {
+    let url = text.parse::<http::Uri>().ok();
+    let is_whole = url.is_some_and(|url| {
+        let is_web = matches!(url.scheme_str(), Some("http" | "https"));
+        is_web && url.host().is_some() && url.query().is_none() && !text.contains(['@', '#'])
+    });
+    is_whole
+        .then(|| text.trim_end_matches('/').to_owned())
+        .ok_or_else(|| "give an address such as https://hooks.example.com".to_owned())
 }
 
 /// What the rest of the cluster sees of nodes.
@@ -251,6 +279,29 @@ mod tests {
             );
         }
         assert!(network("10.0.0.0/99").is_err());
+    }
+
+    #[test]
+    fn webhooks_need_an_address_that_github_reaches() {
+        let parsed = |more: &[&str]| {
+            let line = ["cuda-runner-operator", "run", "--gate-image=gate"];
+            Cli::try_parse_from(line.iter().chain(more)).is_ok()
+        };
+        let listen = "--webhook-listen=0.0.0.0:8083";
+        assert!(!parsed(&[listen]));
+        for (url, is_one) in [
+            ("https://hooks.example.com", true),
+            ("http://10.0.0.1:30083/cuda-runner/", true),
+            ("hooks.example.com", false),
+            ("https://user@hooks.example.com", false),
+            ("https://hooks.example.com/?a=b", false),
+        ] {
+            assert_eq!(
+                parsed(&[listen, &format!("--webhook-url={url}")]),
+                is_one,
+                "{url}"
+            );
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
 use crate::watch::{self, Waker};
+use crate::webhook::Webhooks;
 use cuda_runner_plan::PodSettings;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::proxy::Proxy;
@@ -75,6 +76,8 @@ pub struct Context {
     pub status_turns: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Metrics,
+    /// The webhooks that GitHub delivers to, where any are taken.
+    pub webhooks: Option<Arc<Webhooks>>,
     /// Publishes Events.
     pub events: Events,
     /// Wakes pools.
@@ -133,8 +136,10 @@ impl Context {
     pub fn release_objects(&self, pool: &Pool) {
         let Ok(spec) = &pool.spec else { return };
         let of_proxy = spec.proxy.as_ref().and_then(Proxy::secret);
+        let of_webhook = spec.webhook.as_ref().and_then(|w| w.secret.as_deref());
         let secrets: Vec<&str> = std::iter::once(spec.secret.as_str())
             .chain(of_proxy)
+            .chain(of_webhook)
             .collect();
         self.secrets.release(&pool.key, &secrets);
         let bundle = spec.ca_bundle.as_ref().map(|r| r.name.as_str());

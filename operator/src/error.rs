@@ -4,6 +4,7 @@ use crate::github;
 use crate::guard::Panicked;
 use crate::lease::NotLeading;
 use crate::registrar::store::StoreError;
+use crate::webhook::keys::KeysError;
 
 /// Why an action was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,9 @@ pub enum RunError {
     /// The certificate authority cannot be had.
     #[error("the registrar's certificate authority: {0}")]
     Ca(#[from] StoreError),
+    /// The keys of webhooks cannot be had.
+    #[error("webhooks: {0}")]
+    Webhooks(#[from] KeysError),
     /// The lease was lost: another replica acts now.
     #[error("this replica does not lead any more")]
     LeaseLost,

@@ -2,7 +2,8 @@
 //!
 //! Data flows one way: [`watch`] → [`observe`] → [`cuda_runner_plan`] (pure, a crate of its own) → [`act`], the one
 //! writer; [`reconcile`] calls them in this order, for the [`controllers`]. [`listen`] hears of a scale set's jobs. The [`registrar`] answers the
-//! gates; [`registration`] is the only other caller of GitHub's write side. [`fleet`] only reads.
+//! gates; [`registration`] is the only other caller of GitHub's write side. [`fleet`] only reads. [`webhook`] takes
+//! GitHub's events, which only wake.
 //!
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
@@ -34,3 +35,4 @@ pub mod server;
 pub mod specs;
 pub mod telemetry;
 pub mod watch;
+pub mod webhook;

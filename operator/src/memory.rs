@@ -2,8 +2,12 @@
 //!
 //! All of it can be lost at any moment: after a restart what is needed of it is read again, from the stores and from GitHub.
 
+mod hook;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+pub use hook::HookMemory;
 
 use cudarunner_crds::CudaRunnerStatus;
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +24,7 @@ use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
+use cuda_runner_plan::model::webhook::Heard;
 use cuda_runner_plan::{Access, Listing, Observed, Queue, hung};
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
@@ -114,6 +119,10 @@ pub struct PoolMemory {
     pub in_flight: BTreeSet<(Timestamp, String)>,
     /// The way to GitHub.
     pub github: GitHubMemory,
+    /// What came by the webhook.
+    pub webhook: Heard,
+    /// The webhook itself.
+    pub hook: HookMemory,
     /// What was seen at addresses that the pool has left.
     pub left: BTreeMap<String, Left>,
     /// The status as we last found it, ahead of what the store shows. What must be stored before anything is done because

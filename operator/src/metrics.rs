@@ -60,6 +60,8 @@ struct State {
     first_online: Histogram,
     reconciles: Histogram,
     by_repository: bool,
+    /// Deliveries of webhooks, by what became of them.
+    deliveries: BTreeMap<&'static str, u64>,
 }
 
 impl Default for State {
@@ -69,6 +71,7 @@ impl Default for State {
             first_online: Histogram::new(WAIT_BUCKETS),
             reconciles: Histogram::new(RECONCILE_BUCKETS),
             by_repository: false,
+            deliveries: BTreeMap::new(),
         }
     }
 }
@@ -240,6 +243,12 @@ impl Metrics {
     pub fn by_repository(self, by_repository: bool) -> Self {
         self.lock().by_repository = by_repository;
         self
+    }
+
+    /// Counts a delivery of a webhook by what became of it.
+    pub fn delivered(&self, outcome: &'static str) {
+        let count = &mut self.lock().deliveries;
+        *count.entry(outcome).or_default() += 1;
     }
 
     /// Counts a runner that has ended.

@@ -33,6 +33,9 @@ use crate::telemetry::Telemetry;
 use crate::watch::Waker;
 use crate::watch::objects::{Breadth, Objects};
 use crate::watch::stores::Stores;
+use crate::webhook::desk::OperatorDesk;
+use crate::webhook::keys::Keys;
+use crate::webhook::{self, Webhooks};
 
 /// Bounds of the registrar: what a thousand runners that start at once need, with three requests each, and not much more.
 const LIMITS: Limits = Limits {
@@ -100,6 +103,7 @@ async fn operate(
     let client = kubernetes::client().await?;
     let (registrar_url, names) = registrar_address(config, &client).await?;
     let ca = CaStore::open(client.clone(), &config.operator_namespace, names).await?;
+    let webhooks = webhooks(config, &client).await?;
     let (waker, woken) = Waker::new();
     let waker = Arc::new(waker);
     let stores = Stores::watch(config, &client, &waker);
@@ -111,6 +115,7 @@ async fn operate(
         waker: Arc::clone(&waker),
         stores,
         fence: election.as_ref().map_or_else(Fence::default, |e| e.fence()),
+        webhooks,
     };
     let ctx = Arc::new(beginning.context(config).await);
 
@@ -131,6 +136,7 @@ async fn operate(
         }
         None => None,
     };
+    let hooks = endpoint_of_webhooks(config, &ctx, &client).await?;
     let registrar = registrar::serve(
         endpoint,
         ca.server_config(),
@@ -147,6 +153,7 @@ async fn operate(
         () = registrar => Err(RunError::Ended("the registrar")),
         _ = server::serve_admin(admin, telemetry) => Err(RunError::Ended("the admin endpoint")),
         () = fleet::server::serve(page, config.fleet.fleet_host.clone()) => Err(RunError::Ended("the fleet page")),
+        () = webhook::server::serve(hooks) => Err(RunError::Ended("the endpoint of webhooks")),
         () = Arc::clone(&ca).maintain() => Err(RunError::Ended("the upkeep of the certificate authority")),
         ended = control(election, ctx, woken, filled) => ended,
     }
@@ -160,6 +167,7 @@ struct Beginning {
     waker: Arc<Waker>,
     stores: Stores,
     fence: Fence,
+    webhooks: Option<Arc<Webhooks>>,
 }
 
 impl Beginning {
@@ -200,6 +208,7 @@ impl Beginning {
                     instance: Some(config.identity.clone()),
                 },
             ),
+            webhooks: self.webhooks,
             waker,
             creations: Semaphore::new(CREATIONS),
             ca: self.ca,
@@ -213,6 +222,30 @@ impl Beginning {
             fence,
         }
     }
+}
+
+/// Where webhooks are taken, if anywhere.
+async fn endpoint_of_webhooks(
+    config: &Config,
+    ctx: &Arc<Context>,
+    client: &Client,
+) -> Result<Option<(TcpListener, OperatorDesk)>, RunError> {
+    let address = config.webhooks.webhook_listen;
+    let Some((address, webhooks)) = address.zip(ctx.webhooks.clone()) else {
+        return Ok(None);
+    };
+    let desk = OperatorDesk::new(Arc::clone(ctx), webhooks, client.clone());
+    Ok(Some((listen(address).await?, desk)))
+}
+
+/// The webhooks that are taken, where any are.
+async fn webhooks(config: &Config, client: &Client) -> Result<Option<Arc<Webhooks>>, RunError> {
+    let endpoint = &config.webhooks;
+    let Some((_, url)) = endpoint.webhook_listen.zip(endpoint.webhook_url.as_ref()) else {
+        return Ok(None);
+    };
+    let keys = Keys::open(client.clone(), &config.operator_namespace).await?;
+    Ok(Some(Arc::new(Webhooks::new(url, keys))))
 }
 
 /// Each of several replicas answers gates: none of them knows of all registrations.

@@ -139,7 +139,16 @@ fn show_repository(world: &World, name: &str, repository: &Repository) -> Value 
         "workflows": workflows,
         "runners": runners(world, &scope),
         "scaleSets": lasting_sets(world, &scope),
+        "webhooks": lasting_hooks(world, &scope),
     })
+}
+
+/// Without their numbers and their secrets.
+fn lasting_hooks(world: &World, scope: &Scope) -> Vec<Value> {
+    let hooks = world.hooks.values().filter(|hook| hook.scope == *scope);
+    hooks
+        .map(|hook| json!({"url": hook.url, "events": hook.events, "active": hook.active}))
+        .collect()
 }
 
 fn show_protection(protection: &Protection) -> Value {

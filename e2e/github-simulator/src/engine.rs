@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::events;
 use crate::state::{
     ChangeKind, Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, StepTemplate,
     World,
@@ -192,6 +193,7 @@ pub fn pump(world: &mut World, now: Timestamp) -> bool {
     changed |= release_groups(world, now);
     changed |= assign(world, now);
     changed |= scale_sets::offer(world, now);
+    events::collect(world, now);
     changed
 }
 

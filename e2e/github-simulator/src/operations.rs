@@ -6,8 +6,8 @@ use crate::{
     call::Call,
     openapi::{ENTERPRISE_CLOUD, GITHUB_COM},
     rest::{
-        apps, checks, contents, notes, protection, rate_limit, repos, rules, rulesets, runners,
-        runs, workflows,
+        apps, checks, contents, hooks, notes, protection, rate_limit, repos, rules, rulesets,
+        runners, runs, workflows,
     },
     state::{Level, World},
 };
@@ -54,6 +54,8 @@ const ADMIN_WRITE: Need = Need::Repository("administration", Level::Write);
 const CHECKS: Need = Need::Repository("checks", Level::Read);
 const CHECKS_WRITE: Need = Need::Repository("checks", Level::Write);
 const CONTENTS: Need = Need::Repository("contents", Level::Read);
+const HOOKS: Need = Need::Repository("repository_hooks", Level::Read);
+const HOOKS_WRITE: Need = Need::Repository("repository_hooks", Level::Write);
 const ORG: Need = Need::Organization("organization_self_hosted_runners", Level::Read);
 const ORG_WRITE: Need = Need::Organization("organization_self_hosted_runners", Level::Write);
 
@@ -137,6 +139,15 @@ pub const OPERATIONS: &[Operation] = &[
     api("repos/add-status-check-contexts", ADMIN_WRITE, protection::add_contexts),
     api("repos/set-status-check-contexts", ADMIN_WRITE, protection::set_contexts),
     api("repos/remove-status-check-contexts", ADMIN_WRITE, protection::remove_contexts),
+    // Webhooks.
+    api("repos/list-webhooks", HOOKS, hooks::list),
+    api("repos/create-webhook", HOOKS_WRITE, hooks::create),
+    api("repos/get-webhook", HOOKS, hooks::get),
+    api("repos/update-webhook", HOOKS_WRITE, hooks::update),
+    api("repos/delete-webhook", HOOKS_WRITE, hooks::delete),
+    api("repos/ping-webhook", HOOKS, hooks::pings),
+    api("repos/list-webhook-deliveries", HOOKS, hooks::deliveries),
+    api("repos/redeliver-webhook-delivery", HOOKS_WRITE, hooks::redeliver),
     // Rulesets.
     api("repos/get-repo-rulesets", METADATA, rulesets::list),
     api("repos/create-repo-ruleset", ADMIN_WRITE, rulesets::create),

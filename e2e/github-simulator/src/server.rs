@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::{
-    agent, control, dump, engine,
+    agent, control, deliver, dump, engine,
     exchange::Dropped,
     fixtures,
     openapi::Description,
@@ -176,6 +176,7 @@ async fn tick(shared: Arc<Shared>, dump_file: Option<PathBuf>) -> Result<()> {
         if changed {
             shared.notify();
         }
+        deliver::begin(&shared);
         if let Some(file) = &dump_file
             && changes.has_changed().unwrap_or(false)
         {

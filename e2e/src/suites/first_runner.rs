@@ -97,7 +97,7 @@ async fn proven(ctx: &Ctx, runner: &str) -> Result<String> {
     Ok(uuid.to_owned())
 }
 
-/// Every field of the example manifest is taken and acted on; one that is not built yet stalls the pool.
+/// Every field of the example manifest is taken and acted on.
 pub(super) async fn example(ctx: &Ctx) -> Result<()> {
     // Given the example of the documentation as it stands, pointed at this GitHub
     let path = crate::paths::repository().join("docs/examples/tensor-wasm.yaml");
@@ -129,18 +129,5 @@ pub(super) async fn example(ctx: &Ctx) -> Result<()> {
         )
         .await?;
     ensure!(message.contains("cuda.yml"), "{message}");
-
-    // And a field without which the pool would be another one stalls it
-    let mut webhook = ours;
-    webhook["metadata"]["name"] = json!("webhook");
-    webhook["spec"]["scaling"] = json!({"maxRunners": 2, "source": "Webhook"});
-    ctx.apply(&webhook).await?;
-    let message = ctx
-        .condition("webhook", "Stalled", "True", "NotImplemented")
-        .await?;
-    ensure!(
-        message.contains("spec.scaling.source: Webhook"),
-        "the field is not named in: {message}"
-    );
     Ok(())
 }

@@ -59,6 +59,7 @@ mod runner_ends;
 mod sample;
 mod scale;
 mod scale_set;
+mod schedule;
 mod second_node;
 mod secrets;
 mod several_gpus;
@@ -75,6 +76,7 @@ mod two_replicas;
 mod uninstall;
 mod upgrade;
 mod verification;
+mod webhook;
 mod why;
 mod workflow;
 
@@ -364,6 +366,18 @@ pub const SUITES: &[Suite] = &[
         [22],
         "runners follow the queue of a repository as it is read: from none to the most, and back",
         scale_set::polled
+    ),
+    suite!(
+        "schedule",
+        [22],
+        "runners wait while a window of time is open",
+        schedule::run
+    ),
+    suite!(
+        "webhook",
+        [22],
+        "webhooks wake a pool at once; repeated, reordered, forged and lost ones end in the right number of runners",
+        webhook::run
     ),
     suite!(
         "charts",

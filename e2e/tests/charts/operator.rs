@@ -66,6 +66,12 @@ pub(super) fn everything() -> Value {
             "hosts": ["gpus.example.com"],
             "from": [{"namespaceSelector": {}}],
         },
+        "webhook": {
+            "enabled": true,
+            "url": "https://hooks.example.com",
+            "service": {"type": "NodePort", "nodePort": 30083},
+            "from": [{"namespaceSelector": {}}],
+        },
         "uninstallHook": {"enabled": false},
         "nodeCondition": {"enabled": true},
         "nodeTaint": {"enabled": true},
@@ -112,6 +118,7 @@ pub(super) fn installations() -> Vec<Value> {
         with(&json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}})),
         with(&json!({"nodeTaint": {"enabled": true}})),
         with(&json!({"fleetPage": {"enabled": true}})),
+        with(&json!({"webhook": {"enabled": true, "url": "https://hooks.example.com"}})),
         everything(),
         everything_and_its_end(),
         own_account,
@@ -438,6 +445,37 @@ fn the_fleet_page_is_served_when_asked_for_and_reached_by_whom_the_policy_names(
 }
 
 #[test]
+fn webhooks_are_taken_when_asked_for_and_from_whom_the_policy_names() {
+    let mut values = with(&json!({
+        "webhook": {"enabled": true, "url": "https://hooks.example.com"},
+        "networkPolicy": {"enabled": true},
+    }));
+    let services = of_kind::<Service>("Service", &render(CHART, &images()));
+    assert!(
+        services
+            .iter()
+            .all(|s| s.metadata.name.as_ref().unwrap().ends_with("-webhook") == false)
+    );
+    let objects = render(CHART, &values);
+    let port = service("webhook", &objects).spec.unwrap().ports.unwrap()[0].port;
+    assert_eq!(port, 8083);
+    let opened = |values: &Value| {
+        let policy = of_kind::<NetworkPolicy>("NetworkPolicy", &render(CHART, values)).remove(0);
+        let rules = policy.spec.unwrap().ingress.unwrap();
+        let mut rules = rules.into_iter();
+        rules.find(|rule| numbers(rule.ports.as_ref()) == [8083])
+    };
+    // Without a word on who may, nobody may
+    assert!(opened(&values).is_none());
+    values["webhook"]["from"] = json!([{"podSelector": {"matchLabels": {"app": "ingress"}}}]);
+    assert_eq!(opened(&values).unwrap().from.unwrap().len(), 1);
+    values["webhook"]["url"] = json!("");
+    assert!(refusal(CHART, &values).contains("webhook.url"));
+    values["webhook"]["url"] = json!("hooks.example.com");
+    assert!(refusal(CHART, &values).contains("/webhook/url"));
+}
+
+#[test]
 fn only_runner_pods_reach_the_registrar() {
     for values in [
         with(&json!({"networkPolicy": {"enabled": true}})),
@@ -587,6 +625,8 @@ fn values_that_nobody_reads_are_refused() {
         "/tracing/",
         "/uninstallHook/",
         "/fleetPage/",
+        "/webhook/",
+        "/webhook/service/",
         "/nodeCondition/",
         "/nodeTaint/",
         "/resources/",

@@ -11,7 +11,7 @@ use super::condition::{ConditionState, bad_status, condition_state, kind, set};
 use super::health::{self, Health};
 use super::{
     About, Access, Action, Notice, Observed, Plan, architecture, checks, demand, devices, queue,
-    scale_set, verify,
+    scale_set, verify, webhook,
 };
 use crate::model::pool::{GpuRequest, Pool, Spec};
 use crate::model::runner::{End, Runner, Waiting};
@@ -56,7 +56,11 @@ pub(super) fn plan(
             kind::CHECKS_REQUIRED,
             checks::required(pool, plan.status.required_checks.as_ref(), observed),
         ),
-        (kind::SPEC_SUPPORTED, supported(pool)),
+        (
+            kind::SPEC_SUPPORTED,
+            condition_state("True", Reason::AllFieldsActedOn, "Every field is acted on"),
+        ),
+        (kind::WEBHOOK_READY, webhook::ready(pool, observed)),
     ];
     for (type_, said) in all {
         set(
@@ -575,15 +579,6 @@ fn ready(
         return condition_state("True", online.reason.clone(), online.message.clone());
     }
     condition_state("False", online.reason.clone(), online.message.clone())
-}
-
-fn supported(pool: &Pool) -> ConditionState {
-    match &pool.spec {
-        Err(error) if error.reason() == Reason::NotImplemented => {
-            condition_state("False", Reason::NotImplemented, error.to_string())
-        }
-        _ => condition_state("True", Reason::AllFieldsActedOn, "Every field is acted on"),
-    }
 }
 
 fn previous<'a>(pool: &'a Pool, type_: &str) -> Option<&'a Condition> {

@@ -6,8 +6,8 @@ use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::Health;
-use super::{Access, NodeFacts, Observed, jobs::noted};
-use crate::model::pool::{GpuRequest, Pool, RegistrationKind, Spec};
+use super::{Access, Case, NodeFacts, Observed, jobs::noted, schedule};
+use crate::model::pool::{GpuRequest, Pool, RegistrationKind, Size, Spec};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 
@@ -17,9 +17,20 @@ pub const POLL: SignedDuration = SignedDuration::from_secs(30);
 const NO_ROOM: SignedDuration = SignedDuration::from_secs(15);
 
 /// Runners that the pool should have; `have` where its demand is not known yet.
-pub(super) fn desired(pool: &Pool, spec: &Spec, observed: &Observed, have: usize) -> usize {
-    let size = spec.size;
-    if !size.is_elastic() {
+pub(super) fn desired(case: Case, have: usize) -> usize {
+    let Case {
+        pool,
+        spec,
+        observed,
+        now,
+        ..
+    } = case;
+    let by_time = schedule::minimum(&spec.schedule, now);
+    let size = Size {
+        min: spec.size.min.max(by_time).min(spec.size.max),
+        ..spec.size
+    };
+    if !spec.size.is_elastic() {
         return size.max;
     }
     let wanted = jobs(pool, spec, observed);

@@ -66,6 +66,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         ask_again: None,
         listing: Some(listing(&[])),
         queue: None,
+        webhook: None,
         verification: crate::model::verification::VerificationFacts::default(),
         checks: crate::model::checks::CheckFacts::default(),
         jobs: crate::model::jobs::JobFacts::default(),

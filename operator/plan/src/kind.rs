@@ -18,8 +18,10 @@ pub const WORKFLOW_VERIFIED: &str = "WorkflowVerified";
 pub const CHECKS_REQUIRED: &str = "ChecksRequired";
 /// Every field of the spec is acted on.
 pub const SPEC_SUPPORTED: &str = "SpecSupported";
+/// GitHub's webhook reaches the operator.
+pub const WEBHOOK_READY: &str = "WebhookReady";
 /// All of them.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 10] = [
     READY,
     STALLED,
     CREDENTIALS_VALID,
@@ -29,4 +31,5 @@ pub const ALL: [&str; 9] = [
     WORKFLOW_VERIFIED,
     CHECKS_REQUIRED,
     SPEC_SUPPORTED,
+    WEBHOOK_READY,
 ];

@@ -32,6 +32,7 @@ pub mod reason;
 pub mod rerun;
 pub mod runners;
 pub mod scale_set;
+pub mod schedule;
 pub mod sharing;
 mod shown;
 mod stable;
@@ -39,6 +40,7 @@ pub mod teardown;
 pub mod usage;
 pub mod verify;
 pub mod version;
+pub mod webhook;
 pub mod why;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
-use super::{Access, Observed, Plan, demand, scale_set};
+use super::{Access, Observed, Plan, scale_set, webhook};
 use crate::model::github::{QueuedJob, has_label};
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
@@ -23,6 +23,7 @@ pub struct Waiting {
 
 /// Counts the jobs that wait for this pool.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    webhook::plan(pool, observed, now, plan);
     let read = observed.queue.as_ref();
     if is_out_of_reach(pool, observed, now) {
         plan.status.looked_again.clone_from(&pool.look_again);
@@ -34,9 +35,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         && spec.reads_queue()
     {
         // Where GitHub must not be asked yet, the queue cannot be read, however old it is.
-        let due = queue
-            .at
-            .after(demand::POLL)
+        let heard = observed.webhook.as_ref().map(|facts| facts.heard);
+        let due = webhook::read_again(spec, queue.at, &heard.unwrap_or_default())
             .max(observed.ask_again.unwrap_or(Timestamp::MIN));
         plan.wake_at(due.max(now.after(AGAIN)), now);
     }

@@ -23,6 +23,7 @@ const QUEUE: Place = Place::Condition(kind::QUEUE_SERVED);
 const VERIFIED: Place = Place::Condition(kind::WORKFLOW_VERIFIED);
 const CHECKS: Place = Place::Condition(kind::CHECKS_REQUIRED);
 const SUPPORTED: Place = Place::Condition(kind::SPEC_SUPPORTED);
+const WEBHOOK: Place = Place::Condition(kind::WEBHOOK_READY);
 
 /// Each `Word [places] "what it means" => "what to do";` is trouble, and without an arrow it is none.
 macro_rules! catalogue {
@@ -87,12 +88,12 @@ catalogue! {
         InvalidTemplate [STALLED]
             "`spec.template` has a field that a pod does not have, takes something that is the operator's, or is too large."
             => "The message names the field, the container and what to write instead; [all the rules](../reference/cudarunner.md#the-pod-template).";
+        InvalidSchedule [STALLED]
+            "A window of `scaling.schedule` has a time zone that there is not."
+            => "Correct it as the message says.";
         NoQueue [STALLED]
-            "`scaling.source: Poll` for an organization or an enterprise, whose queue GitHub does not list."
+            "`scaling.source: Poll` or `Webhook` for an organization or an enterprise, whose queue GitHub does not list."
             => "`scaling.source: ScaleSet`.";
-        NotImplemented [STALLED, SUPPORTED]
-            "The field is part of the API and not built yet."
-            => "Remove it. `SpecSupported` names it.";
         NoRunners [ONLINE]
             "No runner is made, because of one of these."
             => "See `Stalled`.";
@@ -342,6 +343,21 @@ catalogue! {
         LabelsNotHonoured [QUEUE]
             "The server gave the scale set other labels than `spec.labels`."
             => "What the message says: another `runs-on`, or the pool applied anew. [More](scaling.md#scale-sets).";
+        WebhooksOff [WEBHOOK]
+            "The pool is to be woken by webhooks, and the operator takes none. It reads the queue twice a minute."
+            => "Set `webhook.enabled` and `webhook.url` of the operator's chart: [webhooks](webhooks.md).";
+        WebhookSecretInvalid [WEBHOOK]
+            "The Secret of `spec.scaling.webhook.secretRef` is not there, or has no usable `secret`."
+            => "Do what the message says.";
+        WebhookMissing [WEBHOOK]
+            "The credentials may make no webhook, and nothing has come by one that was made by hand. The pool reads the queue twice a minute."
+            => "Grant *Webhooks: write*, or enter the webhook as the message says.";
+        WebhookFailing [WEBHOOK]
+            "GitHub could not deliver; the message has its word for why. The pool reads the queue twice a minute."
+            => "The Ingress or Gateway, its certificate, a firewall: [webhooks](webhooks.md#when-nothing-comes).";
+        WebhookRefused [WEBHOOK]
+            "GitHub did not let the webhook be read or made; the message has its words."
+            => "What the message says. It is tried again.";
     }
     Rerun {
         RerunsPaused [EVENT]
@@ -452,11 +468,14 @@ catalogue! {
         NotRead [QUEUE] "The queue has not been read yet.";
         NotListed [QUEUE] "GitHub lists no queues for organizations and enterprises. The job's own page on GitHub names the labels that it waits for.";
         EveryJobHasAPool [QUEUE] "Every queued job that asks for runners like these can be served.";
+        WebhookPending [WEBHOOK] "The webhook is being made.";
+        WebhookSilent [WEBHOOK] "The webhook is there, and nothing has come by it yet.";
+        WebhookDelivers [WEBHOOK] "GitHub's events arrive, and wake the pool.";
         Listening [QUEUE] "Jobs that ask for these labels are assigned to the pool's scale set.";
         JobRunAgain [EVENT] "A job that a GPU or a node ended is run again; the note says what was found. [More](rerun.md).";
         RerunNotNeeded [EVENT] "A job that a GPU or a node ended is not run again, because it did not fail, or because somebody has run it again, cancelled it, or pushed a newer commit.";
         JobCompleted [EVENT] "A runner has run its job, whatever became of that.";
-        NotAsked [VERIFIED, CHECKS] "The spec does not ask for it.";
+        NotAsked [VERIFIED, CHECKS, WEBHOOK] "The spec does not ask for it.";
         NotStarted [VERIFIED, CHECKS] "The workflow has not been started, because of the spec or of what the message says.";
         WaitsForRunner [VERIFIED] "The workflow is started when a runner is online.";
         Requested [VERIFIED] "The workflow is about to be started.";

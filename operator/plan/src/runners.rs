@@ -6,7 +6,7 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, Case, NewRunner, Observed, Plan, Target, demand, stable};
+use super::{Access, Action, Case, NewRunner, Observed, Plan, Target, demand, schedule, stable};
 use crate::model::hung::Contradiction;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner};
@@ -50,8 +50,11 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         .count()
         .saturating_add(unseen_ending);
     let room = spec.size.max.saturating_sub(have).saturating_sub(ending);
-    let desired = demand::desired(pool, spec, observed, have);
+    let desired = demand::desired(case, have);
     plan.desired = desired;
+    if let Some(moment) = schedule::next_change(&spec.schedule, now) {
+        plan.wake_at(moment, now);
+    }
     if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
         // Their places are filled when they are gone.
     } else if have > desired {

@@ -3,7 +3,7 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set};
+use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set, webhook};
 use crate::model::pool::Pool;
 use crate::model::runner::End;
 use crate::model::time::Shift as _;
@@ -111,7 +111,8 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
 /// Lets the resource go unless checks are still required for it, or it has a scale set: they are on their way out, and a
 /// look at GitHub tells when they are gone.
 fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
-    let has_none = scale_set::remove(pool, observed, now, plan);
+    let has_webhook = !webhook::remove(pool, observed, now, plan);
+    let has_none = scale_set::remove(pool, observed, now, plan) && !has_webhook;
     if !has_none {
         // Where GitHub cannot be asked, the limit ends it.
         plan.wake_in(AGAIN);
@@ -146,6 +147,7 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             about: None,
         });
     }
+    plan.notices.extend(webhook::left_behind(pool, &why));
     if let Some(set) = &pool.status.scale_set {
         plan.notices.push(Notice {
             warning: true,
@@ -190,11 +192,14 @@ pub fn without_operator(pool: &Pool) -> Notice {
     });
     let set = pool.status.scale_set.as_ref();
     let set = set.map(|set| format!("the scale set {}", set.name));
+    let hook = pool.status.webhook.as_ref();
+    let hook = hook.map(|hook| format!("the webhook that delivers to {}", hook.url));
     let before = pool.status.left_at.iter();
     let before = before.map(|left| format!("what the pool has left at {}", left.url));
     let left: Vec<String> = runners
         .into_iter()
         .chain(set)
+        .chain(hook)
         .chain(before)
         .chain(checks::left(pool))
         .collect();

@@ -418,7 +418,8 @@ fn every_condition_is_there_from_the_first_reconcile() {
             "QueueServed",
             "WorkflowVerified",
             "ChecksRequired",
-            "SpecSupported"
+            "SpecSupported",
+            "WebhookReady"
         ]
     );
     assert!(plan.status.conditions.iter().all(|c| !c.reason.is_empty()));

@@ -22,7 +22,9 @@ mod clients;
 mod connect;
 mod credentials;
 mod error;
+mod event;
 mod groups;
+mod hooks;
 mod last;
 mod logs;
 mod messages;
@@ -58,6 +60,7 @@ pub use credentials::{
     APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
+pub use event::JobEvent;
 pub use last::LastClients;
 pub use messages::{Message, Queued, Session};
 pub use proxy::{ProxyUser, ProxyUserError, ProxyWay};

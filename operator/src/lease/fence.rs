@@ -30,7 +30,7 @@ pub struct NotLeading;
 
 impl Fence {
     /// A fence that is closed until the lease is renewed for the first time.
-    pub(super) fn closed() -> Self {
+    pub(crate) fn closed() -> Self {
         Self(Some(Arc::default()))
     }
 

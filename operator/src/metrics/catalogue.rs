@@ -354,6 +354,12 @@ pub(super) static ERRORS: Metric<3> = metric(
     ["namespace", "pool", "category"],
     "Reconciles that did not come to their end and are tried again",
 );
+pub(super) static DELIVERIES: Metric<1> = metric(
+    Counter,
+    "webhook_deliveries",
+    ["result"],
+    "Deliveries of webhooks: accepted woke a pool, ignored changes nothing, replayed had come before; bad_signature and unknown_hook are not GitHub's or of no pool, too_large, not_json and overloaded were refused",
+);
 pub(super) static REQUESTS: Metric<3> = metric(
     Counter,
     "github_requests",
@@ -386,7 +392,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 34] = [
+pub static ALL: [Entry; 35] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),
@@ -416,6 +422,7 @@ pub static ALL: [Entry; 34] = [
     QUEUED.entry(),
     RECONCILES.entry(),
     ERRORS.entry(),
+    DELIVERIES.entry(),
     REQUESTS.entry(),
     HELD_BACK.entry(),
     LIMIT.entry(),

@@ -86,6 +86,10 @@ impl Page {
                 samples.counter([&pool.namespace, &pool.name, category], *count)?;
             }
         }
+        let mut samples = metric::DELIVERIES.open(encoder)?;
+        for (outcome, count) in &state.deliveries {
+            samples.counter([outcome], *count)?;
+        }
         Ok(())
     }
 

@@ -207,6 +207,7 @@ fn recorded() -> Metrics {
     gauges.credential = Some(usage()[0].0);
     metrics.saw(used, gauges);
     metrics.learned(used, &News::of(&pool, &plan));
+    metrics.delivered("accepted");
     metrics.reconciled(used, Duration::from_millis(4), None);
     metrics.reconciled(used, Duration::from_millis(32), Some("Kubernetes"));
     let passed = Report {

@@ -11,13 +11,14 @@ use crate::context::Context;
 use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl, ProxyUser, ProxyWay};
 use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
-use cuda_runner_plan::demand::POLL;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::{Pool, Spec};
 use cuda_runner_plan::model::scale_set::Known;
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::webhook::Heard;
 use cuda_runner_plan::reason::Reason;
 use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::webhook::read_again;
 use cuda_runner_plan::{Access, Entry, Listing, Queue};
 
 /// The first pause after an attempt that failed.
@@ -65,10 +66,11 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
                 ..GitHubMemory::default()
             };
         }
+        let heard = &memory.webhook;
         (
             is_due(github, memory.refresh, now),
-            is_queue_due(github, pool, now),
-            max_age(github, pool, memory.refresh),
+            is_queue_due(github, pool, heard, now),
+            max_age(github, pool, memory.refresh, heard, now),
         )
     });
     if due || queue_due {
@@ -300,29 +302,33 @@ fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
 }
 
 /// Whether the queue is to be read now: at the first look, at each sweep, and when somebody asks.
-fn is_queue_due(github: &GitHubMemory, pool: &Pool, now: Timestamp) -> bool {
+fn is_queue_due(github: &GitHubMemory, pool: &Pool, heard: &Heard, now: Timestamp) -> bool {
     if pool.deleting.is_some() || github.not_before.is_some_and(|moment| now < moment) {
         return false;
     }
-    let reads_queue = pool.spec.as_ref().is_ok_and(|spec| spec.reads_queue());
-    let age = if reads_queue { POLL } else { SWEEP };
-    github
-        .queue
-        .as_ref()
-        .is_none_or(|q| q.asked != pool.look_again || now >= q.at.after(age))
+    let spec = pool.spec.as_ref().ok().filter(|spec| spec.reads_queue());
+    github.queue.as_ref().is_none_or(|q| {
+        let due = spec.map_or_else(|| q.at.after(SWEEP), |spec| read_again(spec, q.at, heard));
+        q.asked != pool.look_again || now >= due
+    })
 }
 
-/// How old an answer may be. What somebody asks for, or what is to show a change of ours, is read afresh.
-fn max_age(github: &GitHubMemory, pool: &Pool, refresh: bool) -> Duration {
-    let asked = github
-        .queue
-        .as_ref()
-        .is_some_and(|q| q.asked != pool.look_again);
-    if refresh || asked {
-        Duration::ZERO
-    } else {
-        SHARED
+/// How old an answer may be. What somebody asks for, or what is to show a change of ours, is read afresh; and what is read
+/// because of an event, after that.
+fn max_age(
+    github: &GitHubMemory,
+    pool: &Pool,
+    refresh: bool,
+    heard: &Heard,
+    now: Timestamp,
+) -> Duration {
+    let last = github.queue.as_ref();
+    if refresh || last.is_some_and(|q| q.asked != pool.look_again) {
+        return Duration::ZERO;
     }
+    let event = heard.read_at.filter(|at| last.is_some_and(|q| q.at < *at));
+    let since = event.and_then(|at| Duration::try_from(now.duration_since(at)).ok());
+    since.map_or(SHARED, |since| since.min(SHARED))
 }
 
 /// A queue that cannot be read stops nothing: the runners do not need it.

@@ -22,6 +22,7 @@ mod status;
 mod tests;
 pub mod verify;
 pub mod versions;
+pub mod webhook;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub async fn observe(
     let (mut runners, vanished) = Box::pin(runners::look(ctx, pool, now)).await;
     let client = Box::pin(github::look(ctx, pool, now)).await;
     let asked = client.as_deref();
+    let webhook = Box::pin(webhook::look(ctx, pool, asked, now)).await;
     let left = Box::pin(left::look(ctx, pool, &runners, now)).await;
     let verification = Box::pin(verify::look(ctx, pool, asked, now)).await;
     let checks = Box::pin(checks::look(ctx, pool, asked, now)).await;
@@ -90,6 +92,7 @@ pub async fn observe(
         jobs,
         reruns,
         scale_set,
+        webhook,
         quarantined,
         gone: ctx.pods.gone(&pool.key),
         hung_after: ctx.hung_after,

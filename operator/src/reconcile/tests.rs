@@ -209,6 +209,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         status_writes: PerPool::default(),
         status_turns: Arc::new(Semaphore::new(STATUS_WRITES)),
         metrics: Metrics::default(),
+        webhooks: None,
         events: Events::start(client.clone(), Reporter::from("test")),
         creations: Semaphore::new(CREATIONS),
         ca,

@@ -27,7 +27,7 @@ pub mod ledger;
 pub mod server;
 pub mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod ticket;
 pub mod tls;
 

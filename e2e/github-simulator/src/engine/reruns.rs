@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{new_job, pump, run_state};
+use crate::events;
 use crate::state::{Conclusion, Job, JobPhase, World};
 
 /// GitHub runs nothing again that is older, see
@@ -56,6 +57,16 @@ pub fn rerun(
     let old: Vec<u64> = entry.jobs.iter().copied().filter(is_meant).collect();
     if old.is_empty() {
         return Err(NotRerun::Nothing);
+    }
+    // What passed before is told once more, as GitHub does.
+    let passed: Vec<u64> = entry
+        .jobs
+        .iter()
+        .copied()
+        .filter(|id| !old.contains(id))
+        .collect();
+    for id in passed {
+        events::tell_of_job(world, id, "completed", now);
     }
     for id in old {
         let Some(before) = world.jobs.get(&id) else {

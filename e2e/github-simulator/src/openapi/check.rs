@@ -93,6 +93,19 @@ impl Operation {
 }
 
 impl Description {
+    /// Judges an event that a webhook is told.
+    #[must_use]
+    pub fn check_event(&self, name: &str, action: Option<&str>, payload: &Value) -> Vec<Complaint> {
+        let mut key = name.replace('_', "-");
+        if let Some(action) = action {
+            key = format!("{key}-{}", action.replace('_', "-"));
+        }
+        match self.events.get(&key) {
+            Some(schema) => check_value(schema, payload, "event"),
+            None => vec![format!("the event {key} is not described")],
+        }
+    }
+
     /// Judges the answer to `operation`.
     #[must_use]
     pub fn check_answer(&self, operation: &Operation, status: u16, body: &Body) -> Vec<Complaint> {

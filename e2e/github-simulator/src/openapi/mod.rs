@@ -29,6 +29,7 @@ pub const ENTERPRISE_CLOUD: &str = "ghec.json";
 #[derive(Debug)]
 pub struct Description {
     operations: Vec<Operation>,
+    events: BTreeMap<String, Schema>,
     general_error: Schema,
 }
 
@@ -153,6 +154,7 @@ impl Description {
     /// Reads the operations named in `wanted` (file of the package, operation) from `folder`.
     pub fn load(folder: &Path, wanted: &[(&str, &str)]) -> Result<Self> {
         let mut operations = Vec::new();
+        let mut events = BTreeMap::new();
         let mut general_error = None;
         for file in [GITHUB_COM, ENTERPRISE_CLOUD] {
             let ids: BTreeSet<&str> = wanted
@@ -179,6 +181,9 @@ impl Description {
                 );
             }
             operations.extend(found);
+            if file == GITHUB_COM {
+                events = read_events(&document, &components);
+            }
             general_error.get_or_insert_with(|| {
                 Schema::new(
                     &json!({"$ref": "#/components/schemas/basic-error"}),
@@ -189,6 +194,7 @@ impl Description {
         let general_error = general_error.ok_or_else(|| anyhow!("no description was read"))?;
         Ok(Self {
             operations,
+            events,
             general_error,
         })
     }
@@ -266,6 +272,18 @@ fn take_schemas(document: &mut Value) -> Option<Arc<Map<String, Value>>> {
         .pointer_mut("/components/schemas")?
         .as_object_mut()?;
     Some(Arc::new(std::mem::take(schemas)))
+}
+
+/// The bodies of events, by name and action, such as `workflow-job-queued`.
+fn read_events(document: &Value, components: &Arc<Map<String, Value>>) -> BTreeMap<String, Schema> {
+    let events = document.get("x-webhooks").and_then(Value::as_object);
+    let described = events.into_iter().flatten().filter_map(|(name, event)| {
+        let path = "/post/requestBody/content/application~1json/schema";
+        let is_sent = name == "ping" || name.starts_with("workflow-job-");
+        let schema = event.pointer(path).filter(|_| is_sent)?;
+        Some((name.clone(), Schema::new(schema, components)))
+    });
+    described.collect()
 }
 
 fn read_operations(

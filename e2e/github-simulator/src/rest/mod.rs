@@ -3,6 +3,7 @@
 pub mod apps;
 pub mod checks;
 pub mod contents;
+pub mod hooks;
 pub mod notes;
 pub mod protection;
 pub mod rate_limit;

@@ -196,7 +196,8 @@ fn rerun(world: &mut World, call: &Call, run: u64, job: Option<u64>) -> Result<A
     ))
 }
 
-fn show_job(world: &World, call: &Call, repository: &Repository, job: &Job) -> Value {
+/// A job, as the API and events have it.
+pub(crate) fn show_job(world: &World, call: &Call, repository: &Repository, job: &Job) -> Value {
     let run = world.runs.get(&job.run);
     let api = format!("{}/repos/{}", call.api, repository.full_name);
     let steps: Vec<Value> = job

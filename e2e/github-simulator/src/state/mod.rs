@@ -2,6 +2,7 @@
 
 mod accounts;
 mod budget;
+mod hooks;
 mod jobs;
 mod runners;
 mod scale_sets;
@@ -19,6 +20,7 @@ pub use accounts::{
     Level, Organization, Protection, Repository, RequiredStatusChecks, RunnerGroup, Workflow,
 };
 pub use budget::Budget;
+pub use hooks::{Delivery, Hook, Troubles};
 pub use jobs::{Conclusion, Job, JobPhase, JobTemplate, Note, Run, Step, StepTemplate};
 pub use runners::{Label, RegistrationToken, Runner, Scope, Session};
 pub use scale_sets::{
@@ -81,6 +83,8 @@ pub struct Settings {
     pub acquire_hangs: bool,
     /// The addresses at which runners are to ask for jobs from now on, by their names.
     pub broker_migrations: BTreeMap<String, String>,
+    /// What becomes of the deliveries of webhooks.
+    pub deliveries: Troubles,
 }
 
 /// When GitHub stops to accept a version of the agent.
@@ -118,6 +122,7 @@ impl Default for Settings {
             allow_container_hooks: true,
             acquire_hangs: false,
             broker_migrations: BTreeMap::new(),
+            deliveries: Troubles::default(),
         }
     }
 }
@@ -226,6 +231,12 @@ pub struct World {
     pub jobs: BTreeMap<u64, Job>,
     /// Check runs of Apps by number.
     pub notes: BTreeMap<u64, Note>,
+    /// Webhooks by number.
+    pub hooks: BTreeMap<u64, Hook>,
+    /// The status of each job that webhooks were last told, while there are any.
+    pub told: BTreeMap<u64, &'static str>,
+    /// Deliveries to be made: webhook, delivery, and not before.
+    pub outbox: Vec<(u64, u64, Timestamp)>,
     /// Faults that wait for their request.
     pub faults: Vec<Fault>,
     /// Hourly budgets by credential.
@@ -264,6 +275,9 @@ impl World {
             runs: BTreeMap::new(),
             jobs: BTreeMap::new(),
             notes: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            told: BTreeMap::new(),
+            outbox: Vec::new(),
             faults: Vec::new(),
             budgets: BTreeMap::new(),
             seen: VecDeque::new(),

@@ -49,6 +49,14 @@ pub(super) fn reported(github: &str, repository: &str) -> Vec<Reported> {
             base: queue,
             ..value("scaling.source", json!("Poll"), "NoQueue")
         },
+        Reported {
+            base: super::rows::by_time(),
+            ..value(
+                "scaling.schedule[].timeZone",
+                json!("Europe/Berln"),
+                "InvalidSchedule",
+            )
+        },
     ]);
     all
 }

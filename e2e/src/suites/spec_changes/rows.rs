@@ -75,6 +75,11 @@ pub(super) fn rows(github: &str, repository: &str) -> Vec<Row> {
             json!({"scaling.minRunners": [1, 2], "scaling.source": ["Poll", "ScaleSet"]}),
         ),
         (scaled("ScaleSet"), json!({"scaling.maxRunners": [3, 1]})),
+        (by_time(), of_windows()),
+        (
+            scaled("Webhook"),
+            json!({"scaling.webhook.secretRef.name": ["hook", "other"]}),
+        ),
         (verify, of_verification(repository)),
         (checks, of_required_checks()),
         (
@@ -98,6 +103,22 @@ pub(super) fn rows(github: &str, repository: &str) -> Vec<Row> {
         }
     }
     all
+}
+
+/// A pool with a window of time.
+pub(super) fn by_time() -> Value {
+    let window = json!({"from": "08:00", "to": "18:00", "timeZone": "UTC", "minRunners": 1});
+    json!({"scaling": {"maxRunners": 3, "source": "Poll", "schedule": [window]}})
+}
+
+fn of_windows() -> Value {
+    json!({
+        "scaling.schedule[].days": [["Monday"], ["Monday", "Sunday"]],
+        "scaling.schedule[].from": ["08:00", "09:30"],
+        "scaling.schedule[].to": ["18:00", "24:00"],
+        "scaling.schedule[].timeZone": ["UTC", "Europe/Berlin"],
+        "scaling.schedule[].minRunners": [1, 2],
+    })
 }
 
 fn of_a_pool(github: &str, repository: &str) -> Value {

@@ -20,6 +20,8 @@ fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
         min_runners: min,
         max_runners: max,
         source,
+        webhook: None,
+        schedule: vec![],
     });
     let mut pool = Pool::read(&resource, false);
     pool.status.observed_generation = Some(1);
@@ -284,6 +286,8 @@ fn a_selector_leaves_nodes_out() {
         min_runners: 0,
         max_runners: 20,
         source: ScalingSource::ScaleSet,
+        webhook: None,
+        schedule: vec![],
     });
     resource.spec.template = Some(serde_json::json!(
         {"spec": {"nodeSelector": {"zone": "a"}, "containers": []}}

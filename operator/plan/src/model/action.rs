@@ -75,6 +75,12 @@ pub enum Action {
     },
     /// Listen no more.
     StopListening,
+    /// Make the webhook that delivers to this address.
+    CreateWebhook(String),
+    /// Make the webhook what it should be, and give it its secret.
+    UpdateWebhook(u64, String),
+    /// Remove the webhook, at this address of GitHub's, that delivers to this one.
+    RemoveWebhook(String, String),
     /// Start the workflow of the verification.
     DispatchWorkflow(Workflow),
     /// Stop a run of ours that nobody takes.

@@ -20,3 +20,4 @@ pub mod scale_set;
 pub mod time;
 pub mod url;
 pub mod verification;
+pub mod webhook;

@@ -15,6 +15,7 @@ use super::runner::{Gone, Runner};
 use super::scale_set::ScaleSetFacts;
 use super::time::Shift as _;
 use super::verification::VerificationFacts;
+use super::webhook::WebhookFacts;
 use crate::reason::Reason;
 
 /// Everything that a decision depends on beside the pool itself.
@@ -44,6 +45,8 @@ pub struct Observed {
     pub listing: Option<Listing>,
     /// The jobs that wait at GitHub, as last read.
     pub queue: Option<Arc<Queue>>,
+    /// The webhook of a pool that is to have one.
+    pub webhook: Option<WebhookFacts>,
     /// The run of the verification that is on its way.
     pub verification: VerificationFacts,
     /// The required checks.

@@ -37,6 +37,7 @@ use super::proxy::{Proxy, ProxyError};
 use super::time::duration;
 use super::url::{GitHubUrl, Scope, UrlError};
 use crate::reason::Reason;
+use crate::schedule::{self, Window};
 
 /// A pool as the steps of a reconcile see it.
 #[derive(Clone, Debug)]
@@ -96,6 +97,10 @@ pub struct Spec {
     pub size: Size,
     /// The architecture of its nodes.
     pub arch: Arch,
+    /// Windows of time in which more runners wait.
+    pub schedule: Vec<Window>,
+    /// The webhook by which GitHub says that jobs wait.
+    pub webhook: Option<Webhook>,
     /// GPUs of one runner.
     pub gpu: GpuRequest,
     /// What the gate demands.
@@ -169,6 +174,13 @@ impl Size {
     pub fn is_elastic(&self) -> bool {
         self.min < self.max
     }
+}
+
+/// A webhook that wakes a pool.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Webhook {
+    /// Name of the Secret with its secret; `None` where the operator makes one.
+    pub secret: Option<String>,
 }
 
 /// The agent's folder for the files of jobs, below its own.
@@ -245,16 +257,14 @@ pub enum SpecError {
     /// The template is no pod template, or takes what is the operator's.
     #[error("spec.template{0}")]
     Template(String),
+    /// A window of time is of no use.
+    #[error("spec.scaling.schedule{0}")]
+    Schedule(String),
     /// The queue cannot be read there.
     #[error(
-        "spec.scaling.source: Poll reads the queue of a repository, and GitHub lists none for {0}; set spec.scaling.source to ScaleSet"
+        "spec.scaling.source: {0:?} reads the queue of a repository, and GitHub lists none for {1}; set spec.scaling.source to ScaleSet"
     )]
-    NoQueue(Scope),
-    /// A field asks for what this version cannot do.
-    #[error(
-        "{0} is not implemented in this version of the operator, and the pool would not be what was asked for without it; remove the field or upgrade the operator"
-    )]
-    NotImplemented(&'static str),
+    NoQueue(ScalingSource, Scope),
 }
 
 impl SpecError {
@@ -265,8 +275,8 @@ impl SpecError {
             Self::Url(_) => Reason::InvalidUrl,
             Self::Proxy(_) => Reason::InvalidProxy,
             Self::Template(_) => Reason::InvalidTemplate,
-            Self::NoQueue(_) => Reason::NoQueue,
-            Self::NotImplemented(_) => Reason::NotImplemented,
+            Self::Schedule(_) => Reason::InvalidSchedule,
+            Self::NoQueue(..) => Reason::NoQueue,
         }
     }
 }
@@ -354,16 +364,7 @@ impl Spec {
     pub fn read(resource: &CudaRunner, insecure_github: bool) -> Result<Self, SpecError> {
         let spec = &resource.spec;
         let url = GitHubUrl::parse(&spec.github.url, insecure_github)?;
-        if let Some(field) = unbuilt(resource) {
-            return Err(SpecError::NotImplemented(field));
-        }
-        let proxy = spec.github.proxy.as_ref();
-        let proxy = proxy
-            .map(|proxy| {
-                let secret = proxy.credentials_ref.as_ref().map(|r| r.name.as_str());
-                Proxy::parse(&proxy.url, &proxy.no_proxy).map(|read| read.with_secret(secret))
-            })
-            .transpose()?;
+        let proxy = proxy(spec)?;
         let gpu = read_gpu(&spec.gpu);
         let rest = template::Rest {
             arch: spec.arch,
@@ -378,8 +379,10 @@ impl Spec {
         let registration = registration(spec, persistent);
         let size = size(spec.replicas, spec.scaling.as_ref());
         let reads_queue = size.is_elastic() && registration != RegistrationKind::ScaleSet;
-        if reads_queue && !url.is_repository() {
-            return Err(SpecError::NoQueue(url.scope().clone()));
+        if let Some(scaling) = spec.scaling.as_ref().filter(|_| reads_queue)
+            && !url.is_repository()
+        {
+            return Err(SpecError::NoQueue(scaling.source, url.scope().clone()));
         }
         let preflight = spec.preflight.as_ref().map(read_preflight);
         let mut read = Self {
@@ -391,6 +394,8 @@ impl Spec {
             registration,
             persistent,
             size,
+            schedule: schedule(spec.scaling.as_ref())?,
+            webhook: webhook(spec.scaling.as_ref()),
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             repository: repository(spec.verify.as_ref(), &url),
             verify: spec.verify.clone(),
@@ -507,10 +512,27 @@ impl Spec {
     }
 }
 
-/// The first field that asks for another kind of pool than this version can make.
-fn unbuilt(resource: &CudaRunner) -> Option<&'static str> {
-    let scaling = resource.spec.scaling.as_ref()?;
-    (scaling.source == ScalingSource::Webhook).then_some("spec.scaling.source: Webhook")
+fn schedule(scaling: Option<&Scaling>) -> Result<Vec<Window>, SpecError> {
+    let windows = scaling.map(|scaling| scaling.schedule.as_slice());
+    schedule::read(windows.unwrap_or_default()).map_err(SpecError::Schedule)
+}
+
+fn webhook(scaling: Option<&Scaling>) -> Option<Webhook> {
+    let scaling = scaling.filter(|scaling| scaling.source == ScalingSource::Webhook)?;
+    let own = scaling.webhook.as_ref();
+    let secret = own.and_then(|webhook| webhook.secret_ref.as_ref());
+    Some(Webhook {
+        secret: secret.map(|reference| reference.name.clone()),
+    })
+}
+
+fn proxy(spec: &CudaRunnerSpec) -> Result<Option<Proxy>, SpecError> {
+    let Some(proxy) = &spec.github.proxy else {
+        return Ok(None);
+    };
+    let secret = proxy.credentials_ref.as_ref().map(|r| r.name.as_str());
+    let read = Proxy::parse(&proxy.url, &proxy.no_proxy)?;
+    Ok(Some(read.with_secret(secret)))
 }
 
 /// A just-in-time configuration is good for one job: a persistent runner takes a token whatever is asked. Jobs that are

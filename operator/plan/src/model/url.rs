@@ -253,6 +253,16 @@ impl GitHubUrl {
         matches!(self.scope, Scope::Repository { .. })
     }
 
+    /// Whether it is the repository of this `OWNER/NAME`; case does not matter to GitHub.
+    #[must_use]
+    pub fn is_of(&self, repository: &str) -> bool {
+        let Scope::Repository { owner, name } = &self.scope else {
+            return false;
+        };
+        let parts = repository.split_once('/');
+        parts.is_some_and(|(o, n)| o.eq_ignore_ascii_case(owner) && n.eq_ignore_ascii_case(name))
+    }
+
     /// Path of the owner's part of the API, such as `/repos/craton-co/craton-tensor-wasm`, without the API's prefix.
     #[must_use]
     pub fn owner_path(&self) -> String {

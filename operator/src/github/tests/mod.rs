@@ -2,6 +2,7 @@
 
 mod auth;
 mod checks;
+mod hooks;
 mod proxy;
 mod refusals;
 mod registering;

@@ -18,7 +18,7 @@ use serde_json::json;
 
 /// A namespace with at most one Secret, and optimistic locking as the real one has it.
 #[derive(Clone, Default)]
-pub(in crate::registrar) struct Secrets(Arc<Mutex<Kept>>);
+pub(crate) struct Secrets(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
 struct Kept {
@@ -31,32 +31,32 @@ struct Kept {
 }
 
 impl Secrets {
-    pub(in crate::registrar) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let this = self.clone();
         client(move |method, _, body| this.answer(&method, &body))
     }
 
     /// The first so many looks find nothing, whatever there is.
-    pub(in crate::registrar) fn hide_from_first(&self, looks: usize) {
+    pub(crate) fn hide_from_first(&self, looks: usize) {
         self.lock().hidden = looks;
     }
 
     /// Writes that came too late.
-    pub(in crate::registrar) fn refused(&self) -> usize {
+    pub(crate) fn refused(&self) -> usize {
         self.lock().refused
     }
 
     /// These requests, counted from 0, are answered with these codes.
-    pub(in crate::registrar) fn fail(&self, failures: &[(usize, u16)]) {
+    pub(crate) fn fail(&self, failures: &[(usize, u16)]) {
         self.lock().failing.extend(failures.iter().copied());
     }
 
-    pub(in crate::registrar) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.lock().secret = None;
     }
 
     /// Somebody takes a key out of the Secret.
-    pub(in crate::registrar) fn take_out(&self, key: &str) {
+    pub(crate) fn take_out(&self, key: &str) {
         let mut kept = self.lock();
         kept.version += 1;
         let version = kept.version.to_string();
@@ -65,7 +65,7 @@ impl Secrets {
         secret.metadata.resource_version = Some(version);
     }
 
-    pub(in crate::registrar) fn put(&self, secret: Secret) {
+    pub(crate) fn put(&self, secret: Secret) {
         self.lock().secret = Some(secret);
     }
 

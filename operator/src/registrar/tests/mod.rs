@@ -5,5 +5,5 @@ mod endpoint;
 mod hostile;
 mod job;
 mod keys;
-pub(in crate::registrar) mod kubernetes;
+pub(crate) mod kubernetes;
 mod stub;

@@ -51,13 +51,6 @@ fn durations_that_an_older_definition_let_in_are_brought_within_the_bounds() {
     }
 }
 
-#[test]
-fn another_kind_of_pool_is_refused_and_named() {
-    let error = scaled(ScalingSource::Webhook, "https://github.com/acme/widgets").unwrap_err();
-    assert_eq!(error.reason(), "NotImplemented");
-    assert!(error.to_string().contains("spec.scaling.source: Webhook"));
-}
-
 fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
     let mut resource = fixture::resource();
     resource.spec.github.url = url.to_owned();
@@ -65,6 +58,8 @@ fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
         min_runners: 1,
         max_runners: 8,
         source,
+        webhook: None,
+        schedule: vec![],
     });
     Pool::read(&resource, false).spec
 }
@@ -78,12 +73,20 @@ fn a_range_follows_a_queue_that_can_be_read() {
         assert_eq!(spec.size, Size { min: 1, max: 8 });
         assert!(!spec.reads_queue());
     }
-    let spec = scaled(ScalingSource::Poll, repository).unwrap();
-    assert_eq!(spec.registration, RegistrationKind::JitConfig);
-    assert!(spec.reads_queue());
-    let error = scaled(ScalingSource::Poll, organization).unwrap_err();
-    assert_eq!(error.reason(), "NoQueue");
-    assert!(error.to_string().contains("ScaleSet"), "{error}");
+    for source in [ScalingSource::Poll, ScalingSource::Webhook] {
+        let spec = scaled(source, repository).unwrap();
+        assert_eq!(spec.registration, RegistrationKind::JitConfig);
+        assert!(spec.reads_queue());
+        assert_eq!(spec.webhook.is_some(), source == ScalingSource::Webhook);
+        let error = scaled(source, organization).unwrap_err();
+        assert_eq!(error.reason(), "NoQueue");
+        let named = format!("source: {source:?} reads");
+        let error = error.to_string();
+        assert!(
+            error.contains(&named) && error.contains("ScaleSet"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -1,0 +1,245 @@
+//! A pool that is woken by webhooks: at once, and by the right number of runners whatever becomes of deliveries.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::LOOK_AGAIN;
+use github_simulator::{
+    control::NewCredential,
+    state::{Level, Seen},
+};
+use http::Method;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{Ctx, SOON};
+use crate::{deploy, example};
+
+/// A port on the node that is free.
+const PORT: u16 = 30083;
+/// The Secret of the webhook, and what is in it.
+const SECRET: &str = "hook";
+const VALUE: &str = "a secret that nobody guesses";
+/// The queue is read so soon after an event: long before it would be without.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// What is lost shows when the queue is read once more, half a minute after an event.
+const ONCE_MORE: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    let node = ctx.cluster.link.as_ref().context("no real node")?.node;
+    let url = format!("webhook.url=http://{node}:{PORT}");
+    let port = format!("webhook.service.nodePort={PORT}");
+    let on = [
+        "webhook.enabled=true",
+        &url,
+        "webhook.service.type=NodePort",
+        &port,
+    ];
+    deploy::with_values(&ctx.cluster, &on, async || woken(ctx).await).await
+}
+
+async fn woken(ctx: &Ctx) -> Result<()> {
+    let owner = Owner::new(ctx).await?;
+    // Given a pool whose webhook nobody has entered yet: the condition says what to enter
+    let data = json!({"secret": VALUE});
+    example::secret(&ctx.client, &ctx.namespace, SECRET, &data).await?;
+    let scaling = json!({
+        "maxRunners": 4, "source": "Webhook", "webhook": {"secretRef": {"name": SECRET}},
+    });
+    ctx.apply(&ctx.pool("pool", json!({"scaling": scaling})))
+        .await?;
+    let message = ctx
+        .condition("pool", "WebhookReady", "False", "WebhookMissing")
+        .await?;
+    let status = ctx.status("pool").await?.webhook;
+    let url = status.context("the status names no webhook")?.url;
+    ensure!(message.contains(&url), "{message}");
+
+    // When it is entered, then GitHub's ping is enough to see that it works
+    let hook = owner.enter(&url).await?;
+    ctx.condition("pool", "WebhookReady", "True", "WebhookDelivers")
+        .await?;
+
+    // When a job is queued just after the queue was read, then it is read at once
+    let last = read_of_the_queue(ctx, Timestamp::UNIX_EPOCH, SOON).await?;
+    let queued = Timestamp::now();
+    let first = ctx.hold("first").await?;
+    let read = read_of_the_queue(ctx, queued, AT_ONCE).await?;
+    ensure!(read.n > last.n, "{read:?}");
+    ctx.picked_up(first).await?;
+    troubles(ctx, &owner, &hook).await?;
+
+    // When all is over, then nothing is left
+    ctx.github.release(first).await?;
+    ctx.succeeded(first).await?;
+    ctx.wait_for("no runner to be left", SOON, async || {
+        Ok(ctx.pods().await?.is_empty().then_some(()))
+    })
+    .await?;
+    owner.ask(Method::DELETE, &format!("/{hook}"), None).await?;
+    ctx.delete("pool").await?;
+    made(ctx, &owner).await
+}
+
+/// Where the credentials may, the operator makes the webhook itself, keeps it as it should be, and removes it.
+async fn made(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
+    // Given a webhook of somebody else, and two pools of credentials that may make their own
+    let other = owner.enter("http://127.0.0.1:1/hooks/other").await?;
+    let write = ["administration", "repository_hooks"].map(|name| (name.to_owned(), Level::Write));
+    let read = [("actions".to_owned(), Level::Read)];
+    let new = NewCredential {
+        name: "webhook-pool".to_owned(),
+        permissions: Some(write.into_iter().chain(read).collect()),
+        ..NewCredential::default()
+    };
+    let token = json!({"token": ctx.github.create_token(&new).await?});
+    example::secret(&ctx.client, &ctx.namespace, "token", &token).await?;
+    let pool = json!({
+        "github": {"credentialsRef": {"name": "token"}},
+        "scaling": {"maxRunners": 4, "source": "Webhook"},
+    });
+    for name in ["one", "two"] {
+        ctx.apply(&ctx.pool(name, pool.clone())).await?;
+    }
+
+    // Then there is one webhook for both, and GitHub's ping comes by it
+    for name in ["one", "two"] {
+        ctx.condition(name, "WebhookReady", "True", "WebhookDelivers")
+            .await?;
+    }
+    let url = ctx.status("one").await?.webhook.context("no webhook")?.url;
+    let own = owner.of(&url).await?;
+    ensure!(own.len() == 1, "{own:#?}");
+
+    // When somebody switches it off, then it is switched on again
+    let path = format!("/{}", own[0]["id"]);
+    let off = json!({"active": false});
+    owner.ask(Method::PATCH, &path, Some(&off)).await?;
+    ctx.annotate("one", LOOK_AGAIN, "off").await?;
+    ctx.wait_for("the webhook to be on again", SOON, async || {
+        let own = owner.of(&url).await?;
+        Ok((own.len() == 1 && own[0]["active"] == true).then_some(()))
+    })
+    .await?;
+
+    // When one pool goes, then it stays, and it goes with the last one; what is another's stays
+    ctx.delete("one").await?;
+    ensure!(
+        owner.of(&url).await?.len() == 1,
+        "it went with the first pool"
+    );
+    ctx.delete("two").await?;
+    let left = owner.ask(Method::GET, "", None).await?;
+    let left = left.as_array().context("no list")?;
+    ensure!(
+        left.len() == 1 && left[0]["id"].to_string() == other,
+        "{left:#?}"
+    );
+    owner
+        .ask(Method::DELETE, &format!("/{other}"), None)
+        .await?;
+    Ok(())
+}
+
+/// Deliveries are repeated, reordered, forged and lost: each job has one runner in the end.
+async fn troubles(ctx: &Ctx, owner: &Owner<'_>, hook: &str) -> Result<()> {
+    let mut jobs = vec![];
+    let cases = [
+        json!({"repeat": 3, "holdMillis": 1000, "approvals": true}),
+        json!({"forge": true}),
+        json!({"lose": true}),
+    ];
+    for (number, troubles) in cases.into_iter().enumerate() {
+        let settings = json!({"deliveries": troubles});
+        ctx.github.change_settings(&settings).await?;
+        jobs.push(ctx.hold(&format!("trouble-{number}")).await?);
+    }
+    ctx.wait_for("the jobs to be picked up", ONCE_MORE, async || {
+        for job in &jobs {
+            if ctx.github.job(*job).await?.started_at.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    let count = ctx.pods().await?.len();
+    ensure!(count == jobs.len() + 1, "{count} runners");
+    let failed = format!("/{hook}/deliveries?status=failure");
+    let failed = owner.ask(Method::GET, &failed, None).await?;
+    ensure!(
+        failed[0]["status_code"] == 401,
+        "nobody refused what was forged: {failed:#}"
+    );
+    ctx.github
+        .change_settings(&json!({"deliveries": {"lose": false, "forge": false}}))
+        .await?;
+    for job in &jobs {
+        ctx.github.release(*job).await?;
+        ctx.succeeded(*job).await?;
+    }
+    Ok(())
+}
+
+/// The first time that the operator read the queue after a moment.
+async fn read_of_the_queue(ctx: &Ctx, after: Timestamp, limit: Duration) -> Result<Seen> {
+    ctx.wait_for("the queue to be read", limit, async || {
+        let calls = ctx.own_calls(0).await?;
+        let mut reads = calls
+            .into_iter()
+            .filter(|call| call.at > after && call.path.contains("/actions/runs?status=queued"));
+        Ok(reads.next_back())
+    })
+    .await
+}
+
+/// Whoever administers the repository.
+struct Owner<'a> {
+    ctx: &'a Ctx,
+    token: String,
+}
+
+impl<'a> Owner<'a> {
+    async fn new(ctx: &'a Ctx) -> Result<Self> {
+        let new = NewCredential {
+            name: "webhook-owner".to_owned(),
+            scopes: Some(["repo".to_owned()].into()),
+            admin: true,
+            ..NewCredential::default()
+        };
+        let token = ctx.github.create_token(&new).await?;
+        Ok(Self { ctx, token })
+    }
+
+    /// A request about the repository's webhooks.
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        let path = format!("/repos/{}/hooks{path}", self.ctx.repository);
+        let bearer = format!("Bearer {}", self.token);
+        let headers = [("authorization", bearer.as_str()), ("user-agent", "owner")];
+        let (status, _, answer) = self.ctx.github.send(method, &path, &headers, body).await?;
+        ensure!(
+            status.is_success(),
+            "{status}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+        Ok(serde_json::from_slice(&answer).unwrap_or_default())
+    }
+
+    /// The webhooks that deliver to an address.
+    async fn of(&self, url: &str) -> Result<Vec<Value>> {
+        let all = self.ask(Method::GET, "", None).await?;
+        let mut all = all.as_array().cloned().unwrap_or_default();
+        all.retain(|hook| hook["config"]["url"] == url);
+        Ok(all)
+    }
+
+    /// Enters a webhook as a person would; gives GitHub's number for it.
+    async fn enter(&self, url: &str) -> Result<String> {
+        let body = json!({
+            "name": "web", "active": true, "events": ["workflow_job"],
+            "config": {"url": url, "content_type": "json", "secret": VALUE, "insecure_ssl": "0"},
+        });
+        let made = self.ask(Method::POST, "", Some(&body)).await?;
+        Ok(made["id"].to_string())
+    }
+}

@@ -1,0 +1,158 @@
+//! Webhooks of a repository.
+//!
+//! The endpoints are documented at <https://docs.github.com/en/rest/repos/webhooks?apiVersion=2022-11-28>.
+
+use http::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Client, Error,
+    ask::Ask,
+    body::{AtMost, Short, short_or_none},
+    pages::What,
+};
+use cuda_runner_plan::model::webhook::Hook;
+
+/// What it takes, in GitHub's words.
+const WEBHOOKS_WRITE: &str = "the repository permission \"Webhooks: write\"";
+/// The one event.
+const WORKFLOW_JOB: &str = "workflow_job";
+/// More events GitHub does not have.
+const MOST_EVENTS: usize = 200;
+
+impl Client {
+    /// The webhook of the repository that delivers to this address; `None` where there is none.
+    pub async fn find_hook(&self, url: &str) -> Result<Option<Hook>, Error> {
+        let path = format!("{}/hooks", self.url().owner_path());
+        let what = What {
+            action: "list the webhooks",
+            permission: WEBHOOKS_WRITE,
+        };
+        let all: Vec<WireHook> = self.list(&path, &what).await?;
+        let mut all = all.into_iter().map(WireHook::read);
+        Ok(all.find(|hook| hook.url == url))
+    }
+
+    /// Makes a webhook. GitHub refuses a second one with the same address.
+    pub async fn create_hook(&self, url: &str, secret: &SecretString) -> Result<(), Error> {
+        let path = format!("{}/hooks", self.url().owner_path());
+        let mut body = wanted(url, secret);
+        body["name"] = json!("web");
+        let ask = Ask {
+            body: Some(body.to_string().into_bytes()),
+            ..Ask::write(Method::POST, path, "make a webhook")
+        };
+        self.expect(&ask, StatusCode::CREATED).await
+    }
+
+    /// Makes a webhook what it should be.
+    pub async fn update_hook(
+        &self,
+        id: u64,
+        url: &str,
+        secret: &SecretString,
+    ) -> Result<(), Error> {
+        let path = format!("{}/hooks/{id}", self.url().owner_path());
+        let ask = Ask {
+            body: Some(wanted(url, secret).to_string().into_bytes()),
+            ..Ask::write(Method::PATCH, path, "change a webhook")
+        };
+        self.expect(&ask, StatusCode::OK).await
+    }
+
+    /// Removes a webhook; one that is gone already is removed, too.
+    pub async fn delete_hook(&self, id: u64) -> Result<(), Error> {
+        let path = format!("{}/hooks/{id}", self.url().owner_path());
+        let ask = Ask::write(Method::DELETE, path, "remove a webhook");
+        match self.expect(&ask, StatusCode::NO_CONTENT).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// What became of the last delivery, in GitHub's words, where it failed.
+    pub async fn last_failure(&self, hook: u64) -> Result<Option<String>, Error> {
+        let path = format!(
+            "{}/hooks/{hook}/deliveries?per_page=1",
+            self.url().owner_path()
+        );
+        let what = What {
+            action: "read the deliveries of a webhook",
+            permission: WEBHOOKS_WRITE,
+        };
+        let last: Option<AtMost<Delivery, 1>> = self.ask_tagged(path, &what).await?;
+        let last = last.and_then(|last| last.0.into_iter().next());
+        let failed = last.filter(|last| last.status_code >= 400);
+        Ok(failed.map(|last| {
+            let word = last.status.unwrap_or_default();
+            let word = gate_report::clean(&word, 100);
+            format!("{} {word}", last.status_code)
+        }))
+    }
+
+    async fn expect(&self, ask: &Ask, status: StatusCode) -> Result<(), Error> {
+        let answer = self.transport.send(ask).await?;
+        if answer.status == status {
+            return Ok(());
+        }
+        Err(self.judged(&answer, ask, WEBHOOKS_WRITE))
+    }
+}
+
+/// What a webhook is to be. The configuration is replaced as a whole, so the secret is in it each time.
+fn wanted(url: &str, secret: &SecretString) -> Value {
+    json!({
+        "active": true,
+        "events": [WORKFLOW_JOB],
+        "config": {
+            "url": url,
+            "content_type": "json",
+            "secret": secret.expose_secret(),
+            "insecure_ssl": "0",
+        },
+    })
+}
+
+#[derive(Deserialize)]
+struct WireHook {
+    id: u64,
+    #[serde(default)]
+    active: bool,
+    #[serde(default)]
+    events: AtMost<Short, MOST_EVENTS>,
+    #[serde(default)]
+    config: Config,
+}
+
+#[derive(Default, Deserialize)]
+struct Config {
+    #[serde(default, deserialize_with = "short_or_none")]
+    url: Option<String>,
+    #[serde(default, deserialize_with = "short_or_none")]
+    content_type: Option<String>,
+    /// A text or a number.
+    #[serde(default)]
+    insecure_ssl: Value,
+}
+
+#[derive(Deserialize)]
+struct Delivery {
+    status_code: u16,
+    #[serde(default, deserialize_with = "short_or_none")]
+    status: Option<String>,
+}
+
+impl WireHook {
+    fn read(self) -> Hook {
+        let is_told = matches!(self.events.0.as_slice(), [event] if event.0 == WORKFLOW_JOB);
+        let is_checked = [json!("0"), json!(0)].contains(&self.config.insecure_ssl);
+        let is_json = self.config.content_type.as_deref() == Some("json");
+        Hook {
+            id: self.id,
+            url: self.config.url.unwrap_or_default(),
+            is_right: self.active && is_told && is_json && is_checked,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What is remembered of a pool's webhook on GitHub.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::github::Error;
+use cuda_runner_plan::model::backoff;
+use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::model::webhook::{Hook, KnownHook};
+use cuda_runner_plan::runners::SWEEP;
+
+/// The first pause after an attempt that failed.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
+/// The longest.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
+
+/// What is remembered of a pool's webhook on GitHub.
+#[derive(Default)]
+pub struct HookMemory {
+    /// The webhook, as last read.
+    pub known: KnownHook,
+    /// When.
+    read: Option<Timestamp>,
+    /// The request, by annotation, with which it was read.
+    asked: Option<String>,
+    /// The version of the secret that was last given to it.
+    pub written: Option<String>,
+    /// The address of the one that was removed.
+    pub removed: Option<String>,
+    /// What became of the last delivery, where it failed and nothing has come.
+    pub failing: Option<String>,
+    /// Why it could not be read or changed; cleared by the next success.
+    pub trouble: Option<String>,
+    failures: i32,
+    /// No attempt before.
+    pub not_before: Option<Timestamp>,
+}
+
+impl HookMemory {
+    /// Whether it is to be read now: at the first look, at each sweep, and when somebody asks.
+    #[must_use]
+    pub fn is_due(&self, pool: &Pool, now: Timestamp) -> bool {
+        let is_old = self.read.is_none_or(|read| read.after(SWEEP) <= now);
+        self.not_before.is_none_or(|at| at <= now) && (is_old || self.asked != pool.look_again)
+    }
+
+    /// It is about to be read.
+    pub fn asks(&mut self, pool: &Pool) {
+        self.asked.clone_from(&pool.look_again);
+    }
+
+    /// Takes in what GitHub has.
+    pub fn read(&mut self, found: Option<Hook>, failing: Option<String>, now: Timestamp) {
+        self.known = found.map_or(KnownHook::Absent, KnownHook::Present);
+        self.failing = failing;
+        self.read = Some(now);
+        self.succeeded();
+    }
+
+    /// It is as it should be, with a secret of this version. What is there is read once more.
+    pub fn written(&mut self, version: String) {
+        self.written = Some(version);
+        self.removed = None;
+        self.look_again();
+        self.succeeded();
+    }
+
+    /// The one that delivered to this address is gone.
+    pub fn removed(&mut self, url: &str) {
+        self.removed = Some(url.to_owned());
+        self.written = None;
+        self.look_again();
+        self.succeeded();
+    }
+
+    /// Something did not work.
+    pub fn failed(&mut self, error: &Error, uid: &str, now: Timestamp) {
+        if matches!(error, Error::Forbidden { .. } | Error::NotFound { .. }) {
+            self.known = KnownHook::NotAllowed(error.to_string());
+            self.read = Some(now);
+            self.succeeded();
+            return;
+        }
+        self.look_again();
+        self.trouble = Some(error.to_string());
+        self.failures = self.failures.saturating_add(1);
+        let pause = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.failures, uid);
+        self.not_before = Some(now.after(error.pause_of_at_least(pause, now)));
+    }
+
+    fn look_again(&mut self) {
+        self.known = KnownHook::Unknown;
+        self.read = None;
+    }
+
+    fn succeeded(&mut self) {
+        self.trouble = None;
+        self.failures = 0;
+        self.not_before = None;
+    }
+}
