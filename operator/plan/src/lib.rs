@@ -31,6 +31,7 @@ pub mod reason;
 pub mod rerun;
 pub mod runners;
 pub mod scale_set;
+pub mod shares;
 pub mod sharing;
 mod shown;
 mod stable;

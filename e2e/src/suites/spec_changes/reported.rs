@@ -135,6 +135,7 @@ mod tests {
         "rerun.onNodeLoss",
         "scaling.maxRunners",
         "scaling.minRunners",
+        "scaling.weight",
         "smoke.managedMemory",
         "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",

@@ -114,6 +114,10 @@ pub struct Spec {
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
     pub template_hash: String,
+    /// Changes when the nodes would differ on which it may start.
+    pub placement_hash: String,
+    /// What it has of the GPUs that its namespace's pools share, beside the others there.
+    pub weight: u32,
     /// The workflow that proves the pool.
     pub verify: Option<Verify>,
     /// How long after a verification the next one runs.
@@ -390,6 +394,8 @@ impl Spec {
             required_checks: spec.required_checks.clone(),
             rerun: spec.rerun.clone(),
             template_hash: String::new(),
+            placement_hash: placement(&template, &spec.gpu),
+            weight: weight(spec.scaling.as_ref()),
             url,
             gpu,
             gate: gate_settings(&spec.gpu, &spec.smoke),
@@ -451,6 +457,26 @@ impl Spec {
         }
         shape
     }
+}
+
+/// Everything that decides on which nodes a pod may start, in a few bytes.
+fn placement(template: &PodTemplateSpec, gpu: &Gpu) -> String {
+    let pod = template.spec.as_ref();
+    let affinity = pod.and_then(|pod| pod.affinity.as_ref()?.node_affinity.as_ref());
+    let place = (
+        pod.and_then(|pod| pod.node_selector.as_ref()),
+        affinity.and_then(|a| {
+            a.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        }),
+        pod.and_then(|pod| pod.tolerations.as_ref()),
+        &gpu.min_compute_capability,
+    );
+    fingerprint(&serde_json::to_string(&place).unwrap_or_default())
+}
+
+fn weight(scaling: Option<&Scaling>) -> u32 {
+    scaling.map_or(1, |scaling| scaling.weight.max(1).unsigned_abs())
 }
 
 /// What the gate demands.

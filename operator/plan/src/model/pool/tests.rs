@@ -65,6 +65,7 @@ fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
         min_runners: 1,
         max_runners: 8,
         source,
+        weight: 1,
     });
     Pool::read(&resource, false).spec
 }
