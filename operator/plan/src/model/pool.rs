@@ -125,6 +125,10 @@ pub struct Spec {
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
     pub template_hash: String,
+    /// Changes when the nodes would differ on which it may start.
+    pub placement_hash: String,
+    /// What it has of the GPUs that its namespace's pools share, beside the others there.
+    pub weight: u32,
     /// The workflow that proves the pool.
     pub verify: Option<Verify>,
     /// How long after a verification the next one runs.
@@ -403,6 +407,8 @@ impl Spec {
             required_checks: spec.required_checks.clone(),
             rerun: spec.rerun.clone(),
             template_hash: String::new(),
+            placement_hash: placement(&template, spec),
+            weight: weight(spec.scaling.as_ref()),
             url,
             arch: spec.arch,
             gpu,
@@ -473,6 +479,27 @@ impl Spec {
         }
         shape
     }
+}
+
+/// Everything that decides on which nodes a pod may start, in a few bytes.
+fn placement(template: &PodTemplateSpec, spec: &CudaRunnerSpec) -> String {
+    let pod = template.spec.as_ref();
+    let affinity = pod.and_then(|pod| pod.affinity.as_ref()?.node_affinity.as_ref());
+    let place = (
+        pod.and_then(|pod| pod.node_selector.as_ref()),
+        affinity.and_then(|a| {
+            a.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        }),
+        pod.and_then(|pod| pod.tolerations.as_ref()),
+        &spec.gpu.min_compute_capability,
+        spec.arch.as_str(),
+    );
+    fingerprint(&serde_json::to_string(&place).unwrap_or_default())
+}
+
+fn weight(scaling: Option<&Scaling>) -> u32 {
+    scaling.map_or(1, |scaling| scaling.weight.max(1).unsigned_abs())
 }
 
 /// What the gate demands.

@@ -119,7 +119,7 @@ fn a_pool_has_what_the_time_of_day_asks_for_and_wakes_when_that_changes() {
         observed.queue = Some(std::sync::Arc::new(crate::Queue {
             at: now,
             asked: None,
-            jobs: Ok(Some(vec![])),
+            jobs: Ok(Some(vec![].into())),
             registered: vec![],
             shut_out: None,
         }));
