@@ -27,10 +27,12 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         .await?;
 
     // And a time zone that there is not is named
+    closed["metadata"]["name"] = json!("nowhere");
     closed["spec"]["scaling"]["schedule"][0]["timeZone"] = json!("Europe/Berln");
     ctx.apply(&closed).await?;
-    ctx.condition("pool", "Stalled", "True", "InvalidSchedule")
+    ctx.condition("nowhere", "Stalled", "True", "InvalidSchedule")
         .await?;
+    ctx.delete("nowhere").await?;
     ctx.delete("pool").await
 }
 
