@@ -376,7 +376,7 @@ impl Spec {
             proxy: proxy.is_some(),
             authorities: spec.github.ca_bundle_ref.is_some(),
             job_containers: spec.job_containers.is_some(),
-            shared_memory: spec.shared_memory.is_some(),
+            shared_memory: spec.shared_memory.as_deref(),
         };
         let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
         let persistent = spec.lifetime == Lifetime::Persistent;

@@ -33,8 +33,8 @@ pub(super) struct Rest<'a> {
     pub authorities: bool,
     /// Whether jobs bring their containers.
     pub job_containers: bool,
-    /// Whether the pool says how much shared memory jobs have.
-    pub shared_memory: bool,
+    /// How much shared memory jobs have, where the pool says it.
+    pub shared_memory: Option<&'a str>,
 }
 
 /// A template that can be merged, or what is wrong, beginning with the path of the field below `spec.template`.
@@ -199,7 +199,7 @@ fn pod(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
 fn is_our_volume(name: &str, rest: Rest<'_>) -> bool {
     owned::VOLUMES.contains(&name)
         || rest.job_containers && owned::JOB_VOLUMES.contains(&name)
-        || rest.shared_memory && name == owned::JOB_SHM
+        || rest.shared_memory.is_some() && name == owned::JOB_SHM
 }
 
 fn of_volume(volume: &Volume, rest: Rest<'_>) -> Result<(), String> {
@@ -369,7 +369,7 @@ fn mounts(place: Place<'_>, rest: Rest<'_>) -> Result<(), String> {
     // What is beside the runner has no part in its jobs.
     let is_runner = place.list == "containers";
     let shared = rest.job_containers && is_runner;
-    let has_shm = (rest.job_containers || rest.shared_memory) && is_runner;
+    let has_shm = (rest.job_containers || rest.shared_memory.is_some()) && is_runner;
     for mount in place.container.volume_mounts.iter().flatten() {
         let path = normal(&mount.mount_path);
         let has = |ours: &[&str]| ours.iter().any(|ours| is_in(&path, &normal(ours)));
