@@ -388,7 +388,6 @@ impl Spec {
         {
             return Err(SpecError::NoQueue(scaling.source, url.scope().clone()));
         }
-        let preflight = spec.preflight.as_ref().map(read_preflight);
         let mut read = Self {
             secret: spec.github.credentials_ref.name.clone(),
             ca_bundle: spec.github.ca_bundle_ref.clone(),
@@ -419,7 +418,7 @@ impl Spec {
             max_job_minutes: max_job_minutes(spec),
             job_containers: job_containers(spec),
             shared_memory: spec.shared_memory.clone(),
-            preflight,
+            preflight: spec.preflight.as_ref().map(read_preflight),
             template,
         };
         read.template_hash = fingerprint(&read.shape(spec));
