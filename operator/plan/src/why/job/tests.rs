@@ -138,14 +138,17 @@ fn lost_by_condition(fleet: &mut Fleet) {
     }];
 }
 
-/// The situations, what is said in each, the states of the jobs, and the words that must be among it.
-#[expect(clippy::too_many_lines, reason = "a table")]
-fn situations() -> Vec<(
+/// What it is, what is said in it, the states of the jobs, and the words that must be among it.
+type Situation = (
     &'static str,
     (Vec<State>, String),
     Vec<State>,
     &'static [&'static str],
-)> {
+);
+
+/// The situations.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn situations() -> Vec<Situation> {
     use State::{Ended, Running, Unserved, Waiting};
     let cuda: &[&str] = &["cuda"];
     vec![
@@ -212,7 +215,7 @@ fn situations() -> Vec<(
         (
             "it waits for a scale set, which is not told its number",
             said(PAGE, |fleet| {
-                queue(fleet, vec![waits("train", 17, None, cuda)])
+                queue(fleet, vec![waits("train", 17, None, cuda)]);
             }),
             vec![Waiting],
             &["Which of the jobs of its run has the number 170 is not known"],
@@ -268,7 +271,7 @@ fn situations() -> Vec<(
         (
             "it has ended, and GitHub has not said how",
             said(PAGE, |fleet| {
-                fleet.history = vec![ends("train", 17, ago(10), "unknown")]
+                fleet.history = vec![ends("train", 17, ago(10), "unknown")];
             }),
             vec![Ended],
             &["GitHub has not said how"],
@@ -338,7 +341,7 @@ fn situations() -> Vec<(
         (
             "the replica that answers stands by",
             said("train", |fleet| {
-                fleet.operator.as_mut().unwrap().leads = false
+                fleet.operator.as_mut().unwrap().leads = false;
             }),
             vec![],
             &["operator-1 answered, which stands by"],
