@@ -1,5 +1,10 @@
 //! Webhooks and what they are told, over real sockets.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test, with its helpers")]
+#![allow(
+    missing_docs,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test, with its helpers"
+)]
 
 mod common;
 

@@ -85,11 +85,7 @@ fn published(place: &Path) -> Result<()> {
         .env("GITHUB_SERVER_URL", "https://github.com")
         .env("GITHUB_OUTPUT", place.join("output"));
     output(&mut step)?;
-    both_are_listed(place, program)
-}
-
-/// What is signed is a list of both, each with its own program.
-fn both_are_listed(place: &Path, program: impl Fn(&str) -> String) -> Result<()> {
+    // Then what is signed is a list of both, each with its own program
     let said = fs::read_to_string(place.join("output"))?;
     let digest = said.lines().find_map(|line| line.strip_prefix("digest="));
     both(place, digest.context("no digest")?, IMAGE, program)

@@ -455,7 +455,7 @@ fn webhooks_are_taken_when_asked_for_and_from_whom_the_policy_names() {
     assert!(
         services
             .iter()
-            .all(|s| s.metadata.name.as_ref().unwrap().ends_with("-webhook") == false)
+            .all(|s| !s.metadata.name.as_ref().unwrap().ends_with("-webhook"))
     );
     let objects = render(CHART, &values);
     let port = service("webhook", &objects).spec.unwrap().ports.unwrap()[0].port;

@@ -81,7 +81,7 @@ mod tests {
             "[".repeat(10_000),
             String::new(),
         ] {
-            assert_eq!(JobEvent::read(body.as_bytes()), None, "{:.40}", body);
+            assert_eq!(JobEvent::read(body.as_bytes()), None, "{body:.40}");
         }
     }
 }

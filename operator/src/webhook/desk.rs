@@ -142,10 +142,8 @@ fn is_about(pool: &Pool, event: Option<&JobEvent>) -> bool {
         return event.is_none();
     };
     let job = QueuedJob {
-        run: 0,
-        name: String::new(),
         labels: event.labels.clone(),
-        created_at: None,
+        ..QueuedJob::default()
     };
     spec.url.is_of(&event.repository) && job.is_served_by(&spec.labels)
 }

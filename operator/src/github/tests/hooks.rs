@@ -35,7 +35,7 @@ async fn it_is_found_by_its_address_and_what_is_wrong_with_it_is_seen() {
     ];
     for (change, is_right) in cases {
         let other = hook(1, |hook| {
-            hook["config"]["url"] = json!("https://ci.example.com")
+            hook["config"]["url"] = json!("https://ci.example.com");
         });
         let all = json!([other, hook(2, change)]);
         let stub = Stub::start(move |_, _| reply(200, &all)).await;

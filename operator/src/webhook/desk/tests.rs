@@ -38,11 +38,11 @@ async fn desk(cluster: &Cluster, fence: Fence) -> (OperatorDesk, Pool, String) {
     (OperatorDesk::new(Arc::new(ctx), webhooks, client), pool, id)
 }
 
-fn event(repository: &str, labels: &[&str]) -> Option<JobEvent> {
-    Some(JobEvent {
+fn event(repository: &str, labels: &[&str]) -> JobEvent {
+    JobEvent {
         repository: repository.to_owned(),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-    })
+    }
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn an_event_wakes_the_pools_whose_job_it_may_be() {
         event("acme/gadgets", &["cuda"]),
         event("acme/widgets", &["cuda", "a100"]),
     ] {
-        assert!(!desk.arrived(&id, other).await);
+        assert!(!desk.arrived(&id, Some(other)).await);
     }
     assert!(!desk.arrived("guessed", None).await);
     assert_eq!(heard(), Heard::default());
@@ -67,12 +67,15 @@ async fn an_event_wakes_the_pools_whose_job_it_may_be() {
     // A ping says that something comes, and an event has the queue read
     assert!(desk.arrived(&id, None).await);
     assert_eq!((heard().any, heard().read_at), (true, None));
-    assert!(desk.arrived(&id, event("Acme/Widgets", &["CUDA"])).await);
+    assert!(
+        desk.arrived(&id, Some(event("Acme/Widgets", &["CUDA"])))
+            .await
+    );
     let first = heard().read_at.unwrap();
     // However many come then, it is read once
     for _ in 0..10 {
         assert!(
-            desk.arrived(&id, event("acme/widgets", &["self-hosted"]))
+            desk.arrived(&id, Some(event("acme/widgets", &["self-hosted"])))
                 .await
         );
     }
@@ -84,6 +87,9 @@ async fn an_event_wakes_the_pools_whose_job_it_may_be() {
 async fn a_replica_that_stands_by_tells_the_one_that_leads() {
     let cluster = Cluster::default();
     let (desk, _, id) = desk(&cluster, Fence::closed()).await;
-    assert!(desk.arrived(&id, event("acme/widgets", &["cuda"])).await);
+    assert!(
+        desk.arrived(&id, Some(event("acme/widgets", &["cuda"])))
+            .await
+    );
     assert_eq!(cluster.writes(), ["PATCH pool"]);
 }

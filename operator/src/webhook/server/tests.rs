@@ -1,5 +1,6 @@
 //! What becomes of what GitHub delivers, and of what others send.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use secrecy::SecretString;
@@ -14,15 +15,21 @@ const OLD: &str = "the secret before that one";
 
 /// What the endpoint has said to it.
 #[derive(Clone, Default)]
-struct Played(Arc<Mutex<(Vec<Outcome>, Vec<Option<JobEvent>>)>>);
+struct Played(Arc<Mutex<Said>>);
+
+#[derive(Default)]
+struct Said {
+    outcomes: Vec<Outcome>,
+    events: Vec<Option<JobEvent>>,
+}
 
 impl Played {
     fn outcomes(&self) -> Vec<Outcome> {
-        std::mem::take(&mut self.0.lock().unwrap().0)
+        std::mem::take(&mut self.0.lock().unwrap().outcomes)
     }
 
     fn events(&self) -> Vec<Option<JobEvent>> {
-        std::mem::take(&mut self.0.lock().unwrap().1)
+        std::mem::take(&mut self.0.lock().unwrap().events)
     }
 }
 
@@ -37,12 +44,12 @@ impl Desk for Played {
         if event.as_ref().is_some_and(of_another) {
             return false;
         }
-        self.0.lock().unwrap().1.push(event);
+        self.0.lock().unwrap().events.push(event);
         true
     }
 
     fn count(&self, outcome: Outcome) {
-        self.0.lock().unwrap().0.push(outcome);
+        self.0.lock().unwrap().outcomes.push(outcome);
     }
 }
 
@@ -57,12 +64,11 @@ async fn served() -> (SocketAddr, Played) {
 fn signed(secret: &str, body: &[u8]) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
     let tag = hmac::sign(&key, body);
-    let digits: String = tag
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("sha256={digits}")
+    let mut signature = String::from("sha256=");
+    for byte in tag.as_ref() {
+        write!(signature, "{byte:02x}").unwrap();
+    }
+    signature
 }
 
 /// A delivery, to be changed.
@@ -147,6 +153,7 @@ fn the_signature_is_the_one_of_githubs_documentation() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn what_github_delivers_wakes_and_nothing_else_does() {
     type Change = fn(&mut Delivery);
     let (address, played) = served().await;

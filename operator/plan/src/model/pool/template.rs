@@ -18,10 +18,6 @@ const LARGEST: usize = 64 * 1024;
 
 /// What the rest of the spec says, as far as a template has to agree with it.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a field that is there or not"
-)]
 pub(super) struct Rest<'a> {
     /// The architecture of the pool's nodes.
     pub arch: Arch,
