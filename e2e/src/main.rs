@@ -99,26 +99,10 @@ enum Command {
     },
     /// The kubelet's plugin for simulated GPUs.
     #[command(hide = true)]
-    DevicePlugin {
-        #[arg(long)]
-        devices: PathBuf,
-        #[arg(long)]
-        driver: PathBuf,
-        #[arg(long, default_value = "nvidia.com/gpu")]
-        resource: String,
-    },
+    DevicePlugin(device_plugin::Config),
     /// The kubelet's plugin of dynamic resource allocation for simulated GPUs.
     #[command(hide = true)]
-    DraPlugin {
-        #[arg(long)]
-        devices: PathBuf,
-        #[arg(long)]
-        driver: PathBuf,
-        #[arg(long)]
-        kubeconfig: PathBuf,
-        #[arg(long)]
-        node: String,
-    },
+    DraPlugin(dra_plugin::Config),
     /// The simulated GitHub.
     #[command(hide = true)]
     GithubSimulator(simulator::Arguments),
@@ -202,32 +186,8 @@ fn run(command: Command) -> Result<ExitCode> {
             runtime.block_on(up(&name, options))?;
         }
         Command::Down { name, all } => down(&name, all)?,
-        Command::DevicePlugin {
-            devices,
-            driver,
-            resource,
-        } => {
-            let config = device_plugin::Config {
-                devices,
-                driver,
-                resource,
-            };
-            runtime.block_on(device_plugin::run(config))?;
-        }
-        Command::DraPlugin {
-            devices,
-            driver,
-            kubeconfig,
-            node,
-        } => {
-            let config = dra_plugin::Config {
-                devices,
-                driver,
-                kubeconfig,
-                node,
-            };
-            runtime.block_on(dra_plugin::run(config))?;
-        }
+        Command::DevicePlugin(config) => runtime.block_on(device_plugin::run(config))?,
+        Command::DraPlugin(config) => runtime.block_on(dra_plugin::run(config))?,
         Command::GithubSimulator(arguments) => runtime.block_on(simulator::run(arguments))?,
         Command::Supervise { .. } => {}
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
@@ -19,13 +20,16 @@ use super::state::{self, Device};
 use crate::images::SMI;
 
 /// What the plugin serves.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Config {
     /// The folder with the devices' state files.
+    #[arg(long)]
     pub devices: PathBuf,
     /// The folder with the driver, mounted into every container that gets a device.
+    #[arg(long)]
     pub driver: PathBuf,
     /// The resource's name, such as `nvidia.com/gpu`.
+    #[arg(long, default_value = "nvidia.com/gpu")]
     pub resource: String,
 }
 
