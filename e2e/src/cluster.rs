@@ -281,14 +281,7 @@ impl Cluster {
         let client = self.client().await?;
         match offer {
             Offer::Resource => self.wait_for_node(&client, &machine, devices).await?,
-            Offer::Claims => {
-                let published = dra_plugin::published(&client, machine.name, devices).await;
-                published.with_context(|| {
-                    let log = machine.supervisor.log("dra-plugin");
-                    let log = fs::read_to_string(log).unwrap_or_default();
-                    format!("the end of the plugin's log:\n{}", process::tail(&log, 20))
-                })?;
-            }
+            Offer::Claims => self.published(&machine).await?,
         }
         Ok(machine)
     }
@@ -373,6 +366,17 @@ impl Cluster {
                 images.archive(&archive)?;
             }
             machine.import(&tools, &archive)
+        })
+    }
+
+    /// Waits until a node's devices are published as its files have them by now.
+    pub async fn published(&self, machine: &Machine) -> Result<()> {
+        let client = self.client().await?;
+        let published = dra_plugin::published(&client, machine.name, &machine.devices()).await;
+        published.with_context(|| {
+            let log = machine.supervisor.log("dra-plugin");
+            let log = fs::read_to_string(log).unwrap_or_default();
+            format!("the end of the plugin's log:\n{}", process::tail(&log, 20))
         })
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
@@ -19,7 +20,7 @@ use super::state::{self, Device};
 use crate::images::SMI;
 
 /// What the plugin serves.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Args, Clone, Debug)]
 pub struct Config {
     /// The folder with the devices' state files.
     #[arg(long)]

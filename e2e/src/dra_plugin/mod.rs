@@ -1,5 +1,5 @@
 //! The kubelet's plugin of dynamic resource allocation for simulated GPUs, as NVIDIA's driver `gpu.nvidia.com` is: it
-//! publishes a ResourceSlice, and prepares claims for containerd. A background process of a node that has no device plugin.
+//! publishes a `ResourceSlice`, and prepares claims for containerd. A background process of a node that has no device plugin.
 
 mod api;
 mod authority;
@@ -12,8 +12,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use futures::{StreamExt as _, stream};
-use k8s_openapi::api::{core::v1::Node, resource::v1::ResourceSlice};
+use k8s_openapi::api::{
+    core::v1::Node,
+    resource::v1::{Device, ResourceSlice},
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
@@ -34,7 +38,7 @@ const ENDPOINT: &str = "/var/lib/kubelet/plugins/gpu.nvidia.com/dra.sock";
 const LOOK: Duration = Duration::from_millis(300);
 
 /// What the plugin serves, and where.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Args, Clone, Debug)]
 pub struct Config {
     /// The folder with the devices' state files.
     #[arg(long)]
@@ -154,9 +158,7 @@ async fn publish(client: &Client, node: &str, folder: &Path) -> Result<()> {
 }
 
 /// The API server notes when a taint came.
-fn without_times(
-    device: &k8s_openapi::api::resource::v1::Device,
-) -> k8s_openapi::api::resource::v1::Device {
+fn without_times(device: &Device) -> Device {
     let mut device = device.clone();
     for taint in device.taints.iter_mut().flatten() {
         taint.time_added = None;
@@ -164,23 +166,23 @@ fn without_times(
     device
 }
 
-/// Waits until a node is ready and its slice shows this many devices.
-pub async fn published(client: &Client, node: &str, devices: usize) -> Result<()> {
+/// Waits until a node is ready and its slice shows the devices of this folder.
+pub async fn published(client: &Client, node: &str, folder: &Path) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let slices: Api<ResourceSlice> = Api::all(client.clone());
     let name = format!("{node}-{DRIVER}");
-    let limit = Duration::from_mins(1);
+    let devices = slice::devices(&state::read_all(folder)?);
+    let wanted: Vec<Device> = serde_json::from_value(devices.into())?;
     wait_for(
         "the node to be ready and its GPUs to be published",
-        limit,
+        Duration::from_mins(1),
         async || {
-            let ready = nodes
-                .get_opt(node)
-                .await?
-                .is_some_and(|node| kwok::is_ready(&node));
+            let node = nodes.get_opt(node).await?;
+            let ready = node.is_some_and(|node| kwok::is_ready(&node));
             let slice = slices.get_opt(&name).await?;
-            let shown = slice.and_then(|slice| Some(slice.spec.devices?.len()));
-            Ok((ready && shown == Some(devices)).then_some(()))
+            let shown = slice.and_then(|slice| slice.spec.devices);
+            let shown = shown.iter().flatten().map(without_times);
+            Ok((ready && shown.eq(wanted.iter().cloned())).then_some(()))
         },
     )
     .await

@@ -51,6 +51,7 @@ pub(super) async fn with_claimed_node(
         for number in 0..2 {
             state::write(&machine.devices(), number, &Device::healthy(number, 2))?;
         }
+        ctx.cluster.published(&machine).await?;
         work(machine).await
     })
     .await;
