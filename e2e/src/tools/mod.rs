@@ -9,7 +9,10 @@ mod golang;
 mod installed;
 mod once;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -34,6 +37,16 @@ impl Tools {
             ensure(&dir, &tool, story)?;
         }
         Ok(Self { dir })
+    }
+
+    /// The programs that are not there yet, each with the time that it takes to build on two cores.
+    pub fn missing() -> Result<Vec<(String, Duration)>> {
+        let dir = folder()?;
+        let tools = golang::tools().into_iter();
+        let missing = tools.filter(|tool| !dir.join(tool.folder()).is_dir());
+        Ok(missing
+            .flat_map(|tool| tool.parts().collect::<Vec<_>>())
+            .collect())
     }
 
     /// etcd.
@@ -71,7 +84,7 @@ impl Tools {
 
 fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
     once(dir, &tool.folder(), story, |partial| {
-        golang::build(tool, partial)
+        golang::build(tool, partial, story)
     })
 }
 
