@@ -120,12 +120,16 @@ impl Cluster {
         } else if !may_have_node() {
             story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
+        let mut ahead = Tools::missing(options.kubernetes)?;
+        if real {
+            ahead.extend(images::missing(options.profile)?);
+        }
+        story.expect(ahead);
         let tools = Tools::ensure(options.kubernetes, story)?;
         let images = if real {
-            story.step("building what goes into the images");
             let story = story.clone();
             let build = tokio::task::spawn_blocking(move || {
-                images::build_binaries(options.profile)?;
+                images::build_binaries(options.profile, &story)?;
                 let images = Images::open(&story)?;
                 images.build(options.profile, &story)?;
                 anyhow::Ok(images)

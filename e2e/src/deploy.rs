@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -17,7 +17,7 @@ use kube::{
     api::{DeleteParams, ListParams, LogParams, PostParams},
 };
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     certs,
@@ -33,9 +33,9 @@ use crate::{
 /// The chart with the CRD of `CudaRunner`.
 pub const CRDS: &str = "cuda-runner-operator-crds";
 
-/// Installs the charts and waits until the operator is ready.
-pub async fn install(cluster: &Cluster, profile: Profile) -> Result<()> {
-    charts(cluster, &[]).await?;
+/// Installs the charts, with such changes of the operator's values, and waits until the operator is ready.
+pub async fn install(cluster: &Cluster, profile: Profile, changes: &[&str]) -> Result<()> {
+    charts(cluster, changes).await?;
     let client = cluster.client().await?;
     if cluster.link.is_some() {
         return ready(&client, Duration::from_secs(90)).await;
@@ -310,6 +310,14 @@ impl Beside {
         &self.program.path
     }
 
+    /// The same with the fleet page, and where that will be.
+    pub fn with_page(&self) -> Result<(Self, SocketAddr)> {
+        let page = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let mut other = self.clone();
+        other.program = other.program.arg(format!("--fleet-listen={page}"));
+        Ok((other, page))
+    }
+
     /// Starts it, and again once it has ended; does not wait.
     pub fn start(&self, cluster: &Cluster) -> Result<()> {
         cluster.supervisor.start(self.program.clone())
@@ -375,8 +383,8 @@ pub async fn operator_log(client: &Client, lines: Option<i64>) -> Result<Vec<Str
     Ok(logs)
 }
 
-/// The operator's pods and what they say, for an installation that failed.
-pub async fn system(cluster: &Cluster) -> String {
+/// An installation that failed: what did, and below it the operator's pods and what they say.
+pub async fn failed(cluster: &Cluster, error: anyhow::Error) -> anyhow::Error {
     let look = async {
         let client = cluster.client().await?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
@@ -387,7 +395,47 @@ pub async fn system(cluster: &Cluster) -> String {
             .map(|pod| json!({"name": pod.metadata.name, "status": pod.status}))
             .collect();
         let logs = operator_log(&client, Some(40)).await?.join("\n");
-        anyhow::Ok(format!("{:#}\n{logs}", json!(shown)))
+        anyhow::Ok((shown, logs))
     };
-    look.await.unwrap_or_else(|error| format!("{error:#}"))
+    anyhow!(failure(&error, &look.await))
+}
+
+/// The failure comes first: whatever is below it may be empty.
+fn failure(error: &anyhow::Error, seen: &Result<(Vec<Value>, String)>) -> String {
+    let below = match seen {
+        Ok((pods, _)) if pods.is_empty() => "there is no pod of the operator".to_owned(),
+        Ok((pods, logs)) => format!(
+            "the operator's pods, and the end of its log:\n{:#}\n{logs}",
+            json!(pods)
+        ),
+        Err(why) => format!("the operator's pods cannot be read: {why:#}"),
+    };
+    format!("the operator could not be installed: {error:#}\n{below}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_installation_names_what_failed_before_all_else() {
+        let failed = anyhow!("the chart has no value `x`").context("helm install");
+        let pod = json!({"name": "operator-1"});
+        for (seen, below) in [
+            (
+                Ok((vec![], String::new())),
+                "there is no pod of the operator",
+            ),
+            (Ok((vec![pod], "started".to_owned())), "operator-1"),
+            (
+                Err(anyhow!("no API server")),
+                "cannot be read: no API server",
+            ),
+        ] {
+            let said = failure(&failed, &seen);
+            let head =
+                "the operator could not be installed: helm install: the chart has no value `x`\n";
+            assert!(said.starts_with(head) && said.contains(below), "{said}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -36,6 +37,33 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// An image of 3 GiB over `job-cuda`. It is for registries alone: no cluster has it from the start.
 pub const LARGE: &str = "job-3gib";
 const LARGE_BASE: &str = "job-cuda";
+
+/// What is built of ours, as the story calls it: the binaries, and the base of the images.
+const BINARIES: &str = "the programs that go into the images";
+const BASE_IMAGE: &str = "the base of the images";
+
+fn image_part(name: &str) -> String {
+    format!("the image {name}")
+}
+
+/// What a first run has to build of ours, each part with the time that it takes on two cores, as measured.
+pub fn missing(profile: Profile) -> Result<Vec<(String, Duration)>> {
+    let mut parts = vec![];
+    let mut part = |name: String, seconds| parts.push((name, Duration::from_secs(seconds)));
+    let dir = paths::cache()?.join("images");
+    if !artifact(profile, "cuda-runner-operator").exists() {
+        part(BINARIES.to_owned(), 125);
+    }
+    let is_missing = |name: &str| !dir.join(format!("{name}.id")).exists();
+    if is_missing("base") {
+        part(BASE_IMAGE.to_owned(), 54);
+    }
+    let names = std::iter::once("pause").chain(IMAGES.iter().map(|image| image.name));
+    for name in names.filter(|name| is_missing(name)) {
+        part(image_part(name), 6);
+    }
+    Ok(parts)
+}
 
 /// With which profile the binaries are built that go into the images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,11 +107,13 @@ const STATIC: [(&str, &str); 4] = [
 ];
 
 /// Builds the binaries and the driver with cargo.
-pub fn build_binaries(profile: Profile) -> Result<()> {
-    build_packages(profile, &ARTIFACTS)?;
-    STATIC
-        .iter()
-        .try_for_each(|(package, binary)| build_static(profile, package, binary))
+pub fn build_binaries(profile: Profile, story: &Story) -> Result<()> {
+    story.building(BINARIES, || {
+        build_packages(profile, &ARTIFACTS)?;
+        STATIC
+            .iter()
+            .try_for_each(|(package, binary)| build_static(profile, package, binary))
+    })
 }
 
 /// Builds the binaries of some packages with cargo.
@@ -235,10 +265,15 @@ impl Images {
     /// The base image; its id is the hash of what it was made from.
     fn base(&self, story: &Story) -> Result<String> {
         let id = hex(Sha256::digest(format!("{SUITE} {PACKAGES} 1")).as_slice());
-        if self.recorded("base") == id {
-            return Ok(id);
+        if self.recorded("base") != id {
+            story.building(BASE_IMAGE, || self.make_base())?;
+            self.record("base", &id)?;
         }
-        story.step("building the base image with debootstrap, once");
+        Ok(id)
+    }
+
+    /// With debootstrap.
+    fn make_base(&self) -> Result<()> {
         let root = self.dir.join("rootfs");
         let log = self.dir.join("base.log");
         remove_dir(&root)?;
@@ -279,9 +314,7 @@ impl Images {
             &log,
         )?;
         remove_dir(&root)?;
-        remove_dir(&context)?;
-        self.record("base", &id)?;
-        Ok(id)
+        remove_dir(&context)
     }
 
     /// Builds an image unless its inputs are those of the last time: the context that `fill` stages, and the base,
@@ -304,26 +337,28 @@ impl Images {
         hash_tree(&context, &context, &mut hash)?;
         let id = hex(hash.finalize().as_slice());
         if self.recorded(name) != id {
-            story.step(&format!("building the image {name}"));
-            let log = self.dir.join(format!("{name}.log"));
-            let tag = format!("localhost/{name}:dev");
-            let mut build = self.buildah();
-            build.args(["bud", "--isolation=chroot", "--pull-never", "--tag", &tag]);
-            let base = base.map(|(tag, _)| format!("BASE={tag}"));
-            for argument in base.iter().chain(&arguments) {
-                build.args(["--build-arg", argument]);
-            }
-            logged(build.arg(self.policy()).arg(&context), &log)?;
-            let target = format!("oci:{}:{name}", self.layout().display());
-            logged(
-                self.buildah()
-                    .args(["push", "--disable-compression"])
-                    .arg(self.policy())
-                    .args([&tag, &target]),
-                &log,
-            )?;
-            // What the tag named before is of no more use.
-            logged(self.buildah().args(["rmi", "--prune", "--force"]), &log)?;
+            story.building(&image_part(name), || {
+                let log = self.dir.join(format!("{name}.log"));
+                let tag = format!("localhost/{name}:dev");
+                let mut build = self.buildah();
+                build.args(["bud", "--isolation=chroot", "--pull-never", "--tag", &tag]);
+                let base = base.map(|(tag, _)| format!("BASE={tag}"));
+                for argument in base.iter().chain(&arguments) {
+                    build.args(["--build-arg", argument]);
+                }
+                logged(build.arg(self.policy()).arg(&context), &log)?;
+                let target = format!("oci:{}:{name}", self.layout().display());
+                logged(
+                    self.buildah()
+                        .args(["push", "--disable-compression"])
+                        .arg(self.policy())
+                        .args([&tag, &target]),
+                    &log,
+                )?;
+                // What the tag named before is of no more use.
+                logged(self.buildah().args(["rmi", "--prune", "--force"]), &log)?;
+                Ok(())
+            })?;
             self.record(name, &id)?;
         }
         remove_dir(&context)

@@ -11,7 +11,8 @@ use e2e::{
     bench, book, check,
     cluster::{Cluster, Options},
     demo, deploy, device_plugin, dra_plugin, example, faults,
-    images::Profile,
+    helm::{NAMESPACE, RELEASE},
+    images::{Profile, artifact},
     interrupt, paths, process, removal,
     report::Story,
     simulator, suites, supervisor,
@@ -261,7 +262,7 @@ async fn up(name: &str, options: Options) -> Result<()> {
     let story = Story::default();
     let cluster = Cluster::up(name, options, &story).await?;
     let furnished = async {
-        deploy::install(&cluster, options.profile).await?;
+        deploy::install(&cluster, options.profile, &["fleetPage.enabled=true"]).await?;
         let client = cluster.client().await?;
         let github = simulator::client(&cluster.dir, &cluster.github)?;
         example::prepare(&cluster, &client, &github).await
@@ -269,9 +270,9 @@ async fn up(name: &str, options: Options) -> Result<()> {
     let example = match furnished.await {
         Ok(example) => example,
         Err(error) => {
-            let why = deploy::system(&cluster).await;
+            let error = deploy::failed(&cluster, error).await;
             cluster.down()?;
-            return Err(error.context(why));
+            return Err(error);
         }
     };
     cluster.keep()?;
@@ -279,10 +280,13 @@ async fn up(name: &str, options: Options) -> Result<()> {
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     println!(
         "export PATH={}:$PATH",
-        cluster.tools.kubernetes("").display()
+        on_path(&cluster, options.profile)?.display()
     );
     println!("kubectl apply --filename {}", example.display());
     println!("kubectl --namespace ci get cudarunners,pods --watch");
+    println!("kubectl cudarunner status --namespace ci");
+    println!("# The fleet page, at http://localhost:8082:");
+    println!("kubectl --namespace {NAMESPACE} port-forward service/{RELEASE}-fleet 8082");
     println!("# Queue a job for it:");
     println!(
         "curl --cacert {} {}/_sim/jobs --json '{}'",
@@ -293,8 +297,32 @@ async fn up(name: &str, options: Options) -> Result<()> {
             "steps": [{"name": "hello", "run": "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check"}],
         })
     );
+    println!(
+        "# The GPUs, a file for each: {}",
+        cluster.devices().display()
+    );
+    println!("# What to try with all that: docs/guides/playground.md");
     println!("# The end of it: cargo e2e down --name {name}");
     Ok(())
+}
+
+/// A folder with the programs that people use: kubectl with the plugin, and Helm.
+fn on_path(cluster: &Cluster, profile: Profile) -> Result<PathBuf> {
+    let folder = cluster.dir.join("bin");
+    std::fs::create_dir_all(&folder)?;
+    for (name, program) in [
+        ("kubectl", cluster.tools.kubernetes("kubectl")),
+        (
+            "kubectl-cudarunner",
+            artifact(profile, "kubectl-cudarunner"),
+        ),
+        ("helm", cluster.tools.helm()),
+    ] {
+        let program = std::path::absolute(program)?;
+        std::os::unix::fs::symlink(&program, folder.join(name))
+            .with_context(|| format!("cannot link {}", program.display()))?;
+    }
+    Ok(folder)
 }
 
 fn down(name: &str, all: bool) -> Result<()> {

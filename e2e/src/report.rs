@@ -1,13 +1,23 @@
 //! Telling what happens as it happens, with times.
 
+mod ahead;
+
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+
+use ahead::Ahead;
+
+/// How often it is said that a part is still being built.
+const STILL: Duration = Duration::from_secs(30);
 
 /// One thing that happened.
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +41,8 @@ pub struct Measure {
 struct Told {
     events: Vec<Event>,
     measures: Vec<Measure>,
+    acts: usize,
+    ahead: Ahead,
 }
 
 /// Prints each step with the time since the start, on standard error so that standard output stays for results.
@@ -67,14 +79,62 @@ impl Story {
         if !self.silent {
             eprintln!("{at:7.1}s  {what}");
         }
-        self.told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .events
-            .push(Event {
-                at,
-                what: what.to_owned(),
+        self.told().events.push(Event {
+            at,
+            what: what.to_owned(),
+        });
+    }
+
+    /// What there is to build before anything can happen, each part with the time that it takes on two cores.
+    pub fn expect(&self, parts: Vec<(String, Duration)>) {
+        self.told().ahead.expect(parts);
+    }
+
+    /// Builds a part, and says meanwhile how far that is.
+    pub fn building<T>(&self, part: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let at = self.told().ahead.at(part);
+        let at = at.map_or_else(String::new, |at| format!(" ({at})"));
+        self.step(&format!("building {part}{at}"));
+        let start = Instant::now();
+        let (over, until) = mpsc::channel::<()>();
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while until.recv_timeout(STILL) == Err(RecvTimeoutError::Timeout) {
+                    self.step(&format!("  still {part}: {} s", start.elapsed().as_secs()));
+                }
             });
+            let done = work();
+            drop(over);
+            done
+        });
+        self.told().ahead.done(part, start.elapsed());
+        outcome
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        // Plain values, none of them half-written.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new part of the story begins.
+    pub fn act(&self, title: &str) {
+        let number = {
+            let mut told = self.told();
+            told.acts += 1;
+            told.acts
+        };
+        if !self.silent {
+            eprintln!("\n== Act {number}: {title}\n");
+        }
+    }
+
+    /// A command, and what it printed.
+    pub fn quote(&self, command: &str, said: &str) {
+        let lines = said
+            .trim_end()
+            .lines()
+            .map(|line| format!("\n          | {line}"));
+        self.step(&format!("$ {command}{}", lines.collect::<String>()));
     }
 
     /// A time worth keeping.
@@ -85,20 +145,12 @@ impl Story {
             name: name.to_owned(),
             seconds,
         };
-        self.told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .measures
-            .push(measure);
+        self.told().measures.push(measure);
     }
 
     /// The times kept so far.
     pub fn measures(&self) -> Vec<Measure> {
-        self.told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .measures
-            .clone()
+        self.told().measures.clone()
     }
 
     /// Since when it is told.
@@ -108,7 +160,7 @@ impl Story {
 
     /// Writes everything told as JSON: `{"seconds", "measures": […], "events": […]}`.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.told();
         let json = serde_json::json!({
             "seconds": self.start.elapsed().as_secs_f64(),
             "measures": told.measures,

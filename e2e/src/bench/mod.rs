@@ -136,7 +136,8 @@ pub async fn run(run: &Run, only: &[String], json: Option<&Path>) -> Result<()> 
     }
     run.story
         .step("building what is measured, as it is published");
-    tokio::task::spawn_blocking(|| images::build_binaries(PROFILE)).await??;
+    let story = run.story.clone();
+    tokio::task::spawn_blocking(move || images::build_binaries(PROFILE, &story)).await??;
     Tools::ensure(KUBERNETES[0], &run.story)?;
     let before = load()?;
     let mut figures = vec![];

@@ -101,7 +101,7 @@ async fn on_a_node(work: impl AsyncFnOnce(&Ctx) -> Result<Figure>) -> Result<Fig
     let name = format!("bench-{}", std::process::id());
     let cluster = Cluster::up(&name, options, &Story::silent()).await?;
     let outcome = async {
-        deploy::install(&cluster, PROFILE).await?;
+        deploy::install(&cluster, PROFILE, &[]).await?;
         work(&Ctx::new(&cluster, "bench").await?).await
     }
     .await;

@@ -49,7 +49,8 @@ async fn with_the_page(ctx: &Ctx) -> Result<()> {
     let waits = ctx.queue(HOSTILE, "true").await?;
     ctx.annotate("pool", LOOK_AGAIN, "now").await?;
 
-    let forward = PortForward::start(ctx, &format!("service/{RELEASE}-fleet"), 8082).await?;
+    let forward =
+        PortForward::start(&ctx.cluster, &format!("service/{RELEASE}-fleet"), 8082).await?;
     let origin = format!("http://{}/", forward.local);
     let page = Page::open(ctx, &origin).await?;
     page.shows("the job that waits", HOSTILE).await?;
@@ -103,6 +104,7 @@ async fn says_the_same(ctx: &Ctx, runner: &str) -> Result<()> {
     ensure!(screen.contains("From the operator"), "{screen}");
     let key = format!("{}/pool: 1 job", ctx.namespace);
     ensure!(screen.contains(&key), "{screen}");
+    lists_the_job(ctx, &screen).await?;
     // The kubelet tells of a busy runner a moment later.
     let found = ctx.wait_for("the runner's device to run a job", SOON, async || {
         let document = document(ctx).await?;
@@ -113,6 +115,35 @@ async fn says_the_same(ctx: &Ctx, runner: &str) -> Result<()> {
     });
     let held = found.await?;
     ensure!(held["uuid"].is_string(), "{held:#}");
+    Ok(())
+}
+
+/// The job that waits is listed, with its page on GitHub, what it asks for, and since when it waits.
+async fn lists_the_job(ctx: &Ctx, screen: &str) -> Result<()> {
+    let document = document(ctx).await?;
+    let mut pools = document["pools"].as_array().into_iter().flatten();
+    let pool = pools.find(|pool| pool["namespace"] == ctx.namespace);
+    let queue = &pool.context("the pool is not listed")?["queue"];
+    let [job] = queue["waiting"].as_array().map_or(&[][..], Vec::as_slice) else {
+        anyhow::bail!("{queue:#}");
+    };
+    let page = format!(
+        "{}/{}/actions/runs/{}/job/{}",
+        ctx.cluster.github, ctx.repository, job["runId"], job["id"]
+    );
+    ensure!(
+        job["name"] == HOSTILE && job["url"] == page && job["repository"] == ctx.repository,
+        "{job:#}, not {page}"
+    );
+    ensure!(
+        job["labels"]
+            .as_array()
+            .is_some_and(|labels| !labels.is_empty())
+            && job["since"].is_string(),
+        "{job:#}"
+    );
+    ensure!(queue["waitingNotListed"] == 0, "{queue:#}");
+    ensure!(screen.contains(&page), "{screen}");
     Ok(())
 }
 

@@ -44,7 +44,7 @@ mod node_marks;
 mod permissions;
 mod persistent;
 mod plugin;
-mod port_forward;
+pub(crate) mod port_forward;
 mod preflight;
 mod private_registry;
 mod proxy;

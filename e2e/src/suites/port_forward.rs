@@ -7,22 +7,21 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::Ctx;
-use crate::helm::NAMESPACE;
+use crate::{cluster::Cluster, helm::NAMESPACE};
 
 /// It runs until it is dropped.
-pub(super) struct PortForward {
+pub(crate) struct PortForward {
     process: Child,
     /// It ends when nobody takes what it says.
     _output: BufReader<ChildStdout>,
     /// Address and port on this machine.
-    pub(super) local: String,
+    pub(crate) local: String,
 }
 
 impl PortForward {
     /// To a port of something in the operator's namespace, such as `deployment/NAME`.
-    pub(super) async fn start(ctx: &Ctx, to: &str, port: u16) -> Result<Self> {
-        let mut command = ctx.cluster.kubectl(NAMESPACE);
+    pub(crate) async fn start(cluster: &Cluster, to: &str, port: u16) -> Result<Self> {
+        let mut command = cluster.kubectl(NAMESPACE);
         command
             .args(["port-forward", to, &format!(":{port}")])
             .stdout(Stdio::piped());

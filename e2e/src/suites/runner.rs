@@ -173,10 +173,10 @@ impl Shared {
         let name = format!("test-{}{letter}", std::process::id());
         let started = async {
             let cluster = Cluster::up(&name, self.options, &self.story).await?;
-            if let Err(error) = deploy::install(&cluster, self.options.profile).await {
-                let why = deploy::system(&cluster).await;
+            if let Err(error) = deploy::install(&cluster, self.options.profile, &[]).await {
+                let error = deploy::failed(&cluster, error).await;
                 cluster.down()?;
-                return Err(error.context(why));
+                return Err(error);
             }
             recorder::start(&cluster).await?;
             self.story.step("operator installed");

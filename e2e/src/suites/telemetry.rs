@@ -73,7 +73,7 @@ async fn traces(ctx: &Ctx, collector: &Collector) -> Result<()> {
 
 async fn log(ctx: &Ctx) -> Result<()> {
     // When the log is asked for more, as JSON
-    let admin = PortForward::start(ctx, &format!("deployment/{RELEASE}"), 8081).await?;
+    let admin = PortForward::start(&ctx.cluster, &format!("deployment/{RELEASE}"), 8081).await?;
     let before = asked(&admin, None).await?;
     ensure!(
         before

@@ -10,7 +10,10 @@ mod golang;
 mod installed;
 mod once;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -38,6 +41,16 @@ impl Tools {
             ensure(&dir, &tool, story)?;
         }
         Ok(Self { dir, kubernetes })
+    }
+
+    /// The programs that are not there yet, each with the time that it takes to build on two cores.
+    pub fn missing(kubernetes: &'static str) -> Result<Vec<(String, Duration)>> {
+        let dir = folder()?;
+        let tools = golang::tools(kubernetes).into_iter();
+        let missing = tools.filter(|tool| !dir.join(tool.folder()).is_dir());
+        Ok(missing
+            .flat_map(|tool| tool.parts().collect::<Vec<_>>())
+            .collect())
     }
 
     /// etcd.
@@ -80,7 +93,7 @@ impl Tools {
 
 fn ensure(dir: &Path, tool: &golang::GoTool, story: &Story) -> Result<()> {
     once(dir, &tool.folder(), story, |partial| {
-        golang::build(tool, partial)
+        golang::build(tool, partial, story)
     })
 }
 

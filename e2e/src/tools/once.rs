@@ -30,7 +30,7 @@ pub fn once(
     if finished.is_dir() {
         return Ok(()); // Whoever held the lock built it.
     }
-    story.step(&format!("building {name}, once: this takes some minutes"));
+    story.step(&format!("{name} is not here yet, and is made once"));
     let partial = dir.join(format!("{name}.partial"));
     process::remove_dir(&partial)?;
     fs::create_dir_all(&partial)?;
