@@ -10,6 +10,7 @@ use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::{Ctx, SOON, plugin::plugin};
+use crate::deploy;
 
 const LIST: &str = "actions/list-self-hosted-runners-for-repo";
 /// An answer that did not wait for anything: the plugin gives the operator half a second. How long it takes on a quiet
@@ -21,7 +22,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     no_runner_is_wanted(ctx).await?;
     more_runners_than_gpus(ctx).await?;
     github_does_not_answer(ctx).await?;
-    in_deletion_around_a_job(ctx).await
+    in_deletion_around_a_job(ctx).await?;
+    let on = ["fleetPage.enabled=true"];
+    deploy::with_values(&ctx.cluster, &on, async || a_job(ctx).await).await
 }
 
 /// What is said of a pool; the lines of a paragraph are one.
@@ -130,6 +133,97 @@ async fn in_deletion_around_a_job(ctx: &Ctx) -> Result<()> {
     ctx.github.release(job).await?;
     ctx.wait_for("the pool to be gone", SOON, async || {
         Ok(pools.get_opt("pool").await?.is_none().then_some(()))
+    })
+    .await
+}
+
+/// One job: by its address while it waits, runs and has ended, and one that no pool takes.
+async fn a_job(ctx: &Ctx) -> Result<()> {
+    // Given a pool that is busy, a job that waits for it, and one that asks for what nobody has
+    ctx.apply(&ctx.pool("jobs", json!({"labels": ["self-hosted", "jobs"]})))
+        .await?;
+    ctx.idle("jobs", 1).await?;
+    let queued = async |name: &str, labels: &[&str], hold: bool| {
+        let job = ctx.queue_for(name, labels, "true", hold).await?;
+        let view = ctx.github.job(job).await?;
+        let page = format!(
+            "{}/{}/actions/runs/{}/job/{job}",
+            ctx.cluster.github, ctx.repository, view.run
+        );
+        anyhow::Ok((job, page))
+    };
+    let (long, _) = queued("long", &["jobs"], true).await?;
+    let runner = ctx.picked_up(long).await?.runner.unwrap_or_default();
+    let (waits, page) = queued("waits", &["jobs"], false).await?;
+    let (_, lost) = queued("lost", &["jobs", "b300"], false).await?;
+    // When the operator has read the queue, then both are known by their addresses
+    why(ctx, &["jobs", "--wait", "30"]).await?;
+    let key = format!("{}/jobs", ctx.namespace);
+    // ... and that the runner is busy is in the status a moment later
+    let said = says_of_job(ctx, &page, "spec.replicas is 1, and all are busy").await?;
+    ensure!(
+        said.starts_with("The job waits of run ") && said.contains(&format!("{key} would take it")),
+        "{said}"
+    );
+    let said = says_of_job(ctx, &lost, "no pool takes it").await?;
+    ensure!(
+        said.contains(&format!("{key} comes nearest, and lacks b300")),
+        "{said}"
+    );
+    // ... and by name; a pool of the same name comes first, unless a job is meant
+    let said = why(ctx, &["waits"]).await?;
+    ensure!(said.contains("would take it"), "{said}");
+    let said = why(ctx, &["jobs"]).await?;
+    ensure!(said.contains(" queued, "), "{said}");
+
+    // When it is over, then it is said where and how it ended
+    ctx.github.release(long).await?;
+    ctx.succeeded(waits).await?;
+    let said = says_of_job(ctx, &page, ": success").await?;
+    ensure!(
+        said.contains("has ended at") && !said.contains(&runner),
+        "{said}"
+    );
+    a_job_of_a_scale_set(ctx).await?;
+    ctx.delete("jobs").await
+}
+
+/// Its listener knows which job waits, and which runs where.
+async fn a_job_of_a_scale_set(ctx: &Ctx) -> Result<()> {
+    // Given a set whose runners never come, as nobody has their image
+    let labels = json!(["self-hosted", "stuck"]);
+    let image =
+        json!({"spec": {"containers": [{"name": "runner", "image": "localhost/nowhere:1"}]}});
+    let stuck = json!({"scaling": {"maxRunners": 1}, "labels": labels, "template": image});
+    ctx.apply(&ctx.pool("stuck", stuck)).await?;
+    ctx.queue_for("in-time", &["stuck"], "true", false).await?;
+    let said = says_of_job(ctx, "in-time", "would take it").await?;
+    let key = format!("{}/stuck would take it", ctx.namespace);
+    ensure!(
+        said.contains(&key) && said.contains("It asks for [stuck]"),
+        "{said}"
+    );
+    ctx.delete("stuck").await?;
+    // And one that has a runner
+    ctx.apply(&ctx.pool("set", json!({"scaling": {"maxRunners": 1}})))
+        .await?;
+    let job = ctx.hold("at-work").await?;
+    let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
+    let said = says_of_job(ctx, "at-work", " runs since ").await?;
+    let place = format!("on the runner {runner} of {}/set", ctx.namespace);
+    ensure!(said.contains(&place), "{said}");
+    ctx.github.release(job).await?;
+    ctx.succeeded(job).await?;
+    ctx.delete("set").await
+}
+
+/// Waits until these words are said of a job. What is not known of it yet is an error, in words.
+async fn says_of_job(ctx: &Ctx, job: &str, words: &str) -> Result<String> {
+    ctx.wait_for(&format!("{words:?} of {job}"), SOON, async || {
+        Ok(why(ctx, &[job, "--job"])
+            .await
+            .ok()
+            .filter(|said| said.contains(words)))
     })
     .await
 }
