@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture;
+use cudarunner_crds::{RegistrationMode, Scaling};
 use serde_json::json;
 
 #[test]
