@@ -145,7 +145,6 @@ mod tests {
         "scaling.maxRunners",
         "scaling.minRunners",
         "sharedMemory",
-        "scaling.weight",
         "smoke.managedMemory",
         "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",

@@ -61,7 +61,6 @@ fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
         source,
         webhook: None,
         schedule: vec![],
-        weight: 1,
     });
     Pool::read(&resource, false).spec
 }
