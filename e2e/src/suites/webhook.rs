@@ -131,7 +131,10 @@ async fn made(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
     ctx.delete("two").await?;
     let left = owner.ask(Method::GET, "", None).await?;
     let left = left.as_array().context("no list")?;
-    ensure!(left.len() == 1 && left[0]["id"] == other, "{left:#?}");
+    ensure!(
+        left.len() == 1 && left[0]["id"].as_u64() == other.parse().ok(),
+        "{left:#?}"
+    );
     owner
         .ask(Method::DELETE, &format!("/{other}"), None)
         .await?;

@@ -157,6 +157,16 @@ mod tests {
     const ELSEWHERE: &[(&str, &[&str])] = &[
         ("suite claims", &["gpu.claimTemplate"]),
         (
+            "suite schedule",
+            &[
+                "scaling.schedule[].days",
+                "scaling.schedule[].from",
+                "scaling.schedule[].minRunners",
+                "scaling.schedule[].to",
+            ],
+        ),
+        ("suite webhook", &["scaling.webhook.secretRef.name"]),
+        (
             "suite job-policy",
             &["jobs.allow.events", "jobs.allow.forks", "jobs.allow.refs"],
         ),
