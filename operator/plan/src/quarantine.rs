@@ -1,7 +1,7 @@
 //! Nodes that failed the gate and are left alone for a while.
 //!
 //! A device of an extended resource cannot be excluded by itself, so its node is quarantined; the entry names
-//! the device all the same. A device that a DRA driver publishes can: see [`device_taints`](super::device_taints). Entries
+//! the device all the same. A device that a DRA driver publishes can: see [`super::device_taints`]. Entries
 //! live in the status of the pool that made them, and all pools of the process keep off the nodes of all entries: a restart
 //! loses nothing.
 
