@@ -204,18 +204,19 @@ fn avoids(plan: &Plan) -> Option<BTreeSet<String>> {
     })
 }
 
-/// The nodes that the next pod keeps off, and the status, a moment after that.
+/// The nodes that the next pod keeps off, and the status, so many seconds after that.
 fn next(
     mut pool: Pool,
     status: &CudaRunnerStatus,
     uuids: &[&str],
+    after: i64,
 ) -> (Option<Vec<String>>, CudaRunnerStatus) {
     pool.status = status.clone();
     let mut seen = observed(vec![]);
     seen.nodes = Some(vec![node("node-1"), node("node-2")]);
     seen.published = Some(Arc::new(published(uuids)));
     seen.taints_devices = true;
-    let plan = crate::plan(&pool, &seen, NOW + SignedDuration::from_secs(3));
+    let plan = crate::plan(&pool, &seen, NOW + SignedDuration::from_secs(after));
     let avoids = avoids(&plan).map(|nodes| nodes.into_iter().collect());
     (avoids, plan.status)
 }
@@ -229,7 +230,7 @@ fn a_device_that_failed_is_kept_off_alone_even_on_the_only_node() {
     let told: Vec<_> = plan.notices.iter().map(|n| n.reason.to_string()).collect();
     assert!(told.contains(&"DeviceQuarantined".to_owned()), "{told:?}");
     // Soon another runner is made, which may go to that node
-    let (avoids, status) = next(pool, &plan.status, &["GPU-0", "GPU-1"]);
+    let (avoids, status) = next(pool, &plan.status, &["GPU-0", "GPU-1"], 3);
     assert_eq!(avoids, Some(vec![]));
     let healthy = status.conditions.iter().find(|c| c.type_ == "GpuHealthy");
     assert_eq!(healthy.unwrap().reason, "DevicesQuarantined");
@@ -266,8 +267,9 @@ fn a_claim_that_tolerates_the_taint_fails_ever_later() {
     pool.status = plan.status;
     let again = NOW + SignedDuration::from_secs(2);
     let plan = fail(&pool, "pool-bbbbb", &uuids, again);
-    // Then the next one is not made at once, as it is where the taint keeps it off
-    assert_eq!(next(pool, &plan.status, &uuids).0, None);
+    // Then the pause is that of a failure of which nothing keeps the next runner: 8 to 12 seconds, and not 3 to 5
+    assert_eq!(next(pool.clone(), &plan.status, &uuids, 8).0, None);
+    assert!(next(pool, &plan.status, &uuids, 15).0.is_some());
 }
 
 #[test]
@@ -293,10 +295,10 @@ fn a_node_with_a_tainted_device_counts_as_one_that_is_used() {
 #[test]
 fn a_device_that_no_node_has_any_more_is_let_go() {
     let (pool, plan) = with_failure(&["GPU-0", "GPU-1"]);
-    let (_, status) = next(pool.clone(), &plan.status, &["GPU-1", "GPU-2"]);
+    let (_, status) = next(pool.clone(), &plan.status, &["GPU-1", "GPU-2"], 3);
     assert_eq!(status.quarantine, []);
     // A node of which nothing is published proves nothing
-    let (_, status) = next(pool, &plan.status, &[]);
+    let (_, status) = next(pool, &plan.status, &[], 3);
     assert_eq!(status.quarantine.len(), 1);
 }
 
