@@ -14,6 +14,7 @@ mod size;
 mod slow_github;
 mod smoke;
 mod steady;
+mod week;
 mod why;
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
@@ -114,6 +115,8 @@ const ROWS: &[Row] = &[
         run => fleet::scale_sets(run, MOST.pools, 100.0)),
     row!(long "memory-5000", "memory with 5,000 runners in 1,000 pools",
         run => fleet::memory(run, MOST, 100.0)),
+    row!(long "week", "a week of two fleets whose GPUs fail, in half an hour: jobs lost with the gate and without",
+        run => week::run(run)),
 ];
 
 /// The rows, for people.
