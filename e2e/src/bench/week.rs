@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::RELEASE;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use gate_report::{Context, Failure, Outcome, Report, Step, fault};
 use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod};
 use kube::{
@@ -170,11 +170,13 @@ async fn queue(ctx: &Ctx, week: &Week) -> Result<()> {
             late < LATEST,
             "a job came {late:.1} h late: the machine is too slow for this, or has other things to do"
         );
-        for fleet in FLEETS {
+        let name = format!("job-{number}");
+        let name = name.as_str();
+        try_join_all(FLEETS.map(async |fleet| {
             let labels = ["self-hosted", fleet];
-            let name = format!("job-{number}");
-            ctx.queue_for(&name, &labels, "true", false).await?;
-        }
+            ctx.queue_for(name, &labels, "true", false).await
+        }))
+        .await?;
     }
     Ok(())
 }
