@@ -10,6 +10,7 @@ use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerE
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::context::Context;
+use crate::device_taints;
 use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
@@ -60,10 +61,11 @@ async fn act(
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    // Marking nodes never ends.
+    // Marking nodes and tainting devices never end.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}
         () = node_marks::follow(&ctx, &waker) => {}
+        () = device_taints::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))
 }

@@ -11,6 +11,7 @@ pub mod act;
 pub mod config;
 pub mod context;
 pub mod controllers;
+pub mod device_taints;
 pub mod ended;
 pub mod error;
 pub mod fleet;
