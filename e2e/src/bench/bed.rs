@@ -29,7 +29,7 @@ use crate::{
 /// The profile of what is measured.
 pub(super) const PROFILE: Profile = Profile::Release;
 /// GPUs of a simulated node.
-const GPUS: usize = 8;
+pub(super) const GPUS: usize = 8;
 /// How much of the operator's log an error shows.
 const LOG: usize = 15;
 

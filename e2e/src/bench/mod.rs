@@ -15,6 +15,7 @@ mod size;
 mod slow_github;
 mod smoke;
 mod steady;
+mod week;
 mod why;
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
@@ -119,6 +120,8 @@ const ROWS: &[Row] = &[
         run => fleet::memory(run, MOST, 100.0)),
     row!(long "memory-page", "the same while the fleet page is read by many, beside the same without the page",
         run => page::memory(run, MOST, 100.0)),
+    row!(long "week", "a week of two fleets whose GPUs fail, in half an hour: jobs lost with the gate and without",
+        run => week::run(run)),
 ];
 
 /// The rows, for people.
