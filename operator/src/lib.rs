@@ -9,6 +9,7 @@
 
 pub mod act;
 pub mod config;
+pub mod connection;
 pub mod context;
 pub mod controllers;
 pub mod device_taints;
