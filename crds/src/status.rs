@@ -255,10 +255,13 @@ pub struct QuarantineStatus {
     /// The node's boot id then. Another one ends the quarantine: the node was restarted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// Whether the device stays tainted when its time is over, until one runner whose claim tolerates the taint has tried it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retest: bool,
     /// Since when.
     #[schemars(schema_with = "schema::time")]
     pub since: Time,
-    /// Until when. Then one runner tries the node; where none does, the entry goes after the same time again.
+    /// Until when. Then one runner tries the node; where none does, the entry goes after the same time again, with `retest` after a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,

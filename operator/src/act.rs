@@ -22,6 +22,7 @@ use cudarunner_crds::{CudaRunner, RunnerPhase};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt as _};
@@ -35,9 +36,10 @@ use crate::observe;
 use crate::observe::checks::note_failure;
 use crate::observe::github::client_at;
 use crate::observe::runners::is_of;
+use cuda_runner_plan::model::claim::Retest;
 use cuda_runner_plan::model::pool::{FINALIZER, Pool};
 use cuda_runner_plan::model::runner::URL_ANNOTATION;
-use cuda_runner_plan::{Action, Entry, NewRunner, Plan, PodSettings, Target, pod};
+use cuda_runner_plan::{Action, Entry, NewRunner, Plan, PodSettings, Target, pod, retest};
 
 /// Requests in flight for one pool.
 const AT_ONCE: usize = 32;
@@ -224,7 +226,7 @@ impl Executor<'_> {
         // The semaphore is never closed.
         let _turn = self.ctx.creations.acquire().await;
         let pod = pod::build(self.pool, spec, &self.settings, &new);
-        let name = new.name;
+        let name = new.name.clone();
         self.ctx.memory.with(self.pool, |memory| {
             let expectation = Expectation::new(Timestamp::now());
             memory.expected.insert(name.clone(), expectation);
@@ -233,13 +235,14 @@ impl Executor<'_> {
             // An earlier creation may have come through whose answer was lost.
             Err(error) if is_reason(&error, "AlreadyExists") => {
                 let there = self.pods.get_metadata_opt(&name).await?;
-                let is_ours = there.is_none_or(|pod| is_of(&pod, self.pool));
-                if is_ours { Ok(()) } else { Err(error) }
+                let is_ours = there.as_ref().is_none_or(|pod| is_of(pod, self.pool));
+                let uid = there.and_then(|pod| pod.uid());
+                if is_ours { Ok(uid) } else { Err(error) }
             }
-            created => created.map(drop),
+            created => created.map(|pod| pod.uid()),
         };
         self.ctx.memory.with(self.pool, |memory| match &created {
-            Ok(()) => {
+            Ok(_) => {
                 memory.pod_refused = None;
                 if let Some(expectation) = memory.expected.get_mut(&name) {
                     expectation.answer = Answer::Created;
@@ -254,7 +257,22 @@ impl Executor<'_> {
             }
             Err(_) => {}
         });
-        created.map(|()| Done::Yes).map_err(ActError::Kubernetes)
+        // After the pod, which it belongs to; a pod that is left without it waits for a while, and goes.
+        if let (Some(uid), Some(retest)) = (created?, &new.retest) {
+            self.create_claim(&name, &uid, retest).await?;
+        }
+        Ok(Done::Yes)
+    }
+
+    /// Creates the claim of a pod that tries a device again.
+    async fn create_claim(&self, pod: &str, uid: &str, retest: &Retest) -> Result<(), ActError> {
+        let namespace = &self.pool.key.namespace;
+        let claim = retest::claim(namespace, pod, uid, retest);
+        let api = Api::<ResourceClaim>::namespaced(self.ctx.client.clone(), namespace);
+        match api.create(&PostParams::default(), &claim).await {
+            Err(error) if !is_reason(&error, "AlreadyExists") => Err(ActError::Kubernetes(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a pod; with a version, only if it has not changed since.

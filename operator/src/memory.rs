@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
+use cuda_runner_plan::model::claim::ClaimTemplate;
 use cuda_runner_plan::model::github::NewScaleSet;
 use cuda_runner_plan::model::hung::Doubt;
 use cuda_runner_plan::model::jobs::JobFacts;
@@ -142,6 +143,8 @@ pub struct PoolMemory {
     pub checks: ChecksMemory,
     /// Jobs that a GPU or a node may have ended.
     pub reruns: RerunMemory,
+    /// The template of the pool's claims, by its name, and when it was read.
+    pub claim_template: Option<(String, ClaimTemplate, Timestamp)>,
 }
 
 /// What is remembered of jobs that are run again.

@@ -136,6 +136,15 @@ tolerations:
   resources: [secrets]
   verbs: [create]
 {{- end }}
+{{- if .Values.deviceTaints.enabled }}
+# The claim of a runner that tries a tainted device again, made from the pool's template.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [get]
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaims]
+  verbs: [create]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -1,9 +1,18 @@
-//! A device that failed is tainted, and not its node: the pool goes on with the other one.
+//! A device that failed is tainted, and not its node: the pool goes on with the other one, and tries that one again by a claim
+//! of its own.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::QuarantineScope;
-use k8s_openapi::api::resource::v1::DeviceTaintRule;
-use kube::{Api, api::ListParams};
+use cudarunner_crds::{CudaRunner, QuarantineScope, QuarantineStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{
+    core::v1::Pod,
+    resource::v1::{DeviceTaintRule, ResourceClaim},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -15,11 +24,14 @@ use crate::{
     deploy,
     device_plugin::state::{self, Device},
     dra_plugin::DRIVER,
+    helm,
     node::{self, Machine},
 };
 
 const POOL: &str = "claimed";
 const UUID: &str = "cudarunner.dev/device-uuid";
+/// The annotation of a pod that tries a device again.
+const RETESTS: &str = "cudarunner.dev/retests";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     with_claimed_node(ctx, async |machine| {
@@ -27,7 +39,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         deploy::with_values(&ctx.cluster, &on, async || {
             the_pool_goes_on(ctx, &machine).await?;
             the_drivers_word_is_shown(ctx, &machine).await?;
-            a_fixed_device_comes_back(ctx, &machine).await?;
+            its_rule_stays_where_it_fails_again(ctx, &machine).await?;
+            its_rule_goes_when_it_passes(ctx, &machine).await?;
             the_rule_moves_with_the_device(ctx, &machine).await
         })
         .await?;
@@ -110,12 +123,18 @@ async fn the_pool_goes_on(ctx: &Ctx, machine: &Machine) -> Result<()> {
         .condition(POOL, "GpuHealthy", "False", "DevicesQuarantined")
         .await?;
     ensure!(message.contains(&well(0).uuid), "{message}");
+    let entry = the_entry(ctx).await?;
+    ensure!(entry.scope == Some(QuarantineScope::Device), "{entry:?}");
+    Ok(())
+}
+
+/// The one that the pool has in quarantine.
+async fn the_entry(ctx: &Ctx) -> Result<QuarantineStatus> {
     let entries = ctx.status(POOL).await?.quarantine;
     let [entry] = entries.as_slice() else {
         anyhow::bail!("not one entry: {entries:?}");
     };
-    ensure!(entry.scope == Some(QuarantineScope::Device), "{entry:?}");
-    Ok(())
+    Ok(entry.clone())
 }
 
 async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
@@ -156,23 +175,113 @@ async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-async fn a_fixed_device_comes_back(ctx: &Ctx, machine: &Machine) -> Result<()> {
-    // When it is fixed, and a person says so
+async fn its_rule_stays_where_it_fails_again(ctx: &Ctx, machine: &Machine) -> Result<()> {
+    // Given a device that is broken yet, of which its driver says nothing any more
+    let rule = the_rule(ctx, "gpu-0").await?;
+    let before = failures(ctx).await?;
+    write(machine, 0, &broken(0))?;
+    ctx.cluster.published(machine).await?;
+    // When its time is over
+    time_is_over(ctx).await?;
+    let tried = ctx.wait_for("the device to be tried again", SOON, async || {
+        let entry = the_entry(ctx).await?;
+        Ok((entry.failures == 2).then_some(entry))
+    });
+    let entry = tried.await?;
+    // Then one pod has tried it, and no other has had it, because the rule was never gone
+    let after = failures(ctx).await?;
+    let [pod] = &retests(ctx).await?[..] else {
+        anyhow::bail!("not one pod has tried the device");
+    };
+    ensure!(
+        after.len() == before.len() + 1 && after[0] == pod.name_any(),
+        "{before:?}, then {after:?}; {} tried it",
+        pod.name_any()
+    );
+    ensure!(
+        the_rule(ctx, "gpu-0").await?.uid() == rule.uid(),
+        "the rule was gone for a while"
+    );
+    // And its time is longer
+    let lasts = entry
+        .until
+        .as_ref()
+        .map(|until| until.0.duration_since(entry.since.0));
+    ensure!(
+        entry.retest && lasts.is_some_and(|lasts| lasts > SignedDuration::from_mins(55)),
+        "{entry:?}"
+    );
+    Ok(())
+}
+
+async fn its_rule_goes_when_it_passes(ctx: &Ctx, machine: &Machine) -> Result<()> {
+    // When it is fixed, and its time is over once more
     write(machine, 0, &well(0))?;
     ctx.cluster.published(machine).await?;
-    ctx.annotate(POOL, "cudarunner.dev/release", node::SECOND)
-        .await?;
-    // Then the taint is gone, and both runners have a device
+    time_is_over(ctx).await?;
+    // Then the rule goes, and both runners have a device: the one that has tried this one by a claim of its own
     no_rule(ctx).await?;
-    ctx.idle(POOL, 2).await?;
+    let idle = ctx.idle(POOL, 2).await?;
     ctx.condition(POOL, "GpuHealthy", "True", "GatePassed")
-        .await
-        .map(drop)
+        .await?;
+    let tried: Vec<Pod> = retests(ctx).await?;
+    let mut tried = tried.into_iter().filter(|p| idle.contains(&p.name_any()));
+    let pod = tried.next().context("no idle runner has tried it")?;
+    let report = ctx.report(&pod.name_any()).await?;
+    ensure!(report["devices"][0]["uuid"] == well(0).uuid, "{report:#}");
+    let claims: Api<ResourceClaim> = ctx.api();
+    let all = claims.list(&ListParams::default()).await?.items;
+    let own = format!("{}-retest-", pod.name_any());
+    let mut own = all.iter().filter(|c| c.name_any().starts_with(&own));
+    let belongs = |c: &ResourceClaim| {
+        c.owner_references()
+            .iter()
+            .any(|o| Some(&o.uid) == pod.uid().as_ref())
+    };
+    ensure!(own.next().is_some_and(belongs), "{all:?}");
+    // And the claims go with the pods
+    ctx.delete(POOL).await?;
+    ctx.wait_for("the claims to be gone", SOON, async || {
+        let left = claims.list(&ListParams::default()).await?;
+        Ok(left.items.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// The runners that the device has failed, the last one first.
+async fn failures(ctx: &Ctx) -> Result<Vec<String>> {
+    let failures = ctx.status(POOL).await?.last_failures.into_iter();
+    let of_device = failures.filter(|f| f.device == Some(well(0).uuid));
+    Ok(of_device.map(|f| f.runner).collect())
+}
+
+/// The pods that try, or have tried, the device again.
+async fn retests(ctx: &Ctx) -> Result<Vec<Pod>> {
+    let mut pods = ctx.pods().await?;
+    pods.retain(|pod| pod.annotations().get(RETESTS) == Some(&well(0).uuid));
+    Ok(pods)
+}
+
+/// Ends the time of what the pool has in quarantine, for an operator that starts then.
+async fn time_is_over(ctx: &Ctx) -> Result<()> {
+    deploy::freeze(&ctx.cluster, &ctx.client).await?;
+    let mut status = ctx.status(POOL).await?;
+    for entry in &mut status.quarantine {
+        entry.until = Some(Time(Timestamp::now() - SignedDuration::from_secs(1)));
+    }
+    let patch =
+        json!({"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "status": status});
+    let pools: Api<CudaRunner> = ctx.api();
+    // As the operator, whose the status is.
+    let params = PatchParams::apply(helm::RELEASE).force();
+    pools
+        .patch_status(POOL, &params, &Patch::Apply(patch))
+        .await?;
+    deploy::kill(&ctx.cluster, &ctx.client).await
 }
 
 async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<()> {
     // Given a device that is tainted again
-    ctx.delete(POOL).await?;
     write(machine, 0, &broken(0))?;
     ctx.apply(&pool(ctx, POOL, spec(1))).await?;
     the_rule(ctx, "gpu-0").await?;
@@ -186,5 +295,8 @@ async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<
         .annotations
         .and_then(|mut all| all.remove(UUID));
     ensure!(uuid == Some(well(0).uuid), "{uuid:?}");
-    Ok(())
+    // And a person ends it
+    ctx.annotate(POOL, "cudarunner.dev/release", node::SECOND)
+        .await?;
+    no_rule(ctx).await
 }

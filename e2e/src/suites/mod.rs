@@ -269,7 +269,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "device-taints",
         [],
-        "a device of two that fails is tainted and its node used on; the rule follows the device, and goes; the driver's own taints are shown",
+        "a device of two that fails is tainted and its node used on; the rule follows the device, and goes when one runner has tried it, by a claim of its own; the driver's own taints are shown",
         device_taints::run
     ),
     suite!(

@@ -29,10 +29,12 @@ const UNSEEN: [(bool, &str, &str); 2] = [
 ];
 
 /// What the operator of an installation reads and writes whose rights a suite has taken away.
-const SWITCHED_OFF: [&str; 4] = [
+const SWITCHED_OFF: [&str; 6] = [
     "leases",
     "devicetaintrules",
     "resourceslices",
+    "resourceclaimtemplates",
+    "resourceclaims",
     "clusterroles",
 ];
 

@@ -337,16 +337,23 @@ fn devices_are_tainted_only_where_that_is_asked_for() {
             let mut values = with(&base);
             values["deviceTaints"] = json!({"enabled": enabled});
             let objects = render(CHART, &values);
-            let writes = rules(&objects).into_iter().any(|rule| {
-                let resources = rule.resources.unwrap_or_default();
-                resources.iter().any(|r| r == "devicetaintrules")
-            });
+            let writes = |resource: &str| {
+                let mut resources = rules(&objects).into_iter().filter_map(|r| r.resources);
+                resources.any(|all| all.iter().any(|r| r == resource))
+            };
             let deployment = deployment(&objects);
             let arguments = pod(&deployment).containers[0].args.clone().unwrap();
             let owner = arguments
                 .iter()
                 .find_map(|a| a.strip_prefix("--device-taint-owner="));
-            assert_eq!((writes, owner.is_some()), (enabled, enabled));
+            assert_eq!(owner.is_some(), enabled);
+            for resource in [
+                "devicetaintrules",
+                "resourceclaims",
+                "resourceclaimtemplates",
+            ] {
+                assert_eq!(writes(resource), enabled, "{resource}");
+            }
             // The rules belong to the very role that lets the operator make them
             let roles = of_kind::<ClusterRole>("ClusterRole", &objects);
             let named = roles.iter().filter(|r| r.metadata.name.as_deref() == owner);

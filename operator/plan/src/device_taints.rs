@@ -12,9 +12,11 @@ use gate_report::Class;
 use jiff::Timestamp;
 
 use super::node_marks::TAINT;
-use super::quarantine::{is_active, is_fact};
+use super::quarantine::{facts, is_active, is_fact};
+use super::{Case, retest};
 use crate::model::node_marks::Quarantined;
 use crate::model::observed::Observed;
+use crate::model::pool::GpuRequest;
 use crate::model::published::{Published, PublishedDevice};
 
 /// Key of the taint: that of quarantined nodes.
@@ -99,6 +101,15 @@ pub enum Change {
     },
 }
 
+/// A device that a rule keeps off.
+#[derive(Clone, Debug)]
+pub(super) struct Tainted {
+    /// When it failed.
+    pub(super) since: Timestamp,
+    /// What is said of it.
+    pub(super) sentence: String,
+}
+
 /// A device: UUID and node.
 pub(crate) type Place = (String, String);
 
@@ -110,7 +121,7 @@ pub(crate) fn covered<'a>(
     now: Timestamp,
 ) -> BTreeMap<Place, (&'a QuarantineStatus, &'a PublishedDevice)> {
     let mut all: Vec<_> = entries
-        .filter(|entry| is_active(entry, now))
+        .filter(|entry| keeps_off(entry, now))
         .filter_map(|entry| Some((entry, device_of(entry, published)?)))
         .collect();
     all.sort_by_key(|(entry, _)| (entry.since.0, &entry.device, &entry.node));
@@ -126,6 +137,11 @@ pub(crate) fn covered<'a>(
         }
     }
     covered
+}
+
+/// Whether an entry keeps its device off: its time is not over, or nothing but a re-test ends it.
+fn keeps_off(entry: &QuarantineStatus, now: Timestamp) -> bool {
+    entry.retest || is_active(entry, now)
 }
 
 /// The device that an entry blames, where its driver publishes it, and where the fault is one that no pool's author can make:
@@ -172,6 +188,72 @@ pub(crate) fn said_by_drivers(observed: &Observed) -> String {
 /// Where a device is.
 pub(crate) fn place(device: &PublishedDevice) -> Place {
     (device.uuid.clone().unwrap_or_default(), device.node.clone())
+}
+
+impl<'a> Case<'a> {
+    /// The device of an entry that a rule can keep the pool's pods off: its driver publishes it, and they come by it through
+    /// a claim.
+    pub(super) fn device_of(self, entry: &QuarantineStatus) -> Option<&'a PublishedDevice> {
+        device_of(entry, self.published()?).filter(|device| self.claims_on(&device.node))
+    }
+
+    /// Whether the device of an entry can be tried by a claim of its own; `None` where that is not known.
+    pub(super) fn can_retest(self, entry: &QuarantineStatus) -> Option<bool> {
+        let GpuRequest::Claim(_) = &self.spec.gpu else {
+            return Some(false);
+        };
+        retest::is_possible(self, self.device_of(entry)?)
+    }
+
+    /// What drivers publish, where a device that failed is kept off alone.
+    pub(super) fn published(self) -> Option<&'a Published> {
+        let published = self.observed.published.as_deref();
+        published.filter(|_| self.observed.taints_devices)
+    }
+
+    /// Whether the pool's pods get their devices by a claim on a node: their own, or the one that Kubernetes makes where no
+    /// device plugin offers what they ask for.
+    fn claims_on(self, node: &str) -> bool {
+        match &self.spec.gpu {
+            GpuRequest::Claim(_) => true,
+            GpuRequest::Resource { name, .. } => {
+                let node = self.observed.node(node);
+                node.and_then(|node| node.offers.get(name))
+                    .is_none_or(|n| *n == 0)
+            }
+        }
+    }
+
+    /// Where the device of an entry is by now.
+    pub(super) fn place_of(self, entry: &QuarantineStatus) -> Place {
+        self.device_of(entry).map(place).unwrap_or_default()
+    }
+
+    /// The devices that rules keep off because of these entries of the pool, and what other pools found.
+    pub(super) fn covered<'e>(
+        self,
+        own: impl Iterator<Item = &'e QuarantineStatus>,
+    ) -> BTreeMap<Place, Tainted>
+    where
+        'a: 'e,
+    {
+        let Some(published) = self.published() else {
+            return BTreeMap::new();
+        };
+        let others = facts(self.observed).map(|held| &held.entry);
+        covered(own.chain(others), published, self.now)
+            .into_iter()
+            .filter(|(_, (_, device))| self.claims_on(&device.node))
+            .map(|(place, (entry, device))| {
+                let sentence = format!(
+                    "{} ({}) of {}: {}",
+                    place.0, device.name, device.node, entry.message
+                );
+                let since = entry.since.0;
+                (place, Tainted { since, sentence })
+            })
+            .collect()
+    }
 }
 
 /// The rules that have to change, and when time alone changes one.

@@ -56,6 +56,7 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
         message: String::new(),
         failures: count,
         boot_id: None,
+        retest: false,
         since: at(0),
         until: Some(at(1)),
     }];

@@ -80,6 +80,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         taken: None,
         published: None,
         taints_devices: false,
+        claim_template: crate::model::claim::ClaimTemplate::Unread,
         quarantined: vec![],
         passed: vec![],
         pod_refused: None,
@@ -153,6 +154,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         ),
         devices: vec![],
         avoids: std::collections::BTreeSet::new(),
+        retests: None,
         hardware: None,
         end: match phase {
             RunnerPhase::Finished => Some(End::JobDone(Job::default())),

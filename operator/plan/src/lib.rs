@@ -31,6 +31,7 @@ pub mod quarantine;
 pub mod queue;
 pub mod reason;
 pub mod rerun;
+pub mod retest;
 pub mod runners;
 pub mod scale_set;
 pub mod schedule;

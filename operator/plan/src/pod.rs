@@ -16,12 +16,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 
-use super::{NewRunner, PodSettings, node_marks, placement};
+use super::{NewRunner, PodSettings, node_marks, placement, retest};
 use crate::model::pool::owned::{self, CLAIM};
 use crate::model::pool::{GpuRequest, Pool, Spec, labels_of};
 use crate::model::runner::{
-    AVOIDS_ANNOTATION, IMAGE_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, TEMPLATE_ANNOTATION,
-    URL_ANNOTATION,
+    AVOIDS_ANNOTATION, IMAGE_ANNOTATION, LIFETIME_ANNOTATION, PERSISTENT, RETESTS_ANNOTATION,
+    TEMPLATE_ANNOTATION, URL_ANNOTATION,
 };
 
 pub mod jobs;
@@ -40,6 +40,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         name,
         avoids,
         shuns,
+        ..
     } = new;
     let mut template = spec.template.spec.clone().unwrap_or_default();
     let theirs = std::mem::take(&mut template.containers).into_iter().next();
@@ -69,7 +70,7 @@ pub fn build(pool: &Pool, spec: &Spec, settings: &PodSettings, new: &NewRunner) 
         containers: vec![main],
         volumes: Some(volumes(spec)),
         image_pull_secrets: pull_secrets(spec, name),
-        resource_claims: claims(&spec.gpu),
+        resource_claims: claims(&spec.gpu, new),
         tolerations: Some(tolerations(spec)),
         ..PodSpec::default()
     };
@@ -101,6 +102,9 @@ fn metadata(pool: &Pool, spec: &Spec, new: &NewRunner, image: String) -> ObjectM
     if !new.avoids.is_empty() {
         let names: Vec<&str> = new.avoids.iter().map(String::as_str).collect();
         annotations.insert(AVOIDS_ANNOTATION.to_owned(), names.join(","));
+    }
+    if let Some(retest) = &new.retest {
+        annotations.insert(RETESTS_ANNOTATION.to_owned(), retest.uuid.clone());
     }
     let mut labels = user.labels.unwrap_or_default();
     labels.extend(labels_of(&pool.key));
@@ -295,16 +299,18 @@ fn devices(gpu: &GpuRequest) -> ResourceRequirements {
     }
 }
 
-/// The pod's own claim, made from the template when the pod is, and gone with it.
-fn claims(gpu: &GpuRequest) -> Option<Vec<PodResourceClaim>> {
-    match gpu {
-        GpuRequest::Resource { .. } => None,
-        GpuRequest::Claim(template) => Some(vec![PodResourceClaim {
-            name: CLAIM.to_owned(),
-            resource_claim_template_name: Some(template.clone()),
-            resource_claim_name: None,
-        }]),
-    }
+/// The pod's own claim, made from the template when the pod is, and gone with it; that of a re-test is made by us.
+fn claims(gpu: &GpuRequest, new: &NewRunner) -> Option<Vec<PodResourceClaim>> {
+    let GpuRequest::Claim(template) = gpu else {
+        return None;
+    };
+    let ours = new.retest.as_ref();
+    let ours = ours.map(|retest| retest::claim_name(&new.name, retest));
+    Some(vec![PodResourceClaim {
+        name: CLAIM.to_owned(),
+        resource_claim_template_name: ours.is_none().then(|| template.clone()),
+        resource_claim_name: ours,
+    }])
 }
 
 fn volumes(spec: &Spec) -> Vec<Volume> {

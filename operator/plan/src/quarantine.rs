@@ -14,12 +14,13 @@ use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::device_taints::{self, Place};
+use super::device_taints::{Place, Tainted};
 use super::lasting::OF_OTHERS;
-use super::{About, Case, Notice, Observed, Passed};
+use super::{About, Case, Notice, Observed, Passed, retest};
+use crate::model::claim::Retest;
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
-use crate::model::published::{Published, PublishedDevice};
+use crate::model::published::Published;
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
@@ -46,15 +47,8 @@ pub struct Quarantine {
     probation: BTreeSet<String>,
     /// Devices that rules keep off.
     tainted: BTreeMap<Place, Tainted>,
-}
-
-/// A device that a rule keeps off.
-#[derive(Clone, Debug)]
-struct Tainted {
-    /// When it failed.
-    since: Timestamp,
-    /// What is said of it.
-    sentence: String,
+    /// The device that the next new pod tries again.
+    retest: Option<Retest>,
 }
 
 impl Quarantine {
@@ -67,13 +61,21 @@ impl Quarantine {
         }
         quarantine.draw_conclusions(case);
         quarantine.breaker = quarantine.spared(case);
+        if quarantine.breaker.is_none() {
+            quarantine.retest = retest::next(case, &quarantine.entries, |node| {
+                quarantine.avoided.contains(node) || quarantine.probation.contains(node)
+            });
+        }
         quarantine
     }
 
     /// Takes over the entries that are not lifted.
     fn keep(&mut self, case: Case) {
-        for entry in &case.pool.status.quarantine {
-            match case.lifted(entry) {
+        let before = &case.pool.status.quarantine;
+        let covered = case.covered(before.iter());
+        for entry in before {
+            let is_held = case.now < gives_up(entry) && covered.contains_key(&case.place_of(entry));
+            match case.lifted(entry, is_held) {
                 None => self.entries.push(entry.clone()),
                 Some(why) => self.notices.push(Notice {
                     warning: false,
@@ -104,8 +106,10 @@ impl Quarantine {
         if !alone && self.too_many_with(case, node) {
             return;
         }
-        let failures = before.map_or(0, |i| self.entries.remove(i).failures);
-        entry.failures = failures.saturating_add(1);
+        if let Some(before) = before.map(|i| self.entries.remove(i)) {
+            entry.failures = before.failures.saturating_add(1);
+            entry.retest = before.retest;
+        }
         let lasts = case.lasts(&failure.class, entry.failures);
         entry.until = Some(Time(case.now.after(lasts)));
         entry.scope = alone.then_some(QuarantineScope::Device);
@@ -173,12 +177,18 @@ impl Quarantine {
             let covered = of_device && self.tainted.contains_key(&case.place_of(entry));
             let alone = of_device && (covered || !is_active(entry, now));
             entry.scope = alone.then_some(QuarantineScope::Device);
+            if case.published().is_some() {
+                entry.retest = covered && case.can_retest(entry).unwrap_or(entry.retest);
+            }
+            if let Some(later) = retest::put_off(case, entry) {
+                entry.until = Some(Time(later));
+            }
             if alone {
                 continue;
             }
             if is_active(entry, now) {
                 self.avoided.insert(entry.node.clone());
-            } else if case.passed_since(entry).is_none() {
+            } else if !case.has_passed(entry) {
                 self.probation.insert(entry.node.clone());
             }
         }
@@ -199,13 +209,16 @@ impl Quarantine {
         self.probation.retain(|node| !avoided.contains(node));
         let others = facts(case.observed).map(|held| &held.entry);
         let all = self.entries.iter().chain(others);
+        let runners = case.observed.runners.iter();
         self.wake = all
             .flat_map(|e| {
                 [
                     e.until.as_ref().map_or(e.since.0, |t| t.0),
                     ends_by_itself(e),
+                    gives_up(e),
                 ]
             })
+            .chain(runners.filter_map(retest::waits_until))
             .filter(|moment| *moment > now)
             .min();
     }
@@ -263,6 +276,11 @@ impl Quarantine {
         self.tainted.get(&place)
     }
 
+    /// The device that the next new pod tries again.
+    pub(super) fn retest(&self) -> Option<&Retest> {
+        self.retest.as_ref()
+    }
+
     /// The devices that rules keep off, one sentence each.
     pub(super) fn tainted(&self) -> impl Iterator<Item = &str> {
         self.tainted.values().map(|found| found.sentence.as_str())
@@ -273,7 +291,7 @@ impl Quarantine {
         &'a self,
         runners: &[Runner],
     ) -> impl Iterator<Item = BTreeSet<String>> + 'a {
-        let everything: BTreeSet<String> = self.avoided.union(&self.probation).cloned().collect();
+        let everything = self.avoided_by_retests();
         let untried: Vec<String> = self
             .probation
             .iter()
@@ -291,10 +309,18 @@ impl Quarantine {
             .chain(std::iter::repeat(everything))
     }
 
-    /// Whether a pod that waits for a node was told to keep off the wrong ones.
-    pub(super) fn is_outdated(&self, runner: &Runner, runners: &[Runner]) -> bool {
+    /// The nodes that a pod keeps off which tries a device: it tries no node.
+    pub(super) fn avoided_by_retests(&self) -> BTreeSet<String> {
+        self.avoided.union(&self.probation).cloned().collect()
+    }
+
+    /// Whether a pod that waits for a node was told to keep off the wrong ones, or waits in vain for a device.
+    pub(super) fn is_outdated(&self, runner: &Runner, runners: &[Runner], now: Timestamp) -> bool {
         if runner.phase != RunnerPhase::Unscheduled {
             return false;
+        }
+        if runner.retests.is_some() {
+            return retest::is_overdue(runner, now);
         }
         let may_be_avoided =
             |node: &String| self.avoided.contains(node) || self.probation.contains(node);
@@ -400,72 +426,14 @@ impl<'a> Case<'a> {
             message: failure.message.clone(),
             failures: 1,
             boot_id: facts.and_then(|n| n.boot_id.clone()),
+            retest: false,
             since: failure.at.clone(),
             until: Some(Time(self.now.after(self.spec.quarantine))),
         }
     }
 
-    /// The device of an entry that a rule can keep the pool's pods off: its driver publishes it, and they come by it through
-    /// a claim.
-    fn device_of(self, entry: &QuarantineStatus) -> Option<&'a PublishedDevice> {
-        device_taints::device_of(entry, self.published()?)
-            .filter(|device| self.claims_on(&device.node))
-    }
-
-    /// What drivers publish, where a device that failed is kept off alone.
-    fn published(self) -> Option<&'a Published> {
-        let published = self.observed.published.as_deref();
-        published.filter(|_| self.observed.taints_devices)
-    }
-
-    /// Whether the pool's pods get their devices by a claim on a node: their own, or the one that Kubernetes makes where no
-    /// device plugin offers what they ask for.
-    fn claims_on(self, node: &str) -> bool {
-        match &self.spec.gpu {
-            GpuRequest::Claim(_) => true,
-            GpuRequest::Resource { name, .. } => {
-                let node = self.observed.node(node);
-                node.and_then(|node| node.offers.get(name))
-                    .is_none_or(|n| *n == 0)
-            }
-        }
-    }
-
-    /// Where the device of an entry is by now.
-    fn place_of(self, entry: &QuarantineStatus) -> Place {
-        self.device_of(entry)
-            .map(device_taints::place)
-            .unwrap_or_default()
-    }
-
-    /// The devices that rules keep off because of these entries of the pool, and what other pools found.
-    fn covered<'e>(
-        self,
-        own: impl Iterator<Item = &'e QuarantineStatus>,
-    ) -> BTreeMap<Place, Tainted>
-    where
-        'a: 'e,
-    {
-        let Some(published) = self.published() else {
-            return BTreeMap::new();
-        };
-        let others = facts(self.observed).map(|held| &held.entry);
-        device_taints::covered(own.chain(others), published, self.now)
-            .into_iter()
-            .filter(|(_, (_, device))| self.claims_on(&device.node))
-            .map(|(place, (entry, device))| {
-                let sentence = format!(
-                    "{} ({}) of {}: {}",
-                    place.0, device.name, device.node, entry.message
-                );
-                let since = entry.since.0;
-                (place, Tainted { since, sentence })
-            })
-            .collect()
-    }
-
-    /// Why an entry goes before its time, or at the end of it.
-    fn lifted(self, entry: &QuarantineStatus) -> Option<&'static str> {
+    /// Why an entry goes before its time, or at the end of it, unless a re-test alone ends it.
+    fn lifted(self, entry: &QuarantineStatus, by_retest: bool) -> Option<&'static str> {
         if self.is_released(&entry.node) {
             return Some("an annotation on the resource says so");
         }
@@ -485,12 +453,11 @@ impl<'a> Case<'a> {
         if unsupported && self.pool.status.observed_generation != Some(self.pool.generation) {
             return Some("the spec has changed");
         }
-        if let Some(passed) = self.passed_since(entry)
-            && self.settles(entry, passed)
-        {
+        if self.is_settled(entry) {
             return Some("the gate has passed there");
         }
-        (self.now >= ends_by_itself(entry)).then_some("it was quarantined for long enough")
+        let is_over = !by_retest && self.now >= ends_by_itself(entry);
+        is_over.then_some("it was quarantined for long enough")
     }
 
     /// Whether a device that was kept off alone is no longer published, though its node's devices are.
@@ -510,11 +477,22 @@ impl<'a> Case<'a> {
             .is_some_and(|word| word == "all" || word == node)
     }
 
-    /// A gate that passed on the node, in a pod made after the failure.
-    fn passed_since(self, entry: &QuarantineStatus) -> Option<&'a Passed> {
+    /// Whether a gate has passed on the node, in a pod made after the failure.
+    fn has_passed(self, entry: &QuarantineStatus) -> bool {
+        let mut all = self.observed.passed.iter();
+        all.any(|p| p.node == entry.node && p.created > entry.since.0)
+    }
+
+    /// Whether such a gate speaks for what failed, or one on the node where the device is by now.
+    fn is_settled(self, entry: &QuarantineStatus) -> bool {
+        let device = self.device_of(entry);
+        let moved = |p: &Passed| {
+            let mut ids = p.devices.iter();
+            device.is_some_and(|d| d.node == p.node && ids.any(|id| d.uuid.as_ref() == Some(id)))
+        };
         let all = self.observed.passed.iter();
-        all.filter(|p| p.node == entry.node && p.created > entry.since.0)
-            .max_by_key(|p| p.created)
+        let mut since = all.filter(|p| p.created > entry.since.0);
+        since.any(|p| p.node == entry.node && self.settles(entry, p) || moved(p))
     }
 
     /// When the newest pod was made that passed the gate on one of these nodes.
@@ -597,6 +575,12 @@ fn ends_by_itself(entry: &QuarantineStatus) -> Timestamp {
     let until = entry.until.as_ref().map_or(entry.since.0, |t| t.0);
     let lasted = until.duration_since(entry.since.0);
     until.after(lasted.max(SignedDuration::ZERO))
+}
+
+/// Until when an entry waits for its re-test. A pool that makes no runners for a day must not hold a device permanently.
+fn gives_up(entry: &QuarantineStatus) -> Timestamp {
+    let until = entry.until.as_ref().filter(|_| entry.retest);
+    until.map_or(entry.since.0, |until| until.0.after(LONGEST))
 }
 
 /// Whether a pod is on its way to a verdict on the node, or may be.

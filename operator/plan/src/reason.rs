@@ -231,6 +231,9 @@ catalogue! {
         DevicesQuarantined [GPU]
             "Devices are kept off by `DeviceTaintRules`; the message names each with what it failed of."
             => "As for `DeviceQuarantined`.";
+        DeviceRetest [EVENT]
+            "A tainted device is tried again, by one runner whose claim tolerates the taint."
+            => "Wait for its gate. [More](device-taints.md#the-re-test).";
         DeviceFailed [NODE]
             "A pool quarantines the node because of a device, for the rest of the cluster to see."
             => "The message names fault and pool. [More](node-marks.md).";

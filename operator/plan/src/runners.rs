@@ -6,11 +6,16 @@ use cudarunner_crds::{MAX_LAST_FAILURES, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
-use super::{Access, Action, Case, NewRunner, Observed, Plan, Target, demand, schedule, stable};
+use super::{
+    About, Access, Action, Case, NewRunner, Notice, Observed, Plan, Target, demand, retest,
+    schedule, stable,
+};
+use crate::model::claim::Retest;
 use crate::model::hung::Contradiction;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner};
 use crate::model::time::Shift as _;
+use crate::reason::Reason;
 
 /// How often GitHub's list is compared with the pods.
 pub const SWEEP: SignedDuration = SignedDuration::from_mins(5);
@@ -32,7 +37,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     } = case;
     clear_ended(case, plan);
     stop_overdue(observed, health, plan);
-    replace_outdated(observed, health, plan);
+    replace_outdated(case, plan);
     let removed: BTreeSet<String> = removed_names(plan);
     let is_finishing = |r: &Runner| is_finishing(observed, &r.name);
     let active: Vec<&Runner> = observed
@@ -63,6 +68,11 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         }
     } else {
         let missing = desired.saturating_sub(have).min(room);
+        if have == desired
+            && let Some(waiting) = retest::gives_way(case, &active)
+        {
+            plan.actions.push(Action::Drain(waiting.into()));
+        }
         create(case, missing, plan);
         roll(&active, spec, plan);
     }
@@ -163,13 +173,19 @@ fn stop_overdue(observed: &Observed, health: &Health, plan: &mut Plan) {
 }
 
 /// Pods that wait for a node with an old idea of which nodes are well are made anew.
-fn replace_outdated(observed: &Observed, health: &Health, plan: &mut Plan) {
+fn replace_outdated(case: Case, plan: &mut Plan) {
+    let Case {
+        observed,
+        health,
+        now,
+        ..
+    } = case;
     let removed = removed_names(plan);
     let waiting = observed
         .runners
         .iter()
         .filter(|r| !removed.contains(&r.name));
-    let outdated = waiting.filter(|r| health.quarantine.is_outdated(r, &observed.runners));
+    let outdated = waiting.filter(|r| health.quarantine.is_outdated(r, &observed.runners, now));
     plan.actions
         .extend(outdated.map(|r| Action::Drain(r.into())));
 }
@@ -246,15 +262,38 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
     } else {
         random_names(pool, observed, missing)
     };
-    let avoided = health.quarantine.avoided_by_new(&observed.runners);
-    let new = names.into_iter().zip(avoided);
-    plan.actions.extend(new.map(|(name, avoids)| {
+    let new = |name, avoids, retest| {
         Action::CreatePod(NewRunner {
             name,
             avoids,
             shuns: health.suspects.clone(),
+            retest,
         })
-    }));
+    };
+    let mut names = names.into_iter();
+    if let Some(retest) = health.quarantine.retest()
+        && let Some(name) = names.next()
+    {
+        plan.notices.push(tells_of(&name, retest));
+        let avoids = health.quarantine.avoided_by_retests();
+        plan.actions.push(new(name, avoids, Some(retest.clone())));
+    }
+    let avoided = health.quarantine.avoided_by_new(&observed.runners);
+    let others = names.zip(avoided);
+    plan.actions
+        .extend(others.map(|(name, avoids)| new(name, avoids, None)));
+}
+
+fn tells_of(name: &str, retest: &Retest) -> Notice {
+    Notice {
+        warning: false,
+        reason: Reason::DeviceRetest.into(),
+        note: format!(
+            "{} of {} was tainted for long enough, and {name} tries it: the taint stays until the gate has passed there",
+            retest.uuid, retest.node
+        ),
+        about: Some(About::Runner(name.to_owned())),
+    }
 }
 
 /// So many names that no pod has; first those of pods that may still come.
@@ -276,7 +315,7 @@ fn random_names(pool: &Pool, observed: &Observed, missing: usize) -> Vec<String>
 }
 
 /// Five characters of `[a-z0-9]`; advances the seed (splitmix64).
-fn suffix(seed: &mut u64) -> String {
+pub(super) fn suffix(seed: &mut u64) -> String {
     const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut bits = *seed;

@@ -8,6 +8,7 @@ use crate::observe::observe;
 use crate::reconcile::tests::{BUSY, Cluster, HELD, IDLE, LOST, THERE, context};
 use crate::registrar::Ledger;
 use cuda_runner_plan::fixture;
+use k8s_openapi::api::resource::v1::ResourceClaimSpec;
 
 async fn carry_out(ctx: &Context, action: Action) -> Outcome {
     let mut plan = Plan {
@@ -144,6 +145,7 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
             name: name.to_owned(),
             avoids: BTreeSet::new(),
             shuns: BTreeSet::new(),
+            retest: None,
         })
     };
 
@@ -173,6 +175,34 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
     // And after a while it cannot come any more
     let (observed, _) = observe(&ctx, &pool, later + SignedDuration::from_secs(120)).await;
     assert_eq!(observed.unanswered, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_pod_that_tries_a_device_gets_its_claim() {
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let create = |retest| {
+        Action::CreatePod(NewRunner {
+            name: IDLE.to_owned(),
+            avoids: BTreeSet::new(),
+            shuns: BTreeSet::new(),
+            retest,
+        })
+    };
+    // Others have theirs from the template
+    assert!(carry_out(&ctx, create(None)).await.errors.is_empty());
+    assert_eq!(cluster.writes(), ["POST pods"]);
+    let retest = Retest {
+        uuid: "GPU-1".to_owned(),
+        node: "node-1".to_owned(),
+        suffix: "x".to_owned(),
+        claim: ResourceClaimSpec::default(),
+    };
+    let outcome = carry_out(&ctx, create(Some(retest))).await;
+    assert!(outcome.errors.is_empty());
+    let claim = cluster.last_sent();
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], IDLE);
+    assert_eq!(cluster.writes(), ["POST pods", "POST resourceclaims"]);
 }
 
 #[tokio::test]

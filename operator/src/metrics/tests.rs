@@ -90,6 +90,7 @@ fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
         message: String::new(),
         failures: 1,
         boot_id: None,
+        retest: false,
         since: Time(fixture::ago(60)),
         until: Some(Time(until)),
     }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod checks;
+mod claim;
 pub mod disruption;
 pub mod end;
 pub mod github;
@@ -58,15 +59,8 @@ pub async fn observe(
     let verification = Box::pin(verify::look(ctx, pool, asked, now)).await;
     let checks = Box::pin(checks::look(ctx, pool, asked, now)).await;
     let all = runners.iter().chain(&vanished);
-    let jobs = Box::pin(jobs::look(
-        ctx,
-        pool,
-        all.clone(),
-        asked,
-        &verification,
-        now,
-    ))
-    .await;
+    let jobs = jobs::look(ctx, pool, all.clone(), asked, &verification, now);
+    let jobs = Box::pin(jobs).await;
     let reruns = Box::pin(rerun::look(ctx, pool, all.clone(), asked, now)).await;
     let scale_set = Box::pin(scale_set::look(ctx, pool, all, asked, now)).await;
     let known = ctx.memory.with(pool, |memory| {
@@ -80,7 +74,9 @@ pub async fn observe(
     let quarantined = others::quarantined(ctx, pool);
     let is_suspected = has_failed(&pool.status, &runners, &quarantined, now);
     let passed = is_suspected.then(|| others::passed(ctx));
+    let claim_template = Box::pin(claim::look(ctx, pool, &runners, now)).await;
     let mut observed = Observed {
+        claim_template,
         nodes: nodes(ctx, pool, &runners),
         taken: scale_set.as_ref().and_then(|_| others::taken(ctx, pool)),
         published: published(ctx),

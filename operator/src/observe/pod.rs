@@ -18,8 +18,8 @@ use super::status::{
 };
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RUNNER, Runner,
-    TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
+    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RETESTS_ANNOTATION,
+    RUNNER, Runner, TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
 };
 
 /// The most nodes that a pod can be known to keep off.
@@ -67,6 +67,7 @@ pub fn read(pod: &Pod) -> Runner {
             .map(|names| names.split(',').take(MOST_AVOIDED))
             .map(|names| names.map(str::to_owned).collect())
             .unwrap_or_default(),
+        retests: annotation(pod, RETESTS_ANNOTATION).map(str::to_owned),
         url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
         agent_running: gpu
             .agent()

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Report};
+use k8s_openapi::api::resource::v1::ResourceClaimSpec;
 use serde_json::{Value, json};
 
 use super::has_failed;
 use super::pod::read;
 use super::runners::is_told;
+use cuda_runner_plan::model::claim::Retest;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{
@@ -605,7 +607,14 @@ fn what_a_runner_keeps_off_is_read_back() {
         name: "pool-aaaaa".into(),
         avoids: ["node-1", "node-2"].map(str::to_owned).into(),
         shuns: ["node-3"].map(str::to_owned).into(),
+        retest: Some(Retest {
+            uuid: "GPU-1".into(),
+            node: "node-4".into(),
+            suffix: "x".into(),
+            claim: ResourceClaimSpec::default(),
+        }),
     };
     let pod = build(&pool, &spec, &settings, &runner);
     assert_eq!(read(&pod).avoids, runner.avoids);
+    assert_eq!(read(&pod).retests.as_deref(), Some("GPU-1"));
 }

@@ -122,6 +122,11 @@ impl Cluster {
             (_, path) if path.contains("/cudarunners/") => {
                 serde_json::to_value(fixture::resource()).unwrap()
             }
+            (_, path) if path.ends_with("/pods") => {
+                let mut made = sent;
+                made["metadata"]["uid"] = made["metadata"]["name"].clone();
+                made
+            }
             _ => sent,
         };
         Response::new(Body::from(answer.to_string().into_bytes()))

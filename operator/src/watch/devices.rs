@@ -152,21 +152,25 @@ fn whole(slices: &HashMap<String, Slice>) -> Published {
 fn slice_of(slice: &ResourceSlice) -> Option<Slice> {
     let spec = &slice.spec;
     let node = spec.node_name.as_ref()?;
-    let device = |device: &Device| PublishedDevice {
-        node: node.clone(),
-        driver: spec.driver.clone(),
-        pool: spec.pool.name.clone(),
-        name: device.name.clone(),
-        uuid: uuid(device),
-        taints: device
-            .taints
-            .iter()
-            .flatten()
-            .map(|taint| {
-                let value = taint.value.as_deref().unwrap_or_default();
-                format!("{}={value}:{}", taint.key, taint.effect)
-            })
-            .collect(),
+    let device = |device: &Device| {
+        let (domain, uuid) = uuid(device).unzip();
+        PublishedDevice {
+            node: node.clone(),
+            driver: spec.driver.clone(),
+            pool: spec.pool.name.clone(),
+            name: device.name.clone(),
+            uuid,
+            domain: domain.flatten().unwrap_or_else(|| spec.driver.clone()),
+            taints: device
+                .taints
+                .iter()
+                .flatten()
+                .map(|taint| {
+                    let value = taint.value.as_deref().unwrap_or_default();
+                    format!("{}={value}:{}", taint.key, taint.effect)
+                })
+                .collect(),
+        }
     };
     Some(Slice {
         driver: spec.driver.clone(),
@@ -177,11 +181,16 @@ fn slice_of(slice: &ResourceSlice) -> Option<Slice> {
     })
 }
 
-/// An attribute without a domain is of the driver's.
-fn uuid(device: &Device) -> Option<String> {
+/// The domain of the attribute with the UUID, and that. An attribute without a domain is of the driver's.
+fn uuid(device: &Device) -> Option<(Option<String>, String)> {
     let mut attributes = device.attributes.iter().flatten();
-    let (_, value) = attributes.find(|(name, _)| name.rsplit('/').next() == Some(UUID))?;
-    value.string.clone()
+    let named = |name: &str| match name.split_once('/') {
+        Some((domain, UUID)) => Some(Some(domain.to_owned())),
+        None if name == UUID => Some(None),
+        _ => None,
+    };
+    let (domain, value) = attributes.find_map(|(name, value)| Some((named(name)?, value)))?;
+    Some((domain, value.string.clone()?))
 }
 
 /// What is kept of a rule, and whose it is.
@@ -368,6 +377,27 @@ mod tests {
         assert_eq!(found(&[old.clone(), new]), [false, true]);
         // One of two is no basis for what is not there
         assert_eq!(found(&[old, slice("b", 2, 2, "GPU-new")]), [false, false]);
+    }
+
+    #[test]
+    fn the_domain_of_a_uuid_is_the_drivers_unless_it_has_its_own() {
+        let with = |name: &str| {
+            let mut all = slice("a", 1, 1, "GPU-1");
+            let device = &mut all.spec.devices.as_mut().unwrap()[0];
+            let attributes = device.attributes.as_mut().unwrap();
+            let value = attributes.remove("uuid").unwrap();
+            attributes.insert(name.to_owned(), value);
+            let published = published(&[all]);
+            published.find("GPU-1", "node-1").map(|d| d.domain.clone())
+        };
+        for (name, domain) in [
+            ("uuid", Some("gpu.nvidia.com")),
+            ("gpu.nvidia.com/uuid", Some("gpu.nvidia.com")),
+            ("ids.example/uuid", Some("ids.example")),
+            ("my-uuid", None),
+        ] {
+            assert_eq!(with(name).as_deref(), domain, "{name}");
+        }
     }
 
     #[test]

@@ -48,15 +48,15 @@ pub fn key_of(resource: &CudaRunner) -> PoolKey {
     }
 }
 
-/// What a pool quarantines: nodes, and devices until when.
-type Quarantined = Vec<(String, Option<String>, Option<Time>)>;
+/// What a pool quarantines: nodes, and devices until when, and whether for longer.
+type Quarantined = Vec<(String, Option<String>, Option<Time>, bool)>;
 
 fn quarantined_by(resource: &CudaRunner) -> Quarantined {
     let entries = resource.status.iter().flat_map(|s| &s.quarantine);
     let kept = |e: &QuarantineStatus| {
         let of_device = e.device.is_some();
         let until = e.until.clone().filter(|_| of_device);
-        (e.node.clone(), e.device.clone(), until)
+        (e.node.clone(), e.device.clone(), until, e.retest)
     };
     entries.map(kept).collect()
 }

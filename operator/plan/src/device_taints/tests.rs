@@ -21,6 +21,7 @@ fn device(node: &str, number: usize, uuid: &str) -> PublishedDevice {
         pool: node.to_owned(),
         name: format!("gpu-{number}"),
         uuid: Some(uuid.to_owned()),
+        domain: "gpu.nvidia.com".to_owned(),
         taints: vec![],
     }
 }
@@ -42,6 +43,7 @@ fn entry(uuid: &str, since: i64) -> QuarantineStatus {
         message: "It computes wrongly.".to_owned(),
         failures: 1,
         boot_id: None,
+        retest: false,
         since: Time(ago(since)),
         until: Some(Time(NOW + SignedDuration::from_mins(10))),
     }

@@ -71,6 +71,7 @@ fn quarantine(device: Option<&str>) -> QuarantineStatus {
         message: "it fails".to_owned(),
         failures: 1,
         boot_id: None,
+        retest: false,
         since: Time(ago(60)),
         until: Some(Time(NOW)),
     }

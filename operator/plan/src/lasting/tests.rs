@@ -350,6 +350,7 @@ fn after_a_long_quarantine_for_it_the_first_try_is_enough() {
         message: String::new(),
         failures: 3,
         boot_id: None,
+        retest: false,
         since: Time(ago(8000)),
         until: Some(Time(ago(800))),
     };

@@ -6,6 +6,7 @@ use cudarunner_crds::{CudaRunnerStatus, JobStatus};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
+use super::claim::Retest;
 use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
 use super::rerun::NewAttempt;
 use super::runner::Runner;
@@ -101,7 +102,7 @@ pub enum Action {
 
 /// A runner to make. Its pod is built when its turn comes: hundreds of whole pods at once weigh more than all that the
 /// operator keeps.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NewRunner {
     /// Name of the pod, and of the runner.
     pub name: String,
@@ -109,6 +110,8 @@ pub struct NewRunner {
     pub avoids: BTreeSet<String>,
     /// Nodes where it goes only if no other has room.
     pub shuns: BTreeSet<String>,
+    /// The device that it tries again; others get what the scheduler chooses.
+    pub retest: Option<Retest>,
 }
 
 /// A pod to remove: by uid, so that a namesake is never hit.

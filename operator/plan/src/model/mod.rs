@@ -3,6 +3,7 @@
 pub mod action;
 pub mod backoff;
 pub mod checks;
+pub mod claim;
 pub mod github;
 pub mod hardware;
 pub mod hung;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::checks::{CheckFacts, Elsewhere};
+use super::claim::ClaimTemplate;
 use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
 use super::left::Left;
@@ -75,6 +76,8 @@ pub struct Observed {
     pub published: Option<Arc<Published>>,
     /// Whether a published device that failed is kept off alone, by a rule.
     pub taints_devices: bool,
+    /// What the pool's claims are made of; read only where a device of theirs has failed and is kept off alone.
+    pub claim_template: ClaimTemplate,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<Quarantined>,
     /// Gates of all pools that passed; empty where no node is blamed.

@@ -15,6 +15,8 @@ pub struct PublishedDevice {
     pub name: String,
     /// Its UUID, where the driver publishes one as the attribute `uuid`.
     pub uuid: Option<String>,
+    /// The domain of that attribute: the driver's, unless the attribute names another.
+    pub domain: String,
     /// The taints that its driver gives it, as `KEY=VALUE:EFFECT`.
     pub taints: Vec<String>,
 }

@@ -28,6 +28,8 @@ pub const PERSISTENT: &str = "Persistent";
 pub const URL_ANNOTATION: &str = "cudarunner.dev/github-url";
 /// Annotation: names of the nodes that the pod was told to keep off, with commas between.
 pub const AVOIDS_ANNOTATION: &str = "cudarunner.dev/avoids";
+/// Annotation: UUID of the device that the pod tries again, in spite of our taint.
+pub const RETESTS_ANNOTATION: &str = "cudarunner.dev/retests";
 /// Annotation: the image of the pod's agent. Its container begins in the gate's.
 pub const IMAGE_ANNOTATION: &str = "cudarunner.dev/runner-image";
 /// Annotation: when the gate has passed, in a pod whose jobs bring their containers. There no image tells it.
@@ -66,6 +68,8 @@ pub struct Runner {
     pub template: String,
     /// Nodes that it was told to keep off.
     pub avoids: BTreeSet<String>,
+    /// UUID of the device that it tries again, in spite of our taint.
+    pub retests: Option<String>,
     /// The address at which it registers; unknown of a pod that an older version of the operator made.
     pub url: Option<String>,
     /// Uid of the resource that owns it.

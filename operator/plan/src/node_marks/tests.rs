@@ -38,6 +38,7 @@ fn held(pool: &str, node: &str, class: Class, since: i64) -> Quarantined {
             message: format!("{pool} found it broken."),
             failures: 1,
             boot_id: None,
+            retest: false,
             since: Time(ago(since)),
             until: None,
         },

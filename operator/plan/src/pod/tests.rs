@@ -4,10 +4,12 @@ use super::ours::RUNNER_USER;
 use super::runner::IDLE;
 use super::*;
 use crate::fixture;
+use crate::model::claim::Retest;
 use crate::model::runner::{GPU, MAIN, PREPARE};
 use cudarunner_crds::{JobContainers, Lifetime, RegistrationMode};
 use gate_report::allow::Policy;
 use gate_report::contract::{file, gate};
+use k8s_openapi::api::resource::v1::ResourceClaimSpec;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use serde_json::{Value, json};
@@ -26,6 +28,7 @@ pub(super) fn new(name: &str) -> NewRunner {
         name: name.to_owned(),
         avoids: BTreeSet::new(),
         shuns: BTreeSet::new(),
+        retest: None,
     }
 }
 
@@ -360,6 +363,31 @@ fn shared_memory_is_where_jobs_run_and_counts_for_the_fingerprint() {
         let found: Vec<&str> = found.map(|c| c.name.as_str()).collect();
         assert_eq!(found, [GPU]);
     }
+}
+
+#[test]
+fn a_pod_that_tries_a_device_has_a_claim_of_its_own() {
+    let mut resource = fixture::resource();
+    resource.spec.gpu.claim_template = Some("a100".to_owned());
+    let pool = Pool::read(&resource, false);
+    let spec = pool.spec.clone().unwrap();
+    let retest = Retest {
+        uuid: "GPU-1".to_owned(),
+        node: "node-1".to_owned(),
+        suffix: "x".to_owned(),
+        claim: ResourceClaimSpec::default(),
+    };
+    let runner = NewRunner {
+        retest: Some(retest),
+        ..new("pool-aaaaa")
+    };
+    let pod = build(&pool, &spec, &settings(), &runner);
+    let annotations = pod.metadata.annotations.unwrap();
+    assert_eq!(annotations[RETESTS_ANNOTATION], "GPU-1");
+    assert_eq!(
+        serde_json::to_value(pod.spec.unwrap().resource_claims).unwrap(),
+        json!([{"name": "gpu", "resourceClaimName": "pool-aaaaa-retest-x"}])
+    );
 }
 
 #[test]

@@ -184,6 +184,8 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
             let clock = until.0.strftime("%H:%MZ");
             if until.0 > now {
                 format!("{clock}, in {}", span(now, until.0))
+            } else if entry.retest {
+                format!("{clock}, over: one runner tries it, and it is tainted until then")
             } else if entry.scope == Some(QuarantineScope::Device) {
                 format!("{clock}, over: the next runner tries it")
             } else {
