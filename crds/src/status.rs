@@ -66,6 +66,8 @@ pub struct CudaRunnerStatus {
     /// Nodes and devices that are quarantined for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
+    /// How many those are. By it other operators watch for quarantines alone.
+    pub quarantined_nodes: i32,
     /// Labels of feature discovery that say something else than the gate found, at most 20. A warning: nothing follows
     /// from it, and pods that select nodes by such a label may go to the wrong ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -102,6 +104,9 @@ pub struct CudaRunnerStatus {
     /// The required checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub required_checks: Option<crate::RequiredChecksStatus>,
+    /// The operator that serves the pool, where operators share a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator: Option<crate::OperatorStatus>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -48,7 +48,8 @@ impl OperatorBackend {
     }
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
-        let resource = self.ctx.resource(key)?;
+        let resource = self.ctx.resource(key);
+        let resource = resource.filter(|pool| self.ctx.claims.may_be_own(pool))?;
         Some(self.ctx.specs.pool(&resource))
     }
 
