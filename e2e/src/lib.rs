@@ -29,6 +29,7 @@ pub mod node;
 pub mod paths;
 pub mod process;
 pub mod proxy;
+mod random;
 pub mod registry;
 pub mod removal;
 pub mod report;

@@ -233,6 +233,8 @@ pub async fn stand(
                 SignedDuration::ZERO
             };
             claims.with(pool, |claim| {
+                // From here on it is given back when the selector takes it in no more.
+                claim.serves = true;
                 claim.settles = Some(Timestamp::now().after(wait));
                 claim.selects_not_since = None;
             });

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::act::events::Events;
 use crate::act::status::writes::Writes;
 use crate::claims::Claims;
+use crate::device_taints::Tainting;
 use crate::ended::EndedRunners;
 use crate::github::Clients;
 use crate::lease::Fence;
@@ -23,6 +24,7 @@ use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::specs::Specs;
 use crate::watch::beside::Beside;
+use crate::watch::devices::Devices;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
@@ -64,6 +66,10 @@ pub struct Context {
     pub nodes: Option<Arc<Nodes>>,
     /// Which marks nodes get.
     pub marking: Marking,
+    /// How devices are tainted, where they are.
+    pub tainting: Option<Tainting>,
+    /// The devices that drivers publish, where devices are tainted.
+    pub devices: Option<Arc<Devices>>,
     /// Secrets that pools name.
     pub secrets: Objects<Secret>,
     /// ConfigMaps that pools name.

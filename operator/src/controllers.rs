@@ -11,6 +11,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::claims;
 use crate::context::Context;
+use crate::device_taints;
 use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
@@ -61,10 +62,11 @@ async fn act(
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    // Marking nodes never ends.
+    // Marking nodes and tainting devices never end.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}
         () = node_marks::follow(&ctx, &waker) => {}
+        () = device_taints::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))
 }

@@ -12,6 +12,7 @@ pub mod claims;
 pub mod config;
 pub mod context;
 pub mod controllers;
+pub mod device_taints;
 pub mod ended;
 pub mod error;
 pub mod fleet;

@@ -81,7 +81,7 @@ fn planned(ctx: &Context, nodes: &Nodes) -> Vec<MarkNode> {
 }
 
 /// What all pools leave alone, as their statuses say.
-fn held(ctx: &Context) -> Vec<Quarantined> {
+pub(crate) fn held(ctx: &Context) -> Vec<Quarantined> {
     let pools = ctx.pools.iter().flat_map(Store::state);
     let own = pools.flat_map(|pool| held_by(&pool));
     own.chain(beside(ctx)).collect()

@@ -202,6 +202,8 @@ impl Beginning {
             pods: self.stores.pods,
             nodes: self.stores.nodes,
             marking: config.marks.marking(),
+            tainting: config.device_taints.tainting(),
+            devices: self.stores.devices,
             secrets: Objects::new(client.clone(), Arc::clone(&waker), breadth),
             config_maps: Objects::new(client, Arc::clone(&waker), breadth),
             specs: Specs::new(config.insecure_github),

@@ -156,3 +156,8 @@ own, and the Leases of other operators that pools name. */}}
   resources: [leases]
   verbs: [get]
 {{- end -}}
+
+{{- /* The ClusterRole of the taints of devices, which the rules belong to. */}}
+{{- define "cuda-runner-operator.devices" -}}
+{{ printf "%s:%s-devices" .Release.Namespace (include "cuda-runner-operator.fullname" .) }}
+{{- end }}

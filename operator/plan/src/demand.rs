@@ -256,6 +256,8 @@ fn rooms<'a>(
         .iter()
         .map(AsRef::as_ref)
         .filter(|node| node.ready_since.is_some() && !node.is_cordoned && spec.selects(node))
+        // Where devices are claimed, only the scheduler knows how many are free.
+        .filter(|node| node.offers.contains_key(name))
         .collect();
     if nodes.is_empty() {
         return None;

@@ -202,6 +202,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         pods: Arc::new(Pods::default()),
         nodes: None,
         marking: Marking::default(),
+        tainting: None,
+        devices: None,
         waker: Arc::clone(&waker),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),

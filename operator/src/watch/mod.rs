@@ -1,6 +1,7 @@
 //! Watches on Kubernetes: what they show is kept, pruned to what we read, and each change wakes the pools it concerns.
 
 pub mod beside;
+pub mod devices;
 pub mod nodes;
 pub mod objects;
 pub mod others;
@@ -40,6 +41,8 @@ pub struct Waker {
     listening: AtomicBool,
     /// A node, or what pools say of nodes, has changed: their marks may have to.
     pub marks: Notify,
+    /// The same for the taints of devices.
+    pub rules: Notify,
 }
 
 impl Waker {
@@ -51,8 +54,15 @@ impl Waker {
             sender,
             listening: AtomicBool::new(false),
             marks: Notify::new(),
+            rules: Notify::new(),
         };
         (waker, receiver)
+    }
+
+    /// What is quarantined has changed.
+    pub fn quarantine_changed(&self) {
+        self.marks.notify_one();
+        self.rules.notify_one();
     }
 
     /// From now on there is a controller.

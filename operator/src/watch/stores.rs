@@ -8,6 +8,7 @@ use kube::runtime::reflector::{self, Store};
 use tokio::sync::watch as flag;
 
 use super::beside::{self, Beside};
+use super::devices::{self, Devices};
 use super::nodes::{self, Nodes};
 use super::pods::{self, Pods};
 use super::{Scope, Waker, pools};
@@ -28,6 +29,8 @@ pub struct Stores {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// The devices that drivers publish, where devices are tainted.
+    pub devices: Option<Arc<Devices>>,
     /// Tell when they have been filled.
     pub filled: Vec<Filled>,
 }
@@ -79,8 +82,12 @@ impl Stores {
             stores.filled.push(("the nodes", is_filled));
             stores.nodes = Some(nodes);
         }
+        if config.device_taints.tainting().is_some() {
+            stores.watch_devices(client, waker);
+        }
         stores
     }
+
     /// Starts the watches of what pools have in quarantine that the selector leaves out.
     fn follow_beside(&mut self, config: &Config, client: &Client, waker: &Arc<Waker>) {
         for scope in Scope::of(&config.watch_namespace) {
@@ -95,5 +102,27 @@ impl Stores {
             self.filled
                 .push(("the quarantines of other pools", is_filled));
         }
+    }
+
+    fn watch_devices(&mut self, client: &Client, waker: &Arc<Waker>) {
+        let devices = Arc::new(Devices::default());
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(devices::follow_slices(
+            client.clone(),
+            Arc::clone(&devices),
+            self.pools.clone(),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the devices", is_filled));
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(devices::follow_rules(
+            client.clone(),
+            Arc::clone(&devices),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the taints of devices", is_filled));
+        self.devices = Some(devices);
     }
 }

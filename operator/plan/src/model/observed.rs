@@ -10,6 +10,7 @@ use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
 use super::left::Left;
 use super::node_marks::Quarantined;
+use super::published::Published;
 use super::rerun::RerunFacts;
 use super::runner::{Gone, Runner};
 use super::scale_set::ScaleSetFacts;
@@ -70,6 +71,10 @@ pub struct Observed {
     pub nodes: Option<Vec<Arc<NodeFacts>>>,
     /// How many of the pool's extended resource the runners of other pools hold, by node; `None` where no other pool uses it.
     pub taken: Option<BTreeMap<String, u32>>,
+    /// What DRA drivers publish of devices; `None` where that is not watched.
+    pub published: Option<Arc<Published>>,
+    /// Whether a published device that failed is kept off alone, by a rule.
+    pub taints_devices: bool,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<Quarantined>,
     /// Gates of all pools that passed; empty where no node is blamed.
