@@ -23,6 +23,7 @@ pub mod helm;
 mod ill_server;
 pub mod images;
 pub mod interrupt;
+mod kubelet_service;
 pub mod kwok;
 pub mod network;
 pub mod node;

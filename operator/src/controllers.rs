@@ -16,7 +16,6 @@ use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
 use crate::reconcile::{on_error, reconcile};
-use crate::watch::pools;
 use crate::watch::stores::Filled;
 use cuda_runner_plan::model::pool::PoolKey;
 
@@ -59,9 +58,7 @@ async fn act(
     tracing::info!("acting");
     let waker = Arc::clone(&ctx.waker);
     waker.listen();
-    for resource in ctx.pools.iter().flat_map(Store::state) {
-        waker.wake(&pools::key_of(&resource));
-    }
+    waker.wake_all(&ctx.pools);
     // Marking nodes and tainting devices never end.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}

@@ -2,7 +2,6 @@
 //! [`crate::node_marks`].
 
 use jiff::{SignedDuration, Timestamp};
-use kube::runtime::reflector::Store;
 
 use crate::act::device_rules;
 use crate::context::Context;
@@ -10,7 +9,6 @@ use crate::guard;
 use crate::node_marks::held;
 use crate::watch::Waker;
 use crate::watch::devices::Devices;
-use crate::watch::pools::key_of;
 use cuda_runner_plan::device_taints::{self, Change, Effect, Owner};
 use cuda_runner_plan::model::backoff;
 
@@ -77,9 +75,7 @@ fn pause(failures: i32) -> SignedDuration {
 /// Where rules cannot be written, pools keep off nodes.
 fn note(ctx: &Context, devices: &Devices, all: bool) {
     if devices.note_written(all) {
-        for pool in ctx.pools.iter().flat_map(Store::state) {
-            ctx.waker.wake(&key_of(&pool));
-        }
+        ctx.waker.wake_all(&ctx.pools);
     }
 }
 

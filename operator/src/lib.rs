@@ -10,6 +10,7 @@
 pub mod act;
 pub mod claims;
 pub mod config;
+pub mod connection;
 pub mod context;
 pub mod controllers;
 pub mod device_taints;

@@ -15,7 +15,6 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::pools::key_of;
 use super::{Events, PAGE, Pauses, Waker, log_error};
 use crate::context::CONTROLLER;
 use cuda_runner_plan::device_taints::{MANAGED_BY, Owner, Present, Rule, UUID_ANNOTATION};
@@ -258,9 +257,7 @@ pub async fn follow_slices(
             }
         };
         if changed {
-            for pool in pools.iter().flat_map(Store::state) {
-                waker.wake(&key_of(&pool));
-            }
+            waker.wake_all(&pools);
             waker.rules.notify_one();
         }
     }

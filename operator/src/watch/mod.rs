@@ -16,13 +16,14 @@ use cudarunner_crds::CudaRunner;
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use k8s_openapi::NamespaceResourceScope;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::DefaultBackoff;
 use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
 
 use cuda_runner_plan::model::pool::PoolKey;
+use pools::key_of;
 
 /// Objects that are read at a time. A whole one is many times what is kept of it, and the watcher's own 500 of them would
 /// stay in the process's memory.
@@ -81,6 +82,13 @@ impl Waker {
         if self.is_listening() {
             // The receiver lives as long as the process: a failure means that the process ends.
             let _ = self.sender.unbounded_send(reference(pool));
+        }
+    }
+
+    /// Has all pools looked at.
+    pub fn wake_all(&self, pools: &[Store<CudaRunner>]) {
+        for pool in pools.iter().flat_map(Store::state) {
+            self.wake(&key_of(&pool));
         }
     }
 }
