@@ -99,10 +99,8 @@ pub async fn follow(
             }
         };
         if changed {
-            for pool in pools.iter().flat_map(Store::state) {
-                waker.wake(&key_of(&pool));
-            }
-            waker.marks.notify_one();
+            waker.wake_all(&pools);
+            waker.quarantine_changed();
         }
     }
 }
