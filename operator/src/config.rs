@@ -92,7 +92,7 @@ pub struct Config {
     #[arg(long, env, value_delimiter = ',')]
     pub watch_namespace: Vec<String>,
 
-    /// Which pools to serve, by their labels, as `kubectl --selector` takes it: `shard=a`, `shard notin (a,b)`. All where
+    /// Which pools to serve, by their labels, as `--selector` of kubectl takes it: `shard=a`, `shard notin (a,b)`. All where
     /// it is not given. Other operators may serve the others.
     #[arg(long, env, requires = "leader_elect", value_name = "SELECTOR")]
     pub pool_selector: Option<PoolSelector>,

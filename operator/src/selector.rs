@@ -1,4 +1,4 @@
-//! Label selectors as `kubectl --selector` takes them: `shard=a`, `shard in (a,b),!canary`.
+//! Label selectors as `--selector` of kubectl takes them: `shard=a`, `shard in (a,b),!canary`.
 
 use std::collections::BTreeMap;
 use std::fmt;
