@@ -72,7 +72,11 @@ impl Knows for Source {
             leads,
         };
         let nodes = ctx.nodes.as_ref().map(|nodes| nodes.all());
-        let held = self.others.as_ref().and_then(|others| others.by_node());
+        let mut held = self.others.as_ref().and_then(|others| others.by_node());
+        if let Some(held) = held.as_mut().filter(|_| ctx.claims.has_selector()) {
+            let beside = ctx.pods.held_beside(|key| ctx.resource(key).is_some());
+            others::merge(held, beside);
+        }
         let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());
         for resource in ctx.pools.iter().flat_map(Store::state) {
             let key = key_of(&resource);

@@ -43,7 +43,8 @@ pub(super) fn taken(ctx: &Context, pool: &Pool) -> Option<BTreeMap<String, u32>>
         let gpu = &other.spec.gpu;
         gpu.claim_template.is_none() && gpu.resource == *name
     });
-    is_shared.then(|| ctx.pods.taken(name, &pool.key))
+    // Pools that other operators serve show by their pods alone.
+    (is_shared || ctx.claims.has_selector()).then(|| ctx.pods.taken(name, &pool.key))
 }
 
 /// The gates that passed, of all pools that there are.
@@ -56,9 +57,14 @@ pub fn passed(ctx: &Context) -> Vec<Passed> {
 
 /// What the other pools have in quarantine.
 pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Quarantined> {
-    others(ctx, pool)
-        .flat_map(|other| held_by(&other))
-        .collect()
+    let own = others(ctx, pool).flat_map(|other| held_by(&other));
+    own.chain(beside(ctx)).collect()
+}
+
+/// What pools have in quarantine that other operators serve.
+#[must_use]
+pub fn beside(ctx: &Context) -> Vec<Quarantined> {
+    ctx.beside.quarantined(|key| ctx.resource(key).is_some())
 }
 
 /// What a pool has in quarantine, as its status says.

@@ -65,10 +65,18 @@ fn is_runner(pod: &Pod) -> bool {
     pod.labels().contains_key(cudarunner_crds::POOL_LABEL)
 }
 
-fn add(sum: &mut Counts, more: &Counts) {
+/// Adds extended resources to others.
+pub(super) fn add(sum: &mut Counts, more: &Counts) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
+    }
+}
+
+/// Adds what others hold on each node.
+pub fn merge(sum: &mut Others, more: Others) {
+    for (node, held) in more {
+        add(sum.entry(node).or_default(), &held);
     }
 }
 
