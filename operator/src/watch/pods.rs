@@ -23,7 +23,8 @@ use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]
 pub struct Pods {
-    pools: RwLock<HashMap<PoolKey, BTreeMap<String, Runner>>>,
+    // A node of such a map has room for eleven, and most pools have fewer: the room must be cheap.
+    pools: RwLock<HashMap<PoolKey, BTreeMap<String, Box<Runner>>>>,
     vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
     gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
 }
@@ -39,7 +40,7 @@ impl Pods {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         pools
             .get(pool)
-            .map(|runners| runners.values().cloned().collect())
+            .map(|runners| runners.values().map(|r| Runner::clone(r)).collect())
             .unwrap_or_default()
     }
 
@@ -47,7 +48,7 @@ impl Pods {
     pub fn each(&self, pool: &PoolKey, look: impl FnMut(&Runner)) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
-        runners.for_each(look);
+        runners.map(Box::as_ref).for_each(look);
     }
 
     /// Uids of the pods of a pool.
@@ -119,7 +120,7 @@ impl Pods {
             name: pool.to_owned(),
         };
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let runner = pools.get(&key)?.get(name)?.clone();
+        let runner = Runner::clone(pools.get(&key)?.get(name)?);
         Some((key, runner))
     }
 
@@ -186,8 +187,8 @@ impl Pods {
         if let Some(before) = runners.get(&runner.name) {
             runner.follow(before);
         }
-        let changed = runners.get(&runner.name) != Some(&runner);
-        runners.insert(runner.name.clone(), runner);
+        let changed = runners.get(&runner.name).map(Box::as_ref) != Some(&runner);
+        runners.insert(runner.name.clone(), Box::new(runner));
         changed.then_some(key)
     }
 
@@ -242,7 +243,7 @@ impl Pods {
                 changed.push(key.clone());
             }
             for (_, runner) in gone.filter(|_| leads) {
-                self.note_gone(key, runner, Timestamp::now());
+                self.note_gone(key, *runner, Timestamp::now());
             }
         }
         pools.retain(|_, runners| !runners.is_empty());
