@@ -20,6 +20,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
+use crate::shares::Shares;
 use crate::specs::Specs;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
@@ -56,6 +57,8 @@ pub struct Context {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// What each pool may have of the GPUs there.
+    pub shares: Shares,
     /// Which marks nodes get.
     pub marking: Marking,
     /// Secrets that pools name.

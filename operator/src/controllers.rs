@@ -14,6 +14,7 @@ use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
 use crate::reconcile::{on_error, reconcile};
+use crate::shares;
 use crate::watch::pools;
 use crate::watch::stores::Filled;
 use cuda_runner_plan::model::pool::PoolKey;
@@ -56,14 +57,16 @@ async fn act(
     }
     tracing::info!("acting");
     let waker = Arc::clone(&ctx.waker);
+    shares::begin(&ctx);
     waker.listen();
     for resource in ctx.pools.iter().flat_map(Store::state) {
         waker.wake(&pools::key_of(&resource));
     }
-    // Marking nodes never ends.
+    // Marking nodes never ends, and neither does sharing them.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}
         () = node_marks::follow(&ctx, &waker) => {}
+        () = shares::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))
 }

@@ -32,6 +32,7 @@ pub mod registrar;
 pub mod registration;
 pub mod run;
 pub mod server;
+pub mod shares;
 pub mod specs;
 pub mod telemetry;
 pub mod watch;

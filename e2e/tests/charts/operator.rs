@@ -41,6 +41,7 @@ pub(super) fn everything() -> Value {
         "replicas": 3,
         "leaderElection": {"enabled": true},
         "watchNamespaces": ["ci", "other"],
+        "namespaceWeights": {"ci": 3, "other": 2},
         "rbac": {
             "create": true,
             "secretNames": ["github-app"],

@@ -77,7 +77,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
-        taken: None,
+        share: None,
         quarantined: vec![],
         passed: vec![],
         pod_refused: None,
@@ -94,6 +94,7 @@ pub fn node(name: &str) -> Arc<NodeFacts> {
         offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
         ready_since: Some(ago(3600)),
         is_cordoned: false,
+        taints: vec![],
     })
 }
 

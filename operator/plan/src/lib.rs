@@ -33,6 +33,7 @@ pub mod rerun;
 pub mod runners;
 pub mod scale_set;
 pub mod schedule;
+pub mod shares;
 pub mod sharing;
 mod shown;
 mod stable;

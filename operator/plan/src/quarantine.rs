@@ -213,6 +213,11 @@ impl Quarantine {
         self.avoided.contains(node)
     }
 
+    /// The nodes where no pod may go.
+    pub(super) fn avoided(&self) -> &BTreeSet<String> {
+        &self.avoided
+    }
+
     /// The nodes that new pods keep off, one set for each pod in turn: a node on probation gets one pod to try it.
     pub(super) fn avoided_by_new<'a>(
         &'a self,

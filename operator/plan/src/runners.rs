@@ -55,6 +55,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     if let Some(moment) = schedule::next_change(&spec.schedule, now) {
         plan.wake_at(moment, now);
     }
+    plan.claim = demand::claim(case, desired);
     if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
         // Their places are filled when they are gone.
     } else if have > desired {
@@ -62,8 +63,10 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             scale_down(&active, spec, have.saturating_sub(desired), plan);
         }
     } else {
-        let missing = desired.saturating_sub(have).min(room);
+        let admitted = admitted(case, desired);
+        let missing = admitted.saturating_sub(have).min(room);
         create(case, missing, plan);
+        yield_places(case, &active, have.saturating_sub(admitted), plan);
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {
@@ -79,6 +82,31 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             plan.wake_at(by, now);
         }
     }
+}
+
+/// How many runners may be there, as the GPUs are shared with other pools.
+fn admitted(case: Case, desired: usize) -> usize {
+    let Some(share) = &case.observed.share else {
+        return desired;
+    };
+    let runners = case.observed.runners.iter();
+    let placed = runners.filter(|r| r.is_active(case.now) && r.node.is_some());
+    share.admits(desired, placed.count())
+}
+
+/// Pods that wait for a GPU while it is another pool's turn go. Those that wait for something else are in nobody's way.
+fn yield_places(case: Case, active: &[&Runner], surplus: usize, plan: &mut Plan) {
+    if case.spec.persistent || demand::is_barred(case.spec, case.observed, case.now) {
+        return;
+    }
+    let mut waiting: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Unscheduled)
+        .collect();
+    waiting.sort_by_key(|r| (std::cmp::Reverse(r.created), r.name.clone()));
+    let surplus = waiting.into_iter().take(surplus);
+    plan.actions
+        .extend(surplus.map(|r| Action::Drain((*r).into())));
 }
 
 /// Created pods that the watch does not show yet: those that count, or a stale store would make one too many; and those
@@ -248,11 +276,13 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
     };
     let avoided = health.quarantine.avoided_by_new(&observed.runners);
     let new = names.into_iter().zip(avoided);
+    let kept = observed.share.iter().flat_map(|share| &share.kept);
+    let shuns: BTreeSet<String> = health.suspects.iter().chain(kept).cloned().collect();
     plan.actions.extend(new.map(|(name, avoids)| {
         Action::CreatePod(NewRunner {
             name,
             avoids,
-            shuns: health.suspects.clone(),
+            shuns: shuns.clone(),
         })
     }));
 }

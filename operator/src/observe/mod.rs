@@ -79,7 +79,7 @@ pub async fn observe(
     let passed = is_suspected.then(|| others::passed(ctx));
     let mut observed = Observed {
         nodes: nodes(ctx, pool, &runners),
-        taken: scale_set.as_ref().and_then(|_| others::taken(ctx, pool)),
+        share: ctx.shares.of(&pool.key),
         required_elsewhere: others::required(ctx, pool),
         other_pools: other_pools.unwrap_or_default(),
         passed: passed.unwrap_or_default(),

@@ -198,6 +198,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,
+        shares: crate::shares::Shares::default(),
         marking: Marking::default(),
         waker: Arc::clone(&waker),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),

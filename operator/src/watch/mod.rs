@@ -39,6 +39,8 @@ pub struct Waker {
     listening: AtomicBool,
     /// A node, or what pools say of nodes, has changed: their marks may have to.
     pub marks: Notify,
+    /// What pools share, or what they would have of it, has changed.
+    pub shares: Notify,
 }
 
 impl Waker {
@@ -50,6 +52,7 @@ impl Waker {
             sender,
             listening: AtomicBool::new(false),
             marks: Notify::new(),
+            shares: Notify::new(),
         };
         (waker, receiver)
     }

@@ -118,6 +118,7 @@ pub async fn follow(
                 if seen.get(&key) != Some(&trigger) {
                     seen.insert(key.clone(), trigger);
                     waker.wake(&key);
+                    waker.shares.notify_one();
                 }
                 // Nodes that one pool leaves alone, or no longer does, concern all.
                 let nodes = quarantined_nodes(&resource);
@@ -131,6 +132,7 @@ pub async fn follow(
                 seen.remove(&key);
                 // Nobody reconciles it, and what it leaves is let go.
                 waker.wake(&key);
+                waker.shares.notify_one();
                 if quarantined.remove(&key).is_some() {
                     wake_others(&seen, &key, &waker);
                 }
@@ -142,6 +144,7 @@ pub async fn follow(
                     waker.wake(key);
                 }
                 waker.marks.notify_one();
+                waker.shares.notify_one();
             }
         }
     }

@@ -8,6 +8,7 @@ use kube::runtime::reflector::{self, Store};
 use tokio::sync::watch as flag;
 
 use super::nodes::{self, Nodes};
+use super::others::{self, Held};
 use super::pods::{self, Pods};
 use super::{Scope, Waker, pools};
 use crate::config::Config;
@@ -25,6 +26,8 @@ pub struct Stores {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// What pods hold that are no runners, in an installation for the whole cluster.
+    pub others: Option<Arc<Held>>,
     /// Tell when they have been filled.
     pub filled: Vec<Filled>,
 }
@@ -59,6 +62,18 @@ impl Stores {
                 filled,
             ));
             stores.filled.push(("the runner pods", is_filled));
+        }
+        if config.watch_namespace.is_empty() {
+            let held = Arc::new(Held::default());
+            let (filled, is_filled) = flag::channel(false);
+            tokio::spawn(others::follow(
+                client.clone(),
+                Arc::clone(&held),
+                Arc::clone(waker),
+                filled,
+            ));
+            stores.filled.push(("the pods of others", is_filled));
+            stores.others = Some(held);
         }
         if config.watch_namespace.is_empty() || config.marks.marking() != Marking::default() {
             let nodes = Arc::new(Nodes::default());

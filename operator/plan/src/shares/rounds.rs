@@ -1,0 +1,259 @@
+//! The rounds in which devices of one resource are given out.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::model::pool::PoolKey;
+
+/// A multiple of all weights, so that what somebody holds for its weight is a whole number.
+const WHOLE: u64 = 2520;
+
+/// A pool, with nodes by their number.
+pub(super) struct Sharer {
+    pub(super) key: PoolKey,
+    /// Of its namespace, and its own: 1 to 10.
+    pub(super) weights: (u32, u32),
+    /// Devices of one runner.
+    pub(super) count: u32,
+    /// Where a runner may start, in order; `None` where no node is for the pool at all.
+    pub(super) nodes: Option<Arc<[usize]>>,
+    /// Devices that its runners hold.
+    pub(super) held: BTreeMap<usize, u32>,
+    /// Runners beyond those that have a node: those that may get one at any moment, those that are wanted, and those that could be used.
+    pub(super) pending: usize,
+    pub(super) wanted: usize,
+    pub(super) most: usize,
+    pub(super) served: Option<Timestamp>,
+}
+
+impl Sharer {
+    fn nodes(&self) -> &[usize] {
+        self.nodes.as_deref().unwrap_or_default()
+    }
+
+    /// Its devices, in runners and by weight.
+    fn devices(&self, given: usize) -> u64 {
+        let given = u64::try_from(given).unwrap_or(u64::MAX);
+        let held = self
+            .held
+            .values()
+            .fold(0_u64, |sum, held| sum.saturating_add(u64::from(*held)));
+        held.saturating_add(given.saturating_mul(u64::from(self.count)))
+    }
+}
+
+/// Who comes next: whose namespace holds least for its weight, and then who does itself; of those alike who was served
+/// longest ago.
+type Order<'a> = (
+    u64,
+    Option<Timestamp>,
+    &'a str,
+    u64,
+    Option<Timestamp>,
+    &'a str,
+);
+
+/// What has been given out.
+pub(super) struct Rounds<'a> {
+    sharers: &'a [Sharer],
+    devices: &'a [u32],
+    free: Vec<u32>,
+    given: Vec<usize>,
+    by_namespace: BTreeMap<&'a str, u64>,
+    last_served: BTreeMap<&'a str, Option<Timestamp>>,
+    /// Who waits, and whether the next GPU there is for it.
+    waiting: BTreeMap<usize, bool>,
+    /// How many wait for each node.
+    line: Vec<usize>,
+    /// Who has runners to come, and how many of these for each node.
+    coming: Vec<bool>,
+    comers: Vec<usize>,
+    /// Nodes whose free devices are kept for somebody.
+    kept: BTreeMap<usize, usize>,
+}
+
+impl<'a> Rounds<'a> {
+    /// `devices` are those of each node, runners' included.
+    pub(super) fn new(devices: &'a [u32], sharers: &'a [Sharer]) -> Self {
+        let mut rounds = Self {
+            sharers,
+            devices,
+            free: devices.to_vec(),
+            given: vec![0; sharers.len()],
+            by_namespace: BTreeMap::new(),
+            last_served: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            line: vec![0; devices.len()],
+            coming: sharers.iter().map(|s| s.wanted > 0).collect(),
+            comers: vec![0; devices.len()],
+            kept: BTreeMap::new(),
+        };
+        for (i, sharer) in sharers.iter().enumerate() {
+            for node in rounds.waits_for(i) {
+                let comes = usize::from(sharer.wanted > 0);
+                rounds.comers[node] = rounds.comers[node].saturating_add(comes);
+            }
+            for (node, held) in &sharer.held {
+                rounds.free[*node] = rounds.free[*node].saturating_sub(*held);
+            }
+            let namespace = sharer.key.namespace.as_str();
+            let sum = rounds.by_namespace.entry(namespace).or_default();
+            *sum = sum.saturating_add(sharer.devices(0));
+            let last = rounds.last_served.entry(namespace).or_default();
+            *last = sharer.served.max(*last);
+        }
+        rounds
+    }
+
+    pub(super) fn run(mut self) -> Self {
+        let goals = |of: fn(&Sharer) -> usize| self.sharers.iter().map(of).collect();
+        let (pending, wanted): (Vec<usize>, Vec<usize>) =
+            (goals(|s| s.pending), goals(|s| s.wanted));
+        let most: Vec<usize> = goals(|s| s.most);
+        self.round(&pending, false, true);
+        self.round(&wanted, true, true);
+        // What is left over is given by name among those alike: it must not move with each runner that ends.
+        self.round(&most, false, false);
+        self
+    }
+
+    /// Runners of a pool beyond those that have a node.
+    pub(super) fn given(&self, sharer: usize) -> usize {
+        self.given[sharer]
+    }
+
+    /// Whether somebody else waits for a node of a pool's.
+    pub(super) fn others_wait(&self, sharer: usize) -> bool {
+        let own = usize::from(self.waiting.contains_key(&sharer));
+        let mut nodes = self.waits_for(sharer).into_iter();
+        nodes.any(|node| self.line[node] > own)
+    }
+
+    /// Whether somebody else has runners to come there: those that were given and are not placed yet, too.
+    pub(super) fn others_come(&self, sharer: usize) -> bool {
+        let own = usize::from(self.coming[sharer]);
+        let mut nodes = self.waits_for(sharer).into_iter();
+        nodes.any(|node| self.comers[node] > own)
+    }
+
+    /// Whether a pool waits, nobody before it does, and nobody's pods are to be placed there first.
+    pub(super) fn is_next(&self, sharer: usize) -> bool {
+        self.waiting.get(&sharer) == Some(&true)
+    }
+
+    /// Nodes that are kept for somebody else.
+    pub(super) fn kept_from(&self, sharer: usize) -> Vec<usize> {
+        let kept = self.kept.iter().filter(|(_, by)| **by != sharer);
+        let own = self.sharers[sharer].nodes();
+        let kept = kept.map(|(node, _)| *node);
+        kept.filter(|node| own.binary_search(node).is_ok())
+            .collect()
+    }
+
+    /// Gives out runners up to `goals`; `in_line` where those for whom there is nothing wait.
+    fn round(&mut self, goals: &[usize], in_line: bool, by_turn: bool) {
+        let all = 0..self.sharers.len();
+        let wanting = all.filter(|i| self.given[*i] < goals[*i]);
+        let mut heap: BinaryHeap<_> = wanting
+            .map(|i| Reverse((self.order(i, by_turn), i)))
+            .collect();
+        while let Some(Reverse((order, i))) = heap.pop() {
+            // It only grows, with what others of its namespace were given since.
+            let now = self.order(i, by_turn);
+            if now != order {
+                heap.push(Reverse((now, i)));
+            } else if self.place(i) {
+                if self.given[i] < goals[i] {
+                    heap.push(Reverse((self.order(i, by_turn), i)));
+                }
+            } else if in_line {
+                self.wait(i);
+            }
+        }
+    }
+
+    fn order(&self, i: usize, by_turn: bool) -> Order<'a> {
+        let sharer = &self.sharers[i];
+        let namespace = sharer.key.namespace.as_str();
+        let share = |devices: u64, weight: u32| {
+            let whole = WHOLE.checked_div(u64::from(weight)).unwrap_or(WHOLE);
+            devices.saturating_mul(whole)
+        };
+        let of_namespace = self
+            .by_namespace
+            .get(namespace)
+            .copied()
+            .unwrap_or_default();
+        let served = |at: Option<Timestamp>| at.filter(|_| by_turn);
+        (
+            share(of_namespace, sharer.weights.0),
+            served(self.last_served.get(namespace).copied().flatten()),
+            namespace,
+            share(sharer.devices(self.given[i]), sharer.weights.1),
+            served(sharer.served),
+            &sharer.key.name,
+        )
+    }
+
+    /// Gives a pool one runner more, on the node that has the least room for it.
+    fn place(&mut self, i: usize) -> bool {
+        let sharer = &self.sharers[i];
+        let roomy = sharer.nodes().iter().copied();
+        let roomy = roomy.filter(|node| self.free[*node] >= sharer.count);
+        let Some(node) = roomy.min_by_key(|node| self.free[*node]) else {
+            return false;
+        };
+        self.free[node] = self.free[node].saturating_sub(sharer.count);
+        self.given[i] = self.given[i].saturating_add(1);
+        let sum = self
+            .by_namespace
+            .entry(sharer.key.namespace.as_str())
+            .or_default();
+        *sum = sum.saturating_add(u64::from(sharer.count));
+        true
+    }
+
+    /// The nodes on which a pool's runner would fit, were others to end.
+    fn waits_for(&self, i: usize) -> Vec<usize> {
+        let sharer = &self.sharers[i];
+        let nodes = sharer.nodes().iter().copied();
+        nodes
+            .filter(|node| self.devices[*node] >= sharer.count)
+            .collect()
+    }
+
+    fn others_were_given(&self, i: usize, nodes: &[usize]) -> bool {
+        let all = self.given.iter().enumerate();
+        let mut given = all.filter(|(other, given)| *other != i && **given > 0);
+        given.any(|(other, _)| {
+            let theirs = self.sharers[other].nodes();
+            nodes.iter().any(|node| theirs.binary_search(node).is_ok())
+        })
+    }
+
+    /// There is nothing for a pool. Whose turn it is has one node kept for it: others would take each device of a large
+    /// runner as it becomes free, for ever.
+    fn wait(&mut self, i: usize) {
+        let nodes = self.waits_for(i);
+        if nodes.is_empty() {
+            return;
+        }
+        let is_first = nodes.iter().all(|node| self.line[*node] == 0);
+        // A pod more would take what somebody was given whose own is not placed yet.
+        let is_next = is_first && !self.others_were_given(i, &nodes);
+        self.waiting.insert(i, is_next);
+        for node in &nodes {
+            self.line[*node] = self.line[*node].saturating_add(1);
+        }
+        let fullest = nodes
+            .into_iter()
+            .max_by_key(|node| (self.free[*node], Reverse(*node)));
+        if let Some(node) = fullest.filter(|node| is_first && self.free[*node] > 0) {
+            self.free[node] = 0;
+            self.kept.insert(node, i);
+        }
+    }
+}
