@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
 use crate::context::Context;
@@ -56,6 +56,15 @@ impl Shares {
         table.get(key).map(Arc::clone)
     }
 
+    /// When the shares may be others though nothing has changed.
+    fn again(&self, now: Timestamp) -> Option<Timestamp> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table
+            .values()
+            .filter_map(|share| share.room.again(now))
+            .min()
+    }
+
     /// Takes in new shares; the pools whose share is another now.
     fn replace(&self, new: BTreeMap<PoolKey, Share>) -> Vec<PoolKey> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +88,11 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
         return std::future::pending().await;
     };
     loop {
-        waker.shares.notified().await;
+        let now = Timestamp::now();
+        let rest = ctx.shares.again(now).map(|at| at.duration_since(now));
+        let rest = rest.map_or(Duration::MAX, SignedDuration::unsigned_abs);
+        // A glance that is over is a change like any other.
+        let _ = tokio::time::timeout(rest, waker.shares.notified()).await;
         let begun = Instant::now();
         match guard::step(|| reckon(ctx, nodes)) {
             Ok(changed) => changed.iter().for_each(|pool| waker.wake(pool)),
@@ -97,8 +110,9 @@ pub fn begin(ctx: &Context) {
 }
 
 fn reckon(ctx: &Context, nodes: &Nodes) -> Vec<PoolKey> {
-    let (members, others) = members(ctx, Timestamp::now());
-    let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights);
+    let now = Timestamp::now();
+    let (members, others) = members(ctx, now);
+    let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights, now);
     ctx.shares.replace(new)
 }
 
@@ -182,7 +196,9 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
         None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
         None => Claim::of(&spec, status),
     };
+    let room = ctx.shares.of(&key).map(|share| share.room);
     Some(Member {
+        room: room.unwrap_or_default(),
         key,
         spec,
         claim,

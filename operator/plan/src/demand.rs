@@ -259,27 +259,37 @@ pub(super) fn claim(case: Case, wanted: usize) -> Claim {
         None => usize::MAX,
     };
     let limit = there.saturating_add(more);
+    let assigned = known(observed).filter(|_| spec.registration == RegistrationKind::ScaleSet);
     // Whatever is offered now: else a share would change what is wanted, and that the share.
     let wanted = wanted.max(could_run(spec, observed).min(spec.size.max));
     Claim {
         wanted: wanted.min(limit),
         most: most(spec, wanted).min(limit),
+        is_full: assigned.is_some_and(|(assigned, _)| assigned >= there),
         avoids: health.quarantine.avoided().clone(),
     }
 }
 
 /// Runners for all jobs of a scale set, those included that GitHub has assigned to nobody.
 fn could_run(spec: &Spec, observed: &Observed) -> usize {
-    let facts = observed.scale_set.as_ref();
-    let heard = facts.and_then(|facts| Some(&facts.listening.as_ref()?.heard));
-    let heard = heard.filter(|heard| heard.trouble.is_none());
-    let Some(statistics) = heard.and_then(|heard| heard.statistics) else {
-        return 0;
+    known(observed).map_or(0, |(assigned, available)| {
+        let jobs = assigned.saturating_add(available);
+        spec.size.min.saturating_add(jobs)
+    })
+}
+
+/// Jobs that are assigned to the scale set and have not ended, and those that wait and could be, as far as it was heard.
+fn known(observed: &Observed) -> Option<(usize, usize)> {
+    let facts = observed.scale_set.as_ref()?;
+    let heard = &facts.listening.as_ref()?.heard;
+    let statistics = heard.statistics.filter(|_| heard.trouble.is_none())?;
+    let assigned = statistics.assigned.saturating_sub(facts.ended);
+    let available = if heard.is_quiet {
+        0
+    } else {
+        statistics.available
     };
-    let ended = facts.map_or(0, |facts| facts.ended);
-    let jobs = statistics.assigned.saturating_sub(ended);
-    let jobs = jobs.saturating_add(statistics.available);
-    spec.size.min.saturating_add(jobs)
+    Some((assigned, available))
 }
 
 /// Whether a pod waits for a node, and not for GPUs: for another resource, a volume, a scheduling gate.

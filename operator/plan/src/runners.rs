@@ -90,7 +90,9 @@ fn admitted(case: Case, desired: usize) -> usize {
         return desired;
     };
     let runners = case.observed.runners.iter();
-    let placed = runners.filter(|r| r.is_active(case.now) && r.node.is_some());
+    let placed = runners.filter(|r| {
+        r.is_active(case.now) && r.node.is_some() && !is_finishing(case.observed, &r.name)
+    });
     share.admits(desired, placed.count())
 }
 

@@ -2,9 +2,11 @@
 //!
 //! For each extended resource the free devices are given out one runner at a time: to the namespace that holds the fewest
 //! for its weight, and within it to the pool that does. First come runners that are being placed, then those that are
-//! wanted, then what is left over, so that a pool without jobs can be assigned one. Nothing that a pool holds is taken from
-//! it. The same facts give the same shares, whoever reckons.
+//! wanted, then what is left over, so that a pool without jobs can be assigned one. Before these a scale set of whose jobs
+//! nothing can be known is offered one for a moment, to hear of them ([`room`]). Nothing that a pool holds is taken from it.
+//! The same facts give the same shares, whoever reckons.
 
+pub mod room;
 mod rounds;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use crate::NodeFacts;
 use crate::fleet::Others;
 use crate::model::pool::{GpuRequest, PoolKey, RegistrationKind, Spec};
 use crate::placement::{Place, admits};
+use room::Room;
 use rounds::{Rounds, Sharer};
 
 /// The heaviest weight.
@@ -31,6 +34,8 @@ pub struct Claim {
     pub wanted: usize,
     /// Runners for which it takes what nobody wants.
     pub most: usize,
+    /// Whether it is a scale set with a job for each of its runners: GitHub tells of no more than it was offered.
+    pub is_full: bool,
     /// Nodes where none of its pods may go.
     pub avoids: BTreeSet<String>,
 }
@@ -46,6 +51,7 @@ impl Claim {
         Self {
             wanted,
             most: most(spec, wanted),
+            is_full: false,
             avoids: entries.map(|entry| entry.node.clone()).collect(),
         }
     }
@@ -79,6 +85,8 @@ pub struct Member {
     pub pending: usize,
     /// When a runner of its last began or ended.
     pub served: Option<Timestamp>,
+    /// What it was offered, as its last share says.
+    pub room: Room,
 }
 
 /// What a pool may have.
@@ -88,12 +96,15 @@ pub struct Share {
     pub runners: usize,
     /// How many had one and went on.
     pub placed: usize,
-    /// Whether another pool has runners to come on a node of this one's: it waits for a GPU there, or its pod is not placed yet.
+    /// Whether another pool has runners to come on a node of this one's: it waits for a GPU there, or its pod is not placed yet,
+    /// or it is to be heard.
     pub is_contended: bool,
     /// Whether the next GPU that becomes free there is for this pool.
     pub is_next: bool,
     /// Nodes whose free GPUs are kept for a larger runner of another pool.
     pub kept: BTreeSet<String>,
+    /// What it is offered beyond the jobs that it knows of.
+    pub room: Room,
 }
 
 impl Share {
@@ -104,9 +115,12 @@ impl Share {
         if !self.is_contended {
             return wanted;
         }
+        // What a runner gave back since is nobody's before it is given anew.
+        let given = self.runners.saturating_sub(self.placed);
+        let runners = self.runners.min(placed.saturating_add(given));
         // Whose turn it was has been served since.
         let is_next = self.is_next && placed <= self.placed;
-        let next = self.runners.saturating_add(usize::from(is_next));
+        let next = runners.saturating_add(usize::from(is_next));
         wanted.min(next.max(placed))
     }
 }
@@ -119,6 +133,7 @@ pub fn shares(
     others: &Others,
     members: &[Member],
     weights: &BTreeMap<String, u32>,
+    now: Timestamp,
 ) -> BTreeMap<PoolKey, Share> {
     let mut by_resource: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
     for member in members {
@@ -128,7 +143,7 @@ pub fn shares(
     }
     let all = by_resource.into_iter();
     all.flat_map(|(resource, members)| {
-        Ground::new(resource, nodes, others).shares(&members, weights)
+        Ground::new(resource, nodes, others).shares(&members, weights, now)
     })
     .collect()
 }
@@ -167,31 +182,34 @@ impl<'a> Ground<'a> {
         &self,
         members: &[&Member],
         weights: &BTreeMap<String, u32>,
+        now: Timestamp,
     ) -> Vec<(PoolKey, Share)> {
         let mut alike = HashMap::new();
         let sharers = members.iter();
         let sharers: Vec<Sharer> = sharers
-            .map(|member| self.sharer(member, weights, &mut alike))
+            .map(|member| self.sharer(member, weights, &mut alike, now))
             .collect();
-        let rounds = Rounds::new(&self.devices, &sharers).run();
+        let rounds = Rounds::new(&self.devices, &sharers, now).run();
         let named = |kept: Vec<usize>| kept.into_iter().map(|n| self.nodes[n].name.clone());
         // Of a pool without any node it is not known what there will be. What its runners hold is not free all the same.
         let all = members.iter().enumerate();
         let with_nodes = all.filter(|(i, _)| sharers[*i].nodes.is_some());
         let found = with_nodes.map(|(i, member)| {
-            // Whose GPUs nobody waits for has those soon that its own runners give back.
-            let back = if rounds.others_wait(i) {
+            // Whose GPUs nobody waits for, or looks at, has those soon that its own runners give back.
+            let back = if rounds.others_wait(i) || rounds.is_looked_at(i) {
                 0
             } else {
                 member.ending
             };
             let there = member.runners.saturating_add(back);
+            let runners = there.saturating_add(rounds.given(i));
             let share = Share {
-                runners: there.saturating_add(rounds.given(i)),
+                runners,
                 placed: member.runners,
-                is_contended: rounds.others_come(i),
+                is_contended: rounds.others_come(i) || rounds.is_looked_at(i),
                 is_next: rounds.is_next(i),
                 kept: named(rounds.kept_from(i)).collect(),
+                room: rounds.room(i, runners, member.claim.wanted),
             };
             (member.key.clone(), share)
         });
@@ -204,6 +222,7 @@ impl<'a> Ground<'a> {
         member: &'m Member,
         weights: &BTreeMap<String, u32>,
         alike: &mut Alike<'m>,
+        now: Timestamp,
     ) -> Sharer {
         let place = Place::of(&member.spec);
         let nodes = alike.entry((place, &member.claim.avoids));
@@ -230,7 +249,9 @@ impl<'a> Ground<'a> {
                 .min(member.claim.wanted.saturating_sub(runners)),
             wanted: member.claim.wanted.saturating_sub(runners),
             most: member.claim.most.saturating_sub(runners),
+            is_full: member.claim.is_full,
             served: member.served,
+            room: member.room.heard(member.claim.wanted, now),
         }
     }
 

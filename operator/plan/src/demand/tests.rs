@@ -13,6 +13,7 @@ use crate::model::github::{QueuedJob, Statistics};
 use crate::model::runner::{EndedJob, Job, Waiting};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
 use crate::reason::Reason;
+use crate::shares::room::Room;
 use crate::shares::{Member, Share, shares};
 use crate::{Action, Plan, Queue, health, plan};
 
@@ -38,6 +39,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> ScaleSetFacts {
             set: 7,
             capacity,
             heard: Heard {
+                is_quiet: false,
                 number: 1,
                 is_settled: true,
                 is_lost: false,
@@ -241,6 +243,7 @@ fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
         claim: Claim {
             wanted: 0,
             most: spec.size.max,
+            is_full: false,
             avoids: BTreeSet::new(),
         },
         held: held.clone().map(|r| (r.node.clone().unwrap(), 1)).collect(),
@@ -248,6 +251,7 @@ fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
         ending: 0,
         pending: 0,
         served: None,
+        room: Room::default(),
     };
     let others = [(
         "node-1".to_owned(),
@@ -255,7 +259,7 @@ fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
     )]
     .into();
     let nodes = seen.nodes.clone().unwrap_or_default();
-    let shares = shares(&nodes, &others, &[member], &BTreeMap::new());
+    let shares = shares(&nodes, &others, &[member], &BTreeMap::new(), NOW);
     seen.share = shares.get(&pool.key).cloned().map(Arc::new);
     capacity(spec, &seen, &health::assess(pool, &seen, NOW), NOW).jobs
 }
@@ -351,6 +355,7 @@ fn where_others_come_there_are_pods_for_the_share_and_one_more_in_turn() {
         is_contended: true,
         is_next,
         kept: BTreeSet::from(["node-9".to_owned()]),
+        room: Room::default(),
     };
     // Given a runner with a job, and four jobs that wait
     for (share, made) in [

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::room::{Room, SLOT};
 use crate::model::pool::PoolKey;
 
 /// A multiple of all weights, so that what somebody holds for its weight is a whole number.
@@ -27,6 +28,9 @@ pub(super) struct Sharer {
     pub(super) wanted: usize,
     pub(super) most: usize,
     pub(super) served: Option<Timestamp>,
+    /// Whether it may have jobs that nobody knows of, and what it was offered to hear of them.
+    pub(super) is_full: bool,
+    pub(super) room: Room,
 }
 
 impl Sharer {
@@ -73,11 +77,17 @@ pub(super) struct Rounds<'a> {
     comers: Vec<usize>,
     /// Nodes whose free devices are kept for somebody.
     kept: BTreeMap<usize, usize>,
+    /// Who has a glance, whoever waits, and who waits for one.
+    glances: Vec<bool>,
+    waits_to_look: Vec<bool>,
+    /// Where others are to have no pod that would take the device of such a one.
+    looked_at: Vec<bool>,
+    now: Timestamp,
 }
 
 impl<'a> Rounds<'a> {
     /// `devices` are those of each node, runners' included.
-    pub(super) fn new(devices: &'a [u32], sharers: &'a [Sharer]) -> Self {
+    pub(super) fn new(devices: &'a [u32], sharers: &'a [Sharer], now: Timestamp) -> Self {
         let mut rounds = Self {
             sharers,
             devices,
@@ -90,6 +100,10 @@ impl<'a> Rounds<'a> {
             coming: sharers.iter().map(|s| s.wanted > 0).collect(),
             comers: vec![0; devices.len()],
             kept: BTreeMap::new(),
+            glances: vec![false; sharers.len()],
+            waits_to_look: vec![false; sharers.len()],
+            looked_at: vec![false; devices.len()],
+            now,
         };
         for (i, sharer) in sharers.iter().enumerate() {
             for node in rounds.waits_for(i) {
@@ -114,10 +128,29 @@ impl<'a> Rounds<'a> {
             (goals(|s| s.pending), goals(|s| s.wanted));
         let most: Vec<usize> = goals(|s| s.most);
         self.round(&pending, false, true);
+        self.glance();
         self.round(&wanted, true, true);
+        self.glance_when_idle();
         // What is left over is given by name among those alike: it must not move with each runner that ends.
         self.round(&most, false, false);
         self
+    }
+
+    /// What a pool is offered beyond the jobs that it knows of, where it is offered and known to want so many runners.
+    pub(super) fn room(&self, sharer: usize, offered: usize, wanted: usize) -> Room {
+        let room = self.sharers[sharer].room.offers(offered, wanted, self.now);
+        let room = room.waiting(self.waits_to_look[sharer], self.now);
+        if self.glances[sharer] && self.others_wait(sharer) {
+            room.awaited()
+        } else {
+            room
+        }
+    }
+
+    /// Whether another pool looks for jobs on a node of a pool's.
+    pub(super) fn is_looked_at(&self, sharer: usize) -> bool {
+        let mut nodes = self.waits_for(sharer).into_iter();
+        nodes.any(|node| self.looked_at[node])
     }
 
     /// Runners of a pool beyond those that have a node.
@@ -172,6 +205,72 @@ impl<'a> Rounds<'a> {
             } else if in_line {
                 self.wait(i);
             }
+        }
+    }
+
+    /// Scale sets that have all that they are known to want, and may want more: who was heard longest ago comes first.
+    fn silent(&self, is_due: impl Fn(&Room) -> bool) -> Vec<usize> {
+        let all = self.sharers.iter().enumerate();
+        let silent = all.filter(|(i, sharer)| {
+            let given = self.given[*i];
+            sharer.is_full && given == sharer.wanted && given < sharer.most && is_due(&sharer.room)
+        });
+        let mut silent: Vec<usize> = silent.map(|(i, _)| i).collect();
+        silent.sort_by_key(|i| {
+            let Sharer { room, key, .. } = &self.sharers[*i];
+            (!room.is_glance(self.now), room.until, key)
+        });
+        silent
+    }
+
+    /// Glances that keep others waiting: some at a time. Where nothing is free, the next device is for one.
+    fn glance(&mut self) {
+        let now = self.now;
+        let devices = self.devices.iter().copied().fold(0, u32::saturating_add);
+        let slots = usize::try_from(devices.div_ceil(SLOT)).unwrap_or(usize::MAX);
+        let used = self.sharers.iter().filter(|s| s.room.has_slot(now)).count();
+        let mut left = slots.saturating_sub(used);
+        let is_wanted = self.wanted_nodes();
+        let mut due = self.silent(|room| room.is_due(now));
+        due.retain(|i| self.waits_for(*i).iter().any(|node| is_wanted[*node]));
+        for i in due {
+            let room = self.sharers[i].room;
+            let may = room.is_glance(now) || left > 0;
+            if may && self.place(i) {
+                self.glances[i] = true;
+                left = left.saturating_sub(usize::from(!room.is_glance(now)));
+                self.look(i);
+            } else if may && self.sharers[i].count == 1 {
+                self.waits_to_look[i] = true;
+                if room.is_looking(now) {
+                    self.look(i);
+                }
+            }
+        }
+    }
+
+    /// Where somebody is known to want more than it was given.
+    fn wanted_nodes(&self) -> Vec<bool> {
+        let mut is_wanted = vec![false; self.devices.len()];
+        let all = self.sharers.iter().enumerate();
+        let wanting = all.filter(|(i, sharer)| self.given[*i] < sharer.wanted);
+        for node in wanting.flat_map(|(i, _)| self.waits_for(i)) {
+            is_wanted[node] = true;
+        }
+        is_wanted
+    }
+
+    fn look(&mut self, i: usize) {
+        for node in self.waits_for(i) {
+            self.looked_at[node] = true;
+        }
+    }
+
+    /// Glances at what nobody wants.
+    fn glance_when_idle(&mut self) {
+        let now = self.now;
+        for i in self.silent(|room| room.is_due_when_idle(now)) {
+            self.place(i);
         }
     }
 
@@ -243,7 +342,8 @@ impl<'a> Rounds<'a> {
         }
         let is_first = nodes.iter().all(|node| self.line[*node] == 0);
         // A pod more would take what somebody was given whose own is not placed yet.
-        let is_next = is_first && !self.others_were_given(i, &nodes);
+        let is_looked_at = nodes.iter().any(|node| self.looked_at[*node]);
+        let is_next = is_first && !is_looked_at && !self.others_were_given(i, &nodes);
         self.waiting.insert(i, is_next);
         for node in &nodes {
             self.line[*node] = self.line[*node].saturating_add(1);

@@ -8,6 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
 
+mod heard;
+
 use super::*;
 use crate::fixture::{NOW, node, resource};
 use crate::model::pool::Pool;
@@ -43,6 +45,7 @@ fn member(name: &str, wanted: usize, count: u32, weight: u32, zones: &[usize]) -
         claim: Claim {
             wanted,
             most: 20,
+            is_full: false,
             avoids: BTreeSet::new(),
         },
         held: vec![],
@@ -50,6 +53,7 @@ fn member(name: &str, wanted: usize, count: u32, weight: u32, zones: &[usize]) -
         ending: 0,
         pending: 0,
         served: None,
+        room: Room::default(),
     }
 }
 
@@ -73,7 +77,7 @@ fn held_by_others(held: &[u32]) -> Others {
 }
 
 fn runners(nodes: &[Arc<NodeFacts>], members: &[Member]) -> Vec<usize> {
-    let shares = shares(nodes, &Others::new(), members, &BTreeMap::new());
+    let shares = shares(nodes, &Others::new(), members, &BTreeMap::new(), NOW);
     members.iter().map(|m| shares[&m.key].runners).collect()
 }
 
@@ -91,7 +95,7 @@ fn namespaces_share_evenly_and_pools_within_one_by_weight() {
     assert_eq!(runners(&nodes, &members), [6, 3, 2, 1]);
     // Unless the administrator says otherwise
     let weights = BTreeMap::from([("a".to_owned(), 3)]);
-    let heavy = shares(&nodes, &Others::new(), &members, &weights);
+    let heavy = shares(&nodes, &Others::new(), &members, &weights, NOW);
     assert_eq!(heavy[&members[0].key].runners, 9);
     // What one does not want is the others', and what nobody wants is offered all the same
     let members = [member("a/1", 2, 1, 1, &[]), wanting("b/1", 1)];
@@ -112,6 +116,7 @@ fn whose_turn_it_is_asks_for_one_runner_more_and_others_for_none() {
         &Others::new(),
         &[holds.clone(), waits.clone()],
         &BTreeMap::new(),
+        NOW,
     );
     let (one, other) = (&found[&holds.key], &found[&waits.key]);
     // Then it is the other's turn
@@ -119,8 +124,16 @@ fn whose_turn_it_is_asks_for_one_runner_more_and_others_for_none() {
     assert_eq!((other.admits(5, 0), other.runners), (1, 0));
     // ... and not once more, before that is known to be over
     assert_eq!(other.admits(5, 1), 1);
+    // And what a runner gives back is not its pool's before it is given anew
+    assert_eq!(one.admits(5, 0), 0);
     // And where nobody else waits, all pods ask for nodes
-    let found = shares(&nodes, &Others::new(), &[holds.clone()], &BTreeMap::new());
+    let found = shares(
+        &nodes,
+        &Others::new(),
+        &[holds.clone()],
+        &BTreeMap::new(),
+        NOW,
+    );
     assert_eq!(found[&holds.key].admits(5, 1), 5);
 }
 
@@ -147,6 +160,7 @@ fn a_node_is_kept_for_a_large_runner() {
         &Others::new(),
         &[large.clone(), small.clone()],
         &BTreeMap::new(),
+        NOW,
     );
     // Then one of them is left to run empty, and the small ones are told to keep off it
     assert_eq!(found[&small.key].runners, 5);
@@ -162,7 +176,7 @@ fn a_node_is_kept_for_a_large_runner() {
 fn where_no_node_is_for_a_pool_nothing_is_said() {
     let nodes = [with_gpus(0, 4, 0)];
     let elsewhere = member("a/1", 1, 1, 1, &[7]);
-    assert!(shares(&nodes, &Others::new(), &[elsewhere], &BTreeMap::new()).is_empty());
+    assert!(shares(&nodes, &Others::new(), &[elsewhere], &BTreeMap::new(), NOW).is_empty());
     // One that it has in quarantine is there
     let mut avoids = member("a/1", 1, 1, 1, &[]);
     avoids.claim.avoids.insert("node-0".to_owned());
@@ -210,7 +224,13 @@ const OLDEST: usize = 4;
 
 impl Scheduler {
     fn shares(&self) -> BTreeMap<PoolKey, Share> {
-        shares(&self.nodes, &Others::new(), &self.members, &BTreeMap::new())
+        shares(
+            &self.nodes,
+            &Others::new(),
+            &self.members,
+            &BTreeMap::new(),
+            NOW,
+        )
     }
 
     fn may_go(&self, member: &Member, n: usize) -> bool {
@@ -285,7 +305,7 @@ proptest! {
             }
         }
         let others = held_by_others(&others);
-        let found = shares(&nodes, &others, &members, &BTreeMap::new());
+        let found = shares(&nodes, &others, &members, &BTreeMap::new(), NOW);
 
         // Then what all pools offer is there, and each offers what it has at least
         let mut offered = 0;
@@ -298,7 +318,7 @@ proptest! {
 
         // And whoever reckons finds the same, in whichever order the pools come
         members.reverse();
-        prop_assert_eq!(found, shares(&nodes, &others, &members, &BTreeMap::new()));
+        prop_assert_eq!(found, shares(&nodes, &others, &members, &BTreeMap::new(), NOW));
     }
 
     #[test]
