@@ -14,6 +14,9 @@ pub const MAX_LAST_FAILURES: usize = 10;
 /// Devices that [`CudaRunnerStatus::devices`] lists at most.
 pub const MAX_DEVICES: usize = 50;
 
+/// Devices that [`CudaRunnerStatus::tainted_devices`] lists at most.
+pub const MAX_TAINTED_DEVICES: usize = 20;
+
 /// Labels that [`CudaRunnerStatus::stale_labels`] lists at most.
 pub const MAX_STALE_LABELS: usize = 20;
 
@@ -66,6 +69,10 @@ pub struct CudaRunnerStatus {
     /// Nodes and devices that are quarantined for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
+    /// Devices of the pool's nodes that their own DRA driver taints, at most 20. Only where the operator watches slices, with
+    /// the chart's `deviceTaints.enabled`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tainted_devices: Vec<TaintedDeviceStatus>,
     /// Labels of feature discovery that say something else than the gate found, at most 20. A warning: nothing follows
     /// from it, and pods that select nodes by such a label may go to the wrong ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -228,6 +235,9 @@ pub struct QuarantineStatus {
     /// UUID of the device, where one is to blame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// What is set aside. Without it the node is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<QuarantineScope>,
     /// Class of the failure.
     pub class: FailureClass,
     /// The driver's code, where one is.
@@ -252,6 +262,33 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,
+}
+
+/// A device that its own driver taints.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaintedDeviceStatus {
+    /// The node.
+    pub node: String,
+    /// The device's name in its pool.
+    pub name: String,
+    /// UUID of the device, where the driver publishes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// The driver.
+    pub driver: String,
+    /// The taints, as `KEY=VALUE:EFFECT`. NVIDIA's driver gives `gpu.nvidia.com/xid` with the number of the error.
+    #[serde(default)]
+    pub taints: Vec<String>,
+}
+
+/// What of a node is set aside.
+#[derive(JsonSchema, Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum QuarantineScope {
+    /// The node: no runner goes there.
+    Node,
+    /// The device alone, by a `DeviceTaintRule`: the node's other devices are used on.
+    Device,
 }
 
 /// How jobs ended on a device.

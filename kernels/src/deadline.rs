@@ -36,6 +36,11 @@ impl Deadline {
         }
     }
 
+    /// The next step begins; what the process waited for a CPU before counts for it as well.
+    pub(crate) fn again(&mut self) {
+        self.began = Instant::now();
+    }
+
     /// What is left of the step's time, as far as is known.
     pub(crate) fn left(&self) -> Duration {
         let end = self.end.min(self.began + self.limit + self.starved);

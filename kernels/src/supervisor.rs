@@ -33,9 +33,14 @@ pub(crate) fn test(args: &TestArgs) -> Report {
         ..Report::new(env!("CARGO_PKG_VERSION"))
     };
     let nvml = Beside::start(args);
-    report.failure = until_verdict(args, &mut report, started);
+    let leaving = until_verdict(args, &mut report, started)
+        .map_err(|failure| report.failure = Some(*failure))
+        .ok();
     if let Some(nvml) = nvml {
         nvml.finish(&mut report);
+    }
+    if let Some(leaving) = leaving {
+        report.timings.teardown_ms = leaving.wait();
     }
     report.outcome = match report.failure {
         None => Outcome::Passed,
@@ -53,16 +58,47 @@ struct Earlier {
     devices: Vec<Device>,
 }
 
+/// A test's process that has had its last word, while the driver tears down what was its.
+struct Leaving {
+    child: Child,
+    deadline: Deadline,
+}
+
+impl Leaving {
+    /// Waits until it is gone, or kills it; how long that took, in milliseconds.
+    fn wait(mut self) -> f64 {
+        let started = Instant::now();
+        let gone = reap(&mut self.child, started + self.deadline.left());
+        if !matches!(gone, Ok(Some(_))) {
+            kill(&mut self.child);
+        }
+        milliseconds(started)
+    }
+}
+
+fn kill(child: &mut Child) {
+    // Refused only when it is gone already.
+    let _ = child.kill();
+    let _ = reap(child, Instant::now() + REAP);
+}
+
 /// Tries until the devices pass or a failure stands: each time in a new process, because an error after a launch poisons
 /// its own.
-fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Option<Failure> {
+fn until_verdict(
+    args: &TestArgs,
+    report: &mut Report,
+    started: Instant,
+) -> Result<Leaving, Box<Failure>> {
     let times = args.times();
     let mut tries = Tries::new(times.patience);
     let mut earlier: Option<Earlier> = None;
     loop {
-        let Err(mut stop) = attempt(args, times, report, started) else {
-            report.warnings.extend(earlier.map(passed_on_retry));
-            return None;
+        let mut stop = match attempt(args, times, report, started) {
+            Ok(leaving) => {
+                report.warnings.extend(earlier.map(passed_on_retry));
+                return Ok(leaving);
+            }
+            Err(stop) => stop,
         };
         let said = stop.code();
         device_files::explain(&mut stop, &args.dev_dir);
@@ -91,10 +127,12 @@ fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Opti
                         " It was so for all of the {patience} s that the gate waits."
                     );
                 }
-                return Some(failure);
+                return Err(failure.into());
             }
             Next::Stands(Which::First, fault) => {
-                let first = earlier?;
+                let Some(first) = earlier else {
+                    return Err(stop.failure(fault, report).into());
+                };
                 report.devices = first.devices;
                 let mut failure = first.stop.failure(fault, report);
                 let second = &stop.detail;
@@ -102,7 +140,7 @@ fn until_verdict(args: &TestArgs, report: &mut Report, started: Instant) -> Opti
                     failure.message,
                     " A second try in a new process failed as well: {second}."
                 );
-                return Some(failure);
+                return Err(failure.into());
             }
         }
     }
@@ -120,13 +158,13 @@ fn passed_on_retry(earlier: Earlier) -> Warning {
     }
 }
 
-/// One child, from start to end.
+/// One child, from its start to its end, or to the word that all devices passed.
 fn attempt(
     args: &TestArgs,
     times: Times,
     report: &mut Report,
     started: Instant,
-) -> Result<(), Box<Stop>> {
+) -> Result<Leaving, Box<Stop>> {
     let mut last = Place {
         step: Step::Start,
         call: None,
@@ -148,7 +186,7 @@ fn attempt(
     let within = |limit| Deadline::new(child.id(), limit, whole);
     // Start-up first; then anew for each device.
     let mut deadline = within(times.startup);
-    let mut verdict = None;
+    let mut stopped = None;
     let ended = loop {
         match events.recv_timeout(deadline.left()) {
             Ok(Event::Calling(place)) => {
@@ -157,10 +195,10 @@ fn attempt(
                 }
                 last = place;
             }
-            Ok(Event::Stopped(stop)) => verdict = Some(Err(Box::new(stop))),
+            Ok(Event::Stopped(stop)) => stopped = Some(Box::new(stop)),
             Ok(Event::Passed { ms }) => {
                 report.timings.test_ms = ms - report.timings.init_ms;
-                verdict = Some(Ok(()));
+                return Ok(Leaving { child, deadline });
             }
             Ok(event) => {
                 if matches!(event, Event::Initialised { .. }) {
@@ -177,15 +215,13 @@ fn attempt(
         .then(|| reap(&mut child, Instant::now() + deadline.left()))
         .and_then(|ended| ended.ok().flatten());
     if status.is_none() {
-        // Refused only when it is gone already.
-        let _ = child.kill();
-        let _ = reap(&mut child, Instant::now() + REAP);
+        kill(&mut child);
     }
-    verdict.unwrap_or_else(|| {
+    Err(stopped.unwrap_or_else(|| {
         let killed = host::memory_kills(&args.cgroup_dir) > kills;
         let limit = killed.then(|| host::memory_limit(&args.cgroup_dir));
-        Err(without_verdict(&last, status, &deadline, limit.as_deref()).into())
-    })
+        without_verdict(&last, status, &deadline, limit.as_deref()).into()
+    }))
 }
 
 fn start(args: &TestArgs) -> io::Result<Child> {

@@ -1,5 +1,6 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
+pub mod device_rules;
 pub mod events;
 pub mod hours;
 pub mod image;

@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::device_taints::Tainting;
 use crate::github::Reach;
+use cuda_runner_plan::device_taints::Effect;
 use cuda_runner_plan::node_marks::Marking;
 use cuda_runner_plan::shares::HEAVIEST;
 
@@ -108,6 +110,10 @@ pub struct Config {
     #[command(flatten)]
     pub marks: NodeMarks,
 
+    /// What the rest of the cluster sees of devices.
+    #[command(flatten)]
+    pub device_taints: DeviceTaints,
+
     /// Count GPU seconds by repository, too. Whoever reads the metrics sees the repositories' names then.
     #[arg(long, env)]
     pub metrics_by_repository: bool,
@@ -206,6 +212,43 @@ impl NodeMarks {
             condition: self.node_condition,
             taint: self.node_taint,
         }
+    }
+}
+
+/// What the rest of the cluster sees of devices that DRA drivers publish.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DeviceTaints {
+    /// Taint devices that fail the gate, by `DeviceTaintRules` with this effect, instead of quarantining their nodes. With
+    /// `None` the rules only tell, and nodes are quarantined. Needs Kubernetes 1.37 and the rights for it.
+    #[arg(long, env, value_enum, requires = "device_taint_owner")]
+    pub device_taint_effect: Option<DeviceTaintEffect>,
+
+    /// `ClusterRole` that the rules belong to: Kubernetes removes them with it.
+    #[arg(long, env, value_name = "CLUSTERROLE")]
+    pub device_taint_owner: Option<String>,
+}
+
+/// The effect of a taint on a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum DeviceTaintEffect {
+    /// New pods keep off the device.
+    #[value(name = "NoSchedule")]
+    NoSchedule,
+    /// It only tells.
+    #[value(name = "None")]
+    None,
+}
+
+impl DeviceTaints {
+    /// How devices are tainted, where they are.
+    #[must_use]
+    pub fn tainting(&self) -> Option<Tainting> {
+        let effect = match self.device_taint_effect? {
+            DeviceTaintEffect::NoSchedule => Effect::NoSchedule,
+            DeviceTaintEffect::None => Effect::None,
+        };
+        let owner = self.device_taint_owner.clone()?;
+        Some(Tainting { effect, owner })
     }
 }
 

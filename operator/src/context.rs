@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::status::writes::Writes;
+use crate::device_taints::Tainting;
 use crate::ended::EndedRunners;
 use crate::github::Clients;
 use crate::lease::Fence;
@@ -22,6 +23,7 @@ use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::shares::Shares;
 use crate::specs::Specs;
+use crate::watch::devices::Devices;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
 use crate::watch::pods::Pods;
@@ -61,6 +63,10 @@ pub struct Context {
     pub shares: Shares,
     /// Which marks nodes get.
     pub marking: Marking,
+    /// How devices are tainted, where they are.
+    pub tainting: Option<Tainting>,
+    /// The devices that drivers publish, where devices are tainted.
+    pub devices: Option<Arc<Devices>>,
     /// Secrets that pools name.
     pub secrets: Objects<Secret>,
     /// ConfigMaps that pools name.

@@ -10,12 +10,12 @@ use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerE
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::context::Context;
+use crate::device_taints;
 use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
 use crate::reconcile::{on_error, reconcile};
 use crate::shares;
-use crate::watch::pools;
 use crate::watch::stores::Filled;
 use cuda_runner_plan::model::pool::PoolKey;
 
@@ -59,13 +59,12 @@ async fn act(
     let waker = Arc::clone(&ctx.waker);
     shares::begin(&ctx);
     waker.listen();
-    for resource in ctx.pools.iter().flat_map(Store::state) {
-        waker.wake(&pools::key_of(&resource));
-    }
-    // Marking nodes never ends, and neither does sharing them.
+    waker.wake_all(&ctx.pools);
+    // Marking nodes and tainting devices never end, and neither does sharing nodes.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}
         () = node_marks::follow(&ctx, &waker) => {}
+        () = device_taints::follow(&ctx, &waker) => {}
         () = shares::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))

@@ -9,8 +9,10 @@
 
 pub mod act;
 pub mod config;
+pub mod connection;
 pub mod context;
 pub mod controllers;
+pub mod device_taints;
 pub mod ended;
 pub mod error;
 pub mod fleet;

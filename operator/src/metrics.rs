@@ -26,7 +26,7 @@ use cuda_runner_plan::condition::kind;
 use cuda_runner_plan::demand::Capacity;
 use cuda_runner_plan::hours::RunnerHours;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
-use cuda_runner_plan::quarantine::is_active;
+use cuda_runner_plan::quarantine::{is_active, is_of_node};
 use cuda_runner_plan::reason::{Reason, Stored};
 use cuda_runner_plan::rerun;
 use cuda_runner_plan::usage::JobsUsage;
@@ -151,7 +151,8 @@ impl PoolGauges {
             *phases.entry(runner.phase).or_default() += 1;
         }
         let condition = |type_| status.conditions.iter().find(|c| c.type_ == type_);
-        let quarantined = status.quarantine.iter().filter(|e| is_active(e, now));
+        let quarantined = status.quarantine.iter();
+        let quarantined = quarantined.filter(|e| is_of_node(e) && is_active(e, now));
         Self {
             phases,
             wanted: match &pool.spec {

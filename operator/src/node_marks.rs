@@ -72,7 +72,7 @@ async fn reconcile(ctx: &Context, nodes: &Nodes) -> bool {
 }
 
 /// What all pools leave alone, as their statuses say.
-fn held(ctx: &Context) -> Vec<Quarantined> {
+pub(crate) fn held(ctx: &Context) -> Vec<Quarantined> {
     let pools = ctx.pools.iter().flat_map(Store::state);
     pools.flat_map(|pool| held_by(&pool)).collect()
 }

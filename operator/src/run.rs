@@ -194,6 +194,8 @@ impl Beginning {
             nodes: self.stores.nodes,
             shares: Shares::new(self.stores.others, config.namespace_weights()),
             marking: config.marks.marking(),
+            tainting: config.device_taints.tainting(),
+            devices: self.stores.devices,
             secrets: Objects::new(client.clone(), Arc::clone(&waker), breadth),
             config_maps: Objects::new(client, Arc::clone(&waker), breadth),
             specs: Specs::new(config.insecure_github),

@@ -212,6 +212,7 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
 
 #[cfg(test)]
 mod tests {
+    use cudarunner_crds::ARCH_LABEL;
     use serde_json::json;
 
     use super::*;
@@ -221,7 +222,7 @@ mod tests {
     async fn what_others_hold_is_no_pools_and_who_is_concerned_is_woken() {
         // Given a node with two GPUs, and a pool that wants one runner
         let nodes = Nodes::default();
-        let node = json!({"metadata": {"name": "node-1"}, "status": {
+        let node = json!({"metadata": {"name": "node-1", "labels": {ARCH_LABEL: "amd64"}}, "status": {
             "allocatable": {"nvidia.com/gpu": "2"},
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         }});

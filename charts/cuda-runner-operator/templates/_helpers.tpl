@@ -152,3 +152,8 @@ tolerations:
   resources: [tokenreviews]
   verbs: [create]
 {{- end -}}
+
+{{- /* The ClusterRole of the taints of devices, which the rules belong to. */}}
+{{- define "cuda-runner-operator.devices" -}}
+{{ printf "%s:%s-devices" .Release.Namespace (include "cuda-runner-operator.fullname" .) }}
+{{- end }}

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use kube::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::{
     cluster::{Cluster, Options},
@@ -27,7 +29,7 @@ use crate::{
 /// The profile of what is measured.
 pub(super) const PROFILE: Profile = Profile::Release;
 /// GPUs of a simulated node.
-const GPUS: usize = 8;
+pub(super) const GPUS: usize = 8;
 /// How much of the operator's log an error shows.
 const LOG: usize = 15;
 
@@ -110,6 +112,18 @@ impl Bed {
     pub(super) async fn started(&self) -> Result<()> {
         self.start()?;
         self.operator.listens(&self.cluster).await
+    }
+
+    /// The same, with the fleet page; where that is.
+    pub(super) async fn started_with_page(&self) -> Result<SocketAddr> {
+        let (with_page, page) = self.operator.with_page()?;
+        with_page.start(&self.cluster)?;
+        with_page.listens(&self.cluster).await?;
+        wait_for("the fleet page", Duration::from_secs(30), async || {
+            Ok(TcpStream::connect(page).await.is_ok().then_some(()))
+        })
+        .await?;
+        Ok(page)
     }
 
     /// Kills the operator where it stands.

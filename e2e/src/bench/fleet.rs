@@ -119,7 +119,7 @@ async fn memory_with<T>(
     Ok(Memory { now, peak, floor })
 }
 
-fn in_mib(
+pub(super) fn in_mib(
     when: &str,
     what: &str,
     (ours, floor): (Vec<f64>, Vec<f64>),
@@ -175,7 +175,7 @@ fn plural(count: usize, word: &str) -> String {
     format!("{count} {word}{s}")
 }
 
-fn words(size: Size) -> String {
+pub(super) fn words(size: Size) -> String {
     format!(
         "{} in {}",
         plural(size.runners(), "runner"),
@@ -184,7 +184,7 @@ fn words(size: Size) -> String {
 }
 
 /// Waits until the operator has nothing left to do.
-async fn settled(bed: &Bed) -> Result<()> {
+pub(super) async fn settled(bed: &Bed) -> Result<()> {
     let mut audit = Audit::from_now(&bed.cluster)?;
     audit.settled(LIMIT, async || Ok(true)).await.map(drop)
 }

@@ -5,6 +5,7 @@ mod figure;
 mod fleet;
 mod hostile;
 mod node;
+mod page;
 pub(crate) mod player;
 mod pods;
 mod queue;
@@ -14,6 +15,7 @@ mod size;
 mod slow_github;
 mod smoke;
 mod steady;
+mod week;
 mod why;
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
@@ -98,6 +100,8 @@ const ROWS: &[Row] = &[
         run => smoke::gate(run)),
     row!("why", "`kubectl cudarunner why` about a pool of 500 runners",
         run => why::run(run)),
+    row!("page", "the fleet page with 1,000 devices",
+        run => page::run(run)),
     row!("size", "what the images add to their bases",
         run => std::future::ready(size::run(run))),
     row!("first-runner", "`kubectl apply` of a plain pool to its idle runner, on a real node",
@@ -114,6 +118,10 @@ const ROWS: &[Row] = &[
         run => fleet::scale_sets(run, MOST.pools, 100.0)),
     row!(long "memory-5000", "memory with 5,000 runners in 1,000 pools",
         run => fleet::memory(run, MOST, 100.0)),
+    row!(long "memory-page", "the same while the fleet page is read by many, beside the same without the page",
+        run => page::memory(run, MOST, 100.0)),
+    row!(long "week", "a week of two fleets whose GPUs fail, in half an hour: jobs lost with the gate and without",
+        run => week::run(run)),
 ];
 
 /// The rows, for people.

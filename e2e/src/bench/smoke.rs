@@ -143,7 +143,7 @@ fn checks(
             "{} devices were checked",
             report.devices.len()
         );
-        own.push(wall - driver.spent()?);
+        own.push(wall - driver.spent()? - report.timings.teardown_ms);
         total.push(wall);
     }
     let of = if devices == 1 {
@@ -197,7 +197,8 @@ impl Driver {
         command
     }
 
-    /// Runs a gate until it is admitted: then it waits for its end. Gives the milliseconds until there.
+    /// Runs a gate until it is admitted: then it waits for its end. Gives the milliseconds until there, without those in
+    /// which the driver cleaned up.
     fn until_admitted(&self, environment: &[(&str, &str)]) -> Result<f64> {
         let start = Instant::now();
         let mut gate = self
@@ -207,12 +208,16 @@ impl Driver {
             .context("cannot start cuda-smoke")?;
         let said = BufReader::new(gate.stdout.take().context("no output")?).lines();
         let mut said = said.map_while(Result::ok);
+        let clean_up = said.find_map(|line| {
+            let (_, after) = line.split_once(", clean-up ")?;
+            after.split_once(" ms")?.0.parse::<f64>().ok()
+        });
         let is_admitted = said.any(|line| line.starts_with("The registrar has taken the report"));
         let wall = start.elapsed().as_secs_f64() * 1000.0;
         gate.kill()?;
         let ended = gate.wait()?;
         ensure!(is_admitted, "the gate failed: {ended}");
-        Ok(wall)
+        Ok(wall - clean_up.context("the gate does not say what the clean-up took")?)
     }
 
     /// Prepares a pod and runs its gate; their own time in milliseconds, the registrar's answers included.

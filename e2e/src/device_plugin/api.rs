@@ -2,22 +2,23 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     path::{Path, PathBuf},
     pin::Pin,
-    task::{Context, Poll},
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::state::{self, Device};
-use crate::images::SMI;
+use crate::{
+    images::SMI,
+    kubelet_service::{Methods, unused},
+};
 
 /// What the plugin serves.
 #[derive(Args, Clone, Debug)]
@@ -247,55 +248,37 @@ fn listed(device: &Device) -> ListedDevice {
     }
 }
 
-impl tonic::server::NamedService for DevicePlugin {
-    const NAME: &'static str = "v1beta1.DevicePlugin";
-}
-
 type Answers = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
 
-impl tower::Service<http::Request<Body>> for DevicePlugin {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+impl Methods for DevicePlugin {
+    const NAME: &'static str = "v1beta1.DevicePlugin";
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let this = self.clone();
-        async move {
-            let answer = match request.uri().path() {
-                "/v1beta1.DevicePlugin/GetDevicePluginOptions" => {
-                    let codec: ProstCodec<DevicePluginOptions, Empty> = ProstCodec::default();
-                    let method = service_fn(|_: Request<Empty>| async {
-                        Ok(Response::new(DevicePluginOptions::default()))
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                "/v1beta1.DevicePlugin/ListAndWatch" => {
-                    let codec: ProstCodec<ListAndWatchResponse, Empty> = ProstCodec::default();
-                    let method = service_fn(|_: Request<Empty>| {
-                        let answers: Answers = this.list_and_watch().boxed();
-                        async { Ok(Response::new(answers)) }
-                    });
-                    Grpc::new(codec).server_streaming(method, request).await
-                }
-                "/v1beta1.DevicePlugin/Allocate" => {
-                    let codec: ProstCodec<AllocateResponse, AllocateRequest> =
-                        ProstCodec::default();
-                    let method = service_fn(|request: Request<AllocateRequest>| {
-                        let answer = this.allocate(request.into_inner()).map(Response::new);
-                        async { answer }
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                path => {
-                    Status::unimplemented(format!("{path} is not used by this plugin")).into_http()
-                }
-            };
-            Ok(answer)
+    async fn answer(self, call: http::Request<Body>) -> http::Response<Body> {
+        match call.uri().path() {
+            "/v1beta1.DevicePlugin/GetDevicePluginOptions" => {
+                let codec: ProstCodec<DevicePluginOptions, Empty> = ProstCodec::default();
+                let method = service_fn(|_: Request<Empty>| async {
+                    Ok(Response::new(DevicePluginOptions::default()))
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            "/v1beta1.DevicePlugin/ListAndWatch" => {
+                let codec: ProstCodec<ListAndWatchResponse, Empty> = ProstCodec::default();
+                let method = service_fn(|_: Request<Empty>| {
+                    let answers: Answers = self.list_and_watch().boxed();
+                    async { Ok(Response::new(answers)) }
+                });
+                Grpc::new(codec).server_streaming(method, call).await
+            }
+            "/v1beta1.DevicePlugin/Allocate" => {
+                let codec: ProstCodec<AllocateResponse, AllocateRequest> = ProstCodec::default();
+                let method = service_fn(|request: Request<AllocateRequest>| {
+                    let answer = self.allocate(request.into_inner()).map(Response::new);
+                    async { answer }
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            path => unused(path),
         }
-        .boxed()
     }
 }

@@ -14,6 +14,8 @@ pub use api::Config;
 pub(crate) use api::{CONTROL, DRIVER_PATH, SETTINGS, SMI_PATH};
 use state::Device;
 
+use crate::kubelet_service::Service;
+
 /// The kubelet's folder for plugins; its path is fixed.
 const PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 /// How often device files are looked at.
@@ -62,7 +64,7 @@ async fn serve_once(
     .boxed();
     let plugin = api::DevicePlugin::new(config.clone(), devices.clone());
     let server = tonic::transport::Server::builder()
-        .add_service(plugin)
+        .add_service(Service(plugin))
         .serve_with_incoming(incoming);
     let server = tokio::spawn(server);
     let name = socket.file_name().unwrap_or_default().to_string_lossy();

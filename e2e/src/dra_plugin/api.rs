@@ -1,19 +1,15 @@
 //! The kubelet's two services of a DRA plugin, as far as they are used: messages by hand, as the device plugin's are.
 //! `k8s.io/kubelet/pkg/apis/pluginregistration/v1` and `.../dra/v1`, at v0.37.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    task::{Context, Poll},
-};
+use std::collections::HashMap;
 
-use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
-use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc};
+use tonic::{Request, Response, body::Body, codegen::http, server::Grpc};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::{DRIVER, ENDPOINT, claim::Claims};
+use crate::kubelet_service::{Methods, unused};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
@@ -114,48 +110,33 @@ impl Registration {
     }
 }
 
-impl tonic::server::NamedService for Registration {
+impl Methods for Registration {
     const NAME: &'static str = "pluginregistration.Registration";
-}
 
-impl tower::Service<http::Request<Body>> for Registration {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let this = self.clone();
-        async move {
-            let answer = match request.uri().path() {
-                "/pluginregistration.Registration/GetInfo" => {
-                    let codec: ProstCodec<PluginInfo, Empty> = ProstCodec::default();
-                    let method = service_fn(|_: Request<Empty>| async {
-                        Ok(Response::new(PluginInfo {
-                            kind: "DRAPlugin".to_owned(),
-                            name: DRIVER.to_owned(),
-                            endpoint: ENDPOINT.to_owned(),
-                            supported_versions: vec!["v1.DRAPlugin".to_owned()],
-                        }))
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                "/pluginregistration.Registration/NotifyRegistrationStatus" => {
-                    let codec: ProstCodec<Empty, RegistrationStatus> = ProstCodec::default();
-                    let method = service_fn(|status: Request<RegistrationStatus>| {
-                        this.notified(status.get_ref());
-                        async { Ok(Response::new(Empty {})) }
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                path => unused(path),
-            };
-            Ok(answer)
+    async fn answer(self, call: http::Request<Body>) -> http::Response<Body> {
+        match call.uri().path() {
+            "/pluginregistration.Registration/GetInfo" => {
+                let codec: ProstCodec<PluginInfo, Empty> = ProstCodec::default();
+                let method = service_fn(|_: Request<Empty>| async {
+                    Ok(Response::new(PluginInfo {
+                        kind: "DRAPlugin".to_owned(),
+                        name: DRIVER.to_owned(),
+                        endpoint: ENDPOINT.to_owned(),
+                        supported_versions: vec!["v1.DRAPlugin".to_owned()],
+                    }))
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            "/pluginregistration.Registration/NotifyRegistrationStatus" => {
+                let codec: ProstCodec<Empty, RegistrationStatus> = ProstCodec::default();
+                let method = service_fn(|status: Request<RegistrationStatus>| {
+                    self.notified(status.get_ref());
+                    async { Ok(Response::new(Empty {})) }
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            path => unused(path),
         }
-        .boxed()
     }
 }
 
@@ -197,47 +178,28 @@ impl Plugin {
     }
 }
 
-impl tonic::server::NamedService for Plugin {
+impl Methods for Plugin {
     const NAME: &'static str = "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin";
-}
 
-impl tower::Service<http::Request<Body>> for Plugin {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let this = self.clone();
-        async move {
-            let answer = match request.uri().path() {
-                "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources" => {
-                    let codec: ProstCodec<PrepareResponse, ClaimsRequest> = ProstCodec::default();
-                    let method = service_fn(|request: Request<ClaimsRequest>| {
-                        let this = this.clone();
-                        async move { Ok(Response::new(this.prepare(request.into_inner()).await)) }
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodeUnprepareResources" => {
-                    let codec: ProstCodec<UnprepareResponse, ClaimsRequest> = ProstCodec::default();
-                    let method = service_fn(|request: Request<ClaimsRequest>| {
-                        let answer = this.unprepare(request.into_inner());
-                        async { Ok(Response::new(answer)) }
-                    });
-                    Grpc::new(codec).unary(method, request).await
-                }
-                path => unused(path),
-            };
-            Ok(answer)
+    async fn answer(self, call: http::Request<Body>) -> http::Response<Body> {
+        match call.uri().path() {
+            "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources" => {
+                let codec: ProstCodec<PrepareResponse, ClaimsRequest> = ProstCodec::default();
+                let method = service_fn(|request: Request<ClaimsRequest>| {
+                    let this = self.clone();
+                    async move { Ok(Response::new(this.prepare(request.into_inner()).await)) }
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodeUnprepareResources" => {
+                let codec: ProstCodec<UnprepareResponse, ClaimsRequest> = ProstCodec::default();
+                let method = service_fn(|request: Request<ClaimsRequest>| {
+                    let answer = self.unprepare(request.into_inner());
+                    async { Ok(Response::new(answer)) }
+                });
+                Grpc::new(codec).unary(method, call).await
+            }
+            path => unused(path),
         }
-        .boxed()
     }
-}
-
-fn unused(path: &str) -> http::Response<Body> {
-    Status::unimplemented(format!("{path} is not used by this plugin")).into_http()
 }

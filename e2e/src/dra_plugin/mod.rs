@@ -26,7 +26,13 @@ use kube::{
 use serde_json::json;
 use tokio::{net::UnixListener, sync::watch};
 
-use crate::{device_plugin::state, kwok, node::CDI, wait::wait_for};
+use crate::{
+    device_plugin::state,
+    kubelet_service::{Methods, Service},
+    kwok,
+    node::CDI,
+    wait::wait_for,
+};
 
 /// The driver's name.
 pub const DRIVER: &str = "gpu.nvidia.com";
@@ -80,19 +86,7 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// Serves on a socket, in the background.
-fn serve<S>(socket: &Path, service: S) -> Result<()>
-where
-    S: tower::Service<
-            tonic::codegen::http::Request<tonic::body::Body>,
-            Response = tonic::codegen::http::Response<tonic::body::Body>,
-            Error = std::convert::Infallible,
-        > + tonic::server::NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send,
-{
+fn serve(socket: &Path, methods: impl Methods) -> Result<()> {
     std::fs::create_dir_all(socket.parent().context("a socket has a folder")?)?;
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket)
@@ -104,7 +98,7 @@ where
     })
     .boxed();
     let server = tonic::transport::Server::builder()
-        .add_service(service)
+        .add_service(Service(methods))
         .serve_with_incoming(incoming);
     tokio::spawn(server);
     Ok(())

@@ -1,4 +1,4 @@
-//! The node's devices as its ResourceSlice shows them: with the attributes of NVIDIA's driver.
+//! The node's devices as its `ResourceSlice` shows them: with the attributes of NVIDIA's driver.
 //! <https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu> (`cmd/gpu-kubelet-plugin/deviceinfo.go`, `device_health.go`)
 
 use serde_json::{Value, json};

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::{
     fault::{Fault, OUTAGE},
     life::{Life, Scenario},
-    node::Node,
+    node::{Node, Sound},
     operator::{Operator, Start, Victim},
     pace::Pace,
     progress::{Phase, Plan},
@@ -89,7 +89,7 @@ impl Ground {
         let all = victims.clone();
         let kill = move |replica: usize, signal| all[replica].signal(signal);
         let proxy = Proxy::start(&self.keys, plan, replicas, Arc::new(kill), &self.pace).await?;
-        let node = Node::start(&ctx);
+        let node = Node::start(&ctx, Arc::new(Sound));
         let life = Life {
             ctx: &ctx,
             proxy: &proxy,

@@ -7,7 +7,7 @@ mod case;
 mod events;
 mod fault;
 mod life;
-mod node;
+pub(crate) mod node;
 mod operator;
 mod pace;
 mod progress;
@@ -33,6 +33,7 @@ use crate::{
     cluster::{Cluster, Options},
     deploy,
     images::{self, Profile},
+    random::Random,
     report::Story,
     simulator,
 };
@@ -358,17 +359,11 @@ fn request(only: &str, life: &Outcome) -> Result<(String, usize)> {
     }
 }
 
-/// The order of a seed, by <https://prng.di.unimi.it/splitmix64.c>.
+/// The order of a seed.
 fn shuffle<T>(all: &mut [T], seed: u64) {
-    let mut state = seed;
+    let mut random = Random::of(seed);
     for last in (1..all.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        let bound = u64::try_from(last + 1).unwrap_or(u64::MAX);
-        all.swap(last, usize::try_from(mixed % bound).unwrap_or(last));
+        all.swap(last, random.below(last + 1));
     }
 }
 

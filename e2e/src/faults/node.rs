@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use futures::TryStreamExt as _;
+use futures::{TryStreamExt as _, future::BoxFuture};
+use gate_report::Report;
 use gate_report::contract::{GPU, MAIN, PREPARE, mark};
 use gate_report::wire::{REGISTRATIONS, REPORTS, Registration, TICKETS, Ticket};
 use github_simulator::control::Client as Http;
@@ -31,24 +32,60 @@ use crate::{
 
 /// A version that the simulated GitHub takes.
 const VERSION: &str = "2.338.0";
+/// How long an agent takes to end.
+const ENDING: Duration = Duration::from_secs(1);
 /// How long a message is waited for.
 const POLL: u32 = 20;
+
+/// The GPUs of the nodes.
+pub(crate) trait Devices: Send + Sync {
+    /// One for this pod, until it is dropped.
+    fn take(self: Arc<Self>, pod: &Pod) -> Box<dyn Device>;
+}
+
+/// A pod's GPU.
+pub(crate) trait Device: Send + Sync {
+    /// What the gate finds.
+    fn report(&self, pod: &Pod) -> Report;
+    /// Runs the job with this key to its end; whether it went well.
+    fn run<'a>(&'a self, job: &'a str) -> BoxFuture<'a, bool>;
+}
+
+/// GPUs that compute, and jobs that take no time.
+pub(super) struct Sound;
+
+impl Devices for Sound {
+    fn take(self: Arc<Self>, _: &Pod) -> Box<dyn Device> {
+        Box::new(Self)
+    }
+}
+
+impl Device for Sound {
+    fn report(&self, pod: &Pod) -> Report {
+        player::report(pod)
+    }
+
+    fn run<'a>(&'a self, _: &'a str) -> BoxFuture<'a, bool> {
+        Box::pin(async { true })
+    }
+}
 
 /// The pods that are there, by uid: name, and whether it has not ended.
 type Live = BTreeMap<String, (String, bool)>;
 
 /// Plays until it is dropped.
-pub(super) struct Node {
+pub(crate) struct Node {
     live: watch::Receiver<Live>,
     most: Arc<Mutex<Vec<String>>>,
     task: AbortHandle,
 }
 
 impl Node {
-    pub(super) fn start(ctx: &Ctx) -> Self {
+    pub(crate) fn start(ctx: &Ctx, devices: Arc<dyn Devices>) -> Self {
         let (sender, live) = watch::channel(Live::new());
         let most = Arc::default();
-        let task = tokio::spawn(follow(ctx.clone(), sender, Arc::clone(&most))).abort_handle();
+        let follow = follow(ctx.clone(), devices, sender, Arc::clone(&most));
+        let task = tokio::spawn(follow).abort_handle();
         Self { live, most, task }
     }
 
@@ -73,7 +110,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(ctx: Ctx, live: watch::Sender<Live>, most: Arc<Mutex<Vec<String>>>) {
+async fn follow(
+    ctx: Ctx,
+    devices: Arc<dyn Devices>,
+    live: watch::Sender<Live>,
+    most: Arc<Mutex<Vec<String>>>,
+) {
     let mut played = BTreeSet::new();
     // They end with us.
     let mut plays = tokio::task::JoinSet::new();
@@ -86,7 +128,8 @@ async fn follow(ctx: Ctx, live: watch::Sender<Live>, most: Arc<Mutex<Vec<String>
                 let entry = (pod.name_any(), !has_ended(&pod));
                 live.send_modify(|live| drop(live.insert(uid.clone(), entry)));
                 if gpu::gate_runs(&pod) && !has_ended(&pod) && played.insert(uid) {
-                    plays.spawn(until_gone(ctx.clone(), pod, live.subscribe()));
+                    let device = Arc::clone(&devices).take(&pod);
+                    plays.spawn(until_gone(ctx.clone(), pod, device, live.subscribe()));
                 }
             }
             Ok(Some(Event::Delete(pod))) => {
@@ -123,14 +166,15 @@ struct Agent {
     secret: String,
     /// What its gate has said.
     summary: String,
+    device: Box<dyn Device>,
     job: Mutex<Option<u64>>,
 }
 
-async fn until_gone(ctx: Ctx, pod: Pod, mut live: watch::Receiver<Live>) {
+async fn until_gone(ctx: Ctx, pod: Pod, device: Box<dyn Device>, mut live: watch::Receiver<Live>) {
     let uid = pod.uid().unwrap_or_default();
     let gone = live.wait_for(|live| live.get(&uid).is_none_or(|(_, live)| !live));
     let agent = tokio::select! {
-        agent = gate(&ctx, &pod) => agent,
+        agent = gate(&ctx, &pod, device) => agent,
         _ = gone => return,
     };
     let Ok(agent) = agent else { return };
@@ -146,9 +190,9 @@ async fn until_gone(ctx: Ctx, pod: Pod, mut live: watch::Receiver<Live>) {
     }
 }
 
-/// The gate passes, and asks for the registration until it has it.
-async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
-    let report = player::report(pod);
+/// The gate passes, and asks for the registration until it has it; or it fails, and the pod with it.
+async fn gate(ctx: &Ctx, pod: &Pod, device: Box<dyn Device>) -> Result<Agent> {
+    let report = device.report(pod);
     let asks = Asks {
         ctx,
         pod,
@@ -157,6 +201,11 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
     let token = player::Player::new(ctx).token(pod).await?;
     let Ticket { ticket, .. } = asks.until_answered(TICKETS, &token, None).await?;
     let body = serde_json::to_value(&report)?;
+    if !report.passed() {
+        let _ = asks.registrar.ask(REPORTS, &ticket, Some(&body)).await;
+        patch(ctx, pod, &gate_failed(&report)).await?;
+        bail!("the gate failed");
+    }
     // The kubelet starts the agent where the image has been changed, whatever the registrar has answered by then.
     tokio::select! {
         let_in = asks.let_in() => let_in?,
@@ -190,6 +239,7 @@ async fn gate(ctx: &Ctx, pod: &Pod) -> Result<Agent> {
         http: github,
         secret,
         summary,
+        device,
         job: Mutex::default(),
     };
     Ok(agent)
@@ -291,19 +341,18 @@ async fn configure(ctx: &Ctx, pod: &Pod, github: &Http, token: &str) -> Result<V
 impl Agent {
     /// Listens for jobs; the container ends with it.
     async fn run(&self) -> Result<()> {
-        let code = match self.listen().await {
-            Ok(github) => {
-                let mark = json!({
-                    "mark": mark::COMPLETED, "job": github["job"], "run": github["run_id"],
-                    "workflow": github["workflow"], "repository": github["repository"],
-                });
-                return self
-                    .patch("Succeeded", false, &exit(0, &mark.to_string()))
-                    .await;
-            }
-            Err(_) => 1,
-        };
-        self.patch("Failed", false, &exit(code, "")).await
+        if let Ok(github) = self.listen().await {
+            let mark = json!({
+                "mark": mark::COMPLETED, "job": github["job"], "run": github["run_id"],
+                "workflow": github["workflow"], "repository": github["repository"],
+            });
+            return self
+                .patch("Succeeded", false, &exit(0, &mark.to_string()))
+                .await;
+        }
+        // A process takes a moment to end. The pod of a runner that was removed is deleted meanwhile.
+        tokio::time::sleep(ENDING).await;
+        self.patch("Failed", false, &exit(1, "")).await
     }
 
     /// One job where it takes no more; else it ends with an error.
@@ -337,8 +386,15 @@ impl Agent {
             *locked(&self.job) = Some(job);
             self.listens(false).await?;
             let cancelled = reported["hold"] == true && self.held(job).await?;
-            self.complete(job, if cancelled { "cancelled" } else { "success" })
-                .await?;
+            let key = reported["github"]["job"].as_str().unwrap_or_default();
+            let conclusion = if cancelled {
+                "cancelled"
+            } else if self.device.run(key).await {
+                "success"
+            } else {
+                "failure"
+            };
+            self.complete(job, conclusion).await?;
             *locked(&self.job) = None;
             if !persistent {
                 return Ok(reported["github"].clone());
@@ -408,6 +464,17 @@ impl Agent {
         });
         patch(&self.ctx, &self.pod, &status).await
     }
+}
+
+/// The gate has left this report, and the pod ends with it.
+fn gate_failed(report: &Report) -> Value {
+    let ended = exit(report.exit_code().into(), &report.summary());
+    json!({
+        "phase": "Failed",
+        "conditions": player::conditions(false),
+        "initContainerStatuses": [player::container(GPU, false, &ended)],
+        "containerStatuses": [player::container(MAIN, false, &ended)],
+    })
 }
 
 fn exit(code: i32, message: &str) -> Value {

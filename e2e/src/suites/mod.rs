@@ -14,6 +14,7 @@ mod container_faults;
 mod container_jobs;
 pub mod context;
 mod credentials;
+mod device_taints;
 mod diagnosis;
 mod docs;
 mod faults;
@@ -265,6 +266,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "runners and their jobs on devices that they claimed, by a real kubelet and containerd: each its own, for jobs with containers, and by number",
         claimed_devices::run
+    ),
+    suite!(
+        "device-taints",
+        [],
+        "a device of two that fails is tainted and its node used on; the rule follows the device, and goes; the driver's own taints are shown",
+        device_taints::run
     ),
     suite!(
         "container-jobs",

@@ -31,7 +31,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         let runner = job.runner.as_deref().unwrap_or_default();
         ensure!(runner.starts_with("pool-"), "{} ran on {runner}", job.name);
         ensure!(
-            job.pickup_seconds.is_some_and(|seconds| seconds <= 30),
+            job.pickup_seconds.is_some_and(|seconds| seconds <= 60),
             "{job:?}"
         );
     }
@@ -146,7 +146,7 @@ fn pool(ctx: &Ctx) -> serde_json::Value {
         json!({"verify": {
             "workflow": "cuda.yml",
             "ref": "main",
-            "pickupSeconds": 30,
+            "pickupSeconds": 60,
             "jobs": [
                 {"name": "unified-memory", "tests": {"passed": 46}},
                 {"name": "compile"},

@@ -75,7 +75,7 @@ pub(super) fn everything() -> Value {
         },
         "uninstallHook": {"enabled": false},
         "nodeCondition": {"enabled": true},
-        "nodeTaint": {"enabled": true},
+        "nodeTaint": {"enabled": true}, "deviceTaints": {"enabled": true, "effect": "None"},
         "insecureGithub": true,
         "githubAddresses": {"allow": ["10.96.7.0/24", "fd00::7"], "deny": ["10.96.0.0/12"]},
         "logFormat": "text",
@@ -327,6 +327,32 @@ fn the_operator_tolerates_its_own_taint_beside_what_its_values_say() {
         let found: Vec<_> = tolerations.filter_map(|t| t.key.as_deref()).collect();
         let expected = [own.then_some("a"), taint.then_some(TAINT)];
         assert_eq!(found, expected.into_iter().flatten().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn devices_are_tainted_only_where_that_is_asked_for() {
+    let namespaces = json!({"watchNamespaces": ["ci"], "rbac": {"secretNames": ["github-app"]}});
+    for base in [json!({}), namespaces] {
+        for enabled in [false, true] {
+            let mut values = with(&base);
+            values["deviceTaints"] = json!({"enabled": enabled});
+            let objects = render(CHART, &values);
+            let writes = rules(&objects).into_iter().any(|rule| {
+                let resources = rule.resources.unwrap_or_default();
+                resources.iter().any(|r| r == "devicetaintrules")
+            });
+            let deployment = deployment(&objects);
+            let arguments = pod(&deployment).containers[0].args.clone().unwrap();
+            let owner = arguments
+                .iter()
+                .find_map(|a| a.strip_prefix("--device-taint-owner="));
+            assert_eq!((writes, owner.is_some()), (enabled, enabled));
+            // The rules belong to the very role that lets the operator make them
+            let roles = of_kind::<ClusterRole>("ClusterRole", &objects);
+            let named = roles.iter().filter(|r| r.metadata.name.as_deref() == owner);
+            assert_eq!(named.count(), usize::from(enabled));
+        }
     }
 }
 
@@ -630,6 +656,7 @@ fn values_that_nobody_reads_are_refused() {
         "/webhook/service/",
         "/nodeCondition/",
         "/nodeTaint/",
+        "/deviceTaints/",
         "/resources/",
     ] {
         let mut values = everything();

@@ -39,10 +39,11 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
             let count = report.devices.len();
             writeln!(
                 out,
-                "\nPASSED: {count} device{} in {:.0} ms (driver start-up {:.0} ms)",
+                "\nPASSED: {count} device{} in {:.0} ms (of the driver's: start-up {:.0} ms, clean-up {:.0} ms)",
                 if count == 1 { "" } else { "s" },
                 report.timings.total_ms,
                 report.timings.init_ms,
+                report.timings.teardown_ms,
             )
         }
         Some(failure) => {
@@ -258,6 +259,7 @@ mod tests {
                 total_ms: 512.4,
                 init_ms: 180.6,
                 test_ms: 300.0,
+                teardown_ms: 20.2,
             },
             ..Report::new("0.1.0")
         }

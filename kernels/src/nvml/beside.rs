@@ -62,8 +62,7 @@ impl Beside {
     fn collect(&mut self, report: &mut Report) {
         let end = Instant::now() + ALL;
         let child = self.child.id();
-        let within = || Deadline::new(child, SILENCE, Some(end));
-        let mut deadline = within();
+        let mut deadline = Deadline::new(child, SILENCE, Some(end));
         let (mut health, mut calling) = (None, None);
         loop {
             match self.told.recv_timeout(deadline.left()) {
@@ -91,7 +90,7 @@ impl Beside {
                     break;
                 }
             }
-            deadline = within();
+            deadline.again();
         }
         if let Some(health) = health {
             report.add_health(health);

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::condition::{ConditionState, bad_status, condition_state, kind, set};
+use super::device_taints;
 use super::health::{self, Health};
 use super::{
     About, Access, Action, Notice, Observed, Plan, architecture, checks, demand, devices, queue,
@@ -171,6 +172,14 @@ fn gpu(pool: &Pool, observed: &Observed, health: &Health) -> ConditionState {
             "False",
             Reason::NodesQuarantined,
             format!("Quarantined: {}", unhealthy.join("; ")),
+        );
+    }
+    let tainted: Vec<&str> = health.quarantine.tainted().collect();
+    if !tainted.is_empty() {
+        return condition_state(
+            "False",
+            Reason::DevicesQuarantined,
+            format!("Tainted: {}", tainted.join("; ")),
         );
     }
     let of_gate = [Reason::GateFailed, Reason::GateOverdue];
@@ -497,6 +506,7 @@ fn unscheduled(
         return Some((Reason::SchedulingGated, gated(first)));
     }
     let mut message = unschedulable(spec, observed, health);
+    message.push_str(&device_taints::said_by_drivers(observed));
     if let Some(waiting) = first.waiting.as_ref().filter(|w| !w.message.is_empty()) {
         // What a preemption would bring is the same once more, at length.
         let (said, _) = waiting

@@ -47,6 +47,7 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
     status.consecutive_failures = count;
     status.registered_at = Some("https://github.com/acme/widgets".into());
     status.quarantine = vec![QuarantineStatus {
+        scope: None,
         node: "node-1".into(),
         device: None,
         class: Class::Node.into(),

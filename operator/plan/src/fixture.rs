@@ -78,6 +78,8 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         last_change: None,
         nodes: Some(vec![node("node-1")]),
         share: None,
+        published: None,
+        taints_devices: false,
         quarantined: vec![],
         passed: vec![],
         pod_refused: None,

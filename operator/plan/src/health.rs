@@ -84,11 +84,12 @@ impl Health {
             .filter(|failure| needs_a_person(&failure.class) && !self.is_behind(failure))
     }
 
-    /// Whether a failure's node is quarantined, so that the next attempt meets another one.
+    /// Whether a failure's node or device is quarantined, so that the next attempt meets another one.
     #[must_use]
     pub fn is_behind(&self, failure: &FailureStatus) -> bool {
         let node = failure.node.as_deref();
         node.is_some_and(|node| self.quarantine.is_avoided(node))
+            || self.quarantine.is_tainted(failure)
     }
 
     /// When the next attempt may be made.

@@ -12,6 +12,7 @@ pub mod checks;
 pub mod condition;
 pub mod conditions;
 pub mod demand;
+pub mod device_taints;
 mod devices;
 pub mod fleet;
 pub mod health;
@@ -189,6 +190,7 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
                 since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(r.created),
             })
             .collect(),
+        tainted_devices: device_taints::of_drivers(observed),
         runners_not_listed: i32::try_from(beyond).unwrap_or(i32::MAX),
         ..pool.status.clone()
     }

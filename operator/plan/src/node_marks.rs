@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::Passed;
-use super::quarantine::is_fact;
+use super::quarantine::{is_fact, is_of_node};
 use crate::model::node_marks::Quarantined;
 use crate::reason::{Reason, Stored};
 
@@ -134,7 +134,7 @@ pub fn plan(
 /// The first that quarantines the node for a fault that no pool's author can make: a mark is seen by the whole cluster.
 fn holder<'a>(held: &'a [Quarantined], node: &str) -> Option<&'a Quarantined> {
     held.iter()
-        .filter(|h| h.entry.node == node && is_fact(&h.entry))
+        .filter(|h| h.entry.node == node && is_fact(&h.entry) && is_of_node(&h.entry))
         .min_by_key(|h| (h.entry.since.0, &h.pool))
 }
 

@@ -1,20 +1,25 @@
 //! Nodes that failed the gate and are left alone for a while.
 //!
 //! A device of an extended resource cannot be excluded by itself, so its node is quarantined; the entry names
-//! the device all the same. Entries live in the status of the pool that made them, and all pools of the process keep
-//! off the nodes of all entries: a restart loses nothing.
+//! the device all the same. A device that a DRA driver publishes can: see [`super::device_taints`]. Entries
+//! live in the status of the pool that made them, and all pools of the process keep off the nodes of all entries: a restart
+//! loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cudarunner_crds::{FailureClass, FailureStatus, QuarantineStatus, RunnerPhase};
+use cudarunner_crds::{
+    FailureClass, FailureStatus, QuarantineScope, QuarantineStatus, RunnerPhase,
+};
 use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::device_taints::{self, Place};
 use super::lasting::OF_OTHERS;
 use super::{About, Case, Notice, Observed, Passed};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::GpuRequest;
+use crate::model::published::{Published, PublishedDevice};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
@@ -39,6 +44,17 @@ pub struct Quarantine {
     avoided: BTreeSet<String>,
     /// Nodes whose time is over: one pod at a time may try them.
     probation: BTreeSet<String>,
+    /// Devices that rules keep off.
+    tainted: BTreeMap<Place, Tainted>,
+}
+
+/// A device that a rule keeps off.
+#[derive(Clone, Debug)]
+struct Tainted {
+    /// When it failed.
+    since: Timestamp,
+    /// What is said of it.
+    sentence: String,
 }
 
 impl Quarantine {
@@ -62,34 +78,48 @@ impl Quarantine {
                 Some(why) => self.notices.push(Notice {
                     warning: false,
                     reason: Reason::QuarantineLifted.into(),
-                    note: format!("{} may be used again: {why}", entry.node),
+                    note: format!("{} may be used again: {why}", subject(entry)),
                     about: Some(About::Node(entry.node.clone())),
                 }),
             }
         }
     }
 
-    /// Puts the node of a failure into quarantine, unless too many would be.
+    /// Puts the device of a failure into quarantine where that can be, and otherwise its node, unless too many would be.
     fn add(&mut self, case: Case, failure: &FailureStatus) {
         let Some(node) = failure.node.as_deref().filter(|_| blames_node(failure)) else {
             return;
         };
-        let before = self.entries.iter().position(|e| e.node == node);
+        let mut entry = case.entry(node, failure);
+        let is_its = case.device_of(&entry).is_some();
+        let before = self.entries.iter().position(|e| {
+            let same =
+                is_its == case.device_of(e).is_some() && (!is_its || e.device == entry.device);
+            e.node == node && same
+        });
         if before.is_some_and(|i| is_active(&self.entries[i], case.now)) {
             return;
         }
-        if self.too_many_with(case, node) {
+        let alone = is_its && self.is_covered_with(case, &entry);
+        if !alone && self.too_many_with(case, node) {
             return;
         }
         let failures = before.map_or(0, |i| self.entries.remove(i).failures);
-        let failures = failures.saturating_add(1);
-        let lasts = case.lasts(&failure.class, failures);
-        let facts = case.observed.node(node);
+        entry.failures = failures.saturating_add(1);
+        let lasts = case.lasts(&failure.class, entry.failures);
+        entry.until = Some(Time(case.now.after(lasts)));
+        entry.scope = alone.then_some(QuarantineScope::Device);
+        let (reason, verb) = if alone {
+            (Reason::DeviceQuarantined, "tainted")
+        } else {
+            (Reason::NodeQuarantined, "quarantined")
+        };
         self.notices.push(Notice {
             warning: true,
-            reason: Reason::NodeQuarantined.into(),
+            reason: reason.into(),
             note: format!(
-                "{node} is quarantined for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
+                "{} is {verb} for {} minutes: {}. To end it now: kubectl annotate cudarunner {} --overwrite {}=\"{node} $(date +%s)\"",
+                subject(&entry),
                 lasts.as_mins(),
                 failure.message.trim_end_matches('.'),
                 case.pool.key.name,
@@ -97,18 +127,13 @@ impl Quarantine {
             ),
             about: Some(About::Node(node.to_owned())),
         });
-        self.entries.push(QuarantineStatus {
-            node: node.to_owned(),
-            device: failure.device.clone(),
-            class: failure.class.clone(),
-            code: failure.code,
-            code_name: failure.code_name.clone(),
-            message: failure.message.clone(),
-            failures,
-            boot_id: facts.and_then(|n| n.boot_id.clone()),
-            since: failure.at.clone(),
-            until: Some(Time(case.now.after(lasts))),
-        });
+        self.entries.push(entry);
+    }
+
+    /// Whether a rule would keep off the device of this entry, beside those that there are.
+    fn is_covered_with(&self, case: Case, entry: &QuarantineStatus) -> bool {
+        let entries = self.entries.iter().chain(std::iter::once(entry));
+        case.covered(entries).contains_key(&case.place_of(entry))
     }
 
     /// Whether more than half of the pool's nodes would be out within the breaker's time, or for as long as no gate
@@ -125,7 +150,7 @@ impl Quarantine {
             .entries
             .iter()
             .chain(others)
-            .filter(|e| is_active(e, case.now) && counts(e))
+            .filter(|e| is_of_node(e) && is_active(e, case.now) && counts(e))
             .map(|e| e.node.as_str())
             .filter(|name| nodes.contains(name))
             .collect();
@@ -135,13 +160,22 @@ impl Quarantine {
 
     /// The nodes that speak for the rest: a node that passed and then failed itself says nothing of what they share.
     fn still_in<'a>(&self, nodes: &BTreeSet<&'a str>, failed: &str) -> BTreeSet<&'a str> {
-        let is_out = |name: &str| name == failed || self.entries.iter().any(|e| e.node == name);
+        let of_nodes = || self.entries.iter().filter(|e| is_of_node(e));
+        let is_out = |name: &str| name == failed || of_nodes().any(|e| e.node == name);
         nodes.iter().copied().filter(|name| !is_out(name)).collect()
     }
 
     fn draw_conclusions(&mut self, case: Case) {
         let now = case.now;
-        for entry in &self.entries {
+        self.tainted = case.covered(self.entries.iter());
+        for entry in &mut self.entries {
+            let of_device = case.device_of(entry).is_some();
+            let covered = of_device && self.tainted.contains_key(&case.place_of(entry));
+            let alone = of_device && (covered || !is_active(entry, now));
+            entry.scope = alone.then_some(QuarantineScope::Device);
+            if alone {
+                continue;
+            }
             if is_active(entry, now) {
                 self.avoided.insert(entry.node.clone());
             } else if case.passed_since(entry).is_none() {
@@ -150,7 +184,9 @@ impl Quarantine {
         }
         // What another pool has found is its to try again; what both have found, either's when both times are over.
         for Quarantined { entry, .. } in facts(case.observed) {
-            let avoid = if self.probation.contains(&entry.node) {
+            let avoid = if case.device_of(entry).is_some() {
+                is_active(entry, now) && !self.tainted.contains_key(&case.place_of(entry))
+            } else if self.probation.contains(&entry.node) {
                 is_active(entry, now)
             } else {
                 now < ends_by_itself(entry)
@@ -181,7 +217,7 @@ impl Quarantine {
             .new
             .iter()
             .chain(&case.pool.status.last_failures)
-            .filter(|f| blames_node(f))
+            .filter(|f| blames_node(f) && self.taint(f).is_none())
             .peekable();
         recent.peek()?;
         let nodes = case.nodes();
@@ -216,6 +252,25 @@ impl Quarantine {
     /// The nodes where no pod may go.
     pub(super) fn avoided(&self) -> &BTreeSet<String> {
         &self.avoided
+    }
+
+    /// Whether a rule keeps the next pod off the device that failed. One that fails there in spite of the rule tolerates it,
+    /// or came before the scheduler saw it.
+    #[must_use]
+    pub fn is_tainted(&self, failure: &FailureStatus) -> bool {
+        // A status knows seconds.
+        let tainted = self.taint(failure);
+        tainted.is_some_and(|tainted| failure.at.0.as_second() <= tainted.since.as_second())
+    }
+
+    fn taint(&self, failure: &FailureStatus) -> Option<&Tainted> {
+        let place = failure.device.clone().zip(failure.node.clone())?;
+        self.tainted.get(&place)
+    }
+
+    /// The devices that rules keep off, one sentence each.
+    pub(super) fn tainted(&self) -> impl Iterator<Item = &str> {
+        self.tainted.values().map(|found| found.sentence.as_str())
     }
 
     /// The nodes that new pods keep off, one set for each pod in turn: a node on probation gets one pod to try it.
@@ -327,11 +382,100 @@ pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&st
     blames_hardware && (is_of_driver || seen())
 }
 
+/// What an entry sets aside, for people.
+fn subject(entry: &QuarantineStatus) -> String {
+    let device = entry.device.as_deref();
+    match device.filter(|_| !is_of_node(entry)) {
+        Some(device) => format!("{device} of {}", entry.node),
+        None => entry.node.clone(),
+    }
+}
+
 impl<'a> Case<'a> {
+    /// What a failure is entered as: for the first time, and without an end.
+    fn entry(self, node: &str, failure: &FailureStatus) -> QuarantineStatus {
+        let facts = self.observed.node(node);
+        QuarantineStatus {
+            node: node.to_owned(),
+            device: failure.device.clone(),
+            scope: None,
+            class: failure.class.clone(),
+            code: failure.code,
+            code_name: failure.code_name.clone(),
+            message: failure.message.clone(),
+            failures: 1,
+            boot_id: facts.and_then(|n| n.boot_id.clone()),
+            since: failure.at.clone(),
+            until: Some(Time(self.now.after(self.spec.quarantine))),
+        }
+    }
+
+    /// The device of an entry that a rule can keep the pool's pods off: its driver publishes it, and they come by it through
+    /// a claim.
+    fn device_of(self, entry: &QuarantineStatus) -> Option<&'a PublishedDevice> {
+        device_taints::device_of(entry, self.published()?)
+            .filter(|device| self.claims_on(&device.node))
+    }
+
+    /// What drivers publish, where a device that failed is kept off alone.
+    fn published(self) -> Option<&'a Published> {
+        let published = self.observed.published.as_deref();
+        published.filter(|_| self.observed.taints_devices)
+    }
+
+    /// Whether the pool's pods get their devices by a claim on a node: their own, or the one that Kubernetes makes where no
+    /// device plugin offers what they ask for.
+    fn claims_on(self, node: &str) -> bool {
+        match &self.spec.gpu {
+            GpuRequest::Claim(_) => true,
+            GpuRequest::Resource { name, .. } => {
+                let node = self.observed.node(node);
+                node.and_then(|node| node.offers.get(name))
+                    .is_none_or(|n| *n == 0)
+            }
+        }
+    }
+
+    /// Where the device of an entry is by now.
+    fn place_of(self, entry: &QuarantineStatus) -> Place {
+        self.device_of(entry)
+            .map(device_taints::place)
+            .unwrap_or_default()
+    }
+
+    /// The devices that rules keep off because of these entries of the pool, and what other pools found.
+    fn covered<'e>(
+        self,
+        own: impl Iterator<Item = &'e QuarantineStatus>,
+    ) -> BTreeMap<Place, Tainted>
+    where
+        'a: 'e,
+    {
+        let Some(published) = self.published() else {
+            return BTreeMap::new();
+        };
+        let others = facts(self.observed).map(|held| &held.entry);
+        device_taints::covered(own.chain(others), published, self.now)
+            .into_iter()
+            .filter(|(_, (_, device))| self.claims_on(&device.node))
+            .map(|(place, (entry, device))| {
+                let sentence = format!(
+                    "{} ({}) of {}: {}",
+                    place.0, device.name, device.node, entry.message
+                );
+                let since = entry.since.0;
+                (place, Tainted { since, sentence })
+            })
+            .collect()
+    }
+
     /// Why an entry goes before its time, or at the end of it.
     fn lifted(self, entry: &QuarantineStatus) -> Option<&'static str> {
         if self.is_released(&entry.node) {
             return Some("an annotation on the resource says so");
+        }
+        if self.is_gone(entry) {
+            return Some("no node has the device any more");
         }
         let boot_id = self
             .observed
@@ -352,6 +496,15 @@ impl<'a> Case<'a> {
             return Some("the gate has passed there");
         }
         (self.now >= ends_by_itself(entry)).then_some("it was quarantined for long enough")
+    }
+
+    /// Whether a device that was kept off alone is no longer published, though its node's devices are.
+    fn is_gone(self, entry: &QuarantineStatus) -> bool {
+        let uuid = entry.device.as_deref().unwrap_or_default();
+        let is_gone = |published: &Published| {
+            published.count(&entry.node) > 0 && published.find(uuid, &entry.node).is_none()
+        };
+        !is_of_node(entry) && self.published().is_some_and(is_gone)
     }
 
     fn is_released(self, node: &str) -> bool {
@@ -430,6 +583,12 @@ pub fn blames_node(failure: &FailureStatus) -> bool {
     failure
         .class
         .is_one_of(&[Class::Device, Class::Node, Class::Unsupported])
+}
+
+/// Whether the node is set aside, and not a device of it alone.
+#[must_use]
+pub fn is_of_node(entry: &QuarantineStatus) -> bool {
+    entry.scope != Some(QuarantineScope::Device)
 }
 
 /// Whether its time is not over.

@@ -231,6 +231,12 @@ catalogue! {
         NodesQuarantined [GPU]
             "Nodes are quarantined; the message names each with what it failed of."
             => "As for `NodeQuarantined`.";
+        DeviceQuarantined [EVENT]
+            "A device that failed is kept off by a `DeviceTaintRule`; its node's other devices are used on."
+            => "Fix the device; `kubectl cudarunner release` with its node ends it at once. [More](device-taints.md).";
+        DevicesQuarantined [GPU]
+            "Devices are kept off by `DeviceTaintRules`; the message names each with what it failed of."
+            => "As for `DeviceQuarantined`.";
         DeviceFailed [NODE]
             "A pool quarantines the node because of a device, for the rest of the cluster to see."
             => "The message names fault and pool. [More](node-marks.md).";

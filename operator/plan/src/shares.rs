@@ -101,7 +101,7 @@ pub struct Share {
     pub is_contended: bool,
     /// Whether the next GPU that becomes free there is for this pool.
     pub is_next: bool,
-    /// Nodes whose free GPUs are kept for a larger runner of another pool.
+    /// Nodes whose free GPUs are for others: kept for a larger runner, or given to a pool that cannot go elsewhere instead.
     pub kept: BTreeSet<String>,
     /// What it is offered beyond the jobs that it knows of.
     pub room: Room,
@@ -151,7 +151,7 @@ pub fn shares(
 /// The nodes of pools that say the same of where they may run.
 type Alike<'m> = HashMap<(Place<'m>, &'m BTreeSet<String>), Option<Arc<[usize]>>>;
 
-/// Nodes that offer a resource.
+/// Nodes that offer a resource, be it none of it at present.
 struct Ground<'a> {
     nodes: Vec<&'a NodeFacts>,
     /// Devices of each, without what others hold.
@@ -163,7 +163,10 @@ impl<'a> Ground<'a> {
     fn new(resource: &str, nodes: &'a [Arc<NodeFacts>], others: &Others) -> Self {
         let offers = |node: &NodeFacts| node.offers.get(resource).copied().unwrap_or_default();
         let nodes = nodes.iter().map(Arc::as_ref);
-        let nodes: Vec<&NodeFacts> = nodes.filter(|node| offers(node) > 0).collect();
+        // One that offers none just now is one all the same. Where devices are claimed, only the scheduler knows how many are free.
+        let nodes: Vec<&NodeFacts> = nodes
+            .filter(|node| node.offers.contains_key(resource))
+            .collect();
         let held = |node: &NodeFacts| others.get(&node.name)?.get(resource).copied();
         let devices = nodes
             .iter()
@@ -190,7 +193,7 @@ impl<'a> Ground<'a> {
             .map(|member| self.sharer(member, weights, &mut alike, now))
             .collect();
         let rounds = Rounds::new(&self.devices, &sharers, now).run();
-        let named = |kept: Vec<usize>| kept.into_iter().map(|n| self.nodes[n].name.clone());
+        let named = |kept: &[usize]| kept.iter().map(|n| self.nodes[*n].name.clone()).collect();
         // Of a pool without any node it is not known what there will be. What its runners hold is not free all the same.
         let all = members.iter().enumerate();
         let with_nodes = all.filter(|(i, _)| sharers[*i].nodes.is_some());
@@ -208,7 +211,7 @@ impl<'a> Ground<'a> {
                 placed: member.runners,
                 is_contended: rounds.others_come(i) || rounds.is_looked_at(i),
                 is_next: rounds.is_next(i),
-                kept: named(rounds.kept_from(i)).collect(),
+                kept: named(rounds.kept_from(i)),
                 room: rounds.room(i, runners, member.claim.wanted),
             };
             (member.key.clone(), share)

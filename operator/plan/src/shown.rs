@@ -33,6 +33,11 @@ pub(super) fn tidy(plan: &mut Plan) {
         tidied(&mut entry.message, SENTENCE);
         entry.device.iter_mut().for_each(|uuid| tidied(uuid, NAME));
     }
+    for device in &mut status.tainted_devices {
+        let uuid = device.uuid.iter_mut();
+        uuid.chain(&mut device.taints)
+            .for_each(|text| tidied(text, NAME));
+    }
     for entry in &mut status.reruns {
         tidied(&mut entry.evidence, SENTENCE);
         entry.device.iter_mut().for_each(|uuid| tidied(uuid, NAME));

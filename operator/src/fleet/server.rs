@@ -13,9 +13,6 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use futures::{Stream, stream};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,22 +20,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::{Knows, fingerprint, host, page};
+use crate::connection::{Head, one_request};
 use cuda_runner_plan::fleet::Fleet;
 
 /// Connections at once.
 const CONNECTIONS: usize = 48;
 /// Those of them that wait for changes.
 const LISTENERS: usize = 32;
-/// How long a client may take for the head of its request.
-const PATIENCE: Duration = Duration::from_secs(4);
 /// From the first byte of a request to the last of its answer.
 const LONGEST: Duration = Duration::from_secs(30);
 /// After that a browser that waits for changes connects anew.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
-/// The longest head of a request.
-const LONGEST_HEAD: usize = 16 << 10;
-/// So many headers a request has at most. An API server that passes it on adds some.
-const MOST_HEADERS: usize = 64;
+/// The longest head of a request. An API server that passes it on adds some headers.
+const HEAD: Head = Head {
+    bytes: 16 << 10,
+    headers: 64,
+};
 /// How often it is looked whether anything has changed, while anybody waits for that.
 const LOOK: Duration = Duration::from_secs(2);
 /// After a connection could not be accepted.
@@ -153,13 +150,7 @@ async fn accept(listener: TcpListener, router: Router) {
 async fn converse(stream: TcpStream, router: Router) {
     let waits = Waits::default();
     let router = router.layer(Extension(waits.clone()));
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(LONGEST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = one_request(stream, router, HEAD);
     tokio::pin!(served);
     let ended = match tokio::time::timeout(LONGEST, &mut served).await {
         Err(_) if waits.0.load(Ordering::Acquire) => {

@@ -81,6 +81,7 @@ fn verification(state: VerificationState) -> VerificationStatus {
 
 fn quarantined(node: &str, until: Timestamp) -> QuarantineStatus {
     QuarantineStatus {
+        scope: None,
         node: node.to_owned(),
         device: None,
         class: Class::Node.into(),

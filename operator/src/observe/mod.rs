@@ -31,11 +31,14 @@ use cudarunner_crds::CudaRunnerStatus;
 use jiff::Timestamp;
 
 use crate::context::Context;
+use crate::device_taints::Tainting;
 use crate::github::Client;
 use crate::memory::{Answer, PoolMemory};
+use cuda_runner_plan::device_taints::Effect;
 use cuda_runner_plan::lasting::is_suspicious;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::{GpuRequest, Pool};
+use cuda_runner_plan::model::published::Published;
 use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::quarantine::blames_node;
 use cuda_runner_plan::{Access, NodeFacts, Observed};
@@ -80,6 +83,8 @@ pub async fn observe(
     let mut observed = Observed {
         nodes: nodes(ctx, pool, &runners),
         share: ctx.shares.of(&pool.key),
+        published: published(ctx),
+        taints_devices: taints_devices(ctx),
         required_elsewhere: others::required(ctx, pool),
         other_pools: other_pools.unwrap_or_default(),
         passed: passed.unwrap_or_default(),
@@ -129,20 +134,43 @@ fn names(memory: &PoolMemory, wanted: impl Fn(Answer) -> bool) -> BTreeSet<Strin
     expected.map(|(name, _)| name.clone()).collect()
 }
 
-/// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met.
+/// The nodes with GPUs for the pool. A claim names none, so there those count as well that the pool has met; as do those
+/// where Kubernetes claims what the pool asks for by number.
 fn nodes(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Option<Vec<Arc<NodeFacts>>> {
     let (nodes, spec) = ctx.nodes.as_ref().zip(pool.spec.as_ref().ok())?;
+    let status = &pool.status;
+    let failed = status.last_failures.iter().map(|f| f.node.as_deref());
+    let left_alone = status.quarantine.iter().map(|q| Some(q.node.as_str()));
+    let used = runners.iter().map(|r| r.node.as_deref());
+    let known: BTreeSet<&str> = failed.chain(left_alone).chain(used).flatten().collect();
     Some(match &spec.gpu {
-        GpuRequest::Resource { name, count } => nodes.offering(name, *count),
-        GpuRequest::Claim(_) => {
-            let status = &pool.status;
-            let failed = status.last_failures.iter().map(|f| f.node.as_deref());
-            let left_alone = status.quarantine.iter().map(|q| Some(q.node.as_str()));
-            let used = runners.iter().map(|r| r.node.as_deref());
-            let known: BTreeSet<&str> = failed.chain(left_alone).chain(used).flatten().collect();
-            nodes.claimable(&known)
+        GpuRequest::Resource { name, count } => {
+            let mut all = nodes.offering(name, *count);
+            let published = published(ctx);
+            let published = published.as_deref();
+            let has_some = |node: &&&str| published.is_some_and(|p| p.count(node) > 0);
+            let met = known.iter().filter(has_some).filter_map(|n| nodes.named(n));
+            let met = met.filter(|node| !node.offers.contains_key(name));
+            all.extend(met);
+            all
         }
+        GpuRequest::Claim(_) => nodes.claimable(&known),
     })
+}
+
+/// What drivers publish, where that is watched.
+fn published(ctx: &Context) -> Option<Arc<Published>> {
+    ctx.devices.as_ref()?.published()
+}
+
+/// Whether a device that failed is kept off by a rule.
+fn taints_devices(ctx: &Context) -> bool {
+    let keeps_off = |t: &Tainting| t.effect == Effect::NoSchedule;
+    let may = ctx
+        .devices
+        .as_ref()
+        .is_some_and(|devices| devices.may_taint());
+    may && ctx.tainting.as_ref().is_some_and(keeps_off)
 }
 
 /// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.

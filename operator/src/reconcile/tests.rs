@@ -200,6 +200,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         nodes: None,
         shares: crate::shares::Shares::default(),
         marking: Marking::default(),
+        tainting: None,
+        devices: None,
         waker: Arc::clone(&waker),
         secrets: Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object),
         config_maps: Objects::new(client.clone(), waker, Breadth::Object),

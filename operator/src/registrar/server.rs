@@ -9,9 +9,6 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use gate_report::wire;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -24,13 +21,13 @@ use super::door::{Bounds, Door, Guest};
 use super::job;
 use super::ledger::Ledger;
 use super::{Backend, CaStore, Reviewer, claims};
+use crate::connection::{Head, PATIENCE, one_request};
 
-/// How long a client may take for the TLS handshake, and then for the head of its request.
-const PATIENCE: Duration = Duration::from_secs(4);
 /// The longest head of a request: its token, and as much again.
-const LONGEST_HEAD: usize = 2 * claims::LONGEST;
-/// So many headers a request has at most.
-const MOST_HEADERS: usize = 32;
+const HEAD: Head = Head {
+    bytes: 2 * claims::LONGEST,
+    headers: 32,
+};
 /// How often the log tells of those who are sent away.
 const TOLD: Rate = Rate {
     burst: 10,
@@ -145,14 +142,7 @@ async fn converse(acceptor: TlsAcceptor, stream: TcpStream, router: Router, mut 
     };
     guest.is_through();
     let router = router.layer(Extension(Arc::new(guest)));
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(LONGEST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await;
+    let served = one_request(stream, router, HEAD).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection to the registrar broke off");
     }

@@ -1,5 +1,6 @@
 //! Watches on Kubernetes: what they show is kept, pruned to what we read, and each change wakes the pools it concerns.
 
+pub mod devices;
 pub mod nodes;
 pub mod objects;
 pub mod others;
@@ -14,13 +15,14 @@ use cudarunner_crds::CudaRunner;
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use k8s_openapi::NamespaceResourceScope;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::DefaultBackoff;
 use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
 
 use cuda_runner_plan::model::pool::PoolKey;
+use pools::key_of;
 
 /// Objects that are read at a time. A whole one is many times what is kept of it, and the watcher's own 500 of them would
 /// stay in the process's memory.
@@ -41,6 +43,8 @@ pub struct Waker {
     pub marks: Notify,
     /// What pools share, or what they would have of it, has changed.
     pub shares: Notify,
+    /// The same for the taints of devices.
+    pub rules: Notify,
 }
 
 impl Waker {
@@ -53,8 +57,15 @@ impl Waker {
             listening: AtomicBool::new(false),
             marks: Notify::new(),
             shares: Notify::new(),
+            rules: Notify::new(),
         };
         (waker, receiver)
+    }
+
+    /// What is quarantined has changed.
+    pub fn quarantine_changed(&self) {
+        self.marks.notify_one();
+        self.rules.notify_one();
     }
 
     /// From now on there is a controller.
@@ -73,6 +84,13 @@ impl Waker {
         if self.is_listening() {
             // The receiver lives as long as the process: a failure means that the process ends.
             let _ = self.sender.unbounded_send(reference(pool));
+        }
+    }
+
+    /// Has all pools looked at.
+    pub fn wake_all(&self, pools: &[Store<CudaRunner>]) {
+        for pool in pools.iter().flat_map(Store::state) {
+            self.wake(&key_of(&pool));
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerSpec};
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec, QuarantineStatus};
 use futures::StreamExt as _;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
@@ -47,15 +48,23 @@ pub fn key_of(resource: &CudaRunner) -> PoolKey {
     }
 }
 
-fn quarantined_nodes(resource: &CudaRunner) -> Vec<String> {
+/// What a pool quarantines: nodes, and devices until when.
+type Quarantined = Vec<(String, Option<String>, Option<Time>)>;
+
+fn quarantined_by(resource: &CudaRunner) -> Quarantined {
     let entries = resource.status.iter().flat_map(|s| &s.quarantine);
-    entries.map(|e| e.node.clone()).collect()
+    let kept = |e: &QuarantineStatus| {
+        let of_device = e.device.is_some();
+        let until = e.until.clone().filter(|_| of_device);
+        (e.node.clone(), e.device.clone(), until)
+    };
+    entries.map(kept).collect()
 }
 
 fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
     let others = seen.keys().filter(|other| *other != key);
     others.for_each(|other| waker.wake(other));
-    waker.marks.notify_one();
+    waker.quarantine_changed();
 }
 
 /// What an event says of a resource that can be read. One that cannot, because an operator or a CRD of another
@@ -97,7 +106,7 @@ pub async fn follow(
             .backoff(Pauses::default())
             .boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
-    let mut quarantined: HashMap<PoolKey, Vec<String>> = HashMap::new();
+    let mut quarantined: HashMap<PoolKey, Quarantined> = HashMap::new();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => match readable(event) {
@@ -121,7 +130,7 @@ pub async fn follow(
                     waker.shares.notify_one();
                 }
                 // Nodes that one pool leaves alone, or no longer does, concern all.
-                let nodes = quarantined_nodes(&resource);
+                let nodes = quarantined_by(&resource);
                 if quarantined.get(&key).map_or(&[][..], Vec::as_slice) != nodes {
                     quarantined.insert(key.clone(), nodes);
                     wake_others(&seen, &key, &waker);
@@ -143,7 +152,7 @@ pub async fn follow(
                 for key in seen.keys() {
                     waker.wake(key);
                 }
-                waker.marks.notify_one();
+                waker.quarantine_changed();
                 waker.shares.notify_one();
             }
         }

@@ -7,6 +7,7 @@ use kube::Client;
 use kube::runtime::reflector::{self, Store};
 use tokio::sync::watch as flag;
 
+use super::devices::{self, Devices};
 use super::nodes::{self, Nodes};
 use super::others::{self, Held};
 use super::pods::{self, Pods};
@@ -28,6 +29,8 @@ pub struct Stores {
     pub nodes: Option<Arc<Nodes>>,
     /// What pods hold that are no runners, in an installation for the whole cluster.
     pub others: Option<Arc<Held>>,
+    /// The devices that drivers publish, where devices are tainted.
+    pub devices: Option<Arc<Devices>>,
     /// Tell when they have been filled.
     pub filled: Vec<Filled>,
 }
@@ -88,6 +91,31 @@ impl Stores {
             stores.filled.push(("the nodes", is_filled));
             stores.nodes = Some(nodes);
         }
+        if config.device_taints.tainting().is_some() {
+            stores.watch_devices(client, waker);
+        }
         stores
+    }
+
+    fn watch_devices(&mut self, client: &Client, waker: &Arc<Waker>) {
+        let devices = Arc::new(Devices::default());
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(devices::follow_slices(
+            client.clone(),
+            Arc::clone(&devices),
+            self.pools.clone(),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the devices", is_filled));
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(devices::follow_rules(
+            client.clone(),
+            Arc::clone(&devices),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the taints of devices", is_filled));
+        self.devices = Some(devices);
     }
 }

@@ -12,9 +12,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::LengthLimitError;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use secrecy::ExposeSecret as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,20 +19,20 @@ use tokio::task::JoinSet;
 
 use super::desk::Desk;
 use super::seen::Seen;
+use crate::connection::{Head, one_request};
 use crate::github::JobEvent;
 
 /// Connections at once.
 const CONNECTIONS: usize = 128;
 /// Those of them from one address: a controller of Ingresses has one for everybody.
 const PER_ADDRESS: usize = 96;
-/// How long a sender may take for the head of its request.
-const PATIENCE: Duration = Duration::from_secs(4);
 /// From the first byte of a request to the last of its answer: GitHub gives up after ten seconds.
 const LONGEST: Duration = Duration::from_secs(10);
-/// The longest head of a request.
-const LONGEST_HEAD: usize = 16 << 10;
-/// So many headers a request has at most. Proxies add some.
-const MOST_HEADERS: usize = 64;
+/// The longest head of a request. Proxies add some headers.
+const HEAD: Head = Head {
+    bytes: 16 << 10,
+    headers: 64,
+};
 /// The longest body. That of a `workflow_job` has some 30 KiB.
 const LONGEST_BODY: usize = 1 << 20;
 /// What all bodies that are being read may have together, in KiB.
@@ -177,13 +174,7 @@ fn leave(from: &mut HashMap<IpAddr, usize>, address: Option<IpAddr>) {
 
 /// One connection, one request.
 async fn converse(stream: TcpStream, router: Router, from: IpAddr) -> IpAddr {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(LONGEST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = one_request(stream, router, HEAD);
     if let Ok(Err(error)) = tokio::time::timeout(LONGEST, served).await {
         tracing::debug!(%error, "a connection for a webhook broke off");
     }

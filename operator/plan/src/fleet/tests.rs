@@ -62,6 +62,7 @@ fn job(name: &str, device: &str, conclusion: &str) -> JobStatus {
 
 fn quarantine(device: Option<&str>) -> QuarantineStatus {
     QuarantineStatus {
+        scope: None,
         node: "node-1".to_owned(),
         device: device.map(str::to_owned),
         class: gate_report::Class::Device.into(),

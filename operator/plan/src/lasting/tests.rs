@@ -341,6 +341,7 @@ fn a_shared_gpu_may_be_busy_for_as_long_as_it_likes() {
 fn after_a_long_quarantine_for_it_the_first_try_is_enough() {
     let mut world = World::new();
     let entry = |code| QuarantineStatus {
+        scope: None,
         node: "node-1".to_owned(),
         device: None,
         class: Class::Node.into(),

@@ -14,6 +14,7 @@ pub mod node_marks;
 pub mod observed;
 pub mod pool;
 pub mod proxy;
+pub mod published;
 pub mod rerun;
 pub mod runner;
 pub mod scale_set;

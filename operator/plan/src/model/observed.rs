@@ -11,6 +11,7 @@ use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
 use super::left::Left;
 use super::node_marks::Quarantined;
+use super::published::Published;
 use super::rerun::RerunFacts;
 use super::runner::{Gone, Runner};
 use super::scale_set::ScaleSetFacts;
@@ -73,6 +74,10 @@ pub struct Observed {
     /// What the pool may have of the GPUs that are there; `None` where that is not known, and where no node is for it: one
     /// may come for a pod that waits.
     pub share: Option<Arc<Share>>,
+    /// What DRA drivers publish of devices; `None` where that is not watched.
+    pub published: Option<Arc<Published>>,
+    /// Whether a published device that failed is kept off alone, by a rule.
+    pub taints_devices: bool,
     /// What the other pools have in quarantine.
     pub quarantined: Vec<Quarantined>,
     /// Gates of all pools that passed; empty where no node is blamed.

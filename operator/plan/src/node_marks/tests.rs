@@ -29,6 +29,7 @@ fn held(pool: &str, node: &str, class: Class, since: i64) -> Quarantined {
             name: pool.to_owned(),
         },
         entry: QuarantineStatus {
+            scope: None,
             node: node.to_owned(),
             device: (class == Class::Device).then(|| "GPU-1".to_owned()),
             class: class.into(),

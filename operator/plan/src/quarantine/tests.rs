@@ -581,6 +581,7 @@ proptest! {
         world.quarantined = entries
             .into_iter()
             .map(|(on, (class, code, name), of_a_device)| held(QuarantineStatus {
+                scope: None,
                 node: format!("node-{on}"),
                 device: of_a_device.then(|| "GPU-1".to_owned()),
                 class: class.into(),

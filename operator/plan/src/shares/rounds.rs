@@ -1,7 +1,7 @@
 //! The rounds in which devices of one resource are given out.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,6 +11,9 @@ use crate::model::pool::PoolKey;
 
 /// A multiple of all weights, so that what somebody holds for its weight is a whole number.
 const WHOLE: u64 = 2520;
+
+/// So many nodes are named at most that a pool's pods should leave alone: each pod carries the names.
+const MOST_KEPT: usize = 64;
 
 /// A pool, with nodes by their number.
 pub(super) struct Sharer {
@@ -65,7 +68,8 @@ pub(super) struct Rounds<'a> {
     sharers: &'a [Sharer],
     devices: &'a [u32],
     free: Vec<u32>,
-    given: Vec<usize>,
+    /// The node of each runner that each was given.
+    given: Vec<Vec<usize>>,
     by_namespace: BTreeMap<&'a str, u64>,
     last_served: BTreeMap<&'a str, Option<Timestamp>>,
     /// Who waits, and whether the next GPU there is for it.
@@ -77,6 +81,8 @@ pub(super) struct Rounds<'a> {
     comers: Vec<usize>,
     /// Nodes whose free devices are kept for somebody.
     kept: BTreeMap<usize, usize>,
+    /// Nodes whose free devices are for others than each.
+    kept_from: Vec<Vec<usize>>,
     /// Who has a glance, whoever waits, and who waits for one.
     glances: Vec<bool>,
     waits_to_look: Vec<bool>,
@@ -92,7 +98,7 @@ impl<'a> Rounds<'a> {
             sharers,
             devices,
             free: devices.to_vec(),
-            given: vec![0; sharers.len()],
+            given: vec![vec![]; sharers.len()],
             by_namespace: BTreeMap::new(),
             last_served: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -100,6 +106,7 @@ impl<'a> Rounds<'a> {
             coming: sharers.iter().map(|s| s.wanted > 0).collect(),
             comers: vec![0; devices.len()],
             kept: BTreeMap::new(),
+            kept_from: vec![],
             glances: vec![false; sharers.len()],
             waits_to_look: vec![false; sharers.len()],
             looked_at: vec![false; devices.len()],
@@ -130,6 +137,7 @@ impl<'a> Rounds<'a> {
         self.round(&pending, false, true);
         self.glance();
         self.round(&wanted, true, true);
+        self.keep();
         self.glance_when_idle();
         // What is left over is given by name among those alike: it must not move with each runner that ends.
         self.round(&most, false, false);
@@ -155,7 +163,7 @@ impl<'a> Rounds<'a> {
 
     /// Runners of a pool beyond those that have a node.
     pub(super) fn given(&self, sharer: usize) -> usize {
-        self.given[sharer]
+        self.given[sharer].len()
     }
 
     /// Whether somebody else waits for a node of a pool's.
@@ -177,19 +185,15 @@ impl<'a> Rounds<'a> {
         self.waiting.get(&sharer) == Some(&true)
     }
 
-    /// Nodes that are kept for somebody else.
-    pub(super) fn kept_from(&self, sharer: usize) -> Vec<usize> {
-        let kept = self.kept.iter().filter(|(_, by)| **by != sharer);
-        let own = self.sharers[sharer].nodes();
-        let kept = kept.map(|(node, _)| *node);
-        kept.filter(|node| own.binary_search(node).is_ok())
-            .collect()
+    /// Nodes whose free devices are for others.
+    pub(super) fn kept_from(&self, sharer: usize) -> &[usize] {
+        &self.kept_from[sharer]
     }
 
     /// Gives out runners up to `goals`; `in_line` where those for whom there is nothing wait.
     fn round(&mut self, goals: &[usize], in_line: bool, by_turn: bool) {
         let all = 0..self.sharers.len();
-        let wanting = all.filter(|i| self.given[*i] < goals[*i]);
+        let wanting = all.filter(|i| self.given(*i) < goals[*i]);
         let mut heap: BinaryHeap<_> = wanting
             .map(|i| Reverse((self.order(i, by_turn), i)))
             .collect();
@@ -199,7 +203,7 @@ impl<'a> Rounds<'a> {
             if now != order {
                 heap.push(Reverse((now, i)));
             } else if self.place(i) {
-                if self.given[i] < goals[i] {
+                if self.given(i) < goals[i] {
                     heap.push(Reverse((self.order(i, by_turn), i)));
                 }
             } else if in_line {
@@ -212,7 +216,7 @@ impl<'a> Rounds<'a> {
     fn silent(&self, is_due: impl Fn(&Room) -> bool) -> Vec<usize> {
         let all = self.sharers.iter().enumerate();
         let silent = all.filter(|(i, sharer)| {
-            let given = self.given[*i];
+            let given = self.given(*i);
             sharer.is_full && given == sharer.wanted && given < sharer.most && is_due(&sharer.room)
         });
         let mut silent: Vec<usize> = silent.map(|(i, _)| i).collect();
@@ -253,7 +257,7 @@ impl<'a> Rounds<'a> {
     fn wanted_nodes(&self) -> Vec<bool> {
         let mut is_wanted = vec![false; self.devices.len()];
         let all = self.sharers.iter().enumerate();
-        let wanting = all.filter(|(i, sharer)| self.given[*i] < sharer.wanted);
+        let wanting = all.filter(|(i, sharer)| self.given(*i) < sharer.wanted);
         for node in wanting.flat_map(|(i, _)| self.waits_for(i)) {
             is_wanted[node] = true;
         }
@@ -291,7 +295,7 @@ impl<'a> Rounds<'a> {
             share(of_namespace, sharer.weights.0),
             served(self.last_served.get(namespace).copied().flatten()),
             namespace,
-            share(sharer.devices(self.given[i]), sharer.weights.1),
+            share(sharer.devices(self.given(i)), sharer.weights.1),
             served(sharer.served),
             &sharer.key.name,
         )
@@ -306,7 +310,7 @@ impl<'a> Rounds<'a> {
             return false;
         };
         self.free[node] = self.free[node].saturating_sub(sharer.count);
-        self.given[i] = self.given[i].saturating_add(1);
+        self.given[i].push(node);
         let sum = self
             .by_namespace
             .entry(sharer.key.namespace.as_str())
@@ -326,7 +330,7 @@ impl<'a> Rounds<'a> {
 
     fn others_were_given(&self, i: usize, nodes: &[usize]) -> bool {
         let all = self.given.iter().enumerate();
-        let mut given = all.filter(|(other, given)| *other != i && **given > 0);
+        let mut given = all.filter(|(other, given)| *other != i && !given.is_empty());
         given.any(|(other, _)| {
             let theirs = self.sharers[other].nodes();
             nodes.iter().any(|node| theirs.binary_search(node).is_ok())
@@ -355,5 +359,47 @@ impl<'a> Rounds<'a> {
             self.free[node] = 0;
             self.kept.insert(node, i);
         }
+    }
+
+    /// Says which nodes are for others, once it is known who has runners to come. It is for the scheduler to place them, and
+    /// it knows of no shares.
+    fn keep(&mut self) {
+        let mut given: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for (i, nodes) in self.given.iter().enumerate() {
+            for node in nodes {
+                given.entry(*node).or_default().insert(i);
+            }
+        }
+        let all = 0..self.sharers.len();
+        self.kept_from = all.map(|i| self.for_others(i, &given)).collect();
+    }
+
+    fn for_others(&self, i: usize, given: &BTreeMap<usize, BTreeSet<usize>>) -> Vec<usize> {
+        let own = &self.given[i];
+        let kept = self.kept.iter().filter(|(_, by)| **by != i);
+        let kept = kept.map(|(node, _)| *node);
+        let kept = kept.filter(|node| !own.contains(node));
+        let taken = given.iter().filter(|(node, by)| self.takes(i, **node, by));
+        let nodes = kept.chain(taken.map(|(node, _)| *node));
+        let its = self.sharers[i].nodes();
+        let its = nodes.filter(|node| its.binary_search(node).is_ok());
+        its.take(MOST_KEPT).collect()
+    }
+
+    /// Whether a runner that a pool was given on another node would, on this one, take what somebody was given that cannot go
+    /// to that other node instead.
+    fn takes(&self, i: usize, node: usize, given: &BTreeSet<usize>) -> bool {
+        let count = self.sharers[i].count;
+        let others = || self.given[i].iter().filter(|other| **other != node);
+        let can_change = |by: &usize| {
+            let by = &self.sharers[*by];
+            others().any(|other| {
+                by.count <= self.free[*other].saturating_add(count)
+                    && by.nodes().binary_search(other).is_ok()
+            })
+        };
+        self.free[node] < count
+            && others().next().is_some()
+            && given.iter().any(|by| *by != i && !can_change(by))
     }
 }

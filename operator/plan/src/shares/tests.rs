@@ -173,6 +173,20 @@ fn a_node_is_kept_for_a_large_runner() {
 }
 
 #[test]
+fn who_can_go_elsewhere_leaves_alone_what_only_another_can_use() {
+    // Given a GPU on each of two nodes, and two pools that were given one each
+    let nodes = [with_gpus(0, 1, 0), with_gpus(1, 1, 1)];
+    let kept = |zones: &[usize]| {
+        let members = [member("a/1", 1, 1, 1, zones), member("b/1", 1, 1, 1, &[])];
+        let found = shares(&nodes, &Others::new(), &members, &BTreeMap::new(), NOW);
+        members.map(|member| found[&member.key].kept.iter().cloned().collect::<String>())
+    };
+    // Then the one that may go to either is told to leave the other's alone, and where both may, nobody is
+    assert_eq!(kept(&[0]), ["", "node-0"]);
+    assert_eq!(kept(&[]), ["", ""]);
+}
+
+#[test]
 fn where_no_node_is_for_a_pool_nothing_is_said() {
     let nodes = [with_gpus(0, 4, 0)];
     let elsewhere = member("a/1", 1, 1, 1, &[7]);
@@ -181,6 +195,20 @@ fn where_no_node_is_for_a_pool_nothing_is_said() {
     let mut avoids = member("a/1", 1, 1, 1, &[]);
     avoids.claim.avoids.insert("node-0".to_owned());
     assert_eq!(runners(&nodes, &[avoids]), [0]);
+    // So is one whose device plugin has no device left
+    let wants = || member("a/1", 1, 1, 1, &[]);
+    assert_eq!(runners(&[with_gpus(0, 0, 0)], &[wants()]), [0]);
+    // And of one where devices are claimed, and no plugin has ever counted them, the scheduler alone knows
+    let mut claimed = NodeFacts::clone(&with_gpus(0, 0, 0));
+    claimed.offers.clear();
+    let none = shares(
+        &[Arc::new(claimed)],
+        &Others::new(),
+        &[wants()],
+        &BTreeMap::new(),
+        NOW,
+    );
+    assert!(none.is_empty());
 }
 
 prop_compose! {

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use cuda_runner_plan::why::causes;
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RequiredChecksStatus, VerificationStatus};
+use cudarunner_crds::{
+    CudaRunner, CudaRunnerStatus, QuarantineScope, QuarantineStatus, RequiredChecksStatus,
+    VerificationStatus,
+};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
@@ -31,6 +34,7 @@ pub(crate) fn text(pool: &CudaRunner, now: Timestamp) -> String {
     not_as_wished(&mut out, pool);
     runners(&mut out, status, now);
     quarantine(&mut out, status, now);
+    tainted(&mut out, status);
     suspects(&mut out, status);
     stale_labels(&mut out, status);
     if let Some(verification) = &status.verification {
@@ -174,12 +178,14 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     if status.quarantine.is_empty() {
         return;
     }
-    let mut rows = vec![["NODE", "DEVICE", "CLASS", "CODE", "UNTIL"].map(str::to_owned)];
+    let mut rows = vec![["NODE", "DEVICE", "SCOPE", "CLASS", "CODE", "UNTIL"].map(str::to_owned)];
     for entry in &status.quarantine {
         let until = entry.until.as_ref().map(|until| {
             let clock = until.0.strftime("%H:%MZ");
             if until.0 > now {
                 format!("{clock}, in {}", span(now, until.0))
+            } else if entry.scope == Some(QuarantineScope::Device) {
+                format!("{clock}, over: the next runner tries it")
             } else {
                 format!("{clock}, over: one runner tries it")
             }
@@ -187,6 +193,7 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
         rows.push([
             entry.node.clone(),
             or_dash(entry.device.as_deref().map(device)),
+            scope(entry).to_owned(),
             entry.class.to_string(),
             or_dash(entry.code),
             or_dash(until),
@@ -194,6 +201,30 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
     }
     out.push_str("\nQUARANTINE\n");
     table(out, &rows, 0);
+}
+
+/// What an entry sets aside.
+fn scope(entry: &QuarantineStatus) -> &'static str {
+    match entry.scope {
+        Some(QuarantineScope::Device) => "device",
+        _ => "node",
+    }
+}
+
+fn tainted(out: &mut String, status: &CudaRunnerStatus) {
+    let mut rows = vec![["NODE", "NAME", "DEVICE", "TAINTS"].map(str::to_owned)];
+    rows.extend(status.tainted_devices.iter().map(|found| {
+        [
+            found.node.clone(),
+            found.name.clone(),
+            or_dash(found.uuid.as_deref().map(device)),
+            found.taints.join(", "),
+        ]
+    }));
+    if rows.len() > 1 {
+        out.push_str("\nTAINTED BY THEIR DRIVER\n");
+        table(out, &rows, 0);
+    }
 }
 
 /// Only those that are told: the others are in the status.

@@ -4,6 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::super::page::tests::sample;
 use super::*;
+use crate::connection::PATIENCE;
 
 /// A fleet that somebody changes by hand.
 #[derive(Default)]
