@@ -61,7 +61,8 @@ impl Shares {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table
             .values()
-            .filter_map(|share| share.room.again(now))
+            .flat_map(|share| [share.room.again(now), share.vain.again(now)])
+            .flatten()
             .min()
     }
 
@@ -123,13 +124,16 @@ struct Tally {
     runners: usize,
     ending: usize,
     waiting: Vec<String>,
+    is_stuck: bool,
     served: Option<Timestamp>,
 }
 
 impl Tally {
     fn add(&mut self, runner: &Runner, resource: &str, now: Timestamp) {
         if runner.is_active(now) && runner.phase == RunnerPhase::Unscheduled {
-            if !runner.is_gated() && !is_stuck(runner, now) {
+            if is_stuck(runner, now) {
+                self.is_stuck |= !runner.is_gated();
+            } else if !runner.is_gated() {
                 self.waiting.push(runner.name.clone());
             }
             return;
@@ -196,9 +200,9 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
         None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
         None => Claim::of(&spec, status),
     };
-    let room = ctx.shares.of(&key).map(|share| share.room);
     Some(Member {
-        room: room.unwrap_or_default(),
+        before: ctx.shares.of(&key).unwrap_or_default(),
+        is_stuck: tally.is_stuck,
         key,
         spec,
         claim,
@@ -213,7 +217,8 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
 #[cfg(test)]
 mod tests {
     use cudarunner_crds::ARCH_LABEL;
-    use serde_json::json;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
@@ -238,14 +243,22 @@ mod tests {
         assert_eq!(reckoned(), (true, 1));
         assert_eq!(reckoned(), (false, 1));
 
-        // When a pod that is no runner takes one, then the other is left; and when it takes both, none is
-        for (gpus, share) in [("1", (false, 1)), ("2", (true, 0))] {
+        let pod = |name: &str, labels: Value, gpus: &str| -> Pod {
             let limits = json!({"limits": {"nvidia.com/gpu": gpus}});
-            let pod = json!({"metadata": {"name": "notebook", "uid": "1"}, "spec": {
-                "nodeName": "node-1", "containers": [{"name": "main", "resources": limits}],
-            }});
-            assert!(held.take(&serde_json::from_value(pod).unwrap()));
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "ci", "uid": name, "labels": labels},
+                "spec": {"nodeName": "node-1", "containers": [{"name": "main", "resources": limits}]},
+            });
+            serde_json::from_value(pod).unwrap()
+        };
+        // When a pod that is no runner takes one, then the other is left; and when it takes both, none is
+        for (gpus, share) in [("1", (false, 1)), ("2", (true, 0)), ("1", (true, 1))] {
+            assert!(held.take(&pod("notebook", json!({}), gpus)));
             assert_eq!(reckoned(), share, "{gpus}");
         }
+        // And so it is with a runner of a pool that is not seen here: another operator serves it
+        let labels = json!({cudarunner_crds::POOL_LABEL: "elsewhere"});
+        ctx.pods.apply(&pod("elsewhere-aaaaa", labels, "1"));
+        assert_eq!(reckoned(), (true, 0));
     }
 }

@@ -292,10 +292,16 @@ fn known(observed: &Observed) -> Option<(usize, usize)> {
     Some((assigned, available))
 }
 
-/// Whether a pod waits for a node, and not for GPUs: for another resource, a volume, a scheduling gate.
+/// Whether a pod waits for a node, and not for GPUs: for another resource, a volume, a scheduling gate. The scheduler says so,
+/// or has left alone those that were free.
 pub(super) fn is_barred(spec: &Spec, observed: &Observed, now: Timestamp) -> bool {
+    let is_vain = observed
+        .share
+        .as_ref()
+        .is_some_and(|share| share.vain.rests(now));
+    let lacks = |r: &Runner| is_vain || lacks_others(&spec.gpu, r);
     let mut runners = observed.runners.iter();
-    runners.any(|r| r.is_gated() || is_stuck(r, now) && lacks_others(&spec.gpu, r))
+    runners.any(|r| r.is_gated() || is_stuck(r, now) && lacks(r))
 }
 
 /// Whether a pod has waited for a node for so long that there is none for it.

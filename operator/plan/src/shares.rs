@@ -10,6 +10,7 @@ pub mod room;
 mod rounds;
 #[cfg(test)]
 mod tests;
+pub mod vain;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::model::pool::{GpuRequest, PoolKey, RegistrationKind, Spec};
 use crate::placement::{Place, admits};
 use room::Room;
 use rounds::{Rounds, Sharer};
+use vain::Vain;
 
 /// The heaviest weight.
 pub const HEAVIEST: u32 = 10;
@@ -85,8 +87,10 @@ pub struct Member {
     pub pending: usize,
     /// When a runner of its last began or ended.
     pub served: Option<Timestamp>,
-    /// What it was offered, as its last share says.
-    pub room: Room,
+    /// Whether one of its pods has waited for a node for long.
+    pub is_stuck: bool,
+    /// Its last share.
+    pub before: Arc<Share>,
 }
 
 /// What a pool may have.
@@ -105,6 +109,8 @@ pub struct Share {
     pub kept: BTreeSet<String>,
     /// What it is offered beyond the jobs that it knows of.
     pub room: Room,
+    /// What has become of GPUs that it was given.
+    pub vain: Vain,
 }
 
 impl Share {
@@ -206,6 +212,8 @@ impl<'a> Ground<'a> {
             };
             let there = member.runners.saturating_add(back);
             let runners = there.saturating_add(rounds.given(i));
+            let is_vain = member.is_stuck && sharers[i].wanted > 0 && rounds.given(i) > 0;
+            let has_progress = member.runners > member.before.placed;
             let share = Share {
                 runners,
                 placed: member.runners,
@@ -213,6 +221,7 @@ impl<'a> Ground<'a> {
                 is_next: rounds.is_next(i),
                 kept: named(rounds.kept_from(i)),
                 room: rounds.room(i, runners, member.claim.wanted),
+                vain: member.before.vain.seen(is_vain, has_progress, now),
             };
             (member.key.clone(), share)
         });
@@ -254,7 +263,7 @@ impl<'a> Ground<'a> {
             most: member.claim.most.saturating_sub(runners),
             is_full: member.claim.is_full,
             served: member.served,
-            room: member.room.heard(member.claim.wanted, now),
+            room: member.before.room.heard(member.claim.wanted, now),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::model::github::{QueuedJob, Statistics};
 use crate::model::runner::{EndedJob, Job, Waiting};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
 use crate::reason::Reason;
-use crate::shares::room::Room;
+use crate::shares::vain::Vain;
 use crate::shares::{Member, Share, shares};
 use crate::{Action, Plan, Queue, health, plan};
 
@@ -251,7 +251,8 @@ fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
         ending: 0,
         pending: 0,
         served: None,
-        room: Room::default(),
+        is_stuck: false,
+        before: Arc::default(),
     };
     let others = [(
         "node-1".to_owned(),
@@ -336,6 +337,8 @@ fn a_selector_leaves_nodes_out() {
     assert_eq!(capacity_of(&pool, &seen), 8);
 }
 
+const GATE: &str = "kueue.x-k8s.io/admission";
+
 /// What a scheduler says of a pod that it has not found a node for.
 fn waits(runner: &mut Runner, reason: &str, message: &str) {
     runner.waiting = Some(Waiting {
@@ -355,7 +358,7 @@ fn where_others_come_there_are_pods_for_the_share_and_one_more_in_turn() {
         is_contended: true,
         is_next,
         kept: BTreeSet::from(["node-9".to_owned()]),
-        room: Room::default(),
+        ..Share::default()
     };
     // Given a runner with a job, and four jobs that wait
     for (share, made) in [
@@ -441,12 +444,29 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
             "0/1 nodes are available: 1 Insufficient cpu.",
             (1, 1),
         ),
-        ("SchedulingGated", "kueue.x-k8s.io/admission", (1, 1)),
+        ("SchedulingGated", GATE, (1, 1)),
     ] {
         waits(&mut seen.runners[1], reason, message);
         assert_eq!(claimed(&seen), wanted, "{message}");
     }
+    // So it is where the scheduler says that GPUs are missing, on other nodes, and has left alone those that were free
+    waits(
+        &mut seen.runners[1],
+        "Unschedulable",
+        "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 2 Insufficient cpu.",
+    );
+    seen.share = Some(Arc::new(Share {
+        vain: Vain {
+            since: None,
+            until: Some(NOW + SignedDuration::from_secs(1)),
+        },
+        ..Share::default()
+    }));
+    assert_eq!(claimed(&seen), (1, 1));
+    seen.share = None;
+    assert_eq!(claimed(&seen), (4, 8));
     // And what a gate holds is no room that is missing, and none that is there
+    waits(&mut seen.runners[1], "SchedulingGated", GATE);
     let found = plan(&pool, &seen, NOW).capacity.unwrap();
     assert_eq!((found.jobs, found.limit), (1, Limit::SchedulingGates));
     assert_eq!(names(&plan(&pool, &seen, NOW)).1, 0, "it is not taken out");

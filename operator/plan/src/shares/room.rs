@@ -33,6 +33,8 @@ pub struct Room {
     pub is_vain: bool,
     /// When its last glance began for which others waited; none once it had a job.
     pub glance: Option<Timestamp>,
+    /// When that was, be it that it had a job: namespaces take turns by this.
+    pub looked: Option<Timestamp>,
     /// Since when it waits for a device to have a glance at.
     pub waits: Option<Timestamp>,
     /// Runners that it is offered in all.
@@ -47,6 +49,7 @@ impl Room {
         if self.since.is_some() && wanted >= self.offered {
             return Self {
                 until: Some(now),
+                looked: self.looked,
                 ..Self::default()
             };
         }
@@ -80,6 +83,7 @@ impl Room {
     pub fn awaited(self) -> Self {
         Self {
             glance: self.since,
+            looked: self.since,
             ..self
         }
     }

@@ -52,16 +52,17 @@ impl Sharer {
     }
 }
 
-/// Who comes next: whose namespace holds least for its weight, and then who does itself; of those alike who was served
-/// longest ago.
-type Order<'a> = (
-    u64,
-    Option<Timestamp>,
-    &'a str,
-    u64,
-    Option<Timestamp>,
-    &'a str,
-);
+/// What somebody holds for its weight.
+fn by_weight(devices: u64, weight: u32) -> u64 {
+    let whole = WHOLE.checked_div(u64::from(weight)).unwrap_or(WHOLE);
+    devices.saturating_mul(whole)
+}
+
+/// Which namespace comes next: the one that holds least for its weight, and of those alike the one that was served longest ago.
+type Turn<'a> = (u64, Option<Timestamp>, &'a str);
+
+/// Pools of a namespace, in the same order; with the number of each.
+type Queue<'a> = BinaryHeap<Reverse<(Turn<'a>, usize)>>;
 
 /// What has been given out.
 pub(super) struct Rounds<'a> {
@@ -192,27 +193,37 @@ impl<'a> Rounds<'a> {
 
     /// Gives out runners up to `goals`; `in_line` where those for whom there is nothing wait.
     fn round(&mut self, goals: &[usize], in_line: bool, by_turn: bool) {
-        let all = 0..self.sharers.len();
-        let wanting = all.filter(|i| self.given(*i) < goals[*i]);
-        let mut heap: BinaryHeap<_> = wanting
-            .map(|i| Reverse((self.order(i, by_turn), i)))
-            .collect();
-        while let Some(Reverse((order, i))) = heap.pop() {
-            // It only grows, with what others of its namespace were given since.
-            let now = self.order(i, by_turn);
-            if now != order {
-                heap.push(Reverse((now, i)));
-            } else if self.place(i) {
-                if self.given(i) < goals[i] {
-                    heap.push(Reverse((self.order(i, by_turn), i)));
-                }
-            } else if in_line {
-                self.wait(i);
+        let mut queues: BTreeMap<&str, Queue> = BTreeMap::new();
+        for (i, sharer) in self.sharers.iter().enumerate() {
+            if self.given(i) < goals[i] {
+                let queue = queues.entry(&sharer.key.namespace).or_default();
+                queue.push(Reverse((self.turn(i, by_turn), i)));
             }
+        }
+        let next = |rounds: &Self, queue: &Queue<'a>| {
+            let Reverse((_, first)) = queue.peek()?;
+            Some(Reverse(rounds.turn_of_namespace(*first, by_turn)))
+        };
+        let mut turns: BinaryHeap<_> = queues.values().filter_map(|q| next(self, q)).collect();
+        while let Some(Reverse((_, _, namespace))) = turns.pop() {
+            let Some(queue) = queues.get_mut(namespace) else {
+                continue;
+            };
+            if let Some(Reverse((_, i))) = queue.pop() {
+                if !self.place(i) {
+                    if in_line {
+                        self.wait(i);
+                    }
+                } else if self.given(i) < goals[i] {
+                    queue.push(Reverse((self.turn(i, by_turn), i)));
+                }
+            }
+            turns.extend(next(self, queue));
         }
     }
 
-    /// Scale sets that have all that they are known to want, and may want more: who was heard longest ago comes first.
+    /// Scale sets that have all that they are known to want, and may want more: the namespace that was heard longest ago
+    /// comes first, however many pools it has, and in it the pool that was.
     fn silent(&self, is_due: impl Fn(&Room) -> bool) -> Vec<usize> {
         let all = self.sharers.iter().enumerate();
         let silent = all.filter(|(i, sharer)| {
@@ -220,9 +231,15 @@ impl<'a> Rounds<'a> {
             sharer.is_full && given == sharer.wanted && given < sharer.most && is_due(&sharer.room)
         });
         let mut silent: Vec<usize> = silent.map(|(i, _)| i).collect();
+        let mut looked: BTreeMap<&str, Option<Timestamp>> = BTreeMap::new();
+        for Sharer { room, key, .. } in self.sharers {
+            let last = looked.entry(&key.namespace).or_default();
+            *last = room.looked.max(*last);
+        }
         silent.sort_by_key(|i| {
             let Sharer { room, key, .. } = &self.sharers[*i];
-            (!room.is_glance(self.now), room.until, key)
+            let of_namespace = looked.get(key.namespace.as_str());
+            (!room.is_glance(self.now), of_namespace, room.until, key)
         });
         silent
     }
@@ -278,25 +295,23 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    fn order(&self, i: usize, by_turn: bool) -> Order<'a> {
+    fn turn_of_namespace(&self, i: usize, by_turn: bool) -> Turn<'a> {
         let sharer = &self.sharers[i];
         let namespace = sharer.key.namespace.as_str();
-        let share = |devices: u64, weight: u32| {
-            let whole = WHOLE.checked_div(u64::from(weight)).unwrap_or(WHOLE);
-            devices.saturating_mul(whole)
-        };
-        let of_namespace = self
-            .by_namespace
-            .get(namespace)
-            .copied()
-            .unwrap_or_default();
-        let served = |at: Option<Timestamp>| at.filter(|_| by_turn);
+        let devices = self.by_namespace.get(namespace).copied();
+        let last = self.last_served.get(namespace).copied();
         (
-            share(of_namespace, sharer.weights.0),
-            served(self.last_served.get(namespace).copied().flatten()),
+            by_weight(devices.unwrap_or_default(), sharer.weights.0),
+            last.flatten().filter(|_| by_turn),
             namespace,
-            share(sharer.devices(self.given(i)), sharer.weights.1),
-            served(sharer.served),
+        )
+    }
+
+    fn turn(&self, i: usize, by_turn: bool) -> Turn<'a> {
+        let sharer = &self.sharers[i];
+        (
+            by_weight(sharer.devices(self.given(i)), sharer.weights.1),
+            sharer.served.filter(|_| by_turn),
             &sharer.key.name,
         )
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 mod heard;
+mod vain;
 
 use super::*;
 use crate::fixture::{NOW, node, resource};
@@ -53,7 +54,8 @@ fn member(name: &str, wanted: usize, count: u32, weight: u32, zones: &[usize]) -
         ending: 0,
         pending: 0,
         served: None,
-        room: Room::default(),
+        is_stuck: false,
+        before: Arc::default(),
     }
 }
 

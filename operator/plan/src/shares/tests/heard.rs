@@ -30,7 +30,7 @@ fn reckon(nodes: &[Arc<NodeFacts>], members: &mut [Member], seconds: i64) -> Vec
     let found = shares(nodes, &Others::new(), members, &BTreeMap::new(), now);
     let taken = members.iter_mut().map(|member| {
         let share = found[&member.key].clone();
-        member.room = share.room;
+        member.before = Arc::new(share.clone());
         share
     });
     taken.collect()
@@ -59,9 +59,9 @@ fn who_is_not_heard_has_a_glance_before_a_backlog_and_the_backlog_what_that_leav
     // When a job comes, then it is known, and its pool has less than the other
     members[1].claim.wanted = 1;
     assert_eq!(offers(&mut members, 322), [1, 1]);
-    assert_eq!(members[1].room.glance, None);
+    assert_eq!(members[1].before.room.glance, None);
     // And its room is gone when the job has its runner: it may have more
-    assert_eq!(members[1].room.since, None);
+    assert_eq!(members[1].before.room.since, None);
 }
 
 #[test]
@@ -99,6 +99,24 @@ fn while_a_device_is_waited_for_others_have_pods_for_an_autoscaler_now_and_then(
     let mut members = [backlog("a/busy", 1), silent("a/silent")];
     let mut pods = |at: i64| reckon(&nodes, &mut members, at)[0].admits(20, 1);
     assert_eq!([0, 59, 60, 119, 120].map(&mut pods), [1, 1, 20, 20, 1]);
+}
+
+#[test]
+fn who_makes_many_scale_sets_delays_no_other_namespace() {
+    // Given a namespace with fifty silent scale sets, another with one, and a backlog that leaves one GPU of eight free
+    let nodes = [with_gpus(0, 8, 0)];
+    let mut members: Vec<Member> = (0..50).map(|n| silent(&format!("a/{n}"))).collect();
+    members.extend([silent("b/1"), backlog("c/1", 7)]);
+    // Then the one has its turn after the first of them, and again as soon as it may
+    let mut heard = vec![];
+    for at in 0..700 {
+        let found = reckon(&nodes, &mut members, at);
+        if found[50].room.since.is_some() && found[50].room.glance == found[50].room.since {
+            heard.push(at);
+        }
+    }
+    heard.dedup_by_key(|at| *at / 60);
+    assert_eq!(heard, [30, 330, 630]);
 }
 
 /// A cluster, GitHub and time, in steps of a second.
