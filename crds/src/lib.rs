@@ -15,6 +15,7 @@ mod class;
 mod containers;
 mod jobs;
 mod labels;
+mod operator;
 #[expect(
     unreachable_pub,
     reason = "the derive of KubeSchema repeats each struct inside a function"
@@ -45,6 +46,7 @@ pub use class::FailureClass;
 pub use containers::*;
 pub use jobs::*;
 pub use labels::github_labels;
+pub use operator::OperatorStatus;
 pub use rerun::*;
 pub use schedule::*;
 pub use spec::*;

@@ -23,6 +23,7 @@ use crate::{Arch, JobContainers, JobsSpec, Rerun, ScheduleWindow, Webhook, schem
     derive = "PartialEq",
     doc = "A pool of GitHub Actions runners on GPU nodes: each one proves its GPUs with a CUDA kernel before GitHub hears of it.",
     validation = Rule::new("self.metadata.name.size() <= 57").message("the name is the start of every runner's name, which may have 63 characters: use at most 57"),
+    selectable = ".status.quarantinedNodes",
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",

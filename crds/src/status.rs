@@ -69,6 +69,8 @@ pub struct CudaRunnerStatus {
     /// Nodes and devices that are quarantined for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<QuarantineStatus>,
+    /// How many those are. By it other operators watch for quarantines alone.
+    pub quarantined_nodes: i32,
     /// Devices of the pool's nodes that their own DRA driver taints, at most 20. Only where the operator watches slices, with
     /// the chart's `deviceTaints.enabled`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -109,6 +111,9 @@ pub struct CudaRunnerStatus {
     /// The required checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub required_checks: Option<crate::RequiredChecksStatus>,
+    /// The operator that serves the pool, where operators share a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator: Option<crate::OperatorStatus>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{Pod, ServiceAccount},
+    coordination::v1::Lease,
+    core::v1::{Namespace, Pod, ServiceAccount},
 };
 use kube::{
     Api, Client,
@@ -62,7 +63,49 @@ pub async fn with_values<T>(
     // The first error says more than what follows from it.
     let value = outcome?;
     back?;
+    forget_leader(cluster).await?;
     Ok(value)
+}
+
+/// Removes the Lease of an operator that needs none any more: who held it may not give it back by then, and for a minute it
+/// would look as if an operator ran.
+async fn forget_leader(cluster: &Cluster) -> Result<()> {
+    let leases: Api<Lease> = Api::namespaced(cluster.client().await?, NAMESPACE);
+    leases
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await?;
+    Ok(())
+}
+
+/// Installs a second operator by this release's name, in a namespace of the same name, and waits until it is ready.
+pub async fn second(cluster: &Cluster, release: &'static str, changes: &[&str]) -> Result<()> {
+    let helm = Helm::new(&cluster.tools, &cluster.dir);
+    let values = all_values(cluster, changes)?;
+    tokio::task::spawn_blocking(move || {
+        helm.install_as(&helm::charts(), RELEASE, (release, release), &values)
+    })
+    .await??;
+    let client = cluster.client().await?;
+    let deployments: Api<Deployment> = Api::namespaced(client, release);
+    wait_for(
+        "the second operator to be ready",
+        Duration::from_secs(90),
+        async || {
+            let all = deployments.list(&ListParams::default()).await?.items;
+            let ready = all.iter().filter_map(|d| d.status.as_ref()?.ready_replicas);
+            Ok((ready.sum::<i32>() > 0).then_some(()))
+        },
+    )
+    .await
+}
+
+/// Removes a second operator, and its namespace.
+pub async fn remove_second(cluster: &Cluster, release: &'static str) -> Result<()> {
+    let helm = Helm::new(&cluster.tools, &cluster.dir);
+    tokio::task::spawn_blocking(move || helm.uninstall(release, release)).await??;
+    let namespaces: Api<Namespace> = Api::all(cluster.client().await?);
+    namespaces.delete(release, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 /// Changes values of the operator's installation, and waits until it is ready.
@@ -85,13 +128,7 @@ async fn helm(
     changes: &[&str],
 ) -> Result<()> {
     let helm = Helm::new(&cluster.tools, &cluster.dir);
-    let mut all = values(cluster.link.is_some());
-    // The simulated GitHub has the API server's address.
-    all.push(format!(
-        "githubAddresses.allow={{{}}}",
-        github_address(cluster)?
-    ));
-    all.extend(changes.iter().map(|&change| change.to_owned()));
+    let all = all_values(cluster, changes)?;
     let (charts, names) = (charts.to_owned(), names.to_owned());
     tokio::task::spawn_blocking(move || {
         names.into_iter().try_for_each(|name| {
@@ -100,6 +137,18 @@ async fn helm(
         })
     })
     .await?
+}
+
+/// The values of an operator's installation, with such changes.
+fn all_values(cluster: &Cluster, changes: &[&str]) -> Result<Vec<String>> {
+    let mut all = values(cluster.link.is_some());
+    // The simulated GitHub has the API server's address.
+    all.push(format!(
+        "githubAddresses.allow={{{}}}",
+        github_address(cluster)?
+    ));
+    all.extend(changes.iter().map(|&change| change.to_owned()));
+    Ok(all)
 }
 
 /// Kills the operator's processes where they stand, and its pods with them; waits until as many others are ready.

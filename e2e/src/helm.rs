@@ -47,10 +47,21 @@ impl Helm {
 
     /// The same with a chart from a folder of charts.
     pub fn install_from(&self, charts: &Path, chart: &str, values: &[String]) -> Result<()> {
+        self.install_as(charts, chart, (chart, NAMESPACE), values)
+    }
+
+    /// The same as a release of this name, in this namespace.
+    pub fn install_as(
+        &self,
+        charts: &Path,
+        chart: &str,
+        (release, namespace): (&str, &str),
+        values: &[String],
+    ) -> Result<()> {
         let folder = charts.join(chart);
-        let mut command = self.command(NAMESPACE);
+        let mut command = self.command(namespace);
         command
-            .args(["upgrade", "--install", "--create-namespace", chart])
+            .args(["upgrade", "--install", "--create-namespace", release])
             .arg(folder);
         for value in values {
             command.args(["--set", value]);

@@ -1,5 +1,6 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
+pub mod claim;
 pub mod device_rules;
 pub mod events;
 pub mod hours;
@@ -358,7 +359,8 @@ impl Executor<'_> {
         if books.is_under_way(&target.uid) {
             return Ok(Deletion::Busy);
         }
-        if books.close(&target.uid, target.created, Timestamp::now()) == Some(false) {
+        let registered = books.close(&target.uid, target.created, Timestamp::now());
+        if registered == Some(false) && !target.is_stranded {
             return Ok(Deletion::Gone);
         }
         let place = self.place_of(target.url.as_deref()).await?;

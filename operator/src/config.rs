@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cudarunner_crds::OperatorStatus;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::device_taints::Tainting;
 use crate::github::Reach;
+use crate::lease::LEASE;
+use crate::selector::PoolSelector;
 use cuda_runner_plan::device_taints::Effect;
 use cuda_runner_plan::node_marks::Marking;
 use cuda_runner_plan::shares::HEAVIEST;
@@ -51,6 +54,25 @@ pub struct Uninstall {
     /// Namespaces that it served, separated by commas; all where none is named.
     #[arg(long, env, value_delimiter = ',')]
     pub watch_namespace: Vec<String>,
+
+    /// Which pools it served, by their labels; all where it is not given.
+    #[arg(long, env, value_name = "SELECTOR")]
+    pub pool_selector: Option<PoolSelector>,
+
+    /// Name of its Lease. Pools that name another operator are left alone.
+    #[arg(long, env, default_value = LEASE)]
+    pub lease_name: String,
+}
+
+impl Uninstall {
+    /// The operator, as pools name it.
+    #[must_use]
+    pub fn operator(&self) -> OperatorStatus {
+        OperatorStatus {
+            namespace: self.operator_namespace.clone(),
+            name: self.lease_name.clone(),
+        }
+    }
 }
 
 /// How the operator runs. Each flag has an environment variable of the same name.
@@ -71,6 +93,15 @@ pub struct Config {
     /// Namespaces to watch, separated by commas; all where none is named.
     #[arg(long, env, value_delimiter = ',')]
     pub watch_namespace: Vec<String>,
+
+    /// Which pools to serve, by their labels, as `--selector` of kubectl takes it: `shard=a`, `shard notin (a,b)`. All where
+    /// it is not given. Other operators may serve the others.
+    #[arg(long, env, requires = "leader_elect", value_name = "SELECTOR")]
+    pub pool_selector: Option<PoolSelector>,
+
+    /// Name of the operator's Lease, in its own namespace. Operators beside one another need different ones.
+    #[arg(long, env, default_value = LEASE)]
+    pub lease_name: String,
 
     /// What namespaces get of GPUs that are short, `NAMESPACE=WEIGHT` with weights from 1 to 10, separated by commas; 1 where
     /// none is given.
@@ -152,6 +183,17 @@ pub struct Config {
     /// OTLP collector that is sent traces, by protobuf over HTTP, as in `http://collector:4318`.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+}
+
+impl Config {
+    /// This operator, as pools name it.
+    #[must_use]
+    pub fn operator(&self) -> OperatorStatus {
+        OperatorStatus {
+            namespace: self.operator_namespace.clone(),
+            name: self.lease_name.clone(),
+        }
+    }
 }
 
 /// The page of the fleet.
@@ -369,6 +411,20 @@ mod tests {
                 "{url}"
             );
         }
+    }
+
+    #[test]
+    fn a_selector_needs_a_lease() {
+        let parsed = |more: &[&str]| {
+            let line = ["cuda-runner-operator", "run", "--gate-image=gate"];
+            Cli::try_parse_from(line.iter().chain(more)).is_ok()
+        };
+        assert!(parsed(&[
+            "--leader-elect",
+            "--pool-selector=shard notin (a,b)"
+        ]));
+        assert!(!parsed(&["--pool-selector=shard=a"]));
+        assert!(!parsed(&["--leader-elect", "--pool-selector=shard in a"]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::status::writes::Writes;
+use crate::claims::Claims;
 use crate::device_taints::Tainting;
 use crate::ended::EndedRunners;
 use crate::github::Clients;
@@ -23,6 +24,7 @@ use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::shares::Shares;
 use crate::specs::Specs;
+use crate::watch::beside::Beside;
 use crate::watch::devices::Devices;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
@@ -53,6 +55,10 @@ pub struct Context {
     pub fence: Fence,
     /// GitHub, one client for each address and credential.
     pub clients: Clients,
+    /// Which pools are this operator's, where several share the cluster.
+    pub claims: Claims,
+    /// What pools of other operators have in quarantine.
+    pub beside: Arc<Beside>,
     /// The resources, one store for each watched scope.
     pub pools: Vec<Store<CudaRunner>>,
     /// The runner pods.

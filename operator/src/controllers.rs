@@ -9,6 +9,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 
+use crate::claims;
 use crate::context::Context;
 use crate::device_taints;
 use crate::error::RunError;
@@ -123,7 +124,7 @@ async fn controller(
         .for_each(|result| {
             match result {
                 Err(ControllerError::ObjectNotFound(gone)) => {
-                    ctx.forget(&key(gone.namespace, gone.name));
+                    claims::gone(&ctx, key(gone.namespace, gone.name));
                 }
                 Err(ControllerError::QueueError(error)) => {
                     tracing::warn!(%error, "the controller's queue");

@@ -34,6 +34,9 @@ pub enum ReconcileError {
         /// The first.
         first: ActError,
     },
+    /// Who serves the pool could not be written: it may have changed meanwhile.
+    #[error("this operator could not be named in the pool's status: {0}")]
+    Claim(#[source] kube::Error),
     /// The status could not be written.
     #[error("the status could not be written: {0}")]
     Status(#[source] kube::Error),
@@ -59,7 +62,7 @@ impl ReconcileError {
                 first: ActError::NotLeading(_),
                 ..
             } => "NotLeading",
-            Self::Act { .. } => "Kubernetes",
+            Self::Act { .. } | Self::Claim(_) => "Kubernetes",
             Self::Status(_) => "Status",
             Self::Panicked(_) => "Panic",
         }

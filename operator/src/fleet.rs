@@ -15,6 +15,7 @@ use kube::runtime::reflector::Store;
 use crate::config::Config;
 use crate::context::Context;
 use crate::server::Waits;
+use crate::watch::others;
 use crate::watch::pools::key_of;
 use cuda_runner_plan::fleet::{Builder, Fleet, Known, Operator};
 
@@ -62,11 +63,15 @@ impl Knows for Source {
             leads,
         };
         let nodes = ctx.nodes.as_ref().map(|nodes| nodes.all());
-        let held = ctx
+        let mut held = ctx
             .shares
             .others
             .as_ref()
             .and_then(|others| others.by_node());
+        if let Some(held) = held.as_mut().filter(|_| ctx.claims.has_selector()) {
+            let beside = ctx.pods.held_beside(|key| ctx.resource(key).is_some());
+            others::merge(held, beside);
+        }
         let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());
         for resource in ctx.pools.iter().flat_map(Store::state) {
             let key = key_of(&resource);

@@ -6,21 +6,27 @@
 //! The lease tells who acts. That alone does not stop a process which cannot renew it, because it hears nothing: so it also
 //! goes by its own clock, and stops to write before any other replica could have the lease.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cudarunner_crds::OperatorStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
 mod fence;
 
 pub use fence::{Fence, NotLeading};
 
-/// Name of the Lease, in the operator's namespace.
+/// Name of the Lease, in the operator's namespace, where no other is given.
 pub const LEASE: &str = "cuda-runner-operator";
+/// Annotation of the Lease: the selector of the pools that its holder serves. All where absent.
+pub const SELECTOR: &str = "cudarunner.dev/pool-selector";
+/// Annotation of the Lease: the namespaces of the pools that its holder serves, with commas. All where absent.
+pub const NAMESPACES: &str = "cudarunner.dev/watch-namespaces";
 /// For so long the lease is its holder's after each renewal.
 const DURATION: Duration = Duration::from_secs(30);
 /// The same, as the Lease has it.
@@ -35,7 +41,10 @@ const RETRY: Duration = Duration::from_secs(2);
 /// One replica's part in the election.
 pub struct Election {
     leases: Api<Lease>,
+    name: String,
     identity: String,
+    /// What other operators are to know of this one.
+    annotations: BTreeMap<&'static str, Option<String>>,
     fence: Fence,
     seen: Seen,
     /// The lease as it was last written by us; `None` when it must be read again.
@@ -45,14 +54,24 @@ pub struct Election {
 impl Election {
     /// Each request of `client` must be answered in a few seconds, or fail.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, identity: &str) -> Self {
+    pub fn new(client: Client, operator: &OperatorStatus, identity: &str) -> Self {
         Self {
-            leases: Api::namespaced(client, namespace),
+            leases: Api::namespaced(client, &operator.namespace),
+            name: operator.name.clone(),
             identity: identity.to_owned(),
+            annotations: BTreeMap::new(),
             fence: Fence::closed(),
             seen: Seen::default(),
             held: None,
         }
+    }
+
+    /// The same, where the Lease says which pools are served.
+    #[must_use]
+    pub fn serving(mut self, selector: Option<String>, namespaces: &[String]) -> Self {
+        let namespaces = (!namespaces.is_empty()).then(|| namespaces.join(","));
+        self.annotations = BTreeMap::from([(SELECTOR, selector), (NAMESPACES, namespaces)]);
+        self
     }
 
     /// What is open only while the lease is ours.
@@ -115,7 +134,7 @@ impl Election {
         if spec.holder_identity.as_ref() == Some(&self.identity) {
             spec.holder_identity = None;
             self.leases
-                .replace(LEASE, &PostParams::default(), &lease)
+                .replace(&self.name, &PostParams::default(), &lease)
                 .await?;
         }
         Ok(())
@@ -129,7 +148,7 @@ impl Election {
                 tracing::debug!("another replica has written the lease first");
             }
             Err(error) => {
-                tracing::warn!(%error, name = LEASE, "the Lease could be neither taken nor renewed, and is tried again");
+                tracing::warn!(%error, name = self.name, "the Lease could be neither taken nor renewed, and is tried again");
             }
             Ok(_) => {}
         }
@@ -149,7 +168,14 @@ impl Election {
         let ours = Some(self.ours(spec.as_ref()));
         let is_new = last.is_none();
         let mut lease = last.unwrap_or_default();
-        lease.metadata.name = Some(LEASE.to_owned());
+        lease.metadata.name = Some(self.name.clone());
+        for (key, value) in &self.annotations {
+            let annotations = lease.annotations_mut();
+            match value {
+                Some(value) => annotations.insert((*key).to_owned(), value.clone()),
+                None => annotations.remove(*key),
+            };
+        }
         lease.spec = ours;
         let params = PostParams::default();
         let began = Instant::now();
@@ -157,7 +183,7 @@ impl Election {
         let lease = if is_new {
             self.leases.create(&params, &lease).await?
         } else {
-            self.leases.replace(LEASE, &params, &lease).await?
+            self.leases.replace(&self.name, &params, &lease).await?
         };
         self.fence.renewed(began);
         self.held = Some(lease);
@@ -168,7 +194,7 @@ impl Election {
     async fn last(&mut self) -> kube::Result<Option<Lease>> {
         match self.held.take() {
             Some(lease) => Ok(Some(lease)),
-            None => self.leases.get_opt(LEASE).await,
+            None => self.leases.get_opt(&self.name).await,
         }
     }
 
@@ -205,6 +231,15 @@ struct Seen(Option<(LeaseSpec, bool, Instant)>);
 impl Seen {
     /// Whether nobody else holds the lease: it has no holder, or was not renewed for its time while we looked.
     fn is_free(&mut self, found: Option<&LeaseSpec>, identity: &str, now: Instant) -> bool {
+        let (holder, is_recent) = self.look(found, now);
+        match holder.as_deref() {
+            None | Some("") => true,
+            Some(holder) => holder == identity || !is_recent,
+        }
+    }
+
+    /// Who is named as its holder, and whether it has changed within its time while we looked.
+    fn look(&mut self, found: Option<&LeaseSpec>, now: Instant) -> (Option<String>, bool) {
         let (last, was_there, since) = self.0.take().unwrap_or((LeaseSpec::default(), true, now));
         // The holder of one that was deleted may not know that yet.
         let spec = found.cloned().unwrap_or_else(|| last.clone());
@@ -213,12 +248,24 @@ impl Seen {
         let since = if is_same { since } else { now };
         let said = spec.lease_duration_seconds.unwrap_or_default();
         let said = Duration::from_secs(said.max(0).unsigned_abs().into());
-        let is_free = match spec.holder_identity.as_deref() {
-            None | Some("") => true,
-            Some(holder) => holder == identity || now - since >= said.max(DURATION),
-        };
+        let is_recent = now - since < said.max(DURATION);
+        let holder = spec.holder_identity.clone();
         self.0 = Some((spec, is_there, since));
-        is_free
+        (holder, is_recent)
+    }
+}
+
+/// The Lease of another operator, as it is seen again and again.
+#[derive(Default)]
+pub struct OtherLease(Seen);
+
+impl OtherLease {
+    /// Whether somebody holds it, and whether it has changed within its time while we looked.
+    pub fn see(&mut self, found: Option<&Lease>) -> (bool, bool) {
+        let spec = found.map(|lease| lease.spec.clone().unwrap_or_default());
+        let (holder, is_recent) = self.0.look(spec.as_ref(), Instant::now());
+        let has_holder = holder.is_some_and(|holder| !holder.is_empty());
+        (has_holder && is_recent, is_recent)
     }
 }
 

@@ -8,6 +8,7 @@
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
 pub mod act;
+pub mod claims;
 pub mod config;
 pub mod connection;
 pub mod context;
@@ -33,6 +34,7 @@ pub mod reconcile;
 pub mod registrar;
 pub mod registration;
 pub mod run;
+pub mod selector;
 pub mod server;
 pub mod shares;
 pub mod specs;

@@ -41,6 +41,8 @@ pub struct ListenerConfig {
 
 /// A task that listens. It ends when this is dropped; its session stays until it is closed.
 pub struct Listener {
+    /// The way to GitHub; none where nobody listens, in tests.
+    client: Option<Arc<Client>>,
     set: u64,
     identity: String,
     capacity: watch::Sender<usize>,
@@ -123,6 +125,7 @@ impl Listener {
         let (stored, sessions) = watch::channel(None);
         let received = Arc::new(Mutex::new(Received::default()));
         let (set, identity) = (config.set, config.identity.clone());
+        let client = Some(Arc::clone(&config.client));
         let orders = Orders {
             capacities,
             acts,
@@ -130,6 +133,7 @@ impl Listener {
         };
         let task = Task::new(config, orders, Arc::clone(&received), left_over);
         Self {
+            client,
             set,
             identity,
             capacity,
@@ -137,6 +141,18 @@ impl Listener {
             stored,
             received,
             task: tokio::spawn(task.run()).abort_handle(),
+        }
+    }
+
+    /// Ends the listening, and the session with it. One that cannot be ended now runs out.
+    pub async fn close(self, pool: &PoolKey) {
+        self.task.abort();
+        let session = lock(&self.received).heard.session.clone();
+        let Some((client, session)) = self.client.as_ref().zip(session) else {
+            return;
+        };
+        if let Err(error) = client.close_session(self.set, &session).await {
+            tracing::info!(%pool, %error, "a session was left open");
         }
     }
 
@@ -271,6 +287,12 @@ impl Listeners {
         self.with(pool, |listener| {
             listener.take_if(|l| l.identity != identity);
         });
+    }
+
+    /// The listener of a pool, which listens on until it is dropped or closed.
+    #[must_use]
+    pub fn take(&self, key: &PoolKey) -> Option<Listener> {
+        self.0.take(key).flatten()
     }
 
     /// Forgets a pool, and ends its listening.

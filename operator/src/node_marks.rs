@@ -6,15 +6,17 @@ use kube::runtime::reflector::Store;
 use crate::act::nodes::mark;
 use crate::context::Context;
 use crate::guard;
-use crate::observe::others::{held_by, passed};
+use crate::observe::others::{beside, held_by, passed};
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::node_marks::Quarantined;
-use cuda_runner_plan::node_marks;
+use cuda_runner_plan::node_marks::{self, MarkNode};
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
+/// So far two watches of one API server are apart at most, as a rule.
+const LAG: std::time::Duration = std::time::Duration::from_secs(3);
 const AGAIN_AT_MOST: SignedDuration = SignedDuration::from_mins(2);
 
 /// Marks nodes permanently, and rests permanently where none are to be marked.
@@ -47,13 +49,12 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
 /// Makes the marks what they should be; whether all could be written.
 async fn reconcile(ctx: &Context, nodes: &Nodes) -> bool {
     let mut all = true;
-    let marks = node_marks::plan(
-        ctx.marking,
-        &held(ctx),
-        &nodes.marked(),
-        &passed(ctx),
-        Timestamp::now(),
-    );
+    let mut marks = planned(ctx, nodes);
+    if marks.iter().any(MarkNode::frees) {
+        // Another operator may have marked it a moment ago for a pool of which the watch does not say so yet.
+        tokio::time::sleep(LAG).await;
+        marks = planned(ctx, nodes);
+    }
     for wanted in marks {
         match mark(&ctx.client, &wanted).await {
             Ok(Some(node)) => {
@@ -71,8 +72,17 @@ async fn reconcile(ctx: &Context, nodes: &Nodes) -> bool {
     all
 }
 
+/// The marks that have to change.
+fn planned(ctx: &Context, nodes: &Nodes) -> Vec<MarkNode> {
+    let now = Timestamp::now();
+    // The nodes first: what has marked them is in the statuses by then.
+    let marked = nodes.marked();
+    node_marks::plan(ctx.marking, &held(ctx), &marked, &passed(ctx), now)
+}
+
 /// What all pools leave alone, as their statuses say.
 pub(crate) fn held(ctx: &Context) -> Vec<Quarantined> {
     let pools = ctx.pools.iter().flat_map(Store::state);
-    pools.flat_map(|pool| held_by(&pool)).collect()
+    let own = pools.flat_map(|pool| held_by(&pool));
+    own.chain(beside(ctx)).collect()
 }

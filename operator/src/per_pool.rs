@@ -39,6 +39,11 @@ impl<T: Default> PerPool<T> {
         Some(look(&kept.value))
     }
 
+    /// Takes out what is kept of a pool.
+    pub fn take(&self, key: &PoolKey) -> Option<T> {
+        self.lock().remove(key).map(|kept| kept.value)
+    }
+
     /// Forgets a pool.
     pub fn forget(&self, key: &PoolKey) {
         self.lock().remove(key);

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use cudarunner_crds::CudaRunner;
 use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
 use crate::act::{Outcome, act, status};
+use crate::claims;
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::github::Client;
@@ -50,6 +52,10 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
+    let standing = Box::pin(claims::stand(ctx, &pool, resource.labels(), now)).await?;
+    if let Some(next) = standing {
+        return Ok(next);
+    }
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
     let outcome = Box::pin(act(ctx, &pool, client, &mut plan))
@@ -85,9 +91,12 @@ async fn planned(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Ar
 /// The pool as the watch shows it. Our own last word on the status is ahead of that.
 fn watched(resource: &CudaRunner, ctx: &Context) -> Pool {
     let mut pool = ctx.specs.pool(resource);
+    let operator = pool.status.operator.take();
     if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
         pool.status = status;
     }
+    // Others write it, too.
+    pool.status.operator = operator;
     pool
 }
 

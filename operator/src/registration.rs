@@ -28,8 +28,9 @@ use cuda_runner_plan::sharing;
 const AGAIN: Duration = Duration::from_secs(3);
 /// A limit that ends later is not for a gate to wait out, which holds its devices meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The API server's words that are more than a moment's: the pod is gone, or may not be changed so.
-const FINAL: [u16; 4] = [403, 404, 409, 422];
+/// The API server's words that are more than a moment's: the pod is gone, or may not be changed so. A conflict is a moment's:
+/// another write came between, or a namesake is there, and then the pod that asks is refused when it asks again.
+const FINAL: [u16; 3] = [403, 404, 422];
 /// So many devices of a report are named in the log.
 const LONGEST_LIST: usize = 16;
 
@@ -48,7 +49,8 @@ impl OperatorBackend {
     }
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
-        let resource = self.ctx.resource(key)?;
+        let resource = self.ctx.resource(key);
+        let resource = resource.filter(|pool| self.ctx.claims.may_be_own(pool))?;
         Some(self.ctx.specs.pool(&resource))
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::hours;
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context, STATUS_WRITES};
 use crate::controllers::control;
@@ -71,8 +72,10 @@ const LIMITS: Limits = Limits {
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
     let mut election = None;
     if config.leader_elect {
-        let (client, namespace) = (kubernetes::renewing().await?, &config.operator_namespace);
-        election = Some(Election::new(client, namespace, &config.identity));
+        let client = kubernetes::renewing().await?;
+        let selector = config.pool_selector.as_ref().map(ToString::to_string);
+        let own = Election::new(client, &config.operator(), &config.identity);
+        election = Some(own.serving(selector, &config.watch_namespace));
     }
     // First of all: a process that waits for what must be there lives.
     let health = listen(config.health_listen).await?;
@@ -189,6 +192,13 @@ impl Beginning {
         };
         Context {
             clients: Clients::new(config.reach.reach(api_server().await.into_iter())),
+            claims: Claims::new(
+                config.operator(),
+                config.leader_elect,
+                config.pool_selector.clone(),
+                client.clone(),
+            ),
+            beside: self.stores.beside,
             pools: self.stores.pools,
             pods: self.stores.pods,
             nodes: self.stores.nodes,

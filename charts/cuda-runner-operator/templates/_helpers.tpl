@@ -141,7 +141,8 @@ tolerations:
   verbs: [create, patch]
 {{- end -}}
 
-{{/* What has no namespace: TokenReviews to know who asks the registrar, and Nodes to plan by, where all are its own. */}}
+{{/* What has no namespace, or may be in any: TokenReviews to know who asks the registrar, Nodes to plan by, where all are its
+own, and the Leases of other operators that pools name. */}}
 {{- define "cuda-runner-operator.clusterRules" -}}
 {{- if not .Values.watchNamespaces }}
 - apiGroups: [""]
@@ -151,6 +152,9 @@ tolerations:
 - apiGroups: [authentication.k8s.io]
   resources: [tokenreviews]
   verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [get]
 {{- end -}}
 
 {{- /* The ClusterRole of the taints of devices, which the rules belong to. */}}

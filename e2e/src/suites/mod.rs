@@ -66,6 +66,7 @@ mod second_node;
 mod secrets;
 mod several_gpus;
 mod shared_gpus;
+mod side_by_side;
 mod spec_changes;
 mod strict_namespace;
 mod suspect_device;
@@ -506,6 +507,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "two replicas share one authority, and one takes over from the other",
         two_replicas::run
+    ),
+    suite!(
+        "side-by-side",
+        [],
+        "two operators, each for the pools of a selector: a pool moves while its job runs, and what one finds the other heeds",
+        side_by_side::run
     ),
     suite!(
         "upgrade",

@@ -12,7 +12,8 @@ use super::{Ctx, SOON};
 use crate::{audit::Audit, node};
 
 const CONDITION: &str = "CudaSmoke";
-const TAINT: &str = "cudarunner.dev/cuda-smoke-failed";
+/// Key of the taint.
+pub(super) const TAINT: &str = "cudarunner.dev/cuda-smoke-failed";
 /// Type of a condition, and key of a taint, of somebody else.
 const FOREIGN: &str = "example.com/foreign";
 

@@ -41,6 +41,7 @@ pub(super) fn everything() -> Value {
         "replicas": 3,
         "leaderElection": {"enabled": true},
         "watchNamespaces": ["ci", "other"],
+        "poolSelector": "shard notin (a,b)",
         "namespaceWeights": {"ci": 3, "other": 2},
         "rbac": {
             "create": true,

@@ -26,6 +26,9 @@ const REFUSED: &str = r#"
 /nameOverride                     "Runners"                        /nameOverride
 /fullnameOverride                 "1-runners"                      /fullnameOverride
 /watchNamespaces                  ["Team_A"]                       /watchNamespaces/0
+/poolSelector                     "shard in a"                     /poolSelector
+/poolSelector                     "shard=a b"                      /poolSelector
+/poolSelector                     "shard=a,"                       /poolSelector
 /serviceAccount/name              "my account"                     /serviceAccount/name
 /logLevel                         ""                               /logLevel
 /logLevel                         "verbose"                        /logLevel
@@ -54,6 +57,8 @@ const TAKEN: &str = r#"
 /image/repository       "localhost/operator"
 /image/tag              "v0.1.0-rc.1"
 /image/tag              "0.1.0@DIGEST"
+/poolSelector           "acme.example/team in (ml, hpc),!canary,tier!=low"
+/poolSelector           ""
 /logLevel               "DEBUG"
 /logLevel               "info,cuda_runner_operator=debug,hyper=off"
 /tracing/endpoint       "https://collector.example.com/v1/traces"

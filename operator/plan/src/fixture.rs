@@ -128,6 +128,8 @@ pub fn listing(names: &[&str]) -> Listing {
 pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
     Runner {
         url: None,
+        registrar: None,
+        is_stranded: false,
         is_over: true,
         heard: None,
         job_pod: None,

@@ -25,6 +25,7 @@ pub mod lasting;
 pub mod left;
 pub mod model;
 pub mod node_marks;
+pub mod owner;
 mod placement;
 pub mod pod;
 pub mod quarantine;
@@ -79,6 +80,8 @@ struct Case<'a> {
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
     plan.wake_for_refresh(observed.ask_again, now);
+    let quarantined = plan.status.quarantine.len();
+    plan.status.quarantined_nodes = i32::try_from(quarantined).unwrap_or(i32::MAX);
     shown::tidy(&mut plan);
     #[cfg(test)]
     reason::tests::all_in_their_places(&plan);

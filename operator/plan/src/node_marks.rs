@@ -65,6 +65,17 @@ pub struct MarkNode {
     pub change: Change,
 }
 
+impl MarkNode {
+    /// Whether it takes a mark off.
+    #[must_use]
+    pub fn frees(&self) -> bool {
+        match &self.change {
+            Change::Condition(said) => said.status == "True",
+            Change::Taint(is_there) => !is_there,
+        }
+    }
+}
+
 /// What changes on a node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {

@@ -76,7 +76,13 @@ catalogue! {
     Unseen {
         NotSeen [READY]
             "The CRD is there, and no operator has read this resource."
-            => "Does the operator run (`kubectl --namespace cuda-runner-system get pods`)? Does it serve this namespace (the chart's `watchNamespaces`)? With several replicas one holds the Lease.";
+            => "Does the operator run (`kubectl --namespace cuda-runner-system get pods`)? Does it serve this namespace (the chart's `watchNamespaces`)? With several replicas one holds the Lease. Of operators that have a selector (`poolSelector`), does one take in the pool's labels?";
+        ServedByAnotherOperator [EVENT]
+            "Two operators select this pool. The other one serves it, as `status.operator` says."
+            => "Give them [selectors or namespaces that do not overlap](several-operators.md).";
+        WaitsForOperator [EVENT]
+            "The pool's label or namespace has become this operator's, and the one before has not given it back yet."
+            => "Nothing: it lasts half a minute at most.";
     }
     Spec {
         InvalidUrl [STALLED]
@@ -474,6 +480,7 @@ catalogue! {
         ScaledToZero [ONLINE] "No runner is wanted, or no job waits.";
         NotTried [GPU] "No gate has run to its end yet.";
         GatePassed [GPU] "Every device that was tried computes correctly.";
+        TakenOver [EVENT] "Another operator served this pool; from now on this one does. [More](several-operators.md).";
         QuarantineLifted [EVENT] "A node may be used again; the message says why.";
         Passed [NODE] "The gate has passed on the node since its failure.";
         Released [NODE] "No pool quarantines the node any more, and no gate has passed there yet.";

@@ -224,7 +224,7 @@ fn scale_down(active: &[&Runner], spec: &Spec, surplus: usize, plan: &mut Plan) 
         .collect();
     candidates.sort_by_key(|r| {
         (
-            r.template == spec.template_hash,
+            r.is_current(spec),
             r.phase,
             std::cmp::Reverse(r.created),
             r.name.clone(),
@@ -324,9 +324,9 @@ fn suffix(seed: &mut u64) -> String {
         .collect()
 }
 
-/// Replaces runners of an older template, a few at a time and only while the new ones come up: intake never stops.
+/// Replaces runners of an older template, or whose registrar is another operator's, a few at a time and only while the new ones come up: intake never stops.
 fn roll(active: &[&Runner], spec: &Spec, plan: &mut Plan) {
-    let is_new = |r: &&&Runner| r.template == spec.template_hash;
+    let is_new = |r: &&&Runner| r.is_current(spec);
     let at_once = (plan.desired / 4).max(1);
     let coming = active
         .iter()

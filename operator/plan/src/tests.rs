@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use super::condition::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::model::runner::{End, Failure, Waiting};
+use crate::model::runner::{End, Failure, JobPod, Waiting};
 use crate::reason::Reason;
 
 mod properties;
@@ -185,6 +185,33 @@ fn a_pod_on_a_lost_node_holds_its_place_only_for_its_grace() {
     gone.gone_by = Some(ago(1));
     let plan = super::plan(&pool, &observed(vec![gone]), NOW);
     assert_eq!(created(&plan), 1);
+}
+
+#[test]
+fn a_runner_that_still_needs_another_operators_registrar_is_made_anew() {
+    use RunnerPhase::{Busy, Gated, Idle, Preparing, Starting, Unscheduled};
+    let pool = pool(1);
+    for (phase, brings_containers, goes) in [
+        (Unscheduled, false, true),
+        (Preparing, false, true),
+        (Gated, false, true),
+        (Starting, false, true),
+        (Idle, false, false),
+        (Busy, false, false),
+        (Idle, true, true),
+        (Busy, true, false),
+    ] {
+        let mut one = runner(&pool, "pool-aaaaa", phase);
+        one.job_pod = brings_containers.then(JobPod::default);
+        assert!(removed(&plan(&pool, &observed(vec![one.clone()]), NOW)).is_empty());
+        one.is_stranded = true;
+        let removed = removed(&plan(&pool, &observed(vec![one]), NOW)).len();
+        assert_eq!(
+            removed == 1,
+            goes,
+            "{phase:?}, containers {brings_containers}"
+        );
+    }
 }
 
 #[test]

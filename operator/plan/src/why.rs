@@ -48,10 +48,10 @@ pub fn of_waiting(resource: &CudaRunner) -> Option<Cause> {
 /// The same of the conditions that concern somebody.
 fn causes_where(resource: &CudaRunner, concerns: impl Fn(&Condition) -> bool) -> Vec<Cause> {
     let status = resource.status.as_ref();
-    let Some(status) = status.filter(|status| !status.conditions.is_empty()) else {
+    let Some(status) = status.filter(|status| is_seen(status)) else {
         return vec![Cause::new(
             "No status",
-            "No operator has looked at this pool yet. Does one run (kubectl get deployment --all-namespaces --selector app.kubernetes.io/name=cuda-runner-operator), and is this namespace among those that it watches?",
+            "No operator has looked at this pool yet. Does one run (kubectl get deployment --all-namespaces --selector app.kubernetes.io/name=cuda-runner-operator), is this namespace among those that it watches, and does its --pool-selector, where it has one, take in the labels of this CudaRunner?",
         )];
     };
     if let Some(since) = &resource.metadata.deletion_timestamp {
@@ -68,6 +68,12 @@ fn causes_where(resource: &CudaRunner, concerns: impl Fn(&Condition) -> bool) ->
     let is_free = all.is_empty();
     all.extend(queue(resource, status, is_free));
     all
+}
+
+/// Whether an operator has written it: a resource that is new has a word of the CRD's.
+fn is_seen(status: &CudaRunnerStatus) -> bool {
+    let mut conditions = status.conditions.iter();
+    conditions.any(|condition| Stored::parse(&condition.reason) != Reason::NotSeen)
 }
 
 /// A spec that the operator has not read yet: all that follows is about the one before.

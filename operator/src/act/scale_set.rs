@@ -152,19 +152,12 @@ impl Executor<'_> {
         })
     }
 
-    /// Ends the listening, and the session with it. One that cannot be ended now runs out.
+    /// Ends the listening, and the session with it.
     pub(super) async fn stop_listening(&self) -> Result<Done, ActError> {
         let Some(listener) = self.ctx.listeners.with(self.pool, Option::take) else {
             return Ok(Done::Yes);
         };
-        let (listening, _) = listener.snapshot();
-        drop(listener);
-        if let Some(session) = listening.heard.session {
-            let closed = self.github()?.close_session(listening.set, &session).await;
-            if let Err(error) = closed {
-                tracing::info!(pool = %self.pool.key, %error, "a session was left open");
-            }
-        }
+        listener.close(&self.pool.key).await;
         Ok(Done::Yes)
     }
 }

@@ -256,6 +256,11 @@ impl Target {
 
     async fn send(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
+        // Who serves the pool is written apart: another operator may have taken it meanwhile.
+        let mut status = json!(status);
+        if let Some(fields) = status.as_object_mut() {
+            fields.remove("operator");
+        }
         let patch = Patch::Apply(json!({
             "apiVersion": CudaRunner::api_version(&()),
             "kind": CudaRunner::kind(&()),

@@ -23,6 +23,7 @@ fn removal_of(uid: &str) -> Action {
         uid: uid.to_owned(),
         created: fixture::NOW,
         url: None,
+        is_stranded: false,
     })
 }
 
@@ -56,6 +57,7 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
         uid: "u".to_owned(),
         created,
         url: None,
+        is_stranded: false,
     };
     let now = Timestamp::now();
 
@@ -85,6 +87,7 @@ async fn who_never_began_its_job_goes_as_it_was_read_and_who_has_begun_it_stays(
         uid: name.to_owned(),
         created: now,
         url: None,
+        is_stranded: false,
     };
     // Given a pod in which a job has begun since the watch showed it
     let outcome = carry_out(&ctx, Action::EndUnstarted(target(BUSY))).await;
@@ -114,6 +117,7 @@ async fn a_pod_that_is_kept_for_a_look_has_its_entry_removed_once() {
         uid: "u".to_owned(),
         created: now,
         url: None,
+        is_stranded: false,
     };
     let is_known = |ctx: &Context| {
         let pool = fixture::pool(1);

@@ -133,12 +133,16 @@ async fn ended(client: &Client, args: &Uninstall) -> Result<(), UninstallError> 
     }
 }
 
-/// The pools with our finalizer.
+/// The operator's pools with our finalizer.
 async fn held(client: &Client, args: &Uninstall) -> Result<Vec<CudaRunner>, UninstallError> {
     let mut held = vec![];
     for scope in Scope::of(&args.watch_namespace) {
         let pools: Api<CudaRunner> = scope.api(client);
-        match pools.list(&ListParams::default()).await {
+        let selected = ListParams {
+            label_selector: args.pool_selector.as_ref().map(ToString::to_string),
+            ..ListParams::default()
+        };
+        match pools.list(&selected).await {
             Ok(list) => held.extend(list.items),
             // The CRD is gone already, and every pool with it.
             Err(error) if is_status(&error, 404) => {}
@@ -150,7 +154,13 @@ async fn held(client: &Client, args: &Uninstall) -> Result<Vec<CudaRunner>, Unin
             }
         }
     }
-    held.retain(|pool| pool.finalizers().iter().any(|f| f == FINALIZER));
+    let own = args.operator();
+    // What another operator serves is not let go.
+    let is_own = |pool: &CudaRunner| {
+        let named = pool.status.as_ref().and_then(|s| s.operator.as_ref());
+        named.is_none_or(|named| *named == own)
+    };
+    held.retain(|pool| is_own(pool) && pool.finalizers().iter().any(|f| f == FINALIZER));
     Ok(held)
 }
 

@@ -14,6 +14,13 @@ use super::*;
 /// As `RENEWAL` in `run.rs`: a request that is not answered by then has failed.
 const ANSWERED: Duration = Duration::from_secs(5);
 
+fn operator() -> OperatorStatus {
+    OperatorStatus {
+        namespace: "system".to_owned(),
+        name: LEASE.to_owned(),
+    }
+}
+
 /// An API server that has one lease.
 #[derive(Clone, Default)]
 struct Server(Arc<Mutex<State>>);
@@ -88,7 +95,7 @@ impl Server {
     }
 
     fn election(&self, identity: &str, way: Way) -> (Election, Fence) {
-        let election = Election::new(self.client(way), "system", identity);
+        let election = Election::new(self.client(way), &operator(), identity);
         let fence = election.fence();
         (election, fence)
     }

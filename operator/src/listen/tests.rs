@@ -26,6 +26,7 @@ impl Listener {
             gone: None,
         };
         Self {
+            client: None,
             set: 7,
             identity: String::new(),
             capacity: watch::Sender::new(1),

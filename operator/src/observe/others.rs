@@ -44,9 +44,14 @@ pub fn passed(ctx: &Context) -> Vec<Passed> {
 
 /// What the other pools have in quarantine.
 pub(super) fn quarantined(ctx: &Context, pool: &Pool) -> Vec<Quarantined> {
-    others(ctx, pool)
-        .flat_map(|other| held_by(&other))
-        .collect()
+    let own = others(ctx, pool).flat_map(|other| held_by(&other));
+    own.chain(beside(ctx)).collect()
+}
+
+/// What pools have in quarantine that other operators serve.
+#[must_use]
+pub fn beside(ctx: &Context) -> Vec<Quarantined> {
+    ctx.beside.quarantined(|key| ctx.resource(key).is_some())
 }
 
 /// What a pool has in quarantine, as its status says.

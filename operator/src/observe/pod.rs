@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cudarunner_crds::RunnerPhase;
+use gate_report::contract::gate;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
@@ -18,7 +19,7 @@ use super::status::{
 };
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, RUNNER, Runner,
+    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, PREPARE, RUNNER, Runner,
     SCHEDULING_GATED, TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
 };
 
@@ -44,6 +45,13 @@ fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
         *most = count.max(*most);
     }
     held
+}
+
+/// The registrar's address, as the pod was made with it.
+fn registrar(pod: &Pod) -> Option<String> {
+    let mut variables = spec_of(pod, PREPARE)?.env.iter().flatten();
+    let url = variables.find(|variable| variable.name == gate::REGISTRAR_URL)?;
+    url.value.clone()
 }
 
 /// Reads a pod. A pod without the parts that the API server always sets reads as new and waiting.
@@ -74,6 +82,8 @@ pub fn read(pod: &Pod) -> Runner {
             .map(|names| names.map(str::to_owned).collect())
             .unwrap_or_default(),
         url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
+        registrar: registrar(pod),
+        is_stranded: false,
         agent_running: gpu
             .agent()
             .is_some_and(|agent| running_since(agent, created).is_some()),

@@ -25,6 +25,10 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
         .vanished(&pool.key, |runner| is_told(&pool.status, &removed, runner));
     // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
     let mut runners = ctx.pods.of(&pool.key);
+    for runner in &mut runners {
+        let registrar = runner.registrar.as_ref();
+        runner.is_stranded = registrar.is_some_and(|url| *url != ctx.registrar_url);
+    }
     let seen = runners
         .iter()
         .map(|r| (r.name.clone(), r.uid.clone()))

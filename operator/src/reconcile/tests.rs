@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, OperatorStatus};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +21,7 @@ use kube::runtime::controller::Action as Next;
 
 use super::{guarded, on_error};
 use crate::act::events::Events;
+use crate::claims::Claims;
 use crate::context::{CREATIONS, Context, STATUS_WRITES};
 use crate::ended::EndedRunners;
 use crate::error::ReconcileError;
@@ -195,6 +196,8 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     writer.apply_watcher_event(&Event::InitDone);
     Arc::new(Context {
         clients: Clients::new(Reach::default()),
+        claims: Claims::new(OperatorStatus::default(), false, None, client.clone()),
+        beside: Arc::default(),
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,

@@ -138,6 +138,7 @@ async fn an_image_is_put_on_once_and_a_refusal_is_told_in_the_api_servers_words(
         (404, agents(), 1, "Refused ImageNotChanged"),
         (403, agents(), 1, "Refused ImageNotChanged"),
         (422, known(Some(" "), false), 1, "Refused ImageNotChanged"),
+        (409, agents(), 1, "Retry ImageNotChanged"),
         (500, agents(), 1, "Retry ImageNotChanged"),
         (429, agents(), 1, "Retry ImageNotChanged"),
         // Where jobs bring their containers, the pass is noted on the pod

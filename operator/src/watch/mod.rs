@@ -1,5 +1,6 @@
 //! Watches on Kubernetes: what they show is kept, pruned to what we read, and each change wakes the pools it concerns.
 
+pub mod beside;
 pub mod devices;
 pub mod nodes;
 pub mod objects;
@@ -112,6 +113,15 @@ impl Scope {
             return vec![Self::Cluster];
         }
         namespaces.iter().cloned().map(Self::Namespace).collect()
+    }
+
+    /// Whether the namespace is part of it.
+    #[must_use]
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::Cluster => true,
+            Self::Namespace(own) => own == namespace,
+        }
     }
 
     /// Objects of the scope.

@@ -96,6 +96,13 @@ pub(crate) fn add(sum: &mut Counts, more: &Counts) {
     }
 }
 
+/// Adds what others hold on each node.
+pub fn merge(sum: &mut Others, more: Others) {
+    for (node, held) in more {
+        add(sum.entry(node).or_default(), &held);
+    }
+}
+
 /// The node of a pod, and the extended resources that it holds there, if it does: what its containers ask for together, or
 /// one that runs before them, if that is more. See
 /// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.

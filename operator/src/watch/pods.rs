@@ -12,10 +12,11 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
+use super::{Events, PAGE, Pauses, Scope, Waker, log_error, others};
 use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
+use cuda_runner_plan::fleet::Others;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
 
@@ -133,6 +134,21 @@ impl Pods {
         }
     }
 
+    /// The extended resources that the runners of pools hold that other operators serve, by node.
+    #[must_use]
+    pub fn held_beside(&self, is_own: impl Fn(&PoolKey) -> bool) -> Others {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let others = pools.iter().filter(|(pool, _)| !is_own(pool));
+        let runners = others.flat_map(|(_, runners)| runners.values());
+        let mut held = Others::new();
+        for runner in runners.filter(|r| !r.is_over) {
+            if let Some(node) = &runner.node {
+                others::add(held.entry(node.clone()).or_default(), &runner.devices_held);
+            }
+        }
+        held
+    }
+
     /// The gates of all pools that passed and whose pods are still there. Of pods that only look like a pool's own
     /// nothing is believed: `is_pool` knows the uids.
     #[must_use]
@@ -212,10 +228,7 @@ impl Pods {
         let mut changed = vec![];
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         for (key, runners) in pools.iter_mut() {
-            let covered = match scope {
-                Scope::Cluster => true,
-                Scope::Namespace(namespace) => key.namespace == *namespace,
-            };
+            let covered = scope.covers(&key.namespace);
             let is_gone = |name: &str| covered && !listed.contains(&(key.clone(), name.to_owned()));
             let mut gone = runners.extract_if(.., |name, _| is_gone(name)).peekable();
             if gone.peek().is_some() {

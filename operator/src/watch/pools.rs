@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerSpec, QuarantineStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec, OperatorStatus, QuarantineStatus};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -14,9 +14,10 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, Resource as _, ResourceExt as _};
 
 use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
+use crate::selector::PoolSelector;
 use cuda_runner_plan::model::pool::PoolKey;
 
-/// What of a resource makes a reconcile worthwhile: not its status, which we write ourselves.
+/// What of a resource makes a reconcile worthwhile: not what we write of its status ourselves.
 #[derive(Eq, PartialEq)]
 struct Trigger {
     uid: Option<String>,
@@ -24,6 +25,8 @@ struct Trigger {
     deleted: Option<Timestamp>,
     finalizers: Vec<String>,
     annotations: Vec<(String, String)>,
+    /// Another operator may write it.
+    operator: Option<OperatorStatus>,
 }
 
 impl Trigger {
@@ -35,6 +38,7 @@ impl Trigger {
             deleted: resource.meta().deletion_timestamp.as_ref().map(|t| t.0),
             finalizers: resource.finalizers().to_vec(),
             annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            operator: resource.status.as_ref().and_then(|s| s.operator.clone()),
         }
     }
 }
@@ -69,7 +73,7 @@ fn wake_others(seen: &HashMap<PoolKey, Trigger>, key: &PoolKey, waker: &Waker) {
 
 /// What an event says of a resource that can be read. One that cannot, because an operator or a CRD of another
 /// version has stored it, must not take the others out of sight.
-fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunner>> {
+pub(super) fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunner>> {
     let read = |guarded: DeserializeGuard<CudaRunner>| match guarded.0 {
         Ok(resource) => Some(resource),
         Err(error) => {
@@ -93,18 +97,19 @@ fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Event<CudaRunn
     })
 }
 
-/// Follows the resources of a scope permanently.
+/// Follows the resources of a scope permanently: those that the selector takes in, if there is one. To the watch, one whose
+/// labels have changed so that it is not among them is gone.
 pub async fn follow(
     client: Client,
-    scope: Scope,
+    (scope, selector): (Scope, Option<PoolSelector>),
     mut store: Writer<CudaRunner>,
     waker: Arc<Waker>,
 ) {
     let api = scope.api::<DeserializeGuard<CudaRunner>>(&client);
+    let mut config = watcher::Config::default().page_size(PAGE);
+    config.label_selector = selector.map(|selector| selector.to_string());
     let mut events: Events<DeserializeGuard<CudaRunner>> =
-        watch(api, watcher::Config::default().page_size(PAGE))
-            .backoff(Pauses::default())
-            .boxed();
+        watch(api, config).backoff(Pauses::default()).boxed();
     let mut seen: HashMap<PoolKey, Trigger> = HashMap::new();
     let mut quarantined: HashMap<PoolKey, Quarantined> = HashMap::new();
     while let Some(event) = events.next().await {
@@ -195,7 +200,7 @@ mod tests {
         // When the resources are followed
         let (store, writer) = reflector::store();
         let waker = Arc::new(Waker::new().0);
-        let following = follow(client, Scope::Cluster, writer, waker);
+        let following = follow(client, (Scope::Cluster, None), writer, waker);
         let filled =
             tokio::time::timeout(std::time::Duration::from_secs(10), store.wait_until_ready());
         tokio::select! {

@@ -7,6 +7,7 @@ use kube::Client;
 use kube::runtime::reflector::{self, Store};
 use tokio::sync::watch as flag;
 
+use super::beside::{self, Beside};
 use super::devices::{self, Devices};
 use super::nodes::{self, Nodes};
 use super::others::{self, Held};
@@ -23,6 +24,8 @@ pub type Filled = (&'static str, flag::Receiver<bool>);
 pub struct Stores {
     /// The resources, one store for each watched scope.
     pub pools: Vec<Store<CudaRunner>>,
+    /// What pools of other operators have in quarantine; nothing where this one selects all pools.
+    pub beside: Arc<Beside>,
     /// The runner pods.
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
@@ -44,7 +47,7 @@ impl Stores {
             let (store, writer) = reflector::store();
             tokio::spawn(pools::follow(
                 client.clone(),
-                scope.clone(),
+                (scope.clone(), config.pool_selector.clone()),
                 writer,
                 Arc::clone(waker),
             ));
@@ -67,16 +70,10 @@ impl Stores {
             stores.filled.push(("the runner pods", is_filled));
         }
         if config.watch_namespace.is_empty() {
-            let held = Arc::new(Held::default());
-            let (filled, is_filled) = flag::channel(false);
-            tokio::spawn(others::follow(
-                client.clone(),
-                Arc::clone(&held),
-                Arc::clone(waker),
-                filled,
-            ));
-            stores.filled.push(("the pods of others", is_filled));
-            stores.others = Some(held);
+            stores.follow_others(client, waker);
+        }
+        if config.pool_selector.is_some() {
+            stores.follow_beside(config, client, waker);
         }
         if config.watch_namespace.is_empty() || config.marks.marking() != Marking::default() {
             let nodes = Arc::new(Nodes::default());
@@ -95,6 +92,35 @@ impl Stores {
             stores.watch_devices(client, waker);
         }
         stores
+    }
+
+    /// Starts the watches of what pools have in quarantine that the selector leaves out.
+    fn follow_beside(&mut self, config: &Config, client: &Client, waker: &Arc<Waker>) {
+        for scope in Scope::of(&config.watch_namespace) {
+            let (filled, is_filled) = flag::channel(false);
+            tokio::spawn(beside::follow(
+                client.clone(),
+                scope,
+                Arc::clone(&self.beside),
+                (self.pools.clone(), Arc::clone(waker)),
+                filled,
+            ));
+            self.filled
+                .push(("the quarantines of other pools", is_filled));
+        }
+    }
+
+    fn follow_others(&mut self, client: &Client, waker: &Arc<Waker>) {
+        let held = Arc::new(Held::default());
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(others::follow(
+            client.clone(),
+            Arc::clone(&held),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the pods of others", is_filled));
+        self.others = Some(held);
     }
 
     fn watch_devices(&mut self, client: &Client, waker: &Arc<Waker>) {

@@ -123,6 +123,8 @@ pub struct Target {
     pub created: Timestamp,
     /// The address at which it registers, where its pod says so.
     pub url: Option<String>,
+    /// Whether another operator's registrar has answered it, whose books are not ours.
+    pub is_stranded: bool,
 }
 
 impl From<&Runner> for Target {
@@ -132,6 +134,7 @@ impl From<&Runner> for Target {
             uid: runner.uid.clone(),
             created: runner.created,
             url: runner.url.clone(),
+            is_stranded: runner.is_stranded,
         }
     }
 }

@@ -53,6 +53,10 @@ const LONGEST_NAME: usize = 140;
 
 /// What the plan needs to know of a runner pod: a small part of a pod's many thousand bytes.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own: all of them together are possible"
+)]
 pub struct Runner {
     /// Name of the pod and of the entry on GitHub.
     pub name: String,
@@ -70,6 +74,10 @@ pub struct Runner {
     pub avoids: BTreeSet<String>,
     /// The address at which it registers; unknown of a pod that an older version of the operator made.
     pub url: Option<String>,
+    /// The registrar that its pod knows.
+    pub registrar: Option<String>,
+    /// Whether that is another operator's, which does not answer it any more. The watch does not tell; the observation does.
+    pub is_stranded: bool,
     /// Uid of the resource that owns it.
     pub owner: String,
     /// How far it had come, whoever deletes the pod since.
@@ -221,6 +229,14 @@ impl Runner {
     pub fn is_elsewhere(&self, spec: &Spec) -> bool {
         let url = self.url.as_ref();
         url.is_some_and(|url| *url != spec.url.to_string())
+    }
+
+    /// Whether it is what would be made now: of the spec's template, and with a registrar that answers where it needs one.
+    #[must_use]
+    pub fn is_current(&self, spec: &Spec) -> bool {
+        // An agent that listens needs none, unless its jobs bring containers.
+        let needs_registrar = !self.is_online() || self.job_pod.is_some();
+        self.template == spec.template_hash && !(self.is_stranded && needs_registrar)
     }
 
     /// What keeps one of its containers from being made or started, an image or something else.

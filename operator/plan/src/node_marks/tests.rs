@@ -153,3 +153,22 @@ fn gpus_that_cannot_do_what_one_pool_asks_are_no_fault() {
     let held = [held("a", "node-1", Class::Unsupported, 5)];
     assert_eq!(plan(BOTH, &held, &[node("node-1")], &[], NOW), []);
 }
+
+#[test]
+fn what_takes_a_mark_off_is_told_from_what_puts_one_on() {
+    let change = |change| MarkNode {
+        name: "node-1".to_owned(),
+        uid: "u".to_owned(),
+        change,
+    };
+    let said = |status: &str| {
+        Change::Condition(NodeCondition {
+            status: status.to_owned(),
+            reason: Reason::Released.into(),
+            message: String::new(),
+            since: NOW,
+        })
+    };
+    assert!(change(Change::Taint(false)).frees() && change(said("True")).frees());
+    assert!(!change(Change::Taint(true)).frees() && !change(said("False")).frees());
+}

@@ -478,6 +478,13 @@ fn a_pool_that_nobody_has_looked_at_says_so() {
         about
     };
     assert_eq!(only(&resource), "No status");
+    // Nor has anybody where the CRD alone has spoken
+    let said = serde_json::json!({"conditions": [{
+        "type": "Ready", "status": "Unknown", "reason": "NotSeen", "message": "",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }]});
+    resource.status = Some(serde_json::from_value(said).unwrap());
+    assert_eq!(only(&resource), "No status");
     // Nor is the status of one spec the status of the next
     let pool = Pool::read(&resource, false);
     let mut observed = observed(vec![]);

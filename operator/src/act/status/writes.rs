@@ -24,6 +24,11 @@ impl Writes {
         self.turn.try_lock().is_err()
     }
 
+    /// Waits until none is on its way.
+    pub(crate) async fn have_ended(&self) {
+        drop(self.turn.lock().await);
+    }
+
     /// The API server has the last status.
     pub(super) fn are_done(&self) {
         self.has_failed.store(false, Ordering::SeqCst);

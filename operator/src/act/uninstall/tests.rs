@@ -23,6 +23,8 @@ enum Manner {
     Changes,
     /// A webhook refuses.
     Refuses,
+    /// It names another operator.
+    IsOthers,
 }
 
 /// The pools, by name: whether they are held, and what they do.
@@ -53,6 +55,8 @@ impl Server {
             operator_namespace: "system".to_owned(),
             operator_selector: "a=b".to_owned(),
             watch_namespace: vec![],
+            pool_selector: None,
+            lease_name: "operator".to_owned(),
         };
         let ended = uninstall(&Client::new(service, "default"), &args).await;
         let pools = self.0.lock().unwrap();
@@ -70,7 +74,7 @@ impl Server {
                 let (held, manner) = pools.get_mut(name).unwrap();
                 match manner {
                     Manner::LetsGo => *held = false,
-                    Manner::ComesBack => {}
+                    Manner::ComesBack | Manner::IsOthers => {}
                     Manner::Changes => *manner = Manner::LetsGo,
                     Manner::Refuses => return refusal(403),
                 }
@@ -87,11 +91,18 @@ impl Server {
 
 fn list(pools: &Pools) -> Vec<Value> {
     let held = pools.iter().filter(|(_, (held, _))| *held);
-    held.map(|(name, _)| {
+    held.map(|(name, (_, manner))| {
         let mut pool = serde_json::to_value(fixture::resource()).unwrap();
         pool["metadata"]["name"] = json!(name);
         pool["metadata"]["uid"] = json!(name);
         pool["metadata"]["finalizers"] = json!([FINALIZER]);
+        let operator = if *manner == Manner::IsOthers {
+            "another"
+        } else {
+            "operator"
+        };
+        pool["status"]["operator"] = json!({"namespace": "system", "name": operator});
+        pool["status"]["conditions"] = json!([]);
         pool
     })
     .collect()
@@ -125,6 +136,15 @@ async fn another_operators_pool_is_not_fought_over() {
         .await;
     let error = ended.unwrap_err();
     assert!(matches!(&error, UninstallError::ComesBack(pool) if pool.ends_with("second")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_names_another_operator_keeps_its_finalizer() {
+    let (ended, held) = Server::new(Manner::LetsGo, Manner::IsOthers)
+        .uninstall()
+        .await;
+    ended.unwrap();
+    assert_eq!(held, ["second"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use cuda_runner_operator::lease::LEASE;
+use cuda_runner_operator::selector::is_selected;
 use cuda_runner_plan::why::causes;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use jiff::Timestamp;
@@ -42,15 +43,13 @@ pub(crate) async fn ask(pools: &Pools, name: &str, limit: Duration) -> Result<An
         .await?;
     let looking = await_condition(pools.api(), name, has_looked(asked));
     let has_looked = matches!(tokio::time::timeout(limit, looking).await, Ok(Ok(_)));
+    let pool = pools.get(name).await?;
     let doubt = if has_looked {
         None
     } else {
-        Some(doubt(pools).await)
+        Some(doubt(pools, &pool).await)
     };
-    Ok(Answer {
-        pool: pools.get(name).await?,
-        doubt,
-    })
+    Ok(Answer { pool, doubt })
 }
 
 fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
@@ -62,10 +61,18 @@ fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
     }
 }
 
-/// Why the operator has not answered, as far as its lease tells.
-async fn doubt(pools: &Pools) -> String {
-    let which = ListParams::default().fields(&format!("metadata.name={LEASE}"));
-    let leases = Api::<Lease>::all(pools.client.clone());
+/// Why the operator has not answered, as far as its lease tells: that of the one that the pool names, or any of the usual
+/// name.
+async fn doubt(pools: &Pools, pool: &CudaRunner) -> String {
+    let named = pool.status.as_ref().and_then(|s| s.operator.as_ref());
+    let (leases, name) = match named {
+        Some(named) => (
+            Api::<Lease>::namespaced(pools.client.clone(), &named.namespace),
+            named.name.as_str(),
+        ),
+        None => (Api::<Lease>::all(pools.client.clone()), LEASE),
+    };
+    let which = ListParams::default().fields(&format!("metadata.name={name}"));
     let read = tokio::time::timeout(ASK, leases.list(&which)).await;
     let Ok(Ok(leases)) = read else {
         return "The operator has not looked at GitHub since you asked, so what is said of GitHub may be old. Does the operator run? --wait 30 gives it more time".to_owned();
@@ -79,6 +86,9 @@ async fn doubt(pools: &Pools) -> String {
     };
     let newest = leases.items.iter().max_by_key(|lease| renewed(lease));
     match newest.map(|lease| (lease, renewed(lease))) {
+        Some((lease, _)) if named.is_some() && !is_selected(lease.annotations(), pool) => format!(
+            "The operator {name} serves this pool no more, as its Lease says which pools it selects. Another one that selects it takes it over within half a minute; if none does, nothing is done for this pool: compare its labels with the operators' --pool-selector"
+        ),
         Some((_, Some(at))) if Timestamp::now().duration_since(at).unsigned_abs() < STALE => {
             "The operator runs and has not looked at GitHub since you asked, so what is said of GitHub may be old. --wait 30 gives it more time".to_owned()
         }
@@ -226,6 +236,8 @@ mod tests {
     use super::*;
     use crate::fixture;
     use crate::played::{Step, play};
+    use cuda_runner_operator::lease::SELECTOR;
+    use cudarunner_crds::OperatorStatus;
 
     fn answer(pool: CudaRunner) -> Answer {
         Answer { pool, doubt: None }
@@ -319,7 +331,7 @@ mod tests {
     /// What is said of an operator that does not look, whose lease is like this.
     async fn doubted(leases: Step) -> String {
         let (pools, server) = play(vec![leases]);
-        let doubt = doubt(&pools).await;
+        let doubt = doubt(&pools, &fixture::pool("spare")).await;
         drop(pools);
         server.await.unwrap();
         doubt
@@ -332,6 +344,29 @@ mod tests {
             "metadata": {"name": LEASE, "namespace": "gpu-ci"},
             "spec": {"holderIdentity": holder, "renewTime": renewed},
         })]
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_its_operator_selects_no_more_says_so() {
+        let mut pool = fixture::pool("spare");
+        let named = OperatorStatus {
+            namespace: "gpu-a".to_owned(),
+            name: "op-a".to_owned(),
+        };
+        pool.status.as_mut().unwrap().operator = Some(named);
+        for (selector, words) in [
+            ("shard=a", "serves this pool no more"),
+            ("shard!=a", "The operator runs and has not looked"),
+        ] {
+            let mut leases = lease("op-1", Timestamp::now());
+            leases[0]["metadata"]["annotations"] = json!({SELECTOR: selector});
+            let path = "/apis/coordination.k8s.io/v1/namespaces/gpu-a/leases".to_owned();
+            let (pools, server) = play(vec![Step::List(path, leases)]);
+            let said = doubt(&pools, &pool).await;
+            drop(pools);
+            server.await.unwrap();
+            assert!(said.contains(words), "{said}");
+        }
     }
 
     #[tokio::test]

@@ -1,0 +1,88 @@
+//! Writes who serves a pool: one field of its status, apart from the rest of it, and only as it was read. Of two operators
+//! that take a pool at once, the slower is refused.
+
+use std::time::Duration;
+
+use cudarunner_crds::{CudaRunner, OperatorStatus};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+use super::is_status;
+use crate::context::{CONTROLLER, Context};
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
+
+/// How often a pool is given back that changes meanwhile, or cannot be read. After that the next operator does not wait for
+/// it for long.
+const ATTEMPTS: u32 = 5;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Names this operator in the pool; nobody, where it has no Lease by which others could see that it lives.
+pub async fn take(
+    ctx: &Context,
+    pool: &Pool,
+    own: Option<&OperatorStatus>,
+) -> Result<(), kube::Error> {
+    let version = pool.resource_version.as_deref();
+    write(ctx, &pool.key, version, own).await?;
+    tracing::info!(pool = %pool.key, before = ?pool.status.operator, "this operator serves the pool");
+    Ok(())
+}
+
+/// Names nobody in a pool that this operator selects no more, so that the next one needs not wait.
+pub async fn give_back(ctx: &Context, key: &PoolKey, uid: &str) {
+    for _ in 0..ATTEMPTS {
+        match try_to_give_back(ctx, key, uid).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::info!(pool = %key, %error, "a pool is not given back yet");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn try_to_give_back(ctx: &Context, key: &PoolKey, uid: &str) -> Result<(), kube::Error> {
+    let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &key.namespace);
+    // By its name: a right to get single ones is not needed.
+    let only = ListParams::default().fields(&format!("metadata.name={}", key.name));
+    let Some(pool) = api.list(&only).await?.items.into_iter().next() else {
+        return Ok(());
+    };
+    let named = pool
+        .status
+        .as_ref()
+        .and_then(|status| status.operator.as_ref());
+    let is_left = pool.metadata.uid.as_deref() == Some(uid)
+        && named == Some(ctx.claims.own())
+        && !ctx.claims.selects(pool.labels());
+    if !is_left {
+        return Ok(());
+    }
+    let version = pool.metadata.resource_version.as_deref();
+    write(ctx, key, version, None).await?;
+    tracing::info!(pool = %key, "the selector takes the pool in no more: it is given back");
+    Ok(())
+}
+
+async fn write(
+    ctx: &Context,
+    key: &PoolKey,
+    version: Option<&str>,
+    operator: Option<&OperatorStatus>,
+) -> Result<(), kube::Error> {
+    let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &key.namespace);
+    let patch = Patch::Merge(json!({
+        "metadata": {"resourceVersion": version},
+        "status": {"operator": operator},
+    }));
+    let params = PatchParams {
+        field_manager: Some(CONTROLLER.to_owned()),
+        ..PatchParams::default()
+    };
+    match api.patch_status(&key.name, &params, &patch).await {
+        Err(error) if !is_status(&error, 404) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,312 @@
+//! Whose a pool is, where several operators share the cluster: read, judge, act, as for a pool itself.
+//!
+//! A pool names its operator in its status, and the operator's Lease shows that it lives and what it selects. Before anything
+//! else is done for a pool, it is this operator's. See `docs/decisions/0025-a-pool-names-its-operator.md`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cudarunner_crds::{CudaRunner, OperatorStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::runtime::controller::Action as Next;
+use kube::{Api, Client, ResourceExt as _};
+use tokio::time::Instant;
+
+use crate::act::claim;
+use crate::context::Context;
+use crate::error::ReconcileError;
+use crate::lease::OtherLease;
+use crate::selector::{PoolSelector, selects};
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::owner::{self, Facts, Other, SETTLES_IN, Standing, judge};
+
+/// How often a pool that another operator has is looked at: each new word of that operator's wakes it besides.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// A Lease is read once in this time, however many pools name its operator.
+const READ_AGAIN: Duration = Duration::from_secs(2);
+
+/// What this process knows of who serves which pool.
+pub struct Claims {
+    own: OperatorStatus,
+    has_lease: bool,
+    selector: Option<PoolSelector>,
+    client: Client,
+    pools: Mutex<HashMap<PoolKey, Claim>>,
+    leases: tokio::sync::Mutex<HashMap<OperatorStatus, Read>>,
+}
+
+/// What is known of a pool.
+#[derive(Clone, Debug, Default)]
+struct Claim {
+    uid: String,
+    /// Whether this process serves it.
+    serves: bool,
+    /// Until when nothing is done for it.
+    settles: Option<Timestamp>,
+    /// What was last told of it.
+    told: Option<Standing>,
+    /// Since when the operator that it names is known not to select it.
+    selects_not_since: Option<Timestamp>,
+}
+
+/// A Lease as it was last read.
+struct Read {
+    at: Instant,
+    lease: OtherLease,
+    word: Option<Word>,
+}
+
+/// What a Lease says; `None` of one that could not be read.
+#[derive(Clone, Debug)]
+struct Word {
+    is_held: bool,
+    was_held: bool,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Claims {
+    /// None is known yet. `client` reads Leases.
+    #[must_use]
+    pub fn new(
+        own: OperatorStatus,
+        has_lease: bool,
+        selector: Option<PoolSelector>,
+        client: Client,
+    ) -> Self {
+        Self {
+            own,
+            has_lease,
+            selector,
+            client,
+            pools: Mutex::default(),
+            leases: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// This operator, as pools name it.
+    #[must_use]
+    pub fn own(&self) -> &OperatorStatus {
+        &self.own
+    }
+
+    /// Whether other operators serve other pools of the cluster: those that the selector leaves out.
+    #[must_use]
+    pub fn has_selector(&self) -> bool {
+        self.selector.is_some()
+    }
+
+    /// Whether the selector takes in a pool with these labels.
+    #[must_use]
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector
+            .as_ref()
+            .is_none_or(|selector| selector.matches(labels))
+    }
+
+    /// Whether a pool may be this operator's, by its status: it names no other.
+    #[must_use]
+    pub fn may_be_own(&self, pool: &CudaRunner) -> bool {
+        let named = pool
+            .status
+            .as_ref()
+            .and_then(|status| status.operator.as_ref());
+        named.is_none_or(|named| *named == self.own)
+    }
+
+    /// Forgets a pool; its uid if this process has served it.
+    pub fn forget(&self, key: &PoolKey) -> Option<String> {
+        let claim = self.lock().remove(key)?;
+        claim.serves.then_some(claim.uid)
+    }
+
+    /// Works on what is known of a pool.
+    fn with<R>(&self, pool: &Pool, work: impl FnOnce(&mut Claim) -> R) -> R {
+        let mut pools = self.lock();
+        let claim = pools.entry(pool.key.clone()).or_default();
+        if claim.uid != pool.uid {
+            *claim = Claim {
+                uid: pool.uid.clone(),
+                ..Claim::default()
+            };
+        }
+        work(claim)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PoolKey, Claim>> {
+        // A panic elsewhere leaves whole values behind, none of them half-written.
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the Lease of another operator says, if it can be read.
+    async fn read(&self, operator: &OperatorStatus) -> Option<Word> {
+        let mut leases = self.leases.lock().await;
+        if let Some(read) = leases.get(operator)
+            && read.at.elapsed() < READ_AGAIN
+        {
+            return read.word.clone();
+        }
+        let api = Api::<Lease>::namespaced(self.client.clone(), &operator.namespace);
+        let found = api.get_opt(&operator.name).await;
+        let read = leases.entry(operator.clone()).or_insert_with(|| Read {
+            at: Instant::now(),
+            lease: OtherLease::default(),
+            word: None,
+        });
+        read.at = Instant::now();
+        read.word = match found {
+            Ok(found) => {
+                let (is_held, was_held) = read.lease.see(found.as_ref());
+                let annotations = found.map(|mut lease| std::mem::take(lease.annotations_mut()));
+                Some(Word {
+                    is_held,
+                    was_held,
+                    annotations: annotations.unwrap_or_default(),
+                })
+            }
+            Err(error) => {
+                tracing::warn!(%operator, %error, "the Lease of another operator cannot be read, so its pools are left alone");
+                None
+            }
+        };
+        read.word.clone()
+    }
+
+    /// What is known of the operator that a pool names.
+    async fn other(
+        &self,
+        pool: &Pool,
+        labels: &BTreeMap<String, String>,
+        now: Timestamp,
+    ) -> Option<Other> {
+        let named = pool
+            .status
+            .operator
+            .as_ref()
+            .filter(|named| **named != self.own)?;
+        let word = self.read(named).await?;
+        let selects = selects(&word.annotations, &pool.key.namespace, labels);
+        let selects_not_since = self.with(pool, |claim| {
+            let since = claim.selects_not_since.unwrap_or(now);
+            claim.selects_not_since = (!selects).then_some(since);
+            claim.selects_not_since
+        });
+        Some(Other {
+            is_held: word.is_held,
+            was_held: word.was_held,
+            selects,
+            selects_not_since,
+        })
+    }
+}
+
+/// Sees to it that a pool is this operator's. `None` when it is; otherwise when to look again.
+pub async fn stand(
+    ctx: &Context,
+    pool: &Pool,
+    labels: &BTreeMap<String, String>,
+    now: Timestamp,
+) -> Result<Option<Next>, ReconcileError> {
+    let claims = &ctx.claims;
+    let named = pool.status.operator.as_ref();
+    let standing = judge(
+        Facts {
+            named,
+            own: &claims.own,
+            has_lease: claims.has_lease,
+            was_served: pool.finalizer,
+            other: claims.other(pool, labels, now).await,
+        },
+        now,
+    );
+    match (standing, named) {
+        (Standing::Serve, _) => Ok(serve(claims, pool, now)),
+        (Standing::Take { settles }, _) => {
+            let own = claims.has_lease.then_some(&claims.own);
+            let taken = claim::take(ctx, pool, own).await;
+            taken.map_err(ReconcileError::Claim)?;
+            let wait = if settles {
+                SETTLES_IN
+            } else {
+                SignedDuration::ZERO
+            };
+            claims.with(pool, |claim| {
+                // From here on it is given back when the selector takes it in no more.
+                claim.serves = true;
+                claim.settles = Some(Timestamp::now().after(wait));
+                claim.selects_not_since = None;
+            });
+            if settles {
+                ctx.events.publish(pool, &[owner::taken(named)]);
+            }
+            // The watch shows it, and wakes the pool then.
+            Ok(Some(Next::requeue(LOOK_AGAIN)))
+        }
+        (standing, named) => {
+            leave(ctx, pool, standing);
+            let notice = named.and_then(|named| owner::notice(standing, named));
+            let was_told = claims.with(pool, |claim| claim.told.replace(standing));
+            if was_told != Some(standing) {
+                ctx.events.publish(pool, notice.as_slice());
+            }
+            Ok(Some(Next::requeue(LOOK_AGAIN)))
+        }
+    }
+}
+
+/// Notes that the pool is this operator's; when to look again where nothing is done for it yet.
+fn serve(claims: &Claims, pool: &Pool, now: Timestamp) -> Option<Next> {
+    claims.with(pool, |claim| {
+        claim.serves = true;
+        claim.told = None;
+        let left = claim.settles?.duration_since(now);
+        if left.is_positive() {
+            return Some(Next::requeue(left.unsigned_abs()));
+        }
+        claim.settles = None;
+        None
+    })
+}
+
+/// Does nothing any more for a pool that is another's, and knows nothing of it.
+fn leave(ctx: &Context, pool: &Pool, standing: Standing) {
+    let served = ctx
+        .claims
+        .with(pool, |claim| std::mem::take(&mut claim.serves));
+    if served {
+        tracing::warn!(pool = %pool.key, ?standing, "another operator serves the pool: this one leaves it alone");
+    }
+    if let Some(listener) = ctx.listeners.take(&pool.key) {
+        let key = pool.key.clone();
+        tokio::spawn(async move { listener.close(&key).await });
+    }
+    ctx.forget(&pool.key);
+}
+
+/// What is known of a pool goes with it. One that is still there, and that the selector takes in no more, is given back: no
+/// reconcile of it is under way any more.
+pub fn gone(ctx: &Arc<Context>, key: PoolKey) {
+    let served = ctx.claims.forget(&key);
+    let listener = ctx.listeners.take(&key);
+    let writes = ctx.status_writes.take(&key);
+    ctx.forget(&key);
+    let Some(uid) = served.filter(|_| ctx.claims.has_selector()) else {
+        return;
+    };
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        if let Some(listener) = listener {
+            listener.close(&key).await;
+        }
+        // A status that is being written is the last one.
+        if let Some(writes) = writes {
+            writes.have_ended().await;
+        }
+        claim::give_back(&ctx, &key, &uid).await;
+    });
+}
+
+#[cfg(test)]
+mod tests;

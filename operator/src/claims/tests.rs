@@ -1,0 +1,146 @@
+//! Two operators and one pool, with an API server that records what this one writes.
+
+use std::convert::Infallible;
+
+use http::{Request, Response};
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::lease::SELECTOR;
+use crate::reconcile::reconcile;
+use crate::reconcile::tests::{Cluster, context};
+use cuda_runner_plan::fixture;
+
+fn operator(name: &str) -> OperatorStatus {
+    OperatorStatus {
+        namespace: "system".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// A Lease of another operator, renewed some time ago and never again.
+fn lease(holder: &str, selector: Option<&str>) -> Value {
+    let annotations = selector.map(|selector| json!({SELECTOR: selector}));
+    json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "other", "namespace": "system", "annotations": annotations},
+        "spec": {
+            "holderIdentity": holder, "leaseDurationSeconds": 30,
+            "renewTime": "2026-01-01T00:00:00.000000Z",
+        },
+    })
+}
+
+/// An operator with a Lease of its own, to which the other's shows like this; nothing where it cannot be read.
+async fn one_of_two(cluster: &Cluster, other: Option<Value>) -> Arc<Context> {
+    let mut ctx = Arc::into_inner(context(cluster).await).unwrap();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+        let code = if other.is_some() { 200 } else { 403 };
+        let body = other.clone().unwrap_or(status).to_string().into_bytes();
+        let answer = Response::builder().status(code).body(Body::from(body));
+        std::future::ready(Ok::<_, Infallible>(answer.unwrap()))
+    });
+    let leases = Client::new(service, "system");
+    let selector = Some("shard=a".parse().unwrap());
+    ctx.claims = Claims::new(operator("own"), true, selector, leases);
+    Arc::new(ctx)
+}
+
+/// The pool, with the label that this operator selects, as it names an operator.
+fn pool(named: Option<&str>) -> Arc<CudaRunner> {
+    let mut pool = fixture::resource();
+    pool.labels_mut().insert("shard".to_owned(), "a".to_owned());
+    let mut status = pool.status.take().unwrap_or_default();
+    status.operator = named.map(operator);
+    pool.status = Some(status);
+    Arc::new(pool)
+}
+
+/// What a reconcile writes, Events apart.
+async fn writes(ctx: &Arc<Context>, cluster: &Cluster, named: Option<&str>) -> Vec<String> {
+    reconcile(pool(named), Arc::clone(ctx)).await.unwrap();
+    let mut writes = cluster.writes();
+    writes.retain(|write| write != "POST events");
+    writes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_served_only_when_it_names_this_operator() {
+    let cluster = Cluster::default();
+    let ctx = one_of_two(&cluster, None).await;
+
+    // Given a pool that names nobody, then it is named, and nothing else is written
+    reconcile(pool(None), Arc::clone(&ctx)).await.unwrap();
+    let sent = cluster.last_sent();
+    assert_eq!(sent["status"], json!({"operator": operator("own")}));
+    assert_eq!(cluster.writes(), ["PATCH status"]);
+
+    // When the watch shows that, then nothing is done until what somebody else has begun must show, too
+    assert_eq!(writes(&ctx, &cluster, Some("own")).await, [] as [&str; 0]);
+    let key = fixture::pool(1).key;
+    ctx.claims.lock().get_mut(&key).unwrap().settles = Some(Timestamp::now());
+
+    // Then the pool is reconciled, and its status says nothing of the operator: that is written apart
+    assert_eq!(writes(&ctx, &cluster, Some("own")).await, ["PATCH status"]);
+}
+
+#[tokio::test]
+async fn a_status_never_says_whose_the_pool_is() {
+    let cluster = Cluster::default();
+    let ctx = one_of_two(&cluster, None).await;
+    reconcile(pool(Some("own")), Arc::clone(&ctx))
+        .await
+        .unwrap();
+    let sent = cluster.last_sent();
+    assert!(sent["status"]["conditions"].is_array(), "{sent}");
+    assert_eq!(sent["status"]["operator"], Value::Null);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_another_operators_while_that_one_lives_and_selects_it() {
+    let nothing = [] as [&str; 0];
+    for (what, other, at_first, after_its_time) in [
+        ("it selects all", Some(lease("op-1", None)), false, true),
+        (
+            "it selects the pool, too",
+            Some(lease("op-1", Some("shard in (a,b)"))),
+            false,
+            true,
+        ),
+        (
+            "it is about to be replaced",
+            Some(lease("", Some("shard=a"))),
+            false,
+            true,
+        ),
+        (
+            "it has not given it back yet",
+            Some(lease("op-1", Some("shard=b"))),
+            false,
+            true,
+        ),
+        (
+            "it selects it no more, and is gone",
+            Some(lease("", Some("shard=b"))),
+            true,
+            true,
+        ),
+        ("its Lease cannot be read", None, false, false),
+    ] {
+        let cluster = Cluster::default();
+        let ctx = one_of_two(&cluster, other).await;
+        for (is_taken, wait) in [(at_first, 0), (after_its_time, 31)] {
+            // The Lease is not renewed meanwhile
+            tokio::time::advance(Duration::from_secs(wait)).await;
+            let writes = writes(&ctx, &cluster, Some("other")).await;
+            let expected: &[&str] = if is_taken {
+                &["PATCH status"]
+            } else {
+                &nothing
+            };
+            assert_eq!(writes, expected, "{what}, after {wait} s");
+        }
+    }
+}
