@@ -258,7 +258,10 @@ mod tests {
         }
         // And so it is with a runner of a pool that is not seen here: another operator serves it
         let labels = json!({cudarunner_crds::POOL_LABEL: "elsewhere"});
-        ctx.pods.apply(&pod("elsewhere-aaaaa", labels, "1"));
+        let mut runner = pod("elsewhere-aaaaa", labels, "1");
+        let owner = json!([{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "elsewhere", "uid": "2"}]);
+        runner.metadata.owner_references = Some(serde_json::from_value(owner).unwrap());
+        ctx.pods.apply(&runner);
         assert_eq!(reckoned(), (true, 0));
     }
 }
