@@ -255,6 +255,15 @@ pub struct Scaling {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub schedule: Vec<ScheduleWindow>,
+    /// What the pool gets of GPUs that are short, beside the other pools of its namespace: twice the weight is twice the
+    /// runners. Namespaces share them evenly, unless the operator's `namespaceWeights` say otherwise.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 10))]
+    pub weight: i32,
+}
+
+fn default_weight() -> i32 {
+    1
 }
 
 /// From where the length of the queue is known.

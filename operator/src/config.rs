@@ -1,5 +1,6 @@
 //! Flags and environment: the only reader of either.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -13,6 +14,7 @@ use crate::lease::LEASE;
 use crate::selector::PoolSelector;
 use cuda_runner_plan::device_taints::Effect;
 use cuda_runner_plan::node_marks::Marking;
+use cuda_runner_plan::shares::HEAVIEST;
 
 /// Turns GPU nodes into trustworthy GitHub Actions runners.
 #[derive(Debug, Parser)]
@@ -100,6 +102,11 @@ pub struct Config {
     /// Name of the operator's Lease, in its own namespace. Operators beside one another need different ones.
     #[arg(long, env, default_value = LEASE)]
     pub lease_name: String,
+
+    /// What namespaces get of GPUs that are short, `NAMESPACE=WEIGHT` with weights from 1 to 10, separated by commas; 1 where
+    /// none is given.
+    #[arg(long, env, value_delimiter = ',', value_name = "NAMESPACE=WEIGHT", value_parser = namespace_weight)]
+    pub namespace_weight: Vec<(String, u32)>,
 
     /// Address on which the registrar listens.
     #[arg(long, env, default_value = "0.0.0.0:8443")]
@@ -311,6 +318,23 @@ impl GitHubAddresses {
             denied: denied.chain(own.map(IpNet::from)).collect(),
         }
     }
+}
+
+impl Config {
+    /// The weights of namespaces that have one.
+    #[must_use]
+    pub fn namespace_weights(&self) -> BTreeMap<String, u32> {
+        self.namespace_weight.iter().cloned().collect()
+    }
+}
+
+/// A namespace and its weight.
+fn namespace_weight(text: &str) -> Result<(String, u32), String> {
+    let (namespace, weight) = text.split_once('=').unwrap_or((text, ""));
+    let weight = weight.parse().ok().filter(|w| (1..=HEAVIEST).contains(w));
+    let pair = weight.map(|weight| (namespace.to_owned(), weight));
+    pair.filter(|(namespace, _)| !namespace.is_empty())
+        .ok_or_else(|| format!("give NAMESPACE=WEIGHT with a weight from 1 to {HEAVIEST}"))
 }
 
 /// A network, or one address.

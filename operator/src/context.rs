@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
+use crate::shares::Shares;
 use crate::specs::Specs;
 use crate::watch::beside::Beside;
 use crate::watch::devices::Devices;
@@ -64,6 +65,8 @@ pub struct Context {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// What each pool may have of the GPUs there.
+    pub shares: Shares,
     /// Which marks nodes get.
     pub marking: Marking,
     /// How devices are tainted, where they are.

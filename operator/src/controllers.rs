@@ -16,6 +16,7 @@ use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
 use crate::reconcile::{on_error, reconcile};
+use crate::shares;
 use crate::watch::stores::Filled;
 use cuda_runner_plan::model::pool::PoolKey;
 
@@ -57,13 +58,15 @@ async fn act(
     }
     tracing::info!("acting");
     let waker = Arc::clone(&ctx.waker);
+    shares::begin(&ctx);
     waker.listen();
     waker.wake_all(&ctx.pools);
-    // Marking nodes and tainting devices never end.
+    // Marking nodes and tainting devices never end, and neither does sharing nodes.
     tokio::select! {
         () = controllers(Arc::clone(&ctx), woken) => {}
         () = node_marks::follow(&ctx, &waker) => {}
         () = device_taints::follow(&ctx, &waker) => {}
+        () = shares::follow(&ctx, &waker) => {}
     }
     Err(RunError::Ended("the controller"))
 }

@@ -10,13 +10,12 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::Client;
 use kube::runtime::reflector::Store;
 
 use crate::config::Config;
 use crate::context::Context;
 use crate::server::Waits;
-use crate::watch::others::{self, Held};
+use crate::watch::others;
 use crate::watch::pools::key_of;
 use cuda_runner_plan::fleet::{Builder, Fleet, Known, Operator};
 
@@ -31,25 +30,17 @@ pub trait Knows: Send + Sync + 'static {
 /// The operator's own caches and what it remembers.
 pub struct Source {
     ctx: Arc<Context>,
-    /// What pods of others hold, where the operator may see them.
-    others: Option<Arc<Held>>,
     identity: String,
     /// What must have been read before anything can be said.
     waits: Waits,
 }
 
 impl Source {
-    /// Starts to look at the pods of others, in an installation for the whole cluster.
+    /// What this process knows, once it has read what it waits for.
     #[must_use]
-    pub fn start(config: &Config, client: Client, ctx: &Arc<Context>, waits: Waits) -> Self {
-        let others = config.watch_namespace.is_empty().then(|| {
-            let held = Arc::new(Held::default());
-            tokio::spawn(others::follow(client, Arc::clone(&held)));
-            held
-        });
+    pub fn new(config: &Config, ctx: &Arc<Context>, waits: Waits) -> Self {
         Self {
             ctx: Arc::clone(ctx),
-            others,
             identity: config.identity.clone(),
             waits,
         }
@@ -72,7 +63,11 @@ impl Knows for Source {
             leads,
         };
         let nodes = ctx.nodes.as_ref().map(|nodes| nodes.all());
-        let mut held = self.others.as_ref().and_then(|others| others.by_node());
+        let mut held = ctx
+            .shares
+            .others
+            .as_ref()
+            .and_then(|others| others.by_node());
         if let Some(held) = held.as_mut().filter(|_| ctx.claims.has_selector()) {
             let beside = ctx.pods.held_beside(|key| ctx.resource(key).is_some());
             others::merge(held, beside);

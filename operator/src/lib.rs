@@ -36,6 +36,7 @@ pub mod registration;
 pub mod run;
 pub mod selector;
 pub mod server;
+pub mod shares;
 pub mod specs;
 pub mod telemetry;
 pub mod watch;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub use hook::HookMemory;
 
-use cudarunner_crds::CudaRunnerStatus;
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::per_pool::PerPool;
@@ -26,6 +26,7 @@ use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
 use cuda_runner_plan::model::webhook::Heard;
+use cuda_runner_plan::shares::Claim;
 use cuda_runner_plan::{Access, Listing, Observed, Queue, hung};
 
 /// For so long the watch is waited for; then the API server itself is asked whether a pod is there.
@@ -103,6 +104,10 @@ pub struct PoolMemory {
     pub unregistered: BTreeSet<String>,
     /// Uids of pods whose gate has brought its report.
     pub reported: BTreeSet<String>,
+    /// Pods that a scheduling gate has held, by uid, and when they were first seen without one.
+    pub gated: BTreeMap<String, Option<Timestamp>>,
+    /// What the pool would have of the GPUs that it shares, as last planned.
+    pub claim: Option<Claim>,
     /// When it was first seen that a container waits for something, by the pod's uid, the container and the reason. A
     /// container that goes on in between is a new beginning.
     pub waiting: BTreeMap<(String, String, String), Timestamp>,
@@ -269,6 +274,21 @@ impl PoolMemory {
         }
     }
 
+    /// The time for which a scheduling gate has held a pod is nobody's: the runner waits for a node from when that was over.
+    pub fn release(&mut self, runners: &mut [Runner], now: Timestamp) {
+        let there: BTreeSet<&String> = runners.iter().map(|runner| &runner.uid).collect();
+        self.gated.retain(|uid, _| there.contains(uid));
+        for runner in runners {
+            if runner.is_gated() {
+                self.gated.insert(runner.uid.clone(), None);
+            } else if runner.phase == RunnerPhase::Unscheduled
+                && let Some(released) = self.gated.get_mut(&runner.uid)
+            {
+                runner.since = runner.since.max(*released.get_or_insert(now));
+            }
+        }
+    }
+
     /// Notes since when containers wait for what they wait for now, and tells the runners.
     pub fn wait(&mut self, runners: &mut [Runner], now: Timestamp) {
         let troubled: BTreeSet<(String, String)> = runners.iter().filter_map(waits).collect();
@@ -341,7 +361,6 @@ mod tests {
     use super::*;
     use cuda_runner_plan::model::runner::Waiting;
     use cuda_runner_plan::{Entry, fixture, health};
-    use cudarunner_crds::RunnerPhase;
 
     #[test]
     fn who_was_looked_for_in_vain_may_be_in_a_list_soon() {
@@ -388,6 +407,33 @@ mod tests {
             memory.waiting.is_empty(),
             "nothing is kept of pods that are gone"
         );
+    }
+
+    #[test]
+    fn a_pod_waits_for_a_node_from_when_its_scheduling_gate_is_gone() {
+        // Given a pod that a gate holds for an hour
+        let (pool, start) = (fixture::pool(1), fixture::NOW);
+        let mut memory = PoolMemory::default();
+        let mut since = |minute: i64, reason: &str| {
+            let mut runner = fixture::runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
+            runner.since = start;
+            runner.waiting = Some(Waiting {
+                reason: reason.into(),
+                message: String::new(),
+                container: None,
+                image: None,
+            });
+            let mut runners = [runner];
+            memory.release(&mut runners, start + SignedDuration::from_mins(minute));
+            runners[0].since.duration_since(start).as_mins()
+        };
+        assert_eq!(since(0, "SchedulingGated"), 0);
+        assert_eq!(since(60, "SchedulingGated"), 0);
+        // Then its time begins when the gate is gone, at each reconcile the same
+        assert_eq!(since(61, "Unschedulable"), 61);
+        assert_eq!(since(62, "Unschedulable"), 61);
+        memory.release(&mut [], start);
+        assert!(memory.gated.is_empty());
     }
 
     #[test]

@@ -79,6 +79,12 @@ async fn planned(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Ar
     let plan = cuda_runner_plan::plan(pool, &observed, now);
     let gauges = PoolGauges::of(pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, gauges);
+    let before = ctx
+        .memory
+        .with(pool, |memory| memory.claim.replace(plan.claim.clone()));
+    if before.as_ref() != Some(&plan.claim) {
+        ctx.waker.shares.notify_one();
+    }
     (plan, client)
 }
 

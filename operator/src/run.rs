@@ -29,6 +29,7 @@ use crate::registrar::address::registrar_address;
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer};
 use crate::registration::OperatorBackend;
 use crate::server::{self, Started};
+use crate::shares::Shares;
 use crate::specs::Specs;
 use crate::telemetry::Telemetry;
 use crate::watch::Waker;
@@ -134,7 +135,7 @@ async fn operate(
     };
     let page = match config.fleet.fleet_listen {
         Some(address) => {
-            let source = Source::start(config, client.clone(), &ctx, filled.clone());
+            let source = Source::new(config, &ctx, filled.clone());
             Some((listen(address).await?, source))
         }
         None => None,
@@ -201,6 +202,7 @@ impl Beginning {
             pools: self.stores.pools,
             pods: self.stores.pods,
             nodes: self.stores.nodes,
+            shares: Shares::new(self.stores.others, config.namespace_weights()),
             marking: config.marks.marking(),
             tainting: config.device_taints.tainting(),
             devices: self.stores.devices,

@@ -17,7 +17,7 @@ const ROOM: usize = 2 * 1024 * 1024;
 const LEAST: usize = 1024;
 
 /// What a spec came to.
-type Read = Result<Arc<Spec>, SpecError>;
+pub type Read = Result<Arc<Spec>, SpecError>;
 
 /// The specs of all pools, each as its last generation has it.
 pub struct Specs {
@@ -51,22 +51,27 @@ impl Specs {
     /// The pool of a resource.
     #[must_use]
     pub fn pool(&self, resource: &CudaRunner) -> Pool {
-        self.pool_with(resource, |resource| {
+        Pool::with(resource, self.read(resource))
+    }
+
+    /// The spec of a resource.
+    pub fn read(&self, resource: &CudaRunner) -> Read {
+        self.read_with(resource, |resource| {
             Spec::read(resource, self.insecure_github).map(Arc::new)
         })
     }
 
-    fn pool_with(&self, resource: &CudaRunner, read: impl FnOnce(&CudaRunner) -> Read) -> Pool {
+    fn read_with(&self, resource: &CudaRunner, read: impl FnOnce(&CudaRunner) -> Read) -> Read {
         let key = key_of(resource);
         let meta = resource.meta();
         let (Some(uid), Some(generation)) = (&meta.uid, meta.generation) else {
-            return Pool::with(resource, read(resource));
+            return read(resource);
         };
         let known = self.with(|kept| {
             let entry = kept.by_pool.get(&key)?;
             (entry.uid == *uid && entry.generation == generation).then(|| entry.read.clone())
         });
-        let read = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             let read = read(resource);
             let template = resource.spec.template.as_ref();
             // Of one that cannot be carried out the reason is kept, and no template.
@@ -80,8 +85,7 @@ impl Specs {
             };
             self.with(|kept| kept.put(key, entry));
             read
-        });
-        Pool::with(resource, read)
+        })
     }
 
     /// Lets go of a pool's.
@@ -139,12 +143,12 @@ mod tests {
         let count = Cell::new(0);
         for resource in resources {
             let fresh = Pool::read(resource, false);
-            let pool = specs.pool_with(resource, |resource| {
+            let read = specs.read_with(resource, |resource| {
                 count.set(count.get() + 1);
                 Spec::read(resource, false).map(Arc::new)
             });
-            let hash = |pool: &Pool| pool.spec.as_ref().map(|s| s.template_hash.clone()).ok();
-            assert_eq!(hash(&pool), hash(&fresh));
+            let hash = |read: &Read| read.as_ref().map(|s| s.template_hash.clone()).ok();
+            assert_eq!(hash(&read), hash(&fresh.spec));
         }
         count.get()
     }

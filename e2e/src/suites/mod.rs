@@ -6,6 +6,7 @@ mod arm64;
 mod black_hole_node;
 mod budgets;
 mod by_hand;
+mod capacity;
 mod charts;
 mod claimed_devices;
 mod claims;
@@ -362,6 +363,12 @@ pub const SUITES: &[Suite] = &[
         [22],
         "`kubectl scale` from 1 to 20 and back, around a running job",
         scale::run
+    ),
+    suite!(
+        "capacity",
+        [],
+        "GPUs that others hold are offered to nobody, two pools share the rest by weight and in turn, and a scheduling gate is named",
+        capacity::run
     ),
     suite!(
         "scale-set",

@@ -42,6 +42,7 @@ pub(super) fn everything() -> Value {
         "leaderElection": {"enabled": true},
         "watchNamespaces": ["ci", "other"],
         "poolSelector": "shard notin (a,b)",
+        "namespaceWeights": {"ci": 3, "other": 2},
         "rbac": {
             "create": true,
             "secretNames": ["github-app"],
@@ -75,7 +76,8 @@ pub(super) fn everything() -> Value {
         },
         "uninstallHook": {"enabled": false},
         "nodeCondition": {"enabled": true},
-        "nodeTaint": {"enabled": true}, "deviceTaints": {"enabled": true, "effect": "None"},
+        "nodeTaint": {"enabled": true},
+        "deviceTaints": {"enabled": true, "effect": "None"},
         "insecureGithub": true,
         "githubAddresses": {"allow": ["10.96.7.0/24", "fd00::7"], "deny": ["10.96.0.0/12"]},
         "logFormat": "text",
@@ -87,11 +89,13 @@ pub(super) fn everything() -> Value {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"key": "a", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
-        "topologySpreadConstraints": [
-            {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"},
-        ],
+        "topologySpreadConstraints": [spread()],
         "priorityClassName": "high",
     })
+}
+
+fn spread() -> Value {
+    json!({"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"})
 }
 
 fn everything_and_its_end() -> Value {

@@ -431,6 +431,7 @@ fn trouble(
     });
     let (reason, message) = waiting
         .or_else(|| unscheduled(spec, observed, health, now, plan))
+        .or_else(|| not_its_turn(observed, plan))
         .or_else(|| slow(observed, now, plan))?;
     Some((reason.into(), message))
 }
@@ -495,10 +496,14 @@ fn unscheduled(
 ) -> Option<(Reason, String)> {
     let runners = observed.runners.iter();
     let unscheduled = runners.filter(|r| r.phase == RunnerPhase::Unscheduled);
-    let first = unscheduled.min_by_key(|r| r.since)?;
+    // Of one that no scheduler looks at nothing is known but that.
+    let first = unscheduled.min_by_key(|r| (r.is_gated(), r.since))?;
     if now < first.since.after(UNSCHEDULED) {
         plan.wake_at(first.since.after(UNSCHEDULED), now);
         return None;
+    }
+    if first.is_gated() {
+        return Some((Reason::SchedulingGated, gated(first)));
     }
     let mut message = unschedulable(spec, observed, health);
     message.push_str(&device_taints::said_by_drivers(observed));
@@ -514,6 +519,25 @@ fn unscheduled(
         );
     }
     Some((Reason::Unschedulable, message))
+}
+
+/// A pod that a scheduling gate holds.
+fn gated(runner: &Runner) -> String {
+    let waiting = runner.waiting.as_ref();
+    let gates = waiting.map_or("", |waiting| waiting.message.as_str());
+    format!(
+        "A scheduling gate holds the pod: {gates}. Kubernetes looks for no node until whoever has set the gate takes it off. Kueue does that once the queue admits the pod: look at its Workload and at the quota of the ClusterQueue"
+    )
+}
+
+/// Another pool's turn, where this one has no runner at all for that.
+fn not_its_turn(observed: &Observed, plan: &Plan) -> Option<(Reason, String)> {
+    let share = observed.share.as_ref()?;
+    let waits = share.is_contended && !share.is_next && share.runners < plan.desired;
+    (waits && observed.runners.iter().all(|r| r.end.is_some())).then(|| {
+        let said = "The GPUs that this pool may use are taken, and the next one that becomes free is for another pool: namespaces share them evenly, and pools within one by spec.scaling.weight. The pool's turn comes when runners end";
+        (Reason::WaitsForShare, said.to_owned())
+    })
 }
 
 /// A pod whose first container takes long to be made. Why, only Events tell, and the operator does not read them. While

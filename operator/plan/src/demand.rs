@@ -1,15 +1,14 @@
 //! How many runners there should be, and how many jobs GitHub may assign to the pool.
 
-use std::collections::BTreeMap;
-
 use cudarunner_crds::RunnerPhase;
 use jiff::{SignedDuration, Timestamp};
 
 use super::health::Health;
-use super::{Access, Case, NodeFacts, Observed, jobs::noted, schedule};
+use super::{Access, Case, Observed, jobs::noted, schedule};
 use crate::model::pool::{GpuRequest, Pool, RegistrationKind, Size, Spec};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
+use crate::shares::{Claim, most};
 
 /// How often the queue is read where the number of runners follows it.
 pub const POLL: SignedDuration = SignedDuration::from_secs(30);
@@ -168,6 +167,8 @@ pub enum Limit {
     Gpus,
     /// A pod finds no room.
     Unscheduled,
+    /// A scheduling gate holds a pod.
+    SchedulingGates,
     /// The pause after a failure.
     Backoff,
     /// Too many nodes fail.
@@ -184,6 +185,7 @@ impl Limit {
             Self::MaxRunners => "MaxRunners",
             Self::Gpus => "GPUs",
             Self::Unscheduled => "Unscheduled",
+            Self::SchedulingGates => "SchedulingGates",
             Self::Backoff => "Backoff",
             Self::Breaker => "Breaker",
             Self::GitHub => "GitHub",
@@ -207,7 +209,7 @@ pub(super) fn capacity(
     }
     // A pod that waits shows that GPUs are in use by others than runners, too.
     let placed = count(&|r| r.is_active(now) && r.node.is_some());
-    let stuck = count(&|r| r.phase == RunnerPhase::Unscheduled && r.since.after(NO_ROOM) <= now);
+    let stuck = count(&|r| is_stuck(r, now) && !r.is_gated());
     let mut capacity = Capacity {
         jobs: max,
         limit: Limit::MaxRunners,
@@ -215,15 +217,11 @@ pub(super) fn capacity(
     if stuck > 0 {
         capacity.bound(placed, Limit::Unscheduled);
     }
-    if let Some(rooms) = rooms(spec, observed, health) {
-        let on_others = |r: &Runner| {
-            let node = r.node.as_deref();
-            r.phase == RunnerPhase::Busy && node.is_none_or(|node| !rooms.contains_key(node))
-        };
-        let fit = rooms
-            .values()
-            .fold(count(&on_others), |all, room| all.saturating_add(*room));
-        capacity.bound(fit, Limit::Gpus);
+    if count(&Runner::is_gated) > 0 {
+        capacity.bound(placed, Limit::SchedulingGates);
+    }
+    if let Some(share) = &observed.share {
+        capacity.bound(share.runners, Limit::Gpus);
     }
     capacity
 }
@@ -240,41 +238,86 @@ fn held(observed: &Observed, health: &Health, now: Timestamp) -> Option<Limit> {
     pauses.then_some(Limit::Backoff)
 }
 
-/// How many runners fit on each node that is there and well, beside those of other pools; `None` where that is not known, and where there is no such
-/// node: one may come for a pod that waits.
-fn rooms<'a>(
-    spec: &Spec,
-    observed: &'a Observed,
-    health: &Health,
-) -> Option<BTreeMap<&'a str, usize>> {
-    let GpuRequest::Resource { name, count } = &spec.gpu else {
-        return None;
+/// What the pool would have of the GPUs that it shares with others, where it wants so many runners.
+pub(super) fn claim(case: Case, wanted: usize) -> Claim {
+    let Case {
+        spec,
+        observed,
+        health,
+        now,
+        ..
+    } = case;
+    let runners = observed.runners.iter();
+    let there = runners.filter(|r| r.is_active(now) && r.phase != RunnerPhase::Unscheduled);
+    let there = there.count();
+    // Where it is not others who keep it from runners, it must not keep GPUs from others.
+    let more = match held(observed, health, now) {
+        _ if is_barred(spec, observed, now) => 0,
+        // One runner at a time is tried.
+        Some(Limit::Breaker) => 1,
+        Some(_) => 0,
+        None => usize::MAX,
     };
-    let nodes: Vec<&NodeFacts> = observed
-        .nodes
-        .as_ref()?
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|node| node.ready_since.is_some() && !node.is_cordoned && spec.selects(node))
-        // Where devices are claimed, only the scheduler knows how many are free.
-        .filter(|node| node.offers.contains_key(name))
-        .collect();
-    if nodes.is_empty() {
-        return None;
+    let limit = there.saturating_add(more);
+    let assigned = known(observed).filter(|_| spec.registration == RegistrationKind::ScaleSet);
+    // Whatever is offered now: else a share would change what is wanted, and that the share.
+    let wanted = wanted.max(could_run(spec, observed).min(spec.size.max));
+    Claim {
+        wanted: wanted.min(limit),
+        most: most(spec, wanted).min(limit),
+        is_full: assigned.is_some_and(|(assigned, _)| assigned >= there),
+        avoids: health.quarantine.avoided().clone(),
     }
-    let well = nodes
-        .into_iter()
-        .filter(|node| !health.quarantine.is_avoided(&node.name));
-    let taken = |node: &NodeFacts| observed.taken.as_ref()?.get(&node.name).copied();
-    let on = |node: &NodeFacts| {
-        let offered = node.offers.get(name).copied().unwrap_or_default();
-        let free = offered.saturating_sub(taken(node).unwrap_or_default());
-        free.checked_div(*count).unwrap_or_default()
+}
+
+/// Runners for all jobs of a scale set, those included that GitHub has assigned to nobody.
+fn could_run(spec: &Spec, observed: &Observed) -> usize {
+    known(observed).map_or(0, |(assigned, available)| {
+        let jobs = assigned.saturating_add(available);
+        spec.size.min.saturating_add(jobs)
+    })
+}
+
+/// Jobs that are assigned to the scale set and have not ended, and those that wait and could be, as far as it was heard.
+fn known(observed: &Observed) -> Option<(usize, usize)> {
+    let facts = observed.scale_set.as_ref()?;
+    let heard = &facts.listening.as_ref()?.heard;
+    let statistics = heard.statistics.filter(|_| heard.trouble.is_none())?;
+    let assigned = statistics.assigned.saturating_sub(facts.ended);
+    let available = if heard.is_quiet {
+        0
+    } else {
+        statistics.available
     };
-    Some(
-        well.map(|node| (node.name.as_str(), on(node) as usize))
-            .collect(),
-    )
+    Some((assigned, available))
+}
+
+/// Whether a pod waits for a node, and not for GPUs: for another resource, a volume, a scheduling gate. The scheduler says so,
+/// or has left alone those that were free.
+pub(super) fn is_barred(spec: &Spec, observed: &Observed, now: Timestamp) -> bool {
+    let is_vain = observed
+        .share
+        .as_ref()
+        .is_some_and(|share| share.vain.rests(now));
+    let lacks = |r: &Runner| is_vain || lacks_others(&spec.gpu, r);
+    let mut runners = observed.runners.iter();
+    runners.any(|r| r.is_gated() || is_stuck(r, now) && lacks(r))
+}
+
+/// Whether a pod has waited for a node for so long that there is none for it.
+#[must_use]
+pub fn is_stuck(runner: &Runner, now: Timestamp) -> bool {
+    runner.phase == RunnerPhase::Unscheduled && runner.since.after(NO_ROOM) <= now
+}
+
+/// Whether the scheduler says why there is no node for a pod, and names no lack of GPUs.
+fn lacks_others(gpu: &GpuRequest, runner: &Runner) -> bool {
+    let said = runner.waiting.as_ref().map(|waiting| &waiting.message);
+    let is_short = |said: &str| match gpu {
+        GpuRequest::Resource { name, .. } => said.contains(&format!("Insufficient {name}")),
+        GpuRequest::Claim(_) => false,
+    };
+    said.is_some_and(|said| !said.is_empty() && !is_short(said))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         other_pools: vec![],
         last_change: None,
         nodes: Some(vec![node("node-1")]),
-        taken: None,
+        share: None,
         published: None,
         taints_devices: false,
         claim_template: crate::model::claim::ClaimTemplate::Unread,
@@ -97,6 +97,7 @@ pub fn node(name: &str) -> Arc<NodeFacts> {
         offers: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
         ready_since: Some(ago(3600)),
         is_cordoned: false,
+        taints: vec![],
     })
 }
 

@@ -36,6 +36,7 @@ pub mod retest;
 pub mod runners;
 pub mod scale_set;
 pub mod schedule;
+pub mod shares;
 pub mod sharing;
 mod shown;
 mod stable;

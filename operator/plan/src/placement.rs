@@ -1,11 +1,16 @@
 //! Where a pod may go: terms of node affinity, merged into the user's own.
 
 use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 
 use cudarunner_crds::{ARCH_LABEL, Arch};
 use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm, Taint, Toleration,
 };
+
+use crate::NodeFacts;
+use crate::model::pool::Spec;
+use crate::pod::tolerations;
 
 /// Labels by which GPU feature discovery names a node's compute capability. See
 /// <https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md>.
@@ -113,6 +118,122 @@ fn not_on(node: &str) -> NodeSelectorRequirement {
     }
 }
 
+/// Where a pool's pods may go, as far as its spec says. Pools that say the same are alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a>(&'a Spec);
+
+impl<'a> Place<'a> {
+    pub(crate) fn of(spec: &'a Spec) -> Self {
+        Self(spec)
+    }
+}
+
+impl PartialEq for Place<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.placement_hash == other.0.placement_hash
+    }
+}
+
+impl Eq for Place<'_> {}
+
+impl Hash for Place<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.placement_hash.hash(state);
+    }
+}
+
+/// Whether a pod of the pool may start on a node, by what the scheduler looks at that lasts: readiness, cordon, labels,
+/// required affinity to nodes, and taints. Other requests are for the scheduler to know.
+pub(crate) fn admits(place: Place, node: &NodeFacts) -> bool {
+    let spec = place.0;
+    node.ready_since.is_some()
+        && !node.is_cordoned
+        && spec.is_for(node)
+        && is_selected(spec.template.spec.as_ref(), node)
+        && is_capable(&spec.gate.min_compute_capability, node)
+        && is_tolerated(spec, node)
+}
+
+/// Whether a node is one that the template asks for by its selector and its required affinity.
+fn is_selected(pod: Option<&PodSpec>, node: &NodeFacts) -> bool {
+    let Some(pod) = pod else { return true };
+    let mut selector = pod.node_selector.iter().flatten();
+    let affinity = pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| {
+        a.required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    selector.all(|(key, value)| node.labels.get(key) == Some(value))
+        && required.is_none_or(|required| {
+            let mut terms = required.node_selector_terms.iter();
+            terms.any(|term| is_matched(term, node))
+        })
+}
+
+/// An empty term matches nothing.
+fn is_matched(term: &NodeSelectorTerm, node: &NodeFacts) -> bool {
+    let labels = term.match_expressions.iter().flatten();
+    let mut labels = labels.map(|wanted| is_met(wanted, node.labels.get(&wanted.key)));
+    // There is no field but the name.
+    let fields = term.match_fields.iter().flatten();
+    let mut fields = fields.map(|wanted| is_met(wanted, Some(&node.name)));
+    let says = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    (says(&term.match_expressions) || says(&term.match_fields))
+        && labels.all(|met| met)
+        && fields.all(|met| met)
+}
+
+/// See <https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#operators>.
+fn is_met(wanted: &NodeSelectorRequirement, value: Option<&String>) -> bool {
+    let values = wanted.values.as_deref().unwrap_or_default();
+    let number = |text: &String| text.parse::<i64>().ok();
+    let compared = |holds: fn(i64, i64) -> bool| {
+        let bound = values.first().and_then(number);
+        let pair = value.and_then(number).zip(bound);
+        pair.is_some_and(|(value, bound)| holds(value, bound))
+    };
+    match wanted.operator.as_str() {
+        "In" => value.is_some_and(|value| values.contains(value)),
+        "NotIn" => value.is_none_or(|value| !values.contains(value)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compared(|value, bound| value > bound),
+        "Lt" => compared(|value, bound| value < bound),
+        _ => false,
+    }
+}
+
+fn is_capable(minimum: &str, node: &NodeFacts) -> bool {
+    let mut alternatives = capable(minimum).into_iter();
+    alternatives.any(|all| {
+        let mut all = all.iter();
+        all.all(|wanted| is_met(wanted, node.labels.get(&wanted.key)))
+    })
+}
+
+fn is_tolerated(spec: &Spec, node: &NodeFacts) -> bool {
+    if node.taints.is_empty() {
+        return true;
+    }
+    let template = spec.template.spec.as_ref();
+    let theirs = template.and_then(|pod| pod.tolerations.as_deref());
+    let ours = tolerations(spec);
+    let all = || ours.iter().chain(theirs.unwrap_or_default());
+    let mut taints = node.taints.iter();
+    taints.all(|taint| all().any(|toleration| tolerates(toleration, taint)))
+}
+
+/// See <https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let has_effect = said(&toleration.effect).is_none_or(|effect| effect == taint.effect);
+    let has_key = said(&toleration.key).is_none_or(|key| key == taint.key);
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    let has_value =
+        exists || said(&toleration.key).is_some() && said(&toleration.value) == said(&taint.value);
+    has_effect && has_key && has_value
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +288,83 @@ mod tests {
                 .any(|e| e.key == "zone")
         };
         assert_eq!(found.iter().filter(zones).count(), 2);
+    }
+
+    /// Whether a pod of this spec, merged into a template, may start on a node with two labels and a taint.
+    fn is_admitted(pod: &serde_json::Value) -> bool {
+        let mut resource = crate::fixture::resource();
+        resource.spec.template = Some(json!({"spec": pod}));
+        let spec = crate::model::pool::Spec::read(&resource, false).unwrap();
+        let mut node = NodeFacts::clone(&crate::fixture::node("node-1"));
+        node.labels = [("zone", "a"), (MAJOR, "8"), (ARCH_LABEL, "amd64")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        let taint = json!([{"key": "team", "value": "b", "effect": "NoSchedule"}, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}]);
+        node.taints = serde_json::from_value(taint).unwrap();
+        admits(Place::of(&spec), &node)
+    }
+
+    #[test]
+    fn a_pod_may_go_where_labels_affinity_and_taints_let_it() {
+        let team =
+            json!([{"key": "team", "operator": "Equal", "value": "b", "effect": "NoSchedule"}]);
+        let with = |terms: serde_json::Value| {
+            json!({"tolerations": team, "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms},
+            }}})
+        };
+        let label = |key: &str, operator: &str, values: &[&str]| {
+            with(
+                json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]),
+            )
+        };
+        let name = |operator: &str| {
+            with(json!([{"matchFields": [
+                {"key": "metadata.name", "operator": operator, "values": ["node-1"]},
+            ]}]))
+        };
+        for (pod, admitted) in [
+            (json!({}), false),
+            (json!({"tolerations": team}), true),
+            (json!({"tolerations": [{"operator": "Exists"}]}), true),
+            (
+                json!({"tolerations": [{"key": "team", "operator": "Exists"}]}),
+                true,
+            ),
+            (
+                json!({"tolerations": [{"key": "team", "value": "c"}]}),
+                false,
+            ),
+            (
+                json!({"tolerations": [{"key": "team", "value": "b", "effect": "NoExecute"}]}),
+                false,
+            ),
+            (
+                json!({"tolerations": team, "nodeSelector": {"zone": "a"}}),
+                true,
+            ),
+            (
+                json!({"tolerations": team, "nodeSelector": {"zone": "b"}}),
+                false,
+            ),
+            (label("zone", "In", &["a", "b"]), true),
+            (label("zone", "In", &["b"]), false),
+            (label("zone", "NotIn", &["a"]), false),
+            (label("rack", "NotIn", &["a"]), true),
+            (label("rack", "Exists", &[]), false),
+            (label("rack", "DoesNotExist", &[]), true),
+            (label(MAJOR, "Gt", &["7"]), true),
+            (label(MAJOR, "Lt", &["8"]), false),
+            (label("zone", "Gt", &["1"]), false),
+            (name("In"), true),
+            (name("NotIn"), false),
+            (
+                with(json!([{}, {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}])),
+                true,
+            ),
+            (with(json!([{}])), false),
+        ] {
+            assert_eq!(is_admitted(&pod), admitted, "{pod}");
+        }
     }
 }

@@ -191,7 +191,7 @@ fn beside(template: &mut PodSpec) -> Vec<Container> {
 }
 
 /// Ours: of nodes with GPUs, and of those that were marked because of a fault.
-fn tolerations(spec: &Spec) -> Vec<Toleration> {
+pub(crate) fn tolerations(spec: &Spec) -> Vec<Toleration> {
     let ours = [
         Toleration {
             key: Some("nvidia.com/gpu".to_owned()),

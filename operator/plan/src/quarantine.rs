@@ -262,6 +262,11 @@ impl Quarantine {
         self.avoided.contains(node)
     }
 
+    /// The nodes where no pod may go.
+    pub(super) fn avoided(&self) -> &BTreeSet<String> {
+        &self.avoided
+    }
+
     /// Whether a rule keeps the next pod off the device that failed. One that fails there in spite of the rule tolerates it,
     /// or came before the scheduler saw it.
     #[must_use]

@@ -60,6 +60,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     if let Some(moment) = schedule::next_change(&spec.schedule, now) {
         plan.wake_at(moment, now);
     }
+    plan.claim = demand::claim(case, desired);
     if spec.persistent && stable::retire(pool, desired, &active, have, plan) {
         // Their places are filled when they are gone.
     } else if have > desired {
@@ -67,28 +68,62 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             scale_down(&active, spec, have.saturating_sub(desired), plan);
         }
     } else {
-        let missing = desired.saturating_sub(have).min(room);
+        let admitted = admitted(case, desired);
+        let missing = admitted.saturating_sub(have).min(room);
         if have == desired
             && let Some(waiting) = retest::gives_way(case, &active)
         {
             plan.actions.push(Action::Drain(waiting.into()));
         }
         create(case, missing, plan);
+        yield_places(case, &active, have.saturating_sub(admitted), plan);
         roll(&active, spec, plan);
     }
     if observed.access == Access::Granted {
         sweep(spec, observed, now, plan);
     }
     for runner in active {
-        if let Some(at) = health::deadline(runner, spec) {
-            plan.wake_at(at, now);
-        }
-        if runner.phase == RunnerPhase::Terminating
-            && let Some(by) = runner.gone_by
-        {
-            plan.wake_at(by, now);
-        }
+        wake_for(runner, spec, now, plan);
     }
+}
+
+/// When time alone changes what is done with a runner.
+fn wake_for(runner: &Runner, spec: &Spec, now: Timestamp, plan: &mut Plan) {
+    if let Some(at) = health::deadline(runner, spec) {
+        plan.wake_at(at, now);
+    }
+    if runner.phase == RunnerPhase::Terminating
+        && let Some(by) = runner.gone_by
+    {
+        plan.wake_at(by, now);
+    }
+}
+
+/// How many runners may be there, as the GPUs are shared with other pools.
+fn admitted(case: Case, desired: usize) -> usize {
+    let Some(share) = &case.observed.share else {
+        return desired;
+    };
+    let runners = case.observed.runners.iter();
+    let placed = runners.filter(|r| {
+        r.is_active(case.now) && r.node.is_some() && !is_finishing(case.observed, &r.name)
+    });
+    share.admits(desired, placed.count())
+}
+
+/// Pods that wait for a GPU while it is another pool's turn go. Those that wait for something else are in nobody's way.
+fn yield_places(case: Case, active: &[&Runner], surplus: usize, plan: &mut Plan) {
+    if case.spec.persistent || demand::is_barred(case.spec, case.observed, case.now) {
+        return;
+    }
+    let mut waiting: Vec<&&Runner> = active
+        .iter()
+        .filter(|r| r.phase == RunnerPhase::Unscheduled)
+        .collect();
+    waiting.sort_by_key(|r| (std::cmp::Reverse(r.created), r.name.clone()));
+    let surplus = waiting.into_iter().take(surplus);
+    plan.actions
+        .extend(surplus.map(|r| Action::Drain((*r).into())));
 }
 
 /// Created pods that the watch does not show yet: those that count, or a stale store would make one too many; and those
@@ -262,11 +297,13 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
     } else {
         random_names(pool, observed, missing)
     };
+    let kept = observed.share.iter().flat_map(|share| &share.kept);
+    let shuns: BTreeSet<String> = health.suspects.iter().chain(kept).cloned().collect();
     let new = |name, avoids, retest| {
         Action::CreatePod(NewRunner {
             name,
             avoids,
-            shuns: health.suspects.clone(),
+            shuns: shuns.clone(),
             retest,
         })
     };

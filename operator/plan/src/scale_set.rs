@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
 use super::queue::Waiting;
-use super::{Access, Action, Case, Observed, Plan, demand};
+use super::{Access, Action, Case, Observed, Plan};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
@@ -34,10 +34,6 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     let moments = [facts.recount, facts.awaited_until, health.not_before];
     for moment in moments.into_iter().flatten().filter(|at| *at > now) {
         plan.wake_at(moment, now);
-    }
-    if observed.taken.is_some() {
-        // What others take or give back wakes nobody.
-        plan.wake_in(demand::POLL);
     }
     plan.acted_on = facts.listening.as_ref().map(|l| (l.set, l.heard.number));
     let capacity = plan.capacity.map_or(0, |capacity| capacity.jobs);

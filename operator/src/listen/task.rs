@@ -240,10 +240,26 @@ impl Task {
             }) if CUT_OFF.contains(&start.elapsed()) => Ok(Poll::Quiet),
             Ok(Some(message)) => Ok(Poll::Message(message)),
             Ok(None) => {
+                self.brought_nothing(capacity);
                 self.rest(start + AT_ONCE).await;
                 Ok(Poll::Quiet)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Notes that GitHub had no job for a scale set that was offered so many runners, where it has fewer.
+    fn brought_nothing(&self, capacity: usize) {
+        let mut received = lock(&self.received);
+        let heard = &mut received.heard;
+        let Some(statistics) = heard.statistics.filter(|_| !heard.is_quiet) else {
+            return;
+        };
+        heard.is_quiet = statistics.assigned < capacity;
+        let is_news = heard.is_quiet && statistics.available > 0;
+        drop(received);
+        if is_news {
+            self.wake();
         }
     }
 

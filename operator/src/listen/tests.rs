@@ -191,6 +191,36 @@ async fn a_message_is_acknowledged_once_it_was_acted_on() {
 }
 
 #[tokio::test]
+async fn what_a_poll_with_room_does_not_bring_does_not_wait() {
+    let (stub, _asks) = service(|line, host| match line {
+        "POST set 7/sessions" => reply(
+            200,
+            &json!({
+                "sessionId": "mine", "messageQueueUrl": format!("https://{host}/q?s=mine"),
+                "messageQueueAccessToken": "QUEUE",
+                "statistics": {"totalAssignedJobs": 1, "totalAvailableJobs": 3}
+            }),
+        ),
+        _ => raw(202, ""),
+    })
+    .await;
+    let (config, mut woken) = config(&stub);
+    // Given a scale set that has as many jobs as it is offered, while others wait
+    let listener = start(config, 1, None);
+    let heard = || listener.snapshot().0.heard;
+    while !heard().is_settled {
+        woken.next().await.unwrap();
+    }
+    // Then a poll that brings nothing says nothing of them
+    assert!(!heard().is_quiet);
+    // When it is offered more, and nothing comes, then they do not wait for it any more
+    listener.advertise(2);
+    while !heard().is_quiet {
+        woken.next().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_a_process_before_left_open_is_ended() {
     let mut is_open = true;
     let (stub, mut asks) = service(move |line, host| match line {

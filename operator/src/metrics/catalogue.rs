@@ -328,7 +328,7 @@ pub(super) static CAPACITY_LIMIT: Metric<3> = metric(
     Gauge,
     "job_capacity_limit",
     ["namespace", "pool", "limit"],
-    "1 for what limits that: MaxRunners is the spec, GPUs are those of the nodes, Unscheduled is a pod without room, Backoff the pause after a failure, Breaker too many bad nodes, GitHub no access",
+    "1 for what limits that: MaxRunners is the spec, GPUs are those of the nodes, Unscheduled is a pod without room, SchedulingGates one that a scheduling gate holds, Backoff the pause after a failure, Breaker too many bad nodes, GitHub no access",
 );
 pub(super) static FIRST_ONLINE: Metric<0> = metric(
     Buckets,

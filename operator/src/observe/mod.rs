@@ -78,7 +78,7 @@ pub async fn observe(
     let mut observed = Observed {
         claim_template,
         nodes: nodes(ctx, pool, &runners),
-        taken: scale_set.as_ref().and_then(|_| others::taken(ctx, pool)),
+        share: ctx.shares.of(&pool.key),
         published: published(ctx),
         taints_devices: taints_devices(ctx),
         required_elsewhere: others::required(ctx, pool),

@@ -1,6 +1,6 @@
 //! What other pools tell: their specs and statuses, and the pods of their runners.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cudarunner_crds::CudaRunner;
@@ -12,7 +12,7 @@ use cuda_runner_plan::Passed;
 use cuda_runner_plan::checks;
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
 use cuda_runner_plan::model::node_marks::Quarantined;
-use cuda_runner_plan::model::pool::{GpuRequest, Pool};
+use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::url::GitHubUrl;
 
 fn others<'a>(ctx: &'a Context, pool: &'a Pool) -> impl Iterator<Item = Arc<CudaRunner>> + 'a {
@@ -32,19 +32,6 @@ pub(super) fn labels(ctx: &Context, pool: &Pool) -> Vec<Vec<String>> {
         .filter(is_there)
         .map(|other| other.runner_labels())
         .collect()
-}
-
-/// What the runners of other pools hold of a pool's extended resource, by node; `None` where no other pool uses it.
-pub(super) fn taken(ctx: &Context, pool: &Pool) -> Option<BTreeMap<String, u32>> {
-    let GpuRequest::Resource { name, .. } = &pool.spec.as_ref().ok()?.gpu else {
-        return None;
-    };
-    let is_shared = others(ctx, pool).any(|other| {
-        let gpu = &other.spec.gpu;
-        gpu.claim_template.is_none() && gpu.resource == *name
-    });
-    // Pools that other operators serve show by their pods alone.
-    (is_shared || ctx.claims.has_selector()).then(|| ctx.pods.taken(name, &pool.key))
 }
 
 /// The gates that passed, of all pools that there are.

@@ -20,11 +20,18 @@ use super::status::{
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, PREPARE,
-    RETESTS_ANNOTATION, RUNNER, Runner, TEMPLATE_ANNOTATION, URL_ANNOTATION, Waiting,
+    RETESTS_ANNOTATION, RUNNER, Runner, SCHEDULING_GATED, TEMPLATE_ANNOTATION, URL_ANNOTATION,
+    Waiting,
 };
 
 /// The most nodes that a pod can be known to keep off.
 const MOST_AVOIDED: usize = 1024;
+
+/// So many scheduling gates of a pod are named.
+const MOST_GATES: usize = 4;
+
+/// The label by which a pod names its queue of Kueue's. See <https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/>.
+const QUEUE: &str = "kueue.x-k8s.io/queue-name";
 
 /// The most that any container asks for: one has them all.
 fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
@@ -137,7 +144,7 @@ impl State {
         let scheduled = condition(pod, "PodScheduled");
         let Some(scheduled) = scheduled.filter(|c| c.status == "True") else {
             return Self {
-                waiting: scheduled.map(waiting_of_condition),
+                waiting: scheduled.map(|scheduled| waiting_of_condition(pod, scheduled)),
                 ..at(RunnerPhase::Unscheduled, created)
             };
         };
@@ -228,13 +235,33 @@ fn owner(pod: &Pod) -> String {
     pool.map(|owner| owner.uid.clone()).unwrap_or_default()
 }
 
-fn waiting_of_condition(condition: &PodCondition) -> Waiting {
+fn waiting_of_condition(pod: &Pod, condition: &PodCondition) -> Waiting {
+    let reason = condition.reason.as_deref().unwrap_or_default();
+    let message = if reason == SCHEDULING_GATED {
+        words(Some(&gates(pod)))
+    } else {
+        words(condition.message.as_deref())
+    };
     Waiting {
-        reason: condition.reason.as_deref().unwrap_or_default().into(),
-        message: words(condition.message.as_deref()),
+        reason: reason.into(),
+        message,
         container: None,
         image: None,
     }
+}
+
+/// The pod's scheduling gates by name, and the queue of Kueue's that it is in. Kubernetes' own sentence names neither.
+fn gates(pod: &Pod) -> String {
+    let spec = pod.spec.as_ref();
+    let gates = spec.and_then(|spec| spec.scheduling_gates.as_deref());
+    let names = gates.unwrap_or_default().iter();
+    let names: Vec<&str> = names
+        .map(|gate| gate.name.as_str())
+        .take(MOST_GATES)
+        .collect();
+    let queue = pod.labels().get(QUEUE);
+    let queue = queue.map_or_else(String::new, |queue| format!(" (queue {queue})"));
+    format!("{}{queue}", names.join(", "))
 }
 
 /// What the first container waits for that waits for anything, ours or the user's.

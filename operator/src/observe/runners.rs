@@ -57,6 +57,7 @@ pub(super) fn is_told(
 /// Adds what is remembered of the runners to what the watch shows of them.
 pub(super) fn amend(memory: &mut PoolMemory, runners: &mut [Runner], now: Timestamp) {
     memory.wait(runners, now);
+    memory.release(runners, now);
     for runner in runners {
         // Asked to go, though the watch does not show it yet.
         if memory.removed.contains(&runner.uid) {

@@ -206,6 +206,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
         nodes: None,
+        shares: crate::shares::Shares::default(),
         marking: Marking::default(),
         tainting: None,
         devices: None,

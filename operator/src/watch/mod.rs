@@ -42,6 +42,8 @@ pub struct Waker {
     listening: AtomicBool,
     /// A node, or what pools say of nodes, has changed: their marks may have to.
     pub marks: Notify,
+    /// What pools share, or what they would have of it, has changed.
+    pub shares: Notify,
     /// The same for the taints of devices.
     pub rules: Notify,
 }
@@ -55,6 +57,7 @@ impl Waker {
             sender,
             listening: AtomicBool::new(false),
             marks: Notify::new(),
+            shares: Notify::new(),
             rules: Notify::new(),
         };
         (waker, receiver)

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -126,7 +126,22 @@ pub fn facts(node: &Node) -> NodeFacts {
         ready_since: ready
             .and_then(|c| c.last_transition_time.as_ref())
             .map(|t| t.0),
+        taints: taints(node),
     }
+}
+
+/// The taints that keep pods off. Those of a node that is cordoned or not ready say what is known already.
+fn taints(node: &Node) -> Vec<Taint> {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    let hard = taints.into_iter().flatten().filter(|taint| {
+        taint.effect != "PreferNoSchedule" && !taint.key.starts_with("node.kubernetes.io/")
+    });
+    hard.cloned()
+        .map(|taint| Taint {
+            time_added: None,
+            ..taint
+        })
+        .collect()
 }
 
 impl Kept {
@@ -220,7 +235,7 @@ pub async fn follow(
     }
 }
 
-fn is_forbidden(error: &watcher::Error) -> bool {
+pub(super) fn is_forbidden(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 403,
         _ => false,
@@ -237,6 +252,7 @@ fn wake_concerned(pools: &[Store<CudaRunner>], waker: &Waker) {
         waker.wake(&key_of(&pool));
     }
     waker.marks.notify_one();
+    waker.shares.notify_one();
 }
 
 #[cfg(test)]

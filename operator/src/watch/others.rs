@@ -1,5 +1,5 @@
-//! What pods that are no runners hold of a node's GPUs. Only followed where somebody wants to see it: it takes a watch on every
-//! pod of the cluster.
+//! What pods that are no runners hold of a node's GPUs. It takes a watch on every pod of the cluster, since no selector knows of
+//! resources; of pods without an extended resource nothing is kept.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,10 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 
-use super::{Events, PAGE, Pauses, log_error};
+use tokio::sync::watch as flag;
+
+use super::nodes::is_forbidden;
+use super::{Events, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::fleet::Others;
 
 /// Pods that have not ended, as a field selector.
@@ -38,8 +41,28 @@ impl Held {
         inside.is_whole.then(|| by_node(inside.pods.values()))
     }
 
-    fn with(&self, work: impl FnOnce(&mut Inside)) {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    fn with<T>(&self, work: impl FnOnce(&mut Inside) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One that has read all pods there are: none.
+    #[cfg(test)]
+    pub(crate) fn whole() -> Self {
+        let held = Self::default();
+        held.with(|inside| inside.is_whole = true);
+        held
+    }
+
+    /// Takes in a pod; whether what it holds is news.
+    pub(crate) fn take(&self, pod: &Pod) -> bool {
+        self.put(pod.uid().unwrap_or_default(), held_of(pod))
+    }
+
+    fn put(&self, uid: String, has: Option<(String, Counts)>) -> bool {
+        self.with(|inside| match has {
+            Some(has) => inside.pods.insert(uid, has.clone()).as_ref() != Some(&has),
+            None => inside.pods.remove(&uid).is_some(),
+        })
     }
 }
 
@@ -65,8 +88,8 @@ fn is_runner(pod: &Pod) -> bool {
     pod.labels().contains_key(cudarunner_crds::POOL_LABEL)
 }
 
-/// Adds extended resources to others.
-pub(super) fn add(sum: &mut Counts, more: &Counts) {
+/// Adds what somebody holds.
+pub(crate) fn add(sum: &mut Counts, more: &Counts) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
@@ -113,8 +136,13 @@ fn limits(container: &Container) -> Counts {
         .collect()
 }
 
-/// Follows the pods of the cluster that are no runners, permanently.
-pub async fn follow(client: Client, held: Arc<Held>) {
+/// Follows the pods of the cluster that are no runners, permanently; `filled` turns true after the first list.
+pub async fn follow(
+    client: Client,
+    held: Arc<Held>,
+    waker: Arc<Waker>,
+    filled: flag::Sender<bool>,
+) {
     let config = watcher::Config::default()
         .labels(&format!("!{}", cudarunner_crds::POOL_LABEL))
         .fields(ALIVE)
@@ -124,10 +152,14 @@ pub async fn follow(client: Client, held: Arc<Held>) {
         .boxed();
     let mut listed = HashMap::new();
     while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed.clear(),
+        let is_news = match event {
+            Ok(Event::Init) => {
+                listed.clear();
+                false
+            }
             Ok(Event::InitApply(pod)) => {
                 listed.extend(pod.uid().zip(held_of(&pod)));
+                false
             }
             Ok(Event::InitDone) => {
                 let pods = std::mem::take(&mut listed);
@@ -137,18 +169,22 @@ pub async fn follow(client: Client, held: Arc<Held>) {
                         is_whole: true,
                     };
                 });
+                filled.send_replace(true);
+                true
             }
-            Ok(Event::Apply(pod)) => held.with(|inside| {
-                let uid = pod.uid().unwrap_or_default();
-                match held_of(&pod) {
-                    Some(has) => inside.pods.insert(uid, has),
-                    None => inside.pods.remove(&uid),
-                };
-            }),
-            Ok(Event::Delete(pod)) => held.with(|inside| {
-                inside.pods.remove(&pod.uid().unwrap_or_default());
-            }),
-            Err(error) => log_error("pods of others", &error),
+            Ok(Event::Apply(pod)) => held.take(&pod),
+            Ok(Event::Delete(pod)) => held.put(pod.uid().unwrap_or_default(), None),
+            Err(error) => {
+                // Without the right to see pods there is nothing to wait for.
+                if is_forbidden(&error) {
+                    filled.send_replace(true);
+                }
+                log_error("pods of others", &error);
+                false
+            }
+        };
+        if is_news {
+            waker.shares.notify_one();
         }
     }
 }

@@ -124,22 +124,15 @@ impl Pods {
         Some((key, runner))
     }
 
-    /// How many of an extended resource the runners of other pools hold, by node. What counts is what their pods have: no
-    /// pool's author can say more than the scheduler has granted.
-    #[must_use]
-    pub fn taken(&self, resource: &str, from: &PoolKey) -> BTreeMap<String, u32> {
+    /// Shows the runners of all pools, one by one. What counts of what they hold is what their pods have: no pool's author can
+    /// say more than the scheduler has granted. `look` must be short: the watch waits.
+    pub fn every(&self, mut look: impl FnMut(&PoolKey, &Runner)) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let others = pools.iter().filter(|(pool, _)| *pool != from);
-        let runners = others.flat_map(|(_, runners)| runners.values());
-        let mut taken = BTreeMap::new();
-        for runner in runners.filter(|r| !r.is_over) {
-            let held = runner.devices_held.get(resource);
-            if let (Some(node), Some(held)) = (&runner.node, held) {
-                let sum: &mut u32 = taken.entry(node.clone()).or_default();
-                *sum = sum.saturating_add(*held);
+        for (key, runners) in pools.iter() {
+            for runner in runners.values() {
+                look(key, runner);
             }
         }
-        taken
     }
 
     /// The extended resources that the runners of pools hold that other operators serve, by node.
@@ -268,6 +261,7 @@ fn take(pods: &Pods, pod: &Pod, waker: &Waker) {
     let changed = said(guard::step(|| pods.apply(pod)), pod);
     if let Some(pool) = changed.flatten() {
         waker.wake(&pool);
+        waker.shares.notify_one();
     }
 }
 
@@ -307,6 +301,7 @@ pub async fn follow(
                 for pool in pods.retain(&scope, &listed, waker.is_listening()) {
                     waker.wake(&pool);
                 }
+                waker.shares.notify_one();
                 listed = HashSet::new();
                 ready.send_replace(true);
             }
@@ -318,6 +313,7 @@ pub async fn follow(
                         &pod,
                     );
                     waker.wake(&pool);
+                    waker.shares.notify_one();
                 }
             }
             Err(error) => log_error("pods", &error),

@@ -132,6 +132,7 @@ pub async fn follow(
                 if seen.get(&key) != Some(&trigger) {
                     seen.insert(key.clone(), trigger);
                     waker.wake(&key);
+                    waker.shares.notify_one();
                 }
                 // Nodes that one pool leaves alone, or no longer does, concern all.
                 let nodes = quarantined_by(&resource);
@@ -145,6 +146,7 @@ pub async fn follow(
                 seen.remove(&key);
                 // Nobody reconciles it, and what it leaves is let go.
                 waker.wake(&key);
+                waker.shares.notify_one();
                 if quarantined.remove(&key).is_some() {
                     wake_others(&seen, &key, &waker);
                 }
@@ -156,6 +158,7 @@ pub async fn follow(
                     waker.wake(key);
                 }
                 waker.quarantine_changed();
+                waker.shares.notify_one();
             }
         }
     }

@@ -10,6 +10,7 @@ use tokio::sync::watch as flag;
 use super::beside::{self, Beside};
 use super::devices::{self, Devices};
 use super::nodes::{self, Nodes};
+use super::others::{self, Held};
 use super::pods::{self, Pods};
 use super::{Scope, Waker, pools};
 use crate::config::Config;
@@ -29,6 +30,8 @@ pub struct Stores {
     pub pods: Arc<Pods>,
     /// The nodes, where the operator may see them.
     pub nodes: Option<Arc<Nodes>>,
+    /// What pods hold that are no runners, in an installation for the whole cluster.
+    pub others: Option<Arc<Held>>,
     /// The devices that drivers publish, where devices are tainted.
     pub devices: Option<Arc<Devices>>,
     /// Tell when they have been filled.
@@ -66,6 +69,9 @@ impl Stores {
             ));
             stores.filled.push(("the runner pods", is_filled));
         }
+        if config.watch_namespace.is_empty() {
+            stores.follow_others(client, waker);
+        }
         if config.pool_selector.is_some() {
             stores.follow_beside(config, client, waker);
         }
@@ -102,6 +108,19 @@ impl Stores {
             self.filled
                 .push(("the quarantines of other pools", is_filled));
         }
+    }
+
+    fn follow_others(&mut self, client: &Client, waker: &Arc<Waker>) {
+        let held = Arc::new(Held::default());
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(others::follow(
+            client.clone(),
+            Arc::clone(&held),
+            Arc::clone(waker),
+            filled,
+        ));
+        self.filled.push(("the pods of others", is_filled));
+        self.others = Some(held);
     }
 
     fn watch_devices(&mut self, client: &Client, waker: &Arc<Waker>) {

@@ -145,6 +145,7 @@ mod tests {
         "scaling.maxRunners",
         "scaling.minRunners",
         "sharedMemory",
+        "scaling.weight",
         "smoke.managedMemory",
         "smoke.minFreeMemoryPercent",
         "smoke.quarantineMinutes",

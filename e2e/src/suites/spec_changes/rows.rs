@@ -72,7 +72,11 @@ pub(super) fn rows(github: &str, repository: &str) -> Vec<Row> {
         (proxy, through_a_proxy(github)),
         (
             scaled("Poll"),
-            json!({"scaling.minRunners": [1, 2], "scaling.source": ["Poll", "ScaleSet"]}),
+            json!({
+                "scaling.minRunners": [1, 2],
+                "scaling.source": ["Poll", "ScaleSet"],
+                "scaling.weight": [1, 3],
+            }),
         ),
         (scaled("ScaleSet"), json!({"scaling.maxRunners": [3, 1]})),
         (by_time(), of_windows()),

@@ -1,5 +1,6 @@
 //! Given what waits, then so many runners are wanted, and so many jobs may come.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarunner_crds::RunnerPhase::*;
@@ -9,9 +10,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::{NOW, ago, first_node, gate_failure, observed, resource, runner};
 use crate::model::github::{QueuedJob, Statistics};
-use crate::model::runner::{EndedJob, Job};
+use crate::model::runner::{EndedJob, Job, Waiting};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
 use crate::reason::Reason;
+use crate::shares::vain::Vain;
+use crate::shares::{Member, Share, shares};
 use crate::{Action, Plan, Queue, health, plan};
 
 fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
@@ -22,6 +25,7 @@ fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
         source,
         webhook: None,
         schedule: vec![],
+        weight: 1,
     });
     let mut pool = Pool::read(&resource, false);
     pool.status.observed_generation = Some(1);
@@ -35,6 +39,7 @@ fn heard(capacity: usize, available: usize, assigned: usize) -> ScaleSetFacts {
             set: 7,
             capacity,
             heard: Heard {
+                is_quiet: false,
                 number: 1,
                 is_settled: true,
                 is_lost: false,
@@ -223,8 +228,41 @@ fn jobs_that_wait_for_more_gpus_have_pods_that_wait_for_nodes() {
 }
 
 fn capacity_of(pool: &Pool, seen: &Observed) -> usize {
+    capacity_beside(pool, seen, 0)
+}
+
+/// The capacity of a pool that shares with nobody, while pods that are no runners hold so many GPUs of the first node.
+fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
     let spec = pool.spec.as_ref().unwrap();
-    capacity(spec, seen, &health::assess(pool, seen, NOW), NOW).jobs
+    let mut seen = seen.clone();
+    let held = |r: &&Runner| r.node.is_some();
+    let held = seen.runners.iter().filter(held);
+    let member = Member {
+        key: pool.key.clone(),
+        spec: Arc::clone(spec),
+        claim: Claim {
+            wanted: 0,
+            most: spec.size.max,
+            is_full: false,
+            avoids: BTreeSet::new(),
+        },
+        held: held.clone().map(|r| (r.node.clone().unwrap(), 1)).collect(),
+        runners: held.count(),
+        ending: 0,
+        pending: 0,
+        served: None,
+        is_stuck: false,
+        before: Arc::default(),
+    };
+    let others = [(
+        "node-1".to_owned(),
+        [("nvidia.com/gpu".to_owned(), others)].into(),
+    )]
+    .into();
+    let nodes = seen.nodes.clone().unwrap_or_default();
+    let shares = shares(&nodes, &others, &[member], &BTreeMap::new(), NOW);
+    seen.share = shares.get(&pool.key).cloned().map(Arc::new);
+    capacity(spec, &seen, &health::assess(pool, &seen, NOW), NOW).jobs
 }
 
 #[test]
@@ -254,12 +292,9 @@ fn what_can_run_may_come() {
         "eight on the other, one here"
     );
 
-    // What the runners of other pools hold is not for this one, and neither is what the scheduler finds taken
-    let mut shared = observed(vec![]);
-    shared.taken = Some([("node-1".to_owned(), 5)].into());
-    assert_eq!(capacity_of(&many, &shared), 3);
-    shared.taken = Some([("node-1".to_owned(), 50)].into());
-    assert_eq!(capacity_of(&many, &shared), 0);
+    // What other pods hold is not for this one, and neither is what the scheduler finds taken
+    assert_eq!(capacity_beside(&many, &observed(vec![]), 5), 3);
+    assert_eq!(capacity_beside(&many, &observed(vec![]), 50), 0);
     let (busy, stuck) = (
         runner(&many, "pool-aaaaa", Busy),
         runner(&many, "pool-bbbbb", Unscheduled),
@@ -288,6 +323,7 @@ fn a_selector_leaves_nodes_out() {
         source: ScalingSource::ScaleSet,
         webhook: None,
         schedule: vec![],
+        weight: 1,
     });
     resource.spec.template = Some(serde_json::json!(
         {"spec": {"nodeSelector": {"zone": "a"}, "containers": []}}
@@ -301,10 +337,147 @@ fn a_selector_leaves_nodes_out() {
     assert_eq!(capacity_of(&pool, &seen), 8);
 }
 
+const GATE: &str = "kueue.x-k8s.io/admission";
+
+/// What a scheduler says of a pod that it has not found a node for.
+fn waits(runner: &mut Runner, reason: &str, message: &str) {
+    runner.waiting = Some(Waiting {
+        reason: reason.into(),
+        message: message.to_owned(),
+        container: None,
+        image: None,
+    });
+}
+
+#[test]
+fn where_others_come_there_are_pods_for_the_share_and_one_more_in_turn() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let shared = |runners, is_next| Share {
+        runners,
+        placed: 1,
+        is_contended: true,
+        is_next,
+        kept: BTreeSet::from(["node-9".to_owned()]),
+        ..Share::default()
+    };
+    // Given a runner with a job, and four jobs that wait
+    for (share, made) in [
+        (shared(1, false), 0),
+        (shared(1, true), 1),
+        (shared(3, false), 2),
+        (
+            Share {
+                is_contended: false,
+                ..shared(1, false)
+            },
+            4,
+        ),
+    ] {
+        let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+        seen.scale_set = Some(heard(8, 0, 5));
+        seen.share = Some(Arc::new(share));
+        let planned = plan(&pool, &seen, NOW);
+        assert_eq!(names(&planned), (made, 0), "{:?}", seen.share);
+        // The large runner's node is left to it, where there is another
+        let shuns = planned.actions.iter().all(|action| match action {
+            Action::CreatePod(new) => new.shuns.contains("node-9"),
+            _ => true,
+        });
+        assert!(shuns);
+        assert_eq!(planned.claim.wanted, 5, "what is wanted stays");
+    }
+    // Pods that were made while nobody else came go, the newest first, and none that has a node
+    let waiting = ["pool-bbbbb", "pool-ccccc"].map(|name| runner(&pool, name, Unscheduled));
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+    seen.runners.extend(waiting);
+    seen.scale_set = Some(heard(8, 0, 3));
+    seen.share = Some(Arc::new(shared(1, true)));
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 1));
+    // What waits for something else is in nobody's way
+    for runner in &mut seen.runners[1..] {
+        waits(
+            runner,
+            "Unschedulable",
+            "0/1 nodes are available: 1 Insufficient cpu.",
+        );
+    }
+    assert_eq!(names(&plan(&pool, &seen, NOW)), (0, 0));
+}
+
+#[test]
+fn what_a_pool_claims_does_not_hang_on_what_it_is_given() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut claims = BTreeSet::new();
+    for capacity in 0..8 {
+        let mut seen = observed(vec![]);
+        seen.scale_set = Some(heard(capacity, 2, 0));
+        seen.share = Some(Arc::new(Share {
+            runners: capacity,
+            ..Share::default()
+        }));
+        let claim = plan(&pool, &seen, NOW).claim;
+        claims.insert((claim.wanted, claim.most));
+    }
+    assert_eq!(claims, BTreeSet::from([(2, 8)]));
+}
+
+#[test]
+fn a_pool_claims_no_gpus_that_it_cannot_use() {
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![
+        runner(&pool, "pool-aaaaa", Busy),
+        runner(&pool, "pool-bbbbb", Unscheduled),
+    ]);
+    seen.scale_set = Some(heard(8, 0, 4));
+    let claimed = |seen: &Observed| {
+        let claim = plan(&pool, seen, NOW).claim;
+        (claim.wanted, claim.most)
+    };
+    for (reason, message, wanted) in [
+        (
+            "Unschedulable",
+            "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            (4, 8),
+        ),
+        (
+            "Unschedulable",
+            "0/1 nodes are available: 1 Insufficient cpu.",
+            (1, 1),
+        ),
+        ("SchedulingGated", GATE, (1, 1)),
+    ] {
+        waits(&mut seen.runners[1], reason, message);
+        assert_eq!(claimed(&seen), wanted, "{message}");
+    }
+    // So it is where the scheduler says that GPUs are missing, on other nodes, and has left alone those that were free
+    waits(
+        &mut seen.runners[1],
+        "Unschedulable",
+        "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 2 Insufficient cpu.",
+    );
+    seen.share = Some(Arc::new(Share {
+        vain: Vain {
+            since: None,
+            until: Some(NOW + SignedDuration::from_secs(1)),
+        },
+        ..Share::default()
+    }));
+    assert_eq!(claimed(&seen), (1, 1));
+    seen.share = None;
+    assert_eq!(claimed(&seen), (4, 8));
+    // And what a gate holds is no room that is missing, and none that is there
+    waits(&mut seen.runners[1], "SchedulingGated", GATE);
+    let found = plan(&pool, &seen, NOW).capacity.unwrap();
+    assert_eq!((found.jobs, found.limit), (1, Limit::SchedulingGates));
+    assert_eq!(names(&plan(&pool, &seen, NOW)).1, 0, "it is not taken out");
+    seen.access = Access::Unchecked;
+    assert_eq!(claimed(&seen), (1, 1));
+}
+
 #[test]
 fn nodes_of_another_architecture_are_left_out() {
     let mut both = observed(vec![]);
-    let mut arm = NodeFacts::clone(&crate::fixture::node("node-2"));
+    let mut arm = crate::NodeFacts::clone(&crate::fixture::node("node-2"));
     let arch = ("kubernetes.io/arch".to_owned(), "arm64".to_owned());
     arm.labels.extend([arch]);
     arm.offers.insert("nvidia.com/gpu".to_owned(), 3);

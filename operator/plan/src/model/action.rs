@@ -14,6 +14,7 @@ use crate::demand::Capacity;
 use crate::hours::Ended;
 use crate::queue::Waiting;
 use crate::reason::{Reason, Stored};
+use crate::shares::Claim;
 
 /// What the pods need to know of the operator.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -203,6 +204,8 @@ pub struct Plan {
     pub intent: Option<Timestamp>,
     /// Runners that the pool should have.
     pub desired: usize,
+    /// What it would have of the GPUs that it shares with others; of a pool that goes, or cannot be carried out, nothing.
+    pub claim: Claim,
     /// Jobs that wait for the pool, where that is known.
     pub queue: Option<Waiting>,
     /// Jobs that can run at a time.

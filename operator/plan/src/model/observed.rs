@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Taint;
 
 use super::checks::{CheckFacts, Elsewhere};
 use super::claim::ClaimTemplate;
@@ -19,6 +20,7 @@ use super::time::Shift as _;
 use super::verification::VerificationFacts;
 use super::webhook::WebhookFacts;
 use crate::reason::Reason;
+use crate::shares::Share;
 
 /// Everything that a decision depends on beside the pool itself.
 #[derive(Clone, Debug, Default)]
@@ -70,8 +72,9 @@ pub struct Observed {
     pub last_change: Option<Timestamp>,
     /// The nodes with GPUs for the pool; `None` where nodes are not watched.
     pub nodes: Option<Vec<Arc<NodeFacts>>>,
-    /// How many of the pool's extended resource the runners of other pools hold, by node; `None` where no other pool uses it.
-    pub taken: Option<BTreeMap<String, u32>>,
+    /// What the pool may have of the GPUs that are there; `None` where that is not known, and where no node is for it: one
+    /// may come for a pod that waits.
+    pub share: Option<Arc<Share>>,
     /// What DRA drivers publish of devices; `None` where that is not watched.
     pub published: Option<Arc<Published>>,
     /// Whether a published device that failed is kept off alone, by a rule.
@@ -104,7 +107,7 @@ const WARM_UP: SignedDuration = SignedDuration::from_mins(10);
 pub const HAS_GPU: &str = "nvidia.com/gpu.present";
 
 /// A node with GPUs for the pool.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeFacts {
     /// Its name.
     pub name: String,
@@ -118,6 +121,8 @@ pub struct NodeFacts {
     pub ready_since: Option<Timestamp>,
     /// Whether it takes no new pods: it is cordoned.
     pub is_cordoned: bool,
+    /// Its taints that keep pods off.
+    pub taints: Vec<Taint>,
 }
 
 impl NodeFacts {

@@ -24,8 +24,9 @@ mod template;
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
 
 use fields::{
-    gate_settings, job_containers, max_job_minutes, proxy, read_allow, read_gpu, read_preflight,
-    registration, repository, schedule, size, teardown_timeout, telemetry, verify_every, webhook,
+    gate_settings, job_containers, max_job_minutes, placement, proxy, read_allow, read_gpu,
+    read_preflight, registration, repository, schedule, size, teardown_timeout, telemetry,
+    verify_every, webhook, weight,
 };
 
 use super::github::Repository;
@@ -122,6 +123,10 @@ pub struct Spec {
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
     pub template_hash: String,
+    /// Changes when the nodes would differ on which it may start.
+    pub placement_hash: String,
+    /// What it has of the GPUs that its namespace's pools share, beside the others there.
+    pub weight: u32,
     /// The workflow that proves the pool.
     pub verify: Option<Verify>,
     /// How long after a verification the next one runs.
@@ -399,6 +404,8 @@ impl Spec {
             required_checks: spec.required_checks.clone(),
             rerun: spec.rerun.clone(),
             template_hash: String::new(),
+            placement_hash: placement(&template, spec),
+            weight: weight(spec.scaling.as_ref()),
             url,
             arch: spec.arch,
             gpu,

@@ -42,6 +42,8 @@ pub const JOB_ANNOTATION: &str = "cudarunner.dev/job-start";
 pub const SERVICE_PREFIX: &str = "svc-";
 /// The kubelet's word for an image that it could not pull and will try again.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
+/// Kubernetes' word for a pod that no scheduler looks at, because its `spec.schedulingGates` are not empty.
+pub const SCHEDULING_GATED: &str = "SchedulingGated";
 /// The word for a gate that the node could not start, in the place of a code's name.
 pub const NOT_RUN: &str = "StartError";
 /// The word for a device plugin that answered the kubelet with an error, in the same place.
@@ -246,6 +248,14 @@ impl Runner {
     pub fn container_trouble(&self) -> Option<&Waiting> {
         let waiting = self.waiting.as_ref();
         waiting.filter(|waiting| waiting.container.is_some())
+    }
+
+    /// Whether a scheduling gate keeps the scheduler from it.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        self.phase == RunnerPhase::Unscheduled
+            && waiting.is_some_and(|waiting| waiting.reason.is(SCHEDULING_GATED))
     }
 
     /// Whether the agent is connected to GitHub.

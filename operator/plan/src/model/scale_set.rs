@@ -75,6 +75,8 @@ pub struct Heard {
     pub opened: Option<Timestamp>,
     /// Where the scale set stands; unknown until there is a session.
     pub statistics: Option<Statistics>,
+    /// Whether a poll has brought nothing since, though GitHub could have assigned a job: what waited then does not any more.
+    pub is_quiet: bool,
     /// Since when the oldest job waits of those whose messages were heard.
     pub oldest: Option<Timestamp>,
     /// When jobs were last taken back that no runner had begun: GitHub assigns them again.
@@ -96,5 +98,6 @@ impl Heard {
             self.taken_back = Some(now);
         }
         self.statistics = Some(new);
+        self.is_quiet = false;
     }
 }

@@ -88,6 +88,7 @@ fn one_that_is_there_is_listened_to_once() {
 
     // The session is in the status, for whoever comes next
     let heard = Heard {
+        is_quiet: false,
         number: 3,
         is_settled: true,
         is_lost: false,

@@ -19,6 +19,7 @@ fn pool(secret: Option<&str>) -> Pool {
         source: ScalingSource::Webhook,
         webhook: webhook.map(|webhook| serde_json::from_value(webhook).unwrap()),
         schedule: vec![],
+        weight: 1,
     });
     Pool::read(&resource, false)
 }

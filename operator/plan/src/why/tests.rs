@@ -8,12 +8,13 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, resource, runner};
+use crate::fixture::{NOW, ago, gate_failure, node, observed, resource, runner};
 use crate::model::github::{QueuedJob, ScaleSet, Statistics};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::PoolKey;
 use crate::model::runner::{End, Failure, Waiting};
 use crate::model::scale_set::{Heard, Known, Listening, ScaleSetFacts, Trouble};
+use crate::shares::Share;
 use crate::{Access, Observed, Queue, plan};
 
 /// What is said of a resource, changed like this, of which this is seen.
@@ -222,6 +223,29 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
             "No node offers nvidia.com/gpu: add a node with a GPU, or look whether the device plugin runs on those that have one",
         ),
         (
+            "a scheduling gate holds the pod",
+            said(as_it_is, |pool, seen| {
+                runners(pool, seen, &[RunnerPhase::Unscheduled]);
+                seen.runners[0].waiting = Some(Waiting {
+                    reason: "SchedulingGated".into(),
+                    message: "kueue.x-k8s.io/admission (queue gpus)".to_owned(),
+                    container: None,
+                    image: None,
+                });
+            }),
+            "RunnersOnline (SchedulingGated): A scheduling gate holds the pod: kueue.x-k8s.io/admission (queue gpus). Kubernetes looks for no node",
+        ),
+        (
+            "the next GPU is for another pool",
+            said(as_it_is, |_, seen| {
+                seen.share = Some(Arc::new(Share {
+                    is_contended: true,
+                    ..Share::default()
+                }));
+            }),
+            "RunnersOnline (WaitsForShare): The GPUs that this pool may use are taken",
+        ),
+        (
             "no node has so many GPUs",
             said(
                 |resource| resource.spec.gpu.count = Some(16),
@@ -343,9 +367,11 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
                 |resource| scaled(resource, "ScaleSet"),
                 |pool, seen| {
                     runners(pool, seen, &[RunnerPhase::Busy]);
-                    first_node(seen)
-                        .offers
-                        .insert("nvidia.com/gpu".to_owned(), 1);
+                    seen.share = Some(Arc::new(Share {
+                        runners: 1,
+                        placed: 1,
+                        ..Share::default()
+                    }));
                     seen.scale_set = Some(ScaleSetFacts {
                         known: Known::Present(set(CUDA)),
                         listening: Some(Listening {

@@ -7,9 +7,10 @@ use cudarunner_crds::{
 use gate_report::allow::Policy;
 use gate_report::preflight::{MIN_DISK_MIB, Wanted};
 use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{GateSettings, GpuRequest, RegistrationKind, Size, SpecError, Webhook};
+use super::{GateSettings, GpuRequest, RegistrationKind, Size, SpecError, Webhook, fingerprint};
 use crate::model::github::Repository;
 use crate::model::proxy::Proxy;
 use crate::model::time::duration;
@@ -22,6 +23,27 @@ const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
 const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 /// The longest.
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
+
+/// Everything that decides on which nodes a pod may start, in a few bytes.
+pub(super) fn placement(template: &PodTemplateSpec, spec: &CudaRunnerSpec) -> String {
+    let pod = template.spec.as_ref();
+    let affinity = pod.and_then(|pod| pod.affinity.as_ref()?.node_affinity.as_ref());
+    let place = (
+        pod.and_then(|pod| pod.node_selector.as_ref()),
+        affinity.and_then(|a| {
+            a.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        }),
+        pod.and_then(|pod| pod.tolerations.as_ref()),
+        &spec.gpu.min_compute_capability,
+        spec.arch.as_str(),
+    );
+    fingerprint(&serde_json::to_string(&place).unwrap_or_default())
+}
+
+pub(super) fn weight(scaling: Option<&Scaling>) -> u32 {
+    scaling.map_or(1, |scaling| scaling.weight.max(1).unsigned_abs())
+}
 
 /// What the gate demands.
 pub(super) fn gate_settings(gpu: &Gpu, smoke: &Smoke) -> GateSettings {

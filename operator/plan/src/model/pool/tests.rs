@@ -61,6 +61,7 @@ fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
         source,
         webhook: None,
         schedule: vec![],
+        weight: 1,
     });
     Pool::read(&resource, false).spec
 }

@@ -1,0 +1,56 @@
+//! Given a pool whose pods no node takes though GPUs are free, then others have these.
+
+use super::*;
+use crate::model::time::Shift as _;
+
+#[test]
+fn what_no_pod_of_a_pool_takes_is_given_to_others() {
+    // Given a GPU, a pool that comes first whose pod has no node, and another that wants it
+    let nodes = [with_gpus(0, 1, 0)];
+    let (mut stuck, mut other) = (member("a/1", 1, 1, 1, &[]), member("b/1", 1, 1, 1, &[]));
+    stuck.is_stuck = true;
+    let mut given = |stuck: &mut Member, at: i64| {
+        let now = NOW.after(SignedDuration::from_secs(at));
+        // A pool that rests claims no more than it has
+        stuck.claim.wanted = usize::from(!stuck.before.vain.rests(now));
+        let members = [stuck.clone(), other.clone()];
+        let found = shares(&nodes, &Others::new(), &members, &BTreeMap::new(), now);
+        (stuck.before, other.before) = (
+            found[&stuck.key].clone().into(),
+            found[&other.key].clone().into(),
+        );
+        (stuck.before.runners, other.before.runners)
+    };
+    // Then the scheduler has half a minute, after which the GPU is the other's for five minutes
+    let seen = [0, 29, 30, 31, 329, 330, 360, 361].map(|at| given(&mut stuck, at));
+    let (first, then) = ((1, 0), (0, 1));
+    assert_eq!(seen, [first, first, first, then, then, first, first, then]);
+    // And when a pod of its has got a node all the same, all is well
+    (stuck.runners, stuck.is_stuck) = (1, false);
+    given(&mut stuck, 362);
+    assert_eq!(stuck.before.vain, vain::Vain::default());
+}
+
+#[test]
+fn who_is_given_gpus_and_takes_them_is_given_more() {
+    // Given a pool with pods that have waited for long, and a GPU more every twenty seconds
+    let mut pool = member("a/1", 20, 1, 1, &[]);
+    pool.is_stuck = true;
+    for gpus in 1..10 {
+        let nodes = [with_gpus(0, gpus, 0)];
+        for at in [0, 19] {
+            let now = NOW.after(SignedDuration::from_secs(i64::from(gpus) * 20 + at));
+            let found = shares(
+                &nodes,
+                &Others::new(),
+                &[pool.clone()],
+                &BTreeMap::new(),
+                now,
+            );
+            pool.before = found[&pool.key].clone().into();
+            assert!(!pool.before.vain.rests(now), "{gpus}");
+            pool.runners = usize::try_from(gpus).unwrap();
+            pool.held = vec![("node-0".to_owned(), gpus)];
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The shares of all pools, reckoned for all at once when what they rest on has changed, from what every replica and every
+//! operator sees alike.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
+use jiff::{SignedDuration, Timestamp};
+use kube::runtime::reflector::Store;
+
+use crate::context::Context;
+use crate::guard;
+use crate::watch::Waker;
+use crate::watch::nodes::Nodes;
+use crate::watch::others::{Held, add};
+use crate::watch::pools::key_of;
+use cuda_runner_plan::demand::is_stuck;
+use cuda_runner_plan::fleet::Others;
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::shares::{Claim, Member, Share, shares};
+
+/// Changes within this time are taken together.
+const PAUSE: Duration = Duration::from_millis(100);
+/// So many times as long as it took the shares rest: it costs a twentieth of one core at most.
+const REST: u32 = 20;
+
+/// The shares, by pool.
+type Table = BTreeMap<PoolKey, Arc<Share>>;
+
+/// The shares as last reckoned, and what is known of others for them.
+#[derive(Debug, Default)]
+pub struct Shares {
+    /// What pods hold that are no runners, where the operator may see them.
+    pub others: Option<Arc<Held>>,
+    weights: BTreeMap<String, u32>,
+    table: RwLock<Table>,
+}
+
+impl Shares {
+    /// None was reckoned yet. `weights` are the namespaces'.
+    #[must_use]
+    pub fn new(others: Option<Arc<Held>>, weights: BTreeMap<String, u32>) -> Self {
+        Self {
+            others,
+            weights,
+            table: RwLock::default(),
+        }
+    }
+
+    /// The share of a pool.
+    #[must_use]
+    pub fn of(&self, key: &PoolKey) -> Option<Arc<Share>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.get(key).map(Arc::clone)
+    }
+
+    /// When the shares may be others though nothing has changed.
+    fn again(&self, now: Timestamp) -> Option<Timestamp> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table
+            .values()
+            .flat_map(|share| [share.room.again(now), share.vain.again(now)])
+            .flatten()
+            .min()
+    }
+
+    /// Takes in new shares; the pools whose share is another now.
+    fn replace(&self, new: BTreeMap<PoolKey, Share>) -> Vec<PoolKey> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = table.keys().filter(|key| !new.contains_key(*key));
+        let mut changed: Vec<PoolKey> = gone.cloned().collect();
+        let differs =
+            |key: &PoolKey, share: &Share| table.get(key).is_none_or(|old| **old != *share);
+        let others = new.iter().filter(|(key, share)| differs(key, share));
+        changed.extend(others.map(|(key, _)| key.clone()));
+        *table = new
+            .into_iter()
+            .map(|(key, share)| (key, Arc::new(share)))
+            .collect();
+        changed
+    }
+}
+
+/// Keeps the shares up to date permanently, and wakes whose share has changed. Rests permanently where nodes are not seen.
+pub async fn follow(ctx: &Context, waker: &Waker) {
+    let Some(nodes) = &ctx.nodes else {
+        return std::future::pending().await;
+    };
+    loop {
+        let now = Timestamp::now();
+        let rest = ctx.shares.again(now).map(|at| at.duration_since(now));
+        let rest = rest.map_or(Duration::MAX, SignedDuration::unsigned_abs);
+        // A glance that is over is a change like any other.
+        let _ = tokio::time::timeout(rest, waker.shares.notified()).await;
+        let begun = Instant::now();
+        match guard::step(|| reckon(ctx, nodes)) {
+            Ok(changed) => changed.iter().for_each(|pool| waker.wake(pool)),
+            Err(panicked) => tracing::error!(%panicked, "the shares of pools stay as they are"),
+        }
+        tokio::time::sleep(PAUSE.max(begun.elapsed().saturating_mul(REST))).await;
+    }
+}
+
+/// Reckons the shares of all pools where nodes are seen: before the first of them is looked at.
+pub fn begin(ctx: &Context) {
+    if let Some(nodes) = &ctx.nodes {
+        let _ = guard::step(|| reckon(ctx, nodes));
+    }
+}
+
+fn reckon(ctx: &Context, nodes: &Nodes) -> Vec<PoolKey> {
+    let now = Timestamp::now();
+    let (members, others) = members(ctx, now);
+    let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights, now);
+    ctx.shares.replace(new)
+}
+
+/// What the pods of a pool have.
+#[derive(Default)]
+struct Tally {
+    held: Vec<(String, u32)>,
+    runners: usize,
+    ending: usize,
+    waiting: Vec<String>,
+    is_stuck: bool,
+    served: Option<Timestamp>,
+}
+
+impl Tally {
+    fn add(&mut self, runner: &Runner, resource: &str, now: Timestamp) {
+        if runner.is_active(now) && runner.phase == RunnerPhase::Unscheduled {
+            if is_stuck(runner, now) {
+                self.is_stuck |= !runner.is_gated();
+            } else if !runner.is_gated() {
+                self.waiting.push(runner.name.clone());
+            }
+            return;
+        }
+        let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) else {
+            return;
+        };
+        let held = runner.devices_held.get(resource).copied();
+        self.held.push((node.clone(), held.unwrap_or_default()));
+        if runner.is_active(now) {
+            self.runners = self.runners.saturating_add(1);
+        } else {
+            self.ending = self.ending.saturating_add(1);
+        }
+        self.served = self.served.max(Some(runner.created));
+    }
+}
+
+/// The pools that share GPUs, and what everybody else holds.
+fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
+    let resources: Vec<Arc<CudaRunner>> = ctx.pools.iter().flat_map(Store::state).collect();
+    let mut tallies: HashMap<PoolKey, (&CudaRunner, Tally)> = resources
+        .iter()
+        .map(|resource| (key_of(resource), (resource.as_ref(), Tally::default())))
+        .collect();
+    let others = ctx.shares.others.as_ref();
+    let mut others = others.and_then(|held| held.by_node()).unwrap_or_default();
+    ctx.pods.every(|key, runner| match tallies.get_mut(key) {
+        Some((resource, tally)) if resource.metadata.uid.as_ref() == Some(&runner.owner) => {
+            tally.add(runner, &resource.spec.gpu.resource, now);
+        }
+        // Its pool is gone, or is none that is seen here.
+        _ => {
+            if let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) {
+                add(
+                    others.entry(node.clone()).or_default(),
+                    &runner.devices_held,
+                );
+            }
+        }
+    });
+    let members = tallies.into_iter();
+    let members = members.filter_map(|(key, (resource, tally))| member(ctx, key, resource, tally));
+    (members.collect(), others)
+}
+
+/// A pool as others see it; `None` of one that cannot be carried out.
+fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> Option<Member> {
+    let spec = ctx.specs.read(resource).ok()?;
+    let uid = resource.metadata.uid.as_deref().unwrap_or_default();
+    let none = CudaRunnerStatus::default();
+    let status = resource.status.as_ref().unwrap_or(&none);
+    let jobs = status.last_jobs.iter().map(|job| job.finished_at.0);
+    let failures = status.last_failures.iter().map(|failure| failure.at.0);
+    let served = jobs.chain(failures).max().max(tally.served);
+    let known = ctx.memory.of(&key, uid, |memory| {
+        let is_unseen = |name: &&String| !tally.waiting.contains(name);
+        let unseen = memory.expected.keys().filter(is_unseen).count();
+        (memory.claim.clone(), unseen)
+    });
+    let (claim, unseen) = known.unwrap_or_default();
+    let claim = match claim {
+        Some(claim) => claim,
+        None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
+        None => Claim::of(&spec, status),
+    };
+    Some(Member {
+        before: ctx.shares.of(&key).unwrap_or_default(),
+        is_stuck: tally.is_stuck,
+        key,
+        spec,
+        claim,
+        runners: tally.runners,
+        ending: tally.ending,
+        pending: tally.waiting.len().saturating_add(unseen),
+        held: tally.held,
+        served,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use cudarunner_crds::ARCH_LABEL;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::reconcile::tests::{Cluster, context};
+
+    #[tokio::test]
+    async fn what_others_hold_is_no_pools_and_who_is_concerned_is_woken() {
+        // Given a node with two GPUs, and a pool that wants one runner
+        let nodes = Nodes::default();
+        let node = json!({"metadata": {"name": "node-1", "labels": {ARCH_LABEL: "amd64"}}, "status": {
+            "allocatable": {"nvidia.com/gpu": "2"},
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        }});
+        nodes.apply(&serde_json::from_value(node).unwrap());
+        let held = Arc::new(Held::whole());
+        let mut ctx = Arc::into_inner(context(&Cluster::default()).await).unwrap();
+        ctx.shares = Shares::new(Some(Arc::clone(&held)), BTreeMap::new());
+        let key = key_of(&ctx.pools[0].state()[0]);
+        let reckoned = || {
+            let changed = reckon(&ctx, &nodes);
+            (changed.contains(&key), ctx.shares.of(&key).unwrap().runners)
+        };
+        assert_eq!(reckoned(), (true, 1));
+        assert_eq!(reckoned(), (false, 1));
+
+        let pod = |name: &str, labels: Value, gpus: &str| -> Pod {
+            let limits = json!({"limits": {"nvidia.com/gpu": gpus}});
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "ci", "uid": name, "labels": labels},
+                "spec": {"nodeName": "node-1", "containers": [{"name": "main", "resources": limits}]},
+            });
+            serde_json::from_value(pod).unwrap()
+        };
+        // When a pod that is no runner takes one, then the other is left; and when it takes both, none is
+        for (gpus, share) in [("1", (false, 1)), ("2", (true, 0)), ("1", (true, 1))] {
+            assert!(held.take(&pod("notebook", json!({}), gpus)));
+            assert_eq!(reckoned(), share, "{gpus}");
+        }
+        // And so it is with a runner of a pool that is not seen here: another operator serves it
+        let labels = json!({cudarunner_crds::POOL_LABEL: "elsewhere"});
+        let mut runner = pod("elsewhere-aaaaa", labels, "1");
+        let owner = json!([{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "elsewhere", "uid": "2"}]);
+        runner.metadata.owner_references = Some(serde_json::from_value(owner).unwrap());
+        ctx.pods.apply(&runner);
+        assert_eq!(reckoned(), (true, 0));
+    }
+}
