@@ -193,6 +193,18 @@ fn a_start_after_the_end_says_the_end_again() {
 }
 
 #[test]
+fn a_start_after_the_end_whose_sigterm_was_lost_ends_by_itself_and_the_same() {
+    // Given a runner that has ended
+    let pod = Pod::passed(&giving());
+    assert_eq!(pod.gpu("exit 4").code(), 4);
+    // When the container is started again and no signal reaches it, then it ends all the same
+    let mut gpu = pod.gpu(&agent(""));
+    until("ended", || gpu.0.try_wait().unwrap().is_some());
+    assert_eq!((gpu.code(), pod.exit().as_str()), (4, "4"));
+    assert!(!pod.has("agent"));
+}
+
+#[test]
 fn before_the_agent_sigterm_ends_all_at_once_and_writes_no_end() {
     let busy = Registrar::start(&[refusal(503, "", "NotYetKnown")]);
     let testing = Pod::prepared("true >\"$MARK\"; exec sleep 60");

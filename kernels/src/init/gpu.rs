@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cuda_smoke::files::{self, READABLE};
 use cuda_smoke::registrar::Error;
@@ -19,6 +20,8 @@ use crate::telemetry;
 
 /// Longest file that is read.
 const LIMIT: u64 = 256 * 1024;
+/// How long a start after the end waits: the main container ends in a moment, and the kubelet sees that in a second or two.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The gate's settings, by the names of their variables.
 pub(crate) type Settings = BTreeMap<String, String>;
@@ -177,11 +180,12 @@ fn find(dir: &Path, gate: &Path, purpose: Purpose<'_>) -> Found {
     }
 }
 
-/// The kubelet restarts this container until it sees that the main container has ended. This start waits for that: with
-/// another end, the true one would be the container's last state no more.
+/// The kubelet restarts this container until it sees that the main container has ended. This start waits for that, and ends as
+/// the one before. Where SIGTERM came before this process could take it over, the kernel has thrown it away: without a limit
+/// the pod would keep its devices until the kubelet kills it.
 fn again(ending: &Ending, signals: &mut Signals, code: u8) -> u8 {
     ending.say_again();
-    signals.wait_for_end();
+    signals.wait_for_end(AGAIN);
     code
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
@@ -79,9 +79,12 @@ impl Signals {
         self.0.pending().any(ends)
     }
 
-    /// Waits for SIGTERM or SIGINT.
-    pub(crate) fn wait_for_end(&mut self) {
-        self.wait_with(|| {});
+    /// Waits for SIGTERM or SIGINT, for so long.
+    pub(crate) fn wait_for_end(&mut self, limit: Duration) {
+        let start = Instant::now();
+        while !self.is_told_to_end() && start.elapsed() < limit {
+            thread::sleep(LOOK);
+        }
     }
 
     /// Waits for SIGTERM or SIGINT. Meanwhile children end, which is for somebody else.
