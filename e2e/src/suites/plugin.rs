@@ -68,6 +68,8 @@ fn without_particulars(screen: &str) -> Result<String> {
         (r"\b\d+(\.\d+)? ?(ms|s|seconds?|m|h|GiB/s|MiB)\b", "AMOUNT"),
         (r"\bruns?[ /]\d+", "RUN"),
         (r"GPU-[0-9a-f-]+", "DEVICE"),
+        // Where the kubelet has started the container again before it saw the end of the pod.
+        (r" --previous\b", ""),
         (r"\s+", " "),
     ] {
         text = Regex::new(pattern)?
@@ -88,6 +90,8 @@ mod tests {
             general("ci/my-pool-b7n3q on\n  gpu-node, 8m ago"),
             general("ci/pool-x4c6v on gpu-node, 12s ago")
         );
+        let log = "kubectl logs pool-x4c6v --container gpu";
+        assert_eq!(general(&format!("{log} --previous")), general(log));
         // Not an amount, though it ends as one
         assert_eq!(general("pool-4372s"), general("pool-x4c6v"));
         assert_ne!(general("FAILED: device"), general("FAILED: node"));
