@@ -239,7 +239,7 @@ pub fn remove_dir(dir: &Path) -> Result<()> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir.exists() => {
                 return Ok(());
             }
-            Err(error) if start.elapsed() > Duration::from_secs(60) => {
+            Err(error) if start.elapsed() > Duration::from_mins(1) => {
                 return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
