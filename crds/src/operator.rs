@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::CudaRunner;
+
 /// An operator, by the Lease that shows that it lives. No other one acts on the pool meanwhile.
 #[derive(
     JsonSchema, Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
@@ -19,5 +21,19 @@ pub struct OperatorStatus {
 impl fmt::Display for OperatorStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl CudaRunner {
+    /// The operator that serves the pool, as its status says.
+    #[must_use]
+    pub fn operator(&self) -> Option<&OperatorStatus> {
+        self.status.as_ref()?.operator.as_ref()
+    }
+
+    /// Whether the pool may be this operator's, by its status: it names no other.
+    #[must_use]
+    pub fn may_be_of(&self, operator: &OperatorStatus) -> bool {
+        self.operator().is_none_or(|named| named == operator)
     }
 }

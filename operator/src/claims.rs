@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cudarunner_crds::{CudaRunner, OperatorStatus};
+use cudarunner_crds::OperatorStatus;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::controller::Action as Next;
@@ -104,16 +104,6 @@ impl Claims {
         self.selector
             .as_ref()
             .is_none_or(|selector| selector.matches(labels))
-    }
-
-    /// Whether a pool may be this operator's, by its status: it names no other.
-    #[must_use]
-    pub fn may_be_own(&self, pool: &CudaRunner) -> bool {
-        let named = pool
-            .status
-            .as_ref()
-            .and_then(|status| status.operator.as_ref());
-        named.is_none_or(|named| *named == self.own)
     }
 
     /// Forgets a pool; its uid if this process has served it.

@@ -194,6 +194,12 @@ impl Config {
             name: self.lease_name.clone(),
         }
     }
+
+    /// The weights of namespaces that have one.
+    #[must_use]
+    pub fn namespace_weights(&self) -> BTreeMap<String, u32> {
+        self.namespace_weight.iter().cloned().collect()
+    }
 }
 
 /// The page of the fleet.
@@ -317,14 +323,6 @@ impl GitHubAddresses {
             allowed: self.allow_github_address.clone(),
             denied: denied.chain(own.map(IpNet::from)).collect(),
         }
-    }
-}
-
-impl Config {
-    /// The weights of namespaces that have one.
-    #[must_use]
-    pub fn namespace_weights(&self) -> BTreeMap<String, u32> {
-        self.namespace_weight.iter().cloned().collect()
     }
 }
 

@@ -15,7 +15,6 @@ use kube::runtime::reflector::Store;
 use crate::config::Config;
 use crate::context::Context;
 use crate::server::Waits;
-use crate::watch::others;
 use crate::watch::pools::key_of;
 use cuda_runner_plan::fleet::{Builder, Fleet, Known, Operator};
 
@@ -69,8 +68,7 @@ impl Knows for Source {
             .as_ref()
             .and_then(|others| others.by_node());
         if let Some(held) = held.as_mut().filter(|_| ctx.claims.has_selector()) {
-            let beside = ctx.pods.held_beside(|key| ctx.resource(key).is_some());
-            others::merge(held, beside);
+            ctx.pods.add_beside(|key| ctx.resource(key).is_some(), held);
         }
         let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());
         for resource in ctx.pools.iter().flat_map(Store::state) {

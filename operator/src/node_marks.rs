@@ -1,5 +1,7 @@
 //! The spine for nodes: read what all pools leave alone, plan, act. Pools have their own, [`crate::reconcile`].
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
@@ -15,9 +17,9 @@ use cuda_runner_plan::node_marks::{self, MarkNode};
 
 /// The first pause after a write that failed, and the longest.
 const AGAIN: SignedDuration = SignedDuration::from_secs(1);
-/// So far two watches of one API server are apart at most, as a rule.
-const LAG: std::time::Duration = std::time::Duration::from_secs(3);
 const AGAIN_AT_MOST: SignedDuration = SignedDuration::from_mins(2);
+/// So far two watches of one API server are apart at most, as a rule.
+const LAG: Duration = Duration::from_secs(3);
 
 /// Marks nodes permanently, and rests permanently where none are to be marked.
 pub async fn follow(ctx: &Context, waker: &Waker) {

@@ -50,7 +50,7 @@ impl OperatorBackend {
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
         let resource = self.ctx.resource(key);
-        let resource = resource.filter(|pool| self.ctx.claims.may_be_own(pool))?;
+        let resource = resource.filter(|pool| pool.may_be_of(self.ctx.claims.own()))?;
         Some(self.ctx.specs.pool(&resource))
     }
 

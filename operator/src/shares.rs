@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::guard;
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
-use crate::watch::others::{Held, add};
+use crate::watch::others::{Held, add_runner};
 use crate::watch::pools::key_of;
 use cuda_runner_plan::demand::is_stuck;
 use cuda_runner_plan::fleet::Others;
@@ -166,14 +166,7 @@ fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
             tally.add(runner, &resource.spec.gpu.resource, now);
         }
         // Its pool is gone, or is none that is seen here.
-        _ => {
-            if let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) {
-                add(
-                    others.entry(node.clone()).or_default(),
-                    &runner.devices_held,
-                );
-            }
-        }
+        _ => add_runner(&mut others, runner),
     });
     let members = tallies.into_iter();
     let members = members.filter_map(|(key, (resource, tally))| member(ctx, key, resource, tally));

@@ -8,7 +8,7 @@ use github_simulator::{
     control::{JobView, NewJob},
     state::{Conclusion, StepTemplate},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{DEVICES, POOL, SOON, Stage};
 use crate::{
@@ -138,8 +138,7 @@ impl Stage<'_> {
 
     fn flips_a_bit(&self, number: usize) -> Result<()> {
         let mut device = Device::healthy(number, 0);
-        let wrong = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
-        device.store_faults.push(wrong);
+        device.compute_wrongly();
         state::write(&self.cluster.devices(), number, &device)
     }
 

@@ -54,6 +54,12 @@ impl Device {
             xid: None,
         }
     }
+
+    /// From now on it computes wrongly: one bit of one element.
+    pub fn compute_wrongly(&mut self) {
+        let fault = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
+        self.store_faults.push(fault);
+    }
 }
 
 /// Reads all devices, in order.

@@ -486,6 +486,11 @@ impl Ctx {
         state::write(&self.cluster.devices(), number, &device)
     }
 
+    /// Changes all devices of the node alike.
+    pub fn devices(&self, change: impl Fn(&mut Device)) -> Result<()> {
+        (0..4).try_for_each(|number| self.device(number, &change))
+    }
+
     /// Takes the GPU away from a running runner, see [`state::take`].
     pub async fn take_gpu(&self, pool: &str, runner: &str) -> Result<()> {
         let status = self.status(pool).await?;

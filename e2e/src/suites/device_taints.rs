@@ -65,9 +65,7 @@ fn well(number: usize) -> Device {
 /// It computes wrongly.
 fn broken(number: usize) -> Device {
     let mut device = well(number);
-    device
-        .store_faults
-        .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
+    device.compute_wrongly();
     device
 }
 

@@ -59,11 +59,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "wrong-bit",
-        change: |device| {
-            device
-                .store_faults
-                .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
-        },
+        change: Device::compute_wrongly,
         spec: || json!({}),
         class: "device",
         code: None,
@@ -86,9 +82,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 async fn the_pool_says_why_and_recovers(ctx: &Ctx, case: &Case) -> Result<()> {
     // Given a node whose devices are all broken alike, and a job that waits
-    for number in 0..4 {
-        ctx.device(number, case.change)?;
-    }
+    ctx.devices(case.change)?;
     let mark = ctx.last_call().await?;
     let job = ctx
         .queue(
@@ -135,9 +129,7 @@ async fn the_pool_says_why_and_recovers(ctx: &Ctx, case: &Case) -> Result<()> {
     );
 
     // When the devices are well again
-    for number in 0..4 {
-        ctx.device(number, |_| {})?;
-    }
+    ctx.devices(|_| {})?;
 
     // Then the pool recovers by itself, and the job runs
     ctx.succeeded(job).await?;

@@ -86,10 +86,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 async fn a_failed_gate_is_lost(ctx: &Ctx, pods: &Pods) -> Result<()> {
     // Given a pool whose gate fails
-    for number in 0..4 {
+    ctx.devices(|device| {
         let fault = json!({"call": "cuModuleLoadDataEx", "code": 222});
-        ctx.device(number, |device| device.faults.push(fault))?;
-    }
+        device.faults.push(fault);
+    })?;
     ctx.apply(&ctx.pool("broken", json!({}))).await?;
     ctx.condition("broken", "Stalled", "True", "GateFailed")
         .await?;
@@ -106,9 +106,7 @@ async fn a_failed_gate_is_lost(ctx: &Ctx, pods: &Pods) -> Result<()> {
     }
     pods.lived(ctx, &line).await?;
     counted(ctx, "broken").await?;
-    for number in 0..4 {
-        ctx.device(number, |device| device.faults.clear())?;
-    }
+    ctx.devices(|_| {})?;
     ctx.delete("broken").await
 }
 

@@ -27,12 +27,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         for name in [node::NAME, node::SECOND] {
             up_for_long(ctx, name).await?;
         }
-        for number in 0..4 {
-            ctx.device(number, |device| {
-                let fault = json!({"call": "cuDevicePrimaryCtxRetain", "code": UNAVAILABLE});
-                device.faults.push(fault);
-            })?;
-        }
+        ctx.devices(|device| {
+            let fault = json!({"call": "cuDevicePrimaryCtxRetain", "code": UNAVAILABLE});
+            device.faults.push(fault);
+        })?;
         Cluster::cordon(&ctx.client, node::SECOND, true).await?;
         let job = ctx.queue("patient", "true").await?;
         ctx.apply(&ctx.pool("lasting", json!({}))).await?;

@@ -45,10 +45,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 async fn a_failed_gate(ctx: &Ctx) -> Result<()> {
     // When another pool's gate fails
-    for number in 0..4 {
+    ctx.devices(|device| {
         let fault = json!({"call": "cuModuleLoadDataEx", "code": 222});
-        ctx.device(number, |device| device.faults.push(fault))?;
-    }
+        device.faults.push(fault);
+    })?;
     ctx.apply(&ctx.pool("broken", json!({}))).await?;
     ctx.condition("broken", "Stalled", "True", "GateFailed")
         .await?;

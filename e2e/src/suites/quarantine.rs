@@ -13,7 +13,7 @@ use super::{
     plugin::{plugin, shown_in},
     second_node::with_second_node,
 };
-use crate::{audit::Audit, cluster::Cluster, deploy, node};
+use crate::{audit::Audit, cluster::Cluster, deploy, device_plugin::state::Device, node};
 
 /// The pool that meets the broken GPU, one that comes later, and one that is deleted while it quarantines the node.
 const POOL: &str = "sick";
@@ -40,21 +40,9 @@ async fn left_alone(ctx: &Ctx) -> Result<()> {
     .await
 }
 
-/// All devices of the first node compute wrongly.
-fn break_devices(ctx: &Ctx) -> Result<()> {
-    for number in 0..4 {
-        ctx.device(number, |device| {
-            device
-                .store_faults
-                .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
-        })?;
-    }
-    Ok(())
-}
-
 async fn the_node_is_left_alone(ctx: &Ctx) -> Result<u64> {
     // Given two nodes: one computes wrongly, the other takes no pods for now
-    break_devices(ctx)?;
+    ctx.devices(Device::compute_wrongly)?;
     Cluster::cordon(&ctx.client, node::SECOND, true).await?;
     let mark = ctx.last_call().await?;
     let script = "LD_LIBRARY_PATH=/usr/local/nvidia/lib64 cuda-smoke check";
@@ -191,9 +179,7 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
 
 async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
     // When the device is fixed and somebody says so
-    for number in 0..4 {
-        ctx.device(number, |_| {})?;
-    }
+    ctx.devices(|_| {})?;
     let reported = plugin(ctx, 0, &["release", POOL, node::NAME]).await?;
     // Then the node may be used again
     ensure!(reported.contains("lets"), "{reported}");
@@ -207,7 +193,7 @@ async fn a_release_ends_it(ctx: &Ctx) -> Result<()> {
 
 async fn a_deletion_ends_it(ctx: &Ctx) -> Result<()> {
     // Given a pool that quarantines the node
-    break_devices(ctx)?;
+    ctx.devices(Device::compute_wrongly)?;
     Cluster::cordon(&ctx.client, node::SECOND, true).await?;
     ctx.apply(&ctx.pool(DELETED, json!({}))).await?;
     node_marks::wait(ctx, "False", "DeviceFailed").await?;

@@ -35,9 +35,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     by_somebodys_wish(ctx).await?;
     a_gpu_breaks(ctx).await?;
     ctx.delete(POOL).await?;
-    for number in 0..4 {
-        ctx.device(number, |_| {})?;
-    }
+    ctx.devices(|_| {})?;
     a_second_attempt_dies_again(ctx).await?;
     ctx.no_violations().await
 }
@@ -116,10 +114,7 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     // When its GPU vanishes, and computes wrongly from then on
     let uuid = device_of(ctx, &runner).await?;
     let number = number(&uuid)?;
-    let fault = json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0});
-    ctx.device(number, |device: &mut Device| {
-        device.store_faults.push(fault);
-    })?;
+    ctx.device(number, Device::compute_wrongly)?;
     state::take(&ctx.cluster.devices(), &uuid)?;
     let view = ctx.ended(job).await?;
     ensure!(view.conclusion == Some(Conclusion::Failure), "{view:?}");

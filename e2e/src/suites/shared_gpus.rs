@@ -44,12 +44,10 @@ async fn label(ctx: &Ctx, strategy: Value, replicas: Value) -> Result<()> {
 async fn busy(ctx: &Ctx) -> Result<()> {
     // Given shared GPUs whose other users hold all memory
     up_for_long(ctx, node::NAME).await?;
-    for number in 0..4 {
-        ctx.device(number, |device| {
-            let fault = json!({"call": "cuMemAlloc_v2", "code": OUT_OF_MEMORY});
-            device.faults.push(fault);
-        })?;
-    }
+    ctx.devices(|device| {
+        let fault = json!({"call": "cuMemAlloc_v2", "code": OUT_OF_MEMORY});
+        device.faults.push(fault);
+    })?;
     ctx.apply(&ctx.pool("shares", json!({}))).await?;
     // When two gates in a row find none
     let status = ctx
@@ -69,9 +67,7 @@ async fn busy(ctx: &Ctx) -> Result<()> {
     }
     ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
     // When there is memory again, then the runner comes, and its gate has left the others their share
-    for number in 0..4 {
-        ctx.device(number, |_| {})?;
-    }
+    ctx.devices(|_| {})?;
     let runner = ctx.idle("shares", 1).await?.remove(0);
     let report = ctx.report(&runner).await?;
     let device = &report["devices"][0];

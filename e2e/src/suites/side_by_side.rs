@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{Ctx, SOON, node_marks};
 use crate::{
     deploy,
+    device_plugin::state::Device,
     helm::{NAMESPACE, RELEASE},
     node,
 };
@@ -197,13 +198,7 @@ async fn quarantined(ctx: &Ctx) -> Result<()> {
 
 async fn found_by_the_other(ctx: &Ctx) -> Result<()> {
     // When the first operator's next runner finds devices that compute wrongly
-    for number in 0..4 {
-        ctx.device(number, |device| {
-            device
-                .store_faults
-                .push(json!({"kernel": "vector_add", "nth": 7, "flipBit": 3, "device": 0}));
-        })?;
-    }
+    ctx.devices(Device::compute_wrongly)?;
     let job = ctx.queue_for("last", &["one"], "true", false).await?;
     ctx.succeeded(job).await?;
     ctx.condition("one", "GpuHealthy", "False", "NodesQuarantined")
@@ -222,9 +217,7 @@ async fn found_by_the_other(ctx: &Ctx) -> Result<()> {
     marked(ctx, true).await?;
 
     // When they are well again, and the quarantine is ended at the one that has found it, then it is over for both
-    for number in 0..4 {
-        ctx.device(number, |device| device.store_faults.clear())?;
-    }
+    ctx.devices(|_| {})?;
     ctx.annotate("one", END_QUARANTINE, "all now").await?;
     ctx.wait_for("the second pool to be free again", SOON, async || {
         let conditions = ctx.status("two").await?.conditions;

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerSpec, RunnerPhase};
+use cudarunner_crds::{
+    CudaRunner, CudaRunnerSpec, QuarantineScope, QuarantineStatus, RunnerPhase, Scaling,
+    ScalingSource,
+};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -13,6 +16,7 @@ use super::{Access, Entry, Listing, NodeFacts, Observed};
 use crate::model::hardware::{Hardware, Product};
 use crate::model::life::Life;
 use crate::model::pool::{FINALIZER, Pool};
+use crate::model::published::PublishedDevice;
 use crate::model::runner::{End, Failure, Job, Runner};
 use crate::reason::Reason;
 
@@ -99,6 +103,51 @@ pub fn node(name: &str) -> Arc<NodeFacts> {
         is_cordoned: false,
         taints: vec![],
     })
+}
+
+/// A resource whose runners follow the jobs, between so many.
+pub fn scaled(source: ScalingSource, min: i32, max: i32) -> CudaRunner {
+    let mut resource = resource();
+    resource.spec.scaling = Some(Scaling {
+        min_runners: min,
+        max_runners: max,
+        source,
+        webhook: None,
+        schedule: vec![],
+        weight: 1,
+    });
+    resource
+}
+
+/// A device of a node that a DRA driver publishes.
+pub fn published_device(node: &str, number: usize, uuid: &str) -> PublishedDevice {
+    PublishedDevice {
+        node: node.to_owned(),
+        driver: "gpu.nvidia.com".to_owned(),
+        pool: node.to_owned(),
+        name: format!("gpu-{number}"),
+        uuid: Some(uuid.to_owned()),
+        domain: "gpu.nvidia.com".to_owned(),
+        taints: vec![],
+    }
+}
+
+/// What a pool has in quarantine because of a device that computed wrongly.
+pub fn device_entry(uuid: &str, since: Timestamp, until: Timestamp) -> QuarantineStatus {
+    QuarantineStatus {
+        node: "node-1".to_owned(),
+        device: Some(uuid.to_owned()),
+        scope: Some(QuarantineScope::Device),
+        class: Class::Device.into(),
+        code: None,
+        code_name: Some("WrongResult".to_owned()),
+        message: "It computes wrongly.".to_owned(),
+        failures: 1,
+        boot_id: None,
+        retest: false,
+        since: Time(since),
+        until: Some(Time(until)),
+    }
 }
 
 /// The first of the nodes that are observed, to be changed.

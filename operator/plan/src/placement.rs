@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 
 use cudarunner_crds::{ARCH_LABEL, Arch};
 use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm, Taint, Toleration,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+    Taint, Toleration,
 };
 
 use crate::NodeFacts;
@@ -148,26 +149,26 @@ pub(crate) fn admits(place: Place, node: &NodeFacts) -> bool {
     let spec = place.0;
     node.ready_since.is_some()
         && !node.is_cordoned
-        && spec.is_for(node)
-        && is_selected(spec.template.spec.as_ref(), node)
+        && spec.selects(node)
+        && is_required(spec.template.spec.as_ref(), node)
         && is_capable(&spec.gate.min_compute_capability, node)
         && is_tolerated(spec, node)
 }
 
-/// Whether a node is one that the template asks for by its selector and its required affinity.
-fn is_selected(pod: Option<&PodSpec>, node: &NodeFacts) -> bool {
-    let Some(pod) = pod else { return true };
-    let mut selector = pod.node_selector.iter().flatten();
-    let affinity = pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let required = affinity.and_then(|a| {
-        a.required_during_scheduling_ignored_during_execution
-            .as_ref()
-    });
-    selector.all(|(key, value)| node.labels.get(key) == Some(value))
-        && required.is_none_or(|required| {
-            let mut terms = required.node_selector_terms.iter();
-            terms.any(|term| is_matched(term, node))
-        })
+/// Whether a node is one that the template's required affinity takes in.
+fn is_required(pod: Option<&PodSpec>, node: &NodeFacts) -> bool {
+    pod.and_then(required).is_none_or(|required| {
+        let mut terms = required.node_selector_terms.iter();
+        terms.any(|term| is_matched(term, node))
+    })
+}
+
+/// What a pod requires of its node.
+pub(crate) fn required(pod: &PodSpec) -> Option<&NodeSelector> {
+    let affinity = pod.affinity.as_ref()?.node_affinity.as_ref()?;
+    affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()
 }
 
 /// An empty term matches nothing.

@@ -50,12 +50,8 @@ async fn try_to_give_back(ctx: &Context, key: &PoolKey, uid: &str) -> Result<(),
     let Some(pool) = api.list(&only).await?.items.into_iter().next() else {
         return Ok(());
     };
-    let named = pool
-        .status
-        .as_ref()
-        .and_then(|status| status.operator.as_ref());
     let is_left = pool.metadata.uid.as_deref() == Some(uid)
-        && named == Some(ctx.claims.own())
+        && pool.operator() == Some(ctx.claims.own())
         && !ctx.claims.selects(pool.labels());
     if !is_left {
         return Ok(());

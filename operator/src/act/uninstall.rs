@@ -156,11 +156,7 @@ async fn held(client: &Client, args: &Uninstall) -> Result<Vec<CudaRunner>, Unin
     }
     let own = args.operator();
     // What another operator serves is not let go.
-    let is_own = |pool: &CudaRunner| {
-        let named = pool.status.as_ref().and_then(|s| s.operator.as_ref());
-        named.is_none_or(|named| *named == own)
-    };
-    held.retain(|pool| is_own(pool) && pool.finalizers().iter().any(|f| f == FINALIZER));
+    held.retain(|pool| pool.may_be_of(&own) && pool.finalizers().iter().any(|f| f == FINALIZER));
     Ok(held)
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use cudarunner_crds::CudaRunner;
 use http::{Request, Response};
 use kube::client::Body;
 use serde_json::{Value, json};

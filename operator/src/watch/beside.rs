@@ -14,7 +14,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use tokio::sync::watch as flag;
 
 use super::pools::{key_of, readable};
-use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
+use super::{Events, PAGE, Pauses, Scope, Waker, log_error, refused};
 use crate::observe::others::held_by;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::PoolKey;
@@ -91,7 +91,7 @@ pub async fn follow(
             Ok(None) => false,
             Err(error) => {
                 // An older CRD does not know of the field: nothing is shared then, and nothing waits for it.
-                if is_refused(&error) {
+                if matches!(refused(&error), Some(400 | 403)) {
                     filled.send_replace(true);
                 }
                 log_error("quarantines of other pools", &error);
@@ -102,15 +102,6 @@ pub async fn follow(
             waker.wake_all(&pools);
             waker.quarantine_changed();
         }
-    }
-}
-
-fn is_refused(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
-            matches!(status.code, 400 | 403)
-        }
-        _ => false,
     }
 }
 

@@ -15,7 +15,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::{Events, PAGE, Pauses, Waker, log_error};
+use super::{Events, PAGE, Pauses, Waker, log_error, refused};
 use crate::context::CONTROLLER;
 use cuda_runner_plan::device_taints::{MANAGED_BY, Owner, Present, Rule, UUID_ANNOTATION};
 use cuda_runner_plan::model::published::{Published, PublishedDevice};
@@ -319,17 +319,14 @@ async fn unserved(
     filled: &flag::Sender<bool>,
     what: &'static str,
 ) {
-    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
+    let Some(code @ (403 | 404)) = refused(error) else {
         return log_error(what, error);
     };
-    if !matches!(status.code, 403 | 404) {
-        return log_error(what, error);
-    }
     served.store(false, Ordering::Release);
     filled.send_replace(true);
     tracing::warn!(
         what,
-        code = status.code,
+        code,
         "no device can be tainted, and nodes are quarantined instead: DeviceTaintRules need Kubernetes 1.37 with resource.k8s.io/v1, and the operator the rights that its chart gives with deviceTaints.enabled"
     );
     tokio::time::sleep(UNSERVED).await;

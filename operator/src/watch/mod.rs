@@ -142,6 +142,16 @@ fn log_error(what: &'static str, error: &kube::runtime::watcher::Error) {
     tracing::warn!(%error, what, "a watch failed and is tried again");
 }
 
+/// The API server's code where it has refused the first list of a watch.
+fn refused(error: &kube::runtime::watcher::Error) -> Option<u16> {
+    match error {
+        kube::runtime::watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
+            Some(status.code)
+        }
+        _ => None,
+    }
+}
+
 /// The longest pause after a read or a watch that failed. With a longer one a pool would do nothing for another half minute
 /// after a short outage of the API server.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);

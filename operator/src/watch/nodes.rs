@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
 use super::pools::key_of;
-use super::{Events, PAGE, Pauses, Waker, log_error};
+use super::{Events, PAGE, Pauses, Waker, log_error, refused};
 use cuda_runner_plan::NodeFacts;
 use cuda_runner_plan::model::observed::HAS_GPU;
 use cuda_runner_plan::node_marks::{self, Marked, NodeCondition};
@@ -226,19 +226,12 @@ pub async fn follow(
             }
             Err(error) => {
                 // Without the right to see nodes there is nothing to wait for.
-                if is_forbidden(&error) {
+                if refused(&error) == Some(403) {
                     filled.send_replace(true);
                 }
                 log_error("nodes", &error);
             }
         }
-    }
-}
-
-pub(super) fn is_forbidden(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 403,
-        _ => false,
     }
 }
 

@@ -12,9 +12,9 @@ use kube::{Api, Client, ResourceExt as _};
 
 use tokio::sync::watch as flag;
 
-use super::nodes::is_forbidden;
-use super::{Events, PAGE, Pauses, Waker, log_error};
+use super::{Events, PAGE, Pauses, Waker, log_error, refused};
 use cuda_runner_plan::fleet::Others;
+use cuda_runner_plan::model::runner::Runner;
 
 /// Pods that have not ended, as a field selector.
 pub const ALIVE: &str = "status.phase!=Succeeded,status.phase!=Failed";
@@ -89,17 +89,17 @@ fn is_runner(pod: &Pod) -> bool {
 }
 
 /// Adds what somebody holds.
-pub(crate) fn add(sum: &mut Counts, more: &Counts) {
+fn add(sum: &mut Counts, more: &Counts) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
     }
 }
 
-/// Adds what others hold on each node.
-pub fn merge(sum: &mut Others, more: Others) {
-    for (node, held) in more {
-        add(sum.entry(node).or_default(), &held);
+/// Adds what a runner holds, until its pod is over.
+pub(crate) fn add_runner(sum: &mut Others, runner: &Runner) {
+    if let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) {
+        add(sum.entry(node.clone()).or_default(), &runner.devices_held);
     }
 }
 
@@ -176,7 +176,7 @@ pub async fn follow(
             Ok(Event::Delete(pod)) => held.put(pod.uid().unwrap_or_default(), None),
             Err(error) => {
                 // Without the right to see pods there is nothing to wait for.
-                if is_forbidden(&error) {
+                if refused(&error) == Some(403) {
                     filled.send_replace(true);
                 }
                 log_error("pods of others", &error);

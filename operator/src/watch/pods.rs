@@ -135,19 +135,12 @@ impl Pods {
         }
     }
 
-    /// The extended resources that the runners of pools hold that other operators serve, by node.
-    #[must_use]
-    pub fn held_beside(&self, is_own: impl Fn(&PoolKey) -> bool) -> Others {
+    /// Adds what the runners of pools hold that other operators serve.
+    pub fn add_beside(&self, is_own: impl Fn(&PoolKey) -> bool, held: &mut Others) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let others = pools.iter().filter(|(pool, _)| !is_own(pool));
         let runners = others.flat_map(|(_, runners)| runners.values());
-        let mut held = Others::new();
-        for runner in runners.filter(|r| !r.is_over) {
-            if let Some(node) = &runner.node {
-                others::add(held.entry(node.clone()).or_default(), &runner.devices_held);
-            }
-        }
-        held
+        runners.for_each(|runner| others::add_runner(held, runner));
     }
 
     /// The gates of all pools that passed and whose pods are still there. Of pods that only look like a pool's own

@@ -38,7 +38,7 @@ impl Trigger {
             deleted: resource.meta().deletion_timestamp.as_ref().map(|t| t.0),
             finalizers: resource.finalizers().to_vec(),
             annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
-            operator: resource.status.as_ref().and_then(|s| s.operator.clone()),
+            operator: resource.operator().cloned(),
         }
     }
 }

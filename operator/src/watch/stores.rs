@@ -51,23 +51,15 @@ impl Stores {
                 writer,
                 Arc::clone(waker),
             ));
-            let (filled, is_filled) = flag::channel(false);
             let reader: Store<CudaRunner> = store.clone();
-            tokio::spawn(async move {
+            stores.follow("the CudaRunner resources", |filled| async move {
                 filled.send_replace(reader.wait_until_ready().await.is_ok());
             });
-            stores.filled.push(("the CudaRunner resources", is_filled));
             stores.pools.push(store);
-            let (filled, is_filled) = flag::channel(false);
             let pods = Arc::clone(&stores.pods);
-            tokio::spawn(pods::follow(
-                client.clone(),
-                scope,
-                pods,
-                Arc::clone(waker),
-                filled,
-            ));
-            stores.filled.push(("the runner pods", is_filled));
+            stores.follow("the runner pods", |filled| {
+                pods::follow(client.clone(), scope, pods, Arc::clone(waker), filled)
+            });
         }
         if config.watch_namespace.is_empty() {
             stores.follow_others(client, waker);
@@ -76,72 +68,61 @@ impl Stores {
             stores.follow_beside(config, client, waker);
         }
         if config.watch_namespace.is_empty() || config.marks.marking() != Marking::default() {
-            let nodes = Arc::new(Nodes::default());
-            let (filled, is_filled) = flag::channel(false);
-            tokio::spawn(nodes::follow(
-                client.clone(),
-                Arc::clone(&nodes),
-                stores.pools.clone(),
-                Arc::clone(waker),
-                filled,
-            ));
-            stores.filled.push(("the nodes", is_filled));
-            stores.nodes = Some(nodes);
+            stores.follow_nodes(client, waker);
         }
         if config.device_taints.tainting().is_some() {
-            stores.watch_devices(client, waker);
+            stores.follow_devices(client, waker);
         }
         stores
+    }
+
+    /// Starts a watch, which says when it has read what there is.
+    fn follow<W>(&mut self, what: &'static str, watch: impl FnOnce(flag::Sender<bool>) -> W)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let (filled, is_filled) = flag::channel(false);
+        tokio::spawn(watch(filled));
+        self.filled.push((what, is_filled));
     }
 
     /// Starts the watches of what pools have in quarantine that the selector leaves out.
     fn follow_beside(&mut self, config: &Config, client: &Client, waker: &Arc<Waker>) {
         for scope in Scope::of(&config.watch_namespace) {
-            let (filled, is_filled) = flag::channel(false);
-            tokio::spawn(beside::follow(
-                client.clone(),
-                scope,
-                Arc::clone(&self.beside),
-                (self.pools.clone(), Arc::clone(waker)),
-                filled,
-            ));
-            self.filled
-                .push(("the quarantines of other pools", is_filled));
+            let beside = Arc::clone(&self.beside);
+            let concerned = (self.pools.clone(), Arc::clone(waker));
+            self.follow("the quarantines of other pools", |filled| {
+                beside::follow(client.clone(), scope, beside, concerned, filled)
+            });
         }
     }
 
     fn follow_others(&mut self, client: &Client, waker: &Arc<Waker>) {
         let held = Arc::new(Held::default());
-        let (filled, is_filled) = flag::channel(false);
-        tokio::spawn(others::follow(
-            client.clone(),
-            Arc::clone(&held),
-            Arc::clone(waker),
-            filled,
-        ));
-        self.filled.push(("the pods of others", is_filled));
-        self.others = Some(held);
+        self.others = Some(Arc::clone(&held));
+        self.follow("the pods of others", |filled| {
+            others::follow(client.clone(), held, Arc::clone(waker), filled)
+        });
     }
 
-    fn watch_devices(&mut self, client: &Client, waker: &Arc<Waker>) {
+    fn follow_nodes(&mut self, client: &Client, waker: &Arc<Waker>) {
+        let nodes = Arc::new(Nodes::default());
+        self.nodes = Some(Arc::clone(&nodes));
+        let (client, pools, waker) = (client.clone(), self.pools.clone(), Arc::clone(waker));
+        self.follow("the nodes", |filled| {
+            nodes::follow(client, nodes, pools, waker, filled)
+        });
+    }
+
+    fn follow_devices(&mut self, client: &Client, waker: &Arc<Waker>) {
         let devices = Arc::new(Devices::default());
-        let (filled, is_filled) = flag::channel(false);
-        tokio::spawn(devices::follow_slices(
-            client.clone(),
-            Arc::clone(&devices),
-            self.pools.clone(),
-            Arc::clone(waker),
-            filled,
-        ));
-        self.filled.push(("the devices", is_filled));
-        let (filled, is_filled) = flag::channel(false);
-        tokio::spawn(devices::follow_rules(
-            client.clone(),
-            Arc::clone(&devices),
-            Arc::clone(waker),
-            filled,
-        ));
-        self.filled.push(("the taints of devices", is_filled));
-        self.devices = Some(devices);
+        self.devices = Some(Arc::clone(&devices));
+        let (pools, kept) = (self.pools.clone(), Arc::clone(&devices));
+        self.follow("the devices", |filled| {
+            devices::follow_slices(client.clone(), kept, pools, Arc::clone(waker), filled)
+        });
+        self.follow("the taints of devices", |filled| {
+            devices::follow_rules(client.clone(), devices, Arc::clone(waker), filled)
+        });
     }
 }

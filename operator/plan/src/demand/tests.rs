@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarunner_crds::RunnerPhase::*;
-use cudarunner_crds::{Arch, Scaling, ScalingSource};
+use cudarunner_crds::{Arch, ScalingSource};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fixture::{NOW, ago, first_node, gate_failure, observed, resource, runner};
+use crate::fixture::{NOW, ago, first_node, gate_failure, observed, runner, scaled};
 use crate::model::github::{QueuedJob, Statistics};
 use crate::model::runner::{EndedJob, Job, Waiting};
 use crate::model::scale_set::{Heard, Listening, ScaleSetFacts, Trouble};
@@ -18,16 +18,7 @@ use crate::shares::{Member, Share, shares};
 use crate::{Action, Plan, Queue, health, plan};
 
 fn pool(source: ScalingSource, min: i32, max: i32) -> Pool {
-    let mut resource = resource();
-    resource.spec.scaling = Some(Scaling {
-        min_runners: min,
-        max_runners: max,
-        source,
-        webhook: None,
-        schedule: vec![],
-        weight: 1,
-    });
-    let mut pool = Pool::read(&resource, false);
+    let mut pool = Pool::read(&scaled(source, min, max), false);
     pool.status.observed_generation = Some(1);
     pool
 }
@@ -316,15 +307,7 @@ fn what_can_run_may_come() {
 
 #[test]
 fn a_selector_leaves_nodes_out() {
-    let mut resource = resource();
-    resource.spec.scaling = Some(Scaling {
-        min_runners: 0,
-        max_runners: 20,
-        source: ScalingSource::ScaleSet,
-        webhook: None,
-        schedule: vec![],
-        weight: 1,
-    });
+    let mut resource = scaled(ScalingSource::ScaleSet, 0, 20);
     resource.spec.template = Some(serde_json::json!(
         {"spec": {"nodeSelector": {"zone": "a"}, "containers": []}}
     ));

@@ -8,45 +8,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 
 use super::*;
-use crate::fixture::{NOW, ago, gate_failure, node, observed, pool, runner};
+use crate::fixture::{
+    NOW, ago, device_entry, gate_failure, node, observed, pool, published_device, runner,
+};
 use crate::model::key::PoolKey;
 use crate::model::pool::{GpuRequest, Pool};
 use crate::model::runner::End;
 use crate::{Action, Plan};
 
-fn device(node: &str, number: usize, uuid: &str) -> PublishedDevice {
-    PublishedDevice {
-        node: node.to_owned(),
-        driver: "gpu.nvidia.com".to_owned(),
-        pool: node.to_owned(),
-        name: format!("gpu-{number}"),
-        uuid: Some(uuid.to_owned()),
-        domain: "gpu.nvidia.com".to_owned(),
-        taints: vec![],
-    }
-}
-
 /// `node-1` with `GPU-0` and so on, by their names of now.
 fn published(uuids: &[&str]) -> Published {
     let devices = uuids.iter().enumerate();
-    Published::new(devices.map(|(number, uuid)| device("node-1", number, uuid)))
+    Published::new(devices.map(|(number, uuid)| published_device("node-1", number, uuid)))
 }
 
 fn entry(uuid: &str, since: i64) -> QuarantineStatus {
-    QuarantineStatus {
-        node: "node-1".to_owned(),
-        device: Some(uuid.to_owned()),
-        scope: Some(QuarantineScope::Device),
-        class: Class::Device.into(),
-        code: None,
-        code_name: Some("WrongResult".to_owned()),
-        message: "It computes wrongly.".to_owned(),
-        failures: 1,
-        boot_id: None,
-        retest: false,
-        since: Time(ago(since)),
-        until: Some(Time(NOW + SignedDuration::from_mins(10))),
-    }
+    device_entry(uuid, ago(since), NOW + SignedDuration::from_mins(10))
 }
 
 fn held(entry: QuarantineStatus) -> Quarantined {
@@ -134,9 +111,9 @@ fn a_rule_comes_follows_its_device_and_goes() {
 #[test]
 fn a_device_that_moved_to_another_node_is_followed() {
     let published = Published::new([
-        device("node-1", 0, "GPU-1"),
-        device("node-2", 0, "GPU-0"),
-        device("node-2", 1, "GPU-3"),
+        published_device("node-1", 0, "GPU-1"),
+        published_device("node-2", 0, "GPU-0"),
+        published_device("node-2", 1, "GPU-3"),
     ]);
     let changes = planned(&[entry("GPU-0", 60)], &published, &[]);
     let [Change::Apply(rule)] = changes.as_slice() else {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarunner_crds::QuarantineScope;
 use gate_report::Class;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
@@ -11,7 +10,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::device_taints::{self, Owner};
-use crate::fixture::{NOW, ago, gate_failure, node, observed, pool, runner};
+use crate::fixture::{
+    NOW, ago, device_entry, gate_failure, node, observed, pool, published_device, runner,
+};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::{GpuRequest, Pool, Size};
 use crate::model::published::Published;
@@ -21,15 +22,7 @@ use crate::{Action, NewRunner, Observed, Passed, Plan};
 const NODE: &str = "node-1";
 
 fn device(number: usize) -> PublishedDevice {
-    PublishedDevice {
-        node: NODE.to_owned(),
-        driver: "gpu.nvidia.com".to_owned(),
-        pool: NODE.to_owned(),
-        name: format!("gpu-{number}"),
-        uuid: Some(format!("GPU-{number}")),
-        domain: "gpu.nvidia.com".to_owned(),
-        taints: vec![],
-    }
+    published_device(NODE, number, &format!("GPU-{number}"))
 }
 
 fn template(request: &Value) -> ResourceClaimSpec {
@@ -43,18 +36,8 @@ fn one() -> Value {
 /// An entry of a device whose time is over since so many seconds.
 fn over(number: usize, since: i64) -> QuarantineStatus {
     QuarantineStatus {
-        node: NODE.to_owned(),
-        device: Some(format!("GPU-{number}")),
-        scope: Some(QuarantineScope::Device),
-        class: Class::Device.into(),
-        code: None,
-        code_name: Some("WrongResult".to_owned()),
-        message: "It computes wrongly.".to_owned(),
-        failures: 1,
-        boot_id: None,
         retest: true,
-        since: Time(ago(since + 600)),
-        until: Some(Time(ago(since))),
+        ..device_entry(&format!("GPU-{number}"), ago(since + 600), ago(since))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{Scaling, ScalingSource};
+use cudarunner_crds::ScalingSource;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
@@ -12,7 +12,7 @@ mod heard;
 mod vain;
 
 use super::*;
-use crate::fixture::{NOW, node, resource};
+use crate::fixture::{NOW, node, scaled};
 use crate::model::pool::Pool;
 
 const GPU: &str = "nvidia.com/gpu";
@@ -20,15 +20,8 @@ const GPU: &str = "nvidia.com/gpu";
 /// A pool that wants `wanted` runners, on nodes of these zones.
 fn member(name: &str, wanted: usize, count: u32, weight: u32, zones: &[usize]) -> Member {
     let (namespace, _) = name.split_once('/').unwrap();
-    let mut resource = resource();
-    resource.spec.scaling = Some(Scaling {
-        min_runners: 0,
-        max_runners: 20,
-        source: ScalingSource::ScaleSet,
-        webhook: None,
-        schedule: vec![],
-        weight: i32::try_from(weight).unwrap(),
-    });
+    let mut resource = scaled(ScalingSource::ScaleSet, 0, 20);
+    resource.spec.scaling.as_mut().unwrap().weight = i32::try_from(weight).unwrap();
     resource.spec.gpu.count = Some(i32::try_from(count).unwrap());
     let zones: Vec<String> = zones.iter().map(ToString::to_string).collect();
     let terms = json!([{"matchExpressions": [{"key": "zone", "operator": "In", "values": zones}]}]);

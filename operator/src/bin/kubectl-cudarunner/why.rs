@@ -64,7 +64,7 @@ fn has_looked(asked: String) -> impl wait::Condition<CudaRunner> {
 /// Why the operator has not answered, as far as its lease tells: that of the one that the pool names, or any of the usual
 /// name.
 async fn doubt(pools: &Pools, pool: &CudaRunner) -> String {
-    let named = pool.status.as_ref().and_then(|s| s.operator.as_ref());
+    let named = pool.operator();
     let (leases, name) = match named {
         Some(named) => (
             Api::<Lease>::namespaced(pools.client.clone(), &named.namespace),

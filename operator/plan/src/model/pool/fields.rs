@@ -15,6 +15,7 @@ use crate::model::github::Repository;
 use crate::model::proxy::Proxy;
 use crate::model::time::duration;
 use crate::model::url::{GitHubUrl, Scope};
+use crate::placement::required;
 use crate::schedule::{self, Window};
 
 /// The longest that a deletion may take: GitHub lets no job run longer.
@@ -27,13 +28,9 @@ const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
 /// Everything that decides on which nodes a pod may start, in a few bytes.
 pub(super) fn placement(template: &PodTemplateSpec, spec: &CudaRunnerSpec) -> String {
     let pod = template.spec.as_ref();
-    let affinity = pod.and_then(|pod| pod.affinity.as_ref()?.node_affinity.as_ref());
     let place = (
         pod.and_then(|pod| pod.node_selector.as_ref()),
-        affinity.and_then(|a| {
-            a.required_during_scheduling_ignored_during_execution
-                .as_ref()
-        }),
+        pod.and_then(required),
         pod.and_then(|pod| pod.tolerations.as_ref()),
         &spec.gpu.min_compute_capability,
         spec.arch.as_str(),

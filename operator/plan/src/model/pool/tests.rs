@@ -1,6 +1,6 @@
 use super::*;
 use crate::fixture;
-use cudarunner_crds::{RegistrationMode, Scaling};
+use cudarunner_crds::RegistrationMode;
 use serde_json::json;
 
 #[test]
@@ -53,16 +53,8 @@ fn durations_that_an_older_definition_let_in_are_brought_within_the_bounds() {
 }
 
 fn scaled(source: ScalingSource, url: &str) -> Result<Arc<Spec>, SpecError> {
-    let mut resource = fixture::resource();
+    let mut resource = fixture::scaled(source, 1, 8);
     resource.spec.github.url = url.to_owned();
-    resource.spec.scaling = Some(Scaling {
-        min_runners: 1,
-        max_runners: 8,
-        source,
-        webhook: None,
-        schedule: vec![],
-        weight: 1,
-    });
     Pool::read(&resource, false).spec
 }
 
