@@ -1,12 +1,12 @@
 //! The one writer: carries out actions. Each is safe to repeat, and every removal is tied to a uid.
 
-pub mod claim;
 pub mod device_rules;
 pub mod events;
 pub mod hours;
 pub mod image;
 pub mod job;
 pub mod nodes;
+pub mod owner;
 mod rerun;
 mod scale_set;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]

@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::status::writes::Writes;
-use crate::claims::Claims;
 use crate::device_taints::Tainting;
 use crate::ended::EndedRunners;
 use crate::github::Clients;
@@ -20,6 +19,7 @@ use crate::lease::Fence;
 use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::owner::Ownership;
 use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, Ledger};
 use crate::shares::Shares;
@@ -56,7 +56,7 @@ pub struct Context {
     /// GitHub, one client for each address and credential.
     pub clients: Clients,
     /// Which pools are this operator's, where several share the cluster.
-    pub claims: Claims,
+    pub ownership: Ownership,
     /// What pools of other operators have in quarantine.
     pub beside: Arc<Beside>,
     /// The resources, one store for each watched scope.

@@ -9,12 +9,12 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 
-use crate::claims;
 use crate::context::Context;
 use crate::device_taints;
 use crate::error::RunError;
 use crate::lease::Election;
 use crate::node_marks;
+use crate::owner;
 use crate::reconcile::{on_error, reconcile};
 use crate::shares;
 use crate::watch::stores::Filled;
@@ -124,7 +124,7 @@ async fn controller(
         .for_each(|result| {
             match result {
                 Err(ControllerError::ObjectNotFound(gone)) => {
-                    claims::gone(&ctx, key(gone.namespace, gone.name));
+                    owner::gone(&ctx, key(gone.namespace, gone.name));
                 }
                 Err(ControllerError::QueueError(error)) => {
                     tracing::warn!(%error, "the controller's queue");

@@ -36,7 +36,7 @@ pub enum ReconcileError {
     },
     /// Who serves the pool could not be written: it may have changed meanwhile.
     #[error("this operator could not be named in the pool's status: {0}")]
-    Claim(#[source] kube::Error),
+    Owner(#[source] kube::Error),
     /// The status could not be written.
     #[error("the status could not be written: {0}")]
     Status(#[source] kube::Error),
@@ -62,7 +62,7 @@ impl ReconcileError {
                 first: ActError::NotLeading(_),
                 ..
             } => "NotLeading",
-            Self::Act { .. } | Self::Claim(_) => "Kubernetes",
+            Self::Act { .. } | Self::Owner(_) => "Kubernetes",
             Self::Status(_) => "Status",
             Self::Panicked(_) => "Panic",
         }

@@ -67,7 +67,7 @@ impl Knows for Source {
             .others
             .as_ref()
             .and_then(|others| others.by_node());
-        if let Some(held) = held.as_mut().filter(|_| ctx.claims.has_selector()) {
+        if let Some(held) = held.as_mut().filter(|_| ctx.ownership.has_selector()) {
             ctx.pods.add_beside(|key| ctx.resource(key).is_some(), held);
         }
         let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());

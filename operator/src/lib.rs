@@ -8,7 +8,6 @@
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
 pub mod act;
-pub mod claims;
 pub mod config;
 pub mod connection;
 pub mod context;
@@ -29,6 +28,7 @@ pub mod metrics;
 pub mod node_marks;
 #[cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 pub mod observe;
+pub mod owner;
 pub mod per_pool;
 pub mod reconcile;
 pub mod registrar;

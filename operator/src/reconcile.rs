@@ -10,13 +10,13 @@ use kube::runtime::controller::Action as Next;
 use tracing::{Instrument as _, info_span};
 
 use crate::act::{Outcome, act, status};
-use crate::claims;
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::github::Client;
 use crate::guard;
 use crate::metrics::PoolGauges;
 use crate::observe::observe;
+use crate::owner;
 use crate::watch::pools;
 use cuda_runner_plan::Plan;
 use cuda_runner_plan::model::backoff;
@@ -52,7 +52,7 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
     }
-    let standing = Box::pin(claims::stand(ctx, &pool, resource.labels(), now)).await?;
+    let standing = Box::pin(owner::stand(ctx, &pool, resource.labels(), now)).await?;
     if let Some(next) = standing {
         return Ok(next);
     }

@@ -50,7 +50,7 @@ impl OperatorBackend {
 
     fn pool(&self, key: &PoolKey) -> Option<Pool> {
         let resource = self.ctx.resource(key);
-        let resource = resource.filter(|pool| pool.may_be_of(self.ctx.claims.own()))?;
+        let resource = resource.filter(|pool| pool.may_be_of(self.ctx.ownership.own()))?;
         Some(self.ctx.specs.pool(&resource))
     }
 

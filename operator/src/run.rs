@@ -11,7 +11,6 @@ use tokio::sync::Semaphore;
 
 use crate::act::events::Events;
 use crate::act::hours;
-use crate::claims::Claims;
 use crate::config::Config;
 use crate::context::{CONTROLLER, CREATIONS, Context, STATUS_WRITES};
 use crate::controllers::control;
@@ -24,6 +23,7 @@ use crate::lease::{Election, Fence};
 use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::owner::Ownership;
 use crate::per_pool::PerPool;
 use crate::registrar::address::registrar_address;
 use crate::registrar::{self, Bounds, CaStore, Ledger, Limits, Parts, Rate, Reviewer};
@@ -192,7 +192,7 @@ impl Beginning {
         };
         Context {
             clients: Clients::new(config.reach.reach(api_server().await.into_iter())),
-            claims: Claims::new(
+            ownership: Ownership::new(
                 config.operator(),
                 config.leader_elect,
                 config.pool_selector.clone(),

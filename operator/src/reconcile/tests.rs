@@ -21,7 +21,6 @@ use kube::runtime::controller::Action as Next;
 
 use super::{guarded, on_error};
 use crate::act::events::Events;
-use crate::claims::Claims;
 use crate::context::{CREATIONS, Context, STATUS_WRITES};
 use crate::ended::EndedRunners;
 use crate::error::ReconcileError;
@@ -30,6 +29,7 @@ use crate::lease::Fence;
 use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::owner::Ownership;
 use crate::per_pool::PerPool;
 use crate::registrar::{CaStore, ServerNames};
 use crate::specs::Specs;
@@ -201,7 +201,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     writer.apply_watcher_event(&Event::InitDone);
     Arc::new(Context {
         clients: Clients::new(Reach::default()),
-        claims: Claims::new(OperatorStatus::default(), false, None, client.clone()),
+        ownership: Ownership::new(OperatorStatus::default(), false, None, client.clone()),
         beside: Arc::default(),
         pools: vec![pools],
         pods: Arc::new(Pods::default()),

@@ -51,8 +51,8 @@ async fn try_to_give_back(ctx: &Context, key: &PoolKey, uid: &str) -> Result<(),
         return Ok(());
     };
     let is_left = pool.metadata.uid.as_deref() == Some(uid)
-        && pool.operator() == Some(ctx.claims.own())
-        && !ctx.claims.selects(pool.labels());
+        && pool.operator() == Some(ctx.ownership.own())
+        && !ctx.ownership.selects(pool.labels());
     if !is_left {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use kube::runtime::controller::Action as Next;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
-use crate::act::claim;
+use crate::act::owner::{give_back, take};
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::lease::OtherLease;
@@ -29,18 +29,18 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const READ_AGAIN: Duration = Duration::from_secs(2);
 
 /// What this process knows of who serves which pool.
-pub struct Claims {
+pub struct Ownership {
     own: OperatorStatus,
     has_lease: bool,
     selector: Option<PoolSelector>,
     client: Client,
-    pools: Mutex<HashMap<PoolKey, Claim>>,
+    pools: Mutex<HashMap<PoolKey, Known>>,
     leases: tokio::sync::Mutex<HashMap<OperatorStatus, Read>>,
 }
 
 /// What is known of a pool.
 #[derive(Clone, Debug, Default)]
-struct Claim {
+struct Known {
     uid: String,
     /// Whether this process serves it.
     serves: bool,
@@ -67,7 +67,7 @@ struct Word {
     annotations: BTreeMap<String, String>,
 }
 
-impl Claims {
+impl Ownership {
     /// None is known yet. `client` reads Leases.
     #[must_use]
     pub fn new(
@@ -108,24 +108,24 @@ impl Claims {
 
     /// Forgets a pool; its uid if this process has served it.
     pub fn forget(&self, key: &PoolKey) -> Option<String> {
-        let claim = self.lock().remove(key)?;
-        claim.serves.then_some(claim.uid)
+        let known = self.lock().remove(key)?;
+        known.serves.then_some(known.uid)
     }
 
     /// Works on what is known of a pool.
-    fn with<R>(&self, pool: &Pool, work: impl FnOnce(&mut Claim) -> R) -> R {
+    fn with<R>(&self, pool: &Pool, work: impl FnOnce(&mut Known) -> R) -> R {
         let mut pools = self.lock();
-        let claim = pools.entry(pool.key.clone()).or_default();
-        if claim.uid != pool.uid {
-            *claim = Claim {
+        let known = pools.entry(pool.key.clone()).or_default();
+        if known.uid != pool.uid {
+            *known = Known {
                 uid: pool.uid.clone(),
-                ..Claim::default()
+                ..Known::default()
             };
         }
-        work(claim)
+        work(known)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PoolKey, Claim>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PoolKey, Known>> {
         // A panic elsewhere leaves whole values behind, none of them half-written.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,10 +178,10 @@ impl Claims {
             .filter(|named| **named != self.own)?;
         let word = self.read(named).await?;
         let selects = selects(&word.annotations, &pool.key.namespace, labels);
-        let selects_not_since = self.with(pool, |claim| {
-            let since = claim.selects_not_since.unwrap_or(now);
-            claim.selects_not_since = (!selects).then_some(since);
-            claim.selects_not_since
+        let selects_not_since = self.with(pool, |known| {
+            let since = known.selects_not_since.unwrap_or(now);
+            known.selects_not_since = (!selects).then_some(since);
+            known.selects_not_since
         });
         Some(Other {
             is_held: word.is_held,
@@ -199,34 +199,34 @@ pub async fn stand(
     labels: &BTreeMap<String, String>,
     now: Timestamp,
 ) -> Result<Option<Next>, ReconcileError> {
-    let claims = &ctx.claims;
+    let ownership = &ctx.ownership;
     let named = pool.status.operator.as_ref();
     let standing = judge(
         Facts {
             named,
-            own: &claims.own,
-            has_lease: claims.has_lease,
+            own: &ownership.own,
+            has_lease: ownership.has_lease,
             was_served: pool.finalizer,
-            other: claims.other(pool, labels, now).await,
+            other: ownership.other(pool, labels, now).await,
         },
         now,
     );
     match (standing, named) {
-        (Standing::Serve, _) => Ok(serve(claims, pool, now)),
+        (Standing::Serve, _) => Ok(serve(ownership, pool, now)),
         (Standing::Take { settles }, _) => {
-            let own = claims.has_lease.then_some(&claims.own);
-            let taken = claim::take(ctx, pool, own).await;
-            taken.map_err(ReconcileError::Claim)?;
+            let own = ownership.has_lease.then_some(&ownership.own);
+            let taken = take(ctx, pool, own).await;
+            taken.map_err(ReconcileError::Owner)?;
             let wait = if settles {
                 SETTLES_IN
             } else {
                 SignedDuration::ZERO
             };
-            claims.with(pool, |claim| {
+            ownership.with(pool, |known| {
                 // From here on it is given back when the selector takes it in no more.
-                claim.serves = true;
-                claim.settles = Some(Timestamp::now().after(wait));
-                claim.selects_not_since = None;
+                known.serves = true;
+                known.settles = Some(Timestamp::now().after(wait));
+                known.selects_not_since = None;
             });
             if settles {
                 ctx.events.publish(pool, &[owner::taken(named)]);
@@ -237,7 +237,7 @@ pub async fn stand(
         (standing, named) => {
             leave(ctx, pool, standing);
             let notice = named.and_then(|named| owner::notice(standing, named));
-            let was_told = claims.with(pool, |claim| claim.told.replace(standing));
+            let was_told = ownership.with(pool, |known| known.told.replace(standing));
             if was_told != Some(standing) {
                 ctx.events.publish(pool, notice.as_slice());
             }
@@ -247,15 +247,15 @@ pub async fn stand(
 }
 
 /// Notes that the pool is this operator's; when to look again where nothing is done for it yet.
-fn serve(claims: &Claims, pool: &Pool, now: Timestamp) -> Option<Next> {
-    claims.with(pool, |claim| {
-        claim.serves = true;
-        claim.told = None;
-        let left = claim.settles?.duration_since(now);
+fn serve(ownership: &Ownership, pool: &Pool, now: Timestamp) -> Option<Next> {
+    ownership.with(pool, |known| {
+        known.serves = true;
+        known.told = None;
+        let left = known.settles?.duration_since(now);
         if left.is_positive() {
             return Some(Next::requeue(left.unsigned_abs()));
         }
-        claim.settles = None;
+        known.settles = None;
         None
     })
 }
@@ -263,8 +263,8 @@ fn serve(claims: &Claims, pool: &Pool, now: Timestamp) -> Option<Next> {
 /// Does nothing any more for a pool that is another's, and knows nothing of it.
 fn leave(ctx: &Context, pool: &Pool, standing: Standing) {
     let served = ctx
-        .claims
-        .with(pool, |claim| std::mem::take(&mut claim.serves));
+        .ownership
+        .with(pool, |known| std::mem::take(&mut known.serves));
     if served {
         tracing::warn!(pool = %pool.key, ?standing, "another operator serves the pool: this one leaves it alone");
     }
@@ -278,11 +278,11 @@ fn leave(ctx: &Context, pool: &Pool, standing: Standing) {
 /// What is known of a pool goes with it. One that is still there, and that the selector takes in no more, is given back: no
 /// reconcile of it is under way any more.
 pub fn gone(ctx: &Arc<Context>, key: PoolKey) {
-    let served = ctx.claims.forget(&key);
+    let served = ctx.ownership.forget(&key);
     let listener = ctx.listeners.take(&key);
     let writes = ctx.status_writes.take(&key);
     ctx.forget(&key);
-    let Some(uid) = served.filter(|_| ctx.claims.has_selector()) else {
+    let Some(uid) = served.filter(|_| ctx.ownership.has_selector()) else {
         return;
     };
     let ctx = Arc::clone(ctx);
@@ -294,7 +294,7 @@ pub fn gone(ctx: &Arc<Context>, key: PoolKey) {
         if let Some(writes) = writes {
             writes.have_ended().await;
         }
-        claim::give_back(&ctx, &key, &uid).await;
+        give_back(&ctx, &key, &uid).await;
     });
 }
 

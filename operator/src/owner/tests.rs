@@ -45,7 +45,7 @@ async fn one_of_two(cluster: &Cluster, other: Option<Value>) -> Arc<Context> {
     });
     let leases = Client::new(service, "system");
     let selector = Some("shard=a".parse().unwrap());
-    ctx.claims = Claims::new(operator("own"), true, selector, leases);
+    ctx.ownership = Ownership::new(operator("own"), true, selector, leases);
     Arc::new(ctx)
 }
 
@@ -81,7 +81,7 @@ async fn a_pool_is_served_only_when_it_names_this_operator() {
     // When the watch shows that, then nothing is done until what somebody else has begun must show, too
     assert_eq!(writes(&ctx, &cluster, Some("own")).await, [] as [&str; 0]);
     let key = fixture::pool(1).key;
-    ctx.claims.lock().get_mut(&key).unwrap().settles = Some(Timestamp::now());
+    ctx.ownership.lock().get_mut(&key).unwrap().settles = Some(Timestamp::now());
 
     // Then the pool is reconciled, and its status says nothing of the operator: that is written apart
     assert_eq!(writes(&ctx, &cluster, Some("own")).await, ["PATCH status"]);
