@@ -540,14 +540,14 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
 
     // And one of them is over
     let mut over = runner(&pool, "pool-bbbbb", Finished);
-    over.done = Some(EndedJob {
+    over.done = Some(Box::new(EndedJob {
         job: Job::default(),
         started: Some(ago(15)),
         finished: ago(5),
         refused: None,
         gpus: vec![],
         exceeded_minutes: None,
-    });
+    }));
     seen.runners.push(over);
     assert_eq!(names(&plan(&pool, &seen, NOW)).0, 0);
 }
