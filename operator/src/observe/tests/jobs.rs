@@ -1,8 +1,6 @@
 //! Pods whose jobs bring their containers: the agent in the main container, the gate and then the job in the one of the GPUs.
 
-use cuda_runner_plan::model::runner::{
-    JOB_ANNOTATION, PASSED_ANNOTATION, REPORT_ANNOTATION,
-};
+use cuda_runner_plan::model::runner::{JOB_ANNOTATION, PASSED_ANNOTATION, REPORT_ANNOTATION};
 use gate_report::wire::ContainerState;
 
 use super::*;
