@@ -18,6 +18,7 @@ use super::pools::key_of;
 use super::{Events, PAGE, Pauses, Waker, log_error, refused};
 use cuda_runner_plan::NodeFacts;
 use cuda_runner_plan::model::observed::HAS_GPU;
+use cuda_runner_plan::model::quantity::devices;
 use cuda_runner_plan::node_marks::{self, Marked, NodeCondition};
 use cuda_runner_plan::reason::Stored;
 
@@ -180,7 +181,7 @@ fn extended_resources(node: &Node) -> BTreeMap<String, u32> {
         .into_iter()
         .flatten()
         .filter(|(name, _)| name.contains('/'))
-        .filter_map(|(name, quantity)| Some((name.clone(), quantity.0.parse().ok()?)))
+        .filter_map(|(name, quantity)| Some((name.clone(), devices(quantity)?)))
         .collect()
 }
 

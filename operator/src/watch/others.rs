@@ -14,6 +14,7 @@ use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Pauses, Waker, log_error, refused};
 use cuda_runner_plan::fleet::Others;
+use cuda_runner_plan::model::quantity::devices;
 use cuda_runner_plan::model::runner::Runner;
 
 /// Pods that have not ended, as a field selector.
@@ -132,7 +133,7 @@ fn limits(container: &Container) -> Counts {
         .into_iter()
         .flatten()
         .filter(|(name, _)| name.contains('/'))
-        .filter_map(|(name, quantity)| Some((name.clone(), quantity.0.parse().ok()?)))
+        .filter_map(|(name, quantity)| Some((name.clone(), devices(quantity)?)))
         .collect()
 }
 

@@ -16,6 +16,7 @@ pub mod observed;
 pub mod pool;
 pub mod proxy;
 pub mod published;
+pub mod quantity;
 pub mod rerun;
 pub mod runner;
 pub mod scale_set;

@@ -19,6 +19,7 @@ use crate::model::pool::owned::{
     self, AGENT_DIR, CA_DIR, EXTERNALS_DIR, JOB_EXTERNALS_DIR, JOB_WORK_DIR, REGISTRATION_DIR,
     SHM_DIR, WORK_DIR,
 };
+use crate::model::quantity::whole;
 use crate::model::runner::GPU;
 
 /// Our program, and a few small files.
@@ -208,7 +209,7 @@ pub(super) fn settings(spec: &Spec, jobs: &JobContainers) -> Vec<EnvVar> {
         value(gate::AGENT_DIR, AGENT_DIR.to_owned()),
         value(gate::JOB_VOLUMES, paths.join(":")),
     ];
-    if let Some(size) = bytes(&jobs.shm_size) {
+    if let Some(size) = whole(&jobs.shm_size) {
         all.push(value(gate::JOB_SHM_BYTES, size.to_string()));
     }
     all
@@ -226,21 +227,6 @@ pub(super) fn volumes(jobs: &JobContainers) -> [Volume; 4] {
         on_disk(owned::JOB_EXTERNALS),
         in_memory(owned::JOB_SHM, &jobs.shm_size.0),
     ]
-}
-
-/// A quantity of whole bytes, as the schema lets it be.
-fn bytes(quantity: &Quantity) -> Option<u64> {
-    let text = quantity.0.as_str();
-    let end = text.find(|c: char| !c.is_ascii_digit());
-    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
-    let base: u64 = if unit.ends_with('i') { 1024 } else { 1000 };
-    let powers = ["", "kK", "M", "G", "T"];
-    let prefix = unit.trim_end_matches('i');
-    let power = powers
-        .iter()
-        .position(|p| *p == prefix || !prefix.is_empty() && p.contains(prefix))?;
-    let unit = base.checked_pow(u32::try_from(power).ok()?)?;
-    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]

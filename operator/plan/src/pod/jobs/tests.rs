@@ -195,23 +195,6 @@ fn a_claim_is_the_jobs_alone() {
 }
 
 #[test]
-fn a_size_is_read_as_kubernetes_does() {
-    for (text, expected) in [
-        ("64Mi", Some(67_108_864)),
-        ("1G", Some(1_000_000_000)),
-        ("2Ti", Some(2_199_023_255_552)),
-        ("7k", Some(7000)),
-        ("7Ki", Some(7168)),
-        ("100", Some(100)),
-        ("9999999999999999Ti", None),
-        ("1Zi", None),
-        ("", None),
-    ] {
-        assert_eq!(bytes(&Quantity(text.to_owned())), expected, "{text}");
-    }
-}
-
-#[test]
 fn the_agents_container_is_started_once_the_agent_has_been_online() {
     let folder = std::env::temp_dir().join(format!("startup-probe-{}", std::process::id()));
     let pod = built(json!({}), json!({}), |_| {});
