@@ -155,7 +155,7 @@ impl Backend for OperatorBackend {
             let containers = spec.and_then(|spec| spec.job_containers.clone());
             RunnerLookup::Known(JobRunner {
                 let_in: runner.gate_passed,
-                pod: job_pod,
+                pod: *job_pod,
                 containers: containers.unwrap_or_default(),
                 rights: spec.and_then(|spec| rights(spec)),
                 pool: pool.key,

@@ -56,14 +56,17 @@ impl Shares {
         table.get(key).map(Arc::clone)
     }
 
-    /// When the shares may be others though nothing has changed.
-    fn again(&self, now: Timestamp) -> Option<Timestamp> {
+    /// How long the shares that were reckoned at a moment may stay as they are, though nothing changes: a moment that has
+    /// passed since has not been looked at.
+    fn rest(&self, reckoned: Timestamp, now: Timestamp) -> Duration {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table
+        let moments = table
             .values()
-            .flat_map(|share| [share.room.again(now), share.vain.again(now)])
-            .flatten()
-            .min()
+            .flat_map(|share| [share.room.again(reckoned), share.vain.again(reckoned)]);
+        let rest = moments.flatten().min().map(|at| at.duration_since(now));
+        rest.map_or(Duration::MAX, |rest| {
+            rest.max(SignedDuration::ZERO).unsigned_abs()
+        })
     }
 
     /// Takes in new shares; the pools whose share is another now.
@@ -89,29 +92,26 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
         return std::future::pending().await;
     };
     loop {
-        let now = Timestamp::now();
-        let rest = ctx.shares.again(now).map(|at| at.duration_since(now));
-        let rest = rest.map_or(Duration::MAX, SignedDuration::unsigned_abs);
-        // A glance that is over is a change like any other.
-        let _ = tokio::time::timeout(rest, waker.shares.notified()).await;
-        let begun = Instant::now();
-        match guard::step(|| reckon(ctx, nodes)) {
+        let (now, begun) = (Timestamp::now(), Instant::now());
+        match guard::step(|| reckon(ctx, nodes, now)) {
             Ok(changed) => changed.iter().for_each(|pool| waker.wake(pool)),
             Err(panicked) => tracing::error!(%panicked, "the shares of pools stay as they are"),
         }
         tokio::time::sleep(PAUSE.max(begun.elapsed().saturating_mul(REST))).await;
+        // A glance that is over is a change like any other.
+        let rest = ctx.shares.rest(now, Timestamp::now());
+        let _ = tokio::time::timeout(rest, waker.shares.notified()).await;
     }
 }
 
 /// Reckons the shares of all pools where nodes are seen: before the first of them is looked at.
 pub fn begin(ctx: &Context) {
     if let Some(nodes) = &ctx.nodes {
-        let _ = guard::step(|| reckon(ctx, nodes));
+        let _ = guard::step(|| reckon(ctx, nodes, Timestamp::now()));
     }
 }
 
-fn reckon(ctx: &Context, nodes: &Nodes) -> Vec<PoolKey> {
-    let now = Timestamp::now();
+fn reckon(ctx: &Context, nodes: &Nodes, now: Timestamp) -> Vec<PoolKey> {
     let (members, others) = members(ctx, now);
     let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights, now);
     ctx.shares.replace(new)
@@ -227,6 +227,32 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
+    use cuda_runner_plan::fixture;
+    use cuda_runner_plan::model::time::Shift as _;
+    use cuda_runner_plan::shares::room::{GLANCE, Room};
+
+    #[test]
+    fn a_glance_that_ends_while_shares_rest_is_looked_at_at_once() {
+        // Given a glance, and shares that were reckoned a moment before its end
+        let (since, moment) = (fixture::NOW, SignedDuration::from_millis(50));
+        let share = Share {
+            room: Room {
+                since: Some(since),
+                ..Room::default()
+            },
+            ..Share::default()
+        };
+        let shares = Shares::default();
+        shares.replace(BTreeMap::from([(fixture::pool(1).key, share)]));
+        let end = since.after(GLANCE);
+        let reckoned = end - moment;
+
+        // Then its end is waited for, and is due at once where it has passed meanwhile
+        assert_eq!(shares.rest(reckoned, reckoned), moment.unsigned_abs());
+        assert_eq!(shares.rest(reckoned, end + moment), Duration::ZERO);
+        // And after that there is nothing to wait for
+        assert_eq!(shares.rest(end, end), Duration::MAX);
+    }
 
     /// A node with two GPUs.
     pub(crate) fn node() -> Node {
@@ -274,7 +300,7 @@ pub(crate) mod tests {
         ctx.shares = Shares::new(Some(Arc::clone(&held)), BTreeMap::new());
         let key = key_of(&ctx.pools[0].state()[0]);
         let reckoned = |ctx: &Context| {
-            let changed = reckon(ctx, &nodes);
+            let changed = reckon(ctx, &nodes, Timestamp::now());
             (changed.contains(&key), ctx.shares.of(&key).unwrap().runners)
         };
         assert_eq!(reckoned(&ctx), (true, 1));

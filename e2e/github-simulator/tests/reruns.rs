@@ -55,9 +55,18 @@ async fn a_job_is_run_again_in_another_attempt_and_no_other_with_it() {
         (&shown["run_attempt"], &shown["status"]),
         (&json!(2), &json!("in_progress"))
     );
-    let jobs = format!("{REPO}/actions/runs/{}/jobs?filter=latest", run.run);
-    let jobs = github.send("GET", &jobs, &token, None).await.body;
-    let jobs = jobs["jobs"].as_array().unwrap();
+    let shown = async |filter: &str| {
+        let jobs = format!("{REPO}/actions/runs/{}/jobs?filter={filter}", run.run);
+        let jobs = github.send("GET", &jobs, &token, None).await.body;
+        jobs["jobs"].as_array().unwrap().clone()
+    };
+    let all = shown("all").await;
+    assert_eq!(all.len(), run.jobs.len() + 1);
+    assert!(
+        all.iter()
+            .any(|job| job["id"] == first && job["conclusion"] == "failure")
+    );
+    let jobs = shown("latest").await;
     assert_eq!(jobs.len(), run.jobs.len());
     let anew: Vec<_> = jobs.iter().filter(|job| job["run_attempt"] == 2).collect();
     assert!(anew.len() == 1 && anew[0]["id"] != first && anew[0]["conclusion"].is_null());

@@ -1,6 +1,8 @@
 //! A job that a broken GPU or an evicted pod ended is run again and is green; what ended by itself, or by somebody's wish,
 //! is not run again.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{RerunCause, RerunState, RerunStatus};
 use github_simulator::{
@@ -136,6 +138,18 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     let calls = ctx.own_calls(mark).await?;
     let asked = calls.iter().filter(|call| is_rerun(call));
     ensure!(asked.count() == 1, "{calls:#?}");
+    // ... and the status has how each attempt ended
+    ctx.wait_for("both attempts with their ends", SOON, async || {
+        let jobs = ctx.status(POOL).await?.last_jobs.into_iter();
+        let run = jobs.filter(|job| job.run_id == Some(entry.run_id));
+        let ends: BTreeMap<_, _> = run.map(|job| (job.attempt, job.conclusion)).collect();
+        let as_said = [(1, "failure"), (2, "success")];
+        Ok(ends
+            .into_iter()
+            .eq(as_said.map(|(n, end)| (Some(n), Some(end.to_owned()))))
+            .then_some(()))
+    })
+    .await?;
     told(ctx, &uuid).await
 }
 

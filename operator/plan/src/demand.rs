@@ -12,6 +12,8 @@ use crate::shares::{Claim, most};
 
 /// How often the queue is read where the number of runners follows it.
 pub const POLL: SignedDuration = SignedDuration::from_secs(30);
+/// The end of a message that [`gate_report::clean`] has cut.
+const CUT: char = '…';
 /// A pod that has had no node for so long shows that there is no room for it.
 const NO_ROOM: SignedDuration = SignedDuration::from_secs(15);
 
@@ -310,14 +312,15 @@ pub fn is_stuck(runner: &Runner, now: Timestamp) -> bool {
     runner.phase == RunnerPhase::Unscheduled && runner.since.after(NO_ROOM) <= now
 }
 
-/// Whether the scheduler says why there is no node for a pod, and names no lack of GPUs.
+/// Whether the scheduler says why there is no node for a pod, and names no lack of GPUs. Of a long list of reasons only the
+/// beginning is known: the GPUs may be in the rest.
 fn lacks_others(gpu: &GpuRequest, runner: &Runner) -> bool {
     let said = runner.waiting.as_ref().map(|waiting| &waiting.message);
     let is_short = |said: &str| match gpu {
         GpuRequest::Resource { name, .. } => said.contains(&format!("Insufficient {name}")),
         GpuRequest::Claim(_) => false,
     };
-    said.is_some_and(|said| !said.is_empty() && !is_short(said))
+    said.is_some_and(|said| !said.is_empty() && !said.ends_with(CUT) && !is_short(said))
 }
 
 #[cfg(test)]

@@ -113,8 +113,8 @@ pub(super) struct Tainted {
 /// A device: UUID and node.
 pub(crate) type Place = (String, String);
 
-/// The devices that rules keep off, each with the oldest entry that is its reason: never more than half of a node's. What
-/// comes on top is its node's fault, and quarantines that.
+/// The devices that rules keep off, each with the oldest entry that is its reason: never more than half of those like it on
+/// its node. What comes on top is its node's fault, and quarantines that.
 pub(crate) fn covered<'a>(
     entries: impl Iterator<Item = &'a QuarantineStatus>,
     published: &'a Published,
@@ -126,13 +126,13 @@ pub(crate) fn covered<'a>(
         .collect();
     all.sort_by_key(|(entry, _)| (entry.since.0, &entry.device, &entry.node));
     let mut covered = BTreeMap::new();
-    let mut taken: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut taken: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for (entry, device) in all {
         let place = place(device);
-        let already = taken.get(device.node.as_str()).copied().unwrap_or_default();
-        let most = published.count(&device.node) / 2;
-        if already < most && !covered.contains_key(&place) {
-            taken.insert(&device.node, already.saturating_add(1));
+        let taken = taken.entry((&device.node, &device.driver)).or_default();
+        let most = published.alike(device) / 2;
+        if *taken < most && !covered.contains_key(&place) {
+            *taken = taken.saturating_add(1);
             covered.insert(place, (entry, device));
         }
     }

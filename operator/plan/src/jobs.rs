@@ -185,7 +185,7 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
 fn done(runner: &Runner) -> Option<EndedJob> {
     let heard = || match (&runner.heard, &runner.end) {
         (Some(job), Some(End::Failed(failure))) => Some(EndedJob {
-            job: job.clone(),
+            job: Job::clone(job),
             started: None,
             finished: failure.at,
             refused: None,
@@ -194,7 +194,7 @@ fn done(runner: &Runner) -> Option<EndedJob> {
         }),
         _ => None,
     };
-    runner.done.clone().or_else(heard)
+    runner.done.as_deref().cloned().or_else(heard)
 }
 
 /// The job of a runner that is over, whether the status has it or not: the last one that has ended, or one that was cut
@@ -202,7 +202,7 @@ fn done(runner: &Runner) -> Option<EndedJob> {
 pub(super) fn of_runner(pool: &Pool, runner: &Runner) -> Option<JobStatus> {
     let spec = pool.spec.as_ref().ok()?;
     let cut = || {
-        let job = runner.under_way.as_ref().or(runner.heard.as_ref())?;
+        let job = runner.under_way.as_deref().or(runner.heard.as_deref())?;
         let finished = runner.life.over.unwrap_or(runner.since);
         Some(EndedJob {
             job: job.clone(),

@@ -12,7 +12,12 @@ use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
 use crate::model::scale_set::{Known, Listening, ScaleSetFacts, Trouble};
+use crate::model::time::Shift as _;
 use crate::reason::Reason;
+use crate::shares::room::GLANCE;
+
+/// For so long after its end a glance may be offered still.
+const LATE: SignedDuration = SignedDuration::from_secs(2);
 
 /// Plans the scale set of a pool that is not being deleted.
 pub(super) fn plan(case: Case, plan: &mut Plan) {
@@ -110,6 +115,7 @@ fn maintain(case: Case, facts: &ScaleSetFacts, set: &ScaleSet, capacity: usize, 
     } else {
         before.and_then(|before| before.runner_group.clone())
     };
+    let shown = shown(case, before, capacity, plan);
     plan.status.scale_set = Some(ScaleSetStatus {
         id: i64::try_from(set.id).unwrap_or(i64::MAX),
         name: set.name.clone(),
@@ -117,8 +123,29 @@ fn maintain(case: Case, facts: &ScaleSetFacts, set: &ScaleSet, capacity: usize, 
         runner_group: group,
         // The last one stays until there is another: it may have to be ended first.
         session: heard.or(session),
-        capacity: i32::try_from(capacity).unwrap_or(i32::MAX),
+        capacity: shown,
     });
+}
+
+/// The offer as the status shows it: one runner more when that has lasted longer than a glance. Scale sets without a job have
+/// glances all day, and each would be written twice.
+fn shown(case: Case, before: Option<&ScaleSetStatus>, offered: usize, plan: &mut Plan) -> i32 {
+    let offered = i32::try_from(offered).unwrap_or(i32::MAX);
+    let since = case
+        .observed
+        .share
+        .as_ref()
+        .and_then(|share| share.room.since);
+    let lasts = since.map(|since| since.after(GLANCE).after(LATE));
+    match (before, lasts) {
+        (Some(before), Some(lasts))
+            if case.now < lasts && offered == before.capacity.saturating_add(1) =>
+        {
+            plan.wake_at(lasts, case.now);
+            before.capacity
+        }
+        _ => offered,
+    }
 }
 
 /// Has somebody listen, and GitHub assign so many jobs at a time.

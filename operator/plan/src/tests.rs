@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use super::condition::kind;
 use super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::*;
-use crate::model::runner::{End, Failure, JobPod, Waiting};
+use crate::model::runner::{End, Failure, Waiting};
 use crate::reason::Reason;
 
 mod properties;
@@ -202,7 +202,7 @@ fn a_runner_that_still_needs_another_operators_registrar_is_made_anew() {
         (Busy, true, false),
     ] {
         let mut one = runner(&pool, "pool-aaaaa", phase);
-        one.job_pod = brings_containers.then(JobPod::default);
+        one.job_pod = brings_containers.then(Box::default);
         assert!(removed(&plan(&pool, &observed(vec![one.clone()]), NOW)).is_empty());
         one.is_stranded = true;
         let removed = removed(&plan(&pool, &observed(vec![one]), NOW)).len();

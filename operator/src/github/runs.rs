@@ -121,7 +121,28 @@ impl Client {
         repository: &Repository,
         id: u64,
     ) -> Result<Option<Vec<RunJob>>, Error> {
-        let path = format!("{}/actions/runs/{id}/jobs?filter=latest", repository.path());
+        self.jobs_of(repository, id, "latest").await
+    }
+
+    /// As [`Self::run_jobs`], of all attempts.
+    pub async fn jobs_of_all_attempts(
+        &self,
+        repository: &Repository,
+        id: u64,
+    ) -> Result<Option<Vec<RunJob>>, Error> {
+        self.jobs_of(repository, id, "all").await
+    }
+
+    async fn jobs_of(
+        &self,
+        repository: &Repository,
+        id: u64,
+        filter: &str,
+    ) -> Result<Option<Vec<RunJob>>, Error> {
+        let path = format!(
+            "{}/actions/runs/{id}/jobs?filter={filter}",
+            repository.path()
+        );
         let what = What {
             action: &format!("read the jobs of the run {id}"),
             permission: ACTIONS_READ,

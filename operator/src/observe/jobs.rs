@@ -66,7 +66,8 @@ async fn ask(
 ) {
     let answers = wanted.into_iter().map(|run| async move {
         let read = match Repository::new(&run.0) {
-            Some(repository) => client.run_jobs(&repository, run.1).await,
+            // A job that was run again at once is not among those of the last attempt.
+            Some(repository) => client.jobs_of_all_attempts(&repository, run.1).await,
             None => Ok(None),
         };
         (run, read)

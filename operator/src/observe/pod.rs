@@ -106,11 +106,11 @@ pub fn read(pod: &Pod) -> Runner {
         end: state.end,
         is_over: is_over(pod),
         devices_held: devices_held(pod),
-        done: done(pod, created),
-        under_way: under_way(pod),
+        done: done(pod, created).map(Box::new),
+        under_way: under_way(pod).map(Box::new),
         heard: None,
         disruption: disruption::target(pod),
-        job_pod: job::of(pod),
+        job_pod: job::of(pod).map(Box::new),
         life,
     }
 }

@@ -94,7 +94,7 @@ pub fn name_jobs<'a>(ctx: &Context, pool: &Pool, runners: impl Iterator<Item = &
             return;
         };
         for runner in runners.filter(|r| r.done.is_none()) {
-            runner.heard = listener.job_of(&runner.name);
+            runner.heard = listener.job_of(&runner.name).map(Box::new);
         }
     });
 }
@@ -211,14 +211,14 @@ mod tests {
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
-        runner.done = Some(EndedJob {
+        runner.done = Some(Box::new(EndedJob {
             job: Job::default(),
             started: None,
             finished,
             refused: None,
             gpus: vec![],
             exceeded_minutes: None,
-        });
+        }));
         runner
     }
 

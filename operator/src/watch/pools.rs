@@ -17,6 +17,9 @@ use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use crate::selector::PoolSelector;
 use cuda_runner_plan::model::pool::PoolKey;
 
+/// Where `kubectl apply` keeps the whole resource once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// What of a resource makes a reconcile worthwhile: not what we write of its status ourselves.
 #[derive(Eq, PartialEq)]
 struct Trigger {
@@ -50,6 +53,12 @@ pub fn key_of(resource: &CudaRunner) -> PoolKey {
         namespace: resource.namespace().unwrap_or_default(),
         name: resource.name_any(),
     }
+}
+
+/// Drops what is kept for those that write the resource: it may be as large as the rest.
+fn forget_writers(resource: &mut CudaRunner) {
+    resource.managed_fields_mut().clear();
+    resource.annotations_mut().remove(LAST_APPLIED);
 }
 
 /// What a pool quarantines: nodes, and devices until when, and whether for longer.
@@ -115,7 +124,7 @@ pub async fn follow(
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => match readable(event) {
-                Some(event) => event.modify(|r| r.managed_fields_mut().clear()),
+                Some(event) => event.modify(forget_writers),
                 None => continue,
             },
             Err(error) => {

@@ -255,10 +255,11 @@ pub(crate) fn show_job(world: &World, call: &Call, repository: &Repository, job:
 /// `GET …/actions/runs/{run_id}/jobs`
 pub fn jobs(world: &mut World, call: &Call) -> Result<Answer, Answer> {
     let (repository, run) = find(world, call)?;
-    let all = run
+    let all_attempts = call.query("filter") == Some("all");
+    let all = world
         .jobs
-        .iter()
-        .filter_map(|id| world.jobs.get(id))
+        .values()
+        .filter(|job| job.run == run.id && (all_attempts || run.jobs.contains(&job.id)))
         .map(|job| show_job(world, call, repository, job))
         .collect();
     Ok(Answer::page(Some("jobs"), call.page(all)))

@@ -416,6 +416,9 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
         let claim = plan(&pool, seen, NOW).claim;
         (claim.wanted, claim.most)
     };
+    let taints = "1 node(s) had untolerated taint {team: a}, ".repeat(20);
+    let cut = format!("0/21 nodes are available: {taints}9 Insufficient nvidia.com/gpu.");
+    let cut = gate_report::clean(&cut, 400);
     for (reason, message, wanted) in [
         (
             "Unschedulable",
@@ -427,6 +430,8 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
             "0/1 nodes are available: 1 Insufficient cpu.",
             (1, 1),
         ),
+        // The GPUs come after the taints, where the message was cut
+        ("Unschedulable", cut.as_str(), (4, 8)),
         ("SchedulingGated", GATE, (1, 1)),
     ] {
         waits(&mut seen.runners[1], reason, message);
@@ -540,14 +545,14 @@ fn the_queue_as_it_is_read_asks_for_runners_too() {
 
     // And one of them is over
     let mut over = runner(&pool, "pool-bbbbb", Finished);
-    over.done = Some(EndedJob {
+    over.done = Some(Box::new(EndedJob {
         job: Job::default(),
         started: Some(ago(15)),
         finished: ago(5),
         refused: None,
         gpus: vec![],
         exceeded_minutes: None,
-    });
+    }));
     seen.runners.push(over);
     assert_eq!(names(&plan(&pool, &seen, NOW)).0, 0);
 }

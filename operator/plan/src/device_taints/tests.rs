@@ -285,11 +285,18 @@ proptest! {
     #[test]
     fn never_more_than_half_of_a_nodes_devices_are_tainted(
         devices in 1_usize..9,
+        others in 0_usize..9,
         failed in proptest::collection::vec((0_usize..9, 0_i64..600), 0..20),
     ) {
-        let uuids: Vec<String> = (0..devices).map(|n| format!("GPU-{n}")).collect();
-        let uuids: Vec<&str> = uuids.iter().map(String::as_str).collect();
-        let all = published(&uuids);
+        let gpu = |n: usize| published_device("node-1", n, &format!("GPU-{n}"));
+        // Network cards are no GPUs, and neither is what a GPU could be divided into
+        let card = |n: usize| PublishedDevice {
+            driver: "nic.example".to_owned(),
+            ..published_device("node-1", n, &format!("NIC-{n}"))
+        };
+        let part = |n: usize| PublishedDevice { uuid: None, ..published_device("node-1", n, "") };
+        let beside = (0..others).flat_map(|n| [card(n), part(n)]);
+        let all = Published::new((0..devices).map(gpu).chain(beside));
         let entries: Vec<_> = failed.iter().map(|(n, since)| entry(&format!("GPU-{n}"), *since)).collect();
         let rules = after(planned(&entries, &all, &[]), vec![]);
         prop_assert!(rules.len() <= devices / 2);

@@ -110,7 +110,7 @@ fn assert_used(what: &str, runner: Runner, expected: (u64, u64, u64, u64)) {
 #[test]
 fn each_second_of_a_runner_has_its_use() {
     let with_job = |life: Life, done: EndedJob| Runner {
-        done: Some(done),
+        done: Some(Box::new(done)),
         ..ended(life, Some(End::JobDone(job(40))))
     };
     let no_start = EndedJob {
@@ -138,7 +138,7 @@ fn each_second_of_a_runner_has_its_use() {
 #[test]
 fn what_a_runner_was_in_when_it_failed_is_lost() {
     let in_a_job = |life: Life, reason| Runner {
-        under_way: Some(job(40)),
+        under_way: Some(Box::new(job(40))),
         ..ended(life, Some(failed(reason)))
     };
     let broke = |life: Life, reason| ended(life, Some(failed(reason)));
@@ -182,8 +182,8 @@ proptest! {
             Some(failed(Reason::EndedWithoutJob)),
         ];
         let mut runner = ended(life, ends[how].clone());
-        runner.under_way = marks.filter(|_| !has_done).map(job);
-        runner.done = marks.filter(|_| has_done).map(done);
+        runner.under_way = marks.filter(|_| !has_done).map(job).map(Box::new);
+        runner.done = marks.filter(|_| has_done).map(done).map(Box::new);
         let held = bound.map_or(0, |bound| seconds(bound, over.unwrap_or(NOW)));
         prop_assert_eq!(used(&Gone { runner, at: NOW }).sum(), held);
     }
@@ -247,7 +247,7 @@ fn what_a_later_look_does_not_show_any_more_is_kept() {
 /// A runner that has run a job, and is gone.
 fn gone() -> Gone {
     let mut runner = ended(life(), Some(End::JobDone(job(40))));
-    runner.done = Some(done(40));
+    runner.done = Some(Box::new(done(40)));
     runner.devices = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
     runner.hardware = Some(hardware("NVIDIA A100-SXM4-40GB", "580.95.05"));
     runner.devices_held.insert("nvidia.com/gpu".to_owned(), 2);

@@ -105,7 +105,7 @@ fn a_scale_sets_messages_tell_it_without_a_list() {
     let pool = pool(1);
     let heard = |phase, finishing: bool| {
         let mut seen = seen(&pool, phase, ago(3600), list(Word::Idle, ago(1800)));
-        seen.runners[0].heard = Some(Job::default());
+        seen.runners[0].heard = Some(Box::new(Job::default()));
         let finishing = finishing.then(|| NAME.to_owned()).into_iter();
         seen.scale_set = Some(ScaleSetFacts {
             listening: Some(Listening::default()),

@@ -12,7 +12,7 @@ type Change = fn(&mut Observed);
 /// A runner that has run `job` of the run 17, and ended so many seconds ago.
 fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
     let mut runner = runner(pool, name, RunnerPhase::Finished);
-    runner.done = Some(EndedJob {
+    runner.done = Some(Box::new(EndedJob {
         job: Job {
             job: job.to_owned(),
             run: "17".to_owned(),
@@ -26,7 +26,7 @@ fn ended(pool: &Pool, name: &str, job: &str, seconds: i64) -> Runner {
         refused: None,
         gpus: vec![],
         exceeded_minutes: None,
-    });
+    }));
     runner
 }
 
@@ -288,12 +288,12 @@ fn a_job_that_left_no_mark_is_told_by_what_github_said_of_it() {
     let mut pool = pool(1);
     pool.status.observed_generation = Some(1);
     let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
-    failed.heard = Some(Job {
+    failed.heard = Some(Box::new(Job {
         job: "test".to_owned(),
         run: "17".to_owned(),
         repository: "acme/widgets".to_owned(),
         ..Job::default()
-    });
+    }));
     let planned = plan(&pool, &observed(vec![failed.clone()]), NOW);
 
     // Then the job is among the last ones, and the failure says which it was, once

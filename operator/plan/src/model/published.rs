@@ -28,6 +28,8 @@ pub struct Published {
     devices: BTreeMap<(String, String), PublishedDevice>,
     /// How many each node has.
     counts: BTreeMap<String, usize>,
+    /// How many with a UUID each node has of each driver.
+    alike: BTreeMap<(String, String), usize>,
     /// Those that their drivers taint, with or without a UUID.
     tainted: Vec<PublishedDevice>,
 }
@@ -44,6 +46,9 @@ impl Published {
                 published.tainted.push(device.clone());
             }
             if let Some(uuid) = device.uuid.clone() {
+                let of_driver = (device.node.clone(), device.driver.clone());
+                let alike = published.alike.entry(of_driver).or_default();
+                *alike = alike.saturating_add(1);
                 published
                     .devices
                     .insert((uuid, device.node.clone()), device);
@@ -71,6 +76,14 @@ impl Published {
     #[must_use]
     pub fn count(&self, node: &str) -> usize {
         self.counts.get(node).copied().unwrap_or_default()
+    }
+
+    /// How many devices with a UUID the driver of this one publishes on its node: network cards of another driver are no GPUs,
+    /// and neither are parts of a GPU that it could be divided into.
+    #[must_use]
+    pub fn alike(&self, device: &PublishedDevice) -> usize {
+        let of_driver = (device.node.clone(), device.driver.clone());
+        self.alike.get(&of_driver).copied().unwrap_or_default()
     }
 
     /// Those that their drivers taint, by node and name.

@@ -113,18 +113,21 @@ pub struct Runner {
     /// The extended resources that it holds, as its pod asks for them.
     pub devices_held: BTreeMap<String, u32>,
     /// The last job that has ended on it; known once its container has ended.
-    pub done: Option<EndedJob>,
+    pub done: Option<Box<EndedJob>>,
     /// The job that was under way when its container ended, as its marks name it.
-    pub under_way: Option<Job>,
+    pub under_way: Option<Box<Job>>,
     /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
-    pub heard: Option<Job>,
+    pub heard: Option<Box<Job>>,
     /// What Kubernetes says where it takes the pod away by itself.
     pub disruption: Option<Disruption>,
     /// How far its job's containers are, where jobs bring their own.
-    pub job_pod: Option<JobPod>,
+    pub job_pod: Option<Box<JobPod>>,
     /// The moments of its life, from which its hours are counted.
     pub life: Life,
 }
+
+// A cluster has thousands of them in memory: what few have is boxed.
+const _: () = assert!(size_of::<Runner>() <= 1024);
 
 /// A runner whose pod is gone.
 #[derive(Clone, Debug, PartialEq)]

@@ -88,11 +88,11 @@ pub(super) fn blamed(case: Case, wish: &Rerun) -> Vec<Blamed> {
 /// A runner's job that its node took with it.
 fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
     let (word, evidence, at) = loss(runner, case.now)?;
-    let job = runner.under_way.as_ref();
+    let job = runner.under_way.as_deref();
     let job = job.or(runner.done.as_ref().map(|done| &done.job));
     Some(Blamed {
         runner: runner.name.clone(),
-        job: named(case.spec, job.or(runner.heard.as_ref())?)?,
+        job: named(case.spec, job.or(runner.heard.as_deref())?)?,
         node: runner.node.clone(),
         device: None,
         cause: RerunCause::NodeLoss,
@@ -280,7 +280,7 @@ fn ended(spec: &Spec, runner: &Runner) -> Option<Ended> {
     let done = runner.done.as_ref().map(|done| (&done.job, done.finished));
     let cut = || match &runner.end {
         Some(End::Failed(failure)) => {
-            let job = runner.under_way.as_ref().or(runner.heard.as_ref());
+            let job = runner.under_way.as_deref().or(runner.heard.as_deref());
             job.map(|job| (job, failure.at))
         }
         _ => None,

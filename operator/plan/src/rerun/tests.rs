@@ -143,7 +143,7 @@ fn taken(pool: &Pool, name: &str, reason: Reason, seconds: i64) -> Runner {
     let at = ago(seconds);
     let failure = Failure::new(reason, Class::Transient, String::new(), at, true);
     Runner {
-        under_way: Some(named()),
+        under_way: Some(Box::new(named())),
         disruption: Some(evicted(seconds)),
         ..failed(pool, name, failure)
     }
@@ -249,10 +249,10 @@ fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
     let mut pool = wishing(1);
     let gone = (0..30_u32).map(|n| {
         let mut gone = taken(&pool, &format!("pool-{n:05}"), Reason::Evicted, 60);
-        gone.under_way = Some(Job {
+        gone.under_way = Some(Box::new(Job {
             run: (100 + n).to_string(),
             ..named()
-        });
+        }));
         gone
     });
     let observed_ = observed(gone.collect());

@@ -1,11 +1,14 @@
 //! Given what is known of the scale set, then it is made, listened to, and removed.
 
+use std::sync::Arc;
+
 use cudarunner_crds::RegistrationMode;
 
 use super::*;
 use crate::condition::kind;
 use crate::fixture::{NOW, observed, resource, runner};
 use crate::model::scale_set::Heard;
+use crate::shares::{Share, room::Room};
 use crate::{Entry, Listing, plan};
 
 fn pool() -> Pool {
@@ -122,6 +125,47 @@ fn one_that_is_there_is_listened_to_once() {
     }
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [&listen(1, Some("session"))]);
+}
+
+#[test]
+fn a_glance_is_offered_and_not_shown() {
+    let mut resource = resource();
+    resource.spec.registration = RegistrationMode::ScaleSet;
+    resource.spec.replicas = Some(8);
+    let mut pool = Pool::read(&resource, false);
+    let mut seen = seen(Known::Present(set(&["self-hosted", "cuda"])));
+    for (before, offered, seconds, shown) in [
+        (0, 1, 5, 0),  // one runner more, a moment ago
+        (0, 1, 15, 1), // and longer than a glance
+        (0, 4, 5, 4),  // no glance
+        (1, 0, 5, 0),  // the end of one
+    ] {
+        let room = Room {
+            since: Some(NOW - SignedDuration::from_secs(seconds)),
+            ..Room::default()
+        };
+        seen.share = Some(Arc::new(Share {
+            runners: offered,
+            room,
+            ..Share::default()
+        }));
+        pool.status.scale_set = Some(ScaleSetStatus {
+            id: 7,
+            capacity: before,
+            ..ScaleSetStatus::default()
+        });
+        let planned = plan(&pool, &seen, NOW);
+        let offers = |action: &&Action| matches!(action, Action::Listen { capacity, .. } if *capacity == offered);
+        assert!(planned.actions.iter().any(|action| offers(&action)));
+        assert_eq!(
+            planned.status.scale_set.unwrap().capacity,
+            shown,
+            "{offered} after {seconds} s"
+        );
+        // And it is looked at again when it has lasted
+        let again = SignedDuration::from_secs(7);
+        assert!(shown == i32::try_from(offered).unwrap() || planned.wake <= Some(again));
+    }
 }
 
 #[test]

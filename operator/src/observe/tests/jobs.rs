@@ -1,8 +1,6 @@
 //! Pods whose jobs bring their containers: the agent in the main container, the gate and then the job in the one of the GPUs.
 
-use cuda_runner_plan::model::runner::{
-    JOB_ANNOTATION, JobPod, PASSED_ANNOTATION, REPORT_ANNOTATION,
-};
+use cuda_runner_plan::model::runner::{JOB_ANNOTATION, PASSED_ANNOTATION, REPORT_ANNOTATION};
 use gate_report::wire::ContainerState;
 
 use super::*;
@@ -254,7 +252,7 @@ fn without_a_job_there_is_no_container_of_one() {
     let idle = in_the_gates(&noted(), &gate(&running()), &waits);
     let job = idle.job_pod.unwrap();
     assert_eq!((job.image, job.container, job.starts), (None, None, 0));
-    assert_eq!(pod(&json!({"phase": "Pending"})).job_pod, None::<JobPod>);
+    assert_eq!(pod(&json!({"phase": "Pending"})).job_pod, None);
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn a_job_goes_with_its_node_where_kubernetes_says_so() {
         ..by(Reason::Evicted)
     };
     let heard = Runner {
-        heard: Some(named()),
+        heard: Some(Box::new(named())),
         ..nameless.clone()
     };
     assert!(lost(nameless).is_empty(), "nobody says which job it was");
@@ -200,7 +200,7 @@ fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
         };
         Runner {
             end: Some(End::JobDone(named())),
-            done: Some(done),
+            done: Some(Box::new(done)),
             under_way: None,
             disruption: seconds.map(evicted),
             ..taken(&wishing(1), JOB, Reason::Evicted, 20)
@@ -216,14 +216,14 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
     let pool = wishing(1);
     let mut done = runner(&pool, JOB, RunnerPhase::Finished);
     done.devices = vec!["GPU-1".to_owned()];
-    done.done = Some(EndedJob {
+    done.done = Some(Box::new(EndedJob {
         job: named(),
         started: None,
         finished: ago(60),
         refused: None,
         gpus: vec![],
         exceeded_minutes: None,
-    });
+    }));
     let known = remember(&pool, [&done].into_iter(), vec![], NOW);
     assert_eq!(known, [ended()]);
     // Though its pod has gone

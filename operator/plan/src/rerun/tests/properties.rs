@@ -76,7 +76,7 @@ proptest! {
                     if let Some(End::Failed(failure)) = &mut gone.end {
                         failure.at = now;
                     }
-                    gone.under_way = Some(Job { attempt: github.attempt.to_string(), ..named() });
+                    gone.under_way = Some(Box::new(Job { attempt: github.attempt.to_string(), ..named() }));
                     if die == 3 {
                         proven.insert(github.attempt);
                     }
