@@ -123,6 +123,13 @@ impl Context {
         self.pools.iter().find_map(|store| store.get(&reference))
     }
 
+    /// Whether the pool of this name is seen here, and has this uid.
+    #[must_use]
+    pub fn has(&self, key: &PoolKey, uid: &str) -> bool {
+        let pool = self.resource(key);
+        pool.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(uid))
+    }
+
     /// What pods have to know of the operator.
     #[must_use]
     pub fn pod_settings(&self) -> PodSettings {

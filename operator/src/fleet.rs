@@ -67,8 +67,9 @@ impl Knows for Source {
             .others
             .as_ref()
             .and_then(|others| others.by_node());
-        if let Some(held) = held.as_mut().filter(|_| ctx.ownership.has_selector()) {
-            ctx.pods.add_beside(|key| ctx.resource(key).is_some(), held);
+        if let Some(held) = held.as_mut() {
+            ctx.pods
+                .add_others(held, |key, runner| ctx.has(key, &runner.owner));
         }
         let mut builder = Builder::new(now, Some(operator), nodes.as_deref(), held.as_ref());
         for resource in ctx.pools.iter().flat_map(Store::state) {
@@ -108,4 +109,49 @@ fn fingerprint(mut fleet: Fleet) -> u64 {
     let json = serde_json::to_vec(&fleet).unwrap_or_default();
     json.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::reconcile::tests::{Cluster, context};
+    use crate::shares::Shares;
+    use crate::shares::tests::{labelled, node};
+    use crate::watch::nodes::Nodes;
+    use crate::watch::others::Held;
+    use cuda_runner_plan::fleet::DeviceState;
+
+    #[tokio::test]
+    async fn what_a_pod_holds_that_is_of_no_pool_here_is_shown_as_taken() {
+        // Given a node with two GPUs
+        let mut ctx = Arc::into_inner(context(&Cluster::default()).await).unwrap();
+        ctx.shares = Shares::new(Some(Arc::new(Held::whole())), BTreeMap::new());
+        let nodes = Nodes::default();
+        nodes.apply(&node());
+        ctx.nodes = Some(Arc::new(nodes));
+        let pool = ctx.pools[0].state()[0].metadata.clone();
+        let (name, uid) = (pool.name.as_deref().unwrap(), pool.uid.as_deref().unwrap());
+        let ctx = Arc::new(ctx);
+        let source = Source {
+            ctx: Arc::clone(&ctx),
+            identity: String::new(),
+            waits: vec![],
+        };
+        // When one is held by a pod with a pool's label
+        for (label, owner, state) in [
+            (name, Some(uid), DeviceState::Gate),
+            (name, Some("2"), DeviceState::NotOurs), // a namesake has taken its place
+            ("elsewhere", Some("2"), DeviceState::NotOurs), // another operator serves it
+            (name, None, DeviceState::NotOurs),      // it was left behind
+            ("gone", None, DeviceState::NotOurs),    // and its pool is gone
+        ] {
+            ctx.pods.apply(&labelled(label, owner), true);
+            // Then the other is free
+            let devices = source.fleet(Timestamp::now()).devices;
+            let expected = BTreeMap::from([(state, 1), (DeviceState::Free, 1)]);
+            assert_eq!(devices, expected, "{label} {owner:?}");
+        }
+    }
 }

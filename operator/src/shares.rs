@@ -13,11 +13,11 @@ use crate::context::Context;
 use crate::guard;
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
-use crate::watch::others::{Held, add_runner};
+use crate::watch::others::Held;
 use crate::watch::pools::key_of;
 use cuda_runner_plan::demand::is_stuck;
 use cuda_runner_plan::fleet::Others;
-use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::pool::{PoolKey, Spec};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::shares::{Claim, Member, Share, shares};
 
@@ -155,27 +155,38 @@ impl Tally {
 /// The pools that share GPUs, and what everybody else holds.
 fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
     let resources: Vec<Arc<CudaRunner>> = ctx.pools.iter().flat_map(Store::state).collect();
-    let mut tallies: HashMap<PoolKey, (&CudaRunner, Tally)> = resources
-        .iter()
-        .map(|resource| (key_of(resource), (resource.as_ref(), Tally::default())))
-        .collect();
+    let served = resources.iter().filter_map(|resource| {
+        let spec = ctx.specs.read(resource).ok()?;
+        let known = (resource.as_ref(), spec, Tally::default());
+        Some((key_of(resource), known))
+    });
+    let mut tallies: HashMap<PoolKey, (&CudaRunner, Arc<Spec>, Tally)> = served.collect();
     let others = ctx.shares.others.as_ref();
     let mut others = others.and_then(|held| held.by_node()).unwrap_or_default();
-    ctx.pods.every(|key, runner| match tallies.get_mut(key) {
-        Some((resource, tally)) if resource.metadata.uid.as_ref() == Some(&runner.owner) => {
-            tally.add(runner, &resource.spec.gpu.resource, now);
-        }
-        // Its pool is gone, or is none that is seen here.
-        _ => add_runner(&mut others, runner),
-    });
+    ctx.pods
+        .add_others(&mut others, |key, runner| match tallies.get_mut(key) {
+            Some((resource, _, tally)) if resource.metadata.uid.as_ref() == Some(&runner.owner) => {
+                tally.add(runner, &resource.spec.gpu.resource, now);
+                true
+            }
+            // Its pool is gone, is none that is seen here, or cannot be carried out and has no share.
+            _ => false,
+        });
     let members = tallies.into_iter();
-    let members = members.filter_map(|(key, (resource, tally))| member(ctx, key, resource, tally));
-    (members.collect(), others)
+    let members = members
+        .map(|(key, (resource, spec, tally))| member(ctx, key, resource, spec, tally))
+        .collect();
+    (members, others)
 }
 
-/// A pool as others see it; `None` of one that cannot be carried out.
-fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> Option<Member> {
-    let spec = ctx.specs.read(resource).ok()?;
+/// A pool as others see it.
+fn member(
+    ctx: &Context,
+    key: PoolKey,
+    resource: &CudaRunner,
+    spec: Arc<Spec>,
+    tally: Tally,
+) -> Member {
     let uid = resource.metadata.uid.as_deref().unwrap_or_default();
     let none = CudaRunnerStatus::default();
     let status = resource.status.as_ref().unwrap_or(&none);
@@ -193,7 +204,7 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
         None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
         None => Claim::of(&spec, status),
     };
-    Some(Member {
+    Member {
         before: ctx.shares.of(&key).unwrap_or_default(),
         is_stuck: tally.is_stuck,
         key,
@@ -204,13 +215,14 @@ fn member(ctx: &Context, key: PoolKey, resource: &CudaRunner, tally: Tally) -> O
         pending: tally.waiting.len().saturating_add(unseen),
         held: tally.held,
         served,
-    })
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use cudarunner_crds::ARCH_LABEL;
-    use k8s_openapi::api::core::v1::Pod;
+pub(crate) mod tests {
+    use cudarunner_crds::{ARCH_LABEL, POOL_LABEL};
+    use k8s_openapi::api::core::v1::{Node, Pod};
+    use kube::runtime::{reflector, watcher};
     use serde_json::{Value, json};
 
     use super::*;
@@ -242,45 +254,84 @@ mod tests {
         assert_eq!(shares.rest(end, end), Duration::MAX);
     }
 
-    #[tokio::test]
-    async fn what_others_hold_is_no_pools_and_who_is_concerned_is_woken() {
-        // Given a node with two GPUs, and a pool that wants one runner
-        let nodes = Nodes::default();
+    /// A node with two GPUs.
+    pub(crate) fn node() -> Node {
         let node = json!({"metadata": {"name": "node-1", "labels": {ARCH_LABEL: "amd64"}}, "status": {
             "allocatable": {"nvidia.com/gpu": "2"},
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         }});
-        nodes.apply(&serde_json::from_value(node).unwrap());
+        serde_json::from_value(node).unwrap()
+    }
+
+    /// A pod on it.
+    fn pod(name: &str, metadata: &Value, gpus: &str) -> Pod {
+        let limits = json!({"limits": {"nvidia.com/gpu": gpus}});
+        let mut pod = json!({
+            "metadata": {"name": name, "namespace": "ci", "uid": name},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "main", "resources": limits}]},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "True"}]},
+        });
+        for (key, value) in metadata.as_object().unwrap() {
+            pod["metadata"][key] = value.clone();
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    /// A pod on it with a GPU, the label of a pool, and an owner of this uid.
+    pub(crate) fn labelled(pool: &str, owner: Option<&str>) -> Pod {
+        let owner = owner.map(|uid| {
+            json!({"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": pool, "uid": uid})
+        });
+        let owners: Vec<_> = owner.into_iter().collect();
+        pod(
+            "labelled",
+            &json!({"labels": {POOL_LABEL: pool}, "ownerReferences": owners}),
+            "1",
+        )
+    }
+
+    #[tokio::test]
+    async fn what_others_hold_is_no_pools_and_who_is_concerned_is_woken() {
+        // Given a node with two GPUs, and a pool that wants one runner
+        let nodes = Nodes::default();
+        nodes.apply(&node());
         let held = Arc::new(Held::whole());
         let mut ctx = Arc::into_inner(context(&Cluster::default()).await).unwrap();
         ctx.shares = Shares::new(Some(Arc::clone(&held)), BTreeMap::new());
         let key = key_of(&ctx.pools[0].state()[0]);
-        let reckoned = || {
-            let changed = reckon(&ctx, &nodes, Timestamp::now());
+        let reckoned = |ctx: &Context| {
+            let changed = reckon(ctx, &nodes, Timestamp::now());
             (changed.contains(&key), ctx.shares.of(&key).unwrap().runners)
         };
-        assert_eq!(reckoned(), (true, 1));
-        assert_eq!(reckoned(), (false, 1));
+        assert_eq!(reckoned(&ctx), (true, 1));
+        assert_eq!(reckoned(&ctx), (false, 1));
 
-        let pod = |name: &str, labels: Value, gpus: &str| -> Pod {
-            let limits = json!({"limits": {"nvidia.com/gpu": gpus}});
-            let pod = json!({
-                "metadata": {"name": name, "namespace": "ci", "uid": name, "labels": labels},
-                "spec": {"nodeName": "node-1", "containers": [{"name": "main", "resources": limits}]},
-            });
-            serde_json::from_value(pod).unwrap()
-        };
         // When a pod that is no runner takes one, then the other is left; and when it takes both, none is
         for (gpus, share) in [("1", (false, 1)), ("2", (true, 0)), ("1", (true, 1))] {
-            assert!(held.take(&pod("notebook", json!({}), gpus)));
-            assert_eq!(reckoned(), share, "{gpus}");
+            assert!(held.take(&pod("notebook", &json!({}), gpus)));
+            assert_eq!(reckoned(&ctx), share, "{gpus}");
         }
-        // And so it is with a runner of a pool that is not seen here: another operator serves it
-        let labels = json!({cudarunner_crds::POOL_LABEL: "elsewhere"});
-        let mut runner = pod("elsewhere-aaaaa", labels, "1");
-        let owner = json!([{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "elsewhere", "uid": "2"}]);
-        runner.metadata.owner_references = Some(serde_json::from_value(owner).unwrap());
-        ctx.pods.apply(&runner);
-        assert_eq!(reckoned(), (true, 0));
+        // And so it is with a pod that has a pool's label and is not of a pool that has a share, until it is over
+        let (store, mut writer) = reflector::store();
+        let mut invalid = ctx.pools[0].state()[0].as_ref().clone();
+        invalid.metadata.name = Some("invalid".to_owned());
+        invalid.metadata.uid = Some("3".to_owned());
+        invalid.spec.github.url = "nowhere".to_owned();
+        writer.apply_watcher_event(&watcher::Event::Apply(invalid));
+        ctx.pools.push(store);
+        for (pool, owner) in [
+            ("elsewhere", Some("2")),       // another operator serves it
+            (key.name.as_str(), Some("2")), // a namesake has taken its place
+            ("invalid", Some("3")),         // it cannot be carried out
+            (key.name.as_str(), None),      // it was left behind
+            ("gone", None),                 // and its pool is gone
+        ] {
+            let mut left = labelled(pool, owner);
+            ctx.pods.apply(&left, true);
+            assert_eq!(reckoned(&ctx), (true, 0), "{pool} {owner:?}");
+            left.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+            ctx.pods.apply(&left, true);
+            assert_eq!(reckoned(&ctx), (true, 1), "{pool} {owner:?}");
+        }
     }
 }

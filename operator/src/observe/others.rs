@@ -36,10 +36,7 @@ pub(super) fn labels(ctx: &Context, pool: &Pool) -> Vec<Vec<String>> {
 
 /// The gates that passed, of all pools that there are.
 pub fn passed(ctx: &Context) -> Vec<Passed> {
-    ctx.pods.passed(|key, owner| {
-        let pool = ctx.resource(key);
-        pool.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(owner))
-    })
+    ctx.pods.passed(|key, owner| ctx.has(key, owner))
 }
 
 /// What the other pools have in quarantine.

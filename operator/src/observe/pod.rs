@@ -14,8 +14,9 @@ use super::gpu::{Gpu, running_since};
 use super::job;
 use super::life;
 use super::marks::{done, under_way};
+pub(crate) use super::status::is_over;
 use super::status::{
-    all_ready, annotation, condition, container, ended_at, is_over, spec_of, transition, words,
+    all_ready, annotation, condition, container, ended_at, spec_of, transition, words,
 };
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{

@@ -124,7 +124,7 @@ pub(super) fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 }
 
 /// Whether Kubernetes says that the pod has ended.
-pub(super) fn is_over(pod: &Pod) -> bool {
+pub(crate) fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }

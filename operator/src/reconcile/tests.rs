@@ -388,7 +388,7 @@ fn show_pod(ctx: &Context, name: &str, status: &Value) {
         "status": status,
     });
     ctx.pods
-        .apply(&serde_json::from_value(pod).unwrap())
+        .apply(&serde_json::from_value(pod).unwrap(), true)
         .unwrap();
 }
 

@@ -65,7 +65,7 @@ async fn a_restart_gives_no_pod_a_second_registration() {
     ] {
         // When the pod shows how far it has come
         ctx.pods
-            .apply(&serde_json::from_value(pod_shown.clone()).unwrap());
+            .apply(&serde_json::from_value(pod_shown.clone()).unwrap(), true);
         // Then it is served until it has been online
         let found = match backend.runner(&pod()).await {
             RunnerLookup::Known(runner) => format!("Known({})", runner.let_in),
@@ -236,7 +236,8 @@ async fn a_restarted_operator_knows_from_the_pod_that_its_gate_has_passed() {
         (passed, true, "Served", "Known(true)"),
     ] {
         let pod_shown = shown_for_containers(&annotations, ready);
-        ctx.pods.apply(&serde_json::from_value(pod_shown).unwrap());
+        ctx.pods
+            .apply(&serde_json::from_value(pod_shown).unwrap(), true);
         let found = match backend.runner(&pod()).await {
             RunnerLookup::Known(known) => {
                 format!("Known({}, {})", known.let_in, known.takes_containers)
@@ -252,7 +253,8 @@ async fn a_restarted_operator_knows_from_the_pod_that_its_gate_has_passed() {
     }
     // And no job brings a container into the agent's own
     let plain = shown("runner:1", &json!({"running": {}}), 1, true);
-    ctx.pods.apply(&serde_json::from_value(plain).unwrap());
+    ctx.pods
+        .apply(&serde_json::from_value(plain).unwrap(), true);
     assert_eq!(backend.job_runner(&pod()).await, RunnerLookup::Unknown);
 }
 

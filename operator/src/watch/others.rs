@@ -13,6 +13,7 @@ use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
 use super::{Events, PAGE, Pauses, Waker, log_error, refused};
+use crate::observe::pod::is_over;
 use cuda_runner_plan::fleet::Others;
 use cuda_runner_plan::model::quantity::devices;
 use cuda_runner_plan::model::runner::Runner;
@@ -21,7 +22,7 @@ use cuda_runner_plan::model::runner::Runner;
 pub const ALIVE: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Extended resources, by name.
-type Counts = BTreeMap<String, u32>;
+pub(super) type Counts = BTreeMap<String, u32>;
 
 /// The pods of others that hold extended resources: node and counts, by uid. Of other pods nothing is kept.
 #[derive(Debug, Default)]
@@ -77,20 +78,15 @@ fn by_node<'a>(pods: impl Iterator<Item = &'a (String, Counts)>) -> Others {
     others
 }
 
-/// What these pods hold on each node, runners not among them.
+/// What these pods hold on each node.
 #[must_use]
-pub fn held_by(pods: &[Pod]) -> Others {
-    let held: Vec<_> = pods.iter().filter(|pod| !is_runner(pod)).collect();
-    let held: Vec<_> = held.into_iter().filter_map(held_of).collect();
+pub fn held_by<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Others {
+    let held: Vec<_> = pods.into_iter().filter_map(held_of).collect();
     by_node(held.iter())
 }
 
-fn is_runner(pod: &Pod) -> bool {
-    pod.labels().contains_key(cudarunner_crds::POOL_LABEL)
-}
-
 /// Adds what somebody holds.
-fn add(sum: &mut Counts, more: &Counts) {
+pub(super) fn add(sum: &mut Counts, more: &Counts) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
@@ -98,16 +94,19 @@ fn add(sum: &mut Counts, more: &Counts) {
 }
 
 /// Adds what a runner holds, until its pod is over.
-pub(crate) fn add_runner(sum: &mut Others, runner: &Runner) {
+pub(super) fn add_runner(sum: &mut Others, runner: &Runner) {
     if let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) {
         add(sum.entry(node.clone()).or_default(), &runner.devices_held);
     }
 }
 
-/// The node of a pod, and the extended resources that it holds there, if it does: what its containers ask for together, or
-/// one that runs before them, if that is more. See
+/// The node of a pod, and the extended resources that it holds there until it is over, if it does: what its containers ask for
+/// together, or one that runs before them, if that is more. See
 /// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
-fn held_of(pod: &Pod) -> Option<(String, Counts)> {
+pub(super) fn held_of(pod: &Pod) -> Option<(String, Counts)> {
+    if is_over(pod) {
+        return None;
+    }
     let spec = pod.spec.as_ref()?;
     let node = spec.node_name.clone()?;
     let mut held = Counts::new();
@@ -198,7 +197,7 @@ mod tests {
     #[test]
     fn a_pod_holds_what_its_containers_ask_for_together() {
         let gpus = |n: u32| json!({"limits": {"nvidia.com/gpu": n.to_string(), "cpu": "1"}});
-        let pod = |labels: serde_json::Value, node: Option<&str>| -> Pod {
+        let pod = |phase: &str, node: Option<&str>| -> Pod {
             let spec = json!({
                 "nodeName": node,
                 "initContainers": [
@@ -207,14 +206,14 @@ mod tests {
                 ],
                 "containers": [{"name": "a", "resources": gpus(1)}, {"name": "b", "resources": gpus(1)}],
             });
-            let pod = json!({"metadata": {"name": "a", "labels": labels}, "spec": spec});
+            let pod = json!({"metadata": {"name": "a"}, "spec": spec, "status": {"phase": phase}});
             serde_json::from_value(pod).unwrap()
         };
-        // Given a pod with a node, one that waits, and a runner
+        // Given a pod with a node, one that waits, and one that is over
         let pods = [
-            pod(json!({}), Some("node-1")),
-            pod(json!({}), None),
-            pod(json!({cudarunner_crds::POOL_LABEL: "pool"}), Some("node-1")),
+            pod("Running", Some("node-1")),
+            pod("Pending", None),
+            pod("Succeeded", Some("node-1")),
         ];
         let others = held_by(&pods);
         assert_eq!(others.len(), 1);

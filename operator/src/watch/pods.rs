@@ -12,7 +12,8 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::{Events, PAGE, Pauses, Scope, Waker, log_error, others};
+use super::others::{Counts, add, add_runner, held_of};
+use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
@@ -20,11 +21,19 @@ use cuda_runner_plan::fleet::Others;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
 
+/// Runners by pool and name. A node of the inner map has room for eleven, and most pools have fewer: the room must be cheap.
+type Runners = HashMap<PoolKey, BTreeMap<String, Box<Runner>>>;
+
+/// Namespace and name of a pod.
+type PodKey = (String, String);
+
 /// The runner pods of all pools: of each, only what the plan reads.
 #[derive(Debug, Default)]
 pub struct Pods {
-    // A node of such a map has room for eleven, and most pools have fewer: the room must be cheap.
-    pools: RwLock<HashMap<PoolKey, BTreeMap<String, Box<Runner>>>>,
+    pools: RwLock<Runners>,
+    /// What pods hold, and on which node, that have a pool's label and that no pool owns: left over, restored, made by hand.
+    /// Locked after `pools`.
+    strays: Mutex<HashMap<PodKey, (String, Counts)>>,
     vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
     gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
 }
@@ -124,23 +133,22 @@ impl Pods {
         Some((key, runner))
     }
 
-    /// Shows the runners of all pools, one by one. What counts of what they hold is what their pods have: no pool's author can
-    /// say more than the scheduler has granted. `look` must be short: the watch waits.
-    pub fn every(&self, mut look: impl FnMut(&PoolKey, &Runner)) {
+    /// Adds what pods hold that have a pool's label and are no pool's: strays, and each runner of which `is_own` says no. What
+    /// counts is what their pods have: no pool's author can say more than the scheduler has granted. `is_own` must be short:
+    /// the watch waits.
+    pub fn add_others(&self, held: &mut Others, mut is_own: impl FnMut(&PoolKey, &Runner) -> bool) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         for (key, runners) in pools.iter() {
-            for runner in runners.values() {
-                look(key, runner);
-            }
+            let others = runners.values().filter(|runner| !is_own(key, runner));
+            others.for_each(|runner| add_runner(held, runner));
+        }
+        for (node, counts) in self.strays().values() {
+            add(held.entry(node.clone()).or_default(), counts);
         }
     }
 
-    /// Adds what the runners of pools hold that other operators serve.
-    pub fn add_beside(&self, is_own: impl Fn(&PoolKey) -> bool, held: &mut Others) {
-        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let others = pools.iter().filter(|(pool, _)| !is_own(pool));
-        let runners = others.flat_map(|(_, runners)| runners.values());
-        runners.for_each(|runner| others::add_runner(held, runner));
+    fn strays(&self) -> MutexGuard<'_, HashMap<PodKey, (String, Counts)>> {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The gates of all pools that passed and whose pods are still there. Of pods that only look like a pool's own
@@ -164,21 +172,57 @@ impl Pods {
             .collect()
     }
 
-    /// Takes in a pod; the pool that it belongs to if anything that we read has changed.
-    pub(crate) fn apply(&self, pod: &Pod) -> Option<PoolKey> {
-        let key = pool_of(pod)?;
-        let mut runner = read(pod);
+    /// Takes in a pod: the pools concerned, if anything that we read has changed. `leads` where this replica tells of runners
+    /// that are gone.
+    pub(crate) fn apply(&self, pod: &Pod, leads: bool) -> Option<Vec<PoolKey>> {
+        let (at, own) = (pod_key(pod), pool_of(pod));
+        let runner = own.map(|own| (own, Box::new(read(pod))));
+        let held = held_of(pod).filter(|_| runner.is_none());
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        let runners = pools.entry(key.clone()).or_default();
-        if let Some(before) = runners.get(&runner.name) {
-            runner.follow(before);
+        let is_news = self.note_stray(at.clone(), held);
+        let mut concerned = vec![];
+        let own = runner.as_ref().map(|(own, _)| own);
+        if let Some((left, runner)) = take_out(&mut pools, &at, own) {
+            if leads {
+                self.note_gone(&left, *runner, Timestamp::now());
+            }
+            concerned.push(left);
         }
-        let changed = runners.get(&runner.name).map(Box::as_ref) != Some(&runner);
-        runners.insert(runner.name.clone(), Box::new(runner));
-        changed.then_some(key)
+        if let Some((own, mut runner)) = runner {
+            let runners = pools.entry(own.clone()).or_default();
+            let before = runners.get(&runner.name);
+            if let Some(before) = before {
+                runner.follow(before);
+            }
+            if before != Some(&runner) {
+                concerned.push(own);
+            }
+            runners.insert(runner.name.clone(), runner);
+        }
+        (is_news || !concerned.is_empty()).then_some(concerned)
     }
 
-    /// Takes a pod away; `leads` where this replica tells of it.
+    /// Notes what a pod holds that is no pool's; whether that is news.
+    fn note_stray(&self, at: PodKey, held: Option<(String, Counts)>) -> bool {
+        let mut strays = self.strays();
+        match held {
+            Some(held) => strays.insert(at, held.clone()) != Some(held),
+            None => strays.remove(&at).is_some(),
+        }
+    }
+
+    /// Takes a pod away: the pools concerned. `leads` where this replica tells of it.
+    fn delete(&self, pod: &Pod, leads: bool) -> Vec<PoolKey> {
+        // What it was at last may be news, too: whose it is.
+        let mut concerned = self.apply(pod, leads).unwrap_or_default();
+        if let Some(own) = pool_of(pod) {
+            self.remove(&own, pod, leads);
+            concerned.push(own);
+        }
+        self.note_stray(pod_key(pod), None);
+        concerned
+    }
+
     fn remove(&self, key: &PoolKey, pod: &Pod, leads: bool) {
         let mut runner = read(pod);
         let name = &runner.name;
@@ -213,17 +257,13 @@ impl Pods {
     }
 
     /// Removes what a new list of `scope` does not hold; the pools concerned.
-    fn retain(
-        &self,
-        scope: &Scope,
-        listed: &HashSet<(PoolKey, String)>,
-        leads: bool,
-    ) -> Vec<PoolKey> {
+    fn retain(&self, scope: &Scope, listed: &HashSet<PodKey>, leads: bool) -> Vec<PoolKey> {
         let mut changed = vec![];
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         for (key, runners) in pools.iter_mut() {
             let covered = scope.covers(&key.namespace);
-            let is_gone = |name: &str| covered && !listed.contains(&(key.clone(), name.to_owned()));
+            let is_gone =
+                |name: &str| covered && !listed.contains(&(key.namespace.clone(), name.to_owned()));
             let mut gone = runners.extract_if(.., |name, _| is_gone(name)).peekable();
             if gone.peek().is_some() {
                 changed.push(key.clone());
@@ -233,12 +273,15 @@ impl Pods {
             }
         }
         pools.retain(|_, runners| !runners.is_empty());
+        let mut strays = self.strays();
+        strays.retain(|at, _| !scope.covers(&at.0) || listed.contains(at));
         changed
     }
 }
 
 /// The pool of a pod: by its label, and only if the pool also owns the pod.
-fn pool_of(pod: &Pod) -> Option<PoolKey> {
+#[must_use]
+pub fn pool_of(pod: &Pod) -> Option<PoolKey> {
     let name = pod.labels().get(cudarunner_crds::POOL_LABEL)?;
     pod.owner_references()
         .iter()
@@ -249,11 +292,37 @@ fn pool_of(pod: &Pod) -> Option<PoolKey> {
         })
 }
 
-/// Takes in a pod, and wakes its pool.
+fn pod_key(pod: &Pod) -> PodKey {
+    (pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+/// Takes a pod out of the pool that has it, unless that is its `own`: its label or its owner may have been others.
+fn take_out(
+    pools: &mut Runners,
+    (namespace, name): &PodKey,
+    own: Option<&PoolKey>,
+) -> Option<(PoolKey, Box<Runner>)> {
+    let has = |runners: &BTreeMap<_, _>| runners.contains_key(name);
+    if own.and_then(|own| pools.get(own)).is_some_and(has) {
+        return None;
+    }
+    let mut others = pools.iter().filter(|(key, _)| key.namespace == *namespace);
+    let key = others.find(|(_, runners)| has(runners))?.0.clone();
+    let runners = pools.get_mut(&key)?;
+    let runner = runners.remove(name)?;
+    if runners.is_empty() {
+        pools.remove(&key);
+    }
+    Some((key, runner))
+}
+
+/// Takes in a pod, and wakes the pools concerned.
 fn take(pods: &Pods, pod: &Pod, waker: &Waker) {
-    let changed = said(guard::step(|| pods.apply(pod)), pod);
-    if let Some(pool) = changed.flatten() {
-        waker.wake(&pool);
+    let changed = said(guard::step(|| pods.apply(pod, waker.is_listening())), pod);
+    if let Some(pools) = changed.flatten() {
+        for pool in &pools {
+            waker.wake(pool);
+        }
         waker.shares.notify_one();
     }
 }
@@ -285,9 +354,7 @@ pub async fn follow(
         match event {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(pod)) => {
-                if let Some(key) = pool_of(&pod) {
-                    listed.insert((key, pod.name_any()));
-                }
+                listed.insert(pod_key(&pod));
                 take(&pods, &pod, &waker);
             }
             Ok(Event::InitDone) => {
@@ -300,14 +367,11 @@ pub async fn follow(
             }
             Ok(Event::Apply(pod)) => take(&pods, &pod, &waker),
             Ok(Event::Delete(pod)) => {
-                if let Some(pool) = pool_of(&pod) {
-                    said(
-                        guard::step(|| pods.remove(&pool, &pod, waker.is_listening())),
-                        &pod,
-                    );
+                let gone = guard::step(|| pods.delete(&pod, waker.is_listening()));
+                for pool in said(gone, &pod).unwrap_or_default() {
                     waker.wake(&pool);
-                    waker.shares.notify_one();
                 }
+                waker.shares.notify_one();
             }
             Err(error) => log_error("pods", &error),
         }
@@ -315,137 +379,4 @@ pub async fn follow(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
-        // Given pods of which one was evicted, and two deleted, one of them idle, in the state in which they vanish
-        let pods = Pods::default();
-        let key = fixture_key();
-        for (name, conditions) in [
-            (
-                "pool-aaaaa",
-                json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
-            ),
-            ("pool-bbbbb", json!([])),
-            (
-                "pool-ccccc",
-                json!([{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]),
-            ),
-        ] {
-            let phase = if name == "pool-ccccc" {
-                "Running"
-            } else {
-                "Failed"
-            };
-            let pod = json!({
-                "metadata": {"name": name, "namespace": "ci"},
-                "spec": {
-                    "initContainers": [{"name": "gpu", "image": "runner:1"}],
-                    "containers": [{"name": "main", "image": "gate:1"}],
-                },
-                "status": {"phase": phase, "conditions": conditions, "initContainerStatuses": [{
-                    "name": "gpu", "image": "", "imageID": "", "ready": true, "restartCount": 1,
-                    "state": {"running": {}},
-                }]},
-            });
-            pods.remove(&key, &serde_json::from_value(pod).unwrap(), false);
-        }
-
-        // Then the first is still shown, and gone when it has been reported
-        let names = |reported: bool| -> Vec<String> {
-            let vanished = pods.vanished(&key, |_| reported).into_iter();
-            vanished.map(|runner| runner.name).collect()
-        };
-        assert_eq!(names(false), ["pool-aaaaa"]);
-        assert_eq!(names(true), Vec::<String>::new());
-        assert_eq!(names(false), Vec::<String>::new());
-    }
-
-    /// A pod of this name, that is ready.
-    fn idle(name: &str) -> Pod {
-        let pod = json!({
-            "metadata": {
-                "name": name, "namespace": "ci", "uid": name, "labels": {cudarunner_crds::POOL_LABEL: "pool"},
-                "ownerReferences": [
-                    {"apiVersion": "v1", "kind": "CudaRunner", "name": "pool", "uid": "u"}
-                ],
-            },
-            "status": {"conditions": [{"type": "PodScheduled", "status": "True"}]},
-        });
-        serde_json::from_value(pod).unwrap()
-    }
-
-    #[test]
-    fn each_pod_that_goes_is_kept_until_it_is_told_of() {
-        // Given three pods, of which one goes while the watch looks, and one while it does not
-        let (pods, key) = (Pods::default(), fixture_key());
-        for name in ["pool-aaaaa", "pool-bbbbb", "pool-ccccc"] {
-            pods.apply(&idle(name));
-        }
-        pods.remove(&key, &idle("pool-aaaaa"), true);
-        let listed = HashSet::from([(key.clone(), "pool-ccccc".to_owned())]);
-        assert_eq!(pods.retain(&Scope::Cluster, &listed, true).len(), 1);
-
-        // Then both are kept, and each is told of once
-        let names = || -> Vec<String> {
-            let gone = pods.gone(&key).into_iter();
-            gone.map(|gone| gone.runner.name.clone()).collect()
-        };
-        assert_eq!(names(), ["pool-aaaaa", "pool-bbbbb"]);
-        assert!(pods.told("pool-aaaaa"));
-        assert!(!pods.told("pool-aaaaa"));
-        assert_eq!(names(), ["pool-bbbbb"]);
-
-        // And where another replica leads, nothing is kept
-        pods.remove(&key, &idle("pool-ccccc"), false);
-        assert_eq!(names(), ["pool-bbbbb"]);
-        pods.forget(&key);
-        assert_eq!(names(), Vec::<String>::new());
-    }
-
-    #[test]
-    fn of_those_that_nobody_tells_of_the_oldest_are_dropped() {
-        let (pods, key) = (Pods::default(), fixture_key());
-        let one = read(&idle("pool-aaaaa"));
-        for _ in 0..=MOST_GONE {
-            pods.note_gone(&key, one.clone(), Timestamp::UNIX_EPOCH);
-        }
-        assert_eq!(pods.gone(&key).len(), MOST_GONE);
-    }
-
-    fn fixture_key() -> PoolKey {
-        PoolKey {
-            namespace: "ci".to_owned(),
-            name: "pool".to_owned(),
-        }
-    }
-
-    use http::{Request, Response};
-    use kube::client::Body;
-    use std::convert::Infallible;
-
-    #[tokio::test]
-    async fn pods_are_read_a_few_at_a_time() {
-        let (asked, mut first) = tokio::sync::mpsc::channel(1);
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let asked = asked.clone();
-            async move {
-                let _ = asked.send(request.uri().to_string()).await;
-                std::future::pending::<()>().await;
-                Ok::<_, Infallible>(Response::new(Body::empty()))
-            }
-        });
-        let client = Client::new(service, "default");
-        let (ready, _) = flag::channel(false);
-        let waker = Arc::new(Waker::new().0);
-        let following = follow(client, Scope::Cluster, Arc::default(), waker, ready);
-        let uri = tokio::select! {
-            uri = first.recv() => uri.unwrap(),
-            () = following => panic!("the watch ended"),
-        };
-        assert!(uri.contains(&format!("limit={PAGE}")), "{uri}");
-    }
-}
+mod tests;

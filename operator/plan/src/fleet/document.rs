@@ -99,7 +99,7 @@ pub enum DeviceState {
     Failed,
     /// No pod holds it, and it or its node is quarantined.
     Quarantined,
-    /// A pod holds it that is no runner.
+    /// A pod holds it that is no runner of a pool shown here.
     NotOurs,
     /// A state of a later version.
     #[serde(other)]

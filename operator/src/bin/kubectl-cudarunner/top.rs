@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use cuda_runner_operator::observe::pod::read;
 use cuda_runner_operator::watch::nodes::facts;
 use cuda_runner_operator::watch::others::{ALIVE, held_by};
+use cuda_runner_operator::watch::pods::pool_of;
+use cuda_runner_operator::watch::pools::key_of;
 use cuda_runner_plan::fleet::{API_VERSION, Builder, DeviceState, Fleet, Known, Node, WaitingJob};
 use cudarunner_crds::{CudaRunner, POOL_LABEL};
 use http::Request;
@@ -89,21 +91,24 @@ async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
             .labels(&format!("!{POOL_LABEL}"))
             .fields(ALIVE);
         let pods = Api::<Pod>::all(pools.client.clone()).list(&alive).await;
-        others = pods.ok().map(|pods| held_by(&pods.items));
+        let is_stray = |pod: &&Pod| !resources.iter().any(|pool| has(pool, pod));
+        let strays = runners.iter().filter(is_stray);
+        others = pods.ok().map(|pods| held_by(pods.iter().chain(strays)));
     }
     let mut builder = Builder::new(now, None, nodes.as_deref(), others.as_ref());
     for resource in &resources {
         builder.pool(resource, Known::default());
-        let namespace = resource.namespace();
-        let own = runners.iter().filter(|pod| {
-            pod.namespace() == namespace
-                && pod.labels().get(POOL_LABEL) == Some(&resource.name_any())
-        });
-        for pod in own {
+        for pod in runners.iter().filter(|pod| has(resource, pod)) {
             builder.runner(&read(pod), None);
         }
     }
     Ok(builder.finish())
+}
+
+/// Whether a pod is a runner of the pool, and does not only look like one.
+fn has(pool: &CudaRunner, pod: &Pod) -> bool {
+    pool_of(pod).is_some_and(|key| key == key_of(pool))
+        && pool.uid().is_some_and(|uid| uid == read(pod).owner)
 }
 
 /// The fleet for a terminal.

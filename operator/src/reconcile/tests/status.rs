@@ -36,7 +36,7 @@ fn another_pod(ctx: &Context, name: &str) {
         "status": {"phase": "Pending"},
     });
     ctx.pods
-        .apply(&serde_json::from_value(pod).unwrap())
+        .apply(&serde_json::from_value(pod).unwrap(), true)
         .unwrap();
     ctx.memory
         .with(&pool, |memory| memory.status_written = None);

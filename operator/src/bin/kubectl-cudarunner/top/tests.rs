@@ -70,7 +70,11 @@ async fn the_operator_that_leads_is_asked_where_its_page_is_on() {
 
 #[tokio::test]
 async fn without_the_page_the_resources_are_read() {
-    // Given no page, a node with eight GPUs, a runner with one of them and a pod of others with two
+    // Given no page, a node with eight GPUs, a runner with one of them, a pod of others with one, and one that is no longer
+    // a pool's
+    let label = json!({POOL_LABEL: "my-pool"});
+    let mut stray = pod("my-pool-bbbbb", &label, "1");
+    stray["metadata"]["ownerReferences"] = json!([]);
     let (pools, server) = play(vec![
         Step::List(SERVICES.to_owned(), vec![]),
         Step::List(
@@ -82,12 +86,12 @@ async fn without_the_page_the_resources_are_read() {
         ),
         Step::List(
             "/api/v1/pods".to_owned(),
-            vec![pod("my-pool-aaaaa", &json!({POOL_LABEL: "my-pool"}), "1")],
+            vec![pod("my-pool-aaaaa", &label, "1"), stray],
         ),
         Step::List("/api/v1/nodes".to_owned(), vec![node()]),
         Step::List(
             "/api/v1/pods".to_owned(),
-            vec![pod("train", &json!({}), "2")],
+            vec![pod("train", &json!({}), "1")],
         ),
     ]);
     let (fleet, instead) = fleet(&pools, fixture::NOW).await.unwrap();

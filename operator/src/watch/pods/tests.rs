@@ -1,0 +1,229 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+#[test]
+fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
+    // Given pods of which one was evicted, and two deleted, one of them idle, in the state in which they vanish
+    let pods = Pods::default();
+    let key = fixture_key();
+    for (name, conditions) in [
+        (
+            "pool-aaaaa",
+            json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
+        ),
+        ("pool-bbbbb", json!([])),
+        (
+            "pool-ccccc",
+            json!([{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]),
+        ),
+    ] {
+        let phase = if name == "pool-ccccc" {
+            "Running"
+        } else {
+            "Failed"
+        };
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "ci"},
+            "spec": {
+                "initContainers": [{"name": "gpu", "image": "runner:1"}],
+                "containers": [{"name": "main", "image": "gate:1"}],
+            },
+            "status": {"phase": phase, "conditions": conditions, "initContainerStatuses": [{
+                "name": "gpu", "image": "", "imageID": "", "ready": true, "restartCount": 1,
+                "state": {"running": {}},
+            }]},
+        });
+        pods.remove(&key, &serde_json::from_value(pod).unwrap(), false);
+    }
+
+    // Then the first is still shown, and gone when it has been reported
+    let names = |reported: bool| -> Vec<String> {
+        let vanished = pods.vanished(&key, |_| reported).into_iter();
+        vanished.map(|runner| runner.name).collect()
+    };
+    assert_eq!(names(false), ["pool-aaaaa"]);
+    assert_eq!(names(true), Vec::<String>::new());
+    assert_eq!(names(false), Vec::<String>::new());
+}
+
+/// A pod of this name, that is ready.
+fn idle(name: &str) -> Pod {
+    let pod = json!({
+        "metadata": {
+            "name": name, "namespace": "ci", "uid": name, "labels": {cudarunner_crds::POOL_LABEL: "pool"},
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": "CudaRunner", "name": "pool", "uid": "u"}
+            ],
+        },
+        "status": {"conditions": [{"type": "PodScheduled", "status": "True"}]},
+    });
+    serde_json::from_value(pod).unwrap()
+}
+
+#[test]
+fn each_pod_that_goes_is_kept_until_it_is_told_of() {
+    // Given three pods, of which one goes while the watch looks, and one while it does not
+    let (pods, key) = (Pods::default(), fixture_key());
+    for name in ["pool-aaaaa", "pool-bbbbb", "pool-ccccc"] {
+        pods.apply(&idle(name), true);
+    }
+    pods.remove(&key, &idle("pool-aaaaa"), true);
+    let listed = HashSet::from([("ci".to_owned(), "pool-ccccc".to_owned())]);
+    assert_eq!(pods.retain(&Scope::Cluster, &listed, true).len(), 1);
+
+    // Then both are kept, and each is told of once
+    let names = || -> Vec<String> {
+        let gone = pods.gone(&key).into_iter();
+        gone.map(|gone| gone.runner.name.clone()).collect()
+    };
+    assert_eq!(names(), ["pool-aaaaa", "pool-bbbbb"]);
+    assert!(pods.told("pool-aaaaa"));
+    assert!(!pods.told("pool-aaaaa"));
+    assert_eq!(names(), ["pool-bbbbb"]);
+
+    // And where another replica leads, nothing is kept
+    pods.remove(&key, &idle("pool-ccccc"), false);
+    assert_eq!(names(), ["pool-bbbbb"]);
+    pods.forget(&key);
+    assert_eq!(names(), Vec::<String>::new());
+}
+
+#[test]
+fn of_those_that_nobody_tells_of_the_oldest_are_dropped() {
+    let (pods, key) = (Pods::default(), fixture_key());
+    let one = read(&idle("pool-aaaaa"));
+    for _ in 0..=MOST_GONE {
+        pods.note_gone(&key, one.clone(), Timestamp::UNIX_EPOCH);
+    }
+    assert_eq!(pods.gone(&key).len(), MOST_GONE);
+}
+
+/// A pod with a GPU, on a node of its own name.
+fn holder(name: &str, label: &str, owner: Option<&str>, phase: &str) -> Pod {
+    let owner = owner
+        .map(|pool| json!({"apiVersion": "v1", "kind": "CudaRunner", "name": pool, "uid": pool}));
+    let owners: Vec<_> = owner.into_iter().collect();
+    let pod = json!({
+        "metadata": {
+            "name": name, "namespace": "ci", "labels": {cudarunner_crds::POOL_LABEL: label},
+            "ownerReferences": owners,
+        },
+        "spec": {
+            "nodeName": (phase != "Pending").then_some(name),
+            "containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}],
+        },
+        "status": {"phase": phase},
+    });
+    serde_json::from_value(pod).unwrap()
+}
+
+/// Who has which pods, and that each that is there counts once.
+fn assert_counted(pods: &Pods, there: &BTreeMap<String, Pod>) {
+    let mut of_pools = vec![];
+    let mut held = Others::new();
+    pods.add_others(&mut held, |pool, runner| {
+        of_pools.push((pool.name.clone(), runner.name.clone()));
+        false
+    });
+    let is_over = |pod: &Pod| pod.status.clone().unwrap().phase.unwrap() == "Succeeded";
+    let holding = there.values().filter(|pod| !is_over(pod));
+    let nodes = holding.filter_map(|pod| pod.spec.clone().unwrap().node_name);
+    let one = BTreeMap::from([("nvidia.com/gpu".to_owned(), 1)]);
+    assert_eq!(held, nodes.map(|node| (node, one.clone())).collect());
+
+    let owned = there.values().filter_map(|pod| {
+        let owner = &pod.owner_references().first()?.name;
+        let is_own = pod.labels()[cudarunner_crds::POOL_LABEL] == *owner;
+        is_own.then(|| (owner.clone(), pod.name_any()))
+    });
+    of_pools.sort();
+    assert_eq!(
+        of_pools,
+        owned
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_pod_with_a_pools_label_counts_once_whoever_owns_it(
+        steps in proptest::collection::vec((0..3_usize, 0..2_usize, 0..3_usize, 0..5_usize), 1..24)
+    ) {
+        let (pods, mut there) = (Pods::default(), BTreeMap::new());
+        for (pod, label, owner, what) in steps {
+            let name = ["pool-a-1", "pool-a-2", "pool-b-1"][pod];
+            let label = ["pool-a", "pool-b"][label];
+            let owner = [Some("pool-a"), Some("pool-b"), None][owner];
+            if let Some(phase) = ["Pending", "Running", "Succeeded"].get(what) {
+                let pod = holder(name, label, owner, phase);
+                pods.apply(&pod, true);
+                there.insert(name.to_owned(), pod);
+            } else if what == 3 {
+                // It may be another's as it goes.
+                if there.remove(name).is_some() {
+                    pods.delete(&holder(name, label, owner, "Running"), true);
+                }
+            } else {
+                there.remove(name);
+                let listed = there.values().map(pod_key).collect();
+                pods.retain(&Scope::Cluster, &listed, true);
+            }
+            assert_counted(&pods, &there);
+        }
+    }
+}
+
+#[test]
+fn a_runner_that_loses_its_pool_is_told_of_once_and_wakes_it() {
+    // Given a runner
+    let (pods, key) = (Pods::default(), fixture_key());
+    let apply = |owner| pods.apply(&holder("pool-aaaaa", "pool", owner, "Running"), true);
+    assert_eq!(apply(Some("pool")), Some(vec![key.clone()]));
+    // When its pool is deleted and leaves it behind, then the pool has it no more
+    assert_eq!(apply(None), Some(vec![key.clone()]));
+    assert_eq!(apply(None), None);
+    assert_eq!(pods.of(&key), []);
+    assert_eq!(pods.gone(&key).len(), 1);
+    // And what it holds is forgotten with it, and of a scope that is not listed it is not
+    let other = Scope::Namespace("other".to_owned());
+    assert_eq!(pods.retain(&other, &HashSet::new(), true), []);
+    assert_eq!(pods.strays().len(), 1);
+    pods.delete(&holder("pool-aaaaa", "pool", None, "Running"), true);
+    assert!(pods.strays().is_empty());
+}
+
+fn fixture_key() -> PoolKey {
+    PoolKey {
+        namespace: "ci".to_owned(),
+        name: "pool".to_owned(),
+    }
+}
+
+use http::{Request, Response};
+use kube::client::Body;
+use std::convert::Infallible;
+
+#[tokio::test]
+async fn pods_are_read_a_few_at_a_time() {
+    let (asked, mut first) = tokio::sync::mpsc::channel(1);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let asked = asked.clone();
+        async move {
+            let _ = asked.send(request.uri().to_string()).await;
+            std::future::pending::<()>().await;
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }
+    });
+    let client = Client::new(service, "default");
+    let (ready, _) = flag::channel(false);
+    let waker = Arc::new(Waker::new().0);
+    let following = follow(client, Scope::Cluster, Arc::default(), waker, ready);
+    let uri = tokio::select! {
+        uri = first.recv() => uri.unwrap(),
+        () = following => panic!("the watch ended"),
+    };
+    assert!(uri.contains(&format!("limit={PAGE}")), "{uri}");
+}
