@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::guard;
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
-use crate::watch::others::Held;
+use crate::watch::others::{Held, add, add_runner};
 use crate::watch::pools::key_of;
 use cuda_runner_plan::demand::is_stuck;
 use cuda_runner_plan::fleet::Others;
@@ -129,7 +129,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, runner: &Runner, resource: &str, now: Timestamp) {
+    fn add(&mut self, runner: &Runner, resource: Option<&str>, now: Timestamp) {
         if runner.is_active(now) && runner.phase == RunnerPhase::Unscheduled {
             if is_stuck(runner, now) {
                 self.is_stuck |= !runner.is_gated();
@@ -141,7 +141,7 @@ impl Tally {
         let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) else {
             return;
         };
-        let held = runner.devices_held.get(resource).copied();
+        let held = resource.and_then(|name| runner.devices_held.get(name).copied());
         self.held.push((node.clone(), held.unwrap_or_default()));
         if runner.is_active(now) {
             self.runners = self.runners.saturating_add(1);
@@ -163,15 +163,24 @@ fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
     let mut tallies: HashMap<PoolKey, (&CudaRunner, Arc<Spec>, Tally)> = served.collect();
     let others = ctx.shares.others.as_ref();
     let mut others = others.and_then(|held| held.by_node()).unwrap_or_default();
+    let mut beside = Others::new();
     ctx.pods
         .add_others(&mut others, |key, runner| match tallies.get_mut(key) {
-            Some((resource, _, tally)) if resource.metadata.uid.as_ref() == Some(&runner.owner) => {
-                tally.add(runner, &resource.spec.gpu.resource, now);
+            Some((resource, spec, tally))
+                if resource.metadata.uid.as_ref() == Some(&runner.owner) =>
+            {
+                let shared = spec.gpu.resource_name();
+                tally.add(runner, shared, now);
+                // One of before a change of the spec holds what others share.
+                add_runner(&mut beside, runner, shared);
                 true
             }
             // Its pool is gone, is none that is seen here, or cannot be carried out and has no share.
             _ => false,
         });
+    for (node, counts) in &beside {
+        add(others.entry(node.clone()).or_default(), counts);
+    }
     let members = tallies.into_iter();
     let members = members
         .map(|(key, (resource, spec, tally))| member(ctx, key, resource, spec, tally))
@@ -230,6 +239,7 @@ pub(crate) mod tests {
     use cuda_runner_plan::fixture;
     use cuda_runner_plan::model::time::Shift as _;
     use cuda_runner_plan::shares::room::{GLANCE, Room};
+    use kube::ResourceExt as _;
 
     #[test]
     fn a_glance_that_ends_while_shares_rest_is_looked_at_at_once() {
@@ -332,6 +342,35 @@ pub(crate) mod tests {
             left.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
             ctx.pods.apply(&left, true);
             assert_eq!(reckoned(&ctx), (true, 1), "{pool} {owner:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_pool_holds_beside_what_it_asks_for_is_not_free() {
+        // Given a pool and its runner, two containers of which have a GPU each
+        let mut ctx = Arc::into_inner(context(&Cluster::default()).await).unwrap();
+        let mut resource = ctx.pools[0].state()[0].as_ref().clone();
+        let (name, uid) = (resource.name_any(), resource.metadata.uid.clone());
+        let mut runner = labelled(&name, uid.as_deref());
+        let containers = &mut runner.spec.as_mut().unwrap().containers;
+        containers.push(containers[0].clone());
+        ctx.pods.apply(&runner, true);
+        for (generation, gpu, own, others) in [
+            (1, "nvidia.com/gpu", 2, None),
+            // When it asks for another resource from now on, then they are held all the same
+            (2, "nvidia.com/mig-1g.10gb", 0, Some(2)),
+        ] {
+            resource.metadata.generation = Some(generation);
+            resource.spec.gpu.resource = gpu.to_owned();
+            let (store, mut writer) = reflector::store();
+            writer.apply_watcher_event(&watcher::Event::Apply(resource.clone()));
+            ctx.pools = vec![store];
+            let (members, held) = members(&ctx, Timestamp::now());
+            let of_pool: u32 = members[0].held.iter().map(|(_, count)| count).sum();
+            let of_others = held
+                .get("node-1")
+                .and_then(|node| node.get("nvidia.com/gpu"));
+            assert_eq!((of_pool, of_others.copied()), (own, others), "{gpu}");
         }
     }
 }

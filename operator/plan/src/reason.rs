@@ -160,7 +160,7 @@ catalogue! {
             => "The message says which it is: no node offers so many GPUs, all are taken or quarantined (and which pool found what), or the selector, tolerations and requests exclude them. The scheduler's own sentence follows; it stays as it was while only its counts change.";
         SchedulingGated [ONLINE]
             "A scheduling gate holds the pod: Kubernetes looks for no node for it yet. Kueue, for example, holds pods until their queue has quota. The message names the gates and Kueue's queue. No deadline runs meanwhile, and a scale set offers only what has a node."
-            => "With Kueue: `kubectl get workloads` in the namespace, and the quota of the ClusterQueue. Otherwise ask who sets the gate.";
+            => "Ask who sets the gate. If it is Kueue, keep the pool out of its queues: [it would end each runner after its gate](priority-and-kueue.md#kueue).";
         WaitsForShare [ONLINE]
             "The pool has no runner: the GPUs of its nodes are taken, and the next one is for another pool that waits longer or holds less."
             => "Wait, add nodes, or see [how pools share GPUs](scaling.md#pools-that-share-gpus).";

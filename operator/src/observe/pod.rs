@@ -1,7 +1,5 @@
 //! A runner pod, read: how far it has come.
 
-use std::collections::BTreeMap;
-
 use cudarunner_crds::RunnerPhase;
 use gate_report::contract::gate;
 use jiff::Timestamp;
@@ -18,6 +16,7 @@ pub(crate) use super::status::is_over;
 use super::status::{
     all_ready, annotation, condition, container, ended_at, spec_of, transition, words,
 };
+use crate::watch::others::asked;
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, PREPARE,
@@ -33,21 +32,6 @@ const MOST_GATES: usize = 4;
 
 /// The label by which a pod names its queue of Kueue's. See <https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/>.
 const QUEUE: &str = "kueue.x-k8s.io/queue-name";
-
-/// The most that any container asks for: one has them all.
-fn devices_held(pod: &Pod) -> BTreeMap<String, u32> {
-    let mut held = BTreeMap::new();
-    let Some(spec) = &pod.spec else { return held };
-    let containers = spec.containers.iter();
-    let containers = containers.chain(spec.init_containers.iter().flatten());
-    let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref());
-    for (name, quantity) in limits.flatten().filter(|(name, _)| name.contains('/')) {
-        let count: u32 = quantity.0.parse().unwrap_or_default();
-        let most = held.entry(name.clone()).or_insert(count);
-        *most = count.max(*most);
-    }
-    held
-}
 
 /// The registrar's address, as the pod was made with it.
 fn registrar(pod: &Pod) -> Option<String> {
@@ -105,7 +89,7 @@ pub fn read(pod: &Pod) -> Runner {
         doubt: None,
         end: state.end,
         is_over: is_over(pod),
-        devices_held: devices_held(pod),
+        devices_held: pod.spec.as_ref().map(asked).unwrap_or_default(),
         done: done(pod, created).map(Box::new),
         under_way: under_way(pod).map(Box::new),
         heard: None,

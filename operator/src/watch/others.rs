@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
@@ -86,29 +86,41 @@ pub fn held_by<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Others {
 }
 
 /// Adds what somebody holds.
-pub(super) fn add(sum: &mut Counts, more: &Counts) {
+pub(crate) fn add(sum: &mut Counts, more: &Counts) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
     }
 }
 
-/// Adds what a runner holds, until its pod is over.
-pub(super) fn add_runner(sum: &mut Others, runner: &Runner) {
-    if let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) {
-        add(sum.entry(node.clone()).or_default(), &runner.devices_held);
+/// Adds what a runner holds of resources other than `apart`, until its pod is over.
+pub(crate) fn add_runner(sum: &mut Others, runner: &Runner, apart: Option<&str>) {
+    let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) else {
+        return;
+    };
+    let held = runner.devices_held.iter();
+    for (name, count) in held.filter(|(name, _)| Some(name.as_str()) != apart) {
+        let all = sum.entry(node.clone()).or_default();
+        let all = all.entry(name.clone()).or_default();
+        *all = all.saturating_add(*count);
     }
 }
 
-/// The node of a pod, and the extended resources that it holds there until it is over, if it does: what its containers ask for
-/// together, or one that runs before them, if that is more. See
-/// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
+/// The node of a pod, and the extended resources that it holds there until it is over, if it does.
 pub(super) fn held_of(pod: &Pod) -> Option<(String, Counts)> {
     if is_over(pod) {
         return None;
     }
     let spec = pod.spec.as_ref()?;
     let node = spec.node_name.clone()?;
+    let held = asked(spec);
+    (!held.is_empty()).then_some((node, held))
+}
+
+/// The extended resources that a pod is granted: what its containers ask for together, or one that runs before them, if that
+/// is more. See
+/// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
+pub(crate) fn asked(spec: &PodSpec) -> Counts {
     let mut held = Counts::new();
     let init = spec.init_containers.iter().flatten();
     let (beside, before): (Vec<_>, Vec<_>) =
@@ -122,7 +134,7 @@ pub(super) fn held_of(pod: &Pod) -> Option<(String, Counts)> {
             *most = count.max(*most);
         }
     }
-    (!held.is_empty()).then_some((node, held))
+    held
 }
 
 /// The extended resources of a container: those with a domain in their name.

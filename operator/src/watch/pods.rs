@@ -140,7 +140,7 @@ impl Pods {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         for (key, runners) in pools.iter() {
             let others = runners.values().filter(|runner| !is_own(key, runner));
-            others.for_each(|runner| add_runner(held, runner));
+            others.for_each(|runner| add_runner(held, runner, None));
         }
         for (node, counts) in self.strays().values() {
             add(held.entry(node.clone()).or_default(), counts);

@@ -96,7 +96,8 @@ impl Nodes {
         if let Some(first) = hardware {
             node.product = Some(clean(&first.name, LONGEST));
         }
-        let held: u32 = runner.devices_held.values().sum();
+        let held = runner.devices_held.values().copied();
+        let held = held.fold(0, u32::saturating_add);
         let held = usize::try_from(held).unwrap_or(MAX_DEVICES);
         // Before its gate nobody knows how many devices a claim has; one it has for certain.
         let places = held.max(runner.devices.len()).clamp(1, MAX_DEVICES);

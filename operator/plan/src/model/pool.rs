@@ -212,6 +212,15 @@ impl GpuRequest {
         }
     }
 
+    /// The extended resource that it is of, where it is of one.
+    #[must_use]
+    pub fn resource_name(&self) -> Option<&str> {
+        match self {
+            Self::Resource { name, .. } => Some(name),
+            Self::Claim(_) => None,
+        }
+    }
+
     /// For the fingerprint of pods. A resource's name has a slash, a template's none.
     fn shape(&self) -> (&str, u32) {
         match self {
