@@ -277,12 +277,14 @@ fn among<'a>(job: &JobStatus, verification: &'a VerificationFacts) -> Option<&'a
     same.then(|| found(job, &verification.jobs)).flatten()
 }
 
-/// The job of a run that the runner ran; the last one where it ran several.
+/// The job of a run that the runner ran, in its own attempt where that is known; the last one where it ran several.
 fn found<'a>(job: &JobStatus, jobs: &'a [RunJob]) -> Option<&'a RunJob> {
+    let attempt = job.attempt.and_then(|attempt| u32::try_from(attempt).ok());
     let ours = jobs
         .iter()
         .filter(|j| j.runner_name.as_ref() == Some(&job.runner));
-    ours.filter(|j| j.conclusion.is_some())
+    ours.filter(|j| attempt.is_none_or(|attempt| j.attempt == attempt))
+        .filter(|j| j.conclusion.is_some())
         .max_by_key(|j| j.completed_at)
 }
 

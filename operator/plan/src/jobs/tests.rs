@@ -186,6 +186,29 @@ fn a_job_without_an_answer_is_given_up_and_told_without_one() {
 }
 
 #[test]
+fn each_attempt_has_its_own_end_on_a_runner_that_keeps_its_name() {
+    let pool = pool(1);
+    let mut job = noted(&pool, [ended(&pool, "pool-0", "build", 12)].iter()).remove(0);
+    for (attempt, second, end) in [
+        (Some(1), None, Some("failure")),
+        (Some(2), None, None),
+        (Some(1), Some("success"), Some("failure")),
+        (Some(2), Some("success"), Some("success")),
+        (None, Some("success"), Some("success")), // no mark says which it was: the last one
+    ] {
+        job.attempt = attempt;
+        let mut jobs = [
+            answer("pool-0", "build", Some("failure")),
+            answer("pool-0", "build", second),
+        ];
+        jobs[1].attempt = 2;
+        jobs[1].completed_at = Some(NOW);
+        let found = found(&job, &jobs).and_then(|job| job.conclusion.as_deref());
+        assert_eq!(found, end, "{attempt:?} {second:?}");
+    }
+}
+
+#[test]
 fn what_the_verification_has_read_is_not_asked_for() {
     let first = pool(1);
     let seen = observed(vec![ended(&first, "pool-aaaaa", "build", 1)]);
