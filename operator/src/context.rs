@@ -41,11 +41,14 @@ pub const CONTROLLER: &str = "cuda-runner-operator";
 
 /// Pods that are created at a time, of all pools together. Each is built when its turn comes: a thousand pools that start
 /// at once would otherwise hold all of theirs in memory, and wait with them for the API server.
-pub const CREATIONS: usize = 64;
+pub const CREATIONS: usize = 32;
 
 /// Statuses that are written at a time, of all pools together. Each becomes JSON when its turn comes: a thousand pools
 /// that have found their scale sets all write theirs at once.
 pub const STATUS_WRITES: usize = 16;
+
+// Where both are slow, as behind an admission webhook that is, everything else has turns still.
+const _: () = assert!(CREATIONS + STATUS_WRITES < crate::kubernetes::REQUESTS);
 
 /// Clients, stores and settings.
 pub struct Context {

@@ -14,7 +14,7 @@ use crate::lease::Fence;
 /// Requests to Kubernetes in flight, of all pools together. Reconciles are not bounded: most of them wait for GitHub,
 /// and where that is slow its pools must not take the turns of others. Each takes a connection, which is kept open, with some
 /// 60 KiB here and as much in the API server.
-const REQUESTS: usize = 32;
+pub const REQUESTS: usize = 64;
 /// A renewal of the lease is answered within this time.
 const RENEWAL: Duration = Duration::from_secs(5);
 /// A connection that says nothing for so long is dead, unless nothing was asked: an answer takes less, and a watch hears
