@@ -117,24 +117,33 @@ pub(super) fn held_of(pod: &Pod) -> Option<(String, Counts)> {
     (!held.is_empty()).then_some((node, held))
 }
 
-/// The extended resources that a pod is granted: what its containers ask for together, or one that runs before them, if that
-/// is more. See
+/// The extended resources that a pod is granted: what its containers ask for together, or one that runs before them, with the
+/// sidecars that were started before that, if that is more. See
 /// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
 pub(crate) fn asked(spec: &PodSpec) -> Counts {
-    let mut held = Counts::new();
-    let init = spec.init_containers.iter().flatten();
-    let (beside, before): (Vec<_>, Vec<_>) =
-        init.partition(|c| c.restart_policy.as_deref() == Some("Always"));
-    for container in spec.containers.iter().chain(beside) {
-        add(&mut held, &limits(container));
-    }
-    for container in before {
-        for (name, count) in limits(container) {
-            let most = held.entry(name).or_default();
-            *most = count.max(*most);
+    let (mut sidecars, mut before) = (Counts::new(), Counts::new());
+    for container in spec.init_containers.iter().flatten() {
+        let mut beside = sidecars.clone();
+        add(&mut beside, &limits(container));
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = beside;
+        } else {
+            at_least(&mut before, beside);
         }
     }
+    let mut held = sidecars;
+    for container in &spec.containers {
+        add(&mut held, &limits(container));
+    }
+    at_least(&mut held, before);
     held
+}
+
+fn at_least(counts: &mut Counts, least: Counts) {
+    for (name, count) in least {
+        let most = counts.entry(name).or_default();
+        *most = count.max(*most);
+    }
 }
 
 /// The extended resources of a container: those with a domain in their name.
@@ -209,12 +218,13 @@ mod tests {
     #[test]
     fn a_pod_holds_what_its_containers_ask_for_together() {
         let gpus = |n: u32| json!({"limits": {"nvidia.com/gpu": n.to_string(), "cpu": "1"}});
-        let pod = |phase: &str, node: Option<&str>| -> Pod {
+        let pod = |phase: &str, node: Option<&str>, before: u32| -> Pod {
             let spec = json!({
                 "nodeName": node,
                 "initContainers": [
                     {"name": "warm-up", "resources": gpus(2)},
                     {"name": "sidecar", "restartPolicy": "Always", "resources": gpus(1)},
+                    {"name": "check", "resources": gpus(before)},
                 ],
                 "containers": [{"name": "a", "resources": gpus(1)}, {"name": "b", "resources": gpus(1)}],
             });
@@ -223,9 +233,9 @@ mod tests {
         };
         // Given a pod with a node, one that waits, and one that is over
         let pods = [
-            pod("Running", Some("node-1")),
-            pod("Pending", None),
-            pod("Succeeded", Some("node-1")),
+            pod("Running", Some("node-1"), 1),
+            pod("Pending", None, 1),
+            pod("Succeeded", Some("node-1"), 1),
         ];
         let others = held_by(&pods);
         assert_eq!(others.len(), 1);
@@ -233,5 +243,8 @@ mod tests {
             others["node-1"],
             Counts::from([("nvidia.com/gpu".to_owned(), 3)])
         );
+        // One that runs before them has the sidecar beside it
+        let others = held_by(&[pod("Running", Some("node-1"), 3)]);
+        assert_eq!(others["node-1"]["nvidia.com/gpu"], 4);
     }
 }

@@ -108,9 +108,10 @@ impl Pods {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a runner whose pod is gone.
+    /// Keeps a runner whose pod is gone, once: a pod that is taken from its pool may be given back, and taken again.
     fn note_gone(&self, key: &PoolKey, runner: Runner, at: Timestamp) {
         let mut gone = self.gone_ones();
+        gone.retain(|(_, kept)| kept.runner.uid != runner.uid);
         if gone.len() >= MOST_GONE
             && let Some((pool, lost)) = gone.pop_front()
         {
@@ -193,6 +194,10 @@ impl Pods {
             let before = runners.get(&runner.name);
             if let Some(before) = before {
                 runner.follow(before);
+                // Another pod has its name, and the watch missed its end.
+                if leads && before.uid != runner.uid {
+                    self.note_gone(&own, Runner::clone(before), Timestamp::now());
+                }
             }
             if before != Some(&runner) {
                 concerned.push(own);

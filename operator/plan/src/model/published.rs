@@ -47,11 +47,11 @@ impl Published {
             }
             if let Some(uuid) = device.uuid.clone() {
                 let of_driver = (device.node.clone(), device.driver.clone());
-                let alike = published.alike.entry(of_driver).or_default();
-                *alike = alike.saturating_add(1);
-                published
-                    .devices
-                    .insert((uuid, device.node.clone()), device);
+                let at = (uuid, device.node.clone());
+                if published.devices.insert(at, device).is_none() {
+                    let alike = published.alike.entry(of_driver).or_default();
+                    *alike = alike.saturating_add(1);
+                }
             }
         }
         published

@@ -90,10 +90,22 @@ fn each_pod_that_goes_is_kept_until_it_is_told_of() {
 }
 
 #[test]
+fn a_pod_whose_name_another_one_has_by_now_is_told_of() {
+    let (pods, key) = (Pods::default(), fixture_key());
+    let mut pod = idle("pool-0");
+    pods.apply(&pod, true);
+    pod.metadata.uid = Some("another".to_owned());
+    pods.apply(&pod, true);
+    let gone = pods.gone(&key);
+    assert_eq!((gone.len(), gone[0].runner.uid.as_str()), (1, "pool-0"));
+}
+
+#[test]
 fn of_those_that_nobody_tells_of_the_oldest_are_dropped() {
     let (pods, key) = (Pods::default(), fixture_key());
-    let one = read(&idle("pool-aaaaa"));
-    for _ in 0..=MOST_GONE {
+    let mut one = read(&idle("pool-aaaaa"));
+    for number in 0..=MOST_GONE {
+        one.uid = number.to_string();
         pods.note_gone(&key, one.clone(), Timestamp::UNIX_EPOCH);
     }
     assert_eq!(pods.gone(&key).len(), MOST_GONE);
@@ -186,6 +198,10 @@ fn a_runner_that_loses_its_pool_is_told_of_once_and_wakes_it() {
     assert_eq!(apply(None), Some(vec![key.clone()]));
     assert_eq!(apply(None), None);
     assert_eq!(pods.of(&key), []);
+    assert_eq!(pods.gone(&key).len(), 1);
+    // And however often it comes and goes, it is told of once: others' hours would have no place else
+    assert_eq!(apply(Some("pool")), Some(vec![key.clone()]));
+    assert_eq!(apply(None), Some(vec![key.clone()]));
     assert_eq!(pods.gone(&key).len(), 1);
     // And what it holds is forgotten with it, and of a scope that is not listed it is not
     let other = Scope::Namespace("other".to_owned());
