@@ -150,7 +150,8 @@ pub struct ScaleSetStatus {
     /// The session by which the operator hears of jobs. Nobody can use it without the pool's credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
-    /// Jobs that GitHub may assign to the pool at a time: what can run on the GPUs that are there, at most `maxRunners`.
+    /// Jobs that GitHub may assign to the pool at a time: what can run on the GPUs that are there, at most `maxRunners`. One
+    /// more is shown when that has lasted for 12 seconds.
     #[serde(default)]
     pub capacity: i32,
 }

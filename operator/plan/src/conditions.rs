@@ -526,7 +526,7 @@ fn gated(runner: &Runner) -> String {
     let waiting = runner.waiting.as_ref();
     let gates = waiting.map_or("", |waiting| waiting.message.as_str());
     format!(
-        "A scheduling gate holds the pod: {gates}. Kubernetes looks for no node until whoever has set the gate takes it off. Kueue does that once the queue admits the pod: look at its Workload and at the quota of the ClusterQueue"
+        "A scheduling gate holds the pod: {gates}. Kubernetes looks for no node until whoever has set the gate takes it off. If that is Kueue, keep the pool out of its queues: it would end each runner after its gate"
     )
 }
 
