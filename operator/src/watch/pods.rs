@@ -22,7 +22,7 @@ use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
 
 /// Runners by pool and name. A node of the inner map has room for eleven, and most pools have fewer: the room must be cheap.
-type Runners = HashMap<PoolKey, BTreeMap<String, Box<Runner>>>;
+type Runners = BTreeMap<PoolKey, BTreeMap<String, Box<Runner>>>;
 
 /// Namespace and name of a pod.
 type PodKey = (String, String);
@@ -311,7 +311,13 @@ fn take_out(
     if own.and_then(|own| pools.get(own)).is_some_and(has) {
         return None;
     }
-    let mut others = pools.iter().filter(|(key, _)| key.namespace == *namespace);
+    let first = PoolKey {
+        namespace: namespace.clone(),
+        name: String::new(),
+    };
+    let mut others = pools
+        .range(first..)
+        .take_while(|(key, _)| key.namespace == *namespace);
     let key = others.find(|(_, runners)| has(runners))?.0.clone();
     let runners = pools.get_mut(&key)?;
     let runner = runners.remove(name)?;
