@@ -237,6 +237,17 @@ fn what_a_later_look_does_not_show_any_more_is_kept() {
     });
     assert!(!life.asked, "it had ended before");
 
+    // And what its gate saw, once it has ended
+    let mut passed = runner(&pool, "pool-aaaaa", RunnerPhase::Busy);
+    passed.devices = vec!["GPU-1".to_owned()];
+    for (end, devices) in [(None, 0), (Some(End::JobDone(job(40))), 1)] {
+        let mut now = runner(&pool, "pool-aaaaa", RunnerPhase::Finished);
+        now.devices.clear();
+        now.end = end;
+        now.follow(&passed);
+        assert_eq!(now.devices.len(), devices);
+    }
+
     // And nothing is taken from a namesake
     let mut other = runner(&pool, "pool-aaaaa", RunnerPhase::Gated);
     other.uid = "another".to_owned();
