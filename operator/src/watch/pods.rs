@@ -42,6 +42,9 @@ pub struct Pods {
 /// job's conclusion some minutes at most.
 const MOST_GONE: usize = 10_000;
 
+/// Pools of which runners are kept that vanished. Where another replica leads, nobody asks for them.
+const MOST_VANISHED: usize = 1000;
+
 impl Pods {
     /// The runners of a pool.
     #[must_use]
@@ -254,6 +257,12 @@ impl Pods {
         };
         if is_news {
             let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= MOST_VANISHED
+                && !all.contains_key(key)
+                && let Some(any) = all.keys().next().cloned()
+            {
+                all.remove(&any);
+            }
             let vanished = all.entry(key.clone()).or_default();
             if vanished.len() < MAX_LAST_FAILURES {
                 vanished.push(runner);

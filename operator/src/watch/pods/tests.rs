@@ -47,6 +47,17 @@ fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
     assert_eq!(names(false), Vec::<String>::new());
 }
 
+#[test]
+fn of_pools_that_nobody_asks_for_some_are_kept() {
+    let pods = Pods::default();
+    let mut pod = holder("pool-aaaaa", "pool", Some("pool"), "Running");
+    for number in 0..=MOST_VANISHED {
+        pod.metadata.namespace = Some(number.to_string());
+        pods.delete(&pod, false);
+    }
+    assert_eq!(pods.vanished.lock().unwrap().len(), MOST_VANISHED);
+}
+
 /// A pod of this name, that is ready.
 fn idle(name: &str) -> Pod {
     let pod = json!({
