@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::guard;
 use crate::watch::Waker;
 use crate::watch::nodes::Nodes;
-use crate::watch::others::{Held, add, add_runner};
+use crate::watch::others::{Held, add_all, add_runner};
 use crate::watch::pools::key_of;
 use cuda_runner_plan::demand::is_stuck;
 use cuda_runner_plan::fleet::Others;
@@ -178,9 +178,7 @@ fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
             // Its pool is gone, is none that is seen here, or cannot be carried out and has no share.
             _ => false,
         });
-    for (node, counts) in &beside {
-        add(others.entry(node.clone()).or_default(), counts);
-    }
+    add_all(&mut others, &beside);
     let members = tallies.into_iter();
     let members = members
         .map(|(key, (resource, spec, tally))| member(ctx, key, resource, spec, tally))

@@ -71,11 +71,18 @@ impl Held {
 /// What pods hold on each node.
 fn by_node<'a>(pods: impl Iterator<Item = &'a (String, Counts)>) -> Others {
     let mut others = Others::new();
-    for (node, held) in pods {
-        let node = others.entry(node.clone()).or_default();
-        add(node, held);
-    }
+    add_all(&mut others, pods.map(|(node, held)| (node, held)));
     others
+}
+
+/// Adds what is held on nodes.
+pub(crate) fn add_all<'a>(
+    others: &mut Others,
+    held: impl IntoIterator<Item = (&'a String, &'a Counts)>,
+) {
+    for (node, held) in held {
+        add(others.entry(node.clone()).or_default(), held);
+    }
 }
 
 /// What these pods hold on each node.
@@ -86,7 +93,7 @@ pub fn held_by<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Others {
 }
 
 /// Adds what somebody holds.
-pub(crate) fn add(sum: &mut Counts, more: &Counts) {
+fn add<'a>(sum: &mut Counts, more: impl IntoIterator<Item = (&'a String, &'a u32)>) {
     for (name, count) in more {
         let all = sum.entry(name.clone()).or_default();
         *all = all.saturating_add(*count);
@@ -95,14 +102,13 @@ pub(crate) fn add(sum: &mut Counts, more: &Counts) {
 
 /// Adds what a runner holds of resources other than `apart`, until its pod is over.
 pub(crate) fn add_runner(sum: &mut Others, runner: &Runner, apart: Option<&str>) {
-    let Some(node) = runner.node.as_ref().filter(|_| !runner.is_over) else {
-        return;
-    };
     let held = runner.devices_held.iter();
-    for (name, count) in held.filter(|(name, _)| Some(name.as_str()) != apart) {
-        let all = sum.entry(node.clone()).or_default();
-        let all = all.entry(name.clone()).or_default();
-        *all = all.saturating_add(*count);
+    let mut held = held
+        .filter(|(name, _)| Some(name.as_str()) != apart)
+        .peekable();
+    let node = runner.node.as_ref().filter(|_| !runner.is_over);
+    if let Some(node) = node.filter(|_| held.peek().is_some()) {
+        add(sum.entry(node.clone()).or_default(), held);
     }
 }
 

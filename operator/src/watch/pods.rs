@@ -12,7 +12,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch as flag;
 
-use super::others::{Counts, add, add_runner, held_of};
+use super::others::{Counts, add_all, add_runner, held_of};
 use super::{Events, PAGE, Pauses, Scope, Waker, log_error};
 use crate::guard::{self, Panicked};
 use crate::observe::pod::read;
@@ -146,9 +146,8 @@ impl Pods {
             let others = runners.values().filter(|runner| !is_own(key, runner));
             others.for_each(|runner| add_runner(held, runner, None));
         }
-        for (node, counts) in self.strays().values() {
-            add(held.entry(node.clone()).or_default(), counts);
-        }
+        let strays = self.strays();
+        add_all(held, strays.values().map(|(node, counts)| (node, counts)));
     }
 
     fn strays(&self) -> MutexGuard<'_, HashMap<PodKey, (String, Counts)>> {

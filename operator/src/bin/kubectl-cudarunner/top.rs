@@ -3,6 +3,7 @@
 //! The operator's own document is asked for through the API server, where the fleet page is on and may be reached so. Else the
 //! same document is put together here, of what the resources show.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use cuda_runner_operator::observe::pod::read;
@@ -11,6 +12,8 @@ use cuda_runner_operator::watch::others::{ALIVE, held_by};
 use cuda_runner_operator::watch::pods::pool_of;
 use cuda_runner_operator::watch::pools::key_of;
 use cuda_runner_plan::fleet::{API_VERSION, Builder, DeviceState, Fleet, Known, Node, WaitingJob};
+use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::runner::Runner;
 use cudarunner_crds::{CudaRunner, POOL_LABEL};
 use http::Request;
 use jiff::Timestamp;
@@ -82,6 +85,7 @@ async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
     let (resources, is_all) = pools.list::<CudaRunner>(&ListParams::default()).await?;
     let runners = ListParams::default().labels(POOL_LABEL);
     let (runners, _) = pools.list::<Pod>(&runners).await?;
+    let (of_pools, strays) = by_pool(&resources, &runners);
     let nodes = Api::<KubeNode>::all(pools.client.clone());
     let nodes = nodes.list(&ListParams::default()).await.ok();
     let nodes: Option<Vec<_>> = nodes.map(|list| list.iter().map(|n| facts(n).into()).collect());
@@ -91,24 +95,35 @@ async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
             .labels(&format!("!{POOL_LABEL}"))
             .fields(ALIVE);
         let pods = Api::<Pod>::all(pools.client.clone()).list(&alive).await;
-        let is_stray = |pod: &&Pod| !resources.iter().any(|pool| has(pool, pod));
-        let strays = runners.iter().filter(is_stray);
         others = pods.ok().map(|pods| held_by(pods.iter().chain(strays)));
     }
     let mut builder = Builder::new(now, None, nodes.as_deref(), others.as_ref());
     for resource in &resources {
         builder.pool(resource, Known::default());
-        for pod in runners.iter().filter(|pod| has(resource, pod)) {
-            builder.runner(&read(pod), None);
+        for runner in of_pools.get(&key_of(resource)).into_iter().flatten() {
+            builder.runner(runner, None);
         }
     }
     Ok(builder.finish())
 }
 
-/// Whether a pod is a runner of the pool, and does not only look like one.
-fn has(pool: &CudaRunner, pod: &Pod) -> bool {
-    pool_of(pod).is_some_and(|key| key == key_of(pool))
-        && pool.uid().is_some_and(|uid| uid == read(pod).owner)
+/// The runners of each pool, and the pods that only look like some.
+fn by_pool<'a>(
+    pools: &[CudaRunner],
+    pods: &'a [Pod],
+) -> (BTreeMap<PoolKey, Vec<Runner>>, Vec<&'a Pod>) {
+    let uids: BTreeMap<_, _> = pools.iter().map(|p| (key_of(p), p.uid())).collect();
+    let (mut of_pools, mut strays) = (BTreeMap::<_, Vec<_>>::new(), vec![]);
+    for pod in pods {
+        let runner = read(pod);
+        let owner = Some(&runner.owner);
+        let is_own = |pool: &PoolKey| uids.get(pool).is_some_and(|uid| uid.as_ref() == owner);
+        match pool_of(pod).filter(is_own) {
+            Some(pool) => of_pools.entry(pool).or_default().push(runner),
+            None => strays.push(pod),
+        }
+    }
+    (of_pools, strays)
 }
 
 /// The fleet for a terminal.
