@@ -86,7 +86,7 @@ impl Knows for Source {
                     heard: heard.as_deref(),
                 },
             );
-            ctx.pods.each(&key, |runner| {
+            ctx.pods.each(&key, uid, |runner| {
                 let running = ctx.listeners.job_of(&key, uid, &runner.name);
                 builder.runner(runner, running.as_ref());
             });

@@ -68,7 +68,8 @@ impl OperatorBackend {
         let Some((key, runner)) = found else {
             return RunnerLookup::NotYetKnown;
         };
-        let Some(pool) = self.pool(&key) else {
+        // A pod of an earlier pool of this name is none of this one's.
+        let Some(pool) = self.pool(&key).filter(|pool| pool.uid == runner.owner) else {
             return RunnerLookup::NotYetKnown;
         };
         let leaves = || {

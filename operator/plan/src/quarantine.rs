@@ -465,11 +465,12 @@ impl<'a> Case<'a> {
         is_over.then_some("it was quarantined for long enough")
     }
 
-    /// Whether a device that was kept off alone is no longer published, though its node's devices are.
+    /// Whether a device that was kept off alone is no longer published, though others of its kind are on its node. A driver
+    /// that is away, as while its kubelet starts anew, publishes none.
     fn is_gone(self, entry: &QuarantineStatus) -> bool {
         let uuid = entry.device.as_deref().unwrap_or_default();
         let is_gone = |published: &Published| {
-            published.count(&entry.node) > 0 && published.find(uuid, &entry.node).is_none()
+            published.has_like(uuid, &entry.node) && published.find(uuid, &entry.node).is_none()
         };
         !is_of_node(entry) && self.published().is_some_and(is_gone)
     }

@@ -213,7 +213,6 @@ impl<'a> Ground<'a> {
             let there = member.runners.saturating_add(back);
             let runners = there.saturating_add(rounds.given(i));
             let is_vain = member.is_stuck && sharers[i].wanted > 0 && rounds.given(i) > 0;
-            let has_progress = member.runners > member.before.placed;
             let share = Share {
                 runners,
                 placed: member.runners,
@@ -221,7 +220,7 @@ impl<'a> Ground<'a> {
                 is_next: rounds.is_next(i),
                 kept: named(rounds.kept_from(i)),
                 room: rounds.room(i, runners, member.claim.wanted),
-                vain: member.before.vain.seen(is_vain, has_progress, now),
+                vain: member.before.vain.seen(is_vain, member.runners, now),
             };
             (member.key.clone(), share)
         });

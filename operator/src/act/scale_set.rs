@@ -16,7 +16,7 @@ use cuda_runner_plan::model::scale_set::Known;
 
 /// Has the messages acknowledged that were acted on, and what was heard of runners that are gone forgotten.
 pub(super) fn acknowledge(ctx: &Context, pool: &Pool, set: u64, number: u64) {
-    let vanished = ctx.pods.vanished(&pool.key, |_| false);
+    let vanished = ctx.pods.vanished(&pool.key, &pool.uid, |_| false);
     let mut runners: BTreeSet<String> = vanished.into_iter().map(|r| r.name).collect();
     ctx.memory.with(pool, |memory| {
         // Those that were seen when this was decided on, not those that are there by now.
@@ -73,7 +73,7 @@ impl Executor<'_> {
 
     /// Removes it where nothing is lost by that, as GitHub and the registrar's books say now.
     pub(super) async fn delete_unused_scale_set(&self, id: u64) -> Result<Done, ActError> {
-        let runners = self.ctx.pods.of(&self.pool.key);
+        let runners = self.ctx.pods.of(&self.pool.key, &self.pool.uid);
         let now = Timestamp::now();
         let may_be_registered = |r: &Runner| {
             let books = &self.ctx.ledger;

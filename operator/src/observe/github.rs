@@ -369,7 +369,7 @@ async fn shut_out(client: &Client, spec: &Spec) -> Option<String> {
 /// The names that the pool's runners have, or had when they were last listed; and its own, by which a server shows that it
 /// finds runners by name.
 fn names(ctx: &Context, pool: &Pool) -> BTreeSet<String> {
-    let pods = ctx.pods.of(&pool.key);
+    let pods = ctx.pods.of(&pool.key, &pool.uid);
     let mut names: BTreeSet<String> = pods.into_iter().map(|runner| runner.name).collect();
     names.insert(pool.key.name.clone());
     ctx.memory.with(pool, |memory| {

@@ -22,9 +22,11 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
     let mut vanished = ctx
         .pods
-        .vanished(&pool.key, |runner| is_told(&pool.status, &removed, runner));
+        .vanished(&pool.key, &pool.uid, |runner| {
+            is_told(&pool.status, &removed, runner)
+        });
     // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
-    let mut runners = ctx.pods.of(&pool.key);
+    let mut runners = ctx.pods.of(&pool.key, &pool.uid);
     for runner in &mut runners {
         let registrar = runner.registrar.as_ref();
         runner.is_stranded = registrar.is_some_and(|url| *url != ctx.registrar_url);

@@ -41,7 +41,7 @@ struct Slice {
 pub struct Devices {
     slices: RwLock<HashMap<String, Slice>>,
     published: RwLock<Arc<Published>>,
-    rules: RwLock<BTreeMap<String, (Present, Option<String>)>>,
+    rules: RwLock<BTreeMap<String, (Present, Vec<String>)>>,
     /// Whether slices and rules could be read.
     slices_served: AtomicBool,
     rules_served: AtomicBool,
@@ -92,7 +92,7 @@ impl Devices {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         let ours = rules
             .values()
-            .filter(|(_, of)| of.as_ref() == Some(&owner.uid));
+            .filter(|(_, owners)| owners.contains(&owner.uid));
         ours.map(|(present, _)| present.clone()).collect()
     }
 
@@ -193,8 +193,8 @@ fn uuid(device: &Device) -> Option<(Option<String>, String)> {
     Some((domain, value.string.clone()?))
 }
 
-/// What is kept of a rule, and whose it is.
-fn present(rule: &DeviceTaintRule) -> (Present, Option<String>) {
+/// What is kept of a rule, and the uids of its owners.
+fn present(rule: &DeviceTaintRule) -> (Present, Vec<String>) {
     let selector = rule.spec.device_selector.clone().unwrap_or_default();
     let taint = &rule.spec.taint;
     let said = Rule {
@@ -214,11 +214,8 @@ fn present(rule: &DeviceTaintRule) -> (Present, Option<String>) {
         rule: said,
         uid: rule.uid().unwrap_or_default(),
     };
-    let owner = rule
-        .owner_references()
-        .first()
-        .map(|owner| owner.uid.clone());
-    (present, owner)
+    let owners = rule.owner_references().iter();
+    (present, owners.map(|owner| owner.uid.clone()).collect())
 }
 
 /// Follows the slices permanently. A change wakes whoever quarantines, and all where a driver's own taints have changed.
@@ -395,6 +392,24 @@ mod tests {
         ] {
             assert_eq!(with(name).as_deref(), domain, "{name}");
         }
+    }
+
+    #[test]
+    fn a_rule_is_of_each_of_its_owners() {
+        // Given a rule to which somebody has given an owner before its own
+        let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "ClusterRole", "name": uid, "uid": uid});
+        let rule = json!({
+            "metadata": {"name": "rule", "uid": "r", "ownerReferences": [owner("other"), owner("own")]},
+            "spec": {"taint": {"key": "k", "effect": "NoSchedule"}},
+        });
+        let devices = Devices::default();
+        devices.apply(&serde_json::from_value(rule).unwrap());
+        // Then it is found all the same, and not made once more
+        let of = |uid: &str| {
+            let (name, uid) = (String::new(), uid.to_owned());
+            devices.rules(&Owner { name, uid }).len()
+        };
+        assert_eq!(["own", "other", "none"].map(of), [1, 1, 0]);
     }
 
     #[test]

@@ -46,21 +46,21 @@ const MOST_GONE: usize = 10_000;
 const MOST_VANISHED: usize = 1000;
 
 impl Pods {
-    /// The runners of a pool.
+    /// The runners of the pool with this uid. Those of an earlier pool of its name are not its own: the garbage collector
+    /// removes them.
     #[must_use]
-    pub fn of(&self, pool: &PoolKey) -> Vec<Runner> {
-        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        pools
-            .get(pool)
-            .map(|runners| runners.values().map(|r| Runner::clone(r)).collect())
-            .unwrap_or_default()
+    pub fn of(&self, pool: &PoolKey, uid: &str) -> Vec<Runner> {
+        let mut runners = vec![];
+        self.each(pool, uid, |runner| runners.push(runner.clone()));
+        runners
     }
 
-    /// Shows the runners of a pool, one by one. `look` must be short: the watch waits.
-    pub fn each(&self, pool: &PoolKey, look: impl FnMut(&Runner)) {
+    /// Shows the runners of the pool with this uid, one by one. `look` must be short: the watch waits.
+    pub fn each(&self, pool: &PoolKey, uid: &str, look: impl FnMut(&Runner)) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
-        runners.map(Box::as_ref).for_each(look);
+        let own = runners.map(Box::as_ref).filter(|r| r.owner == uid);
+        own.for_each(look);
     }
 
     /// Uids of the pods of a pool.
@@ -71,14 +71,19 @@ impl Pods {
         runners.map(|runner| runner.uid.clone()).collect()
     }
 
-    /// Runners that ended or had no time to, and whose pods were gone within milliseconds because somebody else took them away. Kept until
-    /// `is_told`.
-    pub fn vanished(&self, pool: &PoolKey, is_told: impl Fn(&Runner) -> bool) -> Vec<Runner> {
+    /// Runners of the pool with this uid that ended or had no time to, and whose pods were gone within milliseconds because
+    /// somebody else took them away. Kept until `is_told`.
+    pub fn vanished(
+        &self,
+        pool: &PoolKey,
+        uid: &str,
+        is_told: impl Fn(&Runner) -> bool,
+    ) -> Vec<Runner> {
         let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(vanished) = all.get_mut(pool) else {
             return vec![];
         };
-        vanished.retain(|runner| !is_told(runner));
+        vanished.retain(|runner| runner.owner == uid && !is_told(runner));
         let left = vanished.clone();
         if left.is_empty() {
             all.remove(pool);

@@ -447,6 +447,7 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
         vain: Vain {
             since: None,
             until: Some(NOW + SignedDuration::from_secs(1)),
+            placed: 0,
         },
         ..Share::default()
     }));

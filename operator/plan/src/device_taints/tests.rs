@@ -276,9 +276,11 @@ fn a_device_that_no_node_has_any_more_is_let_go() {
     let (pool, plan) = with_failure(&["GPU-0", "GPU-1"]);
     let (_, status) = next(pool.clone(), &plan.status, &["GPU-1", "GPU-2"], 3);
     assert_eq!(status.quarantine, []);
-    // A node of which nothing is published proves nothing
-    let (_, status) = next(pool, &plan.status, &[], 3);
-    assert_eq!(status.quarantine.len(), 1);
+    // A node of which nothing is published proves nothing, and neither do devices of another driver
+    for others in [&[][..], &["NIC-0", "MIG-1", "0a1b"]] {
+        let (_, status) = next(pool.clone(), &plan.status, others, 3);
+        assert_eq!(status.quarantine.len(), 1, "{others:?}");
+    }
 }
 
 proptest! {

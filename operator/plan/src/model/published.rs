@@ -78,6 +78,16 @@ impl Published {
         self.counts.get(node).copied().unwrap_or_default()
     }
 
+    /// Whether a node has any device whose UUID is of this one's kind, such as `GPU-` or `MIG-`: other drivers' devices have
+    /// others, or none, and say nothing of it.
+    #[must_use]
+    pub fn has_like(&self, uuid: &str, node: &str) -> bool {
+        let kind = uuid.split_inclusive('-').next().unwrap_or_default();
+        let from = self.devices.range((kind.to_owned(), String::new())..);
+        let mut alike = from.take_while(|((found, _), _)| found.starts_with(kind));
+        alike.any(|((_, of), _)| of == node)
+    }
+
     /// How many devices with a UUID the driver of this one publishes on its node: network cards of another driver are no GPUs,
     /// and neither are parts of a GPU that it could be divided into.
     #[must_use]

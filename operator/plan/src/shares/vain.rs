@@ -17,6 +17,8 @@ pub struct Vain {
     pub since: Option<Timestamp>,
     /// Until when it is given no more.
     pub until: Option<Timestamp>,
+    /// The most runners that had a node since then.
+    pub placed: usize,
 }
 
 impl Vain {
@@ -26,24 +28,22 @@ impl Vain {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// What is known now, where the pool has GPUs that are free and pods that have waited for long, or not, and where a
-    /// pod has got a node since, or none has.
+    /// What is known now, where the pool has GPUs that are free and pods that have waited for long, or not, and so many
+    /// runners with a node. One that takes another's place is no progress: the GPUs that are free are free still.
     #[must_use]
-    pub fn seen(self, is_vain: bool, has_progress: bool, now: Timestamp) -> Self {
-        if has_progress {
-            return Self::default();
-        }
-        if self.rests(now) {
+    pub fn seen(self, is_vain: bool, runners: usize, now: Timestamp) -> Self {
+        let has_progress = runners > self.placed;
+        if self.rests(now) && !has_progress {
             return self;
         }
-        let since = self.since.or(Some(now)).filter(|_| is_vain);
-        if since.is_some_and(|since| since.after(PATIENCE) <= now) {
-            return Self {
-                since: None,
-                until: Some(now.after(REST)),
-            };
+        let since = self.since.or(Some(now));
+        let since = since.filter(|_| is_vain && !has_progress);
+        let is_over = since.is_some_and(|since| since.after(PATIENCE) <= now);
+        Self {
+            since: since.filter(|_| !is_over),
+            until: is_over.then(|| now.after(REST)),
+            placed: since.map_or(runners, |_| self.placed.max(runners)),
         }
-        Self { since, until: None }
     }
 
     /// When that may be different by itself.

@@ -39,12 +39,26 @@ fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
 
     // Then the first is still shown, and gone when it has been reported
     let names = |reported: bool| -> Vec<String> {
-        let vanished = pods.vanished(&key, |_| reported).into_iter();
+        let vanished = pods.vanished(&key, "", |_| reported).into_iter();
         vanished.map(|runner| runner.name).collect()
     };
     assert_eq!(names(false), ["pool-aaaaa"]);
     assert_eq!(names(true), Vec::<String>::new());
     assert_eq!(names(false), Vec::<String>::new());
+}
+
+#[test]
+fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
+    // Given a runner, and one that has vanished
+    let (pods, key) = (Pods::default(), fixture_key());
+    pods.apply(&idle("pool-aaaaa"), true);
+    pods.delete(&holder("pool-bbbbb", "pool", Some("u"), "Failed"), true);
+    let told = |_: &Runner| false;
+    let has = |uid: &str| (pods.of(&key, uid).len(), pods.vanished(&key, uid, told).len());
+    // Then they are the pool's whose uid they name
+    assert_eq!(has("u"), (1, 1));
+    // And nobody tells the next one that they were its own
+    assert_eq!(has("v"), (0, 0));
 }
 
 #[test]
@@ -208,7 +222,7 @@ fn a_runner_that_loses_its_pool_is_told_of_once_and_wakes_it() {
     // When its pool is deleted and leaves it behind, then the pool has it no more
     assert_eq!(apply(None), Some(vec![key.clone()]));
     assert_eq!(apply(None), None);
-    assert_eq!(pods.of(&key), []);
+    assert_eq!(pods.of(&key, "pool"), []);
     assert_eq!(pods.gone(&key).len(), 1);
     // And however often it comes and goes, it is told of once: others' hours would have no place else
     assert_eq!(apply(Some("pool")), Some(vec![key.clone()]));

@@ -28,7 +28,35 @@ fn what_no_pod_of_a_pool_takes_is_given_to_others() {
     // And when a pod of its has got a node all the same, all is well
     (stuck.runners, stuck.is_stuck) = (1, false);
     given(&mut stuck, 362);
-    assert_eq!(stuck.before.vain, vain::Vain::default());
+    assert_eq!(
+        stuck.before.vain,
+        vain::Vain {
+            placed: 1,
+            ..vain::Vain::default()
+        }
+    );
+}
+
+#[test]
+fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
+    // Given two GPUs, and a pool that has a pod without a node beside a runner whose jobs take ten seconds each
+    let nodes = [with_gpus(0, 2, 0)];
+    let mut pool = member("a/1", 2, 1, 1, &[]);
+    pool.is_stuck = true;
+    let mut rests = |at: i64, runners: usize| {
+        let now = NOW.after(SignedDuration::from_secs(at));
+        (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
+        let found = shares(&nodes, &Others::new(), &[pool.clone()], &BTreeMap::new(), now);
+        pool.before = found[&pool.key].clone().into();
+        pool.before.vain.rests(now)
+    };
+    // Then the other GPU is others' after half a minute, for five
+    let jobs = (0..6).flat_map(|job| [(10 * job, 1), (10 * job + 9, 0)]);
+    let seen: Vec<bool> = jobs.map(|(at, runners)| rests(at, runners)).collect();
+    assert_eq!(seen.iter().position(|rests| *rests), Some(7), "{seen:?}");
+    assert!(seen[7..].iter().all(|rests| *rests), "{seen:?}");
+    // And its own at once when both have got one
+    assert!(!rests(60, 2));
 }
 
 #[test]
