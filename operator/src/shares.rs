@@ -203,9 +203,10 @@ fn member(
     let known = ctx.memory.of(&key, uid, |memory| {
         let is_unseen = |name: &&String| !tally.waiting.contains(name);
         let unseen = memory.expected.keys().filter(is_unseen).count();
-        (memory.claim.clone(), unseen)
+        let is_refused = memory.pod_refused.is_some();
+        (memory.claim.clone(), unseen, is_refused)
     });
-    let (claim, unseen) = known.unwrap_or_default();
+    let (claim, unseen, is_refused) = known.unwrap_or_default();
     let claim = match claim {
         Some(claim) => claim,
         None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
@@ -213,7 +214,7 @@ fn member(
     };
     Member {
         before: ctx.shares.of(&key).unwrap_or_default(),
-        is_stuck: tally.is_stuck,
+        is_stuck: tally.is_stuck || is_refused,
         key,
         spec,
         claim,
@@ -341,6 +342,24 @@ pub(crate) mod tests {
             ctx.pods.apply(&left, true);
             assert_eq!(reckoned(&ctx), (true, 1), "{pool} {owner:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_pool_whose_pods_are_refused_takes_no_gpus_for_them() {
+        // Given a pool of which the API server refuses a pod
+        let ctx = context(&Cluster::default()).await;
+        let pool = ctx.specs.pool(&ctx.pools[0].state()[0]);
+        let is_stuck = || members(&ctx, Timestamp::now()).0[0].is_stuck;
+        assert!(!is_stuck());
+        let refused = |why: Option<&str>| {
+            let why = why.map(str::to_owned);
+            ctx.memory.with(&pool, |memory| memory.pod_refused = why);
+        };
+        // Then what it is given is known to be in vain, until one is made
+        refused(Some("exceeded quota: gpus"));
+        assert!(is_stuck());
+        refused(None);
+        assert!(!is_stuck());
     }
 
     #[tokio::test]

@@ -295,7 +295,7 @@ fn known(observed: &Observed) -> Option<(usize, usize)> {
 }
 
 /// Whether a pod waits for a node, and not for GPUs: for another resource, a volume, a scheduling gate. The scheduler says so,
-/// or has left alone those that were free.
+/// or has left alone those that were free. So it is where the API server refuses the pods that would have taken these.
 pub(super) fn is_barred(spec: &Spec, observed: &Observed, now: Timestamp) -> bool {
     let is_vain = observed
         .share
@@ -303,7 +303,8 @@ pub(super) fn is_barred(spec: &Spec, observed: &Observed, now: Timestamp) -> boo
         .is_some_and(|share| share.vain.rests(now));
     let lacks = |r: &Runner| is_vain || lacks_others(&spec.gpu, r);
     let mut runners = observed.runners.iter();
-    runners.any(|r| r.is_gated() || is_stuck(r, now) && lacks(r))
+    is_vain && observed.pod_refused.is_some()
+        || runners.any(|r| r.is_gated() || is_stuck(r, now) && lacks(r))
 }
 
 /// Whether a pod has waited for a node for so long that there is none for it.

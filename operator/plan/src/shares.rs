@@ -87,7 +87,7 @@ pub struct Member {
     pub pending: usize,
     /// When a runner of its last began or ended.
     pub served: Option<Timestamp>,
-    /// Whether one of its pods has waited for a node for long.
+    /// Whether one of its pods has waited for a node for long, or the API server has refused the last one.
     pub is_stuck: bool,
     /// Its last share.
     pub before: Arc<Share>,
@@ -263,6 +263,7 @@ impl<'a> Ground<'a> {
             is_full: member.claim.is_full,
             served: member.served,
             room: member.before.room.heard(member.claim.wanted, now),
+            may_keep: member.before.vain.may_keep(now),
         }
     }
 

@@ -20,11 +20,9 @@ const ASKED_FOR: usize = 32;
 /// The runners whose pods are there, and those that have vanished untold.
 pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Runner>, Vec<Runner>) {
     let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let mut vanished = ctx
-        .pods
-        .vanished(&pool.key, &pool.uid, |runner| {
-            is_told(&pool.status, &removed, runner)
-        });
+    let mut vanished = ctx.pods.vanished(&pool.key, &pool.uid, |runner| {
+        is_told(&pool.status, &removed, runner)
+    });
     // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
     let mut runners = ctx.pods.of(&pool.key, &pool.uid);
     for runner in &mut runners {

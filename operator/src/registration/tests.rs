@@ -76,8 +76,7 @@ async fn a_restart_gives_no_pod_a_second_registration() {
     // And one that an earlier pool of this name has left is not served as this one's
     let mut left = shown("gate:1", &running, 0, false);
     left["metadata"]["ownerReferences"][0]["uid"] = json!("earlier");
-    ctx.pods
-        .apply(&serde_json::from_value(left).unwrap(), true);
+    ctx.pods.apply(&serde_json::from_value(left).unwrap(), true);
     let found = backend.runner(&pod()).await;
     assert!(matches!(found, RunnerLookup::NotYetKnown), "{found:?}");
 }

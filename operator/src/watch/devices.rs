@@ -397,7 +397,8 @@ mod tests {
     #[test]
     fn a_rule_is_of_each_of_its_owners() {
         // Given a rule to which somebody has given an owner before its own
-        let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "ClusterRole", "name": uid, "uid": uid});
+        let owner =
+            |uid: &str| json!({"apiVersion": "v1", "kind": "ClusterRole", "name": uid, "uid": uid});
         let rule = json!({
             "metadata": {"name": "rule", "uid": "r", "ownerReferences": [owner("other"), owner("own")]},
             "spec": {"taint": {"key": "k", "effect": "NoSchedule"}},

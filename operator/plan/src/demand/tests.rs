@@ -461,6 +461,19 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
     assert_eq!(names(&plan(&pool, &seen, NOW)).1, 0, "it is not taken out");
     seen.access = Access::Unchecked;
     assert_eq!(claimed(&seen), (1, 1));
+    // And what the API server refuses takes no GPU, be it a quota's word: it has been given some in vain
+    seen.access = Access::Granted;
+    seen.runners.truncate(1);
+    seen.pod_refused = Some("exceeded quota: gpus".to_owned());
+    assert_eq!(claimed(&seen), (4, 8), "it may be different by now");
+    seen.share = Some(Arc::new(Share {
+        vain: Vain {
+            until: Some(NOW + SignedDuration::from_secs(1)),
+            ..Vain::default()
+        },
+        ..Share::default()
+    }));
+    assert_eq!(claimed(&seen), (1, 1));
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(super) struct Sharer {
     /// Whether it may have jobs that nobody knows of, and what it was offered to hear of them.
     pub(super) is_full: bool,
     pub(super) room: Room,
+    /// Whether a node may be kept for it.
+    pub(super) may_keep: bool,
 }
 
 impl Sharer {
@@ -367,10 +369,11 @@ impl<'a> Rounds<'a> {
         for node in &nodes {
             self.line[*node] = self.line[*node].saturating_add(1);
         }
+        let may_keep = is_first && self.sharers[i].may_keep;
         let fullest = nodes
             .into_iter()
             .max_by_key(|node| (self.free[*node], Reverse(*node)));
-        if let Some(node) = fullest.filter(|node| is_first && self.free[*node] > 0) {
+        if let Some(node) = fullest.filter(|node| may_keep && self.free[*node] > 0) {
             self.free[node] = 0;
             self.kept.insert(node, i);
         }

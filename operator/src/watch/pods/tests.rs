@@ -54,7 +54,12 @@ fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
     pods.apply(&idle("pool-aaaaa"), true);
     pods.delete(&holder("pool-bbbbb", "pool", Some("u"), "Failed"), true);
     let told = |_: &Runner| false;
-    let has = |uid: &str| (pods.of(&key, uid).len(), pods.vanished(&key, uid, told).len());
+    let has = |uid: &str| {
+        (
+            pods.of(&key, uid).len(),
+            pods.vanished(&key, uid, told).len(),
+        )
+    };
     // Then they are the pool's whose uid they name
     assert_eq!(has("u"), (1, 1));
     // And nobody tells the next one that they were its own

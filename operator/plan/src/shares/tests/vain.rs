@@ -46,7 +46,13 @@ fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
     let mut rests = |at: i64, runners: usize| {
         let now = NOW.after(SignedDuration::from_secs(at));
         (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
-        let found = shares(&nodes, &Others::new(), &[pool.clone()], &BTreeMap::new(), now);
+        let found = shares(
+            &nodes,
+            &Others::new(),
+            &[pool.clone()],
+            &BTreeMap::new(),
+            now,
+        );
         pool.before = found[&pool.key].clone().into();
         pool.before.vain.rests(now)
     };
@@ -81,4 +87,30 @@ fn who_is_given_gpus_and_takes_them_is_given_more() {
             pool.held = vec![("node-0".to_owned(), gpus)];
         }
     }
+}
+
+#[test]
+fn no_node_is_kept_for_a_pool_whose_pods_none_takes() {
+    // Given a node with four GPUs of which one is taken, and a pool whose runners need all of them
+    let nodes = [with_gpus(0, 4, 0)];
+    let mut large = member("a/1", 1, 4, 1, &[]);
+    let mut small = member("b/1", 20, 1, 1, &[]);
+    (small.held, small.runners) = (vec![("node-0".to_owned(), 1)], 1);
+    let mut kept = |until: Option<SignedDuration>| {
+        large.before = Arc::new(Share {
+            vain: vain::Vain {
+                until: until.map(|after| NOW.after(after)),
+                ..vain::Vain::default()
+            },
+            ..Share::default()
+        });
+        let members = [large.clone(), small.clone()];
+        let found = shares(&nodes, &Others::new(), &members, &BTreeMap::new(), NOW);
+        !found[&small.key].kept.is_empty()
+    };
+    // Then the node runs empty for it, but not again for some hours where it has had all GPUs in vain
+    let hours = SignedDuration::from_hours;
+    assert!(kept(None));
+    assert!(!kept(Some(-hours(1))));
+    assert!(kept(Some(-hours(7))));
 }
