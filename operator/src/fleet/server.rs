@@ -94,7 +94,7 @@ impl Shared {
             source: Arc::new(source),
             hosts,
             builds: Semaphore::new(1),
-            changes: watch::Sender::new(0),
+            changes: watch::Sender::new(UNSEEN),
         }
     }
 }
@@ -301,22 +301,27 @@ fn changes(seen: watch::Receiver<u64>) -> impl Stream<Item = Result<Event, Infal
     })
 }
 
+/// What stands for the fleet while nobody waits for its changes.
+const UNSEEN: u64 = 0;
+
 /// Looks whether anything has changed, as long as anybody waits for that.
 async fn look(shared: &Shared) {
     loop {
         tokio::time::sleep(LOOK).await;
-        if shared.changes.receiver_count() == 0 || !shared.source.missing().is_empty() {
+        if shared.changes.receiver_count() == 0 {
+            shared.changes.send_replace(UNSEEN);
+            continue;
+        }
+        if !shared.source.missing().is_empty() {
             continue;
         }
         let Ok(now) = build(shared, fingerprint).await else {
             continue;
         };
-        shared.changes.send_if_modified(|last| {
-            let is_first = *last == 0;
-            let has_changed = *last != now;
-            *last = now;
-            has_changed && !is_first
-        });
+        // What the first one to wait was shown may be older than this look.
+        shared
+            .changes
+            .send_if_modified(|last| std::mem::replace(last, now) != now);
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Event, EventKind, Job, LONGEST, MAX_HISTORY};
 use crate::devices::is_failure;
 use crate::hours::RunnerHours;
 use crate::model::runner::Runner;
+use crate::reason::{Reason, Stored};
 
 /// What happened, in the order in which it was found.
 #[derive(Default)]
@@ -18,6 +19,13 @@ pub(super) struct History {
     /// What the operator remembers of runners that have ended. Statuses have some of it, too.
     remembered: Vec<Event>,
 }
+
+/// What runners fail of in their gate.
+const OF_GATE: [Reason; 3] = [
+    Reason::GateFailed,
+    Reason::GateOverdue,
+    Reason::NodeWarmingUp,
+];
 
 /// The word for the end of a job of which GitHub has not said it.
 const UNKNOWN: &str = "unknown";
@@ -94,9 +102,21 @@ impl History {
                 }),
                 ..ended
             });
-        } else if let Some(reason) = runner.reason {
-            self.remembered
-                .push(event(EventKind::Gate, runner.held_until, reason, true));
+        } else if let Some(reason) = runner.reason.filter(|_| !was_online)
+            && Stored::parse(reason).is_one_of(&OF_GATE)
+        {
+            let failed = event(EventKind::Gate, runner.held_until, reason, true);
+            // Which of several was at fault is not remembered.
+            let is_one = runner.devices.len() == 1;
+            self.remembered.push(Event {
+                devices: failed
+                    .devices
+                    .clone()
+                    .into_iter()
+                    .filter(|_| is_one)
+                    .collect(),
+                ..failed
+            });
         }
     }
 

@@ -6,6 +6,7 @@ use crate::Queue;
 use crate::fixture::{NOW, ago, gate_failure, hardware, node, pool, resource, runner};
 use crate::hours::{JobOfRunner, Seconds};
 use crate::model::github::QueuedJob;
+use crate::reason::Reason;
 
 /// A resource with a status that says something.
 fn said(change: impl FnOnce(&mut CudaRunnerStatus)) -> CudaRunner {
@@ -413,10 +414,9 @@ fn a_device_is_compared_with_the_others_of_its_pools() {
     assert_eq!(fleet.compared("GPU-x"), None);
 }
 
-#[test]
-fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
-    // Given two runners of two GPUs that ended, of which the status has one's job
-    let ended = |name: &str, run| RunnerHours {
+/// A runner of two GPUs that has ended after its job.
+fn ended(name: &str, run: i64) -> RunnerHours {
+    RunnerHours {
         namespace: "ci".to_owned(),
         pool: "pool".to_owned(),
         runner: name.to_owned(),
@@ -445,7 +445,12 @@ fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
             run_seconds: None,
             energy_joules: None,
         }),
-    };
+    }
+}
+
+#[test]
+fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
+    // Given two runners of two GPUs that ended, of which the status has one's job
     let resource = said(|status| status.last_jobs = vec![job("train", "GPU-a", "success")]);
     let mut builder = Builder::new(NOW, None, None, None);
     builder.pool(&resource, Known::default());
@@ -459,6 +464,47 @@ fn runners_that_ended_are_counted_and_nothing_is_shown_twice() {
     assert_eq!((hours.runners, hours.rows.len()), (2, 1));
     assert_eq!(hours.rows[0].job_seconds, 2 * 2 * 40);
     assert_eq!(hours.from, Some(ago(30)));
+}
+
+#[test]
+fn only_a_gate_that_failed_marks_its_device() {
+    // Given a node with a GPU, and a runner that ended there without a job, of which no status tells any more
+    let state = |reason: Reason, idle: u64, devices: &[&str]| {
+        let ended = RunnerHours {
+            devices: devices.iter().map(|&uuid| uuid.to_owned()).collect(),
+            seconds: Seconds {
+                gate: 10,
+                idle,
+                job: 0,
+                lost: 0,
+            },
+            reason: Some(reason.word()),
+            job: None,
+            ..ended("pool-jjjjj", 7)
+        };
+        let nodes = [node("node-1")];
+        let mut builder = Builder::new(NOW, None, Some(&nodes), Some(&Others::new()));
+        builder.pool(&said(|_| {}), Known::default());
+        builder.ended(&ended);
+        let fleet = builder.finish();
+        let devices = fleet.nodes.iter().flat_map(|node| &node.devices);
+        devices.filter(|d| d.state == DeviceState::Failed).count()
+    };
+    // Then its device is the last thing that a gate found bad only where one did, and where it is known which
+    for (reason, idle, devices, failed) in [
+        (Reason::GateFailed, 0, &["GPU-a"][..], 1),
+        (Reason::GateOverdue, 0, &["GPU-a"], 1),
+        (Reason::GateFailed, 0, &["GPU-a", "GPU-b"], 0),
+        (Reason::Evicted, 0, &["GPU-a"], 0),
+        (Reason::Evicted, 20, &["GPU-a"], 0),
+        (Reason::EndedWithoutJob, 20, &["GPU-a"], 0),
+    ] {
+        assert_eq!(
+            state(reason, idle, devices),
+            failed,
+            "{reason:?} {devices:?}"
+        );
+    }
 }
 
 #[test]

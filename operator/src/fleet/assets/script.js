@@ -38,8 +38,8 @@ const events = new EventSource("events");
 events.addEventListener("changed", renew);
 events.addEventListener("open", () => {
   said.textContent = "live";
-  if (events.was) renew();
-  events.was = true;
+  // Whatever has changed before the events came is not among them.
+  renew();
 });
 events.addEventListener("error", () => {
   said.textContent = "not connected: this may be old";

@@ -1,5 +1,5 @@
 use cuda_runner_plan::fleet::{
-    API_VERSION, DeviceJobs, Event, EventKind, Hours, HoursRow, Pool, Waiting, WaitingJob,
+    API_VERSION, DeviceJobs, Event, EventKind, Hours, HoursRow, Operator, Pool, Waiting, WaitingJob,
 };
 
 use super::*;
@@ -164,6 +164,29 @@ fn each_job_that_waits_is_there_with_what_it_asks_for() {
     let mut known = known;
     known.unserved.clear();
     assert!(!fleet(&known).contains("no pool takes"));
+}
+
+#[test]
+fn since_when_anything_is_remembered_is_said_and_who_stands_by() {
+    let mut known = sample(1);
+    assert!(!fleet(&known).contains("knows of what happened since"));
+    let mut told = |leads| {
+        known.operator = Some(Operator {
+            name: "operator-0".to_owned(),
+            version: "0.1.0".to_owned(),
+            since: Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_mins(602),
+            leads,
+        });
+        fleet(&known)
+    };
+    let page = told(true);
+    let since = page.split("knows of what happened since").nth(1).unwrap();
+    assert!(
+        since.starts_with(" <time") && since.contains("1970-01-01 10:02:00Z"),
+        "{since:.200}"
+    );
+    assert!(!page.contains("stands by"));
+    assert!(told(false).contains("This replica stands by"));
 }
 
 #[test]

@@ -131,13 +131,27 @@ async fn a_page_that_waits_hears_of_a_change_and_of_nothing_else() {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move { look(&shared).await })
     };
-    // Given that nothing changes but the time
+    // Given a page that may have been shown before something changed: it hears so at once
+    tokio::time::timeout(LOOK * 2, seen.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    // And that nothing changes from then on but the time
     let quiet = tokio::time::timeout(LOOK * 5, seen.changed()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     // When a node comes
     nodes.store(2, Ordering::Relaxed);
     // Then it is said
     tokio::time::timeout(LOOK * 5, seen.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    // And whoever comes when nobody has waited for a while is told at once, as the first one was
+    drop(seen);
+    tokio::time::sleep(LOOK * 2).await;
+    let mut seen = shared.changes.subscribe();
+    seen.mark_unchanged();
+    tokio::time::timeout(LOOK * 2, seen.changed())
         .await
         .unwrap()
         .unwrap();
