@@ -3,7 +3,8 @@
 # containers: the files stay, and cannot be opened any more. The driver's control file answers for all of them, and
 # opening it wakes no device.
 #   remember   at the container's start: without the file there and then, nothing is looked at later
-#   idle       by the readiness probe: the second look in a row without it ends the agent, unless a job is here
+#   idle       by the readiness probe: the second look in a row without it ends the agent, unless a job is here. Only with a
+#              job it is not idle
 #   started    before a job: fails it, rather than let it pass without a GPU
 #   completed  after a job: leaves a mark only, the job is not over yet
 dir=${CUDA_RUNNER_DIR:-/run/cuda-runner}
@@ -35,17 +36,20 @@ case $1 in
       [ ! -e "$dir/gpu-missed" ] || rm -f "$dir/gpu-missed"
       exit 0
     fi
+    if find_process Runner.Worker >/dev/null; then
+      true >"$dir/gpu-missed"
+      exit 1
+    fi
     if [ ! -e "$dir/gpu-missed" ]; then
       true >"$dir/gpu-missed"
-    elif ! find_process Runner.Worker >/dev/null; then
-      if [ ! -e "$dir/gpu-lost" ]; then
-        true >"$dir/gpu-lost"
-        mark idle
-      fi
-      # Interrupted, the listener closes its session and ends: GitHub gives it no job any more.
-      if listener=$(find_process Runner.Listener); then kill -INT "$listener"; else kill -TERM 1; fi
+      exit 0
     fi
-    exit 1
+    if [ ! -e "$dir/gpu-lost" ]; then
+      true >"$dir/gpu-lost"
+      mark idle
+    fi
+    # Interrupted, the listener closes its session and ends: GitHub gives it no job any more.
+    if listener=$(find_process Runner.Listener); then kill -INT "$listener"; else kill -TERM 1; fi
     ;;
   started)
     present || { sleep 1 && present; } || {

@@ -126,10 +126,11 @@ impl Place {
         shell(&script.replace(REGISTRATION_DIR, self.dir))
     }
 
-    /// Whether the agent is idle.
+    /// Whether the agent is idle. One failure is a job: on a node that is so loaded that the answer takes long, it is waited for.
     fn is_idle(self) -> Probe {
         Probe {
             period_seconds: Some(2),
+            timeout_seconds: Some(30),
             failure_threshold: Some(1),
             ..probe(self.shell(IDLE))
         }
