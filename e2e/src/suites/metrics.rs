@@ -29,6 +29,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ),
         ("gate_duration_seconds_count", "", 2),
         ("registrations_total", r#",result="ok""#, 2),
+        ("jobs_total", r#",conclusion="success""#, 1),
+        ("job_queued_seconds_count", "", 1),
+        ("job_duration_seconds_count", "", 1),
     ] {
         let series = series(ctx, metric, "pool", labels);
         shown(ctx, &series, |value| value == count).await?;
@@ -40,7 +43,23 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // And as many requests are counted as GitHub has seen
     requests_are_those_that_github_saw(ctx, mark).await?;
 
-    a_failed_gate(ctx).await
+    a_failed_gate(ctx).await?;
+    what_a_pool_can_run(ctx).await
+}
+
+async fn what_a_pool_can_run(ctx: &Ctx) -> Result<()> {
+    // Given a pool that scales, to one runner at most
+    let one = json!({"scaling": {"maxRunners": 1}});
+    ctx.apply(&ctx.pool("elastic", one)).await?;
+    // Then it says how many jobs it can run, and why no more
+    for (metric, labels) in [
+        ("job_capacity", ""),
+        ("job_capacity_limit", r#",limit="MaxRunners""#),
+    ] {
+        let series = series(ctx, metric, "elastic", labels);
+        shown(ctx, &series, |value| value == 1).await?;
+    }
+    ctx.delete("elastic").await
 }
 
 async fn a_failed_gate(ctx: &Ctx) -> Result<()> {

@@ -6,7 +6,7 @@ use cudarunner_crds::{JobGpuStatus, JobStatus};
 use github_simulator::{control::JobView, state::Conclusion::Success};
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, container_jobs, context::workflow, hours, sample::sample};
+use super::{Ctx, SOON, container_jobs, context::workflow, hours, metrics, sample::sample};
 use crate::deploy;
 
 /// The devices of the node.
@@ -164,6 +164,8 @@ async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
     }
     if case.name == "used" {
         billed(ctx, &noted).await?;
+        logged(ctx, &noted).await?;
+        measured(ctx, case.name).await?;
     }
     if noted.gpu.iter().any(|gpu| gpu.unused) {
         counted(ctx, case.name).await?;
@@ -206,6 +208,55 @@ async fn billed(ctx: &Ctx, noted: &JobStatus) -> Result<()> {
     Ok(())
 }
 
+/// The operator's log has one line with the same.
+async fn logged(ctx: &Ctx, noted: &JobStatus) -> Result<()> {
+    let logs = deploy::operator_log(&ctx.client, None).await?.concat();
+    let about = |line: &&str| {
+        line.contains("what the GPUs did during a job") && line.contains(&noted.runner)
+    };
+    let mut lines = logs.lines().filter(about);
+    let line = lines.next().context("the log says nothing of it")?;
+    ensure!(
+        line.contains("busyPercent") && line.contains("energyJoules"),
+        "{line}"
+    );
+    ensure!(lines.next().is_none(), "it is logged twice");
+    Ok(())
+}
+
+/// The metrics have how busy the GPU was, and the most of its memory that was taken.
+async fn measured(ctx: &Ctx, pool: &str) -> Result<()> {
+    let mut last = vec![];
+    let counted = ctx
+        .wait_for("what the GPU did to be counted", SOON, async || {
+            let page = deploy::metrics(&ctx.client).await?.concat();
+            let names = [
+                "watched_seconds_total",
+                "busy_seconds_total",
+                "memory_peak_bytes",
+            ];
+            last = names
+                .map(|name| count(ctx, &page, pool, &format!("job_gpu_{name}")))
+                .to_vec();
+            let [watched, busy, memory] = last[..] else {
+                return Ok(None);
+            };
+            let is_busy = watched
+                .zip(busy)
+                .is_some_and(|(watched, busy)| 0 < busy && busy < watched);
+            Ok((is_busy && memory == Some(41 << 30)).then_some(()))
+        })
+        .await;
+    counted.with_context(|| format!("they are {last:?}"))
+}
+
+/// The value of a pool's series.
+fn count(ctx: &Ctx, page: &str, pool: &str, name: &str) -> Option<u64> {
+    let namespace = &ctx.namespace;
+    let series = format!(r#"cudarunner_{name}{{namespace="{namespace}",pool="{pool}"}}"#);
+    metrics::value(page, &series)
+}
+
 /// What the job's page says of its GPU.
 fn annotation(view: &JobView) -> Result<Option<String>> {
     let about = |line: &&String| line.contains(" GPU: ");
@@ -227,15 +278,10 @@ async fn noted(ctx: &Ctx, pool: &str, runner: Option<&str>) -> Result<JobStatus>
 
 /// The metrics have what the job's GPU took, and that it was not used.
 async fn counted(ctx: &Ctx, pool: &str) -> Result<()> {
-    let count = |page: &str, name: &str| {
-        let begin = format!("{name}{{namespace=\"{}\",pool=\"{pool}\"}} ", ctx.namespace);
-        let line = page.lines().find_map(|line| line.strip_prefix(&begin));
-        line.and_then(|number| number.parse::<u64>().ok())
-    };
     ctx.wait_for("the job to be counted", SOON, async || {
         let page = deploy::metrics(&ctx.client).await?.concat();
-        let joules = count(&page, "cudarunner_job_gpu_energy_joules_total");
-        let unused = count(&page, "cudarunner_jobs_without_gpu_use_total");
+        let joules = count(ctx, &page, pool, "job_gpu_energy_joules_total");
+        let unused = count(ctx, &page, pool, "jobs_without_gpu_use_total");
         Ok((joules.is_some_and(|joules| joules > 0) && unused == Some(1)).then_some(()))
     })
     .await

@@ -5,13 +5,29 @@ use std::collections::BTreeSet;
 use cudarunner_crds::{JobGpuStatus, JobStatus, JobThrottledStatus};
 use gate_report::usage::{GpuUsage, Throttled};
 
-/// What is counted of jobs.
+/// What is counted of the GPUs of jobs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct JobsUsage {
-    /// The energy that their GPUs took.
+    /// The energy that they took, in joules.
     pub joules: u64,
     /// Jobs that used none of their GPUs.
     pub unused: u64,
+    /// For how many seconds it was watched how busy they were.
+    pub watched: u64,
+    /// How many of these they were busy, in hundredths.
+    pub busy_hundredths: u64,
+    /// For how many seconds heat or the power supply held them back.
+    pub throttled: u64,
+    /// Errors of their memory that were corrected.
+    pub corrected: u64,
+    /// Those that were not.
+    pub uncorrected: u64,
+    /// Packets that were sent once more.
+    pub replays: u64,
+    /// The driver's words for errors.
+    pub xids: u64,
+    /// The most memory of one of them that was taken, in MiB, in the jobs that were told of last.
+    pub peak_mib: Option<u64>,
 }
 
 impl JobsUsage {
@@ -20,19 +36,64 @@ impl JobsUsage {
     pub fn of(jobs: &[JobStatus]) -> Self {
         let mut all = Self::default();
         for job in jobs {
-            let joules = job.gpu.iter().filter_map(|gpu| gpu.energy_joules);
-            let joules = joules.filter_map(|joules| u64::try_from(joules).ok());
-            all.joules = joules.fold(all.joules, u64::saturating_add);
             let is_unused = !job.gpu.is_empty() && job.gpu.iter().all(|gpu| gpu.unused);
-            all.unused = all.unused.saturating_add(u64::from(is_unused));
+            all.add(Self {
+                unused: u64::from(is_unused),
+                ..Self::default()
+            });
+            for gpu in &job.gpu {
+                let peak = all.peak_mib;
+                all.add(Self::of_gpu(gpu));
+                all.peak_mib = all.peak_mib.max(peak);
+            }
         }
         all
     }
 
-    /// Adds what is counted of others.
+    fn of_gpu(gpu: &JobGpuStatus) -> Self {
+        let count = |value: Option<i32>| value.and_then(|v| u64::try_from(v).ok());
+        let some = |value| count(value).unwrap_or_default();
+        let joules = gpu.energy_joules.and_then(|j| u64::try_from(j).ok());
+        let busy = count(gpu.busy_percent);
+        let watched = busy.map_or(0, |_| some(Some(gpu.watched_seconds)));
+        Self {
+            joules: joules.unwrap_or_default(),
+            unused: 0,
+            watched,
+            busy_hundredths: watched.saturating_mul(busy.unwrap_or_default().min(100)),
+            throttled: some(gpu.throttled.as_ref().map(|throttled| throttled.seconds)),
+            corrected: some(gpu.corrected_ecc_errors),
+            uncorrected: some(gpu.uncorrected_ecc_errors),
+            replays: some(gpu.pcie_replays),
+            xids: gpu.xids.len() as u64,
+            peak_mib: count(gpu.peak_memory_mib),
+        }
+    }
+
+    /// Adds what is counted of later ones.
     pub fn add(&mut self, more: Self) {
-        self.joules = self.joules.saturating_add(more.joules);
-        self.unused = self.unused.saturating_add(more.unused);
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.joules, more.joules);
+        add(&mut self.unused, more.unused);
+        add(&mut self.watched, more.watched);
+        add(&mut self.busy_hundredths, more.busy_hundredths);
+        add(&mut self.throttled, more.throttled);
+        add(&mut self.corrected, more.corrected);
+        add(&mut self.uncorrected, more.uncorrected);
+        add(&mut self.replays, more.replays);
+        add(&mut self.xids, more.xids);
+        self.peak_mib = more.peak_mib.or(self.peak_mib);
+    }
+
+    /// Errors by their kind.
+    #[must_use]
+    pub const fn errors(&self) -> [(&'static str, u64); 4] {
+        [
+            ("ecc-corrected", self.corrected),
+            ("ecc-uncorrected", self.uncorrected),
+            ("pcie-replay", self.replays),
+            ("xid", self.xids),
+        ]
     }
 }
 
@@ -130,6 +191,41 @@ mod tests {
     }
 
     #[test]
+    fn what_all_gpus_of_jobs_did_is_summed() {
+        let gpu = |busy: Option<i32>, mib: i32| {
+            json!({
+                "uuid": "GPU-1", "watchedSeconds": 60, "busyPercent": busy, "energyJoules": 50, "peakMemoryMib": mib,
+                "throttled": {"seconds": 3, "softwareThermalSeconds": 3, "hardwareThermalSeconds": 0,
+                    "powerBrakeSeconds": 0, "powerCapSeconds": 9},
+                "correctedEccErrors": 2, "uncorrectedEccErrors": 1, "pcieReplays": -4, "xids": [79, 48],
+            })
+        };
+        let job = |gpus: &[serde_json::Value]| -> JobStatus {
+            let finished = "2026-01-01T00:00:00Z";
+            let job = json!({"job": "a", "runner": "r", "finishedAt": finished, "gpu": gpus});
+            serde_json::from_value(job).unwrap()
+        };
+        let mut all = JobsUsage::of(&[job(&[gpu(Some(50), 900), gpu(None, 700)]), job(&[])]);
+        let expected = JobsUsage {
+            joules: 100,
+            unused: 0,
+            watched: 60,
+            busy_hundredths: 60 * 50,
+            throttled: 6,
+            corrected: 4,
+            uncorrected: 2,
+            replays: 0,
+            xids: 4,
+            peak_mib: Some(900),
+        };
+        assert_eq!(all, expected);
+        // The next job's memory takes its place, and one of which nothing is known does not
+        all.add(JobsUsage::of(&[job(&[gpu(Some(100), 40)])]));
+        all.add(JobsUsage::of(&[job(&[])]));
+        assert_eq!((all.peak_mib, all.watched), (Some(40), 120));
+    }
+
+    #[test]
     fn the_energy_of_a_job_is_that_of_all_gpus_of_its_runner_or_it_is_not_there() {
         let energy = |devices: &[&str], gpus: &[(&str, Option<i64>)]| {
             let gpus = gpus.iter().map(|(uuid, joules)| {
@@ -173,6 +269,7 @@ mod tests {
         let expected = JobsUsage {
             joules: 200,
             unused: 1,
+            ..JobsUsage::default()
         };
         assert_eq!(JobsUsage::of(&jobs), expected);
     }

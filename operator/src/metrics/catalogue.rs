@@ -264,6 +264,36 @@ pub(super) static JOB_ENERGY: Metric<2> = metric(
     ["namespace", "pool"],
     "Energy that GPUs took during jobs, as the jobs' pods say it: information, and no evidence",
 );
+pub(super) static JOB_WATCHED: Metric<2> = metric(
+    Counter,
+    "job_gpu_watched_seconds",
+    ["namespace", "pool"],
+    "Seconds for which it was watched how busy GPUs were during jobs, as the jobs' pods say it",
+);
+pub(super) static JOB_BUSY: Metric<2> = metric(
+    Counter,
+    "job_gpu_busy_seconds",
+    ["namespace", "pool"],
+    "How many of these GPUs were busy",
+);
+pub(super) static JOB_THROTTLED: Metric<2> = metric(
+    Counter,
+    "job_gpu_throttled_seconds",
+    ["namespace", "pool"],
+    "Seconds for which heat or the power supply held GPUs back during jobs, as the jobs' pods say it",
+);
+pub(super) static JOB_ERRORS: Metric<3> = metric(
+    Counter,
+    "job_gpu_errors",
+    ["namespace", "pool", "kind"],
+    "Errors that GPUs counted during jobs, as the jobs' pods say it: ecc-corrected, ecc-uncorrected, pcie-replay, xid",
+);
+pub(super) static JOB_MEMORY: Metric<2> = metric(
+    Gauge,
+    "job_gpu_memory_peak_bytes",
+    ["namespace", "pool"],
+    "The most memory of a GPU that the last jobs took, as the jobs' pods say it",
+);
 pub(super) static UNUSED: Metric<2> = metric(
     Counter,
     "jobs_without_gpu_use",
@@ -411,6 +441,11 @@ pub static ALL: [Entry; 35] = [
     FAILURES.entry(),
     REFUSED_JOBS.entry(),
     JOB_ENERGY.entry(),
+    JOB_WATCHED.entry(),
+    JOB_BUSY.entry(),
+    JOB_THROTTLED.entry(),
+    JOB_ERRORS.entry(),
+    JOB_MEMORY.entry(),
     UNUSED.entry(),
     TIMED_OUT_JOBS.entry(),
     RERUNS.entry(),

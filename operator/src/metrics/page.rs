@@ -13,6 +13,7 @@ use super::{Metrics, PoolGauges, PoolSeries, hours};
 use crate::github::Fingerprint;
 use crate::github::budget::Usage;
 use cuda_runner_plan::model::life::seconds;
+use cuda_runner_plan::usage::JobsUsage;
 
 /// The type of the page.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -209,6 +210,41 @@ where
     Ok(())
 }
 
+/// What GPUs did during jobs, of pools that know anything of it.
+fn used(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
+    let counts: [(_, fn(&JobsUsage) -> u64); 5] = [
+        (&metric::JOB_ENERGY, |usage| usage.joules),
+        (&metric::JOB_WATCHED, |usage| usage.watched),
+        (&metric::JOB_BUSY, |usage| usage.busy_hundredths / 100),
+        (&metric::JOB_THROTTLED, |usage| usage.throttled),
+        (&metric::UNUSED, |usage| usage.unused),
+    ];
+    for (metric, count) in counts {
+        let mut samples = metric.open(encoder)?;
+        for (pool, series) in pools {
+            let count = count(&series.usage);
+            if count > 0 {
+                samples.counter(*pool, count)?;
+            }
+        }
+    }
+    let mut samples = metric::JOB_ERRORS.open(encoder)?;
+    for ([namespace, pool], series) in pools {
+        for (kind, count) in series.usage.errors() {
+            if count > 0 {
+                samples.counter([namespace, pool, kind], count)?;
+            }
+        }
+    }
+    let mut samples = metric::JOB_MEMORY.open(encoder)?;
+    for (pool, series) in pools {
+        if let Some(mib) = series.usage.peak_mib {
+            samples.gauge(*pool, mib.saturating_mul(1 << 20))?;
+        }
+    }
+    Ok(())
+}
+
 /// What gates, registrations and runners have come to.
 fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
     let mut samples = metric::GATES.open(encoder)?;
@@ -241,18 +277,7 @@ fn counted(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
             samples.counter(*pool, series.refused_jobs)?;
         }
     }
-    let mut samples = metric::JOB_ENERGY.open(encoder)?;
-    for (pool, series) in pools {
-        if series.usage.joules > 0 {
-            samples.counter(*pool, series.usage.joules)?;
-        }
-    }
-    let mut samples = metric::UNUSED.open(encoder)?;
-    for (pool, series) in pools {
-        if series.usage.unused > 0 {
-            samples.counter(*pool, series.usage.unused)?;
-        }
-    }
+    used(pools, encoder)?;
     let mut samples = metric::TIMED_OUT_JOBS.open(encoder)?;
     for (pool, series) in pools {
         if series.timed_out_jobs > 0 {
