@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::CudaRunner;
-use kube::api::{Patch, PatchParams};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DynamicObject, GroupVersionKind, Patch, PatchParams},
+    discovery::{Scope, pinned_kind},
+};
 use serde_json::{Value, json};
 
 use super::{Ctx, context::merge};
@@ -21,7 +25,9 @@ use crate::{
 };
 
 /// Programs that are not ours to ask, or that take no `--help`: their lines are taken as they are.
-const OTHERS: [&str; 6] = ["buildah", "cosign", "curl", "date", "install", "stat"];
+const OTHERS: [&str; 8] = [
+    "buildah", "cat", "cosign", "curl", "date", "install", "python3", "stat",
+];
 /// Of cargo only our own subcommand is asked.
 const CARGO: &str = "build|deny|run|rustc|test";
 /// A piece of text in backticks is a command when it begins with one of these, and goes on.
@@ -34,12 +40,14 @@ const PROGRAMS: [&str; 6] = [
     "kubectl-cudarunner",
 ];
 /// Lines that nobody may take: what shows that the others were looked at.
-const WRONG: [&str; 8] = [
+const WRONG: [&str; 10] = [
     "kubectl gett nodes",
     "kubectl get nodes --outputt=json",
     "kubectl cudarunner sttatus my-pool",
     "kubectl-cudarunner status my-pool --namespaec ci",
     "helm upgrade --instal x charts/x",
+    "helm install x charts/cuda-runner-operator-crd",
+    "helm upgrade x charts/cuda-runner-operator --reuse-values --set leaderElectoin.enabled=true",
     "cargo e2e test --suit x",
     "cuda-smoke chek",
     "a-program-that-is-not-there",
@@ -49,7 +57,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let pages = book::pages()?;
     let shell = Shell::that_asks(ctx)?;
     tokio::task::spawn_blocking(move || commands(&shell, &pages)).await??;
-    pools(ctx).await
+    manifests(ctx).await
 }
 
 fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
@@ -61,8 +69,9 @@ fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
         let text = fs::read_to_string(page)?;
         for command in blocks(&text, "sh").into_iter().chain(mentioned(&text)) {
             seen += 1;
+            let command = command.replace("OWNER/REPOSITORY", "owner/repository");
             shell
-                .run(&command)
+                .run(&command.replace("REGISTRY/", "registry.example.com/"))
                 .with_context(|| format!("{} has a line that is not taken", page.display()))?;
         }
     }
@@ -70,9 +79,10 @@ fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
     remove_dir(&shell.dir)
 }
 
-/// Every manifest, and every piece of a spec in place of a whole one.
-async fn pools(ctx: &Ctx) -> Result<()> {
-    let mut seen = 0;
+/// Every manifest, and every piece of a spec in place of a whole one; and what else is shown of kinds that this API server
+/// has.
+async fn manifests(ctx: &Ctx) -> Result<()> {
+    let (mut seen, mut others) = (0, 0);
     for page in book::pages()? {
         for block in blocks(&fs::read_to_string(&page)?, "yaml") {
             let objects: Vec<Value> = serde_saphyr::from_multiple(&block)
@@ -83,9 +93,16 @@ async fn pools(ctx: &Ctx) -> Result<()> {
                     .await
                     .with_context(|| format!("{} shows a pool that is refused", page.display()))?;
             }
+            for shown in objects.into_iter().filter(|object| !is_pool(object)) {
+                let taken = take_other(ctx, shown).await;
+                others += usize::from(taken.with_context(|| {
+                    format!("{} shows an object that is refused", page.display())
+                })?);
+            }
         }
     }
     ensure!(seen > 5, "only {seen} pools were found");
+    ensure!(others > 3, "only {others} other objects were found");
     let wrong = take(ctx, &json!({"spec": {"preflight": {"comands": ["cc"]}}})).await;
     ensure!(wrong.is_err(), "a field that does not exist was taken");
     Ok(())
@@ -140,9 +157,34 @@ async fn take(ctx: &Ctx, shown: &Value) -> Result<()> {
         json!({"metadata": {"name": "shown", "namespace": ctx.namespace}}),
     );
     let how = PatchParams::apply("docs").dry_run().validation_strict();
-    let pools: kube::Api<CudaRunner> = ctx.api();
+    let pools: Api<CudaRunner> = ctx.api();
     pools.patch("shown", &how, &Patch::Apply(pool)).await?;
     Ok(())
+}
+
+/// The same of an object of another kind; `false` where it is none, or this API server does not have its kind.
+async fn take_other(ctx: &Ctx, shown: Value) -> Result<bool> {
+    let Ok(mut object) = serde_json::from_value::<DynamicObject>(shown) else {
+        return Ok(false);
+    };
+    let client = ctx.cluster.client().await?;
+    let kind = object.types.as_ref().map(GroupVersionKind::try_from);
+    let Some(kind) = kind.and_then(Result::ok) else {
+        return Ok(false);
+    };
+    let Ok((resource, capabilities)) = pinned_kind(&client, &kind).await else {
+        return Ok(false);
+    };
+    let name = object.name_any();
+    let objects: Api<DynamicObject> = if capabilities.scope == Scope::Namespaced {
+        object.metadata.namespace = Some(ctx.namespace.clone());
+        Api::namespaced_with(client, &ctx.namespace, &resource)
+    } else {
+        Api::all_with(client, &resource)
+    };
+    let how = PatchParams::apply("docs").dry_run().validation_strict();
+    objects.patch(&name, &how, &Patch::Apply(object)).await?;
+    Ok(true)
 }
 
 /// A shell that knows the programs which it is given, and no others.
@@ -171,7 +213,6 @@ impl Shell {
         let plugin = artifact(Profile::Dev, "kubectl-cudarunner");
         for (name, program) in [
             ("kubectl", tools.kubernetes("kubectl")),
-            ("helm", tools.helm()),
             ("kubectl-cudarunner", plugin),
             ("cuda-smoke", artifact(Profile::Dev, "cuda-smoke")),
             (
@@ -181,6 +222,7 @@ impl Shell {
         ] {
             shell.program(name, &asks(&program))?;
         }
+        shell.program("helm", &renders(&tools.helm()))?;
         let ours = asks(&ctx.cluster.supervisor.program());
         let cargo = format!(
             "case $1 in\n{CARGO}) exit 0;;\ne2e) shift;;\n*) echo \"cargo $1?\" >&2; exit 1;;\nesac\n{ours}"
@@ -224,6 +266,34 @@ fn asks(program: &Path) -> String {
     format!(
         "more=yes\nfor word do\n  shift\n  [ \"$word\" != -- ] || more=no\n  [ $more = no ] || set -- \"$@\" \"$word\"\ndone\nexec {} \"$@\" --help >/dev/null",
         program.display()
+    )
+}
+
+/// The same of Helm. A chart that would be installed is rendered: it refuses values that it does not know. Of charts from a
+/// registry ours of that name is taken, and for what an installation has already what it needs.
+fn renders(helm: &Path) -> String {
+    let repository = paths::repository();
+    format!(
+        r#"({asks}
+) || exit 1
+case $1 in install | upgrade) shift ;; *) exit 0 ;; esac
+left=$#
+while [ $left -gt 0 ]; do
+  word=$1
+  shift
+  left=$((left - 1))
+  case $word in
+    --install | --create-namespace) continue ;;
+    --reuse-values) set -- "$@" --set image.repository=r/a --set gateImage.repository=r/b; continue ;;
+    --values) shift; left=$((left - 1)); continue ;;
+    oci://*/charts/* | charts/*) word={repository}/charts/${{word##*charts/}} ;;
+  esac
+  set -- "$@" "$word"
+done
+exec {helm} template "$@" >/dev/null"#,
+        asks = asks(helm),
+        repository = repository.display(),
+        helm = helm.display(),
     )
 }
 

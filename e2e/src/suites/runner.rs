@@ -57,6 +57,12 @@ pub fn run(
     {
         bail!("there is no suite `{unknown}`; `cargo e2e test --list` shows them all");
     }
+    let left_out = SUITES
+        .iter()
+        .filter(|suite| names.is_empty() && suite.by_name.is_some());
+    for suite in left_out {
+        story.step(&format!("NOT RUN: suite {}: {}", suite.name, suite.about));
+    }
     let shared = Arc::new(Shared {
         options,
         story: story.clone(),
