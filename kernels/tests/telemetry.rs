@@ -235,6 +235,36 @@ fn what_a_driver_does_not_tell_is_left_out() {
 }
 
 #[test]
+fn it_looks_every_five_seconds_and_each_second_where_the_driver_remembers_nothing() {
+    let forgetful = json!({"activity": {"samples": false, "utilization": [30]}});
+    for (device, seconds) in [(json!({}), 5), (forgetful, 1)] {
+        let pod = pod(1);
+        let file = |look: u32| pod.dir.join(format!("look-{look}"));
+        let looks = [1, 2].map(
+            |look| json!({"call": "nvmlDeviceGetTemperature", "nth": look, "once": file(look)}),
+        );
+        bring(&pod.dir.join("run"), &simulated(&[device], &json!(looks)));
+        let mut gpu = pod.gpu("while [ ! -e \"$RUN/end\" ]; do sleep 0.05; done");
+        until("watched", || pod.has(file::SAMPLER_SOCKET));
+        // When a job runs, then it is looked at again and again
+        fs::write(pod.run(file::BUSY), "").unwrap();
+        let at = [1, 2].map(|look| {
+            until("looked at", || file(look).exists());
+            Instant::now()
+        });
+        let pause = (at[1] - at[0]).as_secs_f64();
+        let wanted = f64::from(seconds);
+        // It sees four times a second whether it is time
+        assert!(
+            (wanted - 0.5..wanted + 3.0).contains(&pause),
+            "{pause} s, and not {wanted} s"
+        );
+        fs::write(pod.run("end"), "").unwrap();
+        assert_eq!(gpu.code(), 0);
+    }
+}
+
+#[test]
 fn a_driver_that_hangs_or_dies_or_is_not_there_holds_nothing_up() {
     let hang = |call: &str| json!([{"call": call, "hang": true}]);
     for (faults, is_told) in [

@@ -426,6 +426,25 @@ mod tests {
     }
 
     #[test]
+    fn a_devices_taint_keeps_off_or_only_tells() {
+        for (word, effect) in [
+            (Some("NoSchedule"), Some(Effect::NoSchedule)),
+            (Some("None"), Some(Effect::None)),
+            (None, None),
+        ] {
+            let line = ["cuda-runner-operator", "run", "--gate-image=gate"].map(str::to_owned);
+            let effect_flag = word.map(|word| format!("--device-taint-effect={word}"));
+            let owner = word.map(|_| "--device-taint-owner=role".to_owned());
+            let line = line.into_iter().chain(effect_flag).chain(owner);
+            let Command::Run(config) = Cli::parse_from(line).command else {
+                unreachable!("the subcommand is run");
+            };
+            let tainting = config.device_taints.tainting();
+            assert_eq!(tainting.map(|t| t.effect), effect, "{word:?}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound() {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }

@@ -70,6 +70,26 @@ fn after(changes: Vec<Change>, mut present: Vec<Present>) -> Vec<Present> {
 }
 
 #[test]
+fn a_rule_that_only_tells_becomes_one_that_keeps_off_and_back() {
+    // Given a device that failed, where taints are to tell and no more
+    let (held, seen) = ([held(entry("GPU-0", 60))], published(&["GPU-0", "GPU-1"]));
+    let planned =
+        |effect, present: &[Present]| plan(effect, &owner(), &held, &seen, present, NOW).0;
+    let mut rules = vec![];
+    for (effect, word) in [
+        (Effect::None, "None"),
+        (Effect::NoSchedule, "NoSchedule"),
+        (Effect::None, "None"),
+    ] {
+        // Then there is one rule, with that effect, and it stays
+        rules = after(planned(effect, &rules), rules);
+        let effects: Vec<_> = rules.iter().map(|r| r.rule.effect.as_str()).collect();
+        assert_eq!(effects, [word]);
+        assert_eq!(planned(effect, &rules), []);
+    }
+}
+
+#[test]
 fn a_rule_comes_follows_its_device_and_goes() {
     // Given a device that failed, then there is one rule, for its name of now
     let entries = [entry("GPU-0", 60)];
