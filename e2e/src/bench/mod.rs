@@ -106,6 +106,8 @@ const ROWS: &[Row] = &[
         run => std::future::ready(size::run(run))),
     row!("first-runner", "`kubectl apply` of a plain pool to its idle runner, on a real node",
         run => node::idle(run)),
+    row!("busy", "a job's start and end to the status that shows its runner as busy, and not, on a real node",
+        run => node::busy(run)),
     row!("container-job", "a container job: from the agent's call of the hook to the first step, beside the pull",
         run => node::container_job(run)),
     row!(long "steady", "500 runners, one job a second for five minutes: from its end to the next pod",

@@ -28,7 +28,9 @@ use crate::{
 
 /// Longest wait for one thing.
 const LIMIT: Duration = Duration::from_mins(1);
-/// What the way to the first step may take beside the pull, in seconds.
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// What the way to the first step may take beside the pull, and the way to the status, in seconds.
 const BUDGET: Budget = Budget::AtMost(2.0);
 /// Ends at the first signal, as ours does.
 const SLEEP: &str = "trap 'exit 143' TERM; sleep infinity & wait";
@@ -92,8 +94,78 @@ pub(super) async fn container_job(run: &Run) -> Result<Vec<Figure>> {
     Ok(vec![figure])
 }
 
+/// From a job's start and end, as GitHub has them, to the status that says so, where no other job has ended lately. The floor is
+/// the pod, as a bare client sees it: not ready while there is a job.
+pub(super) async fn busy(run: &Run) -> Result<Vec<Figure>> {
+    on_a_node(async |ctx| {
+        let mut start = figure(
+            "a job's start → the status shows its runner as busy",
+            Some(BUDGET),
+        );
+        let mut end = figure("a job's end → the status shows it no longer", Some(BUDGET));
+        for number in 0..run.runs {
+            let name = format!("pool-{number}");
+            ctx.apply(&ctx.pool(&name, json!({}))).await?;
+            ctx.idle(&name, 1).await?;
+            let job = ctx.hold("held").await?;
+            let view = ctx.picked_up(job).await?;
+            let runner = view.runner.context("nobody has the job")?;
+            let moment = view.started_at.context("the job has no start")?;
+            shows(ctx, &name, &runner, true, (&mut start, moment)).await?;
+            ctx.github.release(job).await?;
+            let moment = ctx.ended(job).await?.completed_at;
+            let moment = moment.context("the job has no end")?;
+            shows(ctx, &name, &runner, false, (&mut end, moment)).await?;
+            ctx.delete(&name).await?;
+        }
+        Ok(vec![start, end])
+    })
+    .await
+}
+
+/// Measures how long after a moment the pod and the status say whether the runner is busy.
+async fn shows(
+    ctx: &Ctx,
+    pool: &str,
+    runner: &str,
+    busy: bool,
+    (figure, moment): (&mut Figure, Timestamp),
+) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let since = || Timestamp::now().duration_since(moment).as_secs_f64();
+    let deadline = Instant::now() + LIMIT;
+    let (mut by_pod, mut by_status) = (None, None);
+    while by_pod.is_none() || by_status.is_none() {
+        ensure!(Instant::now() < deadline, "{runner} is not shown as it is");
+        if by_pod.is_none() {
+            let pod = pods.get_opt(runner).await?;
+            let ready = pod
+                .as_ref()
+                .and_then(gpu::status)
+                .map(|status| status.ready);
+            let is_over = pod
+                .as_ref()
+                .and_then(gpu::status)
+                .is_none_or(|status| status.state.is_none_or(|s| s.terminated.is_some()));
+            let seen = if busy {
+                ready == Some(false)
+            } else {
+                is_over || ready == Some(true)
+            };
+            by_pod = seen.then(since);
+        }
+        if by_status.is_none() {
+            by_status = ((ctx.status(pool).await?.busy > 0) == busy).then(since);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    figure.ours.extend(by_status);
+    figure.floor.extend(by_pod);
+    Ok(())
+}
+
 /// Works on a cluster with a real node and the operator.
-async fn on_a_node(work: impl AsyncFnOnce(&Ctx) -> Result<Figure>) -> Result<Figure> {
+async fn on_a_node<T>(work: impl AsyncFnOnce(&Ctx) -> Result<T>) -> Result<T> {
     let options = Options {
         profile: PROFILE,
         ..Options::default()
