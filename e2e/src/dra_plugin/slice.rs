@@ -25,6 +25,7 @@ fn device((number, device): (usize, &Device)) -> Value {
             "cudaDriverVersion": {"version": "13.0.0"},
             "addressingMode": {"string": "none"},
             "resource.kubernetes.io/pciBusID": {"string": format!("0000:{number:02x}:00.0")},
+            "resource.kubernetes.io/pcieRoot": {"string": format!("pci0000:{number:02x}")},
         },
         "capacity": {"memory": {"value": "80Gi"}},
     });
