@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -19,8 +19,13 @@ use super::{
     transport::{Shared, Transport},
 };
 
-/// What nobody asked for in so long is dropped: a rotated credential, a deleted pool.
+/// What nobody uses and nobody asked for in so long is dropped: a rotated credential, a deleted pool.
 const IDLE: Duration = Duration::from_hours(1);
+/// So many connections and budgets are kept that no pool uses: those of a credential that comes back, and of an address
+/// that was left and does not answer. Whoever changes a credential again and again leaves no more than these behind.
+const SPARE: usize = 16;
+/// So many Secrets are kept as they were read. Whatever is beyond them is read again.
+const MOST_READ: usize = 512;
 
 /// Gives clients, and keeps them.
 ///
@@ -32,7 +37,7 @@ pub struct Clients {
     shared: OnceLock<Shared>,
     reach: Arc<Reach>,
     kept: Mutex<Kept>,
-    /// Those that pools used last. They are kept however long nobody asks for them.
+    /// Those that pools used last: they alone keep a client.
     pub last: LastClients,
 }
 
@@ -41,7 +46,8 @@ struct Kept {
     /// By the data of their Secret.
     credentials: HashMap<Fingerprint, (Result<Credentials, CredentialsError>, Instant)>,
     transports: HashMap<TransportKey, (Arc<Transport>, Instant)>,
-    clients: HashMap<(TransportKey, GitHubUrl), (Arc<Client>, Instant)>,
+    /// A client goes, with the lists that it has read, as soon as no pool has it.
+    clients: HashMap<(TransportKey, GitHubUrl), Weak<Client>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -92,12 +98,13 @@ impl Clients {
         }
         let read = Credentials::from_secret_data(data);
         let mut kept = self.kept();
-        drop_idle(&mut kept.credentials);
+        make_room(&mut kept.credentials, MOST_READ, |_| false);
         kept.credentials.insert(id, (read.clone(), Instant::now()));
         read
     }
 
-    /// The client for this address as this credential. Call it within a tokio runtime.
+    /// The client for this address as this credential: the same one for as long as somebody has it. Call it within a tokio
+    /// runtime.
     pub fn client(
         &self,
         url: &GitHubUrl,
@@ -116,30 +123,31 @@ impl Clients {
         };
         let mut kept = self.kept();
         let client_key = (key.clone(), url.clone());
-        if let Some(client) = touch(&mut kept.clients, &client_key) {
+        if let Some(client) = kept.clients.get(&client_key).and_then(Weak::upgrade) {
             // Its transport is as much in use.
             touch(&mut kept.transports, &key);
             return Ok(client);
         }
-        drop_idle(&mut kept.clients);
-        drop_idle(&mut kept.transports);
         let transport = if let Some(transport) = touch(&mut kept.transports, &key) {
             transport
         } else {
             let (shared, id) = (self.shared(), key.id());
             let transport = Transport::new(url, credentials, ca, through, shared, id)?;
             let transport = Arc::new(transport);
+            make_room(&mut kept.transports, SPARE, |transport| {
+                Arc::strong_count(transport) > 1
+            });
             kept.transports
                 .insert(key, (transport.clone(), Instant::now()));
             transport
         };
         let client = Arc::new(Client::new(url.clone(), transport));
-        kept.clients
-            .insert(client_key, (client.clone(), Instant::now()));
+        kept.clients.retain(|_, client| client.strong_count() > 0);
+        kept.clients.insert(client_key, Arc::downgrade(&client));
         Ok(client)
     }
 
-    /// What each credential has spent that is in use.
+    /// What each credential has spent that is in use, or was a moment ago.
     #[must_use]
     pub fn usage(&self) -> Vec<(Fingerprint, Usage)> {
         let kept = self.kept();
@@ -179,8 +187,24 @@ fn touch<K: Hash + Eq, V: Clone>(map: &mut HashMap<K, (V, Instant)>, key: &K) ->
     Some(value.clone())
 }
 
-fn drop_idle<K, V>(map: &mut HashMap<K, (V, Instant)>) {
-    map.retain(|_, (_, used)| used.elapsed() < IDLE);
+/// Makes room for one more: of what nobody uses, less than `most` stay, those that were asked for last.
+fn make_room<K: Clone + Hash + Eq, V>(
+    map: &mut HashMap<K, (V, Instant)>,
+    most: usize,
+    is_used: impl Fn(&V) -> bool,
+) {
+    map.retain(|_, (value, used)| is_used(value) || used.elapsed() < IDLE);
+    loop {
+        let spare = map.iter().filter(|(_, (value, _))| !is_used(value));
+        if spare.clone().count() < most {
+            return;
+        }
+        let oldest = spare.min_by_key(|(_, (_, used))| *used);
+        let Some(oldest) = oldest.map(|(key, _)| key.clone()) else {
+            return;
+        };
+        map.remove(&oldest);
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +218,8 @@ mod tests {
         },
         *,
     };
+    use cuda_runner_plan::fixture;
+    use cuda_runner_plan::model::pool::Pool;
 
     fn token(text: &str) -> Credentials {
         Credentials::from_secret_data(&data(&[("token", text)])).unwrap()
@@ -301,17 +327,73 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_uses_is_dropped() {
+        // Given a client that was used for hours, whose pool then got another credential
         let clients = Clients::new(Reach::default());
         let address = url("https://github.com/o/a");
-        let old = Arc::downgrade(&clients.client(&address, &token("old"), None, None).unwrap());
+        let get = |credentials: &Credentials| {
+            let client = clients.client(&address, credentials, None, None);
+            client.unwrap()
+        };
+        let client = get(&token("old"));
+        tokio::time::advance(2 * IDLE).await;
+        assert!(Arc::ptr_eq(&client, &get(&token("old"))), "it is in use");
+        let old = Arc::downgrade(&client);
+        let budget = Arc::downgrade(&client.transport);
+        drop(client);
+        get(&token("new"));
+
+        // Then it has gone, and its budget only when nobody has come back for long
+        assert!(old.upgrade().is_none());
+        assert!(Weak::ptr_eq(
+            &budget,
+            &Arc::downgrade(&get(&token("old")).transport)
+        ));
         tokio::time::advance(IDLE).await;
         let app = data(&[
             ("app-id", "1"),
             ("installation-id", "2"),
             ("private-key", &pem()),
         ]);
-        let app = Credentials::from_secret_data(&app).unwrap();
-        clients.client(&address, &app, None, None).unwrap();
-        assert!(old.upgrade().is_none());
+        get(&Credentials::from_secret_data(&app).unwrap());
+        assert!(budget.upgrade().is_none());
+    }
+
+    #[tokio::test]
+    async fn whoever_changes_his_credentials_again_and_again_leaves_nothing_behind() {
+        // Given a pool, and another tenant's
+        let clients = Clients::new(Reach::default());
+        let address = url("https://github.com/o/a");
+        let use_of = |pool: &Pool, text: &str| {
+            let credentials = clients.credentials(&data(&[("token", text)])).unwrap();
+            let client = clients.client(&address, &credentials, None, None).unwrap();
+            clients.last.uses(pool, &client);
+            Arc::downgrade(&client)
+        };
+        let (pool, mut other) = (fixture::pool(1), fixture::pool(1));
+        other.key.name = "other".to_owned();
+        let neighbour = use_of(&other, "neighbour");
+
+        // When the one changes its Secret a thousand times, and is reconciled each time
+        for n in 0..1_000 {
+            let before = use_of(&pool, &format!("t{n}"));
+            let now = use_of(&pool, &format!("u{n}"));
+            // Then what it used before has gone with all that was read by it
+            assert!(before.upgrade().is_none() && now.upgrade().is_some());
+        }
+
+        // ... no more is left than a few that may come back, and they alone are told of
+        let kept = clients.kept();
+        let two_pools = 2;
+        assert!(
+            kept.clients.len() <= two_pools + 1,
+            "{}",
+            kept.clients.len()
+        );
+        assert!(kept.transports.len() <= two_pools + SPARE);
+        assert!(kept.credentials.len() <= MOST_READ);
+        drop(kept);
+        assert!(clients.usage().len() <= two_pools + SPARE);
+        // ... and the neighbour has what it had
+        assert!(Weak::ptr_eq(&neighbour, &use_of(&other, "neighbour")));
     }
 }

@@ -121,7 +121,10 @@ pub fn scale_set_of(ctx: &Context, pool: &Pool) -> Option<u64> {
 /// The client of a pool as the registrar needs it: without asking GitHub anything.
 pub async fn client_of(ctx: &Context, pool: &Pool) -> Option<Arc<Client>> {
     let spec = pool.spec.as_ref().ok()?;
-    find(ctx, pool, spec).await.ok().map(|found| found.client)
+    let client = find(ctx, pool, spec).await.ok()?.client;
+    // A replica that stands by looks at no pool: it keeps the client by this.
+    ctx.clients.last.uses(pool, &client);
+    Some(client)
 }
 
 /// A deletion goes on with what the pool had: its Secret may have been deleted with it.
