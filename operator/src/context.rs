@@ -28,6 +28,7 @@ use crate::watch::beside::Beside;
 use crate::watch::devices::Devices;
 use crate::watch::nodes::Nodes;
 use crate::watch::objects::Objects;
+use crate::watch::part::Part;
 use crate::watch::pods::Pods;
 use crate::watch::{self, Waker};
 use crate::webhook::Webhooks;
@@ -162,12 +163,12 @@ impl Context {
         let Ok(spec) = &pool.spec else { return };
         let of_proxy = spec.proxy.as_ref().and_then(Proxy::secret);
         let of_webhook = spec.webhook.as_ref().and_then(|w| w.secret.as_deref());
-        let secrets: Vec<&str> = std::iter::once(spec.secret.as_str())
-            .chain(of_proxy)
-            .chain(of_webhook)
+        let secrets: Vec<Part> = std::iter::once(Part::credentials(&spec.secret))
+            .chain(of_proxy.map(Part::proxy_user))
+            .chain(of_webhook.map(Part::webhook))
             .collect();
         self.secrets.release(&pool.key, &secrets);
-        let bundle = spec.ca_bundle.as_ref().map(|r| r.name.as_str());
+        let bundle = spec.ca_bundle.as_ref().map(Part::certificates);
         self.config_maps.release(&pool.key, bundle.as_slice());
     }
 

@@ -112,14 +112,14 @@ catalogue! {
             "The operator may not read the Secret."
             => "With `watchNamespaces`, name it in the chart's `rbac.secretNames`.";
         SecretInvalid [CREDENTIALS]
-            "A key of the Secret is missing, or its value is no key or number."
+            "A key of the Secret is missing, its value is no key or number, or what is read of it has more than 16 KiB."
             => "The message says which; the App's private key is the whole `.pem` file.";
         CaBundleNotFound [CREDENTIALS]
             "`github.caBundleRef` names no ConfigMap and key that are there."
             => "Create it, as PEM; with `watchNamespaces`, name it in `rbac.configMapNames`.";
         CaBundleInvalid [CREDENTIALS]
-            "What `github.caBundleRef` names holds no certificates that can be read."
-            => "Store them as PEM.";
+            "What `github.caBundleRef` names holds no certificates that can be read, or has more than 256 KiB."
+            => "Store them as PEM, without those that every system has.";
         Unauthorized [CREDENTIALS, CHECKS, VERIFIED]
             "The key or token is wrong, revoked or expired, or the clock of the node is off."
             => "Make a new one, and write it into the same Secret.";

@@ -26,6 +26,18 @@ const ALIASES: [(&str, &str); 4] = [
     (TOKEN, "github_token"),
 ];
 
+/// All keys that are read of the Secret.
+pub const CREDENTIAL_KEYS: [&str; 8] = [
+    APP_ID,
+    INSTALLATION_ID,
+    PRIVATE_KEY,
+    TOKEN,
+    ALIASES[0].1,
+    ALIASES[1].1,
+    ALIASES[2].1,
+    ALIASES[3].1,
+];
+
 /// How the operator shows GitHub who it is. `Debug` shows no secret.
 #[derive(Clone)]
 pub struct Credentials {

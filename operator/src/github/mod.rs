@@ -57,11 +57,12 @@ pub use client::Client;
 pub use clients::Clients;
 pub use connect::Reach;
 pub use credentials::{
-    APP_ID, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID, PRIVATE_KEY, TOKEN,
+    APP_ID, CREDENTIAL_KEYS, Credentials, CredentialsError, Fingerprint, INSTALLATION_ID,
+    PRIVATE_KEY, TOKEN,
 };
 pub use error::Error;
 pub use event::JobEvent;
 pub use last::LastClients;
 pub use messages::{Message, Queued, Session};
-pub use proxy::{ProxyUser, ProxyUserError, ProxyWay};
+pub use proxy::{PROXY_USER_KEYS, ProxyUser, ProxyUserError, ProxyWay};
 pub use runners::{Deletion, JitConfig, JitRequest, ListedRunner, RunnerList};

@@ -33,6 +33,8 @@ use super::{Fingerprint, Proxy};
 const USERNAME: &str = "username";
 /// Key of the user's password.
 const PASSWORD: &str = "password";
+/// All keys that are read of the Secret.
+pub const PROXY_USER_KEYS: [&str; 2] = [USERNAME, PASSWORD];
 
 /// A proxy, and as whom it is asked.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

@@ -1,6 +1,6 @@
 //! The way to GitHub: credentials from the cluster, and what GitHub says of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl, ProxyUser, ProxyWay};
 use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
+use crate::watch::part::{Data, Keyed, Part};
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::{Pool, Spec};
 use cuda_runner_plan::model::scale_set::Known;
@@ -198,7 +199,8 @@ async fn find_at(
 
 async fn credentials(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Credentials, NoClient> {
     let name = &spec.secret;
-    let data = secret(ctx, pool, name, "app-id and private-key, or token").await?;
+    let part = Part::credentials(name);
+    let data = secret(ctx, pool, &part, "app-id and private-key, or token").await?;
     ctx.clients.credentials(&data).map_err(|e| NoClient {
         reason: Reason::SecretInvalid,
         message: format!("Secret {name}: {e}"),
@@ -213,7 +215,7 @@ async fn proxy_way(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<Pro
     let Some(name) = proxy.secret() else {
         return Ok(Some(ProxyWay { proxy, user: None }));
     };
-    let data = secret(ctx, pool, name, "username and password").await?;
+    let data = secret(ctx, pool, &Part::proxy_user(name), "username and password").await?;
     let user = ProxyUser::from_secret_data(&data).map_err(|e| NoClient {
         reason: Reason::SecretInvalid,
         message: format!("Secret {name} of spec.github.proxy: {e}"),
@@ -228,16 +230,23 @@ async fn proxy_way(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<Pro
 async fn secret(
     ctx: &Context,
     pool: &Pool,
-    name: &str,
+    part: &Part,
     keys: &str,
-) -> Result<BTreeMap<String, Vec<u8>>, NoClient> {
-    let namespace = &pool.key.namespace;
-    match ctx.secrets.get(&pool.key, name).await {
-        Lookup::Found(secret) => Ok(secret_data(&secret)),
+) -> Result<Arc<Data>, NoClient> {
+    let (name, namespace) = (&part.name, &pool.key.namespace);
+    match ctx.secrets.get(&pool.key, part).await {
+        Lookup::Found(data) => Ok(data),
         Lookup::Missing => Err(NoClient {
             reason: Reason::SecretNotFound,
             message: format!(
                 "The Secret {name} does not exist in the namespace {namespace}; create it with the keys {keys}"
+            ),
+        }),
+        Lookup::TooLong => Err(NoClient {
+            reason: Reason::SecretInvalid,
+            message: format!(
+                "Secret {name}: {keys} have more than {} KiB together; store nothing else under these keys",
+                Secret::MOST / 1024
             ),
         }),
         Lookup::Unreadable => Err(NoClient {
@@ -249,47 +258,36 @@ async fn secret(
     }
 }
 
-fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
-    let data = secret.data.iter().flatten();
-    data.map(|(key, value)| (key.clone(), value.0.clone()))
-        .collect()
-}
-
 async fn ca_bundle(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Option<CaBundle>, NoClient> {
     let Some(reference) = &spec.ca_bundle else {
         return Ok(None);
     };
     let place = format!("key {} of the ConfigMap {}", reference.key, reference.name);
-    let found = match ctx.config_maps.get(&pool.key, &reference.name).await {
-        Lookup::Found(map) => pem_of(&map, &reference.key),
-        Lookup::Missing | Lookup::Unreadable => None,
+    let unusable = |why: String| NoClient {
+        reason: Reason::CaBundleInvalid,
+        message: format!("The {place} cannot be used: {why}"),
     };
-    let pem = found.ok_or_else(|| NoClient {
+    let part = Part::certificates(reference);
+    let found = match ctx.config_maps.get(&pool.key, &part).await {
+        Lookup::Found(data) => Some(data),
+        Lookup::Missing | Lookup::Unreadable => None,
+        Lookup::TooLong => {
+            return Err(unusable(format!(
+                "it has more than {} KiB; store only the authorities that the system does not have",
+                ConfigMap::MOST / 1024
+            )));
+        }
+    };
+    let pem = found.as_ref().and_then(|data| data.get(&reference.key));
+    let pem = pem.ok_or_else(|| NoClient {
         reason: Reason::CaBundleNotFound,
         message: format!(
             "There is no {place} in the namespace {}; create it with the certificates as PEM",
             pool.key.namespace
         ),
     })?;
-    let bundle = CaBundle::from_pem(&pem).map_err(|e| NoClient {
-        reason: Reason::CaBundleInvalid,
-        message: format!("The {place} cannot be used: {e}"),
-    })?;
+    let bundle = CaBundle::from_pem(pem).map_err(|e| unusable(e.to_string()))?;
     Ok(Some(bundle))
-}
-
-fn pem_of(map: &ConfigMap, key: &str) -> Option<Vec<u8>> {
-    let text = map
-        .data
-        .as_ref()
-        .and_then(|d| d.get(key))
-        .map(|s| s.as_bytes().to_vec());
-    text.or_else(|| {
-        map.binary_data
-            .as_ref()
-            .and_then(|d| d.get(key))
-            .map(|b| b.0.clone())
-    })
 }
 
 /// Whether GitHub is to be asked now.
@@ -472,9 +470,93 @@ pub fn refused(github: &mut GitHubMemory, error: &Error, key: &str, now: Timesta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
+
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
     use crate::github::tests::stub::{Stub, raw};
     use crate::reconcile::tests::{Cluster, context};
+    use crate::watch::objects::{Breadth, Objects};
     use cuda_runner_plan::fixture;
+
+    /// An operator whose API server has this data in each Secret and ConfigMap.
+    async fn with_data(data: Value) -> Arc<Context> {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let item = json!({
+                "metadata": {"name": "named", "namespace": "ci", "resourceVersion": "1"}, "data": data
+            });
+            async move {
+                if request
+                    .uri()
+                    .query()
+                    .unwrap_or_default()
+                    .contains("watch=true")
+                {
+                    std::future::pending::<()>().await;
+                }
+                let list = json!({"metadata": {"resourceVersion": "1"}, "items": [item]});
+                let body = Body::from(list.to_string().into_bytes());
+                Ok::<_, Infallible>(Response::new(body))
+            }
+        });
+        let client = kube::Client::new(service, "ci");
+        let mut ctx = context(&Cluster::default()).await;
+        let waker = Arc::clone(&ctx.waker);
+        let inner = Arc::get_mut(&mut ctx).unwrap();
+        inner.secrets = Objects::new(client.clone(), Arc::clone(&waker), Breadth::Object);
+        inner.config_maps = Objects::new(client, waker, Breadth::Object);
+        ctx
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_is_refused_with_its_bound() {
+        let pool = fixture::pool(1);
+        let mut spec = Spec::clone(pool.spec.as_ref().unwrap());
+        spec.ca_bundle = Some(cudarunner_crds::KeyReference {
+            name: "ca".to_owned(),
+            key: "ca.crt".to_owned(),
+        });
+        // Given a token, and certificates, of any length
+        for (length, words) in [(40, None), (16 * 1024 + 1, Some("16 KiB"))] {
+            let ctx = with_data(json!({"token": STANDARD.encode("t".repeat(length))})).await;
+            let found = credentials(&ctx, &pool, &spec).await.err();
+            let told = found.as_ref().map(|none| none.message.as_str());
+            assert_eq!(told.is_some(), words.is_some(), "{told:?}");
+            // Then one that is too long is refused, in words that name it and its bound
+            if let (Some(none), Some(words)) = (&found, words) {
+                assert_eq!(none.reason, Reason::SecretInvalid);
+                assert!(none.message.contains(words) && none.message.contains(&spec.secret));
+            }
+        }
+        for (length, words) in [(40, "no certificate"), (256 * 1024 + 1, "256 KiB")] {
+            let ctx = with_data(json!({"ca.crt": "x".repeat(length)})).await;
+            let none = ca_bundle(&ctx, &pool, &spec).await.unwrap_err();
+            assert_eq!(none.reason, Reason::CaBundleInvalid);
+            assert!(none.message.contains(words) && none.message.contains("ca.crt"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_stands_by_keeps_the_client_of_a_pool() {
+        // Given a pool that nobody looks at here
+        let ctx = with_data(json!({"token": STANDARD.encode("ghp_token")})).await;
+        let pool = fixture::pool(1);
+        // When its gates have it register two runners, one after the other
+        let first = Arc::downgrade(&client_of(&ctx, &pool).await.unwrap());
+        let second = client_of(&ctx, &pool).await.unwrap();
+        // Then both go by the same client, until the pool is gone
+        assert!(
+            first
+                .upgrade()
+                .is_some_and(|first| Arc::ptr_eq(&first, &second))
+        );
+        drop(second);
+        ctx.forget(&pool.key);
+        assert!(first.upgrade().is_none());
+    }
 
     #[tokio::test]
     async fn runners_that_have_gone_are_asked_for_by_name_until_the_list_is_read() {

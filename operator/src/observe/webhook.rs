@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use crate::context::Context;
 use crate::github::{Client, Error};
 use crate::watch::objects::Lookup;
+use crate::watch::part::{Data, Keyed, Part};
 use crate::webhook::{HookName, Webhooks};
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
@@ -140,11 +141,15 @@ async fn user_secrets(
     name: &str,
 ) -> Result<Vec<SecretString>, String> {
     let namespace = &pool.namespace;
-    match ctx.secrets.get(pool, name).await {
-        Lookup::Found(secret) => parse(&secret)
+    match ctx.secrets.get(pool, &Part::webhook(name)).await {
+        Lookup::Found(data) => parse(&data)
             .map_err(|why| format!("The Secret {name} of spec.scaling.webhook.secretRef: {why}")),
         Lookup::Missing => Err(format!(
             "The Secret {name} of spec.scaling.webhook.secretRef does not exist in the namespace {namespace}; create it with the key {SECRET}"
+        )),
+        Lookup::TooLong => Err(format!(
+            "The Secret {name} of spec.scaling.webhook.secretRef: {SECRET} and {PREVIOUS_SECRET} have more than {} KiB together",
+            Secret::MOST / 1024
         )),
         Lookup::Unreadable => Err(format!(
             "The Secret {name} of spec.scaling.webhook.secretRef could not be read; may the operator list and watch it in the namespace {namespace}?"
@@ -152,12 +157,11 @@ async fn user_secrets(
     }
 }
 
-fn parse(secret: &Secret) -> Result<Vec<SecretString>, String> {
+fn parse(data: &Data) -> Result<Vec<SecretString>, String> {
     let text = |key: &str| {
-        let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-        let read = bytes.map(|bytes| {
+        let read = data.get(key).map(|bytes| {
             // What is written into a file ends with a line feed, and what is entered at GitHub does not.
-            let text = str::from_utf8(&bytes.0)
+            let text = str::from_utf8(bytes)
                 .ok()
                 .map(|text| text.trim_end_matches(['\r', '\n']));
             let text = text.filter(|text| text.len() >= SHORTEST);
@@ -175,27 +179,20 @@ fn parse(secret: &Secret) -> Result<Vec<SecretString>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use k8s_openapi::ByteString;
     use secrecy::ExposeSecret as _;
 
     use super::*;
 
     #[test]
     fn two_secrets_are_valid_while_one_is_rotated() {
-        let secret = |data: &[(&str, &str)]| {
+        let data = |data: &[(&str, &str)]| -> Data {
             let data = data.iter();
-            let data =
-                data.map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
-            Secret {
-                data: Some(data.collect::<BTreeMap<_, _>>()),
-                ..Secret::default()
-            }
+            data.map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+                .collect()
         };
         let (new, old) = ("0123456789abcdef", "fedcba9876543210");
-        let told = |data: &[(&str, &str)]| {
-            let secrets = parse(&secret(data))?;
+        let told = |given: &[(&str, &str)]| {
+            let secrets = parse(&data(given))?;
             let told = secrets.iter().map(|s| s.expose_secret().to_owned());
             Ok::<Vec<String>, String>(told.collect())
         };

@@ -5,6 +5,7 @@ pub mod devices;
 pub mod nodes;
 pub mod objects;
 pub mod others;
+pub mod part;
 pub mod pods;
 pub mod pools;
 pub mod stores;

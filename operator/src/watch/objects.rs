@@ -1,27 +1,26 @@
-//! Secrets and ConfigMaps that pools name.
+//! Secrets and ConfigMaps that pools name, of which [what is read](super::part) is kept.
 //!
 //! Where the operator may, one watch of each namespace tells which of its objects have changed, without what is in them, and
 //! those that pools name are read by name: many pools then need no more connections than one. Where it may not, or where
 //! that fails again and again, each object that a pool names has a watch of its own: no right to list the others is needed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fmt::Debug;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use k8s_openapi::NamespaceResourceScope;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
-use kube::{Api, Client, Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch as flag};
+use kube::{Api, Client, ResourceExt as _};
+use tokio::sync::{Notify, Semaphore, watch as flag};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::{Events, LONGEST_PAUSE, PAGE, Pauses, Waker, log_error};
+use super::part::{Data, Keyed, Part};
+use super::{LONGEST_PAUSE, PAGE, Pauses, Waker, log_error};
 use cuda_runner_plan::model::pool::PoolKey;
 
 /// How long the first look at an object may take.
@@ -33,12 +32,17 @@ const IN_A_ROW: Duration = Duration::from_mins(1);
 /// After such a time it is tried again.
 const AGAIN: Duration = Duration::from_mins(5);
 
+/// Objects that are read at a time. A whole one may take some MiB while it is read.
+const READS: usize = 16;
+
 /// Objects of one kind.
 pub struct Objects<K> {
     client: Client,
     waker: Arc<Waker>,
     breadth: Breadth,
-    namespaces: Mutex<HashMap<String, Namespace<K>>>,
+    namespaces: Mutex<HashMap<String, Namespace>>,
+    turns: Arc<Semaphore>,
+    kind: PhantomData<fn() -> K>,
 }
 
 /// How far a watch found.
@@ -51,30 +55,30 @@ pub enum Breadth {
 }
 
 /// The objects of a namespace that pools name.
-struct Namespace<K> {
-    named: Arc<Mutex<HashMap<String, Named<K>>>>,
+struct Namespace {
+    named: Arc<Mutex<BTreeMap<Part, Named>>>,
     /// How far the watches reach, once that is known.
     breadth: flag::Receiver<Option<Breadth>>,
     /// What watches the namespace.
     task: AbortHandle,
 }
 
-impl<K> Drop for Namespace<K> {
+impl Drop for Namespace {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// An object that pools name.
-struct Named<K> {
-    seen: flag::Receiver<Seen<K>>,
+struct Named {
+    seen: flag::Receiver<Seen>,
     /// It may have changed.
     changed: Arc<Notify>,
     users: Users,
     task: AbortHandle,
 }
 
-impl<K> Drop for Named<K> {
+impl Drop for Named {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -83,39 +87,22 @@ impl<K> Drop for Named<K> {
 type Users = Arc<Mutex<BTreeSet<PoolKey>>>;
 
 /// An object as it was last seen; `None` before the first look.
-type Seen<K> = Option<Lookup<K>>;
+type Seen = Option<Lookup>;
 
 /// What is known of an object.
-#[derive(Debug)]
-pub enum Lookup<K> {
+#[derive(Clone)]
+pub enum Lookup {
     /// It is there.
-    Found(Arc<K>),
+    Found(Arc<Data>),
     /// It is not.
     Missing,
+    /// What is to be read of it is longer than [`Keyed::MOST`].
+    TooLong,
     /// The API server did not say in time: the operator may lack the right to read it.
     Unreadable,
 }
 
-impl<K> Clone for Lookup<K> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Found(object) => Self::Found(Arc::clone(object)),
-            Self::Missing => Self::Missing,
-            Self::Unreadable => Self::Unreadable,
-        }
-    }
-}
-
-impl<K> Objects<K>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
+impl<K: Keyed> Objects<K> {
     /// No object is watched yet.
     #[must_use]
     pub fn new(client: Client, waker: Arc<Waker>, breadth: Breadth) -> Self {
@@ -124,12 +111,14 @@ where
             waker,
             breadth,
             namespaces: Mutex::default(),
+            turns: Arc::new(Semaphore::new(READS)),
+            kind: PhantomData,
         }
     }
 
-    /// The object `name` in the pool's namespace. From now on its changes wake the pool.
-    pub async fn get(&self, pool: &PoolKey, name: &str) -> Lookup<K> {
-        let mut seen = self.seen(pool, name);
+    /// The part of an object in the pool's namespace. From now on changes of the object wake the pool.
+    pub async fn get(&self, pool: &PoolKey, part: &Part) -> Lookup {
+        let mut seen = self.seen(pool, part);
         let first = seen.wait_for(Option::is_some);
         match tokio::time::timeout(FIRST_LOOK, first).await {
             Ok(Ok(seen)) => seen.clone().unwrap_or(Lookup::Unreadable),
@@ -138,14 +127,14 @@ where
     }
 
     /// The pool does not need this kind of object any more, or now others than `keep`.
-    pub fn release(&self, pool: &PoolKey, keep: &[&str]) {
+    pub fn release(&self, pool: &PoolKey, keep: &[Part]) {
         let mut namespaces = lock(&self.namespaces);
         let Some(namespace) = namespaces.get_mut(&pool.namespace) else {
             return;
         };
         let mut named = lock(&namespace.named);
-        named.retain(|name, object| {
-            if keep.contains(&name.as_str()) {
+        named.retain(|part, object| {
+            if keep.contains(part) {
                 return true;
             }
             let mut users = lock(&object.users);
@@ -159,25 +148,25 @@ where
         }
     }
 
-    fn seen(&self, pool: &PoolKey, name: &str) -> flag::Receiver<Seen<K>> {
+    fn seen(&self, pool: &PoolKey, part: &Part) -> flag::Receiver<Seen> {
         let mut namespaces = lock(&self.namespaces);
         let namespace = namespaces
             .entry(pool.namespace.clone())
             .or_insert_with(|| self.namespace(&pool.namespace));
         let mut named = lock(&namespace.named);
         let object = named
-            .entry(name.to_owned())
-            .or_insert_with(|| self.named(&pool.namespace, name, namespace.breadth.clone()));
+            .entry(part.clone())
+            .or_insert_with(|| self.named(&pool.namespace, part, namespace.breadth.clone()));
         lock(&object.users).insert(pool.clone());
         object.seen.clone()
     }
 
-    fn namespace(&self, namespace: &str) -> Namespace<K> {
+    fn namespace(&self, namespace: &str) -> Namespace {
         let named = Arc::default();
         let (found, breadth) = flag::channel(None);
         let task = match self.breadth {
             Breadth::Namespace => {
-                let api = Api::namespaced(self.client.clone(), namespace);
+                let api = Api::<PartialObjectMeta<K>>::namespaced(self.client.clone(), namespace);
                 tokio::spawn(tell_of_changes(api, Arc::clone(&named), found))
             }
             Breadth::Object => tokio::spawn(async move {
@@ -196,14 +185,16 @@ where
     fn named(
         &self,
         namespace: &str,
-        name: &str,
+        part: &Part,
         mut breadth: flag::Receiver<Option<Breadth>>,
-    ) -> Named<K> {
+    ) -> Named {
         let (shown, seen) = flag::channel(None);
         let (changed, users) = (Arc::<Notify>::default(), Users::default());
         let keeper = Keeper {
             api: Api::<K>::namespaced(self.client.clone(), namespace),
-            name: name.to_owned(),
+            metadata: Api::namespaced(self.client.clone(), namespace),
+            part: part.clone(),
+            turns: Arc::clone(&self.turns),
             shown,
             users: Arc::clone(&users),
             waker: Arc::clone(&self.waker),
@@ -239,13 +230,11 @@ where
 
 /// Tells the named objects of a namespace that they have changed; or, while the namespace cannot be watched, that each is to
 /// be watched by itself.
-async fn tell_of_changes<K>(
+async fn tell_of_changes<K: Keyed>(
     api: Api<PartialObjectMeta<K>>,
-    named: Arc<Mutex<HashMap<String, Named<K>>>>,
+    named: Arc<Mutex<BTreeMap<Part, Named>>>,
     breadth: flag::Sender<Option<Breadth>>,
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
+) {
     loop {
         tell_while_watched(&api, &named, &breadth).await;
         breadth.send_replace(Some(Breadth::Object));
@@ -254,13 +243,11 @@ async fn tell_of_changes<K>(
 }
 
 /// Ends when there is no right to watch the namespace, or when that has failed again and again.
-async fn tell_while_watched<K>(
+async fn tell_while_watched<K: Keyed>(
     api: &Api<PartialObjectMeta<K>>,
-    named: &Mutex<HashMap<String, Named<K>>>,
+    named: &Mutex<BTreeMap<Part, Named>>,
     breadth: &flag::Sender<Option<Breadth>>,
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
+) {
     let config = watcher::Config::default().page_size(PAGE);
     let mut events = watch(api.clone(), config)
         .backoff(Pauses::default())
@@ -269,9 +256,12 @@ async fn tell_while_watched<K>(
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Apply(object) | Event::Delete(object)) => {
-                if let Some(object) = lock(named).get(&object.name_any()) {
-                    object.changed.notify_one();
-                }
+                let first = Part::new(&object.name_any(), &[]);
+                let named = lock(named);
+                let parts = named.range(&first..);
+                parts
+                    .take_while(|(part, _)| part.name == first.name)
+                    .for_each(|(_, object)| object.changed.notify_one());
             }
             Ok(Event::InitDone) => {
                 failures = 0;
@@ -311,69 +301,63 @@ fn is_forbidden(error: &watcher::Error) -> bool {
 /// Keeps what is known of an object up to date.
 struct Keeper<K> {
     api: Api<K>,
-    name: String,
-    shown: flag::Sender<Seen<K>>,
+    metadata: Api<PartialObjectMeta<K>>,
+    part: Part,
+    turns: Arc<Semaphore>,
+    shown: flag::Sender<Seen>,
     users: Users,
     waker: Arc<Waker>,
 }
 
-impl<K> Keeper<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
+impl<K: Keyed> Keeper<K> {
     /// The only one of its name: whoever may list or watch it needs no other right.
     fn selector(&self) -> String {
-        format!("metadata.name={}", self.name)
-    }
-
-    fn show(&self, object: Option<K>) {
-        let seen = object.map_or(Lookup::Missing, |mut object| {
-            object.managed_fields_mut().clear();
-            Lookup::Found(Arc::new(object))
-        });
-        self.shown.send_replace(Some(seen));
-        let users = lock(&self.users);
-        users.iter().for_each(|pool| self.waker.wake(pool));
+        format!("metadata.name={}", self.part.name)
     }
 
     /// Reads it now, and whenever it is told to have changed.
     async fn read_when(&self, changed: &Notify) {
-        let only = ListParams::default().fields(&self.selector());
         loop {
-            let mut pauses = Pauses::default();
-            loop {
-                match self.api.list(&only).await {
-                    Ok(list) => {
-                        self.show(list.items.into_iter().next());
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, name = self.name, "an object that a pool names could not be read, and is tried again");
-                    }
-                }
-                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-            }
+            self.read().await;
             changed.notified().await;
         }
     }
 
-    /// Watches it.
+    /// Watches it, without what is in it, and reads it whenever it may have changed.
     async fn follow(&self) {
         let config = watcher::Config::default().fields(&self.selector());
-        let mut events: Events<K> = watch(self.api.clone(), config)
+        let mut events = watch(self.metadata.clone(), config)
             .backoff(Pauses::default())
             .boxed();
-        let mut listed = None;
         while let Some(event) = events.next().await {
             match event {
-                Ok(Event::Init) => listed = None,
-                Ok(Event::InitApply(object)) => listed = Some(object),
-                Ok(Event::InitDone) => self.show(listed.take()),
-                Ok(Event::Apply(object)) => self.show(Some(object)),
-                Ok(Event::Delete(_)) => self.show(None),
+                Ok(Event::Init | Event::InitApply(_)) => {}
+                Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => self.read().await,
                 Err(error) => log_error("an object that a pool names", &error),
             }
         }
+    }
+
+    /// Reads it, however often that fails, and wakes whoever names it.
+    async fn read(&self) {
+        let only = ListParams::default().fields(&self.selector());
+        let mut pauses = Pauses::default();
+        while let Err(error) = self.read_once(&only).await {
+            tracing::warn!(%error, name = self.part.name, "an object that a pool names could not be read, and is tried again");
+            tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+        }
+        let users = lock(&self.users);
+        users.iter().for_each(|pool| self.waker.wake(pool));
+    }
+
+    async fn read_once(&self, only: &ListParams) -> Result<(), kube::Error> {
+        // It is never closed.
+        let _turn = self.turns.acquire().await;
+        let list = self.api.list(only).await?;
+        let object = list.items.into_iter().next();
+        let seen = object.map_or(Lookup::Missing, |object| self.part.of(object));
+        self.shown.send_replace(Some(seen));
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -23,6 +24,21 @@ fn said(what: &Value) -> Said {
 
 const LIMIT: Duration = Duration::from_mins(1);
 
+/// Whether a request wants no more than metadata.
+fn is_bare(request: &Request<Body>) -> bool {
+    let accept = request.headers().get(http::header::ACCEPT);
+    accept.is_some_and(|accept| {
+        let accept = accept.to_str().unwrap();
+        accept.contains("PartialObjectMetadata")
+    })
+}
+
+/// Whether a request is about one object.
+fn selects(request: &Request<Body>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query.contains("fieldSelector")
+}
+
 /// An API server that takes a moment, and has Secrets in one namespace.
 #[derive(Clone, Default)]
 struct Cluster(Arc<Mutex<State>>);
@@ -42,6 +58,8 @@ struct State {
     reads: Vec<String>,
     /// Whether reads by name fail.
     is_away: bool,
+    /// Reads that are under way, and the most that were at a time.
+    under_way: (usize, usize),
 }
 
 impl Cluster {
@@ -62,7 +80,16 @@ impl Cluster {
         let service = tower::service_fn(move |request: Request<Body>| {
             let this = this.clone();
             async move {
+                let is_read = selects(&request) && !is_bare(&request);
+                if is_read {
+                    let (now, most) = &mut this.state().under_way;
+                    *now += 1;
+                    *most = (*most).max(*now);
+                }
                 sleep(Duration::from_millis(100)).await;
+                if is_read {
+                    this.state().under_way.0 -= 1;
+                }
                 Ok::<_, Infallible>(this.answer(&request))
             }
         });
@@ -77,11 +104,7 @@ impl Cluster {
 
     fn answer(&self, request: &Request<Body>) -> Response<Said> {
         let query = request.uri().query().unwrap_or_default();
-        let accept = request.headers().get(http::header::ACCEPT);
-        let is_bare = accept.is_some_and(|accept| {
-            let accept = accept.to_str().unwrap();
-            accept.contains("PartialObjectMetadata")
-        });
+        let is_bare = is_bare(request);
         let name = query
             .split('&')
             .find_map(|field| field.strip_prefix("fieldSelector=metadata.name%3D"))
@@ -126,7 +149,7 @@ impl Cluster {
             "SecretList"
         };
         let api = if is_bare { "meta.k8s.io/v1" } else { "v1" };
-        state.reads.extend(name);
+        state.reads.extend(name.filter(|_| !is_bare));
         let list = json!({"kind": kind, "apiVersion": api, "metadata": {"resourceVersion": version}, "items": items});
         Response::new(said(&list))
     }
@@ -166,7 +189,7 @@ impl State {
         if is_bare {
             return json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
         }
-        json!({"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "stringData": {"key": value}})
+        json!({"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": {"token": STANDARD.encode(value), "padding": STANDARD.encode([7; 9_000])}})
     }
 
     fn tell(&self, name: &str, what: &str) {
@@ -204,24 +227,31 @@ fn pool(name: &str) -> PoolKey {
     }
 }
 
-fn value(found: &Lookup<Secret>) -> Option<String> {
+/// What the pools here read of a Secret.
+fn part(name: &str) -> Part {
+    Part::credentials(name)
+}
+
+/// The value that pools read; nothing else is kept.
+fn value(found: &Lookup) -> Option<String> {
     match found {
-        Lookup::Found(secret) => secret.string_data.as_ref()?.get("key").cloned(),
+        Lookup::Found(data) => {
+            assert!(data.values().map(Vec::len).sum::<usize>() < 100);
+            Some(String::from_utf8(data["token"].clone()).unwrap())
+        }
         Lookup::Missing => None,
+        Lookup::TooLong => panic!("it is too long"),
         Lookup::Unreadable => panic!("it cannot be read"),
     }
 }
 
 /// All pools look at the Secret of this name at the same time.
-async fn look(
-    objects: &Arc<Objects<Secret>>,
-    wanted: Vec<(PoolKey, String)>,
-) -> Vec<Lookup<Secret>> {
+async fn look(objects: &Arc<Objects<Secret>>, wanted: Vec<(PoolKey, String)>) -> Vec<Lookup> {
     // Each with a waker of its own, as reconciles have them.
     let mut reconciles = JoinSet::new();
     for (pool, name) in wanted {
         let objects = Arc::clone(objects);
-        reconciles.spawn(async move { objects.get(&pool, &name).await });
+        reconciles.spawn(async move { objects.get(&pool, &part(&name)).await });
     }
     reconciles.join_all().await
 }
@@ -240,10 +270,12 @@ async fn three_hundred_pools_with_a_secret_each_need_one_watch() {
     // Then each has its own, soon, by one watch that tells no contents and one read each
     assert!(found.iter().all(|f| value(f).as_deref() == Some("first")));
     assert!(
-        start.elapsed() < Duration::from_secs(1),
+        start.elapsed() < Duration::from_secs(3),
         "{:?}",
         start.elapsed()
     );
+    // ... a few at a time: a whole object may be large
+    assert_eq!(cluster.state().under_way, (0, READS));
     assert_eq!(cluster.watches(), 1);
     assert!(
         cluster
@@ -255,7 +287,7 @@ async fn three_hundred_pools_with_a_secret_each_need_one_watch() {
     assert_eq!(cluster.reads().len(), names.len());
 
     // And a second look asks nothing
-    objects.get(&pool("secret-0"), "secret-0").await;
+    objects.get(&pool("secret-0"), &part("secret-0")).await;
     assert_eq!(cluster.reads(), Vec::<String>::new());
 
     // When the pools are gone, then nothing is watched
@@ -279,7 +311,7 @@ async fn a_change_of_an_object_wakes_the_pools_that_name_it() {
         let cluster = Cluster::with(["app".to_owned(), "other".to_owned()]);
         cluster.state().is_narrow = is_narrow;
         let (objects, mut woken) = cluster.objects(breadth);
-        let now = async || value(&objects.get(&pool("a"), "app").await);
+        let now = async || value(&objects.get(&pool("a"), &part("app")).await);
         assert_eq!(now().await.as_deref(), Some("first"), "{breadth:?}");
         sleep(Duration::from_secs(1)).await;
         woken.none();
@@ -302,14 +334,48 @@ async fn a_change_of_an_object_wakes_the_pools_that_name_it() {
             assert_eq!(now().await.as_deref(), wanted, "{breadth:?}, {is_narrow}");
         }
         assert_eq!(cluster.watches(), 1);
+        let watches = &cluster.state().watches;
+        assert!(watches.iter().all(|(_, is_bare, _)| *is_bare));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_parts_of_one_object_are_kept_for_themselves() {
+    // Given two pools that read different keys of one Secret
+    let cluster = Cluster::with(["app".to_owned()]);
+    let (objects, mut woken) = cluster.objects(Breadth::Namespace);
+    let padding = Part::new("app", &["padding"]);
+    let lengths = async |name: &str, part: &Part| match objects.get(&pool(name), part).await {
+        Lookup::Found(data) => data.values().map(Vec::len).collect(),
+        _ => vec![],
+    };
+    assert_eq!(lengths("a", &part("app")).await, [0, 5]);
+    assert_eq!(lengths("b", &padding).await, [9_000, 0]);
+    sleep(Duration::from_secs(1)).await;
+    woken.none();
+
+    // When it changes, then both are reported
+    cluster.put("app", "second");
+    let mut both = [woken.next().await, woken.next().await];
+    both.sort();
+    assert_eq!(both, ["a", "b"]);
+    assert_eq!(lengths("a", &part("app")).await, [0, 6]);
+
+    // And who lets go of the one has none of it any more
+    objects.release(&pool("b"), &[part("app")]);
+    sleep(Duration::from_secs(1)).await;
+    woken.none();
+    cluster.put("app", "third");
+    assert_eq!(woken.next().await, "a");
+    sleep(Duration::from_secs(1)).await;
+    assert!(woken.0.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_while_no_watch_is_open_is_seen_with_the_next_list() {
     let cluster = Cluster::with(["app".to_owned()]);
     let (objects, mut woken) = cluster.objects(Breadth::Namespace);
-    objects.get(&pool("a"), "app").await;
+    objects.get(&pool("a"), &part("app")).await;
     sleep(Duration::from_secs(1)).await;
     woken.none();
 
@@ -322,7 +388,7 @@ async fn a_change_while_no_watch_is_open_is_seen_with_the_next_list() {
 
     // Then the pool is reported all the same
     assert_eq!(woken.next().await, "a");
-    let found = objects.get(&pool("a"), "app").await;
+    let found = objects.get(&pool("a"), &part("app")).await;
     assert_eq!(value(&found).as_deref(), Some("second"));
 }
 
@@ -333,7 +399,7 @@ async fn an_object_is_read_soon_after_an_outage() {
         let cluster = Cluster::with(["app".to_owned()]);
         cluster.state().is_away = true;
         let (objects, mut woken) = cluster.objects(Breadth::Namespace);
-        let found = objects.get(&pool("a"), "app").await;
+        let found = objects.get(&pool("a"), &part("app")).await;
         assert!(matches!(found, Lookup::Unreadable));
         sleep(outage).await;
 
@@ -346,7 +412,7 @@ async fn an_object_is_read_soon_after_an_outage() {
             "{outage:?}, {:?}",
             end.elapsed()
         );
-        let found = objects.get(&pool("a"), "app").await;
+        let found = objects.get(&pool("a"), &part("app")).await;
         assert_eq!(value(&found).as_deref(), Some("first"));
     }
 }
@@ -360,7 +426,7 @@ async fn what_is_named_is_read_where_the_namespace_cannot_be_listed() {
         let (objects, mut woken) = cluster.objects(Breadth::Namespace);
 
         // Then what a pool names is read by its name, and watched
-        let now = async || value(&objects.get(&pool("a"), "app").await);
+        let now = async || value(&objects.get(&pool("a"), &part("app")).await);
         assert_eq!(now().await.as_deref(), Some("first"), "{code}");
         sleep(Duration::from_secs(1)).await;
         woken.none();
@@ -397,7 +463,7 @@ async fn a_right_that_is_taken_away_later_leaves_what_is_named() {
         // Given a good start
         let cluster = Cluster::with(["app".to_owned()]);
         let (objects, mut woken) = cluster.objects(Breadth::Namespace);
-        objects.get(&pool("a"), "app").await;
+        objects.get(&pool("a"), &part("app")).await;
         sleep(Duration::from_secs(1)).await;
 
         // When the namespace may not, or cannot, be watched any more, and the watch ends
@@ -409,7 +475,7 @@ async fn a_right_that_is_taken_away_later_leaves_what_is_named() {
         // Then changes of what is named are still seen
         cluster.put("app", "second");
         assert_eq!(woken.next().await, "a");
-        let found = objects.get(&pool("a"), "app").await;
+        let found = objects.get(&pool("a"), &part("app")).await;
         assert_eq!(value(&found).as_deref(), Some("second"));
     }
 }
