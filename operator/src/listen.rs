@@ -3,6 +3,7 @@
 //! What is heard is numbers, and each message repeats them: nothing is lost with one. It is acknowledged once a
 //! reconcile has acted on it, so that a crash in between has it come again.
 
+mod pace;
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet};

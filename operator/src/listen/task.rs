@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::pace::Pace;
 use super::{ListenerConfig, Received, lock};
 use crate::github::{Error, Message, Session, Statistics};
 use cuda_runner_plan::model::backoff;
@@ -72,6 +73,7 @@ pub(super) struct Task {
     /// Whether the session's token was renewed since GitHub last answered.
     has_refreshed: bool,
     failures: i32,
+    pace: Pace,
 }
 
 impl Task {
@@ -89,6 +91,7 @@ impl Task {
             heard: None,
             has_refreshed: false,
             failures: 0,
+            pace: Pace::new(),
         }
     }
 
@@ -159,6 +162,7 @@ impl Task {
         self.heard = None;
         let mut last = 0;
         loop {
+            self.pace.turn().await;
             let outcome = match self.hear(&mut session, last).await {
                 Ok(Poll::Message(message)) => match self.take_in(&mut session, message, last).await
                 {

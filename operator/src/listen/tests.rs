@@ -191,6 +191,37 @@ async fn a_message_is_acknowledged_once_it_was_acted_on() {
 }
 
 #[tokio::test]
+async fn a_server_that_answers_each_poll_at_once_is_polled_once_a_second() {
+    // Given a server that answers each poll with the message that was acknowledged, and with other numbers each time
+    let mut assigned = 0;
+    let (stub, mut asks) = service(move |line, host| match line {
+        "POST set 7/sessions" => session(host),
+        line if line.starts_with("GET /q") => {
+            assigned = (assigned + 1) % 2;
+            message(1, assigned)
+        }
+        _ => reply(204, &Value::Null),
+    })
+    .await;
+    let (config, mut woken) = config(&stub);
+    let listener = start(config, 4, None);
+    listener.acted_on(u64::MAX);
+
+    // When all is acted on at once, and each time another capacity is told
+    let (mut asked, mut capacity) = (0, 0);
+    let pause = Duration::from_millis(400);
+    while let Ok(Some(_)) = tokio::time::timeout(pause, asks.recv()).await {
+        asked += 1;
+        // Then it is asked for a poll and an acknowledgement, so many times and no more
+        assert!(asked < 8 * pace::AT_ONCE, "nothing holds it up");
+        while woken.try_recv().is_ok() {
+            capacity = (capacity + 1) % 2;
+            listener.advertise(capacity);
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_poll_with_room_does_not_bring_does_not_wait() {
     let (stub, _asks) = service(|line, host| match line {
         "POST set 7/sessions" => reply(
