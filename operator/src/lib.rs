@@ -8,6 +8,7 @@
 //! Where what others say becomes decisions, no arithmetic may fail: the lint `arithmetic_side_effects` looks after it.
 
 pub mod act;
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod context;

@@ -6,12 +6,14 @@ mod hook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use hook::HookMemory;
 
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::clock::Clock;
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::claim::ClaimTemplate;
@@ -96,6 +98,8 @@ pub type Memory = PerPool<PoolMemory>;
 /// What is remembered of one pool.
 #[derive(Default)]
 pub struct PoolMemory {
+    /// Looked at when a reconcile begins.
+    clock: Clock,
     /// Pods that were created and not yet seen, by name.
     pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
@@ -217,6 +221,54 @@ pub struct ScaleSetMemory {
 }
 
 impl PoolMemory {
+    /// A reconcile begins, at `tick` of a clock that nobody sets: where the other one was set back since the last, no moment
+    /// counts that was noted by then.
+    pub fn begins(&mut self, now: Timestamp, tick: Instant) {
+        if self.clock.is_set_back(now, tick) {
+            self.start_afresh(now);
+        }
+    }
+
+    /// Forgets what is read again, as with a restart. What was done a moment ago and may not show yet was done now.
+    fn start_afresh(&mut self, now: Timestamp) {
+        let before = std::mem::take(self);
+        let expected = before.expected.into_iter();
+        let expected = expected.map(|(name, expectation)| {
+            let answer = expectation.answer;
+            (
+                name,
+                Expectation {
+                    answer,
+                    ..Expectation::new(now)
+                },
+            )
+        });
+        let in_flight = before.in_flight.into_iter();
+        let gated = before.gated.into_iter();
+        *self = Self {
+            clock: before.clock,
+            expected: expected.collect(),
+            removed: before.removed,
+            unregistered: before.unregistered,
+            reported: before.reported,
+            gated: gated
+                .map(|(uid, since)| (uid, since.map(|_| now)))
+                .collect(),
+            claim: before.claim,
+            known: before.known,
+            last_change: Some(now),
+            in_flight: in_flight.map(|(_, uid)| (now, uid)).collect(),
+            webhook: Heard {
+                any: before.webhook.any,
+                read_at: None,
+            },
+            status: before.status,
+            pod_refused: before.pod_refused,
+            errors: before.errors,
+            ..Self::default()
+        };
+    }
+
     /// Whether a pod's gate has brought its report for the first time. Of pods that are not `there` any more nothing is kept:
     /// a replica that stands by reconciles nothing that would forget them.
     pub fn is_first_report(&mut self, uid: &str, there: &BTreeSet<String>) -> bool {
@@ -361,6 +413,54 @@ mod tests {
     use super::*;
     use cuda_runner_plan::model::runner::Waiting;
     use cuda_runner_plan::{Entry, fixture, health};
+
+    #[test]
+    fn a_clock_that_is_set_back_holds_nothing_up() {
+        let (start, tick) = (fixture::NOW, Instant::now());
+        let hour = SignedDuration::from_hours(1);
+        let pool = fixture::pool(1);
+        // Given a pool of which all moments are noted that there are
+        let noted = || {
+            let mut memory = PoolMemory::default();
+            memory.begins(start, tick);
+            let error = crate::github::Error::Malformed {
+                action: String::new(),
+                message: String::new(),
+            };
+            crate::observe::github::refused(&mut memory.github, &error, "pool", start);
+            memory.hook.failed(&error, "pool", start);
+            memory.left.insert("there".to_owned(), Left::default());
+            memory
+                .expected
+                .insert("pool-a".to_owned(), Expectation::new(start));
+            memory.registers("pool-a", start);
+            memory.not_listed(start);
+            memory.gated.insert("pool-a".to_owned(), Some(start));
+            memory
+        };
+        let minute = std::time::Duration::from_mins(1);
+
+        // When a minute passes, or the clock is set forward, then they hold
+        for passed in [SignedDuration::from_mins(1), hour] {
+            let mut memory = noted();
+            memory.begins(start.after(passed), tick + minute);
+            assert!(memory.github.not_before.is_some() && !memory.left.is_empty());
+            assert_eq!(memory.expected["pool-a"].created, start);
+        }
+
+        // When it is set back, then there is none that lies ahead further than any pause
+        for passed in [-hour, SignedDuration::ZERO] {
+            let (mut memory, now) = (noted(), start.after(passed));
+            memory.begins(now, tick + minute);
+            assert_eq!(memory.github.not_before, None);
+            assert!(memory.hook.is_due(&pool, now));
+            assert!(memory.left.is_empty());
+            assert!(memory.settled_at().unwrap() <= now.after(ARRIVES_WITHIN));
+            assert_eq!(memory.gated["pool-a"], Some(now));
+            // ... and a pod that does not show yet is waited for as before, so that none is made in its place
+            assert_eq!(memory.overdue(now.after(PATIENCE)), ["pool-a"]);
+        }
+    }
 
     #[test]
     fn who_was_looked_for_in_vain_may_be_in_a_list_soon() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cudarunner_crds::OperatorStatus;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::controller::Action as Next;
 use kube::{Api, Client, ResourceExt as _};
@@ -20,7 +20,6 @@ use crate::error::ReconcileError;
 use crate::lease::OtherLease;
 use crate::selector::{PoolSelector, selects};
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
-use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::owner::{self, Facts, Other, SETTLES_IN, Standing, judge};
 
 /// How often a pool that another operator has is looked at: each new word of that operator's wakes it besides.
@@ -45,7 +44,7 @@ struct Known {
     /// Whether this process serves it.
     serves: bool,
     /// Until when nothing is done for it.
-    settles: Option<Timestamp>,
+    settles: Option<Instant>,
     /// What was last told of it.
     told: Option<Standing>,
     /// Since when the operator that it names is known not to select it.
@@ -179,7 +178,8 @@ impl Ownership {
         let word = self.read(named).await?;
         let selects = selects(&word.annotations, &pool.key.namespace, labels);
         let selects_not_since = self.with(pool, |known| {
-            let since = known.selects_not_since.unwrap_or(now);
+            // One that lies ahead is of a clock that was set back since.
+            let since = known.selects_not_since.map_or(now, |since| since.min(now));
             known.selects_not_since = (!selects).then_some(since);
             known.selects_not_since
         });
@@ -212,20 +212,20 @@ pub async fn stand(
         now,
     );
     match (standing, named) {
-        (Standing::Serve, _) => Ok(serve(ownership, pool, now)),
+        (Standing::Serve, _) => Ok(serve(ownership, pool)),
         (Standing::Take { settles }, _) => {
             let own = ownership.has_lease.then_some(&ownership.own);
             let taken = take(ctx, pool, own).await;
             taken.map_err(ReconcileError::Owner)?;
             let wait = if settles {
-                SETTLES_IN
+                SETTLES_IN.unsigned_abs()
             } else {
-                SignedDuration::ZERO
+                Duration::ZERO
             };
             ownership.with(pool, |known| {
                 // From here on it is given back when the selector takes it in no more.
                 known.serves = true;
-                known.settles = Some(Timestamp::now().after(wait));
+                known.settles = Some(Instant::now() + wait);
                 known.selects_not_since = None;
             });
             if settles {
@@ -247,13 +247,13 @@ pub async fn stand(
 }
 
 /// Notes that the pool is this operator's; when to look again where nothing is done for it yet.
-fn serve(ownership: &Ownership, pool: &Pool, now: Timestamp) -> Option<Next> {
+fn serve(ownership: &Ownership, pool: &Pool) -> Option<Next> {
     ownership.with(pool, |known| {
         known.serves = true;
         known.told = None;
-        let left = known.settles?.duration_since(now);
-        if left.is_positive() {
-            return Some(Next::requeue(left.unsigned_abs()));
+        let left = known.settles?.duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(Next::requeue(left));
         }
         known.settles = None;
         None

@@ -56,6 +56,8 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
     if let Some(next) = standing {
         return Ok(next);
     }
+    ctx.memory
+        .with(&pool, |memory| memory.begins(now, Instant::now()));
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
     let outcome = Box::pin(act(ctx, &pool, client, &mut plan))

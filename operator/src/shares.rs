@@ -2,13 +2,14 @@
 //! operator sees alike.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
+use crate::clock::Clock;
 use crate::context::Context;
 use crate::guard;
 use crate::watch::Waker;
@@ -36,6 +37,7 @@ pub struct Shares {
     pub others: Option<Arc<Held>>,
     weights: BTreeMap<String, u32>,
     table: RwLock<Table>,
+    clock: Mutex<Clock>,
 }
 
 impl Shares {
@@ -46,6 +48,17 @@ impl Shares {
             others,
             weights,
             table: RwLock::default(),
+            clock: Mutex::default(),
+        }
+    }
+
+    /// They are reckoned, at `tick` of a clock that nobody sets: where the other one was set back since the last time, all
+    /// begins anew, as no moment counts that is in them.
+    fn begin(&self, now: Timestamp, tick: Instant) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if clock.is_set_back(now, tick) {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.clear();
         }
     }
 
@@ -112,6 +125,7 @@ pub fn begin(ctx: &Context) {
 }
 
 fn reckon(ctx: &Context, nodes: &Nodes, now: Timestamp) -> Vec<PoolKey> {
+    ctx.shares.begin(now, Instant::now());
     let (members, others) = members(ctx, now);
     let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights, now);
     ctx.shares.replace(new)
@@ -341,6 +355,22 @@ pub(crate) mod tests {
             left.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
             ctx.pods.apply(&left, true);
             assert_eq!(reckoned(&ctx), (true, 1), "{pool} {owner:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_begins_the_shares_anew() {
+        // Given the share of a pool, with what is known of it by moments
+        let (now, tick) = (fixture::NOW, Instant::now());
+        let (shares, key) = (Shares::default(), fixture::pool(1).key);
+        shares.begin(now, tick);
+        shares.replace(BTreeMap::from([(key.clone(), Share::default())]));
+        let minute = Duration::from_mins(1);
+        for (passed, is_kept) in [(60, true), (-3_600, false)] {
+            // When a minute passes by the one clock, then it goes where the other one was set back
+            let shown = now + SignedDuration::from_secs(passed);
+            shares.begin(shown, tick + minute);
+            assert_eq!(shares.of(&key).is_some(), is_kept, "{passed}");
         }
     }
 

@@ -48,6 +48,8 @@ pub fn read_again(spec: &Spec, read: Timestamp, heard: &Heard) -> Timestamp {
 #[must_use]
 pub fn coalesced(last: Option<Timestamp>, now: Timestamp) -> Timestamp {
     match last {
+        // Of a clock that was set back since.
+        Some(last) if last > now.after(APART) => now,
         Some(last) if last > now => last,
         Some(last) => now.max(last.after(APART)),
         None => now,

@@ -155,7 +155,8 @@ impl From<Limit> for Error {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     recent: VecDeque<(Timestamp, Cost)>,
-    pause: Option<Limit>,
+    /// The limit that was met last, and when.
+    pause: Option<(Timestamp, Limit)>,
     usage: Usage,
 }
 
@@ -174,11 +175,12 @@ impl Ledger {
     }
 
     fn check(&mut self, cost: Cost, now: Timestamp) -> Result<(), Limit> {
-        if let Some(pause) = &self.pause {
-            if now < pause.until {
-                return Err(pause.clone());
-            }
-            self.pause = None;
+        if let Some(pause) = self.pause(now) {
+            return Err(pause.clone());
+        }
+        // Where the clock was set back, what was booked before says nothing: it would age only when that time comes again.
+        if self.recent.back().is_some_and(|(at, _)| now < *at) {
+            self.recent.retain(|(at, _)| *at <= now);
         }
         while self
             .recent
@@ -222,13 +224,18 @@ impl Ledger {
         }
         let limit = answer.reported(now);
         if self
-            .pause
-            .as_ref()
+            .pause(now)
             .is_none_or(|pause| pause.until < limit.until)
         {
-            self.pause = Some(limit.clone());
+            self.pause = Some((now, limit.clone()));
         }
         answer.is_limit().then_some(limit)
+    }
+
+    /// The limit that holds now. One that was met later than now is of a clock that was set back since.
+    fn pause(&self, now: Timestamp) -> Option<&Limit> {
+        let (met, limit) = self.pause.as_ref()?;
+        (*met <= now && now < limit.until).then_some(limit)
     }
 
     fn count(&mut self, cost: Cost, ending: Ending) {
@@ -238,9 +245,8 @@ impl Ledger {
     /// What was spent.
     #[must_use]
     pub fn usage(&self, now: Timestamp) -> Usage {
-        let pause = self.pause.as_ref().map(|pause| pause.until);
         Usage {
-            paused_until: pause.filter(|until| now < *until),
+            paused_until: self.pause(now).map(|pause| pause.until),
             ..self.usage.clone()
         }
     }
@@ -384,8 +390,7 @@ impl Budget {
 
     fn paused(&self) -> Option<Limit> {
         let mut ledger = self.lock();
-        let now = Timestamp::now();
-        let limit = ledger.pause.clone().filter(|pause| now < pause.until)?;
+        let limit = ledger.pause(Timestamp::now()).cloned()?;
         ledger.usage.held_back += 1;
         Some(limit)
     }

@@ -298,7 +298,8 @@ fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
     let stale = github
         .listing
         .as_ref()
-        .is_none_or(|l| now >= l.at.after(SWEEP));
+        // What was read later than now was read before the clock was set back.
+        .is_none_or(|l| now >= l.at.after(SWEEP) || now < l.at);
     github.access != Access::Granted || refresh || stale
 }
 
@@ -310,7 +311,7 @@ fn is_queue_due(github: &GitHubMemory, pool: &Pool, heard: &Heard, now: Timestam
     let spec = pool.spec.as_ref().ok().filter(|spec| spec.reads_queue());
     github.queue.as_ref().is_none_or(|q| {
         let due = spec.map_or_else(|| q.at.after(SWEEP), |spec| read_again(spec, q.at, heard));
-        q.asked != pool.look_again || now >= due
+        q.asked != pool.look_again || now >= due || now < q.at
     })
 }
 
@@ -556,6 +557,38 @@ mod tests {
         drop(second);
         ctx.forget(&pool.key);
         assert!(first.upgrade().is_none());
+    }
+
+    #[test]
+    fn what_was_read_later_than_now_is_read_again() {
+        // Given a list and a queue that were read a minute ago
+        let (pool, now) = (fixture::pool(1), fixture::NOW);
+        let github = |at: Timestamp| GitHubMemory {
+            access: Access::Granted,
+            listing: Some(Listing {
+                at,
+                entries: vec![],
+            }),
+            queue: Some(Arc::new(Queue {
+                at,
+                asked: pool.look_again.clone(),
+                jobs: Ok(None),
+                registered: vec![],
+                shut_out: None,
+            })),
+            ..GitHubMemory::default()
+        };
+        let are_due = |at: Timestamp| {
+            let github = github(at);
+            let queue = is_queue_due(&github, &pool, &Heard::default(), now);
+            [is_due(&github, false, now), queue]
+        };
+        assert_eq!(
+            are_due(now.before(SignedDuration::from_mins(1))),
+            [false; 2]
+        );
+        // When the clock is set back, then they are read again
+        assert_eq!(are_due(now.after(SignedDuration::from_mins(1))), [true; 2]);
     }
 
     #[tokio::test]

@@ -148,6 +148,8 @@ fn facts<'a>(
         recount: untold.into_iter().min(),
         finishing,
         awaited_until: taken_back
+            // One that lies ahead is of a clock that was set back since.
+            .filter(|at| *at <= now)
             .map(|at| at.after(ASSIGNED_AGAIN))
             .filter(|until| now < *until),
     }

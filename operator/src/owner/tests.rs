@@ -81,7 +81,7 @@ async fn a_pool_is_served_only_when_it_names_this_operator() {
     // When the watch shows that, then nothing is done until what somebody else has begun must show, too
     assert_eq!(writes(&ctx, &cluster, Some("own")).await, [] as [&str; 0]);
     let key = fixture::pool(1).key;
-    ctx.ownership.lock().get_mut(&key).unwrap().settles = Some(Timestamp::now());
+    ctx.ownership.lock().get_mut(&key).unwrap().settles = Some(Instant::now());
 
     // Then the pool is reconciled, and its status says nothing of the operator: that is written apart
     assert_eq!(writes(&ctx, &cluster, Some("own")).await, ["PATCH status"]);

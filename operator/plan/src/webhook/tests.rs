@@ -74,6 +74,8 @@ fn reads_because_of_events_lie_apart() {
         (Some(2_000), 600, 2_000),
         (Some(2_000), 2_000, 4_000),
         (Some(2_000), 9_000, 9_000),
+        // The clock was set back since
+        (Some(3_600_000), 500, 500),
     ] {
         let found = coalesced(last.map(at), at(now));
         assert_eq!(found, at(expected), "{last:?} {now}");

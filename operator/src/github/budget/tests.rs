@@ -188,6 +188,30 @@ fn a_shorter_pause_never_ends_a_longer_one() {
     assert_eq!(ledger.admit(Cost::Read, at(50)).unwrap_err().until, at(100));
 }
 
+#[test]
+fn a_clock_that_is_set_back_holds_nothing_up() {
+    for step in [1, 61, 3_600, 86_400] {
+        // Given a minute's points that are used up, and a limit
+        let mut ledger = Ledger::default();
+        for _ in 0..180 {
+            ledger.admit(Cost::Registration, at(0)).unwrap();
+        }
+        ledger.note(&signs(429, &[("retry-after", "100")], ""), at(0));
+
+        // When the clock is set back, then a request is sent, and all limits hold from then on
+        let now = at(-step);
+        assert_eq!(ledger.usage(now).paused_until, None);
+        for _ in 0..180 {
+            ledger.admit(Cost::Registration, now).unwrap();
+        }
+        let limit = ledger.admit(Cost::Read, now).unwrap_err();
+        assert_eq!(limit.until, at(60 - step), "{step}");
+        let limit = ledger.note(&signs(429, &[("retry-after", "9")], ""), now);
+        assert_eq!(limit.unwrap().until, at(9 - step));
+        assert_eq!(ledger.usage(now).paused_until, Some(at(9 - step)));
+    }
+}
+
 #[tokio::test]
 async fn a_pause_is_told_at_once_to_all_that_share_the_credential() {
     let budget = Budget::default();
