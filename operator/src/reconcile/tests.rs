@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use cudarunner_crds::{CudaRunner, OperatorStatus};
 use http::{Method, Request, Response};
@@ -275,6 +276,25 @@ async fn a_pool_without_its_secret_says_so_once_and_makes_nothing() {
     // The second reconcile finds nothing changed
     reconcile(resource, ctx).await.unwrap();
     assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_reconcile_waits_for_no_moment_from_before_the_clock_was_set_back() {
+    // Given a pool that was reconciled when the clock was an hour ahead, and that waits for a moment since
+    let ctx = context(&Cluster::default()).await;
+    let (pool, ahead) = (
+        fixture::pool(1),
+        Timestamp::now() + SignedDuration::from_hours(1),
+    );
+    ctx.memory.with(&pool, |memory| {
+        memory.begins(ahead, Instant::now());
+        memory.hook.not_before = Some(ahead);
+    });
+    let waits = || ctx.memory.with(&pool, |memory| memory.hook.not_before);
+    // When it is reconciled by the right time, then it waits no more
+    assert!(waits().is_some());
+    reconcile(resource(|_| {}), Arc::clone(&ctx)).await.unwrap();
+    assert_eq!(waits(), None);
 }
 
 #[tokio::test]
