@@ -401,16 +401,18 @@ impl Executor<'_> {
         let now_at = spec.map(|spec| spec.url.to_string());
         let now_at = now_at.or_else(|| status.registered_at.clone());
         // Whoever may write pods can write another address into one: only those count at which the pool has been.
-        let was_at = |url: &&str| {
+        let was_at = |url: &str| {
             let before = status.registered_at.iter();
             let mut before = before.chain(status.left_at.iter().map(|left| &left.url));
-            before.any(|before| before == url) && now_at.as_deref() != Some(url)
+            before.any(|before| before == url)
         };
-        match url.filter(was_at) {
+        match url.filter(|url| now_at.as_deref() != Some(*url)) {
             None => Ok(Place {
                 client: self.client.clone().ok_or(ActError::NoClient)?,
                 has_scale_set: status.scale_set.is_some(),
             }),
+            // Elsewhere it is not found, and that would say nothing.
+            Some(url) if !was_at(url) => Err(ActError::UnknownAddress(url.to_owned())),
             Some(url) => {
                 let client = client_at(self.ctx, self.pool, url).await;
                 let mut sets = status.left_at.iter().filter(|left| left.url == url);

@@ -18,6 +18,11 @@ pub enum ActError {
     /// An action needs GitHub, and there are no credentials.
     #[error("there are no credentials with which to ask GitHub")]
     NoClient,
+    /// A pod registers at an address that the pool's status does not have.
+    #[error(
+        "a runner registers at {0}, and status.registeredAt and status.leftAt do not have that address, so it cannot be asked whether it has a job; delete its pod when it has none"
+    )]
+    UnknownAddress(String),
     /// Another replica may act by now.
     #[error(transparent)]
     NotLeading(#[from] NotLeading),
@@ -58,6 +63,10 @@ impl ReconcileError {
                 first: ActError::NoClient,
                 ..
             } => "NoCredentials",
+            Self::Act {
+                first: ActError::UnknownAddress(_),
+                ..
+            } => "UnknownAddress",
             Self::Act {
                 first: ActError::NotLeading(_),
                 ..

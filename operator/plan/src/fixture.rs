@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cudarunner_crds::{
-    CudaRunner, CudaRunnerSpec, QuarantineScope, QuarantineStatus, RunnerPhase, Scaling,
-    ScalingSource,
+    CudaRunner, CudaRunnerSpec, CudaRunnerStatus, QuarantineScope, QuarantineStatus, RunnerPhase,
+    Scaling, ScalingSource,
 };
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
@@ -28,7 +28,7 @@ pub fn ago(seconds: i64) -> Timestamp {
     NOW - SignedDuration::from_secs(seconds)
 }
 
-/// A resource with the defaults, its finalizer set.
+/// A resource with the defaults, its finalizer set, whose status has its address.
 pub fn resource() -> CudaRunner {
     let mut spec = CudaRunnerSpec {
         labels: ["self-hosted", "cuda"].map(str::to_owned).to_vec(),
@@ -43,6 +43,10 @@ pub fn resource() -> CudaRunner {
     meta.generation = Some(1);
     meta.creation_timestamp = Some(Time(ago(3600)));
     meta.finalizers = Some(vec![FINALIZER.to_owned()]);
+    resource.status = Some(CudaRunnerStatus {
+        registered_at: Some(resource.spec.github.url.clone()),
+        ..CudaRunnerStatus::default()
+    });
     resource
 }
 

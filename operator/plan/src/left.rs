@@ -8,7 +8,8 @@ use cudarunner_crds::{LeftStatus, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Action, Entry, Notice, Observed, Plan};
-use crate::model::pool::Pool;
+use crate::model::pool::{Pool, Spec};
+use crate::model::runner::Runner;
 use crate::model::scale_set::Known;
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
@@ -32,22 +33,29 @@ pub(super) fn note(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     if let Some(index) = status.left_at.iter().position(|left| left.url == url) {
         back = status.left_at.remove(index).scale_set;
     }
-    let Some(before) = pool.status.registered_at.clone().filter(|at| *at != url) else {
+    let Some(before) = &pool.status.registered_at else {
+        // Pods are here, whatever has become of the word that they are.
+        let is_here = |r: &Runner| !r.is_elsewhere(spec);
+        status.registered_at = observed.runners.iter().any(is_here).then_some(url);
         return;
     };
+    if *before == url {
+        return;
+    }
     status.left_at.insert(
         0,
         LeftStatus {
-            url: before,
+            url: before.clone(),
             scale_set: pool.status.scale_set.clone(),
             message: None,
         },
     );
     status.registered_at = Some(url);
     status.scale_set = back;
+    let may_come = may_come(observed);
     let has_pods = |left: &LeftStatus| {
         let mut runners = observed.runners.iter();
-        runners.any(|r| r.url.as_ref() == Some(&left.url))
+        may_come || runners.any(|r| r.url.as_ref() == Some(&left.url))
     };
     let mut without = 0_usize;
     let beyond = status.left_at.extract_if(.., |left| {
@@ -63,10 +71,32 @@ pub(super) fn note(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     plan.wake_in(SignedDuration::ZERO);
 }
 
+/// Whether the status has the pool's address, so that something may be made there: it is asked for where it was made, whatever
+/// happens in between. Where it has not, it gets it.
+pub(super) fn is_noted(pool: &Pool, spec: &Spec, plan: &mut Plan) -> bool {
+    let here = Some(spec.url.to_string());
+    if pool.status.registered_at == here {
+        return true;
+    }
+    plan.status.registered_at = here;
+    // A finalizer that is being set wakes by itself.
+    if pool.finalizer {
+        plan.wake_in(SignedDuration::ZERO);
+    }
+    false
+}
+
+/// Whether there may be a pod that the watch does not show yet. It may be of any address.
+fn may_come(observed: &Observed) -> bool {
+    let mut names = observed.expected.iter().chain(&observed.unanswered);
+    names.any(|name| observed.runners.iter().all(|r| r.name != *name))
+}
+
 /// Removes what is left, address by address; one that holds nothing more is forgotten.
 pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let mut left_at = std::mem::take(&mut plan.status.left_at);
     let now_has = plan.status.scale_set.clone();
+    let may_come = may_come(observed);
     left_at.retain_mut(|left| {
         let seen = observed.left.get(&left.url);
         left.message = seen.and_then(|seen| seen.trouble.clone());
@@ -74,7 +104,7 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         // A pod that does not say where it registers was made before they did.
         let is_here = |url: &String| *url == left.url;
         let mut here = runners.filter(|r| r.url.as_ref().is_none_or(is_here));
-        let has_pods = here.any(|r| r.gone_by.is_none_or(|by| now < by));
+        let has_pods = may_come || here.any(|r| r.gone_by.is_none_or(|by| now < by));
         let ask_again = seen.and_then(|seen| seen.ask_again);
         let soon = now.after(SOON);
         let waits = has_pods || left.message.is_some();

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::health::{self, Health};
 use super::{
-    About, Access, Action, Case, NewRunner, Notice, Observed, Plan, Target, demand, retest,
+    About, Access, Action, Case, NewRunner, Notice, Observed, Plan, Target, demand, left, retest,
     schedule, stable,
 };
 use crate::model::claim::Retest;
@@ -274,11 +274,14 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
         health,
         now,
     } = case;
-    if missing == 0 || !pool.finalizer || observed.access != Access::Granted {
+    if missing == 0 || observed.access != Access::Granted {
         return;
     }
     if let Some(moment) = health.not_before.filter(|moment| *moment > now) {
         plan.wake_at(moment, now);
+        return;
+    }
+    if !left::is_noted(pool, spec, plan) || !pool.finalizer {
         return;
     }
     let mut missing = missing;
@@ -291,7 +294,6 @@ fn create(case: Case, missing: usize, plan: &mut Plan) {
         });
         missing = usize::from(!on_its_way && observed.expected.is_empty());
     }
-    plan.status.registered_at = Some(spec.url.to_string());
     let names = if spec.persistent {
         stable::free_names(pool, plan.desired, observed, missing)
     } else {

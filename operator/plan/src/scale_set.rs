@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
 use super::queue::Waiting;
-use super::{Access, Action, Case, Observed, Plan};
+use super::{Access, Action, Case, Observed, Plan, left};
 use crate::model::github::{NewScaleSet, ScaleSet, Statistics};
 use crate::model::pool::{Pool, RegistrationKind, Spec};
 use crate::model::runner::Runner;
@@ -45,14 +45,11 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     let may_write = observed.access == Access::Granted && pool.finalizer;
     match &facts.known {
         Known::Absent if may_write => {
-            let here = Some(spec.url.to_string());
             plan.status.scale_set = None;
-            // Where it is made is in the status first: it is found there, whatever happens in between.
-            if pool.status.registered_at == here {
+            if left::is_noted(pool, spec, plan) {
                 plan.actions
                     .push(Action::CreateScaleSet(wanted(pool, spec)));
             }
-            plan.status.registered_at = here;
             plan.wake_in(SignedDuration::ZERO);
         }
         Known::Present(set) if may_write && is_lost(facts, set, observed) => {

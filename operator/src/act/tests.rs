@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 
 use super::*;
+use crate::github::tests::stub::{Stub, page, reply};
 use crate::listen::Listener;
 use crate::observe::observe;
 use crate::reconcile::tests::{BUSY, Cluster, HELD, IDLE, LOST, THERE, context};
@@ -74,6 +75,44 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
     let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
     assert!(outcome.errors.is_empty());
     assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
+}
+
+#[tokio::test]
+async fn a_runner_of_an_address_that_the_pool_does_not_know_is_not_looked_for_at_another() {
+    // Given a GitHub that knows no runner
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let stub = Stub::start(|_, _| reply(200, &page(0, &[]))).await;
+    let here = fixture::pool(1).status.registered_at;
+    let elsewhere = Some("https://github.com/acme/gadgets".to_owned());
+    for (url, is_removed) in [(elsewhere, false), (here, true)] {
+        // When a pod is to go that registers at another address, or at the pool's own
+        let target = Target {
+            name: "pool-aaaaa".to_owned(),
+            uid: "u".to_owned(),
+            created: fixture::NOW,
+            url,
+            is_stranded: false,
+        };
+        let mut plan = Plan {
+            actions: vec![Action::Drain(target)],
+            ..Plan::default()
+        };
+        let client = Some(stub.client("acme"));
+        let outcome = act(&ctx, &fixture::pool(1), client, &mut plan).await;
+
+        // Then the former stays, and an error names the address
+        let errors = outcome.errors;
+        assert_eq!(errors.is_empty(), is_removed, "{errors:?}");
+        let removed: &[&str] = if is_removed {
+            &["DELETE pool-aaaaa"]
+        } else {
+            &[]
+        };
+        assert_eq!(cluster.writes(), removed);
+        let is_named = |error| matches!(error, &ActError::UnknownAddress(_));
+        assert!(errors.iter().all(is_named), "{errors:?}");
+    }
 }
 
 #[tokio::test]

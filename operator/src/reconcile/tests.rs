@@ -362,6 +362,7 @@ async fn a_pool_that_never_registered_is_let_go_at_once() {
     let resource = resource(|resource| {
         resource.metadata.finalizers =
             Some(vec!["example.com/other".to_owned(), FINALIZER.to_owned()]);
+        resource.status.as_mut().unwrap().registered_at = None;
         resource.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
     });
     reconcile(resource, ctx).await.unwrap();
@@ -491,6 +492,7 @@ async fn a_finalizer_that_meets_a_conflict_is_tried_again() {
         resource.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
         resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
         resource.metadata.resource_version = Some(STALE.to_owned());
+        resource.status.as_mut().unwrap().registered_at = None;
     });
     reconcile(leaving, ctx).await.unwrap_err();
     assert_eq!(cluster.writes(), ["PATCH pool"]);

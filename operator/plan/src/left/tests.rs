@@ -1,10 +1,11 @@
-use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
+use cudarunner_crds::{CudaRunnerStatus, RunnerPhase, ScaleSetStatus};
+use proptest::prelude::*;
 
 use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
 use super::super::plan;
 use super::*;
 use crate::model::left::Left;
-use crate::model::runner::Runner;
+use crate::model::url::GitHubUrl;
 
 const BEFORE: &str = "https://github.com/acme/gadgets";
 
@@ -82,7 +83,7 @@ fn a_pool_that_goes_back_takes_up_what_it_had() {
     // Given a pool that has registered at the new address, when its spec names the old one again
     let spec = pool.spec_mut();
     let new = spec.url.to_string();
-    spec.url = crate::model::url::GitHubUrl::parse(BEFORE, false).unwrap();
+    spec.url = GitHubUrl::parse(BEFORE, false).unwrap();
     let status = plan(&pool, &observed(vec![]), NOW).status;
     let left: Vec<&str> = status
         .left_at
@@ -188,4 +189,132 @@ fn an_address_is_given_up_where_there_are_too_many_and_never_one_with_pods() {
         .iter()
         .filter(|n| n.reason == "TeardownIncomplete");
     assert_eq!(reported.count(), 1);
+}
+
+fn creates(plan: &Plan) -> bool {
+    let mut actions = plan.actions.iter();
+    actions.any(|action| matches!(action, Action::CreatePod(_)))
+}
+
+#[test]
+fn nothing_is_made_at_an_address_before_the_status_has_it() {
+    for (what, registered_at, finalizer) in [
+        ("a new pool", None, false),
+        ("one that never had a runner", None, true),
+        ("one that was elsewhere", Some(BEFORE), true),
+    ] {
+        // Given a pool whose status does not have the address of its spec
+        let mut pool = pool(1);
+        let here = pool.status.registered_at.take();
+        pool.status.registered_at = registered_at.map(str::to_owned);
+        pool.finalizer = finalizer;
+
+        // Then that is written, and nothing is made; what is to wake the pool then is the finalizer, where that is new
+        let noted = plan(&pool, &observed(vec![]), NOW);
+        assert_eq!(noted.status.registered_at, here, "{what}");
+        assert!(!creates(&noted), "{what}");
+        assert_eq!(
+            noted.wake == Some(SignedDuration::ZERO),
+            finalizer,
+            "{what}"
+        );
+
+        // When it is written, then the runner is made
+        pool.status = noted.status;
+        pool.finalizer = true;
+        assert!(creates(&plan(&pool, &observed(vec![]), NOW)), "{what}");
+    }
+}
+
+#[test]
+fn a_pool_with_runners_has_its_address_in_the_status_though_that_was_lost() {
+    let mut pool = pool(1);
+    let here = pool.status.registered_at.take();
+    let mut at_work = runner(&pool, "pool-aaaaa", RunnerPhase::Busy);
+    for (url, noted) in [
+        (here.clone(), here.clone()),
+        (None, here),
+        (Some(BEFORE.to_owned()), None),
+    ] {
+        at_work.url = url;
+        let planned = plan(&pool, &observed(vec![at_work.clone()]), NOW);
+        assert_eq!(planned.status.registered_at, noted, "{:?}", at_work.url);
+    }
+}
+
+/// One reconcile: what the spec names, and whether the status is written, the watch shows new pods, and runners end.
+type Step = (usize, bool, bool, bool);
+
+fn address(number: usize) -> GitHubUrl {
+    let url = format!("https://github.com/acme/place-{number}");
+    GitHubUrl::parse(&url, false).unwrap()
+}
+
+/// What is seen of runners, each with its entry, where the watch does not show the new ones.
+fn world(pool: &Pool, runners: &[Runner], new: &[Runner]) -> Observed {
+    let mut seen = observed(runners.to_vec());
+    seen.expected = new.iter().map(|r| r.name.clone()).collect();
+    let at = |url: &String| {
+        let here = runners.iter().filter(|r| r.url.as_ref() == Some(url));
+        let names: Vec<&str> = here.map(|r| r.name.as_str()).collect();
+        listing(&names)
+    };
+    seen.listing = Some(at(&pool.spec.as_ref().unwrap().url.to_string()));
+    for left in &pool.status.left_at {
+        let there = Left {
+            listing: Some(at(&left.url)),
+            ..Left::default()
+        };
+        seen.left.insert(left.url.clone(), there);
+    }
+    seen
+}
+
+proptest! {
+    #[test]
+    fn a_runner_is_asked_for_where_it_was_made_though_writes_are_lost_and_addresses_change(
+        steps in proptest::collection::vec((0..3_usize, any::<bool>(), any::<bool>(), any::<bool>()), 1..24),
+    ) {
+        let steps: Vec<Step> = steps;
+        let mut stored = CudaRunnerStatus::default();
+        let (mut runners, mut new): (Vec<Runner>, Vec<Runner>) = (vec![], vec![]);
+        for (number, (place, is_written, are_shown, end)) in steps.into_iter().enumerate() {
+            let mut pool = pool(2);
+            pool.spec_mut().url = address(place);
+            pool.status = stored.clone();
+            if are_shown {
+                runners.append(&mut new);
+            }
+            if end {
+                runners.clear();
+            }
+            let mut seen = world(&pool, &runners, &new);
+            seen.seed = number as u64;
+            let planned = plan(&pool, &seen, NOW);
+            for action in &planned.actions {
+                match action {
+                    Action::CreatePod(made) => new.push(Runner {
+                        url: Some(address(place).to_string()),
+                        ..runner(&pool, &made.name, RunnerPhase::Busy)
+                    }),
+                    Action::Drain(target) => runners.retain(|r| r.name != target.name),
+                    _ => {}
+                }
+            }
+            // The operator may end here, before the status is written
+            let is_known = |status: &CudaRunnerStatus, url: &String| {
+                status.registered_at.as_ref() == Some(url)
+                    || status.left_at.iter().any(|left| left.url == *url)
+            };
+            let knows_all = |status: &CudaRunnerStatus| {
+                let mut all = runners.iter().chain(&new);
+                all.all(|r| is_known(status, r.url.as_ref().unwrap()))
+            };
+            prop_assert!(knows_all(&stored), "before the write: {runners:?} {new:?} {stored:?}");
+            if is_written {
+                stored = planned.status;
+            }
+            prop_assert!(knows_all(&stored), "after the write: {runners:?} {new:?} {stored:?}");
+        }
+    }
 }

@@ -59,6 +59,7 @@ fn deletion_waits_for_a_registration_that_may_still_arrive() {
 #[test]
 fn a_pool_that_never_registered_anything_goes_without_github() {
     let mut pool = pool(1);
+    pool.status.registered_at = None;
     pool.deleting = Some(ago(0));
     let mut observed = observed(vec![]);
     observed.listing = None;
@@ -76,6 +77,7 @@ fn a_pool_that_never_registered_anything_goes_without_github() {
 #[test]
 fn a_pool_that_loses_its_operator_says_what_stays() {
     let mut pool = pool(1);
+    pool.status.registered_at = None;
     let notice = without_operator(&pool);
     assert!(
         !notice.warning && notice.note.contains("has nothing on GitHub"),
