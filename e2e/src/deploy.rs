@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    coordination::v1::Lease,
     core::v1::{Namespace, Pod, ServiceAccount},
 };
 use kube::{
@@ -63,18 +62,7 @@ pub async fn with_values<T>(
     // The first error says more than what follows from it.
     let value = outcome?;
     back?;
-    forget_leader(cluster).await?;
     Ok(value)
-}
-
-/// Removes the Lease of an operator that needs none any more: who held it may not give it back by then, and for a minute it
-/// would look as if an operator ran.
-async fn forget_leader(cluster: &Cluster) -> Result<()> {
-    let leases: Api<Lease> = Api::namespaced(cluster.client().await?, NAMESPACE);
-    leases
-        .delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
-    Ok(())
 }
 
 /// Installs a second operator by this release's name, in a namespace of the same name, and waits until it is ready.

@@ -25,14 +25,17 @@ const UNBOUNDED: u16 = 0;
 
 /// Acts, for as long as this replica leads.
 pub async fn control(
-    election: Option<&mut Election>,
+    election: &mut Election,
     ctx: Arc<Context>,
     mut woken: UnboundedReceiver<ObjectRef<CudaRunner>>,
     ready: Vec<Filled>,
 ) -> Result<(), RunError> {
-    let Some(election) = election else {
-        return act(ctx, woken, ready).await;
-    };
+    if election.is_alone() {
+        return tokio::select! {
+            ended = act(ctx, woken, ready) => ended,
+            () = election.hold() => Err(RunError::Ended("the lease")),
+        };
+    }
     tracing::info!("standing by for the lease");
     ctx.waker.listen();
     tokio::select! {

@@ -5,6 +5,9 @@
 //!
 //! The lease tells who acts. That alone does not stop a process which cannot renew it, because it hears nothing: so it also
 //! goes by its own clock, and stops to write before any other replica could have the lease.
+//!
+//! An operator without leader election has a lease, too, by which other operators see that it is there. It renews it never,
+//! so that lease has no end until it is given back, and nothing that the operator does hangs on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,12 +34,16 @@ pub const NAMESPACES: &str = "cudarunner.dev/watch-namespaces";
 const DURATION: Duration = Duration::from_secs(30);
 /// The same, as the Lease has it.
 const DURATION_SECONDS: i32 = 30;
+/// The time of a lease that is not renewed: 68 years.
+pub const UNRENEWED_SECONDS: i32 = i32::MAX;
 /// Its holder stops to write when so much of it is left: what is on its way by then arrives in time, or is cut off.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How often its holder renews it: one renewal may be lost, and another.
 const RENEW: Duration = Duration::from_secs(10);
 /// How often a replica that stands by looks at the lease, and its holder tries again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often an operator without leader election tries again, which may have no right to Leases and needs none to act.
+const RETRY_ALONE: Duration = Duration::from_secs(60);
 
 /// One replica's part in the election.
 pub struct Election {
@@ -46,6 +53,8 @@ pub struct Election {
     /// What other operators are to know of this one.
     annotations: BTreeMap<&'static str, Option<String>>,
     fence: Fence,
+    /// Whether there is no other replica.
+    is_alone: bool,
     seen: Seen,
     /// The lease as it was last written by us; `None` when it must be read again.
     held: Option<Lease>,
@@ -61,6 +70,7 @@ impl Election {
             identity: identity.to_owned(),
             annotations: BTreeMap::new(),
             fence: Fence::closed(),
+            is_alone: false,
             seen: Seen::default(),
             held: None,
         }
@@ -74,6 +84,21 @@ impl Election {
         self
     }
 
+    /// The same of an operator without leader election: nobody else has its lease, whoever is its holder, and it acts whether
+    /// it has the lease or not.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.is_alone = true;
+        self.fence = Fence::default();
+        self
+    }
+
+    /// Whether there is no election.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
+    }
+
     /// What is open only while the lease is ours.
     #[must_use]
     pub fn fence(&self) -> Fence {
@@ -82,9 +107,16 @@ impl Election {
 
     /// Waits until the lease is ours.
     pub async fn win(&mut self) {
+        let pause = if self.is_alone { RETRY_ALONE } else { RETRY };
         while !matches!(self.attempt().await, Ok(true)) {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Takes the lease of an operator without leader election, and never ends.
+    pub async fn hold(&mut self) {
+        self.win().await;
+        std::future::pending().await
     }
 
     /// Renews the lease, until it is another's or may soon be.
@@ -133,6 +165,8 @@ impl Election {
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.as_ref() == Some(&self.identity) {
             spec.holder_identity = None;
+            // From when on it is known that no next replica comes.
+            spec.lease_duration_seconds = Some(DURATION_SECONDS);
             self.leases
                 .replace(&self.name, &PostParams::default(), &lease)
                 .await?;
@@ -159,10 +193,8 @@ impl Election {
         let last = self.last().await?;
         let spec = last.as_ref().map(|lease| lease.spec.clone());
         let spec = spec.map(Option::unwrap_or_default);
-        if !self
-            .seen
-            .is_free(spec.as_ref(), &self.identity, Instant::now())
-        {
+        let now = Instant::now();
+        if !self.is_alone && !self.seen.is_free(spec.as_ref(), &self.identity, now) {
             return Ok(false);
         }
         let ours = Some(self.ours(spec.as_ref()));
@@ -209,7 +241,11 @@ impl Election {
             .map(|last| last.lease_transitions.unwrap_or(0));
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: Some(DURATION_SECONDS),
+            lease_duration_seconds: Some(if self.is_alone {
+                UNRENEWED_SECONDS
+            } else {
+                DURATION_SECONDS
+            }),
             renew_time: now.clone(),
             acquire_time: match &last {
                 Some(last) if was_ours => last.acquire_time.clone(),
@@ -246,7 +282,9 @@ impl Seen {
         let is_there = found.is_some();
         let is_same = last == spec && was_there == is_there;
         let since = if is_same { since } else { now };
-        let said = spec.lease_duration_seconds.unwrap_or_default();
+        // Whoever deletes one that has no end says that its holder is gone.
+        let said = spec.lease_duration_seconds.filter(|_| is_there);
+        let said = said.unwrap_or_default();
         let said = Duration::from_secs(said.max(0).unsigned_abs().into());
         let is_recent = now - since < said.max(DURATION);
         let holder = spec.holder_identity.clone();

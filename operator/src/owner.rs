@@ -30,7 +30,6 @@ const READ_AGAIN: Duration = Duration::from_secs(2);
 /// What this process knows of who serves which pool.
 pub struct Ownership {
     own: OperatorStatus,
-    has_lease: bool,
     selector: Option<PoolSelector>,
     client: Client,
     pools: Mutex<HashMap<PoolKey, Known>>,
@@ -69,15 +68,9 @@ struct Word {
 impl Ownership {
     /// None is known yet. `client` reads Leases.
     #[must_use]
-    pub fn new(
-        own: OperatorStatus,
-        has_lease: bool,
-        selector: Option<PoolSelector>,
-        client: Client,
-    ) -> Self {
+    pub fn new(own: OperatorStatus, selector: Option<PoolSelector>, client: Client) -> Self {
         Self {
             own,
-            has_lease,
             selector,
             client,
             pools: Mutex::default(),
@@ -205,7 +198,6 @@ pub async fn stand(
         Facts {
             named,
             own: &ownership.own,
-            has_lease: ownership.has_lease,
             was_served: pool.finalizer,
             other: ownership.other(pool, labels, now).await,
         },
@@ -214,8 +206,7 @@ pub async fn stand(
     match (standing, named) {
         (Standing::Serve, _) => Ok(serve(ownership, pool)),
         (Standing::Take { settles }, _) => {
-            let own = ownership.has_lease.then_some(&ownership.own);
-            let taken = take(ctx, pool, own).await;
+            let taken = take(ctx, pool).await;
             taken.map_err(ReconcileError::Owner)?;
             let wait = if settles {
                 SETTLES_IN.unsigned_abs()

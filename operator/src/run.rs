@@ -70,19 +70,19 @@ const LIMITS: Limits = Limits {
 
 /// Runs until a signal comes or a part fails.
 pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunError> {
-    let mut election = None;
-    if config.leader_elect {
-        let client = kubernetes::renewing().await?;
-        let selector = config.pool_selector.as_ref().map(ToString::to_string);
-        let own = Election::new(client, &config.operator(), &config.identity);
-        election = Some(own.serving(selector, &config.watch_namespace));
+    let client = kubernetes::renewing().await?;
+    let selector = config.pool_selector.as_ref().map(ToString::to_string);
+    let mut election = Election::new(client, &config.operator(), &config.identity)
+        .serving(selector, &config.watch_namespace);
+    if !config.leader_elect {
+        election = election.alone();
     }
     // First of all: a process that waits for what must be there lives.
     let health = listen(config.health_listen).await?;
     let started: Arc<OnceLock<Started>> = Arc::default();
     let ended = tokio::select! {
         _ = server::serve(health, Arc::clone(&started)) => Err(RunError::Ended("the health endpoint")),
-        ended = operate(&config, telemetry, election.as_mut(), &started) => ended,
+        ended = operate(&config, telemetry, &mut election, &started) => ended,
         () = signal() => {
             tracing::info!("a signal asks for the end");
             Ok(())
@@ -91,9 +91,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
     if let Some(started) = started.get() {
         hours::report_waiting(&started.ctx);
     }
-    if let Some(election) = &mut election {
-        election.release().await;
-    }
+    election.release().await;
     ended
 }
 
@@ -101,7 +99,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<(), RunErr
 async fn operate(
     config: &Config,
     telemetry: Arc<Telemetry>,
-    election: Option<&mut Election>,
+    election: &mut Election,
     started: &OnceLock<Started>,
 ) -> Result<(), RunError> {
     let client = kubernetes::client().await?;
@@ -118,7 +116,7 @@ async fn operate(
         ca: Arc::clone(&ca),
         waker: Arc::clone(&waker),
         stores,
-        fence: election.as_ref().map_or_else(Fence::default, |e| e.fence()),
+        fence: election.fence(),
         webhooks,
     };
     let ctx = Arc::new(beginning.context(config).await);
@@ -194,7 +192,6 @@ impl Beginning {
             clients: Clients::new(config.reach.reach(api_server().await.into_iter())),
             ownership: Ownership::new(
                 config.operator(),
-                config.leader_elect,
                 config.pool_selector.clone(),
                 client.clone(),
             ),

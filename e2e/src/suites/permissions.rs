@@ -31,8 +31,7 @@ const UNSEEN: [(bool, &str, &str); 3] = [
 ];
 
 /// What the operator of an installation reads and writes whose rights a suite has taken away.
-const SWITCHED_OFF: [&str; 6] = [
-    "leases",
+const SWITCHED_OFF: [&str; 5] = [
     "devicetaintrules",
     "resourceslices",
     "resourceclaimtemplates",
@@ -56,8 +55,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         requests.extend(Audit::whole(cluster).new_requests()?);
     }
     let mut forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
-    // A suite switches the leader election off while the last leader still renews its lease, and another one the taints of
-    // devices, whose rules go while the last operator still looks at them. The keys of tokens are granted to every service
+    // A suite switches the taints of devices off, whose rules go while the last operator still looks at them. The keys of tokens are granted to every service
     // account by Kubernetes, and here they are hidden for a while.
     forbidden.retain(|request| {
         !SWITCHED_OFF.contains(&request.resource.as_str()) && !request.is_of_keys()

@@ -1,5 +1,5 @@
-//! Two operators, each for the pools of a label: never two for one pool, one takes over the other's while a job runs there,
-//! and a node that one has quarantined the other leaves alone, too.
+//! Two operators, each for the pools of a label or both for all: never two for one pool, one takes over the other's while a job
+//! runs there, and a node that one has quarantined the other leaves alone, too.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,8 @@ const SECOND: [&str; 4] = [
 ];
 /// Release and namespace of the second.
 const SECOND_RELEASE: &str = "second";
+/// Release and namespace of one that is installed as the first is by default: for all pools, without leader election.
+const LIKE_THE_FIRST: &str = "like-the-first";
 /// The operators, as pools name them.
 const FIRST_NAME: (&str, &str) = (NAMESPACE, RELEASE);
 const SECOND_NAME: (&str, &str) = (SECOND_RELEASE, "second-cuda-runner-operator");
@@ -44,6 +46,7 @@ const SECOND_LABEL: &str = "for-second";
 const OTHER_NODE: &str = "elsewhere";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    both_for_all(ctx).await?;
     let outcome = deploy::with_values(&ctx.cluster, &FIRST, async || {
         let outcome = async {
             deploy::second(&ctx.cluster, SECOND_RELEASE, &SECOND).await?;
@@ -54,6 +57,21 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     })
     .await;
     outcome.and(node_marks::clear(ctx).await)
+}
+
+/// Of two operators without leader election that serve all pools, one does.
+async fn both_for_all(ctx: &Ctx) -> Result<()> {
+    // Given a pool of the first operator
+    ctx.apply(&pool(ctx, "all", &[])).await?;
+    served(ctx, "all", FIRST_NAME).await?;
+    let before = ctx.idle("all", 1).await?;
+
+    // When another one is installed beside it, then that leaves the pool alone
+    let changes = ["uninstallHook.enabled=false"];
+    deploy::second(&ctx.cluster, LIKE_THE_FIRST, &changes).await?;
+    let outcome = left_alone(ctx, "all", &before).await;
+    outcome.and(deploy::remove_second(&ctx.cluster, LIKE_THE_FIRST).await)?;
+    ctx.delete("all").await
 }
 
 async fn beside_one_another(ctx: &Ctx) -> Result<()> {
@@ -110,15 +128,20 @@ async fn overlap(ctx: &Ctx, before: &[String]) -> Result<()> {
     ctx.apply(&pool(ctx, "one", &[FIRST_LABEL, SECOND_LABEL]))
         .await?;
 
-    // Then it says that it leaves the pool alone
+    left_alone(ctx, "one", before).await
+}
+
+/// The second operator says that it leaves a pool of the first one's alone, whose runners stay these.
+async fn left_alone(ctx: &Ctx, pool: &str, before: &[String]) -> Result<()> {
     ctx.wait_for("the second operator to leave it alone", SOON, async || {
         let events = ctx.events("ServedByAnotherOperator").await?;
-        Ok(events.into_iter().next())
+        let of_pool = |e: &&_| is_about(e, pool);
+        Ok(events.iter().find(of_pool).map(drop))
     })
     .await?;
     // And the runner is the same, and the only one
-    served(ctx, "one", FIRST_NAME).await?;
-    let names: Vec<_> = pods_of(ctx, "one")
+    served(ctx, pool, FIRST_NAME).await?;
+    let names: Vec<_> = pods_of(ctx, pool)
         .await?
         .iter()
         .map(Pod::name_any)

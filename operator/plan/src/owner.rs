@@ -13,7 +13,7 @@ use crate::reason::Reason;
 pub const GIVES_BACK_WITHIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// After a pool was taken that somebody may have served: by then the watch shows the last pods that were made for it, and
-/// an operator without a Lease has seen the claim.
+/// an operator of an older version, which served what names nobody, has seen the claim.
 pub const SETTLES_IN: SignedDuration = SignedDuration::from_secs(3);
 
 /// What is known of a pool's operators.
@@ -23,8 +23,6 @@ pub struct Facts<'a> {
     pub named: Option<&'a OperatorStatus>,
     /// This operator.
     pub own: &'a OperatorStatus,
-    /// Whether this operator has a Lease by which others see that it lives. One without names itself in no pool.
-    pub has_lease: bool,
     /// Whether an operator has served the pool before.
     pub was_served: bool,
     /// What the Lease of another one that is named says.
@@ -34,7 +32,7 @@ pub struct Facts<'a> {
 /// Another operator, by its Lease.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Other {
-    /// Whether somebody holds the Lease, and has renewed it in time.
+    /// Whether somebody holds the Lease, and has renewed it in time: its own, which has no end without leader election.
     pub is_held: bool,
     /// Whether it was held until less than its time ago: another replica may be about to take it.
     pub was_held: bool,
@@ -49,8 +47,7 @@ pub struct Other {
 pub enum Standing {
     /// The pool is this operator's.
     Serve,
-    /// It is to be this operator's, by its status first: that names this one, or nobody where this one has no Lease. Where
-    /// somebody may have served it, nothing is done for a moment.
+    /// It is to be this operator's, by its status first. Where somebody may have served it, nothing is done for a moment.
     Take {
         /// Whether that moment is waited for.
         settles: bool,
@@ -65,12 +62,8 @@ pub enum Standing {
 #[must_use]
 pub fn judge(facts: Facts, now: Timestamp) -> Standing {
     let Some(named) = facts.named else {
-        return if facts.has_lease {
-            Standing::Take {
-                settles: facts.was_served,
-            }
-        } else {
-            Standing::Serve
+        return Standing::Take {
+            settles: facts.was_served,
         };
     };
     if named == facts.own {
@@ -147,17 +140,11 @@ mod tests {
     }
 
     /// What follows of a pool that an operator has served or not.
-    fn judged(
-        named: Option<&str>,
-        other: Option<Other>,
-        has_lease: bool,
-        served: bool,
-    ) -> Standing {
+    fn judged(named: Option<&str>, other: Option<Other>, served: bool) -> Standing {
         let (own, named) = (operator("own"), named.map(operator));
         let facts = Facts {
             named: named.as_ref(),
             own: &own,
-            has_lease,
             was_served: served,
             other,
         };
@@ -165,11 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_names_nobody_is_taken_by_who_has_a_lease() {
+    fn a_pool_that_names_nobody_is_taken_before_it_is_served() {
         for served in [true, false] {
             let take = Standing::Take { settles: served };
-            assert_eq!(judged(None, None, true, served), take);
-            assert_eq!(judged(None, None, false, served), Standing::Serve);
+            assert_eq!(judged(None, None, served), take);
         }
     }
 
@@ -207,16 +193,15 @@ mod tests {
                 take,
             ),
         ] {
-            for (has_lease, served) in [(true, true), (true, false), (false, true)] {
-                let standing = judged(Some("other"), other, has_lease, served);
-                assert_eq!(standing, follows, "{what}, lease {has_lease}");
-                assert_eq!(judged(Some("own"), other, has_lease, served), Serve);
+            for served in [true, false] {
+                assert_eq!(judged(Some("other"), other, served), follows, "{what}");
+                assert_eq!(judged(Some("own"), other, served), Serve);
             }
         }
     }
 
     #[test]
-    fn of_two_with_a_lease_no_two_serve_a_pool_that_names_one() {
+    fn no_two_serve_a_pool_that_names_one() {
         let (a, b) = (operator("a"), operator("b"));
         for (held, was, selects) in [(true, true, true), (false, true, true), (true, true, false)] {
             let other = Some(Other {
@@ -229,7 +214,6 @@ mod tests {
                 let facts = Facts {
                     named: Some(&a),
                     own,
-                    has_lease: true,
                     was_served: true,
                     other,
                 };

@@ -18,14 +18,10 @@ const ATTEMPTS: u32 = 5;
 /// Between two of them.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Names this operator in the pool; nobody, where it has no Lease by which others could see that it lives.
-pub async fn take(
-    ctx: &Context,
-    pool: &Pool,
-    own: Option<&OperatorStatus>,
-) -> Result<(), kube::Error> {
+/// Names this operator in the pool.
+pub async fn take(ctx: &Context, pool: &Pool) -> Result<(), kube::Error> {
     let version = pool.resource_version.as_deref();
-    write(ctx, &pool.key, version, own).await?;
+    write(ctx, &pool.key, version, Some(ctx.ownership.own())).await?;
     tracing::info!(pool = %pool.key, before = ?pool.status.operator, "this operator serves the pool");
     Ok(())
 }

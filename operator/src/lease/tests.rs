@@ -384,3 +384,49 @@ async fn without_an_election_nothing_is_refused() {
     let request = Request::post("/pods").body(Body::empty()).unwrap();
     assert!(Fence::default().send(client, request).await.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_without_an_election_has_its_lease_until_it_ends_or_somebody_deletes_it() {
+    let server = Server::default();
+    let seen = |other: &mut OtherLease| {
+        let lease = server.state().lease.clone();
+        let lease = lease.map(|lease| serde_json::from_value::<Lease>(lease).unwrap());
+        other.see(lease.as_ref())
+    };
+    // Given the lease of one that ended without a word
+    let before = server.election("before", GOOD).0;
+    before.alone().win().await;
+
+    // When the next one starts, then it has the lease at once, acts all the same, and renews nothing
+    let mut own = server.election("own", GOOD).0.alone();
+    let fence = own.fence();
+    assert!(is_open(&fence));
+    let held = tokio::time::timeout(Duration::from_hours(1), own.hold());
+    assert!(held.await.is_err() && is_open(&fence));
+    assert_eq!(server.holder().as_deref(), Some("own"));
+    assert_eq!(server.state().asked.len(), 4);
+
+    // Then other operators see that it is there, for as long as they look, and a replica with an election waits
+    let mut other = OtherLease::default();
+    let (mut next, _) = server.election("next", GOOD);
+    for _ in 0..2 {
+        assert_eq!(seen(&mut other), (true, true));
+        let wins = tokio::time::timeout(Duration::from_hours(1), next.win());
+        assert!(wins.await.is_err());
+    }
+
+    // When it is gone with its lease, then that is seen half a minute later
+    let there = server.state().lease.take();
+    assert_eq!(seen(&mut other), (true, true));
+    advance(DURATION).await;
+    assert_eq!(seen(&mut other), (false, false));
+
+    // When it ends, then the lease has no holder, and the next replica may come for half a minute
+    server.state().lease = there;
+    assert_eq!(seen(&mut other), (true, true));
+    own.release().await;
+    assert_eq!(seen(&mut other), (false, true));
+    advance(DURATION).await;
+    assert_eq!(seen(&mut other), (false, false));
+    next.win().await;
+}

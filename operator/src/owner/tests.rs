@@ -8,7 +8,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::lease::SELECTOR;
+use crate::lease::{SELECTOR, UNRENEWED_SECONDS};
 use crate::reconcile::reconcile;
 use crate::reconcile::tests::{Cluster, context};
 use cuda_runner_plan::fixture;
@@ -33,7 +33,14 @@ fn lease(holder: &str, selector: Option<&str>) -> Value {
     })
 }
 
-/// An operator with a Lease of its own, to which the other's shows like this; nothing where it cannot be read.
+/// The Lease of an operator without leader election.
+fn unrenewed(holder: &str) -> Value {
+    let mut lease = lease(holder, None);
+    lease["spec"]["leaseDurationSeconds"] = json!(UNRENEWED_SECONDS);
+    lease
+}
+
+/// An operator to which the other's shows like this; nothing where it cannot be read.
 async fn one_of_two(cluster: &Cluster, other: Option<Value>) -> Arc<Context> {
     let mut ctx = Arc::into_inner(context(cluster).await).unwrap();
     let service = tower::service_fn(move |_: Request<Body>| {
@@ -45,7 +52,7 @@ async fn one_of_two(cluster: &Cluster, other: Option<Value>) -> Arc<Context> {
     });
     let leases = Client::new(service, "system");
     let selector = Some("shard=a".parse().unwrap());
-    ctx.ownership = Ownership::new(operator("own"), true, selector, leases);
+    ctx.ownership = Ownership::new(operator("own"), selector, leases);
     Arc::new(ctx)
 }
 
@@ -128,6 +135,7 @@ async fn a_pool_is_another_operators_while_that_one_lives_and_selects_it() {
             true,
             true,
         ),
+        ("it has no election", Some(unrenewed("op-1")), false, false),
         ("its Lease cannot be read", None, false, false),
     ] {
         let cluster = Cluster::default();

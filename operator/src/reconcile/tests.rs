@@ -202,7 +202,7 @@ pub(crate) async fn context(cluster: &Cluster) -> Arc<Context> {
     writer.apply_watcher_event(&Event::InitDone);
     Arc::new(Context {
         clients: Clients::new(Reach::default()),
-        ownership: Ownership::new(OperatorStatus::default(), false, None, client.clone()),
+        ownership: Ownership::new(OperatorStatus::default(), None, client.clone()),
         beside: Arc::default(),
         pools: vec![pools],
         pods: Arc::new(Pods::default()),
@@ -248,6 +248,8 @@ async fn reconcile(resource: Arc<CudaRunner>, ctx: Arc<Context>) -> Result<Next,
 
 fn resource(change: impl FnOnce(&mut CudaRunner)) -> Arc<CudaRunner> {
     let mut resource = fixture::resource();
+    let status = resource.status.get_or_insert_default();
+    status.operator = Some(OperatorStatus::default());
     change(&mut resource);
     Arc::new(resource)
 }

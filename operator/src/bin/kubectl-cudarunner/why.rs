@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cuda_runner_operator::lease::LEASE;
+use cuda_runner_operator::lease::{LEASE, UNRENEWED_SECONDS};
 use cuda_runner_operator::selector::is_selected;
 use cuda_runner_plan::why::causes;
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
@@ -89,6 +89,12 @@ async fn doubt(pools: &Pools, pool: &CudaRunner) -> String {
         Some((lease, _)) if named.is_some() && !is_selected(lease.annotations(), pool) => format!(
             "The operator {name} serves this pool no more, as its Lease says which pools it selects. Another one that selects it takes it over within half a minute; if none does, nothing is done for this pool: compare its labels with the operators' --pool-selector"
         ),
+        Some((lease, Some(_))) if is_unrenewed(lease) => {
+            let namespace = lease.namespace().unwrap_or_default();
+            format!(
+                "The operator has not looked at GitHub since you asked, so what is said of GitHub may be old. Does it run? Without leader election its Lease does not tell: `kubectl get pods --namespace {namespace}` does. --wait 30 gives it more time"
+            )
+        }
         Some((_, Some(at))) if Timestamp::now().duration_since(at).unsigned_abs() < STALE => {
             "The operator runs and has not looked at GitHub since you asked, so what is said of GitHub may be old. --wait 30 gives it more time".to_owned()
         }
@@ -101,6 +107,12 @@ async fn doubt(pools: &Pools, pool: &CudaRunner) -> String {
         }
         None => "No operator runs in this cluster: there is no lease of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
     }
+}
+
+/// Whether a Lease is that of an operator without leader election.
+fn is_unrenewed(lease: &Lease) -> bool {
+    let spec = lease.spec.as_ref();
+    spec.is_some_and(|spec| spec.lease_duration_seconds == Some(UNRENEWED_SECONDS))
 }
 
 /// What stands in the way of the pool's jobs, the figures, and the last failures.
@@ -373,6 +385,8 @@ mod tests {
     async fn an_operator_that_does_not_look_is_told_from_one_that_is_not_there() {
         let now = Timestamp::now();
         let path = || LEASES.to_owned();
+        let mut unrenewed = lease("op-1", now - Duration::from_mins(5));
+        unrenewed[0]["spec"]["leaseDurationSeconds"] = json!(UNRENEWED_SECONDS);
         for (leases, words) in [
             (
                 Step::List(path(), lease("op-1", now)),
@@ -381,6 +395,10 @@ mod tests {
             (
                 Step::List(path(), lease("op-1", now - Duration::from_mins(5))),
                 "the last one was seen at",
+            ),
+            (
+                Step::List(path(), unrenewed),
+                "Without leader election its Lease does not tell",
             ),
             (
                 Step::List(path(), lease("", now)),
