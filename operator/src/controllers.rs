@@ -1,5 +1,6 @@
 //! The controllers: they start when this replica leads and has seen the cluster, and end when it does not lead any more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarunner_crds::CudaRunner;
@@ -96,22 +97,35 @@ async fn controllers(ctx: Arc<Context>, woken: UnboundedReceiver<ObjectRef<CudaR
     let mut all = vec![];
     for store in &ctx.pools {
         let (sender, receiver) = futures::channel::mpsc::unbounded();
-        inputs.push((store.clone(), sender));
+        inputs.push(sender);
         all.push(controller(store.clone(), receiver, Arc::clone(&ctx)));
     }
+    let mut routes = Routes::default();
     let route = woken.for_each(|pool| {
-        // A pool that is gone is in none of them, and any finds that out.
-        let input = inputs
-            .iter()
-            .find(|(store, _)| store.get(&pool).is_some())
-            .or(inputs.first());
-        if let Some((_, sender)) = input {
+        if let Some(sender) = inputs.get(routes.of(&ctx.pools, &pool)) {
             // The controller ends only with the process.
             let _ = sender.unbounded_send(pool);
         }
         std::future::ready(())
     });
     tokio::join!(route, futures::future::join_all(all));
+}
+
+/// Which controller has the pools of a namespace: the number of the store that showed one.
+#[derive(Default)]
+struct Routes(HashMap<Option<String>, usize>);
+
+impl Routes {
+    /// The controller of a pool. One that is gone is in no store, and its own controller alone knows whether a reconcile of it
+    /// is under way; where none has had a pool of its namespace, none is, and any finds out that it is gone.
+    fn of(&mut self, stores: &[Store<CudaRunner>], pool: &ObjectRef<CudaRunner>) -> usize {
+        let found = stores.iter().position(|store| store.get(pool).is_some());
+        if let Some(found) = found {
+            self.0.insert(pool.namespace.clone(), found);
+        }
+        let home = self.0.get(&pool.namespace).copied();
+        home.unwrap_or_default()
+    }
 }
 
 /// The watch of the resources is ours; the controller gets the wakes alone.
@@ -143,9 +157,41 @@ async fn controller(
 mod tests {
     use std::time::Duration;
 
+    use cuda_runner_plan::fixture;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
+
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
     use crate::watch::reference;
+
+    #[test]
+    fn a_pool_that_is_gone_is_its_own_controllers_who_may_be_at_work_on_it() {
+        // Given two scopes, and a pool in the second
+        let scope = |pools: &[CudaRunner]| {
+            let (store, mut writer) = reflector::store();
+            for pool in pools {
+                writer.apply_watcher_event(&Event::Apply(pool.clone()));
+            }
+            (store, writer)
+        };
+        let resource = fixture::resource();
+        let (first, _first) = scope(&[]);
+        let (second, mut writer) = scope(std::slice::from_ref(&resource));
+        let stores = [first, second];
+        let pool = ObjectRef::from_obj(&resource);
+        let mut routes = Routes::default();
+        assert_eq!(routes.of(&stores, &pool), 1);
+
+        // When it is gone, or selected no more, then its wakes go where its reconciles run, however many come
+        writer.apply_watcher_event(&Event::Delete(resource));
+        for _ in 0..2 {
+            assert_eq!(routes.of(&stores, &pool), 1);
+        }
+        // And one of a namespace without pools goes to any
+        let other = ObjectRef::new("pool").within("ml");
+        assert_eq!(routes.of(&stores, &other), 0);
+    }
 
     #[tokio::test]
     async fn what_is_known_of_a_pool_goes_with_it() {

@@ -237,6 +237,15 @@ pub async fn stand(
     }
 }
 
+/// Whether a pool that this operator serves is still its own, as the watch shows it now: a reconcile may have waited for GitHub
+/// meanwhile. One that the selector takes in no more is, until it was given back.
+#[must_use]
+pub fn is_ours(ctx: &Context, pool: &Pool) -> bool {
+    let shown = ctx.resource(&pool.key);
+    let shown = shown.filter(|shown| shown.metadata.uid.as_ref() == Some(&pool.uid));
+    shown.is_none_or(|shown| shown.may_be_of(&ctx.ownership.own))
+}
+
 /// Notes that the pool is this operator's; when to look again where nothing is done for it yet.
 fn serve(ownership: &Ownership, pool: &Pool) -> Option<Next> {
     ownership.with(pool, |known| {

@@ -60,9 +60,17 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         .with(&pool, |memory| memory.begins(now, Instant::now()));
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
+    if !owner::is_ours(ctx, &pool) {
+        // The watch has woken the pool, and the next reconcile leaves it alone.
+        return Ok(Next::await_change());
+    }
     let outcome = Box::pin(act(ctx, &pool, client, &mut plan))
         .instrument(info_span!("act"))
         .await;
+    if !owner::is_ours(ctx, &pool) {
+        // The status is another's to write, with what that one has done.
+        return Ok(Next::await_change());
+    }
     let status = Box::pin(status::record(ctx, &pool, &mut plan, &outcome, now))
         .instrument(info_span!("status"))
         .await?;

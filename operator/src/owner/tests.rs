@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use cudarunner_crds::CudaRunner;
 use http::{Request, Response};
 use kube::client::Body;
+use kube::runtime::reflector;
+use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
@@ -151,5 +153,25 @@ async fn a_pool_is_another_operators_while_that_one_lives_and_selects_it() {
             };
             assert_eq!(writes, expected, "{what}, after {wait} s");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_reconcile_that_another_operator_has_overtaken_writes_nothing() {
+    for (named, expected) in [("own", &["PATCH status"][..]), ("other", &[])] {
+        let cluster = Cluster::default();
+        let mut ctx = one_of_two(&cluster, None).await;
+        // Given a pool that named this operator when its reconcile began, when the watch names this one, or another
+        let (store, mut writer) = reflector::store();
+        let shown = Arc::unwrap_or_clone(pool(Some(named)));
+        writer.apply_watcher_event(&Event::Apply(shown));
+        Arc::get_mut(&mut ctx).unwrap().pools = vec![store];
+
+        // Then it acts, or does not
+        assert_eq!(
+            writes(&ctx, &cluster, Some("own")).await,
+            expected,
+            "{named}"
+        );
     }
 }
