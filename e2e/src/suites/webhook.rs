@@ -85,19 +85,8 @@ async fn woken(ctx: &Ctx) -> Result<()> {
 async fn made(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
     // Given a webhook of somebody else, and two pools of credentials that may make their own
     let other = owner.enter("http://127.0.0.1:1/hooks/other").await?;
-    let write = ["administration", "repository_hooks"].map(|name| (name.to_owned(), Level::Write));
-    let read = [("actions".to_owned(), Level::Read)];
-    let new = NewCredential {
-        name: "webhook-pool".to_owned(),
-        permissions: Some(write.into_iter().chain(read).collect()),
-        ..NewCredential::default()
-    };
-    let token = json!({"token": ctx.github.create_token(&new).await?});
-    example::secret(&ctx.client, &ctx.namespace, "token", &token).await?;
-    let pool = json!({
-        "github": {"credentialsRef": {"name": "token"}},
-        "scaling": {"maxRunners": 4, "source": "Webhook"},
-    });
+    token(ctx, "webhook-pool", Level::Write).await?;
+    let pool = of_token("Webhook", None);
     for name in ["one", "two"] {
         ctx.apply(&ctx.pool(name, pool.clone())).await?;
     }
@@ -138,7 +127,95 @@ async fn made(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
     owner
         .ask(Method::DELETE, &format!("/{other}"), None)
         .await?;
+    not_forgotten(ctx, owner).await?;
+    entered(ctx, owner).await
+}
+
+/// Where the credentials have expired, a webhook of the operator's is not forgotten.
+async fn not_forgotten(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
+    ctx.apply(&ctx.pool("expired", of_token("Webhook", None)))
+        .await?;
+    ctx.condition("expired", "WebhookReady", "True", "WebhookDelivers")
+        .await?;
+    let url = ctx.status("expired").await?.webhook;
+    let url = url.context("no webhook")?.url;
+
+    // Given a token that GitHub does not accept any more, when the pool polls, then the webhook is known still
+    ctx.github.delete_token("webhook-pool").await?;
+    ctx.apply(&ctx.pool("expired", of_token("Poll", None)))
+        .await?;
+    ctx.condition("expired", "CredentialsValid", "False", "Unauthorized")
+        .await?;
+    let status = ctx.status("expired").await?.webhook;
+    ensure!(status.is_some_and(|webhook| webhook.url == url));
+
+    // When there is another token, then it is removed
+    token(ctx, "webhook-pool-2", Level::Write).await?;
+    ctx.wait_for("the webhook to be removed", ONCE_MORE, async || {
+        let is_known = ctx.status("expired").await?.webhook.is_some();
+        Ok((!is_known && owner.of(&url).await?.is_empty()).then_some(()))
+    })
+    .await?;
+    ctx.delete("expired").await
+}
+
+/// What was entered by hand stays, and credentials that may only read ask for nothing else.
+async fn entered(ctx: &Ctx, owner: &Owner<'_>) -> Result<()> {
+    token(ctx, "webhook-reader", Level::Read).await?;
+    ctx.apply(&ctx.pool("reads", of_token("Webhook", Some(SECRET))))
+        .await?;
+    ctx.condition("reads", "WebhookReady", "False", "WebhookMissing")
+        .await?;
+    let url = ctx.status("reads").await?.webhook;
+    let url = url.context("no webhook")?.url;
+    let hook = owner.enter(&url).await?;
+    ctx.condition("reads", "WebhookReady", "True", "WebhookDelivers")
+        .await?;
+    // The operator has seen it when it has looked for it
+    ctx.annotate("reads", LOOK_AGAIN, "seen").await?;
+    ctx.wait_for("the webhook to be seen", SOON, async || {
+        let status = ctx.status("reads").await?.webhook;
+        Ok(status.and_then(|webhook| webhook.id))
+    })
+    .await?;
+    let mark = ctx.last_call().await?;
+    ctx.delete("reads").await?;
+    let calls = ctx.own_calls(mark).await?;
+    let removals = calls.iter().filter(|call| {
+        call.method == "DELETE"
+            && call.path.contains("/hooks/")
+            && !call.credential.contains("owner")
+    });
+    ensure!(removals.count() == 0, "{calls:#?}");
+    ensure!(owner.of(&url).await?.len() == 1, "it went with the pool");
+    owner.ask(Method::DELETE, &format!("/{hook}"), None).await?;
     Ok(())
+}
+
+/// Makes a token that may do this to webhooks, and the Secret `token` with it.
+async fn token(ctx: &Ctx, name: &str, hooks: Level) -> Result<()> {
+    let permissions = [
+        ("administration", Level::Write),
+        ("repository_hooks", hooks),
+        ("actions", Level::Read),
+    ];
+    let permissions = permissions.map(|(name, level)| (name.to_owned(), level));
+    let new = NewCredential {
+        name: name.to_owned(),
+        permissions: Some(permissions.into_iter().collect()),
+        ..NewCredential::default()
+    };
+    let token = json!({"token": ctx.github.create_token(&new).await?});
+    example::secret(&ctx.client, &ctx.namespace, "token", &token).await
+}
+
+/// The spec of a pool with that token.
+fn of_token(source: &str, secret: Option<&str>) -> Value {
+    let mut scaling = json!({"maxRunners": 4, "source": source});
+    if let Some(secret) = secret {
+        scaling["webhook"] = json!({"secretRef": {"name": secret}});
+    }
+    json!({"github": {"credentialsRef": {"name": "token"}}, "scaling": scaling})
 }
 
 /// Deliveries are repeated, reordered, forged and lost: each job has one runner in the end.

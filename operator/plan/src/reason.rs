@@ -377,7 +377,7 @@ catalogue! {
             "GitHub could not deliver; the message has its word for why. The pool reads the queue twice a minute."
             => "The Ingress or Gateway, its certificate, a firewall: [webhooks](webhooks.md#when-nothing-comes).";
         WebhookRefused [WEBHOOK]
-            "GitHub did not let the webhook be read or made; the message has its words."
+            "GitHub did not let the webhook be read, made or removed; the message has its words."
             => "What the message says. It is tried again.";
     }
     Rerun {
@@ -464,8 +464,8 @@ catalogue! {
     }
     Deletion {
         TeardownIncomplete [EVENT]
-            "The time for the teardown was over. The message says what was left on GitHub, and why."
-            => "Remove it there by hand: *Settings → Actions → Runners*, or the required check.";
+            "What the pool had on GitHub could not be removed in time. The message says what was left there, and why."
+            => "Remove it there by hand: *Settings → Actions → Runners*, *Settings → Webhooks*, or the required check.";
         ChecksLeftBehind [EVENT]
             "The pool's address went to another server, and the required checks that it had added at the first one cannot be reached any more."
             => "Remove them there by hand, where they are not wanted.";

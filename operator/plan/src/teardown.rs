@@ -111,7 +111,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
 /// Lets the resource go unless checks are still required for it, or it has a scale set: they are on their way out, and a
 /// look at GitHub tells when they are gone.
 fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
-    let has_webhook = !webhook::remove(pool, observed, now, plan);
+    let has_webhook = !webhook::remove(pool, observed, false, now, plan);
     let has_none = scale_set::remove(pool, observed, now, plan) && !has_webhook;
     if !has_none {
         // Where GitHub cannot be asked, the limit ends it.
@@ -147,7 +147,8 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
             about: None,
         });
     }
-    plan.notices.extend(webhook::left_behind(pool, &why));
+    plan.notices
+        .extend(webhook::left_behind(pool, observed, &why));
     if let Some(set) = &pool.status.scale_set {
         plan.notices.push(Notice {
             warning: true,
@@ -193,6 +194,7 @@ pub fn without_operator(pool: &Pool) -> Notice {
     let set = pool.status.scale_set.as_ref();
     let set = set.map(|set| format!("the scale set {}", set.name));
     let hook = pool.status.webhook.as_ref();
+    let hook = hook.filter(|hook| !webhook::is_by_hand(hook, None));
     let hook = hook.map(|hook| format!("the webhook that delivers to {}", hook.url));
     let before = pool.status.left_at.iter();
     let before = before.map(|left| format!("what the pool has left at {}", left.url));

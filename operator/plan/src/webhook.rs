@@ -9,7 +9,7 @@ use super::condition::{ConditionState, condition_state};
 use super::{Access, Action, Notice, Observed, Plan, demand};
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
-use crate::model::webhook::{Heard, KnownHook};
+use crate::model::webhook::{Heard, KnownHook, NotRemoved, Removal, WebhookFacts, Written};
 use crate::reason::Reason;
 
 /// Reads of one queue because of events lie so far apart at least.
@@ -68,7 +68,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     let before = pool.status.webhook.as_ref();
     if before.is_some_and(|before| Some(&before.url) != wanted.as_ref()) {
         // Another address, another secret, or none any more: first goes what was.
-        if remove(pool, observed, now, plan) && wanted.is_some() {
+        if remove(pool, observed, wanted.is_some(), now, plan) && wanted.is_some() {
             plan.wake_in(SignedDuration::ZERO);
         }
         return;
@@ -114,8 +114,8 @@ fn maintain(
         }
         KnownHook::Present(hook) => {
             status.id = i64::try_from(hook.id).ok();
-            if facts.written.is_some() {
-                status.secret_version.clone_from(&facts.written);
+            if let Some(written) = written(facts, &status.url) {
+                status.secret_version = Some(written.version.clone());
             }
             if !hook.is_right || status.secret_version != facts.secret_version {
                 let url = status.url.clone();
@@ -127,20 +127,68 @@ fn maintain(
     }
 }
 
-/// Removes the webhook that the status names, with the last pool that has it; true when nothing of it is left.
-pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> bool {
+/// The secret that this process has given to the webhook that delivers to this address.
+fn written<'a>(facts: &'a WebhookFacts, url: &str) -> Option<&'a Written> {
+    facts.written.as_ref().filter(|written| written.url == url)
+}
+
+/// Whether the operator has ever written it, as far as is known.
+fn is_written(before: &WebhookStatus, facts: Option<&WebhookFacts>) -> bool {
+    let now = facts.and_then(|facts| written(facts, &before.url));
+    before.secret_version.is_some() || now.is_some()
+}
+
+/// Whether it was entered by hand: it was seen, and the credentials could never write it.
+pub(super) fn is_by_hand(before: &WebhookStatus, facts: Option<&WebhookFacts>) -> bool {
+    before.id.is_some() && !is_written(before, facts)
+}
+
+/// The last attempt to remove it.
+fn removal<'a>(before: &WebhookStatus, facts: Option<&'a WebhookFacts>) -> Option<&'a Removal> {
+    let last = facts?.removal.as_ref();
+    last.filter(|removal| removal.url == before.url)
+}
+
+/// Why GitHub does not let it be removed.
+fn refusal<'a>(before: &WebhookStatus, facts: Option<&'a WebhookFacts>) -> Option<&'a NotRemoved> {
+    let failed = removal(before, facts)?.failed.as_ref();
+    failed.filter(|failed| failed.is_refusal)
+}
+
+/// Removes the webhook that the status names, with the last pool that has it; true when nothing more is to be done about it.
+/// One that was entered by hand stays. A pool that `goes_on` to its next one waits for no permission: an Event says what is
+/// left.
+pub(super) fn remove(
+    pool: &Pool,
+    observed: &Observed,
+    goes_on: bool,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> bool {
     let Some(before) = &pool.status.webhook else {
         return true;
     };
     let facts = observed.webhook.as_ref();
-    let is_gone = facts.is_some_and(|f| f.is_shared || f.removed.as_ref() == Some(&before.url));
-    if is_gone {
+    let last = removal(before, facts);
+    let is_shared = facts.is_some_and(|facts| facts.is_shared);
+    let is_gone = last.is_some_and(|removal| removal.failed.is_none());
+    let refusal = refusal(before, facts);
+    let is_written = is_written(before, facts);
+    // Who was never seen to write webhooks, and may not, has made none.
+    let is_none = is_by_hand(before, facts) || refusal.is_some() && !is_written;
+    if is_shared || is_gone || is_none {
         plan.status.webhook = None;
         return true;
     }
-    let not_before = facts.and_then(|facts| facts.not_before);
-    if let Some(at) = not_before.filter(|at| *at > now) {
-        plan.wake_at(at, now);
+    if let (Some(refusal), true) = (refusal, goes_on) {
+        let begin = "The pool has gone on to another webhook";
+        plan.news.push(left(before, begin, &tried(refusal)));
+        plan.status.webhook = None;
+        return true;
+    }
+    let failed = last.and_then(|removal| removal.failed.as_ref());
+    if let Some(failed) = failed.filter(|failed| failed.not_before > now) {
+        plan.wake_at(failed.not_before, now);
     } else {
         let (address, url) = (before.address.clone(), before.url.clone());
         plan.actions.push(Action::RemoveWebhook(address, url));
@@ -149,18 +197,32 @@ pub(super) fn remove(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mu
     false
 }
 
-/// What is said where there is no more time to remove it.
-pub(super) fn left_behind(pool: &Pool, why: &str) -> Option<Notice> {
-    let hook = pool.status.webhook.as_ref()?;
-    Some(Notice {
+/// What is said where there is no more time to remove it; `why` where it was not tried.
+pub(super) fn left_behind(pool: &Pool, observed: &Observed, why: &str) -> Option<Notice> {
+    let before = pool.status.webhook.as_ref()?;
+    let facts = observed.webhook.as_ref();
+    if is_by_hand(before, facts) || facts.is_some_and(|facts| facts.is_shared) {
+        return None;
+    }
+    let failed = removal(before, facts).and_then(|removal| removal.failed.as_ref());
+    let why = failed.map_or_else(|| why.to_owned(), tried);
+    Some(left(before, "The teardown timeout is over", &why))
+}
+
+fn tried(failed: &NotRemoved) -> String {
+    format!(" It could not be removed: {}", failed.why)
+}
+
+fn left(before: &WebhookStatus, begin: &str, why: &str) -> Notice {
+    let (url, address) = (&before.url, &before.address);
+    Notice {
         warning: true,
         reason: Reason::TeardownIncomplete.into(),
         note: format!(
-            "The teardown timeout is over: the webhook that delivers to {} may be left; remove it in the settings of {}.{why}",
-            hook.url, hook.address
+            "{begin}: the webhook that delivers to {url} may be left; remove it in the settings of {address}.{why}"
         ),
         about: None,
-    })
+    }
 }
 
 /// Whether anything has come by it, as far as the status knows.
@@ -172,14 +234,10 @@ fn has_delivered(pool: &Pool, url: &str) -> bool {
 /// Whether GitHub's webhook reaches the operator.
 pub(super) fn ready(pool: &Pool, observed: &Observed) -> ConditionState {
     let spec = pool.spec.as_ref().ok();
-    let Some(webhook) = spec.and_then(|spec| spec.webhook.as_ref()) else {
-        return condition_state(
-            "Unknown",
-            Reason::NotAsked,
-            "spec.scaling.source is not Webhook",
-        );
-    };
     let facts = observed.webhook.as_ref();
+    let Some(webhook) = spec.and_then(|spec| spec.webhook.as_ref()) else {
+        return not_asked(pool, facts);
+    };
     let Some((url, facts)) = facts.and_then(|facts| Some((facts.url.as_ref()?, facts))) else {
         return condition_state(
             "False",
@@ -229,6 +287,27 @@ pub(super) fn ready(pool: &Pool, observed: &Observed) -> ConditionState {
             "The webhook is not there yet",
         ),
     }
+}
+
+/// What is said of a pool that is woken by no webhook.
+fn not_asked(pool: &Pool, facts: Option<&WebhookFacts>) -> ConditionState {
+    let before = pool.status.webhook.as_ref();
+    let refused = before.and_then(|before| Some((before, refusal(before, facts)?)));
+    let Some((before, refused)) = refused.filter(|(before, _)| is_written(before, facts)) else {
+        return condition_state(
+            "Unknown",
+            Reason::NotAsked,
+            "spec.scaling.source is not Webhook",
+        );
+    };
+    condition_state(
+        "Unknown",
+        Reason::WebhookRefused,
+        format!(
+            "spec.scaling.source is not Webhook, and the webhook that delivers to {} could not be removed: {}. It is tried again, or remove it in the settings of {}",
+            before.url, refused.why, before.address
+        ),
+    )
 }
 
 /// What to enter on GitHub.

@@ -66,6 +66,7 @@ pub fn decide(
         || old.looked_again != new.looked_again
         || old.released != new.released
         || old.scale_set != new.scale_set
+        || old.webhook != new.webhook
         || old.verification != new.verification
         || old.reruns != new.reruns
         || old.required_checks != new.required_checks

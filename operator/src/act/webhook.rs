@@ -1,5 +1,7 @@
 //! Changes of a pool's webhook. What came of one is the pool's to tell, at its next reconcile.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::{Done, Executor};
@@ -7,6 +9,7 @@ use crate::error::ActError;
 use crate::github::Error;
 use crate::observe::github::client_at;
 use crate::observe::webhook::secret_of;
+use cuda_runner_plan::model::webhook::Written;
 
 impl Executor<'_> {
     pub(super) async fn create_webhook(&self, url: &str) -> Result<Done, ActError> {
@@ -17,7 +20,7 @@ impl Executor<'_> {
         if made.is_ok() {
             tracing::info!(pool = %self.pool.key, url, "made a webhook");
         }
-        Ok(self.note_webhook(made, version))
+        Ok(self.note_webhook(url, made, version))
     }
 
     pub(super) async fn update_webhook(&self, id: u64, url: &str) -> Result<Done, ActError> {
@@ -25,37 +28,39 @@ impl Executor<'_> {
             return Ok(Done::Yes);
         };
         let changed = self.github()?.update_hook(id, url, &secret).await;
-        Ok(self.note_webhook(changed, version))
+        Ok(self.note_webhook(url, changed, version))
     }
 
-    fn note_webhook(&self, written: Result<(), Error>, version: String) -> Done {
-        let (now, uid) = (Timestamp::now(), &self.pool.uid);
-        self.ctx.memory.with(self.pool, |memory| match written {
-            Ok(()) => memory.hook.written(version),
-            Err(error) => memory.hook.failed(&error, uid, now),
+    fn note_webhook(&self, url: &str, done: Result<(), Error>, version: String) -> Done {
+        let (now, uid, url) = (Timestamp::now(), &self.pool.uid, url.to_owned());
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.hook.writes();
+            match done {
+                Ok(()) => memory.hook.written(Written { url, version }),
+                Err(error) => memory.hook.failed(&error, uid, now),
+            }
         });
         Done::Yes
     }
 
-    /// Removes the one that delivers to this address. Where none may be seen, none of ours was made.
+    /// Removes the one that delivers to this address.
     pub(super) async fn remove_webhook(&self, address: &str, url: &str) -> Result<Done, ActError> {
-        let spec = self.pool.spec.as_ref();
-        let client = if spec.is_ok_and(|spec| spec.url.to_string() == address) {
-            self.client.clone()
-        } else {
-            client_at(self.ctx, self.pool, address).await.ok()
+        let here = self.client.as_ref();
+        let here = here.filter(|client| client.url().to_string() == address);
+        let client = match here {
+            Some(client) => Arc::clone(client),
+            None => client_at(self.ctx, self.pool, address)
+                .await
+                .map_err(|_| ActError::NoClient)?,
         };
-        let client = client.ok_or(ActError::NoClient)?;
         let removed = match client.find_hook(url).await {
             Ok(Some(hook)) => client.delete_hook(hook.id).await,
             Ok(None) => Ok(()),
-            Err(error) if !error.is_transient() => Ok(()),
             Err(error) => Err(error),
         };
         let (now, uid) = (Timestamp::now(), &self.pool.uid);
-        self.ctx.memory.with(self.pool, |memory| match removed {
-            Ok(()) => memory.hook.removed(url),
-            Err(error) => memory.hook.failed(&error, uid, now),
+        self.ctx.memory.with(self.pool, |memory| {
+            memory.hook.removed(url, &removed, uid, now);
         });
         Ok(Done::Yes)
     }

@@ -6,7 +6,7 @@ use crate::github::Error;
 use cuda_runner_plan::model::backoff;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::webhook::{Hook, KnownHook};
+use cuda_runner_plan::model::webhook::{Hook, KnownHook, NotRemoved, Removal, Written};
 use cuda_runner_plan::runners::SWEEP;
 
 /// The first pause after an attempt that failed.
@@ -23,10 +23,12 @@ pub struct HookMemory {
     read: Option<Timestamp>,
     /// The request, by annotation, with which it was read.
     asked: Option<String>,
-    /// The version of the secret that was last given to it.
-    pub written: Option<String>,
-    /// The address of the one that was removed.
-    pub removed: Option<String>,
+    /// The secret that was last given to it.
+    pub written: Option<Written>,
+    /// What became of the last attempt to remove one.
+    pub removal: Option<Removal>,
+    /// Attempts in a row to remove it that failed.
+    unremoved: i32,
     /// What became of the last delivery, where it failed and nothing has come.
     pub failing: Option<String>,
     /// Why it could not be read or changed; cleared by the next success.
@@ -57,25 +59,47 @@ impl HookMemory {
         self.succeeded();
     }
 
-    /// It is as it should be, with a secret of this version. What is there is read once more.
-    pub fn written(&mut self, version: String) {
-        self.written = Some(version);
-        self.removed = None;
+    /// What there is to remove is another one from now on, whatever becomes of the request.
+    pub fn writes(&mut self) {
+        self.removal = None;
+        self.unremoved = 0;
+    }
+
+    /// It is as it should be, with this secret. What is there is read once more.
+    pub fn written(&mut self, written: Written) {
+        self.written = Some(written);
         self.look_again();
         self.succeeded();
     }
 
-    /// The one that delivered to this address is gone.
-    pub fn removed(&mut self, url: &str) {
-        self.removed = Some(url.to_owned());
-        self.written = None;
-        self.look_again();
-        self.succeeded();
+    /// Takes in whether the one that delivers to this address is gone.
+    pub fn removed(&mut self, url: &str, done: &Result<(), Error>, uid: &str, now: Timestamp) {
+        if self.removal.as_ref().is_none_or(|last| last.url != url) {
+            self.unremoved = 0;
+        }
+        let failed = done.as_ref().err().map(|error| {
+            self.unremoved = self.unremoved.saturating_add(1);
+            let pause = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.unremoved, uid);
+            NotRemoved {
+                why: error.to_string(),
+                is_refusal: is_refusal(error),
+                not_before: now.after(error.pause_of_at_least(pause, now)),
+            }
+        });
+        if failed.is_none() {
+            self.written = None;
+            self.look_again();
+            self.succeeded();
+        }
+        self.removal = Some(Removal {
+            url: url.to_owned(),
+            failed,
+        });
     }
 
     /// Something did not work.
     pub fn failed(&mut self, error: &Error, uid: &str, now: Timestamp) {
-        if matches!(error, Error::Forbidden { .. } | Error::NotFound { .. }) {
+        if is_refusal(error) {
             self.known = KnownHook::NotAllowed(error.to_string());
             self.read = Some(now);
             self.succeeded();
@@ -98,4 +122,9 @@ impl HookMemory {
         self.failures = 0;
         self.not_before = None;
     }
+}
+
+/// Whether the credentials are accepted, and may not see or write webhooks: GitHub hides what may not be seen.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::Forbidden { .. } | Error::NotFound { .. })
 }

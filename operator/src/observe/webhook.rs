@@ -56,7 +56,7 @@ pub async fn look(
             trouble: hook.trouble.clone(),
             not_before: hook.not_before,
             failing: hook.failing.clone().filter(|_| !memory.webhook.any),
-            removed: hook.removed.clone(),
+            removal: hook.removal.clone(),
             is_shared,
         }
     }))

@@ -42,6 +42,7 @@ use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
 
 mod status;
+mod webhook;
 
 /// A version that the API server has gone past.
 const STALE: &str = "stale";

@@ -11,8 +11,8 @@ pub struct WebhookFacts {
     pub secret_trouble: Option<String>,
     /// Changes with the secret.
     pub secret_version: Option<String>,
-    /// The secret that this process has last given to GitHub, by its version.
-    pub written: Option<String>,
+    /// The secret that this process has last given to GitHub.
+    pub written: Option<Written>,
     /// What came of it.
     pub heard: Heard,
     /// What GitHub has.
@@ -23,10 +23,39 @@ pub struct WebhookFacts {
     pub not_before: Option<Timestamp>,
     /// What became of GitHub's last delivery, where it failed and nothing has come.
     pub failing: Option<String>,
-    /// The address of one that was removed.
-    pub removed: Option<String>,
+    /// What became of the last attempt to remove one.
+    pub removal: Option<Removal>,
     /// Whether another pool that stays has the webhook that the status names.
     pub is_shared: bool,
+}
+
+/// A secret that was given to GitHub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The address to which its webhook delivers.
+    pub url: String,
+    /// The secret's version.
+    pub version: String,
+}
+
+/// An attempt to remove a webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// The address to which it delivered.
+    pub url: String,
+    /// Why it is there still; `None` where it is gone.
+    pub failed: Option<NotRemoved>,
+}
+
+/// Why a webhook could not be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRemoved {
+    /// What happened, and what to do.
+    pub why: String,
+    /// Whether GitHub accepts the credentials, and they may not see or remove it.
+    pub is_refusal: bool,
+    /// No attempt before.
+    pub not_before: Timestamp,
 }
 
 /// What is known of a webhook on GitHub.

@@ -6,9 +6,10 @@ use serde_json::json;
 use super::*;
 use crate::fixture::{NOW, ago, observed, resource};
 use crate::kind;
-use crate::model::webhook::{Hook, WebhookFacts};
+use crate::model::webhook::Hook;
 
 const URL: &str = "https://hooks.example.com/hooks/abc";
+const ADDRESS: &str = "https://github.com/acme/widgets";
 
 fn pool(secret: Option<&str>) -> Pool {
     let mut resource = resource();
@@ -222,7 +223,9 @@ fn it_is_recorded_then_made_then_kept_as_it_should_be() {
     assert_eq!(actions(&plan), update);
     // And is left alone when it has it
     let mut written = facts(there(true));
-    written.written = Some("v1".to_owned());
+    let version = "v1".to_owned();
+    let url = URL.to_owned();
+    written.written = Some(Written { url, version });
     let plan = planned(&pool, Some(written));
     assert_eq!(actions(&plan), []);
     pool.status.webhook = plan.status.webhook;
@@ -245,44 +248,150 @@ fn it_is_recorded_then_made_then_kept_as_it_should_be() {
     assert_eq!(actions(&planned(&pool, Some(not_allowed))), []);
 }
 
-#[test]
-fn it_goes_with_the_last_pool_that_has_it() {
-    let mut pool = pool(None);
-    pool.status.webhook = Some(WebhookStatus {
+/// Pools whose webhook is to go: one that polls now, one that is deleted, and one that has another webhook.
+fn leaving(id: Option<i64>, secret: Option<&str>) -> [(Pool, WebhookFacts); 3] {
+    let mut moved = pool(None);
+    moved.status.webhook = Some(WebhookStatus {
         url: URL.to_owned(),
-        address: "https://github.com/acme/widgets".to_owned(),
-        id: Some(7),
+        address: ADDRESS.to_owned(),
+        id,
+        secret_version: secret.map(str::to_owned),
         ..WebhookStatus::default()
     });
-    let removal = [Action::RemoveWebhook(
-        "https://github.com/acme/widgets".to_owned(),
-        URL.to_owned(),
-    )];
-    // When the pool takes none any more, is deleted, or has another one
-    let mut polled = pool.clone();
+    let mut polled = moved.clone();
     polled.spec_mut().webhook = None;
-    let mut deleted = pool.clone();
+    let mut deleted = moved.clone();
     deleted.deleting = Some(ago(1));
     let mut elsewhere = facts(KnownHook::Unknown);
     elsewhere.url = Some("https://new/hooks/1".to_owned());
-    for (pool, facts) in [
-        (&polled, WebhookFacts::default()),
-        (&deleted, facts(there(true))),
-        (&pool, elsewhere),
+    [
+        (polled, WebhookFacts::default()),
+        (deleted, facts(there(true))),
+        (moved, elsewhere),
+    ]
+}
+
+/// That it is removed.
+fn removed() -> [Action; 1] {
+    [Action::RemoveWebhook(ADDRESS.to_owned(), URL.to_owned())]
+}
+
+/// An attempt to remove it, which failed `seconds` ago or is not to be made again before.
+fn tried(failed: Option<(bool, i64)>) -> Removal {
+    Removal {
+        url: URL.to_owned(),
+        failed: failed.map(|(is_refusal, seconds)| NotRemoved {
+            why: "grant Webhooks".to_owned(),
+            is_refusal,
+            not_before: ago(seconds),
+        }),
+    }
+}
+
+#[test]
+fn what_may_not_be_removed_is_tried_again_and_holds_up_no_next_webhook() {
+    let [polls, is_deleted, moves] = [0, 1, 2];
+    let refused_at = |seconds| Some((true, seconds));
+    for (index, failed, is_tried, stays, said) in [
+        // Refused, and the pause is not over, or is
+        (polls, refused_at(-60), false, true, 0),
+        (polls, refused_at(1), true, true, 0),
+        (is_deleted, refused_at(-60), false, true, 0),
+        (is_deleted, refused_at(1), true, true, 0),
+        // The pool goes on to its next one, and an Event says what is left
+        (moves, refused_at(-60), false, false, 1),
+        (moves, refused_at(1), false, false, 1),
+        // What may pass, such as a token that has expired, is waited for
+        (polls, Some((false, -60)), false, true, 0),
+        (is_deleted, Some((false, -60)), false, true, 0),
+        (moves, Some((false, -60)), false, true, 0),
+        (moves, Some((false, 1)), true, true, 0),
     ] {
+        let case = format!("{index} {failed:?}");
+        let (pool, mut facts) = leaving(Some(7), Some("v1"))[index].clone();
+        facts.removal = Some(tried(failed));
+        let plan = planned(&pool, Some(facts.clone()));
+        let expected = if is_tried { &removed()[..] } else { &[] };
+        assert_eq!(actions(&plan), expected, "{case}");
+        assert_eq!(plan.status.webhook.is_some(), stays, "{case}");
+        assert_eq!(plan.news.len(), said, "{case}");
+        for news in &plan.news {
+            let note = &news.note;
+            assert!(note.contains(URL) && note.contains(ADDRESS), "{note}");
+            assert!(note.contains("grant Webhooks"), "{note}");
+        }
+        // A pool that polls says that it is there still
+        let is_refused = failed.is_some_and(|(is_refusal, _)| is_refusal);
+        if index == polls && is_refused {
+            let (status, reason, message) = condition(&pool, Some(facts));
+            assert_eq!((&*status, &*reason), ("Unknown", "WebhookRefused"));
+            assert!(message.contains(URL), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_deletion_that_is_over_names_the_webhook_that_is_left() {
+    let [_, (mut pool, facts), _] = leaving(Some(7), Some("v1"));
+    pool.deleting = Some(ago(36_000));
+    for (failed, words) in [
+        (None, "teardown timeout"),
+        (Some((true, -60)), "grant Webhooks"),
+    ] {
+        let mut facts = facts.clone();
+        facts.removal = failed.map(|failed| tried(Some(failed)));
+        let plan = planned(&pool, Some(facts));
+        assert!(plan.actions.contains(&Action::RemoveFinalizer));
+        let mut notices = plan.notices.iter().filter(|n| n.note.contains(URL));
+        let notice = notices.next().unwrap();
+        assert!(notice.reason == Reason::TeardownIncomplete && notice.note.contains(words));
+    }
+    // One that another pool has, or that was entered by hand, is not left behind
+    let mut shared = facts.clone();
+    shared.is_shared = true;
+    let mut by_hand = pool.clone();
+    by_hand.status.webhook.as_mut().unwrap().secret_version = None;
+    for (pool, facts) in [(&pool, shared), (&by_hand, facts)] {
+        let plan = planned(pool, Some(facts));
+        assert!(!plan.notices.iter().any(|n| n.note.contains(URL)));
+    }
+}
+
+#[test]
+fn what_was_entered_by_hand_stays() {
+    // Given one that was seen, and that the credentials could never write
+    for (pool, facts) in leaving(Some(7), None) {
+        let plan = planned(&pool, Some(facts));
+        assert_eq!((actions(&plan), plan.status.webhook), (vec![], None));
+        assert_eq!(plan.news.len(), 0);
+    }
+    // Given none that was ever seen, then whether an answer was lost is looked at, and who may not look has made none
+    for (pool, mut facts) in leaving(None, None) {
+        let plan = planned(&pool, Some(facts.clone()));
+        assert_eq!(actions(&plan), removed());
+        facts.removal = Some(tried(Some((true, -60))));
+        let plan = planned(&pool, Some(facts));
+        assert_eq!((actions(&plan), plan.status.webhook), (vec![], None));
+        assert_eq!(plan.news.len(), 0);
+    }
+}
+
+#[test]
+fn it_goes_with_the_last_pool_that_has_it() {
+    for (pool, facts) in leaving(Some(7), Some("v1")) {
         // Then it is removed
-        let plan = planned(pool, Some(facts.clone()));
-        assert_eq!(actions(&plan), removal);
+        let plan = planned(&pool, Some(facts.clone()));
+        assert_eq!(actions(&plan), removed());
         assert!(plan.status.webhook.is_some(), "until it is gone");
         // And is gone from the status when it is
         let mut gone = facts.clone();
-        gone.removed = Some(URL.to_owned());
-        let plan = planned(pool, Some(gone));
+        gone.removal = Some(tried(None));
+        let plan = planned(&pool, Some(gone));
         assert_eq!((actions(&plan), plan.status.webhook), (vec![], None));
         // Unless another pool stays that has it
         let mut shared = facts;
         shared.is_shared = true;
-        let plan = planned(pool, Some(shared));
+        let plan = planned(&pool, Some(shared));
         assert_eq!((actions(&plan), plan.status.webhook), (vec![], None));
     }
 }

@@ -1,0 +1,184 @@
+//! A pool's webhook between two reconciles, with a GitHub that counts what it is asked.
+
+use std::sync::atomic::AtomicU16;
+
+use super::*;
+use crate::act::act;
+use crate::github::Client as GitHub;
+use crate::github::tests::stub::{Stub, error, raw, reply};
+use crate::observe::webhook::look;
+use crate::webhook::Webhooks;
+use crate::webhook::keys::Keys;
+use cuda_runner_plan::Access;
+use cuda_runner_plan::Plan;
+use cuda_runner_plan::model::pool::Pool;
+use cudarunner_crds::WebhookStatus;
+
+/// Where webhooks are taken now, and where they were before.
+const NOW_AT: &str = "https://hooks.example.com";
+const BEFORE: &str = "https://before.example.com/hooks/1";
+
+/// A repository with one webhook. Each method has the status with which it is answered.
+struct Repository {
+    stub: Stub,
+    lists: Arc<AtomicU16>,
+    deletes: Arc<AtomicU16>,
+}
+
+impl Repository {
+    async fn new(lists: u16, deletes: u16) -> Self {
+        let [lists, deletes] = [lists, deletes].map(|status| Arc::new(AtomicU16::new(status)));
+        let (listed, deleted) = (Arc::clone(&lists), Arc::clone(&deletes));
+        let mut is_there = true;
+        let stub = Stub::start(move |seen, _| {
+            let answer = match seen.method {
+                Method::DELETE => &deleted,
+                _ => &listed,
+            };
+            match (answer.load(Ordering::Relaxed), &seen.method) {
+                (200, &Method::DELETE) => {
+                    is_there = false;
+                    raw(204, "")
+                }
+                (200, _) => {
+                    let hook = json!({
+                        "id": 7, "active": true, "events": ["workflow_job"],
+                        "config": {"url": BEFORE, "content_type": "json", "insecure_ssl": "0"},
+                    });
+                    reply(200, &json!(Vec::from_iter(is_there.then_some(hook))))
+                }
+                (status, _) => error(status, "Resource not accessible by personal access token"),
+            }
+        });
+        Self {
+            stub: stub.await,
+            lists,
+            deletes,
+        }
+    }
+
+    fn client(&self) -> Arc<GitHub> {
+        self.stub.client("acme/widgets")
+    }
+
+    /// Removals that it was asked for.
+    fn removals(&self) -> usize {
+        let seen = self.stub.seen();
+        seen.iter().filter(|s| s.method == Method::DELETE).count()
+    }
+}
+
+/// A pool that had a webhook of the operator's, and what is remembered of it.
+struct Had {
+    ctx: Arc<Context>,
+    client: Arc<GitHub>,
+    pool: Pool,
+    now: Timestamp,
+}
+
+impl Had {
+    async fn new(repository: &Repository, source: &str) -> Self {
+        let mut ctx = context(&Cluster::default()).await;
+        let webhooks = Webhooks::new(NOW_AT, Keys::of(1, 2, None));
+        Arc::get_mut(&mut ctx).unwrap().webhooks = Some(Arc::new(webhooks));
+        let client = repository.client();
+        let resource = resource(|resource| {
+            let scaling = json!({"maxRunners": 4, "source": source});
+            resource.spec.scaling = Some(serde_json::from_value(scaling).unwrap());
+        });
+        let mut pool = Pool::read(&resource, false);
+        pool.status.webhook = Some(WebhookStatus {
+            url: BEFORE.to_owned(),
+            address: client.url().to_string(),
+            id: Some(7),
+            secret_version: Some("v1".to_owned()),
+            delivered: true,
+        });
+        ctx.memory
+            .with(&pool, |memory| memory.github.access = Access::Granted);
+        let now = Timestamp::now();
+        Self {
+            ctx,
+            client,
+            pool,
+            now,
+        }
+    }
+
+    /// One reconcile, as far as it is about webhooks.
+    async fn reconcile(&mut self) -> Plan {
+        let client = Arc::clone(&self.client);
+        let mut observed = fixture::observed(vec![]);
+        observed.webhook = look(&self.ctx, &self.pool, Some(&*client), self.now).await;
+        let mut plan = cuda_runner_plan::plan(&self.pool, &observed, self.now);
+        let outcome = act(&self.ctx, &self.pool, Some(client), &mut plan).await;
+        assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+        self.pool.status = plan.status.clone();
+        plan
+    }
+
+    async fn reconcile_often(&mut self) {
+        for _ in 0..20 {
+            self.reconcile().await;
+        }
+    }
+
+    /// The webhook that the status has.
+    fn url(&self) -> Option<&str> {
+        let webhook = self.pool.status.webhook.as_ref();
+        webhook.map(|webhook| webhook.url.as_str())
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_that_may_not_be_removed_is_tried_again_later_and_later() {
+    // Given a pool that polls now, and credentials that may read webhooks alone
+    let repository = Repository::new(200, 403).await;
+    let mut had = Had::new(&repository, "Poll").await;
+    // When it is reconciled often, then GitHub is asked once until the pause is over
+    had.reconcile_often().await;
+    assert_eq!(repository.removals(), 1);
+    had.now += SignedDuration::from_secs(15);
+    had.reconcile_often().await;
+    assert_eq!(repository.removals(), 2);
+    assert_eq!(had.url(), Some(BEFORE));
+    // When the permission is there, then it is removed
+    repository.deletes.store(200, Ordering::Relaxed);
+    had.now += SignedDuration::from_mins(10);
+    had.reconcile_often().await;
+    assert_eq!((repository.removals(), had.url()), (3, None));
+}
+
+#[tokio::test]
+async fn a_pool_goes_on_to_its_next_webhook_though_the_last_may_not_be_removed() {
+    let repository = Repository::new(200, 403).await;
+    let mut had = Had::new(&repository, "Webhook").await;
+    had.reconcile().await;
+    // When GitHub has refused the removal, then an Event names what is left
+    let plan = had.reconcile().await;
+    let notes: Vec<_> = plan.news.iter().map(|news| news.note.as_str()).collect();
+    assert!(
+        matches!(notes[..], [note] if note.contains(BEFORE)),
+        "{notes:?}"
+    );
+    // And the pool has another one
+    had.reconcile_often().await;
+    assert_eq!(repository.removals(), 1);
+    assert!(had.url().is_some_and(|url| url.starts_with(NOW_AT)));
+}
+
+#[tokio::test]
+async fn a_webhook_is_not_forgotten_because_the_credentials_have_expired() {
+    // Given credentials that GitHub does not accept, or that may not see webhooks any more
+    for status in [401, 403, 404] {
+        let repository = Repository::new(status, 200).await;
+        let mut had = Had::new(&repository, "Poll").await;
+        had.reconcile_often().await;
+        assert_eq!(had.url(), Some(BEFORE), "{status}");
+        // When they are renewed, then it is removed
+        repository.lists.store(200, Ordering::Relaxed);
+        had.now += SignedDuration::from_secs(15);
+        had.reconcile_often().await;
+        assert_eq!((repository.removals(), had.url()), (1, None));
+    }
+}
