@@ -61,7 +61,10 @@ pub(super) fn plan(
             kind::SPEC_SUPPORTED,
             condition_state("True", Reason::AllFieldsActedOn, "Every field is acted on"),
         ),
-        (kind::WEBHOOK_READY, webhook::ready(pool, observed)),
+        (
+            kind::WEBHOOK_READY,
+            webhook::ready(pool, plan.status.webhook.as_ref(), observed),
+        ),
     ];
     for (type_, said) in all {
         set(

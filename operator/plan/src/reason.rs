@@ -371,8 +371,11 @@ catalogue! {
             "The Secret of `spec.scaling.webhook.secretRef` is not there, or has no usable `secret`."
             => "Do what the message says.";
         WebhookMissing [WEBHOOK]
-            "The credentials may make no webhook, and nothing has come by one that was made by hand. The pool reads the queue twice a minute."
-            => "Grant *Webhooks: write*, or enter the webhook as the message says.";
+            "The credentials may make no webhook, and nothing comes by one that was made by hand. The pool reads the queue twice a minute."
+            => "Grant *Webhooks: write*, or enter the webhook as the message says. [More](webhooks.md#when-nothing-comes).";
+        WebhookSilent [WEBHOOK]
+            "The webhook is there, and nothing has come by it yet; or, where it is `False`, jobs come of which it does not tell, and the pool reads the queue twice a minute."
+            => "Nothing before the first job; then *Recent Deliveries* on the webhook's page: [webhooks](webhooks.md#when-nothing-comes).";
         WebhookFailing [WEBHOOK]
             "GitHub could not deliver; the message has its word for why. The pool reads the queue twice a minute."
             => "The Ingress or Gateway, its certificate, a firewall: [webhooks](webhooks.md#when-nothing-comes).";
@@ -491,7 +494,6 @@ catalogue! {
         NotListed [QUEUE] "GitHub lists no queues for organizations and enterprises. The job's own page on GitHub names the labels that it waits for.";
         EveryJobHasAPool [QUEUE] "Every queued job that asks for runners like these can be served.";
         WebhookPending [WEBHOOK] "The webhook is being made.";
-        WebhookSilent [WEBHOOK] "The webhook is there, and nothing has come by it yet.";
         WebhookDelivers [WEBHOOK] "GitHub's events arrive, and wake the pool.";
         Listening [QUEUE] "Jobs that ask for these labels are assigned to the pool's scale set.";
         JobRunAgain [EVENT] "A job that a GPU or a node ended is run again; the note says what was found. [More](rerun.md).";

@@ -6,7 +6,7 @@ use cudarunner_crds::WebhookStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use super::condition::{ConditionState, condition_state};
-use super::{Access, Action, Notice, Observed, Plan, demand};
+use super::{Access, Action, Notice, Observed, Plan, Queue, demand};
 use crate::model::pool::{Pool, Spec};
 use crate::model::time::Shift as _;
 use crate::model::webhook::{Heard, KnownHook, NotRemoved, Removal, WebhookFacts, Written};
@@ -18,6 +18,8 @@ pub const APART: SignedDuration = SignedDuration::from_secs(2);
 const SLOW: SignedDuration = SignedDuration::from_mins(5);
 /// After so long without an event none are taken to arrive.
 const ARRIVE: SignedDuration = SignedDuration::from_mins(10);
+/// An event of a job comes so soon after GitHub's time for the job at the latest, by a clock that is not GitHub's.
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 /// The key of a user's Secret.
 pub const SECRET: &str = "secret";
 /// The key with the secret before it.
@@ -56,6 +58,25 @@ pub fn coalesced(last: Option<Timestamp>, now: Timestamp) -> Timestamp {
     }
 }
 
+/// When the queue was read, where it has a job of the pool's of which no event has told. `since` is the moment before which
+/// nothing could be heard, or nothing arrived.
+#[must_use]
+pub fn untold(spec: &Spec, queue: &Queue, heard: &Heard, since: Timestamp) -> Option<Timestamp> {
+    let jobs = queue.jobs.as_ref().ok()?.as_ref()?;
+    let told = heard.at.map_or(since, |at| at.max(since));
+    let told = told.after(TOLD_WITHIN);
+    let ours = jobs.iter().filter(|job| job.is_served_by(&spec.labels));
+    let mut queued = ours.filter_map(|job| job.created_at);
+    queued.any(|at| at > told).then_some(queue.at)
+}
+
+/// Whether events do not arrive, where the first job of which none told was seen at `untold`, and nothing came since: its end
+/// and its beginning would have been told, too.
+#[must_use]
+pub fn is_unheard(untold: Option<Timestamp>, now: Timestamp) -> bool {
+    untold.is_some_and(|at| at.after(ARRIVE) <= now)
+}
+
 /// Has the webhook as it should be, or removed where it should not be.
 pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let Ok(spec) = &pool.spec else {
@@ -78,7 +99,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     };
     let mut status = before.cloned().unwrap_or_default();
     status.address = spec.url.to_string();
-    status.delivered |= facts.heard.any;
+    let is_silent = facts.failing.is_some() || facts.is_untold;
+    status.delivered = facts.heard.at.is_some() || status.delivered && !is_silent;
     status.url = url;
     maintain(pool, observed, &mut status, now, plan);
     plan.status.webhook = Some(status);
@@ -106,7 +128,10 @@ fn maintain(
     }
     match &facts.hook {
         KnownHook::Absent => {
-            status.id = None;
+            if status.id.take().is_some() {
+                // By the one that was there something came.
+                status.delivered = facts.heard.at.is_some();
+            }
             if pool.status.webhook.is_some() {
                 plan.actions.push(Action::CreateWebhook(status.url.clone()));
             }
@@ -225,14 +250,12 @@ fn left(before: &WebhookStatus, begin: &str, why: &str) -> Notice {
     }
 }
 
-/// Whether anything has come by it, as far as the status knows.
-fn has_delivered(pool: &Pool, url: &str) -> bool {
-    let before = pool.status.webhook.as_ref();
-    before.is_some_and(|before| before.url == url && before.delivered)
-}
-
-/// Whether GitHub's webhook reaches the operator.
-pub(super) fn ready(pool: &Pool, observed: &Observed) -> ConditionState {
+/// Whether GitHub's webhook reaches the operator; `status` is what is to be written of it.
+pub(super) fn ready(
+    pool: &Pool,
+    status: Option<&WebhookStatus>,
+    observed: &Observed,
+) -> ConditionState {
     let spec = pool.spec.as_ref().ok();
     let facts = observed.webhook.as_ref();
     let Some(webhook) = spec.and_then(|spec| spec.webhook.as_ref()) else {
@@ -257,7 +280,7 @@ pub(super) fn ready(pool: &Pool, observed: &Observed) -> ConditionState {
             ),
         );
     }
-    if facts.heard.any || has_delivered(pool, url) {
+    if status.is_some_and(|status| status.url == *url && status.delivered) {
         return condition_state(
             "True",
             Reason::WebhookDelivers,
@@ -276,6 +299,14 @@ pub(super) fn ready(pool: &Pool, observed: &Observed) -> ConditionState {
                 format!("{how}. The operator does it itself where it may: {why}"),
             )
         }
+        KnownHook::Present(_) if facts.is_untold => condition_state(
+            "False",
+            Reason::WebhookSilent,
+            format!(
+                "The webhook that delivers to {url} is there, jobs come of which it does not tell, and the queue is read twice a minute. See its deliveries in the settings of {}",
+                spec.map(|spec| spec.url.to_string()).unwrap_or_default()
+            ),
+        ),
         KnownHook::Present(_) => condition_state(
             "Unknown",
             Reason::WebhookSilent,
@@ -321,7 +352,7 @@ fn by_hand(url: &str, secret: Option<&str>) -> String {
         |name| format!("and, as its secret, what the key {SECRET} of the Secret {name} has"),
     );
     format!(
-        "Nothing has come from GitHub yet, and the queue is read twice a minute. Add a webhook in the repository's settings, with the payload URL {url}, the content type application/json, the event Workflow jobs alone, {secret}"
+        "Nothing comes from GitHub, and the queue is read twice a minute. Add a webhook in the repository's settings, or correct the one that is there: with the payload URL {url}, the content type application/json, the event Workflow jobs alone, {secret}"
     )
 }
 

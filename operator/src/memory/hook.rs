@@ -3,11 +3,13 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::github::Error;
+use cuda_runner_plan::Queue;
 use cuda_runner_plan::model::backoff;
-use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::pool::{Pool, Spec};
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::model::webhook::{Hook, KnownHook, NotRemoved, Removal, Written};
+use cuda_runner_plan::model::webhook::{Heard, Hook, KnownHook, NotRemoved, Removal, Written};
 use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::webhook::{is_unheard, untold};
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
@@ -29,8 +31,12 @@ pub struct HookMemory {
     pub removal: Option<Removal>,
     /// Attempts in a row to remove it that failed.
     unremoved: i32,
-    /// What became of the last delivery, where it failed and nothing has come.
-    pub failing: Option<String>,
+    /// What became of the last delivery, where it failed and nothing has come since.
+    failing: Option<String>,
+    /// What came before says nothing: the process was not there, or it was seen that nothing arrives.
+    since: Option<Timestamp>,
+    /// When the queue was first read with a job of which no event has told, and nothing has come since.
+    untold: Option<Timestamp>,
     /// Why it could not be read or changed; cleared by the next success.
     pub trouble: Option<String>,
     failures: i32,
@@ -52,11 +58,49 @@ impl HookMemory {
     }
 
     /// Takes in what GitHub has.
-    pub fn read(&mut self, found: Option<Hook>, failing: Option<String>, now: Timestamp) {
+    pub fn read(&mut self, found: Option<Hook>, now: Timestamp) {
         self.known = found.map_or(KnownHook::Absent, KnownHook::Present);
-        self.failing = failing;
+        self.failing = None;
         self.read = Some(now);
         self.succeeded();
+    }
+
+    /// Nothing arrives: the webhook by which it came is gone, or GitHub says that it `fails`. What was heard before that says
+    /// nothing any more.
+    pub fn stops(&mut self, fails: Option<String>, heard: &mut Heard, now: Timestamp) {
+        self.failing = fails;
+        self.since = Some(now);
+        *heard = Heard::default();
+    }
+
+    /// Notes whether events arrive: a job of which none told speaks against it, and what has come since for it.
+    pub fn listen(
+        &mut self,
+        spec: &Spec,
+        queue: Option<&Queue>,
+        heard: &mut Heard,
+        now: Timestamp,
+    ) {
+        let since = *self.since.get_or_insert(now);
+        self.untold = self
+            .untold
+            .filter(|untold| heard.at.is_none_or(|at| at < *untold))
+            .or_else(|| untold(spec, queue?, heard, since));
+        if is_unheard(self.untold, now) {
+            self.stops(self.failing.clone(), heard, now);
+        }
+    }
+
+    /// What became of GitHub's last delivery, where it failed and nothing has come since.
+    #[must_use]
+    pub fn failing(&self, heard: &Heard) -> Option<String> {
+        self.failing.clone().filter(|_| heard.at.is_none())
+    }
+
+    /// Whether jobs come of which no event tells.
+    #[must_use]
+    pub fn is_untold(&self, now: Timestamp) -> bool {
+        is_unheard(self.untold, now)
     }
 
     /// What there is to remove is another one from now on, whatever becomes of the request.

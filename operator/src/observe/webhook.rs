@@ -13,7 +13,9 @@ use crate::watch::part::{Data, Keyed, Part};
 use crate::webhook::{HookName, Webhooks};
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
+use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::webhook::WebhookFacts;
+use cuda_runner_plan::runners::SWEEP;
 use cuda_runner_plan::webhook::{PREVIOUS_SECRET, SECRET};
 
 /// Shorter secrets can be guessed.
@@ -45,17 +47,23 @@ pub async fn look(
         .and_then(|((webhooks, _), secrets)| Some(webhooks.keys().version(secrets.first()?)));
     let is_shared = is_shared(ctx, pool);
     Some(ctx.memory.with(pool, |memory| {
-        let hook = &memory.hook;
+        let heard = &mut memory.webhook;
+        if let Some(spec) = spec.filter(|_| url.is_some() && pool.deleting.is_none()) {
+            let queue = memory.github.queue.as_deref();
+            memory.hook.listen(spec, queue, heard, now);
+        }
+        let (hook, heard) = (&memory.hook, *heard);
         WebhookFacts {
             secret_trouble: secret.err().filter(|_| url.is_some()),
             url,
             secret_version: version,
             written: hook.written.clone(),
-            heard: memory.webhook,
+            heard,
             hook: hook.known.clone(),
             trouble: hook.trouble.clone(),
             not_before: hook.not_before,
-            failing: hook.failing.clone().filter(|_| !memory.webhook.any),
+            failing: hook.failing(&heard),
+            is_untold: hook.is_untold(now),
             removal: hook.removal.clone(),
             is_shared,
         }
@@ -64,13 +72,16 @@ pub async fn look(
 
 /// Reads the webhook where that is due.
 async fn read(ctx: &Context, pool: &Pool, client: &Client, url: &str, now: Timestamp) {
-    let (is_due, has_heard) = ctx.memory.with(pool, |memory| {
+    let (is_due, is_quiet, before) = ctx.memory.with(pool, |memory| {
         let is_in = memory.github.access == Access::Granted && pool.deleting.is_none();
         let is_due = is_in && memory.hook.is_due(pool, now);
         if is_due {
             memory.hook.asks(pool);
         }
-        (is_due, memory.webhook.any)
+        let heard = memory.webhook;
+        // What comes needs no further word.
+        let is_quiet = heard.at.is_none_or(|at| at.after(SWEEP) <= now);
+        (is_due, is_quiet, heard)
     });
     if !is_due {
         return;
@@ -78,15 +89,22 @@ async fn read(ctx: &Context, pool: &Pool, client: &Client, url: &str, now: Times
     let answer = async {
         let found = client.find_hook(url).await?;
         let failing = match &found {
-            // What comes needs no further word.
-            Some(hook) if !has_heard => client.last_failure(hook.id).await?,
+            Some(hook) if is_quiet => client.last_failure(hook.id).await?,
             _ => None,
         };
         Ok::<_, Error>((found, failing))
     };
     let answer = answer.await;
+    let was_there = pool.status.webhook.as_ref().is_some_and(|w| w.id.is_some());
     ctx.memory.with(pool, |memory| match answer {
-        Ok((found, failing)) => memory.hook.read(found, failing, now),
+        Ok((found, failing)) => {
+            let is_gone = was_there && found.is_none();
+            memory.hook.read(found, now);
+            // What has come meanwhile is newer than that.
+            if (is_gone || failing.is_some()) && memory.webhook == before {
+                memory.hook.stops(failing, &mut memory.webhook, now);
+            }
+        }
         Err(error) => memory.hook.failed(&error, &pool.uid, now),
     });
 }

@@ -117,7 +117,7 @@ impl Desk for OperatorDesk {
             let is_news = self.ctx.memory.with(&pool, |memory| {
                 let before = memory.webhook;
                 memory.webhook = Heard {
-                    any: true,
+                    at: Some(read_at.unwrap_or(now)),
                     read_at: read_at.or(before.read_at),
                 };
                 memory.webhook != before

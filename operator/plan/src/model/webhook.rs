@@ -21,8 +21,10 @@ pub struct WebhookFacts {
     pub trouble: Option<String>,
     /// No attempt before.
     pub not_before: Option<Timestamp>,
-    /// What became of GitHub's last delivery, where it failed and nothing has come.
+    /// What became of GitHub's last delivery, where it failed and nothing has come since.
     pub failing: Option<String>,
+    /// Whether jobs come of which no event tells.
+    pub is_untold: bool,
     /// What became of the last attempt to remove one.
     pub removal: Option<Removal>,
     /// Whether another pool that stays has the webhook that the status names.
@@ -86,8 +88,9 @@ pub struct Hook {
 /// What came by a webhook.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Heard {
-    /// Whether GitHub has delivered anything with the right signature since the process began.
-    pub any: bool,
+    /// When GitHub last delivered anything with the right signature, as far as this process knows; none where it was seen
+    /// since that nothing arrives. It may lie some seconds ahead.
+    pub at: Option<Timestamp>,
     /// The queue is to be read at this moment, because of what came last; it may lie some seconds ahead.
     pub read_at: Option<Timestamp>,
 }

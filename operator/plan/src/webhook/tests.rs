@@ -6,6 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::fixture::{NOW, ago, observed, resource};
 use crate::kind;
+use crate::model::github::QueuedJob;
 use crate::model::webhook::Hook;
 
 const URL: &str = "https://hooks.example.com/hooks/abc";
@@ -23,6 +24,11 @@ fn pool(secret: Option<&str>) -> Pool {
         weight: 1,
     });
     Pool::read(&resource, false)
+}
+
+/// An event at this moment.
+fn heard(at: Option<Timestamp>) -> Heard {
+    Heard { at, read_at: at }
 }
 
 #[test]
@@ -47,20 +53,14 @@ fn the_queue_is_read_at_once_again_later_and_then_seldom() {
         (600, Some(1), 900),
         (601, Some(1), 631),
     ] {
-        let heard = Heard {
-            any: event.is_some(),
-            read_at: event.map(at),
-        };
+        let heard = heard(event.map(at));
         let found = read_again(&spec, at(read), &heard);
         assert_eq!(found, at(expected), "{read} {event:?}");
     }
     // What is polled alone heeds no event
     let mut polled = (*spec).clone();
     polled.webhook = None;
-    let heard = Heard {
-        any: true,
-        read_at: Some(at(1)),
-    };
+    let heard = heard(Some(at(1)));
     assert_eq!(read_again(&polled, at(0), &heard), at(30));
 }
 
@@ -121,8 +121,9 @@ fn the_condition_says_what_is_wrong_and_what_to_enter_by_hand() {
         change(&mut facts);
         Some(facts)
     };
-    let came: fn(&mut WebhookFacts) = |f| f.heard.any = true;
+    let came: fn(&mut WebhookFacts) = |f| f.heard.at = Some(ago(1));
     let failing: fn(&mut WebhookFacts) = |f| f.failing = Some("502 failed to connect".to_owned());
+    let untold: fn(&mut WebhookFacts) = |f| f.is_untold = true;
     for (facts, status, reason) in [
         (Some(WebhookFacts::default()), "False", "WebhooksOff"),
         (Some(not_allowed()), "False", "WebhookMissing"),
@@ -132,6 +133,8 @@ fn the_condition_says_what_is_wrong_and_what_to_enter_by_hand() {
         (Some(facts(there(true))), "Unknown", "WebhookSilent"),
         (with(came, facts(there(true))), "True", "WebhookDelivers"),
         (with(failing, facts(there(true))), "False", "WebhookFailing"),
+        (with(untold, facts(there(true))), "False", "WebhookSilent"),
+        (with(untold, not_allowed()), "False", "WebhookMissing"),
         (
             with(
                 |f| f.trouble = Some("503".to_owned()),
@@ -179,16 +182,75 @@ fn the_condition_says_what_is_wrong_and_what_to_enter_by_hand() {
 fn what_came_is_remembered_for_the_address_at_which_it_came() {
     let mut pool = pool(Some("hook"));
     let mut came = facts(there(true));
-    came.heard.any = true;
+    came.heard.at = Some(ago(1));
     pool.status.webhook = planned(&pool, Some(came)).status.webhook;
     // A restarted operator goes on
     assert_eq!(
         condition(&pool, Some(facts(there(true)))).1,
         "WebhookDelivers"
     );
+    // Until something speaks against it: then only what comes after that says that it works
+    type Change = fn(&mut WebhookFacts);
+    let against: [Change; 3] = [
+        |facts| facts.failing = Some("502".to_owned()),
+        |facts| facts.is_untold = true,
+        |facts| facts.hook = KnownHook::Absent,
+    ];
+    for change in against {
+        let mut pool = pool.clone();
+        pool.status.webhook.as_mut().unwrap().id = Some(7);
+        let mut seen = facts(there(true));
+        change(&mut seen);
+        assert_ne!(condition(&pool, Some(seen.clone())).0, "True", "{seen:?}");
+        pool.status.webhook = planned(&pool, Some(seen)).status.webhook;
+        let later = facts(KnownHook::Unknown);
+        assert_eq!(condition(&pool, Some(later.clone())).1, "WebhookPending");
+        let mut again = later;
+        again.heard.at = Some(NOW);
+        assert_eq!(condition(&pool, Some(again)).1, "WebhookDelivers");
+    }
     let mut moved = facts(KnownHook::Absent);
     moved.url = Some("https://new".to_owned());
     assert_eq!(condition(&pool, Some(moved)).1, "WebhookPending");
+}
+
+#[test]
+fn a_job_of_which_no_event_tells_is_a_sign_that_none_arrive() {
+    let spec = pool(None).spec.unwrap();
+    let hours = |hours: i64| ago(hours * 3600);
+    for (created, labels, event, since, is_untold) in [
+        // Nothing has come at all, or not since the hour before
+        (Some(ago(40)), "cuda", None, hours(2), true),
+        (Some(ago(40)), "cuda", Some(hours(1)), hours(2), true),
+        // Its event has come; or came before GitHub's time for it, by our clock
+        (Some(ago(40)), "cuda", Some(ago(39)), hours(2), false),
+        (Some(ago(40)), "cuda", Some(ago(90)), hours(2), false),
+        // Its event came to the process before this one
+        (Some(hours(1)), "cuda", None, ago(60), false),
+        (Some(ago(40)), "cuda", None, ago(60), false),
+        // It is another's, or nobody knows when it was queued
+        (Some(ago(40)), "a100", None, hours(2), false),
+        (None, "cuda", None, hours(2), false),
+    ] {
+        let job = QueuedJob {
+            labels: vec![labels.to_owned()],
+            created_at: created,
+            ..QueuedJob::default()
+        };
+        let queue = Queue {
+            at: ago(5),
+            asked: None,
+            jobs: Ok(Some(vec![job].into())),
+            registered: vec![],
+            shut_out: None,
+        };
+        let found = untold(&spec, &queue, &heard(event), since);
+        assert_eq!(found, is_untold.then_some(ago(5)), "{created:?} {event:?}");
+    }
+    // A single event may be lost: those of its beginning and of its end come
+    assert!(!is_unheard(None, NOW));
+    assert!(!is_unheard(Some(ago(599)), NOW));
+    assert!(is_unheard(Some(ago(600)), NOW));
 }
 
 /// The actions that are about webhooks.

@@ -7,28 +7,38 @@ use crate::act::act;
 use crate::github::Client as GitHub;
 use crate::github::tests::stub::{Stub, error, raw, reply};
 use crate::observe::webhook::look;
-use crate::webhook::Webhooks;
 use crate::webhook::keys::Keys;
-use cuda_runner_plan::Access;
-use cuda_runner_plan::Plan;
+use crate::webhook::{HookName, Webhooks};
+use cuda_runner_plan::condition::kind;
+use cuda_runner_plan::model::github::QueuedJob;
 use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::webhook::Heard;
+use cuda_runner_plan::{Access, Plan, Queue};
 use cudarunner_crds::WebhookStatus;
 
 /// Where webhooks are taken now, and where they were before.
 const NOW_AT: &str = "https://hooks.example.com";
 const BEFORE: &str = "https://before.example.com/hooks/1";
 
-/// A repository with one webhook. Each method has the status with which it is answered.
+/// A repository with one webhook. Each method has the status with which it is answered, and the last delivery that of its own.
 struct Repository {
     stub: Stub,
     lists: Arc<AtomicU16>,
     deletes: Arc<AtomicU16>,
+    delivered: Arc<AtomicU16>,
 }
 
 impl Repository {
     async fn new(lists: u16, deletes: u16) -> Self {
-        let [lists, deletes] = [lists, deletes].map(|status| Arc::new(AtomicU16::new(status)));
+        Self::with(BEFORE.to_owned(), lists, deletes).await
+    }
+
+    /// One whose webhook delivers to this address.
+    async fn with(url: String, lists: u16, deletes: u16) -> Self {
+        let statuses = [lists, deletes, 202];
+        let [lists, deletes, delivered] = statuses.map(|status| Arc::new(AtomicU16::new(status)));
         let (listed, deleted) = (Arc::clone(&lists), Arc::clone(&deletes));
+        let last = Arc::clone(&delivered);
         let mut is_there = true;
         let stub = Stub::start(move |seen, _| {
             let answer = match seen.method {
@@ -40,10 +50,17 @@ impl Repository {
                     is_there = false;
                     raw(204, "")
                 }
+                (200, _) if seen.path.contains("/deliveries") => {
+                    let status = last.load(Ordering::Relaxed);
+                    reply(
+                        200,
+                        &json!([{"status_code": status, "status": "timed out"}]),
+                    )
+                }
                 (200, _) => {
                     let hook = json!({
                         "id": 7, "active": true, "events": ["workflow_job"],
-                        "config": {"url": BEFORE, "content_type": "json", "insecure_ssl": "0"},
+                        "config": {"url": url, "content_type": "json", "insecure_ssl": "0"},
                     });
                     reply(200, &json!(Vec::from_iter(is_there.then_some(hook))))
                 }
@@ -54,6 +71,7 @@ impl Repository {
             stub: stub.await,
             lists,
             deletes,
+            delivered,
         }
     }
 
@@ -123,6 +141,22 @@ impl Had {
         }
     }
 
+    /// GitHub delivers something now.
+    fn hears(&self) {
+        let at = Some(self.now);
+        self.ctx.memory.with(&self.pool, |memory| {
+            memory.webhook = Heard { at, read_at: at };
+        });
+    }
+
+    /// Status and reason of the condition after another reconcile.
+    async fn ready(&mut self) -> (String, String) {
+        let plan = self.reconcile().await;
+        let mut all = plan.status.conditions.into_iter();
+        let ready = all.find(|c| c.type_ == kind::WEBHOOK_READY).unwrap();
+        (ready.status, ready.reason)
+    }
+
     /// The webhook that the status has.
     fn url(&self) -> Option<&str> {
         let webhook = self.pool.status.webhook.as_ref();
@@ -181,4 +215,94 @@ async fn a_webhook_is_not_forgotten_because_the_credentials_have_expired() {
         had.reconcile_often().await;
         assert_eq!((repository.removals(), had.url()), (1, None));
     }
+}
+
+/// The address of the webhook of pools that are woken.
+fn address() -> String {
+    let name = HookName {
+        namespace: "ci".to_owned(),
+        address: "https://github.com/acme/widgets".to_owned(),
+        secret: None,
+    };
+    Webhooks::new(NOW_AT, Keys::of(1, 2, None)).address(&name)
+}
+
+fn said(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+#[tokio::test]
+async fn deliveries_that_fail_since_the_last_one_that_arrived_are_told() {
+    // Given a webhook by which events come
+    let repository = Repository::with(address(), 200, 200).await;
+    let mut had = Had::new(&repository, "Webhook").await;
+    had.pool.status.webhook.as_mut().unwrap().url = address();
+    had.hears();
+    had.reconcile_often().await;
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+
+    // When a certificate has expired, then GitHub's next failure is told, and the queue is polled
+    repository.delivered.store(502, Ordering::Relaxed);
+    had.now += SignedDuration::from_mins(6);
+    for _ in 0..3 {
+        assert_eq!(had.ready().await, said("False", "WebhookFailing"));
+    }
+    let heard = had.ctx.memory.with(&had.pool, |memory| memory.webhook);
+    assert_eq!(heard, Heard::default());
+
+    // When something comes again, then it works
+    had.now += SignedDuration::from_secs(10);
+    had.hears();
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+    had.now += SignedDuration::from_mins(2);
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+}
+
+#[tokio::test]
+async fn a_webhook_that_nobody_may_see_is_silent_when_jobs_come_of_which_it_did_not_tell() {
+    // Given a webhook that was entered by hand, and by which events came
+    let repository = Repository::with(address(), 403, 403).await;
+    let mut had = Had::new(&repository, "Webhook").await;
+    had.pool.status.webhook = Some(WebhookStatus {
+        url: address(),
+        delivered: true,
+        ..WebhookStatus::default()
+    });
+    had.hears();
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+
+    // When it is deleted, and the queue has a job of which no event tells
+    let queued = had.now + SignedDuration::from_mins(4);
+    had.now = queued + SignedDuration::from_secs(30);
+    let queue = Queue {
+        at: had.now,
+        asked: None,
+        jobs: Ok(Some(Arc::new([QueuedJob {
+            labels: vec!["cuda".to_owned()],
+            created_at: Some(queued),
+            ..QueuedJob::default()
+        }]))),
+        registered: vec![],
+        shut_out: None,
+    };
+    let queue = Some(Arc::new(queue));
+    had.ctx
+        .memory
+        .with(&had.pool, |memory| memory.github.queue = queue);
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+    had.ctx
+        .memory
+        .with(&had.pool, |memory| memory.github.queue = None);
+
+    // Then that is told when none has come for a while, and after a restart
+    had.now += SignedDuration::from_mins(10);
+    assert_eq!(had.ready().await, said("False", "WebhookMissing"));
+    had.ctx.memory.forget(&had.pool.key);
+    had.ctx
+        .memory
+        .with(&had.pool, |memory| memory.github.access = Access::Granted);
+    assert_eq!(had.ready().await, said("False", "WebhookMissing"));
+    // Until something comes
+    had.hears();
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
 }
