@@ -58,6 +58,26 @@ pub fn coalesced(last: Option<Timestamp>, now: Timestamp) -> Timestamp {
     }
 }
 
+/// What has come by now, where another replica's note has news: nothing of before `since`, and nothing of a clock that is far
+/// ahead.
+#[must_use]
+pub fn heard_elsewhere(
+    note: &str,
+    heard: &Heard,
+    since: Timestamp,
+    now: Timestamp,
+) -> Option<Heard> {
+    let elsewhere = Heard::of_note(note)?;
+    let last = heard.at.map_or(since, |at| at.max(since));
+    elsewhere
+        .at
+        .filter(|at| *at > last && *at <= now.after(APART))?;
+    Some(Heard {
+        read_at: elsewhere.read_at.max(heard.read_at),
+        ..elsewhere
+    })
+}
+
 /// When the queue was read, where it has a job of the pool's of which no event has told. `since` is the moment before which
 /// nothing could be heard, or nothing arrived.
 #[must_use]
@@ -200,8 +220,8 @@ pub(super) fn remove(
     let refusal = refusal(before, facts);
     let is_written = is_written(before, facts);
     // Who was never seen to write webhooks, and may not, has made none.
-    let is_none = is_by_hand(before, facts) || refusal.is_some() && !is_written;
-    if is_shared || is_gone || is_none {
+    let was_never_ours = is_by_hand(before, facts) || refusal.is_some() && !is_written;
+    if is_shared || is_gone || was_never_ours {
         plan.status.webhook = None;
         return true;
     }
@@ -299,25 +319,28 @@ pub(super) fn ready(
                 format!("{how}. The operator does it itself where it may: {why}"),
             )
         }
-        KnownHook::Present(_) if facts.is_untold => condition_state(
-            "False",
-            Reason::WebhookSilent,
-            format!(
-                "The webhook that delivers to {url} is there, jobs come of which it does not tell, and the queue is read twice a minute. See its deliveries in the settings of {}",
-                spec.map(|spec| spec.url.to_string()).unwrap_or_default()
-            ),
-        ),
-        KnownHook::Present(_) => condition_state(
-            "Unknown",
-            Reason::WebhookSilent,
-            "The webhook is there, and nothing has come by it yet",
-        ),
+        KnownHook::Present(_) => silent(url, facts.is_untold),
         KnownHook::Unknown | KnownHook::Absent => condition_state(
             "Unknown",
             Reason::WebhookPending,
             "The webhook is not there yet",
         ),
     }
+}
+
+/// What is said of a webhook that is there, and by which nothing comes.
+fn silent(url: &str, is_untold: bool) -> ConditionState {
+    if !is_untold {
+        let yet = "The webhook is there, and nothing has come by it yet";
+        return condition_state("Unknown", Reason::WebhookSilent, yet);
+    }
+    condition_state(
+        "False",
+        Reason::WebhookSilent,
+        format!(
+            "The webhook that delivers to {url} is there, jobs come of which it does not tell, and the queue is read twice a minute. See its Recent Deliveries in the repository's settings"
+        ),
+    )
 }
 
 /// What is said of a pool that is woken by no webhook.

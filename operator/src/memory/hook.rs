@@ -9,7 +9,7 @@ use cuda_runner_plan::model::pool::{Pool, Spec};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::webhook::{Heard, Hook, KnownHook, NotRemoved, Removal, Written};
 use cuda_runner_plan::runners::SWEEP;
-use cuda_runner_plan::webhook::{is_unheard, untold};
+use cuda_runner_plan::webhook::{heard_elsewhere, is_unheard, untold};
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
@@ -65,29 +65,41 @@ impl HookMemory {
         self.succeeded();
     }
 
-    /// Nothing arrives: the webhook by which it came is gone, or GitHub says that it `fails`. What was heard before that says
-    /// nothing any more.
+    /// Nothing arrives: the webhook by which it came is gone, or GitHub says that it `fails`.
     pub fn stops(&mut self, fails: Option<String>, heard: &mut Heard, now: Timestamp) {
         self.failing = fails;
-        self.since = Some(now);
-        *heard = Heard::default();
+        self.forget(heard, now);
     }
 
-    /// Notes whether events arrive: a job of which none told speaks against it, and what has come since for it.
+    /// What was heard until now says nothing any more.
+    fn forget(&mut self, heard: &mut Heard, now: Timestamp) {
+        if *heard != Heard::default() {
+            self.since = Some(now);
+            *heard = Heard::default();
+        }
+    }
+
+    /// Notes whether events arrive: a job of which none told speaks against it, and what has come since for it, here or at a
+    /// replica that stands by.
     pub fn listen(
         &mut self,
+        pool: &Pool,
         spec: &Spec,
         queue: Option<&Queue>,
         heard: &mut Heard,
         now: Timestamp,
     ) {
         let since = *self.since.get_or_insert(now);
+        let note = pool.look_again.as_deref();
+        if let Some(elsewhere) = note.and_then(|note| heard_elsewhere(note, heard, since, now)) {
+            *heard = elsewhere;
+        }
         self.untold = self
             .untold
             .filter(|untold| heard.at.is_none_or(|at| at < *untold))
             .or_else(|| untold(spec, queue?, heard, since));
         if is_unheard(self.untold, now) {
-            self.stops(self.failing.clone(), heard, now);
+            self.forget(heard, now);
         }
     }
 

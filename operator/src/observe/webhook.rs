@@ -50,7 +50,7 @@ pub async fn look(
         let heard = &mut memory.webhook;
         if let Some(spec) = spec.filter(|_| url.is_some() && pool.deleting.is_none()) {
             let queue = memory.github.queue.as_deref();
-            memory.hook.listen(spec, queue, heard, now);
+            memory.hook.listen(pool, spec, queue, heard, now);
         }
         let (hook, heard) = (&memory.hook, *heard);
         WebhookFacts {

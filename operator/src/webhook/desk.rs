@@ -1,14 +1,16 @@
 //! Who takes deliveries: their secrets, and the pools that they wake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarunner_crds::{CudaRunner, ScalingSource};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::Client;
 use kube::runtime::reflector::Store;
 use secrecy::SecretString;
+use tokio::sync::Notify;
 
 use super::server::Outcome;
 use super::{HookName, Webhooks};
@@ -17,15 +19,20 @@ use crate::context::Context;
 use crate::github::JobEvent;
 use crate::observe::webhook::secrets_of;
 use cuda_runner_plan::model::github::QueuedJob;
-use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::webhook::Heard;
+
+/// Pools of which the replica that leads is told at a time.
+const AT_ONCE: usize = 8;
 
 /// Whom the endpoint asks.
 pub trait Desk: Send + Sync + 'static {
     /// The secrets by which deliveries of this webhook are signed; none where it is no webhook of ours.
     fn secrets(&self, id: &str) -> impl Future<Output = Option<Vec<SecretString>>> + Send;
     /// Takes in what this webhook delivered: an event, or that it delivers at all. Says whether a pool is woken.
-    fn arrived(&self, id: &str, event: Option<JobEvent>) -> impl Future<Output = bool> + Send;
+    fn arrived(&self, id: &str, event: Option<JobEvent>) -> bool;
+    /// Passes on what arrived, beside the answers, and never ends.
+    fn pass_on(&self) -> impl Future<Output = ()> + Send;
     /// Counts a delivery.
     fn count(&self, outcome: Outcome);
 }
@@ -36,6 +43,10 @@ pub struct OperatorDesk {
     webhooks: Arc<Webhooks>,
     /// Writes on a replica that stands by, too.
     client: Client,
+    /// What the replica that leads is to be told of, of each pool the last.
+    news: Mutex<BTreeMap<PoolKey, Heard>>,
+    /// There is more of it.
+    more: Notify,
 }
 
 impl OperatorDesk {
@@ -46,6 +57,22 @@ impl OperatorDesk {
             ctx,
             webhooks,
             client,
+            news: Mutex::default(),
+            more: Notify::new(),
+        }
+    }
+
+    /// What the replica that leads is to be told of.
+    fn news(&self) -> MutexGuard<'_, BTreeMap<PoolKey, Heard>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes a pool, wherever it is reconciled.
+    async fn pass(&self, pool: &PoolKey, heard: &Heard) {
+        if self.ctx.fence.check().is_ok() {
+            self.ctx.waker.wake(pool);
+        } else {
+            wake::ask(&self.client, pool, heard).await;
         }
     }
 
@@ -99,7 +126,7 @@ impl Desk for OperatorDesk {
         secrets.await.ok()
     }
 
-    async fn arrived(&self, id: &str, event: Option<JobEvent>) -> bool {
+    fn arrived(&self, id: &str, event: Option<JobEvent>) -> bool {
         let Some(hook) = self.find(id) else {
             return false;
         };
@@ -110,25 +137,32 @@ impl Desk for OperatorDesk {
         if woken.is_empty() {
             return false;
         }
-        let now = Timestamp::now();
-        let read_at = event.map(|_| self.webhooks.read_at(id, now));
-        let leads = self.ctx.fence.check().is_ok();
+        // However much comes, what follows from it has its pauses: a ping, too, may be sent at any rate.
+        let moment = self.webhooks.read_at(id, Timestamp::now());
         for pool in woken {
-            let is_news = self.ctx.memory.with(&pool, |memory| {
+            let news = self.ctx.memory.with(&pool, |memory| {
                 let before = memory.webhook;
-                memory.webhook = Heard {
-                    at: Some(read_at.unwrap_or(now)),
-                    read_at: read_at.or(before.read_at),
-                };
-                memory.webhook != before
+                let read_at = event.as_ref().map(|_| moment).or(before.read_at);
+                let at = Some(moment);
+                memory.webhook = Heard { at, read_at };
+                Some(memory.webhook).filter(|heard| *heard != before)
             });
-            if is_news && leads {
-                self.ctx.waker.wake(&pool.key);
-            } else if is_news {
-                wake::ask(&self.client, &pool.key, now).await;
+            if let Some(heard) = news {
+                self.news().insert(pool.key, heard);
+                self.more.notify_one();
             }
         }
         true
+    }
+
+    async fn pass_on(&self) {
+        loop {
+            self.more.notified().await;
+            let waiting = std::mem::take(&mut *self.news());
+            let all = futures::stream::iter(waiting);
+            let pass = |(pool, heard)| async move { self.pass(&pool, &heard).await };
+            all.for_each_concurrent(AT_ONCE, pass).await;
+        }
     }
 
     fn count(&self, outcome: Outcome) {

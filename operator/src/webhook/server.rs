@@ -118,15 +118,18 @@ pub async fn serve(endpoint: Option<(TcpListener, impl Desk)>) {
     let Some((listener, desk)) = endpoint else {
         return std::future::pending().await;
     };
-    accept(listener, router(desk)).await;
-}
-
-fn router<D: Desk>(desk: D) -> Router {
     let shared = Arc::new(Shared {
         desk,
         seen: Mutex::default(),
         room: Semaphore::new(ROOM),
     });
+    tokio::join!(
+        accept(listener, router(Arc::clone(&shared))),
+        shared.desk.pass_on()
+    );
+}
+
+fn router<D: Desk>(shared: Arc<Shared<D>>) -> Router {
     Router::new().fallback(deliver::<D>).with_state(shared)
 }
 
@@ -238,11 +241,10 @@ impl<D: Desk> Shared<D> {
             return Some(Outcome::Replayed);
         }
         let is_taken = match event {
-            "ping" => self.desk.arrived(id, None).await,
-            "workflow_job" => match JobEvent::read(&body) {
-                Some(event) => self.desk.arrived(id, Some(event)).await,
-                None => false,
-            },
+            "ping" => self.desk.arrived(id, None),
+            "workflow_job" => {
+                JobEvent::read(&body).is_some_and(|event| self.desk.arrived(id, Some(event)))
+            }
             _ => false,
         };
         Some(if is_taken {

@@ -94,3 +94,66 @@ pub struct Heard {
     /// The queue is to be read at this moment, because of what came last; it may lie some seconds ahead.
     pub read_at: Option<Timestamp>,
 }
+
+/// The first word of what a replica that stands by writes of a webhook.
+const NOTE: &str = "webhook";
+
+impl Heard {
+    /// What a replica that stands by writes into the annotation `cudarunner.dev/look-again`, for the one that leads: the moment
+    /// at which something came, and the one at which the queue is to be read because of it, in RFC 3339.
+    #[must_use]
+    pub fn note(&self) -> String {
+        let moments = self.at.iter().chain(&self.read_at);
+        moments.fold(NOTE.to_owned(), |note, moment| format!("{note} {moment}"))
+    }
+
+    /// Reads such a note; `None` where a person, or somebody else, has written the annotation.
+    #[must_use]
+    pub fn of_note(note: &str) -> Option<Self> {
+        let moments = note.strip_prefix(NOTE)?.strip_prefix(' ')?;
+        let moments: Result<Vec<Timestamp>, _> = moments.split(' ').map(str::parse).collect();
+        match moments.ok()?[..] {
+            [at] => Some(Self {
+                at: Some(at),
+                read_at: None,
+            }),
+            [at, read_at] => Some(Self {
+                at: Some(at),
+                read_at: Some(read_at),
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{NOW, ago};
+
+    #[test]
+    fn what_a_standby_writes_the_leader_reads() {
+        for heard in [
+            Heard {
+                at: Some(NOW),
+                read_at: None,
+            },
+            Heard {
+                at: Some(NOW),
+                read_at: Some(ago(-2)),
+            },
+        ] {
+            assert_eq!(Heard::of_note(&heard.note()), Some(heard));
+        }
+        for other in [
+            "",
+            "now",
+            "webhook",
+            "webhook ",
+            "webhook soon",
+            "webhookish",
+        ] {
+            assert_eq!(Heard::of_note(other), None, "{other}");
+        }
+    }
+}

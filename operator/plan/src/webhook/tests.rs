@@ -215,6 +215,37 @@ fn what_came_is_remembered_for_the_address_at_which_it_came() {
 }
 
 #[test]
+fn what_another_replica_heard_counts_where_it_is_news() {
+    let came = |at: Timestamp| Heard {
+        at: Some(at),
+        read_at: None,
+    };
+    let since = ago(600);
+    for (elsewhere, here, is_news) in [
+        (heard(Some(ago(5))), Heard::default(), true),
+        (came(ago(5)), Heard::default(), true),
+        (heard(Some(ago(5))), heard(Some(ago(60))), true),
+        // The queue is about to be read: a little ahead of now
+        (heard(Some(ago(-2))), Heard::default(), true),
+        // It was heard here since, or before this process, or by a clock that is wrong
+        (heard(Some(ago(60))), heard(Some(ago(5))), false),
+        (heard(Some(ago(3600))), Heard::default(), false),
+        (heard(Some(ago(-3600))), Heard::default(), false),
+    ] {
+        let found = heard_elsewhere(&elsewhere.note(), &here, since, NOW);
+        let case = format!("{elsewhere:?} {here:?}");
+        assert_eq!(found, is_news.then_some(elsewhere), "{case}");
+    }
+    // A ping has nothing read, and takes nothing away
+    let found = heard_elsewhere(&came(ago(5)).note(), &heard(Some(ago(60))), since, NOW);
+    let read_at = Some(ago(60));
+    let at = Some(ago(5));
+    assert_eq!(found, Some(Heard { at, read_at }));
+    // A person's word is none of a webhook
+    assert_eq!(heard_elsewhere("now", &Heard::default(), since, NOW), None);
+}
+
+#[test]
 fn a_job_of_which_no_event_tells_is_a_sign_that_none_arrive() {
     let spec = pool(None).spec.unwrap();
     let hours = |hours: i64| ago(hours * 3600);

@@ -37,13 +37,13 @@ impl Repository {
     async fn with(url: String, lists: u16, deletes: u16) -> Self {
         let statuses = [lists, deletes, 202];
         let [lists, deletes, delivered] = statuses.map(|status| Arc::new(AtomicU16::new(status)));
-        let (listed, deleted) = (Arc::clone(&lists), Arc::clone(&deletes));
+        let (list, removal) = (Arc::clone(&lists), Arc::clone(&deletes));
         let last = Arc::clone(&delivered);
         let mut is_there = true;
         let stub = Stub::start(move |seen, _| {
             let answer = match seen.method {
-                Method::DELETE => &deleted,
-                _ => &listed,
+                Method::DELETE => &removal,
+                _ => &list,
             };
             match (answer.load(Ordering::Relaxed), &seen.method) {
                 (200, &Method::DELETE) => {
@@ -305,4 +305,31 @@ async fn a_webhook_that_nobody_may_see_is_silent_when_jobs_come_of_which_it_did_
     // Until something comes
     had.hears();
     assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+}
+
+#[tokio::test]
+async fn what_a_replica_that_stands_by_heard_counts_for_the_one_that_leads() {
+    // Given a webhook that may not be seen, and by which nothing has come to this replica
+    let repository = Repository::with(address(), 403, 403).await;
+    let mut had = Had::new(&repository, "Webhook").await;
+    had.pool.status.webhook = None;
+    let begin = had.now;
+    let note = |at: Timestamp| {
+        let at = Some(at);
+        Some(Heard { at, read_at: at }.note())
+    };
+    // When a note of an earlier day is there, or one that a person wrote, then that says nothing
+    let minutes = SignedDuration::from_mins;
+    let far = begin + minutes(60);
+    for other in [note(begin - minutes(60)), note(far), Some("now".to_owned())] {
+        had.pool.look_again = other;
+        had.now += SignedDuration::from_secs(10);
+        assert_eq!(had.ready().await, said("False", "WebhookMissing"));
+    }
+    // When the other replica has heard something, then it counts as heard here, and the queue is read because of it
+    had.now += SignedDuration::from_secs(10);
+    had.pool.look_again = note(had.now);
+    assert_eq!(had.ready().await, said("True", "WebhookDelivers"));
+    let heard = had.ctx.memory.with(&had.pool, |memory| memory.webhook);
+    assert_eq!(heard.read_at, Some(had.now));
 }

@@ -1,5 +1,6 @@
 //! Given pools, then an event wakes those whose job it may be, on whichever replica it comes.
 
+use jiff::SignedDuration;
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
 use secrecy::ExposeSecret as _;
@@ -59,37 +60,65 @@ async fn an_event_wakes_the_pools_whose_job_it_may_be() {
         event("acme/gadgets", &["cuda"]),
         event("acme/widgets", &["cuda", "a100"]),
     ] {
-        assert!(!desk.arrived(&id, Some(other)).await);
+        assert!(!desk.arrived(&id, Some(other)));
     }
-    assert!(!desk.arrived("guessed", None).await);
+    assert!(!desk.arrived("guessed", None));
     assert_eq!(heard(), Heard::default());
 
     // A ping says that something comes, and an event has the queue read
-    assert!(desk.arrived(&id, None).await);
-    assert!(heard().at.is_some() && heard().read_at.is_none());
-    assert!(
-        desk.arrived(&id, Some(event("Acme/Widgets", &["CUDA"])))
-            .await
-    );
+    assert!(desk.arrived(&id, None));
+    let ping = heard().at.unwrap();
+    assert_eq!(heard().read_at, None);
+    assert!(desk.arrived(&id, Some(event("Acme/Widgets", &["CUDA"]))));
     let first = heard().read_at.unwrap();
-    // However many come then, it is read once
+    assert_eq!(first, ping + cuda_runner_plan::webhook::APART);
+    // However much comes then, it is read once
     for _ in 0..10 {
-        assert!(
-            desk.arrived(&id, Some(event("acme/widgets", &["self-hosted"])))
-                .await
-        );
+        assert!(desk.arrived(&id, Some(event("acme/widgets", &["self-hosted"]))));
+        assert!(desk.arrived(&id, None));
     }
-    let next = heard().read_at.unwrap();
-    assert_eq!(next, first + cuda_runner_plan::webhook::APART);
+    assert_eq!(heard().read_at, Some(first));
 }
 
 #[tokio::test]
-async fn a_replica_that_stands_by_tells_the_one_that_leads() {
+async fn a_replica_that_stands_by_answers_first_and_then_tells_the_one_that_leads() {
     let cluster = Cluster::default();
-    let (desk, _, id) = desk(&cluster, Fence::closed()).await;
-    assert!(
-        desk.arrived(&id, Some(event("acme/widgets", &["cuda"])))
-            .await
-    );
+    let (desk, pool, id) = desk(&cluster, Fence::closed()).await;
+    // Given an event, then nothing is asked of the API server before it is answered
+    assert!(desk.arrived(&id, Some(event("acme/widgets", &["cuda"]))));
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+
+    // And the one that leads is told of it once, however much has come
+    for _ in 0..10 {
+        assert!(desk.arrived(&id, Some(event("acme/widgets", &["cuda"]))));
+    }
+    let heard = desk.ctx.memory.with(&pool, |memory| memory.webhook);
+    assert!(heard.read_at.is_some());
+    pass_on(&desk).await;
+    let sent = &cluster.last_sent()["metadata"]["annotations"]["cudarunner.dev/look-again"];
+    let told = Heard::of_note(sent.as_str().unwrap());
+    assert_eq!(told, Some(heard));
     assert_eq!(cluster.writes(), ["PATCH pool"]);
+
+    // A ping is passed on, too: it may be what the one that leads waits for
+    let mut ping = desk.ctx.memory.with(&pool, |memory| memory.webhook);
+    ping.at = ping.at.map(|at| at - SignedDuration::from_secs(60));
+    desk.ctx.memory.with(&pool, |memory| memory.webhook = ping);
+    assert!(desk.arrived(&id, None));
+    pass_on(&desk).await;
+    assert_eq!(cluster.writes(), ["PATCH pool"]);
+}
+
+/// Passes on what has arrived.
+async fn pass_on(desk: &OperatorDesk) {
+    let turns = async {
+        // Nothing here waits for a clock or a network: every task gets as many turns as it needs.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = desk.pass_on() => {}
+        () = turns => {}
+    }
 }
