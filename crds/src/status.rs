@@ -111,7 +111,7 @@ pub struct CudaRunnerStatus {
     /// The required checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub required_checks: Option<crate::RequiredChecksStatus>,
-    /// The operator that serves the pool, where operators share a cluster.
+    /// The operator that serves the pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator: Option<crate::OperatorStatus>,
     /// What is true of the pool now.

@@ -259,7 +259,7 @@ impl PoolMemory {
             last_change: Some(now),
             in_flight: in_flight.map(|(_, uid)| (now, uid)).collect(),
             webhook: Heard {
-                any: before.webhook.any,
+                at: before.webhook.at.map(|_| now),
                 read_at: None,
             },
             status: before.status,

@@ -146,7 +146,7 @@ async fn shows(
             let is_over = pod
                 .as_ref()
                 .and_then(gpu::status)
-                .is_none_or(|status| status.state.is_none_or(|s| s.terminated.is_some()));
+                .is_none_or(|status| status.state.as_ref().is_none_or(|s| s.terminated.is_some()));
             let seen = if busy {
                 ready == Some(false)
             } else {

@@ -422,7 +422,7 @@ pub(super) static PAUSED: Metric<1> = metric(
 );
 
 /// All metrics, in the order in which they are shown.
-pub static ALL: [Entry; 35] = [
+pub static ALL: [Entry; 40] = [
     BUILD.entry(),
     POOL.entry(),
     RUNNERS.entry(),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::lease::{SELECTOR, UNRENEWED_SECONDS};
 use crate::reconcile::reconcile;
-use crate::reconcile::tests::{Cluster, context};
+use crate::reconcile::tests::{Cluster, STALE, context};
 use cuda_runner_plan::fixture;
 
 fn operator(name: &str) -> OperatorStatus {
@@ -94,6 +94,20 @@ async fn a_pool_is_served_only_when_it_names_this_operator() {
 
     // Then the pool is reconciled, and its status says nothing of the operator: that is written apart
     assert_eq!(writes(&ctx, &cluster, Some("own")).await, ["PATCH status"]);
+}
+
+#[tokio::test]
+async fn of_two_that_take_a_pool_at_once_the_slower_does_nothing() {
+    // Given a pool that names nobody, as the watch shows it, when another operator has written its name there
+    let cluster = Cluster::default();
+    let ctx = one_of_two(&cluster, None).await;
+    let mut shown = Arc::unwrap_or_clone(pool(None));
+    shown.metadata.resource_version = Some(STALE.to_owned());
+
+    // Then this one's name is refused, and nothing else is written
+    let error = reconcile(Arc::new(shown), ctx).await.unwrap_err();
+    assert!(matches!(error, ReconcileError::Owner(_)), "{error}");
+    assert_eq!(cluster.writes(), ["PATCH status"]);
 }
 
 #[tokio::test]

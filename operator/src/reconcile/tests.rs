@@ -45,7 +45,7 @@ mod status;
 mod webhook;
 
 /// A version that the API server has gone past.
-const STALE: &str = "stale";
+pub(crate) const STALE: &str = "stale";
 /// Name and uid of a pod that is there and whose removal meets a conflict.
 pub(crate) const HELD: &str = "pool-held";
 /// Name of a pod whose creation gets no good answer.

@@ -61,7 +61,8 @@ fn wanted_set() -> NewScaleSet {
 
 #[test]
 fn one_that_is_missing_is_made_and_one_that_nobody_has_looked_for_is_not() {
-    let pool = pool();
+    let mut pool = pool();
+    pool.status.registered_at = None;
     assert_eq!(
         of_set(&plan(&pool, &seen(Known::Unknown), NOW)),
         [] as [&Action; 0]
@@ -70,7 +71,6 @@ fn one_that_is_missing_is_made_and_one_that_nobody_has_looked_for_is_not() {
     let planned = plan(&pool, &seen(Known::Absent), NOW);
     assert_eq!(of_set(&planned), [] as [&Action; 0]);
     assert_eq!(planned.wake, Some(SignedDuration::ZERO));
-    let mut pool = pool;
     pool.status = planned.status;
     let planned = plan(&pool, &seen(Known::Absent), NOW);
     assert_eq!(of_set(&planned), [&Action::CreateScaleSet(wanted_set())]);
@@ -313,6 +313,7 @@ fn a_spec_that_cannot_be_carried_out_takes_no_jobs() {
 #[test]
 fn a_pool_that_never_got_into_github_goes_at_once() {
     let mut pool = pool();
+    pool.status.registered_at = None;
     pool.deleting = Some(NOW);
     let mut seen = seen(Known::Unknown);
     seen.access = Access::Refused {
