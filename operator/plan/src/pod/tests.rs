@@ -525,7 +525,7 @@ fn what_the_gate_is_told_comes_from_a_container_that_no_template_reaches() {
         "name": "runner", "image": "example/runner:1", "workingDir": "/work",
         "env": [{"name": "LD_PRELOAD", "value": "/opt/mine.so"}],
         "volumeMounts": [{"name": "cuda", "mountPath": "/opt/cuda"}],
-    }]}}));
+    }], "volumes": [{"name": "cuda", "emptyDir": {}}]}}));
     let pool = Pool::read(&resource, false);
     let spec = pool.spec.clone().unwrap();
     let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));

@@ -53,6 +53,7 @@ pub(super) fn read(given: Option<&Value>, rest: Rest<'_>) -> Result<PodTemplateS
             of_volume(volume, rest)?;
         }
         containers(spec, rest)?;
+        references(spec)?;
     }
     leave_out_what_changes_nothing(&mut parsed);
     Ok(parsed)
@@ -222,16 +223,18 @@ fn of_volume(volume: &Volume, rest: Rest<'_>) -> Result<(), String> {
     })
 }
 
-fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
+/// All containers of a template, `runner` first.
+fn places(spec: &PodSpec) -> impl Iterator<Item = Place<'_>> {
     let runners = spec.containers.iter().map(|c| ("containers", c));
-    let init = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .map(|c| ("initContainers", c));
+    let init = spec.init_containers.iter().flatten();
+    let all = runners.chain(init.map(|c| ("initContainers", c)));
+    all.map(|(list, container)| Place { list, container })
+}
+
+fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
     let mut names = vec![];
-    for (list, container) in runners.chain(init) {
-        let place = Place { list, container };
+    for place in places(spec) {
+        let Place { list, container } = place;
         if names.contains(&&container.name) {
             return Err(place.says("name", "two containers have this name: choose another one"));
         }
@@ -242,6 +245,39 @@ fn containers(spec: &PodSpec, rest: Rest<'_>) -> Result<(), String> {
             runner(place, rest)?;
         } else {
             beside(place, rest)?;
+        }
+    }
+    Ok(())
+}
+
+/// Volumes and claims that a container names are there. Kubernetes would refuse each pod, and say of the container only its
+/// number among all of the pod's.
+fn references(spec: &PodSpec) -> Result<(), String> {
+    let has_volume = |name: &str| spec.volumes.iter().flatten().any(|v| v.name == name);
+    let has_claim = |name: &str| {
+        spec.resource_claims
+            .iter()
+            .flatten()
+            .any(|c| c.name == name)
+    };
+    for place in places(spec) {
+        let c = place.container;
+        let mounts = c.volume_mounts.iter().flatten();
+        let mounts = mounts.map(|m| ("volumeMounts", &m.name));
+        let devices = c.volume_devices.iter().flatten();
+        let devices = devices.map(|d| ("volumeDevices", &d.name));
+        if let Some((list, name)) = mounts.chain(devices).find(|(_, name)| !has_volume(name)) {
+            return Err(place.says(
+                &format!("{list}[{name}].name"),
+                "spec.template.spec.volumes has no volume of this name: add it there, or remove this one",
+            ));
+        }
+        let claims = c.resources.iter().filter_map(|r| r.claims.as_ref());
+        if let Some(claim) = claims.flatten().find(|claim| !has_claim(&claim.name)) {
+            return Err(place.says(
+                &format!("resources.claims[{}].name", claim.name),
+                "spec.template.spec.resourceClaims has no claim of this name: add it there, or remove this one",
+            ));
         }
     }
     Ok(())

@@ -33,7 +33,9 @@ fn runner(fields: &Value) -> Value {
         .as_object_mut()
         .unwrap()
         .extend(fields.as_object().unwrap().clone());
-    json!({"spec": {"containers": [runner]}})
+    let volumes = ["data", "cache"].map(|name| json!({"name": name, "emptyDir": {}}));
+    let claims = json!([{"name": "net", "resourceClaimTemplateName": "net"}]);
+    json!({"spec": {"containers": [runner], "volumes": volumes, "resourceClaims": claims}})
 }
 
 #[test]

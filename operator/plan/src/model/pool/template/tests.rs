@@ -230,6 +230,51 @@ fn devices_and_mounts_that_are_not_the_runners_are_named_with_what_to_write_inst
     ]);
 }
 
+#[test]
+fn a_volume_and_a_claim_that_a_container_names_are_in_the_pod() {
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
+    let device = json!({"volumeDevices": [{"name": "work", "devicePath": "/dev/work"}]});
+    let claim = json!({"resources": {"claims": [{"name": "nic"}]}});
+    let (no_volume, no_claim) = (
+        "volumes has no volume of this name",
+        "resourceClaims has no",
+    );
+    // Given a name that nothing in the pod has, then the container and the name are in the message
+    for (template, path, words) in [
+        (
+            runner_with(mount.clone()),
+            ".spec.containers[runner].volumeMounts[work].name",
+            no_volume,
+        ),
+        (
+            beside_with(mount.clone()),
+            ".spec.initContainers[vpn].volumeMounts[work].name",
+            no_volume,
+        ),
+        (
+            runner_with(device.clone()),
+            ".spec.containers[runner].volumeDevices[work].name",
+            no_volume,
+        ),
+        (
+            runner_with(claim.clone()),
+            ".spec.containers[runner].resources.claims[nic].name",
+            no_claim,
+        ),
+    ] {
+        assert_refused(template, path, words);
+    }
+    // And where the pod has it, the template is taken
+    for fields in [mount, device, claim] {
+        let mut template = runner_with(fields);
+        template["spec"]["volumes"] = json!([{"name": "work", "emptyDir": {}}]);
+        template["spec"]["resourceClaims"] =
+            json!([{"name": "nic", "resourceClaimTemplateName": "nic"}]);
+        let taken = read_pool(template, |_| {});
+        assert!(taken.is_ok(), "{:?}", taken.err());
+    }
+}
+
 /// Where a mount hides what the gate runs from.
 const HIDES_THE_GATE: [&str; 32] = [
     "/",
@@ -300,16 +345,19 @@ fn no_mount_of_the_runner_hides_what_the_gate_runs_from() {
             );
         }
     }
+    let is_taken = |mut template: Value, path: &str| {
+        template["spec"]["volumes"] = json!([{"name": "own", "emptyDir": {}}]);
+        let taken = read_pool(template, |_| {});
+        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+    };
     for path in SPARES_THE_GATE {
         let mount = json!({"volumeMounts": [own("mountPath", path)]});
-        let taken = read_pool(runner_with(mount), |_| {});
-        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+        is_taken(runner_with(mount), path);
     }
     // And the gate runs in no other container
     for path in HIDES_THE_GATE.iter().chain(&SPARES_THE_GATE) {
         let mount = json!({"volumeMounts": [own("mountPath", path)]});
-        let taken = read_pool(beside_with(mount), |_| {});
-        assert!(taken.is_ok(), "{path}: {:?}", taken.err());
+        is_taken(beside_with(mount), path);
     }
 }
 
