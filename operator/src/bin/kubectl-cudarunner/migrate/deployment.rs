@@ -4,7 +4,7 @@ use cudarunner_crds::{Arch, github_labels};
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Notes};
-use super::{Draft, pod};
+use super::{Draft, pod, schedule};
 
 /// The Secret of the controller itself, which runners use that name none.
 const CONTROLLERS: &str = "controller-manager";
@@ -79,6 +79,7 @@ pub(super) struct Scaler {
     target: String,
     min: Option<i64>,
     max: Option<i64>,
+    overrides: Vec<schedule::Override>,
     path: String,
 }
 
@@ -97,14 +98,20 @@ impl Scaler {
 
 /// Reads a `HorizontalRunnerAutoscaler`.
 pub(super) fn scaler(mut given: Fields, notes: &mut Notes) -> Scaler {
+    super::named(&mut given, notes);
     let mut spec = given.object("spec");
+    given.end(notes);
     let mut target = spec.object("scaleTargetRef");
     let scaler = Scaler {
         target: target.text("name", notes).unwrap_or_default(),
-        min: spec.number("minReplicas", notes),
+        // As ARC has it where the field is not there.
+        min: spec.number("minReplicas", notes).or(Some(1)),
         max: spec.number("maxReplicas", notes),
+        overrides: schedule::read(&mut spec, notes),
         path: spec.path("maxReplicas"),
     };
+    target.skip(&["apiVersion", "kind"]);
+    target.end(notes);
     let by_queue = "the pool follows the queue by itself, as GitHub's scale-set service tells it";
     let table = [
         ("metrics", by_queue),
@@ -114,10 +121,6 @@ pub(super) fn scaler(mut given: Fields, notes: &mut Notes) -> Scaler {
         (
             "githubAPICredentialsFrom",
             "the pool has one Secret, that of its runners",
-        ),
-        (
-            "scheduledOverrides",
-            "a CudaRunner has one minRunners for all times of the day: change it by a CronJob with kubectl patch",
         ),
     ];
     spec.leave(&table, notes);
@@ -131,11 +134,14 @@ pub(super) fn resource(
     scalers: &mut Vec<Scaler>,
     notes: &mut Notes,
 ) -> Result<Draft, String> {
-    let mut metadata = given.object("metadata");
+    // A RunnerDeployment has a runner in its template, a RunnerSet a pod, with the runner beside it.
+    let is_set = given.kind() == "RunnerSet";
+    let (name, namespace) = super::named(&mut given, notes);
     let mut spec = given.object("spec");
+    given.end(notes);
     let mut draft = Draft {
-        name: metadata.text("name", notes).unwrap_or_default(),
-        namespace: metadata.text("namespace", notes),
+        name: name.unwrap_or_default(),
+        namespace,
         ..Draft::default()
     };
     let replicas = spec.number("replicas", notes);
@@ -143,7 +149,10 @@ pub(super) fn resource(
         .iter()
         .position(|scaler| scaler.target == draft.name);
     if let Some(scaler) = of_this.map(|at| scalers.remove(at)) {
-        draft.scale(scaler.min, scaler.max, &scaler.path, notes);
+        let usual = scaler.min.unwrap_or_default().min(super::MOST_RUNNERS);
+        let (min, schedule) = schedule::windows(&scaler.overrides, usual, notes);
+        draft.schedule = schedule;
+        draft.scale(Some(min), scaler.max, &scaler.path, notes);
     } else {
         draft.replicas = Some(replicas.unwrap_or(1).min(super::MOST_RUNNERS));
     }
@@ -162,18 +171,18 @@ pub(super) fn resource(
         notes,
     );
     let mut template = spec.object("template");
-    // A RunnerDeployment has a runner in its template, a RunnerSet a pod, with the runner beside it.
-    let is_set = given.kind() == "RunnerSet";
     let mut runner = if is_set {
         spec
     } else {
-        template.object("spec")
+        let runner = template.object("spec");
+        spec.end(notes);
+        runner
     };
     registration(&mut draft, &mut runner, notes)?;
     let pod = if is_set {
         with_image(template, &mut runner)
     } else {
-        as_pod(template, &mut runner)
+        as_pod(template, &mut runner, notes)
     };
     pod::take_over(pod, &mut draft, notes);
     runner.end(notes);
@@ -201,7 +210,11 @@ fn registration(draft: &mut Draft, runner: &mut Fields, notes: &mut Notes) -> Re
         "this kind does not name the server, and github.com is assumed: correct it for ghe.com or an Enterprise Server",
     );
     let mut credentials = runner.object("githubAPICredentialsFrom");
-    let secret = credentials.object("secretRef").text("name", notes);
+    let mut reference = credentials.object("secretRef");
+    let secret = reference.text("name", notes);
+    for fields in [reference, credentials] {
+        fields.end(notes);
+    }
     let secret = secret.unwrap_or_else(|| {
         notes.say(
             "spec.github.credentialsRef",
@@ -223,8 +236,10 @@ fn registration(draft: &mut Draft, runner: &mut Fields, notes: &mut Notes) -> Re
             "each job gets a fresh runner; for runners that keep their name, set spec.lifetime to Persistent",
         );
     }
-    if runner.take("containerMode") == Some(json!("kubernetes")) {
-        draft.job_containers = Some(Map::new());
+    match runner.text("containerMode", notes).as_deref() {
+        Some("kubernetes") => draft.job_containers = Some(Map::new()),
+        Some(_) => notes.say(&runner.path("containerMode"), pod::NO_DOCKER),
+        None => {}
     }
     if runner.take("dockerEnabled") == Some(json!(true)) {
         notes.say(&runner.path("dockerEnabled"), pod::NO_DOCKER);
@@ -234,7 +249,7 @@ fn registration(draft: &mut Draft, runner: &mut Fields, notes: &mut Notes) -> Re
 }
 
 /// The pod that a runner's fields describe.
-fn as_pod(mut template: Fields, runner: &mut Fields) -> Fields {
+fn as_pod(mut template: Fields, runner: &mut Fields, notes: &mut Notes) -> Fields {
     let take = |runner: &mut Fields, fields: &[&str]| -> Map<String, Value> {
         let taken = fields
             .iter()
@@ -263,6 +278,7 @@ fn as_pod(mut template: Fields, runner: &mut Fields) -> Fields {
     if let Some(metadata) = template.take("metadata") {
         whole.insert("metadata".to_owned(), metadata);
     }
+    template.end(notes);
     Fields::new("spec.template".to_owned(), whole)
 }
 
@@ -271,11 +287,14 @@ fn with_image(mut template: Fields, runner: &mut Fields) -> Fields {
     let image = runner.take("image");
     let mut pod = template.object("spec");
     let mut containers = pod.objects("containers");
-    let agent = containers
-        .iter_mut()
-        .find(|c| c.get("name") == Some(&json!("runner")));
-    if let (Some(image), Some(agent)) = (image, agent) {
-        agent.entry("image").or_insert(image);
+    let is_agent = |c: &Map<String, Value>| c.get("name") == Some(&json!("runner"));
+    if let Some(image) = image {
+        if !containers.iter().any(is_agent) {
+            containers.insert(0, Map::from_iter([("name".to_owned(), json!("runner"))]));
+        }
+        for agent in containers.iter_mut().filter(|c| is_agent(c)) {
+            agent.entry("image").or_insert_with(|| image.clone());
+        }
     }
     let mut rest = pod.into_rest();
     rest.insert("containers".to_owned(), json!(containers));

@@ -98,8 +98,14 @@ impl Fields {
 
     /// Takes a list of objects.
     pub(super) fn objects(&mut self, field: &str) -> Vec<Map<String, Value>> {
-        let Some(Value::Array(list)) = self.take(field) else {
-            return vec![];
+        let list = match self.take(field) {
+            Some(Value::Array(list)) => list,
+            Some(other) => {
+                // It is told as what is left over.
+                self.put(field, other);
+                return vec![];
+            }
+            None => return vec![],
         };
         let objects = list.into_iter().filter_map(|item| match item {
             Value::Object(map) => Some(map),
@@ -135,16 +141,16 @@ impl Fields {
         number
     }
 
-    /// Takes a list of texts.
+    /// Takes a list of texts. A number is one, too.
     pub(super) fn texts(&mut self, field: &str) -> Vec<String> {
         let texts = match self.take(field) {
             Some(Value::Array(list)) => list,
-            Some(text @ Value::String(_)) => vec![text],
-            _ => vec![],
+            Some(one) => vec![one],
+            None => vec![],
         };
-        let texts = texts.into_iter().filter_map(|text| match text {
-            Value::String(text) => Some(text),
-            _ => None,
+        let texts = texts.into_iter().map(|text| match text {
+            Value::String(text) => text,
+            other => other.to_string(),
         });
         texts.collect()
     }

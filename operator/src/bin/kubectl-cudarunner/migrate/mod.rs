@@ -2,12 +2,16 @@
 //!
 //! A field is taken, or it is told: what nobody has taken from a document is at the end on the list of what was left.
 
+mod claims;
 mod deployment;
 mod fields;
 mod github;
+mod mounts;
+mod nodes;
 mod pod;
 mod runner;
 mod scale_set;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +19,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use cuda_runner_plan::model::pool::Pool;
-use cudarunner_crds::{ARCH_LABEL, Arch, CudaRunner};
+use cudarunner_crds::{Arch, CudaRunner, ScheduleWindow};
 use serde_json::{Map, Value, json};
 
 use fields::{Fields, Notes};
@@ -171,17 +175,19 @@ struct Draft {
     /// `spec.github`.
     github: Map<String, Value>,
     labels: Vec<String>,
-    /// `minRunners` and `maxRunners`.
-    scaling: Option<(i64, i64)>,
+    /// `spec.scaling`.
+    scaling: Option<Value>,
+    /// What goes into `spec.scaling.schedule`.
+    schedule: Vec<ScheduleWindow>,
     replicas: Option<i64>,
     /// `spec.gpu`.
     gpu: Map<String, Value>,
     /// `spec.jobContainers`.
     job_containers: Option<Map<String, Value>>,
+    /// Whether the runner has GPUs of which it is not clear what they are.
+    unclear_gpu: bool,
     /// `spec.template`.
     template: Map<String, Value>,
-    /// Volumes that nobody mounts any more.
-    dropped_volumes: Vec<String>,
 }
 
 impl Draft {
@@ -200,7 +206,7 @@ impl Draft {
                 &format!("{:?} is no name of a CudaRunner, and {name} is", self.name),
             );
         }
-        let arch = self.arch();
+        let arch = self.arch(notes);
         let of_default = Arch::default().github_label();
         let labels = self.labels.into_iter().map(|label| match arch {
             Some(arch) if label == of_default => arch.github_label().to_owned(),
@@ -212,8 +218,8 @@ impl Draft {
         if let Some(arch) = arch {
             set("arch", json!(arch));
         }
-        if let Some((min, max)) = self.scaling {
-            set("scaling", json!({"minRunners": min, "maxRunners": max}));
+        if let Some(scaling) = self.scaling {
+            set("scaling", scaling);
         }
         if let Some(replicas) = self.replicas {
             set("replicas", json!(replicas));
@@ -248,18 +254,26 @@ impl Draft {
         serde_saphyr::to_string(&resource).map_err(|error| error.to_string())
     }
 
-    /// The architecture that the node selector asks for, where it is not the one that a pool has anyway.
-    fn arch(&self) -> Option<Arch> {
-        let selector = self.template.get("spec")?.get("nodeSelector")?;
-        let arch = serde_json::from_value(selector.get(ARCH_LABEL)?.clone()).ok()?;
-        (arch != Arch::default()).then_some(arch)
+    /// The architecture of the nodes that the template asks for, where it is not the one that a pool has anyway.
+    fn arch(&self, notes: &mut Notes) -> Option<Arch> {
+        let allowed = nodes::architectures(&self.template);
+        if allowed.is_empty() {
+            notes.say(
+                "template",
+                "nodeSelector and nodeAffinity allow no node of amd64 or arm64: no pod would find a node",
+            );
+        }
+        let is_needed = !allowed.contains(&Arch::default());
+        allowed.first().copied().filter(|_| is_needed)
     }
 
     /// The number of runners follows the queue, within what a CudaRunner may have.
     fn scale(&mut self, min: Option<i64>, max: Option<i64>, path: &str, notes: &mut Notes) {
         let min = min.unwrap_or_default().clamp(0, MOST_RUNNERS);
+        let most_wait = self.schedule.iter().map(|window| window.min_runners.into());
+        let most_wait = most_wait.fold(min.max(1), i64::max);
         let max = max.unwrap_or_else(|| {
-            let limit = NO_LIMIT.max(min);
+            let limit = NO_LIMIT.max(most_wait);
             notes.say(
                 path,
                 &format!("ARC has no limit without it, and a CudaRunner has one: scaling.maxRunners is {limit}"),
@@ -272,9 +286,40 @@ impl Draft {
                 "a CudaRunner has at most 10,000 runners: scaling.maxRunners is 10000",
             );
         }
-        let max = max.clamp(min.max(1), MOST_RUNNERS);
-        self.scaling = Some((min, max));
+        let max = max.clamp(most_wait, MOST_RUNNERS);
+        let mut scaling = json!({"minRunners": min, "maxRunners": max});
+        if !self.schedule.is_empty() {
+            scaling["schedule"] = json!(self.schedule);
+        }
+        self.scaling = Some(scaling);
     }
+}
+
+/// Name and namespace of a resource of ARC's, of which more is said nowhere.
+fn named(given: &mut Fields, notes: &mut Notes) -> (Option<String>, Option<String>) {
+    let mut metadata = given.object("metadata");
+    let named = (
+        metadata.text("name", notes),
+        metadata.text("namespace", notes),
+    );
+    metadata.leave(&scale_set::OF_METADATA, notes);
+    // What the API server and ARC write.
+    metadata.skip(&[
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "managedFields",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    ]);
+    metadata.end(notes);
+    given.skip(&["apiVersion", "kind", "status"]);
+    named
 }
 
 /// A name as near to this one as Kubernetes allows.

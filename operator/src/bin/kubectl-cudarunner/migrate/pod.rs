@@ -4,40 +4,39 @@ use cudarunner_crds::template as why;
 use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
 use serde_json::{Map, Value, json};
 
-use super::Draft;
 use super::fields::{Fields, Notes};
-use super::runner;
+use super::{Draft, claims, mounts, runner};
 
 /// What is said of Docker, wherever it was asked for.
 pub(super) const NO_DOCKER: &str = "there is no Docker beside a runner: for jobs with container: and services:, set spec.jobContainers to {}, and every job of the pool needs a container: then; docker build and Dockerfile actions need another builder";
 
-/// The mode dind as a chart writes it out: its containers and its volumes.
-const OF_DOCKER: [&str; 7] = [
+/// The containers of the mode dind, as a chart writes it out.
+const OF_DOCKER: [&str; 4] = [
     "dind",
     "docker",
     "init-dind-externals",
     "init-dind-rootless",
-    "dind-sock",
-    "dind-externals",
-    "dind-cert",
 ];
+
+/// A container beside the runner.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// Where it was.
+    pub(super) path: String,
+    /// As it is to be.
+    pub(super) fields: Map<String, Value>,
+}
+
+impl Beside {
+    /// Whether it goes on beside the runner.
+    pub(super) fn is_sidecar(&self) -> bool {
+        self.fields.get("restartPolicy") == Some(&json!("Always"))
+    }
+}
 
 /// The CudaRunner's template from that of a scale set or of a runner.
 pub(super) fn take_over(mut given: Fields, draft: &mut Draft, notes: &mut Notes) {
-    let mut metadata = given.object("metadata");
-    let mut kept = Map::new();
-    for field in ["labels", "annotations"] {
-        if let Some(keys) = metadata.take(field) {
-            kept.insert(field.to_owned(), keys);
-        }
-    }
-    metadata.skip(&["creationTimestamp", "name", "generateName", "namespace"]);
-    metadata.end(notes);
-    if !kept.is_empty() {
-        draft
-            .template
-            .insert("metadata".to_owned(), Value::Object(kept));
-    }
+    metadata(given.object("metadata"), draft, notes);
     let mut pod = given.object("spec");
     given.end(notes);
     not_for_templates(&mut pod, notes);
@@ -48,9 +47,12 @@ pub(super) fn take_over(mut given: Fields, draft: &mut Draft, notes: &mut Notes)
         .partition(|container| name_of(container) == RUNNER);
     let agent = agents.into_iter().next();
     let path = pod.path(&format!("containers[{RUNNER}]"));
-    let agent = agent.map(|agent| runner::take_over(Fields::new(path, agent), draft, notes));
-    claim(&mut pod, draft);
-    if draft.gpu.is_empty() {
+    let mut agent =
+        agent.map(|agent| runner::take_over(Fields::new(path.clone(), agent), draft, notes));
+    if let Some(agent) = &mut agent {
+        claims::take_over(&mut pod, &path, agent, draft, notes);
+    }
+    if draft.gpu.is_empty() && !draft.unclear_gpu {
         notes.say(
             &pod.path("containers"),
             "the runner asks for no GPU, and each runner of a CudaRunner has one: spec.gpu.count says how many, of spec.gpu.resource",
@@ -67,9 +69,15 @@ pub(super) fn take_over(mut given: Fields, draft: &mut Draft, notes: &mut Notes)
         );
     }
     let beside = beside(sidecars, others, &pod, notes);
-    let mut spec = volumes(pod, draft);
+    let of_agent = agent.as_mut().map(|agent| (path.as_str(), agent));
+    let beside = mounts::settle(&mut pod, of_agent, beside, draft, notes);
+    let mut spec = pod.into_rest();
     if !beside.is_empty() {
-        spec.insert("initContainers".to_owned(), Value::Array(beside));
+        let beside: Vec<_> = beside
+            .into_iter()
+            .map(|container| container.fields)
+            .collect();
+        spec.insert("initContainers".to_owned(), json!(beside));
     }
     if let Some(agent) = agent.filter(|agent| agent.len() > 1) {
         spec.insert("containers".to_owned(), json!([agent]));
@@ -78,6 +86,22 @@ pub(super) fn take_over(mut given: Fields, draft: &mut Draft, notes: &mut Notes)
         draft
             .template
             .insert("spec".to_owned(), Value::Object(spec));
+    }
+}
+
+fn metadata(mut given: Fields, draft: &mut Draft, notes: &mut Notes) {
+    let mut kept = Map::new();
+    for field in ["labels", "annotations"] {
+        if let Some(keys) = given.take(field) {
+            kept.insert(field.to_owned(), keys);
+        }
+    }
+    given.skip(&["creationTimestamp", "name", "generateName", "namespace"]);
+    given.end(notes);
+    if !kept.is_empty() {
+        draft
+            .template
+            .insert("metadata".to_owned(), Value::Object(kept));
     }
 }
 
@@ -108,35 +132,13 @@ fn not_for_templates(pod: &mut Fields, notes: &mut Notes) {
     }
 }
 
-/// A claim of the runner's, by dynamic resource allocation, that the runner's container has given to `gpu`.
-fn claim(pod: &mut Fields, draft: &mut Draft) {
-    let Some(Value::String(wanted)) = draft.gpu.remove("claim") else {
-        return;
-    };
-    let claims = pod.objects("resourceClaims");
-    let (ours, others): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| {
-        name_of(claim) == wanted && claim.contains_key("resourceClaimTemplateName")
-    });
-    if let Some(template) = ours
-        .first()
-        .and_then(|claim| claim.get("resourceClaimTemplateName"))
-    {
-        draft
-            .gpu
-            .insert("claimTemplate".to_owned(), template.clone());
-    }
-    if !others.is_empty() {
-        pod.put("resourceClaims", json!(others));
-    }
-}
-
 /// The containers beside the runner: init containers as they are, others as sidecars, and Docker's not at all.
 fn beside(
     init: Vec<Map<String, Value>>,
     others: Vec<Map<String, Value>>,
     pod: &Fields,
     notes: &mut Notes,
-) -> Vec<Value> {
+) -> Vec<Beside> {
     let mut kept = vec![];
     let init = init
         .into_iter()
@@ -165,12 +167,14 @@ fn beside(
                 "a container of the operator's has this name: it is renamed",
             );
         }
-        kept.push(Value::Object(container));
+        let fields = container;
+        kept.push(Beside { path, fields });
     }
     kept
 }
 
-fn name_of(object: &Map<String, Value>) -> &str {
+/// What an entry of a list is called.
+pub(super) fn name_of(object: &Map<String, Value>) -> &str {
     object
         .get("name")
         .and_then(Value::as_str)
@@ -183,21 +187,4 @@ fn is_docker(container: &Map<String, Value>) -> bool {
         .and_then(Value::as_str)
         .unwrap_or_default();
     OF_DOCKER.contains(&name_of(container)) || image.starts_with("docker:")
-}
-
-/// Whether a volume is of no use without Docker, or what the operator has itself.
-fn is_dropped(name: &str, draft: &Draft) -> bool {
-    OF_DOCKER.contains(&name) || draft.dropped_volumes.iter().any(|dropped| dropped == name)
-}
-
-/// The pod without the volumes that nothing mounts any more.
-fn volumes(mut pod: Fields, draft: &Draft) -> Map<String, Value> {
-    let volumes = pod.objects("volumes").into_iter();
-    let kept: Vec<_> = volumes
-        .filter(|volume| !is_dropped(name_of(volume), draft))
-        .collect();
-    if !kept.is_empty() {
-        pod.put("volumes", json!(kept));
-    }
-    pod.into_rest()
 }

@@ -11,10 +11,6 @@ use super::pod::NO_DOCKER;
 const STARTS: [&str; 3] = ["/home/runner/run.sh", "./run.sh", "run.sh"];
 /// Images of ARC's first generation, which start by a script of their own.
 const OLD_IMAGE: &str = "summerwind/actions-runner";
-/// Where a container has its shared memory.
-const SHM: &str = "/dev/shm";
-/// Where the agent has the files of jobs.
-const WORK: &str = "/home/runner/_work";
 
 /// Variables that are left out, with what is said of them; nothing of those that only ARC's own parts read.
 const VARIABLES: [(&str, Option<&str>); 14] = [
@@ -81,16 +77,16 @@ pub(super) fn take_over(
     }
     variables(&mut given, draft, notes);
     devices(&mut given, draft, notes);
-    mounts(&mut given, draft, notes);
     given.into_rest()
 }
 
 /// What the container starts: the agent, or something around it.
 fn starts(given: &mut Fields, notes: &mut Notes) {
-    let command = [given.texts("command"), given.texts("args")].concat();
-    let is_agent = command.iter().all(|word| STARTS.contains(&word.as_str()));
-    if !is_agent {
-        notes.say(&given.path("command"), why::COMMAND);
+    for field in ["command", "args"] {
+        let words = given.texts(field);
+        if words.iter().any(|word| !STARTS.contains(&word.as_str())) {
+            notes.say(&given.path(field), why::COMMAND);
+        }
     }
 }
 
@@ -118,11 +114,15 @@ fn variables(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
             notes.say(&path, "options of the agent are the operator's: spec.github and spec.labels say what it registers with");
         } else if draft.github.contains_key("proxy") && is_proxy(name) {
             notes.say(&path, "spec.github.proxy sets it");
-        } else if kept
-            .iter()
-            .any(|other: &Map<String, Value>| other.get("name") == variable.get("name"))
+        } else if let Some(other) = kept
+            .iter_mut()
+            .find(|other: &&mut Map<String, Value>| other.get("name") == variable.get("name"))
         {
-            notes.say(&path, "it is there twice: the first is taken");
+            notes.say(
+                &path,
+                "it is there twice: the last is taken, as Kubernetes does",
+            );
+            *other = variable;
         } else {
             kept.push(variable);
         }
@@ -151,8 +151,13 @@ fn devices(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
             let quantity = quantity
                 .as_str()
                 .map_or_else(|| quantity.to_string(), str::to_owned);
-            if !found.iter().any(|(other, _)| *other == name) {
-                found.push((name, quantity));
+            match found.iter().find(|(other, _)| *other == name) {
+                None => found.push((name, quantity)),
+                Some((_, limit)) if *limit == quantity => {}
+                Some(_) => notes.say(
+                    &format!("{path}.{list}"),
+                    &format!("of {name} it says another number than limits, which counts"),
+                ),
             }
         }
         if !others.is_empty() {
@@ -178,10 +183,6 @@ fn devices(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
         draft
             .gpu
             .insert("count".to_owned(), json!(count.unwrap_or(1)));
-    } else if let [claim] = resources.objects("claims").as_slice()
-        && let Some(name) = claim.get("name")
-    {
-        draft.gpu.insert("claim".to_owned(), name.clone());
     }
     for (other, _) in found {
         notes.say(
@@ -201,31 +202,4 @@ fn is_gpu(name: &str) -> bool {
     };
     let is_named = device == "gpu" || device.starts_with("gpu.") || device.starts_with("mig-");
     (vendor == "nvidia.com" || vendor == "amd.com" || vendor == "gpu.intel.com") && is_named
-}
-
-/// Mounts of what is not there any more go, and those of places that are the operator's.
-fn mounts(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
-    let mut kept = vec![];
-    for mount in given.objects("volumeMounts") {
-        let text = |field: &str| mount.get(field).and_then(Value::as_str).unwrap_or_default();
-        let (name, place) = (text("name"), text("mountPath").trim_end_matches('/'));
-        let path = given.path(&format!("volumeMounts[{name}]"));
-        if name.starts_with("dind-") {
-            // Gone with Docker, of which enough is said.
-        } else if draft.job_containers.is_some() && place == SHM {
-            notes.say(&path, "spec.sharedMemory says what a job's container has there: set it to the volume's size");
-            draft.dropped_volumes.push(name.to_owned());
-        } else if draft.job_containers.is_some() && place == WORK {
-            notes.say(
-                &path,
-                "the operator has a volume of its own there, which agent and job share",
-            );
-            draft.dropped_volumes.push(name.to_owned());
-        } else {
-            kept.push(mount);
-        }
-    }
-    if !kept.is_empty() {
-        given.put("volumeMounts", json!(kept));
-    }
 }

@@ -6,7 +6,7 @@ use super::fields::{Fields, Notes};
 use super::{Draft, Given, github, pod};
 
 /// What a scale set says and a CudaRunner does not.
-const LEFT: [(&str, &str); 11] = [
+const LEFT: [(&str, &str); 9] = [
     (
         "listenerTemplate",
         "the operator listens for all of its pools by itself: there is no listener's pod to describe",
@@ -25,14 +25,6 @@ const LEFT: [(&str, &str); 11] = [
         "the objects of ARC that it marks are not made",
     ),
     (
-        "labels",
-        "they were for ARC's objects; those of the pods are in template.metadata",
-    ),
-    (
-        "annotations",
-        "they were for ARC's objects; those of the pods are in template.metadata",
-    ),
-    (
         "keyVault",
         "credentials come from a Secret: put them into one, and name it in spec.github.credentialsRef",
     ),
@@ -45,6 +37,18 @@ const LEFT: [(&str, &str); 11] = [
         "the objects of ARC that it marks are not made",
     ),
     ("nameOverride", "it was for ARC's objects"),
+];
+
+/// What is written on ARC's objects, whichever they are.
+pub(super) const OF_METADATA: [(&str, &str); 2] = [
+    (
+        "labels",
+        "they were for ARC's objects; those of the pods are in template.metadata",
+    ),
+    (
+        "annotations",
+        "they were for ARC's objects; those of the pods are in template.metadata",
+    ),
 ];
 
 /// What the modes for containers say and a CudaRunner does not.
@@ -65,11 +69,11 @@ const OF_MODE: [(&str, &str); 3] = [
 
 /// The CudaRunner for an `AutoscalingRunnerSet`.
 pub(super) fn resource(mut given: Fields, notes: &mut Notes) -> Result<Draft, String> {
-    let mut metadata = given.object("metadata");
+    let (name, namespace) = super::named(&mut given, notes);
     let mut spec = given.object("spec");
-    let name = metadata.text("name", notes);
+    given.end(notes);
     let mut draft = Draft {
-        namespace: metadata.text("namespace", notes),
+        namespace,
         ..Draft::default()
     };
     let mut labels = spec.texts("runnerScaleSetLabels");
@@ -156,6 +160,7 @@ fn common(
     let template = given.object("template");
     pod::take_over(template, draft, notes);
     given.leave(&LEFT, notes);
+    given.leave(&OF_METADATA, notes);
     Ok(())
 }
 
