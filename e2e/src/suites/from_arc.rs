@@ -1,11 +1,13 @@
 //! Who comes from Actions Runner Controller: its Secrets are read as they are, its files become pools, and jobs find them
 //! by name.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use cuda_runner_plan::{NewRunner, PodSettings, model::pool::Pool, pod};
 use cudarunner_crds::CudaRunner;
 use github_simulator::control::{NewApp, PublishedApp};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
@@ -102,11 +104,12 @@ async fn labels(ctx: &Ctx) -> Result<()> {
     ctx.delete("named").await
 }
 
-/// What `kubectl cudarunner migrate` makes of files is accepted by an API server.
+/// What `kubectl cudarunner migrate` makes of files is accepted by an API server, and so are the pods.
 async fn files(ctx: &Ctx) -> Result<()> {
     let folder = "operator/src/bin/kubectl-cudarunner/migrate/files";
     let folder = paths::repository().join(folder);
     let pools: Api<CudaRunner> = ctx.api();
+    let pods: Api<Pod> = ctx.api();
     let dry = PostParams {
         dry_run: true,
         ..PostParams::default()
@@ -116,16 +119,42 @@ async fn files(ctx: &Ctx) -> Result<()> {
         let path = file?.path();
         let yaml = migrate(&path, &["--name", "of-the-release"]).await?;
         for mut pool in serde_saphyr::from_multiple::<CudaRunner>(&yaml)? {
+            let named = format!("{}: {}", path.display(), pool.name_any());
             pool.metadata.namespace = Some(ctx.namespace.clone());
-            pools
-                .create(&dry, &pool)
-                .await
-                .with_context(|| format!("{}: {}", path.display(), pool.name_any()))?;
+            let taken = pools.create(&dry, &pool).await;
+            let taken = taken.with_context(|| named.clone())?;
+            let pod = pod_of(&taken).with_context(|| named.clone())?;
+            let made = pods.create(&dry, &pod).await;
+            made.with_context(|| format!("{named}: its pod"))?;
             seen += 1;
         }
     }
     ensure!(seen >= 10, "{seen} pools of {}", folder.display());
     Ok(())
+}
+
+/// The pod that the operator makes for a pool, without the names of what an administrator of its cluster has made.
+fn pod_of(pool: &CudaRunner) -> Result<Pod> {
+    let pool = Pool::read(pool, false);
+    let spec = pool.spec.clone()?;
+    let settings = PodSettings {
+        gate_image: example::AGENT.to_owned(),
+        image_pull_policy: "IfNotPresent".to_owned(),
+        registrar_url: "https://10.96.0.7:8443".to_owned(),
+        registrar_ca: String::new(),
+    };
+    let runner = NewRunner {
+        name: "of-a-file".to_owned(),
+        avoids: BTreeSet::new(),
+        shuns: BTreeSet::new(),
+        retest: None,
+    };
+    let mut pod = pod::build(&pool, &spec, &settings, &runner);
+    let of_pod = pod.spec.as_mut().context("a pod has a spec")?;
+    of_pod.priority_class_name = None;
+    of_pod.runtime_class_name = None;
+    of_pod.service_account_name = None;
+    Ok(pod)
 }
 
 /// What is migrated and applied takes the jobs of the scale set.
