@@ -483,7 +483,11 @@ impl Place {
         {
             return Ok(Some(Entry::of_scale_set(agent)));
         }
-        Ok(self.client.find_runner(name).await?.map(Entry::from))
+        Ok(self
+            .client
+            .find_runner(name)
+            .await?
+            .map(|runner| Entry::from(&*runner)))
     }
 
     async fn delete_entry(&self, entry: &Entry) -> Result<Deletion, ActError> {

@@ -21,8 +21,8 @@ use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::model::runner::Job;
 use cuda_runner_plan::model::scale_set::{Heard, Listening};
 
-/// Text of jobs that wait that is remembered of one scale set, in bytes: some four hundred jobs as people name them.
-const MOST_TEXT: usize = 64 << 10;
+/// What is remembered of one scale set's jobs that wait, in bytes: some four hundred jobs as people name them.
+const MOST_OF_NAMED: usize = 128 << 10;
 
 /// Who listens, and for whom.
 pub struct ListenerConfig {
@@ -98,10 +98,10 @@ impl Received {
     /// Takes in what the jobs that wait are called, as far as there is room.
     fn name(&mut self, jobs: Vec<(i64, QueuedJob)>) {
         self.named.retain(|id, _| self.queued.contains_key(id));
-        let kept = self.named.values().map(QueuedJob::text_length).sum();
-        let mut room = MOST_TEXT.saturating_sub(kept);
+        let kept = self.named.values().map(QueuedJob::size).sum();
+        let mut room = MOST_OF_NAMED.saturating_sub(kept);
         for (id, job) in jobs {
-            let length = job.text_length();
+            let length = job.size();
             let is_new = self.queued.contains_key(&id) && !self.named.contains_key(&id);
             if is_new && length <= room {
                 room = room.saturating_sub(length);

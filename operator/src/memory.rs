@@ -14,6 +14,7 @@ use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
+use crate::github::{HeldLabels, QueuedJobs};
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::claim::ClaimTemplate;
@@ -191,6 +192,8 @@ pub struct GitHubMemory {
     pub gone: BTreeSet<String>,
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
+    /// What it holds of answers, with its place in their room.
+    pub queue_held: Option<(Option<QueuedJobs>, HeldLabels)>,
     /// How jobs ended, as last read.
     pub jobs: JobFacts,
     /// The scale set.

@@ -62,7 +62,7 @@ pub use crate::model::action::{
     About, Action, NOTE, NewRunner, Notice, Plan, PodSettings, Recorded, Target,
 };
 pub use crate::model::github::{Entry, Listing};
-pub use crate::model::observed::{Access, NodeFacts, Observed, Passed, Queue};
+pub use crate::model::observed::{Access, Labels, NodeFacts, Observed, Passed, Queue};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::Runner;
 

@@ -140,11 +140,13 @@ fn is_like_ours(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
 }
 
 fn is_lost(spec: &Spec, observed: &Observed, job: &QueuedJob) -> bool {
-    let registered = observed.queue.iter().flat_map(|q| &q.registered);
-    let mut all = std::iter::once(&spec.labels)
-        .chain(&observed.other_pools)
-        .chain(registered);
-    !all.any(|labels| job.is_served_by(labels))
+    let queue = observed.queue.as_ref();
+    let Some(registered) = queue.and_then(|q| q.registered.as_ref()) else {
+        return false;
+    };
+    let mut pools = std::iter::once(&spec.labels).chain(&observed.other_pools);
+    let mut others = registered.iter();
+    !pools.any(|labels| job.is_served_by(labels)) && !others.any(|labels| job.is_served_by(labels))
 }
 
 /// Why no job of a repository comes to the pool, and what to do.
@@ -175,10 +177,18 @@ mod tests {
     use crate::{Plan, Queue};
 
     fn with(jobs: &[(&str, &[&str])], other_pools: &[&[&str]], registered: &[&[&str]]) -> Plan {
-        let strings = |labels: &[&str]| labels.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
         let mut observed = observed(vec![]);
         observed.other_pools = other_pools.iter().map(|l| strings(l)).collect();
-        observed.queue = Some(Arc::new(Queue {
+        observed.queue = Some(Arc::new(queue(jobs, registered)));
+        crate::plan(&pool(1), &observed, NOW)
+    }
+
+    fn strings(labels: &[&str]) -> Vec<String> {
+        labels.iter().map(|label| (*label).to_owned()).collect()
+    }
+
+    fn queue(jobs: &[(&str, &[&str])], registered: &[&[&str]]) -> Queue {
+        Queue {
             at: ago(1),
             asked: None,
             jobs: Ok(Some(
@@ -192,10 +202,9 @@ mod tests {
                     })
                     .collect(),
             )),
-            registered: registered.iter().map(|l| strings(l)).collect(),
+            registered: Some(registered.iter().map(|l| strings(l).into()).collect()),
             shut_out: None,
-        }));
-        crate::plan(&pool(1), &observed, NOW)
+        }
     }
 
     fn queue_served(plan: &Plan) -> (&str, &str) {
@@ -300,7 +309,7 @@ mod tests {
             at: ago(1),
             asked: None,
             jobs: Ok(None),
-            registered: vec![],
+            registered: Some([].into()),
             shut_out: Some("acme/widgets".to_owned()),
         }));
         let plan = crate::plan(&pool(1), &observed, NOW);
@@ -318,6 +327,16 @@ mod tests {
         let a100: &[&str] = &["self-hosted", "cuda", "a100"];
         assert_eq!(queue_served(&with(job, &[a100], &[])).0, "True");
         assert_eq!(queue_served(&with(job, &[], &[a100])).0, "True");
+        assert_eq!(queue_served(&with(job, &[], &[])).0, "False");
+
+        // Where nobody has looked at all runners, any job may have one
+        let mut observed = observed(vec![]);
+        observed.queue = Some(Arc::new(Queue {
+            registered: None,
+            ..queue(job, &[])
+        }));
+        let plan = crate::plan(&pool(1), &observed, NOW);
+        assert_eq!(queue_served(&plan).0, "True");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{Error, body::Whole, budget::Cost};
+use super::{Error, body::LONGEST_OF_TOKENS, budget::Cost, room::Whole};
 
 /// A request, and what it is for.
 #[derive(Clone, Debug)]
@@ -65,6 +65,9 @@ impl Tag {
     }
 }
 
+/// A longer tag is none of GitHub's, and tags are kept.
+const LONGEST_TAG: usize = 256;
+
 /// What came back, whole.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -79,6 +82,17 @@ impl Answer {
     /// Reads the body as GitHub documents it.
     pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
         self.read(&ask.action, "what GitHub documents")
+    }
+
+    /// Refuses what is longer than any token with what comes with it: it is kept as it is.
+    pub(super) fn of_tokens(&self, action: &str) -> Result<&Self, Error> {
+        if self.body.bytes.len() <= LONGEST_OF_TOKENS {
+            return Ok(self);
+        }
+        Err(Error::Malformed {
+            action: action.to_owned(),
+            message: format!("it is longer than {} KiB", LONGEST_OF_TOKENS / 1024),
+        })
     }
 
     /// Reads the body. No part of it gets into the error: it may hold a secret.
@@ -129,9 +143,11 @@ impl Answer {
     }
 
     pub(super) fn tag(&self) -> Option<Tag> {
-        let value = self.headers.get(ETAG)?.clone();
+        let value = self.headers.get(ETAG)?.as_bytes();
+        let value = Some(value).filter(|value| value.len() <= LONGEST_TAG)?;
         Some(Tag {
-            value,
+            // A copy: the header keeps all that it came with.
+            value: HeaderValue::from_bytes(value).ok()?,
             token: self.token,
         })
     }

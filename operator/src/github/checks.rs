@@ -16,8 +16,8 @@ use cuda_runner_plan::model::url::encode;
 use super::{
     BranchRule, Check, Client, Error, Protection, Repository, Ruleset, Run, Triggers, Workflow,
     ask::{Answer, Ask},
-    body::{AtMost, Short, short},
-    pages::What,
+    body::{AtMost, Short, short, short_or_none},
+    pages::{Item, What},
     runs::{ACTIONS_READ, ApiPath as _, Runs},
 };
 
@@ -468,6 +468,12 @@ struct CheckRun {
     app: Option<App>,
 }
 
+impl Item for CheckRun {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.name.len()
+    }
+}
+
 #[derive(Deserialize)]
 struct App {
     id: Option<i64>,
@@ -484,8 +490,14 @@ struct RulesetName {
     id: i64,
     #[serde(deserialize_with = "short")]
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "short_or_none")]
     source_type: Option<String>,
+}
+
+impl Item for RulesetName {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.name.len()
+    }
 }
 
 impl RulesetName {
@@ -507,10 +519,16 @@ struct Content {
 #[serde(transparent)]
 struct WireBranchRule(#[serde(with = "BranchRuleForm")] BranchRule);
 
+impl Item for WireBranchRule {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.0.kind.len()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(remote = "BranchRule")]
 struct BranchRuleForm {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "short")]
     kind: String,
     ruleset_id: Option<i64>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use super::{
-    Agent, Error, Fingerprint, GitHubUrl,
+    Error, Fingerprint, GitHubUrl,
     ask::{Answer, Ask},
     barred::barred,
     budget::Usage,
@@ -13,6 +13,7 @@ use super::{
     pages::Tagged,
     queue::Kept,
     runners::Pages,
+    scale_sets::Agents,
     service::Connection,
     single::Single,
     transport::Transport,
@@ -29,7 +30,7 @@ pub struct Client {
     pub(super) tagged: Tagged,
     pub(super) lifecycles: Lifecycles,
     pub(super) service: Single<Arc<Connection>>,
-    pub(super) agents: Single<Arc<[Agent]>>,
+    pub(super) agents: Single<Agents>,
 }
 
 impl Client {

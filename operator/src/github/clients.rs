@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use super::{
     CaBundle, Client, Credentials, CredentialsError, Error, Fingerprint, GitHubUrl, LastClients,
     ProxyWay, app,
-    body::Room,
     budget::Usage,
     connect::Reach,
+    room::Room,
     transport::{Shared, Transport},
 };
 
@@ -48,6 +48,22 @@ struct Kept {
     transports: HashMap<TransportKey, (Arc<Transport>, Instant)>,
     /// A client goes, with the lists that it has read, as soon as no pool has it.
     clients: HashMap<(TransportKey, GitHubUrl), Weak<Client>>,
+    /// The part of the room that the answers for the pools of each namespace have.
+    rooms: HashMap<String, Weak<Room>>,
+}
+
+impl Kept {
+    /// The namespace's part of the room.
+    fn room(&mut self, whole: &Arc<Room>, namespace: &str) -> Arc<Room> {
+        self.rooms.retain(|_, room| room.strong_count() > 0);
+        if let Some(room) = self.rooms.get(namespace).and_then(Weak::upgrade) {
+            return room;
+        }
+        let room = Room::of_namespace(whole);
+        self.rooms
+            .insert(namespace.to_owned(), Arc::downgrade(&room));
+        room
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -103,10 +119,14 @@ impl Clients {
         read
     }
 
-    /// The client for this address as this credential: the same one for as long as somebody has it. Call it within a tokio
-    /// runtime.
+    /// The client for this address as this credential, for a pool of this namespace: the same one for as long as somebody has
+    /// it. Call it within a tokio runtime.
+    ///
+    /// Its answers have their place in the room of the namespace that asked for it first: who else has its credentials may
+    /// have the same.
     pub fn client(
         &self,
+        namespace: &str,
         url: &GitHubUrl,
         credentials: &Credentials,
         ca: Option<&CaBundle>,
@@ -132,7 +152,8 @@ impl Clients {
             transport
         } else {
             let (shared, id) = (self.shared(), key.id());
-            let transport = Transport::new(url, credentials, ca, through, shared, id)?;
+            let room = kept.room(&shared.room, namespace);
+            let transport = Transport::new(url, credentials, ca, through, shared, &room, id)?;
             let transport = Arc::new(transport);
             make_room(&mut kept.transports, SPARE, |transport| {
                 Arc::strong_count(transport) > 1
@@ -164,7 +185,7 @@ impl Clients {
     fn shared(&self) -> &Shared {
         self.shared.get_or_init(|| Shared {
             roots: Arc::new(system_roots()),
-            room: Room::default(),
+            room: Room::whole(),
             reach: Arc::clone(&self.reach),
         })
     }
@@ -234,7 +255,7 @@ mod tests {
         let clients = Clients::new(Reach::default());
         let get = |address: &str, credentials: &Credentials| {
             clients
-                .client(&url(address), credentials, None, None)
+                .client("ci", &url(address), credentials, None, None)
                 .unwrap()
         };
         let one = get("https://github.com/o/a", &token("t1"));
@@ -270,7 +291,11 @@ mod tests {
         // Given two credentials, one of which has all its requests to the service under way
         let clients = Clients::new(Reach::default());
         let address = url("https://github.com/o/a");
-        let get = |text: &str| clients.client(&address, &token(text), None, None).unwrap();
+        let get = |text: &str| {
+            clients
+                .client("ci", &address, &token(text), None, None)
+                .unwrap()
+        };
         let (busy, other) = (get("busy"), get("other"));
         let mut turns = vec![];
         for _ in 0..SERVICE_AT_ONCE {
@@ -318,9 +343,11 @@ mod tests {
             .pem();
         let ca = CaBundle::from_pem(pem.as_bytes()).unwrap();
         let address = url("https://ghe.example.com/o/a");
-        let without = clients.client(&address, &token("t"), None, None).unwrap();
+        let without = clients
+            .client("ci", &address, &token("t"), None, None)
+            .unwrap();
         let with = clients
-            .client(&address, &token("t"), Some(&ca), None)
+            .client("ci", &address, &token("t"), Some(&ca), None)
             .unwrap();
         assert!(!Arc::ptr_eq(&without.transport, &with.transport));
     }
@@ -331,7 +358,7 @@ mod tests {
         let clients = Clients::new(Reach::default());
         let address = url("https://github.com/o/a");
         let get = |credentials: &Credentials| {
-            let client = clients.client(&address, credentials, None, None);
+            let client = clients.client("ci", &address, credentials, None, None);
             client.unwrap()
         };
         let client = get(&token("old"));
@@ -365,7 +392,7 @@ mod tests {
         let address = url("https://github.com/o/a");
         let use_of = |pool: &Pool, text: &str| {
             let credentials = clients.credentials(&data(&[("token", text)])).unwrap();
-            let client = clients.client(&address, &credentials, None, None).unwrap();
+            let client = clients.client("ci", &address, &credentials, None, None).unwrap();
             clients.last.uses(pool, &client);
             Arc::downgrade(&client)
         };

@@ -9,9 +9,9 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    Client, Error, Repository, Scope,
+    Client, Error, Held, Repository, Scope,
     body::{short, whole},
-    pages::What,
+    pages::{Item, What},
 };
 use cuda_runner_plan::model::url::encode;
 
@@ -22,7 +22,7 @@ const DEFAULT_NAME: &str = "default";
 const MAX_AGE: Duration = Duration::from_mins(10);
 
 /// Names and numbers.
-pub(super) type Groups = Arc<[(String, u64)]>;
+pub(super) type Groups = Arc<Held<Vec<(String, u64)>>>;
 
 impl Client {
     /// Number of the runner group of this name; `None` is the default group, which is 1 and is not asked for.
@@ -111,8 +111,9 @@ impl Client {
         };
         let path = format!("{}/actions/runner-groups", self.url().owner_path());
         let groups: Vec<WireGroup> = self.list(&path, &what).await?;
+        let size = groups.iter().map(Item::size).sum();
         let groups = groups.into_iter().map(|group| (group.name, group.id));
-        Ok(groups.collect())
+        Ok(Arc::new(self.held(groups.collect(), size, what.action)?))
     }
 }
 
@@ -126,6 +127,12 @@ fn names(groups: &Groups) -> String {
         names.push("…");
     }
     names.join(", ")
+}
+
+impl Item for WireGroup {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.name.len()
+    }
 }
 
 #[derive(Deserialize)]

@@ -2,16 +2,18 @@
 //!
 //! The endpoints are documented at <https://docs.github.com/en/rest/repos/webhooks?apiVersion=2022-11-28>.
 
+use std::fmt;
+
 use http::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::{Value, json};
 
 use super::{
     Client, Error,
     ask::Ask,
     body::{AtMost, Short, short_or_none},
-    pages::What,
+    pages::{Item, What},
 };
 use cuda_runner_plan::model::webhook::Hook;
 
@@ -132,9 +134,40 @@ struct Config {
     url: Option<String>,
     #[serde(default, deserialize_with = "short_or_none")]
     content_type: Option<String>,
-    /// A text or a number.
     #[serde(default)]
-    insecure_ssl: Value,
+    insecure_ssl: Flag,
+}
+
+/// A number, which some servers give as a text.
+#[derive(Default, Eq, PartialEq)]
+struct Flag(Option<u64>);
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FlagForm)
+    }
+}
+
+struct FlagForm;
+
+impl Visitor<'_> for FlagForm {
+    type Value = Flag;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or a text")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Flag, E> {
+        Ok(Flag(Some(number)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Flag, E> {
+        Ok(Flag(text.parse().ok()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Flag, E> {
+        Ok(Flag::default())
+    }
 }
 
 #[derive(Deserialize)]
@@ -144,10 +177,18 @@ struct Delivery {
     status: Option<String>,
 }
 
+impl Item for WireHook {
+    fn size(&self) -> usize {
+        let events = self.events.0.iter();
+        let each = events.map(|event| size_of::<Short>() + event.0.len());
+        size_of::<Self>() + each.sum::<usize>()
+    }
+}
+
 impl WireHook {
     fn read(self) -> Hook {
         let is_told = matches!(self.events.0.as_slice(), [event] if event.0 == WORKFLOW_JOB);
-        let is_checked = [json!("0"), json!(0)].contains(&self.config.insecure_ssl);
+        let is_checked = self.config.insecure_ssl == Flag(Some(0));
         let is_json = self.config.content_type.as_deref() == Some("json");
         Hook {
             id: self.id,

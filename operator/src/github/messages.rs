@@ -82,7 +82,7 @@ impl Client {
         let answer = self
             .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
             .await?;
-        let wire: WireSession = self.read(&answer, &action)?;
+        let wire: WireSession = self.read(answer.of_tokens(&action)?, &action)?;
         let id = wire.session_id.clone();
         let session = self.session(set, wire, &action);
         if session.is_err() && !id.is_empty() {
@@ -99,7 +99,8 @@ impl Client {
         let answer = self
             .ask_service(Method::PATCH, &path, &[], None, &action)
             .await?;
-        self.session(session.set, self.read(&answer, &action)?, &action)
+        let wire = self.read(answer.of_tokens(&action)?, &action)?;
+        self.session(session.set, wire, &action)
     }
 
     /// Ends a session, whether it is open or not.

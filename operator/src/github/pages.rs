@@ -5,19 +5,28 @@ use std::collections::HashMap;
 use http::StatusCode;
 use hyper::body::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
-use tokio::sync::{Mutex, OwnedSemaphorePermit};
+use tokio::sync::Mutex;
 
 use super::{
     Client, Error,
     ask::{Answer, Ask, Tag},
     body::{PER_PAGE, Page},
+    room::{Held, Place},
 };
 
 /// Answers that are kept for the sake of their tags: of each pool, those for a run that is watched, for runs whose jobs
 /// have ended, for each branch that requires checks, and few more.
 const MOST_KEPT: usize = 1024;
 /// More items than these pages hold no list has; it only stops a server that never comes to an end.
-const MOST_PAGES: usize = 30;
+pub(super) const MOST_PAGES: usize = 30;
+/// What the items of a list may take in memory, in bytes: three thousand jobs are some 2 MiB.
+const MOST_OF_LIST: usize = 4 * 1024 * 1024;
+
+/// An item of a list.
+pub(super) trait Item: DeserializeOwned + Send {
+    /// What it takes in memory, in bytes: as much as it holds, beside itself, at least.
+    fn size(&self) -> usize;
+}
 
 /// The last answers, by path.
 #[derive(Default)]
@@ -26,7 +35,7 @@ pub(super) struct Tagged(Mutex<HashMap<String, Kept>>);
 struct Kept {
     tag: Tag,
     body: Bytes,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// What is asked for, and what that takes.
@@ -40,30 +49,48 @@ pub(super) struct What<'a> {
 impl Client {
     /// All items of a list. Where it is not there, or not for the credentials to see, that is an
     /// [`Error::NotFound`]: an empty list is one that GitHub showed.
-    pub(super) async fn list<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        what: &What<'_>,
-    ) -> Result<Vec<T>, Error> {
+    pub(super) async fn list<T: Item>(&self, path: &str, what: &What<'_>) -> Result<Vec<T>, Error> {
         let (items, is_whole) = self.list_up_to(MOST_PAGES, path, what).await?;
         if is_whole {
             return Ok(items);
         }
         Err(Error::Malformed {
             action: what.action.to_owned(),
-            message: format!("it has more than {} items", MOST_PAGES * PER_PAGE),
+            message: format!(
+                "it has more than {} items, or they are more than {} MiB",
+                MOST_PAGES * PER_PAGE,
+                MOST_OF_LIST / 1024 / 1024
+            ),
         })
     }
 
     /// The first pages of a list, and whether that is all of it. `path` has no page in its query.
-    pub(super) async fn list_up_to<T: DeserializeOwned>(
+    pub(super) async fn list_up_to<T: Item>(
         &self,
         pages: usize,
         path: &str,
         what: &What<'_>,
     ) -> Result<(Vec<T>, bool), Error> {
+        let (mut items, mut size) = (Vec::new(), 0);
+        let take = |page: Vec<T>| {
+            size += page.iter().map(Item::size).sum::<usize>();
+            items.extend(page);
+            size <= MOST_OF_LIST
+        };
+        let is_whole = self.each_page(pages, path, what, take).await?;
+        Ok((items, is_whole))
+    }
+
+    /// Gives each of the first pages of a list to `take`, until that says that it has enough. Whether it has got all of it.
+    pub(super) async fn each_page<T: DeserializeOwned>(
+        &self,
+        pages: usize,
+        path: &str,
+        what: &What<'_>,
+        mut take: impl FnMut(Vec<T>) -> bool + Send,
+    ) -> Result<bool, Error> {
         let separator = if path.contains('?') { '&' } else { '?' };
-        let mut items = Vec::new();
+        let mut taken = 0;
         for number in 1..=pages {
             let path = format!("{path}{separator}per_page={PER_PAGE}&page={number}");
             let (ask, answer) = self.tagged(path, what.action).await?;
@@ -72,16 +99,29 @@ impl Client {
             }
             let page: Page<T> = answer.json(&ask)?;
             let count = page.items.len();
-            items.extend(page.items);
+            taken += count;
             let goes_on = match page.total {
-                Some(total) => items.len() < total,
+                Some(total) => taken < total,
                 None => answer.has_next() || count == PER_PAGE,
             };
+            if !take(page.items) {
+                return Ok(false);
+            }
             if count == 0 || !goes_on {
-                return Ok((items, true));
+                return Ok(true);
             }
         }
-        Ok((items, false))
+        Ok(false)
+    }
+
+    /// Finds a place for what is kept of answers to `action`, and takes so many bytes.
+    pub(super) fn held<T>(&self, value: T, size: usize, action: &str) -> Result<Held<T>, Error> {
+        let place = self.transport.room.keep(size);
+        let place = place.ok_or_else(|| Error::Malformed {
+            action: action.to_owned(),
+            message: "the lists of all servers of the namespace are too long to be kept".into(),
+        })?;
+        Ok(Held::new(value, place))
     }
 
     /// Reads what may have gone, for nothing where it has not changed. `None` proves nothing: GitHub hides what the
@@ -130,7 +170,8 @@ impl Client {
             kept.clear();
         }
         kept.remove(&path);
-        let place = self.transport.room.keep(answer.body().len());
+        let room = &self.transport.room;
+        let place = room.keep_tagged(path.len() + answer.body().len());
         if let (Some(tag), Some(place)) = (answer.tag(), place) {
             let kept_answer = Kept {
                 tag,

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
-    Client, Error, QueuedJob, Scope,
+    Client, Error, Held, QueuedJob, Scope,
     body::{AtMost, MOST_LABELS, Short},
-    pages::What,
+    pages::{Item, MOST_PAGES, What},
     single::Single,
 };
 use cuda_runner_plan::model::time::perhaps_reported;
@@ -21,65 +21,107 @@ use cuda_runner_plan::model::time::perhaps_reported;
 const PAGES: usize = 2;
 /// Jobs that are counted: more than any pool's runners.
 const MOST_JOBS: usize = 3_000;
+/// What they may take in memory, in bytes: three thousand as people name them are some 1.2 MiB.
+const MOST_OF_QUEUE: usize = 2 * 1024 * 1024;
 /// What a run may be while a job of it is queued: one that waits for an approval may have others.
 const STATES: [&str; 3] = ["queued", "in_progress", "waiting"];
 
+/// The jobs of a repository that wait, with their place in the room.
+pub type QueuedJobs = Arc<Held<Arc<[QueuedJob]>>>;
+
 /// The queue as last read, by whichever pool.
-pub(super) type Kept = Single<Arc<[QueuedJob]>>;
+pub(super) type Kept = Single<QueuedJobs>;
 
 impl Client {
     /// The jobs of the repository that wait for a runner, at most `max_age` old; `None` for an organization or an
     /// enterprise, whose jobs GitHub does not list. Pools of one repository share the answer.
-    pub async fn queued_jobs(&self, max_age: Duration) -> Result<Option<Arc<[QueuedJob]>>, Error> {
+    pub async fn queued_jobs(&self, max_age: Duration) -> Result<Option<QueuedJobs>, Error> {
         if !matches!(self.url().scope(), Scope::Repository { .. }) {
             return Ok(None);
         }
-        let jobs = self
-            .queue
-            .get(|last| last.at.elapsed() < max_age, |_| self.read_queue());
+        let jobs = self.queue.get(
+            |last| last.at.elapsed() < max_age,
+            async |last| {
+                let read = self.read_queue().await?;
+                if let Some(same) = last.filter(|last| last.iter().eq(&read.jobs)) {
+                    return Ok(same);
+                }
+                let action = format!("read the queue of {}", self.url().scope());
+                let held = self.held(read.jobs.into(), read.size, &action)?;
+                Ok(Arc::new(held))
+            },
+        );
         Ok(Some(jobs.await?))
     }
 
-    async fn read_queue(&self) -> Result<Arc<[QueuedJob]>, Error> {
+    async fn read_queue(&self) -> Result<Waiting, Error> {
         let owner = self.url().owner_path();
         let action = format!("read the queue of {}", self.url().scope());
         let what = What {
             action: &action,
             permission: super::runs::ACTIONS_READ,
         };
-        let mut waiting = Vec::new();
+        let mut waiting = Waiting::default();
         for state in STATES {
+            if waiting.is_full {
+                break;
+            }
             let path = format!("{owner}/actions/runs?status={state}");
             let (runs, _) = self.list_up_to::<Run>(PAGES, &path, &what).await?;
             for run in runs {
-                if waiting.len() >= MOST_JOBS {
-                    return Ok(waiting.into());
+                if waiting.is_full {
+                    return Ok(waiting);
                 }
                 let path = format!("{owner}/actions/runs/{}/jobs?filter=latest", run.id);
-                let jobs: Vec<Job> = match self.list(&path, &what).await {
+                let take = |jobs| waiting.take(run.id, jobs);
+                match self.each_page(MOST_PAGES, &path, &what, take).await {
                     // Deleted a moment ago: the others wait all the same.
-                    Err(Error::NotFound { .. }) => continue,
-                    jobs => jobs?,
-                };
-                let queued = jobs.into_iter().filter(|job| job.status.0 == "queued");
-                waiting.extend(queued.map(|job| QueuedJob {
-                    id: Some(job.id),
-                    run: run.id,
-                    name: job.name.0,
-                    workflow: job.workflow_name.map(|name| name.0),
-                    repository: None,
-                    created_at: job.created_at,
-                    labels: job.labels.0.into_iter().map(|label| label.0).collect(),
-                }));
+                    Err(Error::NotFound { .. }) => {}
+                    read => {
+                        read?;
+                    }
+                }
             }
         }
-        Ok(waiting.into())
+        Ok(waiting)
+    }
+}
+
+/// The jobs that were found so far. A longer queue is as long for the pool.
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<QueuedJob>,
+    /// What they take in memory, in bytes.
+    size: usize,
+    is_full: bool,
+}
+
+impl Waiting {
+    /// Takes those jobs of a run that are queued. Whether there is room for more.
+    fn take(&mut self, run: u64, jobs: Vec<Job>) -> bool {
+        for job in jobs.into_iter().filter(|job| job.status.0 == "queued") {
+            let job = job.queued(run);
+            self.size += job.size();
+            self.is_full |= self.size > MOST_OF_QUEUE || self.jobs.len() == MOST_JOBS;
+            if self.is_full {
+                self.size -= job.size();
+                break;
+            }
+            self.jobs.push(job);
+        }
+        !self.is_full
     }
 }
 
 #[derive(Deserialize)]
 struct Run {
     id: u64,
+}
+
+impl Item for Run {
+    fn size(&self) -> usize {
+        size_of::<Self>()
+    }
 }
 
 #[derive(Deserialize)]
@@ -93,4 +135,18 @@ struct Job {
     created_at: Option<Timestamp>,
     #[serde(default)]
     labels: AtMost<Short, MOST_LABELS>,
+}
+
+impl Job {
+    fn queued(self, run: u64) -> QueuedJob {
+        QueuedJob {
+            id: Some(self.id),
+            run,
+            name: self.name.0,
+            workflow: self.workflow_name.map(|name| name.0),
+            repository: None,
+            created_at: self.created_at,
+            labels: self.labels.0.into_iter().map(|label| label.0).collect(),
+        }
+    }
 }

@@ -14,19 +14,22 @@ use http::{Method, StatusCode};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Client, Error,
+    Client, Error, Held,
     ask::{Answer, Ask, Tag},
-    body::{self, AtMost, MOST_LABELS, PER_PAGE, Room, short, short_or_none},
+    body::{self, AtMost, MOST_LABELS, PER_PAGE, name, short, short_or_none},
     budget::Cost,
+    room::Place,
 };
+use cuda_runner_plan::Labels;
 use cuda_runner_plan::model::github::Entry;
 use cuda_runner_plan::model::url::encode;
 
 /// A list of more pages would use up a whole minute's requests: of such a scope runners are asked for by name.
 const MOST_PAGES: usize = 200;
+/// Likewise of a list that takes more memory, in bytes: twenty thousand runners are some 3 MiB.
+const MOST_OF_LIST: usize = 4 * 1024 * 1024;
 /// Names that are asked for at a time.
 const AT_ONCE: usize = 8;
 
@@ -42,30 +45,57 @@ pub struct ListedRunner {
     /// Whether it has a job.
     pub busy: bool,
     /// Names of its labels.
-    pub labels: Vec<String>,
+    pub labels: Labels,
     /// Version of its agent, once one has connected.
     pub version: Option<String>,
 }
 
 /// The runners of a scope, at one time. Listing lags: absence is no proof.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunnerList {
     /// In GitHub's order.
-    pub runners: Vec<ListedRunner>,
+    pub runners: Vec<Arc<ListedRunner>>,
     /// When the listing was begun.
     pub at: Timestamp,
     /// Whether these are all. A scope that has too many shows none here: see [`Client::list_runners_of`].
     pub is_whole: bool,
+    /// The sets of labels that all runners of the scope have.
+    pub labels: HeldLabels,
 }
 
-impl From<ListedRunner> for Entry {
-    fn from(runner: ListedRunner) -> Self {
+/// Sets of labels, with their place in the room: whoever judges jobs by them keeps them longer than the list.
+pub type HeldLabels = Arc<Held<Arc<[Labels]>>>;
+
+impl RunnerList {
+    /// Some runners of a scope, read at that time.
+    #[must_use]
+    pub fn of_some(runners: Vec<Arc<ListedRunner>>, at: Timestamp) -> Self {
+        Self {
+            runners,
+            at,
+            is_whole: false,
+            labels: Arc::new(Held::new([].into(), Place::default())),
+        }
+    }
+}
+
+/// What sets of labels take in memory, in bytes.
+fn size_of_sets<'a>(sets: impl Iterator<Item = &'a Labels>) -> usize {
+    let size = |set: &Labels| {
+        let each = set.iter().map(|label| size_of::<String>() + label.len());
+        size_of::<Labels>() + each.sum::<usize>()
+    };
+    sets.map(size).sum()
+}
+
+impl From<&ListedRunner> for Entry {
+    fn from(runner: &ListedRunner) -> Self {
         Self {
             id: runner.id,
-            name: runner.name,
+            name: runner.name.clone(),
             busy: runner.busy,
             online: Some(runner.online),
-            version: runner.version,
+            version: runner.version.clone(),
             of_scale_set: false,
         }
     }
@@ -127,14 +157,21 @@ impl JitConfig {
 /// A listing, with what is needed to ask whether it is still true.
 pub(super) struct Pages {
     listing: Arc<RunnerList>,
-    pages: Vec<Arc<Page>>,
+    pages: Vec<Arc<Kept>>,
 }
 
 struct Page {
     tag: Option<Tag>,
     total: usize,
-    runners: Vec<ListedRunner>,
-    _place: OwnedSemaphorePermit,
+    runners: Vec<Arc<ListedRunner>>,
+    /// What they take in memory, in bytes.
+    size: usize,
+}
+
+/// A page with its place.
+struct Kept {
+    page: Page,
+    _place: Place,
 }
 
 impl Client {
@@ -167,19 +204,18 @@ impl Client {
             .buffered(AT_ONCE)
             .try_collect()
             .await?;
-        Ok(Arc::new(RunnerList {
-            runners: found.into_iter().flatten().collect(),
-            at: all.at,
-            is_whole: false,
-        }))
+        let found = found.into_iter().flatten().collect();
+        Ok(Arc::new(RunnerList::of_some(found, all.at)))
     }
 
     /// The runner of this name, asked afresh.
-    pub async fn find_runner(&self, name: &str) -> Result<Option<ListedRunner>, Error> {
+    pub async fn find_runner(&self, name: &str) -> Result<Option<Arc<ListedRunner>>, Error> {
         // A server that does not know the filter answers with everything: still right, in more pages.
         let query = format!("name={}&", encode(name));
         for number in 1..=MOST_PAGES {
-            let page = self.read_page(&query, number, None).await?;
+            let Some(page) = self.read_page(&query, number, None).await? else {
+                break;
+            };
             if page.is_of_too_many() {
                 return Err(Error::Malformed {
                     action: format!("find the runner {name} of {}", self.url().scope()),
@@ -192,7 +228,7 @@ impl Client {
             }
             let last = page.is_last(number);
             if let Some(runner) = page.runners.iter().find(|runner| runner.name == name) {
-                return Ok(Some(runner.clone()));
+                return Ok(Some(Arc::clone(runner)));
             }
             if last {
                 break;
@@ -273,7 +309,7 @@ impl Client {
         if answer.status != StatusCode::CREATED {
             return Err(self.refusal(&answer, &ask));
         }
-        let wire: WireToken = answer.json(&ask)?;
+        let wire: WireToken = answer.of_tokens(&ask.action)?.json(&ask)?;
         if wire.token.trim().is_empty() {
             return Err(Error::Malformed {
                 action: ask.action,
@@ -313,7 +349,7 @@ impl Client {
         if answer.status != StatusCode::CREATED {
             return Err(self.refusal(&answer, &ask));
         }
-        let wire: WireJitConfig = answer.json(&ask)?;
+        let wire: WireJitConfig = answer.of_tokens(&ask.action)?.json(&ask)?;
         JitConfig::checked(wire.runner.id, wire.encoded_jit_config, &ask.action)
     }
 
@@ -341,57 +377,87 @@ impl Client {
     }
 
     /// Pages by number: octocrab drops the credentials on links to the next one.
+    ///
+    /// A list that is too long, or that finds no room, shows no runners: they are asked for by name.
     async fn read_pages(&self, last: Option<Arc<Pages>>) -> Result<Arc<Pages>, Error> {
         let at = Timestamp::now();
         let known = last
             .as_ref()
             .map(|last| last.pages.as_slice())
             .unwrap_or_default();
-        let mut pages: Vec<Arc<Page>> = Vec::new();
-        loop {
+        let mut pages: Vec<Arc<Kept>> = Vec::new();
+        let mut size = 0;
+        let is_read = loop {
             let number = pages.len() + 1;
-            let page = self.read_page("", number, known.get(number - 1)).await?;
+            let known = known.get(number - 1);
+            let kept = match self
+                .read_page("", number, known.map(|kept| &kept.page))
+                .await?
+            {
+                Some(page) => self.keep_page(page).map(Arc::new),
+                None => known.cloned(),
+            };
+            let Some(kept) = kept else { break false };
+            let page = &kept.page;
+            size += page.size;
             let (is_last, is_of_too_many) = (page.is_last(number), page.is_of_too_many());
-            pages.push(page);
-            if is_of_too_many {
-                let runners = vec![];
-                let is_whole = false;
-                return Ok(Arc::new(Pages {
-                    listing: Arc::new(RunnerList {
-                        runners,
-                        at,
-                        is_whole,
-                    }),
-                    pages,
-                }));
+            pages.push(kept);
+            if is_of_too_many || size > MOST_OF_LIST {
+                break false;
             }
             if is_last {
-                break;
+                break true;
             }
-        }
+        };
+        let labels = is_read
+            .then(|| self.labels_of(&pages, last.as_deref()))
+            .flatten();
+        let Some(labels) = labels else {
+            // The first is asked for again, for nothing.
+            pages.truncate(1);
+            let listing = Arc::new(RunnerList::of_some(vec![], at));
+            return Ok(Arc::new(Pages { listing, pages }));
+        };
         // Entries move between pages while we read.
         let mut seen = HashSet::new();
-        let all = pages.iter().flat_map(|page| &page.runners);
-        let runners = all
-            .filter(|runner| seen.insert(runner.id))
-            .cloned()
-            .collect();
-        Ok(Arc::new(Pages {
-            listing: Arc::new(RunnerList {
-                runners,
-                at,
-                is_whole: true,
-            }),
-            pages,
-        }))
+        let all = pages.iter().flat_map(|kept| &kept.page.runners);
+        let runners = all.filter(|runner| seen.insert(runner.id));
+        let listing = Arc::new(RunnerList {
+            runners: runners.cloned().collect(),
+            at,
+            is_whole: true,
+            labels,
+        });
+        Ok(Arc::new(Pages { listing, pages }))
     }
 
+    /// The sets of labels on these pages: the last ones, where they are the same. `None` where there is no room for them.
+    fn labels_of(&self, pages: &[Arc<Kept>], last: Option<&Pages>) -> Option<HeldLabels> {
+        let all = pages.iter().flat_map(|kept| &kept.page.runners);
+        let sets: BTreeSet<Labels> = all.map(|runner| Labels::clone(&runner.labels)).collect();
+        let last = last.map(|last| &last.listing.labels);
+        if let Some(same) = last.filter(|last| last.iter().eq(&sets)) {
+            return Some(Arc::clone(same));
+        }
+        let place = self.transport.room.keep(size_of_sets(sets.iter()))?;
+        Some(Arc::new(Held::new(sets.into_iter().collect(), place)))
+    }
+
+    fn keep_page(&self, page: Page) -> Option<Kept> {
+        let place = self.transport.room.keep(page.size)?;
+        Some(Kept {
+            page,
+            _place: place,
+        })
+    }
+
+    /// A page of the list; `None` where it is as it is known.
     async fn read_page(
         &self,
         query: &str,
         number: usize,
-        known: Option<&Arc<Page>>,
-    ) -> Result<Arc<Page>, Error> {
+        known: Option<&Page>,
+    ) -> Result<Option<Page>, Error> {
         let ask = Ask {
             tag: known.and_then(|page| page.tag.clone()),
             ..Ask::get(
@@ -404,30 +470,36 @@ impl Client {
         };
         let answer = self.transport.send(&ask).await?;
         match (answer.status, known) {
-            (StatusCode::OK, _) => Page::read(&answer, &ask, &self.transport.room).map(Arc::new),
-            (StatusCode::NOT_MODIFIED, Some(known)) => Ok(Arc::clone(known)),
+            (StatusCode::OK, _) => Page::read(&answer, &ask).map(Some),
+            (StatusCode::NOT_MODIFIED, Some(_)) => Ok(None),
             _ => Err(self.refusal(&answer, &ask)),
         }
     }
 }
 
 impl Page {
-    fn read(answer: &Answer, ask: &Ask, room: &Room) -> Result<Self, Error> {
+    fn read(answer: &Answer, ask: &Ask) -> Result<Self, Error> {
         let wire: body::Page<WireRunner> = answer.json(ask)?;
-        let malformed = |message: &str| Error::Malformed {
+        let total = wire.total.ok_or_else(|| Error::Malformed {
             action: ask.action.clone(),
-            message: message.to_owned(),
-        };
-        let place = room.keep(answer.body().len());
+            message: "it has no total_count".to_owned(),
+        })?;
+        // Runners of one pool have the same.
+        let mut labels = HashSet::new();
+        let runners = wire.items.into_iter();
+        let runners: Vec<_> = runners
+            .map(|wire| Arc::new(wire.read(&mut labels)))
+            .collect();
+        let own = runners.iter().map(|runner| {
+            let version = runner.version.as_ref().map_or(0, String::len);
+            size_of::<ListedRunner>() + runner.name.len() + version
+        });
+        let sets = size_of_sets(labels.iter());
         Ok(Self {
             tag: answer.tag(),
-            total: wire
-                .total
-                .ok_or_else(|| malformed("it has no total_count"))?,
-            runners: wire.items.into_iter().map(ListedRunner::from).collect(),
-            _place: place.ok_or_else(|| {
-                malformed("the lists of all servers together are too long to be kept")
-            })?,
+            total,
+            size: size_of::<Self>() + own.sum::<usize>() + sets,
+            runners,
         })
     }
 
@@ -469,7 +541,7 @@ struct WireId {
 #[derive(Deserialize)]
 struct WireRunner {
     id: u64,
-    #[serde(deserialize_with = "short")]
+    #[serde(deserialize_with = "name")]
     name: String,
     #[serde(default, deserialize_with = "short_or_none")]
     status: Option<String>,
@@ -487,24 +559,25 @@ struct WireLabel {
     name: String,
 }
 
-impl From<WireRunner> for ListedRunner {
-    fn from(wire: WireRunner) -> Self {
-        let status = wire.status.unwrap_or_default();
-        Self {
-            id: wire.id,
-            name: wire.name,
+impl WireRunner {
+    /// The runner; its labels are those of another one, where they are the same.
+    fn read(self, known: &mut HashSet<Labels>) -> ListedRunner {
+        let status = self.status.unwrap_or_default();
+        let labels = self.labels.unwrap_or_default().0.into_iter();
+        let labels: Labels = labels.map(|label| label.name).collect();
+        let same = known.get(&labels).cloned();
+        ListedRunner {
+            id: self.id,
+            name: self.name,
             // GitHub lists no values. Only this word means that no agent is there; one that we do not know must not
             // lead to a removal.
             online: status != "offline",
-            busy: wire.busy.unwrap_or_default(),
-            labels: wire
-                .labels
-                .unwrap_or_default()
-                .0
-                .into_iter()
-                .map(|label| label.name)
-                .collect(),
-            version: wire.version,
+            busy: self.busy.unwrap_or_default(),
+            labels: same.unwrap_or_else(|| {
+                known.insert(Labels::clone(&labels));
+                labels
+            }),
+            version: self.version,
         }
     }
 }

@@ -12,9 +12,9 @@ use serde_json::json;
 use super::{
     Client, Error, Repository, Run, RunJob, TestSum, Workflow,
     ask::Ask,
-    body::{AtMost, PER_PAGE, labels, or_empty, short, short_or_none},
+    body::{AtMost, PER_PAGE, labels, short, short_or_empty, short_or_none},
     logs::Reader,
-    pages::What,
+    pages::{Item, What},
 };
 use cuda_runner_plan::model::time::{perhaps_reported, reported};
 use cuda_runner_plan::model::url::encode;
@@ -243,13 +243,16 @@ pub(super) struct WireRun(#[serde(with = "RunForm")] pub(super) Run);
 #[serde(remote = "Run")]
 struct RunForm {
     id: u64,
-    #[serde(default, deserialize_with = "or_empty")]
+    #[serde(default, deserialize_with = "short_or_empty")]
     status: String,
+    #[serde(default, deserialize_with = "short_or_none")]
     conclusion: Option<String>,
+    #[serde(deserialize_with = "short")]
     html_url: String,
     #[serde(deserialize_with = "reported")]
     created_at: Timestamp,
     check_suite_id: Option<u64>,
+    #[serde(default, deserialize_with = "short_or_none")]
     head_sha: Option<String>,
     workflow_id: Option<u64>,
     #[serde(default, deserialize_with = "short_or_none")]
@@ -262,6 +265,17 @@ struct RunForm {
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct WireRunJob(#[serde(with = "RunJobForm")] RunJob);
+
+impl Item for WireRunJob {
+    fn size(&self) -> usize {
+        let job = &self.0;
+        let perhaps = [&job.conclusion, &job.runner_name, &job.html_url];
+        let perhaps = perhaps.into_iter().flatten();
+        let all = [&job.name, &job.status].into_iter().chain(perhaps);
+        let texts: usize = all.chain(&job.labels).map(String::len).sum();
+        size_of::<Self>() + job.labels.len() * size_of::<String>() + texts
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(remote = "RunJob")]

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Agent, Client, Deletion, Error, JitConfig, NewScaleSet, ScaleSet,
-    body::{AtMost, MOST_LABELS, short},
+    Agent, Client, Deletion, Error, Held, JitConfig, NewScaleSet, ScaleSet,
+    body::{AtMost, MOST_LABELS, name, short},
     service::{EXPECTED, Exception},
 };
 
@@ -20,6 +20,9 @@ const AGENTS: &str = "_apis/distributedtask/pools/0/agents";
 
 /// A scope has at most 10,000 runners in a group; more than these are not listed.
 const MOST_AGENTS: usize = 20_000;
+
+/// All runners of a scope.
+pub(super) type Agents = Arc<Held<Vec<Agent>>>;
 
 impl Client {
     /// The scale set of this number. `None` is no proof that there is none: the list by name tells.
@@ -164,7 +167,7 @@ impl Client {
         let answer = self
             .ask_service(Method::POST, &path, &[], Some(body), &action)
             .await?;
-        let wire: WireJitConfig = self.read(&answer, &action)?;
+        let wire: WireJitConfig = self.read(answer.of_tokens(&action)?, &action)?;
         JitConfig::checked(wire.runner.id, wire.encoded, &action)
     }
 
@@ -179,15 +182,26 @@ impl Client {
     pub async fn agents_of(&self, set: u64, max_age: Duration) -> Result<Vec<Agent>, Error> {
         let all = self.agents.get(
             |last| last.at.elapsed() < max_age,
-            async |_| Ok(self.list_agents(&[]).await?.into()),
+            async |_| {
+                let all = self.list_agents(&[]).await?;
+                let each = all
+                    .iter()
+                    .map(|agent| size_of::<Agent>() + agent.name.len());
+                let (size, action) = (each.sum(), self.listing_agents());
+                Ok(Arc::new(self.held(all, size, &action)?))
+            },
         );
-        let all: Arc<[Agent]> = all.await?;
+        let all: Agents = all.await?;
         let of_set = all.iter().filter(|agent| agent.scale_set == Some(set));
         Ok(of_set.cloned().collect())
     }
 
+    fn listing_agents(&self) -> String {
+        format!("list the runners of {}", self.url().scope())
+    }
+
     async fn list_agents(&self, query: &[(&str, &str)]) -> Result<Vec<Agent>, Error> {
-        let action = format!("list the runners of {}", self.url().scope());
+        let action = self.listing_agents();
         let answer = self
             .ask_service(Method::GET, AGENTS, query, None, &action)
             .await?;
@@ -263,7 +277,7 @@ impl From<WireSet> for ScaleSet {
 #[serde(rename_all = "camelCase")]
 struct WireAgent {
     id: u64,
-    #[serde(deserialize_with = "short")]
+    #[serde(deserialize_with = "name")]
     name: String,
     #[serde(default, rename = "runnerScaleSetId")]
     scale_set: Option<u64>,

@@ -24,7 +24,7 @@ use super::{
     Client, Error,
     ask::{Answer, Ask},
     barred::barred_by,
-    body::{LONGEST_ANSWER, LONGEST_LIST},
+    body::{LONGEST_LIST, LONGEST_OF_TOKENS},
     budget::{LONGEST_PAUSE, Signs},
 };
 use cuda_runner_plan::model::url::encode;
@@ -45,6 +45,8 @@ const MARGIN: SignedDuration = SignedDuration::from_mins(1);
 const LIFE: SignedDuration = SignedDuration::from_mins(10);
 /// From the first byte sent to the last one read, where nothing is waited for.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Of all that is no list: a message is of half of it at most.
+const LONGEST_REPLY: usize = 1024 * 1024;
 /// What is waited for where a server does not say.
 const PAUSE: SignedDuration = SignedDuration::from_secs(60);
 
@@ -217,10 +219,14 @@ impl Client {
             Some(_) => None,
             None => self.transport.service_turn().await,
         };
+        let most = match (&ask.method, ask.capacity) {
+            (&Method::GET, None) => LONGEST_LIST,
+            _ => LONGEST_REPLY,
+        };
         // What is needed to send it is not needed before its turn.
         let answer = self
             .transport
-            .call(request, &ask.action, ask.deadline, LONGEST_LIST);
+            .call(request, &ask.action, ask.deadline, most);
         Box::pin(answer).await
     }
 
@@ -272,7 +278,7 @@ impl Client {
         })?;
         let answer = self
             .transport
-            .call(request, &action, DEADLINE, LONGEST_ANSWER)
+            .call(request, &action, DEADLINE, LONGEST_OF_TOKENS)
             .await?;
         if !answer.status.is_success() {
             return Err(match answer.status {

@@ -30,6 +30,9 @@ const MARGIN: SignedDuration = SignedDuration::from_secs(5 * 60);
 /// A younger token that is refused is not replaced: GitHub's own copies lag, and another one would be as young.
 const YOUNG: Duration = Duration::from_secs(30);
 
+/// More permissions GitHub does not have.
+const MOST_PERMISSIONS: usize = 500;
+
 /// The tokens of one installation, one at a time.
 pub(super) struct Tokens {
     pub(super) app: App,
@@ -134,7 +137,8 @@ impl Tokens {
         if answer.status != StatusCode::CREATED {
             return Err(self.refusal(answer, ask));
         }
-        let wire: Wire = answer.json(ask)?;
+        let wire: Wire = answer.of_tokens(&ask.action)?.json(ask)?;
+        let permissions = wire.permissions.unwrap_or_default().into_iter();
         // The same connections, signing with another token.
         let signed = unsigned.user_access_token(wire.token);
         Ok(Minted {
@@ -142,7 +146,7 @@ impl Tokens {
                 action: "mint an installation token".into(),
                 message: "the token cannot be used".into(),
             })?,
-            permissions: Arc::new(wire.permissions.unwrap_or_default()),
+            permissions: Arc::new(permissions.take(MOST_PERMISSIONS).collect()),
             expires_at: wire.expires_at,
             at,
         })

@@ -26,11 +26,12 @@ use tracing::{Instrument as _, field::Empty, info_span};
 use super::{
     CaBundle, Credentials, Error, Fingerprint, GitHubUrl, ProxyWay, Scope, app,
     ask::{Answer, Ask},
-    body::{Broken, LONGEST_ANSWER, LONGEST_REFUSAL, Room, Whole},
+    body::{LONGEST_ANSWER, LONGEST_REFUSAL},
     budget::{Budget, Signs},
     connect::{Reach, connect_failed, explain},
     credentials::Kind,
     proxy::{HttpClient, http_client},
+    room::{Broken, Room, Whole},
     token::{Minted, Tokens},
 };
 
@@ -51,8 +52,8 @@ const REDIRECTS: usize = 3;
 pub(super) struct Shared {
     /// The system's own authorities.
     pub(super) roots: Arc<RootCertStore>,
-    /// For their answers.
-    pub(super) room: Room,
+    /// For their answers, with a part for each namespace.
+    pub(super) room: Arc<Room>,
     /// Which addresses are asked.
     pub(super) reach: Arc<Reach>,
 }
@@ -72,7 +73,8 @@ pub(super) struct Transport {
     prefix: &'static str,
     budget: Budget,
     service_turns: Semaphore,
-    pub(super) room: Room,
+    /// For its answers.
+    pub(super) room: Arc<Room>,
     /// Tells budgets apart without a word of the credential.
     id: Fingerprint,
 }
@@ -115,6 +117,7 @@ impl Transport {
         ca: Option<&CaBundle>,
         through: Option<&ProxyWay>,
         shared: &Shared,
+        namespace: &Arc<Room>,
         id: Fingerprint,
     ) -> Result<Self, Error> {
         let origin = url.api_origin();
@@ -152,7 +155,7 @@ impl Transport {
             prefix: url.api_prefix(),
             budget: Budget::default(),
             service_turns: Semaphore::new(SERVICE_AT_ONCE),
-            room: shared.room.clone(),
+            room: Room::of_server(namespace),
             id,
         })
     }

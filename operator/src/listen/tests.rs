@@ -669,9 +669,9 @@ fn jobs_that_wait_are_known_by_name_until_they_run_and_as_far_as_there_is_room()
     // Given texts of absurd length, no more is kept than there is room for
     for id in 4..20 {
         received.queue(vec![(id, waits)], 20);
-        received.name(vec![(id, job_of(&"x".repeat(10_000)))]);
+        received.name(vec![(id, job_of(&"x".repeat(9_000)))]);
     }
-    let kept: usize = received.named.values().map(QueuedJob::text_length).sum();
-    assert!((60_000..=MOST_TEXT).contains(&kept), "{kept}");
+    let kept: usize = received.named.values().map(QueuedJob::size).sum();
+    assert!((120_000..=MOST_OF_NAMED).contains(&kept), "{kept}");
     assert_eq!(received.queued.len(), 17);
 }

@@ -8,7 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::context::Context;
-use crate::github::{Agent, CaBundle, Client, Credentials, Error, GitHubUrl, ProxyUser, ProxyWay};
+use crate::github::{
+    Agent, CaBundle, Client, Credentials, Error, GitHubUrl, HeldLabels, ProxyUser, ProxyWay,
+    QueuedJobs,
+};
 use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
 use crate::watch::part::{Data, Keyed, Part};
@@ -97,8 +100,9 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, agents, now);
-            if queue.is_some() {
-                memory.github.queue = queue.map(Arc::new);
+            if let Some((queue, held)) = queue {
+                memory.github.queue = Some(Arc::new(queue));
+                memory.github.queue_held = Some(held);
             }
         });
     }
@@ -186,7 +190,13 @@ async fn find_at(
     let through = proxy_way(ctx, pool, spec).await?;
     let client = ctx
         .clients
-        .client(url, &credentials, ca.as_ref(), through.as_ref())
+        .client(
+            &pool.key.namespace,
+            url,
+            &credentials,
+            ca.as_ref(),
+            through.as_ref(),
+        )
         .map_err(|e| NoClient {
             reason: e.reason(),
             message: e.to_string(),
@@ -333,29 +343,25 @@ fn max_age(
     since.map_or(SHARED, |since| since.min(SHARED))
 }
 
-/// A queue that cannot be read stops nothing: the runners do not need it.
+/// The queue, with what it holds of answers. One that cannot be read stops nothing: the runners do not need it.
 async fn read_queue(
     client: &Client,
     pool: &Pool,
     spec: &Spec,
     listing: &crate::github::RunnerList,
     max_age: Duration,
-) -> Queue {
-    let mut queue = Queue {
+) -> (Queue, (Option<QueuedJobs>, HeldLabels)) {
+    let read = client.queued_jobs(max_age).await;
+    let labels = Arc::clone(&listing.labels);
+    let jobs = |jobs: &Option<QueuedJobs>| jobs.as_ref().map(|jobs| Arc::<[_]>::clone(jobs));
+    let queue = Queue {
         at: listing.at,
         asked: pool.look_again.clone(),
-        jobs: client.queued_jobs(max_age).await.map_err(|e| e.to_string()),
-        registered: vec![],
+        jobs: read.as_ref().map(jobs).map_err(ToString::to_string),
+        registered: listing.is_whole.then(|| Arc::<[_]>::clone(&labels)),
         shut_out: shut_out(client, spec).await,
     };
-    if queue.has_jobs() {
-        queue.registered = listing.runners.iter().map(|r| r.labels.clone()).collect();
-    }
-    if let (Ok(Some(jobs)), false) = (&queue.jobs, listing.is_whole) {
-        // Nobody has looked at all runners: any job may have one.
-        queue.registered = jobs.iter().map(|job| job.labels.clone()).collect();
-    }
-    queue
+    (queue, (read.ok().flatten(), labels))
 }
 
 /// The pool's repository, where its runner group does not admit it. Where that cannot be read, nothing is said.
@@ -410,7 +416,7 @@ fn take_in(
         Ok(listing) => {
             let label = pool.ownership_label();
             let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
-            let mut entries: Vec<Entry> = own.cloned().map(Entry::from).collect();
+            let mut entries: Vec<Entry> = own.map(|runner| Entry::from(&**runner)).collect();
             entries.extend(of_scale_set(github, &listing, agents));
             github.listing = Some(Listing {
                 at: listing.at,
@@ -612,19 +618,16 @@ mod tests {
         );
 
         // When that has been read, then what was found is asked for
-        let found = |name: &str| crate::github::ListedRunner {
+        let found = crate::github::ListedRunner {
             id: 1,
-            name: name.to_owned(),
+            name: "pool-c".to_owned(),
             online: false,
             busy: false,
-            labels: vec![pool.ownership_label()],
+            labels: [pool.ownership_label()].into(),
             version: None,
         };
-        let list = Arc::new(crate::github::RunnerList {
-            runners: vec![found("pool-c")],
-            at: fixture::NOW,
-            is_whole: false,
-        });
+        let found = vec![Arc::new(found)];
+        let list = Arc::new(crate::github::RunnerList::of_some(found, fixture::NOW));
         ctx.memory.with(&pool, |memory| {
             take_in(&mut memory.github, &pool, Ok(list), None, fixture::NOW);
         });

@@ -99,7 +99,7 @@ async fn ask(
     let listing = client.list_runners_of(names, Duration::ZERO).await?;
     let label = pool.ownership_label();
     let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
-    let mut entries: Vec<Entry> = own.cloned().map(Entry::from).collect();
+    let mut entries: Vec<Entry> = own.map(|runner| Entry::from(&**runner)).collect();
     let set = find_set(client, pool, left).await?;
     if let Some(id) = set {
         let agents = client.agents_of(id, Duration::ZERO).await?;

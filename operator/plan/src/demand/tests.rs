@@ -526,7 +526,7 @@ fn queue(jobs: usize, at: Timestamp) -> Arc<Queue> {
         at,
         asked: None,
         jobs: Ok(Some(all.into())),
-        registered: vec![],
+        registered: Some([].into()),
         shut_out: None,
     })
 }

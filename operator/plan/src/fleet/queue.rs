@@ -146,9 +146,13 @@ impl Address {
     /// The jobs that its own pools do not serve, nor those with these labels, nor other runners that are registered.
     fn unserved<'a>(&'a self, wider: &[&'a Vec<String>]) -> impl Iterator<Item = &'a QueuedJob> {
         // Many jobs ask for the same, and many pools offer it.
-        let registered = self.read.iter().flat_map(|read| &read.registered);
-        let own = self.pools.iter().chain(registered);
-        let offers: BTreeSet<&Vec<String>> = own.chain(wider.iter().copied()).collect();
+        let registered = self.read.as_ref().and_then(|read| read.registered.as_ref());
+        let others = registered.iter().flat_map(|all| all.iter());
+        let pools = self.pools.iter().chain(wider.iter().copied());
+        let offers: BTreeSet<&[String]> = pools
+            .map(Vec::as_slice)
+            .chain(others.map(AsRef::as_ref))
+            .collect();
         let known: BTreeSet<&String> = self.pools.iter().flatten().collect();
         let known: Vec<String> = known.into_iter().cloned().collect();
         let mut judged = BTreeMap::<&[String], bool>::new();
@@ -159,7 +163,9 @@ impl Address {
                         || (!is_common(label) && has_label(&known, label))
                 };
                 let is_meant = job.labels.iter().any(of_ours);
-                is_meant && !offers.iter().any(|labels| job.is_served_by(labels))
+                is_meant
+                    && registered.is_some()
+                    && !offers.iter().any(|labels| job.is_served_by(labels))
             };
             *judged.entry(&job.labels).or_insert_with(judge)
         })

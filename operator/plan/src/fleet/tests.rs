@@ -247,7 +247,7 @@ fn read(jobs: Vec<QueuedJob>) -> Arc<Queue> {
         at: NOW,
         asked: None,
         jobs: Ok(Some(jobs.into())),
-        registered: vec![],
+        registered: Some([].into()),
         shut_out: None,
     })
 }
@@ -371,7 +371,8 @@ fn jobs_that_no_pool_serves_are_listed_once() {
         waits(5, &["ubuntu-latest"]),
         waits(4, &["self-hosted", "arm64"]),
     ]);
-    Arc::make_mut(&mut read).registered = vec![vec!["self-hosted".to_owned(), "arm64".to_owned()]];
+    let others = ["self-hosted".to_owned(), "arm64".to_owned()];
+    Arc::make_mut(&mut read).registered = Some([others.into()].into());
     let known = Known {
         read: Some(&read),
         heard: None,

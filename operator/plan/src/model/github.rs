@@ -220,16 +220,17 @@ impl QueuedJob {
         wanted.map(String::as_str).collect()
     }
 
-    /// Length of its texts, in bytes.
+    /// What it takes in memory, in bytes: an empty label takes some, too.
     #[must_use]
-    pub fn text_length(&self) -> usize {
+    pub fn size(&self) -> usize {
         let texts = [
             Some(&self.name),
             self.workflow.as_ref(),
             self.repository.as_ref(),
         ];
         let all = texts.into_iter().flatten().chain(&self.labels);
-        all.map(String::len).fold(0, usize::saturating_add)
+        let own = size_of::<Self>() + self.labels.len() * size_of::<String>();
+        all.map(String::len).fold(own, usize::saturating_add)
     }
 }
 

@@ -164,6 +164,9 @@ pub enum Access {
     },
 }
 
+/// Labels that runners share.
+pub type Labels = Arc<[String]>;
+
 /// The jobs that wait for a runner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
@@ -173,8 +176,9 @@ pub struct Queue {
     pub asked: Option<String>,
     /// The jobs, or why they could not be read. `None` where GitHub does not list them.
     pub jobs: Result<Option<Arc<[QueuedJob]>>, String>,
-    /// Labels of the runners that are registered at that address, ours and others; none where no job waits.
-    pub registered: Vec<Vec<String>>,
+    /// The sets of labels that runners at that address have, ours and others. `None` where nobody has looked at all
+    /// runners: any job may have one.
+    pub registered: Option<Arc<[Labels]>>,
     /// The repository of the verification, where the pool's runner group does not admit it.
     pub shut_out: Option<String>,
 }

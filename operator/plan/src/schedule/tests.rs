@@ -120,7 +120,7 @@ fn a_pool_has_what_the_time_of_day_asks_for_and_wakes_when_that_changes() {
             at: now,
             asked: None,
             jobs: Ok(Some(vec![].into())),
-            registered: vec![],
+            registered: Some([].into()),
             shut_out: None,
         }));
         crate::plan(&pool, &observed, now)

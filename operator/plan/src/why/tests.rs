@@ -49,7 +49,7 @@ fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
         at: ago(1),
         asked: None,
         jobs: Ok(Some(jobs.iter().map(job).collect())),
-        registered: vec![],
+        registered: Some([].into()),
         shut_out: None,
     }));
 }

@@ -7,6 +7,7 @@ mod proxy;
 mod refusals;
 mod registering;
 mod reruns;
+mod room;
 mod runners;
 mod runs;
 mod scale_sets;

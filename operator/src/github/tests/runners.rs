@@ -190,7 +190,7 @@ async fn what_servers_leave_out_is_no_reason_to_know_nothing() {
     );
     assert!(!full.online);
     assert_eq!(
-        (full.labels.as_slice(), full.version.as_deref()),
+        (&*full.labels, full.version.as_deref()),
         (&["cuda".to_owned()][..], Some("2.338.0"))
     );
 }

@@ -221,7 +221,7 @@ impl Stub {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         let credentials = Credentials::from_secret_data(&data(&[(TOKEN, "ghp_t")])).unwrap();
         self.clients
-            .client(&url, &credentials, Some(&bundle), None)
+            .client("ci", &url, &credentials, Some(&bundle), None)
             .unwrap()
     }
 
@@ -239,7 +239,7 @@ impl Stub {
     pub(crate) fn client_as(&self, owner: &str, credentials: &Credentials) -> Arc<Client> {
         let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
         self.clients
-            .client(&url, credentials, Some(&self.ca), None)
+            .client("ci", &url, credentials, Some(&self.ca), None)
             .unwrap()
     }
 
@@ -255,7 +255,22 @@ impl Stub {
         let both = format!("{}{authority}", self.authority);
         let bundle = CaBundle::from_pem(both.as_bytes()).unwrap();
         self.clients
-            .client(&url, &token, Some(&bundle), Some(through))
+            .client("ci", &url, &token, Some(&bundle), Some(through))
+            .unwrap()
+    }
+
+    /// A client for a pool of a namespace with this token, beside those of other servers.
+    pub(crate) fn client_of(
+        &self,
+        clients: &Clients,
+        namespace: &str,
+        token: &str,
+        owner: &str,
+    ) -> Arc<Client> {
+        let url = GitHubUrl::parse(&format!("https://{}/{owner}", self.address), false).unwrap();
+        let token = Credentials::from_secret_data(&data(&[(TOKEN, token)])).unwrap();
+        clients
+            .client(namespace, &url, &token, Some(&self.ca), None)
             .unwrap()
     }
 

@@ -145,7 +145,7 @@ fn jobs_that_wait_are_shown_and_those_that_no_pool_takes() {
         at: fixture::NOW,
         asked: None,
         jobs: Ok(Some(jobs.into())),
-        registered: vec![],
+        registered: Some([].into()),
         shut_out: None,
     });
     let mut builder = Builder::new(fixture::NOW, None, None, None);

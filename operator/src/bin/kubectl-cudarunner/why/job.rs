@@ -76,7 +76,7 @@ mod tests {
                 }]
                 .into(),
             )),
-            registered: vec![],
+            registered: Some([].into()),
             shut_out: None,
         };
         let operator = cuda_runner_plan::fleet::Operator {
