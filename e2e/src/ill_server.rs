@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use axum::body::Body;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use github_simulator::control::Client as GitHub;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -30,6 +30,10 @@ use crate::{certs::Certificates, tls};
 pub(crate) const FORGED: &str = "FORGED";
 /// Runners of one page.
 const CROWD: usize = 883_000;
+/// The beginning of an answer that is a long one for the operator, in bytes.
+const BEGINNING: usize = 65 * 1024;
+/// Runners and jobs of a heavy list.
+const HEAVY: (usize, usize) = (600, 3_000);
 /// A long body, in bytes.
 const LONG: usize = 16 * 1024 * 1024;
 
@@ -46,6 +50,11 @@ pub(crate) enum Ill {
     LongRefusal,
     /// An answer, byte by byte.
     Trickle,
+    /// The beginning of a long answer, and nothing more.
+    Stall,
+    /// Good answers, each as long as one may be: a list of runners that never changes, and a queue, with labels without
+    /// measure.
+    Heavy,
     /// It takes connections and says nothing.
     Silent,
     /// Lists within lists.
@@ -75,6 +84,8 @@ struct Does {
     ill: Ill,
     /// Made once: such a server is not to cost the machine more than its answers do.
     body: Bytes,
+    /// Likewise, of jobs.
+    jobs: Bytes,
     asked: AtomicUsize,
 }
 
@@ -91,6 +102,7 @@ impl IllServer {
         let url = format!("https://{}", listener.local_addr()?);
         let does = Arc::new(Does {
             body: ill.body().into(),
+            jobs: ill.jobs().into(),
             ill,
             asked: AtomicUsize::default(),
         });
@@ -154,6 +166,14 @@ impl Ill {
                 format!(r#"{{"total_count":1,"runners":[],"x":"{long}"}}"#)
             }
             Self::LongRefusal => "x".repeat(LONG),
+            Self::Stall => " ".repeat(BEGINNING),
+            Self::Heavy => {
+                let label = |label: String| json!({"name": label});
+                let runner = |id| json!({"id": id, "name": format!("runner-{id}"), "status": "online", "labels": labels(id, 6).map(label).collect::<Vec<_>>()});
+                let runners: Vec<Value> = (1..=100).map(runner).collect();
+                let padding = "x".repeat(3 * 1024 * 1024);
+                json!({"total_count": HEAVY.0, "runners": runners, "padding": padding}).to_string()
+            }
             Self::Deep => format!(
                 r#"{{"total_count":1,"runners":{}"#,
                 "[".repeat(1_000_000)
@@ -168,6 +188,23 @@ impl Ill {
             }
         }
     }
+}
+
+impl Ill {
+    /// What is the same in each answer that lists jobs.
+    fn jobs(&self) -> String {
+        let Self::Heavy = self else {
+            return String::new();
+        };
+        let job = |id| json!({"id": id, "name": format!("job-{id}"), "status": "queued", "labels": labels(id, 40).collect::<Vec<_>>()});
+        let jobs: Vec<Value> = (1..=100).map(job).collect();
+        json!({"total_count": HEAVY.1, "jobs": jobs}).to_string()
+    }
+}
+
+/// So many labels, each of a KiB less a little, that nothing else has.
+fn labels(of: usize, count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(move |number| format!("{of:08}{number:08}").repeat(62))
 }
 
 impl Does {
@@ -192,9 +229,37 @@ impl Does {
                 });
                 return Ok(answer.body(Body::from_stream(drops))?);
             }
+            Ill::Stall => {
+                let beginning = stream::iter([anyhow::Ok(self.body.clone())]);
+                let all = beginning.chain(stream::pending());
+                return Ok(answer.body(Body::from_stream(all))?);
+            }
+            Ill::Heavy => return self.heavy(&request),
             Ill::Forger(github) => return forge(github, request).await,
         };
         Ok(answer.body(Body::from(self.body.clone()))?)
+    }
+
+    /// An answer that is good, of its kind, and says that it will not change.
+    fn heavy(&self, request: &Request<Incoming>) -> Result<Response<Body>> {
+        let answer = Response::builder()
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ETAG, "\"heavy\"");
+        if request.headers().contains_key(header::IF_NONE_MATCH) {
+            let answer = answer.status(StatusCode::NOT_MODIFIED);
+            return Ok(answer.body(Body::empty())?);
+        }
+        let path = request.uri().path();
+        let body = if path.ends_with("/jobs") {
+            self.jobs.clone()
+        } else if path.ends_with("/actions/runs") {
+            json!({"total_count": 1, "workflow_runs": [{"id": 1}]})
+                .to_string()
+                .into()
+        } else {
+            self.body.clone()
+        };
+        Ok(answer.body(Body::from(body))?)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     suites::Ctx,
 };
 
-/// Pools, a quarter for each of the ways in which such a server answers.
+/// Pools, a sixth for each of the ways in which such a server answers.
 const POOLS: usize = 100;
 /// Well-behaved pools that are made, one after the other, without those and beside them.
 const ROUNDS: usize = 5;
@@ -88,7 +88,8 @@ async fn apply_all(ctx: &Ctx, servers: &[IllServer]) -> Result<()> {
     stream::iter((0..POOLS).map(anyhow::Ok))
         .try_for_each_concurrent(16, async |number| {
             let server = &servers[number % servers.len()];
-            let mut spec = pool(1);
+            // What a server may cost, it costs without a runner, too.
+            let mut spec = pool(0);
             spec["github"] = json!({
                 "url": format!("{}/{NAME}/{number}", server.url),
                 "credentialsRef": {"name": NAME},
@@ -108,6 +109,13 @@ async fn start(ctx: &Ctx) -> Result<Vec<IllServer>> {
     let (client, namespace) = (&ctx.client, &ctx.namespace);
     example::secret(client, namespace, NAME, &json!({"token": "token"})).await?;
     example::authority(client, namespace, NAME, &authority).await?;
-    let ways = [Ill::Endless, Ill::Long, Ill::Crowd, Ill::Trickle];
+    let ways = [
+        Ill::Endless,
+        Ill::Long,
+        Ill::Crowd,
+        Ill::Trickle,
+        Ill::Stall,
+        Ill::Heavy,
+    ];
     try_join_all(ways.map(|ill| IllServer::start(address.ip(), &keys, ill))).await
 }

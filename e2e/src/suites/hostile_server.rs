@@ -49,6 +49,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         start("endless", Ill::Endless),
         start("long", Ill::LongRefusal),
         start("trickle", Ill::Trickle),
+        start("stall", Ill::Stall),
         start("silent", Ill::Silent),
         start("deep", Ill::Deep),
         start("escapes", Ill::Escapes),
