@@ -14,7 +14,7 @@ use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
-use crate::github::{HeldLabels, QueuedJobs};
+use crate::github::{Held, HeldLabels, QueuedJobs};
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::claim::ClaimTemplate;
@@ -188,6 +188,8 @@ pub struct GitHubMemory {
     pub not_before: Option<Timestamp>,
     /// Our entries, as last listed.
     pub listing: Option<Listing>,
+    /// Their place in the room for what is kept of answers.
+    pub listing_held: Option<Held<()>>,
     /// Names of pods that have gone since then though nobody here asked for it.
     pub gone: BTreeSet<String>,
     /// The queue, as last read.

@@ -114,6 +114,13 @@ impl Client {
         Ok(false)
     }
 
+    /// A place for what somebody keeps of answers, and takes so many bytes; `None` where there is none left.
+    #[must_use]
+    pub fn place(&self, size: usize) -> Option<Held<()>> {
+        let place = self.transport.room.keep(size)?;
+        Some(Held::new((), place))
+    }
+
     /// Finds a place for what is kept of answers to `action`, and takes so many bytes.
     pub(super) fn held<T>(&self, value: T, size: usize, action: &str) -> Result<Held<T>, Error> {
         let place = self.transport.room.keep(size);

@@ -97,9 +97,12 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
             ctx.clients.last.worked(pool, url, client);
         }
+        let pods = ctx.pods.of(&pool.key).into_iter();
+        let pods: BTreeSet<String> = pods.map(|runner| runner.name).collect();
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, agents, now);
+            find_place(&mut memory.github, &found.client, &pods);
             if let Some((queue, held)) = queue {
                 memory.github.queue = Some(Arc::new(queue));
                 memory.github.queue_held = Some(held);
@@ -431,6 +434,24 @@ fn take_in(
     }
 }
 
+/// Finds a place for the entries of a pool. Where there is none, only those of its pods are kept: a server may say that any
+/// number is the pool's.
+fn find_place(github: &mut GitHubMemory, client: &Client, pods: &BTreeSet<String>) {
+    let Some(listing) = &mut github.listing else {
+        return;
+    };
+    // The last ones' place comes free first.
+    github.listing_held = None;
+    let size = |entry: &Entry| {
+        let version = entry.version.as_ref().map_or(0, String::len);
+        [size_of::<Entry>(), entry.name.len(), version]
+    };
+    github.listing_held = client.place(listing.entries.iter().flat_map(size).sum());
+    if github.listing_held.is_none() {
+        listing.entries.retain(|entry| pods.contains(&entry.name));
+    }
+}
+
 /// The runners of the scale set; those of the last list where the Actions service gave none. What the runners page says
 /// of them is taken in.
 fn of_scale_set(
@@ -635,6 +656,42 @@ mod tests {
             names(&ctx, &pool),
             BTreeSet::from(["pool", "pool-c"].map(str::to_owned))
         );
+    }
+
+    #[tokio::test]
+    async fn entries_that_find_no_room_are_those_of_the_pools_pods_alone() {
+        let stub = Stub::start(|_, _| raw(500, "")).await;
+        let client = stub.client("o/r");
+        let pods = BTreeSet::from(["pool-7".to_owned()]);
+        let kept = |count| {
+            let entries = (0..count).map(|id| Entry {
+                id,
+                name: format!("pool-{id}"),
+                busy: false,
+                online: None,
+                version: Some("x".repeat(1000)),
+                of_scale_set: false,
+            });
+            let mut github = GitHubMemory {
+                listing: Some(Listing {
+                    at: fixture::NOW,
+                    entries: entries.collect(),
+                }),
+                ..GitHubMemory::default()
+            };
+            find_place(&mut github, &client, &pods);
+            github
+        };
+        let entries = |github: &GitHubMemory| github.listing.as_ref().unwrap().entries.len();
+        // Given few entries, then all are kept
+        let few = kept(5_000);
+        assert_eq!(entries(&few), 5_000);
+        // Given more than there is room for beside them, then those of its pods
+        let many = kept(5_000);
+        assert_eq!(entries(&many), 1);
+        // And once there is room, all
+        drop(few);
+        assert_eq!(entries(&kept(5_000)), 5_000);
     }
 
     #[tokio::test]

@@ -229,7 +229,8 @@ impl QueuedJob {
             self.repository.as_ref(),
         ];
         let all = texts.into_iter().flatten().chain(&self.labels);
-        let own = size_of::<Self>() + self.labels.len() * size_of::<String>();
+        let labels = size_of_val(self.labels.as_slice());
+        let own = size_of::<Self>().saturating_add(labels);
         all.map(String::len).fold(own, usize::saturating_add)
     }
 }
