@@ -15,6 +15,7 @@ use crate::state::{
     ChangeKind, Conclusion, Job, JobPhase, JobTemplate, Run, Runner, Scope, Step, StepTemplate,
     World,
 };
+use crate::text;
 
 /// What a new run is made of.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct NewRun {
     pub branch: String,
     /// The pull request, if one started it.
     pub pull_request: Option<u64>,
+    /// The fork that its code is from, `owner/name`.
+    pub fork: Option<String>,
     /// Its jobs; none means those of the workflow.
     pub jobs: Option<Vec<JobTemplate>>,
     /// It ended already, without any runner.
@@ -48,7 +51,12 @@ pub enum NotAcquired {
 pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64> {
     let repository = world.repository(&new.repository)?;
     let workflow = repository.workflows.get(&new.workflow)?.clone();
-    let sha = repository.branches.get(&new.branch)?.sha.clone();
+    let branch = repository.branches.get(&new.branch)?;
+    let sha = match &new.fork {
+        // A fork's branch has a commit of its own, though it has the same name.
+        Some(_) => text::random_hex(20),
+        None => branch.sha.clone(),
+    };
     let key = new.repository.to_lowercase();
     let id = world.next_id();
     let check_suite = world.next_id();
@@ -88,7 +96,7 @@ pub fn create_run(world: &mut World, new: NewRun, now: Timestamp) -> Option<u64>
             jobs: jobs.clone(),
             attempt: 1,
             pull_request: new.pull_request,
-            fork: None,
+            fork: new.fork,
             created_at: now,
             updated_at: now,
         },

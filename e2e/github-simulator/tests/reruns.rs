@@ -123,3 +123,43 @@ async fn an_app_tells_something_on_a_commit_and_nobody_else_may() {
     assert_eq!(listed["check_runs"][0]["conclusion"], "neutral", "{listed}");
     github.assert_clean().await;
 }
+
+#[tokio::test]
+async fn a_forks_pull_request_is_listed_by_the_name_of_its_branch_and_says_whose_it_is() {
+    // Given a push to main, and a pull request from the branch main of a fork
+    let github = Simulator::start().await;
+    let token = github.admin().await;
+    let ours = red(&github).await.run;
+    let theirs = NewRun {
+        repository: REPO.trim_start_matches("/repos/").to_owned(),
+        workflow: "two.yml".to_owned(),
+        event: "pull_request".to_owned(),
+        fork: Some("stranger/widgets".to_owned()),
+        conclusion: Some(Conclusion::Success),
+        ..NewRun::default()
+    };
+    let theirs = github.control.start_run(&theirs).await.unwrap().run;
+
+    // Then both are runs on a branch of that name, of two repositories and commits
+    let listed = async |query: &str| {
+        let path = format!("{REPO}/actions/workflows/two.yml/runs?branch=main{query}");
+        let listed = github.send("GET", &path, &token, None).await.body;
+        listed["workflow_runs"].as_array().unwrap().clone()
+    };
+    let both = listed("").await;
+    let ids: Vec<_> = both.iter().map(|run| run["id"].as_u64()).collect();
+    assert_eq!(ids, [Some(theirs), Some(ours)]);
+    let [fork, own] = both.as_slice() else {
+        panic!("{both:?}")
+    };
+    assert_eq!(own["head_repository"], own["repository"]);
+    assert_eq!(fork["repository"], own["repository"]);
+    let head = &fork["head_repository"];
+    let said = (&head["full_name"], &head["fork"]);
+    assert_eq!(said, (&json!("stranger/widgets"), &json!(true)));
+    assert_ne!(head["id"], own["repository"]["id"]);
+    assert_ne!(fork["head_sha"], own["head_sha"]);
+    // ... and an event tells them apart
+    assert_eq!(listed("&event=push").await, [own.clone()]);
+    github.assert_clean().await;
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{RerunCause, RerunState, RerunStatus};
 use github_simulator::{
-    control::JobView,
+    control::{JobView, NewRun},
     state::{Conclusion, Seen},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -118,6 +118,16 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     let number = number(&uuid)?;
     ctx.device(number, Device::compute_wrongly)?;
     state::take(&ctx.cluster.devices(), &uuid)?;
+    // ... while the same workflow runs for a stranger, whose fork has a branch of the same name
+    let theirs = NewRun {
+        repository: ctx.repository.clone(),
+        workflow: "ad-hoc.yml".to_owned(),
+        event: "pull_request".to_owned(),
+        fork: Some("stranger/cuda".to_owned()),
+        conclusion: Some(Conclusion::Success),
+        ..NewRun::default()
+    };
+    ctx.github.start_run(&theirs).await?;
     let view = ctx.ended(job).await?;
     ensure!(view.conclusion == Some(Conclusion::Failure), "{view:?}");
 

@@ -124,7 +124,7 @@ mod tests {
             read: NOW,
             run: None,
             jobs: vec![],
-            newest: None,
+            latest: vec![],
         };
         let mut facts = RerunFacts::default();
         facts.runs.insert(run, read);

@@ -17,31 +17,32 @@ use cuda_runner_plan::model::url::encode;
 
 /// What it takes to write checks.
 const CHECKS_WRITE: &str = "the App's repository permission \"Checks: write\"";
+/// So many runs are looked through for those of a branch. Only forks that have one of the same name take places away.
+const LATEST: usize = 30;
 /// The name of the check run. Nothing requires it.
 const CHECK: &str = "cuda-runner-operator";
 
 impl Client {
-    /// The newest run of a run's workflow on its branch; `None` where that is not known.
-    pub async fn newest_run(
-        &self,
-        repository: &Repository,
-        run: &Run,
-    ) -> Result<Option<Run>, Error> {
+    /// The last runs of a run's workflow, of the same event and of a branch of that name, be it a fork's: which of them are
+    /// of the same branch, each run says by itself. None where that is not known.
+    pub async fn latest_runs(&self, repository: &Repository, run: &Run) -> Result<Vec<Run>, Error> {
         let (Some(workflow), Some(branch)) = (run.workflow_id, &run.head_branch) else {
-            return Ok(None);
+            return Ok(vec![]);
         };
+        let event = run.event.as_ref();
+        let event = event.map_or_else(String::new, |event| format!("&event={}", encode(event)));
         let path = format!(
-            "{}/actions/workflows/{workflow}/runs?branch={}&per_page=1",
+            "{}/actions/workflows/{workflow}/runs?branch={}{event}&per_page={LATEST}",
             repository.path(),
             encode(branch),
         );
         let what = What {
-            action: &format!("read the newest run of the workflow {workflow}"),
+            action: &format!("read the last runs of the workflow {workflow}"),
             permission: ACTIONS_READ,
         };
         let runs: Option<Runs> = self.ask_tagged(path, &what).await?;
-        let mut runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
-        Ok(runs.next().map(|run| run.0))
+        let runs = runs.into_iter().flat_map(|runs| runs.workflow_runs.0);
+        Ok(runs.map(|run| run.0).collect())
     }
 
     /// Runs a job again, and those that need it; or all jobs of a run that failed.

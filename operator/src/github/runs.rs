@@ -6,7 +6,7 @@
 
 use http::{Method, StatusCode, header::LOCATION};
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
 use super::{
@@ -257,8 +257,21 @@ struct RunForm {
     workflow_id: Option<u64>,
     #[serde(default, deserialize_with = "short_or_none")]
     head_branch: Option<String>,
+    #[serde(default, deserialize_with = "number_of")]
+    head_repository: Option<u64>,
+    #[serde(default, deserialize_with = "short_or_none")]
+    event: Option<String>,
     #[serde(rename = "run_attempt", default = "first")]
     attempt: u32,
+}
+
+/// A repository's number, where there is one.
+fn number_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        id: u64,
+    }
+    Ok(Option::<Numbered>::deserialize(deserializer)?.map(|repository| repository.id))
 }
 
 /// A job in GitHub's form.

@@ -112,7 +112,7 @@ async fn read(
         read: now,
         run: None,
         jobs: vec![],
-        newest: None,
+        latest: vec![],
     };
     let Some(repository) = Repository::new(repository) else {
         return Ok(facts);
@@ -120,10 +120,10 @@ async fn read(
     facts.run = client.run(&repository, *id).await?;
     if let Some(run) = facts.run.as_ref().filter(|r| r.status == "completed") {
         let jobs = client.run_jobs(&repository, *id);
-        let newest = client.newest_run(&repository, run);
-        let (jobs, newest) = futures::try_join!(jobs, newest)?;
+        let latest = client.latest_runs(&repository, run);
+        let (jobs, latest) = futures::try_join!(jobs, latest)?;
         facts.jobs = ours(pool, jobs.unwrap_or_default());
-        facts.newest = newest;
+        facts.latest = latest;
     }
     Ok(facts)
 }

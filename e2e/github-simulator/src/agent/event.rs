@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::state::{Repository, Run};
+use crate::state::{Repository, Run, fork_id};
 
-/// The number of a fork that a run names: no other repository has it.
-const FORK_ID: u64 = 900_000_000;
 /// The pull request of a run that names none.
 const PULL_REQUEST: u64 = 1;
 
@@ -45,7 +43,9 @@ pub(super) fn payload(run: &Run, repository: &Repository) -> Value {
         "fork": false,
     });
     let head = match &run.fork {
-        Some(name) => json!({"id": FORK_ID, "full_name": name, "private": false, "fork": true}),
+        Some(name) => {
+            json!({"id": fork_id(name), "full_name": name, "private": false, "fork": true})
+        }
         None => own.clone(),
     };
     match run.event.as_str() {

@@ -323,6 +323,7 @@ fn queue_job(world: &mut World, new: NewJob) -> Answer<StartedRun> {
             event: "push".to_owned(),
             branch,
             pull_request: None,
+            fork: None,
             jobs: Some(vec![template]),
             conclusion: None,
         },
@@ -355,7 +356,6 @@ async fn run(State(shared): Server, Json(new): Json<NewRun>) -> Answer<Response>
             .clone()
             .unwrap_or_else(|| repository.default_branch.clone());
         let now = world.now();
-        let fork = new.fork;
         let new = engine::NewRun {
             repository: new.repository,
             workflow,
@@ -366,13 +366,11 @@ async fn run(State(shared): Server, Json(new): Json<NewRun>) -> Answer<Response>
             },
             branch,
             pull_request: new.pull_request,
+            fork: new.fork,
             jobs: None,
             conclusion: new.conclusion,
         };
         let run = engine::create_run(world, new, now).ok_or_else(|| missing("such branch"))?;
-        if let Some(run) = world.runs.get_mut(&run) {
-            run.fork = fork;
-        }
         Ok(started(world, run))
     })?;
     Ok((StatusCode::CREATED, Json(started)).into_response())

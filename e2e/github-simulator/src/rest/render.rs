@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     call::Call,
-    state::{Repository, RequiredStatusChecks, World},
+    state::{Repository, RequiredStatusChecks, World, fork_id},
     text,
 };
 
@@ -40,15 +40,34 @@ pub fn account(world: &World, call: &Call, login: &str) -> Value {
 /// A repository in short form, as runs and check suites carry it.
 #[must_use]
 pub fn repository(world: &World, call: &Call, repository: &Repository) -> Value {
-    let url = format!("{}/repos/{}", call.api, repository.full_name);
+    let Repository {
+        id,
+        full_name,
+        private,
+        ..
+    } = repository;
+    short(world, call, (*id, full_name), *private)
+}
+
+/// A fork in the same form: nothing else is known of it.
+#[must_use]
+pub fn fork(world: &World, call: &Call, full_name: &str) -> Value {
+    let mut shown = short(world, call, (fork_id(full_name), full_name), false);
+    shown["fork"] = true.into();
+    shown
+}
+
+fn short(world: &World, call: &Call, (id, full_name): (u64, &str), private: bool) -> Value {
+    let (owner, name) = full_name.split_once('/').unwrap_or_default();
+    let url = format!("{}/repos/{full_name}", call.api);
     let mut shown = json!({
-        "id": repository.id,
-        "node_id": format!("R_{}", repository.id),
-        "name": repository.name(),
-        "full_name": repository.full_name,
-        "owner": account(world, call, repository.owner()),
-        "private": repository.private,
-        "html_url": format!("{}/{}", call.site, repository.full_name),
+        "id": id,
+        "node_id": format!("R_{id}"),
+        "name": name,
+        "full_name": full_name,
+        "owner": account(world, call, owner),
+        "private": private,
+        "html_url": format!("{}/{full_name}", call.site),
         "description": null,
         "fork": false,
         "url": url,

@@ -19,6 +19,10 @@ fn show(world: &World, call: &Call, repository: &Repository, run: &Run) -> Value
     let api = format!("{}/repos/{}", call.api, repository.full_name);
     let url = format!("{api}/actions/runs/{}", run.id);
     let short = render::repository(world, call, repository);
+    let head = match &run.fork {
+        Some(fork) => render::fork(world, call, fork),
+        None => short.clone(),
+    };
     let pulls: Vec<Value> = run
         .pull_request
         .map(|number| render::pull_request(call, repository, number, &run.branch, &run.sha))
@@ -57,7 +61,7 @@ fn show(world: &World, call: &Call, repository: &Repository, run: &Run) -> Value
         "workflow_url": format!("{api}/actions/workflows/{}", run.workflow),
         "head_commit": render::simple_commit(&run.sha, run.created_at),
         "repository": short,
-        "head_repository": short,
+        "head_repository": head,
     })
 }
 

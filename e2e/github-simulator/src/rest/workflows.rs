@@ -119,6 +119,7 @@ pub fn dispatch(world: &mut World, call: &Call) -> Result<Answer, Answer> {
             event: "workflow_dispatch".to_owned(),
             branch,
             pull_request: None,
+            fork: None,
             jobs: None,
             conclusion: None,
         },

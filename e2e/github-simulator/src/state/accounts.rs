@@ -69,6 +69,13 @@ impl Repository {
     }
 }
 
+/// The number of a fork that a run names: no repository here has it.
+#[must_use]
+pub fn fork_id(full_name: &str) -> u64 {
+    let mixed = |sum: u64, byte: u8| (sum * 31 + u64::from(byte)) % 100_000_000;
+    900_000_000 + full_name.bytes().fold(0, mixed)
+}
+
 /// A branch.
 #[derive(Debug)]
 pub struct Branch {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use accounts::{
     App, Branch, Check, Credential, CredentialKind, Enterprise, Installation, InstallationToken,
     Level, Organization, Protection, Repository, RequiredStatusChecks, RunnerGroup, Workflow,
+    fork_id,
 };
 pub use budget::Budget;
 pub use hooks::{Delivery, Hook, Troubles};

@@ -98,8 +98,12 @@ pub struct Run {
     pub head_sha: Option<String>,
     /// The workflow's number.
     pub workflow_id: Option<u64>,
-    /// The branch or tag of the commit.
+    /// The branch or tag of the commit. That of a fork's pull request is the fork's, whose name says nothing here.
     pub head_branch: Option<String>,
+    /// Number of the repository that the commit is of: a fork, or the run's own; none where the fork was deleted.
+    pub head_repository: Option<u64>,
+    /// What started it: `push`, `pull_request`, and many more.
+    pub event: Option<String>,
     /// Its last attempt, counted from 1.
     pub attempt: u32,
 }

@@ -58,8 +58,8 @@ pub struct RunFacts {
     pub run: Option<Run>,
     /// The jobs of its last attempt, as far as runners here ran them; read when it is over.
     pub jobs: Vec<RunJob>,
-    /// The newest run of the same workflow on the same branch; read when it is over.
-    pub newest: Option<Run>,
+    /// The last runs of the same workflow and event on branches of the same name, here and in forks; read when it is over.
+    pub latest: Vec<Run>,
 }
 
 /// What GitHub said.

@@ -73,7 +73,7 @@ pub(super) fn judge(entry: &RerunStatus, read: &RunFacts, wish: &Rerun) -> Verdi
                 run.attempt, wish.limit
             ),
         ),
-        Loss::Red if has_moved_on(run, read.newest.as_ref()) => skip(
+        Loss::Red if has_moved_on(run, &read.latest) => skip(
             Reason::RerunNotNeeded,
             "The workflow has run for a newer commit of the branch.",
         ),
@@ -128,7 +128,11 @@ fn is_lost(entry: &RerunStatus, job: &RunJob) -> Loss {
     }
 }
 
-/// Whether the same workflow has a newer run on the branch, for another commit.
-fn has_moved_on(run: &Run, newest: Option<&Run>) -> bool {
+/// Whether the same workflow has a newer run on the branch, for another commit. A branch is its repository's: GitHub lists
+/// the pull requests from forks by the names of the forks' branches, and a fork has a `main`, too.
+fn has_moved_on(run: &Run, latest: &[Run]) -> bool {
+    let is_beside =
+        |other: &&Run| other.head_repository == run.head_repository && other.event == run.event;
+    let newest = latest.iter().filter(is_beside).max_by_key(|other| other.id);
     newest.is_some_and(|newest| newest.id > run.id && newest.head_sha != run.head_sha)
 }

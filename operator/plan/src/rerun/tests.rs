@@ -91,6 +91,8 @@ fn job(id: u64, on: &str, conclusion: &str) -> RunJob {
         id,
         name: "train (cuda)".to_owned(),
         status: "completed".to_owned(),
+        head_repository: Some(1),
+        event: Some("push".to_owned()),
         conclusion: Some(conclusion.to_owned()),
         created_at: None,
         started_at: None,
@@ -108,7 +110,7 @@ fn over(jobs: Vec<RunJob>) -> RunFacts {
         read: NOW,
         run: Some(run("completed", 1)),
         jobs,
-        newest: Some(run("completed", 1)),
+        latest: vec![run("completed", 1)],
     }
 }
 

@@ -76,6 +76,8 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
             head_sha: None,
             workflow_id: None,
             head_branch: None,
+            head_repository: None,
+            event: None,
             attempt: 1,
         }),
         jobs,

@@ -193,6 +193,8 @@ async fn rules_rulesets_and_checks_are_read_to_the_last_page() {
         head_sha: None,
         workflow_id: None,
         head_branch: None,
+        head_repository: None,
+        event: None,
         attempt: 1,
     };
     let checks = client.checks_of_run(&repository(), &run).await.unwrap();

@@ -1,7 +1,7 @@
 //! Jobs that are run again, and what is said of that on the commit.
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::stub::{Stub, error, reply};
 use crate::github::{Error, Repository, Run};
@@ -36,6 +36,8 @@ fn run(workflow: Option<u64>, branch: &str) -> Run {
         head_sha: Some("5ca1ab1e".into()),
         workflow_id: workflow,
         head_branch: Some(branch.into()),
+        head_repository: Some(1),
+        event: Some("pull_request".into()),
         attempt: 1,
     }
 }
@@ -84,22 +86,39 @@ async fn a_commit_is_told_by_a_check_that_requires_nothing() {
 }
 
 #[tokio::test]
-async fn the_newest_run_is_that_of_the_same_workflow_on_the_same_branch() {
-    let newest = json!({
-        "id": 9, "status": "queued", "conclusion": null, "html_url": "", "head_sha": "0ddba11",
-        "created_at": "2026-01-01T00:00:00Z", "run_attempt": 2,
-    });
-    let body = json!({"total_count": 1, "workflow_runs": [newest]});
+async fn the_last_runs_are_those_of_the_same_workflow_event_and_name_of_the_branch() {
+    // Given runs of ours, of a fork, and of a fork that was deleted
+    let shown = |id: u64, head: Value| {
+        json!({
+            "id": id, "status": "queued", "conclusion": null, "html_url": "", "head_sha": "0ddba11",
+            "created_at": "2026-01-01T00:00:00Z", "run_attempt": 2, "event": "pull_request",
+            "head_repository": head,
+        })
+    };
+    let heads = [
+        json!({"id": 1, "fork": false}),
+        json!({"id": 9}),
+        json!(null),
+    ];
+    let runs: Vec<Value> = heads
+        .into_iter()
+        .zip(7..)
+        .map(|(h, id)| shown(id, h))
+        .collect();
+    let body = json!({"total_count": 3, "workflow_runs": runs});
     let stub = Stub::start(move |_, _| reply(200, &body)).await;
     let client = stub.client("acme/widgets");
     let older = run(Some(3), "fix/a&b");
-    let found = client.newest_run(&repository(), &older).await;
-    let found = found.unwrap().unwrap();
-    assert_eq!((found.id, found.attempt), (9, 2));
+    let found = client.latest_runs(&repository(), &older).await.unwrap();
+    // Then each says whose it is
+    let said = found.iter().map(|run| (run.id, run.head_repository));
+    let said: Vec<_> = said.collect();
+    assert_eq!(said, [(7, Some(1)), (8, Some(9)), (9, None)]);
+    assert_eq!(found[0].event.as_deref(), Some("pull_request"));
     let path = &stub.seen()[0].path;
-    let wanted = "/actions/workflows/3/runs?branch=fix%2Fa%26b&per_page=1";
+    let wanted = "/actions/workflows/3/runs?branch=fix%2Fa%26b&event=pull_request&per_page=30";
     assert!(path.ends_with(wanted), "{path}");
     // Where the workflow is not known, nothing is asked
-    let found = client.newest_run(&repository(), &run(None, "main")).await;
-    assert_eq!((found.unwrap(), stub.seen().len()), (None, 1));
+    let found = client.latest_runs(&repository(), &run(None, "main")).await;
+    assert_eq!((found.unwrap(), stub.seen().len()), (vec![], 1));
 }

@@ -93,6 +93,7 @@ impl Stage {
             event: "push".to_owned(),
             branch: "main".to_owned(),
             pull_request: None,
+            fork: None,
             jobs: Some(vec![template; count]),
             conclusion: None,
         };

@@ -31,17 +31,26 @@ fn cancelled(seconds: i64) -> RunFacts {
     }])
 }
 
-/// It ended red, and the newest run of the branch is this one.
-fn newest(id: u64, sha: &str) -> RunFacts {
-    let newest = Run {
+/// Another run of the workflow, on a branch of the same name.
+fn other(id: u64, sha: &str) -> Run {
+    Run {
         id,
         head_sha: Some(sha.to_owned()),
         ..run("queued", 1)
-    };
+    }
+}
+
+/// It ended red, and these are the last runs.
+fn among(others: Vec<Run>) -> RunFacts {
     RunFacts {
-        newest: Some(newest),
+        latest: others,
         ..red()
     }
+}
+
+/// It ended red, and the newest run of the branch is this one.
+fn newest(id: u64, sha: &str) -> RunFacts {
+    among(vec![other(id, sha), run("completed", 1)])
 }
 
 #[test]
@@ -99,6 +108,67 @@ fn a_job_is_left_as_it_is_where_another_attempt_would_be_of_no_use() {
     ] {
         let expected = [(RerunState::Skipped, Some(reason.word().to_owned()))];
         assert_eq!(judged(cause, 1, read), expected, "{what}, {cause:?}");
+    }
+}
+
+#[test]
+fn a_branch_is_not_another_ones_of_the_same_name() {
+    let of = |repository, event: &str, run: Run| Run {
+        head_repository: repository,
+        event: Some(event.to_owned()),
+        ..run
+    };
+    let (own, fork, gone) = (Some(1), Some(9), None);
+    for (what, (repository, event), newer, moved_on) in [
+        ("a push", (own, "push"), vec![(own, "push")], true),
+        (
+            "a fork's pull request",
+            (own, "push"),
+            vec![(fork, "pull_request")],
+            false,
+        ),
+        (
+            "our push, before a fork's",
+            (own, "push"),
+            vec![(fork, "pull_request"), (own, "push")],
+            true,
+        ),
+        ("by hand", (own, "push"), vec![(own, "schedule")], false),
+        (
+            "our push",
+            (fork, "pull_request"),
+            vec![(own, "push")],
+            false,
+        ),
+        (
+            "the same fork",
+            (fork, "pull_request"),
+            vec![(fork, "pull_request")],
+            true,
+        ),
+        (
+            "another fork",
+            (fork, "pull_request"),
+            vec![(Some(10), "pull_request")],
+            false,
+        ),
+        (
+            "a fork that was deleted",
+            (fork, "pull_request"),
+            vec![(gone, "pull_request")],
+            false,
+        ),
+    ] {
+        // Given newer runs for other commits, of branches of the same name; the newest one comes first
+        let ids = (18..).take(newer.len()).collect::<Vec<u64>>();
+        let newer = newer.into_iter().zip(ids.into_iter().rev());
+        let newer =
+            newer.map(|((repository, event), id)| of(repository, event, other(id, "0ddba11")));
+        let mut read = among(newer.collect());
+        read.run = read.run.map(|run| of(repository, event, run));
+        // Then those of the same branch of the same repository count, by the same event
+        let state = judged(RerunCause::GpuFault, 1, read)[0].0;
+        assert_eq!(state == RerunState::Skipped, moved_on, "{what}");
     }
 }
 
