@@ -21,7 +21,7 @@ mod judge;
 mod note;
 
 use evidence::Blamed;
-pub use evidence::remember;
+pub use evidence::{RECENT, remember};
 use judge::Verdict;
 
 /// Jobs that are run again within an hour at most. A pool that ends more is sick, and is to look so.

@@ -61,7 +61,7 @@ pub async fn observe(
     let all = runners.iter().chain(&vanished);
     let jobs = jobs::look(ctx, pool, all.clone(), asked, &verification, now);
     let jobs = Box::pin(jobs).await;
-    let reruns = Box::pin(rerun::look(ctx, pool, all.clone(), asked, now)).await;
+    let mut reruns = Box::pin(rerun::look(ctx, pool, all.clone(), asked, now)).await;
     let scale_set = Box::pin(scale_set::look(ctx, pool, all, asked, now)).await;
     let known = ctx.memory.with(pool, |memory| {
         runners::amend(memory, &mut runners, now);
@@ -74,6 +74,8 @@ pub async fn observe(
     let quarantined = others::quarantined(ctx, pool);
     let is_suspected = has_failed(&pool.status, &runners, &quarantined, now);
     let passed = is_suspected.then(|| others::passed(ctx));
+    let may_blame = is_suspected && !reruns.ended.is_empty();
+    reruns.passes = may_blame.then(|| ctx.pods.passes(now)).flatten();
     let claim_template = Box::pin(claim::look(ctx, pool, &runners, now)).await;
     let mut observed = Observed {
         claim_template,

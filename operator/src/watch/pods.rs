@@ -19,7 +19,10 @@ use crate::observe::pod::read;
 use cuda_runner_plan::Passed;
 use cuda_runner_plan::fleet::Others;
 use cuda_runner_plan::model::pool::PoolKey;
+use cuda_runner_plan::model::rerun::{Pass, Passes};
 use cuda_runner_plan::model::runner::{End, Failure, Gone, Runner};
+use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::rerun::RECENT;
 
 /// Runners by pool and name. A node of the inner map has room for eleven, and most pools have fewer: the room must be cheap.
 type Runners = BTreeMap<PoolKey, BTreeMap<String, Box<Runner>>>;
@@ -36,7 +39,20 @@ pub struct Pods {
     strays: Mutex<HashMap<PodKey, (String, Counts)>>,
     vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
     gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
+    /// Locked after `pools`.
+    passes: Mutex<GonePasses>,
 }
+
+/// The gates that passed of pods that are gone.
+#[derive(Debug, Default)]
+struct GonePasses {
+    /// From when on none is missing; unknown before the first list.
+    since: Option<Timestamp>,
+    all: VecDeque<Pass>,
+}
+
+/// Gates of pods that are gone, of all pools together. They matter for half an hour.
+const MOST_PASSES: usize = 10_000;
 
 /// Runners whose pods are gone and that nobody has told of yet: so many are kept, of all pools together. They wait for a
 /// job's conclusion some minutes at most.
@@ -180,6 +196,43 @@ impl Pods {
             .collect()
     }
 
+    /// The gates that passed lately and whose pods are there, or were; `None` before pods have been listed. Each counts, also
+    /// of a pool of another operator: at worst a job is not run again.
+    #[must_use]
+    pub fn passes(&self, now: Timestamp) -> Option<Passes> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let gone = self.gone_passes();
+        let there = pools.values().flat_map(BTreeMap::values);
+        let there = there.filter_map(|runner| pass_of(runner, now));
+        let gone_lately = gone.all.iter().filter(|pass| is_recent(pass.bound, now));
+        Some(Passes {
+            since: gone.since?,
+            all: gone_lately.cloned().chain(there).collect(),
+        })
+    }
+
+    fn gone_passes(&self) -> MutexGuard<'_, GonePasses> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what matters of a runner whose pod is gone. `leads` where this replica tells of it.
+    fn keep(&self, key: &PoolKey, runner: Runner, leads: bool) {
+        let now = Timestamp::now();
+        if let Some(pass) = pass_of(&runner, now) {
+            let mut gone = self.gone_passes();
+            gone.all.retain(|pass| is_recent(pass.bound, now));
+            if gone.all.len() >= MOST_PASSES
+                && let Some(lost) = gone.all.pop_front()
+            {
+                gone.since = gone.since.max(Some(lost.bound));
+            }
+            gone.all.push_back(pass);
+        }
+        if leads {
+            self.note_gone(key, runner, now);
+        }
+    }
+
     /// Takes in a pod: the pools concerned, if anything that we read has changed. `leads` where this replica tells of runners
     /// that are gone.
     pub(crate) fn apply(&self, pod: &Pod, leads: bool) -> Option<Vec<PoolKey>> {
@@ -191,9 +244,7 @@ impl Pods {
         let mut concerned = vec![];
         let own = runner.as_ref().map(|(own, _)| own);
         if let Some((left, runner)) = take_out(&mut pools, &at, own) {
-            if leads {
-                self.note_gone(&left, *runner, Timestamp::now());
-            }
+            self.keep(&left, *runner, leads);
             concerned.push(left);
         }
         if let Some((own, mut runner)) = runner {
@@ -202,8 +253,8 @@ impl Pods {
             if let Some(before) = before {
                 runner.follow(before);
                 // Another pod has its name, and the watch missed its end.
-                if leads && before.uid != runner.uid {
-                    self.note_gone(&own, Runner::clone(before), Timestamp::now());
+                if before.uid != runner.uid {
+                    self.keep(&own, Runner::clone(before), leads);
                 }
             }
             if before != Some(&runner) {
@@ -249,9 +300,7 @@ impl Pods {
             }
         }
         // Before the runners are shown without it: in between it would be in neither.
-        if leads {
-            self.note_gone(key, runner.clone(), Timestamp::now());
-        }
+        self.keep(key, runner.clone(), leads);
         drop(pools);
         let is_news = match &runner.end {
             Some(End::JobDone(_)) => true,
@@ -286,10 +335,12 @@ impl Pods {
             if gone.peek().is_some() {
                 changed.push(key.clone());
             }
-            for (_, runner) in gone.filter(|_| leads) {
-                self.note_gone(key, *runner, Timestamp::now());
+            for (_, runner) in gone {
+                self.keep(key, *runner, leads);
             }
         }
+        // Whatever came and went since the watch broke off is in no list.
+        self.gone_passes().since = Some(Timestamp::now());
         pools.retain(|_, runners| !runners.is_empty());
         let mut strays = self.strays();
         strays.retain(|at, _| !scope.covers(&at.0) || listed.contains(at));
@@ -308,6 +359,22 @@ pub fn pool_of(pod: &Pod) -> Option<PoolKey> {
             namespace: pod.namespace().unwrap_or_default(),
             name: name.clone(),
         })
+}
+
+/// A gate that passed lately, if a runner's did.
+fn pass_of(runner: &Runner, now: Timestamp) -> Option<Pass> {
+    let bound = runner.life.bound.unwrap_or(runner.created);
+    let has_passed = runner.gate_passed && is_recent(bound, now);
+    Some(Pass {
+        node: runner.node.clone().filter(|_| has_passed)?,
+        devices: runner.devices.clone(),
+        bound,
+    })
+}
+
+/// Whether a gate of then can still clear a device.
+fn is_recent(bound: Timestamp, now: Timestamp) -> bool {
+    now < bound.after(RECENT)
 }
 
 fn pod_key(pod: &Pod) -> PodKey {

@@ -34,11 +34,33 @@ pub struct NamedJob {
     pub attempt: Option<i32>,
 }
 
+/// A gate that passed, whether its pod is still there or not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pass {
+    /// Node of its pod.
+    pub node: String,
+    /// UUIDs of its devices; none where its pod went before they were known.
+    pub devices: Vec<String>,
+    /// When its pod got the node, and with it the devices.
+    pub bound: Timestamp,
+}
+
+/// The gates that passed lately.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Passes {
+    /// From when on all are known. Pods may have come and gone before that.
+    pub since: Timestamp,
+    /// The gates, in no order.
+    pub all: Vec<Pass>,
+}
+
 /// What is known of jobs that are to be run again, or may be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RerunFacts {
     /// Jobs that ended a short while ago.
     pub ended: Vec<Ended>,
+    /// The gates that passed lately, of all pools; unknown where nobody is blamed, or no pods have been listed.
+    pub passes: Option<Passes>,
     /// The runs of jobs that are to be run again, as last read.
     pub runs: BTreeMap<RunKey, RunFacts>,
     /// What GitHub said when it was asked to run jobs again, by run.

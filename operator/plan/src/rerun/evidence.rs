@@ -19,7 +19,7 @@ use crate::{Case, jobs};
 /// A gate that finds a device broken speaks of the job that ended on it so long before at most.
 const WITHIN: SignedDuration = SignedDuration::from_mins(10);
 /// What is older was seen by an operator before this one, or too late to be of use.
-const RECENT: SignedDuration = SignedDuration::from_mins(30);
+pub const RECENT: SignedDuration = SignedDuration::from_mins(30);
 /// How far the clocks of a node and of the API server may differ.
 const SKEW: SignedDuration = SignedDuration::from_secs(1);
 /// Jobs that are remembered of a pool.
@@ -224,18 +224,23 @@ fn covers(case: Case, job: &Ended, fault: &Fault) -> bool {
     offers.is_some_and(|n| usize::try_from(n).is_ok_and(|n| n <= job.devices.len()))
 }
 
-/// Whether a device computed well between a job's end and the fault: a gate passed there, or another job had it.
+/// Whether a device computed well between a job's end and the fault: a gate passed there, or another job had it. As good as
+/// that is that nobody can say so, because nobody watched since the job's end.
 fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
+    let known = case.observed.reruns.passes.as_ref();
+    let Some(passes) = known.filter(|passes| passes.since < job.at) else {
+        return true;
+    };
     let shares = |devices: &[String]| match fault.device {
         Some(device) => devices.iter().any(|d| d == device),
         None => devices.iter().any(|d| job.devices.contains(d)),
     };
     let is_between = |at: Timestamp| job.at < at && at < fault.at;
-    let passed = case.observed.passed.iter();
-    let mut passed = passed.filter(|p| p.node == job.node && shares(&p.devices));
+    let mut passed = passes.all.iter().filter(|pass| pass.node == job.node);
     let later = case.observed.reruns.ended.iter();
     let mut later = later.filter(|other| other.node == job.node && shares(&other.devices));
-    passed.any(|p| is_between(p.created)) || later.any(|other| is_between(other.at))
+    passed.any(|p| is_between(p.bound) && (p.devices.is_empty() || shares(&p.devices)))
+        || later.any(|other| is_between(other.at))
 }
 
 /// The jobs that ended on the pool's runners lately, for a gate that may yet fail: those that were known, and those whose

@@ -8,7 +8,7 @@ use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, r
 use crate::model::github::{Run, RunJob};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::{Pool, PoolKey};
-use crate::model::rerun::{Ended, NamedJob, RerunFacts};
+use crate::model::rerun::{Ended, NamedJob, Pass, Passes, RerunFacts};
 use crate::model::runner::{Disruption, End, EndedJob, Failure, Job, Runner};
 use crate::{Observed, Plan};
 
@@ -68,7 +68,16 @@ fn failed(pool: &Pool, name: &str, failure: Failure) -> Runner {
 fn world(pool: &Pool, gate: Failure) -> Observed {
     let mut observed = observed(vec![failed(pool, "pool-bbbbb", gate)]);
     observed.reruns.ended = vec![ended()];
+    observed.reruns.passes = Some(passes(vec![]));
     observed
+}
+
+/// The gates that passed within the last hour.
+fn passes(all: Vec<Pass>) -> Passes {
+    Passes {
+        since: NOW - HOUR,
+        all,
+    }
 }
 
 fn run(status: &str, attempt: u32) -> Run {

@@ -1,4 +1,5 @@
 use super::*;
+use jiff::SignedDuration;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -117,6 +118,86 @@ fn each_pod_that_goes_is_kept_until_it_is_told_of() {
     assert_eq!(names(), ["pool-bbbbb"]);
     pods.forget(&key);
     assert_eq!(names(), Vec::<String>::new());
+}
+
+/// The same pod with a gate that has passed on a device, on a node that it has since then.
+fn passed(name: &str, bound: Timestamp) -> Pod {
+    let report = json!({
+        "schema": gate_report::SCHEMA, "devices": [{"uuid": "GPU-1"}],
+    });
+    let mut pod = serde_json::to_value(idle(name)).unwrap();
+    pod["spec"] = json!({
+        "nodeName": "node-1",
+        "initContainers": [{"name": "gpu", "image": "runner:1"}],
+        "containers": [{"name": "main", "image": "gate:1"}],
+    });
+    pod["status"] = json!({
+        "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound.to_string()}],
+        "initContainerStatuses": [{
+            "name": "gpu", "image": "", "imageID": "", "ready": true, "restartCount": 1,
+            "state": {"running": {}},
+            "lastState": {"terminated": {"exitCode": 0, "message": report.to_string()}},
+        }],
+    });
+    serde_json::from_value(pod).unwrap()
+}
+
+#[test]
+fn that_a_gate_passed_is_known_though_its_pod_is_gone_for_as_long_as_it_matters() {
+    // Given pods whose gates passed, of which one is deleted, one makes room for a namesake, and one goes unwatched
+    let (pods, key, now) = (Pods::default(), fixture_key(), Timestamp::now());
+    let names = ["pool-aaaaa", "pool-bbbbb", "pool-ccccc", "pool-ddddd"];
+    let bound = |number| now - SignedDuration::from_secs(number);
+    for (name, number) in names.into_iter().zip(1..) {
+        pods.apply(&passed(name, bound(number)), false);
+    }
+    assert_eq!(pods.passes(now), None, "before a list");
+    pods.remove(&key, &passed("pool-aaaaa", bound(1)), false);
+    let mut namesake = idle("pool-bbbbb");
+    namesake.metadata.uid = Some("another".to_owned());
+    pods.apply(&namesake, false);
+    let listed =
+        HashSet::from(["pool-bbbbb", "pool-ddddd"].map(|n| ("ci".to_owned(), n.to_owned())));
+    pods.retain(&Scope::Cluster, &listed, false);
+
+    // Then each is known, and with which device; from when on that is all, the list says
+    let passes = |now| pods.passes(now).unwrap();
+    let known = |now| {
+        passes(now)
+            .all
+            .into_iter()
+            .map(|p| p.bound)
+            .collect::<BTreeSet<_>>()
+    };
+    let here = |pass: &Pass| pass.node == "node-1" && pass.devices == ["GPU-1"];
+    assert_eq!(known(now), (1..5).map(bound).collect());
+    assert!(passes(now).all.iter().all(here) && passes(now).since >= now);
+
+    // And nothing is kept of what matters no more
+    let later = now.after(RECENT);
+    assert!(known(later).is_empty());
+    let gone = || pods.gone_passes().all.len();
+    assert_eq!(gone(), 3);
+    for pass in &mut pods.gone_passes().all {
+        pass.bound = now - RECENT;
+    }
+    pods.remove(&key, &passed("pool-ddddd", bound(4)), false);
+    assert_eq!(gone(), 1);
+}
+
+#[test]
+fn where_too_many_gates_have_passed_it_is_known_since_when_none_is_missing() {
+    let (pods, key, now) = (Pods::default(), fixture_key(), Timestamp::now());
+    pods.retain(&Scope::Cluster, &HashSet::new(), false);
+    let mut one = read(&passed("pool-aaaaa", now));
+    for number in 0..=i64::try_from(MOST_PASSES).unwrap() {
+        one.life.bound = Some(now + SignedDuration::from_secs(number));
+        pods.keep(&key, one.clone(), false);
+    }
+    // Then the first is missing, and a job that ended before that has no proof
+    let passes = pods.passes(now).unwrap();
+    assert_eq!(passes.all.len(), MOST_PASSES);
+    assert!(passes.all.iter().all(|pass| pass.bound > passes.since));
 }
 
 #[test]

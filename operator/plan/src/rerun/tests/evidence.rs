@@ -1,7 +1,6 @@
 //! What shows that something else ended a job.
 
 use super::*;
-use crate::Passed;
 
 /// Whether the job is blamed on its device.
 fn is_blamed(change: impl FnOnce(&mut Observed), gate: Failure) -> bool {
@@ -34,20 +33,7 @@ fn a_gate_speaks_of_the_job_that_ended_on_its_device_just_before_and_of_no_other
     let own = |o: &mut Observed| o.runners[0].name = JOB.to_owned();
     assert!(!is_blamed(own, broken()), "the job's own pod says so");
 
-    // A gate passed there meanwhile, or another job had the device
-    let pass = |seconds, device: &str| Passed {
-        node: "node-1".to_owned(),
-        created: ago(seconds),
-        devices: vec![device.to_owned()],
-    };
-    for (seconds, device, clears) in [
-        (40, "GPU-1", true),
-        (40, "GPU-2", false),
-        (70, "GPU-1", false),
-    ] {
-        let passed = |o: &mut Observed| o.passed = vec![pass(seconds, device)];
-        assert_eq!(is_blamed(passed, broken()), !clears, "{device} {seconds}");
-    }
+    // Another job had the device meanwhile
     let later = |o: &mut Observed| {
         let mut other = ended();
         (other.runner, other.job.run.1, other.at) = ("pool-ccccc".to_owned(), 18, ago(30));
@@ -63,6 +49,39 @@ fn a_gate_speaks_of_the_job_that_ended_on_its_device_just_before_and_of_no_other
         [18],
         "the last job on the device, and not the one before it"
     );
+}
+
+#[test]
+fn a_gate_that_passed_in_between_clears_the_device_though_its_pod_is_gone() {
+    let pass = |node: &str, devices: &[&str], seconds| Pass {
+        node: node.to_owned(),
+        devices: devices.iter().map(|&device| device.to_owned()).collect(),
+        bound: ago(seconds),
+    };
+    let is_blamed =
+        |known: Option<Passes>| is_blamed(|o: &mut Observed| o.reruns.passes = known, broken());
+    for (what, pass, clears) in [
+        ("the device", pass("node-1", &["GPU-1"], 40), true),
+        ("another device", pass("node-1", &["GPU-2"], 40), false),
+        ("another node", pass("node-2", &["GPU-1"], 40), false),
+        ("perhaps the device", pass("node-1", &[], 40), true),
+        (
+            "before the job's end",
+            pass("node-1", &["GPU-1"], 70),
+            false,
+        ),
+        ("after the fault", pass("node-1", &["GPU-1"], 10), false),
+    ] {
+        assert_eq!(is_blamed(Some(passes(vec![pass]))), !clears, "{what}");
+    }
+    // Where nobody watched from the job's end on, a gate may have passed
+    let since = |since| Passes {
+        since,
+        ..passes(vec![])
+    };
+    assert!(is_blamed(Some(since(ago(61)))));
+    assert!(!is_blamed(Some(since(ago(60)))));
+    assert!(!is_blamed(None));
 }
 
 #[test]

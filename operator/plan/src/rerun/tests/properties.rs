@@ -46,6 +46,7 @@ proptest! {
         let mut pool = wishing(limit);
         let mut github = GitHub { attempt: 1, is_over: false, started: BTreeSet::new() };
         let mut observed = observed(vec![]);
+        observed.reruns.passes = Some(passes(vec![]));
         let mut proven = BTreeSet::new();
         let mut now = NOW;
         for (die, number) in dice {
@@ -85,7 +86,10 @@ proptest! {
                 5 => github.is_over = true,
                 6 => { observed.reruns.runs.insert(key(), github.read()); }
                 // The operator is killed: what is not in the status is gone
-                7 => observed.reruns = RerunFacts::default(),
+                7 => {
+                    let passes = Some(Passes { since: now, all: vec![] });
+                    observed.reruns = RerunFacts { passes, ..RerunFacts::default() };
+                }
                 // Somebody runs it again
                 _ => if github.is_over {
                     (github.attempt, github.is_over) = (github.attempt + 1, false);
