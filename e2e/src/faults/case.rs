@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum as _;
-use github_simulator::state::Conclusion;
+use github_simulator::{control::JobView, state::Conclusion};
 use k8s_openapi::api::{
     authorization::v1::SubjectAccessReview,
     core::v1::ConfigMap,
@@ -219,7 +219,7 @@ impl Ground {
     }
 }
 
-/// GitHub is as before, and no job was cancelled. A fault that lasts is waited for.
+/// GitHub is as before, and no job was cancelled that was not run again. A fault that lasts is waited for.
 async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     let end = life.pace.now();
     while life.proxy.shared.progress.phase() == Phase::During {
@@ -235,9 +235,14 @@ async fn settled(life: &Life<'_>, before: &serde_json::Value) -> Result<()> {
     );
     let jobs = life.ctx.github.jobs().await?;
     let own = life.ctx.repository.to_lowercase();
-    let cut = jobs.iter().find(|job| {
-        job.repository == own && job.name != "nobody" && job.conclusion != Some(Conclusion::Success)
-    });
+    let is_last = |job: &JobView| {
+        let mut later = jobs.iter().filter(|other| other.run == job.run);
+        !later.any(|other| other.key == job.key && other.attempt > job.attempt)
+    };
+    let mut own = jobs
+        .iter()
+        .filter(|job| job.repository == own && is_last(job));
+    let cut = own.find(|job| job.name != "nobody" && job.conclusion != Some(Conclusion::Success));
     ensure!(cut.is_none(), "a job did not succeed: {cut:?}");
     Ok(())
 }

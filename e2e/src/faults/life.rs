@@ -4,16 +4,21 @@ use std::{cell::Cell, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, RerunState};
 use github_simulator::{
-    control::{NewBranch, NewWorkflow, UpdateRepository},
+    control::{JobView, NewBranch, NewWorkflow, UpdateRepository},
     state::Conclusion,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 
-use super::{node::Node, pace::Pace, progress::Phase, proxy::Proxy};
+use super::{
+    node::{self, Node},
+    pace::Pace,
+    progress::Phase,
+    proxy::Proxy,
+};
 use crate::{
     bench::gated_pool,
     suites::{
@@ -45,6 +50,8 @@ pub enum Scenario {
     Ruleset,
     /// Fewer runners, and then none, while a job runs.
     Deletion,
+    /// A job whose pod is taken away, and that is run again.
+    Rerun,
     /// Runners for one job each, by two replicas of the operator, of which one leads.
     TwoReplicas,
 }
@@ -96,6 +103,7 @@ impl Life<'_> {
             Scenario::ScaleSet => self.scale_set().await?,
             Scenario::Checks => self.checks("BranchProtection").await?,
             Scenario::Ruleset => self.checks("Ruleset").await?,
+            Scenario::Rerun => self.rerun().await?,
             Scenario::Deletion => return self.deletion().await,
             Scenario::TwoReplicas => self.two_replicas().await?,
         }
@@ -186,6 +194,42 @@ impl Life<'_> {
             .await?;
         }
         self.serves("another").await
+    }
+
+    async fn rerun(&self) -> Result<()> {
+        let wish = json!({"replicas": 1, "rerun": {"onNodeLoss": true}});
+        self.apply(wish).await?;
+        let job = self.ctx.hold("moved").await?;
+        self.picked_up(job).await?;
+        let first = self.ctx.github.job(job).await?;
+        node::take_away(self.ctx, &first).await?;
+        let again = self.until_in(READ_AGAIN, "the job to be run again", async || {
+            let jobs = self.attempts(&first).await?.into_iter();
+            Ok(jobs
+                .max_by_key(|job| job.attempt)
+                .filter(|job| job.attempt == 2))
+        });
+        let again = again.await?.id;
+        self.picked_up(again).await?;
+        self.ctx.github.release(again).await?;
+        self.succeeded(again).await?;
+        self.until_in(READ_AGAIN, "the status to say so", async || {
+            let reruns = self.ctx.status(POOL).await?.reruns;
+            let is_said = matches!(&reruns[..], [one] if one.state == RerunState::Started);
+            Ok(is_said.then_some(()))
+        })
+        .await?;
+        self.serves("another").await?;
+        let attempts = self.attempts(&first).await?;
+        ensure!(attempts.len() == 2, "it was run again twice: {attempts:?}");
+        Ok(())
+    }
+
+    /// All attempts of a job that is alone in its run.
+    async fn attempts(&self, job: &JobView) -> Result<Vec<JobView>> {
+        let mut jobs = self.ctx.github.jobs().await?;
+        jobs.retain(|other| other.run == job.run);
+        Ok(jobs)
     }
 
     async fn deletion(&self) -> Result<()> {

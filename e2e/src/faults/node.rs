@@ -12,8 +12,9 @@ use futures::{TryStreamExt as _, future::BoxFuture};
 use gate_report::Report;
 use gate_report::contract::{GPU, MAIN, PREPARE, mark};
 use gate_report::wire::{REGISTRATIONS, REPORTS, Registration, TICKETS, Ticket};
-use github_simulator::control::Client as Http;
+use github_simulator::control::{Client as Http, JobView};
 use http::{Method, StatusCode, header};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -475,6 +476,28 @@ fn gate_failed(report: &Report) -> Value {
         "initContainerStatuses": [player::container(GPU, false, &ended)],
         "containerStatuses": [player::container(MAIN, false, &ended)],
     })
+}
+
+/// The scheduler takes the pod of a job away, for another one.
+pub(super) async fn take_away(ctx: &Ctx, job: &JobView) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let name = job.runner.as_deref().context("the job has no runner")?;
+    let mark = json!({
+        "mark": mark::STARTED, "job": job.key, "run": job.run.to_string(), "attempt": job.attempt.to_string(),
+        "repository": ctx.repository,
+    });
+    let ended = exit(137, &mark.to_string());
+    let target = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+        "lastTransitionTime": Timestamp::now(),
+    });
+    let status = json!({
+        "phase": "Failed",
+        "conditions": [target],
+        "initContainerStatuses": [player::agent("", false, &ended)],
+        "containerStatuses": [player::container(MAIN, false, &ended)],
+    });
+    patch(ctx, &pods.get(name).await?, &status).await
 }
 
 fn exit(code: i32, message: &str) -> Value {

@@ -1,5 +1,6 @@
 //! The spine, with an API server that records what it is asked: what is written, in which order, and when nothing is.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -41,6 +42,7 @@ use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
 
+mod rerun;
 mod status;
 mod webhook;
 
@@ -56,7 +58,7 @@ pub(crate) const BUSY: &str = "pool-busy";
 /// Name of a pod that is there already.
 pub(crate) const THERE: &str = "pool-there";
 
-/// An API server with a namespace that holds no Secret and no ConfigMap.
+/// An API server with a namespace that holds no Secret and no ConfigMap, unless a test puts one there.
 #[derive(Clone, Default)]
 pub(crate) struct Cluster(
     Arc<Mutex<Vec<(Method, String, Value)>>>,
@@ -66,6 +68,10 @@ pub(crate) struct Cluster(
     Arc<AtomicBool>,
     /// Held by whoever lets no status write be answered.
     Arc<RwLock<()>>,
+    /// What a test has put into the pools' namespace, by the kind's name in paths.
+    Arc<Mutex<BTreeMap<&'static str, Value>>>,
+    /// The pool's status, as it was last stored.
+    Arc<Mutex<Value>>,
 );
 
 impl Cluster {
@@ -102,6 +108,11 @@ impl Cluster {
             if self.1.load(Ordering::Relaxed) {
                 return refusal(500, "InternalError");
             }
+            *self.5.lock().unwrap() = sent["status"].clone();
+        }
+        if let Some(object) = self.listed(method, uri.path()) {
+            let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [object]});
+            return Response::new(Body::from(list.to_string().into_bytes()));
         }
         if sent["metadata"]["resourceVersion"] == STALE {
             return refusal(409, "Conflict");
@@ -133,6 +144,15 @@ impl Cluster {
             _ => sent,
         };
         Response::new(Body::from(answer.to_string().into_bytes()))
+    }
+
+    /// What a test has put where this list is read.
+    fn listed(&self, method: &Method, path: &str) -> Option<Value> {
+        let (_, kind) = path.split_once("/namespaces/ci/")?;
+        if method != Method::GET {
+            return None;
+        }
+        self.4.lock().unwrap().get(kind).cloned()
     }
 
     /// What the last write sent.

@@ -274,6 +274,11 @@ impl Stub {
             .unwrap()
     }
 
+    /// The certificate that it is trusted by, PEM.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
+
     pub(crate) fn address(&self) -> &str {
         &self.address
     }

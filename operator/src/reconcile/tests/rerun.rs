@@ -1,0 +1,234 @@
+//! A job that is run again, whenever the operator is killed meanwhile: not twice, and not never.
+
+use std::sync::atomic::AtomicU32;
+
+use cudarunner_crds::Rerun;
+
+use super::*;
+use crate::github::tests::stub::{Reply, Seen, Stub, error, here, page, reply};
+
+/// The runner of the job, whose pod is evicted in the middle of it.
+const RUNNER: &str = "pool-aaaaa";
+/// GitHub's number of the job.
+const JOB: u64 = 5;
+/// More reconciles than it takes.
+const MANY: u32 = 8;
+/// The reconcile that asks GitHub to run the job again.
+const ASKS: u32 = 3;
+
+/// When the operator is killed.
+#[derive(Clone, Copy, Debug)]
+enum Kill {
+    Never,
+    /// After so many reconciles.
+    After(u32),
+    /// After one whose status cannot be stored.
+    Unstored(u32),
+    /// With its request on the way: GitHub has carried it out, and the answer finds nobody.
+    Unanswered,
+}
+
+/// A GitHub with a workflow run that is red, and that counts its attempts.
+struct GitHub {
+    stub: Stub,
+    /// What the stored status said of the job when it was run again.
+    states: Arc<Mutex<Vec<Value>>>,
+}
+
+impl GitHub {
+    async fn start(cluster: &Cluster) -> Self {
+        let states = Arc::<Mutex<Vec<Value>>>::default();
+        let (noted, stored, attempt) = (Arc::clone(&states), cluster.clone(), AtomicU32::new(1));
+        let script = move |seen: &Seen, _: usize| {
+            if is_rerun(seen) {
+                let status = stored.5.lock().unwrap().clone();
+                noted
+                    .lock()
+                    .unwrap()
+                    .push(status["reruns"][0]["state"].clone());
+                attempt.fetch_add(1, Ordering::Relaxed);
+                return reply(201, &json!({}));
+            }
+            answer(seen, attempt.load(Ordering::Relaxed))
+        };
+        let stub = Stub::start(script).await;
+        Self { stub, states }
+    }
+
+    /// Returns once a job has been run again.
+    async fn is_asked(&self) {
+        while self.states.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn is_rerun(seen: &Seen) -> bool {
+    seen.method == Method::POST && seen.path.ends_with(&format!("/jobs/{JOB}/rerun"))
+}
+
+fn answer(seen: &Seen, attempt: u32) -> Reply {
+    let (path, _) = seen.path.split_once('?').unwrap_or((&seen.path, ""));
+    let at = Timestamp::now().to_string();
+    let (_, asked) = path.split_once("/repos/acme/widgets").unwrap_or_default();
+    match asked {
+        "/actions/runners" => reply(200, &page(0, &[])),
+        "/actions/runs/17" => reply(
+            200,
+            &json!({
+                "id": 17, "status": if attempt == 1 { "completed" } else { "in_progress" }, "conclusion": null,
+                "html_url": "", "created_at": at, "head_sha": "5ca1ab1e", "workflow_id": 3, "head_branch": "main",
+                "head_repository": {"id": 1}, "event": "push", "run_attempt": attempt,
+            }),
+        ),
+        "/actions/runs/17/jobs" => reply(
+            200,
+            &json!({"total_count": 1, "jobs": [{
+                "id": JOB, "name": "train", "status": "completed", "conclusion": "failure", "completed_at": at,
+                "runner_name": RUNNER, "run_attempt": 1,
+            }]}),
+        ),
+        "/actions/workflows/3/runs" => reply(200, &json!({"total_count": 0, "workflow_runs": []})),
+        _ => error(404, "Not Found"),
+    }
+}
+
+/// A pool that runs such jobs again, as its status is stored.
+fn wishing(cluster: &Cluster, github: &Stub) -> Arc<CudaRunner> {
+    resource(|resource| {
+        let spec = &mut resource.spec;
+        spec.github.url = format!("https://{}/acme/widgets", github.address());
+        spec.github.ca_bundle_ref =
+            Some(serde_json::from_value(json!({"name": "ca", "key": "ca.crt"})).unwrap());
+        spec.replicas = Some(0);
+        spec.rerun = Some(Rerun {
+            on_gpu_fault: false,
+            on_node_loss: true,
+            limit: 1,
+        });
+        let stored = cluster.5.lock().unwrap().clone();
+        resource.status = serde_json::from_value(stored).unwrap();
+    })
+}
+
+/// The pod, as its eviction left it.
+fn evicted() -> Value {
+    let now = Timestamp::now().to_string();
+    let mark = json!({"mark": "started", "job": "train", "run": "17", "attempt": "1", "repository": "acme/widgets"});
+    json!({
+        "phase": "Failed",
+        "conditions": [{
+            "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "lastTransitionTime": now,
+        }],
+        "initContainerStatuses": [{
+            "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+            "state": {"terminated": {"exitCode": 137, "message": mark.to_string(), "finishedAt": now}},
+        }],
+    })
+}
+
+/// A cluster, and what its operators did before the one that runs now.
+struct World {
+    cluster: Cluster,
+    pod: Option<Value>,
+    told: usize,
+}
+
+impl World {
+    fn new(github: &Stub, cluster: Cluster) -> Self {
+        let data = json!({"token": "Z2hwX3Q="});
+        let secret =
+            json!({"metadata": {"name": "github", "namespace": "ci", "uid": "s"}, "data": data});
+        let ca = json!({"metadata": {"name": "ca", "namespace": "ci"}, "data": {"ca.crt": github.authority()}});
+        cluster
+            .4
+            .lock()
+            .unwrap()
+            .extend([("secrets", secret), ("configmaps", ca)]);
+        Self {
+            cluster,
+            pod: Some(evicted()),
+            told: 0,
+        }
+    }
+
+    /// Takes in what an operator did.
+    fn note(&mut self) {
+        for (method, path, sent) in std::mem::take(&mut *self.cluster.0.lock().unwrap()) {
+            if method == Method::DELETE && path.ends_with(RUNNER) {
+                self.pod = None;
+            }
+            self.told += usize::from(sent["reason"] == "JobRunAgain");
+        }
+    }
+
+    /// An operator that has just been started: it knows what is stored, and sees the pod if that is still there.
+    async fn operator(&mut self) -> Arc<Context> {
+        self.note();
+        let mut ctx = context(&self.cluster).await;
+        Arc::get_mut(&mut ctx).unwrap().clients = Clients::new(here());
+        if let Some(pod) = &self.pod {
+            show_pod(&ctx, RUNNER, pod);
+        }
+        ctx
+    }
+
+    /// How the stored status has the job.
+    fn state(&self) -> Value {
+        self.cluster.5.lock().unwrap()["reruns"][0]["state"].clone()
+    }
+}
+
+/// What came of a job whose operator was killed then: how the stored status had it whenever it was run again, how it has
+/// it in the end, and how often that was told.
+async fn lived(kill: Kill) -> (Vec<Value>, Value, usize) {
+    let cluster = Cluster::default();
+    let github = GitHub::start(&cluster).await;
+    let mut world = World::new(&github.stub, cluster.clone());
+    let mut operator = world.operator().await;
+    for number in 1..=MANY {
+        let pool = wishing(&cluster, &github.stub);
+        let reconcile = reconcile(pool, Arc::clone(&operator));
+        let is_killed = match kill {
+            Kill::Unanswered if number == ASKS => {
+                tokio::select! {
+                    biased;
+                    () = github.is_asked() => {}
+                    done = reconcile => panic!("nobody was asked: {done:?}"),
+                }
+                true
+            }
+            Kill::Unstored(which) if number == which => {
+                cluster.1.store(true, Ordering::Relaxed);
+                reconcile.await.unwrap_err();
+                cluster.1.store(false, Ordering::Relaxed);
+                true
+            }
+            _ => {
+                reconcile.await.unwrap();
+                matches!(kill, Kill::After(which) if number == which)
+            }
+        };
+        if is_killed {
+            operator = world.operator().await;
+        }
+    }
+    world.note();
+    let asked = github.states.lock().unwrap().clone();
+    (asked, world.state(), world.told)
+}
+
+#[tokio::test]
+async fn a_job_is_run_again_once_whenever_the_operator_is_killed() {
+    let kills = (1..MANY).map(Kill::After);
+    let unstored = [1, 2, 4].map(Kill::Unstored);
+    let others = [Kill::Never, Kill::Unanswered];
+    for kill in kills.chain(unstored).chain(others) {
+        // Given an operator that is killed, and another one that finds what is stored
+        let (asked, end, told) = lived(kill).await;
+        // Then GitHub is asked once, when that is stored, and it is told once
+        assert_eq!(asked, [json!("Requested")], "{kill:?}");
+        assert_eq!((end, told), (json!("Started"), 1), "{kill:?}");
+    }
+}
