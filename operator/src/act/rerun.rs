@@ -97,7 +97,83 @@ mod tests {
     use cuda_runner_plan::model::github::Repository;
     use cuda_runner_plan::model::rerun::{CheckNote, RunFacts};
 
+    use crate::act::act;
+    use crate::context::Context;
+    use crate::github::tests::stub::{Stub, error, reply};
+    use crate::reconcile::tests::{Cluster, context};
+    use cuda_runner_plan::{Action, Plan, fixture};
+    use serde_json::json;
+
     const NOW: Timestamp = Timestamp::constant(1_000, 0);
+
+    /// A job of a run, and what is said of it.
+    fn again(run: u64) -> NewAttempt {
+        NewAttempt {
+            repository: Repository::new("acme/widgets").unwrap(),
+            run,
+            job: Some(1),
+            note: CheckNote {
+                sha: "5ca1ab1e".to_owned(),
+                title: "GPU fault, job run again".to_owned(),
+                summary: "what was found".to_owned(),
+                url: None,
+            },
+        }
+    }
+
+    /// What GitHub is asked for when these runs' jobs are run again, where it answers checks so.
+    async fn asked(ctx: &Context, runs: [u64; 2], checks: u16) -> Vec<String> {
+        let stub = Stub::start(move |seen, _| match seen.path.ends_with("/check-runs") {
+            true if checks != 201 => error(checks, "Resource not accessible by integration"),
+            _ => reply(201, &json!({})),
+        })
+        .await;
+        for run in runs {
+            let mut plan = Plan {
+                actions: vec![Action::RunAgain(again(run))],
+                ..Plan::default()
+            };
+            let client = Some(stub.client("acme/widgets"));
+            let outcome = act(ctx, &fixture::pool(1), client, &mut plan).await;
+            assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+        }
+        let last = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+        stub.seen().iter().map(|seen| last(&seen.path)).collect()
+    }
+
+    #[tokio::test]
+    async fn who_may_not_write_checks_runs_jobs_again_and_tells_nothing_there_for_a_while() {
+        let ctx = context(&Cluster::default()).await;
+        let memory = |look: &dyn Fn(&mut crate::memory::RerunMemory)| {
+            ctx.memory
+                .with(&fixture::pool(1), |memory| look(&mut memory.reruns));
+        };
+        // Given an App without Checks: write, then jobs are run again, and it is tried once
+        assert_eq!(
+            asked(&ctx, [1, 2], 403).await,
+            ["rerun", "check-runs", "rerun"]
+        );
+        memory(&|reruns| {
+            let started = reruns
+                .facts
+                .answers
+                .values()
+                .filter(|a| **a == Answer::Started);
+            assert_eq!(started.count(), 2);
+            let wait = reruns
+                .untold_until
+                .unwrap()
+                .duration_since(Timestamp::now());
+            assert!(wait > SignedDuration::from_mins(29) && wait <= DENIED);
+            // When it may be granted by now, then it is tried again
+            reruns.untold_until = Some(Timestamp::now());
+        });
+        let both = ["rerun", "check-runs", "rerun", "check-runs"];
+        assert_eq!(asked(&ctx, [3, 4], 201).await, both);
+        // And a GitHub that stumbles is no denial
+        memory(&|reruns| reruns.untold_until = None);
+        assert_eq!(asked(&ctx, [5, 6], 502).await, both);
+    }
 
     fn forbidden(message: &str) -> Error {
         Error::Forbidden {
@@ -108,17 +184,7 @@ mod tests {
     }
 
     fn after(answer: Result<(), Error>) -> RerunFacts {
-        let new = NewAttempt {
-            repository: Repository::new("acme/widgets").unwrap(),
-            run: 7,
-            job: Some(1),
-            note: CheckNote {
-                sha: String::new(),
-                title: String::new(),
-                summary: String::new(),
-                url: None,
-            },
-        };
+        let new = again(7);
         let run = ("acme/widgets".to_owned(), 7);
         let read = RunFacts {
             read: NOW,

@@ -91,6 +91,8 @@ fn run(status: &str, attempt: u32) -> Run {
         head_sha: Some("5ca1ab1e".to_owned()),
         workflow_id: Some(3),
         head_branch: Some("main".to_owned()),
+        head_repository: Some(1),
+        event: Some("push".to_owned()),
         attempt,
     }
 }
@@ -100,8 +102,6 @@ fn job(id: u64, on: &str, conclusion: &str) -> RunJob {
         id,
         name: "train (cuda)".to_owned(),
         status: "completed".to_owned(),
-        head_repository: Some(1),
-        event: Some("push".to_owned()),
         conclusion: Some(conclusion.to_owned()),
         created_at: None,
         started_at: None,
@@ -235,6 +235,40 @@ fn a_job_whose_device_the_next_gate_finds_broken_is_run_again_once() {
         .insert(key(), over(vec![job(5, JOB, "failure")]));
     let plan = step(&mut pool, &observed);
     assert_eq!((asked(&plan), plan.news), (vec![], vec![]));
+}
+
+#[test]
+fn the_commit_is_told_the_device_the_code_and_the_report() {
+    // Given a gate that met an error of the driver's
+    let mut pool = wishing(1);
+    let found = Failure {
+        code: Some(700),
+        code_name: Some("CUDA_ERROR_ILLEGAL_ADDRESS".to_owned()),
+        message: "GPU-1: an illegal address.".to_owned(),
+        ..broken()
+    };
+    let mut observed = world(&pool, found);
+    step(&mut pool, &observed);
+    let red = over(vec![job(5, JOB, "failure")]);
+    observed.reruns.runs.insert(key(), red);
+    step(&mut pool, &observed);
+    // When its job is run again, then the check run has all of it, and the page of the run
+    let sent = asked(&step(&mut pool, &observed));
+    let said = "**train \\(cuda\\)**, attempt 1
+
+- Runner: pool-aaaaa
+- Node: node-1
+- Device: GPU-1
+- Code: 700
+- Found: CUDA\\_ERROR\\_ILLEGAL\\_ADDRESS
+- Report: The next gate on the job's device failed: GPU-1: an illegal address.
+
+";
+    let note = &sent[0].note;
+    assert_eq!(note.summary, said);
+    assert_eq!(note.title, "GPU fault, job run again");
+    let page = "https://github.com/acme/widgets/actions/runs/17";
+    assert_eq!(note.url.as_deref(), Some(page));
 }
 
 #[test]
