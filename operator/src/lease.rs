@@ -43,7 +43,7 @@ const RENEW: Duration = Duration::from_secs(10);
 /// How often a replica that stands by looks at the lease, and its holder tries again.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often an operator without leader election tries again, which may have no right to Leases and needs none to act.
-const RETRY_ALONE: Duration = Duration::from_secs(60);
+const RETRY_ALONE: Duration = Duration::from_mins(1);
 
 /// One replica's part in the election.
 pub struct Election {
@@ -116,7 +116,7 @@ impl Election {
     /// Takes the lease of an operator without leader election, and never ends.
     pub async fn hold(&mut self) {
         self.win().await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Renews the lease, until it is another's or may soon be.
