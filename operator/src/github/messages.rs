@@ -46,6 +46,8 @@ pub struct Session {
 /// What has happened. It comes again until it is acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
+    /// How long it was, in bytes.
+    pub length: usize,
     /// Its number.
     pub id: u64,
     /// Where the scale set stands now.
@@ -184,7 +186,10 @@ impl Client {
             StatusCode::OK if answer.body().is_empty() => Ok(None),
             _ => {
                 let wire: WireMessage = self.read(&answer, &ask.action)?;
-                Ok(Some(wire.into()))
+                Ok(Some(Message {
+                    length: answer.body().len(),
+                    ..wire.into()
+                }))
             }
         }
     }

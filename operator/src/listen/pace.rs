@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Polls are so far apart on average, where each is answered at once: a message holds all that has happened since the last.
-const APART: Duration = Duration::from_secs(1);
+pub(super) const APART: Duration = Duration::from_millis(50);
 /// So many polls may follow one another without a pause, as where many jobs begin together.
-pub(super) const AT_ONCE: u32 = 60;
+pub(super) const AT_ONCE: u32 = 200;
+/// A longer message counts as a poll for each so many bytes: reading it takes as much longer. A usual one has a few KiB.
+const BYTES: usize = 64 * 1024;
 
 /// The polls of one pool, of whatever session.
 pub(super) struct Pace {
@@ -30,6 +32,11 @@ impl Pace {
         let ahead = self.due.duration_since(now);
         tokio::time::sleep(ahead.saturating_sub(APART * AT_ONCE)).await;
     }
+
+    /// A message of so many bytes was read.
+    pub(super) fn read(&mut self, bytes: usize) {
+        self.due += APART * u32::try_from(bytes / BYTES).unwrap_or(u32::MAX);
+    }
 }
 
 #[cfg(test)]
@@ -37,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn polls_come_at_once_until_there_were_many_and_then_one_a_second() {
+    async fn polls_come_at_once_until_there_were_many_and_then_twenty_a_second() {
         let mut pace = Pace::new();
         let mut turns = async |count: u32| {
             let start = Instant::now();
@@ -57,5 +64,18 @@ mod tests {
         tokio::time::advance(100_000 * APART).await;
         assert_eq!(turns(AT_ONCE).await, Duration::ZERO);
         assert_eq!(turns(1).await, APART);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_message_counts_as_many() {
+        // Given a server that sends the longest messages that are read
+        let (mut pace, start) = (Pace::new(), Instant::now());
+        for _ in 0..100 {
+            pace.turn().await;
+            pace.read(8 * 1024 * 1024);
+        }
+        // Then they come once in six seconds
+        let each = APART * 129;
+        assert!(start.elapsed() >= 97 * each, "{:?}", start.elapsed());
     }
 }

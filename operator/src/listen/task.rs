@@ -242,7 +242,10 @@ impl Task {
             Err(Error::Unreachable {
                 undelivered: false, ..
             }) if CUT_OFF.contains(&start.elapsed()) => Ok(Poll::Quiet),
-            Ok(Some(message)) => Ok(Poll::Message(message)),
+            Ok(Some(message)) => {
+                self.pace.read(message.length);
+                Ok(Poll::Message(message))
+            }
             Ok(None) => {
                 self.brought_nothing(capacity);
                 self.rest(start + AT_ONCE).await;

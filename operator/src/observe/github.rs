@@ -97,7 +97,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
             ctx.clients.last.worked(pool, url, client);
         }
-        let pods = ctx.pods.of(&pool.key).into_iter();
+        let pods = ctx.pods.of(&pool.key, &pool.uid).into_iter();
         let pods: BTreeSet<String> = pods.map(|runner| runner.name).collect();
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;

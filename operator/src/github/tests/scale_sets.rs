@@ -305,6 +305,7 @@ async fn messages_are_numbers_and_names_and_are_acknowledged() {
 
     let message = client.next_message(&session, 0, 4).await.unwrap().unwrap();
     let expected = Message {
+        length: message.length,
         id: 5,
         statistics: Some(Statistics {
             assigned: 2,
