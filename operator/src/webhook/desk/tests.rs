@@ -101,9 +101,11 @@ async fn a_replica_that_stands_by_answers_first_and_then_tells_the_one_that_lead
     assert_eq!(cluster.writes(), ["PATCH pool"]);
 
     // A ping is passed on, too: it may be what the one that leads waits for
-    let mut ping = desk.ctx.memory.with(&pool, |memory| memory.webhook);
-    ping.at = ping.at.map(|at| at - SignedDuration::from_secs(60));
-    desk.ctx.memory.with(&pool, |memory| memory.webhook = ping);
+    let at = heard.at.map(|at| at - SignedDuration::from_secs(60));
+    let before = Heard { at, read_at: at };
+    desk.ctx
+        .memory
+        .with(&pool, |memory| memory.webhook = before);
     assert!(desk.arrived(&id, None));
     pass_on(&desk).await;
     assert_eq!(cluster.writes(), ["PATCH pool"]);
