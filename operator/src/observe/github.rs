@@ -600,7 +600,7 @@ mod tests {
                 at,
                 asked: pool.look_again.clone(),
                 jobs: Ok(None),
-                registered: vec![],
+                registered: None,
                 shut_out: None,
             })),
             ..GitHubMemory::default()

@@ -272,7 +272,7 @@ fn a_job_of_which_no_event_tells_is_a_sign_that_none_arrive() {
             at: ago(5),
             asked: None,
             jobs: Ok(Some(vec![job].into())),
-            registered: vec![],
+            registered: None,
             shut_out: None,
         };
         let found = untold(&spec, &queue, &heard(event), since);

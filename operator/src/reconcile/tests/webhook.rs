@@ -282,7 +282,7 @@ async fn a_webhook_that_nobody_may_see_is_silent_when_jobs_come_of_which_it_did_
             created_at: Some(queued),
             ..QueuedJob::default()
         }]))),
-        registered: vec![],
+        registered: None,
         shut_out: None,
     };
     let queue = Some(Arc::new(queue));
