@@ -97,16 +97,12 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
             ctx.clients.last.worked(pool, url, client);
         }
-        let pods = ctx.pods.of(&pool.key, &pool.uid).into_iter();
-        let pods: BTreeSet<String> = pods.map(|runner| runner.name).collect();
+        let pods = pods_of(ctx, pool);
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, agents, now);
             find_place(&mut memory.github, &found.client, &pods);
-            if let Some((queue, held)) = queue {
-                memory.github.queue = Some(Arc::new(queue));
-                memory.github.queue_held = Some(held);
-            }
+            keep_queue(&mut memory.github, queue);
         });
     }
     Some(found.client)
@@ -346,6 +342,22 @@ fn max_age(
     since.map_or(SHARED, |since| since.min(SHARED))
 }
 
+/// The queue, and what it holds of answers.
+type QueueRead = (Queue, (Option<QueuedJobs>, HeldLabels));
+
+fn keep_queue(github: &mut GitHubMemory, read: Option<QueueRead>) {
+    if let Some((queue, held)) = read {
+        github.queue = Some(Arc::new(queue));
+        github.queue_held = Some(held);
+    }
+}
+
+/// The names of the pool's pods.
+fn pods_of(ctx: &Context, pool: &Pool) -> BTreeSet<String> {
+    let pods = ctx.pods.of(&pool.key, &pool.uid);
+    pods.into_iter().map(|runner| runner.name).collect()
+}
+
 /// The queue, with what it holds of answers. One that cannot be read stops nothing: the runners do not need it.
 async fn read_queue(
     client: &Client,
@@ -353,7 +365,7 @@ async fn read_queue(
     spec: &Spec,
     listing: &crate::github::RunnerList,
     max_age: Duration,
-) -> (Queue, (Option<QueuedJobs>, HeldLabels)) {
+) -> QueueRead {
     let read = client.queued_jobs(max_age).await;
     let labels = Arc::clone(&listing.labels);
     let jobs = |jobs: &Option<QueuedJobs>| jobs.as_ref().map(|jobs| Arc::<[_]>::clone(jobs));
@@ -380,8 +392,7 @@ async fn shut_out(client: &Client, spec: &Spec) -> Option<String> {
 /// The names that the pool's runners have, or had when they were last listed; and its own, by which a server shows that it
 /// finds runners by name.
 fn names(ctx: &Context, pool: &Pool) -> BTreeSet<String> {
-    let pods = ctx.pods.of(&pool.key, &pool.uid);
-    let mut names: BTreeSet<String> = pods.into_iter().map(|runner| runner.name).collect();
+    let mut names = pods_of(ctx, pool);
     names.insert(pool.key.name.clone());
     ctx.memory.with(pool, |memory| {
         let listed = memory.github.listing.iter().flat_map(|last| &last.entries);
