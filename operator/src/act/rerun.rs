@@ -123,9 +123,12 @@ mod tests {
 
     /// What GitHub is asked for when these runs' jobs are run again, where it answers checks so.
     async fn asked(ctx: &Context, runs: [u64; 2], checks: u16) -> Vec<String> {
-        let stub = Stub::start(move |seen, _| match seen.path.ends_with("/check-runs") {
-            true if checks != 201 => error(checks, "Resource not accessible by integration"),
-            _ => reply(201, &json!({})),
+        let stub = Stub::start(move |seen, _| {
+            if checks != 201 && seen.path.ends_with("/check-runs") {
+                error(checks, "Resource not accessible by integration")
+            } else {
+                reply(201, &json!({}))
+            }
         })
         .await;
         for run in runs {

@@ -392,7 +392,9 @@ mod tests {
         let address = url("https://github.com/o/a");
         let use_of = |pool: &Pool, text: &str| {
             let credentials = clients.credentials(&data(&[("token", text)])).unwrap();
-            let client = clients.client("ci", &address, &credentials, None, None).unwrap();
+            let client = clients
+                .client("ci", &address, &credentials, None, None)
+                .unwrap();
             clients.last.uses(pool, &client);
             Arc::downgrade(&client)
         };

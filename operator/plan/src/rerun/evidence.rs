@@ -228,7 +228,7 @@ fn covers(case: Case, job: &Ended, fault: &Fault) -> bool {
 /// that is that nobody can say so, because nobody watched since the job's end.
 fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
     let known = case.observed.reruns.passes.as_ref();
-    let Some(passes) = known.filter(|passes| passes.since < job.at) else {
+    let Some(known) = known.filter(|known| known.since < job.at) else {
         return true;
     };
     let shares = |devices: &[String]| match fault.device {
@@ -236,7 +236,7 @@ fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
         None => devices.iter().any(|d| job.devices.contains(d)),
     };
     let is_between = |at: Timestamp| job.at < at && at < fault.at;
-    let mut passed = passes.all.iter().filter(|pass| pass.node == job.node);
+    let mut passed = known.all.iter().filter(|pass| pass.node == job.node);
     let later = case.observed.reruns.ended.iter();
     let mut later = later.filter(|other| other.node == job.node && shares(&other.devices));
     passed.any(|p| is_between(p.bound) && (p.devices.is_empty() || shares(&p.devices)))

@@ -41,11 +41,8 @@ impl GitHub {
         let (noted, stored, attempt) = (Arc::clone(&states), cluster.clone(), AtomicU32::new(1));
         let script = move |seen: &Seen, _: usize| {
             if is_rerun(seen) {
-                let status = stored.5.lock().unwrap().clone();
-                noted
-                    .lock()
-                    .unwrap()
-                    .push(status["reruns"][0]["state"].clone());
+                let said = stored.5.lock().unwrap()["reruns"][0]["state"].clone();
+                noted.lock().unwrap().push(said);
                 attempt.fetch_add(1, Ordering::Relaxed);
                 return reply(201, &json!({}));
             }
