@@ -419,7 +419,7 @@ fn show_pod(ctx: &Context, name: &str, status: &Value) {
             "name": name,
             "namespace": "ci",
             "labels": {"cudarunner.dev/pool": "pool"},
-            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": fixture::pool(1).uid}],
         },
         // One whose container was started a second time was let in.
         "spec": {

@@ -28,7 +28,7 @@ fn shown(image: &str, state: &serde_json::Value, starts: i32, ready: bool) -> se
         "metadata": {
             "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
             "labels": {"cudarunner.dev/pool": "pool"},
-            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "p"}],
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": fixture::pool(1).uid}],
         },
         "spec": {
             "initContainers": [{"name": "gpu", "image": image}],

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU32;
 
-use cudarunner_crds::Rerun;
+use cudarunner_crds::{CudaRunnerStatus, Rerun};
 
 use super::*;
 use crate::github::tests::stub::{Reply, Seen, Stub, error, here, page, reply};
@@ -93,8 +93,9 @@ fn answer(seen: &Seen, attempt: u32) -> Reply {
 /// A pool that runs such jobs again, as its status is stored.
 fn wishing(cluster: &Cluster, github: &Stub) -> Arc<CudaRunner> {
     resource(|resource| {
+        let address = format!("https://{}/acme/widgets", github.address());
         let spec = &mut resource.spec;
-        spec.github.url = format!("https://{}/acme/widgets", github.address());
+        spec.github.url.clone_from(&address);
         spec.github.ca_bundle_ref =
             Some(serde_json::from_value(json!({"name": "ca", "key": "ca.crt"})).unwrap());
         spec.replicas = Some(0);
@@ -104,7 +105,13 @@ fn wishing(cluster: &Cluster, github: &Stub) -> Arc<CudaRunner> {
             limit: 1,
         });
         let stored = cluster.5.lock().unwrap().clone();
-        resource.status = serde_json::from_value(stored).unwrap();
+        let stored: Option<CudaRunnerStatus> = serde_json::from_value(stored).unwrap();
+        // It is this operator's, and has had runners there.
+        resource.status = Some(CudaRunnerStatus {
+            operator: resource.operator().cloned(),
+            registered_at: Some(address),
+            ..stored.unwrap_or_default()
+        });
     })
 }
 

@@ -53,7 +53,9 @@ fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
     // Given a runner, and one that has vanished
     let (pods, key) = (Pods::default(), fixture_key());
     pods.apply(&idle("pool-aaaaa"), true);
-    pods.delete(&holder("pool-bbbbb", "pool", Some("u"), "Failed"), true);
+    let mut deleted = holder("pool-bbbbb", "pool", Some("pool"), "Running");
+    deleted.owner_references_mut()[0].uid = "u".to_owned();
+    pods.delete(&deleted, true);
     let told = |_: &Runner| false;
     let has = |uid: &str| {
         (
