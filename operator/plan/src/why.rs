@@ -1,6 +1,7 @@
 //! Why jobs wait, as far as a resource tells: what stands in the way, the most urgent first, each thing once.
 
 pub mod job;
+mod lack;
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeletionPolicy, RunnerPhase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,6 +11,7 @@ use crate::condition::{bad_status, kind};
 use crate::model::pool::Pool;
 use crate::model::time::Shift as _;
 use crate::reason::{Reason, Stored};
+use lack::Lack;
 
 /// Something that stands in the way of jobs.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -27,47 +29,116 @@ impl Cause {
     }
 }
 
-/// What stands in the way of a pool's jobs; nothing where they run, or could.
+/// What stands in the way of a pool's jobs; nothing where they run, or could. What holds those that wait comes first, then
+/// what holds others, then trouble that holds none.
 #[must_use]
 pub fn causes(resource: &CudaRunner) -> Vec<Cause> {
-    causes_where(resource, |_| true)
-}
-
-/// The most urgent of what stands in the way of the jobs that wait for a pool's own runners: trouble with other jobs and with
-/// checks holds none of them.
-#[must_use]
-pub fn of_waiting(resource: &CudaRunner) -> Option<Cause> {
-    let concerns = |condition: &Condition| match condition.type_.as_str() {
-        kind::WORKFLOW_VERIFIED | kind::CHECKS_REQUIRED => false,
-        kind::QUEUE_SERVED => Stored::parse(&condition.reason) != Reason::LabelMissing,
-        _ => true,
+    let status = match seen(resource) {
+        Ok(status) => status,
+        Err(instead) => return vec![instead],
     };
-    causes_where(resource, concerns).into_iter().next()
-}
-
-/// The same of the conditions that concern somebody.
-fn causes_where(resource: &CudaRunner, concerns: impl Fn(&Condition) -> bool) -> Vec<Cause> {
-    let status = resource.status.as_ref();
-    let Some(status) = status.filter(|status| is_seen(status)) else {
-        return vec![Cause::new(
-            "No status",
-            "No operator has looked at this pool yet. Does one run (kubectl get deployment --all-namespaces --selector app.kubernetes.io/name=cuda-runner-operator), is this namespace among those that it watches, and does its --pool-selector, where it has one, take in the labels of this CudaRunner?",
-        )];
-    };
-    if let Some(since) = &resource.metadata.deletion_timestamp {
-        return vec![leaving(resource, status, since.0)];
+    let mut all = holding(resource, status, Jobs::Wait(status.queued));
+    let troubles = speaking(status);
+    let (of_others, rest): (Vec<_>, Vec<_>) = troubles.iter().partition(|c| lack::is_of_others(c));
+    for condition in of_others.into_iter().chain(rest) {
+        add(&mut all, condition);
     }
-    let mut all: Vec<Cause> = behind(resource, status).into_iter().collect();
-    for condition in speaking(status).into_iter().filter(|c| concerns(c)) {
-        let is_known = |known: &Cause| condition.message.contains(&known.message);
-        if !all.iter().any(is_known) {
-            let about = format!("{} ({})", condition.type_, condition.reason);
-            all.push(Cause::new(about, condition.message.clone()));
+    all
+}
+
+/// The most urgent of what holds so many jobs that wait for a pool's own runners. Trouble with other jobs and with checks holds
+/// none of them, nor does a quarantine while all the runners are busy that the spec allows.
+#[must_use]
+pub fn of_waiting(resource: &CudaRunner, jobs: i32) -> Option<Cause> {
+    match seen(resource) {
+        Ok(status) => holding(resource, status, Jobs::Wait(jobs))
+            .into_iter()
+            .next(),
+        Err(instead) => Some(instead),
+    }
+}
+
+/// What holds the jobs that wait for a pool, or would hold one of which nobody knows yet; and jobs that no pool takes.
+#[must_use]
+pub fn of_any_job(resource: &CudaRunner) -> Vec<Cause> {
+    let status = match seen(resource) {
+        Ok(status) => status,
+        Err(instead) => return vec![instead],
+    };
+    let jobs = if status.queued > 0 {
+        Jobs::Wait(status.queued)
+    } else {
+        Jobs::MayCome
+    };
+    let mut all = holding(resource, status, jobs);
+    for condition in speaking(status) {
+        if lack::is_of_others(condition) {
+            add(&mut all, condition);
         }
     }
-    let is_free = all.is_empty();
-    all.extend(queue(resource, status, is_free));
     all
+}
+
+/// The status, where an operator has written it and the pool stays; else what is to be said instead.
+fn seen(resource: &CudaRunner) -> Result<&CudaRunnerStatus, Cause> {
+    let status = resource.status.as_ref();
+    let Some(status) = status.filter(|status| is_seen(status)) else {
+        return Err(Cause::new(
+            "No status",
+            "No operator has looked at this pool yet. Does one run (kubectl get deployment --all-namespaces --selector app.kubernetes.io/name=cuda-runner-operator), is this namespace among those that it watches, and does its --pool-selector, where it has one, take in the labels of this CudaRunner?",
+        ));
+    };
+    match &resource.metadata.deletion_timestamp {
+        Some(since) => Err(leaving(resource, status, since.0)),
+        None => Ok(status),
+    }
+}
+
+/// The jobs that are asked about.
+#[derive(Clone, Copy)]
+enum Jobs {
+    /// So many wait.
+    Wait(i32),
+    /// None is known to wait, and one may come.
+    MayCome,
+}
+
+/// What holds jobs, the most urgent first: conditions, and the number that they wait for.
+fn holding(resource: &CudaRunner, status: &CudaRunnerStatus, jobs: Jobs) -> Vec<Cause> {
+    let mut all: Vec<Cause> = behind(resource, status).into_iter().collect();
+    let count = match jobs {
+        Jobs::Wait(count) => count,
+        Jobs::MayCome => 1,
+    };
+    if count <= 0 {
+        return all;
+    }
+    let lack = Lack::of(resource, status, count);
+    let mut conditions = speaking(status);
+    conditions.retain(|condition| lack.is_because_of(condition, status));
+    // Of a runner without a node the scheduler's word says more: it counts what is taken, too.
+    conditions.sort_by_key(|condition| lack::is_quarantine(condition));
+    for condition in &conditions {
+        add(&mut all, condition);
+    }
+    let is_said = match lack {
+        Lack::Number => true,
+        Lack::Gpus { .. } => conditions.iter().all(|c| lack::is_quarantine(c)),
+        Lack::Nothing | Lack::Runner { .. } => all.is_empty(),
+    };
+    if is_said {
+        all.extend(waited_for(resource, status, jobs, lack));
+    }
+    all
+}
+
+/// Adds a condition, unless what it says is there already.
+fn add(all: &mut Vec<Cause>, condition: &Condition) {
+    let is_known = |known: &Cause| condition.message.contains(&known.message);
+    if !all.iter().any(is_known) {
+        let about = format!("{} ({})", condition.type_, condition.reason);
+        all.push(Cause::new(about, condition.message.clone()));
+    }
 }
 
 /// Whether an operator has written it: a resource that is new has a word of the CRD's.
@@ -150,66 +221,62 @@ fn leaving(resource: &CudaRunner, status: &CudaRunnerStatus, since: jiff::Timest
     Cause::new("Deletion", message)
 }
 
-/// Why jobs wait for a number; and, where nothing else stands in the way, what they wait for.
-fn queue(resource: &CudaRunner, status: &CudaRunnerStatus, is_free: bool) -> Option<Cause> {
-    if status.queued <= 0 {
-        return None;
-    }
-    let wait = if status.queued == 1 {
-        "1 job waits".to_owned()
-    } else {
-        format!("{} jobs wait", status.queued)
+/// What jobs wait for, in numbers.
+fn waited_for(
+    resource: &CudaRunner,
+    status: &CudaRunnerStatus,
+    jobs: Jobs,
+    lack: Lack,
+) -> Option<Cause> {
+    let wait = match jobs {
+        Jobs::MayCome => "A job that comes waits".to_owned(),
+        Jobs::Wait(1) => "1 job waits".to_owned(),
+        Jobs::Wait(count) => format!("{count} jobs wait"),
     };
-    let (field, most) = match &resource.spec.scaling {
-        Some(scaling) => ("spec.scaling.maxRunners", scaling.max_runners),
-        None => ("spec.replicas", resource.spec.replicas.unwrap_or(1)),
-    };
-    if most == 0 {
-        let name = resource.metadata.name.as_deref().unwrap_or_default();
-        let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
-        return Some(Cause::new(
-            field,
-            format!(
-                "{wait}, and {field} is 0: no runner comes. `kubectl scale cudarunner {name} --replicas 1 --namespace {namespace}` gives it one"
-            ),
-        ));
-    }
-    if status.busy >= most {
-        return Some(Cause::new(
+    let (field, most) = lack::most(resource);
+    Some(match lack {
+        Lack::Number if most == 0 => {
+            let name = resource.metadata.name.as_deref().unwrap_or_default();
+            let namespace = resource.metadata.namespace.as_deref().unwrap_or_default();
+            Cause::new(
+                field,
+                format!(
+                    "{wait}, and {field} is 0: no runner comes. `kubectl scale cudarunner {name} --replicas 1 --namespace {namespace}` gives it one"
+                ),
+            )
+        }
+        Lack::Number => Cause::new(
             field,
             format!("{wait} until a runner has ended its job: {field} is {most}, and all are busy"),
-        ));
-    }
-    let capacity = status.scale_set.as_ref().map(|set| set.capacity);
-    let capacity = capacity.filter(|capacity| *capacity < most && status.busy >= *capacity);
-    if let Some(capacity) = capacity {
-        return Some(Cause::new(
+        ),
+        Lack::Gpus { capacity } => Cause::new(
             "GPUs",
             format!(
                 "{wait} for a GPU: those that are there and free for this pool suffice for {capacity} of {most} runners, and {} are busy. Add nodes, or look who else holds GPUs (kubectl describe nodes)",
                 status.busy
             ),
-        ));
-    }
-    if !is_free {
-        return None;
-    }
-    if status.online > status.busy {
-        return Some(Cause::new(
+        ),
+        Lack::Nothing => {
+            let Jobs::Wait(_) = jobs else { return None };
+            let idle = match status.online.saturating_sub(status.busy) {
+                1 => "1 runner is idle".to_owned(),
+                idle => format!("{idle} runners are idle"),
+            };
+            Cause::new(
+                "Queue",
+                format!(
+                    "{wait}, and {idle}: GitHub gives a job to an idle runner within seconds. Where it does not, the run is held by its own concurrency group or environment, or its repository is not in the runner group"
+                ),
+            )
+        }
+        Lack::Runner { .. } => Cause::new(
             "Queue",
             format!(
-                "{wait}, and {} of the runners are idle: GitHub gives a job to an idle runner within seconds. Where it does not, the run is held by its own concurrency group or environment, or its repository is not in the runner group",
-                status.online.saturating_sub(status.busy)
+                "{wait} for runners that start: {} at the gate, {} before it",
+                status.gated, status.pending
             ),
-        ));
-    }
-    Some(Cause::new(
-        "Queue",
-        format!(
-            "{wait} for runners that start: {} at the gate, {} before it",
-            status.gated, status.pending
         ),
-    ))
+    })
 }
 
 #[cfg(test)]

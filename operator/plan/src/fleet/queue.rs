@@ -90,7 +90,7 @@ impl Queues {
                 Some(read) => read.jobs.as_ref().ok().and(Some(read.at)),
                 None => known.heard.map(|_| now),
             },
-            why: (jobs > 0).then(|| why(resource)).flatten(),
+            why: (jobs > 0).then(|| why(resource, jobs)).flatten(),
             waiting_not_listed: beyond(usize::try_from(jobs).unwrap_or(0), waiting.len()),
             waiting,
         }
@@ -179,8 +179,8 @@ fn jobs(read: Option<&Arc<Queue>>) -> impl Iterator<Item = &QueuedJob> {
 }
 
 /// The most urgent of what stands in the way, in the words of `kubectl cudarunner why`.
-fn why(resource: &CudaRunner) -> Option<String> {
-    let first = of_waiting(resource)?;
+fn why(resource: &CudaRunner, jobs: i32) -> Option<String> {
+    let first = of_waiting(resource, jobs)?;
     Some(clean(
         &format!("{}: {}", first.about, first.message),
         LONGEST,

@@ -182,7 +182,8 @@ fn a_pod_that_only_looks_like_a_runner_is_passed_over() {
 
 #[test]
 fn the_oldest_job_and_why_it_waits_are_said() {
-    // Given two jobs of ours, and an older one that asks for something else
+    // Given two jobs of ours, and an older one that asks for something else; the only runner is busy, and the node on which
+    // it is not is quarantined
     let queued = |run, name: &str, label: &str| QueuedJob {
         run,
         name: name.to_owned(),
@@ -191,12 +192,13 @@ fn the_oldest_job_and_why_it_waits_are_said() {
     };
     let mut resource = said(|status| {
         status.queued = 2;
+        (status.replicas, status.online, status.busy) = (1, 1, 1);
         status.observed_generation = Some(1);
         status.conditions = vec![Condition {
             type_: "GpuHealthy".to_owned(),
             status: "False".to_owned(),
-            reason: "NodeQuarantined".to_owned(),
-            message: "node-1 fails the gate".to_owned(),
+            reason: "NodesQuarantined".to_owned(),
+            message: "Quarantined: node-1".to_owned(),
             observed_generation: None,
             last_transition_time: Time(NOW),
         }];
@@ -229,8 +231,11 @@ fn the_oldest_job_and_why_it_waits_are_said() {
     );
     assert_eq!(
         queue.why.as_deref(),
-        Some("GpuHealthy (NodeQuarantined): node-1 fails the gate")
+        Some(
+            "spec.replicas: 2 jobs wait until a runner has ended its job: spec.replicas is 1, and all are busy"
+        )
     );
+    // What holds none of them is told of the pool all the same
     assert_eq!(fleet.pools[0].held.len(), 1);
     let listed: Vec<_> = queue.waiting.iter().map(|w| w.job.run_id).collect();
     assert_eq!(

@@ -17,8 +17,11 @@ use crate::model::scale_set::{Heard, Known, Listening, ScaleSetFacts, Trouble};
 use crate::shares::Share;
 use crate::{Access, Observed, Queue, plan};
 
-/// What is said of a resource, changed like this, of which this is seen.
-fn said(change: impl FnOnce(&mut CudaRunner), see: impl FnOnce(&Pool, &mut Observed)) -> String {
+/// A resource, changed like this, of which this is seen, with the plan's status.
+pub(super) fn planned(
+    change: impl FnOnce(&mut CudaRunner),
+    see: impl FnOnce(&Pool, &mut Observed),
+) -> CudaRunner {
     let mut resource = resource();
     resource.spec.replicas = Some(2);
     change(&mut resource);
@@ -27,7 +30,12 @@ fn said(change: impl FnOnce(&mut CudaRunner), see: impl FnOnce(&Pool, &mut Obser
     see(&pool, &mut observed);
     let status = plan(&pool, &observed, NOW).status;
     resource.status = Some(status);
-    let causes = causes(&resource);
+    resource
+}
+
+/// What is said of it.
+fn said(change: impl FnOnce(&mut CudaRunner), see: impl FnOnce(&Pool, &mut Observed)) -> String {
+    let causes = causes(&planned(change, see));
     let said: Vec<String> = causes
         .into_iter()
         .map(|cause| format!("{}: {}", cause.about, cause.message))
@@ -35,10 +43,10 @@ fn said(change: impl FnOnce(&mut CudaRunner), see: impl FnOnce(&Pool, &mut Obser
     said.join("\n")
 }
 
-fn as_it_is(_: &mut CudaRunner) {}
+pub(super) fn as_it_is(_: &mut CudaRunner) {}
 
 /// A queue with jobs that ask for these labels.
-fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
+pub(super) fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
     let job = |labels: &&[&str]| QueuedJob {
         run: 17,
         name: "train".to_owned(),
@@ -54,7 +62,7 @@ fn queue_of(observed: &mut Observed, jobs: &[&[&str]]) {
     }));
 }
 
-fn runners(pool: &Pool, observed: &mut Observed, phases: &[RunnerPhase]) {
+pub(super) fn runners(pool: &Pool, observed: &mut Observed, phases: &[RunnerPhase]) {
     let names = ["pool-aaaaa", "pool-bbbbb", "pool-ccccc", "pool-ddddd"];
     let all = names.iter().zip(phases);
     observed.runners = all
@@ -62,7 +70,7 @@ fn runners(pool: &Pool, observed: &mut Observed, phases: &[RunnerPhase]) {
         .collect();
 }
 
-fn refused(reason: Reason, message: &str, transient: bool) -> Access {
+pub(super) fn refused(reason: Reason, message: &str, transient: bool) -> Access {
     let message = message.to_owned();
     Access::Refused {
         reason,
@@ -71,7 +79,7 @@ fn refused(reason: Reason, message: &str, transient: bool) -> Access {
     }
 }
 
-fn waits(observed: &mut Observed, reason: &str, message: &str, container: Option<&str>) {
+pub(super) fn waits(observed: &mut Observed, reason: &str, message: &str, container: Option<&str>) {
     let runner = observed.runners.last_mut().unwrap();
     runner.since = ago(300);
     runner.waiting_since = Some(ago(300));
@@ -83,19 +91,19 @@ fn waits(observed: &mut Observed, reason: &str, message: &str, container: Option
     });
 }
 
-fn scaled(resource: &mut CudaRunner, source: &str) {
+pub(super) fn scaled(resource: &mut CudaRunner, source: &str) {
     let scaling = serde_json::json!({"minRunners": 0, "maxRunners": 2, "source": source});
     resource.spec.scaling = Some(serde_json::from_value::<Scaling>(scaling).unwrap());
     resource.spec.replicas = None;
 }
 
-fn failed(pool: &Pool, observed: &mut Observed, failure: Failure) {
+pub(super) fn failed(pool: &Pool, observed: &mut Observed, failure: Failure) {
     runners(pool, observed, &[RunnerPhase::Failed]);
     observed.runners[0].end = Some(End::Failed(failure));
     observed.nodes = Some((1..5).map(|n| node(&format!("node-{n}"))).collect());
 }
 
-const CUDA: &[&str] = &["self-hosted", "cuda"];
+pub(super) const CUDA: &[&str] = &["self-hosted", "cuda"];
 
 /// The situations, what is said in each, and the words that must be among it.
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -403,6 +411,36 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
             "Every node that is known to have such GPUs is quarantined after a failure: node-1",
         ),
         (
+            "a node is quarantined, and the runners on the others are busy",
+            said(as_it_is, |pool, seen| {
+                runners(pool, seen, busy);
+                queue_of(seen, &[CUDA]);
+                ten_nodes(seen);
+            }),
+            "1 job waits until a runner has ended its job: spec.replicas is 2, and all are busy\nGpuHealthy (NodesQuarantined): Quarantined: node-9",
+        ),
+        (
+            "a node is quarantined, and a runner has none",
+            said(as_it_is, |pool, seen| {
+                runners(pool, seen, &[RunnerPhase::Busy, RunnerPhase::Unscheduled]);
+                waits(seen, "Unschedulable", gpus, None);
+                queue_of(seen, &[CUDA]);
+                ten_nodes(seen);
+            }),
+            "No node has 1 x nvidia.com/gpu free for this pool",
+        ),
+        (
+            "webhooks do not come, and all runners are busy",
+            said(
+                |resource| scaled(resource, "Webhook"),
+                |pool, seen| {
+                    runners(pool, seen, busy);
+                    queue_of(seen, &[CUDA]);
+                },
+            ),
+            "spec.scaling.maxRunners is 2, and all are busy\nWebhookReady (WebhooksOff): ",
+        ),
+        (
             "the pool goes, and a job still runs",
             said(going, |pool, seen| {
                 runners(pool, seen, &[RunnerPhase::Busy]);
@@ -429,6 +467,12 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
     ]
 }
 
+/// Ten nodes, of which another pool has found one broken.
+pub(super) fn ten_nodes(observed: &mut Observed) {
+    observed.nodes = Some((1..=10).map(|n| node(&format!("node-{n}"))).collect());
+    observed.quarantined = vec![quarantined("node-9")];
+}
+
 /// In deletion for a minute, after the operator has seen it.
 fn going(resource: &mut CudaRunner) {
     let pool = Pool::read(resource, false);
@@ -437,7 +481,7 @@ fn going(resource: &mut CudaRunner) {
 }
 
 /// A node that another pool has found broken.
-fn quarantined(node: &str) -> Quarantined {
+pub(super) fn quarantined(node: &str) -> Quarantined {
     let entry = serde_json::json!({"node": node, "class": "node", "code": 803, "message": "the driver is another one", "failures": 1, "since": Time(ago(60)), "until": Time(NOW + SignedDuration::from_mins(29))});
     Quarantined {
         pool: PoolKey {
@@ -451,7 +495,7 @@ fn quarantined(node: &str) -> Quarantined {
 #[test]
 fn each_situation_is_told_once_and_in_words_that_lead_to_the_end_of_it() {
     let all = situations();
-    assert!(all.len() >= 28, "{}", all.len());
+    assert!(all.len() >= 30, "{}", all.len());
     for (situation, said, words) in all {
         assert_eq!(said.is_empty(), words.is_empty(), "{situation}: {said}");
         assert!(said.contains(words), "{situation}: {said}");
@@ -504,8 +548,9 @@ fn a_job_that_waits_is_not_told_of_the_trouble_of_others() {
     runners(&pool, &mut observed, &[RunnerPhase::Busy]);
     queue_of(&mut observed, &[CUDA, &["self-hosted", "cuda", "b300"]]);
     resource.status = Some(plan(&pool, &observed, NOW).status);
-    // Then the pool's troubles begin with that one, and what holds the other is the number of runners
-    assert_eq!(causes(&resource)[0].about, "QueueServed (LabelMissing)");
-    let why = of_waiting(&resource).unwrap();
+    // Then what holds the job is the number of runners, and the other one is told of behind that
+    let why = of_waiting(&resource, 1).unwrap();
     assert_eq!(why.about, "spec.replicas", "{}", why.message);
+    let abouts: Vec<_> = causes(&resource).into_iter().map(|c| c.about).collect();
+    assert_eq!(abouts, ["spec.replicas", "QueueServed (LabelMissing)"]);
 }
