@@ -26,6 +26,8 @@ pub use fence::{Fence, NotLeading};
 
 /// Name of the Lease, in the operator's namespace, where no other is given.
 pub const LEASE: &str = "cuda-runner-operator";
+/// Label of the Lease, and of the operator's pods, with [`LEASE`] as its value: so they are found by whatever name.
+pub const LABEL: &str = "app.kubernetes.io/name";
 /// Annotation of the Lease: the selector of the pools that its holder serves. All where absent.
 pub const SELECTOR: &str = "cudarunner.dev/pool-selector";
 /// Annotation of the Lease: the namespaces of the pools that its holder serves, with commas. All where absent.
@@ -201,6 +203,9 @@ impl Election {
         let is_new = last.is_none();
         let mut lease = last.unwrap_or_default();
         lease.metadata.name = Some(self.name.clone());
+        lease
+            .labels_mut()
+            .insert(LABEL.to_owned(), LEASE.to_owned());
         for (key, value) in &self.annotations {
             let annotations = lease.annotations_mut();
             match value {

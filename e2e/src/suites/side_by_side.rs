@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, node_marks};
+use super::{Ctx, SOON, node_marks, plugin::plugin};
 use crate::{
     deploy,
     device_plugin::state::Device,
@@ -21,15 +21,17 @@ use crate::{
 };
 
 /// The values of the operators.
-const FIRST: [&str; 3] = [
+const FIRST: [&str; 4] = [
     "leaderElection.enabled=true",
     "poolSelector=for-first",
     "nodeTaint.enabled=true",
+    "fleetPage.enabled=true",
 ];
-const SECOND: [&str; 4] = [
+const SECOND: [&str; 5] = [
     "leaderElection.enabled=true",
     "poolSelector=for-second",
     "nodeTaint.enabled=true",
+    "fleetPage.enabled=true",
     "uninstallHook.enabled=false",
 ];
 /// Release and namespace of the second.
@@ -85,6 +87,7 @@ async fn beside_one_another(ctx: &Ctx) -> Result<()> {
     served(ctx, "two", SECOND_NAME).await?;
     let one = ctx.idle("one", 1).await?;
     ctx.idle("two", 1).await?;
+    shown_together(ctx).await?;
     overlap(ctx, &one).await?;
     moved(ctx).await?;
     quarantined(ctx).await?;
@@ -119,6 +122,37 @@ async fn served(ctx: &Ctx, pool: &str, by: (&str, &str)) -> Result<()> {
         Ok(operator.filter(|o| (o.namespace.as_str(), o.name.as_str()) == by))
     })
     .await?;
+    Ok(())
+}
+
+/// `kubectl cudarunner top` puts together what both say: no operator's runner is a stranger's, and the pool of neither is there.
+async fn shown_together(ctx: &Ctx) -> Result<()> {
+    // The Services lead to the pages a moment after the pods are ready
+    let document = ctx
+        .wait_for("both operators' documents", SOON, async || {
+            let screen = plugin(ctx, 0, &["top", "-o", "json"]).await?;
+            let document: Value = serde_json::from_str(&screen)?;
+            let further = document["furtherOperators"].as_array().map_or(0, Vec::len);
+            Ok((document["operator"].is_object() && further == 1).then_some(document))
+        })
+        .await?;
+    let pools = document["pools"].as_array().into_iter().flatten();
+    let ours = pools.filter(|pool| pool["namespace"] == ctx.namespace);
+    let names: Vec<_> = ours.filter_map(|pool| pool["name"].as_str()).collect();
+    ensure!(names == ["none", "one", "two"], "{document:#}");
+    let devices = &document["devices"];
+    ensure!(
+        devices["Idle"] == 2 && devices["NotOurs"].is_null(),
+        "{devices:#}"
+    );
+    let screen = plugin(ctx, 0, &["top"]).await?;
+    ensure!(screen.matches("From the operator").count() == 2, "{screen}");
+    // And `why` of a job knows the pools of both
+    let known = plugin(ctx, 1, &["why", "nobody", "--job"]).await?;
+    ensure!(
+        known.contains(&format!("{}/two (", ctx.namespace)),
+        "{known}"
+    );
     Ok(())
 }
 

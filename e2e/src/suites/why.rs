@@ -13,9 +13,10 @@ use super::{Ctx, SOON, plugin::plugin};
 use crate::deploy;
 
 const LIST: &str = "actions/list-self-hosted-runners-for-repo";
-/// An answer that did not wait for anything: the plugin gives the operator half a second. How long it takes on a quiet
-/// machine is the benchmark's to say.
-const AT_ONCE: Duration = Duration::from_secs(5);
+/// By then there is an answer, whoever does not answer. That each way there is as short is tested beside the plugin.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// Other programs share the machine: of so many answers the least time is the plugin's own.
+const ANSWERS: usize = 3;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_stalled_pool(ctx).await?;
@@ -23,30 +24,37 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     more_runners_than_gpus(ctx).await?;
     github_does_not_answer(ctx).await?;
     in_deletion_around_a_job(ctx).await?;
+    without_the_page(ctx).await?;
     let on = ["fleetPage.enabled=true"];
     deploy::with_values(&ctx.cluster, &on, async || a_job(ctx).await).await
 }
 
 /// What is said of a pool; the lines of a paragraph are one.
 async fn why(ctx: &Ctx, arguments: &[&str]) -> Result<String> {
-    let start = Instant::now();
     let arguments = [&["why"], arguments].concat();
-    let said = plugin(ctx, 0, &arguments).await?.replace("\n  ", " ");
-    let took = start.elapsed();
-    ensure!(
-        arguments.contains(&"--wait") || took < AT_ONCE,
-        "after {took:?}: {said}"
-    );
-    Ok(said)
+    Ok(plugin(ctx, 0, &arguments).await?.replace("\n  ", " "))
 }
 
-/// Waits until these words are said of a pool.
+/// Waits until these words are said of a pool. An answer that is not waited for may be from before the look that it asked for.
 async fn says(ctx: &Ctx, pool: &str, words: &str) -> Result<String> {
     ctx.wait_for(&format!("{words:?} of {pool}"), SOON, async || {
-        let said = why(ctx, &[pool, "--wait", "30"]).await?;
+        let said = why(ctx, &[pool]).await?;
         Ok(said.contains(words).then_some(said))
     })
     .await
+}
+
+/// Whether this is answered at once.
+async fn is_at_once(ctx: &Ctx, arguments: &[&str]) -> Result<()> {
+    let mut least = Duration::MAX;
+    for _ in 0..ANSWERS {
+        let start = Instant::now();
+        why(ctx, arguments).await?;
+        least = least.min(start.elapsed());
+    }
+    println!("why {}: {} ms", arguments.join(" "), least.as_millis());
+    ensure!(least < AT_ONCE, "{arguments:?} took {least:?}");
+    Ok(())
 }
 
 async fn a_stalled_pool(ctx: &Ctx) -> Result<()> {
@@ -64,6 +72,8 @@ async fn a_stalled_pool(ctx: &Ctx) -> Result<()> {
     let said = why(ctx, &[]).await?;
     let heading = format!("{}/stalled", ctx.namespace);
     ensure!(said.contains(&heading), "{said}");
+    is_at_once(ctx, &["stalled"]).await?;
+    is_at_once(ctx, &[]).await?;
     ctx.delete("stalled").await
 }
 
@@ -137,6 +147,26 @@ async fn in_deletion_around_a_job(ctx: &Ctx) -> Result<()> {
     .await
 }
 
+/// Of a job that no status tells of, the pools for its repository are told, and what holds them.
+async fn without_the_page(ctx: &Ctx) -> Result<()> {
+    ctx.apply(&ctx.pool("full", json!({"replicas": 0}))).await?;
+    ctx.condition("full", "RunnersOnline", "True", "ScaledToZero")
+        .await?;
+    let page = format!(
+        "{}/{}/actions/runs/404/job/404",
+        ctx.cluster.github, ctx.repository
+    );
+    let said = why(ctx, &[&page]).await?;
+    ensure!(
+        said.contains(&format!("{}/full, for [", ctx.namespace))
+            && said.contains("spec.replicas: ")
+            && said.contains("fleetPage.enabled=true"),
+        "{said}"
+    );
+    is_at_once(ctx, &[&page]).await?;
+    ctx.delete("full").await
+}
+
 /// One job: by its address while it waits, runs and has ended, and one that no pool takes.
 async fn a_job(ctx: &Ctx) -> Result<()> {
     // Given a pool that is busy, a job that waits for it, and one that asks for what nobody has
@@ -170,6 +200,7 @@ async fn a_job(ctx: &Ctx) -> Result<()> {
         said.contains(&format!("{key} comes nearest, and lacks b300")),
         "{said}"
     );
+    is_at_once(ctx, &[&page]).await?;
     // ... and by name; a pool of the same name comes first, unless a job is meant
     let said = why(ctx, &["waits"]).await?;
     ensure!(said.contains("would take it"), "{said}");

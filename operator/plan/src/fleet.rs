@@ -6,6 +6,7 @@
 mod document;
 mod history;
 mod hours;
+mod join;
 mod nodes;
 mod queue;
 #[cfg(test)]
@@ -171,6 +172,8 @@ impl Builder {
             api_version: API_VERSION.to_owned(),
             generated_at: self.now,
             operator: self.operator,
+            further_operators: vec![],
+            not_read: vec![],
             devices,
             nodes_visible,
             others_visible,

@@ -2,6 +2,7 @@
 
 pub mod job;
 mod lack;
+pub mod operator;
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeletionPolicy, RunnerPhase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

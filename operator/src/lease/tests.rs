@@ -168,6 +168,20 @@ async fn replica(mut election: Election) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_found_by_its_label_and_says_which_pools_are_served() {
+    let server = Server::default();
+    let (election, _) = server.election("one", GOOD);
+    let mut election = election.serving(Some("shard=a".to_owned()), &["ml".to_owned()]);
+    election.win().await;
+    let lease = server.state().lease.clone().unwrap();
+    assert_eq!(lease["metadata"]["labels"], json!({LABEL: LEASE}));
+    assert_eq!(
+        lease["metadata"]["annotations"],
+        json!({SELECTOR: "shard=a", NAMESPACES: "ml"})
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_two_replicas_may_write_at_once_whatever_their_requests_and_clocks_do() {
     for seed in 0..12 {
         // Given replicas whose clocks are far apart, and whose requests are late, lost, or overtake each other

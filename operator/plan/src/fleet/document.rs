@@ -37,6 +37,12 @@ pub struct Fleet {
     /// The operator that knows it; absent where the resources alone were read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<Operator>,
+    /// Those of the other operators, where several answered `kubectl cudarunner` and their documents were put together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_operators: Vec<Operator>,
+    /// What `kubectl cudarunner` could not read, and what that means for this, in sentences without a full stop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_read: Vec<String>,
     /// How many devices are in each state, of all nodes, also of those beyond the list.
     pub devices: BTreeMap<DeviceState, u32>,
     /// Whether nodes could be read. Where they could not, only those are listed on which runners are.

@@ -188,7 +188,7 @@ impl History {
 }
 
 /// What makes two events the same: one status tells of it, and the operator remembers it.
-fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
+pub(super) fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
     let run = event.job.as_ref().and_then(|job| job.run_id);
     (
         &event.pool,

@@ -263,6 +263,18 @@ impl GitHubUrl {
         parts.is_some_and(|(o, n)| o.eq_ignore_ascii_case(owner) && n.eq_ignore_ascii_case(name))
     }
 
+    /// Whether runners there get the jobs of this `OWNER/NAME`, which is of the same server. Of an enterprise nobody knows whose
+    /// organizations it has.
+    #[must_use]
+    pub fn covers(&self, repository: &str) -> bool {
+        let owner = repository.split('/').next().unwrap_or_default();
+        match &self.scope {
+            Scope::Repository { .. } => self.is_of(repository),
+            Scope::Organization { name } => owner.eq_ignore_ascii_case(name),
+            Scope::Enterprise { .. } => true,
+        }
+    }
+
     /// Path of the owner's part of the API, such as `/repos/craton-co/craton-tensor-wasm`, without the API's prefix.
     #[must_use]
     pub fn owner_path(&self) -> String {

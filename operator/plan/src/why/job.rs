@@ -1,16 +1,20 @@
 //! One job: which pool would take it, whether it runs or has ended, or why it waits. From [the fleet document](crate::fleet),
 //! and so without GitHub.
 
+mod notes;
+
 use std::collections::BTreeSet;
 
+use cudarunner_crds::CudaRunner;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::fleet::{Device, DeviceState, Event, EventKind, Fleet, Job, Pool, WaitingJob};
+use crate::fleet::{DeviceState, Event, EventKind, Fleet, Job, Pool, WaitingJob};
 use crate::kind;
 use crate::model::github::has_label;
 use crate::model::url::{GitHubUrl, Scope};
 use crate::reason::{Reason, Stored};
+use crate::why::Cause;
 
 /// Jobs that are told of at most, where a name or a run has many.
 const MOST: usize = 10;
@@ -19,8 +23,6 @@ const FRESH: SignedDuration = SignedDuration::from_secs(60);
 /// Of a job of which nobody knows why it waits.
 const IN_NO_WAY: &str =
     "Nothing that is known stands in its way: GitHub gives a job to an idle runner within seconds";
-/// Pools that are named at most.
-const MOST_POOLS: usize = 5;
 
 /// Which job.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -99,6 +101,12 @@ pub fn is_address(text: &str) -> bool {
 }
 
 impl Page {
+    /// Whether a pool at this address gets jobs of the repository.
+    fn is_at(&self, url: &str) -> bool {
+        let url = GitHubUrl::parse(url, true);
+        url.is_ok_and(|url| url.origin() == self.origin && url.covers(&self.repository))
+    }
+
     /// `ORIGIN/OWNER/REPOSITORY/actions/runs/N[/attempts/N][/job/N]`.
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim().split(['?', '#']).next()?;
@@ -134,9 +142,27 @@ impl Page {
 pub struct Answer {
     /// The jobs that may be meant, those that wait first.
     pub jobs: Vec<Told>,
+    /// Where there is none: the pools for its repository of which the statuses alone are known, and what holds their jobs. Those
+    /// that something holds come first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<Candidate>,
     /// What that is worth; or, where there is none, what is known instead, and what to do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// A pool that may take a job of which nothing is known.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Candidate {
+    /// `NAMESPACE/NAME`.
+    pub pool: String,
+    /// Labels of its runners.
+    pub labels: Vec<String>,
+    /// How many jobs are known to wait for it.
+    pub queued: i32,
+    /// What holds its jobs, in the words of `why` about a pool.
+    pub causes: Vec<Cause>,
 }
 
 /// One job.
@@ -175,9 +201,9 @@ pub enum State {
     Ended,
 }
 
-/// What the fleet knows of a job.
+/// What the fleet knows of a job. `by_status` are the pools that no operator's document has: their statuses alone are known.
 #[must_use]
-pub fn of(fleet: &Fleet, asked: &Asked) -> Answer {
+pub fn of(fleet: &Fleet, asked: &Asked, by_status: &[CudaRunner]) -> Answer {
     let over: Vec<Told> = running(fleet, asked).chain(ended(fleet, asked)).collect();
     let mut jobs = waiting(fleet, asked);
     jobs.extend(unserved(fleet, asked));
@@ -192,9 +218,14 @@ pub fn of(fleet: &Fleet, asked: &Asked) -> Answer {
     {
         jobs.retain(|told| told.job.id == Some(number));
     }
-    let notes = notes(fleet, asked, &jobs);
+    let pools = if jobs.is_empty() {
+        notes::candidates(asked, by_status)
+    } else {
+        vec![]
+    };
+    let notes = notes::notes(fleet, asked, (&jobs, &pools), by_status);
     jobs.truncate(MOST);
-    Answer { jobs, notes }
+    Answer { jobs, pools, notes }
 }
 
 impl Told {
@@ -323,7 +354,7 @@ fn nearest<'a>(fleet: &'a Fleet, waits: &WaitingJob, repository: &str) -> Option
     let origin = waits.job.url.as_deref()?;
     let there = fleet.pools.iter().filter(|pool| {
         let url = GitHubUrl::parse(&pool.url, true);
-        url.is_ok_and(|url| origin.starts_with(&url.origin()) && covers(&url, repository))
+        url.is_ok_and(|url| origin.starts_with(&url.origin()) && url.covers(repository))
     });
     there.min_by_key(|pool| {
         let missing = waits.labels.iter();
@@ -331,18 +362,6 @@ fn nearest<'a>(fleet: &'a Fleet, waits: &WaitingJob, repository: &str) -> Option
             .filter(|label| !has_label(&pool.labels, label))
             .count()
     })
-}
-
-/// Whether pools at an address get the jobs of a repository.
-fn covers(url: &GitHubUrl, repository: &str) -> bool {
-    let of = repository.split('/').next().unwrap_or_default();
-    match url.scope() {
-        Scope::Repository { owner, name } => {
-            repository.eq_ignore_ascii_case(&format!("{owner}/{name}"))
-        }
-        Scope::Organization { name } => of.eq_ignore_ascii_case(name),
-        Scope::Enterprise { .. } => true,
-    }
 }
 
 /// The address of a pool by `NAMESPACE/NAME`.
@@ -447,105 +466,6 @@ fn lost(fleet: &Fleet, asked: &Asked) -> Option<Told> {
             says: held.message.clone(),
         })
     })
-}
-
-/// What the answer is worth.
-fn notes(fleet: &Fleet, asked: &Asked, jobs: &[Told]) -> Vec<String> {
-    let mut notes = vec![];
-    if let Some(more) = jobs.len().checked_sub(MOST).filter(|more| *more > 0) {
-        notes.push(format!(
-            "{more} more jobs could be meant: name one by its address"
-        ));
-    }
-    if let (Some(number), false) = (asked.number(), jobs.is_empty())
-        && jobs.iter().all(|told| told.job.id != Some(number))
-    {
-        notes.push(format!(
-            "Which of the jobs of its run has the number {number} is not known: the operator knows the numbers of jobs that wait in the queue of a repository, and no others"
-        ));
-    }
-    if jobs.is_empty() {
-        notes.extend(nothing(fleet, asked));
-    }
-    match &fleet.operator {
-        None => notes.push("This is from the statuses of the pools alone: which jobs wait and run is in the operator's fleet document, which is read where its fleet page is on (fleetPage.enabled in its chart) and you may get services/proxy".to_owned()),
-        Some(operator) if !operator.leads => notes.push(format!(
-            "{} answered, which stands by: which jobs wait and run is known to the replica that leads",
-            operator.name
-        )),
-        Some(_) => {}
-    }
-    notes
-}
-
-/// What is known where the job is not.
-fn nothing(fleet: &Fleet, asked: &Asked) -> Vec<String> {
-    let mut notes = vec![];
-    let mut pools: Vec<&Pool> = fleet.pools.iter().collect();
-    if let Asked::Page(page) = asked {
-        pools.retain(|pool| {
-            let url = GitHubUrl::parse(&pool.url, true);
-            url.is_ok_and(|url| url.origin() == page.origin && covers(&url, &page.repository))
-        });
-        if pools.is_empty() {
-            let all: BTreeSet<&str> = fleet.pools.iter().map(|pool| pool.url.as_str()).collect();
-            let some: Vec<&str> = all.iter().take(MOST_POOLS).copied().collect();
-            let rest = all.len().saturating_sub(some.len());
-            let rest = if rest > 0 {
-                format!(" and {rest} more")
-            } else {
-                String::new()
-            };
-            return vec![format!(
-                "No pool is for {} at {}, so none takes its jobs. Pools are for: {}{rest}",
-                page.repository,
-                page.origin,
-                if some.is_empty() {
-                    "nothing yet".to_owned()
-                } else {
-                    some.join(", ")
-                }
-            )];
-        }
-    }
-    let named = |pool: &&&Pool| format!("{} ([{}])", pool.key(), pool.labels.join(", "));
-    let some: Vec<String> = pools.iter().take(MOST_POOLS).map(|p| named(&p)).collect();
-    notes.push(format!(
-        "Nothing is known of {}: it is in no queue as last read, runs on no runner that is known to have it, and is not among the last jobs. Pools that could take it, each with its labels: {}",
-        asked.words(),
-        if some.is_empty() { "none".to_owned() } else { some.join("; ") }
-    ));
-    let beyond = pools.iter().map(|pool| pool.queue.waiting_not_listed);
-    let beyond = beyond.fold(fleet.unserved_not_listed, u32::saturating_add);
-    if beyond > 0 {
-        notes.push(format!(
-            "{beyond} jobs wait of which no more is known than that they do"
-        ));
-    }
-    let unnamed = unnamed(fleet, &pools);
-    if unnamed > 0 {
-        notes.push(format!(
-            "{unnamed} of their runners run jobs whose names are known when they have ended: only a scale set is told them before"
-        ));
-    }
-    if fleet.operator.is_some() {
-        notes.push("The queue of a pool with a fixed number of runners is read every few minutes: `kubectl cudarunner why POOL` has it read now".to_owned());
-    }
-    notes
-}
-
-/// How many runners of these pools are busy with a job that nobody can name.
-fn unnamed(fleet: &Fleet, pools: &[&Pool]) -> usize {
-    let busy = pools.iter().map(|pool| pool.busy);
-    let busy = usize::try_from(busy.fold(0, i32::saturating_add)).unwrap_or(0);
-    let keys: BTreeSet<String> = pools.iter().map(|pool| pool.key()).collect();
-    let devices = fleet.nodes.iter().flat_map(|node| &node.devices);
-    let is_named = |device: &&Device| {
-        let pool = device.pool.as_ref();
-        device.job.is_some() && pool.is_some_and(|pool| keys.contains(pool))
-    };
-    let named = devices.filter(is_named).map(|device| &device.runner);
-    busy.saturating_sub(named.collect::<BTreeSet<_>>().len())
 }
 
 #[cfg(test)]

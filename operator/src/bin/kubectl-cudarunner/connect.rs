@@ -82,11 +82,25 @@ impl Pools {
         })
     }
 
-    /// Whether there is a pool of this name in the namespace, as far as may be seen.
-    pub(crate) async fn has(&self, name: &str) -> bool {
-        let is_name =
+    /// Gives a pool of the namespace an annotation; `None` where there is no such pool, as far as may be seen.
+    pub(crate) async fn annotate_if_there(
+        &self,
+        name: &str,
+        annotation: &str,
+        value: &str,
+    ) -> Result<Option<CudaRunner>, String> {
+        let is_part =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        name.chars().all(is_name) && !matches!(self.api().get_metadata_opt(name).await, Ok(None))
+        if name.is_empty() || !name.chars().all(is_part) {
+            return Ok(None);
+        }
+        match patch(&self.api(), name, annotation, value).await {
+            Ok(pool) => Ok(Some(shown(pool))),
+            Err(Error::Api(status)) if status.code == 404 => Ok(None),
+            // Who may not change pools may see that there is none.
+            Err(_) if matches!(self.api().get_metadata_opt(name).await, Ok(None)) => Ok(None),
+            Err(e) => Err(not_asked(&self.namespace, name, &e)),
+        }
     }
 
     /// The pools of all namespaces, or of this one where no more may be listed; by namespace and name.
@@ -104,17 +118,11 @@ impl Pools {
         annotation: &str,
         value: &str,
     ) -> Result<(), String> {
-        let patch = json!({"metadata": {"annotations": {annotation: value}}});
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), namespace);
-        let patched = api
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
-        patched.map(|_| ()).map_err(|e| {
-            format!(
-                "the CudaRunner {namespace}/{name} cannot be asked: {}",
-                said(&e)
-            )
-        })
+        let patched = patch(&api, name, annotation, value).await;
+        patched
+            .map(|_| ())
+            .map_err(|e| not_asked(namespace, name, &e))
     }
 
     /// Objects of all namespaces, and `true`; of this namespace where no more may be listed.
@@ -138,6 +146,24 @@ impl Pools {
         all.map(|list| (list.items, false))
             .map_err(|e| format!("no {} can be listed: {}", K::plural(&()), said(&e)))
     }
+}
+
+async fn patch(
+    api: &Api<CudaRunner>,
+    name: &str,
+    annotation: &str,
+    value: &str,
+) -> kube::Result<CudaRunner> {
+    let patch = json!({"metadata": {"annotations": {annotation: value}}});
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+}
+
+fn not_asked(namespace: &str, name: &str, error: &Error) -> String {
+    format!(
+        "the CudaRunner {namespace}/{name} cannot be asked: {}",
+        said(error)
+    )
 }
 
 /// A pool as a terminal may show it. Whoever may write a status or a name must not write on other people's screens.

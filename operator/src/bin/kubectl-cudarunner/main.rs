@@ -1,6 +1,7 @@
 //! `kubectl cudarunner`: answers what people ask about a pool.
 
 mod connect;
+mod documents;
 #[cfg(test)]
 mod fixture;
 mod migrate;
@@ -217,9 +218,9 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
             Ok(output.print(|| status::text(&pool, now), || status::json(&pool)))
         }
         Question::Top { output } => {
-            let (fleet, instead) = top::fleet(&pools, Timestamp::now()).await?;
+            let fleet = top::fleet(&pools, Timestamp::now()).await?;
             let json = || serde_json::to_value(&fleet).unwrap_or_default();
-            Ok(output.print(|| top::text(&fleet, instead.as_deref()), json))
+            Ok(output.print(|| top::text(&fleet), json))
         }
         Question::Status { name: None, output } => {
             let all = pools.all().await?;
@@ -268,14 +269,16 @@ async fn answer_why(
         let all = pools.all().await?;
         return Ok(output.print(|| why::text_of_all(&all), || why::json_of_all(&all)));
     };
-    if is_job || is_address(name) || !pools.has(name).await {
-        let asked = Asked::parse(name)?;
-        let answer = why::job::ask(pools, &asked, Timestamp::now()).await?;
-        let json = || serde_json::to_value(&answer).unwrap_or_default();
-        return Ok(output.print(|| why::job::text(&answer), json));
+    if !is_job
+        && !is_address(name)
+        && let Some(answer) = why::ask(pools, name, limit).await?
+    {
+        return Ok(output.print(|| why::text(&answer), || why::json(&answer)));
     }
-    let answer = why::ask(pools, name, limit).await?;
-    Ok(output.print(|| why::text(&answer), || why::json(&answer)))
+    let asked = Asked::parse(name)?;
+    let answer = why::job::ask(pools, &asked, Timestamp::now()).await?;
+    let json = || serde_json::to_value(&answer).unwrap_or_default();
+    Ok(output.print(|| why::job::text(&answer), json))
 }
 
 /// Has the workflow run again, and follows it for as long as is said.

@@ -451,7 +451,7 @@ mod tests {
             (&json["ready"], &json["name"]),
             (&json!(true), &json!("my-pool"))
         );
-        assert_eq!(json["causes"].as_array().unwrap().len(), 3);
+        assert_eq!(json["causes"].as_array().unwrap().len(), 4);
         assert_eq!(json["status"]["runners"].as_array().unwrap().len(), 4);
     }
 }

@@ -1,96 +1,67 @@
 //! `top`: the fleet at a glance, over every namespace.
 //!
-//! The operator's own document is asked for through the API server, where the fleet page is on and may be reached so. Else the
-//! same document is put together here, of what the resources show.
+//! The operators' own documents are asked for and put together. Of pools that none of them has the same document is made here,
+//! of what the resources show.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use cuda_runner_operator::observe::pod::read;
 use cuda_runner_operator::watch::nodes::facts;
 use cuda_runner_operator::watch::others::{ALIVE, held_by};
 use cuda_runner_operator::watch::pods::pool_of;
 use cuda_runner_operator::watch::pools::key_of;
-use cuda_runner_plan::fleet::{API_VERSION, Builder, DeviceState, Fleet, Known, Node, WaitingJob};
+use cuda_runner_plan::fleet::{
+    Builder, DeviceState, Fleet, Known as Waiting, Node, Operator, WaitingJob,
+};
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::Runner;
 use cudarunner_crds::{CudaRunner, POOL_LABEL};
-use http::Request;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node as KubeNode, Pod, Service};
+use k8s_openapi::api::core::v1::{Node as KubeNode, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
-use crate::connect::{Pools, said};
+use crate::connect::Pools;
+use crate::documents::{self, Known};
 use crate::text::{count, or_dash, span, table, wrap};
 
-/// The label of the Service that leads to the page.
-const PAGE: &str = "app.kubernetes.io/component=fleet-page";
-/// Several replicas answer by turns, and one of them leads.
-const TRIES: usize = 4;
+/// So long operators may take for their documents: of a page whose pods are gone the API server waits for half a minute.
+const ASK: Duration = Duration::from_secs(5);
 /// Jobs of each queue that are shown.
 const JOBS: usize = 5;
 
-/// The fleet, and why it is not the operator's word, where it is not.
-pub(crate) async fn fleet(
-    pools: &Pools,
-    now: Timestamp,
-) -> Result<(Fleet, Option<String>), String> {
-    match of_operator(pools).await {
-        Ok(fleet) => Ok((fleet, None)),
-        Err(why) => Ok((of_resources(pools, now).await?, Some(why))),
-    }
+/// The fleet: as the operators know it, and as the resources show what none of them does.
+pub(crate) async fn fleet(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
+    let mut known = documents::read(pools, ASK).await?;
+    let is_told = !known.documents.is_empty();
+    let others = if is_told && known.others.is_empty() {
+        None
+    } else {
+        match of_resources(pools, &known, now).await {
+            Err(why) if is_told => {
+                known.not_read.push(why);
+                Some(known.by_status(now))
+            }
+            others => Some(others?),
+        }
+    };
+    let fleet = known.joined(others);
+    fleet.ok_or_else(|| "nobody was asked".to_owned())
 }
 
-/// The operator's document.
-pub(crate) async fn of_operator(pools: &Pools) -> Result<Fleet, String> {
-    let (services, _) = pools
-        .list::<Service>(&ListParams::default().labels(PAGE))
-        .await?;
-    let service = services.first();
-    let service =
-        service.ok_or("the operator's fleet page is off (fleetPage.enabled in its chart)")?;
-    let path = format!(
-        "/api/v1/namespaces/{}/services/{}:fleet/proxy/api/fleet",
-        service.namespace().unwrap_or_default(),
-        service.name_any()
-    );
-    let mut last = None;
-    for _ in 0..TRIES {
-        // The API server passes the name on, and the page answers to names that it knows.
-        let request = Request::get(&path).header("host", "localhost").body(vec![]);
-        let request = request.map_err(|e| e.to_string())?;
-        let text = pools.client.request_text(request).await;
-        let text =
-            text.map_err(|e| format!("the operator's fleet page does not answer: {}", said(&e)))?;
-        let fleet: Fleet = serde_json::from_str(&text)
-            .map_err(|e| format!("the operator's fleet page says something else: {e}"))?;
-        if fleet.api_version != API_VERSION {
-            return Err(format!(
-                "the operator's fleet page speaks {}, not {API_VERSION}",
-                fleet.api_version
-            ));
-        }
-        let leads = fleet.operator.as_ref().is_some_and(|o| o.leads);
-        last = Some(fleet);
-        if leads {
-            break;
-        }
-    }
-    last.ok_or_else(|| "the operator's fleet page says nothing".to_owned())
-}
-
-/// The same of what the resources show to whoever asks.
-async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
-    let (resources, is_all) = pools.list::<CudaRunner>(&ListParams::default()).await?;
+/// The same document of what the resources show to whoever asks, of the pools that no operator's has.
+async fn of_resources(pools: &Pools, known: &Known, now: Timestamp) -> Result<Fleet, String> {
+    let resources = &known.others;
     let runners = ListParams::default().labels(POOL_LABEL);
     let (runners, _) = pools.list::<Pod>(&runners).await?;
-    let (of_pools, strays) = by_pool(&resources, &runners);
+    let (of_pools, strays) = by_pool(resources, &runners);
     let nodes = Api::<KubeNode>::all(pools.client.clone());
     let nodes = nodes.list(&ListParams::default()).await.ok();
     let nodes: Option<Vec<_>> = nodes.map(|list| list.iter().map(|n| facts(n).into()).collect());
     let mut others = None;
-    if is_all && nodes.is_some() {
+    if known.is_all && nodes.is_some() {
         let alive = ListParams::default()
             .labels(&format!("!{POOL_LABEL}"))
             .fields(ALIVE);
@@ -98,8 +69,8 @@ async fn of_resources(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
         others = pods.ok().map(|pods| held_by(pods.iter().chain(strays)));
     }
     let mut builder = Builder::new(now, None, nodes.as_deref(), others.as_ref());
-    for resource in &resources {
-        builder.pool(resource, Known::default());
+    for resource in resources {
+        builder.pool(resource, Waiting::default());
         for runner in of_pools.get(&key_of(resource)).into_iter().flatten() {
             builder.runner(runner, None);
         }
@@ -127,7 +98,7 @@ fn by_pool<'a>(
 }
 
 /// The fleet for a terminal.
-pub(crate) fn text(fleet: &Fleet, instead: Option<&str>) -> String {
+pub(crate) fn text(fleet: &Fleet) -> String {
     let mut out = String::new();
     let all: u32 = fleet.devices.values().sum();
     let states = DeviceState::ALL.iter().filter_map(|state| {
@@ -147,7 +118,7 @@ pub(crate) fn text(fleet: &Fleet, instead: Option<&str>) -> String {
     queue(&mut out, fleet);
     unserved(&mut out, fleet);
     out.push('\n');
-    source(&mut out, fleet, instead);
+    source(&mut out, fleet);
     out
 }
 
@@ -283,29 +254,36 @@ fn jobs(out: &mut String, waiting: &[WaitingJob], more: u32, now: Timestamp) {
 }
 
 /// Whose word it is, and what that is worth.
-fn source(out: &mut String, fleet: &Fleet, instead: Option<&str>) {
-    let mut says = match (&fleet.operator, instead) {
-        (Some(operator), _) => format!(
-            "From the operator {}, which remembers what happened since {}.{}",
-            operator.name,
-            operator.since.strftime("%Y-%m-%d %H:%MZ"),
-            if operator.leads {
-                ""
-            } else {
-                " It stands by: which jobs wait is known to the one that leads."
-            }
-        ),
-        (None, why) => format!(
-            "From the resources alone, because {}.",
-            why.unwrap_or("nobody was asked")
-        ),
-    };
+fn source(out: &mut String, fleet: &Fleet) {
+    let mut says: Vec<String> = fleet.operators().map(word_of).collect();
+    let why = fleet.not_read.join(", and ");
+    match (says.is_empty(), why.is_empty()) {
+        (true, _) => says.push(format!("From the resources alone, because {why}.")),
+        (false, true) => {}
+        (false, false) => says.push(format!(
+            "What these do not tell is from the resources alone, because {why}."
+        )),
+    }
+    let mut says = says.join(" ");
     if !fleet.nodes_visible {
         says.push_str(" Nodes cannot be listed: only those are shown on which runners are.");
     } else if !fleet.others_visible {
         says.push_str(" Pods of others cannot be listed: what they hold looks free.");
     }
     wrap(out, "", 0, &says);
+}
+
+fn word_of(operator: &Operator) -> String {
+    format!(
+        "From the operator {}, which remembers what happened since {}.{}",
+        operator.name,
+        operator.since.strftime("%Y-%m-%d %H:%MZ"),
+        if operator.leads {
+            ""
+        } else {
+            " It stands by: which jobs wait is known to the one that leads."
+        }
+    )
 }
 
 #[cfg(test)]

@@ -95,6 +95,8 @@ pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
         api_version: API_VERSION.to_owned(),
         generated_at: Timestamp::UNIX_EPOCH,
         operator: None,
+        further_operators: vec![],
+        not_read: vec![],
         devices: DeviceState::ALL.into_iter().map(|s| (s, nodes)).collect(),
         nodes_visible: true,
         others_visible: true,

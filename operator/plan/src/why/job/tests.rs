@@ -83,6 +83,8 @@ fn fleet() -> Fleet {
             since: ago(3_600),
             leads: true,
         }),
+        further_operators: vec![],
+        not_read: vec![],
         devices: [].into(),
         nodes_visible: true,
         others_visible: true,
@@ -108,7 +110,7 @@ fn fleet() -> Fleet {
 fn said(asked: &str, change: impl FnOnce(&mut Fleet)) -> (Vec<State>, String) {
     let mut fleet = fleet();
     change(&mut fleet);
-    let answer = of(&fleet, &Asked::parse(asked).unwrap());
+    let answer = of(&fleet, &Asked::parse(asked).unwrap(), &[]);
     let states = answer.jobs.iter().map(|told| told.state).collect();
     let says = answer.jobs.into_iter().map(|told| told.says);
     let lines: Vec<String> = says.chain(answer.notes).collect();
@@ -357,6 +359,92 @@ fn each_situation_of_a_job_is_told_in_words_that_lead_to_the_end_of_it() {
             assert!(says.contains(word), "{situation}: {says}\nlacks {word}");
         }
     }
+}
+
+/// A pool that has two runners, both busy.
+fn busy(name: &str, url: &str) -> CudaRunner {
+    let mut resource = crate::fixture::resource();
+    resource.metadata.name = Some(name.to_owned());
+    resource.spec.github.url = format!("https://github.com/{url}");
+    resource.spec.replicas = Some(2);
+    resource.status = Some(
+        serde_json::from_value(serde_json::json!({
+            "observedGeneration": 1, "replicas": 2, "online": 2, "busy": 2, "queued": 1,
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "Online", "message": "",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            }],
+        }))
+        .unwrap(),
+    );
+    resource
+}
+
+#[test]
+fn where_the_page_is_off_the_pools_for_the_repository_are_told_with_what_holds_their_jobs() {
+    // Given three pools of which the statuses alone are known: one for another repository, one that is free, one that is full
+    let mut free = busy("free", "acme");
+    free.status.as_mut().unwrap().busy = 1;
+    free.status.as_mut().unwrap().queued = 0;
+    let resources = [
+        busy("far", "acme/gadgets"),
+        free,
+        busy("full", "acme/widgets"),
+    ];
+    let mut fleet = fleet();
+    fleet.operator = None;
+    fleet.not_read = vec!["the fleet page is off".to_owned()];
+    fleet.pools = vec![
+        pool("far", "acme/gadgets"),
+        pool("free", "acme"),
+        pool("full", "acme/widgets"),
+    ];
+    let said = |fleet: &Fleet, asked: &str, by_status: &[CudaRunner]| {
+        let answer = of(fleet, &Asked::parse(asked).unwrap(), by_status);
+        let pools: Vec<_> = answer.pools.iter().map(|p| p.pool.clone()).collect();
+        (pools, answer)
+    };
+    // Then those for the job's are named, first the one that holds its jobs up, and why, as of the pool itself
+    let (pools, answer) = said(&fleet, PAGE, &resources);
+    assert_eq!(pools, ["ci/full", "ci/free"]);
+    assert_eq!(answer.pools[0].causes, crate::why::causes(&resources[2]));
+    assert_eq!(answer.pools[0].causes[0].about, "spec.replicas");
+    assert_eq!(answer.pools[1].causes, []);
+    // And one sentence says what is not known, why not, and how it could be
+    let unread: Vec<_> = answer
+        .notes
+        .iter()
+        .filter(|note| note.contains("fleetPage.enabled=true"))
+        .collect();
+    assert_eq!(unread.len(), 1, "{:?}", answer.notes);
+    assert!(
+        unread[0].contains("because the fleet page is off"),
+        "{unread:?}"
+    );
+    // A name tells no repository
+    assert_eq!(said(&fleet, "train", &resources).0, Vec::<String>::new());
+
+    // When an operator's document has all of them but one, then that one is told by its status
+    fleet.operator = Some(Operator {
+        name: "operator-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        since: ago(3_600),
+        leads: true,
+    });
+    let (pools, answer) = said(&fleet, PAGE, &resources[2..]);
+    assert_eq!(pools, ["ci/full"]);
+    let notes = answer.notes.join("\n");
+    assert!(
+        notes.contains("from the statuses of the pools alone, of ci/full:")
+            && notes.contains("ci/free ([self-hosted, cuda])"),
+        "{notes}"
+    );
+    // ... and of a job of another repository nothing is said of it
+    let other = "https://github.com/acme/gadgets/actions/runs/17/job/170";
+    let (pools, answer) = said(&fleet, other, &resources[2..]);
+    assert_eq!(pools, Vec::<String>::new());
+    let notes = answer.notes.join("\n");
+    assert!(!notes.contains("statuses of the pools"), "{notes}");
 }
 
 #[test]

@@ -2,8 +2,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::fixture;
-use crate::played::{Step, play};
+use crate::played::{Answered, Late, Step, answers, play, pools_of};
 use cuda_runner_plan::Queue;
+use cuda_runner_plan::fleet::Pool;
 use cuda_runner_plan::model::github::QueuedJob;
 use jiff::SignedDuration;
 use std::sync::Arc;
@@ -13,7 +14,13 @@ pub(crate) const DOCUMENT: &str =
     "GET /api/v1/namespaces/cuda-runner-system/services/operator-fleet:fleet/proxy/api/fleet";
 
 pub(crate) fn service() -> Value {
-    json!({"metadata": {"name": "operator-fleet", "namespace": "cuda-runner-system"}})
+    page_of("cuda-runner-system", "operator-fleet")
+}
+
+/// The Service of a fleet page.
+fn page_of(namespace: &str, name: &str) -> Value {
+    let label = json!({"app.kubernetes.io/component": "fleet-page"});
+    json!({"metadata": {"name": name, "namespace": namespace, "labels": label}})
 }
 
 fn node() -> Value {
@@ -37,11 +44,14 @@ fn pod(name: &str, labels: &Value, gpus: &str) -> Value {
             "nodeName": "gpu-node-1",
             "containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": gpus}}}],
         },
-        "status": {"phase": "Running"},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-03-02T09:00:00Z"}],
+        },
     })
 }
 
-fn of_operator(leads: bool) -> Value {
+pub(crate) fn of_operator(leads: bool) -> Value {
     let operator = cuda_runner_plan::fleet::Operator {
         name: "operator-1".to_owned(),
         version: "0.1.0".to_owned(),
@@ -49,8 +59,14 @@ fn of_operator(leads: bool) -> Value {
         leads,
     };
     let mut builder = Builder::new(fixture::NOW, Some(operator), None, None);
-    builder.pool(&fixture::pool("my-pool"), Known::default());
+    builder.pool(&fixture::pool("my-pool"), Waiting::default());
     serde_json::to_value(builder.finish()).unwrap()
+}
+
+const POOLS: &str = "/apis/cudarunner.dev/v1alpha1/cudarunners";
+
+fn resource(name: &str) -> Value {
+    serde_json::to_value(fixture::pool(name)).unwrap()
 }
 
 #[tokio::test]
@@ -58,14 +74,15 @@ async fn the_operator_that_leads_is_asked_where_its_page_is_on() {
     // Given two replicas, of which the first to answer stands by
     let (pools, server) = play(vec![
         Step::List(SERVICES.to_owned(), vec![service()]),
+        Step::List(POOLS.to_owned(), vec![resource("my-pool")]),
         Step::Object(DOCUMENT.to_owned(), of_operator(false)),
         Step::Object(DOCUMENT.to_owned(), of_operator(true)),
     ]);
-    let (fleet, instead) = fleet(&pools, fixture::NOW).await.unwrap();
+    let fleet = fleet(&pools, fixture::NOW).await.unwrap();
     server.await.unwrap();
     assert!(fleet.operator.as_ref().is_some_and(|o| o.leads));
-    assert_eq!(instead, None);
-    assert!(text(&fleet, None).contains("From the operator operator-1"));
+    assert_eq!(fleet.not_read, Vec::<String>::new());
+    assert!(text(&fleet).contains("From the operator operator-1"));
 }
 
 #[tokio::test]
@@ -78,11 +95,8 @@ async fn without_the_page_the_resources_are_read() {
     let (pools, server) = play(vec![
         Step::List(SERVICES.to_owned(), vec![]),
         Step::List(
-            "/apis/cudarunner.dev/v1alpha1/cudarunners".to_owned(),
-            vec![
-                serde_json::to_value(fixture::pool("my-pool")).unwrap(),
-                serde_json::to_value(fixture::pool("spare")).unwrap(),
-            ],
+            POOLS.to_owned(),
+            vec![resource("my-pool"), resource("spare")],
         ),
         Step::List(
             "/api/v1/pods".to_owned(),
@@ -94,11 +108,11 @@ async fn without_the_page_the_resources_are_read() {
             vec![pod("train", &json!({}), "1")],
         ),
     ]);
-    let (fleet, instead) = fleet(&pools, fixture::NOW).await.unwrap();
+    let fleet = fleet(&pools, fixture::NOW).await.unwrap();
     server.await.unwrap();
     assert_eq!(fleet.devices[&DeviceState::NotOurs], 2);
     assert_eq!(fleet.devices.values().sum::<u32>(), 8);
-    let screen = text(&fleet, instead.as_deref());
+    let screen = text(&fleet);
     fixture::fits(&screen);
     insta::assert_snapshot!(screen);
     fixture::in_the_reference(&screen);
@@ -106,25 +120,20 @@ async fn without_the_page_the_resources_are_read() {
 
 #[tokio::test]
 async fn who_may_see_one_namespace_sees_that() {
-    let (pools, server) = play(vec![
-        Step::Refused(format!("GET {SERVICES}"), 403),
-        Step::Refused("GET /api/v1/namespaces/ci/services".to_owned(), 403),
-        Step::Refused(
-            "GET /apis/cudarunner.dev/v1alpha1/cudarunners".to_owned(),
-            403,
-        ),
-        Step::List(
-            crate::played::pools_of("ci"),
-            vec![serde_json::to_value(fixture::pool("spare")).unwrap()],
-        ),
-        Step::Refused("GET /api/v1/pods".to_owned(), 403),
-        Step::List("/api/v1/namespaces/ci/pods".to_owned(), vec![]),
-        Step::Refused("GET /api/v1/nodes".to_owned(), 403),
-    ]);
-    let (fleet, instead) = fleet(&pools, fixture::NOW).await.unwrap();
-    server.await.unwrap();
+    let server = Late::default()
+        .on(&format!("GET {SERVICES}"), Answered::Refused(403))
+        .on("GET /api/v1/namespaces/ci/services", Answered::Refused(403))
+        .on(&format!("GET {POOLS}"), Answered::Refused(403))
+        .on(
+            &format!("GET {}", pools_of("ci")),
+            Answered::List(vec![resource("spare")]),
+        )
+        .on("GET /api/v1/pods", Answered::Refused(403))
+        .on("GET /api/v1/namespaces/ci/pods", Answered::List(vec![]))
+        .on("GET /api/v1/nodes", Answered::Refused(403));
+    let fleet = fleet(&answers(server), fixture::NOW).await.unwrap();
     assert!(!fleet.nodes_visible);
-    let screen = text(&fleet, instead.as_deref()).replace('\n', " ");
+    let screen = text(&fleet).replace('\n', " ");
     assert!(screen.contains("Nodes cannot be listed"), "{screen}");
     assert!(screen.contains("you may not"), "{screen}");
 }
@@ -149,12 +158,12 @@ fn jobs_that_wait_are_shown_and_those_that_no_pool_takes() {
         shut_out: None,
     });
     let mut builder = Builder::new(fixture::NOW, None, None, None);
-    let known = Known {
+    let known = Waiting {
         read: Some(&queue),
         heard: None,
     };
     builder.pool(&fixture::pool("my-pool"), known);
-    let screen = text(&builder.finish(), None);
+    let screen = text(&builder.finish());
     fixture::fits(&screen);
     let page = "https://github.com/acme/widgets/actions/runs";
     let lines = screen.replace("\n      ", " ");
@@ -166,6 +175,146 @@ fn jobs_that_wait_are_shown_and_those_that_no_pool_takes() {
     let none = lines.split("NO POOL TAKES").nth(1).unwrap();
     assert!(
         none.contains(&format!("asks for [cuda, b300] {page}/9/job/9")),
+        "{screen}"
+    );
+}
+
+/// Two operators: what is answered to each request. The first serves my-pool, the second spare, with an idle runner each on a
+/// node of eight GPUs, where another pod holds one.
+fn two_operators() -> Late {
+    let label = |pool: &str| json!({POOL_LABEL: pool});
+    let own = pod("my-pool-aaaaa", &label("my-pool"), "1");
+    let mut theirs = pod("spare-bbbbb", &label("spare"), "1");
+    theirs["metadata"]["ownerReferences"][0]["name"] = json!("spare");
+    theirs["metadata"]["ownerReferences"][0]["uid"] = resource("spare")["metadata"]["uid"].clone();
+    Late::default()
+        .on(
+            &format!("GET {SERVICES}"),
+            Answered::List(vec![
+                page_of("gpu-b", "op-fleet"),
+                page_of("gpu-a", "op-fleet"),
+            ]),
+        )
+        .on(
+            &format!("GET {POOLS}"),
+            Answered::List(vec![resource("my-pool"), resource("spare")]),
+        )
+        .on(
+            &page("gpu-a"),
+            Answered::Object(document("a", "my-pool", &own)),
+        )
+        .on(
+            &page("gpu-b"),
+            Answered::Object(document("b", "spare", &theirs)),
+        )
+        .on("GET /api/v1/nodes", Answered::List(vec![node()]))
+}
+
+fn page(namespace: &str) -> String {
+    format!("GET /api/v1/namespaces/{namespace}/services/op-fleet:fleet/proxy/api/fleet")
+}
+
+/// What an operator says that serves one pool with one runner, and sees that others hold two GPUs of its node.
+fn document(letter: &str, pool: &str, runner: &Value) -> Value {
+    let operator = Operator {
+        name: format!("operator-{letter}"),
+        version: "0.1.0".to_owned(),
+        since: fixture::NOW,
+        leads: true,
+    };
+    let node: KubeNode = serde_json::from_value(node()).unwrap();
+    let nodes = [facts(&node).into()];
+    let others = [(
+        "gpu-node-1".to_owned(),
+        [("nvidia.com/gpu".to_owned(), 2)].into(),
+    )];
+    let mut builder = Builder::new(
+        fixture::NOW,
+        Some(operator),
+        Some(&nodes),
+        Some(&others.into()),
+    );
+    builder.pool(&fixture::pool(pool), Waiting::default());
+    let runner: Pod = serde_json::from_value(runner.clone()).unwrap();
+    builder.runner(&read(&runner), None);
+    serde_json::to_value(builder.finish()).unwrap()
+}
+
+#[tokio::test]
+async fn of_several_operators_each_is_asked_and_a_device_is_whose_it_is() {
+    let fleet = fleet(&answers(two_operators()), fixture::NOW)
+        .await
+        .unwrap();
+    // Then the pools of both are there, and one device is of neither
+    let pools: Vec<_> = fleet.pools.iter().map(Pool::key).collect();
+    assert_eq!(pools, ["ci/my-pool", "ci/spare"]);
+    assert_eq!(fleet.devices[&DeviceState::NotOurs], 1);
+    assert_eq!(fleet.devices.values().sum::<u32>(), 8);
+    let runners = fleet.nodes[0].devices.iter().filter(|d| d.runner.is_some());
+    assert_eq!(runners.count(), 2);
+    // And it is said whose word it is
+    let screen = text(&fleet);
+    fixture::fits(&screen);
+    let screen = screen.replace('\n', " ");
+    for words in [
+        "From the operator operator-a",
+        "From the operator operator-b",
+    ] {
+        assert!(screen.contains(words), "{screen}");
+    }
+    assert!(!screen.contains("resources alone"), "{screen}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_operator_that_does_not_answer_the_resources_are_read_and_that_is_said() {
+    // Given that the second operator's page is refused, or does not answer
+    let label = json!({POOL_LABEL: "spare"});
+    let mut runner = pod("spare-bbbbb", &label, "1");
+    runner["metadata"]["ownerReferences"][0]["name"] = json!("spare");
+    runner["metadata"]["ownerReferences"][0]["uid"] = resource("spare")["metadata"]["uid"].clone();
+    for (answer, words) in [
+        (
+            Answered::Refused(503),
+            "gpu-b/op-fleet does not answer: you may not",
+        ),
+        (Answered::Never, "gpu-b/op-fleet does not answer in time"),
+    ] {
+        let pods = vec![
+            runner.clone(),
+            pod("my-pool-aaaaa", &json!({POOL_LABEL: "my-pool"}), "1"),
+            pod("train", &json!({}), "1"),
+        ];
+        let server = two_operators()
+            .on(&page("gpu-b"), answer)
+            .on("GET /api/v1/pods", Answered::List(pods));
+        let fleet = fleet(&answers(server), fixture::NOW).await.unwrap();
+        // Then its pool is there all the same, and its runner is no stranger's
+        let pools: Vec<_> = fleet.pools.iter().map(Pool::key).collect();
+        assert_eq!(pools, ["ci/my-pool", "ci/spare"]);
+        let of_b = fleet.nodes[0].devices.iter();
+        let of_b = of_b.filter(|d| d.pool.as_deref() == Some("ci/spare"));
+        assert_eq!(of_b.count(), 1);
+        assert_eq!(fleet.devices[&DeviceState::NotOurs], 1);
+        assert_eq!(fleet.devices.values().sum::<u32>(), 8);
+        let screen = text(&fleet).replace('\n', " ");
+        assert!(screen.contains("From the operator operator-a"), "{screen}");
+        let says =
+            "What these do not tell is from the resources alone, because the operator's fleet page";
+        assert!(screen.contains(says) && screen.contains(words), "{screen}");
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_no_operator_shows_is_shown_as_its_resource_is() {
+    let only_a = page_of("gpu-a", "op-fleet");
+    let server = two_operators()
+        .on(&format!("GET {SERVICES}"), Answered::List(vec![only_a]))
+        .on("GET /api/v1/pods", Answered::List(vec![]));
+    let fleet = fleet(&answers(server), fixture::NOW).await.unwrap();
+    assert_eq!(fleet.pools.len(), 2);
+    let screen = text(&fleet).replace('\n', " ");
+    assert!(
+        screen.contains("because no operator shows ci/spare on its fleet page"),
         "{screen}"
     );
 }

@@ -1,36 +1,36 @@
 //! `why` about one job: by its address or its name, without GitHub.
 
-use cuda_runner_plan::fleet::{Builder, Fleet, Known};
-use cuda_runner_plan::why::job::{Answer, Asked, of};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use cuda_runner_plan::why::job::{Answer, Asked, Candidate, of};
 use jiff::Timestamp;
 
 use crate::connect::Pools;
-use crate::text::wrap;
-use crate::top;
+use crate::documents;
+use crate::text::{count, wrap};
 
-/// What is known of a job: from the operator's document, or else from the statuses of the pools.
+/// So long operators may take for their documents: a person waits for the answer.
+const ASK: Duration = Duration::from_millis(500);
+
+/// What is known of a job: from the operators' documents, and from the statuses of the pools that none of them has.
 pub(crate) async fn ask(pools: &Pools, asked: &Asked, now: Timestamp) -> Result<Answer, String> {
-    let (fleet, instead) = match top::of_operator(pools).await {
-        Ok(fleet) => (fleet, None),
-        Err(why) => (of_statuses(pools, now).await?, Some(why)),
-    };
-    let mut answer = of(&fleet, asked);
-    answer
-        .notes
-        .extend(instead.map(|why| format!("It was not read, because {why}")));
-    if answer.jobs.is_empty() {
+    let known = documents::read(pools, ASK).await?;
+    let (is_all, others) = (known.is_all, known.others.clone());
+    let by_status = known.by_status(now);
+    let fleet = known.joined(Some(by_status));
+    let fleet = fleet.ok_or("nobody was asked")?;
+    let mut answer = of(&fleet, asked, &others);
+    if !is_all {
+        answer.notes.push(format!(
+            "Pools of other namespaces than {} cannot be listed: those of which no operator tells are not known",
+            pools.namespace
+        ));
+    }
+    if answer.jobs.is_empty() && answer.pools.is_empty() {
         return Err(answer.notes.join(". "));
     }
     Ok(answer)
-}
-
-/// What the pools' statuses tell of jobs.
-async fn of_statuses(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
-    let mut builder = Builder::new(now, None, None, None);
-    for pool in pools.all().await? {
-        builder.pool(&pool, Known::default());
-    }
-    Ok(builder.finish())
 }
 
 /// The jobs, a paragraph each, and what that is worth.
@@ -39,15 +39,36 @@ pub(crate) fn text(answer: &Answer) -> String {
     for told in &answer.jobs {
         wrap(&mut text, "", 2, &told.says);
     }
+    for pool in &answer.pools {
+        candidate(&mut text, pool);
+    }
     for note in &answer.notes {
         wrap(&mut text, "", 0, note);
     }
     text
 }
 
+/// A pool for the job's repository, and what holds its jobs.
+fn candidate(text: &mut String, pool: &Candidate) {
+    let waits = match pool.queued {
+        0 => "no job is known to wait".to_owned(),
+        1 => "1 job waits".to_owned(),
+        queued => format!("{} wait", count(queued, "job")),
+    };
+    let head = format!("{}, for [{}]: {waits}", pool.pool, pool.labels.join(", "));
+    wrap(text, "", 2, &head);
+    for cause in &pool.causes {
+        wrap(text, &format!("  {}: ", cause.about), 4, &cause.message);
+    }
+    if pool.causes.is_empty() {
+        let _ = writeln!(text, "  Nothing holds its jobs.");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cuda_runner_plan::Queue;
+    use cuda_runner_plan::fleet::{Builder, Known};
     use cuda_runner_plan::model::github::QueuedJob;
     use jiff::SignedDuration;
     use serde_json::{Value, json};
@@ -55,7 +76,7 @@ mod tests {
 
     use super::*;
     use crate::fixture::{self, NOW};
-    use crate::played::{Step, play};
+    use crate::played::{Answered, Late, answers};
     use crate::top::tests::{DOCUMENT, SERVICES, service};
 
     const PAGE: &str = "https://github.com/acme/widgets/actions/runs/9127464100/job/24981";
@@ -94,32 +115,26 @@ mod tests {
         serde_json::to_value(builder.finish()).unwrap()
     }
 
-    async fn asked(what: &str, script: Vec<Step>) -> Result<Answer, String> {
-        let (pools, server) = play(script);
-        let answer = ask(&pools, &Asked::parse(what).unwrap(), NOW).await;
-        drop(pools);
-        server.await.unwrap();
-        answer
+    async fn asked(what: &str, server: Late) -> Result<Answer, String> {
+        ask(&answers(server), &Asked::parse(what).unwrap(), NOW).await
     }
 
-    fn without_the_page() -> Vec<Step> {
-        let pool = serde_json::to_value(fixture::pool("my-pool")).unwrap();
-        vec![
-            Step::List(SERVICES.to_owned(), vec![]),
-            Step::List(
-                "/apis/cudarunner.dev/v1alpha1/cudarunners".to_owned(),
-                vec![pool],
-            ),
-        ]
+    /// The pools `my-pool` and `spare`, and these Services of fleet pages.
+    fn with(services: Vec<Value>) -> Late {
+        let pools = ["my-pool", "spare"];
+        let pools = pools.map(|name| serde_json::to_value(fixture::pool(name)).unwrap());
+        Late::default()
+            .on(&format!("GET {SERVICES}"), Answered::List(services))
+            .on(
+                "GET /apis/cudarunner.dev/v1alpha1/cudarunners",
+                Answered::List(pools.to_vec()),
+            )
     }
 
     #[tokio::test]
     async fn a_job_that_waits_is_told_with_its_pool_and_why() {
-        let script = vec![
-            Step::List(SERVICES.to_owned(), vec![service()]),
-            Step::Object(DOCUMENT.to_owned(), document()),
-        ];
-        let answer = asked(PAGE, script).await.unwrap();
+        let server = with(vec![service()]).on(DOCUMENT, Answered::Object(document()));
+        let answer = asked(PAGE, server).await.unwrap();
         let screen = text(&answer);
         fixture::fits(&screen);
         insta::assert_snapshot!(screen);
@@ -131,18 +146,61 @@ mod tests {
 
     #[tokio::test]
     async fn without_the_page_the_statuses_are_asked_and_the_answer_says_so() {
-        let answer = asked("oxide-backend", without_the_page()).await.unwrap();
+        let answer = asked("oxide-backend", with(vec![])).await.unwrap();
         let screen = text(&answer).replace('\n', " ");
         assert!(screen.contains("failure"), "{screen}");
         assert!(
             screen.contains("from the statuses of the pools alone"),
             "{screen}"
         );
-        let unknown = asked("nobody", without_the_page()).await.unwrap_err();
+        let unknown = asked("nobody", with(vec![])).await.unwrap_err();
         assert!(
             unknown.contains("Nothing is known of the job nobody")
                 && unknown.contains("fleetPage.enabled"),
             "{unknown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_the_page_the_pools_for_the_repository_are_told_and_what_holds_them() {
+        // Given a job of which no status tells, by its address
+        let unknown = "https://github.com/acme/widgets/actions/runs/17/job/170";
+        let answer = asked(unknown, with(vec![])).await.unwrap();
+        // Then the pools are named, and what `why` says of them
+        let screen = text(&answer);
+        fixture::fits(&screen);
+        insta::assert_snapshot!(screen);
+        fixture::in_the_reference(&screen);
+        let json = json!(answer);
+        assert_eq!(json["pools"][0]["pool"], "ci/my-pool");
+        assert_eq!(
+            json["pools"][0]["causes"][0]["about"],
+            "RunnersOnline (Unschedulable)"
+        );
+        // And where no pool is for the repository, nothing is known
+        let other = "https://github.com/acme/gadgets/actions/runs/17/job/170";
+        let refused = asked(other, with(vec![])).await.unwrap_err();
+        assert!(refused.contains("No pool is for acme/gadgets"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn who_may_list_one_namespace_is_told_so() {
+        let one = |name: &str| serde_json::to_value(fixture::pool(name)).unwrap();
+        let server = Late::default()
+            .on(&format!("GET {SERVICES}"), Answered::List(vec![]))
+            .on(
+                "GET /apis/cudarunner.dev/v1alpha1/cudarunners",
+                Answered::Refused(403),
+            )
+            .on(
+                &format!("GET {}", crate::played::pools_of("ci")),
+                Answered::List(vec![one("spare")]),
+            );
+        let other = "https://github.com/acme/gadgets/actions/runs/17/job/170";
+        let refused = asked(other, server).await.unwrap_err();
+        assert!(
+            refused.contains("Pools of other namespaces than ci cannot be listed"),
+            "{refused}"
         );
     }
 }
