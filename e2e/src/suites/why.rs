@@ -35,10 +35,10 @@ async fn why(ctx: &Ctx, arguments: &[&str]) -> Result<String> {
     Ok(plugin(ctx, 0, &arguments).await?.replace("\n  ", " "))
 }
 
-/// Waits until these words are said of a pool. An answer that is not waited for may be from before the look that it asked for.
+/// Waits until these words are said of a pool, of which the operator has looked at GitHub, however long that takes here.
 async fn says(ctx: &Ctx, pool: &str, words: &str) -> Result<String> {
     ctx.wait_for(&format!("{words:?} of {pool}"), SOON, async || {
-        let said = why(ctx, &[pool]).await?;
+        let said = why(ctx, &[pool, "--wait", "30"]).await?;
         Ok(said.contains(words).then_some(said))
     })
     .await

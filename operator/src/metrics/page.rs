@@ -210,9 +210,12 @@ where
     Ok(())
 }
 
+/// Reads a number of what GPUs did during jobs.
+type Count = fn(&JobsUsage) -> u64;
+
 /// What GPUs did during jobs, of pools that know anything of it.
 fn used(pools: &[Labelled], encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let counts: [(_, fn(&JobsUsage) -> u64); 5] = [
+    let counts: [(_, Count); 5] = [
         (&metric::JOB_ENERGY, |usage| usage.joules),
         (&metric::JOB_WATCHED, |usage| usage.watched),
         (&metric::JOB_BUSY, |usage| usage.busy_hundredths / 100),

@@ -254,8 +254,14 @@ mod tests {
         let named = own.lease.clone();
         for (pods, words) in [
             (Some(pod(true)), "The operator runs and has not looked"),
-            (Some(pod(false)), "does not run: none of its pods is ready. So all of this is old"),
-            (None, "its Lease does not tell, since it has no leader election: `kubectl get pods --namespace gpu-c` does"),
+            (
+                Some(pod(false)),
+                "does not run: none of its pods is ready. So all of this is old",
+            ),
+            (
+                None,
+                "its Lease does not tell, since it has no leader election: `kubectl get pods --namespace gpu-c` does",
+            ),
         ] {
             let seen = seen(Named::There(own.clone()), Some(vec![]), pods);
             let said = doubt(Some(&named), &seen, NOW);
