@@ -38,7 +38,7 @@ impl Repository {
         let statuses = [lists, deletes, 202];
         let [lists, deletes, delivered] = statuses.map(|status| Arc::new(AtomicU16::new(status)));
         let (list, removal) = (Arc::clone(&lists), Arc::clone(&deletes));
-        let last = Arc::clone(&delivered);
+        let outcome = Arc::clone(&delivered);
         let mut is_there = true;
         let stub = Stub::start(move |seen, _| {
             let answer = match seen.method {
@@ -51,7 +51,7 @@ impl Repository {
                     raw(204, "")
                 }
                 (200, _) if seen.path.contains("/deliveries") => {
-                    let status = last.load(Ordering::Relaxed);
+                    let status = outcome.load(Ordering::Relaxed);
                     reply(
                         200,
                         &json!([{"status_code": status, "status": "timed out"}]),
