@@ -461,11 +461,18 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
     assert_eq!(names(&plan(&pool, &seen, NOW)).1, 0, "it is not taken out");
     seen.access = Access::Unchecked;
     assert_eq!(claimed(&seen), (1, 1));
-    // And what the API server refuses takes no GPU, be it a quota's word: it has been given some in vain
-    seen.access = Access::Granted;
-    seen.runners.truncate(1);
+}
+
+#[test]
+fn a_pool_whose_pods_are_refused_claims_what_it_was_given_in_vain_no_more() {
+    // Given a pool that has a runner and wants four, and whose next pod a quota refuses
+    let mut pool = pool(4);
+    pool.spec.as_mut().unwrap().size.max = 8;
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
     seen.pod_refused = Some("exceeded quota: gpus".to_owned());
-    assert_eq!(claimed(&seen), (4, 8), "it may be different by now");
+    let wanted = |seen: &Observed| plan(&pool, seen, NOW).claim.wanted;
+    // Then it claims the others all the same, until they were idle for it
+    assert_eq!(wanted(&seen), 4);
     seen.share = Some(Arc::new(Share {
         vain: Vain {
             until: Some(NOW + SignedDuration::from_secs(1)),
@@ -473,7 +480,7 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
         },
         ..Share::default()
     }));
-    assert_eq!(claimed(&seen), (1, 1));
+    assert_eq!(wanted(&seen), 1);
 }
 
 #[test]

@@ -178,6 +178,9 @@ fn the_condition_says_what_is_wrong_and_what_to_enter_by_hand() {
     assert_eq!(condition(&crate::fixture::pool(1), None).1, "NotAsked");
 }
 
+/// What becomes known of a webhook.
+type Change = fn(&mut WebhookFacts);
+
 #[test]
 fn what_came_is_remembered_for_the_address_at_which_it_came() {
     let mut pool = pool(Some("hook"));
@@ -190,7 +193,6 @@ fn what_came_is_remembered_for_the_address_at_which_it_came() {
         "WebhookDelivers"
     );
     // Until something speaks against it: then only what comes after that says that it works
-    type Change = fn(&mut WebhookFacts);
     let against: [Change; 3] = [
         |facts| facts.failing = Some("502".to_owned()),
         |facts| facts.is_untold = true,
@@ -233,8 +235,8 @@ fn what_another_replica_heard_counts_where_it_is_news() {
         (heard(Some(ago(-3600))), Heard::default(), false),
     ] {
         let found = heard_elsewhere(&elsewhere.note(), &here, since, NOW);
-        let case = format!("{elsewhere:?} {here:?}");
-        assert_eq!(found, is_news.then_some(elsewhere), "{case}");
+        let what = format!("{elsewhere:?} {here:?}");
+        assert_eq!(found, is_news.then_some(elsewhere), "{what}");
     }
     // A ping has nothing read, and takes nothing away
     let found = heard_elsewhere(&came(ago(5)).note(), &heard(Some(ago(60))), since, NOW);
