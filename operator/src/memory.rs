@@ -162,6 +162,8 @@ pub struct PoolMemory {
 pub struct RerunMemory {
     /// What is known of them.
     pub facts: RerunFacts,
+    /// The boot ids of the nodes of the pods whose agents run, or ran, by their uids: as they were when that was first seen.
+    pub boots: BTreeMap<String, String>,
     /// The credentials may not write checks; not tried again before.
     pub untold_until: Option<Timestamp>,
 }

@@ -71,6 +71,9 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             plan.actions.push(Action::RunAgain(action));
         }
     }
+    if evidence::may_tell(case, wish) {
+        plan.wake_in(AGAIN);
+    }
     if entries.iter().any(|entry| !entry.state.has_ended()) {
         let next = case.observed.reruns.next_look;
         plan.wake_at(

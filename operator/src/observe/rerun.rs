@@ -1,11 +1,14 @@
 //! The runs of jobs that a GPU or a node ended. Asked only while one of them is to be run again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use cudarunner_crds::RerunState;
 use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Repository, RunJob};
+use crate::memory::RerunMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::model::jobs::RunKey;
 use cuda_runner_plan::model::pool::Pool;
@@ -34,12 +37,17 @@ pub(super) async fn look(
         });
         return RerunFacts::default();
     }
+    let runners: Vec<&Runner> = runners.collect();
     let (mut facts, access) = ctx.memory.with(pool, |memory| {
-        let facts = &mut memory.reruns.facts;
+        let RerunMemory { facts, boots, .. } = &mut memory.reruns;
+        note_boots(ctx, &runners, boots);
         let known = std::mem::take(&mut facts.ended);
-        facts.ended = remember(pool, runners, known, now);
+        facts.ended = remember(pool, runners.into_iter(), boots, known, now);
         (facts.clone(), memory.github.access == Access::Granted)
     });
+    let cut = facts.ended.iter().filter(|job| job.cut.is_some());
+    let boots = cut.filter_map(|job| Some((job.node.clone(), boot_id(ctx, &job.node)?)));
+    facts.boots = boots.collect();
     let open = open_runs(&pool.status.reruns);
     facts.runs.retain(|run, _| open.contains(run));
     // An answer is for those that were asked for, and is in the status by the time that nothing is asked.
@@ -65,6 +73,25 @@ pub(super) async fn look(
     ctx.memory
         .with(pool, |memory| memory.reruns.facts = facts.clone());
     facts
+}
+
+/// Notes in which boot of its node each agent runs. Of pods that are gone nothing is kept.
+fn note_boots(ctx: &Context, runners: &[&Runner], boots: &mut BTreeMap<String, String>) {
+    let there: BTreeSet<&String> = runners.iter().map(|runner| &runner.uid).collect();
+    boots.retain(|uid, _| there.contains(uid));
+    for runner in runners {
+        let node = runner.node.as_ref().filter(|_| runner.agent_running);
+        if !boots.contains_key(&runner.uid)
+            && let Some(boot) = node.and_then(|node| boot_id(ctx, node))
+        {
+            boots.insert(runner.uid.clone(), boot);
+        }
+    }
+}
+
+/// A node's boot id, as it tells it.
+fn boot_id(ctx: &Context, node: &str) -> Option<String> {
+    ctx.nodes.as_ref()?.named(node)?.boot_id.clone()
 }
 
 /// Whether jobs of a run were asked for.

@@ -466,9 +466,9 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
 #[test]
 fn a_pool_whose_pods_are_refused_claims_what_it_was_given_in_vain_no_more() {
     // Given a pool that has a runner and wants four, and whose next pod a quota refuses
-    let mut pool = pool(4);
-    pool.spec.as_mut().unwrap().size.max = 8;
-    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![runner(&pool, "pool-aaaaa", Busy)]);
+    seen.scale_set = Some(heard(8, 0, 4));
     seen.pod_refused = Some("exceeded quota: gpus".to_owned());
     let wanted = |seen: &Observed| plan(&pool, seen, NOW).claim.wanted;
     // Then it claims the others all the same, until they were idle for it

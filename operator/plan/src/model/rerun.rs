@@ -21,6 +21,17 @@ pub struct Ended {
     pub job: NamedJob,
     /// When it ended.
     pub at: Timestamp,
+    /// Where the agent ended in the middle of it: a reboot of the node may have been why.
+    pub cut: Option<Cut>,
+}
+
+/// An agent that ended in the middle of its job, and nobody says why.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Cut {
+    /// The boot id of the node while the agent ran.
+    pub boot: String,
+    /// When its end was first seen.
+    pub seen: Timestamp,
 }
 
 /// A job as its runner's marks name it, or GitHub's message: which one it was, and no more.
@@ -61,6 +72,8 @@ pub struct RerunFacts {
     pub ended: Vec<Ended>,
     /// The gates that passed lately, of all pools; unknown where nobody is blamed, or no pods have been listed.
     pub passes: Option<Passes>,
+    /// The boot ids of the nodes of jobs that were cut, as the nodes tell them.
+    pub boots: BTreeMap<String, String>,
     /// The runs of jobs that are to be run again, as last read.
     pub runs: BTreeMap<RunKey, RunFacts>,
     /// What GitHub said when it was asked to run jobs again, by run.

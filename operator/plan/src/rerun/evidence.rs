@@ -2,6 +2,7 @@
 //! write into its own pod's termination message, and nowhere else; what stands there names it, and proves nothing.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use cudarunner_crds::{Rerun, RerunCause, RerunState, RerunStatus};
 use jiff::{SignedDuration, Timestamp};
@@ -9,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::model::github::Repository;
 use crate::model::pool::{GpuRequest, Pool, Spec};
-use crate::model::rerun::{Ended, NamedJob};
+use crate::model::rerun::{Cut, Ended, NamedJob};
 use crate::model::runner::{End, Job, Runner, unconfirmed};
 use crate::model::time::Shift as _;
 use crate::quarantine::{facts, is_proof};
@@ -22,6 +23,9 @@ const WITHIN: SignedDuration = SignedDuration::from_mins(10);
 pub const RECENT: SignedDuration = SignedDuration::from_mins(30);
 /// How far the clocks of a node and of the API server may differ.
 const SKEW: SignedDuration = SignedDuration::from_secs(1);
+/// How long after an agent's end its node may tell of its reboot. A kubelet that comes up tells both at about the same time;
+/// a job that kills its own agent cannot have its node rebooted by then.
+const REBOOT: SignedDuration = SignedDuration::from_secs(30);
 /// Jobs that are remembered of a pool.
 const MOST: usize = 512;
 
@@ -76,6 +80,8 @@ pub(super) fn blamed(case: Case, wish: &Rerun) -> Vec<Blamed> {
         let runners = case.observed.runners.iter();
         let runners = runners.chain(&case.observed.vanished);
         all.extend(runners.filter_map(|runner| by_node(case, runner)));
+        let ended = case.observed.reruns.ended.iter();
+        all.extend(ended.filter_map(|job| by_reboot(case, job)));
     }
     if wish.on_gpu_fault {
         let found = faults(case);
@@ -130,6 +136,43 @@ fn loss(runner: &Runner, now: Timestamp) -> Option<(Reason, String, Timestamp)> 
         }
         _ => None,
     }
+}
+
+/// A job that ended with its node, which is back in another boot before Kubernetes has missed it.
+fn by_reboot(case: Case, job: &Ended) -> Option<Blamed> {
+    let cut = job
+        .cut
+        .as_ref()
+        .filter(|cut| may_be_reboot(cut, case.now))?;
+    let boot = case.observed.reruns.boots.get(&job.node)?;
+    (*boot != cut.boot).then(|| Blamed {
+        runner: job.runner.clone(),
+        job: job.job.clone(),
+        node: Some(job.node.clone()),
+        device: None,
+        cause: RerunCause::NodeLoss,
+        code: None,
+        code_name: Some(Reason::NodeLost.word().to_owned()),
+        evidence: format!(
+            "The node was rebooted while the job ran: its boot id was {}, and is {boot}.",
+            cut.boot
+        ),
+        at: cut.seen,
+    })
+}
+
+fn may_be_reboot(cut: &Cut, now: Timestamp) -> bool {
+    now < cut.seen.after(REBOOT)
+}
+
+/// Whether a node may yet tell that a reboot ended a job.
+pub(super) fn may_tell(case: Case, wish: &Rerun) -> bool {
+    let mut ended = case.observed.reruns.ended.iter();
+    let is_open = |job: &Ended| {
+        let cut = job.cut.as_ref();
+        cut.is_some_and(|cut| may_be_reboot(cut, case.now))
+    };
+    wish.on_node_loss && ended.any(is_open)
 }
 
 /// A job by its name, of the pool's own GitHub.
@@ -244,11 +287,13 @@ fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
 }
 
 /// The jobs that ended on the pool's runners lately, for a gate that may yet fail: those that were known, and those whose
-/// end is new. After a restart, those that the status has.
+/// end is new. After a restart, those that the status has. `boots` has the boot ids of the nodes, while the agents ran, by
+/// the uids of the pods.
 #[must_use]
 pub fn remember<'a>(
     pool: &Pool,
     runners: impl Iterator<Item = &'a Runner>,
+    boots: &BTreeMap<String, String>,
     mut known: Vec<Ended>,
     now: Timestamp,
 ) -> Vec<Ended> {
@@ -265,12 +310,22 @@ pub fn remember<'a>(
             devices: job.devices.clone(),
             job: NamedJob { name, run, attempt },
             at: job.finished_at.0,
+            cut: None,
         })
     });
-    let seen = runners.filter_map(|runner| ended(spec, runner));
+    let seen = runners.filter_map(|runner| {
+        let boot = boots.get(&runner.uid).filter(|_| is_cut(runner));
+        let boot = boot.cloned();
+        let cut = boot.map(|boot| Cut { boot, seen: now });
+        Some(Ended {
+            cut,
+            ..ended(spec, runner)?
+        })
+    });
     for job in listed.chain(seen) {
         let is_it = |k: &Ended| k.runner == job.runner && k.job.run == job.job.run;
-        if !job.devices.is_empty() && !known.iter().any(is_it) {
+        let matters = !job.devices.is_empty() || job.cut.is_some();
+        if matters && !known.iter().any(is_it) {
             known.push(job);
         }
     }
@@ -280,22 +335,34 @@ pub fn remember<'a>(
     known
 }
 
-/// The job that ended on a runner, or with it.
+/// Whether a runner's agent ended in the middle of a job, or of what may have been one, and neither Kubernetes nor the agent
+/// says why.
+fn is_cut(runner: &Runner) -> bool {
+    let Some(End::Failed(failure)) = &runner.end else {
+        return false;
+    };
+    matches!(
+        failure.reason,
+        Reason::JobCutShort | Reason::EndedWithoutJob | Reason::AgentEnded
+    )
+}
+
+/// The job that ended on a runner, or with it. A persistent runner's last one may have gone well before.
 fn ended(spec: &Spec, runner: &Runner) -> Option<Ended> {
     let done = runner.done.as_ref().map(|done| (&done.job, done.finished));
-    let cut = || match &runner.end {
-        Some(End::Failed(failure)) => {
-            let job = runner.under_way.as_deref().or(runner.heard.as_deref());
-            job.map(|job| (job, failure.at))
-        }
+    let failed = match &runner.end {
+        Some(End::Failed(failure)) => Some(failure.at),
         _ => None,
     };
-    let (job, at) = done.or_else(cut)?;
+    let under_way = runner.under_way.as_deref().zip(failed);
+    let heard = runner.heard.as_deref().zip(failed);
+    let (job, at) = under_way.or(done).or(heard)?;
     Some(Ended {
         runner: runner.name.clone(),
         node: runner.node.clone()?,
         devices: runner.devices.clone(),
         job: named(spec, job)?,
         at,
+        cut: None,
     })
 }

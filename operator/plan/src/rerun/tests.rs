@@ -45,6 +45,7 @@ fn ended() -> Ended {
             attempt: Some(1),
         },
         at: ago(60),
+        cut: None,
     }
 }
 

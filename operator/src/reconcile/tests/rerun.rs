@@ -1,11 +1,14 @@
-//! A job that is run again, whenever the operator is killed meanwhile: not twice, and not never.
+//! A job that is run again, whenever the operator is killed meanwhile: not twice, and not never. And one whose node was
+//! rebooted.
 
 use std::sync::atomic::AtomicU32;
 
 use cudarunner_crds::{CudaRunnerStatus, Rerun};
+use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
 use crate::github::tests::stub::{Reply, Seen, Stub, error, here, page, reply};
+use crate::watch::nodes::Nodes;
 
 /// The runner of the job, whose pod is evicted in the middle of it.
 const RUNNER: &str = "pool-aaaaa";
@@ -234,5 +237,74 @@ async fn a_job_is_run_again_once_whenever_the_operator_is_killed() {
         // Then GitHub is asked once, when that is stored, and it is told once
         assert_eq!(asked, [json!("Requested")], "{kill:?}");
         assert_eq!((end, told), (json!("Started"), 1), "{kill:?}");
+    }
+}
+
+/// The pod on its node, with its agent in this state.
+fn on_node(phase: &str, agent: &Value) -> Pod {
+    let pod = json!({
+        "metadata": {
+            "name": RUNNER, "namespace": "ci", "uid": RUNNER, "labels": {"cudarunner.dev/pool": "pool"},
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
+        },
+        "spec": {
+            "nodeName": "node-1",
+            "initContainers": [{"name": "gpu", "image": "runner:1"}],
+            "containers": [{"name": "main", "image": "gate:1"}],
+        },
+        "status": {
+            "phase": phase,
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "initContainerStatuses": [{
+                "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1, "state": agent,
+            }],
+        },
+    });
+    serde_json::from_value(pod).unwrap()
+}
+
+#[tokio::test]
+async fn a_job_that_a_reboot_of_its_node_ended_is_run_again_and_one_that_killed_its_agent_is_not() {
+    for (boot, causes) in [("boot-2", vec![json!("NodeLoss")]), ("boot-1", vec![])] {
+        let cluster = Cluster::default();
+        let github = GitHub::start(&cluster).await;
+        let mut world = World::new(&github.stub, cluster.clone());
+        world.pod = None;
+        let mut operator = world.operator().await;
+        let nodes = Arc::new(Nodes::default());
+        Arc::get_mut(&mut operator).unwrap().nodes = Some(Arc::clone(&nodes));
+        let look = async |pod: Pod, boot: &str| {
+            let node =
+                json!({"metadata": {"name": "node-1"}, "status": {"nodeInfo": {"bootID": boot}}});
+            nodes.apply(&serde_json::from_value(node).unwrap());
+            operator.pods.apply(&pod, true);
+            let pool = wishing(&cluster, &github.stub);
+            reconcile(pool, Arc::clone(&operator)).await.unwrap();
+            let reruns = cluster.5.lock().unwrap()["reruns"].clone();
+            let reruns = reruns.as_array().cloned().unwrap_or_default();
+            reruns
+                .into_iter()
+                .map(|one| one["cause"].clone())
+                .collect::<Vec<_>>()
+        };
+        // Given a job that runs on a node
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:06Z"}});
+        assert!(
+            look(on_node("Running", &running), "boot-1")
+                .await
+                .is_empty()
+        );
+        // When its kubelet shows the container as one that is not there any more, and a moment later its boot
+        let mark = evicted()["initContainerStatuses"][0]["state"]["terminated"]["message"].clone();
+        let ended = json!({"terminated": {
+            "exitCode": 255, "reason": "Unknown", "message": mark, "finishedAt": Timestamp::now(),
+        }});
+        assert!(look(on_node("Failed", &ended), "boot-1").await.is_empty());
+        // Then it was the reboot, where there was one
+        assert_eq!(
+            look(on_node("Failed", &ended), boot).await,
+            causes,
+            "{boot}"
+        );
     }
 }

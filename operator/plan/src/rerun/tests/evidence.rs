@@ -1,6 +1,8 @@
 //! What shows that something else ended a job.
 
 use super::*;
+use crate::model::rerun::Cut;
+use std::collections::BTreeMap;
 
 /// Whether the job is blamed on its device.
 fn is_blamed(change: impl FnOnce(&mut Observed), gate: Failure) -> bool {
@@ -250,8 +252,112 @@ fn a_job_that_ended_while_its_pod_was_evicted_was_ended_by_that() {
 }
 
 #[test]
+fn a_job_ends_with_its_node_where_that_is_back_in_another_boot() {
+    for (what, boot, seconds, lost) in [
+        ("rebooted", Some("boot-2"), 29, true),
+        ("the same boot", Some("boot-1"), 29, false),
+        ("a node that nobody sees", None, 29, false),
+        ("rebooted long after", Some("boot-2"), 30, false),
+    ] {
+        // Given an agent that ended in the middle of its job, and what its node tells
+        let mut pool = wishing(1);
+        let mut observed = observed(vec![]);
+        let cut = Cut {
+            boot: "boot-1".to_owned(),
+            seen: ago(seconds),
+        };
+        observed.reruns.ended = vec![Ended {
+            cut: Some(cut),
+            ..ended()
+        }];
+        let node = "node-1".to_owned();
+        observed.reruns.boots = boot
+            .map(|boot| (node, boot.to_owned()))
+            .into_iter()
+            .collect();
+        let plan = step(&mut pool, &observed);
+        // Then it was the reboot, where that is told soon; until then it is looked at again and again
+        let causes: Vec<_> = pool.status.reruns.iter().map(|e| e.cause).collect();
+        let expected = lost.then_some(RerunCause::NodeLoss);
+        assert_eq!(causes, expected.as_slice(), "{what}");
+        let waits = plan.wake.is_some_and(|wake| wake <= AGAIN);
+        assert_eq!(waits, seconds < 30, "{what}");
+        // And a pool that does not care runs nothing again
+        pool.status.reruns.clear();
+        let wish = pool.spec_mut().rerun.as_mut().unwrap();
+        wish.on_node_loss = false;
+        step(&mut pool, &observed);
+        assert!(pool.status.reruns.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn only_an_agent_of_whose_end_nobody_says_why_may_have_ended_with_its_node() {
+    let pool = wishing(1);
+    let boots = BTreeMap::from([(JOB.to_owned(), "boot-1".to_owned())]);
+    let cut = |reason: Reason, boots: &BTreeMap<String, String>| {
+        let mut gone = taken(&pool, JOB, reason, 20);
+        (gone.uid, gone.devices) = (JOB.to_owned(), vec!["GPU-1".to_owned()]);
+        let known = remember(&pool, [&gone].into_iter(), boots, vec![], NOW);
+        let again = remember(
+            &pool,
+            [&gone].into_iter(),
+            boots,
+            known.clone(),
+            NOW.after(AGAIN),
+        );
+        assert_eq!(again, known, "it is seen once");
+        known[0].cut.clone()
+    };
+    let seen = Cut {
+        boot: "boot-1".to_owned(),
+        seen: NOW,
+    };
+    for (reason, is_cut) in [
+        (Reason::JobCutShort, true),
+        (Reason::EndedWithoutJob, true),
+        (Reason::AgentEnded, true),
+        (Reason::OutOfMemory, false),
+        (Reason::DeadlineExceeded, false),
+        (Reason::GpuLost, false),
+        (Reason::Evicted, false),
+    ] {
+        let expected = is_cut.then(|| seen.clone());
+        assert_eq!(cut(reason, &boots), expected, "{reason}");
+    }
+    assert_eq!(
+        cut(Reason::JobCutShort, &BTreeMap::new()),
+        None,
+        "nobody saw it run"
+    );
+}
+
+#[test]
+fn the_last_job_of_a_runner_is_the_one_that_ended_with_it() {
+    // Given a persistent runner that ended in its second job
+    let pool = wishing(1);
+    let mut gone = taken(&pool, JOB, Reason::AgentEnded, 20);
+    gone.devices = vec!["GPU-1".to_owned()];
+    gone.done = Some(Box::new(EndedJob {
+        job: Job {
+            run: "16".to_owned(),
+            ..named()
+        },
+        started: None,
+        finished: ago(60),
+        refused: None,
+        gpus: vec![],
+        exceeded_minutes: None,
+    }));
+    let known = remember(&pool, [&gone].into_iter(), &BTreeMap::new(), vec![], NOW);
+    let runs: Vec<u64> = known.iter().map(|job| job.job.run.1).collect();
+    assert_eq!((runs, known[0].at), (vec![17], ago(20)));
+}
+
+#[test]
 fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
     let pool = wishing(1);
+    let none = BTreeMap::new();
     let mut done = runner(&pool, JOB, RunnerPhase::Finished);
     done.devices = vec!["GPU-1".to_owned()];
     done.done = Some(Box::new(EndedJob {
@@ -262,16 +368,22 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
         gpus: vec![],
         exceeded_minutes: None,
     }));
-    let known = remember(&pool, [&done].into_iter(), vec![], NOW);
+    let known = remember(&pool, [&done].into_iter(), &none, vec![], NOW);
     assert_eq!(known, [ended()]);
     // Though its pod has gone
-    let known = remember(&pool, [].into_iter(), known, NOW);
+    let known = remember(&pool, [].into_iter(), &none, known, NOW);
     assert_eq!(known, [ended()]);
-    assert_eq!(remember(&pool, [].into_iter(), known, NOW.after(HOUR)), []);
+    assert_eq!(
+        remember(&pool, [].into_iter(), &none, known, NOW.after(HOUR)),
+        []
+    );
     // And after a restart, those that are in the status
     let mut observed = observed(vec![done]);
     observed.reruns.ended = vec![];
     let mut pool = pool;
     step(&mut pool, &observed);
-    assert_eq!(remember(&pool, [].into_iter(), vec![], NOW), [ended()]);
+    assert_eq!(
+        remember(&pool, [].into_iter(), &none, vec![], NOW),
+        [ended()]
+    );
 }
