@@ -245,7 +245,7 @@ fn on_node(phase: &str, agent: &Value) -> Pod {
     let pod = json!({
         "metadata": {
             "name": RUNNER, "namespace": "ci", "uid": RUNNER, "labels": {"cudarunner.dev/pool": "pool"},
-            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": "u"}],
+            "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": fixture::pool(1).uid}],
         },
         "spec": {
             "nodeName": "node-1",
