@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use cudarunner_crds::CudaRunner;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::time::{Instant, sleep};
@@ -106,9 +107,24 @@ pub async fn uninstall(client: &Client, args: &Uninstall) -> Result<(), Uninstal
             return Err(error);
         }
         if held.is_empty() {
+            remove_lease(client, args).await;
             return Ok(());
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Removes the operator's Lease, so that another operator can take its pools over: it may have lost its rights before it could
+/// give it back. What fails here keeps no pool.
+async fn remove_lease(client: &Client, args: &Uninstall) {
+    let own = args.operator();
+    let leases = Api::<Lease>::namespaced(client.clone(), &own.namespace);
+    match leases.delete(&own.name, &DeleteParams::default()).await {
+        Ok(_) => tracing::info!(lease = %own, "removed the Lease"),
+        Err(error) if is_status(&error, 404) => {}
+        Err(error) => {
+            tracing::warn!(lease = %own, %error, "the Lease was not removed: delete it before another operator is to take the pools over");
+        }
     }
 }
 

@@ -31,13 +31,13 @@ enum Manner {
 type Pools = BTreeMap<String, (bool, Manner)>;
 
 #[derive(Clone)]
-struct Server(Arc<Mutex<Pools>>);
+struct Server(Arc<Mutex<Pools>>, Arc<Mutex<Vec<String>>>);
 
 impl Server {
     fn new(first: Manner, second: Manner) -> Self {
         let pools = [("first", first), ("second", second)];
         let held = pools.map(|(name, manner)| (name.to_owned(), (true, manner)));
-        Self(Arc::new(Mutex::new(held.into())))
+        Self(Arc::new(Mutex::new(held.into())), Arc::default())
     }
 
     /// Runs the command on it: what comes of it, and the pools that are still held.
@@ -67,6 +67,9 @@ impl Server {
     fn answer(&self, method: &Method, path: &str) -> Response<Body> {
         let mut pools = self.0.lock().unwrap();
         let name = path.rsplit('/').next().unwrap_or_default();
+        if method == Method::DELETE {
+            self.1.lock().unwrap().push(path.to_owned());
+        }
         let (status, answer) = match (method, name) {
             (&Method::GET, "pods") => (200, json!({"metadata": {}, "items": []})),
             (&Method::GET, "cudarunners") => (200, json!({"metadata": {}, "items": list(&pools)})),
@@ -118,6 +121,16 @@ fn refusal(code: u16) -> Response<Body> {
 fn respond(status: u16, body: &Value) -> Response<Body> {
     let body = Body::from(body.to_string().into_bytes());
     Response::builder().status(status).body(body).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_goes_last_so_that_another_operator_can_take_the_pools() {
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/system/leases/operator";
+    for (manner, removed) in [(Manner::LetsGo, vec![leases]), (Manner::Refuses, vec![])] {
+        let server = Server::new(manner, Manner::LetsGo);
+        let _ = server.uninstall().await;
+        assert_eq!(*server.1.lock().unwrap(), removed);
+    }
 }
 
 #[tokio::test(start_paused = true)]
