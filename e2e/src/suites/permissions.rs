@@ -31,7 +31,8 @@ const UNSEEN: [(bool, &str, &str); 3] = [
 ];
 
 /// What the operator of an installation reads and writes whose rights a suite has taken away.
-const SWITCHED_OFF: [&str; 5] = [
+const SWITCHED_OFF: [&str; 6] = [
+    "leases",
     "devicetaintrules",
     "resourceslices",
     "resourceclaimtemplates",
@@ -55,8 +56,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         requests.extend(Audit::whole(cluster).new_requests()?);
     }
     let mut forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
-    // A suite switches the taints of devices off, whose rules go while the last operator still looks at them. The keys of tokens are granted to every service
-    // account by Kubernetes, and here they are hidden for a while.
+    // A suite uninstalls the operator, whose rights are gone before it gives its Lease back, and another one switches the taints
+    // of devices off, whose rules go while the last operator still looks at them. The keys of tokens are granted to every
+    // service account by Kubernetes, and here they are hidden for a while.
     forbidden.retain(|request| {
         !SWITCHED_OFF.contains(&request.resource.as_str()) && !request.is_of_keys()
     });
