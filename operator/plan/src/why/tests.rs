@@ -105,17 +105,51 @@ pub(super) fn failed(pool: &Pool, observed: &mut Observed, failure: Failure) {
 
 pub(super) const CUDA: &[&str] = &["self-hosted", "cuda"];
 
+fn set(labels: &[&str]) -> ScaleSet {
+    ScaleSet {
+        id: 7,
+        name: "pool-1b4e28ba".to_owned(),
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+    }
+}
+
+/// A scale set with three jobs that wait, which is offered one runner.
+pub(super) fn scale_set(observed: &mut Observed, trouble: Option<Reason>) {
+    let share = Share {
+        runners: 1,
+        placed: 1,
+        ..Share::default()
+    };
+    observed.share = Some(Arc::new(share));
+    observed.scale_set = Some(ScaleSetFacts {
+        known: Known::Present(set(CUDA)),
+        trouble: trouble.map(|reason| Trouble {
+            reason,
+            message: "another session is open".to_owned(),
+        }),
+        listening: Some(Listening {
+            set: 7,
+            capacity: 1,
+            heard: Heard {
+                statistics: Some(Statistics {
+                    available: 3,
+                    assigned: 1,
+                    running: 1,
+                }),
+                is_settled: true,
+                ..Heard::default()
+            },
+        }),
+        ..ScaleSetFacts::default()
+    });
+}
+
 /// The situations, what is said in each, and the words that must be among it.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn situations() -> Vec<(&'static str, String, &'static str)> {
     let idle: &[RunnerPhase] = &[RunnerPhase::Idle, RunnerPhase::Idle];
     let busy: &[RunnerPhase] = &[RunnerPhase::Busy, RunnerPhase::Busy];
     let gpus = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu";
-    let set = |labels: &[&str]| ScaleSet {
-        id: 7,
-        name: "pool-1b4e28ba".to_owned(),
-        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-    };
     vec![
         (
             "nothing is wrong and nothing waits",
@@ -375,28 +409,7 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
                 |resource| scaled(resource, "ScaleSet"),
                 |pool, seen| {
                     runners(pool, seen, &[RunnerPhase::Busy]);
-                    seen.share = Some(Arc::new(Share {
-                        runners: 1,
-                        placed: 1,
-                        ..Share::default()
-                    }));
-                    seen.scale_set = Some(ScaleSetFacts {
-                        known: Known::Present(set(CUDA)),
-                        listening: Some(Listening {
-                            set: 7,
-                            capacity: 1,
-                            heard: Heard {
-                                statistics: Some(Statistics {
-                                    available: 3,
-                                    assigned: 1,
-                                    running: 1,
-                                }),
-                                is_settled: true,
-                                ..Heard::default()
-                            },
-                        }),
-                        ..ScaleSetFacts::default()
-                    });
+                    scale_set(seen, None);
                 },
             ),
             "3 jobs wait for a GPU: those that are there and free for this pool suffice for 1 of 2 runners, and 1 are busy",

@@ -37,6 +37,14 @@ fn what_no_pod_of_a_pool_takes_is_given_to_others() {
     );
 }
 
+/// Reckons the share of a pool that is alone there; whether it rests by then.
+fn rests(pool: &mut Member, nodes: &[Arc<NodeFacts>], now: Timestamp) -> bool {
+    let members = std::slice::from_ref(pool);
+    let found = shares(nodes, &Others::new(), members, &BTreeMap::new(), now);
+    pool.before = found[&pool.key].clone().into();
+    pool.before.vain.rests(now)
+}
+
 #[test]
 fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
     // Given two GPUs, and a pool that has a pod without a node beside a runner whose jobs take ten seconds each
@@ -44,17 +52,8 @@ fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
     let mut pool = member("a/1", 2, 1, 1, &[]);
     pool.is_stuck = true;
     let mut rests = |at: i64, runners: usize| {
-        let now = NOW.after(SignedDuration::from_secs(at));
         (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
-        let found = shares(
-            &nodes,
-            &Others::new(),
-            &[pool.clone()],
-            &BTreeMap::new(),
-            now,
-        );
-        pool.before = found[&pool.key].clone().into();
-        pool.before.vain.rests(now)
+        rests(&mut pool, &nodes, NOW.after(SignedDuration::from_secs(at)))
     };
     // Then the other GPU is others' after half a minute, for five
     let jobs = (0..6).flat_map(|job| [(10 * job, 1), (10 * job + 9, 0)]);
@@ -74,15 +73,7 @@ fn who_is_given_gpus_and_takes_them_is_given_more() {
         let nodes = [with_gpus(0, gpus, 0)];
         for at in [0, 19] {
             let now = NOW.after(SignedDuration::from_secs(i64::from(gpus) * 20 + at));
-            let found = shares(
-                &nodes,
-                &Others::new(),
-                &[pool.clone()],
-                &BTreeMap::new(),
-                now,
-            );
-            pool.before = found[&pool.key].clone().into();
-            assert!(!pool.before.vain.rests(now), "{gpus}");
+            assert!(!rests(&mut pool, &nodes, now), "{gpus}");
             pool.runners = usize::try_from(gpus).unwrap();
             pool.held = vec![("node-0".to_owned(), gpus)];
         }

@@ -8,12 +8,10 @@ use gate_report::Class;
 use super::*;
 use crate::Observed;
 use crate::fixture::{ago, gate_failure};
-use crate::model::github::{ScaleSet, Statistics};
 use crate::model::pool::Pool;
-use crate::model::scale_set::{Heard, Known, Listening, ScaleSetFacts, Trouble};
-use crate::shares::Share;
 use crate::why::tests::{
-    CUDA, as_it_is, failed, planned, queue_of, refused, runners, scaled, ten_nodes, waits,
+    CUDA, as_it_is, failed, planned, queue_of, refused, runners, scale_set, scaled, ten_nodes,
+    waits,
 };
 use crate::why::{causes, of_any_job, of_waiting};
 
@@ -49,41 +47,6 @@ fn one_without_node(pool: &Pool, observed: &mut Observed) {
         "4 Insufficient nvidia.com/gpu",
         None,
     );
-}
-
-/// A scale set with three jobs that wait, which is offered one runner.
-fn scale_set(observed: &mut Observed, trouble: Option<Reason>) {
-    let share = Share {
-        runners: 1,
-        placed: 1,
-        ..Share::default()
-    };
-    observed.share = Some(Arc::new(share));
-    observed.scale_set = Some(ScaleSetFacts {
-        known: Known::Present(ScaleSet {
-            id: 7,
-            name: "pool-1b4e28ba".to_owned(),
-            labels: CUDA.iter().map(|label| (*label).to_owned()).collect(),
-        }),
-        trouble: trouble.map(|reason| Trouble {
-            reason,
-            message: "another session is open".to_owned(),
-        }),
-        listening: Some(Listening {
-            set: 7,
-            capacity: 1,
-            heard: Heard {
-                statistics: Some(Statistics {
-                    available: 3,
-                    assigned: 1,
-                    running: 1,
-                }),
-                is_settled: true,
-                ..Heard::default()
-            },
-        }),
-        ..ScaleSetFacts::default()
-    });
 }
 
 /// The situations, and for each what is blamed of the waiting of a job, in order.
