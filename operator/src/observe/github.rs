@@ -354,8 +354,11 @@ fn keep_queue(github: &mut GitHubMemory, read: Option<QueueRead>) {
 
 /// The names of the pool's pods.
 fn pods_of(ctx: &Context, pool: &Pool) -> BTreeSet<String> {
-    let pods = ctx.pods.of(&pool.key, &pool.uid);
-    pods.into_iter().map(|runner| runner.name).collect()
+    let mut names = BTreeSet::new();
+    ctx.pods.each(&pool.key, &pool.uid, |runner| {
+        names.insert(runner.name.clone());
+    });
+    names
 }
 
 /// The queue, with what it holds of answers. One that cannot be read stops nothing: the runners do not need it.
