@@ -37,16 +37,13 @@ impl JobsUsage {
         let mut all = Self::default();
         for job in jobs {
             let is_unused = !job.gpu.is_empty() && job.gpu.iter().all(|gpu| gpu.unused);
-            all.add(Self {
-                unused: u64::from(is_unused),
-                ..Self::default()
-            });
+            all.unused = all.unused.saturating_add(u64::from(is_unused));
             for gpu in &job.gpu {
-                let peak = all.peak_mib;
                 all.add(Self::of_gpu(gpu));
-                all.peak_mib = all.peak_mib.max(peak);
             }
         }
+        let gpus = jobs.iter().flat_map(|job| &job.gpu);
+        all.peak_mib = gpus.filter_map(|gpu| Self::of_gpu(gpu).peak_mib).max();
         all
     }
 

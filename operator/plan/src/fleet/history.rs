@@ -105,18 +105,12 @@ impl History {
         } else if let Some(reason) = runner.reason.filter(|_| !was_online)
             && Stored::parse(reason).is_one_of(&OF_GATE)
         {
-            let failed = event(EventKind::Gate, runner.held_until, reason, true);
+            let mut failed = event(EventKind::Gate, runner.held_until, reason, true);
             // Which of several was at fault is not remembered.
-            let is_one = runner.devices.len() == 1;
-            self.remembered.push(Event {
-                devices: failed
-                    .devices
-                    .clone()
-                    .into_iter()
-                    .filter(|_| is_one)
-                    .collect(),
-                ..failed
-            });
+            if failed.devices.len() > 1 {
+                failed.devices.clear();
+            }
+            self.remembered.push(failed);
         }
     }
 
@@ -131,6 +125,14 @@ impl History {
             new.collect()
         };
         self.events.extend(new);
+    }
+
+    /// What two operators know, newest first, each thing once.
+    pub(super) fn joined(events: Vec<Event>, remembered: Vec<Event>) -> Vec<Event> {
+        let mut all = Self { events, remembered };
+        all.merge();
+        all.sort();
+        all.events
     }
 
     /// So many pools and runners there may be that not all is kept until the end.
@@ -188,7 +190,7 @@ impl History {
 }
 
 /// What makes two events the same: one status tells of it, and the operator remembers it.
-pub(super) fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
+fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
     let run = event.job.as_ref().and_then(|job| job.run_id);
     (
         &event.pool,

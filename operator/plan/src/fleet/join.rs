@@ -5,13 +5,12 @@ mod devices;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::identity;
+use super::history::History;
 use super::{
-    Device, DeviceState, Event, Fleet, Hours, MAX_HISTORY, MAX_NODES, MAX_POOLS, MAX_WAITING, Node,
-    Operator, Pool, WaitingJob, beyond,
+    Device, DeviceState, Fleet, Hours, MAX_NODES, MAX_POOLS, MAX_WAITING, Node, Operator, Pool,
+    WaitingJob, beyond,
 };
 use crate::model::github::has_label;
 use crate::model::url::GitHubUrl;
@@ -60,7 +59,7 @@ impl Fleet {
             pools_not_listed: pools_not_listed.saturating_add(more),
             unserved,
             unserved_not_listed,
-            history: history(self.history, other.history),
+            history: History::joined(self.history, other.history),
             hours: hours(self.hours, other.hours),
         }
     }
@@ -172,21 +171,6 @@ fn takes(pool: &Pool, waits: &WaitingJob) -> bool {
         })
     };
     has_all() && is_there()
-}
-
-/// What happened, newest first, each thing once.
-fn history(one: Vec<Event>, other: Vec<Event>) -> Vec<Event> {
-    let new: Vec<Event> = {
-        let known: HashSet<_> = one.iter().map(identity).collect();
-        let new = other
-            .into_iter()
-            .filter(|event| !known.contains(&identity(event)));
-        new.collect()
-    };
-    let mut all = [one, new].concat();
-    all.sort_by_key(|event| Reverse(event.at));
-    all.truncate(MAX_HISTORY);
-    all
 }
 
 /// The hours of all runners: each operator counts its own.

@@ -3,6 +3,8 @@
 
 mod notes;
 
+pub use notes::some;
+
 use std::collections::BTreeSet;
 
 use cudarunner_crds::CudaRunner;

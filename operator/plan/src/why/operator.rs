@@ -89,20 +89,20 @@ pub fn doubt(named: Option<&OperatorStatus>, seen: &Seen, now: Timestamp) -> Str
                 successor(named, seen, now)
             );
         }
-        Named::There(operator) if operator.runs(seen, now) == Some(true) => {
-            return format!("The operator runs and {HAS_NOT_LOOKED}");
-        }
-        Named::There(operator) if operator.runs(seen, now).is_none() => {
-            return format!(
-                "The operator {HAS_NOT_LOOKED}. Whether it runs its Lease does not tell, since it has no leader election: `kubectl get pods --namespace {}` does",
-                named.namespace
-            );
-        }
         Named::Gone => "is gone: there is no Lease of it".to_owned(),
-        Named::There(operator) => match operator.renewed {
-            Some(_) if !operator.is_renewed => "does not run: none of its pods is ready".to_owned(),
-            Some(at) => format!("does not run: it was last seen at {at}"),
-            None => "does not run: nobody holds its Lease".to_owned(),
+        Named::There(operator) => match (operator.runs(seen, now), operator.renewed) {
+            (Some(true), _) => return format!("The operator runs and {HAS_NOT_LOOKED}"),
+            (None, _) => {
+                return format!(
+                    "The operator {HAS_NOT_LOOKED}. Whether it runs its Lease does not tell, since it has no leader election: `kubectl get pods --namespace {}` does",
+                    named.namespace
+                );
+            }
+            (Some(false), None) => "does not run: nobody holds its Lease".to_owned(),
+            (Some(false), Some(at)) if operator.is_renewed => {
+                format!("does not run: it was last seen at {at}")
+            }
+            (Some(false), Some(_)) => "does not run: none of its pods is ready".to_owned(),
         },
     };
     format!(

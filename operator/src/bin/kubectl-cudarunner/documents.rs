@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cuda_runner_plan::fleet::{API_VERSION, Builder, Fleet, Known as Waiting};
+use cuda_runner_plan::why::job::some;
 use cudarunner_crds::CudaRunner;
 use futures::future::join_all;
 use http::Request;
@@ -19,9 +20,6 @@ use crate::connect::{Pools, key, said, shown};
 const PAGE: &str = "app.kubernetes.io/component=fleet-page";
 /// Several replicas of an operator answer by turns, and one of them leads.
 const TRIES: usize = 4;
-/// Pools that are named at most.
-const MOST_POOLS: usize = 5;
-
 /// What is known, by whom.
 pub(crate) struct Known {
     /// The documents, one of each operator that answered.
@@ -87,14 +85,9 @@ pub(crate) async fn read(pools: &Pools, limit: Duration) -> Result<Known, String
 }
 
 fn not_shown(others: &[CudaRunner]) -> String {
-    let some: Vec<String> = others.iter().take(MOST_POOLS).map(key).collect();
-    let more = match others.len().saturating_sub(MOST_POOLS) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
     format!(
-        "no operator shows {}{more} on its fleet page (fleetPage.enabled in its chart)",
-        some.join(", ")
+        "no operator shows {} on its fleet page (fleetPage.enabled in its chart)",
+        some(others.iter().map(key).collect(), ", ")
     )
 }
 

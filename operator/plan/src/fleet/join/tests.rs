@@ -10,7 +10,7 @@ use crate::NodeFacts;
 use crate::Queue;
 use crate::fixture::{NOW, ago, node as facts, pool as parsed, resource, runner};
 use crate::fleet::DeviceState::{Free, Gate, Idle, Job, NotOurs, Quarantined};
-use crate::fleet::{Builder, EventKind, HoursRow, Known, Others};
+use crate::fleet::{Builder, Event, EventKind, HoursRow, Known, Others};
 use crate::model::github::QueuedJob;
 
 /// An operator, the pool that it serves at a repository, and what it sees of node-1: how many GPUs pods of others hold, and its

@@ -96,7 +96,8 @@ fn key(pool: &CudaRunner) -> String {
 }
 
 /// The first of these, and how many more there are.
-fn some(all: Vec<String>, between: &str) -> String {
+#[must_use]
+pub fn some(all: Vec<String>, between: &str) -> String {
     let more = match all.len().saturating_sub(MOST_POOLS) {
         0 => String::new(),
         more => format!(" and {more} more"),
