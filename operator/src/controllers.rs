@@ -34,7 +34,7 @@ pub async fn control(
     if election.is_alone() {
         return tokio::select! {
             ended = act(ctx, woken, ready) => ended,
-            () = election.hold() => Err(RunError::Ended("the lease")),
+            never = election.hold() => match never {},
         };
     }
     tracing::info!("standing by for the lease");

@@ -6,10 +6,11 @@
 //! The lease tells who acts. That alone does not stop a process which cannot renew it, because it hears nothing: so it also
 //! goes by its own clock, and stops to write before any other replica could have the lease.
 //!
-//! An operator without leader election has a lease, too, by which other operators see that it is there. It renews it never,
-//! so that lease has no end until it is given back, and nothing that the operator does hangs on it.
+//! An operator without leader election has a lease, too, by which other operators see that it is there. It renews it seldom,
+//! for a long time each, and nothing that the operator does hangs on it.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use cudarunner_crds::OperatorStatus;
@@ -36,15 +37,18 @@ pub const NAMESPACES: &str = "cudarunner.dev/watch-namespaces";
 const DURATION: Duration = Duration::from_secs(30);
 /// The same, as the Lease has it.
 const DURATION_SECONDS: i32 = 30;
-/// The time of a lease that is not renewed: 68 years.
-pub const UNRENEWED_SECONDS: i32 = i32::MAX;
+/// The time of the lease of an operator without leader election, as the Lease has it: half an hour. One that ended without a
+/// word keeps its pools, and a replica with an election, from going on for so long.
+pub const ALONE_SECONDS: i32 = 1800;
 /// Its holder stops to write when so much of it is left: what is on its way by then arrives in time, or is cut off.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How often its holder renews it: one renewal may be lost, and another.
 const RENEW: Duration = Duration::from_secs(10);
 /// How often a replica that stands by looks at the lease, and its holder tries again.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often an operator without leader election tries again, which may have no right to Leases and needs none to act.
+/// How often an operator without leader election renews it.
+const RENEW_ALONE: Duration = Duration::from_mins(10);
+/// How often such an operator tries again, which may have no right to Leases and needs none to act.
 const RETRY_ALONE: Duration = Duration::from_mins(1);
 
 /// One replica's part in the election.
@@ -60,6 +64,8 @@ pub struct Election {
     seen: Seen,
     /// The lease as it was last written by us; `None` when it must be read again.
     held: Option<Lease>,
+    /// Whether it was said that an operator without leader election has it.
+    has_said: bool,
 }
 
 impl Election {
@@ -75,6 +81,7 @@ impl Election {
             is_alone: false,
             seen: Seen::default(),
             held: None,
+            has_said: false,
         }
     }
 
@@ -115,10 +122,12 @@ impl Election {
         }
     }
 
-    /// Takes the lease of an operator without leader election, and never ends.
-    pub async fn hold(&mut self) {
-        self.win().await;
-        std::future::pending::<()>().await;
+    /// Takes the lease of an operator without leader election, renews it, and never ends.
+    pub async fn hold(&mut self) -> Infallible {
+        loop {
+            self.win().await;
+            tokio::time::sleep(RENEW_ALONE).await;
+        }
     }
 
     /// Renews the lease, until it is another's or may soon be.
@@ -155,7 +164,12 @@ impl Election {
             );
             return;
         }
-        if let Err(error) = self.give_back().await {
+        let mut given = self.give_back().await;
+        if given.as_ref().is_err_and(is_conflict) {
+            // Somebody has put a label on it, say: it is read anew.
+            given = self.give_back().await;
+        }
+        if let Err(error) = given {
             tracing::warn!(%error, "the lease was not given back: it runs out");
         }
     }
@@ -180,7 +194,7 @@ impl Election {
     async fn attempt(&mut self) -> kube::Result<bool> {
         let answer = self.take().await;
         match &answer {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
+            Err(error) if is_conflict(error) => {
                 tracing::debug!("another replica has written the lease first");
             }
             Err(error) => {
@@ -197,6 +211,7 @@ impl Election {
         let spec = spec.map(Option::unwrap_or_default);
         let now = Instant::now();
         if !self.is_alone && !self.seen.is_free(spec.as_ref(), &self.identity, now) {
+            self.say_who_is_waited_for(spec.as_ref());
             return Ok(false);
         }
         let ours = Some(self.ours(spec.as_ref()));
@@ -227,6 +242,20 @@ impl Election {
         Ok(true)
     }
 
+    /// Says once that the lease is that of an operator without leader election: if it is gone, its time is long.
+    fn say_who_is_waited_for(&mut self, found: Option<&LeaseSpec>) {
+        let alone = found.filter(|spec| spec.lease_duration_seconds == Some(ALONE_SECONDS));
+        let holder = alone.and_then(|spec| spec.holder_identity.as_deref());
+        if let Some(holder) = holder.filter(|_| !self.has_said) {
+            tracing::warn!(
+                holder,
+                name = self.name,
+                "an operator that was installed without leader election has the Lease: this one waits until that one ends; if it is gone without a word, for half an hour, or until the Lease is deleted"
+            );
+            self.has_said = true;
+        }
+    }
+
     /// The lease as it was last written by us, or else as it is.
     async fn last(&mut self) -> kube::Result<Option<Lease>> {
         match self.held.take() {
@@ -247,7 +276,7 @@ impl Election {
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: Some(if self.is_alone {
-                UNRENEWED_SECONDS
+                ALONE_SECONDS
             } else {
                 DURATION_SECONDS
             }),
@@ -279,6 +308,13 @@ impl Seen {
         }
     }
 
+    /// What was seen counts from now on.
+    fn begins_anew(&mut self, now: Instant) {
+        if let Some((_, _, since)) = &mut self.0 {
+            *since = now;
+        }
+    }
+
     /// Who is named as its holder, and whether it has changed within its time while we looked.
     fn look(&mut self, found: Option<&LeaseSpec>, now: Instant) -> (Option<String>, bool) {
         let (last, was_there, since) = self.0.take().unwrap_or((LeaseSpec::default(), true, now));
@@ -287,7 +323,7 @@ impl Seen {
         let is_there = found.is_some();
         let is_same = last == spec && was_there == is_there;
         let since = if is_same { since } else { now };
-        // Whoever deletes one that has no end says that its holder is gone.
+        // Whoever deletes one with a long time says that its holder is gone.
         let said = spec.lease_duration_seconds.filter(|_| is_there);
         let said = said.unwrap_or_default();
         let said = Duration::from_secs(said.max(0).unsigned_abs().into());
@@ -298,15 +334,32 @@ impl Seen {
     }
 }
 
+/// Whether another has written it in between.
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Who looks less often than this did not look all the time.
+const OFTEN: Duration = Duration::from_mins(1);
+
 /// The Lease of another operator, as it is seen again and again.
 #[derive(Default)]
-pub struct OtherLease(Seen);
+pub struct OtherLease {
+    seen: Seen,
+    looked: Option<Instant>,
+}
 
 impl OtherLease {
-    /// Whether somebody holds it, and whether it has changed within its time while we looked.
+    /// Whether somebody holds it, and whether it has changed within its time while we looked. A time in which we did not look,
+    /// because the API server was away, say, is none in which it was not renewed.
     pub fn see(&mut self, found: Option<&Lease>) -> (bool, bool) {
+        let now = Instant::now();
+        let looked = self.looked.replace(now);
+        if looked.is_some_and(|looked| now - looked > OFTEN) {
+            self.seen.begins_anew(now);
+        }
         let spec = found.map(|lease| lease.spec.clone().unwrap_or_default());
-        let (holder, is_recent) = self.0.look(spec.as_ref(), Instant::now());
+        let (holder, is_recent) = self.seen.look(spec.as_ref(), now);
         let has_holder = holder.is_some_and(|holder| !holder.is_empty());
         (has_holder && is_recent, is_recent)
     }

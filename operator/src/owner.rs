@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cudarunner_crds::OperatorStatus;
+use cudarunner_crds::{CudaRunner, OperatorStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::controller::Action as Next;
@@ -20,7 +20,7 @@ use crate::error::ReconcileError;
 use crate::lease::OtherLease;
 use crate::selector::{PoolSelector, selects};
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
-use cuda_runner_plan::owner::{self, Facts, Other, SETTLES_IN, Standing, judge};
+use cuda_runner_plan::owner::{self, Facts, GIVES_BACK_WITHIN, Other, SETTLES_IN, Standing, judge};
 
 /// How often a pool that another operator has is looked at: each new word of that operator's wakes it besides.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -237,13 +237,26 @@ pub async fn stand(
     }
 }
 
-/// Whether a pool that this operator serves is still its own, as the watch shows it now: a reconcile may have waited for GitHub
-/// meanwhile. One that the selector takes in no more is, until it was given back.
+/// Whether a pool that this operator serves is still its own before anything is done for it, as the watch shows it now: the
+/// reconcile may have waited for GitHub meanwhile. One that the watch shows no more is another's to take.
 #[must_use]
-pub fn is_ours(ctx: &Context, pool: &Pool) -> bool {
+pub fn may_act(ctx: &Context, pool: &Pool) -> bool {
+    shown(ctx, pool).is_some_and(|shown| shown.may_be_of(&ctx.ownership.own))
+}
+
+/// Whether the pool's status is still this operator's to write, after it has acted for so long. One that the selector takes in
+/// no more is, until another operator could have taken it.
+#[must_use]
+pub fn may_write(ctx: &Context, pool: &Pool, acted: Duration) -> bool {
+    shown(ctx, pool).map_or_else(
+        || acted < GIVES_BACK_WITHIN.unsigned_abs(),
+        |shown| shown.may_be_of(&ctx.ownership.own),
+    )
+}
+
+fn shown(ctx: &Context, pool: &Pool) -> Option<Arc<CudaRunner>> {
     let shown = ctx.resource(&pool.key);
-    let shown = shown.filter(|shown| shown.metadata.uid.as_ref() == Some(&pool.uid));
-    shown.is_none_or(|shown| shown.may_be_of(&ctx.ownership.own))
+    shown.filter(|shown| shown.metadata.uid.as_ref() == Some(&pool.uid))
 }
 
 /// Notes that the pool is this operator's; when to look again where nothing is done for it yet.

@@ -60,14 +60,15 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         .with(&pool, |memory| memory.begins(now, Instant::now()));
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
-    if !owner::is_ours(ctx, &pool) {
+    if !owner::may_act(ctx, &pool) {
         // The watch has woken the pool, and the next reconcile leaves it alone.
         return Ok(Next::await_change());
     }
+    let acts = Instant::now();
     let outcome = Box::pin(act(ctx, &pool, client, &mut plan))
         .instrument(info_span!("act"))
         .await;
-    if !owner::is_ours(ctx, &pool) {
+    if !owner::may_write(ctx, &pool, acts.elapsed()) {
         // The status is another's to write, with what that one has done.
         return Ok(Next::await_change());
     }

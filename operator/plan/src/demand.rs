@@ -260,7 +260,10 @@ pub(super) fn claim(case: Case, wanted: usize) -> Claim {
         Some(_) => 0,
         None => usize::MAX,
     };
-    let limit = there.saturating_add(more);
+    // A runner that has just ended leaves its place to the next one.
+    let vain = observed.share.as_ref().map(|share| share.vain);
+    let had = vain.filter(|vain| vain.rests(now)).map(|vain| vain.had);
+    let limit = there.saturating_add(more).max(had.unwrap_or_default());
     let assigned = known(observed).filter(|_| spec.registration == RegistrationKind::ScaleSet);
     // Whatever is offered now: else a share would change what is wanted, and that the share.
     let wanted = wanted.max(could_run(spec, observed).min(spec.size.max));

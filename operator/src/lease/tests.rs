@@ -411,23 +411,35 @@ async fn an_operator_without_an_election_has_its_lease_until_it_ends_or_somebody
     let before = server.election("before", GOOD).0;
     before.alone().win().await;
 
-    // When the next one starts, then it has the lease at once, acts all the same, and renews nothing
+    // When the next one starts, then it has the lease at once, and acts all the same
     let mut own = server.election("own", GOOD).0.alone();
     let fence = own.fence();
     assert!(is_open(&fence));
-    let held = tokio::time::timeout(Duration::from_hours(1), own.hold());
-    assert!(held.await.is_err() && is_open(&fence));
-    assert_eq!(server.holder().as_deref(), Some("own"));
-    assert_eq!(server.state().asked.len(), 4);
+    let holding = tokio::spawn(async move {
+        let held = tokio::time::timeout(Duration::from_hours(2), own.hold()).await;
+        (held.is_err(), own)
+    });
 
-    // Then other operators see that it is there, for as long as they look, and a replica with an election waits
+    // Then other operators see that it is there for as long as they look, and a replica with an election waits
     let mut other = OtherLease::default();
     let (mut next, _) = server.election("next", GOOD);
-    for _ in 0..2 {
-        assert_eq!(seen(&mut other), (true, true));
-        let wins = tokio::time::timeout(Duration::from_hours(1), next.win());
-        assert!(wins.await.is_err());
-    }
+    let standing = tokio::time::timeout(Duration::from_hours(2), next.win());
+    let looking = async {
+        sleep(Duration::from_secs(1)).await;
+        for _ in 0..1400 {
+            assert_eq!(seen(&mut other), (true, true));
+            sleep(Duration::from_secs(5)).await;
+        }
+    };
+    let (stood, ()) = tokio::join!(standing, looking);
+    assert!(stood.is_err() && is_open(&fence));
+    assert_eq!(server.holder().as_deref(), Some("own"));
+    // Its renewals are few: two hours and twelve of them
+    let state = server.state().asked.clone();
+    let puts = state.iter().filter(|method| **method == Method::PUT);
+    assert_eq!(puts.count(), 12);
+    let (has_held, mut own) = holding.await.unwrap();
+    assert!(has_held);
 
     // When it is gone with its lease, then that is seen half a minute later
     let there = server.state().lease.take();
@@ -435,12 +447,63 @@ async fn an_operator_without_an_election_has_its_lease_until_it_ends_or_somebody
     advance(DURATION).await;
     assert_eq!(seen(&mut other), (false, false));
 
-    // When it ends, then the lease has no holder, and the next replica may come for half a minute
-    server.state().lease = there;
+    // When it ends, then the lease has no holder, whoever has put a label on it meanwhile, and the next replica may come for
+    // half a minute
+    let mut labelled = there.unwrap();
+    labelled["metadata"]["resourceVersion"] = json!("of another");
+    server.state().lease = Some(labelled);
     assert_eq!(seen(&mut other), (true, true));
     own.release().await;
     assert_eq!(seen(&mut other), (false, true));
     advance(DURATION).await;
     assert_eq!(seen(&mut other), (false, false));
     next.win().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_one_without_an_election_that_ended_without_a_word_the_lease_is_free_after_half_an_hour()
+{
+    // Given its lease, another operator that looks all the time, and a replica with an election
+    let server = Server::default();
+    server.election("lost", GOOD).0.alone().win().await;
+    let lease = server.state().lease.clone().unwrap();
+    let lease: Lease = serde_json::from_value(lease).unwrap();
+    let mut other = OtherLease::default();
+    let (mut next, _) = server.election("next", GOOD);
+    let begun = Instant::now();
+    let looking = async {
+        while other.see(Some(&lease)).0 {
+            sleep(Duration::from_secs(5)).await;
+        }
+        begun.elapsed()
+    };
+    let winning = async {
+        next.win().await;
+        begun.elapsed()
+    };
+    // Then both have waited for its time
+    let (seen, won) = tokio::join!(looking, winning);
+    for waited in [seen, won] {
+        let over = waited.saturating_sub(Duration::from_secs(1800));
+        assert!(
+            over <= Duration::from_secs(5) && waited.as_secs() >= 1800,
+            "{waited:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_in_which_nobody_could_look_is_none_in_which_a_lease_was_not_renewed() {
+    // Given the lease of an operator without an election, and an API server that is away for hours
+    let server = Server::default();
+    server.election("own", GOOD).0.alone().win().await;
+    let lease = server.state().lease.clone().unwrap();
+    let lease: Lease = serde_json::from_value(lease).unwrap();
+    let mut other = OtherLease::default();
+    assert_eq!(other.see(Some(&lease)), (true, true));
+    advance(Duration::from_hours(3)).await;
+    // Then its holder has time to renew it
+    assert_eq!(other.see(Some(&lease)), (true, true));
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(other.see(Some(&lease)), (true, true));
 }

@@ -10,7 +10,7 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::lease::{SELECTOR, UNRENEWED_SECONDS};
+use crate::lease::{ALONE_SECONDS, SELECTOR};
 use crate::reconcile::reconcile;
 use crate::reconcile::tests::{Cluster, STALE, context};
 use cuda_runner_plan::fixture;
@@ -36,9 +36,9 @@ fn lease(holder: &str, selector: Option<&str>) -> Value {
 }
 
 /// The Lease of an operator without leader election.
-fn unrenewed(holder: &str) -> Value {
+fn alone(holder: &str) -> Value {
     let mut lease = lease(holder, None);
-    lease["spec"]["leaseDurationSeconds"] = json!(UNRENEWED_SECONDS);
+    lease["spec"]["leaseDurationSeconds"] = json!(ALONE_SECONDS);
     lease
 }
 
@@ -151,7 +151,7 @@ async fn a_pool_is_another_operators_while_that_one_lives_and_selects_it() {
             true,
             true,
         ),
-        ("it has no election", Some(unrenewed("op-1")), false, false),
+        ("it has no election", Some(alone("op-1")), false, false),
         ("its Lease cannot be read", None, false, false),
     ] {
         let cluster = Cluster::default();

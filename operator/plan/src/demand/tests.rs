@@ -447,7 +447,7 @@ fn a_pool_claims_no_gpus_that_it_cannot_use() {
         vain: Vain {
             since: None,
             until: Some(NOW + SignedDuration::from_secs(1)),
-            placed: 0,
+            ..Vain::default()
         },
         ..Share::default()
     }));
@@ -481,6 +481,11 @@ fn a_pool_whose_pods_are_refused_claims_what_it_was_given_in_vain_no_more() {
         ..Share::default()
     }));
     assert_eq!(wanted(&seen), 1);
+    // And when a runner of those that it had has ended, then it claims that one's GPU for the next
+    let mut share = Share::clone(seen.share.as_ref().unwrap());
+    share.vain.had = 2;
+    seen.share = Some(Arc::new(share));
+    assert_eq!(wanted(&seen), 2);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub struct Vain {
     pub until: Option<Timestamp>,
     /// The most runners that had a node since then.
     pub placed: usize,
+    /// The same of the last time that GPUs were idle for it: so many it may have while it rests.
+    pub had: usize,
 }
 
 impl Vain {
@@ -45,6 +47,7 @@ impl Vain {
         if runners > self.placed {
             return Self {
                 placed: runners,
+                had: runners,
                 ..Self::default()
             };
         }
@@ -61,6 +64,11 @@ impl Vain {
                 self.until
             },
             placed: since.map_or(runners, |_| self.placed.max(runners)),
+            // What it had before its last rest it may not get again.
+            had: match since {
+                Some(_) if self.since.is_some() || self.until.is_none() => self.had.max(runners),
+                _ => runners,
+            },
         }
     }
 

@@ -32,6 +32,7 @@ fn what_no_pod_of_a_pool_takes_is_given_to_others() {
         stuck.before.vain,
         vain::Vain {
             placed: 1,
+            had: 1,
             ..vain::Vain::default()
         }
     );
@@ -62,6 +63,24 @@ fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
     assert!(seen[7..].iter().all(|rests| *rests), "{seen:?}");
     // And its own at once when both have got one
     assert!(!rests(60, 2));
+}
+
+#[test]
+fn what_a_pool_does_not_get_again_it_claims_until_it_has_rested_once_more() {
+    // Given a pool that had two of three GPUs while it rested, and has one by now, with pods that are refused
+    let nodes = [with_gpus(0, 3, 0)];
+    let mut pool = member("a/1", 3, 1, 1, &[]);
+    pool.is_stuck = true;
+    let mut kept = |at: i64, runners: usize| {
+        (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
+        let now = NOW.after(SignedDuration::from_secs(at));
+        let rests = rests(&mut pool, &nodes, now);
+        rests.then_some(pool.before.vain.had)
+    };
+    // Then it may have two for five minutes, and one from the next rest on
+    let seen = [(0, 2), (1, 2), (31, 1), (330, 1), (331, 1), (361, 1)];
+    let seen = seen.map(|(at, runners)| kept(at, runners));
+    assert_eq!(seen, [None, None, Some(2), Some(2), None, Some(1)]);
 }
 
 #[test]

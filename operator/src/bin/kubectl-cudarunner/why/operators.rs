@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cuda_runner_operator::lease::{LABEL, LEASE, NAMESPACES, SELECTOR, UNRENEWED_SECONDS};
+use cuda_runner_operator::lease::{ALONE_SECONDS, LABEL, LEASE, NAMESPACES, SELECTOR};
 use cuda_runner_operator::selector::is_selected;
 use cuda_runner_plan::why::operator::{Named, Operator, OperatorPod, Seen};
 use cudarunner_crds::{CudaRunner, OperatorStatus};
@@ -62,7 +62,7 @@ fn operator(lease: &Lease, pool: &CudaRunner) -> Operator {
             name: lease.name_any(),
         },
         renewed: renewed.map(|at| at.0),
-        is_renewed: spec.and_then(|spec| spec.lease_duration_seconds) != Some(UNRENEWED_SECONDS),
+        is_renewed: spec.and_then(|spec| spec.lease_duration_seconds) != Some(ALONE_SECONDS),
         selects: is_selected(lease.annotations(), pool),
         serves: serves(lease.annotations()),
     }
