@@ -182,7 +182,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "strict-namespace",
         [],
-        "a namespace with Pod Security restricted, a quota and a LimitRange: a runner comes up, and a refusal names what to change",
+        "a namespace with a quota alone, and one with Pod Security restricted, a quota and a LimitRange: a runner comes up, and a refusal names what to change",
         strict_namespace::run
     ),
     suite!(

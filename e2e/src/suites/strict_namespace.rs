@@ -1,21 +1,87 @@
-//! A namespace with rules: Pod Security *restricted*, a quota that every container must answer, and a `LimitRange`. A
-//! runner comes up there by the template of the guide, and what Kubernetes refuses is reported with what to change.
+//! A namespace with rules: a quota alone, which every container must answer by itself; then Pod Security *restricted*, a quota
+//! and a `LimitRange`. A runner comes up there by the template of the guide, and what Kubernetes refuses is reported with
+//! what to change.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::{LimitRange, Namespace, ResourceQuota};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Pod, ResourceQuota};
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
-use super::Ctx;
+use super::{Ctx, SOON};
 use crate::{example, paths};
 
 /// The guide whose template passes.
 const GUIDE: &str = "docs/guides/teams-and-quotas.md";
+/// The quota that is there alone.
+const QUOTA: &str = "alone";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
+    a_quota_alone(ctx).await?;
+    with_all_rules(ctx).await
+}
+
+/// Nothing fills in what a container does not say.
+async fn a_quota_alone(ctx: &Ctx) -> Result<()> {
+    // Given a quota on requests, which keeps out who asks for nothing
+    let mut hard = json!({"requests.cpu": "2", "requests.memory": "2Gi"});
+    quota(ctx, &hard, "requests.cpu for: silent").await?;
+
+    // Then a pool that says nothing of it has its runner, by what each of its containers asks for
+    let mut pool = ctx.pool("plain", json!({}));
+    ctx.apply(&pool).await?;
+    ctx.idle("plain", 1).await?;
+    ctx.delete("plain").await?;
+
+    // When the quota is on limits, too, then what the template has to say is reported, and is enough
+    hard["limits.cpu"] = json!("4");
+    hard["limits.memory"] = json!("2Gi");
+    quota(ctx, &hard, "limits.cpu for: silent").await?;
+    ctx.apply(&pool).await?;
+    let message = refused(ctx, "plain").await?;
+    ensure!(message.contains("limits.cpu for: gpu;"), "{message}");
+    pool["spec"]["template"]["spec"]["containers"][0]["resources"] =
+        json!({"limits": {"cpu": "1", "memory": "512Mi"}});
+    ctx.apply(&pool).await?;
+    ctx.idle("plain", 1).await?;
+    ctx.delete("plain").await?;
+    let quotas = ctx.api::<ResourceQuota>();
+    quotas.delete(QUOTA, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Makes or changes the quota, and waits until it counts: a pod that says nothing is refused in these words.
+async fn quota(ctx: &Ctx, hard: &Value, words: &str) -> Result<()> {
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota",
+        "metadata": {"name": QUOTA}, "spec": {"hard": hard},
+    });
+    let params = PatchParams::apply("administrator");
+    ctx.api::<ResourceQuota>()
+        .patch(QUOTA, &params, &Patch::Apply(quota))
+        .await?;
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "silent"},
+        "spec": {"containers": [{"name": "silent", "image": example::AGENT}]},
+    }))?;
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let mut last = "let in".to_owned();
+    let counts = ctx.wait_for("the quota to count", SOON, async || {
+        let answer = ctx.api::<Pod>().create(&dry, &pod).await;
+        last = answer.err().map_or("let in".to_owned(), |e| e.to_string());
+        Ok(last.contains(words).then_some(()))
+    });
+    counts
+        .await
+        .with_context(|| format!("a pod that says nothing: {last}"))
+}
+
+async fn with_all_rules(ctx: &Ctx) -> Result<()> {
     // Given such a namespace
     rules(ctx).await?;
 
