@@ -16,12 +16,14 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, context::merge};
+use super::{Ctx, SOON, context::merge};
 use crate::{
     book,
     images::{Profile, artifact},
     paths,
     process::{find, remove_dir},
+    report::Story,
+    tools,
 };
 
 /// Programs that are not ours to ask, or that take no `--help`: their lines are taken as they are.
@@ -57,7 +59,26 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let pages = book::pages()?;
     let shell = Shell::that_asks(ctx)?;
     tokio::task::spawn_blocking(move || commands(&shell, &pages)).await??;
-    manifests(ctx).await
+    with_routes(ctx).await
+}
+
+/// Has the API server serve the `HTTPRoute` of the Gateway API meanwhile, which no cluster brings.
+async fn with_routes(ctx: &Ctx) -> Result<()> {
+    let folder = tokio::task::spawn_blocking(|| tools::gateway_api(&Story::silent())).await??;
+    let file = folder.join("gateway.networking.k8s.io_httproutes.yaml");
+    let file = file.to_string_lossy();
+    ctx.kubectl(&["apply", "--server-side", "--filename", &file])
+        .await?;
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+    let served = ctx.wait_for("HTTPRoute to be served", SOON, async || {
+        Ok(pinned_kind(&ctx.client, &kind).await.ok())
+    });
+    let outcome = match served.await {
+        Ok(_) => manifests(ctx).await,
+        Err(error) => Err(error),
+    };
+    ctx.kubectl(&["delete", "--filename", &file]).await?;
+    outcome
 }
 
 fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
@@ -79,8 +100,7 @@ fn commands(shell: &Shell, pages: &[PathBuf]) -> Result<()> {
     remove_dir(&shell.dir)
 }
 
-/// Every manifest, and every piece of a spec in place of a whole one; and what else is shown of kinds that this API server
-/// has.
+/// Every manifest, and every piece of a spec in place of a whole one; and whatever else is shown.
 async fn manifests(ctx: &Ctx) -> Result<()> {
     let (mut seen, mut others) = (0, 0);
     for page in book::pages()? {
@@ -105,6 +125,13 @@ async fn manifests(ctx: &Ctx) -> Result<()> {
     ensure!(others > 3, "only {others} other objects were found");
     let wrong = take(ctx, &json!({"spec": {"preflight": {"comands": ["cc"]}}})).await;
     ensure!(wrong.is_err(), "a field that does not exist was taken");
+    for wrong in [
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "x"}, "spec": {"hostname": "x"}}),
+        json!({"apiVersion": "example.com/v1", "kind": "Absent", "metadata": {"name": "x"}}),
+    ] {
+        let said = format!("{wrong} was taken");
+        ensure!(take_other(ctx, wrong).await.is_err(), said);
+    }
     Ok(())
 }
 
@@ -162,19 +189,19 @@ async fn take(ctx: &Ctx, shown: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The same of an object of another kind; `false` where it is none, or this API server does not have its kind.
+/// The same of an object of another kind; `false` where it is none. A kind that is not served is an error: nobody else would
+/// look at it.
 async fn take_other(ctx: &Ctx, shown: Value) -> Result<bool> {
-    let Ok(mut object) = serde_json::from_value::<DynamicObject>(shown) else {
+    if shown.get("kind").is_none() {
         return Ok(false);
-    };
+    }
+    let mut object: DynamicObject = serde_json::from_value(shown)?;
     let client = ctx.cluster.client().await?;
-    let kind = object.types.as_ref().map(GroupVersionKind::try_from);
-    let Some(kind) = kind.and_then(Result::ok) else {
-        return Ok(false);
-    };
-    let Ok((resource, capabilities)) = pinned_kind(&client, &kind).await else {
-        return Ok(false);
-    };
+    let types = object.types.as_ref().context("it has no apiVersion")?;
+    let kind = GroupVersionKind::try_from(types)?;
+    let (resource, capabilities) = pinned_kind(&client, &kind)
+        .await
+        .with_context(|| format!("the API server has no {} {}", types.api_version, types.kind))?;
     let name = object.name_any();
     let objects: Api<DynamicObject> = if capabilities.scope == Scope::Namespaced {
         object.metadata.namespace = Some(ctx.namespace.clone());

@@ -159,7 +159,7 @@ pub const SUITES: &[Suite] = &[
     ),
     suite!(bare "docs",
         [],
-        "every command line of the documentation is one that its program takes, every pool one that the server takes",
+        "every command line of the documentation is one that its program takes, every manifest one that the server takes",
         docs::run
     ),
     suite!(

@@ -125,6 +125,12 @@ pub(super) const PROMTOOL: GoTool = GoTool {
     )
 };
 
+/// The CRDs of the Gateway API; nothing is built.
+pub(super) const GATEWAY_API: GoTool = GoTool {
+    keep: Some(("config/crd/standard", "crds")),
+    ..tool("gateway-api", "1.6.3", "sigs.k8s.io/gateway-api", &[])
+};
+
 /// What a cluster of this version is made of, each in a module of its own: together their dependencies clash.
 pub(super) fn tools(kubernetes: &'static str) -> [GoTool; 5] {
     [
@@ -210,7 +216,9 @@ pub(super) fn build(tool: &GoTool, into: &Path, story: &Story) -> Result<()> {
         })
         .collect();
     let wanted = packages.iter().map(|p| format!("{p}@{version}"));
-    logged(go(&["get", "-tool"]).args(wanted), &log)?;
+    if !packages.is_empty() {
+        logged(go(&["get", "-tool"]).args(wanted), &log)?;
+    }
     for (package, (_, program)) in packages.iter().zip(tool.programs) {
         let mut build = go(&["build", "-trimpath", "-ldflags", &flags]);
         let target = into.join(program);

@@ -119,6 +119,13 @@ pub fn krew(story: &Story) -> Result<PathBuf> {
     Ok(dir.join(golang::KREW.folder()))
 }
 
+/// The folder with the CRDs of the Gateway API, `gateway.networking.k8s.io_KINDS.yaml`.
+pub fn gateway_api(story: &Story) -> Result<PathBuf> {
+    let dir = folder()?;
+    ensure(&dir, &golang::GATEWAY_API, story)?;
+    Ok(dir.join(golang::GATEWAY_API.folder()).join("crds"))
+}
+
 /// The one program of a tool that no cluster needs.
 fn alone(tool: &golang::GoTool, story: &Story) -> Result<PathBuf> {
     let dir = folder()?;
