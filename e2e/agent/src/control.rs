@@ -87,6 +87,7 @@ pub(crate) struct Log {
     lines: Sender<String>,
     masks: Arc<Mutex<Vec<String>>>,
     annotations: Arc<Mutex<Vec<String>>>,
+    summary: Arc<Mutex<String>>,
 }
 
 /// Annotations of a job that are kept. GitHub shows ten of a kind for each step.
@@ -102,6 +103,7 @@ impl Log {
             lines,
             masks: Arc::default(),
             annotations: Arc::default(),
+            summary: Arc::default(),
         };
         secrets.for_each(|secret| log.mask(secret));
         log
@@ -148,6 +150,19 @@ impl Log {
         if all.len() < ANNOTATIONS {
             all.push(annotation);
         }
+    }
+
+    /// What a hook of the job wrote into its summary.
+    pub(crate) fn summarize(&self, text: &str) {
+        let text = self.masked(text);
+        let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
+        summary.push_str(&text);
+    }
+
+    /// All that hooks have written so far.
+    pub(crate) fn summary(&self) -> String {
+        let summary = self.summary.lock();
+        summary.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All annotations so far.

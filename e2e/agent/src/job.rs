@@ -86,19 +86,19 @@ pub(crate) fn run(
         }
     };
     over.store(true, Ordering::Relaxed);
-    let annotations = log.annotations();
+    let (annotations, summary) = (log.annotations(), log.summary());
     drop(log);
     // The log must be there before the job is over.
     let _ = sent.join();
     let annotations: Vec<&str> = annotations.iter().map(String::as_str).collect();
-    report(server, job.job_id, conclusion, &annotations);
+    report(server, job.job_id, conclusion, &annotations, &summary);
     conclusion
 }
 
 /// Reports a job whose process ended otherwise than it should, with what that printed.
 pub(crate) fn force_fail(server: &Server, job: u64, output: &str) -> Conclusion {
     let annotation = Some(output).filter(|output| !output.trim().is_empty());
-    report(server, job, Conclusion::Failure, annotation.as_slice());
+    report(server, job, Conclusion::Failure, annotation.as_slice(), "");
     Conclusion::Failure
 }
 
@@ -190,9 +190,9 @@ fn watch(server: &Server, job: u64, cancel: &Cancel, place: &Place, over: &Arc<A
 /// So often the end of a job is reported before the agent gives up.
 const REPORTS: u32 = 10;
 
-fn report(server: &Server, job: u64, conclusion: Conclusion, annotations: &[&str]) {
+fn report(server: &Server, job: u64, conclusion: Conclusion, annotations: &[&str], summary: &str) {
     for _ in 0..REPORTS {
-        match server.complete(job, conclusion.as_str(), annotations) {
+        match server.complete(job, conclusion.as_str(), annotations, summary) {
             Ok(_) => return,
             Err(error) => {
                 terminal::trace("ERR ", "JobDispatcher", &format!("{error:#}"));

@@ -273,6 +273,10 @@ impl<'a> Run<'a> {
             let summary = self.log.masked(&left.summary);
             self.steps.ended(number, conclusion.as_str(), &summary);
         }
+        // On GitHub a hook is a step of its own, which no file has.
+        if let Task::Hook(..) = task {
+            self.log.summarize(&left.summary);
+        }
     }
 
     /// What a step has of its own, if its condition is met.

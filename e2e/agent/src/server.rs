@@ -288,8 +288,11 @@ impl Server {
         job: u64,
         conclusion: &str,
         annotations: &[&str],
+        summary: &str,
     ) -> Result<Answered<()>> {
-        let body = json!({"conclusion": conclusion, "annotations": annotations}).to_string();
+        let body =
+            json!({"conclusion": conclusion, "annotations": annotations, "summary": summary});
+        let body = body.to_string();
         let path = format!("/jobs/{job}/complete");
         Ok(self.ask::<()>(&Method::POST, &path, &body)?.map(drop))
     }

@@ -183,7 +183,7 @@ impl Home {
             fs::write(
                 &path,
                 format!(
-                    "echo {hook} $GITHUB_JOB >> {}\n",
+                    "echo {hook} $GITHUB_JOB >> {}; echo {hook} >> $GITHUB_STEP_SUMMARY\n",
                     dir.join("hooks").display()
                 ),
             )
@@ -302,6 +302,7 @@ async fn a_jit_runner_runs_one_job_and_is_gone() {
             .count(),
         2
     );
+    assert_eq!(view.summary, "started\ncompleted\n");
     assert!(
         github.runners().await.is_empty(),
         "an ephemeral runner's entry goes with its job"

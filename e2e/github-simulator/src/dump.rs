@@ -268,5 +268,6 @@ pub fn job(job: &Job) -> Value {
         "completedAt": time(job.completed_at),
         "steps": job.steps.iter().map(step).collect::<Vec<_>>(),
         "annotations": job.annotations,
+        "summary": job.summary,
     })
 }

@@ -146,6 +146,7 @@ fn new_job(template: JobTemplate, phase: JobPhase, now: Timestamp) -> Job {
         released: false,
         log: String::new(),
         annotations: Vec::new(),
+        summary: String::new(),
     }
 }
 

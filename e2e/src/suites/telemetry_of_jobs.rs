@@ -163,6 +163,7 @@ async fn told(ctx: &Ctx, case: &Case) -> Result<()> {
         is_as_told(case.name, gpu)?;
     }
     if case.name == "used" {
+        summed_up(&view)?;
         billed(ctx, &noted).await?;
         logged(ctx, &noted).await?;
         measured(ctx, case.name).await?;
@@ -196,6 +197,21 @@ fn is_as_told(case: &str, gpu: &JobGpuStatus) -> Result<()> {
         _ => false,
     };
     ensure!(well, "{case}: {gpu:?}");
+    Ok(())
+}
+
+/// The run's summary has a heading, and an item for the GPU with the same figures.
+fn summed_up(view: &JobView) -> Result<()> {
+    let text = &view.summary;
+    let mut items = text.lines().filter(|line| line.starts_with("- "));
+    let item = items.next().unwrap_or_default();
+    ensure!(
+        text.starts_with("### GPU\n")
+            && item.contains("NVIDIA A100")
+            && item.contains("busy 80 % (max 80 %), 41 GiB, ")
+            && items.next().is_none(),
+        "the summary is {text:?}"
+    );
     Ok(())
 }
 

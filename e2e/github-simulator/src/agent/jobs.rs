@@ -151,6 +151,9 @@ pub(super) struct Complete {
     /// What is shown at the job's head.
     #[serde(default)]
     annotations: Vec<String>,
+    /// What its hooks wrote into its summary.
+    #[serde(default)]
+    summary: String,
 }
 
 pub(super) async fn complete(
@@ -164,6 +167,7 @@ pub(super) async fn complete(
     own_job(&world, &headers, job)?;
     if let Some(job) = world.jobs.get_mut(&job) {
         job.annotations = report.annotations;
+        job.summary = report.summary;
     }
     engine::complete(&mut world, job, report.conclusion, now);
     engine::pump(&mut world, now);

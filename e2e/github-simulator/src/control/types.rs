@@ -268,6 +268,8 @@ pub struct JobView {
     pub steps: Vec<StepView>,
     /// What is shown at its head.
     pub annotations: Vec<String>,
+    /// What its hooks wrote into its summary. That of a step is the step's.
+    pub summary: String,
 }
 
 /// A step of a job, as suites see it.

@@ -180,6 +180,8 @@ pub struct Job {
     pub log: String,
     /// What is shown at its head.
     pub annotations: Vec<String>,
+    /// What its hooks wrote into its summary. That of a step is the step's.
+    pub summary: String,
 }
 
 impl Job {
