@@ -347,9 +347,9 @@ impl Beside {
         &self.program.path
     }
 
-    /// The same with the fleet page, and where that will be.
-    pub fn with_page(&self) -> Result<(Self, SocketAddr)> {
-        let page = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    /// The same with the fleet page at this address of the machine, and where that will be.
+    pub fn with_page(&self, at: IpAddr) -> Result<(Self, SocketAddr)> {
+        let page = TcpListener::bind((at, 0))?.local_addr()?;
         let mut other = self.clone();
         other.program = other.program.arg(format!("--fleet-listen={page}"));
         Ok((other, page))

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Client, Config,
+    Api, Client, Config,
+    api::{Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use rustix::process::Signal;
@@ -18,6 +20,7 @@ use tokio::net::TcpStream;
 use crate::{
     cluster::{Cluster, Options},
     deploy::{self, Beside},
+    helm::{NAMESPACE, RELEASE},
     images::Profile,
     kwok,
     process::{self, Identity},
@@ -32,6 +35,10 @@ pub(super) const PROFILE: Profile = Profile::Release;
 pub(super) const GPUS: usize = 8;
 /// How much of the operator's log an error shows.
 const LOG: usize = 15;
+/// Longest wait for the fleet page.
+const SOON: Duration = Duration::from_secs(30);
+/// Where the API server leads to the fleet's document.
+pub(super) const DOCUMENT: &str = "/api/v1/namespaces/cuda-runner-system/services/cuda-runner-operator-fleet:fleet/proxy/api/fleet";
 
 /// How to measure.
 pub struct Run {
@@ -116,11 +123,57 @@ impl Bed {
 
     /// The same, with the fleet page; where that is.
     pub(super) async fn started_with_page(&self) -> Result<SocketAddr> {
-        let (with_page, page) = self.operator.with_page()?;
+        self.with_page_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    async fn with_page_at(&self, address: IpAddr) -> Result<SocketAddr> {
+        let (with_page, page) = self.operator.with_page(address)?;
         with_page.start(&self.cluster)?;
         with_page.listens(&self.cluster).await?;
-        wait_for("the fleet page", Duration::from_secs(30), async || {
+        wait_for("the fleet page", SOON, async || {
             Ok(TcpStream::connect(page).await.is_ok().then_some(()))
+        })
+        .await?;
+        Ok(page)
+    }
+
+    /// The same, with the chart's Service before the page, as the plugin finds it. The API server leads to addresses of pods
+    /// only, and to none of the loopback interface: a simulated pod has an address of the machine.
+    pub(super) async fn started_with_service(&self) -> Result<SocketAddr> {
+        deploy::charts(&self.cluster, &["fleetPage.enabled=true"]).await?;
+        let page = self.with_page_at(own_address()?).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "fleet-page",
+                "labels": {"app.kubernetes.io/name": RELEASE, "app.kubernetes.io/instance": RELEASE},
+            },
+            "spec": {
+                "nodeName": kwok::name(0),
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [{
+                    "name": "operator",
+                    "image": "operator",
+                    "ports": [{"name": "fleet", "containerPort": page.port()}],
+                }],
+            },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+        wait_for("the simulated pod of the page", SOON, async || {
+            Ok(deploy::is_ready(&pods.get("fleet-page").await?).then_some(()))
+        })
+        .await?;
+        let ip = page.ip().to_string();
+        let status = json!({"status": {"podIP": ip, "podIPs": [{"ip": ip}]}});
+        pods.patch_status(
+            "fleet-page",
+            &PatchParams::default(),
+            &Patch::Merge(&status),
+        )
+        .await?;
+        wait_for("the API server to lead to the page", SOON, async || {
+            let request = http::Request::get(DOCUMENT).body(vec![])?;
+            Ok(self.client.request_text(request).await.ok().map(drop))
         })
         .await?;
         Ok(page)
@@ -159,6 +212,15 @@ impl Bed {
             });
         runs.context("the operator does not run")?.memory()
     }
+}
+
+/// The machine's address to others. Nothing is sent.
+fn own_address() -> Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // An address of a documentation's network: any would do.
+    let to_others = socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9));
+    to_others.context("this machine has no address but those of the loopback interface")?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// The spec of a pool whose pods go to simulated nodes.

@@ -26,7 +26,7 @@ use crate::{audit::Audit, suites::Ctx, wait::wait_for};
 /// Pools of one namespace, with one credential and one repository.
 const POOLS_EACH: usize = 100;
 /// Requests of the bench in flight.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// Long enough for thousands of pods.
 const LIMIT: Duration = Duration::from_mins(9);
 /// The size of a page, as a watch asks for it.

@@ -98,7 +98,7 @@ const ROWS: &[Row] = &[
         run => smoke::run(run)),
     row!("gate", "a whole `cuda-smoke gate`, its preparation included, without the driver's own time",
         run => smoke::gate(run)),
-    row!("why", "`kubectl cudarunner why` about a pool of 500 runners",
+    row!("why", "`kubectl cudarunner why` about a pool of 500 runners, about a job, and about all pools, with 1,000 devices",
         run => why::run(run)),
     row!("page", "the fleet page with 1,000 devices",
         run => page::run(run)),

@@ -3,6 +3,14 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::CudaRunner;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -15,13 +23,16 @@ use super::{
     Bed, Run,
     bed::pool,
     figure::{Budget, Figure},
-    fleet::{Fleet, Size, in_mib, settled, words},
+    fleet::{AT_ONCE, Entry, Fleet, Size, in_mib, register_one, settled, words},
+    player::{finished_with, idle, report},
 };
-use crate::wait::wait_for;
+use crate::{deploy::is_ready, gpu, suites::Ctx, wait::wait_for};
 
 /// Runners of the one pool: half of the devices are in use.
-const RUNNERS: usize = 500;
-const DEVICES: usize = 1_000;
+pub(super) const RUNNERS: usize = 500;
+pub(super) const DEVICES: usize = 1_000;
+/// Jobs that have ended: as many as a status keeps.
+const ENDED: usize = 10;
 /// How often it is asked for, in a run.
 const ASKED: usize = 10;
 const LIMIT: Duration = Duration::from_mins(5);
@@ -42,17 +53,14 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
     Bed::with(DEVICES, async |bed| {
         let page = bed.started_with_page().await?;
         let ctx = bed.ctx("page").await?;
-        ctx.apply(&ctx.pool("pool", pool(RUNNERS))).await?;
-        wait_for("all runners to be in the status", LIMIT, async || {
-            let online = ctx.status("pool").await?.online;
-            Ok((usize::try_from(online)? == RUNNERS).then_some(()))
-        })
-        .await?;
+        in_use(&ctx, page).await?;
         for _ in 0..run.runs * ASKED {
             floor.push(timed(page, "/style.css").await?.0);
             let (took, said) = timed(page, "/").await?;
             let squares = said.matches("class=\"d ").count();
             ensure!(squares >= DEVICES, "{squares} devices are on the page");
+            let links = said.matches("href=\"device?uuid=").count();
+            ensure!(links >= RUNNERS, "{links} devices have a page");
             ours.push(took);
             document.push(timed(page, "/api/fleet").await?.0);
         }
@@ -70,6 +78,68 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
         figure("the fleet page", ours),
         figure("`/api/fleet`", document),
     ])
+}
+
+/// A pool whose runners have a report of their gate each, with the UUID of their device, and whose last jobs have ended;
+/// until the page knows of all that.
+pub(super) async fn in_use(ctx: &Ctx, page: SocketAddr) -> Result<()> {
+    ctx.apply(&ctx.pool("pool", pool(RUNNERS))).await?;
+    let pools: Api<CudaRunner> = ctx.api();
+    let owner = pools.get("pool").await?.uid().unwrap_or_default();
+    let mut runners = vec![];
+    wait_for("all runners to be ready", LIMIT, async || {
+        runners.extend(reported(ctx, &owner).await?);
+        Ok((runners.len() >= RUNNERS).then_some(()))
+    })
+    .await?;
+    let pods: Api<Pod> = ctx.api();
+    for (number, runner) in runners.iter().take(ENDED).enumerate() {
+        ctx.github.delete_runner(runner.id).await?;
+        let status = json!({"status": finished_with(&ctx.repository, number + 1)});
+        pods.patch_status(
+            &runner.name,
+            &PatchParams::default(),
+            &Patch::Strategic(status),
+        )
+        .await?;
+    }
+    wait_for("the page to know all devices and jobs", LIMIT, async || {
+        // Those that came for the ones that have ended.
+        reported(ctx, &owner).await?;
+        let (_, answer) = timed(page, "/api/fleet").await?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no document")?;
+        let document: Value = serde_json::from_str(body)?;
+        let all = |list: &str| document[list].as_array().cloned().unwrap_or_default();
+        let nodes = all("nodes");
+        let devices = nodes.iter().filter_map(|node| node["devices"].as_array());
+        let named = devices
+            .flatten()
+            .filter(|device| device["uuid"].is_string());
+        let jobs = all("history")
+            .into_iter()
+            .filter(|entry| entry["kind"] == "Job");
+        Ok((named.count() >= RUNNERS && jobs.count() >= ENDED).then_some(()))
+    })
+    .await
+}
+
+/// What a gate reports is put into each pod that is ready without it, and its runner is registered; gives those.
+async fn reported(ctx: &Ctx, owner: &str) -> Result<Vec<Entry>> {
+    let pods: Api<Pod> = ctx.api();
+    let pods = &pods;
+    let mut all = ctx.pods().await?;
+    all.retain(|pod| is_ready(pod) && gpu::report(pod).is_none());
+    stream::iter(all)
+        .map(|pod| async move {
+            let status = json!({"status": idle(&report(&pod).summary())});
+            let name = pod.name_any();
+            pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status))
+                .await?;
+            register_one(ctx, name, owner).await
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
 }
 
 /// Resident memory while the page is read by many, some of them slow. The floor is the same operator without the page.

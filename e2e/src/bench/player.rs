@@ -273,7 +273,15 @@ pub(crate) fn idle(report: &str) -> Value {
 
 /// The agent has ended, with the hooks' mark of a finished job.
 pub(crate) fn finished() -> Value {
-    let mark = json!({"mark": mark::COMPLETED, "job": "1", "run": "1", "workflow": "bench", "repository": "suites/bench"});
+    finished_with("suites/bench", 1)
+}
+
+/// The same of a job of this repository, in a run of this number.
+pub(crate) fn finished_with(repository: &str, run: usize) -> Value {
+    let mark = json!({
+        "mark": mark::COMPLETED,
+        "job": run.to_string(), "run": run.to_string(), "workflow": "bench", "repository": repository,
+    });
     let mut agent = container(GPU, false, &ended(&mark.to_string()));
     agent["restartCount"] = json!(1);
     json!({

@@ -9,52 +9,110 @@ use anyhow::{Result, ensure};
 
 use super::{
     Bed, PROFILE, Run,
-    bed::pool,
+    bed::DOCUMENT,
     figure::{Budget, Figure},
+    page::{DEVICES, RUNNERS, in_use},
 };
-use crate::{images::artifact, process::output, wait::wait_for};
+use crate::{images::artifact, process::output, suites::Ctx, wait::wait_for};
 
-/// Runners of the pool that is asked about.
-pub(super) const RUNNERS: usize = 500;
 /// How often it is asked, in a run.
 const ASKED: usize = 10;
-const LIMIT: Duration = Duration::from_mins(5);
+const LIMIT: Duration = Duration::from_mins(1);
 
-/// From the start of the program to its end. The floor is what kubectl takes to read the same resource.
+/// What a person asks, and what kubectl reads of the same.
+struct Question {
+    figure: Figure,
+    why: Vec<String>,
+    kubectl: Vec<&'static str>,
+    /// What the answer says.
+    says: String,
+}
+
+/// From the start of the program to its end: about a pool, about a job, about everything. The floor is what kubectl takes to
+/// read the same.
 pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
-    let (mut ours, mut floor) = (vec![], vec![]);
-    Bed::with(RUNNERS, async |bed| {
-        bed.started().await?;
+    Bed::with(DEVICES, async |bed| {
+        let page = bed.started_with_service().await?;
         let ctx = bed.ctx("why").await?;
-        ctx.apply(&ctx.pool("pool", pool(RUNNERS))).await?;
-        wait_for("all runners to be in the status", LIMIT, async || {
-            let online = ctx.status("pool").await?.online;
-            Ok((usize::try_from(online)? == RUNNERS).then_some(()))
+        in_use(&ctx, page).await?;
+        let labels = ["self-hosted", "cuda", "a100"];
+        let job = ctx.queue_for("job", &labels, "true", false).await?;
+        let run_of_it = ctx.github.job(job).await?.run;
+        let job = format!(
+            "{}/{}/actions/runs/{run_of_it}/job/{job}",
+            ctx.cluster.github, ctx.repository
+        );
+        // A look at the pool has the queue read.
+        wait_for("the job to be known", LIMIT, async || {
+            why(&ctx, &["pool".to_owned()]).await?;
+            let said = why(&ctx, std::slice::from_ref(&job)).await;
+            Ok(said
+                .is_ok_and(|(_, said)| said.contains("no pool takes it"))
+                .then_some(()))
         })
         .await?;
-        ctx.queue_for("job", &["self-hosted", "cuda", "a100"], "true", false)
-            .await?;
+        let mut questions = questions(&ctx, job);
         for _ in 0..run.runs * ASKED {
-            let mut read = ctx.cluster.kubectl(&ctx.namespace);
-            read.args(["get", "cudarunner", "pool", "--output", "json"]);
-            floor.push(timed(read).await?.0);
-            let mut why = Command::new(artifact(PROFILE, "kubectl-cudarunner"));
-            why.env("KUBECONFIG", ctx.cluster.kubeconfig());
-            why.args(["why", "pool", "--namespace", &ctx.namespace]);
-            let (took, said) = timed(why).await?;
-            ensure!(said.contains("a100"), "{said}");
-            ours.push(took);
+            for question in &mut questions {
+                let mut read = ctx.cluster.kubectl(&ctx.namespace);
+                read.args(&question.kubectl);
+                question.figure.floor.push(timed(read).await?.0);
+                let (took, said) = why(&ctx, &question.why).await?;
+                ensure!(said.contains(&question.says), "{said}");
+                question.figure.ours.push(took);
+            }
         }
-        Ok(())
+        Ok(questions
+            .into_iter()
+            .map(|question| question.figure)
+            .collect())
     })
-    .await?;
-    Ok(vec![Figure {
-        name: format!("`kubectl cudarunner why`, a pool of {RUNNERS}; floor: `kubectl get`"),
+    .await
+}
+
+fn questions(ctx: &Ctx, job: String) -> [Question; 3] {
+    let figure = |what: &str, floor: &str| Figure {
+        name: format!("`kubectl cudarunner why`{what}; floor: `kubectl get`{floor}"),
         unit: "s",
-        ours,
-        floor,
+        ours: vec![],
+        floor: vec![],
         budget: Some(Budget::AtMost(1.0)),
-    }])
+    };
+    [
+        Question {
+            figure: figure(&format!(", a pool of {RUNNERS}"), ""),
+            why: vec!["pool".to_owned()],
+            kubectl: vec!["get", "cudarunner", "pool", "--output", "json"],
+            says: "a100".to_owned(),
+        },
+        Question {
+            figure: figure(
+                &format!(", a job by its address, {DEVICES} devices"),
+                " of the document",
+            ),
+            why: vec![job],
+            kubectl: vec!["get", "--raw", DOCUMENT],
+            says: "no pool takes it".to_owned(),
+        },
+        Question {
+            figure: figure(
+                &format!(" without a name, {DEVICES} devices"),
+                " of all pools",
+            ),
+            why: vec![],
+            kubectl: vec!["get", "cudarunners", "--all-namespaces", "--output", "json"],
+            says: format!("{}/pool", ctx.namespace),
+        },
+    ]
+}
+
+/// How long the plugin takes for this question, in seconds, and its answer.
+async fn why(ctx: &Ctx, question: &[String]) -> Result<(f64, String)> {
+    let mut why = Command::new(artifact(PROFILE, "kubectl-cudarunner"));
+    why.env("KUBECONFIG", ctx.cluster.kubeconfig());
+    why.arg("why").args(question);
+    why.args(["--namespace", &ctx.namespace]);
+    timed(why).await
 }
 
 /// How long a program runs, in seconds, and what it prints.

@@ -13,10 +13,9 @@ use super::{Ctx, SOON, plugin::plugin};
 use crate::deploy;
 
 const LIST: &str = "actions/list-self-hosted-runners-for-repo";
-/// By then there is an answer, whoever does not answer. That each way there is as short is tested beside the plugin.
-const AT_ONCE: Duration = Duration::from_secs(1);
-/// Other programs share the machine: of so many answers the least time is the plugin's own.
-const ANSWERS: usize = 3;
+/// By then there is an answer, whoever does not answer. The plugin waits for nobody longer than half a second, which is tested
+/// beside it; the rest is for a machine with other things to do. The bench's row `why` measures what it takes by itself.
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_stalled_pool(ctx).await?;
@@ -46,14 +45,11 @@ async fn says(ctx: &Ctx, pool: &str, words: &str) -> Result<String> {
 
 /// Whether this is answered at once.
 async fn is_at_once(ctx: &Ctx, arguments: &[&str]) -> Result<()> {
-    let mut least = Duration::MAX;
-    for _ in 0..ANSWERS {
-        let start = Instant::now();
-        why(ctx, arguments).await?;
-        least = least.min(start.elapsed());
-    }
-    println!("why {}: {} ms", arguments.join(" "), least.as_millis());
-    ensure!(least < AT_ONCE, "{arguments:?} took {least:?}");
+    let start = Instant::now();
+    why(ctx, arguments).await?;
+    let took = start.elapsed();
+    println!("why {}: {} ms", arguments.join(" "), took.as_millis());
+    ensure!(took < AT_ONCE, "{arguments:?} took {took:?}");
     Ok(())
 }
 
