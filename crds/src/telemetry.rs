@@ -58,7 +58,7 @@ pub struct JobGpuStatus {
     /// Packets on `PCIe` that were sent once more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pcie_replays: Option<i32>,
-    /// XIDs that the driver told, at most 4.
+    /// XIDs that the driver reported, at most 4.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub xids: Vec<i32>,
 }

@@ -1,4 +1,4 @@
-//! What needs no cluster: format, lints, dependencies, workflows, the dashboard, the book, unit tests.
+//! What needs no cluster: format, lints, dependencies, workflows, the dashboard, the documents' words, the book, unit tests.
 
 use std::{
     process::{Command, ExitStatus},
@@ -11,7 +11,7 @@ use crate::{
     book, interrupt, paths,
     process::{Identity, cargo},
     report::Story,
-    tools,
+    tools, words,
 };
 
 /// Runs all of it; the first failure ends it.
@@ -43,6 +43,8 @@ pub fn run(story: &Story) -> Result<()> {
         cargo(&["doc", "--quiet", "--workspace", "--no-deps"])
             .env("RUSTDOCFLAGS", "--deny=warnings"),
     )?;
+    story.step("the documents' words");
+    words::check()?;
     story.step("the documentation as a book");
     book::build(story)?;
     stage(

@@ -40,3 +40,4 @@ pub mod supervisor;
 mod tls;
 pub mod tools;
 pub mod wait;
+mod words;

@@ -99,7 +99,9 @@ fn bring_sampler(args: &PrepareArgs) {
         // Nothing else is to want for room.
         let _ = fs::remove_file(path.with_extension("partial"));
         let path = path.display();
-        eprintln!("{path} could not be written, and no job is told what its GPUs did: {error}");
+        eprintln!(
+            "{path} could not be written, and no job has a report of what its GPUs did: {error}"
+        );
     }
 }
 

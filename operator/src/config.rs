@@ -59,7 +59,7 @@ pub struct Uninstall {
     #[arg(long, env, value_name = "SELECTOR")]
     pub pool_selector: Option<PoolSelector>,
 
-    /// Name of its Lease. Pools that name another operator are left alone.
+    /// Name of its Lease. Pools that name another operator are not touched.
     #[arg(long, env, default_value = LEASE)]
     pub lease_name: String,
 }

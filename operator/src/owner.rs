@@ -149,7 +149,7 @@ impl Ownership {
                 })
             }
             Err(error) => {
-                tracing::warn!(%operator, %error, "the Lease of another operator cannot be read, so its pools are left alone");
+                tracing::warn!(%operator, %error, "the Lease of another operator cannot be read, so its pools are not touched");
                 None
             }
         };

@@ -69,13 +69,13 @@ async fn names_wait_for_a_pull_request(ctx: &Ctx) -> Result<()> {
         Ok(lost.then_some(()))
     })
     .await?;
-    // Then they are required where there is protection, and the other branch is left alone
+    // Then they are required where there is protection, and the other branch is not changed
     let reported = ctx
         .condition("one", "ChecksRequired", "True", "Required")
         .await?;
     ensure!(
         reported.contains("Required on main, release/1: gpu, build")
-            && reported.contains("left alone: dev"),
+            && reported.contains("not changed: dev"),
         "{reported}"
     );
     ensure!(required(ctx, "main").await? == [OWN, "gpu", "build"]);

@@ -188,7 +188,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "ExcludedDevice",
             Config,
             High,
-            "This container may not open the device: its device cgroup does not list it, or the driver was told to leave the GPU out.",
+            "This container may not open the device: its device cgroup does not list it, or the driver is configured to leave the GPU out.",
             "Request the GPU as a resource limit and leave device files out of the template; on the node, check that systemd's daemon-reload does not take devices away from running containers (container toolkit with CDI), and NVreg_ExcludedGpus.",
         ),
         Finding::DeviceFileMode => (

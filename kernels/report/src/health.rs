@@ -70,7 +70,7 @@ pub struct DeviceHealth {
     /// `PCIe` lanes that GPU and slot allow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pcie_max_width: Option<u32>,
-    /// XIDs that the driver told during the test.
+    /// XIDs that the driver reported during the test.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub xids: Vec<u64>,
 }
@@ -366,7 +366,7 @@ impl Health {
                 name: "Xid",
                 verdict: Verdict::Warns("Look at the node's kernel log."),
                 uuid: &health.uuid,
-                detail: format!("the driver told {} during the test", xid(*number)),
+                detail: format!("the driver reported {} during the test", xid(*number)),
             })
         });
         rows.chain(xids).collect()

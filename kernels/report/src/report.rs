@@ -237,7 +237,7 @@ pub struct Timings {
     pub init_ms: f64,
     /// Everything after initialisation, over all devices.
     pub test_ms: f64,
-    /// What was waited for, once all else was told, until the test's process was gone: the driver's clean-up. 0 where the
+    /// What was waited for, once all else was reported, until the test's process was gone: the driver's clean-up. 0 where the
     /// test failed.
     pub teardown_ms: f64,
 }

@@ -33,7 +33,7 @@ fn table() -> String {
             symptom.name, symptom.sign
         );
     }
-    text += "| `Xid` | the driver told an XID during the test | warning; beside a failure, its cause | Look at the node's kernel log. |\n";
+    text += "| `Xid` | the driver reported an XID during the test | warning; beside a failure, its cause | Look at the node's kernel log. |\n";
     text +=
         "\nXIDs that are named in words, by NVIDIA's catalogue:\n\n| XID | words |\n|---|---|\n";
     for (number, words) in XIDS {

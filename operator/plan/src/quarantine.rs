@@ -1,4 +1,4 @@
-//! Nodes that failed the gate and are left alone for a while.
+//! Nodes that failed the gate and are quarantined for a while.
 //!
 //! A device of an extended resource cannot be excluded by itself, so its node is quarantined; the entry names
 //! the device all the same. A device that a DRA driver publishes can: see [`super::device_taints`]. Entries

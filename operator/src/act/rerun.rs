@@ -42,7 +42,7 @@ impl Executor<'_> {
         let Err(error) = github.tell(&new.repository, &new.note).await else {
             return;
         };
-        tracing::info!(pool = %self.pool.key, %error, "a re-run is not told on its commit");
+        tracing::info!(pool = %self.pool.key, %error, "a re-run is not reported on its commit");
         if !error.is_transient() {
             self.ctx.memory.with(self.pool, |memory| {
                 memory.reruns.untold_until = Some(now.after(DENIED));

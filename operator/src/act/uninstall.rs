@@ -42,7 +42,7 @@ pub enum UninstallError {
     Running(String),
     /// Somebody puts the finalizer back.
     #[error(
-        "the finalizer {FINALIZER} came back on {0}: another operator serves it, so it is left alone from here on"
+        "the finalizer {FINALIZER} came back on {0}: another operator serves it, so it is not touched from here on"
     )]
     ComesBack(String),
     /// A pool cannot be changed; others may have been let go.

@@ -25,5 +25,5 @@ pub async fn ask(client: &Client, pool: &PoolKey, heard: &Heard) {
         Ok(Err(error)) => error.to_string(),
         Err(elapsed) => elapsed.to_string(),
     };
-    tracing::warn!(%pool, error, "the replica that leads could not be told of a webhook");
+    tracing::warn!(%pool, error, "the replica that leads could not be notified of a webhook");
 }

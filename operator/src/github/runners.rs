@@ -361,7 +361,7 @@ impl Client {
         let scope = self.url().scope();
         let taken = |why: &str| Error::Conflict {
             message: format!(
-                "a runner named {name} is already registered with {scope} and {why}; it was left alone"
+                "a runner named {name} is already registered with {scope} and {why}; it was not removed"
             ),
         };
         if runner.busy {

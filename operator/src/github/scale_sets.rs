@@ -143,7 +143,7 @@ impl Client {
         if self.delete_agent(agent.id).await? == Deletion::Busy {
             return Err(Error::Conflict {
                 message: format!(
-                    "a runner named {name} is already registered with {} and has a job; it was left alone",
+                    "a runner named {name} is already registered with {} and has a job; it was not removed",
                     self.url().scope()
                 ),
             });

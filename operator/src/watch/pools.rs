@@ -87,7 +87,7 @@ pub(super) fn readable(event: Event<DeserializeGuard<CudaRunner>>) -> Option<Eve
         Ok(resource) => Some(resource),
         Err(error) => {
             let (namespace, name) = (&error.metadata.namespace, &error.metadata.name);
-            tracing::error!(namespace, name, %error, "a CudaRunner cannot be read, and its pool is left as it is; compare it with `kubectl explain cudarunner`, and the version of its definition with that of the operator");
+            tracing::error!(namespace, name, %error, "a CudaRunner cannot be read, and its pool is left as it is; compare it with `kubectl explain cudarunner`, and the version of the CRD with that of the operator");
             None
         }
     };

@@ -104,7 +104,7 @@ fn not_seen(unseen: &[&str], facts: &CheckFacts) -> String {
     )
 }
 
-/// Branch by branch: required, left alone as asked, or in the way.
+/// Branch by branch: required, not changed as asked, or in the way.
 fn judge(
     spec: &Spec,
     asked: &RequiredChecks,
@@ -149,10 +149,10 @@ fn judge(
     condition_state("True", Reason::Required, parts.join(". "))
 }
 
-/// What is required where, what is left alone, and what will be a nuisance.
+/// What is required where, what is not changed, and what will be a nuisance.
 fn in_place(names: &[&str], done: &[&str], skipped: &[&str], facts: &CheckFacts) -> Vec<String> {
     let mut parts = if done.is_empty() {
-        vec!["No branch is protected, and each is to be left alone then".to_owned()]
+        vec!["No branch is protected, and none is to be changed then".to_owned()]
     } else {
         vec![format!(
             "Required on {}: {}",
@@ -162,7 +162,7 @@ fn in_place(names: &[&str], done: &[&str], skipped: &[&str], facts: &CheckFacts)
     };
     if !skipped.is_empty() {
         parts.push(format!(
-            "Not protected, and left alone: {}",
+            "Not protected, and not changed: {}",
             skipped.join(", ")
         ));
     }

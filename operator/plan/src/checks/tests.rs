@@ -224,7 +224,7 @@ fn what_was_green_is_required_beside_what_the_user_had_and_goes_with_the_pool() 
     assert_eq!((&*status, &*reason), ("True", "Required"), "{message}");
     assert_eq!(
         message,
-        "Required on main: gpu, build. Not protected, and left alone: dev"
+        "Required on main: gpu, build. Not protected, and not changed: dev"
     );
     // Deleted, it keeps its finalizer until they are gone
     delete(&mut pool);

@@ -92,7 +92,7 @@ pub(super) fn most(resource: &CudaRunner) -> (&'static str, i32) {
     }
 }
 
-/// Whether a condition says that nodes or devices are left alone: that keeps nobody from those that are well.
+/// Whether a condition says that nodes or devices are quarantined: that keeps nobody from those that are well.
 pub(super) fn is_quarantine(condition: &Condition) -> bool {
     let left_alone = [Reason::NodesQuarantined, Reason::DevicesQuarantined];
     condition.type_ == kind::GPU_HEALTHY && Stored::parse(&condition.reason).is_one_of(&left_alone)

@@ -147,7 +147,7 @@ fn nothing(fleet: &Fleet, asked: &Asked, candidates: &[Candidate]) -> Vec<String
     let unnamed = unnamed(fleet, &pools);
     if unnamed > 0 {
         notes.push(format!(
-            "{unnamed} of their runners run jobs whose names are known when they have ended: only a scale set is told them before"
+            "{unnamed} of their runners run jobs whose names are known when they have ended: only a scale set gets them before"
         ));
     }
     if fleet.operator.is_some() {

@@ -215,7 +215,7 @@ fn situations() -> Vec<Situation> {
             &["`kubectl cudarunner why pool --namespace ci` has it read now"],
         ),
         (
-            "it waits for a scale set, which is not told its number",
+            "it waits for a scale set, which does not get its number",
             said(PAGE, |fleet| {
                 queue(fleet, vec![waits("train", 17, None, cuda)]);
             }),
