@@ -129,8 +129,8 @@ pub(super) fn migrate(text: &str, given: &Given) -> Result<Migrated, String> {
 
 /// The documents of a file, lists taken apart.
 fn documents(text: &str) -> Result<Vec<Fields>, String> {
-    // As Kubernetes and Helm read it: modes of files are octal numbers there.
-    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    // As Kubernetes and Helm read it: modes of files are octal numbers there, and comments may be as long as they like.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true, emit_comments: false };
     let read = serde_saphyr::from_multiple_with_options::<Value>(text, options);
     let read = read.map_err(|error| {
         let hint = if text.contains("{{") {

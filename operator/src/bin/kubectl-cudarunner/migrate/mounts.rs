@@ -28,11 +28,13 @@ struct Volumes {
 }
 
 impl Volumes {
-    fn read(pod: &Fields) -> Self {
+    /// Those of a pod; of them nobody may want `unmounted` any more.
+    fn read(pod: &Fields, unmounted: BTreeSet<String>) -> Self {
         let volumes = pod.get("volumes").and_then(Value::as_array);
         let names = volumes.into_iter().flatten().filter_map(Value::as_object);
         Self {
             all: names.map(|volume| name_of(volume).to_owned()).collect(),
+            unmounted,
             ..Self::default()
         }
     }
@@ -51,15 +53,24 @@ impl Volumes {
     }
 }
 
-/// Leaves out volumes that are of no use here, and every mount without its volume.
+/// The volumes that a container mounts.
+pub(super) fn mounted(container: &Map<String, Value>) -> Vec<String> {
+    let lists = LISTS.iter().filter_map(|list| container.get(*list));
+    let mounts = lists.filter_map(Value::as_array).flatten();
+    let mounts = mounts.filter_map(Value::as_object);
+    mounts.map(|mount| name_of(mount).to_owned()).collect()
+}
+
+/// Leaves out volumes that are of no use here, and every mount without its volume. Beside the agent are containers that stay,
+/// and volumes of those that do not.
 pub(super) fn settle(
     pod: &mut Fields,
     agent: Option<(&str, &mut Map<String, Value>)>,
-    beside: Vec<Beside>,
+    (beside, of_others): (Vec<Beside>, BTreeSet<String>),
     draft: &Draft,
     notes: &mut Notes,
 ) -> Vec<Beside> {
-    let mut volumes = Volumes::read(pod);
+    let mut volumes = Volumes::read(pod, of_others);
     if let Some((path, agent)) = agent {
         of_the_agent(path, agent, &mut volumes, draft, notes);
         let gone = without_volumes(agent, &mut volumes, draft);
@@ -93,10 +104,12 @@ fn leave_out(pod: &mut Fields, volumes: &Volumes, notes: &mut Notes) {
     for volume in pod.objects("volumes") {
         let name = name_of(&volume);
         let is_idle = volumes.unmounted.contains(name) && !volumes.mounted.contains(name);
-        if is_idle || volumes.own.contains(name) {
+        if is_docker(name) {
+            // Gone with Docker, of which enough is said.
+        } else if is_idle || volumes.own.contains(name) {
             let path = pod.path(&format!("volumes[{name}]"));
             notes.say(&path, "nobody mounts it any more: left out");
-        } else if !is_docker(name) {
+        } else {
             kept.push(volume);
         }
     }

@@ -68,9 +68,12 @@ pub(super) fn take_over(mut given: Fields, draft: &mut Draft, notes: &mut Notes)
             notes,
         );
     }
+    let of_docker = sidecars.iter().chain(&others);
+    let of_docker = of_docker.filter(|container| is_docker(container));
+    let of_docker = of_docker.flat_map(mounts::mounted).collect();
     let beside = beside(sidecars, others, &pod, notes);
     let of_agent = agent.as_mut().map(|agent| (path.as_str(), agent));
-    let beside = mounts::settle(&mut pod, of_agent, beside, draft, notes);
+    let beside = mounts::settle(&mut pod, of_agent, (beside, of_docker), draft, notes);
     let mut spec = pod.into_rest();
     if !beside.is_empty() {
         let beside: Vec<_> = beside

@@ -29,7 +29,10 @@ const VARIABLES: [(&str, Option<&str>); 14] = [
         ),
     ),
     ("ACTIONS_RUNNER_USE_KUBE_SCHEDULER", None),
-    ("ACTIONS_RUNNER_PREPARE_JOB_TIMEOUT_SECONDS", None),
+    (
+        "ACTIONS_RUNNER_PREPARE_JOB_TIMEOUT_SECONDS",
+        Some("a job waits for its image for an hour at most"),
+    ),
     (
         "NVIDIA_VISIBLE_DEVICES",
         Some(
@@ -41,6 +44,12 @@ const VARIABLES: [(&str, Option<&str>); 14] = [
 ];
 /// Decides in ARC whether a job may be without a container.
 const REQUIRE: &str = "ACTIONS_RUNNER_REQUIRE_JOB_CONTAINER";
+/// Where ARC's image has the hooks of its modes for containers.
+const ARCS_HOOKS: [&str; 2] = [
+    "/home/runner/k8s/index.js",
+    "/home/runner/k8s-novolume/index.js",
+];
+const OWN_HOOKS: &str = "hooks of your own are not called: the operator's run the job's container in the runner's pod; what yours did beside that goes into the workflow, or into sidecars of spec.template";
 /// By these the hooks for containers are found.
 const HOOKS: [&str; 2] = [
     "ACTIONS_RUNNER_CONTAINER_HOOKS",
@@ -102,8 +111,11 @@ fn variables(given: &mut Fields, draft: &mut Draft, notes: &mut Notes) {
         if HOOKS.contains(&name) {
             draft.job_containers.get_or_insert_default();
         }
-        if name == REQUIRE {
-            if variable.get("value") == Some(&json!("false")) {
+        let value = variable.get("value").and_then(Value::as_str);
+        if name == HOOKS[0] && value.is_none_or(|hooks| !ARCS_HOOKS.contains(&hooks)) {
+            notes.say(&path, OWN_HOOKS);
+        } else if name == REQUIRE {
+            if value == Some("false") {
                 notes.say(&path, "with spec.jobContainers every job needs a container:, which is where the proven GPU is");
             }
         } else if let Some((_, why)) = VARIABLES.iter().find(|(known, _)| *known == name) {

@@ -24,11 +24,14 @@ macro_rules! file {
     };
 }
 
-const FILES: [(&str, &str, Option<&str>); 22] = [
+const FILES: [(&str, &str, Option<&str>); 31] = [
     file!("arm64", None),
     file!("arm64-by-affinity", None),
     file!("claims-of-two-kinds", None),
+    file!("deployment-docker-config", None),
+    file!("deployment-sub-paths", None),
     file!("dind", None),
+    file!("dind-hardened", None),
     file!("dind-written-out", None),
     file!("gpu-node-selector", None),
     file!("inline-secret", None),
@@ -36,17 +39,23 @@ const FILES: [(&str, &str, Option<&str>); 22] = [
     file!("kube-init-written-out", None),
     file!("kubernetes-hooks", None),
     file!("kubernetes-mode", None),
+    file!("launcher", None),
     file!("listener-and-labels", None),
+    file!("long-comments", Some("large")),
     file!("no-limit", Some("Train_8xH100")),
     file!("not-for-templates", None),
+    file!("own-hooks", None),
     file!("proxy-and-authority", None),
+    file!("rendered", None),
     file!("resource-with-claim", None),
     file!("runner-deployment", None),
     file!("runner-set", None),
+    file!("runner-set-caches", None),
     file!("runner-set-image", None),
     file!("scheduled-overrides", None),
     file!("shared-memory", None),
     file!("sidecars", None),
+    file!("toolcache", Some("gpu-24.04")),
 ];
 
 fn given(name: Option<&str>) -> Given {

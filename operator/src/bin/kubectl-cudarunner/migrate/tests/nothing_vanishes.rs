@@ -25,7 +25,7 @@ const SILENT: &[&str] = &[
     "spec.selector.",
     "spec.serviceName",
     // Only ARC's own parts read these
-    "env[ACTIONS_RUNNER_CONTAINER_HOOKS].",
+    "env[ACTIONS_RUNNER_CONTAINER_HOOKS].fieldOfNobody",
     "env[ACTIONS_RUNNER_POD_NAME].",
     "env[ACTIONS_RUNNER_REQUIRE_JOB_CONTAINER].",
     "env[RUNNER_WAIT_FOR_DOCKER_IN_SECONDS].",
