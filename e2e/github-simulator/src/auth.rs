@@ -263,7 +263,13 @@ fn scope(credential: &Credential, wanted: &[&str]) -> bool {
 
 fn organization_user(credential: &Credential, permission: &str, level: Level) -> bool {
     match &credential.kind {
-        CredentialKind::Classic { .. } => scope(credential, &["admin:org", "manage_runners:org"]),
+        CredentialKind::Classic { .. } => {
+            let wanted: &[&str] = match permission {
+                "organization_hooks" => &["admin:org_hook"],
+                _ => &["admin:org", "manage_runners:org"],
+            };
+            scope(credential, wanted)
+        }
         CredentialKind::FineGrained { permissions } => {
             permissions.get(permission).copied() >= Some(level)
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     shared::Shared,
-    state::{Side, Violation, World},
+    state::{Scope, Side, Violation, World},
 };
 
 /// GitHub waits no longer for an answer, see
@@ -102,13 +102,15 @@ fn parcel(world: &World, hook: u64, delivery: u64) -> Option<Parcel> {
         "json" => "application/json",
         _ => "application/x-www-form-urlencoded",
     };
+    let (target, target_id) = target(world, &entry.scope);
     let mut request = Request::post(&entry.url)
         .header(header::USER_AGENT, "GitHub-Hookshot/sim")
         .header(header::CONTENT_TYPE, kind)
         .header("x-github-event", &sent.event)
         .header("x-github-delivery", &sent.guid)
         .header("x-github-hook-id", hook)
-        .header("x-github-hook-installation-target-type", "repository");
+        .header("x-github-hook-installation-target-type", target)
+        .header("x-github-hook-installation-target-id", target_id);
     if let Some(secret) = secret {
         request = request.header("x-hub-signature-256", signature(secret, body.as_bytes()));
     }
@@ -117,6 +119,24 @@ fn parcel(world: &World, hook: u64, delivery: u64) -> Option<Parcel> {
         delivery,
         request: request.body(Full::from(body)),
     })
+}
+
+/// Where a webhook is: the kind, and its number.
+fn target(world: &World, scope: &Scope) -> (&'static str, u64) {
+    match scope {
+        Scope::Repository(name) => {
+            let id = world.repository(name).map_or(0, |repository| repository.id);
+            ("repository", id)
+        }
+        Scope::Organization(login) => {
+            let organization = world.organizations.get(login);
+            (
+                "organization",
+                organization.map_or(0, |organization| organization.id),
+            )
+        }
+        Scope::Enterprise(_) => ("business", 0),
+    }
 }
 
 /// The header by which a receiver knows GitHub.

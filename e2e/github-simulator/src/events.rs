@@ -82,12 +82,16 @@ fn job_event(world: &World, id: u64, action: &str, now: Timestamp) -> Option<(St
     if action == "waiting" {
         shown["status"] = json!("waiting");
     }
-    let payload = json!({
+    let mut payload = json!({
         "action": action,
         "workflow_job": shown,
         "repository": render::full_repository(world, &call, repository, false),
         "sender": render::account(world, &call, repository.owner()),
     });
+    // Of an organization's webhook, and of what happens in its repositories.
+    if let Some(organization) = render::organization(world, &call, repository.owner()) {
+        payload["organization"] = organization;
+    }
     Some((job.repository.clone(), payload))
 }
 

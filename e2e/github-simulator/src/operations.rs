@@ -56,6 +56,8 @@ const CHECKS_WRITE: Need = Need::Repository("checks", Level::Write);
 const CONTENTS: Need = Need::Repository("contents", Level::Read);
 const HOOKS: Need = Need::Repository("repository_hooks", Level::Read);
 const HOOKS_WRITE: Need = Need::Repository("repository_hooks", Level::Write);
+const ORG_HOOKS: Need = Need::Organization("organization_hooks", Level::Read);
+const ORG_HOOKS_WRITE: Need = Need::Organization("organization_hooks", Level::Write);
 const ORG: Need = Need::Organization("organization_self_hosted_runners", Level::Read);
 const ORG_WRITE: Need = Need::Organization("organization_self_hosted_runners", Level::Write);
 
@@ -148,6 +150,9 @@ pub const OPERATIONS: &[Operation] = &[
     api("repos/ping-webhook", HOOKS, hooks::pings),
     api("repos/list-webhook-deliveries", HOOKS, hooks::deliveries),
     api("repos/redeliver-webhook-delivery", HOOKS_WRITE, hooks::redeliver),
+    api("orgs/list-webhooks", ORG_HOOKS, hooks::list),
+    api("orgs/create-webhook", ORG_HOOKS_WRITE, hooks::create),
+    api("orgs/delete-webhook", ORG_HOOKS_WRITE, hooks::delete),
     // Rulesets.
     api("repos/get-repo-rulesets", METADATA, rulesets::list),
     api("repos/create-repo-ruleset", ADMIN_WRITE, rulesets::create),

@@ -11,7 +11,10 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use common::{REPO, Simulator};
-use github_simulator::{control::NewJob, deliver::signature};
+use github_simulator::{
+    control::{NewCredential, NewJob},
+    deliver::signature,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -191,6 +194,33 @@ async fn deliveries_are_lost_repeated_reordered_and_forged_where_a_test_wants_it
     next(json!({"forge": true}), 1).await;
     assert!(!got.lock().await[0].3);
     assert_eq!(next(json!({"lose": true}), 0).await, [""; 0]);
+    github.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_organizations_webhook_is_told_of_its_repositories_jobs() {
+    let github = Simulator::start().await;
+    let new = NewCredential {
+        name: "owner".to_owned(),
+        scopes: Some(["admin:org_hook".to_owned()].into()),
+        admin: true,
+        ..NewCredential::default()
+    };
+    let token = github.control.create_token(&new).await.unwrap();
+    let hooks = "/orgs/craton-co/hooks";
+    let (url, got) = receiver(202).await;
+    let made = github.send("POST", hooks, &token, Some(body(&url))).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert_eq!(made.body["type"], "Organization");
+    queue(&github).await;
+    assert_eq!(actions(&got, 2).await, ["ping", "queued"]);
+    assert!(got.lock().await.iter().all(|(_, _, _, signed)| *signed));
+    // Who administers runners alone administers no webhooks
+    let admin = github.admin().await;
+    let refused = github.send("GET", hooks, &admin, None).await;
+    assert_eq!(refused.status, 403, "{}", refused.text);
+    let hook = format!("{hooks}/{}", made.body["id"]);
+    assert_eq!(github.send("DELETE", &hook, &token, None).await.status, 204);
     github.assert_clean().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
 use github_simulator::{
-    control::NewCredential,
+    control::{NewCredential, NewJob, NewOrganization, NewRepository},
     state::{Level, Seen},
 };
 use http::Method;
@@ -77,8 +77,67 @@ async fn woken(ctx: &Ctx) -> Result<()> {
     })
     .await?;
     owner.ask(Method::DELETE, &format!("/{hook}"), None).await?;
+    of_the_organization(ctx, &owner, &url).await?;
     ctx.delete("pool").await?;
     made(ctx, &owner).await
+}
+
+/// A webhook of the organization does as well: events of other repositories are ignored.
+async fn of_the_organization(ctx: &Ctx, owner: &Owner<'_>, url: &str) -> Result<()> {
+    let (organization, _) = ctx.repository.split_once('/').context("no owner")?;
+    let new = NewOrganization {
+        login: organization.to_owned(),
+        ..NewOrganization::default()
+    };
+    ctx.github.create_organization(&new).await?;
+    let hooks = format!("/orgs/{organization}/hooks");
+    let made = owner.send(Method::POST, &hooks, Some(&entry(url))).await?;
+    // When another repository has a job, then that changes nothing
+    let other = format!("{organization}/webhook-other");
+    let repository = NewRepository {
+        full_name: other.clone(),
+        ..NewRepository::default()
+    };
+    ctx.github.create_repository(&repository).await?;
+    let before = [
+        results(ctx, "ignored").await?,
+        results(ctx, "accepted").await?,
+    ];
+    let job = NewJob {
+        repository: other.clone(),
+        name: "elsewhere".to_owned(),
+        labels: ["self-hosted", "cuda"].map(str::to_owned).into(),
+        ..NewJob::default()
+    };
+    ctx.github.queue(&job).await?;
+    ctx.wait_for("the event to be ignored", AT_ONCE, async || {
+        Ok((results(ctx, "ignored").await? > before[0]).then_some(()))
+    })
+    .await?;
+    let accepted = results(ctx, "accepted").await?;
+    ensure!(
+        accepted == before[1],
+        "another repository's job woke a pool"
+    );
+    // When its own has one, then it is woken
+    let job = ctx.queue("of-the-organization", "true").await?;
+    ctx.wait_for("the event to wake the pool", AT_ONCE, async || {
+        Ok((results(ctx, "accepted").await? > before[1]).then_some(()))
+    })
+    .await?;
+    ctx.succeeded(job).await?;
+    let hook = format!("{hooks}/{}", made["id"]);
+    owner.send(Method::DELETE, &hook, None).await?;
+    ctx.github.delete_repository(&other).await?;
+    Ok(())
+}
+
+/// How many deliveries had this result, by the operator's metrics.
+async fn results(ctx: &Ctx, result: &str) -> Result<u64> {
+    let page = deploy::metrics(&ctx.client).await?.concat();
+    let name = format!("cudarunner_webhook_deliveries_total{{result=\"{result}\"}} ");
+    let count = page.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(count.map_or(Ok(0), str::parse)?)
 }
 
 /// Where the credentials may, the operator makes the webhook itself, keeps it as it should be, and removes it.
@@ -280,7 +339,7 @@ impl<'a> Owner<'a> {
     async fn new(ctx: &'a Ctx) -> Result<Self> {
         let new = NewCredential {
             name: "webhook-owner".to_owned(),
-            scopes: Some(["repo".to_owned()].into()),
+            scopes: Some(["repo", "admin:org_hook"].map(str::to_owned).into()),
             admin: true,
             ..NewCredential::default()
         };
@@ -291,9 +350,14 @@ impl<'a> Owner<'a> {
     /// A request about the repository's webhooks.
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let path = format!("/repos/{}/hooks{path}", self.ctx.repository);
+        self.send(method, &path, body).await
+    }
+
+    /// Any request.
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let bearer = format!("Bearer {}", self.token);
         let headers = [("authorization", bearer.as_str()), ("user-agent", "owner")];
-        let (status, _, answer) = self.ctx.github.send(method, &path, &headers, body).await?;
+        let (status, _, answer) = self.ctx.github.send(method, path, &headers, body).await?;
         ensure!(
             status.is_success(),
             "{status}: {}",
@@ -312,11 +376,15 @@ impl<'a> Owner<'a> {
 
     /// Enters a webhook as a person would; gives GitHub's number for it.
     async fn enter(&self, url: &str) -> Result<String> {
-        let body = json!({
-            "name": "web", "active": true, "events": ["workflow_job"],
-            "config": {"url": url, "content_type": "json", "secret": VALUE, "insecure_ssl": "0"},
-        });
-        let made = self.ask(Method::POST, "", Some(&body)).await?;
+        let made = self.ask(Method::POST, "", Some(&entry(url))).await?;
         Ok(made["id"].to_string())
     }
+}
+
+/// What a person enters.
+fn entry(url: &str) -> Value {
+    json!({
+        "name": "web", "active": true, "events": ["workflow_job"],
+        "config": {"url": url, "content_type": "json", "secret": VALUE, "insecure_ssl": "0"},
+    })
 }

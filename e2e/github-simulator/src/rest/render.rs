@@ -37,6 +37,27 @@ pub fn account(world: &World, call: &Call, login: &str) -> Value {
     })
 }
 
+/// An organization, as events carry it; none where the login is a user's.
+#[must_use]
+pub fn organization(world: &World, call: &Call, login: &str) -> Option<Value> {
+    let id = world.organizations.get(&login.to_lowercase())?.id;
+    let url = format!("{}/orgs/{login}", call.api);
+    Some(json!({
+        "login": login,
+        "id": id,
+        "node_id": format!("O_{login}"),
+        "url": url,
+        "repos_url": format!("{url}/repos"),
+        "events_url": format!("{url}/events"),
+        "hooks_url": format!("{url}/hooks"),
+        "issues_url": format!("{url}/issues"),
+        "members_url": format!("{url}/members{{/member}}"),
+        "public_members_url": format!("{url}/public_members{{/member}}"),
+        "avatar_url": format!("{}/avatars/{login}", call.site),
+        "description": "",
+    }))
+}
+
 /// A repository in short form, as runs and check suites carry it.
 #[must_use]
 pub fn repository(world: &World, call: &Call, repository: &Repository) -> Value {
