@@ -286,7 +286,8 @@ pub struct TaintedDeviceStatus {
     pub uuid: Option<String>,
     /// The driver.
     pub driver: String,
-    /// The taints, as `KEY=VALUE:EFFECT`. NVIDIA's driver gives `gpu.nvidia.com/xid` with the number of the error.
+    /// The taints, as `KEY=VALUE:EFFECT`, or `KEY:EFFECT` where there is no value. NVIDIA's driver gives `gpu.nvidia.com/xid`
+    /// with the number of the error, `gpu.nvidia.com/gpu-lost` and `gpu.nvidia.com/unmonitored`.
     #[serde(default)]
     pub taints: Vec<String>,
 }

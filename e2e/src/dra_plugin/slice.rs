@@ -31,10 +31,10 @@ fn device((number, device): (usize, &Device)) -> Value {
     });
     let mut taints = vec![];
     if let Some(xid) = device.xid {
-        taints.push(taint("xid", &xid.to_string()));
+        taints.push(taint("xid", Some(xid.to_string())));
     }
     if !device.healthy {
-        taints.push(taint("gpu-lost", "true"));
+        taints.push(taint("gpu-lost", None));
     }
     if !taints.is_empty() {
         shown["taints"] = taints.into();
@@ -42,8 +42,13 @@ fn device((number, device): (usize, &Device)) -> Value {
     shown
 }
 
-fn taint(key: &str, value: &str) -> Value {
-    json!({"key": format!("{DRIVER}/{key}"), "value": value, "effect": "NoSchedule"})
+/// Only the one with a number has a value.
+fn taint(key: &str, value: Option<String>) -> Value {
+    let mut taint = json!({"key": format!("{DRIVER}/{key}"), "effect": "NoSchedule"});
+    if let Some(value) = value {
+        taint["value"] = value.into();
+    }
+    taint
 }
 
 /// `gpu-3` → 3.
@@ -59,13 +64,17 @@ mod tests {
     fn a_device_keeps_its_name_and_what_is_wrong_with_it_is_a_taint() {
         let mut bad = Device::healthy(1, 7);
         bad.xid = Some(79);
+        bad.healthy = false;
         let shown = devices(&[Device::healthy(0, 0), bad.clone()]);
         assert!(shown[0]["taints"].is_null());
         assert_eq!(shown[1]["name"], "gpu-1");
         assert_eq!(shown[1]["attributes"]["uuid"]["string"], bad.uuid);
         assert_eq!(
             shown[1]["taints"],
-            json!([{"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"}])
+            json!([
+                {"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"},
+                {"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"},
+            ])
         );
         assert_eq!(shown[1]["name"].as_str().and_then(number), Some(1));
     }

@@ -1,5 +1,5 @@
 //! A device that failed is tainted, and not its node: the pool goes on with the other one, and tries that one again by a claim
-//! of its own.
+//! of its own. So it is for a pool that asks for a number; and a rule may only tell.
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{CudaRunner, QuarantineScope, QuarantineStatus};
@@ -41,7 +41,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             the_drivers_word_is_shown(ctx, &machine).await?;
             its_rule_stays_where_it_fails_again(ctx, &machine).await?;
             its_rule_goes_when_it_passes(ctx, &machine).await?;
-            the_rule_moves_with_the_device(ctx, &machine).await
+            the_rule_moves_with_the_device(ctx, &machine).await?;
+            a_rule_may_only_tell(ctx, &machine).await
         })
         .await?;
         // Then Kubernetes removes those that are left, with the right to make them
@@ -136,22 +137,15 @@ async fn the_entry(ctx: &Ctx) -> Result<QuarantineStatus> {
 }
 
 async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
-    // When the driver itself taints the device
+    // When the driver itself taints the device, with a value and without one, then the status has its word
     let mut device = broken(0);
+    device.healthy = false;
+    write(machine, 0, &device)?;
+    tainted(ctx, "gpu.nvidia.com/gpu-lost:NoSchedule").await?;
+    device.healthy = true;
     device.xid = Some(79);
     write(machine, 0, &device)?;
-    // Then the status has its word
-    let said = ctx.wait_for("the driver's taint in the status", SOON, async || {
-        let tainted = ctx.status(POOL).await?.tainted_devices;
-        Ok(tainted.into_iter().next())
-    });
-    let said = said.await?;
-    ensure!(
-        said.name == "gpu-0"
-            && said.node == node::SECOND
-            && said.taints == ["gpu.nvidia.com/xid=79:NoSchedule"],
-        "{said:?}"
-    );
+    tainted(ctx, "gpu.nvidia.com/xid=79:NoSchedule").await?;
     let shown = plugin(ctx, 0, &["status", POOL]).await?;
     ensure!(
         shown.contains("TAINTED BY THEIR DRIVER") && shown.contains("gpu.nvidia.com/xid=79"),
@@ -171,6 +165,21 @@ async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
     let why = plugin(ctx, 0, &["why", POOL]).await?;
     ensure!(why.contains("gpu.nvidia.com/xid=79"), "{why}");
     Ok(())
+}
+
+/// Waits until the status has this taint of the driver's, of the first device and of no other.
+async fn tainted(ctx: &Ctx, taint: &str) -> Result<()> {
+    let mut last = vec![];
+    let what = format!("{taint} in the status");
+    let said = ctx.wait_for(&what, SOON, async || {
+        last = ctx.status(POOL).await?.tainted_devices;
+        let [device] = &last[..] else {
+            return Ok(None);
+        };
+        let is_it = device.name == "gpu-0" && device.node == node::SECOND;
+        Ok((is_it && device.taints == [taint]).then_some(()))
+    });
+    said.await.with_context(|| format!("it has {last:?}"))
 }
 
 async fn its_rule_stays_where_it_fails_again(ctx: &Ctx, machine: &Machine) -> Result<()> {
@@ -279,10 +288,19 @@ async fn time_is_over(ctx: &Ctx) -> Result<()> {
 }
 
 async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<()> {
-    // Given a device that is tainted again
+    // Given a device that is tainted again, for a pool that asks for a number, and whose runner then has the other one
     write(machine, 0, &broken(0))?;
-    ctx.apply(&pool(ctx, POOL, spec(1))).await?;
+    ctx.apply(&pool(ctx, POOL, json!({"gpu": {"count": 1}})))
+        .await?;
     the_rule(ctx, "gpu-0").await?;
+    let entry = the_entry(ctx).await?;
+    ensure!(
+        entry.scope == Some(QuarantineScope::Device) && !entry.retest,
+        "{entry:?}"
+    );
+    let runner = ctx.idle(POOL, 1).await?.remove(0);
+    let report = ctx.report(&runner).await?;
+    ensure!(report["devices"][0]["uuid"] == well(1).uuid, "{report:#}");
     // When the devices change places
     write(machine, 0, &well(1))?;
     write(machine, 1, &broken(0))?;
@@ -297,4 +315,32 @@ async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<
     ctx.annotate(POOL, "cudarunner.dev/release", node::SECOND)
         .await?;
     no_rule(ctx).await
+}
+
+/// With the effect `None` the node is quarantined, as without rules.
+async fn a_rule_may_only_tell(ctx: &Ctx, machine: &Machine) -> Result<()> {
+    // Given a broken device, and a pool that could go to another node: of one node alone none is quarantined
+    ctx.delete(POOL).await?;
+    write(machine, 0, &broken(0))?;
+    write(machine, 1, &well(1))?;
+    ctx.cluster.published(machine).await?;
+    let only_tell = ["deviceTaints.enabled=true", "deviceTaints.effect=None"];
+    deploy::with_values(&ctx.cluster, &only_tell, async || {
+        ctx.apply(&ctx.pool(POOL, spec(1))).await?;
+        // Then the rule says which device it is, and keeps nobody off
+        let rule = the_rule(ctx, "gpu-0").await?;
+        ensure!(rule.spec.taint.effect == "None", "{rule:?}");
+        // And the node is quarantined
+        let message = ctx
+            .condition(POOL, "GpuHealthy", "False", "NodesQuarantined")
+            .await?;
+        ensure!(message.contains(node::SECOND), "{message}");
+        let entry = the_entry(ctx).await?;
+        ensure!(
+            entry.scope.is_none() && entry.device == Some(well(0).uuid),
+            "{entry:?}"
+        );
+        ctx.delete(POOL).await
+    })
+    .await
 }

@@ -166,8 +166,9 @@ fn slice_of(slice: &ResourceSlice) -> Option<Slice> {
                 .iter()
                 .flatten()
                 .map(|taint| {
-                    let value = taint.value.as_deref().unwrap_or_default();
-                    format!("{}={value}:{}", taint.key, taint.effect)
+                    let value = taint.value.iter().filter(|value| !value.is_empty());
+                    let value: String = value.map(|value| format!("={value}")).collect();
+                    format!("{}{value}:{}", taint.key, taint.effect)
                 })
                 .collect(),
         }
@@ -344,7 +345,10 @@ mod tests {
                 "devices": [{
                     "name": "gpu-0",
                     "attributes": {"uuid": {"string": uuid}, "type": {"string": "gpu"}},
-                    "taints": [{"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"}],
+                    "taints": [
+                        {"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"},
+                        {"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"},
+                    ],
                 }],
             },
         }))
@@ -419,7 +423,13 @@ mod tests {
         let [tainted] = published.tainted() else {
             panic!("{published:?}");
         };
-        assert_eq!(tainted.taints, ["gpu.nvidia.com/xid=79:NoSchedule"]);
+        assert_eq!(
+            tainted.taints,
+            [
+                "gpu.nvidia.com/xid=79:NoSchedule",
+                "gpu.nvidia.com/gpu-lost:NoSchedule",
+            ]
+        );
         assert_eq!(tainted.uuid.as_deref(), Some("GPU-1"));
     }
 }

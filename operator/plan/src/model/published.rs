@@ -17,7 +17,7 @@ pub struct PublishedDevice {
     pub uuid: Option<String>,
     /// The domain of that attribute: the driver's, unless the attribute names another.
     pub domain: String,
-    /// The taints that its driver gives it, as `KEY=VALUE:EFFECT`.
+    /// The taints that its driver gives it, as `KEY=VALUE:EFFECT`, or `KEY:EFFECT`.
     pub taints: Vec<String>,
 }
 
