@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use hook::HookMemory;
+pub use hook::{HookMemory, Unremoved};
 
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};

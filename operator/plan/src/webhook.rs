@@ -18,6 +18,8 @@ pub const APART: SignedDuration = SignedDuration::from_secs(2);
 const SLOW: SignedDuration = SignedDuration::from_mins(5);
 /// After so long without an event none are taken to arrive.
 const ARRIVE: SignedDuration = SignedDuration::from_mins(10);
+/// Attempts to remove a webhook, after which a pool that has gone elsewhere waits no longer.
+const TRIES: i32 = 3;
 /// An event of a job comes so soon after GitHub's time for the job at the latest, by a clock that is not GitHub's.
 const TOLD_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 /// The key of a user's Secret.
@@ -194,15 +196,15 @@ fn removal<'a>(before: &WebhookStatus, facts: Option<&'a WebhookFacts>) -> Optio
     last.filter(|removal| removal.url == before.url)
 }
 
-/// Why GitHub does not let it be removed.
-fn refusal<'a>(before: &WebhookStatus, facts: Option<&'a WebhookFacts>) -> Option<&'a NotRemoved> {
+/// Why it is there still, where GitHub does not let it be removed, or where it was tried often.
+fn lasting<'a>(before: &WebhookStatus, facts: Option<&'a WebhookFacts>) -> Option<&'a NotRemoved> {
     let failed = removal(before, facts)?.failed.as_ref();
-    failed.filter(|failed| failed.is_refusal)
+    failed.filter(|failed| failed.is_refusal || failed.tries >= TRIES)
 }
 
 /// Removes the webhook that the status names, with the last pool that has it; true when nothing more is to be done about it.
-/// One that was entered by hand stays. A pool that `goes_on` to its next one waits for no permission: an Event says what is
-/// left.
+/// One that was entered by hand stays. A pool that `goes_on` to its next one waits for no permission, and for none of another
+/// address, which may be a server that is off or has other credentials: an Event says what is left.
 pub(super) fn remove(
     pool: &Pool,
     observed: &Observed,
@@ -217,17 +219,22 @@ pub(super) fn remove(
     let last = removal(before, facts);
     let is_shared = facts.is_some_and(|facts| facts.is_shared);
     let is_gone = last.is_some_and(|removal| removal.failed.is_none());
-    let refusal = refusal(before, facts);
+    let lasting = lasting(before, facts);
+    let is_refused = lasting.is_some_and(|failed| failed.is_refusal);
     let is_written = is_written(before, facts);
     // Who was never seen to write webhooks, and may not, has made none.
-    let was_never_ours = is_by_hand(before, facts) || refusal.is_some() && !is_written;
+    let was_never_ours = is_by_hand(before, facts) || is_refused && !is_written;
     if is_shared || is_gone || was_never_ours {
         plan.status.webhook = None;
         return true;
     }
-    if let (Some(refusal), true) = (refusal, goes_on) {
+    // Where it cannot be removed at the pool's own address because of the credentials, no other one can be made either.
+    let spec = pool.spec.as_ref();
+    let is_elsewhere = spec.is_ok_and(|spec| spec.url.to_string() != before.address);
+    let lasting = lasting.filter(|_| goes_on && (is_refused || is_elsewhere));
+    if let Some(failed) = lasting {
         let begin = "The pool has gone on to another webhook";
-        plan.news.push(left(before, begin, &tried(refusal)));
+        plan.news.push(left(before, begin, &tried(failed)));
         plan.status.webhook = None;
         return true;
     }
@@ -346,7 +353,7 @@ fn silent(url: &str, is_untold: bool) -> ConditionState {
 /// What is said of a pool that is woken by no webhook.
 fn not_asked(pool: &Pool, facts: Option<&WebhookFacts>) -> ConditionState {
     let before = pool.status.webhook.as_ref();
-    let refused = before.and_then(|before| Some((before, refusal(before, facts)?)));
+    let refused = before.and_then(|before| Some((before, lasting(before, facts)?)));
     let Some((before, refused)) = refused.filter(|(before, _)| is_written(before, facts)) else {
         return condition_state(
             "Unknown",

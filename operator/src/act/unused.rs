@@ -13,6 +13,10 @@ pub(super) fn let_go(ctx: &Context, pool: &Pool) {
         here.as_ref() == Ok(url)
             || status.registered_at.as_ref() == Some(url)
             || status.left_at.iter().any(|left| left.url == *url)
+            || status
+                .webhook
+                .as_ref()
+                .is_some_and(|hook| hook.address == *url)
     });
     let identity = ctx
         .memory

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use super::{Done, Executor};
 use crate::error::ActError;
-use crate::github::Error;
+use crate::github::{Client, Error};
+use crate::memory::Unremoved;
 use crate::observe::github::client_at;
 use crate::observe::webhook::secret_of;
 use cuda_runner_plan::model::webhook::Written;
@@ -48,20 +49,24 @@ impl Executor<'_> {
         let here = self.client.as_ref();
         let here = here.filter(|client| client.url().to_string() == address);
         let client = match here {
-            Some(client) => Arc::clone(client),
-            None => client_at(self.ctx, self.pool, address)
-                .await
-                .map_err(|_| ActError::NoClient)?,
+            Some(client) => Ok(Arc::clone(client)),
+            None => client_at(self.ctx, self.pool, address).await,
         };
-        let removed = match client.find_hook(url).await {
-            Ok(Some(hook)) => client.delete_hook(hook.id).await,
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
+        let removed = match client {
+            Ok(client) => remove(&client, url).await.map_err(Unremoved::Failed),
+            Err(why) => Err(Unremoved::NotAsked(why)),
         };
         let (now, uid) = (Timestamp::now(), &self.pool.uid);
         self.ctx.memory.with(self.pool, |memory| {
-            memory.hook.removed(url, &removed, uid, now);
+            memory.hook.removed(url, removed, uid, now);
         });
         Ok(Done::Yes)
+    }
+}
+
+async fn remove(client: &Client, url: &str) -> Result<(), Error> {
+    match client.find_hook(url).await? {
+        Some(hook) => client.delete_hook(hook.id).await,
+        None => Ok(()),
     }
 }

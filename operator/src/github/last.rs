@@ -1,4 +1,5 @@
-//! The clients that pools used last: a deletion goes on with them when the Secret is gone.
+//! The clients that pools used last: a deletion goes on with them when the Secret is gone, and what a pool has left at another
+//! server is removed with them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

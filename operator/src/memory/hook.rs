@@ -129,17 +129,18 @@ impl HookMemory {
     }
 
     /// Takes in whether the one that delivers to this address is gone.
-    pub fn removed(&mut self, url: &str, done: &Result<(), Error>, uid: &str, now: Timestamp) {
+    pub fn removed(&mut self, url: &str, done: Result<(), Unremoved>, uid: &str, now: Timestamp) {
         if self.removal.as_ref().is_none_or(|last| last.url != url) {
             self.unremoved = 0;
         }
-        let failed = done.as_ref().err().map(|error| {
+        let failed = done.err().map(|failed| {
             self.unremoved = self.unremoved.saturating_add(1);
             let pause = backoff::exponential(FIRST_PAUSE, LONGEST_PAUSE, self.unremoved, uid);
             NotRemoved {
-                why: error.to_string(),
-                is_refusal: is_refusal(error),
-                not_before: now.after(error.pause_of_at_least(pause, now)),
+                is_refusal: matches!(&failed, Unremoved::Failed(error) if is_refusal(error)),
+                tries: self.unremoved,
+                not_before: now.after(failed.pause_of_at_least(pause, now)),
+                why: failed.why(),
             }
         });
         if failed.is_none() {
@@ -177,6 +178,30 @@ impl HookMemory {
         self.trouble = None;
         self.failures = 0;
         self.not_before = None;
+    }
+}
+
+/// Why a webhook was not removed.
+pub enum Unremoved {
+    /// GitHub could not be asked, for this reason.
+    NotAsked(String),
+    /// GitHub did not do it.
+    Failed(Error),
+}
+
+impl Unremoved {
+    fn why(self) -> String {
+        match self {
+            Self::NotAsked(why) => why,
+            Self::Failed(error) => error.to_string(),
+        }
+    }
+
+    fn pause_of_at_least(&self, own: SignedDuration, now: Timestamp) -> SignedDuration {
+        match self {
+            Self::NotAsked(_) => own,
+            Self::Failed(error) => error.pause_of_at_least(own, now),
+        }
     }
 }
 

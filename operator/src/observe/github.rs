@@ -159,16 +159,26 @@ fn refuse(ctx: &Context, pool: &Pool, none: NoClient) {
     });
 }
 
-/// The client for an address that the pool has left: with the credentials that it has now, or, where a pool in deletion has
-/// none any more, with those that last worked there.
+/// The client for an address that the pool has left: with the credentials that it has now, where they are for the same
+/// server; else, or where a pool in deletion has none any more, with those that last worked there.
 pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Client>, String> {
     let spec = pool.spec.as_ref().map_err(ToString::to_string)?;
     let url = GitHubUrl::parse(url, ctx.insecure_github).map_err(|e| e.to_string())?;
+    let last = || ctx.clients.last.at(pool, &url.to_string());
+    // What is good at one server is no other one's to know.
+    if url.origin() != spec.url.origin() {
+        return last().ok_or_else(|| {
+            format!(
+                "the credentials are for {}, and are not sent to {}; what the pool has left there is removed by hand",
+                spec.url.origin(),
+                url.origin()
+            )
+        });
+    }
     match find_at(ctx, pool, spec, &url).await {
         Ok(found) => Ok(found.client),
         Err(none) => {
-            let last = pool.deleting;
-            let last = last.and_then(|_| ctx.clients.last.at(pool, &url.to_string()));
+            let last = pool.deleting.and_then(|_| last());
             last.ok_or(none.message)
         }
     }
@@ -732,3 +742,24 @@ mod tests {
         assert!(client_at(&ctx, &pool, never).await.is_err());
     }
 }
+    #[tokio::test]
+    async fn credentials_are_sent_to_their_own_server_alone() {
+        // Given a pool that was at two other addresses, one of another server
+        let ctx = with_data(json!({"token": STANDARD.encode("ghp_token")})).await;
+        let pool = fixture::pool(1);
+        let neighbour = "https://github.com/acme/gadgets";
+        let stranger = "https://ghe.example.com/acme/widgets";
+        // Then it asks at its own server with what it has now, and at the other one not at all
+        let now = client_at(&ctx, &pool, neighbour).await.unwrap();
+        let why = client_at(&ctx, &pool, stranger).await.err().unwrap();
+        assert!(why.contains("https://ghe.example.com"), "{why}");
+        // Unless it has worked there: with what worked
+        let stub = Stub::start(|_, _| raw(500, "")).await;
+        let before = stub.client("o/r");
+        let last = &ctx.clients.last;
+        last.worked(&pool, stranger.to_owned(), Arc::clone(&before));
+        let found = client_at(&ctx, &pool, stranger).await.unwrap();
+        assert!(Arc::ptr_eq(&found, &before));
+        assert_ne!(now.credential(), before.credential());
+    }
+

@@ -56,6 +56,8 @@ pub struct NotRemoved {
     pub why: String,
     /// Whether GitHub accepts the credentials, and they may not see or remove it.
     pub is_refusal: bool,
+    /// Attempts in a row that have failed.
+    pub tries: i32,
     /// No attempt before.
     pub not_before: Timestamp,
 }

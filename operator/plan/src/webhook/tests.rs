@@ -378,8 +378,47 @@ fn tried(failed: Option<(bool, i64)>) -> Removal {
         failed: failed.map(|(is_refusal, seconds)| NotRemoved {
             why: "grant Webhooks".to_owned(),
             is_refusal,
+            tries: 1,
             not_before: ago(seconds),
         }),
+    }
+}
+
+#[test]
+fn another_address_that_does_not_remove_it_holds_up_no_next_webhook() {
+    // Given a webhook at the pool's address, and one at a server where the pool is no more
+    const ELSEWHERE: &str = "https://ghe.example.com/acme/widgets";
+    let [polls, is_deleted, moves] = [0, 1, 2];
+    for (index, address, tries, said) in [
+        // A failure may pass, and it is tried again
+        (moves, ELSEWHERE, 1, 0),
+        (moves, ELSEWHERE, 2, 0),
+        // When it does not, then the pool goes on, and an Event says what is left
+        (moves, ELSEWHERE, 3, 1),
+        // At its own address nothing works until it passes; and who waits for no other webhook tries on
+        (moves, ADDRESS, 30, 0),
+        (polls, ELSEWHERE, 30, 0),
+        (is_deleted, ELSEWHERE, 30, 0),
+    ] {
+        let case = format!("{index} {address} {tries}");
+        let (mut pool, mut facts) = leaving(Some(7), Some("v1"))[index].clone();
+        pool.status.webhook.as_mut().unwrap().address = address.to_owned();
+        let mut removal = tried(Some((false, -60)));
+        removal.failed.as_mut().unwrap().tries = tries;
+        facts.removal = Some(removal);
+        let plan = planned(&pool, Some(facts.clone()));
+        assert_eq!(plan.news.len(), said, "{case}");
+        assert_eq!(plan.status.webhook.is_none(), said == 1, "{case}");
+        for news in &plan.news {
+            let note = &news.note;
+            assert!(note.contains(URL) && note.contains(ELSEWHERE), "{note}");
+            assert!(note.contains("grant Webhooks"), "{note}");
+        }
+        // One that polls says that it is there still
+        if index == polls {
+            let (.., message) = condition(&pool, Some(facts));
+            assert!(message.contains("grant Webhooks"), "{message}");
+        }
     }
 }
 

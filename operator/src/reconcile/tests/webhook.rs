@@ -202,6 +202,37 @@ async fn a_pool_goes_on_to_its_next_webhook_though_the_last_may_not_be_removed()
 }
 
 #[tokio::test]
+async fn a_pool_that_moved_to_another_server_goes_on_whatever_the_first_one_answers() {
+    // Given a server that does not know the credentials that the pool has now, one that fails, and one that nobody can ask
+    let (stranger, broken) = (
+        Repository::new(401, 200).await,
+        Repository::new(503, 200).await,
+    );
+    let never = "https://before.example.com/acme/widgets";
+    for (repository, address) in [(&stranger, None), (&broken, None), (&broken, Some(never))] {
+        let mut had = Had::new(repository, "Webhook").await;
+        let webhook = had.pool.status.webhook.as_mut().unwrap();
+        if let Some(address) = address {
+            webhook.address = address.to_owned();
+        }
+        let address = webhook.address.clone();
+        // When a webhook is there, and its removal was tried a few times
+        let mut told = vec![];
+        for _ in 0..20 {
+            told.extend(had.reconcile().await.news);
+            had.now += SignedDuration::from_secs(15);
+        }
+        // Then an Event names what is left, and the pool has another one
+        let notes: Vec<_> = told.iter().map(|news| news.note.as_str()).collect();
+        assert!(
+            matches!(notes[..], [note] if note.contains(BEFORE) && note.contains(&address)),
+            "{notes:?}"
+        );
+        assert!(had.url().is_some_and(|url| url.starts_with(NOW_AT)));
+    }
+}
+
+#[tokio::test]
 async fn a_webhook_is_not_forgotten_because_the_credentials_have_expired() {
     // Given credentials that GitHub does not accept, or that may not see webhooks any more
     for status in [401, 403, 404] {
