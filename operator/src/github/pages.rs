@@ -1,11 +1,15 @@
 //! Lists in pages, and answers that are kept because GitHub says for nothing that they still hold.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::StatusCode;
 use hyper::body::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
-use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::{
     Client, Error,
@@ -17,6 +21,10 @@ use super::{
 /// Answers that are kept for the sake of their tags: of each pool, those for a run that is watched, for runs whose jobs
 /// have ended, for each branch that requires checks, and few more.
 const MOST_KEPT: usize = 1024;
+/// What was not read for so long is kept no more, such as an answer for a run that has ended: nearly all that is read again is
+/// read each five minutes at least. A new one takes no place of one that is read: were there more of them than places, each
+/// would be gone before its turn came.
+const READ_WITHIN: Duration = Duration::from_mins(12);
 /// More items than these pages hold no list has; it only stops a server that never comes to an end.
 pub(super) const MOST_PAGES: usize = 30;
 /// What the items of a list may take in memory, in bytes: three thousand jobs are some 2 MiB.
@@ -35,7 +43,31 @@ pub(super) struct Tagged(Mutex<HashMap<String, Kept>>);
 struct Kept {
     tag: Tag,
     body: Bytes,
+    /// When it was last asked for.
+    asked: Instant,
     _place: Place,
+}
+
+impl Tagged {
+    /// Drops those that are read no more.
+    pub(super) fn tidy(&self) {
+        drop(self.fresh());
+    }
+
+    /// Those that are read, without the others.
+    fn fresh(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, last| last.asked.elapsed() < READ_WITHIN);
+        kept
+    }
+
+    /// The last answer for this path, which is read again.
+    fn last(&self, path: &str) -> Option<(Tag, Bytes)> {
+        let mut kept = self.fresh();
+        let last = kept.get_mut(path)?;
+        last.asked = Instant::now();
+        Some((last.tag.clone(), last.body.clone()))
+    }
 }
 
 /// What is asked for, and what that takes.
@@ -148,11 +180,7 @@ impl Client {
 
     /// Reads for nothing what has not changed: that is answered with 200, too.
     pub(super) async fn tagged(&self, path: String, action: &str) -> Result<(Ask, Answer), Error> {
-        let last = {
-            let kept = self.tagged.0.lock().await;
-            kept.get(&path)
-                .map(|last| (last.tag.clone(), last.body.clone()))
-        };
+        let last = self.tagged.last(&path);
         let ask = Ask {
             tag: last.as_ref().map(|(tag, _)| tag.clone()),
             ..Ask::get(path.clone(), action)
@@ -162,7 +190,7 @@ impl Client {
             (StatusCode::OK, _) => {
                 // What is no JSON at all is not kept.
                 answer.json::<IgnoredAny>(&ask)?;
-                self.keep(path, &answer).await;
+                self.keep(path, &answer);
                 answer
             }
             (StatusCode::NOT_MODIFIED, Some((_, body))) => answer.unchanged(body),
@@ -171,18 +199,19 @@ impl Client {
         Ok((ask, answer))
     }
 
-    async fn keep(&self, path: String, answer: &Answer) {
-        let mut kept = self.tagged.0.lock().await;
-        if kept.len() >= MOST_KEPT {
-            kept.clear();
-        }
+    fn keep(&self, path: String, answer: &Answer) {
+        let mut kept = self.tagged.fresh();
         kept.remove(&path);
+        if kept.len() >= MOST_KEPT {
+            return;
+        }
         let room = &self.transport.room;
         let place = room.keep_tagged(path.len() + answer.body().len());
         if let (Some(tag), Some(place)) = (answer.tag(), place) {
             let kept_answer = Kept {
                 tag,
                 body: answer.body().clone(),
+                asked: Instant::now(),
                 _place: place,
             };
             kept.insert(path, kept_answer);

@@ -381,6 +381,8 @@ impl Client {
     /// A list that is too long, or that finds no room, shows no runners: they are asked for by name.
     async fn read_pages(&self, last: Option<Arc<Pages>>) -> Result<Arc<Pages>, Error> {
         let at = Timestamp::now();
+        // Whoever reads nothing else any more gives back what is kept of that, too.
+        self.tagged.tidy();
         let known = last
             .as_ref()
             .map(|last| last.pages.as_slice())

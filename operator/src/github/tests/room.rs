@@ -1,9 +1,12 @@
 //! What servers can make the operator keep, and what that costs others: nothing.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tokio::time::{advance, pause, resume};
 
 use super::stub::{NOW, Stub, here, page, raw, reply, runner};
-use crate::github::{Clients, QueuedJob};
+use crate::github::{Clients, QueuedJob, Repository};
 
 const MIB: usize = 1024 * 1024;
 
@@ -198,4 +201,46 @@ async fn a_token_or_a_tag_of_absurd_length_is_not_kept() {
     }
     let failed = client.registration_token().await.unwrap_err();
     assert_eq!(failed.category(), "Malformed");
+}
+
+#[tokio::test]
+async fn answers_that_are_read_no_more_make_place_for_those_that_are() {
+    // Given a server whose answers have tags, and more of them than are kept
+    let stub = Stub::start(|seen, _| {
+        if seen.header("if-none-match").is_some() {
+            return raw(304, "");
+        }
+        let id: u64 = seen.path.rsplit_once('/').unwrap().1.parse().unwrap();
+        let run = json!({
+            "id": id, "html_url": "https://github.com/o/r/actions/runs/1",
+            "created_at": "2026-11-30T05:00:00Z", "padding": "x".repeat(MIB),
+        });
+        reply(200, &run).with("etag", "\"same\"")
+    })
+    .await;
+    let client = stub.client("o/r");
+    let repository = Repository::new("o/r").unwrap();
+    let read = async |id: u64| {
+        let run = client.run(&repository, id).await.unwrap();
+        assert_eq!(run.unwrap().id, id);
+        let last = stub.seen().pop().unwrap();
+        last.header("if-none-match").is_some()
+    };
+    for id in 0..6 {
+        assert!(!read(id).await);
+    }
+    // Then those that are read again and again stay, and another one does not take their place
+    for _ in 0..2 {
+        assert!(read(0).await && !read(5).await);
+    }
+    // When all but one are read no more for a while
+    for _ in 0..2 {
+        pause();
+        advance(Duration::from_mins(10)).await;
+        resume();
+        assert!(read(0).await);
+    }
+    // Then there is place for others beside that one
+    assert!(!read(5).await);
+    assert!(read(5).await && read(0).await);
 }
