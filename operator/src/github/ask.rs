@@ -1,5 +1,7 @@
 //! A request to the REST API, and its answer.
 
+use std::marker::PhantomData;
+
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{ETAG, LINK},
@@ -68,17 +70,36 @@ impl Tag {
 /// A longer tag is none of GitHub's, and tags are kept.
 const LONGEST_TAG: usize = 256;
 
-/// What came back, whole.
+/// What came back, whole, with its place in the room.
+///
+/// Who holds a place while he asks for more may wait for one that waits for him. So an answer is not `Send`, and what a task
+/// of the operator does compiles only where none is in scope across an `await`.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    pub(super) body: Whole,
+    body: Whole,
     /// When the installation token was made that asked; `None` for what signs in another way.
-    pub(super) token: Option<Instant>,
+    token: Option<Instant>,
+    is_not_send: PhantomData<*const ()>,
 }
 
 impl Answer {
+    pub(super) const fn new(
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Whole,
+        token: Option<Instant>,
+    ) -> Self {
+        Self {
+            status,
+            headers,
+            body,
+            token,
+            is_not_send: PhantomData,
+        }
+    }
+
     /// Reads the body as GitHub documents it.
     pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
         self.read(&ask.action, "what GitHub documents")

@@ -227,10 +227,12 @@ impl Client {
             body: Some(body.to_string().into_bytes()),
             ..Ask::write(method.clone(), &path, &action)
         };
-        let first = ask(json!({"contexts": contexts}));
-        let answer = self.transport.send(&first).await?;
-        if answer.status != StatusCode::UNPROCESSABLE_ENTITY {
-            return Ok((first, answer));
+        {
+            let first = ask(json!({"contexts": contexts}));
+            let answer = self.transport.send(&first).await?;
+            if answer.status != StatusCode::UNPROCESSABLE_ENTITY {
+                return Ok((first, answer));
+            }
         }
         // GitHub documents two forms of the body, and some servers take the other one alone.
         let second = ask(json!(contexts));

@@ -81,10 +81,12 @@ impl Client {
     pub async fn open_session(&self, set: u64, owner: &str) -> Result<Session, Error> {
         let action = format!("open a session for the scale set {set}");
         let body = json!({"sessionId": NO_ID, "ownerName": owner});
-        let answer = self
-            .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
-            .await?;
-        let wire: WireSession = self.read(answer.of_tokens(&action)?, &action)?;
+        let wire: WireSession = {
+            let answer = self
+                .ask_service(Method::POST, &sessions(set), &[], Some(body), &action)
+                .await?;
+            self.read(answer.of_tokens(&action)?, &action)?
+        };
         let id = wire.session_id.clone();
         let session = self.session(set, wire, &action);
         if session.is_err() && !id.is_empty() {

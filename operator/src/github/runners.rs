@@ -244,21 +244,22 @@ impl Client {
             format!("{}/{id}", self.url().runners_path()),
             format!("remove runner {id} of {}", self.url().scope()),
         );
-        let answer = self.transport.send(&ask).await?;
-        match answer.status {
-            StatusCode::NO_CONTENT => Ok(Deletion::Deleted),
-            // GitHub hides what the credentials may not see: only a list without it proves that it is gone.
-            StatusCode::NOT_FOUND => {
-                let listing = self.list_runners(Duration::ZERO).await?;
-                match listing.runners.iter().find(|runner| runner.id == id) {
-                    None if listing.is_whole => Ok(Deletion::Gone),
-                    _ => Err(self.refusal(&answer, &ask)),
-                }
+        let not_found = {
+            let answer = self.transport.send(&ask).await?;
+            match answer.status {
+                StatusCode::NO_CONTENT => return Ok(Deletion::Deleted),
+                // Its message is "Runner … is currently running a job and cannot be deleted", or near that; nothing else
+                // about a DELETE could be unprocessable.
+                StatusCode::UNPROCESSABLE_ENTITY => return Ok(Deletion::Busy),
+                StatusCode::NOT_FOUND => self.refusal(&answer, &ask),
+                _ => return Err(self.refusal(&answer, &ask)),
             }
-            // Its message is "Runner … is currently running a job and cannot be deleted", or near that; nothing else
-            // about a DELETE could be unprocessable.
-            StatusCode::UNPROCESSABLE_ENTITY => Ok(Deletion::Busy),
-            _ => Err(self.refusal(&answer, &ask)),
+        };
+        // GitHub hides what the credentials may not see: only a list without it proves that it is gone.
+        let listing = self.list_runners(Duration::ZERO).await?;
+        match listing.runners.iter().find(|runner| runner.id == id) {
+            None if listing.is_whole => Ok(Deletion::Gone),
+            _ => Err(not_found),
         }
     }
 
@@ -380,9 +381,9 @@ impl Client {
     ///
     /// A list that is too long, or that finds no room, shows no runners: they are asked for by name.
     async fn read_pages(&self, last: Option<Arc<Pages>>) -> Result<Arc<Pages>, Error> {
-        let at = Timestamp::now();
         // Whoever reads nothing else any more gives back what is kept of that, too.
         self.tagged.tidy();
+        let at = Timestamp::now();
         let known = last
             .as_ref()
             .map(|last| last.pages.as_slice())

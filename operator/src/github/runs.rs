@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Client, Error, Repository, Run, RunJob, TestSum, Workflow,
-    ask::Ask,
+    ask::{Answer, Ask},
     body::{AtMost, PER_PAGE, labels, short, short_or_empty, short_or_none},
     logs::Reader,
     pages::{Item, What},
@@ -33,31 +33,41 @@ impl Client {
             workflow.repository.full_name(),
             workflow.git_ref
         );
-        let body = json!({"ref": workflow.git_ref, "return_run_details": true});
-        let ask = Ask {
-            body: Some(body.to_string().into_bytes()),
-            ..Ask::write(
-                Method::POST,
-                format!("{}/dispatches", workflow.path()),
-                action,
-            )
-        };
-        let mut answer = self.transport.send(&ask).await?;
-        if matches!(
-            answer.status,
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
-        ) {
-            // A server that does not know the flag refuses it, as Enterprise Servers up to 3.20 do; a refused request has
-            // started nothing.
-            let body = json!({"ref": workflow.git_ref});
+        let mut body = json!({"ref": workflow.git_ref, "return_run_details": true});
+        loop {
             let ask = Ask {
                 body: Some(body.to_string().into_bytes()),
-                ..ask.clone()
+                ..Ask::write(
+                    Method::POST,
+                    format!("{}/dispatches", workflow.path()),
+                    action.clone(),
+                )
             };
-            answer = self.transport.send(&ask).await?;
+            let answer = self.transport.send(&ask).await?;
+            let is_refused = matches!(
+                answer.status,
+                StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
+            );
+            let plain = json!({"ref": workflow.git_ref});
+            if is_refused && body != plain {
+                // A server that does not know the flag refuses it, as Enterprise Servers up to 3.20 do; a refused request
+                // has started nothing.
+                body = plain;
+                continue;
+            }
+            return self.dispatched(&answer, &ask, workflow);
         }
+    }
+
+    /// The number of the run that was started, where the server tells it.
+    fn dispatched(
+        &self,
+        answer: &Answer,
+        ask: &Ask,
+        workflow: &Workflow,
+    ) -> Result<Option<u64>, Error> {
         match answer.status {
-            StatusCode::OK => Ok(Some(answer.json::<Dispatched>(&ask)?.workflow_run_id)),
+            StatusCode::OK => Ok(Some(answer.json::<Dispatched>(ask)?.workflow_run_id)),
             StatusCode::NO_CONTENT => Ok(None),
             StatusCode::NOT_FOUND => Err(Error::NotFound {
                 what: format!(
@@ -71,7 +81,7 @@ impl Client {
                     workflow.file
                 ),
             }),
-            _ => Err(self.judged(&answer, &ask, ACTIONS_WRITE)),
+            _ => Err(self.judged(answer, ask, ACTIONS_WRITE)),
         }
     }
 
@@ -178,26 +188,29 @@ impl Client {
             format!("{}/actions/jobs/{job}/logs", repository.path()),
             format!("read the log of the job {job}"),
         );
-        let answer = self.transport.send(&ask).await?;
         let mut reader = Reader::default();
-        match answer.status {
-            StatusCode::OK => reader.take(answer.body()),
-            StatusCode::FOUND | StatusCode::TEMPORARY_REDIRECT => {
-                let Some(address) = answer.header(LOCATION.as_str()) else {
-                    return Ok(None);
-                };
-                let found = self
-                    .transport
-                    .download(address, &ask, &mut |piece| reader.take(piece))
-                    .await?;
-                if !found {
-                    return Ok(None);
+        let address = {
+            let answer = self.transport.send(&ask).await?;
+            match answer.status {
+                StatusCode::OK => {
+                    reader.take(answer.body());
+                    return Ok(Some(reader.finish()));
                 }
+                StatusCode::FOUND | StatusCode::TEMPORARY_REDIRECT => {
+                    answer.header(LOCATION.as_str()).map(str::to_owned)
+                }
+                StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+                _ => return Err(self.judged(&answer, &ask, ACTIONS_READ)),
             }
-            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-            _ => return Err(self.judged(&answer, &ask, ACTIONS_READ)),
-        }
-        Ok(Some(reader.finish()))
+        };
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        let found = self
+            .transport
+            .download(&address, &ask, &mut |piece| reader.take(piece))
+            .await?;
+        Ok(found.then(|| reader.finish()))
     }
 }
 

@@ -218,27 +218,31 @@ impl Client {
     pub async fn delete_agent(&self, id: u64) -> Result<Deletion, Error> {
         let action = format!("remove runner {id} of {}", self.url().scope());
         let path = format!("{AGENTS}/{id}");
-        let answer = self
-            .ask_service(Method::DELETE, &path, &[], None, &action)
-            .await?;
-        if answer.status.is_success() {
-            return Ok(Deletion::Deleted);
-        }
-        let exception = Exception::of(&answer);
-        if exception.is("JobStillRunningException") {
-            return Ok(Deletion::Busy);
-        }
-        if exception.is("AgentNotFound") {
-            return Ok(Deletion::Gone);
-        }
-        // Not the service's own words: only a list without it proves that it is gone.
-        if answer.status == StatusCode::NOT_FOUND {
-            let listed = self.list_agents(&[]).await?;
-            if listed.iter().all(|agent| agent.id != id) {
+        let not_found = {
+            let answer = self
+                .ask_service(Method::DELETE, &path, &[], None, &action)
+                .await?;
+            if answer.status.is_success() {
+                return Ok(Deletion::Deleted);
+            }
+            let exception = Exception::of(&answer);
+            if exception.is("JobStillRunningException") {
+                return Ok(Deletion::Busy);
+            }
+            if exception.is("AgentNotFound") {
                 return Ok(Deletion::Gone);
             }
+            if answer.status != StatusCode::NOT_FOUND {
+                return Err(self.exception(&answer, &action));
+            }
+            self.exception(&answer, &action)
+        };
+        // Not the service's own words: only a list without it proves that it is gone.
+        let listed = self.list_agents(&[]).await?;
+        if listed.iter().any(|agent| agent.id == id) {
+            return Err(not_found);
         }
-        Err(self.exception(&answer, &action))
+        Ok(Deletion::Gone)
     }
 }
 

@@ -156,19 +156,24 @@ impl Client {
             self.send_service(&ask).await
         };
         let connection = self.connection().await?;
-        let answer = send(&connection).await?;
-        if answer.status != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
+        {
+            let answer = send(&connection).await?;
+            if answer.status != StatusCode::UNAUTHORIZED {
+                return Ok(answer);
+            }
         }
         // A 401 did nothing. The token may have been taken back before its time.
         self.drop_connection(&connection).await;
         let connection = self.connection().await?;
-        let answer = send(&connection).await?;
-        if answer.status == StatusCode::UNAUTHORIZED {
-            self.drop_connection(&connection).await;
-            return Err(self.exception(&answer, action));
-        }
-        Ok(answer)
+        let refusal = {
+            let answer = send(&connection).await?;
+            if answer.status != StatusCode::UNAUTHORIZED {
+                return Ok(answer);
+            }
+            self.exception(&answer, action)
+        };
+        self.drop_connection(&connection).await;
+        Err(refusal)
     }
 
     /// The same with a session's token, which is not renewed here.

@@ -59,6 +59,13 @@ struct Wire {
     permissions: Option<BTreeMap<String, String>>,
 }
 
+impl Minted {
+    /// Whether the next one would be no better where this one is refused.
+    pub(super) fn is_young(&self) -> bool {
+        self.at.elapsed() < YOUNG
+    }
+}
+
 impl Tokens {
     pub(super) fn new(app: App) -> Self {
         Self {
@@ -116,14 +123,10 @@ impl Tokens {
         )
     }
 
-    /// Forgets a token that was refused. False where the next one would be no better.
-    pub(super) async fn discard(&self, refused: &Minted) -> bool {
-        if refused.at.elapsed() < YOUNG {
-            return false;
-        }
+    /// Forgets a token that was refused.
+    pub(super) async fn discard(&self, refused: &Minted) {
         // Somebody else may have replaced it already.
         self.single.forget(|last| last.at == refused.at).await;
-        true
     }
 
     /// Reads the token from the answer to [`Tokens::ask`], which was put at `at`.

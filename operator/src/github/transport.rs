@@ -178,30 +178,25 @@ impl Transport {
 
     /// Sends a request as the credential. Limits, 401 and 5xx are errors; every other answer is the caller's to judge.
     pub(super) async fn send(&self, ask: &Ask) -> Result<Answer, Error> {
-        let answer = match &self.tokens {
-            None => self.exchange(&self.octocrab, ask, None).await?,
-            Some(tokens) => {
-                let minted = self.token_of(tokens).await?;
-                let answer = self
-                    .exchange(&minted.octocrab, ask, Some(minted.at))
-                    .await?;
-                // A 401 did nothing, so it is safe to ask again, even for a POST.
-                if answer.status == StatusCode::UNAUTHORIZED && tokens.discard(&minted).await {
-                    let minted = self.token_of(tokens).await?;
-                    self.exchange(&minted.octocrab, ask, Some(minted.at))
-                        .await?
-                } else {
-                    answer
-                }
-            }
+        let Some(tokens) = &self.tokens else {
+            return accepted(self.exchange(&self.octocrab, ask, None).await?);
         };
-        if answer.status == StatusCode::UNAUTHORIZED {
-            return Err(Error::Unauthorized {
-                message: answer.message(),
-                advice: "replace the token, or the App's key, in the Secret of spec.github.credentialsRef".into(),
-            });
+        let minted = self.token_of(tokens).await?;
+        {
+            let answer = self
+                .exchange(&minted.octocrab, ask, Some(minted.at))
+                .await?;
+            if answer.status != StatusCode::UNAUTHORIZED || minted.is_young() {
+                return accepted(answer);
+            }
         }
-        Ok(answer)
+        // A 401 did nothing, so it is safe to ask again, even for a POST.
+        tokens.discard(&minted).await;
+        let minted = self.token_of(tokens).await?;
+        accepted(
+            self.exchange(&minted.octocrab, ask, Some(minted.at))
+                .await?,
+        )
     }
 
     /// Sends a request as whoever `octocrab` is, with the token that was made at `token`.
@@ -388,12 +383,7 @@ impl Transport {
             if body.bytes.starts_with(BYTE_ORDER_MARK) {
                 body.bytes = body.bytes.slice(BYTE_ORDER_MARK.len()..);
             }
-            Ok(Answer {
-                status: parts.status,
-                headers: parts.headers,
-                body,
-                token: None,
-            })
+            Ok(Answer::new(parts.status, parts.headers, body, None))
         };
         let answer = tokio::time::timeout(deadline, exchange.instrument(span.clone()))
             .await
@@ -456,12 +446,7 @@ impl Transport {
             }
             Broken::TooLong(most) => too_long(&ask.action, most),
         })?;
-        Ok(Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body,
-            token,
-        })
+        Ok(Answer::new(parts.status, parts.headers, body, token))
     }
 
     /// The installation's token.
@@ -512,6 +497,18 @@ impl Transport {
             undelivered,
         }
     }
+}
+
+/// An answer that is no refusal of the credential itself.
+fn accepted(answer: Answer) -> Result<Answer, Error> {
+    if answer.status != StatusCode::UNAUTHORIZED {
+        return Ok(answer);
+    }
+    Err(Error::Unauthorized {
+        message: answer.message(),
+        advice: "replace the token, or the App's key, in the Secret of spec.github.credentialsRef"
+            .into(),
+    })
 }
 
 fn too_long(action: &str, most: usize) -> Error {

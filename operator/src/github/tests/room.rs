@@ -1,12 +1,16 @@
 //! What servers can make the operator keep, and what that costs others: nothing.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use futures::future::join_all;
+use http::Method;
 use serde_json::{Value, json};
-use tokio::time::{advance, pause, resume};
+use tokio::time::{advance, pause, resume, timeout};
 
+use super::scale_sets::connection;
 use super::stub::{NOW, Stub, here, page, raw, reply, runner};
-use crate::github::{Clients, QueuedJob, Repository};
+use crate::github::{Client, Clients, Deletion, QueuedJob, Repository};
 
 const MIB: usize = 1024 * 1024;
 
@@ -243,4 +247,38 @@ async fn answers_that_are_read_no_more_make_place_for_those_that_are() {
     // Then there is place for others beside that one
     assert!(!read(5).await);
     assert!(read(5).await && read(0).await);
+}
+
+/// Removes thirty runners at once: each as gone, and soon.
+async fn remove<F: Future<Output = Deletion>>(each: impl FnMut(u64) -> F) {
+    let all = timeout(Duration::from_secs(15), join_all((0..30).map(each)));
+    let all = all.await.expect("one waits for another");
+    assert!(all.iter().all(|done| *done == Deletion::Gone), "{all:?}");
+}
+
+#[tokio::test]
+async fn who_needs_another_answer_holds_no_place_meanwhile() {
+    // Given a server whose refusals are of unknown length, and which first takes back each request's token
+    let mut seen_before = HashSet::new();
+    let stub = Stub::start(move |seen, _| {
+        if seen.path.ends_with("/registration-token") {
+            return reply(201, &json!({"token": "AREG"})).streamed();
+        }
+        if seen.path.ends_with("/actions/runner-registration") {
+            return connection(seen).streamed();
+        }
+        let is_service = seen.path.contains("/tenant/");
+        match seen.method {
+            Method::DELETE if is_service && seen_before.insert(seen.path.clone()) => raw(401, "no"),
+            Method::DELETE => raw(404, "nothing"),
+            _ if is_service => reply(200, &json!({"value": []})),
+            _ => reply(200, &page(0, &[])),
+        }
+        .streamed()
+    })
+    .await;
+    let client: &Client = &stub.client("o/r");
+    // When many runners are removed, and a list is to prove that they are gone, then no one waits for another
+    remove(async |id| client.delete_runner(id).await.unwrap()).await;
+    remove(async |id| client.delete_agent(id).await.unwrap()).await;
 }

@@ -31,7 +31,7 @@ async fn service(mut script: impl FnMut(&str, usize) -> Reply + Send + 'static) 
     .await
 }
 
-fn connection(seen: &Seen) -> Reply {
+pub(super) fn connection(seen: &Seen) -> Reply {
     assert_eq!(seen.header("authorization"), Some("RemoteAuth AREG"));
     assert_eq!(seen.body["runner_event"], "register");
     let host = seen.header("host").unwrap();

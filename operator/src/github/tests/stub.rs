@@ -70,6 +70,8 @@ pub(crate) struct Reply {
 
 enum Ending {
     Whole,
+    /// The length is not said before.
+    Streamed,
     /// The connection ends within the body.
     Cut,
     /// The connection ends without any answer.
@@ -109,6 +111,11 @@ impl Reply {
         self
     }
 
+    pub(crate) fn streamed(mut self) -> Self {
+        self.ending = Ending::Streamed;
+        self
+    }
+
     pub(crate) fn cut(mut self) -> Self {
         self.ending = Ending::Cut;
         self
@@ -125,6 +132,10 @@ impl Reply {
             Ending::Whole => Full::new(body)
                 .map_err(|never: Infallible| match never {})
                 .boxed(),
+            Ending::Streamed => {
+                let frames = [Ok(Frame::data(body))];
+                StreamBody::new(futures::stream::iter(frames)).boxed()
+            }
             Ending::Cut => {
                 response = response.header("content-length", body.len() + 1);
                 let frames = [Ok(Frame::data(body)), Err(std::io::Error::other("cut"))];
