@@ -194,6 +194,8 @@ pub struct GitHubMemory {
     pub listing_held: Option<Held<()>>,
     /// Names of pods that have gone since then though nobody here asked for it.
     pub gone: BTreeSet<String>,
+    /// Whether all runners that the pool may have there are of a name that is asked for, where they cannot all be listed.
+    pub knows_names: bool,
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// What it holds of answers, with its place in their room.
@@ -394,6 +396,7 @@ impl PoolMemory {
         gone.extend(gone_unasked.into_iter().cloned());
         while gone.len() > MOST_GONE {
             gone.pop_first();
+            self.github.knows_names = false;
         }
         // Of a pod that has gone since, an older list says nothing: GitHub has mostly removed the entry by itself.
         if let Some(listing) = &mut self.github.listing {
@@ -577,6 +580,7 @@ mod tests {
                     of_scale_set: false,
                 })
                 .collect(),
+            is_whole: true,
         });
 
         // When a runner's pod has gone after its job

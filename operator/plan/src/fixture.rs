@@ -175,6 +175,7 @@ pub fn listing(names: &[&str]) -> Listing {
                 of_scale_set: false,
             })
             .collect(),
+        is_whole: true,
     }
 }
 

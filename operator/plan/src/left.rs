@@ -8,6 +8,7 @@ use cudarunner_crds::{LeftStatus, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Action, Entry, Notice, Observed, Plan};
+use crate::model::left::Left;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::Runner;
 use crate::model::scale_set::Known;
@@ -99,7 +100,7 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let may_come = may_come(observed);
     left_at.retain_mut(|left| {
         let seen = observed.left.get(&left.url);
-        left.message = seen.and_then(|seen| seen.trouble.clone());
+        left.message = seen.and_then(trouble);
         let runners = observed.runners.iter();
         // A pod that does not say where it registers was made before they did.
         let is_here = |url: &String| *url == left.url;
@@ -126,7 +127,14 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     plan.status.left_at = left_at;
 }
 
-/// Removes entries that have no pod; how many there were, where that was read after the last change.
+/// Why it is not known what is left there.
+fn trouble(seen: &Left) -> Option<String> {
+    let is_part = seen.listing.as_ref().is_some_and(|list| !list.is_whole);
+    let part = || "not all of the runners there can be listed".to_owned();
+    seen.trouble.clone().or_else(|| is_part.then(part))
+}
+
+/// Removes entries that have no pod; how many there were, where all were read after the last change.
 fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usize> {
     let listing = observed.left.get(url)?.listing.as_ref()?;
     let has_pod = |entry: &Entry| {
@@ -147,7 +155,7 @@ fn remove_entries(url: &str, observed: &Observed, plan: &mut Plan) -> Option<usi
     let is_fresh = observed
         .last_change
         .is_none_or(|change| listing.at > change);
-    is_fresh.then_some(entries.len())
+    (is_fresh && listing.is_whole).then_some(entries.len())
 }
 
 /// Whether a set that was left is the one that the pool has now.

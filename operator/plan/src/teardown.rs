@@ -88,7 +88,7 @@ fn clear_entries(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Pl
         plan.wake_in(SignedDuration::from_millis(200));
         return;
     };
-    if listing.entries.is_empty() {
+    if listing.is_whole && listing.entries.is_empty() {
         if let_go(pool, observed, now, plan) {
             plan.notices.push(Notice {
                 warning: false,
@@ -128,13 +128,18 @@ fn let_go(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) -> 
 /// The time is up: says what is left, and lets go.
 fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let mut left: Vec<&str> = observed.runners.iter().map(|r| r.name.as_str()).collect();
+    let mut is_whole = false;
     if let Some(listing) = &observed.listing {
         left.extend(listing.entries.iter().map(|e| e.name.as_str()));
+        is_whole = listing.is_whole;
     }
     left.sort_unstable();
     left.dedup();
     let why = match &observed.access {
         Access::Refused { message, .. } => format!(" GitHub could not be asked: {message}"),
+        _ if !is_whole && observed.listing.is_some() => {
+            " Not all of the runners there could be listed.".to_owned()
+        }
         _ => String::new(),
     };
     if let Some(left) = checks::left(pool) {
@@ -161,10 +166,14 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         });
     }
     if let Some(place) = &pool.status.registered_at {
-        let names = if left.is_empty() {
-            format!("runners with the label {}", pool.ownership_label())
-        } else {
-            format!("the runners {}", left.join(", "))
+        let label = pool.ownership_label();
+        let names = match (left.is_empty(), is_whole) {
+            (true, _) => format!("runners with the label {label}"),
+            (false, true) => format!("the runners {}", left.join(", ")),
+            (false, false) => format!(
+                "the runners {}, and others with the label {label},",
+                left.join(", ")
+            ),
         };
         plan.notices.push(Notice {
             warning: true,

@@ -441,13 +441,19 @@ fn take_in(
 ) {
     match answer {
         Ok(listing) => {
+            // Nothing is there before the status says so.
+            let is_first = github.listing.is_none();
             let label = pool.ownership_label();
             let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
             let mut entries: Vec<Entry> = own.map(|runner| Entry::from(&**runner)).collect();
+            github.knows_names |=
+                listing.is_whole || is_first && pool.status.registered_at.is_none();
             entries.extend(of_scale_set(github, &listing, agents));
             github.listing = Some(Listing {
                 at: listing.at,
                 entries,
+                // What is not listed of a scale set goes with it.
+                is_whole: github.knows_names,
             });
             github.gone.clear();
             github.access = Access::Granted;
@@ -473,6 +479,8 @@ fn find_place(github: &mut GitHubMemory, client: &Client, pods: &BTreeSet<String
     github.listing_held = client.place(listing.entries.iter().flat_map(size).sum());
     if github.listing_held.is_none() {
         listing.entries.retain(|entry| pods.contains(&entry.name));
+        listing.is_whole = false;
+        github.knows_names = false;
     }
 }
 
@@ -619,6 +627,7 @@ mod tests {
             listing: Some(Listing {
                 at,
                 entries: vec![],
+                is_whole: true,
             }),
             queue: Some(Arc::new(Queue {
                 at,
@@ -682,6 +691,29 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_list_by_name_is_whole_while_all_names_are_known() {
+        let by_name = || {
+            Ok(Arc::new(crate::github::RunnerList::of_some(
+                vec![],
+                fixture::NOW,
+            )))
+        };
+        let mut pool = fixture::pool(1);
+        let taken_in = |github: &mut GitHubMemory, pool: &Pool| {
+            take_in(github, pool, by_name(), None, fixture::NOW);
+            github.listing.as_ref().unwrap().is_whole
+        };
+        // Given a pool that has registered nothing yet, then all that it will have is known by name
+        pool.status.registered_at = None;
+        let mut github = GitHubMemory::default();
+        assert!(taken_in(&mut github, &pool));
+        pool.status.registered_at = Some("https://github.com/acme/widgets".to_owned());
+        assert!(taken_in(&mut github, &pool));
+        // Given an operator that has just started, then what was made before may be of any name
+        assert!(!taken_in(&mut GitHubMemory::default(), &pool));
+    }
+
     #[tokio::test]
     async fn entries_that_find_no_room_are_those_of_the_pools_pods_alone() {
         let stub = Stub::start(|_, _| raw(500, "")).await;
@@ -700,6 +732,7 @@ mod tests {
                 listing: Some(Listing {
                     at: fixture::NOW,
                     entries: entries.collect(),
+                    is_whole: true,
                 }),
                 ..GitHubMemory::default()
             };
@@ -713,9 +746,32 @@ mod tests {
         // Given more than there is room for beside them, then those of its pods
         let many = kept(5_000);
         assert_eq!(entries(&many), 1);
+        let is_whole = |github: &GitHubMemory| github.listing.as_ref().unwrap().is_whole;
+        assert!(is_whole(&few) && !is_whole(&many));
         // And once there is room, all
         drop(few);
         assert_eq!(entries(&kept(5_000)), 5_000);
+    }
+
+    #[tokio::test]
+    async fn credentials_are_sent_to_their_own_server_alone() {
+        // Given a pool that was at two other addresses, one of another server
+        let ctx = with_data(json!({"token": STANDARD.encode("ghp_token")})).await;
+        let pool = fixture::pool(1);
+        let neighbour = "https://github.com/acme/gadgets";
+        let stranger = "https://ghe.example.com/acme/widgets";
+        // Then it asks at its own server with what it has now, and at the other one not at all
+        let now = client_at(&ctx, &pool, neighbour).await.unwrap();
+        let why = client_at(&ctx, &pool, stranger).await.err().unwrap();
+        assert!(why.contains("https://ghe.example.com"), "{why}");
+        // Unless it has worked there: with what worked
+        let stub = Stub::start(|_, _| raw(500, "")).await;
+        let before = stub.client("o/r");
+        let last = &ctx.clients.last;
+        last.worked(&pool, stranger.to_owned(), Arc::clone(&before));
+        let found = client_at(&ctx, &pool, stranger).await.unwrap();
+        assert!(Arc::ptr_eq(&found, &before));
+        assert_ne!(now.credential(), before.credential());
     }
 
     #[tokio::test]
@@ -742,24 +798,3 @@ mod tests {
         assert!(client_at(&ctx, &pool, never).await.is_err());
     }
 }
-    #[tokio::test]
-    async fn credentials_are_sent_to_their_own_server_alone() {
-        // Given a pool that was at two other addresses, one of another server
-        let ctx = with_data(json!({"token": STANDARD.encode("ghp_token")})).await;
-        let pool = fixture::pool(1);
-        let neighbour = "https://github.com/acme/gadgets";
-        let stranger = "https://ghe.example.com/acme/widgets";
-        // Then it asks at its own server with what it has now, and at the other one not at all
-        let now = client_at(&ctx, &pool, neighbour).await.unwrap();
-        let why = client_at(&ctx, &pool, stranger).await.err().unwrap();
-        assert!(why.contains("https://ghe.example.com"), "{why}");
-        // Unless it has worked there: with what worked
-        let stub = Stub::start(|_, _| raw(500, "")).await;
-        let before = stub.client("o/r");
-        let last = &ctx.clients.last;
-        last.worked(&pool, stranger.to_owned(), Arc::clone(&before));
-        let found = client_at(&ctx, &pool, stranger).await.unwrap();
-        assert!(Arc::ptr_eq(&found, &before));
-        assert_ne!(now.credential(), before.credential());
-    }
-

@@ -105,8 +105,12 @@ async fn ask(
         let agents = client.agents_of(id, Duration::ZERO).await?;
         entries.extend(agents.into_iter().map(Entry::of_scale_set));
     }
-    let at = listing.at;
-    Ok((Listing { at, entries }, set))
+    let listing = Listing {
+        at: listing.at,
+        entries,
+        is_whole: listing.is_whole,
+    };
+    Ok((listing, set))
 }
 
 /// By its number; where none was written down, by its name: it may have been made a moment before the address changed.

@@ -120,6 +120,26 @@ fn the_runners_go_first_then_their_entries_and_the_set_and_a_job_is_waited_for()
 }
 
 #[test]
+fn a_list_of_some_runners_does_not_prove_that_none_are_left() {
+    // Given an address whose list is empty, and is not all
+    let mut part = seen(vec![], &[], true);
+    let left = part.left.get_mut(BEFORE).unwrap();
+    left.listing.as_mut().unwrap().is_whole = false;
+    left.ask_again = Some(NOW.after(AGAIN));
+    // Then it stays, says why, and is asked again at its time
+    let planned = plan(&noted(), &part, NOW);
+    let [left] = &planned.status.left_at[..] else {
+        panic!("{:?}", planned.status.left_at);
+    };
+    let said = left.message.as_deref();
+    assert!(
+        said.is_some_and(|said| said.contains("not all")),
+        "{said:?}"
+    );
+    assert_eq!(planned.wake, Some(AGAIN));
+}
+
+#[test]
 fn a_deletion_waits_for_the_old_address_and_says_what_stays_when_its_time_is_over() {
     let mut pool = noted();
     pool.deleting = Some(ago(1));

@@ -337,6 +337,8 @@ pub struct Listing {
     pub at: Timestamp,
     /// The entries.
     pub entries: Vec<Entry>,
+    /// Whether these are all that the pool has there. Only then does one that is empty prove that nothing is left.
+    pub is_whole: bool,
 }
 
 /// A runner's entry on GitHub.

@@ -375,6 +375,7 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
             version: None,
             of_scale_set: true,
         }],
+        is_whole: true,
     });
     let planned = plan(&pool, &seen, NOW);
     assert_eq!(of_set(&planned), [&Action::StopListening]);
@@ -389,6 +390,7 @@ fn a_pool_that_is_deleted_takes_its_scale_set_along_as_the_last_thing() {
     seen.listing = Some(Listing {
         at: NOW,
         entries: vec![],
+        is_whole: true,
     });
     if let Some(facts) = &mut seen.scale_set {
         facts.listening = None;

@@ -42,6 +42,39 @@ fn deletion_ends_only_after_a_fresh_list_is_empty() {
 }
 
 #[test]
+fn a_list_of_some_runners_does_not_prove_that_none_are_left() {
+    // Given a pool in deletion, and a list of its runners that is empty, and is not all
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(5));
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let mut observed = observed(vec![]);
+    let mut part = listing(&[]);
+    part.is_whole = false;
+    observed.listing = Some(part);
+    // Then GitHub is asked again
+    let plan = crate::plan(&pool, &observed, NOW);
+    assert_eq!((plan.actions, plan.notices), (vec![], vec![]));
+    assert!(plan.refresh && plan.wake.is_some_and(|wake| wake <= AGAIN));
+    // And when the time is over, an Event says what may be left, and that not all is known
+    pool.deleting = Some(NOW - pool.teardown_timeout);
+    for (known, words) in [(&[][..], "runners with"), (&["pool-a"], "and others with")] {
+        let part = listing(known);
+        observed.listing = Some(crate::Listing {
+            is_whole: false,
+            ..part
+        });
+        let plan = crate::plan(&pool, &observed, NOW);
+        let note = &plan.notices[0].note;
+        let label = pool.ownership_label();
+        assert!(
+            note.contains(&format!("{words} the label {label}")),
+            "{note}"
+        );
+        assert!(note.contains("could be listed"), "{note}");
+    }
+}
+
+#[test]
 fn deletion_waits_for_a_registration_that_may_still_arrive() {
     // Given a pool that holds nothing, and a registration without an answer
     let mut pool = pool(1);
