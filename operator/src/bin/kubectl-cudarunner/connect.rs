@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cudarunner_crds::CudaRunner;
-use gate_report::clean_all;
+use gate_report::{clean, clean_all};
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Error, Resource, ResourceExt as _};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Flags that kubectl has, too.
 #[derive(Args, Default)]
@@ -166,14 +167,20 @@ fn not_asked(namespace: &str, name: &str, error: &Error) -> String {
     )
 }
 
-/// A pool as a terminal may show it. Whoever may write a status or a name must not write on other people's screens.
-pub(crate) fn shown(pool: CudaRunner) -> CudaRunner {
-    const LONGEST: usize = 4_096;
-    let cleaned = serde_json::to_value(&pool).and_then(|mut value| {
-        clean_all(&mut value, LONGEST);
-        serde_json::from_value(value)
-    });
-    cleaned.unwrap_or(pool)
+/// Characters of a text that is shown.
+const LONGEST: usize = 4_096;
+
+/// A thing as a terminal may show it. Whoever may write a status or a name must not write on other people's screens.
+pub(crate) fn shown<T: Serialize + DeserializeOwned>(thing: T) -> T {
+    let cleaned =
+        serde_json::to_value(&thing).and_then(|value| serde_json::from_value(cleaned(value)));
+    cleaned.unwrap_or(thing)
+}
+
+/// The same for what has not been read yet.
+pub(crate) fn cleaned(mut value: Value) -> Value {
+    clean_all(&mut value, LONGEST);
+    value
 }
 
 /// A pool's `NAMESPACE/NAME`.
@@ -188,8 +195,9 @@ pub(crate) fn key(pool: &CudaRunner) -> String {
 /// What an API server says, without what the client adds.
 pub(crate) fn said(error: &Error) -> String {
     match error {
-        Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-        other => other.to_string(),
+        // Through its proxy others speak, too.
+        Error::Api(status) if !status.message.is_empty() => clean(&status.message, LONGEST),
+        other => clean(&other.to_string(), LONGEST),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pools as the operator reports them.
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, OperatorStatus};
 use jiff::Timestamp;
 
 use crate::text::WIDTH;
@@ -16,6 +16,16 @@ pub(crate) fn pool(name: &str) -> CudaRunner {
         other => panic!("no fixture {other}"),
     };
     serde_json::from_str(text).unwrap()
+}
+
+/// The same, with an operator in this namespace.
+pub(crate) fn served(name: &str, namespace: &str) -> CudaRunner {
+    let mut pool = pool(name);
+    pool.status.get_or_insert_default().operator = Some(OperatorStatus {
+        namespace: namespace.to_owned(),
+        name: "operator".to_owned(),
+    });
+    pool
 }
 
 /// No line is longer than a terminal, but for addresses, which nobody can break.

@@ -66,6 +66,8 @@ pub(crate) enum Answered {
     List(Vec<Value>),
     /// A refusal with this code.
     Refused(u16),
+    /// The same, in these words.
+    Said(u16, String),
     /// Nothing, for ever.
     Never,
 }
@@ -111,7 +113,8 @@ pub(crate) fn answers(server: Late) -> Pools {
                     items.retain(|item| selector.as_ref().is_none_or(|s| s.matches(&labels(item))));
                     (200, list(&items))
                 }
-                Answered::Refused(code) => (code, refusal(code)),
+                Answered::Refused(code) => (code, refusal(code, "you may not")),
+                Answered::Said(code, words) => (code, refusal(code, &words)),
                 Answered::Never => std::future::pending().await,
             };
             let response = Response::builder().status(code);
@@ -155,11 +158,11 @@ fn list(items: &[Value]) -> String {
     .to_string()
 }
 
-fn refusal(code: u16) -> String {
+fn refusal(code: u16, words: &str) -> String {
     let reason = if code == 404 { "NotFound" } else { "Forbidden" };
     json!({
         "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason, "code": code,
-        "message": "you may not",
+        "message": words,
     })
     .to_string()
 }
@@ -181,7 +184,7 @@ impl Step {
                     .map(|object| format!("{}\n", json!({"type": "MODIFIED", "object": object})));
                 (format!("WATCH GET {path}"), 200, Some(events.collect()))
             }
-            Self::Refused(request, code) => (request, code, Some(refusal(code))),
+            Self::Refused(request, code) => (request, code, Some(refusal(code, "you may not"))),
             Self::Silence(path) => (format!("WATCH GET {path}"), 200, None),
         }
     }

@@ -23,7 +23,7 @@ use k8s_openapi::api::core::v1::{Node as KubeNode, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
-use crate::connect::Pools;
+use crate::connect::{Pools, shown};
 use crate::documents::{self, Known};
 use crate::text::{count, or_dash, span, table, wrap};
 
@@ -75,7 +75,7 @@ async fn of_resources(pools: &Pools, known: &Known, now: Timestamp) -> Result<Fl
             builder.runner(runner, None);
         }
     }
-    Ok(builder.finish())
+    Ok(shown(builder.finish()))
 }
 
 /// The runners of each pool, and the pods that only look like some.

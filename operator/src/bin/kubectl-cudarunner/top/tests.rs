@@ -66,7 +66,12 @@ pub(crate) fn of_operator(leads: bool) -> Value {
 const POOLS: &str = "/apis/cudarunner.dev/v1alpha1/cudarunners";
 
 fn resource(name: &str) -> Value {
-    serde_json::to_value(fixture::pool(name)).unwrap()
+    served(name, "cuda-runner-system")
+}
+
+/// A pool with an operator in this namespace.
+fn served(name: &str, namespace: &str) -> Value {
+    serde_json::to_value(fixture::served(name, namespace)).unwrap()
 }
 
 #[tokio::test]
@@ -197,7 +202,7 @@ fn two_operators() -> Late {
         )
         .on(
             &format!("GET {POOLS}"),
-            Answered::List(vec![resource("my-pool"), resource("spare")]),
+            Answered::List(vec![served("my-pool", "gpu-a"), served("spare", "gpu-b")]),
         )
         .on(
             &page("gpu-a"),
@@ -317,4 +322,80 @@ async fn a_pool_that_no_operator_shows_is_shown_as_its_resource_is() {
         screen.contains("because no operator shows ci/spare on its fleet page"),
         "{screen}"
     );
+}
+
+#[tokio::test]
+async fn who_may_make_services_tells_nobody_anything() {
+    // Given somebody who has made a Service with the label of a page, and who tells of the pools of others, of tomorrow
+    let mut forged = document("x", "my-pool", &pod("my-pool-aaaaa", &json!({}), "1"));
+    forged["pools"][0]["queue"]["asOf"] = json!("2999-01-01T00:00:00Z");
+    forged["pools"][0]["runners"] = json!(4711);
+    let mut pages = vec![page_of("team-x", "op-fleet")];
+    let forges = |pages: Vec<Value>, page_of: &str| {
+        two_operators()
+            .on(&format!("GET {SERVICES}"), Answered::List(pages))
+            .on(&page(page_of), Answered::Object(forged.clone()))
+            .on("GET /api/v1/pods", Answered::List(vec![]))
+    };
+    let shown = async |server: Late| fleet(&answers(server), fixture::NOW).await.unwrap();
+    // When no operator is in its namespace by the status of a pool, then it is not asked
+    let alone = shown(forges(pages.clone(), "team-x")).await;
+    assert_eq!(alone.operator, None);
+    let screen = text(&alone).replace('\n', " ");
+    assert!(
+        screen.contains("the operator's fleet page is off"),
+        "{screen}"
+    );
+    pages.extend([page_of("gpu-a", "op-fleet"), page_of("gpu-b", "op-fleet")]);
+    let beside = shown(forges(pages.clone(), "team-x")).await;
+    let names: Vec<_> = beside.operators().map(|o| &*o.name).collect();
+    assert_eq!(names, ["operator-a", "operator-b"]);
+    // When it has a pool's operator itself, then it tells of that pool alone
+    let other = shown(forges(pages, "gpu-b")).await;
+    let runners: Vec<_> = other.pools.iter().map(|p| (p.key(), p.runners)).collect();
+    let usual = shown(two_operators()).await;
+    let usual: Vec<_> = usual.pools.iter().map(|p| (p.key(), p.runners)).collect();
+    assert_eq!(runners, usual);
+    // When no pool names an operator, then nobody is asked
+    let mut nameless = resource("my-pool");
+    nameless["status"]["operator"] = Value::Null;
+    let server = forges(vec![page_of("team-x", "op-fleet")], "team-x")
+        .on(&format!("GET {POOLS}"), Answered::List(vec![nameless]));
+    let screen = text(&fleet(&answers(server), fixture::NOW).await.unwrap());
+    let screen = screen.replace('\n', " ");
+    assert!(
+        screen.contains("no pool that may be seen names its operator"),
+        "{screen}"
+    );
+}
+
+#[tokio::test]
+async fn nobody_writes_on_the_readers_terminal_or_fills_its_memory() {
+    let hostile = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{202e}";
+    let server = |answer: Answered| {
+        two_operators()
+            .on(&page("gpu-b"), answer)
+            .on("GET /api/v1/pods", Answered::List(vec![]))
+    };
+    // Given a document with such texts everywhere, or a refusal
+    let mut all = document("b", "spare", &pod("spare-bbbbb", &json!({}), "1"));
+    all["operator"]["name"] = json!(hostile);
+    all["nodes"][0]["name"] = json!(hostile);
+    all["pools"][0]["held"] = json!([{"type": hostile, "reason": hostile, "message": hostile}]);
+    let mut wrong = all.clone();
+    wrong["apiVersion"] = json!(hostile);
+    let mut unread = all.clone();
+    unread["devices"] = json!({hostile: hostile});
+    let words = Answered::Said(503, hostile.to_owned());
+    let long = Answered::Object(json!("x".repeat(33 * 1024 * 1024)));
+    let documents = [all, wrong, unread].map(Answered::Object);
+    // Then its words are shown, and nothing happens to the terminal
+    for (index, answer) in documents.into_iter().chain([words, long]).enumerate() {
+        let fleet = fleet(&answers(server(answer)), fixture::NOW).await.unwrap();
+        let screen = text(&fleet);
+        let is_hidden = |c: char| c != '\n' && gate_report::is_hidden(c);
+        assert!(!screen.contains(is_hidden), "{index} {screen:?}");
+        let said = if index == 4 { "32 MiB" } else { "owned" };
+        assert!(screen.replace('\n', " ").contains(said), "{index} {screen}");
+    }
 }

@@ -122,7 +122,8 @@ mod tests {
     /// The pools `my-pool` and `spare`, and these Services of fleet pages.
     fn with(services: Vec<Value>) -> Late {
         let pools = ["my-pool", "spare"];
-        let pools = pools.map(|name| serde_json::to_value(fixture::pool(name)).unwrap());
+        let pools = pools.map(|name| fixture::served(name, "cuda-runner-system"));
+        let pools = pools.map(|pool| serde_json::to_value(pool).unwrap());
         Late::default()
             .on(&format!("GET {SERVICES}"), Answered::List(services))
             .on(
