@@ -4,13 +4,13 @@ use std::{cell::Cell, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
-use cudarunner_crds::{CudaRunner, RerunState};
+use cudarunner_crds::{CudaRunner, RerunState, RunnerPhase};
 use github_simulator::{
     control::{JobView, NewBranch, NewWorkflow, UpdateRepository},
     state::Conclusion,
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::DeleteParams};
+use kube::{Api, ResourceExt as _, api::DeleteParams};
 use serde_json::{Value, json};
 
 use super::{
@@ -52,6 +52,8 @@ pub enum Scenario {
     Deletion,
     /// A job whose pod is taken away, and that is run again.
     Rerun,
+    /// A runner whose agent ends before it has a job.
+    Failure,
     /// Runners for one job each, by two replicas of the operator, of which one leads.
     TwoReplicas,
 }
@@ -104,6 +106,7 @@ impl Life<'_> {
             Scenario::Checks => self.checks("BranchProtection").await?,
             Scenario::Ruleset => self.checks("Ruleset").await?,
             Scenario::Rerun => self.rerun().await?,
+            Scenario::Failure => self.failure().await?,
             Scenario::Deletion => return self.deletion().await,
             Scenario::TwoReplicas => self.two_replicas().await?,
         }
@@ -222,6 +225,36 @@ impl Life<'_> {
         self.serves("another").await?;
         let attempts = self.attempts(&first).await?;
         ensure!(attempts.len() == 2, "it was run again twice: {attempts:?}");
+        Ok(())
+    }
+
+    async fn failure(&self) -> Result<()> {
+        self.apply(json!({"replicas": 1})).await?;
+        let first = self
+            .until("an idle runner", async || {
+                let runners = self.ctx.status(POOL).await?.runners;
+                let idle = runners.into_iter().find(|r| r.phase == RunnerPhase::Idle);
+                Ok(idle.map(|runner| runner.name))
+            })
+            .await?;
+        node::end_agent(self.ctx, &first).await?;
+        let times = async || {
+            let failures = self.ctx.status(POOL).await?.last_failures.into_iter();
+            anyhow::Ok(failures.filter(|failure| failure.runner == first).count())
+        };
+        self.until("the status to say so", async || {
+            Ok((times().await? > 0).then_some(()))
+        })
+        .await?;
+        self.serves("another").await?;
+        self.until("its pod to go", async || {
+            let pods = self.ctx.pods().await?;
+            let is_gone = pods.iter().all(|pod| pod.name_any() != first);
+            Ok(is_gone.then_some(()))
+        })
+        .await?;
+        let times = times().await?;
+        ensure!(times == 1, "it was told {times} times");
         Ok(())
     }
 

@@ -500,6 +500,19 @@ pub(super) async fn take_away(ctx: &Ctx, job: &JobView) -> Result<()> {
     patch(ctx, &pods.get(name).await?, &status).await
 }
 
+/// An agent that waits for a job ends with an error, and its pod with it.
+pub(super) async fn end_agent(ctx: &Ctx, runner: &str) -> Result<()> {
+    let pods: Api<Pod> = ctx.api();
+    let ended = exit(1, "");
+    let status = json!({
+        "phase": "Failed",
+        "conditions": player::conditions(false),
+        "initContainerStatuses": [player::agent("", false, &ended)],
+        "containerStatuses": [player::container(MAIN, false, &ended)],
+    });
+    patch(ctx, &pods.get(runner).await?, &status).await
+}
+
 fn exit(code: i32, message: &str) -> Value {
     let mut state = player::ended(message);
     state["terminated"]["exitCode"] = json!(code);

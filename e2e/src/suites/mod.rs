@@ -452,7 +452,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "rerun",
         [],
-        "a job that a broken GPU or an evicted pod ended is run again, once; one that is red by itself, or cancelled, is not",
+        "a job that a broken GPU or an evicted pod ended is run again, once, and several of a run by one request when that is over; none that is red by itself, cancelled, of an older commit, or beyond the limits",
         rerun::run
     ),
     suite!(

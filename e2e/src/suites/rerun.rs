@@ -1,6 +1,8 @@
 //! A job that a broken GPU or an evicted pod ended is run again and is green; what ended by itself, or by somebody's wish,
 //! is not run again.
 
+mod evicted;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,15 +11,12 @@ use github_simulator::{
     control::{JobView, NewRun},
     state::{Conclusion, Seen},
 };
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::EvictParams};
 use serde_json::{Value, json};
 
 use super::{Ctx, SOON};
 use crate::device_plugin::state::{self, Device};
 
 const POOL: &str = "again";
-const EVICTED: &str = "evicted";
 
 /// Red when its GPU vanishes; green in another attempt.
 const JOB: &str = r#"
@@ -38,7 +37,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_gpu_breaks(ctx).await?;
     ctx.delete(POOL).await?;
     ctx.devices(|_| {})?;
-    a_second_attempt_dies_again(ctx).await?;
+    evicted::run(ctx).await?;
     ctx.no_violations().await
 }
 
@@ -187,30 +186,6 @@ async fn told(ctx: &Ctx, uuid: &str) -> Result<()> {
     let is_told = parts.iter().all(|part| summary.contains(part));
     ensure!(note["conclusion"] == "neutral" && is_told, "{note:#}");
     Ok(())
-}
-
-async fn a_second_attempt_dies_again(ctx: &Ctx) -> Result<()> {
-    // Given a job whose pod is evicted
-    let spec = json!({"replicas": 2, "rerun": {"onNodeLoss": true}});
-    ctx.apply(&ctx.pool(EVICTED, spec)).await?;
-    ctx.idle(EVICTED, 2).await?;
-    let job = ctx.hold("moved").await?;
-    let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
-    let pods: Api<Pod> = ctx.api();
-    pods.evict(&runner, &EvictParams::default()).await?;
-    // Then it is run again
-    let first = entry(ctx, EVICTED, &runner, RerunState::Started).await?;
-    ensure!(first.cause == RerunCause::NodeLoss, "{first:#?}");
-    let second = last_attempt(ctx, job).await?;
-    let runner = ctx.picked_up(second.id).await?.runner.unwrap_or_default();
-
-    // When that attempt's pod is evicted as well, then it is left at that, with a reason
-    pods.evict(&runner, &EvictParams::default()).await?;
-    let last = entry(ctx, EVICTED, &runner, RerunState::Skipped).await?;
-    ensure!(last.reason.as_deref() == Some("RerunLimit"), "{last:#?}");
-    let attempts = last_attempt(ctx, job).await?.attempt;
-    ensure!(attempts == 2, "there are {attempts} attempts");
-    ctx.delete(EVICTED).await
 }
 
 async fn device_of(ctx: &Ctx, runner: &str) -> Result<String> {

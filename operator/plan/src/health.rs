@@ -77,6 +77,12 @@ impl Health {
             .flatten()
     }
 
+    /// The runners whose failures the status will have, and does not have yet. What it has no room for it never tells.
+    pub(crate) fn unrecorded(&self) -> impl Iterator<Item = String> {
+        let listed = self.new.iter().take(MAX_LAST_FAILURES);
+        listed.map(|failure| failure.runner.clone())
+    }
+
     /// The failure that a person has to fix, if that is what the pool suffers from.
     #[must_use]
     pub fn stalled(&self) -> Option<&FailureStatus> {
@@ -141,10 +147,12 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     for (runner, has_vanished) in runners.chain(vanished) {
         let failure = failure_of(pool, runner, has_vanished, now);
         let hangs = || hung.remove(&runner.name).map(|hung| (hung, true));
-        let Some((failure, is_late)) = failure.or_else(hangs) else {
+        let Some((mut failure, is_late)) = failure.or_else(hangs) else {
             continue;
         };
         if is_late {
+            // Of a runner that is still there it is known again by its time, and our clock may be behind the API server's.
+            failure.at = failure.at.max(runner.created);
             overdue.push(runner.name.clone());
         }
         if is_new(known, runner, &failure) {

@@ -10,7 +10,7 @@ use cudarunner_crds::{FailureStatus, RunnerPhase};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Case, Observed, Plan};
+use super::{Access, Case, Observed, Plan, health};
 use crate::model::github::Entry;
 use crate::model::hung::{Contradiction, Doubt};
 use crate::model::pool::Pool;
@@ -124,7 +124,9 @@ pub(super) fn overdue(
         let Some(doubt) = doubt.filter(|doubt| doubt.seen >= doubt.since.after(limit)) else {
             continue;
         };
-        if doubt.about == Contradiction::Offline {
+        // Whoever the status tells of is the one whose turn it is.
+        let is_told = health::is_known(&pool.status.last_failures, runner);
+        if doubt.about == Contradiction::Offline && !is_told {
             let Some(left) = offline.checked_sub(1) else {
                 continue;
             };

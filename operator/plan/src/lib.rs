@@ -80,6 +80,7 @@ struct Case<'a> {
 #[must_use]
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
+    plan.keep_unrecorded();
     plan.wake_for_refresh(observed.ask_again, now);
     let quarantined = plan.status.quarantine.len();
     plan.status.quarantined_nodes = i32::try_from(quarantined).unwrap_or(i32::MAX);
@@ -137,6 +138,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         scale_set::stop_listening(observed, &mut plan);
     }
     plan.failed.clone_from(&health.failed);
+    plan.unrecorded.extend(health.unrecorded());
     plan.status.consecutive_failures = health.consecutive;
     plan.status.last_failures.clone_from(&health.last_failures);
     plan.status

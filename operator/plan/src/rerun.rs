@@ -81,35 +81,20 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             case.now,
         );
     }
-    keep_proof(known, &entries, plan);
+    let is_new = |entry: &RerunStatus| {
+        let mut known = known.iter();
+        !known.any(|k| k.runner == entry.runner && k.run_id == entry.run_id)
+    };
+    let new = entries.iter().filter(|entry| is_new(entry));
+    plan.unrecorded.extend(new.map(|e| e.runner.clone()));
     // What was decided is stored before anything is done because of it.
-    let decided = |entry: &&RerunStatus| entry.state == RerunState::Requested;
-    if entries.iter().filter(decided).any(|e| !known.contains(e)) {
+    let is_decided =
+        |entry: &RerunStatus| entry.state == RerunState::Requested && !known.contains(entry);
+    if entries.iter().any(|e| is_new(e) || is_decided(e)) {
         plan.wake_in(SignedDuration::ZERO);
     }
     entries.sort_by_key(|entry| Reverse(entry.at.0));
     plan.status.reruns = entries;
-}
-
-/// The pod of a job that is new on the list stays until that is stored: an operator after this one has no other proof.
-fn keep_proof(known: &[RerunStatus], entries: &[RerunStatus], plan: &mut Plan) {
-    let is_known = |entry: &RerunStatus| {
-        let mut known = known.iter();
-        known.any(|k| k.runner == entry.runner && k.run_id == entry.run_id)
-    };
-    let new: BTreeSet<&str> = entries
-        .iter()
-        .filter(|entry| !is_known(entry))
-        .map(|entry| entry.runner.as_str())
-        .collect();
-    if new.is_empty() {
-        return;
-    }
-    plan.actions.retain(|action| match action {
-        Action::Drain(pod) | Action::DeletePod(pod) => !new.contains(pod.name.as_str()),
-        _ => true,
-    });
-    plan.wake_in(SignedDuration::ZERO);
 }
 
 /// Whether an entry is of this runner's job.

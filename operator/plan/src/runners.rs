@@ -143,23 +143,21 @@ fn is_finishing(observed: &Observed, name: &str) -> bool {
     facts.is_some_and(|facts| facts.finishing.contains(name))
 }
 
-/// Pods that have ended go. Of those that failed a few are kept for a look, once the status has their reason: those that
-/// never registered, and the one that stalls the pool because its agent hardly starts.
+/// Pods that have ended go. Of those that failed a few are kept for a look: those that never registered, and the one that
+/// stalls the pool because its agent hardly starts.
 fn clear_ended(case: Case, plan: &mut Plan) {
     let Case {
-        pool,
         spec,
         observed,
         health,
         now,
+        ..
     } = case;
     let stalls = health.stalled().filter(|f| health::hardly_started(f));
     let mut kept: Vec<(&Runner, &Failure)> = vec![];
     for runner in &observed.runners {
         match (&runner.end, runner.phase) {
             (_, RunnerPhase::Terminating) | (None, _) => {}
-            // Until the status has its job: after that nobody could tell it any more.
-            (Some(End::JobDone(_)), _) if plan.unrecorded.contains(&runner.name) => {}
             (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
             (Some(End::Failed(failure)), _)
                 if !failure.registered || stalls.is_some_and(|f| f.runner == runner.name) =>
@@ -178,7 +176,6 @@ fn clear_ended(case: Case, plan: &mut Plan) {
     };
     kept.sort_by_key(|(r, _)| (!may_stay(r), std::cmp::Reverse(r.since)));
     let room = spec.size.max.min(MAX_LAST_FAILURES);
-    let recorded = |r: &Runner| pool.status.last_failures.iter().any(|f| f.runner == r.name);
     for (place, (runner, failure)) in kept.into_iter().enumerate() {
         if place < room && may_stay(runner) {
             if !runner.is_over {
@@ -187,7 +184,7 @@ fn clear_ended(case: Case, plan: &mut Plan) {
             if failure.registered {
                 plan.actions.push(Action::DeleteEntryOf(runner.into()));
             }
-        } else if recorded(runner) {
+        } else {
             plan.actions.push(Action::Drain(runner.into()));
         }
     }
@@ -226,15 +223,8 @@ fn replace_outdated(case: Case, plan: &mut Plan) {
 }
 
 fn removed_names(plan: &Plan) -> BTreeSet<String> {
-    plan.actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Drain(t) | Action::DeletePod(t) | Action::EndUnstarted(t) => {
-                Some(t.name.clone())
-            }
-            _ => None,
-        })
-        .collect()
+    let removed = plan.actions.iter().filter_map(Action::removes);
+    removed.map(|pod| pod.name.clone()).collect()
 }
 
 /// Takes out `surplus` runners: old ones and those that are furthest from a job first, busy ones never.

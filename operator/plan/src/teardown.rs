@@ -54,8 +54,6 @@ fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     for runner in &observed.runners {
         let action = match (runner.phase, &runner.end) {
             (RunnerPhase::Terminating, _) => continue,
-            // Its job is reported first.
-            (_, Some(End::JobDone(_))) if plan.unrecorded.contains(&runner.name) => continue,
             (_, Some(End::JobDone(_))) => Action::DeletePod(runner.into()),
             (RunnerPhase::Busy, None) => match pool.deletion_policy {
                 DeletionPolicy::WaitForJobs => continue,

@@ -15,6 +15,7 @@ use crate::reason::Reason;
 mod properties;
 mod reported;
 mod room;
+mod unrecorded;
 
 fn minutes(minutes: i64) -> SignedDuration {
     SignedDuration::from_mins(minutes)
@@ -34,6 +35,13 @@ pub(super) fn removed(plan: &Plan) -> Vec<&str> {
             _ => None,
         })
         .collect()
+}
+
+/// The next plan, when the status of the first is stored.
+pub(super) fn second(pool: &Pool, seen: &Observed) -> Plan {
+    let mut pool = pool.clone();
+    pool.status = plan(&pool, seen, NOW).status;
+    plan(&pool, seen, NOW)
 }
 
 #[track_caller]
@@ -328,7 +336,7 @@ fn a_gate_that_hangs_is_taken_out() {
     let pool = pool(1);
     let mut hung = runner(&pool, "pool-aaaaa", RunnerPhase::Gated);
     hung.since = ago(600);
-    let plan = super::plan(&pool, &observed(vec![hung]), NOW);
+    let plan = second(&pool, &observed(vec![hung]));
     assert_eq!(removed(&plan), ["pool-aaaaa"]);
     assert_eq!(plan.status.last_failures[0].reason, "GateOverdue");
 }
@@ -354,7 +362,7 @@ fn an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_later() {
     assert_eq!(removed(&plan), Vec::<&str>::new());
 
     waiting.waiting_since = Some(ago(301));
-    let plan = super::plan(&pool, &observed(vec![waiting]), NOW);
+    let plan = second(&pool, &observed(vec![waiting]));
     assert_eq!(removed(&plan), ["pool-aaaaa"]);
     assert_eq!(plan.status.last_failures[0].reason, "ImageNotPulled");
 }

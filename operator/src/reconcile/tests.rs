@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use cudarunner_crds::{CudaRunner, OperatorStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, OperatorStatus};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::{SignedDuration, Timestamp};
@@ -26,6 +26,7 @@ use crate::act::events::Events;
 use crate::context::{CREATIONS, Context, STATUS_WRITES};
 use crate::ended::EndedRunners;
 use crate::error::ReconcileError;
+use crate::github::tests::stub::Stub;
 use crate::github::{Clients, Reach};
 use crate::lease::Fence;
 use crate::listen::Listeners;
@@ -42,6 +43,7 @@ use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
 
+mod failures;
 mod rerun;
 mod status;
 mod webhook;
@@ -273,6 +275,42 @@ fn resource(change: impl FnOnce(&mut CudaRunner)) -> Arc<CudaRunner> {
     status.operator = Some(OperatorStatus::default());
     change(&mut resource);
     Arc::new(resource)
+}
+
+/// Puts what a pool needs for its way to this GitHub where it looks for that.
+fn furnish(cluster: &Cluster, github: &Stub) {
+    let data = json!({"token": "Z2hwX3Q="});
+    let secret =
+        json!({"metadata": {"name": "github", "namespace": "ci", "uid": "s"}, "data": data});
+    let data = json!({"ca.crt": github.authority()});
+    let ca = json!({"metadata": {"name": "ca", "namespace": "ci"}, "data": data});
+    let objects = [("secrets", secret), ("configmaps", ca)];
+    cluster.4.lock().unwrap().extend(objects);
+}
+
+/// A pool at this GitHub that wants no runners and has had some, as its status is stored.
+fn stored(
+    cluster: &Cluster,
+    github: &Stub,
+    change: impl FnOnce(&mut CudaRunner),
+) -> Arc<CudaRunner> {
+    resource(|resource| {
+        let address = format!("https://{}/acme/widgets", github.address());
+        let spec = &mut resource.spec;
+        spec.github.url.clone_from(&address);
+        let ca = json!({"name": "ca", "key": "ca.crt"});
+        spec.github.ca_bundle_ref = Some(serde_json::from_value(ca).unwrap());
+        spec.replicas = Some(0);
+        change(resource);
+        let stored = cluster.5.lock().unwrap().clone();
+        let stored: Option<CudaRunnerStatus> = serde_json::from_value(stored).unwrap();
+        resource.status = Some(CudaRunnerStatus {
+            // It is this operator's.
+            operator: resource.operator().cloned(),
+            registered_at: Some(address),
+            ..stored.unwrap_or_default()
+        });
+    })
 }
 
 #[tokio::test]

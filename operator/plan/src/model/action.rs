@@ -101,6 +101,20 @@ pub enum Action {
     DeleteRuleset(Repository, i64),
 }
 
+impl Action {
+    /// The pod that it removes, if it may remove one.
+    pub(crate) fn removes(&self) -> Option<&Target> {
+        match self {
+            Self::DeletePod(pod)
+            | Self::Drain(pod)
+            | Self::Evict(pod)
+            | Self::EndUnstarted(pod)
+            | Self::ReplaceUnregistered(pod) => Some(pod),
+            _ => None,
+        }
+    }
+}
+
 /// A runner to make. Its pod is built when its turn comes: hundreds of whole pods at once weigh more than all that the
 /// operator keeps.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,7 +208,7 @@ pub struct Plan {
     pub notices: Vec<Notice>,
     /// Events for what the status tells for the first time: they wait until it is written.
     pub news: Vec<Notice>,
-    /// Runners that have ended, and whose job the status does not hold yet: their pods stay until it does.
+    /// Runners whose pods are to go, and of whose end the stored status does not tell yet: they go when it does.
     pub unrecorded: BTreeSet<String>,
     /// When to look again, where nothing else wakes the pool.
     pub wake: Option<SignedDuration>,
@@ -245,6 +259,18 @@ const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 const REFRESH: SignedDuration = SignedDuration::from_millis(200);
 
 impl Plan {
+    /// Removes no pod of which the status tells something for the first time: until that is stored, an operator after this
+    /// one has no other proof of it.
+    pub(crate) fn keep_unrecorded(&mut self) {
+        let untold = std::mem::take(&mut self.unrecorded);
+        let kept = &mut self.unrecorded;
+        self.actions.retain(|action| {
+            let pod = action.removes().filter(|pod| untold.contains(&pod.name));
+            kept.extend(pod.map(|pod| pod.name.clone()));
+            pod.is_none()
+        });
+    }
+
     /// Looks again when GitHub's list can be read, where it should be.
     pub(crate) fn wake_for_refresh(&mut self, not_before: Option<Timestamp>, now: Timestamp) {
         if self.refresh {

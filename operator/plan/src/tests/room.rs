@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::super::fixture::{NOW, ago, observed, pool, runner};
 use super::super::{Action, Plan, plan};
-use super::{created, removed};
+use super::{created, removed, second};
 use crate::model::pool::Pool;
 use crate::model::runner::{End, Failure};
 use crate::model::runner::{Runner, Waiting};
@@ -23,7 +23,9 @@ fn a_runner_that_is_taken_out_keeps_its_place_until_it_is_gone() {
     let mut outdated = runner(&pool, "pool-aaaaa", RunnerPhase::Unscheduled);
     outdated.avoids = BTreeSet::from(["node-9".to_owned()]);
     for leaving in [hung, outdated] {
-        let planned = plan(&pool, &observed(vec![leaving]), NOW);
+        let seen = observed(vec![leaving]);
+        assert_eq!(created(&plan(&pool, &seen, NOW)), 0);
+        let planned = second(&pool, &seen);
         assert_eq!(removed(&planned), ["pool-aaaaa"]);
         assert_eq!(created(&planned), 0);
     }
@@ -103,7 +105,8 @@ fn entries_removed(plan: &Plan) -> Vec<&str> {
 fn the_pod_of_an_agent_that_stalls_the_pool_is_kept_and_its_entry_is_not() {
     for reason in [Reason::AgentEndedAtOnce, Reason::ContainerNotStarted] {
         // Given a first failure, then pod and entry go
-        let (_, planned, _) = after_failures(pool(1), 1, reason);
+        let (first, _, failed) = after_failures(pool(1), 1, reason);
+        let planned = plan(&first, &observed(vec![failed]), NOW);
         assert_eq!(removed(&planned), ["pool-1"]);
         // Given a third one of the kind, then the entry goes, and the pod stays
         let (pool, planned, mut failed) = after_failures(pool(1), 3, reason);

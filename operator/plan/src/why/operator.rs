@@ -138,8 +138,12 @@ fn successor(named: &OperatorStatus, seen: &Seen, now: Timestamp) -> String {
     let mut pods = seen.pods.iter().flatten();
     let elsewhere = |pod: &&OperatorPod| pod.is_ready && pod.namespace != named.namespace;
     if let Some(pod) = pods.find(elsewhere) {
+        let lease = match &seen.all {
+            Some(_) => "It holds no Lease, and its log says why",
+            None => "Leases cannot be listed, which would tell what it serves",
+        };
         return format!(
-            "An operator without a Lease runs, in the pod {}/{}: if it serves this namespace, it takes the pool over within half a minute",
+            "Another operator runs, in the pod {}/{}. {lease}. If it serves this pool, it takes it over within half a minute",
             pod.namespace, pod.name
         );
     }
@@ -164,7 +168,7 @@ fn not_selected(others: &[&Operator]) -> String {
     )
 }
 
-/// Of a pool that names no operator: its operator has no Lease, or none has taken it.
+/// Of a pool that names no operator: none has taken it yet, or one that did has given it back.
 fn unnamed(seen: &Seen, now: Timestamp) -> String {
     let running: Vec<_> = others(None, seen, now).collect();
     let pods = seen.pods.as_deref();
@@ -189,7 +193,7 @@ fn unnamed(seen: &Seen, now: Timestamp) -> String {
         ),
         (None, Some(_)) => "No operator runs in this cluster: there is neither a Lease nor a pod of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
         (None, None) => format!(
-            "No operator has looked at GitHub since you asked, so what is said of GitHub may be old. None is seen to run: one without leader election has no Lease, and its pods cannot be listed. `{LOOK}` tells, for who may list them. --wait 30 gives it more time"
+            "No operator has looked at GitHub since you asked, so what is said of GitHub may be old. None is seen to run: there is no Lease of one, and their pods cannot be listed. One that may not write its Lease runs without: `{LOOK}` tells, for who may list them. --wait 30 gives it more time"
         ),
     }
 }
@@ -299,11 +303,18 @@ mod tests {
                 "No operator",
             ),
             (
-                "its operator is gone, and one without a Lease runs",
+                "its operator is gone, and one runs that may not write its Lease",
                 true,
                 seen(Named::Gone, none(), Some(pod(true))),
-                "An operator without a Lease runs, in the pod gpu-c/op-c-1",
+                "Another operator runs, in the pod gpu-c/op-c-1. It holds no Lease, and its log says why. If it serves this pool",
                 "No operator",
+            ),
+            (
+                "its operator is gone, another one runs, and its Lease cannot be read",
+                true,
+                seen(Named::Gone, None, Some(pod(true))),
+                "Another operator runs, in the pod gpu-c/op-c-1. Leases cannot be listed, which would tell what it serves. If it serves this pool",
+                "holds no Lease",
             ),
             (
                 "its operator is gone, and nobody else is there",
@@ -369,7 +380,7 @@ mod tests {
                 "in this cluster",
             ),
             (
-                "it names none, and the operator has no leader election",
+                "it names none, and the operator that runs may not write its Lease",
                 false,
                 seen(Named::Unread, none(), Some(pod(true))),
                 "The operator runs and has not looked",
@@ -415,7 +426,7 @@ mod tests {
                 "there is no Lease, and pods may not be listed",
                 false,
                 seen(Named::Unread, none(), None),
-                "one without leader election has no Lease, and its pods cannot be listed. `kubectl get pods --all-namespaces",
+                "there is no Lease of one, and their pods cannot be listed. One that may not write its Lease runs without: `kubectl get pods --all-namespaces",
                 "nothing is done",
             ),
             (

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicU32;
 
-use cudarunner_crds::{CudaRunnerStatus, Rerun};
+use cudarunner_crds::Rerun;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
@@ -95,25 +95,11 @@ fn answer(seen: &Seen, attempt: u32) -> Reply {
 
 /// A pool that runs such jobs again, as its status is stored.
 fn wishing(cluster: &Cluster, github: &Stub) -> Arc<CudaRunner> {
-    resource(|resource| {
-        let address = format!("https://{}/acme/widgets", github.address());
-        let spec = &mut resource.spec;
-        spec.github.url.clone_from(&address);
-        spec.github.ca_bundle_ref =
-            Some(serde_json::from_value(json!({"name": "ca", "key": "ca.crt"})).unwrap());
-        spec.replicas = Some(0);
-        spec.rerun = Some(Rerun {
+    stored(cluster, github, |resource| {
+        resource.spec.rerun = Some(Rerun {
             on_gpu_fault: false,
             on_node_loss: true,
             limit: 1,
-        });
-        let stored = cluster.5.lock().unwrap().clone();
-        let stored: Option<CudaRunnerStatus> = serde_json::from_value(stored).unwrap();
-        // It is this operator's, and has had runners there.
-        resource.status = Some(CudaRunnerStatus {
-            operator: resource.operator().cloned(),
-            registered_at: Some(address),
-            ..stored.unwrap_or_default()
         });
     })
 }
@@ -144,15 +130,7 @@ struct World {
 
 impl World {
     fn new(github: &Stub, cluster: Cluster) -> Self {
-        let data = json!({"token": "Z2hwX3Q="});
-        let secret =
-            json!({"metadata": {"name": "github", "namespace": "ci", "uid": "s"}, "data": data});
-        let ca = json!({"metadata": {"name": "ca", "namespace": "ci"}, "data": {"ca.crt": github.authority()}});
-        cluster
-            .4
-            .lock()
-            .unwrap()
-            .extend([("secrets", secret), ("configmaps", ca)]);
+        furnish(&cluster, github);
         Self {
             cluster,
             pod: Some(evicted()),
