@@ -114,9 +114,24 @@ pub struct CudaRunnerStatus {
     /// The operator that serves the pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator: Option<crate::OperatorStatus>,
+    /// What the pool would have of the GPUs that it shares with pools of other operators: these go by it. Absent where there
+    /// are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub demand: Option<DemandStatus>,
     /// What is true of the pool now.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// What a pool would have of the GPUs that it shares.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DemandStatus {
+    /// Runners that it wants, those that are there included. No more than are there where GPUs are not what it lacks.
+    #[schemars(range(min = 0))]
+    pub wanted: i32,
+    /// Runners up to which it takes what nobody wants.
+    #[schemars(range(min = 0))]
+    pub most: i32,
 }
 
 /// What a pool has left at an address that its spec does not name any more.

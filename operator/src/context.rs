@@ -61,7 +61,7 @@ pub struct Context {
     pub clients: Clients,
     /// Which pools are this operator's, where several share the cluster.
     pub ownership: Ownership,
-    /// What pools of other operators have in quarantine.
+    /// What is known of pools of other operators.
     pub beside: Arc<Beside>,
     /// The resources, one store for each watched scope.
     pub pools: Vec<Store<CudaRunner>>,

@@ -98,6 +98,12 @@ impl Ownership {
             .is_none_or(|selector| selector.matches(labels))
     }
 
+    /// Whether another operator lives, by its Lease: one that cannot be read is no proof that nobody acts.
+    pub async fn lives(&self, operator: &OperatorStatus) -> bool {
+        let word = self.read(operator).await;
+        word.is_none_or(|word| word.is_held || word.was_held)
+    }
+
     /// Forgets a pool; its uid if this process has served it.
     pub fn forget(&self, key: &PoolKey) -> Option<String> {
         let known = self.lock().remove(key)?;

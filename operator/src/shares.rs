@@ -1,11 +1,11 @@
 //! The shares of all pools, reckoned for all at once when what they rest on has changed, from what every replica and every
-//! operator sees alike.
+//! operator sees alike. Pools of other operators are reckoned with and never acted upon.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, OperatorStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::Store;
 
@@ -18,14 +18,22 @@ use crate::watch::others::{Held, add_all, add_runner};
 use crate::watch::pools::key_of;
 use cuda_runner_plan::demand::is_stuck;
 use cuda_runner_plan::fleet::Others;
-use cuda_runner_plan::model::pool::{PoolKey, Spec};
+use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::Runner;
-use cuda_runner_plan::shares::{Claim, Member, Share, shares};
+use cuda_runner_plan::shares::{Claim, Member, Needs, Seen, Share, shares_beside};
+
+pub mod known;
+
+use known::{Known, served};
 
 /// Changes within this time are taken together.
 const PAUSE: Duration = Duration::from_millis(100);
 /// So many times as long as it took the shares rest: it costs a twentieth of one core at most.
 const REST: u32 = 20;
+/// How often it is looked at whether other operators live whose pools share.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// At so many of them. Statuses name them, and only operators write those.
+const MOST_OPERATORS: usize = 100;
 
 /// The shares, by pool.
 type Table = BTreeMap<PoolKey, Arc<Share>>;
@@ -38,6 +46,8 @@ pub struct Shares {
     weights: BTreeMap<String, u32>,
     table: RwLock<Table>,
     clock: Mutex<Clock>,
+    /// Operators whose Leases nobody holds.
+    gone: RwLock<BTreeSet<OperatorStatus>>,
 }
 
 impl Shares {
@@ -49,6 +59,7 @@ impl Shares {
             weights,
             table: RwLock::default(),
             clock: Mutex::default(),
+            gone: RwLock::default(),
         }
     }
 
@@ -82,6 +93,19 @@ impl Shares {
         })
     }
 
+    fn is_gone(&self, operator: &OperatorStatus) -> bool {
+        let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
+        gone.contains(operator)
+    }
+
+    /// Takes in which operators are gone; whether that is news.
+    fn note_gone(&self, new: BTreeSet<OperatorStatus>) -> bool {
+        let mut gone = self.gone.write().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *gone != new;
+        *gone = new;
+        is_news
+    }
+
     /// Takes in new shares; the pools whose share is another now.
     fn replace(&self, new: BTreeMap<PoolKey, Share>) -> Vec<PoolKey> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +128,13 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
     let Some(nodes) = &ctx.nodes else {
         return std::future::pending().await;
     };
+    tokio::join!(
+        follow_pools(ctx, nodes, waker),
+        follow_operators(ctx, waker)
+    );
+}
+
+async fn follow_pools(ctx: &Context, nodes: &Nodes, waker: &Waker) {
     loop {
         let (now, begun) = (Timestamp::now(), Instant::now());
         match guard::step(|| reckon(ctx, nodes, now)) {
@@ -117,6 +148,35 @@ pub async fn follow(ctx: &Context, waker: &Waker) {
     }
 }
 
+/// Looks at the Leases of other operators whose pools share: those of one that is gone can use no GPU.
+async fn follow_operators(ctx: &Context, waker: &Waker) {
+    loop {
+        let mut gone = BTreeSet::new();
+        for operator in other_operators(ctx) {
+            if !ctx.ownership.lives(&operator).await {
+                gone.insert(operator);
+            }
+        }
+        if ctx.shares.note_gone(gone) {
+            waker.shares.notify_one();
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The operators that other pools name.
+fn other_operators(ctx: &Context) -> BTreeSet<OperatorStatus> {
+    let beside = ctx.beside.pools().into_iter();
+    let beside = beside.filter_map(|(_, known)| known.operator.clone());
+    let here = ctx.pools.iter().flat_map(Store::state);
+    let here = here.filter_map(|resource| resource.operator().cloned());
+    let all = beside
+        .chain(here)
+        .filter(|named| named != ctx.ownership.own());
+    let all: BTreeSet<OperatorStatus> = all.collect();
+    all.into_iter().take(MOST_OPERATORS).collect()
+}
+
 /// Reckons the shares of all pools where nodes are seen: before the first of them is looked at.
 pub fn begin(ctx: &Context) {
     if let Some(nodes) = &ctx.nodes {
@@ -126,8 +186,9 @@ pub fn begin(ctx: &Context) {
 
 fn reckon(ctx: &Context, nodes: &Nodes, now: Timestamp) -> Vec<PoolKey> {
     ctx.shares.begin(now, Instant::now());
-    let (members, others) = members(ctx, now);
-    let new = shares(&nodes.all(), &others, &members, &ctx.shares.weights, now);
+    let Facts { own, seen, others } = facts(ctx, now);
+    let weights = &ctx.shares.weights;
+    let new = shares_beside(&nodes.all(), &others, (&own, &seen), weights, now);
     ctx.shares.replace(new)
 }
 
@@ -166,25 +227,45 @@ impl Tally {
     }
 }
 
+/// A pool that shares GPUs, and what its pods have.
+struct Pool<'a> {
+    /// The resource of one that is this operator's.
+    own: Option<&'a CudaRunner>,
+    needs: Arc<Needs>,
+    /// As every operator sees it; left out where all pools are this one's.
+    known: Option<Arc<Known>>,
+    tally: Tally,
+}
+
+impl Pool<'_> {
+    fn uid(&self) -> Option<&str> {
+        let own = self.own.and_then(|own| own.metadata.uid.as_deref());
+        own.or_else(|| self.known.as_ref().map(|known| known.uid.as_str()))
+    }
+}
+
+/// What the shares rest on.
+struct Facts {
+    /// The pools of this operator.
+    own: Vec<Member>,
+    /// All pools as every operator sees them, where there are others'.
+    seen: Vec<Seen>,
+    /// What everybody else holds.
+    others: Others,
+}
+
 /// The pools that share GPUs, and what everybody else holds.
-fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
+fn facts(ctx: &Context, now: Timestamp) -> Facts {
     let resources: Vec<Arc<CudaRunner>> = ctx.pools.iter().flat_map(Store::state).collect();
-    let served = resources.iter().filter_map(|resource| {
-        let spec = ctx.specs.read(resource).ok()?;
-        let known = (resource.as_ref(), spec, Tally::default());
-        Some((key_of(resource), known))
-    });
-    let mut tallies: HashMap<PoolKey, (&CudaRunner, Arc<Spec>, Tally)> = served.collect();
+    let mut pools = pools(ctx, &resources);
     let others = ctx.shares.others.as_ref();
     let mut others = others.and_then(|held| held.by_node()).unwrap_or_default();
     let mut beside = Others::new();
     ctx.pods
-        .add_others(&mut others, |key, runner| match tallies.get_mut(key) {
-            Some((resource, spec, tally))
-                if resource.metadata.uid.as_ref() == Some(&runner.owner) =>
-            {
-                let shared = spec.gpu.resource_name();
-                tally.add(runner, shared, now);
+        .add_others(&mut others, |key, runner| match pools.get_mut(key) {
+            Some(pool) if pool.uid() == Some(&runner.owner) => {
+                let shared = Some(pool.needs.resource.as_str());
+                pool.tally.add(runner, shared, now);
                 // One of before a change of the spec holds what others share.
                 add_runner(&mut beside, runner, shared);
                 true
@@ -193,27 +274,78 @@ fn members(ctx: &Context, now: Timestamp) -> (Vec<Member>, Others) {
             _ => false,
         });
     add_all(&mut others, &beside);
-    let members = tallies.into_iter();
-    let members = members
-        .map(|(key, (resource, spec, tally))| member(ctx, key, resource, spec, tally))
-        .collect();
-    (members, others)
+    let (mut own, mut seen) = (vec![], vec![]);
+    for (key, pool) in pools {
+        if let Some(known) = &pool.known {
+            seen.push(Seen {
+                member: member_as_seen(ctx, key.clone(), known, &pool.tally),
+                is_own: pool.own.is_some(),
+            });
+        }
+        if let Some(resource) = pool.own {
+            own.push(member(ctx, key, resource, pool.needs, pool.tally));
+        }
+    }
+    Facts { own, seen, others }
 }
 
-/// A pool as others see it.
+/// The pools that share GPUs: this operator's, and those that others serve or may.
+fn pools<'a>(ctx: &Context, resources: &'a [Arc<CudaRunner>]) -> HashMap<PoolKey, Pool<'a>> {
+    let operator = ctx.ownership.own();
+    let beside = ctx.beside.pools();
+    let is_alone = beside.is_empty() && resources.iter().all(|r| r.may_be_of(operator));
+    let here = resources.iter().filter_map(|resource| {
+        let needs = ctx.specs.read(resource).ok()?.needs.clone()?;
+        let known = || Arc::new(Known::of(resource, Arc::new(needs.seen())));
+        let pool = Pool {
+            own: Some(resource.as_ref()).filter(|resource| resource.may_be_of(operator)),
+            known: (!is_alone).then(known),
+            tally: Tally::default(),
+            needs,
+        };
+        Some((key_of(resource), pool))
+    });
+    let mut pools: HashMap<PoolKey, Pool> = here.collect();
+    for (key, known) in beside {
+        // One whose label has changed may be shown twice for a moment.
+        pools.entry(key).or_insert_with(|| Pool {
+            own: None,
+            needs: Arc::clone(&known.needs),
+            known: Some(known),
+            tally: Tally::default(),
+        });
+    }
+    pools
+}
+
+/// A pool as every operator sees it.
+fn member_as_seen(ctx: &Context, key: PoolKey, known: &Known, tally: &Tally) -> Member {
+    Member {
+        key,
+        needs: Arc::clone(&known.needs),
+        claim: known.claim(tally.runners, |operator| ctx.shares.is_gone(operator)),
+        held: tally.held.clone(),
+        runners: tally.runners,
+        ending: tally.ending,
+        pending: tally.waiting.len(),
+        served: known.served(tally.served),
+        is_stuck: false,
+        before: Arc::default(),
+    }
+}
+
+/// A pool as its own operator sees it.
 fn member(
     ctx: &Context,
     key: PoolKey,
     resource: &CudaRunner,
-    spec: Arc<Spec>,
+    needs: Arc<Needs>,
     tally: Tally,
 ) -> Member {
     let uid = resource.metadata.uid.as_deref().unwrap_or_default();
     let none = CudaRunnerStatus::default();
     let status = resource.status.as_ref().unwrap_or(&none);
-    let jobs = status.last_jobs.iter().map(|job| job.finished_at.0);
-    let failures = status.last_failures.iter().map(|failure| failure.at.0);
-    let served = jobs.chain(failures).max().max(tally.served);
+    let served = served(status).max(tally.served);
     let known = ctx.memory.of(&key, uid, |memory| {
         let is_unseen = |name: &&String| !tally.waiting.contains(name);
         let unseen = memory.expected.keys().filter(is_unseen).count();
@@ -224,13 +356,13 @@ fn member(
     let claim = match claim {
         Some(claim) => claim,
         None if resource.metadata.deletion_timestamp.is_some() => Claim::default(),
-        None => Claim::of(&spec, status),
+        None => Claim::of(&needs, status),
     };
     Member {
         before: ctx.shares.of(&key).unwrap_or_default(),
         is_stuck: tally.is_stuck || is_refused,
         key,
-        spec,
+        needs,
         claim,
         runners: tally.runners,
         ending: tally.ending,
@@ -242,13 +374,15 @@ fn member(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use cudarunner_crds::{ARCH_LABEL, POOL_LABEL};
+    use cudarunner_crds::{ARCH_LABEL, DemandStatus, POOL_LABEL, ScalingSource};
     use k8s_openapi::api::core::v1::{Node, Pod};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::runtime::{reflector, watcher};
     use serde_json::{Value, json};
 
     use super::*;
     use crate::reconcile::tests::{Cluster, context};
+    use crate::watch::beside::Beside;
     use cuda_runner_plan::fixture;
     use cuda_runner_plan::model::time::Shift as _;
     use cuda_runner_plan::shares::room::{GLANCE, Room};
@@ -374,12 +508,111 @@ pub(crate) mod tests {
         }
     }
 
+    /// A scale set that wants so many runners, as its status tells, and the operator that this names.
+    fn wanting(name: &str, operator: Option<&str>, wanted: i32) -> CudaRunner {
+        let mut pool = fixture::scaled(ScalingSource::ScaleSet, 0, 8);
+        pool.metadata.name = Some(name.to_owned());
+        pool.metadata.uid = Some(format!("uid of {name}"));
+        pool.status = Some(CudaRunnerStatus {
+            operator: operator.map(|name| OperatorStatus {
+                name: name.to_owned(),
+                ..OperatorStatus::default()
+            }),
+            demand: Some(DemandStatus {
+                wanted,
+                most: wanted,
+            }),
+            ..CudaRunnerStatus::default()
+        });
+        pool
+    }
+
+    /// An operator with these pools, which selects no other.
+    async fn serving(pools: Vec<CudaRunner>) -> Context {
+        let mut ctx = Arc::into_inner(context(&Cluster::default()).await).unwrap();
+        let (store, mut writer) = reflector::store();
+        for pool in pools {
+            writer.apply_watcher_event(&watcher::Event::Apply(pool));
+        }
+        ctx.pools = vec![store];
+        ctx.shares = Shares::new(Some(Arc::new(Held::whole())), BTreeMap::new());
+        ctx.beside = Arc::new(Beside::new(Some("shard=a".parse().unwrap())));
+        ctx
+    }
+
+    /// What an operator's pool has, and which pools are woken.
+    fn reckoned(ctx: &Context, pool: &str) -> (usize, Vec<String>) {
+        let nodes = Nodes::default();
+        nodes.apply(&node());
+        let woken = reckon(ctx, &nodes, Timestamp::now());
+        let key = PoolKey {
+            name: pool.to_owned(),
+            ..fixture::pool(1).key
+        };
+        let names = woken.into_iter().map(|key| key.name);
+        (ctx.shares.of(&key).unwrap().runners, names.collect())
+    }
+
+    #[tokio::test]
+    async fn another_operators_pool_has_its_part_and_is_not_woken() {
+        // Given a node with two GPUs, and a pool that wants both beside another operator's that wants none
+        let ctx = serving(vec![wanting("own", Some(""), 2)]).await;
+        ctx.beside.show(&wanting("other", Some("other"), 0));
+        assert_eq!(reckoned(&ctx, "own"), (2, vec!["own".to_owned()]));
+        // When that wants some, too, then they have one each, whichever of the watches shows it
+        ctx.beside.show(&wanting("other", Some("other"), 2));
+        assert_eq!(reckoned(&ctx, "own"), (1, vec!["own".to_owned()]));
+        let both = vec![
+            wanting("own", Some(""), 2),
+            wanting("other", Some("other"), 2),
+        ];
+        assert_eq!(
+            reckoned(&serving(both).await, "own"),
+            (1, vec!["own".to_owned()])
+        );
+        // And what its runner holds is its part
+        ctx.pods
+            .apply(&labelled("other", Some("uid of other")), true);
+        assert_eq!(reckoned(&ctx, "own").0, 1);
+        ctx.beside.show(&wanting("other", Some("other"), 1));
+        assert_eq!(reckoned(&ctx, "own").0, 1);
+        ctx.pods
+            .apply(&labelled("other", Some("uid of a namesake")), true);
+        ctx.beside.show(&wanting("other", Some("other"), 0));
+        assert_eq!(reckoned(&ctx, "own").0, 1);
+    }
+
+    #[tokio::test]
+    async fn whom_no_operator_serves_claims_nothing() {
+        // Given a node with two GPUs, and a pool that wants both beside one that does, too
+        let ctx = serving(vec![wanting("own", Some(""), 2)]).await;
+        let other = wanting("other", Some("other"), 2);
+        let mut deleted = other.clone();
+        deleted.metadata.deletion_timestamp = Some(Time(fixture::NOW));
+        // Then that has a part while an operator serves it, and no longer
+        for (pool, share) in [
+            (&other, 1),
+            (&wanting("other", None, 2), 2),
+            (&deleted, 2),
+            (&other, 1),
+        ] {
+            ctx.beside.show(pool);
+            assert_eq!(reckoned(&ctx, "own").0, share, "{:?}", pool.status);
+        }
+        let operator = other.operator().unwrap().clone();
+        assert!(other_operators(&ctx).contains(&operator));
+        assert!(ctx.shares.note_gone(BTreeSet::from([operator])));
+        assert_eq!(reckoned(&ctx, "own").0, 2);
+        assert!(ctx.shares.note_gone(BTreeSet::new()));
+        assert_eq!(reckoned(&ctx, "own").0, 1);
+    }
+
     #[tokio::test]
     async fn a_pool_whose_pods_are_refused_takes_no_gpus_for_them() {
         // Given a pool of which the API server refuses a pod
         let ctx = context(&Cluster::default()).await;
         let pool = ctx.specs.pool(&ctx.pools[0].state()[0]);
-        let is_stuck = || members(&ctx, Timestamp::now()).0[0].is_stuck;
+        let is_stuck = || facts(&ctx, Timestamp::now()).own[0].is_stuck;
         assert!(!is_stuck());
         let refused = |why: Option<&str>| {
             let why = why.map(str::to_owned);
@@ -402,7 +635,7 @@ pub(crate) mod tests {
         let containers = &mut runner.spec.as_mut().unwrap().containers;
         containers.push(containers[0].clone());
         ctx.pods.apply(&runner, true);
-        for (generation, gpu, own, others) in [
+        for (generation, gpu, of_pool, of_others) in [
             (1, "nvidia.com/gpu", 2, None),
             // When it asks for another resource from now on, then they are held all the same
             (2, "nvidia.com/mig-1g.10gb", 0, Some(2)),
@@ -412,12 +645,12 @@ pub(crate) mod tests {
             let (store, mut writer) = reflector::store();
             writer.apply_watcher_event(&watcher::Event::Apply(resource.clone()));
             ctx.pools = vec![store];
-            let (members, held) = members(&ctx, Timestamp::now());
-            let of_pool: u32 = members[0].held.iter().map(|(_, count)| count).sum();
-            let of_others = held
+            let Facts { own, others, .. } = facts(&ctx, Timestamp::now());
+            let held: u32 = own[0].held.iter().map(|(_, count)| count).sum();
+            let beside = others
                 .get("node-1")
                 .and_then(|node| node.get("nvidia.com/gpu"));
-            assert_eq!((of_pool, of_others.copied()), (own, others), "{gpu}");
+            assert_eq!((held, beside.copied()), (of_pool, of_others), "{gpu}");
         }
     }
 }

@@ -512,7 +512,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "side-by-side",
         [],
-        "two operators, each for the pools of a selector: a pool moves while its job runs, and what one finds the other heeds",
+        "two operators, each for the pools of a selector: a pool moves while its job runs, what one finds the other heeds, and GPUs are shared",
         side_by_side::run
     ),
     suite!(

@@ -1,5 +1,5 @@
 //! Two operators, each for the pools of a label or both for all: never two for one pool, one takes over the other's while a job
-//! runs there, and a node that one has quarantined the other leaves alone, too.
+//! runs there, a node that one has quarantined the other leaves alone, too, and GPUs that both may use they share by weight.
 
 use std::collections::BTreeMap;
 
@@ -46,6 +46,11 @@ const FIRST_LABEL: &str = "for-first";
 const SECOND_LABEL: &str = "for-second";
 /// A node without machine: a pool of one node quarantines none.
 const OTHER_NODE: &str = "elsewhere";
+/// GPUs of the node.
+const GPUS: usize = 4;
+/// Pools that share them, with their weights, and what each has by these.
+const LIGHT: (&str, usize) = ("light", 1);
+const HEAVY: (&str, usize) = ("heavy", 3);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     both_for_all(ctx).await?;
@@ -101,6 +106,7 @@ async fn beside_one_another(ctx: &Ctx) -> Result<()> {
     ctx.delete("none").await?;
     ctx.delete("one").await?;
     ctx.delete("two").await?;
+    shared(ctx).await?;
     ensure!(ctx.entries().await?.is_empty(), "entries are left");
     ensure!(ctx.scale_sets().await?.is_empty(), "scale sets are left");
     Ok(())
@@ -295,6 +301,64 @@ async fn marked(ctx: &Ctx, is_marked: bool) -> Result<()> {
         Ok((has == is_marked).then_some(()))
     })
     .await
+}
+
+/// Pools of both operators share the node's GPUs by weight, and neither offers what the other has.
+async fn shared(ctx: &Ctx) -> Result<()> {
+    // Given a scale set of each, one of which counts three times, and either of which could have all
+    for ((name, weight), label) in [(LIGHT, FIRST_LABEL), (HEAVY, SECOND_LABEL)] {
+        let mut pool = pool(ctx, name, &[label]);
+        pool["spec"]["scaling"] = json!({"maxRunners": 2 * GPUS, "weight": weight});
+        ctx.apply(&pool).await?;
+    }
+    // Then both together offer what is there
+    ctx.wait_for("offers by weight", SOON, async || {
+        let mut offers = vec![];
+        for (name, _) in [LIGHT, HEAVY] {
+            let set = ctx.status(name).await?.scale_set;
+            offers.push(set.map(|set| set.capacity).unwrap_or_default());
+        }
+        Ok((offers == [1, 3]).then_some(()))
+    })
+    .await?;
+
+    // When each has more jobs than there are GPUs
+    let mut jobs = BTreeMap::new();
+    for number in 0..2 * GPUS {
+        for (name, _) in [LIGHT, HEAVY] {
+            let title = format!("{name}-{number}");
+            let labels = ["self-hosted", name];
+            let job = ctx.queue_for(&title, &labels, "true", true).await?;
+            jobs.insert(job, name);
+        }
+    }
+    // Then they have runners by weight, and beside these one pod at most: of the pool whose turn is next
+    ctx.wait_for("jobs on all GPUs", SOON, async || {
+        let pods = ctx.pods().await?.len();
+        ensure!(pods <= GPUS + 1, "{pods} runners for {GPUS} GPUs");
+        let mut running: BTreeMap<&str, usize> = BTreeMap::new();
+        for (job, name) in &jobs {
+            let has_begun = ctx.github.job(*job).await?.started_at.is_some();
+            *running.entry(name).or_default() += usize::from(has_begun);
+        }
+        Ok((running == BTreeMap::from([LIGHT, HEAVY])).then_some(()))
+    })
+    .await?;
+    let demand = ctx.status(LIGHT.0).await?.demand;
+    ensure!(
+        demand.is_some_and(|demand| demand.wanted > 1),
+        "it does not say what it would have"
+    );
+
+    // And all jobs are served in the end
+    for job in jobs.keys() {
+        ctx.github.release(*job).await?;
+    }
+    for job in jobs.keys() {
+        ctx.succeeded(*job).await?;
+    }
+    ctx.delete(LIGHT.0).await?;
+    ctx.delete(HEAVY.0).await
 }
 
 /// A node that takes no pods, and that is no machine.

@@ -269,7 +269,7 @@ pub(super) fn claim(case: Case, wanted: usize) -> Claim {
     let wanted = wanted.max(could_run(spec, observed).min(spec.size.max));
     Claim {
         wanted: wanted.min(limit),
-        most: most(spec, wanted).min(limit),
+        most: most(spec.registration, spec.size.max, wanted).min(limit),
         is_full: assigned.is_some_and(|(assigned, _)| assigned >= there),
         avoids: health.quarantine.avoided().clone(),
     }

@@ -84,6 +84,8 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     plan.wake_for_refresh(observed.ask_again, now);
     let quarantined = plan.status.quarantine.len();
     plan.status.quarantined_nodes = i32::try_from(quarantined).unwrap_or(i32::MAX);
+    let share = observed.share.as_ref().filter(|share| share.is_beside);
+    plan.status.demand = share.map(|_| plan.claim.demand());
     shown::tidy(&mut plan);
     #[cfg(test)]
     reason::tests::all_in_their_places(&plan);

@@ -1,6 +1,6 @@
 //! Where a pod may go: terms of node affinity, merged into the user's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use cudarunner_crds::{ARCH_LABEL, Arch};
@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::NodeFacts;
-use crate::model::pool::Spec;
-use crate::pod::tolerations;
+use crate::model::pool::fingerprint;
+use crate::pod::our_tolerations;
 
 /// Labels by which GPU feature discovery names a node's compute capability. See
 /// <https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md>.
@@ -20,6 +20,9 @@ const MINOR: &str = "nvidia.com/gpu.compute.minor";
 
 /// The most that a preference may weigh.
 const HEAVIEST: i32 = 100;
+
+/// What a pool says of its nodes, as JSON, is kept of another operator's pool up to so many bytes.
+const LONGEST: usize = 4096;
 
 /// Keeps a pod on nodes of its architecture, off the nodes in `avoid`, and off those whose labels say that their GPUs are too
 /// old. A node without such labels of its GPUs is tried: the gate decides there. Every kubelet tells its architecture.
@@ -120,44 +123,83 @@ fn not_on(node: &str) -> NodeSelectorRequirement {
 }
 
 /// Where a pool's pods may go, as far as its spec says. Pools that say the same are alike.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a>(&'a Spec);
+#[derive(Clone, Debug)]
+pub struct Place {
+    arch: Arch,
+    min_capability: String,
+    selector: BTreeMap<String, String>,
+    required: Option<NodeSelector>,
+    tolerations: Vec<Toleration>,
+    /// Changes when the nodes would differ.
+    hash: String,
+    /// Bytes of the terms, as JSON.
+    length: usize,
+}
 
-impl<'a> Place<'a> {
-    pub(crate) fn of(spec: &'a Spec) -> Self {
-        Self(spec)
+impl Place {
+    /// The place of pods that are made from this template.
+    pub(crate) fn new(template: Option<&PodSpec>, arch: Arch, min_capability: &str) -> Self {
+        let selector = template.and_then(|pod| pod.node_selector.clone());
+        let required = template.and_then(required).cloned();
+        let tolerations = template.and_then(|pod| pod.tolerations.clone());
+        let terms = (&selector, &required, &tolerations);
+        let terms = (terms, min_capability, arch.as_str());
+        let text = serde_json::to_string(&terms).unwrap_or_default();
+        Self {
+            arch,
+            min_capability: min_capability.to_owned(),
+            selector: selector.unwrap_or_default(),
+            required,
+            tolerations: tolerations.unwrap_or_default(),
+            hash: fingerprint(&text),
+            length: text.len(),
+        }
+    }
+
+    /// What other operators know of it: of long terms no more than the architecture and the capability, so that what is kept
+    /// of a pool is bounded.
+    pub(crate) fn bounded(&self) -> Self {
+        if self.length > LONGEST {
+            return Self::new(None, self.arch, &self.min_capability);
+        }
+        self.clone()
+    }
+
+    fn selects(&self, node: &NodeFacts) -> bool {
+        let mut selector = self.selector.iter();
+        node.is_of(self.arch)
+            && selector.all(|(label, value)| node.labels.get(label) == Some(value))
     }
 }
 
-impl PartialEq for Place<'_> {
+impl PartialEq for Place {
     fn eq(&self, other: &Self) -> bool {
-        self.0.placement_hash == other.0.placement_hash
+        self.hash == other.hash
     }
 }
 
-impl Eq for Place<'_> {}
+impl Eq for Place {}
 
-impl Hash for Place<'_> {
+impl Hash for Place {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.placement_hash.hash(state);
+        self.hash.hash(state);
     }
 }
 
 /// Whether a pod of the pool may start on a node, by what the scheduler looks at that lasts: readiness, cordon, labels,
 /// required affinity to nodes, and taints. Other requests are for the scheduler to know.
-pub(crate) fn admits(place: Place, node: &NodeFacts) -> bool {
-    let spec = place.0;
+pub(crate) fn admits(place: &Place, node: &NodeFacts) -> bool {
     node.ready_since.is_some()
         && !node.is_cordoned
-        && spec.selects(node)
-        && is_required(spec.template.spec.as_ref(), node)
-        && is_capable(&spec.gate.min_compute_capability, node)
-        && is_tolerated(spec, node)
+        && place.selects(node)
+        && is_required(place.required.as_ref(), node)
+        && is_capable(&place.min_capability, node)
+        && is_tolerated(&place.tolerations, node)
 }
 
 /// Whether a node is one that the template's required affinity takes in.
-fn is_required(pod: Option<&PodSpec>, node: &NodeFacts) -> bool {
-    pod.and_then(required).is_none_or(|required| {
+fn is_required(required: Option<&NodeSelector>, node: &NodeFacts) -> bool {
+    required.is_none_or(|required| {
         let mut terms = required.node_selector_terms.iter();
         terms.any(|term| is_matched(term, node))
     })
@@ -212,14 +254,12 @@ fn is_capable(minimum: &str, node: &NodeFacts) -> bool {
     })
 }
 
-fn is_tolerated(spec: &Spec, node: &NodeFacts) -> bool {
+fn is_tolerated(theirs: &[Toleration], node: &NodeFacts) -> bool {
     if node.taints.is_empty() {
         return true;
     }
-    let template = spec.template.spec.as_ref();
-    let theirs = template.and_then(|pod| pod.tolerations.as_deref());
-    let ours = tolerations(spec);
-    let all = || ours.iter().chain(theirs.unwrap_or_default());
+    let ours = our_tolerations();
+    let all = || ours.iter().chain(theirs);
     let mut taints = node.taints.iter();
     taints.all(|taint| all().any(|toleration| tolerates(toleration, taint)))
 }
@@ -302,7 +342,7 @@ mod tests {
             .into();
         let taint = json!([{"key": "team", "value": "b", "effect": "NoSchedule"}, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}]);
         node.taints = serde_json::from_value(taint).unwrap();
-        admits(Place::of(&spec), &node)
+        admits(&spec.needs.unwrap().place, &node)
     }
 
     #[test]

@@ -190,9 +190,9 @@ fn beside(template: &mut PodSpec) -> Vec<Container> {
     all
 }
 
-/// Ours: of nodes with GPUs, and of those that were marked because of a fault.
-pub(crate) fn tolerations(spec: &Spec) -> Vec<Toleration> {
-    let ours = [
+/// Of nodes with GPUs, and of those that were marked because of a fault.
+pub(crate) fn our_tolerations() -> [Toleration; 2] {
+    [
         Toleration {
             key: Some("nvidia.com/gpu".to_owned()),
             operator: Some("Exists".to_owned()),
@@ -200,11 +200,16 @@ pub(crate) fn tolerations(spec: &Spec) -> Vec<Toleration> {
             ..Toleration::default()
         },
         node_marks::toleration(),
-    ];
+    ]
+}
+
+/// Ours that the template does not have.
+fn tolerations(spec: &Spec) -> Vec<Toleration> {
     let template = spec.template.spec.as_ref();
     let theirs = template.and_then(|t| t.tolerations.as_ref());
     let is_theirs = |ours: &Toleration| theirs.is_some_and(|theirs| theirs.contains(ours));
-    ours.into_iter().filter(|ours| !is_theirs(ours)).collect()
+    let ours = our_tolerations().into_iter();
+    ours.filter(|ours| !is_theirs(ours)).collect()
 }
 
 fn owner(pool: &Pool) -> OwnerReference {

@@ -31,7 +31,7 @@ use writes::Writes;
 const GATHER: SignedDuration = SignedDuration::from_secs(5);
 /// The same while jobs end one after another: then each runner has its share of the writes and of their cost.
 const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(30);
-/// The same where jobs are few: who is busy is shown almost at once.
+/// The same where jobs are few, and where other operators go by it: who is busy, and what is wanted, is shown almost at once.
 const GATHER_BUSY: SignedDuration = SignedDuration::from_secs(2);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
@@ -88,6 +88,10 @@ fn gather(old: &CudaRunnerStatus, new: &CudaRunnerStatus, now: Timestamp) -> Sig
         let last = status.last_jobs.first().map(|job| job.finished_at.0);
         last.is_some_and(|end| now < end.after(JOBS))
     };
+    // Other operators wait for it.
+    if old.demand != new.demand {
+        return GATHER_BUSY;
+    }
     // The job that ends after a quiet time is no sign of others.
     if has_jobs(old) {
         GATHER_JOBS
@@ -120,6 +124,7 @@ fn is_only_shown(old: &CudaRunnerStatus, new: &CudaRunnerStatus) -> bool {
         queued: new.queued,
         runners: new.runners.clone(),
         runners_not_listed: new.runners_not_listed,
+        demand: new.demand.clone(),
         conditions: new.conditions.clone(),
         ..old.clone()
     };
@@ -369,6 +374,25 @@ mod tests {
             ..old.clone()
         };
         assert_eq!(decide(&old, &recorded, just_now, NOW), Write::Now);
+    }
+
+    #[test]
+    fn what_other_operators_go_by_is_shown_within_two_seconds() {
+        // Given a pool in which jobs end one after another, when what it would have changes
+        let job = json!({"job": "build", "runner": "pool-aaaaa", "finishedAt": NOW});
+        let old = CudaRunnerStatus {
+            last_jobs: vec![serde_json::from_value(job).unwrap()],
+            ..CudaRunnerStatus::default()
+        };
+        let new = CudaRunnerStatus {
+            demand: Some(cudarunner_crds::DemandStatus::default()),
+            ..old.clone()
+        };
+        assert_eq!(
+            decide(&old, &new, Some(NOW), NOW),
+            Write::In(SignedDuration::from_secs(2))
+        );
+        assert!(is_only_shown(&old, &new));
     }
 
     #[test]

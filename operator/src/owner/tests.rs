@@ -189,3 +189,20 @@ async fn a_reconcile_that_another_operator_has_overtaken_writes_nothing() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_lives_until_its_lease_was_not_held_for_its_time() {
+    for (what, other, lives) in [
+        ("it is not renewed", Some(lease("op-1", None)), false),
+        ("it was given back", Some(lease("", None)), false),
+        ("its time is longer", Some(alone("op-1")), true),
+        ("it cannot be read", None, true),
+    ] {
+        let cluster = Cluster::default();
+        let ctx = one_of_two(&cluster, other).await;
+        let operator = operator("other");
+        assert!(ctx.ownership.lives(&operator).await, "{what}, at first");
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(ctx.ownership.lives(&operator).await, lives, "{what}");
+    }
+}

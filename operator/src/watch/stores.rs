@@ -7,7 +7,7 @@ use kube::Client;
 use kube::runtime::reflector::{self, Store};
 use tokio::sync::watch as flag;
 
-use super::beside::{self, Beside};
+use super::beside::{self, Beside, Which};
 use super::devices::{self, Devices};
 use super::nodes::{self, Nodes};
 use super::others::{self, Held};
@@ -24,7 +24,7 @@ pub type Filled = (&'static str, flag::Receiver<bool>);
 pub struct Stores {
     /// The resources, one store for each watched scope.
     pub pools: Vec<Store<CudaRunner>>,
-    /// What pools of other operators have in quarantine; nothing where this one selects all pools.
+    /// What is known of pools of other operators; nothing where this one selects all pools.
     pub beside: Arc<Beside>,
     /// The runner pods.
     pub pods: Arc<Pods>,
@@ -42,7 +42,10 @@ impl Stores {
     /// Starts the watches. Nodes are seen only by an operator for the whole cluster, and by one that marks them.
     #[must_use]
     pub fn watch(config: &Config, client: &Client, waker: &Arc<Waker>) -> Self {
-        let mut stores = Self::default();
+        let mut stores = Self {
+            beside: Arc::new(Beside::new(config.pool_selector.clone())),
+            ..Self::default()
+        };
         for scope in Scope::of(&config.watch_namespace) {
             let (store, writer) = reflector::store();
             tokio::spawn(pools::follow(
@@ -64,10 +67,17 @@ impl Stores {
         if config.watch_namespace.is_empty() {
             stores.follow_others(client, waker);
         }
+        let sees_nodes =
+            config.watch_namespace.is_empty() || config.marks.marking() != Marking::default();
         if config.pool_selector.is_some() {
-            stores.follow_beside(config, client, waker);
+            let which = if sees_nodes {
+                Which::All
+            } else {
+                Which::Quarantining
+            };
+            stores.follow_beside((config, which), client, waker);
         }
-        if config.watch_namespace.is_empty() || config.marks.marking() != Marking::default() {
+        if sees_nodes {
             stores.follow_nodes(client, waker);
         }
         if config.device_taints.tainting().is_some() {
@@ -86,13 +96,18 @@ impl Stores {
         self.filled.push((what, is_filled));
     }
 
-    /// Starts the watches of what pools have in quarantine that the selector leaves out.
-    fn follow_beside(&mut self, config: &Config, client: &Client, waker: &Arc<Waker>) {
+    /// Starts the watches of pools that the selector leaves out.
+    fn follow_beside(
+        &mut self,
+        (config, which): (&Config, Which),
+        client: &Client,
+        waker: &Arc<Waker>,
+    ) {
         for scope in Scope::of(&config.watch_namespace) {
             let beside = Arc::clone(&self.beside);
             let concerned = (self.pools.clone(), Arc::clone(waker));
-            self.follow("the quarantines of other pools", |filled| {
-                beside::follow(client.clone(), scope, beside, concerned, filled)
+            self.follow("the pools of other operators", |filled| {
+                beside::follow(client.clone(), (scope, which), beside, concerned, filled)
             });
         }
     }

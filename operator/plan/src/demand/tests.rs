@@ -230,7 +230,7 @@ fn capacity_beside(pool: &Pool, seen: &Observed, others: u32) -> usize {
     let held = seen.runners.iter().filter(held);
     let member = Member {
         key: pool.key.clone(),
-        spec: Arc::clone(spec),
+        needs: spec.needs.clone().unwrap(),
         claim: Claim {
             wanted: 0,
             most: spec.size.max,
@@ -489,6 +489,22 @@ fn a_pool_whose_pods_are_refused_claims_what_it_was_given_in_vain_no_more() {
 }
 
 #[test]
+fn what_a_pool_would_have_is_in_its_status_where_other_operators_share() {
+    // Given a scale set with two jobs, and one that was offered to nobody
+    let pool = pool(ScalingSource::ScaleSet, 0, 8);
+    let mut seen = observed(vec![]);
+    seen.scale_set = Some(heard(2, 1, 2));
+    for (is_beside, demand) in [(true, Some((3, 8))), (false, None)] {
+        seen.share = Some(Arc::new(Share {
+            is_beside,
+            ..Share::default()
+        }));
+        let told = plan(&pool, &seen, NOW).status.demand;
+        assert_eq!(told.map(|d| (d.wanted, d.most)), demand);
+    }
+}
+
+#[test]
 fn nodes_of_another_architecture_are_left_out() {
     let mut both = observed(vec![]);
     let mut arm = crate::NodeFacts::clone(&crate::fixture::node("node-2"));
@@ -497,8 +513,10 @@ fn nodes_of_another_architecture_are_left_out() {
     arm.offers.insert("nvidia.com/gpu".to_owned(), 3);
     both.nodes.as_mut().unwrap().push(Arc::new(arm));
     for (arch, jobs) in [(Arch::Amd64, 8), (Arch::Arm64, 3)] {
-        let mut pool = pool(ScalingSource::ScaleSet, 0, 20);
-        pool.spec_mut().arch = arch;
+        let mut resource = scaled(ScalingSource::ScaleSet, 0, 20);
+        resource.spec.arch = arch;
+        let mut pool = Pool::read(&resource, false);
+        pool.status.observed_generation = Some(1);
         assert_eq!(capacity_of(&pool, &both), jobs, "{arch}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use cudarunner_crds::{ARCH_LABEL, Arch};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Taint;
 
@@ -126,6 +127,13 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
+    /// Whether it has this architecture.
+    #[must_use]
+    pub fn is_of(&self, arch: Arch) -> bool {
+        let own = self.labels.get(ARCH_LABEL);
+        own.is_some_and(|own| own == arch.as_str())
+    }
+
     /// Whether the node was new at a moment: a driver may still be starting there.
     #[must_use]
     pub fn is_warming_up(&self, at: Timestamp) -> bool {

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarunner_crds::{
-    ARCH_LABEL, Arch, ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus,
-    DeletionPolicy, Enforcement, Gpu, JobContainers, KeyReference, Lifetime, RequiredChecks, Rerun,
-    ScalingSource, Smoke, Telemetry, Verify,
+    Arch, ContainerResources, CudaRunner, CudaRunnerSpec, CudaRunnerStatus, DeletionPolicy,
+    Enforcement, Gpu, JobContainers, KeyReference, Lifetime, RequiredChecks, Rerun, ScalingSource,
+    Smoke, Telemetry, Verify,
 };
 use gate_report::allow::Policy;
 use gate_report::contract::gate;
@@ -24,9 +24,9 @@ mod template;
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
 
 use fields::{
-    gate_settings, job_containers, max_job_minutes, placement, proxy, read_allow, read_gpu,
+    gate_settings, job_containers, max_job_minutes, needs, proxy, read_allow, read_gpu,
     read_preflight, registration, repository, schedule, size, teardown_timeout, telemetry,
-    verify_every, webhook, weight,
+    verify_every, webhook,
 };
 
 use super::github::Repository;
@@ -36,6 +36,7 @@ use super::proxy::{Proxy, ProxyError};
 use super::url::{GitHubUrl, Scope, UrlError};
 use crate::reason::Reason;
 use crate::schedule::Window;
+use crate::shares::Needs;
 
 /// A pool as the steps of a reconcile see it.
 #[derive(Clone, Debug)]
@@ -123,10 +124,8 @@ pub struct Spec {
     pub template: PodTemplateSpec,
     /// Changes when a pod made from this spec would differ.
     pub template_hash: String,
-    /// Changes when the nodes would differ on which it may start.
-    pub placement_hash: String,
-    /// What it has of the GPUs that its namespace's pools share, beside the others there.
-    pub weight: u32,
+    /// What it needs of the GPUs that pools share; `None` where devices are claimed.
+    pub needs: Option<Arc<Needs>>,
     /// The workflow that proves the pool.
     pub verify: Option<Verify>,
     /// How long after a verification the next one runs.
@@ -413,8 +412,7 @@ impl Spec {
             required_checks: spec.required_checks.clone(),
             rerun: spec.rerun.clone(),
             template_hash: String::new(),
-            placement_hash: placement(&template, spec),
-            weight: weight(spec.scaling.as_ref()),
+            needs: needs(&template, spec, &gpu, (registration, size)),
             url,
             arch: spec.arch,
             gpu,
@@ -500,8 +498,7 @@ impl Spec {
     /// Whether a node has the pool's architecture.
     #[must_use]
     pub fn is_for(&self, node: &NodeFacts) -> bool {
-        let arch = node.labels.get(ARCH_LABEL);
-        arch.is_some_and(|arch| arch == self.arch.as_str())
+        node.is_of(self.arch)
     }
 
     /// Whether the number of runners follows the queue as it is read.

@@ -1,4 +1,5 @@
-//! The rounds in which devices of one resource are given out.
+//! The rounds in which devices of one resource are given out. Where other operators serve some of the pools, what all
+//! operators reckon alike comes first ([`Rounds::seen`]), and an operator gives out what its own pools have by that.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -66,9 +67,33 @@ type Turn<'a> = (u64, Option<Timestamp>, &'a str);
 /// Pools of a namespace, in the same order; with the number of each.
 type Queue<'a> = BinaryHeap<Reverse<(Turn<'a>, usize)>>;
 
+/// What pools of other operators have by what all operators reckon alike, and what that leaves to one of them. These pools
+/// are the first of the sharers.
+pub(super) struct Beside {
+    /// Devices of each node that its pools have by that.
+    free: Vec<u32>,
+    /// The node of each runner that each of the others was given: before a pool of this operator waits, then for what is asked
+    /// for, then what is left over.
+    given: Vec<(Vec<usize>, Parts)>,
+    /// Nodes that are kept for one of the others.
+    kept: BTreeMap<usize, usize>,
+    /// How many of the others wait for each node, before any pool of this operator and after the first.
+    ahead: Vec<usize>,
+    behind: Vec<usize>,
+}
+
+/// How many of somebody's runners were given before a moment.
+#[derive(Clone, Copy, Default)]
+struct Parts {
+    early: usize,
+    asked: usize,
+}
+
 /// What has been given out.
 pub(super) struct Rounds<'a> {
     sharers: &'a [Sharer],
+    /// So many of them, the first, are others' to serve: what they were given is known.
+    others: usize,
     devices: &'a [u32],
     free: Vec<u32>,
     /// The node of each runner that each was given.
@@ -77,18 +102,32 @@ pub(super) struct Rounds<'a> {
     last_served: BTreeMap<&'a str, Option<Timestamp>>,
     /// Who waits, and whether the next GPU there is for it.
     waiting: BTreeMap<usize, bool>,
-    /// How many wait for each node.
+    /// How many wait for each node, and how many of others come after those of this operator.
     line: Vec<usize>,
+    behind: Vec<usize>,
+    /// Who was given something, in order.
+    log: Vec<usize>,
+    /// Who waits, in order, and after how many of those.
+    order: Vec<(usize, usize)>,
     /// Who has runners to come, and how many of these for each node.
     coming: Vec<bool>,
     comers: Vec<usize>,
-    /// Nodes whose free devices are kept for somebody.
-    kept: BTreeMap<usize, usize>,
+    /// Nodes whose free devices are kept for somebody, and how many these are.
+    kept: BTreeMap<usize, (usize, u32)>,
     /// Nodes whose free devices are for others than each.
     kept_from: Vec<Vec<usize>>,
     /// Who has a glance, whoever waits, and who waits for one.
     glances: Vec<bool>,
     waits_to_look: Vec<bool>,
+    /// Who has a glance at what others have.
+    beyond: Vec<bool>,
+    /// Glances for which others wait that may begin yet.
+    slots: usize,
+    /// What others have that is not given yet: what is asked for, and what is left over.
+    asked_by_others: Vec<(usize, usize)>,
+    left_to_others: Vec<(usize, usize)>,
+    /// Where pools of other operators may go.
+    is_shared: Vec<bool>,
     /// Where others are to have no pod that would take the device of such a one.
     looked_at: Vec<bool>,
     now: Timestamp,
@@ -99,6 +138,7 @@ impl<'a> Rounds<'a> {
     pub(super) fn new(devices: &'a [u32], sharers: &'a [Sharer], now: Timestamp) -> Self {
         let mut rounds = Self {
             sharers,
+            others: 0,
             devices,
             free: devices.to_vec(),
             given: vec![vec![]; sharers.len()],
@@ -106,12 +146,20 @@ impl<'a> Rounds<'a> {
             last_served: BTreeMap::new(),
             waiting: BTreeMap::new(),
             line: vec![0; devices.len()],
+            behind: vec![0; devices.len()],
+            log: vec![],
+            order: vec![],
             coming: sharers.iter().map(|s| s.wanted > 0).collect(),
             comers: vec![0; devices.len()],
             kept: BTreeMap::new(),
             kept_from: vec![],
             glances: vec![false; sharers.len()],
             waits_to_look: vec![false; sharers.len()],
+            beyond: vec![false; sharers.len()],
+            slots: 0,
+            asked_by_others: vec![],
+            left_to_others: vec![],
+            is_shared: vec![false; devices.len()],
             looked_at: vec![false; devices.len()],
             now,
         };
@@ -133,18 +181,102 @@ impl<'a> Rounds<'a> {
     }
 
     pub(super) fn run(mut self) -> Self {
-        let goals = |of: fn(&Sharer) -> usize| self.sharers.iter().map(of).collect();
-        let (pending, wanted): (Vec<usize>, Vec<usize>) =
-            (goals(|s| s.pending), goals(|s| s.wanted));
-        let most: Vec<usize> = goals(|s| s.most);
-        self.round(&pending, false, true);
+        self.round(|s| s.pending, false, true);
         self.glance();
-        self.round(&wanted, true, true);
+        self.round(|s| s.wanted, true, true);
+        self.let_others_wait();
         self.keep();
+        let left = std::mem::take(&mut self.left_to_others);
+        left.into_iter().for_each(|(i, node)| self.give(i, node));
         self.glance_when_idle();
         // What is left over is given by name among those alike: it must not move with each runner that ends.
-        self.round(&most, false, false);
+        self.round(|s| s.most, false, false);
+        self.glance_at_what_others_have();
         self
+    }
+
+    /// What every operator reckons alike, as it comes to one for which the first `others` of the sharers are others'. Nobody is
+    /// heard: when somebody last was is known to its own operator alone.
+    pub(super) fn seen(mut self, others: usize) -> Beside {
+        self.round(|s| s.pending, false, true);
+        self.round(|s| s.wanted, true, true);
+        let first_own = self.order.iter().find(|(i, _)| *i >= others);
+        let early = first_own.map_or(self.log.len(), |(_, after)| *after);
+        let mut parts = vec![Parts::default(); self.sharers.len()];
+        for (n, i) in self.log.iter().enumerate() {
+            parts[*i].asked = parts[*i].asked.saturating_add(1);
+            parts[*i].early = parts[*i].early.saturating_add(usize::from(n < early));
+        }
+        // Whose jobs fill its runners comes first by one runner, so that it grows.
+        self.glance_when_idle();
+        self.round(|s| s.most, false, false);
+
+        let mut free = vec![0_u32; self.devices.len()];
+        let own = self.given.iter().zip(self.sharers).skip(others);
+        let own = own.flat_map(|(given, sharer)| given.iter().map(|node| (*node, sharer.count)));
+        let kept = self.kept.iter().filter(|(_, (by, _))| *by >= others);
+        for (node, devices) in own.chain(kept.map(|(node, (_, devices))| (*node, *devices))) {
+            free[node] = free[node].saturating_add(devices);
+        }
+        let (mut ahead, mut behind) = (vec![0; free.len()], vec![0; free.len()]);
+        let mut is_own = vec![false; free.len()];
+        for (i, _) in &self.order {
+            for node in self.waits_for(*i) {
+                is_own[node] |= *i >= others;
+                if *i < others {
+                    let line = if is_own[node] {
+                        &mut behind
+                    } else {
+                        &mut ahead
+                    };
+                    line[node] = usize::saturating_add(line[node], 1);
+                }
+            }
+        }
+        let kept = self.kept.iter().filter(|(_, (by, _))| *by < others);
+        Beside {
+            free,
+            kept: kept.map(|(node, (by, _))| (*node, *by)).collect(),
+            given: self.given.into_iter().zip(parts).take(others).collect(),
+            ahead,
+            behind,
+        }
+    }
+
+    /// The same rounds, where pools of other operators have what all reckon that they have.
+    pub(super) fn beside(mut self, beside: Beside) -> Self {
+        self.others = beside.given.len();
+        self.free = beside.free;
+        for (i, (nodes, parts)) in beside.given.into_iter().enumerate() {
+            let sharer = &self.sharers[i];
+            if sharer.wanted > 0 || sharer.most > 0 {
+                for node in self.waits_for(i) {
+                    self.is_shared[node] = true;
+                }
+            }
+            for (n, node) in nodes.into_iter().enumerate() {
+                if n < parts.early {
+                    self.give(i, node);
+                } else if n < parts.asked {
+                    self.asked_by_others.push((i, node));
+                } else {
+                    self.left_to_others.push((i, node));
+                }
+            }
+        }
+        let kept = beside.kept.into_iter();
+        self.kept = kept.map(|(node, by)| (node, (by, 0))).collect();
+        (self.line, self.behind) = (beside.ahead, beside.behind);
+        self
+    }
+
+    /// What others ask for that comes after the first pool of this operator.
+    fn let_others_wait(&mut self) {
+        let asked = std::mem::take(&mut self.asked_by_others);
+        asked.into_iter().for_each(|(i, node)| self.give(i, node));
+        for (line, behind) in self.line.iter_mut().zip(&self.behind) {
+            *line = line.saturating_add(*behind);
+        }
     }
 
     /// What a pool is offered beyond the jobs that it knows of, where it is offered and known to want so many runners.
@@ -167,6 +299,11 @@ impl<'a> Rounds<'a> {
     /// Runners of a pool beyond those that have a node.
     pub(super) fn given(&self, sharer: usize) -> usize {
         self.given[sharer].len()
+    }
+
+    /// Runners that a pool is offered beyond these, though others have what is there.
+    pub(super) fn beyond(&self, sharer: usize) -> usize {
+        usize::from(self.beyond[sharer])
     }
 
     /// Whether somebody else waits for a node of a pool's.
@@ -193,11 +330,11 @@ impl<'a> Rounds<'a> {
         &self.kept_from[sharer]
     }
 
-    /// Gives out runners up to `goals`; `in_line` where those for whom there is nothing wait.
-    fn round(&mut self, goals: &[usize], in_line: bool, by_turn: bool) {
+    /// Gives out runners up to `goal`; `in_line` where those for whom there is nothing wait.
+    fn round(&mut self, goal: fn(&Sharer) -> usize, in_line: bool, by_turn: bool) {
         let mut queues: BTreeMap<&str, Queue> = BTreeMap::new();
-        for (i, sharer) in self.sharers.iter().enumerate() {
-            if self.given(i) < goals[i] {
+        for (i, sharer) in self.sharers.iter().enumerate().skip(self.others) {
+            if self.given(i) < goal(sharer) {
                 let queue = queues.entry(&sharer.key.namespace).or_default();
                 queue.push(Reverse((self.turn(i, by_turn), i)));
             }
@@ -216,7 +353,7 @@ impl<'a> Rounds<'a> {
                     if in_line {
                         self.wait(i);
                     }
-                } else if self.given(i) < goals[i] {
+                } else if self.given(i) < goal(&self.sharers[i]) {
                     queue.push(Reverse((self.turn(i, by_turn), i)));
                 }
             }
@@ -227,8 +364,8 @@ impl<'a> Rounds<'a> {
     /// Scale sets that have all that they are known to want, and may want more: the namespace that was heard longest ago
     /// comes first, however many pools it has, and in it the pool that was.
     fn silent(&self, is_due: impl Fn(&Room) -> bool) -> Vec<usize> {
-        let all = self.sharers.iter().enumerate();
-        let silent = all.filter(|(i, sharer)| {
+        let own = self.sharers.iter().enumerate().skip(self.others);
+        let silent = own.filter(|(i, sharer)| {
             let given = self.given(*i);
             sharer.is_full && given == sharer.wanted && given < sharer.most && is_due(&sharer.room)
         });
@@ -249,24 +386,68 @@ impl<'a> Rounds<'a> {
     /// Glances that keep others waiting: some at a time. Where nothing is free, the next device is for one.
     fn glance(&mut self) {
         let now = self.now;
-        let devices = self.devices.iter().copied().fold(0, u32::saturating_add);
-        let slots = usize::try_from(devices.div_ceil(SLOT)).unwrap_or(usize::MAX);
         let used = self.sharers.iter().filter(|s| s.room.has_slot(now)).count();
-        let mut left = slots.saturating_sub(used);
+        self.slots = self.all_slots().saturating_sub(used);
         let is_wanted = self.wanted_nodes();
         let mut due = self.silent(|room| room.is_due(now));
         due.retain(|i| self.waits_for(*i).iter().any(|node| is_wanted[*node]));
         for i in due {
             let room = self.sharers[i].room;
-            let may = room.is_glance(now) || left > 0;
+            let may = room.is_glance(now) || self.slots > 0;
             if may && self.place(i) {
-                self.glances[i] = true;
-                left = left.saturating_sub(usize::from(!room.is_glance(now)));
+                self.begin_glance(i);
                 self.look(i);
-            } else if may && self.sharers[i].count == 1 {
+            } else if may && self.sharers[i].count == 1 && !self.is_beside(i) {
                 self.waits_to_look[i] = true;
                 if room.is_looking(now) {
                     self.look(i);
+                }
+            }
+        }
+    }
+
+    /// Glances that may go on at a time for which others wait.
+    fn all_slots(&self) -> usize {
+        let devices = self.devices.iter().copied().fold(0, u32::saturating_add);
+        usize::try_from(devices.div_ceil(SLOT)).unwrap_or(usize::MAX)
+    }
+
+    fn begin_glance(&mut self, i: usize) {
+        let is_new = !self.sharers[i].room.is_glance(self.now);
+        self.slots = self.slots.saturating_sub(usize::from(is_new));
+        self.glances[i] = true;
+    }
+
+    /// Whether pools of other operators may go to a node of a pool's.
+    fn is_beside(&self, i: usize) -> bool {
+        self.waits_for(i).iter().any(|node| self.is_shared[*node])
+    }
+
+    /// Glances of those that were given nothing to look with, where pools of other operators have what is there, or wait for
+    /// it. Such a one takes no device: the next one to be free cannot be had for it, as another operator's pods take that. It
+    /// is offered all the same, some at a time.
+    fn glance_at_what_others_have(&mut self) {
+        let now = self.now;
+        let is_wanted = self.wanted_nodes();
+        let theirs = self.given.iter().take(self.others).flatten();
+        let mut is_theirs = vec![false; self.devices.len()];
+        theirs.for_each(|node| is_theirs[*node] = true);
+        let mut left = self.all_slots();
+        for i in self.silent(|room| room.is_due(now) || room.is_due_when_idle(now)) {
+            let mut nodes = self.waits_for(i);
+            nodes.retain(|node| self.is_shared[*node]);
+            let room = self.sharers[i].room;
+            let is_awaited = nodes.iter().any(|node| is_wanted[*node]);
+            let may = if is_awaited {
+                room.is_due(now) && (room.is_glance(now) || self.slots > 0)
+            } else {
+                room.is_due_when_idle(now) && nodes.iter().any(|node| is_theirs[*node])
+            };
+            if may && left > 0 {
+                left = left.saturating_sub(1);
+                self.beyond[i] = true;
+                if is_awaited {
+                    self.begin_glance(i);
                 }
             }
         }
@@ -327,13 +508,19 @@ impl<'a> Rounds<'a> {
             return false;
         };
         self.free[node] = self.free[node].saturating_sub(sharer.count);
+        self.give(i, node);
+        true
+    }
+
+    fn give(&mut self, i: usize, node: usize) {
+        let sharer = &self.sharers[i];
         self.given[i].push(node);
+        self.log.push(i);
         let sum = self
             .by_namespace
             .entry(sharer.key.namespace.as_str())
             .or_default();
         *sum = sum.saturating_add(u64::from(sharer.count));
-        true
     }
 
     /// The nodes on which a pool's runner would fit, were others to end.
@@ -366,6 +553,7 @@ impl<'a> Rounds<'a> {
         let is_looked_at = nodes.iter().any(|node| self.looked_at[*node]);
         let is_next = is_first && !is_looked_at && !self.others_were_given(i, &nodes);
         self.waiting.insert(i, is_next);
+        self.order.push((i, self.log.len()));
         for node in &nodes {
             self.line[*node] = self.line[*node].saturating_add(1);
         }
@@ -374,8 +562,8 @@ impl<'a> Rounds<'a> {
             .into_iter()
             .max_by_key(|node| (self.free[*node], Reverse(*node)));
         if let Some(node) = fullest.filter(|node| may_keep && self.free[*node] > 0) {
-            self.free[node] = 0;
-            self.kept.insert(node, i);
+            let devices = std::mem::take(&mut self.free[node]);
+            self.kept.insert(node, (i, devices));
         }
     }
 
@@ -394,7 +582,7 @@ impl<'a> Rounds<'a> {
 
     fn for_others(&self, i: usize, given: &BTreeMap<usize, BTreeSet<usize>>) -> Vec<usize> {
         let own = &self.given[i];
-        let kept = self.kept.iter().filter(|(_, by)| **by != i);
+        let kept = self.kept.iter().filter(|(_, (by, _))| *by != i);
         let kept = kept.map(|(node, _)| *node);
         let kept = kept.filter(|node| !own.contains(node));
         let taken = given.iter().filter(|(node, by)| self.takes(i, **node, by));

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
 
+mod beside;
 mod heard;
 mod vain;
 
@@ -35,7 +36,12 @@ fn member(name: &str, wanted: usize, count: u32, weight: u32, zones: &[usize]) -
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         },
-        spec: Pool::read(&resource, false).spec.unwrap(),
+        needs: Pool::read(&resource, false)
+            .spec
+            .unwrap()
+            .needs
+            .clone()
+            .unwrap(),
         claim: Claim {
             wanted,
             most: 20,
@@ -257,7 +263,7 @@ impl Scheduler {
     }
 
     fn may_go(&self, member: &Member, n: usize) -> bool {
-        admits(Place::of(&member.spec), &self.nodes[n])
+        admits(&member.needs.place, &self.nodes[n])
     }
 
     /// One pod gets a node, if one can; whose.
@@ -271,7 +277,7 @@ impl Scheduler {
             if share.admits(member.claim.wanted, member.runners) <= member.runners {
                 continue;
             }
-            let count = member.spec.gpu.count().unwrap();
+            let count = member.needs.count;
             let room = (0..self.nodes.len())
                 .filter(|n| self.free[*n] >= count && self.may_go(member, *n))
                 .min_by_key(|n| (share.kept.contains(&self.nodes[*n].name), *n));
@@ -320,7 +326,7 @@ proptest! {
         let there: u32 = free.iter().sum();
         for (pool, n) in held {
             let (pool, n) = (pool % members.len(), n % nodes.len());
-            let count = members[pool].spec.gpu.count().unwrap();
+            let count = members[pool].needs.count;
             if free[n] >= count {
                 free[n] -= count;
                 members[pool].held.push((nodes[n].name.clone(), count));
@@ -335,7 +341,7 @@ proptest! {
         for member in &members {
             let runners = found.get(&member.key).map_or(member.runners, |share| share.runners);
             prop_assert!(runners >= member.runners);
-            offered += u32::try_from(runners).unwrap() * member.spec.gpu.count().unwrap();
+            offered += u32::try_from(runners).unwrap() * member.needs.count;
         }
         prop_assert!(offered <= there, "{offered} of {there}");
 
@@ -370,7 +376,7 @@ proptest! {
 
         // Then each pool that fits anywhere is served again, or still has a runner
         for (i, member) in scheduler.members.iter().enumerate() {
-            let count = member.spec.gpu.count().unwrap();
+            let count = member.needs.count;
             let fits = (0..scheduler.nodes.len())
                 .any(|n| scheduler.may_go(member, n) && scheduler.nodes[n].offers[GPU] >= count);
             prop_assert!(!fits || served[i] > 0 || member.runners > 0, "{} waits for ever", member.key);

@@ -1,5 +1,7 @@
 //! How each field of a spec is read. What the schema has refused is not met here, and what it lets pass has a reading.
 
+use std::sync::Arc;
+
 use cudarunner_crds::{
     CudaRunnerSpec, Gpu, JobContainers, Preflight, RegistrationMode, Scaling, ScalingSource, Smoke,
     Telemetry, Verify,
@@ -10,13 +12,14 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{GateSettings, GpuRequest, RegistrationKind, Size, SpecError, Webhook, fingerprint};
+use super::{GateSettings, GpuRequest, RegistrationKind, Size, SpecError, Webhook};
 use crate::model::github::Repository;
 use crate::model::proxy::Proxy;
 use crate::model::time::duration;
 use crate::model::url::{GitHubUrl, Scope};
-use crate::placement::required;
+use crate::placement::Place;
 use crate::schedule::{self, Window};
+use crate::shares::Needs;
 
 /// The longest that a deletion may take: GitHub lets no job run longer.
 const LONGEST_TEARDOWN: SignedDuration = SignedDuration::from_hours(5 * 24);
@@ -25,20 +28,26 @@ const SHORTEST_EVERY: SignedDuration = SignedDuration::from_mins(10);
 /// The longest.
 const LONGEST_EVERY: SignedDuration = SignedDuration::from_hours(365 * 24);
 
-/// Everything that decides on which nodes a pod may start, in a few bytes.
-pub(super) fn placement(template: &PodTemplateSpec, spec: &CudaRunnerSpec) -> String {
+/// What the pool needs of the GPUs that it shares with others.
+pub(super) fn needs(
+    template: &PodTemplateSpec,
+    spec: &CudaRunnerSpec,
+    gpu: &GpuRequest,
+    (registration, size): (RegistrationKind, Size),
+) -> Option<Arc<Needs>> {
     let pod = template.spec.as_ref();
-    let place = (
-        pod.and_then(|pod| pod.node_selector.as_ref()),
-        pod.and_then(required),
-        pod.and_then(|pod| pod.tolerations.as_ref()),
-        &spec.gpu.min_compute_capability,
-        spec.arch.as_str(),
-    );
-    fingerprint(&serde_json::to_string(&place).unwrap_or_default())
+    let needs = Needs {
+        resource: gpu.resource_name()?.to_owned(),
+        count: gpu.count()?.max(1),
+        weight: weight(spec.scaling.as_ref()),
+        size,
+        registration,
+        place: Place::new(pod, spec.arch, &spec.gpu.min_compute_capability),
+    };
+    Some(Arc::new(needs))
 }
 
-pub(super) fn weight(scaling: Option<&Scaling>) -> u32 {
+fn weight(scaling: Option<&Scaling>) -> u32 {
     scaling.map_or(1, |scaling| scaling.weight.max(1).unsigned_abs())
 }
 
