@@ -174,8 +174,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         made: &made,
     };
     lasting::blame_nodes(&mut new, known, of_nodes);
-    let mut last_failures = new.clone();
-    last_failures.extend(known.iter().cloned());
+    let mut last_failures: Vec<FailureStatus> = new.iter().chain(known).cloned().collect();
     last_failures.truncate(MAX_LAST_FAILURES);
     let suspects = lasting::suspects(&last_failures, of_nodes, now);
 

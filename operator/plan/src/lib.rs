@@ -139,6 +139,16 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     } else {
         scale_set::stop_listening(observed, &mut plan);
     }
+    plan.status.released.clone_from(&pool.release);
+    report(&health, now, &mut plan);
+    queue::plan(pool, observed, now, &mut plan);
+    labels::plan(pool, observed, &mut plan);
+    conditions::plan(pool, observed, &health, now, &mut plan);
+    plan
+}
+
+/// Reports the failures, and what is in quarantine.
+fn report(health: &Health, now: Timestamp, plan: &mut Plan) {
     plan.failed.clone_from(&health.failed);
     plan.unrecorded.extend(health.unrecorded());
     plan.status.consecutive_failures = health.consecutive;
@@ -146,15 +156,10 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     plan.status
         .quarantine
         .clone_from(&health.quarantine.entries);
-    plan.status.released.clone_from(&pool.release);
     plan.notices.extend(health.quarantine.notices.clone());
     if let Some(moment) = health.quarantine.wake {
         plan.wake_at(moment, now);
     }
-    queue::plan(pool, observed, now, &mut plan);
-    labels::plan(pool, observed, &mut plan);
-    conditions::plan(pool, observed, &health, now, &mut plan);
-    plan
 }
 
 /// The counts and lists of the status.

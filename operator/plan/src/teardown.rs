@@ -164,15 +164,7 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         });
     }
     if let Some(place) = &pool.status.registered_at {
-        let label = pool.ownership_label();
-        let names = match (left.is_empty(), is_whole) {
-            (true, _) => format!("runners with the label {label}"),
-            (false, true) => format!("the runners {}", left.join(", ")),
-            (false, false) => format!(
-                "the runners {}, and others with the label {label},",
-                left.join(", ")
-            ),
-        };
+        let names = named(&left, is_whole, &pool.ownership_label());
         plan.notices.push(Notice {
             warning: true,
             reason: Reason::TeardownIncomplete.into(),
@@ -187,6 +179,16 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
         plan.notices.push(notice);
     }
     plan.actions.push(Action::RemoveFinalizer);
+}
+
+/// Runners that may be left, where these are known, and where these are all or not.
+fn named(known: &[&str], are_all: bool, label: &str) -> String {
+    let names = known.join(", ");
+    match (known.is_empty(), are_all) {
+        (true, _) => format!("runners with the label {label}"),
+        (false, true) => format!("the runners {names}"),
+        (false, false) => format!("the runners {names}, and others with the label {label},"),
+    }
 }
 
 /// What is said of a pool that is let go because its operator was uninstalled.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cudarunner_crds::CudaRunner;
 use futures::StreamExt as _;
-use k8s_openapi::api::resource::v1::{Device, DeviceTaintRule, ResourceSlice};
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, DeviceTaintRule, ResourceSlice};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -161,16 +161,7 @@ fn slice_of(slice: &ResourceSlice) -> Option<Slice> {
             name: device.name.clone(),
             uuid,
             domain: domain.flatten().unwrap_or_else(|| spec.driver.clone()),
-            taints: device
-                .taints
-                .iter()
-                .flatten()
-                .map(|taint| {
-                    let value = taint.value.iter().filter(|value| !value.is_empty());
-                    let value: String = value.map(|value| format!("={value}")).collect();
-                    format!("{}{value}:{}", taint.key, taint.effect)
-                })
-                .collect(),
+            taints: device.taints.iter().flatten().map(shown).collect(),
         }
     };
     Some(Slice {
@@ -180,6 +171,15 @@ fn slice_of(slice: &ResourceSlice) -> Option<Slice> {
         of: spec.pool.resource_slice_count,
         devices: spec.devices.iter().flatten().map(device).collect(),
     })
+}
+
+/// A taint as kubectl writes it.
+fn shown(taint: &DeviceTaint) -> String {
+    let DeviceTaint { key, effect, .. } = taint;
+    match taint.value.as_deref() {
+        None | Some("") => format!("{key}:{effect}"),
+        Some(value) => format!("{key}={value}:{effect}"),
+    }
 }
 
 /// The domain of the attribute with the UUID, and that. An attribute without a domain is of the driver's.

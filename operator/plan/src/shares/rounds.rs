@@ -186,8 +186,9 @@ impl<'a> Rounds<'a> {
         self.round(|s| s.wanted, true, true);
         self.let_others_wait();
         self.keep();
-        let left = std::mem::take(&mut self.left_to_others);
-        left.into_iter().for_each(|(i, node)| self.give(i, node));
+        for (i, node) in std::mem::take(&mut self.left_to_others) {
+            self.give(i, node);
+        }
         self.glance_when_idle();
         // What is left over is given by name among those alike: it must not move with each runner that ends.
         self.round(|s| s.most, false, false);
@@ -272,8 +273,9 @@ impl<'a> Rounds<'a> {
 
     /// What others ask for that comes after the first pool of this operator.
     fn let_others_wait(&mut self) {
-        let asked = std::mem::take(&mut self.asked_by_others);
-        asked.into_iter().for_each(|(i, node)| self.give(i, node));
+        for (i, node) in std::mem::take(&mut self.asked_by_others) {
+            self.give(i, node);
+        }
         for (line, behind) in self.line.iter_mut().zip(&self.behind) {
             *line = line.saturating_add(*behind);
         }

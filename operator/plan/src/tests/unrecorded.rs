@@ -56,17 +56,37 @@ fn fates() -> Vec<Fate> {
     all
 }
 
+/// A failure of so many seconds ago.
+fn failure(reason: Reason, registered: bool, seconds: i64) -> End {
+    End::Failed(Failure {
+        reason,
+        registered,
+        at: ago(seconds),
+        ..gate_failure(Class::Transient)
+    })
+}
+
+/// A job that ended so many seconds ago.
+fn ended(seconds: i64) -> EndedJob {
+    let job = Job {
+        job: "build".to_owned(),
+        run: "17".to_owned(),
+        repository: "acme/widgets".to_owned(),
+        ..Job::default()
+    };
+    EndedJob {
+        job,
+        started: None,
+        finished: ago(seconds),
+        refused: None,
+        gpus: vec![],
+        exceeded_minutes: None,
+    }
+}
+
 /// A runner that met its fate so many seconds ago.
 fn met(pool: &Pool, name: &str, fate: Fate, seconds: i64) -> Runner {
     use RunnerPhase::{Busy, Failed, Finished, Idle, Terminating};
-    let failure = |reason, registered| {
-        Some(End::Failed(Failure {
-            reason,
-            registered,
-            at: ago(seconds),
-            ..gate_failure(Class::Transient)
-        }))
-    };
     let in_phase = |phase, seconds| Runner {
         since: ago(seconds),
         created: ago(4000),
@@ -74,11 +94,11 @@ fn met(pool: &Pool, name: &str, fate: Fate, seconds: i64) -> Runner {
     };
     match fate {
         Fate::Failed(reason, registered) => Runner {
-            end: failure(reason, registered),
+            end: Some(failure(reason, registered, seconds)),
             ..in_phase(Failed, seconds)
         },
         Fate::Deleted(reason) => Runner {
-            end: failure(reason, true),
+            end: Some(failure(reason, true, seconds)),
             ..in_phase(Terminating, seconds)
         },
         Fate::Late(phase, waits) => Runner {
@@ -96,14 +116,12 @@ fn met(pool: &Pool, name: &str, fate: Fate, seconds: i64) -> Runner {
                 since: ago(600 + seconds),
                 seen: NOW,
             }),
-            ..in_phase(
-                if about == Contradiction::JobOver {
-                    Busy
-                } else {
-                    Idle
-                },
-                3600,
-            )
+            phase: if about == Contradiction::JobOver {
+                Busy
+            } else {
+                Idle
+            },
+            ..in_phase(Idle, 3600)
         },
         Fate::Unconfirmed => Runner {
             disruption: Some(Disruption {
@@ -115,26 +133,11 @@ fn met(pool: &Pool, name: &str, fate: Fate, seconds: i64) -> Runner {
             gone_by: Some(ago(seconds)),
             ..in_phase(Terminating, seconds + 60)
         },
-        Fate::Done => {
-            let job = Job {
-                job: "build".to_owned(),
-                run: "17".to_owned(),
-                repository: "acme/widgets".to_owned(),
-                ..Job::default()
-            };
-            Runner {
-                end: Some(End::JobDone(job.clone())),
-                done: Some(Box::new(EndedJob {
-                    job,
-                    started: None,
-                    finished: ago(seconds),
-                    refused: None,
-                    gpus: vec![],
-                    exceeded_minutes: None,
-                })),
-                ..in_phase(Finished, seconds)
-            }
-        }
+        Fate::Done => Runner {
+            end: Some(End::JobDone(ended(seconds).job)),
+            done: Some(Box::new(ended(seconds))),
+            ..in_phase(Finished, seconds)
+        },
     }
 }
 

@@ -327,14 +327,14 @@ async fn a_pool_that_no_operator_shows_is_shown_as_its_resource_is() {
 #[tokio::test]
 async fn who_may_make_services_tells_nobody_anything() {
     // Given somebody who has made a Service with the label of a page, and who tells of the pools of others, of tomorrow
-    let mut forged = document("x", "my-pool", &pod("my-pool-aaaaa", &json!({}), "1"));
-    forged["pools"][0]["queue"]["asOf"] = json!("2999-01-01T00:00:00Z");
-    forged["pools"][0]["runners"] = json!(4711);
+    let mut forgery = document("x", "my-pool", &pod("my-pool-aaaaa", &json!({}), "1"));
+    forgery["pools"][0]["queue"]["asOf"] = json!("2999-01-01T00:00:00Z");
+    forgery["pools"][0]["runners"] = json!(4711);
     let mut pages = vec![page_of("team-x", "op-fleet")];
     let forges = |pages: Vec<Value>, page_of: &str| {
         two_operators()
             .on(&format!("GET {SERVICES}"), Answered::List(pages))
-            .on(&page(page_of), Answered::Object(forged.clone()))
+            .on(&page(page_of), Answered::Object(forgery.clone()))
             .on("GET /api/v1/pods", Answered::List(vec![]))
     };
     let shown = async |server: Late| fleet(&answers(server), fixture::NOW).await.unwrap();
