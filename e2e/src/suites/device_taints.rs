@@ -1,5 +1,5 @@
 //! A device that failed is tainted, and not its node: the pool goes on with the other one, and tries that one again by a claim
-//! of its own. So it is for a pool that asks for a number; and a rule may only tell.
+//! of its own. So it is for a pool that asks for a number.
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{CudaRunner, QuarantineScope, QuarantineStatus};
@@ -41,8 +41,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             the_drivers_word_is_shown(ctx, &machine).await?;
             its_rule_stays_where_it_fails_again(ctx, &machine).await?;
             its_rule_goes_when_it_passes(ctx, &machine).await?;
-            the_rule_moves_with_the_device(ctx, &machine).await?;
-            a_rule_may_only_tell(ctx, &machine).await
+            the_rule_moves_with_the_device(ctx, &machine).await
         })
         .await?;
         // Then Kubernetes removes those that are left, with the right to make them
@@ -315,32 +314,4 @@ async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<
     ctx.annotate(POOL, "cudarunner.dev/release", node::SECOND)
         .await?;
     no_rule(ctx).await
-}
-
-/// With the effect `None` the node is quarantined, as without rules.
-async fn a_rule_may_only_tell(ctx: &Ctx, machine: &Machine) -> Result<()> {
-    // Given a broken device, and a pool that could go to another node: of one node alone none is quarantined
-    ctx.delete(POOL).await?;
-    write(machine, 0, &broken(0))?;
-    write(machine, 1, &well(1))?;
-    ctx.cluster.published(machine).await?;
-    let only_tell = ["deviceTaints.enabled=true", "deviceTaints.effect=None"];
-    deploy::with_values(&ctx.cluster, &only_tell, async || {
-        ctx.apply(&ctx.pool(POOL, spec(1))).await?;
-        // Then the rule says which device it is, and keeps nobody off
-        let rule = the_rule(ctx, "gpu-0").await?;
-        ensure!(rule.spec.taint.effect == "None", "{rule:?}");
-        // And the node is quarantined
-        let message = ctx
-            .condition(POOL, "GpuHealthy", "False", "NodesQuarantined")
-            .await?;
-        ensure!(message.contains(node::SECOND), "{message}");
-        let entry = the_entry(ctx).await?;
-        ensure!(
-            entry.scope.is_none() && entry.device == Some(well(0).uuid),
-            "{entry:?}"
-        );
-        ctx.delete(POOL).await
-    })
-    .await
 }
