@@ -322,17 +322,17 @@ async fn shared(ctx: &Ctx) -> Result<()> {
     })
     .await?;
 
-    // When each has more jobs than there are GPUs
+    // When each has a job for each GPU that it offers
     let mut jobs = BTreeMap::new();
-    for number in 0..2 * GPUS {
-        for (name, _) in [LIGHT, HEAVY] {
+    for (name, offered) in [LIGHT, HEAVY] {
+        for number in 0..offered {
             let title = format!("{name}-{number}");
             let labels = ["self-hosted", name];
             let job = ctx.queue_for(&title, &labels, "true", true).await?;
             jobs.insert(job, name);
         }
     }
-    // Then they have runners by weight, and beside these one pod at most: of the pool whose turn is next
+    // Then all run, and beside their runners there is one pod at most: of the pool whose turn is next
     ctx.wait_for("jobs on all GPUs", SOON, async || {
         let pods = ctx.pods().await?.len();
         ensure!(pods <= GPUS + 1, "{pods} runners for {GPUS} GPUs");
@@ -344,13 +344,13 @@ async fn shared(ctx: &Ctx) -> Result<()> {
         Ok((running == BTreeMap::from([LIGHT, HEAVY])).then_some(()))
     })
     .await?;
-    let demand = ctx.status(LIGHT.0).await?.demand;
+    let demand = ctx.status(HEAVY.0).await?.demand;
     ensure!(
         demand.is_some_and(|demand| demand.wanted > 1),
         "it does not say what it would have"
     );
 
-    // And all jobs are served in the end
+    // And all end well
     for job in jobs.keys() {
         ctx.github.release(*job).await?;
     }
