@@ -1,11 +1,11 @@
 //! The README's two commands as they stand there, from a registry; then the same installation for one namespace, by rights in
-//! that namespace alone; and when it is gone without a word, another operator takes its pool over.
+//! that namespace alone.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Pod},
+    api::core::v1::Pod,
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -35,15 +35,8 @@ const DEFINITION: &str = "cudarunners.cudarunner.dev";
 /// The namespace of a Helm that is told none.
 const DEFAULT: &str = "default";
 const POOL: &str = "pool";
-/// The label that both operators select.
+/// The label that the operator selects.
 const LABEL: &str = "for-install";
-/// Release and namespace of the operator that comes after.
-const NEXT: &str = "next";
-const NEXT_VALUES: [&str; 3] = [
-    "leaderElection.enabled=true",
-    "poolSelector=for-install",
-    "uninstallHook.enabled=false",
-];
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let registry = Registry::public(&ctx.cluster).await?;
@@ -51,8 +44,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let outcome = async {
         nothing_is_installed(ctx).await?;
         by_the_readme(ctx, &release).await?;
-        for_one_namespace(ctx, &release).await?;
-        taken_over(ctx).await
+        for_one_namespace(ctx, &release).await
     }
     .await;
     // Whatever came of it: the suites after this one need an operator
@@ -206,7 +198,7 @@ async fn for_one_namespace(ctx: &Ctx, release: &Release) -> Result<()> {
     ensure!(elsewhere.is_empty(), "beyond its namespace: {elsewhere:#?}");
     let made = |r: &Request| r.verb == "create" && r.resource == "pods";
     ensure!(requests.iter().any(made), "no pod was made: {requests:#?}");
-    Ok(())
+    ctx.delete(POOL).await
 }
 
 /// The operator may read pods in its namespace and in no other.
@@ -228,75 +220,6 @@ async fn may_only_here(ctx: &Ctx) -> Result<()> {
         ensure!(answer.is_ok() == may, "pods of {namespace}: {answer:?}");
     }
     Ok(())
-}
-
-async fn taken_over(ctx: &Ctx) -> Result<()> {
-    let outcome = async {
-        deploy::second(&ctx.cluster, NEXT, &NEXT_VALUES).await?;
-        by_the_next(ctx).await
-    }
-    .await;
-    outcome.and(deploy::remove_second(&ctx.cluster, NEXT).await)
-}
-
-async fn by_the_next(ctx: &Ctx) -> Result<()> {
-    // Given another operator that selects the pool, too, and leaves it to the first
-    reported(ctx, "ServedByAnotherOperator").await?;
-    let before = ctx.idle(POOL, 1).await?;
-
-    // When the first one is gone, and does not say so
-    gone_without_a_word(ctx).await?;
-
-    // Then the other one takes the pool over, once the Lease was not held for its time, and the runner goes on
-    reported(ctx, "TakenOver").await?;
-    let operator = ctx.status(POOL).await?.operator;
-    ensure!(
-        operator.as_ref().is_some_and(|o| o.namespace == NEXT),
-        "{operator:?}"
-    );
-    ensure!(ctx.idle(POOL, 1).await? == before, "the runner changed");
-    let job = ctx.queue("by-the-next", "true").await?;
-    let view = ctx.succeeded(job).await?;
-    ensure!(view.runner == before.first().cloned(), "{view:?}");
-    ctx.delete(POOL).await?;
-    ensure!(ctx.entries().await?.is_empty(), "entries are left");
-    Ok(())
-}
-
-/// Waits for an Event of the pool's with this reason.
-async fn reported(ctx: &Ctx, reason: &str) -> Result<()> {
-    let what = format!("an Event {reason}");
-    ctx.wait_for(&what, SOON, async || {
-        let events = ctx.events(reason).await?;
-        let mut about = events.iter().filter_map(|event| event.regarding.as_ref());
-        let ours = about.any(|about| about.name.as_deref() == Some(POOL));
-        Ok(ours.then_some(()))
-    })
-    .await
-}
-
-/// The operator ends where it stands, without giving its Lease back, and its Deployment goes.
-async fn gone_without_a_word(ctx: &Ctx) -> Result<()> {
-    deploy::freeze(&ctx.cluster, &ctx.client).await?;
-    let deployments: Api<Deployment> = Api::namespaced(ctx.client.clone(), NAMESPACE);
-    deployments
-        .delete(RELEASE, &DeleteParams::foreground())
-        .await?;
-    // From then on nobody makes another pod.
-    let what = "the operator's pod to be deleted";
-    let pods = ctx.wait_for(what, SOON, async || {
-        let pods = operators(ctx).await?;
-        let all = pods.iter().all(|p| p.metadata.deletion_timestamp.is_some());
-        Ok(all.then_some(pods))
-    });
-    for pod in pods.await? {
-        deploy::kill_pod(&ctx.cluster, &ctx.client, &pod.name_any()).await?;
-    }
-    ctx.wait_for("the Deployment to be gone", SOON, async || {
-        let left = deployments.get_opt(RELEASE).await?;
-        Ok(left.is_none().then_some(()))
-    })
-    .await
 }
 
 /// The installation that the other suites know. The CRD stays, as the charts promise, and is then of a release in another
