@@ -1,16 +1,12 @@
-//! The README's two commands as they stand there, from a registry; then the same installation for one namespace, by rights in
-//! that namespace alone.
+//! The README's two commands as they stand there, from a registry.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::{
-    api::core::v1::Pod,
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::json;
 
@@ -19,8 +15,7 @@ use super::{
     docs::{Shell, blocks},
 };
 use crate::{
-    audit::{Audit, Request},
-    deploy, example,
+    deploy,
     helm::{self, Helm, NAMESPACE, RELEASE},
     paths,
     registry::{Answered, Registry},
@@ -34,17 +29,13 @@ const VERSION: &str = "0.1.0";
 const DEFINITION: &str = "cudarunners.cudarunner.dev";
 /// The namespace of a Helm that is told none.
 const DEFAULT: &str = "default";
-const POOL: &str = "pool";
-/// The label that the operator selects.
-const LABEL: &str = "for-install";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let registry = Registry::public(&ctx.cluster).await?;
     let release = published(ctx, registry).await?;
     let outcome = async {
         nothing_is_installed(ctx).await?;
-        by_the_readme(ctx, &release).await?;
-        for_one_namespace(ctx, &release).await
+        by_the_readme(ctx, &release).await
     }
     .await;
     // Whatever came of it: the suites after this one need an operator
@@ -145,83 +136,6 @@ async fn by_the_readme(ctx: &Ctx, release: &Release) -> Result<()> {
     release.was_pulled("cuda-runner-operator")
 }
 
-async fn for_one_namespace(ctx: &Ctx, release: &Release) -> Result<()> {
-    // When the same installation is limited to one namespace
-    let mut audit = Audit::from_now(&ctx.cluster)?;
-    let namespace = &ctx.namespace;
-    let values = [
-        format!("watchNamespaces={{{namespace}}}"),
-        format!("rbac.secretNames={{{}}}", example::SECRET),
-        format!("rbac.configMapNames={{{}}}", example::AUTHORITY),
-        "leaderElection.enabled=true".to_owned(),
-        format!("poolSelector={LABEL}"),
-        format!(
-            "githubAddresses.allow={{{}}}",
-            deploy::github_address(&ctx.cluster)?
-        ),
-    ];
-    let values = values.map(|value| format!(" --set '{value}'")).concat();
-    let place = &release.place;
-    release
-        .run(format!(
-            "helm upgrade {RELEASE} oci://{place}/charts/{RELEASE} --namespace {NAMESPACE} --reuse-values{values}"
-        ))
-        .await?;
-    deploy::ready(&ctx.client, SOON).await?;
-    may_only_here(ctx).await?;
-
-    // Then a pool there has its runner, whose gate was pulled from the registry, too, and its job runs
-    let mut pool = ctx.pool(POOL, json!({}));
-    pool["metadata"]["labels"] = json!({LABEL: "true"});
-    ctx.apply(&pool).await?;
-    let runner = ctx.idle(POOL, 1).await?.remove(0);
-    release.was_pulled("cuda-smoke")?;
-    let job = ctx.queue("by-a-role", "true").await?;
-    let view = ctx.succeeded(job).await?;
-    ensure!(view.runner.as_deref() == Some(&runner), "{view:?}");
-    ctx.other_idle(POOL, &runner).await?;
-
-    // And nothing was refused, because nothing of other namespaces was asked for
-    let [operator] = &operators(ctx).await?[..] else {
-        anyhow::bail!("not one operator");
-    };
-    let mut requests = audit.new_requests()?;
-    requests.retain(|request| request.pod.as_ref() == Some(&operator.name_any()));
-    let forbidden: Vec<_> = requests.iter().filter(|r| r.forbidden).collect();
-    ensure!(forbidden.is_empty(), "not allowed: {forbidden:#?}");
-    let is_elsewhere = |request: &&Request| {
-        let place = request.namespace.as_deref();
-        let has_none = request.resource.is_empty() || request.is_review();
-        !has_none && !place.is_some_and(|place| place == namespace || place == NAMESPACE)
-    };
-    let elsewhere: Vec<_> = requests.iter().filter(is_elsewhere).collect();
-    ensure!(elsewhere.is_empty(), "beyond its namespace: {elsewhere:#?}");
-    let made = |r: &Request| r.verb == "create" && r.resource == "pods";
-    ensure!(requests.iter().any(made), "no pod was made: {requests:#?}");
-    ctx.delete(POOL).await
-}
-
-/// The operator may read pods in its namespace and in no other.
-async fn may_only_here(ctx: &Ctx) -> Result<()> {
-    let account = format!("system:serviceaccount:{NAMESPACE}:{RELEASE}");
-    for (namespace, may) in [(ctx.namespace.as_str(), true), (DEFAULT, false)] {
-        let asked = [
-            "auth",
-            "can-i",
-            "list",
-            "pods",
-            "--as",
-            &account,
-            "--namespace",
-            namespace,
-        ];
-        // It fails where the answer is no.
-        let answer = ctx.kubectl(&asked).await;
-        ensure!(answer.is_ok() == may, "pods of {namespace}: {answer:?}");
-    }
-    Ok(())
-}
-
 /// The installation that the other suites know. The CRD stays, as the charts promise, and is then of a release in another
 /// namespace.
 async fn as_before(ctx: &Ctx) -> Result<()> {
@@ -246,9 +160,4 @@ async fn uninstall(ctx: &Ctx, release: &'static str, namespace: &'static str) ->
 
 fn definitions(ctx: &Ctx) -> Api<CustomResourceDefinition> {
     Api::all(ctx.client.clone())
-}
-
-async fn operators(ctx: &Ctx) -> Result<Vec<Pod>> {
-    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), NAMESPACE);
-    Ok(pods.list(&ListParams::default()).await?.items)
 }

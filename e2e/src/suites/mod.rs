@@ -524,7 +524,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "install",
         [],
-        "the README's two commands install an operator from a registry; limited to one namespace it serves a pool by its Role there",
+        "the README's two commands install an operator from a registry",
         install::run
     ),
     suite!(
