@@ -30,7 +30,6 @@ mod hostile_tenant;
 mod hours;
 mod hung_agents;
 mod images;
-mod install;
 mod job_ends;
 mod job_policy;
 mod krew;
@@ -520,12 +519,6 @@ pub const SUITES: &[Suite] = &[
         [],
         "upgrade and downgrade of both charts around running jobs: no runner restarts, nothing is lost",
         upgrade::run
-    ),
-    suite!(
-        "install",
-        [],
-        "the README's two commands install an operator from a registry",
-        install::run
     ),
     suite!(
         "uninstall",
