@@ -49,40 +49,30 @@ pub fn get(world: &mut World, call: &Call) -> Result<Answer, Answer> {
 
 /// `GET /orgs/{org}`
 pub fn organization(world: &mut World, call: &Call) -> Result<Answer, Answer> {
-    let organization = world
+    let login = world
         .organizations
         .get(&call.parameter("org").to_lowercase())
+        .map(|organization| organization.login.clone())
         .ok_or_else(Answer::not_found)?;
-    let login = &organization.login;
-    let url = format!("{}/orgs/{login}", call.api);
-    Ok(Answer::json(
-        200,
-        json!({
-            "login": login,
-            "id": organization.id,
-            "node_id": format!("O_{login}"),
-            "url": url,
-            "repos_url": format!("{url}/repos"),
-            "events_url": format!("{url}/events"),
-            "hooks_url": format!("{url}/hooks"),
-            "issues_url": format!("{url}/issues"),
-            "members_url": format!("{url}/members{{/member}}"),
-            "public_members_url": format!("{url}/public_members{{/member}}"),
-            "avatar_url": format!("{}/avatars/{login}", call.site),
-            "description": null,
-            "has_organization_projects": false,
-            "has_repository_projects": false,
-            "public_repos": 0,
-            "public_gists": 0,
-            "followers": 0,
-            "following": 0,
-            "html_url": format!("{}/{login}", call.site),
-            "type": "Organization",
-            "created_at": "2020-01-01T00:00:00Z",
-            "updated_at": "2020-01-01T00:00:00Z",
-            "archived_at": null,
-        }),
-    ))
+    let mut body = render::organization(world, call, &login).ok_or_else(Answer::not_found)?;
+    body["description"] = Value::Null;
+    let more = json!({
+        "has_organization_projects": false,
+        "has_repository_projects": false,
+        "public_repos": 0,
+        "public_gists": 0,
+        "followers": 0,
+        "following": 0,
+        "html_url": format!("{}/{login}", call.site),
+        "type": "Organization",
+        "created_at": "2020-01-01T00:00:00Z",
+        "updated_at": "2020-01-01T00:00:00Z",
+        "archived_at": null,
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        body[key] = value.clone();
+    }
+    Ok(Answer::json(200, body))
 }
 
 /// `GET /meta`
