@@ -3,6 +3,14 @@ use super::super::tests::removed;
 use super::*;
 use crate::reason::Reason;
 
+/// A pool in deletion that has registered runners.
+fn leaving() -> Pool {
+    let mut pool = pool(1);
+    pool.deleting = Some(ago(5));
+    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    pool
+}
+
 #[test]
 fn deletion_waits_for_jobs_or_does_not_as_told() {
     let mut pool = pool(2);
@@ -20,9 +28,7 @@ fn deletion_waits_for_jobs_or_does_not_as_told() {
 
 #[test]
 fn deletion_ends_only_after_a_fresh_list_is_empty() {
-    let mut pool = pool(1);
-    pool.deleting = Some(ago(5));
-    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let pool = leaving();
     let mut observed = observed(vec![]);
     observed.last_change = Some(ago(1));
     let plan = crate::plan(&pool, &observed, NOW);
@@ -44,9 +50,7 @@ fn deletion_ends_only_after_a_fresh_list_is_empty() {
 #[test]
 fn a_list_of_some_runners_does_not_prove_that_none_are_left() {
     // Given a pool in deletion, and a list of its runners that is empty, and is not all
-    let mut pool = pool(1);
-    pool.deleting = Some(ago(5));
-    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let mut pool = leaving();
     let mut observed = observed(vec![]);
     let mut part = listing(&[]);
     part.is_whole = false;
@@ -77,9 +81,7 @@ fn a_list_of_some_runners_does_not_prove_that_none_are_left() {
 #[test]
 fn deletion_waits_for_a_registration_that_may_still_arrive() {
     // Given a pool that holds nothing, and a registration without an answer
-    let mut pool = pool(1);
-    pool.deleting = Some(ago(5));
-    pool.status.registered_at = Some("https://github.com/acme/widgets".into());
+    let pool = leaving();
     let mut observed = observed(vec![]);
     observed.listing = Some(listing(&[]));
     observed.last_change = Some(ago(-40));

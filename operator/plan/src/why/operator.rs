@@ -41,7 +41,8 @@ pub struct Operator {
     pub lease: OperatorStatus,
     /// When its holder last renewed it, where it has one.
     pub renewed: Option<Timestamp>,
-    /// Whether it is renewed all the time. That of an operator without leader election is written once, and says no more.
+    /// Whether it is renewed all the time. That of an operator without leader election is renewed every ten minutes, which is
+    /// too seldom to say whether one runs.
     pub is_renewed: bool,
     /// Whether its selector and its namespaces take in the pool.
     pub selects: bool,

@@ -46,16 +46,19 @@ fn rests(pool: &mut Member, nodes: &[Arc<NodeFacts>], now: Timestamp) -> bool {
     pool.before.vain.rests(now)
 }
 
+/// The same so many seconds from now, with so many runners on the first node.
+fn rests_with(pool: &mut Member, nodes: &[Arc<NodeFacts>], at: i64, runners: usize) -> bool {
+    (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
+    rests(pool, nodes, NOW.after(SignedDuration::from_secs(at)))
+}
+
 #[test]
 fn a_runner_that_takes_anothers_place_has_found_no_gpu_more() {
     // Given two GPUs, and a pool that has a pod without a node beside a runner whose jobs take ten seconds each
     let nodes = [with_gpus(0, 2, 0)];
     let mut pool = member("a/1", 2, 1, 1, &[]);
     pool.is_stuck = true;
-    let mut rests = |at: i64, runners: usize| {
-        (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
-        rests(&mut pool, &nodes, NOW.after(SignedDuration::from_secs(at)))
-    };
+    let mut rests = |at, runners| rests_with(&mut pool, &nodes, at, runners);
     // Then the other GPU is others' after half a minute, for five
     let jobs = (0..6).flat_map(|job| [(10 * job, 1), (10 * job + 9, 0)]);
     let seen: Vec<bool> = jobs.map(|(at, runners)| rests(at, runners)).collect();
@@ -71,10 +74,8 @@ fn what_a_pool_does_not_get_again_it_claims_until_it_has_rested_once_more() {
     let nodes = [with_gpus(0, 3, 0)];
     let mut pool = member("a/1", 3, 1, 1, &[]);
     pool.is_stuck = true;
-    let mut kept = |at: i64, runners: usize| {
-        (pool.runners, pool.held) = (runners, vec![("node-0".to_owned(), 1); runners]);
-        let now = NOW.after(SignedDuration::from_secs(at));
-        let rests = rests(&mut pool, &nodes, now);
+    let mut kept = |at, runners| {
+        let rests = rests_with(&mut pool, &nodes, at, runners);
         rests.then_some(pool.before.vain.had)
     };
     // Then it may have two for five minutes, and one from the next rest on
