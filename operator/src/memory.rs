@@ -24,7 +24,7 @@ use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::rerun::RerunFacts;
-use cuda_runner_plan::model::runner::Runner;
+use cuda_runner_plan::model::runner::{Runner, Told};
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
@@ -141,6 +141,8 @@ pub struct PoolMemory {
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
+    /// What was told of runners, by the uids of their pods; unknown before this process has stored a status.
+    pub told: Option<BTreeMap<String, Told>>,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -272,6 +274,7 @@ impl PoolMemory {
                 read_at: None,
             },
             status: before.status,
+            told: before.told,
             pod_refused: before.pod_refused,
             errors: before.errors,
             ..Self::default()

@@ -185,6 +185,7 @@ pub fn runner(pool: &Pool, name: &str, phase: RunnerPhase) -> Runner {
         url: None,
         registrar: None,
         is_stranded: false,
+        told: None,
         is_over: true,
         heard: None,
         job_pod: None,

@@ -130,6 +130,9 @@ pub fn is_known(known: &[FailureStatus], runner: &Runner) -> bool {
 
 /// Whether the status does not have this failure.
 fn is_new(known: &[FailureStatus], runner: &Runner, failure: &Failure) -> bool {
+    if runner.told.is_some_and(|told| told.failure) {
+        return false;
+    }
     let mut of_name = known.iter().filter(|f| f.runner == runner.name);
     !is_known(known, runner) && !of_name.any(|f| f.at.0 == failure.at)
 }

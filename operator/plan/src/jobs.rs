@@ -15,7 +15,7 @@ use super::{About, NOTE, Notice, Observed, Plan, devices, usage};
 use crate::model::github::{Repository, RunJob};
 use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::{End, EndedJob, Job, Runner};
+use crate::model::runner::{End, EndedJob, Job, Runner, Told};
 use crate::model::time::Shift as _;
 use crate::model::verification::VerificationFacts;
 use crate::reason::Reason;
@@ -147,10 +147,10 @@ impl<'a> Identity<'a> {
     }
 }
 
-/// Whether the status has a runner's job, or has had it: older ones than a full list has have left it.
+/// Whether the status has a runner's job, or has had it. What this process has told is known. Of what one before it has told,
+/// older jobs than a full list has have left the list.
 #[must_use]
-pub fn is_noted(known: &[JobStatus], runner: &str, done: &EndedJob) -> bool {
-    let oldest = known.get(MAX_LAST_JOBS - 1);
+pub fn is_noted(known: &[JobStatus], told: Option<Told>, runner: &str, done: &EndedJob) -> bool {
     let (run, attempt) = numbers(&done.job);
     let job = Identity {
         runner,
@@ -158,8 +158,15 @@ pub fn is_noted(known: &[JobStatus], runner: &str, done: &EndedJob) -> bool {
         finished: done.finished,
         is_by_word: done.started.is_none() && attempt.is_none(),
     };
-    oldest.is_some_and(|job| done.finished <= job.finished_at.0)
-        || known.iter().any(|known| Identity::of(known).is(job))
+    let has_left = match told {
+        Some(told) => told
+            .job
+            .is_some_and(|at| at == done.finished || job.is_by_word),
+        None => known
+            .get(MAX_LAST_JOBS - 1)
+            .is_some_and(|oldest| done.finished <= oldest.finished_at.0),
+    };
+    has_left || known.iter().any(|known| Identity::of(known).is(job))
 }
 
 /// The run of a job, and which attempt of it.
@@ -179,13 +186,13 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
     let known = &pool.status.last_jobs;
     runners
         .filter_map(|runner| Some((runner, done(runner)?)))
-        .filter(|(runner, done)| !is_noted(known, &runner.name, done))
+        .filter(|(runner, done)| !is_noted(known, runner.told, &runner.name, done))
         .map(|(runner, done)| entry(spec, runner, &done))
         .collect()
 }
 
 /// The job that has ended on a runner: by its own marks, or by GitHub's word where it failed before it left any.
-fn done(runner: &Runner) -> Option<EndedJob> {
+pub(crate) fn done(runner: &Runner) -> Option<EndedJob> {
     let heard = || match (&runner.heard, &runner.end) {
         (Some(job), Some(End::Failed(failure))) => Some(EndedJob {
             job: Job::clone(job),

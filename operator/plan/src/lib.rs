@@ -54,6 +54,8 @@ pub mod fixture;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
 use jiff::Timestamp;
 
@@ -64,7 +66,7 @@ pub use crate::model::action::{
 pub use crate::model::github::{Entry, Listing};
 pub use crate::model::observed::{Access, Labels, NodeFacts, Observed, Passed, Queue};
 use crate::model::pool::{Pool, Spec};
-use crate::model::runner::Runner;
+use crate::model::runner::{Runner, Told};
 
 /// What is decided on, of a pool whose spec can be carried out.
 #[derive(Clone, Copy)]
@@ -92,6 +94,31 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     plan
 }
 
+/// What is told of runners with this plan's status. Of those that have vanished nothing is left to tell.
+fn told(pool: &Pool, observed: &Observed, health: Option<&Health>) -> BTreeMap<String, Told> {
+    let new = health.into_iter().flat_map(|health| &health.new);
+    let new: BTreeSet<&str> = new.map(|failure| failure.runner.as_str()).collect();
+    let known = &pool.status.last_failures;
+    let there = observed.runners.iter().map(|runner| (runner, false));
+    let vanished = observed.vanished.iter().map(|runner| (runner, true));
+    let all = there.chain(vanished).filter_map(|(runner, has_vanished)| {
+        let before = runner.told.unwrap_or_default();
+        let told = Told {
+            failure: before.failure
+                || has_vanished
+                || new.contains(runner.name.as_str())
+                || health::is_known(known, runner),
+            // Of a pool whose spec cannot be read no job is told.
+            job: match pool.spec {
+                Ok(_) => jobs::done(runner).map(|done| done.finished),
+                Err(_) => before.job,
+            },
+        };
+        (told != Told::default()).then(|| (runner.uid.clone(), told))
+    });
+    all.collect()
+}
+
 fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan {
         status: counted(pool, observed, now),
@@ -112,6 +139,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         }
         teardown::plan(pool, observed, since, now, &mut plan);
         hours::plan(pool, observed, now, &mut plan);
+        plan.told = told(pool, observed, None);
         return plan;
     }
     if !pool.finalizer {
@@ -144,6 +172,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     queue::plan(pool, observed, now, &mut plan);
     labels::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
+    plan.told = told(pool, observed, Some(&health));
     plan
 }
 

@@ -158,6 +158,8 @@ pub async fn record(
     if let Some(wait) = later {
         return Ok(Recorded::In(wait));
     }
+    let told = std::mem::take(&mut plan.told);
+    ctx.memory.with(pool, |memory| memory.told = Some(told));
     ctx.metrics.learned(&pool.key, &news);
     plan.watched_jobs
         .iter()

@@ -71,6 +71,7 @@ pub fn read(pod: &Pod) -> Runner {
         url: annotation(pod, URL_ANNOTATION).map(str::to_owned),
         registrar: registrar(pod),
         is_stranded: false,
+        told: None,
         agent_running: gpu
             .agent()
             .is_some_and(|agent| running_since(agent, created).is_some()),

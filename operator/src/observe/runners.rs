@@ -11,7 +11,7 @@ use super::scale_set;
 use crate::context::Context;
 use crate::memory::PoolMemory;
 use cuda_runner_plan::model::pool::Pool;
-use cuda_runner_plan::model::runner::{End, Runner};
+use cuda_runner_plan::model::runner::{End, Runner, Told};
 use cuda_runner_plan::{health, jobs as ended_jobs};
 
 /// Pods that the API server is asked for at one reconcile.
@@ -19,15 +19,24 @@ const ASKED_FOR: usize = 32;
 
 /// The runners whose pods are there, and those that have vanished untold.
 pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Runner>, Vec<Runner>) {
-    let removed = ctx.memory.with(pool, |memory| memory.removed.clone());
-    let mut vanished = ctx.pods.vanished(&pool.key, &pool.uid, |runner| {
-        is_told(&pool.status, &removed, runner)
+    let (removed, told) = ctx
+        .memory
+        .with(pool, |memory| (memory.removed.clone(), memory.told.clone()));
+    let told = |runner: &Runner| {
+        let told = told.as_ref()?;
+        Some(told.get(&runner.uid).copied().unwrap_or_default())
+    };
+    let mut vanished = ctx.pods.vanished(&pool.key, &pool.uid, now, |runner| {
+        is_told(&pool.status, &removed, told(runner), runner)
     });
     // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
     let mut runners = ctx.pods.of(&pool.key, &pool.uid);
     for runner in &mut runners {
         let registrar = runner.registrar.as_ref();
         runner.is_stranded = registrar.is_some_and(|url| *url != ctx.registrar_url);
+    }
+    for runner in runners.iter_mut().chain(&mut vanished) {
+        runner.told = told(runner);
     }
     let seen = runners
         .iter()
@@ -44,13 +53,18 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
 pub(super) fn is_told(
     status: &CudaRunnerStatus,
     removed: &BTreeSet<String>,
+    told: Option<Told>,
     runner: &Runner,
 ) -> bool {
     match (&runner.end, &runner.done) {
         (Some(End::JobDone(_)), Some(done)) => {
-            ended_jobs::is_noted(&status.last_jobs, &runner.name, done)
+            ended_jobs::is_noted(&status.last_jobs, told, &runner.name, done)
         }
-        _ => removed.contains(&runner.uid) || health::is_known(&status.last_failures, runner),
+        _ => {
+            told.is_some_and(|told| told.failure)
+                || removed.contains(&runner.uid)
+                || health::is_known(&status.last_failures, runner)
+        }
     }
 }
 

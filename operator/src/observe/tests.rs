@@ -127,15 +127,15 @@ fn a_job_is_told_even_where_we_have_removed_its_runner() {
     let mut status = CudaRunnerStatus::default();
 
     // Then the job is still to be reported, until the status has it; and what became of the runner is not
-    assert!(!is_told(&status, &ours, &done));
-    assert!(!is_told(&status, &BTreeSet::new(), &done));
-    assert!(is_told(&status, &ours, &failed));
-    assert!(!is_told(&status, &BTreeSet::new(), &failed));
+    assert!(!is_told(&status, &ours, None, &done));
+    assert!(!is_told(&status, &BTreeSet::new(), None, &done));
+    assert!(is_told(&status, &ours, None, &failed));
+    assert!(!is_told(&status, &BTreeSet::new(), None, &failed));
     let job = json!([{
         "job": "build", "runner": "pool-aaaaa", "finishedAt": "2026-01-01T00:01:00Z", "awaitsConclusion": false
     }]);
     status.last_jobs = serde_json::from_value(job).unwrap();
-    assert!(is_told(&status, &ours, &done));
+    assert!(is_told(&status, &ours, None, &done));
 }
 
 #[test]

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use cudarunner_crds::MAX_LAST_FAILURES;
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -37,7 +36,8 @@ pub struct Pods {
     /// What pods hold, and on which node, that have a pool's label and that no pool owns: left over, restored, made by hand.
     /// Locked after `pools`.
     strays: Mutex<HashMap<PodKey, (String, Counts)>>,
-    vanished: Mutex<HashMap<PoolKey, Vec<Runner>>>,
+    /// In the order in which they went.
+    vanished: Mutex<VecDeque<Vanished>>,
     gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
     /// Locked after `pools`.
     passes: Mutex<GonePasses>,
@@ -58,8 +58,21 @@ const MOST_PASSES: usize = 10_000;
 /// job's conclusion some minutes at most.
 const MOST_GONE: usize = 10_000;
 
-/// Pools of which runners are kept that vanished. Where another replica leads, nobody asks for them.
-const MOST_VANISHED: usize = 1000;
+/// A runner whose pod was gone before its end was told.
+#[derive(Debug)]
+struct Vanished {
+    pool: PoolKey,
+    runner: Runner,
+    at: Timestamp,
+    /// Whether this replica is the one to tell of it.
+    leads: bool,
+}
+
+/// Those that are kept, of all pools together. They are told of within seconds.
+const MOST_VANISHED: usize = 4096;
+
+/// For so long another replica may have led that ended before it told.
+const TAKEOVER: SignedDuration = SignedDuration::from_mins(2);
 
 impl Pods {
     /// The runners of the pool with this uid. Those of an earlier pool of its name are not its own: the garbage collector
@@ -88,29 +101,33 @@ impl Pods {
     }
 
     /// Runners of the pool with this uid that ended or had no time to, and whose pods were gone within milliseconds because
-    /// somebody else took them away. Kept until `is_told`.
+    /// somebody else took them away. Kept until `is_told`; of what went while another replica led, only what that one may
+    /// have had no time for.
     pub fn vanished(
         &self,
         pool: &PoolKey,
         uid: &str,
+        now: Timestamp,
         is_told: impl Fn(&Runner) -> bool,
     ) -> Vec<Runner> {
-        let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(vanished) = all.get_mut(pool) else {
-            return vec![];
-        };
-        vanished.retain(|runner| runner.owner == uid && !is_told(runner));
-        let left = vanished.clone();
-        if left.is_empty() {
-            all.remove(pool);
-        }
-        left
+        let mut all = self.vanished_ones();
+        all.retain(|one| {
+            one.pool != *pool
+                || one.runner.owner == uid
+                    && (one.leads || now < one.at.after(TAKEOVER))
+                    && !is_told(&one.runner)
+        });
+        let of_pool = all.iter().filter(|one| one.pool == *pool);
+        of_pool.map(|one| one.runner.clone()).collect()
+    }
+
+    fn vanished_ones(&self) -> MutexGuard<'_, VecDeque<Vanished>> {
+        self.vanished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets a pool that is gone.
     pub fn forget(&self, pool: &PoolKey) {
-        let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(pool);
+        self.vanished_ones().retain(|one| one.pool != *pool);
         self.gone_ones().retain(|(of, _)| of != pool);
     }
 
@@ -309,18 +326,23 @@ impl Pods {
             None => Failure::deleted(&runner, Timestamp::UNIX_EPOCH).is_some(),
         };
         if is_news {
-            let mut all = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
-            if all.len() >= MOST_VANISHED
-                && !all.contains_key(key)
-                && let Some(any) = all.keys().next().cloned()
-            {
-                all.remove(&any);
-            }
-            let vanished = all.entry(key.clone()).or_default();
-            if vanished.len() < MAX_LAST_FAILURES {
-                vanished.push(runner);
-            }
+            self.note_vanished(key, runner, leads, Timestamp::now());
         }
+    }
+
+    /// Keeps a runner until its end is told.
+    fn note_vanished(&self, pool: &PoolKey, runner: Runner, leads: bool, at: Timestamp) {
+        let mut all = self.vanished_ones();
+        while all.len() >= MOST_VANISHED || all.front().is_some_and(|one| !is_recent(one.at, at)) {
+            all.pop_front();
+        }
+        let pool = pool.clone();
+        all.push_back(Vanished {
+            pool,
+            runner,
+            at,
+            leads,
+        });
     }
 
     /// Removes what a new list of `scope` does not hold; the pools concerned.

@@ -123,9 +123,11 @@ async fn no_more_than_a_pool_may_hide_behind(
     let dies = begun(ctx, dies.id).await?;
     let others = others.iter().map(async |job| begun(ctx, *job).await);
     let others = try_join_all(others).await?;
-    // When the pods of all but one are evicted; nobody needs others in their places
+    // When the pods of all but one are evicted, all others at once; nobody needs more in their places
     ctx.scale(POOL, 0).await?;
-    evict(ctx, others.iter().chain([&dies])).await?;
+    evict(ctx, [&dies]).await?;
+    entry(ctx, POOL, runner(&dies)?, RerunState::Waiting).await?;
+    evict(ctx, &others).await?;
     ctx.github.release(goes_well.id).await?;
     ctx.succeeded(goes_well.id).await?;
 

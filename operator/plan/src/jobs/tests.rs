@@ -276,6 +276,45 @@ fn the_list_is_bounded_and_what_leaves_it_is_told() {
     assert!(again.news.is_empty(), "{:?}", again.news);
 }
 
+/// The same, of whose GPU something is known.
+fn watched(pool: &Pool, name: &str, seconds: i64) -> Runner {
+    let mut runner = ended(pool, name, "cuda", seconds);
+    let gpus = vec![GpuUsage {
+        uuid: "GPU-1".to_owned(),
+        ..GpuUsage::default()
+    }];
+    runner.devices = vec!["GPU-1".to_owned()];
+    if let Some(done) = &mut runner.done {
+        done.gpus = gpus;
+    }
+    runner
+}
+
+#[test]
+fn jobs_that_end_together_are_each_told_once_however_late_their_ends_are_seen() {
+    // Given thirty jobs that ended within three seconds, whose ends are seen a few at a time, the last ones first
+    let mut pool = pool(1);
+    let all: Vec<Runner> = (0..30)
+        .map(|n| watched(&pool, &format!("pool-{n:02}"), 10 + n / 10))
+        .collect();
+    let mut plans: Vec<Plan> = vec![];
+    for seen in [4, 4, 17, 18, 30, 30] {
+        let mut runners = all[..seen].to_vec();
+        if let Some(last) = plans.last() {
+            last.are_told(&mut runners);
+        }
+        let planned = plan(&pool, &observed(runners), NOW);
+        pool = after(&pool, &planned);
+        plans.push(planned);
+    }
+    // Then each is told once
+    let jobs = plans.iter().flat_map(|plan| &plan.watched_jobs);
+    let mut told: Vec<String> = jobs.map(|job| job.runner.clone()).collect();
+    told.sort();
+    let names: Vec<String> = all.iter().map(|runner| runner.name.clone()).collect();
+    assert_eq!(told, names);
+}
+
 #[test]
 fn a_note_has_room_for_some_and_counts_the_rest() {
     let pool = pool(1);

@@ -1,6 +1,6 @@
 //! What may be done, and said.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{CudaRunnerStatus, JobStatus};
 use gate_report::Class;
@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::claim::Retest;
 use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
 use super::rerun::NewAttempt;
-use super::runner::Runner;
+use super::runner::{Runner, Told};
 use crate::demand::Capacity;
 use crate::hours::Ended;
 use crate::queue::Waiting;
@@ -210,6 +210,8 @@ pub struct Plan {
     pub news: Vec<Notice>,
     /// Runners whose pods are to go, and of whose end the stored status does not tell yet: they go when it does.
     pub unrecorded: BTreeSet<String>,
+    /// What was told of runners, by the uids of their pods, once the status is stored.
+    pub told: BTreeMap<String, Told>,
     /// When to look again, where nothing else wakes the pool.
     pub wake: Option<SignedDuration>,
     /// Whether GitHub's list should be read again soon.
@@ -269,6 +271,14 @@ impl Plan {
             kept.extend(pod.map(|pod| pod.name.clone()));
             pod.is_none()
         });
+    }
+
+    /// Notes what was told of runners by this plan, once its status is stored.
+    #[cfg(test)]
+    pub(crate) fn are_told(&self, runners: &mut [Runner]) {
+        for runner in runners {
+            runner.told = Some(self.told.get(&runner.uid).copied().unwrap_or_default());
+        }
     }
 
     /// Looks again when GitHub's list can be read, where it should be.

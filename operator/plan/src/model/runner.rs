@@ -82,6 +82,8 @@ pub struct Runner {
     pub registrar: Option<String>,
     /// Whether that is another operator's, which does not answer it any more. The watch does not tell; the observation does.
     pub is_stranded: bool,
+    /// What was told of it; unknown before this process has stored a status. The watch does not tell; the memory does.
+    pub told: Option<Told>,
     /// Uid of the resource that owns it.
     pub owner: String,
     /// How far it had come, whoever deletes the pod since.
@@ -128,6 +130,15 @@ pub struct Runner {
 
 // A cluster has thousands of them in memory: what few have is boxed.
 const _: () = assert!(size_of::<Runner>() <= 1024);
+
+/// What a stored status was planned with of a runner: that is told, whether the lists of the status have room for it or not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Told {
+    /// Whether why it failed, if it did.
+    pub failure: bool,
+    /// When the last job had ended on it.
+    pub job: Option<Timestamp>,
+}
 
 /// A runner whose pod is gone.
 #[derive(Clone, Debug, PartialEq)]

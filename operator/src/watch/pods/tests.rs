@@ -40,7 +40,9 @@ fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
 
     // Then the first is still shown, and gone when it has been reported
     let names = |reported: bool| -> Vec<String> {
-        let vanished = pods.vanished(&key, "", |_| reported).into_iter();
+        let vanished = pods
+            .vanished(&key, "", Timestamp::now(), |_| reported)
+            .into_iter();
         vanished.map(|runner| runner.name).collect()
     };
     assert_eq!(names(false), ["pool-aaaaa"]);
@@ -60,7 +62,7 @@ fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
     let has = |uid: &str| {
         (
             pods.of(&key, uid).len(),
-            pods.vanished(&key, uid, told).len(),
+            pods.vanished(&key, uid, Timestamp::now(), told).len(),
         )
     };
     // Then they are the pool's whose uid they name
@@ -70,14 +72,41 @@ fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
 }
 
 #[test]
-fn of_pools_that_nobody_asks_for_some_are_kept() {
+fn of_runners_that_nobody_asks_for_the_last_are_kept() {
     let pods = Pods::default();
     let mut pod = holder("pool-aaaaa", "pool", Some("pool"), "Running");
     for number in 0..=MOST_VANISHED {
         pod.metadata.namespace = Some(number.to_string());
         pods.delete(&pod, false);
     }
-    assert_eq!(pods.vanished.lock().unwrap().len(), MOST_VANISHED);
+    let kept = pods.vanished_ones();
+    assert_eq!(kept.len(), MOST_VANISHED);
+    assert_eq!(kept[0].pool.namespace, "1");
+}
+
+#[test]
+fn all_runners_of_a_node_that_is_drained_are_kept_until_they_are_told_of() {
+    // Given many pods that are evicted at once
+    let (pods, key) = (Pods::default(), fixture_key());
+    for number in 0..40 {
+        let pod = holder(&format!("pool-{number}"), "pool", Some("pool"), "Running");
+        pods.delete(&pod, true);
+    }
+    // Then each is shown until it is told of, late as that may be
+    let late = Timestamp::now().after(10 * TAKEOVER);
+    let owner = "pool";
+    assert_eq!(pods.vanished(&key, owner, late, |_| false).len(), 40);
+    let left = pods.vanished(&key, owner, late, |runner| runner.name != "pool-7");
+    assert_eq!(left.len(), 1);
+
+    // ... and those of another replica that led as long as that one may not have told of them
+    for number in 0..40 {
+        let pod = holder(&format!("pool-{number}"), "pool", Some("pool"), "Running");
+        pods.delete(&pod, false);
+    }
+    let soon = Timestamp::now();
+    assert_eq!(pods.vanished(&key, owner, soon, |_| false).len(), 41);
+    assert_eq!(pods.vanished(&key, owner, late, |_| false).len(), 1);
 }
 
 /// A pod of this name, that is ready.
