@@ -12,12 +12,17 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{Ctx, SOON, plugin::plugin, port_forward::PortForward};
-use crate::{browser::Browser, deploy, helm::RELEASE, kwok, paths, report::Story, tools};
+use crate::{
+    browser::Browser, deploy, device_plugin::state::Device, helm::RELEASE, kwok, paths,
+    report::Story, tools,
+};
 
 /// What a job may be called by whoever may push a workflow.
 const HOSTILE: &str = "<script>document.title='owned'</script>";
 /// So many nodes, of eight devices each.
 const NODES: usize = 200;
+/// Nodes of the pictures, beside the real one.
+const IN_THE_PICTURE: usize = 4;
 /// By then a page of so many is there, in milliseconds, on a machine that has other things to do as well. The bench's row `page`
 /// measures the server's part.
 const RENDERED: f64 = 3000.0;
@@ -93,8 +98,8 @@ async fn with_the_page(ctx: &Ctx) -> Result<()> {
     page.is_clean(&origin).await?;
     many(ctx, &page, &origin).await?;
     page.is_clean(&origin).await?;
-    drop(page);
-    ctx.delete("pool").await
+    ctx.delete("pool").await?;
+    scene(ctx, &page, &origin).await
 }
 
 /// `kubectl cudarunner top` and the document say what the page says.
@@ -186,22 +191,129 @@ async fn keyboard(page: &Page, origin: &str) -> Result<()> {
     page.shows("the device's page", "Gates and jobs").await
 }
 
-/// Many nodes: in time, on a narrow screen, in the dark, without scripts.
+/// Many nodes: in time, without scripts.
 async fn many(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
-    kwok::add_nodes(&ctx.client, NODES).await?;
-    let others = holds(ctx, 3).await;
-    let outcome = match others {
-        Ok(()) => shown(page, origin, ctx).await,
+    beside(ctx, NODES, async || shown(page, origin, ctx).await).await
+}
+
+/// Does something while there are so many simulated nodes, of which somebody else holds three GPUs.
+async fn beside(ctx: &Ctx, nodes: usize, work: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    kwok::add_nodes(&ctx.client, nodes).await?;
+    let outcome = match holds(ctx, 3).await {
+        Ok(()) => work().await,
         Err(error) => Err(error),
     };
     let pods: Api<Pod> = ctx.api();
     let _ = pods
         .delete("train", &DeleteParams::default().grace_period(0))
         .await;
-    for number in 0..NODES {
+    for number in 0..nodes {
         kwok::remove_node(&ctx.client, number).await?;
     }
     outcome
+}
+
+/// What the guide shows: jobs that run, a GPU that fails its gate, a job that waits for it, and one that no pool takes. In the
+/// light, in the dark, and on a narrow screen.
+async fn scene(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
+    let two = json!({"replicas": 2, "labels": ["self-hosted", "train"]});
+    ctx.apply(&ctx.pool("train", two)).await?;
+    ctx.idle("train", 2).await?;
+    let mut held = vec![];
+    for name in ["train-vit", "train-gpt"] {
+        let job = ctx.queue_for(name, &["train"], "true", true).await?;
+        ctx.picked_up(job).await?;
+        held.push(job);
+    }
+    ctx.devices(Device::compute_wrongly)?;
+    ctx.queue_for("nightly-eval", &["eval"], "true", false)
+        .await?;
+    ctx.queue_for("train-b300", &["train", "b300"], "true", false)
+        .await?;
+    let eval = json!({"labels": ["self-hosted", "eval"]});
+    ctx.apply(&ctx.pool("eval", eval)).await?;
+    ctx.wait_for("the gate to fail", SOON, async || {
+        let failed = ctx.status("eval").await?.last_failures;
+        Ok(failed
+            .first()
+            .is_some_and(|f| f.class.as_str() == "device")
+            .then_some(()))
+    })
+    .await?;
+    beside(ctx, IN_THE_PICTURE, async || {
+        shows_all(ctx, page, origin).await?;
+        photographed(ctx, page, origin).await
+    })
+    .await?;
+    page.is_clean(origin).await?;
+    ctx.devices(|_| {})?;
+    ctx.delete("eval").await?;
+    for job in held {
+        ctx.github.release(job).await?;
+        ctx.succeeded(job).await?;
+    }
+    ctx.delete("train").await
+}
+
+/// Waits until all of the scene is on the page.
+async fn shows_all(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
+    for pool in ["train", "eval"] {
+        ctx.annotate(pool, LOOK_AGAIN, "for the picture").await?;
+    }
+    ctx.wait_for("all of the scene on the page", SOON, async || {
+        page.open_at(origin).await?;
+        let text = page.text().await?;
+        let letters =
+            "[...document.querySelectorAll('.devices .d')].map(d => d.textContent.trim()).join('')";
+        let letters = page.ask(move |browser| browser.look(letters)).await?;
+        let letters = letters.as_str().unwrap_or_default();
+        let count = |letter: &str| letters.matches(letter).count();
+        let why = "[...document.querySelectorAll('td.why')].map(d => d.textContent).join('')";
+        let why = page.ask(move |browser| browser.look(why)).await?;
+        let has_reason = why.as_str().is_some_and(|why| why.contains("GPU"));
+        let waits = ["nightly-eval", "train-b300"];
+        let waits = waits.iter().all(|job| text.contains(job));
+        let states = count("J") == 2 && count("–") == 3 && count("F") + count("Q") > 0;
+        Ok((waits && has_reason && states).then_some(()))
+    })
+    .await
+}
+
+async fn photographed(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
+    let pictures = pictures(ctx)?;
+    let broken = page
+        .ask(move |browser| {
+            browser.size(1200, 800)?;
+            fs::write(pictures.join("fleet.png"), browser.picture()?)?;
+            browser.size(360, 700)?;
+            let wide = browser.look("document.documentElement.scrollWidth")?;
+            ensure!(
+                wide.as_u64() <= Some(360),
+                "a narrow screen shows {wide} pixels"
+            );
+            fs::write(pictures.join("fleet-narrow.png"), browser.picture()?)?;
+            browser.look("document.querySelector('a.failed, a.quarantined').getAttribute('href')")
+        })
+        .await?;
+    // The GPU's own page, where its history is
+    let broken = broken.as_str().context("the broken GPU has no page")?;
+    page.open_at(&format!("{origin}{broken}")).await?;
+    page.shows("its gate", "eval-").await?;
+    let pictures = self::pictures(ctx)?;
+    page.ask(move |browser| {
+        browser.size(1200, 800)?;
+        let light = browser.look("getComputedStyle(document.body).backgroundColor")?;
+        browser.dark(true)?;
+        let dark = browser.look("getComputedStyle(document.body).backgroundColor")?;
+        ensure!(light != dark, "{light} by day and by night");
+        let high = browser.look("Math.ceil(document.body.getBoundingClientRect().bottom)")?;
+        let high = high.as_u64().context("no height")?.clamp(200, 800);
+        browser.size(1200, u32::try_from(high)?)?;
+        fs::write(pictures.join("device.png"), browser.picture()?)?;
+        browser.dark(false)?;
+        browser.size(1200, 800)
+    })
+    .await
 }
 
 /// A pod of somebody else holds so many GPUs of a node.
@@ -235,7 +347,6 @@ async fn shown(page: &Page, origin: &str, ctx: &Ctx) -> Result<()> {
     let took = end.as_f64().context("no time")?;
     println!("{NODES} nodes: the page is there after {took:.0} ms");
     ensure!(took > 0.0 && took < RENDERED, "the page took {took} ms");
-    let pictures = pictures(ctx)?;
     page.ask(move |browser| {
         let squares = browser.look("document.querySelectorAll('.devices .d').length")?;
         let least = NODES * 8;
@@ -243,23 +354,7 @@ async fn shown(page: &Page, origin: &str, ctx: &Ctx) -> Result<()> {
             squares.as_u64() >= u64::try_from(least).ok(),
             "{squares} squares"
         );
-        browser.size(1200, 800)?;
-        fs::write(pictures.join("fleet.png"), browser.picture()?)?;
-        let light = browser.look("getComputedStyle(document.body).backgroundColor")?;
-        browser.dark(true)?;
-        let dark = browser.look("getComputedStyle(document.body).backgroundColor")?;
-        ensure!(light != dark, "{light} by day and by night");
-        fs::write(pictures.join("fleet-dark.png"), browser.picture()?)?;
-        browser.dark(false)?;
-
-        browser.size(360, 700)?;
-        let wide = browser.look("document.documentElement.scrollWidth")?;
-        ensure!(
-            wide.as_u64() <= Some(360),
-            "a narrow screen shows {wide} pixels"
-        );
-        fs::write(pictures.join("fleet-narrow.png"), browser.picture()?)?;
-        browser.size(1200, 800)
+        Ok(())
     })
     .await?;
     without_scripts(page, origin).await
