@@ -232,7 +232,7 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
 }
 
 /// Where the simulated GitHub is, without its port.
-fn github_address(cluster: &Cluster) -> Result<IpAddr> {
+pub fn github_address(cluster: &Cluster) -> Result<IpAddr> {
     let address = cluster.github.trim_start_matches("https://");
     let address: SocketAddr = address.parse().context("the simulator's address")?;
     Ok(address.ip())

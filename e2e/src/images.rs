@@ -258,6 +258,16 @@ impl Images {
         layout::parts(&self.layout(), name)
     }
 
+    /// The same as a release of this version. It is another image to a node: what was pulled from a registry, a kubelet pulls again
+    /// under each other name, also under that by which it was imported.
+    pub fn released(&self, name: &str, version: &str, story: &Story) -> Result<Parts> {
+        let file = self.dir.join(format!("{name}-{version}.json"));
+        self.parts(name, story)?.configured(file, |config| {
+            config["config"]["Labels"]["org.opencontainers.image.version"] = version.into();
+            Ok(())
+        })
+    }
+
     fn layout(&self) -> PathBuf {
         self.dir.join("oci")
     }

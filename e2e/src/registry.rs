@@ -1,9 +1,10 @@
-//! A private registry in a cluster: the real program, with TLS and a password, from which the nodes pull.
+//! Registries in a cluster: the real program, with TLS, from which the nodes pull. One has a password, one is for everybody.
 //!
-//! It is started by the suite that needs it, and ends with its cluster. It listens on the node's address, so that it has
+//! Each is started by the suite that needs it, and ends with its cluster. It listens on the node's address, so that it has
 //! one name for nodes, pods and the machine; the nodes trust its authority, pods do not.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -34,22 +35,46 @@ use crate::{
     wait::wait_for,
 };
 
-/// Its name among the cluster's programs, and in its log.
-const NAME: &str = "docker-registry";
-const PORT: u16 = 5000;
+/// The program, and its Debian package.
+const PROGRAM: &str = "docker-registry";
 
-/// Its one user.
+/// What tells the two from each other.
+#[derive(Debug)]
+struct Kind {
+    /// Its name among the cluster's programs, its log's and its folder's.
+    name: &'static str,
+    port: u16,
+    /// Whether it asks for the password.
+    has_user: bool,
+}
+
+const PRIVATE: Kind = Kind {
+    name: "registry",
+    port: 5000,
+    has_user: true,
+};
+const PUBLIC: Kind = Kind {
+    name: "public-registry",
+    port: 5001,
+    has_user: false,
+};
+
+/// The one user of the private one.
 pub const USER: &str = "puller";
 /// The password of the user.
 pub const PASSWORD: &str = "not-for-everyone";
 /// The password's hash, as `htpasswd -B` makes it, and as cheap as can be.
 const HASH: &str = "$2b$04$cudaRunnerRegistry123u0Xi0RvuU1JayBHpSpgcYl0xNfcUiPf2";
 
+/// The tag under which our images are put there.
+const TAG: &str = "dev";
+
 /// A running registry.
 #[derive(Clone, Debug)]
 pub struct Registry {
     /// `ADDRESS:PORT`, the first part of the names of its images.
     pub host: String,
+    kind: &'static Kind,
     dir: PathBuf,
     supervisor: Supervisor,
 }
@@ -68,19 +93,30 @@ pub struct Answered {
 }
 
 impl Registry {
-    /// Starts the cluster's registry, which is empty, or gives the one that runs.
+    /// Starts the cluster's private registry, which is empty, or gives the one that runs.
     pub async fn start(cluster: &Cluster) -> Result<Self> {
+        Self::of_kind(cluster, &PRIVATE).await
+    }
+
+    /// The same of the one that asks nobody who he is.
+    pub async fn public(cluster: &Cluster) -> Result<Self> {
+        Self::of_kind(cluster, &PUBLIC).await
+    }
+
+    async fn of_kind(cluster: &Cluster, kind: &'static Kind) -> Result<Self> {
         let link = cluster.link.as_ref();
         let address = link.context("only a real node pulls images")?.node;
         let registry = Self {
-            host: format!("{address}:{PORT}"),
-            dir: cluster.dir.join("registry"),
+            host: format!("{address}:{}", kind.port),
+            kind,
+            dir: cluster.dir.join(kind.name),
             supervisor: cluster.supervisor.clone(),
         };
-        if registry.supervisor.check(NAME).is_err() {
+        if registry.supervisor.check(kind.name).is_err() {
             let unpacked =
-                tokio::task::spawn_blocking(|| tools::unpacked(NAME, &Story::silent())).await??;
-            let program = Program::new(NAME, unpacked.join("usr/bin").join(NAME));
+                tokio::task::spawn_blocking(|| tools::unpacked(PROGRAM, &Story::silent()))
+                    .await??;
+            let program = Program::new(kind.name, unpacked.join("usr/bin").join(PROGRAM));
             let settings = registry.configure(address)?;
             node::trust(&cluster.dir, &registry.host, &registry.authority())?;
             registry.supervisor.start(
@@ -91,9 +127,9 @@ impl Registry {
         }
         let what = "the registry to answer";
         wait_for(what, Duration::from_secs(20), async || {
-            registry.supervisor.check(NAME)?;
+            registry.supervisor.check(kind.name)?;
             let asked = registry.clone();
-            tokio::task::spawn_blocking(move || Session::open(&asked, "")?.ready()).await?
+            tokio::task::spawn_blocking(move || Session::open(&asked)?.ready()).await?
         })
         .await?;
         Ok(registry)
@@ -109,16 +145,38 @@ impl Registry {
             let story = Story::silent();
             // Held until all is sent: another tree may build others.
             let images = Images::open(&story)?;
-            Session::open(&registry, &name)?.push(&images.parts(&name, &story)?)
+            let parts = images.parts(&name, &story)?;
+            Session::open(&registry)?.push(&name, TAG, &parts)
         })
         .await?
         .with_context(|| format!("cannot push {image}"))?;
         Ok(self.image(image))
     }
 
+    /// Puts images of ours into it, each under another name, as a release of this version. What they share is sent once.
+    pub async fn push_release(&self, images: &[(&str, &str)], version: &str) -> Result<()> {
+        let registry = self.clone();
+        let all: Vec<_> = images
+            .iter()
+            .map(|&(image, name)| (image.to_owned(), name.to_owned()))
+            .collect();
+        let version = version.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let story = Story::silent();
+            let images = Images::open(&story)?;
+            let mut session = Session::open(&registry)?;
+            all.iter().try_for_each(|(image, name)| {
+                let parts = images.released(image, &version, &story)?;
+                let pushed = session.push(name, &version, &parts);
+                pushed.with_context(|| format!("cannot push {image}"))
+            })
+        })
+        .await?
+    }
+
     /// The name by which nodes pull an image.
     pub fn image(&self, name: &str) -> String {
-        format!("{}/{name}:dev", self.host)
+        format!("{}/{name}:{TAG}", self.host)
     }
 
     /// Makes a Secret for `imagePullSecrets`, with this password.
@@ -144,21 +202,22 @@ impl Registry {
 
     /// From now on it takes connections and says nothing. A node gives up a pull after some 10 seconds, and tries again.
     pub fn hold(&self) -> Result<()> {
-        self.supervisor.signal(NAME, Signal::STOP)
+        self.supervisor.signal(self.kind.name, Signal::STOP)
     }
 
     /// From now on it answers again, what was asked meanwhile too.
     pub fn release(&self) -> Result<()> {
-        self.supervisor.signal(NAME, Signal::CONT)
+        self.supervisor.signal(self.kind.name, Signal::CONT)
     }
 
     /// What it has answered so far, refusals too, in this order.
     pub fn answered(&self) -> Result<Vec<Answered>> {
-        let log = fs::read_to_string(self.supervisor.log(NAME))?;
+        let log = fs::read_to_string(self.supervisor.log(self.kind.name))?;
         Ok(log.lines().filter_map(answered).collect())
     }
 
-    fn authority(&self) -> PathBuf {
+    /// The file with the certificate of its authority.
+    pub fn authority(&self) -> PathBuf {
         self.dir.join("ca.crt")
     }
 
@@ -168,16 +227,19 @@ impl Registry {
         certs.server("server", &[], &[address.into()])?;
         secret(&self.dir.join("users"), &format!("{USER}:{HASH}\n"))?;
         // YAML, of which JSON is a part.
-        let settings = json!({
+        let mut settings = json!({
             "version": "0.1",
             "log": {"level": "info", "formatter": "json", "accesslog": {"disabled": true}},
             "storage": {"filesystem": {"rootdirectory": self.dir.join("images")}},
-            "auth": {"htpasswd": {"realm": "cluster", "path": self.dir.join("users")}},
             "http": {
                 "addr": self.host,
                 "tls": {"certificate": certs.path("server.crt"), "key": certs.path("server.key")},
             },
         });
+        if self.kind.has_user {
+            settings["auth"] =
+                json!({"htpasswd": {"realm": "cluster", "path": self.dir.join("users")}});
+        }
         let file = self.dir.join("settings.json");
         fs::write(&file, serde_json::to_vec_pretty(&settings)?)?;
         Ok(file)
@@ -201,16 +263,17 @@ fn answered(line: &str) -> Option<Answered> {
     })
 }
 
-/// What its user asks it, about one image.
+/// What its user asks it.
 struct Session {
     http: Agent,
     url: String,
     authorization: String,
-    name: String,
+    /// The blobs that it has sent, each with the name under which it did.
+    sent: BTreeMap<String, String>,
 }
 
 impl Session {
-    fn open(registry: &Registry, name: &str) -> Result<Self> {
+    fn open(registry: &Registry) -> Result<Self> {
         let authority = Certificate::from_pem(&fs::read(registry.authority())?)?;
         let tls = TlsConfig::builder()
             .unversioned_rustls_crypto_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -221,7 +284,7 @@ impl Session {
             http,
             url: format!("https://{}/v2/", registry.host),
             authorization: format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}"))),
-            name: name.to_owned(),
+            sent: BTreeMap::new(),
         })
     }
 
@@ -231,11 +294,11 @@ impl Session {
         Ok(Some(()))
     }
 
-    fn push(&self, image: &Parts) -> Result<()> {
+    fn push(&mut self, name: &str, tag: &str, image: &Parts) -> Result<()> {
         for (digest, file) in &image.blobs {
-            self.blob(digest, file)?;
+            self.blob(name, digest, file)?;
         }
-        let url = format!("{}{}/manifests/dev", self.url, self.name);
+        let url = format!("{}{name}/manifests/{tag}", self.url);
         self.http
             .put(url)
             .header("authorization", &self.authorization)
@@ -244,13 +307,21 @@ impl Session {
         Ok(())
     }
 
-    fn blob(&self, digest: &str, file: &Path) -> Result<()> {
-        let own = format!("{}{}/blobs/", self.url, self.name);
+    fn blob(&mut self, name: &str, digest: &str, file: &Path) -> Result<()> {
+        let known = self.sent.get(digest);
+        let known = known.map(|other| format!("?mount={digest}&from={other}"));
         let begun = self
             .http
-            .post(format!("{own}uploads/"))
+            .post(format!(
+                "{}{name}/blobs/uploads/{}",
+                self.url,
+                known.unwrap_or_default()
+            ))
             .header("authorization", &self.authorization)
             .send_empty()?;
+        if begun.status() == 201 {
+            return Ok(());
+        }
         let location = begun.headers().get("location");
         let location = location.context("the registry names no place for a blob")?;
         let content =
@@ -261,6 +332,7 @@ impl Session {
             .header("authorization", &self.authorization)
             .send(content)?;
         ensure!(answer.status() == 201, "{digest}: {}", answer.status());
+        self.sent.insert(digest.to_owned(), name.to_owned());
         Ok(())
     }
 }

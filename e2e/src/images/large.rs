@@ -1,16 +1,11 @@
 //! An image of 3 GiB, of which neither the cache nor the machine holds more than some MiB: zeros, kept compressed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::{hex, layout::Parts};
+use super::layout::Parts;
 use crate::{process::logged, report::Story, tools};
 
 /// Two passes over a file that is one hole: what the layer is called inside, and the layer.
@@ -34,29 +29,16 @@ pub(super) fn with_filler(image: Parts, dir: &Path, story: &Story) -> Result<Par
     })?;
     let dir = dir.join(NAME);
     let diff = fs::read_to_string(dir.join("diff-id"))?;
+    let mut image = image.configured(dir.join("config.json"), |config| {
+        let diff = json!(format!("sha256:{}", diff.trim()));
+        add(&mut config["rootfs"]["diff_ids"], diff)?;
+        add(&mut config["history"], json!({"created_by": "filler"}))
+    })?;
     let mut manifest: Value = serde_json::from_slice(&image.manifest)?;
-    let mut blobs = image.blobs;
-
-    let old = &manifest["config"]["digest"];
-    let config = blobs.iter().position(|(digest, _)| old == digest.as_str());
-    let (_, config) = blobs.remove(config.context("the image has no configuration")?);
-    let mut config: Value = serde_json::from_slice(&fs::read(config)?)?;
-    add(
-        &mut config["rootfs"]["diff_ids"],
-        json!(format!("sha256:{}", diff.trim())),
-    )?;
-    add(&mut config["history"], json!({"created_by": "filler"}))?;
-    let file = dir.join("config.json");
-    fs::write(&file, serde_json::to_vec(&config)?)?;
-    manifest["config"] = described(file, "config.v1+json", &mut blobs)?;
-    let layer = dir.join("layer.tar.gz");
-    let layer = described(layer, "layer.v1.tar+gzip", &mut blobs)?;
+    let layer = image.blob(dir.join("layer.tar.gz"), "layer.v1.tar+gzip")?;
     add(&mut manifest["layers"], layer)?;
-    Ok(Parts {
-        manifest: serde_json::to_vec(&manifest)?,
-        blobs,
-        ..image
-    })
+    image.manifest = serde_json::to_vec(&manifest)?;
+    Ok(image)
 }
 
 fn add(list: &mut Value, item: Value) -> Result<()> {
@@ -64,21 +46,13 @@ fn add(list: &mut Value, item: Value) -> Result<()> {
     Ok(())
 }
 
-/// The descriptor of a file, which is a blob from now on.
-fn described(file: PathBuf, kind: &str, blobs: &mut Vec<(String, PathBuf)>) -> Result<Value> {
-    let content = fs::read(&file)?;
-    let digest = format!("sha256:{}", hex(Sha256::digest(&content).as_slice()));
-    blobs.push((digest.clone(), file));
-    Ok(json!({
-        "mediaType": format!("application/vnd.oci.image.{kind}"),
-        "digest": digest,
-        "size": content.len(),
-    }))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::PathBuf;
+
+    use sha2::{Digest as _, Sha256};
+
+    use super::{super::hex, *};
     use crate::process::remove_dir;
 
     #[test]

@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
+use super::hex;
 use crate::process::output;
 
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -107,6 +109,43 @@ pub struct Parts {
     pub media_type: String,
     /// Digests and files of what the manifest refers to.
     pub blobs: Vec<(String, PathBuf)>,
+}
+
+impl Parts {
+    /// The image with another configuration, which is kept in this file: a node knows images by it.
+    pub(super) fn configured(
+        mut self,
+        file: PathBuf,
+        change: impl FnOnce(&mut Value) -> Result<()>,
+    ) -> Result<Self> {
+        let mut manifest: Value = serde_json::from_slice(&self.manifest)?;
+        let old = &manifest["config"]["digest"];
+        let config = self
+            .blobs
+            .iter()
+            .position(|(digest, _)| old == digest.as_str());
+        let (_, config) = self
+            .blobs
+            .remove(config.context("the image has no configuration")?);
+        let mut config: Value = serde_json::from_slice(&fs::read(config)?)?;
+        change(&mut config)?;
+        fs::write(&file, serde_json::to_vec(&config)?)?;
+        manifest["config"] = self.blob(file, "config.v1+json")?;
+        self.manifest = serde_json::to_vec(&manifest)?;
+        Ok(self)
+    }
+
+    /// The descriptor of a file, which is a blob from now on.
+    pub(super) fn blob(&mut self, file: PathBuf, kind: &str) -> Result<Value> {
+        let content = fs::read(&file)?;
+        let digest = format!("sha256:{}", hex(Sha256::digest(&content).as_slice()));
+        self.blobs.push((digest.clone(), file));
+        Ok(json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"),
+            "digest": digest,
+            "size": content.len(),
+        }))
+    }
 }
 
 /// Takes an image apart.

@@ -215,14 +215,15 @@ async fn take_other(ctx: &Ctx, shown: Value) -> Result<bool> {
 }
 
 /// A shell that knows the programs which it is given, and no others.
-struct Shell {
+#[derive(Clone, Debug)]
+pub(super) struct Shell {
     dir: PathBuf,
     bash: PathBuf,
 }
 
 impl Shell {
     /// One that has no program yet.
-    fn empty(ctx: &Ctx, name: &str) -> Result<Self> {
+    pub(super) fn empty(ctx: &Ctx, name: &str) -> Result<Self> {
         let dir = ctx.cluster.dir.join(name);
         remove_dir(&dir)?;
         fs::create_dir_all(dir.join("bin"))?;
@@ -261,7 +262,8 @@ impl Shell {
         Ok(shell)
     }
 
-    fn program(&self, name: &str, script: &str) -> Result<()> {
+    /// Gives it a program, as a script of `sh`.
+    pub(super) fn program(&self, name: &str, script: &str) -> Result<()> {
         let file = self.dir.join("bin").join(name);
         fs::write(&file, format!("#!/bin/sh\n{script}\n"))?;
         Ok(fs::set_permissions(
@@ -271,7 +273,7 @@ impl Shell {
     }
 
     /// What the commands print.
-    fn run(&self, block: &str) -> Result<String> {
+    pub(super) fn run(&self, block: &str) -> Result<String> {
         let done = Command::new(&self.bash)
             .args(["-eo", "pipefail", "-c", block])
             .current_dir(&self.dir)
@@ -325,7 +327,7 @@ exec {helm} template "$@" >/dev/null"#,
 }
 
 /// The fenced blocks of a language, without their indentation.
-fn blocks(page: &str, language: &str) -> Vec<String> {
+pub(super) fn blocks(page: &str, language: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut lines = page.lines();
     while let Some(line) = lines.next() {

@@ -30,6 +30,7 @@ mod hostile_tenant;
 mod hours;
 mod hung_agents;
 mod images;
+mod install;
 mod job_ends;
 mod job_policy;
 mod krew;
@@ -519,6 +520,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "upgrade and downgrade of both charts around running jobs: no runner restarts, nothing is lost",
         upgrade::run
+    ),
+    suite!(
+        "install",
+        [],
+        "the README's two commands install an operator from a registry; limited to one namespace it serves a pool by its Role there; when it is gone, another one takes that over",
+        install::run
     ),
     suite!(
         "uninstall",
