@@ -284,6 +284,7 @@ async fn photographed(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
     let broken = page
         .ask(move |browser| {
             browser.size(1200, 800)?;
+            browser.size(1200, height(browser)?)?;
             fs::write(pictures.join("fleet.png"), browser.picture()?)?;
             browser.size(360, 700)?;
             let wide = browser.look("document.documentElement.scrollWidth")?;
@@ -291,6 +292,13 @@ async fn photographed(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
                 wide.as_u64() <= Some(360),
                 "a narrow screen shows {wide} pixels"
             );
+            let right = "Math.ceil(document.querySelector('td.why').getBoundingClientRect().right)";
+            let right = browser.look(right)?;
+            ensure!(
+                right.as_u64() <= Some(360),
+                "why a job waits ends at {right} pixels"
+            );
+            browser.size(360, height(browser)?)?;
             fs::write(pictures.join("fleet-narrow.png"), browser.picture()?)?;
             browser.look("document.querySelector('a.failed, a.quarantined').getAttribute('href')")
         })
@@ -306,14 +314,19 @@ async fn photographed(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
         browser.dark(true)?;
         let dark = browser.look("getComputedStyle(document.body).backgroundColor")?;
         ensure!(light != dark, "{light} by day and by night");
-        let high = browser.look("Math.ceil(document.body.getBoundingClientRect().bottom)")?;
-        let high = high.as_u64().context("no height")?.clamp(200, 800);
-        browser.size(1200, u32::try_from(high)?)?;
+        browser.size(1200, height(browser)?)?;
         fs::write(pictures.join("device.png"), browser.picture()?)?;
         browser.dark(false)?;
         browser.size(1200, 800)
     })
     .await
+}
+
+/// How high a picture is that shows all of the page, or much of it.
+fn height(browser: &Browser) -> Result<u32> {
+    let high = browser.look("Math.ceil(document.body.getBoundingClientRect().bottom)")?;
+    let high = high.as_u64().context("no height")?;
+    Ok(u32::try_from(high.clamp(200, 1600))?)
 }
 
 /// A pod of somebody else holds so many GPUs of a node.
@@ -357,11 +370,11 @@ async fn shown(page: &Page, origin: &str, ctx: &Ctx) -> Result<()> {
         Ok(())
     })
     .await?;
-    without_scripts(page, origin).await
+    without_scripts(ctx, page, origin).await
 }
 
 /// All is there, and links lead on.
-async fn without_scripts(page: &Page, origin: &str) -> Result<()> {
+async fn without_scripts(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
     page.ask(|browser| browser.scripts(false)).await?;
     page.open_at(origin).await?;
     page.ask(|browser| {
@@ -376,7 +389,8 @@ async fn without_scripts(page: &Page, origin: &str) -> Result<()> {
     })
     .await?;
     page.open_at(&format!("{origin}hours")).await?;
-    page.shows("the hours", "GPU-hours").await?;
+    page.shows("the repository's hours", &ctx.repository)
+        .await?;
     page.ask(|browser| browser.scripts(true)).await
 }
 

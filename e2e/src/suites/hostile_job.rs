@@ -47,8 +47,12 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     });
     let agent = json!({"name": "runner", "image": example::AGENT, "resources": resources});
     let template = json!({"spec": {"containers": [agent]}});
-    ctx.apply(&ctx.pool("pool", json!({"replicas": 3, "template": template})))
-        .await?;
+    let rerun = json!({"onGpuFault": true, "onNodeLoss": true});
+    ctx.apply(&ctx.pool(
+        "pool",
+        json!({"replicas": 3, "template": template, "rerun": rerun}),
+    ))
+    .await?;
     let ill = async |other: &Neighbour| {
         // GitHub gives up a runner that has gone silent after half a minute.
         ctx.github
@@ -109,6 +113,11 @@ async fn jobs(ctx: &Ctx, other: &Neighbour) -> Result<()> {
         ensure!(url.starts_with(&here), "{job:?}");
     }
     nobody_is_blamed(ctx, "pool").await?;
+    ensure!(
+        status.reruns.is_empty(),
+        "forged marks had jobs run again: {:#?}",
+        status.reruns
+    );
     ensure!(
         status.last_failures.len() <= 1,
         "{:?}",

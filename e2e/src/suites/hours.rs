@@ -31,7 +31,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("pool", json!({}))).await?;
     let first = ctx.idle("pool", 1).await?.remove(0);
     let job = ctx.queue("good", &format!("sleep {RUNS}")).await?;
-    ctx.succeeded(job).await?;
+    let view = ctx.succeeded(job).await?;
     let second = ctx.other_ready("pool", &first).await?;
     let job = ctx.queue("bad", "exit 3").await?;
     ctx.ended(job).await?;
@@ -47,6 +47,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         ("gpus", json!(1)),
         ("product", json!("NVIDIA A100-SXM4-40GB")),
         ("repository", json!(ctx.repository)),
+        ("workflow", json!("ad-hoc")),
+        ("runId", json!(view.run)),
         ("job", json!("good")),
         ("attempt", json!(1)),
         ("conclusion", json!("success")),

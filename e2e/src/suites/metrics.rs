@@ -101,7 +101,7 @@ async fn a_failed_gate(ctx: &Ctx) -> Result<()> {
     .await
 }
 
-fn series(ctx: &Ctx, metric: &str, pool: &str, labels: &str) -> String {
+pub(super) fn series(ctx: &Ctx, metric: &str, pool: &str, labels: &str) -> String {
     let namespace = &ctx.namespace;
     format!(r#"cudarunner_{metric}{{namespace="{namespace}",pool="{pool}"{labels}}}"#)
 }
@@ -118,7 +118,7 @@ pub(super) fn value(page: &str, series: &str) -> Option<u64> {
 }
 
 /// Waits until a series has such a value: a reconcile may yet have to see what happened.
-async fn shown(ctx: &Ctx, series: &str, is_right: impl Fn(u64) -> bool) -> Result<()> {
+pub(super) async fn shown(ctx: &Ctx, series: &str, is_right: impl Fn(u64) -> bool) -> Result<()> {
     let mut last = None;
     let found = ctx
         .wait_for(series, SOON, async || {

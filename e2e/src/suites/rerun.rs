@@ -13,7 +13,7 @@ use github_simulator::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, metrics};
 use crate::device_plugin::state::{self, Device};
 
 const POOL: &str = "again";
@@ -143,10 +143,17 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     ensure!(second.attempt == 2, "{second:?}");
     let second = ctx.succeeded(second.id).await?;
     ensure!(second.runner.is_some_and(|other| other != runner));
-    // ... by one request
+    // ... by one request for that job alone, and it is counted
     let calls = ctx.own_calls(mark).await?;
-    let asked = calls.iter().filter(|call| is_rerun(call));
-    ensure!(asked.count() == 1, "{calls:#?}");
+    let asked: Vec<&Seen> = calls.iter().filter(|call| is_rerun(call)).collect();
+    let own = format!("/actions/jobs/{job}/rerun");
+    ensure!(
+        matches!(&asked[..], [one] if one.path.ends_with(&own)),
+        "{asked:#?}"
+    );
+    let labels = r#",cause="GpuFault",result="Started""#;
+    let series = metrics::series(ctx, "reruns_total", POOL, labels);
+    metrics::shown(ctx, &series, |count| count == 1).await?;
     // ... and the status has how each attempt ended
     ctx.wait_for("both attempts with their ends", SOON, async || {
         let jobs = ctx.status(POOL).await?.last_jobs.into_iter();

@@ -303,6 +303,16 @@ async fn troubles(ctx: &Ctx, owner: &Owner<'_>, hook: &str) -> Result<()> {
     ctx.github
         .change_settings(&json!({"deliveries": {"lose": false, "forge": false}}))
         .await?;
+    // And what its owner has GitHub deliver once more wakes the pool, and makes no other runner
+    let accepted = results(ctx, "accepted").await?;
+    let again = format!("/{hook}/deliveries/{}/attempts", failed[0]["id"]);
+    owner.ask(Method::POST, &again, Some(&json!({}))).await?;
+    ctx.wait_for("the delivery once more", SOON, async || {
+        Ok((results(ctx, "accepted").await? > accepted).then_some(()))
+    })
+    .await?;
+    let count = ctx.pods().await?.len();
+    ensure!(count == jobs.len() + 1, "{count} runners");
     for job in &jobs {
         ctx.github.release(*job).await?;
         ctx.succeeded(*job).await?;

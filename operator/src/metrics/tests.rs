@@ -146,6 +146,26 @@ fn series(metrics: &Metrics, name: &str) -> Vec<String> {
 }
 
 #[test]
+fn how_long_the_oldest_job_has_waited_is_counted_when_somebody_asks() {
+    let (pool, metrics) = (fixture::pool(1), Metrics::default());
+    let plan = Plan {
+        queue: Some(Waiting {
+            jobs: 1,
+            oldest: Some(Timestamp::now() - SignedDuration::from_secs(90)),
+        }),
+        ..Plan::default()
+    };
+    let observed = fixture::observed(vec![]);
+    let gauges = PoolGauges::of(&pool, &observed, &plan, None, fixture::NOW);
+    metrics.saw(&pool.key, gauges);
+    let page = metrics.page(|_| true, vec![]);
+    let series = r#"cudarunner_oldest_queued_job_seconds{namespace="ci",pool="pool"} "#;
+    let age = page.lines().find_map(|line| line.strip_prefix(series));
+    let age: u64 = age.unwrap().parse().unwrap();
+    assert!((90..100).contains(&age), "{age}");
+}
+
+#[test]
 fn repositories_are_told_apart_only_where_that_is_asked_for_and_not_without_bound() {
     let metrics = Metrics::default();
     metrics.ended(&hours("acme/widgets", None));
