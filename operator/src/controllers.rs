@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarunner_crds::CudaRunner;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{Stream, StreamExt as _};
+use jiff::Timestamp;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -63,6 +64,8 @@ async fn act(
     tracing::info!("acting");
     let waker = Arc::clone(&ctx.waker);
     shares::begin(&ctx);
+    ctx.pods.begin(Timestamp::now());
+    waker.lead();
     waker.listen();
     waker.wake_all(&ctx.pools);
     // Marking nodes and tainting devices never end, and neither does sharing nodes.

@@ -58,6 +58,8 @@ pub struct Health {
     pub new: Vec<FailureStatus>,
     /// The same, in a class and a reason each.
     pub failed: Vec<(Class, Reason)>,
+    /// Uids of those among the new ones whose pods were there yet.
+    pub late: BTreeSet<String>,
     /// No runner is created before.
     pub not_before: Option<Timestamp>,
     /// Runners that have overrun the deadline of their phase.
@@ -77,10 +79,9 @@ impl Health {
             .flatten()
     }
 
-    /// The runners whose failures the status will have, and does not have yet. What it has no room for it never tells.
+    /// The runners whose failures are told with the status for the first time.
     pub(crate) fn unrecorded(&self) -> impl Iterator<Item = String> {
-        let listed = self.new.iter().take(MAX_LAST_FAILURES);
-        listed.map(|failure| failure.runner.clone())
+        self.new.iter().map(|failure| failure.runner.clone())
     }
 
     /// The failure that a person has to fix, if that is what the pool suffers from.
@@ -128,22 +129,45 @@ pub fn is_known(known: &[FailureStatus], runner: &Runner) -> bool {
     of_name.any(|f| f.at.0 >= runner.created)
 }
 
-/// Whether the status does not have this failure.
-fn is_new(known: &[FailureStatus], runner: &Runner, failure: &Failure) -> bool {
-    if runner.told.is_some_and(|told| told.failure) {
-        return false;
-    }
-    let mut of_name = known.iter().filter(|f| f.runner == runner.name);
-    !is_known(known, runner) && !of_name.any(|f| f.at.0 == failure.at)
+/// The same, of what another process has told: older failures than a full list has have left the list.
+#[must_use]
+pub fn is_listed(known: &[FailureStatus], runner: &Runner) -> bool {
+    let has_left = |end: &End| match end {
+        End::Failed(failure) => has_left(known, failure),
+        End::JobDone(_) => false,
+    };
+    is_known(known, runner) || runner.end.as_ref().is_some_and(has_left)
 }
 
-/// Reads the failures out of the pods and of the status.
-#[must_use]
-pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
-    let known = &pool.status.last_failures;
-    let mut new: Vec<FailureStatus> = vec![];
-    let (mut failed, mut overdue) = (vec![], vec![]);
-    let mut made = BTreeMap::new();
+fn has_left(known: &[FailureStatus], failure: &Failure) -> bool {
+    let oldest = known.get(MAX_LAST_FAILURES - 1);
+    oldest.is_some_and(|oldest| failure.at <= oldest.at.0)
+}
+
+/// Whether nobody has told this failure.
+fn is_new(known: &[FailureStatus], runner: &Runner, failure: &Failure, is_over: bool) -> bool {
+    let is_told = match runner.told {
+        Some(told) => told.end || told.late && !is_over,
+        None => has_left(known, failure),
+    };
+    let mut of_name = known.iter().filter(|f| f.runner == runner.name);
+    !is_told && !is_known(known, runner) && !of_name.any(|f| f.at.0 == failure.at)
+}
+
+/// What is found of runners that have failed.
+#[derive(Default)]
+struct Found {
+    new: Vec<FailureStatus>,
+    failed: Vec<(Class, Reason)>,
+    late: BTreeSet<String>,
+    overdue: Vec<String>,
+    /// When the pods of the new ones were created, by their names.
+    made: BTreeMap<String, Timestamp>,
+}
+
+/// Reads the failures out of the pods.
+fn found(pool: &Pool, observed: &Observed, now: Timestamp) -> Found {
+    let mut found = Found::default();
     let mut hung = hung::overdue(pool, observed, now);
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
@@ -156,18 +180,39 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         if is_late {
             // Of a runner that is still there it is known again by its time, and our clock may be behind the API server's.
             failure.at = failure.at.max(runner.created);
-            overdue.push(runner.name.clone());
+            found.overdue.push(runner.name.clone());
         }
-        if is_new(known, runner, &failure) {
+        let is_over = has_vanished || runner.end.is_some();
+        if is_new(&pool.status.last_failures, runner, &failure, is_over) {
+            if !is_over {
+                found.late.insert(runner.uid.clone());
+            }
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
             let failure = with_github(runner, failure, observed);
-            failed.push((failure.class, failure.reason));
-            made.insert(runner.name.clone(), runner.created);
-            new.push(noted(runner, failure));
+            found.failed.push((failure.class, failure.reason));
+            found.made.insert(runner.name.clone(), runner.created);
+            found.new.push(noted(runner, failure));
         }
     }
-    new.sort_by(|a, b| b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner)));
+    let order = |a: &FailureStatus, b: &FailureStatus| {
+        b.at.0.cmp(&a.at.0).then_with(|| a.runner.cmp(&b.runner))
+    };
+    found.new.sort_by(order);
+    found
+}
+
+/// Reads the failures out of the pods and of the status.
+#[must_use]
+pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
+    let known = &pool.status.last_failures;
+    let Found {
+        mut new,
+        failed,
+        late,
+        overdue,
+        made,
+    } = found(pool, observed, now);
 
     let consecutive = consecutive(pool, observed, &new, new.first().or(known.first()));
     blame_image(&mut new, known, consecutive);
@@ -186,6 +231,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         last_failures,
         new,
         failed,
+        late,
         not_before: None,
         overdue,
         quarantine: Quarantine::default(),

@@ -125,7 +125,8 @@ pub(super) fn overdue(
             continue;
         };
         // Whoever the status tells of is the one whose turn it is.
-        let is_told = health::is_known(&pool.status.last_failures, runner);
+        let is_told = runner.told.is_some_and(|told| told.late)
+            || health::is_known(&pool.status.last_failures, runner);
         if doubt.about == Contradiction::Offline && !is_told {
             let Some(left) = offline.checked_sub(1) else {
                 continue;

@@ -105,10 +105,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     if let Some(at) = next_look(&jobs, &observed.jobs) {
         plan.wake_at(at.max(now.after(AGAIN)), now);
     }
-    let is_listed = |runner: &&Runner| jobs.iter().any(|job| job.runner == runner.name);
     // Who runs many jobs may go after any of them.
     let ended = observed.runners.iter().filter(|r| r.end.is_some());
-    let untold = ended.filter(|r| names.contains(&r.name)).filter(is_listed);
+    let untold = ended.filter(|r| names.contains(&r.name));
     plan.unrecorded.extend(untold.map(|r| r.name.clone()));
     plan.status.last_jobs = jobs;
 }

@@ -54,10 +54,10 @@ pub mod fixture;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::health::Health;
 pub use crate::model::action::{
@@ -67,6 +67,10 @@ pub use crate::model::github::{Entry, Listing};
 pub use crate::model::observed::{Access, Labels, NodeFacts, Observed, Passed, Queue};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{Runner, Told};
+use crate::model::time::Shift as _;
+
+/// When the next of many pods are asked for.
+const SOON: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is decided on, of a pool whose spec can be carried out.
 #[derive(Clone, Copy)]
@@ -94,21 +98,17 @@ pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     plan
 }
 
-/// What is told of runners with this plan's status. Of those that have vanished nothing is left to tell.
+/// What is told of runners with this plan's status, if it is of a pool whose failures are.
 fn told(pool: &Pool, observed: &Observed, health: Option<&Health>) -> BTreeMap<String, Told> {
-    let new = health.into_iter().flat_map(|health| &health.new);
-    let new: BTreeSet<&str> = new.map(|failure| failure.runner.as_str()).collect();
-    let known = &pool.status.last_failures;
     let there = observed.runners.iter().map(|runner| (runner, false));
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let all = there.chain(vanished).filter_map(|(runner, has_vanished)| {
         let before = runner.told.unwrap_or_default();
+        let is_over = has_vanished || runner.end.is_some();
         let told = Told {
-            failure: before.failure
-                || has_vanished
-                || new.contains(runner.name.as_str())
-                || health::is_known(known, runner),
-            // Of a pool whose spec cannot be read no job is told.
+            end: before.end || is_over && health.is_some() && pool.spec.is_ok(),
+            late: before.late || health.is_some_and(|health| health.late.contains(&runner.uid)),
+            // Of a pool whose spec cannot be read no job is told, nor run again.
             job: match pool.spec {
                 Ok(_) => jobs::done(runner).map(|done| done.finished),
                 Err(_) => before.job,
@@ -124,12 +124,13 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         status: counted(pool, observed, now),
         ..Plan::default()
     };
-    let moments = [observed.ask_again, observed.ask_for_pods];
-    for moment in moments.into_iter().flatten() {
-        // One that is over woke this reconcile, or belongs to a spec that cannot be read any more.
-        if moment > now {
-            plan.wake_at(moment, now);
-        }
+    // One that is over woke this reconcile, or belongs to a spec that cannot be read any more.
+    if let Some(moment) = observed.ask_again.filter(|moment| *moment > now) {
+        plan.wake_at(moment, now);
+    }
+    // So many pods are asked for at a time, and the others next.
+    if let Some(moment) = observed.ask_for_pods {
+        plan.wake_at(moment.max(now.after(SOON)), now);
     }
     left::note(pool, observed, &mut plan);
     left::plan(observed, now, &mut plan);

@@ -60,9 +60,11 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     };
     let known = &case.pool.status.reruns;
     let mut entries = known.clone();
+    let mut beyond = vec![];
     for blamed in evidence::blamed(case, wish) {
-        add(case, blamed, &mut entries, plan);
+        beyond.extend(add(case, blamed, &mut entries, plan));
     }
+    plan.news.extend(not_listed(&beyond));
     for entry in entries.iter_mut().filter(|e| !e.state.has_ended()) {
         advance(case, wish, entry, plan);
     }
@@ -102,11 +104,16 @@ fn is_of(entry: &RerunStatus, blamed: &Blamed) -> bool {
     entry.runner == blamed.runner && run_of(entry).as_ref() == Some(&blamed.job.run)
 }
 
-/// Puts a job on the list. What is younger than an hour stays there, so that no job comes twice, and none is forgotten that
-/// counts.
-fn add(case: Case, blamed: Blamed, entries: &mut Vec<RerunStatus>, plan: &mut Plan) {
+/// Puts a job on the list, or gives it back where there is no room. What is younger than an hour stays there, so that no job
+/// comes twice, and none is forgotten that counts.
+fn add(
+    case: Case,
+    blamed: Blamed,
+    entries: &mut Vec<RerunStatus>,
+    plan: &mut Plan,
+) -> Option<Blamed> {
     if entries.iter().any(|entry| is_of(entry, &blamed)) {
-        return;
+        return None;
     }
     if entries.len() >= MAX_RERUNS {
         let is_old = |e: &RerunStatus| e.state.has_ended() && e.at.0.after(HOUR) <= case.now;
@@ -115,7 +122,7 @@ fn add(case: Case, blamed: Blamed, entries: &mut Vec<RerunStatus>, plan: &mut Pl
             .collect();
         oldest.sort_by_key(|i| Reverse(entries[*i].at.0));
         let Some(oldest) = oldest.pop() else {
-            return;
+            return Some(blamed);
         };
         entries.remove(oldest);
     }
@@ -134,6 +141,27 @@ fn add(case: Case, blamed: Blamed, entries: &mut Vec<RerunStatus>, plan: &mut Pl
         skip(&mut entry, Reason::RerunsPaused, message, case.now, plan);
     }
     entries.push(entry);
+    None
+}
+
+/// What is told of jobs for which the list has no room, once: they are not run again.
+fn not_listed(beyond: &[Blamed]) -> Option<Notice> {
+    let mut new = beyond.iter().filter(|blamed| !blamed.is_told);
+    let first = new.next()?;
+    let (repository, run) = &first.job.run;
+    let others = match new.count() {
+        0 => String::new(),
+        n => format!(", and {n} more"),
+    };
+    Some(Notice {
+        warning: true,
+        reason: Reason::RerunsPaused.into(),
+        note: format!(
+            "Job {} of run {run} in {repository}{others}: not run again, as status.reruns is full of the last hour. Fix the pool's GPUs or nodes, and run them again by hand.",
+            first.job.name
+        ),
+        about: Some(About::Runner(first.runner.clone())),
+    })
 }
 
 /// Brings an entry forward.

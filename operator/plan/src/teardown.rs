@@ -181,10 +181,14 @@ fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     plan.actions.push(Action::RemoveFinalizer);
 }
 
+/// Runners that are named in an Event: it has room for more, and for what is to be done with them.
+const NAMED: usize = 10;
+
 /// Runners that may be left, where these are known, and where these are all or not.
 fn named(known: &[&str], are_all: bool, label: &str) -> String {
-    let names = known.join(", ");
-    match (known.is_empty(), are_all) {
+    let shown = &known[..known.len().min(NAMED)];
+    let names = shown.join(", ");
+    match (known.is_empty(), are_all && shown.len() == known.len()) {
         (true, _) => format!("runners with the label {label}"),
         (false, true) => format!("the runners {names}"),
         (false, false) => format!("the runners {names}, and others with the label {label},"),

@@ -67,7 +67,9 @@ impl Events {
             };
             if self.0.try_send(item).is_err() {
                 tracing::warn!(
+                    pool = %pool.key,
                     reason = %notice.reason,
+                    note = notice.note,
                     "an Event was not published: too many wait"
                 );
             }
@@ -91,13 +93,17 @@ async fn publish_all(mut items: Receiver<Item>, client: Client, reporter: Report
 }
 
 async fn publish(recorder: Recorder, Item { event, pool }: Item) {
-    let reason = &event.reason;
     let published = recorder.publish(&event, &pool);
-    match tokio::time::timeout(DEADLINE, published).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, reason, "an Event was not published"),
-        Err(_) => tracing::warn!(reason, "an Event was not published: no answer"),
-    }
+    let error = match tokio::time::timeout(DEADLINE, published).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer".to_owned(),
+    };
+    let (namespace, name) = (&pool.namespace, &pool.name);
+    let pool = [namespace, name].map(|part| part.as_deref().unwrap_or_default());
+    let pool = pool.join("/");
+    let (reason, note) = (&event.reason, &event.note);
+    tracing::warn!(pool, error, reason, note, "an Event was not published");
 }
 
 /// The resource of a pool.

@@ -16,10 +16,7 @@ use cuda_runner_plan::model::scale_set::Known;
 
 /// Has the messages acknowledged that were acted on, and what was heard of runners that are gone forgotten.
 pub(super) fn acknowledge(ctx: &Context, pool: &Pool, set: u64, number: u64) {
-    let vanished = ctx
-        .pods
-        .vanished(&pool.key, &pool.uid, Timestamp::now(), |_| false);
-    let mut runners: BTreeSet<String> = vanished.into_iter().map(|r| r.name).collect();
+    let mut runners: BTreeSet<String> = ctx.pods.vanished(&pool.key).into_iter().collect();
     ctx.memory.with(pool, |memory| {
         // Those that were seen when this was decided on, not those that are there by now.
         runners.extend(memory.known.keys().chain(memory.expected.keys()).cloned());

@@ -26,11 +26,13 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
         let told = told.as_ref()?;
         Some(told.get(&runner.uid).copied().unwrap_or_default())
     };
-    let mut vanished = ctx.pods.vanished(&pool.key, &pool.uid, now, |runner| {
-        is_told(&pool.status, &removed, told(runner), runner)
-    });
-    // After those that have vanished: one that vanishes in between is in neither and wakes the pool, and never in both.
-    let mut runners = ctx.pods.of(&pool.key, &pool.uid);
+    let (mut runners, mut vanished) =
+        ctx.pods
+            .look(&pool.key, &pool.uid, |runner| match pool.spec {
+                Ok(_) => is_told(&pool.status, &removed, told(runner), runner),
+                // Its job is told, and run again, when the spec can be read.
+                Err(_) => removed.contains(&runner.uid),
+            });
     for runner in &mut runners {
         let registrar = runner.registrar.as_ref();
         runner.is_stranded = registrar.is_some_and(|url| *url != ctx.registrar_url);
@@ -56,16 +58,16 @@ pub(super) fn is_told(
     told: Option<Told>,
     runner: &Runner,
 ) -> bool {
-    match (&runner.end, &runner.done) {
-        (Some(End::JobDone(_)), Some(done)) => {
-            ended_jobs::is_noted(&status.last_jobs, told, &runner.name, done)
+    let is_noted = |done| ended_jobs::is_noted(&status.last_jobs, told, &runner.name, done);
+    let end_is_told = || match (&runner.end, told) {
+        (Some(End::JobDone(_)), _) => true,
+        (_, Some(told)) if told.end => true,
+        (_, Some(_)) => removed.contains(&runner.uid),
+        (_, None) => {
+            removed.contains(&runner.uid) || health::is_listed(&status.last_failures, runner)
         }
-        _ => {
-            told.is_some_and(|told| told.failure)
-                || removed.contains(&runner.uid)
-                || health::is_known(&status.last_failures, runner)
-        }
-    }
+    };
+    runner.done.as_deref().is_none_or(is_noted) && end_is_told()
 }
 
 /// Adds what is remembered of the runners to what the watch shows of them.

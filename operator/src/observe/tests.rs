@@ -15,7 +15,7 @@ use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::{
     AVOIDS_ANNOTATION, End, Failure, LIFETIME_ANNOTATION, PERSISTENT, Runner, TEMPLATE_ANNOTATION,
-    URL_ANNOTATION, unconfirmed,
+    Told, URL_ANNOTATION, unconfirmed,
 };
 use cuda_runner_plan::pod::build;
 use cuda_runner_plan::{NewRunner, PodSettings, fixture};
@@ -136,6 +136,32 @@ fn a_job_is_told_even_where_we_have_removed_its_runner() {
     }]);
     status.last_jobs = serde_json::from_value(job).unwrap();
     assert!(is_told(&status, &ours, None, &done));
+    // ... or was planned with it
+    status.last_jobs.clear();
+    let job = done.done.as_ref().map(|done| done.finished);
+    for (told, runner, is) in [
+        (Told::default(), &done, false),
+        (
+            Told {
+                job,
+                ..Told::default()
+            },
+            &done,
+            true,
+        ),
+        (Told::default(), &failed, false),
+        (
+            Told {
+                end: true,
+                ..Told::default()
+            },
+            &failed,
+            true,
+        ),
+    ] {
+        let known = is_told(&status, &BTreeSet::new(), Some(told), runner);
+        assert_eq!(known, is, "{told:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use cudarunner_crds::{CudaRunner, CudaRunnerStatus, OperatorStatus};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::client::Body;
@@ -452,9 +453,19 @@ pub(crate) fn shows(ctx: &Context, line: &str) -> Result<(), String> {
 
 /// The watch shows a pod of the pool.
 fn show_pod(ctx: &Context, name: &str, status: &Value) {
+    ctx.pods.apply(&pod_of(name, status), true).unwrap();
+}
+
+/// The watch shows that the pod is gone.
+fn hide_pod(ctx: &Context, name: &str, status: &Value) {
+    ctx.pods.delete(&pod_of(name, status), true);
+}
+
+fn pod_of(name: &str, status: &Value) -> Pod {
     let pod = json!({
         "metadata": {
             "name": name,
+            "uid": name,
             "namespace": "ci",
             "labels": {"cudarunner.dev/pool": "pool"},
             "ownerReferences": [{"apiVersion": "cudarunner.dev/v1alpha1", "kind": "CudaRunner", "name": "pool", "uid": fixture::pool(1).uid}],
@@ -469,9 +480,7 @@ fn show_pod(ctx: &Context, name: &str, status: &Value) {
         },
         "status": status,
     });
-    ctx.pods
-        .apply(&serde_json::from_value(pod).unwrap(), true)
-        .unwrap();
+    serde_json::from_value(pod).unwrap()
 }
 
 #[tokio::test]

@@ -36,11 +36,12 @@ pub fn reference(pool: &PoolKey) -> ObjectRef<CudaRunner> {
     ObjectRef::new(&pool.name).within(&pool.namespace)
 }
 
-/// Wakes pools. Calls cost nothing while no controller listens, as on a replica that stands by.
+/// Wakes pools. Calls cost nothing while nobody listens.
 #[derive(Debug)]
 pub struct Waker {
     sender: UnboundedSender<ObjectRef<CudaRunner>>,
     listening: AtomicBool,
+    leading: AtomicBool,
     /// A node, or what pools say of nodes, has changed: their marks may have to.
     pub marks: Notify,
     /// What pools share, or what they would have of it, has changed.
@@ -57,6 +58,7 @@ impl Waker {
         let waker = Self {
             sender,
             listening: AtomicBool::new(false),
+            leading: AtomicBool::new(false),
             marks: Notify::new(),
             shares: Notify::new(),
             rules: Notify::new(),
@@ -70,15 +72,24 @@ impl Waker {
         self.rules.notify_one();
     }
 
-    /// From now on there is a controller.
+    /// From now on somebody listens.
     pub fn listen(&self) {
         self.listening.store(true, Ordering::Release);
     }
 
-    /// Whether there is a controller: this replica leads.
-    #[must_use]
-    pub fn is_listening(&self) -> bool {
+    fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Acquire)
+    }
+
+    /// From now on this replica leads: it acts, and tells what it has done.
+    pub fn lead(&self) {
+        self.leading.store(true, Ordering::Release);
+    }
+
+    /// Whether this replica leads. One that stands by listens as well, and tells nothing.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leading.load(Ordering::Acquire)
     }
 
     /// Has the pool looked at.

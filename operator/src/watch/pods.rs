@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use cudarunner_crds::RunnerPhase;
 use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -36,7 +37,7 @@ pub struct Pods {
     /// What pods hold, and on which node, that have a pool's label and that no pool owns: left over, restored, made by hand.
     /// Locked after `pools`.
     strays: Mutex<HashMap<PodKey, (String, Counts)>>,
-    /// In the order in which they went.
+    /// In the order in which they went. Locked after `pools`.
     vanished: Mutex<VecDeque<Vanished>>,
     gone: Mutex<VecDeque<(PoolKey, Arc<Gone>)>>,
     /// Locked after `pools`.
@@ -62,16 +63,14 @@ const MOST_GONE: usize = 10_000;
 #[derive(Debug)]
 struct Vanished {
     pool: PoolKey,
-    runner: Runner,
+    runner: Box<Runner>,
     at: Timestamp,
-    /// Whether this replica is the one to tell of it.
-    leads: bool,
 }
 
 /// Those that are kept, of all pools together. They are told of within seconds.
 const MOST_VANISHED: usize = 4096;
 
-/// For so long another replica may have led that ended before it told.
+/// What another replica that led has had no time to tell was seen so long before this one leads at most.
 const TAKEOVER: SignedDuration = SignedDuration::from_mins(2);
 
 impl Pods {
@@ -100,25 +99,39 @@ impl Pods {
         runners.map(|runner| runner.uid.clone()).collect()
     }
 
-    /// Runners of the pool with this uid that ended or had no time to, and whose pods were gone within milliseconds because
-    /// somebody else took them away. Kept until `is_told`; of what went while another replica led, only what that one may
-    /// have had no time for.
-    pub fn vanished(
+    /// The runners of the pool with this uid, and those that ended or had no time to and whose pods were gone within
+    /// milliseconds, because somebody else took them away: these are kept until `is_told`. None is in neither, or in both.
+    pub fn look(
         &self,
         pool: &PoolKey,
         uid: &str,
-        now: Timestamp,
         is_told: impl Fn(&Runner) -> bool,
-    ) -> Vec<Runner> {
+    ) -> (Vec<Runner>, Vec<Runner>) {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let there = pools.get(pool).into_iter().flat_map(BTreeMap::values);
+        let there = there.map(Box::as_ref).filter(|r| r.owner == uid);
+        let there = there.cloned().collect();
         let mut all = self.vanished_ones();
-        all.retain(|one| {
-            one.pool != *pool
-                || one.runner.owner == uid
-                    && (one.leads || now < one.at.after(TAKEOVER))
-                    && !is_told(&one.runner)
-        });
+        all.retain(|one| one.pool != *pool || one.runner.owner == uid && !is_told(&one.runner));
+        let vanished = all.iter().filter(|one| one.pool == *pool);
+        let vanished = vanished.map(|one| Runner::clone(&one.runner));
+        (there, vanished.collect())
+    }
+
+    /// The names of the runners of a pool that are kept because they have vanished.
+    pub fn vanished(&self, pool: &PoolKey) -> Vec<String> {
+        let all = self.vanished_ones();
         let of_pool = all.iter().filter(|one| one.pool == *pool);
-        of_pool.map(|one| one.runner.clone()).collect()
+        of_pool.map(|one| one.runner.name.clone()).collect()
+    }
+
+    /// This replica leads from now on. Of runners that have vanished it tells those of which the one before it may have had no
+    /// time to, and that were not there for that one to remove.
+    pub fn begin(&self, now: Timestamp) {
+        self.vanished_ones().retain(|one| {
+            let has_ended = one.runner.end.is_some() || one.runner.reached == RunnerPhase::Busy;
+            now < one.at.after(TAKEOVER) && has_ended
+        });
     }
 
     fn vanished_ones(&self) -> MutexGuard<'_, VecDeque<Vanished>> {
@@ -271,7 +284,7 @@ impl Pods {
                 runner.follow(before);
                 // Another pod has its name, and the watch missed its end.
                 if before.uid != runner.uid {
-                    self.keep(&own, Runner::clone(before), leads);
+                    self.went(&own, Runner::clone(before), leads, false);
                 }
             }
             if before != Some(&runner) {
@@ -292,7 +305,7 @@ impl Pods {
     }
 
     /// Takes a pod away: the pools concerned. `leads` where this replica tells of it.
-    fn delete(&self, pod: &Pod, leads: bool) -> Vec<PoolKey> {
+    pub(crate) fn delete(&self, pod: &Pod, leads: bool) -> Vec<PoolKey> {
         // What it was at last may be news, too: whose it is.
         let mut concerned = self.apply(pod, leads).unwrap_or_default();
         if let Some(own) = pool_of(pod) {
@@ -317,32 +330,39 @@ impl Pods {
             }
         }
         // Before the runners are shown without it: in between it would be in neither.
+        self.went(key, runner, leads, true);
+    }
+
+    /// Keeps what matters of a runner whose pod is gone; whether somebody saw how.
+    fn went(&self, key: &PoolKey, runner: Runner, leads: bool, is_seen: bool) {
         self.keep(key, runner.clone(), leads);
-        drop(pools);
-        let is_news = match &runner.end {
-            Some(End::JobDone(_)) => true,
-            Some(End::Failed(failure)) => failure.is_unasked(),
-            // Nobody saw it end: it was deleted by force.
-            None => Failure::deleted(&runner, Timestamp::UNIX_EPOCH).is_some(),
+        // Nobody saw it end: it was deleted by force.
+        let is_deleted = || {
+            (is_seen || runner.disruption.is_some())
+                && Failure::deleted(&runner, Timestamp::UNIX_EPOCH).is_some()
         };
+        let is_news = runner.done.is_some()
+            || match &runner.end {
+                Some(End::JobDone(_)) => true,
+                Some(End::Failed(failure)) => failure.is_unasked(),
+                None => is_deleted(),
+            };
         if is_news {
-            self.note_vanished(key, runner, leads, Timestamp::now());
+            self.note_vanished(key, Box::new(runner), leads, Timestamp::now());
         }
     }
 
     /// Keeps a runner until its end is told.
-    fn note_vanished(&self, pool: &PoolKey, runner: Runner, leads: bool, at: Timestamp) {
+    fn note_vanished(&self, pool: &PoolKey, runner: Box<Runner>, leads: bool, at: Timestamp) {
         let mut all = self.vanished_ones();
         while all.len() >= MOST_VANISHED || all.front().is_some_and(|one| !is_recent(one.at, at)) {
-            all.pop_front();
+            let lost = all.pop_front();
+            if let Some(Vanished { pool, runner, .. }) = lost.filter(|_| leads) {
+                tracing::warn!(%pool, runner = runner.name, "how a runner ended was not told: too many have ended at once, or too long ago");
+            }
         }
         let pool = pool.clone();
-        all.push_back(Vanished {
-            pool,
-            runner,
-            at,
-            leads,
-        });
+        all.push_back(Vanished { pool, runner, at });
     }
 
     /// Removes what a new list of `scope` does not hold; the pools concerned.
@@ -358,7 +378,7 @@ impl Pods {
                 changed.push(key.clone());
             }
             for (_, runner) in gone {
-                self.keep(key, *runner, leads);
+                self.went(key, *runner, leads, false);
             }
         }
         // Whatever came and went since the watch broke off is in no list.
@@ -431,7 +451,7 @@ fn take_out(
 
 /// Takes in a pod, and wakes the pools concerned.
 fn take(pods: &Pods, pod: &Pod, waker: &Waker) {
-    let changed = said(guard::step(|| pods.apply(pod, waker.is_listening())), pod);
+    let changed = said(guard::step(|| pods.apply(pod, waker.leads())), pod);
     if let Some(pools) = changed.flatten() {
         for pool in &pools {
             waker.wake(pool);
@@ -471,7 +491,7 @@ pub async fn follow(
                 take(&pods, &pod, &waker);
             }
             Ok(Event::InitDone) => {
-                for pool in pods.retain(&scope, &listed, waker.is_listening()) {
+                for pool in pods.retain(&scope, &listed, waker.leads()) {
                     waker.wake(&pool);
                 }
                 waker.shares.notify_one();
@@ -480,7 +500,7 @@ pub async fn follow(
             }
             Ok(Event::Apply(pod)) => take(&pods, &pod, &waker),
             Ok(Event::Delete(pod)) => {
-                let gone = guard::step(|| pods.delete(&pod, waker.is_listening()));
+                let gone = guard::step(|| pods.delete(&pod, waker.leads()));
                 for pool in said(gone, &pod).unwrap_or_default() {
                     waker.wake(&pool);
                 }

@@ -269,6 +269,11 @@ fn the_list_is_bounded_and_what_leaves_it_is_told() {
     assert_eq!(runners.len(), MAX_LAST_JOBS);
     assert_eq!((runners[0], runners[9]), ("pool-aaa21", "pool-aaa12"));
     assert_eq!(twelve.unrecorded.len(), 2);
+    assert!(
+        deleted(&twelve)
+            .iter()
+            .all(|name| !["pool-aaa20", "pool-aaa21"].contains(name))
+    );
     assert!(twelve.news[0].note.contains("pool-aaa10"));
     // And they are not taken for new ones while their pods are there
     let again = plan(&after(&pool, &twelve), &observed(at(0..12)), NOW);

@@ -134,8 +134,10 @@ const _: () = assert!(size_of::<Runner>() <= 1024);
 /// What a stored status was planned with of a runner: that is told, whether the lists of the status have room for it or not.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Told {
-    /// Whether why it failed, if it did.
-    pub failure: bool,
+    /// Whether its end, as it was seen: why it failed, if it did.
+    pub end: bool,
+    /// Whether a failure of it that was there yet: it hung, or was late.
+    pub late: bool,
     /// When the last job had ended on it.
     pub job: Option<Timestamp>,
 }

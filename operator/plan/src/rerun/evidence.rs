@@ -40,6 +40,8 @@ pub(super) struct Blamed {
     code_name: Option<String>,
     evidence: String,
     at: Timestamp,
+    /// Whether it was seen before, and told.
+    pub(super) is_told: bool,
 }
 
 impl Blamed {
@@ -106,6 +108,7 @@ fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
         code_name: Some(word.word().to_owned()),
         evidence,
         at,
+        is_told: runner.told.is_some_and(|told| told.end),
     })
 }
 
@@ -158,6 +161,7 @@ fn by_reboot(case: Case, job: &Ended) -> Option<Blamed> {
             cut.boot
         ),
         at: cut.seen,
+        is_told: true,
     })
 }
 
@@ -201,19 +205,23 @@ struct Fault<'a> {
 
 /// What gates found, of this pool and of others: facts alone, which no pool's settings can cause.
 fn faults(case: Case) -> Vec<Fault> {
-    let own = case.health.last_failures.iter().filter_map(|failure| {
-        let is_fact = is_proof(&failure.class, failure.code, failure.code_name.as_deref());
-        is_fact.then_some(())?;
-        Some(Fault {
-            runner: Some(&failure.runner),
-            node: failure.node.as_deref()?,
-            device: failure.device.as_deref(),
-            code: failure.code,
-            code_name: failure.code_name.as_deref(),
-            message: &failure.message,
-            at: failure.at.0,
-        })
-    });
+    // The new ones, however many there are at a time: the status has no room for all.
+    let new = case.health.new.iter();
+    let own = new
+        .chain(&case.pool.status.last_failures)
+        .filter_map(|failure| {
+            let is_fact = is_proof(&failure.class, failure.code, failure.code_name.as_deref());
+            is_fact.then_some(())?;
+            Some(Fault {
+                runner: Some(&failure.runner),
+                node: failure.node.as_deref()?,
+                device: failure.device.as_deref(),
+                code: failure.code,
+                code_name: failure.code_name.as_deref(),
+                message: &failure.message,
+                at: failure.at.0,
+            })
+        });
     let others = facts(case.observed).map(|held| Fault {
         runner: None,
         node: &held.entry.node,
@@ -250,6 +258,7 @@ fn by_device(case: Case, fault: &Fault) -> Vec<Blamed> {
             fault.message
         ),
         at: fault.at,
+        is_told: true,
     };
     ended.iter().filter(is_meant).map(blamed).collect()
 }

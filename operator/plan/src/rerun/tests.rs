@@ -301,13 +301,19 @@ fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
         }));
         gone
     });
-    let observed_ = observed(gone.collect());
+    let mut observed_ = observed(gone.collect());
     let plan = step(&mut pool, &observed_);
     let count = |pool: &Pool, wanted| state(pool).iter().filter(|(s, _)| *s == wanted).count();
     assert_eq!(count(&pool, RerunState::Waiting), MOST_AN_HOUR);
     let paused = told(&plan, Reason::RerunsPaused).len();
-    assert_eq!(paused, MAX_RERUNS - MOST_AN_HOUR);
+    assert_eq!(paused, MAX_RERUNS - MOST_AN_HOUR + 1);
+    let last = plan.news.iter().rfind(|n| n.reason == Reason::RerunsPaused);
+    assert!(
+        last.unwrap().note.contains(", and 9 more: not run again"),
+        "{last:?}"
+    );
     // Then nothing is said twice, and no list grows
+    plan.are_told(&mut observed_.runners);
     let plan = step(&mut pool, &observed_);
     assert_eq!(
         (

@@ -148,3 +148,25 @@ fn deletion_never_hangs_and_names_what_it_left() {
     );
     assert!(notice.note.contains("bad credentials"));
 }
+
+#[test]
+fn where_much_is_left_there_is_room_to_say_where_and_what_to_do() {
+    // Given a pool whose time is over, and five hundred runners at GitHub
+    let names: Vec<String> = (0..500).map(|n| format!("pool-{n:05}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut pool = leaving();
+    pool.deleting = Some(ago(100_000));
+    let mut observed = observed(vec![]);
+    observed.listing = Some(listing(&names));
+    // Then the Event names some, and the label by which all are found
+    let plan = crate::plan(&pool, &observed, NOW);
+    let [notice] = plan.notices.as_slice() else {
+        panic!("{:?}", plan.notices)
+    };
+    assert!(notice.note.len() < crate::NOTE, "{}", notice.note);
+    let label = pool.ownership_label();
+    let others = format!(
+        "pool-00009, and others with the label {label}, may be left at https://github.com/acme/widgets;"
+    );
+    assert!(notice.note.contains(&others), "{}", notice.note);
+}

@@ -10,7 +10,7 @@ use super::super::fixture::{NOW, ago, gate_failure, listing, observed, resource,
 use super::super::{Action, Observed, Plan, Recorded, plan};
 use crate::model::hung::{Contradiction, Doubt};
 use crate::model::pool::Pool;
-use crate::model::runner::{Disruption, End, EndedJob, Failure, Job, Runner, Waiting};
+use crate::model::runner::{Disruption, End, EndedJob, Failure, Job, Runner, Told, Waiting};
 use crate::reason::{ALL, Place, Reason};
 
 /// What becomes of a runner.
@@ -232,4 +232,53 @@ fn an_operator_whose_clock_is_behind_ends_what_it_has_told_of() {
         assert_eq!(planned.status.consecutive_failures, 1);
         pool.status = planned.status;
     }
+}
+
+#[test]
+fn a_persistent_runner_that_fails_after_its_namesake_is_told() {
+    // Given a persistent runner that was evicted, whose pod is gone, and another pod of its name
+    let pool = pool(1, Lifetime::Persistent);
+    let mut evicted = met(&pool, "pool-0", Fate::Deleted(Reason::Evicted), 60);
+    evicted.uid = "first".to_owned();
+    let successor = Runner {
+        created: ago(30),
+        told: Some(Told::default()),
+        ..runner(&pool, "pool-0", RunnerPhase::Idle)
+    };
+    let mut observed = seen(std::slice::from_ref(&successor));
+    evicted.told = Some(Told::default());
+    observed.vanished = vec![evicted];
+    let first = plan(&pool, &observed, NOW);
+    assert_eq!(first.failed.len(), 1);
+    // When that one fails, then it is told as well
+    let mut next = pool.clone();
+    next.status = first.status.clone();
+    let mut failed = [Runner {
+        end: Some(failure(Reason::NodeLost, true, 0)),
+        ..successor
+    }];
+    first.are_told(&mut failed);
+    assert_eq!(plan(&next, &seen(&failed), NOW).failed.len(), 1);
+}
+
+#[test]
+fn a_runner_that_was_late_and_went_on_is_told_when_it_ends_once_more() {
+    // Given a runner that was overdue, as a status told that has ten others by now
+    let mut pool = pool(1, Lifetime::Ephemeral);
+    let late = met(&pool, "pool-0", Fate::Late(RunnerPhase::Starting, None), 0);
+    let first = plan(&pool, &seen(std::slice::from_ref(&late)), NOW);
+    assert_eq!(first.failed.len(), 1);
+    pool.status = first.status.clone();
+    pool.status.last_failures.clear();
+    // When it is there yet, then nothing is told again; when it is evicted, that is
+    let mut there = [late.clone()];
+    first.are_told(&mut there);
+    let second = plan(&pool, &seen(&there), NOW);
+    assert_eq!(second.failed.len(), 0);
+    let mut evicted = [Runner {
+        end: Some(failure(Reason::Evicted, true, 0)),
+        ..late
+    }];
+    second.are_told(&mut evicted);
+    assert_eq!(plan(&pool, &seen(&evicted), NOW).failed.len(), 1);
 }

@@ -83,3 +83,40 @@ async fn a_runner_that_failed_is_told_once_whenever_the_operator_is_killed() {
         assert!(!has_pod, "{kill:?}");
     }
 }
+
+#[tokio::test]
+async fn each_of_many_runners_that_a_drained_node_takes_is_told_once() {
+    // Given fifteen runners that are evicted, and whose pods are gone before anybody has looked
+    let github = Stub::start(answer).await;
+    let cluster = Cluster::default();
+    furnish(&cluster, &github);
+    let ctx = operator(&cluster, false).await;
+    let names: Vec<String> = (0..15).map(|n| format!("pool-{n:05}")).collect();
+    for name in &names {
+        let target = json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]);
+        let agent = json!({
+            "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+            "state": {"terminated": {"exitCode": 1, "finishedAt": Timestamp::now()}},
+        });
+        let status =
+            json!({"phase": "Failed", "conditions": target, "initContainerStatuses": [agent]});
+        show_pod(&ctx, name, &status);
+        hide_pod(&ctx, name, &status);
+    }
+    // When the pool is looked at again and again, and a status cannot be stored in between
+    for number in 0..MANY {
+        let fails = number == 0;
+        cluster.1.store(fails, Ordering::Relaxed);
+        let done = reconcile(stored(&cluster, &github, |_| {}), Arc::clone(&ctx)).await;
+        assert!(done.is_ok() || fails, "{done:?}");
+    }
+    // Then all of them are counted, once
+    let status = cluster.5.lock().unwrap().clone();
+    assert_eq!(status["lastFailures"].as_array().unwrap().len(), 10);
+    let page = ctx.metrics.page(|_| true, vec![]);
+    let mut counts = page
+        .lines()
+        .filter(|line| line.starts_with("cudarunner_runner_failures_total{"));
+    let counted = counts.find(|line| line.contains("Evicted")).unwrap();
+    assert!(counted.ends_with(" 15"), "{counted}");
+}

@@ -40,10 +40,8 @@ fn a_pod_that_kubernetes_took_away_is_kept_until_that_is_told() {
 
     // Then the first is still shown, and gone when it has been reported
     let names = |reported: bool| -> Vec<String> {
-        let vanished = pods
-            .vanished(&key, "", Timestamp::now(), |_| reported)
-            .into_iter();
-        vanished.map(|runner| runner.name).collect()
+        let (_, vanished) = pods.look(&key, "", |_| reported);
+        vanished.into_iter().map(|runner| runner.name).collect()
     };
     assert_eq!(names(false), ["pool-aaaaa"]);
     assert_eq!(names(true), Vec::<String>::new());
@@ -58,12 +56,9 @@ fn a_pool_has_no_runners_of_an_earlier_one_of_its_name() {
     let mut deleted = holder("pool-bbbbb", "pool", Some("pool"), "Running");
     deleted.owner_references_mut()[0].uid = "u".to_owned();
     pods.delete(&deleted, true);
-    let told = |_: &Runner| false;
     let has = |uid: &str| {
-        (
-            pods.of(&key, uid).len(),
-            pods.vanished(&key, uid, Timestamp::now(), told).len(),
-        )
+        let (there, vanished) = pods.look(&key, uid, |_| false);
+        (there.len(), vanished.len())
     };
     // Then they are the pool's whose uid they name
     assert_eq!(has("u"), (1, 1));
@@ -92,21 +87,54 @@ fn all_runners_of_a_node_that_is_drained_are_kept_until_they_are_told_of() {
         let pod = holder(&format!("pool-{number}"), "pool", Some("pool"), "Running");
         pods.delete(&pod, true);
     }
-    // Then each is shown until it is told of, late as that may be
-    let late = Timestamp::now().after(10 * TAKEOVER);
-    let owner = "pool";
-    assert_eq!(pods.vanished(&key, owner, late, |_| false).len(), 40);
-    let left = pods.vanished(&key, owner, late, |runner| runner.name != "pool-7");
-    assert_eq!(left.len(), 1);
+    // Then each is shown until it is told of
+    let vanished = |is_told: &dyn Fn(&Runner) -> bool| pods.look(&key, "pool", is_told).1;
+    assert_eq!(vanished(&|_| false).len(), 40);
+    assert_eq!(vanished(&|runner| runner.name != "pool-7").len(), 1);
+    assert_eq!(vanished(&|_| false).len(), 1);
+}
 
-    // ... and those of another replica that led as long as that one may not have told of them
-    for number in 0..40 {
-        let pod = holder(&format!("pool-{number}"), "pool", Some("pool"), "Running");
-        pods.delete(&pod, false);
-    }
-    let soon = Timestamp::now();
-    assert_eq!(pods.vanished(&key, owner, soon, |_| false).len(), 41);
-    assert_eq!(pods.vanished(&key, owner, late, |_| false).len(), 1);
+#[test]
+fn who_takes_over_tells_what_the_one_before_may_have_had_no_time_for() {
+    // Given a replica that stands by, and pods that go: one that waited for a node, and one that was evicted with its job
+    let (pods, key) = (Pods::default(), fixture_key());
+    pods.delete(
+        &holder("pool-aaaaa", "pool", Some("pool"), "Pending"),
+        false,
+    );
+    let mut evicted = holder("pool-bbbbb", "pool", Some("pool"), "Failed");
+    let target =
+        json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]);
+    evicted.status.as_mut().unwrap().conditions = serde_json::from_value(target).unwrap();
+    pods.delete(&evicted, false);
+    // When it leads soon, then the first may have been removed by the one that led, and the other is told
+    let vanished = || -> Vec<String> {
+        let (_, vanished) = pods.look(&key, "pool", |_| false);
+        vanished.into_iter().map(|runner| runner.name).collect()
+    };
+    pods.begin(Timestamp::now());
+    assert_eq!(vanished(), ["pool-bbbbb"]);
+    // When it leads much later, then that is told long since
+    pods.begin(Timestamp::now().after(TAKEOVER));
+    assert_eq!(vanished(), Vec::<String>::new());
+}
+
+#[test]
+fn an_end_that_was_seen_is_kept_where_the_watch_missed_that_the_pod_went() {
+    // Given a runner that was evicted, and one that waits for jobs
+    let (pods, key) = (Pods::default(), fixture_key());
+    let mut evicted = idle("pool-aaaaa");
+    let status = evicted.status.get_or_insert_default();
+    status.phase = Some("Failed".to_owned());
+    status.reason = Some("Evicted".to_owned());
+    pods.apply(&evicted, true);
+    pods.apply(&idle("pool-bbbbb"), true);
+    // When a new list of the pods has neither
+    pods.retain(&Scope::Cluster, &HashSet::new(), true);
+    // Then the first is kept until it is told of
+    let (there, vanished) = pods.look(&key, "u", |_| false);
+    let vanished: Vec<&str> = vanished.iter().map(|runner| runner.name.as_str()).collect();
+    assert_eq!((there.len(), &vanished[..]), (0, &["pool-aaaaa"][..]));
 }
 
 /// A pod of this name, that is ready.

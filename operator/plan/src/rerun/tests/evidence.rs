@@ -54,6 +54,35 @@ fn a_gate_speaks_of_the_job_that_ended_on_its_device_just_before_and_of_no_other
 }
 
 #[test]
+fn each_of_many_gates_that_fail_at_once_speaks_of_its_job() {
+    // Given a node of sixteen devices, each of which had a job and is broken now
+    let mut pool = wishing(1);
+    let gates = (0..16_u32).map(|n| {
+        let device = Some(format!("GPU-{n}"));
+        failed(
+            &pool,
+            &format!("pool-{n:05}"),
+            Failure { device, ..broken() },
+        )
+    });
+    let mut observed = observed(gates.collect());
+    observed.nodes = Some((1..9).map(|n| node(&format!("node-{n}"))).collect());
+    observed.reruns.ended = (0..16_u32)
+        .map(|n| {
+            let mut ended = ended();
+            ended.runner = format!("pool-job{n:02}");
+            ended.devices = vec![format!("GPU-{n}")];
+            ended.job.run.1 = 100 + u64::from(n);
+            ended
+        })
+        .collect();
+    observed.reruns.passes = Some(passes(vec![]));
+    // Then all of these jobs are run again, though the status lists ten failures
+    step(&mut pool, &observed);
+    assert_eq!(pool.status.reruns.len(), 16, "{:#?}", pool.status.reruns);
+}
+
+#[test]
 fn a_gate_that_passed_in_between_clears_the_device_though_its_pod_is_gone() {
     let pass = |node: &str, devices: &[&str], seconds| Pass {
         node: node.to_owned(),
