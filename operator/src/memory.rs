@@ -6,7 +6,7 @@ mod hook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use hook::{HookMemory, Unremoved};
 
@@ -37,6 +37,11 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
 /// After this time a creation that got no answer cannot be carried out any more: the API server gives up on a request
 /// after a minute.
 const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(90);
+/// How long a reconcile is put off after the last one, for each runner that the last one looked at: it takes a few
+/// microseconds for each, so that pools whose runners come up by the thousand leave the processor to what starts them.
+const EACH_RUNNER: Duration = Duration::from_micros(200);
+/// The longest that a reconcile is put off.
+const LONGEST_REST: Duration = Duration::from_millis(250);
 
 /// Names of pods that have gone are kept until GitHub's list is read. What is beyond them GitHub itself removes.
 const MOST_GONE: usize = 1000;
@@ -101,6 +106,8 @@ pub type Memory = PerPool<PoolMemory>;
 pub struct PoolMemory {
     /// Looked at when a reconcile begins.
     clock: Clock,
+    /// When the last reconcile had looked at the pool's runners.
+    looked: Option<Instant>,
     /// Pods that were created and not yet seen, by name.
     pub expected: BTreeMap<String, Expectation>,
     /// Uids of pods whose removal was asked for.
@@ -238,6 +245,20 @@ impl PoolMemory {
         if self.clock.is_set_back(now, tick) {
             self.start_afresh(now);
         }
+    }
+
+    /// How long the next reconcile is put off: each looks at every runner, and each change of a pod asks for one.
+    #[must_use]
+    pub fn rest(&self, now: Instant) -> Duration {
+        let runners = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+        let rest = EACH_RUNNER.saturating_mul(runners).min(LONGEST_REST);
+        let over = self.looked.map(|looked| now.duration_since(looked));
+        over.map_or(Duration::ZERO, |over| rest.saturating_sub(over))
+    }
+
+    /// The runners have been looked at.
+    pub fn has_looked(&mut self, now: Instant) {
+        self.looked = Some(now);
     }
 
     /// Forgets what is read again, as with a restart. What was done a moment ago and may not show yet was done now.
@@ -426,6 +447,21 @@ mod tests {
     use super::*;
     use cuda_runner_plan::model::runner::Waiting;
     use cuda_runner_plan::{Entry, fixture, health};
+
+    #[test]
+    fn the_more_runners_a_pool_has_the_longer_its_next_reconcile_is_put_off() {
+        let mut memory = PoolMemory::default();
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        assert_eq!(memory.rest(now), ms(0));
+        for (runners, rest) in [(0, 0), (5, 1), (500, 100), (50_000, 250)] {
+            let names = (0..runners).map(|n| (n.to_string(), String::new()));
+            memory.known = names.collect();
+            memory.has_looked(now);
+            assert_eq!(memory.rest(now), ms(rest), "{runners}");
+            assert_eq!(memory.rest(now + ms(rest)), ms(0), "{runners}");
+        }
+    }
 
     #[test]
     fn a_clock_that_is_set_back_holds_nothing_up() {

@@ -46,8 +46,12 @@ async fn guarded(
 }
 
 async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, ReconcileError> {
-    let now = Timestamp::now();
     let pool = watched(resource, ctx);
+    let rest = ctx.memory.with(&pool, |memory| memory.rest(Instant::now()));
+    if !rest.is_zero() {
+        tokio::time::sleep(rest).await;
+    }
+    let now = Timestamp::now();
     if pool.deleting.is_some() && !pool.finalizer {
         ctx.forget(&pool.key);
         return Ok(Next::await_change());
@@ -60,6 +64,8 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         .with(&pool, |memory| memory.begins(now, Instant::now()));
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
+    ctx.memory
+        .with(&pool, |memory| memory.has_looked(Instant::now()));
     if !owner::may_act(ctx, &pool) {
         // The watch has woken the pool, and the next reconcile leaves it alone.
         return Ok(Next::await_change());
