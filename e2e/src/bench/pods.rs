@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::{Context as _, Result};
 use cudarunner_crds::POOL_LABEL;
 use futures::StreamExt as _;
+use gate_report::contract::{GPU, PREPARE};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, ResourceExt as _,
@@ -134,6 +135,13 @@ pub(super) fn afresh(pod: &Pod) -> Pod {
     };
     if let Some(spec) = &mut pod.spec {
         spec.node_name = None;
+        let init = spec.init_containers.get_or_insert_default();
+        // The image of the runner comes when the gate has passed: a request more for whoever plays that.
+        let gate = init.iter().find(|c| c.name == PREPARE);
+        let gate = gate.and_then(|prepare| prepare.image.clone());
+        if let Some(gpu) = init.iter_mut().find(|c| c.name == GPU) {
+            gpu.image = gate.or(gpu.image.take());
+        }
     }
     pod
 }
