@@ -157,7 +157,7 @@ fn not_listed(beyond: &[Blamed]) -> Option<Notice> {
         warning: true,
         reason: Reason::RerunsPaused.into(),
         note: format!(
-            "Job {} of run {run} in {repository}{others}: not run again, as status.reruns is full of the last hour. Fix the pool's GPUs or nodes, and run them again by hand.",
+            "Job {} of run {run} in {repository}{others}: not run again, and not in status.reruns, which has no room for more of one hour. Fix the pool's GPUs or nodes, and run the jobs again by hand.",
             first.job.name
         ),
         about: Some(About::Runner(first.runner.clone())),

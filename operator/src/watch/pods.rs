@@ -355,7 +355,10 @@ impl Pods {
     /// Keeps a runner until its end is told.
     fn note_vanished(&self, pool: &PoolKey, runner: Box<Runner>, leads: bool, at: Timestamp) {
         let mut all = self.vanished_ones();
-        while all.len() >= MOST_VANISHED || all.front().is_some_and(|one| !is_recent(one.at, at)) {
+        // Where another replica leads, nobody asks for them.
+        let kept = if leads { RECENT } else { TAKEOVER };
+        let is_over = |one: &Vanished| one.at.after(kept) <= at;
+        while all.len() >= MOST_VANISHED || all.front().is_some_and(is_over) {
             let lost = all.pop_front();
             if let Some(Vanished { pool, runner, .. }) = lost.filter(|_| leads) {
                 tracing::warn!(%pool, runner = runner.name, "how a runner ended was not told: too many have ended at once, or too long ago");
