@@ -1,17 +1,17 @@
 //! A device that failed is tainted, and not its node: the pool goes on with the other one, and tries that one again by a claim
-//! of its own. So it is for a pool that asks for a number.
+//! of its own. So it is for a pool that asks for a number; and a rule may only tell.
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{CudaRunner, QuarantineScope, QuarantineStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
-    core::v1::Pod,
+    core::v1::{Node, Pod},
     resource::v1::{DeviceTaintRule, ResourceClaim},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Api, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ use super::{
     Ctx, SOON,
     claimed_devices::{TEMPLATE, pool, with_claimed_node},
     plugin::plugin,
+    side_by_side,
 };
 use crate::{
     deploy,
@@ -41,9 +42,11 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
             the_drivers_word_is_shown(ctx, &machine).await?;
             its_rule_stays_where_it_fails_again(ctx, &machine).await?;
             its_rule_goes_when_it_passes(ctx, &machine).await?;
-            the_rule_moves_with_the_device(ctx, &machine).await
+            the_rule_moves_with_the_device(ctx, &machine).await?;
+            ctx.delete(POOL).await
         })
         .await?;
+        a_rule_may_only_tell(ctx, &machine).await?;
         // Then Kubernetes removes those that are left, with the right to make them
         no_rule(ctx).await
     })
@@ -314,4 +317,38 @@ async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<
     ctx.annotate(POOL, "cudarunner.dev/release", node::SECOND)
         .await?;
     no_rule(ctx).await
+}
+
+/// With the effect `None` the node is quarantined, as without rules, and a rule tells which device it was.
+async fn a_rule_may_only_tell(ctx: &Ctx, machine: &Machine) -> Result<()> {
+    // Given a broken device, and another node that may have some: of one node alone none is quarantined
+    write(machine, 0, &broken(0))?;
+    write(machine, 1, &well(1))?;
+    ctx.cluster.published(machine).await?;
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    nodes
+        .create(&PostParams::default(), &side_by_side::elsewhere()?)
+        .await?;
+    let on = ["deviceTaints.enabled=true", "deviceTaints.effect=None"];
+    let outcome = deploy::with_values(&ctx.cluster, &on, async || {
+        ctx.apply(&ctx.pool(POOL, spec(2))).await?;
+        // Then the rule keeps nobody off
+        let rule = the_rule(ctx, "gpu-0").await?;
+        ensure!(rule.spec.taint.effect == "None", "{rule:?}");
+        // And the node is quarantined, for that device
+        let message = ctx
+            .condition(POOL, "GpuHealthy", "False", "NodesQuarantined")
+            .await?;
+        ensure!(message.contains(node::SECOND), "{message}");
+        let entry = the_entry(ctx).await?;
+        ensure!(
+            entry.scope.is_none() && entry.device == Some(well(0).uuid),
+            "{entry:?}"
+        );
+        ctx.delete(POOL).await
+    })
+    .await;
+    let node = side_by_side::OTHER_NODE;
+    let removed = nodes.delete(node, &DeleteParams::default()).await;
+    outcome.and(removed.map(drop).map_err(Into::into))
 }

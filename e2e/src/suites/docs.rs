@@ -262,6 +262,11 @@ impl Shell {
         Ok(shell)
     }
 
+    /// Puts a file where its commands run.
+    pub(super) fn file(&self, name: &str, content: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join(name), content)?)
+    }
+
     /// Gives it a program, as a script of `sh`.
     pub(super) fn program(&self, name: &str, script: &str) -> Result<()> {
         let file = self.dir.join("bin").join(name);

@@ -12,7 +12,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Ctx, SOON,
@@ -24,6 +24,7 @@ use crate::{
     helm::{self, Helm, NAMESPACE, RELEASE},
     paths,
     registry::{Answered, Registry},
+    simulator,
 };
 
 /// In place of `OWNER/REPOSITORY`.
@@ -34,6 +35,8 @@ const VERSION: &str = "0.1.0";
 const DEFINITION: &str = "cudarunners.cudarunner.dev";
 /// The namespace of a Helm that is told none.
 const DEFAULT: &str = "default";
+/// The namespace of the README's pool.
+const FIRST: &str = "ci";
 const POOL: &str = "pool";
 /// The label that both operators select.
 const LABEL: &str = "for-install";
@@ -150,7 +153,62 @@ async fn by_the_readme(ctx: &Ctx, release: &Release) -> Result<()> {
 
     // Then an operator is ready, which was pulled from there
     deploy::ready(&ctx.client, SOON).await?;
-    release.was_pulled("cuda-runner-operator")
+    release.was_pulled("cuda-runner-operator")?;
+    the_first_pool(ctx, release, &readme).await
+}
+
+/// The README's manifest with its Secret, as they stand there but for what is this cluster's.
+async fn the_first_pool(ctx: &Ctx, release: &Release, readme: &str) -> Result<()> {
+    // Given an operator that may ask the simulated GitHub, and somebody's App
+    let place = &release.place;
+    let address = deploy::github_address(&ctx.cluster)?;
+    release
+        .run(format!(
+            "helm upgrade {RELEASE} oci://{place}/charts/{RELEASE} --namespace {NAMESPACE} --reuse-values --set 'githubAddresses.allow={{{address}}}'"
+        ))
+        .await?;
+    deploy::ready(&ctx.client, SOON).await?;
+    let app = example::app(&ctx.github, "readme", &ctx.repository).await?;
+    let word = |key: &str| app[key].as_str().context("the App lacks a key");
+    release.shell.file("KEY.pem", word("private-key")?)?;
+    let manifest = blocks(readme, "yaml").into_iter().next();
+    let manifest = manifest.context("the README shows no pool")?;
+    let mut pool: Value = serde_saphyr::from_str(&manifest)?;
+    let own = ctx.pool("", json!({}));
+    for field in ["url", "caBundleRef"] {
+        pool["spec"]["github"][field] = own["spec"]["github"][field].clone();
+    }
+    pool["spec"]["template"] = own["spec"]["template"].clone();
+    let manifest = serde_saphyr::to_string(&pool)?;
+    release.shell.file("my-pool.yaml", &manifest)?;
+    let kubectl = ctx.cluster.tools.kubernetes("kubectl");
+    let (kubectl, kubeconfig) = (kubectl.display(), ctx.cluster.kubeconfig());
+    let kubeconfig = kubeconfig.display();
+    release.shell.program(
+        "kubectl",
+        &format!("exec {kubectl} --kubeconfig {kubeconfig} \"$@\""),
+    )?;
+
+    // When the commands are given, the last of which only shows
+    let block = blocks(readme, "sh").into_iter();
+    let block = block
+        .filter(|block| block.contains("create secret"))
+        .collect::<String>();
+    let block = block.replace("app-id=ID", &format!("app-id={}", word("app-id")?));
+    let (commands, shows) = block.trim_end().rsplit_once('\n').context("one command")?;
+    ensure!(shows.contains("--watch"), "{shows}");
+    release.run(commands.to_owned()).await?;
+    let pem = simulator::authority(&ctx.cluster.dir)?;
+    example::authority(&ctx.client, FIRST, example::AUTHORITY, &pem).await?;
+
+    // Then a job that asks for the pool by its name runs
+    let name = pool["metadata"]["name"].as_str().unwrap_or_default();
+    let job = ctx.queue_for("first", &[name], "true", false).await?;
+    ctx.succeeded(job).await?;
+    let gone = format!(
+        "kubectl --namespace {FIRST} delete cudarunner {name}\nkubectl delete namespace {FIRST}"
+    );
+    release.run(gone).await.map(drop)
 }
 
 async fn for_one_namespace(ctx: &Ctx, release: &Release) -> Result<()> {

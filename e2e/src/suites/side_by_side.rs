@@ -45,7 +45,7 @@ const SECOND_NAME: (&str, &str) = (SECOND_RELEASE, "second-cuda-runner-operator"
 const FIRST_LABEL: &str = "for-first";
 const SECOND_LABEL: &str = "for-second";
 /// A node without machine: a pool of one node quarantines none.
-const OTHER_NODE: &str = "elsewhere";
+pub(super) const OTHER_NODE: &str = "elsewhere";
 /// GPUs of the node.
 const GPUS: usize = 4;
 /// Pools that share them, with their weights, and what each has by these.
@@ -362,11 +362,15 @@ async fn shared(ctx: &Ctx) -> Result<()> {
 }
 
 /// A node that takes no pods, and that is no machine.
-fn elsewhere() -> Result<Node> {
+pub(super) fn elsewhere() -> Result<Node> {
     Ok(serde_json::from_value(json!({
         "metadata": {
             "name": OTHER_NODE,
-            "labels": {"kubernetes.io/arch": "amd64", "kubernetes.io/hostname": OTHER_NODE},
+            "labels": {
+                "kubernetes.io/arch": "amd64",
+                "kubernetes.io/hostname": OTHER_NODE,
+                "nvidia.com/gpu.present": "true",
+            },
         },
         "spec": {"unschedulable": true},
     }))?)
