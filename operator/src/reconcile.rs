@@ -64,8 +64,6 @@ async fn reconcile_pool(resource: &CudaRunner, ctx: &Context) -> Result<Next, Re
         .with(&pool, |memory| memory.begins(now, Instant::now()));
     // Each step has its memory while it runs: a thousand reconciles may wait for the API server at a time.
     let (mut plan, client) = Box::pin(planned(ctx, &pool, now)).await;
-    ctx.memory
-        .with(&pool, |memory| memory.has_looked(Instant::now()));
     if !owner::may_act(ctx, &pool) {
         // The watch has woken the pool, and the next reconcile leaves it alone.
         return Ok(Next::await_change());
@@ -96,9 +94,10 @@ async fn planned(ctx: &Context, pool: &Pool, now: Timestamp) -> (Plan, Option<Ar
     let plan = cuda_runner_plan::plan(pool, &observed, now);
     let gauges = PoolGauges::of(pool, &observed, &plan, client.as_deref(), now);
     ctx.metrics.saw(&pool.key, gauges);
-    let before = ctx
-        .memory
-        .with(pool, |memory| memory.claim.replace(plan.claim.clone()));
+    let before = ctx.memory.with(pool, |memory| {
+        memory.has_looked(Instant::now());
+        memory.claim.replace(plan.claim.clone())
+    });
     if before.as_ref() != Some(&plan.claim) {
         ctx.waker.shares.notify_one();
     }

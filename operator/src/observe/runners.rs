@@ -59,13 +59,13 @@ pub(super) fn is_told(
     runner: &Runner,
 ) -> bool {
     let is_noted = |done| ended_jobs::is_noted(&status.last_jobs, told, &runner.name, done);
-    let end_is_told = || match (&runner.end, told) {
-        (Some(End::JobDone(_)), _) => true,
-        (_, Some(told)) if told.end => true,
-        (_, Some(_)) => removed.contains(&runner.uid),
-        (_, None) => {
-            removed.contains(&runner.uid) || health::is_listed(&status.last_failures, runner)
-        }
+    let end_is_told = || {
+        matches!(runner.end, Some(End::JobDone(_)))
+            || removed.contains(&runner.uid)
+            || match told {
+                Some(told) => told.end,
+                None => health::is_listed(&status.last_failures, runner),
+            }
     };
     runner.done.as_deref().is_none_or(is_noted) && end_is_told()
 }

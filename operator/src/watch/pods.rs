@@ -86,9 +86,7 @@ impl Pods {
     /// Shows the runners of the pool with this uid, one by one. `look` must be short: the watch waits.
     pub fn each(&self, pool: &PoolKey, uid: &str, look: impl FnMut(&Runner)) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
-        let own = runners.map(Box::as_ref).filter(|r| r.owner == uid);
-        own.for_each(look);
+        own(&pools, pool, uid).for_each(look);
     }
 
     /// Uids of the pods of a pool.
@@ -108,9 +106,7 @@ impl Pods {
         is_told: impl Fn(&Runner) -> bool,
     ) -> (Vec<Runner>, Vec<Runner>) {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let there = pools.get(pool).into_iter().flat_map(BTreeMap::values);
-        let there = there.map(Box::as_ref).filter(|r| r.owner == uid);
-        let there = there.cloned().collect();
+        let there = own(&pools, pool, uid).cloned().collect();
         let mut all = self.vanished_ones();
         all.retain(|one| one.pool != *pool || one.runner.owner == uid && !is_told(&one.runner));
         let vanished = all.iter().filter(|one| one.pool == *pool);
@@ -335,7 +331,6 @@ impl Pods {
 
     /// Keeps what matters of a runner whose pod is gone; whether somebody saw how.
     fn went(&self, key: &PoolKey, runner: Runner, leads: bool, is_seen: bool) {
-        self.keep(key, runner.clone(), leads);
         // Nobody saw it end: it was deleted by force.
         let is_deleted = || {
             (is_seen || runner.disruption.is_some())
@@ -348,8 +343,10 @@ impl Pods {
                 None => is_deleted(),
             };
         if is_news {
-            self.note_vanished(key, Box::new(runner), leads, Timestamp::now());
+            let runner = Box::new(runner.clone());
+            self.note_vanished(key, runner, leads, Timestamp::now());
         }
+        self.keep(key, runner, leads);
     }
 
     /// Keeps a runner until its end is told.
@@ -391,6 +388,16 @@ impl Pods {
         strays.retain(|at, _| !scope.covers(&at.0) || listed.contains(at));
         changed
     }
+}
+
+/// The runners of the pool with this uid.
+fn own<'a>(
+    pools: &'a Runners,
+    pool: &PoolKey,
+    uid: &'a str,
+) -> impl Iterator<Item = &'a Runner> + use<'a> {
+    let runners = pools.get(pool).into_iter().flat_map(BTreeMap::values);
+    runners.map(Box::as_ref).filter(move |r| r.owner == uid)
 }
 
 /// The pool of a pod: by its label, and only if the pool also owns the pod.
