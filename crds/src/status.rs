@@ -38,7 +38,7 @@ pub struct CudaRunnerStatus {
     pub online: i32,
     /// Runners that run a job.
     pub busy: i32,
-    /// Failed runner pods that are kept for a look.
+    /// Failed runner pods that are kept for inspection.
     pub failed: i32,
     /// Jobs known to wait for this pool.
     pub queued: i32,
@@ -61,6 +61,9 @@ pub struct CudaRunnerStatus {
     /// job decides how it ends.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceStatus>,
+    /// How jobs ended on devices that have left that list: those on which fewest failed leave it first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_devices: Option<OtherDevicesStatus>,
     /// Jobs that a GPU or a node ended, newest first, at most 20. Only with `spec.rerun`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reruns: Vec<crate::RerunStatus>,
@@ -156,13 +159,13 @@ pub struct ScaleSetStatus {
     pub id: i64,
     /// Its name: the pool's, and the first part of the resource's uid.
     pub name: String,
-    /// Its labels, as GitHub has them. Where they are not those of the spec, the condition `QueueServed` tells.
+    /// Its labels, as GitHub has them. Where they are not those of the spec, the condition `QueueServed` says so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// The runner group that was asked for; the default group where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runner_group: Option<String>,
-    /// The session by which the operator hears of jobs. Nobody can use it without the pool's credentials.
+    /// The session by which the operator learns of jobs. Nobody can use it without the pool's credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
     /// Jobs that GitHub may assign to the pool at a time: what can run on the GPUs that are there, at most `maxRunners`. One
@@ -336,6 +339,19 @@ pub struct DeviceStatus {
     /// Whether that is more than chance explains, by the pool's other devices.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
+}
+
+/// How jobs ended on several devices.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct OtherDevicesStatus {
+    /// Jobs that ended well or failed there. At 10,000 this and `failed` are halved.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub jobs: i32,
+    /// Those of them that failed, or ran out of time.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i32,
 }
 
 /// A label of a node that says something else than the gate found.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub use hook::{HookMemory, Unremoved};
 
-use cudarunner_crds::{CudaRunnerStatus, RunnerPhase};
+use cudarunner_crds::{CudaRunnerStatus, FailureStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
@@ -150,6 +150,8 @@ pub struct PoolMemory {
     pub status_written: Option<Timestamp>,
     /// What was told of runners, by the uids of their pods; unknown before this process has stored a status.
     pub told: Option<BTreeMap<String, Told>>,
+    /// Failures of lately, newest first and without their messages.
+    pub failures: Vec<FailureStatus>,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -296,6 +298,7 @@ impl PoolMemory {
             },
             status: before.status,
             told: before.told,
+            failures: before.failures,
             pod_refused: before.pod_refused,
             errors: before.errors,
             ..Self::default()

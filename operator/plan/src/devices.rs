@@ -1,7 +1,9 @@
 //! How the jobs on each device end: a device on which far more of them fail than on the others is named. Nothing else
 //! follows from it, because a job's user decides how it ends.
 
-use cudarunner_crds::{DeviceStatus, JobStatus, MAX_DEVICES};
+use std::cmp::Reverse;
+
+use cudarunner_crds::{CudaRunnerStatus, DeviceStatus, JobStatus, MAX_DEVICES};
 use gate_report::clean;
 
 use super::{About, Notice};
@@ -11,6 +13,8 @@ use crate::reason::Reason;
 const LEAST: i32 = 8;
 /// So many jobs are counted; then both counts are halved, so that old jobs weigh less and a repaired device is let go.
 const MOST: i32 = 100;
+/// The same for all devices that have left the list.
+const MOST_OF_OTHERS: i32 = 10_000;
 /// A device is named where chance would have so many jobs fail less often than this: divided by the number of devices, since
 /// each of them has its chance (Bonferroni).
 const LEVEL: f64 = 0.01;
@@ -20,7 +24,7 @@ const LET_GO: f64 = 0.05;
 const NAME: usize = 256;
 
 /// Counts jobs that have ended, and tells which devices are suspect now and were not.
-pub(super) fn count(devices: &mut Vec<DeviceStatus>, jobs: &[&JobStatus]) -> Vec<Notice> {
+pub(super) fn count(status: &mut CudaRunnerStatus, jobs: &[&JobStatus]) -> Vec<Notice> {
     for job in jobs {
         let conclusion = job.conclusion.as_deref();
         let failed = is_failure(conclusion);
@@ -29,10 +33,10 @@ pub(super) fn count(devices: &mut Vec<DeviceStatus>, jobs: &[&JobStatus]) -> Vec
             continue;
         }
         for uuid in &job.devices {
-            add(devices, job, &clean(uuid, NAME), failed);
+            add(status, job, &clean(uuid, NAME), failed);
         }
     }
-    judge(devices)
+    judge(status)
 }
 
 /// Whether a job's conclusion, in GitHub's word, is a failure, and so may be its device's.
@@ -53,21 +57,11 @@ fn named(device: &DeviceStatus) -> String {
 }
 
 /// Counts a job on one of its devices.
-fn add(devices: &mut Vec<DeviceStatus>, job: &JobStatus, uuid: &str, failed: bool) {
+fn add(status: &mut CudaRunnerStatus, job: &JobStatus, uuid: &str, failed: bool) {
+    let devices = &mut status.devices;
     let known = devices.iter().position(|device| device.uuid == uuid);
-    // The one of the last job is the last, so the one to make room is the first that nobody misses.
-    let mut device = if let Some(place) = known {
-        devices.remove(place)
-    } else {
-        if devices.len() >= MAX_DEVICES {
-            let least = devices.iter().position(|device| device.failed == 0);
-            devices.remove(least.unwrap_or_default());
-        }
-        DeviceStatus {
-            uuid: uuid.to_owned(),
-            ..DeviceStatus::default()
-        }
-    };
+    let mut device = known.map_or_else(DeviceStatus::default, |place| devices.remove(place));
+    uuid.clone_into(&mut device.uuid);
     device.node.clone_from(&job.node);
     device.jobs = device.jobs.saturating_add(1);
     device.failed = device.failed.saturating_add(i32::from(failed));
@@ -76,13 +70,44 @@ fn add(devices: &mut Vec<DeviceStatus>, job: &JobStatus, uuid: &str, failed: boo
         device.failed /= 2;
     }
     devices.push(device);
+    if devices.len() > MAX_DEVICES {
+        make_room(status);
+    }
+}
+
+/// Takes the device off the list that speaks least against itself: of several, the one whose last job is the longest ago.
+/// What is usual it still tells.
+fn make_room(status: &mut CudaRunnerStatus) {
+    let devices = status.devices.iter().enumerate();
+    let least =
+        devices.min_by_key(|(_, device)| (device.suspect, device.failed, Reverse(device.jobs)));
+    let Some((place, _)) = least else {
+        return;
+    };
+    let leaves = status.devices.remove(place);
+    let others = status.other_devices.get_or_insert_default();
+    others.jobs = others.jobs.saturating_add(leaves.jobs);
+    others.failed = others.failed.saturating_add(leaves.failed);
+    if others.jobs > MOST_OF_OTHERS {
+        others.jobs /= 2;
+        others.failed /= 2;
+    }
 }
 
 /// Sets which devices are suspect.
-fn judge(devices: &mut [DeviceStatus]) -> Vec<Notice> {
-    let sum = |count: fn(&DeviceStatus) -> i32| devices.iter().map(|d| f64::from(count(d))).sum();
-    let all: (f64, f64) = (sum(|d| d.jobs), sum(|d| d.failed));
-    let number = f64::from(u32::try_from(devices.len()).unwrap_or(u32::MAX));
+fn judge(status: &mut CudaRunnerStatus) -> Vec<Notice> {
+    let devices = &mut status.devices;
+    let sum = |count: fn(&DeviceStatus) -> i32| -> f64 {
+        devices.iter().map(|d| f64::from(count(d))).sum()
+    };
+    let left = status.other_devices.clone().unwrap_or_default();
+    let all = (
+        sum(|d| d.jobs) + f64::from(left.jobs),
+        sum(|d| d.failed) + f64::from(left.failed),
+    );
+    // How many have left the list nobody knows: each with one job at least.
+    let listed = u32::try_from(devices.len()).unwrap_or(u32::MAX);
+    let number = f64::from(listed) + f64::from(left.jobs);
     let mut notices = vec![];
     for device in devices {
         let others = (
@@ -148,9 +173,9 @@ mod tests {
     }
 
     /// So many jobs on a device, of which so many fail, one after the other. What is told.
-    fn run(devices: &mut Vec<DeviceStatus>, device: &str, jobs: i32, failed: i32) -> Vec<Notice> {
+    fn run(status: &mut CudaRunnerStatus, device: &str, jobs: i32, failed: i32) -> Vec<Notice> {
         let ends = (0..jobs).map(|n| if n < failed { "failure" } else { "success" });
-        let told = ends.flat_map(|end| count(devices, &[&job(device, Some(end))]));
+        let told = ends.flat_map(|end| count(status, &[&job(device, Some(end))]));
         told.collect()
     }
 
@@ -185,14 +210,14 @@ mod tests {
     #[test]
     fn a_device_whose_jobs_fail_far_more_often_is_told_once() {
         // Given three devices that are well, and a fourth
-        let mut devices = vec![];
+        let mut status = CudaRunnerStatus::default();
         for well in ["GPU-1", "GPU-2", "GPU-3"] {
-            assert!(run(&mut devices, well, 20, 1).is_empty());
+            assert!(run(&mut status, well, 20, 1).is_empty());
         }
         // When its jobs fail, then it is named at the eighth, and once
-        assert!(run(&mut devices, "GPU-4", 7, 7).is_empty());
-        let told = run(&mut devices, "GPU-4", 5, 5);
-        assert_eq!(suspect(&devices), ["GPU-4"]);
+        assert!(run(&mut status, "GPU-4", 7, 7).is_empty());
+        let told = run(&mut status, "GPU-4", 5, 5);
+        assert_eq!(suspect(&status.devices), ["GPU-4"]);
         let [notice] = told.as_slice() else {
             panic!("{told:?}")
         };
@@ -203,22 +228,22 @@ mod tests {
             "{}",
             notice.note
         );
-        assert_eq!(suspects(&devices), ["GPU-4 of node-1"]);
+        assert_eq!(suspects(&status.devices), ["GPU-4 of node-1"]);
         // And when it is repaired, then it is let go
-        run(&mut devices, "GPU-4", 300, 0);
-        assert_eq!(suspect(&devices), Vec::<&str>::new());
+        run(&mut status, "GPU-4", 300, 0);
+        assert_eq!(suspect(&status.devices), Vec::<&str>::new());
     }
 
     #[test]
     fn jobs_that_fail_everywhere_speak_against_no_device() {
-        let mut devices = vec![];
+        let mut status = CudaRunnerStatus::default();
         for _ in 0..10 {
             for device in ["GPU-1", "GPU-2", "GPU-3", "GPU-4"] {
-                assert!(run(&mut devices, device, 3, 2).is_empty());
+                assert!(run(&mut status, device, 3, 2).is_empty());
             }
         }
         // Nor is there anything usual in a pool of one device, or beside one that has hardly begun
-        let mut alone = vec![];
+        let mut alone = CudaRunnerStatus::default();
         assert!(run(&mut alone, "GPU-1", 50, 50).is_empty());
         assert!(run(&mut alone, "GPU-2", 7, 0).is_empty());
     }
@@ -227,12 +252,12 @@ mod tests {
     fn among_many_devices_chance_has_many_tries() {
         // Given twenty devices on which a tenth of the jobs failed
         let is_suspect = |failed| {
-            let mut devices = vec![];
+            let mut status = CudaRunnerStatus::default();
             for number in 0..20 {
-                run(&mut devices, &format!("GPU-{number}"), 10, 1);
+                run(&mut status, &format!("GPU-{number}"), 10, 1);
             }
-            run(&mut devices, "GPU-x", 8, failed);
-            suspect(&devices) == ["GPU-x"]
+            run(&mut status, "GPU-x", 8, failed);
+            suspect(&status.devices) == ["GPU-x"]
         };
         // Then half of eight is rare for a device, at 0.6 %, and one of twenty has it soon
         assert!(!is_suspect(4));
@@ -240,14 +265,41 @@ mod tests {
     }
 
     #[test]
-    fn what_no_device_causes_is_not_counted() {
-        let mut devices = vec![];
-        for conclusion in [None, Some("cancelled"), Some("skipped"), Some("neutral")] {
-            count(&mut devices, &[&job("GPU-1", conclusion)]);
+    fn a_bad_device_is_found_among_more_than_are_listed() {
+        // Given a pool of five hundred devices, of whose jobs a twentieth fails, whatever the device
+        let mut status = CudaRunnerStatus::default();
+        let mut told = vec![];
+        for round in 0..8 {
+            for number in 0..500 {
+                let device = format!("GPU-{number}");
+                let fails = (number + round * 7) % 20 == 0;
+                told.extend(run(&mut status, &device, 1, i32::from(fails)));
+            }
+            assert_eq!(suspect(&status.devices), Vec::<&str>::new());
+            // When each job on one of them fails
+            told.extend(run(&mut status, "GPU-bad", 1, 1));
         }
-        assert_eq!(devices, vec![]);
-        count(&mut devices, &[&job("GPU-1", Some("timed_out"))]);
-        assert_eq!((devices[0].jobs, devices[0].failed), (1, 1));
+        // Then that one is named, by what is usual on all of them
+        assert_eq!(suspect(&status.devices), ["GPU-bad"]);
+        let [notice] = told.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert!(notice.note.starts_with("8 of the last 8 jobs on GPU-bad"));
+        let others = status.other_devices.unwrap();
+        let share = f64::from(others.failed) / f64::from(others.jobs);
+        assert!((0.02..0.06).contains(&share), "{others:?}");
+        assert!(others.jobs <= MOST_OF_OTHERS);
+    }
+
+    #[test]
+    fn what_no_device_causes_is_not_counted() {
+        let mut status = CudaRunnerStatus::default();
+        for conclusion in [None, Some("cancelled"), Some("skipped"), Some("neutral")] {
+            count(&mut status, &[&job("GPU-1", conclusion)]);
+        }
+        assert_eq!(status.devices, vec![]);
+        count(&mut status, &[&job("GPU-1", Some("timed_out"))]);
+        assert_eq!((status.devices[0].jobs, status.devices[0].failed), (1, 1));
     }
 
     proptest! {
@@ -255,13 +307,13 @@ mod tests {
         fn the_list_and_its_counts_are_bounded_and_few_jobs_are_not_judged(
             events in proptest::collection::vec((0..80_usize, any::<bool>()), 0..600),
         ) {
-            let mut devices = vec![];
+            let mut status = CudaRunnerStatus::default();
             for (device, failed) in events {
                 let end = if failed { "failure" } else { "success" };
-                count(&mut devices, &[&job(&format!("GPU-{device}"), Some(end))]);
+                count(&mut status, &[&job(&format!("GPU-{device}"), Some(end))]);
             }
-            prop_assert!(devices.len() <= MAX_DEVICES);
-            for device in &devices {
+            prop_assert!(status.devices.len() <= MAX_DEVICES);
+            for device in &status.devices {
                 prop_assert!((0..=device.jobs).contains(&device.failed) && device.jobs <= MOST);
                 prop_assert!(!device.suspect || device.jobs >= LEAST);
             }

@@ -64,6 +64,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
     Observed {
         runners,
         vanished: vec![],
+        failures: vec![],
         gone: vec![],
         expected: BTreeSet::new(),
         unanswered: BTreeSet::new(),

@@ -15,7 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus, OtherDevicesStatus};
 use gate_report::clean;
 use jiff::Timestamp;
 
@@ -114,6 +114,7 @@ impl Builder {
             online: status.online,
             busy: status.busy,
             devices: devices.collect(),
+            other_devices: status.other_devices.as_ref().map(OtherDevices::of),
             quarantined: u32::try_from(status.quarantine.len()).unwrap_or(u32::MAX),
             labels: bounded_labels(resource),
             queue: self.queues.of(resource, url.as_ref(), waiting, self.now),
@@ -211,6 +212,15 @@ impl DeviceJobs {
     }
 }
 
+impl OtherDevices {
+    fn of(devices: &OtherDevicesStatus) -> Self {
+        Self {
+            jobs: devices.jobs,
+            failed: devices.failed,
+        }
+    }
+}
+
 /// How jobs ended on one device.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Tally {
@@ -222,6 +232,13 @@ pub struct Tally {
     pub suspect: bool,
 }
 
+impl Tally {
+    fn count(&mut self, jobs: i32, failed: i32) {
+        self.jobs = self.jobs.saturating_add(jobs);
+        self.failed = self.failed.saturating_add(failed);
+    }
+}
+
 impl Fleet {
     /// How jobs ended on a device, and on all others of the pools that were on it; `None` where no job has ended there.
     #[must_use]
@@ -230,15 +247,18 @@ impl Fleet {
         let mut pools = self.pools.iter().filter(of).peekable();
         pools.peek()?;
         let (mut own, mut others) = (Tally::default(), Tally::default());
-        for device in pools.flat_map(|pool| &pool.devices) {
-            let tally = if device.uuid == uuid {
-                &mut own
-            } else {
-                &mut others
-            };
-            tally.jobs = tally.jobs.saturating_add(device.jobs);
-            tally.failed = tally.failed.saturating_add(device.failed);
-            tally.suspect |= device.suspect;
+        for pool in pools {
+            let left = pool.other_devices.iter();
+            left.for_each(|left| others.count(left.jobs, left.failed));
+            for device in &pool.devices {
+                let tally = if device.uuid == uuid {
+                    &mut own
+                } else {
+                    &mut others
+                };
+                tally.count(device.jobs, device.failed);
+                tally.suspect |= device.suspect;
+            }
         }
         Some((own, others))
     }

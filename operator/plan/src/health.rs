@@ -54,6 +54,8 @@ pub struct Health {
     pub consecutive: i32,
     /// The last failures, newest first.
     pub last_failures: Vec<FailureStatus>,
+    /// Those of lately with a node, newest first, for as many as are needed to judge each node.
+    pub remembered: Vec<FailureStatus>,
     /// Those that the status does not have yet.
     pub new: Vec<FailureStatus>,
     /// The same, in a class and a reason each.
@@ -140,8 +142,9 @@ pub fn is_listed(known: &[FailureStatus], runner: &Runner) -> bool {
 }
 
 fn has_left(known: &[FailureStatus], failure: &Failure) -> bool {
+    // Kubernetes tells whole seconds: of those of the same one nobody knows, and twice is better than never.
     let oldest = known.get(MAX_LAST_FAILURES - 1);
-    oldest.is_some_and(|oldest| failure.at <= oldest.at.0)
+    oldest.is_some_and(|oldest| failure.at < oldest.at.0)
 }
 
 /// Whether nobody has told this failure.
@@ -221,14 +224,17 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
         observed,
         made: &made,
     };
-    lasting::blame_nodes(&mut new, known, of_nodes);
+    let earlier = lasting::earlier(known, &observed.failures);
+    lasting::blame_nodes(&mut new, &earlier, of_nodes);
+    let all: Vec<FailureStatus> = new.iter().chain(&earlier).cloned().collect();
+    let suspects = lasting::suspects(&all, of_nodes, now);
     let mut last_failures: Vec<FailureStatus> = new.iter().chain(known).cloned().collect();
     last_failures.truncate(MAX_LAST_FAILURES);
-    let suspects = lasting::suspects(&last_failures, of_nodes, now);
 
     let mut health = Health {
         consecutive,
         last_failures,
+        remembered: lasting::remembered(&all, now),
         new,
         failed,
         late,

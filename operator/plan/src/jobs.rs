@@ -100,7 +100,7 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
                 .map(|job| About::Runner(job.runner.clone())),
         });
     }
-    let suspect = devices::count(&mut plan.status.devices, &reported);
+    let suspect = devices::count(&mut plan.status, &reported);
     plan.news.extend(suspect);
     if let Some(at) = next_look(&jobs, &observed.jobs) {
         plan.wake_at(at.max(now.after(AGAIN)), now);
@@ -163,7 +163,7 @@ pub fn is_noted(known: &[JobStatus], told: Option<Told>, runner: &str, done: &En
             .is_some_and(|at| at == done.finished || job.is_by_word),
         None => known
             .get(MAX_LAST_JOBS - 1)
-            .is_some_and(|oldest| done.finished <= oldest.finished_at.0),
+            .is_some_and(|oldest| done.finished < oldest.finished_at.0),
     };
     has_left || known.iter().any(|known| Identity::of(known).is(job))
 }

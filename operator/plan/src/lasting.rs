@@ -1,5 +1,6 @@
 //! Faults that last: when what looks like bad luck is the node's.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
@@ -20,6 +21,13 @@ const ONE_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
 /// What happened longer before the last failure has nothing to do with it.
 const LATELY: SignedDuration = SignedDuration::from_hours(1);
 
+/// Failures of a node that are remembered: a few attempts of a pod for each of its GPUs.
+const OF_A_NODE: usize = 24;
+/// Failures of a pool that are remembered.
+const REMEMBERED: usize = 1000;
+/// Nodes from which new pods are kept where there is room elsewhere: more would only make each pod longer.
+const SUSPECTS: usize = 100;
+
 /// Codes of the driver that may tell of others than the device and its node: out of memory, in exclusive use, and those of
 /// MPS. Where GPUs are shared they are no fault, and a template can cause some of them.
 pub(super) const OF_OTHERS: [i32; 7] = [2, 46, 805, 806, 807, 808, 809];
@@ -31,6 +39,37 @@ pub(super) struct Known<'a> {
     pub(super) observed: &'a Observed,
     /// When the pods of the new failures were made, by the name of their runner.
     pub(super) made: &'a BTreeMap<String, Timestamp>,
+}
+
+/// The failures that came before, newest first: those of the status, and older ones that have left it. When many nodes fail at
+/// a time, the status has room for the last tries of a few of them.
+pub(super) fn earlier(known: &[FailureStatus], remembered: &[FailureStatus]) -> Vec<FailureStatus> {
+    let is_listed = |f: &&FailureStatus| known.iter().any(|k| k.at == f.at && k.runner == f.runner);
+    let older = remembered.iter().filter(|f| !is_listed(f));
+    let mut all: Vec<FailureStatus> = known.iter().chain(older).cloned().collect();
+    all.sort_by_key(|failure| Reverse(failure.at.0));
+    all
+}
+
+/// What is remembered of failures, newest first: nobody reads their messages again.
+pub(super) fn remembered(failures: &[FailureStatus], now: Timestamp) -> Vec<FailureStatus> {
+    let mut of_nodes = BTreeMap::<&str, usize>::new();
+    let recent = failures.iter().filter(|f| now < f.at.0.after(LATELY));
+    let kept = recent.filter(|failure| {
+        let count = failure
+            .node
+            .as_deref()
+            .map(|node| of_nodes.entry(node).or_default());
+        count.is_some_and(|count| {
+            *count = count.saturating_add(1);
+            *count <= OF_A_NODE
+        })
+    });
+    let without_message = |failure: &FailureStatus| FailureStatus {
+        message: String::new(),
+        ..failure.clone()
+    };
+    kept.take(REMEMBERED).map(without_message).collect()
 }
 
 /// Blames the nodes whose faults last, in new failures: those come newest first, as the ones before them do.
@@ -64,7 +103,10 @@ pub(super) fn suspects(
     let mut seen = BTreeSet::new();
     let newest = failures.iter().filter(|f| seen.insert(f.node.as_deref()));
     let suspect = newest.filter(|f| is_suspicious(f, now) && !known.well_since(f, f.at.0));
-    suspect.filter_map(|f| f.node.clone()).collect()
+    suspect
+        .filter_map(|f| f.node.clone())
+        .take(SUSPECTS)
+        .collect()
 }
 
 /// Whether a failure is a fault that may pass, of lately, and of a node rather than of what runs there.

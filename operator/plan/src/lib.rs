@@ -174,6 +174,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     labels::plan(pool, observed, &mut plan);
     conditions::plan(pool, observed, &health, now, &mut plan);
     plan.told = told(pool, observed, Some(&health));
+    plan.failures = health.remembered;
     plan
 }
 

@@ -186,7 +186,7 @@ catalogue! {
             "An image could not be pulled for five minutes, from when that was first seen."
             => "The same as above. The pool tries again seldom.";
         ContainerNotStarted [FAILURE, ONLINE]
-            "A container cannot be made or started: a Secret or ConfigMap that is not there, a shell that the image lacks. The message has the container and the kubelet's own words. An agent that could not be started is tried again, and the third in a row stalls the pool; its pod is kept for a look. Five minutes after that was first seen the pod is given up."
+            "A container cannot be made or started: a Secret or ConfigMap that is not there, a shell that the image lacks. The message has the container and the kubelet's own words. An agent that could not be started is tried again, and the third in a row stalls the pool; its pod is kept for inspection. Five minutes after that was first seen the pod is given up."
             => "Make what is missing, or correct `spec.template`.";
         WrongArchitecture [FAILURE, ONLINE]
             "An image has nothing for the architecture of the pool's nodes: it cannot be pulled for them, or its programs do not start (`exec format error`), which stalls the pool at once. No node is blamed."
@@ -306,7 +306,7 @@ catalogue! {
             "The agent of a persistent runner ended without a job."
             => "It is replaced under its name.";
         AgentEndedAtOnce [FAILURE]
-            "The agent ended within a minute of its start and was never online. The third in a row with the same code stalls the pool, and its pod is kept for a look."
+            "The agent ended within a minute of its start and was never online. The third in a row with the same code stalls the pool, and its pod is kept for inspection."
             => "The message has code and last words: the image, its user, what `spec.template` changes.";
         OutOfMemory [FAILURE]
             "A container was killed at its memory limit; the message names both. The gate counts, too."

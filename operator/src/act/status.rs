@@ -158,8 +158,14 @@ pub async fn record(
     if let Some(wait) = later {
         return Ok(Recorded::In(wait));
     }
-    let told = std::mem::take(&mut plan.told);
-    ctx.memory.with(pool, |memory| memory.told = Some(told));
+    let (told, failures) = (
+        std::mem::take(&mut plan.told),
+        std::mem::take(&mut plan.failures),
+    );
+    ctx.memory.with(pool, |memory| {
+        memory.told = Some(told);
+        memory.failures = failures;
+    });
     ctx.metrics.learned(&pool.key, &news);
     plan.watched_jobs
         .iter()

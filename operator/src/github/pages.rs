@@ -27,6 +27,9 @@ const MOST_KEPT: usize = 1024;
 const READ_WITHIN: Duration = Duration::from_mins(12);
 /// More items than these pages hold no list has; it only stops a server that never comes to an end.
 pub(super) const MOST_PAGES: usize = 30;
+/// Of what it has searched for, such as runs of a status, GitHub gives no more. See
+/// <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28#list-workflow-runs-for-a-repository>.
+const MOST_FOUND: usize = 1000;
 /// What the items of a list may take in memory, in bytes: three thousand jobs are some 2 MiB.
 const MOST_OF_LIST: usize = 4 * 1024 * 1024;
 
@@ -121,15 +124,9 @@ impl Client {
         what: &What<'_>,
         mut take: impl FnMut(Vec<T>) -> bool + Send,
     ) -> Result<bool, Error> {
-        let separator = if path.contains('?') { '&' } else { '?' };
         let mut taken = 0;
         for number in 1..=pages {
-            let path = format!("{path}{separator}per_page={PER_PAGE}&page={number}");
-            let (ask, answer) = self.tagged(path, what.action).await?;
-            if answer.status != StatusCode::OK {
-                return Err(self.judged(&answer, &ask, what.permission));
-            }
-            let page: Page<T> = answer.json(&ask)?;
+            let (page, answer) = self.page(path, number, what).await?;
             let count = page.items.len();
             taken += count;
             let goes_on = match page.total {
@@ -144,6 +141,37 @@ impl Client {
             }
         }
         Ok(false)
+    }
+
+    /// The first and the last page of a list that GitHub has searched for.
+    pub(super) async fn list_ends<T: Item>(
+        &self,
+        path: &str,
+        what: &What<'_>,
+    ) -> Result<Vec<T>, Error> {
+        let (Page { mut items, total }, _) = self.page::<T>(path, 1, what).await?;
+        let found = total.map_or(items.len(), |total| total.min(MOST_FOUND));
+        let last = found.div_ceil(PER_PAGE);
+        if last > 1 {
+            items.extend(self.page(path, last, what).await?.0.items);
+        }
+        Ok(items)
+    }
+
+    /// A page of a list. `path` has no page in its query.
+    async fn page<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        number: usize,
+        what: &What<'_>,
+    ) -> Result<(Page<T>, Answer), Error> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}per_page={PER_PAGE}&page={number}");
+        let (ask, answer) = self.tagged(path, what.action).await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.judged(&answer, &ask, what.permission));
+        }
+        Ok((answer.json(&ask)?, answer))
     }
 
     /// A place for what somebody keeps of answers, and takes so many bytes; `None` where there is none left.

@@ -4,7 +4,7 @@
 //! documented at <https://docs.github.com/en/rest/actions/workflow-runs?apiVersion=2022-11-28> and
 //! <https://docs.github.com/en/rest/actions/workflow-jobs?apiVersion=2022-11-28>.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -17,8 +17,6 @@ use super::{
 };
 use cuda_runner_plan::model::time::perhaps_reported;
 
-/// Pages of runs of each state that are looked into: the newest. A longer queue is as long for the pool.
-const PAGES: usize = 2;
 /// Jobs that are counted: more than any pool's runners.
 const MOST_JOBS: usize = 3_000;
 /// What they may take in memory, in bytes: three thousand as people name them are some 1.2 MiB.
@@ -67,8 +65,11 @@ impl Client {
                 break;
             }
             let path = format!("{owner}/actions/runs?status={state}");
-            let (runs, _) = self.list_up_to::<Run>(PAGES, &path, &what).await?;
-            for run in runs {
+            // Of many the newest, before whose jobs no runner was asked for, and those that wait the longest: jobs for others may
+            // be before each of them.
+            let runs = self.list_ends::<Run>(&path, &what).await?;
+            let mut seen = BTreeSet::new();
+            for run in runs.into_iter().filter(|run| seen.insert(run.id)) {
                 if waiting.is_full {
                     return Ok(waiting);
                 }

@@ -28,7 +28,7 @@ pub mod webhook;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cudarunner_crds::CudaRunnerStatus;
+use cudarunner_crds::{CudaRunnerStatus, FailureStatus};
 use jiff::Timestamp;
 
 use crate::context::Context;
@@ -72,7 +72,7 @@ pub async fn observe(
     let has_jobs = known.queue.as_ref().is_some_and(|queue| queue.has_jobs());
     let other_pools = has_jobs.then(|| others::labels(ctx, pool));
     let quarantined = others::quarantined(ctx, pool);
-    let is_suspected = has_failed(&pool.status, &runners, &quarantined, now);
+    let is_suspected = has_failed(&pool.status, &known.failures, &runners, &quarantined, now);
     let passed = is_suspected.then(|| others::passed(ctx));
     let may_blame = is_suspected && !reruns.ended.is_empty();
     reruns.passes = may_blame.then(|| ctx.pods.passes(now)).flatten();
@@ -122,6 +122,7 @@ fn remembered(memory: &PoolMemory) -> Observed {
         queue: memory.github.queue.clone(),
         last_change: memory.settled_at(),
         pod_refused: memory.pod_refused.clone(),
+        failures: memory.failures.clone(),
         ..Observed::default()
     }
 }
@@ -174,15 +175,14 @@ fn taints_devices(ctx: &Context) -> bool {
 /// Whether a node is under suspicion, here or elsewhere: gates that passed speak for such nodes, and for nothing else.
 fn has_failed(
     status: &CudaRunnerStatus,
+    remembered: &[FailureStatus],
     runners: &[Runner],
     quarantined: &[Quarantined],
     now: Timestamp,
 ) -> bool {
+    let mut failures = status.last_failures.iter().chain(remembered);
     !status.quarantine.is_empty()
-        || status
-            .last_failures
-            .iter()
-            .any(|f| blames_node(f) || is_suspicious(f, now))
+        || failures.any(|f| blames_node(f) || is_suspicious(f, now))
         || !quarantined.is_empty()
         || runners
             .iter()

@@ -204,26 +204,31 @@ fn gates_that_passed_are_gathered_only_where_something_failed() {
         quarantine: vec![entry.clone()],
         ..status.clone()
     };
+    let remembered = std::slice::from_ref(&failure);
     let before = CudaRunnerStatus {
-        last_failures: vec![failure],
+        last_failures: vec![failure.clone()],
         ..status.clone()
     };
-    assert!(!has_failed(&status, &well[..1], &[], fixture::NOW));
+    assert!(!has_failed(&status, &[], &well[..1], &[], fixture::NOW));
     assert!(
-        has_failed(&status, &well, &[], fixture::NOW),
+        has_failed(&status, &[], &well, &[], fixture::NOW),
         "a runner has failed"
     );
     assert!(
-        has_failed(&status, &[], quarantined, fixture::NOW),
+        has_failed(&status, &[], &[], quarantined, fixture::NOW),
         "another pool's node"
     );
     assert!(
-        has_failed(&here, &[], &[], fixture::NOW),
+        has_failed(&here, &[], &[], &[], fixture::NOW),
         "a node of its own"
     );
     assert!(
-        has_failed(&before, &[], &[], fixture::NOW),
+        has_failed(&before, &[], &[], &[], fixture::NOW),
         "an earlier runner"
+    );
+    assert!(
+        has_failed(&status, remembered, &[], &[], fixture::NOW),
+        "one that has left the status"
     );
 }
 

@@ -269,6 +269,9 @@ pub struct Pool {
     /// How jobs ended on its devices, as far as its status keeps it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceJobs>,
+    /// How jobs ended on devices for which that list has no place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_devices: Option<OtherDevices>,
     /// Entries in its quarantine.
     pub quarantined: u32,
     /// The jobs that wait for it.
@@ -311,6 +314,16 @@ pub struct DeviceJobs {
     pub failed: i32,
     /// Whether that is more than chance explains, by the pool's other devices.
     pub suspect: bool,
+}
+
+/// How the jobs of a pool ended on several devices.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherDevices {
+    /// Jobs that ended well or failed there; at 10,000 this and `failed` are halved.
+    pub jobs: i32,
+    /// Those of them that failed, or ran out of time.
+    pub failed: i32,
 }
 
 /// The jobs that wait for a pool.

@@ -412,11 +412,18 @@ fn a_device_is_compared_with_the_others_of_its_pools() {
     };
     let resource = said(|status| {
         status.devices = vec![on("GPU-a", 5, 3), on("GPU-b", 40, 1), on("GPU-c", 20, 0)];
+        status.other_devices = Some(cudarunner_crds::OtherDevicesStatus {
+            jobs: 100,
+            failed: 4,
+        });
     });
     let fleet = fleet(&resource, &[], None);
     let (own, others) = fleet.compared("GPU-a").unwrap();
     assert_eq!((own.failed, own.jobs, own.suspect), (3, 5, true));
-    assert_eq!((others.failed, others.jobs, others.suspect), (1, 60, false));
+    assert_eq!(
+        (others.failed, others.jobs, others.suspect),
+        (5, 160, false)
+    );
     assert_eq!(fleet.compared("GPU-x"), None);
 }
 

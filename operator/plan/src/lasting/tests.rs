@@ -370,6 +370,74 @@ fn after(pool: &Pool, failure: Failure, nodes: &[Arc<NodeFacts>], at: Timestamp)
     plan(pool, &world, at)
 }
 
+/// One reconcile after this failure of a gate on each of so many nodes, of a hundred, within a moment.
+fn after_all(pool: &mut Pool, bad: usize, remembered: &mut Vec<FailureStatus>, at: Timestamp) {
+    let failed = (1..=bad).map(|number| {
+        let mut failed = runner(pool, &format!("pool-{number}-{at}"), RunnerPhase::Failed);
+        failed.node = Some(format!("node-{number}"));
+        failed.created = at - SignedDuration::from_secs(1);
+        let failure = gate_failure(Class::Transient);
+        failed.end = Some(End::Failed(Failure { at, ..failure }));
+        failed
+    });
+    let mut world = observed(failed.collect());
+    world.nodes = Some(nodes(100));
+    world.failures = std::mem::take(remembered);
+    let plan = plan(pool, &world, at);
+    pool.status = plan.status;
+    *remembered = plan.failures;
+}
+
+#[test]
+fn a_fault_of_many_nodes_at_a_time_is_as_soon_that_of_each() {
+    // Given forty nodes of which a switch or a driver is broken: the status lists the last ten failures
+    let (mut pool, mut remembered) = (pool(60), vec![]);
+    // When a gate has failed on each of them, then new pods go elsewhere
+    after_all(&mut pool, 40, &mut remembered, NOW);
+    assert!(pool.status.quarantine.is_empty());
+    let mut world = observed(vec![]);
+    world.nodes = Some(nodes(100));
+    world.failures = remembered.clone();
+    let next = plan(&pool, &world, NOW + SignedDuration::from_secs(30));
+    let shuns = next.actions.iter().find_map(|action| match action {
+        Action::CreatePod(new) => Some(new.shuns.len()),
+        _ => None,
+    });
+    assert_eq!(shuns, Some(40));
+    // ... and when it fails there again, then the fault is that of each
+    let again = NOW + SignedDuration::from_secs(60);
+    after_all(&mut pool, 40, &mut remembered, again);
+    assert_eq!(pool.status.quarantine.len(), 40);
+    // An hour later nothing is remembered
+    let later = NOW + SignedDuration::from_hours(3);
+    after_all(&mut pool, 0, &mut remembered, later);
+    assert_eq!(remembered, vec![]);
+}
+
+#[test]
+fn what_is_remembered_of_failures_is_bounded() {
+    let of = |node: &str, count: i64| {
+        let failures = (0..count).map(refused);
+        let node = node.to_owned();
+        failures.map(move |failure| FailureStatus {
+            runner: format!("{node}-{}", failure.runner),
+            node: Some(node.clone()),
+            ..failure
+        })
+    };
+    let one: Vec<_> = of("node-1", 100).chain(of("node-2", 2)).collect();
+    let kept = super::remembered(&one, NOW);
+    assert_eq!(kept.len(), OF_A_NODE + 2);
+    assert!(kept.iter().all(|failure| failure.message.is_empty()));
+    let many: Vec<_> = (0..2000)
+        .flat_map(|n| of(&format!("node-{n}"), 1))
+        .collect();
+    assert_eq!(super::remembered(&many, NOW).len(), REMEMBERED);
+    // One that is in the status and remembered counts once, whatever the message
+    let known: Vec<_> = of("node-1", 3).collect();
+    assert_eq!(earlier(&known, &kept).len(), kept.len());
+}
+
 fn nodes(count: usize) -> Vec<Arc<NodeFacts>> {
     (1..=count).map(|n| node(&format!("node-{n}"))).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cudarunner_crds::{CudaRunnerStatus, JobStatus};
+use cudarunner_crds::{CudaRunnerStatus, FailureStatus, JobStatus};
 use gate_report::Class;
 use jiff::{SignedDuration, Timestamp};
 
@@ -212,6 +212,8 @@ pub struct Plan {
     pub unrecorded: BTreeSet<String>,
     /// What was told of runners, by the uids of their pods, once the status is stored.
     pub told: BTreeMap<String, Told>,
+    /// Failures of lately, newest first and without their messages, to be remembered once the status is stored.
+    pub failures: Vec<FailureStatus>,
     /// When to look again, where nothing else wakes the pool.
     pub wake: Option<SignedDuration>,
     /// Whether GitHub's list should be read again soon.

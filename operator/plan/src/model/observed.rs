@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{ARCH_LABEL, Arch};
+use cudarunner_crds::{ARCH_LABEL, Arch, FailureStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Taint;
 
@@ -30,6 +30,8 @@ pub struct Observed {
     pub runners: Vec<Runner>,
     /// Runners that ended and whose pods somebody else took away at once; the status does not tell of them yet.
     pub vanished: Vec<Runner>,
+    /// Failures of lately, newest first and without their messages: those of the status, and others that have left it.
+    pub failures: Vec<FailureStatus>,
     /// Runners whose pods are gone, and whose hours nobody has heard yet.
     pub gone: Vec<Arc<Gone>>,
     /// Names of pods that were created and that the watch does not show yet.

@@ -116,7 +116,7 @@ fn heading(out: &mut String, pool: &CudaRunner, status: &CudaRunnerStatus) {
     ];
     if status.failed > 0 {
         counts.push(format!(
-            "{} kept for a look",
+            "{} kept for inspection",
             count(status.failed, "failed pod")
         ));
     }

@@ -41,6 +41,7 @@ fn pool_in_trouble() -> Pool {
         gated: 1,
         online: 2,
         busy: 1,
+        other_devices: None,
         devices: vec![DeviceJobs {
             uuid: "GPU-00000000".to_owned(),
             node: Some("node-000".to_owned()),

@@ -187,6 +187,59 @@ async fn the_queue_is_read_to_its_end_whatever_is_over_or_waits() {
 }
 
 #[tokio::test]
+async fn in_a_long_queue_the_newest_and_the_oldest_jobs_are_seen() {
+    // Given more runs than GitHub gives, and two of them with jobs of ours: the last that came, and the one that waits longest
+    for (all, oldest) in [
+        (0, 0),
+        (1, 1),
+        (100, 100),
+        (150, 150),
+        (777, 777),
+        (5000, 1000),
+    ] {
+        let stub = Stub::start(move |seen, _| {
+            let path = &seen.path;
+            let runs: Vec<Value> = match path {
+                path if path.contains("/jobs") => {
+                    let run = path
+                        .split("/runs/")
+                        .nth(1)
+                        .unwrap()
+                        .split('/')
+                        .next()
+                        .unwrap();
+                    let ours = [1, oldest].map(|n| n.to_string()).contains(&run.to_owned());
+                    let labels = [if ours { "cuda" } else { "other" }];
+                    let job = json!({"id": 1, "name": run, "status": "queued", "labels": labels});
+                    return reply(200, &json!({"total_count": 1, "jobs": [job]}));
+                }
+                path if path.contains("status=queued") => {
+                    (1..=all.min(1000)).map(|n| json!({"id": n})).collect()
+                }
+                _ => vec![],
+            };
+            let total = if runs.is_empty() { 0 } else { all };
+            reply(
+                200,
+                &json!({"total_count": total, "workflow_runs": part(path, &runs)}),
+            )
+        })
+        .await;
+        // Then each is seen once
+        let queue = stub.client("acme/widgets").queued_jobs(NOW).await.unwrap();
+        let queue = queue.unwrap();
+        let ours = queue.iter().filter(|job| job.labels == ["cuda"]);
+        let ours: Vec<&str> = ours.map(|job| job.name.as_str()).collect();
+        let mut expected = vec![1, oldest];
+        expected.retain(|n| *n > 0 && all > 0);
+        expected.dedup();
+        let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        assert_eq!(ours, expected, "{all}");
+        assert!(queue.len() <= 200, "{}", queue.len());
+    }
+}
+
+#[tokio::test]
 async fn a_list_without_an_end_is_given_up() {
     let stub = Stub::start(|_, before| {
         let jobs: Vec<Value> = (0..100)

@@ -41,6 +41,7 @@ fn pool(name: &str, url: &str) -> Pool {
         online: 1,
         busy: 0,
         devices: vec![],
+        other_devices: None,
         quarantined: 0,
         queue: Waiting::default(),
     }
