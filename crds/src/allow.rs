@@ -13,8 +13,8 @@ pub struct JobsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedJobs>,
 
-    /// Whether a program beside each job looks at what its GPUs do, and tells it on the job's own page, in
-    /// `status.lastJobs` and in metrics.
+    /// Whether a program beside each job samples the GPUs and reports it on the job's own page, in `status.lastJobs` and in
+    /// metrics.
     #[serde(default)]
     pub telemetry: crate::Telemetry,
     /// Minutes that a job may take, from when its runner has taken it. At the limit the job is ended, and GitHub shows it as

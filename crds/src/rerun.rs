@@ -21,8 +21,8 @@ pub struct Rerun {
     /// Runs a job again whose pod was evicted, or whose node was lost.
     #[serde(default)]
     pub on_node_loss: bool,
-    /// The last attempt of a workflow run that is run again, counted by GitHub: with 1, only a first attempt is. What
-    /// people run again counts, too.
+    /// The highest attempt of a workflow run that is re-run: with 1, only the first. GitHub counts; re-runs by people count
+    /// too.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10))]
     pub limit: i32,

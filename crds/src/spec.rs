@@ -41,7 +41,7 @@ use crate::{Arch, JobContainers, JobsSpec, Rerun, ScheduleWindow, Webhook, schem
 #[x_kube(validation = Rule::new("!(has(self.replicas) && has(self.scaling))").message("set spec.replicas for a fixed number of runners or spec.scaling for a range, not both"))]
 #[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source == 'ScaleSet' && self.registration == 'RegistrationToken')").message("spec.scaling.source ScaleSet takes its runners from a scale set: set spec.registration to ScaleSet or leave it out, or set scaling.source to Poll"))]
 #[x_kube(validation = Rule::new("!(has(self.scaling) && self.scaling.source != 'ScaleSet' && self.registration == 'ScaleSet')").message("a scale set says itself how long its queue is: set spec.scaling.source to ScaleSet or leave it out"))]
-#[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral, or register persistent runners by RegistrationToken"))]
+#[x_kube(validation = Rule::new("!(self.lifetime == 'Persistent' && (self.registration == 'ScaleSet' || (has(self.scaling) && self.scaling.source == 'ScaleSet')))").message("a runner of a scale set takes one job: set spec.lifetime to Ephemeral; or register persistent runners by RegistrationToken, with scaling.source Poll or Webhook"))]
 #[x_kube(validation = Rule::new("!(has(self.jobContainers) && self.lifetime == 'Persistent')").message("the container of a job is not cleared for the next job: set spec.lifetime to Ephemeral, or remove spec.jobContainers"))]
 #[x_kube(validation = Rule::new("!has(self.jobContainers) || !has(self.preflight) || !has(self.preflight.cudaToolkit) && !has(self.preflight.rustToolchain)").message("jobs with containers bring their toolkits in their own images, and spec.preflight looks at the runner's: remove its cudaToolkit and rustToolchain, or spec.jobContainers"))]
 #[x_kube(validation = Rule::new("!has(self.sharedMemory) || !has(self.jobContainers) || !has(self.jobContainers.shmSize) || self.jobContainers.shmSize == '64Mi' || self.jobContainers.shmSize == self.sharedMemory").message("spec.sharedMemory and spec.jobContainers.shmSize both say the size of /dev/shm: remove spec.jobContainers.shmSize"))]
@@ -325,8 +325,8 @@ pub struct Gpu {
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Smoke {
-    /// Seconds that the test of one device may take, the driver's start included. Each further device adds a third of it, and
-    /// not less than ten.
+    /// Seconds that the test of one device may take, the driver's start included. Each further device adds a third of it,
+    /// at least ten seconds, or all of it where it is less than ten.
     #[serde(default = "default_smoke_timeout")]
     #[schemars(range(min = 1, max = 600))]
     pub timeout_seconds: i32,

@@ -245,7 +245,7 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             if context.retried { Device } else { Transient },
             Medium,
             "Copies between host and device are slower than the floor that was set: a PCIe link with fewer lanes or of an older generation than it should have, or a host that is very busy.",
-            "Compare nvidia-smi -q -d PCIE (link width and generation) with the maximum it shows, and reseat or replace the device or riser; lower CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND if the link is as it should be.",
+            "Compare nvidia-smi -q -d PCIE (link width and generation) with the maximum it shows, and reseat or replace the device or riser. By hand, lower CUDA_SMOKE_MIN_COPY_GIB_PER_SECOND if the link is as it should be.",
         ),
         Finding::MemoryTaken => (
             "MemoryTaken",
