@@ -13,7 +13,7 @@ use cuda_runner_operator::watch::others::{ALIVE, held_by};
 use cuda_runner_operator::watch::pods::pool_of;
 use cuda_runner_operator::watch::pools::key_of;
 use cuda_runner_plan::fleet::{
-    Builder, DeviceState, Fleet, Known as Waiting, Node, Operator, WaitingJob,
+    Builder, DeviceState, Fleet, Known as Waiting, Node, Operator, Tally, WaitingJob,
 };
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::Runner;
@@ -25,10 +25,12 @@ use kube::{Api, ResourceExt as _};
 
 use crate::connect::{Pools, shown};
 use crate::documents::{self, Known};
-use crate::text::{count, or_dash, span, table, wrap};
+use crate::text::{count, device, or_dash, span, table, wrap};
 
 /// So long operators may take for their documents: of a page whose pods are gone the API server waits for half a minute.
 const ASK: Duration = Duration::from_secs(5);
+/// Devices that are shown for their failed jobs.
+const DEVICES: usize = 5;
 /// Jobs of each queue that are shown.
 const JOBS: usize = 5;
 
@@ -115,6 +117,7 @@ pub(crate) fn text(fleet: &Fleet) -> String {
     wrap(&mut out, "", 0, &head);
     self::nodes(&mut out, fleet);
     self::pools(&mut out, fleet);
+    failed_jobs(&mut out, fleet);
     queue(&mut out, fleet);
     unserved(&mut out, fleet);
     out.push('\n');
@@ -200,6 +203,34 @@ fn pools(out: &mut String, fleet: &Fleet) {
     table(out, &rows, 0);
     if fleet.pools_not_listed > 0 {
         let _ = writeln!(out, "  and {} more", fleet.pools_not_listed);
+    }
+}
+
+/// The devices on which most jobs fail, beside the others of their pools.
+fn failed_jobs(out: &mut String, fleet: &Fleet) {
+    let listed = fleet.pools.iter().flat_map(|pool| &pool.devices);
+    let failed = listed.filter(|device| device.failed > 0);
+    let nodes: BTreeMap<_, _> = failed.map(|d| (d.uuid.as_str(), &d.node)).collect();
+    let all = nodes.into_iter().filter_map(|(uuid, node)| {
+        let (own, others) = fleet.compared(uuid)?;
+        Some((uuid, node, own, others))
+    });
+    let mut all: Vec<_> = all.collect();
+    let share = |tally: &Tally| f64::from(tally.failed) / f64::from(tally.jobs.max(1));
+    all.sort_by(|(.., a, _), (.., b, _)| {
+        let by_share = share(b).total_cmp(&share(a));
+        b.suspect.cmp(&a.suspect).then(by_share)
+    });
+    let mut rows = vec![["NODE", "DEVICE", "FAILED JOBS", "ON OTHERS", ""].map(str::to_owned)];
+    rows.extend(all.iter().take(DEVICES).map(|(uuid, node, own, others)| {
+        let of = |tally: &Tally| format!("{} of {}", tally.failed, tally.jobs);
+        let word = if own.suspect { "suspect" } else { "" };
+        let node = or_dash(node.as_ref());
+        [node, device(uuid), of(own), of(others), word.to_owned()]
+    }));
+    if rows.len() > 1 {
+        out.push_str("\nDEVICES\n");
+        table(out, &rows, 1);
     }
 }
 
