@@ -240,7 +240,14 @@ impl Executor<'_> {
                 let uid = there.and_then(|pod| pod.uid());
                 if is_ours { Ok(uid) } else { Err(error) }
             }
-            created => created.map(|pod| pod.uid()),
+            Ok(pod) => {
+                let uid = pod.uid();
+                if let Some(uid) = &uid {
+                    self.ctx.ledger.made(uid);
+                }
+                Ok(uid)
+            }
+            Err(error) => Err(error),
         };
         self.ctx.memory.with(self.pool, |memory| match &created {
             Ok(_) => {
@@ -377,7 +384,7 @@ impl Executor<'_> {
         if books.is_under_way(&target.uid) {
             return Ok(Deletion::Busy);
         }
-        let registered = books.close(&target.uid, target.created, Timestamp::now());
+        let registered = books.close(&target.uid);
         if registered == Some(false) && !target.is_stranded {
             return Ok(Deletion::Gone);
         }

@@ -3,12 +3,14 @@
 //! All of it can be lost at any moment: after a restart what is needed of it is read again, from the stores and from GitHub.
 
 mod hook;
+mod moments;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use hook::{HookMemory, Unremoved};
+pub use moments::Moments;
 
 use cudarunner_crds::{CudaRunnerStatus, FailureStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
@@ -125,6 +127,8 @@ pub struct PoolMemory {
     pub waiting: BTreeMap<(String, String, String), Timestamp>,
     /// Where GitHub and a pod contradict one another, by the pod's uid.
     pub doubts: BTreeMap<String, Doubt>,
+    /// When what the runners' nodes say happened, by the clock of this machine.
+    pub moments: Moments,
     /// Names and uids of the pods seen at the last reconcile.
     pub known: BTreeMap<String, String>,
     /// Whether GitHub's list is to be read again.

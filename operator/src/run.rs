@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use kube::Client;
 use kube::runtime::events::Reporter;
 use tokio::net::TcpListener;
@@ -264,7 +264,7 @@ fn books(config: &Config) -> Ledger {
     if config.leader_elect {
         Ledger::default()
     } else {
-        Ledger::alone(Timestamp::now())
+        Ledger::alone()
     }
 }
 

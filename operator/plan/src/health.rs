@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cudarunner_crds::{FailureClass, FailureStatus, MAX_LAST_FAILURES, RunnerPhase};
-use gate_report::{Class, time::of_a_try};
+use cudarunner_crds::{FailureClass, FailureStatus, JobStatus, MAX_LAST_FAILURES, RunnerPhase};
+use gate_report::{Class, Context, Finding, Step, finding, time::of_a_try};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -175,7 +175,7 @@ fn found(pool: &Pool, observed: &Observed, now: Timestamp) -> Found {
     let vanished = observed.vanished.iter().map(|runner| (runner, true));
     let runners = observed.runners.iter().map(|runner| (runner, false));
     for (runner, has_vanished) in runners.chain(vanished) {
-        let failure = failure_of(pool, runner, has_vanished, now);
+        let failure = failure_of(pool, observed, runner, has_vanished, now);
         let hangs = || hung.remove(&runner.name).map(|hung| (hung, true));
         let Some((mut failure, is_late)) = failure.or_else(hangs) else {
             continue;
@@ -193,6 +193,7 @@ fn found(pool: &Pool, observed: &Observed, now: Timestamp) -> Found {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
             let failure = with_github(runner, failure, observed);
+            let failure = left_behind(pool, runner, failure);
             found.failed.push((failure.class, failure.reason));
             found.made.insert(runner.name.clone(), runner.created);
             found.new.push(noted(runner, failure));
@@ -260,6 +261,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
 /// Why a runner failed, if it did; and whether it is still there, beyond its time.
 fn failure_of(
     pool: &Pool,
+    observed: &Observed,
     runner: &Runner,
     has_vanished: bool,
     now: Timestamp,
@@ -273,7 +275,7 @@ fn failure_of(
         }
         Some(End::Failed(failure)) => Some((failure.clone(), false)),
         Some(End::JobDone(_)) => None,
-        None if let Some(lost) = unconfirmed(runner, now) => Some((lost, false)),
+        None if let Some(lost) = unconfirmed(runner, observed, now) => Some((lost, false)),
         None if has_vanished => Failure::deleted(runner, now).map(|deleted| (deleted, false)),
         None => {
             let spec = pool.spec.as_ref().ok()?;
@@ -365,6 +367,35 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
         ),
         ..failure
     }
+}
+
+/// Who may have left a process on a GPU whose memory is taken: the gate sees nothing of what ran there before.
+fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure) -> Failure {
+    let taken = finding(Finding::MemoryTaken, Context::at(Step::Context)).name;
+    let device = failure.device.as_ref();
+    let was_there = |job: &&JobStatus| {
+        job.node.is_some()
+            && job.node == runner.node
+            && device.is_none_or(|device| job.devices.contains(device))
+            && job.finished_at.0 <= failure.at
+    };
+    let mut jobs = pool.status.last_jobs.iter();
+    if failure.code_name.as_deref() == Some(taken)
+        && let Some(job) = jobs.find(was_there)
+    {
+        let of = job
+            .url
+            .as_ref()
+            .map_or_else(String::new, |url| format!(" ({url})"));
+        let last = format!(
+            " The pool's last job there was {}{of} on {}, which ended at {}: it may have left a process behind.",
+            job.job,
+            job.runner,
+            job.finished_at.0.strftime("%H:%M:%SZ"),
+        );
+        failure.message.push_str(&last);
+    }
+    failure
 }
 
 /// Failures in a row: a batch counts once, a runner that came online since ends the row, and a changed spec starts afresh.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
-use gate_report::Class;
+use gate_report::{Class, Context, Finding, Step, finding};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{NodeFacts, Observed, sharing};
@@ -30,7 +30,7 @@ const SUSPECTS: usize = 100;
 
 /// Codes of the driver that may tell of others than the device and its node: out of memory, in exclusive use, and those of
 /// MPS. Where GPUs are shared they are no fault, and a template can cause some of them.
-pub(super) const OF_OTHERS: [i32; 7] = [2, 46, 805, 806, 807, 808, 809];
+pub(super) const OF_OTHERS: [i32; 8] = [2, 46, 805, 806, 807, 808, 809, 810];
 
 /// What is known of nodes beside the new failures.
 #[derive(Clone, Copy)]
@@ -224,8 +224,10 @@ impl Known<'_> {
 fn is_named(failure: &FailureStatus) -> bool {
     let reason = Stored::parse(&failure.reason);
     let name = failure.code_name.as_deref();
+    // A host without time for the gate says nothing of its devices, and a template can cause it.
+    let starved = finding(Finding::Starved, Context::at(Step::Init)).name;
     reason == Reason::GateFailed
-        && name != Some(NOT_RUN)
+        && ![Some(NOT_RUN), Some(starved)].contains(&name)
         && (failure.code.is_some() || name.is_some())
         || reason == Reason::PodRejected && name == Some(NOT_ALLOCATED)
 }

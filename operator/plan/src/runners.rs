@@ -83,19 +83,21 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         sweep(spec, observed, now, plan);
     }
     for runner in active {
-        wake_for(runner, spec, now, plan);
+        wake_for(runner, case, plan);
     }
 }
 
 /// When time alone changes what is done with a runner.
-fn wake_for(runner: &Runner, spec: &Spec, now: Timestamp, plan: &mut Plan) {
-    if let Some(at) = health::deadline(runner, spec) {
-        plan.wake_at(at, now);
-    }
-    if runner.phase == RunnerPhase::Terminating
-        && let Some(by) = runner.gone_by
-    {
-        plan.wake_at(by, now);
+fn wake_for(runner: &Runner, case: Case, plan: &mut Plan) {
+    let leaves = runner.phase == RunnerPhase::Terminating;
+    let moments = [
+        health::deadline(runner, case.spec),
+        runner.gone_by.filter(|_| leaves),
+        case.observed.lost_by(runner).filter(|_| leaves),
+    ];
+    // One that is over has had its effect.
+    for at in moments.into_iter().flatten().filter(|at| *at > case.now) {
+        plan.wake_at(at, case.now);
     }
 }
 

@@ -12,6 +12,7 @@ use super::*;
 use crate::model::runner::{End, Failure, Waiting};
 use crate::reason::Reason;
 
+mod blame;
 mod properties;
 mod reported;
 mod room;

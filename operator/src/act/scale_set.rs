@@ -76,7 +76,7 @@ impl Executor<'_> {
         let now = Timestamp::now();
         let may_be_registered = |r: &Runner| {
             let books = &self.ctx.ledger;
-            books.is_under_way(&r.uid) || books.is_registered(&r.uid, r.created, now) == Some(true)
+            books.is_under_way(&r.uid) || books.is_registered(&r.uid) == Some(true)
         };
         let is_used =
             runners.iter().any(may_be_registered) || !self.github()?.is_unused(id).await?;

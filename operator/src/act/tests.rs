@@ -23,7 +23,6 @@ fn removal_of(uid: &str) -> Action {
     Action::DeletePod(Target {
         name: HELD.to_owned(),
         uid: uid.to_owned(),
-        created: fixture::NOW,
         url: None,
         is_stranded: false,
     })
@@ -54,25 +53,23 @@ async fn a_pod_is_removed_without_a_word_with_github_only_where_our_books_say_th
  {
     let cluster = Cluster::default();
     let mut ctx = context(&cluster).await;
-    let target = |created| Target {
+    let target = Target {
         name: "pool-aaaaa".to_owned(),
         uid: "u".to_owned(),
-        created,
         url: None,
         is_stranded: false,
     };
-    let now = Timestamp::now();
 
     // Given books that begin after the pod, and no way to GitHub, then it stays: it may have a job
-    let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
+    let outcome = carry_out(&ctx, Action::Drain(target.clone())).await;
     assert!(matches!(outcome.errors[..], [ActError::NoClient]));
     assert_eq!(cluster.writes(), Vec::<String>::new());
     assert!(!ctx.ledger.is_closed("u"), "its gate may still register it");
 
     // Given books that cover its life, in which it does not stand, then it goes
-    let begin = now - SignedDuration::from_hours(1);
-    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
-    let outcome = carry_out(&ctx, Action::Drain(target(now))).await;
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone());
+    ctx.ledger.made("u");
+    let outcome = carry_out(&ctx, Action::Drain(target)).await;
     assert!(outcome.errors.is_empty());
     assert_eq!(cluster.writes(), ["DELETE pool-aaaaa"]);
 }
@@ -90,7 +87,6 @@ async fn a_runner_of_an_address_that_the_pool_does_not_know_is_not_looked_for_at
         let target = Target {
             name: "pool-aaaaa".to_owned(),
             uid: "u".to_owned(),
-            created: fixture::NOW,
             url,
             is_stranded: false,
         };
@@ -119,13 +115,13 @@ async fn a_runner_of_an_address_that_the_pool_does_not_know_is_not_looked_for_at
 async fn who_never_began_its_job_goes_as_it_was_read_and_who_has_begun_it_stays() {
     let cluster = Cluster::default();
     let mut ctx = context(&cluster).await;
-    let now = Timestamp::now();
-    let begin = now - SignedDuration::from_hours(1);
-    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone());
+    for name in [BUSY, IDLE, "pool-gone"] {
+        ctx.ledger.made(name);
+    }
     let target = |name: &str| Target {
         name: name.to_owned(),
         uid: name.to_owned(),
-        created: now,
         url: None,
         is_stranded: false,
     };
@@ -151,11 +147,9 @@ async fn who_never_began_its_job_goes_as_it_was_read_and_who_has_begun_it_stays(
 async fn a_pod_that_is_kept_for_a_look_has_its_entry_removed_once() {
     let cluster = Cluster::default();
     let mut ctx = context(&cluster).await;
-    let now = Timestamp::now();
     let target = Target {
         name: "pool-aaaaa".to_owned(),
         uid: "u".to_owned(),
-        created: now,
         url: None,
         is_stranded: false,
     };
@@ -171,8 +165,8 @@ async fn a_pod_that_is_kept_for_a_look_has_its_entry_removed_once() {
     assert!(!is_known(&ctx));
 
     // Given that there is none, then that is remembered, and the pod stays
-    let begin = now - SignedDuration::from_hours(1);
-    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone(begin));
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone());
+    ctx.ledger.made("u");
     let outcome = carry_out(&ctx, Action::DeleteEntryOf(target)).await;
     assert!(outcome.errors.is_empty());
     assert!(is_known(&ctx));

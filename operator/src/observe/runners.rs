@@ -71,7 +71,14 @@ pub(super) fn is_told(
 }
 
 /// Adds what is remembered of the runners to what the watch shows of them.
-pub(super) fn amend(memory: &mut PoolMemory, runners: &mut [Runner], now: Timestamp) {
+pub(super) fn amend(
+    memory: &mut PoolMemory,
+    runners: &mut [Runner],
+    vanished: &mut [Runner],
+    now: Timestamp,
+) {
+    let all = runners.iter_mut().chain(vanished);
+    memory.moments.correct(all, now);
     memory.wait(runners, now);
     memory.release(runners, now);
     for runner in runners {

@@ -1,6 +1,7 @@
 //! Pods as the API server shows them, and what is read out of them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunnerStatus, FailureStatus, QuarantineStatus, RunnerPhase};
 use gate_report::{Class, Report};
@@ -18,7 +19,7 @@ use cuda_runner_plan::model::runner::{
     Told, URL_ANNOTATION, unconfirmed,
 };
 use cuda_runner_plan::pod::build;
-use cuda_runner_plan::{NewRunner, PodSettings, fixture};
+use cuda_runner_plan::{NewRunner, Observed, PodSettings, fixture};
 
 mod ends;
 mod jobs;
@@ -544,10 +545,33 @@ fn a_pod_that_kubernetes_takes_away_says_who_wanted_it() {
 #[test]
 fn a_node_that_never_confirms_is_lost_once_the_time_for_it_is_over() {
     let runner = disrupted("DeletionByTaintManager", "Running");
-    let at = |time: &str| unconfirmed(&runner, time.parse().unwrap());
-    assert!(at("2026-01-01T00:01:59Z").is_none());
-    let lost = at("2026-01-01T00:02:00Z").unwrap();
-    assert_eq!((lost.reason.word(), lost.class), ("NodeLost", Class::Node));
+    let name = runner.node.clone().unwrap();
+    let node = |ready_since| {
+        let mut node = fixture::node(&name);
+        Arc::make_mut(&mut node).ready_since = ready_since;
+        Some(vec![node])
+    };
+    // Given that nodes are not watched, a node that is there and ready, one that is not ready, and one that is gone: a
+    // container may use all of its time to end, and who answers needs a moment to say so
+    let ready = node(Some(fixture::NOW));
+    for (nodes, minute, minute_before) in [
+        (None, "00:03:00", "00:02:59"),
+        (ready, "00:03:00", "00:02:59"),
+        (node(None), "00:02:00", "00:01:59"),
+        (Some(vec![]), "00:02:00", "00:01:59"),
+    ] {
+        let observed = Observed {
+            nodes,
+            ..Observed::default()
+        };
+        let at = |time: &str| {
+            let now = format!("2026-01-01T{time}Z").parse().unwrap();
+            unconfirmed(&runner, &observed, now)
+        };
+        assert!(at(minute_before).is_none());
+        let lost = at(minute).unwrap();
+        assert_eq!((lost.reason.word(), lost.class), ("NodeLost", Class::Node));
+    }
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::bucket::{Bucket, Rate};
@@ -17,16 +16,14 @@ const REMEMBERED: Duration = Duration::from_hours(24);
 const KEPT: Duration = Duration::from_mins(1);
 /// So many registrations are kept at most: what a thousand runners that start at once need.
 const MOST_KEPT: usize = 1024;
-/// The clocks of this machine and of the API server, which says when a pod was made, may differ by this much.
-const CLOCKS: SignedDuration = SignedDuration::from_mins(1);
 
 /// The registrar's books. A restart empties them: the cluster, the pods' deadlines and GitHub's own rules stand behind
 /// them.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<Entries>,
-    /// Since when no other process has answered gates. `None`: there may be one.
-    alone_since: Option<Timestamp>,
+    /// Whether no other process answers gates as long as this one is there.
+    is_alone: bool,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +44,8 @@ struct Entries {
 
 #[derive(Clone, Copy, Debug)]
 enum Entry {
+    /// This process has made the pod, and nobody has asked for it.
+    Made(Instant),
     UnderWay,
     /// It was tried, and GitHub may have made the runner's entry all the same.
     Tried(Instant),
@@ -129,44 +128,42 @@ impl Drop for Granted {
 }
 
 impl Ledger {
-    /// The books of a process that is the only one to answer gates, from now on. Where there may be another, take
+    /// The books of a process that is the only one to answer gates as long as it is there. Where there may be another, take
     /// [`default`](Self::default).
     #[must_use]
-    pub fn alone(now: Timestamp) -> Self {
+    pub fn alone() -> Self {
         Self {
-            alone_since: Some(now),
+            is_alone: true,
             ..Self::default()
         }
     }
 
-    /// Whether GitHub may hold an entry that the registrar made for the pod with this uid, created at this time.
+    /// Notes that this process has made the pod with this uid: these books cover its whole life. No clock says so as surely.
+    pub fn made(&self, uid: &str) {
+        let made = Entry::Made(Instant::now());
+        self.lock().pods.entry(uid.to_owned()).or_insert(made);
+    }
+
+    /// Whether GitHub may hold an entry that the registrar made for the pod with this uid.
     ///
     /// - `Some(true)`: it was registered, or is being registered at this moment.
     /// - `Some(false)`: nobody has ever tried to, and these books cover the pod's whole life.
     /// - `None`: not known. An attempt may have had an effect, the process was started after the pod was made, or another
     ///   replica may have answered. Ask GitHub.
     #[must_use]
-    pub fn is_registered(&self, uid: &str, created: Timestamp, now: Timestamp) -> Option<bool> {
-        let known = self.lock().pods.get(uid).copied();
-        match known {
+    pub fn is_registered(&self, uid: &str) -> Option<bool> {
+        match self.lock().pods.get(uid) {
             Some(Entry::UnderWay | Entry::Done(_)) => Some(true),
-            Some(Entry::Tried(_)) => None,
-            None => {
-                let is_covered = self.alone_since.is_some_and(|since| {
-                    created.duration_since(since) > CLOCKS
-                        && now.duration_since(created)
-                            < SignedDuration::from_secs(REMEMBERED.as_secs().cast_signed()) - CLOCKS
-                });
-                is_covered.then_some(false)
-            }
+            Some(Entry::Made(_)) if self.is_alone => Some(false),
+            Some(Entry::Made(_) | Entry::Tried(_)) | None => None,
         }
     }
 
     /// The same, of a pod that is about to be removed: from now on it gets no registration.
     #[must_use]
-    pub fn close(&self, uid: &str, created: Timestamp, now: Timestamp) -> Option<bool> {
+    pub fn close(&self, uid: &str) -> Option<bool> {
         self.lock().closed.insert(uid.to_owned(), Instant::now());
-        self.is_registered(uid, created, now)
+        self.is_registered(uid)
     }
 
     /// A pod stays after all: its removal failed before anything could come of it.
@@ -225,8 +222,8 @@ impl Ledger {
                         Claim::Again(answer.registration.clone())
                     })
             }
-            Some(Entry::Tried(_)) | None if is_closed => Claim::Closed,
-            Some(Entry::Tried(_)) | None => {
+            Some(Entry::Made(_) | Entry::Tried(_)) | None if is_closed => Claim::Closed,
+            Some(Entry::Made(_) | Entry::Tried(_)) | None => {
                 entries.pods.insert(uid.to_owned(), Entry::UnderWay);
                 Claim::Granted(Granted {
                     ledger: Arc::clone(self),
@@ -280,7 +277,7 @@ impl Entries {
             .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
         self.pods.retain(|_, entry| match entry {
             Entry::UnderWay => true,
-            Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
+            Entry::Made(at) | Entry::Tried(at) | Entry::Done(at) => now - *at < REMEMBERED,
         });
         self.pools
             .retain(|_, bucket| now - bucket.at() < Duration::from_hours(1));
@@ -359,50 +356,52 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whether_a_pod_was_registered_is_said_where_it_is_known_alone() {
-        let started = Timestamp::constant(1_000_000, 0);
-        let before = started - SignedDuration::from_secs(1);
-        let after = started + CLOCKS + SignedDuration::from_secs(1);
-        let late = after + SignedDuration::from_hours(25);
-        let alone = Arc::new(Ledger::alone(started));
+        let alone = Arc::new(Ledger::alone());
         let with_others = Arc::new(Ledger::default());
 
-        // Given a pod that nobody has asked for: no, where these are all the books there are of it
-        assert_eq!(alone.is_registered("u", after, after), Some(false));
-        assert_eq!(alone.is_registered("u", before, after), None);
-        assert_eq!(alone.is_registered("u", after, late), None);
-        assert_eq!(with_others.is_registered("u", after, after), None);
+        // Given a pod that nobody has asked for: no, where these are all the books there are of it, whatever the clocks say
+        for ledger in [&alone, &with_others] {
+            ledger.made("made");
+            assert_eq!(ledger.is_registered("of another process"), None);
+        }
+        assert_eq!(alone.is_registered("made"), Some(false));
+        assert_eq!(with_others.is_registered("made"), None);
 
-        for ledger in [alone, with_others] {
-            let said = || ledger.is_registered("u", before, late);
-            // When it is being registered, then yes
-            let attempt = granted(&ledger, "u");
+        for ledger in [&alone, &with_others] {
+            let said = || ledger.is_registered("u");
+            // When it is being registered, then yes, also where that was quicker than the answer to its creation
+            let attempt = granted(ledger, "u");
+            ledger.made("u");
             assert_eq!(said(), Some(true));
             // When that has failed, then nobody knows what GitHub has made of it
             drop(attempt);
             assert_eq!(said(), None);
             // When it was registered, then yes
-            granted(&ledger, "u").done(registration("secret"));
+            granted(ledger, "u").done(registration("secret"));
             assert_eq!(said(), Some(true));
         }
+        // When it was made long ago, then nothing is known of it
+        tokio::time::advance(REMEMBERED + Duration::from_hours(2)).await;
+        alone.tidy();
+        assert_eq!(alone.is_registered("made"), None);
     }
 
     #[test]
     fn a_pod_on_its_way_out_gets_no_registration() {
-        let started = Timestamp::constant(1_000_000, 0);
-        let after = started + CLOCKS + SignedDuration::from_secs(1);
-        let ledger = Arc::new(Ledger::alone(started));
+        let ledger = Arc::new(Ledger::alone());
 
         // Given a pod that was never registered, when it is closed, then it never will be
-        assert_eq!(ledger.close("u", after, after), Some(false));
+        ledger.made("u");
+        assert_eq!(ledger.close("u"), Some(false));
         assert!(matches!(ledger.claim("u", ticket()), Claim::Closed));
-        assert_eq!(ledger.close("u", after, after), Some(false), "asked twice");
+        assert_eq!(ledger.close("u"), Some(false), "asked twice");
 
         // Given one that is being registered, or was, then it is known as such
         let attempt = granted(&ledger, "v");
-        assert_eq!(ledger.close("v", after, after), Some(true));
+        assert_eq!(ledger.close("v"), Some(true));
         assert!(ledger.is_under_way("v"));
         attempt.done(registration("secret"));
-        assert_eq!(ledger.close("v", after, after), Some(true));
+        assert_eq!(ledger.close("v"), Some(true));
 
         // Given one that stays after all, then it may be registered
         ledger.reopen("u");
@@ -410,7 +409,7 @@ mod tests {
 
         // Given one whose attempt failed, then GitHub may have it, and it gets no other
         drop(granted(&ledger, "w"));
-        assert_eq!(ledger.close("w", after, after), None);
+        assert_eq!(ledger.close("w"), None);
         assert!(matches!(ledger.claim("w", ticket()), Claim::Closed));
     }
 

@@ -136,8 +136,6 @@ pub struct Target {
     pub name: String,
     /// Uid of the pod.
     pub uid: String,
-    /// When the pod was made.
-    pub created: Timestamp,
     /// The address at which it registers, where its pod says so.
     pub url: Option<String>,
     /// Whether another operator's registrar has answered it, whose books are not ours.
@@ -149,7 +147,6 @@ impl From<&Runner> for Target {
         Self {
             name: runner.name.clone(),
             uid: runner.uid.clone(),
-            created: runner.created,
             url: runner.url.clone(),
             is_stranded: runner.is_stranded,
         }

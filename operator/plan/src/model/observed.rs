@@ -94,7 +94,25 @@ pub struct Observed {
     pub seed: u64,
 }
 
+/// How long after a pod's grace period its node may take to say that the pod is gone: a container can use all of that period.
+const CONFIRMED_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+
 impl Observed {
+    /// By when the node of a pod that is being deleted has said that it is gone, or is taken for lost. One that is not ready
+    /// says nothing any more.
+    #[must_use]
+    pub fn lost_by(&self, runner: &Runner) -> Option<Timestamp> {
+        let by = runner.gone_by?;
+        let node = runner.node.as_deref().and_then(|name| self.node(name));
+        let is_ready = node.is_some_and(|node| node.ready_since.is_some());
+        let may_answer = self.nodes.is_none() || is_ready;
+        Some(if may_answer {
+            by.after(CONFIRMED_WITHIN)
+        } else {
+            by
+        })
+    }
+
     /// What is known of a node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeFacts> {

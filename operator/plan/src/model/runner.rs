@@ -15,6 +15,7 @@ use super::github::JobOf;
 use super::hardware::Hardware;
 use super::hung::Doubt;
 use super::life::Life;
+use super::observed::Observed;
 use super::pool::Spec;
 use crate::reason::Reason;
 
@@ -484,9 +485,9 @@ pub struct Disruption {
 
 /// The failure of a runner whose node never confirmed that the pod is gone, once its time for that is over.
 #[must_use]
-pub fn unconfirmed(runner: &Runner, now: Timestamp) -> Option<Failure> {
+pub fn unconfirmed(runner: &Runner, observed: &Observed, now: Timestamp) -> Option<Failure> {
     let disruption = runner.disruption.as_ref()?;
-    let at = runner.gone_by.filter(|by| *by <= now)?;
+    let at = observed.lost_by(runner).filter(|by| *by <= now)?;
     let message = lost(
         &format!("{}: {}", disruption.reason, disruption.message),
         " If its runner had a job, GitHub fails that after a while.",

@@ -185,7 +185,13 @@ fn what_a_pools_author_can_cause_binds_that_pool_alone() {
     };
     for (class, code, name, binds) in [
         (Class::Device, None, "WrongResult", true),
+        (Class::Device, None, "BrokenCanary", true),
         (Class::Device, None, "BadMemory", true),
+        (Class::Device, None, "NeedsReset", true),
+        (Class::Node, None, "NeedsReboot", true),
+        (Class::Device, None, "RemapFailed", true),
+        (Class::Device, None, "SramThreshold", true),
+        (Class::Node, None, "FabricFailed", true),
         (
             Class::Device,
             Some(214),
@@ -611,7 +617,7 @@ fn of_settings() -> impl Strategy<Value = (Class, Option<i32>, String)> {
         Finding::UnexpectedExit,
     ])
     .prop_map(|finding| (None, name_of(finding)));
-    let of_mps = proptest::sample::select(OF_OTHERS.to_vec())
+    let of_mps = proptest::sample::select(vec![2, 46, 805, 806, 807, 808, 809, 810])
         .prop_map(|code| (Some(code), "CUDA_ERROR".to_owned()));
     let blamed = proptest::sample::select(vec![Class::Device, Class::Node]);
     prop_oneof![

@@ -95,7 +95,7 @@ pub(super) fn blamed(case: Case, wish: &Rerun) -> Vec<Blamed> {
 
 /// A runner's job that its node took with it.
 fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
-    let (word, evidence, at) = loss(runner, case.now)?;
+    let (word, evidence, at) = loss(case, runner)?;
     let job = runner.under_way.as_deref();
     let job = job.or(runner.done.as_ref().map(|done| &done.job));
     Some(Blamed {
@@ -113,11 +113,11 @@ fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
 }
 
 /// How Kubernetes took a runner away, and when. A job can have its own pod evicted, by what it uses: that proves nothing.
-fn loss(runner: &Runner, now: Timestamp) -> Option<(Reason, String, Timestamp)> {
+fn loss(case: Case, runner: &Runner) -> Option<(Reason, String, Timestamp)> {
     let disruption = runner.disruption.as_ref().filter(|d| !d.by_own_use);
     match (&runner.end, disruption) {
         (None, Some(_)) => {
-            let failure = unconfirmed(runner, now)?;
+            let failure = unconfirmed(runner, case.observed, case.now)?;
             Some((failure.reason, failure.message, failure.at))
         }
         (Some(End::Failed(failure)), disruption) => {
@@ -126,7 +126,15 @@ fn loss(runner: &Runner, now: Timestamp) -> Option<(Reason, String, Timestamp)> 
                 Reason::Evicted => disruption.is_some(),
                 _ => false,
             };
-            is_loss.then(|| (failure.reason, failure.message.clone(), failure.at))
+            // The agent may take its time to end: what came before that is not what came before its pod was taken.
+            let began = disruption.and_then(|d| d.at).unwrap_or(failure.at);
+            is_loss.then(|| {
+                (
+                    failure.reason,
+                    failure.message.clone(),
+                    began.min(failure.at),
+                )
+            })
         }
         // The agent was told to end, and ended its job first.
         (Some(End::JobDone(_)), Some(disruption)) => {

@@ -234,6 +234,31 @@ fn a_job_that_nobody_picks_up_gets_its_cause() {
 }
 
 #[test]
+fn who_was_late_by_our_clock_alone_was_not_late() {
+    // Given a job that seems to wait for too long
+    let (mut pool, observed) = running(verified_pool(1, &[("unit", None)]), vec![waiting(31)], &[]);
+    let late = at_work(&pool, &observed);
+    assert_eq!(says(&late).1, "JobNotPickedUp");
+    pool.status.verification = late.status.verification;
+
+    // When GitHub says that it was taken after so many seconds, or does not say when it was queued
+    let after = |seconds: Option<i64>| {
+        let mut done = job(1, "unit", "completed");
+        done.created_at = done
+            .started_at
+            .zip(seconds)
+            .map(|(at, s)| at - SignedDuration::from_secs(s));
+        let mut observed = observed.clone();
+        observed.verification.jobs = vec![done];
+        says(&at_work(&pool, &observed)).1
+    };
+    // Then that is what counts
+    assert_eq!(after(Some(8)), "Verified");
+    assert_eq!(after(Some(31)), "JobNotPickedUp");
+    assert_eq!(after(None), "JobNotPickedUp");
+}
+
+#[test]
 fn a_job_waits_for_the_others_of_its_run_without_blame() {
     // One runner, busy with another job of the run
     let pool = verified_pool(1, &[("unit", None), ("next", None)]);

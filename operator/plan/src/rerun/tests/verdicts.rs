@@ -69,6 +69,22 @@ fn a_job_that_something_else_ended_is_run_again() {
 }
 
 #[test]
+fn what_the_loss_of_a_pod_cancels_it_cancels_before_its_agent_ends() {
+    // Given a pod that was evicted a minute ago, whose agent took forty seconds to end
+    let mut pool = wishing(1);
+    let gone = Runner {
+        disruption: Some(evicted(60)),
+        ..taken(&pool, JOB, Reason::Evicted, 20)
+    };
+    let mut observed = observed(vec![gone]);
+    step(&mut pool, &observed);
+    // When its job was cancelled in between, then nobody's wish was it
+    observed.reruns.runs.insert(key(), cancelled(50));
+    step(&mut pool, &observed);
+    assert_eq!(state(&pool), [(RerunState::Requested, None)]);
+}
+
+#[test]
 fn a_job_is_left_as_it_is_where_another_attempt_would_be_of_no_use() {
     use RerunCause::{GpuFault, NodeLoss};
     let gone = RunFacts {
