@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cudarunner_crds::FailureStatus;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::EvictParams};
+use kube::{
+    Api,
+    api::{DeleteParams, EvictParams},
+};
 use serde_json::json;
 
 use super::{Ctx, SOON, context::agent_with};
@@ -16,6 +19,7 @@ pub(super) const NODE_GONE: Duration = Duration::from_mins(3);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     evicted(ctx).await?;
+    killed(ctx).await?;
     without_a_job(ctx).await?;
     no_image(ctx).await
 }
@@ -46,6 +50,37 @@ async fn evicted(ctx: &Ctx) -> Result<()> {
     );
     ctx.idle("drained", 2).await?;
     ctx.delete("drained").await
+}
+
+/// The agent does not end while it may: the kubelet kills it, and says so a moment after its time is over.
+async fn killed(ctx: &Ctx) -> Result<()> {
+    // Given a job that ends of no signal but one
+    ctx.apply(&ctx.pool("killed", json!({}))).await?;
+    ctx.idle("killed", 1).await?;
+    let deaf = "trap '' INT TERM; while :; do sleep 0.1; done";
+    let job = ctx
+        .queue_for("deaf", &["self-hosted", "cuda"], deaf, false)
+        .await?;
+    let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
+
+    // When its pod is evicted, with less time than an agent gives its job
+    let few = DeleteParams::default().grace_period(5);
+    let params = EvictParams {
+        delete_options: Some(few),
+        ..EvictParams::default()
+    };
+    ctx.api::<Pod>().evict(&runner, &params).await?;
+
+    // Then it is said that this was Kubernetes, and the node is neither lost nor kept off
+    let failure = failed(ctx, "killed", "Evicted", SOON).await?;
+    ensure!(failure.runner == runner, "{failure:?}");
+    ctx.idle("killed", 1).await?;
+    let status = ctx.status("killed").await?;
+    ensure!(
+        status.quarantine.is_empty() && status.last_failures.len() == 1,
+        "{status:?}"
+    );
+    ctx.delete("killed").await
 }
 
 /// Somebody removes its entry on GitHub: the agent ends by itself.
