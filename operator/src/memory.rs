@@ -127,7 +127,7 @@ pub struct PoolMemory {
     pub waiting: BTreeMap<(String, String, String), Timestamp>,
     /// Where GitHub and a pod contradict one another, by the pod's uid.
     pub doubts: BTreeMap<String, Doubt>,
-    /// When what the runners' nodes say happened, by the clock of this machine.
+    /// By how much the clocks of the runners' nodes are off.
     pub moments: Moments,
     /// Names and uids of the pods seen at the last reconcile.
     pub known: BTreeMap<String, String>,

@@ -75,8 +75,8 @@ fn add(status: &mut CudaRunnerStatus, job: &JobStatus, uuid: &str, failed: bool)
     }
 }
 
-/// Takes the device off the list that speaks least against itself: of several, the one whose last job is the longest ago.
-/// What is usual it still tells.
+/// Takes the device off the list against which least speaks: the fewest failures, and of these the most jobs. What is usual it
+/// still tells.
 fn make_room(status: &mut CudaRunnerStatus) {
     let devices = status.devices.iter().enumerate();
     let least =

@@ -180,9 +180,9 @@ fn found(pool: &Pool, observed: &Observed, now: Timestamp) -> Found {
         let Some((mut failure, is_late)) = failure.or_else(hangs) else {
             continue;
         };
+        // It is known again by its time: of a runner that was made before, whatever the clocks say.
+        failure.at = failure.at.max(runner.created);
         if is_late {
-            // Of a runner that is still there it is known again by its time, and our clock may be behind the API server's.
-            failure.at = failure.at.max(runner.created);
             found.overdue.push(runner.name.clone());
         }
         let is_over = has_vanished || runner.end.is_some();
@@ -235,7 +235,7 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     let mut health = Health {
         consecutive,
         last_failures,
-        remembered: lasting::remembered(&all, now),
+        remembered: lasting::remembered(&all, of_nodes, now),
         new,
         failed,
         late,

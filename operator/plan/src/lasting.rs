@@ -51,10 +51,17 @@ pub(super) fn earlier(known: &[FailureStatus], remembered: &[FailureStatus]) -> 
     all
 }
 
-/// What is remembered of failures, newest first: nobody reads their messages again.
-pub(super) fn remembered(failures: &[FailureStatus], now: Timestamp) -> Vec<FailureStatus> {
+/// What is remembered of failures, newest first: nobody reads their messages again. What went well since is seen for a while
+/// only, so what it speaks against is forgotten while it is.
+pub(super) fn remembered(
+    failures: &[FailureStatus],
+    known: Known,
+    now: Timestamp,
+) -> Vec<FailureStatus> {
     let mut of_nodes = BTreeMap::<&str, usize>::new();
-    let recent = failures.iter().filter(|f| now < f.at.0.after(LATELY));
+    let recent = failures
+        .iter()
+        .filter(|f| now < f.at.0.after(LATELY) && !known.well_since(f, f.at.0));
     let kept = recent.filter(|failure| {
         let count = failure
             .node
@@ -177,9 +184,12 @@ impl Known<'_> {
                 last = Some(refusal.at.0);
             }
         }
-        // Many pods at a time push earlier attempts off the list: one that is full of nothing else counts as one more.
+        // Many pods at a time push earlier attempts off the list: one that is full of nothing else counts as one more, where
+        // it is all that there is.
         let is_of_node = |f: &FailureStatus| is_unready(f) && f.node == failure.node;
-        let is_full = earlier.len() >= MAX_LAST_FAILURES && earlier.iter().all(is_of_node);
+        let is_full = self.observed.failures.is_empty()
+            && earlier.len() >= MAX_LAST_FAILURES
+            && earlier.iter().all(is_of_node);
         attempts.saturating_add(usize::from(attempts > 0 && is_full))
     }
 

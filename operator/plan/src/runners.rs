@@ -83,21 +83,26 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         sweep(spec, observed, now, plan);
     }
     for runner in active {
-        wake_for(runner, case, plan);
+        wake_for(runner, spec, now, plan);
+    }
+    let silent = observed.runners.iter().filter(|r| r.end.is_none());
+    for moment in silent.filter_map(|r| observed.lost_by(r)) {
+        // One that is over has been judged.
+        if moment > now {
+            plan.wake_at(moment, now);
+        }
     }
 }
 
 /// When time alone changes what is done with a runner.
-fn wake_for(runner: &Runner, case: Case, plan: &mut Plan) {
-    let leaves = runner.phase == RunnerPhase::Terminating;
-    let moments = [
-        health::deadline(runner, case.spec),
-        runner.gone_by.filter(|_| leaves),
-        case.observed.lost_by(runner).filter(|_| leaves),
-    ];
-    // One that is over has had its effect.
-    for at in moments.into_iter().flatten().filter(|at| *at > case.now) {
-        plan.wake_at(at, case.now);
+fn wake_for(runner: &Runner, spec: &Spec, now: Timestamp, plan: &mut Plan) {
+    if let Some(at) = health::deadline(runner, spec) {
+        plan.wake_at(at, now);
+    }
+    if runner.phase == RunnerPhase::Terminating
+        && let Some(by) = runner.gone_by
+    {
+        plan.wake_at(by, now);
     }
 }
 

@@ -217,7 +217,8 @@ async fn a_creation_without_an_answer_is_looked_for_and_keeps_its_name() {
 #[tokio::test]
 async fn a_pod_that_tries_a_device_gets_its_claim() {
     let cluster = Cluster::default();
-    let ctx = context(&cluster).await;
+    let mut ctx = context(&cluster).await;
+    Arc::get_mut(&mut ctx).unwrap().ledger = Arc::new(Ledger::alone());
     let create = |retest| {
         Action::CreatePod(NewRunner {
             name: IDLE.to_owned(),
@@ -229,6 +230,8 @@ async fn a_pod_that_tries_a_device_gets_its_claim() {
     // Others have theirs from the template
     assert!(carry_out(&ctx, create(None)).await.errors.is_empty());
     assert_eq!(cluster.writes(), ["POST pods"]);
+    // ... and the books know that this process has made the pod
+    assert_eq!(ctx.ledger.is_registered(IDLE), Some(false));
     let retest = Retest {
         uuid: "GPU-1".to_owned(),
         node: "node-1".to_owned(),

@@ -65,8 +65,8 @@ impl Client {
                 break;
             }
             let path = format!("{owner}/actions/runs?status={state}");
-            // Of many the newest, before whose jobs no runner was asked for, and those that wait the longest: jobs for others may
-            // be before each of them.
+            // Of many both ends: a new job is seen as soon as it comes, and one that was missed when it has waited for the longest.
+            // The runs between them may all be for others.
             let runs = self.list_ends::<Run>(&path, &what).await?;
             let mut seen = BTreeSet::new();
             for run in runs.into_iter().filter(|run| seen.insert(run.id)) {

@@ -51,7 +51,7 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     // Each look has its memory while it runs: a thousand may wait for GitHub at a time.
-    let (mut runners, mut vanished) = Box::pin(runners::look(ctx, pool, now)).await;
+    let (mut runners, vanished) = Box::pin(runners::look(ctx, pool, now)).await;
     let client = Box::pin(github::look(ctx, pool, now)).await;
     let asked = client.as_deref();
     let webhook = Box::pin(webhook::look(ctx, pool, asked, now)).await;
@@ -64,7 +64,7 @@ pub async fn observe(
     let mut reruns = Box::pin(rerun::look(ctx, pool, all.clone(), asked, now)).await;
     let scale_set = Box::pin(scale_set::look(ctx, pool, all, asked, now)).await;
     let known = ctx.memory.with(pool, |memory| {
-        runners::amend(memory, &mut runners, &mut vanished, now);
+        runners::amend(memory, &mut runners, now);
         remembered(memory)
     });
     // What walks over all runners of the address, or all pods, is done only where the plan will look at it; and nothing

@@ -44,7 +44,11 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
         .iter()
         .map(|r| (r.name.clone(), r.uid.clone()))
         .collect();
-    ctx.memory.with(pool, |memory| memory.settle(&seen, now));
+    ctx.memory.with(pool, |memory| {
+        memory.settle(&seen, now);
+        let all = runners.iter_mut().chain(&mut vanished);
+        memory.moments.correct(all, now);
+    });
     ask_for_pods(ctx, pool, now).await;
     scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
     (runners, vanished)
@@ -71,14 +75,7 @@ pub(super) fn is_told(
 }
 
 /// Adds what is remembered of the runners to what the watch shows of them.
-pub(super) fn amend(
-    memory: &mut PoolMemory,
-    runners: &mut [Runner],
-    vanished: &mut [Runner],
-    now: Timestamp,
-) {
-    let all = runners.iter_mut().chain(vanished);
-    memory.moments.correct(all, now);
+pub(super) fn amend(memory: &mut PoolMemory, runners: &mut [Runner], now: Timestamp) {
     memory.wait(runners, now);
     memory.release(runners, now);
     for runner in runners {

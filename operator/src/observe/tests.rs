@@ -551,14 +551,14 @@ fn a_node_that_never_confirms_is_lost_once_the_time_for_it_is_over() {
         Arc::make_mut(&mut node).ready_since = ready_since;
         Some(vec![node])
     };
-    // Given that nodes are not watched, a node that is there and ready, one that is not ready, and one that is gone: a
-    // container may use all of its time to end, and who answers needs a moment to say so
+    // Given that nodes are not watched, a node that is there and ready, one that is not ready, and one of which nothing is
+    // known: a container may use all of its time to end, and who answers needs a moment to say so
     let ready = node(Some(fixture::NOW));
     for (nodes, minute, minute_before) in [
         (None, "00:03:00", "00:02:59"),
         (ready, "00:03:00", "00:02:59"),
         (node(None), "00:02:00", "00:01:59"),
-        (Some(vec![]), "00:02:00", "00:01:59"),
+        (Some(vec![]), "00:03:00", "00:02:59"),
     ] {
         let observed = Observed {
             nodes,

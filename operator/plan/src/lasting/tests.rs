@@ -373,7 +373,13 @@ fn after(pool: &Pool, failure: Failure, nodes: &[Arc<NodeFacts>], at: Timestamp)
 }
 
 /// One reconcile after this failure of a gate on each of so many nodes, of a hundred, within a moment.
-fn after_all(pool: &mut Pool, bad: usize, remembered: &mut Vec<FailureStatus>, at: Timestamp) {
+fn after_all(
+    pool: &mut Pool,
+    bad: usize,
+    passed: Vec<Passed>,
+    remembered: &mut Vec<FailureStatus>,
+    at: Timestamp,
+) {
     let failed = (1..=bad).map(|number| {
         let mut failed = runner(pool, &format!("pool-{number}-{at}"), RunnerPhase::Failed);
         failed.node = Some(format!("node-{number}"));
@@ -385,6 +391,7 @@ fn after_all(pool: &mut Pool, bad: usize, remembered: &mut Vec<FailureStatus>, a
     let mut world = observed(failed.collect());
     world.nodes = Some(nodes(100));
     world.failures = std::mem::take(remembered);
+    world.passed = passed;
     let plan = plan(pool, &world, at);
     pool.status = plan.status;
     *remembered = plan.failures;
@@ -395,7 +402,7 @@ fn a_fault_of_many_nodes_at_a_time_is_as_soon_that_of_each() {
     // Given forty nodes of which a switch or a driver is broken: the status lists the last ten failures
     let (mut pool, mut remembered) = (pool(60), vec![]);
     // When a gate has failed on each of them, then new pods go elsewhere
-    after_all(&mut pool, 40, &mut remembered, NOW);
+    after_all(&mut pool, 40, vec![], &mut remembered, NOW);
     assert!(pool.status.quarantine.is_empty());
     let mut world = observed(vec![]);
     world.nodes = Some(nodes(100));
@@ -408,12 +415,44 @@ fn a_fault_of_many_nodes_at_a_time_is_as_soon_that_of_each() {
     assert_eq!(shuns, Some(40));
     // ... and when it fails there again, then the fault is that of each
     let again = NOW + SignedDuration::from_secs(60);
-    after_all(&mut pool, 40, &mut remembered, again);
+    after_all(&mut pool, 40, vec![], &mut remembered, again);
     assert_eq!(pool.status.quarantine.len(), 40);
     // An hour later nothing is remembered
     let later = NOW + SignedDuration::from_hours(3);
-    after_all(&mut pool, 0, &mut remembered, later);
+    after_all(&mut pool, 0, vec![], &mut remembered, later);
     assert_eq!(remembered, vec![]);
+}
+
+fn remembered_of(failures: &[FailureStatus]) -> Vec<FailureStatus> {
+    let world = World::new();
+    let known = Known {
+        pool: &world.pool,
+        observed: &world.observed,
+        made: &BTreeMap::new(),
+    };
+    super::remembered(failures, known, NOW)
+}
+
+#[test]
+fn a_fault_that_has_passed_is_forgotten_while_that_is_seen() {
+    // Given a fault that has left the status
+    let (mut pool, mut remembered) = (pool(60), vec![]);
+    let mut look = |bad, passed: Vec<Passed>, minutes: i64| {
+        let at = NOW + SignedDuration::from_mins(minutes);
+        pool.status.last_failures.clear();
+        after_all(&mut pool, bad, passed, &mut remembered, at);
+        pool.status.quarantine.len()
+    };
+    assert_eq!(look(1, vec![], 0), 0);
+    // When a gate has passed there since, in a pod that is gone when the fault comes again
+    let well = Passed {
+        created: NOW + SignedDuration::from_secs(60),
+        ..passed("node-1", 0)
+    };
+    look(0, vec![well], 5);
+    // Then that is the first time
+    assert_eq!(look(1, vec![], 50), 0);
+    assert_eq!(look(1, vec![], 55), 1);
 }
 
 #[test]
@@ -428,13 +467,13 @@ fn what_is_remembered_of_failures_is_bounded() {
         })
     };
     let one: Vec<_> = of("node-1", 100).chain(of("node-2", 2)).collect();
-    let kept = super::remembered(&one, NOW);
+    let kept = remembered_of(&one);
     assert_eq!(kept.len(), OF_A_NODE + 2);
     assert!(kept.iter().all(|failure| failure.message.is_empty()));
     let many: Vec<_> = (0..2000)
         .flat_map(|n| of(&format!("node-{n}"), 1))
         .collect();
-    assert_eq!(super::remembered(&many, NOW).len(), REMEMBERED);
+    assert_eq!(remembered_of(&many).len(), REMEMBERED);
     // One that is in the status and remembered counts once, whatever the message
     let known: Vec<_> = of("node-1", 3).collect();
     assert_eq!(earlier(&known, &kept).len(), kept.len());

@@ -30,7 +30,7 @@ pub struct Observed {
     pub runners: Vec<Runner>,
     /// Runners that ended and whose pods somebody else took away at once; the status does not tell of them yet.
     pub vanished: Vec<Runner>,
-    /// Failures of lately, newest first and without their messages: those of the status, and others that have left it.
+    /// Failures of lately that this process has told, newest first and without their messages.
     pub failures: Vec<FailureStatus>,
     /// Runners whose pods are gone, and whose hours nobody has heard yet.
     pub gone: Vec<Arc<Gone>>,
@@ -104,8 +104,8 @@ impl Observed {
     pub fn lost_by(&self, runner: &Runner) -> Option<Timestamp> {
         let by = runner.gone_by?;
         let node = runner.node.as_deref().and_then(|name| self.node(name));
-        let is_ready = node.is_some_and(|node| node.ready_since.is_some());
-        let may_answer = self.nodes.is_none() || is_ready;
+        // One that is not known may have no GPUs to offer any more, and answer all the same.
+        let may_answer = node.is_none_or(|node| node.ready_since.is_some());
         Some(if may_answer {
             by.after(CONFIRMED_WITHIN)
         } else {

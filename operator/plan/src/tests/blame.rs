@@ -88,7 +88,13 @@ fn a_pod_whose_node_is_well_has_a_moment_to_say_how_it_ended() {
         }
         let planned = plan(&pool, &observed, NOW);
         let failures = planned.status.last_failures.iter();
-        failures.map(|f| f.reason.clone()).collect::<Vec<_>>()
+        let failures: Vec<_> = failures.map(|f| f.reason.clone()).collect();
+        // ... and the pool is woken for it
+        let wakes = planned
+            .wake
+            .is_some_and(|wait| wait <= SignedDuration::from_secs(60 - since));
+        assert!(wakes || !failures.is_empty(), "{:?}", planned.wake);
+        failures
     };
     // Then its node is not lost as long as it may say so; one that is not ready says nothing
     assert_eq!(said(1, true), Vec::<String>::new());

@@ -3,6 +3,7 @@
 //! The operators' own documents are asked for and put together. Of pools that none of them has the same document is made here,
 //! of what the resources show.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -216,11 +217,7 @@ fn failed_jobs(out: &mut String, fleet: &Fleet) {
         Some((uuid, node, own, others))
     });
     let mut all: Vec<_> = all.collect();
-    let share = |tally: &Tally| f64::from(tally.failed) / f64::from(tally.jobs.max(1));
-    all.sort_by(|(.., a, _), (.., b, _)| {
-        let by_share = share(b).total_cmp(&share(a));
-        b.suspect.cmp(&a.suspect).then(by_share)
-    });
+    all.sort_by_key(|(.., own, _)| Reverse((own.suspect, own.failed, Reverse(own.jobs))));
     let mut rows = vec![["NODE", "DEVICE", "FAILED JOBS", "ON OTHERS", ""].map(str::to_owned)];
     rows.extend(all.iter().take(DEVICES).map(|(uuid, node, own, others)| {
         let of = |tally: &Tally| format!("{} of {}", tally.failed, tally.jobs);

@@ -120,3 +120,39 @@ async fn each_of_many_runners_that_a_drained_node_takes_is_told_once() {
     let counted = counts.find(|line| line.contains("Evicted")).unwrap();
     assert!(counted.ends_with(" 15"), "{counted}");
 }
+
+#[tokio::test]
+async fn a_failure_is_remembered_by_our_clock_and_beside_the_status() {
+    // Given a runner that failed just now, on a node whose clock is an hour ahead
+    let github = Stub::start(answer).await;
+    let cluster = Cluster::default();
+    furnish(&cluster, &github);
+    let ctx = operator(&cluster, false).await;
+    let ahead = Timestamp::now() + SignedDuration::from_hours(1);
+    let agent = json!({
+        "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+        "state": {"terminated": {"exitCode": 1, "finishedAt": ahead}},
+    });
+    let status = json!({"phase": "Failed", "initContainerStatuses": [agent]});
+    let mut pod = pod_of(RUNNER, &status);
+    pod.spec.as_mut().unwrap().node_name = Some("node-1".to_owned());
+    ctx.pods.apply(&pod, true).unwrap();
+
+    // When the pool is looked at
+    let resource = stored(&cluster, &github, |_| {});
+    reconcile(resource, Arc::clone(&ctx)).await.unwrap();
+
+    // Then it failed by now, as the status says and the memory does
+    let pool = fixture::pool(1);
+    let (stored, remembered) = ctx.memory.with(&pool, |memory| {
+        let status = memory.status.clone().unwrap();
+        (status.last_failures, memory.failures.clone())
+    });
+    for failures in [stored, remembered] {
+        let [failure] = failures.as_slice() else {
+            panic!("{failures:?}")
+        };
+        assert!(failure.at.0 <= Timestamp::now(), "{failure:?}");
+        assert_eq!(failure.node.as_deref(), Some("node-1"));
+    }
+}
