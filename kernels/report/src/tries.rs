@@ -113,9 +113,11 @@ const fn retried(context: Context) -> Context {
 }
 
 /// Whether a fault stands, whatever the second try fails of. A slow copy does not: it says nothing unless it is met twice.
+/// What kernels on two devices did to each other does: they were launched.
 fn outlasts(cause: Cause, at: Context, fault: Fault) -> bool {
     match cause {
         Cause::Finding(Finding::SlowCopy) => false,
+        Cause::Finding(Finding::PeerCopy | Finding::PeerHang) => true,
         Cause::Code(_) if fault.class == crate::Class::Device => true,
         _ => at.step.is_after_launch() && fault.class.blames_hardware(),
     }
@@ -174,6 +176,24 @@ mod tests {
                 (which, cause, fault.class, tries),
                 (Which::First, Cause::Code(719), Class::Device, 2),
                 "{second:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_devices_did_to_each_other_stands_whatever_comes_second() {
+        for (found, second) in [
+            (Finding::PeerHang, (Cause::Code(46), on(Step::Context))),
+            (Finding::PeerCopy, (Cause::Code(802), on(Step::Init))),
+        ] {
+            // Given a bad pair, and devices that later processes find busy or not ready
+            let first = (Cause::Finding(found), on(Step::Peers));
+            // When
+            let (which, cause, fault, tries) = verdict(PATIENCE, &[first, second]);
+            // Then
+            assert_eq!(
+                (which, cause, fault.class, tries),
+                (Which::First, first.0, Class::Node, 2)
             );
         }
     }
@@ -238,6 +258,7 @@ mod tests {
             Step::Allocate,
             Step::Synchronize,
             Step::MemoryWalk,
+            Step::Peers,
         ]);
         (step, any::<[bool; 3]>()).prop_map(|(step, [shared, mps, device_files])| Context {
             shared,
