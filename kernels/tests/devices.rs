@@ -167,6 +167,23 @@ fn memory_from_the_pool_is_tried_where_there_is_one() {
 }
 
 #[test]
+fn a_kernel_that_hangs_on_memory_from_the_pool_is_the_devices_fault() {
+    // Given a device whose first kernel on such memory never ends: the fifth that is waited for
+    let fault = json!({"call": "cuStreamSynchronize", "nth": 5, "hang": true});
+    let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+    // When
+    let (code, report) = check(&devices, &["--memory-walk-mib", "0", "--test-timeout", "1"]);
+    // Then
+    let failure = failure(&report);
+    assert_eq!(
+        (code, failure.class, failure.device, failure.step),
+        (12, Class::Device, Some(0), Step::MemoryWalk),
+        "{failure:?}"
+    );
+    assert_eq!(report.devices[0].memory_pools, Some(true));
+}
+
+#[test]
 fn a_zero_of_either_sign_is_right() {
     let flip = |value: u32, bit: u32| {
         let fault = json!({"kernel": "tensor_multiply", "value": value, "flipBit": bit});
