@@ -120,11 +120,11 @@ fn until_verdict(
                 // What the driver said stays a fact, whatever the device files add.
                 failure.code = said;
                 if fault.again == Again::Wait && earlier.is_some() {
-                    let patience = times.patience.as_secs();
+                    let waited = started.elapsed().as_secs().max(1);
                     // A string takes everything.
                     let _ = write!(
                         failure.message,
-                        " It was so for all of the {patience} s that the gate waits."
+                        " It was so for all of the {waited} s that the gate waited."
                     );
                 }
                 return Err(failure.into());
