@@ -298,7 +298,8 @@ fn circumstances_change_what_a_code_means() {
     // Device, device files, argument, call and code; exit code, words of the message.
     let cases = [
         ("a100", all, "--shared", "cuMemAlloc_v2", 2, 11, "is shared"),
-        ("mig-1g", all, "", "cuMemAlloc_v2", 2, 11, "is shared"),
+        ("mig-1g", all, "", "cuMemAlloc_v2", 2, 11, "A slice has"),
+        ("mig-1g", all, "--shared", "cuMemAlloc_v2", 2, 11, "shared"),
         ("a100", all, "", "cuMemAlloc_v2", 2, 13, "should be free"),
         ("a100", &none, "", "cuInit", 100, 10, "no GPU was given"),
         ("a100", all, "", "cuInit", 100, 13, "has lost it"),

@@ -14,6 +14,8 @@ pub struct Context {
     pub step: Step,
     /// The GPU is shared with other pods (time slicing, MPS).
     pub shared: bool,
+    /// The device is a MIG slice: it has little memory, and that is its own.
+    pub slice: bool,
     /// It is shared by MPS: what others run on it is waited for.
     pub mps: bool,
     /// Any `/dev/nvidia<N>` is in the container.
@@ -29,6 +31,7 @@ impl Context {
         Self {
             step,
             shared: false,
+            slice: false,
             mps: false,
             device_files: true,
             retried: false,
@@ -89,6 +92,9 @@ pub fn fault(code: i32, context: Context) -> Fault {
             if context.shared {
                 fault.meaning = "The GPU is shared, and its other users hold its memory.";
                 fault.advice = "Nothing to do if it passes; otherwise put fewer pods on one GPU.";
+            } else if context.slice {
+                fault.meaning = "A slice has memory of its own, and there is not enough of it for a small test: an earlier process did not let go of it, or the slice is very small.";
+                fault.advice = "Nothing to do if it passes; otherwise find the process with nvidia-smi on the node and end it, or give the pool larger slices.";
             } else {
                 fault.class = Class::Node;
             }
@@ -196,6 +202,12 @@ mod tests {
             ..exclusive
         };
         assert_eq!(class(2, shared), Transient);
+        let slice = Context {
+            slice: true,
+            ..exclusive
+        };
+        assert_eq!(class(2, slice), Transient);
+        assert_ne!(fault(2, slice).meaning, fault(2, shared).meaning);
     }
 
     #[test]

@@ -276,8 +276,9 @@ mod tests {
             Step::MemoryWalk,
             Step::Peers,
         ]);
-        (step, any::<[bool; 3]>()).prop_map(|(step, [shared, mps, device_files])| Context {
+        (step, any::<[bool; 4]>()).prop_map(|(step, [shared, slice, mps, device_files])| Context {
             shared,
+            slice,
             mps,
             device_files,
             ..Context::at(step)

@@ -50,7 +50,7 @@ impl Bench<'_> {
                 send(&Event::Warning(Warning {
                     reason: "MemoryWalkSkipped".into(),
                     message: format!(
-                        "{}: the GPU's other users hold its memory, so there was no memory walk.",
+                        "{}: there was no memory to spare for the memory walk.",
                         stop.detail
                     ),
                     device,
