@@ -17,7 +17,7 @@ pub(crate) enum Rule {
     OutOfMemory,
     /// Not given to the container, or lost by the node.
     NoDevice,
-    /// Optional in the managed-memory step, a set-up fault elsewhere.
+    /// Optional for managed memory and between devices, a set-up fault elsewhere.
     Feature,
 }
 
