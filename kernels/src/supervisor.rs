@@ -120,11 +120,11 @@ fn until_verdict(
                 // What the driver said stays a fact, whatever the device files add.
                 failure.code = said;
                 if fault.again == Again::Wait && earlier.is_some() {
-                    let patience = times.patience.as_secs();
+                    let waited = started.elapsed().as_secs().max(1);
                     // A string takes everything.
                     let _ = write!(
                         failure.message,
-                        " It was so for all of the {patience} s that the gate waits."
+                        " It was so for all of the {waited} s that the gate waited."
                     );
                 }
                 return Err(failure.into());
@@ -359,14 +359,15 @@ impl Stop {
     fn context(&self, args: &TestArgs, report: &Report) -> Context {
         let driver = report.driver.as_ref();
         Context {
-            shared: args.is_shared() || self.is_of_slice(report),
+            shared: args.is_shared(),
+            slice: self.is_of_slice(report),
             mps: host::has_mps(),
             device_files: driver.is_some_and(|driver| driver.device_files),
             ..Context::at(self.place.step)
         }
     }
 
-    /// Whether it is about a MIG slice, which has little memory of its own.
+    /// Whether it is about a MIG slice.
     fn is_of_slice(&self, report: &Report) -> bool {
         report.devices.iter().any(|device| {
             Some(device.ordinal) == self.place.device && device.uuid.starts_with("MIG-")

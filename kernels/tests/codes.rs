@@ -121,9 +121,16 @@ const OTHERS: &[Place] = &[
     (Step::ManagedMemory, "cuMemPrefetchAsync", 1, 0),
     (Step::TensorCores, "cuStreamSynchronize", 3, 0),
     (Step::ManagedMemory, "cuStreamSynchronize", 4, 0),
+    (Step::Allocate, "cuMemAllocAsync", 1, 0),
+    (Step::MemoryWalk, "cuStreamSynchronize", 5, 0),
+    (Step::MemoryWalk, "cuMemFreeAsync", 1, 0),
+    (Step::Peers, "cuDeviceCanAccessPeer", 1, 0),
+    (Step::Peers, "cuCtxEnablePeerAccess", 1, 0),
+    // To the first device, from the second.
+    (Step::Peers, "cuMemcpyPeer", 2, 0),
 ];
 
-/// One code for each way to be judged; 801 is another matter for managed memory than elsewhere.
+/// One code for each way to be judged; 801 is another matter for what is optional than elsewhere.
 const SOME: [i32; 6] = [2, 214, 700, 801, 802, 4711];
 
 /// A container with a GPU's device files, whatever this machine has.
@@ -175,16 +182,22 @@ fn verdict(place: &Place, code: &Code) -> Result<(), String> {
     let (step, call, nth, walk) = *place;
     let (code, name, exit, attempts) = *code;
     let fault = json!({"call": call, "nth": nth, "code": code});
-    let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+    let count = if step == Step::Peers { 2 } else { 1 };
+    let devices = json!({"devices": [{"profile": "a100", "count": count}], "faults": [fault]});
     let (found, report) = run(&devices, &DEV, walk, &[]);
     let fail = |what: &str| {
         Err(format!(
             "{call} at {step:?} returns {code}: {what}: {report:?}"
         ))
     };
-    if is_skipped(step, code) {
-        let is_told = |warning: &gate_report::Warning| warning.reason == "ManagedMemorySkipped";
-        return if found == 0 && report.passed() && report.warnings.iter().any(is_told) {
+    if is_skipped(step, call, code) {
+        let reasons: Vec<_> = report.warnings.iter().map(|one| &one.reason).collect();
+        let is_told = match step {
+            Step::ManagedMemory => reasons == ["ManagedMemorySkipped"],
+            Step::Peers => reasons == ["PeerAccessMissing"],
+            _ => report.devices[0].memory_pools == Some(false),
+        };
+        return if found == 0 && report.passed() && is_told {
             Ok(())
         } else {
             fail("not skipped")
@@ -216,9 +229,12 @@ fn verdict(place: &Place, code: &Code) -> Result<(), String> {
     wrong.map_or(Ok(()), |(_, what)| fail(what))
 }
 
-/// Platforms without managed-memory hints are no worse for it.
-fn is_skipped(step: Step, code: i32) -> bool {
-    step == Step::ManagedMemory && [101, 800, 801].contains(&code)
+/// Platforms without managed-memory hints, peer access or memory pools are no worse for it.
+fn is_skipped(step: Step, call: &str, code: i32) -> bool {
+    match step {
+        Step::ManagedMemory | Step::Peers => [101, 800, 801].contains(&code),
+        _ => call == "cuMemAllocAsync" && [800, 801].contains(&code),
+    }
 }
 
 fn is_of_a_device(step: Step) -> bool {
@@ -271,7 +287,7 @@ fn every_call_is_judged_as_its_step_is() {
 fn what_a_platform_lacks_of_managed_memory_fails_only_where_it_is_required() {
     let features = CODES
         .iter()
-        .filter(|(code, ..)| is_skipped(Step::ManagedMemory, *code));
+        .filter(|(code, ..)| is_skipped(Step::ManagedMemory, "cuMemAdvise", *code));
     let cases: Vec<_> = features.collect();
     assert_eq!(cases.len(), 3);
     each(&cases, |code| {
@@ -298,7 +314,8 @@ fn circumstances_change_what_a_code_means() {
     // Device, device files, argument, call and code; exit code, words of the message.
     let cases = [
         ("a100", all, "--shared", "cuMemAlloc_v2", 2, 11, "is shared"),
-        ("mig-1g", all, "", "cuMemAlloc_v2", 2, 11, "is shared"),
+        ("mig-1g", all, "", "cuMemAlloc_v2", 2, 11, "A slice has"),
+        ("mig-1g", all, "--shared", "cuMemAlloc_v2", 2, 11, "shared"),
         ("a100", all, "", "cuMemAlloc_v2", 2, 13, "should be free"),
         ("a100", &none, "", "cuInit", 100, 10, "no GPU was given"),
         ("a100", all, "", "cuInit", 100, 13, "has lost it"),

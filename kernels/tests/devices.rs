@@ -167,6 +167,23 @@ fn memory_from_the_pool_is_tried_where_there_is_one() {
 }
 
 #[test]
+fn a_kernel_that_hangs_on_memory_from_the_pool_is_the_devices_fault() {
+    // Given a device whose first kernel on such memory never ends: the fifth that is waited for
+    let fault = json!({"call": "cuStreamSynchronize", "nth": 5, "hang": true});
+    let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
+    // When
+    let (code, report) = check(&devices, &["--memory-walk-mib", "0", "--test-timeout", "1"]);
+    // Then
+    let failure = failure(&report);
+    assert_eq!(
+        (code, failure.class, failure.device, failure.step),
+        (12, Class::Device, Some(0), Step::MemoryWalk),
+        "{failure:?}"
+    );
+    assert_eq!(report.devices[0].memory_pools, Some(true));
+}
+
+#[test]
 fn a_zero_of_either_sign_is_right() {
     let flip = |value: u32, bit: u32| {
         let fault = json!({"kernel": "tensor_multiply", "value": value, "flipBit": bit});
@@ -331,6 +348,106 @@ fn missing_access_is_told_and_fails_where_it_is_required() {
         );
         assert_eq!(failure.step, Step::Peers);
     }
+}
+
+#[test]
+fn a_device_that_alone_lacks_access_is_named() {
+    // Given three devices, of which one reaches no other
+    let faults = [(0, 1), (1, 0), (1, 2), (2, 1)]
+        .map(|(from, to)| json!({"from": from, "to": to, "noAccess": true}));
+    let devices = json!({"devices": [{"profile": "a100", "count": 3}], "peerFaults": faults});
+    let words = "4 of 6 pairs of devices have no peer access";
+    // When that is reported
+    let (code, report) = check(&devices, &[]);
+    // Then the warning names it
+    let [warning] = &report.warnings[..] else {
+        panic!("{:?}", report.warnings)
+    };
+    assert_eq!(
+        (code, warning.reason.as_str(), warning.device),
+        (0, "PeerAccessMissing", Some(1))
+    );
+    assert!(
+        warning.message.contains(words) && warning.message.contains("device 1 is in all of them"),
+        "{}",
+        warning.message
+    );
+    // And where it is required, the failure does
+    let (code, report) = check(&devices, &["--peer-access", "Require"]);
+    let failure = failure(&report);
+    assert_eq!(
+        (code, failure.code_name.as_str(), failure.device),
+        (14, "NoPeerAccess", Some(1))
+    );
+    assert_eq!(failure.uuid.as_ref(), Some(&report.devices[1].uuid));
+}
+
+#[test]
+fn what_a_platform_refuses_of_peers_is_no_fault() {
+    let refused = |call: &str, code: i32, required: &[&str]| {
+        let fault = json!({"call": call, "code": code});
+        let devices = json!({"devices": [{"profile": "t4", "count": 2}], "faults": [fault]});
+        check(&devices, required)
+    };
+    for (call, code) in [
+        ("cuDeviceCanAccessPeer", 801),
+        ("cuCtxEnablePeerAccess", 800),
+        ("cuCtxEnablePeerAccess", 101),
+        ("cuMemcpyPeer", 801),
+    ] {
+        // Given a platform that refuses a call
+        let (exit, report) = refused(call, code, &[]);
+        // Then its devices have no access, which is told
+        assert_eq!(exit, 0, "{call} {code}: {:?}", report.failure);
+        assert_eq!(report.peers.unwrap().with_access, 0, "{call} {code}");
+        let [warning] = &report.warnings[..] else {
+            panic!("{call} {code}: {:?}", report.warnings)
+        };
+        assert_eq!(warning.reason, "PeerAccessMissing");
+        let said = format!("{call} returned {code} ");
+        for words in [said.as_str(), "that is no defect"] {
+            assert!(warning.message.contains(words), "{}", warning.message);
+        }
+        // And fails where it is required
+        let (exit, report) = refused(call, code, &["--peer-access", "Require"]);
+        let failure = failure(&report);
+        assert_eq!(
+            (exit, failure.class, failure.code_name.as_str()),
+            (14, Class::Unsupported, "NoPeerAccess"),
+            "{call} {code}"
+        );
+        assert!(failure.message.contains(&said), "{}", failure.message);
+    }
+}
+
+#[test]
+fn access_that_is_there_already_is_used_and_refused_access_is_none() {
+    let enabling_returns = |code: i32| {
+        let fault = json!({"call": "cuCtxEnablePeerAccess", "code": code});
+        check(
+            &json!({"devices": [{"profile": "t4", "count": 2}], "faults": [fault]}),
+            &[],
+        )
+    };
+    // Given devices of which the driver says only now that they have no access, or too many peers
+    for code in [217, 711] {
+        // When
+        let (exit, report) = enabling_returns(code);
+        // Then they do without
+        assert_eq!(exit, 0, "{code}: {:?}", report.failure);
+        assert_eq!(report.peers.unwrap().with_access, 0, "{code}");
+        assert_eq!(report.warnings, [], "{code}");
+    }
+    // Given access that is there already, by the fault's word alone
+    let (_, report) = enabling_returns(704);
+    // Then it counts, and kernels use it, which the simulated driver does not let them
+    let failure = failure(&report);
+    assert_eq!(
+        (failure.step, failure.code),
+        (Step::Peers, Some(700)),
+        "{failure:?}"
+    );
+    assert_eq!(report.peers.as_ref().unwrap().with_access, 2);
 }
 
 #[test]

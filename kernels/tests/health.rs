@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{check, driver, folder, read, without_driver};
-use gate_report::{DeviceHealth, Report, SYMPTOMS, Step, Verdict};
+use gate_report::{Class, DeviceHealth, Report, SYMPTOMS, Step, Verdict};
 use serde_json::{Value, json};
 
 /// Two devices of which the second has this health. CUDA finds nothing wrong with them.
@@ -175,6 +175,66 @@ fn a_failure_of_cuda_stays_and_nvml_names_the_cause_beside_it() {
     assert_eq!((code, failure.code), (13, Some(803)));
     assert!(failure.message.contains("XID 79"), "{}", failure.message);
     assert_eq!(report.health.unwrap().devices.len(), 1);
+}
+
+#[test]
+fn what_cuda_blames_nobody_for_has_nvmls_verdict() {
+    let reset = json!({"recoveryAction": 1});
+    for (call, code, step) in [
+        ("cuDevicePrimaryCtxRetain", 46, Step::Context),
+        ("cuDevicePrimaryCtxRetain", 4711, Step::Context),
+        // CUDA has named no device yet.
+        ("cuInit", 802, Step::Init),
+    ] {
+        // Given a GPU that needs a reset, which CUDA calls busy or something that nobody knows
+        let devices = json!({
+            "devices": [{"profile": "a100", "health": reset}],
+            "faults": [{"call": call, "code": code}],
+        });
+        // When
+        let (exit, report) = check(&devices, &[SHORT, &["--wait", "0"]].concat());
+        // Then the verdict is NVML's, and what CUDA said stays
+        let failure = report.failure.as_ref().unwrap();
+        assert_eq!(
+            (exit, failure.class, failure.code_name.as_str()),
+            (12, Class::Device, "NeedsReset"),
+            "{failure:?}"
+        );
+        assert_eq!(
+            (failure.code, failure.call.as_deref(), failure.step),
+            (Some(code), Some(call), step)
+        );
+        let uuid = &report.health.as_ref().unwrap().devices[0].uuid;
+        assert_eq!(failure.uuid.as_ref(), Some(uuid), "{failure:?}");
+        assert!(failure.advice.contains("nvidia-smi -r"), "{failure:?}");
+        let said = format!("{call} returned {code} ");
+        for words in [said.as_str(), "recovery action is 1", "only a reset"] {
+            assert!(failure.message.contains(words), "{}", failure.message);
+        }
+        assert_eq!(report.exit_code(), 12);
+    }
+}
+
+#[test]
+fn a_symptom_of_another_device_decides_nothing() {
+    // Given two devices, of which the first is busy and the second needs a reset
+    let mut devices = second(&json!({"recoveryAction": 1}));
+    devices["faults"] = json!([{"call": "cuDevicePrimaryCtxRetain", "code": 46, "device": 0}]);
+    // When
+    let (exit, report) = check(&devices, &[SHORT, &["--wait", "0"]].concat());
+    // Then
+    let failure = report.failure.unwrap();
+    assert_eq!(
+        (exit, failure.class, failure.device, failure.code),
+        (11, Class::Transient, Some(0), Some(46)),
+        "{failure:?}"
+    );
+    assert_eq!(failure.code_name, "CUDA_ERROR_DEVICE_UNAVAILABLE");
+    assert!(
+        failure.message.contains("recovery action is 1"),
+        "{}",
+        failure.message
+    );
 }
 
 #[test]

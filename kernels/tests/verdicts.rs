@@ -8,11 +8,13 @@
 
 mod common;
 
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{driver, failure, faulty, folder, read, smoke, without_driver};
 use gate_report::{Class, Report, Step};
@@ -114,13 +116,21 @@ fn what_lasts_longer_than_the_gate_waits_is_told_with_its_code() {
         ("cuMemAlloc_v2", 2, Class::Node),
     ] {
         let devices = faulty(json!({"call": call, "code": code}));
-        let (_, report) = run(smoke(&devices), &["--wait", "1"]);
+        let started = Instant::now();
+        let (_, report) = run(smoke(&devices), &["--wait", "2"]);
+        let took = started.elapsed();
         let failure = failure(&report);
         assert_eq!((failure.class, failure.code), (class, Some(code)));
-        assert!((2..=3).contains(&report.attempts), "{}", report.attempts);
+        assert!((2..=5).contains(&report.attempts), "{}", report.attempts);
+        // All but a rest that is too short to change anything is used up.
+        assert!(took > Duration::from_millis(1750), "{took:?}");
+        let is_told = |seconds| {
+            let words = format!("for all of the {seconds} s");
+            failure.message.contains(&words)
+        };
         assert!(
-            failure.message.contains("for all of the 1 s"),
-            "{}",
+            (1..=took.as_secs()).any(is_told),
+            "{took:?}: {}",
             failure.message
         );
     }
@@ -174,6 +184,48 @@ fn slices_shares_and_hidden_devices_are_told_from_lost_ones() {
     }
 }
 
+/// The number of the error with which a file cannot be opened.
+fn error_of(file: &Path) -> Option<i32> {
+    let opened = fs::File::options().read(true).write(true).open(file);
+    opened.err()?.raw_os_error()
+}
+
+/// What the kernel answers with ENODEV: a number of the misc driver's that no device has. Nothing where a device file cannot
+/// be made or opened, as without root.
+fn device_that_is_gone() -> Option<PathBuf> {
+    const MISC: libc::c_uint = 10;
+    let file = folder("gone").join("device");
+    let path = CString::new(file.to_str()?).ok()?;
+    let mode = libc::S_IFCHR | 0o600;
+    // SAFETY: the path ends with a zero.
+    let failed = unsafe { libc::mknod(path.as_ptr(), mode, libc::makedev(MISC, 254)) };
+    (failed == 0 && error_of(&file) == Some(libc::ENODEV)).then_some(file)
+}
+
+/// A file that nobody may write, root neither.
+struct Immutable(PathBuf);
+
+impl Immutable {
+    /// What the kernel answers with EPERM; nothing where a file cannot be made so, as without root.
+    fn new() -> Option<Self> {
+        let file = Self(folder("immutable").join("file"));
+        fs::write(&file.0, "").ok()?;
+        file.change("+i");
+        (error_of(&file.0) == Some(libc::EPERM)).then_some(file)
+    }
+
+    fn change(&self, how: &str) {
+        // What became of it shows when the file is opened.
+        let _ = Command::new("chattr").arg(how).arg(&self.0).output();
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        self.change("-i");
+    }
+}
+
 #[test]
 fn why_a_device_file_cannot_be_opened_is_told() {
     let (_terminal, eio) = locked_terminal();
@@ -181,16 +233,25 @@ fn why_a_device_file_cannot_be_opened_is_told() {
     let _socket = UnixListener::bind(&enxio).unwrap();
     // Nobody may write there, root neither.
     let eacces = PathBuf::from("/sys/devices/system/cpu/online");
+    let enodev = device_that_is_gone();
+    let immutable = Immutable::new();
+    let eperm = immutable.as_ref().map(|file| file.0.clone());
     for (file, exit, name, words) in [
-        (&eio, 13, "LostDevice", "Input/output error"),
-        (&enxio, 13, "LostDevice", "No such device"),
-        (&eacces, 10, "DeviceFileMode", "Permission denied"),
+        (Some(eio), 13, "LostDevice", "Input/output error"),
+        (Some(enxio), 13, "LostDevice", "No such device or address"),
+        (enodev, 13, "LostDevice", "No such device (os error 19)"),
+        (eperm, 10, "ExcludedDevice", "Operation not permitted"),
+        (Some(eacces), 10, "DeviceFileMode", "Permission denied"),
     ] {
+        let Some(file) = file else {
+            println!("left out, it takes root: {words}");
+            continue;
+        };
         // Alone, so that the driver has no device, and beside one that is well.
         for (numbers, call) in [(&[][..], "cuInit"), (&[0][..], "cuDeviceGetCount")] {
             let dev = device_files(numbers);
             let file_of_it = dev.join(format!("nvidia{}", numbers.len()));
-            symlink(file, &file_of_it).unwrap();
+            symlink(&file, &file_of_it).unwrap();
             let count = numbers.len() + 1;
             let devices =
                 json!({"devices": [{"profile": "a100", "count": count}], "deviceFiles": dev});
@@ -211,6 +272,38 @@ fn why_a_device_file_cannot_be_opened_is_told() {
             );
         }
     }
+}
+
+#[test]
+fn a_device_file_that_is_not_opened_in_time_is_a_lost_devices() {
+    use std::os::fd::AsRawFd as _;
+    // Given a device file that nobody can open before we let go of it: another process's open waits for our lease to end
+    let dev = device_files(&[0]);
+    let path = dev.join("nvidia0");
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    // SAFETY: plain system calls. The signal that asks for the lease would end this process.
+    let leased = unsafe {
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK)
+    };
+    assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+    // When the driver opens it, while it starts
+    let arguments = ["--timeout", "1", "--dev-dir", dev.to_str().unwrap()];
+    let (exit, report) = run(smoke(&json!({"deviceFiles": dev})), &arguments);
+    // Then it is no hang of the driver's
+    let failure = failure(&report);
+    assert_eq!(
+        (exit, failure.code_name.as_str(), failure.step),
+        (13, "LostDevice", Step::Init),
+        "{failure:?}"
+    );
+    let words = format!("{} was not opened within", path.display());
+    assert!(failure.message.contains(&words), "{}", failure.message);
+    drop(file);
 }
 
 #[test]
@@ -270,6 +363,26 @@ fn several_devices_have_several_times_as_long_and_a_hang_tells_its_true_wait() {
         "{}",
         failure.message
     );
+}
+
+#[test]
+fn a_cold_start_of_eight_devices_may_take_longer_than_that_of_one() {
+    let arguments = ["--timeout", "1", "--shared"];
+    // Given devices that together take longer to start than one of them may
+    let devices = json!({"devices": [{"profile": "a100", "count": 8, "startupMs": 200}]});
+    // When
+    let (exit, report) = run(
+        smoke(&devices),
+        &[&arguments[..], &["--expected-devices", "8"]].concat(),
+    );
+    // Then they have the time of eight
+    assert_eq!((exit, report.attempts), (0, 1), "{:?}", report.failure);
+    assert!(report.timings.init_ms > 1_600.0, "{:?}", report.timings);
+    // And one device that takes as long has no such time
+    let device = json!({"devices": [{"profile": "a100", "startupMs": 1_700}]});
+    let (exit, report) = run(smoke(&device), &arguments);
+    let failure = failure(&report);
+    assert_eq!((exit, failure.step), (13, Step::Init), "{failure:?}");
 }
 
 #[test]

@@ -13,11 +13,11 @@ pub(crate) enum Rule {
     Wait,
     /// Transient and worth a second process at once; then this class.
     OnceMoreThen(Class),
-    /// Waited for. A leaked process on an exclusive device, business as usual on a shared one.
+    /// Waited for. A leaked process on an exclusive device, business as usual on a shared one, either on a slice.
     OutOfMemory,
     /// Not given to the container, or lost by the node.
     NoDevice,
-    /// Optional in the managed-memory step, a set-up fault elsewhere.
+    /// Optional for managed memory and between devices, a set-up fault elsewhere.
     Feature,
 }
 

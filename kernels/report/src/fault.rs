@@ -14,6 +14,8 @@ pub struct Context {
     pub step: Step,
     /// The GPU is shared with other pods (time slicing, MPS).
     pub shared: bool,
+    /// The device is a MIG slice: it has little memory, and that is its own.
+    pub slice: bool,
     /// It is shared by MPS: what others run on it is waited for.
     pub mps: bool,
     /// Any `/dev/nvidia<N>` is in the container.
@@ -29,6 +31,7 @@ impl Context {
         Self {
             step,
             shared: false,
+            slice: false,
             mps: false,
             device_files: true,
             retried: false,
@@ -89,6 +92,9 @@ pub fn fault(code: i32, context: Context) -> Fault {
             if context.shared {
                 fault.meaning = "The GPU is shared, and its other users hold its memory.";
                 fault.advice = "Nothing to do if it passes; otherwise put fewer pods on one GPU.";
+            } else if context.slice {
+                fault.meaning = "A slice has memory of its own, and there is not enough of it for a small test: an earlier process did not let go of it, or the slice is very small.";
+                fault.advice = "Nothing to do if it passes; otherwise find the process with nvidia-smi on the node and end it, or give the pool larger slices.";
             } else {
                 fault.class = Class::Node;
             }
@@ -99,15 +105,21 @@ pub fn fault(code: i32, context: Context) -> Fault {
             fault.meaning = "The driver is there, but no GPU was given to this container.";
             fault.advice = "Set runtimeClassName: nvidia, request the GPU as a resource limit, and leave NVIDIA_VISIBLE_DEVICES out of the image.";
         }
-        Rule::Feature => {
-            fault.class = Class::Config;
-            if context.step == Step::ManagedMemory {
+        Rule::Feature => match context.step {
+            Step::ManagedMemory => {
                 fault.class = Class::Unsupported;
                 fault.skip = true;
                 fault.meaning = "This platform has no managed-memory hints (WDDM, WSL2, some vGPU profiles); that is no defect.";
                 fault.advice = "Expect unified-memory tests to fail here, or ask for managedMemory: Require to keep them off.";
             }
-        }
+            Step::Peers => {
+                fault.class = Class::Unsupported;
+                fault.skip = true;
+                fault.meaning = "This platform gives its devices no access to one another's memory (some vGPU profiles, WSL2); that is no defect.";
+                fault.advice = "Expect programs that need peer access to fail here, or ask for gpu.peerAccess: Require to keep them off.";
+            }
+            _ => fault.class = Class::Config,
+        },
     }
     fault
 }
@@ -196,6 +208,12 @@ mod tests {
             ..exclusive
         };
         assert_eq!(class(2, shared), Transient);
+        let slice = Context {
+            slice: true,
+            ..exclusive
+        };
+        assert_eq!(class(2, slice), Transient);
+        assert_ne!(fault(2, slice).meaning, fault(2, shared).meaning);
     }
 
     #[test]
@@ -210,13 +228,19 @@ mod tests {
     }
 
     #[test]
-    fn managed_memory_that_a_platform_lacks_is_skipped() {
+    fn a_feature_that_a_platform_lacks_is_skipped() {
         for code in [101, 800, 801] {
-            assert!(
-                fault(code, Context::at(Step::ManagedMemory)).skip,
-                "code {code}"
-            );
-            assert!(!fault(code, Context::at(Step::Context)).skip, "code {code}");
+            let at = |step| fault(code, Context::at(step));
+            let skipped = [Step::ManagedMemory, Step::Peers].map(at);
+            for fault in skipped {
+                assert_eq!(
+                    (fault.class, fault.skip),
+                    (Unsupported, true),
+                    "code {code}"
+                );
+            }
+            assert_ne!(skipped[0].meaning, skipped[1].meaning);
+            assert!(!at(Step::Context).skip, "code {code}");
         }
     }
 

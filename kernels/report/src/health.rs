@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Context, Device, Failure, Finding, Report, Step, Warning, finding};
+use crate::{Class, Context, Device, Failure, Finding, Report, Step, Warning, finding};
 
 /// What NVML says of the devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,6 +335,58 @@ struct Shown<'a> {
     detail: String,
 }
 
+impl Shown<'_> {
+    fn uuid(&self) -> Option<String> {
+        Some(self.uuid.to_owned()).filter(|uuid| !uuid.is_empty())
+    }
+
+    /// The failure of a device that CUDA found nothing wrong with.
+    fn failure(&self, found: Finding, device: Option<u32>) -> Failure {
+        let fault = finding(found, Context::at(Step::Health));
+        Failure {
+            class: fault.class,
+            step: Step::Health,
+            code: None,
+            code_name: fault.name.into(),
+            call: None,
+            device,
+            uuid: self.uuid(),
+            message: format!("NVML: {}. {}", self.detail, fault.meaning),
+            advice: fault.advice.into(),
+            confidence: fault.confidence,
+        }
+    }
+}
+
+impl Failure {
+    /// Names a symptom beside what CUDA said.
+    fn mention(&mut self, shown: &Shown) {
+        // A string takes everything.
+        let _ = write!(self.message, " NVML on {}: {}.", shown.uuid, shown.detail);
+    }
+
+    /// Names a symptom that fails the gate by itself. A device that needs a reset is called busy by CUDA (46): where CUDA
+    /// blames nobody, the verdict is NVML's. The driver's code, its call and the step stay facts.
+    fn add(&mut self, shown: &Shown, found: Finding, device: Option<u32>) {
+        self.mention(shown);
+        let is_open = matches!(self.class, Class::Transient | Class::Unknown);
+        let is_of_it = self.device.is_none() || self.uuid.as_deref() == Some(shown.uuid);
+        if !is_open || !is_of_it {
+            return;
+        }
+        let fault = finding(found, Context::at(Step::Health));
+        let _ = write!(self.message, " {}", fault.meaning);
+        self.class = fault.class;
+        self.code_name = fault.name.into();
+        self.advice = fault.advice.into();
+        self.confidence = fault.confidence;
+        if self.device.is_none() {
+            self.device = device;
+            self.uuid = shown.uuid();
+        }
+    }
+}
+
 impl Health {
     fn shown(&self, devices: &[Device]) -> Vec<Shown<'_>> {
         let name_of = |health: &DeviceHealth| {
@@ -374,8 +426,8 @@ impl Health {
 }
 
 impl Report {
-    /// Adds what NVML says. A failure stays what it is, with a cause named beside it; a report without one fails where
-    /// the table says so.
+    /// Adds what NVML says. A report without a failure fails where the table says so. A failure gets the cause named
+    /// beside it, and one that blames nobody gets its verdict from there.
     pub fn add_health(&mut self, mut health: Health) {
         if !self.devices.is_empty() {
             health
@@ -388,37 +440,17 @@ impl Report {
                 .iter()
                 .find(|device| device.uuid == shown.uuid && !shown.uuid.is_empty())
                 .map(|device| device.ordinal);
-            let speaks_of_it = matches!(shown.verdict, Verdict::Fails(_)) || shown.name == "Xid";
             match (&mut self.failure, shown.verdict) {
-                (Some(failure), _) if speaks_of_it => {
-                    // A string takes everything.
-                    let _ = write!(
-                        failure.message,
-                        " NVML on {}: {}.",
-                        shown.uuid, shown.detail
-                    );
-                }
+                (Some(failure), Verdict::Fails(found)) => failure.add(&shown, found, device),
+                (Some(failure), _) if shown.name == "Xid" => failure.mention(&shown),
                 (None, Verdict::Fails(found)) => {
-                    let fault = finding(found, Context::at(Step::Health));
-                    self.failure = Some(Failure {
-                        class: fault.class,
-                        step: Step::Health,
-                        code: None,
-                        code_name: fault.name.into(),
-                        call: None,
-                        device,
-                        uuid: Some(shown.uuid.to_owned()).filter(|uuid| !uuid.is_empty()),
-                        message: format!("NVML: {}. {}", shown.detail, fault.meaning),
-                        advice: fault.advice.into(),
-                        confidence: fault.confidence,
-                    });
+                    self.failure = Some(shown.failure(found, device));
                 }
                 (_, Verdict::Warns(advice)) => self.warnings.push(Warning {
                     reason: shown.name.into(),
                     message: format!("NVML on {}: {}. {advice}", shown.uuid, shown.detail),
                     device,
                 }),
-                (Some(_), Verdict::Fails(_)) => {}
             }
         }
         self.health = Some(health);

@@ -20,7 +20,7 @@ pub(super) type Called<T> = Result<T, Box<Stop>>;
 pub(super) struct Driver<'a> {
     pub(super) functions: &'a Functions,
     step: Step,
-    device: Option<u32>,
+    pub(super) device: Option<u32>,
 }
 
 /// Memory of the device.

@@ -50,7 +50,7 @@ impl Bench<'_> {
                 send(&Event::Warning(Warning {
                     reason: "MemoryWalkSkipped".into(),
                     message: format!(
-                        "{}: the GPU's other users hold its memory, so there was no memory walk.",
+                        "{}: there was no memory to spare for the memory walk.",
                         stop.detail
                     ),
                     device,
@@ -101,6 +101,8 @@ impl Bench<'_> {
             }
             Err(stop) => return Err(stop),
         };
+        // From here on kernels run: one that hangs is the device's fault.
+        let driver = self.driver.at(Step::MemoryWalk);
         let walk = Walk::through(buffer, driver, kernels, stream)?;
         walk.write(0, POOL_WORDS, !0)?;
         walk.judge(POOL_WORDS, !0)?;

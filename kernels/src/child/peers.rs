@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
-use gate_report::{Finding, Peers, Step, Warning};
+use gate_report::{Context, Finding, Peers, Step, Warning};
 
 use super::calls::{Buffer, Called, Driver};
 use super::functions::Handle;
 use super::memory_walk::{Walk, WalkKernels};
 use super::pattern::mix;
 use crate::args::{Enforcement, TestArgs};
-use crate::protocol::{Event, send};
+use crate::protocol::{Event, Stop, send};
 
 /// Words of a copy, from pass to pass: 4 KiB to 4 MiB.
 const PASSES: [usize; 4] = [1 << 10, 1 << 14, 1 << 18, 1 << 20];
@@ -54,30 +54,10 @@ pub(super) fn talk(driver: Driver, devices: &[Tested], args: &TestArgs) -> Calle
         return Ok(());
     }
     let talk = Talk { driver, devices };
-    let all = talk.all_pairs();
-    let pairs = match talk.with_access(&all) {
-        Err(stop) if driver.is_skip(&stop) => Vec::new(),
-        pairs => pairs?,
-    };
-    let mut report = Peers {
-        pairs: count(all.len()),
-        with_access: count(pairs.len()),
-        ..Peers::default()
-    };
-    send(&Event::Peers(report.clone()));
-    talk.judge_access(&all, &pairs, args.peer_access)?;
-    let (words, mut bad) = talk.copy(&pairs)?;
-    if bad.is_empty() {
-        report.copied_bytes = 4 * words as u64;
-        bad = talk.ping_pong(&pairs)?;
-        report.round_trips = if bad.is_empty() && !pairs.is_empty() {
-            ROUNDS
-        } else {
-            0
-        };
-        send(&Event::Peers(report));
+    match talk.all(args.peer_access) {
+        Err(stop) if driver.is_skip(&stop) => talk.skip(&stop, args.peer_access),
+        result => result,
     }
-    talk.judge(&bad, pairs.len())
 }
 
 fn count(length: usize) -> u32 {
@@ -98,6 +78,51 @@ struct Ends<'a> {
 }
 
 impl<'a> Talk<'a> {
+    fn all(&self, wanted: Enforcement) -> Called<()> {
+        let all = self.all_pairs();
+        let pairs = self.with_access(&all)?;
+        let mut report = Peers {
+            pairs: count(all.len()),
+            with_access: count(pairs.len()),
+            ..Peers::default()
+        };
+        send(&Event::Peers(report.clone()));
+        self.judge_access(&all, &pairs, wanted)?;
+        let (words, mut bad) = self.copy(&pairs)?;
+        if bad.is_empty() {
+            report.copied_bytes = 4 * words as u64;
+            bad = self.ping_pong(&pairs)?;
+            report.round_trips = if bad.is_empty() && !pairs.is_empty() {
+                ROUNDS
+            } else {
+                0
+            };
+            send(&Event::Peers(report));
+        }
+        self.judge(&bad, pairs.len())
+    }
+
+    /// The platform or the driver has no peer access, whatever it said of single pairs.
+    fn skip(&self, stop: &Stop, wanted: Enforcement) -> Called<()> {
+        send(&Event::Peers(Peers {
+            pairs: count(self.all_pairs().len()),
+            ..Peers::default()
+        }));
+        if wanted == Enforcement::Require {
+            return Err(self
+                .driver
+                .stop(Finding::NoPeerAccess, stop.detail.clone())
+                .into());
+        }
+        let meaning = stop.cause.meaning(Context::at(Step::Peers)).meaning;
+        send(&Event::Warning(Warning {
+            reason: "PeerAccessMissing".into(),
+            message: format!("{}. {meaning}", stop.detail),
+            device: None,
+        }));
+        Ok(())
+    }
+
     fn all_pairs(&self) -> Vec<Pair> {
         let devices = 0..self.devices.len();
         let of = |from| devices.clone().map(move |to| (from, to));
@@ -129,25 +154,26 @@ impl<'a> Talk<'a> {
     }
 
     fn judge_access(&self, all: &[Pair], pairs: &[Pair], wanted: Enforcement) -> Called<()> {
-        let mut missing = all.iter().filter(|pair| !pairs.contains(pair));
-        let Some(first) = missing.next() else {
+        let missing = || all.iter().copied().filter(|pair| !pairs.contains(pair));
+        let Some(first) = missing().next() else {
             return Ok(());
         };
+        let (driver, whose) = self.accuse(missing());
         let text = format!(
-            "{} of {} pairs of devices have no peer access, the first from {}",
+            "{} of {} pairs of devices have no peer access, the first from {}{whose}",
             all.len() - pairs.len(),
             all.len(),
-            self.name(*first)
+            self.name(first)
         );
         if wanted == Enforcement::Require {
-            return Err(self.driver.stop(Finding::NoPeerAccess, text).into());
+            return Err(driver.stop(Finding::NoPeerAccess, text).into());
         }
         // Where none has it, that is how such devices are.
         if !pairs.is_empty() {
             send(&Event::Warning(Warning {
                 reason: "PeerAccessMissing".into(),
                 message: format!("{text}; others have it."),
-                device: None,
+                device: driver.device,
             }));
         }
         Ok(())
@@ -295,22 +321,22 @@ impl<'a> Talk<'a> {
         })
     }
 
+    /// The driver on the one device that is in all of these pairs, with words for it; without a device, if there is none.
+    fn accuse(&self, pairs: impl Iterator<Item = Pair>) -> (Driver<'a>, String) {
+        let Some(index) = suspect(pairs) else {
+            return (self.driver, String::new());
+        };
+        let ordinal = self.devices[index].ordinal;
+        let whose = format!(", and device {ordinal} is in all of them");
+        (self.driver.on(ordinal), whose)
+    }
+
     /// Names the first bad pair, and the one device that is in all of them, if there is such a one.
     fn judge(&self, bad: &[Bad], of: usize) -> Called<()> {
         let Some(first) = bad.first() else {
             return Ok(());
         };
-        let suspect = suspect(bad.iter().map(|bad| bad.pair));
-        let driver = suspect.map_or(self.driver, |index| {
-            self.driver.on(self.devices[index].ordinal)
-        });
-        let whose = match suspect {
-            Some(index) => format!(
-                ", and device {} is in all of them",
-                self.devices[index].ordinal
-            ),
-            None => String::new(),
-        };
+        let (driver, whose) = self.accuse(bad.iter().map(|bad| bad.pair));
         let text = format!(
             "from {}: {}; {} of {of} pairs are bad{whose}",
             self.name(first.pair),
