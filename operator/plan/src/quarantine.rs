@@ -397,15 +397,17 @@ pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&st
         Finding::SramThreshold,
         Finding::FabricFailed,
     ];
-    let blames_hardware = class.is_one_of(&[Class::Device, Class::Node]);
-    let seen = || {
-        let mut names = SEEN
+    let is_one_of = |findings: &[Finding]| {
+        let mut names = findings
             .iter()
             .map(|f| finding(*f, Context::at(Step::Compare)).name);
-        names.any(|seen| Some(seen) == name)
+        names.any(|found| Some(found) == name)
     };
-    let is_of_driver = code.is_some_and(|code| !OF_OTHERS.contains(&code));
-    blames_hardware && (is_of_driver || seen())
+    let blames_hardware = class.is_one_of(&[Class::Device, Class::Node]);
+    // The code may be another fault's, beside which the gate found what has the name.
+    let is_found = is_one_of(&Finding::ALL);
+    let is_of_driver = !is_found && code.is_some_and(|code| !OF_OTHERS.contains(&code));
+    blames_hardware && (is_of_driver || is_one_of(&SEEN))
 }
 
 /// What an entry sets aside, for people.

@@ -74,7 +74,7 @@ fn shift(
         return SignedDuration::ZERO;
     }
     // In whole seconds, as Kubernetes tells times: what the status has of them stays the same.
-    SignedDuration::from_secs(now.duration_since(of_node).as_secs())
+    SignedDuration::from_secs(now.as_second().saturating_sub(of_node.as_second()))
 }
 
 fn moved(at: Timestamp, shift: SignedDuration) -> Timestamp {

@@ -192,6 +192,9 @@ fn what_a_pools_author_can_cause_binds_that_pool_alone() {
         (Class::Device, None, "RemapFailed", true),
         (Class::Device, None, "SramThreshold", true),
         (Class::Node, None, "FabricFailed", true),
+        // What the gate found beside a code that blames nobody
+        (Class::Device, Some(46), "NeedsReset", true),
+        (Class::Device, Some(802), "NvLinkDown", false),
         (
             Class::Device,
             Some(214),

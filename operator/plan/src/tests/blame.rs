@@ -2,6 +2,7 @@
 
 use cudarunner_crds::{JobStatus, RunnerPhase};
 use gate_report::Class;
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::fixture::{NOW, ago, first_node, gate_failure, observed, pool, runner};

@@ -128,7 +128,8 @@ async fn a_failure_is_remembered_by_our_clock_and_beside_the_status() {
     let cluster = Cluster::default();
     furnish(&cluster, &github);
     let ctx = operator(&cluster, false).await;
-    let ahead = Timestamp::now() + SignedDuration::from_hours(1);
+    let ahead = Timestamp::now().as_second() + 3600;
+    let ahead = Timestamp::from_second(ahead).unwrap();
     let agent = json!({
         "name": "gpu", "image": "", "imageID": "", "ready": false, "restartCount": 1,
         "state": {"terminated": {"exitCode": 1, "finishedAt": ahead}},
