@@ -11,7 +11,7 @@ use cudarunner_crds::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan};
+use super::{Access, Action, Notice, Observed, Plan, verify};
 use crate::model::checks::{Branch, CheckFacts, Elsewhere, Word};
 use crate::model::github::{Check, Protection, Repository, Ruleset};
 use crate::model::pool::Pool;
@@ -128,6 +128,15 @@ pub fn repository(pool: &Pool) -> Option<Repository> {
     pool.spec.as_ref().ok()?.repository.clone()
 }
 
+/// Server and name of that repository: of another one nothing that was read holds.
+#[must_use]
+pub fn place(pool: &Pool) -> Option<(String, String)> {
+    let spec = pool.spec.as_ref().ok().map(|spec| spec.url.origin());
+    let origin = spec.or_else(|| record(pool)?.origin.clone());
+    let repository = repository(pool)?.full_name().to_owned();
+    Some((origin.unwrap_or_default(), repository))
+}
+
 /// The record of what is at the server where the pool registers. What is at another one cannot be reached from here, and
 /// must not be mistaken for what a namesake of the repository requires.
 #[must_use]
@@ -145,13 +154,15 @@ fn holds(record: &RequiredChecksStatus) -> bool {
     !record.branches.is_empty() || record.ruleset.is_some()
 }
 
-/// The verification, where it is green.
+/// The verification, where it is green: one of another repository proves nothing here.
 #[must_use]
 pub fn green(pool: &Pool) -> Option<&VerificationStatus> {
+    let spec = pool.spec.as_ref().ok();
+    let is_here = |v: &VerificationStatus| spec.is_none_or(|spec| verify::is_here(v, spec));
     pool.status
         .verification
         .as_ref()
-        .filter(|v| v.state == VerificationState::Succeeded)
+        .filter(|v| v.state == VerificationState::Succeeded && is_here(v))
 }
 
 /// Whether GitHub has to be asked at all.

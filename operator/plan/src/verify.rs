@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::condition::{ConditionState, condition_state};
 use super::{Access, Action, Case, Notice, Observed, Plan};
-use crate::model::github::{RunJob, Workflow};
-use crate::model::pool::{Pool, fingerprint};
+use crate::model::github::{Repository, RunJob, Workflow};
+use crate::model::pool::{Pool, Spec, fingerprint};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::model::verification::{Dispatch, VerificationFacts};
@@ -44,6 +44,15 @@ pub fn workflow(pool: &Pool) -> Option<Workflow> {
         file: verify.workflow.clone(),
         git_ref: verify.git_ref.clone(),
     })
+}
+
+/// Whether a verification is of the repository that the spec names now. One that names none was made before they did.
+#[must_use]
+pub fn is_here(status: &VerificationStatus, spec: &Spec) -> bool {
+    let here = spec.repository.as_ref().map(Repository::full_name);
+    let named = status.repository.as_deref();
+    let mut origin = status.origin.iter();
+    named.is_none_or(|named| Some(named) == here) && origin.all(|o| *o == spec.url.origin())
 }
 
 /// Jobs that have ended and whose log has yet to be read.
@@ -204,6 +213,8 @@ impl Verification<'_> {
             hardware: kinds,
             asked: pool.verify_asked.clone(),
             since: Time(now),
+            repository: spec.repository.as_ref().map(|r| r.full_name().to_owned()),
+            origin: Some(spec.url.origin()),
             run_id: None,
             url: None,
             ended: None,

@@ -7,9 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Protection, Repository};
+use crate::memory::ChecksMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::checks::{
-    asked_of, branches, green, is_concerned, record, repository, ruleset_name, unseen,
+    asked_of, branches, green, is_concerned, place, record, repository, ruleset_name, unseen,
 };
 use cuda_runner_plan::model::checks::{Branch, CheckFacts};
 use cuda_runner_plan::model::pool::Pool;
@@ -34,12 +35,7 @@ pub async fn look(
     if !is_concerned(pool) {
         return CheckFacts::default();
     }
-    let (mut memory, access) = ctx.memory.with(pool, |memory| {
-        (
-            memory.checks.clone(),
-            memory.github.access == Access::Granted,
-        )
-    });
+    let (mut memory, access) = remembered(ctx, pool);
     let asked = (pool.generation, pool.look_again.clone());
     let changed = memory.asked.as_ref() != Some(&asked);
     let proven = memory.facts.proven.as_ref().map(|(run, _)| *run);
@@ -83,6 +79,21 @@ pub async fn look(
         m.checks.asked = memory.asked;
     });
     facts
+}
+
+/// What is remembered, of another repository nothing; and whether GitHub accepts the credentials.
+fn remembered(ctx: &Context, pool: &Pool) -> (ChecksMemory, bool) {
+    let place = place(pool);
+    ctx.memory.with(pool, |memory| {
+        if memory.checks.place != place {
+            memory.checks = ChecksMemory {
+                place,
+                ..ChecksMemory::default()
+            };
+        }
+        let is_in = memory.github.access == Access::Granted;
+        (memory.checks.clone(), is_in)
+    })
 }
 
 /// How long a look is good for.

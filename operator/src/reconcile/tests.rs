@@ -44,6 +44,7 @@ use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
 
+mod checks;
 mod failures;
 mod rerun;
 mod status;

@@ -36,6 +36,8 @@ fn green_run(names: &[&str]) -> VerificationStatus {
         hardware: vec![],
         asked: None,
         since: Time(ago(60)),
+        repository: None,
+        origin: None,
         run_id: Some(7),
         url: Some("https://github.com/acme/widgets/actions/runs/7".to_owned()),
         ended: Some(Time(ago(30))),
@@ -342,6 +344,33 @@ fn a_green_run_that_is_not_found_takes_nothing_away() {
     status.verification.as_mut().unwrap().run_id = Some(8);
     settle(&mut pool, &mut world);
     assert_eq!(world.required("main"), &["fmt", "gpu", "build"]);
+}
+
+#[test]
+fn a_run_that_was_green_in_another_repository_proves_nothing() {
+    let elsewhere = [
+        (Some("acme/gadgets"), None),
+        (Some("acme/widgets"), Some("https://ghe.example.com")),
+    ];
+    for (repository, origin) in elsewhere {
+        // Given a verification that was green elsewhere, and a run of the same number here
+        let mut world = World::new(&[("main", requires(&[]))]);
+        let mut pool = pool("a", on_main());
+        let status = pool.status.as_mut().unwrap();
+        let verification = status.verification.as_mut().unwrap();
+        verification.repository = repository.map(str::to_owned);
+        verification.origin = origin.map(str::to_owned);
+        // Then nothing is required
+        settle(&mut pool, &mut world);
+        assert_eq!(world.required("main"), &[""; 0]);
+        // Until it was green here
+        let status = pool.status.as_mut().unwrap();
+        let verification = status.verification.as_mut().unwrap();
+        verification.repository = Some("acme/widgets".to_owned());
+        verification.origin = Some("https://github.com".to_owned());
+        settle(&mut pool, &mut world);
+        assert_eq!(world.required("main"), &["gpu", "build"]);
+    }
 }
 
 #[test]
