@@ -206,8 +206,8 @@ impl Executor<'_> {
             let facts = &mut memory.checks.facts;
             facts.read = None;
             match outcome {
-                Ok(()) => facts.next_look = None,
-                Err(error) => note_failure(facts, &error, Timestamp::now()),
+                Ok(()) => (facts.next_look, facts.refusals) = (None, 0),
+                Err(error) => note_failure(facts, self.pool, &error, Timestamp::now()),
             }
         });
         Done::Yes

@@ -24,6 +24,8 @@ pub(super) use reported::required;
 
 /// How soon it is looked again whether GitHub accepts another pool.
 const UNPROVEN: SignedDuration = SignedDuration::from_secs(5);
+/// Refusals after which a pool that has gone on leaves behind what cannot be taken away.
+const TRIES: usize = 3;
 /// How soon GitHub is read again after a change of ours.
 const SOON: SignedDuration = SignedDuration::from_millis(300);
 
@@ -154,6 +156,18 @@ fn holds(record: &RequiredChecksStatus) -> bool {
     !record.branches.is_empty() || record.ruleset.is_some()
 }
 
+/// Whether the pool has gone on from what is on record: its spec names another repository, or no checks.
+#[must_use]
+pub fn has_gone_on(pool: &Pool) -> bool {
+    let record = record(pool).filter(|record| holds(record));
+    let (Some(record), Ok(spec)) = (record, &pool.spec) else {
+        return false;
+    };
+    let here = spec.repository.as_ref().map(Repository::full_name);
+    let is_here = spec.required_checks.is_some() && here == Some(&record.repository);
+    pool.deleting.is_none() && !is_here
+}
+
 /// The verification, where it is green: one of another repository proves nothing here.
 #[must_use]
 pub fn green(pool: &Pool) -> Option<&VerificationStatus> {
@@ -186,7 +200,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     if record(pool).is_none()
         && let Some(left) = left(pool)
     {
-        plan.notices.push(left_behind(&left));
+        let begin = "the pool registers at another server now";
+        plan.notices.push(left_behind(begin, &left, ""));
         plan.status.required_checks = None;
     }
     if !is_concerned(pool) {
@@ -194,6 +209,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         return;
     }
     let facts = &observed.checks;
+    if give_up(pool, facts, plan) {
+        return;
+    }
     if let Some(at) = facts.next_look {
         plan.wake_at(at, now);
     }
@@ -236,13 +254,28 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     plan.status.required_checks = (!over).then_some(record);
 }
 
-/// The Event that names what a pool has left at a server at which it registers no more.
-fn left_behind(left: &str) -> Notice {
+/// Leaves behind what cannot be taken away: it holds the pool up no longer. An Event names it.
+fn give_up(pool: &Pool, facts: &CheckFacts, plan: &mut Plan) -> bool {
+    let left = left(pool).filter(|_| facts.refusals >= TRIES && has_gone_on(pool));
+    let Some(left) = left else {
+        return false;
+    };
+    let begin = "the pool does not ask for these checks any more";
+    let why = facts.trouble.as_ref().map(|(_, why)| format!(": {why}"));
+    let why = format!(" They could not be taken away{}", why.unwrap_or_default());
+    plan.news.push(left_behind(begin, &left, &why));
+    plan.status.required_checks = None;
+    plan.wake_in(SignedDuration::ZERO);
+    true
+}
+
+/// The Event that names what a pool has left where it has gone on from.
+fn left_behind(begin: &str, left: &str, why: &str) -> Notice {
     Notice {
         warning: true,
         reason: Reason::ChecksLeftBehind.into(),
         note: format!(
-            "the pool registers at another server now and has left {left} behind; remove that there by hand where it is not wanted"
+            "{begin} and has left {left} behind; remove that there by hand where it is not wanted.{why}"
         ),
         about: None,
     }

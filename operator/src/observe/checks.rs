@@ -10,7 +10,8 @@ use crate::github::{Client, Error, Protection, Repository};
 use crate::memory::ChecksMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::checks::{
-    asked_of, branches, green, is_concerned, place, record, repository, ruleset_name, unseen,
+    asked_of, branches, green, has_gone_on, is_concerned, place, record, repository, ruleset_name,
+    unseen,
 };
 use cuda_runner_plan::model::checks::{Branch, CheckFacts};
 use cuda_runner_plan::model::pool::Pool;
@@ -69,10 +70,13 @@ pub async fn look(
     match outcome {
         Ok(()) => {
             facts.read = Some(now);
+            if !has_gone_on(pool) {
+                facts.refusals = 0;
+            }
             facts.next_look = Some(now.after(pause(pool)));
             memory.asked = Some(asked);
         }
-        Err(error) => note_failure(&mut facts, &error, now),
+        Err(error) => note_failure(&mut facts, pool, &error, now),
     }
     ctx.memory.with(pool, |m| {
         m.checks.facts = facts.clone();
@@ -106,8 +110,13 @@ fn pause(pool: &Pool) -> SignedDuration {
     }
 }
 
-/// Notes what GitHub did not do, and waits.
-pub(crate) fn note_failure(facts: &mut CheckFacts, error: &Error, now: Timestamp) {
+/// Notes what GitHub did not do, and waits. What is refused is counted while the pool could go on without it.
+pub(crate) fn note_failure(facts: &mut CheckFacts, pool: &Pool, error: &Error, now: Timestamp) {
+    if !has_gone_on(pool) {
+        facts.refusals = 0;
+    } else if !error.is_transient() {
+        facts.refusals = facts.refusals.saturating_add(1);
+    }
     facts.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
     facts.trouble = Some((error.reason(), error.to_string()));
 }

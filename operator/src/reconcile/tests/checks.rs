@@ -192,3 +192,43 @@ async fn a_check_is_required_in_the_next_repository_when_it_was_green_there() {
         assert_eq!(moved.record(), Some((NEXT, vec!["build"])));
     }
 }
+
+#[tokio::test]
+async fn checks_that_cannot_be_taken_away_any_more_hold_up_no_other_repository() {
+    // Given a first repository that was archived, or is out of reach
+    for (reads, changes) in [(200, 403), (404, 404)] {
+        let github = Repositories::new(&["gpu"], &["fmt"]).await;
+        github.reads.store(reads, Ordering::Relaxed);
+        github.changes.store(changes, Ordering::Relaxed);
+        // When the pool has gone on to the next one, then an Event names what is left, once
+        let mut moved = Moved::new(&github, true).await;
+        let told = moved.minutes().await;
+        let left = |told: &&String| told.starts_with("ChecksLeftBehind");
+        let told: Vec<_> = told.iter().filter(left).collect();
+        assert!(
+            matches!(told[..], [told] if told.contains(FIRST) && told.contains("gpu")),
+            "{told:?}"
+        );
+        assert_eq!(moved.record(), None);
+        // And what is green there is required there
+        let verification = moved.pool.status.verification.as_mut().unwrap();
+        verification.run_id = Some(8);
+        verification.repository = Some(NEXT.to_owned());
+        moved.minutes().await;
+        assert_eq!(github.required(NEXT), ["fmt", "gpu", "build"]);
+        assert_eq!(github.required(FIRST), ["gpu"]);
+    }
+}
+
+#[tokio::test]
+async fn checks_that_the_spec_still_asks_for_are_given_up_by_no_refusal() {
+    // Given a pool whose spec names the repository on record, which is out of reach for a while
+    let github = Repositories::new(&["gpu"], &[]).await;
+    github.reads.store(404, Ordering::Relaxed);
+    let mut moved = Moved::new(&github, true).await;
+    moved.pool.spec_mut().repository = cuda_runner_plan::model::github::Repository::new(FIRST);
+    // Then its record stays
+    let told = moved.minutes().await;
+    assert!(!told.iter().any(|told| told.contains("ChecksLeftBehind")));
+    assert_eq!(moved.record(), Some((FIRST, vec!["gpu"])));
+}
