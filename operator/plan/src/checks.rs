@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Access, Action, Notice, Observed, Plan, verify};
 use crate::model::checks::{Branch, CheckFacts, Elsewhere, Word};
 use crate::model::github::{Check, Protection, Repository, Ruleset};
-use crate::model::pool::Pool;
+use crate::model::pool::{self, Pool};
 use crate::model::url::GitHubUrl;
 use crate::reason::Reason;
 
@@ -69,8 +69,9 @@ pub fn required_by(spec: &CudaRunnerSpec, status: &CudaRunnerStatus, word: Word)
         return vec![];
     };
     let origin = origin_of(record, status.registered_at.as_deref(), &url.origin());
-    // Where it registers no more, its credentials prove nothing.
-    if origin != url.origin() {
+    // Where it registers no more, its credentials prove nothing; where it has gone on from, it is about to take its own away.
+    let here = pool::repository(spec.verify.as_ref(), &url);
+    if origin != url.origin() || here.is_none_or(|here| here.full_name() != record.repository) {
         return vec![];
     }
     let goes_on = |branch: &&BranchChecks| {

@@ -62,10 +62,7 @@ fn pool(uid: &str, asked: RequiredChecks) -> CudaRunner {
 }
 
 fn read(resource: &CudaRunner) -> Pool {
-    let mut pool = Pool::read(resource, false);
-    let spec = pool.spec_mut();
-    spec.repository = Repository::new("acme/widgets");
-    pool
+    Pool::read(resource, false)
 }
 
 /// GitHub, as far as checks go.
@@ -418,6 +415,25 @@ fn of_two_pools_with_the_same_checks_the_last_one_out_removes_them() {
     delete(&mut pools[1]);
     act(&mut world, &mut pools, 1, true, true);
     assert_eq!(world.required("main"), &["fmt"]);
+}
+
+#[test]
+fn of_two_pools_that_move_together_each_removes_what_both_required() {
+    let (mut world, mut pools) = two_pools();
+    for number in [0, 0, 1, 1] {
+        act(&mut world, &mut pools, number, true, true);
+    }
+    // When the specs of both name another repository, by the address or by the workflow's
+    pools[0].spec.github.url = "https://github.com/acme/gadgets".to_owned();
+    let verify = serde_json::json!({"repository": "acme/gadgets", "workflow": "cuda.yml", "ref": "main", "jobs": [{"name": "gpu"}]});
+    pools[1].spec.verify = serde_json::from_value(verify).unwrap();
+    // Then neither takes the other for one that stays
+    for number in [0, 1] {
+        let (pool, observed) = observed_by(&world, &pools, number);
+        let plan = crate::plan(&pool, &observed, NOW);
+        let removes = |action: &Action| matches!(action, Action::UnrequireChecks(r, ..) if r.full_name() == "acme/widgets");
+        assert!(plan.actions.iter().any(removes), "{:?}", plan.actions);
+    }
 }
 
 #[test]
