@@ -22,6 +22,7 @@ use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::webhook::Heard;
 use cuda_runner_plan::reason::Reason;
 use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::scale_set::number;
 use cuda_runner_plan::webhook::read_again;
 use cuda_runner_plan::{Access, Entry, Listing, Queue};
 
@@ -115,10 +116,7 @@ pub fn scale_set_of(ctx: &Context, pool: &Pool) -> Option<u64> {
     match known {
         Known::Present(set) => Some(set.id),
         Known::Absent => None,
-        Known::Unknown => {
-            let status = pool.status.scale_set.as_ref()?;
-            u64::try_from(status.id).ok()
-        }
+        Known::Unknown => number(pool.status.scale_set.as_ref()?),
     }
 }
 

@@ -11,9 +11,10 @@ use crate::context::Context;
 use crate::github::{Client, Error};
 use cuda_runner_plan::left::{AGAIN, SOON};
 use cuda_runner_plan::model::left::Left;
-use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
+use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::scale_set::number;
 use cuda_runner_plan::{Entry, Listing};
 
 /// The pause after an attempt that failed: mostly a person has to change something first.
@@ -115,22 +116,15 @@ async fn ask(
 
 /// By its number; where none was written down, by its name: it may have been made a moment before the address changed.
 async fn find_set(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<Option<u64>, Error> {
+    // It is on record before it is made.
+    let Some(set) = &left.scale_set else {
+        return Ok(None);
+    };
     let name = pool.scale_set_name();
-    if let Some(set) = &left.scale_set {
-        let Ok(id) = u64::try_from(set.id) else {
-            return Ok(None);
-        };
+    if let Some(id) = number(set) {
         let found = client.scale_set(id).await?;
         return Ok(found.filter(|set| set.name == name).map(|set| set.id));
     }
-    let spec = pool.spec.as_ref().ok();
-    let Some(spec) = spec.filter(|spec| spec.registration == RegistrationKind::ScaleSet) else {
-        return Ok(None);
-    };
-    let group = spec.runner_group.as_deref();
-    match client.find_scale_set(&name, group).await {
-        // The spec is of another address: what it asks for need not be there, and then nothing of ours is.
-        Err(error) if !error.is_transient() => Ok(None),
-        found => Ok(found?.map(|set| set.id)),
-    }
+    let group = set.runner_group.as_deref();
+    Ok(client.find_scale_set(&name, group).await?.map(|set| set.id))
 }
