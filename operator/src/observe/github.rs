@@ -182,6 +182,13 @@ pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Clie
     }
 }
 
+/// The client for a change at an address that the pool has left: the one that GitHub last answered there. A pool without any
+/// credentials changes nothing.
+pub async fn let_in_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Client>, String> {
+    let now = client_at(ctx, pool, url).await?;
+    Ok(ctx.clients.last.at(pool, url).unwrap_or(now))
+}
+
 async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {
     find_at(ctx, pool, spec, &spec.url).await
 }

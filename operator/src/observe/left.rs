@@ -1,6 +1,7 @@
 //! What is there at addresses that the pool has left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cudarunner_crds::LeftStatus;
@@ -62,8 +63,15 @@ async fn read(
     now: Timestamp,
 ) -> Left {
     let read = match client_at(ctx, pool, &left.url).await {
-        Ok(client) => {
-            let answer = ask(&client, pool, left, names).await;
+        Ok(mut client) => {
+            let mut answer = ask(&client, pool, left, names).await;
+            // What the pool has now need not reach where it was: what last worked there may.
+            let before = ctx.clients.last.at(pool, &left.url);
+            let before = before.filter(|before| !Arc::ptr_eq(before, &client));
+            if let (Some(before), true) = (before, is_refused(&answer)) {
+                client = before;
+                answer = ask(&client, pool, left, names).await;
+            }
             if answer.is_ok() {
                 let url = left.url.clone();
                 ctx.clients.last.worked(pool, url, client);
@@ -88,6 +96,14 @@ async fn read(
             ..Left::default()
         },
     }
+}
+
+/// Whether the credentials are of no use there.
+fn is_refused<T>(answer: &Result<T, Error>) -> bool {
+    matches!(
+        answer,
+        Err(Error::Unauthorized { .. } | Error::Forbidden { .. } | Error::NotFound { .. })
+    )
 }
 
 /// The pool's entries at the address, and its scale set where it still has one there.
