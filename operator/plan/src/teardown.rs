@@ -3,7 +3,9 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set, webhook};
+use super::{
+    Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set, verify, webhook,
+};
 use crate::model::pool::Pool;
 use crate::model::runner::{End, Runner};
 use crate::model::time::Shift as _;
@@ -24,6 +26,7 @@ pub(super) fn plan(
         return;
     }
     jobs::plan(pool, observed, now, plan);
+    verify::give_up(pool, observed, plan);
     let limit = since.after(pool.teardown_timeout);
     if now >= limit {
         give_up(pool, observed, plan);

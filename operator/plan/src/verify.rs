@@ -103,6 +103,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         ..
     } = case;
     let Some(verify) = &spec.verify else {
+        abandon(pool, observed, plan);
         plan.status.verification = None;
         return;
     };
@@ -118,10 +119,48 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             }
             verification.request(Some(before), plan)
         }
+        Some(mut before) if !is_here(&before, spec) => {
+            abandon(pool, observed, plan);
+            let why = "The spec names another repository by now".to_owned();
+            end(&mut before, Some((Reason::Failed, why)), case.now);
+            plan.wake_in(SignedDuration::ZERO);
+            Some(before)
+        }
         Some(before) => Some(verification.advance(before, plan)),
     };
     if status.is_some() {
         plan.status.verification = status;
+    }
+}
+
+/// Cancels a run that is to prove nothing any more. One whose jobs wait would wait on, for a runner that does not come; a job
+/// that runs, or has run, is its user's.
+fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let facts = &observed.verification;
+    let status = pool.status.verification.as_ref();
+    let status = status.filter(|v| !v.state.has_ended() && facts.since == Some(v.since.0));
+    // Of one that was not read yet nobody knows whether a job has begun.
+    let (Some(status), Ok(spec), Some(run)) = (status, &pool.spec, &facts.run) else {
+        return;
+    };
+    let named = status.repository.as_deref().and_then(Repository::new);
+    let repository = named.or_else(|| spec.repository.clone());
+    // Another server's cannot be asked any more.
+    let mut origin = status.origin.iter();
+    let is_reached = origin.all(|origin| *origin == spec.url.origin());
+    let has_begun = |job: &RunJob| matches!(&*job.status, "in_progress" | "completed");
+    if let Some(repository) = repository.filter(|_| is_reached)
+        && !facts.jobs.iter().any(has_begun)
+    {
+        plan.actions.push(Action::CancelRun(repository, run.id));
+    }
+}
+
+/// Gives up one that is on its way, with its pool.
+pub(super) fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let status = &mut plan.status.verification;
+    if status.take_if(|v| !v.state.has_ended()).is_some() {
+        abandon(pool, observed, plan);
     }
 }
 
