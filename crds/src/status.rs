@@ -155,7 +155,7 @@ pub struct LeftStatus {
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleSetStatus {
-    /// GitHub's number for it.
+    /// GitHub's number for it; 0 until that is known, because it is on record before it is made.
     pub id: i64,
     /// Its name: the pool's, and the first part of the resource's uid.
     pub name: String,

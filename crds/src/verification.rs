@@ -28,6 +28,12 @@ pub struct VerificationStatus {
     /// When the operator decided on it.
     #[schemars(schema_with = "schema::time")]
     pub since: Time,
+    /// The repository with the workflow, `OWNER/NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// The server that it is on, for example `https://github.com`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// GitHub's number for the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<i64>,

@@ -35,7 +35,7 @@ use crate::github::{Client, Deletion, Workflow};
 use crate::memory::{Answer, Expectation};
 use crate::observe;
 use crate::observe::checks::note_failure;
-use crate::observe::github::client_at;
+use crate::observe::github::let_in_at;
 use crate::observe::runners::is_of;
 use cuda_runner_plan::model::claim::Retest;
 use cuda_runner_plan::model::pool::{FINALIZER, Pool};
@@ -206,8 +206,8 @@ impl Executor<'_> {
             let facts = &mut memory.checks.facts;
             facts.read = None;
             match outcome {
-                Ok(()) => facts.next_look = None,
-                Err(error) => note_failure(facts, &error, Timestamp::now()),
+                Ok(()) => (facts.next_look, facts.refusals) = (None, 0),
+                Err(error) => note_failure(facts, self.pool, &error, Timestamp::now()),
             }
         });
         Done::Yes
@@ -421,7 +421,7 @@ impl Executor<'_> {
             // Elsewhere it is not found, and that would say nothing.
             Some(url) if !was_at(url) => Err(ActError::UnknownAddress(url.to_owned())),
             Some(url) => {
-                let client = client_at(self.ctx, self.pool, url).await;
+                let client = let_in_at(self.ctx, self.pool, url).await;
                 let mut sets = status.left_at.iter().filter(|left| left.url == url);
                 // At the reconcile that sees the change the status does not say it yet.
                 let has_scale_set = status.registered_at.as_deref() == Some(url)

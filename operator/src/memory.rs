@@ -186,6 +186,8 @@ pub struct RerunMemory {
 /// What is remembered of the required checks.
 #[derive(Clone, Default)]
 pub struct ChecksMemory {
+    /// Server and name of the repository that this is of.
+    pub place: Option<(String, String)>,
     /// What GitHub says.
     pub facts: CheckFacts,
     /// The generation, and the request by annotation, for which everything was read.

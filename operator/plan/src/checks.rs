@@ -11,10 +11,10 @@ use cudarunner_crds::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan};
+use super::{Access, Action, Notice, Observed, Plan, verify};
 use crate::model::checks::{Branch, CheckFacts, Elsewhere, Word};
 use crate::model::github::{Check, Protection, Repository, Ruleset};
-use crate::model::pool::Pool;
+use crate::model::pool::{self, Pool};
 use crate::model::url::GitHubUrl;
 use crate::reason::Reason;
 
@@ -24,6 +24,8 @@ pub(super) use reported::required;
 
 /// How soon it is looked again whether GitHub accepts another pool.
 const UNPROVEN: SignedDuration = SignedDuration::from_secs(5);
+/// Refusals after which a pool that has gone on leaves behind what cannot be taken away.
+const TRIES: usize = 3;
 /// How soon GitHub is read again after a change of ours.
 const SOON: SignedDuration = SignedDuration::from_millis(300);
 
@@ -67,8 +69,9 @@ pub fn required_by(spec: &CudaRunnerSpec, status: &CudaRunnerStatus, word: Word)
         return vec![];
     };
     let origin = origin_of(record, status.registered_at.as_deref(), &url.origin());
-    // Where it registers no more, its credentials prove nothing.
-    if origin != url.origin() {
+    // Where it registers no more, its credentials prove nothing; where it has gone on from, it is about to take its own away.
+    let here = pool::repository(spec.verify.as_ref(), &url);
+    if origin != url.origin() || here.is_none_or(|here| here.full_name() != record.repository) {
         return vec![];
     }
     let goes_on = |branch: &&BranchChecks| {
@@ -128,6 +131,15 @@ pub fn repository(pool: &Pool) -> Option<Repository> {
     pool.spec.as_ref().ok()?.repository.clone()
 }
 
+/// Server and name of that repository: of another one nothing that was read holds.
+#[must_use]
+pub fn place(pool: &Pool) -> Option<(String, String)> {
+    let spec = pool.spec.as_ref().ok().map(|spec| spec.url.origin());
+    let origin = spec.or_else(|| record(pool)?.origin.clone());
+    let repository = repository(pool)?.full_name().to_owned();
+    Some((origin.unwrap_or_default(), repository))
+}
+
 /// The record of what is at the server where the pool registers. What is at another one cannot be reached from here, and
 /// must not be mistaken for what a namesake of the repository requires.
 #[must_use]
@@ -145,13 +157,27 @@ fn holds(record: &RequiredChecksStatus) -> bool {
     !record.branches.is_empty() || record.ruleset.is_some()
 }
 
-/// The verification, where it is green.
+/// Whether the pool has gone on from what is on record: its spec names another repository, or no checks.
+#[must_use]
+pub fn has_gone_on(pool: &Pool) -> bool {
+    let record = record(pool).filter(|record| holds(record));
+    let (Some(record), Ok(spec)) = (record, &pool.spec) else {
+        return false;
+    };
+    let here = spec.repository.as_ref().map(Repository::full_name);
+    let is_here = spec.required_checks.is_some() && here == Some(&record.repository);
+    pool.deleting.is_none() && !is_here
+}
+
+/// The verification, where it is green: one of another repository proves nothing here.
 #[must_use]
 pub fn green(pool: &Pool) -> Option<&VerificationStatus> {
+    let spec = pool.spec.as_ref().ok();
+    let is_here = |v: &VerificationStatus| spec.is_none_or(|spec| verify::is_here(v, spec));
     pool.status
         .verification
         .as_ref()
-        .filter(|v| v.state == VerificationState::Succeeded)
+        .filter(|v| v.state == VerificationState::Succeeded && is_here(v))
 }
 
 /// Whether GitHub has to be asked at all.
@@ -175,7 +201,8 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     if record(pool).is_none()
         && let Some(left) = left(pool)
     {
-        plan.notices.push(left_behind(&left));
+        let begin = "the pool registers at another server now";
+        plan.notices.push(left_behind(begin, &left, ""));
         plan.status.required_checks = None;
     }
     if !is_concerned(pool) {
@@ -183,6 +210,9 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
         return;
     }
     let facts = &observed.checks;
+    if give_up(pool, facts, plan) {
+        return;
+    }
     if let Some(at) = facts.next_look {
         plan.wake_at(at, now);
     }
@@ -225,13 +255,28 @@ pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut 
     plan.status.required_checks = (!over).then_some(record);
 }
 
-/// The Event that names what a pool has left at a server at which it registers no more.
-fn left_behind(left: &str) -> Notice {
+/// Leaves behind what cannot be taken away: it holds the pool up no longer. An Event names it.
+fn give_up(pool: &Pool, facts: &CheckFacts, plan: &mut Plan) -> bool {
+    let left = left(pool).filter(|_| facts.refusals >= TRIES && has_gone_on(pool));
+    let Some(left) = left else {
+        return false;
+    };
+    let begin = "the pool does not ask for these checks any more";
+    let why = facts.trouble.as_ref().map(|(_, why)| format!(": {why}"));
+    let why = format!(" They could not be taken away{}", why.unwrap_or_default());
+    plan.news.push(left_behind(begin, &left, &why));
+    plan.status.required_checks = None;
+    plan.wake_in(SignedDuration::ZERO);
+    true
+}
+
+/// The Event that names what a pool has left where it has gone on from.
+fn left_behind(begin: &str, left: &str, why: &str) -> Notice {
     Notice {
         warning: true,
         reason: Reason::ChecksLeftBehind.into(),
         note: format!(
-            "the pool registers at another server now and has left {left} behind; remove that there by hand where it is not wanted"
+            "{begin} and has left {left} behind; remove that there by hand where it is not wanted.{why}"
         ),
         about: None,
     }

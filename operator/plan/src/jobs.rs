@@ -17,6 +17,7 @@ use crate::model::jobs::{JobFacts, RunKey};
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, EndedJob, Job, Runner, Told};
 use crate::model::time::Shift as _;
+use crate::model::url::GitHubUrl;
 use crate::model::verification::VerificationFacts;
 use crate::reason::Reason;
 
@@ -186,7 +187,7 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
     runners
         .filter_map(|runner| Some((runner, done(runner)?)))
         .filter(|(runner, done)| !is_noted(known, runner.told, &runner.name, done))
-        .map(|(runner, done)| entry(spec, runner, &done))
+        .map(|(runner, done)| entry(pool, spec, runner, &done))
         .collect()
 }
 
@@ -222,7 +223,7 @@ pub(super) fn of_runner(pool: &Pool, runner: &Runner) -> Option<JobStatus> {
             exceeded_minutes: None,
         })
     };
-    Some(entry(spec, runner, &done(runner).or_else(cut)?))
+    Some(entry(pool, spec, runner, &done(runner).or_else(cut)?))
 }
 
 /// What GitHub says of a job, where it was asked.
@@ -231,15 +232,27 @@ pub(super) fn read<'a>(job: &JobStatus, observed: &'a Observed) -> Option<&'a Ru
     among(job, &observed.verification).or_else(|| found(job, answer()?))
 }
 
+/// The address that a runner's jobs are of: the one that its pod names, where the status knows that as the pool's, now or
+/// before.
+pub(crate) fn home(pool: &Pool, spec: &Spec, runner: &Runner) -> GitHubUrl {
+    let status = &pool.status;
+    let left = status.left_at.iter().map(|left| &left.url);
+    let mut known = status.registered_at.iter().chain(left);
+    let named = runner.url.as_ref().filter(|url| known.any(|at| at == *url));
+    let named = named.and_then(|url| GitHubUrl::parse(url, true).ok());
+    named.unwrap_or_else(|| spec.url.clone())
+}
+
 /// What is known of a job without asking. The marks are a job's own words: they lead to the pool's own GitHub only.
-fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
+fn entry(pool: &Pool, spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
     let job = &done.job;
-    let repository = Repository::within(&spec.url, &job.repository);
+    let home = home(pool, spec, runner);
+    let repository = Repository::within(&home, &job.repository);
     let (run_id, attempt) = numbers(job);
     let run = run_id.and_then(|run| u64::try_from(run).ok());
     let number = attempt.and_then(|attempt| u32::try_from(attempt).ok());
     let page = repository.as_ref().zip(run);
-    let page = page.map(|(repository, run)| repository.run_page(&spec.url, run, number));
+    let page = page.map(|(repository, run)| repository.run_page(&home, run, number));
     JobStatus {
         job: job.job.clone(),
         conclusion: None,
@@ -254,7 +267,8 @@ fn entry(spec: &Spec, runner: &Runner, done: &EndedJob) -> JobStatus {
         exceeded_minutes: done.exceeded_minutes,
         run_id,
         attempt,
-        awaits_conclusion: page.is_some(),
+        // The credentials of another address need not reach it, and what they are refused they would be asked for no more.
+        awaits_conclusion: page.is_some() && home == spec.url,
         url: page,
         repository: repository.map(|r| r.full_name().to_owned()),
     }

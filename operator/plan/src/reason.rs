@@ -470,7 +470,7 @@ catalogue! {
             "What the pool had on GitHub could not be removed in time. The message says what was left there, and why."
             => "Remove it there by hand: *Settings → Actions → Runners*, *Settings → Webhooks*, or the required check.";
         ChecksLeftBehind [EVENT]
-            "The pool's address went to another server, and the required checks that it had added at the first one cannot be reached any more."
+            "The pool's address went to another server, or its spec to another repository or to no required checks, and those that it had added before cannot be taken away any more: the repository is archived or gone, or out of the credentials' reach."
             => "Remove them there by hand, where they are not wanted.";
         OperatorUninstalled [EVENT]
             "The operator was uninstalled and has let the pool go. It can be deleted, and its pods go with it; the message says what stays on GitHub."

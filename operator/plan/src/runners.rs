@@ -165,6 +165,10 @@ fn clear_ended(case: Case, plan: &mut Plan) {
     for runner in &observed.runners {
         match (&runner.end, runner.phase) {
             (_, RunnerPhase::Terminating) | (None, _) => {}
+            // The address that it was left at remembers its entry, which is asked for there when that can be.
+            (Some(_), _) if runner.is_elsewhere(spec) => {
+                plan.actions.push(Action::DeletePod(runner.into()));
+            }
             (Some(End::JobDone(_)), _) => plan.actions.push(Action::DeletePod(runner.into())),
             (Some(End::Failed(failure)), _)
                 if !failure.registered || stalls.is_some_and(|f| f.runner == runner.name) =>
@@ -175,12 +179,10 @@ fn clear_ended(case: Case, plan: &mut Plan) {
             (Some(End::Failed(_)), _) => plan.actions.push(Action::Drain(runner.into())),
         }
     }
-    // A persistent runner's successor has the same name; and what the pool has left is not to be held.
+    // A persistent runner's successor has the same name.
     // Another container may keep it, and its GPUs, for ever.
     let is_over_by = |r: &Runner| r.since.after(OVER_WITHIN);
-    let may_stay = |r: &Runner| {
-        !spec.persistent && !r.is_elsewhere(spec) && (r.is_over || now < is_over_by(r))
-    };
+    let may_stay = |r: &Runner| !spec.persistent && (r.is_over || now < is_over_by(r));
     kept.sort_by_key(|(r, _)| (!may_stay(r), std::cmp::Reverse(r.since)));
     let room = spec.size.max.min(MAX_LAST_FAILURES);
     for (place, (runner, failure)) in kept.into_iter().enumerate() {

@@ -45,11 +45,13 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     let may_write = observed.access == Access::Granted && pool.finalizer;
     match &facts.known {
         Known::Absent if may_write => {
-            plan.status.scale_set = None;
-            if left::is_noted(pool, spec, plan) {
-                plan.actions
-                    .push(Action::CreateScaleSet(wanted(pool, spec)));
+            // It is on record before it is made: it is found by its name then, however it may be registered by then.
+            let wanted = wanted(pool, spec);
+            let intent = Some(intent(&wanted));
+            if left::is_noted(pool, spec, plan) && pool.status.scale_set == intent {
+                plan.actions.push(Action::CreateScaleSet(wanted));
             }
+            plan.status.scale_set = intent;
             plan.wake_in(SignedDuration::ZERO);
         }
         Known::Present(set) if may_write && is_lost(facts, set, observed) => {
@@ -95,7 +97,7 @@ fn maintain(case: Case, facts: &ScaleSetFacts, set: &ScaleSet, capacity: usize, 
     let listening = facts.listening.as_ref().filter(|l| l.set == set.id);
     let new = wanted(pool, spec);
     let before = pool.status.scale_set.as_ref();
-    let before = before.filter(|before| u64::try_from(before.id) == Ok(set.id));
+    let before = before.filter(|before| number(before).is_none_or(|id| id == set.id));
     let is_asked = facts.asked.as_ref() == Some(&new);
     let has_group = before.is_none_or(|before| before.runner_group == new.group);
     let is_as_wanted = has_group && has_labels(set, &new.labels);
@@ -112,7 +114,8 @@ fn maintain(case: Case, facts: &ScaleSetFacts, set: &ScaleSet, capacity: usize, 
     } else {
         before.and_then(|before| before.runner_group.clone())
     };
-    let shown = shown(case, before, capacity, plan);
+    let was_made = before.filter(|before| number(before).is_some());
+    let shown = shown(case, was_made, capacity, plan);
     plan.status.scale_set = Some(ScaleSetStatus {
         id: i64::try_from(set.id).unwrap_or(i64::MAX),
         name: set.name.clone(),
@@ -168,6 +171,21 @@ pub(super) fn stop_listening(observed: &Observed, plan: &mut Plan) {
     let facts = observed.scale_set.as_ref();
     if facts.is_some_and(|facts| facts.listening.is_some()) {
         plan.actions.push(Action::StopListening);
+    }
+}
+
+/// GitHub's number for a scale set on record; `None` for one that may have been made or not.
+#[must_use]
+pub fn number(set: &ScaleSetStatus) -> Option<u64> {
+    u64::try_from(set.id).ok().filter(|id| *id > 0)
+}
+
+/// What is on record of a scale set before it is made.
+fn intent(wanted: &NewScaleSet) -> ScaleSetStatus {
+    ScaleSetStatus {
+        name: wanted.name.clone(),
+        runner_group: wanted.group.clone(),
+        ..ScaleSetStatus::default()
     }
 }
 

@@ -3,9 +3,11 @@
 use cudarunner_crds::{DeletionPolicy, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set, webhook};
+use super::{
+    Access, Action, Notice, Observed, Plan, checks, jobs, left, scale_set, verify, webhook,
+};
 use crate::model::pool::Pool;
-use crate::model::runner::End;
+use crate::model::runner::{End, Runner};
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
 
@@ -24,6 +26,7 @@ pub(super) fn plan(
         return;
     }
     jobs::plan(pool, observed, now, plan);
+    verify::give_up(pool, observed, plan);
     let limit = since.after(pool.teardown_timeout);
     if now >= limit {
         give_up(pool, observed, plan);
@@ -51,10 +54,13 @@ pub(super) fn plan(
 
 /// Takes out the runners, busy ones as the policy says.
 fn remove_runners(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    // Such an address remembers the entry, which is asked for there when that can be.
+    let is_elsewhere = |r: &Runner| pool.spec.as_ref().is_ok_and(|spec| r.is_elsewhere(spec));
     for runner in &observed.runners {
         let action = match (runner.phase, &runner.end) {
             (RunnerPhase::Terminating, _) => continue,
             (_, Some(End::JobDone(_))) => Action::DeletePod(runner.into()),
+            (_, Some(End::Failed(_))) if is_elsewhere(runner) => Action::DeletePod(runner.into()),
             (RunnerPhase::Busy, None) => match pool.deletion_policy {
                 DeletionPolicy::WaitForJobs => continue,
                 DeletionPolicy::Now => Action::Evict(runner.into()),

@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::condition::{ConditionState, condition_state};
 use super::{Access, Action, Case, Notice, Observed, Plan};
-use crate::model::github::{RunJob, Workflow};
-use crate::model::pool::{Pool, fingerprint};
+use crate::model::github::{Repository, RunJob, Workflow};
+use crate::model::pool::{Pool, Spec, fingerprint};
 use crate::model::runner::Runner;
 use crate::model::time::Shift as _;
 use crate::model::verification::{Dispatch, VerificationFacts};
@@ -44,6 +44,15 @@ pub fn workflow(pool: &Pool) -> Option<Workflow> {
         file: verify.workflow.clone(),
         git_ref: verify.git_ref.clone(),
     })
+}
+
+/// Whether a verification is of the repository that the spec names now. One that names none was made before they did.
+#[must_use]
+pub fn is_here(status: &VerificationStatus, spec: &Spec) -> bool {
+    let here = spec.repository.as_ref().map(Repository::full_name);
+    let named = status.repository.as_deref();
+    let mut origin = status.origin.iter();
+    named.is_none_or(|named| Some(named) == here) && origin.all(|o| *o == spec.url.origin())
 }
 
 /// Jobs that have ended and whose log has yet to be read.
@@ -94,6 +103,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         ..
     } = case;
     let Some(verify) = &spec.verify else {
+        abandon(pool, observed, plan);
         plan.status.verification = None;
         return;
     };
@@ -109,10 +119,48 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
             }
             verification.request(Some(before), plan)
         }
+        Some(mut before) if !is_here(&before, spec) => {
+            abandon(pool, observed, plan);
+            let why = "The spec names another repository by now".to_owned();
+            end(&mut before, Some((Reason::Failed, why)), case.now);
+            plan.wake_in(SignedDuration::ZERO);
+            Some(before)
+        }
         Some(before) => Some(verification.advance(before, plan)),
     };
     if status.is_some() {
         plan.status.verification = status;
+    }
+}
+
+/// Cancels a run that is to prove nothing any more. One whose jobs wait would wait on, for a runner that does not come; a job
+/// that runs, or has run, is its user's.
+fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let facts = &observed.verification;
+    let status = pool.status.verification.as_ref();
+    let status = status.filter(|v| !v.state.has_ended() && facts.since == Some(v.since.0));
+    // Of one that was not read yet nobody knows whether a job has begun.
+    let (Some(status), Ok(spec), Some(run)) = (status, &pool.spec, &facts.run) else {
+        return;
+    };
+    let named = status.repository.as_deref().and_then(Repository::new);
+    let repository = named.or_else(|| spec.repository.clone());
+    // Another server's cannot be asked any more.
+    let mut origin = status.origin.iter();
+    let is_reached = origin.all(|origin| *origin == spec.url.origin());
+    let has_begun = |job: &RunJob| matches!(&*job.status, "in_progress" | "completed");
+    if let Some(repository) = repository.filter(|_| is_reached)
+        && !facts.jobs.iter().any(has_begun)
+    {
+        plan.actions.push(Action::CancelRun(repository, run.id));
+    }
+}
+
+/// Gives up one that is on its way, with its pool.
+pub(super) fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
+    let status = &mut plan.status.verification;
+    if status.take_if(|v| !v.state.has_ended()).is_some() {
+        abandon(pool, observed, plan);
     }
 }
 
@@ -204,6 +252,8 @@ impl Verification<'_> {
             hardware: kinds,
             asked: pool.verify_asked.clone(),
             since: Time(now),
+            repository: spec.repository.as_ref().map(|r| r.full_name().to_owned()),
+            origin: Some(spec.url.origin()),
             run_id: None,
             url: None,
             ended: None,

@@ -59,6 +59,8 @@ fn verification(state: VerificationState) -> VerificationStatus {
         hardware: vec![],
         asked: None,
         since: Time(fixture::NOW),
+        repository: None,
+        origin: None,
         run_id: None,
         url: None,
         ended: None,

@@ -7,9 +7,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::context::Context;
 use crate::github::{Client, Error, Protection, Repository};
+use crate::memory::ChecksMemory;
 use cuda_runner_plan::Access;
 use cuda_runner_plan::checks::{
-    asked_of, branches, green, is_concerned, record, repository, ruleset_name, unseen,
+    asked_of, branches, green, has_gone_on, is_concerned, place, record, repository, ruleset_name,
+    unseen,
 };
 use cuda_runner_plan::model::checks::{Branch, CheckFacts};
 use cuda_runner_plan::model::pool::Pool;
@@ -34,12 +36,7 @@ pub async fn look(
     if !is_concerned(pool) {
         return CheckFacts::default();
     }
-    let (mut memory, access) = ctx.memory.with(pool, |memory| {
-        (
-            memory.checks.clone(),
-            memory.github.access == Access::Granted,
-        )
-    });
+    let (mut memory, access) = remembered(ctx, pool);
     let asked = (pool.generation, pool.look_again.clone());
     let changed = memory.asked.as_ref() != Some(&asked);
     let proven = memory.facts.proven.as_ref().map(|(run, _)| *run);
@@ -73,16 +70,34 @@ pub async fn look(
     match outcome {
         Ok(()) => {
             facts.read = Some(now);
+            if !has_gone_on(pool) {
+                facts.refusals = 0;
+            }
             facts.next_look = Some(now.after(pause(pool)));
             memory.asked = Some(asked);
         }
-        Err(error) => note_failure(&mut facts, &error, now),
+        Err(error) => note_failure(&mut facts, pool, &error, now),
     }
     ctx.memory.with(pool, |m| {
         m.checks.facts = facts.clone();
         m.checks.asked = memory.asked;
     });
     facts
+}
+
+/// What is remembered, of another repository nothing; and whether GitHub accepts the credentials.
+fn remembered(ctx: &Context, pool: &Pool) -> (ChecksMemory, bool) {
+    let place = place(pool);
+    ctx.memory.with(pool, |memory| {
+        if memory.checks.place != place {
+            memory.checks = ChecksMemory {
+                place,
+                ..ChecksMemory::default()
+            };
+        }
+        let is_in = memory.github.access == Access::Granted;
+        (memory.checks.clone(), is_in)
+    })
 }
 
 /// How long a look is good for.
@@ -95,8 +110,13 @@ fn pause(pool: &Pool) -> SignedDuration {
     }
 }
 
-/// Notes what GitHub did not do, and waits.
-pub(crate) fn note_failure(facts: &mut CheckFacts, error: &Error, now: Timestamp) {
+/// Notes what GitHub did not do, and waits. What is refused is counted while the pool could go on without it.
+pub(crate) fn note_failure(facts: &mut CheckFacts, pool: &Pool, error: &Error, now: Timestamp) {
+    if !has_gone_on(pool) {
+        facts.refusals = 0;
+    } else if !error.is_transient() {
+        facts.refusals = facts.refusals.saturating_add(1);
+    }
     facts.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));
     facts.trouble = Some((error.reason(), error.to_string()));
 }

@@ -22,6 +22,7 @@ use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::webhook::Heard;
 use cuda_runner_plan::reason::Reason;
 use cuda_runner_plan::runners::SWEEP;
+use cuda_runner_plan::scale_set::number;
 use cuda_runner_plan::webhook::read_again;
 use cuda_runner_plan::{Access, Entry, Listing, Queue};
 
@@ -115,10 +116,7 @@ pub fn scale_set_of(ctx: &Context, pool: &Pool) -> Option<u64> {
     match known {
         Known::Present(set) => Some(set.id),
         Known::Absent => None,
-        Known::Unknown => {
-            let status = pool.status.scale_set.as_ref()?;
-            u64::try_from(status.id).ok()
-        }
+        Known::Unknown => number(pool.status.scale_set.as_ref()?),
     }
 }
 
@@ -182,6 +180,13 @@ pub async fn client_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Clie
             last.ok_or(none.message)
         }
     }
+}
+
+/// The client for a change at an address that the pool has left: the one that GitHub last answered there. A pool without any
+/// credentials changes nothing.
+pub async fn let_in_at(ctx: &Context, pool: &Pool, url: &str) -> Result<Arc<Client>, String> {
+    let now = client_at(ctx, pool, url).await?;
+    Ok(ctx.clients.last.at(pool, url).unwrap_or(now))
 }
 
 async fn find(ctx: &Context, pool: &Pool, spec: &Spec) -> Result<Found, NoClient> {

@@ -1,6 +1,7 @@
 //! What is there at addresses that the pool has left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cudarunner_crds::LeftStatus;
@@ -11,9 +12,10 @@ use crate::context::Context;
 use crate::github::{Client, Error};
 use cuda_runner_plan::left::{AGAIN, SOON};
 use cuda_runner_plan::model::left::Left;
-use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
+use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::scale_set::number;
 use cuda_runner_plan::{Entry, Listing};
 
 /// The pause after an attempt that failed: mostly a person has to change something first.
@@ -61,8 +63,15 @@ async fn read(
     now: Timestamp,
 ) -> Left {
     let read = match client_at(ctx, pool, &left.url).await {
-        Ok(client) => {
-            let answer = ask(&client, pool, left, names).await;
+        Ok(mut client) => {
+            let mut answer = ask(&client, pool, left, names).await;
+            // What the pool has now need not reach where it was: what last worked there may.
+            let before = ctx.clients.last.at(pool, &left.url);
+            let before = before.filter(|before| !Arc::ptr_eq(before, &client));
+            if let (Some(before), true) = (before, is_refused(&answer)) {
+                client = before;
+                answer = ask(&client, pool, left, names).await;
+            }
             if answer.is_ok() {
                 let url = left.url.clone();
                 ctx.clients.last.worked(pool, url, client);
@@ -87,6 +96,14 @@ async fn read(
             ..Left::default()
         },
     }
+}
+
+/// Whether the credentials are of no use there.
+fn is_refused<T>(answer: &Result<T, Error>) -> bool {
+    matches!(
+        answer,
+        Err(Error::Unauthorized { .. } | Error::Forbidden { .. } | Error::NotFound { .. })
+    )
 }
 
 /// The pool's entries at the address, and its scale set where it still has one there.
@@ -115,22 +132,15 @@ async fn ask(
 
 /// By its number; where none was written down, by its name: it may have been made a moment before the address changed.
 async fn find_set(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<Option<u64>, Error> {
+    // It is on record before it is made.
+    let Some(set) = &left.scale_set else {
+        return Ok(None);
+    };
     let name = pool.scale_set_name();
-    if let Some(set) = &left.scale_set {
-        let Ok(id) = u64::try_from(set.id) else {
-            return Ok(None);
-        };
+    if let Some(id) = number(set) {
         let found = client.scale_set(id).await?;
         return Ok(found.filter(|set| set.name == name).map(|set| set.id));
     }
-    let spec = pool.spec.as_ref().ok();
-    let Some(spec) = spec.filter(|spec| spec.registration == RegistrationKind::ScaleSet) else {
-        return Ok(None);
-    };
-    let group = spec.runner_group.as_deref();
-    match client.find_scale_set(&name, group).await {
-        // The spec is of another address: what it asks for need not be there, and then nothing of ours is.
-        Err(error) if !error.is_transient() => Ok(None),
-        found => Ok(found?.map(|set| set.id)),
-    }
+    let group = set.runner_group.as_deref();
+    Ok(client.find_scale_set(&name, group).await?.map(|set| set.id))
 }

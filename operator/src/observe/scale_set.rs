@@ -13,6 +13,7 @@ use cuda_runner_plan::model::pool::{Pool, RegistrationKind};
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::scale_set::{Known, Listening, ScaleSetFacts};
 use cuda_runner_plan::model::time::Shift as _;
+use cuda_runner_plan::scale_set::number;
 
 /// The first pause after an attempt that failed.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(5);
@@ -73,17 +74,23 @@ pub async fn look<'a>(
     }))
 }
 
-/// By its number where that is known: its group may have changed. Else by its name, which no other pool's has.
+/// By its number where that is known: its group may have changed. Else by its name, which no other pool's has, in the group
+/// in which it was to be made.
 async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
     let known = pool.status.scale_set.as_ref();
-    if let Some(id) = known.and_then(|known| u64::try_from(known.id).ok())
+    let id = known.and_then(number);
+    if let Some(id) = id
         && let Some(set) = client.scale_set(id).await?
         && set.name == pool.scale_set_name()
     {
         return Ok(Some(set));
     }
-    let group = pool.spec.as_ref().ok();
-    let group = group.and_then(|spec| spec.runner_group.as_deref());
+    let intent = known.filter(|_| id.is_none());
+    let group = match (intent, &pool.spec) {
+        (Some(intent), _) => intent.runner_group.as_deref(),
+        (None, Ok(spec)) => spec.runner_group.as_deref(),
+        (None, Err(_)) => None,
+    };
     client.find_scale_set(&pool.scale_set_name(), group).await
 }
 
@@ -203,6 +210,8 @@ impl ScaleSetMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::github::tests::scale_sets::service;
+    use crate::github::tests::stub::{error, reply};
     use crate::listen::Listener;
     use crate::memory::PoolMemory;
     use crate::reconcile::tests::{Cluster, context};
@@ -210,6 +219,7 @@ mod tests {
     use cuda_runner_plan::model::runner::{EndedJob, Job};
     use cuda_runner_plan::model::scale_set::Heard;
     use cudarunner_crds::{RunnerPhase, ScaleSetStatus};
+    use serde_json::json;
 
     fn done(name: &str, finished: Timestamp) -> Runner {
         let mut runner = runner(&pool(1), name, RunnerPhase::Finished);
@@ -309,6 +319,36 @@ mod tests {
         }
         let noted = |memory: &mut PoolMemory| memory.github.scale_set.vanished;
         assert_eq!(ctx.memory.with(&pool, noted), Some(ago(60)));
+    }
+
+    #[tokio::test]
+    async fn one_that_may_have_been_made_is_found_by_its_name_whatever_the_spec_says() {
+        // Given a pool that was about to make a scale set, and registers in another way by now
+        let ctx = context(&Cluster::default()).await;
+        let mut pool = pool(1);
+        pool.spec_mut().registration = RegistrationKind::JitConfig;
+        pool.status.scale_set = Some(ScaleSetStatus {
+            name: pool.scale_set_name(),
+            ..ScaleSetStatus::default()
+        });
+        ctx.memory
+            .with(&pool, |memory| memory.github.access = Access::Granted);
+        let name = pool.scale_set_name();
+        let stub = service(move |line, _| match line {
+            line if line.contains("&runnerGroupId=1&name=") => {
+                let set = json!({"id": 7, "name": name, "runnerGroupId": 1, "labels": []});
+                reply(200, &json!({"count": 1, "value": [set]}))
+            }
+            _ => error(418, line),
+        });
+        let client = stub.await.client("acme/widgets");
+        // When it looks, then the one that was made after all is there
+        let found = look(&ctx, &pool, [].iter(), Some(&*client), NOW).await;
+        let known = found.map(|facts| facts.known);
+        assert!(
+            matches!(&known, Some(Known::Present(set)) if set.id == 7),
+            "{known:?}"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use cuda_runner_plan::Access;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::{Dispatch, VerificationFacts};
-use cuda_runner_plan::verify::{POLL, SLOW_POLL, SURELY_LISTED, is_late, workflow};
+use cuda_runner_plan::verify::{POLL, SLOW_POLL, SURELY_LISTED, is_here, is_late, workflow};
 
 /// Clocks differ, and GitHub counts whole seconds: how much earlier than our word a run of ours may look.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
@@ -28,7 +28,7 @@ pub async fn look(
         .status
         .verification
         .as_ref()
-        .filter(|v| !v.state.has_ended() && pool.deleting.is_none())
+        .filter(|v| !v.state.has_ended())
     else {
         return VerificationFacts::default();
     };
@@ -50,7 +50,10 @@ pub async fn look(
             memory.github.access == Access::Granted,
         )
     });
-    let due = facts.next_look.is_none_or(|at| now >= at);
+    // With the pool, or in a repository that its spec does not name, nothing more is to come of it.
+    let spec = pool.spec.as_ref();
+    let goes_on = pool.deleting.is_none() && spec.is_ok_and(|spec| is_here(status, spec));
+    let due = goes_on && facts.next_look.is_none_or(|at| now >= at);
     let (Some(client), Some(workflow), true, true) = (client, workflow(pool), due, access) else {
         return facts;
     };

@@ -1,6 +1,6 @@
 //! What is known of the webhook of a pool.
 
-use cudarunner_crds::ScalingSource;
+use cudarunner_crds::CudaRunner;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::reflector::Store;
@@ -109,14 +109,22 @@ async fn read(ctx: &Context, pool: &Pool, client: &Client, url: &str, now: Times
     });
 }
 
-/// Whether another pool that stays has the webhook that the status names.
+/// Whether another pool that stays has the webhook that the status names, and is to have it.
 fn is_shared(ctx: &Context, pool: &Pool) -> bool {
     let Some(own) = &pool.status.webhook else {
         return false;
     };
+    let wants = |other: &CudaRunner| {
+        let other = ctx.specs.pool(other);
+        // One whose spec cannot be read keeps what it has.
+        let Ok(spec) = &other.spec else {
+            return true;
+        };
+        let wanted = ctx.webhooks.as_ref().zip(HookName::of(&other, spec));
+        wanted.is_some_and(|(webhooks, hook)| webhooks.address(&hook) == own.url)
+    };
     ctx.pools.iter().flat_map(Store::state).any(|other| {
         let meta = &other.metadata;
-        let scaling = other.spec.scaling.as_ref();
         let status = other
             .status
             .as_ref()
@@ -124,8 +132,8 @@ fn is_shared(ctx: &Context, pool: &Pool) -> bool {
         meta.namespace.as_ref() == Some(&pool.key.namespace)
             && meta.uid.as_ref() != Some(&pool.uid)
             && meta.deletion_timestamp.is_none()
-            && scaling.is_some_and(|scaling| scaling.source == ScalingSource::Webhook)
             && status.is_some_and(|status| status.url == own.url)
+            && wants(&other)
     })
 }
 

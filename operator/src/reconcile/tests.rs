@@ -44,7 +44,9 @@ use cuda_runner_plan::fixture;
 use cuda_runner_plan::model::pool::FINALIZER;
 use cuda_runner_plan::node_marks::Marking;
 
+mod checks;
 mod failures;
+mod left;
 mod rerun;
 mod status;
 mod webhook;

@@ -36,6 +36,8 @@ fn green_run(names: &[&str]) -> VerificationStatus {
         hardware: vec![],
         asked: None,
         since: Time(ago(60)),
+        repository: None,
+        origin: None,
         run_id: Some(7),
         url: Some("https://github.com/acme/widgets/actions/runs/7".to_owned()),
         ended: Some(Time(ago(30))),
@@ -60,10 +62,7 @@ fn pool(uid: &str, asked: RequiredChecks) -> CudaRunner {
 }
 
 fn read(resource: &CudaRunner) -> Pool {
-    let mut pool = Pool::read(resource, false);
-    let spec = pool.spec_mut();
-    spec.repository = Repository::new("acme/widgets");
-    pool
+    Pool::read(resource, false)
 }
 
 /// GitHub, as far as checks go.
@@ -345,6 +344,33 @@ fn a_green_run_that_is_not_found_takes_nothing_away() {
 }
 
 #[test]
+fn a_run_that_was_green_in_another_repository_proves_nothing() {
+    let elsewhere = [
+        (Some("acme/gadgets"), None),
+        (Some("acme/widgets"), Some("https://ghe.example.com")),
+    ];
+    for (repository, origin) in elsewhere {
+        // Given a verification that was green elsewhere, and a run of the same number here
+        let mut world = World::new(&[("main", requires(&[]))]);
+        let mut pool = pool("a", on_main());
+        let status = pool.status.as_mut().unwrap();
+        let verification = status.verification.as_mut().unwrap();
+        verification.repository = repository.map(str::to_owned);
+        verification.origin = origin.map(str::to_owned);
+        // Then nothing is required
+        settle(&mut pool, &mut world);
+        assert_eq!(world.required("main"), &[""; 0]);
+        // Until it was green here
+        let status = pool.status.as_mut().unwrap();
+        let verification = status.verification.as_mut().unwrap();
+        verification.repository = Some("acme/widgets".to_owned());
+        verification.origin = Some("https://github.com".to_owned());
+        settle(&mut pool, &mut world);
+        assert_eq!(world.required("main"), &["gpu", "build"]);
+    }
+}
+
+#[test]
 fn a_ruleset_of_its_own_is_made_kept_and_removed() {
     let mut world = World::new(&[
         ("main", Protection::Unprotected),
@@ -389,6 +415,25 @@ fn of_two_pools_with_the_same_checks_the_last_one_out_removes_them() {
     delete(&mut pools[1]);
     act(&mut world, &mut pools, 1, true, true);
     assert_eq!(world.required("main"), &["fmt"]);
+}
+
+#[test]
+fn of_two_pools_that_move_together_each_removes_what_both_required() {
+    let (mut world, mut pools) = two_pools();
+    for number in [0, 0, 1, 1] {
+        act(&mut world, &mut pools, number, true, true);
+    }
+    // When the specs of both name another repository, by the address or by the workflow's
+    pools[0].spec.github.url = "https://github.com/acme/gadgets".to_owned();
+    let verify = serde_json::json!({"repository": "acme/gadgets", "workflow": "cuda.yml", "ref": "main", "jobs": [{"name": "gpu"}]});
+    pools[1].spec.verify = serde_json::from_value(verify).unwrap();
+    // Then neither takes the other for one that stays
+    for number in [0, 1] {
+        let (pool, observed) = observed_by(&world, &pools, number);
+        let plan = crate::plan(&pool, &observed, NOW);
+        let removes = |action: &Action| matches!(action, Action::UnrequireChecks(r, ..) if r.full_name() == "acme/widgets");
+        assert!(plan.actions.iter().any(removes), "{:?}", plan.actions);
+    }
 }
 
 #[test]

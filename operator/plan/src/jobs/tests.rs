@@ -1,4 +1,4 @@
-use cudarunner_crds::{DeviceStatus, RunnerPhase};
+use cudarunner_crds::{DeviceStatus, LeftStatus, RunnerPhase};
 use gate_report::usage::GpuUsage;
 
 use super::*;
@@ -245,6 +245,48 @@ fn marks_lead_to_the_pools_own_github_only() {
 }
 
 #[test]
+fn a_job_is_of_the_address_at_which_its_runner_registered() {
+    let (left, never) = (
+        "https://github.com/acme/before",
+        "https://github.com/evil/x",
+    );
+    // Given a pool that has moved a moment ago, or longer ago, or never to where a pod says that it is
+    for (url, registered_at, left_at, of) in [
+        (left, left, None, "acme/before"),
+        (
+            left,
+            "https://github.com/acme/widgets",
+            Some(left),
+            "acme/before",
+        ),
+        (
+            never,
+            "https://github.com/acme/widgets",
+            Some(left),
+            "acme/widgets",
+        ),
+    ] {
+        let mut pool = pool(1);
+        pool.status.registered_at = Some(registered_at.to_owned());
+        let left_at = left_at.map(|url| LeftStatus {
+            url: url.to_owned(),
+            ..LeftStatus::default()
+        });
+        pool.status.left_at = left_at.into_iter().collect();
+        let mut runner = ended(&pool, "pool-aaaaa", "build", 1);
+        runner.url = Some(url.to_owned());
+        runner.done.as_mut().unwrap().job.repository = of.to_owned();
+        // When its job has ended, then it is of the repository where it ran, and asked for with that one's credentials alone
+        let plan = plan(&pool, &observed(vec![runner]), NOW);
+        let job = &plan.status.last_jobs[0];
+        assert_eq!(job.repository.as_deref(), Some(of), "{url}");
+        let page = format!("https://github.com/{of}/actions/runs/17");
+        assert_eq!(job.url, Some(page));
+        assert_eq!(job.awaits_conclusion, of == "acme/widgets");
+    }
+}
+
+#[test]
 fn the_list_is_bounded_and_what_leaves_it_is_told() {
     let first = pool(20);
     let names: Vec<String> = (10..22).map(|n| format!("pool-aaa{n}")).collect();
@@ -327,7 +369,7 @@ fn a_note_has_room_for_some_and_counts_the_rest() {
     let jobs: Vec<JobStatus> = (0..10)
         .map(|n| {
             let runner = ended(&pool, &format!("pool-aaaa{n}"), &"ü".repeat(40), 1);
-            entry(spec, &runner, runner.done.as_ref().unwrap())
+            entry(&pool, spec, &runner, runner.done.as_ref().unwrap())
         })
         .collect();
     let note = note(&jobs.iter().collect::<Vec<_>>());

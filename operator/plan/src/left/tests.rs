@@ -1,10 +1,12 @@
 use cudarunner_crds::{CudaRunnerStatus, RunnerPhase, ScaleSetStatus};
+use gate_report::Class;
 use proptest::prelude::*;
 
-use super::super::fixture::{NOW, ago, listing, observed, pool, runner};
+use super::super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::super::plan;
 use super::*;
 use crate::model::left::Left;
+use crate::model::runner::{End, Failure};
 use crate::model::url::GitHubUrl;
 
 const BEFORE: &str = "https://github.com/acme/gadgets";
@@ -336,5 +338,28 @@ proptest! {
             }
             prop_assert!(knows_all(&stored), "after the write: {runners:?} {new:?} {stored:?}");
         }
+    }
+}
+
+#[test]
+fn a_pod_that_has_ended_elsewhere_goes_without_a_word_from_github() {
+    // Given a pod that failed after it had registered at an address that cannot be asked
+    let mut pool = noted();
+    let mut failed = there(&pool, "pool-aaaaa", RunnerPhase::Failed);
+    failed.end = Some(End::Failed(Failure {
+        registered: true,
+        ..gate_failure(Class::Config)
+    }));
+    let mut unasked = observed(vec![failed]);
+    unasked.left.insert(BEFORE.to_owned(), Left::default());
+    pool.status = plan(&pool, &unasked, NOW).status;
+    for deleting in [None, Some(ago(1))] {
+        pool.deleting = deleting;
+        // Then it goes, and the address stays on record for its entry
+        let planned = plan(&pool, &unasked, NOW);
+        let goes =
+            |action: &Action| matches!(action, Action::DeletePod(pod) if pod.name == "pool-aaaaa");
+        assert!(planned.actions.iter().any(goes), "{:?}", planned.actions);
+        assert!(planned.status.left_at.iter().any(|left| left.url == BEFORE));
     }
 }

@@ -32,6 +32,8 @@ pub struct CheckFacts {
     pub next_look: Option<Timestamp>,
     /// What GitHub did not do: one word, and a sentence.
     pub trouble: Option<(Reason, String)>,
+    /// Refusals in a row since the pool has gone on, which time alone does not change.
+    pub refusals: usize,
 }
 
 /// A branch, as GitHub shows it.

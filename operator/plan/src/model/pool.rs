@@ -25,8 +25,8 @@ const OWNERSHIP_PREFIX: &str = "cudarunner-";
 
 use fields::{
     gate_settings, job_containers, max_job_minutes, needs, proxy, read_allow, read_gpu,
-    read_preflight, registration, repository, schedule, size, teardown_timeout, telemetry,
-    verify_every, webhook,
+    read_preflight, registration, schedule, size, teardown_timeout, telemetry, verify_every,
+    webhook,
 };
 
 use super::github::Repository;
@@ -37,6 +37,7 @@ use super::url::{GitHubUrl, Scope, UrlError};
 use crate::reason::Reason;
 use crate::schedule::Window;
 use crate::shares::Needs;
+pub(crate) use fields::repository;
 
 /// A pool as the steps of a reconcile see it.
 #[derive(Clone, Debug)]

@@ -100,7 +100,12 @@ fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
     let job = job.or(runner.done.as_ref().map(|done| &done.job));
     Some(Blamed {
         runner: runner.name.clone(),
-        job: named(case.spec, job.or(runner.heard.as_deref())?)?,
+        job: named(
+            case.pool,
+            case.spec,
+            runner,
+            job.or(runner.heard.as_deref())?,
+        )?,
         node: runner.node.clone(),
         device: None,
         cause: RerunCause::NodeLoss,
@@ -187,9 +192,11 @@ pub(super) fn may_tell(case: Case, wish: &Rerun) -> bool {
     wish.on_node_loss && ended.any(is_open)
 }
 
-/// A job by its name, of the pool's own GitHub.
-fn named(spec: &Spec, job: &Job) -> Option<NamedJob> {
-    let repository = Repository::within(&spec.url, &job.repository)?;
+/// A job by its name, of the pool's own GitHub. One at a server that the pool has left cannot be asked for any more.
+fn named(pool: &Pool, spec: &Spec, runner: &Runner, job: &Job) -> Option<NamedJob> {
+    let home = jobs::home(pool, spec, runner);
+    let is_here = home.origin() == spec.url.origin();
+    let repository = Repository::within(&home, &job.repository).filter(|_| is_here)?;
     let (run, attempt) = jobs::numbers(job);
     let run = u64::try_from(run?).ok()?;
     Some(NamedJob {
@@ -336,7 +343,7 @@ pub fn remember<'a>(
         let cut = boot.map(|boot| Cut { boot, seen: now });
         Some(Ended {
             cut,
-            ..ended(spec, runner)?
+            ..ended(pool, spec, runner)?
         })
     });
     for job in listed.chain(seen) {
@@ -365,7 +372,7 @@ fn is_cut(runner: &Runner) -> bool {
 }
 
 /// The job that ended on a runner, or with it. A persistent runner's last one may have gone well before.
-fn ended(spec: &Spec, runner: &Runner) -> Option<Ended> {
+fn ended(pool: &Pool, spec: &Spec, runner: &Runner) -> Option<Ended> {
     let done = runner.done.as_ref().map(|done| (&done.job, done.finished));
     let failed = match &runner.end {
         Some(End::Failed(failure)) => Some(failure.at),
@@ -378,7 +385,7 @@ fn ended(spec: &Spec, runner: &Runner) -> Option<Ended> {
         runner: runner.name.clone(),
         node: runner.node.clone()?,
         devices: runner.devices.clone(),
-        job: named(spec, job)?,
+        job: named(pool, spec, runner, job)?,
         at,
         cut: None,
     })

@@ -67,11 +67,16 @@ fn one_that_is_missing_is_made_and_one_that_nobody_has_looked_for_is_not() {
         of_set(&plan(&pool, &seen(Known::Unknown), NOW)),
         [] as [&Action; 0]
     );
-    // Where it will be is in the status before it is there
-    let planned = plan(&pool, &seen(Known::Absent), NOW);
-    assert_eq!(of_set(&planned), [] as [&Action; 0]);
-    assert_eq!(planned.wake, Some(SignedDuration::ZERO));
-    pool.status = planned.status;
+    // Where it will be, and its name, are in the status before it is there
+    let here = "https://github.com/acme/widgets".to_owned();
+    for registered_at in [None, Some(here)] {
+        pool.status.registered_at = registered_at;
+        pool.status.scale_set = None;
+        let planned = plan(&pool, &seen(Known::Absent), NOW);
+        assert_eq!(of_set(&planned), [] as [&Action; 0]);
+        assert_eq!(planned.wake, Some(SignedDuration::ZERO));
+        pool.status = planned.status;
+    }
     let planned = plan(&pool, &seen(Known::Absent), NOW);
     assert_eq!(of_set(&planned), [&Action::CreateScaleSet(wanted_set())]);
     assert_eq!(planned.wake, Some(SignedDuration::ZERO));
@@ -429,4 +434,28 @@ fn what_keeps_it_from_working_is_said_and_waited_for() {
         served, 1,
         "a fixed number of runners is online all the same"
     );
+}
+
+#[test]
+fn one_whose_creation_had_no_answer_goes_when_the_pool_registers_otherwise() {
+    // Given a pool that is about to make one, in a group
+    let mut pool = pool();
+    pool.spec_mut().runner_group = Some("gpu".to_owned());
+    pool.status = plan(&pool, &seen(Known::Absent), NOW).status;
+    let planned = plan(&pool, &seen(Known::Absent), NOW);
+    assert!(matches!(of_set(&planned)[..], [Action::CreateScaleSet(_)]));
+    // When no answer comes, and its spec asks for another registration, then the one that is found by its name is removed
+    pool.spec_mut().registration = RegistrationKind::JitConfig;
+    let there = seen(Known::Present(set(&["cuda"])));
+    let planned = plan(&pool, &there, NOW);
+    assert_eq!(of_set(&planned), [&Action::DeleteScaleSet(7)]);
+    assert!(planned.status.scale_set.is_some());
+    // And where it goes to another group, the one that is found is moved there
+    let spec = pool.spec_mut();
+    spec.registration = RegistrationKind::ScaleSet;
+    spec.runner_group = None;
+    let planned = plan(&pool, &there, NOW);
+    let moves =
+        |action: &&&Action| matches!(action, Action::UpdateScaleSet(7, new) if new.group.is_none());
+    assert!(of_set(&planned).iter().any(|a| moves(&a)), "{planned:?}");
 }

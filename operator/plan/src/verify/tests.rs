@@ -345,3 +345,33 @@ fn a_refusal_is_told_and_takes_no_runner_away() {
     assert_eq!(says(&plan).1, "RefNotFound");
     assert!(plan.actions.is_empty(), "{:?}", plan.actions);
 }
+
+#[test]
+fn a_run_that_is_to_prove_nothing_any_more_is_cancelled_unless_a_job_has_begun() {
+    let edits: [fn(&mut Pool); 3] = [
+        |pool| pool.deleting = Some(ago(1)),
+        |pool| pool.spec_mut().verify = None,
+        |pool| pool.spec_mut().repository = Repository::new("acme/gadgets"),
+    ];
+    for (number, edit) in edits.into_iter().enumerate() {
+        let cancels = |status: &str| {
+            // Given a run of the pool's, and that the pool is deleted, or asks for none there any more
+            let pool = verified_pool(1, &[("cuda", None)]);
+            let (mut pool, observed) = running(pool, vec![job(1, "cuda", status)], &[]);
+            edit(&mut pool);
+            let planned = at_work(&pool, &observed);
+            let mut actions = planned.actions.iter();
+            let repository = Repository::new("acme/widgets").unwrap();
+            let cancels = actions.any(|a| *a == Action::CancelRun(repository.clone(), 7));
+            // Then that is decided once
+            pool.status = planned.status;
+            let planned = at_work(&pool, &observed);
+            let again = |action: &Action| matches!(action, Action::CancelRun(..));
+            assert!(!planned.actions.iter().any(again), "{number}");
+            cancels
+        };
+        assert!(cancels("queued"), "{number}");
+        assert!(!cancels("in_progress"), "{number}");
+        assert!(!cancels("completed"), "{number}");
+    }
+}

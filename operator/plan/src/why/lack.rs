@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::condition::kind;
 use crate::reason::{Reason, Stored};
+use crate::scale_set;
 
 /// What the jobs lack.
 #[derive(Clone, Copy)]
@@ -26,7 +27,9 @@ impl Lack {
         if status.busy >= most {
             return Self::Number;
         }
-        let capacity = status.scale_set.as_ref().map(|set| set.capacity);
+        let set = status.scale_set.as_ref();
+        let set = set.filter(|set| scale_set::number(set).is_some());
+        let capacity = set.map(|set| set.capacity);
         if let Some(capacity) = capacity.filter(|most_now| *most_now < most)
             && status.busy >= capacity
         {

@@ -10,5 +10,5 @@ mod reruns;
 mod room;
 mod runners;
 mod runs;
-mod scale_sets;
+pub(crate) mod scale_sets;
 pub(crate) mod stub;

@@ -12,7 +12,7 @@ const TOKEN: &str = "POST /registration-token";
 const CONNECT: &str = "POST /actions/runner-registration";
 
 /// Answers the way to the service itself, and what comes then by `script`.
-async fn service(mut script: impl FnMut(&str, usize) -> Reply + Send + 'static) -> Stub {
+pub(crate) async fn service(mut script: impl FnMut(&str, usize) -> Reply + Send + 'static) -> Stub {
     let mut asked = 0;
     Stub::start(move |seen, _| {
         let line = line(seen);

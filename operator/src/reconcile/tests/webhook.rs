@@ -14,7 +14,7 @@ use cuda_runner_plan::model::github::QueuedJob;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::webhook::Heard;
 use cuda_runner_plan::{Access, Plan, Queue};
-use cudarunner_crds::WebhookStatus;
+use cudarunner_crds::{ScalingSource, WebhookStatus};
 
 /// Where webhooks are taken now, and where they were before.
 const NOW_AT: &str = "https://hooks.example.com";
@@ -245,6 +245,29 @@ async fn a_webhook_is_not_forgotten_because_the_credentials_have_expired() {
         had.now += SignedDuration::from_secs(15);
         had.reconcile_often().await;
         assert_eq!((repository.removals(), had.url()), (1, None));
+    }
+}
+
+#[tokio::test]
+async fn a_pool_counts_as_one_that_stays_while_its_spec_is_to_have_the_webhook() {
+    // Given two pools with a webhook at an address that neither is to have any more, or that the other one is to have
+    for (url, removals) in [(BEFORE.to_owned(), 1), (address(), 0)] {
+        let repository = Repository::with(url.clone(), 200, 200).await;
+        let mut had = Had::new(&repository, "Poll").await;
+        had.pool.status.webhook.as_mut().unwrap().url = url;
+        let mut other = fixture::scaled(ScalingSource::Webhook, 0, 4);
+        other.metadata.name = Some("other".to_owned());
+        other.metadata.uid = Some("other".to_owned());
+        let status = other.status.as_mut().unwrap();
+        status.webhook.clone_from(&had.pool.status.webhook);
+        let (pools, mut writer) = reflector::store();
+        writer.apply_watcher_event(&Event::Init);
+        writer.apply_watcher_event(&Event::InitApply(other));
+        writer.apply_watcher_event(&Event::InitDone);
+        Arc::get_mut(&mut had.ctx).unwrap().pools = vec![pools];
+        // When the first one polls from now on, then its webhook goes unless the other one keeps it
+        had.reconcile_often().await;
+        assert_eq!((repository.removals(), had.url()), (removals, None));
     }
 }
 

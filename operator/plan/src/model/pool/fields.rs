@@ -185,7 +185,7 @@ pub(super) fn verify_every(verify: Option<&Verify>) -> Option<SignedDuration> {
 }
 
 /// The repository of `spec.verify`: its own word, or the pool's.
-pub(super) fn repository(verify: Option<&Verify>, url: &GitHubUrl) -> Option<Repository> {
+pub(crate) fn repository(verify: Option<&Verify>, url: &GitHubUrl) -> Option<Repository> {
     let own = verify.and_then(|v| v.repository.clone());
     let name = own.or_else(|| match url.scope() {
         Scope::Repository { owner, name } => Some(format!("{owner}/{name}")),

@@ -414,3 +414,35 @@ fn jobs_are_remembered_for_a_gate_that_may_yet_fail() {
         [ended()]
     );
 }
+
+#[test]
+fn a_job_of_an_address_that_the_pool_has_left_is_run_again_there_and_not_at_its_namesake() {
+    let run = |url: &str| {
+        // Given a job whose node went away, on a runner of before the address changed
+        let mut pool = wishing(1);
+        pool.status.registered_at = Some(url.to_owned());
+        let mut runner = failed(&pool, JOB, gate_failure(Class::Node));
+        let Some(End::Failed(failure)) = &mut runner.end else {
+            unreachable!()
+        };
+        failure.reason = Reason::NodeLost;
+        runner.url = Some(url.to_owned());
+        runner.under_way = Some(Box::new(Job {
+            job: "train".to_owned(),
+            run: "17".to_owned(),
+            attempt: "1".to_owned(),
+            ..Job::default()
+        }));
+        step(&mut pool, &observed(vec![runner]));
+        let blamed = pool.status.reruns.first();
+        blamed.map(|entry| (entry.repository.clone(), entry.url.clone().unwrap()))
+    };
+    // Then it is the job of the first repository
+    let page = "https://github.com/acme/before/actions/runs/17";
+    assert_eq!(
+        run("https://github.com/acme/before"),
+        Some(("acme/before".to_owned(), page.to_owned()))
+    );
+    // And at another server, which the credentials are not for, nothing is asked
+    assert_eq!(run("https://ghe.example.com/acme/widgets"), None);
+}
