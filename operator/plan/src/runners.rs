@@ -85,9 +85,13 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     for runner in active {
         wake_for(runner, spec, now, plan);
     }
+    wake_for_silent(observed, now, plan);
+}
+
+/// When a pod counts as lost whose node does not say how it ended. A moment that is over has had its effect.
+fn wake_for_silent(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let silent = observed.runners.iter().filter(|r| r.end.is_none());
     for moment in silent.filter_map(|r| observed.lost_by(r)) {
-        // One that is over has been judged.
         if moment > now {
             plan.wake_at(moment, now);
         }
