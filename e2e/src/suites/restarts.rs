@@ -60,7 +60,28 @@ async fn moments(ctx: &Ctx, most: &Most) -> Result<()> {
     while_runners_come(ctx).await?;
     while_a_job_runs(ctx).await?;
     most.at_most(1)?;
-    while_the_pool_changes(ctx, most).await
+    while_the_pool_changes(ctx, most).await?;
+    while_the_spec_cannot_be_read(ctx).await
+}
+
+/// What it was before no process remembers, and what was made of it goes all the same.
+async fn while_the_spec_cannot_be_read(ctx: &Ctx) -> Result<()> {
+    // Given a pool with a runner, and a spec that nothing can be made of any more
+    ctx.apply(&ctx.pool("unreadable", json!({}))).await?;
+    ctx.idle("unreadable", 1).await?;
+    let wrong = json!({"template": {"spec": {"nodeSelectors": {}}}});
+    ctx.apply(&ctx.pool("unreadable", wrong)).await?;
+    ctx.wait_for("the template to be refused", SOON, async || {
+        let conditions = ctx.status("unreadable").await?.conditions;
+        let refused = conditions.iter().any(|c| c.reason == "InvalidTemplate");
+        Ok(refused.then_some(()))
+    })
+    .await?;
+    // When the operator is killed, and the pool deleted, then nothing is left at GitHub
+    kill(ctx).await?;
+    ctx.delete("unreadable").await?;
+    ensure!(ctx.entries().await?.is_empty(), "entries are left");
+    Ok(())
 }
 
 async fn while_runners_come(ctx: &Ctx) -> Result<()> {

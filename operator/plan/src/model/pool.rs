@@ -385,12 +385,15 @@ impl Spec {
             job_containers: spec.job_containers.is_some(),
             shared_memory: spec.shared_memory.as_deref(),
         };
-        let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template)?;
+        // Nothing is made of a pool that goes: the way to GitHub is enough to undo what was made.
+        let goes = resource.meta().deletion_timestamp.is_some();
+        let template = template::read(spec.template.as_ref(), rest).map_err(SpecError::Template);
+        let template = unless(goes, template)?;
         let persistent = spec.lifetime == Lifetime::Persistent;
         let registration = registration(spec, persistent);
         let size = size(spec.replicas, spec.scaling.as_ref());
         let reads_queue = size.is_elastic() && registration != RegistrationKind::ScaleSet;
-        if let Some(scaling) = spec.scaling.as_ref().filter(|_| reads_queue)
+        if let Some(scaling) = spec.scaling.as_ref().filter(|_| reads_queue && !goes)
             && !url.is_repository()
         {
             return Err(SpecError::NoQueue(scaling.source, url.scope().clone()));
@@ -404,7 +407,7 @@ impl Spec {
             registration,
             persistent,
             size,
-            schedule: schedule(spec.scaling.as_ref())?,
+            schedule: unless(goes, schedule(spec.scaling.as_ref()))?,
             webhook: webhook(spec.scaling.as_ref()),
             quarantine: SignedDuration::from_mins(i64::from(spec.smoke.quarantine_minutes.max(1))),
             repository: repository(spec.verify.as_ref(), &url),
@@ -507,6 +510,17 @@ impl Spec {
     pub fn reads_queue(&self) -> bool {
         self.size.is_elastic() && self.registration != RegistrationKind::ScaleSet
     }
+}
+
+/// What was read, or nothing of it where it is of no use any more.
+fn unless<T: Default, E>(is_of_no_use: bool, read: Result<T, E>) -> Result<T, E> {
+    read.or_else(|error| {
+        if is_of_no_use {
+            Ok(T::default())
+        } else {
+            Err(error)
+        }
+    })
 }
 
 /// A short, stable fingerprint (FNV-1a, 64 bits): for telling templates apart, never for security.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::fixture;
-use cudarunner_crds::RegistrationMode;
+use cudarunner_crds::{CudaRunner, RegistrationMode};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 #[test]
@@ -15,6 +16,43 @@ fn an_unknown_field_of_the_template_is_named() {
         error.to_string().contains(".spec.containers[0].resource"),
         "{error}"
     );
+}
+
+#[test]
+fn a_pool_that_goes_is_read_as_far_as_it_takes_to_undo_it() {
+    type Change = fn(&mut CudaRunner);
+    let wrong: [(&str, Change); 3] = [
+        ("InvalidTemplate", |resource| {
+            resource.spec.template = Some(json!({"spec": {"nodeSelectors": {}}}));
+        }),
+        ("InvalidSchedule", |resource| {
+            let window = json!({"minRunners": 1, "maxRunners": 2, "schedule": [{
+                "days": ["Mon"], "from": "08:00", "to": "18:00", "timeZone": "Europe/Berln", "minRunners": 2}]});
+            resource.spec.scaling = Some(serde_json::from_value(window).unwrap());
+        }),
+        ("NoQueue", |resource| {
+            resource.spec.github.url = "https://github.com/acme".to_owned();
+            let poll = json!({"minRunners": 0, "maxRunners": 2, "source": "Poll"});
+            resource.spec.scaling = Some(serde_json::from_value(poll).unwrap());
+        }),
+    ];
+    for (reason, change) in wrong {
+        // Given a spec that nothing can be made of
+        let mut resource = fixture::resource();
+        change(&mut resource);
+        let error = Pool::read(&resource, false).spec.unwrap_err();
+        assert_eq!(error.reason(), reason, "{error}");
+        // When the resource is deleted, then the way to GitHub is known
+        resource.metadata.deletion_timestamp = Some(Time(fixture::NOW));
+        let spec = Pool::read(&resource, false).spec.unwrap();
+        assert_eq!(spec.secret, resource.spec.github.credentials_ref.name);
+        assert_eq!(spec.schedule, vec![]);
+    }
+    // One without an address cannot be asked anything
+    let mut nowhere = fixture::resource();
+    nowhere.spec.github.url = "https://".to_owned();
+    nowhere.metadata.deletion_timestamp = Some(Time(fixture::NOW));
+    assert!(Pool::read(&nowhere, false).spec.is_err());
 }
 
 #[test]
