@@ -204,10 +204,14 @@ impl Executor<'_> {
     fn required(&self, outcome: Result<(), crate::github::Error>) -> Done {
         self.ctx.memory.with(self.pool, |memory| {
             let facts = &mut memory.checks.facts;
-            facts.read = None;
+            let (is_first, refusals) = (facts.read.take().is_some(), facts.refusals);
             match outcome {
                 Ok(()) => (facts.next_look, facts.refusals) = (None, 0),
-                Err(error) => note_failure(facts, self.pool, &error, Timestamp::now()),
+                Err(error) => {
+                    note_failure(facts, self.pool, &error, Timestamp::now());
+                    // All branches that are changed at a time are one try.
+                    facts.refusals = if is_first { facts.refusals } else { refusals };
+                }
             }
         });
         Done::Yes

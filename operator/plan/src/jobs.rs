@@ -150,23 +150,29 @@ impl<'a> Identity<'a> {
 /// Whether the status has a runner's job, or has had it. What this process has told is known. Of what one before it has told,
 /// older jobs than a full list has have left the list.
 #[must_use]
-pub fn is_noted(known: &[JobStatus], told: Option<Told>, runner: &str, done: &EndedJob) -> bool {
+pub fn is_noted(known: &[JobStatus], told: Option<Told>, runner: &Runner, done: &EndedJob) -> bool {
     let (run, attempt) = numbers(&done.job);
     let job = Identity {
-        runner,
+        runner: &runner.name,
         run,
         finished: done.finished,
         is_by_word: done.started.is_none() && attempt.is_none(),
     };
+    // Where a runner has one job, that is it, whatever is said of its times.
+    let has_one = !runner.life.is_persistent;
     let has_left = match told {
         Some(told) => told
             .job
-            .is_some_and(|at| at == done.finished || job.is_by_word),
+            .is_some_and(|at| has_one || at == done.finished || job.is_by_word),
         None => known
             .get(MAX_LAST_JOBS - 1)
             .is_some_and(|oldest| done.finished < oldest.finished_at.0),
     };
-    has_left || known.iter().any(|known| Identity::of(known).is(job))
+    let is_it = |known: &JobStatus| {
+        let is_only = has_one && known.runner == runner.name && known.run_id == run;
+        Identity::of(known).is(job) || is_only && known.finished_at.0 >= runner.created
+    };
+    has_left || known.iter().any(is_it)
 }
 
 /// The run of a job, and which attempt of it.
@@ -186,7 +192,7 @@ fn ended<'a>(pool: &Pool, runners: impl Iterator<Item = &'a Runner>) -> Vec<JobS
     let known = &pool.status.last_jobs;
     runners
         .filter_map(|runner| Some((runner, done(runner)?)))
-        .filter(|(runner, done)| !is_noted(known, runner.told, &runner.name, done))
+        .filter(|(runner, done)| !is_noted(known, runner.told, runner, done))
         .map(|(runner, done)| entry(pool, spec, runner, &done))
         .collect()
 }

@@ -184,7 +184,7 @@ fn advance(case: Case, wish: &Rerun, entry: &mut RerunStatus, plan: &mut Plan) {
         }
         _ => {}
     }
-    if let Some(message) = &facts.denied {
+    if let Some(message) = facts.denied.get(&run) {
         skip(entry, Reason::RerunNotAllowed, message.clone(), now, plan);
         return;
     }

@@ -149,8 +149,11 @@ fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let mut origin = status.origin.iter();
     let is_reached = origin.all(|origin| *origin == spec.url.origin());
     let has_begun = |job: &RunJob| matches!(&*job.status, "in_progress" | "completed");
+    // What was read is some seconds old.
+    let is_busy = |r: &Runner| r.phase == RunnerPhase::Busy;
+    let may_have_begun = facts.jobs.iter().any(has_begun) || observed.runners.iter().any(is_busy);
     if let Some(repository) = repository.filter(|_| is_reached)
-        && !facts.jobs.iter().any(has_begun)
+        && !may_have_begun
     {
         plan.actions.push(Action::CancelRun(repository, run.id));
     }

@@ -55,6 +55,19 @@ impl Client {
         Ok(sets.find(|set| set.name == name))
     }
 
+    /// The same of one that may have been made or not: in a runner group that there is no more, it was not.
+    pub async fn find_intended(
+        &self,
+        name: &str,
+        group: Option<&str>,
+    ) -> Result<Option<ScaleSet>, Error> {
+        match self.runner_group_id(group).await {
+            Err(Error::NotFound { .. } | Error::Validation { .. }) => Ok(None),
+            Err(error) => Err(error),
+            Ok(_) => self.find_scale_set(name, group).await,
+        }
+    }
+
     /// Makes a scale set. Where the answer gets lost, it can be found by its name.
     pub async fn create_scale_set(&self, new: &NewScaleSet) -> Result<ScaleSet, Error> {
         let action = format!("make the scale set {} of {}", new.name, self.url().scope());

@@ -26,8 +26,7 @@ pub struct Moments {
 
 #[derive(Clone, Copy, Debug)]
 struct Moment {
-    phase: RunnerPhase,
-    /// By the node's clock.
+    /// Since when the runner is in its phase, by the node's clock.
     said: Timestamp,
     /// What makes it right.
     shift: SignedDuration,
@@ -41,9 +40,9 @@ impl Moments {
         for runner in runners {
             let last = before.get(&runner.uid);
             let moment = match last {
-                Some(last) if last.phase == runner.phase && last.said == runner.since => *last,
+                // A time that was seen before is no news, whatever has begun with it by now.
+                Some(last) if last.said == runner.since => *last,
                 last => Moment {
-                    phase: runner.phase,
                     said: runner.since,
                     shift: shift(runner, last.copied(), looked, now),
                 },
@@ -194,6 +193,23 @@ mod tests {
             panic!("{leaving:?}")
         };
         assert_eq!(seconds(failure.at), 72);
+    }
+
+    #[test]
+    fn a_phase_that_begins_with_an_older_time_says_nothing_of_the_clock() {
+        let mut moments = Moments::default();
+        look(&mut moments, said(RunnerPhase::Gated, 5), 95);
+        // Given a runner that was let in, whose gate's end the kubelet does not show yet
+        let runner = look(&mut moments, said(RunnerPhase::Starting, 5), 96);
+        assert_eq!(seconds(runner.since), 5);
+        // When it is asked to go, and fails, then that was when its node says
+        let mut leaving = said(RunnerPhase::Failed, 100);
+        (leaving.phase, leaving.since) = (RunnerPhase::Terminating, after(130));
+        let leaving = look(&mut moments, leaving, 101);
+        let Some(End::Failed(failure)) = &leaving.end else {
+            panic!("{leaving:?}")
+        };
+        assert_eq!(seconds(failure.at), 100);
     }
 
     #[test]

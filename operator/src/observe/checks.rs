@@ -114,7 +114,7 @@ fn pause(pool: &Pool) -> SignedDuration {
 pub(crate) fn note_failure(facts: &mut CheckFacts, pool: &Pool, error: &Error, now: Timestamp) {
     if !has_gone_on(pool) {
         facts.refusals = 0;
-    } else if !error.is_transient() {
+    } else if !error.is_transient() && !matches!(error, Error::Unauthorized { .. }) {
         facts.refusals = facts.refusals.saturating_add(1);
     }
     facts.next_look = Some(now.after(error.pause(now).unwrap_or(AGAIN)));

@@ -142,5 +142,5 @@ async fn find_set(client: &Client, pool: &Pool, left: &LeftStatus) -> Result<Opt
         return Ok(found.filter(|set| set.name == name).map(|set| set.id));
     }
     let group = set.runner_group.as_deref();
-    Ok(client.find_scale_set(&name, group).await?.map(|set| set.id))
+    Ok(client.find_intended(&name, group).await?.map(|set| set.id))
 }

@@ -64,7 +64,7 @@ pub(super) async fn look(
     let wanted: Vec<RunKey> = open.into_iter().filter(is_open).collect();
     if is_due && !wanted.is_empty() {
         facts.next_look = Some(now.after(POLL));
-        facts.denied = None;
+        facts.denied.clear();
         // Runners need the credential's requests more than this does.
         if let Some(client) = client.filter(|client| access && !client.is_short()) {
             read_all(client, pool, wanted, &mut facts, now).await;
@@ -118,7 +118,9 @@ async fn read_all(
             Ok(read) => {
                 facts.runs.insert(run, read);
             }
-            Err(error @ Error::Forbidden { .. }) => facts.denied = Some(format!("{error}.")),
+            Err(error @ Error::Forbidden { .. }) => {
+                facts.denied.insert(run, format!("{error}."));
+            }
             Err(error) => {
                 tracing::debug!(%error, "a run whose jobs are to be run again could not be read");
                 let next = now.after(error.pause_of_at_least(POLL, now));

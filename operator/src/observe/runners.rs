@@ -62,7 +62,7 @@ pub(super) fn is_told(
     told: Option<Told>,
     runner: &Runner,
 ) -> bool {
-    let is_noted = |done| ended_jobs::is_noted(&status.last_jobs, told, &runner.name, done);
+    let is_noted = |done| ended_jobs::is_noted(&status.last_jobs, told, runner, done);
     let end_is_told = || {
         matches!(runner.end, Some(End::JobDone(_)))
             || removed.contains(&runner.uid)

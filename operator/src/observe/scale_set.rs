@@ -91,7 +91,12 @@ async fn find(pool: &Pool, client: &Client) -> Result<Option<ScaleSet>, Error> {
         (None, Ok(spec)) => spec.runner_group.as_deref(),
         (None, Err(_)) => None,
     };
-    client.find_scale_set(&pool.scale_set_name(), group).await
+    let name = pool.scale_set_name();
+    if intent.is_some() {
+        client.find_intended(&name, group).await
+    } else {
+        client.find_scale_set(&name, group).await
+    }
 }
 
 /// Notes of runners that ended what GitHub says that they had to do, where nothing here tells.

@@ -152,6 +152,36 @@ fn a_job_is_noted_before_its_pod_goes_and_told_when_github_has_said_how_it_ended
 }
 
 #[test]
+fn the_job_of_a_runner_that_has_one_is_known_again_whatever_its_times() {
+    // Given a job in the status, of a runner whose pod is still there
+    let first = ended(&pool(1), "pool-aaaaa", "build", 4);
+    let pool = after(
+        &pool(1),
+        &plan(&pool(1), &observed(vec![first.clone()]), NOW),
+    );
+    // When another process, or another look, makes something else of its node's clock
+    let count = |persistent: bool, told: Option<Told>| {
+        let mut again = first.clone();
+        again.life.is_persistent = persistent;
+        again.told = told;
+        again.done.as_mut().unwrap().finished = ago(2);
+        plan(&pool, &observed(vec![again]), NOW)
+            .status
+            .last_jobs
+            .len()
+    };
+    let told = Told {
+        job: Some(ago(4)),
+        ..Told::default()
+    };
+    // Then it is the same, but for a runner that may have had another one of the run
+    for told in [None, Some(told)] {
+        assert_eq!(count(false, told), 1, "{told:?}");
+        assert_eq!(count(true, told), 2, "{told:?}");
+    }
+}
+
+#[test]
 fn a_job_without_an_answer_is_given_up_and_told_without_one() {
     let first = pool(1);
     let seen = observed(vec![ended(&first, "pool-aaaaa", "build", 1)]);

@@ -79,7 +79,7 @@ pub struct RerunFacts {
     /// What GitHub said when it was asked to run jobs again, by run.
     pub answers: BTreeMap<RunKey, Answer>,
     /// Why the runs cannot be read, where a person has to change something first.
-    pub denied: Option<String>,
+    pub denied: BTreeMap<RunKey, String>,
     /// When runs are read next.
     pub next_look: Option<Timestamp>,
 }

@@ -382,6 +382,20 @@ fn a_refusal_is_told_once_and_ends_it() {
 }
 
 #[test]
+fn a_run_that_may_not_be_read_ends_the_wish_for_its_own_jobs_alone() {
+    for (denied, is_skipped) in [(key(), true), (("acme/before".to_owned(), 17), false)] {
+        let mut pool = wishing(1);
+        let mut observed = world(&pool, broken());
+        step(&mut pool, &observed);
+        let message = "the credentials may not read it.".to_owned();
+        observed.reruns.denied.insert(denied, message);
+        step(&mut pool, &observed);
+        let skipped = state(&pool)[0].0 == RerunState::Skipped;
+        assert_eq!(skipped, is_skipped);
+    }
+}
+
+#[test]
 fn without_the_wish_nothing_is_run_again_and_nothing_is_kept() {
     for (gpu, node, expected) in [(true, false, 1), (false, true, 0)] {
         let mut pool = wishing(1);

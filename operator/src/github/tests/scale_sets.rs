@@ -84,6 +84,23 @@ fn new() -> NewScaleSet {
 }
 
 #[tokio::test]
+async fn one_that_was_to_be_in_a_group_that_is_gone_was_not_made() {
+    let groups = json!({"total_count": 1, "runner_groups": [{"id": 1, "name": "Default"}]});
+    let stub = Stub::start(move |_, _| reply(200, &groups)).await;
+    let client = stub.client("o");
+    let found = client.find_intended("pool-1", Some("gone")).await;
+    assert_eq!(found, Ok(None));
+    let found = client.find_scale_set("pool-1", Some("gone")).await;
+    assert!(matches!(found, Err(Error::NotFound { .. })), "{found:?}");
+    // Nor in a repository, which has none
+    let found = stub
+        .client("o/r")
+        .find_intended("pool-1", Some("gone"))
+        .await;
+    assert_eq!(found, Ok(None));
+}
+
+#[tokio::test]
 async fn the_way_to_the_service_is_made_once() {
     let stub = service(|line, _| match line {
         "GET /runtime/runnerscalesets?&runnerGroupId=1&name=pool-1" => {

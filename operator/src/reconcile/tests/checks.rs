@@ -221,6 +221,37 @@ async fn checks_that_cannot_be_taken_away_any_more_hold_up_no_other_repository()
 }
 
 #[tokio::test]
+async fn changes_of_several_branches_at_a_time_are_one_try() {
+    // Given a record of three branches, and a repository that refuses all changes once, or the credentials for a while
+    for (status, rounds) in [(403, 1), (401, 5)] {
+        let github = Repositories::new(&["gpu"], &[]).await;
+        let mut moved = Moved::new(&github, true).await;
+        let record = moved.pool.status.required_checks.as_mut().unwrap();
+        let main = record.branches[0].clone();
+        for name in ["release-1", "release-2"] {
+            let branch = cudarunner_crds::BranchChecks {
+                name: name.to_owned(),
+                ..main.clone()
+            };
+            record.branches.push(branch);
+        }
+        github.changes.store(status, Ordering::Relaxed);
+        for _ in 0..rounds {
+            moved.reconcile().await;
+            moved.now += SignedDuration::from_mins(1);
+        }
+        // When that is over, then nothing is left behind
+        github.changes.store(200, Ordering::Relaxed);
+        let told = moved.minutes().await;
+        assert!(
+            !told.iter().any(|told| told.contains("ChecksLeftBehind")),
+            "{told:?}"
+        );
+        assert_eq!(github.required(FIRST), [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn checks_that_the_spec_still_asks_for_are_given_up_by_no_refusal() {
     // Given a pool whose spec names the repository on record, which is out of reach for a while
     let github = Repositories::new(&["gpu"], &[]).await;
