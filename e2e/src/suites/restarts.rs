@@ -17,7 +17,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Ctx, SOON, context::labels};
+use super::{
+    Ctx, SOON,
+    context::{agent_with, labels},
+};
 use crate::{deploy, gpu};
 
 /// The largest crowd of pods that were there at the same time and had not ended, by name.
@@ -69,8 +72,10 @@ async fn while_the_spec_cannot_be_read(ctx: &Ctx) -> Result<()> {
     // Given a pool with a runner, and a spec that nothing can be made of any more
     ctx.apply(&ctx.pool("unreadable", json!({}))).await?;
     ctx.idle("unreadable", 1).await?;
-    let wrong = json!({"template": {"spec": {"nodeSelectors": {}}}});
-    ctx.apply(&ctx.pool("unreadable", wrong)).await?;
+    let mut template = agent_with("SETTING", "wrong");
+    template["spec"]["containers"][0]["resource"] = json!({"limits": {"cpu": "1"}});
+    ctx.apply(&ctx.pool("unreadable", json!({"template": template})))
+        .await?;
     ctx.wait_for("the template to be refused", SOON, async || {
         let conditions = ctx.status("unreadable").await?.conditions;
         let refused = conditions.iter().any(|c| c.reason == "InvalidTemplate");

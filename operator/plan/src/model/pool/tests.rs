@@ -23,11 +23,12 @@ fn a_pool_that_goes_is_read_as_far_as_it_takes_to_undo_it() {
     type Change = fn(&mut CudaRunner);
     let wrong: [(&str, Change); 3] = [
         ("InvalidTemplate", |resource| {
-            resource.spec.template = Some(json!({"spec": {"nodeSelectors": {}}}));
+            let container = json!({"name": "runner", "resource": {"limits": {"cpu": "1"}}});
+            resource.spec.template = Some(json!({"spec": {"containers": [container]}}));
         }),
         ("InvalidSchedule", |resource| {
             let window = json!({"minRunners": 1, "maxRunners": 2, "schedule": [{
-                "days": ["Mon"], "from": "08:00", "to": "18:00", "timeZone": "Europe/Berln", "minRunners": 2}]});
+                "days": ["Monday"], "from": "08:00", "to": "18:00", "timeZone": "Europe/Berln", "minRunners": 2}]});
             resource.spec.scaling = Some(serde_json::from_value(window).unwrap());
         }),
         ("NoQueue", |resource| {
