@@ -5,10 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cudarunner_crds::FailureStatus;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api,
-    api::{DeleteParams, EvictParams},
-};
+use kube::{Api, api::EvictParams};
 use serde_json::json;
 
 use super::{Ctx, SOON, context::agent_with};
@@ -55,7 +52,10 @@ async fn evicted(ctx: &Ctx) -> Result<()> {
 /// The agent does not end while it may: the kubelet kills it, and says so a moment after its time is over.
 async fn killed(ctx: &Ctx) -> Result<()> {
     // Given a job that ends of no signal but one
-    ctx.apply(&ctx.pool("killed", json!({}))).await?;
+    let mut template = agent_with("SETTING", "killed");
+    template["spec"]["terminationGracePeriodSeconds"] = json!(5);
+    ctx.apply(&ctx.pool("killed", json!({"template": template})))
+        .await?;
     ctx.idle("killed", 1).await?;
     let deaf = "trap '' INT TERM; while :; do sleep 0.1; done";
     let job = ctx
@@ -64,12 +64,8 @@ async fn killed(ctx: &Ctx) -> Result<()> {
     let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
 
     // When its pod is evicted, with less time than an agent gives its job
-    let few = DeleteParams::default().grace_period(5);
-    let params = EvictParams {
-        delete_options: Some(few),
-        ..EvictParams::default()
-    };
-    ctx.api::<Pod>().evict(&runner, &params).await?;
+    let pods: Api<Pod> = ctx.api();
+    pods.evict(&runner, &EvictParams::default()).await?;
 
     // Then it is said that this was Kubernetes, and the node is neither lost nor kept off
     let failure = failed(ctx, "killed", "Evicted", SOON).await?;
