@@ -408,7 +408,7 @@ fn code_of(failure: &Failure) -> &'static str {
     }
     Finding::ALL
         .into_iter()
-        .map(|found| gate_report::finding(found, at).name)
+        .map(Finding::name)
         .chain([gate_report::preflight::FAILED])
         .find(|name| *name == failure.code_name)
         .unwrap_or(OTHER)

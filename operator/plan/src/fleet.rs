@@ -13,6 +13,7 @@ mod queue;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeviceStatus, OtherDevicesStatus};
@@ -230,6 +231,13 @@ pub struct Tally {
     pub failed: i32,
     /// Whether that is more than chance explains.
     pub suspect: bool,
+}
+
+/// `3 of 5`.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.failed, self.jobs)
+    }
 }
 
 impl Tally {

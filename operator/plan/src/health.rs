@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{FailureClass, FailureStatus, JobStatus, MAX_LAST_FAILURES, RunnerPhase};
-use gate_report::{Class, Context, Finding, Step, finding, time::of_a_try};
+use gate_report::{Class, Finding, time::of_a_try};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -227,15 +227,16 @@ pub fn assess(pool: &Pool, observed: &Observed, now: Timestamp) -> Health {
     };
     let earlier = lasting::earlier(known, &observed.failures);
     lasting::blame_nodes(&mut new, &earlier, of_nodes);
-    let all: Vec<FailureStatus> = new.iter().chain(&earlier).cloned().collect();
-    let suspects = lasting::suspects(&all, of_nodes, now);
+    let all = new.iter().chain(&earlier);
+    let suspects = lasting::suspects(all.clone(), of_nodes, now);
+    let remembered = lasting::remembered(all, of_nodes, now);
     let mut last_failures: Vec<FailureStatus> = new.iter().chain(known).cloned().collect();
     last_failures.truncate(MAX_LAST_FAILURES);
 
     let mut health = Health {
         consecutive,
         last_failures,
-        remembered: lasting::remembered(&all, of_nodes, now),
+        remembered,
         new,
         failed,
         late,
@@ -371,7 +372,6 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
 
 /// Who may have left a process on a GPU whose memory is taken: the gate sees nothing of what ran there before.
 fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure) -> Failure {
-    let taken = finding(Finding::MemoryTaken, Context::at(Step::Context)).name;
     let device = failure.device.as_ref();
     let was_there = |job: &&JobStatus| {
         job.node.is_some()
@@ -380,7 +380,7 @@ fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure) -> Failure {
             && job.finished_at.0 <= failure.at
     };
     let mut jobs = pool.status.last_jobs.iter();
-    if failure.code_name.as_deref() == Some(taken)
+    if failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
         && let Some(job) = jobs.find(was_there)
     {
         let of = job

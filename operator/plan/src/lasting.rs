@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cudarunner_crds::{FailureStatus, MAX_LAST_FAILURES};
-use gate_report::{Class, Context, Finding, Step, finding};
+use gate_report::{Class, Finding};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{NodeFacts, Observed, sharing};
@@ -53,15 +53,13 @@ pub(super) fn earlier(known: &[FailureStatus], remembered: &[FailureStatus]) -> 
 
 /// What is remembered of failures, newest first: nobody reads their messages again. What went well since is seen for a while
 /// only, so what it speaks against is forgotten while it is.
-pub(super) fn remembered(
-    failures: &[FailureStatus],
+pub(super) fn remembered<'a>(
+    failures: impl Iterator<Item = &'a FailureStatus>,
     known: Known,
     now: Timestamp,
 ) -> Vec<FailureStatus> {
     let mut of_nodes = BTreeMap::<&str, usize>::new();
-    let recent = failures
-        .iter()
-        .filter(|f| now < f.at.0.after(LATELY) && !known.well_since(f, f.at.0));
+    let recent = failures.filter(|f| now < f.at.0.after(LATELY) && !known.well_since(f, f.at.0));
     let kept = recent.filter(|failure| {
         let count = failure
             .node
@@ -102,13 +100,13 @@ pub(super) fn blame_nodes(new: &mut [FailureStatus], earlier: &[FailureStatus], 
 }
 
 /// The nodes of which the last word, lately, is a fault that may pass. New pods go elsewhere while there is room.
-pub(super) fn suspects(
-    failures: &[FailureStatus],
+pub(super) fn suspects<'a>(
+    failures: impl Iterator<Item = &'a FailureStatus>,
     known: Known,
     now: Timestamp,
 ) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
-    let newest = failures.iter().filter(|f| seen.insert(f.node.as_deref()));
+    let newest = failures.filter(|f| seen.insert(f.node.as_deref()));
     let suspect = newest.filter(|f| is_suspicious(f, now) && !known.well_since(f, f.at.0));
     suspect
         .filter_map(|f| f.node.clone())
@@ -235,7 +233,7 @@ fn is_named(failure: &FailureStatus) -> bool {
     let reason = Stored::parse(&failure.reason);
     let name = failure.code_name.as_deref();
     // A host without time for the gate says nothing of its devices, and a template can cause it.
-    let starved = finding(Finding::Starved, Context::at(Step::Init)).name;
+    let starved = Finding::Starved.name();
     reason == Reason::GateFailed
         && ![Some(NOT_RUN), Some(starved)].contains(&name)
         && (failure.code.is_some() || name.is_some())

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cudarunner_crds::{
     FailureClass, FailureStatus, QuarantineScope, QuarantineStatus, RunnerPhase,
 };
-use gate_report::{Class, Context, Finding, Step, finding};
+use gate_report::{Class, Finding};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -398,10 +398,8 @@ pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&st
         Finding::FabricFailed,
     ];
     let is_one_of = |findings: &[Finding]| {
-        let mut names = findings
-            .iter()
-            .map(|f| finding(*f, Context::at(Step::Compare)).name);
-        names.any(|found| Some(found) == name)
+        let mut findings = findings.iter();
+        findings.any(|found| Some(found.name()) == name)
     };
     let blames_hardware = class.is_one_of(&[Class::Device, Class::Node]);
     // The code may be another fault's, beside which the gate found what has the name.

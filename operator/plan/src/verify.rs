@@ -51,8 +51,13 @@ pub fn workflow(pool: &Pool) -> Option<Workflow> {
 pub fn is_here(status: &VerificationStatus, spec: &Spec) -> bool {
     let here = spec.repository.as_ref().map(Repository::full_name);
     let named = status.repository.as_deref();
-    let mut origin = status.origin.iter();
-    named.is_none_or(|named| Some(named) == here) && origin.all(|o| *o == spec.url.origin())
+    named.is_none_or(|named| Some(named) == here) && is_at(status, spec)
+}
+
+/// The same of its server.
+fn is_at(status: &VerificationStatus, spec: &Spec) -> bool {
+    let origin = status.origin.as_ref();
+    origin.is_none_or(|origin| *origin == spec.url.origin())
 }
 
 /// Jobs that have ended and whose log has yet to be read.
@@ -146,13 +151,11 @@ fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let named = status.repository.as_deref().and_then(Repository::new);
     let repository = named.or_else(|| spec.repository.clone());
     // Another server's cannot be asked any more.
-    let mut origin = status.origin.iter();
-    let is_reached = origin.all(|origin| *origin == spec.url.origin());
     let has_begun = |job: &RunJob| matches!(&*job.status, "in_progress" | "completed");
     // What was read is some seconds old.
     let is_busy = |r: &Runner| r.phase == RunnerPhase::Busy;
     let may_have_begun = facts.jobs.iter().any(has_begun) || observed.runners.iter().any(is_busy);
-    if let Some(repository) = repository.filter(|_| is_reached)
+    if let Some(repository) = repository.filter(|_| is_at(status, spec))
         && !may_have_begun
     {
         plan.actions.push(Action::CancelRun(repository, run.id));

@@ -1,6 +1,6 @@
 //! Why a runner pod ended.
 
-use gate_report::{Class, Context, Finding, Report, Step, preflight};
+use gate_report::{Class, Finding, Report, Step, preflight};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt as _;
@@ -269,7 +269,7 @@ fn not_run(
 /// Whether the gate saw its test process die of a signal that nobody but the kernel, for memory, sends it. Where a
 /// container's processes are killed one by one (cgroup v1), the container itself lives on.
 fn was_killed(found: &gate_report::Failure) -> bool {
-    let is = |what| found.code_name == gate_report::finding(what, Context::at(found.step)).name;
+    let is = |what: Finding| found.code_name == what.name();
     is(Finding::OutOfMemoryKill)
         || is(Finding::Crash) && found.message.contains("died of signal 9 ")
 }

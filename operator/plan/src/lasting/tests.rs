@@ -430,7 +430,7 @@ fn remembered_of(failures: &[FailureStatus]) -> Vec<FailureStatus> {
         observed: &world.observed,
         made: &BTreeMap::new(),
     };
-    super::remembered(failures, known, NOW)
+    super::remembered(failures.iter(), known, NOW)
 }
 
 #[test]

@@ -636,5 +636,5 @@ fn of_settings() -> impl Strategy<Value = (Class, Option<i32>, String)> {
 }
 
 fn name_of(found: Finding) -> String {
-    finding(found, Context::at(Step::Compare)).name.to_owned()
+    found.name().to_owned()
 }

@@ -14,7 +14,7 @@ use cuda_runner_operator::watch::others::{ALIVE, held_by};
 use cuda_runner_operator::watch::pods::pool_of;
 use cuda_runner_operator::watch::pools::key_of;
 use cuda_runner_plan::fleet::{
-    Builder, DeviceState, Fleet, Known as Waiting, Node, Operator, Tally, WaitingJob,
+    Builder, DeviceState, Fleet, Known as Waiting, Node, Operator, WaitingJob,
 };
 use cuda_runner_plan::model::pool::PoolKey;
 use cuda_runner_plan::model::runner::Runner;
@@ -220,10 +220,15 @@ fn failed_jobs(out: &mut String, fleet: &Fleet) {
     all.sort_by_key(|(.., own, _)| Reverse((own.suspect, own.failed, Reverse(own.jobs))));
     let mut rows = vec![["NODE", "DEVICE", "FAILED JOBS", "ON OTHERS", ""].map(str::to_owned)];
     rows.extend(all.iter().take(DEVICES).map(|(uuid, node, own, others)| {
-        let of = |tally: &Tally| format!("{} of {}", tally.failed, tally.jobs);
         let word = if own.suspect { "suspect" } else { "" };
         let node = or_dash(node.as_ref());
-        [node, device(uuid), of(own), of(others), word.to_owned()]
+        [
+            node,
+            device(uuid),
+            own.to_string(),
+            others.to_string(),
+            word.to_owned(),
+        ]
     }));
     if rows.len() > 1 {
         out.push_str("\nDEVICES\n");

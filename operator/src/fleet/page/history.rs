@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{device_page, job, pool_link, queue, says, time, whole};
-use cuda_runner_plan::fleet::{Device, Event, EventKind, Fleet, Node, Tally};
+use cuda_runner_plan::fleet::{Device, Event, EventKind, Fleet, Node};
 
 /// One device, by its UUID; `None` where nothing is known of it.
 #[must_use]
@@ -36,7 +36,7 @@ pub fn device(fleet: &Fleet, uuid: &str) -> Option<String> {
             @if now.is_empty() { dt { "Now" } dd { "no runner holds it" } }
             @if let Some((own, others)) = compared {
                 dt { "Failed jobs" } dd {
-                    (tally(own)) " on this device, " (tally(others)) " on the other devices of its pools."
+                    (own) " on this device, " (others) " on the other devices of its pools."
                     @if own.suspect { " " span.bad { "More than chance explains." } }
                 }
             }
@@ -45,11 +45,6 @@ pub fn device(fleet: &Fleet, uuid: &str) -> Option<String> {
         (table(&events))
     };
     Some(whole(uuid, "device", fleet, &body))
-}
-
-/// `3 of 5`.
-fn tally(tally: Tally) -> String {
-    format!("{} of {}", tally.failed, tally.jobs)
 }
 
 /// One pool; `None` where there is none of this name.
