@@ -241,6 +241,9 @@ pub struct FailureStatus {
     /// Name of the driver's code, or of what the gate found, for example `WrongResult`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_name: Option<String>,
+    /// Whether other pods use the device too, as the gate saw: what is busy or late may be their doing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// One word for it, as in Events.
     pub reason: String,
     /// What happened, and what to do.

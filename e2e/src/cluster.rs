@@ -306,7 +306,26 @@ impl Cluster {
     /// Kills the kubelet of the first node and starts it anew, as an upgrade does; waits until the device plugin has found
     /// it. Containers run on.
     pub async fn restart_kubelet(&self) -> Result<()> {
+        self.restart_kubelet_alone().await?;
+        self.let_plugin_back().await
+    }
+
+    /// Kills the kubelet of the first node and starts it anew. The device plugin does not come back to it yet.
+    pub async fn restart_kubelet_alone(&self) -> Result<()> {
         let link = self.link.as_ref().context("there is no real node")?;
+        let machine = Machine::first(&self.dir);
+        fs::write(machine.devices().join(state::HELD), "")?;
+        machine.supervisor.signal("kubelet", Signal::KILL)?;
+        let limit = Duration::from_mins(1);
+        wait_for("the kubelet to end", limit, async || {
+            Ok(machine.supervisor.check("kubelet").is_err().then_some(()))
+        })
+        .await?;
+        machine.start(&self.tools, link.node)
+    }
+
+    /// The device plugin comes back to a kubelet that was restarted; waits until the node offers its GPUs.
+    pub async fn let_plugin_back(&self) -> Result<()> {
         let machine = Machine::first(&self.dir);
         let log = machine.supervisor.log("device-plugin");
         // The kubelet empties the folder of plugins when it starts, and the plugin registers again.
@@ -315,16 +334,12 @@ impl Cluster {
             anyhow::Ok(said.matches("registered ").count())
         };
         let before = registered()?;
-        machine.supervisor.signal("kubelet", Signal::KILL)?;
-        let limit = Duration::from_mins(1);
-        wait_for("the kubelet to end", limit, async || {
-            Ok(machine.supervisor.check("kubelet").is_err().then_some(()))
-        })
-        .await?;
-        machine.start(&self.tools, link.node)?;
-        wait_for("the device plugin to register again", limit, async || {
-            Ok((registered()? > before).then_some(()))
-        })
+        fs::remove_file(machine.devices().join(state::HELD))?;
+        wait_for(
+            "the device plugin to register again",
+            Duration::from_mins(1),
+            async || Ok((registered()? > before).then_some(())),
+        )
         .await?;
         let devices = state::read_all(&machine.devices())?.len();
         let client = self.client().await?;

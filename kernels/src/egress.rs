@@ -79,6 +79,7 @@ impl Way {
     /// One address. Any answer over HTTP will do.
     fn attempt(&self, url: &str) -> PreflightFinding {
         let deadline = Instant::now() + DEADLINE;
+        let mut before = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let answer = self
@@ -93,9 +94,15 @@ impl Way {
             };
             let trouble = Trouble::of(&error);
             let soon = Instant::now() + PAUSE;
+            // A try that the deadline cut short says less than the one before it.
+            let (trouble, error) = match before {
+                Some(before) if trouble == Trouble::TimedOut => before,
+                _ => (trouble, error),
+            };
             if trouble.is_final() || soon >= deadline {
                 return trouble.finding(url, &error, self.proxy_for(url));
             }
+            before = Some((trouble, error));
             thread::sleep(PAUSE);
         }
     }

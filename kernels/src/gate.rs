@@ -144,6 +144,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
                 message: error.to_string(),
                 advice: "Check that operator and gate image have the same version.".into(),
                 confidence: Confidence::High,
+                shared: false,
             }),
             ..Report::new(env!("CARGO_PKG_VERSION"))
         };

@@ -104,6 +104,7 @@ impl Error {
             },
             advice: fault.advice.into(),
             confidence: fault.confidence,
+            shared: false,
         }
     }
 }
@@ -122,6 +123,8 @@ enum Try<T> {
     Failed(Error),
     /// Worth another, after a pause if the registrar named one.
     Again(String, Option<Duration>),
+    /// Ended by the deadline of all tries.
+    CutShort,
 }
 
 /// What the registrar gives. The rest of the answer's text may hold a secret, so no error repeats it.
@@ -279,20 +282,27 @@ impl Registrar {
         deadline: Instant,
     ) -> Result<Option<T>, Error> {
         let url = format!("{}{path}", self.url);
-        let mut pause = PAUSE.0;
+        let late = |heard: &str| {
+            let text = format!("No answer of use from {url} in time: {heard}");
+            Err(Error::Unreachable(text))
+        };
+        let (mut pause, mut heard) = (PAUSE.0, "it did not answer".to_owned());
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let (heard, wished) = match self.once(&url, &bearer()?, body, left) {
+            let wished = match self.once(&url, &bearer()?, body, left) {
                 Try::Done(answer) => return Ok(answer),
                 Try::Failed(error) => return Err(error),
-                Try::Again(heard, wished) => (heard, wished),
+                // Why there was no answer, the tries before this one know.
+                Try::CutShort => return late(&heard),
+                Try::Again(words, wished) => {
+                    heard = words;
+                    wished
+                }
             };
             let wait = wished.map_or_else(|| jittered(pause), |wished| wished.max(PAUSE.0));
             pause = (pause * 2).min(PAUSE.1);
             if deadline.saturating_duration_since(Instant::now()) <= wait {
-                return Err(Error::Unreachable(format!(
-                    "No answer of use from {url} in time: {heard}"
-                )));
+                return late(&heard);
             }
             thread::sleep(wait);
         }
@@ -328,6 +338,7 @@ impl Registrar {
         };
         match answer {
             Ok(answer) => understand(answer),
+            Err(ureq::Error::Timeout(_)) if left < REQUEST => Try::CutShort,
             Err(error) => Try::Again(error.to_string(), None),
         }
     }
@@ -487,7 +498,7 @@ mod tests {
             let refusal = serde_json::json!({"reason": text.repeat(times), "message": text.repeat(times)});
             for body in [bytes, refusal.to_string().into_bytes()] {
                 let said = match answer(status, &retry_after, body) {
-                    Try::Done(_) => continue,
+                    Try::Done(_) | Try::CutShort => continue,
                     Try::Failed(error) => error.to_string(),
                     Try::Again(heard, _) => heard,
                 };

@@ -127,6 +127,7 @@ fn until_verdict(
                         " It was so for all of the {waited} s that the gate waited."
                     );
                 }
+                failure.shared = context.shared;
                 return Err(failure.into());
             }
             Next::Stands(Which::First, fault) => {
@@ -140,6 +141,7 @@ fn until_verdict(
                     failure.message,
                     " A second try in a new process failed as well: {second}."
                 );
+                failure.shared = context.shared;
                 return Err(failure.into());
             }
         }
@@ -406,6 +408,7 @@ impl Stop {
             message,
             advice: fault.advice.into(),
             confidence: fault.confidence,
+            shared: false,
         }
     }
 }

@@ -19,6 +19,7 @@ use common::registrar::{Registrar, TICKET, admitted, answer, refusal, ticket};
 use common::{Running, faulty, folder, report, signal, smoke, until};
 use gate_report::Report;
 use gate_report::contract::{file, gate};
+use gate_report::exit;
 use gate_report::wire::{REPORTS, TICKETS};
 use serde_json::{Value, json};
 
@@ -53,7 +54,6 @@ impl Pod {
             .env(gate::REGISTRAR_CA, &registrar.ca)
             .env(gate::REGISTRATION_DIR, self.dir.join("run"))
             .env(gate::TERMINATION_LOG, self.dir.join("log"))
-            .env(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
             .env(gate::POD, "pool-abcde")
             .env(gate::NODE, "node-a")
             .env(gate::NAMESPACE, "ci");
@@ -94,6 +94,12 @@ impl Pod {
         let metadata = fs::metadata(self.dir.join("run").join(name)).unwrap();
         metadata.permissions().mode() & 0o777
     }
+}
+
+/// With little time for the registrar: the test waits for all of it.
+fn hurried(mut command: Command) -> Command {
+    command.env(gate::REGISTRATION_TIMEOUT_SECONDS, "2");
+    command
 }
 
 fn no_secret_in(output: &Output, log: &str) {
@@ -177,26 +183,44 @@ fn without_a_ticket_the_pod_ends_and_says_why() {
     for (registrar, code, words) in [
         (
             Registrar::start(&[refusal(403, "", "NoRunner")]),
-            15,
+            exit::REFUSED,
             "because of NoRunner",
         ),
         (
             Registrar::start(&[refusal(503, "", "NotYetKnown")]),
-            16,
+            exit::UNREACHABLE,
             "because of NotYetKnown",
         ),
-        (nobody(), 16, "refused"),
-        (impostor(ticket()), 16, "certificate"),
+        // The last try is cut short by the deadline, and says nothing of its own.
+        (
+            Registrar::start(&[refusal(503, "", "NotYetKnown"), String::new()]),
+            exit::UNREACHABLE,
+            "because of NotYetKnown",
+        ),
+        (
+            Registrar::start(&[String::new()]),
+            exit::UNREACHABLE,
+            "in time: it did not answer",
+        ),
+        (nobody(), exit::UNREACHABLE, "refused"),
+        (impostor(ticket()), exit::UNREACHABLE, "certificate"),
         (
             Registrar::start(&[answer(200, "", &json!({"ticket": "two words"}))]),
-            70,
+            exit::INTERNAL,
             "used",
         ),
     ] {
         let pod = Pod::new();
-        let (ended, report) = pod.ended(&mut pod.prepare(&registrar));
+        let prepare = pod.prepare(&registrar);
+        let is_waited_for = code == exit::UNREACHABLE;
+        let mut prepare = if is_waited_for {
+            hurried(prepare)
+        } else {
+            prepare
+        };
+        let (ended, report) = pod.ended(&mut prepare);
         let message = report.failure.unwrap().message;
-        assert_eq!(ended, code, "{message}");
+        assert_eq!(ended, i32::from(code), "{message}");
         assert!(
             message.to_lowercase().contains(&words.to_lowercase()),
             "{message}"
@@ -282,7 +306,7 @@ fn a_busy_registrar_is_asked_again() {
     let registrar = Registrar::start(&[refusal(503, "", "NotYetKnown"), later, no]);
     let pod = Pod::prepared();
     let mut gate = pod.gate(&json!({}), &registrar);
-    let (code, _) = pod.ended(gate.env(gate::REGISTRATION_TIMEOUT_SECONDS, "30"));
+    let (code, _) = pod.ended(&mut gate);
     assert_eq!(code, 15);
     assert_eq!(registrar.asked(REPORTS).len(), 3);
 }
@@ -295,7 +319,8 @@ fn one_who_does_not_answer_well_in_time_is_unreachable() {
         (busy, "because of NotYetKnown"),
         (impostor(admitted()), "certificate"),
     ] {
-        let (code, report) = Pod::prepared().run(&json!({}), &registrar);
+        let pod = Pod::prepared();
+        let (code, report) = pod.ended(&mut hurried(pod.gate(&json!({}), &registrar)));
         let message = report.failure.unwrap().message.to_lowercase();
         assert_eq!(code, 16, "{message}");
         assert!(

@@ -394,7 +394,9 @@ fn a_hang_under_mps_may_be_anothers() {
             command.env("CUDA_MPS_PIPE_DIRECTORY", "/mps");
         }
         let (found, report) = run(command, &["--timeout", "1"]);
-        assert_eq!((found, failure(&report).code_name.as_str()), (exit, "Hang"));
+        let failure = failure(&report);
+        assert_eq!((found, failure.code_name.as_str()), (exit, "Hang"));
+        assert_eq!(failure.shared, mps);
     }
 }
 

@@ -381,6 +381,7 @@ impl Device for Gpu {
                 message: found.meaning.to_owned(),
                 advice: found.advice.to_owned(),
                 confidence: found.confidence,
+                shared: false,
             });
         }
         report

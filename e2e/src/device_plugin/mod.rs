@@ -41,6 +41,9 @@ pub async fn run(config: Config) -> Result<()> {
     });
     let socket = Path::new(PLUGINS).join(format!("{}.sock", config.resource.replace('/', "-")));
     loop {
+        while config.devices.join(state::HELD).exists() {
+            tokio::time::sleep(LOOK).await;
+        }
         if let Err(error) = serve_once(&config, &devices, &socket).await {
             eprintln!("{error:#}; trying again");
         }

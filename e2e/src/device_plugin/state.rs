@@ -11,6 +11,9 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+/// As long as this file is among the devices, the plugin does not begin to serve.
+pub const HELD: &str = "held";
+
 /// A simulated device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Device {

@@ -15,7 +15,8 @@ const IMAGE: &str = "localhost/changing-agent:dev";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     beside_an_idle_and_a_busy_one(ctx).await?;
-    in_the_middle_of_the_change(ctx).await
+    in_the_middle_of_the_change(ctx).await?;
+    before_a_late_device_plugin(ctx).await
 }
 
 async fn beside_an_idle_and_a_busy_one(ctx: &Ctx) -> Result<()> {
@@ -69,4 +70,29 @@ async fn in_the_middle_of_the_change(ctx: &Ctx) -> Result<()> {
     ensure!(view.assignments == 1, "{view:?}");
     nobody_is_blamed(ctx, "changing").await?;
     ctx.delete("changing").await
+}
+
+async fn before_a_late_device_plugin(ctx: &Ctx) -> Result<()> {
+    // Given a runner with a job
+    ctx.apply(&ctx.pool("bereft", json!({"replicas": 1})))
+        .await?;
+    ctx.idle("bereft", 1).await?;
+    let job = ctx.hold("last").await?;
+    ctx.picked_up(job).await?;
+
+    // When the kubelet is restarted, its device plugin is not there, and the job ends
+    ctx.cluster.restart_kubelet_alone().await?;
+    ctx.github.release(job).await?;
+    ctx.succeeded(job).await?;
+
+    // Then the next runner waits for GPUs, however many the kubelet refuses before Kubernetes knows that there are none
+    ctx.condition("bereft", "RunnersOnline", "False", "Unschedulable")
+        .await?;
+    nobody_is_blamed(ctx, "bereft").await?;
+
+    // And it comes when the plugin does
+    ctx.cluster.let_plugin_back().await?;
+    ctx.idle("bereft", 1).await?;
+    nobody_is_blamed(ctx, "bereft").await?;
+    ctx.delete("bereft").await
 }

@@ -494,7 +494,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "kubelet-restart",
         [],
-        "the kubelet is restarted beside an idle and a busy runner and while an image is changed: no job is lost, no node blamed",
+        "the kubelet is restarted beside an idle and a busy runner, while an image is changed, and with a late device plugin: no job is lost, no node blamed",
         kubelet_restart::run
     ),
     suite!(

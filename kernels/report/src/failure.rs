@@ -33,4 +33,8 @@ pub struct Failure {
     pub advice: String,
     /// How sure the class is.
     pub confidence: Confidence,
+    /// Whether other pods use the device too (time slicing, MPS), as far as the gate knows: what is busy or late may be
+    /// their doing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }

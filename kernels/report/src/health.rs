@@ -354,6 +354,7 @@ impl Shown<'_> {
             message: format!("NVML: {}. {}", self.detail, fault.meaning),
             advice: fault.advice.into(),
             confidence: fault.confidence,
+            shared: false,
         }
     }
 }

@@ -274,6 +274,7 @@ impl Preflight {
             message: self.sentence(),
             advice: self.advice(),
             confidence: Confidence::High,
+            shared: false,
         })
     }
 }

@@ -187,6 +187,7 @@ mod tests {
                 message: message.into(),
                 advice: message.into(),
                 confidence: Confidence::High,
+                shared: false,
             }),
             ..Report::new("0.1.0")
         }

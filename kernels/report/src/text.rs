@@ -321,6 +321,7 @@ mod tests {
                 message: "What happened and what it means.".into(),
                 advice: "What to do.".into(),
                 confidence: Confidence::High,
+                shared: false,
             }),
             preflight: Some(Preflight {
                 findings: vec![

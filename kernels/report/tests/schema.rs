@@ -118,6 +118,7 @@ fn whole() -> Value {
             message: String::new(),
             advice: String::new(),
             confidence: Confidence::Low,
+            shared: false,
         }),
         warnings: vec![Warning {
             reason: "Reason".into(),

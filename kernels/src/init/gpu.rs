@@ -245,6 +245,7 @@ fn unproven() -> Failed {
             advice: "Only the operator may change it, after the pass. Find out who else does: a policy that rewrites images of running pods, for example."
                 .into(),
             confidence: Confidence::High,
+            shared: false,
         },
     }
 }

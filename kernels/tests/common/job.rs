@@ -80,7 +80,7 @@ impl Pod {
             .with(gate::REGISTRATION_DIR, &run)
             .with(gate::AGENT_DIR, &agent)
             .with(gate::EXTERNALS_DIR, &copied)
-            .with(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
+            .with(gate::REGISTRATION_TIMEOUT_SECONDS, "30")
             .with(gate::REGISTRAR_URL, &registrar.url())
             .with(gate::REGISTRAR_CA, &registrar.ca)
     }

@@ -10,7 +10,8 @@ use tokio_rustls::rustls::{ServerConnection, StreamOwned};
 pub const JIT: &str = "c2VjcmV0LWNvbmZpZw==";
 pub const TICKET: &str = "ticket-of-the-pod";
 
-/// Gives these answers, one for each request of a path, the last one again and again.
+/// Gives these answers, one for each request of a path, the last one again and again. Where one is
+/// empty it says nothing and keeps the connection.
 pub struct Registrar {
     pub address: SocketAddr,
     pub ca: String,
@@ -31,6 +32,7 @@ impl Registrar {
         let requests = Arc::new(Mutex::new(Vec::<String>::new()));
         let seen = Arc::clone(&requests);
         std::thread::spawn(move || {
+            let mut kept = vec![];
             for stream in listener.incoming().flatten() {
                 let mut tls =
                     StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
@@ -43,10 +45,15 @@ impl Registrar {
                 let mut seen = seen.lock().unwrap();
                 let number = seen.iter().filter(|request| is_of(request, path)).count();
                 let answer = answers.get(number).or(answers.last());
+                let answer = answer.cloned().unwrap_or_default();
                 seen.push(request);
                 drop(seen);
+                if answer.is_empty() {
+                    kept.push(tls);
+                    continue;
+                }
                 // A client that has gone away is the test's own matter.
-                let _ = tls.write_all(answer.cloned().unwrap_or_default().as_bytes());
+                let _ = tls.write_all(answer.as_bytes());
                 tls.conn.send_close_notify();
                 let _ = tls.flush();
             }

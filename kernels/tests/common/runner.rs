@@ -37,7 +37,7 @@ impl Pod {
         let (program, log) = (pod.gate_program(), pod.dir.join("log"));
         pod.with(gate::PROGRAM, &program.to_string_lossy())
             .with(gate::TERMINATION_LOG, &log.to_string_lossy())
-            .with(gate::REGISTRATION_TIMEOUT_SECONDS, "2")
+            .with(gate::REGISTRATION_TIMEOUT_SECONDS, "30")
     }
 
     /// The gate has passed, and the image was changed to the runner's.

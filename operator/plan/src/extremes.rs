@@ -67,6 +67,7 @@ fn remember(pool: &mut Pool, moments: &[Timestamp], count: i32) {
         class: Class::Node.into(),
         code: None,
         code_name: None,
+        shared: true,
         reason: "GateFailed".into(),
         message: String::new(),
         at: at(2),

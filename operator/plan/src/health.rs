@@ -450,6 +450,7 @@ fn noted(runner: &Runner, mut failure: Failure) -> FailureStatus {
         class: failure.class.into(),
         code: failure.code,
         code_name: failure.code_name,
+        shared: failure.shared,
         reason: failure.reason.into(),
         message: failure.message,
         at: Time(failure.at),

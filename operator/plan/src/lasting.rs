@@ -222,7 +222,8 @@ impl Known<'_> {
     /// Whether the failure may be the doing of others with whom its GPU is shared: a busy device, or time that ran out.
     fn is_of_others(self, failure: &FailureStatus) -> bool {
         let spec = self.pool.spec.as_ref();
-        spec.is_ok_and(|spec| sharing::is_shared(&spec.gpu, self.node(failure)))
+        let is_shared = |gpu| sharing::is_shared(gpu, self.node(failure));
+        (failure.shared || spec.is_ok_and(|spec| is_shared(&spec.gpu)))
             && Stored::parse(&failure.reason) == Reason::GateFailed
             && failure.code.is_none_or(|code| OF_OTHERS.contains(&code))
     }

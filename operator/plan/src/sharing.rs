@@ -16,7 +16,7 @@ const REPLICAS: &str = ".replicas";
 const GKE: &str = "cloud.google.com/gke-gpu-sharing-strategy";
 
 /// Whether a request gets shares of GPUs on a node, as its name and the node's labels say. Of claims nobody but the driver
-/// knows; MPS the gate sees by itself.
+/// knows; MPS the gate sees by itself, and says so in its failures.
 #[must_use]
 pub fn is_shared(gpu: &GpuRequest, node: Option<&NodeFacts>) -> bool {
     let GpuRequest::Resource { name, .. } = gpu else {

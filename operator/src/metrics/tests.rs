@@ -36,6 +36,7 @@ fn failed(class: Class, code: Option<i32>, code_name: &str) -> Report {
             message: "a message".to_owned(),
             advice: String::new(),
             confidence: Confidence::High,
+            shared: false,
         }),
         timings: Timings {
             total_ms: 1500.0,

@@ -203,6 +203,7 @@ fn gate_failure(
         code: found.as_ref().and_then(|f| f.code),
         code_name: found.as_ref().map(|f| f.code_name.clone()),
         at_start: found.as_ref().is_some_and(is_at_start),
+        shared: found.as_ref().is_some_and(|f| f.shared),
         device: found.and_then(|f| f.uuid),
         registered: false,
         ..failure(reason, class, message)

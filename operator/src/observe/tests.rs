@@ -425,6 +425,7 @@ fn a_failed_gate_speaks_through_its_report() {
             message: "Driver and library differ.".into(),
             advice: "Reboot the node.".into(),
             confidence: gate_report::Confidence::High,
+            shared: true,
         }),
         ..Report::new("1")
     }
@@ -442,7 +443,7 @@ fn a_failed_gate_speaks_through_its_report() {
         failure.message,
         "Driver and library differ. Reboot the node."
     );
-    assert!(!failure.registered);
+    assert!(failure.shared && !failure.registered);
 }
 
 /// What follows from each class is `plan::quarantine::tests::each_class_has_its_consequence`.

@@ -34,6 +34,7 @@ fn failure(device: &str, at: Timestamp) -> FailureStatus {
         class: gate_report::Class::Device.into(),
         code: Some(719),
         code_name: None,
+        shared: false,
         reason: "GateFailed".to_owned(),
         message: "the kernel faulted".to_owned(),
         at: Time(at),

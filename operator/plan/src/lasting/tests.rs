@@ -20,6 +20,7 @@ fn failure(reason: Reason, class: Class, name: &str, seconds_ago: i64) -> Failur
         class: class.into(),
         code: None,
         code_name: Some(name.to_owned()),
+        shared: false,
         reason: reason.into(),
         message: "m".to_owned(),
         at: Time(ago(seconds_ago)),
@@ -319,24 +320,28 @@ fn nothing_is_the_nodes_while_it_warms_up() {
 
 #[test]
 fn a_shared_gpu_may_be_busy_for_as_long_as_it_likes() {
-    let shared = World::labelled("nvidia.com/gpu.replicas", "4");
+    // Shared as the node's labels say, or as the gate alone can see: by MPS, or through a claim
+    let labelled = World::labelled("nvidia.com/gpu.replicas", "4");
+    let twice = |world: &World, shared, failure: &dyn Fn(i64) -> FailureStatus| {
+        let seen = |at| FailureStatus {
+            shared,
+            ..failure(at)
+        };
+        world.class_of_last(&[seen(0), seen(8)])
+    };
     let hang = |at| failure(Reason::GateFailed, Class::Transient, "Hang", at);
-    for code in [2, 46, 805, 806, 807, 808, 809, 810] {
-        assert_eq!(
-            shared.class_of_last(&[gate(code, 0), gate(code, 8)]),
-            Class::Transient
-        );
-        assert_eq!(
-            World::new().class_of_last(&[gate(code, 0), gate(code, 8)]),
-            Class::Node
-        );
+    for (world, shared, class) in [
+        (&labelled, false, Class::Transient),
+        (&World::new(), true, Class::Transient),
+        (&World::new(), false, Class::Node),
+    ] {
+        for code in OF_OTHERS {
+            assert_eq!(twice(world, shared, &|at| gate(code, at)), class, "{code}");
+        }
+        assert_eq!(twice(world, shared, &hang), class);
+        // What no neighbour can cause
+        assert_eq!(twice(world, shared, &|at| gate(802, at)), Class::Node);
     }
-    assert_eq!(shared.class_of_last(&[hang(0), hang(8)]), Class::Transient);
-    // What no neighbour can cause
-    assert_eq!(
-        shared.class_of_last(&[gate(802, 0), gate(802, 8)]),
-        Class::Node
-    );
 }
 
 #[test]

@@ -312,6 +312,8 @@ pub struct Failure {
     pub registered: bool,
     /// Whether the gate met it before it reached a device: a driver that still starts looks like that.
     pub at_start: bool,
+    /// Whether the gate saw that other pods use the device too.
+    pub shared: bool,
     /// The agent's version, where GitHub refused it.
     pub refused: Option<RefusedVersion>,
 }
@@ -336,6 +338,7 @@ impl Failure {
             at,
             registered,
             at_start: false,
+            shared: false,
             refused: None,
         }
     }

@@ -254,6 +254,7 @@ fn killed() -> String {
             message: "the test process died of signal 9 (SIGKILL) in cuInit".into(),
             advice: "Reinstall the driver.".into(),
             confidence: gate_report::Confidence::Medium,
+            shared: false,
         }),
         ..Report::new("1")
     }

@@ -155,6 +155,7 @@ fn what_kept_the_agent_from_starting_is_told_in_our_programs_words_and_blames_no
                 message: "The image has no nvcc.".into(),
                 advice: "Add it.".into(),
                 confidence: gate_report::Confidence::High,
+                shared: false,
             }),
             ..Report::new("1")
         }
