@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -82,6 +82,10 @@ impl Audit {
     /// The operator's requests since the last time. A watch is listed when it begins and when it ends.
     pub fn new_requests(&mut self) -> Result<Vec<Request>> {
         let mut file = File::open(&self.path)?;
+        ensure!(
+            file.metadata()?.len() >= self.offset,
+            "the audit log was rotated"
+        );
         file.seek(SeekFrom::Start(self.offset))?;
         let user = format!("system:serviceaccount:{NAMESPACE}:{RELEASE}");
         let mut requests = Vec::new();

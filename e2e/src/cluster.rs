@@ -87,6 +87,8 @@ pub struct Cluster {
     pub tools: Tools,
 }
 
+/// By then a part of a node has done what it was asked for, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_mins(3);
 /// Where the simulated GitHub listens in a network namespace of its own.
 const GITHUB_PORT: u16 = 8443;
 
@@ -297,7 +299,7 @@ impl Cluster {
         nodes.delete(node::SECOND, &DeleteParams::default()).await?;
         wait_for(
             "the second node to be gone",
-            Duration::from_mins(1),
+            PATIENCE,
             async || Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(())),
         )
         .await
@@ -316,8 +318,7 @@ impl Cluster {
         let machine = Machine::first(&self.dir);
         fs::write(machine.devices().join(state::HELD), "")?;
         machine.supervisor.signal("kubelet", Signal::KILL)?;
-        let limit = Duration::from_mins(1);
-        wait_for("the kubelet to end", limit, async || {
+        wait_for("the kubelet to end", PATIENCE, async || {
             Ok(machine.supervisor.check("kubelet").is_err().then_some(()))
         })
         .await?;
@@ -337,7 +338,7 @@ impl Cluster {
         fs::remove_file(machine.devices().join(state::HELD))?;
         wait_for(
             "the device plugin to register again",
-            Duration::from_mins(1),
+            PATIENCE,
             async || Ok((registered()? > before).then_some(())),
         )
         .await?;
@@ -420,7 +421,7 @@ impl Cluster {
         let nodes: Api<Node> = Api::all(client.clone());
         let offered = wait_for(
             "the node to be ready and to offer its GPUs",
-            Duration::from_mins(1),
+            PATIENCE,
             async || {
                 for program in ["containerd", "kubelet"] {
                     machine.supervisor.check(program)?;

@@ -21,6 +21,9 @@ use crate::{
 const SERVICE_RANGE: &str = "10.96.0.0/16";
 const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
+/// By then the API server is ready, on a machine that has other things to do.
+const READY: Duration = Duration::from_mins(3);
+
 /// Where the parts listen.
 #[derive(Clone, Copy, Debug)]
 pub struct Listen {
@@ -196,6 +199,8 @@ fn api_server(
             "--audit-log-path={}",
             dir.join("logs/audit.log").display()
         ))
+        // It begins another one at 100 MB by default, and suites read on in one.
+        .arg("--audit-log-maxsize=100000")
         .arg(format!("--cert-dir={}", dir.join("pki").display()));
     Ok(if pods_reach_it {
         api.arg(format!("--advertise-address={}", listen.address))
@@ -246,7 +251,7 @@ fn scheduler(dir: &Path, tools: &Tools) -> Result<Program> {
 
 /// Waits until the API server says that it is ready.
 pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    let deadline = tokio::time::Instant::now() + READY;
     loop {
         let request = http::Request::get("/readyz").body(Vec::new())?;
         let answer = client.request_text(request).await;
@@ -258,7 +263,7 @@ pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
         }
         if tokio::time::Instant::now() > deadline {
             let last = answer.unwrap_or_else(|error| error.to_string());
-            anyhow::bail!("the API server was not ready within 60 s: {last}");
+            anyhow::bail!("the API server was not ready within {} s: {last}", READY.as_secs());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -33,12 +33,15 @@ use crate::{
 /// The chart with the CRD of `CudaRunner`.
 pub const CRDS: &str = "cuda-runner-operator-crds";
 
+/// By then an operator is ready, on a machine that has other things to do.
+const READY: Duration = Duration::from_mins(3);
+
 /// Installs the charts, with such changes of the operator's values, and waits until the operator is ready.
 pub async fn install(cluster: &Cluster, profile: Profile, changes: &[&str]) -> Result<()> {
     charts(cluster, changes).await?;
     let client = cluster.client().await?;
     if cluster.link.is_some() {
-        return ready(&client, Duration::from_secs(90)).await;
+        return ready(&client, READY).await;
     }
     let beside = beside(cluster, &client, profile, "info,cuda_runner_operator=debug").await?;
     beside.start(cluster)?;
@@ -77,7 +80,7 @@ pub async fn second(cluster: &Cluster, release: &'static str, changes: &[&str]) 
     let deployments: Api<Deployment> = Api::namespaced(client, release);
     wait_for(
         "the second operator to be ready",
-        Duration::from_secs(90),
+        READY,
         async || {
             let all = deployments.list(&ListParams::default()).await?.items;
             let ready = all.iter().filter_map(|d| d.status.as_ref()?.ready_replicas);
@@ -99,13 +102,13 @@ pub async fn remove_second(cluster: &Cluster, release: &'static str) -> Result<(
 /// Changes values of the operator's installation, and waits until it is ready.
 async fn upgrade(cluster: &Cluster, changes: &[&str]) -> Result<()> {
     helm(cluster, &helm::charts(), &[RELEASE], changes).await?;
-    ready(&cluster.client().await?, Duration::from_secs(90)).await
+    ready(&cluster.client().await?, READY).await
 }
 
 /// Installs both charts from a folder, with such changes of the operator's values, and waits until it is ready.
 pub async fn upgrade_from(cluster: &Cluster, charts: &Path, changes: &[&str]) -> Result<()> {
     helm(cluster, charts, &[CRDS, RELEASE], changes).await?;
-    ready(&cluster.client().await?, Duration::from_secs(90)).await
+    ready(&cluster.client().await?, READY).await
 }
 
 /// Installs or upgrades charts of a folder; the CRD's has no values of ours.
@@ -141,14 +144,14 @@ fn all_values(cluster: &Cluster, changes: &[&str]) -> Result<Vec<String>> {
 
 /// Kills the operator's processes where they stand, and its pods with them; waits until as many others are ready.
 pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
-    let killed = ready_pods(client).await?;
+    let killed = running_pods(client).await?;
     for pod in &killed {
         kill_pod(cluster, client, pod).await?;
     }
     // The Deployment's own word is a moment behind.
     wait_for(
         "another operator to be ready",
-        Duration::from_secs(90),
+        READY,
         async || {
             let others = ready_pods(client)
                 .await?
@@ -175,7 +178,7 @@ pub fn is_ready(pod: &Pod) -> bool {
 
 /// Stops the operator's processes where they stand: they answer nobody, until [`kill`] ends them.
 pub async fn freeze(cluster: &Cluster, client: &Client) -> Result<()> {
-    for pod in ready_pods(client).await? {
+    for pod in running_pods(client).await? {
         for process in processes(cluster, client, &pod).await?.1 {
             process.signal(Signal::STOP);
         }
@@ -185,10 +188,25 @@ pub async fn freeze(cluster: &Cluster, client: &Client) -> Result<()> {
 
 /// The names of the operator's pods that are ready.
 async fn ready_pods(client: &Client) -> Result<Vec<String>> {
+    pods_that(client, is_ready).await
+}
+
+/// The names of the operator's pods that run, at least one. One that was stopped is not ready after some seconds.
+async fn running_pods(client: &Client) -> Result<Vec<String>> {
+    let running = pods_that(client, |pod| {
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        pod.metadata.deletion_timestamp.is_none() && phase == Some("Running")
+    })
+    .await?;
+    ensure!(!running.is_empty(), "no operator runs");
+    Ok(running)
+}
+
+async fn pods_that(client: &Client, is_meant: fn(&Pod) -> bool) -> Result<Vec<String>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let all = pods.list(&ListParams::default()).await?.items;
-    let ready = all.into_iter().filter(is_ready);
-    Ok(ready.filter_map(|pod| pod.metadata.name).collect())
+    let meant = all.into_iter().filter(is_meant);
+    Ok(meant.filter_map(|pod| pod.metadata.name).collect())
 }
 
 /// The uid of one of the operator's pods, and its processes.
@@ -218,7 +236,7 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
     tokio::task::spawn_blocking(move || {
         process::poll(
             "the killed operator's pod to be gone",
-            Duration::from_mins(1),
+            READY,
             || {
                 for process in process::in_pod(&cgroup, &uid) {
                     process.signal(Signal::KILL);
@@ -364,7 +382,7 @@ impl Beside {
     pub async fn listens(&self, cluster: &Cluster) -> Result<()> {
         wait_for(
             "the operator's health port",
-            Duration::from_secs(30),
+            READY,
             async || {
                 cluster.supervisor.check(Self::NAME)?;
                 Ok(tokio::net::TcpStream::connect(self.health)

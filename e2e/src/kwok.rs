@@ -183,7 +183,7 @@ pub async fn add_nodes(client: &Client, count: usize) -> Result<()> {
         .await?;
     crate::wait::wait_for(
         "simulated nodes to be ready",
-        Duration::from_mins(1),
+        Duration::from_mins(3),
         async || {
             let ready = nodes
                 .list(&ListParams::default())

@@ -167,7 +167,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
                 // It looks for its shim there, and the machine may have another one.
                 .env("PATH", format!("{}:{}", folder.display(), path())),
         )?;
-        poll("containerd to listen", Duration::from_secs(20), || {
+        poll("containerd to listen", Duration::from_mins(2), || {
             self.containerd().exists() || self.supervisor.check("containerd").is_err()
         })?;
         self.supervisor.check("containerd")
@@ -225,6 +225,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
             "resolvConf": file("resolv.conf"),
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             "maxPods": 250,
+            // The operator says much, and suites read the file that is written now: another one follows at 10 MiB by default.
+            "containerLogMaxSize": "1Gi",
             // A full disk of the developer's machine is not this cluster's business.
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
@@ -337,7 +339,7 @@ pub fn remove_cgroup(name: &str) -> Result<()> {
         let dir = hierarchy.join(name);
         let mut last = None;
         // The kernel takes a moment to let go of ended processes.
-        let done = poll("cgroups to empty", Duration::from_secs(10), || {
+        let done = poll("cgroups to empty", Duration::from_mins(1), || {
             last = remove_tree(&dir).err();
             last.is_none()
         });

@@ -31,7 +31,7 @@ pub fn remove(dir: &Path) -> Result<()> {
     }
     process::poll(
         "the cluster's processes to end",
-        Duration::from_secs(20),
+        Duration::from_mins(2),
         || {
             let left = process::marked(dir);
             for process in &left {

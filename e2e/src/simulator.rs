@@ -63,7 +63,7 @@ pub async fn start(dir: &Path, supervisor: &Supervisor, listen: SocketAddr) -> R
     let client = client(dir, &url)?;
     wait_for(
         "the simulated GitHub to answer",
-        Duration::from_secs(30),
+        Duration::from_mins(2),
         async || {
             supervisor.check("github-simulator")?;
             Ok(client.ready().await.then_some(()))

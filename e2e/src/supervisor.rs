@@ -26,6 +26,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::{Identity, MARKER, append, output};
 
+/// By then a supervisor answers, on a machine that has other things to do.
+const ANSWERS: Duration = Duration::from_mins(1);
+
 /// A program to keep running in the background.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Program {
@@ -145,7 +148,7 @@ impl Supervisor {
             .context("cannot start the supervisor (`unshare` of util-linux)")?;
         let this = Self::at(dir);
         let mut ended = None;
-        crate::process::poll("the supervisor to answer", Duration::from_secs(10), || {
+        crate::process::poll("the supervisor to answer", ANSWERS, || {
             ended = child.try_wait().ok().flatten();
             ended.is_some() || UnixStream::connect(this.socket()).is_ok()
         })?;
@@ -172,7 +175,7 @@ impl Supervisor {
         let nested = Self::at(dir);
         crate::process::poll(
             "the nested supervisor to answer",
-            Duration::from_secs(10),
+            ANSWERS,
             || self.check(name).is_err() || UnixStream::connect(nested.socket()).is_ok(),
         )?;
         self.check(name)?;

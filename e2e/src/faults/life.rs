@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use cudarunner_crds::{CudaRunner, RerunState, RunnerPhase};
 use github_simulator::{
@@ -27,10 +27,10 @@ use crate::{
     },
 };
 
-/// How long a step may take with one operator.
-const SOON: Duration = Duration::from_secs(30);
+/// How long a step may take with one operator, by the clock of [`Pace`].
+const SOON: Duration = Duration::from_secs(45);
 /// The same for what waits until GitHub is read again: every half a minute, and a minute after a read that failed.
-const READ_AGAIN: Duration = Duration::from_secs(100);
+const READ_AGAIN: Duration = Duration::from_secs(150);
 /// How long a fault may last.
 const LONGEST: Duration = Duration::from_secs(100);
 const POOL: &str = "pool";
@@ -399,47 +399,53 @@ impl Life<'_> {
         let start = self.pace.now();
         let mut pause = Duration::from_millis(50);
         loop {
-            let found = condition()
-                .await
-                .with_context(|| format!("waiting for {what}"))?;
+            // Servers may be away while it is looked: an error is no answer yet.
+            let found = condition().await;
             let phase = self.proxy.shared.progress.phase();
-            if let Some(found) = found {
-                if let (Phase::After(end), None) = (phase, self.recovery.get()) {
-                    self.recovery.set(Some(self.pace.since(end)));
+            let error = match found {
+                Ok(Some(found)) => {
+                    if let (Phase::After(end), None) = (phase, self.recovery.get()) {
+                        self.recovery.set(Some(self.pace.since(end)));
+                    }
+                    return Ok(found);
                 }
-                return Ok(found);
-            }
+                Ok(None) => String::new(),
+                Err(error) => format!("; the last look failed: {error:#}"),
+            };
             let late = match phase {
                 Phase::Before => self.pace.since(start) > limit,
                 Phase::During => self.pace.since(start) > LONGEST.max(limit),
                 Phase::After(end) => self.pace.since(end.max(start)) > limit,
             };
             if late {
-                let status = self.ctx.status(POOL).await.unwrap_or_default();
-                let said = status.conditions.iter();
-                let said = said.filter(|c| c.type_ == "Ready" || c.type_ == "Stalled");
-                let said: Vec<_> = said
-                    .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
-                    .collect();
                 bail!(
-                    "waited {} s in vain for {what}; the pool says {}, its runners are {:?}, its jobs {:?}",
+                    "waited {} s in vain for {what}{error}; {}",
                     self.pace.since(start).as_secs(),
-                    said.join(", "),
-                    status
-                        .runners
-                        .iter()
-                        .map(|r| (&r.name, r.phase))
-                        .collect::<Vec<_>>(),
-                    status
-                        .last_jobs
-                        .iter()
-                        .map(|j| (&j.job, &j.runner, &j.conclusion, &j.finished_at.0))
-                        .collect::<Vec<_>>(),
+                    self.said().await
                 );
             }
             tokio::time::sleep(pause).await;
             // Dozens of lives wait at a time: looking is what they would mostly do.
             pause = (pause * 2).min(Duration::from_secs(1));
         }
+    }
+
+    /// What the pool says, in words.
+    async fn said(&self) -> String {
+        let status = self.ctx.status(POOL).await.unwrap_or_default();
+        let said = status.conditions.iter();
+        let said = said.filter(|c| c.type_ == "Ready" || c.type_ == "Stalled");
+        let said: Vec<_> = said
+            .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
+            .collect();
+        let runners = status.runners.iter().map(|r| (&r.name, r.phase));
+        let jobs = status.last_jobs.iter();
+        let jobs = jobs.map(|j| (&j.job, &j.runner, &j.conclusion, &j.finished_at.0));
+        format!(
+            "the pool says {}, its runners are {:?}, its jobs {:?}",
+            said.join(", "),
+            runners.collect::<Vec<_>>(),
+            jobs.collect::<Vec<_>>()
+        )
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 
 const FLEET: &str = "fleet";
 const CHART: &str = "cuda-runner";
-const INSTALL: [&str; 6] = ["upgrade", "--install", "--wait", "--timeout", "90s", FLEET];
+const INSTALL: [&str; 6] = ["upgrade", "--install", "--wait", "--timeout", "180s", FLEET];
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     fleet(ctx).await?;
@@ -185,7 +185,7 @@ async fn overlay(ctx: &Ctx) -> Result<()> {
         .await?;
     for name in ["build-pool", "train-pool"] {
         let resource = format!("cudarunner/{name}");
-        ctx.kubectl(&["wait", "--for=condition=Ready", &resource, "--timeout=90s"])
+        ctx.kubectl(&["wait", "--for=condition=Ready", &resource, "--timeout=180s"])
             .await?;
     }
     no_difference(ctx, &list).await

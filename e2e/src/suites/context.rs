@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, POOL_LABEL};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, LOOK_AGAIN, POOL_LABEL};
 use github_simulator::{
     control::{
         Client as GitHub, JobView, NewJob, NewRepository, NewRun, NewRunner, NewWorkflow,
@@ -35,8 +35,9 @@ use crate::{
     wait::wait_for,
 };
 
-/// Long enough for a pod to come up on a busy machine.
-pub(super) const SOON: Duration = Duration::from_secs(90);
+/// Long enough for a pod to come up on a busy machine, and shorter than the five minutes after which the operator reads
+/// GitHub whatever happens: what is to come at once must not pass because of that.
+pub(super) const SOON: Duration = Duration::from_mins(3);
 
 /// What a suite works with.
 #[derive(Clone)]
@@ -493,13 +494,30 @@ impl Ctx {
 
     /// Takes the GPU away from a running runner, see [`state::take`].
     pub async fn take_gpu(&self, pool: &str, runner: &str) -> Result<()> {
-        let status = self.status(pool).await?;
-        let devices = status.runners.into_iter().filter(|r| r.name == runner);
-        let uuid = devices
-            .flat_map(|r| r.devices)
-            .next()
-            .with_context(|| format!("{runner} has no device"))?;
-        state::take(&self.cluster.devices(), &uuid)
+        let devices = self.devices_of(pool, runner).await?;
+        let uuid = devices.first().context("no device")?;
+        state::take(&self.cluster.devices(), uuid)
+    }
+
+    /// Waits until the status has a runner's devices; gives them. A runner may be idle before its gate's report is known.
+    pub async fn devices_of(&self, pool: &str, runner: &str) -> Result<Vec<String>> {
+        let what = format!("the devices of {runner} in the status");
+        self.wait_for(&what, SOON, async || {
+            let runners = self.status(pool).await?.runners.into_iter();
+            let mut named = runners.filter(|r| r.name == runner);
+            Ok(named.find(|r| !r.devices.is_empty()).map(|r| r.devices))
+        })
+        .await
+    }
+
+    /// Has the operator look at GitHub anew, and waits until it has. `ask` is another one each time.
+    pub async fn look_again(&self, pool: &str, ask: &str) -> Result<()> {
+        self.annotate(pool, LOOK_AGAIN, ask).await?;
+        self.wait_for("the operator to have looked", SOON, async || {
+            let status = self.status(pool).await?;
+            Ok((status.looked_again.as_deref() == Some(ask)).then_some(()))
+        })
+        .await
     }
 
     /// Fails where GitHub's description of its API was broken.

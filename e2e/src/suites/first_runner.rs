@@ -88,11 +88,10 @@ async fn proven(ctx: &Ctx, runner: &str) -> Result<String> {
         device["computeCapability"].is_string(),
         "no compute capability in {device:#}"
     );
-    let listed = ctx.status("pool").await?.runners;
+    let listed = ctx.devices_of("pool", runner).await?;
     ensure!(
-        listed[0].devices == [uuid],
-        "the status lists {:?}, the gate saw {uuid}",
-        listed[0].devices
+        listed == [uuid],
+        "the status lists {listed:?}, the gate saw {uuid}"
     );
     Ok(uuid.to_owned())
 }

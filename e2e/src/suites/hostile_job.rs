@@ -54,9 +54,10 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ))
     .await?;
     let ill = async |other: &Neighbour| {
-        // GitHub gives up a runner that has gone silent after half a minute.
+        // GitHub gives up a runner that has gone silent after half a minute. Less than this is what a busy machine makes of
+        // one that is well.
         ctx.github
-            .change_settings(&json!({"lostSeconds": 5}))
+            .change_settings(&json!({"lostSeconds": 15}))
             .await?;
         let outcome = jobs(ctx, other).await;
         ctx.github

@@ -2,7 +2,7 @@
 //! pool lets them, but not a runner that waits for longer.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{LOOK_AGAIN, RunnerPhase};
+use cudarunner_crds::RunnerPhase;
 use github_simulator::{
     control::{JobView, StartedRun},
     state::Conclusion::{Failure, Success},
@@ -22,11 +22,11 @@ use super::{
 };
 use crate::deploy;
 
-/// A job that ends just below the limit of a minute, and one that does not, whatever it says.
+/// A job that ends well below the limit of a minute, and one that does not, whatever it says.
 const PLAIN: &str = r"
 on: workflow_dispatch
 jobs:
-  in-time: {runs-on: [self-hosted, limited], steps: [{run: sleep 45}]}
+  in-time: {runs-on: [self-hosted, limited], steps: [{run: sleep 30}]}
   late:
     runs-on: [self-hosted, limited]
     steps:
@@ -141,7 +141,7 @@ async fn begun_by_nobody(ctx: &Ctx) -> Result<()> {
     let job = ctx.queue("unstarted", "echo a step has run").await?;
     let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
     // What GitHub's list says is seen when it is read; without this, within five minutes.
-    look(ctx, "unstarted", "1").await?;
+    ctx.look_again("unstarted", "1").await?;
     ended(ctx, "unstarted", "JobNeverStarted", &runner).await?;
     set(false).await?;
     // And its job is over at GitHub, without a step
@@ -191,7 +191,7 @@ async fn over_and_there(ctx: &Ctx) -> Result<()> {
         Ok((!deploy::is_ready(&pods.get(&runner).await?)).then_some(()))
     })
     .await?;
-    look(ctx, "stays", "1").await?;
+    ctx.look_again("stays", "1").await?;
     ended(ctx, "stays", "JobOverAgentRunning", &runner).await?;
     ctx.delete("stays").await
 }
@@ -208,7 +208,7 @@ async fn unheard(ctx: &Ctx) -> Result<()> {
         Ok(runners.any(is_offline).then_some(()))
     })
     .await?;
-    look(ctx, "moved", "1").await?;
+    ctx.look_again("moved", "1").await?;
     ended(ctx, "moved", "AgentOffline", &runner).await?;
     ctx.delete("moved").await
 }
@@ -237,16 +237,6 @@ async fn ended(ctx: &Ctx, pool: &str, reason: &str, runner: &str) -> Result<()> 
     let quarantine = ctx.status(pool).await?.quarantine;
     ensure!(quarantine.is_empty(), "a node is blamed: {quarantine:?}");
     Ok(())
-}
-
-/// Has GitHub's list read now.
-async fn look(ctx: &Ctx, pool: &str, ask: &str) -> Result<()> {
-    ctx.annotate(pool, LOOK_AGAIN, ask).await?;
-    ctx.wait_for("the operator to have looked", SOON, async || {
-        let status = ctx.status(pool).await?;
-        Ok((status.looked_again.as_deref() == Some(ask)).then_some(()))
-    })
-    .await
 }
 
 async fn the_limit(ctx: &Ctx) -> Result<()> {

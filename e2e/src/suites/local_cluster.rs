@@ -22,6 +22,9 @@ use crate::{
     report::Story,
 };
 
+/// A cluster is started beside others here.
+const PATIENCE: Duration = Duration::from_mins(5);
+
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_pod_gets_a_device_and_its_driver(ctx).await?;
     a_cluster_beside_it_leaves_nothing_behind(ctx).await?;
@@ -47,7 +50,7 @@ async fn a_pod_gets_a_device_and_its_driver(ctx: &Ctx) -> Result<()> {
 
     // When it has run
     let status = ctx
-        .wait_for("the pod to end", Duration::from_mins(1), async || {
+        .wait_for("the pod to end", PATIENCE, async || {
             let status = pods.get("gpu").await?.status.unwrap_or_default();
             let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
             Ok(ended.then_some(status))
@@ -88,7 +91,7 @@ async fn a_cluster_beside_it_leaves_nothing_behind(ctx: &Ctx) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     ctx.wait_for(
         "the second cluster's service account",
-        Duration::from_secs(30),
+        PATIENCE,
         async || {
             let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
             Ok(accounts.get_opt("default").await?)
@@ -98,7 +101,7 @@ async fn a_cluster_beside_it_leaves_nothing_behind(ctx: &Ctx) -> Result<()> {
     pods.create(&PostParams::default(), &sleeper()?).await?;
     ctx.wait_for(
         "the second cluster's pod to run",
-        Duration::from_mins(1),
+        PATIENCE,
         async || {
             let status = pods.get("sleeper").await?.status.unwrap_or_default();
             Ok((status.phase.as_deref() == Some("Running")).then_some(()))
@@ -137,7 +140,7 @@ async fn a_killed_run_leaves_nothing_either(ctx: &Ctx) -> Result<()> {
         .spawn()?;
     ctx.wait_for(
         "the run to have started a kubelet",
-        Duration::from_mins(1),
+        PATIENCE,
         async || Ok(dir.join("logs/kubelet.log").exists().then_some(())),
     )
     .await?;
@@ -188,7 +191,7 @@ async fn what_is_left_of_another_does_no_harm(ctx: &Ctx) -> Result<()> {
     ensure!(down.status.success(), "{down:?}");
     // Then the folder is gone, and this cluster is still there to be asked
     ensure!(!dir.exists(), "the folder {} is left", dir.display());
-    let patience = Duration::from_secs(10);
+    let patience = Duration::from_mins(1);
     let fresh = ctx.cluster.client().await?;
     tokio::time::timeout(patience, fresh.apiserver_version())
         .await

@@ -9,7 +9,7 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Ctx, node_marks,
+    Ctx, SOON, node_marks,
     plugin::{plugin, shown_in},
     second_node::with_second_node,
 };
@@ -164,7 +164,12 @@ async fn the_healthy_node_takes_the_job(ctx: &Ctx, job: u64) -> Result<()> {
         "{stale:?}"
     );
     ensure!(status.quarantine.len() == 1, "{:?}", status.quarantine);
-    let reported = ctx.events("StaleLabels").await?;
+    let reported = ctx
+        .wait_for("the Event of the label", SOON, async || {
+            let reported = ctx.events("StaleLabels").await?;
+            Ok((!reported.is_empty()).then_some(reported))
+        })
+        .await?;
     ensure!(
         reported.len() == 1 && reported[0].series.is_none(),
         "the label was reported so: {reported:?}"

@@ -54,7 +54,7 @@ async fn last_attempt(ctx: &Ctx, job: u64) -> Result<JobView> {
 /// Waits until the status has an entry of a runner in one of these states.
 async fn entry(ctx: &Ctx, pool: &str, runner: &str, state: RerunState) -> Result<RerunStatus> {
     let what = format!("the job of {runner} to be {state:?}");
-    ctx.wait_for(&what, 2 * SOON, async || {
+    ctx.wait_for(&what, SOON, async || {
         let reruns = ctx.status(pool).await?.reruns;
         Ok(reruns
             .into_iter()
@@ -113,7 +113,8 @@ async fn a_gpu_breaks(ctx: &Ctx) -> Result<()> {
     })
     .await?;
     // When its GPU vanishes, and computes wrongly from then on
-    let uuid = device_of(ctx, &runner).await?;
+    let devices = ctx.devices_of(POOL, &runner).await?;
+    let uuid = devices.into_iter().next().context("no device")?;
     let number = number(&uuid)?;
     ctx.device(number, Device::compute_wrongly)?;
     state::take(&ctx.cluster.devices(), &uuid)?;
@@ -193,17 +194,6 @@ async fn told(ctx: &Ctx, uuid: &str) -> Result<()> {
     let is_told = parts.iter().all(|part| summary.contains(part));
     ensure!(note["conclusion"] == "neutral" && is_told, "{note:#}");
     Ok(())
-}
-
-async fn device_of(ctx: &Ctx, runner: &str) -> Result<String> {
-    let runners = ctx.status(POOL).await?.runners;
-    let mut devices = runners
-        .into_iter()
-        .filter(|r| r.name == runner)
-        .flat_map(|r| r.devices);
-    devices
-        .next()
-        .with_context(|| format!("{runner} has no device"))
 }
 
 /// The number of a device of the node, by its UUID.

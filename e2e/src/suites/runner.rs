@@ -21,8 +21,8 @@ use crate::{
 
 /// Suites at a time, and clusters. Most of a suite is waiting, for agents, kubelets and back-offs: two cores carry three.
 const LANES: [char; 3] = ['a', 'b', 'c'];
-/// The longest that one suite may take.
-const LIMIT: Duration = Duration::from_mins(10);
+/// The longest that one suite may take: those that hang are found, and a busy machine is not.
+const LIMIT: Duration = Duration::from_mins(20);
 
 /// What all suites share.
 #[derive(Debug)]
@@ -126,10 +126,7 @@ impl Shared {
 
     async fn on(&self, lane: &mut Lane, suite: &Suite) -> Result<(), String> {
         let started = Instant::now();
-        let cluster = match &lane.cluster {
-            Some(known) => known.clone(),
-            None => lane.cluster.insert(self.start(lane.letter).await).clone(),
-        }?;
+        let cluster = self.cluster(lane).await?;
         let mut ctx = Ctx::new(&cluster, suite.name)
             .await
             .map_err(|error| format!("cannot prepare the suite: {error:#}"))?;
@@ -174,6 +171,20 @@ impl Shared {
         }
     }
 
+    /// The cluster of a lane, which is started where there is none. One failure may be the machine's: it is tried twice.
+    async fn cluster(&self, lane: &mut Lane) -> Result<Cluster, String> {
+        if let Some(known) = &lane.cluster {
+            return known.clone();
+        }
+        let mut started = self.start(lane.letter).await;
+        if let Err(error) = &started {
+            let what = format!("cluster {} did not start, and is tried again", lane.letter);
+            self.story.step(&format!("{what}: {error}"));
+            started = self.start(lane.letter).await;
+        }
+        lane.cluster.insert(started).clone()
+    }
+
     /// Starts a lane's cluster.
     async fn start(&self, letter: char) -> Result<Cluster, String> {
         let name = format!("test-{}{letter}", std::process::id());
@@ -184,7 +195,10 @@ impl Shared {
                 cluster.down()?;
                 return Err(error);
             }
-            recorder::start(&cluster).await?;
+            if let Err(error) = recorder::start(&cluster).await {
+                cluster.down()?;
+                return Err(error);
+            }
             self.story.step("operator installed");
             anyhow::Ok(cluster)
         };

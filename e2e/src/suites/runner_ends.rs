@@ -57,11 +57,16 @@ async fn killed(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("killed", json!({"template": template})))
         .await?;
     ctx.idle("killed", 1).await?;
-    let deaf = "trap '' INT TERM; while :; do sleep 0.1; done";
+    let deaf = "trap '' INT TERM; echo begun; while :; do sleep 0.1; done";
     let job = ctx
         .queue_for("deaf", &["self-hosted", "cuda"], deaf, false)
         .await?;
     let runner = ctx.picked_up(job).await?.runner.unwrap_or_default();
+    ctx.wait_for("the job to be deaf", SOON, async || {
+        let log = ctx.github.job_log(job).await?;
+        Ok(log.contains("begun").then_some(()))
+    })
+    .await?;
 
     // When its pod is evicted, with less time than an agent gives its job
     let pods: Api<Pod> = ctx.api();

@@ -134,23 +134,25 @@ async fn served(ctx: &Ctx, pool: &str, by: (&str, &str)) -> Result<()> {
 /// `kubectl cudarunner top` puts together what both say: no operator's runner is a stranger's, and the pool of neither is there.
 async fn shown_together(ctx: &Ctx) -> Result<()> {
     // The Services lead to the pages a moment after the pods are ready
-    let document = ctx
+    // ... and what they show is a moment behind
+    let mut document = Value::Null;
+    let together = ctx
         .wait_for("both operators' documents", SOON, async || {
             let screen = plugin(ctx, 0, &["top", "-o", "json"]).await?;
-            let document: Value = serde_json::from_str(&screen)?;
+            document = serde_json::from_str(&screen)?;
             let further = document["furtherOperators"].as_array().map_or(0, Vec::len);
-            Ok((document["operator"].is_object() && further == 1).then_some(document))
+            let pools = document["pools"].as_array().into_iter().flatten();
+            let ours = pools.filter(|pool| pool["namespace"] == ctx.namespace);
+            let names: Vec<_> = ours.filter_map(|pool| pool["name"].as_str()).collect();
+            let devices = &document["devices"];
+            let are_both = document["operator"].is_object() && further == 1;
+            let has_all = names == ["none", "one", "two"]
+                && devices["Idle"] == 2
+                && devices["NotOurs"].is_null();
+            Ok((are_both && has_all).then_some(()))
         })
-        .await?;
-    let pools = document["pools"].as_array().into_iter().flatten();
-    let ours = pools.filter(|pool| pool["namespace"] == ctx.namespace);
-    let names: Vec<_> = ours.filter_map(|pool| pool["name"].as_str()).collect();
-    ensure!(names == ["none", "one", "two"], "{document:#}");
-    let devices = &document["devices"];
-    ensure!(
-        devices["Idle"] == 2 && devices["NotOurs"].is_null(),
-        "{devices:#}"
-    );
+        .await;
+    together.with_context(|| format!("{document:#}"))?;
     let screen = plugin(ctx, 0, &["top"]).await?;
     ensure!(screen.matches("From the operator").count() == 2, "{screen}");
     // And `why` of a job knows the pools of both
@@ -344,11 +346,11 @@ async fn shared(ctx: &Ctx) -> Result<()> {
         Ok((running == BTreeMap::from([LIGHT, HEAVY])).then_some(()))
     })
     .await?;
-    let demand = ctx.status(HEAVY.0).await?.demand;
-    ensure!(
-        demand.is_some_and(|demand| demand.wanted > 1),
-        "it does not say what it would have"
-    );
+    ctx.wait_for("the pool to say what it would have", SOON, async || {
+        let demand = ctx.status(HEAVY.0).await?.demand;
+        Ok(demand.filter(|demand| demand.wanted > 1).map(drop))
+    })
+    .await?;
 
     // And all end well
     for job in jobs.keys() {

@@ -25,8 +25,9 @@ use rows::{Row, invalid, leaves, rows};
 
 /// Rows of a sample.
 const SAMPLE: usize = 20;
-/// The operator is quiet for ten seconds, which begin at most twenty after the last change is through.
-const QUIET: Duration = Duration::from_secs(30);
+/// The operator is quiet for ten seconds, which begin a while after the last change is through: what it gathers for half a
+/// minute comes by then, also on a busy machine. One that has always something left to do never is.
+const QUIET: Duration = Duration::from_mins(2);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let all = rows(&ctx.cluster.github, &ctx.repository);

@@ -18,8 +18,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         .await?;
     ctx.idle("pool", RUNNERS).await?;
     let runners = ctx.status("pool").await?.runners;
-    let bad = runners.iter().flat_map(|runner| &runner.devices).next();
-    let bad = bad.context("no runner has a device")?;
+    let runner = runners.first().context("no runner")?;
+    let devices = ctx.devices_of("pool", &runner.name).await?;
+    let bad = devices.first().context("no device")?;
     // When the jobs on one of them fail, and no others
     let script = format!(r#"case "$NVIDIA_VISIBLE_DEVICES" in *{bad}*) exit 1;; esac"#);
     for number in 0..JOBS {
@@ -28,7 +29,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Then the pool's status counts them, and names that device and no other
     let what = format!("{bad} to be suspect");
     let suspects = ctx
-        .wait_for(&what, Duration::from_mins(4), async || {
+        .wait_for(&what, Duration::from_mins(10), async || {
             let mut devices = ctx.status("pool").await?.devices;
             devices.retain(|device| device.suspect);
             Ok((!devices.is_empty()).then_some(devices))

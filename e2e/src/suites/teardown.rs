@@ -47,14 +47,12 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     .await?;
 
     // And how the last job ended was reported
-    let reported = ctx.events("JobCompleted").await?;
-    ensure!(
-        reported.iter().any(|event| {
-            let note = event.note.as_deref().unwrap_or_default();
-            note.contains("long")
-        }),
-        "the last job was not reported: {reported:#?}"
-    );
+    ctx.wait_for("an Event of the last job", super::SOON, async || {
+        let reported = ctx.events("JobCompleted").await?;
+        let mut notes = reported.iter().filter_map(|event| event.note.as_deref());
+        Ok(notes.any(|note| note.contains("long")).then_some(()))
+    })
+    .await?;
 
     // And everything is as before, the user's own runner included
     let after = ctx.github.state().await?.lasting;

@@ -94,20 +94,18 @@ async fn the_namespace_goes(ctx: &Ctx) -> Result<()> {
 
 /// An Event names what may be left, and where.
 async fn told_what_is_left(ctx: &Ctx, pool: &str) -> Result<()> {
-    let mut reported = ctx.events("TeardownIncomplete").await?;
-    reported.retain(|event| {
-        let regarding = event.regarding.as_ref();
-        regarding.is_some_and(|r| r.name.as_deref() == Some(pool))
-    });
-    let notes: Vec<_> = reported
-        .into_iter()
-        .filter_map(|event| event.note)
-        .collect();
-    ensure!(
-        notes
-            .iter()
-            .any(|note| note.contains(&ctx.repository) && note.contains(pool)),
-        "{notes:#?}"
-    );
-    Ok(())
+    let mut notes = vec![];
+    let told = ctx
+        .wait_for("an Event of what is left", SOON, async || {
+            let mut reported = ctx.events("TeardownIncomplete").await?;
+            reported.retain(|event| {
+                let regarding = event.regarding.as_ref();
+                regarding.is_some_and(|r| r.name.as_deref() == Some(pool))
+            });
+            notes = reported.into_iter().filter_map(|e| e.note).collect();
+            let is_whole = |note: &String| note.contains(&ctx.repository) && note.contains(pool);
+            Ok(notes.iter().any(is_whole).then_some(()))
+        })
+        .await;
+    told.with_context(|| format!("{notes:#?}"))
 }

@@ -13,8 +13,11 @@ use crate::deploy;
 const DEVICES: usize = 4;
 /// Cases of a sample.
 const SAMPLE: usize = 3;
-/// A job that is long enough to be said to have left its GPU alone.
-const LONG: &str = "sleep 12";
+/// A job that is long enough to be said to have left its GPU alone, which takes ten seconds of watching: whatever watches it
+/// comes late on a busy machine.
+const LONG: &str = "sleep 25";
+/// A job that is long enough for something to be told of it.
+const WATCHED: &str = "sleep 8";
 /// Nobody watches where the pool says so.
 const UNWATCHED: &str = "[ ! -e /run/cuda-runner/bin/cuda-smoke ]";
 /// A job that ends what watches it: that costs what would be told.
@@ -25,7 +28,7 @@ jobs:
   test:
     runs-on: [self-hosted, cuda-containers]
     container: docker.io/nvidia/cuda:12.4.1-devel-ubuntu22.04
-    steps: [{run: sleep 2}]
+    steps: [{run: sleep 8}]
 ";
 
 /// A device as the driver shows it, what goes wrong in the driver, and what is told of a job then.
@@ -36,6 +39,11 @@ struct Case {
     script: &'static str,
     /// How the job's annotation begins, and what is in it; `None` where there is none.
     told: Option<(&'static str, &'static str)>,
+}
+
+/// A device with something to do: of another one it is told that it was never used, once it has been watched for ten seconds.
+fn busy() -> Value {
+    json!({"activity": {"utilization": [0, 80]}})
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -56,7 +64,7 @@ fn cases() -> Vec<Case> {
             "used",
             used,
             none(),
-            "sleep 2",
+            WATCHED,
             Some(("notice", "busy 80 % (max 80 %), 41 GiB, ")),
         ),
         case(
@@ -70,14 +78,14 @@ fn cases() -> Vec<Case> {
             "throttled",
             json!({"health": {"clockReasons": 0x40}}),
             none(),
-            "sleep 2",
+            WATCHED,
             Some(("warning", "(heat ")),
         ),
         case(
             "ecc",
             json!({"activity": {"uncorrectedErrors": [3, 1]}}),
             none(),
-            "sleep 2",
+            WATCHED,
             Some(("warning", " uncorrected ECC errors")),
         ),
         case(
@@ -91,14 +99,14 @@ fn cases() -> Vec<Case> {
             "hangs",
             json!({}),
             fault("nvmlDeviceGetHandleByUUID", "hang", json!(true)),
-            "sleep 2",
+            WATCHED,
             None,
         ),
         case(
             "hangs-later",
-            json!({}),
+            busy(),
             fault("nvmlDeviceGetTotalEnergyConsumption", "hang", json!(true)),
-            "sleep 2",
+            WATCHED,
             Some(("notice", "no errors")),
         ),
         case(
@@ -109,7 +117,7 @@ fn cases() -> Vec<Case> {
                 "crash",
                 json!("segv"),
             ),
-            "sleep 2",
+            WATCHED,
             None,
         ),
         case("ended", json!({}), none(), ENDS_IT, None),
@@ -322,7 +330,8 @@ async fn switched_off(ctx: &Ctx) -> Result<()> {
 }
 
 async fn in_a_container(ctx: &Ctx) -> Result<()> {
-    // Given a pool whose jobs bring their containers
+    // Given a pool whose jobs bring their containers, on devices that are busy
+    of_devices(ctx, &busy(), &json!([]))?;
     container_jobs::images(ctx)?;
     let spec = json!({"jobContainers": {}, "labels": ["self-hosted", "cuda-containers"]});
     ctx.apply(&ctx.pool("containers", spec)).await?;

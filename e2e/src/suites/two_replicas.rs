@@ -22,8 +22,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 
 async fn with_two(ctx: &Ctx) -> Result<()> {
     let mut audit = Audit::from_now(&ctx.cluster)?;
-    ctx.apply(&ctx.pool("pool", json!({"replicas": 4}))).await?;
-    ctx.idle("pool", 4).await?;
+    ctx.apply(&ctx.pool("pool", json!({"replicas": 2}))).await?;
+    ctx.idle("pool", 2).await?;
 
     // When gates have come to both of them
     let mut answered = BTreeSet::new();
@@ -31,12 +31,12 @@ async fn with_two(ctx: &Ctx) -> Result<()> {
     while answered.len() < 2 {
         round += 1;
         ensure!(
-            round < 10,
+            round < 20,
             "only {answered:?} of two replicas answers gates"
         );
         let job = ctx.queue("another", "true").await?;
         ctx.succeeded(job).await?;
-        ctx.idle("pool", 4).await?;
+        ctx.idle("pool", 2).await?;
         answered.extend(
             audit
                 .new_requests()?
@@ -65,7 +65,7 @@ async fn with_two(ctx: &Ctx) -> Result<()> {
         Ok((holder(ctx).await? != leader).then_some(()))
     })
     .await?;
-    ctx.idle("pool", 4).await?;
+    ctx.idle("pool", 2).await?;
     ctx.delete("pool").await
 }
 
