@@ -297,11 +297,9 @@ impl Cluster {
         self.supervisor.signal(node::SECOND, Signal::KILL)?;
         let nodes: Api<Node> = Api::all(client.clone());
         nodes.delete(node::SECOND, &DeleteParams::default()).await?;
-        wait_for(
-            "the second node to be gone",
-            PATIENCE,
-            async || Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(())),
-        )
+        wait_for("the second node to be gone", PATIENCE, async || {
+            Ok(nodes.get_opt(node::SECOND).await?.is_none().then_some(()))
+        })
         .await
     }
 

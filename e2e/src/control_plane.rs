@@ -263,7 +263,10 @@ pub async fn ready(supervisor: &Supervisor, client: &Client) -> Result<()> {
         }
         if tokio::time::Instant::now() > deadline {
             let last = answer.unwrap_or_else(|error| error.to_string());
-            anyhow::bail!("the API server was not ready within {} s: {last}", READY.as_secs());
+            anyhow::bail!(
+                "the API server was not ready within {} s: {last}",
+                READY.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -78,15 +78,11 @@ pub async fn second(cluster: &Cluster, release: &'static str, changes: &[&str]) 
     .await??;
     let client = cluster.client().await?;
     let deployments: Api<Deployment> = Api::namespaced(client, release);
-    wait_for(
-        "the second operator to be ready",
-        READY,
-        async || {
-            let all = deployments.list(&ListParams::default()).await?.items;
-            let ready = all.iter().filter_map(|d| d.status.as_ref()?.ready_replicas);
-            Ok((ready.sum::<i32>() > 0).then_some(()))
-        },
-    )
+    wait_for("the second operator to be ready", READY, async || {
+        let all = deployments.list(&ListParams::default()).await?.items;
+        let ready = all.iter().filter_map(|d| d.status.as_ref()?.ready_replicas);
+        Ok((ready.sum::<i32>() > 0).then_some(()))
+    })
     .await
 }
 
@@ -149,18 +145,14 @@ pub async fn kill(cluster: &Cluster, client: &Client) -> Result<()> {
         kill_pod(cluster, client, pod).await?;
     }
     // The Deployment's own word is a moment behind.
-    wait_for(
-        "another operator to be ready",
-        READY,
-        async || {
-            let others = ready_pods(client)
-                .await?
-                .iter()
-                .filter(|name| !killed.contains(name))
-                .count();
-            Ok((others == killed.len()).then_some(()))
-        },
-    )
+    wait_for("another operator to be ready", READY, async || {
+        let others = ready_pods(client)
+            .await?
+            .iter()
+            .filter(|name| !killed.contains(name))
+            .count();
+        Ok((others == killed.len()).then_some(()))
+    })
     .await
 }
 
@@ -234,16 +226,12 @@ pub async fn kill_pod(cluster: &Cluster, client: &Client, pod: &str) -> Result<(
     // The kubelet may start the container once more before it hears of the deletion: there would be two operators.
     let cgroup = cluster.cgroup();
     tokio::task::spawn_blocking(move || {
-        process::poll(
-            "the killed operator's pod to be gone",
-            READY,
-            || {
-                for process in process::in_pod(&cgroup, &uid) {
-                    process.signal(Signal::KILL);
-                }
-                !node::pod_cgroup_exists(&cgroup, &uid)
-            },
-        )
+        process::poll("the killed operator's pod to be gone", READY, || {
+            for process in process::in_pod(&cgroup, &uid) {
+                process.signal(Signal::KILL);
+            }
+            !node::pod_cgroup_exists(&cgroup, &uid)
+        })
     })
     .await??;
     Ok(())
@@ -380,17 +368,13 @@ impl Beside {
 
     /// Waits until it listens.
     pub async fn listens(&self, cluster: &Cluster) -> Result<()> {
-        wait_for(
-            "the operator's health port",
-            READY,
-            async || {
-                cluster.supervisor.check(Self::NAME)?;
-                Ok(tokio::net::TcpStream::connect(self.health)
-                    .await
-                    .is_ok()
-                    .then_some(()))
-            },
-        )
+        wait_for("the operator's health port", READY, async || {
+            cluster.supervisor.check(Self::NAME)?;
+            Ok(tokio::net::TcpStream::connect(self.health)
+                .await
+                .is_ok()
+                .then_some(()))
+        })
         .await
     }
 }

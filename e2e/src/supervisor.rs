@@ -173,11 +173,9 @@ impl Supervisor {
                 .arg(dir.to_string_lossy()),
         )?;
         let nested = Self::at(dir);
-        crate::process::poll(
-            "the nested supervisor to answer",
-            ANSWERS,
-            || self.check(name).is_err() || UnixStream::connect(nested.socket()).is_ok(),
-        )?;
+        crate::process::poll("the nested supervisor to answer", ANSWERS, || {
+            self.check(name).is_err() || UnixStream::connect(nested.socket()).is_ok()
+        })?;
         self.check(name)?;
         Ok(nested)
     }

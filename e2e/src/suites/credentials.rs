@@ -1,9 +1,8 @@
 //! Credentials that do not work: a condition that says what to do, no pod, no storm, and recovery once they are fixed.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
+use futures::future::try_join_all;
 use github_simulator::{
     control::{NewCredential, NewEnterprise, NewOrganization, NewRunnerGroup},
     faults::{Action, Fault},
@@ -60,26 +59,32 @@ async fn secrets(ctx: &Ctx, good: &Value) -> Result<()> {
         ),
         ("empty", Some(json!({})), "SecretInvalid", &["token"]),
     ];
-    for (name, data, reason, words) in cases {
-        // Given a pool whose Secret is wrong
-        let mark = ctx.last_call().await?;
+    // Given pools whose Secrets are wrong, each in its own way
+    let mark = ctx.last_call().await?;
+    let secret = |pool: &str| format!("creds-{pool}");
+    for (name, data, ..) in cases {
         if let Some(data) = data {
-            example::secret(&ctx.client, &ctx.namespace, "creds", data).await?;
+            example::secret(&ctx.client, &ctx.namespace, &secret(name), data).await?;
         }
-        ctx.apply(&ctx.pool(
-            name,
-            json!({"github": {"credentialsRef": {"name": "creds"}}}),
-        ))
-        .await?;
-        // Then it says what to do, and does nothing
-        says(ctx, name, reason, words).await?;
-        ensure!(
-            ctx.calls(mark).await?.is_empty(),
-            "{name}: GitHub was asked without credentials"
-        );
-        // And when the Secret is fixed, the runner comes at once
-        fixed(ctx, name, good).await?;
+        let credentials = json!({"github": {"credentialsRef": {"name": secret(name)}}});
+        ctx.apply(&ctx.pool(name, credentials)).await?;
     }
+    // Then each says what to do, and does nothing
+    for (name, _, reason, words) in cases {
+        says(ctx, name, reason, words).await?;
+    }
+    let calls = ctx.calls(mark).await?;
+    ensure!(
+        calls.is_empty(),
+        "GitHub was asked without credentials: {calls:#?}"
+    );
+    // And when the Secrets are fixed, the runners come at once: one makes room for the other, there are four GPUs
+    let fixed = cases.iter().map(async |(name, ..)| {
+        fixed(ctx, name, &secret(name), good)
+            .await
+            .with_context(|| (*name).to_owned())
+    });
+    try_join_all(fixed).await?;
     Ok(())
 }
 
@@ -122,7 +127,7 @@ async fn refusals(ctx: &Ctx) -> Result<()> {
         ensure!(calls <= STORM, "{name}: {calls} calls for one refusal");
         ctx.github.clear_faults().await?;
         // Time alone brings it back, at the latest; a change of the Secret does at once.
-        fixed(ctx, name, &good).await?;
+        fixed(ctx, name, "creds", &good).await?;
     }
     // A repository that does not exist, and one whose owner has not installed the App
     for (name, repository, reason) in [
@@ -318,12 +323,14 @@ async fn says(ctx: &Ctx, pool: &str, reason: &str, words: &[&str]) -> Result<()>
 }
 
 /// Once the Secret is right the pool works, without a restart; then it is removed.
-async fn fixed(ctx: &Ctx, pool: &str, good: &Value) -> Result<()> {
-    example::secret(&ctx.client, &ctx.namespace, "creds", good).await?;
+async fn fixed(ctx: &Ctx, pool: &str, secret: &str, good: &Value) -> Result<()> {
+    example::secret(&ctx.client, &ctx.namespace, secret, good).await?;
     ctx.condition(pool, "CredentialsValid", "True", "Accepted")
         .await?;
-    ctx.wait_for("a runner", Duration::from_mins(1), async || {
-        Ok((!ctx.entries().await?.is_empty()).then_some(()))
+    ctx.wait_for("a runner", super::SOON, async || {
+        let mut entries = ctx.entries().await?.into_iter();
+        let own = entries.find(|name| name.starts_with(&format!("{pool}-")));
+        Ok(own.map(drop))
     })
     .await?;
     ctx.delete(pool).await

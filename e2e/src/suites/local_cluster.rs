@@ -99,14 +99,10 @@ async fn a_cluster_beside_it_leaves_nothing_behind(ctx: &Ctx) -> Result<()> {
     )
     .await?;
     pods.create(&PostParams::default(), &sleeper()?).await?;
-    ctx.wait_for(
-        "the second cluster's pod to run",
-        PATIENCE,
-        async || {
-            let status = pods.get("sleeper").await?.status.unwrap_or_default();
-            Ok((status.phase.as_deref() == Some("Running")).then_some(()))
-        },
-    )
+    ctx.wait_for("the second cluster's pod to run", PATIENCE, async || {
+        let status = pods.get("sleeper").await?.status.unwrap_or_default();
+        Ok((status.phase.as_deref() == Some("Running")).then_some(()))
+    })
     .await?;
     let (dir, cgroup) = (beside.dir.clone(), beside.cgroup());
     ensure!(
@@ -138,11 +134,9 @@ async fn a_killed_run_leaves_nothing_either(ctx: &Ctx) -> Result<()> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()?;
-    ctx.wait_for(
-        "the run to have started a kubelet",
-        PATIENCE,
-        async || Ok(dir.join("logs/kubelet.log").exists().then_some(())),
-    )
+    ctx.wait_for("the run to have started a kubelet", PATIENCE, async || {
+        Ok(dir.join("logs/kubelet.log").exists().then_some(()))
+    })
     .await?;
     up.kill().await?;
     let left = marked(&dir);

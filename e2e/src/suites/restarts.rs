@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use cudarunner_crds::CudaRunner;
 use futures::TryStreamExt as _;
 use github_simulator::faults::Fault;
@@ -22,6 +22,9 @@ use super::{
     context::{agent_with, labels},
 };
 use crate::{deploy, gpu};
+
+/// Runners with which it is tried to see a gate at work.
+const ROUNDS: usize = 5;
 
 /// The largest crowd of pods that were there at the same time and had not ended, by name.
 #[derive(Debug, Default)]
@@ -106,12 +109,7 @@ async fn while_runners_come(ctx: &Ctx) -> Result<()> {
     let mut used = ctx.idle("pool", 1).await?;
 
     // 3: the gate is at work, on the next runner
-    let job = ctx.queue("third", "true").await?;
-    ctx.succeeded(job).await?;
-    some_pod("a gate at work", &|pod| {
-        !used.contains(&name(pod)) && gpu::gate_runs(pod)
-    })
-    .await?;
+    a_gate_at_work(ctx, &mut used).await?;
     kill(ctx).await?;
     used.extend(ctx.idle("pool", 1).await?);
 
@@ -151,6 +149,27 @@ async fn while_runners_come(ctx: &Ctx) -> Result<()> {
         .await
         .context("another's runner was swept, too")?;
     Ok(())
+}
+
+/// Waits until the gate of a next runner is at work. That takes it a second or two, which a busy machine may not see: then it
+/// is tried with the runner after it.
+async fn a_gate_at_work(ctx: &Ctx, used: &mut Vec<String>) -> Result<()> {
+    for round in 1..=ROUNDS {
+        let job = ctx.queue(&format!("third-{round}"), "true").await?;
+        ctx.succeeded(job).await?;
+        let is_at_work = ctx.wait_for("a gate at work, or done", SOON, async || {
+            let mut pods = ctx.pods().await?;
+            pods.retain(|pod| !used.contains(&name(pod)));
+            let is_at_work = pods.iter().any(gpu::gate_runs);
+            let is_done = pods.iter().any(gpu::is_let_in);
+            Ok((is_at_work || is_done).then_some(is_at_work))
+        });
+        if is_at_work.await? {
+            return Ok(());
+        }
+        used.extend(ctx.idle("pool", 1).await?);
+    }
+    bail!("in {ROUNDS} rounds no gate was seen at work")
 }
 
 async fn while_a_job_runs(ctx: &Ctx) -> Result<()> {

@@ -49,16 +49,12 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // And after the deletion the repository is as it was
     ctx.delete("pool").await?;
     let after = ctx
-        .wait_for(
-            "the repository to be as before",
-            super::SOON,
-            async || {
-                let now = ctx.github.state().await?.lasting;
-                Ok((now["repositories"][simulator::REPOSITORY]
-                    == before["repositories"][simulator::REPOSITORY])
-                    .then_some(()))
-            },
-        )
+        .wait_for("the repository to be as before", super::SOON, async || {
+            let now = ctx.github.state().await?.lasting;
+            Ok((now["repositories"][simulator::REPOSITORY]
+                == before["repositories"][simulator::REPOSITORY])
+                .then_some(()))
+        })
         .await;
     after.context("the deletion left something behind")
 }
