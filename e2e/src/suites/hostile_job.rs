@@ -54,8 +54,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ))
     .await?;
     let ill = async |other: &Neighbour| {
-        // GitHub gives up a runner that has gone silent after half a minute. Less than this is what a busy machine makes of
-        // one that is well.
+        // GitHub gives up a runner that has gone silent after half a minute. With less than this it would give up one that
+        // only waits for a processor.
         ctx.github
             .change_settings(&json!({"lostSeconds": 15}))
             .await?;

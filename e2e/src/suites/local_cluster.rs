@@ -22,7 +22,7 @@ use crate::{
     report::Story,
 };
 
-/// A cluster is started beside others here.
+/// By then a cluster that starts beside others has done what it was asked for.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
@@ -185,9 +185,9 @@ async fn what_is_left_of_another_does_no_harm(ctx: &Ctx) -> Result<()> {
     ensure!(down.status.success(), "{down:?}");
     // Then the folder is gone, and this cluster is still there to be asked
     ensure!(!dir.exists(), "the folder {} is left", dir.display());
-    let patience = Duration::from_mins(1);
+    let limit = Duration::from_mins(1);
     let fresh = ctx.cluster.client().await?;
-    tokio::time::timeout(patience, fresh.apiserver_version())
+    tokio::time::timeout(limit, fresh.apiserver_version())
         .await
         .context("the first cluster does not answer any more")?
         .context("the first cluster was harmed")?;

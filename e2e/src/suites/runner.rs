@@ -21,7 +21,7 @@ use crate::{
 
 /// Suites at a time, and clusters. Most of a suite is waiting, for agents, kubelets and back-offs: two cores carry three.
 const LANES: [char; 3] = ['a', 'b', 'c'];
-/// The longest that one suite may take: those that hang are found, and a busy machine is not.
+/// The longest that one suite may take, on a machine that has other things to do.
 const LIMIT: Duration = Duration::from_mins(20);
 
 /// What all suites share.

@@ -25,8 +25,8 @@ use rows::{Row, invalid, leaves, rows};
 
 /// Rows of a sample.
 const SAMPLE: usize = 20;
-/// The operator is quiet for ten seconds, which begin a while after the last change is through: what it gathers for half a
-/// minute comes by then, also on a busy machine. One that has always something left to do never is.
+/// By then the operator has been quiet for ten seconds. What it gathers it writes up to half a minute after the last change,
+/// and later on a busy machine. One that always has something left to do is never quiet for so long.
 const QUIET: Duration = Duration::from_mins(2);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
