@@ -25,7 +25,7 @@ const GATHERED: usize = 2;
 /// While jobs end one after another, that is written once in so many seconds.
 const GATHER: u64 = 30;
 /// Beside these: what comes before and after the series.
-const AROUND: usize = 3;
+const AROUND: usize = 4;
 /// Calls to GitHub for one runner.
 const GITHUB: usize = 1;
 /// Calls to GitHub for one run, to learn how its jobs ended.
