@@ -4,7 +4,7 @@ pub mod job;
 mod lack;
 pub mod operator;
 
-use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeletionPolicy, RunnerPhase};
+use cudarunner_crds::{CudaRunner, CudaRunnerStatus, DeletionPolicy, LeftStatus, RunnerPhase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 
@@ -44,7 +44,18 @@ pub fn causes(resource: &CudaRunner) -> Vec<Cause> {
     for condition in of_others.into_iter().chain(rest) {
         add(&mut all, condition);
     }
+    all.extend(status.left_at.iter().filter_map(left_behind));
     all
+}
+
+/// An address that the pool has left, and where it is not known what it still has.
+fn left_behind(left: &LeftStatus) -> Option<Cause> {
+    let why = left.message.as_deref()?.trim_end_matches('.');
+    let message = format!(
+        "The pool may still have runners or a scale set at {}, which could not be asked: {why}. It is asked again. Let the pool's credentials reach it until it has gone from status.leftAt",
+        left.url
+    );
+    Some(Cause::new("Left behind", message))
 }
 
 /// The most urgent of what holds so many jobs that wait for a pool's own runners. Trouble with other jobs and with checks holds

@@ -567,3 +567,28 @@ fn a_job_that_waits_is_not_told_of_the_trouble_of_others() {
     let abouts: Vec<_> = causes(&resource).into_iter().map(|c| c.about).collect();
     assert_eq!(abouts, ["spec.replicas", "QueueServed (LabelMissing)"]);
 }
+
+#[test]
+fn what_is_left_at_another_address_and_cannot_be_asked_is_named() {
+    let mut resource = planned(as_it_is, |_, _| {});
+    let left = |message: Option<&str>| LeftStatus {
+        url: "https://github.com/acme/before".to_owned(),
+        scale_set: None,
+        message: message.map(str::to_owned),
+    };
+    let mut said = |message| {
+        resource.status.as_mut().unwrap().left_at = vec![left(message)];
+        let all = causes(&resource);
+        all.into_iter().find(|cause| cause.about == "Left behind")
+    };
+    // One that is only not empty yet is no trouble
+    assert_eq!(said(None), None);
+    let cause = said(Some("GitHub answered 404.")).unwrap();
+    for words in [
+        "https://github.com/acme/before",
+        "answered 404. It is asked again",
+        "credentials",
+    ] {
+        assert!(cause.message.contains(words), "{}", cause.message);
+    }
+}
