@@ -38,7 +38,7 @@ use crate::observe::checks::note_failure;
 use crate::observe::github::let_in_at;
 use crate::observe::runners::is_of;
 use cuda_runner_plan::model::claim::Retest;
-use cuda_runner_plan::model::pool::{FINALIZER, Pool};
+use cuda_runner_plan::model::pool::{FINALIZER, Pool, another_owner};
 use cuda_runner_plan::model::runner::URL_ANNOTATION;
 use cuda_runner_plan::{Action, Entry, NewRunner, Plan, PodSettings, Target, pod, retest};
 
@@ -409,6 +409,7 @@ impl Executor<'_> {
         let spec = self.pool.spec.as_ref().ok();
         let status = &self.pool.status;
         // Of a spec that cannot be read the last address counts: its client is remembered.
+        let label = self.pool.ownership_label();
         let now_at = spec.map(|spec| spec.url.to_string());
         let now_at = now_at.or_else(|| status.registered_at.clone());
         // Whoever may write pods can write another address into one: only those count at which the pool has been.
@@ -421,6 +422,7 @@ impl Executor<'_> {
             None => Ok(Place {
                 client: self.client.clone().ok_or(ActError::NoClient)?,
                 has_scale_set: status.scale_set.is_some(),
+                label,
             }),
             // Elsewhere it is not found, and that would say nothing.
             Some(url) if !was_at(url) => Err(ActError::UnknownAddress(url.to_owned())),
@@ -434,6 +436,7 @@ impl Executor<'_> {
                 Ok(Place {
                     client: client.map_err(|_| ActError::NoClient)?,
                     has_scale_set,
+                    label,
                 })
             }
         }
@@ -484,21 +487,22 @@ impl Executor<'_> {
 struct Place {
     client: Arc<Client>,
     has_scale_set: bool,
+    /// The pool's ownership label.
+    label: String,
 }
 
 impl Place {
-    /// The entry of a runner: of the pool's scale set, where it has one, or another.
+    /// The entry of a runner: of the pool's scale set, where it has one, or another. One of the same name that bears the label
+    /// of another pool is that pool's, and is not found.
     async fn find_entry(&self, name: &str) -> Result<Option<Entry>, ActError> {
         if self.has_scale_set
             && let Some(agent) = self.client.find_agent(name).await?
         {
             return Ok(Some(Entry::of_scale_set(agent)));
         }
-        Ok(self
-            .client
-            .find_runner(name)
-            .await?
-            .map(|runner| Entry::from(&*runner)))
+        let found = self.client.find_runner(name).await?;
+        let own = found.filter(|runner| another_owner(&runner.labels, &self.label).is_none());
+        Ok(own.map(|runner| Entry::from(&*runner)))
     }
 
     async fn delete_entry(&self, entry: &Entry) -> Result<Deletion, ActError> {

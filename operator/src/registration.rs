@@ -7,6 +7,7 @@ use cudarunner_crds::Enforcement;
 use gate_report::wire::JobContainer;
 use gate_report::{Report, Version};
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use crate::act::{image, job};
 use crate::context::Context;
@@ -236,12 +237,7 @@ impl Backend for OperatorBackend {
                 tracing::info!(pool = %pool.key, runner = %pod.name, "registered");
                 Ok(registration)
             }
-            Err(Error::NotFound { message, .. })
-                if spec.registration == RegistrationKind::ScaleSet =>
-            {
-                Err(self.lost_scale_set(&pool, &message))
-            }
-            Err(error) => Err(self.failed(&pool, &error)),
+            Err(error) => Err(self.not_made(&pool, spec, &error)),
         }
     }
 
@@ -294,11 +290,26 @@ impl OperatorBackend {
                 client.scale_set_runner(set, name, WORK_FOLDER).await
             }
             RegistrationKind::Token => {
-                let token = client.registration_token().await;
+                let token = registration_token(client, pool, spec, name).await;
                 return Some(token.map(|token| (false, Registration::RegistrationToken(token))));
             }
         };
         Some(config.map(|config| (config.lost_one, Registration::JitConfig(config.encoded))))
+    }
+
+    /// What a gate hears that gets no registration.
+    fn not_made(&self, pool: &Pool, spec: &Spec, error: &Error) -> RegisterError {
+        match error {
+            Error::NotFound { message, .. } if spec.registration == RegistrationKind::ScaleSet => {
+                self.lost_scale_set(pool, message)
+            }
+            // Another pool has the name: asking again would only hold the devices.
+            Error::Conflict { message } if spec.persistent => {
+                tracing::warn!(pool = %pool.key, message, "a runner could not be registered");
+                refusal(error.category(), message)
+            }
+            _ => self.failed(pool, error),
+        }
     }
 
     /// Somebody has removed the scale set: the pool looks for it, and makes another.
@@ -334,6 +345,20 @@ impl OperatorBackend {
     }
 }
 
+/// A token for a runner. The name of a persistent one is not random: a pool of the same name elsewhere has it, too.
+async fn registration_token(
+    client: &Client,
+    pool: &Pool,
+    spec: &Spec,
+    name: &str,
+) -> Result<SecretString, Error> {
+    if spec.persistent {
+        let label = pool.ownership_label();
+        client.may_replace(name, &label).await?;
+    }
+    client.registration_token().await
+}
+
 async fn jit_config(
     client: &Client,
     pool: &Pool,
@@ -344,6 +369,7 @@ async fn jit_config(
     let request = JitRequest {
         name: name.to_owned(),
         labels: pool.registered_labels(spec),
+        ownership_label: pool.ownership_label(),
         group_id,
         work_folder: WORK_FOLDER.to_owned(),
     };

@@ -1,11 +1,11 @@
-//! Persistent runners: one name through many jobs, and through whatever ends the pod.
+//! Persistent runners: one name through many jobs, and through whatever ends the pod, and one pool for a name.
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::{RunnerPhase, RunnerStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Ctx, SOON};
 use crate::{deploy, process};
@@ -70,7 +70,54 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     ctx.delete("pool").await?;
     let after = ctx.github.state().await?.lasting;
     ensure!(after == before, "before {before:#}, after {after:#}");
-    Ok(())
+    namesake(ctx).await
+}
+
+/// Another pool of this name, in another namespace and for the same repository.
+async fn namesake(ctx: &Ctx) -> Result<()> {
+    // Given a pool whose runner waits
+    ctx.apply(&one(ctx)).await?;
+    ctx.idle("pool", 1).await?;
+    // When the same is applied in another namespace
+    let theirs = Ctx::new(&ctx.cluster, &format!("{}-beside", ctx.namespace)).await?;
+    let second = Ctx {
+        repository: ctx.repository.clone(),
+        ..theirs.clone()
+    };
+    let outcome = does_no_harm(ctx, &second).await;
+    let tidied = theirs.tidy().await;
+    outcome?;
+    tidied.context("the namesake's namespace")?;
+    ctx.delete("pool").await
+}
+
+async fn does_no_harm(ctx: &Ctx, second: &Ctx) -> Result<()> {
+    let first = entry(ctx).await?;
+    second.apply(&one(second)).await?;
+    // Then the second one says that the name is another pool's
+    ctx.wait_for("the namesake to be refused", SOON, async || {
+        let failures = second.status("pool").await?.last_failures;
+        let advice = "give this pool another name";
+        let mut refused = failures.iter();
+        let refused =
+            refused.any(|f| f.reason == "RegistrationRefused" && f.message.contains(advice));
+        Ok(refused.then_some(()))
+    })
+    .await?;
+    // And the first one's runner is there and takes a job
+    ensure!(entry(ctx).await? == first, "the entry is another one");
+    runs_a_job(ctx, "seven").await?;
+    // When the second one goes, then the entry stays
+    second.delete("pool").await?;
+    ensure!(
+        entry(ctx).await? == first,
+        "the entry went with another pool"
+    );
+    runs_a_job(ctx, "eight").await
+}
+
+fn one(ctx: &Ctx) -> Value {
+    ctx.pool("pool", json!({"lifetime": "Persistent", "replicas": 1}))
 }
 
 async fn runs_a_job(ctx: &Ctx, name: &str) -> Result<()> {

@@ -265,7 +265,7 @@ catalogue! {
             "The runner's image or network lacks what [`spec.preflight`](preflight.md) asks for, or the image has no shell."
             => "The message lists all of it at once.";
         RegistrationRefused [FAILURE]
-            "The gate passed, and the registrar gives no registration: the device, driver or preflight is not what the spec asks for, the gate's image is of another version, or the pod is no runner of this operator."
+            "The gate passed, and the registrar gives no registration: the device, driver or preflight is not what the spec asks for, the gate's image is of another version, the pod is no runner of this operator, or another pool's [persistent runner](persistent-runners.md#one-name-in-one-place) has the name."
             => "The message says which.";
         RegistrarUnreachable [FAILURE]
             "The operator did not answer the gate in time."

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 
 use super::*;
-use crate::github::tests::stub::{Stub, page, reply};
+use crate::github::tests::stub::{Stub, page, raw, reply, runner};
 use crate::listen::Listener;
 use crate::observe::observe;
 use crate::reconcile::tests::{BUSY, Cluster, HELD, IDLE, LOST, THERE, context};
@@ -108,6 +108,48 @@ async fn a_runner_of_an_address_that_the_pool_does_not_know_is_not_looked_for_at
         assert_eq!(cluster.writes(), removed);
         let is_named = |error| matches!(error, &ActError::UnknownAddress(_));
         assert!(errors.iter().all(is_named), "{errors:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_of_another_pool_stays_when_a_runner_of_its_name_goes() {
+    let own = fixture::pool(1).ownership_label();
+    for (label, is_removed) in [
+        (own.as_str(), true),
+        ("cudarunner-0a1b2c3d", false),
+        // Labels can be edited on GitHub
+        ("cuda", true),
+    ] {
+        // Given an entry of the runner's name with this label
+        let cluster = Cluster::default();
+        let ctx = context(&cluster).await;
+        let mut entry = runner(9, "pool-0", "offline", false);
+        entry["labels"] = serde_json::json!([{"name": "self-hosted"}, {"name": label}]);
+        let listed = page(1, &[entry]);
+        let stub = Stub::start(move |seen, _| match seen.method {
+            http::Method::GET => reply(200, &listed),
+            _ => raw(204, ""),
+        })
+        .await;
+        // When the runner is to go
+        let target = Target {
+            name: "pool-0".to_owned(),
+            uid: "u".to_owned(),
+            url: None,
+            is_stranded: false,
+        };
+        let mut plan = Plan {
+            actions: vec![Action::Drain(target)],
+            ..Plan::default()
+        };
+        let client = Some(stub.client("acme"));
+        let outcome = act(&ctx, &fixture::pool(1), client, &mut plan).await;
+
+        // Then its pod goes, and the entry where it is the pool's own
+        assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+        assert_eq!(cluster.writes(), ["DELETE pool-0"], "{label}");
+        let removed = stub.lines().contains(&"DELETE /9".to_owned());
+        assert_eq!(removed, is_removed, "{label}");
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
 };
 use cuda_runner_plan::Labels;
 use cuda_runner_plan::model::github::Entry;
+use cuda_runner_plan::model::pool::another_owner;
 use cuda_runner_plan::model::url::encode;
 
 /// A list of more pages would use up a whole minute's requests: of such a scope runners are asked for by name.
@@ -119,6 +120,8 @@ pub struct JitRequest {
     pub name: String,
     /// All its labels, `self-hosted` too: GitHub adds none.
     pub labels: Vec<String>,
+    /// The one of them by which the pool knows its own.
+    pub ownership_label: String,
     /// From [`Client::runner_group_id`].
     pub group_id: u64,
     /// Folder for the job's files, `_work` by custom.
@@ -266,7 +269,7 @@ impl Client {
     /// Registers a runner that takes one job.
     ///
     /// An answer that got lost, or an entry that an earlier try left behind, is found by name, removed and made anew.
-    /// An entry of this name that is online or busy is an [`Error::Conflict`].
+    /// An entry of this name that is online, busy or another pool's is an [`Error::Conflict`].
     pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig, Error> {
         let mut lost_one = false;
         let mut in_doubt = false;
@@ -281,9 +284,9 @@ impl Client {
             if error.leaves_doubt() && !in_doubt {
                 // Names are unique: even where the entry is not listed yet, asking again makes no second one.
                 in_doubt = true;
-                made_room |= self.make_room(&request.name).await?;
+                made_room |= self.make_room(request).await?;
             } else if matches!(error, Error::Conflict { .. }) && !made_room {
-                made_room = self.make_room(&request.name).await?;
+                made_room = self.make_room(request).await?;
                 if !made_room {
                     // It is taken, and not listed yet.
                     return Err(error);
@@ -292,6 +295,23 @@ impl Client {
                 return Err(error);
             }
         }
+    }
+
+    /// Looks whether a runner may take this name with `--replace`, which asks for no owner. An [`Error::Conflict`] where the
+    /// entry is another pool's and in use. One that is offline has no agent any more.
+    pub async fn may_replace(&self, name: &str, ownership_label: &str) -> Result<(), Error> {
+        let found = self.find_runner(name).await?;
+        let in_use = found.filter(|runner| runner.online || runner.busy);
+        let owner = in_use.as_ref();
+        let owner = owner.and_then(|runner| another_owner(&runner.labels, ownership_label));
+        owner.map_or(Ok(()), |label| {
+            Err(Error::Conflict {
+                message: format!(
+                    "a runner {name} is registered with {} by another pool ({label}); give this pool another name",
+                    self.url().scope()
+                ),
+            })
+        })
     }
 
     /// A token with which `config.sh` registers a runner. It is valid for about an hour.
@@ -355,7 +375,8 @@ impl Client {
     }
 
     /// Removes a left-over entry of this name. False where there is none.
-    async fn make_room(&self, name: &str) -> Result<bool, Error> {
+    async fn make_room(&self, request: &JitRequest) -> Result<bool, Error> {
+        let name = &request.name;
         let Some(runner) = self.find_runner(name).await? else {
             return Ok(false);
         };
@@ -370,6 +391,9 @@ impl Client {
         }
         if runner.online {
             return Err(taken("is online"));
+        }
+        if let Some(label) = another_owner(&runner.labels, &request.ownership_label) {
+            return Err(taken(&format!("is another pool's ({label})")));
         }
         match self.delete_runner(runner.id).await? {
             Deletion::Deleted | Deletion::Gone => Ok(true),

@@ -4,6 +4,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::*;
+use crate::github::tests::stub::{Stub, page, reply, runner};
 use crate::reconcile::tests::{Cluster, context, shows};
 use cuda_runner_plan::{Access, fixture};
 
@@ -215,6 +216,61 @@ async fn a_limit_that_outlasts_a_gate_is_told_by_the_pool() {
         message.contains("requests an hour are used up"),
         "{message}"
     );
+}
+
+#[tokio::test]
+async fn a_persistent_runner_does_not_take_the_name_of_another_pools_runner() {
+    let ctx = context(&Cluster::default()).await;
+    let backend = backend(&ctx);
+    let mut pool = fixture::pool(1);
+    pool.spec_mut().persistent = true;
+    let spec = pool.spec.as_ref().unwrap();
+    let (own, other) = (pool.ownership_label(), "cudarunner-0a1b2c3d");
+    for (label, status, busy, is_given) in [
+        (own.as_str(), "online", false, true),
+        (other, "online", false, false),
+        (other, "offline", true, false),
+        // Its agent is gone: the pool has moved here, or has gone without a word
+        (other, "offline", false, true),
+        ("cuda", "online", false, true),
+    ] {
+        // Given an entry of the name of a runner that has passed its gate
+        let mut entry = runner(9, "pool-0", status, busy);
+        entry["labels"] = json!([{"name": label}]);
+        let listed = page(1, &[entry]);
+        let stub = Stub::start(move |seen, _| match seen.method {
+            http::Method::GET => reply(200, &listed),
+            _ => reply(201, &json!({"token": "AABBCC"})),
+        })
+        .await;
+        // When it asks for a token
+        let given = registration_token(&stub.client("acme"), &pool, spec, "pool-0").await;
+
+        // Then it gets one, or ends at once and says whose the name is
+        let Err(error) = given else {
+            assert!(is_given, "{label} {status}");
+            assert_eq!(stub.seen().len(), 2);
+            continue;
+        };
+        assert!(!is_given, "{label} {status}: {error}");
+        let RegisterError::Refused { reason, message } = backend.not_made(&pool, spec, &error)
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(reason, "Conflict");
+        let owner = format!("by another pool ({other}); give this pool another name");
+        assert!(
+            message.contains("a runner pool-0 ") && message.contains(&owner),
+            "{message}"
+        );
+        assert_eq!(stub.seen().len(), 1);
+    }
+    // And one whose name is random costs no request more
+    pool.spec_mut().persistent = false;
+    let stub = Stub::start(|_, _| reply(201, &json!({"token": "AABBCC"}))).await;
+    let spec = pool.spec.as_ref().unwrap();
+    let given = registration_token(&stub.client("acme"), &pool, spec, "pool-abcde").await;
+    assert!(given.is_ok() && stub.seen().len() == 1);
 }
 
 /// A pod whose jobs bring their containers, as the watch shows it: with these annotations, and its agent ready or not.

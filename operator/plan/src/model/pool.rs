@@ -22,6 +22,8 @@ mod template;
 
 /// The label, on GitHub's entries, by which a pool knows its own: this and the first part of the pool's uid.
 const OWNERSHIP_PREFIX: &str = "cudarunner-";
+/// The length of that part, in hexadecimal digits.
+const OWNERSHIP_DIGITS: usize = 8;
 
 use fields::{
     gate_settings, job_containers, max_job_minutes, needs, proxy, read_allow, read_gpu,
@@ -290,6 +292,21 @@ impl SpecError {
             Self::NoQueue(..) => Reason::NoQueue,
         }
     }
+}
+
+/// The ownership label of another pool on an entry with these labels. `None` where the entry has ours, or none at all: labels
+/// can be edited on GitHub, so one without is known by its name alone.
+#[must_use]
+pub fn another_owner<'a>(labels: &'a [String], own: &str) -> Option<&'a str> {
+    let is_ownership = |label: &&String| {
+        let digits = label.strip_prefix(OWNERSHIP_PREFIX);
+        digits.is_some_and(|digits| {
+            digits.len() == OWNERSHIP_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    let is_ours = labels.iter().any(|label| label == own);
+    let other = labels.iter().find(is_ownership).filter(|_| !is_ours);
+    other.map(String::as_str)
 }
 
 /// The finalizer that holds a resource until its runners are gone from GitHub.

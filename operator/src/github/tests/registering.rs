@@ -10,6 +10,7 @@ fn request() -> JitRequest {
     JitRequest {
         name: "pool-abcde".into(),
         labels: vec!["self-hosted".into(), "cuda".into()],
+        ownership_label: "cudarunner-1b4e28ba".into(),
         group_id: 1,
         work_folder: "_work".into(),
     }
@@ -163,6 +164,33 @@ async fn a_runner_that_is_online_or_busy_is_left_alone() {
     ])
     .await;
     assert_eq!(result.unwrap_err().category(), "Conflict");
+}
+
+#[tokio::test]
+async fn an_entry_of_another_pool_is_not_removed() {
+    for (label, is_removed) in [
+        ("cudarunner-1b4e28ba", true),
+        ("cudarunner-0a1b2c3d", false),
+        // A label of the user's, whatever it begins with
+        ("cudarunner-large", true),
+    ] {
+        let mut entry = runner(9, "pool-abcde", "offline", false);
+        entry["labels"] = json!([{"name": "cuda"}, {"name": label}]);
+        let (stub, result) = script(vec![
+            taken(),
+            reply(200, &page(1, &[entry])),
+            raw(204, ""),
+            registered(10, "pool-abcde"),
+        ])
+        .await;
+        if is_removed {
+            assert_eq!(result.unwrap().runner_id, 10, "{label}");
+            continue;
+        }
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(label), "{error}");
+        assert_eq!(stub.lines(), [POST, FIND]);
+    }
 }
 
 #[tokio::test]
