@@ -24,6 +24,10 @@ pub const MAX_STALE_LABELS: usize = 20;
 #[derive(JsonSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CudaRunnerStatus {
+    /// The `metadata.uid` of the resource that this status speaks of. One of another resource, as a restored backup may have
+    /// it, is not believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// The `metadata.generation` that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

@@ -110,6 +110,7 @@ fn watched(resource: &CudaRunner, ctx: &Context) -> Pool {
     let operator = pool.status.operator.take();
     if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
         pool.status = status;
+        pool.foreign = None;
     }
     // Others write it, too.
     pool.status.operator = operator;

@@ -124,6 +124,8 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         status: counted(pool, observed, now),
         ..Plan::default()
     };
+    // Said once: the status that is written with it is the pool's own.
+    plan.news.extend(teardown::of_another(pool));
     // One that is over woke this reconcile, or belongs to a spec that cannot be read any more.
     if let Some(moment) = observed.ask_again.filter(|moment| *moment > now) {
         plan.wake_at(moment, now);
@@ -206,6 +208,7 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
         .len()
         .saturating_sub(cudarunner_crds::MAX_LISTED_RUNNERS);
     CudaRunnerStatus {
+        uid: Some(pool.uid.clone()).filter(|uid| !uid.is_empty()),
         observed_generation: Some(pool.generation),
         replicas: count(&|r| r.is_active(now)),
         pending: count(&phase(&[RunnerPhase::Unscheduled, RunnerPhase::Preparing])),

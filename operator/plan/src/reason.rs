@@ -85,6 +85,9 @@ catalogue! {
             => "Nothing: it lasts half a minute at most.";
     }
     Spec {
+        StatusOfAnother [EVENT]
+            "The status was that of another resource, as a backup brings it that is restored with statuses. The pool has begun with an empty one and touches nothing that the other one has."
+            => "Nothing, where the other resource is there. Where it is gone, remove what the note names by hand. Restore without `status` ([why](../reference/cudarunner.md#status)).";
         InvalidUrl [STALLED]
             "`github.url` cannot be understood."
             => "Correct it as the message says. Most mistakes are refused by `kubectl apply` already.";

@@ -201,9 +201,8 @@ fn named(known: &[&str], are_all: bool, label: &str) -> String {
     }
 }
 
-/// What is said of a pool that is let go because its operator was uninstalled.
-#[must_use]
-pub fn without_operator(pool: &Pool) -> Notice {
+/// What a pool has on GitHub by its status, in words.
+fn on_github(pool: &Pool) -> Vec<String> {
     let runners = pool.status.registered_at.as_ref().map(|place| {
         format!(
             "runners with the label {} at {place}",
@@ -217,13 +216,40 @@ pub fn without_operator(pool: &Pool) -> Notice {
     let hook = hook.map(|hook| format!("the webhook that delivers to {}", hook.url));
     let before = pool.status.left_at.iter();
     let before = before.map(|left| format!("what the pool has left at {}", left.url));
-    let left: Vec<String> = runners
+    runners
         .into_iter()
         .chain(set)
         .chain(hook)
         .chain(before)
         .chain(checks::left(pool))
-        .collect();
+        .collect()
+}
+
+/// What is said of a pool that was found with another resource's status.
+pub(super) fn of_another(pool: &Pool) -> Option<Notice> {
+    let original = pool.original()?;
+    let left = on_github(&original);
+    let left = if left.is_empty() {
+        "It names nothing on GitHub.".to_owned()
+    } else {
+        let left = left.join(", and ");
+        format!("Not touched are {left}; remove them by hand if that resource is gone.")
+    };
+    Some(Notice {
+        warning: true,
+        reason: Reason::StatusOfAnother.into(),
+        note: format!(
+            "The status was that of another resource, with the uid {}, as in a restored backup. The pool begins with an empty one. {left}",
+            original.uid
+        ),
+        about: None,
+    })
+}
+
+/// What is said of a pool that is let go because its operator was uninstalled.
+#[must_use]
+pub fn without_operator(pool: &Pool) -> Notice {
+    let left = on_github(pool);
     let stays = if left.is_empty() {
         "It has nothing on GitHub.".to_owned()
     } else {

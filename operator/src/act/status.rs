@@ -10,7 +10,7 @@ use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use super::{Outcome, scale_set};
@@ -212,12 +212,16 @@ async fn write(
         turns: Arc::clone(&ctx.status_turns),
     };
     if pool.deleting.is_some()
+        || pool.foreign.is_some()
         || writes.has_failed.load(Ordering::SeqCst)
         || !is_only_shown(&pool.status, &new)
     {
         let _turn = writes.turn.lock().await;
         // Without an answer it may have been carried out.
         writes.is_behind.store(true, Ordering::SeqCst);
+        if let Some(foreign) = &pool.foreign {
+            target.clear(foreign).await?;
+        }
         target.put(&new).await?;
         writes.are_done();
     } else if let Some(turn) = writes.begin() {
@@ -268,6 +272,21 @@ impl Target {
         Box::pin(self.send(status)).await
     }
 
+    /// Takes the fields of another resource's status away. Whoever has restored them owns them: no other write of ours would
+    /// remove one that ours lacks.
+    async fn clear(&self, foreign: &CudaRunnerStatus) -> Result<(), kube::Error> {
+        let mut fields = json!(foreign);
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("operator");
+            fields.values_mut().for_each(|value| *value = Value::Null);
+        }
+        let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
+        let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": fields}));
+        let params = PatchParams::default();
+        let patched = api.patch_status(&self.key.name, &params, &patch);
+        patched.await.map(drop)
+    }
+
     async fn send(&self, status: &CudaRunnerStatus) -> Result<(), kube::Error> {
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
         // Who serves the pool is written apart: another operator may have taken it meanwhile.
@@ -292,7 +311,6 @@ mod tests {
     use super::*;
     use cuda_runner_plan::fixture;
     use kube::client::Body;
-    use serde_json::Value;
     use std::convert::Infallible;
     use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
@@ -466,7 +484,7 @@ mod tests {
     fn a_field_must_be_stored_unless_it_is_known_to_be_only_shown() {
         // Given a status with every field
         let mut all = json!({
-            "observedGeneration": 1, "replicas": 1, "pending": 1, "gated": 1, "online": 1, "busy": 1, "failed": 1,
+            "uid": "a", "observedGeneration": 1, "replicas": 1, "pending": 1, "gated": 1, "online": 1, "busy": 1, "failed": 1,
             "queued": 1, "gpu": "a", "selector": "a", "runnersNotListed": 1, "consecutiveFailures": 1, "released": "a",
             "runnerVersion": "a", "runnerVersionEnds": NOW, "registeredAt": "a", "lookedAgain": "a",
             "runners": [{"name": "a", "phase": "Idle", "since": NOW}],

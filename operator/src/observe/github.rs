@@ -116,7 +116,11 @@ pub fn scale_set_of(ctx: &Context, pool: &Pool) -> Option<u64> {
     match known {
         Known::Present(set) => Some(set.id),
         Known::Absent => None,
-        Known::Unknown => number(pool.status.scale_set.as_ref()?),
+        Known::Unknown => {
+            let set = pool.status.scale_set.as_ref()?;
+            // Of another pool's set all runners would look like ours that nobody needs.
+            number(set).filter(|_| set.name == pool.scale_set_name())
+        }
     }
 }
 

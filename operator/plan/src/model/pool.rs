@@ -72,6 +72,8 @@ pub struct Pool {
     pub teardown_timeout: SignedDuration,
     /// The status as last found.
     pub status: CudaRunnerStatus,
+    /// The status that was found instead, where it speaks of another resource.
+    pub foreign: Option<Arc<CudaRunnerStatus>>,
     /// What the user asks for, or why it cannot be done.
     pub spec: Result<Arc<Spec>, SpecError>,
 }
@@ -294,6 +296,22 @@ impl SpecError {
     }
 }
 
+/// The status of a resource, and what was found instead where that speaks of another one: a backup that was restored in another
+/// cluster brings it. What it names is the other resource's. Who serves the pool is the operators' to say, and stays. A status
+/// without a uid is of an older version.
+fn own_status(resource: &CudaRunner) -> (CudaRunnerStatus, Option<Arc<CudaRunnerStatus>>) {
+    let status = resource.status.clone().unwrap_or_default();
+    let is_own = status.uid.is_none() || status.uid == resource.meta().uid;
+    if is_own {
+        return (status, None);
+    }
+    let fresh = CudaRunnerStatus {
+        operator: status.operator.clone(),
+        ..CudaRunnerStatus::default()
+    };
+    (fresh, Some(Arc::new(status)))
+}
+
 /// The ownership label of another pool on an entry with these labels. `None` where the entry has ours, or none at all: labels
 /// can be edited on GitHub, so one without is known by its name alone.
 #[must_use]
@@ -324,6 +342,7 @@ impl Pool {
     #[must_use]
     pub fn with(resource: &CudaRunner, spec: Result<Arc<Spec>, SpecError>) -> Self {
         let meta = resource.meta();
+        let (status, foreign) = own_status(resource);
         Self {
             key: PoolKey {
                 namespace: resource.namespace().unwrap_or_default(),
@@ -350,7 +369,8 @@ impl Pool {
             verify_asked: resource.annotations().get(cudarunner_crds::VERIFY).cloned(),
             deletion_policy: resource.spec.deletion_policy,
             teardown_timeout: teardown_timeout(&resource.spec.teardown_timeout),
-            status: resource.status.clone().unwrap_or_default(),
+            status,
+            foreign,
             spec,
         }
     }
@@ -366,6 +386,18 @@ impl Pool {
     #[must_use]
     pub fn ownership_label(&self) -> String {
         format!("{OWNERSHIP_PREFIX}{}", self.short_uid())
+    }
+
+    /// The pool of which the status speaks that was found here instead of ours.
+    #[must_use]
+    pub(crate) fn original(&self) -> Option<Self> {
+        let foreign = self.foreign.as_deref()?;
+        Some(Self {
+            uid: foreign.uid.clone().unwrap_or_default(),
+            status: foreign.clone(),
+            foreign: None,
+            ..self.clone()
+        })
     }
 
     /// All labels of the pool's entries on GitHub.

@@ -170,3 +170,36 @@ fn where_much_is_left_there_is_room_to_say_where_and_what_to_do() {
     );
     assert!(notice.note.contains(&others), "{}", notice.note);
 }
+
+#[test]
+fn a_status_is_believed_where_it_is_the_resources_own_or_names_none() {
+    let own = pool(1).uid;
+    for (uid, is_believed) in [
+        (None, true),
+        (Some(own), true),
+        (Some("other".to_owned()), false),
+    ] {
+        let mut resource = super::super::fixture::resource();
+        let operator = cudarunner_crds::OperatorStatus::default();
+        resource.status = Some(cudarunner_crds::CudaRunnerStatus {
+            uid,
+            registered_at: Some("https://github.com/acme/widgets".to_owned()),
+            operator: Some(operator.clone()),
+            ..cudarunner_crds::CudaRunnerStatus::default()
+        });
+        let pool = Pool::read(&resource, false);
+        assert_eq!(pool.status.registered_at.is_some(), is_believed);
+        assert_eq!(
+            pool.status.operator,
+            Some(operator),
+            "that is the operators' to say"
+        );
+        let plan = crate::plan(&pool, &observed(vec![]), NOW);
+        assert_eq!(plan.status.uid, Some(pool.uid));
+        let says = plan
+            .news
+            .iter()
+            .any(|n| n.reason == Reason::StatusOfAnother);
+        assert_eq!(says, !is_believed);
+    }
+}

@@ -174,3 +174,69 @@ async fn what_later_reconciles_act_upon_is_stored_before_the_reconcile_ends() {
     let stored = cluster.0.lock().unwrap().last().unwrap().2.clone();
     assert_eq!(stored["status"]["lastFailures"][0]["runner"], "pool-failed");
 }
+
+#[tokio::test]
+async fn a_status_of_another_resource_is_not_believed_and_replaced_at_once() {
+    // Given a copy of a pool, restored with the status of the original
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    let restored = |uid: &str| {
+        let mut status = json!({
+            "uid": uid,
+            "registeredAt": "https://github.com/acme/widgets",
+            "scaleSet": {"id": 7, "name": "pool-0a1b2c3d"},
+            "webhook": {"url": "https://hooks.example/1", "address": "https://github.com/acme/widgets"},
+        });
+        status["operator"] = json!(OperatorStatus::default());
+        resource(|resource| resource.status = Some(serde_json::from_value(status).unwrap()))
+    };
+    let copy = restored("0a1b2c3d-2fa1-11d2-883f-0016d3cca427");
+
+    // When it is reconciled
+    reconcile(Arc::clone(&copy), Arc::clone(&ctx))
+        .await
+        .unwrap();
+
+    // Then the fields go whoever owns them, and the pool's own status is written
+    let all = cluster.0.lock().unwrap().clone();
+    let statuses: Vec<_> = all
+        .iter()
+        .filter(|(_, path, _)| path.ends_with("/status"))
+        .collect();
+    let [(_, _, cleared), (_, _, written)] = &statuses[..] else {
+        panic!("{statuses:#?}");
+    };
+    let fields = cleared["status"].as_object().unwrap();
+    assert!(fields.contains_key("scaleSet") && fields.values().all(Value::is_null));
+    assert!(
+        !fields.contains_key("operator"),
+        "that is another's to write"
+    );
+    assert_eq!(written["status"]["uid"], fixture::pool(1).uid);
+    for field in ["scaleSet", "webhook", "registeredAt"] {
+        assert!(written["status"][field].is_null(), "{written:#}");
+    }
+    // And an Event names what is left alone
+    let said = |all: &[(Method, String, Value)]| {
+        let of = all
+            .iter()
+            .filter(|(_, _, sent)| sent["reason"] == "StatusOfAnother");
+        of.map(|(_, _, sent)| sent["note"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let notes = said(&all);
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    for what in [
+        "cudarunner-0a1b2c3d",
+        "pool-0a1b2c3d",
+        "https://hooks.example/1",
+    ] {
+        assert!(notes[0].contains(what), "{}", notes[0]);
+    }
+    // And not again while the watch still shows the other one, nor after that
+    let own = restored(&fixture::pool(1).uid);
+    for shown in [copy, own] {
+        reconcile(shown, Arc::clone(&ctx)).await.unwrap();
+    }
+    assert_eq!(said(&cluster.0.lock().unwrap()).len(), 1);
+}
