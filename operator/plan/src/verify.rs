@@ -31,6 +31,8 @@ pub const SLOW_POLL: SignedDuration = SignedDuration::from_secs(15);
 pub const SURELY_LISTED: SignedDuration = SignedDuration::from_secs(20);
 /// When a workflow that could not be started is tried again.
 const START_AGAIN: SignedDuration = SignedDuration::from_mins(10);
+/// A workflow is sent so often for one verification. Answers get lost in outages; more than some in a row do not.
+const MOST_SENT: u32 = 5;
 /// How long a log may take to appear.
 const LOG: SignedDuration = SignedDuration::from_secs(60);
 
@@ -309,6 +311,13 @@ impl Verification<'_> {
     fn start(&self, status: &mut VerificationStatus, plan: &mut Plan) {
         let facts = &self.case.observed.verification;
         match &facts.dispatch {
+            Dispatch::Open if facts.times_sent >= MOST_SENT => {
+                let why = format!(
+                    "The workflow {} was started {MOST_SENT} times on {}, and GitHub lists no run of it; look at its runs there",
+                    self.verify.workflow, self.verify.git_ref
+                );
+                end(status, Some((Reason::Failed, why)), self.case.now);
+            }
             Dispatch::Open if facts.next_look.is_none_or(|at| self.case.now >= at) => {
                 if let Some(workflow) = workflow(self.case.pool) {
                     plan.actions.push(Action::DispatchWorkflow(workflow));

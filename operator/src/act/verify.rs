@@ -19,8 +19,12 @@ pub(super) fn answered(
         Ok(run) => {
             facts.run_id = run;
             facts.dispatch = Dispatch::Sent;
+            facts.times_sent = facts.times_sent.saturating_add(1);
         }
-        Err(error) if error.leaves_doubt() => facts.dispatch = Dispatch::Sent,
+        Err(error) if error.leaves_doubt() => {
+            facts.dispatch = Dispatch::Sent;
+            facts.times_sent = facts.times_sent.saturating_add(1);
+        }
         Err(error) if error.is_transient() => {
             facts.trouble = Some(error.to_string());
             facts.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
@@ -84,6 +88,12 @@ mod tests {
             status: 502,
             message: String::new(),
         };
-        assert_eq!(refused(lost), Dispatch::Sent);
+        assert_eq!(refused(lost.clone()), Dispatch::Sent);
+        // And each counts, so that it is not started for ever.
+        let mut facts = VerificationFacts::default();
+        for answer in [Ok(None), Err(lost)] {
+            answered(&mut facts, answer, Timestamp::UNIX_EPOCH);
+        }
+        assert_eq!(facts.times_sent, 2);
     }
 }

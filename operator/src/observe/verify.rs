@@ -88,10 +88,14 @@ async fn find(
     now: Timestamp,
 ) -> Result<(), Error> {
     let since = status.since.0;
-    // Numbers only grow: a run of an earlier verification is not this one's, however clocks differ.
-    let earlier = status.history.iter().filter_map(|past| past.run_id).max();
+    // A run of an earlier verification is not this one's, however clocks differ. Numbers say nothing: those of another server, or
+    // of one that was set back, may be lower.
+    let is_earlier = |id: u64| {
+        let mut past = status.history.iter().filter_map(|past| past.run_id);
+        past.any(|past| u64::try_from(past) == Ok(id))
+    };
     let found = client.find_dispatched(workflow, since.before(SKEW)).await?;
-    match found.filter(|run| i64::try_from(run.id).ok() > earlier) {
+    match found.filter(|run| !is_earlier(run.id)) {
         Some(run) => facts.run_id = Some(run.id),
         // A list lags: only one that was read late enough proves that nothing was started.
         None if now >= facts.sent.unwrap_or(since).after(SURELY_LISTED) => {
@@ -140,6 +144,44 @@ async fn read_run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::github::tests::stub::{Stub, reply};
+    use cuda_runner_plan::fixture;
+    use cuda_runner_plan::model::github::{Repository, Workflow};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_run_is_found_though_earlier_ones_had_higher_numbers() {
+        // Given verifications whose runs had these numbers, before the server was another one
+        let past = |id: u64| json!({"runId": id, "state": "Succeeded", "since": fixture::NOW, "ended": fixture::NOW});
+        let status: VerificationStatus = serde_json::from_value(json!({
+            "state": "Requested", "fingerprint": "a", "since": fixture::NOW,
+            "history": [past(9_000_000_000), past(8)],
+        }))
+        .unwrap();
+        let workflow = Workflow {
+            repository: Repository::new("acme/widgets").unwrap(),
+            file: "cuda.yml".to_owned(),
+            git_ref: "main".to_owned(),
+        };
+        for (newest, is_ours) in [(7, true), (8, false)] {
+            // When the newest run has this number
+            let stub = Stub::start(move |_, _| {
+                let run = json!({
+                    "id": newest, "status": "queued", "conclusion": null, "created_at": fixture::NOW,
+                    "html_url": "", "head_sha": "a", "workflow_id": 1, "check_suite_id": 1,
+                });
+                reply(200, &json!({"total_count": 1, "workflow_runs": [run]}))
+            })
+            .await;
+            let client = stub.client("acme/widgets");
+            let mut facts = VerificationFacts::default();
+            find(&client, &workflow, &status, &mut facts, fixture::NOW)
+                .await
+                .unwrap();
+            // Then it is this one's unless it was an earlier one's
+            assert_eq!(facts.run_id, is_ours.then_some(newest));
+        }
+    }
 
     #[test]
     fn a_run_that_is_not_found_once_is_not_gone() {

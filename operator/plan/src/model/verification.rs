@@ -16,6 +16,8 @@ pub struct VerificationFacts {
     pub dispatch: Dispatch,
     /// When it was sent.
     pub sent: Option<Timestamp>,
+    /// How often it was sent.
+    pub times_sent: u32,
     /// The run's number.
     pub run_id: Option<u64>,
     /// The run.

@@ -380,3 +380,31 @@ fn a_run_that_is_to_prove_nothing_any_more_is_cancelled_unless_a_job_has_begun()
         assert!(!cancels("queued", RunnerPhase::Busy), "{number}");
     }
 }
+
+#[test]
+fn a_workflow_whose_run_is_never_listed_is_not_started_for_ever() {
+    let mut pool = verified_pool(1, &[]);
+    let mut observed = idle(&pool);
+    pool.status = crate::plan(&pool, &observed, ago(30)).status;
+    observed.verification = VerificationFacts {
+        since: Some(ago(30)),
+        dispatch: Dispatch::Open,
+        ..VerificationFacts::default()
+    };
+    let mut starts = 0;
+    // When GitHub takes each start and lists no run
+    for _ in 0..20 {
+        let plan = crate::plan(&pool, &observed, NOW);
+        let is_start = |action: &&Action| matches!(action, Action::DispatchWorkflow(_));
+        let sent = plan.actions.iter().filter(is_start).count();
+        starts += sent;
+        observed.verification.times_sent += u32::try_from(sent).unwrap();
+        pool.status = plan.status;
+    }
+    // Then it ends, and says so
+    assert_eq!(starts, 5);
+    let status = pool.status.verification.unwrap();
+    assert_eq!(status.state, VerificationState::Failed);
+    let said = status.message.unwrap();
+    assert!(said.contains("lists no run"), "{said}");
+}
