@@ -87,6 +87,9 @@ struct Case<'a> {
 pub fn plan(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decided(pool, observed, now);
     plan.keep_unrecorded();
+    if let Ok(spec) = &pool.spec {
+        plan.hold_creations(spec.size.max);
+    }
     plan.wake_for_refresh(observed.ask_again, now);
     let quarantined = plan.status.quarantine.len();
     plan.status.quarantined_nodes = i32::try_from(quarantined).unwrap_or(i32::MAX);

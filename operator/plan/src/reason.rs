@@ -88,6 +88,9 @@ catalogue! {
         StatusOfAnother [EVENT]
             "The status was that of another resource, as a backup brings it that is restored with statuses. The pool has begun with an empty one and touches nothing that the other one has."
             => "Nothing, where the other resource is there. Where it is gone, remove what the note names by hand. Restore without `status` ([why](../reference/cudarunner.md#status)).";
+        CrdTooOld [EVENT]
+            "The CRD lacks a field of the status that this operator writes, so no status of the pool is stored and its conditions are out of date. Pods that have ended stay, and when they are many no more are made."
+            => "Upgrade the chart `cuda-runner-operator-crds` to the operator's release.";
         InvalidUrl [STALLED]
             "`github.url` cannot be understood."
             => "Correct it as the message says. Most mistakes are refused by `kubectl apply` already.";

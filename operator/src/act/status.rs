@@ -21,7 +21,8 @@ use crate::watch::Waker;
 use cuda_runner_plan::model::key::PoolKey;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::time::Shift as _;
-use cuda_runner_plan::{Plan, Recorded};
+use cuda_runner_plan::reason::Reason;
+use cuda_runner_plan::{Notice, Plan, Recorded};
 
 pub mod writes;
 use writes::Writes;
@@ -35,6 +36,9 @@ const GATHER_JOBS: SignedDuration = SignedDuration::from_secs(30);
 const GATHER_BUSY: SignedDuration = SignedDuration::from_secs(2);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
+
+/// That the CRD is too old is said again after this time, while it is.
+const SAY_AGAIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// Whether a status is to be written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -150,7 +154,10 @@ pub async fn record(
     let set = status.scale_set.as_ref();
     let session = set.and_then(|set| set.session.clone());
     let later = write(ctx, pool, status, now).await;
-    let later = later.map_err(ReconcileError::Status)?;
+    let later = later.map_err(|error| {
+        say_of_old_crd(ctx, pool, &error, now);
+        ReconcileError::Status(error)
+    })?;
     // Only counts are ever written later.
     if let Some(session) = session {
         scale_set::stored(ctx, pool, &session);
@@ -172,6 +179,40 @@ pub async fn record(
         .for_each(|job| log_usage(pool, job));
     ctx.events.publish(pool, &plan.news);
     Ok(Recorded::Now)
+}
+
+/// Says that the CRD is older than the operator, where no status is stored because of that. The status cannot say it.
+fn say_of_old_crd(ctx: &Context, pool: &Pool, error: &kube::Error, now: Timestamp) {
+    let Some(field) = undeclared(error) else {
+        return;
+    };
+    let is_due = ctx.memory.with(pool, |memory| {
+        let last = memory.said_of_crd;
+        let is_due = last.is_none_or(|last| now >= last.after(SAY_AGAIN));
+        memory.said_of_crd = if is_due { Some(now) } else { last };
+        is_due
+    });
+    if is_due {
+        let note = format!(
+            "The CRD in this cluster has no field {field}: it is older than the operator. Until it is upgraded no status of this pool is stored, and finished pods stay; upgrade the chart cuda-runner-operator-crds to the operator's release"
+        );
+        let notice = Notice {
+            warning: true,
+            reason: Reason::CrdTooOld.into(),
+            note,
+            about: None,
+        };
+        ctx.events.publish(pool, &[notice]);
+    }
+}
+
+/// The field that the API server does not find in the CRD, in its words.
+fn undeclared(error: &kube::Error) -> Option<&str> {
+    let kube::Error::Api(said) = error else {
+        return None;
+    };
+    let (before, _) = said.message.split_once(": field not declared in schema")?;
+    before.rsplit(char::is_whitespace).next()
 }
 
 /// What a job's GPUs did, once.

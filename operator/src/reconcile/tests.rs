@@ -77,6 +77,8 @@ pub(crate) struct Cluster(
     Arc<Mutex<BTreeMap<&'static str, Value>>>,
     /// The pool's status, as it was last stored.
     Arc<Mutex<Value>>,
+    /// Why a status cannot be written, in the API server's words.
+    Arc<Mutex<Option<&'static str>>>,
 );
 
 impl Cluster {
@@ -112,6 +114,10 @@ impl Cluster {
             let _may_answer = self.3.read().await;
             if self.1.load(Ordering::Relaxed) {
                 return refusal(500, "InternalError");
+            }
+            let said = *self.6.lock().unwrap();
+            if let Some(said) = said {
+                return refusal_with(500, "InternalError", said);
             }
             *self.5.lock().unwrap() = sent["status"].clone();
         }
@@ -207,7 +213,11 @@ fn running(name: &str, is_idle: bool) -> Value {
 }
 
 fn refusal(code: u16, reason: &str) -> Response<Body> {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": reason, "code": code});
+    refusal_with(code, reason, "no")
+}
+
+fn refusal_with(code: u16, reason: &str, said: &str) -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": said, "reason": reason, "code": code});
     Response::builder()
         .status(code)
         .body(Body::from(status.to_string().into_bytes()))

@@ -259,6 +259,9 @@ const BUSY_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 /// How soon a list of GitHub's is read again that has changed.
 const REFRESH: SignedDuration = SignedDuration::from_millis(200);
 
+/// Pods beyond a pool's runners that may wait for a status.
+const UNRECORDED: usize = 20;
+
 impl Plan {
     /// Removes no pod of which the status tells something for the first time: until that is stored, an operator after this
     /// one has no other proof of it.
@@ -270,6 +273,15 @@ impl Plan {
             kept.extend(pod.map(|pod| pod.name.clone()));
             pod.is_none()
         });
+    }
+
+    /// Makes no pod while more stay unrecorded than `most` runners and some leave behind at once: no status is stored, and each
+    /// new pod would be one more that stays.
+    pub(crate) fn hold_creations(&mut self, most: usize) {
+        if self.unrecorded.len() > most.saturating_add(UNRECORDED) {
+            self.actions
+                .retain(|action| !matches!(action, Action::CreatePod(_)));
+        }
     }
 
     /// Notes what was told of runners by this plan, once its status is stored.

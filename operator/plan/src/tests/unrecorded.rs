@@ -282,3 +282,17 @@ fn a_runner_that_was_late_and_went_on_is_told_when_it_ends_once_more() {
     second.are_told(&mut evicted);
     assert_eq!(plan(&pool, &seen(&evicted), NOW).failed.len(), 1);
 }
+
+#[test]
+fn no_pods_are_made_while_many_wait_for_a_status_that_is_not_stored() {
+    let pool = pool(2, Lifetime::Ephemeral);
+    for (ended, made) in [(22, 2), (23, 0)] {
+        let names = (0..ended).map(|number| format!("pool-{number}"));
+        let runners: Vec<_> = names
+            .map(|name| met(&pool, &name, Fate::Done, 40))
+            .collect();
+        let plan = plan(&pool, &seen(&runners), NOW);
+        let is_new = |action: &&Action| matches!(action, Action::CreatePod(_));
+        assert_eq!(plan.actions.iter().filter(is_new).count(), made, "{ended}");
+    }
+}

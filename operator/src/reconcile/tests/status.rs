@@ -240,3 +240,37 @@ async fn a_status_of_another_resource_is_not_believed_and_replaced_at_once() {
     }
     assert_eq!(said(&cluster.0.lock().unwrap()).len(), 1);
 }
+
+#[tokio::test]
+async fn a_crd_that_is_too_old_is_named_by_an_event_now_and_then() {
+    // Given a CRD without a field that the operator writes
+    let cluster = Cluster::default();
+    let ctx = context(&cluster).await;
+    *cluster.6.lock().unwrap() = Some(
+        "failed to create typed patch object (ci/pool; cudarunner.dev/v1alpha1, Kind=CudaRunner): errors:\n  .status.uid: field not declared in schema\n  .status.demand: field not declared in schema",
+    );
+    let resource = resource(|_| {});
+    let reported = async || {
+        reconcile(Arc::clone(&resource), Arc::clone(&ctx))
+            .await
+            .unwrap_err();
+        let all = std::mem::take(&mut *cluster.0.lock().unwrap());
+        let said = all.iter().map(|(_, _, sent)| sent);
+        let said = said.filter(|sent| sent["reason"] == "CrdTooOld" || sent["series"].is_object());
+        said.cloned().collect::<Vec<_>>()
+    };
+    // When a status cannot be stored, then an Event names the field and the chart
+    let said = reported().await;
+    assert_eq!(said.len(), 1, "{said:#?}");
+    let note = said[0]["note"].as_str().unwrap();
+    for word in [" .status.uid:", "cuda-runner-operator-crds"] {
+        assert!(note.contains(word), "{note}");
+    }
+    // And not at each attempt
+    assert_eq!(reported().await, Vec::<Value>::new());
+    // But again after a while
+    ctx.memory.with(&Pool::read(&resource, false), |memory| {
+        memory.said_of_crd = Some(Timestamp::now() - SignedDuration::from_mins(11));
+    });
+    assert_eq!(reported().await.len(), 1);
+}
