@@ -152,6 +152,8 @@ pub struct PoolMemory {
     pub status: Option<CudaRunnerStatus>,
     /// When the status was last written.
     pub status_written: Option<Timestamp>,
+    /// The last version of the resource whose status was compared with ours.
+    pub compared: Option<String>,
     /// When it was last said that the CRD is too old for the status.
     pub said_of_crd: Option<Timestamp>,
     /// What was told of runners, by the uids of their pods; unknown before this process has stored a status.

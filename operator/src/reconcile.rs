@@ -109,6 +109,7 @@ fn watched(resource: &CudaRunner, ctx: &Context) -> Pool {
     let mut pool = ctx.specs.pool(resource);
     let operator = pool.status.operator.take();
     if let Some(status) = ctx.memory.with(&pool, |memory| memory.status.clone()) {
+        status::compare(ctx, &pool, &status, Timestamp::now());
         pool.status = status;
         pool.foreign = None;
     }

@@ -10,7 +10,7 @@ use cudarunner_crds::{CudaRunner, CudaRunnerStatus, JobStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource as _};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use super::{Outcome, scale_set};
@@ -37,6 +37,8 @@ const GATHER_BUSY: SignedDuration = SignedDuration::from_secs(2);
 /// For so long after a job's end another one is expected.
 const JOBS: SignedDuration = SignedDuration::from_mins(1);
 
+/// So long after our last write the watch shows it.
+const SHOWN: SignedDuration = SignedDuration::from_secs(30);
 /// That the CRD is too old is said again after this time, while it is.
 const SAY_AGAIN: SignedDuration = SignedDuration::from_mins(10);
 
@@ -229,6 +231,44 @@ fn log_usage(pool: &Pool, job: &JobStatus) {
     );
 }
 
+/// Has our status written again where the watch shows another one: somebody has edited it, or a backup was restored over it.
+/// Each version of the resource is compared once, so that a field that somebody else adds for ever is no reason to write for
+/// ever.
+pub fn compare(ctx: &Context, pool: &Pool, own: &CudaRunnerStatus, now: Timestamp) {
+    let is_new = ctx.memory.with(pool, |memory| {
+        let is_settled = memory
+            .status_written
+            .is_some_and(|at| now >= at.after(SHOWN));
+        let is_new = is_settled && memory.compared != pool.resource_version;
+        if is_new {
+            memory.compared.clone_from(&pool.resource_version);
+        }
+        is_new
+    });
+    if !is_new {
+        return;
+    }
+    let shown = pool.foreign.as_deref().unwrap_or(&pool.status);
+    let (shown, own) = (fields(shown), fields(own));
+    if shown == own {
+        return;
+    }
+    tracing::warn!(pool = %pool.key, "the status is not the one that was written, and is written again");
+    let is_stray = |name: &&String| pool.foreign.is_some() || !own.contains_key(*name);
+    let stray = shown.keys().filter(is_stray).cloned().collect();
+    let writes = ctx.status_writes.with(pool, |writes| Arc::clone(writes));
+    writes.are_undone(stray);
+}
+
+/// A status as it is stored, without what others write. Stored times have no fractions of seconds: only as JSON are they equal.
+fn fields(status: &CudaRunnerStatus) -> Map<String, Value> {
+    let Value::Object(mut fields) = json!(status) else {
+        return Map::new();
+    };
+    fields.remove("operator");
+    fields
+}
+
 /// Writes the status if it is due; otherwise says when it will be.
 async fn write(
     ctx: &Context,
@@ -252,16 +292,19 @@ async fn write(
         uid: pool.uid.clone(),
         turns: Arc::clone(&ctx.status_turns),
     };
+    let foreign = pool.foreign.as_deref().map(fields);
+    let foreign = foreign.map(|fields| fields.into_iter().map(|(name, _)| name).collect());
+    let stray: Vec<String> = foreign.unwrap_or_else(|| writes.stray());
     if pool.deleting.is_some()
-        || pool.foreign.is_some()
+        || !stray.is_empty()
         || writes.has_failed.load(Ordering::SeqCst)
         || !is_only_shown(&pool.status, &new)
     {
         let _turn = writes.turn.lock().await;
         // Without an answer it may have been carried out.
         writes.is_behind.store(true, Ordering::SeqCst);
-        if let Some(foreign) = &pool.foreign {
-            target.clear(foreign).await?;
+        if !stray.is_empty() {
+            target.clear(stray).await?;
         }
         target.put(&new).await?;
         writes.are_done();
@@ -313,14 +356,11 @@ impl Target {
         Box::pin(self.send(status)).await
     }
 
-    /// Takes the fields of another resource's status away. Whoever has restored them owns them: no other write of ours would
-    /// remove one that ours lacks.
-    async fn clear(&self, foreign: &CudaRunnerStatus) -> Result<(), kube::Error> {
-        let mut fields = json!(foreign);
-        if let Some(fields) = fields.as_object_mut() {
-            fields.remove("operator");
-            fields.values_mut().for_each(|value| *value = Value::Null);
-        }
+    /// Takes fields away that are not ours. Whoever has restored them owns them: no other write of ours would remove one that
+    /// ours lacks.
+    async fn clear(&self, stray: Vec<String>) -> Result<(), kube::Error> {
+        let fields: Map<String, Value> =
+            stray.into_iter().map(|name| (name, Value::Null)).collect();
         let api = Api::<CudaRunner>::namespaced(self.client.clone(), &self.key.namespace);
         let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": fields}));
         let params = PatchParams::default();

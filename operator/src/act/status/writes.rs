@@ -1,7 +1,7 @@
 //! Which writes of a pool's status are on their way, and whether the API server may lack one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -15,6 +15,8 @@ pub struct Writes {
     /// The last write beside the reconciles was not carried out: the next one is a reconcile's own, and its error
     /// counts.
     pub(super) has_failed: AtomicBool,
+    /// Fields that somebody else has put into the stored status, and that ours does not have.
+    stray: std::sync::Mutex<Vec<String>>,
 }
 
 impl Writes {
@@ -29,8 +31,23 @@ impl Writes {
         drop(self.turn.lock().await);
     }
 
+    /// The API server has another status than the last one, with these fields beside ours.
+    pub(super) fn are_undone(&self, stray: Vec<String>) {
+        *self.lock_stray() = stray;
+        self.is_behind.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn stray(&self) -> Vec<String> {
+        self.lock_stray().clone()
+    }
+
+    fn lock_stray(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.stray.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The API server has the last status.
     pub(super) fn are_done(&self) {
+        self.lock_stray().clear();
         self.has_failed.store(false, Ordering::SeqCst);
         self.is_behind.store(false, Ordering::SeqCst);
     }

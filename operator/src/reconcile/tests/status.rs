@@ -274,3 +274,52 @@ async fn a_crd_that_is_too_old_is_named_by_an_event_now_and_then() {
     });
     assert_eq!(reported().await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_status_that_somebody_has_changed_is_written_again() {
+    let cluster = Cluster::default();
+    let (_, ctx) = reconciled(&cluster).await;
+    let stored = cluster.5.lock().unwrap().clone();
+    let shown = |version: &str, status: &Value| {
+        let mut status: CudaRunnerStatus = serde_json::from_value(status.clone()).unwrap();
+        status.operator = Some(OperatorStatus::default());
+        resource(|resource| {
+            resource.spec.replicas = Some(2);
+            resource.metadata.resource_version = Some(version.to_owned());
+            resource.status = Some(status);
+        })
+    };
+    let mut with_more = stored.clone();
+    with_more["webhook"] =
+        json!({"url": "https://hooks.example/1", "address": "https://github.com/acme/widgets"});
+    for (version, status, seconds, writes) in [
+        // Our own write is on its way
+        ("1", &json!({}), 5, 0),
+        ("2", &stored, 31, 0),
+        // It was emptied
+        ("3", &json!({}), 31, 1),
+        // It stays so, whatever we write
+        ("3", &json!({}), 31, 0),
+        // It went back: what has come back beside ours is removed first
+        ("4", &with_more, 31, 2),
+    ] {
+        // Given that the watch shows this so long after our last write
+        let resource = shown(version, status);
+        ctx.memory.with(&Pool::read(&resource, false), |memory| {
+            memory.status_written = Some(Timestamp::now() - SignedDuration::from_secs(seconds));
+        });
+        // When the pool is reconciled
+        reconcile(resource, Arc::clone(&ctx)).await.unwrap();
+        // Then our status is written where it is lost, and only there
+        let all = std::mem::take(&mut *cluster.0.lock().unwrap());
+        let statuses = all.iter().filter(|(_, path, _)| path.ends_with("/status"));
+        let sent: Vec<_> = statuses.map(|(_, _, sent)| &sent["status"]).collect();
+        assert_eq!(sent.len(), writes, "version {version}: {sent:#?}");
+        if let Some(last) = sent.last() {
+            assert_eq!(**last, stored, "version {version}");
+        }
+        if writes == 2 {
+            assert_eq!(*sent[0], json!({"webhook": null}));
+        }
+    }
+}
