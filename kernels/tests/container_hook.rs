@@ -378,13 +378,13 @@ fn without_a_gate_that_passed_there_is_no_agent() {
     // It passed, and was refused then
     let refusing =
         Registrar::with_paths(vec![(REGISTRATIONS, vec![refusal(503, "", "NotAdmitted")])]);
-    let pod = Pod::of_a_job(&refusing);
+    let pod = Pod::of_a_job(&refusing).with(gate::REGISTRATION_TIMEOUT_SECONDS, "600");
     let mut main = pod.main("exit 0");
     until("asked", || !refusing.asked(REGISTRATIONS).is_empty());
     fs::write(pod.run(file::EXIT), "15").unwrap();
     assert_eq!(main.code(), 15);
     // Nothing is known of it: the agent's own failure
-    let pod = Pod::of_a_job(&refusing);
+    let pod = Pod::of_a_job(&refusing).with(gate::REGISTRATION_TIMEOUT_SECONDS, "2");
     assert_eq!(pod.main("exit 0").code(), 16);
     assert_eq!(
         report(&pod.read("log")).failure.unwrap().step,

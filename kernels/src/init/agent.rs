@@ -65,7 +65,7 @@ pub(crate) fn run(dir: PathBuf, line: &[OsString]) -> u8 {
     of_the_gate.map_or(code, |code| ending.write(code))
 }
 
-/// The preflight, the registration, and the agent. `Break` where a signal came before it.
+/// The preflight, the registration, and the agent. `Break` where a signal or the gate's end came before it.
 pub(crate) fn work(
     ending: &Ending,
     shared: &Path,
@@ -177,7 +177,7 @@ fn register(
 ) -> ControlFlow<u8, Result<(), Failed>> {
     let ticket = dir.join(file::TICKET);
     let (bearer, own) = (files::read(&ticket, LIMIT), settings.clone());
-    let given = signals.during(move || {
+    let ask = move || {
         let bearer = bearer
             .map_err(|error| Error::Internal(format!("the ticket could not be read: {error}")))?;
         let setting = |name| own.get(name).map_or("", String::as_str);
@@ -185,7 +185,9 @@ fn register(
         let timeout = seconds.map_or(TIMEOUT, Duration::from_secs);
         Registrar::new(setting(gate::REGISTRAR_URL), setting(gate::REGISTRAR_CA))?
             .registration(&String::from_utf8_lossy(&bearer), Instant::now() + timeout)
-    })?;
+    };
+    // A gate that was refused has no registration to wait for.
+    let given = signals.during(ask, || ending::code(shared))?;
     let panicked = || Err(Error::Internal("the registrar's client panicked".into()));
     let stored = given.unwrap_or_else(panicked).and_then(|registration| {
         store(dir, shared, &registration).map_err(|error| {

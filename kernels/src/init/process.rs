@@ -59,15 +59,20 @@ impl Signals {
         }
     }
 
-    /// Does something on another thread. SIGTERM and SIGINT end us meanwhile. `None` where that thread panicked.
+    /// Does something on another thread. SIGTERM and SIGINT end us meanwhile, and so does `over`, with its code. `None` where
+    /// that thread panicked.
     pub(crate) fn during<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
+        over: impl Fn() -> Option<u8>,
     ) -> ControlFlow<u8, Option<T>> {
         let worker = thread::spawn(work);
         while !worker.is_finished() {
             if self.is_told_to_end() {
                 return ControlFlow::Break(TERMINATED);
+            }
+            if let Some(code) = over() {
+                return ControlFlow::Break(code);
             }
             thread::sleep(LOOK);
         }
