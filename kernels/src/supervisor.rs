@@ -14,7 +14,7 @@ use gate_report::{
 };
 
 use crate::args::{TestArgs, Times};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Waited};
 use crate::nvml::Beside;
 use crate::protocol::{Event, Place, Stop, listen};
 use crate::times::milliseconds;
@@ -190,7 +190,7 @@ fn attempt(
     let mut deadline = within(times.startup);
     let mut stopped = None;
     let ended = loop {
-        match events.recv_timeout(deadline.left()) {
+        match deadline.next(&events) {
             Ok(Event::Calling(place)) => {
                 if place.device != last.device {
                     deadline = within(times.test);
@@ -209,20 +209,21 @@ fn attempt(
                 note(event, report);
             }
             Err(RecvTimeoutError::Disconnected) => break true,
-            Err(RecvTimeoutError::Timeout) if deadline.is_over() => break false,
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => break false,
         }
     };
     let status = ended
         .then(|| reap(&mut child, Instant::now() + deadline.left()))
         .and_then(|ended| ended.ok().flatten());
+    // What its end takes is no wait for an answer.
+    let waited = deadline.waited();
     if status.is_none() {
         kill(&mut child);
     }
     Err(stopped.unwrap_or_else(|| {
         let killed = host::memory_kills(&args.cgroup_dir) > kills;
         let limit = killed.then(|| host::memory_limit(&args.cgroup_dir));
-        without_verdict(&last, status, &deadline, limit.as_deref()).into()
+        without_verdict(&last, status, waited, limit.as_deref()).into()
     }))
 }
 
@@ -278,7 +279,7 @@ fn note(event: Event, report: &mut Report) {
 fn without_verdict(
     last: &Place,
     status: Option<ExitStatus>,
-    deadline: &Deadline,
+    waited: Waited,
     limit: Option<&str>,
 ) -> Stop {
     /// Rust's exit code for a panic.
@@ -289,7 +290,7 @@ fn without_verdict(
     };
     let found = |finding, text| Stop::found(last.clone(), finding, text);
     let Some(status) = status else {
-        return no_answer(last, &doing, deadline);
+        return no_answer(last, &doing, waited);
     };
     match (status.signal(), status.code(), limit) {
         (Some(libc::SIGKILL), _, Some(limit)) => found(
@@ -318,17 +319,17 @@ fn without_verdict(
 }
 
 /// The child had to be killed.
-fn no_answer(last: &Place, doing: &str, deadline: &Deadline) -> Stop {
+fn no_answer(last: &Place, doing: &str, waited: Waited) -> Stop {
     // The true wait: a limit is longer where there was no CPU, and shorter where the whole was over.
-    let waited = deadline.elapsed().as_secs_f64().round().max(1.0);
-    if deadline.was_starved() {
-        let starved = deadline.starved.as_secs();
+    let seconds = waited.all.as_secs_f64().round().max(1.0);
+    if waited.was_starved() {
+        let starved = waited.starved.as_secs();
         let text = format!(
-            "no answer {doing} within {waited} s, and for {starved} s of them there was no CPU for the test"
+            "no answer {doing} within {seconds} s, and for {starved} s of them there was no CPU for the test"
         );
         return Stop::found(last.clone(), Finding::Starved, text);
     }
-    let text = format!("no answer {doing} within {waited} s");
+    let text = format!("no answer {doing} within {seconds} s");
     Stop::found(last.clone(), Finding::Hang, text)
 }
 
@@ -438,7 +439,7 @@ mod tests {
         without_verdict(
             &place(),
             status.map(ExitStatus::from_raw),
-            &Deadline::new(std::process::id(), Duration::from_secs(30), None),
+            Deadline::new(std::process::id(), Duration::from_secs(30), None).waited(),
             None,
         )
         .cause

@@ -65,7 +65,7 @@ impl Beside {
         let mut deadline = Deadline::new(child, SILENCE, Some(end));
         let (mut health, mut calling) = (None, None);
         loop {
-            match self.told.recv_timeout(deadline.left()) {
+            match deadline.next(&self.told) {
                 Ok(Told::Absent) => {}
                 Ok(Told::Done) => break,
                 Ok(Told::Library { path }) => {
@@ -84,7 +84,6 @@ impl Beside {
                     devices.push(device);
                 }
                 Ok(Told::Unknown { why }) => report.health_unknown(&why),
-                Err(RecvTimeoutError::Timeout) if !deadline.is_over() => continue,
                 Err(error) => {
                     report.health_unknown(&self.lost(error, calling.as_deref()));
                     break;

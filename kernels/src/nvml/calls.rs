@@ -146,11 +146,5 @@ pub(super) fn within<T: Send + 'static>(
         Err(RecvTimeoutError::Timeout) => {}
     }
     let mut deadline = Deadline::new(process::id(), limit, None);
-    loop {
-        match receiver.recv_timeout(deadline.left()) {
-            Ok(answer) => return Some(answer),
-            Err(RecvTimeoutError::Timeout) if !deadline.is_over() => {}
-            Err(_) => return None,
-        }
-    }
+    deadline.next(&receiver).ok()
 }
