@@ -15,6 +15,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use common::runner::{Pod, giving};
+use common::until;
 use gate_report::contract::{file, gate};
 use serde_json::Value;
 
@@ -22,7 +23,7 @@ use serde_json::Value;
 /// the background and a step that always runs.
 const AGENT: &str = r#"
 here="$RUN/.."
-sleep 3
+sleep 6
 "$here/Runner.Worker" -c "sleep 1; echo well >>'$here/steps'; exit 100"
 echo "$?" >>"$here/ends"
 true >"$RUN/busy"
@@ -33,9 +34,9 @@ sleep 1
 
 #[test]
 fn a_job_is_ended_at_the_limit_and_a_runner_without_one_is_not() {
-    // Given a pool that lets a job take two seconds, and somebody else's process with the worker's name
+    // Given a pool that lets a job take five seconds, and somebody else's process with the worker's name
     let registrar = giving();
-    let pod = Pod::passed(&registrar).with(gate::MAX_JOB_SECONDS, "2");
+    let pod = Pod::passed(&registrar).with(gate::MAX_JOB_SECONDS, "5");
     let worker = pod.dir.join("Runner.Worker");
     symlink("/bin/sh", &worker).unwrap();
     let mut decoy = Command::new(&worker)
@@ -45,15 +46,17 @@ fn a_job_is_ended_at_the_limit_and_a_runner_without_one_is_not() {
         .unwrap();
     let text = |name: &str| fs::read_to_string(pod.dir.join(name)).unwrap_or_default();
 
-    // When its runner is idle for three, has a job of one, and one without an end
+    // When its runner is idle for six, has a job of one, and one without an end
     assert_eq!(pod.gpu(AGENT).code(), 0);
 
     // Then the first job has ended as it did, and the last one was killed before what it always does
     assert_eq!(text("ends"), "100\n137\n");
     assert_eq!(text("steps"), "well\n");
     // And with it what it had started, and the mark that it runs
-    let child = fs::read_to_string(format!("/proc/{}/stat", text("child").trim()));
-    assert!(child.is_err() || child.unwrap().contains(" Z "));
+    let child = format!("/proc/{}/stat", text("child").trim());
+    until("ended", || {
+        fs::read_to_string(&child).map_or(true, |stat| stat.contains(" Z "))
+    });
     assert!(!pod.has(file::BUSY));
     // And it is said why: to its people, and to the operator
     let said = text("said");

@@ -18,7 +18,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::runner::{Pod, giving};
-use common::{Running, driver, job, smoke, until};
+use common::{Running, driver, job, program, smoke, until};
 use gate_report::contract::{file, gate};
 use gate_report::usage::GpuUsage;
 use gate_report::{Device, Report, SUMMARY_LIMIT};
@@ -65,15 +65,13 @@ fn found(folder: &Path, count: usize) {
 fn bring(folder: &Path, simulated: &Value) {
     let simcuda = folder.join("simcuda.json");
     fs::write(&simcuda, simulated.to_string()).unwrap();
-    let program = format!(
+    let sampler = format!(
         "#!/bin/sh\nexport SIMCUDA=@{} LD_LIBRARY_PATH={}\nexec {} \"$@\"\n",
         simcuda.display(),
         driver().parent().unwrap().display(),
         env!("CARGO_BIN_EXE_cuda-smoke"),
     );
-    let path = folder.join(file::SAMPLER);
-    fs::write(&path, program).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&folder.join(file::SAMPLER), &sampler);
 }
 
 /// A runner's pod whose gate found so many GPUs.

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -12,7 +11,7 @@ use gate_report::{Outcome, Report};
 use serde_json::{Map, Value, json};
 
 use super::registrar::{Registrar, TICKET, answer, registration};
-use super::{Running, folder, until};
+use super::{Running, folder, program, until};
 
 pub const JOB_TICKET: &str = "ticket-for-jobs";
 
@@ -108,9 +107,8 @@ impl Pod {
 
     /// The gate's image, with this script for a gate.
     pub fn gate(&self, gate: &str) {
-        let program = self.dir.join("image/cuda-smoke");
-        fs::write(&program, format!("#!/bin/sh\n{gate}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = self.dir.join("image/cuda-smoke");
+        program(&path, &format!("#!/bin/sh\n{gate}\n"));
     }
 
     /// The container `gpu`.

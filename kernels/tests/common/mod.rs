@@ -14,8 +14,10 @@ pub mod registrar;
 pub mod runner;
 
 use std::env;
+use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -40,7 +42,7 @@ static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
         .unwrap();
     let folder = folder("driver");
     for name in ["libcuda.so.1", "libnvidia-ml.so.1"] {
-        std::fs::copy(debug.join("libcuda.so"), folder.join(name)).unwrap();
+        fs::copy(debug.join("libcuda.so"), folder.join(name)).unwrap();
     }
     folder
 });
@@ -54,11 +56,31 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
 /// A fresh folder.
 pub fn folder(name: &str) -> PathBuf {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("{}-{name}-{number}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
+    // What an earlier process of this number left is still there.
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{}-{name}-{number}", std::process::id()));
+        match fs::create_dir(&folder) {
+            Ok(()) => return folder,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}"),
+        }
+    }
+}
+
+/// Makes a script that can be run. Another process writes it: where this one does, a child that another thread has just
+/// forked may still have it open, and Linux runs no file that is open for writing.
+pub fn program(path: &Path, text: &str) {
+    let mut writer = Command::new("sh")
+        .args(["-c", r#"cat >"$0" && chmod 755 "$0""#])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = writer.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    assert!(writer.wait().unwrap().success());
 }
 
 /// TLS with a certificate for this machine that nobody else knows; its PEM.
@@ -143,7 +165,7 @@ pub fn faulty(fault: Value) -> Value {
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "not {what}");
+        assert!(start.elapsed() < Duration::from_mins(2), "not {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -153,6 +175,15 @@ pub fn signal(process: u32, name: &str) {
     let mut kill = Command::new("kill");
     let sent = kill.args(["-s", name, &process.to_string()]).status();
     assert!(sent.unwrap().success());
+}
+
+/// Whether a process has taken SIGTERM over, by its bit in `/proc/PID/status`; not one that is gone.
+pub fn catches_term(process: u32) -> bool {
+    const TERM: u64 = 1 << 14;
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let mut lines = status.lines();
+    let caught = lines.find_map(|line| line.strip_prefix("SigCgt:\t"));
+    caught.is_some_and(|caught| u64::from_str_radix(caught, 16).unwrap() & TERM != 0)
 }
 
 /// A process that does not outlive its test.

@@ -1,7 +1,6 @@
 //! A plain runner's pod: the folder that its containers share, and the containers as processes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,7 +10,7 @@ use gate_report::{Outcome, Report};
 use serde_json::{Map, Value, json};
 
 use super::registrar::{JIT, Registrar, TICKET, registration};
-use super::{Running, folder, report};
+use super::{Running, folder, program, report};
 
 /// A pod: the folder that its containers share is `run`, the gate's image is there where `image/cuda-smoke` is.
 pub struct Pod {
@@ -29,10 +28,9 @@ impl Pod {
         for name in ["run/bin", "image"] {
             fs::create_dir_all(pod.dir.join(name)).unwrap();
         }
-        let program = env!("CARGO_BIN_EXE_runner-init");
-        fs::hard_link(program, pod.run(file::RUNNER_INIT)).unwrap();
-        fs::write(pod.gate_program(), format!("#!/bin/sh\n{gate}\n")).unwrap();
-        fs::set_permissions(pod.gate_program(), fs::Permissions::from_mode(0o755)).unwrap();
+        let init = env!("CARGO_BIN_EXE_runner-init");
+        fs::hard_link(init, pod.run(file::RUNNER_INIT)).unwrap();
+        program(&pod.gate_program(), &format!("#!/bin/sh\n{gate}\n"));
         fs::write(pod.run(file::TICKET), TICKET).unwrap();
         let (program, log) = (pod.gate_program(), pod.dir.join("log"));
         pod.with(gate::PROGRAM, &program.to_string_lossy())
